@@ -1,0 +1,187 @@
+"""The moec dialect: the operators of a Mixture-of-Experts layer, as nodes of domain ``moec`` in an ONNX IR graph.
+
+Sizes: T tokens, d hidden size, E routed experts, k experts per token, f intermediate size.
+
+=================  ==========================================================================  ====================
+operator           inputs                                                                      outputs
+=================  ==========================================================================  ====================
+``Route``          logits[T,E], correction_bias?[E]                                            weights[T,k],
+                                                                                               experts[T,k] (int32)
+``Experts``        x[T,d], weights[T,k], experts[T,k], up, down, gate?, up_bias?, down_bias?,   y[T,d]
+                   gate_bias?
+``GroupedMatMul``  x[T,K], weights[E,K,N], experts[T,k], bias?[E,N]                            y[T,k,N]
+``MoE``            x[T,d], logits[T,E], correction_bias?, up, down, gate?, up_bias?,           y[T,d]
+                   down_bias?, gate_bias?
+=================  ==========================================================================  ====================
+
+An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
+All meaning is in the attributes, which are the fields of :class:`RouteSpec` and :class:`ExpertsSpec`; a ``MoE`` node has
+those of both. The reference semantics are in :mod:`moec.ir.interpreter`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+import onnx_ir as ir
+
+DOMAIN = "moec"
+VERSION = 1
+
+ScoreFunction = Literal["softmax", "sigmoid", "softmax_topk", "sqrt_softplus", "softplus", "relu", "identity", "sparsemixer"]
+Selection = Literal["topk", "all", "expert_choice"]
+GroupScore = Literal["max", "sum_top2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "identity"]
+GateLayout = Literal["none", "separate", "gate_up", "up_gate", "interleaved"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RouteSpec:
+    """How logits become k weighted experts per token.
+
+    1. ``s = score(logits)``: ``softmax`` over all experts; ``sigmoid``, ``softplus``, ``sqrt_softplus`` (sqrt(softplus)),
+       ``relu``, ``identity`` elementwise; ``softmax_topk`` selects by the logits and takes the softmax over the selected
+       logits only; ``sparsemixer`` (k <= 2, PhiMoE, arXiv 2409.12136) takes one masked argmax per round, the weight
+       being the masked softmax of that round, with mask width ``jitter``.
+    2. Selection score ``c = s + correction_bias`` (DeepSeek-V3): the bias moves the choice, never the weight.
+       With ``groups`` > 1 the experts form that many equal groups; a group's score is its ``max`` or the ``sum_top2``
+       of ``c``; only the best ``groups_kept`` groups stay candidates (the others' ``c`` becomes -inf).
+    3. ``selection``: ``topk`` takes the k largest ``c``, ties to the lower id, ordered from large to small;
+       ``all`` takes every expert in id order (k = E: dense mixtures); ``expert_choice`` lets every expert take the
+       ``capacity`` tokens it scores highest (k = E, id -1 where not taken).
+    4. Weights are ``s`` at the selected ids; those at or below ``threshold`` (if not None) are dropped (id -1, weight 0).
+    5. ``normalize``: weights are divided by (their sum over the k selected + ``normalize_epsilon``).
+    6. Weights are multiplied by ``scale``.
+    7. ``capacity`` > 0 with ``topk``: tokens in order, first choices of all tokens before second choices; a pair beyond
+       its expert's capacity is dropped (id -1, weight 0). Capacity makes a token depend on all others.
+    """
+
+    k: int
+    score: ScoreFunction = "softmax"
+    selection: Selection = "topk"
+    normalize: bool = False
+    normalize_epsilon: float = 0.0
+    scale: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    group_score: GroupScore = "max"
+    jitter: float = 0.0
+    threshold: float | None = None
+    capacity: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsSpec:
+    """What one expert computes on one row, and how the routing weight enters.
+
+    Not gated (``gate_layout`` = none): ``h = act(x @ up + up_bias)``. Gated: ``g``, ``u`` are the gate and up
+    projections, ``h = act(g) * (u + up_offset)``. Then ``y = h @ down + down_bias``.
+
+    ``gate_layout``: ``separate`` takes gate from its own input; otherwise ``up`` holds both along its 2f axis:
+    ``gate_up`` (first half is the gate), ``up_gate`` (second half), ``interleaved`` (even columns are the gate);
+    ``up_bias`` then has 2f entries in the same layout.
+
+    Weights are [E, out, in]; with ``up_transposed`` (for up and gate) or ``down_transposed`` they are [E, in, out].
+    ``alpha``: scale inside silu, ``x * sigmoid(alpha * x)`` (1.702 for the sigmoid approximation of GELU).
+    ``limit`` > 0 clamps ``g`` to at most ``limit`` and ``u`` to [-limit, limit] before the activation (GPT-OSS).
+    ``weight_on_input``: the expert sees ``w * x`` and its output is summed unweighted (Llama 4).
+    Experts with id >= E and < E + ``identity_experts`` return their input (zero-computation experts, MoE++).
+    """
+
+    activation: Activation = "silu"
+    gate_layout: GateLayout = "gate_up"
+    up_transposed: bool = False
+    down_transposed: bool = False
+    alpha: float = 1.0
+    limit: float = 0.0
+    up_offset: float = 0.0
+    weight_on_input: bool = False
+    identity_experts: int = 0
+
+    @property
+    def gated(self) -> bool:
+        return self.gate_layout != "none"
+
+
+EXPERT_WEIGHTS = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
+INPUTS: dict[str, tuple[str, ...]] = {
+    "Route": ("logits", "correction_bias"),
+    "Experts": ("x", "weights", "experts", *EXPERT_WEIGHTS),
+    "GroupedMatMul": ("x", "weights", "experts", "bias"),
+    "MoE": ("x", "logits", "correction_bias", *EXPERT_WEIGHTS),
+}
+OPTIONAL_INPUTS = frozenset({"correction_bias", "gate", "up_bias", "down_bias", "gate_bias", "bias"})
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "Route": ("weights", "experts"),
+    "Experts": ("y",),
+    "GroupedMatMul": ("y",),
+    "MoE": ("y",),
+}
+SPECS: dict[str, tuple[type, ...]] = {
+    "Route": (RouteSpec,),
+    "Experts": (ExpertsSpec,),
+    "GroupedMatMul": (),
+    "MoE": (RouteSpec, ExpertsSpec),
+}
+
+Spec = TypeVar("Spec", RouteSpec, ExpertsSpec)
+
+
+def attributes_of(*specs: RouteSpec | ExpertsSpec) -> dict[str, Any]:
+    """The node attributes that say these specs; defaults are left out so that printed IR stays short."""
+    attributes: dict[str, Any] = {}
+    for spec in specs:
+        for field in dataclasses.fields(spec):
+            value = getattr(spec, field.name)
+            if value != field.default:
+                attributes[field.name] = int(value) if isinstance(value, bool) else value
+    return attributes
+
+
+def spec_of(node: ir.Node, kind: type[Spec]) -> Spec:
+    """Read a spec back from a node. Absent attributes take their defaults.
+
+    Raises KeyError when an attribute without a default (``k``) is missing. Values are not judged here: that is the
+    verifier's work, whose messages name node and rule.
+    """
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        attribute = node.attributes.get(field.name)
+        if attribute is not None:
+            values[field.name] = bool(attribute.value) if hints[field.name] is bool else attribute.value
+        elif field.default is dataclasses.MISSING:
+            raise KeyError(field.name)
+    return kind(**values)
+
+
+def inputs_of(node: ir.Node) -> dict[str, ir.Value | None]:
+    """Inputs of a moec node by name; optional inputs that are absent map to None."""
+    names = INPUTS[node.op_type]
+    values = [*node.inputs, *[None] * (len(names) - len(node.inputs))]
+    return dict(zip(names, values, strict=True))
+
+
+def make_node(op_type: str, inputs: dict[str, ir.Value | None], *specs: RouteSpec | ExpertsSpec, name: str | None = None) -> ir.Node:
+    """A moec node from named inputs; trailing absent inputs are left out.
+
+    Raises KeyError for an unknown operator and ValueError for an input name the operator does not have.
+    """
+    names = INPUTS[op_type]
+    unknown = set(inputs) - set(names)
+    if unknown:
+        raise ValueError(f"moec.{op_type} has no input {sorted(unknown)}; its inputs are {list(names)}")
+    values = [inputs.get(name) for name in names]
+    while values and values[-1] is None:
+        values.pop()
+    return ir.node(op_type, values, attributes=attributes_of(*specs), domain=DOMAIN, num_outputs=len(OUTPUTS[op_type]), name=name)
+
+
+def is_moec(node: ir.Node, op_type: str | None = None) -> bool:
+    return node.domain == DOMAIN and (op_type is None or node.op_type == op_type)
+
+
+def choices(kind: type, field: str) -> tuple[str, ...]:
+    """The allowed values of an enumerated attribute, e.g. ``choices(RouteSpec, "score")``."""
+    return get_args(get_type_hints(kind)[field])

@@ -1,0 +1,50 @@
+"""What a pass is, and what a pipeline of passes is.
+
+A pass is a frozen dataclass: its fields are its options, in Python and in pipeline text alike
+(``fold-constants{limit=1024}``). ``apply`` changes the model in place and says whether it changed anything; the model
+verifies before and after. What a pass noticed on its way (a proposal that was dropped, a block left as it was) goes
+into the ``Report``, so that nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal, Protocol
+
+import onnx_ir as ir
+
+Exactness = Literal["exact", "reassociating", "lossy"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """One thing a pass has to tell: which pass, about which node or block, how serious, and what."""
+
+    pass_name: str
+    subject: str
+    message: str
+    severity: Literal["note", "warning"] = "note"
+
+
+@dataclasses.dataclass
+class Report:
+    """Collects remarks over a whole compilation."""
+
+    remarks: list[Remark] = dataclasses.field(default_factory=list)
+
+    def note(self, pass_name: str, subject: str, message: str) -> None:
+        self.remarks.append(Remark(pass_name, subject, message))
+
+    def warn(self, pass_name: str, subject: str, message: str) -> None:
+        self.remarks.append(Remark(pass_name, subject, message, "warning"))
+
+
+class Pass(Protocol):
+    """The interface of a pass. Implementations are frozen dataclasses."""
+
+    name: ClassVar[str]
+    exactness: ClassVar[Exactness]
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        """Rewrite ``model`` in place; return whether it changed."""
+        ...

@@ -1,0 +1,86 @@
+"""What a target is: something that turns a model into a program, and can say why it chose the kernels it chose."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclasses.dataclass(frozen=True)
+class Eligibility:
+    """Whether a kernel can implement a problem, and why (not)."""
+
+    ok: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One kernel that was considered for a node. Exactly one candidate of a record is chosen."""
+
+    kernel: str
+    eligible: bool
+    reason: str
+    chosen: bool = False
+
+
+@dataclasses.dataclass
+class KernelRecord:
+    """One generated kernel: the nodes it computes, what was considered, and its source by form (tir, llvm, asm...)."""
+
+    name: str
+    op: str
+    nodes: list[str]
+    candidates: list[Candidate]
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One constant of the program in the layout its kernel wants. ``load`` makes the data when it is written out,
+    so that a large model never holds all packed weights at once."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """An input or output. A dimension is an int, or a string naming a dynamic size (0 and up)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass
+class Program:
+    """What a target returns: object files by name, the weights in the order the entry function takes them after the
+    inputs, the kernels, and whole-program sources by file name."""
+
+    target: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    objects: dict[str, bytes]
+    weights: list[Weight]
+    kernels: list[KernelRecord]
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    requirements: list[str] = dataclasses.field(default_factory=list)
+    """CPU features (LLVM names, e.g. ``avx512f``) or device properties that the objects need at run time."""
+
+
+class Target(Protocol):
+    """A place a model can be compiled for. Implementations register in :data:`moec.targets.TARGETS`."""
+
+    name: str
+
+    def compile(self, model: ir.Model) -> Program:
+        """Generate the program. Raises UnsupportedError naming node, operator and opset."""
+        ...

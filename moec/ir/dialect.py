@@ -15,8 +15,8 @@ operator           inputs                                                       
 =================  ==========================================================================  ====================
 
 An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
-All meaning is in the attributes, which are the fields of :class:`RouteSpec` and :class:`ExpertsSpec`; a ``MoE`` node has
-those of both. The reference semantics are in :mod:`moec.ir.interpreter`.
+All meaning is in the attributes, which are the fields of :class:`RouteSpec` and :class:`ExpertsSpec`; a ``MoE`` node
+has those of both. The reference semantics are in :mod:`moec.ir.interpreter`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ import onnx_ir as ir
 DOMAIN = "moec"
 VERSION = 1
 
-ScoreFunction = Literal["softmax", "sigmoid", "softmax_topk", "sqrt_softplus", "softplus", "relu", "identity", "sparsemixer"]
+ScoreFunction = Literal[
+    "softmax", "sigmoid", "softmax_topk", "sqrt_softplus", "softplus", "relu", "identity", "sparsemixer"
+]
 Selection = Literal["topk", "all", "expert_choice"]
 GroupScore = Literal["max", "sum_top2"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "identity"]
@@ -40,17 +42,18 @@ GateLayout = Literal["none", "separate", "gate_up", "up_gate", "interleaved"]
 class RouteSpec:
     """How logits become k weighted experts per token.
 
-    1. ``s = score(logits)``: ``softmax`` over all experts; ``sigmoid``, ``softplus``, ``sqrt_softplus`` (sqrt(softplus)),
-       ``relu``, ``identity`` elementwise; ``softmax_topk`` selects by the logits and takes the softmax over the selected
-       logits only; ``sparsemixer`` (k <= 2, PhiMoE, arXiv 2409.12136) takes one masked argmax per round, the weight
-       being the masked softmax of that round, with mask width ``jitter``.
+    1. ``s = score(logits)``: ``softmax`` over all experts; ``sigmoid``, ``softplus``, ``sqrt_softplus``,
+       ``relu``, ``identity`` elementwise; ``softmax_topk`` selects by the logits and takes the softmax over the
+       selected logits only; ``sparsemixer`` (k <= 2, PhiMoE, arXiv 2409.12136) takes one masked argmax per round, the
+       weight being the masked softmax of that round, with mask width ``jitter``.
     2. Selection score ``c = s + correction_bias`` (DeepSeek-V3): the bias moves the choice, never the weight.
        With ``groups`` > 1 the experts form that many equal groups; a group's score is its ``max`` or the ``sum_top2``
        of ``c``; only the best ``groups_kept`` groups stay candidates (the others' ``c`` becomes -inf).
     3. ``selection``: ``topk`` takes the k largest ``c``, ties to the lower id, ordered from large to small;
        ``all`` takes every expert in id order (k = E: dense mixtures); ``expert_choice`` lets every expert take the
        ``capacity`` tokens it scores highest (k = E, id -1 where not taken).
-    4. Weights are ``s`` at the selected ids; those at or below ``threshold`` (if not None) are dropped (id -1, weight 0).
+    4. Weights are ``s`` at the selected ids; those at or below ``threshold`` (if not None) are dropped (id -1,
+       weight 0).
     5. ``normalize``: weights are divided by (their sum over the k selected + ``normalize_epsilon``).
     6. Weights are multiplied by ``scale``.
     7. ``capacity`` > 0 with ``topk``: tokens in order, first choices of all tokens before second choices; a pair beyond
@@ -163,7 +166,9 @@ def inputs_of(node: ir.Node) -> dict[str, ir.Value | None]:
     return dict(zip(names, values, strict=True))
 
 
-def make_node(op_type: str, inputs: dict[str, ir.Value | None], *specs: RouteSpec | ExpertsSpec, name: str | None = None) -> ir.Node:
+def make_node(
+    op_type: str, inputs: dict[str, ir.Value | None], *specs: RouteSpec | ExpertsSpec, name: str | None = None
+) -> ir.Node:
     """A moec node from named inputs; trailing absent inputs are left out.
 
     Raises KeyError for an unknown operator and ValueError for an input name the operator does not have.
@@ -175,7 +180,9 @@ def make_node(op_type: str, inputs: dict[str, ir.Value | None], *specs: RouteSpe
     values = [inputs.get(name) for name in names]
     while values and values[-1] is None:
         values.pop()
-    return ir.node(op_type, values, attributes=attributes_of(*specs), domain=DOMAIN, num_outputs=len(OUTPUTS[op_type]), name=name)
+    return ir.node(
+        op_type, values, attributes=attributes_of(*specs), domain=DOMAIN, num_outputs=len(OUTPUTS[op_type]), name=name
+    )
 
 
 def is_moec(node: ir.Node, op_type: str | None = None) -> bool:

@@ -1,0 +1,108 @@
+"""The contract between the lowering to Relax and a target's own kernels.
+
+Operators with real arithmetic in them (matrix products, attention, normalisations, everything in the moec dialect)
+have no generic converter: the target provides one per operator. A converter reads its node through the
+:class:`LoweringContext`, picks a kernel, and returns one Relax expression per output of the node::
+
+    def lower_matmul(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
+        rows, inner = lowering.shape(node.inputs[0])
+        weight = lowering.constant(node.inputs[1])
+        ...
+        packed = lowering.add_weight(f"{node.name}.packed", shape, "float32", lambda: pack(weight, machine))
+        (product,) = lowering.call_kernel(
+            gemm(inner, columns, machine), [lowering.tensor(node.inputs[0]), packed],
+            [relax.TensorType((rows, columns), "float32")], record,
+        )
+        return product
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.targets.base import KernelRecord
+
+if TYPE_CHECKING:
+    from tvm import relax, tirx
+
+HEAVY_OPERATORS = frozenset(
+    {
+        "MatMul",
+        "Gemm",
+        "Einsum",
+        "Conv",
+        "Attention",
+        "Softmax",
+        "LayerNormalization",
+        "RMSNormalization",
+        "moec.Route",
+        "moec.Experts",
+        "moec.GroupedMatMul",
+        "moec.MoE",
+    }
+)
+"""What a target has to provide. A name is the operator type, with ``domain.`` in front outside the default domain."""
+
+
+class LoweringContext(Protocol):
+    """What a converter may ask of, and add to, the function being built."""
+
+    def tensor(self, value: ir.Value) -> relax.Expr:
+        """The value as a Relax tensor; its dims are in ``.ty.shape``. Constants become inline or weight parameters."""
+        ...
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether the value is known now; cheap, loads nothing."""
+        ...
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        """The value's data if it is known now. Loads it: inside a weight's ``load``, call this again instead of
+        keeping the array alive."""
+        ...
+
+    def shape(self, value: ir.Value) -> list[tirx.PrimExpr]:
+        """The dims, each an int64 IntImm or an expression over the graph's symbolic sizes (which may be 0)."""
+        ...
+
+    def dtype(self, value: ir.Value) -> str:
+        """The element type as Relax spells it, e.g. ``float32``, ``bfloat16``, ``bool``."""
+        ...
+
+    def add_weight(self, name: str, shape: Sequence[int], dtype: str, load: Callable[[], np.ndarray]) -> relax.Var:
+        """Add a constant of the program in the layout the kernel wants; it becomes a parameter of ``main``.
+
+        A second weight of the same name is the same weight (shape and dtype must agree), so that nodes sharing a
+        constant share its packed form: name it after the ONNX value plus the layout.
+        """
+        ...
+
+    def call_kernel(
+        self,
+        kernel: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        output_types: Sequence[relax.TensorType],
+        record: KernelRecord,
+    ) -> list[relax.Var]:
+        """Emit a destination-passing call: ``kernel(*arguments, *outputs)``. Kernels equal in structure are generated
+        once; their records are merged (``nodes`` joined). ``record.name`` is the wish for the symbol's name."""
+        ...
+
+    def emit(self, expression: relax.Expr) -> relax.Var:
+        """Bind an intermediate expression (a reshape, a transpose before the kernel) to a variable."""
+        ...
+
+
+HeavyConverter = Callable[[LoweringContext, ir.Node], Any]
+"""``(lowering, node) -> relax.Expr`` or a sequence of them, one per output of the node."""
+
+
+class HeavyOps(Protocol):
+    """A target's provider of converters for :data:`HEAVY_OPERATORS`; parts of it are combined by joining the tables."""
+
+    def converters(self) -> Mapping[str, HeavyConverter]:
+        """Converters by operator name (``MatMul``, ``moec.MoE``)."""
+        ...

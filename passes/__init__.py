@@ -1,1 +1,36 @@
+"""Rewrites of the graph. ``PASSES`` knows every pass by its pipeline name; a pass's module is imported on first use.
 
+A new pass is one file here with a frozen dataclass (see :mod:`moec.passes.base`) and one line in ``_CLASSES``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+
+from moec.passes.base import Pass
+
+_CLASSES = {
+    "canonicalize-router": "moec.passes.canonicalize_router:CanonicalizeRouter",
+    "eliminate-common-subexpressions": ("moec.passes.eliminate_common_subexpressions:EliminateCommonSubexpressions"),
+    "fold-constants": "moec.passes.fold_constants:FoldConstants",
+    "fold-shapes": "moec.passes.fold_shapes:FoldShapes",
+    "fuse-attention": "moec.passes.fuse_attention:FuseAttention",
+    "fuse-normalization": "moec.passes.fuse_normalization:FuseNormalization",
+    "fuse-route-dispatch": "moec.passes.fuse_route_dispatch:FuseRouteDispatch",
+    "infer-shapes": "moec.passes.infer_shapes:InferShapes",
+    "raise-moe": "moec.passes.raise_moe:RaiseMoE",
+    "remove-dead-nodes": "moec.passes.remove_dead_nodes:RemoveDeadNodes",
+    "simplify": "moec.passes.simplify:Simplify",
+}
+
+
+def _load(location: str) -> type[Pass]:
+    module, _, name = location.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+PASSES: dict[str, Callable[[], type[Pass]]] = {
+    name: functools.partial(_load, location) for name, location in _CLASSES.items()
+}

@@ -1,0 +1,153 @@
+"""ONNX files and in-memory ONNX models: checked, with functions inlined, at the working opset, weights not loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from moec.errors import MoecError, UnsupportedError
+from moec.frontend import external_data, operators, opset
+from moec.ir import dialect
+
+
+def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
+    """The model as ONNX IR at opset 24.
+
+    Local functions are inlined (those of domain ``moec`` stay), every constant is an initializer, and weights stay
+    where they are: memory-mapped when they are external data. ``source`` itself is not changed.
+
+    Raises MoecError for a file that cannot be read as ONNX, for tensors whose data is missing, of the wrong size or
+    outside the model's folder; UnsupportedError, naming node, operator and opset, for what moec cannot treat.
+    """
+    model, where = _read(source)
+    _inline_functions(model, where)
+    operators.check_types(model, where)
+    _drop_initializers_from_inputs(model)
+    _lift_constants(model)
+    _resolve_constant_branches(model)
+    opset.check_version(model, where)
+    operators.check_operators(model, where)
+    model = opset.convert(model, where)
+    _lift_constants(model)
+    _drop_unused_imports(model)
+    return model
+
+
+def _read(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> tuple[ir.Model, str]:
+    if isinstance(source, ir.Model):
+        return source.clone(), "model"
+    if isinstance(source, onnx.ModelProto):
+        _check_message(source, "model")
+        external_data.check_tensors(source, None, "model")
+        return _deserialize(source, "model"), "model"
+    if not isinstance(source, (str, os.PathLike)):
+        raise MoecError(
+            f"cannot import a {type(source).__name__}; expected a path, an onnx.ModelProto or an onnx_ir.Model"
+        )
+    path = Path(source)
+    where = str(path)
+    proto = _parse(path)
+    _check_message(proto, where)
+    folder = path.absolute().parent
+    external_data.check_tensors(proto, folder, where)
+    model = _deserialize(proto, where)
+    for graph in model.graphs():
+        ir.external_data.set_base_dir(graph, folder)
+    return model, where
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        raise MoecError(f"{path}: no such file; expected an ONNX model")
+    if path.is_dir():
+        raise MoecError(f"{path}: is a directory, expected an ONNX file; name the model file inside it")
+    if path.stat().st_size == 0:
+        raise MoecError(f"{path}: the file is empty, expected an ONNX model; export or download it again")
+    try:
+        return onnx.load_model(path, format="protobuf", load_external_data=False)
+    except (DecodeError, RuntimeError, UnicodeDecodeError) as error:
+        raise MoecError(
+            f"{path}: cannot be read as ONNX; it is truncated or another kind of file, export or download it again"
+        ) from error
+    except OSError as error:
+        raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _check_message(proto: onnx.ModelProto, where: str) -> None:
+    """Almost any bytes parse as some protobuf message; a model has an IR version, opsets and a graph with outputs."""
+    if not proto.ir_version or not proto.HasField("graph") or not proto.opset_import:
+        raise MoecError(
+            f"{where}: holds no ONNX model (no IR version, graph or opset); it is truncated or another kind of file"
+        )
+    if not proto.graph.output:
+        raise MoecError(f"{where}: its graph has no outputs; it is truncated or was exported wrongly")
+    if proto.graph.sparse_initializer:
+        name = proto.graph.sparse_initializer[0].values.name
+        raise UnsupportedError(f"{where}: tensor {name!r} is sparse, which is not supported; export it dense")
+    if proto.training_info:
+        raise UnsupportedError(f"{where}: holds a training graph, which is not supported; export it for inference")
+
+
+def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
+    try:
+        return ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises whatever the first inconsistency leads to
+        reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+        raise MoecError(f"{where}: the graph is inconsistent ({reason[:300]}); export the model again") from error
+
+
+def _inline_functions(model: ir.Model, where: str) -> None:
+    from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
+
+    _align_opsets_of_functions(model, where)
+    try:
+        InlinePass(criteria=lambda function: function.domain != dialect.DOMAIN)(model)
+        RemoveUnusedFunctionsPass()(model)
+    except Exception as error:  # a pass manager wraps the reason: cyclic functions, graph attributes, arity
+        reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+        raise UnsupportedError(f"{where}: a local function cannot be inlined ({reason[:300]})") from error
+
+
+def _align_opsets_of_functions(model: ir.Model, where: str) -> None:
+    imports = model.graph.opset_imports
+    for function in model.functions.values():
+        for domain, version in function.opset_imports.items():
+            if imports.setdefault(domain, version) != version:
+                raise UnsupportedError(
+                    f"{where}: local function {function.domain}.{function.name} uses opset {version} of domain "
+                    f"{domain or 'ai.onnx'!r} but the model uses {imports[domain]}; export both with the same opset"
+                )
+
+
+def _drop_initializers_from_inputs(model: ir.Model) -> None:
+    """Before IR version 4 every initializer was a graph input too; such an input is a constant here."""
+    from onnx_ir.passes.common import RemoveInitializersFromInputsPass
+
+    RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version or 0, 10)
+
+
+def _lift_constants(model: ir.Model) -> None:
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def _resolve_constant_branches(model: ir.Model) -> None:
+    """Replace each If whose condition is known by the branch it takes."""
+    if not any(node.op_type == "If" and node.domain == "" for node in model.graph):
+        return
+    from onnxscript.optimizer import fold_constants_ir
+
+    fold_constants_ir(model)
+    _lift_constants(model)
+
+
+def _drop_unused_imports(model: ir.Model) -> None:
+    used = {node.domain for node in model.graph} | {""}
+    for domain in set(model.graph.opset_imports) - used:
+        del model.graph.opset_imports[domain]

@@ -1,0 +1,79 @@
+"""What a model may consist of: operators that exist, tensors of numbers, no control flow.
+
+Whether a target can compile an operator is the target's affair; this module refuses what nothing downstream can treat.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx.defs
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.frontend import opset
+from moec.ir import dialect
+
+CONTRIB_DOMAIN = "com.microsoft"
+_CONTROL_FLOW = ("If", "Loop", "Scan")
+_TRAINING_DOMAINS = ("ai.onnx.training", "ai.onnx.preview.training")
+
+
+def check_operators(model: ir.Model, where: str) -> None:
+    """Raises UnsupportedError naming node, operator and opset for the first node that is not supported."""
+    version = model.graph.opset_imports[""]
+    for node in model.graph:
+        place = f"{where}: node {node.name or node.outputs[0].name!r}"
+        if node.domain == "" and not opset.is_known_early(node, version):
+            _check_standard(node, place, version)
+        elif node.domain != "":
+            _check_custom(node, place, model.graph.opset_imports.get(node.domain))
+
+
+def check_types(model: ir.Model, where: str) -> None:
+    """Raises UnsupportedError for a graph input or output that is not a tensor of numbers or booleans."""
+    for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        for value in values:
+            if value.type is not None and not isinstance(value.type, ir.TensorType):
+                raise UnsupportedError(
+                    f"{where}: {kind} {value.name!r} is a {type(value.type).__name__}, expected a tensor; export the "
+                    "model with one input or output per tensor"
+                )
+            if value.dtype == ir.DataType.STRING:
+                raise UnsupportedError(
+                    f"{where}: {kind} {value.name!r} holds strings, expected numbers; keep text processing outside "
+                    "the model"
+                )
+
+
+def _check_standard(node: ir.Node, place: str, version: int) -> None:
+    if node.op_type in _CONTROL_FLOW:
+        raise UnsupportedError(
+            f"{place}: {node.op_type} (opset {version}) is control flow, which is not supported; export the model with "
+            "torch.onnx.export(dynamo=True), or rewrite the branch or loop as tensor operators"
+        )
+    if node.op_type.startswith("Sequence") or node.op_type in ("SplitToSequence", "ConcatFromSequence"):
+        raise UnsupportedError(
+            f"{place}: {node.op_type} (opset {version}) works on sequences of tensors, which are not supported; use "
+            "Split, Concat or Stack in the source model"
+        )
+    try:
+        onnx.defs.get_schema(node.op_type, version, "")
+    except onnx.defs.SchemaError:
+        raise UnsupportedError(
+            f"{place}: {node.op_type} is not an operator of ONNX opset {version}; if it is a custom operator, export it "
+            "as a local function"
+        ) from None
+
+
+def _check_custom(node: ir.Node, place: str, version: int | None) -> None:
+    operator = f"{node.domain}.{node.op_type} (opset {version or 'not imported'})"
+    if node.domain in _TRAINING_DOMAINS:
+        raise UnsupportedError(f"{place}: {operator} is for training; export the model for inference (module.eval())")
+    if node.domain == dialect.DOMAIN:
+        if node.op_type not in dialect.INPUTS:
+            raise UnsupportedError(f"{place}: {operator} is unknown, expected one of {', '.join(dialect.INPUTS)}")
+    elif node.domain != CONTRIB_DOMAIN:
+        raise UnsupportedError(
+            f"{place}: {operator} is of an unknown domain, expected ONNX, {CONTRIB_DOMAIN} or {dialect.DOMAIN}; export "
+            "the operator as a local function, or decomposed"
+        )

@@ -1,0 +1,192 @@
+"""Pipelines of passes as text, and running them.
+
+A pipeline is passes separated by commas; options stand in braces: ``raise-moe,quantize-experts{format=int4,group=32}``.
+A level (``O2``) is a name for such a text and may stand where a pass may.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import time
+import types
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import onnx_ir as ir
+from moec.passes import PASSES
+from moec.passes.base import Pass, Report
+
+from moec.errors import MoecError, VerificationError
+
+CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
+LEVELS = {
+    "O0": CLEAN_UP,
+    "O1": f"{CLEAN_UP},raise-moe,{CLEAN_UP}",
+    "O2": (
+        f"{CLEAN_UP},raise-moe,canonicalize-router,fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}"
+    ),
+}
+LEVELS["O3"] = LEVELS["O2"]
+DESCRIPTIONS = {
+    "O0": "clean-up only: constants, shapes, no-ops, repeated and unused nodes",
+    "O1": "O0, and MoE blocks become one operator each",
+    "O2": "O1, and routing is fused with dispatch, normalisation and attention become one operator each (the default)",
+    "O3": "the same as O2: no further pass exists yet",
+}
+
+_ITEM = re.compile(r"\s*(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?P<end>,|$)")
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+def parse(text: str) -> tuple[Pass, ...]:
+    """The passes that a pipeline text names. An empty text is a pipeline of no passes.
+
+    Raises MoecError for a syntax error, an unknown pass or option, or a value an option cannot take.
+    """
+    passes: list[Pass] = []
+    position = 0
+    while position < len(text.rstrip()):
+        item = _ITEM.match(text, position)
+        if item is None:
+            raise MoecError(
+                f"pipeline: cannot read {text[position : position + 40]!r} at position {position}; "
+                "expected pass or pass{option=value,...}, separated by commas"
+            )
+        passes.extend(_make(item["name"], item["options"]))
+        position = item.end()
+        if item["end"] == "," and not text[position:].strip():
+            raise MoecError(f"pipeline: a pass is expected after the last comma of {text!r}")
+    return tuple(passes)
+
+
+def print_pipeline(passes: Sequence[Pass]) -> str:
+    """The text that :func:`parse` reads back as the same passes; options at their default are left out."""
+    return ",".join(_print_pass(one) for one in passes)
+
+
+def run(
+    model: ir.Model,
+    passes: Sequence[Pass],
+    report: Report | None = None,
+    *,
+    verify_each: bool = False,
+    print_after: Collection[str] = (),
+    on_pass: Callable[[str, float, bool], None] | None = None,
+) -> bool:
+    """Apply the passes in order, in place; return whether any changed the model.
+
+    ``print_after`` holds names of passes (or ``all``) after which the model's text goes to standard output;
+    ``on_pass(name, seconds, changed)`` is called after each pass. With ``verify_each`` the model is verified first and
+    after every pass.
+
+    Raises VerificationError, naming the pass, when a pass leaves a model that breaks the IR's rules.
+    """
+    report = Report() if report is None else report
+    if verify_each:
+        _verify(model, "before the first pass")
+    any_changed = False
+    for one in passes:
+        start = time.perf_counter()
+        changed = one.apply(model, report)
+        seconds = time.perf_counter() - start
+        any_changed |= changed
+        if verify_each:
+            _verify(model, f"after {one.name}")
+        if one.name in print_after or "all" in print_after:
+            _print_model(model, one.name)
+        if on_pass is not None:
+            on_pass(one.name, seconds, changed)
+    return any_changed
+
+
+def _verify(model: ir.Model, when: str) -> None:
+    from moec.ir.verifier import verify
+
+    try:
+        verify(model)
+    except VerificationError as error:
+        raise VerificationError(f"{when}: {error}") from error
+
+
+def _print_model(model: ir.Model, pass_name: str) -> None:
+    from moec.ir.text import print_model
+
+    print(f"// after {pass_name}\n{print_model(model)}")
+
+
+def _make(name: str, options: str | None) -> tuple[Pass, ...]:
+    if name in LEVELS:
+        if options:
+            raise MoecError(f"pipeline: {name} is a level and takes no options, found {{{options}}}")
+        return parse(LEVELS[name])
+    if name not in PASSES:
+        raise MoecError(f"pipeline: unknown pass {name!r}{_nearest(name, [*PASSES, *LEVELS])}")
+    kind = PASSES[name]()
+    values = _parse_options(name, kind, options or "")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise MoecError(f"pipeline: {name} needs the option {field.name}; write {name}{{{field.name}=VALUE}}")
+    return (kind(**values),)
+
+
+def _parse_options(pass_name: str, kind: type[Pass], text: str) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    options: dict[str, Any] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in entry.partition("="))
+        if not equals:
+            raise MoecError(f"pipeline: {pass_name}: option {entry!r} has no value; write {entry}=VALUE")
+        field = name.replace("-", "_")
+        if field not in known:
+            listed = ", ".join(known) or "none"
+            raise MoecError(f"pipeline: {pass_name} has no option {name!r}{_nearest(name, known)} (options: {listed})")
+        if field in options:
+            raise MoecError(f"pipeline: {pass_name}: option {name!r} is given twice; give it once")
+        options[field] = _parse_value(f"{pass_name}{{{name}}}", value, hints[field])
+    return options
+
+
+def _parse_value(where: str, text: str, kind: Any) -> Any:
+    """``text`` as a value of the annotated type: int, float, str, bool, a Literal of these, or one of them or None."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if text == "none":
+            return None
+        (kind,) = (one for one in get_args(kind) if one is not type(None))
+        return _parse_value(where, text, kind)
+    if origin is Literal:
+        choices = {str(choice): choice for choice in get_args(kind)}
+        if text not in choices:
+            raise MoecError(f"pipeline: {where}: found {text!r}, expected one of {', '.join(choices)}")
+        return choices[text]
+    if kind is bool:
+        if text.lower() not in _TRUE + _FALSE:
+            raise MoecError(f"pipeline: {where}: found {text!r}, expected true or false")
+        return text.lower() in _TRUE
+    try:
+        return kind(text)
+    except ValueError:
+        raise MoecError(f"pipeline: {where}: found {text!r}, expected a value of type {kind.__name__}") from None
+
+
+def _print_pass(one: Pass) -> str:
+    options = []
+    for field in dataclasses.fields(one):  # type: ignore[arg-type]
+        value = getattr(one, field.name)
+        if value != field.default:
+            options.append(f"{field.name}={_print_value(value)}")
+    return f"{one.name}{{{','.join(options)}}}" if options else one.name
+
+
+def _print_value(value: Any) -> str:
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

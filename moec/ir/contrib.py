@@ -1,0 +1,152 @@
+"""onnxruntime's own operators as plain numpy functions, computing what its CPU kernels compute.
+
+Most are of domain ``com.microsoft``; ``SimplifiedLayerNormalization`` lives in the default domain although ONNX does
+not define it. Positional parameters are the inputs (None where left out), keyword parameters the attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moec.ir import semantics
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+
+Array = np.ndarray[Any, Any]
+
+
+def fused_matmul(
+    a: Array,
+    b: Array,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+    transBatchA: int = 0,
+    transBatchB: int = 0,
+) -> Array:
+    """``alpha * A @ B``; transBatch moves the first axis next to last before the plain transposition is applied."""
+
+    def arrange(x: Array, transposed: int, batch_transposed: int) -> Array:
+        if batch_transposed:
+            x = np.moveaxis(x, 0, -2)
+        return np.swapaxes(x, -1, -2) if transposed and x.ndim > 1 else x
+
+    product = np.matmul(arrange(a, transA, transBatchA), arrange(b, transB, transBatchB))
+    return (product * alpha).astype(a.dtype)
+
+
+def quick_gelu(x: Array, *, alpha: float = 1.702) -> Array:
+    return x * semantics.sigmoid(alpha * x)
+
+
+def bias_gelu(x: Array, bias: Array) -> Array:
+    return semantics.gelu(x + bias)
+
+
+def fast_gelu(x: Array, bias: Array | None = None) -> Array:
+    return semantics.gelu_tanh(x if bias is None else x + bias)
+
+
+def _normalize(x: Array, scale: Array, bias: Array | None, epsilon: float, axis: int, centred: bool) -> tuple:
+    """Output, mean and reciprocal deviation of layer normalisation, or of RMS normalisation when not centred.
+
+    Statistics are taken in float32 at least, as onnxruntime does.
+    """
+    wide = x.astype(np.promote_types(np.float32, x.dtype) if x.dtype.itemsize > 2 else np.float32)
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    mean = wide.mean(axis=axes, keepdims=True) if centred else np.zeros_like(wide[..., :1])
+    wide = wide - mean
+    reciprocal = 1 / np.sqrt(np.square(wide).mean(axis=axes, keepdims=True) + epsilon)
+    y = (wide * reciprocal).astype(x.dtype) * scale
+    return (y if bias is None else y + bias), mean, reciprocal
+
+
+def simplified_layer_normalization(
+    x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> tuple:
+    """RMS normalisation; outputs y and the reciprocal root mean square."""
+    y, _, reciprocal = _normalize(x, scale, None, epsilon, axis, centred=False)
+    return y, reciprocal
+
+
+def skip_simplified_layer_normalization(
+    x: Array, skip: Array, gamma: Array, bias: Array | None = None, *, epsilon: float = 1e-12
+) -> tuple:
+    """RMS normalisation of a residual sum; the fourth output is that sum."""
+    total = x + skip if bias is None else x + skip + bias
+    return (*_normalize(total, gamma, None, epsilon, -1, centred=False), total)
+
+
+def skip_layer_normalization(
+    x: Array,
+    skip: Array,
+    gamma: Array,
+    beta: Array | None = None,
+    bias: Array | None = None,
+    *,
+    epsilon: float = 1e-12,
+) -> tuple:
+    """Layer normalisation of a residual sum; the fourth output is that sum."""
+    total = x + skip if bias is None else x + skip + bias
+    return (*_normalize(total, gamma, beta, epsilon, -1, centred=True), total)
+
+
+_MOE_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "silu": "silu", "identity": "identity", "swiglu": "silu"}
+_SWIGLU_LAYOUTS = {0: "separate", 1: "interleaved", 2: "gate_up"}
+
+
+def _moe_experts_spec(
+    activation_type: str, fusion: int, alpha: float, beta: float, limit: float | None, has_fc3: bool
+) -> ExpertsSpec:
+    """A swiglu has the gate in fc1 and the up projection in fc3, or both in fc1; other activations gate with fc3."""
+    if activation_type not in _MOE_ACTIVATIONS:
+        raise ValueError(f"com.microsoft.MoE: activation {activation_type!r} is none of {sorted(_MOE_ACTIVATIONS)}")
+    activation = _MOE_ACTIVATIONS[activation_type]
+    if activation_type != "swiglu":
+        return ExpertsSpec(activation, "separate" if has_fc3 else "none")  # type: ignore[arg-type]
+    layout = _SWIGLU_LAYOUTS[fusion]
+    if (layout == "separate") != has_fc3:
+        raise ValueError(
+            f"com.microsoft.MoE: swiglu_fusion={fusion} does not fit fc3 being {'there' if has_fc3 else 'absent'}"
+        )
+    return ExpertsSpec("silu", layout, alpha=alpha, up_offset=beta, limit=max(limit or 0.0, 0.0))  # type: ignore[arg-type]
+
+
+def moe(
+    x: Array,
+    logits: Array,
+    fc1: Array,
+    fc1_bias: Array | None,
+    fc2: Array,
+    fc2_bias: Array | None = None,
+    fc3: Array | None = None,
+    fc3_bias: Array | None = None,
+    *,
+    activation_type: str = "relu",
+    k: int = 1,
+    normalize_routing_weights: int = 0,
+    use_sparse_mixer: int = 0,
+    swiglu_fusion: int = 0,
+    activation_alpha: float = 1.0,
+    activation_beta: float = 0.0,
+    swiglu_limit: float | None = None,
+) -> Array:
+    """``com.microsoft.MoE``: softmax over all experts, top-k, then experts with weights [E, out, in].
+
+    On equal scores onnxruntime takes the higher id, this reference the lower one like all of moec.
+    """
+    if use_sparse_mixer:
+        raise NotImplementedError(
+            "com.microsoft.MoE: use_sparse_mixer=1 is not implemented by onnxruntime's CPU kernel"
+        )
+    spec = _moe_experts_spec(
+        activation_type, swiglu_fusion, activation_alpha, activation_beta, swiglu_limit, fc3 is not None
+    )
+    route_spec = RouteSpec(k=k, normalize=bool(normalize_routing_weights))
+    rows = x.reshape(-1, x.shape[-1])
+    inputs = {"up": fc1, "up_bias": fc1_bias, "down": fc2, "down_bias": fc2_bias}
+    if spec.gate_layout == "separate":
+        inputs |= {"gate": fc1, "gate_bias": fc1_bias, "up": fc3, "up_bias": fc3_bias}
+    return semantics.moe(route_spec, spec, rows, logits, None, **inputs).reshape(x.shape)  # type: ignore[arg-type]

@@ -1,0 +1,179 @@
+"""Runs a model, or a cut-out of one, in numpy: slow, plain, and right for every shape including empty ones.
+
+Built on ``onnx.reference``, with the operators of :mod:`moec.ir.operators`. With ``dtype=np.float64`` every float in
+the graph (inputs, weights, constants, targets of casts) becomes float64, which turns the interpreter into a judge: of
+two results that differ by rounding, the nearer one can be told.
+
+Weights are never serialised. They are handed to the evaluator as arrays, memory-mapped where the model's file is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import DTypeLike
+from onnx.reference import ReferenceEvaluator
+
+from moec.ir.operators import OPERATOR_CLASSES
+from moec.ir.semantics import experts, grouped_matmul, moe, route
+
+__all__ = ["Evaluator", "evaluate", "experts", "grouped_matmul", "moe", "route", "run"]
+
+Array = np.ndarray[Any, Any]
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype"})
+
+
+class Evaluator:
+    """A list of nodes made ready to run many times.
+
+    ``inputs`` are the values that every call feeds; all other values that the nodes use but do not compute must be
+    constants (initializers, or outputs of Constant nodes) and are read once, here. Nodes must be in topological order.
+    Raises ValueError for a value that is neither fed, nor computed, nor constant, and for two values of one name.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[ir.Node],
+        inputs: Iterable[ir.Value],
+        outputs: Sequence[ir.Value],
+        opset_imports: Mapping[str, int],
+        functions: Iterable[ir.Function] = (),
+        *,
+        dtype: DTypeLike | None = None,
+    ) -> None:
+        self._dtype = None if dtype is None else np.dtype(dtype)
+        if self._dtype not in (None, np.dtype(np.float64)):
+            raise ValueError(f"the interpreter computes in the model's own types or in float64, not in {self._dtype}")
+        self._outputs = list(outputs)
+        self._inputs = set(inputs)
+        computed = [node for node in nodes if not _is_constant(node)]
+        self._constants = self._read_constants(computed)
+        protos = [ir.serde.serialize_node(node) for node in computed]
+        function_protos = [ir.serde.serialize_function(function) for function in functions]
+        if self._dtype is not None:
+            for proto in (*protos, *(node for function in function_protos for node in function.node)):
+                _widen_node(proto)
+        # Feeds may have any name. One declared input makes onnx.reference resolve operators that depend on their input
+        # types when they run, with the arrays at hand, instead of refusing them for lack of declared types.
+        graph = onnx.GraphProto(name="cut_out", node=protos, input=[onnx.ValueInfoProto(name="_")])
+        graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in self._outputs)
+        imports = {"moec": 1, "com.microsoft": 1, **opset_imports}
+        model = onnx.ModelProto(graph=graph, functions=function_protos)
+        model.opset_import.extend(onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items())
+        self._evaluator = ReferenceEvaluator(model, new_ops=OPERATOR_CLASSES)
+
+    def run(self, feeds: Mapping[ir.Value, Array]) -> list[Array]:
+        """Evaluate once; the results are in the order of ``outputs``. Raises KeyError for an input without a feed."""
+        arrays = dict(self._constants)
+        for value in self._inputs:
+            arrays[_name(value)] = self._widen(np.asarray(feeds[value]))
+        with np.errstate(all="ignore"):
+            return self._evaluator.run([_name(value) for value in self._outputs], arrays)  # type: ignore[return-value]
+
+    def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array]:
+        """All values from outside that are not fed, by name."""
+        constants: dict[str, Array] = {}
+        known: dict[str, ir.Value] = {}
+        computed = {output for node in nodes for output in node.outputs}
+        for value in (*_uses(nodes), *self._outputs):
+            if known.setdefault(_name(value), value) is not value:
+                raise ValueError(f"two values are named {value.name!r}; names must be unique to evaluate a graph")
+            if value in computed or value in self._inputs or value.name in constants:
+                continue
+            tensor = ir.convenience.get_const_tensor(value)
+            if tensor is None:
+                raise ValueError(f"value {value.name!r} is not constant and nothing here computes or feeds it")
+            constants[_name(value)] = self._widen(tensor.numpy())
+        return constants
+
+    def _widen(self, array: Array) -> Array:
+        if self._dtype is None or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) not in _FLOATS:
+            return array
+        return array.astype(self._dtype)
+
+
+def evaluate(
+    nodes: Sequence[ir.Node],
+    feeds: Mapping[ir.Value, Array],
+    outputs: Sequence[ir.Value],
+    opset: int = 24,
+    *,
+    dtype: DTypeLike | None = None,
+) -> list[Array]:
+    """Evaluate a cut-out once. For repeated runs of the same nodes build an :class:`Evaluator`."""
+    return Evaluator(nodes, feeds, outputs, {"": opset}, dtype=dtype).run(feeds)
+
+
+def run(model: ir.Model, inputs: Mapping[str, Array], *, dtype: DTypeLike | None = None) -> dict[str, Array]:
+    """Run a whole model on named inputs and return its outputs by name.
+
+    Raises ValueError naming the inputs that are missing or not known to the model.
+    """
+    graph = model.graph
+    required = [value for value in graph.inputs if value.name not in graph.initializers]
+    names = [_name(value) for value in required]
+    if set(names) != set(inputs):
+        raise ValueError(f"the model takes inputs {names}, but was given {sorted(inputs)}")
+    evaluator = Evaluator(
+        list(graph), required, graph.outputs, model.opset_imports, model.functions.values(), dtype=dtype
+    )
+    results = evaluator.run({value: inputs[_name(value)] for value in required})
+    return {_name(value): result for value, result in zip(graph.outputs, results, strict=True)}
+
+
+def _name(value: ir.Value) -> str:
+    if not value.name:
+        raise ValueError(f"a value without a name cannot be evaluated: {value}")
+    return value.name
+
+
+def _is_constant(node: ir.Node) -> bool:
+    """Constant nodes are read like initializers, so that their tensors are not copied into a protobuf message."""
+    return node.domain == "" and node.op_type == "Constant"
+
+
+def _uses(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
+    """Values that ``nodes`` take from outside themselves, the ones captured by bodies of If and Loop included."""
+    for node in nodes:
+        yield from (value for value in node.inputs if value is not None)
+        for attribute in node.attributes.values():
+            for body in _bodies(attribute):
+                inner = {*body.inputs, *body.initializers.values(), *(v for n in body for v in n.outputs)}
+                yield from (value for value in (*_uses(body), *body.outputs) if value not in inner)
+
+
+def _bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+def _widen_node(node: onnx.NodeProto) -> None:
+    """Turn every float type a node's attributes mention into float64, in nested graphs too."""
+    if node.op_type == "ConstantOfShape" and not node.attribute:
+        node.attribute.append(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(np.zeros(1))))
+    for attribute in node.attribute:
+        if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _FLOATS:
+            attribute.i = onnx.TensorProto.DOUBLE
+        elif attribute.HasField("t"):
+            _widen_tensor(attribute.t)
+        elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            values = np.float64(attribute.f) if attribute.name == "value_float" else np.array(attribute.floats, float)
+            attribute.CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(np.asarray(values))))
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                _widen_node(inner)
+            for tensor in body.initializer:
+                _widen_tensor(tensor)
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in _FLOATS:
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))

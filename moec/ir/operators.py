@@ -1,0 +1,148 @@
+"""Numpy operators that the interpreter adds to, or puts in place of, those of ``onnx.reference``.
+
+One table, (domain, operator) → function. Three kinds of entries: the moec dialect, onnxruntime's own operators, and
+ONNX operators whose reference implementation is wrong, missing or hopelessly slow for what expert loops do (thousands
+of gathered and scattered rows, none at all for an expert without tokens).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+
+from moec.ir import contrib, dialect, semantics
+
+Array = np.ndarray[Any, Any]
+
+
+def _spec(kind: type, attributes: dict[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in attributes.items() if name in names})
+
+
+def _route(*inputs: Array | None, **attributes: Any) -> tuple[Array, Array]:
+    return semantics.route(_spec(dialect.RouteSpec, attributes), *inputs)
+
+
+def _experts(*inputs: Array | None, **attributes: Any) -> Array:
+    return semantics.experts(_spec(dialect.ExpertsSpec, attributes), *inputs)
+
+
+def _moe(*inputs: Array | None, **attributes: Any) -> Array:
+    specs = (_spec(kind, attributes) for kind in dialect.SPECS["MoE"])
+    return semantics.moe(*specs, *inputs)
+
+
+def gather_nd(data: Array, indices: Array, *, batch_dims: int = 0) -> Array:
+    """Slices of ``data`` at the tuples in the last axis of ``indices``."""
+    batch = np.indices(indices.shape[:-1], sparse=True)[:batch_dims]
+    return data[(*batch, *np.moveaxis(indices, -1, 0))]
+
+
+_REDUCTIONS: dict[str, np.ufunc] = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+def _scatter(data: Array, position: tuple[Array, ...], updates: Array, reduction: str | None) -> Array:
+    output = data.copy()
+    if reduction in (None, "none"):
+        output[position] = updates
+    else:
+        _REDUCTIONS[reduction].at(output, position, updates)
+    return output
+
+
+def scatter_nd(data: Array, indices: Array, updates: Array, *, reduction: str | None = None) -> Array:
+    """``data`` with slices replaced by, or combined with, ``updates``."""
+    return _scatter(data, tuple(np.moveaxis(indices, -1, 0)), updates, reduction)
+
+
+def _along(indices: Array, axis: int) -> tuple[Array, ...]:
+    """The position of every element of ``indices``, whose own value is the coordinate along ``axis``."""
+    position = list(np.indices(indices.shape, sparse=True))
+    position[axis] = indices
+    return tuple(position)
+
+
+def scatter_elements(
+    data: Array, indices: Array, updates: Array, *, axis: int = 0, reduction: str | None = None
+) -> Array:
+    return _scatter(data, _along(indices, axis), updates, reduction)
+
+
+def gather_elements(data: Array, indices: Array, *, axis: int = 0) -> Array:
+    return data[_along(indices, axis)]
+
+
+def top_k(x: Array, k: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Array, Array]:
+    """Values and ids of the k largest (or smallest) entries, ordered, equal ones by id; NaN is never preferred."""
+    keys = x if x.dtype.kind in "iu" else np.where(np.isnan(x), -np.inf if largest else np.inf, x)
+    if not largest:
+        order = np.argsort(keys, axis=axis, kind="stable")
+    else:  # a stable descending order: sort the reversed array ascending, then read both backwards
+        size = x.shape[axis]
+        order = size - 1 - np.flip(np.argsort(np.flip(keys, axis), axis=axis, kind="stable"), axis)
+    ids = np.take(order, np.arange(int(np.asarray(k).item())), axis=axis)
+    return np.take_along_axis(x, ids, axis=axis), ids.astype(np.int64)
+
+
+def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> Array:
+    """``values[1]`` at the index, ``values[0]`` elsewhere; indices outside [-depth, depth) select nothing."""
+    depth = int(np.asarray(depth).item())
+    wrapped = np.expand_dims(np.where(indices < 0, indices + depth, indices), axis)
+    shape = [1] * wrapped.ndim
+    shape[axis] = depth
+    return np.where(wrapped == np.arange(depth).reshape(shape), values[1], values[0])
+
+
+def gelu(x: Array, *, approximate: str = "none") -> Array:
+    return semantics.gelu_tanh(x) if approximate == "tanh" else semantics.gelu(x)
+
+
+OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("moec", "Route"): _route,
+    ("moec", "Experts"): _experts,
+    ("moec", "GroupedMatMul"): semantics.grouped_matmul,
+    ("moec", "MoE"): _moe,
+    ("com.microsoft", "BiasGelu"): contrib.bias_gelu,
+    ("com.microsoft", "FastGelu"): contrib.fast_gelu,
+    ("com.microsoft", "FusedMatMul"): contrib.fused_matmul,
+    ("com.microsoft", "Gelu"): semantics.gelu,
+    ("com.microsoft", "MoE"): contrib.moe,
+    ("com.microsoft", "QuickGelu"): contrib.quick_gelu,
+    ("com.microsoft", "SkipLayerNormalization"): contrib.skip_layer_normalization,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): contrib.skip_simplified_layer_normalization,
+    ("", "SimplifiedLayerNormalization"): contrib.simplified_layer_normalization,
+    ("", "Erf"): semantics.erf,
+    ("", "GatherElements"): gather_elements,
+    ("", "GatherND"): gather_nd,
+    ("", "Gelu"): gelu,
+    ("", "OneHot"): one_hot,
+    ("", "ScatterElements"): scatter_elements,
+    ("", "ScatterND"): scatter_nd,
+    ("", "TopK"): top_k,
+}
+
+
+def _as_python(value: Any) -> Any:
+    """A float32 attribute as a Python float, which does not widen the arrays it meets."""
+    return float(value) if isinstance(value, np.floating) else value
+
+
+def _operator_class(domain: str, name: str, function: Callable[..., Any]) -> type[OpRun]:
+    def run(self: OpRun, *inputs: Array | None, **attributes: Any) -> tuple[Any, ...]:
+        given = {key: _as_python(value) for key, value in attributes.items() if value is not None}
+        results = function(*inputs, **given)
+        return results if isinstance(results, tuple) else (results,)
+
+    members: dict[str, Any] = {"op_domain": domain, "_run": run}
+    if domain != "":  # onnx.reference looks schemas up by name alone and would find ONNX's operator of the same name
+        members["op_schema"] = None
+    return type(name, (OpRun,), members)
+
+
+OPERATOR_CLASSES: list[type[OpRun]] = [_operator_class(*key, function) for key, function in OPERATORS.items()]
+"""The table in the form that ``onnx.reference.ReferenceEvaluator`` takes as ``new_ops``."""

@@ -1,0 +1,318 @@
+"""What the moec operators mean: plain numpy functions, written to be read and to be trusted, not to be fast.
+
+They follow :class:`~moec.ir.dialect.RouteSpec` and :class:`~moec.ir.dialect.ExpertsSpec` step by step and are what
+every pass and every kernel is checked against. All of them compute in the dtype of ``x`` (or of the logits), unless
+``dtype`` says otherwise. Floats narrower than 32 bits are computed in float32 and the result is rounded to them.
+
+Wherever a choice is made, equal scores go to the lower id (or the lower token), and a NaN score counts as -inf.
+Sizes: T tokens, d hidden size, E routed experts, k experts per token, f intermediate size.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+
+Array = np.ndarray[Any, Any]
+
+
+def _silently(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Infinities and NaN in the data are the caller's business and no reason for numpy to print warnings."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **keywords: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*arguments, **keywords)
+
+    return wrapper
+
+
+def _compute_dtype(result: np.dtype[Any]) -> np.dtype[Any]:
+    """float32 for narrow floats (bfloat16 has no numpy arithmetic of its own), otherwise the type itself."""
+    return np.dtype(np.float32) if result.itemsize < 4 else result
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """Softmax over ``axis``, shifted by the maximum so that no exponential overflows."""
+    if x.size == 0:
+        return x
+    exponentials = np.exp(x - x.max(axis=axis, keepdims=True))
+    return exponentials / exponentials.sum(axis=axis, keepdims=True)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), without overflow for large negative x."""
+    smaller = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, smaller) / (1 + smaller)
+
+
+def erf(x: Array) -> Array:
+    """The error function at double precision, in the dtype of x."""
+    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + erf(x / np.sqrt(x.dtype.type(2))))
+
+
+def gelu_tanh(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(x.dtype.type(2 / np.pi)) * (x + 0.044715 * x**3)))
+
+
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(x, x.dtype.type(0))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu2": lambda x: np.square(np.maximum(x, 0)),
+    "sigmoid": sigmoid,
+    "tanh": np.tanh,
+    "identity": lambda x: x,
+}
+"""All activations but silu, which alone depends on ``alpha``."""
+
+SCORES: dict[str, Callable[[Array], Array]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "softplus": _softplus,
+    "sqrt_softplus": lambda x: np.sqrt(_softplus(x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "identity": lambda x: x,
+    "softmax_topk": lambda x: x,
+}
+"""Scores as functions of the logits; ``softmax_topk`` becomes a softmax once the experts are selected."""
+
+
+def _largest(scores: Array, count: int, axis: int = -1) -> Array:
+    """Indices of the ``count`` largest entries along ``axis``, from large to small; see the module on ties and NaN."""
+    comparable = np.where(np.isnan(scores), -np.inf, scores)
+    order = np.argsort(-comparable, axis=axis, kind="stable")
+    return np.take(order, np.arange(count), axis=axis)
+
+
+def _keep_best_groups(spec: RouteSpec, scores: Array) -> Array:
+    """Scores with every group but the best ``groups_kept`` set to -inf."""
+    T, E = scores.shape
+    grouped = scores.reshape(T, spec.groups, E // spec.groups)
+    if spec.group_score == "max":
+        group_scores = grouped.max(axis=2)
+    else:
+        group_scores = -np.sort(-grouped, axis=2)[:, :, :2].sum(axis=2)
+    kept = np.zeros((T, spec.groups), bool)
+    np.put_along_axis(kept, _largest(group_scores, spec.groups_kept), True, axis=1)
+    return np.where(kept[:, :, None], grouped, -np.inf).reshape(T, E)
+
+
+def _select(spec: RouteSpec, choice: Array) -> Array:
+    """Expert ids [T,k]; -1 where ``expert_choice`` leaves a pair out."""
+    T, E = choice.shape
+    if spec.selection == "topk":
+        return _largest(choice, spec.k)
+    ids = np.broadcast_to(np.arange(E), (T, E))
+    if spec.selection == "all":
+        return ids
+    taken = np.zeros((T, E), bool)
+    np.put_along_axis(taken, _largest(choice, min(spec.capacity, T), axis=0), True, axis=0)
+    return np.where(taken, ids, -1)
+
+
+def _sparse_mixer(spec: RouteSpec, logits: Array) -> tuple[Array, Array]:
+    """Inference rule of the sparse mixer (PhiMoE, arXiv 2409.12136): each round takes the largest logit that is left.
+
+    Its weight is the softmax over what lies within a relative distance of 2 * ``jitter`` of it; the distance is
+    measured against |logit|, but at least against the maximum of the round.
+    """
+    remaining = logits.copy()
+    weights, ids = [], []
+    for _ in range(spec.k):
+        chosen = _largest(remaining, 1)
+        best = np.take_along_axis(remaining, chosen, axis=1)
+        distance = (best - logits) / np.maximum(np.abs(logits), best)
+        near = softmax(np.where(distance > 2 * spec.jitter, -np.inf, remaining))
+        weights.append(np.take_along_axis(near, chosen, axis=1))
+        ids.append(chosen)
+        np.put_along_axis(remaining, chosen, -np.inf, axis=1)
+    return np.concatenate(weights, axis=1), np.concatenate(ids, axis=1)
+
+
+def _scores_at_selected(spec: RouteSpec, logits: Array, correction_bias: Array | None) -> tuple[Array, Array]:
+    """Steps 1 to 3: the score of every selected expert, and its id."""
+    if spec.score == "sparsemixer":
+        return _sparse_mixer(spec, logits)
+    scores = SCORES[spec.score](logits)
+    choice = scores if correction_bias is None else scores + correction_bias
+    if spec.groups > 1:
+        choice = _keep_best_groups(spec, choice)
+    ids = _select(spec, choice)
+    weights = np.take_along_axis(scores, np.maximum(ids, 0), axis=1)
+    if spec.score == "softmax_topk":
+        weights = softmax(np.where(ids < 0, -np.inf, weights))
+    return weights, ids
+
+
+def _beyond_capacity(capacity: int, ids: Array) -> Array:
+    """Which pairs [T,k] find their expert full: first choices of all tokens are served before second choices."""
+    in_order = ids.T.ravel()
+    full = np.zeros(in_order.shape, bool)
+    for expert in np.unique(in_order[in_order >= 0]):
+        full[np.flatnonzero(in_order == expert)[capacity:]] = True
+    return full.reshape(ids.T.shape).T
+
+
+@_silently
+def route(
+    spec: RouteSpec, logits: Array, correction_bias: Array | None = None, *, dtype: DTypeLike | None = None
+) -> tuple[Array, Array]:
+    """``moec.Route``: logits [T,E] (and a bias [E] on the choice) → weights [T,k], experts [T,k] (int32, -1 dropped).
+
+    A weight that is not greater than ``threshold`` is dropped, a NaN too. The comments number the steps of RouteSpec.
+    """
+    result_dtype = np.dtype(dtype or logits.dtype)
+    compute = _compute_dtype(result_dtype)
+    bias = None if correction_bias is None else correction_bias.astype(compute)
+    weights, ids = _scores_at_selected(spec, logits.astype(compute), bias)  # 1, 2, 3
+    if spec.threshold is not None:  # 4
+        ids = np.where(weights > spec.threshold, ids, -1)
+    weights = np.where(ids < 0, 0, weights)
+    if spec.normalize:  # 5
+        weights = weights / (weights.sum(axis=1, keepdims=True) + spec.normalize_epsilon)
+    weights = weights * spec.scale  # 6
+    if spec.capacity > 0 and spec.selection == "topk":  # 7
+        ids = np.where(_beyond_capacity(spec.capacity, ids), -1, ids)
+    return np.where(ids < 0, 0, weights).astype(result_dtype), ids.astype(np.int32)
+
+
+def _project(rows: Array, weight: Array, bias: Array | None, transposed: bool) -> Array:
+    weight = weight.astype(rows.dtype, copy=False)
+    product = rows @ (weight if transposed else weight.T)
+    return product if bias is None else product + bias.astype(rows.dtype)
+
+
+def _split_gate(spec: ExpertsSpec, fused: Array) -> tuple[Array, Array]:
+    """Gate and up parts of a projection that holds both."""
+    if spec.gate_layout == "interleaved":
+        return fused[:, 0::2], fused[:, 1::2]
+    first, second = np.split(fused, 2, axis=1)
+    return (first, second) if spec.gate_layout == "gate_up" else (second, first)
+
+
+def _activate(spec: ExpertsSpec, x: Array) -> Array:
+    if spec.activation == "silu":
+        return x * sigmoid(spec.alpha * x)
+    return ACTIVATIONS[spec.activation](x)
+
+
+def _expert(spec: ExpertsSpec, rows: Array, weights: dict[str, Array | None]) -> Array:
+    """One expert on rows [n,d]; ``weights`` holds this expert's slices under the names of ``EXPERT_WEIGHTS``."""
+    up, down = weights["up"], weights["down"]
+    assert up is not None and down is not None
+    hidden = _project(rows, up, weights["up_bias"], spec.up_transposed)
+    if not spec.gated:
+        hidden = _activate(spec, hidden)
+        return _project(hidden, down, weights["down_bias"], spec.down_transposed)
+    if spec.gate_layout == "separate":
+        assert weights["gate"] is not None
+        gate = _project(rows, weights["gate"], weights["gate_bias"], spec.up_transposed)
+    else:
+        gate, hidden = _split_gate(spec, hidden)
+    if spec.limit > 0:
+        gate, hidden = np.minimum(gate, spec.limit), np.clip(hidden, -spec.limit, spec.limit)
+    hidden = _activate(spec, gate) * (hidden + spec.up_offset)
+    return _project(hidden, down, weights["down_bias"], spec.down_transposed)
+
+
+def _check_ids(ids: Array, count: int) -> None:
+    if ids.size and not -1 <= ids.min() <= ids.max() < count:
+        raise ValueError(f"expert ids lie in [{ids.min()}, {ids.max()}]; allowed are -1 to {count - 1}")
+
+
+@_silently
+def experts(
+    spec: ExpertsSpec,
+    x: Array,
+    weights: Array,
+    experts: Array,
+    up: Array,
+    down: Array,
+    gate: Array | None = None,
+    up_bias: Array | None = None,
+    down_bias: Array | None = None,
+    gate_bias: Array | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """``moec.Experts``: x [T,d], weights [T,k], experts [T,k] and the experts' weights → y [T,d].
+
+    Raises ValueError for an id that is neither -1, nor an expert, nor an identity expert.
+    """
+    result_dtype = np.dtype(dtype or x.dtype)
+    compute = _compute_dtype(result_dtype)
+    x, weights = x.astype(compute), weights.astype(compute)
+    E = up.shape[0]
+    _check_ids(experts, E + spec.identity_experts)
+    stacked = {
+        "up": up,
+        "down": down,
+        "gate": gate,
+        "up_bias": up_bias,
+        "down_bias": down_bias,
+        "gate_bias": gate_bias,
+    }
+    width = down.shape[2 if spec.down_transposed else 1]
+    pairs = np.zeros((*experts.shape, width), compute)
+    for expert in np.unique(experts[experts >= 0]):
+        tokens, slots = np.nonzero(experts == expert)
+        scale = weights[tokens, slots, None]
+        rows = x[tokens] * scale if spec.weight_on_input else x[tokens]
+        if expert < E:
+            rows = _expert(spec, rows, {name: None if w is None else w[expert] for name, w in stacked.items()})
+        pairs[tokens, slots] = rows if spec.weight_on_input else rows * scale
+    return pairs.sum(axis=1).astype(result_dtype)
+
+
+@_silently
+def grouped_matmul(
+    x: Array, weights: Array, experts: Array, bias: Array | None = None, *, dtype: DTypeLike | None = None
+) -> Array:
+    """``moec.GroupedMatMul``: x [T,K], weights [E,K,N], experts [T,k], bias [E,N] → y [T,k,N], zero where the id is -1.
+
+    Raises ValueError for an id that is neither -1 nor an expert.
+    """
+    result_dtype = np.dtype(dtype or x.dtype)
+    x = x.astype(_compute_dtype(result_dtype))
+    _check_ids(experts, weights.shape[0])
+    y = np.zeros((*experts.shape, weights.shape[2]), x.dtype)
+    for expert in np.unique(experts[experts >= 0]):
+        tokens, slots = np.nonzero(experts == expert)
+        y[tokens, slots] = _project(x[tokens], weights[expert], None if bias is None else bias[expert], True)
+    return y.astype(result_dtype)
+
+
+def moe(
+    route_spec: RouteSpec,
+    experts_spec: ExpertsSpec,
+    x: Array,
+    logits: Array,
+    correction_bias: Array | None,
+    up: Array,
+    down: Array,
+    gate: Array | None = None,
+    up_bias: Array | None = None,
+    down_bias: Array | None = None,
+    gate_bias: Array | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """``moec.MoE``: route, then experts. Inputs in the order of the operator."""
+    weights, ids = route(route_spec, logits, correction_bias, dtype=dtype)
+    return experts(experts_spec, x, weights, ids, up, down, gate, up_bias, down_bias, gate_bias, dtype=dtype)

@@ -86,7 +86,7 @@ def _convert(model: ir.Model, version: int, where: str) -> ir.Model:
         ) from error
     result = ir.from_proto(converted)
     _attach_tensors(result, detached, inputs)
-    _restore_metadata(model, result)
+    _restore_annotations(model, result)
     return result
 
 
@@ -111,18 +111,24 @@ def _detach_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
 
 def _attach_tensors(model: ir.Model, detached: dict[str, ir.TensorProtocol], inputs: int) -> None:
     graph = model.graph
-    added = list(graph.inputs[inputs:])
-    del graph.inputs[inputs:]
+    kept, added = list(graph.inputs[:inputs]), list(graph.inputs[inputs:])
+    graph.inputs.clear()
+    graph.inputs.extend(kept)
     for value in added:
         if value.name in detached:
             value.const_value = detached[value.name]
             graph.register_initializer(value)
 
 
-def _restore_metadata(model: ir.Model, converted: ir.Model) -> None:
-    """The converter drops what ONNX calls metadata of the model and the exporter's name."""
+def _restore_annotations(model: ir.Model, converted: ir.Model) -> None:
+    """Undo what the converter does besides converting: it drops metadata, and replaces shapes by its own inference's,
+    whose made-up names for sizes hide that two sizes are the same."""
     converted.metadata_props.update(model.metadata_props)
     converted.producer_name, converted.producer_version = model.producer_name, model.producer_version
+    shapes = {value.name: value.shape for node in model.graph for value in node.outputs}
+    for node in converted.graph:
+        for value in node.outputs:
+            value.shape = shapes.get(value.name)
 
 
 def _first_line(error: Exception) -> str:

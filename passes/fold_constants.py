@@ -1,0 +1,164 @@
+"""Computing now what does not depend on the inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import is_op, replace_by_tensors
+
+_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+_KEPT = ("DequantizeLinear", "QuantizeLinear", "Dropout", "BatchNormalization")
+"""Quantised weights are wanted quantised; the other two have a meaning of their own in training."""
+_NEVER_LARGER = (
+    "Cast",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+_BOUNDED_BY_INPUTS = ("Compress", "NonZero", "Unique")
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldConstants:
+    """Replaces nodes whose inputs are all constant by constants.
+
+    1. Outputs of at most ``limit`` elements are computed now.
+    2. A larger result of an operator that makes nothing larger than its input (Transpose, Reshape, Slice, ...) becomes a
+       constant that computes itself when it is read: a weight stays in its file.
+    3. Everything else stays: large results are cheaper to compute than to store. So do random operators and
+       (de)quantisation.
+
+    ::
+
+        b = Mul (two, three); y = Add (x, b)        ->      y = Add (x, six)
+    """
+
+    name: ClassVar[str] = "fold-constants"
+    exactness: ClassVar[Exactness] = "exact"
+
+    limit: int = 65536
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        changed = False
+        version = model.graph.opset_imports[""]
+        for node in list(model.graph):
+            if not _is_constant_computation(node):
+                continue
+            types = _output_types(node, version)
+            if types is None:
+                continue
+            tensors = self._fold(node, types, version)
+            if tensors is not None:
+                replace_by_tensors(node, tensors)
+                changed = True
+        return changed
+
+    def _fold(self, node: ir.Node, types: list[_Type], version: int) -> list[ir.TensorProtocol] | None:
+        inputs = [None if value is None else value.const_value for value in node.inputs]
+        if _elements(node, types) <= self.limit and all(one is None or one.size <= self.limit for one in inputs):
+            arrays = _evaluate(node, version, inputs)
+            return None if arrays is None else [ir.tensor(array) for array in arrays]
+        lazy = is_op(node, *_NEVER_LARGER) and (node.op_type != "Gather" or inputs[1].size == 1)  # type: ignore[union-attr]
+        if not lazy or any(shape is None for _, shape in types):
+            return None
+        frozen = _Computation(node, version, inputs)
+        return [
+            ir.LazyTensor(functools.partial(frozen.output, index), dtype=dtype, shape=ir.Shape(shape))
+            for index, (dtype, shape) in enumerate(types)
+        ]
+
+
+_Type = tuple[ir.DataType, "tuple[int, ...] | None"]
+
+
+class _Computation:
+    """A folded node as it was: its operator, attributes and constant inputs."""
+
+    def __init__(self, node: ir.Node, version: int, inputs: list[ir.TensorProtocol | None]) -> None:
+        outputs = [ir.Value(name=f"output_{index}") for index in range(len(node.outputs))]
+        values = [None if one is None else ir.Value(name=f"input_{i}") for i, one in enumerate(inputs)]
+        self.node = ir.Node("", node.op_type, values, attributes=node.attributes.values(), outputs=outputs)
+        self.version, self.inputs = version, inputs
+
+    def output(self, index: int) -> ir.TensorProtocol:
+        arrays = _evaluate(self.node, self.version, self.inputs)
+        if arrays is None:
+            raise RuntimeError(f"{self.node.op_type} could be folded but not computed")
+        return ir.tensor(arrays[index])
+
+
+def _is_constant_computation(node: ir.Node) -> bool:
+    """Constants made by nothing but constants; a graph output keeps its node, so that it keeps its name."""
+    if node.domain != "" or node.op_type in (*_RANDOM, *_KEPT) or not any(one is not None for one in node.inputs):
+        return False
+    if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+        return False
+    if any(output.is_graph_output() for output in node.outputs):
+        return False
+    return all(one is None or (one.const_value is not None and not one.is_graph_input()) for one in node.inputs)
+
+
+def _output_types(node: ir.Node, version: int) -> list[_Type] | None:
+    """Element types and, where they are known without computing, shapes; None when ONNX cannot tell the types."""
+    inputs = [value for value in node.inputs if value is not None]
+    types = {value.name: ir.serde.serialize_type(ir.TensorType(value.const_value.dtype)) for value in inputs}  # type: ignore[union-attr]
+    for value in inputs:
+        ir.serde.serialize_shape_into(types[value.name], ir.Shape(value.const_value.shape))  # type: ignore[union-attr]
+    data = {
+        value.name: ir.serde.serialize_tensor(ir.tensor(value.const_value.numpy(), name=value.name))  # type: ignore[union-attr]
+        for value in inputs
+        if value.const_value.size <= 64 and value.const_value.dtype.is_integer()  # type: ignore[union-attr]
+    }
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        found = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError):
+        return None
+    if any(output.name not in found for output in node.outputs):
+        return None
+    result: list[_Type] = []
+    for output in node.outputs:
+        tensor_type = found[output.name].tensor_type
+        dims = tensor_type.shape.dim
+        known = tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
+        result.append((ir.DataType(tensor_type.elem_type), tuple(dim.dim_value for dim in dims) if known else None))
+    return result
+
+
+def _elements(node: ir.Node, types: list[_Type]) -> float:
+    """An upper bound of the elements of all outputs together."""
+    if all(shape is not None for _, shape in types):
+        return sum(float(np.prod(shape, dtype=float)) for _, shape in types if shape is not None)
+    if is_op(node, *_BOUNDED_BY_INPUTS):
+        return sum(one.const_value.size * max(1, len(one.const_value.shape)) for one in node.inputs if one is not None)  # type: ignore[union-attr]
+    return float("inf")
+
+
+def _evaluate(node: ir.Node, version: int, inputs: list[ir.TensorProtocol | None]) -> list[np.ndarray] | None:
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {value.name: one.numpy() for value, one in zip(node.inputs, inputs, strict=True) if one is not None}  # type: ignore[union-attr]
+    graph = onnx.helper.make_graph(
+        [ir.serde.serialize_node(node)],
+        node.op_type,
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
+        [onnx.helper.make_value_info(output.name, onnx.TypeProto()) for output in node.outputs],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+    try:
+        results = ReferenceEvaluator(model).run(None, feeds)
+    except Exception:  # an operator without a reference, or on a type it lacks: the node simply stays
+        return None
+    return [np.asarray(result) for result in results]

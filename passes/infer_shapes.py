@@ -1,0 +1,35 @@
+"""Types and shapes for every value, with named symbolic sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+from moec.passes.base import Exactness, Report
+
+
+@dataclasses.dataclass(frozen=True)
+class InferShapes:
+    """Sets type and shape of every value that :mod:`moec.ir.shapes` can infer.
+
+    ::
+
+        (float[T,4] x)  y = MatMul (x, w[4,8])      ->      <float[T,8] y>  y = MatMul (x, w[4,8])
+    """
+
+    name: ClassVar[str] = "infer-shapes"
+    exactness: ClassVar[Exactness] = "exact"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        from moec.ir import shapes
+
+        before = _shapes(model)
+        shapes.infer(model)
+        return _shapes(model) != before
+
+
+def _shapes(model: ir.Model) -> list[tuple[str | None, str, str]]:
+    return [
+        (value.name, str(value.dtype), str(value.shape)) for node in model.graph.all_nodes() for value in node.outputs
+    ]

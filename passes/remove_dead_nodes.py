@@ -1,0 +1,31 @@
+"""Nodes and constants that nothing uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+from moec.passes.base import Exactness, Report
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoveDeadNodes:
+    """Removes what no output depends on.
+
+    1. Nodes none of whose outputs is used, and then the nodes that only they used.
+    2. Constants without a user. Graph inputs stay: they are part of the model's face.
+    3. Unused optional outputs and trailing absent inputs of the nodes that stay.
+
+    ::
+
+        y = Relu (x); z = Exp (y)   returning y     ->      y = Relu (x)   returning y
+    """
+
+    name: ClassVar[str] = "remove-dead-nodes"
+    exactness: ClassVar[Exactness] = "exact"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+        return bool(RemoveUnusedNodesPass()(model).modified)

@@ -1,0 +1,60 @@
+"""Small tools that several passes share: reading constants and replacing values without changing the model's face."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether this is a node of the ONNX domain with one of these operators."""
+    return node is not None and node.domain == "" and node.op_type in op_types
+
+
+def constant(value: ir.Value | None, limit: int = 1024) -> np.ndarray | None:
+    """The data of a constant of at most ``limit`` elements; None for every other value."""
+    if value is None or value.const_value is None or value.is_graph_input() or value.const_value.size > limit:
+        return None
+    return value.const_value.numpy()
+
+
+def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """A new initializer. ``name`` must be new in the graph."""
+    tensor.name = name
+    shape, kind = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def replace_by_tensors(node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
+    """Replace a node, none of whose outputs is a graph output, by initializers that take over the outputs' names."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    names = [output.name for output in node.outputs]
+    for output, name, tensor in zip(node.outputs, names, tensors, strict=True):
+        output.name = f"{name}_replaced"
+        if output.uses():
+            output.replace_all_uses_with(add_constant(graph, tensor, str(name)))
+    graph.remove(node, safe=True)
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> bool:
+    """Let every user of ``old`` use ``new``; return whether that was possible.
+
+    A graph output keeps its name: when ``old`` is one, ``new`` takes the name over, which it cannot when it is itself
+    a graph input, output or constant; then nothing changes.
+    """
+    if old.is_graph_output():
+        if new.producer() is None or new.is_graph_output() or old.graph is not new.graph:
+            return False
+        graph, name = old.graph, old.name
+        assert isinstance(graph, ir.Graph)
+        old.name = f"{name}_replaced"
+        graph.outputs[:] = [new if output is old else output for output in graph.outputs]
+        new.name = name
+        new.shape = new.shape if old.shape is None else old.shape
+    old.replace_all_uses_with(new)
+    return True

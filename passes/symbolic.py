@@ -1,0 +1,266 @@
+"""Integer tensors of a graph as arrays of expressions over its symbolic sizes.
+
+Exporters compute target shapes with chains such as Shape, Gather, Unsqueeze, Concat. On arrays of Python objects
+(integers and sympy expressions) numpy itself does this arithmetic, so each operator here is about one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import sympy
+from moec.passes.rewriting import constant
+
+ELEMENTS = 64
+"""Longer integer tensors are data, not shapes."""
+
+
+def size(name: str) -> sympy.Symbol:
+    """The symbol of a named size: a whole number from 0 up."""
+    return sympy.Symbol(name, integer=True, nonnegative=True)
+
+
+def expression(dim: int | ir.SymbolicDim) -> sympy.Expr | None:
+    """A dimension as an expression; None when it is unknown."""
+    if isinstance(dim, int):
+        return sympy.Integer(dim)
+    if dim.value is None:
+        return None
+    parsed = ir.SymbolicDim(dim.value)._expr
+    if parsed is None:
+        return None
+    return parsed.xreplace({symbol: size(symbol.name) for symbol in parsed.free_symbols})
+
+
+def shape_of(value: ir.Value) -> list[sympy.Expr] | None:
+    """All dimensions of a value as expressions; None when one or the rank is unknown."""
+    if value.shape is None:
+        return None
+    dims = [expression(dim) for dim in value.shape]
+    return None if any(dim is None for dim in dims) else dims  # type: ignore[return-value]
+
+
+class SymbolicValues:
+    """Evaluates integer and boolean values on demand and remembers them. Valid until the graph changes."""
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Value, np.ndarray | None] = {}
+
+    def of(self, value: ir.Value | None) -> np.ndarray | None:
+        """An object array of integers, booleans and sympy expressions; None when it is not known."""
+        if value is None:
+            return None
+        if value not in self._known:
+            self._known[value] = None  # no way round: graphs have no cycles, this is for safety
+            self._known[value] = self._evaluate(value)
+        return self._known[value]
+
+    def _evaluate(self, value: ir.Value) -> np.ndarray | None:
+        data = constant(value, ELEMENTS)
+        if data is not None:
+            return data.astype(object) if data.dtype.kind in "iub" else None
+        node = value.producer()
+        if node is None or node.domain != "" or value.index() != 0:
+            return None
+        if node.op_type in _OF_SHAPES:
+            result = _OF_SHAPES[node.op_type](node)
+        elif node.op_type in _OPERATORS:
+            inputs = [self.of(one) for one in node.inputs]
+            if any(known is None for known, one in zip(inputs, node.inputs, strict=True) if one is not None):
+                return None
+            result = _OPERATORS[node.op_type](node, *inputs)
+        else:
+            return None
+        return None if result is None or result.size > ELEMENTS else result
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def _array(items: Any) -> np.ndarray:
+    return np.array(items, dtype=object)
+
+
+def _shape(node: ir.Node) -> np.ndarray | None:
+    source = node.inputs[0]
+    if source is None or source.shape is None:
+        return None
+    rank = len(source.shape)
+    start, end, _ = slice(_integer(node, "start", 0), _integer(node, "end", rank)).indices(rank)
+    dims = [expression(dim) for dim in list(source.shape)[start:end]]
+    return None if any(dim is None for dim in dims) else _array([_plain(dim) for dim in dims])
+
+
+def _size(node: ir.Node) -> np.ndarray | None:
+    dims = shape_of(node.inputs[0]) if node.inputs[0] is not None else None
+    return None if dims is None else _array(_plain(sympy.prod(dims)))
+
+
+def _plain(item: Any) -> Any:
+    """Python's own integers and booleans where the value is known."""
+    if isinstance(item, sympy.Integer):
+        return int(item)
+    if item in (sympy.true, sympy.false):
+        return bool(item)
+    return item
+
+
+def _each(function: Callable[..., Any]) -> Callable[..., np.ndarray | None]:
+    """Lift a function of expressions to arrays; an element it cannot decide makes the whole array unknown."""
+
+    def lifted(node: ir.Node, *arrays: np.ndarray) -> np.ndarray | None:
+        broadcast = np.broadcast_arrays(*arrays)
+        flat = [function(*items) for items in zip(*(one.ravel() for one in broadcast), strict=True)]
+        if any(item is None for item in flat):
+            return None
+        result = np.empty(len(flat), dtype=object)
+        result[:] = [_plain(item) for item in flat]
+        return result.reshape(broadcast[0].shape)
+
+    return lifted
+
+
+def _equal(left: Any, right: Any) -> bool | None:
+    difference = sympy.sympify(left) - sympy.sympify(right)
+    return difference.is_zero
+
+
+def _less(left: Any, right: Any) -> bool | None:
+    return (sympy.sympify(left) - sympy.sympify(right)).is_negative
+
+
+def _where(condition: Any, left: Any, right: Any) -> Any:
+    return (left if condition else right) if isinstance(condition, bool | np.bool_) else None
+
+
+def _divide(left: Any, right: Any) -> Any:
+    """ONNX divides integers towards zero, which is the floor for sizes."""
+    left, right = sympy.sympify(left), sympy.sympify(right)
+    if right.is_zero is not False or not left.is_nonnegative or not right.is_positive:
+        return None
+    quotient = sympy.cancel(left / right)
+    if quotient.is_integer:
+        return quotient
+    return sympy.floor(left / right)
+
+
+def _remainder(left: Any, right: Any) -> Any:
+    left, right = sympy.sympify(left), sympy.sympify(right)
+    return sympy.Mod(left, right) if left.is_nonnegative and right.is_positive else None
+
+
+def _gather(node: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.ndarray | None:
+    if any(not isinstance(index, int) for index in indices.ravel()):
+        return None
+    taken = np.take(data, indices.astype(np.int64), axis=_integer(node, "axis", 0))
+    return taken if isinstance(taken, np.ndarray) else _array(taken)
+
+
+def _slice(node: ir.Node, data: np.ndarray, *bounds: np.ndarray | None) -> np.ndarray | None:
+    if data.ndim != 1 or any(one is not None and not isinstance(one.ravel()[0], int) for one in bounds):
+        return None
+    start, end, step = (
+        int(bounds[index].ravel()[0]) if len(bounds) > index and bounds[index] is not None else default  # type: ignore[union-attr]
+        for index, default in ((0, 0), (1, 0), (3, 1))
+    )
+    return data[_clamp(start) : _clamp(end) : step] if step > 0 else None
+
+
+def _clamp(bound: int) -> int:
+    return max(-ELEMENTS - 1, min(bound, ELEMENTS + 1))
+
+
+def _reshape(node: ir.Node, data: np.ndarray, target: np.ndarray) -> np.ndarray | None:
+    if any(not isinstance(size, int) or size == 0 for size in target.ravel()):
+        return None
+    return data.reshape([int(size) for size in target.ravel()])
+
+
+def _squeeze(node: ir.Node, data: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
+    return data.squeeze(None if axes is None else tuple(int(axis) for axis in axes.ravel()))
+
+
+def _unsqueeze(node: ir.Node, data: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    return np.expand_dims(data, tuple(int(axis) for axis in axes.ravel()))
+
+
+def _cast(node: ir.Node, data: np.ndarray) -> np.ndarray | None:
+    to = ir.DataType(node.attributes["to"].as_int())
+    if to == ir.DataType.BOOL:
+        return _each(lambda item: None if (zero := _equal(item, 0)) is None else not zero)(node, data)
+    if to in (ir.DataType.INT64, ir.DataType.INT32):
+        return _each(lambda item: int(item) if isinstance(item, bool) else item)(node, data)
+    return None
+
+
+def _constant_of_shape(node: ir.Node, shape: np.ndarray) -> np.ndarray | None:
+    fill = node.attributes.get("value")
+    fill_value = fill.as_tensor().numpy().ravel()[0] if fill is not None else np.float32(0)
+    if np.asarray(fill_value).dtype.kind not in "iub" or any(not isinstance(size, int) for size in shape.ravel()):
+        return None
+    sizes = [int(size) for size in shape.ravel()]
+    if np.prod(sizes, dtype=float) > ELEMENTS or any(size < 0 for size in sizes):
+        return None
+    return np.full(sizes, fill_value).astype(object)
+
+
+def _expand(node: ir.Node, data: np.ndarray, shape: np.ndarray) -> np.ndarray | None:
+    if any(not isinstance(size, int) for size in shape.ravel()):
+        return None
+    sizes = np.broadcast_shapes(data.shape, tuple(int(size) for size in shape.ravel()))
+    return np.broadcast_to(data, sizes) if np.prod(sizes, dtype=float) <= ELEMENTS else None
+
+
+def _reduce(combine: Callable[[Any], Any]) -> Callable[..., np.ndarray | None]:
+    def reduced(node: ir.Node, data: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray | None:
+        if data.ndim != 1 or (axes is None and _integer(node, "noop_with_empty_axes", 0)):
+            return None
+        total = _array(_plain(combine([sympy.sympify(item) for item in data])))
+        return total.reshape(1) if _integer(node, "keepdims", 1) else total
+
+    return reduced
+
+
+def _range(node: ir.Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> np.ndarray | None:
+    bounds = [one.ravel()[0] for one in (start, limit, delta)]
+    if any(not isinstance(bound, int) for bound in bounds) or bounds[2] == 0:
+        return None
+    numbers = range(*bounds)
+    return _array(list(numbers)) if len(numbers) <= ELEMENTS else None
+
+
+_OF_SHAPES: dict[str, Callable[[ir.Node], np.ndarray | None]] = {"Shape": _shape, "Size": _size}
+
+_OPERATORS: dict[str, Callable[..., np.ndarray | None]] = {
+    "Add": _each(lambda left, right: sympy.sympify(left) + right),
+    "Cast": _cast,
+    "Concat": lambda node, *parts: np.concatenate(parts, axis=_integer(node, "axis", 0)),
+    "ConstantOfShape": _constant_of_shape,
+    "Div": _each(_divide),
+    "Equal": _each(_equal),
+    "Expand": _expand,
+    "Gather": _gather,
+    "Greater": _each(lambda left, right: _less(right, left)),
+    "Identity": lambda node, data: data,
+    "Less": _each(_less),
+    "Max": _each(lambda *items: sympy.Max(*items)),
+    "Min": _each(lambda *items: sympy.Min(*items)),
+    "Mod": _each(_remainder),
+    "Mul": _each(lambda left, right: sympy.expand(sympy.sympify(left) * right)),
+    "Neg": _each(lambda item: -sympy.sympify(item)),
+    "Not": _each(lambda item: (not item) if isinstance(item, bool | np.bool_) else None),
+    "Range": _range,
+    "ReduceProd": _reduce(sympy.prod),
+    "ReduceSum": _reduce(sum),
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Squeeze": _squeeze,
+    "Sub": _each(lambda left, right: sympy.sympify(left) - right),
+    "Unsqueeze": _unsqueeze,
+    "Where": _each(_where),
+}

@@ -1,0 +1,45 @@
+"""Candidates for what experts do between their projections, with the constants that the graph contains.
+
+However an activation is spelled (GELU as a chain around Erf, SiLU as Sigmoid and Mul), it is a function; so the
+candidates are not recognised but tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from moec.ir.dialect import Activation, ExpertsSpec, choices
+from moec.passes.raising.block import Block
+
+_LIMITING = ("Clip", "Min", "Max")
+_ADDING = ("Add", "Sub")
+_SCALING = ("Mul", "Div")
+
+
+def activations(block: Block, spec: ExpertsSpec) -> Iterator[ExpertsSpec]:
+    """``spec`` with every activation, alpha, limit, offset and place of the routing weight that the graph allows."""
+    alphas = {1.0, *_scalars(block, _SCALING), *_alpha_attributes(block)}
+    limits = {0.0, *_scalars(block, _LIMITING)} if spec.gated else {0.0}
+    offsets = {0.0, *_scalars(block, _ADDING)} if spec.gated else {0.0}
+    names: tuple[Activation, ...] = choices(ExpertsSpec, "activation")  # type: ignore[assignment]
+    for weight_on_input, name in itertools.product((False, True), names):
+        own_alphas = sorted(alphas) if name == "silu" else [1.0]
+        for alpha, limit, offset in itertools.product(own_alphas, sorted(limits), sorted(offsets)):
+            yield dataclasses.replace(
+                spec, activation=name, alpha=alpha, limit=limit, up_offset=offset, weight_on_input=weight_on_input
+            )
+
+
+def _scalars(block: Block, operators: tuple[str, ...]) -> set[float]:
+    """Positive scalar constants of the experts' operators of these types."""
+    nodes = (node for node in block.expert_nodes() if node.op_type in operators)
+    numbers = (block.facts.scalar(value) for node in nodes for value in node.inputs)
+    return {number for number in numbers if number is not None and number > 0}
+
+
+def _alpha_attributes(block: Block) -> set[float]:
+    """``alpha`` of fused activations such as com.microsoft.QuickGelu."""
+    nodes = (node for node in block.expert_nodes() if node.domain and "alpha" in node.attributes)
+    return {node.attributes["alpha"].as_float() for node in nodes}

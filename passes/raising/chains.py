@@ -1,0 +1,75 @@
+"""The experts inside a block: chains of projections, and the weights they use.
+
+A chain is what one expert (or all of them at once, with stacked weights) does to its rows: an up projection, perhaps a
+gate projection, and a down projection that no other projection comes after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from moec.passes.raising.block import Block, Projection
+from moec.passes.raising.facts import follow_data
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Projections in graph order, the down projection last, and each one's bias constant or None."""
+
+    projections: tuple[Projection, ...]
+    biases: tuple[ir.Value | None, ...]
+
+
+def find_chains(block: Block) -> list[Chain]:
+    """All chains of a block, in the order of their down projections."""
+    projections = block.projections()
+    by_node = {projection.node: projection for projection in projections}
+    behind: dict[ir.Value, frozenset[Projection]] = {}
+    inner: set[Projection] = set()
+    used_by: dict[Projection, frozenset[Projection]] = {}
+    for node in block.expert_nodes():
+        before = frozenset().union(*(behind.get(value, frozenset()) for value in node.inputs if value is not None))
+        projection = by_node.get(node)
+        if projection is not None:
+            inner |= before
+            used_by[projection] = before
+            before = before | {projection}
+        for value in node.outputs:
+            behind[value] = before
+    biases = _find_biases(block, by_node)
+    chains = []
+    for last in projections:
+        if last not in inner:
+            members = sorted(used_by[last] | {last}, key=lambda p: block.facts.order[p.node])
+            chains.append(Chain(tuple(members), tuple(biases.get(member) for member in members)))
+    return chains
+
+
+def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Projection, ir.Value]:
+    """Constants added to a projection's result before anything else is done with it."""
+    facts = block.facts
+    biases: dict[Projection, ir.Value] = {}
+    for node, projection in by_node.items():
+        if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            biases[projection] = node.inputs[2]
+    for node in block.expert_nodes():
+        if node.op_type not in ("Add", "BiasGelu"):
+            continue
+        left, right = node.inputs[0], node.inputs[1]
+        for data, added in ((left, right), (right, left)):
+            if data is None or added is None:
+                continue
+            source = follow_data(data, lambda v: v.producer() in by_node)
+            bias = follow_data(added, lambda v: facts.constant(v) or v in (block.x, block.logits))
+            if (
+                source is not None
+                and bias is not None
+                and facts.constant(bias)
+                and max(facts.shape(bias), default=1) > 1
+            ):
+                owner = source.producer()
+                assert owner is not None
+                biases.setdefault(by_node[owner], bias)
+    return biases

@@ -1,0 +1,129 @@
+"""The check that disposes: does a proposal compute what the cut-out block computes?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from moec.ir.dialect import ExpertsSpec
+from moec.ir.semantics import experts, route
+from moec.passes.raising.block import Block
+from moec.passes.raising.facts import Array
+from moec.passes.raising.router import Routing
+from moec.passes.raising.weights import ExpertTensor
+
+TOLERANCE = 1e-5
+"""Largest difference allowed between a row of y and the original's, relative to the row's largest entry."""
+
+GATHER_BUDGET = 1 << 28
+"""Bytes of weights a block may gather per evaluation: formulations that gather weights copy them for every token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """Everything that is needed to write the raised operators."""
+
+    routing: Routing
+    spec: ExpertsSpec
+    tensors: dict[str, ExpertTensor]
+
+    def run(self, block: Block, x: Array, logits: Array) -> Array:
+        """y [T,d] in float64."""
+        bias = self.routing.correction_bias
+        correction = None if bias is None else block.facts.array(bias).reshape(-1)
+        weights, ids = route(self.routing.spec, logits, correction, dtype=np.float64)
+        arrays = {name: tensor.array() for name, tensor in self.tensors.items()}
+        return experts(self.spec, x, weights, ids, **arrays, dtype=np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Inputs to compare on: rows x [T,d] and logits [T,E]."""
+
+    name: str
+    x: Array
+    logits: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """``difference`` is the worst over all trials; ``undefined`` names the trials the original cannot run."""
+
+    difference: float
+    worst_trial: str
+    undefined: tuple[str, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        return self.difference <= TOLERANCE
+
+
+def judge(block: Block, proposal: Proposal) -> Verdict:
+    """Run the cut-out original and the proposal on all trials."""
+    worst, worst_trial = 0.0, ""
+    undefined = []
+    for trial in trials(block, proposal):
+        try:
+            (want,) = block.evaluate(trial.x, trial.logits, [block.y])
+        except Exception:  # an expert loop that cannot do without tokens stumbles in whatever operator comes first
+            undefined.append(trial.name)
+            continue
+        found = difference(proposal.run(block, trial.x, trial.logits), want)
+        if found > worst:
+            worst, worst_trial = found, trial.name
+    if {"every expert", "one token"} <= set(undefined):
+        return Verdict(float("inf"), "every expert", tuple(undefined))
+    return Verdict(worst, worst_trial, tuple(undefined))
+
+
+def difference(got: Array, want: Array) -> float:
+    """The worst row: largest absolute difference over largest absolute entry. Infinite where either is not finite."""
+    if got.size != want.size:
+        return float("inf")
+    if got.size == 0:
+        return 0.0
+    want = want.reshape(got.shape)
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return float("inf")
+    scale = np.maximum(np.abs(want).max(axis=1), 1e-30)
+    return float((np.abs(got - want).max(axis=1) / scale).max())
+
+
+def sample_rows(T: int, d: int) -> Array:
+    """Rows x [T,d] of very different magnitude, so that limits and saturating activations show."""
+    return np.random.default_rng(1).normal(size=(T, d)) * np.resize([1.0, 0.3, 8.0, 60.0], T)[:, None]
+
+
+def driving_logits(T: int, E: int, k: int) -> Array:
+    """Logits [T,E] in which token t prefers experts t*k to t*k+k-1 (modulo E)."""
+    logits = np.random.default_rng(2).normal(size=(T, E))
+    preferred = (np.arange(T)[:, None] * k + np.arange(k)) % E
+    np.put_along_axis(logits, preferred, 4 + np.take_along_axis(logits, preferred, 1), axis=1)
+    return logits
+
+
+def trials(block: Block, proposal: Proposal) -> Iterator[Trial]:
+    """Every expert driven, one expert preferred, ties, one token, no token, many tokens."""
+    E, d, k = block.E, block.d, proposal.routing.spec.k
+    random = np.random.default_rng(3)
+    most = _affordable_tokens(proposal)
+
+    def trial(name: str, logits: Array) -> Iterator[Trial]:
+        for start in range(0, max(1, len(logits)), most):
+            part = logits[start : start + most]
+            yield Trial(name, sample_rows(len(part), d), part)
+
+    yield from trial("every expert", driving_logits(-(-4 * E // k), E, k))
+    yield from trial("one expert preferred", np.zeros((3, E)) + 5 * (np.arange(E) == E - 1))
+    yield from trial("ties", random.integers(0, 2, size=(4, E)).astype(float))
+    yield from trial("one token", random.normal(size=(1, E)))
+    yield from trial("no token", np.zeros((0, E)))
+    yield from trial("many tokens", random.normal(size=(min(most, 4 * E + 1), E)) * 3)
+
+
+def _affordable_tokens(proposal: Proposal) -> int:
+    """Tokens per evaluation such that the weights gathered for them stay within the budget (in float64)."""
+    per_expert = sum(8 * int(np.prod(tensor.shape[1:])) for tensor in proposal.tensors.values())
+    return max(1, GATHER_BUDGET // (per_expert * proposal.routing.spec.k))

@@ -1,0 +1,130 @@
+"""What can be known about a graph without running it: constants, order, and what depends on what.
+
+Reading only the shape of a value (``Shape``) does not count as depending on its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.interpreter import evaluate
+
+Array = np.ndarray[Any, Any]
+
+MOVEMENT = frozenset(
+    "Cast Expand Flatten Gather GatherND Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split()
+)
+"""Operators that move or repeat the elements of their first input and compute nothing."""
+
+
+class Facts:
+    """Constants and node order of one graph. Valid until the graph changes."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.order = {node: position for position, node in enumerate(graph)}
+        self.outputs = {value for value in graph.outputs if value is not None}
+        self._arrays: dict[ir.Value, Array] = {}
+        self._constant = {value for value in graph.initializers.values() if value.const_value is not None}
+        self._constant -= set(graph.inputs)
+        for node in graph:
+            if self._is_constant(node):
+                self._constant.update(node.outputs)
+
+    def _is_constant(self, node: ir.Node) -> bool:
+        if node.op_type == "Constant" and not node.domain:
+            return True
+        inputs = [value for value in node.inputs if value is not None]
+        has_body = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        return bool(inputs) and not has_body and all(value in self._constant for value in inputs)
+
+    def constant(self, value: ir.Value | None) -> bool:
+        return value is not None and value in self._constant
+
+    def array(self, value: ir.Value) -> Array:
+        """The elements of a constant value; folded constants are computed on first use."""
+        if value.const_value is not None:
+            return value.const_value.numpy()
+        if value not in self._arrays:
+            nodes = self.between([value], stop=lambda v: v.const_value is not None)
+            self._arrays[value] = evaluate(nodes, {}, [value])[0]
+        return self._arrays[value]
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """The shape of a constant value."""
+        if value.shape is not None and value.shape.is_static():
+            return tuple(value.shape.numpy())
+        return self.array(value).shape
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """The number a constant of one element holds; None for everything else."""
+        if value is None or not self.constant(value) or int(np.prod(self.shape(value))) != 1:
+            return None
+        array = self.array(value)
+        return float(array.reshape(())) if array.dtype.kind in "fiu" else None
+
+    def between(self, outputs: Iterable[ir.Value], stop: Callable[[ir.Value], bool]) -> list[ir.Node]:
+        """The nodes that compute ``outputs`` from the values at which ``stop`` says so, in graph order."""
+        found: set[ir.Node] = set()
+        pending = [value for value in outputs if not stop(value)]
+        while pending:
+            node = pending.pop().producer()
+            if node is None or node in found:
+                continue
+            found.add(node)
+            pending.extend(value for value in node.inputs if value is not None and not stop(value))
+        return sorted(found, key=self.order.__getitem__)
+
+    def dependents(self, values: Iterable[ir.Value], within: Iterable[ir.Node]) -> set[ir.Value]:
+        """``values`` and all that is computed from their data by the nodes ``within`` (given in graph order)."""
+        reached = set(values)
+        for node in within:
+            if node.op_type != "Shape" and any(value in reached for value in node.inputs):
+                reached.update(node.outputs)
+        return reached
+
+    def gateways_after(self, values: Iterable[ir.Value]) -> Iterator[ir.Value]:
+        """Values that everything computed from ``values`` passes through (post-dominators), nearest first."""
+        reached = set(values)
+        alive_until = max((self._last_data_use(value) for value in reached), default=-1)
+        start = min(self.order[node] for value in reached if (node := value.producer()) is not None)
+        for node, position in self.order.items():
+            if position <= start or node.op_type == "Shape" or not any(value in reached for value in node.inputs):
+                continue
+            reached.update(node.outputs)
+            if len(node.outputs) == 1 and alive_until <= position:
+                yield node.outputs[0]
+            for value in node.outputs:
+                last_use = float("inf") if value in self.outputs else self._last_data_use(value)
+                alive_until = max(alive_until, last_use)
+
+    def _last_data_use(self, value: ir.Value) -> float:
+        return max((self.order[node] for node in value.consumers() if node.op_type != "Shape"), default=-1)
+
+    def gateways_before(self, value: ir.Value, given: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
+        """Values that all data of ``value`` passes through (dominators), nearest first; ``given`` counts as constant."""
+        pending = {value}
+        while pending:
+            if len(pending) == 1:
+                yield next(iter(pending))
+            inner = [v for v in pending if v.producer() is not None]
+            if len(inner) < len(pending) and len(pending) > 1 or not inner:
+                return
+            node = max((v.producer() for v in inner), key=lambda n: self.order[n])  # type: ignore[index]
+            assert node is not None
+            pending.difference_update(node.outputs)
+            if node.op_type != "Shape":
+                pending.update(v for v in node.inputs if v is not None and not self.constant(v) and v not in given)
+
+
+def follow_data(value: ir.Value, until: Callable[[ir.Value], bool]) -> ir.Value | None:
+    """Walk back from ``value`` through operators that only move data, to the first value for which ``until`` holds."""
+    while not until(value):
+        node = value.producer()
+        if node is None or node.op_type not in MOVEMENT or node.inputs[0] is None:
+            return None
+        value = node.inputs[0]
+    return value

@@ -1,0 +1,99 @@
+"""Writing the raised operators into the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir import dialect
+from moec.passes.raising.block import Block
+from moec.passes.raising.check import Proposal
+from moec.passes.raising.weights import ExpertTensor
+
+BLOCK_KEY = "moec.block"
+"""Metadata of Route and Experts nodes: the name under which a block is described to the user."""
+
+
+def replace(graph: ir.Graph, block: Block, proposal: Proposal) -> None:
+    """Compute ``block.y`` by Route and Experts. What thereby becomes unused is left to remove-dead-nodes."""
+    name = block.name
+    writer = _Writer(graph, block, name)
+    logits = writer.rows(block.logits, block.E, "logits")
+    x = writer.rows(block.x, block.d, "x")
+    bias = proposal.routing.correction_bias
+    route_inputs = {"logits": logits, "correction_bias": None if bias is None else writer.vector(bias)}
+    route = dialect.make_node("Route", route_inputs, proposal.routing.spec, name=f"{name}.route")
+    weights, experts_ids = writer.add(route, block.logits.dtype, "weights", "experts")
+    experts_ids.dtype = ir.DataType.INT32
+    tensors = {key: writer.tensor(key, tensor) for key, tensor in proposal.tensors.items()}
+    inputs = {"x": x, "weights": weights, "experts": experts_ids, **tensors}
+    experts = dialect.make_node("Experts", inputs, proposal.spec, name=f"{name}.experts")
+    (y,) = writer.add(experts, block.x.dtype, "y")
+    writer.finish(y)
+
+
+@dataclasses.dataclass
+class _Writer:
+    """Adds nodes before the one that computed y, with unique names below ``name``."""
+
+    graph: ir.Graph
+    block: Block
+    name: str
+
+    def add(self, node: ir.Node, dtype: ir.DataType | None, *outputs: str) -> tuple[ir.Value, ...]:
+        for value, label in zip(node.outputs, outputs, strict=True):
+            value.name = f"{self.name}.{label}"
+            value.dtype = dtype
+        node.metadata_props[BLOCK_KEY] = self.name
+        producer = self.block.y.producer()
+        assert producer is not None
+        self.graph.insert_before(producer, node)
+        return tuple(node.outputs)
+
+    def rows(self, value: ir.Value, width: int, label: str) -> ir.Value:
+        """``value`` as a matrix with one row per token."""
+        if value.shape is not None and len(value.shape) == 2:
+            return value
+        target = self.constant(np.array([-1, width]), f"{label}.rows_shape")
+        node = ir.node("Reshape", [value, target], name=f"{self.name}.{label}.rows")
+        return self.add(node, value.dtype, f"{label}.rows")[0]
+
+    def constant(self, array: np.ndarray, label: str) -> ir.Value:
+        return self._initializer(ir.tensor(array, name=f"{self.name}.{label}"))
+
+    def vector(self, value: ir.Value) -> ir.Value:
+        """A constant with one number per expert as an initializer [E]."""
+        facts = self.block.facts
+        if value.const_value is not None and facts.shape(value) == (self.block.E,):
+            return value
+        return self.constant(facts.array(value).reshape(-1), "correction_bias")
+
+    def tensor(self, label: str, tensor: ExpertTensor) -> ir.Value:
+        """A weight of all experts; copied only when its numbers are first read, and not at all if stored as needed."""
+        if tensor.is_as_stored:
+            return tensor.parts[0]
+        lazy = ir.LazyTensor(
+            lambda: ir.tensor(tensor.array()), tensor.dtype, ir.Shape(tensor.shape), name=f"{self.name}.{label}"
+        )
+        return self._initializer(lazy)
+
+    def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.Value(
+            name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def finish(self, y: ir.Value) -> None:
+        """Let y [T,d] take the place of the block's output, in the shape that had."""
+        old = self.block.y
+        shape = self.block.x.shape
+        if old.shape is None or len(old.shape) != 2:
+            if shape is not None and len(shape) == len(old.shape or shape):
+                shape_node = ir.node("Shape", [self.block.x], name=f"{self.name}.shape")
+                (target,) = self.add(shape_node, ir.DataType.INT64, "shape")
+                node = ir.node("Reshape", [y, target], name=f"{self.name}.restore")
+                (y,) = self.add(node, old.dtype, "restored")
+        ir.convenience.replace_all_uses_with(old, y, replace_graph_outputs=True)

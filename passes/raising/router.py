@@ -1,0 +1,153 @@
+"""Finding the RouteSpec that does what a router does: by trying, not by reading.
+
+Every RouteSpec of a small grid, filled with the constants found in the router, runs on sample logits. The ones that
+agree with a pair of weights and expert ids (or with a dense matrix of weights) somewhere in the router are proposed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.dialect import RouteSpec
+from moec.ir.semantics import route
+from moec.passes.raising.block import Block
+from moec.passes.raising.facts import Array
+
+TOLERANCE = 1e-6
+SCORES = ("softmax", "softmax_topk", "sigmoid", "sqrt_softplus", "softplus", "relu", "identity")
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """A proposal: what the router does, and the correction bias [E] if it has one."""
+
+    spec: RouteSpec
+    correction_bias: ir.Value | None = None
+
+
+def propose_routings(block: Block) -> list[Routing]:
+    """Routings that agree with the router on sample logits, those seen latest in the graph first."""
+    logits = sample_logits(block.E)
+    observed = _observe(block, logits)
+    if not observed:
+        return []
+    found: dict[Routing, int] = {}
+    for routing in _grid(block, sorted({view.k for view in observed})):
+        bias = None if routing.correction_bias is None else block.facts.array(routing.correction_bias).reshape(-1)
+        mixture = as_mixture(*route(routing.spec, logits, bias, dtype=np.float64), block.E)
+        for view in observed:
+            if view.k == routing.spec.k and _agree(view.mixture, mixture):
+                found[routing] = max(found.get(routing, 0), view.position)
+    return sorted(found, key=lambda routing: -found[routing])
+
+
+def sample_logits(E: int) -> Array:
+    """Logits [T,E] that tell routers apart: ordinary ones, ties, all equal, and large negative ones."""
+    random = np.random.default_rng(0)
+    ordinary = random.normal(size=(8 * E + 16, E)) * 2
+    ties = random.integers(0, 3, size=(8, E)).astype(float)
+    return np.concatenate([ordinary, ties, np.zeros((1, E)), random.normal(size=(4, E)) - 7])
+
+
+def as_mixture(weights: Array, ids: Array, E: int) -> Array:
+    """Weights [T,k] and ids [T,k] as a dense matrix [T,E]; ids of -1 are left out."""
+    mixture = np.zeros((len(weights), E))
+    tokens, slots = np.nonzero(ids >= 0)
+    np.add.at(mixture, (tokens, ids[tokens, slots]), weights[tokens, slots])
+    return mixture
+
+
+def _agree(a: Array, b: Array) -> bool:
+    return bool(np.all(np.abs(a - b) <= TOLERANCE * np.abs(b).max(axis=1, keepdims=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A mixture [T,E] of k experts that the router computes; ``position`` orders views by their place in the graph."""
+
+    mixture: Array
+    k: int
+    position: int
+
+
+def _observe(block: Block, logits: Array) -> list[_View]:
+    nodes = block.router_nodes()
+    loops = block.facts.dependents((v for n in nodes if n.op_type == "NonZero" for v in n.outputs), nodes)
+    values = [v for n in nodes for v in n.outputs if v not in loops and v.name]
+    x = np.ones((len(logits), block.d))
+    arrays = block.evaluate(x, logits, values)
+    return list(_views([(v, a) for v, a in zip(values, arrays, strict=True) if a.size and a.ndim], len(logits), block))
+
+
+def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterator[_View]:
+    E, order = block.E, block.facts.order
+    ids = [a.reshape(T, -1) for _, a in found if a.dtype.kind == "i" and a.size % T == 0 and a.size < T * E]
+    ids = [a for a in ids if 0 <= a.min() and a.max() < E]
+    for value, array in found:
+        producer = value.producer()
+        if array.dtype.kind != "f" or array.size % T or producer is None:
+            continue
+        rows = array.reshape(T, -1)
+        for chosen in ids:
+            if chosen.shape == rows.shape:
+                yield _View(as_mixture(rows, chosen, E), chosen.shape[1], order[producer])
+        if array.shape[-1] == E and rows.shape[1] == E:
+            k = int((rows != 0).sum(axis=1).max())
+            if k < E:
+                yield _View(rows, k, order[producer])
+
+
+def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
+    numbers = _numbers(block)
+    biases = [None, *_vectors(block)]
+    scales = [1.0, *(n for n in numbers if n > 0 and n != 1)]
+    epsilons = [0.0, *(n for n in numbers if 0 < n < 1e-3)]
+    for k in widths:
+        shapes = _group_options(block, k)
+        for score, bias, groups in itertools.product(SCORES, biases, shapes):
+            for scale in scales:
+                yield Routing(RouteSpec(k=k, score=score, scale=scale, **groups), bias)
+                for epsilon in epsilons if score != "softmax_topk" else ():
+                    spec = RouteSpec(k, score, normalize=True, normalize_epsilon=epsilon, scale=scale, **groups)
+                    yield Routing(spec, bias)
+        if k <= 2:
+            yield from (Routing(RouteSpec(k, "sparsemixer", jitter=n / 2)) for n in numbers if 0 < n < 1)
+
+
+def _numbers(block: Block) -> list[float]:
+    """Distinct scalar constants of the router."""
+    scalars = (block.facts.scalar(value) for node in block.router_nodes() for value in node.inputs)
+    return sorted({round(s, 12) for s in scalars if s is not None and np.isfinite(s)})
+
+
+def _vectors(block: Block) -> list[ir.Value]:
+    """Constants of the router with one number per expert: candidates for the correction bias."""
+    facts = block.facts
+    values = dict.fromkeys(v for node in block.router_nodes() for v in node.inputs if facts.constant(v))
+    return [v for v in values if v is not None and _is_vector(facts.array(v), block.E)]
+
+
+def _is_vector(array: Array, E: int) -> bool:
+    return array.size == E and array.dtype.kind == "f"
+
+
+def _group_options(block: Block, k: int) -> list[dict[str, Any]]:
+    """No groups, and every (number of groups, groups kept, score of a group) that constants of the router suggest."""
+    facts, E = block.facts, block.E
+    options: list[dict[str, Any]] = [{}]
+    counts: set[int] = set()
+    for node in block.router_nodes():
+        if node.op_type == "Reshape" and node.inputs[1] is not None and facts.constant(node.inputs[1]):
+            counts.update(int(size) for size in facts.array(node.inputs[1]).ravel() if 1 < size < E and E % size == 0)
+    kept = {int(n) for n in _numbers(block) if n == int(n) and 0 < n}
+    for groups, groups_kept in itertools.product(sorted(counts), sorted(kept)):
+        if groups_kept < groups and groups_kept * (E // groups) >= k:
+            for group_score in ("max", "sum_top2") if E // groups >= 2 else ("max",):
+                options.append({"groups": groups, "groups_kept": groups_kept, "group_score": group_score})
+    return options

@@ -1,0 +1,119 @@
+"""Weights of all experts as tensors [E,...]: proposals for ExpertsSpec's layouts, read from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.dialect import ExpertsSpec, GateLayout
+from moec.passes.raising.chains import Chain
+from moec.passes.raising.facts import Array, Facts
+
+FUSED_LAYOUTS: tuple[GateLayout, ...] = ("gate_up", "interleaved", "up_gate")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertTensor:
+    """A tensor with one entry per expert along its first axis, made from one constant or from one per expert.
+
+    ``shape`` is [E,a,b] for weights and [E,a] for biases. The single constant has its experts along ``expert_axis``
+    (its axes of size 1 not counted), or is [E*a,b].
+    """
+
+    facts: Facts
+    parts: tuple[ir.Value, ...]
+    shape: tuple[int, ...]
+    expert_axis: int = 0
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether the constant can be used as it is."""
+        part = self.parts[0]
+        return len(self.parts) == 1 and part.const_value is not None and self.facts.shape(part) == self.shape
+
+    @property
+    def dtype(self) -> ir.DataType:
+        dtype = self.parts[0].dtype
+        return dtype if dtype is not None else ir.DataType.from_numpy(self.facts.array(self.parts[0]).dtype)
+
+    def array(self) -> Array:
+        if len(self.parts) > 1:
+            return np.stack([self.facts.array(part).reshape(self.shape[1:]) for part in self.parts])
+        array = self.facts.array(self.parts[0])
+        squeezed = array.reshape([size for size in array.shape if size > 1])
+        return np.moveaxis(squeezed, self.expert_axis, 0).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """A proposal for the experts' weights; the spec's activation is still open."""
+
+    spec: ExpertsSpec
+    tensors: dict[str, ExpertTensor]
+
+
+def arrangements(facts: Facts, chains: list[Chain], E: int, d: int) -> Iterator[Arrangement]:
+    """Every reading of the chains' weights as experts of hidden size d that their shapes allow."""
+    weights = [_tensors(facts, [c.projections[i].weight for c in chains], E, 3) for i in range(len(chains[0].biases))]
+    biases = [_bias(facts, [chain.biases[i] for chain in chains], E) for i in range(len(weights))]
+    orders = ([None, 0, 1],) if len(weights) == 2 else ([0, 1, 2], [1, 0, 2])
+    for order in orders:
+        gate, up, down = order
+        for up_tensor, down_tensor in itertools.product(weights[up], weights[down]):
+            for gate_tensor in [None] if gate is None else weights[gate]:
+                tensors = {
+                    "up": up_tensor,
+                    "down": down_tensor,
+                    "gate": gate_tensor,
+                    "up_bias": biases[up],
+                    "down_bias": biases[down],
+                    "gate_bias": None if gate is None else biases[gate],
+                }
+                present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+                yield from (Arrangement(spec, present) for spec in _specs(present, d))
+
+
+def _tensors(facts: Facts, parts: list[ir.Value], E: int, rank: int) -> list[ExpertTensor]:
+    """Readings of constants (one for all experts, or one each) as a tensor [E,...] of ``rank`` dimensions."""
+    if len(set(parts)) > 1:
+        shapes = {tuple(size for size in facts.shape(part) if size > 1) for part in parts}
+        shape = next(iter(shapes))
+        return [ExpertTensor(facts, tuple(parts), (E, *shape))] if len(shapes) == 1 and len(shape) == rank - 1 else []
+    shape = [size for size in facts.shape(parts[0]) if size > 1]
+    found = []
+    if len(shape) == rank:
+        for axis in (i for i, size in enumerate(shape) if size == E):
+            found.append(ExpertTensor(facts, (parts[0],), (E, *shape[:axis], *shape[axis + 1 :]), axis))
+    elif len(shape) == rank - 1 and shape[0] % E == 0:
+        found.append(ExpertTensor(facts, (parts[0],), (E, shape[0] // E, *shape[1:])))
+    return found
+
+
+def _bias(facts: Facts, parts: list[ir.Value | None], E: int) -> ExpertTensor | None:
+    present = [part for part in parts if part is not None]
+    if len(present) != len(parts) or not present:
+        return None
+    return next(iter(_tensors(facts, present, E, 2)), None)
+
+
+def _specs(tensors: dict[str, ExpertTensor], d: int) -> Iterator[ExpertsSpec]:
+    """Layouts and transpositions for which the shapes fit together."""
+    up, down, gate = tensors["up"].shape, tensors["down"].shape, tensors.get("gate")
+    for up_transposed, down_transposed in itertools.product((False, True), repeat=2):
+        width_in, width = (up[1], up[2]) if up_transposed else (up[2], up[1])
+        f, width_out = (down[1], down[2]) if down_transposed else (down[2], down[1])
+        if width_in != d or width_out != d:
+            continue
+        layouts: tuple[GateLayout, ...] = ()
+        if gate is not None:
+            layouts = ("separate",) if width == f and gate.shape == up else ()
+        elif width == f:
+            layouts = ("none",)
+        elif width == 2 * f:
+            layouts = FUSED_LAYOUTS
+        for layout in layouts:
+            yield ExpertsSpec(gate_layout=layout, up_transposed=up_transposed, down_transposed=down_transposed)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import DTypeLike
 from onnx.reference import ReferenceEvaluator
 
+from moec.ir.graphs import nested_graphs
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.semantics import experts, grouped_matmul, moe, route
 
@@ -142,16 +143,9 @@ def _uses(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
     """Values that ``nodes`` take from outside themselves, the ones captured by bodies of If and Loop included."""
     for node in nodes:
         yield from (value for value in node.inputs if value is not None)
-        for attribute in node.attributes.values():
-            for body in _bodies(attribute):
-                inner = {*body.inputs, *body.initializers.values(), *(v for n in body for v in n.outputs)}
-                yield from (value for value in (*_uses(body), *body.outputs) if value not in inner)
-
-
-def _bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+        for body in nested_graphs(node):
+            inner = {*body.inputs, *body.initializers.values(), *(value for n in body for value in n.outputs)}
+            yield from (value for value in (*_uses(body), *body.outputs) if value not in inner)
 
 
 def _widen_node(node: onnx.NodeProto) -> None:

@@ -1,0 +1,149 @@
+"""Type and shape inference for operators that ONNX does not define: the moec dialect and onnxruntime's own.
+
+ONNX's inference stops at operators without a schema. Here are schemas for them, registered only while
+:func:`registered` is entered: ``onnx.reference`` refuses to start when two domains have an operator of the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import onnx
+from onnx.defs import OpSchema
+
+from moec.ir import dialect
+
+Type = onnx.TypeProto
+Dimension = onnx.TensorShapeProto.Dimension
+Inference = Callable[[list["Type | None"], dict[str, Any]], list["Type | None"]]
+"""From the types of the inputs (None where unknown or absent) and the attributes to the types of the outputs."""
+
+
+def _tensor(element_type: int, dimensions: list[Dimension]) -> Type:
+    result = Type()
+    result.tensor_type.elem_type = element_type
+    result.tensor_type.shape.dim.extend(dimensions)
+    return result
+
+
+def _size(value: int) -> Dimension:
+    return Dimension(dim_value=value)
+
+
+def _dimensions(kind: Type | None, rank: int | None = None) -> list[Dimension] | None:
+    """The dimensions of a tensor type; None when they are not known or not as many as expected."""
+    if kind is None or not kind.tensor_type.HasField("shape"):
+        return None
+    dimensions = list(kind.tensor_type.shape.dim)
+    return dimensions if rank is None or len(dimensions) == rank else None
+
+
+def _like_first(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    return [inputs[0]]
+
+
+def _residual(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    return [inputs[0], None, None, inputs[0]]
+
+
+def _route(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    logits = _dimensions(inputs[0], 2)
+    if logits is None or "k" not in attributes:
+        return []
+    pairs = [logits[0], _size(attributes["k"])]
+    return [_tensor(inputs[0].tensor_type.elem_type, pairs), _tensor(onnx.TensorProto.INT32, pairs)]  # type: ignore[union-attr]
+
+
+def _grouped_matmul(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    x, weights, experts = _dimensions(inputs[0], 2), _dimensions(inputs[1], 3), _dimensions(inputs[2], 2)
+    if x is None or weights is None or experts is None:
+        return []
+    return [_tensor(inputs[0].tensor_type.elem_type, [*experts, weights[2]])]  # type: ignore[union-attr]
+
+
+def _matmul_n_bits(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    x = _dimensions(inputs[0])
+    return [_tensor(inputs[0].tensor_type.elem_type, [*x[:-1], _size(attributes["N"])])] if x else []  # type: ignore[union-attr]
+
+
+def _fused_matmul(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    """Only for equal ranks and batches left in place: what onnxruntime's optimiser makes of exported models."""
+    a, b = _dimensions(inputs[0]), _dimensions(inputs[1])
+    batches_move = attributes.get("transBatchA") or attributes.get("transBatchB")
+    if not a or not b or batches_move or len(a) != len(b) or len(a) < 2:
+        return []
+    batch = [x if x == y else Dimension() for x, y in zip(a[:-2], b[:-2], strict=True)]
+    rows, columns = a[-1 if attributes.get("transA") else -2], b[-2 if attributes.get("transB") else -1]
+    return [_tensor(inputs[0].tensor_type.elem_type, [*batch, rows, columns])]  # type: ignore[union-attr]
+
+
+INFERENCE: dict[tuple[str, str], Inference] = {
+    (dialect.DOMAIN, "Route"): _route,
+    (dialect.DOMAIN, "Experts"): _like_first,
+    (dialect.DOMAIN, "GroupedMatMul"): _grouped_matmul,
+    (dialect.DOMAIN, "MoE"): _like_first,
+    ("com.microsoft", "BiasGelu"): _like_first,
+    ("com.microsoft", "FastGelu"): _like_first,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "Gelu"): _like_first,
+    ("com.microsoft", "MatMulNBits"): _matmul_n_bits,
+    ("com.microsoft", "MoE"): _like_first,
+    ("com.microsoft", "QMoE"): _like_first,
+    ("com.microsoft", "QuickGelu"): _like_first,
+    ("com.microsoft", "RotaryEmbedding"): _like_first,
+    ("com.microsoft", "SkipLayerNormalization"): _residual,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _residual,
+    ("", "SimplifiedLayerNormalization"): _like_first,
+}
+
+_ATTRIBUTES = {
+    (dialect.DOMAIN, "Route"): ("k",),
+    ("com.microsoft", "MatMulNBits"): ("N",),
+    ("com.microsoft", "FusedMatMul"): ("transA", "transB", "transBatchA", "transBatchB"),
+}
+"""The attributes that inference reads; all are integers."""
+
+_ELEMENT_TYPES = ("float", "double", "float16", "bfloat16", "int32", "int64", "uint8", "int8", "bool")
+
+
+def _schema(domain: str, name: str, infer: Inference) -> OpSchema:
+    def infer_in_context(context: onnx.shape_inference.InferenceContext) -> None:
+        found = {key: context.get_attribute(key) for key in _ATTRIBUTES.get((domain, name), ())}
+        attributes = {key: attribute.i for key, attribute in found.items() if attribute is not None}
+        inputs = [context.get_input_type(index) for index in range(context.get_num_inputs())]
+        outputs = infer(inputs, attributes)
+        for index, kind in enumerate(outputs[: context.get_num_outputs()]):
+            if kind is not None:
+                context.set_output_type(index, kind)
+
+    anything = OpSchema.FormalParameterOption.Variadic
+    schema = OpSchema(
+        name,
+        domain,
+        1,
+        inputs=[OpSchema.FormalParameter("inputs", "T", param_option=anything, is_homogeneous=False, min_arity=0)],
+        outputs=[OpSchema.FormalParameter("outputs", "T", param_option=anything, is_homogeneous=False, min_arity=0)],
+        type_constraints=[("T", [f"tensor({kind})" for kind in _ELEMENT_TYPES], "any tensor")],
+    )
+    schema.set_type_and_shape_inference_function(infer_in_context)
+    return schema
+
+
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Make ONNX's shape inference know the operators of :data:`INFERENCE` for a while."""
+    with _lock:
+        added = [key for key in INFERENCE if not onnx.defs.has(key[1], 1, key[0])]
+        for domain, name in added:
+            onnx.defs.register_schema(_schema(domain, name, INFERENCE[domain, name]))
+        try:
+            yield
+        finally:
+            for domain, name in added:
+                onnx.defs.deregister_schema(name, 1, domain)

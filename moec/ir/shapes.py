@@ -1,0 +1,100 @@
+"""Types and shapes of all values of a model, with names for the sizes that are only known when it runs.
+
+ONNX's own inference does the work, data propagation included (so ``Reshape`` to sizes read with ``Shape`` keeps the
+names), helped by the schemas of :mod:`moec.ir.schemas`. Weights are not part of what is handed to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import onnx
+import onnx_ir as ir
+
+from moec.ir import schemas
+
+_LARGEST_SHAPE_CONSTANT = 64
+"""Constants with more elements are never sizes, axes or splits: inference sees their type only."""
+
+_GENERATED_NAME = re.compile(r"unk__\d+")
+"""The names ONNX's inference makes up. They are dropped before it runs again, since it may know better by then."""
+
+
+def infer(model: ir.Model) -> None:
+    """Set type and shape of every value that can be inferred, in place, in nested graphs too.
+
+    What is set already is kept and refined. Values behind an operator nobody has a rule for stay as they are.
+    Raises onnx.shape_inference.InferenceError when the model is not a valid graph at all.
+    """
+    proto = onnx.ModelProto(ir_version=model.ir_version, graph=_without_weights(model.graph))
+    imports = {"moec": 1, "com.microsoft": 1, **model.opset_imports}
+    proto.opset_import.extend(onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items())
+    proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
+    with schemas.registered():
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    _adopt(model.graph, inferred.graph)
+
+
+def _without_weights(graph: ir.Graph) -> onnx.GraphProto:
+    """The graph as a message in which large constants are inputs of the same name, type and shape."""
+    proto = onnx.GraphProto(name=graph.name or "graph")
+    for value in graph.inputs:
+        proto.input.append(ir.serde.serialize_value(value))
+    for value in graph.initializers.values():
+        _add_constant(proto, value, value.const_value)
+    for node in graph:
+        tensor = _large_constant(node)
+        if tensor is not None:
+            _add_constant(proto, node.outputs[0], tensor)
+            continue
+        proto.node.append(ir.serde.serialize_node(node))
+        proto.value_info.extend(_typed(value for value in node.outputs if not value.is_graph_output()))
+    proto.output.extend(_forget_generated_names(ir.serde.serialize_value(value)) for value in graph.outputs)
+    return proto
+
+
+def _large_constant(node: ir.Node) -> ir.TensorProtocol | None:
+    if node.op_type != "Constant" or node.domain != "" or "value" not in node.attributes:
+        return None
+    tensor = node.attributes["value"].as_tensor()
+    return tensor if tensor.size > _LARGEST_SHAPE_CONSTANT else None
+
+
+def _add_constant(proto: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
+    if tensor is not None and tensor.size <= _LARGEST_SHAPE_CONSTANT:
+        proto.initializer.append(ir.serde.serialize_tensor(tensor))
+        proto.initializer[-1].name = value.name or ""
+        return
+    if tensor is not None:
+        value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+    if all(known.name != value.name for known in proto.input):
+        proto.input.append(ir.serde.serialize_value(value))
+
+
+def _typed(values: Iterable[ir.Value]) -> Iterable[onnx.ValueInfoProto]:
+    for value in values:
+        if value.name and value.type is not None:
+            yield _forget_generated_names(ir.serde.serialize_value(value))
+
+
+def _forget_generated_names(proto: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    for dimension in proto.type.tensor_type.shape.dim:
+        if _GENERATED_NAME.fullmatch(dimension.dim_param):
+            dimension.Clear()
+    return proto
+
+
+def _adopt(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Take over the inferred types, matching values by name."""
+    inferred = {info.name: info.type for info in (*proto.value_info, *proto.output)}
+    for value in (*graph.outputs, *(output for node in graph for output in node.outputs)):
+        kind = inferred.get(value.name or "")
+        if kind is not None and kind.WhichOneof("value") is not None:
+            value.type = ir.serde.deserialize_type_proto_for_type(kind)
+            value.shape = ir.serde.deserialize_type_proto_for_shape(kind)
+    computed = (node for node in graph if _large_constant(node) is None)
+    for node, node_proto in zip(computed, proto.node, strict=True):
+        for attribute in node_proto.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _adopt(node.attributes[attribute.name].as_graph(), attribute.g)

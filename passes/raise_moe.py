@@ -6,9 +6,8 @@ import dataclasses
 from typing import ClassVar
 
 import onnx_ir as ir
-
 from moec.passes.base import Exactness, Report
-from moec.passes.raising import batched
+from moec.passes.raising import batched, dense, loop
 from moec.passes.raising.block import Block, cut_blocks, find_logits
 from moec.passes.raising.chains import find_chains
 from moec.passes.raising.facts import Facts
@@ -17,7 +16,7 @@ from moec.passes.raising.router import propose_routings
 from moec.passes.raising.search import Match, NotUnderstood, find_match
 
 ANCHORS = ("TopK", "ArgMax")
-FORMULATIONS = (batched.propose,)
+FORMULATIONS = (batched.propose, loop.propose, dense.propose)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class RaiseMoe:
             try:
                 match = match_block(block)
             except NotUnderstood as error:
-                reason = str(error)
+                reason = reason or str(error)
                 continue
             done.update(block.nodes)
             replace(graph, block, match.proposal)

@@ -17,7 +17,7 @@ from moec.ir.interpreter import Evaluator
 from moec.passes.raising.facts import Array, Facts, follow_data
 
 CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum", "FusedMatMul"})
-MOST_GATEWAYS = 24
+MOST_GATEWAYS = 96
 """How far the search for a block's borders goes."""
 
 
@@ -66,16 +66,42 @@ class Block:
         return [n for n in self.nodes if n.outputs[0] in from_x]
 
     def feeds(self, x: Array, logits: Array) -> dict[ir.Value, Array]:
-        """Feeds for an evaluation of the block's nodes on rows x [T,d] and logits [T,E]."""
+        """Feeds for an evaluation of the block's nodes on rows x [T,d] and logits [T,E]; T is a multiple of row_step."""
         sizes = _token_sizes(self.x, len(x))
         feeds = {
             source: np.zeros(_sizes_of(source, sizes), source.dtype.numpy() if source.dtype else np.float32)
             for source in self.shape_sources
         }
-        feeds[self.x] = x.reshape(_sizes_of(self.x, sizes))
+        feeds[self.x] = x.reshape(x.shape if _rank(self.x) == 2 else _sizes_of(self.x, sizes))
         leading = feeds[self.x].shape[:-1] if _rank(self.logits) == _rank(self.x) else (len(x),)
         feeds[self.logits] = logits.reshape(*leading, self.E)
         return feeds
+
+    @property
+    def row_step(self) -> int:
+        """Numbers of tokens must be multiples of this, where the model fixes some of x's dimensions."""
+        if _rank(self.x) == 2 and not self.shape_sources:
+            return 1
+        return _rows(self.x, 1)
+
+    @property
+    def rows_are_fixed(self) -> bool:
+        return self.x.shape is not None and self.x.shape.is_static()
+
+    def y_of(self, x: Array, logits: Array) -> Array:
+        """The block's output [T,d] in float64, for any T: rows are added where the model wants more of them."""
+        T, step = len(x), self.row_step
+        size = step if self.rows_are_fixed else max(-(-T // step) * step, 0)
+        parts = [np.zeros((0, self.d))]
+        for start in range(0, max(T, 1) if size else 1, max(size, 1)):
+            rows = x[start : start + size]
+            padding = size - len(rows)
+            filled = [np.concatenate([a, np.ones((padding, a.shape[1]))]) for a in (rows, logits[start : start + size])]
+            (y,) = self.evaluate(filled[0], filled[1], [self.y])
+            if y.size != size * self.d:
+                raise ValueError(f"y has {y.size} elements for {size} rows of {self.d}")
+            parts.append(y.reshape(size, self.d)[: len(rows)])
+        return np.concatenate(parts)
 
     def evaluate(self, x: Array, logits: Array, outputs: list[ir.Value]) -> list[Array]:
         """The block's values ``outputs`` in float64."""
@@ -170,7 +196,7 @@ def cut_blocks(facts: Facts, anchor: ir.Node, logits: ir.Value) -> Iterator[Bloc
 def _cut(facts: Facts, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
     """The block between these values, if y can be computed from them, constants and shapes."""
     E, d = _width(logits), _width(x)
-    if E is None or d is None or _rows(x, 3) != 3:
+    if E is None or d is None or not _may_be_rows(x):
         return None
 
     def is_leaf(value: ir.Value) -> bool:
@@ -196,6 +222,11 @@ def _cut(facts: Facts, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Val
     return Block(facts, anchor, x, logits, y, ordered, outside, E, d)
 
 
+def _may_be_rows(x: ir.Value) -> bool:
+    """Whether x may be one row per token; a fixed number of rows per token (k, E) shows as a factor."""
+    return x.shape is not None and all(isinstance(d, int) or d.value is not None for d in x.shape)
+
+
 def _rows(x: ir.Value, T: int) -> int:
     return int(np.prod(_sizes_of(x, _token_sizes(x, T))[:-1]))
 
@@ -205,7 +236,7 @@ def _maps_rows_to_rows(block: Block) -> bool:
     T = 2 * block.E + 3
     logits = np.random.default_rng(0).normal(size=(T, block.E)) + 4 * np.eye(block.E)[np.arange(T) % block.E]
     try:
-        (y,) = block.evaluate(np.ones((T, block.d)), logits, [block.y])
+        block.y_of(np.ones((T, block.d)), logits)
     except Exception:  # whatever a wrong cut makes numpy stumble over, it only means that the cut is wrong
         return False
-    return y.size == T * block.d and y.shape[-1] == block.d
+    return True

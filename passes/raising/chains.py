@@ -73,3 +73,9 @@ def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Proje
                 assert owner is not None
                 biases.setdefault(by_node[owner], bias)
     return biases
+
+
+def selected_operands(block: Block, chain: Chain) -> bool:
+    """Whether any operand of the chain's projections depends on what the router selects."""
+    selected = block.facts.dependents([block.logits], block.nodes)
+    return any(operand in selected for projection in chain.projections for operand in projection.node.inputs)

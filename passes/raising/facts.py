@@ -33,6 +33,12 @@ class Facts:
         for node in graph:
             if self._is_constant(node):
                 self._constant.update(node.outputs)
+        self._from_shapes: set[ir.Value] = set()
+        for node in graph:
+            if node.op_type in ("Shape", "Size") or node.inputs and all(
+                value is None or self._is_free_of_data(value) for value in node.inputs
+            ):
+                self._from_shapes.update(node.outputs)
 
     def _is_constant(self, node: ir.Node) -> bool:
         if node.op_type == "Constant" and not node.domain:
@@ -40,6 +46,10 @@ class Facts:
         inputs = [value for value in node.inputs if value is not None]
         has_body = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
         return bool(inputs) and not has_body and all(value in self._constant for value in inputs)
+
+    def _is_free_of_data(self, value: ir.Value) -> bool:
+        """Whether a value depends on nothing but constants and shapes."""
+        return value in self._constant or value in self._from_shapes
 
     def constant(self, value: ir.Value | None) -> bool:
         return value is not None and value in self._constant
@@ -116,8 +126,7 @@ class Facts:
             node = max((v.producer() for v in inner), key=lambda n: self.order[n])  # type: ignore[index]
             assert node is not None
             pending.difference_update(node.outputs)
-            if node.op_type != "Shape":
-                pending.update(v for v in node.inputs if v is not None and not self.constant(v) and v not in given)
+            pending.update(v for v in node.inputs if v is not None and v not in given and not self._is_free_of_data(v))
 
 
 def follow_data(value: ir.Value, until: Callable[[ir.Value], bool]) -> ir.Value | None:

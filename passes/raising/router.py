@@ -34,6 +34,8 @@ class Routing:
 def propose_routings(block: Block) -> list[Routing]:
     """Routings that agree with the router on sample logits, those seen latest in the graph first."""
     logits = sample_logits(block.E)
+    step = block.row_step
+    logits = logits[:step] if block.rows_are_fixed else np.resize(logits, (-(-len(logits) // step) * step, block.E))
     observed = _observe(block, logits)
     if not observed:
         return []

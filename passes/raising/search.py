@@ -56,7 +56,7 @@ def _ranked(block: Block, routing: Routing, arrangements: list[Arrangement]) -> 
     k = routing.spec.k
     T = max(2, -(-block.E // k))
     x, logits = sample_rows(T, block.d), driving_logits(T, block.E, k)
-    (want,) = block.evaluate(x, logits, [block.y])
+    want = block.y_of(x, logits)
     ranked = []
     for arrangement in arrangements:
         for spec in activations(block, arrangement.spec):

@@ -1,0 +1,27 @@
+"""Expert loops, unrolled by the exporter: each expert gathers its tokens, computes them and scatters them back.
+
+Written by TorchScript exports of transformers 4, by optimum, and by dynamo where a model loops over its experts::
+
+    tokens0 = NonZero (one_hot_of_expert_0)
+    rows0 = Gather (x, tokens0)
+    y0 = MatMul (act (MatMul (rows0, up0)), down0)
+    y = ScatterND <reduction = "add"> (y_so_far, tokens0, Mul (y0, w0))
+
+ScatterElements on zeros with an Add, or gathering, adding and scattering back, stand for the same: the tokens of one
+expert are all different. Where the sizes of one trace were baked into such a loop, raising repairs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moec.passes.raising.block import Block
+from moec.passes.raising.chains import Chain, selected_operands
+from moec.passes.raising.weights import Arrangement, arrangements
+
+
+def propose(block: Block, chains: list[Chain]) -> Iterator[Arrangement] | None:
+    """One chain per expert, fed with rows that the router selects."""
+    if len(chains) < 2 or not all(selected_operands(block, chain) for chain in chains):
+        return None
+    return arrangements(block.facts, chains, block.E, block.d)

@@ -6,22 +6,40 @@ import dataclasses
 from typing import ClassVar
 
 import onnx_ir as ir
+
 from moec.passes.base import Exactness, Report
-from moec.passes.raising import batched, dense, loop
+from moec.passes.raising import batched, contrib, dense, loop
 from moec.passes.raising.block import Block, cut_blocks, find_logits
 from moec.passes.raising.chains import find_chains
+from moec.passes.raising.check import judge
 from moec.passes.raising.facts import Facts
+from moec.passes.raising.failure import NotUnderstood
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import propose_routings
-from moec.passes.raising.search import Match, NotUnderstood, find_match
+from moec.passes.raising.search import Match, find_match
 
-ANCHORS = ("TopK", "ArgMax")
+SELECTIONS = ("TopK", "ArgMax")
 FORMULATIONS = (batched.propose, loop.propose, dense.propose)
 
 
 @dataclasses.dataclass(frozen=True)
-class RaiseMoe:
-    """Replace every recognised MoE block by ``moec.Route`` and ``moec.Experts``."""
+class RaiseMoE:
+    """Replace every recognised MoE block by ``moec.Route`` and ``moec.Experts``.
+
+    1. A selection (TopK, ArgMax) is where the search starts. The block around it is cut out by data flow: logits before
+       it, y behind it, x before both. Shared experts and residual sums stay outside.
+    2. The router is identified by trying RouteSpecs on sample logits, the experts by trying ExpertsSpecs on sample rows.
+    3. A proposal is applied only if it agrees with the cut-out original on all trials (see ``raising.check``); what
+       looked like experts and does not agree is reported and left as it is::
+
+           logits = MatMul (x, gate)                       logits = MatMul (x, gate)
+           p = Softmax (logits)                            w, e = moec.Route <k = 2, normalize = 1> (logits)
+           w, e = TopK (p, two)                       →    y = moec.Experts (x, w, e, up, down)
+           ... dispatch, experts, combine ...
+           y = ReduceSum (weighted)
+
+    4. A ``com.microsoft.MoE`` node is a block as it stands.
+    """
 
     name: ClassVar[str] = "raise-moe"
     exactness: ClassVar[Exactness] = "reassociating"
@@ -32,39 +50,73 @@ class RaiseMoe:
         while (anchor := _next_anchor(model.graph, done)) is not None:
             done.add(anchor)
             facts = Facts(model.graph)
-            changed |= self._raise(model.graph, facts, anchor, done, report)
-        return changed
-
-    def _raise(self, graph: ir.Graph, facts: Facts, anchor: ir.Node, done: set[ir.Node], report: Report) -> bool:
-        reason = None
-        for logits in find_logits(facts, anchor):
-            block = next(cut_blocks(facts, anchor, logits), None)
-            if block is None:
-                continue
             try:
-                match = match_block(block)
-            except NotUnderstood as error:
-                reason = reason or str(error)
+                block, match = _match_contrib(facts, anchor) if contrib.is_block(anchor) else _match(facts, anchor)
+            except NotUnderstood as reason:
+                report.warn(self.name, _subject(anchor), f"left as ordinary operators: {reason}")
+                continue
+            if block is None or match is None:
                 continue
             done.update(block.nodes)
-            replace(graph, block, match.proposal)
-            return True
-        if reason is not None:
-            report.warn(self.name, anchor.name or "", reason)
-        return False
+            replace(model.graph, block, match.proposal)
+            self._tell(report, block, match)
+            changed = True
+        return changed
+
+    def _tell(self, report: Report, block: Block, match: Match) -> None:
+        if match.undefined:
+            trials = ", ".join(f"'{trial}'" for trial in match.undefined)
+            why = next(iter(match.undefined.values()))
+            report.note(
+                self.name, block.name, f"the original fails on trials {trials} ({why}); the raised block does not"
+            )
 
 
-def match_block(block: Block) -> Match:
-    routings = propose_routings(block)
-    if not routings:
-        raise NotUnderstood("its router is not understood")
-    chains = find_chains(block)
-    for propose in FORMULATIONS:
-        proposed = propose(block, chains)
-        if proposed is not None:
-            return find_match(block, routings, list(proposed))
-    raise NotUnderstood("its experts follow no known formulation")
+def _subject(anchor: ir.Node) -> str:
+    return anchor.name or anchor.outputs[0].name or anchor.op_type
 
 
 def _next_anchor(graph: ir.Graph, done: set[ir.Node]) -> ir.Node | None:
-    return next((n for n in graph if n.op_type in ANCHORS and not n.domain and n not in done), None)
+    def is_anchor(node: ir.Node) -> bool:
+        return (node.op_type in SELECTIONS and node.domain == "") or contrib.is_block(node)
+
+    return next((node for node in graph if is_anchor(node) and node not in done), None)
+
+
+def _match_contrib(facts: Facts, node: ir.Node) -> tuple[Block, Match]:
+    block, proposal = contrib.propose(facts, node)
+    verdict = judge(block, proposal)
+    if not verdict.agrees:
+        raise NotUnderstood(f"the raised block differs by {verdict.difference:.1e} on '{verdict.worst_trial}'")
+    return block, Match(proposal, verdict.difference, verdict.undefined)
+
+
+def _match(facts: Facts, anchor: ir.Node) -> tuple[Block | None, Match | None]:
+    """The deepest cut around ``anchor`` that is understood; (None, None) if it does not select experts at all.
+
+    Raises NotUnderstood with the reason for the deepest cut, if there are cuts but none is understood.
+    """
+    first_reason: NotUnderstood | None = None
+    for logits in find_logits(facts, anchor):
+        block = next(cut_blocks(facts, anchor, logits), None)
+        if block is None:
+            continue
+        try:
+            return block, _match_block(block)
+        except NotUnderstood as reason:
+            first_reason = first_reason or reason
+    if first_reason is not None:
+        raise first_reason
+    return None, None
+
+
+def _match_block(block: Block) -> Match:
+    routings = propose_routings(block)
+    if not routings:
+        raise NotUnderstood("no known router makes the weights that this one makes")
+    chains = find_chains(block)
+    for propose in FORMULATIONS:
+        arrangements = propose(block, chains)
+        if arrangements is not None:
+            return find_match(block, routings, list(arrangements))
+    raise NotUnderstood("its experts follow no known formulation")

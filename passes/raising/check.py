@@ -49,11 +49,11 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """``difference`` is the worst over all trials; ``undefined`` names the trials the original cannot run."""
+    """``difference`` is the worst over all trials; ``undefined`` are the trials the original cannot run, and why."""
 
     difference: float
     worst_trial: str
-    undefined: tuple[str, ...] = ()
+    undefined: dict[str, str]
 
     @property
     def agrees(self) -> bool:
@@ -63,19 +63,19 @@ class Verdict:
 def judge(block: Block, proposal: Proposal) -> Verdict:
     """Run the cut-out original and the proposal on all trials."""
     worst, worst_trial = 0.0, ""
-    undefined = []
+    undefined: dict[str, str] = {}
     for trial in trials(block, proposal):
         try:
             want = block.y_of(trial.x, trial.logits)
-        except Exception:  # an expert loop that cannot do without tokens stumbles in whatever operator comes first
-            undefined.append(trial.name)
+        except Exception as error:  # a loop that cannot do without tokens stumbles in whatever operator comes first
+            undefined[trial.name] = str(error).splitlines()[0][:160]
             continue
         found = difference(proposal.run(block, trial.x, trial.logits), want)
         if found > worst:
             worst, worst_trial = found, trial.name
-    if {"every expert", "one token"} <= set(undefined):
-        return Verdict(float("inf"), "every expert", tuple(undefined))
-    return Verdict(worst, worst_trial, tuple(undefined))
+    if "every expert" in undefined:
+        return Verdict(float("inf"), "every expert", undefined)
+    return Verdict(worst, worst_trial, undefined)
 
 
 def difference(got: Array, want: Array) -> float:

@@ -1,12 +1,80 @@
-"""The MoE operator of onnxruntime (domain com.microsoft): the block is one node already.
+"""The MoE operator of onnxruntime (domain com.microsoft): a whole block in one node.
 
-Its router is a softmax over the k largest logits, or a softmax over all of them when ``normalize_routing_weights`` is 0.
+Its router is a softmax over all experts and a top-k, renormalised on request; fc1, fc2 and fc3 are [E, out, in].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 
-OPERATORS = ("MoE",)
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.passes.raising.block import Block
+from moec.passes.raising.check import Proposal
+from moec.passes.raising.facts import Facts
+from moec.passes.raising.failure import NotUnderstood
+from moec.passes.raising.router import Routing
+from moec.passes.raising.weights import ExpertTensor
+
+DOMAIN = "com.microsoft"
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "silu": "silu", "identity": "identity", "swiglu": "silu"}
+SWIGLU_LAYOUTS = {0: "separate", 1: "interleaved", 2: "gate_up"}
+INPUTS = ("x", "logits", "fc1", "fc1_bias", "fc2", "fc2_bias", "fc3", "fc3_bias")
+
+
+def is_block(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and node.op_type == "MoE"
+
+
+def propose(facts: Facts, node: ir.Node) -> tuple[Block, Proposal]:
+    """The node as a block and as a proposal. Raises NotUnderstood for attributes or inputs beyond the dialect."""
+    inputs = dict(zip(INPUTS, node.inputs, strict=False))
+    x, logits = inputs["x"], inputs["logits"]
+    if x is None or logits is None or x.shape is None or not isinstance(x.shape[-1], int):
+        raise NotUnderstood("the hidden size of com.microsoft.MoE is not known")
+    if _number(node, "use_sparse_mixer", 0):
+        raise NotUnderstood("com.microsoft.MoE with use_sparse_mixer=1 has no defined result on CPU")
+    tensors = {name: _tensor(facts, name, inputs.get(name)) for name in INPUTS[2:]}
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if not {"fc1", "fc2"} <= set(present):
+        raise NotUnderstood("com.microsoft.MoE lacks fc1 or fc2")
+    E = present["fc1"].shape[0]
+    block = Block(facts, node, x, logits, node.outputs[0], [node], [], E, x.shape[-1])
+    spec = _experts_spec(node, "fc3" in present)
+    first, second = ("gate", "up") if spec.gate_layout == "separate" else ("up", "fc3")
+    names = {"fc1": first, "fc1_bias": f"{first}_bias", "fc3": second, "fc3_bias": f"{second}_bias"}
+    names |= {"fc2": "down", "fc2_bias": "down_bias"}
+    route_spec = RouteSpec(int(_number(node, "k", 1)), normalize=bool(_number(node, "normalize_routing_weights", 0)))
+    renamed = {names[name]: tensor for name, tensor in present.items()}
+    return block, Proposal(Routing(route_spec), spec, renamed)
+
+
+def _tensor(facts: Facts, name: str, value: ir.Value | None) -> ExpertTensor | None:
+    if value is None:
+        return None
+    if not facts.constant(value):
+        raise NotUnderstood(f"input {name} of com.microsoft.MoE is not constant")
+    return ExpertTensor(facts, (value,), facts.shape(value))
+
+
+def _experts_spec(node: ir.Node, has_fc3: bool) -> ExpertsSpec:
+    attribute = node.attributes.get("activation_type")
+    name = "relu" if attribute is None else attribute.as_string()
+    if name not in ACTIVATIONS:
+        raise NotUnderstood(f"com.microsoft.MoE has activation {name!r}; known are {sorted(ACTIVATIONS)}")
+    if name != "swiglu":
+        return ExpertsSpec(ACTIVATIONS[name], "separate" if has_fc3 else "none")  # type: ignore[arg-type]
+    layout = SWIGLU_LAYOUTS.get(int(_number(node, "swiglu_fusion", 0)))
+    if layout is None or (layout == "separate") != has_fc3:
+        raise NotUnderstood("swiglu_fusion of com.microsoft.MoE does not fit its inputs")
+    return ExpertsSpec(
+        "silu",
+        layout,  # type: ignore[arg-type]
+        alpha=_number(node, "activation_alpha", 1.0),
+        up_offset=_number(node, "activation_beta", 0.0),
+        limit=max(_number(node, "swiglu_limit", 0.0), 0.0),
+    )
+
+
+def _number(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value

@@ -35,8 +35,10 @@ class Facts:
                 self._constant.update(node.outputs)
         self._from_shapes: set[ir.Value] = set()
         for node in graph:
-            if node.op_type in ("Shape", "Size") or node.inputs and all(
-                value is None or self._is_free_of_data(value) for value in node.inputs
+            if (
+                node.op_type in ("Shape", "Size")
+                or node.inputs
+                and all(value is None or self._is_free_of_data(value) for value in node.inputs)
             ):
                 self._from_shapes.update(node.outputs)
 
@@ -121,7 +123,7 @@ class Facts:
             if len(pending) == 1:
                 yield next(iter(pending))
             inner = [v for v in pending if v.producer() is not None]
-            if len(inner) < len(pending) and len(pending) > 1 or not inner:
+            if not inner or len(pending) - len(inner) > 1:
                 return
             node = max((v.producer() for v in inner), key=lambda n: self.order[n])  # type: ignore[index]
             assert node is not None

@@ -96,4 +96,7 @@ class _Writer:
                 (target,) = self.add(shape_node, ir.DataType.INT64, "shape")
                 node = ir.node("Reshape", [y, target], name=f"{self.name}.restore")
                 (y,) = self.add(node, old.dtype, "restored")
+        y.shape = old.shape
+        if old.is_graph_output():
+            y.name, old.name = old.name, f"{self.name}.replaced"
         ir.convenience.replace_all_uses_with(old, y, replace_graph_outputs=True)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
-from moec.passes.raising.chains import Chain
 from moec.passes.raising.check import TOLERANCE, Proposal, difference, driving_logits, judge, sample_rows
+from moec.passes.raising.failure import NotUnderstood
 from moec.passes.raising.router import Routing
 from moec.passes.raising.weights import Arrangement
-
-Formulation = Callable[[Block, list[Chain]], "Iterator[Arrangement] | None"]
-"""Arrangements of the experts' weights, or None if the block is not written this way. May raise NotUnderstood."""
-
-
-class NotUnderstood(Exception):
-    """The block looks like a mixture of experts, but something in it is beyond the dialect or beyond the matchers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +21,7 @@ class Match:
 
     proposal: Proposal
     difference: float
-    undefined: tuple[str, ...]
+    undefined: dict[str, str]
 
 
 def find_match(block: Block, routings: list[Routing], arrangements: list[Arrangement]) -> Match:

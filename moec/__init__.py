@@ -1,0 +1,50 @@
+"""moec: a compiler for Mixture-of-Experts graphs.
+
+>>> import moec
+>>> model = moec.compile("model.onnx")
+>>> outputs = model.run({"input_ids": ids})
+>>> model.save("model.moec")
+>>> model = moec.load("model.moec")
+
+Everything is imported when first used, so ``import moec`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moec.compiler import compile, import_model
+    from moec.errors import ArtifactError, InputError, MoecError, UnsupportedError, VerificationError
+    from moec.runtime.model import CompiledModel, load
+
+__version__ = "0.1.0"
+__all__ = [
+    "ArtifactError",
+    "CompiledModel",
+    "InputError",
+    "MoecError",
+    "UnsupportedError",
+    "VerificationError",
+    "compile",
+    "import_model",
+    "load",
+]
+
+_HOMES = {
+    "moec.compiler": ("compile", "import_model"),
+    "moec.runtime.model": ("CompiledModel", "load"),
+    "moec.errors": ("ArtifactError", "InputError", "MoecError", "UnsupportedError", "VerificationError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'moec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

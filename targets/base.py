@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from moec.runtime.manifest import TensorSpec
+
 
 @dataclasses.dataclass(frozen=True)
 class Eligibility:
@@ -49,15 +51,6 @@ class Weight:
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """An input or output. A dimension is an int, or a string naming a dynamic size (0 and up)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclasses.dataclass

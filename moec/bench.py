@@ -1,0 +1,107 @@
+"""Times a compiled model, interleaved with onnxruntime on the original where asked."""
+
+from __future__ import annotations
+
+import collections
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
+
+RIVALS = ("onnxruntime",)
+_SIZES = (1, 16, 128)
+_WARM_UP, _ROUNDS_AT_LEAST, _ROUNDS_AT_MOST, _SECONDS = 3, 7, 200, 2.0
+_PROFILED_RUNS = 5
+
+
+def bench(
+    compiled: CompiledModel,
+    *,
+    against: str | None = None,
+    model_path: str | os.PathLike[str] | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Plain data: for each case its sizes, the minimum and median milliseconds of each contestant, and the median
+    milliseconds of each kernel. Contestants alternate, so that a machine that slows down slows both.
+
+    Without ``inputs`` the cases are random inputs with 1, 16 and 128 for the dynamic sizes (1 for the first of several:
+    the batch). Raises MoecError for an unknown contestant or when it lacks ``model_path``.
+    """
+    contestants: dict[str, Callable[[Mapping[str, np.ndarray]], Any]] = {"moec": compiled.run}
+    if against is not None:
+        contestants[against] = _rival(against, model_path, compiled.threads)
+    cases = [dict(inputs)] if inputs is not None else _default_cases(compiled)
+    return {"threads": compiled.threads, "cases": [_bench_case(compiled, contestants, case) for case in cases]}
+
+
+def _rival(
+    name: str, model_path: str | os.PathLike[str] | None, threads: int
+) -> Callable[[Mapping[str, np.ndarray]], Any]:
+    if name not in RIVALS:
+        raise MoecError(f"cannot compare against {name!r}; known: {', '.join(RIVALS)}")
+    if model_path is None:
+        raise MoecError(f"comparing against {name} needs the original model: add --model MODEL")
+    from moec.verify import open_session, run_session
+
+    session = open_session(model_path, threads)
+    return lambda inputs: run_session(session, inputs)
+
+
+def _default_cases(compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
+    from moec.sampling import random_inputs, size_cases
+
+    cases = size_cases(compiled.inputs, _SIZES, first_sizes=(1, 1, 1))
+    return [random_inputs(compiled.inputs, sizes, compiled.input_limits) for sizes in cases]
+
+
+def _bench_case(
+    compiled: CompiledModel,
+    contestants: Mapping[str, Callable[[Mapping[str, np.ndarray]], Any]],
+    inputs: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    for _ in range(_WARM_UP):
+        for run in contestants.values():
+            run(inputs)
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    end = time.perf_counter() + _SECONDS * len(contestants)
+    for count in range(_ROUNDS_AT_MOST):
+        if count >= _ROUNDS_AT_LEAST and time.perf_counter() > end:
+            break
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run(inputs)
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        "inputs": {name: list(value.shape) for name, value in inputs.items()},
+        "milliseconds": {
+            name: {"min": min(times) * 1e3, "median": statistics.median(times) * 1e3, "runs": len(times)}
+            for name, times in seconds.items()
+        },
+        "kernels": _kernel_times(compiled, inputs),
+    }
+
+
+def _kernel_times(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Per kernel: calls in one run and the median over runs of its total milliseconds, slowest first."""
+    totals: dict[str, list[float]] = collections.defaultdict(list)
+    calls: collections.Counter[str] = collections.Counter()
+    for _ in range(_PROFILED_RUNS):
+        run: collections.Counter[str] = collections.Counter()
+        calls.clear()
+        for name, seconds in compiled.time_kernels(inputs):
+            run[name] += seconds  # type: ignore[assignment]
+            calls[name] += 1
+        for name, total in run.items():
+            totals[name].append(total * 1e3)
+    rows = [
+        {"name": name, "calls": calls[name], "milliseconds": statistics.median(times)} for name, times in totals.items()
+    ]
+    return sorted(rows, key=lambda row: -row["milliseconds"])

@@ -1,0 +1,268 @@
+"""The command line: one function per verb. What they do lives in the library; what they print, in ``moec.inspect``.
+
+Exit codes: 0 done, 1 a comparison found a difference, 2 bad input or usage (one line on stderr). Heavy imports stay
+inside the functions, so that ``moec --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import moec
+from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+DIFFERS, BAD_INPUT = 1, 2
+_PIPE_WIDTH = 200  # columns of tables that go into a file or a pipe
+
+app = typer.Typer(
+    name="moec",
+    help="Compile Mixture-of-Experts models: ONNX in, a small, checked artifact with readable kernels out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Level(str, enum.Enum):
+    """Optimisation levels, written ``-O2``."""
+
+    O0 = "0"
+    O1 = "1"
+    O2 = "2"
+    O3 = "3"
+
+
+class Form(str, enum.Enum):
+    """Forms a kernel can be shown in."""
+
+    TIR = "tir"
+    LLVM = "llvm"
+    ASSEMBLY = "asm"
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
+Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
+OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
+Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cpu:avx512, ...")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default: every available core.")]
+Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def main() -> None:
+    """The entry point: bad input is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except MoecError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"moec {moec.__version__}")
+        raise typer.Exit
+
+
+@app.command("compile")
+def compile_model(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the artifact; .zip makes one file.")],
+    target: Target = "cpu",
+    level: OptimisationLevel = None,
+    passes: Annotated[str | None, typer.Option(help="A pipeline instead of a level; see: moec pipeline -O2")] = None,
+    threads: Threads = None,
+    dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
+    verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the IR after every pass.")] = False,
+) -> None:
+    """Compile a model into an artifact."""
+    from moec import compiler
+
+    with _progress() as progress:
+        compiler.write(
+            model,
+            output,
+            target,
+            _pipeline(level, passes),
+            threads=threads,
+            verify_each=verify_each,
+            dump_to=dump_phases_to,
+            progress=progress,
+        )
+    _report_compilation(output)
+
+
+@app.command()
+def run(
+    artifact: Artifact,
+    inputs: Annotated[Path, typer.Option(help="An .npz file of inputs by name.")],
+    outputs: Annotated[Path, typer.Option(help="The .npz file to write the outputs to.")],
+    threads: Threads = None,
+) -> None:
+    """Run an artifact on the inputs in a file."""
+    from moec import archive
+
+    compiled = moec.load(artifact, threads=threads)
+    archive.write_arrays(outputs, compiled.run(archive.read_arrays(inputs, compiled.inputs)))
+
+
+@app.command()
+def verify(
+    model: Model,
+    artifact: Annotated[Path | None, typer.Argument(metavar="[ART]", help="Default: compile MODEL first.")] = None,
+    inputs: Inputs = None,
+    tolerance: Annotated[float | None, typer.Option(min=0, help="Default: by the model's narrowest float.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare an artifact with onnxruntime on the original model. Exit code 1 when an output differs."""
+    from moec import archive
+    from moec.inspect import tables
+    from moec.verify import verify as verify_model
+
+    with _progress() as progress:
+        compiled = moec.compile(model, progress=progress) if artifact is None else moec.load(artifact)
+        progress("comparing with onnxruntime")
+        arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
+        verification = verify_model(model, compiled, arrays, tolerance)
+    data = verification.as_data()
+    _print(data, as_json, [tables.verification_table(data)])
+    if not verification.matches:
+        raise typer.Exit(DIFFERS)
+
+
+@app.command()
+def inspect(
+    artifact: Artifact,
+    as_json: Json = False,
+    kernel: Annotated[str | None, typer.Option(help="Show this kernel's source instead.")] = None,
+    emit: Annotated[Form, typer.Option(help="The form of that source.")] = Form.TIR,
+) -> None:
+    """Show what is in an artifact: MoE blocks, kernels and why they were chosen, weights, passes, remarks."""
+    from moec.inspect import tables
+    from moec.runtime.artifact import open_artifact
+    from moec.runtime.model import describe, find_kernel
+
+    opened = open_artifact(artifact, check_weights=False)
+    if kernel is not None:
+        print(find_kernel(opened, kernel).source(emit.value))
+        return
+    description = describe(opened)
+    _print(description, as_json, tables.artifact_tables(description))
+
+
+@app.command()
+def opt(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, or IR text (.onnxtxt).")],
+    passes: Annotated[str | None, typer.Option(help="The pipeline to run.")] = None,
+    level: OptimisationLevel = None,
+    print_ir_after: Annotated[
+        list[str] | None, typer.Option(metavar="all|P", help="Also print the IR after this pass, or after all.")
+    ] = None,
+    verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the IR after every pass.")] = False,
+) -> None:
+    """Run passes on a model and print the IR; remarks go to stderr."""
+    from moec import compiler
+
+    text, remarks = compiler.optimize(
+        model, _pipeline(level, passes), print_after=print_ir_after or (), verify_each=verify_each
+    )
+    print(text)
+    for remark in remarks:
+        print(f"{remark.severity}: {remark.pass_name}: {remark.subject}: {remark.message}", file=sys.stderr)
+
+
+@app.command()
+def pipeline(level: OptimisationLevel = None) -> None:
+    """Print the pipeline that a level stands for; --passes takes such a text."""
+    from moec.passes import pipeline as pipelines
+
+    print(pipelines.LEVELS[_pipeline(level, None)])
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    against: Annotated[str | None, typer.Option(help="Also time this: onnxruntime.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The original model, for --against.")] = None,
+    inputs: Inputs = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels."""
+    from moec import archive
+    from moec.bench import bench as bench_model
+    from moec.inspect import tables
+
+    with _progress() as progress:
+        compiled = moec.load(artifact, threads=threads)
+        arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
+        progress("timing")
+        result = bench_model(compiled, against=against, model_path=model, inputs=arrays)
+    _print(result, as_json, tables.bench_tables(result))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show versions, the CPU and its instruction sets, cores, and compilers found. Exit code 2 on a problem."""
+    from moec.doctor import examine
+    from moec.inspect import tables
+
+    findings = examine()
+    _print(findings, as_json, tables.doctor_tables(findings))
+    if findings["problems"]:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _pipeline(level: Level | None, passes: str | None) -> str:
+    if level is not None and passes is not None:
+        raise MoecError("-O and --passes exclude each other: a level may stand inside a pipeline, e.g. --passes O1,...")
+    return passes if passes is not None else f"O{(level or Level.O2).value}"
+
+
+def _report_compilation(path: Path) -> None:
+    from moec.inspect import tables
+    from moec.runtime.artifact import open_artifact
+
+    manifest = open_artifact(path, check_weights=False).manifest
+    warnings = [remark for remark in manifest.remarks if remark["severity"] == "warning"]
+    for remark in warnings:
+        print(f"warning: {remark['subject']}: {remark['message']}", file=sys.stderr)
+    print(tables.summary(manifest.moe_blocks, manifest.kernels, str(path)))
+
+
+def _print(data: Any, as_json: bool, renderables: Iterable[RenderableType]) -> None:
+    if as_json:
+        print(json.dumps(data, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    for one in renderables:
+        console.print(one)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows the current step on a terminal; says nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda _step: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield status.update

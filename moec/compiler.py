@@ -1,0 +1,214 @@
+"""The compilation driver: source → model → passes → program → artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+import moec
+from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from moec.passes.base import Pass, Remark, Report
+    from moec.runtime.model import CompiledModel
+    from moec.runtime.writer import Stage
+
+Progress = Callable[[str], None]
+_TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
+
+
+def compile(
+    model: Any,
+    target: str = "cpu",
+    passes: str = "O2",
+    threads: int | None = None,
+    *,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    output: str | os.PathLike[str] | None = None,
+    verify_each: bool = False,
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """Compile a model and load the result.
+
+    ``model``: a path, an ``onnx.ModelProto``, an ``onnx_ir.Model``, or a ``torch.nn.Module`` (then ``example_inputs``
+    and ``dynamic_shapes`` are what ``torch.export.export`` takes). ``passes``: a level (``O0`` to ``O3``) or a pipeline
+    text. ``threads``: how many the result runs with; None means every available core. ``output``: where to write the
+    artifact; without it one is kept in a temporary folder as long as the result lives. ``progress`` is called with the
+    name of each step as it begins.
+
+    Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
+    a model that cannot be read, a wrong option, or an artifact that cannot be written.
+    """
+    arguments = (target, passes, example_inputs, dynamic_shapes)
+    options: dict[str, Any] = {"threads": threads, "verify_each": verify_each, "progress": progress}
+    if output is not None:
+        write(model, output, *arguments, **options)
+        return _load(output)
+    folder = tempfile.mkdtemp(prefix="moec-")
+    try:
+        path = os.path.join(folder, "model.moec")
+        write(model, path, *arguments, **options)
+        compiled = _load(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(compiled, shutil.rmtree, folder, ignore_errors=True)
+    return compiled
+
+
+def write(
+    model: Any,
+    path: str | os.PathLike[str],
+    target: str = "cpu",
+    passes: str = "O2",
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    *,
+    threads: int | None = None,
+    verify_each: bool = False,
+    dump_to: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Compile a model and write the artifact, without loading it: it may be for another machine.
+
+    ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. Other arguments
+    and errors as for :func:`compile`.
+    """
+    from moec import targets
+    from moec.inspect.blocks import moe_blocks
+    from moec.passes import pipeline
+    from moec.passes.base import Report
+    from moec.runtime.writer import Context, write_artifact
+    from moec.sampling import input_limits
+
+    report, announce = Report(), progress or _silent
+    pipeline_passes, chosen_target = pipeline.parse(passes), targets.get(target)
+    announce("importing")
+    graph = import_model(model, example_inputs, dynamic_shapes)
+    limits = input_limits(graph)
+    stages = []
+    for stage in _run_passes(graph, pipeline_passes, report, verify_each, announce):
+        stages.append(stage)
+        if dump_to is not None:
+            _dump(pathlib.Path(dump_to), len(stages) - 1, stage)
+    announce(f"generating code for {target}")
+    blocks = moe_blocks(graph)
+    program = chosen_target.compile(graph)
+    announce("writing the artifact")
+    provenance = {
+        "source": _describe_source(model),
+        "passes": pipeline.print_pipeline(pipeline_passes),
+        "tools": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}},
+    }
+    remarks = [dataclasses.asdict(remark) for remark in report.remarks]
+    context = Context(moec.__version__, threads, blocks, limits, stages, remarks, provenance)
+    write_artifact(path, program, context)
+
+
+def optimize(
+    model: str | os.PathLike[str],
+    passes: str = "O2",
+    *,
+    print_after: Collection[str] = (),
+    verify_each: bool = False,
+) -> tuple[str, list[Remark]]:
+    """The text of a model after a pipeline, and the passes' remarks. ``model`` is an ONNX file, or IR text when its
+    name ends in ``.onnxtxt``. ``print_after`` as for :func:`moec.passes.pipeline.run`. Raises MoecError."""
+    from moec.ir.text import parse_model, print_model
+    from moec.passes import pipeline
+    from moec.passes.base import Report
+
+    path, report = pathlib.Path(model), Report()
+    parsed = pipeline.parse(passes)
+    unknown = set(print_after) - {"all", *(one.name for one in parsed)}
+    if unknown:
+        raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")
+    graph = parse_model(_read_text(path)) if path.suffix == ".onnxtxt" else import_model(path)
+    pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after)
+    return print_model(graph), report.remarks
+
+
+def _read_text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoecError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+
+
+def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
+    """The model as ONNX IR at the working opset, before any pass. Sources and errors as for :func:`compile`."""
+    if _is_torch_module(model):
+        from moec.frontend import pytorch
+
+        if example_inputs is None:
+            raise MoecError(f"{type(model).__name__}: compiling a PyTorch module needs example_inputs=(...)")
+        return pytorch.import_module(model, example_inputs, dynamic_shapes)
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise MoecError("example_inputs and dynamic_shapes are for PyTorch modules; an ONNX model carries its shapes")
+    from moec.frontend import onnx
+
+    return onnx.import_model(model)
+
+
+def _run_passes(
+    model: ir.Model, passes: tuple[Pass, ...], report: Report, verify_each: bool, announce: Progress
+) -> Iterator[Stage]:
+    from moec.ir.text import print_model
+    from moec.passes import pipeline
+    from moec.runtime.writer import Stage
+
+    yield Stage("import", print_model(model), 0.0)
+    for one in passes:
+        announce(one.name)
+        start = time.perf_counter()
+        changed = pipeline.run(model, (one,), report, verify_each=verify_each)
+        seconds = time.perf_counter() - start
+        yield Stage(one.name, print_model(model) if changed else None, seconds)
+
+
+def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:
+    if stage.text is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:02d}-{stage.name}.onnxtxt").write_text(stage.text, encoding="utf-8")
+    except OSError as error:
+        raise MoecError(f"{folder}: the phases cannot be written: {error.strerror or error}") from error
+
+
+def _load(path: str | os.PathLike[str]) -> CompiledModel:
+    from moec.runtime.model import load
+
+    return load(path, check_weights=False)  # it was written a moment ago
+
+
+def _is_torch_module(model: Any) -> bool:
+    """Whether it is a torch.nn.Module, without importing torch: if it is one, torch is imported already."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def _describe_source(model: Any) -> dict[str, Any]:
+    from moec.runtime.artifact import checksum
+
+    if not isinstance(model, (str, os.PathLike)):
+        return {"kind": f"{type(model).__module__}.{type(model).__qualname__}"}
+    path = pathlib.Path(model)
+    return {"kind": "file", "name": path.name, "sha256": checksum(path).sha256}
+
+
+def _silent(_step: str) -> None:
+    pass

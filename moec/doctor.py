@@ -1,0 +1,80 @@
+"""What this machine and this installation can do, as plain data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from typing import Any
+
+import moec
+from moec.errors import MoecError
+from moec.runtime import machine
+
+PACKAGES = (
+    "apache-tvm",
+    "apache-tvm-ffi",
+    "apache-tvm-ffi-orcjit",
+    "numpy",
+    "ml_dtypes",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "torch",
+    "transformers",
+)
+OPTIONAL_PACKAGES = frozenset({"torch", "transformers"})
+COMPILERS = ("cc", "c++", "clang", "nvcc", "vitis_hls", "v++")  # none is needed for the CPU target
+VECTOR_FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512vnni",
+    "avx512bf16",
+    "avx512fp16",
+    "avxvnni",
+    "amxtile",
+    "amxint8",
+    "amxbf16",
+    "asimd",
+    "asimddp",
+    "bf16",
+    "i8mm",
+    "sve",
+)
+
+
+def examine() -> dict[str, Any]:
+    """Versions, the CPU and its vector features, cores, compilers found, and problems that keep moec from working."""
+    versions = {name: _version(name) for name in PACKAGES}
+    problems = [
+        f"{name} is not installed"
+        for name, version in versions.items()
+        if not version and name not in OPTIONAL_PACKAGES
+    ]
+    try:
+        from moec.runtime.library import load_ffi
+
+        load_ffi()
+    except (MoecError, ImportError) as error:
+        problems.append(str(error))
+    features = machine.cpu_features()
+    return {
+        "moec": moec.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": machine.cpu_name(),
+        "vector_features": [name for name in VECTOR_FEATURES if name in features],
+        "cores": len(machine.available_cores()),
+        "versions": versions,
+        "compilers": {name: shutil.which(name) for name in COMPILERS},
+        "problems": problems,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,132 @@
+"""What commands print for people, as rich renderables made from plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
+    """Everything ``moec inspect`` shows: target, inputs and outputs, MoE blocks, kernels, weights, passes, remarks."""
+    needs = ", ".join(description["requirements"]) or "nothing special"
+    yield Text(f"target {description['target']} (needs {needs}), compiled by moec {description['moec_version']}")
+    tensors = [
+        (kind, one["name"], one["dtype"], _shape(one["shape"]))
+        for kind, key in (("input", "inputs"), ("output", "outputs"))
+        for one in description[key]
+    ]
+    yield _table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
+    yield _blocks_table(description["moe_blocks"])
+    yield _kernels_table(description["kernels"])
+    yield _weights_table(description["weights"])
+    passes = [
+        (one["name"], "yes" if one["changed"] else "no", f"{one['seconds']:.3f}") for one in description["stages"]
+    ]
+    yield _table("Passes", ("pass", "changed", "seconds"), passes)
+    yield remarks_table(description["remarks"])
+
+
+def summary(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]], path: str) -> str:
+    """The one line that ends a compilation."""
+    return f"{path}: {len(blocks)} MoE blocks, {len(kernels)} kernels"
+
+
+def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
+    rows = [(one["severity"], one["pass_name"], one["subject"], one["message"]) for one in remarks]
+    return _table("Remarks", ("", "pass", "about", "remark"), rows)
+
+
+def verification_table(verification: dict[str, Any]) -> Table:
+    rows = [
+        (
+            _sizes(case["inputs"]),
+            one["output"],
+            _shape(one["shape"]),
+            _number(one["absolute"]),
+            _number(one["relative"]),
+            ("match" if one["matches"] else "DIFFERS") + (f": {one['note']}" if one["note"] else ""),
+        )
+        for case in verification["cases"]
+        for one in case["differences"]
+    ]
+    headings = ("inputs", "output", "shape", "largest abs", "largest rel", f"within {verification['tolerance']:g}")
+    return _table("Compared with onnxruntime", headings, rows)
+
+
+def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:
+    rows = [
+        (_sizes(case["inputs"]), name, f"{times['min']:.3f}", f"{times['median']:.3f}", str(times["runs"]))
+        for case in result["cases"]
+        for name, times in case["milliseconds"].items()
+    ]
+    yield _table(f"Milliseconds, {result['threads']} threads", ("inputs", "", "min", "median", "runs"), rows)
+    for case in result["cases"]:
+        kernels = [(row["name"], str(row["calls"]), f"{row['milliseconds']:.3f}") for row in case["kernels"][:10]]
+        yield _table(f"Slowest kernels, {_sizes(case['inputs'])}", ("kernel", "calls", "milliseconds"), kernels)
+
+
+def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:
+    keys = ("moec", "python", "system", "cpu", "cores")
+    machine = [(key, str(findings[key])) for key in keys]
+    machine.append(("vector features", ", ".join(findings["vector_features"]) or "none known"))
+    yield _table("This machine", ("", ""), machine)
+    versions = [(name, version or "not installed") for name, version in findings["versions"].items()]
+    yield _table("Packages", ("package", "version"), versions)
+    compilers = [(name, path or "not found") for name, path in findings["compilers"].items()]
+    yield _table("Compilers (the CPU target needs none)", ("compiler", "path"), compilers)
+    for problem in findings["problems"]:
+        yield Text(f"problem: {problem}")
+    if not findings["problems"]:
+        yield Text("everything the CPU target needs is there")
+
+
+def _blocks_table(blocks: Sequence[dict[str, Any]]) -> RenderableType:
+    headings = ("name", "operator", "experts", "top-k", "router", "activation", "hidden", "intermediate")
+    keys = ("name", "op", "num_experts", "top_k", "router", "activation", "hidden_size", "intermediate_size")
+    rows = [tuple("?" if block[key] is None else str(block[key]) for key in keys) for block in blocks]
+    table = _table("MoE blocks", headings, rows)
+    if rows:
+        return table
+    return Group(table, Text("no MoE block was recognised; the remarks below say what came nearest"))
+
+
+def _kernels_table(kernels: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for kernel in kernels:
+        considered = "\n".join(
+            f"{'*' if one['chosen'] else ' '} {one['kernel']}: {one['reason']}" for one in kernel["candidates"]
+        )
+        rows.append((kernel["name"], kernel["op"], str(len(kernel["nodes"])), considered))
+    return _table("Kernels (* chosen)", ("kernel", "operator", "nodes", "candidates"), rows)
+
+
+def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:
+    rows = [(one["name"], one["dtype"], _shape(one["shape"]), f"{one['bytes']:,}") for one in weights]
+    total = sum(one["bytes"] for one in weights)
+    return _table(f"Weights ({total:,} bytes)", ("name", "dtype", "shape", "bytes"), rows)
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _shape(sizes: Sequence[Any]) -> str:
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def _sizes(inputs: dict[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name}{_shape(shape)}" for name, shape in inputs.items())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2e}"

@@ -1,0 +1,173 @@
+"""A compiled model on disk: a folder (or a zip of it) of a manifest, objects, weights, and what people read.
+
+    manifest.json   what is in it: inputs, outputs, MoE blocks, kernels and why they were chosen, checksums
+    objects/        object files, linked in memory when loaded
+    weights.bin     the constants in the kernels' layouts, page-aligned, memory-mapped
+    ir/             the model after each stage, as text
+    src/            what was generated: TIR, LLVM IR, assembly
+
+Everything is checked before use: manifest, file sizes, checksums, CPU features. Checking ``weights.bin`` reads all of
+it (about 1 GB/s), so it alone can be left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import tempfile
+import weakref
+import zipfile
+
+import numpy as np
+
+from moec.errors import ArtifactError
+from moec.runtime.dtypes import dtype_of
+from moec.runtime.machine import missing_features
+from moec.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, parse_manifest
+
+_MANIFEST_LIMIT = 256 << 20
+_CHUNK = 1 << 20
+_ELF, _ELF_MACHINES = b"\x7fELF", {62: ("x86_64", "amd64"), 183: ("aarch64", "arm64")}
+
+
+class Artifact:
+    """An artifact that was checked and may be read. Made by :func:`open_artifact`."""
+
+    def __init__(self, folder: pathlib.Path, manifest: Manifest, where: str) -> None:
+        self.folder, self.manifest, self.where = folder, manifest, where
+
+    def path(self, name: str) -> pathlib.Path:
+        """The path of a file that the manifest lists."""
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.where}: has no file {name!r}")
+        return self.folder / name
+
+    def text(self, name: str) -> str:
+        return self.path(name).read_text(encoding="utf-8")
+
+    def object_paths(self) -> list[pathlib.Path]:
+        return [self.path(name) for name in self.manifest.objects]
+
+    def weights(self) -> list[np.ndarray]:
+        """The constants, memory-mapped; pages are private to the process should anything write to them."""
+        path = self.path(WEIGHTS)
+        memory = np.memmap(path, np.uint8, mode="c") if path.stat().st_size else np.empty(0, np.uint8)
+        return [
+            memory[weight.offset : weight.offset + weight.bytes].view(dtype_of(weight.dtype)).reshape(weight.shape)
+            for weight in self.manifest.weights
+        ]
+
+
+def open_artifact(path: str | os.PathLike[str], *, check_weights: bool = True) -> Artifact:
+    """Open a folder or a zip and check all of it. Raises ArtifactError with one line that says what is wrong.
+
+    A zip is unpacked into a temporary folder that lives as long as the artifact does.
+    """
+    path = pathlib.Path(path)
+    where = str(path)
+    if not path.exists():
+        raise ArtifactError(f"{where}: no such artifact; make one with: moec compile MODEL -o {where}")
+    try:
+        artifact = _open_folder(path) if path.is_dir() else _unpack(path)
+        _check_files(artifact, check_weights)
+    except OSError as error:
+        raise ArtifactError(f"{where}: cannot be read: {error.strerror or error}") from error
+    return artifact
+
+
+def check_machine(artifact: Artifact) -> None:
+    """Raise ArtifactError when this machine cannot execute the artifact's objects."""
+    manifest, where = artifact.manifest, artifact.where
+    for path in artifact.object_paths():
+        with path.open("rb") as file:
+            header = file.read(20)
+        names = _ELF_MACHINES.get(int.from_bytes(header[18:20], "little")) if header[:4] == _ELF else None
+        if names and platform.machine().lower() not in names:
+            raise ArtifactError(
+                f"{where}: is compiled for {names[0]}, but this machine is {platform.machine()}; compile the model here"
+            )
+    missing = missing_features(manifest.requirements)
+    if missing:
+        raise ArtifactError(
+            f"{where}: was compiled for {manifest.target}, which needs {', '.join(missing)}, and this machine's CPU "
+            "lacks that; compile the model here or with a smaller --target"
+        )
+
+
+def checksum(path: pathlib.Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(size, digest.hexdigest())
+
+
+def _open_folder(path: pathlib.Path) -> Artifact:
+    return Artifact(path.absolute(), _read_manifest(path, str(path)), str(path))
+
+
+def _read_manifest(folder: pathlib.Path, where: str) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{where}: is not a moec artifact (it has no {MANIFEST})")
+    if path.stat().st_size > _MANIFEST_LIMIT:
+        raise ArtifactError(f"{where}: {MANIFEST} is larger than {_MANIFEST_LIMIT} bytes")
+    return parse_manifest(path.read_bytes(), where)
+
+
+def _check_files(artifact: Artifact, check_weights: bool) -> None:
+    root = artifact.folder.resolve()
+    for name, expected in artifact.manifest.files.items():
+        path = artifact.folder / name
+        if not path.resolve().is_relative_to(root):
+            raise ArtifactError(f"{artifact.where}: {name} is a link that leaves the folder")
+        if not path.is_file():
+            raise ArtifactError(f"{artifact.where}: {name} is missing; compile the model again")
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise ArtifactError(
+                f"{artifact.where}: {name} has {size} bytes, expected {expected.bytes}; it was truncated or altered: "
+                "compile the model again"
+            )
+        if (check_weights or name != WEIGHTS) and checksum(path) != expected:
+            raise ArtifactError(f"{artifact.where}: {name} was altered (its checksum differs); compile the model again")
+
+
+def _unpack(path: pathlib.Path) -> Artifact:
+    """Only files the manifest lists are unpacked, and only stored (uncompressed) entries are accepted, so that the
+    unpacked size cannot exceed the archive's own."""
+    where = str(path)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="moec-"))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _unpack_entry(archive, MANIFEST, folder, where)
+            manifest = _read_manifest(folder, where)
+            for name in manifest.files:
+                _unpack_entry(archive, name, folder, where)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ArtifactError(f"{where}: is neither an artifact's folder nor an intact zip of one ({error})") from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    artifact = Artifact(folder, manifest, where)
+    weakref.finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
+    return artifact
+
+
+def _unpack_entry(archive: zipfile.ZipFile, name: str, folder: pathlib.Path, where: str) -> None:
+    try:
+        entry = archive.getinfo(name)
+    except KeyError:
+        raise ArtifactError(f"{where}: {name} is missing; compile the model again") from None
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ArtifactError(f"{where}: {name} is compressed; expected a zip without compression, as moec writes it")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(entry) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, _CHUNK)

@@ -1,0 +1,118 @@
+"""Runs the entry function of linked object files on numpy arrays."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.errors import InputError, MoecError
+from moec.runtime.inputs import check_inputs
+from moec.runtime.library import load_ffi, load_objects, use_threads
+from moec.runtime.machine import available_cores
+from moec.runtime.manifest import TensorSpec
+from moec.runtime.tensors import from_runtime, to_runtime
+
+_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR = 1, 0, 2
+_NO_INSTRUMENT_ACTION = 0
+
+
+class Executor:
+    """One loaded program. ``run`` may be called from several threads: calls on one executor take turns, since each
+    uses all its threads anyway.
+
+    ``weights`` are passed without copying, so they must stay C-contiguous and 64-byte aligned. ``threads`` is at most
+    the number of cores available, which is also what None stands for.
+    """
+
+    def __init__(
+        self,
+        objects: Sequence[pathlib.Path],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        weights: Sequence[np.ndarray],
+        *,
+        threads: int | None = None,
+        where: str = "program",
+    ) -> None:
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.threads = _checked_threads(threads)
+        self._lock = threading.Lock()
+        self._module = load_objects(objects, where)
+        self._machine = self._module.get_function("vm_load_executable")()
+        device = (_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR)
+        self._machine.get_function("vm_initialization")(*device)
+        self._main = self._machine.get_function("main")
+        self._weight_arrays = list(weights)
+        self._weights = [to_runtime(array) for array in weights]
+
+    def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The outputs by name. Raises InputError for values that do not fit the inputs' specifications."""
+        arrays = check_inputs(self.inputs, values)
+        with self._lock:
+            use_threads(self.threads)
+            return self._call(arrays)
+
+    def time_kernels(self, values: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """Run once and return (function, seconds) of every call in order; views and allocations are left out."""
+        calls: list[tuple[str, float]] = []
+        start = 0.0
+
+        def instrument(_function: Any, symbol: str, before: bool, _result: Any, *_arguments: Any) -> int:
+            nonlocal start
+            if before:
+                start = time.perf_counter()
+            elif not symbol.startswith("vm.builtin."):
+                calls.append((symbol, time.perf_counter() - start))
+            return _NO_INSTRUMENT_ACTION
+
+        arrays = check_inputs(self.inputs, values)
+        set_instrument = self._machine.get_function("set_instrument")
+        with self._lock:
+            use_threads(self.threads)
+            set_instrument(load_ffi().convert_func(instrument))
+            try:
+                self._call(arrays)
+            finally:
+                set_instrument(None)
+        return calls
+
+    def _call(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = [to_runtime(array) for array in arrays]
+        try:
+            result = self._main(*tensors, *self._weights)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _explain(error, self.inputs, arrays) from error
+        results = [result] if hasattr(result, "data_ptr") else list(result)
+        borrowed = {tensor.data_ptr() for tensor in (*tensors, *self._weights)}
+        return {
+            spec.name: _owned(from_runtime(tensor), tensor.data_ptr() in borrowed)
+            for spec, tensor in zip(self.outputs, results, strict=True)
+        }
+
+
+def _checked_threads(threads: int | None) -> int:
+    available = len(available_cores())
+    if threads is None:
+        return available
+    if threads < 1:
+        raise MoecError(f"threads is {threads}; expected 1 or more (this process may use {available} cores)")
+    return min(threads, available)
+
+
+def _owned(array: np.ndarray, borrowed: bool) -> np.ndarray:
+    """An output that is an input or a weight passed through is copied: writing to it must not change either."""
+    return array.copy() if borrowed else array
+
+
+def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> MoecError:
+    """The program checks sizes that only it can relate (a size that must be the sum of two others, say)."""
+    reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(inputs, arrays, strict=True))
+    return InputError(f"the model cannot run on inputs of sizes {sizes}: {reason}")

@@ -1,0 +1,72 @@
+"""What this machine offers a compiled program: instruction sets and cores."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+
+CPU_INFORMATION = "/proc/cpuinfo"
+
+# LLVM's name of a feature -> Linux' name, where more differs than "_", "-" and "."
+_LINUX_NAMES = {
+    "64bit": "lm",
+    "cmov": "cmov",
+    "lzcnt": "abm",
+    "neon": "asimd",
+    "pclmul": "pclmulqdq",
+    "prfchw": "3dnowprefetch",
+    "rdrnd": "rdrand",
+    "sahf": "lahf_lm",
+    "sha": "sha_ni",
+    "sse3": "pni",
+    "fullfp16": "asimdhp",
+    "dotprod": "asimddp",
+}
+
+
+def missing_features(requirements: list[str]) -> list[str]:
+    """The required CPU features (LLVM names) that this machine lacks.
+
+    Only Linux lists its features in a file; elsewhere nothing can be said and nothing is reported missing.
+    """
+    available = cpu_features()
+    if not available:
+        return []
+    return [one for one in requirements if _plain(_LINUX_NAMES.get(one, one)) not in available]
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Names of the CPU's features without punctuation (``avx512vnni``); empty where the system does not list them."""
+    try:
+        with open(CPU_INFORMATION, encoding="ascii", errors="replace") as information:
+            for line in information:
+                key, _, value = line.partition(":")
+                if key.strip() in ("flags", "Features"):
+                    return frozenset(_plain(name) for name in value.split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def cpu_name() -> str:
+    """The CPU's marketing name, or ``unknown``."""
+    try:
+        with open(CPU_INFORMATION, encoding="ascii", errors="replace") as information:
+            names = (line.partition(":")[2].strip() for line in information if line.startswith("model name"))
+            return next(names, "unknown")
+    except OSError:
+        return "unknown"
+
+
+@functools.cache
+def available_cores() -> tuple[int, ...]:
+    """The cores this process may use when first asked, before any thread pool narrows a thread's affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]", "", name.lower())

@@ -1,0 +1,222 @@
+"""The manifest of an artifact: plain data about everything in it, checked field by field when read.
+
+A manifest is not trusted: every field's type is checked, every file name must stay inside the folder, and every
+weight must lie inside ``weights.bin`` before anything is opened. Its own digest detects accidental changes only: an
+artifact holds machine code, so load artifacts from people whose programs you would run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from typing import Any
+
+from moec.errors import ArtifactError
+from moec.runtime.dtypes import dtype_of
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
+WEIGHT_ALIGNMENT = 4096  # one page: weights are mapped, and kernels assume at least 64-byte alignment
+
+_NAME = re.compile(r"[\w.+-]+(?:/[\w.+-]+)*")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """An input or output. A dimension is an int, or a string naming a dynamic size (0 and up)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightEntry:
+    """Where one constant lies in ``weights.bin``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """Size and checksum of one file of the artifact."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass
+class Manifest:
+    """Everything about an artifact but the bytes of its files.
+
+    ``weights`` are in the order the entry function takes them after ``inputs``. ``threads`` is how many the program
+    runs with unless told otherwise; None means every available core. ``input_limits`` says below which value
+    an integer input must stay (token ids: the vocabulary), where that is known. ``kernels``, ``moe_blocks``, ``stages``
+    and ``remarks`` are plain data for people.
+    """
+
+    moec_version: str
+    target: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    objects: list[str]
+    weights: list[WeightEntry]
+    files: dict[str, FileEntry]
+    requirements: list[str] = dataclasses.field(default_factory=list)
+    threads: int | None = None
+    input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
+    moe_blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    remarks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def print_manifest(manifest: Manifest) -> str:
+    """The text of ``manifest.json``; :func:`parse_manifest` reads it back."""
+    content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
+    return json.dumps({**content, "digest": _digest(content)}, indent=1)
+
+
+def parse_manifest(text: str | bytes, where: str) -> Manifest:
+    """Read and check a manifest; ``where`` names the artifact in messages. Raises ArtifactError."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ArtifactError(
+            f"{where}: {MANIFEST} is not JSON (truncated or altered); compile the model again"
+        ) from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{where}: artifact format version is {version!r}, but this moec reads version {FORMAT_VERSION}; "
+            "compile the model again with this moec"
+        )
+    if content.pop("digest", None) != _digest(content):
+        raise ArtifactError(f"{where}: {MANIFEST} was altered (its digest differs); compile the model again")
+    manifest = _read_fields(content, where)
+    _check_files(manifest, where)
+    _check_weights(manifest, where)
+    return manifest
+
+
+def is_inside_name(name: str) -> bool:
+    """Whether a file name is relative, plain and cannot leave the folder it is joined to."""
+    return _NAME.fullmatch(name) is not None and not {".", ".."} & set(name.split("/"))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_fields(content: dict[str, Any], where: str) -> Manifest:
+    def field(key: str, kind: type) -> Any:
+        return _typed(content, key, kind, where)
+
+    def records(key: str) -> list[dict[str, Any]]:
+        return _list_of(content, key, dict, where)
+
+    limits = field("input_limits", dict)
+    return Manifest(
+        moec_version=field("moec_version", str),
+        target=field("target", str),
+        inputs=[_read_tensor(one, f"{where}: inputs") for one in records("inputs")],
+        outputs=[_read_tensor(one, f"{where}: outputs") for one in records("outputs")],
+        objects=_list_of(content, "objects", str, where),
+        weights=[_read_weight(one, f"{where}: weights") for one in records("weights")],
+        files={name: _read_file(one, f"{where}: file {name!r}") for name, one in field("files", dict).items()},
+        requirements=_list_of(content, "requirements", str, where),
+        threads=None if content.get("threads") is None else field("threads", int),
+        input_limits={name: _typed(limits, name, int, where) for name in limits},
+        moe_blocks=records("moe_blocks"),
+        kernels=[_checked_kernel(one, f"{where}: kernels") for one in records("kernels")],
+        stages=records("stages"),
+        remarks=records("remarks"),
+        provenance=field("provenance", dict),
+    )
+
+
+def _read_tensor(record: dict[str, Any], where: str) -> TensorSpec:
+    name, dtype = _typed(record, "name", str, where), _typed(record, "dtype", str, where)
+    dtype_of(dtype)
+    shape = _typed(record, "shape", list, where)
+    if not all(isinstance(size, str) or _is_size(size) for size in shape):
+        raise ArtifactError(f"{where}: {name!r} has shape {shape}; expected sizes and names of dynamic sizes")
+    return TensorSpec(name, dtype, tuple(shape))
+
+
+def _read_weight(record: dict[str, Any], where: str) -> WeightEntry:
+    name, dtype = _typed(record, "name", str, where), _typed(record, "dtype", str, where)
+    shape = _typed(record, "shape", list, where)
+    offset, size = _typed(record, "offset", int, where), _typed(record, "bytes", int, where)
+    if not all(_is_size(one) for one in (*shape, offset, size)):
+        raise ArtifactError(f"{where}: {name!r} has a negative or non-integer size")
+    if math.prod(shape) * dtype_of(dtype).itemsize != size:
+        raise ArtifactError(f"{where}: {name!r} is {dtype}{shape}, which is not {size} bytes")
+    if offset % WEIGHT_ALIGNMENT:
+        raise ArtifactError(f"{where}: {name!r} starts at {offset}, not a multiple of {WEIGHT_ALIGNMENT}")
+    return WeightEntry(name, dtype, tuple(shape), offset, size)
+
+
+def _read_file(record: Any, where: str) -> FileEntry:
+    size = _typed(record, "bytes", int, where)
+    if not _is_size(size):
+        raise ArtifactError(f"{where}: {size} bytes is not a size")
+    return FileEntry(size, _typed(record, "sha256", str, where))
+
+
+def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
+    for key, kind in {"name": str, "op": str, "nodes": list, "attributes": dict, "sources": dict}.items():
+        _typed(record, key, kind, where)
+    _list_of(record, "candidates", dict, where)
+    return record
+
+
+def _check_files(manifest: Manifest, where: str) -> None:
+    for name in manifest.files:
+        if not is_inside_name(name):
+            raise ArtifactError(f"{where}: file name {name!r} could leave the artifact's folder")
+    sources = [path for kernel in manifest.kernels for path in kernel["sources"].values()]
+    stages = [stage.get("file") for stage in manifest.stages]
+    for name in (*manifest.objects, *sources, *stages, WEIGHTS):
+        if name not in manifest.files:
+            raise ArtifactError(f"{where}: {name!r} is used but not listed among the files")
+
+
+def _check_weights(manifest: Manifest, where: str) -> None:
+    available = manifest.files[WEIGHTS].bytes
+    for weight in manifest.weights:
+        if weight.offset + weight.bytes > available:
+            raise ArtifactError(
+                f"{where}: weight {weight.name!r} ends at byte {weight.offset + weight.bytes} of {WEIGHTS}, which has "
+                f"{available}"
+            )
+
+
+def _typed(record: Any, key: str, kind: type, where: str) -> Any:
+    value = record.get(key) if isinstance(record, dict) else None
+    if not isinstance(value, kind):
+        raise ArtifactError(f"{where}: {MANIFEST} field {key!r} is missing or not of type {kind.__name__}")
+    return value
+
+
+def _list_of(record: dict[str, Any], key: str, kind: type, where: str) -> list[Any]:
+    values = _typed(record, key, list, where)
+    if not all(isinstance(value, kind) for value in values):
+        raise ArtifactError(f"{where}: {MANIFEST} field {key!r} holds something that is not a {kind.__name__}")
+    return values
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,156 @@
+"""A compiled model: what ``moec.compile`` and ``moec.load`` return."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moec.errors import InputError, MoecError
+from moec.runtime.artifact import Artifact, check_machine, open_artifact
+from moec.runtime.executor import Executor
+from moec.runtime.manifest import TensorSpec
+from moec.runtime.writer import copy_artifact
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One generated kernel: the nodes it computes, and which kernels were considered for them and why."""
+
+    name: str
+    op: str
+    nodes: list[str]
+    candidates: list[dict[str, Any]]
+    attributes: dict[str, Any]
+    _artifact: Artifact
+    _sources: dict[str, str]
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms :meth:`source` can give."""
+        return tuple(self._sources)
+
+    def source(self, form: str = "tir") -> str:
+        """The kernel as text. Raises MoecError for a form it was not kept in."""
+        if form not in self._sources:
+            raise MoecError(
+                f"kernel {self.name!r} is not available as {form!r}; available: {', '.join(self.forms) or 'none'}"
+            )
+        return self._artifact.text(self._sources[form])
+
+
+class CompiledModel:
+    """A model that runs. Made by ``moec.compile`` or ``moec.load``; may be called from several threads."""
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+        check_machine(artifact)
+        manifest = artifact.manifest
+        self._artifact = artifact
+        self._executor = Executor(
+            artifact.object_paths(),
+            manifest.inputs,
+            manifest.outputs,
+            artifact.weights(),
+            threads=threads if threads is not None else manifest.threads,
+            where=artifact.where,
+        )
+        self.kernels: dict[str, Kernel] = kernels_of(artifact)
+
+    @property
+    def remarks(self) -> list[dict[str, Any]]:
+        """What the passes had to tell: dicts of ``pass_name``, ``subject``, ``message`` and ``severity``."""
+        return self._artifact.manifest.remarks
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        return self._artifact.manifest.inputs
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        return self._artifact.manifest.outputs
+
+    @property
+    def input_limits(self) -> dict[str, int]:
+        """For integer inputs that index something (token ids): the value they must stay below, where known."""
+        return self._artifact.manifest.input_limits
+
+    @property
+    def threads(self) -> int:
+        return self._executor.threads
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Run on arrays by input name (numpy arrays, or anything with DLPack in host memory, such as torch tensors).
+
+        Arrays are read in place when C-contiguous and 64-byte aligned, and copied otherwise.
+        Raises InputError when names, dtypes, ranks or sizes do not fit.
+        """
+        return self._executor.run(inputs)
+
+    def __call__(self, *arguments: Any, **named: Any) -> dict[str, np.ndarray]:
+        """Like :meth:`run`, with inputs by position, by name, or both."""
+        names = [spec.name for spec in self._executor.inputs]
+        if len(arguments) > len(names):
+            raise InputError(f"{len(arguments)} positional inputs given; the model takes {len(names)}: {names}")
+        positional = dict(zip(names, arguments, strict=False))
+        twice = sorted(set(positional) & set(named))
+        if twice:
+            raise InputError(f"input {twice[0]!r} is given both by position and by name")
+        return self.run({**positional, **named})
+
+    def time_kernels(self, inputs: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """Run once and return the (name, seconds) of every kernel call in order."""
+        return self._executor.time_kernels(inputs)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the artifact to a folder, or to one zip when the path ends in ``.zip``. Raises ArtifactError."""
+        copy_artifact(self._artifact, path)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data about the model: target, inputs, outputs, MoE blocks, kernels, weights, passes, remarks."""
+        return describe(self._artifact)
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None, check_weights: bool = True) -> CompiledModel:
+    """Load an artifact. ``threads``: None means as compiled, by default every available core.
+    ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second per gigabyte.
+
+    Raises ArtifactError when the artifact is truncated, altered, of another format version or for another machine.
+    """
+    return CompiledModel(open_artifact(path, check_weights=check_weights), threads=threads)
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """What :meth:`CompiledModel.describe` returns, for an artifact that need not run on this machine."""
+    fields = dataclasses.asdict(artifact.manifest)
+    del fields["files"]
+    fields["inputs"] = [{**one, "shape": list(one["shape"])} for one in fields["inputs"]]
+    fields["outputs"] = [{**one, "shape": list(one["shape"])} for one in fields["outputs"]]
+    fields["weights"] = [{**one, "shape": list(one["shape"])} for one in fields["weights"]]
+    return fields
+
+
+def kernels_of(artifact: Artifact) -> dict[str, Kernel]:
+    """The artifact's kernels by name."""
+    return {
+        record["name"]: Kernel(
+            record["name"],
+            record["op"],
+            record["nodes"],
+            record["candidates"],
+            record["attributes"],
+            artifact,
+            record["sources"],
+        )
+        for record in artifact.manifest.kernels
+    }
+
+
+def find_kernel(artifact: Artifact, name: str) -> Kernel:
+    """One kernel by name. Raises MoecError, with the names there are, when it has none such."""
+    kernels = kernels_of(artifact)
+    if name not in kernels:
+        raise MoecError(f"{artifact.where}: has no kernel {name!r}; its kernels: {', '.join(kernels) or 'none'}")
+    return kernels[name]

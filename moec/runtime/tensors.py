@@ -1,0 +1,84 @@
+"""Arrays to and from the TVM runtime without copying, where alignment and layout allow."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from moec.errors import InputError
+from moec.runtime.dtypes import DTYPES, is_extension
+from moec.runtime.library import load_ffi
+
+ALIGNMENT = 64  # kernels load whole cache lines with aligned instructions
+_CPU = 1  # DLPack's number for host memory
+
+
+def array_of(name: str, value: Any) -> np.ndarray:
+    """``value`` (an array, a numpy scalar or anything with ``__dlpack__``, such as a torch tensor) as a numpy array
+    over the same memory. Raises InputError, calling the value ``name``."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value)
+    if not hasattr(value, "__dlpack__"):
+        raise InputError(f"input {name!r} is a {type(value).__name__}; expected a numpy array or a torch tensor")
+    try:
+        tensor = load_ffi().from_dlpack(value, require_alignment=1)
+    except Exception as error:  # each library refuses in its own type (gradients, devices, layouts)
+        raise InputError(f"input {name!r} cannot be read through DLPack: {_first_line(error)}") from error
+    if tensor.device.dlpack_device_type() != _CPU:
+        raise InputError(f"input {name!r} is on {tensor.device}; expected host memory: move it with .cpu()")
+    if not tensor.is_contiguous():
+        raise InputError(f"input {name!r} is not contiguous; call .contiguous() on it")
+    return from_runtime(tensor)
+
+
+def to_runtime(array: np.ndarray) -> Any:
+    """The runtime's tensor over the array's memory: no copy when it is C-contiguous and 64-byte aligned."""
+    array = _aligned(array)
+    shape, dtype = array.shape, array.dtype
+    if not array.size:
+        return _view(load_ffi().from_dlpack(np.empty(ALIGNMENT, np.uint8), require_alignment=1), shape, dtype)
+    if is_extension(dtype):
+        array = array.view(f"u{dtype.itemsize}")
+    if not array.flags.writeable:
+        array = _over_memory(array.ctypes.data, array.nbytes, array).view(array.dtype).reshape(shape)
+    tensor = load_ffi().from_dlpack(array, require_alignment=1)
+    return _view(tensor, shape, dtype) if is_extension(dtype) else tensor
+
+
+def from_runtime(tensor: Any) -> np.ndarray:
+    """A numpy array over a contiguous tensor's memory, which stays alive as long as the array does."""
+    dtype = DTYPES[str(tensor.dtype)]
+    shape = tuple(tensor.shape)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if size == 0:
+        return np.empty(shape, dtype)
+    return _over_memory(tensor.data_ptr(), size, tensor).view(dtype).reshape(shape)
+
+
+def _view(tensor: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """The tensor's memory under another shape and type: for types numpy cannot export, and for arrays of no elements,
+    whose strides numpy makes 0 where kernels check for compact ones."""
+    ffi = load_ffi()
+    return ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, ffi.Shape(shape), ffi.dtype(dtype.name), 0)
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _over_memory(address: int, size: int, owner: Any) -> np.ndarray:
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    memory.owner = owner  # type: ignore[attr-defined]  # what numpy holds on to keeps the owner alive
+    return np.frombuffer(memory, np.uint8)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

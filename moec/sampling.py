@@ -1,0 +1,118 @@
+"""Random inputs that a model accepts: sizes for its dynamic dimensions, and values its operators can take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moec.runtime.dtypes import dtype_of
+from moec.runtime.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_NAME = re.compile(r"[^\W\d]\w*")
+_SUM = re.compile(r"\s*\w+(?:\s*\+\s*\w+)+\s*")
+# Operators whose output holds values of their first input and no others
+_VALUES_KEPT = frozenset(
+    {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice"}
+)
+
+
+def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
+    """The specifications of graph inputs; a dimension without a name gets one of its own."""
+    specs = []
+    for value in values:
+        name = value.name or ""
+        sizes = value.shape or ()
+        shape = tuple(
+            size if isinstance(size, int) else size.value or f"{name}_{axis}" for axis, size in enumerate(sizes)
+        )
+        specs.append(TensorSpec(name, value.dtype.name.lower() if value.dtype else "float32", shape))
+    return specs
+
+
+def input_limits(model: ir.Model) -> dict[str, int]:
+    """For each integer input that indexes a tensor (token ids, an embedding), the size it indexes: valid values are
+    below it. Inputs that index nothing of a known size are left out."""
+    limits: dict[str, int] = {}
+    for value in model.graph.inputs:
+        if value.dtype is not None and value.dtype.is_integer():
+            indexed = _indexed_sizes(value)
+            if indexed:
+                limits[value.name or ""] = min(indexed)
+    return limits
+
+
+def size_cases(
+    specs: Sequence[TensorSpec], choices: Sequence[int] = (1, 3, 16), first_sizes: Sequence[int] = (1, 3, 2)
+) -> list[dict[str, int]]:
+    """Sizes for every named dynamic dimension, one case for each of ``choices``. Where there are several names, the
+    first (the batch, as models are exported) takes ``first_sizes`` instead."""
+    names = list(dict.fromkeys(name for spec in specs for size in spec.shape for name in _names_in(size)))
+    if not names:
+        return [{}]
+    if len(names) == 1:
+        return [{names[0]: size} for size in choices]
+    first, others = names[0], names[1:]
+    return [{first: batch, **dict.fromkeys(others, size)} for size, batch in zip(choices, first_sizes, strict=True)]
+
+
+def random_inputs(
+    specs: Sequence[TensorSpec], sizes: Mapping[str, int], limits: Mapping[str, int], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Normal floats, integers below their limit, and ones for integers without a limit and booleans (masks)."""
+    generator = np.random.default_rng(seed)
+    inputs = {}
+    for spec in specs:
+        shape = tuple(_evaluate(size, sizes) for size in spec.shape)
+        dtype = dtype_of(spec.dtype)
+        if spec.name in limits:
+            inputs[spec.name] = generator.integers(0, limits[spec.name], shape).astype(dtype)
+        elif dtype.kind in "iub":
+            inputs[spec.name] = np.ones(shape, dtype)
+        else:
+            inputs[spec.name] = generator.standard_normal(shape).astype(dtype)
+    return inputs
+
+
+def _indexed_sizes(value: ir.Value) -> list[int]:
+    """The sizes of the axes that ``value`` indexes by Gather, directly or after nodes that keep its values."""
+    sizes, pending, seen = [], [value], {value}
+    while pending:
+        for node, position in pending.pop().uses():
+            if node.op_type == "Gather" and position == 1:
+                size = _gathered_size(node)
+                if size is not None:
+                    sizes.append(size)
+            elif node.op_type in _VALUES_KEPT and position == 0 and node.outputs[0] not in seen:
+                seen.add(node.outputs[0])
+                pending.append(node.outputs[0])
+    return sizes
+
+
+def _gathered_size(node: ir.Node) -> int | None:
+    data = node.inputs[0]
+    if data is None or data.shape is None:
+        return None
+    attribute = node.attributes.get("axis")
+    size = data.shape[attribute.as_int() if attribute else 0]
+    return size if isinstance(size, int) else None
+
+
+def _names_in(size: int | str) -> list[str]:
+    if isinstance(size, int):
+        return []
+    return _NAME.findall(size) if _SUM.fullmatch(size) else [size]
+
+
+def _evaluate(size: int | str, sizes: Mapping[str, int]) -> int:
+    """An int, a name, or a sum of both as exporters write it (``past_length + sequence_length``)."""
+    if isinstance(size, int):
+        return size
+    if _SUM.fullmatch(size):
+        return sum(int(term) if term.isdigit() else sizes[term] for term in map(str.strip, size.split("+")))
+    return sizes[size]

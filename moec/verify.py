@@ -1,0 +1,161 @@
+"""Checks a compiled model against onnxruntime on the original model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
+
+# Largest accepted difference, as a share of max(1, the largest expected magnitude), by the narrowest float in the model
+TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One output of one case. Differences are None where shape or dtype already differ."""
+
+    output: str
+    shape: tuple[int, ...]
+    absolute: float | None
+    relative: float | None
+    matches: bool
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One set of inputs: their shapes and the differences of every output."""
+
+    inputs: dict[str, tuple[int, ...]]
+    differences: list[Difference]
+
+    @property
+    def matches(self) -> bool:
+        return all(one.matches for one in self.differences)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """All cases, and the tolerance that was applied."""
+
+    tolerance: float
+    cases: list[Case]
+
+    @property
+    def matches(self) -> bool:
+        return all(case.matches for case in self.cases)
+
+    def as_data(self) -> dict[str, Any]:
+        return {"matches": self.matches, **dataclasses.asdict(self)}
+
+
+def verify(
+    model_path: str | os.PathLike[str],
+    compiled: CompiledModel,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    tolerance: float | None = None,
+) -> Verification:
+    """Run both on ``inputs``, or on random inputs of several sizes (1 and odd ones among them), and compare.
+
+    An output matches when the largest absolute difference is within ``tolerance`` times the larger of 1 and the largest
+    expected magnitude; integers and booleans must be equal. Without ``tolerance`` the narrowest float type of the model
+    decides (:data:`TOLERANCES`).
+
+    Raises MoecError when onnxruntime itself cannot load or run the model.
+    """
+    from moec.compiler import import_model
+    from moec.sampling import input_limits, random_inputs, size_cases, tensor_specs
+
+    session = open_session(model_path)
+    model = import_model(model_path)
+    specs = tensor_specs(model.graph.inputs)
+    if tolerance is None:
+        tolerance = _tolerance(model)
+    if inputs is not None:
+        cases = [dict(inputs)]
+    else:
+        limits = input_limits(model)
+        cases = [random_inputs(specs, sizes, limits, seed) for seed, sizes in enumerate(size_cases(specs))]
+    return Verification(tolerance, [_compare_case(session, compiled, case, tolerance) for case in cases])
+
+
+def open_session(model_path: str | os.PathLike[str], threads: int | None = None) -> Any:
+    """An onnxruntime session on the CPU. Raises MoecError when onnxruntime cannot load the model."""
+    import onnxruntime
+
+    path = pathlib.Path(model_path)
+    if not path.is_file():
+        raise MoecError(f"{path}: no such file; expected an ONNX model")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise MoecError(f"{path}: onnxruntime itself cannot load the model: {_one_line(error)}") from error
+
+
+def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs by name. Raises MoecError when onnxruntime cannot run the model on these inputs."""
+    names = [output.name for output in session.get_outputs()]
+    known = {one.name for one in session.get_inputs()}
+    try:
+        return dict(zip(names, session.run(names, {k: v for k, v in inputs.items() if k in known}), strict=True))
+    except Exception as error:
+        sizes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
+        raise MoecError(
+            f"onnxruntime itself cannot run the model on {sizes}: {_one_line(error)}; give inputs with --inputs"
+        ) from error
+
+
+def compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> Difference:
+    """Compare one output. NaN equals NaN, and infinities equal themselves."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        note = f"found {found.dtype}{list(found.shape)}, expected {expected.dtype}{list(expected.shape)}"
+        return Difference(name, found.shape, None, None, False, note)
+    if not found.size:
+        return Difference(name, found.shape, 0.0, 0.0, True)
+    exact = found.dtype.kind in "iub"
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gap = np.where(same, 0.0, np.abs(found - expected))
+        relative = np.where(same, 0.0, gap / np.abs(expected))
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = max(1.0, float(finite.max(initial=0.0)))
+    absolute = float(gap.max())
+    matches = absolute <= (0.0 if exact else tolerance * scale)  # False for NaN
+    return Difference(name, found.shape, absolute, float(relative.max()), bool(matches))
+
+
+def _compare_case(session: Any, compiled: CompiledModel, inputs: Mapping[str, np.ndarray], tolerance: float) -> Case:
+    found = compiled.run(inputs)
+    expected = run_session(session, inputs)
+    differences = [_compare_output(name, found, value, tolerance) for name, value in expected.items()]
+    return Case({name: value.shape for name, value in inputs.items()}, differences)
+
+
+def _compare_output(name: str, found: Mapping[str, np.ndarray], expected: np.ndarray, tolerance: float) -> Difference:
+    if name not in found:
+        return Difference(name, (), None, None, False, "the artifact has no such output: it is of another model")
+    return compare(name, found[name], expected, tolerance)
+
+
+def _tolerance(model: Any) -> float:
+    values: Sequence[Any] = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
+    names = {value.dtype.name.lower() for value in values if value.dtype is not None}
+    return max((limit for name, limit in TOLERANCES.items() if name in names), default=TOLERANCES["float32"])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

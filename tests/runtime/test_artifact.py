@@ -1,0 +1,364 @@
+"""Artifacts on disk: what is written comes back, and whatever is wrong with one is said in one line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+import pytest
+
+from moec.errors import ArtifactError, MoecError
+from moec.runtime import machine
+from moec.runtime.artifact import open_artifact
+from moec.runtime.manifest import MANIFEST, WEIGHTS, Manifest, is_inside_name, parse_manifest, print_manifest
+from moec.runtime.model import load
+from moec.runtime.writer import write_artifact
+from moec.targets.base import Program, Weight
+
+
+def rewrite_manifest(path: pathlib.Path, **changes) -> None:
+    """Change fields of the manifest and give it a valid digest again, as a forger would."""
+    manifest = parse_manifest((path / MANIFEST).read_bytes(), "test")
+    for name, value in changes.items():
+        setattr(manifest, name, value)
+    (path / MANIFEST).write_text(print_manifest(manifest))
+
+
+def manifest_of(path: pathlib.Path) -> Manifest:
+    return parse_manifest((path / MANIFEST).read_bytes(), "test")
+
+
+def names_in(folder: pathlib.Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_manifest_round_trips(artifact_path):
+    manifest = manifest_of(artifact_path)
+    assert parse_manifest(print_manifest(manifest), "test") == manifest
+
+
+def test_holds_what_people_read(artifact_path):
+    artifact = open_artifact(artifact_path)
+    assert artifact.text("ir/00-import.onnxtxt") == "the imported model"
+    assert [(stage["name"], stage["changed"], stage["file"]) for stage in artifact.manifest.stages] == [
+        ("import", True, "ir/00-import.onnxtxt"),
+        ("raise-moe", False, "ir/00-import.onnxtxt"),
+    ]
+    kernel = load(artifact_path).kernels["add_multiply"]
+    assert kernel.forms == ("tir", "asm")
+    assert kernel.source("asm") == "the assembly"
+    assert [one["reason"] for one in kernel.candidates if not one["eligible"]] == ["no product"]
+    with pytest.raises(MoecError, match="'add_multiply' is not available as 'llvm'; available: tir, asm"):
+        kernel.source("llvm")
+
+
+def test_description_is_plain_data(artifact_path):
+    description = load(artifact_path).describe()
+    assert json.loads(json.dumps(description)) == description
+    assert description["inputs"][2] == {"name": "ids", "dtype": "int64", "shape": ["rows", "width"]}
+    assert description["moe_blocks"][0]["num_experts"] == 4
+    assert description["input_limits"] == {"ids": 7}
+
+
+@pytest.mark.parametrize("name", ["copy.moec", "copy.zip"])
+def test_saved_copies_run(artifact_path, tmp_path, inputs, name):
+    model = load(artifact_path)
+    model.save(tmp_path / name)
+    model.save(tmp_path / name)  # replaces the first
+    np.testing.assert_array_equal(load(tmp_path / name).run(inputs)["y"], model.run(inputs)["y"])
+    assert names_in(tmp_path) == sorted(["model.moec", name])
+
+
+def test_weights_are_page_aligned_and_mapped(program, context, tmp_path):
+    weights = [
+        Weight("bytes", (3,), "uint8", lambda: np.arange(3, dtype=np.uint8)),
+        Weight("none", (0, 4), "float32", lambda: np.empty((0, 4), np.float32)),
+        Weight("half", (2, 2), "float16", lambda: np.eye(2, dtype=np.float16).T),
+    ]
+    path = tmp_path / "a.moec"
+    write_artifact(path, Program("t", [], [], {}, weights, []), context)
+    artifact = open_artifact(path)
+    assert [weight.offset % 4096 for weight in artifact.manifest.weights] == [0, 0, 0]
+    loaded = artifact.weights()
+    np.testing.assert_array_equal(loaded[0], [0, 1, 2])
+    assert loaded[1].shape == (0, 4)
+    np.testing.assert_array_equal(loaded[2], np.eye(2))
+
+
+def test_a_weight_that_is_not_as_announced_is_a_defect(context, tmp_path):
+    wrong = Weight("w", (3,), "float32", lambda: np.zeros(3, np.float64))
+    with pytest.raises(ValueError, match="'w' was announced as float32"):
+        write_artifact(tmp_path / "a.moec", Program("t", [], [], {}, [wrong], []), context)
+    assert names_in(tmp_path) == []
+
+
+# --- reading: everything wrong is one line ---------------------------------------------------------------------------
+
+
+def test_missing(tmp_path):
+    with pytest.raises(ArtifactError, match="no such artifact"):
+        load(tmp_path / "nothing.moec")
+
+
+def test_not_an_artifact(tmp_path):
+    with pytest.raises(ArtifactError, match="is not a moec artifact"):
+        load(tmp_path)
+    (tmp_path / "file").write_bytes(b"something else")
+    with pytest.raises(ArtifactError, match="neither an artifact's folder nor an intact zip"):
+        load(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_manifest_that_is_not_json(artifact_path, content):
+    (artifact_path / MANIFEST).write_bytes(content)
+    with pytest.raises(ArtifactError, match="manifest.json is not JSON"):
+        load(artifact_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
+def test_other_format_version(artifact_path, content):
+    (artifact_path / MANIFEST).write_text(content)
+    with pytest.raises(ArtifactError, match="format version is .*, but this moec reads version 1"):
+        load(artifact_path)
+
+
+def test_altered_manifest(artifact_path):
+    text = (artifact_path / MANIFEST).read_text()
+    (artifact_path / MANIFEST).write_text(text.replace("cpu:test", "cpu:best"))
+    with pytest.raises(ArtifactError, match="was altered"):
+        load(artifact_path)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "objects/lib0.o", "src/add_multiply.tir", "ir/00-import.onnxtxt"])
+def test_damaged_files(artifact_path, name):
+    path = artifact_path / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=f"{name} was altered"):
+        load(artifact_path)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ArtifactError, match=f"{name} has {len(content) - 1} bytes, expected {len(content)}"):
+        load(artifact_path)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=f"{name} is missing"):
+        load(artifact_path)
+
+
+def test_checksum_of_weights_can_be_left_out(artifact_path):
+    content = bytearray((artifact_path / WEIGHTS).read_bytes())
+    content[0] ^= 1
+    (artifact_path / WEIGHTS).write_bytes(content)
+    assert load(artifact_path, check_weights=False).describe()["target"] == "cpu:test"
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "a\\b", "C:x", "", "a//b", "."])
+def test_file_names_that_could_leave_the_folder(artifact_path, name):
+    assert not is_inside_name(name)
+    files = manifest_of(artifact_path).files
+    rewrite_manifest(artifact_path, files={**files, name: files[WEIGHTS]})
+    with pytest.raises(ArtifactError, match="could leave the artifact's folder"):
+        load(artifact_path)
+
+
+def test_links_that_leave_the_folder(artifact_path, tmp_path):
+    outside = tmp_path / "outside"
+    (artifact_path / WEIGHTS).rename(outside)
+    (artifact_path / WEIGHTS).symlink_to(outside)
+    with pytest.raises(ArtifactError, match="is a link that leaves the folder"):
+        load(artifact_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offset": 8192}, "weight 'w' ends at byte 8208 of weights.bin, which has 16"),
+        ({"offset": 2**62}, "ends at byte"),
+        ({"offset": -4096}, "negative or non-integer"),
+        ({"offset": 8}, "not a multiple of 4096"),
+        ({"shape": [5]}, "'w' is float32\\[5\\], which is not 16 bytes"),
+        ({"shape": [-4]}, "negative or non-integer"),
+        ({"shape": ["rows"]}, "negative or non-integer"),
+        ({"dtype": "object"}, "unknown element type 'object'"),
+        ({"bytes": "16"}, "'bytes' is missing or not of type int"),
+    ],
+)
+def test_weights_out_of_range(artifact_path, change, message):
+    (artifact_path / MANIFEST).write_text(_with_weight(artifact_path, change))
+    with pytest.raises(ArtifactError, match=message):
+        load(artifact_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("inputs", [{"name": "x", "dtype": "float32", "shape": [-1]}], "'x' has shape"),
+        ("inputs", "x", "'inputs' is missing or not of type list"),
+        ("outputs", [3], "'outputs' holds something that is not a dict"),
+        ("objects", ["objects/absent.o"], "'objects/absent.o' is used but not listed"),
+        ("kernels", [{"name": "k"}], "'op' is missing"),
+        ("files", {}, "is used but not listed"),
+        ("threads", "two", "'threads' is missing or not of type int"),
+    ],
+)
+def test_manifest_fields_of_the_wrong_kind(artifact_path, field, value, message):
+    content = json.loads((artifact_path / MANIFEST).read_text())
+    (artifact_path / MANIFEST).write_text(_signed({**content, field: value}))
+    with pytest.raises(ArtifactError, match=message):
+        load(artifact_path)
+
+
+def test_cpu_features_this_machine_lacks(artifact_path):
+    rewrite_manifest(artifact_path, requirements=["avx1024f"])
+    with pytest.raises(ArtifactError, match="needs avx1024f, and this machine's CPU lacks that"):
+        load(artifact_path)
+
+
+def test_names_of_cpu_features_are_translated(monkeypatch):
+    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset({"avx512vnni", "abm", "sse42", "amxtile"}))
+    assert machine.missing_features(["avx512vnni", "lzcnt", "sse4.2", "amx-tile", "fma"]) == ["fma"]
+    monkeypatch.setattr(machine, "cpu_features", frozenset)
+    assert machine.missing_features(["fma"]) == []
+
+
+def test_objects_of_another_architecture(artifact_path, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(ArtifactError, match="but this machine is riscv64"):
+        load(artifact_path)
+
+
+def test_objects_that_do_not_link(program, context, tmp_path):
+    broken = Program("t", [], [], {"a.o": b"not an object file"}, [], [])
+    write_artifact(tmp_path / "a.moec", broken, context)
+    with pytest.raises(ArtifactError, match="its object files cannot be linked"):
+        load(tmp_path / "a.moec")
+
+
+# --- zips ------------------------------------------------------------------------------------------------------------
+
+
+def zip_of(folder: pathlib.Path, path: pathlib.Path, *, leave_out: str = "", compression=zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in folder.rglob("*"):
+            name = file.relative_to(folder).as_posix()
+            if file.is_file() and name != leave_out:
+                archive.write(file, name)
+
+
+def test_zip_entries_outside_the_manifest_are_ignored(artifact_path, tmp_path, inputs):
+    path = tmp_path / "inner" / "a.zip"
+    path.parent.mkdir()
+    zip_of(artifact_path, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("../escaped", "x")
+    assert load(path).run(inputs)["y"].shape == (3, 4)
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_zip_that_is_compressed_or_incomplete_or_truncated(artifact_path, tmp_path):
+    path = tmp_path / "a.zip"
+    zip_of(artifact_path, path, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ArtifactError, match="is compressed; expected a zip without compression"):
+        load(path)
+    zip_of(artifact_path, path, leave_out=WEIGHTS)
+    with pytest.raises(ArtifactError, match="weights.bin is missing"):
+        load(path)
+    zip_of(artifact_path, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match="nor an intact zip"):
+        load(path)
+
+
+# --- writing: nothing half-written -----------------------------------------------------------------------------------
+
+
+def test_full_disk_leaves_nothing_and_keeps_the_old(program, context, tmp_path, monkeypatch, inputs):
+    path = tmp_path / "a.moec"
+    write_artifact(path, program, context)
+    _fill_disk(monkeypatch)
+    for target in (path, tmp_path / "b.moec", tmp_path / "c.zip"):
+        with pytest.raises(
+            ArtifactError, match=f"{target.name}: the artifact was not written: No space left on device"
+        ):
+            write_artifact(target, program, context)
+    monkeypatch.undo()
+    assert names_in(tmp_path) == ["a.moec"]
+    assert load(path).run(inputs)["y"].shape == (3, 4)
+
+
+def test_failing_rename_puts_the_old_back(program, context, tmp_path, monkeypatch, inputs):
+    path = tmp_path / "a.moec"
+    write_artifact(path, program, context)
+    original = pathlib.Path.rename
+
+    def rename(self, target):
+        if pathlib.Path(target) == path and (self / "marker").exists() is False and ".a.moec." in self.name:
+            monkeypatch.setattr(pathlib.Path, "rename", original)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", rename)
+    with pytest.raises(ArtifactError, match="Input/output error"):
+        write_artifact(path, program, context)
+    assert names_in(tmp_path) == ["a.moec"]
+    assert load(path).run(inputs)["y"].shape == (3, 4)
+
+
+def test_other_things_are_not_replaced(program, context, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious").write_text("data")
+    (tmp_path / "file").write_text("data")
+    with pytest.raises(ArtifactError, match="holds something else than an artifact"):
+        write_artifact(tmp_path / "folder", program, context)
+    with pytest.raises(ArtifactError, match="is a file, not an artifact"):
+        write_artifact(tmp_path / "file", program, context)
+    with pytest.raises(ArtifactError, match="does not exist; create it first"):
+        write_artifact(tmp_path / "absent" / "a.moec", program, context)
+    assert names_in(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "folder" / "precious").read_text() == "data"
+
+
+def _fill_disk(monkeypatch) -> None:
+    """Every write to a new binary file fails as on a full disk, at the second write."""
+    original = pathlib.Path.open
+
+    class Full:
+        def __init__(self, file):
+            self._file, self._writes = file, 0
+
+        def write(self, content):
+            self._writes += 1
+            if self._writes > 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self._file.write(content)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *details):
+            self._file.close()
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+    def opened(self, mode="r", *arguments, **options):
+        file = original(self, mode, *arguments, **options)
+        return Full(file) if mode == "wb" else file
+
+    monkeypatch.setattr(pathlib.Path, "open", opened)
+
+
+def _with_weight(path: pathlib.Path, change: dict) -> str:
+    content = json.loads((path / MANIFEST).read_text())
+    content["weights"][0].update(change)
+    return _signed(content)
+
+
+def _signed(content: dict) -> str:
+    from moec.runtime.manifest import _digest
+
+    content.pop("digest", None)
+    return json.dumps({**content, "digest": _digest(content)})

@@ -1,0 +1,55 @@
+"""Weights as text shows them: by a hash of their bytes instead of their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from typing import Any, NoReturn
+
+import onnx_ir as ir
+
+from moec.errors import MoecError
+
+PREFIX = "sha256:"
+_HASH_DIGITS = 16
+
+_known_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def content_hash(tensor: ir.TensorProtocol) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a tensor's bytes; computed once per tensor object.
+
+    Tensors are taken to be immutable, as everywhere in ONNX IR.
+    """
+    if isinstance(tensor, HashedTensor):
+        return tensor.content_hash
+    known = _known_hashes.get(tensor)
+    if known is None:
+        known = hashlib.sha256(tensor.tobytes()).hexdigest()[:_HASH_DIGITS]
+        _known_hashes[tensor] = known
+    return known
+
+
+class HashedTensor(ir.LazyTensor):
+    """A tensor that knows its type, shape and hash, but not its numbers. Reading them raises MoecError."""
+
+    def __init__(self, name: str | None, dtype: ir.DataType, shape: ir.Shape, content_hash: str) -> None:
+        super().__init__(self._refuse, dtype, shape, name=name)
+        self.content_hash = content_hash
+
+    def _refuse(self) -> NoReturn:
+        raise MoecError(
+            f"weight {self.name}: the text holds its hash {self.content_hash}, not its numbers; "
+            "pass them to parse_model as weights={name: array}"
+        )
+
+
+def check_hash(hashed: HashedTensor, tensor: ir.TensorProtocol) -> None:
+    """Raises MoecError unless ``tensor`` has the type, shape and bytes that ``hashed`` stands for."""
+    expected = (hashed.dtype, tuple(hashed.shape), hashed.content_hash)
+    found = (tensor.dtype, tuple(tensor.shape), content_hash(tensor))
+    if found != expected:
+        raise MoecError(
+            f"weight {hashed.name}: the given array is {found[0]}{list(found[1])} with hash {found[2]}; "
+            f"the text has {expected[0]}{list(expected[1])} with hash {expected[2]}"
+        )

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
-
 from moec.targets.base import KernelRecord
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class LoweringContext(Protocol):
         keeping the array alive."""
         ...
 
-    def shape(self, value: ir.Value) -> list[tirx.PrimExpr]:
+    def shape(self, value: ir.Value) -> list[tirx.Expr]:
         """The dims, each an int64 IntImm or an expression over the graph's symbolic sizes (which may be 0)."""
         ...
 

@@ -1,0 +1,37 @@
+"""Reading a node's attributes and optional inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """An attribute's value; tensors as ONNX IR tensors, lists as tuples."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def optional_input(node: ir.Node, position: int) -> ir.Value | None:
+    """An input, or None where it is absent or left empty."""
+    if position >= len(node.inputs):
+        return None
+    value = node.inputs[position]
+    return None if value is None or value.name == "" else value
+
+
+def required_input(node: ir.Node, position: int) -> ir.Value:
+    value = optional_input(node, position)
+    if value is None:
+        raise UnsupportedError(f"input {position} is missing; the operator requires it")
+    return value
+
+
+def normalized_axis(axis: int, rank: int) -> int:
+    """An axis counted from the front. Raises UnsupportedError if it is out of range."""
+    if not -rank <= axis < max(rank, 1):
+        raise UnsupportedError(f"axis {axis} is out of range for rank {rank}; expected {-rank} to {rank - 1}")
+    return axis % rank if rank else 0

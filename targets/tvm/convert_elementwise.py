@@ -1,0 +1,365 @@
+"""Elementwise operators: one scalar expression each, broadcast as in numpy."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from moec.targets.tvm.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.broadcasting import emit_elementwise
+from moec.targets.tvm.lowering import Converter, Lowering, dtype_name
+from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known
+from tvm import tirx
+
+from moec.errors import UnsupportedError
+
+Scalar = Callable[..., tirx.Expr]
+
+
+def _like(number: float, element: tirx.Expr) -> tirx.Expr:
+    return tirx.const(number, element.ty.dtype)
+
+
+def _is_float(element: tirx.Expr) -> bool:
+    return "float" in str(element.ty.dtype)
+
+
+def _is_unsigned(element: tirx.Expr) -> bool:
+    return str(element.ty.dtype).startswith("uint")
+
+
+def in_float32(function: Scalar) -> Scalar:
+    """Compute 16-bit floats in float32: mathematical functions have no 16-bit form."""
+
+    @functools.wraps(function)
+    def wrapped(*elements: tirx.Expr) -> tirx.Expr:
+        dtype = str(elements[0].ty.dtype)
+        if dtype not in ("float16", "bfloat16"):
+            return function(*elements)
+        return function(*(element.astype("float32") for element in elements)).astype(dtype)
+
+    return wrapped
+
+
+# Functions of one element
+
+
+def _sigmoid(x: tirx.Expr) -> tirx.Expr:
+    return _like(1, x) / (_like(1, x) + tirx.exp(-x))
+
+
+def _softplus(x: tirx.Expr) -> tirx.Expr:
+    return tirx.log(_like(1, x) + tirx.exp(-tirx.abs(x))) + tirx.max(x, _like(0, x))
+
+
+def _sign(x: tirx.Expr) -> tirx.Expr:
+    zero = _like(0, x)
+    return tirx.Select(x > zero, _like(1, x), tirx.Select(x < zero, _like(0 if _is_unsigned(x) else -1, x), x))
+
+
+def gelu(x: tirx.Expr) -> tirx.Expr:
+    """The exact form, by erf."""
+    return _like(0.5, x) * x * (_like(1, x) + tirx.erf(x * _like(math.sqrt(0.5), x)))
+
+
+def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
+    """The tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    inner = _like(math.sqrt(2 / math.pi), x) * (x + _like(0.044715, x) * x * x * x)
+    return _like(0.5, x) * x * (_like(1, x) + tirx.tanh(inner))
+
+
+def swish(x: tirx.Expr, alpha: float) -> tirx.Expr:
+    return x / (_like(1, x) + tirx.exp(-(x * _like(alpha, x))))
+
+
+def _round_half_even(x: tirx.Expr) -> tirx.Expr:
+    return tirx.nearbyint(x)
+
+
+def _not(x: tirx.Expr) -> tirx.Expr:
+    return tirx.Not(x)
+
+
+UNARY: dict[str, Scalar] = {
+    "Abs": lambda x: x if _is_unsigned(x) else tirx.abs(x),
+    "Neg": lambda x: -x,
+    "Relu": lambda x: tirx.max(x, _like(0, x)),
+    "Sign": _sign,
+    "Not": _not,
+    "Identity": lambda x: x,
+    "IsNaN": lambda x: tirx.isnan(x.astype("float32") if str(x.ty.dtype) == "bfloat16" else x),
+    "Floor": in_float32(tirx.floor),
+    "Ceil": in_float32(tirx.ceil),
+    "Round": in_float32(_round_half_even),
+    "Reciprocal": in_float32(lambda x: _like(1, x) / x),
+    "Sqrt": in_float32(tirx.sqrt),
+    "Exp": in_float32(tirx.exp),
+    "Log": in_float32(tirx.log),
+    "Sin": in_float32(tirx.sin),
+    "Cos": in_float32(tirx.cos),
+    "Tanh": in_float32(tirx.tanh),
+    "Erf": in_float32(tirx.erf),
+    "Sigmoid": in_float32(_sigmoid),
+    "Softplus": in_float32(_softplus),
+    "Softsign": in_float32(lambda x: x / (_like(1, x) + tirx.abs(x))),
+}
+
+
+def _unary(name: str) -> Converter:
+    def convert(lowering: Lowering, node: ir.Node) -> Any:
+        value = required_input(node, 0)
+        known = lowering.known(value)
+        if known is not None and name == "Identity":
+            return known
+        if known is not None and name in ("Neg", "Not", "Abs") and known.numbers is not None:
+            numbers = {"Neg": np.negative, "Not": np.logical_not, "Abs": np.abs}[name](known.numbers)
+            return Known.of(numbers, known.dtype)
+        return emit_elementwise(lowering, [value], UNARY[name], name.lower())
+
+    return convert
+
+
+def _unary_with_attributes(name: str, scalar: Callable[[ir.Node], Scalar]) -> Converter:
+    def convert(lowering: Lowering, node: ir.Node) -> Any:
+        return emit_elementwise(lowering, [required_input(node, 0)], in_float32(scalar(node)), name)
+
+    return convert
+
+
+def _gelu_of(node: ir.Node) -> Scalar:
+    return gelu_tanh if attribute(node, "approximate", "none") == "tanh" else gelu
+
+
+def _leaky_relu_of(node: ir.Node) -> Scalar:
+    alpha = attribute(node, "alpha", 0.01)
+    return lambda x: tirx.Select(x < _like(0, x), x * _like(alpha, x), x)
+
+
+def _elu_of(node: ir.Node) -> Scalar:
+    alpha = attribute(node, "alpha", 1.0)
+    return lambda x: tirx.Select(x < _like(0, x), _like(alpha, x) * (tirx.exp(x) - _like(1, x)), x)
+
+
+def _hard_sigmoid_of(node: ir.Node) -> Scalar:
+    alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+    return lambda x: tirx.max(_like(0, x), tirx.min(_like(1, x), x * _like(alpha, x) + _like(beta, x)))
+
+
+# Functions of two elements and more
+
+
+def _divide(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+    if _is_float(left):
+        return left / right
+    # ONNX leaves integer division by zero open; a processor would trap.
+    safe = tirx.Select(right == _like(0, right), _like(1, right), right)
+    return tirx.truncdiv(left, safe)
+
+
+def _modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+    safe = tirx.Select(right == _like(0, right), _like(1, right), right)
+    return tirx.floormod(left, safe)
+
+
+def _c_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+    if _is_float(left):
+        return in_float32(tirx.fmod)(left, right)
+    return tirx.truncmod(left, tirx.Select(right == _like(0, right), _like(1, right), right))
+
+
+def _power(base: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
+    dtype = str(base.ty.dtype)
+    if isinstance(exponent, (tirx.FloatImm, tirx.IntImm)):
+        number = float(exponent.value)
+        if number in (1.0, 2.0, 3.0):
+            return math.prod([base] * (int(number) - 1), start=base)
+        if number == 0.5 and _is_float(base):
+            return in_float32(tirx.sqrt)(base)
+    wide = "float64" if dtype in ("float64", "int64", "int32") else "float32"
+    return tirx.pow(base.astype(wide), exponent.astype(wide)).astype(dtype)
+
+
+def _comparison(compare: Callable[[Any, Any], Any]) -> Scalar:
+    def scalar(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+        if str(left.ty.dtype) == "bool":
+            left, right = left.astype("int32"), right.astype("int32")
+        return compare(left, right)
+
+    return scalar
+
+
+def _select(condition: tirx.Expr, left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+    return tirx.Select(condition, left, right)
+
+
+BINARY: dict[str, Scalar] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": _divide,
+    "Pow": _power,
+    "Max": tirx.max,
+    "Min": tirx.min,
+    "And": lambda a, b: tirx.And(a, b),
+    "Or": lambda a, b: tirx.Or(a, b),
+    "Xor": _comparison(lambda a, b: tirx.NE(a, b)),
+    "Equal": _comparison(lambda a, b: tirx.EQ(a, b)),
+    "Less": _comparison(lambda a, b: tirx.LT(a, b)),
+    "LessOrEqual": _comparison(lambda a, b: tirx.LE(a, b)),
+    "Greater": _comparison(lambda a, b: tirx.GT(a, b)),
+    "GreaterOrEqual": _comparison(lambda a, b: tirx.GE(a, b)),
+    "PRelu": lambda x, slope: tirx.Select(x < _like(0, x), x * slope, x),
+    "BitwiseAnd": lambda a, b: a & b,
+    "BitwiseOr": lambda a, b: a | b,
+    "BitwiseXor": lambda a, b: a ^ b,
+}
+
+
+def _variadic(name: str) -> Converter:
+    scalar = BINARY[name]
+
+    def convert(lowering: Lowering, node: ir.Node) -> Any:
+        values = [required_input(node, position) for position in range(len(node.inputs))]
+        folded = _fold(lowering, name, values)
+        if folded is not None:
+            return folded
+        return emit_elementwise(lowering, values, lambda *elements: functools.reduce(scalar, elements), name.lower())
+
+    return convert
+
+
+def _fold(lowering: Lowering, name: str, values: Sequence[ir.Value]) -> Known | None:
+    """The result at compile time, if every operand is known and the operator can be decided on symbols."""
+    operands = [lowering.known(value) for value in values]
+    if not operands or any(operand is None for operand in operands):
+        return None
+    arrays = [operand.elements for operand in operands if operand is not None]
+    if math.prod(np.broadcast_shapes(*(array.shape for array in arrays))) > MAXIMUM_KNOWN_ELEMENTS:
+        return None
+    if name in INTEGER_OPERATORS and operands[0].dtype != "bool":
+        combined = functools.reduce(np.frompyfunc(INTEGER_OPERATORS[name], 2, 1), arrays)
+        return Known.of(np.frompyfunc(lowering.sizes.simplify, 1, 1)(_array(combined)), operands[0].dtype)
+    decide = _decisions(lowering).get(name)
+    if decide is None or len(arrays) != 2:
+        return None
+    decided = _array(np.frompyfunc(decide, 2, 1)(*arrays))
+    return None if any(answer is None for answer in decided.flat) else Known.of(decided, "bool")
+
+
+def _array(elements: Any) -> np.ndarray:
+    return elements if isinstance(elements, np.ndarray) else Known.of(elements).elements
+
+
+def _decisions(lowering: Lowering) -> dict[str, Callable[[Any, Any], bool | None]]:
+    equal, less = lowering.sizes.equal, lowering.sizes.less
+
+    def negated(answer: bool | None) -> bool | None:
+        return None if answer is None else not answer
+
+    return {
+        "Equal": equal,
+        "Less": less,
+        "Greater": lambda a, b: less(b, a),
+        "LessOrEqual": lambda a, b: negated(less(b, a)),
+        "GreaterOrEqual": lambda a, b: negated(less(a, b)),
+        "And": lambda a, b: a and b if isinstance(a, bool) and isinstance(b, bool) else None,
+        "Or": lambda a, b: a or b if isinstance(a, bool) and isinstance(b, bool) else None,
+    }
+
+
+def _convert_mod(lowering: Lowering, node: ir.Node) -> Any:
+    scalar = _c_modulo if attribute(node, "fmod", 0) else _modulo
+    return emit_elementwise(lowering, [required_input(node, 0), required_input(node, 1)], scalar, "mod")
+
+
+def _convert_mean(lowering: Lowering, node: ir.Node) -> Any:
+    values = [required_input(node, position) for position in range(len(node.inputs))]
+
+    def scalar(*elements: tirx.Expr) -> tirx.Expr:
+        return functools.reduce(lambda a, b: a + b, elements) / _like(len(elements), elements[0])
+
+    return emit_elementwise(lowering, values, scalar, "mean")
+
+
+def _convert_where(lowering: Lowering, node: ir.Node) -> Any:
+    values = [required_input(node, position) for position in range(3)]
+    operands = [lowering.known(value) for value in values]
+    if all(operand is not None for operand in operands) and operands[0].numbers is not None:
+        chosen = np.frompyfunc(lambda condition, left, right: left if condition else right, 3, 1)
+        return Known.of(_array(chosen(*(operand.elements for operand in operands))), operands[1].dtype)
+    return emit_elementwise(lowering, values, _select, "where")
+
+
+def _convert_clip(lowering: Lowering, node: ir.Node) -> Any:
+    low, high = optional_input(node, 1), optional_input(node, 2)
+    values = [required_input(node, 0), *(bound for bound in (low, high) if bound is not None)]
+
+    def scalar(x: tirx.Expr, *bounds: tirx.Expr) -> tirx.Expr:
+        remaining = list(bounds)
+        if low is not None:
+            x = tirx.max(x, remaining.pop(0))
+        return tirx.min(x, remaining.pop(0)) if high is not None else x
+
+    return emit_elementwise(lowering, values, scalar, "clip")
+
+
+def _convert_cast(lowering: Lowering, node: ir.Node) -> Any:
+    if node.op_type == "CastLike":
+        target = lowering.dtype(required_input(node, 1))
+    else:
+        target = dtype_name(ir.DataType(attribute(node, "to")))
+    value = required_input(node, 0)
+    known = lowering.known(value)
+    if known is not None and "int" in target:
+        numbers = known.numbers
+        return Known(known.elements, target) if numbers is None else Known.of(numbers.astype(target), target)
+    if lowering.dtype(value) == target:
+        return lowering.tensor(value)
+    if target == "bool":
+        return emit_elementwise(lowering, [value], lambda x: tirx.NE(x, _like(0, x)), "cast")
+    return emit_elementwise(lowering, [value], lambda x: x.astype(target), "cast")
+
+
+def _convert_isinf(lowering: Lowering, node: ir.Node) -> Any:
+    positive, negative = attribute(node, "detect_positive", 1), attribute(node, "detect_negative", 1)
+
+    def scalar(x: tirx.Expr) -> tirx.Expr:
+        x = x if str(x.ty.dtype) in ("float32", "float64") else x.astype("float32")
+        above = tirx.EQ(x, _like(math.inf, x)) if positive else tirx.const(False, "bool")
+        below = tirx.EQ(x, _like(-math.inf, x)) if negative else tirx.const(False, "bool")
+        return tirx.Or(above, below)
+
+    return emit_elementwise(lowering, [required_input(node, 0)], scalar, "isinf")
+
+
+def _refuse_training_dropout(lowering: Lowering, node: ir.Node) -> Any:
+    if any(output.uses() for output in node.outputs[1:]):
+        raise UnsupportedError("the mask of Dropout is used; expected an inference graph")
+    return lowering.tensor(required_input(node, 0))
+
+
+CONVERTERS: dict[str, Converter] = {
+    **{name: _unary(name) for name in UNARY},
+    **{name: _variadic(name) for name in BINARY},
+    "Sum": lambda lowering, node: _variadic("Add")(lowering, node),
+    "Mean": _convert_mean,
+    "Mod": _convert_mod,
+    "Where": _convert_where,
+    "Clip": _convert_clip,
+    "Cast": _convert_cast,
+    "CastLike": _convert_cast,
+    "IsInf": _convert_isinf,
+    "Dropout": _refuse_training_dropout,
+    "Gelu": _unary_with_attributes("gelu", _gelu_of),
+    "LeakyRelu": _unary_with_attributes("leaky_relu", _leaky_relu_of),
+    "Elu": _unary_with_attributes("elu", _elu_of),
+    "HardSigmoid": _unary_with_attributes("hard_sigmoid", _hard_sigmoid_of),
+    "Swish": _unary_with_attributes("swish", lambda node: lambda x: swish(x, attribute(node, "alpha", 1.0))),
+    "com.microsoft.QuickGelu": _unary_with_attributes(
+        "quick_gelu", lambda node: lambda x: swish(x, attribute(node, "alpha", 1.702))
+    ),
+}

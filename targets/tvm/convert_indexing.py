@@ -1,0 +1,364 @@
+"""Operators that read or write at computed positions, and those whose result's size depends on the data.
+
+Indices come from the user or from the data: negative ones count from the end, and ones out of range never touch memory
+outside the tensor (reads are clamped, writes are skipped).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from moec.targets.tvm import serial_kernels
+from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
+from moec.targets.tvm.broadcasting import emit_elementwise
+from moec.targets.tvm.convert_shape import reshape
+from moec.targets.tvm.lowering import Converter, Lowering
+from moec.targets.tvm.symbolic import Known
+from tvm import relax, te, tirx
+
+from moec.errors import UnsupportedError
+
+
+def _wrapped(index: tirx.Expr, size: Any) -> tirx.Expr:
+    """The index counted from the front, as int64."""
+    index = index.astype("int64")
+    return tirx.Select(index < 0, index + size, index)
+
+
+def safe_index(index: tirx.Expr, size: Any) -> tirx.Expr:
+    """The index counted from the front and clamped into range."""
+    return tirx.max(tirx.min(_wrapped(index, size), size - 1), tirx.IntImm("int64", 0))
+
+
+def _convert_gather(lowering: Lowering, node: ir.Node) -> Any:
+    data, indices = required_input(node, 0), required_input(node, 1)
+    sizes = lowering.dimensions(data)
+    axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
+    known, positions = lowering.known(data), lowering.known(indices)
+    if known is not None and positions is not None and positions.numbers is not None:
+        taken = known.elements.take(positions.numbers.astype(np.int64), axis)
+        return Known(taken, known.dtype) if isinstance(taken, np.ndarray) else Known.of(taken, known.dtype)
+    rank = len(lowering.dimensions(indices))
+    if positions is not None and positions.numbers is not None and rank == 0:
+        return _gather_one(lowering, data, axis, int(positions.numbers))
+
+    def build(source: te.Tensor, index: te.Tensor) -> te.Tensor:
+        shape = [*source.shape[:axis], *index.shape, *source.shape[axis + 1 :]]
+
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            row = safe_index(index(*at[axis : axis + rank]), source.shape[axis])
+            return source(*at[:axis], row, *at[axis + rank :])
+
+        return te.compute(shape, element, name="gather")
+
+    return lowering.compute(build, [lowering.tensor(data), lowering.tensor(indices)], "gather")
+
+
+def _gather_one(lowering: Lowering, data: ir.Value, axis: int, position: int) -> relax.Var:
+    size = lowering.dimensions(data)[axis]
+    if isinstance(size, int) and not -size <= position < size:
+        raise UnsupportedError(f"index {position} is out of range for axis {axis} of size {size}")
+    row = position if position >= 0 else size + position
+
+    def build(source: te.Tensor) -> te.Tensor:
+        shape = [*source.shape[:axis], *source.shape[axis + 1 :]]
+        return te.compute(shape, lambda *at: source(*at[:axis], row, *at[axis:]), name="gather")
+
+    return lowering.compute(build, [lowering.tensor(data)], "gather")[0]
+
+
+def _convert_gather_elements(lowering: Lowering, node: ir.Node) -> Any:
+    data, indices = required_input(node, 0), required_input(node, 1)
+    axis = normalized_axis(attribute(node, "axis", 0), len(lowering.dimensions(data)))
+
+    def build(source: te.Tensor, index: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            return source(*at[:axis], safe_index(index(*at), source.shape[axis]), *at[axis + 1 :])
+
+        return te.compute(index.shape, element, name="gather_elements")
+
+    return lowering.compute(build, [lowering.tensor(data), lowering.tensor(indices)], "gather_elements")
+
+
+def _convert_gather_nd(lowering: Lowering, node: ir.Node) -> Any:
+    data, indices = required_input(node, 0), required_input(node, 1)
+    batch = attribute(node, "batch_dims", 0)
+    *outer, depth = lowering.dimensions(indices)
+    if not isinstance(depth, int):
+        raise UnsupportedError("the last dim of GatherND's indices is dynamic; expected a fixed number")
+
+    def build(source: te.Tensor, index: te.Tensor) -> te.Tensor:
+        shape = [*index.shape[:-1], *source.shape[batch + depth :]]
+
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            row, rest = at[: len(outer)], at[len(outer) :]
+            picked = [safe_index(index(*row, number), source.shape[batch + number]) for number in range(depth)]
+            return source(*at[:batch], *picked, *rest)
+
+        return te.compute(shape, element, name="gather_nd")
+
+    return lowering.compute(build, [lowering.tensor(data), lowering.tensor(indices)], "gather_nd")
+
+
+def _call_serial(
+    lowering: Lowering,
+    kernel: tirx.PrimFunc,
+    arguments: Sequence[relax.Expr],
+    types: Sequence[tuple[Any, str]],
+    name: str,
+) -> list[relax.Var]:
+    out_types = [relax.TensorType([lowering.sizes.expression(size) for size in shape], dtype) for shape, dtype in types]
+    return lowering.call_serial(kernel, arguments, out_types, name)
+
+
+def _in_range(index: tirx.Expr, size: Any) -> tirx.Expr:
+    return tirx.And(index >= 0, index < size)
+
+
+def _scatter(
+    lowering: Lowering, data: ir.Value, rows: relax.Expr, updates: relax.Expr, inner: Any, reduction: str
+) -> relax.Var:
+    """Scatter into ``data`` seen as [P, inner]; rows [N] int64, -1 where nothing is written."""
+    sizes = lowering.dimensions(data)
+    dtype = lowering.dtype(data)
+    flat = [lowering.sizes.quotient(sizes, [inner]) if inner != 1 else lowering.sizes.product(sizes), inner]
+    source = reshape(lowering, lowering.tensor(data), flat)
+    kernel = serial_kernels.scatter_rows(dtype, reduction)
+    (result,) = _call_serial(lowering, kernel, [source, rows, updates], [(flat, dtype)], "scatter")
+    return reshape(lowering, result, sizes)
+
+
+def _convert_scatter_nd(lowering: Lowering, node: ir.Node) -> Any:
+    data, indices, updates = (required_input(node, position) for position in range(3))
+    sizes = lowering.dimensions(data)
+    *outer, depth = lowering.dimensions(indices)
+    if not isinstance(depth, int):
+        raise UnsupportedError("the last dim of ScatterND's indices is dynamic; expected a fixed number")
+    count = lowering.sizes.product(outer)
+    inner = lowering.sizes.product(sizes[depth:])
+    index = reshape(lowering, lowering.tensor(indices), [count, depth])
+
+    def rows(flat: te.Tensor) -> te.Tensor:
+        def element(n: tirx.Expr) -> tirx.Expr:
+            row: Any = tirx.IntImm("int64", 0)
+            valid: Any = tirx.const(True, "bool")
+            for axis in range(depth):
+                position = _wrapped(flat(n, axis), sizes[axis])
+                valid = tirx.And(valid, _in_range(position, sizes[axis]))
+                row = row * sizes[axis] + position
+            return tirx.Select(valid, row, tirx.IntImm("int64", -1))
+
+        return te.compute((flat.shape[0],), element, name="scatter_rows")
+
+    (row_of,) = lowering.compute(rows, [index], "scatter_rows")
+    changed = reshape(lowering, lowering.tensor(updates), [count, inner])
+    return _scatter_parts(lowering, data, row_of, changed, sizes[:depth], inner, attribute(node, "reduction", "none"))
+
+
+def _scatter_parts(
+    lowering: Lowering,
+    data: ir.Value,
+    rows: relax.Expr,
+    updates: relax.Expr,
+    outer: Sequence[Any],
+    inner: Any,
+    reduction: str,
+) -> relax.Var:
+    dtype = lowering.dtype(data)
+    flat = [lowering.sizes.product(outer), inner]
+    source = reshape(lowering, lowering.tensor(data), flat)
+    kernel = serial_kernels.scatter_rows(dtype, reduction)
+    (result,) = _call_serial(lowering, kernel, [source, rows, updates], [(flat, dtype)], "scatter")
+    return reshape(lowering, result, lowering.dimensions(data))
+
+
+def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
+    data, indices, updates = (required_input(node, position) for position in range(3))
+    sizes = lowering.dimensions(data)
+    axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
+    where = lowering.dimensions(indices)
+    count = lowering.sizes.product(where)
+
+    def rows(index: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            position = _wrapped(index(*at), sizes[axis])
+            row: Any = tirx.IntImm("int64", 0)
+            for number, size in enumerate(sizes):
+                row = row * size + (position if number == axis else at[number])
+            return tirx.Select(_in_range(position, sizes[axis]), row, tirx.IntImm("int64", -1))
+
+        return te.compute(index.shape, element, name="scatter_rows")
+
+    (row_of,) = lowering.compute(rows, [lowering.tensor(indices)], "scatter_rows")
+    flat_rows = reshape(lowering, row_of, [count])
+    changed = reshape(lowering, lowering.tensor(updates), [count, 1])
+    return _scatter_parts(lowering, data, flat_rows, changed, sizes, 1, attribute(node, "reduction", "none"))
+
+
+def _convert_cum_sum(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    sizes = lowering.dimensions(value)
+    (axis,) = lowering.numbers(required_input(node, 1), "the axis")
+    axis = normalized_axis(axis, len(sizes))
+    product = lowering.sizes.product
+    flat = [product(sizes[:axis]), sizes[axis], product(sizes[axis + 1 :])]
+    dtype = lowering.dtype(value)
+    kernel = serial_kernels.cumulative_sum(
+        dtype, bool(attribute(node, "exclusive", 0)), bool(attribute(node, "reverse", 0))
+    )
+    source = reshape(lowering, lowering.tensor(value), flat)
+    (result,) = _call_serial(lowering, kernel, [source], [(flat, dtype)], "cumulative_sum")
+    return reshape(lowering, result, sizes)
+
+
+def _convert_top_k(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    sizes = lowering.dimensions(value)
+    axis = normalized_axis(attribute(node, "axis", -1), len(sizes))
+    (k,) = lowering.runtime_sizes(required_input(node, 1))
+    last = len(sizes) - 1
+    order = [number for number in range(len(sizes)) if number != axis] + [axis]
+    tensor = lowering.tensor(value)
+    if axis != last:
+        tensor = _permuted(lowering, tensor, order)
+    outer = [sizes[number] for number in order[:-1]]
+    rows = lowering.sizes.product(outer)
+    dtype = lowering.dtype(value)
+    kernel = serial_kernels.top_k(dtype, bool(attribute(node, "largest", 1)))
+    source = reshape(lowering, tensor, [rows, sizes[axis]])
+    results = _call_serial(lowering, kernel, [source], [([rows, k], dtype), ([rows, k], "int64")], "top_k")
+    results = [reshape(lowering, result, [*outer, k]) for result in results]
+    if axis != last:
+        back = [order.index(number) for number in range(len(sizes))]
+        results = [_permuted(lowering, result, back) for result in results]
+    return results
+
+
+def _permuted(lowering: Lowering, tensor: relax.Expr, order: list[int]) -> relax.Var:
+    def build(source: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            return source(*(at[order.index(axis)] for axis in range(len(order))))
+
+        return te.compute([source.shape[axis] for axis in order], element, name="transpose")
+
+    return lowering.compute(build, [tensor], "transpose")[0]
+
+
+def _convert_non_zero(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    sizes = lowering.dimensions(value)
+    total = lowering.sizes.product(sizes)
+    mask = lowering.tensor(value)
+    if lowering.dtype(value) != "bool":
+        mask = emit_elementwise(lowering, [value], lambda x: tirx.NE(x, tirx.const(0, x.ty.dtype)), "is_nonzero")
+    mask = reshape(lowering, mask, [total])
+    (count,) = _call_serial(lowering, serial_kernels.count_nonzero(), [mask], [([1], "int64")], "count_nonzero")
+    found = lowering.size_from(count, f"{node.outputs[0].name}_count")
+    (flat,) = _call_serial(
+        lowering, serial_kernels.positions_of_nonzero(), [mask], [([found], "int64")], "positions_of_nonzero"
+    )
+
+    def unravel(position: te.Tensor) -> te.Tensor:
+        def element(axis: tirx.Expr, m: tirx.Expr) -> tirx.Expr:
+            chosen: Any = tirx.IntImm("int64", 0)
+            remaining = position(m)
+            for number in range(len(sizes) - 1, -1, -1):
+                coordinate = tirx.floormod(remaining, sizes[number])
+                chosen = tirx.if_then_else(axis == number, coordinate if number else remaining, chosen)
+                remaining = tirx.floordiv(remaining, sizes[number])
+            return chosen
+
+        return te.compute((tirx.IntImm("int64", len(sizes)), position.shape[0]), element, name="unravel")
+
+    return lowering.compute(unravel, [flat], "unravel")
+
+
+def _convert_one_hot(lowering: Lowering, node: ir.Node) -> Any:
+    indices, depth_value, values = (required_input(node, position) for position in range(3))
+    (depth,) = lowering.runtime_sizes(depth_value)
+    sizes = lowering.dimensions(indices)
+    axis = normalized_axis(attribute(node, "axis", -1), len(sizes) + 1)
+    shape = [lowering.sizes.expression(size) for size in (*sizes[:axis], depth, *sizes[axis:])]
+
+    def build(index: te.Tensor, off_on: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            place = _wrapped(index(*at[:axis], *at[axis + 1 :]), depth)
+            return tirx.Select(place == at[axis], off_on(1), off_on(0))
+
+        return te.compute(shape, element, name="one_hot")
+
+    return lowering.compute(build, [lowering.tensor(indices), lowering.tensor(values)], "one_hot")
+
+
+def _convert_trilu(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    upper = attribute(node, "upper", 1)
+    offset_value = optional_input(node, 1)
+    offset = 0 if offset_value is None else lowering.runtime_sizes(offset_value)[0]
+
+    def build(source: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            distance = at[-1] - at[-2]
+            kept = distance >= offset if upper else distance <= offset
+            return tirx.if_then_else(kept, source(*at), tirx.const(0, source.dtype))
+
+        return te.compute(source.shape, element, name="trilu")
+
+    return lowering.compute(build, [lowering.tensor(value)], "trilu")
+
+
+def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    mode = attribute(node, "mode", "constant")
+    if mode not in ("constant", "edge", "reflect"):
+        raise UnsupportedError(f"Pad mode {mode!r} is not supported; expected constant, edge or reflect")
+    sizes = lowering.dimensions(value)
+    axes = lowering.numbers(optional_input(node, 3), "the axes") or list(range(len(sizes)))
+    pads = lowering.runtime_sizes(required_input(node, 1))
+    before: list[Any] = [0] * len(sizes)
+    shape = list(sizes)
+    for number, axis in enumerate(axes):
+        axis = normalized_axis(axis, len(sizes))
+        before[axis] = pads[number]
+        shape[axis] = lowering.sizes.simplify(sizes[axis] + pads[number] + pads[number + len(axes)])
+    fill = optional_input(node, 2)
+    number = 0 if fill is None else np.asarray(lowering.constant(fill)).reshape(()).item()
+
+    def build(source: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            places = [index - start for index, start in zip(at, before, strict=True)]
+            if mode == "constant":
+                inside = [_in_range(p, s) for p, s, b in zip(places, sizes, shape, strict=True) if s is not b]
+                return tirx.if_then_else(
+                    tirx.all(tirx.const(True, "bool"), *inside), source(*places), tirx.const(number, source.dtype)
+                )
+            return source(*(_padded_position(place, size, mode) for place, size in zip(places, sizes, strict=True)))
+
+        return te.compute([lowering.sizes.expression(size) for size in shape], element, name="pad")
+
+    return lowering.compute(build, [lowering.tensor(value)], "pad")
+
+
+def _padded_position(place: tirx.Expr, size: Any, mode: str) -> tirx.Expr:
+    if mode == "reflect":
+        place = tirx.abs(place)
+        place = tirx.Select(place >= size, 2 * (size - 1) - place, place)
+    return tirx.max(tirx.min(place, size - 1), tirx.IntImm("int64", 0))
+
+
+CONVERTERS: dict[str, Converter] = {
+    "Gather": _convert_gather,
+    "GatherElements": _convert_gather_elements,
+    "GatherND": _convert_gather_nd,
+    "ScatterND": _convert_scatter_nd,
+    "ScatterElements": _convert_scatter_elements,
+    "CumSum": _convert_cum_sum,
+    "TopK": _convert_top_k,
+    "NonZero": _convert_non_zero,
+    "OneHot": _convert_one_hot,
+    "Trilu": _convert_trilu,
+    "Pad": _convert_pad,
+}

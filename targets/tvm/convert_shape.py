@@ -1,0 +1,360 @@
+"""Operators that make, read or change shapes, and operators that only move data by position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
+from moec.targets.tvm.broadcasting import broadcast_shape, load
+from moec.targets.tvm.lowering import Converter, Lowering, dtype_name
+from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known
+from tvm import relax, te, tirx
+
+from moec.errors import UnsupportedError
+
+INT64_MAXIMUM = (1 << 63) - 1
+
+
+def reshape(lowering: Lowering, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
+    """The same elements under another shape, without a copy."""
+    return lowering.emit(relax.op.reshape(tensor, [lowering.sizes.expression(size) for size in sizes]))
+
+
+def _convert_shape(lowering: Lowering, node: ir.Node) -> Any:
+    sizes = lowering.dimensions(required_input(node, 0))
+    start, end = attribute(node, "start", 0), attribute(node, "end", len(sizes))
+    return Known.of(sizes[start:end])
+
+
+def _convert_size(lowering: Lowering, node: ir.Node) -> Any:
+    return Known.of(lowering.sizes.product(lowering.dimensions(required_input(node, 0))))
+
+
+def _convert_reshape(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    target = lowering.runtime_sizes(required_input(node, 1))
+    source = lowering.dimensions(value)
+    if not attribute(node, "allowzero", 0):
+        target = [source[axis] if isinstance(size, int) and size == 0 else size for axis, size in enumerate(target)]
+    target = _resolve_inferred(lowering, source, target)
+    known = lowering.known(value)
+    if known is not None and all(isinstance(size, int) for size in target):
+        return Known(known.elements.reshape(target), known.dtype)
+    return reshape(lowering, lowering.tensor(value), target)
+
+
+def _resolve_inferred(lowering: Lowering, source: list[Any], target: list[Any]) -> list[Any]:
+    inferred = [axis for axis, size in enumerate(target) if isinstance(size, int) and size == -1]
+    if len(inferred) > 1:
+        raise UnsupportedError(f"target shape {target} has {len(inferred)} dims of -1; expected at most one")
+    if inferred:
+        others = [size for axis, size in enumerate(target) if axis != inferred[0]]
+        target = list(target)
+        target[inferred[0]] = lowering.sizes.quotient(source, others)
+    return target
+
+
+def _convert_flatten(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    sizes = lowering.dimensions(value)
+    axis = attribute(node, "axis", 1)
+    axis = axis + len(sizes) if axis < 0 else axis
+    product = lowering.sizes.product
+    return reshape(lowering, lowering.tensor(value), [product(sizes[:axis]), product(sizes[axis:])])
+
+
+def _convert_squeeze(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    sizes = lowering.dimensions(value)
+    axes = lowering.numbers(optional_input(node, 1), "the axes")
+    if axes is None:
+        if not all(isinstance(size, int) for size in sizes):
+            raise UnsupportedError(f"Squeeze without axes on dynamic shape {sizes}; expected axes")
+        axes = [axis for axis, size in enumerate(sizes) if size == 1]
+    removed = {normalized_axis(axis, len(sizes)) for axis in axes}
+    known = lowering.known(value)
+    if known is not None:
+        return Known(known.elements.reshape([s for a, s in enumerate(sizes) if a not in removed]), known.dtype)
+    tensor = lowering.tensor(value)
+    if any(sizes[axis] != 1 for axis in removed):
+        tensor = lowering.assume_shape(tensor, [1 if axis in removed else size for axis, size in enumerate(sizes)])
+    return reshape(lowering, tensor, [size for axis, size in enumerate(sizes) if axis not in removed])
+
+
+def _convert_unsqueeze(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    axes = lowering.numbers(required_input(node, 1), "the axes") or []
+    sizes = lowering.dimensions(value)
+    rank = len(sizes) + len(axes)
+    for axis in sorted(normalized_axis(axis, rank) for axis in axes):
+        sizes.insert(axis, 1)
+    known = lowering.known(value)
+    if known is not None:
+        return Known(known.elements.reshape(sizes), known.dtype)
+    return reshape(lowering, lowering.tensor(value), sizes)
+
+
+def _convert_transpose(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    rank = len(lowering.dimensions(value))
+    order = [int(axis) for axis in attribute(node, "perm", tuple(reversed(range(rank))))]
+    known = lowering.known(value)
+    if known is not None:
+        return Known(known.elements.transpose(order), known.dtype)
+
+    def build(source: te.Tensor) -> te.Tensor:
+        def element(*indices: tirx.Expr) -> tirx.Expr:
+            return source(*(indices[order.index(axis)] for axis in range(rank)))
+
+        return te.compute([source.shape[axis] for axis in order], element, name="transpose")
+
+    return lowering.compute(build, [lowering.tensor(value)], "transpose")
+
+
+def _convert_expand(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    source = lowering.dimensions(value)
+    target = lowering.runtime_sizes(required_input(node, 1))
+    shape = broadcast_shape([source, target])
+    known = lowering.known(value)
+    if (
+        known is not None
+        and all(isinstance(size, int) for size in shape)
+        and math.prod(shape) <= MAXIMUM_KNOWN_ELEMENTS
+    ):
+        return Known(np.broadcast_to(known.elements, shape), known.dtype)
+    if len(shape) == len(source) and all(map(lowering.sizes.equal, source, shape)):
+        return lowering.tensor(value)
+    return broadcast_to(lowering, lowering.tensor(value), source, shape)
+
+
+def broadcast_to(lowering: Lowering, tensor: relax.Expr, source: Sequence[Any], shape: Sequence[Any]) -> relax.Var:
+    sizes = [lowering.sizes.expression(size) for size in shape]
+    return lowering.compute(
+        lambda operand: te.compute(sizes, lambda *indices: load(operand, source, indices), name="expand"),
+        [tensor],
+        "expand",
+    )[0]
+
+
+def _convert_concat(lowering: Lowering, node: ir.Node) -> Any:
+    values = [required_input(node, position) for position in range(len(node.inputs))]
+    shapes = [lowering.dimensions(value) for value in values]
+    axis = normalized_axis(attribute(node, "axis"), len(shapes[0]))
+    known = [lowering.known(value) for value in values]
+    if all(part is not None for part in known):
+        return Known(np.concatenate([part.elements for part in known], axis), known[0].dtype)
+    ends: list[Any] = []
+    for shape in shapes:
+        ends.append(lowering.sizes.simplify((ends[-1] if ends else 0) + shape[axis]))
+    sizes = [lowering.sizes.expression(ends[-1] if a == axis else size) for a, size in enumerate(shapes[0])]
+
+    def build(*parts: te.Tensor) -> te.Tensor:
+        def element(*indices: tirx.Expr) -> tirx.Expr:
+            def at(part: te.Tensor, start: Any) -> tirx.Expr:
+                return part(*(index - start if a == axis else index for a, index in enumerate(indices)))
+
+            chosen = at(parts[-1], ends[-2] if len(ends) > 1 else 0)
+            for number in range(len(parts) - 2, -1, -1):
+                start = ends[number - 1] if number else 0
+                chosen = tirx.if_then_else(indices[axis] < ends[number], at(parts[number], start), chosen)
+            return chosen
+
+        return te.compute(sizes, element, name="concat")
+
+    return lowering.compute(build, [lowering.tensor(value) for value in values], "concat")
+
+
+def _convert_slice(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    sizes = lowering.dimensions(value)
+    starts = lowering.runtime_sizes(required_input(node, 1))
+    ends = lowering.runtime_sizes(required_input(node, 2))
+    axes = lowering.numbers(optional_input(node, 3), "the axes") or list(range(len(starts)))
+    steps = lowering.numbers(optional_input(node, 4), "the steps") or [1] * len(starts)
+    begins: list[Any] = [0] * len(sizes)
+    strides = [1] * len(sizes)
+    result = list(sizes)
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        axis = normalized_axis(axis, len(sizes))
+        begins[axis], result[axis] = _slice_range(lowering, sizes[axis], start, end, step)
+        strides[axis] = step
+    known = lowering.known(value)
+    if known is not None and all(isinstance(number, int) for number in (*begins, *result)):
+        picks = [b + s * np.arange(n) for b, s, n in zip(begins, strides, result, strict=True)]
+        return Known(known.elements[np.ix_(*picks)] if picks else known.elements, known.dtype)
+    if strides == [1] * len(sizes) and all(map(lowering.sizes.equal, sizes, result)):
+        return lowering.tensor(value)
+    return take_range(lowering, lowering.tensor(value), begins, strides, result)
+
+
+def take_range(
+    lowering: Lowering, tensor: relax.Expr, begins: Sequence[Any], strides: Sequence[int], sizes: Sequence[Any]
+) -> relax.Var:
+    """Elements ``begin + stride * i`` for i below the size, per axis."""
+    shape = [lowering.sizes.expression(size) for size in sizes]
+
+    def build(source: te.Tensor) -> te.Tensor:
+        def element(*indices: tirx.Expr) -> tirx.Expr:
+            return source(*(b + i * s for b, i, s in zip(begins, indices, strides, strict=True)))
+
+        return te.compute(shape, element, name="slice")
+
+    return lowering.compute(build, [tensor], "slice")[0]
+
+
+def _slice_range(lowering: Lowering, size: Any, start: Any, end: Any, step: int) -> tuple[Any, Any]:
+    """First index and number of elements of one sliced axis (the rules of ONNX Slice; a negative step walks back)."""
+    if step == 0:
+        raise UnsupportedError("a Slice step is 0; expected a positive or negative step")
+    clamp, simplify = lowering.sizes.clamp, lowering.sizes.simplify
+    start, end = (_from_the_front(lowering, bound, size) for bound in (start, end))
+    if step > 0:
+        first, last = clamp(start, 0, size), clamp(end, 0, size)
+        span = simplify(last - first)
+    else:
+        first, last = clamp(start, -1, simplify(size - 1)), clamp(end, -1, simplify(size - 1))
+        span = simplify(first - last)
+    span = clamp(span, 0, simplify(size + 0))
+    magnitude = abs(step)
+    if magnitude == 1:
+        return first, span
+    if isinstance(span, int):
+        return first, -(-span // magnitude)
+    return first, simplify(tirx.floordiv(span + (magnitude - 1), tirx.IntImm("int64", magnitude)))
+
+
+def _from_the_front(lowering: Lowering, bound: Any, size: Any) -> Any:
+    if isinstance(bound, int):
+        if abs(bound) > INT64_MAXIMUM // 2:
+            return size if bound > 0 else -1
+        return bound if bound >= 0 else lowering.sizes.simplify(bound + size)
+    negative = lowering.sizes.less(bound, 0)
+    if negative is False:
+        return bound
+    if negative:
+        return lowering.sizes.simplify(bound + size)
+    return lowering.sizes.simplify(tirx.if_then_else(bound < 0, bound + size, bound))
+
+
+def _convert_split(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    sizes = lowering.dimensions(value)
+    axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
+    given = optional_input(node, 1)
+    lengths = _equal_parts(lowering, sizes[axis], len(node.outputs)) if given is None else lowering.runtime_sizes(given)
+    known = lowering.known(value)
+    parts, start = [], 0
+    for length in lengths:
+        if known is not None and isinstance(start, int) and isinstance(length, int):
+            parts.append(Known(known.elements.take(range(start, start + length), axis), known.dtype))
+        else:
+            begins = [start if a == axis else 0 for a in range(len(sizes))]
+            result = [length if a == axis else size for a, size in enumerate(sizes)]
+            parts.append(take_range(lowering, lowering.tensor(value), begins, [1] * len(sizes), result))
+        start = lowering.sizes.simplify(start + length)
+    return parts
+
+
+def _equal_parts(lowering: Lowering, size: Any, count: int) -> list[Any]:
+    if isinstance(size, int):
+        part = -(-size // count)
+    else:
+        part = lowering.sizes.simplify(tirx.floordiv(size + (count - 1), tirx.IntImm("int64", count)))
+    return [part] * (count - 1) + [lowering.sizes.simplify(size - part * (count - 1))]
+
+
+def _convert_range(lowering: Lowering, node: ir.Node) -> Any:
+    values = [required_input(node, position) for position in range(3)]
+    dtype = lowering.dtype(values[0])
+    if "float" in dtype:
+        return _range_of_floats(lowering, values, dtype)
+    start, limit, step = (lowering.runtime_sizes(value)[0] for value in values)
+    if isinstance(step, int) and step != 0:
+        span = lowering.sizes.simplify(limit - start if step > 0 else start - limit)
+        magnitude = abs(step)
+        count = span if magnitude == 1 else span + (magnitude - 1)
+        if magnitude != 1:
+            count = (
+                count // magnitude if isinstance(count, int) else tirx.floordiv(count, tirx.IntImm("int64", magnitude))
+            )
+        count = lowering.sizes.clamp(lowering.sizes.simplify(count), 0, INT64_MAXIMUM)
+    else:
+        raise UnsupportedError(f"the step of Range is {step}; expected a constant other than 0")
+    if all(isinstance(number, int) for number in (start, count)) and count <= MAXIMUM_KNOWN_ELEMENTS:
+        return Known.of([start + step * i for i in range(count)], dtype)
+    size = lowering.sizes.expression(count)
+    return lowering.compute(
+        lambda: te.compute((size,), lambda i: (start + i * step).astype(dtype), name="range"), [], "range"
+    )
+
+
+def _range_of_floats(lowering: Lowering, values: Sequence[ir.Value], dtype: str) -> Any:
+    bounds = [lowering.constant(value) for value in values]
+    if any(bound is None for bound in bounds):
+        raise UnsupportedError("a Range of floats has bounds computed at run time; expected constants")
+    start, limit, step = (float(np.asarray(bound).reshape(())) for bound in bounds)
+    numbers = (start + step * np.arange(max(math.ceil((limit - start) / step), 0))).astype(dtype)
+    return relax.const(numbers, dtype)
+
+
+def _convert_constant(lowering: Lowering, node: ir.Node) -> Any:
+    return None  # Read where it is used.
+
+
+def _convert_constant_of_shape(lowering: Lowering, node: ir.Node) -> Any:
+    sizes = lowering.runtime_sizes(required_input(node, 0))
+    given = attribute(node, "value")
+    dtype = "float32" if given is None else dtype_name(given.dtype)
+    number = 0.0 if given is None else given.numpy().reshape(-1)[0].item()
+    static = all(isinstance(size, int) for size in sizes)
+    if static and math.prod(sizes) <= MAXIMUM_KNOWN_ELEMENTS and isinstance(number, (int, bool)):
+        return Known.of(np.full(sizes, number), dtype)
+    return full(lowering, sizes, number, dtype)
+
+
+def full(lowering: Lowering, sizes: Sequence[Any], number: float, dtype: str) -> relax.Var:
+    shape = [lowering.sizes.expression(size) for size in sizes]
+    return lowering.compute(lambda: te.compute(shape, lambda *_: tirx.const(number, dtype), name="full"), [], "full")[0]
+
+
+def _convert_tile(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    repeats = lowering.runtime_sizes(required_input(node, 1))
+    sizes = lowering.dimensions(value)
+    shape = [
+        lowering.sizes.expression(lowering.sizes.simplify(size * repeat))
+        for size, repeat in zip(sizes, repeats, strict=True)
+    ]
+
+    def build(source: te.Tensor) -> te.Tensor:
+        def element(*indices: tirx.Expr) -> tirx.Expr:
+            pairs = zip(indices, source.shape, repeats, strict=True)
+            return source(*(i if repeat == 1 else tirx.floormod(i, size) for i, size, repeat in pairs))
+
+        return te.compute(shape, element, name="tile")
+
+    return lowering.compute(build, [lowering.tensor(value)], "tile")
+
+
+CONVERTERS: dict[str, Converter] = {
+    "Shape": _convert_shape,
+    "Size": _convert_size,
+    "Reshape": _convert_reshape,
+    "Flatten": _convert_flatten,
+    "Squeeze": _convert_squeeze,
+    "Unsqueeze": _convert_unsqueeze,
+    "Transpose": _convert_transpose,
+    "Expand": _convert_expand,
+    "Concat": _convert_concat,
+    "Slice": _convert_slice,
+    "Split": _convert_split,
+    "Range": _convert_range,
+    "Constant": _convert_constant,
+    "ConstantOfShape": _convert_constant_of_shape,
+    "Tile": _convert_tile,
+}

@@ -1,0 +1,13 @@
+"""The one table of generic operators, assembled from one file per theme."""
+
+from __future__ import annotations
+
+from moec.targets.tvm import convert_elementwise, convert_indexing, convert_reduction, convert_shape
+from moec.targets.tvm.lowering import Converter
+
+CONVERTERS: dict[str, Converter] = {
+    **convert_elementwise.CONVERTERS,
+    **convert_shape.CONVERTERS,
+    **convert_indexing.CONVERTERS,
+    **convert_reduction.CONVERTERS,
+}

@@ -1,0 +1,68 @@
+"""The default schedule of generic kernels on a CPU.
+
+Producers that only move or map elements are inlined into their consumer. Then every remaining block gets its spatial
+loops but the innermost fused into one parallel loop. The innermost stays a plain loop over consecutive addresses, which
+LLVM vectorises. Reductions are never split, so the order of a sum does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tvm
+from tvm import s_tir, tirx
+
+PARALLEL_THRESHOLD = 16384
+"""A kernel of fewer elements is quicker in one thread than the start of a parallel region."""
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="ScheduleGenericKernels")
+class ScheduleGenericKernels:
+    """Schedule every PrimFunc that does not come finished from a target or a serial kernel."""
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        for symbol, function in module.functions.items():
+            if isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled"):
+                module[symbol] = scheduled(function)
+        return module
+
+
+def scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function under the default schedule."""
+    schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
+    root = schedule.get_sblock("root")
+    _inline_producers(schedule, root)
+    for block in schedule.get_child_blocks(root):
+        _parallelize(schedule, block)
+    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _inline_producers(schedule: s_tir.Schedule, root: s_tir.schedule.SBlockRV) -> None:
+    outputs = {schedule.get(block).name_hint for block in schedule.get_output_blocks(root)}
+    for block in schedule.get_child_blocks(root):
+        if schedule.get(block).name_hint in outputs or _is_reduction(schedule, block):
+            continue
+        if len(schedule.get_consumers(block)):
+            schedule.compute_inline(block)
+
+
+def _is_reduction(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> bool:
+    return any(variable.iter_type != tirx.IterVar.DataPar for variable in schedule.get(block).iter_vars)
+
+
+def _parallelize(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> None:
+    loops = schedule.get_loops(block)
+    kinds = [variable.iter_type for variable in schedule.get(block).iter_vars]
+    if len(loops) != len(kinds):
+        return
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == tirx.IterVar.DataPar]
+    extents = [schedule.get(loop).extent for loop in loops]
+    if not spatial or _is_small(extents):
+        return
+    outer = spatial[:-1] if len(spatial) > 1 and len(spatial) == len(loops) else spatial
+    schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
+
+
+def _is_small(extents: list[tirx.Expr]) -> bool:
+    static = [int(extent) for extent in extents if isinstance(extent, tirx.IntImm)]
+    return len(static) == len(extents) and math.prod(static) < PARALLEL_THRESHOLD

@@ -1,0 +1,205 @@
+"""Integers known at compile time as expressions over the graph's symbolic sizes.
+
+Exported graphs compute shapes with ordinary operators (Shape, Gather, Concat, Where, ...). Lowering follows those
+chains on :class:`Known` values instead of emitting code for them, so that dynamic sizes keep their meaning. A symbolic
+size may be 0, so the analyzer knows sizes only as non-negative.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+MAXIMUM_SIZE = 1 << 40
+MAXIMUM_KNOWN_ELEMENTS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """An integer or bool tensor whose elements are Python numbers or int64 expressions (``elements`` has dtype
+    object)."""
+
+    elements: np.ndarray
+    dtype: str
+
+    @staticmethod
+    def of(elements: Any, dtype: str = "int64") -> Known:
+        """From nested sequences or an array of numbers and expressions."""
+        return Known(_object_array(elements), dtype)
+
+    @property
+    def numbers(self) -> np.ndarray | None:
+        """The elements as an ordinary array if none is symbolic."""
+        if all(isinstance(element, (int, bool)) for element in self.elements.flat):
+            return self.elements.astype(self.dtype)
+        return None
+
+
+def _object_array(elements: Any) -> np.ndarray:
+    if isinstance(elements, np.ndarray):
+        if elements.dtype == object:
+            return elements
+        array = np.empty(elements.shape, object)
+        array[...] = elements.tolist() if elements.ndim else elements.item()
+        return array
+    if not isinstance(elements, (list, tuple)):
+        array = np.empty((), object)
+        array[()] = elements
+        return array
+    array = np.empty(len(elements), object)
+    for position, element in enumerate(elements):
+        array[position] = element
+    return array
+
+
+class Sizes:
+    """Arithmetic on sizes: Python ints stay ints, everything else is an int64 expression kept in simplest form."""
+
+    def __init__(self) -> None:
+        self._analyzer = tvm.sym.Analyzer()
+        self._names: dict[str, int] = {}
+
+    def variable(self, name: str) -> tirx.Var:
+        """A new symbolic size of 0 or more."""
+        clean = "".join(letter if letter.isalnum() else "_" for letter in name) or "size"
+        count = self._names[clean] = self._names.get(clean, 0) + 1
+        variable = tirx.Var(clean if count == 1 else f"{clean}_{count}", "int64")
+        self._analyzer.bind(variable, tvm.ir.Range(_int64(0), _int64(MAXIMUM_SIZE)))
+        return variable
+
+    def simplify(self, size: Any) -> Any:
+        """An int if the size is a number, else a simplified expression."""
+        if isinstance(size, (int, bool)):
+            return size
+        if isinstance(size, (np.integer, np.bool_)):
+            return size.item()
+        simplified = self._analyzer.simplify(size)
+        return int(simplified) if isinstance(simplified, tirx.IntImm) else simplified
+
+    def expression(self, size: Any) -> tirx.Expr:
+        return _int64(size) if isinstance(size, (int, bool)) else size
+
+    def equal(self, left: Any, right: Any) -> bool | None:
+        """Whether two sizes are equal for all values of the variables (True), for none (False), or for some (None)."""
+        if isinstance(left, int) and isinstance(right, int):
+            return left == right
+        difference = self.simplify(self.expression(left) - self.expression(right))
+        if isinstance(difference, int):
+            return difference == 0
+        if self._proves(difference > 0) or self._proves(difference < 0):
+            return False
+        return None
+
+    def less(self, left: Any, right: Any) -> bool | None:
+        """Whether ``left < right`` for all values of the variables, for none, or for some (None)."""
+        if isinstance(left, int) and isinstance(right, int):
+            return left < right
+        difference = self.expression(self.simplify(self.expression(left) - self.expression(right)))
+        if self._proves(difference < 0):
+            return True
+        return False if self._proves(difference >= 0) else None
+
+    def _proves(self, condition: Any) -> bool:
+        return condition if isinstance(condition, bool) else bool(self._analyzer.can_prove(condition))
+
+    def product(self, sizes: Iterable[Any]) -> Any:
+        result: Any = 1
+        for size in sizes:
+            result = size * result
+        return self.simplify(result)
+
+    def quotient(self, numerator: Sequence[Any], denominator: Sequence[Any]) -> Any:
+        """``product(numerator) / product(denominator)``, where the division is known to be exact or 0 / 0.
+
+        Factors that occur on both sides cancel first, so ``[B, T, 64] / [B, T, 4]`` is 16 even where B is 0; that is
+        what makes the -1 of a Reshape independent of a size being 0.
+        """
+        numbers_above, symbols_above = self._factors(numerator)
+        numbers_below, symbols_below = self._factors(denominator)
+        remaining = []
+        for symbol in symbols_above:
+            match = next((i for i, other in enumerate(symbols_below) if self.equal(symbol, other)), None)
+            if match is None:
+                remaining.append(symbol)
+            else:
+                symbols_below.pop(match)
+        above, below = math.prod(numbers_above), math.prod(numbers_below)
+        common = math.gcd(above, below) or 1
+        above, below = above // common, below // common
+        divisor = self.product([below, *symbols_below])
+        dividend = self.product([above, *remaining])
+        if isinstance(divisor, int):
+            return dividend if divisor == 1 else self.simplify(_floordiv(dividend, divisor)) if divisor else 0
+        return self.simplify(_floordiv(dividend, tirx.max(divisor, _int64(1))))
+
+    def _factors(self, sizes: Sequence[Any]) -> tuple[list[int], list[Any]]:
+        numbers: list[int] = []
+        symbols: list[Any] = []
+        pending = list(sizes)
+        while pending:
+            size = pending.pop()
+            if isinstance(size, (int, tirx.IntImm)):
+                numbers.append(int(size))
+            elif isinstance(size, tirx.Mul):
+                pending += [size.a, size.b]
+            else:
+                symbols.append(size)
+        return numbers, symbols
+
+    def clamp(self, size: Any, low: Any, high: Any) -> Any:
+        """``min(max(size, low), high)``."""
+        bounded = low if self.less(size, low) else size if self.less(size, low) is False else _maximum(size, low)
+        if self.less(high, bounded):
+            return high
+        return bounded if self.less(high, bounded) is False else self.simplify(_minimum(bounded, high))
+
+
+def _int64(number: int) -> tirx.IntImm:
+    return tirx.IntImm("int64", int(number))
+
+
+def _as_expression(size: Any) -> tirx.Expr:
+    return _int64(size) if isinstance(size, (int, bool)) else size
+
+
+def _maximum(left: Any, right: Any) -> tirx.Expr:
+    return tirx.max(_as_expression(left), _as_expression(right))
+
+
+def _minimum(left: Any, right: Any) -> tirx.Expr:
+    return tirx.min(_as_expression(left), _as_expression(right))
+
+
+def _floordiv(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        return left // right
+    return tirx.floordiv(_as_expression(left), _as_expression(right))
+
+
+def _truncated_division(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        return int(left / right) if abs(left) < 2**52 else (abs(left) // abs(right)) * (1 if left * right >= 0 else -1)
+    return tirx.truncdiv(_as_expression(left), _as_expression(right))
+
+
+def _either(left: Any, right: Any, numbers: Callable[[int, int], int], symbols: Callable[[Any, Any], Any]) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        return numbers(left, right)
+    return symbols(left, right)
+
+
+INTEGER_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "Add": lambda left, right: left + right,
+    "Sub": lambda left, right: left - right,
+    "Mul": lambda left, right: left * right,
+    "Div": _truncated_division,
+    "Max": lambda left, right: _either(left, right, max, _maximum),
+    "Min": lambda left, right: _either(left, right, min, _minimum),
+}
+"""ONNX integer operators that are followed at compile time."""

@@ -35,8 +35,8 @@ class FoldConstants:
     """Replaces nodes whose inputs are all constant by constants.
 
     1. Outputs of at most ``limit`` elements are computed now.
-    2. A larger result of an operator that makes nothing larger than its input (Transpose, Reshape, Slice, ...) becomes a
-       constant that computes itself when it is read: a weight stays in its file.
+    2. A larger result of an operator that makes nothing larger than its input (Transpose, Reshape, Slice, ...) becomes
+       a constant that computes itself when it is read: a weight stays in its file.
     3. Everything else stays: large results are cheaper to compute than to store. So do random operators and
        (de)quantisation.
 

@@ -58,3 +58,14 @@ def replace_value(old: ir.Value, new: ir.Value) -> bool:
         new.shape = new.shape if old.shape is None else old.shape
     old.replace_all_uses_with(new)
     return True
+
+
+def fresh_name(graph: ir.Graph, wish: str) -> str:
+    """``wish``, or ``wish`` with a number, that no value of the graph has as its name."""
+    taken = {value.name for value in graph.inputs} | set(graph.initializers)
+    taken |= {value.name for node in graph for value in node.outputs}
+    name, number = wish, 1
+    while name in taken:
+        number += 1
+        name = f"{wish}_{number}"
+    return name

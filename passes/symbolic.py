@@ -43,6 +43,13 @@ def shape_of(value: ir.Value) -> list[sympy.Expr] | None:
     return None if any(dim is None for dim in dims) else dims  # type: ignore[return-value]
 
 
+def is_named(value: ir.Value) -> bool:
+    """Whether every dimension is a number or has a name that is not just made up by ONNX's inference."""
+    if value.shape is None:
+        return False
+    return all(isinstance(dim, int) or (dim.value is not None and "unk__" not in dim.value) for dim in value.shape)
+
+
 class SymbolicValues:
     """Evaluates integer and boolean values on demand and remembers them. Valid until the graph changes."""
 

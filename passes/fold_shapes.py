@@ -1,0 +1,223 @@
+"""Shape arithmetic: computed once, from the sizes of the graph's inputs, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import sympy
+from moec.passes.base import Exactness, Report
+from moec.passes.known_shapes import Names, allows_zero, annotate, broadcast
+from moec.passes.rewriting import add_constant, constant, fresh_name, is_op, replace_by_tensors, replace_value
+from moec.passes.symbolic import SymbolicValues, shape_of
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldShapes:
+    """Evaluates chains of integer operators over named sizes; alternates with shape inference to a fixed point.
+
+    1. An integer or boolean value that turns out the same for every size becomes a constant: Shape of known sizes, the
+       ``Where (Equal (target, -1), ones, target)`` idiom of Expand.
+    2. A Reshape target becomes a constant: a size that the input has in the same place is copied (0), and one size may
+       be left to compute (-1) when all others are known and not 0; otherwise -1 would be undefined for empty tensors.
+    3. Expand to the shape the value has disappears.
+    4. What stays is rebuilt in one form: ``Shape`` of one graph input's axis, ``Mul``, ``Add``, ``Concat``; each size
+       once.
+    5. Values get shapes over named sizes; a size that depends on data (NonZero) gets a name of its own.
+
+    ::
+
+        s = Shape (x); t = Gather (s, zero); u = Unsqueeze (t, zero); c = Concat (u, four, eight); y = Reshape (x, c)
+            ->
+        (x is [T,32])  y = Reshape (x, [0, 4, 8])
+    """
+
+    name: ClassVar[str] = "fold-shapes"
+    exactness: ClassVar[Exactness] = "exact"
+
+    rounds: int = 16
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        from moec.ir import shapes
+
+        changed = False
+        for _ in range(self.rounds):
+            shapes.infer(model)
+            if not _fold(model.graph):
+                break
+            changed = True
+        return changed
+
+
+def _fold(graph: ir.Graph) -> bool:
+    values = SymbolicValues()
+    names = Names(graph)
+    rebuild = _Rebuild(graph, values)
+    changed = False
+    for node in list(graph):
+        if node.graph is None:
+            continue
+        if _fold_constant(node, values):
+            changed = True
+            continue
+        changed |= annotate(node, values, names)
+        changed |= _fold_reshape_target(node, values)
+        changed |= _drop_expand(node, values)
+        changed |= rebuild.inputs_of(node)
+    return changed
+
+
+def _fold_constant(node: ir.Node, values: SymbolicValues) -> bool:
+    if len(node.outputs) != 1 or not node.outputs[0].uses() or node.outputs[0].is_graph_output():
+        return False
+    known = values.of(node.outputs[0])
+    kind = _element_type(node)
+    if known is None or kind is None or any(isinstance(item, sympy.Basic) for item in known.ravel()):
+        return False
+    replace_by_tensors(node, [ir.tensor(known.astype(kind.numpy()), dtype=kind)])
+    return True
+
+
+def _element_type(node: ir.Node) -> ir.DataType | None:
+    if is_op(node, "Shape", "Size"):
+        return ir.DataType.INT64
+    return node.outputs[0].dtype
+
+
+def _fold_reshape_target(node: ir.Node, values: SymbolicValues) -> bool:
+    if not is_op(node, "Reshape") or constant(node.inputs[1]) is not None or allows_zero(node):
+        return False
+    target = values.of(node.inputs[1])
+    source = shape_of(node.inputs[0]) if node.inputs[0] is not None else None
+    if target is None or source is None:
+        return False
+    sizes = _constant_target(source, [sympy.sympify(size) for size in target.ravel()])
+    if sizes is None:
+        return False
+    assert isinstance(node.graph, ir.Graph)
+    name = fresh_name(node.graph, f"{node.outputs[0].name}_shape")
+    node.replace_input_with(1, add_constant(node.graph, ir.tensor(np.array(sizes, np.int64)), name))
+    return True
+
+
+def _constant_target(source: list[sympy.Expr], target: list[sympy.Expr]) -> list[int] | None:
+    """The target with copies (0) and at most one size left open (-1); None when that cannot say it for all sizes."""
+    sizes: list[int] = []
+    for position, size in enumerate(target):
+        if size.is_Integer and size != 0:
+            sizes.append(int(size))
+        elif position < len(source) and size == source[position]:
+            sizes.append(0)
+        else:
+            sizes.append(-1)
+    if -1 not in sizes:
+        return sizes
+    only_positive = all(size > 0 for size in sizes if size != -1)
+    open_sizes = [size for size in target if not size.is_Integer or size == -1]
+    return sizes if sizes.count(-1) == 1 and only_positive and len(open_sizes) == 1 else None
+
+
+def _drop_expand(node: ir.Node, values: SymbolicValues) -> bool:
+    if not is_op(node, "Expand"):
+        return False
+    source = node.inputs[0]
+    target = values.of(node.inputs[1])
+    dims = shape_of(source) if source is not None else None
+    if target is None or dims is None or broadcast(dims, list(target.ravel())) != dims:
+        return False
+    assert source is not None and node.graph is not None
+    if not replace_value(node.outputs[0], source):
+        return False
+    node.graph.remove(node, safe=True)
+    return True
+
+
+class _Rebuild:
+    """Replaces inputs that are shape arithmetic by the same arithmetic in one form, made at the graph's start."""
+
+    def __init__(self, graph: ir.Graph, values: SymbolicValues) -> None:
+        self._graph, self._values = graph, values
+        self._first = next(iter(graph), None)
+        self._made: dict[Any, ir.Value] = {}
+        self._sources: dict[sympy.Expr, tuple[ir.Value, int]] = {}
+        for value in graph.inputs:
+            for axis, dim in enumerate(shape_of(value) or []):
+                if dim.is_Symbol:
+                    self._sources.setdefault(dim, (value, axis))
+
+    def inputs_of(self, node: ir.Node) -> bool:
+        """Rebuild what a node that is not itself shape arithmetic takes in."""
+        if all(self._values.of(output) is not None for output in node.outputs):
+            return False
+        changed = False
+        for position, value in enumerate(node.inputs):
+            if value is None or value.producer() is None or _is_canonical(value):
+                continue
+            known = self._values.of(value)
+            if known is None or known.ndim > 1 or value.dtype not in (None, ir.DataType.INT64):
+                continue
+            replacement = self._value(known)
+            if replacement is not None:
+                node.replace_input_with(position, replacement)
+                changed = True
+        return changed
+
+    def _value(self, known: np.ndarray) -> ir.Value | None:
+        items = [sympy.sympify(item) for item in known.ravel()]
+        if not items or not all(self._can_build(item) for item in items):
+            return None
+        key = (known.ndim, tuple(items))
+        if key not in self._made:
+            parts = [self._size(item) for item in items]
+            result = parts[0] if len(parts) == 1 else self._node("Concat", parts, {"axis": 0}, (len(parts),))
+            self._made[key] = self._node("Squeeze", [result], {}, ()) if known.ndim == 0 else result
+        return self._made[key]
+
+    def _can_build(self, item: sympy.Expr) -> bool:
+        if item.is_Symbol:
+            return item in self._sources
+        return bool(item.is_Integer) or ((item.is_Mul or item.is_Add) and all(map(self._can_build, item.args)))
+
+    def _size(self, item: sympy.Expr) -> ir.Value:
+        """A tensor of one element."""
+        if item in self._made:
+            return self._made[item]
+        if item.is_Integer:
+            name = fresh_name(self._graph, f"size_{item}")
+            made = add_constant(self._graph, ir.tensor(np.array([int(item)], np.int64)), name)
+        elif item.is_Symbol:
+            value, axis = self._sources[item]
+            made = self._node("Shape", [value], {"start": axis, "end": axis + 1}, (1,))
+        else:
+            operator = "Mul" if item.is_Mul else "Add"
+            made, *rest = (self._size(one) for one in item.args)
+            for other in rest:
+                made = self._node(operator, [made, other], {}, (1,))
+        self._made[item] = made
+        return made
+
+    def _node(
+        self, op_type: str, inputs: list[ir.Value], attributes: dict[str, int], shape: tuple[int, ...]
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes=attributes)
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape(shape)
+        assert self._first is not None
+        self._graph.insert_before(self._first, node)
+        return node.outputs[0]
+
+
+def _is_canonical(value: ir.Value) -> bool:
+    """Whether the value is already in the one form that :class:`_Rebuild` makes."""
+    node = value.producer()
+    if node is None:
+        return value.const_value is not None
+    if is_op(node, "Shape"):
+        source = node.inputs[0]
+        start, end = node.attributes.get("start"), node.attributes.get("end")
+        one_axis = start is not None and end is not None and end.as_int() == start.as_int() + 1
+        return one_axis and source is not None and source.is_graph_input()
+    if not is_op(node, "Concat", "Mul", "Add", "Squeeze"):
+        return False
+    return all(one is not None and _is_canonical(one) for one in node.inputs)

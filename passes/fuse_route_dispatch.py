@@ -1,0 +1,94 @@
+"""Routing and experts as one operator, so that a target can route, sort, multiply and combine in one go."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import replace_value
+
+from moec.ir import dialect
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseRouteDispatch:
+    """Makes one ``moec.MoE`` of a ``moec.Route`` and the ``moec.Experts`` it feeds.
+
+    1. The Experts node takes weights and experts, in this order, from one Route.
+    2. Nothing else uses them: no second Experts node, no graph output, no node that rescales the weights. Otherwise
+       both nodes stay and a note says who the other user is.
+
+    ::
+
+        w, e = moec.Route <k = 2> (logits)
+        y = moec.Experts <activation = "silu"> (x, w, e, up, down)
+            ->
+        y = moec.MoE <k = 2, activation = "silu"> (x, logits, , up, down)
+    """
+
+    name: ClassVar[str] = "fuse-route-dispatch"
+    exactness: ClassVar[Exactness] = "exact"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        changed = False
+        for node in list(model.graph):
+            if not dialect.is_moec(node, "Experts"):
+                continue
+            reason = _obstacle(node)
+            if reason is None:
+                _fuse(model.graph, node)
+                changed = True
+            else:
+                report.note(self.name, node.name or str(node.outputs[0].name), reason)
+        return changed
+
+
+def _obstacle(experts_node: ir.Node) -> str | None:
+    """Why this Experts node keeps its Route apart; None when they can be fused."""
+    inputs = dialect.inputs_of(experts_node)
+    weights, experts = inputs["weights"], inputs["experts"]
+    route = experts.producer() if experts is not None else None
+    if weights is None or route is None or not dialect.is_moec(route, "Route"):
+        return "not fused with a router: its experts input does not come from a moec.Route"
+    if weights is not route.outputs[0] or experts is not route.outputs[1]:
+        return "not fused with its router: the weights are changed between moec.Route and moec.Experts"
+    for output in route.outputs:
+        if output.is_graph_output():
+            return f"not fused with its router: {output.name!r} is an output of the model"
+        others = [user for user, _ in output.uses() if user is not experts_node]
+        if others:
+            return f"not fused with its router: {others[0].op_type} uses {output.name!r} too"
+    return None
+
+
+def _fuse(graph: ir.Graph, experts_node: ir.Node) -> None:
+    inputs = dialect.inputs_of(experts_node)
+    assert inputs["experts"] is not None
+    route = inputs["experts"].producer()
+    assert route is not None
+    routing = dialect.inputs_of(route)
+    fused = dialect.make_node(
+        "MoE",
+        {
+            "x": inputs["x"],
+            "logits": routing["logits"],
+            "correction_bias": routing["correction_bias"],
+            **{name: inputs[name] for name in EXPERT_WEIGHTS},
+        },
+        dialect.spec_of(route, RouteSpec),
+        dialect.spec_of(experts_node, ExpertsSpec),
+        name=experts_node.name,
+    )
+    old, new = experts_node.outputs[0], fused.outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    fused.metadata_props.update(experts_node.metadata_props)
+    graph.insert_before(experts_node, fused)
+    if old.is_graph_output():
+        replace_value(old, new)
+    else:
+        old.name = f"{old.name}_replaced"
+        old.replace_all_uses_with(new)
+    graph.remove([experts_node, route], safe=True)

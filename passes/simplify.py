@@ -1,0 +1,220 @@
+"""Nodes that do nothing, or nothing together with their neighbour."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import constant, is_op, replace_value
+
+
+@dataclasses.dataclass(frozen=True)
+class Simplify:
+    """Removes no-ops, to a fixed point.
+
+    1. Identity, and Dropout at inference (no mask used): the input.
+    2. Cast to the type that the input has. Two Casts in a row stay: the first may round.
+    3. Slice from 0 to the end with step 1 along every axis it names; Slice along an axis of known size that covers it.
+    4. Transpose that permutes nothing; Transpose of a Transpose becomes one.
+    5. Reshape of a Reshape becomes the second alone, unless that copies sizes (0) of the first's result; Reshape to the
+       shape the input has, when all of it is known.
+    6. Squeeze undone by Unsqueeze with the same axes, and the reverse.
+    7. Expand to the shape the input has, or to nothing but ones.
+    8. Concat of one input, Sum, Max, Min of one input, Split into one part.
+
+    ::
+
+        a = Transpose <perm = [1, 0]> (x); y = Transpose <perm = [1, 0]> (a)        ->      y = Identity (x)
+
+    A graph output keeps its name: where that needs it, an Identity stays.
+    """
+
+    name: ClassVar[str] = "simplify"
+    exactness: ClassVar[Exactness] = "exact"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        changed = False
+        while _sweep(model.graph):
+            changed = True
+        return changed
+
+
+def _sweep(graph: ir.Graph) -> bool:
+    changed = False
+    for node in list(graph):
+        rule = _RULES.get(node.op_type) if node.domain == "" else None
+        if rule is None:
+            continue
+        replacement = rule(node)
+        if replacement is not None and replace_value(node.outputs[0], replacement):
+            graph.remove(node, safe=True)
+            changed = True
+        elif replacement is None:
+            merge = _MERGES.get(node.op_type)
+            changed |= merge is not None and merge(node)
+    return changed
+
+
+def _input(node: ir.Node) -> ir.Value | None:
+    return node.inputs[0]
+
+
+def _producer(node: ir.Node, op_type: str) -> ir.Node | None:
+    """The node that makes the first input, when it has this operator."""
+    before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    return before if is_op(before, op_type) else None
+
+
+def _integers(value: ir.Value | None) -> list[int] | None:
+    data = constant(value)
+    return None if data is None else [int(item) for item in data.ravel()]
+
+
+def _same_shape(left: ir.Value, right: ir.Value) -> bool:
+    """Whether both shapes are known and equal, named sizes included."""
+    if left.shape is None or right.shape is None or len(left.shape) != len(right.shape):
+        return False
+    return all(
+        one == other and (isinstance(one, int) or one.value is not None)
+        for one, other in zip(left.shape, right.shape, strict=True)
+    )
+
+
+def _only_first_output_used(node: ir.Node) -> bool:
+    return all(not output.uses() and not output.is_graph_output() for output in node.outputs[1:])
+
+
+def _dropout(node: ir.Node) -> ir.Value | None:
+    training = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.array(False)
+    if training is None or training.item() or not _only_first_output_used(node):
+        return None
+    return node.inputs[0]
+
+
+def _cast(node: ir.Node) -> ir.Value | None:
+    source = node.inputs[0]
+    assert source is not None
+    return source if source.dtype is not None and source.dtype == node.attributes["to"].as_int() else None
+
+
+def _slice(node: ir.Node) -> ir.Value | None:
+    source = node.inputs[0]
+    assert source is not None
+    bounds = [_integers(value) for value in node.inputs[1:]]
+    starts, ends = bounds[0], bounds[1]
+    if starts is None or ends is None or any(start != 0 for start in starts):
+        return None
+    axes = bounds[2] if len(bounds) > 2 else list(range(len(starts)))
+    steps = bounds[3] if len(bounds) > 3 else [1] * len(starts)
+    if axes is None or steps is None or any(step != 1 for step in steps):
+        return None
+    return source if all(_covers(end, source.shape, axis) for end, axis in zip(ends, axes, strict=True)) else None
+
+
+def _covers(end: int, shape: ir.Shape | None, axis: int) -> bool:
+    if end >= np.iinfo(np.int32).max:
+        return True
+    dim = None if shape is None else shape[axis]
+    return isinstance(dim, int) and end >= dim
+
+
+def _transpose(node: ir.Node) -> ir.Value | None:
+    permutation = _permutation(node)
+    return node.inputs[0] if permutation is not None and permutation == sorted(permutation) else None
+
+
+def _permutation(node: ir.Node) -> list[int] | None:
+    attribute = node.attributes.get("perm")
+    if attribute is not None:
+        return list(attribute.as_ints())
+    source = node.inputs[0]
+    return None if source is None or source.shape is None else list(reversed(range(len(source.shape))))
+
+
+def _reshape(node: ir.Node) -> ir.Value | None:
+    source = node.inputs[0]
+    assert source is not None
+    return source if _same_shape(source, node.outputs[0]) else None
+
+
+def _squeeze(node: ir.Node) -> ir.Value | None:
+    return _undo(node, "Unsqueeze")
+
+
+def _unsqueeze(node: ir.Node) -> ir.Value | None:
+    return _undo(node, "Squeeze")
+
+
+def _undo(node: ir.Node, inverse: str) -> ir.Value | None:
+    before = _producer(node, inverse)
+    if before is None or len(before.inputs) < 2 or len(node.inputs) < 2:
+        return None
+    first, second = _integers(before.inputs[1]), _integers(node.inputs[1])
+    return before.inputs[0] if first is not None and second is not None and sorted(first) == sorted(second) else None
+
+
+def _expand(node: ir.Node) -> ir.Value | None:
+    source = node.inputs[0]
+    assert source is not None
+    target = _integers(node.inputs[1])
+    if target is not None and source.shape is not None and len(target) <= len(source.shape):
+        known = list(source.shape)[len(source.shape) - len(target) :]
+        if all(size in (1, dim) for size, dim in zip(target, known, strict=True)):
+            return source
+    return source if _same_shape(source, node.outputs[0]) else None
+
+
+def _single_input(node: ir.Node) -> ir.Value | None:
+    return node.inputs[0] if len(node.inputs) == 1 else None
+
+
+def _single_output(node: ir.Node) -> ir.Value | None:
+    return node.inputs[0] if len(node.outputs) == 1 else None
+
+
+def _merge_transposes(node: ir.Node) -> bool:
+    before = _producer(node, "Transpose")
+    if before is None:
+        return False
+    first, second = _permutation(before), _permutation(node)
+    if first is None or second is None:
+        return False
+    node.replace_input_with(0, before.inputs[0])
+    node.attributes["perm"] = ir.AttrInt64s("perm", [first[axis] for axis in second])
+    return True
+
+
+def _merge_reshapes(node: ir.Node) -> bool:
+    """The first Reshape only matters to the second where that copies a size by 0."""
+    before = _producer(node, "Reshape")
+    if before is None:
+        return False
+    target = _integers(node.inputs[1])
+    allow_zero = node.attributes.get("allowzero")
+    if target is None or (0 in target and (allow_zero is None or not allow_zero.as_int())):
+        return False
+    node.replace_input_with(0, before.inputs[0])
+    return True
+
+
+_RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
+    "Cast": _cast,
+    "Concat": _single_input,
+    "Dropout": _dropout,
+    "Expand": _expand,
+    "Identity": _input,
+    "Max": _single_input,
+    "Min": _single_input,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Split": _single_output,
+    "Squeeze": _squeeze,
+    "Sum": _single_input,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
+_MERGES: dict[str, Callable[[ir.Node], bool]] = {"Reshape": _merge_reshapes, "Transpose": _merge_transposes}

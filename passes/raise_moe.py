@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from moec.passes.base import Exactness, Report
 from moec.passes.raising import batched, contrib, dense, loop
-from moec.passes.raising.block import Block, cut_blocks, find_logits
-from moec.passes.raising.chains import find_chains
+from moec.passes.raising.block import Block
+from moec.passes.raising.chains import check_structure, find_chains
 from moec.passes.raising.check import judge
+from moec.passes.raising.cut import cut_blocks, find_logits
 from moec.passes.raising.facts import Facts
 from moec.passes.raising.failure import NotUnderstood
 from moec.passes.raising.rewrite import replace
@@ -28,7 +29,7 @@ class RaiseMoE:
 
     1. A selection (TopK, ArgMax) is where the search starts. The block around it is cut out by data flow: logits before
        it, y behind it, x before both. Shared experts and residual sums stay outside.
-    2. The router is identified by trying RouteSpecs on sample logits, the experts by trying ExpertsSpecs on sample rows.
+    2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows to identify the experts.
     3. A proposal is applied only if it agrees with the cut-out original on all trials (see ``raising.check``); what
        looked like experts and does not agree is reported and left as it is::
 
@@ -111,10 +112,11 @@ def _match(facts: Facts, anchor: ir.Node) -> tuple[Block | None, Match | None]:
 
 
 def _match_block(block: Block) -> Match:
+    chains = find_chains(block)
+    check_structure(chains, block.E)
     routings = propose_routings(block)
     if not routings:
         raise NotUnderstood("no known router makes the weights that this one makes")
-    chains = find_chains(block)
     for propose in FORMULATIONS:
         arrangements = propose(block, chains)
         if arrangements is not None:

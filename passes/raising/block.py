@@ -1,13 +1,8 @@
-"""Cutting an MoE block out of a graph: from its input x and its router logits to its output y.
-
-Nothing here looks at names. The block's output is the first value behind the selection that everything selected passes
-through and that has the shape of x; its input is the nearest value that all of the experts' data comes from.
-"""
+"""A part of a graph that may be an MoE block: what it consists of, and running it on chosen rows and logits."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,8 +12,6 @@ from moec.ir.interpreter import Evaluator
 from moec.passes.raising.facts import Array, Facts, follow_data
 
 CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum", "FusedMatMul"})
-MOST_GATEWAYS = 96
-"""How far the search for a block's borders goes."""
 
 
 def is_contraction(node: ir.Node | None) -> bool:
@@ -66,23 +59,36 @@ class Block:
         return [n for n in self.nodes if n.outputs[0] in from_x]
 
     def feeds(self, x: Array, logits: Array) -> dict[ir.Value, Array]:
-        """Feeds for an evaluation of the block's nodes on rows x [T,d] and logits [T,E]; T is a multiple of row_step."""
-        sizes = _token_sizes(self.x, len(x))
+        """Feeds for an evaluation on rows x [T,d] and logits [T,E]; T is a multiple of ``row_step``."""
+        sizes = self._symbol_sizes(len(x) // max(self.row_step, 1))
         feeds = {
-            source: np.zeros(_sizes_of(source, sizes), source.dtype.numpy() if source.dtype else np.float32)
+            source: np.zeros(shape_at(source, sizes), source.dtype.numpy() if source.dtype else np.float32)
             for source in self.shape_sources
         }
-        feeds[self.x] = x.reshape(x.shape if _rank(self.x) == 2 else _sizes_of(self.x, sizes))
-        leading = feeds[self.x].shape[:-1] if _rank(self.logits) == _rank(self.x) else (len(x),)
+        feeds[self.x] = x.reshape(x.shape if rank(self.x) == 2 else shape_at(self.x, sizes))
+        leading = feeds[self.x].shape[:-1] if rank(self.logits) == rank(self.x) else (len(x),)
         feeds[self.logits] = logits.reshape(*leading, self.E)
         return feeds
+
+    def _symbol_sizes(self, units: int) -> dict[str, int]:
+        """Sizes for the symbols of x's shape whose product is ``units``: two sequences where that is possible.
+
+        Two, because what a token gets must not depend on which other tokens share its sequence.
+        """
+        symbols = symbols_of(self.x)
+        sizes = dict.fromkeys(symbols, 1)
+        if len(symbols) > 1 and units > 0 and units % 2 == 0:
+            sizes[symbols[0]], units = 2, units // 2
+        if symbols:
+            sizes[symbols[-1]] = units
+        return sizes
 
     @property
     def row_step(self) -> int:
         """Numbers of tokens must be multiples of this, where the model fixes some of x's dimensions."""
-        if _rank(self.x) == 2 and not self.shape_sources:
+        if rank(self.x) == 2 and not self.shape_sources:
             return 1
-        return _rows(self.x, 1)
+        return int(np.prod(shape_at(self.x, {})[:-1]))
 
     @property
     def rows_are_fixed(self) -> bool:
@@ -134,109 +140,31 @@ def _is_matrix(facts: Facts, value: ir.Value) -> bool:
     return len([size for size in shape if size > 1]) >= 2
 
 
-def _rank(value: ir.Value) -> int:
+def rank(value: ir.Value) -> int:
+    """Number of dimensions; 2 where nothing is known."""
     return 2 if value.shape is None else len(value.shape)
 
 
-def _token_sizes(x: ir.Value, T: int) -> dict[str, int]:
-    """Sizes for the symbols of x's shape such that it has T rows: the last symbol gets T, the others 1."""
-    symbols: list[str] = []
-    for dim in x.shape or ():
-        if isinstance(dim, ir.SymbolicDim):
-            symbols.extend(sorted(s for s in dim.free_symbols() if s not in symbols))
-    return {symbol: T if symbol == symbols[-1] else 1 for symbol in symbols}
-
-
-def _sizes_of(value: ir.Value, sizes: dict[str, int]) -> list[int]:
-    """The shape of ``value``; symbols without a size count as 1."""
-    assert value.shape is not None
-    return [
-        dim if isinstance(dim, int) else int(dim.evaluate({s: sizes.get(s, 1) for s in dim.free_symbols()}))
-        for dim in value.shape
-    ]
-
-
-def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
-    """Values that may be the router's logits: from the router's projection, if there is one, down to the anchor's input.
-
-    Empty when the selection is not made from one value of a known, constant width.
-    """
-    scores = anchor.inputs[0]
-    if scores is None:
-        return []
-    chain: list[ir.Value] = []
-    for value in itertools.islice(facts.gateways_before(scores), MOST_GATEWAYS):
-        chain.insert(0, value)
-        if is_contraction(value.producer()):
-            break
-    else:
-        chain = [scores]
-    return [v for v in chain if _width(v) is not None and _width(v) == _width(chain[0])]
-
-
-def _width(value: ir.Value) -> int | None:
+def width(value: ir.Value) -> int | None:
+    """The last dimension of a value that has several, if it is a number."""
     if value.shape is None or len(value.shape) < 2 or not isinstance(value.shape[-1], int):
         return None
     return value.shape[-1]
 
 
-def cut_blocks(facts: Facts, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
-    """Blocks around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
-    given = frozenset({logits})
-    for y in itertools.islice(facts.gateways_after([logits]), MOST_GATEWAYS):
-        if y.dtype is not None and not y.dtype.is_floating_point():
-            continue
-        for x in itertools.islice(facts.gateways_before(y, given), 1, MOST_GATEWAYS):
-            block = _cut(facts, anchor, x, logits, y)
-            if block is not None and len(block.projections()) >= 2 and _maps_rows_to_rows(block):
-                yield block
-                break
+def symbols_of(value: ir.Value) -> list[str]:
+    """The distinct symbols in the shape of ``value``, in order."""
+    symbols: dict[str, None] = {}
+    for dim in value.shape or ():
+        if isinstance(dim, ir.SymbolicDim):
+            symbols.update(dict.fromkeys(sorted(dim.free_symbols())))
+    return list(symbols)
 
 
-def _cut(facts: Facts, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
-    """The block between these values, if y can be computed from them, constants and shapes."""
-    E, d = _width(logits), _width(x)
-    if E is None or d is None or not _may_be_rows(x):
-        return None
-
-    def is_leaf(value: ir.Value) -> bool:
-        return value is x or value is logits or facts.constant(value)
-
-    nodes: set[ir.Node] = set()
-    shapes_read: set[ir.Value] = set()
-    pending = [y]
-    while pending:
-        value = pending.pop()
-        node = value.producer()
-        if is_leaf(value) or node in nodes:
-            continue
-        if node is None:
-            return None
-        nodes.add(node)
-        inputs = [v for v in node.inputs if v is not None]
-        (shapes_read.update if node.op_type == "Shape" else pending.extend)(inputs)
-    outside = [v for v in shapes_read if not is_leaf(v) and v.producer() not in nodes]
-    if any(v.shape is None for v in outside):
-        return None
-    ordered = sorted(nodes, key=facts.order.__getitem__)
-    return Block(facts, anchor, x, logits, y, ordered, outside, E, d)
-
-
-def _may_be_rows(x: ir.Value) -> bool:
-    """Whether x may be one row per token; a fixed number of rows per token (k, E) shows as a factor."""
-    return x.shape is not None and all(isinstance(d, int) or d.value is not None for d in x.shape)
-
-
-def _rows(x: ir.Value, T: int) -> int:
-    return int(np.prod(_sizes_of(x, _token_sizes(x, T))[:-1]))
-
-
-def _maps_rows_to_rows(block: Block) -> bool:
-    """Whether y has one row of width d per token, tried out on a few tokens that together select every expert."""
-    T = 2 * block.E + 3
-    logits = np.random.default_rng(0).normal(size=(T, block.E)) + 4 * np.eye(block.E)[np.arange(T) % block.E]
-    try:
-        block.y_of(np.ones((T, block.d)), logits)
-    except Exception:  # whatever a wrong cut makes numpy stumble over, it only means that the cut is wrong
-        return False
-    return True
+def shape_at(value: ir.Value, sizes: dict[str, int]) -> list[int]:
+    """The shape of ``value`` for the given sizes; symbols without a size count as 1."""
+    assert value.shape is not None
+    return [
+        dim if isinstance(dim, int) else int(dim.evaluate({s: sizes.get(s, 1) for s in dim.free_symbols()}) or 0)
+        for dim in value.shape
+    ]

@@ -11,11 +11,15 @@ from moec.ir.dialect import ExpertsSpec
 from moec.ir.semantics import experts, route
 from moec.passes.raising.block import Block
 from moec.passes.raising.facts import Array
+from moec.passes.raising.failure import NotUnderstood
 from moec.passes.raising.router import Routing
 from moec.passes.raising.weights import ExpertTensor
 
 TOLERANCE = 1e-5
 """Largest difference allowed between a row of y and the original's, relative to the row's largest entry."""
+
+COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Min", "Clip"})
+MOST_TOKENS = 2048
 
 GATHER_BUDGET = 1 << 28
 """Bytes of weights a block may gather per evaluation: formulations that gather weights copy them for every token."""
@@ -110,9 +114,10 @@ def trials(block: Block, proposal: Proposal) -> Iterator[Trial]:
     random = np.random.default_rng(3)
     most = _affordable_tokens(proposal)
 
-    def trial(name: str, logits: Array) -> Iterator[Trial]:
-        for start in range(0, max(1, len(logits)), most):
-            part = logits[start : start + most]
+    def trial(name: str, logits: Array, whole: bool = False) -> Iterator[Trial]:
+        size = len(logits) if whole else most
+        for start in range(0, max(1, len(logits)), max(size, 1)):
+            part = logits[start : start + size]
             yield Trial(name, sample_rows(len(part), d), part)
 
     yield from trial("every expert", driving_logits(-(-4 * E // k), E, k))
@@ -120,7 +125,24 @@ def trials(block: Block, proposal: Proposal) -> Iterator[Trial]:
     yield from trial("ties", random.integers(0, 2, size=(4, E)).astype(float))
     yield from trial("one token", random.normal(size=(1, E)))
     yield from trial("no token", np.zeros((0, E)))
+    crowd = _capacity_to_exceed(block)
+    yield from trial("all tokens to one expert", np.zeros((crowd, E)) + 5 * (np.arange(E) == E // 2), whole=True)
     yield from trial("many tokens", random.normal(size=(min(most, 4 * E + 1), E)) * 3)
+
+
+def _capacity_to_exceed(block: Block) -> int:
+    """More tokens than any number that the router compares with: a capacity per expert would then drop some.
+
+    Raises NotUnderstood where tokens are counted and the number is too large to be tried.
+    """
+    facts, nodes = block.facts, block.router_nodes()
+    if not any(node.op_type == "CumSum" for node in nodes):
+        return 2 * block.E
+    compared = (facts.scalar(v) for n in nodes if n.op_type in COMPARISONS for v in n.inputs)
+    limit = max((int(number) for number in compared if number is not None and np.isfinite(number)), default=0)
+    if limit > MOST_TOKENS:
+        raise NotUnderstood(f"its router counts tokens (CumSum) and compares with {limit}, too many to try out")
+    return max(2 * block.E, 2 * limit + 2)
 
 
 def _affordable_tokens(proposal: Proposal) -> int:

@@ -16,7 +16,20 @@ from moec.ir.interpreter import evaluate
 Array = np.ndarray[Any, Any]
 
 MOVEMENT = frozenset(
-    "Cast Expand Flatten Gather GatherND Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split()
+    [
+        "Cast",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherND",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 """Operators that move or repeat the elements of their first input and compute nothing."""
 
@@ -35,10 +48,8 @@ class Facts:
                 self._constant.update(node.outputs)
         self._from_shapes: set[ir.Value] = set()
         for node in graph:
-            if (
-                node.op_type in ("Shape", "Size")
-                or node.inputs
-                and all(value is None or self._is_free_of_data(value) for value in node.inputs)
+            if node.op_type in ("Shape", "Size") or (
+                node.inputs and all(value is None or self._is_free_of_data(value) for value in node.inputs)
             ):
                 self._from_shapes.update(node.outputs)
 
@@ -114,7 +125,9 @@ class Facts:
                 alive_until = max(alive_until, last_use)
 
     def _last_data_use(self, value: ir.Value) -> float:
-        return max((self.order[node] for node in value.consumers() if node.op_type != "Shape"), default=-1)
+        """Position of the last node that uses the data of ``value``; bodies of If and Loop count as after everything."""
+        readers = (node for node in value.consumers() if node.op_type != "Shape")
+        return max((self.order.get(node, float("inf")) for node in readers), default=-1)
 
     def gateways_before(self, value: ir.Value, given: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
         """Values that all data of ``value`` passes through (dominators), nearest first; ``given`` counts as constant."""

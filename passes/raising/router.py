@@ -35,7 +35,8 @@ def propose_routings(block: Block) -> list[Routing]:
     """Routings that agree with the router on sample logits, those seen latest in the graph first."""
     logits = sample_logits(block.E)
     step = block.row_step
-    logits = logits[:step] if block.rows_are_fixed else np.resize(logits, (-(-len(logits) // step) * step, block.E))
+    T = step if block.rows_are_fixed else -(-len(logits) // step) * step
+    logits = np.resize(logits, (T, block.E))
     observed = _observe(block, logits)
     if not observed:
         return []
@@ -90,7 +91,7 @@ def _observe(block: Block, logits: Array) -> list[_View]:
 def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterator[_View]:
     E, order = block.E, block.facts.order
     ids = [a.reshape(T, -1) for _, a in found if a.dtype.kind == "i" and a.size % T == 0 and a.size < T * E]
-    ids = [a for a in ids if 0 <= a.min() and a.max() < E]
+    ids = [a for a in ids if a.shape[1] and a.min() >= 0 and a.max() < E]
     for value, array in found:
         producer = value.producer()
         if array.dtype.kind != "f" or array.size % T or producer is None:
@@ -99,10 +100,11 @@ def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterato
         for chosen in ids:
             if chosen.shape == rows.shape:
                 yield _View(as_mixture(rows, chosen, E), chosen.shape[1], order[producer])
-        if array.shape[-1] == E and rows.shape[1] == E:
-            k = int((rows != 0).sum(axis=1).max())
-            if k < E:
-                yield _View(rows, k, order[producer])
+        if rows.shape[1] == E:
+            mixture = array.reshape(E, T).T if array.shape[0] == E != T else rows
+            k = int((mixture != 0).sum(axis=1).max())
+            if 0 < k < E:
+                yield _View(mixture, k, order[producer])
 
 
 def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
@@ -147,7 +149,7 @@ def _group_options(block: Block, k: int) -> list[dict[str, Any]]:
     for node in block.router_nodes():
         if node.op_type == "Reshape" and node.inputs[1] is not None and facts.constant(node.inputs[1]):
             counts.update(int(size) for size in facts.array(node.inputs[1]).ravel() if 1 < size < E and E % size == 0)
-    kept = {int(n) for n in _numbers(block) if n == int(n) and 0 < n}
+    kept = {int(n) for n in _numbers(block) if n == int(n) and n > 0}
     for groups, groups_kept in itertools.product(sorted(counts), sorted(kept)):
         if groups_kept < groups and groups_kept * (E // groups) >= k:
             for group_score in ("max", "sum_top2") if E // groups >= 2 else ("max",):

@@ -1,0 +1,95 @@
+"""Cutting MoE blocks out of a graph: from the input x and the router logits to the output y.
+
+Nothing here looks at names. A block's output is the first value behind the selection that everything selected passes
+through and that has one row of x's width per token; its input is the nearest value that all the experts' data comes from.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.passes.raising.block import Block, is_contraction, width
+from moec.passes.raising.facts import Facts
+
+MOST_GATEWAYS = 96
+"""How far the search for a block's borders goes."""
+
+
+def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
+    """Values that may be the router's logits: from the router's projection, if there is one, down to the anchor's input.
+
+    Empty when the selection is not made from one value of a known, constant width.
+    """
+    scores = anchor.inputs[0]
+    if scores is None:
+        return []
+    chain: list[ir.Value] = []
+    for value in itertools.islice(facts.gateways_before(scores), MOST_GATEWAYS):
+        chain.insert(0, value)
+        if is_contraction(value.producer()):
+            break
+    else:
+        chain = [scores]
+    return [v for v in chain if width(v) is not None and width(v) == width(chain[0])]
+
+
+def cut_blocks(facts: Facts, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
+    """Blocks around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
+    given = frozenset({logits})
+    for y in itertools.islice(facts.gateways_after([logits]), MOST_GATEWAYS):
+        if y.dtype is not None and not y.dtype.is_floating_point():
+            continue
+        for x in itertools.islice(facts.gateways_before(y, given), 1, MOST_GATEWAYS):
+            block = _cut(facts, anchor, x, logits, y)
+            if block is not None and len(block.projections()) >= 2 and _maps_rows_to_rows(block):
+                yield block
+                break
+
+
+def _cut(facts: Facts, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
+    """The block between these values, if y can be computed from them, constants and shapes."""
+    E, d = width(logits), width(x)
+    if E is None or d is None or not _may_be_rows(x):
+        return None
+
+    def is_leaf(value: ir.Value) -> bool:
+        return value is x or value is logits or facts.constant(value)
+
+    nodes: set[ir.Node] = set()
+    shapes_read: set[ir.Value] = set()
+    pending = [y]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if is_leaf(value) or node in nodes:
+            continue
+        if node is None:
+            return None
+        nodes.add(node)
+        inputs = [v for v in node.inputs if v is not None]
+        (shapes_read.update if node.op_type == "Shape" else pending.extend)(inputs)
+    outside = [v for v in shapes_read if not is_leaf(v) and v.producer() not in nodes]
+    if any(v.shape is None for v in outside):
+        return None
+    ordered = sorted(nodes, key=facts.order.__getitem__)
+    return Block(facts, anchor, x, logits, y, ordered, outside, E, d)
+
+
+def _may_be_rows(x: ir.Value) -> bool:
+    """Whether x may be one row per token; a fixed number of rows per token (k, E) shows as a factor."""
+    return x.shape is not None and all(isinstance(d, int) or d.value is not None for d in x.shape)
+
+
+def _maps_rows_to_rows(block: Block) -> bool:
+    """Whether y has one row of width d per token, tried out on a few tokens that together select every expert."""
+    T = 2 * block.E + 3
+    logits = np.random.default_rng(0).normal(size=(T, block.E)) + 4 * np.eye(block.E)[np.arange(T) % block.E]
+    try:
+        block.y_of(np.ones((T, block.d)), logits)
+    except Exception:  # whatever a wrong cut makes numpy stumble over, it only means that the cut is wrong
+        return False
+    return True

@@ -45,7 +45,8 @@ class RouteSpec:
     1. ``s = score(logits)``: ``softmax`` over all experts; ``sigmoid``, ``softplus``, ``sqrt_softplus``,
        ``relu``, ``identity`` elementwise; ``softmax_topk`` selects by the logits and takes the softmax over the
        selected logits only; ``sparsemixer`` (k <= 2, PhiMoE, arXiv 2409.12136) takes one masked argmax per round, the
-       weight being the masked softmax of that round, with mask width ``jitter``.
+       weight being the masked softmax of that round; masked is what lies more than ``2 * jitter`` below the maximum,
+       relative to the larger of its magnitude and the maximum.
     2. Selection score ``c = s + correction_bias`` (DeepSeek-V3): the bias moves the choice, never the weight.
        With ``groups`` > 1 the experts form that many equal groups; a group's score is its ``max`` or the ``sum_top2``
        of ``c``; only the best ``groups_kept`` groups stay candidates (the others' ``c`` becomes -inf).

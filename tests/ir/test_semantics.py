@@ -1,0 +1,356 @@
+"""The vectorised reference semantics against loops that follow RouteSpec and ExpertsSpec word by word."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.ir.semantics import erf, experts, grouped_matmul, moe, route
+
+INFINITY = float("inf")
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def softmax(row: list[float]) -> list[float]:
+    exponentials = [math.exp(x - max(row)) for x in row]
+    return [x / sum(exponentials) for x in exponentials]
+
+
+ELEMENTWISE = {
+    "sigmoid": sigmoid,
+    "softplus": lambda x: math.log1p(math.exp(x)),
+    "sqrt_softplus": lambda x: math.sqrt(math.log1p(math.exp(x))),
+    "relu": lambda x: max(x, 0.0),
+    "identity": lambda x: x,
+    "softmax_topk": lambda x: x,
+}
+
+
+def best(scores: list[float], count: int) -> list[int]:
+    return sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:count]
+
+
+def route_one_token(spec: RouteSpec, logits: list[float], bias: list[float]) -> tuple[list[float], list[int]]:
+    """Top-k routing of a single token, without capacity."""
+    scores = softmax(logits) if spec.score == "softmax" else [ELEMENTWISE[spec.score](x) for x in logits]
+    choice = [s + b for s, b in zip(scores, bias, strict=True)]
+    if spec.groups > 1:
+        size = len(choice) // spec.groups
+        groups = [choice[start : start + size] for start in range(0, len(choice), size)]
+        strength = [max(g) if spec.group_score == "max" else sum(sorted(g)[-2:]) for g in groups]
+        kept = best(strength, spec.groups_kept)
+        choice = [c if index // size in kept else -INFINITY for index, c in enumerate(choice)]
+    ids = best(choice, spec.k)
+    weights = [scores[i] for i in ids]
+    if spec.score == "softmax_topk":
+        weights = softmax(weights)
+    if spec.threshold is not None:
+        ids = [i if w > spec.threshold else -1 for i, w in zip(ids, weights, strict=True)]
+        weights = [w if i >= 0 else 0.0 for i, w in zip(ids, weights, strict=True)]
+    total = sum(weights) + spec.normalize_epsilon
+    if spec.normalize:
+        weights = [w / total if i >= 0 else 0.0 for i, w in zip(ids, weights, strict=True)]
+    return [w * spec.scale for w in weights], ids
+
+
+ROUTERS = [
+    RouteSpec(k=2),
+    RouteSpec(k=3, normalize=True, normalize_epsilon=1e-3, scale=2.5),
+    RouteSpec(k=2, score="sigmoid", normalize=True),
+    RouteSpec(k=2, score="softmax_topk"),
+    RouteSpec(k=8, score="softmax_topk", scale=0.5),
+    RouteSpec(k=2, score="softplus"),
+    RouteSpec(k=2, score="sqrt_softplus", normalize=True),
+    RouteSpec(k=4, score="relu"),
+    RouteSpec(k=1, score="identity"),
+    RouteSpec(k=3, score="sigmoid", groups=4, groups_kept=2, group_score="sum_top2"),
+    RouteSpec(k=2, groups=2, groups_kept=1),
+    RouteSpec(k=4, threshold=0.15, normalize=True),
+    RouteSpec(k=4, score="sigmoid", threshold=0.6),
+]
+
+
+@pytest.mark.parametrize("spec", ROUTERS, ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 7, 64])
+@pytest.mark.parametrize("biased", [False, True])
+def test_route_is_what_the_loop_computes(spec: RouteSpec, tokens: int, biased: bool) -> None:
+    generator = np.random.default_rng(tokens)
+    logits = generator.normal(size=(tokens, 8)) * 2
+    bias = generator.normal(size=8) if biased else np.zeros(8)
+    weights, ids = route(spec, logits, bias if biased else None)
+    assert weights.shape == ids.shape == (tokens, spec.k)
+    assert weights.dtype == np.float64 and ids.dtype == np.int32
+    for token in range(tokens):
+        expected_weights, expected_ids = route_one_token(spec, logits[token].tolist(), bias.tolist())
+        assert ids[token].tolist() == expected_ids
+        np.testing.assert_allclose(weights[token], expected_weights, rtol=1e-12)
+
+
+def test_correction_bias_moves_the_choice_and_not_the_weight() -> None:
+    logits = np.array([[1.0, 0.0, -1.0]])
+    weights, ids = route(RouteSpec(k=1, score="sigmoid"), logits, np.array([0.0, 0.0, 10.0]))
+    assert ids.tolist() == [[2]]
+    np.testing.assert_allclose(weights, [[sigmoid(-1)]])
+
+
+def test_equal_scores_go_to_the_lower_id() -> None:
+    _, ids = route(RouteSpec(k=3), np.array([[1.0, 2.0, 2.0, 1.0, 1.0], [0.0] * 5]))
+    assert ids.tolist() == [[1, 2, 0], [0, 1, 2]]
+
+
+def test_equal_groups_go_to_the_lower_id() -> None:
+    _, ids = route(RouteSpec(k=2, groups=3, groups_kept=1), np.zeros((1, 6)))
+    assert ids.tolist() == [[0, 1]]
+
+
+def test_nan_counts_as_minus_infinity_in_the_choice() -> None:
+    weights, ids = route(RouteSpec(k=2, score="identity"), np.array([[np.nan, 1.0, -5.0], [np.nan, -np.inf, np.nan]]))
+    assert ids.tolist() == [[1, 2], [0, 1]]
+    np.testing.assert_array_equal(weights, [[1, -5], [np.nan, -np.inf]])
+
+
+def test_a_nan_weight_never_passes_a_threshold() -> None:
+    weights, ids = route(RouteSpec(k=1, score="identity", threshold=-np.inf), np.array([[np.nan]]))
+    assert ids.tolist() == [[-1]] and weights.tolist() == [[0]]
+
+
+def test_nothing_above_the_threshold_leaves_zero_weights_also_when_normalising() -> None:
+    weights, ids = route(RouteSpec(k=2, threshold=0.9, normalize=True), np.zeros((1, 4)))
+    assert ids.tolist() == [[-1, -1]] and weights.tolist() == [[0, 0]]
+
+
+def test_selecting_all_keeps_the_order_of_the_experts() -> None:
+    logits = np.random.default_rng(0).normal(size=(5, 4))
+    weights, ids = route(RouteSpec(k=4, selection="all"), logits)
+    assert ids.tolist() == [[0, 1, 2, 3]] * 5
+    np.testing.assert_allclose(weights, [softmax(row) for row in logits.tolist()], rtol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 9])
+def test_expert_choice_takes_the_best_tokens_of_every_expert(tokens: int) -> None:
+    logits = np.random.default_rng(1).normal(size=(tokens, 4))
+    weights, ids = route(RouteSpec(k=4, selection="expert_choice", capacity=2), logits)
+    assert weights.shape == ids.shape == (tokens, 4)
+    scores = np.array([softmax(row) for row in logits.tolist()]).reshape(tokens, 4)
+    for expert in range(4):
+        taken = best(scores[:, expert].tolist(), 2)
+        for token in range(tokens):
+            assert ids[token, expert] == (expert if token in taken else -1)
+            assert weights[token, expert] == pytest.approx(scores[token, expert] if token in taken else 0)
+
+
+def test_expert_choice_ties_go_to_the_lower_token() -> None:
+    _, ids = route(RouteSpec(k=2, selection="expert_choice", capacity=1), np.zeros((3, 2)))
+    assert ids.tolist() == [[0, 1], [-1, -1], [-1, -1]]
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 100])
+def test_capacity_serves_first_choices_before_second_choices(capacity: int) -> None:
+    logits = np.random.default_rng(2).normal(size=(9, 3))
+    spec = RouteSpec(k=2, normalize=True)
+    free_weights, free_ids = route(spec, logits)
+    weights, ids = route(RouteSpec(k=2, normalize=True, capacity=capacity), logits)
+    served = {0: 0, 1: 0, 2: 0}
+    for slot in range(2):
+        for token in range(9):
+            expert = int(free_ids[token, slot])
+            fits = served[expert] < capacity
+            served[expert] += fits
+            assert ids[token, slot] == (expert if fits else -1)
+            assert weights[token, slot] == (free_weights[token, slot] if fits else 0)
+
+
+def test_pairs_below_the_threshold_take_no_place_in_an_expert() -> None:
+    logits = np.array([[0.0, -1.0], [2.0, -1.0]])
+    _, ids = route(RouteSpec(k=1, score="identity", threshold=1.0, capacity=1), logits)
+    assert ids.tolist() == [[-1], [0]]
+
+
+def sparse_mixer_one_token(logits: list[float], jitter: float, rounds: int) -> tuple[list[float], list[int]]:
+    """The inference branch of ``sparsemixer`` in transformers' PhiMoE, for one token."""
+    remaining, weights, ids = list(logits), [], []
+    for _ in range(rounds):
+        largest = max(remaining)
+        chosen = remaining.index(largest)
+        near = []
+        for left, score in zip(remaining, logits, strict=True):
+            masked = (largest - score) / max(abs(score), largest) > 2 * jitter
+            near.append(-INFINITY if masked else left)
+        weights.append(softmax(near)[chosen])
+        ids.append(chosen)
+        remaining[chosen] = -INFINITY
+    return weights, ids
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("jitter", [0.01, 0.2, 0.6])
+def test_sparse_mixer_is_that_of_phimoe(k: int, jitter: float) -> None:
+    logits = np.random.default_rng(3).normal(size=(50, 6)) + 0.5
+    weights, ids = route(RouteSpec(k=k, score="sparsemixer", jitter=jitter), logits)
+    for token in range(50):
+        expected_weights, expected_ids = sparse_mixer_one_token(logits[token].tolist(), jitter, k)
+        assert ids[token].tolist() == expected_ids
+        np.testing.assert_allclose(weights[token], expected_weights, rtol=1e-12)
+
+
+def activate(name: str, x: float, alpha: float) -> float:
+    return {
+        "silu": lambda: x * sigmoid(alpha * x),
+        "gelu": lambda: x / 2 * (1 + math.erf(x / math.sqrt(2))),
+        "gelu_tanh": lambda: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "relu": lambda: max(x, 0.0),
+        "relu2": lambda: max(x, 0.0) ** 2,
+        "sigmoid": lambda: sigmoid(x),
+        "tanh": lambda: math.tanh(x),
+        "identity": lambda: x,
+    }[name]()
+
+
+def expert_one_row(spec: ExpertsSpec, row: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
+    up = weights["up"].T if spec.up_transposed else weights["up"]
+    down = weights["down"].T if spec.down_transposed else weights["down"]
+    f = down.shape[1]
+    projected = [float(np.dot(line, row)) + b for line, b in zip(up, weights["up_bias"], strict=True)]
+    hidden = []
+    for i in range(f):
+        if spec.gate_layout == "none":
+            hidden.append(activate(spec.activation, projected[i], spec.alpha))
+            continue
+        if spec.gate_layout == "separate":
+            line = weights["gate"].T[i] if spec.up_transposed else weights["gate"][i]
+            g, u = float(np.dot(line, row)) + weights["gate_bias"][i], projected[i]
+        else:
+            places = {"gate_up": (i, i + f), "up_gate": (i + f, i), "interleaved": (2 * i, 2 * i + 1)}
+            g, u = (projected[place] for place in places[spec.gate_layout])
+        if spec.limit > 0:
+            g, u = min(g, spec.limit), min(max(u, -spec.limit), spec.limit)
+        hidden.append(activate(spec.activation, g, spec.alpha) * (u + spec.up_offset))
+    return down @ np.array(hidden) + weights["down_bias"]
+
+
+def make_weights(spec: ExpertsSpec, E: int, d: int, f: int, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    up_out = 2 * f if spec.gated and spec.gate_layout != "separate" else f
+    weights = {
+        "up": generator.normal(size=(E, d, up_out) if spec.up_transposed else (E, up_out, d)),
+        "down": generator.normal(size=(E, f, d) if spec.down_transposed else (E, d, f)),
+        "up_bias": generator.normal(size=(E, up_out)),
+        "down_bias": generator.normal(size=(E, d)),
+    }
+    if spec.gate_layout == "separate":
+        weights["gate"] = generator.normal(size=(E, d, f) if spec.up_transposed else (E, f, d))
+        weights["gate_bias"] = generator.normal(size=(E, f))
+    return weights
+
+
+EXPERTS = [
+    *(ExpertsSpec(activation, layout) for layout in ("none", "gate_up") for activation in ("silu", "gelu", "relu")),
+    *(ExpertsSpec(activation, "none") for activation in ("gelu_tanh", "relu2", "sigmoid", "tanh", "identity")),
+    *(ExpertsSpec("silu", layout) for layout in ("separate", "up_gate", "interleaved")),
+    ExpertsSpec("silu", "interleaved", alpha=1.702, limit=1.0, up_offset=1.0, up_transposed=True, down_transposed=True),
+    ExpertsSpec("gelu", "separate", up_transposed=True),
+    ExpertsSpec("silu", "gate_up", weight_on_input=True),
+    ExpertsSpec("relu", "none", down_transposed=True, identity_experts=2),
+    ExpertsSpec("silu", "up_gate", weight_on_input=True, identity_experts=1),
+]
+
+
+@pytest.mark.parametrize("spec", EXPERTS, ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 6])
+def test_experts_are_what_the_loop_computes(spec: ExpertsSpec, tokens: int) -> None:
+    E, d, f, k = 4, 5, 3, 3
+    generator = np.random.default_rng(tokens)
+    weights = make_weights(spec, E, d, f)
+    x, mix = generator.normal(size=(tokens, d)), generator.normal(size=(tokens, k))
+    ids = generator.integers(-1, E + spec.identity_experts, size=(tokens, k), dtype=np.int32)
+    y = experts(spec, x, mix, ids, **weights)
+    assert y.shape == (tokens, d)
+    for token in range(tokens):
+        expected = np.zeros(d)
+        for weight, expert in zip(mix[token], ids[token], strict=True):
+            row = x[token] * weight if spec.weight_on_input else x[token]
+            if expert >= E:
+                out = row
+            elif expert >= 0:
+                out = expert_one_row(spec, row, {name: w[expert] for name, w in weights.items()})
+            else:
+                continue
+            expected += out if spec.weight_on_input else weight * out
+        np.testing.assert_allclose(y[token], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_experts_without_biases() -> None:
+    spec = ExpertsSpec("relu", "none")
+    weights = make_weights(spec, 2, 4, 3)
+    biases = {name: np.zeros_like(weights[name]) for name in ("up_bias", "down_bias")}
+    x, mix, ids = np.ones((3, 4)), np.ones((3, 1)), np.array([[0], [1], [1]], np.int32)
+    without = experts(spec, x, mix, ids, weights["up"], weights["down"])
+    np.testing.assert_array_equal(without, experts(spec, x, mix, ids, **{**weights, **biases}))
+
+
+@pytest.mark.parametrize("wrong", [-2, 3])
+def test_an_id_out_of_range_is_refused(wrong: int) -> None:
+    spec = ExpertsSpec("relu", "none", identity_experts=1)
+    weights = make_weights(spec, 2, 4, 3)
+    with pytest.raises(ValueError, match="allowed are -1 to 2"):
+        experts(spec, np.ones((1, 4)), np.ones((1, 1)), np.array([[wrong]], np.int32), **weights)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_grouped_matmul_is_what_the_loop_computes(tokens: int) -> None:
+    generator = np.random.default_rng(0)
+    x, weights, bias = (
+        generator.normal(size=(tokens, 3)),
+        generator.normal(size=(4, 3, 2)),
+        generator.normal(size=(4, 2)),
+    )
+    ids = generator.integers(-1, 4, size=(tokens, 2), dtype=np.int32)
+    y = grouped_matmul(x, weights, ids, bias)
+    assert y.shape == (tokens, 2, 2)
+    for token, slot in np.ndindex(tokens, 2):
+        expert = ids[token, slot]
+        expected = x[token] @ weights[expert] + bias[expert] if expert >= 0 else np.zeros(2)
+        np.testing.assert_allclose(y[token, slot], expected, rtol=1e-12)
+
+
+def test_moe_is_route_then_experts() -> None:
+    route_spec, spec = RouteSpec(k=2, normalize=True), ExpertsSpec()
+    weights = make_weights(spec, 4, 5, 3)
+    generator = np.random.default_rng(0)
+    x, logits, bias = generator.normal(size=(6, 5)), generator.normal(size=(6, 4)), generator.normal(size=4)
+    expected = experts(spec, x, *route(route_spec, logits, bias), **weights)
+    np.testing.assert_array_equal(moe(route_spec, spec, x, logits, bias, **weights), expected)
+
+
+@pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])
+def test_narrow_floats_are_rounded_once_at_the_end(narrow: type) -> None:
+    spec = ExpertsSpec()
+    weights = {name: w.astype(narrow) for name, w in make_weights(spec, 4, 5, 3).items()}
+    generator = np.random.default_rng(0)
+    x, logits = generator.normal(size=(6, 5)).astype(narrow), generator.normal(size=(6, 4)).astype(narrow)
+    mix, ids = route(RouteSpec(k=2), logits)
+    y = experts(spec, x, mix, ids, **weights)
+    assert mix.dtype == y.dtype == narrow
+    wide = {name: w.astype(np.float32) for name, w in weights.items()}
+    exact = experts(spec, x.astype(np.float32), mix.astype(np.float32), ids, **wide)
+    np.testing.assert_array_equal(y, exact.astype(narrow))
+
+
+def test_the_dtype_of_the_computation_can_be_chosen() -> None:
+    spec = ExpertsSpec()
+    weights = {name: w.astype(np.float32) for name, w in make_weights(spec, 4, 5, 3).items()}
+    x, logits = np.ones((2, 5), np.float32), np.ones((2, 4), np.float32)
+    y = moe(RouteSpec(k=2), spec, x, logits, None, **weights, dtype=np.float64)
+    wide = {name: w.astype(np.float64) for name, w in weights.items()}
+    assert y.dtype == np.float64
+    np.testing.assert_array_equal(y, moe(RouteSpec(k=2), spec, x.astype(float), logits.astype(float), None, **wide))
+
+
+def test_the_error_function_is_exact_to_double_precision() -> None:
+    x = np.linspace(-4, 4, 41)
+    np.testing.assert_array_equal(erf(x), [math.erf(value) for value in x])

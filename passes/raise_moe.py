@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -14,12 +15,14 @@ from moec.passes.raising.chains import check_structure, find_chains
 from moec.passes.raising.check import judge
 from moec.passes.raising.cut import cut_blocks, find_logits
 from moec.passes.raising.facts import Facts
-from moec.passes.raising.failure import NotUnderstood
+from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import propose_routings
 from moec.passes.raising.search import Match, find_match
 
 SELECTIONS = ("TopK", "ArgMax")
+MOST_CUTS = 3
 FORMULATIONS = (batched.propose, loop.propose, dense.propose)
 
 
@@ -29,7 +32,7 @@ class RaiseMoE:
 
     1. A selection (TopK, ArgMax) is where the search starts. The block around it is cut out by data flow: logits before
        it, y behind it, x before both. Shared experts and residual sums stay outside.
-    2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows to identify the experts.
+    2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows for the experts.
     3. A proposal is applied only if it agrees with the cut-out original on all trials (see ``raising.check``); what
        looked like experts and does not agree is reported and left as it is::
 
@@ -53,7 +56,7 @@ class RaiseMoE:
             facts = Facts(model.graph)
             try:
                 block, match = _match_contrib(facts, anchor) if contrib.is_block(anchor) else _match(facts, anchor)
-            except NotUnderstood as reason:
+            except NotUnderstoodError as reason:
                 report.warn(self.name, _subject(anchor), f"left as ordinary operators: {reason}")
                 continue
             if block is None or match is None:
@@ -88,24 +91,22 @@ def _match_contrib(facts: Facts, node: ir.Node) -> tuple[Block, Match]:
     block, proposal = contrib.propose(facts, node)
     verdict = judge(block, proposal)
     if not verdict.agrees:
-        raise NotUnderstood(f"the raised block differs by {verdict.difference:.1e} on '{verdict.worst_trial}'")
+        raise NotUnderstoodError(f"the raised block differs by {verdict.difference:.1e} on '{verdict.worst_trial}'")
     return block, Match(proposal, verdict.difference, verdict.undefined)
 
 
 def _match(facts: Facts, anchor: ir.Node) -> tuple[Block | None, Match | None]:
     """The deepest cut around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
-    Raises NotUnderstood with the reason for the deepest cut, if there are cuts but none is understood.
+    Raises NotUnderstoodError with the reason for the deepest cut, if there are cuts but none is understood.
     """
-    first_reason: NotUnderstood | None = None
+    first_reason: NotUnderstoodError | None = None
     for logits in find_logits(facts, anchor):
-        block = next(cut_blocks(facts, anchor, logits), None)
-        if block is None:
-            continue
-        try:
-            return block, _match_block(block)
-        except NotUnderstood as reason:
-            first_reason = first_reason or reason
+        for block in itertools.islice(cut_blocks(facts, anchor, logits), MOST_CUTS):
+            try:
+                return block, _match_block(block)
+            except NotUnderstoodError as reason:
+                first_reason = first_reason or reason
     if first_reason is not None:
         raise first_reason
     return None, None
@@ -116,9 +117,10 @@ def _match_block(block: Block) -> Match:
     check_structure(chains, block.E)
     routings = propose_routings(block)
     if not routings:
-        raise NotUnderstood("no known router makes the weights that this one makes")
+        raise NotUnderstoodError("no known router makes the weights that this one makes")
+    chains = in_expert_order(block, chains, routings[0])
     for propose in FORMULATIONS:
         arrangements = propose(block, chains)
         if arrangements is not None:
             return find_match(block, routings, list(arrangements))
-    raise NotUnderstood("its experts follow no known formulation")
+    raise NotUnderstoodError("its experts follow no known formulation")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -109,9 +109,11 @@ class Block:
             parts.append(y.reshape(size, self.d)[: len(rows)])
         return np.concatenate(parts)
 
-    def evaluate(self, x: Array, logits: Array, outputs: list[ir.Value]) -> list[Array]:
-        """The block's values ``outputs`` in float64."""
-        feeds = self.feeds(x, logits)
+    def evaluate(
+        self, x: Array, logits: Array, outputs: list[ir.Value], replaced: Mapping[ir.Value, Array] | None = None
+    ) -> list[Array]:
+        """The block's values ``outputs`` in float64; values in ``replaced`` are not computed but given."""
+        feeds = {**self.feeds(x, logits), **(replaced or {})}
         nodes = self.facts.between(outputs, stop=feeds.__contains__)
         return Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64).run(feeds)
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from moec.passes.raising.block import Block, Projection
 from moec.passes.raising.facts import follow_data
-from moec.passes.raising.failure import NotUnderstood
+from moec.passes.raising.failure import NotUnderstoodError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +83,15 @@ def selected_operands(block: Block, chain: Chain) -> bool:
 
 
 def check_structure(chains: list[Chain], E: int) -> None:
-    """Raise NotUnderstood unless there is one chain per expert (or one for all), each of two or three projections."""
+    """Raise NotUnderstoodError unless there is one chain, or one per expert, of two or three projections each."""
     if not chains:
-        raise NotUnderstood("nothing in it multiplies tokens with constant weights")
+        raise NotUnderstoodError("nothing in it multiplies tokens with constant weights")
     if len(chains) not in (1, E):
-        raise NotUnderstood(
+        raise NotUnderstoodError(
             f"its router chooses among {E} experts, but the graph holds {len(chains)}; an export by tracing leaves out "
             "experts that no token of the trace reached: export again with an input that reaches every expert"
         )
     lengths = sorted({len(chain.projections) for chain in chains})
     if lengths not in ([2], [3]):
-        raise NotUnderstood(
-            f"its experts have {' or '.join(map(str, lengths))} projections; two or three are understood"
-        )
+        found = " or ".join(map(str, lengths))
+        raise NotUnderstoodError(f"its experts have {found} projections; two or three are understood")

@@ -11,7 +11,7 @@ from moec.ir.dialect import ExpertsSpec
 from moec.ir.semantics import experts, route
 from moec.passes.raising.block import Block
 from moec.passes.raising.facts import Array
-from moec.passes.raising.failure import NotUnderstood
+from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
 from moec.passes.raising.weights import ExpertTensor
 
@@ -133,7 +133,7 @@ def trials(block: Block, proposal: Proposal) -> Iterator[Trial]:
 def _capacity_to_exceed(block: Block) -> int:
     """More tokens than any number that the router compares with: a capacity per expert would then drop some.
 
-    Raises NotUnderstood where tokens are counted and the number is too large to be tried.
+    Raises NotUnderstoodError where tokens are counted and the number is too large to be tried.
     """
     facts, nodes = block.facts, block.router_nodes()
     if not any(node.op_type == "CumSum" for node in nodes):
@@ -141,7 +141,7 @@ def _capacity_to_exceed(block: Block) -> int:
     compared = (facts.scalar(v) for n in nodes if n.op_type in COMPARISONS for v in n.inputs)
     limit = max((int(number) for number in compared if number is not None and np.isfinite(number)), default=0)
     if limit > MOST_TOKENS:
-        raise NotUnderstood(f"its router counts tokens (CumSum) and compares with {limit}, too many to try out")
+        raise NotUnderstoodError(f"its router counts tokens (CumSum) and compares with {limit}, too many to try out")
     return max(2 * block.E, 2 * limit + 2)
 
 

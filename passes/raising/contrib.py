@@ -11,7 +11,7 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
 from moec.passes.raising.facts import Facts
-from moec.passes.raising.failure import NotUnderstood
+from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
 from moec.passes.raising.weights import ExpertTensor
 
@@ -26,17 +26,17 @@ def is_block(node: ir.Node) -> bool:
 
 
 def propose(facts: Facts, node: ir.Node) -> tuple[Block, Proposal]:
-    """The node as a block and as a proposal. Raises NotUnderstood for attributes or inputs beyond the dialect."""
+    """The node as a block and as a proposal. Raises NotUnderstoodError for attributes or inputs beyond the dialect."""
     inputs = dict(zip(INPUTS, node.inputs, strict=False))
     x, logits = inputs["x"], inputs["logits"]
     if x is None or logits is None or x.shape is None or not isinstance(x.shape[-1], int):
-        raise NotUnderstood("the hidden size of com.microsoft.MoE is not known")
+        raise NotUnderstoodError("the hidden size of com.microsoft.MoE is not known")
     if _number(node, "use_sparse_mixer", 0):
-        raise NotUnderstood("com.microsoft.MoE with use_sparse_mixer=1 has no defined result on CPU")
+        raise NotUnderstoodError("com.microsoft.MoE with use_sparse_mixer=1 has no defined result on CPU")
     tensors = {name: _tensor(facts, name, inputs.get(name)) for name in INPUTS[2:]}
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     if not {"fc1", "fc2"} <= set(present):
-        raise NotUnderstood("com.microsoft.MoE lacks fc1 or fc2")
+        raise NotUnderstoodError("com.microsoft.MoE lacks fc1 or fc2")
     E = present["fc1"].shape[0]
     block = Block(facts, node, x, logits, node.outputs[0], [node], [], E, x.shape[-1])
     spec = _experts_spec(node, "fc3" in present)
@@ -52,7 +52,7 @@ def _tensor(facts: Facts, name: str, value: ir.Value | None) -> ExpertTensor | N
     if value is None:
         return None
     if not facts.constant(value):
-        raise NotUnderstood(f"input {name} of com.microsoft.MoE is not constant")
+        raise NotUnderstoodError(f"input {name} of com.microsoft.MoE is not constant")
     return ExpertTensor(facts, (value,), facts.shape(value))
 
 
@@ -60,12 +60,12 @@ def _experts_spec(node: ir.Node, has_fc3: bool) -> ExpertsSpec:
     attribute = node.attributes.get("activation_type")
     name = "relu" if attribute is None else attribute.as_string()
     if name not in ACTIVATIONS:
-        raise NotUnderstood(f"com.microsoft.MoE has activation {name!r}; known are {sorted(ACTIVATIONS)}")
+        raise NotUnderstoodError(f"com.microsoft.MoE has activation {name!r}; known are {sorted(ACTIVATIONS)}")
     if name != "swiglu":
         return ExpertsSpec(ACTIVATIONS[name], "separate" if has_fc3 else "none")  # type: ignore[arg-type]
     layout = SWIGLU_LAYOUTS.get(int(_number(node, "swiglu_fusion", 0)))
     if layout is None or (layout == "separate") != has_fc3:
-        raise NotUnderstood("swiglu_fusion of com.microsoft.MoE does not fit its inputs")
+        raise NotUnderstoodError("swiglu_fusion of com.microsoft.MoE does not fit its inputs")
     return ExpertsSpec(
         "silu",
         layout,  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Cutting MoE blocks out of a graph: from the input x and the router logits to the output y.
 
 Nothing here looks at names. A block's output is the first value behind the selection that everything selected passes
-through and that has one row of x's width per token; its input is the nearest value that all the experts' data comes from.
+through and that has one row of x's width per token; its input is the nearest value that all data of the experts comes
+from.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MOST_GATEWAYS = 96
 
 
 def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
-    """Values that may be the router's logits: from the router's projection, if there is one, down to the anchor's input.
+    """Values that may be the router's logits: from the router's projection, if there is one, to the anchor's input.
 
     Empty when the selection is not made from one value of a known, constant width.
     """
@@ -40,11 +41,12 @@ def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
 def cut_blocks(facts: Facts, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
     """Blocks around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
     given = frozenset({logits})
+    selected = facts.dependents([logits], facts.order)
     for y in itertools.islice(facts.gateways_after([logits]), MOST_GATEWAYS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
         for x in itertools.islice(facts.gateways_before(y, given), 1, MOST_GATEWAYS):
-            block = _cut(facts, anchor, x, logits, y)
+            block = None if x in selected else _cut(facts, anchor, x, logits, y)
             if block is not None and len(block.projections()) >= 2 and _maps_rows_to_rows(block):
                 yield block
                 break

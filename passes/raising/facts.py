@@ -16,20 +16,8 @@ from moec.ir.interpreter import evaluate
 Array = np.ndarray[Any, Any]
 
 MOVEMENT = frozenset(
-    [
-        "Cast",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherND",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    ]
+    {"Cast", "Expand", "Flatten", "Gather", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
+    | {"Transpose", "Unsqueeze"}
 )
 """Operators that move or repeat the elements of their first input and compute nothing."""
 
@@ -125,12 +113,12 @@ class Facts:
                 alive_until = max(alive_until, last_use)
 
     def _last_data_use(self, value: ir.Value) -> float:
-        """Position of the last node that uses the data of ``value``; bodies of If and Loop count as after everything."""
+        """Position of the last node that uses the data of ``value``; bodies of If and Loop come after everything."""
         readers = (node for node in value.consumers() if node.op_type != "Shape")
         return max((self.order.get(node, float("inf")) for node in readers), default=-1)
 
     def gateways_before(self, value: ir.Value, given: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
-        """Values that all data of ``value`` passes through (dominators), nearest first; ``given`` counts as constant."""
+        """Values that all data of ``value`` comes through (dominators), nearest first. ``given`` is constant."""
         pending = {value}
         while pending:
             if len(pending) == 1:

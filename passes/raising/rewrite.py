@@ -87,15 +87,12 @@ class _Writer:
         return value
 
     def finish(self, y: ir.Value) -> None:
-        """Let y [T,d] take the place of the block's output, in the shape that had."""
-        old = self.block.y
-        shape = self.block.x.shape
+        """Let y [T,d] take the place of the block's output, in the shape that has."""
+        old, x = self.block.y, self.block.x
         if old.shape is None or len(old.shape) != 2:
-            if shape is not None and len(shape) == len(old.shape or shape):
-                shape_node = ir.node("Shape", [self.block.x], name=f"{self.name}.shape")
-                (target,) = self.add(shape_node, ir.DataType.INT64, "shape")
-                node = ir.node("Reshape", [y, target], name=f"{self.name}.restore")
-                (y,) = self.add(node, old.dtype, "restored")
+            shape = ir.node("Shape", [x], name=f"{self.name}.shape")
+            (target,) = self.add(shape, ir.DataType.INT64, "shape")
+            (y,) = self.add(ir.node("Reshape", [y, target], name=f"{self.name}.restore"), old.dtype, "restored")
         y.shape = old.shape
         if old.is_graph_output():
             y.name, old.name = old.name, f"{self.name}.replaced"

@@ -10,7 +10,7 @@ from moec.ir.dialect import ExpertsSpec
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import TOLERANCE, Proposal, difference, driving_logits, judge, sample_rows
-from moec.passes.raising.failure import NotUnderstood
+from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
 from moec.passes.raising.weights import Arrangement
 
@@ -25,7 +25,7 @@ class Match:
 
 
 def find_match(block: Block, routings: list[Routing], arrangements: list[Arrangement]) -> Match:
-    """The first proposal that passes the check. Raises NotUnderstood with the nearest miss."""
+    """The first proposal that passes the check. Raises NotUnderstoodError with the nearest miss."""
     nearest = "the shapes of its weights fit no layout of experts"
     for routing in routings[:3]:
         proposals = _ranked(block, routing, arrangements)
@@ -40,7 +40,7 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
                 f"the nearest proposal ({_describe(proposal.spec)}) differs by {verdict.difference:.1e} of the "
                 f"output on the trial '{verdict.worst_trial}'"
             )
-    raise NotUnderstood(nearest)
+    raise NotUnderstoodError(nearest)
 
 
 def _ranked(block: Block, routing: Routing, arrangements: list[Arrangement]) -> list[tuple[float, Proposal]]:
@@ -63,4 +63,5 @@ def _describe(spec: ExpertsSpec) -> str:
 
 def _describe_miss(proposal: Proposal, seen: float) -> str:
     amount = "without bound" if np.isinf(seen) else f"by {seen:.1e} of the output"
-    return f"what its experts compute is not recognised: the nearest candidate ({_describe(proposal.spec)}) differs {amount}"
+    nearest = _describe(proposal.spec)
+    return f"what its experts compute is not recognised: the nearest candidate ({nearest}) differs {amount}"

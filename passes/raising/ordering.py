@@ -1,0 +1,52 @@
+"""Which chain is which expert, where every expert has a chain of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moec.ir.semantics import route
+from moec.passes.raising.block import Block
+from moec.passes.raising.chains import Chain
+from moec.passes.raising.facts import Array
+from moec.passes.raising.router import Routing, as_mixture
+
+
+def in_expert_order(block: Block, chains: list[Chain], routing: Routing) -> list[Chain]:
+    """The chains sorted by expert id, found out by marking each chain's result and looking for the mark in y.
+
+    Where the marks do not show a permutation the order stays as it is, and the check has the last word.
+    """
+    if len(chains) != block.E:
+        return chains
+    T = max(4 * block.E, 16)
+    T = -(-T // block.row_step) * block.row_step
+    logits = np.random.default_rng(4).normal(size=(T, block.E))
+    bias = None if routing.correction_bias is None else block.facts.array(routing.correction_bias).reshape(-1)
+    wanted = as_mixture(*route(routing.spec, logits, bias, dtype=np.float64), block.E) != 0
+    try:
+        reached = _tokens_reached(block, chains, logits)
+    except Exception:  # a model that fixes its number of tokens may not be able to run this
+        return chains
+    by_expert = {wanted[:, expert].tobytes(): expert for expert in range(block.E)}
+    experts = [by_expert.get(reached[:, chain].tobytes(), -1) for chain in range(block.E)]
+    if sorted(experts) != list(range(block.E)):
+        return chains
+    return [chains[experts.index(expert)] for expert in range(block.E)]
+
+
+def _tokens_reached(block: Block, chains: list[Chain], logits: Array) -> Array:
+    """[T, chains]: whether a token's y depends on a chain's result. Every chain marks a column of its own."""
+    results = [chain.projections[-1].node.outputs[0] for chain in chains]
+    x = np.ones((len(logits), block.d))
+    blank = {v: np.zeros_like(a) for v, a in zip(results, block.evaluate(x, logits, results), strict=True)}
+    (y,) = block.evaluate(x, logits, [block.y], blank)
+    reached = []
+    for start in range(0, len(chains), block.d):
+        marked = dict(blank)
+        for column, value in enumerate(results[start : start + block.d]):
+            marked[value] = blank[value].copy()
+            marked[value][..., column] = 1
+        (y_marked,) = block.evaluate(x, logits, [block.y], marked)
+        changed = (y_marked != y).reshape(len(logits), block.d)
+        reached.append(changed[:, : len(results[start : start + block.d])])
+    return np.concatenate(reached, axis=1)

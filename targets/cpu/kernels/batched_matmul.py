@@ -1,0 +1,96 @@
+"""Product of two activations: ``y[B, M, N] = a[B, M, K] @ b[B, K, N]``, all sizes dynamic (0 and up).
+
+A task is one batch, one block of rows and one tile of columns. It first copies its columns of ``b`` into a panel
+``[K, column_tile]``, padded with zeros, so that the inner loop is that of the product with a packed weight whatever N is.
+Every sum runs over k in ascending order in one accumulator: results depend neither on the number of threads nor on M.
+"""
+
+from __future__ import annotations
+
+from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
+from moec.targets.cpu.machine import Machine
+from tvm import tirx
+from tvm.script import tirx as T
+
+ROW_TILES_PER_TASK = 16
+
+
+@T.inline
+def _pack_panel(panel, b, batch, first_column, count, inner, width):
+    if count == width:
+        for k in range(inner):
+            for j in T.vectorized(width):
+                panel[k, j] = T.cast(b[batch, k, first_column + j], "float32")
+    else:
+        for k in range(inner):
+            for j in T.vectorized(width):
+                panel[k, j] = T.float32(0)
+            for j in range(count):
+                panel[k, j] = T.cast(b[batch, k, first_column + j], "float32")
+
+
+@T.inline
+def _multiply(a, panel, y, a_batch, batch, row, first_column, count, height, width, inner):
+    sums = T.alloc_buffer((height, width), "float32", scope="local")
+    accumulate(sums, height, width, inner, lambda i, k: a[a_batch, row + i, k], lambda k, j: panel[k, j])
+    if count == width:
+        for i in T.unroll(height):
+            for j in T.vectorized(width):
+                y[batch, row + i, first_column + j] = T.cast(sums[i, j], y.dtype)
+    else:
+        # The sums stay in registers only if every index of theirs is a constant: hence the copy.
+        rows = T.alloc_buffer((height, width), "float32")
+        for i in T.unroll(height):
+            for j in T.vectorized(width):
+                rows[i, j] = sums[i, j]
+        for i in range(height):
+            for j in range(count):
+                y[batch, row + i, first_column + j] = T.cast(rows[i, j], y.dtype)
+
+
+def _multiply_rows(a, panel, y, a_batch, batch, first, rows, first_column, count, inner, machine: Machine) -> None:
+    def emit(row, height):
+        _multiply(a, panel, y, a_batch, batch, first + row, first_column, count, height, machine.column_tile, inner)
+
+    emit_row_tiles(rows, machine.row_tile, emit)
+
+
+def batched_matmul(
+    machine: Machine, dtype: str = "float32", shared_left: bool = False, shared_right: bool = False
+) -> tirx.PrimFunc:
+    """The kernel ``(a[B, M, K], b[B, K, N], y[B, M, N])``; with ``shared_left`` (``shared_right``) a (b) has batch 1
+    and serves all batches. ``dtype`` is how all are stored, sums are float32."""
+    width = machine.column_tile
+    block = machine.row_tile * ROW_TILES_PER_TASK
+
+    @T.prim_func(s_tir=True)
+    def kernel(a_handle: T.handle, b_handle: T.handle, y_handle: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        B, M, N, K = T.int64(), T.int64(), T.int64(), T.int64()
+        a = T.match_buffer(a_handle, (1 if shared_left else B, M, K), dtype, align=64)
+        b = T.match_buffer(b_handle, (1 if shared_right else B, K, N), dtype, align=64)
+        y = T.match_buffer(y_handle, (B, M, N), dtype, align=64)
+        for task in T.parallel(B * T.ceildiv(M, block) * T.ceildiv(N, width)):
+            tiles: T.let[T.int64] = T.max(T.ceildiv(N, width), T.int64(1))
+            blocks: T.let[T.int64] = T.max(T.ceildiv(M, block), T.int64(1))
+            first_column: T.let[T.int64] = task % tiles * width
+            first_row: T.let[T.int64] = task // tiles % blocks * block
+            batch: T.let[T.int64] = task // tiles // blocks
+            count: T.let[T.int64] = T.min(width, N - first_column)
+            panel = T.alloc_buffer((K, width), "float32")
+            _pack_panel(panel, b, T.int64(0) if shared_right else batch, first_column, count, K, width)
+            _multiply_rows(
+                a,
+                panel,
+                y,
+                T.int64(0) if shared_left else batch,
+                batch,
+                first_row,
+                T.min(block, M - first_row),
+                first_column,
+                count,
+                K,
+                machine,
+            )
+
+    return kernel

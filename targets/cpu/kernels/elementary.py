@@ -1,0 +1,35 @@
+"""Elementary functions as plain arithmetic, which LLVM turns into vector code (a call to libm would not be)."""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+_LOWEST, _HIGHEST = -87.33654, 88.72283
+_LOG2_E = 1.44269504
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+
+
+def exponential(x: tirx.Expr) -> tirx.Expr:
+    """``exp(x)`` of a float32, within 2 units in the last place; 0 below the normal range, inf above, NaN for NaN.
+
+    ``x = n ln 2 + r``, ``exp(x) = 2**n * exp(r)`` with the polynomial of the Cephes library (Moshier, expf) for exp(r).
+    The factor 2**n is applied in two halves because n may be 128, which has no float32.
+    """
+    bounded = T.min(T.max(x, T.float32(_LOWEST)), T.float32(_HIGHEST))
+    n = T.floor(bounded * T.float32(_LOG2_E) + T.float32(0.5))
+    r = x - n * T.float32(_LN2_HIGH) - n * T.float32(_LN2_LOW)
+    series = T.float32(_POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
+        series = series * r + T.float32(coefficient)
+    series = series * r * r + r + T.float32(1)
+    exponent = T.cast(n, "int32")
+    half = exponent >> 1
+    result = series * _power_of_two(half) * _power_of_two(exponent - half)
+    result = T.Select(x < T.float32(_LOWEST), T.float32(0), result)
+    return T.Select(x > T.float32(_HIGHEST), T.float32(float("inf")), result)
+
+
+def _power_of_two(exponent: tirx.Expr) -> tirx.Expr:
+    return T.reinterpret("float32", (exponent + 127) << 23)

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import constant
 
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import constant
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import onnx_ir as ir
+
 from moec.passes.base import Exactness, Report
 from moec.passes.rewriting import is_op, replace_by_tensors
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 import sympy
+
 from moec.passes.base import Exactness, Report
 from moec.passes.known_shapes import Names, allows_zero, annotate, broadcast
 from moec.passes.rewriting import add_constant, constant, fresh_name, is_op, replace_by_tensors, replace_value

@@ -6,11 +6,11 @@ import dataclasses
 from typing import ClassVar
 
 import onnx_ir as ir
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import replace_value
 
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
+from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import replace_value
 
 
 @dataclasses.dataclass(frozen=True)

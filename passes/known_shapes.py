@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import sympy
+
 from moec.passes.rewriting import constant
 from moec.passes.symbolic import SymbolicValues, is_named, shape_of, size
 
@@ -30,6 +31,8 @@ def annotate(node: ir.Node, values: SymbolicValues, names: Names) -> bool:
         output.shape = to_shape(dims)
     elif node.op_type == "NonZero" and node.inputs[0] is not None and node.inputs[0].shape is not None:
         output.shape = to_shape([sympy.Integer(len(node.inputs[0].shape)), names.new()])
+    elif node.op_type == "TopK" and (chosen := _top_k(node, values)) is not None:
+        node.outputs[0].shape, node.outputs[1].shape = to_shape(chosen), to_shape(chosen)
     else:
         return _ask_onnx(node)
     return True
@@ -180,6 +183,15 @@ def _concat(node: ir.Node, values: SymbolicValues) -> Dims | None:
 def _tile(node: ir.Node, values: SymbolicValues) -> Dims | None:
     dims, repeats = _input_dims(node), _target(node, values, 1)
     return None if dims is None or repeats is None else [a * b for a, b in zip(dims, repeats, strict=True)]
+
+
+def _top_k(node: ir.Node, values: SymbolicValues) -> Dims | None:
+    dims, count = _input_dims(node), _target(node, values, 1)
+    if dims is None or count is None:
+        return None
+    attribute = node.attributes.get("axis")
+    dims[-1 if attribute is None else attribute.as_int()] = sympy.sympify(count[0])
+    return dims
 
 
 def _elementwise(node: ir.Node, values: SymbolicValues) -> Dims | None:

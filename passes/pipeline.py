@@ -15,22 +15,21 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import onnx_ir as ir
+
+from moec.errors import MoecError, VerificationError
 from moec.passes import PASSES
 from moec.passes.base import Pass, Report
 
-from moec.errors import MoecError, VerificationError
-
 CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
+_START = f"{CLEAN_UP},check-export"
 LEVELS = {
-    "O0": CLEAN_UP,
-    "O1": f"{CLEAN_UP},raise-moe,{CLEAN_UP}",
-    "O2": (
-        f"{CLEAN_UP},raise-moe,canonicalize-router,fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}"
-    ),
+    "O0": _START,
+    "O1": f"{_START},raise-moe,{CLEAN_UP}",
+    "O2": (f"{_START},raise-moe,canonicalize-router,fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}"),
 }
 LEVELS["O3"] = LEVELS["O2"]
 DESCRIPTIONS = {
-    "O0": "clean-up only: constants, shapes, no-ops, repeated and unused nodes",
+    "O0": "clean-up only (constants, shapes, no-ops, repeated and unused nodes), and a look for wrong exports",
     "O1": "O0, and MoE blocks become one operator each",
     "O2": "O1, and routing is fused with dispatch, normalisation and attention become one operator each (the default)",
     "O3": "the same as O2: no further pass exists yet",

@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 import onnx_ir as ir
+
 from moec.passes.base import Exactness, Report
 
 

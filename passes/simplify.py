@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+
 from moec.passes.base import Exactness, Report
 from moec.passes.rewriting import constant, is_op, replace_value
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import sympy
+
 from moec.passes.rewriting import constant
 
 ELEMENTS = 64

@@ -60,8 +60,8 @@ def _check_standard(node: ir.Node, place: str, version: int) -> None:
         onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
         raise UnsupportedError(
-            f"{place}: {node.op_type} is not an operator of ONNX opset {version}; if it is a custom operator, export it "
-            "as a local function"
+            f"{place}: {node.op_type} is not an operator of ONNX opset {version}; if it is a custom operator, export "
+            "it as a local function"
         ) from None
 
 

@@ -1,0 +1,202 @@
+"""Exports that are wrong in themselves: what the trace of one example has frozen into the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import sympy
+
+from moec.errors import MoecError
+from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import constant, is_op
+from moec.passes.symbolic import expression, shape_of
+
+_MOVES = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators that move or repeat indices without changing which rows they name."""
+_ADVICE = "export the model again with torch.onnx.export(dynamo=True) and dynamic_shapes"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckExport:
+    """Looks for what exporters get wrong about Mixture-of-Experts layers. Changes nothing. Needs inferred shapes.
+
+    Refused, because results are wrong for other inputs than the exporter's example:
+
+    1. Reshape of a value whose size depends on the model's inputs to a fixed number of elements.
+    2. Split of such an axis into parts of fixed sizes.
+    3. Split of a list of active experts into fewer parts than there are experts: the example did not reach the others.
+    4. ScatterElements or ScatterND that overwrites instead of adding, with more updates than rows or with indices that
+       an integer division made equal: all but one contribution to a row are lost.
+
+    Warned about, because it depends on the data whether results are wrong:
+
+    5. Such a scatter whose indices are several top-k lists joined: the lists may name the same row.
+    6. Comparisons of the chosen experts with some but not all expert ids.
+    """
+
+    name: ClassVar[str] = "check-export"
+    exactness: ClassVar[Exactness] = "exact"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        sizes = _input_sizes(model.graph)
+        for node in model.graph:
+            if is_op(node, "Reshape"):
+                _check_reshape(node, sizes)
+            elif is_op(node, "Split"):
+                _check_split(node, sizes)
+            elif is_op(node, "ScatterElements", "ScatterND"):
+                self._check_scatter(node, report)
+            elif is_op(node, "TopK"):
+                self._check_compared_experts(node, report)
+        return False
+
+    def _check_scatter(self, node: ir.Node, report: Report) -> None:
+        reduction = node.attributes.get("reduction")
+        data, indices = node.inputs[0], node.inputs[1]
+        overwrites = reduction is None or reduction.as_string() == "none"
+        if not overwrites or data is None or indices is None or data.dtype is None or data.dtype.is_integer():
+            return
+        if _more_updates_than_rows(node, data, indices) or _divided(indices):
+            raise MoecError(
+                f"node {_name(node)}: {node.op_type} overwrites rows that several updates go to, where a Mixture of "
+                f"Experts adds them; the exporter lost the sum of an index_add: {_ADVICE}"
+            )
+        if _joins_top_k_lists(indices):
+            report.warn(
+                self.name,
+                _name(node),
+                f"{node.op_type} overwrites instead of adding, and its indices are several top-k lists joined: where "
+                f"two lists name one row, a contribution is lost; if experts are combined here, {_ADVICE}",
+            )
+
+    def _check_compared_experts(self, node: ir.Node, report: Report) -> None:
+        scores = node.inputs[0]
+        count = None if scores is None or scores.shape is None or len(scores.shape) == 0 else scores.shape[-1]
+        compared = {expert for expert in _compared_with(node.outputs[1]) if expert >= 0}
+        if isinstance(count, int) and 1 < len(compared) < count and max(compared) < count:
+            missing = sorted(set(range(count)) - compared)
+            report.warn(
+                self.name,
+                _name(node),
+                f"chooses among {count} experts, but only {len(compared)} have a body (missing: {missing}): the "
+                f"exporter's example may not have reached the others; {_ADVICE}",
+            )
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or str(node.outputs[0].name)
+
+
+def _input_sizes(graph: ir.Graph) -> set[sympy.Symbol]:
+    """The named sizes of the model's inputs: these differ from call to call."""
+    dims = [expression(dim) for value in graph.inputs if value.shape is not None for dim in value.shape]
+    return {symbol for dim in dims if dim is not None for symbol in dim.free_symbols}
+
+
+def _check_reshape(node: ir.Node, sizes: set[sympy.Symbol]) -> None:
+    source = shape_of(node.inputs[0]) if node.inputs[0] is not None else None
+    target = constant(node.inputs[1])
+    if source is None or target is None or np.any(target <= 0):
+        return
+    elements = sympy.prod(source)
+    if elements.free_symbols and elements.free_symbols <= sizes:
+        raise MoecError(
+            f"node {_name(node)}: Reshape makes {target.tolist()} of a value with {elements} elements, which is true "
+            f"for one input size only; the exporter has frozen the size of its example: {_ADVICE}"
+        )
+
+
+def _check_split(node: ir.Node, sizes: set[sympy.Symbol]) -> None:
+    source = shape_of(node.inputs[0]) if node.inputs[0] is not None else None
+    parts = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if source is None or parts is None:
+        return
+    attribute = node.attributes.get("axis")
+    length = source[0 if attribute is None else attribute.as_int()]
+    if length.free_symbols and length.free_symbols <= sizes:
+        raise MoecError(
+            f"node {_name(node)}: Split cuts an axis of {length} elements into parts of {parts.tolist()}, which is "
+            f"true for one input only; the exporter has frozen what its example did: {_ADVICE}"
+        )
+    experts = _active_of(node.inputs[0])
+    if length.free_symbols and experts is not None and len(parts) < experts:
+        raise MoecError(
+            f"node {_name(node)}: Split handles {len(parts)} active experts, but there are {experts}; the exporter's "
+            f"example did not reach the others, so they are missing: {_ADVICE}"
+        )
+
+
+def _active_of(value: ir.Value | None) -> int | None:
+    """When the value lists the experts that a top-k selection has chosen at all: how many there are to choose from."""
+    node = _origin(value)
+    if not is_op(node, "NonZero"):
+        return None
+    while is_op(node, *_MOVES, "NonZero", "Greater", "ReduceSum", "OneHot"):
+        source = node.inputs[0]  # type: ignore[union-attr]
+        node = None if source is None else source.producer()
+    if not is_op(node, "TopK") or node.inputs[0] is None or node.inputs[0].shape is None:  # type: ignore[union-attr]
+        return None
+    count = node.inputs[0].shape[-1]  # type: ignore[union-attr]
+    return count if isinstance(count, int) else None
+
+
+def _origin(value: ir.Value | None) -> ir.Node | None:
+    """The node behind all operators that only move data."""
+    node = None if value is None else value.producer()
+    while is_op(node, *_MOVES):
+        source = node.inputs[0]  # type: ignore[union-attr]
+        node = None if source is None else source.producer()
+    return node
+
+
+def _more_updates_than_rows(node: ir.Node, data: ir.Value, indices: ir.Value) -> bool:
+    rows, updates = shape_of(data), shape_of(indices)
+    if rows is None or updates is None:
+        return False
+    if is_op(node, "ScatterND"):
+        count, available = sympy.prod(updates[:-1]), sympy.prod(rows[: int(updates[-1])])
+    else:
+        attribute = node.attributes.get("axis")
+        axis = 0 if attribute is None else attribute.as_int()
+        count, available = updates[axis], rows[axis]
+    surplus = sympy.expand(count - available)
+    return bool(surplus.is_nonnegative) and surplus != 0
+
+
+def _divided(indices: ir.Value) -> bool:
+    """Whether sorted positions were divided by the number of choices per token: each token appears that often."""
+    node = _origin(indices)
+    if not is_op(node, "Div"):
+        return False
+    divisor = constant(node.inputs[1])  # type: ignore[union-attr]
+    sorted_positions = _origin(node.inputs[0])  # type: ignore[union-attr]
+    return divisor is not None and divisor.size == 1 and divisor.item() > 1 and is_op(sorted_positions, "TopK")
+
+
+def _joins_top_k_lists(indices: ir.Value) -> bool:
+    """Whether top-k lists of several rows were flattened into one list of indices."""
+    node = indices.producer()
+    joined = False
+    while is_op(node, *_MOVES):
+        source = node.inputs[0]  # type: ignore[union-attr]
+        dims = shape_of(source) if source is not None else None
+        if is_op(node, "Reshape", "Flatten") and dims is not None:
+            joined |= sum(dim != 1 for dim in dims) > sum(dim != 1 for dim in shape_of(node.outputs[0]) or dims)  # type: ignore[union-attr]
+        node = None if source is None else source.producer()
+    return joined and is_op(node, "TopK")
+
+
+def _compared_with(chosen: ir.Value) -> Iterator[int]:
+    """The constants that chosen expert ids are compared with."""
+    for user, _ in chosen.uses():
+        if is_op(user, *_MOVES):
+            yield from _compared_with(user.outputs[0])
+        elif is_op(user, "Equal"):
+            for operand in user.inputs:
+                data = constant(operand)
+                if data is not None:
+                    yield from (int(item) for item in data.ravel())

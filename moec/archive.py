@@ -36,8 +36,10 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
     path = pathlib.Path(path)
     aside = path.parent / f".{path.name}.{secrets.token_hex(6)}"
     try:
-        with aside.open("xb") as file:
-            np.savez(file, **dict(arrays))
+        with zipfile.ZipFile(aside, "x") as archive:  # numpy.savez refuses some names, "file" for one
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
         aside.replace(path)
     except OSError as error:
         raise MoecError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -46,5 +48,6 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
 
 
 def _with_type(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
-    raw = array.dtype.kind == "V" and dtype is not None and array.dtype.itemsize == dtype.itemsize
-    return array.view(dtype) if raw else array
+    if dtype is None or array.dtype.kind != "V" or array.dtype.itemsize != dtype.itemsize:
+        return array
+    return array.view(dtype)

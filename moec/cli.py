@@ -143,6 +143,8 @@ def verify(
     _print(data, as_json, [tables.verification_table(data)])
     if not verification.matches:
         raise typer.Exit(DIFFERS)
+    if verification.failures:
+        raise MoecError(f"{verification.failures[0]}; choose inputs it can run with --inputs")
 
 
 @app.command()

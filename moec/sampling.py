@@ -31,7 +31,7 @@ def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
         shape = tuple(
             size if isinstance(size, int) else size.value or f"{name}_{axis}" for axis, size in enumerate(sizes)
         )
-        specs.append(TensorSpec(name, value.dtype.name.lower() if value.dtype else "float32", shape))
+        specs.append(TensorSpec(name, value.dtype.numpy().name if value.dtype else "float32", shape))
     return specs
 
 
@@ -104,15 +104,15 @@ def _gathered_size(node: ir.Node) -> int | None:
 
 
 def _names_in(size: int | str) -> list[str]:
-    if isinstance(size, int):
+    if isinstance(size, int) or size.isdigit():
         return []
     return _NAME.findall(size) if _SUM.fullmatch(size) else [size]
 
 
 def _evaluate(size: int | str, sizes: Mapping[str, int]) -> int:
     """An int, a name, or a sum of both as exporters write it (``past_length + sequence_length``)."""
-    if isinstance(size, int):
-        return size
+    if isinstance(size, int) or size.isdigit():
+        return int(size)
     if _SUM.fullmatch(size):
         return sum(int(term) if term.isdigit() else sizes[term] for term in map(str.strip, size.split("+")))
     return sizes[size]

@@ -33,10 +33,11 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One set of inputs: their shapes and the differences of every output."""
+    """One set of inputs: their shapes and the differences of every output, or why onnxruntime could not run it."""
 
     inputs: dict[str, tuple[int, ...]]
     differences: list[Difference]
+    failure: str | None = None
 
     @property
     def matches(self) -> bool:
@@ -52,7 +53,13 @@ class Verification:
 
     @property
     def matches(self) -> bool:
+        """Whether every case that onnxruntime could run matches."""
         return all(case.matches for case in self.cases)
+
+    @property
+    def failures(self) -> list[str]:
+        """Why onnxruntime could not run some cases."""
+        return [case.failure for case in self.cases if case.failure is not None]
 
     def as_data(self) -> dict[str, Any]:
         return {"matches": self.matches, **dataclasses.asdict(self)}
@@ -70,7 +77,7 @@ def verify(
     expected magnitude; integers and booleans must be equal. Without ``tolerance`` the narrowest float type of the model
     decides (:data:`TOLERANCES`).
 
-    Raises MoecError when onnxruntime itself cannot load or run the model.
+    Raises MoecError when onnxruntime itself cannot load the model; a case that it cannot run is recorded as such.
     """
     from moec.compiler import import_model
     from moec.sampling import input_limits, random_inputs, size_cases, tensor_specs
@@ -113,9 +120,7 @@ def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
         return dict(zip(names, session.run(names, {k: v for k, v in inputs.items() if k in known}), strict=True))
     except Exception as error:
         sizes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
-        raise MoecError(
-            f"onnxruntime itself cannot run the model on {sizes}: {_one_line(error)}; give inputs with --inputs"
-        ) from error
+        raise MoecError(f"onnxruntime itself cannot run the model on {sizes}: {_one_line(error)}") from error
 
 
 def compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> Difference:
@@ -139,10 +144,14 @@ def compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float
 
 
 def _compare_case(session: Any, compiled: CompiledModel, inputs: Mapping[str, np.ndarray], tolerance: float) -> Case:
+    shapes = {name: value.shape for name, value in inputs.items()}
     found = compiled.run(inputs)
-    expected = run_session(session, inputs)
+    try:
+        expected = run_session(session, inputs)
+    except MoecError as error:
+        return Case(shapes, [], str(error))
     differences = [_compare_output(name, found, value, tolerance) for name, value in expected.items()]
-    return Case({name: value.shape for name, value in inputs.items()}, differences)
+    return Case(shapes, differences)
 
 
 def _compare_output(name: str, found: Mapping[str, np.ndarray], expected: np.ndarray, tolerance: float) -> Difference:
@@ -153,7 +162,7 @@ def _compare_output(name: str, found: Mapping[str, np.ndarray], expected: np.nda
 
 def _tolerance(model: Any) -> float:
     values: Sequence[Any] = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
-    names = {value.dtype.name.lower() for value in values if value.dtype is not None}
+    names = {value.dtype.numpy().name for value in values if value.dtype is not None}
     return max((limit for name, limit in TOLERANCES.items() if name in names), default=TOLERANCES["float32"])
 
 

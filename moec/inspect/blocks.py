@@ -67,7 +67,7 @@ def _size(value: ir.Value | None, axis: int) -> int | None:
 
 
 def _dtype(value: ir.Value | None) -> str | None:
-    return value.dtype.name.lower() if value is not None and value.dtype is not None else None
+    return value.dtype.numpy().name if value is not None and value.dtype is not None else None
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:

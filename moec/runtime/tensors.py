@@ -77,7 +77,7 @@ def _aligned(array: np.ndarray) -> np.ndarray:
 def _over_memory(address: int, size: int, owner: Any) -> np.ndarray:
     memory = (ctypes.c_uint8 * size).from_address(address)
     memory.owner = owner  # type: ignore[attr-defined]  # what numpy holds on to keeps the owner alive
-    return np.frombuffer(memory, np.uint8)
+    return np.frombuffer(memory, np.uint8)  # type: ignore[arg-type]
 
 
 def _first_line(error: Exception) -> str:

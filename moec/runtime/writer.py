@@ -212,7 +212,7 @@ def _loaded(weight: Weight) -> memoryview:
             f"weight {weight.name!r} was announced as {weight.dtype}{list(weight.shape)} but is "
             f"{array.dtype}{list(array.shape)}"
         )
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _file_name(name: str) -> str:

@@ -115,14 +115,14 @@ def test_not_an_artifact(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_manifest_that_is_not_json(artifact_path, content):
     (artifact_path / MANIFEST).write_bytes(content)
-    with pytest.raises(ArtifactError, match="manifest.json is not JSON"):
+    with pytest.raises(ArtifactError, match="not JSON"):
         load(artifact_path)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match="format version is .*, but this moec reads version 1"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 1"):
         load(artifact_path)
 
 
@@ -264,7 +264,7 @@ def test_zip_that_is_compressed_or_incomplete_or_truncated(artifact_path, tmp_pa
     with pytest.raises(ArtifactError, match="is compressed; expected a zip without compression"):
         load(path)
     zip_of(artifact_path, path, leave_out=WEIGHTS)
-    with pytest.raises(ArtifactError, match="weights.bin is missing"):
+    with pytest.raises(ArtifactError, match=r"weights\.bin is missing"):
         load(path)
     zip_of(artifact_path, path)
     path.write_bytes(path.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""Running programs: inputs checked and passed without copying, outputs owned by the caller, threads, no heavy import."""
+"""Running programs: inputs checked and passed without copying, outputs owned by the caller, threads, imports."""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""Combine: what the experts made of a token, weighted and summed in the order of the token's slots.
+
+Tokens are independent and every sum has one fixed order: no atomics, and the same bits for every number of threads.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+
+def combine(
+    experts: int, width: int, padded_width: int, dtype: str, *, weighted: bool, identity_experts: int, weight_dtype: str
+) -> tirx.PrimFunc:
+    """``(x[T, width], weights[T, k], experts[T, k], pairs[P, padded_width], y[T, width])``.
+
+    ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``; an id in
+    [E, E + identity_experts) adds the token itself times its routing weight; any other id adds nothing.
+    """
+    E = experts
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        x_handle: T.handle,
+        weights_handle: T.handle,
+        experts_handle: T.handle,
+        pairs_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True})
+        tokens = T.int64()
+        slots = T.int64()
+        P = T.int64()
+        x = T.match_buffer(x_handle, (tokens, width), dtype)
+        weights = T.match_buffer(weights_handle, (tokens, slots), weight_dtype)
+        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        pairs = T.match_buffer(pairs_handle, (P, padded_width), "float32")
+        y = T.match_buffer(y_handle, (tokens, width), dtype)
+        for token in T.parallel(tokens):
+            total = T.alloc_buffer((width,), "float32")
+            for column in T.serial(width):
+                total[column] = T.float32(0)
+            for slot in T.serial(slots):
+                expert: T.let = chosen[token, slot]
+                weight: T.let = T.cast(weights[token, slot], "float32")
+                if T.And(expert >= 0, expert < E):
+                    for column in T.serial(width):
+                        if weighted:
+                            total[column] = total[column] + weight * pairs[token * slots + slot, column]
+                        else:
+                            total[column] = total[column] + pairs[token * slots + slot, column]
+                if identity_experts > 0:
+                    if T.And(expert >= E, expert < E + identity_experts):
+                        for column in T.serial(width):
+                            total[column] = total[column] + weight * T.cast(x[token, column], "float32")
+            for column in T.serial(width):
+                y[token, column] = T.cast(total[column], dtype)
+
+    return kernel
+
+
+def separate(experts: int, width: int, padded_width: int, dtype: str) -> tirx.PrimFunc:
+    """``(experts[T, k], pairs[P, padded_width], y[T, k, width])``: the results of all pairs, not summed; zero where the id is
+    not an expert."""
+    E = experts
+
+    @T.prim_func(s_tir=True)
+    def kernel(experts_handle: T.handle, pairs_handle: T.handle, y_handle: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        tokens = T.int64()
+        slots = T.int64()
+        P = T.int64()
+        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        pairs = T.match_buffer(pairs_handle, (P, padded_width), "float32")
+        y = T.match_buffer(y_handle, (tokens, slots, width), dtype)
+        for pair in T.parallel(tokens * slots):
+            token: T.let = pair // slots
+            slot: T.let = pair % slots
+            expert: T.let = chosen[token, slot]
+            if T.And(expert >= 0, expert < E):
+                for column in T.serial(width):
+                    y[token, slot, column] = T.cast(pairs[pair, column], dtype)
+            else:
+                for column in T.serial(width):
+                    y[token, slot, column] = T.cast(T.float32(0), dtype)
+
+    return kernel

@@ -1,0 +1,200 @@
+"""Route: one pass over the logits of each token gives its experts and their weights.
+
+Scores, selection and weights of a token stay on the stack of the thread that has the token. Selection is an insertion into
+the k best so far; since an equal score never moves ahead of an earlier one, ties go to the lower id. NaN counts as
+-inf when choosing, as :mod:`moec.ir.semantics` says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moec.ir.dialect import RouteSpec
+from moec.targets.cpu.kernels import activation
+from tvm import tirx
+from tvm.script import tirx as T
+
+MINUS_INFINITY = float("-inf")
+
+_SCORES = {
+    "sigmoid": activation.sigmoid,
+    "softplus": activation.softplus,
+    "sqrt_softplus": lambda x: T.sqrt(activation.softplus(x)),
+    "relu": lambda x: activation.at_least(x, 0.0),
+    "identity": lambda x: x,
+    "softmax_topk": lambda x: x,
+}
+"""Elementwise scores; ``softmax_topk`` becomes a softmax once the experts are selected."""
+
+
+def why_not(spec: RouteSpec) -> str | None:
+    """The reason why :func:`route` cannot do this routing, or None."""
+    if spec.selection == "expert_choice":
+        return "expert_choice lets experts choose among all tokens; this kernel looks at one token at a time"
+    return None
+
+
+def _comparable(score: Any) -> Any:
+    """-inf for a NaN."""
+    return T.Select(T.isnan(score), T.float32(MINUS_INFINITY), score)
+
+
+@T.inline
+def _softmax(count, x):
+    extreme = T.alloc_buffer((1,), "float32")
+    total = T.alloc_buffer((1,), "float32")
+    extreme[0] = x[0]
+    for i in T.serial(count):
+        extreme[0] = T.max(extreme[0], x[i])
+    total[0] = T.float32(0)
+    for i in T.serial(count):
+        x[i] = activation.exp(x[i] - extreme[0])
+    for i in T.serial(count):
+        total[0] = total[0] + x[i]
+    for i in T.serial(count):
+        x[i] = x[i] / total[0]
+
+
+@T.inline
+def _scores(spec, E, token, logits, scores):
+    for e in T.serial(E):
+        logit: T.let = T.cast(logits[token, e], "float32")
+        scores[e] = logit if spec.score == "softmax" else _SCORES[spec.score](logit)
+    if spec.score == "softmax":
+        _softmax(E, scores)
+
+
+@T.inline
+def _keep_best_groups(spec, E, choice):
+    size = T.meta_var(E // spec.groups)
+    first = T.alloc_buffer((spec.groups,), "float32")
+    second = T.alloc_buffer((spec.groups,), "float32")
+    better = T.alloc_buffer((1,), "int32")
+    for g in T.serial(spec.groups):
+        first[g] = T.float32(MINUS_INFINITY)
+        second[g] = T.float32(MINUS_INFINITY)
+        for i in T.serial(size):
+            second[g] = T.max(second[g], T.min(first[g], choice[g * size + i]))
+            first[g] = T.max(first[g], choice[g * size + i])
+        if spec.group_score == "sum_top2" and size > 1:
+            first[g] = first[g] + second[g]
+    for g in T.serial(spec.groups):
+        better[0] = 0
+        for other in T.serial(spec.groups):
+            if T.Or(first[other] > first[g], T.And(first[other] == first[g], other < g)):
+                better[0] = better[0] + 1
+        if better[0] >= spec.groups_kept:
+            for i in T.serial(size):
+                choice[g * size + i] = T.float32(MINUS_INFINITY)
+
+
+@T.inline
+def _largest(E, k, choice, best, ids):
+    place = T.alloc_buffer((1,), "int32")
+    for e in T.serial(E):
+        if T.Or(e < k, choice[e] > best[k - 1]):
+            place[0] = T.min(T.cast(e, "int32"), k - 1)
+            while T.And(place[0] > 0, choice[e] > best[T.max(place[0] - 1, 0)]):
+                best[place[0]] = best[place[0] - 1]
+                ids[place[0]] = ids[place[0] - 1]
+                place[0] = place[0] - 1
+            best[place[0]] = choice[e]
+            ids[place[0]] = T.cast(e, "int32")
+
+
+@T.inline
+def _sparse_mixer(spec, E, token, logits, remaining, ids, mixing):
+    top = T.alloc_buffer((1,), "float32")
+    total = T.alloc_buffer((1,), "float32")
+    for e in T.serial(E):
+        remaining[e] = _comparable(T.cast(logits[token, e], "float32"))
+    for j in T.serial(spec.k):
+        ids[j] = 0
+        top[0] = remaining[0]
+        for e in T.serial(E):
+            if remaining[e] > top[0]:
+                top[0] = remaining[e]
+                ids[j] = T.cast(e, "int32")
+        total[0] = T.float32(0)
+        for e in T.serial(E):
+            logit: T.let = T.cast(logits[token, e], "float32")
+            distance: T.let = (top[0] - logit) / T.max(T.abs(logit), top[0])
+            if T.Not(distance > T.float32(2 * spec.jitter)):
+                total[0] = total[0] + activation.exp(remaining[e] - top[0])
+        mixing[j] = T.float32(1) / total[0]
+        remaining[ids[j]] = T.float32(MINUS_INFINITY)
+
+
+@T.inline
+def _finish(spec, token, ids, mixing, weights, chosen):
+    total = T.alloc_buffer((1,), "float32")
+    total[0] = T.float32(0)
+    for j in T.serial(spec.k):
+        if spec.threshold is not None:
+            if T.Not(mixing[j] > T.float32(spec.threshold)):
+                ids[j] = -1
+                mixing[j] = T.float32(0)
+        total[0] = total[0] + mixing[j]
+    for j in T.serial(spec.k):
+        share: T.let = mixing[j] / (total[0] + T.float32(spec.normalize_epsilon)) if spec.normalize else mixing[j]
+        chosen[token, j] = ids[j]
+        weights[token, j] = T.cast(T.Select(ids[j] < 0, T.float32(0), share * T.float32(spec.scale)), weights.dtype)
+
+
+@T.inline
+def _route_token(spec, E, token, logits, bias, weights, chosen):
+    scores = T.alloc_buffer((E,), "float32")
+    choice = T.alloc_buffer((E,), "float32")
+    best = T.alloc_buffer((spec.k,), "float32")
+    ids = T.alloc_buffer((spec.k,), "int32")
+    mixing = T.alloc_buffer((spec.k,), "float32")
+    if spec.score == "sparsemixer":
+        _sparse_mixer(spec, E, token, logits, choice, ids, mixing)
+    else:
+        _scores(spec, E, token, logits, scores)
+        for e in T.serial(E):
+            choice[e] = _comparable(scores[e] if bias is None else scores[e] + T.cast(bias[e], "float32"))
+        if spec.groups > 1:
+            _keep_best_groups(spec, E, choice)
+        if spec.selection == "all":
+            for j in T.serial(spec.k):
+                ids[j] = j
+        else:
+            _largest(E, spec.k, choice, best, ids)
+        for j in T.serial(spec.k):
+            mixing[j] = scores[ids[j]]
+        if spec.score == "softmax_topk":
+            _softmax(spec.k, mixing)
+    _finish(spec, token, ids, mixing, weights, chosen)
+
+
+def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool = False) -> tirx.PrimFunc:
+    """``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``; capacity is left to :mod:`.capacity`."""
+    if biased:
+
+        @T.prim_func(s_tir=True)
+        def biased_kernel(
+            logits_handle: T.handle, bias_handle: T.handle, weights_handle: T.handle, experts_handle: T.handle
+        ):
+            T.func_attr({"tirx.noalias": True})
+            tokens = T.int64()
+            logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
+            bias = T.match_buffer(bias_handle, (experts,), dtype)
+            weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)
+            chosen = T.match_buffer(experts_handle, (tokens, spec.k), "int32")
+            for token in T.parallel(tokens):
+                _route_token(spec, experts, token, logits, bias, weights, chosen)
+
+        return biased_kernel
+
+    @T.prim_func(s_tir=True)
+    def kernel(logits_handle: T.handle, weights_handle: T.handle, experts_handle: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        tokens = T.int64()
+        logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
+        weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)
+        chosen = T.match_buffer(experts_handle, (tokens, spec.k), "int32")
+        for token in T.parallel(tokens):
+            _route_token(spec, experts, token, logits, None, weights, chosen)
+
+    return kernel

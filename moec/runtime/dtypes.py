@@ -17,6 +17,9 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
+_EXTENSION_DTYPES = frozenset(DTYPES[name] for name in _EXTENSIONS)
+
+
 def dtype_of(name: str) -> np.dtype:
     """The numpy type of an element type name. Raises ArtifactError for a name that is not in :data:`DTYPES`."""
     if name not in DTYPES:
@@ -26,4 +29,4 @@ def dtype_of(name: str) -> np.dtype:
 
 def is_extension(dtype: np.dtype) -> bool:
     """Whether numpy knows the type only through ml_dtypes, and so cannot pass it on by DLPack."""
-    return dtype.name in _EXTENSIONS
+    return dtype in _EXTENSION_DTYPES

@@ -49,6 +49,7 @@ class Executor:
         self._main = self._machine.get_function("main")
         self._weight_arrays = list(weights)
         self._weights = [to_runtime(array) for array in weights]
+        self._weight_addresses = frozenset(tensor.data_ptr() for tensor in self._weights)
 
     def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The outputs by name. Raises InputError for values that do not fit the inputs' specifications."""
@@ -90,11 +91,14 @@ class Executor:
         except Exception as error:
             raise _explain(error, self.inputs, arrays) from error
         results = [result] if hasattr(result, "data_ptr") else list(result)
-        borrowed = {tensor.data_ptr() for tensor in (*tensors, *self._weights)}
-        return {
-            spec.name: _owned(from_runtime(tensor), tensor.data_ptr() in borrowed)
-            for spec, tensor in zip(self.outputs, results, strict=True)
-        }
+        input_addresses = {tensor.data_ptr() for tensor in tensors}
+        outputs = {}
+        for spec, tensor in zip(self.outputs, results, strict=True):
+            array, address = from_runtime(tensor), tensor.data_ptr()
+            # An input or a weight passed through is copied: writing to the output must not change either.
+            borrowed = address in input_addresses or address in self._weight_addresses
+            outputs[spec.name] = array.copy() if borrowed else array
+        return outputs
 
 
 def _checked_threads(threads: int | None) -> int:
@@ -104,11 +108,6 @@ def _checked_threads(threads: int | None) -> int:
     if threads < 1:
         raise MoecError(f"threads is {threads}; expected 1 or more (this process may use {available} cores)")
     return min(threads, available)
-
-
-def _owned(array: np.ndarray, borrowed: bool) -> np.ndarray:
-    """An output that is an input or a weight passed through is copied: writing to it must not change either."""
-    return array.copy() if borrowed else array
 
 
 def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> MoecError:

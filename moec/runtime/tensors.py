@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def from_runtime(tensor: Any) -> np.ndarray:
     """A numpy array over a contiguous tensor's memory, which stays alive as long as the array does."""
     dtype = DTYPES[str(tensor.dtype)]
     shape = tuple(tensor.shape)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if size == 0:
         return np.empty(shape, dtype)
     return _over_memory(tensor.data_ptr(), size, tensor).view(dtype).reshape(shape)

@@ -1,0 +1,276 @@
+"""The interpreter: whole models, cut-outs, empty tensors, float64."""
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from moec.ir import semantics
+from moec.ir.dialect import ExpertsSpec, RouteSpec, make_node
+from moec.ir.interpreter import Evaluator, evaluate, run
+
+
+def model_of(body: str, signature: str, constants: str = "float[1] unused") -> ir.Model:
+    text = f'<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1, "moec" : 1]>\ng {signature}\n<{constants}>\n'
+    return ir.from_proto(onnx.parser.parse_model(f"{text}{{\n{body}\n}}"))
+
+
+def test_runs_a_model_with_a_weight() -> None:
+    model = model_of("z = MatMul (x, w)\n y = Relu (z)", "(float[T,2] x) => (y)", "float[2,2] w = {1,-1,1,-1}")
+    outputs = run(model, {"x": np.array([[1, 2]], np.float32)})
+    np.testing.assert_array_equal(outputs["y"], [[3, 0]])
+    assert outputs["y"].dtype == np.float32
+
+
+@pytest.mark.parametrize("names", [[], ["x", "more"], ["other"]])
+def test_inputs_must_be_those_of_the_model(names: list[str]) -> None:
+    model = model_of("y = Relu (x)", "(float[T,2] x) => (y)")
+    with pytest.raises(ValueError, match=r"takes inputs \['x'\]"):
+        run(model, {name: np.zeros((1, 2), np.float32) for name in names})
+
+
+def test_float64_reaches_weights_constants_and_casts() -> None:
+    body = """
+        third = Constant <value_float = 0.33333334> ()
+        c = Constant <value: tensor = float {0.1}> ()
+        n = Shape (x)
+        zeros = ConstantOfShape (n)
+        ones = ConstantOfShape <value: tensor = float[1] {1.0}> (n)
+        i = Cast <to = 7> (x)
+        f = Cast <to = 1> (i)
+        h = Cast <to = 10> (x)
+        g = Cast <to = 1> (h)
+        a = Add (f, third)
+        b = Add (a, c)
+        e = Add (b, zeros)
+        k = Mul (e, ones)
+        l = Add (k, g)
+        y = MatMul (l, w)"""
+    model = model_of(body, "(float[T,1] x) => (y, h)", "float[1,1] w = {0.7}")
+    x = np.array([[2.125]], np.float32)
+    outputs = run(model, {"x": x}, dtype=np.float64)
+    third, tenth, w = (float(np.float32(value)) for value in (1 / 3, 0.1, 0.7))
+    assert outputs["y"].dtype == outputs["h"].dtype == np.float64
+    np.testing.assert_allclose(outputs["y"], [[(2 + third + tenth + 2.125) * w]], rtol=1e-15)
+    assert run(model, {"x": x})["h"].dtype == np.float16
+
+
+def test_float64_reaches_into_branches() -> None:
+    body = """
+        y = If <then_branch = a () => (float[] p) { c = Constant <value: tensor = float {0.1}> () p = Add (x, c) },
+                else_branch = b () => (float[] q) <float w = {0.2}> { q = Add (x, w) }> (flag)"""
+    model = model_of(body, "(float[T] x, bool flag) => (y)")
+    for flag, added in ((True, 0.1), (False, 0.2)):
+        outputs = run(model, {"x": np.zeros(1, np.float32), "flag": np.array(flag)}, dtype=np.float64)
+        assert outputs["y"].dtype == np.float64
+        assert outputs["y"][0] == float(np.float32(added))
+
+
+def test_only_float64_can_be_asked_for() -> None:
+    with pytest.raises(ValueError, match="not in float16"):
+        run(model_of("y = Relu (x)", "(float[T] x) => (y)"), {"x": np.zeros(1, np.float32)}, dtype=np.float16)
+
+
+LOOP_BODY = """
+        mask = Equal (ids, expert)
+        where = NonZero (mask)
+        token, slot = Split <axis = 0, num_outputs = 2> (where)
+        rows = Squeeze (token, zero)
+        taken = Gather (x, rows)
+        hidden = MatMul (taken, w)
+        gelu = Gelu (hidden)
+        pairs = Transpose <perm = [1, 0]> (where)
+        mix = GatherND (weights, pairs)
+        column = Unsqueeze (mix, one)
+        scaled = Mul (gelu, column)
+        at = Transpose <perm = [1, 0]> (token)
+        y = ScatterND <reduction = "add"> (acc, at, scaled)
+        shape = Shape (scaled)
+        index = Expand (at, shape)
+        blank = ConstantOfShape (xshape)
+        scattered = ScatterElements <axis = 0> (blank, index, scaled)
+        z = Add (acc, scattered)"""
+LOOP_SIGNATURE = (
+    "(float[T,4] x, float[T,2] weights, int64[T,2] ids, float[T,4] acc, int64 expert, int64[2] xshape) => (y, z)"
+)
+
+
+def loop_feeds(tokens: int, ids: np.ndarray) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {
+        "x": generator.normal(size=(tokens, 4)).astype(np.float32),
+        "weights": generator.normal(size=(tokens, 2)).astype(np.float32),
+        "ids": ids,
+        "acc": generator.normal(size=(tokens, 4)).astype(np.float32),
+        "expert": np.array(1),
+        "xshape": np.array([tokens, 4]),
+    }
+
+
+@pytest.mark.parametrize("dtype", [None, np.float64])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.zeros((3, 2), np.int64),
+        np.zeros((0, 2), np.int64),
+        np.array([[1, 0], [2, 1], [0, 2]]),
+        np.array([[1, 0]] * 5),
+    ],
+    ids=["no token for the expert", "no token at all", "some", "all"],
+)
+def test_one_step_of_an_expert_loop(ids: np.ndarray, dtype: type | None) -> None:
+    weight = ", ".join(str(0.1 * i - 0.5) for i in range(16))
+    constants = f"float[4,4] w = {{{weight}}}, int64[1] zero = {{0}}, int64[1] one = {{1}}"
+    feeds = loop_feeds(len(ids), ids)
+    outputs = run(model_of(LOOP_BODY, LOOP_SIGNATURE, constants), feeds, dtype=dtype)
+    w = np.array([0.1 * i - 0.5 for i in range(16)]).reshape(4, 4)
+    expected = feeds["acc"].astype(np.float64)
+    for token, slot in np.argwhere(ids == 1):
+        expected[token] += feeds["weights"][token, slot] * semantics.gelu(feeds["x"][token].astype(np.float64) @ w)
+    for result in outputs.values():
+        assert result.shape == (len(ids), 4) and result.dtype == (dtype or np.float32)
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+EMPTY_CASES = {
+    "TopK": ("v, y = TopK (x, k)", "int64[1] k = {2}", (0, 2)),
+    "Softmax": ("y = Softmax (x)", "", (0, 4)),
+    "Split": ("y, b = Split <axis = 0> (x, s)", "int64[2] s = {0,0}", (0, 4)),
+    "ReduceSum": ("y = ReduceSum <keepdims = 0> (x, a)", "int64[1] a = {1}", (0,)),
+    "ReduceMax": ("y = ReduceMax <keepdims = 0> (x, a)", "int64[1] a = {1}", (0,)),
+    "ReduceMean": ("y = ReduceMean (x, a)", "int64[1] a = {1}", (0, 1)),
+    "ArgMax": ("y = ArgMax <axis = 1> (x)", "", (0, 1)),
+    "Reshape": ("y = Reshape (x, s)", "int64[2] s = {-1,2}", (0, 2)),
+    "Expand": ("n = Shape (x)\n y = Expand (x, n)", "", (0, 4)),
+    "Concat": ("y = Concat <axis = 1> (x, x)", "", (0, 8)),
+    "CumSum": ("y = CumSum <exclusive = 1> (x, a)", "int64 a = {0}", (0, 4)),
+    "OneHot": ("i = Cast <to = 7> (x)\n y = OneHot (i, d, v)", "int64 d = {3}, float[2] v = {0,1}", (0, 4, 3)),
+    "Einsum": ('y = Einsum <equation = "td,df->tf"> (x, w)', "float[4,1] w = {1,2,3,4}", (0, 1)),
+    "Gemm": ("y = Gemm (x, w)", "float[4,1] w = {1,2,3,4}", (0, 1)),
+    "GatherElements": ("i = Cast <to = 7> (x)\n y = GatherElements <axis = 1> (x, i)", "", (0, 4)),
+    "NonZero": ("y = NonZero (x)", "", (2, 0)),
+    "Trilu": ("y = Trilu (x)", "", (0, 4)),
+    "LayerNormalization": ("y = LayerNormalization (x, w)", "float[4] w = {1,2,3,4}", (0, 4)),
+}
+
+
+@pytest.mark.parametrize("operator", EMPTY_CASES)
+def test_operators_on_no_tokens(operator: str) -> None:
+    body, constants, shape = EMPTY_CASES[operator]
+    outputs = run(
+        model_of(body, "(float[T,4] x) => (y)", constants or "float[1] unused"), {"x": np.zeros((0, 4), np.float32)}
+    )
+    assert outputs["y"].shape == shape
+
+
+def test_scatter_and_gather_agree_with_their_definitions() -> None:
+    """Against onnx.reference's own loops, on sizes where those work."""
+    from onnx.reference.ops.op_gathernd import _gather_nd_impl
+    from onnx.reference.ops.op_scatter_elements import scatter_elements
+    from onnx.reference.ops.op_scatternd import _scatter_nd_impl
+
+    from moec.ir import operators
+
+    generator = np.random.default_rng(0)
+    data, updates = generator.normal(size=(4, 3, 5)), generator.normal(size=(2, 3, 4))
+    for reduction in ("none", "add", "mul", "max", "min"):
+        indices = generator.integers(-5, 5, size=(2, 3, 4))
+        found = operators.scatter_elements(data, indices, updates, axis=2, reduction=reduction)
+        np.testing.assert_array_equal(found, scatter_elements(data, indices, updates, 2, reduction))
+        tuples = generator.integers(0, 3, size=(2, 4, 2))
+        slices = generator.normal(size=(2, 4, 5))
+        found = operators.scatter_nd(data, tuples, slices, reduction=reduction)
+        np.testing.assert_array_equal(found, _scatter_nd_impl(data, tuples, slices, reduction))
+    for batch_dims, shape in ((0, (2, 4, 2)), (1, (4, 2, 1)), (1, (4, 2)), (2, (4, 3, 1)), (0, (7, 3))):
+        indices = generator.integers(0, 3, size=shape)
+        found = operators.gather_nd(data, indices, batch_dims=batch_dims)
+        np.testing.assert_array_equal(found, _gather_nd_impl(data, indices, batch_dims)[0])
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_top_k_gives_equal_entries_in_the_order_of_their_ids(largest: int, axis: int) -> None:
+    from moec.ir.operators import top_k
+
+    x = np.random.default_rng(0).integers(0, 3, size=(6, 7)).astype(np.float32)
+    values, ids = top_k(x, np.array([4]), axis=axis, largest=largest)
+    np.testing.assert_array_equal(np.take_along_axis(x, ids, axis), values)
+    for line, found in zip(np.moveaxis(x, axis, -1), np.moveaxis(ids, axis, -1), strict=True):
+        order = sorted(range(len(line)), key=lambda index: ((-line[index] if largest else line[index]), index))
+        assert found.tolist() == order[:4]
+
+
+def moec_model(tokens: str = "T") -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """Route and Experts in one graph, weights as initializers."""
+    generator = np.random.default_rng(0)
+    arrays = {"up": generator.normal(size=(4, 6, 5)), "down": generator.normal(size=(4, 5, 3))}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    x, logits = (ir.val(name, ir.DataType.FLOAT, (tokens, size)) for name, size in (("x", 5), ("logits", 4)))
+    constants = {name: ir.val(name, const_value=ir.tensor(array, name=name)) for name, array in arrays.items()}
+    routed = make_node("Route", {"logits": logits}, RouteSpec(k=2, normalize=True))
+    inputs = {"x": x, "weights": routed.outputs[0], "experts": routed.outputs[1], **constants}
+    node = make_node("Experts", inputs, ExpertsSpec())
+    node.outputs[0].name = "y"
+    graph = ir.Graph([x, logits], [node.outputs[0]], nodes=[routed, node], initializers=list(constants.values()))
+    return ir.Model(graph, ir_version=10), arrays
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_moec_operators_run_in_a_graph(tokens: int) -> None:
+    model, arrays = moec_model()
+    model.opset_imports.update({"": 24})
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(tokens, 5)).astype(np.float32)
+    logits = generator.normal(size=(tokens, 4)).astype(np.float32)
+    outputs = run(model, {"x": x, "logits": logits})
+    expected = semantics.moe(RouteSpec(k=2, normalize=True), ExpertsSpec(), x, logits, None, **arrays)
+    np.testing.assert_array_equal(outputs["y"], expected)
+
+
+def test_a_cut_out_reads_weights_itself_and_takes_boundary_values() -> None:
+    model, arrays = moec_model()
+    node = model.graph[1]
+    x, weights, ids = node.inputs[:3]
+    feeds = {x: np.ones((2, 5)), weights: np.ones((2, 1)), ids: np.array([[3], [-1]], np.int32)}
+    (y,) = evaluate([node], feeds, node.outputs)
+    np.testing.assert_array_equal(
+        y, semantics.experts(ExpertsSpec(), feeds[x], feeds[weights], feeds[ids], arrays["up"], arrays["down"])
+    )
+
+
+def test_a_fed_weight_replaces_the_one_in_the_model() -> None:
+    model, arrays = moec_model()
+    node = model.graph[1]
+    x, weights, ids, _, down = node.inputs
+    feeds = {x: np.ones((1, 5)), weights: np.ones((1, 1)), ids: np.zeros((1, 1), np.int32), down: arrays["down"] * 0}
+    assert not evaluate([node], feeds, node.outputs)[0].any()
+
+
+def test_an_evaluator_runs_many_times() -> None:
+    model, _ = moec_model()
+    graph = model.graph
+    evaluator = Evaluator(list(graph), graph.inputs, graph.outputs, {"": 24})
+    for tokens in (3, 0, 1):
+        x, logits = np.ones((tokens, 5), np.float32), np.zeros((tokens, 4), np.float32)
+        assert evaluator.run({graph.inputs[0]: x, graph.inputs[1]: logits})[0].shape == (tokens, 5)
+
+
+def test_a_value_that_nothing_gives_is_named() -> None:
+    model, _ = moec_model()
+    node = model.graph[1]
+    with pytest.raises(ValueError, match=f"{node.inputs[1].name!r} is not constant"):
+        evaluate([node], {node.inputs[0]: np.ones((1, 5))}, node.outputs)
+
+
+def test_two_values_of_one_name_are_refused() -> None:
+    model = model_of("a = Relu (x)\n y = Neg (a)", "(float[T] x) => (y)")
+    model.graph[0].outputs[0].name = "x"
+    with pytest.raises(ValueError, match="two values are named 'x'"):
+        run(model, {"x": np.zeros(1, np.float32)})
+
+
+def test_bfloat16_models_run() -> None:
+    model = model_of("a = MatMul (x, x)\n y = Softmax (a)", "(bfloat16[2,2] x) => (y)")
+    assert run(model, {"x": np.eye(2, dtype=ml_dtypes.bfloat16)})["y"].dtype == ml_dtypes.bfloat16
+    assert run(model, {"x": np.eye(2, dtype=ml_dtypes.bfloat16)}, dtype=np.float64)["y"].dtype == np.float64

@@ -92,7 +92,8 @@ class _Writer:
         if old.shape is None or len(old.shape) != 2:
             shape = ir.node("Shape", [x], name=f"{self.name}.shape")
             (target,) = self.add(shape, ir.DataType.INT64, "shape")
-            (y,) = self.add(ir.node("Reshape", [y, target], name=f"{self.name}.restore"), old.dtype, "restored")
+            node = ir.node("Reshape", [y, target], {"allowzero": 1}, name=f"{self.name}.restore")
+            (y,) = self.add(node, old.dtype, "restored")
         y.shape = old.shape
         if old.is_graph_output():
             y.name, old.name = old.name, f"{self.name}.replaced"

@@ -6,13 +6,14 @@ import dataclasses
 
 import numpy as np
 
-from moec.ir.dialect import ExpertsSpec
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import TOLERANCE, Proposal, difference, driving_logits, judge, sample_rows
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
 from moec.passes.raising.weights import Arrangement
+
+MOST_ROUTINGS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,21 +27,21 @@ class Match:
 
 def find_match(block: Block, routings: list[Routing], arrangements: list[Arrangement]) -> Match:
     """The first proposal that passes the check. Raises NotUnderstoodError with the nearest miss."""
-    nearest = "the shapes of its weights fit no layout of experts"
-    for routing in routings[:3]:
-        proposals = _ranked(block, routing, arrangements)
-        for difference_seen, proposal in proposals[:2]:
-            if difference_seen > TOLERANCE:
-                nearest = _describe_miss(proposal, difference_seen)
-                break
+    rejected: list[str] = []
+    misses: list[tuple[float, Proposal]] = []
+    for routing in routings[:MOST_ROUTINGS]:
+        for found, proposal in _ranked(block, routing, arrangements)[:2]:
+            if found > TOLERANCE:
+                misses.append((found, proposal))
+                continue
             verdict = judge(block, proposal)
             if verdict.agrees:
                 return Match(proposal, verdict.difference, verdict.undefined)
-            nearest = (
-                f"the nearest proposal ({_describe(proposal.spec)}) differs by {verdict.difference:.1e} of the "
-                f"output on the trial '{verdict.worst_trial}'"
+            rejected.append(
+                f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "
+                f"'{verdict.worst_trial}'"
             )
-    raise NotUnderstoodError(nearest)
+    raise NotUnderstoodError(rejected[0] if rejected else _describe_nearest(misses))
 
 
 def _ranked(block: Block, routing: Routing, arrangements: list[Arrangement]) -> list[tuple[float, Proposal]]:
@@ -57,11 +58,14 @@ def _ranked(block: Block, routing: Routing, arrangements: list[Arrangement]) -> 
     return sorted(ranked, key=lambda pair: pair[0])
 
 
-def _describe(spec: ExpertsSpec) -> str:
-    return f"activation {spec.activation}, gate layout {spec.gate_layout}"
+def _describe(proposal: Proposal) -> str:
+    route, spec = proposal.routing.spec, proposal.spec
+    return f"router {route.score} top-{route.k}, activation {spec.activation}, gate layout {spec.gate_layout}"
 
 
-def _describe_miss(proposal: Proposal, seen: float) -> str:
-    amount = "without bound" if np.isinf(seen) else f"by {seen:.1e} of the output"
-    nearest = _describe(proposal.spec)
-    return f"what its experts compute is not recognised: the nearest candidate ({nearest}) differs {amount}"
+def _describe_nearest(misses: list[tuple[float, Proposal]]) -> str:
+    if not misses:
+        return "the shapes of its weights fit no layout of experts"
+    found, proposal = min(misses, key=lambda miss: miss[0])
+    amount = "without bound" if np.isinf(found) else f"by {found:.1e} of the output"
+    return f"what it computes is not recognised: the nearest candidate ({_describe(proposal)}) differs {amount}"

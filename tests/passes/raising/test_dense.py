@@ -1,0 +1,66 @@
+"""Dense experts: every expert on every token, and mostly-zero weights."""
+
+import numpy as np
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec, spec_of
+from moec.passes.base import Report
+
+
+def test_stacked_einsum(build, texts, normal, raise_and_compare):
+    route, experts = raise_and_compare(build(texts["dense"], up=normal(4, 6, 5), down=normal(4, 5, 6)))
+    assert spec_of(route, RouteSpec) == RouteSpec(k=2, normalize=True)
+    assert spec_of(experts, ExpertsSpec) == ExpertsSpec("relu", "none", up_transposed=True, down_transposed=True)
+
+
+def test_block_of_rank_three(build, texts, normal, raise_and_compare):
+    text = texts["dense"].replace("td,edf->tef", "btd,edf->btef").replace("tef,efd->ted", "btef,efd->bted")
+    text = text.replace("ted,te->td", "bted,bte->btd")
+    model = build(text, "B,T,6", up=normal(4, 6, 5), down=normal(4, 5, 6))
+    assert [node.op_type for node in raise_and_compare(model)] == ["Route", "Experts"]
+
+
+def test_residual_sum_stays_outside(build, texts, normal, raise_and_compare):
+    text = texts["dense"].replace("y = Einsum", "block = Einsum") + "y = Add (x, block)\n"
+    model = build(text, up=normal(4, 6, 5), down=normal(4, 5, 6))
+    assert len(raise_and_compare(model)) == 2
+    assert model.graph.outputs[0].producer().op_type == "Add"
+
+
+def test_sibling_with_soft_gate_is_not_taken_for_top_k(build, texts, normal, raise_and_compare):
+    text = texts["dense"].replace("(o, mixture)", "(o, scores)")
+    report = Report()
+    assert raise_and_compare(build(text, up=normal(4, 6, 5), down=normal(4, 5, 6)), report) == []
+
+
+def test_sibling_where_tokens_depend_on_each_other_stays(build, texts, normal, raise_and_compare):
+    text = (
+        texts["dense"]
+        .replace("(o, mixture)", "(o, kept)")
+        .replace(
+            "h = Einsum",
+            "used = Cast <to = 1> (is_used)\n"
+            "count = CumSum (used, token_axis)\n"
+            "fits = LessOrEqual (count, capacity)\n"
+            "fits_as_number = Cast <to = 1> (fits)\n"
+            "kept = Mul (mixture, fits_as_number)\n"
+            "h = Einsum",
+        )
+    )
+    text = text.replace("used = Cast", "is_used = Greater (mixture, nothing)\n used = Cast")
+    extra = {
+        "token_axis": np.array(0),
+        "capacity": np.array(100, np.float32),
+        "nothing": np.array(0, np.float32),
+    }
+    report = Report()
+    model = build(text, up=normal(4, 6, 5), down=normal(4, 5, 6), **extra)
+    assert raise_and_compare(model, report) == []
+    assert "all tokens to one expert" in report.remarks[0].message
+
+
+def test_sibling_that_samples_has_no_block(build, raise_and_compare):
+    text = "values, found = TopK <axis = -1> (x, k)\n p = Softmax (values)\n shape = Shape (x)\n"
+    text += "zeros = ConstantOfShape (shape)\n y = ScatterElements <axis = -1> (zeros, found, p)\n"
+    report = Report()
+    assert raise_and_compare(build(text), report, tokens=(1, 7)) == []
+    assert report.remarks == [], "a selection that has nothing to do with experts is not worth a remark"

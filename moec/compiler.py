@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -52,21 +51,23 @@ def compile(
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
     """
+    from moec.runtime.artifact import open_artifact
+    from moec.runtime.model import CompiledModel
+
     arguments = (target, passes, example_inputs, dynamic_shapes)
     options: dict[str, Any] = {"threads": threads, "verify_each": verify_each, "progress": progress}
     if output is not None:
         write(model, output, *arguments, **options)
-        return _load(output)
-    folder = tempfile.mkdtemp(prefix="moec-")
+        return CompiledModel(open_artifact(output, check_weights=False))  # it was written a moment ago
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="moec-"))
     try:
-        path = os.path.join(folder, "model.moec")
-        write(model, path, *arguments, **options)
-        compiled = _load(path)
+        write(model, folder / "model.moec", *arguments, **options)
+        artifact = open_artifact(folder / "model.moec", check_weights=False)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    weakref.finalize(compiled, shutil.rmtree, folder, ignore_errors=True)
-    return compiled
+    artifact.owns(folder)
+    return CompiledModel(artifact)
 
 
 def write(
@@ -91,9 +92,11 @@ def write(
     from moec.inspect.blocks import moe_blocks
     from moec.passes import pipeline
     from moec.passes.base import Report
+    from moec.runtime.machine import check_threads
     from moec.runtime.writer import Context, write_artifact
     from moec.sampling import input_limits
 
+    check_threads(threads)
     report, announce = Report(), progress or _silent
     pipeline_passes, chosen_target = pipeline.parse(passes), targets.get(target)
     announce("importing")
@@ -187,12 +190,6 @@ def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:
         (folder / f"{index:02d}-{stage.name}.onnxtxt").write_text(stage.text, encoding="utf-8")
     except OSError as error:
         raise MoecError(f"{folder}: the phases cannot be written: {error.strerror or error}") from error
-
-
-def _load(path: str | os.PathLike[str]) -> CompiledModel:
-    from moec.runtime.model import load
-
-    return load(path, check_weights=False)  # it was written a moment ago
 
 
 def _is_torch_module(model: Any) -> bool:

@@ -74,7 +74,11 @@ def test_temporary_artifact_goes_with_the_model(proto):
     model = moec.compile(proto, passes="O0")
     folder = pathlib.Path(model._artifact.folder)
     assert folder.is_dir()
+    kernels = model.kernels
     del model
+    gc.collect()
+    assert all(kernel.source(kernel.forms[0]) for kernel in kernels.values() if kernel.forms)
+    del kernels
     gc.collect()
     assert not folder.exists()
 

@@ -39,6 +39,10 @@ class Artifact:
     def __init__(self, folder: pathlib.Path, manifest: Manifest, where: str) -> None:
         self.folder, self.manifest, self.where = folder, manifest, where
 
+    def owns(self, folder: pathlib.Path) -> None:
+        """Remove ``folder`` once neither this artifact nor a model or kernel read from it is in use."""
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
     def path(self, name: str) -> pathlib.Path:
         """The path of a file that the manifest lists."""
         if name not in self.manifest.files:
@@ -156,7 +160,7 @@ def _unpack(path: pathlib.Path) -> Artifact:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     artifact = Artifact(folder, manifest, where)
-    weakref.finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
+    artifact.owns(folder)
     return artifact
 
 

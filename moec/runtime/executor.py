@@ -13,7 +13,7 @@ import numpy as np
 from moec.errors import InputError, MoecError
 from moec.runtime.inputs import check_inputs
 from moec.runtime.library import load_ffi, load_objects, use_threads
-from moec.runtime.machine import available_cores
+from moec.runtime.machine import check_threads
 from moec.runtime.manifest import TensorSpec
 from moec.runtime.tensors import from_runtime, to_runtime
 
@@ -40,7 +40,7 @@ class Executor:
         where: str = "program",
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self.threads = _checked_threads(threads)
+        self.threads = check_threads(threads)
         self._lock = threading.Lock()
         self._module = load_objects(objects, where)
         self._machine = self._module.get_function("vm_load_executable")()
@@ -99,15 +99,6 @@ class Executor:
             borrowed = address in input_addresses or address in self._weight_addresses
             outputs[spec.name] = array.copy() if borrowed else array
         return outputs
-
-
-def _checked_threads(threads: int | None) -> int:
-    available = len(available_cores())
-    if threads is None:
-        return available
-    if threads < 1:
-        raise MoecError(f"threads is {threads}; expected 1 or more (this process may use {available} cores)")
-    return min(threads, available)
 
 
 def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> MoecError:

@@ -6,6 +6,8 @@ import functools
 import os
 import re
 
+from moec.errors import MoecError
+
 CPU_INFORMATION = "/proc/cpuinfo"
 
 # LLVM's name of a feature -> Linux' name, where more differs than "_", "-" and "."
@@ -66,6 +68,18 @@ def available_cores() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def check_threads(threads: int | None) -> int:
+    """How many threads to run with: at most the available cores, which is also what None stands for.
+
+    Raises MoecError for fewer than one."""
+    available = len(available_cores())
+    if threads is None:
+        return available
+    if threads < 1:
+        raise MoecError(f"threads is {threads}; expected 1 or more (this process may use {available} cores)")
+    return min(threads, available)
 
 
 def _plain(name: str) -> str:

@@ -101,7 +101,8 @@ class Facts:
         """Values that everything computed from ``values`` passes through (post-dominators), nearest first."""
         reached = set(values)
         alive_until = max((self._last_data_use(value) for value in reached), default=-1)
-        start = min(self.order[node] for value in reached if (node := value.producer()) is not None)
+        producers = [node for value in reached if (node := value.producer()) is not None]
+        start = min((self.order[node] for node in producers), default=-1)
         for node, position in self.order.items():
             if position <= start or node.op_type == "Shape" or not any(value in reached for value in node.inputs):
                 continue

@@ -1,0 +1,80 @@
+"""The check that disposes rejects every proposal that is a little wrong."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moec.passes.raising.chains import find_chains
+from moec.passes.raising.check import difference, judge
+from moec.passes.raising.cut import cut_blocks, find_logits
+from moec.passes.raising.facts import Facts
+from moec.passes.raising.router import propose_routings
+from moec.passes.raising.search import find_match
+from moec.passes.raising.weights import ExpertTensor, arrangements
+
+
+@pytest.fixture
+def matched(build, texts, normal):
+    """A block and the proposal that agrees with it."""
+    model = build(texts["batched"], up=normal(4, 10, 6), down=normal(4, 6, 5))
+    facts = Facts(model.graph)
+    anchor = next(node for node in model.graph if node.op_type == "TopK")
+    block = next(cut_blocks(facts, anchor, find_logits(facts, anchor)[0]))
+    found = list(arrangements(facts, find_chains(block), block.E, block.d))
+    return block, find_match(block, propose_routings(block), found).proposal
+
+
+def test_right_proposal_agrees(matched):
+    block, proposal = matched
+    verdict = judge(block, proposal)
+    assert verdict.agrees and verdict.difference < 1e-9 and not verdict.undefined
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "gelu"},
+        {"gate_layout": "up_gate"},
+        {"gate_layout": "interleaved"},
+        {"alpha": 1.01},
+        {"limit": 7.0},
+        {"up_offset": 1e-3},
+        {"weight_on_input": True},
+    ],
+)
+def test_changed_experts_are_rejected(matched, change):
+    block, proposal = matched
+    assert not judge(block, dataclasses.replace(proposal, spec=dataclasses.replace(proposal.spec, **change))).agrees
+
+
+@pytest.mark.parametrize(
+    "change", [{"normalize": False}, {"k": 1}, {"score": "sigmoid"}, {"scale": 1.001}, {"capacity": 3}]
+)
+def test_changed_router_is_rejected(matched, change):
+    block, proposal = matched
+    routing = dataclasses.replace(proposal.routing, spec=dataclasses.replace(proposal.routing.spec, **change))
+    assert not judge(block, dataclasses.replace(proposal, routing=routing)).agrees
+
+
+@pytest.mark.parametrize("expert", range(4))
+def test_one_wrong_weight_of_any_expert_is_rejected(matched, expert):
+    block, proposal = matched
+
+    class Altered(ExpertTensor):
+        def array(self):
+            array = super().array().copy()
+            array[expert, 0] *= 1.01
+            return array
+
+    down = proposal.tensors["down"]
+    altered = Altered(down.facts, down.parts, down.shape, down.expert_axis)
+    assert not judge(block, dataclasses.replace(proposal, tensors={**proposal.tensors, "down": altered})).agrees
+
+
+def test_difference_counts_rows_by_their_own_magnitude():
+    want = np.array([[1e6, 1.0], [1.0, 1.0]])
+    got = np.array([[1e6, 1.1], [1.0, 1.1]])
+    assert difference(got, want) == pytest.approx(0.1)
+    assert difference(np.array([[np.nan]]), np.array([[1.0]])) == np.inf
+    assert difference(np.zeros((0, 2)), np.zeros((0, 2))) == 0

@@ -1,0 +1,60 @@
+"""Routers are identified by what they compute, however they are written."""
+
+import numpy as np
+import pytest
+
+from moec.ir.dialect import RouteSpec, spec_of
+
+SPELLINGS = {
+    "softmax over the selected": (
+        "top, chosen = TopK <axis = -1> (logits, k)\n w = Softmax <axis = -1> (top)\n",
+        {RouteSpec(k=2, normalize=True), RouteSpec(k=2, score="softmax_topk")},
+    ),
+    "softmax as it is": (
+        "scores = Softmax <axis = -1> (logits)\n w, chosen = TopK <axis = -1> (scores, k)\n",
+        {RouteSpec(k=2)},
+    ),
+    "softmax spelled out": (
+        "e = Exp (logits)\n t = ReduceSum <keepdims = 1> (e, minus_one)\n scores = Div (e, t)\n"
+        "w, chosen = TopK <axis = -1> (scores, k)\n",
+        {RouteSpec(k=2)},
+    ),
+    "sigmoid with a bias on the choice": (
+        "sig = Sigmoid (logits)\n c = Add (sig, bias)\n unused, chosen = TopK <axis = -1> (c, k)\n"
+        "picked = GatherElements <axis = -1> (sig, chosen)\n total = ReduceSum <keepdims = 1> (picked, minus_one)\n"
+        "safe = Add (total, epsilon)\n share = Div (picked, safe)\n w = Mul (share, factor)\n",
+        {RouteSpec(k=2, score="sigmoid", normalize=True, scale=2.5)},
+    ),
+    "softplus": (
+        "plus = Softplus (logits)\n q = Sqrt (plus)\n w, chosen = TopK <axis = -1> (q, k)\n",
+        {RouteSpec(k=2, score="sqrt_softplus")},
+    ),
+}
+EXTRA = {"epsilon": np.array(1e-20, np.float32), "factor": np.array(2.5, np.float32)}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_router(build, texts, normal, raise_and_compare, spelling):
+    router, allowed = SPELLINGS[spelling]
+    body = texts["batched"].removeprefix(texts["router"])
+    text = "logits = MatMul (x, router)\n" + router + body
+    route, _ = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), **EXTRA))
+    assert spec_of(route, RouteSpec) in allowed
+    assert (len(route.inputs) == 2) == ("bias" in spelling)
+
+
+def test_argmax_is_a_top_one(build, texts, normal, raise_and_compare):
+    text = texts["dense"].removeprefix(texts["router"])
+    router = (
+        "logits = MatMul (x, router)\n scores = Softmax <axis = -1> (logits)\n"
+        "w = ReduceMax <keepdims = 1> (scores, minus_one)\n chosen = ArgMax <axis = -1, keepdims = 1> (scores)\n"
+    )
+    route, _ = raise_and_compare(build(router + text, up=normal(4, 6, 5), down=normal(4, 5, 6)))
+    assert spec_of(route, RouteSpec) == RouteSpec(k=1)
+
+
+def test_router_of_several_layers_ends_before_its_last_product(build, texts, normal, raise_and_compare):
+    text = texts["batched"].replace("MatMul (x, router)", "MatMul (hidden, router)")
+    text = "before = MatMul (x, square)\n hidden = Tanh (before)\n" + text
+    route, _ = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), square=normal(6, 6)))
+    assert route.inputs[0].name == "logits"

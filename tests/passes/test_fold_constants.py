@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.text import parse_model
+from moec.passes.base import Report
+from moec.passes.fold_constants import FoldConstants
+
+HEADER = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
+
+
+def test_a_computation_of_constants_becomes_one(rewrite, operators):
+    text = "(float[T] x) => (float[T] y) <float two = {2}, float three = {3}> { s = Mul (two, three) y = Add (x, s) }"
+    model = rewrite(text, "fold-constants", {"x": np.ones(3, np.float32)})
+    assert operators(model) == ["Add"]
+    assert model.graph.initializers["s"].const_value.numpy() == 6
+
+
+def test_several_outputs_are_folded(rewrite, operators):
+    text = """(float[T] x) => (float[T] y) <float[2] pair = {2, 3}> {
+        a, b = Split <num_outputs = 2> (pair) s = Mul (a, b) y = Add (x, s) }"""
+    assert operators(rewrite(text, "fold-constants", {"x": np.ones(3, np.float32)})) == ["Add"]
+
+
+def test_what_depends_on_an_input_is_not_folded(rewrite, operators):
+    text = "(float[T] x) => (float[T] y) <float two = {2}> { s = Mul (x, two) y = Add (s, two) }"
+    assert operators(rewrite(text, "fold-constants", {"x": np.ones(3, np.float32)})) == ["Mul", "Add"]
+
+
+def test_random_operators_and_quantisation_stay(rewrite, operators):
+    text = """(float[T] x) => (float[T] y) <int8[1] q = {3}, float scale = {0.5}, float[1] like = {0}> {
+        w = DequantizeLinear (q, scale) r = RandomNormalLike (like) s = Add (w, r) y = Add (x, s) }"""
+    assert operators(rewrite(text, "fold-constants")) == ["DequantizeLinear", "RandomNormalLike", "Add", "Add"]
+
+
+def test_a_small_constant_does_not_grow_into_a_large_one(rewrite, operators):
+    text = """(float[T] x) => (float[A,B] y) <int64[2] shape = {1000, 1000}, float[1] one = {1}> {
+        big = Expand (one, shape) zeros = ConstantOfShape (shape) s = Add (big, zeros) y = Add (x, s) }"""
+    assert operators(rewrite(text, "fold-constants")) == ["Expand", "ConstantOfShape", "Add", "Add"]
+
+
+def test_a_large_weight_is_transposed_when_it_is_read():
+    model = parse_model(HEADER + "(float[T,20] x, float[30,20] w) => (float[T,30] y) "
+                        "{ t = Transpose <perm = [1,0]> (w) y = MatMul (x, t) }")  # fmt: skip
+    reads = []
+    weight = np.arange(600, dtype=np.float32).reshape(30, 20)
+
+    def read() -> ir.TensorProtocol:
+        reads.append(1)
+        return ir.tensor(weight)
+
+    value = model.graph.inputs.pop(1)
+    value.const_value = ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape([30, 20]), name="w")
+    model.graph.register_initializer(value)
+    assert FoldConstants(limit=100).apply(model, Report())
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    assert not reads
+    np.testing.assert_array_equal(model.graph.initializers["t"].const_value.numpy(), weight.T)

@@ -107,8 +107,8 @@ def _check_typed_data(tensor: onnx.TensorProto, place: str) -> None:
     expected = _elements_of(tensor)
     if tensor.data_type in _COMPLEX:
         expected *= 2
-    elif tensor.data_type != onnx.TensorProto.STRING and ir.DataType(tensor.data_type).bitwidth < 8:
-        expected = _bytes_of(tensor, place)
+    elif tensor.data_type != onnx.TensorProto.STRING:
+        expected = min(expected, _bytes_of(tensor, place))
     if found != expected:
         raise MoecError(
             f"{place} holds {found} values, expected {expected} for its shape {list(tensor.dims)}; the file is "

@@ -31,13 +31,15 @@ def test_a_reshape_to_the_size_of_an_example(rewrite, target, refused):
 
 
 def test_a_split_into_the_sizes_of_an_example(rewrite):
-    text = "(float[T,8] x) => (float[A,8] y, float[B,8] z) <int64[2] parts = {3, 2}> { y, z = Split <axis = 0> (x, parts) }"
+    text = """(float[T,8] x) => (float[A,8] y, float[B,8] z) <int64[2] parts = {3, 2}> {
+        y, z = Split <axis = 0> (x, parts) }"""
     with pytest.raises(MoecError, match=r"node y: Split cuts an axis of T elements"):
         warnings(rewrite, text)
 
 
 def test_a_split_of_an_axis_of_known_size_is_fine(rewrite):
-    text = "(float[T,5] x) => (float[T,3] y, float[T,2] z) <int64[2] parts = {3, 2}> { y, z = Split <axis = 1> (x, parts) }"
+    text = """(float[T,5] x) => (float[T,3] y, float[T,2] z) <int64[2] parts = {3, 2}> {
+        y, z = Split <axis = 1> (x, parts) }"""
     assert warnings(rewrite, text) == []
 
 

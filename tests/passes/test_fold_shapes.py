@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-CASES = [{"x": np.arange(b * s * 8, dtype=np.float32).reshape(b, s, 8)} for b, s in ((2, 3), (1, 1), (1, 7), (0, 3), (2, 0))]  # fmt: skip
+SIZES_TRIED = ((2, 3), (1, 1), (1, 7), (0, 3), (2, 0))
+CASES = [{"x": np.arange(b * s * 8, dtype=np.float32).reshape(b, s, 8)} for b, s in SIZES_TRIED]
 SIGNATURE = "(float[batch,seq,8] x) => (float[A,B,C,D] y)"
 PASSES = "fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
 SIZES = "int64 zero = {0}, int64 one = {1}, int64[1] axis = {0}, int64[1] two = {2}, int64[1] four = {4}"

@@ -33,12 +33,12 @@ def test_a_no_op_disappears(rewrite, operators, constants, body):
     "constants, body, kept",
     [
         ("", "b = Cast <to = 10> (r) a = Cast <to = 1> (b)", ["Cast", "Cast"]),
-        ("int64[1] s = {1}, int64[1] e = {9223372036854775807}, int64[1] axes = {1}", "a = Slice (r, s, e, axes)", ["Slice"]),
+        ("int64[1] s = {1}, int64[1] e = {9}, int64[1] axes = {1}", "a = Slice (r, s, e, axes)", ["Slice"]),
         ("int64[1] s = {0}, int64[1] e = {3}, int64[1] axes = {0}", "a = Slice (r, s, e, axes)", ["Slice"]),
         ("", "a = Transpose <perm = [0,2,1]> (r)", ["Transpose"]),
         ("int64[1] i = {1}, int64[1] j = {0}", "b = Unsqueeze (r, i) a = Unsqueeze (b, j)", ["Unsqueeze", "Unsqueeze"]),
         ("int64[4] more = {1, 1, 1, 1}", "a = Expand (r, more)", ["Expand"]),
-        ("int64[2] p = {-1, 4}, int64[3] q = {0, 2, 2}", "b = Reshape (r, p) a = Reshape (b, q)", ["Reshape", "Reshape"]),
+        ("int64[2] p = {-1, 4}, int64[3] q = {0, 2, 2}", "b = Reshape (r, p) a = Reshape (b, q)", ["Reshape"] * 2),
     ],
 )  # fmt: skip
 def test_what_does_something_stays(rewrite, operators, constants, body, kept):

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from moec.errors import MoecError, UnsupportedError
+from moec.frontend.onnx import import_model
+from moec.frontend.opset import OPSET
+from moec.ir import interpreter
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def model_of(nodes, *, opset=17, initializers=(), functions=(), inputs=(("x", [None, 3]),), ir_version=10, imports=()):
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        list(initializers),
+    )
+    opsets = [helper.make_opsetid("", opset), *imports]
+    return helper.make_model(graph, opset_imports=opsets, functions=list(functions), ir_version=ir_version)
+
+
+def relu(**options):
+    return model_of([helper.make_node("Relu", ["x"], ["y"], name="the_node")], **options)
+
+
+def external(folder, *, location="weights.bin", offset="0", length="24", size=24, shape=(2, 3)):
+    """A model that adds an external tensor of 24 bytes; its data file is written when ``location`` is a plain name."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=value)
+    if size is not None:
+        (folder / "weights.bin").write_bytes(X.tobytes()[:size])
+    path = folder / "model.onnx"
+    path.write_bytes(model_of([helper.make_node("Add", ["x", "w"], ["y"])], initializers=[tensor]).SerializeToString())
+    return path
+
+
+def refuse(source, message, kind=MoecError):
+    with pytest.raises(kind, match=message) as caught:
+        import_model(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17, 20, 23, OPSET])
+def test_every_opset_becomes_the_working_opset(opset):
+    node = helper.make_node("Softmax", ["x"], ["y"], axis=1)
+    model = import_model(model_of([node], opset=opset))
+    assert model.graph.opset_imports[""] == OPSET
+    found = interpreter.run(model, {"x": X})["y"]
+    np.testing.assert_allclose(found, np.exp(X) / np.exp(X).sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_an_opset_with_other_meaning_is_really_converted():
+    """Before opset 13 Squeeze took its axes as an attribute, and Softmax flattened the trailing axes."""
+    nodes = [helper.make_node("Unsqueeze", ["x"], ["u"], axes=[0]), helper.make_node("Softmax", ["u"], ["y"], axis=1)]
+    found = interpreter.run(import_model(model_of(nodes, opset=11)), {"x": X})["y"]
+    np.testing.assert_allclose(found, (np.exp(X) / np.exp(X).sum())[None], rtol=1e-5)
+
+
+def test_path_message_and_ir_are_accepted_and_not_changed(tmp_path):
+    proto = relu()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    graph = ir.from_proto(proto)
+    for source in (path, str(path), proto, graph):
+        assert [node.op_type for node in import_model(source).graph] == ["Relu"]
+    assert graph.graph.opset_imports[""] == 17 and proto == relu()
+
+
+def test_functions_are_inlined_and_constants_become_initializers():
+    body = [
+        helper.make_node("Constant", [], ["two"], value_float=2.0),
+        helper.make_node("Mul", ["a", "two"], ["b"]),
+    ]
+    function = helper.make_function("local", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    node = helper.make_node("Twice", ["x"], ["y"], domain="local")
+    model = import_model(model_of([node], functions=[function], imports=[helper.make_opsetid("local", 1)]))
+    assert [one.op_type for one in model.graph] == ["Mul"]
+    assert not model.functions and "local" not in model.graph.opset_imports
+    np.testing.assert_array_equal(interpreter.run(model, {"x": X})["y"], 2 * X)
+
+
+def test_an_initializer_that_is_an_input_too_is_a_constant():
+    weight = numpy_helper.from_array(X[0], "w")
+    proto = model_of(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        opset=11, initializers=[weight], inputs=(("x", [None, 3]), ("w", [3])), ir_version=3,
+    )  # fmt: skip
+    assert [value.name for value in import_model(proto).graph.inputs] == ["x"]
+
+
+def test_weights_stay_in_their_file(tmp_path):
+    rows = 1 << 30  # 4 GiB, as a file without blocks: reading it would be noticed
+    path = external(tmp_path, length=str(rows * 4), size=None, shape=(rows,))
+    with open(tmp_path / "weights.bin", "wb") as file:
+        file.truncate(rows * 4)
+    weight = import_model(path).graph.initializers["w"].const_value
+    assert isinstance(weight, ir.ExternalTensor)
+    assert weight.raw is None
+
+
+def test_a_small_external_weight_has_its_values(tmp_path):
+    model = import_model(external(tmp_path))
+    np.testing.assert_array_equal(interpreter.run(model, {"x": X})["y"], 2 * X)
+
+
+def test_onnxruntimes_layer_normalisation_in_the_onnx_domain():
+    scale = numpy_helper.from_array(np.ones(3, np.float32), "scale")
+    node = helper.make_node("SimplifiedLayerNormalization", ["x", "scale"], ["y"], epsilon=1e-5)
+    (found,) = import_model(model_of([node], initializers=[scale])).graph
+    assert (found.domain, found.op_type, len(found.outputs)) == ("", "RMSNormalization", 1)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_branch_is_resolved_when_its_condition_is_constant(constant):
+    def branch(op_type):
+        output = helper.make_tensor_value_info(f"{op_type}_out", TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(op_type, ["x"], [f"{op_type}_out"])], op_type, [], [output])
+
+    condition = numpy_helper.from_array(np.array(True), "condition")
+    nodes = [
+        helper.make_node("If", ["condition"], ["y"], "fork", then_branch=branch("Relu"), else_branch=branch("Neg"))
+    ]
+    if constant:
+        model = import_model(model_of(nodes, initializers=[condition]))
+        np.testing.assert_array_equal(interpreter.run(model, {"x": -X})["y"], np.maximum(-X, 0))
+        return
+    proto = model_of(nodes)
+    proto.graph.input.append(helper.make_tensor_value_info("condition", TensorProto.BOOL, []))
+    refuse(proto, r"node 'fork': If \(opset 17\) is control flow", UnsupportedError)
+
+
+def test_files_that_are_no_models(tmp_path):
+    good = external(tmp_path).read_bytes()
+    refuse(tmp_path / "absent.onnx", "no such file")
+    refuse(tmp_path, "is a directory")
+    for name, content, message in (
+        ("empty", b"", "the file is empty"),
+        ("truncated", good[: len(good) // 2], "truncated"),
+        ("text", b"this is not a model\n" * 9, "another kind of file"),
+        ("zip", b"PK\x03\x04" + bytes(64), "another kind of file"),
+        ("zeros", bytes(100), "another kind of file"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        refuse(path, message)
+    refuse(42, "cannot import a int")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": None}, "is missing in"),
+        ({"location": "../weights.bin"}, "outside the model's folder"),
+        ({"location": "sub/../../weights.bin"}, "outside the model's folder"),
+        ({"location": "/etc/passwd"}, "outside the model's folder"),
+        ({"location": ""}, "outside the model's folder"),
+        ({"size": 20}, "lies at bytes 0 to 24 of 'weights.bin', but that file has 20"),
+        ({"offset": "4"}, "lies at bytes 4 to 28"),
+        ({"offset": "-4"}, "the offset of its external data is '-4'"),
+        ({"length": "many"}, "the length of its external data is 'many'"),
+        ({"length": "20"}, "has 20 bytes in 'weights.bin', expected 24"),
+        ({"shape": (2, 4)}, r"expected 32 for its shape \[2, 4\]"),
+        ({"shape": (2, -3)}, "has the negative size -3"),
+    ],
+)
+def test_external_data_is_checked_before_it_is_read(tmp_path, options, message):
+    refuse(external(tmp_path, **options), f"tensor 'w'.*{message}")
+
+
+def test_links_do_not_lead_out_of_the_folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = external(folder)
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(24))
+    (folder / "weights.bin").unlink()
+    (folder / "weights.bin").symlink_to(secret)
+    refuse(path, "tensor 'w'.*outside the model's folder")
+    (folder / "weights.bin").unlink()
+    os.link(secret, folder / "weights.bin")
+    refuse(path, "tensor 'w'.*hard link")
+
+
+def test_a_model_in_memory_has_no_folder(tmp_path):
+    proto = onnx.load(external(tmp_path), load_external_data=False)
+    refuse(proto, "a model given in memory has no folder")
+
+
+def test_tensors_whose_data_and_shape_disagree():
+    weight = numpy_helper.from_array(X, "w")
+    weight.dims[0] = 3
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    refuse(model_of(nodes, initializers=[weight]), "tensor 'w' holds 24 bytes, expected 36")
+    typed = helper.make_tensor("w", TensorProto.FLOAT, [2], [1, 2])
+    typed.dims[0] = 4
+    refuse(model_of(nodes, initializers=[typed]), "tensor 'w' holds 2 values, expected 4")
+    typed.data_type = 999
+    refuse(model_of(nodes, initializers=[typed]), "element type 999")
+
+
+@pytest.mark.parametrize(
+    "proto, message",
+    [
+        (relu(opset=10), "opset 10 is too old, expected 11 to 24"),
+        (relu(opset=OPSET + 1), "opset 25 is newer than moec knows"),
+        (model_of([helper.make_node("Rleu", ["x"], ["y"], "n")]), "node 'n': Rleu is not an operator of ONNX opset 17"),
+        (
+            model_of([helper.make_node("F", ["x"], ["y"], "n", domain="own")], imports=[helper.make_opsetid("own", 2)]),
+            r"node 'n': own.F \(opset 2\) is of an unknown domain",
+        ),
+        (
+            model_of([helper.make_node("Adam", ["x"], ["y"], "n", domain="ai.onnx.preview.training")]),
+            "node 'n': ai.onnx.preview.training.Adam .* is for training",
+        ),
+        (
+            model_of([helper.make_node("SequenceConstruct", ["x"], ["y"], "n")]),
+            "node 'n': SequenceConstruct .* works on sequences",
+        ),
+        (
+            model_of([helper.make_node("Rout", ["x"], ["y"], "n", domain="moec")]),
+            "node 'n': moec.Rout .* is unknown, expected one of Route",
+        ),
+    ],
+)
+def test_what_is_not_supported_names_node_operator_and_opset(proto, message):
+    refuse(proto, message, UnsupportedError)
+
+
+def test_strings_and_sequences_as_inputs():
+    proto = relu()
+    proto.graph.input.append(helper.make_tensor_value_info("names", TensorProto.STRING, [None]))
+    refuse(proto, "input 'names' holds strings", UnsupportedError)
+    proto = relu()
+    proto.graph.input.append(helper.make_tensor_sequence_value_info("many", TensorProto.FLOAT, None))
+    refuse(proto, "input 'many' is a SequenceType", UnsupportedError)
+
+
+def test_an_inconsistent_graph():
+    refuse(model_of([helper.make_node("Relu", ["absent"], ["y"], "n")]), "absent")

@@ -23,6 +23,8 @@ from tvm import relax, s_tir, te, tirx
 
 from moec.errors import UnsupportedError
 
+OPAQUE = 8
+"""Relax's operator pattern of a kernel that is never fused."""
 INLINE_ELEMENTS = 16
 """Constants up to this size stand in the function itself; larger ones are weights."""
 
@@ -276,9 +278,18 @@ class Lowering:
         return self._builder.emit(expression, name_hint=_identifier(name) if name else "")
 
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
-        """The tensor with another expression for its shape; checked when the program runs."""
+        """A copy of the tensor with another expression for its shape, checked when the program runs.
+
+        The check is the one that every kernel makes of its arguments. (Relax's match_cast cannot be used: passes after
+        it recurse without end where a size that is already bound is matched with an expression of itself.)
+        """
         sizes = [self.sizes.expression(size) for size in shape]
-        return self._builder.match_cast(tensor, relax.TensorType(sizes, tensor.ty.dtype))
+        dtype = str(tensor.ty.dtype)
+        source = te.placeholder(sizes, dtype, name="source")
+        copy = te.compute(sizes, lambda *indices: source(*indices), name="checked")
+        kernel, extra = _prim_func([source], [copy])
+        symbol = self._builder.add_func(kernel.with_attr("op_pattern", OPAQUE), "checked_shape")
+        return self.emit(relax.call_tir(symbol, [self.emit(tensor), *extra], relax.TensorType(sizes, dtype)))
 
     def materialise(self, known: Known, name: str = "known") -> relax.Var:
         """A known value as a tensor: a constant, or a kernel that writes the symbolic elements."""
@@ -352,7 +363,7 @@ class Lowering:
         return self._unpack(call, len(types), name)
 
     def _add_finished_kernel(self, kernel: tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
-        kernel = kernel.without_attr("global_symbol").with_attrs({"tirx.is_scheduled": True, "op_pattern": 8})
+        kernel = kernel.without_attr("global_symbol").with_attrs({"tirx.is_scheduled": True, "op_pattern": OPAQUE})
         return self._builder.add_func(kernel, _identifier(name))
 
     def _unpack(self, call: relax.Expr, count: int, name: str) -> list[relax.Var]:
@@ -373,9 +384,12 @@ def _prim_func(inputs: list[te.Tensor], outputs: list[te.Tensor]) -> tuple[tirx.
             used.update(tirx.analysis.undefined_vars(size))
     used = {variable for variable in used if tvm.ir.is_prim_var(variable)}
     extra = sorted(used - bound, key=lambda variable: variable.name)
-    return (
-        te.create_prim_func([*inputs, *extra, *outputs], "int64").without_attr("global_symbol") if extra else kernel
-    ), extra
+    if extra:
+        # FuseTIR cannot merge kernels that take sizes as arguments of their own.
+        kernel = te.create_prim_func([*inputs, *extra, *outputs], "int64").without_attr("global_symbol")
+        kernel = kernel.with_attr("op_pattern", OPAQUE)
+    # Kernels with variables of their own: FuseTIR maps them to sizes of the caller, and must not map one to itself.
+    return s_tir.renew_defs(kernel), extra
 
 
 def _loop_variables(body: tirx.Stmt) -> set[tirx.Var]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moec.ir import semantics
-from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.ir.dialect import Activation, ExpertsSpec, GateLayout, RouteSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -93,8 +93,14 @@ def skip_layer_normalization(
     return (*_normalize(total, gamma, beta, epsilon, -1, centred=True), total)
 
 
-_MOE_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "silu": "silu", "identity": "identity", "swiglu": "silu"}
-_SWIGLU_LAYOUTS = {0: "separate", 1: "interleaved", 2: "gate_up"}
+_MOE_ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "gelu": "gelu_tanh",
+    "silu": "silu",
+    "identity": "identity",
+    "swiglu": "silu",
+}
+_SWIGLU_LAYOUTS: dict[int, GateLayout] = {0: "separate", 1: "interleaved", 2: "gate_up"}
 
 
 def _moe_experts_spec(
@@ -105,13 +111,13 @@ def _moe_experts_spec(
         raise ValueError(f"com.microsoft.MoE: activation {activation_type!r} is none of {sorted(_MOE_ACTIVATIONS)}")
     activation = _MOE_ACTIVATIONS[activation_type]
     if activation_type != "swiglu":
-        return ExpertsSpec(activation, "separate" if has_fc3 else "none")  # type: ignore[arg-type]
+        return ExpertsSpec(activation, "separate" if has_fc3 else "none")
     layout = _SWIGLU_LAYOUTS[fusion]
     if (layout == "separate") != has_fc3:
         raise ValueError(
             f"com.microsoft.MoE: swiglu_fusion={fusion} does not fit fc3 being {'there' if has_fc3 else 'absent'}"
         )
-    return ExpertsSpec("silu", layout, alpha=alpha, up_offset=beta, limit=max(limit or 0.0, 0.0))  # type: ignore[arg-type]
+    return ExpertsSpec("silu", layout, alpha=alpha, up_offset=beta, limit=max(limit or 0.0, 0.0))
 
 
 def moe(
@@ -149,4 +155,4 @@ def moe(
     inputs = {"up": fc1, "up_bias": fc1_bias, "down": fc2, "down_bias": fc2_bias}
     if spec.gate_layout == "separate":
         inputs |= {"gate": fc1, "gate_bias": fc1_bias, "up": fc3, "up_bias": fc3_bias}
-    return semantics.moe(route_spec, spec, rows, logits, None, **inputs).reshape(x.shape)  # type: ignore[arg-type]
+    return semantics.moe(route_spec, spec, rows, logits, None, **inputs).reshape(x.shape)

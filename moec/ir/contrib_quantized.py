@@ -87,10 +87,9 @@ def qmoe(
     if any(other is not None for other in others):
         raise NotImplementedError("com.microsoft.QMoE: zero points and separate router weights are not supported")
 
-    def weights(packed: Array | None, scales: Array | None) -> Array | None:
-        if packed is None or scales is None:
-            return None
+    def weights(packed: Array, scales: Array) -> Array:
         return dequantize(packed, scales.reshape(*packed.shape[:2], -1), expert_weight_bits)
 
-    dense = [weights(fc1, fc1_scales), fc1_bias, weights(fc2, fc2_scales), fc2_bias, weights(fc3, fc3_scales), fc3_bias]
-    return contrib.moe(x, logits, *dense, normalize_routing_weights=1, **attributes)  # type: ignore[arg-type]
+    up = None if fc3 is None or fc3_scales is None else weights(fc3, fc3_scales)
+    dense = (weights(fc1, fc1_scales), fc1_bias, weights(fc2, fc2_scales), fc2_bias, up, fc3_bias)
+    return contrib.moe(x, logits, *dense, normalize_routing_weights=1, **attributes)

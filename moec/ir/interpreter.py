@@ -75,7 +75,7 @@ class Evaluator:
         for value in self._inputs:
             arrays[_name(value)] = self._widen(np.asarray(feeds[value]))
         with np.errstate(all="ignore"):
-            return self._evaluator.run([_name(value) for value in self._outputs], arrays)  # type: ignore[return-value]
+            return list(self._evaluator.run([_name(value) for value in self._outputs], arrays))
 
     def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array]:
         """All values from outside that are not fed, by name."""

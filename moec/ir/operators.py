@@ -85,17 +85,17 @@ def top_k(x: Array, k: Array, *, axis: int = -1, largest: int = 1, sorted: int =
     else:  # a stable descending order: sort the reversed array ascending, then read both backwards
         size = x.shape[axis]
         order = size - 1 - np.flip(np.argsort(np.flip(keys, axis), axis=axis, kind="stable"), axis)
-    ids = np.take(order, np.arange(int(np.asarray(k).item())), axis=axis)
+    ids = np.take(order, np.arange(int(k.item())), axis=axis)
     return np.take_along_axis(x, ids, axis=axis), ids.astype(np.int64)
 
 
 def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> Array:
     """``values[1]`` at the index, ``values[0]`` elsewhere; indices outside [-depth, depth) select nothing."""
-    depth = int(np.asarray(depth).item())
-    wrapped = np.expand_dims(np.where(indices < 0, indices + depth, indices), axis)
+    size = int(depth.item())
+    wrapped = np.expand_dims(np.where(indices < 0, indices + size, indices), axis)
     shape = [1] * wrapped.ndim
-    shape[axis] = depth
-    return np.where(wrapped == np.arange(depth).reshape(shape), values[1], values[0])
+    shape[axis] = size
+    return np.where(wrapped == np.arange(size).reshape(shape), values[1], values[0])
 
 
 def gelu(x: Array, *, approximate: str = "none") -> Array:

@@ -161,9 +161,8 @@ def _float_routing(node: ir.Node) -> str | None:
 @_rule("dtype", "Experts", "MoE", "GroupedMatMul")
 def _dtypes(node: ir.Node) -> str | None:
     names = ("x", "weights", "bias") if node.op_type == "GroupedMatMul" else ("x", *dialect.EXPERT_WEIGHTS)
-    inputs = dialect.inputs_of(node)
-    types = {name: inputs[name].dtype for name in names if inputs[name] is not None}  # type: ignore[union-attr]
-    known = {name: dtype for name, dtype in types.items() if dtype is not None}
+    inputs = {name: value for name, value in dialect.inputs_of(node).items() if name in names and value is not None}
+    known = {name: value.dtype for name, value in inputs.items() if value.dtype is not None}
     if len(set(known.values())) <= 1:
         return None
     return "types differ: " + ", ".join(f"{name} is {dtype}" for name, dtype in known.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -18,13 +18,17 @@ from moec.ir import dialect
 
 Type = onnx.TypeProto
 Dimension = onnx.TensorShapeProto.Dimension
-Inference = Callable[[list["Type | None"], dict[str, Any]], list["Type | None"]]
+Inference = Callable[[Sequence["Type | None"], dict[str, Any]], list["Type | None"]]
 """From the types of the inputs (None where unknown or absent) and the attributes to the types of the outputs."""
 
 
-def _tensor(element_type: int, dimensions: list[Dimension]) -> Type:
+def _tensor(element_type_of: Type | int | None, dimensions: list[Dimension]) -> Type | None:
+    if element_type_of is None:
+        return None
     result = Type()
-    result.tensor_type.elem_type = element_type
+    if isinstance(element_type_of, Type):
+        element_type_of = element_type_of.tensor_type.elem_type
+    result.tensor_type.elem_type = element_type_of
     result.tensor_type.shape.dim.extend(dimensions)
     return result
 
@@ -41,35 +45,35 @@ def _dimensions(kind: Type | None, rank: int | None = None) -> list[Dimension] |
     return dimensions if rank is None or len(dimensions) == rank else None
 
 
-def _like_first(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+def _like_first(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
     return [inputs[0]]
 
 
-def _residual(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+def _residual(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
     return [inputs[0], None, None, inputs[0]]
 
 
-def _route(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+def _route(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
     logits = _dimensions(inputs[0], 2)
     if logits is None or "k" not in attributes:
         return []
     pairs = [logits[0], _size(attributes["k"])]
-    return [_tensor(inputs[0].tensor_type.elem_type, pairs), _tensor(onnx.TensorProto.INT32, pairs)]  # type: ignore[union-attr]
+    return [_tensor(inputs[0], pairs), _tensor(onnx.TensorProto.INT32, pairs)]
 
 
-def _grouped_matmul(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+def _grouped_matmul(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
     x, weights, experts = _dimensions(inputs[0], 2), _dimensions(inputs[1], 3), _dimensions(inputs[2], 2)
     if x is None or weights is None or experts is None:
         return []
-    return [_tensor(inputs[0].tensor_type.elem_type, [*experts, weights[2]])]  # type: ignore[union-attr]
+    return [_tensor(inputs[0], [*experts, weights[2]])]
 
 
-def _matmul_n_bits(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+def _matmul_n_bits(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
     x = _dimensions(inputs[0])
-    return [_tensor(inputs[0].tensor_type.elem_type, [*x[:-1], _size(attributes["N"])])] if x else []  # type: ignore[union-attr]
+    return [_tensor(inputs[0], [*x[:-1], _size(attributes["N"])])] if x else []
 
 
-def _fused_matmul(inputs: list[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+def _fused_matmul(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
     """Only for equal ranks and batches left in place: what onnxruntime's optimiser makes of exported models."""
     a, b = _dimensions(inputs[0]), _dimensions(inputs[1])
     batches_move = attributes.get("transBatchA") or attributes.get("transBatchB")
@@ -77,7 +81,7 @@ def _fused_matmul(inputs: list[Type | None], attributes: dict[str, Any]) -> list
         return []
     batch = [x if x == y else Dimension() for x, y in zip(a[:-2], b[:-2], strict=True)]
     rows, columns = a[-1 if attributes.get("transA") else -2], b[-2 if attributes.get("transB") else -1]
-    return [_tensor(inputs[0].tensor_type.elem_type, [*batch, rows, columns])]  # type: ignore[union-attr]
+    return [_tensor(inputs[0], [*batch, rows, columns])]
 
 
 INFERENCE: dict[tuple[str, str], Inference] = {

@@ -67,7 +67,7 @@ def _add_constant(proto: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProt
         proto.initializer[-1].name = value.name or ""
         return
     if tensor is not None:
-        value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+        value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
     if all(known.name != value.name for known in proto.input):
         proto.input.append(ir.serde.serialize_value(value))
 

@@ -61,7 +61,7 @@ def _resolve(tensor: ir.TensorProtocol | None, name: str | None, given: Mapping[
     if not str(tensor.location).startswith(PREFIX):
         raise MoecError(f"weight {name} is said to be at {tensor.location!r}; text may refer to weights by hash only")
     hashed = HashedTensor(name, tensor.dtype, ir.Shape(tensor.shape), str(tensor.location).removeprefix(PREFIX))
-    if name not in given:
+    if name is None or name not in given:
         return hashed
     weight = given[name]
     found = ir.tensor(weight, name=name) if isinstance(weight, np.ndarray) else weight

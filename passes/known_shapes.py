@@ -149,7 +149,7 @@ def _slice(node: ir.Node, values: SymbolicValues) -> Dims | None:
 def _sliced(dim: sympy.Expr, start: sympy.Expr, end: sympy.Expr) -> sympy.Expr | None:
     if end.is_negative:
         end = dim + end
-    if start.is_negative:
+    if start.is_negative or dim + start == 0:  # minus the whole length is the beginning, also of nothing
         start = dim + start
     if end.is_Integer and end >= np.iinfo(np.int32).max:
         end = dim

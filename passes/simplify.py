@@ -19,7 +19,7 @@ class Simplify:
 
     1. Identity, and Dropout at inference (no mask used): the input.
     2. Cast to the type that the input has. Two Casts in a row stay: the first may round.
-    3. Slice from 0 to the end with step 1 along every axis it names; Slice along an axis of known size that covers it.
+    3. Slice with step 1 that takes all: from 0 to the end along every axis it names, or known to keep the shape.
     4. Transpose that permutes nothing; Transpose of a Transpose becomes one.
     5. Reshape of a Reshape becomes the second alone, unless that copies sizes (0) of the first's result; Reshape to the
        shape the input has, when all of it is known.
@@ -106,6 +106,8 @@ def _slice(node: ir.Node) -> ir.Value | None:
     source = node.inputs[0]
     assert source is not None
     bounds = [_integers(value) for value in node.inputs[1:]]
+    if _same_shape(source, node.outputs[0]) and (len(bounds) < 4 or set(bounds[3] or [0]) == {1}):
+        return source
     starts, ends = bounds[0], bounds[1]
     if starts is None or ends is None or any(start != 0 for start in starts):
         return None

@@ -57,8 +57,9 @@ class Evaluator:
         self._constants = self._read_constants(computed)
         protos = [ir.serde.serialize_node(node) for node in computed]
         function_protos = [ir.serde.serialize_function(function) for function in functions]
-        if self._dtype is not None:
-            for proto in (*protos, *(node for function in function_protos for node in function.node)):
+        for proto in (*protos, *(node for function in function_protos for node in function.node)):
+            _name_unused_outputs(proto)
+            if self._dtype is not None:
                 _widen_node(proto)
         # Feeds may have any name. One declared input makes onnx.reference resolve operators that depend on their input
         # types when they run, with the arrays at hand, instead of refusing them for lack of declared types.
@@ -75,7 +76,8 @@ class Evaluator:
         for value in self._inputs:
             arrays[_name(value)] = self._widen(np.asarray(feeds[value]))
         with np.errstate(all="ignore"):
-            return list(self._evaluator.run([_name(value) for value in self._outputs], arrays))
+            results: Any = self._evaluator.run([_name(value) for value in self._outputs], arrays)
+        return results
 
     def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array]:
         """All values from outside that are not fed, by name."""
@@ -146,6 +148,16 @@ def _uses(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
         for body in nested_graphs(node):
             inner = {*body.inputs, *body.initializers.values(), *(value for n in body for value in n.outputs)}
             yield from (value for value in (*_uses(body), *body.outputs) if value not in inner)
+
+
+def _name_unused_outputs(node: onnx.NodeProto) -> None:
+    """An output nobody wants has the empty name, under which onnx.reference then finds it for every absent input."""
+    for index, name in enumerate(node.output):
+        node.output[index] = name or "(unused)"
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                _name_unused_outputs(inner)
 
 
 def _widen_node(node: onnx.NodeProto) -> None:

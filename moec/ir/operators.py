@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx.reference.op_run import OpRun
 
-from moec.ir import contrib, contrib_quantized, dialect, semantics
+from moec.ir import contrib, contrib_attention, contrib_quantized, dialect, semantics
 
 Array = np.ndarray[Any, Any]
 
@@ -111,6 +111,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("com.microsoft", "FastGelu"): contrib.fast_gelu,
     ("com.microsoft", "FusedMatMul"): contrib.fused_matmul,
     ("com.microsoft", "Gelu"): semantics.gelu,
+    ("com.microsoft", "GroupQueryAttention"): contrib_attention.group_query_attention,
     ("com.microsoft", "MatMulNBits"): contrib_quantized.matmul_n_bits,
     ("com.microsoft", "MoE"): contrib.moe,
     ("com.microsoft", "QMoE"): contrib_quantized.qmoe,

@@ -270,6 +270,14 @@ def test_two_values_of_one_name_are_refused() -> None:
         run(model, {"x": np.zeros(1, np.float32)})
 
 
+def test_an_unused_output_is_not_taken_for_an_absent_input() -> None:
+    model = model_of(
+        '"", ids = TopK (x, k)\n y = Clip (x, "", top)', "(float[T,2] x, float top) => (y)", "int64[1] k = {1}"
+    )
+    outputs = run(model, {"x": np.array([[1, 5]], np.float32), "top": np.array(3, np.float32)})
+    np.testing.assert_array_equal(outputs["y"], [[1, 3]])
+
+
 def test_bfloat16_models_run() -> None:
     model = model_of("a = MatMul (x, x)\n y = Softmax (a)", "(bfloat16[2,2] x) => (y)")
     assert run(model, {"x": np.eye(2, dtype=ml_dtypes.bfloat16)})["y"].dtype == ml_dtypes.bfloat16

@@ -1,16 +1,17 @@
 """Product of two activations: ``y[B, M, N] = a[B, M, K] @ b[B, K, N]``, all sizes dynamic (0 and up).
 
 A task is one batch, one block of rows and one tile of columns. It first copies its columns of ``b`` into a panel
-``[K, column_tile]``, padded with zeros, so that the inner loop is that of the product with a packed weight whatever N is.
+``[K, column_tile]``, padded with zeros: whatever N is, the inner loop is that of the product with a packed weight.
 Every sum runs over k in ascending order in one accumulator: results depend neither on the number of threads nor on M.
 """
 
 from __future__ import annotations
 
-from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
-from moec.targets.cpu.machine import Machine
 from tvm import tirx
 from tvm.script import tirx as T
+
+from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
+from moec.targets.cpu.machine import Machine
 
 ROW_TILES_PER_TASK = 16
 

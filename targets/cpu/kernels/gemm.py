@@ -12,11 +12,12 @@ Every sum runs over k in ascending order in one accumulator: results depend neit
 from __future__ import annotations
 
 import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
 from moec.targets.cpu.kernels.emit import vector_parts
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
-from tvm import tirx
-from tvm.script import tirx as T
 
 ROW_TILES_PER_TASK = 16
 

@@ -8,9 +8,10 @@ a second sweep: the one-sweep formula cancels badly.
 
 from __future__ import annotations
 
-from moec.targets.cpu.machine import Machine
 from tvm import tirx
 from tvm.script import tirx as T
+
+from moec.targets.cpu.machine import Machine
 
 
 @T.inline

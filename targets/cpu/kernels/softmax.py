@@ -7,10 +7,11 @@ beyond the last whole vector come last: the order never depends on threads.
 
 from __future__ import annotations
 
-from moec.targets.cpu.kernels.elementary import exponential
-from moec.targets.cpu.machine import Machine
 from tvm import tirx
 from tvm.script import tirx as T
+
+from moec.targets.cpu.kernels.elementary import exponential
+from moec.targets.cpu.machine import Machine
 
 
 def softmax(machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:

@@ -1,0 +1,61 @@
+"""Conv with one or two spatial axes."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from tvm import relax
+
+from moec.errors import UnsupportedError
+from moec.targets.base import Eligibility
+from moec.targets.cpu.kernels.convolution import ConvolutionProblem, convolution
+from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.nodes import attribute, call, has_input, input_of, reshape, static_size, storage_eligibility
+from moec.targets.cpu.products import zeros
+from moec.targets.cpu.selection import Kernel, select
+from moec.targets.tvm.heavy import LoweringContext
+
+
+def _direct(dtype: str, machine: Machine) -> Eligibility:
+    return storage_eligibility(dtype)
+
+
+KERNELS = (Kernel("convolution", _direct),)
+
+
+def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
+    """Raises UnsupportedError for three or more spatial axes, dynamic channels and automatic padding."""
+    x, weight = lowering.tensor(input_of(node, 0)), lowering.tensor(input_of(node, 1))
+    shape, window = list(x.ty.shape), [static_size(size) for size in weight.ty.shape]
+    spatial = len(shape) - 2
+    if spatial not in (1, 2) or None in window or static_size(shape[1]) is None:
+        raise UnsupportedError("expected one or two spatial axes, and static channels and window")
+    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise UnsupportedError("automatic padding depends on the input's size; expected explicit pads")
+    pads = [int(pad) for pad in attribute(node, "pads", [0] * 2 * spatial)]
+    strides = [int(stride) for stride in attribute(node, "strides", [1] * spatial)]
+    dilations = [int(dilation) for dilation in attribute(node, "dilations", [1] * spatial)]
+    sizes = [
+        (size + pads[axis] + pads[axis + spatial] - dilations[axis] * (window[axis + 2] - 1) - 1) // strides[axis] + 1
+        for axis, size in enumerate(shape[2:])
+    ]
+    lift = [1] * (2 - spatial)
+    problem = ConvolutionProblem(
+        channels=static_size(shape[1]),
+        outputs=window[0],
+        groups=int(attribute(node, "group", 1)),
+        window=(*lift, *window[2:]),
+        strides=(*lift, *strides),
+        pads=(*[0] * (2 - spatial), *pads[:spatial]),
+        dilations=(*lift, *dilations),
+    )
+    dtype = str(x.ty.dtype)
+    chosen = select(KERNELS, dtype, machine)
+    bias = lowering.tensor(node.inputs[2]) if has_input(node, 2) else zeros(lowering, problem.outputs, dtype)
+    arguments = [
+        reshape(lowering, x, [*shape[:2], *lift, *shape[2:]]),
+        reshape(lowering, weight, [*window[:2], *problem.window]),
+        bias,
+    ]
+    result_shape = [shape[0], problem.outputs, *lift, *sizes]
+    result = call(lowering, node, convolution(problem, dtype), arguments, result_shape, dtype, chosen)
+    return reshape(lowering, result, [shape[0], problem.outputs, *sizes])

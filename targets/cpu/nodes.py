@@ -1,0 +1,93 @@
+"""What the CPU converters share: reading attributes, flattening tensors, and calling a selected kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+from tvm import relax, tirx
+
+from moec.errors import UnsupportedError
+from moec.targets.base import Candidate, Eligibility, KernelRecord
+from moec.targets.tvm.heavy import LoweringContext
+
+STORAGE_TYPES = ("float32", "float16", "bfloat16")
+"""Element types that dense kernels load and store; they compute in float32."""
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def has_input(node: ir.Node, position: int) -> bool:
+    return len(node.inputs) > position and node.inputs[position] is not None
+
+
+def input_of(node: ir.Node, position: int) -> ir.Value:
+    """Raises UnsupportedError if the node lacks a required input."""
+    value = node.inputs[position] if len(node.inputs) > position else None
+    if value is None:
+        raise UnsupportedError(f"input {position} is missing; the operator requires it")
+    return value
+
+
+def refuse_outputs(node: ir.Node, first: int) -> None:
+    """Raises UnsupportedError if an optional output from position ``first`` on is used."""
+    for output in node.outputs[first:]:
+        if output.uses() or output.is_graph_output():
+            raise UnsupportedError(f"optional output {output.name!r} is not computed on CPU; remove its uses")
+
+
+def storage_eligibility(dtype: str) -> Eligibility:
+    """Whether the dense kernels can load and store the type."""
+    if dtype in STORAGE_TYPES:
+        return Eligibility(True, f"stores {dtype}, computes in float32")
+    return Eligibility(False, f"element type {dtype}; the kernels take {', '.join(STORAGE_TYPES)}")
+
+
+def product(sizes: Sequence[Any]) -> Any:
+    """The number of elements of a shape, as an int64 expression."""
+    return math.prod(sizes, start=tirx.IntImm("int64", 1))
+
+
+def static_size(size: Any) -> int | None:
+    """The size as a number, None if it is dynamic."""
+    if isinstance(size, tirx.IntImm):
+        return int(size.value)
+    return size if isinstance(size, int) else None
+
+
+def reshape(lowering: LoweringContext, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
+    return lowering.emit(relax.op.reshape(tensor, list(shape)))
+
+
+def transpose(lowering: LoweringContext, tensor: relax.Expr, order: Sequence[int]) -> relax.Expr:
+    """The tensor with its axes in the given order; the tensor itself if that is its own order."""
+    if list(order) == list(range(len(order))):
+        return tensor
+    return lowering.emit(relax.op.permute_dims(tensor, list(order)))
+
+
+def flatten(lowering: LoweringContext, tensor: relax.Expr, axis: int) -> relax.Var:
+    """The tensor as a matrix: axes before ``axis`` are the rows, the others the columns."""
+    shape = list(tensor.ty.shape)
+    return reshape(lowering, tensor, [product(shape[:axis]), product(shape[axis:])])
+
+
+def call(
+    lowering: LoweringContext,
+    node: ir.Node,
+    kernel: tirx.PrimFunc,
+    arguments: Sequence[relax.Expr],
+    shape: Sequence[Any],
+    dtype: str,
+    chosen: tuple[str, list[Candidate]],
+    **attributes: Any,
+) -> relax.Var:
+    """Call a kernel with one output and record why it was chosen."""
+    name, candidates = chosen
+    record = KernelRecord(name, node.op_type, [node.name or str(node.outputs[0].name)], candidates, attributes)
+    return lowering.call_kernel(kernel, arguments, [relax.TensorType(list(shape), dtype)], record)[0]

@@ -1,0 +1,204 @@
+"""Matrix products: MatMul, Gemm, and what other operators reduce to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax
+
+from moec.targets.base import Eligibility
+from moec.targets.cpu.kernels.batched_matmul import batched_matmul
+from moec.targets.cpu.kernels.gemm import gemm, pack, packed_shape
+from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.nodes import (
+    attribute,
+    call,
+    flatten,
+    has_input,
+    input_of,
+    product,
+    reshape,
+    static_size,
+    storage_eligibility,
+    transpose,
+)
+from moec.targets.cpu.selection import Kernel, select
+from moec.targets.tvm.heavy import LoweringContext
+
+
+@dataclasses.dataclass(frozen=True)
+class MatmulProblem:
+    """``constant_right``: the right factor is one constant matrix."""
+
+    dtype: str
+    constant_right: bool
+
+
+def _packed(problem: MatmulProblem, machine: Machine) -> Eligibility:
+    if not problem.constant_right:
+        return Eligibility(False, "the right factor is not a constant matrix, so it cannot be packed ahead")
+    return storage_eligibility(problem.dtype)
+
+
+def _batched(problem: MatmulProblem, machine: Machine) -> Eligibility:
+    return storage_eligibility(problem.dtype)
+
+
+KERNELS = (Kernel("gemm", _packed), Kernel("batched_matmul", _batched))
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantMatrix:
+    """A constant [K, N] that a product packs: ``load`` makes it, ``name`` identifies value and layout."""
+
+    name: str
+    inner: int
+    columns: int
+    load: Callable[[], np.ndarray]
+
+
+def multiply_constant(
+    lowering: LoweringContext,
+    node: ir.Node,
+    machine: Machine,
+    left: relax.Expr,
+    right: ConstantMatrix,
+    bias: relax.Expr | None = None,
+) -> relax.Var:
+    """``left[M, K] @ right + bias`` with the weight packed at compile time."""
+    dtype = str(left.ty.dtype)
+    chosen = select(KERNELS, MatmulProblem(dtype, constant_right=True), machine)
+    weight = lowering.add_weight(
+        f"{right.name}.packed",
+        packed_shape(right.inner, right.columns, machine),
+        dtype,
+        lambda: pack(right.load(), machine),
+    )
+    if bias is None:
+        bias = zeros(lowering, right.columns, dtype)
+    return call(
+        lowering,
+        node,
+        gemm(right.inner, right.columns, machine, dtype),
+        [left, weight, bias],
+        [left.ty.shape[0], right.columns],
+        dtype,
+        chosen,
+        inner=right.inner,
+        columns=right.columns,
+        register_tile=[machine.row_tile, machine.column_tile],
+    )
+
+
+def zeros(lowering: LoweringContext, count: int, dtype: str) -> relax.Expr:
+    """A bias of zeros."""
+    return lowering.add_weight(
+        f"zeros.{dtype}.{count}", (count,), dtype, lambda: np.zeros(count, np.float32).astype(numpy_dtype(dtype))
+    )
+
+
+def numpy_dtype(dtype: str) -> Any:
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+
+
+def multiply_batches(
+    lowering: LoweringContext, node: ir.Node, machine: Machine, left: relax.Expr, right: relax.Expr
+) -> relax.Var:
+    """``left[B|1, M, K] @ right[B|1, K, N]``."""
+    dtype = str(left.ty.dtype)
+    chosen = select(KERNELS, MatmulProblem(dtype, constant_right=False), machine)
+    shared_left, shared_right = (static_size(factor.ty.shape[0]) == 1 for factor in (left, right))
+    if shared_left and shared_right:
+        shared_left = shared_right = False
+    batch = right.ty.shape[0] if shared_left else left.ty.shape[0]
+    return call(
+        lowering,
+        node,
+        batched_matmul(machine, dtype, shared_left, shared_right),
+        [left, right],
+        [batch, left.ty.shape[1], right.ty.shape[2]],
+        dtype,
+        chosen,
+        register_tile=[machine.row_tile, machine.column_tile],
+    )
+
+
+def broadcast_shapes(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
+    """Numpy's broadcasting; sizes that are not statically 1 are taken to be equal, as ONNX demands."""
+    rank = max(len(left), len(right))
+    padded = [[1] * (rank - len(shape)) + list(shape) for shape in (left, right)]
+    return [b if static_size(a) == 1 else a for a, b in zip(*padded, strict=True)]
+
+
+def _batches(lowering: LoweringContext, tensor: relax.Expr, batch: Sequence[Any]) -> relax.Expr:
+    """The tensor [..., X, Y] as [B|1, X, Y] for the broadcast batch sizes; copies only where some, but not all of the
+    batch axes have to be repeated."""
+    shape = list(tensor.ty.shape)
+    own, matrix = shape[:-2], shape[-2:]
+    if all(static_size(size) == 1 for size in own):
+        return reshape(lowering, tensor, [1, *matrix])
+    padded = [1] * (len(batch) - len(own)) + own
+    if any(static_size(a) == 1 and static_size(b) != 1 for a, b in zip(padded, batch, strict=True)):
+        tensor = lowering.emit(relax.op.broadcast_to(tensor, [*batch, *matrix]))
+    return reshape(lowering, tensor, [product(batch), *matrix])
+
+
+def lower_matmul(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
+    """ONNX MatMul: numpy's ``matmul``, vectors and broadcast batches included."""
+    left_value, right_value = input_of(node, 0), input_of(node, 1)
+    left, right_shape = lowering.tensor(left_value), lowering.shape(right_value)
+    left_shape = list(left.ty.shape)
+    if len(left_shape) == 1:
+        left = reshape(lowering, left, [1, *left_shape])
+    rows = left_shape[:-1]
+    if len(right_shape) == 2 and lowering.is_constant(right_value):
+        inner, columns = (int(size) for size in right_shape)
+        right = ConstantMatrix(str(right_value.name), inner, columns, lambda: lowering.constant(right_value))
+        result = multiply_constant(lowering, node, machine, flatten(lowering, left, len(left.ty.shape) - 1), right)
+        return reshape(lowering, result, [*rows, columns])
+    right_tensor = lowering.tensor(right_value)
+    columns_kept = right_shape[-1:]
+    if len(right_shape) == 1:
+        right_tensor, columns_kept = reshape(lowering, right_tensor, [*right_shape, 1]), []
+    batch = broadcast_shapes(left_shape[:-2], right_shape[:-2])
+    result = multiply_batches(
+        lowering, node, machine, _batches(lowering, left, batch), _batches(lowering, right_tensor, batch)
+    )
+    return reshape(lowering, result, [*batch, *rows[-1:], *columns_kept])
+
+
+def lower_gemm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
+    """ONNX Gemm: ``alpha * A' @ B' + beta * C``, each of A' and B' transposed or not."""
+    alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
+    left = lowering.tensor(input_of(node, 0))
+    if attribute(node, "transA", 0):
+        left = transpose(lowering, left, [1, 0])
+    right_value, transposed = input_of(node, 1), bool(attribute(node, "transB", 0))
+    if lowering.is_constant(right_value):
+        result = multiply_constant(lowering, node, machine, left, _gemm_weight(lowering, right_value, transposed))
+    else:
+        right = transpose(lowering, lowering.tensor(right_value), [1, 0] if transposed else [0, 1])
+        factors = [reshape(lowering, factor, [1, *factor.ty.shape]) for factor in (left, right)]
+        product_3d = multiply_batches(lowering, node, machine, *factors)
+        result = reshape(lowering, product_3d, list(product_3d.ty.shape)[1:])
+    if alpha != 1.0:
+        result = lowering.emit(relax.op.multiply(result, relax.const(alpha, str(result.ty.dtype))))
+    if not has_input(node, 2):
+        return result
+    addend = lowering.tensor(input_of(node, 2))
+    if beta != 1.0:
+        addend = lowering.emit(relax.op.multiply(addend, relax.const(beta, str(addend.ty.dtype))))
+    return relax.op.add(result, addend)
+
+
+def _gemm_weight(lowering: LoweringContext, value: ir.Value, transposed: bool) -> ConstantMatrix:
+    first, second = (int(size) for size in lowering.shape(value))
+    if transposed:
+        return ConstantMatrix(f"{value.name}.transposed", second, first, lambda: lowering.constant(value).T)
+    return ConstantMatrix(str(value.name), first, second, lambda: lowering.constant(value))

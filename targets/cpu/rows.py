@@ -1,0 +1,99 @@
+"""Operators that work on rows: Softmax, LayerNormalization, RMSNormalization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+from tvm import relax
+
+from moec.targets.base import Candidate, Eligibility
+from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
+from moec.targets.cpu.kernels.softmax import softmax
+from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.nodes import (
+    attribute,
+    call,
+    flatten,
+    has_input,
+    input_of,
+    product,
+    refuse_outputs,
+    reshape,
+    static_size,
+    storage_eligibility,
+    transpose,
+)
+from moec.targets.cpu.selection import Kernel, select
+from moec.targets.tvm.heavy import LoweringContext
+
+
+def _by_storage(dtype: str, machine: Machine) -> Eligibility:
+    return storage_eligibility(dtype)
+
+
+def _choose(kernel: str, dtype: str, machine: Machine) -> tuple[str, list[Candidate]]:
+    return select([Kernel(kernel, _by_storage)], dtype, machine)
+
+
+def lower_softmax(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
+    """Softmax over any axis: the axis is brought to the end and back."""
+    x = lowering.tensor(input_of(node, 0))
+    rank, dtype = len(x.ty.shape), str(x.ty.dtype)
+    axis = attribute(node, "axis", -1) % rank
+    to_end = [*(other for other in range(rank) if other != axis), axis]
+    moved = transpose(lowering, x, to_end)
+    matrix = flatten(lowering, moved, rank - 1)
+    chosen = _choose("softmax", dtype, machine)
+    result = call(lowering, node, softmax(machine, dtype), [matrix], matrix.ty.shape, dtype, chosen)
+    result = reshape(lowering, result, moved.ty.shape)
+    return transpose(lowering, result, [to_end.index(position) for position in range(rank)])
+
+
+def lower_rms_norm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
+    """Opset 23 RMSNormalization; sums are float32 whatever ``stash_type`` says."""
+    epsilon = float(attribute(node, "epsilon", 1e-5))
+    x = lowering.tensor(input_of(node, 0))
+    dtype = str(x.ty.dtype)
+    chosen = _choose("rms_norm", dtype, machine)
+    kernel = rms_norm(epsilon, machine, dtype)
+    return _normalize(lowering, node, kernel, [input_of(node, 1)], chosen)
+
+
+def lower_layer_norm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
+    """Opset 17 LayerNormalization; sums are float32 whatever ``stash_type`` says. Only the first output is computed."""
+    refuse_outputs(node, 1)
+    epsilon = float(attribute(node, "epsilon", 1e-5))
+    dtype = lowering.dtype(input_of(node, 0))
+    chosen = _choose("layer_norm", dtype, machine)
+    bias = node.inputs[2] if has_input(node, 2) else None
+    return _normalize(lowering, node, layer_norm(epsilon, machine, dtype), [input_of(node, 1), bias], chosen)
+
+
+def _normalize(
+    lowering: LoweringContext,
+    node: ir.Node,
+    kernel: Any,
+    parameters: Sequence[ir.Value | None],
+    chosen: tuple[str, list[Candidate]],
+) -> relax.Expr:
+    x = lowering.tensor(input_of(node, 0))
+    shape, dtype = list(x.ty.shape), str(x.ty.dtype)
+    axis = attribute(node, "axis", -1) % len(shape)
+    matrix = flatten(lowering, x, axis)
+    arguments = [_parameter(lowering, value, shape[axis:], dtype) for value in parameters]
+    result = call(lowering, node, kernel, [matrix, *arguments], matrix.ty.shape, dtype, chosen)
+    return reshape(lowering, result, shape)
+
+
+def _parameter(lowering: LoweringContext, value: ir.Value | None, shape: Sequence[Any], dtype: str) -> relax.Expr:
+    """A scale or bias as one vector over the normalised axes; zeros if absent."""
+    if value is None:
+        return lowering.emit(relax.op.zeros([product(shape)], dtype))
+    tensor = lowering.tensor(value)
+    own = list(tensor.ty.shape)
+    same = len(own) == len(shape) and all(static_size(a) == static_size(b) for a, b in zip(own, shape, strict=True))
+    if not same:
+        tensor = lowering.emit(relax.op.broadcast_to(tensor, list(shape)))
+    return tensor if len(shape) == 1 else reshape(lowering, tensor, [product(shape)])

@@ -1,0 +1,171 @@
+"""Whole graphs of dense operators on CPU against the reference interpreter."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from moec.ir import interpreter
+
+from moec.errors import UnsupportedError
+
+ROWS = [0, 1, 7, 40]
+
+
+def _model(text: str, weights: dict[str, np.ndarray] | None = None) -> ir.Model:
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]>\n{text}')
+    for name, array in (weights or {}).items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
+
+
+def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "native") -> dict[str, np.ndarray]:
+    import tvm
+    from moec.targets.cpu.dense import DenseOps
+    from moec.targets.cpu.machine import Machine
+    from moec.targets.tvm import lowering, pipeline
+    from tvm import relax
+
+    machine = Machine.for_name(machine_name)
+    target = tvm.target.Target(machine.llvm)
+    lowered = lowering.lower(model, DenseOps(machine))
+    for record in lowered.kernels.values():
+        assert sum(candidate.chosen for candidate in record.candidates) == 1
+    executable = pipeline.build(pipeline.optimize(lowered.module, target), target)
+    function = relax.VirtualMachine(executable, tvm.cpu())["main"]
+    arguments = [inputs[spec.name] for spec in lowered.inputs] + [weight.load() for weight in lowered.weights]
+    results = function(*(tvm.runtime.tensor(np.ascontiguousarray(argument)) for argument in arguments))
+    return {spec.name: result.numpy() for spec, result in zip(lowered.outputs, results, strict=True)}
+
+
+def _check(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "native") -> None:
+    expected = interpreter.run(model, inputs, dtype=np.float64)
+    for name, actual in _run(model, inputs, machine_name).items():
+        assert actual.shape == expected[name].shape
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def normal():
+    generator = np.random.default_rng(0)
+    return lambda *shape: generator.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("machine_name", ["native", "avx2"])
+@pytest.mark.parametrize("rows", ROWS)
+def test_matmul_by_a_constant(normal, rows, machine_name):
+    model = _model("g (float[B,S,37] x) => (float[B,S,50] y) { y = MatMul (x, w) }", {"w": normal(37, 50)})
+    _check(model, {"x": normal(2, rows, 37)}, machine_name)
+
+
+@pytest.mark.parametrize(
+    "left, right, result",
+    [
+        ("T,5", "5,9", "T,9"),
+        ("B,T,5", "B,5,9", "B,T,9"),
+        ("B,3,T,5", "5,9", "B,3,T,9"),
+        ("B,3,T,5", "3,5,9", "B,3,T,9"),
+        ("T,5", "B,3,5,9", "B,3,T,9"),
+        ("5", "B,5,9", "B,9"),
+        ("B,T,5", "5", "B,T"),
+    ],
+)
+def test_matmul_of_two_activations_broadcasts(normal, left, right, result):
+    model = _model(f"g (float[{left}] a, float[{right}] b) => (float[{result}] y) {{ y = MatMul (a, b) }}")
+    sizes = {"B": 2, "T": 7}
+    shapes = [[sizes[dim] if dim in sizes else int(dim) for dim in shape.split(",")] for shape in (left, right)]
+    _check(model, {"a": normal(*shapes[0]), "b": normal(*shapes[1])})
+
+
+@pytest.mark.parametrize("attributes", ["", "<transB = 1>", "<transA = 1, alpha = 0.5, beta = 2.0>"])
+@pytest.mark.parametrize("constant", [True, False])
+def test_gemm(normal, attributes, constant):
+    weight = normal(6, 9).T.copy() if "transB" in attributes else normal(6, 9)
+    rows = "6,T" if "transA" in attributes else "T,6"
+    declared = "" if constant else f", float[{weight.shape[0]},{weight.shape[1]}] w"
+    text = f"g (float[{rows}] x{declared}, float[9] c) => (float[T,9] y) {{ y = Gemm {attributes} (x, w, c) }}"
+    x = normal(5, 6)
+    inputs = {"x": x.T.copy() if "transA" in attributes else x, "c": normal(9)}
+    _check(_model(text, {"w": weight} if constant else None), inputs if constant else {**inputs, "w": weight})
+
+
+@pytest.mark.parametrize(
+    "equation, left, right, result",
+    [
+        ("bsd,de->bse", "B,S,8", "8,5", "B,S,5"),
+        ("bsd,edf->besf", "B,S,8", "5,8,3", "B,5,S,3"),
+        ("bhqd,bhkd->bhqk", "B,2,S,8", "B,2,P,8", "B,2,S,P"),
+        ("te,ted->td", "S,5", "S,5,8", "S,8"),
+        ("...i,ij->...j", "B,S,8", "8,5", "B,S,5"),
+        ("i,j->ij", "8", "5", "8,5"),
+        ("ab,cb", "S,8", "5,8", "S,5"),
+    ],
+)
+def test_einsum(normal, equation, left, right, result):
+    text = f'g (float[{left}] a, float[{right}] b) => (float[{result}] y) {{ y = Einsum <equation = "{equation}"> (a, b) }}'
+    sizes = {"B": 2, "S": 7, "P": 11}
+    shapes = [[sizes[dim] if dim in sizes else int(dim) for dim in shape.split(",")] for shape in (left, right)]
+    _check(_model(text), {"a": normal(*shapes[0]), "b": normal(*shapes[1])})
+
+
+def test_einsum_refuses_a_diagonal():
+    model = _model('g (float[4,4] a) => (float[4] y) { y = Einsum <equation = "ii->i"> (a) }')
+    with pytest.raises(UnsupportedError, match="none repeated"):
+        _run(model, {"a": np.zeros((4, 4), np.float32)})
+
+
+@pytest.mark.parametrize("axis", [-1, 1, 0])
+@pytest.mark.parametrize("rows", ROWS)
+def test_softmax(normal, rows, axis):
+    model = _model(f"g (float[T,37,3] x) => (float[T,37,3] y) {{ y = Softmax <axis = {axis}> (x) }}")
+    if rows:
+        _check(model, {"x": 10 * normal(rows, 37, 3)})
+    else:
+        assert _run(model, {"x": normal(0, 37, 3)})["y"].shape == (0, 37, 3)
+
+
+@pytest.mark.parametrize("operator", ["LayerNormalization", "RMSNormalization"])
+@pytest.mark.parametrize("axis, scale", [(-1, (6,)), (1, (5, 6))])
+def test_normalization(normal, operator, axis, scale):
+    text = f"g (float[T,5,6] x) => (float[T,5,6] y) {{ y = {operator} <axis = {axis}, epsilon = 1e-6> (x, scale) }}"
+    model = _model(text, {"scale": normal(*scale)})
+    _check(model, {"x": normal(7, 5, 6)})
+
+
+@pytest.mark.parametrize("mask", [None, "float[S,P]", "bool[B,1,S,P]"])
+def test_attention_with_grouped_heads(normal, mask):
+    declared = f", {mask} m" if mask else ""
+    text = f"""g (float[B,4,S,16] q, float[B,2,P,16] k, float[B,2,P,20] v{declared}) => (float[B,4,S,20] y) {{
+        y = Attention <scale = 0.3> (q, k, v{", m" if mask else ""}) }}"""
+    inputs = {"q": normal(2, 4, 13, 16), "k": normal(2, 2, 70, 16), "v": normal(2, 2, 70, 20)}
+    if mask:
+        inputs["m"] = normal(2, 1, 13, 70) > -1 if "bool" in mask else normal(13, 70)
+    _check(_model(text), inputs)
+
+
+def test_attention_of_joined_heads_is_causal(normal):
+    text = """g (float[B,S,32] q, float[B,S,16] k, float[B,S,16] v) => (float[B,S,32] y) {
+        y = Attention <q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q, k, v) }"""
+    _check(_model(text), {"q": normal(2, 9, 32), "k": normal(2, 9, 16), "v": normal(2, 9, 16)})
+
+
+@pytest.mark.parametrize(
+    "shape, weight, attributes",
+    [
+        ("B,6,S", (6, 1, 4), "group = 6, pads = [3, 0]"),
+        ("B,6,S", (4, 3, 3), "group = 2, pads = [1, 1], dilations = [2], strides = [2]"),
+        ("B,3,8,8", (5, 3, 4, 4), "strides = [4, 4]"),
+    ],
+)
+def test_convolution(normal, shape, weight, attributes):
+    text = f"g (float[{shape}] x) => (float[] y) {{ y = Conv <{attributes}> (x, w, b) }}"
+    rank = len(weight)
+    text = text.replace("float[] y", f"float[{','.join(['B', str(weight[0]), *'RS'[: rank - 2]])}] y")
+    model = _model(text, {"w": normal(*weight), "b": normal(weight[0])})
+    sizes = {"B": 2, "S": 9}
+    _check(model, {"x": normal(*(sizes[dim] if dim in sizes else int(dim) for dim in shape.split(",")))})
+
+
+def test_an_unsupported_element_type_names_every_kernel():
+    model = _model("g (double[T,3] a, double[3,4] b) => (double[T,4] y) { y = MatMul (a, b) }")
+    with pytest.raises(UnsupportedError, match="batched_matmul: element type float64"):
+        _run(model, {"a": np.zeros((2, 3)), "b": np.zeros((3, 4))})

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from tvm import tirx
+
+from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.broadcasting import emit_elementwise
 from moec.targets.tvm.lowering import Converter, Lowering, dtype_name
 from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known
-from tvm import tirx
-
-from moec.errors import UnsupportedError
 
 Scalar = Callable[..., tirx.Expr]
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from tvm import relax, te, tirx
+
+from moec.errors import UnsupportedError
 from moec.targets.tvm import serial_kernels
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.broadcasting import emit_elementwise
 from moec.targets.tvm.convert_shape import reshape
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import Known
-from tvm import relax, te, tirx
-
-from moec.errors import UnsupportedError
 
 
 def _wrapped(index: tirx.Expr, size: Any) -> tirx.Expr:

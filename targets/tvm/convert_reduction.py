@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
+from tvm import te, tirx
+
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.convert_shape import reshape
 from moec.targets.tvm.lowering import Converter, Lowering
-from tvm import te, tirx
 
 Element = Callable[[tirx.Expr], tirx.Expr]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from tvm import relax, te, tirx
+
+from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_shape, load
 from moec.targets.tvm.lowering import Converter, Lowering, dtype_name
 from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known
-from tvm import relax, te, tirx
-
-from moec.errors import UnsupportedError
 
 INT64_MAXIMUM = (1 << 63) - 1
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
+
 from moec.targets.base import KernelRecord
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ import numpy as np
 import onnx_ir as ir
 import tvm
 import tvm_ffi
-from moec.targets.base import KernelRecord, TensorSpec, Weight
-from moec.targets.tvm.heavy import HeavyOps
-from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known, Sizes
 from tvm import relax, s_tir, te, tirx
 
 from moec.errors import UnsupportedError
+from moec.targets.base import KernelRecord, TensorSpec, Weight
+from moec.targets.tvm.heavy import HeavyOps
+from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known, Sizes
 
 OPAQUE = 8
 """Relax's operator pattern of a kernel that is never fused."""

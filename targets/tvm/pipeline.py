@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tvm
-from moec.targets.tvm.schedule import ScheduleGenericKernels
 from tvm import relax
+
+from moec.targets.tvm.schedule import ScheduleGenericKernels
 
 
 def _keep_reshape(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

@@ -1,0 +1,48 @@
+"""The CPU target: the host's processor, or any instruction set by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from moec.targets.base import Program
+from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.heavy import HeavyConverter
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuOps:
+    """All heavy operators on a CPU: the dense ones and those of the moec dialect."""
+
+    machine: Machine
+
+    def converters(self) -> Mapping[str, HeavyConverter]:
+        from moec.targets.cpu.dense import DenseOps
+        from moec.targets.cpu.moe import MoeOps
+
+        return {**DenseOps(self.machine).converters(), **MoeOps(self.machine).converters()}
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuTarget:
+    """Compiles models for one :class:`Machine` through TVM."""
+
+    name: str
+    machine: Machine
+
+    @staticmethod
+    def create(name: str) -> CpuTarget:
+        """From ``cpu`` (this computer), ``cpu:native``, ``cpu:avx2``, ... Raises UnsupportedError for another ISA."""
+        _, _, instruction_set = name.partition(":")
+        return CpuTarget(name, Machine.for_name(instruction_set or "native"))
+
+    def compile(self, model: ir.Model) -> Program:
+        """Raises UnsupportedError naming node, operator and opset."""
+        import tvm
+
+        from moec.targets.tvm.program import compile_program
+
+        target = tvm.target.Target(self.machine.llvm)
+        return compile_program(model, CpuOps(self.machine), target, self.name, self.machine.features)

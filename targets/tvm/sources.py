@@ -1,0 +1,46 @@
+"""The source of single kernels, cut out of the text of the whole LLVM or assembly module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+SYMBOL_PREFIX = "__tvm_ffi_"
+"""What TVM puts in front of a kernel's name in the object file."""
+
+_LLVM_FUNCTION = re.compile(r'^define [^\n]*?@"?(?P<name>[\w.$]+)"?\(.*?^}\n', re.MULTILINE | re.DOTALL)
+_ASSEMBLY_FUNCTION = re.compile(
+    r"^\t\.type\t(?P<name>[\w.$]+),@function\n.*?^\t\.size\t(?P=name),[^\n]*\n", re.MULTILINE | re.DOTALL
+)
+_SYMBOL = re.compile(r"[\w.$]+")
+_NOISE = re.compile(r"^\t\.(loc|cfi_|p2align)[^\n]*\n|^\.L(tmp|func_begin|func_end)\d+:\n|, !dbg !\d+", re.MULTILINE)
+
+
+def llvm_of(module: str, kernels: Iterable[str]) -> dict[str, str]:
+    """LLVM IR by kernel, parallel bodies that it calls included, debug annotations left out."""
+    return _cut(_LLVM_FUNCTION, module, kernels)
+
+
+def assembly_of(module: str, kernels: Iterable[str]) -> dict[str, str]:
+    """Assembly by kernel, parallel bodies that it calls included, debug directives left out."""
+    return _cut(_ASSEMBLY_FUNCTION, module, kernels)
+
+
+def _cut(pattern: re.Pattern[str], module: str, kernels: Iterable[str]) -> dict[str, str]:
+    functions = {match["name"]: _NOISE.sub("", match[0]) for match in pattern.finditer(module)}
+    return {
+        kernel: "\n".join(functions[name] for name in _reachable(functions, SYMBOL_PREFIX + kernel))
+        for kernel in kernels
+        if SYMBOL_PREFIX + kernel in functions
+    }
+
+
+def _reachable(functions: dict[str, str], entry: str) -> list[str]:
+    """The entry and the private functions it calls; not other kernels."""
+    found, pending = [entry], [entry]
+    while pending:
+        for name in dict.fromkeys(_SYMBOL.findall(functions[pending.pop()])):
+            if name in functions and name not in found and not name.startswith(SYMBOL_PREFIX):
+                found.append(name)
+                pending.append(name)
+    return found

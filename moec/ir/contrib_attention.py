@@ -87,8 +87,8 @@ def group_query_attention(
             positions = past + np.arange(S)
             q, k = (_rotate(x, cos_cache, sin_cache, positions, rotary_interleaved) for x in (q, k))
         keys[b, :, past : past + S], values[b, :, past : past + S] = k, value[b]
-        every = (np.repeat(cache[b], repeats, axis=0) for cache in (keys, values))
-        outputs[b] = _attend(q, *every, past, scale or h**-0.5, local_window_size, head_sink)
+        k, v = np.repeat(keys[b], repeats, axis=0), np.repeat(values[b], repeats, axis=0)
+        outputs[b] = _attend(q, k, v, past, scale or h**-0.5, local_window_size, head_sink)
     return np.swapaxes(outputs, 1, 2).reshape(B, S, num_heads * h), keys, values
 
 

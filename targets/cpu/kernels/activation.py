@@ -1,8 +1,7 @@
 """Activations as vectorisable float32 expressions, for use in the epilogue of a matrix product.
 
-The compiler has no vector form of exp and erf and would call the C library element by element; these polynomials stay
-in vector registers. Errors against float64: exp 2 ulp (Cephes, S. L. Moshier), erf 2e-7 absolute (Abramowitz and Stegun
-7.1.26). NaN and infinity give what the mathematical function gives.
+The error of erf is 2e-7 absolute (Abramowitz and Stegun 7.1.26). NaN and infinity give what the mathematical function
+gives.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from moec.ir.dialect import ExpertsSpec
+from moec.targets.cpu.kernels.elementary import exponential
 from tvm.script import tirx as T
 
 Expression = Any  # a float32 PrimExpr, scalar or vector
 
-_EXP_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _ERF_POLYNOMIAL = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 
 
 def _float(number: float) -> Expression:
@@ -42,35 +40,25 @@ def at_least(x: Expression, limit: float) -> Expression:
     return T.Select(x < _float(limit), _float(limit), x)
 
 
-def exp(x: Expression) -> Expression:
-    """e**x as 2**n * e**r with |r| <= ln(2) / 2. The limits let 2**n become 0 or infinity, never nonsense."""
-    x = at_most(at_least(x, -87.33), 89.5)
-    n = T.nearbyint(x * _float(1.4426950408889634))
-    r = x - n * _float(_LN2_HIGH) - n * _float(_LN2_LOW)
-    mantissa = _polynomial(_EXP_POLYNOMIAL, r) * r * r + r + _float(1)
-    half_scale = T.reinterpret("float32", T.shift_left(T.cast(n, "int32") + 126, T.int32(23)))
-    return mantissa * half_scale * _float(2)
-
-
 def sigmoid(x: Expression) -> Expression:
-    return _float(1) / (_float(1) + exp(-x))
+    return _float(1) / (_float(1) + exponential(-x))
 
 
 def tanh(x: Expression) -> Expression:
-    return _float(1) - _float(2) / (exp(x * _float(2)) + _float(1))
+    return _float(1) - _float(2) / (exponential(x * _float(2)) + _float(1))
 
 
 def erf(x: Expression) -> Expression:
     magnitude = T.Select(x < _float(0), -x, x)
     t = _float(1) / (_float(1) + _float(0.3275911) * magnitude)
-    positive = _float(1) - _polynomial(_ERF_POLYNOMIAL, t) * t * exp(-(x * x))
+    positive = _float(1) - _polynomial(_ERF_POLYNOMIAL, t) * t * exponential(-(x * x))
     return T.Select(x < _float(0), -positive, positive)
 
 
 def softplus(x: Expression) -> Expression:
     """log(1 + e**x), without overflow. Scalar: the logarithm is the C library's."""
     magnitude = T.Select(x < _float(0), -x, x)
-    return at_least(x, 0.0) + T.log(_float(1) + exp(-magnitude))
+    return at_least(x, 0.0) + T.log(_float(1) + exponential(-magnitude))
 
 
 def _gelu_tanh(x: Expression) -> Expression:

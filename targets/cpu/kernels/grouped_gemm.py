@@ -18,6 +18,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
+from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
 from tvm import tirx
 from tvm.script import tirx as T
@@ -62,53 +64,37 @@ class GroupedProblem:
         return (self.experts, self.column_tiles, self.columns)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Operands:
-    """What a register tile works on, and how it finishes its sums."""
+def _emit_sums(problem: GroupedProblem, rows, weights, sums, expert, column_tile, first, count) -> None:
+    """Emit ``sums[r] = rows[first + r] @ weights[expert, column_tile]`` for r below ``count``."""
 
-    problem: GroupedProblem
-    rows: tirx.Buffer
-    order: tirx.Buffer
-    weights: tirx.Buffer
-    bias: tirx.Buffer
-    out: tirx.Buffer
-    epilogue: Callable[..., Any]
-    scattered: bool
+    def emit(row: Any, height: int) -> None:
+        _register_tile(height, problem, rows, weights, sums, expert, column_tile, first, row)
 
-    def result(self, sums: tirx.Buffer, row: Any, column: Any) -> Any:
-        if self.problem.gated:
-            return self.epilogue(sums[row, column], sums[row, column + self.problem.tile_width])
-        return self.epilogue(sums[row, column])
+    emit_row_tiles(count, problem.machine.row_tile, emit)
 
 
 @T.inline
-def _register_tile(height, operands, expert, column_tile, first):
-    sums = T.alloc_buffer((height, operands.problem.columns), "float32", scope="local")
+def _register_tile(height, problem, rows, weights, sums, expert, column_tile, first, row):
+    tile = T.alloc_buffer((height, problem.columns), "float32", scope="local")
+    accumulate(
+        tile,
+        height,
+        problem.columns,
+        problem.inner,
+        lambda i, k: rows[first + row + i, k],
+        lambda k, j: weights[expert, column_tile, k, j],
+    )
     for i in T.unroll(height):
-        for j in T.vectorized(operands.problem.columns):
-            sums[i, j] = operands.bias[expert, column_tile, j]
-    for k in T.serial(operands.problem.inner):
-        for i in T.unroll(height):
-            for j in T.vectorized(operands.problem.columns):
-                sums[i, j] = sums[i, j] + operands.rows[first + i, k] * T.cast(
-                    operands.weights[expert, column_tile, k, j], "float32"
-                )
-    for i in T.unroll(height):
-        target: T.let = T.cast(operands.order[first + i], "int64") if operands.scattered else first + i
-        for j in T.vectorized(operands.problem.tile_width):
-            operands.out[target, column_tile * operands.problem.tile_width + j] = operands.result(sums, i, j)
+        for j in T.vectorized(problem.columns):
+            sums[row + i, j] = tile[i, j]
 
 
-def _emit_height(largest: int, height: Any, *arguments: Any) -> None:
-    """Code for every height from 1 to ``largest``, the one that fits chosen when the kernel runs."""
-    if largest == 1:
-        _register_tile(1, *arguments)
-        return
-    with T.If(height == largest):
-        with T.Then():
-            _register_tile(largest, *arguments)
-        with T.Else():
-            _emit_height(largest - 1, height, *arguments)
+def _finished(problem: GroupedProblem, epilogue: Callable[..., Any], sums, bias, row, column) -> Any:
+    """The output of one row and column of a tile."""
+    if not problem.gated:
+        return epilogue(sums[row, column] + bias(column))
+    up = column + problem.tile_width
+    return epilogue(sums[row, column] + bias(column), sums[row, up] + bias(up))
 
 
 def grouped_gemm(
@@ -120,7 +106,7 @@ def grouped_gemm(
     ``epilogue(sum)``, maps expressions to an expression. The result of row r goes to row ``order[r]`` if ``scattered`` (back to
     the order of the pairs), else to row r. Rows in no block are not written. P and B may be 0.
     """
-    column_tiles, row_tile = problem.column_tiles, problem.machine.row_tile
+    column_tiles = problem.column_tiles
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -142,18 +128,19 @@ def grouped_gemm(
         weights = T.match_buffer(weights_handle, problem.weight_shape, problem.weight_dtype, align=64)
         bias = T.match_buffer(bias_handle, problem.bias_shape, "float32", align=64)
         out = T.match_buffer(out_handle, (P, problem.padded_width), "float32", align=64)
-        operands = T.meta_var(_Operands(problem, rows, order, weights, bias, out, epilogue, scattered))
-        with T.attr(0, "pragma_parallel_launch_point", 1):
-            with T.attr(0, "pragma_parallel_stride_pattern", 1):  # task i runs on thread i % threads
-                for task in T.parallel(T.cast(block_count[0], "int64") * column_tiles):
-                    column_tile: T.let = task % column_tiles
-                    expert: T.let = T.cast(blocks[task // column_tiles, 0], "int64")
-                    first: T.let = T.cast(blocks[task // column_tiles, 1], "int64")
-                    count: T.let = T.cast(blocks[task // column_tiles, 2], "int64")
-                    tiles: T.let = (count + (row_tile - 1)) // row_tile
-                    for t in T.serial(tiles):
-                        start: T.let = t * count // tiles
-                        height: T.let = (t + 1) * count // tiles - start
-                        _emit_height(row_tile, height, operands, expert, column_tile, first + start)
+        with T.attr(0, "pragma_parallel_launch_point", 1), T.attr(0, "pragma_parallel_stride_pattern", 1):
+            for task in T.parallel(T.cast(block_count[0], "int64") * column_tiles):  # task i on thread i % threads
+                column_tile: T.let = task % column_tiles
+                expert: T.let = T.cast(blocks[task // column_tiles, 0], "int64")
+                first: T.let = T.cast(blocks[task // column_tiles, 1], "int64")
+                count: T.let = T.cast(blocks[task // column_tiles, 2], "int64")
+                sums = T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32")
+                _emit_sums(problem, rows, weights, sums, expert, column_tile, first, count)
+                for row in T.serial(count):
+                    target: T.let = T.cast(order[first + row], "int64") if scattered else first + row
+                    for j in T.vectorized(problem.tile_width):
+                        out[target, column_tile * problem.tile_width + j] = _finished(
+                            problem, epilogue, sums, lambda column: bias[expert, column_tile, column], row, j
+                        )
 
     return kernel

@@ -11,6 +11,7 @@ from typing import Any
 
 from moec.ir.dialect import RouteSpec
 from moec.targets.cpu.kernels import activation
+from moec.targets.cpu.kernels.elementary import exponential
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -48,7 +49,7 @@ def _softmax(count, x):
         extreme[0] = T.max(extreme[0], x[i])
     total[0] = T.float32(0)
     for i in T.serial(count):
-        x[i] = activation.exp(x[i] - extreme[0])
+        x[i] = exponential(x[i] - extreme[0])
     for i in T.serial(count):
         total[0] = total[0] + x[i]
     for i in T.serial(count):
@@ -119,8 +120,9 @@ def _sparse_mixer(spec, E, token, logits, remaining, ids, mixing):
         for e in T.serial(E):
             logit: T.let = T.cast(logits[token, e], "float32")
             distance: T.let = (top[0] - logit) / T.max(T.abs(logit), top[0])
-            if T.Not(distance > T.float32(2 * spec.jitter)):
-                total[0] = total[0] + activation.exp(remaining[e] - top[0])
+            share: T.let = exponential(remaining[e] - top[0])
+            # The comparison stays as it is, not negated: a distance of 0 / 0 counts as near.
+            total[0] = total[0] + T.Select(distance > T.float32(2 * spec.jitter), T.float32(0), share)
         mixing[j] = T.float32(1) / total[0]
         remaining[ids[j]] = T.float32(MINUS_INFINITY)
 
@@ -131,9 +133,8 @@ def _finish(spec, token, ids, mixing, weights, chosen):
     total[0] = T.float32(0)
     for j in T.serial(spec.k):
         if spec.threshold is not None:
-            if T.Not(mixing[j] > T.float32(spec.threshold)):
-                ids[j] = -1
-                mixing[j] = T.float32(0)
+            ids[j] = T.Select(mixing[j] > T.float32(spec.threshold), ids[j], -1)
+            mixing[j] = T.Select(ids[j] < 0, T.float32(0), mixing[j])
         total[0] = total[0] + mixing[j]
     for j in T.serial(spec.k):
         share: T.let = mixing[j] / (total[0] + T.float32(spec.normalize_epsilon)) if spec.normalize else mixing[j]

@@ -1,0 +1,70 @@
+"""Compile a model of one moec node through the lowering, to run its kernels on numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import tvm
+from tvm import relax
+
+from moec.ir.dialect import OUTPUTS, make_node
+from moec.runtime.library import use_threads
+from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.moe import MoeOps
+from moec.targets.tvm import pipeline
+from moec.targets.tvm.lowering import Lowered, lower
+
+Array = np.ndarray[Any, Any]
+
+
+def _value(name: str, array: Array, shape: list[int | str], constant: bool) -> ir.Value:
+    type_ = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    return ir.Value(name=name, shape=ir.Shape(shape), type=type_, const_value=ir.tensor(array) if constant else None)
+
+
+def lower_node(
+    operator: str,
+    inputs: Mapping[str, Array],
+    constants: Mapping[str, Array],
+    *specs: Any,
+    machine: Machine | None = None,
+) -> Lowered:
+    """The lowered model whose only node has the named inputs (their first size is dynamic) and constants."""
+    fed = {name: _value(name, array, ["T", *array.shape[1:]], False) for name, array in inputs.items()}
+    fixed = {name: _value(name, array, list(array.shape), True) for name, array in constants.items()}
+    node = make_node(operator, {**fed, **fixed}, *specs, name="block")
+    for output, name in zip(node.outputs, OUTPUTS[operator], strict=True):
+        output.name = name
+    graph = ir.Graph(
+        list(fed.values()),
+        list(node.outputs),
+        nodes=[node],
+        initializers=list(fixed.values()),
+        opset_imports={"": 24, "moec": 1},
+    )
+    return lower(ir.Model(graph, ir_version=10), MoeOps(machine or Machine.host()))
+
+
+def compile_node(
+    operator: str,
+    inputs: Mapping[str, Array],
+    constants: Mapping[str, Array],
+    *specs: Any,
+    machine: Machine | None = None,
+) -> Callable[..., list[Array]]:
+    """A function from arrays, by input name, to the node's outputs; ``threads`` sets how many threads run it."""
+    machine = machine or Machine.host()
+    lowered = lower_node(operator, inputs, constants, *specs, machine=machine)
+    target = tvm.target.Target(machine.llvm)
+    virtual_machine = relax.VirtualMachine(pipeline.build(pipeline.optimize(lowered.module, target), target), tvm.cpu())
+    weights = [tvm.runtime.tensor(weight.load()) for weight in lowered.weights]
+
+    def run(*, threads: int = 2, **arrays: Array) -> list[Array]:
+        use_threads(threads)
+        results = virtual_machine["main"](*[tvm.runtime.tensor(arrays[name]) for name in inputs], *weights)
+        return [result.numpy() for result in results]
+
+    return run

@@ -91,18 +91,18 @@ def _name(node: ir.Node) -> str:
     return node.name or str(node.outputs[0].name)
 
 
-def _input_sizes(graph: ir.Graph) -> set[sympy.Symbol]:
+def _input_sizes(graph: ir.Graph) -> set[sympy.Basic]:
     """The named sizes of the model's inputs: these differ from call to call."""
     dims = [expression(dim) for value in graph.inputs if value.shape is not None for dim in value.shape]
     return {symbol for dim in dims if dim is not None for symbol in dim.free_symbols}
 
 
-def _check_reshape(node: ir.Node, sizes: set[sympy.Symbol]) -> None:
+def _check_reshape(node: ir.Node, sizes: set[sympy.Basic]) -> None:
     source = shape_of(node.inputs[0]) if node.inputs[0] is not None else None
     target = constant(node.inputs[1])
     if source is None or target is None or np.any(target <= 0):
         return
-    elements = sympy.prod(source)
+    elements = sympy.Integer(1) * sympy.prod(source)
     if elements.free_symbols and elements.free_symbols <= sizes:
         raise MoecError(
             f"node {_name(node)}: Reshape makes {target.tolist()} of a value with {elements} elements, which is true "
@@ -110,7 +110,7 @@ def _check_reshape(node: ir.Node, sizes: set[sympy.Symbol]) -> None:
         )
 
 
-def _check_split(node: ir.Node, sizes: set[sympy.Symbol]) -> None:
+def _check_split(node: ir.Node, sizes: set[sympy.Basic]) -> None:
     source = shape_of(node.inputs[0]) if node.inputs[0] is not None else None
     parts = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if source is None or parts is None:

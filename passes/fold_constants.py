@@ -76,7 +76,7 @@ class FoldConstants:
             return None
         frozen = _Computation(node, version, inputs)
         return [
-            ir.LazyTensor(functools.partial(frozen.output, index), dtype=dtype, shape=ir.Shape(shape))
+            ir.LazyTensor(functools.partial(frozen.output, index), dtype=dtype, shape=ir.Shape(shape or ()))
             for index, (dtype, shape) in enumerate(types)
         ]
 
@@ -114,11 +114,11 @@ def _is_constant_computation(node: ir.Node) -> bool:
 def _output_types(node: ir.Node, version: int) -> list[_Type] | None:
     """Element types and, where they are known without computing, shapes; None when ONNX cannot tell the types."""
     inputs = [value for value in node.inputs if value is not None]
-    types = {value.name: ir.serde.serialize_type(ir.TensorType(value.const_value.dtype)) for value in inputs}  # type: ignore[union-attr]
+    types = {str(value.name): ir.serde.serialize_type(ir.TensorType(value.const_value.dtype)) for value in inputs}  # type: ignore[union-attr]
     for value in inputs:
-        ir.serde.serialize_shape_into(types[value.name], ir.Shape(value.const_value.shape))  # type: ignore[union-attr]
+        ir.serde.serialize_shape_into(types[str(value.name)], ir.Shape(value.const_value.shape))  # type: ignore[union-attr]
     data = {
-        value.name: ir.serde.serialize_tensor(ir.tensor(value.const_value.numpy(), name=value.name))  # type: ignore[union-attr]
+        str(value.name): ir.serde.serialize_tensor(ir.tensor(value.const_value.numpy(), name=value.name))  # type: ignore[union-attr]
         for value in inputs
         if value.const_value.size <= 64 and value.const_value.dtype.is_integer()  # type: ignore[union-attr]
     }
@@ -131,7 +131,7 @@ def _output_types(node: ir.Node, version: int) -> list[_Type] | None:
         return None
     result: list[_Type] = []
     for output in node.outputs:
-        tensor_type = found[output.name].tensor_type
+        tensor_type = found[str(output.name)].tensor_type
         dims = tensor_type.shape.dim
         known = tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
         result.append((ir.DataType(tensor_type.elem_type), tuple(dim.dim_value for dim in dims) if known else None))
@@ -150,12 +150,12 @@ def _elements(node: ir.Node, types: list[_Type]) -> float:
 def _evaluate(node: ir.Node, version: int, inputs: list[ir.TensorProtocol | None]) -> list[np.ndarray] | None:
     from onnx.reference import ReferenceEvaluator
 
-    feeds = {value.name: one.numpy() for value, one in zip(node.inputs, inputs, strict=True) if one is not None}  # type: ignore[union-attr]
+    feeds = {str(value.name): one.numpy() for value, one in zip(node.inputs, inputs, strict=True) if one is not None}  # type: ignore[union-attr]
     graph = onnx.helper.make_graph(
         [ir.serde.serialize_node(node)],
         node.op_type,
         [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
-        [onnx.helper.make_value_info(output.name, onnx.TypeProto()) for output in node.outputs],
+        [onnx.helper.make_value_info(str(output.name), onnx.TypeProto()) for output in node.outputs],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:

@@ -176,12 +176,12 @@ class _Rebuild:
             self._made[key] = self._node("Squeeze", [result], {}, ()) if known.ndim == 0 else result
         return self._made[key]
 
-    def _can_build(self, item: sympy.Expr) -> bool:
+    def _can_build(self, item: Any) -> bool:
         if item.is_Symbol:
             return item in self._sources
         return bool(item.is_Integer) or ((item.is_Mul or item.is_Add) and all(map(self._can_build, item.args)))
 
-    def _size(self, item: sympy.Expr) -> ir.Value:
+    def _size(self, item: Any) -> ir.Value:
         """A tensor of one element."""
         if item in self._made:
             return self._made[item]

@@ -17,7 +17,8 @@ import sympy
 from moec.passes.rewriting import constant
 from moec.passes.symbolic import SymbolicValues, is_named, shape_of, size
 
-Dims = list[sympy.Expr]
+Dims = list[Any]
+"""One sympy expression for each dimension."""
 
 
 def annotate(node: ir.Node, values: SymbolicValues, names: Names) -> bool:

@@ -23,7 +23,7 @@ def constant(value: ir.Value | None, limit: int = 1024) -> np.ndarray | None:
 def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
     """A new initializer. ``name`` must be new in the graph."""
     tensor.name = name
-    shape, kind = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+    shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -30,7 +30,7 @@ def expression(dim: int | ir.SymbolicDim) -> sympy.Expr | None:
         return sympy.Integer(dim)
     if dim.value is None:
         return None
-    parsed = ir.SymbolicDim(dim.value)._expr
+    parsed: Any = ir.SymbolicDim(dim.value)._expr
     if parsed is None:
         return None
     return parsed.xreplace({symbol: size(symbol.name) for symbol in parsed.free_symbols})

@@ -97,7 +97,7 @@ def _detach_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         tensor = value.const_value
         if tensor is None:
             continue
-        value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+        value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
         if tensor.nbytes <= _KEPT_BYTES:
             if isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)

@@ -13,7 +13,8 @@ CPU_INFORMATION = "/proc/cpuinfo"
 # LLVM's name of a feature -> Linux' name, where more differs than "_", "-" and "."
 _LINUX_NAMES = {
     "64bit": "lm",
-    "cmov": "cmov",
+    "bmi": "bmi1",
+    "bmi": "bmi1",
     "lzcnt": "abm",
     "neon": "asimd",
     "pclmul": "pclmulqdq",

@@ -1,0 +1,182 @@
+"""Spelled-out normalisations become one operator."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import constant, is_op, replace_value
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseNormalization:
+    """Fuses normalisations over the last axis.
+
+    1. ``x * s * 1 / sqrt(mean(x^2) + epsilon)`` becomes RMSNormalization (x, s); the square is Pow(x, 2) or Mul(x, x);
+       the division is Div, Reciprocal or Div(1, .). The scale s is a vector of the size of the last axis.
+    2. ``(x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * s + b`` becomes LayerNormalization (x, s, b).
+    3. Casts: x may be cast to float32 before, and the quotient cast back before the scale; the fused operator computes
+       in float32 (``stash_type`` 1) in between.
+
+    ::
+
+        q = Mul (x, x); m = ReduceMean <keepdims = 1> (q, [-1]); e = Add (m, epsilon); r = Sqrt (e)
+        n = Div (x, r); y = Mul (n, scale)        ->      y = RMSNormalization <axis = -1> (x, scale)
+    """
+
+    name: ClassVar[str] = "fuse-normalization"
+    exactness: ClassVar[Exactness] = "reassociating"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        changed = False
+        for node in list(model.graph):
+            if node.graph is not None and is_op(node, "Mul"):
+                changed |= _fuse(model.graph, node)
+        return changed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Normalized:
+    """``x / sqrt(mean(square(x)) + epsilon)``, where x may be the input minus its mean (``centred``)."""
+
+    x: ir.Value
+    epsilon: float
+    centred: bool
+
+
+def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
+    for normalized, scale in _operands(node):
+        found = _normalized(_uncast(normalized))
+        if found is None or not _is_vector_for(scale, found.x):
+            continue
+        source = _source(found.x, normalized)
+        if source is None or source.dtype != node.outputs[0].dtype or scale.dtype != source.dtype:
+            continue
+        if found.centred:
+            return _replace_by_layer_norm(graph, node, source, scale, found.epsilon)
+        return _replace(graph, node, "RMSNormalization", [source, scale], found.epsilon)
+    return False
+
+
+def _replace_by_layer_norm(graph: ir.Graph, node: ir.Node, x: ir.Value, scale: ir.Value, epsilon: float) -> bool:
+    """Take in an addition of a bias vector if that is all that happens to the product."""
+    (product,) = node.outputs
+    uses = list(product.uses())
+    if len(uses) == 1 and not product.is_graph_output() and is_op(uses[0].node, "Add"):
+        addition = uses[0].node
+        bias = next((value for value in addition.inputs if value is not product), None)
+        if bias is not None and _is_vector_for(bias, x) and bias.dtype == x.dtype:
+            return _replace(graph, addition, "LayerNormalization", [x, scale, bias], epsilon)
+    return _replace(graph, node, "LayerNormalization", [x, scale], epsilon)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, op_type: str, inputs: list[ir.Value], epsilon: float) -> bool:
+    fused = ir.node(op_type, inputs, attributes={"axis": -1, "epsilon": epsilon, "stash_type": 1})
+    fused.outputs[0].shape, fused.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    fused.outputs[0].name = f"{node.outputs[0].name}_fused"
+    graph.insert_before(node, fused)
+    if not replace_value(node.outputs[0], fused.outputs[0]):
+        graph.remove(fused, safe=True)
+        return False
+    graph.remove(node, safe=True)
+    return True
+
+
+def _operands(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
+    """The two inputs of a commutative node in both orders."""
+    first, second = node.inputs
+    return [] if first is None or second is None else [(first, second), (second, first)]
+
+
+def _uncast(value: ir.Value) -> ir.Value:
+    producer = value.producer()
+    return producer.inputs[0] if is_op(producer, "Cast") and producer.inputs[0] is not None else value
+
+
+def _source(x: ir.Value, normalized: ir.Value) -> ir.Value | None:
+    """The input of the fused operator: x itself, or what it was cast from to float32 if the quotient is cast back."""
+    if normalized.dtype == x.dtype:
+        return x
+    source = _uncast(x)
+    return source if x.dtype == ir.DataType.FLOAT and source.dtype == normalized.dtype else None
+
+
+def _is_vector_for(value: ir.Value, x: ir.Value) -> bool:
+    """Whether this is a vector as long as the last axis of x, both statically known."""
+    if value.shape is None or x.shape is None or len(value.shape) != 1 or len(x.shape) == 0:
+        return False
+    return isinstance(x.shape[-1], int) and value.shape[0] == x.shape[-1]
+
+
+def _normalized(value: ir.Value) -> _Normalized | None:
+    """Recognise the quotient: Div(x, root), Mul(x, Reciprocal(root)) or Mul(x, Div(1, root))."""
+    node = value.producer()
+    if is_op(node, "Div") and None not in node.inputs:
+        return _with_root(node.inputs[0], node.inputs[1])
+    if is_op(node, "Mul"):
+        for x, factor in _operands(node):
+            root = _inverted(factor)
+            if root is not None:
+                return _with_root(x, root)
+    return None
+
+
+def _inverted(value: ir.Value) -> ir.Value | None:
+    """r where the value is 1 / r."""
+    node = value.producer()
+    if is_op(node, "Reciprocal"):
+        return node.inputs[0]
+    if is_op(node, "Div") and _number(node.inputs[0]) == 1.0:
+        return node.inputs[1]
+    return None
+
+
+def _with_root(x: ir.Value, root: ir.Value) -> _Normalized | None:
+    """Check that root is sqrt(mean(x^2) + epsilon) of this very x, in x's type."""
+    node = root.producer()
+    addition = node.inputs[0].producer() if is_op(node, "Sqrt") and node.inputs[0] is not None else None
+    if not is_op(addition, "Add"):
+        return None
+    for mean, epsilon_value in _operands(addition):
+        epsilon = _number(epsilon_value)
+        squares = _mean_of(mean)
+        if epsilon is None or squares is None or not _is_square_of(squares, x):
+            continue
+        centre = _centre(x)
+        return _Normalized(x, epsilon, False) if centre is None else _Normalized(centre, epsilon, True)
+    return None
+
+
+def _mean_of(value: ir.Value) -> ir.Value | None:
+    """v where the value is the mean of v over its last axis, kept with size 1."""
+    node = value.producer()
+    if not is_op(node, "ReduceMean") or len(node.inputs) < 2 or not node.attributes.get_int("keepdims", 1):
+        return None
+    axes, source = constant(node.inputs[1]), node.inputs[0]
+    if axes is None or axes.size != 1 or source is None or source.shape is None:
+        return None
+    return source if int(axes.ravel()[0]) in (-1, len(source.shape) - 1) else None
+
+
+def _is_square_of(value: ir.Value, x: ir.Value) -> bool:
+    node = value.producer()
+    if is_op(node, "Mul"):
+        return all(factor is x for factor in node.inputs)
+    return is_op(node, "Pow") and node.inputs[0] is x and _number(node.inputs[1]) == 2.0
+
+
+def _centre(x: ir.Value) -> ir.Value | None:
+    """v where x is v - mean(v)."""
+    node = x.producer()
+    if not is_op(node, "Sub") or node.inputs[0] is None or node.inputs[1] is None:
+        return None
+    return node.inputs[0] if _mean_of(node.inputs[1]) is node.inputs[0] else None
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """The value of a constant of one element and rank 0 or 1."""
+    data = constant(value)
+    return float(data.ravel()[0]) if data is not None and data.size == 1 and data.ndim <= 1 else None

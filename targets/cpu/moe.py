@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, spec_of
+from tvm import relax, tirx
+
+from moec.errors import UnsupportedError
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, inputs_of, spec_of
 from moec.targets.base import Candidate, Eligibility, KernelRecord
 from moec.targets.cpu.kernels import capacity, combine, dispatch, gather, grouped_gemm, pack_experts, route
 from moec.targets.cpu.kernels.activation import experts_epilogue
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-from tvm import relax, tirx
-
-from moec.errors import UnsupportedError
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -116,6 +116,7 @@ class _NodeLowering:
 
     def grouped_matmul(self) -> relax.Expr:
         x, weights = self._input("x"), self._input("weights")
+        self._require_constants()
         experts, inner, width = (int(size) for size in self._lowering.shape(weights))
         problem = self._problem(weights, experts, inner, width, gated=False)
         ids = self._cast(self._lowering.tensor(self._input("experts")), "int32")
@@ -136,6 +137,7 @@ class _NodeLowering:
     def _experts(self, weights: relax.Expr, ids: relax.Expr) -> relax.Expr:
         spec = spec_of(self._node, ExpertsSpec)
         x, up, down = self._input("x"), self._input("up"), self._input("down")
+        self._require_constants()
         experts, inner, hidden = self._sizes(up, spec.up_transposed)
         if spec.gated and spec.gate_layout != "separate":
             hidden //= 2
@@ -255,10 +257,7 @@ class _NodeLowering:
     def _problem(
         self, weights: ir.Value, experts: int, inner: int, width: int, *, gated: bool
     ) -> grouped_gemm.GroupedProblem:
-        names = [name for name in self._inputs if name in WEIGHT_NAMES and self._inputs[name] is not None]
-        known = all(self._lowering.is_constant(self._inputs[name]) for name in names)
         dtype = self._lowering.dtype(weights)
-        self._require("grouped_gemm", can_multiply(known, [dtype, self._lowering.dtype(self._input("x"))]))
         return grouped_gemm.GroupedProblem(experts, inner, width, gated, self._machine, dtype)
 
     def _weight(
@@ -271,6 +270,13 @@ class _NodeLowering:
         return self._lowering.add_weight(f"{self._name}.{role}.tiles", problem.bias_shape, "float32", load)
 
     # Helpers
+
+    def _require_constants(self) -> None:
+        names = EXPERT_WEIGHTS if self._node.op_type != "GroupedMatMul" else ("weights", "bias")
+        values = [value for name, value in self._inputs.items() if name in names and value is not None]
+        known = all(self._lowering.is_constant(value) for value in values)
+        dtypes = [self._lowering.dtype(value) for value in (*values, self._input("x"))]
+        self._require("grouped_gemm", can_multiply(known, dtypes))
 
     @property
     def _name(self) -> str:
@@ -315,7 +321,3 @@ class _NodeLowering:
         operator = f"moec.{self._node.op_type}"
         record = KernelRecord(f"moe_{kernel_name}", operator, [self._name], candidates, attributes)
         return self._lowering.call_kernel(kernel, arguments, outputs, record)
-
-
-WEIGHT_NAMES = frozenset({"up", "down", "gate", "up_bias", "down_bias", "gate_bias", "bias"})
-"""Inputs that must be known at compile time. ``weights`` of GroupedMatMul joins them; that of Experts is routing."""

@@ -38,21 +38,22 @@ def combine(
         y = T.match_buffer(y_handle, (tokens, width), dtype)
         for token in T.parallel(tokens):
             total = T.alloc_buffer((width,), "float32")
+            weight = T.alloc_buffer((1,), "float32")
             for column in T.serial(width):
                 total[column] = T.float32(0)
             for slot in T.serial(slots):
                 expert: T.let = chosen[token, slot]
-                weight: T.let = T.cast(weights[token, slot], "float32")
+                weight[0] = T.cast(weights[token, slot], "float32")
                 if T.And(expert >= 0, expert < E):
                     for column in T.serial(width):
                         if weighted:
-                            total[column] = total[column] + weight * pairs[token * slots + slot, column]
+                            total[column] = total[column] + weight[0] * pairs[token * slots + slot, column]
                         else:
                             total[column] = total[column] + pairs[token * slots + slot, column]
                 if identity_experts > 0:
                     if T.And(expert >= E, expert < E + identity_experts):
                         for column in T.serial(width):
-                            total[column] = total[column] + weight * T.cast(x[token, column], "float32")
+                            total[column] = total[column] + weight[0] * T.cast(x[token, column], "float32")
             for column in T.serial(width):
                 y[token, column] = T.cast(total[column], dtype)
 

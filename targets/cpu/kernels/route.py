@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
 from moec.ir.dialect import RouteSpec
 from moec.targets.cpu.kernels import activation
 from moec.targets.cpu.kernels.elementary import exponential
-from tvm import tirx
-from tvm.script import tirx as T
 
 MINUS_INFINITY = float("-inf")
 
@@ -59,8 +60,9 @@ def _softmax(count, x):
 @T.inline
 def _scores(spec, E, token, logits, scores):
     for e in T.serial(E):
-        logit: T.let = T.cast(logits[token, e], "float32")
-        scores[e] = logit if spec.score == "softmax" else _SCORES[spec.score](logit)
+        scores[e] = T.cast(logits[token, e], "float32")
+        if spec.score in _SCORES:
+            scores[e] = _SCORES[spec.score](scores[e])
     if spec.score == "softmax":
         _softmax(E, scores)
 
@@ -104,11 +106,12 @@ def _largest(E, k, choice, best, ids):
 
 
 @T.inline
-def _sparse_mixer(spec, E, token, logits, remaining, ids, mixing):
+def _sparse_mixer(spec, E, token, logits, original, remaining, ids, mixing):
     top = T.alloc_buffer((1,), "float32")
     total = T.alloc_buffer((1,), "float32")
     for e in T.serial(E):
-        remaining[e] = _comparable(T.cast(logits[token, e], "float32"))
+        original[e] = T.cast(logits[token, e], "float32")
+        remaining[e] = _comparable(original[e])
     for j in T.serial(spec.k):
         ids[j] = 0
         top[0] = remaining[0]
@@ -118,8 +121,7 @@ def _sparse_mixer(spec, E, token, logits, remaining, ids, mixing):
                 ids[j] = T.cast(e, "int32")
         total[0] = T.float32(0)
         for e in T.serial(E):
-            logit: T.let = T.cast(logits[token, e], "float32")
-            distance: T.let = (top[0] - logit) / T.max(T.abs(logit), top[0])
+            distance: T.let = (top[0] - original[e]) / T.max(T.abs(original[e]), top[0])
             share: T.let = exponential(remaining[e] - top[0])
             # The comparison stays as it is, not negated: a distance of 0 / 0 counts as near.
             total[0] = total[0] + T.Select(distance > T.float32(2 * spec.jitter), T.float32(0), share)
@@ -150,7 +152,7 @@ def _route_token(spec, E, token, logits, bias, weights, chosen):
     ids = T.alloc_buffer((spec.k,), "int32")
     mixing = T.alloc_buffer((spec.k,), "float32")
     if spec.score == "sparsemixer":
-        _sparse_mixer(spec, E, token, logits, choice, ids, mixing)
+        _sparse_mixer(spec, E, token, logits, scores, choice, ids, mixing)
     else:
         _scores(spec, E, token, logits, scores)
         for e in T.serial(E):

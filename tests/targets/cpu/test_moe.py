@@ -69,7 +69,7 @@ def compiled(name: str, machine: Machine | None = None):
 def routed(draw: st.DrawFn, most: int = E) -> dict[str, np.ndarray]:
     """Tokens with experts: distinct ones, all the same one, only some of them, or dropped pairs among them."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    T = draw(st.sampled_from([0, 1, 5, 64, 211]))
+    T = draw(st.sampled_from([0, 1, 5, 64]))
     kind = draw(st.sampled_from(["distinct", "one", "few", "dropped", "none"]))
     chosen = {
         "distinct": np.argsort(random.random((T, most)), axis=1)[:, :k],
@@ -90,7 +90,7 @@ def expected(name: str, case: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SPECS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_experts_agree_with_the_semantics(name: str, data: st.DataObject) -> None:
     case = data.draw(routed(E + SPECS[name].identity_experts))
@@ -99,14 +99,14 @@ def test_experts_agree_with_the_semantics(name: str, data: st.DataObject) -> Non
 
 
 @pytest.mark.skipif(not host_features().issuperset(MACHINES["avx2"].features), reason="this processor has no AVX2")
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(case=routed())
 def test_avx2_agrees_with_the_semantics(case: dict[str, np.ndarray]) -> None:
     (y,) = compiled("swiglu", MACHINES["avx2"])(**case)
     np.testing.assert_allclose(y, expected("swiglu", case), rtol=1e-5, atol=2e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(case=routed())
 def test_every_number_of_threads_gives_the_same_bits(case: dict[str, np.ndarray]) -> None:
     results = [compiled("swiglu")(threads=threads, **case)[0] for threads in (1, 2, 3)]
@@ -139,7 +139,7 @@ def test_narrow_floats_are_summed_in_float32(dtype: Any) -> None:
     np.testing.assert_allclose(y.astype(np.float32), reference, rtol=2 * step, atol=2 * step)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), T=st.sampled_from([0, 1, 5, 150]), ties=st.booleans())
 def test_moe_routes_and_computes(seed: int, T: int, ties: bool) -> None:
     random = np.random.default_rng(seed)

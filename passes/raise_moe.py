@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.ir import dialect
 from moec.passes.base import Exactness, Report
 from moec.passes.raising import batched, contrib, dense, loop
-from moec.passes.raising.block import Block
+from moec.passes.raising.block import Block, is_contraction
 from moec.passes.raising.chains import check_structure, find_chains
 from moec.passes.raising.check import judge
 from moec.passes.raising.cut import cut_blocks, find_logits
@@ -109,7 +110,26 @@ def _match(facts: Facts, anchor: ir.Node) -> tuple[Block | None, Match | None]:
                 first_reason = first_reason or reason
     if first_reason is not None:
         raise first_reason
+    _report_uncut(facts, anchor)
     return None, None
+
+
+def _report_uncut(facts: Facts, anchor: ir.Node) -> None:
+    """Raise NotUnderstoodError if what no block could be cut around does choose among the outputs of a projection.
+
+    A selection that nothing is multiplied after (sampling the next token) is not worth a word.
+    """
+    logits = find_logits(facts, anchor)
+    if not logits or not is_contraction(logits[0].producer()):
+        return
+    later = facts.dependents(anchor.outputs, facts.order)
+    users = [node for node in facts.order if any(value in later for value in node.inputs)]
+    branches = [node for node in users if node.op_type in ("If", "Loop", "Scan")]
+    if branches:
+        first = branches[0]
+        raise NotUnderstoodError(f"control flow depends on its selection ({first.op_type} node {_subject(first)})")
+    if sum(map(is_contraction, users)) >= 2 and not any(map(dialect.is_moec, users)):
+        raise NotUnderstoodError("no part of the graph behind it makes one row per token from one row per token")
 
 
 def _match_block(block: Block) -> Match:

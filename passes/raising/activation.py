@@ -26,7 +26,7 @@ def activations(block: Block, spec: ExpertsSpec) -> Iterator[ExpertsSpec]:
     names: tuple[Activation, ...] = choices(ExpertsSpec, "activation")  # type: ignore[assignment]
     for weight_on_input, name in itertools.product((False, True), names):
         own_alphas = sorted(alphas) if name == "silu" else [1.0]
-        for alpha, limit, offset in itertools.product(own_alphas, sorted(limits), sorted(offsets)):
+        for alpha, limit, offset in itertools.product(own_alphas, sorted(limits, reverse=True), sorted(offsets)):
             yield dataclasses.replace(
                 spec, activation=name, alpha=alpha, limit=limit, up_offset=offset, weight_on_input=weight_on_input
             )

@@ -42,6 +42,7 @@ class Block:
     shape_sources: list[ir.Value]
     E: int
     d: int
+    _evaluators: dict[tuple[ir.Value, ...], Evaluator] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -94,8 +95,11 @@ class Block:
     def rows_are_fixed(self) -> bool:
         return self.x.shape is not None and self.x.shape.is_static()
 
-    def y_of(self, x: Array, logits: Array) -> Array:
-        """The block's output [T,d] in float64, for any T: rows are added where the model wants more of them."""
+    def y_of(self, x: Array, logits: Array) -> Array | None:
+        """The block's output [T,d] in float64, for any T: rows are added where the model wants more of them.
+
+        None if the output is not one row of width d per token.
+        """
         T, step = len(x), self.row_step
         size = step if self.rows_are_fixed else max(-(-T // step) * step, 0)
         parts = [np.zeros((0, self.d))]
@@ -105,7 +109,7 @@ class Block:
             filled = [np.concatenate([a, np.ones((padding, a.shape[1]))]) for a in (rows, logits[start : start + size])]
             (y,) = self.evaluate(filled[0], filled[1], [self.y])
             if y.size != size * self.d:
-                raise ValueError(f"y has {y.size} elements for {size} rows of {self.d}")
+                return None
             parts.append(y.reshape(size, self.d)[: len(rows)])
         return np.concatenate(parts)
 
@@ -114,8 +118,22 @@ class Block:
     ) -> list[Array]:
         """The block's values ``outputs`` in float64; values in ``replaced`` are not computed but given."""
         feeds = {**self.feeds(x, logits), **(replaced or {})}
-        nodes = self.facts.between(outputs, stop=feeds.__contains__)
-        return Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64).run(feeds)
+        key = (*outputs, *feeds)
+        if key not in self._evaluators:  # only the last one is kept: it holds the weights in float64
+            nodes = self.facts.between(outputs, stop=feeds.__contains__)
+            self._evaluators = {key: Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64)}
+        return self._evaluators[key].run(feeds)
+
+    def gathers_weights(self) -> bool:
+        """Whether every token gets copies of its experts' weights, which bounds the tokens per evaluation."""
+        selected = self.facts.dependents([self.logits], self.nodes)
+        projections = self.projections()
+        weights = {projection.weight for projection in projections}
+        operands = (operand for projection in projections for operand in projection.node.inputs)
+        gathered = (
+            v for v in operands if v is not None and v in selected and follow_data(v, weights.__contains__) is not None
+        )
+        return len(projections) <= 3 and next(gathered, None) is not None
 
     def projections(self) -> list[Projection]:
         """Contractions of data with constants, in graph order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from moec.ir.semantics import route
 from moec.passes.raising.block import Block
 from moec.passes.raising.chains import Chain
 from moec.passes.raising.facts import Array
@@ -21,8 +20,7 @@ def in_expert_order(block: Block, chains: list[Chain], routing: Routing) -> list
     T = max(4 * block.E, 16)
     T = -(-T // block.row_step) * block.row_step
     logits = np.random.default_rng(4).normal(size=(T, block.E))
-    bias = None if routing.correction_bias is None else block.facts.array(routing.correction_bias).reshape(-1)
-    wanted = as_mixture(*route(routing.spec, logits, bias, dtype=np.float64), block.E) != 0
+    wanted = as_mixture(*routing.run(block, logits), block.E) != 0
     try:
         reached = _tokens_reached(block, chains, logits)
     except Exception:  # a model that fixes its number of tokens may not be able to run this

@@ -30,6 +30,11 @@ class Routing:
     spec: RouteSpec
     correction_bias: ir.Value | None = None
 
+    def run(self, block: Block, logits: Array) -> tuple[Array, Array]:
+        """Weights [T,k] in float64 and ids [T,k]."""
+        bias = None if self.correction_bias is None else block.facts.array(self.correction_bias).reshape(-1)
+        return route(self.spec, logits, bias, dtype=np.float64)
+
 
 def propose_routings(block: Block) -> list[Routing]:
     """Routings that agree with the router on sample logits, those seen latest in the graph first."""
@@ -42,8 +47,7 @@ def propose_routings(block: Block) -> list[Routing]:
         return []
     found: dict[Routing, int] = {}
     for routing in _grid(block, sorted({view.k for view in observed})):
-        bias = None if routing.correction_bias is None else block.facts.array(routing.correction_bias).reshape(-1)
-        mixture = as_mixture(*route(routing.spec, logits, bias, dtype=np.float64), block.E)
+        mixture = as_mixture(*routing.run(block, logits), block.E)
         for view in observed:
             if view.k == routing.spec.k and _agree(view.mixture, mixture):
                 found[routing] = max(found.get(routing, 0), view.position)
@@ -81,11 +85,19 @@ class _View:
 
 def _observe(block: Block, logits: Array) -> list[_View]:
     nodes = block.router_nodes()
-    loops = block.facts.dependents((v for n in nodes if n.op_type == "NonZero" for v in n.outputs), nodes)
-    values = [v for n in nodes for v in n.outputs if v not in loops and v.name]
+    beyond = (v for n in nodes if n.op_type == "NonZero" or _reads_weights(block, n) for v in n.outputs)
+    dispatch = block.facts.dependents(beyond, nodes)
+    values = [v for n in nodes for v in n.outputs if v not in dispatch and v.name]
     x = np.ones((len(logits), block.d))
     arrays = block.evaluate(x, logits, values)
     return list(_views([(v, a) for v, a in zip(values, arrays, strict=True) if a.size and a.ndim], len(logits), block))
+
+
+def _reads_weights(block: Block, node: ir.Node) -> bool:
+    """Whether a node reads a constant larger than anything a router needs, such as weights gathered per token."""
+    facts = block.facts
+    sizes = (np.prod(facts.shape(v), dtype=np.int64) for v in node.inputs if v is not None and facts.constant(v))
+    return any(size > max(block.E**2, block.E * 8) for size in sizes)
 
 
 def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterator[_View]:

@@ -1,0 +1,190 @@
+"""Spelled-out attention becomes one operator."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import constant, is_op, replace_value
+
+_SWAP_LAST = [0, 1, 3, 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseAttention:
+    """Fuses ``softmax(q @ k^T * scale + mask) @ v`` over four axes [batch, head, position, element].
+
+    1. Scores are MatMul(q, t), t being k with its last axes swapped. Multiplication or division by a constant number,
+       of q, of t or of the scores, becomes ``scale``.
+    2. An addition to the scores that does not enlarge them is the mask; its last axis is that of the keys.
+    3. Key and value heads that are repeated (Unsqueeze, Expand, Reshape) for grouped queries are taken unrepeated, if
+       the shapes prove that each head is repeated for neighbouring query heads.
+    4. The head size is static, batch and head counts of q, k and v are equal, and the weights of the softmax have no
+       other use. Attention sinks (an additional column of scores) stay as they are.
+
+    ::
+
+        t = Transpose <perm = [0, 1, 3, 2]> (k); s = MatMul (q, t); a = Mul (s, scale); m = Add (a, mask)
+        p = Softmax <axis = -1> (m); y = MatMul (p, v)      ->      y = Attention <scale = ...> (q, k, v, mask)
+    """
+
+    name: ClassVar[str] = "fuse-attention"
+    exactness: ClassVar[Exactness] = "reassociating"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        changed = False
+        for node in list(model.graph):
+            attention = _match(node) if is_op(node, "MatMul") else None
+            if attention is not None:
+                changed |= _replace(model.graph, node, attention)
+        return changed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attention:
+    """``keys`` is [B, H, P, D], or [B, H, D, P] if ``transposed``."""
+
+    query: ir.Value
+    keys: ir.Value
+    transposed: bool
+    value: ir.Value
+    mask: ir.Value | None
+    scale: float
+
+
+def _match(node: ir.Node) -> _Attention | None:
+    weights, value = node.inputs
+    softmax = weights.producer() if weights is not None else None
+    if value is None or not is_op(softmax, "Softmax") or len(list(weights.uses())) != 1 or weights.is_graph_output():
+        return None
+    if softmax.attributes.get_int("axis", -1) not in (-1, 3) or softmax.inputs[0] is None:
+        return None
+    scores, mask = _split_mask(softmax.inputs[0])
+    scores, scale = _split_scale(scores)
+    product = scores.producer()
+    if not is_op(product, "MatMul") or product.inputs[0] is None or product.inputs[1] is None:
+        return None
+    query, query_scale = _split_scale(product.inputs[0])
+    keys, key_scale = _split_scale(product.inputs[1])
+    if not _shapes_agree(query, keys, value, mask):
+        return None
+    scale *= query_scale * key_scale
+    return _without_repetition(_Attention(query, keys, True, value, mask, scale))
+
+
+def _split_mask(scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """Scores before the addition of a mask, and the mask."""
+    node = scores.producer()
+    if not is_op(node, "Add"):
+        return scores, None
+    for before, mask in (node.inputs, reversed(node.inputs)):
+        if before is None or mask is None or _dims(before) is None or _dims(before) != _dims(scores):
+            continue
+        if is_op(_split_scale(before)[0].producer(), "MatMul"):
+            return before, mask
+    return scores, None
+
+
+def _split_scale(value: ir.Value) -> tuple[ir.Value, float]:
+    """The value before multiplications and divisions by constant numbers, and their product."""
+    scale = 1.0
+    while is_op(node := value.producer(), "Mul", "Div"):
+        first, second = node.inputs
+        number = _number(second)
+        if number is None and node.op_type == "Mul":
+            first, number = second, _number(first)
+        if first is None or number is None or number == 0.0:
+            break
+        value, scale = first, scale * number if node.op_type == "Mul" else scale / number
+    return value, scale
+
+
+def _shapes_agree(query: ir.Value, keys: ir.Value, value: ir.Value, mask: ir.Value | None) -> bool:
+    """Whether all are [batch, head, ...] of the same batch and heads, with static head sizes and no broadcasting."""
+    shapes = [_dims(query), _dims(keys), _dims(value)]
+    if any(shape is None or len(shape) != 4 for shape in shapes):
+        return False
+    (batch, heads, _, size), key_shape, value_shape = shapes
+    if any(shape[0] != batch or shape[1] != heads for shape in (key_shape, value_shape)):
+        return False
+    if not all(isinstance(number, int) for number in (heads, size, value_shape[3])) or key_shape[2] != size:
+        return False
+    if mask is None:
+        return True
+    mask_shape = _dims(mask)
+    return mask_shape is not None and 2 <= len(mask_shape) <= 4 and mask_shape[-1] == key_shape[3]
+
+
+def _without_repetition(attention: _Attention) -> _Attention:
+    """Undo the swap of the keys' axes and the repetition of heads, where they are visible."""
+    swap = attention.keys.producer()
+    if not is_op(swap, "Transpose") or list(swap.attributes.get_ints("perm", [])) != _SWAP_LAST:
+        return attention
+    attention = dataclasses.replace(attention, keys=swap.inputs[0], transposed=False)
+    keys, value = _unrepeated(attention.keys), _unrepeated(attention.value)
+    if keys is None or value is None or _dims(keys)[1] != _dims(value)[1]:
+        return attention
+    return dataclasses.replace(attention, keys=keys, value=value)
+
+
+def _unrepeated(repeated: ir.Value) -> ir.Value | None:
+    """[B, G, P, D] where the value is it with every head repeated: via [B, G, 1, P, D] and [B, G, R, P, D]."""
+    reshape = repeated.producer()
+    expand = reshape.inputs[0].producer() if is_op(reshape, "Reshape") else None
+    unsqueeze = expand.inputs[0].producer() if is_op(expand, "Expand") else None
+    if not is_op(unsqueeze, "Unsqueeze"):
+        return None
+    source = unsqueeze.inputs[0]
+    shapes = [_dims(value) for value in (source, expand.inputs[0], expand.outputs[0], repeated)]
+    if None in shapes:
+        return None
+    own, single, wide, joined = shapes
+    if len(own) != 4 or len(wide) != 5 or not isinstance(own[1], int) or not isinstance(wide[2], int):
+        return None
+    batch, groups, keys, size = own
+    expected = [[batch, groups, 1, keys, size], [batch, groups, wide[2], keys, size]]
+    return source if [single, wide] == expected and joined == [batch, groups * wide[2], keys, size] else None
+
+
+def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
+    keys, added = attention.keys, []
+    if attention.transposed:
+        swap = ir.node("Transpose", [keys], attributes={"perm": _SWAP_LAST})
+        shape = keys.shape
+        keys = swap.outputs[0]
+        keys.name = f"{node.outputs[0].name}_keys"
+        keys.type = attention.keys.type
+        keys.shape = ir.Shape([shape[axis] for axis in _SWAP_LAST])
+        added.append(swap)
+    inputs: Sequence[ir.Value] = [attention.query, keys, attention.value]
+    if attention.mask is not None:
+        inputs = [*inputs, attention.mask]
+    fused = ir.node("Attention", inputs, attributes={"scale": attention.scale})
+    fused.outputs[0].name = f"{node.outputs[0].name}_fused"
+    fused.outputs[0].shape, fused.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    added.append(fused)
+    graph.insert_before(node, added)
+    if not replace_value(node.outputs[0], fused.outputs[0]):
+        for new in reversed(added):
+            graph.remove(new, safe=True)
+        return False
+    graph.remove(node, safe=True)
+    return True
+
+
+def _dims(value: ir.Value) -> list[int | str | None] | None:
+    """Sizes as numbers and names; None if any is unknown."""
+    if value.shape is None:
+        return None
+    sizes = [size if isinstance(size, int) else size.value for size in value.shape]
+    return None if None in sizes else sizes
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """The value of a constant of one element and rank 0 or 1."""
+    data = constant(value)
+    return float(data.ravel()[0]) if data is not None and data.size == 1 and data.ndim <= 1 else None

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+RANDOM = np.random.default_rng(0)
+PASSES = "infer-shapes,fuse-attention,simplify,remove-dead-nodes"
+CONSTANTS = """<float root = {2.0}, float scale = {0.25}, int64[1] two = {2},
+    int64[5] wide = {2, 2, 2, 7, 4}, int64[4] joined = {2, 4, 7, 4}>"""
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape, dtype=np.float32)
+
+
+def cases() -> list[dict[str, np.ndarray]]:
+    return [
+        {"q": normal(B, 2, S, 4), "k": normal(B, 2, P, 4), "v": normal(B, 2, P, 3), "mask": normal(S, P)}
+        for B, S, P in ((1, 1, 1), (2, 5, 7))
+    ]
+
+
+def graph(body: str) -> str:
+    return f"""(float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,3] v, float[S,P] mask) => (float[B,2,S,3] y)
+        {CONSTANTS} {{ {body} }}"""
+
+
+SWAP = "t = Transpose <perm = [0, 1, 3, 2]> (k)"
+END = "y = MatMul (p, v)"
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        "s = MatMul (q, t) a = Mul (s, scale)",
+        "s = MatMul (q, t) a = Div (s, root)",
+        "u = Mul (scale, q) a = MatMul (u, t)",
+        "u = Mul (q, scale) w = Mul (t, scale) a = MatMul (u, w)",
+        "a = MatMul (q, t)",
+    ],
+)
+@pytest.mark.parametrize("mask", ["m = Add (a, mask)", "m = Add (mask, a)", "m = Identity (a)"])
+def test_attention_is_fused(rewrite, operators, scores, mask):
+    passes = f"simplify,{PASSES}"
+    model = rewrite(graph(f"{SWAP} {scores} {mask} p = Softmax <axis = -1> (m) {END}"), passes, *cases())
+    assert [operator for operator in operators(model) if operator != "Transpose"] == ["Attention"]
+
+
+def test_repeated_heads_are_taken_unrepeated(rewrite, operators):
+    text = f"""(float[2,4,S,4] q, float[2,2,7,4] k, float[2,2,7,4] v) => (float[2,4,S,4] y) {CONSTANTS} {{
+        k1 = Unsqueeze (k, two) k2 = Expand (k1, wide) k3 = Reshape (k2, joined)
+        v1 = Unsqueeze (v, two) v2 = Expand (v1, wide) v3 = Reshape (v2, joined)
+        t = Transpose <perm = [0, 1, 3, 2]> (k3) s = MatMul (q, t) p = Softmax <axis = -1> (s) y = MatMul (p, v3) }}"""
+    case = {"q": normal(2, 4, 5, 4), "k": normal(2, 2, 7, 4), "v": normal(2, 2, 7, 4)}
+    assert operators(rewrite(text, PASSES, case)) == ["Attention"]
+
+
+def test_heads_repeated_in_another_order_stay_repeated(rewrite, operators):
+    text = """(float[2,4,S,4] q, float[2,2,7,4] k, float[2,2,7,4] v) => (float[2,4,S,4] y)
+        <int64[1] one = {1}, int64[5] wide = {2, 2, 2, 7, 4}, int64[4] joined = {2, 4, 7, 4}> {
+        k1 = Unsqueeze (k, one) k2 = Expand (k1, wide) k3 = Reshape (k2, joined)
+        v1 = Unsqueeze (v, one) v2 = Expand (v1, wide) v3 = Reshape (v2, joined)
+        t = Transpose <perm = [0, 1, 3, 2]> (k3) s = MatMul (q, t) p = Softmax <axis = -1> (s) y = MatMul (p, v3) }"""
+    case = {"q": normal(2, 4, 5, 4), "k": normal(2, 2, 7, 4), "v": normal(2, 2, 7, 4)}
+    assert operators(rewrite(text, PASSES, case)).count("Reshape") == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{SWAP} s = MatMul (q, t) p = Softmax <axis = 2> (s) {END}",
+        f"{SWAP} s = MatMul (q, t) r = Relu (s) p = Softmax <axis = -1> (r) {END}",
+        f"{SWAP} s = MatMul (q, t) e = Softmax <axis = -1> (s) p = Mul (e, e) {END}",
+        f"{SWAP} s = MatMul (q, t) p = Softmax <axis = -1> (s) n = MatMul (p, v) w = ReduceSum <keepdims = 1> (p) "
+        "y = Add (n, w)",
+    ],
+    ids=["other axis", "scores changed", "weights changed", "weights used twice"],
+)
+def test_what_only_looks_like_attention_stays(rewrite, operators, body):
+    assert "Attention" not in operators(rewrite(graph(body), PASSES, *cases()))
+
+
+def test_attention_sinks_stay(rewrite, operators):
+    text = """(float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,3] v, float[B,2,S,1] sink) => (float[B,2,S,3] y)
+        <int64[1] zero = {0}, int64[1] minus_one = {-1}, int64[1] three = {3}> {
+        t = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul (q, t) c = Concat <axis = -1> (s, sink)
+        p = Softmax <axis = -1> (c) r = Slice (p, zero, minus_one, three) y = MatMul (r, v) }"""
+    assert "Attention" not in operators(rewrite(text, PASSES))

@@ -14,7 +14,6 @@ CPU_INFORMATION = "/proc/cpuinfo"
 _LINUX_NAMES = {
     "64bit": "lm",
     "bmi": "bmi1",
-    "bmi": "bmi1",
     "lzcnt": "abm",
     "neon": "asimd",
     "pclmul": "pclmulqdq",

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tvm.script import tirx as T
+
 from moec.ir.dialect import ExpertsSpec
 from moec.targets.cpu.kernels.elementary import exponential
-from tvm.script import tirx as T
 
 Expression = Any  # a float32 PrimExpr, scalar or vector
 

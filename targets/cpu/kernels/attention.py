@@ -13,6 +13,7 @@ the number of threads.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -150,6 +151,7 @@ def _masked(problem: AttentionProblem, mask, batch, head, query, first_key):
     return masked
 
 
+@functools.cache
 def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
     """The kernel ``(q[B, H, S, D], k[B, G, P, D], v[B, G, P, Dv], mask[B|1, H|1, S|1, P], y[B, H, S, Dv])``.
 

@@ -7,6 +7,8 @@ Every sum runs over k in ascending order in one accumulator: results depend neit
 
 from __future__ import annotations
 
+import functools
+
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -56,6 +58,7 @@ def _multiply_rows(a, panel, y, a_batch, batch, first, rows, first_column, count
     emit_row_tiles(rows, machine.row_tile, emit)
 
 
+@functools.cache
 def batched_matmul(
     machine: Machine, dtype: str = "float32", shared_left: bool = False, shared_right: bool = False
 ) -> tirx.PrimFunc:

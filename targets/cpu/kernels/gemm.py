@@ -11,6 +11,8 @@ Every sum runs over k in ascending order in one accumulator: results depend neit
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
@@ -79,6 +81,7 @@ def _multiply_rows(x, weight, bias, y, first, rows, tile, tile_rows: int) -> Non
     emit_row_tiles(rows, tile_rows, lambda row, height: _multiply(x, weight, bias, y, first + row, tile, height))
 
 
+@functools.cache
 def gemm(inner: int, columns: int, machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
     """The kernel ``(x[M, K], packed weight, bias[N], y[M, N])``; ``dtype`` is how all are stored, sums are float32."""
     tiles, _, width = packed_shape(inner, columns, machine)

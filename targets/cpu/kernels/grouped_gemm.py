@@ -18,11 +18,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from tvm import tirx
+from tvm.script import tirx as T
+
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
-from tvm import tirx
-from tvm.script import tirx as T
 
 
 @dataclasses.dataclass(frozen=True)

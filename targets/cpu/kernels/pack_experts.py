@@ -7,6 +7,7 @@ that apart from the result it needs the memory of one expert, also where the wei
 from __future__ import annotations
 
 import numpy as np
+
 from moec.ir.dialect import ExpertsSpec
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 

@@ -1,0 +1,142 @@
+"""The CPU kernels against numpy, for any number of threads, and their text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moec.errors import UnsupportedError
+from moec.targets.cpu.kernels.attention import AttentionProblem, attention
+from moec.targets.cpu.kernels.batched_matmul import batched_matmul
+from moec.targets.cpu.kernels.gemm import gemm, pack
+from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
+from moec.targets.cpu.kernels.softmax import softmax
+from moec.targets.cpu.machine import MACHINES, Machine, host_features
+
+RANDOM = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape, dtype=np.float32)
+
+
+def build(kernel, machine: Machine):
+    """The kernel as a function of numpy arrays; the last argument is the output and is returned."""
+    import tvm
+
+    module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
+    function = tvm.tirx.build(module, target=tvm.target.Target(machine.llvm))["kernel"]
+
+    def run(*arrays: np.ndarray) -> np.ndarray:
+        tensors = [tvm.runtime.tensor(array) for array in arrays]
+        function(*tensors)
+        return tensors[-1].numpy()
+
+    return run
+
+
+def runnable() -> list[str]:
+    return [name for name, machine in MACHINES.items() if name != "neon" and host_features() >= set(machine.features)]
+
+
+@pytest.mark.parametrize("name", runnable())
+@settings(max_examples=4, deadline=None)
+@given(inner=st.integers(1, 70), columns=st.integers(1, 70), seed=st.integers(0, 1000))
+def test_gemm_of_any_size(name, inner, columns, seed):
+    machine = Machine.for_name(name)
+    weight, bias = normal(inner, columns), normal(columns)
+    run = build(gemm(inner, columns, machine), machine)
+    for rows in (0, 1, 7, 12, 193):
+        x = normal(rows, inner)
+        y = run(x, pack(weight, machine), bias, np.empty((rows, columns), np.float32))
+        np.testing.assert_allclose(y, x @ weight + bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+def test_gemm_converts_half_precision_on_load(storage):
+    import ml_dtypes
+
+    dtype = ml_dtypes.bfloat16 if storage == "bfloat16" else np.float16
+    machine = Machine.host()
+    x, weight, bias = (array.astype(dtype) for array in (normal(5, 33), normal(33, 20), normal(20)))
+    run = build(gemm(33, 20, machine, storage), machine)
+    y = run(x, pack(weight, machine), bias, np.empty((5, 20), dtype))
+    expected = x.astype(np.float64) @ weight.astype(np.float64) + bias.astype(np.float64)
+    np.testing.assert_allclose(y.astype(np.float64), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_row_does_not_depend_on_the_other_rows():
+    machine = Machine.host()
+    x, weight, bias = normal(37, 65), pack(normal(65, 40), machine), normal(40)
+    run = build(gemm(65, 40, machine), machine)
+    together = run(x, weight, bias, np.empty((37, 40), np.float32))
+    for row in range(37):
+        alone = run(x[row : row + 1].copy(), weight, bias, np.empty((1, 40), np.float32))
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def _cases(machine: Machine):
+    problem = AttentionProblem(16, 20, 0.25)
+    return {
+        "gemm": (gemm(65, 70, machine), [normal(230, 65), pack(normal(65, 70), machine), normal(70)], (230, 70)),
+        "batched_matmul": (batched_matmul(machine), [normal(3, 50, 33), normal(3, 33, 70)], (3, 50, 70)),
+        "softmax": (softmax(machine), [normal(50, 77)], (50, 77)),
+        "rms_norm": (rms_norm(1e-6, machine), [normal(50, 77), normal(77)], (50, 77)),
+        "layer_norm": (layer_norm(1e-6, machine), [normal(50, 77), normal(77), normal(77)], (50, 77)),
+        "attention": (
+            attention(problem, machine),
+            [normal(2, 4, 60, 16), normal(2, 2, 90, 16), normal(2, 2, 90, 20), normal(1, 1, 1, 90)],
+            (2, 4, 60, 20),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", list(_cases(Machine.for_name("avx2"))))
+def test_results_are_bit_identical_for_any_number_of_threads(name):
+    import tvm_ffi
+
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+    machine = Machine.host()
+    kernel, inputs, shape = _cases(machine)[name]
+    run = build(kernel, machine)
+    results = []
+    for threads in (1, 2, 3):
+        configure(1, threads)
+        results.append(run(*inputs, np.empty(shape, np.float32)))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_softmax_of_extreme_scores():
+    machine = Machine.host()
+    run = build(softmax(machine), machine)
+    x = np.array([[-np.inf, 0, -200, 88] + [0] * 60, [-3.4e38] * 64, [np.nan] + [0] * 63], np.float32)
+    y = run(x, np.empty_like(x))
+    shifted = np.exp(x[:2].astype(np.float64) - x[:2].max(axis=1, keepdims=True))
+    np.testing.assert_allclose(y[:2], shifted / shifted.sum(axis=1, keepdims=True), rtol=1e-5, atol=1e-38)
+    assert np.isnan(y[2]).all()
+
+
+@pytest.mark.parametrize("name", list(_cases(Machine.for_name("avx2"))))
+def test_kernel_text(name, golden):
+    kernel, _, _ = _cases(Machine.for_name("avx2"))[name]
+    golden(f"cpu_{name}.tir", kernel.with_attr("global_symbol", name).script() + "\n")
+
+
+@pytest.mark.parametrize("name", ["avx2", "avx512"])
+def test_the_sums_of_the_main_loop_stay_in_registers(name):
+    import tvm
+
+    machine = Machine.for_name(name)
+    module = tvm.IRModule({"kernel": gemm(64, 64, machine).with_attr("global_symbol", "kernel")})
+    assembly = tvm.tirx.build(module, target=tvm.target.Target(machine.llvm)).inspect_source("asm")
+    multiplications = [line for line in assembly.splitlines() if "vfmadd" in line]
+    assert len(multiplications) >= machine.row_tile * machine.column_tile // machine.lanes
+    assert not [line for line in multiplications if "(%rsp)" in line]
+
+
+def test_an_unknown_machine_is_refused():
+    with pytest.raises(UnsupportedError, match=r"avx1024.*use one of native, sse2"):
+        Machine.for_name("avx1024")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.schedule import ScheduleGenericKernels
 
 
@@ -26,6 +27,7 @@ def graph_phases() -> list[tvm.transform.Pass]:
         # ... and each group merged into one kernel.
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
+        OrderBindings(),
         # Threads for the generic kernels.
         ScheduleGenericKernels(),
     ]

@@ -126,9 +126,11 @@ class _NodeLowering:
         rows = self._gather(x, unused_weights, ordered, inner, weighted=False)
         packed = self._weight(weights, problem, lambda: pack_experts.pack_columns(problem, self._data("weights"), True))
         bias = self._bias("bias", problem, lambda: pack_experts.pack_bias(problem, self._optional_data("bias")))
-        pairs = self._multiply(problem, lambda total: total, rows, ordered, packed, bias, inner, scattered=True)
+        pairs = self._multiply(
+            problem, lambda total: total, rows, ordered, packed, bias, gather.row_width(inner), scattered=True
+        )
         dtype = self._lowering.dtype(x)
-        kernel = combine.separate(experts, width, problem.padded_width, dtype)
+        kernel = combine.separate(experts, width, gather.row_width(problem.padded_width), dtype)
         output = relax.TensorType((tokens, slots, width), dtype)
         return self._call("separate", kernel, [ids, pairs], [output], "results of all pairs, not summed", {})[0]
 
@@ -148,7 +150,7 @@ class _NodeLowering:
         rows = self._gather(x, weights, ordered, inner, weighted=spec.weight_on_input)
         packed_up, up_bias = self._packed_up(first, spec)
         hidden_rows = self._multiply(
-            first, experts_epilogue(spec), rows, ordered, packed_up, up_bias, inner, scattered=False
+            first, experts_epilogue(spec), rows, ordered, packed_up, up_bias, gather.row_width(inner), scattered=False
         )
         packed_down, down_bias = self._packed_down(second, spec)
         pairs = self._multiply(
@@ -158,7 +160,7 @@ class _NodeLowering:
             ordered,
             packed_down,
             down_bias,
-            first.padded_width,
+            gather.row_width(first.padded_width),
             scattered=True,
         )
         return self._combine(spec, second, x, weights, ids, pairs)
@@ -179,7 +181,7 @@ class _NodeLowering:
         dtype = self._lowering.dtype(x)
         kernel = gather.gather(width, dtype, weighted=weighted, weight_dtype=str(weights.ty.dtype))
         arguments = [self._lowering.tensor(x), weights, ordered.order, ordered.offsets]
-        output = relax.TensorType((ordered.order.ty.shape[0], width), "float32")
+        output = relax.TensorType((ordered.order.ty.shape[0], gather.row_width(width)), "float32")
         return self._call("gather", kernel, arguments, [output], "rows side by side for the matrix product", {})[0]
 
     def _multiply(
@@ -196,7 +198,7 @@ class _NodeLowering:
     ) -> relax.Expr:
         kernel = grouped_gemm.grouped_gemm(problem, epilogue, input_width=input_width, scattered=scattered)
         arguments = [rows, ordered.order, ordered.blocks, ordered.block_count, weights, bias]
-        output = relax.TensorType((ordered.order.ty.shape[0], problem.padded_width), "float32")
+        output = relax.TensorType((ordered.order.ty.shape[0], gather.row_width(problem.padded_width)), "float32")
         attributes = {
             "experts": problem.experts,
             "inner": problem.inner,
@@ -223,7 +225,7 @@ class _NodeLowering:
         kernel = combine.combine(
             problem.experts,
             problem.width,
-            problem.padded_width,
+            gather.row_width(problem.padded_width),
             dtype,
             weighted=not spec.weight_on_input,
             identity_experts=spec.identity_experts,

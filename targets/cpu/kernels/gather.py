@@ -6,8 +6,14 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 
+def row_width(width: int) -> int:
+    """Floats from one row to the next: an odd number of cache lines, so that the rows of a register tile lie in
+    different sets of the cache even where the width is a power of two."""
+    return ((-(-width // 16)) | 1) * 16
+
+
 def gather(width: int, dtype: str, *, weighted: bool, weight_dtype: str = "float32") -> tirx.PrimFunc:
-    """``(x[T, width], weights[T, k], order[P], offsets[E + 1], rows[P, width])``.
+    """``(x[T, width], weights[T, k], order[P], offsets[E + 1], rows[P, row_width(width)])``.
 
     ``rows[r] = x[order[r] // k]``, times the pair's routing weight if ``weighted``, for every r below ``offsets[E]``; the
     rows behind are not written. x has ``dtype``, rows are float32.
@@ -30,7 +36,7 @@ def gather(width: int, dtype: str, *, weighted: bool, weight_dtype: str = "float
         weights = T.match_buffer(weights_handle, (tokens, slots), weight_dtype)
         order = T.match_buffer(order_handle, (P,), "int32")
         offsets = T.match_buffer(offsets_handle, (bounds,), "int32")
-        rows = T.match_buffer(rows_handle, (P, width), "float32")
+        rows = T.match_buffer(rows_handle, (P, row_width(width)), "float32")
         for row in T.parallel(T.cast(offsets[bounds - 1], "int64")):
             pair: T.let = T.cast(order[row], "int64")
             for column in T.serial(width):

@@ -22,6 +22,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
+from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
 
@@ -101,7 +102,7 @@ def _finished(problem: GroupedProblem, epilogue: Callable[..., Any], sums, bias,
 def grouped_gemm(
     problem: GroupedProblem, epilogue: Callable[..., Any], *, input_width: int, scattered: bool
 ) -> tirx.PrimFunc:
-    """``(rows[P, input_width], order[P], blocks[B, 3], block_count[1], weights, bias, out[P, padded_width])``.
+    """``(rows[P, input_width], order[P], blocks[B, 3], block_count[1], weights, bias, out[P, row_width(padded_width)])``.
 
     The first K of the ``input_width`` columns of ``rows`` are used. ``epilogue(gate, up)`` of a gated problem, else
     ``epilogue(sum)``, maps expressions to an expression. The result of row r goes to row ``order[r]`` if ``scattered`` (back to
@@ -128,7 +129,7 @@ def grouped_gemm(
         block_count = T.match_buffer(count_handle, (1,), "int32", align=64)
         weights = T.match_buffer(weights_handle, problem.weight_shape, problem.weight_dtype, align=64)
         bias = T.match_buffer(bias_handle, problem.bias_shape, "float32", align=64)
-        out = T.match_buffer(out_handle, (P, problem.padded_width), "float32", align=64)
+        out = T.match_buffer(out_handle, (P, row_width(problem.padded_width)), "float32", align=64)
         with T.attr(0, "pragma_parallel_launch_point", 1), T.attr(0, "pragma_parallel_stride_pattern", 1):
             for task in T.parallel(T.cast(block_count[0], "int64") * column_tiles):  # task i on thread i % threads
                 column_tile: T.let = task % column_tiles

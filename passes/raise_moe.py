@@ -19,8 +19,9 @@ from moec.passes.raising.facts import Facts
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.rewrite import replace
-from moec.passes.raising.router import propose_routings
+from moec.passes.raising.router import expert_vectors, propose_routings
 from moec.passes.raising.search import Match, find_match
+from moec.passes.raising.weights import with_factor
 
 SELECTIONS = ("TopK", "ArgMax")
 MOST_CUTS = 3
@@ -142,5 +143,7 @@ def _match_block(block: Block) -> Match:
     for propose in FORMULATIONS:
         arrangements = propose(block, chains)
         if arrangements is not None:
-            return find_match(block, routings, list(arrangements))
+            plain = list(arrangements)
+            scaled = [with_factor(arrangement, v) for v in expert_vectors(block) for arrangement in plain]
+            return find_match(block, routings, plain + scaled)
     raise NotUnderstoodError("its experts follow no known formulation")

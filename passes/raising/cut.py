@@ -40,7 +40,7 @@ def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
 
 def cut_blocks(facts: Facts, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
     """Blocks around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
-    given = frozenset({logits})
+    given = facts.determined_by([logits])
     selected = facts.dependents([logits], facts.order)
     for y in itertools.islice(facts.gateways_after([logits]), MOST_GATEWAYS):
         if y.dtype is not None and not y.dtype.is_floating_point():

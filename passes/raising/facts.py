@@ -97,6 +97,17 @@ class Facts:
                 reached.update(node.outputs)
         return reached
 
+    def determined_by(self, values: Iterable[ir.Value]) -> frozenset[ir.Value]:
+        """``values`` and all that is computed from them, constants and shapes alone."""
+        determined = set(values)
+        for node in self.order:
+            inputs = [value for value in node.inputs if value is not None]
+            if any(v in determined for v in inputs) and all(
+                v in determined or self._is_free_of_data(v) for v in inputs
+            ):
+                determined.update(node.outputs)
+        return frozenset(determined)
+
     def gateways_after(self, values: Iterable[ir.Value]) -> Iterator[ir.Value]:
         """Values that everything computed from ``values`` passes through (post-dominators), nearest first."""
         reached = set(values)

@@ -17,7 +17,7 @@ def in_expert_order(block: Block, chains: list[Chain], routing: Routing) -> list
     """
     if len(chains) != block.E:
         return chains
-    T = max(4 * block.E, 16)
+    T = max(block.E, 32)
     T = -(-T // block.row_step) * block.row_step
     logits = np.random.default_rng(4).normal(size=(T, block.E))
     wanted = as_mixture(*routing.run(block, logits), block.E) != 0

@@ -28,6 +28,7 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal) -> None:
     weights, experts_ids = writer.add(route, block.logits.dtype, "weights", "experts")
     experts_ids.dtype = ir.DataType.INT32
     tensors = {key: writer.tensor(key, tensor) for key, tensor in proposal.tensors.items()}
+    weights = writer.cast(weights, block.x.dtype, "weights")
     inputs = {"x": x, "weights": weights, "experts": experts_ids, **tensors}
     experts = dialect.make_node("Experts", inputs, proposal.spec, name=f"{name}.experts")
     (y,) = writer.add(experts, block.x.dtype, "y")
@@ -60,6 +61,13 @@ class _Writer:
         node = ir.node("Reshape", [value, target], name=f"{self.name}.{label}.rows")
         return self.add(node, value.dtype, f"{label}.rows")[0]
 
+    def cast(self, value: ir.Value, dtype: ir.DataType | None, label: str) -> ir.Value:
+        """``value`` in another type, where models mix types (a router in float32 within a model in float16)."""
+        if dtype is None or value.dtype is None or dtype == value.dtype:
+            return value
+        node = ir.node("Cast", [value], {"to": dtype}, name=f"{self.name}.{label}.cast")
+        return self.add(node, dtype, f"{label}.cast")[0]
+
     def constant(self, array: np.ndarray, label: str) -> ir.Value:
         return self._initializer(ir.tensor(array, name=f"{self.name}.{label}"))
 
@@ -89,6 +97,7 @@ class _Writer:
     def finish(self, y: ir.Value) -> None:
         """Let y [T,d] take the place of the block's output, in the shape that has."""
         old, x = self.block.y, self.block.x
+        y = self.cast(y, old.dtype, "y")
         if old.shape is None or len(old.shape) != 2:
             shape = ir.node("Shape", [x], name=f"{self.name}.shape")
             (target,) = self.add(shape, ir.DataType.INT64, "shape")

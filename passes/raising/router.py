@@ -57,7 +57,7 @@ def propose_routings(block: Block) -> list[Routing]:
 def sample_logits(E: int) -> Array:
     """Logits [T,E] that tell routers apart: ordinary ones, ties, all equal, and large negative ones."""
     random = np.random.default_rng(0)
-    ordinary = random.normal(size=(8 * E + 16, E)) * 2
+    ordinary = random.normal(size=(2 * E + 48, E)) * 2
     ties = random.integers(0, 3, size=(8, E)).astype(float)
     return np.concatenate([ordinary, ties, np.zeros((1, E)), random.normal(size=(4, E)) - 7])
 
@@ -121,7 +121,7 @@ def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterato
 
 def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
     numbers = _numbers(block)
-    biases = [None, *_vectors(block)]
+    biases = [None, *expert_vectors(block)]
     scales = [1.0, *(n for n in numbers if n > 0 and n != 1)]
     epsilons = [0.0, *(n for n in numbers if 0 < n < 1e-3)]
     for k in widths:
@@ -142,8 +142,8 @@ def _numbers(block: Block) -> list[float]:
     return sorted({round(s, 12) for s in scalars if s is not None and np.isfinite(s)})
 
 
-def _vectors(block: Block) -> list[ir.Value]:
-    """Constants of the router with one number per expert: candidates for the correction bias."""
+def expert_vectors(block: Block) -> list[ir.Value]:
+    """Constants of the router with one number per expert: a correction bias, or a factor per expert."""
     facts = block.facts
     values = dict.fromkeys(v for node in block.router_nodes() for v in node.inputs if facts.constant(v))
     return [v for v in values if v is not None and _is_vector(facts.array(v), block.E)]

@@ -21,19 +21,25 @@ class ExpertTensor:
     """A tensor with one entry per expert along its first axis, made from one constant or from one per expert.
 
     ``shape`` is [E,a,b] for weights and [E,a] for biases. The single constant has its experts along ``expert_axis``
-    (its axes of size 1 not counted), or is [E*a,b].
+    (its axes of size 1 not counted), or is [E*a,b]. ``factor`` [E] multiplies each expert's entry.
     """
 
     facts: Facts
     parts: tuple[ir.Value, ...]
     shape: tuple[int, ...]
     expert_axis: int = 0
+    factor: ir.Value | None = None
 
     @property
     def is_as_stored(self) -> bool:
         """Whether the constant can be used as it is."""
         part = self.parts[0]
-        return len(self.parts) == 1 and part.const_value is not None and self.facts.shape(part) == self.shape
+        return (
+            self.factor is None
+            and len(self.parts) == 1
+            and part.const_value is not None
+            and self.facts.shape(part) == self.shape
+        )
 
     @property
     def dtype(self) -> ir.DataType:
@@ -41,6 +47,13 @@ class ExpertTensor:
         return dtype if dtype is not None else ir.DataType.from_numpy(self.facts.array(self.parts[0]).dtype)
 
     def array(self) -> Array:
+        array = self._stacked()
+        if self.factor is None:
+            return array
+        factor = self.facts.array(self.factor).reshape(-1, *[1] * (len(self.shape) - 1))
+        return (array * factor).astype(array.dtype)
+
+    def _stacked(self) -> Array:
         if len(self.parts) > 1:
             return np.stack([self.facts.array(part).reshape(self.shape[1:]) for part in self.parts])
         array = self.facts.array(self.parts[0])
@@ -54,6 +67,15 @@ class Arrangement:
 
     spec: ExpertsSpec
     tensors: dict[str, ExpertTensor]
+
+
+def with_factor(arrangement: Arrangement, factor: ir.Value) -> Arrangement:
+    """The arrangement with each expert's result multiplied by its entry of ``factor`` [E]."""
+    scaled = {
+        name: dataclasses.replace(tensor, factor=factor) if name in ("down", "down_bias") else tensor
+        for name, tensor in arrangement.tensors.items()
+    }
+    return Arrangement(arrangement.spec, scaled)
 
 
 def arrangements(facts: Facts, chains: list[Chain], E: int, d: int) -> Iterator[Arrangement]:

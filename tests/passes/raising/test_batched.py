@@ -45,3 +45,27 @@ def test_temperature_before_the_softmax_stays_outside(build, texts, normal, rais
     half = np.array(0.5, np.float32)
     route, _ = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), half=half))
     assert route.inputs[0].name == "cooled"
+
+
+def test_router_in_another_type_is_cast(build, texts, normal, raise_and_compare):
+    router = """
+        narrow = MatMul (x, router)
+        wide = Cast <to = 11> (narrow)
+        square = Mul (wide, wide)
+        scores = Softmax <axis = -1> (square)
+        top, chosen = TopK <axis = -1> (scores, k)
+        w = Cast <to = 1> (top)
+    """
+    text = router + texts["batched"].removeprefix(texts["router"])
+    route, experts = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5)))
+    assert route.inputs[0].name == "square"
+    assert experts.inputs[1].producer().op_type == "Cast"
+
+
+def test_factor_per_expert_goes_into_the_down_projection(build, texts, normal, raise_and_compare):
+    text = texts["batched"].replace("w = Div (top, total)", "share = Div (top, total)")
+    scaled = "factors = Gather (factor, chosen)\n w = Mul (share, factors)\n"
+    text = text.replace("x3 = Unsqueeze", f"{scaled} x3 = Unsqueeze")
+    down, factor = normal(4, 6, 5), normal(4)
+    _, experts = raise_and_compare(build(text, up=normal(4, 10, 6), down=down, factor=factor))
+    np.testing.assert_allclose(experts.inputs[4].const_value.numpy(), down * factor[:, None, None])

@@ -19,13 +19,14 @@ def read_arrays(path: str | os.PathLike[str], specs: Sequence[TensorSpec] = ()) 
     """The arrays of an ``.npz`` file by name. Types that numpy does not know (bfloat16) come out of a file as raw
     bytes; ``specs`` says what they are. Raises InputError for a file that cannot be read; nothing is unpickled."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: holds one array without a name; expected an .npz file of named arrays")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"{path}: holds one array without a name; expected an .npz file of named arrays")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: is not an intact .npz file of arrays; write it with numpy.savez") from error
     expected = {spec.name: dtype_of(spec.dtype) for spec in specs}
     return {name: _with_type(array, expected.get(name)) for name, array in arrays.items()}

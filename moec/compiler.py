@@ -140,8 +140,18 @@ def optimize(
     if unknown:
         raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")
     graph = parse_model(_read_text(path)) if path.suffix == ".onnxtxt" else import_model(path)
-    pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after)
+    try:
+        pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after)
+    except Exception as error:  # libraries wrap our error when a pass needs a weight of which the text has the hash
+        raise (_reason(error) or error) from None
     return print_model(graph), report.remarks
+
+
+def _reason(error: BaseException | None) -> MoecError | None:
+    """The MoecError behind an error, if there is one."""
+    while error is not None and not isinstance(error, MoecError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _read_text(path: pathlib.Path) -> str:

@@ -167,9 +167,10 @@ def rank(value: ir.Value) -> int:
 
 def width(value: ir.Value) -> int | None:
     """The last dimension of a value that has several, if it is a number."""
-    if value.shape is None or len(value.shape) < 2 or not isinstance(value.shape[-1], int):
+    if value.shape is None or len(value.shape) < 2:
         return None
-    return value.shape[-1]
+    last = value.shape[-1]
+    return last if isinstance(last, int) else None
 
 
 def symbols_of(value: ir.Value) -> list[str]:
@@ -184,7 +185,9 @@ def symbols_of(value: ir.Value) -> list[str]:
 def shape_at(value: ir.Value, sizes: dict[str, int]) -> list[int]:
     """The shape of ``value`` for the given sizes; symbols without a size count as 1."""
     assert value.shape is not None
-    return [
-        dim if isinstance(dim, int) else int(dim.evaluate({s: sizes.get(s, 1) for s in dim.free_symbols()}) or 0)
-        for dim in value.shape
-    ]
+    found: list[int] = []
+    for dim in value.shape:
+        if isinstance(dim, ir.SymbolicDim):
+            dim = dim.evaluate({symbol: sizes.get(symbol, 1) for symbol in dim.free_symbols()})
+        found.append(dim if isinstance(dim, int) else 0)
+    return found

@@ -91,11 +91,11 @@ def difference(got: Array, want: Array | None) -> float:
         return float("inf")
     if got.size == 0:
         return 0.0
-    want = want.reshape(got.shape)
-    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+    expected: Array = want.reshape(got.shape)
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
         return float("inf")
-    scale = np.maximum(np.abs(want).max(axis=1), 1e-30)
-    return float((np.abs(got - want).max(axis=1) / scale).max())
+    scale = np.maximum(np.abs(expected).max(axis=1), 1e-30)
+    return float((np.abs(got - expected).max(axis=1) / scale).max())
 
 
 def sample_rows(T: int, d: int) -> Array:

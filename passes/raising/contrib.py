@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.passes.raising.block import Block
+from moec.passes.raising.block import Block, width
 from moec.passes.raising.check import Proposal
 from moec.passes.raising.facts import Facts
 from moec.passes.raising.failure import NotUnderstoodError
@@ -29,7 +29,8 @@ def propose(facts: Facts, node: ir.Node) -> tuple[Block, Proposal]:
     """The node as a block and as a proposal. Raises NotUnderstoodError for attributes or inputs beyond the dialect."""
     inputs = dict(zip(INPUTS, node.inputs, strict=False))
     x, logits = inputs["x"], inputs["logits"]
-    if x is None or logits is None or x.shape is None or not isinstance(x.shape[-1], int):
+    d = None if x is None else width(x)
+    if x is None or logits is None or d is None:
         raise NotUnderstoodError("the hidden size of com.microsoft.MoE is not known")
     if _number(node, "use_sparse_mixer", 0):
         raise NotUnderstoodError("com.microsoft.MoE with use_sparse_mixer=1 has no defined result on CPU")
@@ -38,7 +39,7 @@ def propose(facts: Facts, node: ir.Node) -> tuple[Block, Proposal]:
     if not {"fc1", "fc2"} <= set(present):
         raise NotUnderstoodError("com.microsoft.MoE lacks fc1 or fc2")
     E = present["fc1"].shape[0]
-    block = Block(facts, node, x, logits, node.outputs[0], [node], [], E, x.shape[-1])
+    block = Block(facts, node, x, logits, node.outputs[0], [node], [], E, d)
     spec = _experts_spec(node, "fc3" in present)
     first, second = ("gate", "up") if spec.gate_layout == "separate" else ("up", "fc3")
     names = {"fc1": first, "fc1_bias": f"{first}_bias", "fc3": second, "fc3_bias": f"{second}_bias"}

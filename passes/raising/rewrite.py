@@ -19,17 +19,20 @@ BLOCK_KEY = "moec.block"
 def replace(graph: ir.Graph, block: Block, proposal: Proposal) -> None:
     """Compute ``block.y`` by Route and Experts. What thereby becomes unused is left to remove-dead-nodes."""
     name = block.name
-    writer = _Writer(graph, block, name)
+    writer = _Writer(graph, block, block.y.name or name)
     logits = writer.rows(block.logits, block.E, "logits")
     x = writer.rows(block.x, block.d, "x")
     bias = proposal.routing.correction_bias
-    route_inputs = {"logits": logits, "correction_bias": None if bias is None else writer.vector(bias)}
+    route_inputs: dict[str, ir.Value | None] = {
+        "logits": logits,
+        "correction_bias": None if bias is None else writer.vector(bias),
+    }
     route = dialect.make_node("Route", route_inputs, proposal.routing.spec, name=f"{name}.route")
     weights, experts_ids = writer.add(route, block.logits.dtype, "weights", "experts")
     experts_ids.dtype = ir.DataType.INT32
     tensors = {key: writer.tensor(key, tensor) for key, tensor in proposal.tensors.items()}
     weights = writer.cast(weights, block.x.dtype, "weights")
-    inputs = {"x": x, "weights": weights, "experts": experts_ids, **tensors}
+    inputs: dict[str, ir.Value | None] = {"x": x, "weights": weights, "experts": experts_ids, **tensors}
     experts = dialect.make_node("Experts", inputs, proposal.spec, name=f"{name}.experts")
     (y,) = writer.add(experts, block.x.dtype, "y")
     writer.finish(y)
@@ -37,7 +40,7 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal) -> None:
 
 @dataclasses.dataclass
 class _Writer:
-    """Adds nodes before the one that computed y, with unique names below ``name``."""
+    """Adds nodes before the one that computed y, with value names that start with ``name``."""
 
     graph: ir.Graph
     block: Block
@@ -46,8 +49,8 @@ class _Writer:
     def add(self, node: ir.Node, dtype: ir.DataType | None, *outputs: str) -> tuple[ir.Value, ...]:
         for value, label in zip(node.outputs, outputs, strict=True):
             value.name = f"{self.name}.{label}"
-            value.dtype = dtype
-        node.metadata_props[BLOCK_KEY] = self.name
+            value.type = None if dtype is None else ir.TensorType(dtype)
+        node.metadata_props[BLOCK_KEY] = self.block.name
         producer = self.block.y.producer()
         assert producer is not None
         self.graph.insert_before(producer, node)
@@ -89,7 +92,7 @@ class _Writer:
 
     def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         value = ir.Value(
-            name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=tensor.name, shape=ir.Shape(list(tensor.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         self.graph.register_initializer(value)
         return value

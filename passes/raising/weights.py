@@ -82,7 +82,7 @@ def arrangements(facts: Facts, chains: list[Chain], E: int, d: int) -> Iterator[
     """Every reading of the chains' weights as experts of hidden size d that their shapes allow."""
     weights = [_tensors(facts, [c.projections[i].weight for c in chains], E, 3) for i in range(len(chains[0].biases))]
     biases = [_bias(facts, [chain.biases[i] for chain in chains], E) for i in range(len(weights))]
-    orders = ([None, 0, 1],) if len(weights) == 2 else ([0, 1, 2], [1, 0, 2])
+    orders = [(None, 0, 1)] if len(weights) == 2 else [(0, 1, 2), (1, 0, 2)]
     for order in orders:
         gate, up, down = order
         for up_tensor, down_tensor in itertools.product(weights[up], weights[down]):

@@ -23,10 +23,8 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal) -> None:
     logits = writer.rows(block.logits, block.E, "logits")
     x = writer.rows(block.x, block.d, "x")
     bias = proposal.routing.correction_bias
-    route_inputs: dict[str, ir.Value | None] = {
-        "logits": logits,
-        "correction_bias": None if bias is None else writer.vector(bias),
-    }
+    correction_bias = None if bias is None else writer.vector(bias)
+    route_inputs = {"logits": logits, "correction_bias": correction_bias}
     route = dialect.make_node("Route", route_inputs, proposal.routing.spec, name=f"{name}.route")
     weights, experts_ids = writer.add(route, block.logits.dtype, "weights", "experts")
     experts_ids.dtype = ir.DataType.INT32
@@ -92,7 +90,7 @@ class _Writer:
 
     def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         value = ir.Value(
-            name=tensor.name, shape=ir.Shape(list(tensor.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         self.graph.register_initializer(value)
         return value

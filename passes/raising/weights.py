@@ -50,7 +50,7 @@ class ExpertTensor:
         array = self._stacked()
         if self.factor is None:
             return array
-        factor = self.facts.array(self.factor).reshape(-1, *[1] * (len(self.shape) - 1))
+        factor: Array = np.expand_dims(self.facts.array(self.factor).ravel(), tuple(range(1, len(self.shape))))
         return (array * factor).astype(array.dtype)
 
     def _stacked(self) -> Array:

@@ -54,10 +54,10 @@ class ExpertTensor:
         return (array * factor).astype(array.dtype)
 
     def _stacked(self) -> Array:
-        if len(self.parts) > 1:
-            return np.stack([self.facts.array(part).reshape(self.shape[1:]) for part in self.parts])
-        array = self.facts.array(self.parts[0])
-        squeezed = array.reshape([size for size in array.shape if size > 1])
+        arrays = [self.facts.array(part) for part in self.parts]
+        if len(arrays) > 1:
+            return np.stack([array.reshape(self.shape[1:]) for array in arrays])
+        squeezed = arrays[0].reshape([size for size in arrays[0].shape if size > 1])
         return np.moveaxis(squeezed, self.expert_axis, 0).reshape(self.shape)
 
 

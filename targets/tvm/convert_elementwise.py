@@ -272,8 +272,10 @@ def _decisions(lowering: Lowering) -> dict[str, Callable[[Any, Any], bool | None
 
 
 def _convert_mod(lowering: Lowering, node: ir.Node) -> Any:
-    scalar = _c_modulo if attribute(node, "fmod", 0) else _modulo
-    return emit_elementwise(lowering, [required_input(node, 0), required_input(node, 1)], scalar, "mod")
+    values = [required_input(node, 0), required_input(node, 1)]
+    if attribute(node, "fmod", 0):
+        return emit_elementwise(lowering, values, _c_modulo, "mod")
+    return _fold(lowering, "Mod", values) or emit_elementwise(lowering, values, _modulo, "mod")
 
 
 def _convert_mean(lowering: Lowering, node: ir.Node) -> Any:

@@ -14,7 +14,7 @@ from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_shape, load
 from moec.targets.tvm.lowering import Converter, Lowering, dtype_name
-from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Known
+from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known
 
 INT64_MAXIMUM = (1 << 63) - 1
 
@@ -282,7 +282,7 @@ def _convert_range(lowering: Lowering, node: ir.Node) -> Any:
             count = (
                 count // magnitude if isinstance(count, int) else tirx.floordiv(count, tirx.IntImm("int64", magnitude))
             )
-        count = lowering.sizes.clamp(lowering.sizes.simplify(count), 0, MAXIMUM_SIZE)
+        count = lowering.sizes.at_least(lowering.sizes.simplify(count), 0)
     else:
         raise UnsupportedError(f"the step of Range is {step}; expected a constant other than 0")
     if all(isinstance(number, int) for number in (start, count)) and count <= MAXIMUM_KNOWN_ELEMENTS:

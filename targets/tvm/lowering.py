@@ -139,7 +139,10 @@ class Lowering:
         self._tensors[value] = variable
         return variable
 
-    def _dimension(self, name: str) -> tirx.Var:
+    def _dimension(self, name: str) -> tirx.Var | int:
+        """The size of that name. Exporters write a size they fixed as the name "16"."""
+        if name.isdecimal():
+            return int(name)
         if name not in self._dimensions:
             self._dimensions[name] = self.sizes.variable(name)
         return self._dimensions[name]

@@ -152,12 +152,19 @@ class Sizes:
                 symbols.append(size)
         return numbers, symbols
 
+    def at_least(self, size: Any, low: Any) -> Any:
+        """``max(size, low)``."""
+        below = self.less(size, low)
+        return low if below else size if below is False else self.simplify(_maximum(size, low))
+
+    def at_most(self, size: Any, high: Any) -> Any:
+        """``min(size, high)``."""
+        above = self.less(high, size)
+        return high if above else size if above is False else self.simplify(_minimum(size, high))
+
     def clamp(self, size: Any, low: Any, high: Any) -> Any:
         """``min(max(size, low), high)``."""
-        bounded = low if self.less(size, low) else size if self.less(size, low) is False else _maximum(size, low)
-        if self.less(high, bounded):
-            return high
-        return bounded if self.less(high, bounded) is False else self.simplify(_minimum(bounded, high))
+        return self.at_most(self.at_least(size, low), high)
 
 
 def _int64(number: int) -> tirx.IntImm:
@@ -182,6 +189,10 @@ def _floordiv(left: Any, right: Any) -> Any:
     return tirx.floordiv(_as_expression(left), _as_expression(right))
 
 
+def _floormod(left: Any, right: Any) -> tirx.Expr:
+    return tirx.floormod(_as_expression(left), _as_expression(right))
+
+
 def _truncated_division(left: Any, right: Any) -> Any:
     if isinstance(left, int) and isinstance(right, int):
         return int(left / right) if abs(left) < 2**52 else (abs(left) // abs(right)) * (1 if left * right >= 0 else -1)
@@ -199,6 +210,7 @@ INTEGER_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "Sub": lambda left, right: left - right,
     "Mul": lambda left, right: left * right,
     "Div": _truncated_division,
+    "Mod": lambda left, right: _either(left, right, int.__mod__, _floormod),
     "Max": lambda left, right: _either(left, right, max, _maximum),
     "Min": lambda left, right: _either(left, right, min, _minimum),
 }

@@ -1,13 +1,13 @@
 """Attention without the matrix of scores: ``y = softmax(q @ k^T * scale + mask) @ v``, streaming over the keys.
 
 The method is that of FlashAttention (Dao et al., 2022; arXiv 2205.14135): per block of keys compute the scores, keep
-per query the largest score so far and the sum of exponentials relative to it, and rescale what was accumulated whenever a
-larger score appears. Memory is a few small blocks per task, whatever the number of keys.
+per query the largest score so far and the sum of exponentials relative to it, and rescale what was accumulated
+whenever a larger score appears. Memory is a few small blocks per task, whatever the number of keys.
 
 A task is one (batch, query head, block of queries); key/value head ``h * kv_heads // heads`` serves query head h
-(grouped-query attention). Keys are copied transposed and padded with zeros into a panel [D, key block], so that scores
-are vectors over keys with the register tile of the matrix products. Blocks of keys are visited in ascending order whatever
-the number of threads.
+(grouped-query attention). Keys are copied transposed and padded with zeros into a panel [D, key block], so that
+scores are vectors over keys with the register tile of the matrix products. Blocks of keys are visited in ascending
+order whatever the number of threads.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from moec.ir import interpreter
 
 from moec.errors import UnsupportedError
+from moec.ir import interpreter
 
 ROWS = [0, 1, 7, 40]
 
@@ -20,10 +20,11 @@ def _model(text: str, weights: dict[str, np.ndarray] | None = None) -> ir.Model:
 
 def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "native") -> dict[str, np.ndarray]:
     import tvm
+    from tvm import relax
+
     from moec.targets.cpu.dense import DenseOps
     from moec.targets.cpu.machine import Machine
     from moec.targets.tvm import lowering, pipeline
-    from tvm import relax
 
     machine = Machine.for_name(machine_name)
     target = tvm.target.Target(machine.llvm)
@@ -101,7 +102,8 @@ def test_gemm(normal, attributes, constant):
     ],
 )
 def test_einsum(normal, equation, left, right, result):
-    text = f'g (float[{left}] a, float[{right}] b) => (float[{result}] y) {{ y = Einsum <equation = "{equation}"> (a, b) }}'
+    types = f"(float[{left}] a, float[{right}] b) => (float[{result}] y)"
+    text = f'g {types} {{ y = Einsum <equation = "{equation}"> (a, b) }}'
     sizes = {"B": 2, "S": 7, "P": 11}
     shapes = [[sizes[dim] if dim in sizes else int(dim) for dim in shape.split(",")] for shape in (left, right)]
     _check(_model(text), {"a": normal(*shapes[0]), "b": normal(*shapes[1])})

@@ -17,7 +17,6 @@ from moec.errors import UnsupportedError
 from moec.targets.tvm import serial_kernels
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.broadcasting import emit_elementwise
-from moec.targets.tvm.convert_shape import reshape
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import Known
 
@@ -125,10 +124,10 @@ def _scatter(
     sizes = lowering.dimensions(data)
     dtype = lowering.dtype(data)
     flat = [lowering.sizes.quotient(sizes, [inner]) if inner != 1 else lowering.sizes.product(sizes), inner]
-    source = reshape(lowering, lowering.tensor(data), flat)
+    source = lowering.reshape(lowering.tensor(data), flat)
     kernel = serial_kernels.scatter_rows(dtype, reduction)
     (result,) = _call_serial(lowering, kernel, [source, rows, updates], [(flat, dtype)], "scatter")
-    return reshape(lowering, result, sizes)
+    return lowering.reshape(result, sizes)
 
 
 def _convert_scatter_nd(lowering: Lowering, node: ir.Node) -> Any:
@@ -139,7 +138,7 @@ def _convert_scatter_nd(lowering: Lowering, node: ir.Node) -> Any:
         raise UnsupportedError("the last dim of ScatterND's indices is dynamic; expected a fixed number")
     count = lowering.sizes.product(outer)
     inner = lowering.sizes.product(sizes[depth:])
-    index = reshape(lowering, lowering.tensor(indices), [count, depth])
+    index = lowering.reshape(lowering.tensor(indices), [count, depth])
 
     def rows(flat: te.Tensor) -> te.Tensor:
         def element(n: tirx.Expr) -> tirx.Expr:
@@ -154,7 +153,7 @@ def _convert_scatter_nd(lowering: Lowering, node: ir.Node) -> Any:
         return te.compute((flat.shape[0],), element, name="scatter_rows")
 
     (row_of,) = lowering.compute(rows, [index], "scatter_rows")
-    changed = reshape(lowering, lowering.tensor(updates), [count, inner])
+    changed = lowering.reshape(lowering.tensor(updates), [count, inner])
     return _scatter_parts(lowering, data, row_of, changed, sizes[:depth], inner, attribute(node, "reduction", "none"))
 
 
@@ -169,10 +168,10 @@ def _scatter_parts(
 ) -> relax.Var:
     dtype = lowering.dtype(data)
     flat = [lowering.sizes.product(outer), inner]
-    source = reshape(lowering, lowering.tensor(data), flat)
+    source = lowering.reshape(lowering.tensor(data), flat)
     kernel = serial_kernels.scatter_rows(dtype, reduction)
     (result,) = _call_serial(lowering, kernel, [source, rows, updates], [(flat, dtype)], "scatter")
-    return reshape(lowering, result, lowering.dimensions(data))
+    return lowering.reshape(result, lowering.dimensions(data))
 
 
 def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
@@ -193,8 +192,8 @@ def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
         return te.compute(index.shape, element, name="scatter_rows")
 
     (row_of,) = lowering.compute(rows, [lowering.tensor(indices)], "scatter_rows")
-    flat_rows = reshape(lowering, row_of, [count])
-    changed = reshape(lowering, lowering.tensor(updates), [count, 1])
+    flat_rows = lowering.reshape(row_of, [count])
+    changed = lowering.reshape(lowering.tensor(updates), [count, 1])
     return _scatter_parts(lowering, data, flat_rows, changed, sizes, 1, attribute(node, "reduction", "none"))
 
 
@@ -209,9 +208,9 @@ def _convert_cum_sum(lowering: Lowering, node: ir.Node) -> Any:
     kernel = serial_kernels.cumulative_sum(
         dtype, bool(attribute(node, "exclusive", 0)), bool(attribute(node, "reverse", 0))
     )
-    source = reshape(lowering, lowering.tensor(value), flat)
+    source = lowering.reshape(lowering.tensor(value), flat)
     (result,) = _call_serial(lowering, kernel, [source], [(flat, dtype)], "cumulative_sum")
-    return reshape(lowering, result, sizes)
+    return lowering.reshape(result, sizes)
 
 
 def _convert_top_k(lowering: Lowering, node: ir.Node) -> Any:
@@ -228,9 +227,9 @@ def _convert_top_k(lowering: Lowering, node: ir.Node) -> Any:
     rows = lowering.sizes.product(outer)
     dtype = lowering.dtype(value)
     kernel = serial_kernels.top_k(dtype, bool(attribute(node, "largest", 1)))
-    source = reshape(lowering, tensor, [rows, sizes[axis]])
+    source = lowering.reshape(tensor, [rows, sizes[axis]])
     results = _call_serial(lowering, kernel, [source], [([rows, k], dtype), ([rows, k], "int64")], "top_k")
-    results = [reshape(lowering, result, [*outer, k]) for result in results]
+    results = [lowering.reshape(result, [*outer, k]) for result in results]
     if axis != last:
         back = [order.index(number) for number in range(len(sizes))]
         results = [_permuted(lowering, result, back) for result in results]
@@ -254,7 +253,7 @@ def _convert_non_zero(lowering: Lowering, node: ir.Node) -> Any:
     mask = lowering.tensor(value)
     if lowering.dtype(value) != "bool":
         mask = emit_elementwise(lowering, [value], lambda x: tirx.NE(x, tirx.const(0, x.ty.dtype)), "is_nonzero")
-    mask = reshape(lowering, mask, [total])
+    mask = lowering.reshape(mask, [total])
     (count,) = _call_serial(lowering, serial_kernels.count_nonzero(), [mask], [([1], "int64")], "count_nonzero")
     found = lowering.size_from(count, f"{node.outputs[0].name}_count")
     (flat,) = _call_serial(

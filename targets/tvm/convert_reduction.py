@@ -9,7 +9,6 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
-from moec.targets.tvm.convert_shape import reshape
 from moec.targets.tvm.lowering import Converter, Lowering
 
 Element = Callable[[tirx.Expr], tirx.Expr]
@@ -73,7 +72,7 @@ def _finish(lowering: Lowering, name: str, counted: Sequence[Any]) -> Element:
 def _with_kept_axes(lowering: Lowering, node: ir.Node, result: Any, sizes: Sequence[Any], axes: Sequence[int]) -> Any:
     if not attribute(node, "keepdims", 1):
         return result
-    return reshape(lowering, result, [1 if axis in axes else size for axis, size in enumerate(sizes)])
+    return lowering.reshape(result, [1 if axis in axes else size for axis, size in enumerate(sizes)])
 
 
 def _reduction(name: str) -> Converter:

@@ -19,11 +19,6 @@ from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known
 INT64_MAXIMUM = (1 << 63) - 1
 
 
-def reshape(lowering: Lowering, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
-    """The same elements under another shape, without a copy."""
-    return lowering.emit(relax.op.reshape(tensor, [lowering.sizes.expression(size) for size in sizes]))
-
-
 def _convert_shape(lowering: Lowering, node: ir.Node) -> Any:
     sizes = lowering.dimensions(required_input(node, 0))
     start, end = attribute(node, "start", 0), attribute(node, "end", len(sizes))
@@ -44,7 +39,7 @@ def _convert_reshape(lowering: Lowering, node: ir.Node) -> Any:
     known = lowering.known(value)
     if known is not None and all(isinstance(size, int) for size in target):
         return Known(known.elements.reshape(target), known.dtype)
-    return reshape(lowering, lowering.tensor(value), target)
+    return lowering.reshape(lowering.tensor(value), target)
 
 
 def _resolve_inferred(lowering: Lowering, source: list[Any], target: list[Any]) -> list[Any]:
@@ -64,7 +59,7 @@ def _convert_flatten(lowering: Lowering, node: ir.Node) -> Any:
     axis = attribute(node, "axis", 1)
     axis = axis + len(sizes) if axis < 0 else axis
     product = lowering.sizes.product
-    return reshape(lowering, lowering.tensor(value), [product(sizes[:axis]), product(sizes[axis:])])
+    return lowering.reshape(lowering.tensor(value), [product(sizes[:axis]), product(sizes[axis:])])
 
 
 def _convert_squeeze(lowering: Lowering, node: ir.Node) -> Any:
@@ -82,7 +77,7 @@ def _convert_squeeze(lowering: Lowering, node: ir.Node) -> Any:
     tensor = lowering.tensor(value)
     if any(sizes[axis] != 1 for axis in removed):
         tensor = lowering.assume_shape(tensor, [1 if axis in removed else size for axis, size in enumerate(sizes)])
-    return reshape(lowering, tensor, [size for axis, size in enumerate(sizes) if axis not in removed])
+    return lowering.reshape(tensor, [size for axis, size in enumerate(sizes) if axis not in removed])
 
 
 def _convert_unsqueeze(lowering: Lowering, node: ir.Node) -> Any:
@@ -95,7 +90,7 @@ def _convert_unsqueeze(lowering: Lowering, node: ir.Node) -> Any:
     known = lowering.known(value)
     if known is not None:
         return Known(known.elements.reshape(sizes), known.dtype)
-    return reshape(lowering, lowering.tensor(value), sizes)
+    return lowering.reshape(lowering.tensor(value), sizes)
 
 
 def _convert_transpose(lowering: Lowering, node: ir.Node) -> Any:

@@ -68,6 +68,7 @@ class Lowering:
         self._builder = relax.BlockBuilder()
         self._tensors: dict[ir.Value, relax.Expr] = {}
         self._known: dict[ir.Value, Known] = {}
+        self._computed: set[relax.Var] = set()
         self._dimensions: dict[str, tirx.Var] = {}
         self._weights: dict[str, tuple[relax.Var, Weight]] = {}
         self._kernels: dict[str, KernelRecord] = {}
@@ -148,9 +149,9 @@ class Lowering:
         return self._dimensions[name]
 
     def _result(self, value: ir.Value) -> relax.Var:
-        """The tensor of a graph output; a copy where it would otherwise alias an input or a weight."""
+        """The tensor of a graph output; a copy where it would otherwise share memory with an input or a constant."""
         tensor = self.tensor(value)
-        if value in self._tensors and value.producer() is not None and not self.is_constant(value):
+        if tensor in self._computed:
             return tensor
         return self.compute(lambda source: te.compute(source.shape, lambda *i: source(*i)), [tensor], "copy")[0]
 
@@ -280,6 +281,13 @@ class Lowering:
             return expression
         return self._builder.emit(expression, name_hint=_identifier(name) if name else "")
 
+    def reshape(self, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
+        """The same elements under another shape, without a copy."""
+        view = self.emit(relax.op.reshape(tensor, [self.sizes.expression(size) for size in sizes]))
+        if tensor in self._computed:
+            self._computed.add(view)
+        return view
+
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
         """A copy of the tensor with another expression for its shape, checked when the program runs.
 
@@ -292,7 +300,8 @@ class Lowering:
         copy = te.compute(sizes, lambda *indices: source(*indices), name="checked")
         kernel, extra = _prim_func([source], [copy])
         symbol = self._builder.add_func(kernel.with_attr("op_pattern", OPAQUE), "checked_shape")
-        return self.emit(relax.call_tir(symbol, [self.emit(tensor), *extra], relax.TensorType(sizes, dtype)))
+        call = relax.call_tir(symbol, [self.emit(tensor), *extra], relax.TensorType(sizes, dtype))
+        return self._unpack(call, 1, "checked_shape")[0]
 
     def materialise(self, known: Known, name: str = "known") -> relax.Var:
         """A known value as a tensor: a constant, or a kernel that writes the symbolic elements."""
@@ -371,9 +380,10 @@ class Lowering:
 
     def _unpack(self, call: relax.Expr, count: int, name: str) -> list[relax.Var]:
         result = self.emit(call, name)
-        if count == 1:
-            return [result]
-        return [self.emit(relax.TupleGetItem(result, position), name) for position in range(count)]
+        several = (self.emit(relax.TupleGetItem(result, position), name) for position in range(count))
+        results = [result] if count == 1 else list(several)
+        self._computed.update(results)
+        return results
 
 
 def _prim_func(inputs: list[te.Tensor], outputs: list[te.Tensor]) -> tuple[tirx.PrimFunc, list[tirx.Var]]:

@@ -56,11 +56,14 @@ def _parallelize(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> No
     if len(loops) != len(kinds):
         return
     spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == tirx.IterVar.DataPar]
+    reduced = [loop for loop in loops if loop not in spatial]
     extents = [schedule.get(loop).extent for loop in loops]
-    if not spatial or _is_small(extents):
-        return
-    outer = spatial[:-1] if len(spatial) > 1 and len(spatial) == len(loops) else spatial
-    schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
+    if spatial and not _is_small(extents):
+        outer = spatial[:-1] if len(spatial) > 1 and not reduced else spatial
+        schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
+    if reduced:
+        # The initial value in a loop of its own: inside, it would never be written where the reduced size is 0.
+        schedule.decompose_reduction(block, reduced[0])
 
 
 def _is_small(extents: list[tirx.Expr]) -> bool:

@@ -1,0 +1,55 @@
+"""Arithmetic on sizes that are numbers or names."""
+
+from __future__ import annotations
+
+import pytest
+from tvm import tirx
+
+from moec.targets.tvm.symbolic import Known, Sizes
+
+
+@pytest.fixture
+def sizes() -> Sizes:
+    return Sizes()
+
+
+def test_a_size_may_be_zero_but_not_negative(sizes):
+    tokens = sizes.variable("T")
+    assert sizes.equal(tokens, -1) is False
+    assert sizes.equal(tokens, 0) is None
+    assert sizes.equal(tokens, 1) is None
+    assert sizes.less(tokens, 0) is False
+
+
+def test_equality_of_expressions(sizes):
+    tokens, experts = sizes.variable("T"), sizes.variable("E")
+    assert sizes.equal(tokens * 2 + tokens, tokens * 3) is True
+    assert sizes.equal(tokens + 1, tokens) is False
+    assert sizes.equal(tokens, experts) is None
+
+
+def test_quotient_cancels_before_it_divides(sizes):
+    batch, tokens = sizes.variable("B"), sizes.variable("T")
+    assert sizes.quotient([batch, tokens, 64], [batch, tokens, 4]) == 16
+    assert sizes.equal(sizes.quotient([batch, tokens, 64], [64]), batch * tokens)
+    assert sizes.quotient([0, 64], [64]) == 0
+
+
+@pytest.mark.parametrize(("size", "expected"), [(-3, 0), (2, 2), (9, 5)])
+def test_clamp_of_numbers(sizes, size, expected):
+    assert sizes.clamp(size, 0, 5) == expected
+
+
+def test_clamp_of_a_name_keeps_what_cannot_be_decided(sizes):
+    tokens = sizes.variable("T")
+    assert sizes.at_least(tokens, 0).same_as(tokens)
+    assert isinstance(sizes.at_most(tokens, 5), tirx.Min)
+
+
+def test_names_are_unique(sizes):
+    assert {sizes.variable("T").name, sizes.variable("T").name} == {"T", "T_2"}
+
+
+def test_known_values_have_numbers_unless_one_is_symbolic(sizes):
+    assert Known.of([1, 2]).numbers.tolist() == [1, 2]
+    assert Known.of([1, sizes.variable("T")]).numbers is None

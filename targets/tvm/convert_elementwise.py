@@ -14,7 +14,8 @@ from tvm import tirx
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.broadcasting import emit_elementwise
-from moec.targets.tvm.lowering import Converter, Lowering, dtype_name
+from moec.targets.tvm.constants import dtype_name
+from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known
 
 Scalar = Callable[..., tirx.Expr]
@@ -236,10 +237,10 @@ def _variadic(name: str) -> Converter:
 
 def _fold(lowering: Lowering, name: str, values: Sequence[ir.Value]) -> Known | None:
     """The result at compile time, if every operand is known and the operator can be decided on symbols."""
-    operands = [lowering.known(value) for value in values]
-    if not operands or any(operand is None for operand in operands):
+    operands = [operand for value in values if (operand := lowering.known(value)) is not None]
+    if not operands or len(operands) < len(values):
         return None
-    arrays = [operand.elements for operand in operands if operand is not None]
+    arrays = [operand.elements for operand in operands]
     if math.prod(np.broadcast_shapes(*(array.shape for array in arrays))) > MAXIMUM_KNOWN_ELEMENTS:
         return None
     if name in INTEGER_OPERATORS and operands[0].dtype != "bool":
@@ -291,8 +292,8 @@ def _convert_mean(lowering: Lowering, node: ir.Node) -> Any:
 
 def _convert_where(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, position) for position in range(3)]
-    operands = [lowering.known(value) for value in values]
-    if all(operand is not None for operand in operands) and operands[0].numbers is not None:
+    operands = [operand for value in values if (operand := lowering.known(value)) is not None]
+    if len(operands) == len(values) and operands[0].numbers is not None:
         chosen = np.frompyfunc(lambda condition, left, right: left if condition else right, 3, 1)
         return Known.of(_array(chosen(*(operand.elements for operand in operands))), operands[1].dtype)
     return emit_elementwise(lowering, values, _select, "where")

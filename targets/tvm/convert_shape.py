@@ -13,7 +13,8 @@ from tvm import relax, te, tirx
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_shape, load
-from moec.targets.tvm.lowering import Converter, Lowering, dtype_name
+from moec.targets.tvm.constants import dtype_name
+from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known
 
 INT64_MAXIMUM = (1 << 63) - 1
@@ -140,8 +141,8 @@ def _convert_concat(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, position) for position in range(len(node.inputs))]
     shapes = [lowering.dimensions(value) for value in values]
     axis = normalized_axis(attribute(node, "axis"), len(shapes[0]))
-    known = [lowering.known(value) for value in values]
-    if all(part is not None for part in known):
+    known = [part for value in values if (part := lowering.known(value)) is not None]
+    if len(known) == len(values):
         return Known(np.concatenate([part.elements for part in known], axis), known[0].dtype)
     ends: list[Any] = []
     for shape in shapes:

@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import tvm
-import tvm_ffi
-from tvm import relax, s_tir, te, tirx
+from tvm import relax, te, tirx
 
 from moec.errors import UnsupportedError
 from moec.targets.base import KernelRecord, TensorSpec, Weight
+from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.heavy import HeavyOps
 from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known, Sizes
+from moec.targets.tvm.te_kernels import OPAQUE, prim_func
 
-OPAQUE = 8
-"""Relax's operator pattern of a kernel that is never fused."""
 INLINE_ELEMENTS = 16
 """Constants up to this size stand in the function itself; larger ones are weights."""
 
@@ -178,11 +177,11 @@ class Lowering:
     def _constant_tensor(self, value: ir.Value) -> relax.Expr:
         if not self.is_constant(value):
             raise UnsupportedError(f"value {value.name!r} has no producer; expected an input, a constant or a node")
-        data = _constant_of(value)
+        data = constant_of(value)
         if data.size <= INLINE_ELEMENTS:
             return relax.const(data.numpy(), dtype_of(value))
         return self.add_weight(
-            value.name or "constant", tuple(data.shape.numpy()), dtype_of(value), lambda: _constant_of(value).numpy()
+            value.name or "constant", tuple(data.shape.numpy()), dtype_of(value), lambda: constant_of(value).numpy()
         )
 
     def is_constant(self, value: ir.Value | None) -> bool:
@@ -190,21 +189,21 @@ class Lowering:
             return False
         if value in self._known:
             return self._known[value].numbers is not None
-        return _constant_of(value) is not None
+        return constant_of(value) is not None
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         if value is None:
             return None
         if value in self._known:
             return self._known[value].numbers
-        data = _constant_of(value)
+        data = constant_of(value)
         return None if data is None else data.numpy()
 
     def known(self, value: ir.Value) -> Known | None:
         """The value at compile time, possibly symbolic, if it is a small integer or bool tensor."""
         if value in self._known:
             return self._known[value]
-        data = _constant_of(value)
+        data = constant_of(value)
         if data is None or data.size > MAXIMUM_KNOWN_ELEMENTS:
             return None
         array = data.numpy()
@@ -222,7 +221,7 @@ class Lowering:
             return [self.sizes.simplify(size) for size in self._tensors[value].ty.shape]
         if value in self._known:
             return list(self._known[value].elements.shape)
-        data = _constant_of(value)
+        data = constant_of(value)
         if data is None:
             raise UnsupportedError(f"value {value.name!r} has no producer; expected an input, a constant or a node")
         return [int(size) for size in data.shape.numpy()]
@@ -298,7 +297,7 @@ class Lowering:
         dtype = str(tensor.ty.dtype)
         source = te.placeholder(sizes, dtype, name="source")
         copy = te.compute(sizes, lambda *indices: source(*indices), name="checked")
-        kernel, extra = _prim_func([source], [copy])
+        kernel, extra = prim_func([source], [copy])
         symbol = self._builder.add_func(kernel.with_attr("op_pattern", OPAQUE), "checked_shape")
         call = relax.call_tir(symbol, [self.emit(tensor), *extra], relax.TensorType(sizes, dtype))
         return self._unpack(call, 1, "checked_shape")[0]
@@ -341,7 +340,7 @@ class Lowering:
         ]
         result = function(*placeholders)
         outputs = list(result) if isinstance(result, (list, tuple)) else [result]
-        kernel, extra = _prim_func(placeholders, outputs)
+        kernel, extra = prim_func(placeholders, outputs)
         symbol = self._builder.add_func(kernel.with_attr("tirx.noalias", True), _identifier(name))
         types = [relax.TensorType(output.shape, str(output.dtype)) for output in outputs]
         call = relax.call_tir(symbol, [*arguments, *extra], types if len(types) > 1 else types[0])
@@ -384,70 +383,6 @@ class Lowering:
         results = [result] if count == 1 else list(several)
         self._computed.update(results)
         return results
-
-
-def _prim_func(inputs: list[te.Tensor], outputs: list[te.Tensor]) -> tuple[tirx.PrimFunc, list[tirx.Var]]:
-    """The kernel of a TE computation, and the sizes it needs that are not themselves a dim of a tensor."""
-    kernel = te.create_prim_func([*inputs, *outputs], "int64").without_attr("global_symbol")
-    bound = {size for tensor in (*inputs, *outputs) for size in tensor.shape if isinstance(size, tirx.Var)}
-    bound |= _loop_variables(kernel.body)
-    used = set(tirx.analysis.undefined_vars(kernel.body, []))
-    for tensor in (*inputs, *outputs):
-        for size in tensor.shape:
-            used.update(tirx.analysis.undefined_vars(size))
-    used = {variable for variable in used if tvm.ir.is_prim_var(variable)}
-    extra = sorted(used - bound, key=lambda variable: variable.name)
-    if extra:
-        # FuseTIR cannot merge kernels that take sizes as arguments of their own.
-        kernel = te.create_prim_func([*inputs, *extra, *outputs], "int64").without_attr("global_symbol")
-        kernel = kernel.with_attr("op_pattern", OPAQUE)
-    # Kernels with variables of their own: FuseTIR maps them to sizes of the caller, and must not map one to itself.
-    return s_tir.renew_defs(kernel), extra
-
-
-def _loop_variables(body: tirx.Stmt) -> set[tirx.Var]:
-    found: set[tirx.Var] = set()
-
-    tvm_ffi.structural_walk(
-        body,
-        [
-            (tirx.For, lambda loop: found.add(loop.loop_var)),
-            (s_tir.SBlock, lambda block: found.update(variable.var for variable in block.iter_vars)),
-        ],
-    )
-    return found
-
-
-def _constant_of(value: ir.Value) -> ir.TensorProtocol | None:
-    if value.const_value is not None and not value.is_graph_input():
-        return value.const_value
-    producer = value.producer()
-    if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
-        return None
-    (attribute,) = producer.attributes.values()
-    if isinstance(attribute.value, ir.TensorProtocol):
-        return attribute.value
-    data = np.asarray(attribute.value, np.float32 if "float" in attribute.name else np.int64)
-    return ir.tensor(data)
-
-
-def dtype_of(value: ir.Value) -> str:
-    """The element type of an ONNX value by Relax's name."""
-    constant = _constant_of(value)
-    data_type = value.dtype if constant is None else constant.dtype
-    if data_type is None:
-        raise UnsupportedError(f"value {value.name!r} has no element type; run shape inference before compiling")
-    return dtype_name(data_type)
-
-
-def dtype_name(data_type: ir.DataType) -> str:
-    """Raises UnsupportedError for strings, complex numbers and other types without a machine representation here."""
-    name = data_type.numpy().name if data_type != ir.DataType.STRING else "string"
-    if not re.fullmatch(r"bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16", name):
-        raise UnsupportedError(
-            f"element type {data_type.name} is not supported; expected bool, an integer or a float type"
-        )
-    return name
 
 
 def _identifier(name: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moec.targets.tvm import convert_elementwise, convert_indexing, convert_reduction, convert_shape
+from moec.targets.tvm import convert_contrib, convert_elementwise, convert_indexing, convert_reduction, convert_shape
 from moec.targets.tvm.lowering import Converter
 
 CONVERTERS: dict[str, Converter] = {
@@ -10,4 +10,5 @@ CONVERTERS: dict[str, Converter] = {
     **convert_shape.CONVERTERS,
     **convert_indexing.CONVERTERS,
     **convert_reduction.CONVERTERS,
+    **convert_contrib.CONVERTERS,
 }

@@ -128,6 +128,21 @@ class Lowering:
             elif value is not None:
                 self._tensors[output] = self.emit(value, output.name or node.op_type)
 
+    def convert_as(self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> list[relax.Expr]:
+        """What another operator, heavy ones included, would make of these inputs."""
+        node = ir.node(operator, inputs, attributes=attributes)
+        result = self._converters[operator](self, node)
+        for position in range(len(inputs)):
+            node.replace_input_with(position, None)
+        return list(result) if isinstance(result, (list, tuple)) else [result]
+
+    def value_of(self, tensor: relax.Expr) -> ir.Value:
+        """An ONNX value that stands for a tensor made here, as an input of :meth:`convert_as`."""
+        variable = self.emit(tensor)
+        value = ir.Value(name=variable.name)
+        self._tensors[value] = variable
+        return value
+
     def _declare_input(self, value: ir.Value) -> relax.Var:
         if value.shape is None:
             raise UnsupportedError(f"input {value.name!r} has no rank; expected a shape, with names for dynamic sizes")

@@ -46,7 +46,7 @@ def object_files(executable: relax.VMExecutable) -> dict[str, bytes]:
             for file in files:
                 shutil.copy(file, collected)
 
-        collect.object_format = "o"  # asked for by export_library
+        vars(collect)["object_format"] = "o"  # asked for by export_library
         executable.export_library(str(collected), fcompile=collect)
         return {file.name: file.read_bytes() for file in sorted(collected.iterdir())}
 

@@ -12,6 +12,8 @@ import math
 import tvm
 from tvm import s_tir, tirx
 
+GENERIC = "moec.generic"
+"""Attribute of kernels under the default schedule."""
 PARALLEL_THRESHOLD = 16384
 """A kernel of fewer elements is quicker in one thread than the start of a parallel region."""
 
@@ -34,7 +36,7 @@ def scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     _inline_producers(schedule, root)
     for block in schedule.get_child_blocks(root):
         _parallelize(schedule, block)
-    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+    return schedule.mod["main"].with_attrs({"tirx.is_scheduled": True, GENERIC: True})
 
 
 def _inline_producers(schedule: s_tir.Schedule, root: s_tir.schedule.SBlockRV) -> None:

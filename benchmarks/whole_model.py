@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from timing import interleaved, peak_memory_mb, print_markdown, summary, write_json
 
-
 VOCABULARY, HIDDEN, INTERMEDIATE, TOP_K = 49155, 1024, 512, 8
 
 
@@ -109,7 +108,8 @@ def main() -> None:
     print(f"Granite-shaped, {args.layers} layers, fp32, {args.threads} threads; milliseconds")
     print_markdown(rows)
     print(
-        f"\ncompile {compile_seconds:.1f} s; peak memory {compile_memory:.0f} MB, of which {before:.0f} MB before compiling"
+        f"\ncompile {compile_seconds:.1f} s; "
+        f"peak memory {compile_memory:.0f} MB, of which {before:.0f} MB before compiling"
     )
     if args.json:
         write_json(args.json, rows)

@@ -58,8 +58,10 @@ class _Attention:
 
 def _match(node: ir.Node) -> _Attention | None:
     weights, value = node.inputs
-    softmax = weights.producer() if weights is not None else None
-    if value is None or not is_op(softmax, "Softmax") or len(list(weights.uses())) != 1 or weights.is_graph_output():
+    if weights is None or value is None or len(list(weights.uses())) != 1 or weights.is_graph_output():
+        return None
+    softmax = weights.producer()
+    if not is_op(softmax, "Softmax"):
         return None
     if softmax.attributes.get_int("axis", -1) not in (-1, 3) or softmax.inputs[0] is None:
         return None
@@ -105,10 +107,12 @@ def _split_scale(value: ir.Value) -> tuple[ir.Value, float]:
 
 def _shapes_agree(query: ir.Value, keys: ir.Value, value: ir.Value, mask: ir.Value | None) -> bool:
     """Whether all are [batch, head, ...] of the same batch and heads, with static head sizes and no broadcasting."""
-    shapes = [_dims(query), _dims(keys), _dims(value)]
-    if any(shape is None or len(shape) != 4 for shape in shapes):
+    query_shape, key_shape, value_shape = _dims(query), _dims(keys), _dims(value)
+    if query_shape is None or key_shape is None or value_shape is None:
         return False
-    (batch, heads, _, size), key_shape, value_shape = shapes
+    if any(len(shape) != 4 for shape in (query_shape, key_shape, value_shape)):
+        return False
+    batch, heads, _, size = query_shape
     if any(shape[0] != batch or shape[1] != heads for shape in (key_shape, value_shape)):
         return False
     if not all(isinstance(number, int) for number in (heads, size, value_shape[3])) or key_shape[2] != size:
@@ -126,39 +130,46 @@ def _without_repetition(attention: _Attention) -> _Attention:
         return attention
     attention = dataclasses.replace(attention, keys=swap.inputs[0], transposed=False)
     keys, value = _unrepeated(attention.keys), _unrepeated(attention.value)
-    if keys is None or value is None or _dims(keys)[1] != _dims(value)[1]:
+    if keys is None or value is None:
+        return attention
+    key_shape, value_shape = _dims(keys), _dims(value)
+    if key_shape is None or value_shape is None or key_shape[1] != value_shape[1]:
         return attention
     return dataclasses.replace(attention, keys=keys, value=value)
 
 
 def _unrepeated(repeated: ir.Value) -> ir.Value | None:
     """[B, G, P, D] where the value is it with every head repeated: via [B, G, 1, P, D] and [B, G, R, P, D]."""
-    reshape = repeated.producer()
-    expand = reshape.inputs[0].producer() if is_op(reshape, "Reshape") else None
-    unsqueeze = expand.inputs[0].producer() if is_op(expand, "Expand") else None
-    if not is_op(unsqueeze, "Unsqueeze"):
-        return None
-    source = unsqueeze.inputs[0]
-    shapes = [_dims(value) for value in (source, expand.inputs[0], expand.outputs[0], repeated)]
-    if None in shapes:
-        return None
-    own, single, wide, joined = shapes
-    if len(own) != 4 or len(wide) != 5 or not isinstance(own[1], int) or not isinstance(wide[2], int):
+    expanded = _input_of(repeated, "Reshape")
+    single = _input_of(expanded, "Expand")
+    source = _input_of(single, "Unsqueeze")
+    own, wide = _dims(source), _dims(expanded)
+    if own is None or wide is None or len(own) != 4 or len(wide) != 5:
         return None
     batch, groups, keys, size = own
-    expected = [[batch, groups, 1, keys, size], [batch, groups, wide[2], keys, size]]
-    return source if [single, wide] == expected and joined == [batch, groups * wide[2], keys, size] else None
+    repeats = wide[2]
+    if not isinstance(groups, int) or not isinstance(repeats, int):
+        return None
+    found = [_dims(single), wide, _dims(repeated)]
+    expected = [[batch, groups, 1, keys, size], [batch, groups, repeats, keys, size]]
+    return source if found == [*expected, [batch, groups * repeats, keys, size]] else None
+
+
+def _input_of(value: ir.Value | None, op_type: str) -> ir.Value | None:
+    """The first input of the node that makes the value, if it is such a node."""
+    node = value.producer() if value is not None else None
+    return node.inputs[0] if is_op(node, op_type) else None
 
 
 def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
     keys, added = attention.keys, []
     if attention.transposed:
         swap = ir.node("Transpose", [keys], attributes={"perm": _SWAP_LAST})
-        shape = keys.shape
         keys = swap.outputs[0]
         keys.name = f"{node.outputs[0].name}_keys"
         keys.type = attention.keys.type
-        keys.shape = ir.Shape([shape[axis] for axis in _SWAP_LAST])
+        shape = attention.keys.shape
+        keys.shape = None if shape is None else ir.Shape([shape[axis] for axis in _SWAP_LAST])
         added.append(swap)
     inputs: Sequence[ir.Value] = [attention.query, keys, attention.value]
     if attention.mask is not None:
@@ -176,9 +187,9 @@ def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
     return True
 
 
-def _dims(value: ir.Value) -> list[int | str | None] | None:
+def _dims(value: ir.Value | None) -> list[int | str | None] | None:
     """Sizes as numbers and names; None if any is unknown."""
-    if value.shape is None:
+    if value is None or value.shape is None:
         return None
     sizes = [size if isinstance(size, int) else size.value for size in value.shape]
     return None if None in sizes else sizes

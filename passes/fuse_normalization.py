@@ -114,8 +114,9 @@ def _is_vector_for(value: ir.Value, x: ir.Value) -> bool:
 def _normalized(value: ir.Value) -> _Normalized | None:
     """Recognise the quotient: Div(x, root), Mul(x, Reciprocal(root)) or Mul(x, Div(1, root))."""
     node = value.producer()
-    if is_op(node, "Div") and None not in node.inputs:
-        return _with_root(node.inputs[0], node.inputs[1])
+    if is_op(node, "Div"):
+        x, root = node.inputs
+        return None if x is None or root is None else _with_root(x, root)
     if is_op(node, "Mul"):
         for x, factor in _operands(node):
             root = _inverted(factor)

@@ -72,7 +72,10 @@ class Program:
 class Target(Protocol):
     """A place a model can be compiled for. Implementations register in :data:`moec.targets.TARGETS`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As given on the command line, e.g. ``cpu:avx2``."""
+        ...
 
     def compile(self, model: ir.Model) -> Program:
         """Generate the program. Raises UnsupportedError naming node, operator and opset."""

@@ -19,6 +19,7 @@ CONFIG = {
     "typeCheckingMode": "standard",
     "pythonVersion": "3.10",
     # The borrowed libraries ship few or wrong annotations; what they return is checked by tests instead.
+    "useLibraryCodeForTypes": False,
     "reportMissingTypeStubs": False,
     "reportMissingImports": "warning",
     "reportPrivateImportUsage": False,

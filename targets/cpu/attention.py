@@ -106,6 +106,7 @@ def _problem(node: ir.Node, query: relax.Expr, value: relax.Expr, mask: relax.Ex
     if head_size is None or value_size is None:
         raise UnsupportedError("the size of a head is dynamic; expected a static last axis of query and value")
     scale: Any = attribute(node, "scale", None)
+    broadcast = [static_size(size) == 1 for size in mask.ty.shape]
     return AttentionProblem(
         head_size=head_size,
         value_size=value_size,
@@ -113,5 +114,5 @@ def _problem(node: ir.Node, query: relax.Expr, value: relax.Expr, mask: relax.Ex
         causal=bool(attribute(node, "is_causal", 0)),
         softcap=float(attribute(node, "softcap", 0.0)),
         mask=str(mask.ty.dtype),
-        mask_broadcast=tuple(static_size(size) == 1 for size in list(mask.ty.shape)[:3]),
+        mask_broadcast=(broadcast[0], broadcast[1], broadcast[2]),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
-from tvm import relax
+from tvm import relax, tirx
 
 from moec.errors import UnsupportedError
 from moec.targets.base import Eligibility
@@ -25,9 +27,9 @@ KERNELS = (Kernel("convolution", _direct),)
 def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """Raises UnsupportedError for three or more spatial axes, dynamic channels and automatic padding."""
     x, weight = lowering.tensor(input_of(node, 0)), lowering.tensor(input_of(node, 1))
-    shape, window = list(x.ty.shape), [static_size(size) for size in weight.ty.shape]
-    spatial = len(shape) - 2
-    if spatial not in (1, 2) or None in window or static_size(shape[1]) is None:
+    shape, window = list(x.ty.shape), _static_sizes(weight.ty.shape)
+    spatial, channels = len(shape) - 2, static_size(shape[1])
+    if spatial not in (1, 2) or len(window) != len(shape) or channels is None:
         raise UnsupportedError("expected one or two spatial axes, and static channels and window")
     if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise UnsupportedError("automatic padding depends on the input's size; expected explicit pads")
@@ -40,17 +42,17 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine
     ]
     lift = [1] * (2 - spatial)
     problem = ConvolutionProblem(
-        channels=static_size(shape[1]),
+        channels=channels,
         outputs=window[0],
         groups=int(attribute(node, "group", 1)),
-        window=(*lift, *window[2:]),
-        strides=(*lift, *strides),
-        pads=(*[0] * (2 - spatial), *pads[:spatial]),
-        dilations=(*lift, *dilations),
+        window=_plane(window[2:], 1),
+        strides=_plane(strides, 1),
+        pads=_plane(pads[:spatial], 0),
+        dilations=_plane(dilations, 1),
     )
     dtype = str(x.ty.dtype)
     chosen = select(KERNELS, dtype, machine)
-    bias = lowering.tensor(node.inputs[2]) if has_input(node, 2) else zeros(lowering, problem.outputs, dtype)
+    bias = lowering.tensor(input_of(node, 2)) if has_input(node, 2) else zeros(lowering, problem.outputs, dtype)
     arguments = [
         reshape(lowering, x, [*shape[:2], *lift, *shape[2:]]),
         reshape(lowering, weight, [*window[:2], *problem.window]),
@@ -59,3 +61,13 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine
     result_shape = [shape[0], problem.outputs, *lift, *sizes]
     result = call(lowering, node, convolution(problem, dtype), arguments, result_shape, dtype, chosen)
     return reshape(lowering, result, [shape[0], problem.outputs, *sizes])
+
+
+def _static_sizes(shape: Sequence[tirx.Expr]) -> list[int]:
+    """The static ones among the sizes."""
+    return [size for size in map(static_size, shape) if size is not None]
+
+
+def _plane(numbers: Sequence[int], fill: int) -> tuple[int, int]:
+    """A number for each axis of a plane; a convolution over one axis is one over the plane's columns."""
+    return (fill, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])

@@ -159,7 +159,7 @@ def lower_matmul(lowering: LoweringContext, node: ir.Node, machine: Machine) -> 
     rows = left_shape[:-1]
     if len(right_shape) == 2 and lowering.is_constant(right_value):
         inner, columns = (int(size) for size in right_shape)
-        right = ConstantMatrix(str(right_value.name), inner, columns, lambda: lowering.constant(right_value))
+        right = ConstantMatrix(str(right_value.name), inner, columns, lambda: _loaded(lowering, right_value))
         result = multiply_constant(lowering, node, machine, flatten(lowering, left, len(left.ty.shape) - 1), right)
         return reshape(lowering, result, [*rows, columns])
     right_tensor = lowering.tensor(right_value)
@@ -200,5 +200,11 @@ def lower_gemm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> re
 def _gemm_weight(lowering: LoweringContext, value: ir.Value, transposed: bool) -> ConstantMatrix:
     first, second = (int(size) for size in lowering.shape(value))
     if transposed:
-        return ConstantMatrix(f"{value.name}.transposed", second, first, lambda: lowering.constant(value).T)
-    return ConstantMatrix(str(value.name), first, second, lambda: lowering.constant(value))
+        return ConstantMatrix(f"{value.name}.transposed", second, first, lambda: _loaded(lowering, value).T)
+    return ConstantMatrix(str(value.name), first, second, lambda: _loaded(lowering, value))
+
+
+def _loaded(lowering: LoweringContext, value: ir.Value) -> np.ndarray:
+    data = lowering.constant(value)
+    assert data is not None, f"{value.name} was a constant before"
+    return data

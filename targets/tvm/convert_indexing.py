@@ -200,7 +200,7 @@ def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
 def _convert_cum_sum(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     sizes = lowering.dimensions(value)
-    (axis,) = lowering.numbers(required_input(node, 1), "the axis") or ()
+    (axis,) = lowering.numbers(required_input(node, 1), "the axis") or [0]
     axis = normalized_axis(axis, len(sizes))
     product = lowering.sizes.product
     flat = [product(sizes[:axis]), sizes[axis], product(sizes[axis + 1 :])]

@@ -1,4 +1,4 @@
-"""Capacity: drop the pairs that find their expert full. First choices of all tokens are served before second choices."""
+"""Capacity: drop the pairs that find their expert full. All first choices are served before any second choice."""
 
 from __future__ import annotations
 

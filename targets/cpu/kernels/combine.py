@@ -50,7 +50,7 @@ def combine(
                             total[column] = total[column] + weight[0] * pairs[token * slots + slot, column]
                         else:
                             total[column] = total[column] + pairs[token * slots + slot, column]
-                if identity_experts > 0:
+                if identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
                     if T.And(expert >= E, expert < E + identity_experts):
                         for column in T.serial(width):
                             total[column] = total[column] + weight[0] * T.cast(x[token, column], "float32")
@@ -61,8 +61,8 @@ def combine(
 
 
 def separate(experts: int, width: int, padded_width: int, dtype: str) -> tirx.PrimFunc:
-    """``(experts[T, k], pairs[P, padded_width], y[T, k, width])``: the results of all pairs, not summed; zero where the id is
-    not an expert."""
+    """``(experts[T, k], pairs[P, padded_width], y[T, k, width])``: the results of all pairs, not summed; zero where the
+    id is not an expert."""
     E = experts
 
     @T.prim_func(s_tir=True)

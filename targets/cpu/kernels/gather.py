@@ -15,8 +15,8 @@ def row_width(width: int) -> int:
 def gather(width: int, dtype: str, *, weighted: bool, weight_dtype: str = "float32") -> tirx.PrimFunc:
     """``(x[T, width], weights[T, k], order[P], offsets[E + 1], rows[P, row_width(width)])``.
 
-    ``rows[r] = x[order[r] // k]``, times the pair's routing weight if ``weighted``, for every r below ``offsets[E]``; the
-    rows behind are not written. x has ``dtype``, rows are float32.
+    ``rows[r] = x[order[r] // k]``, times the pair's routing weight if ``weighted``, for every r below ``offsets[E]``;
+    the rows behind are not written. x has ``dtype``, rows are float32.
     """
 
     @T.prim_func(s_tir=True)

@@ -1,7 +1,7 @@
 """Packing of expert weights into the tile order of :mod:`moec.targets.cpu.kernels.grouped_gemm`.
 
-All layouts of :class:`~moec.ir.dialect.ExpertsSpec` end here: the kernels know one order only. Packing goes expert by expert, so
-that apart from the result it needs the memory of one expert, also where the weights are mapped from a file.
+All layouts of :class:`~moec.ir.dialect.ExpertsSpec` end here: the kernels know one order only. Packing goes
+expert by expert, so that apart from the result it needs the memory of one expert, also where the weights are mapped from a file.
 """
 
 from __future__ import annotations

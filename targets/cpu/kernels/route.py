@@ -1,7 +1,7 @@
 """Route: one pass over the logits of each token gives its experts and their weights.
 
-Scores, selection and weights of a token stay on the stack of the thread that has the token. Selection is an insertion into
-the k best so far; since an equal score never moves ahead of an earlier one, ties go to the lower id. NaN counts as
+Scores, selection and weights of a token stay on the stack of the thread that has the token. Selection is an insertion
+into the k best so far; since an equal score never moves ahead of an earlier one, ties go to the lower id. NaN counts as
 -inf when choosing, as :mod:`moec.ir.semantics` says.
 """
 
@@ -172,7 +172,8 @@ def _route_token(spec, E, token, logits, bias, weights, chosen):
 
 
 def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool = False) -> tirx.PrimFunc:
-    """``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``; capacity is left to :mod:`.capacity`."""
+    """``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``; capacity is left to
+    :mod:`.capacity`."""
     if biased:
 
         @T.prim_func(s_tir=True)

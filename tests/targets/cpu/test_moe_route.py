@@ -84,7 +84,7 @@ def test_half_precision_logits_are_routed_in_float32() -> None:
 
 
 def test_expert_choice_is_refused_with_the_reason() -> None:
-    with pytest.raises(UnsupportedError, match="block.*expert_choice lets experts choose among all tokens"):
+    with pytest.raises(UnsupportedError, match=r"block.*expert_choice lets experts choose among all tokens"):
         compile_node(
             "Route", {"logits": np.zeros((1, E), np.float32)}, {}, RouteSpec(E, selection="expert_choice", capacity=2)
         )

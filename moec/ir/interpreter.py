@@ -4,12 +4,15 @@ Built on ``onnx.reference``, with the operators of :mod:`moec.ir.operators`. Wit
 the graph (inputs, weights, constants, targets of casts) becomes float64, which turns the interpreter into a judge: of
 two results that differ by rounding, the nearer one can be told.
 
-Weights are never serialised. They are handed to the evaluator as arrays, memory-mapped where the model's file is.
+Weights are never serialised. They are handed to the operators as arrays, memory-mapped where the model's file is, and
+become float64 only where an operator computes with them: a block that gathers the weights of a few experts never holds
+those of all experts twice. A value is dropped as soon as the last node has used it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +25,24 @@ from moec.ir.graphs import nested_graphs
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.semantics import experts, grouped_matmul, moe, route
 
-__all__ = ["Evaluator", "evaluate", "experts", "grouped_matmul", "moe", "route", "run"]
+__all__ = ["EvaluationError", "Evaluator", "evaluate", "experts", "grouped_matmul", "moe", "route", "run"]
 
 Array = np.ndarray[Any, Any]
 
+_MOVEMENT = frozenset(
+    {"Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
+    | {"Transpose", "Unsqueeze"}
+)
+"""Operators that move the elements of their first input and compute nothing."""
+_EXPERTS = frozenset({("moec", "Experts"), ("moec", "MoE"), ("com.microsoft", "MoE")})
+"""Operators that compute in the type of x and convert the weights of one expert at a time."""
+
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype"})
+
+
+class EvaluationError(Exception):
+    """A node could not be computed; names the node, its operator and the reason."""
 
 
 class Evaluator:
@@ -68,16 +83,44 @@ class Evaluator:
         imports = {"moec": 1, "com.microsoft": 1, **opset_imports}
         model = onnx.ModelProto(graph=graph, functions=function_protos)
         model.opset_import.extend(onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items())
-        self._evaluator = ReferenceEvaluator(model, new_ops=OPERATOR_CLASSES)
+        operators = ReferenceEvaluator(model, new_ops=OPERATOR_CLASSES).rt_nodes_
+        self._steps = [
+            _Step(node, operator, [_name(v) for v in _captured(node)])
+            for node, operator in zip(computed, operators, strict=True)
+        ]
+        _mark_last_uses(self._steps, {_name(value) for value in self._outputs})
 
     def run(self, feeds: Mapping[ir.Value, Array]) -> list[Array]:
-        """Evaluate once; the results are in the order of ``outputs``. Raises KeyError for an input without a feed."""
-        arrays = dict(self._constants)
+        """Evaluate once; the results are in the order of ``outputs``.
+
+        Raises KeyError for an input without a feed, and EvaluationError for a node that cannot be computed.
+        """
+        values: dict[str, Any] = {"": None, **self._constants}
         for value in self._inputs:
-            arrays[_name(value)] = self._widen(np.asarray(feeds[value]))
+            values[_name(value)] = self._widen(np.asarray(feeds[value]))
         with np.errstate(all="ignore"):
-            results: Any = self._evaluator.run([_name(value) for value in self._outputs], arrays)
-        return results
+            for step in self._steps:
+                self._compute(step, values)
+        return [self._widen(values[_name(value)]) for value in self._outputs]
+
+    def _compute(self, step: _Step, values: dict[str, Any]) -> None:
+        """Add the outputs of a step to ``values`` and drop what no later step uses."""
+        operator = step.operator
+        inputs = [values[name] for name in operator.input]
+        kept = _taken_as_they_are(step.node, inputs)
+        inputs = [value if index in kept else self._widen(value) for index, value in enumerate(inputs)]
+        context = {"context": values} if operator.need_context() else {}
+        try:
+            values.update({name: self._widen(values[name]) for name in step.captured})
+            outputs = operator.run(*inputs, **context)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever numpy or the operator's own checks raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+            raise EvaluationError(f"node {_label(step.node)} ({step.node.op_type}): {reason}") from error
+        values.update(zip(operator.output, outputs, strict=False))
+        for name in step.last_uses:
+            values.pop(name, None)
 
     def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array]:
         """All values from outside that are not fed, by name."""
@@ -92,13 +135,53 @@ class Evaluator:
             tensor = ir.convenience.get_const_tensor(value)
             if tensor is None:
                 raise ValueError(f"value {value.name!r} is not constant and nothing here computes or feeds it")
-            constants[_name(value)] = self._widen(tensor.numpy())
+            constants[_name(value)] = tensor.numpy()
         return constants
 
-    def _widen(self, array: Array) -> Array:
-        if self._dtype is None or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) not in _FLOATS:
+    def _widen(self, array: Any) -> Any:
+        if self._dtype is None or not isinstance(array, np.ndarray):
+            return array
+        if (
+            array.dtype == self._dtype
+            or array.dtype.kind in "biuOSU"
+            or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) not in _FLOATS
+        ):
             return array
         return array.astype(self._dtype)
+
+
+@dataclasses.dataclass
+class _Step:
+    """A node, the operator that computes it, and the outer values its bodies capture."""
+
+    node: ir.Node
+    operator: Any
+    captured: list[str]
+    last_uses: list[str] = dataclasses.field(default_factory=list)
+
+
+def _taken_as_they_are(node: ir.Node, inputs: Sequence[Any]) -> Collection[int]:
+    """Positions of inputs that need not be widened before ``node`` runs, because it does so piece by piece or not at
+    all. One wide input is enough to make the result wide."""
+    if node.domain == "" and node.op_type in _MOVEMENT:
+        return range(len(inputs))
+    if node.domain == "" and node.op_type == "MatMul":
+        return (0,) if inputs[0].size > inputs[1].size else (1,)
+    return range(2, len(inputs)) if (node.domain, node.op_type) in _EXPERTS else ()
+
+
+def _mark_last_uses(steps: Sequence[_Step], kept: set[str]) -> None:
+    seen = {"", *kept}
+    for step in reversed(steps):
+        names = {*step.operator.input, *step.operator.output, *step.captured} - seen
+        step.last_uses = list(names)
+        seen |= names
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """Values from outside that the bodies of ``node`` use."""
+    inputs = set(node.inputs)
+    return [value for value in _uses([node]) if value not in inputs]
 
 
 def evaluate(
@@ -128,6 +211,10 @@ def run(model: ir.Model, inputs: Mapping[str, Array], *, dtype: DTypeLike | None
     )
     results = evaluator.run({value: inputs[_name(value)] for value in required})
     return {_name(value): result for value, result in zip(graph.outputs, results, strict=True)}
+
+
+def _label(node: ir.Node) -> str:
+    return repr(node.name or (node.outputs[0].name if node.outputs else ""))
 
 
 def _name(value: ir.Value) -> str:

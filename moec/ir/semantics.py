@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -21,6 +21,15 @@ from numpy.typing import DTypeLike
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 
 Array = np.ndarray[Any, Any]
+
+
+class Stack(Protocol):
+    """Weights of all experts: an array [E,...], or what yields one expert's part at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, expert: Any, /) -> Array: ...
 
 
 def _silently(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -212,22 +221,34 @@ def _activate(spec: ExpertsSpec, x: Array) -> Array:
     return ACTIVATIONS[spec.activation](x)
 
 
-def _expert(spec: ExpertsSpec, rows: Array, weights: dict[str, Array | None]) -> Array:
-    """One expert on rows [n,d]; ``weights`` holds this expert's slices under the names of ``EXPERT_WEIGHTS``."""
-    up, down = weights["up"], weights["down"]
-    assert up is not None and down is not None
-    hidden = _project(rows, up, weights["up_bias"], spec.up_transposed)
+def projections_in(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None]) -> tuple[Array | None, Array]:
+    """Gate (None without one) and up projection [n,f] of rows [n,d] by one expert; ``weights`` holds its slices under
+    the names of ``EXPERT_WEIGHTS``."""
+    up, gate = weights["up"], weights["gate"]
+    assert up is not None
+    projected = _project(rows, up, weights["up_bias"], spec.up_transposed)
     if not spec.gated:
-        hidden = _activate(spec, hidden)
-        return _project(hidden, down, weights["down_bias"], spec.down_transposed)
+        return None, projected
     if spec.gate_layout == "separate":
-        assert weights["gate"] is not None
-        gate = _project(rows, weights["gate"], weights["gate_bias"], spec.up_transposed)
-    else:
-        gate, hidden = _split_gate(spec, hidden)
+        assert gate is not None
+        return _project(rows, gate, weights["gate_bias"], spec.up_transposed), projected
+    return _split_gate(spec, projected)
+
+
+def activated(spec: ExpertsSpec, gate: Array | None, up: Array) -> Array:
+    """What enters the down projection [n,f]."""
+    if gate is None:
+        return _activate(spec, up)
     if spec.limit > 0:
-        gate, hidden = np.minimum(gate, spec.limit), np.clip(hidden, -spec.limit, spec.limit)
-    hidden = _activate(spec, gate) * (hidden + spec.up_offset)
+        gate, up = np.minimum(gate, spec.limit), np.clip(up, -spec.limit, spec.limit)
+    return _activate(spec, gate) * (up + spec.up_offset)
+
+
+def _expert(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None]) -> Array:
+    """One expert on rows [n,d]; ``weights`` as for :func:`projections_in`."""
+    down = weights["down"]
+    assert down is not None
+    hidden = activated(spec, *projections_in(spec, rows, weights))
     return _project(hidden, down, weights["down_bias"], spec.down_transposed)
 
 
@@ -242,12 +263,12 @@ def experts(
     x: Array,
     weights: Array,
     experts: Array,
-    up: Array,
-    down: Array,
-    gate: Array | None = None,
-    up_bias: Array | None = None,
-    down_bias: Array | None = None,
-    gate_bias: Array | None = None,
+    up: Stack,
+    down: Stack,
+    gate: Stack | None = None,
+    up_bias: Stack | None = None,
+    down_bias: Stack | None = None,
+    gate_bias: Stack | None = None,
     *,
     dtype: DTypeLike | None = None,
 ) -> Array:

@@ -11,6 +11,10 @@ import onnx_ir as ir
 from moec.ir.interpreter import Evaluator
 from moec.passes.raising.facts import Array, Facts, follow_data
 
+MOST_TOKENS = 2048
+EVALUATION_BUDGET = 1 << 28
+"""Bytes of intermediate results per evaluation that depend on the number of tokens."""
+
 CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum", "FusedMatMul"})
 
 
@@ -119,9 +123,9 @@ class Block:
         """The block's values ``outputs`` in float64; values in ``replaced`` are not computed but given."""
         feeds = {**self.feeds(x, logits), **(replaced or {})}
         key = (*outputs, *feeds)
-        if key not in self._evaluators:  # only the last one is kept: it holds the weights in float64
+        if key not in self._evaluators:
             nodes = self.facts.between(outputs, stop=feeds.__contains__)
-            self._evaluators = {key: Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64)}
+            self._evaluators[key] = Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64)
         return self._evaluators[key].run(feeds)
 
     def gathers_weights(self) -> bool:
@@ -134,6 +138,17 @@ class Block:
             v for v in operands if v is not None and v in selected and follow_data(v, weights.__contains__) is not None
         )
         return len(projections) <= 3 and next(gathered, None) is not None
+
+    def tokens_at_once(self) -> int:
+        """How many tokens an evaluation can take, so that its largest intermediate results stay within the budget:
+        the weights gathered for each token, or else the results of all experts for it."""
+        stacked = [p.weight for p in self.projections()]
+        if not 0 < len(stacked) <= 3:
+            return MOST_TOKENS
+        elements = sum(int(np.prod(self.facts.shape(weight))) for weight in stacked)
+        k = self.facts.scalar(self.anchor.inputs[1]) if self.anchor.op_type == "TopK" else 1
+        per_token = 4 * elements // self.E * int(k or 1) if self.gathers_weights() else 8 * elements // self.d
+        return max(1, min(MOST_TOKENS, EVALUATION_BUDGET // per_token))
 
     def projections(self) -> list[Projection]:
         """Contractions of data with constants, in graph order."""

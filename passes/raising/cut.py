@@ -8,12 +8,14 @@ from.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.raising.block import Block, is_contraction, width
+from moec.ir.interpreter import EvaluationError
+from moec.passes.raising.block import Block, is_contraction, shape_at, symbols_of, width
 from moec.passes.raising.facts import Facts
 
 MOST_GATEWAYS = 96
@@ -55,7 +57,7 @@ def cut_blocks(facts: Facts, anchor: ir.Node, logits: ir.Value) -> Iterator[Bloc
 def _cut(facts: Facts, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
     """The block between these values, if y can be computed from them, constants and shapes."""
     E, d = width(logits), width(x)
-    if E is None or d is None or not _may_be_rows(x):
+    if E is None or d is None or not _may_be_rows(x) or _counts_differ(x, logits) or _counts_differ(x, y):
         return None
 
     def is_leaf(value: ir.Value) -> bool:
@@ -86,12 +88,25 @@ def _may_be_rows(x: ir.Value) -> bool:
     return x.shape is not None and all(isinstance(d, int) or d.value is not None for d in x.shape)
 
 
+def _counts_differ(x: ir.Value, other: ir.Value) -> bool:
+    """Whether the shapes say that x and another value do not have one row each per token.
+
+    Not for want of knowledge: only shapes over the same symbols can be compared. What this rules out need not be tried,
+    and trying may be costly: gathering weights for each element of x, say.
+    """
+    if not (_may_be_rows(x) and _may_be_rows(other)) or set(symbols_of(x)) != set(symbols_of(other)):
+        return False
+    sizes = {symbol: 2 * position + 3 for position, symbol in enumerate(sorted(symbols_of(x)))}
+    return math.prod(shape_at(x, sizes)[:-1]) != math.prod(shape_at(other, sizes)[:-1])
+
+
 def _maps_rows_to_rows(block: Block) -> bool:
     """Whether y has one row of width d per token, tried out."""
-    for T in (3, 2 * block.E + 3):  # many only if few fail: a traced loop may depend on every expert being selected
+    few, many = 3, 2 * block.E + 3  # many only if few fail: a traced loop may depend on every expert being selected
+    for T in (few,) if block.gathers_weights() else (few, many):
         logits = np.random.default_rng(0).normal(size=(T, block.E)) + 4 * np.eye(block.E)[np.arange(T) % block.E]
         try:
             return block.y_of(np.ones((T, block.d)), logits) is not None
-        except Exception:  # whatever a wrong cut makes numpy stumble over, it only means that the cut is wrong
+        except (EvaluationError, MemoryError, ValueError):  # whatever a wrong cut makes numpy stumble over
             continue
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from moec.ir.interpreter import EvaluationError
 from moec.passes.raising.block import Block
 from moec.passes.raising.chains import Chain
 from moec.passes.raising.facts import Array
@@ -23,7 +24,7 @@ def in_expert_order(block: Block, chains: list[Chain], routing: Routing) -> list
     wanted = as_mixture(*routing.run(block, logits), block.E) != 0
     try:
         reached = _tokens_reached(block, chains, logits)
-    except Exception:  # a model that fixes its number of tokens may not be able to run this
+    except (EvaluationError, ValueError):  # a model that fixes its number of tokens may not be able to run this
         return chains
     by_expert = {wanted[:, expert].tobytes(): expert for expert in range(block.E)}
     experts = [by_expert.get(reached[:, chain].tobytes(), -1) for chain in range(block.E)]

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moec.ir.semantics import experts
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec
+from moec.ir.interpreter import EvaluationError
+from moec.ir.semantics import activated, projections_in
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
-from moec.passes.raising.check import TOLERANCE, Proposal, difference, driving_logits, judge, sample_rows
+from moec.passes.raising.check import TOLERANCE, Proposal, difference, drive_all, driving_logits, judge, sample_rows
 from moec.passes.raising.facts import Array
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
@@ -51,27 +53,83 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
 
 
 def _tried(block: Block, routing: Routing, arrangements: list[Arrangement]) -> Iterator[tuple[float, Proposal]]:
-    """All proposals with their difference from the original on a few tokens."""
-    x, logits, want = _few_tokens(block, routing.spec.k)
-    weights, ids = routing.run(block, logits)
-    chosen, renumbered = np.unique(ids, return_inverse=True)
-    chosen, renumbered = chosen[chosen >= 0], renumbered.reshape(ids.shape) - int((chosen < 0).any())
+    """All proposals with their difference from the original on a few tokens and outputs."""
+    probe = _Probe.of(block, routing)
     for arrangement in arrangements:
-        arrays = {name: t.array()[chosen].astype(np.float64) for name, t in arrangement.tensors.items()}
+        inner = {placed: probe.project(arrangement, placed) for placed in (False, True)}
+        down = probe.down(arrangement)
         for spec in activations(block, arrangement.spec):
-            y = experts(spec, x, weights, renumbered, **arrays, dtype=np.float64)
-            yield difference(y, want), Proposal(routing, spec, arrangement.tensors)
+            y = probe.finish(spec, inner[spec.weight_on_input], down)
+            yield difference(y, probe.y), Proposal(routing, spec, arrangement.tensors)
 
 
-def _few_tokens(block: Block, k: int) -> tuple[Array, Array, Array | None]:
-    """Rows, logits and the original's y for three tokens; where the original needs that, for all experts."""
-    for T in (3, -(-2 * block.E // k) + 1):
-        x, logits = sample_rows(T, block.d), driving_logits(T, block.E, k)
-        try:
-            return x, logits, block.y_of(x, logits)
-        except Exception:  # a traced loop stumbles over experts without tokens
-            continue
-    raise NotUnderstoodError("the original cannot be run, not even with every expert selected")
+@dataclasses.dataclass(frozen=True)
+class _Probe:
+    """Three tokens that prefer the same experts, and a few of the original's outputs for them: y [3, outputs].
+
+    Whether an activation fits shows in any output, so projections into the experts are computed once for all
+    activations, and projections out of them for a few outputs alone.
+    """
+
+    x: Array
+    weights: Array
+    ids: Array
+    outputs: Array
+    y: Array | None
+
+    @staticmethod
+    def of(block: Block, routing: Routing) -> _Probe:
+        """Raises NotUnderstoodError if the original cannot be run: neither on these tokens, nor with more of them that
+        drive all experts, as a traced loop may need."""
+        E, k = block.E, routing.spec.k
+        alike = driving_logits(1, E, k) * np.array([[1.0], [0.9], [1.1]])
+        outputs = np.unique(np.linspace(0, block.d - 1, 16).astype(int))
+        for more in (np.zeros((0, E)), drive_all(block, routing, -(-2 * E // k) + 1)):
+            logits = np.concatenate([alike, more])
+            x = sample_rows(len(logits), block.d)
+            try:
+                y = block.y_of(x, logits)
+            except EvaluationError:
+                continue
+            weights, ids = routing.run(block, logits)
+            return _Probe(x[:3], weights[:3], ids[:3], outputs, None if y is None else y[:3, outputs])
+        raise NotUnderstoodError("the original cannot be run, not even with every expert selected")
+
+    def _pairs(self) -> Iterator[tuple[int, Array, Array]]:
+        """Every selected expert, its tokens [n], and their weights for it [n,1]."""
+        for expert in np.unique(self.ids[self.ids >= 0]):
+            tokens, slots = np.nonzero(self.ids == expert)
+            yield int(expert), tokens, self.weights[tokens, slots, None]
+
+    def project(self, arrangement: Arrangement, weight_on_input: bool) -> list[tuple[Array | None, Array]]:
+        """Gate and up projections of each selected expert."""
+        found = []
+        for expert, tokens, scale in self._pairs():
+            tensors = arrangement.tensors
+            parts = {name: tensors[name][expert] if name in tensors else None for name in EXPERT_WEIGHTS}
+            rows = self.x[tokens] * scale if weight_on_input else self.x[tokens]
+            found.append(projections_in(arrangement.spec, rows, parts))
+        return found
+
+    def down(self, arrangement: Arrangement) -> list[tuple[Array, Array | float]]:
+        """Weights [f, outputs] and bias of each selected expert's down projection."""
+        weight, bias = arrangement.tensors["down"], arrangement.tensors.get("down_bias")
+        found = []
+        for expert, _, _ in self._pairs():
+            columns = weight[expert] if arrangement.spec.down_transposed else weight[expert].T
+            found.append((columns[:, self.outputs].astype(np.float64), bias[expert][self.outputs] if bias else 0.0))
+        return found
+
+    def finish(
+        self, spec: ExpertsSpec, inner: list[tuple[Array | None, Array]], down: list[tuple[Array, Array | float]]
+    ) -> Array:
+        """y [3, outputs] for an activation."""
+        y = np.zeros((len(self.x), len(self.outputs)))
+        with np.errstate(all="ignore"):
+            for (_, tokens, scale), projected, (columns, bias) in zip(self._pairs(), inner, down, strict=True):
+                result = activated(spec, *projected) @ columns + bias
+                y[tokens] += result if spec.weight_on_input else result * scale
+        return y
 
 
 def _describe(proposal: Proposal) -> str:

@@ -46,18 +46,28 @@ class ExpertTensor:
         dtype = self.parts[0].dtype
         return dtype if dtype is not None else ir.DataType.from_numpy(self.facts.array(self.parts[0]).dtype)
 
-    def array(self) -> Array:
-        array = self._stacked()
+    def __getitem__(self, expert: int) -> Array:
+        """One expert's entry, without touching those of others."""
+        if len(self.parts) > 1:
+            entry: Array = self.facts.array(self.parts[expert]).reshape(self.shape[1:])
+        else:
+            entry = self._as_stack(self.parts[0])[expert]
         if self.factor is None:
-            return array
-        factor: Array = np.expand_dims(self.facts.array(self.factor).ravel(), tuple(range(1, len(self.shape))))
-        return (array * factor).astype(array.dtype)
+            return entry
+        return (entry * self.facts.array(self.factor).reshape(-1)[expert]).astype(entry.dtype)
 
-    def _stacked(self) -> Array:
-        arrays = [self.facts.array(part) for part in self.parts]
-        if len(arrays) > 1:
-            return np.stack([array.reshape(self.shape[1:]) for array in arrays])
-        squeezed = arrays[0].reshape([size for size in arrays[0].shape if size > 1])
+    def array(self) -> Array:
+        """All entries, [E,...]."""
+        if len(self.parts) == 1 and self.factor is None:
+            return self._as_stack(self.parts[0])
+        stack = np.empty(self.shape, self.facts.array(self.parts[0]).dtype)
+        for expert in range(len(stack)):
+            stack[expert] = self[expert]
+        return stack
+
+    def _as_stack(self, part: ir.Value) -> Array:
+        array = self.facts.array(part)
+        squeezed = array.reshape([size for size in array.shape if size > 1])
         return np.moveaxis(squeezed, self.expert_axis, 0).reshape(self.shape)
 
 

@@ -62,10 +62,11 @@ def test_one_wrong_weight_of_any_expert_is_rejected(matched, expert):
     block, proposal = matched
 
     class Altered(ExpertTensor):
-        def array(self):
-            array = super().array().copy()
-            array[expert, 0] *= 1.01
-            return array
+        def __getitem__(self, index):
+            entry = super().__getitem__(index).copy()
+            if index == expert:
+                entry[0] *= 1.01
+            return entry
 
     down = proposal.tensors["down"]
     altered = Altered(down.facts, down.parts, down.shape, down.expert_axis)

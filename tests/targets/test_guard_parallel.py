@@ -1,0 +1,27 @@
+"""Generic kernels use threads only where there is enough work, and give the same result either way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+LAUNCH = "TVMBackendParallelLaunch"
+TEXT = "agraph (float[T,4] x) => (float[T,4] y) { a = Exp(x) y = Neg(a) }"
+
+
+def test_a_dynamic_kernel_chooses_when_it_runs(program_of, runner_of):
+    program = program_of(TEXT)
+    (kernel,) = program.kernels
+    assert kernel.sources["llvm"].count(LAUNCH) == 1
+    run = runner_of(program)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((20000, 4)).astype(np.float32)
+    many = run({"x": x})["y"]
+    few = np.concatenate([run({"x": part})["y"] for part in np.split(x, 2000)])
+    np.testing.assert_array_equal(many, few)
+
+
+@pytest.mark.parametrize(("rows", "parallel"), [(8, False), (50000, True)])
+def test_a_static_kernel_is_decided_when_it_is_compiled(program_of, rows, parallel):
+    (kernel,) = program_of(TEXT.replace("T,", f"{rows},")).kernels
+    assert (LAUNCH in kernel.sources["llvm"]) is parallel

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moec.compiler import compile, import_model
-    from moec.errors import ArtifactError, InputError, MoecError, UnsupportedError, VerificationError
+    from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError, VerificationError
     from moec.runtime.model import CompiledModel, load
 
 __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
     "CompiledModel",
+    "DefectError",
     "InputError",
     "MoecError",
     "UnsupportedError",
@@ -35,7 +36,14 @@ __all__ = [
 _HOMES = {
     "moec.compiler": ("compile", "import_model"),
     "moec.runtime.model": ("CompiledModel", "load"),
-    "moec.errors": ("ArtifactError", "InputError", "MoecError", "UnsupportedError", "VerificationError"),
+    "moec.errors": (
+        "ArtifactError",
+        "DefectError",
+        "InputError",
+        "MoecError",
+        "UnsupportedError",
+        "VerificationError",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """The command line: one function per verb. What they do lives in the library; what they print, in ``moec.inspect``.
 
-Exit codes: 0 done, 1 a comparison found a difference, 2 bad input or usage (one line on stderr). Heavy imports stay
-inside the functions, so that ``moec --help`` answers at once.
+Exit codes: 0 done, 1 a comparison found a difference, 2 bad input or usage (one line on stderr), 3 a defect of moec,
+130 interrupted. Heavy imports stay inside the functions, so that ``moec --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import enum
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import moec
-from moec.errors import MoecError
+from moec.errors import DefectError, MoecError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-DIFFERS, BAD_INPUT = 1, 2
+DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
 _PIPE_WIDTH = 200  # columns of tables that go into a file or a pipe
 
 app = typer.Typer(
@@ -56,18 +57,22 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
 Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cpu:avx512, ...")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default: every available core.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the available cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def main() -> None:
-    """The entry point: bad input is one line on stderr and exit code 2, never a traceback."""
+    """The entry point: bad input is one line on stderr and exit code 2; only a defect shows a traceback."""
     try:
-        app()
+        app()  # ends with 2 for wrong usage and 130 when interrupted
     except MoecError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(DEFECT if isinstance(error, DefectError) else BAD_INPUT)
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a defect of moec; please report it with the lines above", file=sys.stderr)
+        sys.exit(DEFECT)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""The one exception a user of moec ever has to catch.
+"""The one exception a user of moec ever has to catch, :class:`MoecError`, and its kinds.
 
 Every message answers four questions: where (file, node), what was found, what was expected, what to do.
 """
@@ -20,6 +20,10 @@ class VerificationError(MoecError):
 
 class ArtifactError(MoecError):
     """A compiled artifact is truncated, altered, of another format version or for another machine."""
+
+
+class DefectError(MoecError):
+    """moec itself failed: nothing the user gave explains it. The command line ends with exit code 3."""
 
 
 class InputError(MoecError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import InputError, MoecError
+from moec.errors import DefectError, InputError, MoecError
 from moec.runtime.inputs import check_inputs
 from moec.runtime.library import load_ffi, load_objects, use_threads
 from moec.runtime.machine import check_threads
@@ -19,6 +19,8 @@ from moec.runtime.tensors import from_runtime, to_runtime
 
 _CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR = 1, 0, 2
 _NO_INSTRUMENT_ACTION = 0
+_SIZE_CHECKS = ("Mismatched ", "View with shape", "match_cast", "mismatch to ")
+"""What the runtime says, in a ValueError, where a size is not what the program expected."""
 
 
 class Executor:
@@ -52,7 +54,8 @@ class Executor:
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in self._weights)
 
     def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The outputs by name. Raises InputError for values that do not fit the inputs' specifications."""
+        """The outputs by name. Raises InputError for values that do not fit the inputs' specifications or that the
+        program cannot combine, and DefectError when it fails for any other reason."""
         arrays = check_inputs(self.inputs, values)
         with self._lock:
             use_threads(self.threads)
@@ -102,7 +105,10 @@ class Executor:
 
 
 def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> MoecError:
-    """The program checks sizes that only it can relate (a size that must be the sum of two others, say)."""
-    reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    """The program checks sizes that only it can relate (a size that must be the sum of two others, say); whatever else
+    goes wrong in it is not the caller's fault."""
+    reason = " ".join(str(error).split())
     sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(inputs, arrays, strict=True))
-    return InputError(f"the model cannot run on inputs of sizes {sizes}: {reason}")
+    if isinstance(error, ValueError) and any(check in reason for check in _SIZE_CHECKS):
+        return InputError(f"the model cannot run on inputs of sizes {sizes}, which do not fit each other: {reason}")
+    return DefectError(f"the compiled program failed on inputs of sizes {sizes}: {type(error).__name__}: {reason}")

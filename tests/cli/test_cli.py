@@ -272,3 +272,29 @@ def test_bench_needs_the_model_and_a_known_contestant(folder):
 
 def test_unknown_kernel(folder):
     assert_refused(moec("inspect", folder / "model.moec", "--kernel", "nothing"), "has no kernel 'nothing'")
+
+
+# --- defects and interruptions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "last_line"),
+    [
+        ("MoecError('wrong')", 2, "error: wrong"),
+        ("DefectError('odd')", 3, "error: odd"),
+        ("KeyError('x')", 3, "error: this is a defect of moec; please report it with the lines above"),
+        ("KeyboardInterrupt()", 130, ""),
+    ],
+)
+def test_exit_codes(error, code, last_line):
+    program = (
+        "import moec; from moec import cli; from moec.errors import *\n"
+        f"def fail(*_arguments, **_options): raise {error}\n"
+        "moec.load = fail; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "bench", "model.moec"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.rstrip("\n").rpartition("\n")[2] == last_line
+    assert ("Traceback" in done.stderr) == (error == "KeyError('x')")

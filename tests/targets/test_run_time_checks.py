@@ -1,0 +1,50 @@
+"""Sizes that only the compiled program can relate, and what is not the caller's fault."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import moec
+from moec.errors import DefectError, InputError
+
+
+def compiled(text: str) -> moec.CompiledModel:
+    return moec.compile(onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]>' + text), passes="O1")
+
+
+def test_sizes_that_do_not_fit_each_other() -> None:
+    model = compiled(
+        "g (float[A,4] a, float[B,4] b, float[D,4] d) => (float[D,4] y) { c = Concat<axis = 0>(a, b) y = Add(c, d) }"
+    )
+    rows = [np.ones((size, 4), np.float32) for size in (2, 3, 5, 6)]
+    np.testing.assert_array_equal(model(rows[0], rows[1], rows[2])["y"], 2 * rows[2])
+    with pytest.raises(InputError, match=r"a\[2, 4\], b\[3, 4\], d\[6, 4\], which do not fit each other: Mismatched"):
+        model(rows[0], rows[1], rows[3])
+
+
+def test_a_matrix_product_of_sizes_that_differ() -> None:
+    model = compiled("g (float[A,K] a, float[L,4] b) => (float[A,4] y) { y = MatMul(a, b) }")
+    with pytest.raises(InputError, match="which do not fit each other"):
+        model(np.ones((2, 5), np.float32), np.ones((3, 4), np.float32))
+
+
+def test_a_reshape_to_more_elements_than_there_are() -> None:
+    model = compiled("g (float[A,4] a, int64[2] s) => (float[B,C] y) { y = Reshape(a, s) }")
+    a = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(model(a, np.array([4, 2]))["y"], a.reshape(4, 2))
+    with pytest.raises(InputError, match="which do not fit each other"):
+        model(a, np.array([3, 3]))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such function"), ValueError("a kernel's own"), TypeError("handle")])
+def test_other_failures_are_defects(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    model = compiled("g (float[A,4] a) => (float[A,4] y) { y = Neg(a) }")
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model._executor, "_main", fail)
+    with pytest.raises(DefectError, match=f"failed on inputs of sizes a.3, 4.: {type(error).__name__}: {error}"):
+        model(np.ones((3, 4), np.float32))

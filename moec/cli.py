@@ -57,7 +57,7 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
 Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cpu:avx512, ...")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the available cores.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -34,6 +35,25 @@ def check_tensors(proto: onnx.ModelProto, folder: Path | None, where: str) -> No
             )
         elif not tensor.HasField("raw_data"):
             _check_typed_data(tensor, place)
+
+
+def map_weights(model: ir.Model) -> None:
+    """Let external weights of one file share one memory map.
+
+    ONNX IR maps the whole file for each tensor: some thousand weights of a large model exhaust the address space.
+    """
+    maps: dict[str, np.ndarray] = {}
+    for value in (value for graph in model.graphs() for value in graph.initializers.values()):
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor) or tensor.size == 0 or tensor.dtype.bitwidth < 8:
+            continue
+        if tensor.path not in maps:
+            maps[tensor.path] = np.memmap(tensor.path, np.uint8, mode="r")
+        start = tensor.offset or 0
+        array = np.asarray(maps[tensor.path][start : start + tensor.nbytes]).view(
+            tensor.dtype.numpy().newbyteorder("<")
+        )
+        value.const_value = ir.Tensor(array.reshape(tensor.shape.numpy()), dtype=tensor.dtype, name=tensor.name)
 
 
 def _check_external(tensor: onnx.TensorProto, folder: Path | None, place: str) -> None:

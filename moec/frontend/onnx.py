@@ -28,6 +28,7 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     operators.check_types(model, where)
     _drop_initializers_from_inputs(model)
     _lift_constants(model)
+    external_data.map_weights(model)
     _resolve_constant_branches(model)
     opset.check_version(model, where)
     operators.check_operators(model, where)

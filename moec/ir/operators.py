@@ -68,16 +68,19 @@ def _along(indices: Array, axis: int) -> tuple[Array, ...]:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """The product of ``a`` and ``b``. Where only one is narrower, it is converted matrix by matrix: numpy would convert
-    all of it, and stacked weights may be most of a model."""
-    if a.dtype == b.dtype or max(a.ndim, b.ndim) < 3 or min(a.ndim, b.ndim) < 2:
+    """The product of ``a`` and ``b``. Where one is narrower, it is converted piece by piece: numpy would convert all of
+    it at once, and stacked weights may be most of a model."""
+    if a.dtype == b.dtype or min(a.ndim, b.ndim) < 2:
         return np.matmul(a, b).astype(np.result_type(a, b), copy=False)
     leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     left, right = (np.broadcast_to(one, (*leading, *one.shape[-2:])) for one in (a, b))
-    product = np.empty((*leading, a.shape[-2], b.shape[-1]), np.result_type(a, b))
+    result = np.empty((*leading, a.shape[-2], b.shape[-1]), np.result_type(a, b))
     for index in np.ndindex(*leading):
-        np.matmul(left[index], right[index], out=product[index])
-    return product
+        if a.dtype == result.dtype:
+            result[index] = semantics.product(left[index], right[index])
+        else:
+            result[index] = semantics.product(right[index].T, left[index].T).T
+    return result
 
 
 def scatter_elements(

@@ -32,6 +32,10 @@ class Stack(Protocol):
     def __getitem__(self, expert: Any, /) -> Array: ...
 
 
+_CONVERTED_AT_ONCE = 1 << 17
+"""Elements of a weight that are converted to a wider type together: few enough to stay in the cache."""
+
+
 def _silently(function: Callable[..., Any]) -> Callable[..., Any]:
     """Infinities and NaN in the data are the caller's business and no reason for numpy to print warnings."""
 
@@ -201,10 +205,23 @@ def route(
     return np.where(ids < 0, 0, weights).astype(result_dtype), ids.astype(np.int32)
 
 
+def product(a: Array, b: Array) -> Array:
+    """The matrix product a [n,K] times b [K,N] in the type of a.
+
+    For few rows, converting b costs more than multiplying: then some columns at a time are converted, in cache.
+    """
+    if a.dtype == b.dtype or b.size <= _CONVERTED_AT_ONCE or len(a) >= 16:
+        return a @ b.astype(a.dtype, copy=False)
+    result = np.empty((a.shape[0], b.shape[1]), a.dtype)
+    step = max(1, _CONVERTED_AT_ONCE // b.shape[0])
+    for start in range(0, b.shape[1], step):
+        result[:, start : start + step] = a @ b[:, start : start + step].astype(a.dtype)
+    return result
+
+
 def _project(rows: Array, weight: Array, bias: Array | None, transposed: bool) -> Array:
-    weight = weight.astype(rows.dtype, copy=False)
-    product = rows @ (weight if transposed else weight.T)
-    return product if bias is None else product + bias.astype(rows.dtype)
+    projected = product(rows, weight if transposed else weight.T)
+    return projected if bias is None else projected + bias.astype(rows.dtype)
 
 
 def _split_gate(spec: ExpertsSpec, fused: Array) -> tuple[Array, Array]:

@@ -110,7 +110,7 @@ def trials(block: Block, proposal: Proposal) -> Iterator[Trial]:
     """Every expert driven, one expert preferred, ties, one token, no token, many tokens."""
     E, k, most = block.E, proposal.routing.spec.k, block.tokens_at_once()
     random = np.random.default_rng(3)
-    yield from _in_parts(block, "every expert", drive_all(block, proposal.routing, -(-2 * E // k) + 1))
+    yield from _in_parts(block, "every expert", drive_all(block, proposal.routing, -(-E // k) + 1))
     yield from _in_parts(block, "one expert preferred", np.zeros((3, E)) + 5 * (np.arange(E) == E - 1))
     yield from _in_parts(block, "ties", random.integers(0, 2, size=(4, E)).astype(float))
     yield from _in_parts(block, "one token", random.normal(size=(1, E)))

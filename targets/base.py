@@ -40,6 +40,8 @@ class KernelRecord:
     candidates: list[Candidate]
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    computes: str = ""
+    """In one line: the formula, with shapes."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Lowered:
     weights: list[Weight]
     kernels: dict[str, KernelRecord]
     """The target's own kernels by symbol name."""
+    nodes: dict[str, ir.Node]
+    """Which node a variable of ``main`` was made for, by the variable's name."""
 
 
 def operator_name(node: ir.Node) -> str:
@@ -45,9 +47,9 @@ def operator_name(node: ir.Node) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
 
-def describe(node: ir.Node) -> str:
-    """A node for messages: its name, or its first output where it has none."""
-    return repr(node.name or (node.outputs[0].name if node.outputs else "?"))
+def node_name(node: ir.Node) -> str:
+    """The node's name, or that of its first output where it has none."""
+    return node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
 
 
 def lower(model: ir.Model, heavy: HeavyOps) -> Lowered:
@@ -71,6 +73,8 @@ class Lowering:
         self._dimensions: dict[str, tirx.Var] = {}
         self._weights: dict[str, tuple[relax.Var, Weight]] = {}
         self._kernels: dict[str, KernelRecord] = {}
+        self._node: ir.Node | None = None
+        self._nodes: dict[str, ir.Node] = {}
 
     # The whole model
 
@@ -96,6 +100,7 @@ class Lowering:
             [self._specification(value, tensor) for value, tensor in zip(graph.outputs, results, strict=True)],
             [weight for _, weight in self._weights.values()],
             self._kernels,
+            self._nodes,
         )
 
     def _refuse_unknown_operators(self) -> None:
@@ -108,7 +113,7 @@ class Lowering:
         imports = self.model.graph.opset_imports
         listed = ", ".join(
             f"{node.op_type} (domain {node.domain or 'ai.onnx'!r}, opset {imports.get(node.domain, '?')}, "
-            f"first at node {describe(node)})"
+            f"first at node {node_name(node)!r})"
             for node in first.values()
         )
         raise UnsupportedError(
@@ -117,10 +122,11 @@ class Lowering:
         )
 
     def _convert(self, node: ir.Node) -> None:
+        self._node = node
         try:
             result = self._converters[operator_name(node)](self, node)
         except UnsupportedError as error:
-            raise UnsupportedError(f"node {describe(node)} ({operator_name(node)}): {error}") from error
+            raise UnsupportedError(f"node {node_name(node)!r} ({operator_name(node)}): {error}") from error
         results = list(result) if isinstance(result, (list, tuple)) else [result]
         for output, value in zip(node.outputs, results, strict=False):
             if isinstance(value, Known):
@@ -164,6 +170,7 @@ class Lowering:
 
     def _result(self, value: ir.Value) -> relax.Var:
         """The tensor of a graph output; a copy where it would otherwise share memory with an input or a constant."""
+        self._node = value.producer()
         tensor = self.tensor(value)
         if tensor in self._computed:
             return tensor
@@ -190,14 +197,12 @@ class Lowering:
         return self._tensors[value]
 
     def _constant_tensor(self, value: ir.Value) -> relax.Expr:
-        if not self.is_constant(value):
-            raise UnsupportedError(f"value {value.name!r} has no producer; expected an input, a constant or a node")
         data = constant_of(value)
+        if data is None:
+            raise UnsupportedError(f"value {value.name!r} has no producer; expected an input, a constant or a node")
         if data.size <= INLINE_ELEMENTS:
             return relax.const(data.numpy(), dtype_of(value))
-        return self.add_weight(
-            value.name or "constant", tuple(data.shape.numpy()), dtype_of(value), lambda: constant_of(value).numpy()
-        )
+        return self.add_weight(value.name or "constant", tuple(data.shape.numpy()), dtype_of(value), data.numpy)
 
     def is_constant(self, value: ir.Value | None) -> bool:
         if value is None:
@@ -293,7 +298,10 @@ class Lowering:
     def emit(self, expression: relax.Expr, name: str = "") -> relax.Var:
         if isinstance(expression, relax.Var):
             return expression
-        return self._builder.emit(expression, name_hint=_identifier(name) if name else "")
+        variable = self._builder.emit(expression, name_hint=_identifier(name) if name else "")
+        if self._node is not None:
+            self._nodes[variable.name] = self._node
+        return variable
 
     def reshape(self, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
         """The same elements under another shape, without a copy."""

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import tvm
-from tvm import relax
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+import onnx_ir as ir
+import tvm
+from tvm import relax, s_tir, tirx
+
+from moec.targets.tvm.guard_parallel import GuardParallelLoops
 from moec.targets.tvm.order_bindings import OrderBindings
+from moec.targets.tvm.provenance import nodes_by_kernel
+from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
+
+KERNEL_PIPELINE = "moec"
 
 
 def _keep_reshape(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -14,17 +24,21 @@ def _keep_reshape(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return call
 
 
-def graph_phases() -> list[tvm.transform.Pass]:
-    """Relax to Relax: operators become kernels, chains of kernels become one kernel."""
+def operator_phases() -> list[tvm.transform.Pass]:
+    """Relax to Relax: operators become calls of kernels."""
     transform = relax.transform
     return [
         # Relax operators (a target's converters may use them) become calls of generic kernels.
         transform.LegalizeOps({"relax.reshape": _keep_reshape}),
-        # Find out which kernels are elementwise, broadcasting, injective or reductions, ...
+        # Find out which kernels are elementwise, broadcasting, injective or reductions, so that FuseOps can group them.
         transform.AnnotateTIROpPattern(),
-        # ... so that chains of them can be grouped, ...
-        transform.FuseOps(fuse_opt_level=2),
-        # ... and each group merged into one kernel.
+    ]
+
+
+def fusion_phases() -> list[tvm.transform.Pass]:
+    """Relax to Relax: each group of kernels becomes one kernel."""
+    transform = relax.transform
+    return [
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
         OrderBindings(),
@@ -53,12 +67,76 @@ def executable_phases() -> list[tvm.transform.Pass]:
     ]
 
 
-def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """Run the graph phases; the result's kernels are what ``src/`` shows as TIR."""
+def kernel_phases() -> list[tvm.transform.Pass]:
+    """TIR to what LLVM takes: TVM's default phases for a processor, with one of ours."""
+    lower, loops = s_tir.transform, tirx.transform
+    return [
+        # Blocks, as schedules see them, become plain loops over flat buffers.
+        lower.CanonicalizeLoop(),
+        lower.LowerInitBlock(),
+        lower.PlanAndUpdateBufferAllocationLocation(),
+        lower.ConvertBlocksToOpaque(),
+        lower.CompactBufferAllocation(),
+        lower.LowerMatchBuffer(),
+        lower.StmtSimplify(),
+        lower.LowerOpaqueBlock(),
+        loops.FlattenBuffer(),
+        # Types the processor lacks become ones it has.
+        loops.BF16ComputeLegalize(),
+        loops.NarrowDataType(32),
+        # Loops: vectors, unrolling, invariants moved out; threads only where there is work for them.
+        lower.LoopPartition(),
+        loops.VectorizeLoop(True),
+        loops.StorageRewrite(),
+        lower.HoistIfThenElse(),
+        loops.UnrollLoop(),
+        lower.RenormalizeSplitPattern(),
+        loops.StmtSimplify(),
+        loops.RemoveNoOp(),
+        lower.RewriteUnsafeSelect(),
+        loops.CommonSubexprElim(),
+        GuardParallelLoops(),
+        # The calling convention: arguments are unpacked, and their shapes and types checked.
+        loops.VerifyMemory(),
+        loops.AnnotateEntryFunc(),
+        loops.SplitHostDevice(),
+        loops.MakePackedAPI(),
+        loops.BF16StorageLegalize(),
+    ]
+
+
+def _kernel_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
+    finish = s_tir.pipeline
+    return tvm.ir.transform.Sequential(kernel_phases()), finish.finalize_host_passes, finish.finalize_device_passes
+
+
+tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _kernel_pipeline)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimized:
+    """A module whose kernels are final: they are what ``src/`` shows as TIR."""
+
+    module: tvm.IRModule
+    names: dict[str, str]
+    """The kernels' names by the names they had when they were lowered or fused, in the order of their first use."""
+    nodes: dict[str, list[ir.Node]]
+    """The nodes a kernel computes, by its name."""
+
+
+def optimize(module: tvm.IRModule, target: tvm.target.Target, nodes: Mapping[str, ir.Node]) -> Optimized:
+    """Run the graph phases. ``nodes``: the node that each variable of ``main`` was made for, by the variable's name."""
+    sequence = tvm.ir.transform.Sequential
     with target:
-        return tvm.ir.transform.Sequential(graph_phases())(module)
+        called = sequence(operator_phases())(module)
+        grouped = relax.transform.FuseOps(fuse_opt_level=2)(called)
+        fused = sequence(fusion_phases())(grouped)
+    computed = nodes_by_kernel(called, grouped, nodes)
+    names = readable_names(fused)
+    return Optimized(rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names})
 
 
 def build(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
     """Generate code for an optimised module: one LLVM module for all kernels."""
-    return relax.build(module, target=target, relax_pipeline=tvm.ir.transform.Sequential(executable_phases()))
+    phases = tvm.ir.transform.Sequential(executable_phases())
+    return relax.build(module, target=target, relax_pipeline=phases, tir_pipeline=KERNEL_PIPELINE)

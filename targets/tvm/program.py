@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
-from moec.targets.base import Candidate, KernelRecord, Program
-from moec.targets.tvm import pipeline, sources
+from moec.targets.base import Program
+from moec.targets.tvm import pipeline
 from moec.targets.tvm.heavy import HeavyOps
-from moec.targets.tvm.lowering import Lowered, lower
+from moec.targets.tvm.lowering import lower
+from moec.targets.tvm.records import kernel_records
 
 
 def compile_program(
@@ -22,16 +23,16 @@ def compile_program(
 ) -> Program:
     """Lower, optimise and generate object files. Raises UnsupportedError naming node, operator and opset."""
     lowered = lower(model, heavy)
-    module = pipeline.optimize(lowered.module, target)
-    executable = pipeline.build(module, target)
+    optimized = pipeline.optimize(lowered.module, target, lowered.nodes)
+    executable = pipeline.build(optimized.module, target)
     return Program(
         target=name,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         objects=object_files(executable),
         weights=lowered.weights,
-        kernels=_kernel_records(lowered, module, executable),
-        sources={"main.relax": module["main"].script()},
+        kernels=kernel_records(lowered.kernels, optimized, executable),
+        sources={"main.relax": optimized.module["main"].script()},
         requirements=list(requirements),
     )
 
@@ -49,25 +50,3 @@ def object_files(executable: relax.VMExecutable) -> dict[str, bytes]:
         vars(collect)["object_format"] = "o"  # asked for by export_library
         executable.export_library(str(collected), fcompile=collect)
         return {file.name: file.read_bytes() for file in sorted(collected.iterdir())}
-
-
-def _kernel_records(lowered: Lowered, module: tvm.IRModule, executable: relax.VMExecutable) -> list[KernelRecord]:
-    kernels = {
-        symbol.name_hint: function
-        for symbol, function in module.functions.items()
-        if isinstance(function, tirx.PrimFunc)
-    }
-    libraries = list(executable.mod.imports)
-    llvm = sources.llvm_of("\n".join(library.inspect_source("ll") for library in libraries), kernels)
-    assembly = sources.assembly_of("\n".join(library.inspect_source("asm") for library in libraries), kernels)
-    records = []
-    for name, function in sorted(kernels.items()):
-        record = lowered.kernels.get(name) or _generic_record(name)
-        record.sources = {"tir": function.script(), "llvm": llvm.get(name, ""), "asm": assembly.get(name, "")}
-        records.append(record)
-    return records
-
-
-def _generic_record(name: str) -> KernelRecord:
-    reason = "elementwise, reduction or data movement: the default schedule"
-    return KernelRecord(name, "generic", [], [Candidate("generic", True, reason, chosen=True)])

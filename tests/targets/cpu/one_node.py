@@ -59,7 +59,8 @@ def compile_node(
     machine = machine or Machine.host()
     lowered = lower_node(operator, inputs, constants, *specs, machine=machine)
     target = tvm.target.Target(machine.llvm)
-    virtual_machine = relax.VirtualMachine(pipeline.build(pipeline.optimize(lowered.module, target), target), tvm.cpu())
+    module = pipeline.optimize(lowered.module, target, lowered.nodes).module
+    virtual_machine = relax.VirtualMachine(pipeline.build(module, target), tvm.cpu())
     weights = [tvm.runtime.tensor(weight.load()) for weight in lowered.weights]
 
     def run(*, threads: int = 2, **arrays: Array) -> list[Array]:

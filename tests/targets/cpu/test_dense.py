@@ -31,7 +31,7 @@ def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "na
     lowered = lowering.lower(model, DenseOps(machine))
     for record in lowered.kernels.values():
         assert sum(candidate.chosen for candidate in record.candidates) == 1
-    executable = pipeline.build(pipeline.optimize(lowered.module, target), target)
+    executable = pipeline.build(pipeline.optimize(lowered.module, target, lowered.nodes).module, target)
     function = relax.VirtualMachine(executable, tvm.cpu())["main"]
     arguments = [inputs[spec.name] for spec in lowered.inputs] + [weight.load() for weight in lowered.weights]
     results = function(*(tvm.runtime.tensor(np.ascontiguousarray(argument)) for argument in arguments))

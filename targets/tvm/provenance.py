@@ -1,0 +1,100 @@
+"""Which nodes of the ONNX graph a kernel computes, also where fusion made one kernel of several.
+
+Fusion renames values and shares one kernel among equal groups, so names alone do not tell. But it keeps what each group
+computes: calling every fused function again, with the values that went into it, meets the same kernels on the same
+arguments as before fusion, and of these the node is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import tvm
+from tvm import relax
+
+Key = tuple[Any, ...]
+
+
+def nodes_by_kernel(
+    before: tvm.IRModule, after: tvm.IRModule, node_of_variable: Mapping[str, ir.Node]
+) -> dict[str, list[ir.Node]]:
+    """Nodes by the symbol of a kernel in ``after``, in the order of execution.
+
+    ``before`` and ``after``: the module on both sides of FuseOps. ``node_of_variable``: the node that made a variable
+    of ``before``, by the variable's name.
+    """
+    return _Replay(before, after, node_of_variable).run()
+
+
+class _Replay:
+    def __init__(self, before: tvm.IRModule, after: tvm.IRModule, node_of_variable: Mapping[str, ir.Node]) -> None:
+        self._after = after
+        self._node_of_variable = node_of_variable
+        self._originals: dict[Key, list[relax.Var]] = {}
+        self._nodes: dict[str, list[ir.Node]] = {}
+        for binding in _bindings(before["main"]):
+            self._originals.setdefault(_key(binding, {}), []).append(binding.var)
+
+    def run(self) -> dict[str, list[ir.Node]]:
+        self._replay(self._after["main"], {}, kernel=None)
+        return {kernel: list(dict.fromkeys(nodes)) for kernel, nodes in self._nodes.items()}
+
+    def _replay(self, function: relax.Function, values: dict[relax.Var, Any], kernel: str | None) -> Any:
+        """Follow a function's bindings with ``values``, the original of each variable; returns that of its result.
+
+        ``kernel``: the fused kernel this function becomes; None in ``main``, where every call is a kernel of its own.
+        """
+        for binding in _bindings(function):
+            callee = self._fused_callee(binding.value)
+            if callee is not None:
+                arguments = [_original(argument, values) for argument in binding.value.args]
+                body = self._after[callee]
+                given = dict(zip(body.params, arguments, strict=True))
+                values[binding.var] = self._replay(body, given, callee.name_hint)
+                continue
+            original = self._next_original(_key(binding, values))
+            values[binding.var] = original
+            symbol = _kernel_symbol(binding.value)
+            if symbol is not None and original is not None and original.name in self._node_of_variable:
+                self._nodes.setdefault(kernel or symbol, []).append(self._node_of_variable[original.name])
+        return _original(function.body.body, values)
+
+    def _next_original(self, key: Key) -> relax.Var | None:
+        """Several bindings have one key where only the shapes of their results differ; they keep their order."""
+        found = self._originals.get(key, [None])
+        return found.pop(0) if len(found) > 1 else found[0]
+
+    def _fused_callee(self, value: relax.Expr) -> tvm.ir.GlobalVar | None:
+        is_call = isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar)
+        return value.op if is_call and isinstance(self._after[value.op], relax.Function) else None
+
+
+def _bindings(function: relax.Function) -> Iterator[relax.Binding]:
+    for block in function.body.blocks:
+        yield from block.bindings
+
+
+def _kernel_symbol(value: relax.Expr) -> str | None:
+    if isinstance(value, relax.Call) and value.args and isinstance(value.args[0], tvm.ir.GlobalVar):
+        return value.args[0].name_hint
+    return None
+
+
+def _key(binding: relax.Binding, values: Mapping[relax.Var, Any]) -> Key:
+    """What a binding computes: its operator and kernel, and the originals of the values it takes."""
+    value = binding.value
+    if isinstance(value, relax.TupleGetItem):
+        return "item", _original(value.tuple_value, values), value.index
+    if isinstance(value, relax.Call):
+        return str(value.op), _kernel_symbol(value), *(_original(part, values) for part in value.args)
+    return "value", _original(value, values)
+
+
+def _original(part: relax.Expr, values: Mapping[relax.Var, Any]) -> Any:
+    if isinstance(part, relax.Var):
+        return values.get(part, part)
+    if isinstance(part, relax.Tuple):
+        return tuple(_original(field, values) for field in part.fields)
+    return str(part)

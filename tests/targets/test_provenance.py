@@ -1,0 +1,58 @@
+"""Kernels know the nodes they compute and have readable names, fused or not."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from moec.frontend.onnx import import_model
+
+TWO_EQUAL_LAYERS = """
+<ir_version: 10, opset_import: ["" : 24]>
+agraph (float[T, 8] x) => (float[T, 8] y) {
+   [first_add] a = Add (x, x)
+   [first_abs] b = Abs (a)
+   [first_softmax] c = Softmax (b)
+   [second_add] d = Add (c, c)
+   [second_abs] e = Abs (d)
+   [second_softmax] y = Softmax (e)
+}
+"""
+
+TWO_RANGES = """
+<ir_version: 10, opset_import: ["" : 24]>
+agraph (float[B, S] x) => (int64[B] rows, int64[S] columns) <int64 zero = {0}, int64 one = {1}> {
+   [shape] shape = Shape (x)
+   [row_count] row_count = Gather (shape, zero)
+   [column_count] column_count = Gather (shape, one)
+   [row_range] rows = Range (zero, row_count, one)
+   [column_range] columns = Range (zero, column_count, one)
+}
+"""
+
+
+def _kernels(text: str) -> dict[str, tuple[str, list[str]]]:
+    from moec.targets import get
+
+    program = get("cpu").compile(import_model(onnx.parser.parse_model(text)))
+    return {kernel.name: (kernel.op, kernel.nodes) for kernel in program.kernels}
+
+
+def test_equal_groups_share_a_kernel_that_names_the_nodes_of_both():
+    kernels = _kernels(TWO_EQUAL_LAYERS)
+    assert kernels["add_abs"] == ("Add + Abs", ["first_add", "first_abs", "second_add", "second_abs"])
+    assert kernels["softmax"] == ("Softmax", ["first_softmax", "second_softmax"])
+
+
+def test_calls_that_differ_only_in_the_shape_of_their_result_keep_their_nodes():
+    ranges = [nodes for op, nodes in _kernels(TWO_RANGES).values() if op == "Range"]
+    assert [name for nodes in ranges for name in nodes] == ["row_range", "column_range"]
+
+
+@pytest.mark.parametrize("text", [TWO_EQUAL_LAYERS, TWO_RANGES], ids=["layers", "ranges"])
+def test_every_kernel_has_nodes_and_a_name_without_gaps(text):
+    kernels = _kernels(text)
+    assert all(nodes for _, nodes in kernels.values())
+    for name in kernels:
+        base, _, number = name.rpartition("_")
+        assert not number.isdigit() or (base if number == "2" else f"{base}_{int(number) - 1}") in kernels

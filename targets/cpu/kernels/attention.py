@@ -53,20 +53,17 @@ def _pack_keys(panel, k, batch, group, first_key, count, key_block):
             panel[d, j] = T.cast(k[batch, group, first_key + j, d], "float32")
 
 
-@T.inline
-def _score_tile(scores, q, panel, batch, head, first_query, row, height, start, width, scale):
-    sums = T.alloc_buffer((height, width), "float32", scope="local")
-    accumulate(
-        sums,
+def _score_tile(scores, q, panel, batch, head, first_query, row, height: int, start, width: int, scale: float) -> None:
+    sums = accumulate(
         height,
         width,
         panel.shape[0],
         lambda i, d: q[batch, head, first_query + row + i, d],
         lambda d, j: panel[d, start + j],
     )
-    for i in T.unroll(height):
-        for j in T.vectorized(width):
-            scores[row + i, start + j] = sums[i, j] * T.float32(scale)
+    for i, total in sums.rows():
+        with T.vectorized(width) as j:
+            T.buffer_store(scores, total[j] * T.float32(scale), [row + i, start + j])
 
 
 @T.inline
@@ -113,20 +110,20 @@ def _exponentiate(scores, largest, total, rescale, row, key_block, lanes):
     total[row] = total[row] * rescale[row] + joined[1]
 
 
-@T.inline
-def _add_values(sums_of_values, scores, v, rescale, batch, group, first_key, count, row, height, start, width):
-    sums = T.alloc_buffer((height, width), "float32", scope="local")
-    accumulate(
-        sums,
+def _add_values(
+    sums_of_values, scores, v, rescale, batch, group, first_key, count, row, height: int, start: int, width: int
+) -> None:
+    sums = accumulate(
         height,
         width,
         count,
         lambda i, j: scores[row + i, j],
         lambda j, d: v[batch, group, first_key + j, start + d],
     )
-    for i in T.unroll(height):
-        for j in T.vectorized(width):
-            sums_of_values[row + i, start + j] = sums_of_values[row + i, start + j] * rescale[row + i] + sums[i, j]
+    for i, total in sums.rows():
+        with T.vectorized(width) as j:
+            value = sums_of_values[row + i, start + j] * rescale[row + i] + total[j]
+            T.buffer_store(sums_of_values, value, [row + i, start + j])
 
 
 def _parts(size: int, width: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import functools
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
+from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
 
 ROW_TILES_PER_TASK = 16
@@ -32,28 +32,32 @@ def _pack_panel(panel, b, batch, first_column, count, inner, width):
                 panel[k, j] = T.cast(b[batch, k, first_column + j], "float32")
 
 
-@T.inline
-def _multiply(a, panel, y, a_batch, batch, row, first_column, count, height, width, inner):
-    sums = T.alloc_buffer((height, width), "float32", scope="local")
-    accumulate(sums, height, width, inner, lambda i, k: a[a_batch, row + i, k], lambda k, j: panel[k, j])
-    if count == width:
-        for i in T.unroll(height):
-            for j in T.vectorized(width):
-                y[batch, row + i, first_column + j] = T.cast(sums[i, j], y.dtype)
-    else:
-        # The sums stay in registers only if every index of theirs is a constant: hence the copy.
-        rows = T.alloc_buffer((height, width), "float32")
-        for i in T.unroll(height):
-            for j in T.vectorized(width):
-                rows[i, j] = sums[i, j]
-        for i in range(height):
-            for j in range(count):
-                y[batch, row + i, first_column + j] = T.cast(rows[i, j], y.dtype)
+def _multiply(a, panel, y, a_batch, batch, row, first_column, count, height: int) -> None:
+    inner, width = panel.shape
+    sums = accumulate(height, int(width), inner, lambda i, k: a[a_batch, row + i, k], lambda k, j: panel[k, j])
+    _store(sums, int(width), y, batch, row, first_column, count)
 
 
-def _multiply_rows(a, panel, y, a_batch, batch, first, rows, first_column, count, inner, machine: Machine) -> None:
+def _store(sums: Sums, width: int, y, batch, row, first_column, count) -> None:
+    """Emit the store of a tile of which only ``count`` columns may exist."""
+    with T.If(count == width):
+        with T.Then():
+            for i, total in sums.rows():
+                with T.vectorized(width) as j:
+                    T.buffer_store(y, T.cast(total[j], y.dtype), [batch, row + i, first_column + j])
+        with T.Else():
+            # The sums stay in registers only if every index of theirs is a constant: hence the copy.
+            copy = T.alloc_buffer((width,), "float32")
+            for i, total in sums.rows():
+                with T.vectorized(width) as j:
+                    T.buffer_store(copy, total[j], [j])
+                with T.serial(count) as j:
+                    T.buffer_store(y, T.cast(copy[j], y.dtype), [batch, row + i, first_column + j])
+
+
+def _multiply_rows(a, panel, y, a_batch, batch, first, rows, first_column, count, machine: Machine) -> None:
     def emit(row, height):
-        _multiply(a, panel, y, a_batch, batch, first + row, first_column, count, height, machine.column_tile, inner)
+        _multiply(a, panel, y, a_batch, batch, first + row, first_column, count, height)
 
     emit_row_tiles(rows, machine.row_tile, emit)
 
@@ -93,7 +97,6 @@ def batched_matmul(
                 T.min(block, M - first_row),
                 first_column,
                 count,
-                K,
                 machine,
             )
 

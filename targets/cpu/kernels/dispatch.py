@@ -10,7 +10,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
-BLOCK_ROWS = 96
+BLOCK_ROWS = 192
 """Rows of one block: enough to use a weight often per read from memory, few enough to stay in second-level cache. A
 multiple of the row tiles of all machines."""
 

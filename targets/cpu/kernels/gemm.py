@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import vector_parts
-from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
+from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
 
 ROW_TILES_PER_TASK = 16
@@ -39,42 +39,33 @@ def pack(weight: np.ndarray, machine: Machine) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(inner, tiles, width).transpose(1, 0, 2))
 
 
-@T.inline
-def _store_columns(sums, bias, y, row, first_column, height, start, count):
-    for i in T.unroll(height):
-        for j in T.vectorized(count):
-            y[row + i, first_column + start + j] = T.cast(
-                sums[i, start + j] + T.cast(bias[first_column + start + j], "float32"), y.dtype
-            )
+def _store_columns(sums: Sums, bias, y, row, first_column, start: int, count: int) -> None:
+    for i, total in sums.rows():
+        with T.vectorized(count) as j:
+            column = first_column + start + j
+            value = total[start + j] + T.cast(bias[column], "float32")
+            T.buffer_store(y, T.cast(value, y.dtype), [row + i, column])
 
 
-def _store(sums, bias, y, row, tile, height: int) -> None:
+def _store(sums: Sums, width: int, bias, y, row, tile) -> None:
     """Emit ``y = sums + bias``, leaving out the columns that only pad the last tile."""
-    width, columns = int(sums.shape[1]), int(y.shape[1])
+    columns = int(y.shape[1])
     full_tiles = columns // width
     if columns % width == 0:
-        _store_columns(sums, bias, y, row, tile * width, height, 0, width)
+        _store_columns(sums, bias, y, row, tile * width, 0, width)
         return
     with T.If(tile < full_tiles):
         with T.Then():
-            _store_columns(sums, bias, y, row, tile * width, height, 0, width)
+            _store_columns(sums, bias, y, row, tile * width, 0, width)
         with T.Else():
             for start, count in vector_parts(columns % width):
-                _store_columns(sums, bias, y, row, full_tiles * width, height, start, count)
+                _store_columns(sums, bias, y, row, full_tiles * width, start, count)
 
 
-@T.inline
-def _multiply(x, weight, bias, y, row, tile, height):
-    sums = T.alloc_buffer((height, weight.shape[2]), "float32", scope="local")
-    accumulate(
-        sums,
-        height,
-        weight.shape[2],
-        weight.shape[1],
-        lambda i, k: x[row + i, k],
-        lambda k, j: weight[tile, k, j],
-    )
-    _store(sums, bias, y, row, tile, height)
+def _multiply(x, weight, bias, y, row, tile, height: int) -> None:
+    inner, width = int(weight.shape[1]), int(weight.shape[2])
+    sums = accumulate(height, width, inner, lambda i, k: x[row + i, k], lambda k, j: weight[tile, k, j], streamed=True)
+    _store(sums, width, bias, y, row, tile)
 
 
 def _multiply_rows(x, weight, bias, y, first, rows, tile, tile_rows: int) -> None:

@@ -70,25 +70,19 @@ def _emit_sums(problem: GroupedProblem, rows, weights, sums, expert, column_tile
     """Emit ``sums[r] = rows[first + r] @ weights[expert, column_tile]`` for r below ``count``."""
 
     def emit(row: Any, height: int) -> None:
-        _register_tile(height, problem, rows, weights, sums, expert, column_tile, first, row)
+        tile = accumulate(
+            height,
+            problem.columns,
+            problem.inner,
+            lambda i, k: rows[first + row + i, k],
+            lambda k, j: weights[expert, column_tile, k, j],
+            streamed=True,
+        )
+        for i, total in tile.rows():
+            with T.vectorized(problem.columns) as j:
+                T.buffer_store(sums, total[j], [row + i, j])
 
     emit_row_tiles(count, problem.machine.row_tile, emit)
-
-
-@T.inline
-def _register_tile(height, problem, rows, weights, sums, expert, column_tile, first, row):
-    tile = T.alloc_buffer((height, problem.columns), "float32", scope="local")
-    accumulate(
-        tile,
-        height,
-        problem.columns,
-        problem.inner,
-        lambda i, k: rows[first + row + i, k],
-        lambda k, j: weights[expert, column_tile, k, j],
-    )
-    for i in T.unroll(height):
-        for j in T.vectorized(problem.columns):
-            sums[row + i, j] = tile[i, j]
 
 
 def _finished(problem: GroupedProblem, epilogue: Callable[..., Any], sums, bias, row, column) -> Any:

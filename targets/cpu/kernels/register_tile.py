@@ -2,26 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from tvm.script import tirx as T
 
+STACK_BYTES = 896
+"""Most bytes of one buffer of sums: TVM puts buffers below 1024 bytes on the stack, all others on the heap."""
 
-@T.inline
-def accumulate(sums, height, width, inner, left, right):
-    """``sums[i, j] = sum over k < inner of left(i, k) * right(k, j)``, k ascending, in float32.
+CACHE_LINE_FLOATS = 16
+PREFETCH_DISTANCE = 16
+"""How many steps of k ahead a streamed operand is prefetched: about the latency of memory at full speed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SumsRow:
+    """One row of the sums of a register tile; indexed like a buffer, by constants or vector lanes only."""
+
+    buffer: Any
+    row: Any
+
+    def __getitem__(self, column: Any) -> Any:
+        return self.buffer[self.row, column]
+
+    def store(self, value: Any, column: Any) -> None:
+        T.buffer_store(self.buffer, value, [self.row, column])
+
+
+class Sums:
+    """The sums of a register tile, spread over buffers that are small enough for the stack."""
+
+    def __init__(self, height: int, width: int) -> None:
+        most = max(1, STACK_BYTES // (4 * width))
+        count = -(-height // most)
+        firsts = [height * i // count for i in range(count + 1)]
+        self._parts = [
+            (first, end - first, T.alloc_buffer((end - first, width), "float32"))
+            for first, end in itertools.pairwise(firsts)
+        ]
+
+    def rows(self) -> Iterator[tuple[Any, SumsRow]]:
+        """Emit unrolled loops over all rows; what the loop around this generator emits becomes their body."""
+        for first, count, buffer in self._parts:
+            with T.unroll(count) as i:
+                yield first + i, SumsRow(buffer, i)
+
+
+def accumulate(
+    height: int,
+    width: int,
+    inner: Any,
+    left: Callable[[int, Any], Any],
+    right: Callable[[Any, Any], Any],
+    *,
+    streamed: bool = False,
+) -> Sums:
+    """Emit ``sums[i][j] = sum over k < inner of left(i, k) * right(k, j)``, k ascending, in float32; return the sums.
 
     One rank-1 update per k: ``height`` broadcasts and the vectors of ``width`` columns feed ``height * width``
-    multiply-adds (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). ``sums`` is only
-    indexed by constants, so it stays in registers.
+    multiply-adds (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). The sums are
+    small buffers on the stack, which LLVM turns into registers as long as they are only indexed by constants. (On the
+    heap they would be stored in every step, for LLVM cannot tell that nothing else reads them.)
+
+    ``right`` is prefetched if it is ``streamed`` from memory: the hardware's own prefetcher stops at every page.
     """
-    for i in T.unroll(height):
-        for j in T.vectorized(width):
-            sums[i, j] = T.float32(0)
-    for k in range(inner):
-        for i in T.unroll(height):
-            for j in T.vectorized(width):
-                sums[i, j] = sums[i, j] + T.cast(left(i, k), "float32") * T.cast(right(k, j), "float32")
+    sums = Sums(height, width)
+    for _, total in sums.rows():
+        with T.vectorized(width) as j:
+            total.store(T.float32(0), j)
+    with T.serial(inner) as k:
+        for j in range(0, width if streamed else 0, CACHE_LINE_FLOATS):
+            T.evaluate(_prefetch(right(k + PREFETCH_DISTANCE, j)))
+        for i, total in sums.rows():
+            with T.vectorized(width) as j:
+                total.store(total[j] + T.cast(left(i, k), "float32") * T.cast(right(k, j), "float32"), j)
+    return sums
+
+
+def _prefetch(element: Any) -> Any:
+    """For reading (0), to be kept in all caches (3), data (1). An address past the end of the buffer is harmless."""
+    return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), T.int32(0), T.int32(3), T.int32(1))
 
 
 def emit_row_tiles(rows, tile_rows: int, emit: Callable[..., None]) -> None:

@@ -30,11 +30,11 @@ _TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
 
 def compile(
     model: Any,
+    example_inputs: Any = None,
+    *,
     target: str = "cpu",
     passes: str = "O2",
     threads: int | None = None,
-    *,
-    example_inputs: Any = None,
     dynamic_shapes: Any = None,
     output: str | os.PathLike[str] | None = None,
     verify_each: bool = False,

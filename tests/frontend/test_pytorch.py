@@ -30,7 +30,7 @@ class SmallMoe(torch.nn.Module):
         gate, up = torch.bmm(self.up[flat], rows).squeeze(-1).chunk(2, dim=-1)
         hidden = (torch.nn.functional.silu(gate) * up).unsqueeze(-1)
         y = torch.bmm(self.down[flat], hidden).squeeze(-1) * weights.reshape(-1, 1)
-        return y.view(x.shape[0], 2, -1).sum(dim=1)
+        return y.view(x.shape[0], 2, x.shape[1]).sum(dim=1)
 
 
 class BranchesOnData(torch.nn.Module):

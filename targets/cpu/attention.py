@@ -13,7 +13,6 @@ from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.attention import AttentionProblem, attention
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.nodes import (
-    STORAGE_TYPES,
     attribute,
     call,
     has_input,
@@ -21,10 +20,9 @@ from moec.targets.cpu.nodes import (
     refuse_outputs,
     reshape,
     static_size,
-    storage_eligibility,
     transpose,
 )
-from moec.targets.cpu.selection import Kernel, select
+from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, by_storage, select, tile_of
 from moec.targets.tvm.heavy import LoweringContext
 
 _REFUSED_INPUTS = {4: "past_key", 5: "past_value", 6: "nonpad_kv_seqlen"}
@@ -34,10 +32,11 @@ def _streaming(problem: tuple[AttentionProblem, str], machine: Machine) -> Eligi
     static, dtype = problem
     if static.mask not in (*STORAGE_TYPES, "bool"):
         return Eligibility(False, f"mask of type {static.mask}; the kernel takes bool or a float type")
-    return storage_eligibility(dtype)
+    heads = f"heads of {static.head_size} and {static.value_size}"
+    return by_storage(dtype, f"{heads}; streams over blocks of keys, no matrix of scores; {tile_of(machine)}")
 
 
-KERNELS = (Kernel("attention", _streaming),)
+KERNELS = (Kernel("attention", "y = softmax(q @ k^T * scale + mask) @ v, per head", _streaming),)
 
 
 def lower_attention(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
@@ -65,6 +64,8 @@ def lower_attention(lowering: LoweringContext, node: ir.Node, machine: Machine) 
         chosen,
         head_size=problem.head_size,
         value_size=problem.value_size,
+        causal=problem.causal,
+        mask=problem.mask,
     )
     if rank == 4:
         return result

@@ -11,17 +11,17 @@ from moec.errors import UnsupportedError
 from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.convolution import ConvolutionProblem, convolution
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import attribute, call, has_input, input_of, reshape, static_size, storage_eligibility
+from moec.targets.cpu.nodes import attribute, call, has_input, input_of, reshape, static_size
 from moec.targets.cpu.products import zeros
-from moec.targets.cpu.selection import Kernel, select
+from moec.targets.cpu.selection import Kernel, by_storage, select
 from moec.targets.tvm.heavy import LoweringContext
 
 
 def _direct(dtype: str, machine: Machine) -> Eligibility:
-    return storage_eligibility(dtype)
+    return by_storage(dtype, "direct: one sum per element of the result")
 
 
-KERNELS = (Kernel("convolution", _direct),)
+KERNELS = (Kernel("convolution", "y = x convolved with weight + bias, direct", _direct),)
 
 
 def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:

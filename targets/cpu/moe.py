@@ -22,14 +22,25 @@ import onnx_ir as ir
 from tvm import relax, tirx
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, inputs_of, spec_of
-from moec.targets.base import Candidate, Eligibility, KernelRecord
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, attributes_of, inputs_of, spec_of
 from moec.targets.cpu.kernels import capacity, combine, dispatch, gather, grouped_gemm, pack_experts, route
 from moec.targets.cpu.kernels.activation import experts_epilogue
 from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.moe_kernels import (
+    CAPACITY,
+    DISPATCH,
+    GATHER,
+    PRODUCTS,
+    RESULTS,
+    ROUTE,
+    RouteProblem,
+    RowsProblem,
+    unusable_weights,
+)
+from moec.targets.cpu.nodes import record_of
+from moec.targets.cpu.selection import Kernel, Selection, select
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-
-FLOATS = ("float32", "float16", "bfloat16")
+from moec.targets.tvm.lowering import node_name
 
 
 class MoeOps:
@@ -47,24 +58,6 @@ class MoeOps:
         }
 
 
-def can_route(spec: RouteSpec, dtype: str) -> Eligibility:
-    """Whether the route kernel can do this routing."""
-    if dtype not in FLOATS:
-        return Eligibility(False, f"logits are {dtype}; expected one of {', '.join(FLOATS)}")
-    reason = route.why_not(spec)
-    return Eligibility(reason is None, reason or "one pass over the logits of each token; ties go to the lower id")
-
-
-def can_multiply(weights_known: bool, dtypes: Sequence[str]) -> Eligibility:
-    """Whether the grouped matrix product can do these experts."""
-    wrong = sorted(set(dtypes).difference(FLOATS))
-    if wrong:
-        return Eligibility(False, f"tensors are {', '.join(wrong)}; expected {', '.join(FLOATS)}")
-    if not weights_known:
-        return Eligibility(False, "expert weights are computed at run time; they have to be constants to be packed")
-    return Eligibility(True, "weights packed in tile order; register tiles from 1 row up, by the rows each expert has")
-
-
 @dataclasses.dataclass(frozen=True)
 class _Sorted:
     """The results of dispatch."""
@@ -73,6 +66,13 @@ class _Sorted:
     offsets: relax.Expr
     blocks: relax.Expr
     block_count: relax.Expr
+
+
+def _activation_of(spec: ExpertsSpec) -> str:
+    extras = [
+        f"{name} {getattr(spec, name):g}" for name in ("alpha", "limit", "up_offset") if name in attributes_of(spec)
+    ]
+    return ", ".join([spec.activation, *extras])
 
 
 class _NodeLowering:
@@ -91,20 +91,20 @@ class _NodeLowering:
         logits = self._input("logits")
         tokens, experts = self._lowering.shape(logits)
         dtype = self._lowering.dtype(logits)
-        self._require("route", can_route(spec, dtype))
+        problem = RouteProblem(spec, int(experts), dtype)
+        chosen = self._select(ROUTE, problem)
         bias = self._inputs["correction_bias"]
         arguments = [self._lowering.tensor(logits)]
         if bias is not None:
             arguments.append(self._cast(self._lowering.tensor(bias), dtype))
         outputs = [relax.TensorType((tokens, spec.k), dtype), relax.TensorType((tokens, spec.k), "int32")]
         kernel = route.route(spec, int(experts), dtype, biased=bias is not None)
-        reason = can_route(spec, dtype).reason
-        attributes = {"experts": int(experts), "k": spec.k, "score": spec.score, "selection": spec.selection}
-        weights, ids = self._call("route", kernel, arguments, outputs, reason, attributes)
+        attributes = {"experts": int(experts), "score": spec.score, **attributes_of(spec)}
+        weights, ids = self._call(chosen, kernel, arguments, outputs, attributes)
         if spec.capacity > 0 and spec.selection == "topk":
             kernel = capacity.capacity(int(experts), spec.capacity, dtype)
-            reason = "sequential: a pair's place depends on all pairs before it"
-            weights, ids = self._call("capacity", kernel, [weights, ids], outputs, reason, {"capacity": spec.capacity})
+            chosen = self._select(CAPACITY, problem)
+            weights, ids = self._call(chosen, kernel, [weights, ids], outputs, {"capacity": spec.capacity})
         return weights, ids
 
     def moe(self) -> relax.Expr:
@@ -126,13 +126,12 @@ class _NodeLowering:
         rows = self._gather(x, unused_weights, ordered, inner, weighted=False)
         packed = self._weight(weights, problem, lambda: pack_experts.pack_columns(problem, self._data("weights"), True))
         bias = self._bias("bias", problem, lambda: pack_experts.pack_bias(problem, self._optional_data("bias")))
-        pairs = self._multiply(
-            problem, lambda total: total, rows, ordered, packed, bias, gather.row_width(inner), scattered=True
-        )
+        pairs = self._multiply(problem, None, rows, ordered, packed, bias)
         dtype = self._lowering.dtype(x)
         kernel = combine.separate(experts, width, gather.row_width(problem.padded_width), dtype)
         output = relax.TensorType((tokens, slots, width), dtype)
-        return self._call("separate", kernel, [ids, pairs], [output], "results of all pairs, not summed", {})[0]
+        chosen = self._select(RESULTS, RowsProblem(width, dtype, summed=False))
+        return self._call(chosen, kernel, [ids, pairs], [output], {})[0]
 
     # Steps
 
@@ -149,20 +148,9 @@ class _NodeLowering:
         ordered = self._dispatch(ids, experts)
         rows = self._gather(x, weights, ordered, inner, weighted=spec.weight_on_input)
         packed_up, up_bias = self._packed_up(first, spec)
-        hidden_rows = self._multiply(
-            first, experts_epilogue(spec), rows, ordered, packed_up, up_bias, gather.row_width(inner), scattered=False
-        )
+        hidden_rows = self._multiply(first, spec, rows, ordered, packed_up, up_bias)
         packed_down, down_bias = self._packed_down(second, spec)
-        pairs = self._multiply(
-            second,
-            lambda total: total,
-            hidden_rows,
-            ordered,
-            packed_down,
-            down_bias,
-            gather.row_width(first.padded_width),
-            scattered=True,
-        )
+        pairs = self._multiply(second, None, hidden_rows, ordered, packed_down, down_bias)
         return self._combine(spec, second, x, weights, ids, pairs)
 
     def _dispatch(self, ids: relax.Expr, experts: int) -> _Sorted:
@@ -175,28 +163,31 @@ class _NodeLowering:
             relax.TensorType((1,), "int32"),
         ]
         attributes = {"experts": experts, "block_rows": dispatch.BLOCK_ROWS}
-        return _Sorted(*self._call("dispatch", dispatch.dispatch(experts), [ids], outputs, "counting sort", attributes))
+        chosen = self._select(DISPATCH, experts)
+        return _Sorted(*self._call(chosen, dispatch.dispatch(experts), [ids], outputs, attributes))
 
     def _gather(self, x: ir.Value, weights: relax.Expr, ordered: _Sorted, width: int, *, weighted: bool) -> relax.Expr:
         dtype = self._lowering.dtype(x)
         kernel = gather.gather(width, dtype, weighted=weighted, weight_dtype=str(weights.ty.dtype))
         arguments = [self._lowering.tensor(x), weights, ordered.order, ordered.offsets]
         output = relax.TensorType((ordered.order.ty.shape[0], gather.row_width(width)), "float32")
-        return self._call("gather", kernel, arguments, [output], "rows side by side for the matrix product", {})[0]
+        chosen = self._select(GATHER, RowsProblem(width, dtype))
+        return self._call(chosen, kernel, arguments, [output], {"weighted": weighted})[0]
 
     def _multiply(
         self,
         problem: grouped_gemm.GroupedProblem,
-        epilogue: Callable[..., Any],
+        spec: ExpertsSpec | None,
         rows: relax.Expr,
         ordered: _Sorted,
         weights: relax.Expr,
         bias: relax.Expr,
-        input_width: int,
-        *,
-        scattered: bool,
     ) -> relax.Expr:
-        kernel = grouped_gemm.grouped_gemm(problem, epilogue, input_width=input_width, scattered=scattered)
+        """The first product of experts applies the activation of ``spec`` and keeps rows sorted by expert; a product
+        without a spec brings its rows back to the order of the pairs."""
+        chosen = self._select(PRODUCTS, problem)
+        epilogue = experts_epilogue(spec) if spec else lambda total: total
+        kernel = grouped_gemm.grouped_gemm(problem, epilogue, input_width=int(rows.ty.shape[1]), scattered=spec is None)
         arguments = [rows, ordered.order, ordered.blocks, ordered.block_count, weights, bias]
         output = relax.TensorType((ordered.order.ty.shape[0], gather.row_width(problem.padded_width)), "float32")
         attributes = {
@@ -207,10 +198,10 @@ class _NodeLowering:
             "weight_dtype": problem.weight_dtype,
             "column_tile": problem.columns,
             "row_tiles": f"1 to {self._machine.row_tile}, chosen at run time by the rows of each expert",
+            "activation": _activation_of(spec) if spec else "none",
+            "rows_out": "sorted by expert" if spec else "in the order of the pairs",
         }
-        name = "grouped_gemm_gated" if problem.gated else "grouped_gemm"
-        reason = can_multiply(True, [problem.weight_dtype]).reason
-        return self._call(name, kernel, arguments, [output], reason, attributes)[0]
+        return self._call(chosen, kernel, arguments, [output], attributes)[0]
 
     def _combine(
         self,
@@ -233,7 +224,8 @@ class _NodeLowering:
         )
         output = relax.TensorType((ids.ty.shape[0], problem.width), dtype)
         arguments = [self._lowering.tensor(x), weights, ids, pairs]
-        return self._call("combine", kernel, arguments, [output], "sums in the order of the slots, no atomics", {})[0]
+        chosen = self._select(RESULTS, RowsProblem(problem.width, dtype))
+        return self._call(chosen, kernel, arguments, [output], {"weighted": not spec.weight_on_input})[0]
 
     # Weights
 
@@ -278,11 +270,13 @@ class _NodeLowering:
         values = [value for name, value in self._inputs.items() if name in names and value is not None]
         known = all(self._lowering.is_constant(value) for value in values)
         dtypes = [self._lowering.dtype(value) for value in (*values, self._input("x"))]
-        self._require("grouped_gemm", can_multiply(known, dtypes))
+        reason = unusable_weights(known, dtypes)
+        if reason is not None:
+            raise UnsupportedError(f"no CPU kernel can compute it: {reason}")
 
     @property
     def _name(self) -> str:
-        return self._node.name or self._node.outputs[0].name or self._node.op_type
+        return node_name(self._node)
 
     def _input(self, name: str) -> ir.Value:
         value = self._inputs[name]
@@ -297,7 +291,7 @@ class _NodeLowering:
 
     def _data(self, name: str) -> np.ndarray:
         data = self._lowering.constant(self._input(name))
-        assert data is not None  # checked by can_multiply
+        assert data is not None  # checked by _require_constants
         return data
 
     def _optional_data(self, name: str) -> np.ndarray | None:
@@ -306,20 +300,16 @@ class _NodeLowering:
     def _cast(self, tensor: relax.Expr, dtype: str) -> relax.Expr:
         return tensor if str(tensor.ty.dtype) == dtype else self._lowering.emit(relax.op.astype(tensor, dtype))
 
-    def _require(self, kernel: str, eligibility: Eligibility) -> None:
-        if not eligibility.ok:
-            raise UnsupportedError(f"kernel {kernel} cannot implement it: {eligibility.reason}")
+    def _select(self, kernels: Sequence[Kernel], problem: Any) -> Selection:
+        return select(kernels, problem, self._machine)
 
     def _call(
         self,
-        kernel_name: str,
+        chosen: Selection,
         kernel: tirx.PrimFunc,
         arguments: Sequence[relax.Expr],
         outputs: Sequence[relax.TensorType],
-        reason: str,
         attributes: dict[str, Any],
     ) -> list[relax.Var]:
-        candidates = [Candidate(kernel_name, True, reason, chosen=True)]
-        operator = f"moec.{self._node.op_type}"
-        record = KernelRecord(f"moe_{kernel_name}", operator, [self._name], candidates, attributes)
+        record = record_of(self._node, chosen, attributes, prefix="moe_")
         return self._lowering.call_kernel(kernel, arguments, outputs, record)

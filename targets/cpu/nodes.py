@@ -10,11 +10,10 @@ import onnx_ir as ir
 from tvm import relax, tirx
 
 from moec.errors import UnsupportedError
-from moec.targets.base import Candidate, Eligibility, KernelRecord
+from moec.targets.base import KernelRecord
+from moec.targets.cpu.selection import Selection
 from moec.targets.tvm.heavy import LoweringContext
-
-STORAGE_TYPES = ("float32", "float16", "bfloat16")
-"""Element types that dense kernels load and store; they compute in float32."""
+from moec.targets.tvm.lowering import node_name, operator_name
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -39,13 +38,6 @@ def refuse_outputs(node: ir.Node, first: int) -> None:
     for output in node.outputs[first:]:
         if output.uses() or output.is_graph_output():
             raise UnsupportedError(f"optional output {output.name!r} is not computed on CPU; remove its uses")
-
-
-def storage_eligibility(dtype: str) -> Eligibility:
-    """Whether the dense kernels can load and store the type."""
-    if dtype in STORAGE_TYPES:
-        return Eligibility(True, f"stores {dtype}, computes in float32")
-    return Eligibility(False, f"element type {dtype}; the kernels take {', '.join(STORAGE_TYPES)}")
 
 
 def product(sizes: Sequence[Any]) -> Any:
@@ -84,10 +76,22 @@ def call(
     arguments: Sequence[relax.Expr],
     shape: Sequence[Any],
     dtype: str,
-    chosen: tuple[str, list[Candidate]],
+    chosen: Selection,
     **attributes: Any,
 ) -> relax.Var:
     """Call a kernel with one output and record why it was chosen."""
-    name, candidates = chosen
-    record = KernelRecord(name, node.op_type, [node.name or str(node.outputs[0].name)], candidates, attributes)
+    record = record_of(node, chosen, attributes)
     return lowering.call_kernel(kernel, arguments, [relax.TensorType(list(shape), dtype)], record)[0]
+
+
+def record_of(node: ir.Node, chosen: Selection, attributes: dict[str, Any], prefix: str = "") -> KernelRecord:
+    """What the artifact says about a kernel that was chosen for a node; ``prefix`` goes before the symbol's name."""
+    kernel = chosen.kernel
+    return KernelRecord(
+        prefix + kernel.name,
+        operator_name(node),
+        [node_name(node)],
+        chosen.candidates,
+        attributes,
+        computes=kernel.computes,
+    )

@@ -23,32 +23,37 @@ from moec.targets.cpu.nodes import (
     product,
     reshape,
     static_size,
-    storage_eligibility,
     transpose,
 )
-from moec.targets.cpu.selection import Kernel, select
+from moec.targets.cpu.selection import Kernel, by_storage, select, tile_of
 from moec.targets.tvm.heavy import LoweringContext
 
 
 @dataclasses.dataclass(frozen=True)
 class MatmulProblem:
-    """``constant_right``: the right factor is one constant matrix."""
+    """``constant``: K and N where the right factor is one constant matrix."""
 
     dtype: str
-    constant_right: bool
+    constant: tuple[int, int] | None = None
 
 
 def _packed(problem: MatmulProblem, machine: Machine) -> Eligibility:
-    if not problem.constant_right:
+    if problem.constant is None:
         return Eligibility(False, "the right factor is not a constant matrix, so it cannot be packed ahead")
-    return storage_eligibility(problem.dtype)
+    tiles, inner, width = packed_shape(*problem.constant, machine)
+    layout = f"constant weight packed ahead as {tiles} tiles of {inner} x {width}"
+    return by_storage(problem.dtype, f"{layout}; {tile_of(machine)}")
 
 
 def _batched(problem: MatmulProblem, machine: Machine) -> Eligibility:
-    return storage_eligibility(problem.dtype)
+    how = f"copies its columns of the right factor into a panel in every call; {tile_of(machine)}"
+    return by_storage(problem.dtype, how)
 
 
-KERNELS = (Kernel("gemm", _packed), Kernel("batched_matmul", _batched))
+KERNELS = (
+    Kernel("gemm", "y[M, N] = x[M, K] @ weight[K, N] + bias[N]", _packed),
+    Kernel("batched_matmul", "y[B, M, N] = a[B, M, K] @ b[B, K, N]", _batched),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,7 @@ def multiply_constant(
 ) -> relax.Var:
     """``left[M, K] @ right + bias`` with the weight packed at compile time."""
     dtype = str(left.ty.dtype)
-    chosen = select(KERNELS, MatmulProblem(dtype, constant_right=True), machine)
+    chosen = select(KERNELS, MatmulProblem(dtype, (right.inner, right.columns)), machine)
     weight = lowering.add_weight(
         f"{right.name}.packed",
         packed_shape(right.inner, right.columns, machine),
@@ -112,7 +117,7 @@ def multiply_batches(
 ) -> relax.Var:
     """``left[B|1, M, K] @ right[B|1, K, N]``."""
     dtype = str(left.ty.dtype)
-    chosen = select(KERNELS, MatmulProblem(dtype, constant_right=False), machine)
+    chosen = select(KERNELS, MatmulProblem(dtype), machine)
     shared_left, shared_right = (static_size(factor.ty.shape[0]) == 1 for factor in (left, right))
     if shared_left and shared_right:
         shared_left = shared_right = False

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
-from moec.targets.base import Candidate, Eligibility
+from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
@@ -22,19 +22,21 @@ from moec.targets.cpu.nodes import (
     refuse_outputs,
     reshape,
     static_size,
-    storage_eligibility,
     transpose,
 )
-from moec.targets.cpu.selection import Kernel, select
+from moec.targets.cpu.selection import Kernel, Selection, by_storage, select
 from moec.targets.tvm.heavy import LoweringContext
 
 
-def _by_storage(dtype: str, machine: Machine) -> Eligibility:
-    return storage_eligibility(dtype)
+def _row_by_row(dtype: str, machine: Machine) -> Eligibility:
+    return by_storage(dtype, f"rows dealt to the threads, {2 * machine.lanes} columns at a time ({machine.name})")
 
 
-def _choose(kernel: str, dtype: str, machine: Machine) -> tuple[str, list[Candidate]]:
-    return select([Kernel(kernel, _by_storage)], dtype, machine)
+SOFTMAX = (Kernel("softmax", "y[M, N] = exp(x - max(x)) / sum(exp(x - max(x))) along N", _row_by_row),)
+RMS_NORM = (Kernel("rms_norm", "y[M, N] = x / sqrt(mean(x^2) + epsilon) * scale[N] along N", _row_by_row),)
+LAYER_NORM = (
+    Kernel("layer_norm", "y[M, N] = (x - mean) / sqrt(variance + epsilon) * scale[N] + bias[N] along N", _row_by_row),
+)
 
 
 def lower_softmax(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
@@ -45,7 +47,7 @@ def lower_softmax(lowering: LoweringContext, node: ir.Node, machine: Machine) ->
     to_end = [*(other for other in range(rank) if other != axis), axis]
     moved = transpose(lowering, x, to_end)
     matrix = flatten(lowering, moved, rank - 1)
-    chosen = _choose("softmax", dtype, machine)
+    chosen = select(SOFTMAX, dtype, machine)
     result = call(lowering, node, softmax(machine, dtype), [matrix], matrix.ty.shape, dtype, chosen)
     result = reshape(lowering, result, moved.ty.shape)
     return transpose(lowering, result, [to_end.index(position) for position in range(rank)])
@@ -56,7 +58,7 @@ def lower_rms_norm(lowering: LoweringContext, node: ir.Node, machine: Machine) -
     epsilon = float(attribute(node, "epsilon", 1e-5))
     x = lowering.tensor(input_of(node, 0))
     dtype = str(x.ty.dtype)
-    chosen = _choose("rms_norm", dtype, machine)
+    chosen = select(RMS_NORM, dtype, machine)
     kernel = rms_norm(epsilon, machine, dtype)
     return _normalize(lowering, node, kernel, [input_of(node, 1)], chosen)
 
@@ -66,7 +68,7 @@ def lower_layer_norm(lowering: LoweringContext, node: ir.Node, machine: Machine)
     refuse_outputs(node, 1)
     epsilon = float(attribute(node, "epsilon", 1e-5))
     dtype = lowering.dtype(input_of(node, 0))
-    chosen = _choose("layer_norm", dtype, machine)
+    chosen = select(LAYER_NORM, dtype, machine)
     bias = node.inputs[2] if has_input(node, 2) else None
     return _normalize(lowering, node, layer_norm(epsilon, machine, dtype), [input_of(node, 1), bias], chosen)
 
@@ -76,14 +78,14 @@ def _normalize(
     node: ir.Node,
     kernel: Any,
     parameters: Sequence[ir.Value | None],
-    chosen: tuple[str, list[Candidate]],
+    chosen: Selection,
 ) -> relax.Expr:
     x = lowering.tensor(input_of(node, 0))
     shape, dtype = list(x.ty.shape), str(x.ty.dtype)
     axis = attribute(node, "axis", -1) % len(shape)
     matrix = flatten(lowering, x, axis)
     arguments = [_parameter(lowering, value, shape[axis:], dtype) for value in parameters]
-    result = call(lowering, node, kernel, [matrix, *arguments], matrix.ty.shape, dtype, chosen)
+    result = call(lowering, node, kernel, [matrix, *arguments], matrix.ty.shape, dtype, chosen, axis=axis)
     return reshape(lowering, result, shape)
 
 

@@ -1,0 +1,109 @@
+"""The kernels of the MoE operators as the selector sees them: what each computes, and which problems it can do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.ir.dialect import RouteSpec
+from moec.targets.base import Eligibility
+from moec.targets.cpu.kernels import dispatch, route
+from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, by_storage, tile_of
+
+
+@dataclasses.dataclass(frozen=True)
+class RouteProblem:
+    """Routing with logits of type ``dtype`` over E experts."""
+
+    spec: RouteSpec
+    experts: int
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsProblem:
+    """Rows of ``width`` elements brought to the experts or back. ``summed``: the results of a token are added up."""
+
+    width: int
+    dtype: str
+    summed: bool = True
+
+
+def unusable_weights(known: bool, dtypes: list[str]) -> str | None:
+    """Why no grouped product can take these experts; None if they can be packed."""
+    wrong = sorted(set(dtypes).difference(STORAGE_TYPES))
+    if wrong:
+        return f"tensors are {', '.join(wrong)}; expected {', '.join(STORAGE_TYPES)}"
+    return None if known else "expert weights are computed at run time; they have to be constants to be packed"
+
+
+def _can_route(problem: RouteProblem, machine: Machine) -> Eligibility:
+    reason = route.why_not(problem.spec)
+    if reason is not None:
+        return Eligibility(False, reason)
+    spec = problem.spec
+    how = f"one pass per token over {problem.experts} logits, {spec.k} kept by insertion; ties go to the lower id"
+    return by_storage(problem.dtype, how)
+
+
+def _can_drop(problem: RouteProblem, machine: Machine) -> Eligibility:
+    limit = f"at most {problem.spec.capacity} pairs per expert"
+    return Eligibility(True, f"{limit}; in one thread, a pair's place depends on all pairs before it")
+
+
+def _can_dispatch(experts: int, machine: Machine) -> Eligibility:
+    how = f"stable counting sort into {experts} experts, cut into blocks of {dispatch.BLOCK_ROWS} rows"
+    return Eligibility(True, f"{how}; one thread, nothing is materialised as one-hot")
+
+
+def _can_gather(problem: RowsProblem, machine: Machine) -> Eligibility:
+    return by_storage(problem.dtype, f"rows of {problem.width} columns side by side for the grouped product")
+
+
+def _product_reason(problem: GroupedProblem, machine: Machine) -> str:
+    packed = f"{problem.experts} weights {problem.weight_dtype} packed as {problem.column_tiles} tiles"
+    return f"{packed} of {problem.inner} x {problem.columns}; {tile_of(machine)}, from 1 row up; float32 sums"
+
+
+def _can_multiply_gated(problem: GroupedProblem, machine: Machine) -> Eligibility:
+    if not problem.gated:
+        return Eligibility(False, "there is no gate in this product")
+    return Eligibility(True, f"gate and up columns share a tile; {_product_reason(problem, machine)}")
+
+
+def _can_multiply(problem: GroupedProblem, machine: Machine) -> Eligibility:
+    if problem.gated:
+        reason = f"the gate would need a product and a result of {problem.width} columns per pair of its own"
+        return Eligibility(False, reason)
+    return Eligibility(True, _product_reason(problem, machine))
+
+
+def _can_combine(problem: RowsProblem, machine: Machine) -> Eligibility:
+    if not problem.summed:
+        return Eligibility(False, "the operator keeps the results of a token apart")
+    return by_storage(problem.dtype, f"{problem.width} columns, summed in the order of the slots, no atomics")
+
+
+def _can_separate(problem: RowsProblem, machine: Machine) -> Eligibility:
+    if problem.summed:
+        return Eligibility(False, "the operator sums the results of a token")
+    return by_storage(problem.dtype, f"{problem.width} columns per pair of token and slot, not summed")
+
+
+ROUTE = (Kernel("route", "weights[T, k], experts[T, k] = route(logits[T, E])", _can_route),)
+CAPACITY = (Kernel("capacity", "drops pairs beyond their expert's capacity, later slots first", _can_drop),)
+DISPATCH = (Kernel("dispatch", "order[T * k] = pairs of token and slot sorted by expert", _can_dispatch),)
+GATHER = (Kernel("gather", "rows[r] = x[order[r] // k] in float32", _can_gather),)
+PRODUCTS = (
+    Kernel(
+        "grouped_gemm_gated",
+        "out[r] = activation(rows[r] @ gate[e] + bias) * (rows[r] @ up[e] + bias), e the expert of row r",
+        _can_multiply_gated,
+    ),
+    Kernel("grouped_gemm", "out[r] = activation(rows[r] @ weight[e] + bias[e]), e the expert of row r", _can_multiply),
+)
+RESULTS = (
+    Kernel("combine", "y[t] = sum over slots of weights[t, slot] * pairs[t, slot]", _can_combine),
+    Kernel("separate", "y[t, slot] = pairs[t, slot]; 0 where the slot has no expert", _can_separate),
+)

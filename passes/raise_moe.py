@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Hashable
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -21,10 +22,14 @@ from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import expert_vectors, propose_routings
 from moec.passes.raising.search import Match, find_match
+from moec.passes.raising.twins import Structure, structure_of, transfer
 from moec.passes.raising.weights import with_factor
 
 SELECTIONS = ("TopK", "ArgMax")
 MOST_CUTS = 3
+Known = dict[Hashable, tuple[Structure, Match]]
+"""Blocks that were understood by the key of their structure."""
+
 FORMULATIONS = (batched.propose, loop.propose, dense.propose)
 
 
@@ -44,7 +49,8 @@ class RaiseMoE:
            ... dispatch, experts, combine ...
            y = ReduceSum (weighted)
 
-    4. A ``com.microsoft.MoE`` node is a block as it stands.
+    4. A block equal to an earlier one but for its weights is tried as the same first, on rows that reach every expert.
+    5. A ``com.microsoft.MoE`` node is a block as it stands.
     """
 
     name: ClassVar[str] = "raise-moe"
@@ -53,11 +59,14 @@ class RaiseMoE:
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
         done: set[ir.Node] = set()
+        known: Known = {}
         while (anchor := _next_anchor(model.graph, done)) is not None:
             done.add(anchor)
             facts = Facts(model.graph)
             try:
-                block, match = _match_contrib(facts, anchor) if contrib.is_block(anchor) else _match(facts, anchor)
+                block, match = (
+                    _match_contrib(facts, anchor) if contrib.is_block(anchor) else _match(facts, anchor, known)
+                )
             except NotUnderstoodError as reason:
                 report.warn(self.name, _subject(anchor), f"left as ordinary operators: {reason}")
                 continue
@@ -97,7 +106,7 @@ def _match_contrib(facts: Facts, node: ir.Node) -> tuple[Block, Match]:
     return block, Match(proposal, verdict.difference, verdict.undefined)
 
 
-def _match(facts: Facts, anchor: ir.Node) -> tuple[Block | None, Match | None]:
+def _match(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
     """The deepest cut around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
     Raises NotUnderstoodError with the reason for the deepest cut, if there are cuts but none is understood.
@@ -106,7 +115,7 @@ def _match(facts: Facts, anchor: ir.Node) -> tuple[Block | None, Match | None]:
     for logits in find_logits(facts, anchor):
         for block in itertools.islice(cut_blocks(facts, anchor, logits), MOST_CUTS):
             try:
-                return block, _match_block(block)
+                return block, _match_block(block, known)
             except NotUnderstoodError as reason:
                 first_reason = first_reason or reason
     if first_reason is not None:
@@ -133,7 +142,27 @@ def _report_uncut(facts: Facts, anchor: ir.Node) -> None:
         raise NotUnderstoodError("no part of the graph behind it makes one row per token from one row per token")
 
 
-def _match_block(block: Block) -> Match:
+def _match_block(block: Block, known: Known) -> Match:
+    structure = structure_of(block)
+    match = _match_twin(block, structure, known) or _search_block(block)
+    if structure is not None:
+        known.setdefault(structure.key, (structure, match))
+    return match
+
+
+def _match_twin(block: Block, structure: Structure | None, known: Known) -> Match | None:
+    """What an equal block was understood as, if this one agrees with it too."""
+    if structure is None or structure.key not in known:
+        return None
+    twin, match = known[structure.key]
+    proposal = transfer(match.proposal, twin, structure, block.facts)
+    if proposal is None:
+        return None
+    verdict = judge(block, proposal, has_judged_twin=True)
+    return Match(proposal, verdict.difference, match.undefined) if verdict.agrees else None
+
+
+def _search_block(block: Block) -> Match:
     chains = find_chains(block)
     check_structure(chains, block.E)
     routings = propose_routings(block)

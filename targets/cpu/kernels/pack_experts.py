@@ -1,7 +1,7 @@
 """Packing of expert weights into the tile order of :mod:`moec.targets.cpu.kernels.grouped_gemm`.
 
-All layouts of :class:`~moec.ir.dialect.ExpertsSpec` end here: the kernels know one order only. Packing goes
-expert by expert, so that apart from the result it needs the memory of one expert, also where the weights are mapped from a file.
+All layouts of :class:`~moec.ir.dialect.ExpertsSpec` end here: the kernels know one order only. Packing goes expert by
+expert, so that apart from the result it needs the memory of one expert, also where the weights are mapped from a file.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def _tiles(problem: GroupedProblem, *parts: np.ndarray) -> np.ndarray:
     """Parts [K, width] (gate and up, or one alone) as [column tile, K, columns], missing columns zero."""
     inner = parts[0].shape[0]
     tiled = np.zeros((problem.column_tiles, inner, len(parts), problem.tile_width), parts[0].dtype)
-    padded = np.zeros((inner, problem.padded_width), parts[0].dtype)
-    for position, part in enumerate(parts):
-        padded[:, : problem.width] = part
-        tiled[:, :, position] = padded.reshape(inner, problem.column_tiles, -1).transpose(1, 0, 2)
+    for tile in range(problem.column_tiles):  # tile by tile, so that reading across the rows of a weight stays in cache
+        for position, part in enumerate(parts):
+            columns = part[:, tile * problem.tile_width : (tile + 1) * problem.tile_width]
+            tiled[tile, :, position, : columns.shape[1]] = columns
     return tiled.reshape(problem.column_tiles, inner, problem.columns)
 
 

@@ -1,0 +1,98 @@
+"""Blocks of equal structure: the layers of one model differ in their weights only.
+
+A block is known once by what it computes with which weights. For an equal block the same proposal is tried first, with
+the weights that stand in the same places, and one trial that reaches every expert's weights decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.passes.raising.block import Block
+from moec.passes.raising.check import Proposal
+from moec.passes.raising.facts import Facts
+from moec.passes.raising.weights import ExpertTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What blocks have in common whose values stand for each other one by one, in the order of ``values``.
+
+    ``key`` covers operators, attributes, how values are connected, x, logits and y, shapes and types of constants, and
+    the numbers of those that are not weights: integers, and floats of one element.
+    """
+
+    key: Hashable
+    values: tuple[ir.Value, ...]
+
+
+def structure_of(block: Block) -> Structure | None:
+    """None for a block with control flow."""
+    numbers: dict[ir.Value, int] = {}
+
+    def number(value: ir.Value | None) -> int:
+        return -1 if value is None else numbers.setdefault(value, len(numbers))
+
+    ends = [number(value) for value in (block.x, block.logits)]
+    nodes = []
+    for node in block.nodes:
+        attributes = tuple(_attribute(node.attributes[name]) for name in sorted(node.attributes))
+        if None in attributes:
+            return None
+        places = [tuple(map(number, values)) for values in (node.inputs, node.outputs)]
+        nodes.append((node.domain, node.op_type, attributes, *places))
+    ends.append(number(block.y))
+    symbols: dict[str, int] = {}
+    described = tuple(_describe(block, value, symbols) for value in numbers)
+    return Structure((block.E, block.d, tuple(ends), tuple(nodes), described), tuple(numbers))
+
+
+def transfer(proposal: Proposal, source: Structure, target: Structure, facts: Facts) -> Proposal | None:
+    """The proposal for the block of ``target``.
+
+    None if it uses a value that is no part of the structure, or if a constant that it does not use differs: a bias that
+    is zero in one layer need not be in the next.
+    """
+    counterparts = dict(zip(source.values, target.values, strict=True))
+    routing, tensors = proposal.routing, proposal.tensors
+    used = {routing.correction_bias, *(v for t in tensors.values() for v in (*t.parts, t.factor))} - {None}
+    if not used <= counterparts.keys():
+        return None
+    unused = ((one, other) for one, other in counterparts.items() if one not in used and facts.constant(other))
+    if not all(one is other or np.array_equal(facts.array(one), facts.array(other)) for one, other in unused):
+        return None
+    bias = None if routing.correction_bias is None else counterparts[routing.correction_bias]
+    moved = {name: _moved(tensor, counterparts, facts) for name, tensor in tensors.items()}
+    return Proposal(dataclasses.replace(routing, correction_bias=bias), proposal.spec, moved)
+
+
+def _moved(tensor: ExpertTensor, counterparts: Mapping[ir.Value, ir.Value], facts: Facts) -> ExpertTensor:
+    factor = None if tensor.factor is None else counterparts[tensor.factor]
+    return dataclasses.replace(tensor, facts=facts, parts=tuple(counterparts[v] for v in tensor.parts), factor=factor)
+
+
+def _attribute(attribute: ir.Attr) -> tuple[Hashable, ...] | None:
+    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return None
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        return attribute.name, str(tensor.dtype), tuple(tensor.shape.numpy()), tensor.tobytes()
+    return attribute.name, repr(attribute.value)
+
+
+def _describe(block: Block, value: ir.Value, symbols: dict[str, int]) -> Hashable:
+    """Type and shape of a value that comes from outside, and its numbers if they say what is computed."""
+    facts = block.facts
+    if facts.constant(value):
+        shape = facts.shape(value)
+        array = facts.array(value) if value.dtype is None or value.dtype.is_integer() or shape in ((), (1,)) else None
+        told = array is not None and (array.dtype.kind in "iub" or array.size == 1)
+        return str(value.dtype), shape, array.tobytes() if array is not None and told else None
+    if value not in (block.x, block.logits, *block.shape_sources) or value.shape is None:
+        return None
+    sizes = [d if isinstance(d, int) else f"symbol {symbols.setdefault(str(d), len(symbols))}" for d in value.shape]
+    return str(value.dtype), tuple(sizes)

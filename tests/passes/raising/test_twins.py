@@ -1,0 +1,66 @@
+"""Layers that differ in their weights only are tried as what the first of them was understood as."""
+
+import re
+
+import numpy as np
+import pytest
+
+from moec.ir import dialect
+from moec.passes.raising import check
+
+LAYER = """
+    logits = MatMul (x, router)
+    scores = Sigmoid (logits)
+    choice = Add (scores, bias)
+    best, chosen = TopK <axis = -1> (choice, k)
+    w = GatherElements <axis = -1> (scores, chosen)
+"""
+OWN_WEIGHTS = ("router", "bias", "up", "down")
+
+
+@pytest.fixture
+def layers(texts, build, normal):
+    """``layers(biases)``: layers of different weights, one per bias on the choice of experts."""
+    layer = LAYER + texts["batched"].removeprefix(texts["router"])
+    computed = {name for names in re.findall(r"^\s*([\w, ]+) =", layer, re.MULTILINE) for name in names.split(", ")}
+
+    def rename(index, last):
+        names = {name: f"{name}_{index}" for name in (*computed, *OWN_WEIGHTS)}
+        names |= {"x": f"y_{index - 1}" if index else "x", "y": "y" if index == last else f"y_{index}"}
+        return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), layer)
+
+    def layers(biases):
+        shapes = {"router": (6, 4), "up": (4, 10, 6), "down": (4, 6, 5)}
+        own = {f"{name}_{i}": normal(*shape) for i in range(len(biases)) for name, shape in shapes.items()}
+        own |= {f"bias_{i}": np.array(bias, np.float32) for i, bias in enumerate(biases)}
+        return build("".join(rename(i, len(biases) - 1) for i in range(len(biases))), **own)
+
+    return layers
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """For each check of a proposal, whether it was one for a twin."""
+    found = []
+
+    def spy(block, proposal, *, has_judged_twin=False):
+        found.append(has_judged_twin)
+        return check.judge(block, proposal, has_judged_twin=has_judged_twin)
+
+    monkeypatch.setattr("moec.passes.raise_moe.judge", spy)
+    monkeypatch.setattr("moec.passes.raising.search.judge", spy)
+    return found
+
+
+def test_equal_layers_are_searched_once_and_checked_each(layers, raise_and_compare, judged):
+    nodes = raise_and_compare(layers([[0.3, -0.2, 0.1, 0], [0, 0.4, -0.1, 0.2], [0.1, 0, 0, -0.3]]))
+    assert [node.op_type for node in nodes] == ["Route", "Experts"] * 3
+    assert judged == [False, True, True]
+    assert [dialect.inputs_of(node)["correction_bias"].name for node in nodes[::2]] == ["bias_0", "bias_1", "bias_2"]
+
+
+def test_a_bias_that_is_zero_in_the_first_layer_alone_is_not_lost(layers, raise_and_compare, judged):
+    nodes = raise_and_compare(layers([[0, 0, 0, 0], [0.3, -0.2, 0.1, 0]]))
+    assert judged == [False, False]
+    biases = [dialect.inputs_of(node)["correction_bias"] for node in nodes[::2]]
+    assert biases[0] is None and biases[1].name == "bias_1"

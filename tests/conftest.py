@@ -1,12 +1,16 @@
-"""``golden``: compare a text with a file under tests/golden; ``--update-golden`` writes the files anew."""
+"""``golden``: compare a text with a file under tests/golden; ``--update-golden`` writes the files anew.
+``in_pool``: run something with a given number of threads. ``char_lm``: the example model, compiled once."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "char_lm"
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
@@ -26,3 +30,33 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(), f"{path.name} differs; run pytest --update-golden and review the change"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def in_pool() -> Callable[[int, Callable[[], Any]], Any]:
+    """``in_pool(count, work)``: the result of ``work()`` with exactly ``count`` threads, on however few cores.
+
+    TVM keeps one pool for each calling thread and never lets it outgrow its first size, hence a new thread.
+    """
+    from moec.runtime.library import load_ffi, use_threads
+
+    def run(count: int, work: Callable[[], Any]) -> Any:
+        def prepared() -> Any:
+            use_threads(count)
+            assert load_ffi().get_global_func("runtime.NumThreads")() == count
+            return work()
+
+        with ThreadPoolExecutor(1) as fresh:
+            return fresh.submit(prepared).result()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def char_lm(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The artifact of the model in examples/char_lm."""
+    import moec
+
+    path = tmp_path_factory.mktemp("char_lm") / "char_lm.moec"
+    moec.compile(EXAMPLE / "model.onnx", output=path)
+    return path

@@ -53,8 +53,10 @@ def use_threads(count: int) -> None:
     """Give the calling thread's pool ``count`` workers, which may run on all cores available to the process."""
     if getattr(_pool, "count", None) == count:
         return
-    cores = [str(core) for core in available_cores()]
-    load_ffi().get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, cores)
+    cores = available_cores()
+    # A pool never outgrows the list it was first given, and without a list it has half of the cores.
+    listed = [str(cores[position % len(cores)]) for position in range(max(count, len(cores)))]
+    load_ffi().get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, listed)
     _pool.count = count
 
 

@@ -94,17 +94,11 @@ def _cases(machine: Machine):
 
 
 @pytest.mark.parametrize("name", list(_cases(Machine.for_name("avx2"))))
-def test_results_are_bit_identical_for_any_number_of_threads(name):
-    import tvm_ffi
-
-    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+def test_results_are_bit_identical_for_any_number_of_threads(name, in_pool):
     machine = Machine.host()
     kernel, inputs, shape = _cases(machine)[name]
     run = build(kernel, machine)
-    results = []
-    for threads in (1, 2, 3):
-        configure(1, threads)
-        results.append(run(*inputs, np.empty(shape, np.float32)))
+    results = [in_pool(threads, lambda: run(*inputs, np.empty(shape, np.float32))) for threads in (1, 2, 3)]
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 

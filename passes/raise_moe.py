@@ -59,23 +59,26 @@ class RaiseMoE:
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
         done: set[ir.Node] = set()
+        understood: set[ir.Node] = set()
         known: Known = {}
+        failures: list[_Failure] = []
         while (anchor := _next_anchor(model.graph, done)) is not None:
             done.add(anchor)
             facts = Facts(model.graph)
             try:
-                block, match = (
-                    _match_contrib(facts, anchor) if contrib.is_block(anchor) else _match(facts, anchor, known)
-                )
+                block, match = _understand(facts, anchor, known)
             except NotUnderstoodError as reason:
-                report.warn(self.name, _subject(anchor), f"left as ordinary operators: {reason}")
+                failures.append(_Failure(anchor, _source(facts, anchor), reason))
                 continue
             if block is None or match is None:
                 continue
             done.update(block.nodes)
+            understood.update(block.nodes)
             replace(model.graph, block, match.proposal)
             self._tell(report, block, match)
             changed = True
+        for failure in _one_per_block([failure for failure in failures if failure.anchor not in understood]):
+            report.warn(self.name, _subject(failure.anchor), f"left as ordinary operators: {failure.reason}")
         return changed
 
     def _tell(self, report: Report, block: Block, match: Match) -> None:
@@ -85,6 +88,29 @@ class RaiseMoE:
             report.note(
                 self.name, block.name, f"the original fails on trials {trials} ({why}); the raised block does not"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """A selection around which nothing was understood, and what it selects by: the router's logits or scores."""
+
+    anchor: ir.Node
+    source: ir.Value | None
+    reason: NotUnderstoodError
+
+
+def _source(facts: Facts, anchor: ir.Node) -> ir.Value | None:
+    return next(iter(find_logits(facts, anchor)), anchor.inputs[0])
+
+
+def _one_per_block(failures: list[_Failure]) -> list[_Failure]:
+    """The nearest miss of each block: routers that select several times (groups, then experts) fail several times."""
+    nearest: dict[ir.Value | None, _Failure] = {}
+    for failure in failures:
+        known = nearest.setdefault(failure.source, failure)
+        if failure.reason.difference < known.reason.difference:
+            nearest[failure.source] = failure
+    return list(nearest.values())
 
 
 def _subject(anchor: ir.Node) -> str:
@@ -98,28 +124,38 @@ def _next_anchor(graph: ir.Graph, done: set[ir.Node]) -> ir.Node | None:
     return next((node for node in graph if is_anchor(node) and node not in done), None)
 
 
+def _understand(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
+    """The block around an anchor and what it is; (None, None) if there is none. Raises NotUnderstoodError."""
+    try:
+        return _match_contrib(facts, anchor) if contrib.is_block(anchor) else _match(facts, anchor, known)
+    except MemoryError as error:
+        raise NotUnderstoodError("there is not enough memory to check what it computes") from error
+
+
 def _match_contrib(facts: Facts, node: ir.Node) -> tuple[Block, Match]:
     block, proposal = contrib.propose(facts, node)
     verdict = judge(block, proposal)
     if not verdict.agrees:
-        raise NotUnderstoodError(f"the raised block differs by {verdict.difference:.1e} on '{verdict.worst_trial}'")
+        reason = f"the raised block differs by {verdict.difference:.1e} on '{verdict.worst_trial}'"
+        raise NotUnderstoodError(reason, verdict.difference)
     return block, Match(proposal, verdict.difference, verdict.undefined)
 
 
 def _match(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
     """The deepest cut around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
-    Raises NotUnderstoodError with the reason for the deepest cut, if there are cuts but none is understood.
+    Raises NotUnderstoodError with the nearest miss, the deepest cut's if all are equally far, if there are cuts but
+    none is understood.
     """
-    first_reason: NotUnderstoodError | None = None
+    reasons: list[NotUnderstoodError] = []
     for logits in find_logits(facts, anchor):
         for block in itertools.islice(cut_blocks(facts, anchor, logits), MOST_CUTS):
             try:
                 return block, _match_block(block, known)
             except NotUnderstoodError as reason:
-                first_reason = first_reason or reason
-    if first_reason is not None:
-        raise first_reason
+                reasons.append(reason)
+    if reasons:
+        raise min(reasons, key=lambda reason: reason.difference)
     _report_uncut(facts, anchor)
     return None, None
 

@@ -210,6 +210,8 @@ def product(a: Array, b: Array) -> Array:
 
     For few rows, converting b costs more than multiplying: then some columns at a time are converted, in cache.
     """
+    if len(a) == 0:
+        return np.empty((0, b.shape[1]), a.dtype)
     if a.dtype == b.dtype or b.size <= _CONVERTED_AT_ONCE or len(a) >= 16:
         return a @ b.astype(a.dtype, copy=False)
     result = np.empty((a.shape[0], b.shape[1]), a.dtype)

@@ -2,4 +2,12 @@
 
 
 class NotUnderstoodError(Exception):
-    """The block looks like a mixture of experts, but something in it is beyond the dialect or beyond the matchers."""
+    """The block looks like a mixture of experts, but something in it is beyond the dialect or beyond the matchers.
+
+    ``difference`` tells how far the nearest proposal was from what the block computes for a few tokens; infinite where
+    none was made.
+    """
+
+    def __init__(self, reason: str, difference: float = float("inf")) -> None:
+        super().__init__(reason)
+        self.difference = difference

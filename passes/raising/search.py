@@ -33,7 +33,7 @@ class Match:
 
 def find_match(block: Block, routings: list[Routing], arrangements: list[Arrangement]) -> Match:
     """The first proposal that passes the check. Raises NotUnderstoodError with the nearest miss."""
-    rejected: list[str] = []
+    rejected: list[NotUnderstoodError] = []
     misses: list[tuple[float, Proposal]] = []
     for routing in routings[:MOST_ROUTINGS]:
         for found, proposal in _tried(block, routing, arrangements):
@@ -43,13 +43,14 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
             verdict = judge(block, proposal)
             if verdict.agrees:
                 return Match(proposal, verdict.difference, verdict.undefined)
-            rejected.append(
+            reason = (
                 f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "
                 f"'{verdict.worst_trial}'"
             )
+            rejected.append(NotUnderstoodError(reason, found))
             if len(rejected) == MOST_JUDGED:
-                raise NotUnderstoodError(rejected[0])
-    raise NotUnderstoodError(rejected[0] if rejected else _describe_nearest(misses))
+                raise rejected[0]
+    raise rejected[0] if rejected else _nearest_miss(misses)
 
 
 def _tried(block: Block, routing: Routing, arrangements: list[Arrangement]) -> Iterator[tuple[float, Proposal]]:
@@ -137,9 +138,10 @@ def _describe(proposal: Proposal) -> str:
     return f"router {route.score} top-{route.k}, activation {spec.activation}, gate layout {spec.gate_layout}"
 
 
-def _describe_nearest(misses: list[tuple[float, Proposal]]) -> str:
+def _nearest_miss(misses: list[tuple[float, Proposal]]) -> NotUnderstoodError:
     if not misses:
-        return "the shapes of its weights fit no layout of experts"
+        return NotUnderstoodError("the shapes of its weights fit no layout of experts")
     found, proposal = min(misses, key=lambda miss: miss[0])
     amount = "without bound" if np.isinf(found) else f"by {found:.1e} of the output"
-    return f"what it computes is not recognised: the nearest candidate ({_describe(proposal)}) differs {amount}"
+    reason = f"what it computes is not recognised: the nearest candidate ({_describe(proposal)}) differs {amount}"
+    return NotUnderstoodError(reason, found)

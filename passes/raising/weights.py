@@ -48,13 +48,14 @@ class ExpertTensor:
 
     def __getitem__(self, expert: int) -> Array:
         """One expert's entry, without touching those of others."""
-        if len(self.parts) > 1:
-            entry: Array = self.facts.array(self.parts[expert]).reshape(self.shape[1:])
+        if len(self.parts) == 1:
+            entry: Array = self._as_stack(self.parts[0])[expert]
         else:
-            entry = self._as_stack(self.parts[0])[expert]
+            entry = self.facts.array(self.parts[expert]).reshape(self.shape[1:])
         if self.factor is None:
             return entry
-        return (entry * self.facts.array(self.factor).reshape(-1)[expert]).astype(entry.dtype)
+        factor = self.facts.array(self.factor).ravel()
+        return (entry * factor[expert]).astype(entry.dtype)
 
     def array(self) -> Array:
         """All entries, [E,...]."""

@@ -93,10 +93,11 @@ def write(
     from moec.passes import pipeline
     from moec.passes.base import Report
     from moec.runtime.machine import check_threads
-    from moec.runtime.writer import Context, write_artifact
+    from moec.runtime.writer import Context, check_destination, write_artifact
     from moec.sampling import input_limits
 
     check_threads(threads)
+    check_destination(path)
     report, announce = Report(), progress or _silent
     pipeline_passes, chosen_target = pipeline.parse(passes), targets.get(target)
     announce("importing")

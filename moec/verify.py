@@ -101,7 +101,7 @@ def open_session(model_path: str | os.PathLike[str], threads: int | None = None)
 
     path = pathlib.Path(model_path)
     if not path.is_file():
-        raise MoecError(f"{path}: no such file; expected an ONNX model")
+        raise MoecError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}; expected an ONNX file")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if threads is not None:

@@ -76,6 +76,16 @@ def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
             shutil.copyfile(artifact.folder / name, target)
 
 
+def check_destination(path: str | os.PathLike[str]) -> None:
+    """Raise ArtifactError if an artifact cannot go there: an artifact may replace an artifact or an empty folder, never
+    something else that happens to have the name."""
+    path = pathlib.Path(path).absolute()
+    try:
+        _refuse_foreign(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written to: {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty folder beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
@@ -93,9 +103,10 @@ def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _refuse_foreign(path: pathlib.Path) -> None:
-    """An artifact may replace an artifact or an empty folder, never something else that happens to have the name."""
     if not path.parent.is_dir():
         raise ArtifactError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ArtifactError(f"{path}: the folder {path.parent} is read-only; choose another path")
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path}: is a folder that holds something else than an artifact; choose another path")
     if path.is_file() and not zipfile.is_zipfile(path):
@@ -177,6 +188,7 @@ def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
         "name": kernel.name,
         "op": kernel.op,
         "nodes": list(kernel.nodes),
+        "computes": kernel.computes,
         "attributes": kernel.attributes,
         "candidates": [dataclasses.asdict(candidate) for candidate in kernel.candidates],
     }

@@ -230,6 +230,16 @@ def test_output_that_cannot_be_written(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_compiling(folder, tmp_path):
+    (tmp_path / "file").write_text("data")
+    dump = ("--dump-phases-to", tmp_path / "phases")
+    done = moec("compile", folder / "model.onnx", "-o", tmp_path / "file" / "a.moec", *dump)
+    assert_refused(done, "does not exist; create it first")
+    done = moec("compile", folder / "model.onnx", "-o", tmp_path / "file", *dump)
+    assert_refused(done, "is a file, not an artifact")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_wrong_inputs(folder, tmp_path):
     def run_with(**arrays):
         np.savez(tmp_path / "in.npz", **arrays)

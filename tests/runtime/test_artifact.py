@@ -16,7 +16,7 @@ from moec.runtime import machine
 from moec.runtime.artifact import open_artifact
 from moec.runtime.manifest import MANIFEST, WEIGHTS, Manifest, is_inside_name, parse_manifest, print_manifest
 from moec.runtime.model import load
-from moec.runtime.writer import write_artifact
+from moec.runtime.writer import check_destination, write_artifact
 from moec.targets.base import Program, Weight
 
 
@@ -319,6 +319,12 @@ def test_other_things_are_not_replaced(program, context, tmp_path):
         write_artifact(tmp_path / "absent" / "a.moec", program, context)
     assert names_in(tmp_path) == ["file", "folder"]
     assert (tmp_path / "folder" / "precious").read_text() == "data"
+
+
+def test_read_only_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))
+    with pytest.raises(ArtifactError, match="is read-only; choose another path"):
+        check_destination(tmp_path / "a.moec")
 
 
 def _fill_disk(monkeypatch) -> None:

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a comparison found a difference, 2 bad input or usage (one
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import json
 import sys
@@ -94,8 +95,9 @@ def compile_model(
     threads: Threads = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the IR after every pass.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print the passes' notes, too.")] = False,
 ) -> None:
-    """Compile a model into an artifact."""
+    """Compile a model into an artifact. Warnings go to stderr; moec inspect shows them again, with all notes."""
     from moec import compiler
 
     with _progress() as progress:
@@ -109,7 +111,7 @@ def compile_model(
             dump_to=dump_phases_to,
             progress=progress,
         )
-    _report_compilation(output)
+    _report_compilation(output, verbose)
 
 
 @app.command()
@@ -189,8 +191,7 @@ def opt(
         model, _pipeline(level, passes), print_after=print_ir_after or (), verify_each=verify_each
     )
     print(text)
-    for remark in remarks:
-        print(f"{remark.severity}: {remark.pass_name}: {remark.subject}: {remark.message}", file=sys.stderr)
+    _print_remarks(dataclasses.asdict(remark) for remark in remarks)
 
 
 @app.command()
@@ -241,15 +242,18 @@ def _pipeline(level: Level | None, passes: str | None) -> str:
     return passes if passes is not None else f"O{(level or Level.O2).value}"
 
 
-def _report_compilation(path: Path) -> None:
+def _report_compilation(path: Path, verbose: bool) -> None:
     from moec.inspect import tables
     from moec.runtime.artifact import open_artifact
 
     manifest = open_artifact(path, check_weights=False).manifest
-    warnings = [remark for remark in manifest.remarks if remark["severity"] == "warning"]
-    for remark in warnings:
-        print(f"warning: {remark['subject']}: {remark['message']}", file=sys.stderr)
+    _print_remarks(remark for remark in manifest.remarks if verbose or remark["severity"] == "warning")
     print(tables.summary(manifest.moe_blocks, manifest.kernels, str(path)))
+
+
+def _print_remarks(remarks: Iterable[dict[str, Any]]) -> None:
+    for remark in remarks:
+        print("{severity}: {pass_name}: {subject}: {message}".format_map(remark), file=sys.stderr)
 
 
 def _print(data: Any, as_json: bool, renderables: Iterable[RenderableType]) -> None:

@@ -7,15 +7,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, is_moec, spec_of
+from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, attributes_of, inputs_of, is_moec, spec_of
+
+_NOT_ACTIVATION = ("activation", "gate_layout", "up_transposed", "down_transposed")
 
 
 def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
     """One entry for each ``moec.MoE`` node and each ``moec.Experts`` node (with the ``moec.Route`` that feeds it, where
     one does), in the order of the graph.
 
-    Sizes are None where the model does not fix them; router fields are None for experts whose routing is not a
-    ``moec.Route``.
+    ``router`` and ``activation`` are for people: the function and whatever is not the default. ``routing`` and
+    ``experts`` hold all attributes. Sizes are None where the model does not fix them; router fields are None for
+    experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised.
     """
     return [_describe(node) for node in model.graph.all_nodes() if is_moec(node, "MoE") or is_moec(node, "Experts")]
 
@@ -30,10 +33,12 @@ def _describe(node: ir.Node) -> dict[str, Any]:
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
         **_describe_router(node),
-        "activation": spec.activation,
+        "activation": _readable(spec.activation, spec, _NOT_ACTIVATION),
+        "gate_layout": spec.gate_layout,
         "experts": dataclasses.asdict(spec),
         "has_bias": inputs["up_bias"] is not None or inputs["down_bias"] is not None,
         "dtype": _dtype(inputs["up"]),
+        "formulation": node.metadata_props.get(FORMULATION_KEY),
     }
 
 
@@ -43,12 +48,25 @@ def _describe_router(node: ir.Node) -> dict[str, Any]:
         selected = inputs_of(node)["experts"]
         return {"top_k": _size(selected, 1), "router": None, "routing": None, "has_correction_bias": None}
     spec = spec_of(source, RouteSpec)
+    biased = inputs_of(source)["correction_bias"] is not None
+    router = _readable(spec.score, spec, ("score", "k"))
     return {
         "top_k": spec.k,
-        "router": spec.score,
+        "router": f"{router}, correction bias" if biased else router,
         "routing": dataclasses.asdict(spec),
-        "has_correction_bias": inputs_of(source)["correction_bias"] is not None,
+        "has_correction_bias": biased,
     }
+
+
+def _readable(function: str, spec: RouteSpec | ExpertsSpec, elsewhere: tuple[str, ...]) -> str:
+    """The function and every attribute that is not the default: ``sigmoid, normalize, scale 2.5``. ``elsewhere``: the
+    attributes that are shown in fields of their own."""
+    parts = [function]
+    for name in attributes_of(spec):
+        if name not in elsewhere:
+            value, words = getattr(spec, name), name.replace("_", " ")
+            parts.append(words if value is True else f"{words} {value}")
+    return ", ".join(parts)
 
 
 def _sizes(inputs: dict[str, ir.Value | None], spec: ExpertsSpec) -> tuple[int | None, int | None, int | None]:

@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moec.runtime.manifest import GENERIC
+
 
 def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     """Everything ``moec inspect`` shows: target, inputs and outputs, MoE blocks, kernels, weights, passes, remarks."""
@@ -22,7 +24,7 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     ]
     yield _table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
     yield _blocks_table(description["moe_blocks"])
-    yield _kernels_table(description["kernels"])
+    yield from _kernels_tables(description["kernels"])
     yield _weights_table(description["weights"])
     passes = [
         (one["name"], "yes" if one["changed"] else "no", f"{one['seconds']:.3f}") for one in description["stages"]
@@ -87,23 +89,40 @@ def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _blocks_table(blocks: Sequence[dict[str, Any]]) -> RenderableType:
-    headings = ("name", "operator", "experts", "top-k", "router", "activation", "hidden", "intermediate")
-    keys = ("name", "op", "num_experts", "top_k", "router", "activation", "hidden_size", "intermediate_size")
-    rows = [tuple("?" if block[key] is None else str(block[key]) for key in keys) for block in blocks]
-    table = _table("MoE blocks", headings, rows)
+    columns = {
+        "name": "name",
+        "op": "operator",
+        "num_experts": "experts",
+        "top_k": "top-k",
+        "router": "router",
+        "activation": "activation",
+        "gate_layout": "gate",
+        "hidden_size": "hidden",
+        "intermediate_size": "intermediate",
+        "dtype": "dtype",
+        "formulation": "raised from",
+    }
+    rows = [tuple("?" if block[key] is None else str(block[key]) for key in columns) for block in blocks]
+    table = _table("MoE blocks", tuple(columns.values()), rows)
     if rows:
         return table
     return Group(table, Text("no MoE block was recognised; the remarks below say what came nearest"))
 
 
-def _kernels_table(kernels: Sequence[dict[str, Any]]) -> Table:
-    rows = []
+def _kernels_tables(kernels: Sequence[dict[str, Any]]) -> Iterator[Table]:
+    """Kernels that were selected, with all candidates; then the generic ones, about which there is less to say."""
+    selected, generic = [], []
     for kernel in kernels:
-        considered = "\n".join(
-            f"{'*' if one['chosen'] else ' '} {one['kernel']}: {one['reason']}" for one in kernel["candidates"]
+        nodes = kernel["nodes"][0] if len(kernel["nodes"]) == 1 else f"{len(kernel['nodes'])} nodes"
+        if [one["kernel"] for one in kernel["candidates"]] == [GENERIC]:
+            generic.append((kernel["name"], kernel["op"], nodes))
+            continue
+        considered = (
+            f"{'*' if one['chosen'] else '-'} {one['kernel']}: {one['reason']}" for one in kernel["candidates"]
         )
-        rows.append((kernel["name"], kernel["op"], str(len(kernel["nodes"])), considered))
-    return _table("Kernels (* chosen)", ("kernel", "operator", "nodes", "candidates"), rows)
+        selected.append((kernel["name"], f"{kernel['op']}\n{nodes}", "\n".join([kernel["computes"], *considered])))
+    yield _table("Kernels (* chosen, - not)", ("kernel", "for", "computes, candidates"), selected)
+    yield _table("Generic kernels (operators in plain loops)", ("kernel", "operators", "for"), generic)
 
 
 def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:

@@ -28,6 +28,8 @@ import onnx_ir as ir
 
 DOMAIN = "moec"
 VERSION = 1
+FORMULATION_KEY = "moec.formulation"
+"""Key of a node's metadata: the way of writing the block that it was raised from."""
 
 ScoreFunction = Literal[
     "softmax", "sigmoid", "softmax_topk", "sqrt_softplus", "softplus", "relu", "identity", "sparsemixer"

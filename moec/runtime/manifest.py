@@ -20,6 +20,7 @@ from moec.runtime.dtypes import dtype_of
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
+GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
 WEIGHT_ALIGNMENT = 4096  # one page: weights are mapped, and kernels assume at least 64-byte alignment
 
 _NAME = re.compile(r"[\w.+-]+(?:/[\w.+-]+)*")
@@ -177,7 +178,9 @@ def _read_file(record: Any, where: str) -> FileEntry:
 
 
 def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
-    for key, kind in {"name": str, "op": str, "nodes": list, "attributes": dict, "sources": dict}.items():
+    for key in ("name", "op", "computes"):
+        _typed(record, key, str, where)
+    for key, kind in {"nodes": list, "attributes": dict, "sources": dict}.items():
         _typed(record, key, kind, where)
     _list_of(record, "candidates", dict, where)
     return record

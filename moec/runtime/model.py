@@ -18,10 +18,11 @@ from moec.runtime.writer import copy_artifact
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One generated kernel: the nodes it computes, and which kernels were considered for them and why."""
+    """One generated kernel: its formula, the nodes it computes, and which kernels were considered for them and why."""
 
     name: str
     op: str
+    computes: str
     nodes: list[str]
     candidates: list[dict[str, Any]]
     attributes: dict[str, Any]
@@ -138,6 +139,7 @@ def kernels_of(artifact: Artifact) -> dict[str, Kernel]:
         record["name"]: Kernel(
             record["name"],
             record["op"],
+            record["computes"],
             record["nodes"],
             record["candidates"],
             record["attributes"],

@@ -62,8 +62,8 @@ def _can_gather(problem: RowsProblem, machine: Machine) -> Eligibility:
 
 
 def _product_reason(problem: GroupedProblem, machine: Machine) -> str:
-    packed = f"{problem.experts} weights {problem.weight_dtype} packed as {problem.column_tiles} tiles"
-    return f"{packed} of {problem.inner} x {problem.columns}; {tile_of(machine)}, from 1 row up; float32 sums"
+    tiles = ", ".join(map(str, problem.weight_shape))
+    return f"{problem.weight_dtype} weights packed ahead in tiles [{tiles}]; {tile_of(machine)}, from 1 row up"
 
 
 def _can_multiply_gated(problem: GroupedProblem, machine: Machine) -> Eligibility:

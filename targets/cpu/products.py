@@ -41,7 +41,7 @@ def _packed(problem: MatmulProblem, machine: Machine) -> Eligibility:
     if problem.constant is None:
         return Eligibility(False, "the right factor is not a constant matrix, so it cannot be packed ahead")
     tiles, inner, width = packed_shape(*problem.constant, machine)
-    layout = f"constant weight packed ahead as {tiles} tiles of {inner} x {width}"
+    layout = f"constant weight packed ahead in tiles [{tiles}, {inner}, {width}]"
     return by_storage(problem.dtype, f"{layout}; {tile_of(machine)}")
 
 

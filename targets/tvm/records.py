@@ -11,6 +11,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, s_tir, tirx
 
+from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm import sources
 from moec.targets.tvm.lowering import node_name, operator_name
@@ -49,8 +50,8 @@ def _generic_record(name: str, nodes: Sequence[ir.Node]) -> KernelRecord:
         name,
         " + ".join(operators),
         [node_name(node) for node in nodes],
-        [Candidate("generic", True, reason, chosen=True)],
-        computes=f"{len(nodes)} nodes in one loop nest" if len(nodes) > 1 else f"one {operators[0]}",
+        [Candidate(GENERIC, True, reason, chosen=True)],
+        computes=f"{', '.join(operators)} in one loop nest",
     )
 
 
@@ -59,7 +60,9 @@ def _tir_text(name: str, function: tirx.PrimFunc) -> str:
     module = tvm.IRModule({name: function.with_attr("global_symbol", name)})
     transform = s_tir.transform
     plain = [transform.ConvertBlocksToOpaque(), transform.LowerOpaqueBlock(), transform.StmtSimplify()]
-    text = tvm.ir.transform.Sequential(plain)(module)[name].script(int_dtype="int64", float_dtype="float32")
+    function = tvm.ir.transform.Sequential(plain)(module)[name]
+    # Integers of one type are printed as plain numbers: of the type that makes the shorter text.
+    text = min((function.script(int_dtype=dtype) for dtype in ("int64", "int32")), key=len)
     return "\n".join(line for line in text.splitlines() if not line.startswith("# from ")).strip() + "\n"
 
 

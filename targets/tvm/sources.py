@@ -13,7 +13,15 @@ _ASSEMBLY_FUNCTION = re.compile(
     r"^\t\.type\t(?P<name>[\w.$]+),@function\n.*?^\t\.size\t(?P=name),[^\n]*\n", re.MULTILINE | re.DOTALL
 )
 _SYMBOL = re.compile(r"[\w.$]+")
-_NOISE = re.compile(r"^\t\.(loc|cfi_|p2align)[^\n]*\n|^\.L(tmp|func_begin|func_end)\d+:\n|, !dbg !\d+", re.MULTILINE)
+_NOISE = re.compile(
+    r"^\t\.(loc|cfi_|p2align)[^\n]*\n"
+    r"|^\.L(tmp|func_begin|func_end)\d+:\n"
+    r"|^ *#dbg_\w+\([^\n]*\n"
+    r"|,? !(dbg|prof) !\d+"
+    r"|[ ]+; preds = [^\n]*",
+    re.MULTILINE,
+)
+"""Debug annotations, and the lists of predecessors that LLVM prints after a label."""
 
 
 def llvm_of(module: str, kernels: Iterable[str]) -> dict[str, str]:

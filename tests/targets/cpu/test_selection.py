@@ -22,7 +22,7 @@ def test_an_eligible_kernel_that_loses_says_to_whom():
     gemm, batched = selection.candidates
     assert (selection.kernel.name, gemm.chosen, batched.chosen) == ("gemm", True, False)
     assert gemm.reason == (
-        "constant weight packed ahead as 2 tiles of 100 x 32; "
+        "constant weight packed ahead in tiles [2, 100, 32]; "
         "register tile of 12 rows x 32 columns (avx512); float32 in memory, float32 sums"
     )
     assert batched.eligible

@@ -58,6 +58,8 @@ class RaiseMoE:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
+        for node in filter(contrib.is_quantized, model.graph):
+            report.warn(self.name, _subject(node), "quantised experts are not supported yet (com.microsoft.QMoE)")
         done: set[ir.Node] = set()
         understood: set[ir.Node] = set()
         known: Known = {}

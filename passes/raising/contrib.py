@@ -25,6 +25,10 @@ def is_block(node: ir.Node) -> bool:
     return node.domain == DOMAIN and node.op_type == "MoE"
 
 
+def is_quantized(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and node.op_type == "QMoE"
+
+
 def propose(facts: Facts, node: ir.Node) -> tuple[Block, Proposal]:
     """The node as a block and as a proposal. Raises NotUnderstoodError for attributes or inputs beyond the dialect."""
     inputs = dict(zip(INPUTS, node.inputs, strict=False))

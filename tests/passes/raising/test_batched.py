@@ -30,6 +30,18 @@ def test_sibling_whose_router_is_unknown_stays(build, texts, normal, raise_and_c
     assert "nearest candidate (router softmax" in report.remarks[0].message
 
 
+def test_a_router_that_selects_twice_is_reported_once(build, texts, normal, raise_and_compare):
+    text = texts["batched"].replace(
+        "w = Div (top, total)",
+        "best, first = TopK <axis = -1> (scores, one)\ncubed = Pow (best, three)\n w = Div (top, cubed)",
+    )
+    report = Report()
+    model = build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), three=np.array(3, np.float32))
+    assert raise_and_compare(model, report) == []
+    (remark,) = report.remarks
+    assert remark.severity == "warning" and "left as ordinary operators" in remark.message
+
+
 def test_sibling_that_keeps_only_the_first_choice_stays(build, texts, normal, raise_and_compare):
     text = texts["batched"].replace(
         "ReduceSum <keepdims = 0> (weighted3, one)", "ReduceMax <keepdims = 0> (weighted3, one)"

@@ -8,7 +8,7 @@ import pytest
 
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec, make_node
-from moec.ir.interpreter import Evaluator, evaluate, run
+from moec.ir.interpreter import EvaluationError, Evaluator, evaluate, run
 
 
 def model_of(body: str, signature: str, constants: str = "float[1] unused") -> ir.Model:
@@ -282,3 +282,37 @@ def test_bfloat16_models_run() -> None:
     model = model_of("a = MatMul (x, x)\n y = Softmax (a)", "(bfloat16[2,2] x) => (y)")
     assert run(model, {"x": np.eye(2, dtype=ml_dtypes.bfloat16)})["y"].dtype == ml_dtypes.bfloat16
     assert run(model, {"x": np.eye(2, dtype=ml_dtypes.bfloat16)}, dtype=np.float64)["y"].dtype == np.float64
+
+
+@pytest.mark.parametrize("product", ["MatMul (rows, x)", "MatMul (x_rows, columns)"])
+def test_float64_reaches_gathered_weights(product: str) -> None:
+    """They are moved as they are and become float64 where they are multiplied, whichever side they are on."""
+    body = f"rows = Gather (w, ids)\n columns = Transpose <perm = [0, 2, 1]> (rows)\n y = {product}"
+    model = model_of(body, "(float[3,400,1] x, float[3,1,400] x_rows, int64[3] ids) => (y)", "float[1] w = {0}")
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(4, 500, 400)).astype(np.float32)
+    model.graph.initializers["w"].const_value = ir.tensor(weights)
+    x, ids = random.normal(size=(3, 400, 1)).astype(np.float32), np.array([3, 0, 3])
+    found = run(model, {"x": x, "x_rows": x.transpose(0, 2, 1), "ids": ids}, dtype=np.float64)["y"]
+    want = weights[ids].astype(np.float64) @ x.astype(np.float64)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found.reshape(want.shape), want, rtol=1e-12, atol=1e-12)
+
+
+def test_float64_reaches_what_is_only_moved() -> None:
+    model = model_of("a = Gather (w, ids)\n y = MatMul (a, a)", "(int64[2] ids) => (y, a)", "float[2,2] w = {1,2,3,4}")
+    outputs = run(model, {"ids": np.array([1, 0])}, dtype=np.float64)
+    assert outputs["a"].dtype == outputs["y"].dtype == np.float64
+
+
+def test_a_node_that_cannot_be_computed_is_named() -> None:
+    model = model_of("[the_node] y = Reshape (x, shape)", "(float[T] x, int64[1] shape) => (y)")
+    with pytest.raises(EvaluationError, match=r"node 'the_node' \(Reshape\): cannot reshape"):
+        run(model, {"x": np.zeros(3, np.float32), "shape": np.array([2])})
+
+
+def test_values_live_until_their_last_use() -> None:
+    model = model_of("a = Relu (x)\n b = Neg (a)\n c = Add (a, b)\n y = Add (c, a)", "(float[T] x) => (y, b)")
+    outputs = run(model, {"x": np.array([2, -1], np.float32)})
+    np.testing.assert_array_equal(outputs["y"], [2, 0])
+    np.testing.assert_array_equal(outputs["b"], [-2, 0])

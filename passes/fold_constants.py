@@ -148,18 +148,14 @@ def _elements(node: ir.Node, types: list[_Type]) -> float:
 
 
 def _evaluate(node: ir.Node, version: int, inputs: list[ir.TensorProtocol | None]) -> list[np.ndarray] | None:
-    from onnx.reference import ReferenceEvaluator
+    from moec.ir.interpreter import Evaluator
 
-    feeds = {str(value.name): one.numpy() for value, one in zip(node.inputs, inputs, strict=True) if one is not None}  # type: ignore[union-attr]
-    graph = onnx.helper.make_graph(
-        [ir.serde.serialize_node(node)],
-        node.op_type,
-        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
-        [onnx.helper.make_value_info(str(output.name), onnx.TypeProto()) for output in node.outputs],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+    feeds = {
+        value: one.numpy()
+        for value, one in zip(node.inputs, inputs, strict=True)
+        if value is not None and one is not None
+    }
     try:
-        results = ReferenceEvaluator(model).run(None, feeds)
+        return Evaluator([node], feeds, node.outputs, {"": version}).run(feeds)
     except Exception:  # an operator without a reference, or on a type it lacks: the node simply stays
         return None
-    return [np.asarray(result) for result in results]

@@ -112,7 +112,7 @@ def _verify(model: ir.Model, when: str) -> None:
 def _print_model(model: ir.Model, pass_name: str) -> None:
     from moec.ir.text import print_model
 
-    print(f"// after {pass_name}\n{print_model(model)}")
+    print(f"# after {pass_name}\n{print_model(model)}")
 
 
 def _make(name: str, options: str | None) -> tuple[Pass, ...]:

@@ -30,7 +30,7 @@ MOST_CUTS = 3
 Known = dict[Hashable, tuple[Structure, Match]]
 """Blocks that were understood by the key of their structure."""
 
-FORMULATIONS = (batched.propose, loop.propose, dense.propose)
+FORMULATIONS = {"batched": batched.propose, "loop": loop.propose, "dense": dense.propose}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RaiseMoE:
                 continue
             done.update(block.nodes)
             understood.update(block.nodes)
-            replace(model.graph, block, match.proposal)
+            replace(model.graph, block, match.proposal, match.formulation)
             self._tell(report, block, match)
             changed = True
         for failure in _one_per_block([failure for failure in failures if failure.anchor not in understood]):
@@ -140,7 +140,7 @@ def _match_contrib(facts: Facts, node: ir.Node) -> tuple[Block, Match]:
     if not verdict.agrees:
         reason = f"the raised block differs by {verdict.difference:.1e} on '{verdict.worst_trial}'"
         raise NotUnderstoodError(reason, verdict.difference)
-    return block, Match(proposal, verdict.difference, verdict.undefined)
+    return block, Match(proposal, verdict.difference, verdict.undefined, "com.microsoft.MoE")
 
 
 def _match(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
@@ -197,7 +197,7 @@ def _match_twin(block: Block, structure: Structure | None, known: Known) -> Matc
     if proposal is None:
         return None
     verdict = judge(block, proposal, has_judged_twin=True)
-    return Match(proposal, verdict.difference, match.undefined) if verdict.agrees else None
+    return dataclasses.replace(match, proposal=proposal, difference=verdict.difference) if verdict.agrees else None
 
 
 def _search_block(block: Block) -> Match:
@@ -207,10 +207,10 @@ def _search_block(block: Block) -> Match:
     if not routings:
         raise NotUnderstoodError("no known router makes the weights that this one makes")
     chains = in_expert_order(block, chains, routings[0])
-    for propose in FORMULATIONS:
+    for formulation, propose in FORMULATIONS.items():
         arrangements = propose(block, chains)
         if arrangements is not None:
             plain = list(arrangements)
             scaled = [with_factor(arrangement, v) for v in expert_vectors(block) for arrangement in plain]
-            return find_match(block, routings, plain + scaled)
+            return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)
     raise NotUnderstoodError("its experts follow no known formulation")

@@ -16,7 +16,7 @@ BLOCK_KEY = "moec.block"
 """Metadata of Route and Experts nodes: the name under which a block is described to the user."""
 
 
-def replace(graph: ir.Graph, block: Block, proposal: Proposal) -> None:
+def replace(graph: ir.Graph, block: Block, proposal: Proposal, formulation: str) -> None:
     """Compute ``block.y`` by Route and Experts. What thereby becomes unused is left to remove-dead-nodes."""
     name = block.name
     writer = _Writer(graph, block, block.y.name or name)
@@ -32,6 +32,7 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal) -> None:
     weights = writer.cast(weights, block.x.dtype, "weights")
     inputs: dict[str, ir.Value | None] = {"x": x, "weights": weights, "experts": experts_ids, **tensors}
     experts = dialect.make_node("Experts", inputs, proposal.spec, name=f"{name}.experts")
+    experts.metadata_props[dialect.FORMULATION_KEY] = formulation
     (y,) = writer.add(experts, block.x.dtype, "y")
     writer.finish(y)
 

@@ -24,11 +24,12 @@ MOST_JUDGED = 4
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """An accepted proposal, with the trials on which the original itself fails."""
+    """An accepted proposal, with the trials on which the original itself fails, and the formulation it was found in."""
 
     proposal: Proposal
     difference: float
     undefined: dict[str, str]
+    formulation: str = ""
 
 
 def find_match(block: Block, routings: list[Routing], arrangements: list[Arrangement]) -> Match:

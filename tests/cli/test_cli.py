@@ -156,7 +156,7 @@ def test_opt_prints_ir_that_opt_reads(folder, tmp_path):
     assert again.stdout == done.stdout, again.stderr
     assert_refused(moec("opt", tmp_path / "model.onnxtxt", "--passes", "infer-shapes"), "the text holds its hash")
     printed = moec("opt", folder / "model.onnx", "--passes", "infer-shapes", "--print-ir-after", "infer-shapes").stdout
-    assert printed.startswith("// after infer-shapes")
+    assert printed.startswith("# after infer-shapes")
 
 
 def test_bench_times_both(folder):

@@ -111,7 +111,7 @@ def test_run_reports_each_pass_and_prints_after_those_asked_for(capsys):
     assert all(seconds >= 0 for _, seconds, _ in seen)
     assert [remark.message for remark in report.remarks] == ["seen"]
     printed = capsys.readouterr().out
-    assert printed.count("// after") == 1 and "Neg (x)" in printed
+    assert printed.count("# after") == 1 and "Neg (x)" in printed
 
 
 def test_verify_each_names_the_pass_that_broke_the_model():

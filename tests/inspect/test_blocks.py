@@ -1,0 +1,60 @@
+"""What ``describe()["moe_blocks"]`` says about a block."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from moec.inspect.blocks import moe_blocks
+from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, make_node
+
+
+def _model(routing: RouteSpec, experts: ExpertsSpec, *, biased: bool = False) -> ir.Model:
+    shapes = {"x": ["T", 16], "logits": ["T", 8], "up": [8, 64, 16], "down": [8, 16, 32]}
+    if biased:
+        shapes["correction_bias"] = [8]
+    values = {
+        name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.BFLOAT16))
+        for name, shape in shapes.items()
+    }
+    node = make_node("MoE", dict(values), routing, experts, name="layer.0.moe")
+    node.metadata_props[FORMULATION_KEY] = "loop"
+    graph = ir.Graph(list(values.values()), list(node.outputs), nodes=[node], opset_imports={"": 24, "moec": 1})
+    return ir.Model(graph, ir_version=10)
+
+
+def test_a_block_names_its_sizes_type_and_origin():
+    (block,) = moe_blocks(_model(RouteSpec(k=2), ExpertsSpec()))
+    expected = {
+        "name": "layer.0.moe",
+        "num_experts": 8,
+        "top_k": 2,
+        "router": "softmax",
+        "activation": "silu",
+        "gate_layout": "gate_up",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "dtype": "bfloat16",
+        "formulation": "loop",
+    }
+    assert {key: block[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("routing", "biased", "text"),
+    [
+        (RouteSpec(2, "sigmoid", normalize=True, scale=2.5), True, "sigmoid, normalize, scale 2.5, correction bias"),
+        (RouteSpec(4, groups=4, groups_kept=2), False, "softmax, groups 4, groups kept 2"),
+    ],
+)
+def test_the_router_is_its_score_and_all_that_is_not_default(routing, biased, text):
+    (block,) = moe_blocks(_model(routing, ExpertsSpec(), biased=biased))
+    assert block["router"] == text
+    assert block["routing"]["k"] == routing.k
+
+
+def test_the_activation_shows_its_parameters():
+    experts = ExpertsSpec(gate_layout="interleaved", alpha=1.702, limit=7.0, up_offset=1.0)
+    (block,) = moe_blocks(_model(RouteSpec(k=2, score="softmax_topk"), experts))
+    assert block["activation"] == "silu, alpha 1.702, limit 7.0, up offset 1.0"
+    assert block["gate_layout"] == "interleaved"

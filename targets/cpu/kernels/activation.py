@@ -12,7 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.ir.dialect import ExpertsSpec
-from moec.targets.cpu.kernels.elementary import exponential
+from moec.targets.cpu.kernels.elementary import exponential, let
 
 Expression = Any  # a float32 PrimExpr, scalar or vector
 
@@ -51,9 +51,9 @@ def tanh(x: Expression) -> Expression:
 
 def erf(x: Expression) -> Expression:
     magnitude = T.Select(x < _float(0), -x, x)
-    t = _float(1) / (_float(1) + _float(0.3275911) * magnitude)
-    positive = _float(1) - _polynomial(_ERF_POLYNOMIAL, t) * t * exponential(-(x * x))
-    return T.Select(x < _float(0), -positive, positive)
+    inverse = _float(1) / (_float(1) + _float(0.3275911) * magnitude)
+    tail = let("t", inverse, lambda t: _polynomial(_ERF_POLYNOMIAL, t) * t) * exponential(-(x * x))
+    return let("positive", _float(1) - tail, lambda positive: T.Select(x < _float(0), -positive, positive))
 
 
 def softplus(x: Expression) -> Expression:

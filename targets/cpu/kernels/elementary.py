@@ -19,13 +19,13 @@ def exponential(x: tirx.Expr) -> tirx.Expr:
     ``x = n ln 2 + r``, ``exp(x) = 2**n * exp(r)`` with the polynomial of the Cephes library (Moshier, expf) for exp(r).
     The factor 2**n is applied in two halves because n may be 128, which has no float32.
     """
-    return _let("x", x, _exponential)
+    return let("x", x, _exponential)
 
 
 def _exponential(x: tirx.Var) -> tirx.Expr:
     bounded = T.min(T.max(x, T.float32(_LOWEST)), T.float32(_HIGHEST))
     rounded = T.floor(bounded * T.float32(_LOG2_E) + T.float32(0.5))
-    result = _let("n", rounded, lambda n: _scaled_series(x - n * T.float32(_LN2_HIGH) - n * T.float32(_LN2_LOW), n))
+    result = let("n", rounded, lambda n: _scaled_series(x - n * T.float32(_LN2_HIGH) - n * T.float32(_LN2_LOW), n))
     result = T.Select(x < T.float32(_LOWEST), T.float32(0), result)
     return T.Select(x > T.float32(_HIGHEST), T.float32(float("inf")), result)
 
@@ -34,7 +34,7 @@ def _scaled_series(r: tirx.Expr, n: tirx.Var) -> tirx.Expr:
     """``2**n * exp(r)``."""
     exponent = T.cast(n, "int32")
     half = exponent >> 1
-    return _let("r", r, _series) * _power_of_two(half) * _power_of_two(exponent - half)
+    return let("r", r, _series) * _power_of_two(half) * _power_of_two(exponent - half)
 
 
 def _series(r: tirx.Var) -> tirx.Expr:
@@ -44,8 +44,9 @@ def _series(r: tirx.Var) -> tirx.Expr:
     return series * r * r + r + T.float32(1)
 
 
-def _let(name: str, value: tirx.Expr, body: Callable[[tirx.Var], tirx.Expr]) -> tirx.Expr:
-    """An expression with a name for a part that it uses several times: written out, the text would grow without end."""
+def let(name: str, value: tirx.Expr, body: Callable[[tirx.Var], tirx.Expr]) -> tirx.Expr:
+    """An expression with a name for a part that it uses several times: written out, the text would grow without end,
+    and an expression that binds names itself must not stand twice in a kernel."""
     variable = tirx.Var(name, "float32")
     return tirx.Let(variable, value, body(variable))
 

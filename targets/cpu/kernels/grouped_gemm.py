@@ -3,9 +3,9 @@
 ``out[r] = epilogue(bias[e] + rows[r] @ weights[e])`` for the rows r of every block of expert e. Rows are sorted by
 expert; the list of blocks comes from :mod:`moec.targets.cpu.kernels.dispatch`.
 
-A task is one block of rows times one tile of columns. The weights of the tile (K x two vectors, contiguous) are read from
-memory once and stay in second-level cache while the rows of the block pass by in register tiles. The rows of a block
-are cut into register tiles of nearly equal height, with code for every height up to the machine's row tile: no row is
+A task is one block of rows times one tile of columns. The weights of the tile (K x two vectors, contiguous) are read
+from memory once, prefetched, and stay in second-level cache while the rows of the block pass by in register tiles. The
+rows of a block are cut into register tiles of nearly equal height, with code for every height up to the machine's row tile: no row is
 computed in vain, and an expert with one row runs a matrix-vector product that streams its weights exactly once. Tasks
 are dealt to the threads in turn, column tiles varying fastest, so that all threads share every expert's weights however
 skewed the routing is. An output is one running sum over K in a register: its value depends neither on the height of its
@@ -29,8 +29,8 @@ from moec.targets.cpu.machine import Machine
 
 @dataclasses.dataclass(frozen=True)
 class GroupedProblem:
-    """Static sizes of a grouped product. ``width`` counts the outputs of a row: the columns of the weights, or the hidden
-    units where a gate and an up column make one output (``gated``)."""
+    """Static sizes of a grouped product. ``width`` counts the outputs of a row: the columns of the weights, or the
+    hidden units where a gate and an up column make one output (``gated``)."""
 
     experts: int
     inner: int
@@ -96,11 +96,12 @@ def _finished(problem: GroupedProblem, epilogue: Callable[..., Any], sums, bias,
 def grouped_gemm(
     problem: GroupedProblem, epilogue: Callable[..., Any], *, input_width: int, scattered: bool
 ) -> tirx.PrimFunc:
-    """``(rows[P, input_width], order[P], blocks[B, 3], block_count[1], weights, bias, out[P, row_width(padded_width)])``.
+    """``(rows[P, input_width], order[P], blocks[B, 3], block_count[1], weights, bias, out[P, out_width])``, where
+    ``out_width`` is ``row_width(padded_width)``.
 
     The first K of the ``input_width`` columns of ``rows`` are used. ``epilogue(gate, up)`` of a gated problem, else
-    ``epilogue(sum)``, maps expressions to an expression. The result of row r goes to row ``order[r]`` if ``scattered`` (back to
-    the order of the pairs), else to row r. Rows in no block are not written. P and B may be 0.
+    ``epilogue(sum)``, maps expressions to an expression. The result of row r goes to row ``order[r]`` if ``scattered``
+    (back to the order of the pairs), else to row r. Rows in no block are not written. P and B may be 0.
     """
     column_tiles = problem.column_tiles
 

@@ -4,12 +4,12 @@
 expert; the list of blocks comes from :mod:`moec.targets.cpu.kernels.dispatch`.
 
 A task is one block of rows times one tile of columns. The weights of the tile (K x two vectors, contiguous) are read
-from memory once, prefetched, and stay in second-level cache while the rows of the block pass by in register tiles. The
-rows of a block are cut into register tiles of nearly equal height, with code for every height up to the machine's row tile: no row is
-computed in vain, and an expert with one row runs a matrix-vector product that streams its weights exactly once. Tasks
-are dealt to the threads in turn, column tiles varying fastest, so that all threads share every expert's weights however
-skewed the routing is. An output is one running sum over K in a register: its value depends neither on the height of its
-tile nor on the number of threads.
+from memory once, prefetched, and stay in second-level cache while the rows of the block pass by in register tiles.
+The rows of a block are cut into register tiles of nearly equal height, with code for every height up to the machine's
+row tile: no row is computed in vain, and an expert with one row runs a matrix-vector product that streams its weights
+exactly once. Tasks are dealt to the threads in turn, column tiles varying fastest, so that all threads share every
+expert's weights however skewed the routing is. An output is one running sum over K in a register: its value depends
+neither on the height of its tile nor on the number of threads.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -91,14 +92,23 @@ def _check_message(proto: onnx.ModelProto, where: str) -> None:
         raise UnsupportedError(f"{where}: tensor {name!r} is sparse, which is not supported; export it dense")
     if proto.training_info:
         raise UnsupportedError(f"{where}: holds a training graph, which is not supported; export it for inference")
+    for position, node in enumerate(proto.graph.node):
+        # protobuf gives text that is not UTF-8 as bytes
+        if not all(isinstance(text, str) for text in (node.name, node.op_type, node.domain, *node.input, *node.output)):
+            raise MoecError(f"{where}: node {position} has a name that is not text; the file is damaged")
 
 
 def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
+    logger = logging.getLogger("onnx_ir")  # it warns of what is refused below in one line
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises whatever the first inconsistency leads to
         reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
         raise MoecError(f"{where}: the graph is inconsistent ({reason[:300]}); export the model again") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _inline_functions(model: ir.Model, where: str) -> None:

@@ -272,3 +272,15 @@ def test_strings_and_sequences_as_inputs():
 
 def test_an_inconsistent_graph():
     refuse(model_of([helper.make_node("Relu", ["absent"], ["y"], "n")]), "absent")
+
+
+def test_names_that_are_not_text(tmp_path):
+    data = relu().SerializeToString()
+    assert data.count(b"Relu") == 1
+    (tmp_path / "model.onnx").write_bytes(data.replace(b"Relu", b"Re\xffu"))
+    refuse(tmp_path / "model.onnx", "node 0 has a name that is not text")
+
+
+def test_an_undefined_input_is_one_error_and_no_warning(caplog):
+    refuse(model_of([helper.make_node("Add", ["x", "nothing"], ["y"], name="n")]), "nothing")
+    assert not caplog.records

@@ -23,6 +23,8 @@ def array_of(name: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     if not hasattr(value, "__dlpack__"):
         raise InputError(f"input {name!r} is a {type(value).__name__}; expected a numpy array or a torch tensor")
+    if getattr(value, "requires_grad", False):  # whether DLPack refuses these depends on how it is reached
+        raise InputError(f"input {name!r} requires gradients, and only inference is compiled: call .detach() on it")
     try:
         tensor = load_ffi().from_dlpack(value, require_alignment=1)
     except Exception as error:  # each library refuses in its own type (gradients, devices, layouts)

@@ -9,7 +9,7 @@ import onnx
 import onnx.defs
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.errors import MoecError, UnsupportedError
 from moec.frontend import opset
 from moec.ir import dialect
 
@@ -57,12 +57,30 @@ def _check_standard(node: ir.Node, place: str, version: int) -> None:
             "Split, Concat or Stack in the source model"
         )
     try:
-        onnx.defs.get_schema(node.op_type, version, "")
+        schema = onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
         raise UnsupportedError(
             f"{place}: {node.op_type} is not an operator of ONNX opset {version}; if it is a custom operator, export "
             "it as a local function"
         ) from None
+    _check_signature(node, f"{place}: {node.op_type} (opset {version})", schema)
+
+
+def _check_signature(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> None:
+    """Raises MoecError when the numbers of inputs or outputs or an attribute's type are not the operator's."""
+    for kind, values, least, most in (
+        ("inputs", node.inputs, schema.min_input, schema.max_input),
+        ("outputs", node.outputs, schema.min_output, schema.max_output),
+    ):
+        if not least <= len(values) <= most:
+            raise MoecError(f"{place} has {len(values)} {kind}, expected {least} to {most}; the model is inconsistent")
+    for name, attribute in node.attributes.items():
+        expected = schema.attributes.get(name)
+        if expected is not None and int(attribute.type) != int(expected.type.value):
+            raise MoecError(
+                f"{place} has attribute {name!r} of type {attribute.type.name}, expected {expected.type.name}; the "
+                "model is inconsistent"
+            )
 
 
 def _check_custom(node: ir.Node, place: str, version: int | None) -> None:

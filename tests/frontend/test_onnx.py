@@ -284,3 +284,18 @@ def test_names_that_are_not_text(tmp_path):
 def test_an_undefined_input_is_one_error_and_no_warning(caplog):
     refuse(model_of([helper.make_node("Add", ["x", "nothing"], ["y"], name="n")]), "nothing")
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "node, message",
+    [
+        (helper.make_node("Add", ["x"], ["y"], "n"), r"node 'n': Add \(opset 17\) has 1 inputs, expected 2 to 2"),
+        (helper.make_node("Relu", ["x"], ["y", "z"], "n"), "has 2 outputs, expected 1 to 1"),
+        (
+            helper.make_node("Softmax", ["x"], ["y"], "n", axis=1.5),
+            r"Softmax \(opset 17\) has attribute 'axis' of type FLOAT, expected INT",
+        ),
+    ],
+)
+def test_nodes_that_do_not_fit_their_operator(node, message):
+    refuse(model_of([node]), message)

@@ -12,17 +12,9 @@ from moec.errors import UnsupportedError
 from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.attention import AttentionProblem, attention
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import (
-    attribute,
-    call,
-    has_input,
-    input_of,
-    refuse_outputs,
-    reshape,
-    static_size,
-    transpose,
-)
+from moec.targets.cpu.nodes import call, refuse_outputs, reshape, static_size, transpose
 from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, by_storage, select, tile_of
+from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
 
 _REFUSED_INPUTS = {4: "past_key", 5: "past_value", 6: "nonpad_kv_seqlen"}
@@ -43,9 +35,9 @@ def lower_attention(lowering: LoweringContext, node: ir.Node, machine: Machine) 
     """Raises UnsupportedError for a cache inside the operator, for optional outputs and for dynamic head sizes."""
     refuse_outputs(node, 1)
     for position, name in _REFUSED_INPUTS.items():
-        if has_input(node, position):
+        if optional_input(node, position) is not None:
             raise UnsupportedError(f"input {name} is not supported; concatenate the cache outside the operator")
-    rank = len(lowering.shape(input_of(node, 0)))
+    rank = len(lowering.shape(required_input(node, 0)))
     query = _heads(lowering, node, 0, "q_num_heads")
     key, value = _heads(lowering, node, 1, "kv_num_heads"), _heads(lowering, node, 2, "kv_num_heads")
     mask = _mask(lowering, node, query, key)
@@ -75,7 +67,7 @@ def lower_attention(lowering: LoweringContext, node: ir.Node, machine: Machine) 
 
 def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) -> relax.Expr:
     """An input as [B, heads, S, D]; a rank-3 input [B, S, heads * D] is split by the attribute ``count``."""
-    tensor = lowering.tensor(input_of(node, position))
+    tensor = lowering.tensor(required_input(node, position))
     shape = list(tensor.ty.shape)
     if len(shape) == 4:
         return tensor
@@ -91,9 +83,10 @@ def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) 
 def _mask(lowering: LoweringContext, node: ir.Node, query: relax.Expr, key: relax.Expr) -> relax.Expr:
     """The mask as [B|1, H|1, S|1, P]; zeros to add if there is none."""
     keys = key.ty.shape[2]
-    if not has_input(node, 3):
+    given = optional_input(node, 3)
+    if given is None:
         return lowering.emit(relax.op.zeros([1, 1, 1, keys], "float32"))
-    mask = lowering.tensor(input_of(node, 3))
+    mask = lowering.tensor(given)
     shape = list(mask.ty.shape)
     shape = [1] * (4 - len(shape)) + shape
     mask = reshape(lowering, mask, shape)

@@ -11,9 +11,10 @@ from moec.errors import UnsupportedError
 from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.convolution import ConvolutionProblem, convolution
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import attribute, call, has_input, input_of, reshape, static_size
+from moec.targets.cpu.nodes import call, reshape, static_size
 from moec.targets.cpu.products import zeros
 from moec.targets.cpu.selection import Kernel, by_storage, select
+from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
 
 
@@ -26,7 +27,7 @@ KERNELS = (Kernel("convolution", "y = x convolved with weight + bias, direct", _
 
 def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """Raises UnsupportedError for three or more spatial axes, dynamic channels and automatic padding."""
-    x, weight = lowering.tensor(input_of(node, 0)), lowering.tensor(input_of(node, 1))
+    x, weight = lowering.tensor(required_input(node, 0)), lowering.tensor(required_input(node, 1))
     shape, window = list(x.ty.shape), _static_sizes(weight.ty.shape)
     spatial, channels = len(shape) - 2, static_size(shape[1])
     if spatial not in (1, 2) or len(window) != len(shape) or channels is None:
@@ -52,7 +53,8 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine
     )
     dtype = str(x.ty.dtype)
     chosen = select(KERNELS, dtype, machine)
-    bias = lowering.tensor(input_of(node, 2)) if has_input(node, 2) else zeros(lowering, problem.outputs, dtype)
+    given = optional_input(node, 2)
+    bias = zeros(lowering, problem.outputs, dtype) if given is None else lowering.tensor(given)
     arguments = [
         reshape(lowering, x, [*shape[:2], *lift, *shape[2:]]),
         reshape(lowering, weight, [*window[:2], *problem.window]),

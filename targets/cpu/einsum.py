@@ -9,8 +9,9 @@ from tvm import relax
 
 from moec.errors import UnsupportedError
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import attribute, input_of, product, reshape, transpose
+from moec.targets.cpu.nodes import product, reshape, transpose
 from moec.targets.cpu.products import multiply_batches
+from moec.targets.tvm.attributes import attribute, required_input
 from moec.targets.tvm.heavy import LoweringContext
 
 
@@ -27,7 +28,7 @@ class Labelled:
 
 def lower_einsum(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """Contract the operands from left to right. Raises UnsupportedError for a letter repeated within one operand."""
-    tensors = [lowering.tensor(input_of(node, position)) for position in range(len(node.inputs))]
+    tensors = [lowering.tensor(required_input(node, position)) for position in range(len(node.inputs))]
     terms, result_labels = parse_equation(attribute(node, "equation", ""), [len(t.ty.shape) for t in tensors])
     operands = [Labelled(tensor, labels) for tensor, labels in zip(tensors, terms, strict=True)]
     current = operands[0]

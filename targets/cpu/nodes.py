@@ -16,23 +16,6 @@ from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.lowering import node_name, operator_name
 
 
-def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
-def has_input(node: ir.Node, position: int) -> bool:
-    return len(node.inputs) > position and node.inputs[position] is not None
-
-
-def input_of(node: ir.Node, position: int) -> ir.Value:
-    """Raises UnsupportedError if the node lacks a required input."""
-    value = node.inputs[position] if len(node.inputs) > position else None
-    if value is None:
-        raise UnsupportedError(f"input {position} is missing; the operator requires it")
-    return value
-
-
 def refuse_outputs(node: ir.Node, first: int) -> None:
     """Raises UnsupportedError if an optional output from position ``first`` on is used."""
     for output in node.outputs[first:]:

@@ -14,18 +14,9 @@ from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.batched_matmul import batched_matmul
 from moec.targets.cpu.kernels.gemm import gemm, pack, packed_shape
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import (
-    attribute,
-    call,
-    flatten,
-    has_input,
-    input_of,
-    product,
-    reshape,
-    static_size,
-    transpose,
-)
+from moec.targets.cpu.nodes import call, flatten, product, reshape, static_size, transpose
 from moec.targets.cpu.selection import Kernel, by_storage, select, tile_of
+from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
 
 
@@ -156,7 +147,7 @@ def _batches(lowering: LoweringContext, tensor: relax.Expr, batch: Sequence[Any]
 
 def lower_matmul(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """ONNX MatMul: numpy's ``matmul``, vectors and broadcast batches included."""
-    left_value, right_value = input_of(node, 0), input_of(node, 1)
+    left_value, right_value = required_input(node, 0), required_input(node, 1)
     left, right_shape = lowering.tensor(left_value), lowering.shape(right_value)
     left_shape = list(left.ty.shape)
     if len(left_shape) == 1:
@@ -181,10 +172,10 @@ def lower_matmul(lowering: LoweringContext, node: ir.Node, machine: Machine) -> 
 def lower_gemm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """ONNX Gemm: ``alpha * A' @ B' + beta * C``, each of A' and B' transposed or not."""
     alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
-    left = lowering.tensor(input_of(node, 0))
+    left = lowering.tensor(required_input(node, 0))
     if attribute(node, "transA", 0):
         left = transpose(lowering, left, [1, 0])
-    right_value, transposed = input_of(node, 1), bool(attribute(node, "transB", 0))
+    right_value, transposed = required_input(node, 1), bool(attribute(node, "transB", 0))
     if lowering.is_constant(right_value):
         result = multiply_constant(lowering, node, machine, left, _gemm_weight(lowering, right_value, transposed))
     else:
@@ -194,9 +185,10 @@ def lower_gemm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> re
         result = reshape(lowering, product_3d, list(product_3d.ty.shape)[1:])
     if alpha != 1.0:
         result = lowering.emit(relax.op.multiply(result, relax.const(alpha, str(result.ty.dtype))))
-    if not has_input(node, 2):
+    given = optional_input(node, 2)
+    if given is None:
         return result
-    addend = lowering.tensor(input_of(node, 2))
+    addend = lowering.tensor(given)
     if beta != 1.0:
         addend = lowering.emit(relax.op.multiply(addend, relax.const(beta, str(addend.ty.dtype))))
     return relax.op.add(result, addend)

@@ -12,19 +12,9 @@ from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import (
-    attribute,
-    call,
-    flatten,
-    has_input,
-    input_of,
-    product,
-    refuse_outputs,
-    reshape,
-    static_size,
-    transpose,
-)
+from moec.targets.cpu.nodes import call, flatten, product, refuse_outputs, reshape, static_size, transpose
 from moec.targets.cpu.selection import Kernel, Selection, by_storage, select
+from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
 
 
@@ -41,7 +31,7 @@ LAYER_NORM = (
 
 def lower_softmax(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """Softmax over any axis: the axis is brought to the end and back."""
-    x = lowering.tensor(input_of(node, 0))
+    x = lowering.tensor(required_input(node, 0))
     rank, dtype = len(x.ty.shape), str(x.ty.dtype)
     axis = attribute(node, "axis", -1) % rank
     to_end = [*(other for other in range(rank) if other != axis), axis]
@@ -56,21 +46,21 @@ def lower_softmax(lowering: LoweringContext, node: ir.Node, machine: Machine) ->
 def lower_rms_norm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """Opset 23 RMSNormalization; sums are float32 whatever ``stash_type`` says."""
     epsilon = float(attribute(node, "epsilon", 1e-5))
-    x = lowering.tensor(input_of(node, 0))
+    x = lowering.tensor(required_input(node, 0))
     dtype = str(x.ty.dtype)
     chosen = select(RMS_NORM, dtype, machine)
     kernel = rms_norm(epsilon, machine, dtype)
-    return _normalize(lowering, node, kernel, [input_of(node, 1)], chosen)
+    return _normalize(lowering, node, kernel, [required_input(node, 1)], chosen)
 
 
 def lower_layer_norm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """Opset 17 LayerNormalization; sums are float32 whatever ``stash_type`` says. Only the first output is computed."""
     refuse_outputs(node, 1)
     epsilon = float(attribute(node, "epsilon", 1e-5))
-    dtype = lowering.dtype(input_of(node, 0))
+    dtype = lowering.dtype(required_input(node, 0))
     chosen = select(LAYER_NORM, dtype, machine)
-    bias = node.inputs[2] if has_input(node, 2) else None
-    return _normalize(lowering, node, layer_norm(epsilon, machine, dtype), [input_of(node, 1), bias], chosen)
+    bias = optional_input(node, 2)
+    return _normalize(lowering, node, layer_norm(epsilon, machine, dtype), [required_input(node, 1), bias], chosen)
 
 
 def _normalize(
@@ -80,7 +70,7 @@ def _normalize(
     parameters: Sequence[ir.Value | None],
     chosen: Selection,
 ) -> relax.Expr:
-    x = lowering.tensor(input_of(node, 0))
+    x = lowering.tensor(required_input(node, 0))
     shape, dtype = list(x.ty.shape), str(x.ty.dtype)
     axis = attribute(node, "axis", -1) % len(shape)
     matrix = flatten(lowering, x, axis)

@@ -28,7 +28,10 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     _inline_functions(model, where)
     operators.check_types(model, where)
     _drop_initializers_from_inputs(model)
-    _lift_constants(model)
+    try:
+        _lift_constants(model)
+    except ValueError as error:
+        raise MoecError(f"{where}: a Constant node is inconsistent ({error}); export the model again") from error
     external_data.map_weights(model)
     _resolve_constant_branches(model)
     opset.check_version(model, where)

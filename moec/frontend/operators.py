@@ -22,7 +22,7 @@ def check_operators(model: ir.Model, where: str) -> None:
     """Raises UnsupportedError naming node, operator and opset for the first node that is not supported."""
     version = model.graph.opset_imports[""]
     for node in model.graph:
-        place = f"{where}: node {node.name or node.outputs[0].name!r}"
+        place = f"{where}: node {node.name or next((output.name for output in node.outputs), None)!r}"
         if node.domain == "" and not opset.is_known_early(node, version):
             _check_standard(node, place, version)
         elif node.domain != "":
@@ -75,11 +75,12 @@ def _check_signature(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> N
         if not least <= len(values) <= most:
             raise MoecError(f"{place} has {len(values)} {kind}, expected {least} to {most}; the model is inconsistent")
     for name, attribute in node.attributes.items():
-        expected = schema.attributes.get(name)
-        if expected is not None and int(attribute.type) != int(expected.type.value):
+        declared = schema.attributes.get(name)
+        expected = attribute.type.name if declared is None else str(declared.type).rpartition(".")[2]
+        if attribute.type.name != expected:
             raise MoecError(
-                f"{place} has attribute {name!r} of type {attribute.type.name}, expected {expected.type.name}; the "
-                "model is inconsistent"
+                f"{place} has attribute {name!r} of type {attribute.type.name}, expected {expected}; the model is "
+                "inconsistent"
             )
 
 

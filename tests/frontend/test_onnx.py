@@ -299,3 +299,8 @@ def test_an_undefined_input_is_one_error_and_no_warning(caplog):
 )
 def test_nodes_that_do_not_fit_their_operator(node, message):
     refuse(model_of([node]), message)
+
+
+def test_a_constant_without_a_known_value():
+    nodes = [helper.make_node("Constant", [], ["c"], valeu=1.0), helper.make_node("Add", ["x", "c"], ["y"])]
+    refuse(model_of(nodes), "a Constant node is inconsistent")

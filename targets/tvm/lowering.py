@@ -8,7 +8,6 @@ compile time (shapes above all) stay :class:`Known` and become code only where a
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +19,9 @@ from tvm import relax, te, tirx
 from moec.errors import UnsupportedError
 from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.constants import constant_of, dtype_of
+from moec.targets.tvm.function_builder import FunctionBuilder, identifier
 from moec.targets.tvm.heavy import HeavyOps
-from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known, Sizes
-from moec.targets.tvm.te_kernels import OPAQUE, prim_func
+from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known
 
 INLINE_ELEMENTS = 16
 """Constants up to this size stand in the function itself; larger ones are weights."""
@@ -57,24 +56,18 @@ def lower(model: ir.Model, heavy: HeavyOps) -> Lowered:
     return Lowering(model, heavy).run()
 
 
-class Lowering:
+class Lowering(FunctionBuilder):
     """One run over one model; also the :class:`~moec.targets.tvm.heavy.LoweringContext` of the target's converters."""
 
     def __init__(self, model: ir.Model, heavy: HeavyOps) -> None:
         from moec.targets.tvm.converters import CONVERTERS
 
+        super().__init__()
         self.model = model
-        self.sizes = Sizes()
         self._converters = {**CONVERTERS, **heavy.converters()}
-        self._builder = relax.BlockBuilder()
         self._tensors: dict[ir.Value, relax.Expr] = {}
         self._known: dict[ir.Value, Known] = {}
-        self._computed: set[relax.Var] = set()
         self._dimensions: dict[str, tirx.Var] = {}
-        self._weights: dict[str, tuple[relax.Var, Weight]] = {}
-        self._kernels: dict[str, KernelRecord] = {}
-        self._node: ir.Node | None = None
-        self._nodes: dict[str, ir.Node] = {}
 
     # The whole model
 
@@ -156,7 +149,7 @@ class Lowering:
             int(size) if isinstance(size, int) else self._dimension(size.value or f"{value.name}_{axis}")
             for axis, size in enumerate(value.shape)
         ]
-        variable = relax.Var(_identifier(value.name), relax.TensorType(dimensions, dtype_of(value)))
+        variable = relax.Var(identifier(value.name), relax.TensorType(dimensions, dtype_of(value)))
         self._tensors[value] = variable
         return variable
 
@@ -283,133 +276,6 @@ class Lowering:
             "sizes",
         )[0]
         return self._read_sizes(flat, [f"{value.name}_{position}" for position in range(count)])
-
-    def size_from(self, tensor: relax.Expr, name: str) -> tirx.Var:
-        """A new symbolic size that the program reads from an int64 tensor of shape [1]."""
-        return self._read_sizes(tensor, [name])[0]
-
-    def _read_sizes(self, tensor: relax.Expr, names: list[str]) -> list[tirx.Var]:
-        fresh = [self.sizes.variable(name) for name in names]
-        self._builder.match_cast(self.emit(relax.op.tensor_to_shape(tensor)), relax.ShapeType(fresh))
-        return fresh
-
-    # What converters add
-
-    def emit(self, expression: relax.Expr, name: str = "") -> relax.Var:
-        if isinstance(expression, relax.Var):
-            return expression
-        variable = self._builder.emit(expression, name_hint=_identifier(name) if name else "")
-        if self._node is not None:
-            self._nodes[variable.name] = self._node
-        return variable
-
-    def reshape(self, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
-        """The same elements under another shape, without a copy."""
-        view = self.emit(relax.op.reshape(tensor, [self.sizes.expression(size) for size in sizes]))
-        if tensor in self._computed:
-            self._computed.add(view)
-        return view
-
-    def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
-        """A copy of the tensor with another expression for its shape, checked when the program runs.
-
-        The check is the one that every kernel makes of its arguments. (Relax's match_cast cannot be used: passes after
-        it recurse without end where a size that is already bound is matched with an expression of itself.)
-        """
-        sizes = [self.sizes.expression(size) for size in shape]
-        dtype = str(tensor.ty.dtype)
-        source = te.placeholder(sizes, dtype, name="source")
-        copy = te.compute(sizes, lambda *indices: source(*indices), name="checked")
-        kernel, extra = prim_func([source], [copy])
-        symbol = self._builder.add_func(kernel.with_attr("op_pattern", OPAQUE), "checked_shape")
-        call = relax.call_tir(symbol, [self.emit(tensor), *extra], relax.TensorType(sizes, dtype))
-        return self._unpack(call, 1, "checked_shape")[0]
-
-    def materialise(self, known: Known, name: str = "known") -> relax.Var:
-        """A known value as a tensor: a constant, or a kernel that writes the symbolic elements."""
-        if known.numbers is not None:
-            return self.emit(relax.const(known.numbers, known.dtype), name)
-        elements = [self.sizes.expression(element).astype(known.dtype) for element in known.elements.flat]
-        shape = known.elements.shape
-
-        def write(*indices: tirx.Expr) -> tirx.Expr:
-            position: Any = tirx.IntImm("int64", 0)
-            for index, size in zip(indices, shape, strict=True):
-                position = position * size + index
-            chosen = elements[-1]
-            for number in range(len(elements) - 2, -1, -1):
-                chosen = tirx.if_then_else(position == number, elements[number], chosen)
-            return chosen
-
-        return self.compute(lambda: te.compute(shape, write, name="known"), [], "shape_value")[0]
-
-    def add_weight(self, name: str, shape: Sequence[int], dtype: str, load: Callable[[], np.ndarray]) -> relax.Var:
-        shape = tuple(int(size) for size in shape)
-        if name in self._weights:
-            variable, weight = self._weights[name]
-            if (weight.shape, weight.dtype) != (shape, dtype):
-                raise ValueError(f"weight {name!r} is {weight.dtype}{weight.shape} and cannot also be {dtype}{shape}")
-            return variable
-        variable = relax.Var(_identifier(name), relax.TensorType(shape, dtype))
-        self._weights[name] = (variable, Weight(name, shape, dtype, load))
-        return variable
-
-    def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
-        """Emit a generic kernel. ``function`` takes one TE tensor per argument, may use any size of this lowering, and
-        returns a TE tensor or a list of them."""
-        placeholders = [
-            te.placeholder(argument.ty.shape.values, str(argument.ty.dtype), name=f"input_{position}")
-            for position, argument in enumerate(arguments)
-        ]
-        result = function(*placeholders)
-        outputs = list(result) if isinstance(result, (list, tuple)) else [result]
-        kernel, extra = prim_func(placeholders, outputs)
-        symbol = self._builder.add_func(kernel.with_attr("tirx.noalias", True), _identifier(name))
-        types = [relax.TensorType(output.shape, str(output.dtype)) for output in outputs]
-        call = relax.call_tir(symbol, [*arguments, *extra], types if len(types) > 1 else types[0])
-        return self._unpack(call, len(types), name)
-
-    def call_kernel(
-        self,
-        kernel: tirx.PrimFunc,
-        arguments: Sequence[relax.Expr],
-        output_types: Sequence[relax.TensorType],
-        record: KernelRecord,
-    ) -> list[relax.Var]:
-        symbol = self._add_finished_kernel(kernel, record.name)
-        merged = self._kernels.setdefault(symbol.name_hint, dataclasses.replace(record, name=symbol.name_hint))
-        merged.nodes = list(dict.fromkeys([*merged.nodes, *record.nodes]))
-        types = list(output_types)
-        call = relax.call_tir(symbol, [self.emit(a) for a in arguments], types if len(types) > 1 else types[0])
-        return self._unpack(call, len(types), record.name)
-
-    def call_serial(
-        self,
-        kernel: tirx.PrimFunc,
-        arguments: Sequence[relax.Expr],
-        output_types: Sequence[relax.TensorType],
-        name: str,
-    ) -> list[relax.Var]:
-        """Like :meth:`call_kernel`, for a generic kernel that is not to be scheduled or reported as the target's."""
-        types = list(output_types)
-        symbol = self._add_finished_kernel(kernel, name)
-        call = relax.call_tir(symbol, [self.emit(a) for a in arguments], types if len(types) > 1 else types[0])
-        return self._unpack(call, len(types), name)
-
-    def _add_finished_kernel(self, kernel: tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
-        kernel = kernel.without_attr("global_symbol").with_attrs({"tirx.is_scheduled": True, "op_pattern": OPAQUE})
-        return self._builder.add_func(kernel, _identifier(name))
-
-    def _unpack(self, call: relax.Expr, count: int, name: str) -> list[relax.Var]:
-        result = self.emit(call, name)
-        several = (self.emit(relax.TupleGetItem(result, position), name) for position in range(count))
-        results = [result] if count == 1 else list(several)
-        self._computed.update(results)
-        return results
-
-
-def _identifier(name: str | None) -> str:
-    return re.sub(r"\W", "_", name or "value") or "value"
 
 
 Converter = Callable[[Lowering, ir.Node], Any]

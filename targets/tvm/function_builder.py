@@ -1,0 +1,161 @@
+"""The Relax function that a model becomes, while it is being built: bindings, weights, kernels and calls of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import tvm
+from tvm import relax, te, tirx
+
+from moec.targets.base import KernelRecord, Weight
+from moec.targets.tvm.symbolic import Known, Sizes
+from moec.targets.tvm.te_kernels import OPAQUE, prim_func
+
+
+def identifier(name: str | None) -> str:
+    return re.sub(r"\W", "_", name or "value") or "value"
+
+
+class FunctionBuilder:
+    """What converters add to Relax ``main``: variables, new sizes, weights (parameters of ``main``), and kernels."""
+
+    def __init__(self) -> None:
+        self.sizes = Sizes()
+        self._builder = relax.BlockBuilder()
+        self._computed: set[relax.Var] = set()
+        """Variables whose memory is a kernel's own result, not an input or a constant."""
+        self._weights: dict[str, tuple[relax.Var, Weight]] = {}
+        self._kernels: dict[str, KernelRecord] = {}
+        self._node: ir.Node | None = None
+        """The node being converted; variables are made for it."""
+        self._nodes: dict[str, ir.Node] = {}
+
+    def emit(self, expression: relax.Expr, name: str = "") -> relax.Var:
+        if isinstance(expression, relax.Var):
+            return expression
+        variable = self._builder.emit(expression, name_hint=identifier(name) if name else "")
+        if self._node is not None:
+            self._nodes[variable.name] = self._node
+        return variable
+
+    def reshape(self, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
+        """The same elements under another shape, without a copy."""
+        view = self.emit(relax.op.reshape(tensor, [self.sizes.expression(size) for size in sizes]))
+        if tensor in self._computed:
+            self._computed.add(view)
+        return view
+
+    def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
+        """A copy of the tensor with another expression for its shape, checked when the program runs.
+
+        The check is the one that every kernel makes of its arguments. (Relax's match_cast cannot be used: passes after
+        it recurse without end where a size that is already bound is matched with an expression of itself.)
+        """
+        sizes = [self.sizes.expression(size) for size in shape]
+        dtype = str(tensor.ty.dtype)
+        source = te.placeholder(sizes, dtype, name="source")
+        copy = te.compute(sizes, lambda *indices: source(*indices), name="checked")
+        kernel, extra = prim_func([source], [copy])
+        symbol = self._builder.add_func(kernel.with_attr("op_pattern", OPAQUE), "checked_shape")
+        types = [relax.TensorType(sizes, dtype)]
+        return self._call(symbol, [self.emit(tensor), *extra], types, "checked_shape")[0]
+
+    def materialise(self, known: Known, name: str = "known") -> relax.Var:
+        """A known value as a tensor: a constant, or a kernel that writes the symbolic elements."""
+        if known.numbers is not None:
+            return self.emit(relax.const(known.numbers, known.dtype), name)
+        elements = [self.sizes.expression(element).astype(known.dtype) for element in known.elements.flat]
+        shape = known.elements.shape
+
+        def write(*indices: tirx.Expr) -> tirx.Expr:
+            position: Any = tirx.IntImm("int64", 0)
+            for index, size in zip(indices, shape, strict=True):
+                position = position * size + index
+            chosen = elements[-1]
+            for number in range(len(elements) - 2, -1, -1):
+                chosen = tirx.if_then_else(position == number, elements[number], chosen)
+            return chosen
+
+        return self.compute(lambda: te.compute(shape, write, name="known"), [], "shape_value")[0]
+
+    def add_weight(self, name: str, shape: Sequence[int], dtype: str, load: Callable[[], np.ndarray]) -> relax.Var:
+        shape = tuple(int(size) for size in shape)
+        if name in self._weights:
+            variable, weight = self._weights[name]
+            if (weight.shape, weight.dtype) != (shape, dtype):
+                raise ValueError(f"weight {name!r} is {weight.dtype}{weight.shape} and cannot also be {dtype}{shape}")
+            return variable
+        variable = relax.Var(identifier(name), relax.TensorType(shape, dtype))
+        self._weights[name] = (variable, Weight(name, shape, dtype, load))
+        return variable
+
+    def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
+        """Emit a generic kernel. ``function`` takes one TE tensor per argument, may use any size of this lowering, and
+        returns a TE tensor or a list of them."""
+        placeholders = [
+            te.placeholder(argument.ty.shape.values, str(argument.ty.dtype), name=f"input_{position}")
+            for position, argument in enumerate(arguments)
+        ]
+        result = function(*placeholders)
+        outputs = list(result) if isinstance(result, (list, tuple)) else [result]
+        kernel, extra = prim_func(placeholders, outputs)
+        symbol = self._builder.add_func(kernel.with_attr("tirx.noalias", True), identifier(name))
+        types = [relax.TensorType(output.shape, str(output.dtype)) for output in outputs]
+        return self._call(symbol, [*arguments, *extra], types, name)
+
+    def size_from(self, tensor: relax.Expr, name: str) -> tirx.Var:
+        """A new symbolic size that the program reads from an int64 tensor of shape [1]."""
+        return self._read_sizes(tensor, [name])[0]
+
+    def _read_sizes(self, tensor: relax.Expr, names: list[str]) -> list[tirx.Var]:
+        fresh = [self.sizes.variable(name) for name in names]
+        self._builder.match_cast(self.emit(relax.op.tensor_to_shape(tensor)), relax.ShapeType(fresh))
+        return fresh
+
+    def call_kernel(
+        self,
+        kernel: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        output_types: Sequence[relax.TensorType],
+        record: KernelRecord,
+    ) -> list[relax.Var]:
+        symbol = self._add_finished_kernel(kernel, record.name)
+        merged = self._kernels.setdefault(symbol.name_hint, dataclasses.replace(record, name=symbol.name_hint))
+        merged.nodes = list(dict.fromkeys([*merged.nodes, *record.nodes]))
+        return self._call(symbol, [self.emit(argument) for argument in arguments], output_types, record.name)
+
+    def call_serial(
+        self,
+        kernel: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        output_types: Sequence[relax.TensorType],
+        name: str,
+    ) -> list[relax.Var]:
+        """Like :meth:`call_kernel`, for a generic kernel that is not to be scheduled or reported as the target's."""
+        symbol = self._add_finished_kernel(kernel, name)
+        return self._call(symbol, [self.emit(argument) for argument in arguments], output_types, name)
+
+    def _add_finished_kernel(self, kernel: tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
+        kernel = kernel.without_attr("global_symbol").with_attrs({"tirx.is_scheduled": True, "op_pattern": OPAQUE})
+        return self._builder.add_func(kernel, identifier(name))
+
+    def _call(
+        self,
+        symbol: tvm.ir.GlobalVar,
+        arguments: Sequence[relax.Expr],
+        output_types: Sequence[relax.TensorType],
+        name: str,
+    ) -> list[relax.Var]:
+        """Emit ``symbol(*arguments, *outputs)``; the outputs are new memory, one variable each."""
+        types = list(output_types)
+        result = self.emit(relax.call_tir(symbol, list(arguments), types if len(types) > 1 else types[0]), name)
+        results = [result]
+        if len(types) > 1:
+            results = [self.emit(relax.TupleGetItem(result, position), name) for position in range(len(types))]
+        self._computed.update(results)
+        return results

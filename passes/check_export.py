@@ -11,6 +11,7 @@ import onnx_ir as ir
 import sympy
 
 from moec.errors import MoecError
+from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
 from moec.passes.rewriting import constant, is_op
 from moec.passes.symbolic import expression, shape_of
@@ -62,13 +63,13 @@ class CheckExport:
             return
         if _more_updates_than_rows(node, data, indices) or _divided(indices):
             raise MoecError(
-                f"node {_name(node)}: {node.op_type} overwrites rows that several updates go to, where a Mixture of "
-                f"Experts adds them; the exporter lost the sum of an index_add: {_ADVICE}"
+                f"node {node_name(node)}: {node.op_type} overwrites rows that several updates go to, where a Mixture "
+                f"of Experts adds them; the exporter lost the sum of an index_add: {_ADVICE}"
             )
         if _joins_top_k_lists(indices):
             report.warn(
                 self.name,
-                _name(node),
+                node_name(node),
                 f"{node.op_type} overwrites instead of adding, and its indices are several top-k lists joined: where "
                 f"two lists name one row, a contribution is lost; if experts are combined here, {_ADVICE}",
             )
@@ -81,14 +82,10 @@ class CheckExport:
             missing = sorted(set(range(count)) - compared)
             report.warn(
                 self.name,
-                _name(node),
+                node_name(node),
                 f"chooses among {count} experts, but only {len(compared)} have a body (missing: {missing}): the "
                 f"exporter's example may not have reached the others; {_ADVICE}",
             )
-
-
-def _name(node: ir.Node) -> str:
-    return node.name or str(node.outputs[0].name)
 
 
 def _input_sizes(graph: ir.Graph) -> set[sympy.Basic]:
@@ -105,8 +102,8 @@ def _check_reshape(node: ir.Node, sizes: set[sympy.Basic]) -> None:
     elements = sympy.Integer(1) * sympy.prod(source)
     if elements.free_symbols and elements.free_symbols <= sizes:
         raise MoecError(
-            f"node {_name(node)}: Reshape makes {target.tolist()} of a value with {elements} elements, which is true "
-            f"for one input size only; the exporter has frozen the size of its example: {_ADVICE}"
+            f"node {node_name(node)}: Reshape makes {target.tolist()} of a value with {elements} elements, which is "
+            f"true for one input size only; the exporter has frozen the size of its example: {_ADVICE}"
         )
 
 
@@ -119,14 +116,14 @@ def _check_split(node: ir.Node, sizes: set[sympy.Basic]) -> None:
     length = source[0 if attribute is None else attribute.as_int()]
     if length.free_symbols and length.free_symbols <= sizes:
         raise MoecError(
-            f"node {_name(node)}: Split cuts an axis of {length} elements into parts of {parts.tolist()}, which is "
+            f"node {node_name(node)}: Split cuts an axis of {length} elements into parts of {parts.tolist()}, which is "
             f"true for one input only; the exporter has frozen what its example did: {_ADVICE}"
         )
     experts = _active_of(node.inputs[0])
     if length.free_symbols and experts is not None and len(parts) < experts:
         raise MoecError(
-            f"node {_name(node)}: Split handles {len(parts)} active experts, but there are {experts}; the exporter's "
-            f"example did not reach the others, so they are missing: {_ADVICE}"
+            f"node {node_name(node)}: Split handles {len(parts)} active experts, but there are {experts}; the "
+            f"exporter's example did not reach the others, so they are missing: {_ADVICE}"
         )
 
 

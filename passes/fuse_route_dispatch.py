@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
+from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
 from moec.passes.rewriting import replace_value
 
@@ -42,7 +43,7 @@ class FuseRouteDispatch:
                 _fuse(model.graph, node)
                 changed = True
             else:
-                report.note(self.name, node.name or str(node.outputs[0].name), reason)
+                report.note(self.name, node_name(node), reason)
         return changed
 
 

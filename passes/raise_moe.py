@@ -10,6 +10,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from moec.ir import dialect
+from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
 from moec.passes.raising import batched, contrib, dense, loop
 from moec.passes.raising.block import Block, is_contraction
@@ -59,7 +60,7 @@ class RaiseMoE:
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
         for node in filter(contrib.is_quantized, model.graph):
-            report.warn(self.name, _subject(node), "quantised experts are not supported yet (com.microsoft.QMoE)")
+            report.warn(self.name, node_name(node), "quantised experts are not supported yet (com.microsoft.QMoE)")
         done: set[ir.Node] = set()
         understood: set[ir.Node] = set()
         known: Known = {}
@@ -80,7 +81,7 @@ class RaiseMoE:
             self._tell(report, block, match)
             changed = True
         for failure in _one_per_block([failure for failure in failures if failure.anchor not in understood]):
-            report.warn(self.name, _subject(failure.anchor), f"left as ordinary operators: {failure.reason}")
+            report.warn(self.name, node_name(failure.anchor), f"left as ordinary operators: {failure.reason}")
         return changed
 
     def _tell(self, report: Report, block: Block, match: Match) -> None:
@@ -113,10 +114,6 @@ def _one_per_block(failures: list[_Failure]) -> list[_Failure]:
         if failure.reason.difference < known.reason.difference:
             nearest[failure.source] = failure
     return list(nearest.values())
-
-
-def _subject(anchor: ir.Node) -> str:
-    return anchor.name or anchor.outputs[0].name or anchor.op_type
 
 
 def _next_anchor(graph: ir.Graph, done: set[ir.Node]) -> ir.Node | None:
@@ -175,7 +172,7 @@ def _report_uncut(facts: Facts, anchor: ir.Node) -> None:
     branches = [node for node in users if node.op_type in ("If", "Loop", "Scan")]
     if branches:
         first = branches[0]
-        raise NotUnderstoodError(f"control flow depends on its selection ({first.op_type} node {_subject(first)})")
+        raise NotUnderstoodError(f"control flow depends on its selection ({first.op_type} node {node_name(first)})")
     if sum(map(is_contraction, users)) >= 2 and not any(map(dialect.is_moec, users)):
         raise NotUnderstoodError("no part of the graph behind it makes one row per token from one row per token")
 

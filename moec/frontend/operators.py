@@ -12,6 +12,7 @@ import onnx_ir as ir
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend import opset
 from moec.ir import dialect
+from moec.ir.names import node_name
 
 CONTRIB_DOMAIN = "com.microsoft"
 _CONTROL_FLOW = ("If", "Loop", "Scan")
@@ -22,7 +23,7 @@ def check_operators(model: ir.Model, where: str) -> None:
     """Raises UnsupportedError naming node, operator and opset for the first node that is not supported."""
     version = model.graph.opset_imports[""]
     for node in model.graph:
-        place = f"{where}: node {node.name or next((output.name for output in node.outputs), None)!r}"
+        place = f"{where}: node {node_name(node)!r}"
         if node.domain == "" and not opset.is_known_early(node, version):
             _check_standard(node, place, version)
         elif node.domain != "":

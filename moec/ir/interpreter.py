@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike
 from onnx.reference import ReferenceEvaluator
 
 from moec.ir.graphs import nested_graphs
+from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.semantics import experts, grouped_matmul, moe, route
 
@@ -117,7 +118,7 @@ class Evaluator:
             raise
         except Exception as error:  # whatever numpy or the operator's own checks raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-            raise EvaluationError(f"node {_label(step.node)} ({step.node.op_type}): {reason}") from error
+            raise EvaluationError(f"node {node_name(step.node)!r} ({step.node.op_type}): {reason}") from error
         values.update(zip(operator.output, outputs, strict=False))
         for name in step.last_uses:
             values.pop(name, None)
@@ -211,10 +212,6 @@ def run(model: ir.Model, inputs: Mapping[str, Array], *, dtype: DTypeLike | None
     )
     results = evaluator.run({value: inputs[_name(value)] for value in required})
     return {_name(value): result for value, result in zip(graph.outputs, results, strict=True)}
-
-
-def _label(node: ir.Node) -> str:
-    return repr(node.name or (node.outputs[0].name if node.outputs else ""))
 
 
 def _name(value: ir.Value) -> str:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from moec.errors import VerificationError
 from moec.ir import dialect
 from moec.ir.graphs import nested_graphs
+from moec.ir.names import node_name, operator_name
 from moec.ir.rules import RULES
 
 
@@ -40,8 +41,7 @@ def _node(node: ir.Node) -> Iterator[str]:
 
 
 def _message(node: ir.Node, rule: str, found: str) -> str:
-    operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    return f"node {node.name or '(unnamed)'} ({operator}) breaks rule {rule}: {found}"
+    return f"node {node_name(node)} ({operator_name(node)}) breaks rule {rule}: {found}"
 
 
 def _structure(graph: ir.Graph, outer: set[ir.Value], outer_names: dict[str, ir.Value]) -> Iterator[str]:
@@ -58,7 +58,7 @@ def _structure(graph: ir.Graph, outer: set[ir.Value], outer_names: dict[str, ir.
         for body in nested_graphs(node):
             yield from _structure(body, defined, names)
         for value in node.outputs:
-            yield from _define(f"node {node.name or '(unnamed)'} ({node.op_type})", value, defined, names)
+            yield from _define(f"node {node_name(node)} ({node.op_type})", value, defined, names)
     for value in graph.outputs:
         if value not in defined:
             yield f"graph {graph.name} breaks rule undefined-value: its output {value.name} is defined by nothing"

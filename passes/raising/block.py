@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.interpreter import Evaluator
+from moec.ir.names import node_name
 from moec.passes.raising.facts import Array, Facts, follow_data
 
 MOST_TOKENS = 2048
@@ -50,7 +51,7 @@ class Block:
 
     @property
     def name(self) -> str:
-        return self.anchor.name or self.anchor.outputs[0].name or self.anchor.op_type
+        return node_name(self.anchor)
 
     def router_nodes(self) -> list[ir.Node]:
         """Nodes that depend on the logits but on no element of x."""

@@ -23,6 +23,7 @@ from tvm import relax, tirx
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, attributes_of, inputs_of, spec_of
+from moec.ir.names import node_name
 from moec.targets.cpu.kernels import capacity, combine, dispatch, gather, grouped_gemm, pack_experts, route
 from moec.targets.cpu.kernels.activation import experts_epilogue
 from moec.targets.cpu.machine import Machine
@@ -40,7 +41,6 @@ from moec.targets.cpu.moe_kernels import (
 from moec.targets.cpu.nodes import record_of
 from moec.targets.cpu.selection import Kernel, Selection, select
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-from moec.targets.tvm.lowering import node_name
 
 
 class MoeOps:

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from tvm import relax, tirx
 
 from moec.errors import UnsupportedError
+from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord
 from moec.targets.cpu.selection import Selection
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.lowering import node_name, operator_name
 
 
 def refuse_outputs(node: ir.Node, first: int) -> None:

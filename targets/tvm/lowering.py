@@ -17,6 +17,7 @@ import tvm
 from tvm import relax, te, tirx
 
 from moec.errors import UnsupportedError
+from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder, identifier
@@ -39,16 +40,6 @@ class Lowered:
     """The target's own kernels by symbol name."""
     nodes: dict[str, ir.Node]
     """Which node a variable of ``main`` was made for, by the variable's name."""
-
-
-def operator_name(node: ir.Node) -> str:
-    """``MatMul`` in the default domain, ``moec.Route`` in another."""
-    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-
-
-def node_name(node: ir.Node) -> str:
-    """The node's name, or that of its first output where it has none."""
-    return node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
 
 
 def lower(model: ir.Model, heavy: HeavyOps) -> Lowered:

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, s_tir, tirx
 
+from moec.ir.names import node_name, operator_name
 from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm import sources
-from moec.targets.tvm.lowering import node_name, operator_name
 from moec.targets.tvm.pipeline import Optimized
 
 _COMMENT = {"tir": "#", "llvm": ";", "asm": "#"}

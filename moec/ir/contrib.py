@@ -103,21 +103,30 @@ _MOE_ACTIVATIONS: dict[str, Activation] = {
 _SWIGLU_LAYOUTS: dict[int, GateLayout] = {0: "separate", 1: "interleaved", 2: "gate_up"}
 
 
-def _moe_experts_spec(
-    activation_type: str, fusion: int, alpha: float, beta: float, limit: float | None, has_fc3: bool
+def experts_spec(
+    has_fc3: bool,
+    *,
+    activation_type: str = "relu",
+    swiglu_fusion: int = 0,
+    activation_alpha: float = 1.0,
+    activation_beta: float = 0.0,
+    swiglu_limit: float | None = None,
 ) -> ExpertsSpec:
-    """A swiglu has the gate in fc1 and the up projection in fc3, or both in fc1; other activations gate with fc3."""
+    """The experts of ``com.microsoft.MoE``, from its attributes.
+
+    A swiglu has the gate in fc1 and the up projection in fc3, or both in fc1; other activations gate with fc3. Raises
+    ValueError for attributes that mean nothing.
+    """
     if activation_type not in _MOE_ACTIVATIONS:
         raise ValueError(f"com.microsoft.MoE: activation {activation_type!r} is none of {sorted(_MOE_ACTIVATIONS)}")
-    activation = _MOE_ACTIVATIONS[activation_type]
     if activation_type != "swiglu":
-        return ExpertsSpec(activation, "separate" if has_fc3 else "none")
-    layout = _SWIGLU_LAYOUTS[fusion]
-    if (layout == "separate") != has_fc3:
-        raise ValueError(
-            f"com.microsoft.MoE: swiglu_fusion={fusion} does not fit fc3 being {'there' if has_fc3 else 'absent'}"
-        )
-    return ExpertsSpec("silu", layout, alpha=alpha, up_offset=beta, limit=max(limit or 0.0, 0.0))
+        return ExpertsSpec(_MOE_ACTIVATIONS[activation_type], "separate" if has_fc3 else "none")
+    layout = _SWIGLU_LAYOUTS.get(swiglu_fusion)
+    if layout is None or (layout == "separate") != has_fc3:
+        fc3 = "there" if has_fc3 else "absent"
+        raise ValueError(f"com.microsoft.MoE: swiglu_fusion={swiglu_fusion} does not fit fc3 being {fc3}")
+    limit = max(swiglu_limit or 0.0, 0.0)
+    return ExpertsSpec("silu", layout, alpha=activation_alpha, up_offset=activation_beta, limit=limit)
 
 
 def moe(
@@ -130,26 +139,21 @@ def moe(
     fc3: Array | None = None,
     fc3_bias: Array | None = None,
     *,
-    activation_type: str = "relu",
     k: int = 1,
     normalize_routing_weights: int = 0,
     use_sparse_mixer: int = 0,
-    swiglu_fusion: int = 0,
-    activation_alpha: float = 1.0,
-    activation_beta: float = 0.0,
-    swiglu_limit: float | None = None,
+    **experts: Any,
 ) -> Array:
     """``com.microsoft.MoE``: softmax over all experts, top-k, then experts with weights [E, out, in].
 
-    On equal scores onnxruntime takes the higher id, this reference the lower one like all of moec.
+    ``experts`` are the attributes of :func:`experts_spec`. On equal scores onnxruntime takes the higher id, this
+    reference the lower one like all of moec.
     """
     if use_sparse_mixer:
         raise NotImplementedError(
             "com.microsoft.MoE: use_sparse_mixer=1 is not implemented by onnxruntime's CPU kernel"
         )
-    spec = _moe_experts_spec(
-        activation_type, swiglu_fusion, activation_alpha, activation_beta, swiglu_limit, fc3 is not None
-    )
+    spec = experts_spec(fc3 is not None, **experts)
     route_spec = RouteSpec(k=k, normalize=bool(normalize_routing_weights))
     rows = x.reshape(-1, x.shape[-1])
     inputs = {"up": fc1, "up_bias": fc1_bias, "down": fc2, "down_bias": fc2_bias}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from moec.ir.contrib import experts_spec
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.passes.raising.block import Block, width
 from moec.passes.raising.check import Proposal
@@ -16,9 +17,8 @@ from moec.passes.raising.router import Routing
 from moec.passes.raising.weights import ExpertTensor
 
 DOMAIN = "com.microsoft"
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "silu": "silu", "identity": "identity", "swiglu": "silu"}
-SWIGLU_LAYOUTS = {0: "separate", 1: "interleaved", 2: "gate_up"}
 INPUTS = ("x", "logits", "fc1", "fc1_bias", "fc2", "fc2_bias", "fc3", "fc3_bias")
+EXPERTS_ATTRIBUTES = ("activation_type", "swiglu_fusion", "activation_alpha", "activation_beta", "swiglu_limit")
 
 
 def is_block(node: ir.Node) -> bool:
@@ -62,22 +62,11 @@ def _tensor(facts: Facts, name: str, value: ir.Value | None) -> ExpertTensor | N
 
 
 def _experts_spec(node: ir.Node, has_fc3: bool) -> ExpertsSpec:
-    attribute = node.attributes.get("activation_type")
-    name = "relu" if attribute is None else attribute.as_string()
-    if name not in ACTIVATIONS:
-        raise NotUnderstoodError(f"com.microsoft.MoE has activation {name!r}; known are {sorted(ACTIVATIONS)}")
-    if name != "swiglu":
-        return ExpertsSpec(ACTIVATIONS[name], "separate" if has_fc3 else "none")  # type: ignore[arg-type]
-    layout = SWIGLU_LAYOUTS.get(int(_number(node, "swiglu_fusion", 0)))
-    if layout is None or (layout == "separate") != has_fc3:
-        raise NotUnderstoodError("swiglu_fusion of com.microsoft.MoE does not fit its inputs")
-    return ExpertsSpec(
-        "silu",
-        layout,  # type: ignore[arg-type]
-        alpha=_number(node, "activation_alpha", 1.0),
-        up_offset=_number(node, "activation_beta", 0.0),
-        limit=max(_number(node, "swiglu_limit", 0.0), 0.0),
-    )
+    given = {name: node.attributes[name].value for name in EXPERTS_ATTRIBUTES if name in node.attributes}
+    try:
+        return experts_spec(has_fc3, **given)
+    except ValueError as error:
+        raise NotUnderstoodError(str(error)) from error
 
 
 def _number(node: ir.Node, name: str, default: float) -> float:

@@ -40,3 +40,13 @@ def test_sibling_with_unknown_activation_stays(build, normal):
     model = build(TEXT.replace("ATTRIBUTES", 'activation_type = "mish"'), fc1=normal(4, 5, 6), fc2=normal(4, 6, 5))
     assert not RaiseMoE().apply(model, report)
     assert "'mish'" in report.remarks[0].message
+
+
+def test_sibling_whose_swiglu_fusion_wants_another_input_stays(build, normal):
+    from moec.passes.raise_moe import RaiseMoE
+
+    report = Report()
+    text = TEXT.replace("ATTRIBUTES", 'activation_type = "swiglu", swiglu_fusion = 0')
+    model = build(text, fc1=normal(4, 5, 6), fc2=normal(4, 6, 5))
+    assert not RaiseMoE().apply(model, report)
+    assert "swiglu_fusion=0 does not fit fc3 being absent" in report.remarks[0].message

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +71,14 @@ def erf(x: Array) -> Array:
     return np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype)
 
 
+def _identity(x: Array) -> Array:
+    return x
+
+
+def _relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
 def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + erf(x / np.sqrt(x.dtype.type(2))))
 
@@ -86,11 +94,11 @@ def _softplus(x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
-    "relu": lambda x: np.maximum(x, 0),
-    "relu2": lambda x: np.square(np.maximum(x, 0)),
+    "relu": _relu,
+    "relu2": lambda x: np.square(_relu(x)),
     "sigmoid": sigmoid,
     "tanh": np.tanh,
-    "identity": lambda x: x,
+    "identity": _identity,
 }
 """All activations but silu, which alone depends on ``alpha``."""
 
@@ -99,9 +107,9 @@ SCORES: dict[str, Callable[[Array], Array]] = {
     "sigmoid": sigmoid,
     "softplus": _softplus,
     "sqrt_softplus": lambda x: np.sqrt(_softplus(x)),
-    "relu": lambda x: np.maximum(x, 0),
-    "identity": lambda x: x,
-    "softmax_topk": lambda x: x,
+    "relu": _relu,
+    "identity": _identity,
+    "softmax_topk": _identity,
 }
 """Scores as functions of the logits; ``softmax_topk`` becomes a softmax once the experts are selected."""
 
@@ -271,6 +279,12 @@ def _expert(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None])
     return _project(hidden, down, weights["down_bias"], spec.down_transposed)
 
 
+def pairs_by_expert(ids: Array) -> Iterator[tuple[int, Array, Array]]:
+    """Every expert in use, and the tokens and slots of the pairs [T,k] that go to it; pairs of id -1 go to none."""
+    for expert in np.unique(ids[ids >= 0]):
+        yield int(expert), *np.nonzero(ids == expert)
+
+
 def _check_ids(ids: Array, count: int) -> None:
     if ids.size and not -1 <= ids.min() <= ids.max() < count:
         raise ValueError(f"expert ids lie in [{ids.min()}, {ids.max()}]; allowed are -1 to {count - 1}")
@@ -310,8 +324,7 @@ def experts(
     }
     width = down.shape[2 if spec.down_transposed else 1]
     pairs = np.zeros((*experts.shape, width), compute)
-    for expert in np.unique(experts[experts >= 0]):
-        tokens, slots = np.nonzero(experts == expert)
+    for expert, tokens, slots in pairs_by_expert(experts):
         scale = weights[tokens, slots, None]
         rows = x[tokens] * scale if spec.weight_on_input else x[tokens]
         if expert < E:
@@ -332,8 +345,7 @@ def grouped_matmul(
     x = x.astype(_compute_dtype(result_dtype))
     _check_ids(experts, weights.shape[0])
     y = np.zeros((*experts.shape, weights.shape[2]), x.dtype)
-    for expert in np.unique(experts[experts >= 0]):
-        tokens, slots = np.nonzero(experts == expert)
+    for expert, tokens, slots in pairs_by_expert(experts):
         y[tokens, slots] = _project(x[tokens], weights[expert], None if bias is None else bias[expert], True)
     return y.astype(result_dtype)
 

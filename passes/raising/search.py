@@ -9,7 +9,7 @@ import numpy as np
 
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec
 from moec.ir.interpreter import EvaluationError
-from moec.ir.semantics import activated, projections_in
+from moec.ir.semantics import activated, pairs_by_expert, projections_in
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import TOLERANCE, Proposal, difference, drive_all, driving_logits, judge, sample_rows
@@ -99,9 +99,8 @@ class _Probe:
 
     def _pairs(self) -> Iterator[tuple[int, Array, Array]]:
         """Every selected expert, its tokens [n], and their weights for it [n,1]."""
-        for expert in np.unique(self.ids[self.ids >= 0]):
-            tokens, slots = np.nonzero(self.ids == expert)
-            yield int(expert), tokens, self.weights[tokens, slots, None]
+        for expert, tokens, slots in pairs_by_expert(self.ids):
+            yield expert, tokens, self.weights[tokens, slots, None]
 
     def project(self, arrangement: Arrangement, weight_on_input: bool) -> list[tuple[Array | None, Array]]:
         """Gate and up projections of each selected expert."""

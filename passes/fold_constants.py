@@ -148,7 +148,7 @@ def _elements(node: ir.Node, types: list[_Type]) -> float:
 
 
 def _evaluate(node: ir.Node, version: int, inputs: list[ir.TensorProtocol | None]) -> list[np.ndarray] | None:
-    from moec.ir.interpreter import Evaluator
+    from moec.ir.interpreter import EvaluationError, Evaluator
 
     feeds = {
         value: one.numpy()
@@ -157,5 +157,6 @@ def _evaluate(node: ir.Node, version: int, inputs: list[ir.TensorProtocol | None
     }
     try:
         return Evaluator([node], feeds, node.outputs, {"": version}).run(feeds)
-    except Exception:  # an operator without a reference, or on a type it lacks: the node simply stays
+    except (EvaluationError, AttributeError, RuntimeError, TypeError, ValueError):
+        # An operator without a reference, or one that lacks it for this type: the node simply stays.
         return None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from moec.ir.text import parse_model
 from moec.passes.base import Report
@@ -32,6 +33,22 @@ def test_random_operators_and_quantisation_stay(rewrite, operators):
     text = """(float[T] x) => (float[T] y) <int8[1] q = {3}, float scale = {0.5}, float[1] like = {0}> {
         w = DequantizeLinear (q, scale) r = RandomNormalLike (like) s = Add (w, r) y = Add (x, s) }"""
     assert operators(rewrite(text, "fold-constants")) == ["DequantizeLinear", "RandomNormalLike", "Add", "Add"]
+
+
+def test_an_operator_without_a_reference_stays(rewrite, operators):
+    text = """(float[1,1,1,1] x) => (float[1,1,1,1] y)
+        <float[1,1,1,1] image = {2}, float[1,5] region = {0, 0, 0, 0, 0}> {
+        s = MaxRoiPool <pooled_shape = [1, 1]> (image, region) y = Add (x, s) }"""
+    assert operators(rewrite(text, "fold-constants")) == ["MaxRoiPool", "Add"]
+
+
+def test_running_out_of_memory_is_not_hidden(rewrite, monkeypatch):
+    def run(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("moec.ir.interpreter.Evaluator.run", run)
+    with pytest.raises(MemoryError):
+        rewrite("(float[T] x) => (float[T] y) <float two = {2}> { s = Neg (two) y = Add (x, s) }", "fold-constants")
 
 
 def test_a_small_constant_does_not_grow_into_a_large_one(rewrite, operators):

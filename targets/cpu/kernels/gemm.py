@@ -34,9 +34,11 @@ def pack(weight: np.ndarray, machine: Machine) -> np.ndarray:
     """Bring a weight [K, N] into tile order [tiles, K, columns per tile]; missing columns are zero."""
     inner, columns = weight.shape
     tiles, _, width = packed_shape(inner, columns, machine)
-    padded = np.zeros((inner, tiles * width), weight.dtype)
-    padded[:, :columns] = weight
-    return np.ascontiguousarray(padded.reshape(inner, tiles, width).transpose(1, 0, 2))
+    packed = np.zeros((tiles, inner, width), weight.dtype)
+    for tile in range(tiles):
+        part = weight[:, tile * width : (tile + 1) * width]
+        packed[tile, :, : part.shape[1]] = part
+    return packed
 
 
 def _store_columns(sums: Sums, bias, y, row, first_column, start: int, count: int) -> None:

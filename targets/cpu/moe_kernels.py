@@ -58,7 +58,8 @@ def _can_dispatch(experts: int, machine: Machine) -> Eligibility:
 
 
 def _can_gather(problem: RowsProblem, machine: Machine) -> Eligibility:
-    return by_storage(problem.dtype, f"rows of {problem.width} columns side by side for the grouped product")
+    how = f"rows of {problem.width} columns side by side for the grouped product"
+    return by_storage(problem.dtype, how, sums=False)
 
 
 def _product_reason(problem: GroupedProblem, machine: Machine) -> str:
@@ -88,7 +89,7 @@ def _can_combine(problem: RowsProblem, machine: Machine) -> Eligibility:
 def _can_separate(problem: RowsProblem, machine: Machine) -> Eligibility:
     if problem.summed:
         return Eligibility(False, "the operator sums the results of a token")
-    return by_storage(problem.dtype, f"{problem.width} columns per pair of token and slot, not summed")
+    return by_storage(problem.dtype, f"{problem.width} columns per pair of token and slot, not summed", sums=False)
 
 
 ROUTE = (Kernel("route", "weights[T, k], experts[T, k] = route(logits[T, E])", _can_route),)

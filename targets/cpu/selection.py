@@ -54,11 +54,12 @@ def _candidate(kernel: Kernel, answer: Eligibility, winner: Kernel) -> Candidate
     return Candidate(kernel.name, answer.ok, reason, chosen)
 
 
-def by_storage(dtype: str, how: str) -> Eligibility:
-    """Whether kernels can load and store the type; ``how`` says how a kernel that can does its work."""
+def by_storage(dtype: str, how: str, *, sums: bool = True) -> Eligibility:
+    """Whether kernels can load and store the type; ``how`` says how a kernel that can does its work, ``sums`` whether
+    any sums are part of it."""
     if dtype not in STORAGE_TYPES:
         return Eligibility(False, f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}")
-    return Eligibility(True, f"{how}; {dtype} in memory, float32 sums")
+    return Eligibility(True, f"{how}; {dtype} in memory{', float32 sums' if sums else ''}")
 
 
 def tile_of(machine: Machine) -> str:

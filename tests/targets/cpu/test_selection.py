@@ -41,3 +41,14 @@ def test_an_ineligible_kernel_says_why():
 def test_no_eligible_kernel_is_an_error_with_all_reasons():
     with pytest.raises(UnsupportedError, match=r"gemm: .*constant.*; batched_matmul: element type int32; .*float32"):
         _select("int32")
+
+
+def test_only_kernels_that_sum_speak_of_sums():
+    from moec.targets.cpu.moe_kernels import GATHER, RESULTS, RowsProblem
+
+    (gather,) = GATHER
+    combine, separate = RESULTS
+    assert gather.can_implement(RowsProblem(64, "float32"), MACHINE).reason.endswith("product; float32 in memory")
+    assert combine.can_implement(RowsProblem(64, "float32"), MACHINE).reason.endswith("float32 in memory, float32 sums")
+    separated = RowsProblem(64, "float32", summed=False)
+    assert separate.can_implement(separated, MACHINE).reason.endswith("not summed; float32 in memory")

@@ -69,19 +69,15 @@ def group_query_attention(
         raise NotImplementedError(
             "com.microsoft.GroupQueryAttention: no support for position_ids, attention_bias, softcap, smooth_softmax"
         )
-    if key is None or value is None:
-        query, key, value = _unpack(query, num_heads, kv_num_heads)
-    B, S = query.shape[:2]
-    query, key, value = (_heads(x, n) for x, n in ((query, num_heads), (key, kv_num_heads), (value, kv_num_heads)))
-    total, h = int(total_length.item()), query.shape[3]
+    query, key, value = _split(query, key, value, num_heads, kv_num_heads)
+    B, _, S, h = query.shape
+    total = int(total_length.item())
     length = max(total, 0 if past_key is None else past_key.shape[2])
-    keys, values = (np.zeros((B, kv_num_heads, length, h), query.dtype) for _ in range(2))
-    outputs = np.zeros((B, num_heads, S, h), query.dtype)
+    pasts = [0 if total == S else int(last) + 1 - S for last in last_positions.ravel()]
+    keys, values = (_cache(past, pasts, (B, kv_num_heads, length, h), query.dtype) for past in (past_key, past_value))
+    outputs = np.zeros_like(query)
     repeats = num_heads // kv_num_heads
-    for b in range(B):
-        past = 0 if total == S else int(last_positions.ravel()[b]) + 1 - S
-        if past_key is not None and past_value is not None:
-            keys[b, :, :past], values[b, :, :past] = past_key[b, :, :past], past_value[b, :, :past]
+    for b, past in enumerate(pasts):
         q, k = query[b], key[b]
         if do_rotary and cos_cache is not None and sin_cache is not None:
             positions = past + np.arange(S)
@@ -92,10 +88,23 @@ def group_query_attention(
     return np.swapaxes(outputs, 1, 2).reshape(B, S, num_heads * h), keys, values
 
 
-def _unpack(packed: Array, num_heads: int, kv_num_heads: int) -> tuple[Array, Array, Array]:
-    h = packed.shape[2] // (num_heads + 2 * kv_num_heads)
-    query, key, value = np.split(packed, [num_heads * h, (num_heads + kv_num_heads) * h], axis=2)
-    return query, key, value
+def _split(
+    query: Array, key: Array | None, value: Array | None, num_heads: int, kv_num_heads: int
+) -> tuple[Array, Array, Array]:
+    """Query [B,H,S,h], keys and values [B,Hkv,S,h]; all three from ``query`` where it holds them side by side."""
+    if key is None or value is None:
+        h = query.shape[2] // (num_heads + 2 * kv_num_heads)
+        query, key, value = np.split(query, [num_heads * h, (num_heads + kv_num_heads) * h], axis=2)
+    return _heads(query, num_heads), _heads(key, kv_num_heads), _heads(value, kv_num_heads)
+
+
+def _cache(past: Array | None, lengths: list[int], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A cache [B,Hkv,L,h] that begins with the ``lengths[b]`` past entries of each sequence b and is zero behind."""
+    cache = np.zeros(shape, dtype)
+    if past is not None:
+        for b, length in enumerate(lengths):
+            cache[b, :, :length] = past[b, :, :length]
+    return cache
 
 
 def _heads(x: Array, count: int) -> Array:

@@ -15,6 +15,19 @@ BLOCK_ROWS = 192
 multiple of the row tiles of all machines."""
 
 
+@T.inline
+def _cut_into_blocks(E, offsets, blocks, block_count):
+    block_count[0] = 0
+    for e in T.serial(E):
+        rows: T.let = offsets[e + 1] - offsets[e]
+        for b in T.serial((rows + (BLOCK_ROWS - 1)) // BLOCK_ROWS):
+            block: T.let = block_count[0]
+            blocks[block, 0] = e
+            blocks[block, 1] = offsets[e] + b * BLOCK_ROWS
+            blocks[block, 2] = T.min(rows - b * BLOCK_ROWS, BLOCK_ROWS)
+            block_count[0] = block + 1
+
+
 def dispatch(experts: int) -> tirx.PrimFunc:
     """``(experts[T, k], order[P], offsets[E + 1], blocks[B, 3], block_count[1])``, all int32, with P = T * k.
 
@@ -58,15 +71,7 @@ def dispatch(experts: int) -> tirx.PrimFunc:
             if T.And(expert >= 0, expert < E):
                 order[place[expert]] = T.cast(token * slots + slot, "int32")
                 place[expert] = place[expert] + 1
-        block_count[0] = 0
-        for e in T.serial(E):
-            rows: T.let = offsets[e + 1] - offsets[e]
-            for b in T.serial((rows + (BLOCK_ROWS - 1)) // BLOCK_ROWS):
-                block: T.let = block_count[0]
-                blocks[block, 0] = e
-                blocks[block, 1] = offsets[e] + b * BLOCK_ROWS
-                blocks[block, 2] = T.min(rows - b * BLOCK_ROWS, BLOCK_ROWS)
-                block_count[0] = block + 1
+        _cut_into_blocks(E, offsets, blocks, block_count)
 
     return kernel
 

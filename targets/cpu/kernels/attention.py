@@ -148,6 +148,41 @@ def _masked(problem: AttentionProblem, mask, batch, head, query, first_key):
     return masked
 
 
+def _emit_scores(problem, machine: Machine, scores, q, panel, batch, head, first_query, rows) -> None:
+    width = machine.column_tile
+
+    def emit(row, height):
+        with T.serial(KEY_TILES_PER_BLOCK) as tile:
+            start = T.bind(tile * width)
+            _score_tile(scores, q, panel, batch, head, first_query, row, height, start, width, problem.scale)
+
+    emit_row_tiles(rows, machine.row_tile, emit)
+
+
+def _emit_values(machine: Machine, sums_of_values, scores, v, rescale, batch, group, first_key, count, rows) -> None:
+    def emit(row, height):
+        for start, width in _parts(int(sums_of_values.shape[1]), machine.column_tile):
+            _add_values(sums_of_values, scores, v, rescale, batch, group, first_key, count, row, height, start, width)
+
+    emit_row_tiles(rows, machine.row_tile, emit)
+
+
+@T.inline
+def _begin(largest, total, sums_of_values, rows, Dv):
+    for row in range(rows):
+        largest[row] = T.float32(_LOWEST)
+        total[row] = T.float32(0)
+        for d in T.vectorized(Dv):
+            sums_of_values[row, d] = T.float32(0)
+
+
+@T.inline
+def _store(y, total, sums_of_values, batch, head, first_query, rows, Dv, dtype):
+    for row in range(rows):
+        for d in T.vectorized(Dv):
+            y[batch, head, first_query + row, d] = T.cast(sums_of_values[row, d] / total[row], dtype)
+
+
 @functools.cache
 def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
     """The kernel ``(q[B, H, S, D], k[B, G, P, D], v[B, G, P, Dv], mask[B|1, H|1, S|1, P], y[B, H, S, Dv])``.
@@ -156,26 +191,9 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
     arithmetic is float32. A query that sees no key gives NaN, as softmax does.
     """
     D, Dv = problem.head_size, problem.value_size
-    width, key_block = machine.column_tile, KEY_TILES_PER_BLOCK * machine.column_tile
+    key_block = KEY_TILES_PER_BLOCK * machine.column_tile
     block = machine.row_tile * QUERY_TILES_PER_TASK
     one_batch, one_head, one_query = problem.mask_broadcast
-
-    def emit_scores(scores, q, panel, batch, head, first_query, rows):
-        def emit(row, height):
-            with T.serial(KEY_TILES_PER_BLOCK) as tile:
-                start = T.bind(tile * width)
-                _score_tile(scores, q, panel, batch, head, first_query, row, height, start, width, problem.scale)
-
-        emit_row_tiles(rows, machine.row_tile, emit)
-
-    def emit_values(sums_of_values, scores, v, rescale, batch, group, first_key, count, rows):
-        def emit(row, height):
-            for start, part in _parts(Dv, width):
-                _add_values(
-                    sums_of_values, scores, v, rescale, batch, group, first_key, count, row, height, start, part
-                )
-
-        emit_row_tiles(rows, machine.row_tile, emit)
 
     @T.prim_func(s_tir=True)
     def kernel(q_handle: T.handle, k_handle: T.handle, v_handle: T.handle, mask_handle: T.handle, y_handle: T.handle):
@@ -184,12 +202,8 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
         q = T.match_buffer(q_handle, (B, H, S, D), dtype, align=64)
         k = T.match_buffer(k_handle, (B, G, P, D), dtype, align=64)
         v = T.match_buffer(v_handle, (B, G, P, Dv), dtype, align=64)
-        mask = T.match_buffer(
-            mask_handle,
-            (1 if one_batch else B, 1 if one_head else H, 1 if one_query else S, P),
-            problem.mask,
-            align=64,
-        )
+        mask_shape = T.meta_var((1 if one_batch else B, 1 if one_head else H, 1 if one_query else S, P))
+        mask = T.match_buffer(mask_handle, mask_shape, problem.mask, align=64)
         y = T.match_buffer(y_handle, (B, H, S, Dv), dtype, align=64)
         for task in T.parallel(B * H * T.ceildiv(S, block)):
             blocks: T.let[T.int64] = T.max(T.ceildiv(S, block), T.int64(1))
@@ -204,29 +218,17 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
             largest = T.alloc_buffer((block,), "float32")
             total = T.alloc_buffer((block,), "float32")
             rescale = T.alloc_buffer((block,), "float32")
-            for row in range(rows):
-                largest[row] = T.float32(_LOWEST)
-                total[row] = T.float32(0)
-                for d in T.vectorized(Dv):
-                    sums_of_values[row, d] = T.float32(0)
+            _begin(largest, total, sums_of_values, rows, Dv)
             for step in range(T.ceildiv(P, key_block)):
                 first_key: T.let[T.int64] = step * key_block
                 count: T.let[T.int64] = T.min(key_block, P - first_key)
                 _pack_keys(panel, k, batch, group, first_key, count, key_block)
-                emit_scores(scores, q, panel, batch, head, first_query, rows)
+                _emit_scores(problem, machine, scores, q, panel, batch, head, first_query, rows)
                 for row in range(rows):
-                    _limit_and_mask(
-                        scores,
-                        row,
-                        count,
-                        key_block,
-                        problem.softcap,
-                        _masked(problem, mask, batch, head, first_query + row, first_key),
-                    )
+                    masked = T.meta_var(_masked(problem, mask, batch, head, first_query + row, first_key))
+                    _limit_and_mask(scores, row, count, key_block, problem.softcap, masked)
                     _exponentiate(scores, largest, total, rescale, row, key_block, machine.lanes)
-                emit_values(sums_of_values, scores, v, rescale, batch, group, first_key, count, rows)
-            for row in range(rows):
-                for d in T.vectorized(Dv):
-                    y[batch, head, first_query + row, d] = T.cast(sums_of_values[row, d] / total[row], dtype)
+                _emit_values(machine, sums_of_values, scores, v, rescale, batch, group, first_key, count, rows)
+            _store(y, total, sums_of_values, batch, head, first_query, rows, Dv, dtype)
 
     return kernel

@@ -14,6 +14,15 @@ from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.machine import Machine
 
 
+@T.inline
+def _store_scaled(y, exponentials, factor, row, vectors, whole, lanes):
+    for vector in range(vectors):
+        for lane in T.vectorized(lanes):
+            y[row, vector * lanes + lane] = T.cast(exponentials[vector * lanes + lane] * factor, y.dtype)
+    for rest in range(y.shape[1] - whole):
+        y[row, whole + rest] = T.cast(exponentials[whole + rest] * factor, y.dtype)
+
+
 def softmax(machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
     """The kernel ``(x[M, N], y[M, N])``; ``dtype`` is how both are stored, arithmetic is float32."""
     lanes = 2 * machine.lanes
@@ -58,10 +67,6 @@ def softmax(machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
                 joined[1] = joined[1] + exponentials[whole + rest]
 
             joined[1] = T.float32(1) / joined[1]
-            for vector in range(vectors):
-                for lane in T.vectorized(lanes):
-                    y[row, vector * lanes + lane] = T.cast(exponentials[vector * lanes + lane] * joined[1], dtype)
-            for rest in range(N - whole):
-                y[row, whole + rest] = T.cast(exponentials[whole + rest] * joined[1], dtype)
+            _store_scaled(y, exponentials, joined[1], row, vectors, whole, lanes)
 
     return kernel

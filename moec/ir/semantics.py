@@ -282,7 +282,8 @@ def _expert(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None])
 def pairs_by_expert(ids: Array) -> Iterator[tuple[int, Array, Array]]:
     """Every expert in use, and the tokens and slots of the pairs [T,k] that go to it; pairs of id -1 go to none."""
     for expert in np.unique(ids[ids >= 0]):
-        yield int(expert), *np.nonzero(ids == expert)
+        tokens, slots = np.nonzero(ids == expert)
+        yield int(expert), tokens, slots
 
 
 def _check_ids(ids: Array, count: int) -> None:

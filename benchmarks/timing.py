@@ -10,11 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+PAUSE_SECONDS = 0.02
+"""Idle time before every call: threads of the previous contestant that still spin would steal cores from the next."""
+
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], seconds: float = 2.0, least: int = 5) -> dict[str, list[float]]:
     """Run all ``calls`` in turn, round after round, until ``seconds`` have passed and ``least`` rounds are done.
 
     Interleaving exposes every contestant to the same noise of the machine; the first round warms up and is dropped.
+    All start from idle threads (see ``PAUSE_SECONDS``).
     Returns seconds per call by name.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -23,6 +27,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], seconds: float = 2.0, le
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, call in calls.items():
+            time.sleep(PAUSE_SECONDS)
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)

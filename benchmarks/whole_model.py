@@ -89,7 +89,7 @@ def main() -> None:
         ids = np.random.default_rng(tokens).integers(0, VOCABULARY, (1, tokens))
         tensor = torch.from_numpy(ids)
         calls = {
-            "moec": lambda ids=ids: model.run({name: ids})["logits"],
+            "moec": lambda ids=ids: next(iter(model.run({name: ids}).values())),
             "pytorch eager": lambda tensor=tensor: module(tensor).logits.numpy(),
         }
         if fits_in_memory(tokens):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RIVALS = ("onnxruntime",)
 _SIZES = (1, 16, 128)
 _WARM_UP, _ROUNDS_AT_LEAST, _ROUNDS_AT_MOST, _SECONDS = 3, 7, 200, 2.0
+_PAUSE = 0.02
+"""Idle seconds before every run: threads of the previous contestant that still spin would steal cores from the next."""
 _PROFILED_RUNS = 5
 
 
@@ -76,6 +78,7 @@ def _bench_case(
         if count >= _ROUNDS_AT_LEAST and time.perf_counter() > end:
             break
         for name, run in contestants.items():
+            time.sleep(_PAUSE)
             start = time.perf_counter()
             run(inputs)
             seconds[name].append(time.perf_counter() - start)

@@ -41,25 +41,27 @@ def missing_features(requirements: list[str]) -> list[str]:
 @functools.cache
 def cpu_features() -> frozenset[str]:
     """Names of the CPU's features without punctuation (``avx512vnni``); empty where the system does not list them."""
-    try:
-        with open(CPU_INFORMATION, encoding="ascii", errors="replace") as information:
-            for line in information:
-                key, _, value = line.partition(":")
-                if key.strip() in ("flags", "Features"):
-                    return frozenset(_plain(name) for name in value.split())
-    except OSError:
-        pass
-    return frozenset()
+    entries = _cpu_information()
+    return frozenset(_plain(name) for name in entries.get("flags", entries.get("Features", "")).split())
 
 
 def cpu_name() -> str:
     """The CPU's marketing name, or ``unknown``."""
+    return _cpu_information().get("model name", "unknown")
+
+
+@functools.cache
+def _cpu_information() -> dict[str, str]:
+    """What Linux lists about the first CPU, by key; empty where there is no such list."""
     try:
         with open(CPU_INFORMATION, encoding="ascii", errors="replace") as information:
-            names = (line.partition(":")[2].strip() for line in information if line.startswith("model name"))
-            return next(names, "unknown")
+            pairs = [line.partition(":") for line in information]
     except OSError:
-        return "unknown"
+        return {}
+    entries: dict[str, str] = {}
+    for key, _, value in pairs:
+        entries.setdefault(key.strip(), value.strip())
+    return entries
 
 
 @functools.cache

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from moec.errors import UnsupportedError
+from moec.runtime.machine import cpu_features, missing_features
 
 CACHE_LINE = 64
 """Bytes; tensors are aligned to it."""
@@ -17,21 +18,6 @@ _SSE4 = ("sse3", "ssse3", "sse4.1", "sse4.2", "popcnt")
 _AVX2 = (*_SSE4, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _AVX512_EXTRAS = ("avx512vnni", "avx512bf16", "avx512fp16", "amx-tile", "amx-bf16", "amx-int8")
-
-_LINUX_FLAGS = {
-    "pni": "sse3",
-    "sse4_1": "sse4.1",
-    "sse4_2": "sse4.2",
-    "bmi1": "bmi",
-    "abm": "lzcnt",
-    "avx512_vnni": "avx512vnni",
-    "avx512_bf16": "avx512bf16",
-    "avx512_fp16": "avx512fp16",
-    "amx_tile": "amx-tile",
-    "amx_bf16": "amx-bf16",
-    "amx_int8": "amx-int8",
-}
-"""Names in /proc/cpuinfo that differ from LLVM's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +50,10 @@ class Machine:
         """The widest machine that this processor can run, with the extras it has."""
         if platform.machine() in ("aarch64", "arm64"):
             return dataclasses.replace(MACHINES["neon"], triple=_triple("aarch64"))
-        available = host_features()
         for name in ("avx512", "avx2", "sse4"):
             machine = MACHINES[name]
-            if available.issuperset(machine.features):
-                extras = [feature for feature in _AVX512_EXTRAS if name == "avx512" and feature in available]
+            if host_has(machine.features):
+                extras = [feature for feature in _AVX512_EXTRAS if name == "avx512" and host_has([feature])]
                 return dataclasses.replace(machine, features=(*machine.features, *extras), triple=_triple("x86_64"))
         return dataclasses.replace(MACHINES["sse2"], triple=_triple("x86_64"))
 
@@ -103,15 +88,15 @@ def _triple(architecture: str) -> str:
     return f"{architecture}-{system.get(platform.system(), 'unknown-linux-gnu')}"
 
 
+def host_has(features: Sequence[str]) -> bool:
+    """Whether this processor has the features. Outside Linux, whether LLVM's guess of the processor model has them."""
+    if cpu_features():
+        return not missing_features(list(features))
+    return _guessed_features().issuperset(features)
+
+
 @functools.cache
-def host_features() -> frozenset[str]:
-    """Features of this processor in LLVM's names. Outside Linux, those of LLVM's guess of the processor model."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                return frozenset(_LINUX_FLAGS.get(flag, flag) for flag in value.split())
+def _guessed_features() -> frozenset[str]:
     import tvm
     from tvm.target import codegen
 

@@ -1,5 +1,6 @@
 """``golden``: compare a text with a file under tests/golden; ``--update-golden`` writes the files anew.
-``in_pool``: run something with a given number of threads. ``char_lm``: the example model, compiled once."""
+``in_pool``: run something with a given number of threads. ``in_python_threads``: run something in several at once.
+``char_lm``: the example model, compiled once."""
 
 from __future__ import annotations
 
@@ -48,6 +49,17 @@ def in_pool() -> Callable[[int, Callable[[], Any]], Any]:
 
         with ThreadPoolExecutor(1) as fresh:
             return fresh.submit(prepared).result()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_python_threads() -> Callable[[int, Callable[[int], Any]], list[Any]]:
+    """``in_python_threads(count, work)``: the results of ``work(0)`` to ``work(count - 1)``, run side by side."""
+
+    def run(count: int, work: Callable[[int], Any]) -> list[Any]:
+        with ThreadPoolExecutor(count) as workers:
+            return list(workers.map(work, range(count)))
 
     return run
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
-import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -94,22 +93,14 @@ def test_every_number_of_threads_gives_the_same_bits(
     np.testing.assert_array_equal(results[0], results[2])
 
 
-def test_several_python_threads_share_one_model(model: moec.CompiledModel, ids: np.ndarray) -> None:
+def test_several_python_threads_share_one_model(model: moec.CompiledModel, ids: np.ndarray, in_python_threads) -> None:
     inputs = [np.roll(ids, shift, axis=1)[: shift + 1] for shift in range(4)]
     expected = [model(one)["logits"] for one in inputs]
-    wrong = []
 
-    def work(position: int) -> None:
-        for _ in range(5):
-            if not np.array_equal(model(inputs[position])["logits"], expected[position]):
-                wrong.append(position)
+    def always_right(position: int) -> bool:
+        return all(np.array_equal(model(inputs[position])["logits"], expected[position]) for _ in range(5))
 
-    workers = [threading.Thread(target=work, args=(position,)) for position in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    assert in_python_threads(4, always_right) == [True] * 4
 
 
 def test_saved_loaded_and_read(model: moec.CompiledModel, ids: np.ndarray, tmp_path: pathlib.Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 
 import ml_dtypes
 import numpy as np
@@ -149,21 +148,12 @@ def test_thread_count_is_settable_and_changes_nothing(pristine_artifact, inputs)
         load(pristine_artifact, threads=0)
 
 
-def test_one_model_serves_several_python_threads(model, inputs):
-    wrong = []
-
-    def work(offset):
+def test_one_model_serves_several_python_threads(model, inputs, in_python_threads):
+    def always_right(offset):
         values = {**inputs, "x": inputs["x"] + offset}
-        for _ in range(50):
-            if not np.array_equal(model.run(values)["y"], expected_y(values)):
-                wrong.append(offset)
+        return all(np.array_equal(model.run(values)["y"], expected_y(values)) for _ in range(50))
 
-    workers = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    assert in_python_threads(4, always_right) == [True] * 4
 
 
 def test_kernel_times_name_the_kernels(model, inputs):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
+from moec.runtime.dtypes import dtype_of
 from moec.runtime.manifest import TensorSpec
 
 
@@ -44,15 +46,43 @@ class KernelRecord:
     """In one line: the formula, with shapes."""
 
 
+Loader = Callable[[], "np.ndarray | Iterator[np.ndarray]"]
+"""Makes the data of a weight: an array, or an iterator of arrays whose elements, one array after the other, are the
+data. So a large model never holds all packed weights, nor all experts of one, at once."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One constant of the program in the layout its kernel wants. ``load`` makes the data when it is written out,
-    so that a large model never holds all packed weights at once."""
+    """One constant of the program in the layout its kernel wants. ``load`` makes the data when it is written out."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    load: Callable[[], np.ndarray]
+    load: Loader
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The data as flat arrays, one after the other. Raises ValueError where it is not what was announced."""
+        expected, found = math.prod(self.shape), 0
+        loaded = self.load()
+        for piece in (loaded,) if isinstance(loaded, np.ndarray) else loaded:
+            found += piece.size
+            if piece.dtype != dtype_of(self.dtype) or found > expected:
+                raise ValueError(f"{self._announcement}, but a piece is {piece.dtype}{list(piece.shape)}")
+            yield np.ascontiguousarray(piece).reshape(-1)
+        if found != expected:
+            raise ValueError(f"{self._announcement}, but has {found} elements")
+
+    def array(self) -> np.ndarray:
+        """All of the data in its shape."""
+        data, end = np.empty(math.prod(self.shape), dtype_of(self.dtype)), 0
+        for piece in self.pieces():
+            data[end : end + piece.size] = piece
+            end += piece.size
+        return data.reshape(self.shape)
+
+    @property
+    def _announcement(self) -> str:
+        return f"weight {self.name!r} was announced as {self.dtype}{list(self.shape)}"
 
 
 @dataclasses.dataclass

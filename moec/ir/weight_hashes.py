@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import weakref
 from typing import Any, NoReturn
 
-import numpy as np
 import onnx_ir as ir
 
 from moec.errors import MoecError
+from moec.ir.stacks import packed_parts
 
 PREFIX = "sha256:"
 _HASH_DIGITS = 16
@@ -27,16 +26,12 @@ def content_hash(tensor: ir.TensorProtocol) -> str:
         return tensor.content_hash
     known = _known_hashes.get(tensor)
     if known is None:
-        known = hashlib.sha256(_bytes(tensor)).hexdigest()[:_HASH_DIGITS]
+        digest = hashlib.sha256()
+        for part in packed_parts(tensor):
+            digest.update(part)
+        known = digest.hexdigest()[:_HASH_DIGITS]
         _known_hashes[tensor] = known
     return known
-
-
-def _bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
-    """A tensor's bytes, without a copy where its array is stored as it is."""
-    if tensor.dtype.bitwidth < 8 or tensor.dtype == ir.DataType.STRING or sys.byteorder == "big":
-        return tensor.tobytes()
-    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 
 
 class HashedTensor(ir.LazyTensor):

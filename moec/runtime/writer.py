@@ -18,7 +18,6 @@ import numpy as np
 
 from moec.errors import ArtifactError
 from moec.runtime.artifact import Artifact, checksum
-from moec.runtime.dtypes import dtype_of
 from moec.runtime.manifest import (
     MANIFEST,
     WEIGHT_ALIGNMENT,
@@ -205,7 +204,8 @@ def _write_weights(path: pathlib.Path, weights: Sequence[Weight]) -> tuple[list[
         for weight in weights:
             _append(file, digest, bytes(-file.tell() % WEIGHT_ALIGNMENT))
             offset = file.tell()
-            _append(file, digest, _loaded(weight))
+            for piece in weight.pieces():
+                _append(file, digest, piece.view(np.uint8).data)
             entries.append(WeightEntry(weight.name, weight.dtype, weight.shape, offset, file.tell() - offset))
         file.flush()
         os.fsync(file.fileno())  # some file systems report a full disk only now
@@ -215,16 +215,6 @@ def _write_weights(path: pathlib.Path, weights: Sequence[Weight]) -> tuple[list[
 def _append(file: BinaryIO, digest: Any, content: bytes | memoryview) -> None:
     file.write(content)
     digest.update(content)
-
-
-def _loaded(weight: Weight) -> memoryview:
-    array = np.ascontiguousarray(weight.load())
-    if array.dtype != dtype_of(weight.dtype) or array.size != np.prod(weight.shape, dtype=np.int64):
-        raise ValueError(
-            f"weight {weight.name!r} was announced as {weight.dtype}{list(weight.shape)} but is "
-            f"{array.dtype}{list(array.shape)}"
-        )
-    return array.reshape(-1).view(np.uint8).data
 
 
 def _file_name(name: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect
+from moec.ir.stacks import ExpertStack
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
 from moec.passes.raising.weights import ExpertTensor
@@ -81,13 +82,10 @@ class _Writer:
         return self.constant(facts.array(value).reshape(-1), "correction_bias")
 
     def tensor(self, label: str, tensor: ExpertTensor) -> ir.Value:
-        """A weight of all experts; copied only when its numbers are first read, and not at all if stored as needed."""
+        """A weight of all experts; each expert's part is made when it is read, or used as stored where that will do."""
         if tensor.is_as_stored:
             return tensor.parts[0]
-        lazy = ir.LazyTensor(
-            lambda: ir.tensor(tensor.array()), tensor.dtype, ir.Shape(tensor.shape), name=f"{self.name}.{label}"
-        )
-        return self._initializer(lazy)
+        return self._initializer(ExpertStack(f"{self.name}.{label}", tensor.dtype, tensor.shape, tensor.__getitem__))
 
     def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         value = ir.Value(

@@ -57,15 +57,6 @@ class ExpertTensor:
         factor = self.facts.array(self.factor).ravel()
         return (entry * factor[expert]).astype(entry.dtype)
 
-    def array(self) -> Array:
-        """All entries, [E,...]."""
-        if len(self.parts) == 1 and self.factor is None:
-            return self._as_stack(self.parts[0])
-        stack = np.empty(self.shape, self.facts.array(self.parts[0]).dtype)
-        for expert in range(len(stack)):
-            stack[expert] = self[expert]
-        return stack
-
     def _as_stack(self, part: ir.Value) -> Array:
         array = self.facts.array(part)
         squeezed = array.reshape([size for size in array.shape if size > 1])

@@ -7,12 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
 
-from moec.targets.base import KernelRecord, Weight
+from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.symbolic import Known, Sizes
 from moec.targets.tvm.te_kernels import OPAQUE, prim_func
 
@@ -83,7 +82,7 @@ class FunctionBuilder:
 
         return self.compute(lambda: te.compute(shape, write, name="known"), [], "shape_value")[0]
 
-    def add_weight(self, name: str, shape: Sequence[int], dtype: str, load: Callable[[], np.ndarray]) -> relax.Var:
+    def add_weight(self, name: str, shape: Sequence[int], dtype: str, load: Loader) -> relax.Var:
         shape = tuple(int(size) for size in shape)
         if name in self._weights:
             variable, weight = self._weights[name]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from moec.targets.base import KernelRecord
+from moec.targets.base import KernelRecord, Loader
 
 if TYPE_CHECKING:
     from tvm import relax, tirx
@@ -72,7 +72,7 @@ class LoweringContext(Protocol):
         """The element type as Relax spells it, e.g. ``float32``, ``bfloat16``, ``bool``."""
         ...
 
-    def add_weight(self, name: str, shape: Sequence[int], dtype: str, load: Callable[[], np.ndarray]) -> relax.Var:
+    def add_weight(self, name: str, shape: Sequence[int], dtype: str, load: Loader) -> relax.Var:
         """Add a constant of the program in the layout the kernel wants; it becomes a parameter of ``main``.
 
         A second weight of the same name is the same weight (shape and dtype must agree), so that nodes sharing a

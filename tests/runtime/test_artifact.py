@@ -89,9 +89,32 @@ def test_weights_are_page_aligned_and_mapped(program, context, tmp_path):
     np.testing.assert_array_equal(loaded[2], np.eye(2))
 
 
-def test_a_weight_that_is_not_as_announced_is_a_defect(context, tmp_path):
-    wrong = Weight("w", (3,), "float32", lambda: np.zeros(3, np.float64))
-    with pytest.raises(ValueError, match="'w' was announced as float32"):
+def test_weights_may_come_in_pieces(context, tmp_path):
+    experts = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
+    weights = [
+        Weight("experts", (3, 2, 4), "float32", lambda: iter(experts)),
+        Weight("next", (3,), "uint8", lambda: iter([np.zeros(0, np.uint8), np.arange(3, dtype=np.uint8)])),
+    ]
+    path = tmp_path / "a.moec"
+    write_artifact(path, Program("t", [], [], {}, weights, []), context)
+    loaded = open_artifact(path).weights()
+    np.testing.assert_array_equal(loaded[0], experts)
+    np.testing.assert_array_equal(loaded[1], np.arange(3))
+    np.testing.assert_array_equal(weights[0].array(), experts)
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (lambda: np.zeros(3, np.float64), r"a piece is float64\[3\]"),
+        (lambda: np.zeros(4, np.float32), r"a piece is float32\[4\]"),
+        (lambda: iter([np.zeros(2, np.float32), np.zeros(2, np.float32)]), r"a piece is float32\[2\]"),
+        (lambda: iter([np.zeros(2, np.float32)]), "has 2 elements"),
+    ],
+)
+def test_a_weight_that_is_not_as_announced_is_a_defect(load, reason, context, tmp_path):
+    wrong = Weight("w", (3,), "float32", load)
+    with pytest.raises(ValueError, match=rf"'w' was announced as float32\[3\], but {reason}"):
         write_artifact(tmp_path / "a.moec", Program("t", [], [], {}, [wrong], []), context)
     assert names_in(tmp_path) == []
 

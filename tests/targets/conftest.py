@@ -34,7 +34,7 @@ def runner_of(tmp_path: pathlib.Path) -> Callable[[Program], Run]:
         for name, data in program.objects.items():
             (tmp_path / name).write_bytes(data)
         paths = [tmp_path / name for name in program.objects]
-        weights = [np.ascontiguousarray(weight.load()) for weight in program.weights]
+        weights = [weight.array() for weight in program.weights]
         return Executor(paths, program.inputs, program.outputs, weights).run
 
     return load

@@ -93,7 +93,7 @@ def test_a_large_constant_is_one_weight_and_a_small_one_is_none():
     }}"""
     result = lowered(text)
     assert [(weight.name, weight.shape, weight.dtype) for weight in result.weights] == [("big", (40,), "float32")]
-    np.testing.assert_array_equal(result.weights[0].load(), np.full(40, 1.5, np.float32))
+    np.testing.assert_array_equal(result.weights[0].array(), np.full(40, 1.5, np.float32))
 
 
 def test_sizes_that_differ_at_run_time_are_an_error(program_of, runner_of):

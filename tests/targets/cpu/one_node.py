@@ -61,7 +61,7 @@ def compile_node(
     target = tvm.target.Target(machine.llvm)
     module = pipeline.optimize(lowered.module, target, lowered.nodes).module
     virtual_machine = relax.VirtualMachine(pipeline.build(module, target), tvm.cpu())
-    weights = [tvm.runtime.tensor(weight.load()) for weight in lowered.weights]
+    weights = [tvm.runtime.tensor(weight.array()) for weight in lowered.weights]
 
     def run(*, threads: int = 2, **arrays: Array) -> list[Array]:
         use_threads(threads)

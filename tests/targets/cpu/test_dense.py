@@ -33,7 +33,7 @@ def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "na
         assert sum(candidate.chosen for candidate in record.candidates) == 1
     executable = pipeline.build(pipeline.optimize(lowered.module, target, lowered.nodes).module, target)
     function = relax.VirtualMachine(executable, tvm.cpu())["main"]
-    arguments = [inputs[spec.name] for spec in lowered.inputs] + [weight.load() for weight in lowered.weights]
+    arguments = [inputs[spec.name] for spec in lowered.inputs] + [weight.array() for weight in lowered.weights]
     results = function(*(tvm.runtime.tensor(np.ascontiguousarray(argument)) for argument in arguments))
     return {spec.name: result.numpy() for spec, result in zip(lowered.outputs, results, strict=True)}
 

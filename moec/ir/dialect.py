@@ -12,17 +12,20 @@ operator           inputs                                                       
 ``GroupedMatMul``  x[T,K], weights[E,K,N], experts[T,k], bias?[E,N]                            y[T,k,N]
 ``MoE``            x[T,d], logits[T,E], correction_bias?, up, down, gate?, up_bias?,           y[T,d]
                    down_bias?, gate_bias?
+``Linear``         x[...,K], weight[N,K], bias?[N]                                             y[...,N]
 =================  ==========================================================================  ====================
 
 An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
-All meaning is in the attributes, which are the fields of :class:`RouteSpec` and :class:`ExpertsSpec`; a ``MoE`` node
-has those of both. The reference semantics are in :mod:`moec.ir.interpreter`.
+All meaning is in the attributes, which are the fields of :class:`RouteSpec` (``Route``), :class:`ExpertsSpec`
+(``Experts``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec` (``Linear``); a ``MoE`` node has those
+of ``Route`` and ``Experts``. The reference semantics are in :mod:`moec.ir.semantics`. In which formats weights may be
+stored is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.formats`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import onnx_ir as ir
 
@@ -38,6 +41,7 @@ Selection = Literal["topk", "all", "expert_choice"]
 GroupScore = Literal["max", "sum_top2"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "identity"]
 GateLayout = Literal["none", "separate", "gate_up", "up_gate", "interleaved"]
+Arithmetic = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +81,32 @@ class RouteSpec:
     capacity: int = 0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProductSpec:
+    """How products of rows with weights are computed: what the rows are rounded to before they are multiplied.
+
+    ``float32``: to nothing; the product is that of the graph (in float16 or float64 if x is). ``bfloat16``: every
+    element to bfloat16 (half to even), sums in float32. ``int8``: every group of ``activation_group`` consecutive
+    elements of a row (0: the whole row; the last group may be shorter) becomes ``scale * q``, where in float32
+    ``scale = max(abs(group)) / 127`` and ``q = round half to even(group / scale)``; a group whose scale is 0 becomes
+    zeros, and one with an infinity or a NaN makes the whole row of the result NaN. Integer products are summed exactly
+    within a group, groups are summed in float32.
+    """
+
+    arithmetic: Arithmetic = "float32"
+    activation_group: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
-class ExpertsSpec:
+class LinearSpec(ProductSpec):
+    """``y = act(x @ weight.T + bias)`` over the last axis of x; with ``transposed`` the weight is [K,N]."""
+
+    activation: Activation = "identity"
+    transposed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsSpec(ProductSpec):
     """What one expert computes on one row, and how the routing weight enters.
 
     Not gated (``gate_layout`` = none): ``h = act(x @ up + up_bias)``. Gated: ``g``, ``u`` are the gate and up
@@ -93,6 +121,9 @@ class ExpertsSpec:
     ``limit`` > 0 clamps ``g`` to at most ``limit`` and ``u`` to [-limit, limit] before the activation (GPT-OSS).
     ``weight_on_input``: the expert sees ``w * x`` and its output is summed unweighted (Llama 4).
     Experts with id >= E and < E + ``identity_experts`` return their input (zero-computation experts, MoE++).
+    ``hidden_sizes``: expert e has only its first ``hidden_sizes[e]`` hidden units (elements of ``h``); what the weights
+    hold for the others is ignored. Empty: every expert has all f.
+    All products, in and out of the hidden units, are computed as :class:`ProductSpec` says.
     """
 
     activation: Activation = "silu"
@@ -104,6 +135,7 @@ class ExpertsSpec:
     up_offset: float = 0.0
     weight_on_input: bool = False
     identity_experts: int = 0
+    hidden_sizes: tuple[int, ...] = ()
 
     @property
     def gated(self) -> bool:
@@ -116,6 +148,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "Experts": ("x", "weights", "experts", *EXPERT_WEIGHTS),
     "GroupedMatMul": ("x", "weights", "experts", "bias"),
     "MoE": ("x", "logits", "correction_bias", *EXPERT_WEIGHTS),
+    "Linear": ("x", "weight", "bias"),
 }
 OPTIONAL_INPUTS = frozenset({"correction_bias", "gate", "up_bias", "down_bias", "gate_bias", "bias"})
 OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -123,18 +156,21 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "Experts": ("y",),
     "GroupedMatMul": ("y",),
     "MoE": ("y",),
+    "Linear": ("y",),
 }
 SPECS: dict[str, tuple[type, ...]] = {
     "Route": (RouteSpec,),
     "Experts": (ExpertsSpec,),
-    "GroupedMatMul": (),
+    "GroupedMatMul": (ProductSpec,),
     "MoE": (RouteSpec, ExpertsSpec),
+    "Linear": (LinearSpec,),
 }
 
-Spec = TypeVar("Spec", RouteSpec, ExpertsSpec)
+AnySpec = RouteSpec | ProductSpec
+Spec = TypeVar("Spec", RouteSpec, ProductSpec, LinearSpec, ExpertsSpec)
 
 
-def attributes_of(*specs: RouteSpec | ExpertsSpec) -> dict[str, Any]:
+def attributes_of(*specs: AnySpec) -> dict[str, Any]:
     """The node attributes that say these specs; defaults are left out so that printed IR stays short."""
     attributes: dict[str, Any] = {}
     for spec in specs:
@@ -156,10 +192,17 @@ def spec_of(node: ir.Node, kind: type[Spec]) -> Spec:
     for field in dataclasses.fields(kind):
         attribute = node.attributes.get(field.name)
         if attribute is not None:
-            values[field.name] = bool(attribute.value) if hints[field.name] is bool else attribute.value
+            values[field.name] = _as_field(attribute.value, hints[field.name])
         elif field.default is dataclasses.MISSING:
             raise KeyError(field.name)
     return kind(**values)
+
+
+def _as_field(value: Any, hint: Any) -> Any:
+    """An attribute's value as the Python type of its field."""
+    if get_origin(hint) is tuple:
+        return tuple(value)
+    return bool(value) if hint is bool else value
 
 
 def inputs_of(node: ir.Node) -> dict[str, ir.Value | None]:
@@ -169,9 +212,7 @@ def inputs_of(node: ir.Node) -> dict[str, ir.Value | None]:
     return dict(zip(names, values, strict=True))
 
 
-def make_node(
-    op_type: str, inputs: dict[str, ir.Value | None], *specs: RouteSpec | ExpertsSpec, name: str | None = None
-) -> ir.Node:
+def make_node(op_type: str, inputs: dict[str, ir.Value | None], *specs: AnySpec, name: str | None = None) -> ir.Node:
     """A moec node from named inputs; trailing absent inputs are left out.
 
     Raises KeyError for an unknown operator and ValueError for an input name the operator does not have.

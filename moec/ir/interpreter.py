@@ -24,9 +24,9 @@ from onnx.reference import ReferenceEvaluator
 from moec.ir.graphs import nested_graphs
 from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
-from moec.ir.semantics import experts, grouped_matmul, moe, route
+from moec.ir.semantics import experts, grouped_matmul, linear, moe, route
 
-__all__ = ["EvaluationError", "Evaluator", "evaluate", "experts", "grouped_matmul", "moe", "route", "run"]
+__all__ = ["EvaluationError", "Evaluator", "evaluate", "experts", "grouped_matmul", "linear", "moe", "route", "run"]
 
 Array = np.ndarray[Any, Any]
 

@@ -15,13 +15,15 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from moec.ir import contrib, contrib_attention, contrib_quantized, dialect, semantics
+from moec.ir.products import product
 
 Array = np.ndarray[Any, Any]
 
 
 def _spec(kind: type, attributes: dict[str, Any]) -> Any:
     names = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in attributes.items() if name in names})
+    given = {name: value for name, value in attributes.items() if name in names}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def _route(*inputs: Array | None, **attributes: Any) -> tuple[Array, Array]:
@@ -35,6 +37,14 @@ def _experts(*inputs: Array | None, **attributes: Any) -> Array:
 def _moe(*inputs: Array | None, **attributes: Any) -> Array:
     specs = (_spec(kind, attributes) for kind in dialect.SPECS["MoE"])
     return semantics.moe(*specs, *inputs)
+
+
+def _grouped_matmul(*inputs: Array | None, **attributes: Any) -> Array:
+    return semantics.grouped_matmul(_spec(dialect.ProductSpec, attributes), *inputs)
+
+
+def _linear(*inputs: Array | None, **attributes: Any) -> Array:
+    return semantics.linear(_spec(dialect.LinearSpec, attributes), *inputs)
 
 
 def gather_nd(data: Array, indices: Array, *, batch_dims: int = 0) -> Array:
@@ -77,9 +87,9 @@ def matmul(a: Array, b: Array) -> Array:
     result = np.empty((*leading, a.shape[-2], b.shape[-1]), np.result_type(a, b))
     for index in np.ndindex(*leading):
         if a.dtype == result.dtype:
-            result[index] = semantics.product(left[index], right[index])
+            result[index] = product(left[index], right[index])
         else:
-            result[index] = semantics.product(right[index].T, left[index].T).T
+            result[index] = product(right[index].T, left[index].T).T
     return result
 
 
@@ -121,7 +131,8 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("moec", "Route"): _route,
     ("moec", "Experts"): _experts,
-    ("moec", "GroupedMatMul"): semantics.grouped_matmul,
+    ("moec", "GroupedMatMul"): _grouped_matmul,
+    ("moec", "Linear"): _linear,
     ("moec", "MoE"): _moe,
     ("com.microsoft", "BiasGelu"): contrib.bias_gelu,
     ("com.microsoft", "FastGelu"): contrib.fast_gelu,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import onnx_ir as ir
 
 from moec.ir import dialect
-from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.ir.dialect import ExpertsSpec, LinearSpec, RouteSpec
 
 Check = Callable[[ir.Node], "str | None"]
 
@@ -44,6 +44,11 @@ def _size(value: ir.Value | None, axis: int) -> int | None:
         return None
     size = value.shape[axis]
     return size if isinstance(size, int) else None
+
+
+def _axes(transposed: bool) -> tuple[int, int]:
+    """Which axes of a weight [E, out, in] (or [E, in, out]) are out and in."""
+    return (2, 1) if transposed else (1, 2)
 
 
 def _disagreement(what: str, sizes: Mapping[str, int | None]) -> str | None:
@@ -97,6 +102,8 @@ def _known_attribute(node: ir.Node) -> str | None:
 
 
 def _attribute_type(hint: Any) -> ir.AttributeType:
+    if get_origin(hint) is tuple:
+        return ir.AttributeType.INTS
     if get_args(hint) and isinstance(get_args(hint)[0], str):
         return ir.AttributeType.STRING
     return ir.AttributeType.INT if hint in (int, bool) else ir.AttributeType.FLOAT
@@ -124,15 +131,28 @@ def _attribute_choices(node: ir.Node) -> str | None:
     return None
 
 
-_RANKS = {"x": 2, "logits": 2, "weights": 2, "experts": 2, "correction_bias": 1, "up": 3, "down": 3, "gate": 3}
-_RANKS |= {"up_bias": 2, "down_bias": 2, "gate_bias": 2, "bias": 2}
+_RANKS: dict[str, int | None] = {
+    "x": 2,
+    "logits": 2,
+    "weights": 2,
+    "experts": 2,
+    "correction_bias": 1,
+    "up": 3,
+    "down": 3,
+    "gate": 3,
+}
+_RANKS |= {"up_bias": 2, "down_bias": 2, "gate_bias": 2, "bias": 2, "weight": 2}
+_OWN_RANKS: dict[str, dict[str, int | None]] = {"GroupedMatMul": {"weights": 3}, "Linear": {"x": None, "bias": 1}}
+"""Where an operator differs; None means every rank."""
 
 
 @_rule("rank")
 def _ranks(node: ir.Node) -> str | None:
-    ranks = _RANKS | ({"weights": 3} if node.op_type == "GroupedMatMul" else {})
+    ranks = _RANKS | _OWN_RANKS.get(node.op_type, {})
     for name, value in dialect.inputs_of(node).items():
-        if value is not None and value.shape is not None and value.shape.rank() != ranks[name]:
+        if value is None or value.shape is None or ranks[name] is None:
+            continue
+        if value.shape.rank() != ranks[name]:
             return f"{name} has rank {value.shape.rank()} (shape {value.shape}); expected rank {ranks[name]}"
     return None
 
@@ -158,14 +178,47 @@ def _float_routing(node: ir.Node) -> str | None:
     return None
 
 
-@_rule("dtype", "Experts", "MoE", "GroupedMatMul")
+_COMPUTED_WITH = {"GroupedMatMul": ("x", "weights", "bias"), "Linear": ("x", "weight", "bias")}
+"""Inputs of one type, where they are not x and the experts' weights."""
+
+
+@_rule("dtype", "Experts", "MoE", "GroupedMatMul", "Linear")
 def _dtypes(node: ir.Node) -> str | None:
-    names = ("x", "weights", "bias") if node.op_type == "GroupedMatMul" else ("x", *dialect.EXPERT_WEIGHTS)
+    names = _COMPUTED_WITH.get(node.op_type, ("x", *dialect.EXPERT_WEIGHTS))
     inputs = {name: value for name, value in dialect.inputs_of(node).items() if name in names and value is not None}
     known = {name: value.dtype for name, value in inputs.items() if value.dtype is not None}
     if len(set(known.values())) <= 1:
         return None
     return "types differ: " + ", ".join(f"{name} is {dtype}" for name, dtype in known.items())
+
+
+# --- products
+
+
+@_rule("activation-group", "Experts", "MoE", "GroupedMatMul", "Linear")
+def _activation_group(node: ir.Node) -> str | None:
+    group = node.attributes.get("activation_group")
+    arithmetic = node.attributes.get("arithmetic")
+    if group is None or group.value == 0:
+        return None
+    if group.value < 0:
+        return f"activation_group is {group.value}; it cannot be negative (0 means the whole row)"
+    if arithmetic is None or arithmetic.value != "int8":
+        return "activation_group belongs to arithmetic='int8'; no other arithmetic quantises activations"
+    return None
+
+
+@_rule("linear-sizes", "Linear")
+def _linear_sizes(node: ir.Node) -> str | None:
+    inputs = dialect.inputs_of(node)
+    x = inputs["x"]
+    if x is not None and x.shape is not None and not x.shape.rank():
+        return "x is a scalar; expected at least one axis"
+    N, K = _axes(dialect.spec_of(node, LinearSpec).transposed)
+    return _first(
+        _disagreement("input size", {"x": _size(x, -1), "weight": _size(inputs["weight"], K - 1)}),
+        _disagreement("output size", {"weight": _size(inputs["weight"], N - 1), "bias": _size(inputs["bias"], 0)}),
+    )
 
 
 # --- routing
@@ -274,11 +327,6 @@ def _expert_count(node: ir.Node) -> str | None:
     return _disagreement("number of experts", sizes)
 
 
-def _axes(transposed: bool) -> tuple[int, int]:
-    """Which axes of a weight [E, out, in] (or [E, in, out]) are out and in."""
-    return (2, 1) if transposed else (1, 2)
-
-
 @_rule("hidden-size", "Experts", "MoE")
 def _hidden_size(node: ir.Node) -> str | None:
     spec, inputs = dialect.spec_of(node, ExpertsSpec), dialect.inputs_of(node)
@@ -298,6 +346,18 @@ def _intermediate_size(node: ir.Node) -> str | None:
         up //= 2
     sizes = {"up": up, "gate": _size(inputs["gate"], up_out), "down": _size(inputs["down"], down_in)}
     return _disagreement("intermediate size", sizes)
+
+
+@_rule("hidden-sizes", "Experts", "MoE")
+def _hidden_sizes(node: ir.Node) -> str | None:
+    spec, inputs = dialect.spec_of(node, ExpertsSpec), dialect.inputs_of(node)
+    if not spec.hidden_sizes:
+        return None
+    largest = _size(inputs["down"], _axes(spec.down_transposed)[1])
+    if min(spec.hidden_sizes) < 0 or (largest is not None and max(spec.hidden_sizes) > largest):
+        found = f"between {min(spec.hidden_sizes)} and {max(spec.hidden_sizes)}"
+        return f"hidden_sizes lie {found}; an expert has 0 to {largest or 'f'} hidden units"
+    return _disagreement("number of experts", {"hidden_sizes": len(spec.hidden_sizes), "up": _size(inputs["up"], 0)})
 
 
 @_rule("bias-size", "Experts", "MoE")

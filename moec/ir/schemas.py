@@ -68,6 +68,13 @@ def _grouped_matmul(inputs: Sequence[Type | None], attributes: dict[str, Any]) -
     return [_tensor(inputs[0], [*experts, weights[2]])]
 
 
+def _linear(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    x, weight = _dimensions(inputs[0]), _dimensions(inputs[1], 2)
+    if not x or weight is None:
+        return []
+    return [_tensor(inputs[0], [*x[:-1], weight[1 if attributes.get("transposed") else 0]])]
+
+
 def _matmul_n_bits(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
     x = _dimensions(inputs[0])
     return [_tensor(inputs[0], [*x[:-1], _size(attributes["N"])])] if x else []
@@ -89,6 +96,7 @@ INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Experts"): _like_first,
     (dialect.DOMAIN, "GroupedMatMul"): _grouped_matmul,
     (dialect.DOMAIN, "MoE"): _like_first,
+    (dialect.DOMAIN, "Linear"): _linear,
     ("com.microsoft", "BiasGelu"): _like_first,
     ("com.microsoft", "FastGelu"): _like_first,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
@@ -105,6 +113,7 @@ INFERENCE: dict[tuple[str, str], Inference] = {
 
 _ATTRIBUTES = {
     (dialect.DOMAIN, "Route"): ("k",),
+    (dialect.DOMAIN, "Linear"): ("transposed",),
     ("com.microsoft", "MatMulNBits"): ("N",),
     ("com.microsoft", "FusedMatMul"): ("transA", "transB", "transBatchA", "transBatchB"),
 }

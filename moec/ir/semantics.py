@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
-from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.ir.dialect import Activation, ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
+from moec.ir.products import product, rounded_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -30,10 +31,6 @@ class Stack(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, expert: Any, /) -> Array: ...
-
-
-_CONVERTED_AT_ONCE = 1 << 17
-"""Elements of a weight that are converted to a wider type together: few enough to stay in the cache."""
 
 
 def _silently(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,24 +210,8 @@ def route(
     return np.where(ids < 0, 0, weights).astype(result_dtype), ids.astype(np.int32)
 
 
-def product(a: Array, b: Array) -> Array:
-    """The matrix product a [n,K] times b [K,N] in the type of a.
-
-    For few rows, converting b costs more than multiplying: then some columns at a time are converted, in cache.
-    """
-    if len(a) == 0:
-        return np.empty((0, b.shape[1]), a.dtype)
-    if a.dtype == b.dtype or b.size <= _CONVERTED_AT_ONCE or len(a) >= 16:
-        return a @ b.astype(a.dtype, copy=False)
-    result = np.empty((a.shape[0], b.shape[1]), a.dtype)
-    step = max(1, _CONVERTED_AT_ONCE // b.shape[0])
-    for start in range(0, b.shape[1], step):
-        result[:, start : start + step] = a @ b[:, start : start + step].astype(a.dtype)
-    return result
-
-
-def _project(rows: Array, weight: Array, bias: Array | None, transposed: bool) -> Array:
-    projected = product(rows, weight if transposed else weight.T)
+def _project(spec: ProductSpec, rows: Array, weight: Array, bias: Array | None, transposed: bool) -> Array:
+    projected = product(rounded_rows(spec, rows), weight if transposed else weight.T)
     return projected if bias is None else projected + bias.astype(rows.dtype)
 
 
@@ -242,10 +223,8 @@ def _split_gate(spec: ExpertsSpec, fused: Array) -> tuple[Array, Array]:
     return (first, second) if spec.gate_layout == "gate_up" else (second, first)
 
 
-def _activate(spec: ExpertsSpec, x: Array) -> Array:
-    if spec.activation == "silu":
-        return x * sigmoid(spec.alpha * x)
-    return ACTIVATIONS[spec.activation](x)
+def _activate(activation: Activation, x: Array, alpha: float = 1.0) -> Array:
+    return x * sigmoid(alpha * x) if activation == "silu" else ACTIVATIONS[activation](x)
 
 
 def projections_in(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None]) -> tuple[Array | None, Array]:
@@ -253,30 +232,32 @@ def projections_in(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array |
     the names of ``EXPERT_WEIGHTS``."""
     up, gate = weights["up"], weights["gate"]
     assert up is not None
-    projected = _project(rows, up, weights["up_bias"], spec.up_transposed)
+    projected = _project(spec, rows, up, weights["up_bias"], spec.up_transposed)
     if not spec.gated:
         return None, projected
     if spec.gate_layout == "separate":
         assert gate is not None
-        return _project(rows, gate, weights["gate_bias"], spec.up_transposed), projected
+        return _project(spec, rows, gate, weights["gate_bias"], spec.up_transposed), projected
     return _split_gate(spec, projected)
 
 
 def activated(spec: ExpertsSpec, gate: Array | None, up: Array) -> Array:
     """What enters the down projection [n,f]."""
     if gate is None:
-        return _activate(spec, up)
+        return _activate(spec.activation, up, spec.alpha)
     if spec.limit > 0:
         gate, up = np.minimum(gate, spec.limit), np.clip(up, -spec.limit, spec.limit)
-    return _activate(spec, gate) * (up + spec.up_offset)
+    return _activate(spec.activation, gate, spec.alpha) * (up + spec.up_offset)
 
 
-def _expert(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None]) -> Array:
-    """One expert on rows [n,d]; ``weights`` as for :func:`projections_in`."""
+def _expert(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None], hidden_size: int | None) -> Array:
+    """One expert on rows [n,d]; ``weights`` as for :func:`projections_in`; a ``hidden_size`` of None means all f."""
     down = weights["down"]
     assert down is not None
     hidden = activated(spec, *projections_in(spec, rows, weights))
-    return _project(hidden, down, weights["down_bias"], spec.down_transposed)
+    if hidden_size is not None:
+        hidden, down = hidden[:, :hidden_size], down[:hidden_size] if spec.down_transposed else down[:, :hidden_size]
+    return _project(spec, hidden, down, weights["down_bias"], spec.down_transposed)
 
 
 def pairs_by_expert(ids: Array) -> Iterator[tuple[int, Array, Array]]:
@@ -329,14 +310,21 @@ def experts(
         scale = weights[tokens, slots, None]
         rows = x[tokens] * scale if spec.weight_on_input else x[tokens]
         if expert < E:
-            rows = _expert(spec, rows, {name: None if w is None else w[expert] for name, w in stacked.items()})
+            own = {name: None if w is None else w[expert] for name, w in stacked.items()}
+            rows = _expert(spec, rows, own, spec.hidden_sizes[expert] if spec.hidden_sizes else None)
         pairs[tokens, slots] = rows if spec.weight_on_input else rows * scale
     return pairs.sum(axis=1).astype(result_dtype)
 
 
 @_silently
 def grouped_matmul(
-    x: Array, weights: Array, experts: Array, bias: Array | None = None, *, dtype: DTypeLike | None = None
+    spec: ProductSpec,
+    x: Array,
+    weights: Array,
+    experts: Array,
+    bias: Array | None = None,
+    *,
+    dtype: DTypeLike | None = None,
 ) -> Array:
     """``moec.GroupedMatMul``: x [T,K], weights [E,K,N], experts [T,k], bias [E,N] → y [T,k,N], zero where the id is -1.
 
@@ -347,8 +335,19 @@ def grouped_matmul(
     _check_ids(experts, weights.shape[0])
     y = np.zeros((*experts.shape, weights.shape[2]), x.dtype)
     for expert, tokens, slots in pairs_by_expert(experts):
-        y[tokens, slots] = _project(x[tokens], weights[expert], None if bias is None else bias[expert], True)
+        y[tokens, slots] = _project(spec, x[tokens], weights[expert], None if bias is None else bias[expert], True)
     return y.astype(result_dtype)
+
+
+@_silently
+def linear(
+    spec: LinearSpec, x: Array, weight: Array, bias: Array | None = None, *, dtype: DTypeLike | None = None
+) -> Array:
+    """``moec.Linear``: x [...,K], weight [N,K] (or [K,N] where transposed), bias [N] → y [...,N]."""
+    result_dtype = np.dtype(dtype or x.dtype)
+    rows = x.astype(_compute_dtype(result_dtype)).reshape(-1, x.shape[-1])
+    y = _activate(spec.activation, _project(spec, rows, weight, bias, spec.transposed))
+    return y.reshape(*x.shape[:-1], y.shape[-1]).astype(result_dtype)
 
 
 def moe(

@@ -1,13 +1,15 @@
 """The vectorised reference semantics against loops that follow RouteSpec and ExpertsSpec word by word."""
 
+import dataclasses
 import math
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.ir.semantics import erf, experts, grouped_matmul, moe, route
+from moec.ir.dialect import Arithmetic, ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
+from moec.ir.products import rounded_rows
+from moec.ir.semantics import erf, experts, grouped_matmul, linear, moe, route
 
 INFINITY = float("inf")
 
@@ -310,12 +312,78 @@ def test_grouped_matmul_is_what_the_loop_computes(tokens: int) -> None:
         generator.normal(size=(4, 2)),
     )
     ids = generator.integers(-1, 4, size=(tokens, 2), dtype=np.int32)
-    y = grouped_matmul(x, weights, ids, bias)
+    y = grouped_matmul(ProductSpec(), x, weights, ids, bias)
     assert y.shape == (tokens, 2, 2)
     for token, slot in np.ndindex(tokens, 2):
         expert = ids[token, slot]
         expected = x[token] @ weights[expert] + bias[expert] if expert >= 0 else np.zeros(2)
         np.testing.assert_allclose(y[token, slot], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ExpertsSpec(),
+        ExpertsSpec("gelu", "interleaved", down_transposed=True),
+        ExpertsSpec("relu", "none", up_transposed=True),
+    ],
+    ids=["gate_up", "interleaved", "plain"],
+)
+def test_an_expert_has_only_its_own_hidden_units(spec: ExpertsSpec) -> None:
+    E, d, f, sizes = 3, 4, 5, (5, 2, 0)
+    weights = make_weights(spec, E, d, f)
+    cut = {name: array.copy() for name, array in weights.items()}
+    for expert, size in enumerate(sizes):  # a unit that gives nothing is one that is not there
+        down = cut["down"][expert] if spec.down_transposed else cut["down"][expert].T
+        down[size:] = 0
+        unread = weights["down"][expert] if spec.down_transposed else weights["down"][expert].T
+        unread[size:] = np.nan
+    x, mix = np.random.default_rng(0).normal(size=(6, d)), np.ones((6, 1))
+    ids = np.array([[0], [1], [2], [2], [1], [0]], np.int32)
+    y = experts(dataclasses.replace(spec, hidden_sizes=sizes), x, mix, ids, **weights)
+    np.testing.assert_allclose(y, experts(spec, x, mix, ids, **cut), rtol=1e-12)
+
+
+def test_both_products_of_an_expert_round_their_rows() -> None:
+    generator = np.random.default_rng(0)
+    spec = ExpertsSpec("relu", "none", arithmetic="int8", activation_group=4)
+    up, down, x = (generator.normal(size=size) for size in [(1, 6, 8), (1, 8, 6), (3, 8)])
+    hidden = np.maximum(rounded_rows(spec, x) @ up[0].T, 0)
+    expected = rounded_rows(spec, hidden) @ down[0].T
+    y = experts(spec, x, np.ones((3, 1)), np.zeros((3, 1), np.int32), up, down)
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+    assert (
+        np.abs(y - experts(ExpertsSpec("relu", "none"), x, np.ones((3, 1)), np.zeros((3, 1), int), up, down)).max()
+        > 1e-4
+    )
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16", "int8"])
+def test_grouped_matmul_rounds_its_rows(arithmetic: Arithmetic) -> None:
+    generator = np.random.default_rng(0)
+    spec = ProductSpec(arithmetic=arithmetic)
+    x, weights = generator.normal(size=(5, 8)), generator.normal(size=(2, 8, 3))
+    ids = np.array([[0], [1], [0], [-1], [1]], np.int32)
+    expected = grouped_matmul(ProductSpec(), rounded_rows(spec, x), weights, ids)
+    np.testing.assert_array_equal(grouped_matmul(spec, x, weights, ids), expected)
+
+
+@pytest.mark.parametrize("shape", [(8,), (0, 8), (3, 8), (2, 1, 3, 8)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_linear_works_on_the_last_axis(shape: tuple[int, ...], transposed: bool) -> None:
+    generator = np.random.default_rng(0)
+    x, weight, bias = generator.normal(size=shape), generator.normal(size=(5, 8)), generator.normal(size=5)
+    spec = LinearSpec(activation="silu", transposed=transposed)
+    y = linear(spec, x, weight.T if transposed else weight, bias)
+    z = np.einsum("...k,nk->...n", x, weight) + bias
+    np.testing.assert_allclose(y, z / (1 + np.exp(-z)), rtol=1e-10)
+
+
+def test_linear_rounds_its_rows_and_needs_no_bias() -> None:
+    x, weight = np.array([[1.0, 127.3]], np.float32), np.array([[1.0, 1.0]], np.float32)
+    scale = np.float32(127.3) / np.float32(127)
+    y = linear(LinearSpec(arithmetic="int8"), x, weight)
+    np.testing.assert_allclose(y, [[128 * scale]], rtol=1e-6)
 
 
 def test_moe_is_route_then_experts() -> None:

@@ -27,18 +27,24 @@ def test_moec_operators_and_what_follows_them() -> None:
         p = moec.GroupedMatMul (x, up, e)
         m = moec.MoE <k = 2> (x, logits, "", up, down)
         a = Add (y, m)
+        l = moec.Linear (x, row)
+        t = moec.Linear <transposed = 1> (x, row)
         s = ReduceSum <keepdims = 0> (p, one)
         n = Shape (a)
         b = Reshape (s, n)
         z = Cast <to = 7> (e)"""
-    signature = "(float16[T,64] x, float[T,8] logits, float16[8,64,64] up, float16[8,64,32] down) => (z, b)"
-    assert infer(body, signature, "int64[1] one = {1}") == {
+    signature = (
+        "(float16[T,64] x, float[T,8] logits, float16[8,64,64] up, float16[8,64,32] down, float16[48,64] row) => (z, b)"
+    )
+    assert infer(body, signature.replace("(z, b)", "(z, b, l, t)"), "int64[1] one = {1}") == {
         "w": "FLOAT[T,2]",
         "e": "INT32[T,2]",
         "y": "FLOAT16[T,64]",
         "p": "FLOAT16[T,2,64]",
         "m": "FLOAT16[T,64]",
         "a": "FLOAT16[T,64]",
+        "l": "FLOAT16[T,48]",
+        "t": "FLOAT16[T,64]",
         "s": "FLOAT16[T,64]",
         "n": "INT64[2]",
         "b": "FLOAT16[T,64]",

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.errors import VerificationError
-from moec.ir.dialect import ExpertsSpec, RouteSpec, make_node
+from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec, make_node
 from moec.ir.rules import RULES
 from moec.ir.verifier import verify, violations
 
@@ -41,7 +41,7 @@ def model_with(node: ir.Node) -> ir.Model:
 
 
 def node_of(
-    op_type: str, names: tuple[str, ...], *specs: RouteSpec | ExpertsSpec, types: dict | None = None, **shapes: Shape
+    op_type: str, names: tuple[str, ...], *specs: RouteSpec | ProductSpec, types: dict | None = None, **shapes: Shape
 ) -> ir.Node:
     """A node whose inputs have the usual shapes and types, but for what is given."""
     values = {}
@@ -65,6 +65,11 @@ def moe(route_spec: RouteSpec | None = None, spec: ExpertsSpec | None = None, **
 
 def grouped(**changes) -> ir.Node:
     return node_of("GroupedMatMul", tuple(GROUPED), **{**GROUPED, **changes})
+
+
+def linear(spec: LinearSpec | None = None, **changes) -> ir.Node:
+    shapes = {"x": ("B", "T", 8), "weight": (5, 8), "bias": (5,), **changes}
+    return node_of("Linear", ("x", "weight", "bias"), spec or LinearSpec(), **shapes)
 
 
 def with_attribute(node: ir.Node, attribute: ir.Attr) -> ir.Node:
@@ -112,6 +117,11 @@ VALID: dict[str, Callable[[], ir.Node]] = {
     ),
     "moe": moe,
     "identity experts": lambda: moe(spec=ExpertsSpec(identity_experts=2), logits=("T", 6), correction_bias=(6,)),
+    "experts of several sizes": lambda: experts(ExpertsSpec(hidden_sizes=(6, 0, 3, 6))),
+    "experts in int8": lambda: experts(ExpertsSpec(arithmetic="int8", activation_group=4)),
+    "linear": linear,
+    "linear on a vector": lambda: linear(x=(8,)),
+    "transposed linear": lambda: linear(LinearSpec(transposed=True, arithmetic="bfloat16"), weight=(8, 5)),
     "grouped": grouped,
     "grouped without bias": lambda: node_of("GroupedMatMul", tuple(GROUPED)[:3], **GROUPED),
 }
@@ -143,6 +153,22 @@ BROKEN: list[tuple[str, str, Callable[[], ir.Node]]] = [
     ("attribute-choice", "score='softmin'", lambda: route(RouteSpec(k=2, score="softmin"))),
     ("attribute-choice", "activation='swish'", lambda: experts(ExpertsSpec(activation="swish"))),
     ("attribute-choice", "gate_layout='halves'", lambda: moe(spec=ExpertsSpec(gate_layout="halves"))),
+    ("attribute-choice", "arithmetic='fp8'", lambda: linear(LinearSpec(arithmetic="fp8"))),
+    (
+        "attribute-type",
+        "hidden_sizes is of type INT",
+        lambda: with_attribute(experts(), ir.AttrInt64("hidden_sizes", 2)),
+    ),
+    ("rank", "bias has rank 2", lambda: linear(bias=(1, 5))),
+    ("dtype", "weight is FLOAT16", lambda: linear(types={"weight": ir.DataType.FLOAT16})),
+    ("activation-group", "is -1", lambda: linear(LinearSpec(arithmetic="int8", activation_group=-1))),
+    ("activation-group", "belongs to", lambda: experts(ExpertsSpec(activation_group=32))),
+    ("linear-sizes", "x is a scalar", lambda: linear(x=())),
+    ("linear-sizes", "8 in x, 7 in weight", lambda: linear(weight=(5, 7))),
+    ("linear-sizes", "8 in weight, 5 in bias", lambda: linear(LinearSpec(transposed=True), weight=(8, 8))),
+    ("hidden-sizes", "between -1 and 2", lambda: experts(ExpertsSpec(hidden_sizes=(2, -1, 2, 2)))),
+    ("hidden-sizes", "an expert has 0 to 6", lambda: experts(ExpertsSpec(hidden_sizes=(2, 2, 2, 7)))),
+    ("hidden-sizes", "2 in hidden_sizes, 4 in up", lambda: experts(ExpertsSpec(hidden_sizes=(2, 2)))),
     ("rank", "logits has rank 3", lambda: route(logits=(1, "T", 4))),
     ("rank", "up has rank 2", lambda: experts(up=(12, 8))),
     ("rank", "weights has rank 2", lambda: grouped(weights=(8, 5))),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.ir.dialect import ExpertsSpec, ProductSpec, RouteSpec
 from moec.ir.semantics import experts, grouped_matmul, moe
 from moec.targets.cpu.machine import MACHINES, Machine, host_has
 
@@ -173,7 +173,7 @@ def test_grouped_matmul_keeps_the_slots_apart(biased: bool) -> None:
         x, chosen = random.standard_normal((T, d)).astype(np.float32), random.integers(-1, E, (T, k))
         (y,) = run(x=x, experts=chosen)
         np.testing.assert_allclose(
-            y, grouped_matmul(x, experts=chosen, **constants, dtype=np.float64), rtol=1e-5, atol=2e-5
+            y, grouped_matmul(ProductSpec(), x, experts=chosen, **constants, dtype=np.float64), rtol=1e-5, atol=2e-5
         )
 
 

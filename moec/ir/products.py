@@ -1,0 +1,60 @@
+"""What ``arithmetic`` means (:class:`~moec.ir.dialect.ProductSpec`): products of rows with weights, in plain numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from moec.ir.dialect import ProductSpec
+
+Array = np.ndarray[Any, Any]
+
+_CONVERTED_AT_ONCE = 1 << 17
+"""Elements of a weight that are converted to a wider type together: few enough to stay in the cache."""
+_LARGEST = np.float32(127)
+"""The largest magnitude of a quantised activation; -128 is not used."""
+
+
+def product(a: Array, b: Array) -> Array:
+    """The matrix product a [n,K] times b [K,N] in the type of a.
+
+    For few rows, converting b costs more than multiplying: then some columns at a time are converted, in cache.
+    """
+    if len(a) == 0:
+        return np.empty((0, b.shape[1]), a.dtype)
+    if a.dtype == b.dtype or b.size <= _CONVERTED_AT_ONCE or len(a) >= 16:
+        return a @ b.astype(a.dtype, copy=False)
+    result = np.empty((a.shape[0], b.shape[1]), a.dtype)
+    step = max(1, _CONVERTED_AT_ONCE // b.shape[0])
+    for start in range(0, b.shape[1], step):
+        result[:, start : start + step] = a @ b[:, start : start + step].astype(a.dtype)
+    return result
+
+
+def rounded_rows(spec: ProductSpec, rows: Array) -> Array:
+    """The rows [...,K] as they are multiplied, in their own type.
+
+    Rounding is done from float32 in every case, so that a judge in float64 sees the numbers that a kernel sees.
+    """
+    if spec.arithmetic == "float32" or rows.size == 0:
+        return rows
+    narrow = rows.astype(np.float32)
+    if spec.arithmetic == "bfloat16":
+        return narrow.astype(ml_dtypes.bfloat16).astype(rows.dtype)
+    scales, quantized = quantize_rows(narrow, spec.activation_group)
+    group = spec.activation_group or rows.shape[-1]
+    repeated = np.repeat(scales, group, axis=-1)[..., : rows.shape[-1]].astype(rows.dtype)
+    return np.where(np.isfinite(repeated), repeated, np.nan) * quantized.astype(rows.dtype)
+
+
+def quantize_rows(rows: Array, group: int) -> tuple[Array, Array]:
+    """Scales [...,groups] and int8 numbers [...,K] of float32 rows. Where a group has an infinity or a NaN, its scale
+    is not finite and its numbers are 0."""
+    starts = np.arange(0, rows.shape[-1], group or rows.shape[-1])
+    scales = np.maximum.reduceat(np.abs(rows), starts, axis=-1) / _LARGEST
+    repeated = np.repeat(scales, group or rows.shape[-1], axis=-1)[..., : rows.shape[-1]]
+    usable = np.isfinite(repeated) & (repeated > 0)
+    numbers = np.rint(np.where(usable, rows / np.where(usable, repeated, 1), 0))
+    return scales, np.clip(numbers, -_LARGEST, _LARGEST).astype(np.int8)

@@ -37,6 +37,7 @@ class ExpertTensor:
         return (
             self.factor is None
             and len(self.parts) == 1
+            and self.expert_axis == 0
             and part.const_value is not None
             and self.facts.shape(part) == self.shape
         )

@@ -12,6 +12,13 @@ def test_stacked_einsum(build, texts, normal, raise_and_compare):
     assert spec_of(experts, ExpertsSpec) == ExpertsSpec("relu", "none", up_transposed=True, down_transposed=True)
 
 
+def test_weights_with_their_experts_along_another_axis_of_equal_size(build, texts, normal, raise_and_compare):
+    """down is [f,E,d] with f = E: stored, it has the shape of [E,f,d] and not its meaning."""
+    text = texts["dense"].replace("tef,efd->ted", "tef,fed->ted")
+    _, experts = raise_and_compare(build(text, up=normal(4, 6, 4), down=normal(4, 4, 6)))
+    assert spec_of(experts, ExpertsSpec) == ExpertsSpec("relu", "none", up_transposed=True, down_transposed=True)
+
+
 def test_block_of_rank_three(build, texts, normal, raise_and_compare):
     text = texts["dense"].replace("td,edf->tef", "btd,edf->btef").replace("tef,efd->ted", "btef,efd->bted")
     text = text.replace("ted,te->td", "bted,bte->btd")

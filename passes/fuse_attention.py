@@ -23,7 +23,11 @@ class FuseAttention:
     2. An addition to the scores that does not enlarge them is the mask; its last axis is that of the keys.
     3. Key and value heads that are repeated (Unsqueeze, Expand, Reshape) for grouped queries are taken unrepeated, if
        the shapes prove that each head is repeated for neighbouring query heads.
-    4. The head size is static, batch and head counts of q, k and v are equal, and the weights of the softmax have no
+    4. The swap of the keys' axes may be done on a view [batch * head, position, element].
+    5. A query whose every key is masked by -inf yields zeros, by the rules of Attention. Exporters say so with
+       ``Where(IsNaN(p), 0, p)`` after the softmax, which is taken in; without it such a query gave NaN. (The guard
+       would also hide the NaN of a score that is NaN by itself; after the fusion it shows.)
+    6. The head size is static, batch and head counts of q, k and v are equal, and the weights of the softmax have no
        other use. Attention sinks (an additional column of scores) stay as they are.
 
     ::
@@ -58,9 +62,9 @@ class _Attention:
 
 def _match(node: ir.Node) -> _Attention | None:
     weights, value = node.inputs
-    if weights is None or value is None or len(list(weights.uses())) != 1 or weights.is_graph_output():
+    if weights is None or value is None or not _has_uses(weights, 1):
         return None
-    softmax = weights.producer()
+    softmax = _unguarded(weights).producer()
     if not is_op(softmax, "Softmax"):
         return None
     if softmax.attributes.get_int("axis", -1) not in (-1, 3) or softmax.inputs[0] is None:
@@ -76,6 +80,23 @@ def _match(node: ir.Node) -> _Attention | None:
         return None
     scale *= query_scale * key_scale
     return _without_repetition(_Attention(query, keys, True, value, mask, scale))
+
+
+def _has_uses(value: ir.Value, count: int) -> bool:
+    """Whether the value is used so many times, all inside the graph."""
+    return len(list(value.uses())) == count and not value.is_graph_output()
+
+
+def _unguarded(weights: ir.Value) -> ir.Value:
+    """p where the value is ``Where(IsNaN(p), 0, p)`` and nothing else uses p; any other value itself."""
+    where = weights.producer()
+    if not is_op(where, "Where"):
+        return weights
+    condition, replacement, guarded = where.inputs
+    test = condition.producer() if condition is not None else None
+    if guarded is None or not is_op(test, "IsNaN") or test.inputs[0] is not guarded or _number(replacement) != 0.0:
+        return weights
+    return guarded if _has_uses(guarded, 2) else weights
 
 
 def _split_mask(scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
@@ -125,10 +146,10 @@ def _shapes_agree(query: ir.Value, keys: ir.Value, value: ir.Value, mask: ir.Val
 
 def _without_repetition(attention: _Attention) -> _Attention:
     """Undo the swap of the keys' axes and the repetition of heads, where they are visible."""
-    swap = attention.keys.producer()
-    if not is_op(swap, "Transpose") or list(swap.attributes.get_ints("perm", [])) != _SWAP_LAST:
+    source = _swapped(attention.keys) or _swapped_in_a_view(attention.keys)
+    if source is None:
         return attention
-    attention = dataclasses.replace(attention, keys=swap.inputs[0], transposed=False)
+    attention = dataclasses.replace(attention, keys=source, transposed=False)
     keys, value = _unrepeated(attention.keys), _unrepeated(attention.value)
     if keys is None or value is None:
         return attention
@@ -136,6 +157,28 @@ def _without_repetition(attention: _Attention) -> _Attention:
     if key_shape is None or value_shape is None or key_shape[1] != value_shape[1]:
         return attention
     return dataclasses.replace(attention, keys=keys, value=value)
+
+
+def _swapped(value: ir.Value) -> ir.Value | None:
+    """k where the value is k with its last axes swapped."""
+    node = value.producer()
+    if not is_op(node, "Transpose"):
+        return None
+    order = list(node.attributes.get_ints("perm", []))
+    last = len(order) - 1
+    return node.inputs[0] if order == [*range(last - 1), last, last - 1] else None
+
+
+def _swapped_in_a_view(value: ir.Value) -> ir.Value | None:
+    """k [B, H, P, D] where the value is k seen as [B * H, P, D], with its last axes swapped, seen as [B, H, D, P]."""
+    view = _input_of(value, "Reshape")
+    before = _swapped(view) if view is not None else None
+    source = _input_of(before, "Reshape")
+    own, wide, final = _dims(source), _dims(before), _dims(value)
+    if own is None or wide is None or final is None or len(own) != 4 or len(wide) != 3:
+        return None
+    batch, heads, keys, size = own
+    return source if wide[1:] == [keys, size] and final == [batch, heads, size, keys] else None
 
 
 def _unrepeated(repeated: ir.Value) -> ir.Value | None:

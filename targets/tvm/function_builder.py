@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import onnx_ir as ir
 import tvm
@@ -18,6 +18,11 @@ from moec.targets.tvm.te_kernels import OPAQUE, prim_func
 
 def identifier(name: str | None) -> str:
     return re.sub(r"\W", "_", name or "value") or "value"
+
+
+def _is_view(expression: relax.Expr) -> TypeGuard[relax.Call]:
+    """Whether the result shares the memory of the first argument."""
+    return isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.reshape")
 
 
 class FunctionBuilder:
@@ -40,14 +45,13 @@ class FunctionBuilder:
         variable = self._builder.emit(expression, name_hint=identifier(name) if name else "")
         if self._node is not None:
             self._nodes[variable.name] = self._node
+        if _is_view(expression) and expression.args[0] in self._computed:
+            self._computed.add(variable)
         return variable
 
     def reshape(self, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
         """The same elements under another shape, without a copy."""
-        view = self.emit(relax.op.reshape(tensor, [self.sizes.expression(size) for size in sizes]))
-        if tensor in self._computed:
-            self._computed.add(view)
-        return view
+        return self.emit(relax.op.reshape(tensor, [self.sizes.expression(size) for size in sizes]))
 
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
         """A copy of the tensor with another expression for its shape, checked when the program runs.

@@ -86,3 +86,52 @@ def test_attention_sinks_stay(rewrite, operators):
         t = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul (q, t) c = Concat <axis = -1> (s, sink)
         p = Softmax <axis = -1> (c) r = Slice (p, zero, minus_one, three) y = MatMul (r, v) }"""
     assert "Attention" not in operators(rewrite(text, PASSES))
+
+
+def guarded(test: str, otherwise: str = "") -> str:
+    """Attention as PyTorch exports it: a guard against queries that see no key."""
+    return (
+        f"{SWAP} s = MatMul (q, t) m = Add (s, mask) p = Softmax <axis = -1> (m) {test} {otherwise} y = MatMul (g, v)"
+    )
+
+
+GUARD = "n = IsNaN (p) g = Where (n, zero, p)"
+
+
+def test_zeros_for_queries_that_see_no_key_are_part_of_attention(rewrite, operators):
+    blind = cases()
+    blind[1]["mask"][2] = -np.inf
+    assert operators(rewrite(guarded(GUARD), PASSES, *blind)) == ["Attention"]
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "n = IsNaN (p) g = Where (n, scale, p)",
+        "n = IsNaN (m) g = Where (n, zero, p)",
+        "n = IsInf (p) g = Where (n, zero, p)",
+        "n = IsNaN (p) g = Where (n, p, zero)",
+    ],
+    ids=["another number", "another value is tested", "another test", "the branches are swapped"],
+)
+def test_other_guards_stay(rewrite, operators, guard):
+    assert "Attention" not in operators(rewrite(guarded(guard), PASSES, *cases()))
+
+
+def swapped_in_a_view(view: str, back: str) -> str:
+    return f"""(float[2,4,S,4] q, float[2,4,7,4] k, float[2,4,7,4] v) => (float[2,4,S,4] y)
+        <int64[3] view = {view}, int64[4] back = {back}> {{
+        k1 = Reshape (k, view) k2 = Transpose <perm = [0, 2, 1]> (k1) t = Reshape (k2, back)
+        s = MatMul (q, t) p = Softmax <axis = -1> (s) y = MatMul (p, v) }}"""
+
+
+def test_keys_may_be_swapped_in_a_view(rewrite, operators):
+    text = swapped_in_a_view("{8, 7, 4}", "{2, 4, 4, 7}")
+    case = {"q": normal(2, 4, 5, 4), "k": normal(2, 4, 7, 4), "v": normal(2, 4, 7, 4)}
+    assert operators(rewrite(text, PASSES, case)) == ["Attention"]
+
+
+def test_keys_mixed_in_a_view_keep_their_transpose(rewrite, operators):
+    text = swapped_in_a_view("{4, 14, 4}", "{2, 4, 4, 7}")
+    case = {"q": normal(2, 4, 5, 4), "k": normal(2, 4, 7, 4), "v": normal(2, 4, 7, 4)}
+    assert "Reshape" in operators(rewrite(text, PASSES, case))

@@ -88,11 +88,11 @@ def test_attention_sinks_stay(rewrite, operators):
     assert "Attention" not in operators(rewrite(text, PASSES))
 
 
-def guarded(test: str, otherwise: str = "") -> str:
+def guarded(guard: str) -> str:
     """Attention as PyTorch exports it: a guard against queries that see no key."""
-    return (
-        f"{SWAP} s = MatMul (q, t) m = Add (s, mask) p = Softmax <axis = -1> (m) {test} {otherwise} y = MatMul (g, v)"
-    )
+    scores = f"{SWAP} s = MatMul (q, t) m = Add (s, mask) p = Softmax <axis = -1> (m)"
+    text = graph(f"{scores} {guard} y = MatMul (g, v)")
+    return text.replace("<float root", "<float zero = {0.0}, float root")
 
 
 GUARD = "n = IsNaN (p) g = Where (n, zero, p)"

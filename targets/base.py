@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.mapped_files import release_pages
 from moec.runtime.dtypes import dtype_of
 from moec.runtime.manifest import TensorSpec
 
@@ -69,6 +70,7 @@ class Weight:
             if piece.dtype != dtype_of(self.dtype) or found > expected:
                 raise ValueError(f"{self._announcement}, but a piece is {piece.dtype}{list(piece.shape)}")
             yield np.ascontiguousarray(piece).reshape(-1)
+            release_pages()
         if found != expected:
             raise ValueError(f"{self._announcement}, but has {found} elements")
 

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.errors import MoecError
+from moec.ir.mapped_files import map_file
 
 
 def check_tensors(proto: onnx.ModelProto, folder: Path | None, where: str) -> None:
@@ -38,22 +39,28 @@ def check_tensors(proto: onnx.ModelProto, folder: Path | None, where: str) -> No
 
 
 def map_weights(model: ir.Model) -> None:
-    """Let external weights of one file share one memory map.
+    """Let external weights of one file share one memory map, and weights of 4 bits and fewer stay packed until read.
 
     ONNX IR maps the whole file for each tensor: some thousand weights of a large model exhaust the address space.
     """
     maps: dict[str, np.ndarray] = {}
     for value in (value for graph in model.graphs() for value in graph.initializers.values()):
         tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor) or tensor.size == 0 or tensor.dtype.bitwidth < 8:
-            continue
-        if tensor.path not in maps:
-            maps[tensor.path] = np.memmap(tensor.path, np.uint8, mode="r")
-        start = tensor.offset or 0
-        array = np.asarray(maps[tensor.path][start : start + tensor.nbytes]).view(
-            tensor.dtype.numpy().newbyteorder("<")
-        )
-        value.const_value = ir.Tensor(array.reshape(tensor.shape.numpy()), dtype=tensor.dtype, name=tensor.name)
+        if isinstance(tensor, ir.ExternalTensor) and tensor.size > 0:
+            if tensor.path not in maps:
+                maps[tensor.path] = map_file(tensor.path)
+            start = tensor.offset or 0
+            value.const_value = _over_bytes(maps[tensor.path][start : start + tensor.nbytes], tensor)
+        elif isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype.bitwidth < 8 and tensor.raw.HasField("raw_data"):
+            value.const_value = _over_bytes(np.frombuffer(tensor.raw.raw_data, np.uint8), tensor)
+
+
+def _over_bytes(stored: np.ndarray, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A tensor like the given one over the bytes that ONNX stores."""
+    if tensor.dtype.bitwidth < 8:
+        return ir.PackedTensor(stored, tensor.dtype, shape=tensor.shape.numpy(), name=tensor.name)
+    array = stored.view(tensor.dtype.numpy().newbyteorder("<")).reshape(tensor.shape.numpy())
+    return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
 
 
 def _check_external(tensor: onnx.TensorProto, folder: Path | None, place: str) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 Array = np.ndarray[Any, Any]
+_PIECE = 64 << 20
+"""Bytes of a tensor that is no stack that are handed on together."""
 
 
 class ExpertStack(ir.LazyTensor):
@@ -48,11 +50,21 @@ class ExpertStack(ir.LazyTensor):
 
 
 def expert_data(value: ir.Value, expert: int) -> Array:
-    """The part of one expert of a constant [E,...]: a view where the data lies in memory or in a mapped file."""
+    """The part of one expert of a constant [E,...]: a view where the data lies in memory or in a mapped file as numpy
+    has it; elements of 4 bits and fewer are unpacked for that expert alone."""
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is None:
         raise ValueError(f"value {value.name!r} is computed when the model runs; expected a constant with experts")
-    return tensor.expert(expert) if isinstance(tensor, ExpertStack) else tensor.numpy()[expert]
+    if isinstance(tensor, ExpertStack):
+        return tensor.expert(expert)
+    if isinstance(tensor, ir.PackedTensor) and _experts_fill_bytes(tensor):
+        return _unpacked_expert(tensor, expert)
+    return tensor.numpy()[expert]
+
+
+def _unpacked_expert(tensor: ir.PackedTensor, expert: int) -> Array:
+    stored = tensor.numpy_packed().reshape(tensor.shape.numpy()[0], -1)[expert]
+    return ir.PackedTensor(stored, tensor.dtype, shape=tensor.shape.numpy()[1:]).numpy()
 
 
 def packed_parts(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
@@ -62,10 +74,11 @@ def packed_parts(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
     elif tensor.dtype.bitwidth < 8 or tensor.dtype == ir.DataType.STRING:
         yield tensor.tobytes()
     else:
-        yield _packed(tensor.numpy(), tensor.dtype)
+        whole = _packed(tensor.numpy(), tensor.dtype)
+        yield from (whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE))
 
 
-def _experts_fill_bytes(stack: ExpertStack) -> bool:
+def _experts_fill_bytes(stack: ir.TensorProtocol) -> bool:
     """Elements of 4 bits and fewer share bytes: one expert's last may share one with the first of the next expert."""
     return math.prod(stack.shape.numpy()[1:]) * stack.dtype.bitwidth % 8 == 0
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import onnx_ir as ir
 
 from moec.errors import MoecError
+from moec.ir.mapped_files import release_pages
 from moec.ir.stacks import packed_parts
 
 PREFIX = "sha256:"
@@ -29,6 +30,7 @@ def content_hash(tensor: ir.TensorProtocol) -> str:
         digest = hashlib.sha256()
         for part in packed_parts(tensor):
             digest.update(part)
+            release_pages()
         known = digest.hexdigest()[:_HASH_DIGITS]
         _known_hashes[tensor] = known
     return known

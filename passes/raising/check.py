@@ -9,6 +9,7 @@ import numpy as np
 
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.interpreter import EvaluationError
+from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import experts
 from moec.passes.raising.block import MOST_TOKENS, Block
 from moec.passes.raising.facts import Array
@@ -73,6 +74,7 @@ def judge(block: Block, proposal: Proposal, *, has_judged_twin: bool = False) ->
             undefined[trial.name] = str(error)
             continue
         found = difference(proposal.run(block, trial.x, trial.logits), want)
+        release_pages()
         if found > worst:
             worst, worst_trial = found, trial.name
     if "every expert" in undefined:

@@ -103,7 +103,7 @@ def map_behind(tensor):
     """The memory map that a tensor's array is a part of, None if it is not a part of one."""
     array = tensor.numpy()
     while array is not None and not isinstance(array, mmap.mmap):
-        array = getattr(array, "base", None)
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
     return array
 
 

@@ -67,3 +67,12 @@ def test_experts_of_other_constants_are_views():
 def test_a_computed_value_has_no_experts():
     with pytest.raises(ValueError, match="'w' is computed when the model runs"):
         expert_data(ir.Value(name="w"), 0)
+
+
+@pytest.mark.parametrize("inner", [5, 6])
+def test_experts_of_packed_constants(inner):
+    array = np.random.default_rng(0).integers(-8, 8, (3, inner)).astype(ml_dtypes.int4)
+    stored = np.frombuffer(ir.Tensor(array, dtype=ir.DataType.INT4).tobytes(), np.uint8)
+    packed = value_of(ir.PackedTensor(stored, ir.DataType.INT4, shape=array.shape))
+    for expert in range(3):
+        np.testing.assert_array_equal(expert_data(packed, expert), array[expert])

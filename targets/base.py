@@ -45,6 +45,8 @@ class KernelRecord:
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     computes: str = ""
     """In one line: the formula, with shapes."""
+    requirements: tuple[str, ...] = ()
+    """CPU features (LLVM names) that this kernel uses beyond those that any code for the target may use."""
 
 
 Loader = Callable[[], "np.ndarray | Iterator[np.ndarray]"]

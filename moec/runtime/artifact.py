@@ -27,6 +27,7 @@ from moec.errors import ArtifactError
 from moec.runtime.dtypes import dtype_of
 from moec.runtime.machine import missing_features
 from moec.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, parse_manifest
+from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 
 _MANIFEST_LIMIT = 256 << 20
 _CHUNK = 1 << 20
@@ -83,7 +84,7 @@ def open_artifact(path: str | os.PathLike[str], *, check_weights: bool = True) -
 
 
 def check_machine(artifact: Artifact) -> None:
-    """Raise ArtifactError when this machine cannot execute the artifact's objects."""
+    """Raise ArtifactError when this machine cannot execute the artifact's objects. If it can, this process may."""
     manifest, where = artifact.manifest, artifact.where
     for path in artifact.object_paths():
         with path.open("rb") as file:
@@ -98,6 +99,12 @@ def check_machine(artifact: Artifact) -> None:
         raise ArtifactError(
             f"{where}: was compiled for {manifest.target}, which needs {', '.join(missing)}, and this machine's CPU "
             "lacks that; compile the model here or with a smaller --target"
+        )
+    refusal = refusal_of_matrix_tiles() if "amx-tile" in manifest.requirements else None
+    if refusal:
+        raise ArtifactError(
+            f"{where}: was compiled for {manifest.target}, which uses matrix tiles (amx-tile), but {refusal}; "
+            "compile the model with a smaller --target, e.g. cpu:avx512bf16"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from moec.errors import UnsupportedError
 from moec.runtime.machine import cpu_features, missing_features
+from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 
 CACHE_LINE = 64
 """Bytes; tensors are aligned to it."""
@@ -17,7 +18,9 @@ CACHE_LINE = 64
 _SSE4 = ("sse3", "ssse3", "sse4.1", "sse4.2", "popcnt")
 _AVX2 = (*_SSE4, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
-_AVX512_EXTRAS = ("avx512vnni", "avx512bf16", "avx512fp16", "amx-tile", "amx-bf16", "amx-int8")
+MATRIX_TILES = ("amx-tile", "amx-bf16", "amx-int8")
+"""Features that code uses only where a kernel asks for them: LLVM never chooses these instructions by itself."""
+_AVX512_EXTRAS = ("avx512vnni", "avx512bf16", "avx512fp16", *MATRIX_TILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Machine:
         they extend, because the model that a virtual machine reports is often wrong."""
         attributes = [f"+{feature}" for feature in self.features]
         return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.processor, "mattr": attributes}
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """The features that any code for this machine may use, whatever kernels are in it."""
+        return tuple(feature for feature in self.features if feature not in MATRIX_TILES)
 
     @staticmethod
     def host() -> Machine:
@@ -89,7 +97,12 @@ def _triple(architecture: str) -> str:
 
 
 def host_has(features: Sequence[str]) -> bool:
-    """Whether this processor has the features. Outside Linux, whether LLVM's guess of the processor model has them."""
+    """Whether this processor has the features. Outside Linux, whether LLVM's guess of the processor model has them.
+
+    Matrix tiles count only where the system permits them; then this process may use them from here on.
+    """
+    if not set(features).isdisjoint(MATRIX_TILES) and refusal_of_matrix_tiles() is not None:
+        return False
     if cpu_features():
         return not missing_features(list(features))
     return _guessed_features().issuperset(features)

@@ -45,4 +45,4 @@ class CpuTarget:
         from moec.targets.tvm.program import compile_program
 
         target = tvm.target.Target(self.machine.llvm)
-        return compile_program(model, CpuOps(self.machine), target, self.name, self.machine.features)
+        return compile_program(model, CpuOps(self.machine), target, self.name, self.machine.requirements)

@@ -21,19 +21,22 @@ from moec.targets.tvm.records import kernel_records
 def compile_program(
     model: ir.Model, heavy: HeavyOps, target: tvm.target.Target, name: str, requirements: Sequence[str]
 ) -> Program:
-    """Lower, optimise and generate object files. Raises UnsupportedError naming node, operator and opset."""
+    """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
+    use; kernels that are used add theirs. Raises UnsupportedError naming node, operator and opset."""
     lowered = lower(model, heavy)
     optimized = pipeline.optimize(lowered.module, target, lowered.nodes)
     executable = pipeline.build(optimized.module, target)
+    kernels = kernel_records(lowered.kernels, optimized, executable)
+    needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
     return Program(
         target=name,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         objects=object_files(executable),
         weights=lowered.weights,
-        kernels=kernel_records(lowered.kernels, optimized, executable),
+        kernels=kernels,
         sources={"main.relax": optimized.module["main"].script()},
-        requirements=list(requirements),
+        requirements=list(dict.fromkeys(needed)),
     )
 
 

@@ -6,15 +6,19 @@ import errno
 import json
 import os
 import pathlib
+import platform
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 
 from moec.errors import ArtifactError, MoecError
+from moec.runtime import artifact as artifacts
 from moec.runtime import machine
 from moec.runtime.artifact import open_artifact
 from moec.runtime.manifest import MANIFEST, WEIGHTS, Manifest, is_inside_name, parse_manifest, print_manifest
+from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.model import load
 from moec.runtime.writer import check_destination, write_artifact
 from moec.targets.base import Program, Weight
@@ -238,6 +242,24 @@ def test_cpu_features_this_machine_lacks(artifact_path):
     rewrite_manifest(artifact_path, requirements=["avx1024f"])
     with pytest.raises(ArtifactError, match="needs avx1024f, and this machine's CPU lacks that"):
         load(artifact_path)
+
+
+def test_matrix_tiles_that_the_system_refuses(artifact_path, monkeypatch):
+    rewrite_manifest(artifact_path, requirements=["amx-tile"])
+    monkeypatch.setattr(artifacts, "missing_features", lambda requirements: [])
+    monkeypatch.setattr(artifacts, "refusal_of_matrix_tiles", lambda: "the system does not permit it")
+    with pytest.raises(ArtifactError, match=r"uses matrix tiles \(amx-tile\), but the system does not permit it"):
+        load(artifact_path)
+    monkeypatch.setattr(artifacts, "refusal_of_matrix_tiles", lambda: None)
+    load(artifact_path)
+
+
+def test_matrix_tiles_are_asked_for_where_there_are_any():
+    refusal = refusal_of_matrix_tiles()
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        assert "has no matrix tiles" in refusal
+    else:
+        assert refusal is None or "does not permit" in refusal
 
 
 def test_names_of_cpu_features_are_translated(monkeypatch):

@@ -154,3 +154,45 @@ def test_requirements_are_the_features_of_the_instruction_set():
     model = model_of("agraph (float[T,4] x) => (float[T,4] y) { y = Neg(x) }")
     assert "avx2" in targets.get("cpu:avx2").compile(model).requirements
     assert targets.get("cpu:sse2").compile(model).requirements == []
+
+
+def test_kernels_that_are_used_add_the_features_they_ask_for():
+    import tvm
+    from tvm import relax
+
+    from moec.targets.base import Candidate, KernelRecord
+    from moec.targets.cpu.kernels.softmax import softmax
+    from moec.targets.cpu.machine import Machine
+    from moec.targets.tvm.program import compile_program
+
+    machine = Machine.for_name("avx2")
+
+    def convert(lowering, node):
+        chosen = [Candidate("softmax", True, "", chosen=True)]
+        record = KernelRecord("softmax", "Softmax", ["node"], chosen, requirements=("amx-tile",))
+        (x,) = node.inputs
+        output = relax.TensorType(lowering.shape(x), lowering.dtype(x))
+        return lowering.call_kernel(softmax(machine), [lowering.tensor(x)], [output], record)[0]
+
+    class Tiled(NoHeavyOps):
+        def converters(self):
+            return {"Softmax": convert}
+
+    def requirements(operator: str) -> list[str]:
+        model = model_of(f"agraph (float[T,4] x) => (float[T,4] y) {{ y = {operator}(x) }}")
+        return compile_program(model, Tiled(), tvm.target.Target(machine.llvm), "cpu", ["avx2"]).requirements
+
+    assert requirements("Softmax") == ["avx2", "amx-tile"]
+    assert requirements("Neg") == ["avx2"]
+
+
+def test_matrix_tiles_are_no_requirement_by_themselves(monkeypatch):
+    from moec.targets.cpu import machine
+
+    monkeypatch.setattr(machine, "host_has", lambda features: True)
+    host = machine.Machine.host()
+    assert "amx-tile" in host.features
+    assert "amx-tile" not in host.requirements
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "refusal_of_matrix_tiles", lambda: "not permitted")
+    assert not machine.host_has(["amx-tile"])

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from moec.ir.formats import decodes_weight
 from moec.passes.base import Exactness, Report
 from moec.passes.rewriting import is_op, replace_by_tensors
 
@@ -38,8 +39,9 @@ class FoldConstants:
     1. Outputs of at most ``limit`` elements are computed now.
     2. A larger result of an operator that makes nothing larger than its input (Transpose, Reshape, Slice, ...) becomes
        a constant that computes itself when it is read: a weight stays in its file.
-    3. Everything else stays: large results are cheaper to compute than to store. So do random operators and
-       (de)quantisation.
+    3. Everything else stays: large results are cheaper to compute than to store. So do random operators,
+       (de)quantisation, and the nodes that say in which format a weight of a moec operator is stored
+       (:mod:`moec.ir.formats`).
 
     ::
 
@@ -106,7 +108,7 @@ def _is_constant_computation(node: ir.Node) -> bool:
         return False
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return False
-    if any(output.is_graph_output() for output in node.outputs):
+    if any(output.is_graph_output() for output in node.outputs) or decodes_weight(node):
         return False
     return all(one is None or (one.const_value is not None and not one.is_graph_input()) for one in node.inputs)
 

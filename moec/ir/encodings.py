@@ -1,0 +1,213 @@
+"""The numbers of stored weights: floats to a narrower format and back, in plain numpy, rounded to nearest.
+
+A group is ``group`` consecutive inputs of one output; they share a scale. Where the inputs are no multiple of it, the
+last group is shorter, as ONNX's blocked DequantizeLinear says. Scales are rounded to the type they are stored in before
+anything is divided by them.
+
+============  ==============================  ===================================  ====================================
+format        stored                          scale                                largest error of an element, as a
+                                                                                   share of its group's largest one
+============  ==============================  ===================================  ====================================
+``bfloat16``  bfloat16                        none                                 1/256 (of itself)
+``float16``   float16                         none                                 1/2048 (of itself)
+``int8``      int8, -127 to 127               largest / 127                        1/254
+``int8`` z    uint8 and zero points           (maximum - minimum) / 255            2/255
+``int4``      int4, -8 to 7                   largest element, with its sign, / -8  1/8
+``int4`` z    uint4 and zero points           (maximum - minimum) / 15             2/15
+``mxfp4``     float4 e2m1 (OCP MX)            2 ** (floor(log2(largest)) - 2)      1/4
+============  ==============================  ===================================  ====================================
+
+z: with zero points; their range always contains 0. The errors hold where the scale is a normal number of its type; in
+groups whose scale is a subnormal float16 (largest element below 0.008 for int8, 0.0005 for int4), rounding the scale
+adds up to 4e-6. Letting the largest element of an int4 group be -8 makes the error of Gaussian weights 12% smaller than
+-7 to 7 does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+FormatName = Literal["float64", "float32", "float16", "bfloat16", "int8", "int4", "mxfp4"]
+
+MX_GROUP = 32
+ELEMENT_ERRORS = {"float64": 0, "float32": 0, "bfloat16": 1 / 256, "float16": 1 / 2048, "int8": 1 / 254, "int4": 1 / 8}
+ELEMENT_ERRORS |= {"mxfp4": 1 / 4}
+"""The last column of the table, without zero points."""
+
+_FLOATS: dict[str, ir.DataType] = {
+    "float64": ir.DataType.DOUBLE,
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
+_SIGNED: dict[str, ir.DataType] = {
+    "int8": ir.DataType.INT8,
+    "int4": ir.DataType.INT4,
+    "mxfp4": ir.DataType.FLOAT4E2M1,
+}
+_UNSIGNED: dict[str, ir.DataType] = {"int8": ir.DataType.UINT8, "int4": ir.DataType.UINT4}
+_LARGEST_MX = 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFormat:
+    """How a weight is stored. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel)."""
+
+    name: FormatName
+    group: int = 0
+    zero_points: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name == "mxfp4" and self.group != MX_GROUP:
+            raise ValueError(f"mxfp4 has groups of {MX_GROUP}, not {self.group}")
+        if self.zero_points and self.name not in _UNSIGNED:
+            raise ValueError(f"{self.name} has no zero points")
+        if self.group < 0 or (self.group and not self.quantized):
+            raise ValueError(f"{self.name} has no groups of {self.group}")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether scales belong to it."""
+        return self.name in _SIGNED
+
+    @property
+    def data_type(self) -> ir.DataType:
+        if not self.quantized:
+            return _FLOATS[self.name]
+        return (_UNSIGNED if self.zero_points else _SIGNED)[self.name]
+
+    @property
+    def scale_type(self) -> ir.DataType:
+        """The type that :func:`encode` stores scales in: they count when there is one for every few weights."""
+        if self.name == "mxfp4":
+            return ir.DataType.FLOAT8E8M0
+        return ir.DataType.FLOAT16 if self.group else ir.DataType.FLOAT
+
+    def __str__(self) -> str:
+        group = f"/{self.group}" if self.group and self.name != "mxfp4" else ""
+        return f"{self.name}{group}{'z' if self.zero_points else ''}"
+
+
+class Encoded(NamedTuple):
+    """A matrix as it is stored; scale and zero point have one entry per group along the axis of the inputs."""
+
+    data: Array
+    scale: Array | None = None
+    zero_point: Array | None = None
+
+
+def encode(weight: Array, form: WeightFormat, axis: int = -1) -> Encoded:
+    """``weight`` in another format; ``axis`` is that of the inputs.
+
+    Raises ValueError for a number that the format cannot hold: an infinity or NaN in a quantised format, and one beyond
+    the range of float16 or of float16 scales.
+    """
+    if form.quantized:
+        scale, zero_point = scales_of(weight, form, axis)
+        return Encoded(numbers_of(weight, scale, zero_point, form, axis), scale, zero_point)
+    with np.errstate(over="ignore"):
+        data = weight.astype(form.data_type.numpy())
+    if not np.array_equal(np.isfinite(data), np.isfinite(weight)):
+        raise ValueError(f"{np.nanmax(np.abs(weight)):.3g} is beyond the range of {form.name}")
+    return Encoded(data)
+
+
+def scales_of(weight: Array, form: WeightFormat, axis: int = -1) -> tuple[Array, Array | None]:
+    """Scales and zero points (None where the format has none) of a quantised format; errors as for :func:`encode`."""
+    groups = _groups(weight, form, axis)
+    if not np.isfinite(groups).all():
+        raise ValueError(f"it holds an infinity or a NaN, which {form.name} cannot")
+    if form.name == "mxfp4":
+        return _from_last(_shared_exponents(groups), axis), None
+    levels = 255 if form.name == "int8" else 15
+    low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    if form.zero_points:
+        exact = (high - low) / np.float32(levels)
+    elif form.name == "int8":
+        exact = np.maximum(-low, high) / np.float32(127)
+    else:
+        exact = np.where(-low >= high, low, high) / np.float32(-8)
+    with np.errstate(over="ignore"):
+        scale = exact.astype(form.scale_type.numpy())
+    if not np.isfinite(scale).all():
+        raise ValueError(f"{np.abs(groups).max():.3g} needs a scale beyond the range of float16; choose larger groups")
+    if not form.zero_points:
+        return _from_last(scale, axis), None
+    zero = np.clip(np.rint(_quotient(-low, scale)), 0, levels).astype(form.data_type.numpy())
+    return _from_last(scale, axis), _from_last(zero, axis)
+
+
+def numbers_of(weight: Array, scale: Array, zero_point: Array | None, form: WeightFormat, axis: int = -1) -> Array:
+    """The stored elements of a quantised format, given scales and zero points."""
+    groups = _groups(weight, form, axis)
+    quotient = _quotient(groups, np.moveaxis(scale, axis, -1)[..., None])
+    if form.name == "mxfp4":
+        numbers = np.clip(quotient, -_LARGEST_MX, _LARGEST_MX)
+    else:
+        zero = 0 if zero_point is None else np.moveaxis(zero_point, axis, -1)[..., None].astype(np.float32)
+        numbers = np.clip(np.rint(quotient) + zero, *_range(form))
+    flat = numbers.astype(form.data_type.numpy()).reshape(*groups.shape[:-2], groups.shape[-2] * groups.shape[-1])
+    return _from_last(flat[..., : weight.shape[axis]], axis)
+
+
+def decode(encoded: Encoded, form: WeightFormat, axis: int = -1) -> Array:
+    """The stored weight in float32 (float64 where it is stored so)."""
+    data = encoded.data
+    if form.name == "float64":
+        return data
+    numbers = data.astype(np.float32)
+    if not form.quantized:
+        return numbers
+    assert encoded.scale is not None
+    if encoded.zero_point is not None:
+        numbers -= _per_element(encoded.zero_point, form, data.shape[axis], axis)
+    return numbers * _per_element(encoded.scale, form, data.shape[axis], axis)
+
+
+def group_count(size: int, form: WeightFormat) -> int:
+    """How many groups ``size`` inputs form."""
+    return -(-size // (form.group or max(size, 1)))
+
+
+def _groups(weight: Array, form: WeightFormat, axis: int) -> Array:
+    """The weight in float32 as [..., groups, group]; zeros fill the last group, which change no scale."""
+    rows = np.moveaxis(weight, axis, -1).astype(np.float32, copy=False)
+    size = rows.shape[-1]
+    group, count = form.group or max(size, 1), group_count(size, form)
+    if group * count != size:
+        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, group * count - size)])
+    return rows.reshape(*rows.shape[:-1], count, group)
+
+
+def _from_last(array: Array, axis: int) -> Array:
+    return np.ascontiguousarray(np.moveaxis(array, -1, axis))
+
+
+def _quotient(numbers: Array, scale: Array) -> Array:
+    """0 where the scale is: a group of zeros, or of numbers too small for its type."""
+    wide = scale.astype(np.float32)
+    return np.divide(numbers, wide, out=np.zeros_like(numbers), where=wide != 0)
+
+
+def _shared_exponents(groups: Array) -> Array:
+    """The scales of OCP MX: the power of two that brings the largest element of a group to [4, 8)."""
+    _, exponents = np.frexp(np.abs(groups).max(-1))  # largest = fraction in [1/2, 1) times 2 ** exponent
+    return (np.clip(exponents - 3, -127, 127) + 127).astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
+
+
+def _range(form: WeightFormat) -> tuple[int, int]:
+    """The smallest and the largest stored number."""
+    if form.zero_points:
+        return (0, 255) if form.name == "int8" else (0, 15)
+    return (-127, 127) if form.name == "int8" else (-8, 7)
+
+
+def _per_element(per_group: Array, form: WeightFormat, size: int, axis: int) -> Array:
+    repeated = np.repeat(per_group.astype(np.float32), form.group or max(size, 1), axis=axis)
+    return np.take(repeated, np.arange(size), axis=axis) if repeated.shape[axis] != size else repeated

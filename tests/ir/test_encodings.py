@@ -1,0 +1,188 @@
+"""Weights in narrower formats and back: every element against its stated error bound, and corner cases."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from moec.ir.encodings import ELEMENT_ERRORS, Encoded, WeightFormat, decode, encode
+
+FORMATS = [
+    WeightFormat("float32"),
+    WeightFormat("bfloat16"),
+    WeightFormat("float16"),
+    WeightFormat("int8"),
+    WeightFormat("int8", 32),
+    WeightFormat("int8", 0, zero_points=True),
+    WeightFormat("int4", 32),
+    WeightFormat("int4", 64),
+    WeightFormat("int4", 128),
+    WeightFormat("int4", 32, zero_points=True),
+    WeightFormat("mxfp4", 32),
+]
+QUANTIZED = [form for form in FORMATS if form.quantized]
+SHAPES = [(3, 128), (5, 2, 300), (1, 1), (4, 33), (0, 64)]
+
+
+def weights(shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of many magnitudes."""
+    generator = np.random.default_rng(0)
+    return (generator.normal(size=shape) * np.exp(generator.normal(size=shape))).astype(np.float32)
+
+
+def largest_of_group(weight: np.ndarray, form: WeightFormat) -> np.ndarray:
+    """For every element the largest magnitude in its group."""
+    largest = np.empty_like(weight)
+    for start in range(0, weight.shape[-1], form.group or weight.shape[-1]):
+        part = np.s_[..., start : start + (form.group or weight.shape[-1])]
+        largest[part] = np.abs(weight[part]).max(-1, keepdims=True)
+    return largest
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_every_element_keeps_its_error_bound(form: WeightFormat, shape: tuple[int, ...]) -> None:
+    weight = weights(shape)
+    encoded = encode(weight, form)
+    bound = 2 / (255 if form.name == "int8" else 15) if form.zero_points else ELEMENT_ERRORS[form.name]
+    reference = largest_of_group(weight, form) if form.quantized else np.abs(weight)
+    assert encoded.data.dtype == form.data_type.numpy() and encoded.data.shape == weight.shape
+    # a float16 scale is off by up to 1/2048
+    assert (np.abs(decode(encoded, form) - weight) <= 1.001 * bound * reference).all()
+
+
+@pytest.mark.parametrize("form", QUANTIZED, ids=str)
+def test_the_last_group_is_shorter(form: WeightFormat) -> None:
+    weight = weights((3, 300))
+    encoded = encode(weight, form)
+    assert encoded.scale is not None
+    assert encoded.scale.shape == (3, -(-300 // (form.group or 300)))
+    if form.group:
+        start = 300 // form.group * form.group
+        alone = encode(weight[:, start:], form)
+        np.testing.assert_array_equal(alone.data.astype(np.float32), encoded.data[:, start:].astype(np.float32))
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_the_axis_of_the_inputs_may_be_any(form: WeightFormat) -> None:
+    weight = weights((5, 96))
+    plain, transposed = encode(weight, form), encode(np.ascontiguousarray(weight.T), form, 0)
+    for one, other in zip(plain, transposed, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            np.testing.assert_array_equal(one.astype(np.float32), other.T.astype(np.float32))
+    np.testing.assert_array_equal(decode(transposed, form, 0), decode(plain, form).T)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_what_a_format_can_hold_comes_back_unchanged(form: WeightFormat) -> None:
+    once = decode(encode(weights((4, 256)), form), form)
+    np.testing.assert_allclose(decode(encode(once, form), form), once, rtol=2e-3 if form.quantized else 0)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_groups_of_zeros_stay_zeros(form: WeightFormat) -> None:
+    weight = weights((2, 256))
+    weight[1] = 0
+    weight[0, :128] = 0
+    found = decode(encode(weight, form), form)
+    assert not found[1].any() and not found[0, :128].any() if form.group else not found[1].any()
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("form", QUANTIZED, ids=str)
+@pytest.mark.parametrize("magnitude", [1e-45, 1e-40, 1e-30, 1e-7])
+def test_tiny_weights_stay_finite_and_close(form: WeightFormat, magnitude: float) -> None:
+    weight = np.full((2, 128), magnitude, np.float32)
+    weight[:, ::2] *= -1
+    found = decode(encode(weight, form), form)
+    assert np.abs(found - weight).max() <= max(4e-6, magnitude / 4)
+
+
+@pytest.mark.parametrize("form", QUANTIZED, ids=str)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_quantised_formats_refuse_what_is_not_finite(form: WeightFormat, wrong: float) -> None:
+    weight = weights((2, 64))
+    weight[1, 3] = wrong
+    with pytest.raises(ValueError, match=f"which {form.name} cannot"):
+        encode(weight, form)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_floats_keep_what_is_not_finite(name: str) -> None:
+    weight = np.array([[np.nan, np.inf, -np.inf, 1]], np.float32)
+    np.testing.assert_array_equal(decode(encode(weight, WeightFormat(name)), WeightFormat(name)), weight)
+
+
+def test_numbers_beyond_the_range_are_refused() -> None:
+    huge = np.full((1, 64), 1e9, np.float32)
+    with pytest.raises(ValueError, match="beyond the range of float16"):
+        encode(huge, WeightFormat("float16"))
+    with pytest.raises(ValueError, match="beyond the range of float16; choose larger groups"):
+        encode(huge, WeightFormat("int8", 32))
+    np.testing.assert_allclose(decode(encode(huge, WeightFormat("int8")), WeightFormat("int8")), huge, rtol=1e-6)
+
+
+def test_halves_go_to_the_even_number() -> None:
+    weight = np.array([[127, 0.5, 1.5, -2.5]], np.float32)
+    np.testing.assert_array_equal(encode(weight, WeightFormat("int8")).data, [[127, 0, 2, -2]])
+
+
+def test_the_largest_int4_is_minus_eight_whatever_its_sign() -> None:
+    weight = np.array([[4.0, -1.0, 2.0], [-4.0, -1.0, 2.0]], np.float32)
+    encoded = encode(weight, WeightFormat("int4"))
+    assert encoded.scale is not None
+    np.testing.assert_array_equal(encoded.scale, [[-0.5], [0.5]])
+    np.testing.assert_array_equal(encoded.data.astype(int), [[-8, 2, -4], [-8, -2, 4]])
+
+
+def test_mx_scales_bring_the_largest_below_eight() -> None:
+    """The scales of OCP MX v1.0, section 6.3: the largest power of two not above the largest element, over 4."""
+    weight = np.zeros((3, 32), np.float32)
+    weight[:, 0] = [1.0, 7.9, 12.0]
+    encoded = encode(weight, WeightFormat("mxfp4", 32))
+    assert encoded.scale is not None and encoded.scale.dtype == ml_dtypes.float8_e8m0fnu
+    np.testing.assert_array_equal(encoded.scale.astype(np.float32).ravel(), [0.25, 1, 2])
+    np.testing.assert_array_equal(encoded.data[:, 0].astype(np.float32), [4, 6, 6])
+
+
+def test_smallest_mx_scale() -> None:
+    scale = np.zeros((1, 1), np.uint8).view(ml_dtypes.float8_e8m0fnu)
+    data = np.ones((1, 32), ml_dtypes.float4_e2m1fn)
+    np.testing.assert_array_equal(decode(Encoded(data, scale), WeightFormat("mxfp4", 32)), np.float32(2.0**-127))
+
+
+def test_zero_points_move_the_range() -> None:
+    weight = np.array([[0.0, 15.0], [-5.0, 10.0], [-15.0, -1.0]], np.float32)
+    encoded = encode(weight, WeightFormat("int4", zero_points=True))
+    assert encoded.zero_point is not None
+    np.testing.assert_array_equal(encoded.zero_point.astype(int).ravel(), [0, 5, 15])
+    np.testing.assert_array_equal(decode(encoded, WeightFormat("int4", zero_points=True)), weight)
+
+
+def test_gaussian_weights_lose_what_the_documentation_says() -> None:
+    weight = np.random.default_rng(0).normal(size=(64, 2048)).astype(np.float32)
+    for form, expected in [
+        (WeightFormat("bfloat16"), 0.0017),
+        (WeightFormat("int8"), 0.0083),
+        (WeightFormat("int4", 32), 0.086),
+        (WeightFormat("int4", 128), 0.103),
+        (WeightFormat("int4", 32, zero_points=True), 0.081),
+        (WeightFormat("mxfp4", 32), 0.114),
+    ]:
+        found = np.linalg.norm(decode(encode(weight, form), form) - weight) / np.linalg.norm(weight)
+        assert found == pytest.approx(expected, rel=0.03), form
+
+
+@pytest.mark.parametrize(
+    "name, group, zero_points, message",
+    [
+        ("mxfp4", 64, False, "mxfp4 has groups of 32"),
+        ("mxfp4", 32, True, "no zero points"),
+        ("bfloat16", 0, True, "no zero points"),
+        ("float16", 32, False, "no groups"),
+        ("int8", -1, False, "no groups of -1"),
+    ],
+)
+def test_formats_that_do_not_exist(name: str, group: int, zero_points: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightFormat(name, group, zero_points)

@@ -1,0 +1,185 @@
+"""Which nodes say how a weight is stored, and what passes and the interpreter make of them."""
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.errors import UnsupportedError
+from moec.ir import shapes
+from moec.ir.dialect import LinearSpec, make_node
+from moec.ir.encodings import Encoded
+from moec.ir.formats import WeightFormat, WeightRun, decode, decodes_weight, decoding_node, encode, weight_runs
+from moec.ir.interpreter import run
+from moec.ir.stacks import ExpertStack
+from moec.ir.text import parse_model, print_model
+from moec.passes.base import Report
+from moec.passes.pipeline import CLEAN_UP, parse
+from moec.passes.pipeline import run as run_passes
+
+FORMATS = [
+    WeightFormat("bfloat16"),
+    WeightFormat("float16"),
+    WeightFormat("int8"),
+    WeightFormat("int8", 32),
+    WeightFormat("int8", 32, zero_points=True),
+    WeightFormat("int4"),
+    WeightFormat("int4", 32),
+    WeightFormat("int4", 32, zero_points=True),
+    WeightFormat("mxfp4", 32),
+]
+RANDOM = np.random.default_rng(0)
+
+
+def constant(name: str, array: np.ndarray) -> ir.Value:
+    return ir.val(name, const_value=ir.tensor(array, name=name))
+
+
+def stored(weight: np.ndarray, form: WeightFormat, axis: int, prefix: str = "w") -> tuple[list[ir.Value], ir.Node]:
+    """Initializers and the node that decodes them."""
+    parts = encode(weight, form, axis)
+    named = zip(("data", "scale", "zero"), parts, strict=True)
+    values = [None if part is None else constant(f"{prefix}_{name}", part) for name, part in named]
+    data, scale, zero = values
+    assert data is not None
+    node = decoding_node(form, data, scale, zero, axis, ir.DataType.FLOAT)
+    node.outputs[0].name = prefix
+    return [value for value in values if value is not None], node
+
+
+def linear_model(weight: np.ndarray, form: WeightFormat, transposed: bool = False) -> ir.Model:
+    """x [T,K] times a stored weight."""
+    values, node = stored(weight.T if transposed else weight, form, 0 if transposed else 1)
+    x = ir.val("x", ir.DataType.FLOAT, ("T", weight.shape[1]))
+    linear = make_node("Linear", {"x": x, "weight": node.outputs[0]}, LinearSpec(transposed=transposed))
+    linear.outputs[0].name = "y"
+    imports = {"": 24, "moec": 1}
+    graph = ir.Graph([x], linear.outputs, nodes=[node, linear], initializers=values, opset_imports=imports, name="g")
+    return ir.Model(graph, ir_version=11)
+
+
+@pytest.mark.parametrize("K", [64, 80])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_the_interpreter_multiplies_by_the_decoded_weight(form: WeightFormat, transposed: bool, K: int) -> None:
+    weight, x = RANDOM.normal(size=(6, K)).astype(np.float32), RANDOM.normal(size=(3, K)).astype(np.float32)
+    model = linear_model(weight, form, transposed)
+    shapes.infer(model)
+    (one,) = weight_runs(model.graph.node(1).inputs[1])
+    assert (one.format, one.first, one.count) == (form, 0, 1)
+    expected = decode(encode(weight, form), form)
+    decoded = one.decoded(0)
+    np.testing.assert_array_equal(decoded.T if transposed else decoded, expected)
+    np.testing.assert_allclose(run(model, {"x": x})["y"], x @ expected.T, rtol=1e-4, atol=1e-5)
+    judged = run(model, {"x": x}, dtype=np.float64)["y"]
+    np.testing.assert_allclose(judged, x.astype(float) @ expected.T.astype(float), rtol=1e-6, atol=1e-6)
+    assert model.graph.outputs[0].shape == ir.Shape(("T", 6))
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_stored_weights_survive_clean_up_and_text(form: WeightFormat) -> None:
+    model = linear_model(RANDOM.normal(size=(6, 64)).astype(np.float32), form)
+    before = print_model(model)
+    assert print_model(parse_model(before)) == before
+    run_passes(model, parse(CLEAN_UP), Report(), verify_each=True)
+    assert [node.op_type for node in model.graph] == [node.op_type for node in parse_model(before).graph]
+    assert weight_runs(model.graph.node(1).inputs[1])[0].format == form
+
+
+def test_other_small_casts_are_still_folded() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 24]>
+        g (float[T,4] x) => (float[T,4] y) <float16[4] b = {1,2,3,4}> { c = Cast <to = 1> (b) y = Add (x, c) }"""
+    model = parse_model(text)
+    run_passes(model, parse("fold-constants"), Report())
+    assert [node.op_type for node in model.graph] == ["Add"]
+
+
+def test_runs_of_experts_in_several_formats() -> None:
+    """[8, 4, 64]: three experts in int4, one in float32, two in bfloat16 and two in int8."""
+    weight = RANDOM.normal(size=(8, 4, 64)).astype(np.float32)
+    forms = [WeightFormat("int4", 32), WeightFormat("float32"), WeightFormat("bfloat16"), WeightFormat("int8")]
+    bounds = [0, 3, 4, 6, 8]
+    parts: list[ir.Value] = []
+    for index, form in enumerate(forms):
+        piece = weight[bounds[index] : bounds[index + 1]]
+        plain = form.name == "float32"
+        parts.append(constant("plain", piece) if plain else stored(piece, form, 2, f"w{index}")[1].outputs[0])
+    joined = ir.node("Concat", parts, {"axis": 0}).outputs[0]
+    runs = weight_runs(joined)
+    assert [(one.first, one.count, one.format) for one in runs] == [
+        (start, stop - start, form) for start, stop, form in zip(bounds, bounds[1:], forms, strict=False)
+    ]
+    for one in runs:
+        for expert in range(one.first, one.first + one.count):
+            np.testing.assert_array_equal(one.decoded(expert), decode(encode(weight[expert], one.format), one.format))
+
+
+def test_reading_one_expert_loads_no_other() -> None:
+    weight, loaded = RANDOM.normal(size=(4, 6, 64)).astype(np.float32), []
+    form = WeightFormat("int4", 32)
+
+    def part(index: int, expert: int) -> np.ndarray:
+        loaded.append(expert)
+        found = encode(weight[expert], form)[index]
+        assert found is not None
+        return found
+
+    stacks = [
+        ExpertStack(name, dtype, shape, lambda expert, index=index: part(index, expert))
+        for index, (name, dtype, shape) in enumerate(
+            [("d", ir.DataType.INT4, (4, 6, 64)), ("s", ir.DataType.FLOAT16, (4, 6, 2))]
+        )
+    ]
+    data, scale = (ir.val(stack.name, const_value=stack) for stack in stacks)
+    (one,) = weight_runs(decoding_node(form, data, scale, None, 2, ir.DataType.FLOAT).outputs[0])
+    assert not loaded
+    np.testing.assert_array_equal(one.decoded(2), decode(encode(weight[2], form), form))
+    assert set(loaded) == {2}
+
+
+def dequantize(
+    data: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, axis: int = 1, block: int = 32
+) -> ir.Value:
+    values = [constant("d", data), constant("s", scale)] + ([] if zero is None else [constant("z", zero)])
+    return ir.node("DequantizeLinear", values, {"axis": axis, "block_size": block}, name="decode").outputs[0]
+
+
+INT8, SCALE = np.zeros((4, 64), np.int8), np.ones((4, 2), np.float32)
+REFUSED = {
+    "computed by Relu": lambda: ir.node("Relu", [constant("a", SCALE)]).outputs[0],
+    "an input of the model": lambda: ir.val("x", ir.DataType.FLOAT, (4, 64)),
+    "is INT8; expected a float": lambda: constant("d", INT8),
+    "joins axis 1": lambda: ir.node("Concat", [constant("a", SCALE), constant("b", SCALE)], {"axis": 1}).outputs[0],
+    "operand that is not constant": lambda: ir.node(
+        "DequantizeLinear", [constant("d", INT8), ir.val("s")], {"axis": 1, "block_size": 32}
+    ).outputs[0],
+    "INT16 elements": lambda: dequantize(INT8.astype(np.int16), SCALE),
+    "expected blocks along": lambda: dequantize(INT8, np.ones(4, np.float32), axis=0, block=0),
+    "axis 0": lambda: dequantize(np.zeros((3, 4, 64), np.int8), np.ones((1, 4, 64), np.float32), axis=0),
+    "UINT8 without zero points": lambda: dequantize(INT8.astype(np.uint8), SCALE),
+    "INT8 with zero points": lambda: dequantize(INT8, SCALE, np.zeros((4, 2), np.int8)),
+    "mxfp4 in groups of 16": lambda: dequantize(
+        INT8.astype(ml_dtypes.float4_e2m1fn), np.ones((4, 4), ml_dtypes.float8_e8m0fnu), block=16
+    ),
+    "FLOAT4E2M1 elements with FLOAT scales": lambda: dequantize(INT8.astype(ml_dtypes.float4_e2m1fn), SCALE),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_every_other_way_is_refused(message: str) -> None:
+    value = REFUSED[message]()
+    value.name = "the_weight"
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        weight_runs(value)
+    assert str(caught.value).startswith("weight the_weight: ")
+
+
+def test_a_cast_that_feeds_no_product_decodes_no_weight() -> None:
+    cast = ir.node("Cast", [constant("a", SCALE)], {"to": 1})
+    ir.node("Relu", cast.outputs)
+    assert not decodes_weight(cast) and not decodes_weight(None)
+
+
+def test_a_block_of_all_inputs_is_per_channel() -> None:
+    (one,) = weight_runs(dequantize(INT8, np.ones((4, 1), np.float32), axis=-1, block=64))
+    assert one.format == WeightFormat("int8") and isinstance(one, WeightRun) and isinstance(one.encoded(0), Encoded)

@@ -21,7 +21,7 @@ from moec.passes import PASSES
 from moec.passes.base import Pass, Report
 
 CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
-_START = f"{CLEAN_UP},check-export"
+_START = f"infer-shapes,decompose-contrib,{CLEAN_UP},check-export"
 LEVELS = {
     "O0": _START,
     "O1": f"{_START},raise-moe,{CLEAN_UP}",
@@ -29,7 +29,10 @@ LEVELS = {
 }
 LEVELS["O3"] = LEVELS["O2"]
 DESCRIPTIONS = {
-    "O0": "clean-up only (constants, shapes, no-ops, repeated and unused nodes), and a look for wrong exports",
+    "O0": (
+        "onnxruntime's own operators become standard ones, clean-up (constants, shapes, no-ops, repeated and unused "
+        "nodes), and a look for wrong exports"
+    ),
     "O1": "O0, and MoE blocks become one operator each",
     "O2": "O1, and routing is fused with dispatch, normalisation and attention become one operator each (the default)",
     "O3": "the same as O2: no further pass exists yet",

@@ -93,6 +93,28 @@ def skip_layer_normalization(
     return (*_normalize(total, gamma, beta, epsilon, -1, centred=True), total)
 
 
+def causal_conv_with_state(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    state: Array | None = None,
+    *,
+    ndim: int = 1,
+    activation: str = "none",
+    dilation: int = 1,
+    **layouts: Any,
+) -> tuple[Array, Array]:
+    """A convolution per channel of x [B,C,L] behind ``state`` [B,C,K-1], and the new state: the end of both."""
+    if ndim != 1 or any(layouts.values()):
+        raise NotImplementedError("com.microsoft.CausalConvWithState: expected one axis, channels first, no window")
+    length = (weight.shape[2] - 1) * dilation
+    past = np.zeros((*x.shape[:2], length), x.dtype) if state is None else state
+    padded = np.concatenate([past, x], axis=2)
+    taps = (padded[..., tap * dilation :][..., : x.shape[2]] * weight[:, :, tap] for tap in range(weight.shape[2]))
+    y = sum(taps, np.zeros_like(x) if bias is None else bias[:, None])
+    return (y * semantics.sigmoid(y) if activation in ("silu", "swish") else y), padded[..., x.shape[2] :]
+
+
 _MOE_ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "gelu": "gelu_tanh",
@@ -132,13 +154,7 @@ def experts_spec(
 def moe(
     x: Array,
     logits: Array,
-    fc1: Array,
-    fc1_bias: Array | None,
-    fc2: Array,
-    fc2_bias: Array | None = None,
-    fc3: Array | None = None,
-    fc3_bias: Array | None = None,
-    *,
+    *weights: Any,
     k: int = 1,
     normalize_routing_weights: int = 0,
     use_sparse_mixer: int = 0,
@@ -146,15 +162,31 @@ def moe(
 ) -> Array:
     """``com.microsoft.MoE``: softmax over all experts, top-k, then experts with weights [E, out, in].
 
-    ``experts`` are the attributes of :func:`experts_spec`. On equal scores onnxruntime takes the higher id, this
-    reference the lower one like all of moec.
+    ``weights`` are fc1, fc1_bias, fc2, fc2_bias, fc3, fc3_bias, the last ones optional; ``experts`` are the attributes
+    of :func:`experts_spec`. On equal scores onnxruntime takes the higher id, this reference the lower one like all of
+    moec.
     """
     if use_sparse_mixer:
         raise NotImplementedError(
             "com.microsoft.MoE: use_sparse_mixer=1 is not implemented by onnxruntime's CPU kernel"
         )
-    spec = experts_spec(fc3 is not None, **experts)
-    route_spec = RouteSpec(k=k, normalize=bool(normalize_routing_weights))
+    spec = experts_spec(len(weights) > 4 and weights[4] is not None, **experts)
+    return routed_experts(RouteSpec(k=k, normalize=bool(normalize_routing_weights)), spec, x, logits, *weights)
+
+
+def routed_experts(
+    route_spec: RouteSpec,
+    spec: ExpertsSpec,
+    x: Array,
+    logits: Array,
+    fc1: Array,
+    fc1_bias: Array | None,
+    fc2: Array,
+    fc2_bias: Array | None = None,
+    fc3: Array | None = None,
+    fc3_bias: Array | None = None,
+) -> Array:
+    """A block with the inputs of ``com.microsoft.MoE``, for x [..., d]."""
     rows = x.reshape(-1, x.shape[-1])
     inputs = {"up": fc1, "up_bias": fc1_bias, "down": fc2, "down_bias": fc2_bias}
     if spec.gate_layout == "separate":

@@ -15,6 +15,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from moec.ir import contrib, contrib_attention, contrib_quantized, dialect, semantics
+from moec.ir.attention import attention
 from moec.ir.products import product
 
 Array = np.ndarray[Any, Any]
@@ -135,6 +136,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("moec", "Linear"): _linear,
     ("moec", "MoE"): _moe,
     ("com.microsoft", "BiasGelu"): contrib.bias_gelu,
+    ("com.microsoft", "CausalConvWithState"): contrib.causal_conv_with_state,
     ("com.microsoft", "FastGelu"): contrib.fast_gelu,
     ("com.microsoft", "FusedMatMul"): contrib.fused_matmul,
     ("com.microsoft", "Gelu"): semantics.gelu,
@@ -146,6 +148,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("com.microsoft", "SkipLayerNormalization"): contrib.skip_layer_normalization,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): contrib.skip_simplified_layer_normalization,
     ("", "SimplifiedLayerNormalization"): contrib.simplified_layer_normalization,
+    ("", "Attention"): attention,
     ("", "Erf"): semantics.erf,
     ("", "GatherElements"): gather_elements,
     ("", "GatherND"): gather_nd,

@@ -90,6 +90,16 @@ def test_the_fourth_output_of_a_skip_normalisation_is_the_sum() -> None:
     against_onnxruntime('n, "", "", y = com.microsoft.SkipSimplifiedLayerNormalization (x, s, g)', inputs)
 
 
+@pytest.mark.parametrize("outputs", ["y, state", "convolved, y"])
+@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("rest", ["", ", b, past"])
+def test_causal_convolution(outputs: str, length: int, rest: str) -> None:
+    inputs = {"x": normal(2, 3, length), "w": normal(3, 1, 3)}
+    inputs |= {"b": normal(3), "past": normal(2, 3, 4)} if rest else {}
+    operator = 'com.microsoft.CausalConvWithState <activation = "silu", dilation = 2>'
+    against_onnxruntime(f"{outputs} = {operator} (x, w{rest})", inputs)
+
+
 def test_simplified_layer_normalization() -> None:
     node = "y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.01, stash_type = 1> (x, g)"
     against_onnxruntime(node, {"x": normal(2, 3, 4), "g": normal(4)})

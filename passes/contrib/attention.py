@@ -1,0 +1,203 @@
+"""Attention with grouped queries and a cache, as onnxruntime-genai writes it, and rotary embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.passes.contrib.writer import NotDecomposableError, Writer, dtype_of, rank_of, width_of
+
+_INT64 = ir.DataType.INT64
+_INPUTS = {"position_ids": 9, "k_scale": 12, "v_scale": 13, "q_norm_weight": 14, "k_norm_weight": 15}
+
+
+def rotary_embedding(write: Writer) -> list[ir.Value | None]:
+    """``position_ids`` is [B,S], or the one position that every sequence starts at."""
+    write.refuse_attributes(scale=1.0, is_packed_batching=0)
+    x, positions = write.required(0, "input"), write.required(1, "position_ids")
+    cosine, sine = write.required(2, "cos_cache"), write.required(3, "sin_cache")
+    if rank_of(positions, "position_ids") == 1:
+        axis = {3: 1, 4: 2}[rank_of(x, "input")]
+        batch, length = _size(write, x, 0), _size(write, x, axis)
+        offsets = write.add("Expand", write.add("Cast", positions, to=_INT64), batch)
+        positions = _positions(write, offsets, length)
+    attributes = {name: write.attribute(name, 0) for name in ("num_heads", "rotary_embedding_dim", "interleaved")}
+    return [write.add("RotaryEmbedding", x, cosine, sine, positions, **attributes)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """Where the new tokens [B,S] of a call stand in their sequences; tensors of int64.
+
+    ``length`` [1] is S, ``total`` [1] the length of the longest sequence, ``past`` [B] the number of tokens of each
+    sequence before the new ones, ``positions`` [B,S] those of the new ones.
+    """
+
+    length: ir.Value
+    total: ir.Value
+    past: ir.Value
+    positions: ir.Value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Heads:
+    """Query [B,H,S,h], key and value [B,G,S,h] of the new tokens."""
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+
+
+def group_query_attention(write: Writer) -> list[ir.Value | None]:
+    """Rotation, scattering into the caches, and ``Attention`` over them.
+
+    The new keys and values go behind the past ones of their own sequence, which padding may have made shorter than
+    others. A window, and what is added to the scores, become the mask. A sink is a key more: one of zeros, to which
+    the mask adds the sink's logit.
+    """
+    write.refuse_attributes(causal=1, qk_output=0, sliding_window_cache=0, k_quant_type="NONE", v_quant_type="NONE")
+    write.refuse_inputs(**_INPUTS, query_seqlens=16)
+    write.refuse_outputs(3)
+    H, G = write.attribute("num_heads", 0), write.attribute("kv_num_heads", 0)
+    if not H or not G:
+        raise NotDecomposableError(f"num_heads is {H} and kv_num_heads {G}; expected both to be positive")
+    if write.input(10) is not None and (_has_sink(write) or write.attribute("local_window_size", -1) > 0):
+        raise NotDecomposableError("it has both an attention_bias and a window or sink; expected one of these")
+    query = write.required(0, "query")
+    h = width_of(query, "query") // (H if write.input(1) is not None else H + 2 * G)
+    step = _step(write, query)
+    heads = _rotated(write, _split(write, query, H, G, h), step)
+    keys, values = (_cached(write, position, new, step, (G, h)) for position, new in ((3, heads.key), (4, heads.value)))
+    y = _attend(write, heads.query, keys, values, step)
+    joined = write.add("Transpose", y, perm=[0, 2, 1, 3], label="joined")
+    return [write.add("Reshape", joined, write.numbers(0, 0, H * h), label="output"), keys, values]
+
+
+def _step(write: Writer, query: ir.Value) -> _Step:
+    length = _size(write, query, 1)
+    last = write.add("Cast", write.required(5, "seqlens_k"), to=_INT64, label="last_position")
+    total = write.add("Cast", write.required(6, "total_sequence_length"), to=_INT64, label="total")
+    total = write.add("Reshape", total, write.numbers(1), label="total")
+    behind = write.add("Sub", write.add("Add", write.add("Reshape", last, write.numbers(-1)), write.numbers(1)), length)
+    is_first = write.add("Equal", total, length, label="is_first")
+    past = write.add("Where", is_first, write.numbers(0), behind, label="past")
+    return _Step(length, total, past, _positions(write, past, length))
+
+
+def _positions(write: Writer, offsets: ir.Value, length: ir.Value) -> ir.Value:
+    """[B,S]: positions from the offsets [B] on."""
+    column = write.add("Unsqueeze", offsets, write.numbers(1))
+    return write.add("Add", column, _range(write, length), label="positions")
+
+
+def _range(write: Writer, length: ir.Value) -> ir.Value:
+    """0 to length - 1, for a length [1]."""
+    zero, one = (write.constant(np.array(number), "number") for number in (0, 1))
+    return write.add("Range", zero, write.add("Squeeze", length, write.numbers(0)), one)
+
+
+def _split(write: Writer, query: ir.Value, H: int, G: int, h: int) -> _Heads:
+    """Heads from rows of three inputs, or of one that holds all three side by side."""
+    key, value = write.input(1), write.input(2)
+    if key is not None and value is not None:
+        return _Heads(*(_heads(write, rows, count, h) for rows, count in ((query, H), (key, G), (value, G))))
+    heads = _heads(write, query, H + 2 * G, h)
+    split = ir.node("Split", [heads, write.numbers(H, G, G)], attributes={"axis": 1}, num_outputs=3)
+    write.insert(split, "query", "key", "value")
+    return _Heads(*split.outputs)
+
+
+def _heads(write: Writer, rows: ir.Value, count: int, h: int) -> ir.Value:
+    """[B,S,count*h] → [B,count,S,h]."""
+    split = write.add("Reshape", rows, write.numbers(0, 0, count, h))
+    return write.add("Transpose", split, perm=[0, 2, 1, 3], label="heads")
+
+
+def _rotated(write: Writer, heads: _Heads, step: _Step) -> _Heads:
+    if not write.attribute("do_rotary", 0):
+        return heads
+    cosine, sine = write.required(7, "cos_cache"), write.required(8, "sin_cache")
+    attributes = {
+        "interleaved": write.attribute("rotary_interleaved", 0),
+        "rotary_embedding_dim": 2 * width_of(cosine, "cos_cache"),
+    }
+    query, key = (
+        write.add("RotaryEmbedding", one, cosine, sine, step.positions, **attributes)
+        for one in (heads.query, heads.key)
+    )
+    return _Heads(query, key, heads.value)
+
+
+def _cached(write: Writer, position: int, new: ir.Value, step: _Step, sizes: tuple[int, int]) -> ir.Value:
+    """The cache [B,G,L,h]: ``new`` behind the past of each sequence; L grows where it must."""
+    past = write.input(position)
+    if past is None:
+        return new
+    if past.shape is not None and len(past.shape) == 4:
+        G, h = sizes
+        past.shape = ir.Shape([past.shape[0], G, past.shape[2], h])
+    length = _size(write, past, 2)
+    missing = write.add("Sub", write.add("Max", step.total, length), length, label="missing")
+    pads = write.add("Concat", write.numbers(0), missing, axis=0, label="pads")
+    room = write.add("Pad", past, pads, None, write.numbers(2), label="room")
+    return write.add("TensorScatter", room, new, step.past, axis=2, label="cache")
+
+
+def _attend(write: Writer, query: ir.Value, keys: ir.Value, values: ir.Value, step: _Step) -> ir.Value:
+    visible = write.add("Add", step.past, step.length, label="visible")
+    sink = _sink(write, dtype_of(write.required(0, "query"), "query"))
+    mask = write.input(10) if write.input(10) is not None else _mask(write, keys, step, sink)
+    if sink is not None:
+        visible = write.add("Add", visible, write.numbers(1), label="visible")
+        keys, values = (
+            write.add("Pad", one, write.numbers(1, 0), None, write.numbers(2), label="behind_sink")
+            for one in (keys, values)
+        )
+    attributes = {name: write.attribute(name, 0.0) for name in ("scale", "softcap")}
+    given = {name: number for name, number in attributes.items() if number}
+    return write.add("Attention", query, keys, values, mask, None, None, visible, is_causal=1, **given)
+
+
+def _has_sink(write: Writer) -> bool:
+    return write.input(11) is not None or bool(write.attribute("smooth_softmax", 0))
+
+
+def _sink(write: Writer, dtype: ir.DataType) -> ir.Value | None:
+    """The logit [H] by which each head attends to nothing; a smooth softmax is one with a sink of 0."""
+    if write.input(11) is not None or not _has_sink(write):
+        return write.input(11)
+    return write.constant(np.zeros(write.attribute("num_heads", 0), dtype.numpy()), "sink")
+
+
+def _mask(write: Writer, keys: ir.Value, step: _Step, sink: ir.Value | None) -> ir.Value | None:
+    """Which keys a window lets a query see, bool [B,1,S,L]; with sinks what to add to the scores, [B|1,H,S|1,1+L]."""
+    window = write.attribute("local_window_size", -1)
+    if window <= 0 and sink is None:
+        return None
+    length = write.add("Squeeze", _size(write, keys, 2), write.numbers(0))
+    first, one = (write.constant(np.array(number), "number") for number in (0 if sink is None else -1, 1))
+    columns = write.add("Range", first, length, one, label="keys")
+    if window <= 0 and sink is not None:
+        return _sink_mask(write, sink, columns)
+    before = write.add("Sub", step.positions, write.numbers(window), label="before_window")
+    inside = write.add("Greater", columns, write.add("Unsqueeze", before, write.numbers(1, 3)), label="inside")
+    if sink is None:
+        return inside
+    inside = write.add("Or", inside, write.add("Less", columns, write.numbers(0)), label="inside")
+    hidden = write.add("CastLike", write.constant(np.array(-np.inf, np.float32), "hidden"), sink)
+    return write.add("Where", inside, _sink_mask(write, sink, columns), hidden, label="mask")
+
+
+def _sink_mask(write: Writer, sink: ir.Value, columns: ir.Value) -> ir.Value:
+    """[1,H,1,1+L]: the sinks in column -1, zeros in the others."""
+    is_sink = write.add("Less", columns, write.numbers(0), label="is_sink")
+    zero = write.add("CastLike", write.constant(np.array(0, np.float32), "zero"), sink)
+    column = write.add("Unsqueeze", sink, write.numbers(0, 2, 3))
+    return write.add("Where", is_sink, column, zero, label="sinks")
+
+
+def _size(write: Writer, value: ir.Value, axis: int) -> ir.Value:
+    """[1]: the size along an axis."""
+    return write.add("Shape", value, start=axis, end=axis + 1, label="size")

@@ -1,0 +1,180 @@
+"""Weights of 4 and 8 bits as onnxruntime packs them, as ONNX's DequantizeLinear has them.
+
+onnxruntime stores unsigned numbers. Without zero points their zero is the middle of the range: less it they are signed
+and symmetric, the form that kernels have a path for. Weights are repacked when they are read, one expert at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.contrib_quantized import INT8_LEVEL, unpack
+from moec.ir.dialect import LinearSpec, make_node
+from moec.ir.stacks import ExpertStack, expert_data
+from moec.passes.contrib.writer import NotDecomposableError, Writer, dtype_of
+
+Array = np.ndarray[Any, Any]
+
+_SIGNED = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
+_UNSIGNED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
+
+
+def unsigned(packed: Array, bits: int, length: int) -> Array:
+    """The numbers of bytes along the last axis, the first ``length`` of them, as 4-bit or 8-bit unsigned numbers."""
+    numbers = unpack(packed, bits)[..., :length]
+    return numbers if bits == 8 else numbers.astype(ml_dtypes.uint4)
+
+
+def signed(packed: Array, bits: int, length: int) -> Array:
+    """Like :func:`unsigned`, less the middle of the range."""
+    numbers = unpack(packed, bits)[..., :length].astype(np.int16) - 2 ** (bits - 1)
+    return numbers.astype(np.int8 if bits == 8 else ml_dtypes.int4)
+
+
+def expert_weights(
+    write: Writer, packed: ir.Value, scales: ir.Value, zeros: ir.Value | None, bits: int, label: str
+) -> ir.Value:
+    """Experts [E,out,in] from bytes [E,out,in*bits/8], scales [E,out] or [E,out,blocks] and packed zero points."""
+    E, out, width = check_packed(packed, bits, 3)
+    length = width * 8 // bits
+    blocks = _shape(scales)[2] if len(_shape(scales)) == 3 else 1
+
+    def stack(source: ir.Value, dtype: ir.DataType, size: int, unpacked: Callable[[Array], Array]) -> ir.Value:
+        def load(expert: int) -> Array:
+            return unpacked(expert_data(source, expert).reshape(out, -1))
+
+        return write.weight(ExpertStack(None, dtype, (E, out, size), load), f"{label}.{dtype.name.lower()}")
+
+    scale = stack(scales, _scale_type(scales), blocks, _as_scales)
+    if zeros is None:
+        data = stack(packed, _SIGNED[bits], length, functools.partial(signed, bits=bits, length=length))
+        return _dequantized(write, data, scale, None, 2, -(-length // blocks))
+    if len(_shape(scales)) == 2 and bits == 4:
+        zeros = _zeros_per_row(write, zeros, E, out)
+    data, zero = (
+        stack(source, _UNSIGNED[bits], size, functools.partial(unsigned, bits=bits, length=size))
+        for source, size in ((packed, length), (zeros, blocks))
+    )
+    return _dequantized(write, data, scale, zero, 2, -(-length // blocks))
+
+
+def _zeros_per_row(write: Writer, zeros: ir.Value, E: int, out: int) -> ir.Value:
+    """Zero points [E,out/2], two rows in a byte, with a byte for each row."""
+
+    def load(expert: int) -> Array:
+        return unpack(expert_data(zeros, expert), 4)[:out, None]
+
+    return write.weight(ExpertStack(None, ir.DataType.UINT8, (E, out, 1), load), "zero_points")
+
+
+def matmul_n_bits(write: Writer) -> list[ir.Value | None]:
+    """A product with weights [N,blocks,bytes]; of 8-bit activations, a ``moec.Linear``, where those are allowed.
+
+    Products are computed in float32, whatever the type of x.
+    """
+    write.refuse_inputs(g_idx=4)
+    write.refuse_attributes(weight_prepacked=0)
+    x, bias = write.required(0, "A"), write.input(5)
+    bits, block_size = write.attribute("bits", 4), write.attribute("block_size", 32)
+    K, N = write.attribute("K", 0), write.attribute("N", 0)
+    packed, scales, zeros = write.required(1, "B"), write.required(2, "scales"), write.input(3)
+    blocks = -(-K // block_size)
+    if check_packed(packed, bits, 3)[:2] != (N, blocks) or int(np.prod(_shape(scales))) != N * blocks:
+        raise NotDecomposableError(f"B is {_shape(packed)} and scales {_shape(scales)}; expected [{N},{blocks},...]")
+    if zeros is not None and dtype_of(zeros, "zero_points") != ir.DataType.UINT8:
+        raise NotDecomposableError(f"zero_points are {zeros.dtype}; expected UINT8")
+    dtype = dtype_of(x, "A")
+    rows = as_float32(write, x)
+    bias = None if bias is None else as_float32(write, bias)
+    is_integer = write.attribute("accuracy_level", 0) == INT8_LEVEL
+    weight = _matrix(write, packed, scales, zeros, bits, block_size, (K, N), transposed=not is_integer)
+    if is_integer:
+        spec = LinearSpec(arithmetic="int8", activation_group=block_size)
+        inputs = {"x": rows, "weight": weight, "bias": bias}
+        product = write.insert(make_node("Linear", inputs, spec), "product")
+    else:
+        product = write.add("MatMul", rows, weight)
+        product = product if bias is None else write.add("Add", product, bias)
+    return [product if dtype == ir.DataType.FLOAT else write.add("Cast", product, to=dtype)]
+
+
+def _matrix(
+    write: Writer,
+    packed: ir.Value,
+    scales: ir.Value,
+    zeros: ir.Value | None,
+    bits: int,
+    block_size: int,
+    sizes: tuple[int, int],
+    transposed: bool,
+) -> ir.Value:
+    """The weight [N,K] ([K,N] where transposed, as MatMul wants it) of numbers that are unpacked when they are read."""
+    K, N = sizes
+    blocks = -(-K // block_size)
+
+    def matrix(source: ir.Value, dtype: ir.DataType, size: int, unpacked: Callable[[Array], Array]) -> ir.Value:
+        def load() -> ir.TensorProtocol:
+            assert source.const_value is not None
+            array = unpacked(source.const_value.numpy().reshape(N, -1))
+            return ir.Tensor(np.ascontiguousarray(array.T) if transposed else array, dtype=dtype)
+
+        shape = ir.Shape((size, N) if transposed else (N, size))
+        return write.weight(ir.LazyTensor(load, dtype, shape), dtype.name.lower())
+
+    scale = matrix(scales, _scale_type(scales), blocks, _as_scales)
+    axis = 0 if transposed else 1
+    if zeros is None:
+        data = matrix(packed, _SIGNED[bits], K, functools.partial(signed, bits=bits, length=K))
+        return _dequantized(write, data, scale, None, axis, block_size)
+    data, zero = (
+        matrix(source, _UNSIGNED[bits], size, functools.partial(unsigned, bits=bits, length=size))
+        for source, size in ((packed, K), (zeros, blocks))
+    )
+    return _dequantized(write, data, scale, zero, axis, block_size)
+
+
+def _dequantized(
+    write: Writer, data: ir.Value, scale: ir.Value, zero: ir.Value | None, axis: int, block_size: int
+) -> ir.Value:
+    inputs = [data, scale, *([] if zero is None else [zero])]
+    attributes = {"axis": axis, "block_size": block_size, "output_dtype": ir.DataType.FLOAT}
+    weight = write.insert(ir.node("DequantizeLinear", inputs, attributes=attributes), "weight")
+    weight.shape, weight.dtype = data.shape, ir.DataType.FLOAT
+    return weight
+
+
+def as_float32(write: Writer, value: ir.Value) -> ir.Value:
+    """The value in float32, which holds every number of the narrower types."""
+    return value if value.dtype == ir.DataType.FLOAT else write.add("Cast", value, to=ir.DataType.FLOAT)
+
+
+def _scale_type(scales: ir.Value) -> ir.DataType:
+    return ir.DataType.FLOAT16 if scales.dtype == ir.DataType.FLOAT16 else ir.DataType.FLOAT
+
+
+def _as_scales(scales: Array) -> Array:
+    return scales if scales.dtype == np.float16 else scales.astype(np.float32)
+
+
+def check_packed(packed: ir.Value, bits: int, rank: int) -> tuple[int, ...]:
+    """The shape of packed weights. Raises NotDecomposableError when these are not constants of 4 or 8 bits."""
+    if bits not in _SIGNED:
+        raise NotDecomposableError(f"its weights have {bits} bits; expected 4 or 8")
+    if packed.const_value is None or packed.is_graph_input():
+        raise NotDecomposableError("its weights are computed when the model runs; expected constants")
+    shape = _shape(packed)
+    if packed.dtype not in (ir.DataType.UINT8, None) or len(shape) != rank:
+        raise NotDecomposableError(f"its weights are {packed.dtype}{list(shape)}; expected bytes with {rank} axes")
+    return shape
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    if value.const_value is None or value.is_graph_input():
+        raise NotDecomposableError(f"{value.name!r} is computed when the model runs; expected a constant")
+    return tuple(value.const_value.shape.numpy())

@@ -1,0 +1,90 @@
+"""Operators of onnxruntime become standard ones and those of moec."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.ir.names import node_name, operator_name
+from moec.passes.base import Exactness, Report
+from moec.passes.contrib import arithmetic, attention, convolution, experts, quantized
+from moec.passes.contrib.writer import NotDecomposableError, Writer
+from moec.passes.rewriting import replace_value
+
+DECOMPOSITIONS: dict[str, Callable[[Writer], list[ir.Value | None]]] = {
+    "BiasGelu": arithmetic.bias_gelu,
+    "CausalConvWithState": convolution.causal_conv_with_state,
+    "FastGelu": arithmetic.fast_gelu,
+    "FusedMatMul": arithmetic.fused_matmul,
+    "Gelu": arithmetic.gelu,
+    "GroupQueryAttention": attention.group_query_attention,
+    "MatMulNBits": quantized.matmul_n_bits,
+    "MoE": experts.moe,
+    "QMoE": experts.qmoe,
+    "QuickGelu": arithmetic.quick_gelu,
+    "RotaryEmbedding": attention.rotary_embedding,
+    "SkipLayerNormalization": arithmetic.skip_layer_normalization,
+    "SkipSimplifiedLayerNormalization": arithmetic.skip_simplified_layer_normalization,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecomposeContrib:
+    """Spells the operators of onnxruntime's domain ``com.microsoft`` in ONNX and moec, for the passes that follow.
+
+    1. Fused activations, normalisations and products (QuickGelu, SkipSimplifiedLayerNormalization, FusedMatMul, ...)
+       become the operators that they are fused from.
+    2. Packed weights (MatMulNBits, QMoE) become ``DequantizeLinear`` of 4-bit or 8-bit constants, unpacked when they
+       are read: signed and symmetric without zero points, unsigned with them.
+    3. MatMulNBits becomes MatMul; with ``accuracy_level`` 4, which allows activations of 8 bits, ``moec.Linear`` with
+       int8 arithmetic in groups of the block size. So do experts of 8 bits in blocks, as onnxruntime computes them.
+    4. MoE and QMoE become ``moec.Route`` and ``moec.Experts``.
+    5. GroupQueryAttention becomes RotaryEmbedding, TensorScatter into the caches and Attention; CausalConvWithState
+       becomes Conv over the state and the input.
+    6. A node that asks for more than this stays and is reported.
+
+    ::
+
+        y = com.microsoft.MatMulNBits <K = 64, N = 8, bits = 4, block_size = 32> (x, bytes, scales)
+            ->
+        w = DequantizeLinear <axis = 0, block_size = 32, output_dtype = 1> (int4_numbers, scales_by_column)
+        y = MatMul (x, w)
+    """
+
+    name: ClassVar[str] = "decompose-contrib"
+    exactness: ClassVar[Exactness] = "reassociating"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        changed = False
+        taken = _value_names(model.graph)
+        for node in list(model.graph):
+            if node.domain != "com.microsoft" or node.op_type not in DECOMPOSITIONS:
+                continue
+            try:
+                values = DECOMPOSITIONS[node.op_type](Writer(node, taken))
+            except NotDecomposableError as reason:
+                report.warn(self.name, node_name(node), f"{operator_name(node)} stays as it is: {reason}")
+                continue
+            _replace(node, values)
+            changed = True
+        return changed
+
+
+def _value_names(graph: ir.Graph) -> set[str]:
+    values = [*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)]
+    return {value.name for value in values if value.name}
+
+
+def _replace(node: ir.Node, values: list[ir.Value | None]) -> None:
+    """Let the values take the place of the node's outputs, of which the further ones are unused."""
+    for old, new in zip(node.outputs, values, strict=False):
+        if new is None or not (old.uses() or old.is_graph_output()):
+            continue
+        new.type = new.type or old.type
+        new.shape = new.shape or old.shape
+        replace_value(old, new)
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.remove(node, safe=True)

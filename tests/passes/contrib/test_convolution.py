@@ -1,0 +1,23 @@
+"""CausalConvWithState against onnxruntime."""
+
+from __future__ import annotations
+
+import pytest
+
+OPERATOR = "com.microsoft.CausalConvWithState"
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("bias", ["", "bias"])
+def test_behind_a_state(decompose, normal, length, activation, bias):
+    text = f"(float[B,4,L] x, float[B,4,2] past) => (float[B,4,L] y, float[B,4,2] state) {{ y, state = {OPERATOR}"
+    inputs = {"x": normal(2, 4, length), "past": normal(2, 4, 2)}
+    constants = {"w": normal(4, 1, 3)} | ({"bias": normal(4)} if bias else {})
+    bias = bias or '""'
+    decompose(f'{text} <activation = "{activation}"> (x, w, {bias}, past) }}', inputs, constants)
+
+
+def test_without_a_state(decompose, normal):
+    text = f"(float[B,4,L] x) => (float[B,4,L] y, float[B,4,2] state) {{ y, state = {OPERATOR} (x, w) }}"
+    decompose(text, {"x": normal(2, 4, 5)}, {"w": normal(4, 1, 3)})

@@ -1,0 +1,105 @@
+"""What decompose-contrib does to a graph as a whole; what each operator becomes is tested in ``contrib``."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.ir import interpreter
+from moec.ir.text import parse_model
+from moec.passes import pipeline
+from moec.passes.base import Report
+
+HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1, "moec" : 1]>\ng '
+NORMALIZED = """(float[B,T,4] x, float[B,T,4] s) => (float[B,T,4] y, float[B,T,4] z) <float[4] g = {1, 2, 3, 4}> {
+    y, "", "", z = com.microsoft.SkipSimplifiedLayerNormalization (x, s, g)
+}"""
+
+
+def decomposed(text: str) -> tuple[ir.Model, Report]:
+    model, report = parse_model(HEADER + text), Report()
+    pipeline.run(model, pipeline.parse("decompose-contrib"), report, verify_each=True)
+    return model, report
+
+
+def test_outputs_of_the_graph_keep_their_names():
+    before = parse_model(HEADER + NORMALIZED)
+    model, report = decomposed(NORMALIZED)
+    assert [node.op_type for node in model.graph] == ["Add", "RMSNormalization"]
+    assert [value.name for value in model.graph.outputs] == ["y", "z"] and not report.remarks
+    inputs = {name: np.random.default_rng(len(name)).normal(size=(1, 2, 4)).astype(np.float32) for name in ("x", "s")}
+    found = interpreter.run(model, inputs)
+    for name, expected in interpreter.run(before, inputs).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6)
+
+
+def test_names_that_are_taken_are_left_to_their_owners():
+    model, _ = decomposed("""(float[T,4] x) => (float[T,4] y) <float[4] b = {1, 2, 3, 4}> {
+        "y.Add" = Neg (x)
+        y = com.microsoft.FastGelu ("y.Add", b)
+    }""")
+    assert [node.outputs[0].name for node in model.graph] == ["y.Add", "y.Add_2", "y"]
+
+
+def test_other_operators_stay():
+    model, report = decomposed("(float[T,4] x) => (float[T,4] y) { z = Neg (x) y = com.microsoft.Unheard (z) }")
+    assert [node.op_type for node in model.graph] == ["Neg", "Unheard"] and not report.remarks
+
+
+ATTENTION = "(float[1,T,6] q, int32[1] last, int32 total) => (float[1,T,4] y) { y = com.microsoft.GroupQueryAttention "
+STAYS = {
+    "one of two outputs that have no equal": (
+        "(float[1,T,8] x, float[8] g) => (float[1,T,8] y, float[1,T,1] m) "
+        "{ y, m = com.microsoft.SkipSimplifiedLayerNormalization(x, x, g) }",
+        "output 1 is used",
+    ),
+    "operand of unknown rank": (
+        "(float[T,4] a, float[] b) => (float[] y) { y = com.microsoft.FusedMatMul <transB = 1> (a, b) }",
+        "rank of B is not known",
+    ),
+    "weights that are inputs": (
+        "(float[T,32] x, uint8[8,1,16] w, float[8] s) => (float[T,8] y) "
+        "{ y = com.microsoft.MatMulNBits <K = 32, N = 8, bits = 4, block_size = 32> (x, w, s) }",
+        "computed when the model runs",
+    ),
+    "weights of other widths": (
+        "(float[T,32] x, uint8[8,1,8] w, float[8] s) => (float[T,8] y) "
+        "{ y = com.microsoft.MatMulNBits <K = 32, N = 8, bits = 2, block_size = 32> (x, w, s) }",
+        "2 bits; expected 4 or 8",
+    ),
+    "a cache of a window": (
+        ATTENTION + '<num_heads = 2, kv_num_heads = 1, sliding_window_cache = 1> (q, "", "", "", "", last, total) }',
+        "sliding_window_cache is 1; expected 0",
+    ),
+    "positions that are given": (
+        "(float[1,T,8] q, int32[1] last, int32 total, int64[1,T] at) => (float[1,T,4] y) "
+        "{ y = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 1> "
+        '(q, "", "", "", "", last, total, "", "", at) }',
+        "position_ids",
+    ),
+    "an activation nobody knows": (
+        "(float[T,4] x, float[T,2] r, float[2,3,4] a, float[2,4,3] b) => (float[T,4] y) "
+        '{ y = com.microsoft.MoE <activation_type = "mish"> (x, r, a, "", b) }',
+        "'mish'",
+    ),
+    "a layout that wants another input": (
+        "(float[T,4] x, float[T,2] r, float[2,6,4] a, float[2,4,3] b) => (float[T,4] y) "
+        '{ y = com.microsoft.MoE <activation_type = "swiglu", swiglu_fusion = 0> (x, r, a, "", b) }',
+        "swiglu_fusion=0 does not fit fc3 being absent",
+    ),
+    "a convolution of images": (
+        "(float[1,4,T] x, float[4,1,3] w) => (float[1,4,T] y, float[1,4,2] s) "
+        "{ y, s = com.microsoft.CausalConvWithState <ndim = 2> (x, w) }",
+        "ndim is 2; expected 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STAYS)
+def test_what_has_no_equal_stays_and_is_reported(case):
+    text, reason = STAYS[case]
+    model, report = decomposed(text)
+    assert [node.domain for node in model.graph] == ["com.microsoft"]
+    (remark,) = report.remarks
+    assert remark.severity == "warning" and reason in remark.message and "stays as it is" in remark.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import statistics
 import time
@@ -31,8 +32,9 @@ def bench(
     model_path: str | os.PathLike[str] | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Plain data: for each case its sizes, the minimum and median milliseconds of each contestant, and the median
-    milliseconds of each kernel. Contestants alternate, so that a machine that slows down slows both.
+    """Plain data: where the weights lie, and for each case its sizes, the minimum and median milliseconds of each
+    contestant, and the median milliseconds of each kernel. Contestants alternate, so that a machine that slows down
+    slows both.
 
     Without ``inputs`` the cases are random inputs with 1, 16 and 128 for the dynamic sizes (1 for the first of several:
     the batch). Raises MoecError for an unknown contestant or when it lacks ``model_path``.
@@ -41,7 +43,12 @@ def bench(
     if against is not None:
         contestants[against] = _rival(against, model_path, compiled.threads)
     cases = [dict(inputs)] if inputs is not None else _default_cases(compiled)
-    return {"threads": compiled.threads, "cases": [_bench_case(compiled, contestants, case) for case in cases]}
+    weights = dataclasses.asdict(compiled.placement)
+    return {
+        "threads": compiled.threads,
+        "weights": weights,
+        "cases": [_bench_case(compiled, contestants, case) for case in cases],
+    }
 
 
 def _rival(

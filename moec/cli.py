@@ -54,12 +54,21 @@ class Form(str, enum.Enum):
     ASSEMBLY = "asm"
 
 
+class PageKind(str, enum.Enum):
+    """Where weights lie in memory."""
+
+    AUTO = "auto"
+    MAPPED = "mapped"
+    HUGE = "huge"
+
+
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
 Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cpu:avx512, ...")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
+PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped or copied into huge pages.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -120,11 +129,12 @@ def run(
     inputs: Annotated[Path, typer.Option(help="An .npz file of inputs by name.")],
     outputs: Annotated[Path, typer.Option(help="The .npz file to write the outputs to.")],
     threads: Threads = None,
+    pages: PagesOption = PageKind.MAPPED,
 ) -> None:
     """Run an artifact on the inputs in a file."""
     from moec import archive
 
-    compiled = moec.load(artifact, threads=threads)
+    compiled = moec.load(artifact, threads=threads, pages=pages.value)
     archive.write_arrays(outputs, compiled.run(archive.read_arrays(inputs, compiled.inputs)))
 
 
@@ -209,6 +219,7 @@ def bench(
     model: Annotated[Path | None, typer.Option(help="The original model, for --against.")] = None,
     inputs: Inputs = None,
     threads: Threads = None,
+    pages: PagesOption = PageKind.AUTO,
     as_json: Json = False,
 ) -> None:
     """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels."""
@@ -217,7 +228,7 @@ def bench(
     from moec.inspect import tables
 
     with _progress() as progress:
-        compiled = moec.load(artifact, threads=threads)
+        compiled = moec.load(artifact, threads=threads, pages=pages.value)
         arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
         progress("timing")
         result = bench_model(compiled, against=against, model_path=model, inputs=arrays)

@@ -67,7 +67,10 @@ def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:
         for case in result["cases"]
         for name, times in case["milliseconds"].items()
     ]
-    yield _table(f"Milliseconds, {result['threads']} threads", ("inputs", "", "min", "median", "runs"), rows)
+    weights = "{pages} ({reason})".format_map(result["weights"])
+    yield _table(
+        f"Milliseconds, {result['threads']} threads, weights {weights}", ("inputs", "", "min", "median", "runs"), rows
+    )
     for case in result["cases"]:
         kernels = [(row["name"], str(row["calls"]), f"{row['milliseconds']:.3f}") for row in case["kernels"][:10]]
         yield _table(f"Slowest kernels, {_sizes(case['inputs'])}", ("kernel", "calls", "milliseconds"), kernels)

@@ -2,7 +2,7 @@
 
     manifest.json   what is in it: inputs, outputs, MoE blocks, kernels and why they were chosen, checksums
     objects/        object files, linked in memory when loaded
-    weights.bin     the constants in the kernels' layouts, page-aligned, memory-mapped
+    weights.bin     the constants in the kernels' layouts, page-aligned: mapped, or copied into huge pages
     ir/             the model after each stage, as text
     src/            what was generated: TIR, LLVM IR, assembly
 
@@ -28,6 +28,7 @@ from moec.runtime.dtypes import dtype_of
 from moec.runtime.machine import missing_features
 from moec.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, parse_manifest
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
+from moec.runtime.pages import Pages, Placement, place_file
 
 _MANIFEST_LIMIT = 256 << 20
 _CHUNK = 1 << 20
@@ -56,14 +57,17 @@ class Artifact:
     def object_paths(self) -> list[pathlib.Path]:
         return [self.path(name) for name in self.manifest.objects]
 
-    def weights(self) -> list[np.ndarray]:
-        """The constants, memory-mapped; pages are private to the process should anything write to them."""
-        path = self.path(WEIGHTS)
-        memory = np.memmap(path, np.uint8, mode="c") if path.stat().st_size else np.empty(0, np.uint8)
-        return [
+    def weights(self, pages: Pages = "auto") -> tuple[list[np.ndarray], Placement]:
+        """The constants, and where in memory they lie. Raises MoecError for huge pages that cannot be had."""
+        try:
+            memory, placement = place_file(self.path(WEIGHTS), pages)
+        except OSError as error:
+            raise ArtifactError(f"{self.where}: {WEIGHTS} cannot be read: {error.strerror or error}") from error
+        weights = [
             memory[weight.offset : weight.offset + weight.bytes].view(dtype_of(weight.dtype)).reshape(weight.shape)
             for weight in self.manifest.weights
         ]
+        return weights, placement
 
 
 def open_artifact(path: str | os.PathLike[str], *, check_weights: bool = True) -> Artifact:

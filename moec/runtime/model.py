@@ -13,6 +13,7 @@ from moec.errors import InputError, MoecError
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.executor import Executor
 from moec.runtime.manifest import TensorSpec
+from moec.runtime.pages import Pages
 from moec.runtime.writer import copy_artifact
 
 
@@ -46,15 +47,16 @@ class Kernel:
 class CompiledModel:
     """A model that runs. Made by ``moec.compile`` or ``moec.load``; may be called from several threads."""
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, pages: Pages = "auto") -> None:
         check_machine(artifact)
         manifest = artifact.manifest
+        weights, self.placement = artifact.weights(pages)
         self._artifact = artifact
         self._executor = Executor(
             artifact.object_paths(),
             manifest.inputs,
             manifest.outputs,
-            artifact.weights(),
+            weights,
             threads=threads if threads is not None else manifest.threads,
             where=artifact.where,
         )
@@ -114,13 +116,18 @@ class CompiledModel:
         return describe(self._artifact)
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, check_weights: bool = True) -> CompiledModel:
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, check_weights: bool = True, pages: Pages = "auto"
+) -> CompiledModel:
     """Load an artifact. ``threads``: None means as compiled, by default every available core.
-    ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second per gigabyte.
+    ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second per gigabyte. ``pages``:
+    whether weights are ``mapped`` from their file or copied into ``huge`` pages, which are read faster where the system
+    does not map files so; ``auto`` decides by their size, the free memory and what the system offers.
 
-    Raises ArtifactError when the artifact is truncated, altered, of another format version or for another machine.
+    Raises ArtifactError when the artifact is truncated, altered, of another format version or for another machine;
+    MoecError for huge pages that cannot be had.
     """
-    return CompiledModel(open_artifact(path, check_weights=check_weights), threads=threads)
+    return CompiledModel(open_artifact(path, check_weights=check_weights), threads=threads, pages=pages)
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""How much memory this process may still take: what Linux estimates, within the limits of control groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+_INFORMATION = pathlib.Path("/proc/meminfo")
+_OWN_GROUPS = pathlib.Path("/proc/self/cgroup")
+_GROUPS = pathlib.Path("/sys/fs/cgroup")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    """What a version of Linux' control groups calls things. Cached files count as used, but give way when asked."""
+
+    limit: str
+    used: str
+    cached: str
+    cached_for_good: str
+
+
+_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
+_VERSION_2 = _Names("memory.max", "memory.current", "file", "shmem")
+
+
+def available_memory() -> int:
+    """Bytes; 0 where the system does not say."""
+    try:
+        lines = _INFORMATION.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    estimate = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
+    return max(0, min([estimate, *_left_in_groups()]))
+
+
+def _left_in_groups() -> list[int]:
+    """What the limit of every group that this process is in, directly or through another, leaves it."""
+    try:
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    left = []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            root, names = _GROUPS, _VERSION_2
+        elif "memory" in controllers.split(","):
+            root, names = _GROUPS / "memory", _VERSION_1
+        else:
+            continue
+        group = root / path.lstrip("/")
+        left += [_left_in(one, names) for one in (group, *group.parents) if one.is_relative_to(root)]
+    return [one for one in left if one is not None]
+
+
+def _left_in(group: pathlib.Path, names: _Names) -> int | None:
+    """None for a group without a limit."""
+    try:
+        limit = (group / names.limit).read_text().strip()
+        used = int((group / names.used).read_text())
+        entries = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:  # the root has no limit, and a container may not see the groups outside of it
+        return None
+    if limit == "max":
+        return None
+    reclaimable = int(entries.get(names.cached, 0)) - int(entries.get(names.cached_for_good, 0))
+    return int(limit) - (used - reclaimable)

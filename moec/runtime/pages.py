@@ -1,0 +1,146 @@
+"""Where weights lie in memory: mapped from their file, or copied into huge pages.
+
+A processor finds the place of a 4 KiB page in memory slowly once a model has more of them than its tables hold, and
+reading weights is what few tokens cost. Some systems map files in huge pages (2 MiB) by themselves; where they do not,
+a copy in huge pages is read faster, and costs its memory and the time to make it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import mmap
+import os
+import pathlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+
+from moec.errors import ArtifactError, MoecError
+from moec.runtime.free_memory import available_memory
+from moec.runtime.machine import available_cores
+
+Pages = Literal["auto", "mapped", "huge"]
+HUGE_PAGE = 2 << 20
+WORTH_COPYING = 64 << 20
+"""Bytes of weights from which huge pages are noticed: about what processors find without them."""
+
+_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_OWN_MAPPINGS = pathlib.Path("/proc/self/smaps")
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
+_PROBES = 16
+_CHUNK = 32 * HUGE_PAGE
+_MOST_COPYING_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where weights lie, and why."""
+
+    pages: Literal["mapped", "huge"]
+    reason: str
+
+
+def place_file(path: pathlib.Path, pages: Pages = "auto") -> tuple[np.ndarray, Placement]:
+    """The bytes of a file, private to the process should anything write to them.
+
+    ``auto`` maps the file, and copies it into huge pages where these are to be had, the system did not map it in huge
+    pages by itself, and the copy takes at most half of the memory that is free. ``huge`` copies wherever that can be.
+
+    Raises MoecError when huge pages are asked for and cannot be had, ArtifactError when the file cannot be read.
+    """
+    size = path.stat().st_size
+    if pages == "mapped":
+        return _map(path, size), Placement("mapped", "as asked for")
+    if pages == "huge":
+        obstacle = _obstacle(size, available_memory())
+        if obstacle:
+            raise MoecError(f"{path}: cannot be held in huge pages: {obstacle}; use pages=auto or pages=mapped")
+        return _copy(path, size), Placement("huge", "as asked for")
+    if size < WORTH_COPYING:
+        return _map(path, size), Placement("mapped", f"less than {WORTH_COPYING >> 20} MiB of weights")
+    obstacle = _obstacle(size, available_memory() // 2)
+    if obstacle:
+        return _map(path, size), Placement("mapped", obstacle)
+    mapped = _map(path, size)
+    if _is_in_huge_pages(mapped):
+        return mapped, Placement("mapped", "the system maps the file in huge pages")
+    return _copy(path, size), Placement("huge", "the system maps the file in small pages")
+
+
+def huge_memory(size: int) -> np.ndarray:
+    """Bytes of new memory in huge pages, as far as the system has them when they are first written to.
+
+    Raises OSError when there is not enough memory."""
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory, Python's default, follows other rules
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=private)
+    with contextlib.suppress(OSError):  # a kernel built without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(memory, np.uint8)
+    start = -array.ctypes.data % HUGE_PAGE
+    return array[start : start + size]
+
+
+def _obstacle(size: int, allowed: int) -> str | None:
+    """Why a copy in huge pages cannot be made; None if it can."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return "this system has no huge pages to ask for"
+    try:
+        setting = _SETTING.read_text(encoding="ascii")
+    except OSError:
+        return f"this system has no huge pages to ask for (no {_SETTING})"
+    if "[never]" in setting:
+        return f"the system's administrator has switched huge pages off ({_SETTING} says never)"
+    if size > allowed:
+        return f"a copy takes {size >> 20} MiB and {allowed >> 20} MiB may be used"
+    return None
+
+
+def _map(path: pathlib.Path, size: int) -> np.ndarray:
+    return np.memmap(path, np.uint8, mode="c") if size else np.empty(0, np.uint8)
+
+
+def _is_in_huge_pages(mapped: np.ndarray) -> bool:
+    """Whether most pages of a mapped file are huge ones, judged by a few that are read."""
+    mapped[np.linspace(0, mapped.size - 1, _PROBES).astype(np.int64)].sum()
+    return bytes_in_huge_pages(mapped) >= _PROBES * HUGE_PAGE * 3 // 4
+
+
+def bytes_in_huge_pages(memory: np.ndarray) -> int:
+    """How much of the mapping in which an array lies is in huge pages now; 0 where the system does not say."""
+    try:
+        text = _OWN_MAPPINGS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    inside, total = False, 0
+    for line in text.splitlines():
+        mapping = _MAPPING.match(line)
+        if mapping:
+            inside = int(mapping[1], 16) <= memory.ctypes.data < int(mapping[2], 16)
+        elif inside and line.startswith(("FilePmdMapped:", "AnonHugePages:")):
+            total += int(line.split()[1]) << 10
+    return total
+
+
+def _copy(path: pathlib.Path, size: int) -> np.ndarray:
+    """The bytes of a file in huge pages, read by several threads, each of which so gets pages near it."""
+    try:
+        memory = huge_memory(size)
+    except OSError as error:
+        raise MoecError(f"{path}: the system has no {size >> 20} MiB for a copy; use pages=mapped") from error
+    with path.open("rb") as file, ThreadPoolExecutor(min(len(available_cores()), _MOST_COPYING_THREADS)) as threads:
+        chunks = [threads.submit(_read_into, memory, file.fileno(), start) for start in range(0, size, _CHUNK)]
+        for chunk in chunks:
+            chunk.result()
+    return memory
+
+
+def _read_into(memory: np.ndarray, file: int, start: int) -> None:
+    end = min(start + _CHUNK, memory.size)
+    while start < end:
+        count = os.preadv(file, [memory[start:end].data], start)
+        if count == 0:
+            raise ArtifactError(f"the file of the weights ends at byte {start}; it was truncated while it was read")
+        start += count

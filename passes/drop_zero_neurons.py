@@ -1,0 +1,125 @@
+"""Hidden units of experts that never contribute anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir import dialect
+from moec.ir.names import node_name
+from moec.ir.semantics import activated
+from moec.passes.base import Exactness, Report
+from moec.passes.hidden_units import Array, HiddenUnits
+
+
+@dataclasses.dataclass(frozen=True)
+class DropZeroNeurons:
+    """Removes hidden units of ``moec.Experts`` and ``moec.MoE`` that contribute zero whatever the input, expert by
+    expert.
+
+    1. A unit whose weights in ``down`` are zero.
+    2. Not gated: a unit whose weights in ``up`` are zero, if its activation then is: act(bias) = 0. All activations but
+       the sigmoid are 0 without a bias, relu and relu2 also with a negative one.
+    3. Gated: a unit of which one factor is zero: its weights in the gate are, and act(gate bias) = 0, or its weights in
+       up are, and up bias + ``up_offset`` = 0; biases clamped by ``limit``.
+    4. The units that are left come first, in their order, and the stacks are cut to the largest number of them (at
+       least 1). ``hidden_sizes`` says how many each expert has, where they differ. What is stored behind the
+       ``hidden_sizes`` that a node has goes likewise.
+    5. Weights keep their formats (:mod:`moec.ir.formats`). Nodes whose ``down`` has groups of some of the units, or
+       whose activations are quantised, stay as they are, with a note: the other units would be rounded differently.
+       This pass belongs before quantisation.
+
+    Zero times anything counts as zero, also times a hidden value that overflows, or that an infinity or a NaN in the
+    input makes infinite or NaN; such a value no longer turns the output into NaN by itself. A NaN in the input does
+    reach every output of an expert that has a unit left, for it makes all hidden values NaN. Units with an infinite or
+    NaN weight or bias stay.
+
+    ::
+
+        y = moec.MoE <k = 2, activation = "relu", gate_layout = "none"> (x, logits, , up, down)
+            ->
+        y = moec.MoE <k = 2, activation = "relu", gate_layout = "none", hidden_sizes = [307, 312]>
+            (x, logits, , up_used, down_used)
+    """
+
+    name: ClassVar[str] = "drop-zero-neurons"
+    exactness: ClassVar[Exactness] = "exact"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        changed = False
+        for node in list(model.graph):
+            if not (dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")):
+                continue
+            units = _units_of(node)
+            message = units if isinstance(units, str) else _drop(model.graph, units)
+            if message is not None:
+                report.note(self.name, node_name(node), message)
+            changed |= isinstance(units, HiddenUnits) and message is not None
+        return changed
+
+
+def _units_of(node: ir.Node) -> HiddenUnits | str:
+    """The node's hidden units, or why they are not looked at."""
+    inputs = dialect.inputs_of(node)
+    for name in ("up_bias", "gate_bias"):
+        bias = inputs[name]
+        if bias is not None and (bias.const_value is None or bias.is_graph_input()):
+            return f"not looked at: {name} is computed when the model runs"
+    try:
+        units = HiddenUnits(node)
+    except UnsupportedError as error:
+        return f"not looked at: {error}"
+    if units.spec.arithmetic == "int8":
+        return "not looked at: its hidden values are quantised together; run this pass before quantize-experts"
+    grouped = next((run for run in units.runs["down"] if run.format.group), None)
+    if grouped is not None:
+        return f"not looked at: down is {grouped.format}, in groups of units; run this pass before quantize-experts"
+    return units
+
+
+def _drop(graph: ir.Graph, units: HiddenUnits) -> str | None:
+    """Drop what contributes nothing; what was done, or None."""
+    kept = [_contributing(units, expert) for expert in range(units.experts)]
+    counts, before = [len(one) for one in kept], sum(units.sizes)
+    width = max(1, *counts)
+    if sum(counts) == before and width == units.count:
+        return None
+    units.keep(graph, kept, width)
+    sizes = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(width)
+    dropped = before - sum(counts)
+    return f"{dropped} of {before} hidden units contribute nothing and are gone; of {units.count}, experts keep {sizes}"
+
+
+def _contributing(units: HiddenUnits, expert: int) -> Array:
+    """The numbers of the hidden units that may contribute, ascending."""
+    silent = units.zero_weights("down", expert) | _zero_hidden_values(units, expert)
+    candidates = np.flatnonzero(silent)
+    silent[candidates] = _finite(units, expert, candidates)
+    silent[units.sizes[expert] :] = True
+    return np.flatnonzero(~silent)
+
+
+def _zero_hidden_values(units: HiddenUnits, expert: int) -> Array:
+    """Which hidden values are zero whatever the input; decided in float64."""
+    spec, up = units.spec, units.bias("up", expert)
+    if not spec.gated:
+        return units.zero_weights("up", expert) & (activated(spec, None, up) == 0)
+    gate = units.bias("gate", expert)
+    if spec.limit > 0:
+        gate, up = np.minimum(gate, spec.limit), np.clip(up, -spec.limit, spec.limit)
+    gate_is_zero = units.zero_weights("gate", expert) & (activated(spec, None, gate) == 0)
+    return gate_is_zero | (units.zero_weights("up", expert) & (up + spec.up_offset == 0))
+
+
+def _finite(units: HiddenUnits, expert: int, candidates: Array) -> Array:
+    """Whether no weight and no bias of a unit is infinite or NaN."""
+    finite = np.ones(len(candidates), bool)
+    for part in units.parts if len(candidates) else ():
+        finite &= np.isfinite(units.weights(part, expert)[candidates].astype(np.float64)).all(axis=1)
+        if part != "down":
+            finite &= np.isfinite(units.bias(part, expert)[candidates])
+    return finite

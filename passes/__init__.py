@@ -15,6 +15,7 @@ _CLASSES = {
     "canonicalize-router": "moec.passes.canonicalize_router:CanonicalizeRouter",
     "check-export": "moec.passes.check_export:CheckExport",
     "decompose-contrib": "moec.passes.decompose_contrib:DecomposeContrib",
+    "drop-zero-neurons": "moec.passes.drop_zero_neurons:DropZeroNeurons",
     "eliminate-common-subexpressions": ("moec.passes.eliminate_common_subexpressions:EliminateCommonSubexpressions"),
     "fold-constants": "moec.passes.fold_constants:FoldConstants",
     "fold-shapes": "moec.passes.fold_shapes:FoldShapes",

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from moec.targets.tvm import convert_contrib, convert_elementwise, convert_indexing, convert_reduction, convert_shape
+from moec.targets.tvm import (
+    convert_contrib,
+    convert_elementwise,
+    convert_indexing,
+    convert_reduction,
+    convert_rotary,
+    convert_shape,
+)
 from moec.targets.tvm.lowering import Converter
 
 CONVERTERS: dict[str, Converter] = {
@@ -10,5 +17,6 @@ CONVERTERS: dict[str, Converter] = {
     **convert_shape.CONVERTERS,
     **convert_indexing.CONVERTERS,
     **convert_reduction.CONVERTERS,
+    **convert_rotary.CONVERTERS,
     **convert_contrib.CONVERTERS,
 }

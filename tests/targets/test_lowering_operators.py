@@ -92,6 +92,22 @@ CASES: dict[str, tuple[str, str, str]] = {
         "float[5,4] x, int64[T,4] i, float[T,4] u", "float[5,4] y",
         'y = ScatterElements<axis = 0, reduction = "max">(x, i, u)',
     ),
+    "TensorScatter": (
+        "float[T,7,4] x, float[T,2,4] u, int64[T] i", "float[T,7,4] y",
+        "s = Abs(i)\n y = TensorScatter<axis = 1>(x, u, s)",
+    ),
+    "TensorScatter at the start": ("float[T,7,4] x, float[T,2,4] u", "float[T,7,4] y", "y = TensorScatter(x, u)"),
+    "RotaryEmbedding": (
+        "float[T,2,3,8] x, float[5,4] c, float[5,4] s, int64[T,3] i", "float[T,2,3,8] y",
+        "y = RotaryEmbedding(x, c, s, i)",
+    ),
+    "RotaryEmbedding of a part": (
+        "float[2,T,12] x, float[5,2] c, float[5,2] s, int64[2,T] i", "float[2,T,12] y",
+        "y = RotaryEmbedding<interleaved = 1, num_heads = 2, rotary_embedding_dim = 4>(x, c, s, i)",
+    ),
+    "RotaryEmbedding by given angles": (
+        "float16[T,2,3,8] x, float16[T,3,4] c, float16[T,3,4] s", "float16[T,2,3,8] y", "y = RotaryEmbedding(x, c, s)"
+    ),
     "CumSum": (X, FLOAT, "a = Constant<value_int = 0>()\n y = CumSum(x, a)"),
     "CumSum exclusive and reverse": (
         X, FLOAT, "a = Constant<value_int = -1>()\n y = CumSum<exclusive = 1, reverse = 1>(x, a)"

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from moec.ir import dialect
 from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
-from moec.passes.raising import batched, contrib, dense, loop
+from moec.passes.raising import batched, dense, loop
 from moec.passes.raising.block import Block, is_contraction
 from moec.passes.raising.chains import check_structure, find_chains
 from moec.passes.raising.check import judge
@@ -25,6 +25,7 @@ from moec.passes.raising.router import expert_vectors, propose_routings
 from moec.passes.raising.search import Match, find_match
 from moec.passes.raising.twins import Structure, structure_of, transfer
 from moec.passes.raising.weights import with_factor
+from moec.passes.rewriting import is_op
 
 SELECTIONS = ("TopK", "ArgMax")
 MOST_CUTS = 3
@@ -51,7 +52,6 @@ class RaiseMoE:
            y = ReduceSum (weighted)
 
     4. A block equal to an earlier one but for its weights is tried as the same first, on rows that reach every expert.
-    5. A ``com.microsoft.MoE`` node is a block as it stands.
     """
 
     name: ClassVar[str] = "raise-moe"
@@ -59,8 +59,6 @@ class RaiseMoE:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
-        for node in filter(contrib.is_quantized, model.graph):
-            report.warn(self.name, node_name(node), "quantised experts are not supported yet (com.microsoft.QMoE)")
         done: set[ir.Node] = set()
         understood: set[ir.Node] = set()
         known: Known = {}
@@ -117,27 +115,15 @@ def _one_per_block(failures: list[_Failure]) -> list[_Failure]:
 
 
 def _next_anchor(graph: ir.Graph, done: set[ir.Node]) -> ir.Node | None:
-    def is_anchor(node: ir.Node) -> bool:
-        return (node.op_type in SELECTIONS and node.domain == "") or contrib.is_block(node)
-
-    return next((node for node in graph if is_anchor(node) and node not in done), None)
+    return next((node for node in graph if is_op(node, *SELECTIONS) and node not in done), None)
 
 
 def _understand(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
     """The block around an anchor and what it is; (None, None) if there is none. Raises NotUnderstoodError."""
     try:
-        return _match_contrib(facts, anchor) if contrib.is_block(anchor) else _match(facts, anchor, known)
+        return _match(facts, anchor, known)
     except MemoryError as error:
         raise NotUnderstoodError("there is not enough memory to check what it computes") from error
-
-
-def _match_contrib(facts: Facts, node: ir.Node) -> tuple[Block, Match]:
-    block, proposal = contrib.propose(facts, node)
-    verdict = judge(block, proposal)
-    if not verdict.agrees:
-        reason = f"the raised block differs by {verdict.difference:.1e} on '{verdict.worst_trial}'"
-        raise NotUnderstoodError(reason, verdict.difference)
-    return block, Match(proposal, verdict.difference, verdict.undefined, "com.microsoft.MoE")
 
 
 def _match(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:

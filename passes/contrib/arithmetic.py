@@ -11,11 +11,7 @@ Outputs = list["ir.Value | None"]
 
 
 def quick_gelu(write: Writer) -> Outputs:
-    """``x * sigmoid(alpha * x)``."""
-    x = write.required(0, "X")
-    alpha = np.array(write.attribute("alpha", 1.702), dtype_of(x, "X").numpy())
-    scaled = write.add("Mul", x, write.constant(alpha, "alpha"))
-    return [write.add("Mul", x, write.add("Sigmoid", scaled))]
+    return [write.add("Swish", write.required(0, "X"), alpha=write.attribute("alpha", 1.702))]
 
 
 def gelu(write: Writer) -> Outputs:

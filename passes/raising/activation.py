@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from moec.ir.dialect import Activation, ExpertsSpec, choices
 from moec.passes.raising.block import Block
+from moec.passes.rewriting import is_op
 
 _LIMITING = ("Clip", "Min", "Max")
 _ADDING = ("Add", "Sub")
@@ -20,7 +21,7 @@ _SCALING = ("Mul", "Div")
 
 def activations(block: Block, spec: ExpertsSpec) -> Iterator[ExpertsSpec]:
     """``spec`` with every activation, alpha, limit, offset and place of the routing weight that the graph allows."""
-    alphas = {1.0, *_scalars(block, _SCALING), *_alpha_attributes(block)}
+    alphas = {1.0, *_scalars(block, _SCALING), *_alphas_of_swish(block)}
     limits = {0.0, *_scalars(block, _LIMITING)} if spec.gated else {0.0}
     offsets = {0.0, *_scalars(block, _ADDING)} if spec.gated else {0.0}
     names: tuple[Activation, ...] = choices(ExpertsSpec, "activation")  # type: ignore[assignment]
@@ -39,7 +40,6 @@ def _scalars(block: Block, operators: tuple[str, ...]) -> set[float]:
     return {number for number in numbers if number is not None and number > 0}
 
 
-def _alpha_attributes(block: Block) -> set[float]:
-    """``alpha`` of fused activations such as com.microsoft.QuickGelu."""
-    nodes = (node for node in block.expert_nodes() if node.domain and "alpha" in node.attributes)
-    return {node.attributes["alpha"].as_float() for node in nodes}
+def _alphas_of_swish(block: Block) -> set[float]:
+    nodes = (node for node in block.expert_nodes() if is_op(node, "Swish"))
+    return {node.attributes.get_float("alpha", 1.0) for node in nodes}

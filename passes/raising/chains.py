@@ -56,7 +56,7 @@ def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Proje
         if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             biases[projection] = node.inputs[2]
     for node in block.expert_nodes():
-        if node.op_type not in ("Add", "BiasGelu"):
+        if node.op_type != "Add":
             continue
         left, right = node.inputs[0], node.inputs[1]
         for data, added in ((left, right), (right, left)):

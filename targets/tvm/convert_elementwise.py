@@ -364,7 +364,4 @@ CONVERTERS: dict[str, Converter] = {
     "Elu": _unary_with_attributes("elu", _elu_of),
     "HardSigmoid": _unary_with_attributes("hard_sigmoid", _hard_sigmoid_of),
     "Swish": _unary_with_attributes("swish", lambda node: lambda x: swish(x, attribute(node, "alpha", 1.0))),
-    "com.microsoft.QuickGelu": _unary_with_attributes(
-        "quick_gelu", lambda node: lambda x: swish(x, attribute(node, "alpha", 1.702))
-    ),
 }

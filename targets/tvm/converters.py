@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from moec.targets.tvm import (
-    convert_contrib,
     convert_elementwise,
     convert_indexing,
     convert_reduction,
@@ -18,5 +17,4 @@ CONVERTERS: dict[str, Converter] = {
     **convert_indexing.CONVERTERS,
     **convert_reduction.CONVERTERS,
     **convert_rotary.CONVERTERS,
-    **convert_contrib.CONVERTERS,
 }

@@ -65,15 +65,3 @@ def test_model_without_experts_is_left_alone():
     report = Report()
     assert not RaiseMoE().apply(model, report)
     assert report.remarks == []
-
-
-def test_quantised_experts_are_named():
-    x, logits = (ir.val(name, dtype=ir.DataType.FLOAT, shape=ir.Shape(["T", 4])) for name in ("x", "logits"))
-    node = ir.node("QMoE", [x, logits], domain="com.microsoft", name="experts")
-    node.outputs[0].name = "y"
-    imports = {"": 24, "com.microsoft": 1}
-    model = ir.Model(ir.Graph([x, logits], node.outputs, nodes=[node], opset_imports=imports, name="g"), ir_version=10)
-    report = Report()
-    assert not RaiseMoE().apply(model, report)
-    (remark,) = report.remarks
-    assert remark.severity == "warning" and remark.subject == "experts" and "com.microsoft.QMoE" in remark.message

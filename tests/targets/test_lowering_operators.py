@@ -38,6 +38,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "Cast to half": (X, "float16[T,4] y", "y = Cast<to = 10>(x)"),
     "IsNaN": (X, "bool[T,4] y", "l = Log(x)\n y = IsNaN(l)"),
     "IsInf": (X, "bool[T,4] y", "m = Constant<value_float = 1000.0>()\n l = Mul(x, m)\n r = Exp(l)\n y = IsInf(r)"),
+    "Swish": (X, FLOAT, "y = Swish<alpha = 1.5>(x)"),
     "Gelu by tanh": (X, FLOAT, 'y = Gelu<approximate = "tanh">(x)'),
     "half precision": ("float16[T,4] x", "float16[T,4] y", "s = Sigmoid(x)\n y = Mul(s, x)"),
     "Reshape infers": (X, "float[T,2,2] y", "s = Constant<value_ints = [-1, 2, 2]>()\n y = Reshape(x, s)"),

@@ -13,6 +13,7 @@ from moec.passes.base import Pass
 
 _CLASSES = {
     "canonicalize-router": "moec.passes.canonicalize_router:CanonicalizeRouter",
+    "cast-weights": "moec.passes.cast_weights:CastWeights",
     "check-export": "moec.passes.check_export:CheckExport",
     "decompose-contrib": "moec.passes.decompose_contrib:DecomposeContrib",
     "drop-zero-neurons": "moec.passes.drop_zero_neurons:DropZeroNeurons",
@@ -23,6 +24,8 @@ _CLASSES = {
     "fuse-normalization": "moec.passes.fuse_normalization:FuseNormalization",
     "fuse-route-dispatch": "moec.passes.fuse_route_dispatch:FuseRouteDispatch",
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
+    "quantize-experts": "moec.passes.quantize_experts:QuantizeExperts",
+    "quantize-linears": "moec.passes.quantize_linears:QuantizeLinears",
     "raise-moe": "moec.passes.raise_moe:RaiseMoE",
     "remove-dead-nodes": "moec.passes.remove_dead_nodes:RemoveDeadNodes",
     "simplify": "moec.passes.simplify:Simplify",

@@ -26,11 +26,25 @@ class Remark:
     severity: Literal["note", "warning"] = "note"
 
 
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What a lossy pass cost one layer: relative errors (of Frobenius norms) of its weights and of its output, against
+    the layer as it was before the pass."""
+
+    pass_name: str
+    layer: str
+    formats: str
+    arithmetic: str
+    weight_error: float
+    output_error: float
+
+
 @dataclasses.dataclass
 class Report:
-    """Collects remarks over a whole compilation."""
+    """Collects remarks and losses over a whole compilation."""
 
     remarks: list[Remark] = dataclasses.field(default_factory=list)
+    losses: list[Loss] = dataclasses.field(default_factory=list)
 
     def note(self, pass_name: str, subject: str, message: str) -> None:
         self.remarks.append(Remark(pass_name, subject, message))

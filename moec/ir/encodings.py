@@ -157,11 +157,11 @@ def numbers_of(weight: Array, scale: Array, zero_point: Array | None, form: Weig
 
 
 def decode(encoded: Encoded, form: WeightFormat, axis: int = -1) -> Array:
-    """The stored weight in float32 (float64 where it is stored so)."""
+    """The stored weight in float32 (float64 where it is stored so); what is stored in these types is not copied."""
     data = encoded.data
     if form.name == "float64":
         return data
-    numbers = data.astype(np.float32)
+    numbers = data.astype(np.float32, copy=False)
     if not form.quantized:
         return numbers
     assert encoded.scale is not None

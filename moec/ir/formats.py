@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +33,7 @@ __all__ = [
     "decodes_weight",
     "decoding_node",
     "encode",
+    "input_axis",
     "weight_inputs",
     "weight_runs",
 ]
@@ -76,6 +77,14 @@ class WeightRun:
     zero_point: ir.Value | None = None
     axis: int | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The matrix of one expert."""
+        tensor = _constant(self.data)
+        assert tensor is not None
+        rows, columns = (int(size) for size in tensor.shape.numpy()[-2:])
+        return rows, columns
+
     def encoded(self, expert: int) -> Encoded:
         """What is stored for one expert (its number among all experts), without reading any other."""
         parts = (self.data, self.scale, self.zero_point)
@@ -99,6 +108,19 @@ def weight_inputs(node: ir.Node) -> dict[str, ir.Value]:
     return {name: value for name in _WEIGHT_INPUTS.get(node.op_type, ()) if (value := inputs[name]) is not None}
 
 
+def input_axis(node: ir.Node, name: str) -> int:
+    """The axis of the inputs in the weight operand ``name`` of a moec node, counted from the end (-1 or -2): it is the
+    same in the matrix of one expert as in those of all."""
+    if node.op_type == "GroupedMatMul":
+        return -2
+    if node.op_type == "Linear":
+        transposed = dialect.spec_of(node, dialect.LinearSpec).transposed
+    else:
+        spec = dialect.spec_of(node, dialect.ExpertsSpec)
+        transposed = spec.down_transposed if name == "down" else spec.up_transposed
+    return -2 if transposed else -1
+
+
 def decoding_node(
     form: WeightFormat,
     data: ir.Value,
@@ -113,8 +135,9 @@ def decoding_node(
     else:
         assert data.shape is not None
         operands = [data, scale] if zero_point is None else [data, scale, zero_point]
-        block = form.group or int(data.shape.numpy()[axis])
-        node = ir.node("DequantizeLinear", operands, {"axis": axis, "block_size": block, "output_dtype": int(dtype)})
+        size = int(data.shape.numpy()[axis])
+        attributes = {"axis": axis % data.shape.rank(), "block_size": min(form.group or size, size)}
+        node = ir.node("DequantizeLinear", operands, {**attributes, "output_dtype": int(dtype)})
     node.outputs[0].dtype, node.outputs[0].shape = dtype, data.shape
     return node
 
@@ -142,7 +165,7 @@ def weight_runs(value: ir.Value) -> list[WeightRun]:
     return runs
 
 
-def _is(node: ir.Node | None, *op_types: str) -> bool:
+def _is(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
     return node is not None and node.domain == "" and node.op_type in op_types
 
 
@@ -158,7 +181,6 @@ def _parts(value: ir.Value) -> Iterator[ir.Value]:
     if not _is(node, "Concat"):
         yield value
         return
-    assert node is not None
     axis = node.attributes["axis"].as_int()
     if axis != 0:
         raise UnsupportedError(f"weight {value.name}: Concat joins axis {axis}; expected runs of experts along axis 0")
@@ -170,9 +192,8 @@ def _parts(value: ir.Value) -> Iterator[ir.Value]:
 def _run(value: ir.Value, first: int) -> WeightRun:
     node = value.producer()
     if _is(node, "DequantizeLinear"):
-        assert node is not None
         return _quantized_run(value, node, first)
-    data = node.inputs[0] if _is(node, "Cast") and node is not None else value
+    data = node.inputs[0] if _is(node, "Cast") else value
     tensor = _constant(data)
     if data is None or tensor is None:
         made = "an input of the model" if node is None else f"computed by {node.op_type}"

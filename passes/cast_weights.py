@@ -1,0 +1,83 @@
+"""Weights in 16-bit floats."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.dialect import ProductSpec, is_moec
+from moec.ir.encodings import FormatName, WeightFormat
+from moec.ir.formats import weight_inputs
+from moec.ir.names import node_name
+from moec.passes.base import Exactness, Report
+from moec.passes.linears import make_linears
+from moec.passes.storage_loss import layer_of, loss
+from moec.passes.weight_storage import formats_by_expert, set_arithmetic, store
+
+_NAMES: dict[str, FormatName] = {"bf16": "bfloat16", "fp16": "float16"}
+_WIDE = ("float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class CastWeights:
+    """Stores float32 and float64 weights in half the bytes or less, rounded to nearest.
+
+    1. ``weights``: those of ``experts`` (of ``moec.Experts``, ``moec.MoE`` and ``moec.GroupedMatMul``), of ``linears``
+       (dense products become ``moec.Linear`` as in quantize-linears, with its ``minimum`` and ``routers``), or ``all``.
+       Weights that are narrower already stay as they are.
+    2. ``bf16``: where that makes all weights of a node bfloat16, activations are rounded to bfloat16 too, so that
+       products can be computed in it. ``fp16``: products are computed in float32.
+    3. A finite weight beyond the range of float16 is an error; infinities and NaN stay what they are.
+    4. The error of weights and outputs goes into the report, layer by layer.
+
+    ::
+
+        y = moec.MoE <k = 2> (x, logits, , up, down)
+            ->
+        up_decoded = Cast <to = 1> (up_bfloat16)
+        down_decoded = Cast <to = 1> (down_bfloat16)
+        y = moec.MoE <k = 2, arithmetic = "bfloat16"> (x, logits, , up_decoded, down_decoded)
+    """
+
+    name: ClassVar[str] = "cast-weights"
+    exactness: ClassVar[Exactness] = "lossy"
+
+    dtype: Literal["bf16", "fp16"]
+    weights: Literal["experts", "linears", "all"] = "experts"
+    routers: bool = False
+    minimum: int = 65536
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        nodes = list(self._nodes(model.graph))
+        if not nodes:
+            report.warn(self.name, "model", f"nothing to cast: there are no weights of {self.weights}")
+        return any([self._cast(node, report) for node in nodes])
+
+    def _nodes(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        if self.weights != "linears":
+            yield from [node for node in graph if is_moec(node) and node.op_type != "Linear" and weight_inputs(node)]
+        if self.weights != "experts":
+            yield from make_linears(graph, self.minimum, self.routers)
+
+    def _cast(self, node: ir.Node, report: Report) -> bool:
+        try:
+            before = layer_of(node)
+        except UnsupportedError as error:
+            report.warn(self.name, node_name(node), f"not cast: {error}")
+            return False
+        form = WeightFormat(_NAMES[self.dtype])
+        wanted = {
+            name: [form if old.name in _WIDE else old for old in formats_by_expert(runs)]
+            for name, runs in before.weights.items()
+        }
+        if not any([store(node, name, formats) for name, formats in wanted.items()]):
+            report.note(self.name, node_name(node), f"nothing to cast: its weights are {before.formats}")
+            return node.op_type == "Linear"
+        if all(one.name == "bfloat16" for formats in wanted.values() for one in formats):
+            set_arithmetic(node, ProductSpec(arithmetic="bfloat16"))
+        report.losses.append(loss(self.name, before, layer_of(node)))
+        return True

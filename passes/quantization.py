@@ -1,0 +1,59 @@
+"""What the passes that quantise have in common: formats with their groups, and activations to match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Literal
+
+import onnx_ir as ir
+
+from moec.errors import MoecError
+from moec.ir.dialect import ProductSpec
+from moec.ir.encodings import MX_GROUP, WeightFormat
+from moec.ir.formats import input_axis
+from moec.passes.storage_loss import Layer
+from moec.passes.weight_storage import set_arithmetic
+
+QuantizedName = Literal["int8", "int4", "mxfp4"]
+
+GROUPS = (128, 64, 32)
+"""Sizes of groups that kernels are made for, from the fewest scales to the most."""
+
+
+def check_options(pass_name: str, names: set[str | None], group: int | None, zero_points: bool) -> None:
+    """Raises MoecError for groups or zero points that a format does not have."""
+    if group is not None and group < 0:
+        raise MoecError(f"{pass_name}: group is {group}; expected a positive number, or 0 for one scale per channel")
+    if "mxfp4" in names and group not in (None, MX_GROUP):
+        raise MoecError(f"{pass_name}: mxfp4 has groups of {MX_GROUP}, found group={group}; leave the option out")
+    if "mxfp4" in names and zero_points:
+        raise MoecError(f"{pass_name}: mxfp4 has no zero points; leave the option out")
+
+
+def input_sizes(layer: Layer) -> list[int]:
+    """How many inputs each weight of a layer has."""
+    return [runs[0].shape[input_axis(layer.node, name)] for name, runs in layer.weights.items()]
+
+
+def resolve_format(name: QuantizedName, group: int | None, zero_points: bool, sizes: Sequence[int]) -> WeightFormat:
+    """The format with its group; ``sizes``: the inputs of all weights of the layer."""
+    if name == "mxfp4":
+        return WeightFormat(name, MX_GROUP)
+    if group is None:
+        group = 0 if name == "int8" else (_common_group(sizes) or GROUPS[-1])
+    return WeightFormat(name, 0 if group >= max(sizes) else group, zero_points)
+
+
+def quantize_activations(node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int]) -> None:
+    """Let the products of a node be computed in int8, if all formats of its weights are quantised. Activations are
+    grouped as the weights are, or for weights without groups as far as all inputs divide."""
+    if not all(form.quantized for form in formats):
+        return
+    groups = {form.group for form in formats} - {0}
+    group = _common_group(sizes) if not groups else groups.pop() if len(groups) == 1 else 0
+    set_arithmetic(node, ProductSpec(arithmetic="int8", activation_group=group))
+
+
+def _common_group(sizes: Sequence[int]) -> int:
+    """The largest group that divides all sizes; 0 when none does."""
+    return next((group for group in GROUPS if all(size % group == 0 for size in sizes)), 0)

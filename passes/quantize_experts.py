@@ -1,0 +1,107 @@
+"""Experts' weights in 8 or 4 bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from moec.errors import MoecError, UnsupportedError
+from moec.ir.dialect import is_moec
+from moec.ir.encodings import WeightFormat
+from moec.ir.formats import WeightRun, weight_inputs
+from moec.ir.names import node_name
+from moec.passes.base import Exactness, Report
+from moec.passes.quantization import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
+from moec.passes.storage_loss import layer_of, loss
+from moec.passes.weight_storage import formats_by_expert, store
+
+Choice = Literal["int8", "int4", "mxfp4", "keep"]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeExperts:
+    """Stores the weights of experts in ``format``, rounded to nearest, and quantises activations to match.
+
+    1. Applies to ``moec.Experts``, ``moec.MoE`` and ``moec.GroupedMatMul`` whose weights are constants in any float
+       format. Weights that are quantised already stay as they are, so that the pass can be applied several times.
+    2. ``up``, ``down`` and ``gate`` give one projection another format than ``format``; ``keep`` leaves it alone.
+       ``experts`` restricts the pass to some ids: ``0-3+8`` are 0, 1, 2, 3 and 8. Runs of consecutive experts with
+       different formats are joined by Concat.
+    3. ``group``: consecutive inputs that share a scale, 0 for all. Without it, int8 has one scale per output channel,
+       mxfp4 groups of 32, and int4 the largest of 128, 64 and 32 that divides the inputs of every projection of the
+       node (else 32, and the last group is shorter). ``zero_points`` stores int8 and int4 unsigned.
+    4. Products are computed in int8 once every weight of the node is quantised; until then their arithmetic stays.
+       Activations are grouped as the weights are; for weights without groups by the largest of 128, 64 and 32 that
+       divides all inputs, and not at all where weights have groups of several sizes.
+    5. A weight with an infinity or a NaN is an error: only floats can hold it.
+    6. The error of weights and outputs goes into the report, layer by layer.
+
+    ::
+
+        y = moec.MoE <k = 2> (x, logits, , up, down)
+            ->
+        up_decoded = DequantizeLinear <axis = 2, block_size = 128, output_dtype = 1> (up_int4, up_int4_scale)
+        down_decoded = DequantizeLinear <axis = 2, block_size = 128, output_dtype = 1> (down_int4, down_int4_scale)
+        y = moec.MoE <k = 2, arithmetic = "int8", activation_group = 128> (x, logits, , up_decoded, down_decoded)
+    """
+
+    name: ClassVar[str] = "quantize-experts"
+    exactness: ClassVar[Exactness] = "lossy"
+
+    format: QuantizedName
+    group: int | None = None
+    zero_points: bool = False
+    up: Choice | None = None
+    down: Choice | None = None
+    gate: Choice | None = None
+    experts: str | None = None
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        check_options(self.name, {self.format, self.up, self.down, self.gate}, self.group, self.zero_points)
+        nodes = [node for node in model.graph if is_moec(node) and node.op_type != "Linear" and weight_inputs(node)]
+        if not nodes:
+            report.warn(self.name, "model", "nothing to quantise: no MoE block was raised before this pass")
+        return any([self._quantize(node, report) for node in nodes])
+
+    def _quantize(self, node: ir.Node, report: Report) -> bool:
+        try:
+            before = layer_of(node)
+        except UnsupportedError as error:
+            report.warn(self.name, node_name(node), f"not quantised: {error}")
+            return False
+        sizes = input_sizes(before)
+        wanted = {name: self._wanted(node, name, runs, sizes) for name, runs in before.weights.items()}
+        if not any([store(node, name, formats) for name, formats in wanted.items()]):
+            report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.formats}")
+            return False
+        quantize_activations(node, {form for formats in wanted.values() for form in formats}, sizes)
+        report.losses.append(loss(self.name, before, layer_of(node)))
+        return True
+
+    def _wanted(self, node: ir.Node, name: str, runs: list[WeightRun], sizes: Sequence[int]) -> list[WeightFormat]:
+        """The format of every expert after the pass."""
+        formats = formats_by_expert(runs)
+        choice = getattr(self, name, None) or self.format
+        if choice == "keep":
+            return formats
+        form = resolve_format(choice, self.group, self.zero_points, sizes)
+        ids = _expert_ids(self.experts, len(formats), f"{self.name}: node {node_name(node)}")
+        return [form if expert in ids and not old.quantized else old for expert, old in enumerate(formats)]
+
+
+def _expert_ids(text: str | None, count: int, where: str) -> set[int]:
+    """The ids that ``0-3+8`` means; all for None. Raises MoecError for what is no such text, and for other ids."""
+    if text is None:
+        return set(range(count))
+    ids: set[int] = set()
+    for part in text.split("+"):
+        first, _, last = part.partition("-")
+        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+            raise MoecError(f"{where}: experts={text!r} cannot be read; expected ids and ranges, e.g. 0-3+8")
+        ids.update(range(int(first), int(last or first) + 1))
+    if ids and max(ids) >= count:
+        raise MoecError(f"{where}: experts={text!r} names expert {max(ids)}; there are {count}, from 0")
+    return ids

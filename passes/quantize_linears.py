@@ -1,0 +1,71 @@
+"""Dense layers' weights in 8 or 4 bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.names import node_name
+from moec.passes.base import Exactness, Report
+from moec.passes.linears import make_linears
+from moec.passes.quantization import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
+from moec.passes.storage_loss import layer_of, loss
+from moec.passes.weight_storage import formats_by_expert, store
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeLinears:
+    """Stores the weights of dense products in ``format``, rounded to nearest, and quantises activations to match.
+
+    1. A MatMul with a constant matrix on the right, and a Gemm that multiplies by one and at most adds a bias [N],
+       become ``moec.Linear``; Linear nodes that are there already are quantised likewise.
+    2. Left alone: weights of fewer than ``minimum`` elements, those that are quantised already, and (without
+       ``routers``) the products that make the logits of a router, where small errors choose other experts.
+    3. ``group`` and ``zero_points`` as for quantize-experts; activations are quantised in the same groups.
+    4. A weight with an infinity or a NaN is an error: only floats can hold it.
+    5. The error of weight and output goes into the report, layer by layer.
+
+    ::
+
+        y = MatMul (x, w)
+            ->
+        w_decoded = DequantizeLinear <axis = 0, block_size = 2048, output_dtype = 1> (w_int8, w_int8_scale)
+        y = moec.Linear <transposed = 1, arithmetic = "int8", activation_group = 128> (x, w_decoded)
+    """
+
+    name: ClassVar[str] = "quantize-linears"
+    exactness: ClassVar[Exactness] = "lossy"
+
+    format: QuantizedName
+    group: int | None = None
+    zero_points: bool = False
+    routers: bool = False
+    minimum: int = 65536
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        check_options(self.name, {self.format}, self.group, self.zero_points)
+        nodes = list(make_linears(model.graph, self.minimum, self.routers))
+        if not nodes:
+            report.warn(self.name, "model", "nothing to quantise: no dense product with a constant weight was found")
+        for node in nodes:
+            self._quantize(node, report)
+        return bool(nodes)
+
+    def _quantize(self, node: ir.Node, report: Report) -> None:
+        try:
+            before = layer_of(node)
+        except UnsupportedError as error:
+            report.warn(self.name, node_name(node), f"not quantised: {error}")
+            return
+        (old,) = formats_by_expert(before.weights["weight"])
+        if old.quantized:
+            report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.formats}")
+            return
+        sizes = input_sizes(before)
+        form = resolve_format(self.format, self.group, self.zero_points, sizes)
+        store(node, "weight", [form])
+        quantize_activations(node, {form}, sizes)
+        report.losses.append(loss(self.name, before, layer_of(node)))

@@ -1,0 +1,168 @@
+"""Storing the weights of a moec node in other formats, expert by expert, without holding more than one expert."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import MoecError
+from moec.ir.dialect import INPUTS, ProductSpec
+from moec.ir.encodings import WeightFormat, encode, group_count, scales_of
+from moec.ir.formats import WeightRun, decoding_node, input_axis, weight_inputs, weight_runs
+from moec.ir.names import node_name
+from moec.ir.stacks import ExpertStack
+from moec.passes.rewriting import add_constant, fresh_name
+
+Array = np.ndarray[Any, Any]
+
+
+def formats_by_expert(runs: Sequence[WeightRun]) -> list[WeightFormat]:
+    return [one.format for one in runs for _ in range(one.count)]
+
+
+def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat]) -> bool:
+    """Store expert e of the weight operand ``name`` in format ``wanted[e]``; return whether that changes anything.
+
+    The new constants compute themselves when they are read. Reading one raises MoecError for a number that its format
+    cannot hold.
+    """
+    value = weight_inputs(node)[name]
+    runs = weight_runs(value)
+    if formats_by_expert(runs) == list(wanted):
+        return False
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    parts = [_Segment(node, name, segment, form).add_to(graph) for segment, form in _segments(runs, wanted)]
+    joined = parts[0]
+    if len(parts) > 1:
+        joint = ir.node("Concat", parts, {"axis": 0})
+        joined = joint.outputs[0]
+        joined.name = fresh_name(graph, f"{_base_name(value)}_stored")
+        joined.type, joined.shape = value.type, value.shape
+        graph.insert_before(node, joint)
+    node.replace_input_with(INPUTS[node.op_type].index(name), joined)
+    _remove_unused(graph, value)
+    return True
+
+
+def set_arithmetic(node: ir.Node, spec: ProductSpec) -> None:
+    """Say on a moec node how its products are computed."""
+    for key, default in (("arithmetic", "float32"), ("activation_group", 0)):
+        node.attributes.pop(key, None)
+        if getattr(spec, key) != default:
+            node.attributes[key] = ir.convenience.convert_attribute(key, getattr(spec, key))
+
+
+def _base_name(value: ir.Value) -> str:
+    """The name of a weight without what an earlier pass added here."""
+    return str(value.name).removesuffix("_stored").removesuffix("_decoded")
+
+
+def _segments(
+    runs: Sequence[WeightRun], wanted: Sequence[WeightFormat]
+) -> Iterator[tuple[list[tuple[int, WeightRun]], WeightFormat]]:
+    """Consecutive experts, each with the run it is in now, that get one format together. Experts that keep theirs stay
+    with their run, whose scales may be of another type than those made here."""
+    experts = [(one.first + index, one) for one in runs for index in range(one.count)]
+
+    def kind(item: tuple[int, WeightRun]) -> tuple[WeightFormat, int | None]:
+        expert, one = item
+        return wanted[expert], one.first if one.format == wanted[expert] else None
+
+    for (form, _), segment in itertools.groupby(experts, kind):
+        yield list(segment), form
+
+
+class _Segment:
+    """Experts of one weight that are stored together."""
+
+    def __init__(self, node: ir.Node, name: str, experts: list[tuple[int, WeightRun]], form: WeightFormat) -> None:
+        self._node, self._name, self._experts, self._form = node, name, experts, form
+        self._where = f"node {node_name(node)}: weight {name}"  # the node may be gone when the data is read
+        value = weight_inputs(node)[name]
+        assert value.shape is not None and value.dtype is not None
+        self._wish, self._dtype, self._rank = _base_name(value), value.dtype, value.shape.rank()
+        self._axis = input_axis(node, name)
+        first = experts[0][1]
+        self._kept = first if first.format == form else None
+
+    def add_to(self, graph: ir.Graph) -> ir.Value:
+        """Add the constants, and the node that decodes them where their type is not that of the operand."""
+        data = self._constant(graph, "", 0, self._data_shape(), self._form.data_type)
+        if self._form.data_type == self._dtype:
+            return data
+        scale = zero_point = None
+        if self._form.quantized:
+            scale_type = self._form.scale_type
+            if self._kept is not None and self._kept.scale is not None and self._kept.scale.dtype is not None:
+                scale_type = self._kept.scale.dtype
+            scale = self._constant(graph, "_scale", 1, self._scale_shape(), scale_type)
+            if self._form.zero_points:
+                zero_point = self._constant(graph, "_zero_point", 2, self._scale_shape(), self._form.data_type)
+        decoding = decoding_node(self._form, data, scale, zero_point, self._axis, self._dtype)
+        decoding.outputs[0].name = fresh_name(graph, f"{self._wish}_decoded")
+        graph.insert_before(self._node, decoding)
+        return decoding.outputs[0]
+
+    def _data_shape(self) -> tuple[int, ...]:
+        tensor = ir.convenience.get_const_tensor(self._experts[0][1].data)
+        assert tensor is not None
+        sizes = tuple(int(size) for size in tensor.shape.numpy())
+        return (len(self._experts), *sizes[1:]) if self._rank == 3 else sizes
+
+    def _scale_shape(self) -> tuple[int, ...]:
+        shape = list(self._data_shape())
+        shape[self._axis] = group_count(shape[self._axis], self._form)
+        return tuple(shape)
+
+    def _constant(
+        self, graph: ir.Graph, suffix: str, part: int, shape: tuple[int, ...], dtype: ir.DataType
+    ) -> ir.Value:
+        name = fresh_name(graph, f"{self._wish}_{self._form.name}{suffix}")
+        return add_constant(graph, _lazy(name, dtype, shape, lambda index: self._load(index, part)), name)
+
+    def _load(self, index: int, part: int) -> Array:
+        """One part (data, scale or zero point) of one expert."""
+        expert, run = self._experts[index]
+        if self._kept is not None:
+            found = run.encoded(expert)[part]
+            assert found is not None
+            return found
+        try:
+            return self._encoded_part(run.decoded(expert), part)
+        except ValueError as error:
+            of = f" of expert {expert}" if self._rank == 3 else ""
+            raise MoecError(f"{self._where}{of}: {error}") from None
+
+    def _encoded_part(self, weight: Array, part: int) -> Array:
+        if part == 0:
+            return encode(weight, self._form, self._axis).data
+        found = scales_of(weight, self._form, self._axis)[part - 1]
+        assert found is not None
+        return found
+
+
+def _lazy(name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[[int], Array]) -> ir.LazyTensor:
+    if len(shape) == 3:
+        return ExpertStack(name, dtype, shape, load)
+    return ir.LazyTensor(
+        lambda: ir.Tensor(load(0), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
+    )
+
+
+def _remove_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove what made a value that nothing uses any more."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
+        return
+    node = value.producer()
+    if node is None:
+        graph.initializers.pop(str(value.name), None)
+        return
+    inputs = [one for one in node.inputs if one is not None]
+    graph.remove(node, safe=True)
+    for one in inputs:
+        _remove_unused(graph, one)

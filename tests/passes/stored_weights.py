@@ -1,0 +1,88 @@
+"""Layers with random weights for the tests of passes that store weights in other formats."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir import interpreter
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, make_node
+from moec.ir.formats import weight_inputs, weight_runs
+from moec.ir.text import parse_model
+from moec.passes import pipeline
+from moec.passes.base import Report
+
+E, D, F = 6, 128, 64
+
+
+def expert_arrays(spec: ExpertsSpec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights [E, out, in], or transposed, and biases."""
+    random = np.random.default_rng(seed)
+    rows = 2 * F if spec.gated and spec.gate_layout != "separate" else F
+    shapes = {"up": (E, rows, D), "down": (E, D, F), "gate": (E, F, D)}
+    arrays = {name: random.normal(size=shape) / np.sqrt(shape[2]) for name, shape in shapes.items()}
+    arrays |= {"up_bias": random.normal(size=(E, rows)), "down_bias": random.normal(size=(E, D))}
+    if spec.gate_layout != "separate":
+        del arrays["gate"]
+    for name in arrays:
+        if spec.down_transposed if name == "down" else spec.up_transposed and not name.endswith("bias"):
+            arrays[name] = np.swapaxes(arrays[name], 1, 2).copy()
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def experts_model(spec: ExpertsSpec, arrays: dict[str, np.ndarray] | None = None) -> ir.Model:
+    """x [T,D], logits [T,E] → y [T,D]: one moec.MoE with k = 2, named ``layer``."""
+    arrays = arrays or expert_arrays(spec)
+    constants = {name: ir.val(name, const_value=ir.tensor(array, name=name)) for name, array in arrays.items()}
+    x, logits = ir.val("x", ir.DataType.FLOAT, ("T", D)), ir.val("logits", ir.DataType.FLOAT, ("T", E))
+    weights = {name: constants.get(name) for name in EXPERT_WEIGHTS}
+    node = make_node("MoE", {"x": x, "logits": logits, **weights}, RouteSpec(k=2), spec, name="layer")
+    node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = "y", ir.DataType.FLOAT, ir.Shape(("T", D))
+    imports = {"": 24, "moec": 1}
+    constants_used = list(constants.values())
+    graph = ir.Graph([x, logits], node.outputs, nodes=[node], initializers=constants_used, opset_imports=imports)
+    graph.name = "layer"
+    return ir.Model(graph, ir_version=11)
+
+
+def linear_model(body: str, constants: dict[str, np.ndarray], outputs: str = "float[T,64] y") -> ir.Model:
+    """A graph over x [T,128] from text; ``constants`` are its initializers."""
+    declared = ", ".join(
+        f"{'float' if array.dtype == np.float32 else 'float16'}{list(array.shape)} {name} = "
+        f'["location": "sha256:0000000000000000"]'
+        for name, array in constants.items()
+    ).replace("[ ", "[")
+    header = '<ir_version: 11, opset_import: ["" : 24, "moec" : 1]>'
+    model = parse_model(f"{header}\ng (float[T,{D}] x) => ({outputs})\n<{declared}>\n{{ {body} }}")
+    for name, array in constants.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    return model
+
+
+def apply(model: ir.Model, passes: str) -> Report:
+    report = Report()
+    pipeline.run(model, pipeline.parse(passes), report, verify_each=True)
+    return report
+
+
+def last_moec_node(model: ir.Model) -> ir.Node:
+    return [node for node in model.graph if node.domain == "moec"][-1]
+
+
+def formats_of(model: ir.Model) -> dict[str, list[str]]:
+    """The formats of the runs of every weight of the last moec node."""
+    weights = weight_inputs(last_moec_node(model))
+    return {name: [str(one.format) for one in weight_runs(value)] for name, value in weights.items()}
+
+
+def relative_error(model: ir.Model, before: ir.Model, T: int = 16) -> float:
+    """The Frobenius norm of what the passes changed on random inputs, as a share of the output."""
+    random = np.random.default_rng(1)
+    inputs = {
+        value.name: random.normal(size=(T, value.shape[1])).astype(np.float32)
+        for value in model.graph.inputs
+        if value.shape is not None and value.name is not None
+    }
+    found, expected = (interpreter.run(one, inputs)["y"] for one in (model, before))
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected)) if T else 0.0

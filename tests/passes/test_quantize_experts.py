@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.errors import MoecError
+from moec.ir.dialect import ExpertsSpec, spec_of
+from moec.ir.formats import weight_inputs, weight_runs
+from moec.ir.interpreter import run
+from moec.ir.text import parse_model
+from moec.passes.pipeline import parse, print_pipeline
+
+from .stored_weights import (
+    D,
+    E,
+    apply,
+    expert_arrays,
+    experts_model,
+    formats_of,
+    last_moec_node,
+    relative_error,
+)
+
+GATED, PLAIN = ExpertsSpec(), ExpertsSpec("relu", "none", up_transposed=True)
+SEPARATE = ExpertsSpec("gelu", "separate", down_transposed=True)
+BOUNDS = {"int8": 0.03, "int4": 0.25, "int4,group=0": 0.3, "int4,zero_points=true": 0.25, "mxfp4": 0.3}
+"""Largest relative error of the output that Gaussian weights may have."""
+
+
+@pytest.mark.parametrize("spec", [GATED, PLAIN, SEPARATE], ids=["gated", "plain", "separate"])
+@pytest.mark.parametrize("form", BOUNDS)
+def test_the_layer_stays_within_the_bound_of_the_format(form: str, spec: ExpertsSpec) -> None:
+    model, before = experts_model(spec), experts_model(spec)
+    report = apply(model, f"quantize-experts{{format={form}}}")
+    assert 0 < relative_error(model, before) < BOUNDS[form]
+    assert relative_error(model, before, T=0) == 0
+    (loss,) = report.losses
+    assert 0 < loss.weight_error < BOUNDS[form] and 0 < loss.output_error < BOUNDS[form]
+    assert (loss.layer, loss.arithmetic) == ("layer", "int8") and not report.remarks
+    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == {"mxfp4": 32}.get(form, 64)
+    assert not {"up", "down", "gate"} & set(model.graph.initializers), "the float weights are gone"
+
+
+def test_what_the_report_says_is_what_the_weights_lost() -> None:
+    model, arrays = experts_model(GATED), expert_arrays(GATED)
+    (loss,) = apply(model, "quantize-experts{format=int4}").losses
+    runs = {name: weight_runs(value) for name, value in weight_inputs(last_moec_node(model)).items()}
+    stored = {name: np.stack([one.decoded(e) for one in runs[name] for e in range(E)]) for name in ("up", "down")}
+    difference = sum(np.square(stored[name] - arrays[name]).sum() for name in stored)
+    assert loss.weight_error == pytest.approx((difference / sum(np.square(arrays[n]).sum() for n in stored)) ** 0.5)
+    assert loss.formats == "up int4/64, down int4"
+
+
+def test_projections_and_experts_may_differ() -> None:
+    model, before = experts_model(SEPARATE), experts_model(SEPARATE)
+    apply(model, "quantize-experts{format=int4,group=32,down=int8,gate=keep,experts=0-1+4}")
+    some = ["int4/32", "float32", "int4/32", "float32"]
+    assert formats_of(model) == {"up": some, "down": ["int8/32", *some[1:2], "int8/32", "float32"], "gate": ["float32"]}
+    assert spec_of(last_moec_node(model), ExpertsSpec).arithmetic == "float32", "some weights are not quantised yet"
+    assert 0 < relative_error(model, before) < BOUNDS["int4"]
+    apply(model, "quantize-experts{format=mxfp4,group=32}")
+    assert formats_of(model)["up"] == ["int4/32", "mxfp4", "int4/32", "mxfp4"]
+    spec = spec_of(last_moec_node(model), ExpertsSpec)
+    assert (spec.arithmetic, spec.activation_group) == ("int8", 32)
+
+
+def test_groups_of_several_sizes_leave_activations_without_groups() -> None:
+    model = experts_model(GATED)
+    apply(model, "quantize-experts{format=int4,group=64,down=keep},quantize-experts{format=mxfp4}")
+    assert formats_of(model) == {"up": ["int4/64"], "down": ["mxfp4"]}
+    spec = spec_of(last_moec_node(model), ExpertsSpec)
+    assert (spec.arithmetic, spec.activation_group) == ("int8", 0)
+
+
+def test_quantised_weights_stay_as_they_are() -> None:
+    model = experts_model(GATED)
+    apply(model, "quantize-experts{format=int8}")
+    again = apply(model, "quantize-experts{format=int4}")
+    assert formats_of(model) == {"up": ["int8"], "down": ["int8"]}
+    assert "nothing to quantise: its weights are up int8, down int8" in again.remarks[0].message
+    assert not again.losses
+
+
+def test_grouped_matmul_is_quantised_too() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 24, "moec" : 1]>
+        g (float[T,128] x, int32[T,2] e) => (float[T,2,8] y)
+        <float[6,128,8] w = ["location": "sha256:0000000000000000"]> { y = moec.GroupedMatMul (x, w, e) }"""
+    model = parse_model(text)
+    weight = np.random.default_rng(0).normal(size=(E, D, 8)).astype(np.float32)
+    model.graph.initializers["w"].const_value = ir.tensor(weight, name="w")
+    x, ids = np.ones((3, D), np.float32), np.array([[0, 1], [5, -1], [2, 2]], np.int32)
+    expected = run(model, {"x": x, "e": ids})["y"]
+    apply(model, "quantize-experts{format=int4}")
+    assert formats_of(model) == {"weights": ["int4"]}, "128 inputs are one group of 128"
+    found = run(model, {"x": x, "e": ids})["y"]
+    assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.25
+
+
+def test_float16_layers_keep_their_type() -> None:
+    model = experts_model(GATED)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.dtype = ir.DataType.FLOAT16
+    for name, value in model.graph.initializers.items():
+        assert value.const_value is not None
+        half = value.const_value.numpy().astype(np.float16)
+        value.const_value, value.dtype = ir.tensor(half, name=name), ir.DataType.FLOAT16
+    (loss,) = apply(model, "quantize-experts{format=int8}").losses
+    assert loss.output_error < BOUNDS["int8"]
+    assert weight_inputs(last_moec_node(model))["up"].dtype == ir.DataType.FLOAT16
+
+
+def test_weights_from_outside_are_reported() -> None:
+    model = experts_model(GATED)
+    model.graph.inputs.append(model.graph.initializers.pop("up"))
+    report = apply(model, "quantize-experts{format=int8}")
+    assert report.remarks[0].severity == "warning"
+    assert "not quantised: weight up: is an input of the model" in report.remarks[0].message
+
+
+def test_a_model_without_experts_is_reported() -> None:
+    text = '<ir_version: 11, opset_import: ["" : 24]> g (float[T,8] x) => (float[T,8] y) { y = Relu (x) }'
+    assert "no MoE block was raised" in apply(parse_model(text), "quantize-experts{format=int8}").remarks[0].message
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
+    arrays = expert_arrays(GATED)
+    arrays["down"][3, 0, 0] = wrong
+    with pytest.raises(MoecError, match="node layer: weight down of expert 3: it holds an infinity or a NaN"):
+        apply(experts_model(GATED, arrays), "quantize-experts{format=int4}")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("format=fp8", "expected one of int8, int4, mxfp4"),
+        ("format=mxfp4,group=64", "mxfp4 has groups of 32, found group=64"),
+        ("format=int4,down=mxfp4,group=128", "mxfp4 has groups of 32"),
+        ("format=mxfp4,zero_points=true", "mxfp4 has no zero points"),
+        ("format=int8,group=-1", "group is -1"),
+        ("format=int8,experts=a-b", "experts='a-b' cannot be read; expected ids and ranges, e.g. 0-3\\+8"),
+        ("format=int8,experts=2-6", "names expert 6; there are 6, from 0"),
+    ],
+)
+def test_wrong_options(options: str, message: str) -> None:
+    with pytest.raises(MoecError, match=message):
+        apply(experts_model(GATED), f"quantize-experts{{{options}}}")
+
+
+def test_options_are_pipeline_text() -> None:
+    text = "quantize-experts{format=int4,group=32,down=int8,experts=0-3+8}"
+    assert print_pipeline(parse(text)) == text

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.errors import MoecError
+from moec.ir.dialect import LinearSpec, spec_of
+from moec.passes.base import Report
+
+from .stored_weights import D, apply, formats_of, last_moec_node, linear_model, relative_error
+
+RANDOM = np.random.default_rng(0)
+WEIGHT = RANDOM.normal(size=(D, 64)).astype(np.float32)
+BIAS = RANDOM.normal(size=64).astype(np.float32)
+TINY = "minimum=0"
+BOUNDS = {"int8": 0.02, "int4": 0.15, "int4,group=32,zero_points=true": 0.12, "mxfp4": 0.15}
+"""Largest relative error of the output that Gaussian weights may have."""
+
+BODIES = {
+    "matmul": ("y = MatMul (x, w)", {"w": WEIGHT}, 1),
+    "gemm": ("y = Gemm (x, w)", {"w": WEIGHT}, 1),
+    "gemm with a bias": ("y = Gemm <transB = 1> (x, w, b)", {"w": WEIGHT.T.copy(), "b": BIAS}, 0),
+    "not the last": ("h = MatMul (x, w) y = Relu (h)", {"w": WEIGHT}, 1),
+    "several axes": ("h = Unsqueeze (x, zero) g = MatMul (h, w) y = Squeeze (g, zero)", {"w": WEIGHT}, 1),
+}
+
+
+def model_of(name: str) -> ir.Model:
+    body, constants, _ = BODIES[name]
+    model = linear_model(body, constants)
+    zero = ir.val("zero", const_value=ir.tensor(np.array([0]), name="zero"))
+    if "zero" in body:
+        for node in model.graph:
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.name == "zero":
+                    node.replace_input_with(index, zero)
+        model.graph.register_initializer(zero)
+    return model
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("form", BOUNDS)
+def test_the_product_stays_within_the_bound_of_the_format(form: str, body: str) -> None:
+    model, before = model_of(body), model_of(body)
+    report = apply(model, f"quantize-linears{{format={form},{TINY}}}")
+    assert 0 < relative_error(model, before) < BOUNDS[form]
+    assert relative_error(model, before, T=0) == 0
+    (loss,) = report.losses
+    assert 0 < loss.weight_error < BOUNDS[form] and 0 < loss.output_error < BOUNDS[form] and not report.remarks
+    spec = spec_of(last_moec_node(model), LinearSpec)
+    assert (spec.arithmetic, spec.transposed) == ("int8", bool(BODIES[body][2]))
+    assert "w" not in model.graph.initializers and [value.name for value in model.graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Gemm <alpha = 2.0> (x, w)",
+        "t = Transpose <perm = [1, 0]> (x) y = Gemm <transA = 1> (t, w)",
+        "y = Gemm (x, w, row)",
+        "t = Abs (w) y = MatMul (x, t)",
+    ],
+    ids=["alpha", "transA", "bias of one row", "computed weight"],
+)
+def test_other_products_stay(body: str) -> None:
+    model = linear_model(body, {"w": WEIGHT, "row": BIAS[None]})
+    report = apply(model, f"quantize-linears{{format=int8,{TINY}}}")
+    assert all(node.domain == "" for node in model.graph)
+    assert "no dense product with a constant weight was found" in report.remarks[0].message
+
+
+def test_small_weights_stay_unless_asked() -> None:
+    model = model_of("matmul")
+    assert apply(model, "quantize-linears{format=int8}").remarks
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+
+
+ROUTER = """
+    h = MatMul (x, w) s = Mul (h, scale)
+    weights, experts = moec.Route <k = 2> (s)
+    y = MatMul (x, w)
+"""
+
+
+@pytest.mark.parametrize("routers, expected", [("false", 1), ("true", 2)])
+def test_the_product_that_makes_logits_stays_unless_asked(routers: str, expected: int) -> None:
+    constants = {"w": WEIGHT, "scale": np.ones(1, np.float32)}
+    model = linear_model(ROUTER, constants, "float[T,64] y, float[T,2] weights, int32[T,2] experts")
+    apply(model, f"quantize-linears{{format=int8,{TINY},routers={routers}}}")
+    assert sum(node.op_type == "Linear" for node in model.graph) == expected
+    assert ("w" in model.graph.initializers) == (expected == 1), "the router still uses it"
+
+
+def test_quantised_products_stay_as_they_are() -> None:
+    model = model_of("matmul")
+    apply(model, f"quantize-linears{{format=int8,{TINY}}}")
+    again = apply(model, f"quantize-linears{{format=int4,{TINY}}}")
+    assert formats_of(model) == {"weight": ["int8"]}
+    assert "nothing to quantise" in again.remarks[0].message and not again.losses
+
+
+def test_a_weight_that_is_not_finite_is_refused() -> None:
+    weight = WEIGHT.copy()
+    weight[5, 5] = np.nan
+    with pytest.raises(MoecError, match="weight weight: it holds an infinity or a NaN, which int8 cannot"):
+        apply(linear_model("y = MatMul (x, w)", {"w": weight}), f"quantize-linears{{format=int8,{TINY}}}")
+
+
+def test_mxfp4_has_one_group() -> None:
+    with pytest.raises(MoecError, match="mxfp4 has groups of 32, found group=64"):
+        apply(model_of("matmul"), "quantize-linears{format=mxfp4,group=64}")
+
+
+def test_report_starts_empty() -> None:
+    assert Report().losses == []

@@ -119,7 +119,7 @@ def _finite(units: HiddenUnits, expert: int, candidates: Array) -> Array:
     """Whether no weight and no bias of a unit is infinite or NaN."""
     finite = np.ones(len(candidates), bool)
     for part in units.parts if len(candidates) else ():
-        finite &= np.isfinite(units.weights(part, expert)[candidates].astype(np.float64)).all(axis=1)
+        finite &= np.isfinite(units.weights(part, expert)[candidates]).all(axis=1)
         if part != "down":
             finite &= np.isfinite(units.bias(part, expert)[candidates])
     return finite

@@ -12,7 +12,7 @@ from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.formats import WeightRun, decoding_node, weight_inputs, weight_runs
 from moec.ir.stacks import ExpertStack, expert_data
-from moec.passes.rewriting import add_constant, fresh_name
+from moec.passes.rewriting import add_constant, fresh_name, remove_unused
 
 Array = np.ndarray[Any, Any]
 
@@ -73,6 +73,7 @@ class HiddenUnits:
                 continue
             new = self._cut(graph, name, value, positions)
             self._node.replace_input_with(dialect.INPUTS[self._node.op_type].index(name), new)
+            remove_unused(graph, value)
         self._node.attributes.pop("hidden_sizes", None)
         sizes = [len(one) for one in kept]
         if any(size != width for size in sizes):

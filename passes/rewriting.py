@@ -70,3 +70,17 @@ def fresh_name(graph: ir.Graph, wish: str) -> str:
         number += 1
         name = f"{wish}_{number}"
     return name
+
+
+def remove_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove what made a value that nothing uses any more."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
+        return
+    node = value.producer()
+    if node is None:
+        graph.initializers.pop(str(value.name), None)
+        return
+    inputs = [one for one in node.inputs if one is not None]
+    graph.remove(node, safe=True)
+    for one in inputs:
+        remove_unused(graph, one)

@@ -15,7 +15,7 @@ from moec.ir.encodings import WeightFormat, encode, group_count, scales_of
 from moec.ir.formats import WeightRun, decoding_node, input_axis, weight_inputs, weight_runs
 from moec.ir.names import node_name
 from moec.ir.stacks import ExpertStack
-from moec.passes.rewriting import add_constant, fresh_name
+from moec.passes.rewriting import add_constant, fresh_name, remove_unused
 
 Array = np.ndarray[Any, Any]
 
@@ -45,7 +45,7 @@ def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat]) -> bool:
         joined.type, joined.shape = value.type, value.shape
         graph.insert_before(node, joint)
     node.replace_input_with(INPUTS[node.op_type].index(name), joined)
-    _remove_unused(graph, value)
+    remove_unused(graph, value)
     return True
 
 
@@ -152,17 +152,3 @@ def _lazy(name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[
     return ir.LazyTensor(
         lambda: ir.Tensor(load(0), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
     )
-
-
-def _remove_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove what made a value that nothing uses any more."""
-    if value.uses() or value.is_graph_output() or value.is_graph_input():
-        return
-    node = value.producer()
-    if node is None:
-        graph.initializers.pop(str(value.name), None)
-        return
-    inputs = [one for one in node.inputs if one is not None]
-    graph.remove(node, safe=True)
-    for one in inputs:
-        _remove_unused(graph, one)

@@ -20,7 +20,12 @@ _AVX2 = (*_SSE4, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 MATRIX_TILES = ("amx-tile", "amx-bf16", "amx-int8")
 """Features that code uses only where a kernel asks for them: LLVM never chooses these instructions by itself."""
-_AVX512_EXTRAS = ("avx512vnni", "avx512bf16", "avx512fp16", *MATRIX_TILES)
+_EXTRAS = {
+    "avx512": ("avx512vnni", "avx512bf16", "avx512fp16", *MATRIX_TILES),
+    "avx2": ("avxvnni",),
+    "neon": ("dotprod", "i8mm", "bf16", "fullfp16"),
+}
+"""Features that kernels use where a processor of the instruction set has them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,16 @@ class Machine:
     features: tuple[str, ...] = ()
 
     @property
+    def is_x86(self) -> bool:
+        return self.triple.startswith("x86_64")
+
+    @property
+    def byte_shuffle(self) -> str:
+        """LLVM's name of the instruction that looks bytes up in a table of 16, in every 16 bytes of a register."""
+        x86 = {4: "llvm.x86.ssse3.pshuf.b.128", 8: "llvm.x86.avx2.pshuf.b", 16: "llvm.x86.avx512.pshuf.b.512"}
+        return x86[self.lanes] if self.is_x86 else "llvm.aarch64.neon.tbl1"
+
+    @property
     def llvm(self) -> dict[str, Any]:
         """The TVM target. The features decide which instructions are used; the processor is only the baseline that
         they extend, because the model that a virtual machine reports is often wrong."""
@@ -56,14 +71,12 @@ class Machine:
     @staticmethod
     def host() -> Machine:
         """The widest machine that this processor can run, with the extras it has."""
-        if platform.machine() in ("aarch64", "arm64"):
-            return dataclasses.replace(MACHINES["neon"], triple=_triple("aarch64"))
-        for name in ("avx512", "avx2", "sse4"):
-            machine = MACHINES[name]
-            if host_has(machine.features):
-                extras = [feature for feature in _AVX512_EXTRAS if name == "avx512" and host_has([feature])]
-                return dataclasses.replace(machine, features=(*machine.features, *extras), triple=_triple("x86_64"))
-        return dataclasses.replace(MACHINES["sse2"], triple=_triple("x86_64"))
+        is_arm = platform.machine() in ("aarch64", "arm64")
+        names = ("neon",) if is_arm else ("avx512", "avx2", "sse4", "sse2")
+        name = next(name for name in names if name == names[-1] or host_has(MACHINES[name].features))
+        extras = [feature for feature in _EXTRAS.get(name, ()) if host_has([feature])]
+        features = (*MACHINES[name].features, *extras)
+        return dataclasses.replace(MACHINES[name], features=features, triple=_triple("aarch64" if is_arm else "x86_64"))
 
     @staticmethod
     def for_name(name: str) -> Machine:
@@ -76,6 +89,10 @@ class Machine:
         return MACHINES[name]
 
 
+def _arm(name: str, *extras: str) -> Machine:
+    return Machine(name, "aarch64-unknown-linux-gnu", "generic", 4, 32, 8, 8, ("neon", *extras))
+
+
 def _x86(name: str, lanes: int, registers: int, tile: tuple[int, int], features: tuple[str, ...]) -> Machine:
     return Machine(name, "x86_64-unknown-linux-gnu", "x86-64", lanes, registers, *tile, features)
 
@@ -84,10 +101,14 @@ MACHINES = {
     "sse2": _x86("sse2", 4, 16, (4, 8), ()),
     "sse4": _x86("sse4", 4, 16, (4, 8), _SSE4),
     "avx2": _x86("avx2", 8, 16, (6, 16), _AVX2),
+    "avx2vnni": _x86("avx2vnni", 8, 16, (6, 16), (*_AVX2, "avxvnni")),
     "avx512": _x86("avx512", 16, 32, (12, 32), _AVX512),
     "avx512vnni": _x86("avx512vnni", 16, 32, (12, 32), (*_AVX512, "avx512vnni")),
     "avx512bf16": _x86("avx512bf16", 16, 32, (12, 32), (*_AVX512, "avx512vnni", "avx512bf16")),
-    "neon": Machine("neon", "aarch64-unknown-linux-gnu", "generic", 4, 32, 8, 8, ("neon",)),
+    "amx": _x86("amx", 16, 32, (12, 32), (*_AVX512, "avx512vnni", "avx512bf16", *MATRIX_TILES)),
+    "neon": _arm("neon"),
+    "neondotprod": _arm("neondotprod", "dotprod"),
+    "neoni8mm": _arm("neoni8mm", "dotprod", "i8mm"),
 }
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from moec.errors import MoecError
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from moec.runtime.model import CompiledModel
 
 # Largest accepted difference, as a share of max(1, the largest expected magnitude), by the narrowest float in the model
@@ -86,7 +88,7 @@ def verify(
     model = import_model(model_path)
     specs = tensor_specs(model.graph.inputs)
     if tolerance is None:
-        tolerance = _tolerance(model)
+        tolerance = tolerance_of(model)
     if inputs is not None:
         cases = [dict(inputs)]
     else:
@@ -160,7 +162,8 @@ def _compare_output(name: str, found: Mapping[str, np.ndarray], expected: np.nda
     return compare(name, found[name], expected, tolerance)
 
 
-def _tolerance(model: Any) -> float:
+def tolerance_of(model: ir.Model) -> float:
+    """That of the narrowest float type of the model's weights, inputs and outputs."""
     values: Sequence[Any] = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
     names = {value.dtype.numpy().name for value in values if value.dtype is not None}
     return max((limit for name, limit in TOLERANCES.items() if name in names), default=TOLERANCES["float32"])

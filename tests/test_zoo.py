@@ -1,8 +1,9 @@
 """Every exported model of a folder outside the repository: compiles, matches its stored outputs, is raised as known.
 
 An extra: it runs where ``MOEC_ZOO`` names a folder of models. Each model is a folder with ``model.onnx``, pairs of
-``inputs*.npz`` and ``expected*.npz``, and ``meta.json`` with the tolerance ``tol`` and, where known, ``truth``
-(``blocks``, ``E``, ``k``). ``MOEC_ZOO_ONLY`` restricts it to names containing a text.
+``inputs*.npz`` and ``expected*.npz``, and ``meta.json`` with the tolerance ``tol`` (never taken smaller than that of
+the model's narrowest float) and, where known, ``truth`` (``blocks``, ``E``, ``k``). ``MOEC_ZOO_ONLY`` restricts it to
+names containing a text.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import os
 import pathlib
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import moec
+from moec.verify import tolerance_of
 
 ZOO = os.environ.get("MOEC_ZOO", "")
 ONLY = os.environ.get("MOEC_ZOO_ONLY", "")
@@ -33,13 +36,14 @@ def test_there_is_a_zoo() -> None:
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
 def test_model(folder: pathlib.Path) -> None:
     meta = json.loads((folder / "meta.json").read_text())
+    tolerance = max(meta["tol"], tolerance_of(ir.load(folder / "model.onnx")))
     model = moec.compile(str(folder / "model.onnx"))
     for path in sorted(folder.glob("inputs*.npz")):
         outputs = model.run(dict(np.load(path)))
         for name, expected in np.load(path.with_name(path.name.replace("inputs", "expected"))).items():
             assert outputs[name].shape == expected.shape
             wanted = expected.astype(np.float64)
-            bound = meta["tol"] * max(1.0, np.abs(wanted).max(initial=0.0))
+            bound = tolerance * max(1.0, np.abs(wanted).max(initial=0.0))
             np.testing.assert_allclose(outputs[name].astype(np.float64), wanted, rtol=0, atol=bound)
     if truth := meta.get("truth"):
         found = [(block["num_experts"], block["top_k"]) for block in model.describe()["moe_blocks"]]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, attributes_of, inputs_of, is_moec, spec_of
+from moec.ir.formats import weight_inputs, weight_runs
 
-_NOT_ACTIVATION = ("activation", "gate_layout", "up_transposed", "down_transposed")
+_NOT_ACTIVATION = (
+    "activation",
+    "gate_layout",
+    "up_transposed",
+    "down_transposed",
+    "arithmetic",
+    "activation_group",
+    "hidden_sizes",
+)
 
 
 def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
@@ -17,8 +28,9 @@ def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
     one does), in the order of the graph.
 
     ``router`` and ``activation`` are for people: the function and whatever is not the default. ``routing`` and
-    ``experts`` hold all attributes. Sizes are None where the model does not fix them; router fields are None for
-    experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised.
+    ``experts`` hold all attributes. ``formats`` says for each weight (up, down, gate) in which format every expert has
+    it; a weight that is computed is missing. Sizes are None where the model does not fix them; router fields are None
+    for experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised.
     """
     return [_describe(node) for node in model.graph.all_nodes() if is_moec(node, "MoE") or is_moec(node, "Experts")]
 
@@ -38,6 +50,7 @@ def _describe(node: ir.Node) -> dict[str, Any]:
         "experts": dataclasses.asdict(spec),
         "has_bias": inputs["up_bias"] is not None or inputs["down_bias"] is not None,
         "dtype": _dtype(inputs["up"]),
+        "formats": _formats(node),
         "formulation": node.metadata_props.get(FORMULATION_KEY),
     }
 
@@ -82,6 +95,14 @@ def _size(value: ir.Value | None, axis: int) -> int | None:
         return None
     size = shape[axis]
     return size if isinstance(size, int) else None
+
+
+def _formats(node: ir.Node) -> dict[str, list[str]]:
+    found = {}
+    for name, value in weight_inputs(node).items():
+        with contextlib.suppress(UnsupportedError):
+            found[name] = [str(run.format) for run in weight_runs(value) for _ in range(run.count)]
+    return found
 
 
 def _dtype(value: ir.Value | None) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from moec.inspect.blocks import moe_blocks
-from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, make_node
+from moec.ir.dialect import FORMULATION_KEY, INPUTS, ExpertsSpec, RouteSpec, make_node
 
 
 def _model(routing: RouteSpec, experts: ExpertsSpec, *, biased: bool = False) -> ir.Model:
@@ -58,3 +59,16 @@ def test_the_activation_shows_its_parameters():
     (block,) = moe_blocks(_model(RouteSpec(k=2, score="softmax_topk"), experts))
     assert block["activation"] == "silu, alpha 1.702, limit 7.0, up offset 1.0"
     assert block["gate_layout"] == "interleaved"
+
+
+def test_every_expert_has_its_size_and_formats():
+    model = _model(RouteSpec(k=2), ExpertsSpec(hidden_sizes=(32, 4) * 4))
+    (block,) = moe_blocks(model)
+    assert block["formats"] == {}  # they are inputs of the model
+    assert block["experts"]["hidden_sizes"] == (32, 4) * 4
+    assert block["activation"] == "silu"
+    node = model.graph.node(0)
+    weights = ir.tensor(np.zeros((8, 16, 32), np.float16))
+    node.replace_input_with(INPUTS["MoE"].index("down"), ir.val("stored", const_value=weights))
+    (block,) = moe_blocks(model)
+    assert block["formats"] == {"down": ["float16"] * 8}

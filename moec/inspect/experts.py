@@ -1,0 +1,62 @@
+"""Which expert has which size and formats, and the kernels that multiply by its weights, as the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+HEADINGS = ("block", "hidden units", "gate and up", "down", "arithmetic", "products by")
+
+
+def expert_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One row for each MoE block, from what ``describe()`` says. Experts that differ are listed by ranges of their
+    numbers: ``0-3: 512, 4: 96``."""
+    return [
+        (
+            block["name"],
+            by_ranges(_hidden_sizes(block)),
+            _stored(block["formats"], ("gate", "up")),
+            _stored(block["formats"], ("down",)),
+            _arithmetic(block["experts"]),
+            "\n".join(kernel["name"] for kernel in kernels if _multiplies(kernel, block["name"])),
+        )
+        for block in blocks
+    ]
+
+
+def by_ranges(values: Sequence[Any]) -> str:
+    """What each expert has; one value where all have the same."""
+    if not values:
+        return "?"
+    if len(set(values)) == 1:
+        return str(values[0])
+    starts = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
+    ends = [*starts[1:], len(values)]
+    return ", ".join(f"{_range(first, end - 1)}: {values[first]}" for first, end in zip(starts, ends, strict=True))
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _hidden_sizes(block: dict[str, Any]) -> Sequence[Any]:
+    same = [block["intermediate_size"]] if block["intermediate_size"] is not None else []
+    return block["experts"]["hidden_sizes"] or same
+
+
+def _stored(formats: dict[str, list[str]], names: Iterable[str]) -> str:
+    """The formats of operands; once where gate and up agree."""
+    texts = {name: by_ranges(formats[name]) for name in names if name in formats}
+    if len(set(texts.values())) <= 1:
+        return next(iter(texts.values()), "?")
+    return "\n".join(f"{name} {text}" for name, text in texts.items())
+
+
+def _arithmetic(spec: dict[str, Any]) -> str:
+    group = spec["activation_group"]
+    return f"{spec['arithmetic']}, groups of {group}" if group else spec["arithmetic"]
+
+
+def _multiplies(kernel: dict[str, Any], block: str) -> bool:
+    """Products, and nothing else, say the formats of their weights."""
+    return block in kernel["nodes"] and "formats" in kernel["attributes"]

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moec.inspect import experts
 from moec.runtime.manifest import GENERIC
 
 
@@ -24,6 +25,8 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     ]
     yield _table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
     yield _blocks_table(description["moe_blocks"])
+    if description["moe_blocks"]:
+        yield _table("Experts", experts.HEADINGS, experts.expert_rows(description["moe_blocks"], description["kernels"]))
     yield from _kernels_tables(description["kernels"])
     yield _weights_table(description["weights"])
     passes = [

@@ -24,10 +24,11 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
         for one in description[key]
     ]
     yield _table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
-    yield _blocks_table(description["moe_blocks"])
-    if description["moe_blocks"]:
-        yield _table("Experts", experts.HEADINGS, experts.expert_rows(description["moe_blocks"], description["kernels"]))
-    yield from _kernels_tables(description["kernels"])
+    blocks, kernels = description["moe_blocks"], description["kernels"]
+    yield _blocks_table(blocks)
+    if blocks:
+        yield _table("Experts", experts.HEADINGS, experts.expert_rows(blocks, kernels))
+    yield from _kernels_tables(kernels)
     yield _weights_table(description["weights"])
     passes = [
         (one["name"], "yes" if one["changed"] else "no", f"{one['seconds']:.3f}") for one in description["stages"]

@@ -66,6 +66,8 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
 Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cpu:avx512, ...")]
+Experts = Annotated[str | None, typer.Option(help="Round experts' weights to bf16, fp16, int8, int4 or mxfp4.")]
+Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
 PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped or copied into huge pages.")]
@@ -101,6 +103,8 @@ def compile_model(
     target: Target = "cpu",
     level: OptimisationLevel = None,
     passes: Annotated[str | None, typer.Option(help="A pipeline instead of a level; see: moec pipeline -O2")] = None,
+    experts: Experts = None,
+    linears: Linears = None,
     threads: Threads = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the IR after every pass.")] = False,
@@ -115,6 +119,8 @@ def compile_model(
             output,
             target,
             _pipeline(level, passes),
+            experts=experts,
+            linears=linears,
             threads=threads,
             verify_each=verify_each,
             dump_to=dump_phases_to,
@@ -259,6 +265,8 @@ def _report_compilation(path: Path, verbose: bool) -> None:
 
     manifest = open_artifact(path, check_weights=False).manifest
     _print_remarks(remark for remark in manifest.remarks if verbose or remark["severity"] == "warning")
+    if manifest.losses:
+        _print(None, False, [tables.losses_table(manifest.losses)])
     print(tables.summary(manifest.moe_blocks, manifest.kernels, str(path)))
 
 

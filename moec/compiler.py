@@ -36,6 +36,8 @@ def compile(
     passes: str = "O2",
     threads: int | None = None,
     dynamic_shapes: Any = None,
+    experts: str | None = None,
+    linears: str | None = None,
     output: str | os.PathLike[str] | None = None,
     verify_each: bool = False,
     progress: Progress | None = None,
@@ -44,9 +46,10 @@ def compile(
 
     ``model``: a path, an ``onnx.ModelProto``, an ``onnx_ir.Model``, or a ``torch.nn.Module`` (then ``example_inputs``
     and ``dynamic_shapes`` are what ``torch.export.export`` takes). ``passes``: a level (``O0`` to ``O3``) or a pipeline
-    text. ``threads``: how many the result runs with; None means every available core. ``output``: where to write the
-    artifact; without it one is kept in a temporary folder as long as the result lives. ``progress`` is called with the
-    name of each step as it begins.
+    text. ``experts`` and ``linears``: formats to round the weights of experts and of dense products to, written as in
+    :mod:`moec.passes.shorthand`; None leaves them as they are. ``threads``: how many the result runs with; None means
+    every available core. ``output``: where to write the artifact; without it one is kept in a temporary folder as long
+    as the result lives. ``progress`` is called with the name of each step as it begins.
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
@@ -55,7 +58,8 @@ def compile(
     from moec.runtime.model import CompiledModel
 
     arguments = (target, passes, example_inputs, dynamic_shapes)
-    options: dict[str, Any] = {"threads": threads, "verify_each": verify_each, "progress": progress}
+    options: dict[str, Any] = {"experts": experts, "linears": linears, "threads": threads}
+    options |= {"verify_each": verify_each, "progress": progress}
     if output is not None:
         write(model, output, *arguments, **options)
         return CompiledModel(open_artifact(output, check_weights=False))  # it was written a moment ago
@@ -78,6 +82,8 @@ def write(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     *,
+    experts: str | None = None,
+    linears: str | None = None,
     threads: int | None = None,
     verify_each: bool = False,
     dump_to: str | os.PathLike[str] | None = None,
@@ -92,6 +98,7 @@ def write(
     from moec.inspect.blocks import moe_blocks
     from moec.passes import pipeline
     from moec.passes.base import Report
+    from moec.passes.shorthand import with_formats
     from moec.runtime.machine import check_threads
     from moec.runtime.writer import Context, check_destination, write_artifact
     from moec.sampling import input_limits
@@ -99,7 +106,7 @@ def write(
     check_threads(threads)
     check_destination(path)
     report, announce = Report(), progress or _silent
-    pipeline_passes, chosen_target = pipeline.parse(passes), targets.get(target)
+    pipeline_passes, chosen_target = pipeline.parse(with_formats(passes, experts, linears)), targets.get(target)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes)
     limits = input_limits(graph)
@@ -117,8 +124,8 @@ def write(
         "passes": pipeline.print_pipeline(pipeline_passes),
         "tools": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}},
     }
-    remarks = [dataclasses.asdict(remark) for remark in report.remarks]
-    context = Context(moec.__version__, threads, blocks, limits, stages, remarks, provenance)
+    remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
+    context = Context(moec.__version__, threads, blocks, limits, stages, remarks, losses, provenance)
     write_artifact(path, program, context)
 
 

@@ -29,11 +29,11 @@ class Remark:
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """What a lossy pass cost one layer: relative errors (of Frobenius norms) of its weights and of its output, against
-    the layer as it was before the pass."""
+    the layer as it was before the pass. ``formats``: for every weight the formats that it has now."""
 
     pass_name: str
     layer: str
-    formats: str
+    formats: dict[str, list[str]]
     arithmetic: str
     weight_error: float
     output_error: float

@@ -75,7 +75,7 @@ class CastWeights:
             for name, runs in before.weights.items()
         }
         if not any([store(node, name, formats) for name, formats in wanted.items()]):
-            report.note(self.name, node_name(node), f"nothing to cast: its weights are {before.formats}")
+            report.note(self.name, node_name(node), f"nothing to cast: its weights are {before.describe_formats()}")
             return node.op_type == "Linear"
         if all(one.name == "bfloat16" for formats in wanted.values() for one in formats):
             set_arithmetic(node, ProductSpec(arithmetic="bfloat16"))

@@ -75,7 +75,7 @@ class QuantizeExperts:
         sizes = input_sizes(before)
         wanted = {name: self._wanted(node, name, runs, sizes) for name, runs in before.weights.items()}
         if not any([store(node, name, formats) for name, formats in wanted.items()]):
-            report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.formats}")
+            report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
             return False
         quantize_activations(node, {form for formats in wanted.values() for form in formats}, sizes)
         report.losses.append(loss(self.name, before, layer_of(node)))

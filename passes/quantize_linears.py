@@ -62,7 +62,7 @@ class QuantizeLinears:
             return
         (old,) = formats_by_expert(before.weights["weight"])
         if old.quantized:
-            report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.formats}")
+            report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
             return
         sizes = input_sizes(before)
         form = resolve_format(self.format, self.group, self.zero_points, sizes)

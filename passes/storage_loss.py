@@ -33,10 +33,13 @@ class Layer:
     biases: dict[str, Array]
 
     @property
-    def formats(self) -> str:
-        """``up int4/128, down int8``; several formats of one weight are joined by +."""
-        names = {name: dict.fromkeys(str(one.format) for one in runs) for name, runs in self.weights.items()}
-        return ", ".join(f"{name} {'+'.join(formats)}" for name, formats in names.items())
+    def formats(self) -> dict[str, list[str]]:
+        """The formats of every weight, in the order of the experts, each once."""
+        return {name: list(dict.fromkeys(str(one.format) for one in runs)) for name, runs in self.weights.items()}
+
+    def describe_formats(self) -> str:
+        """``up int4/128+int8, down int8``."""
+        return ", ".join(f"{name} {'+'.join(formats)}" for name, formats in self.formats.items())
 
 
 def layer_of(node: ir.Node) -> Layer:

@@ -34,6 +34,8 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
         (one["name"], "yes" if one["changed"] else "no", f"{one['seconds']:.3f}") for one in description["stages"]
     ]
     yield _table("Passes", ("pass", "changed", "seconds"), passes)
+    if description["losses"]:
+        yield losses_table(description["losses"])
     yield remarks_table(description["remarks"])
 
 
@@ -47,6 +49,21 @@ def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
     return _table("Remarks", ("", "pass", "about", "remark"), rows)
 
 
+def losses_table(losses: Sequence[dict[str, Any]]) -> Table:
+    """What rounding cost: relative errors against the layer as it was, of its weights and of its output."""
+    rows = [
+        (
+            one["layer"],
+            ", ".join(f"{name} {'+'.join(formats)}" for name, formats in one["formats"].items()),
+            one["arithmetic"],
+            f"{one['weight_error']:.2%}",
+            f"{one['output_error']:.2%}",
+        )
+        for one in losses
+    ]
+    return _table("Rounded weights", ("layer", "formats", "arithmetic", "error of weights", "of output"), rows)
+
+
 def verification_table(verification: dict[str, Any]) -> Table:
     rows = [
         (
@@ -55,13 +72,17 @@ def verification_table(verification: dict[str, Any]) -> Table:
             _shape(one["shape"]),
             _number(one["absolute"]),
             _number(one["relative"]),
+            _number(one["norm"]),
             ("match" if one["matches"] else "DIFFERS") + (f": {one['note']}" if one["note"] else ""),
         )
         for case in verification["cases"]
         for one in case["differences"]
     ]
-    rows += [(_sizes(case["inputs"]), "", "", "", "", "NOT RUN") for case in verification["cases"] if case["failure"]]
-    headings = ("inputs", "output", "shape", "largest abs", "largest rel", f"within {verification['tolerance']:g}")
+    rows += [
+        (_sizes(case["inputs"]), "", "", "", "", "", "NOT RUN") for case in verification["cases"] if case["failure"]
+    ]
+    within = f"{'norm ' if verification['by_norm'] else ''}within {verification['tolerance']:g}"
+    headings = ("inputs", "output", "shape", "largest abs", "largest rel", "norm", within)
     return _table("Compared with onnxruntime", headings, rows)
 
 

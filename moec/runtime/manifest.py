@@ -17,7 +17,7 @@ from typing import Any
 from moec.errors import ArtifactError
 from moec.runtime.dtypes import dtype_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -64,7 +64,7 @@ class Manifest:
     ``weights`` are in the order the entry function takes them after ``inputs``. ``threads`` is how many the program
     runs with unless told otherwise; None means every available core. ``input_limits`` says below which value
     an integer input must stay (token ids: the vocabulary), where that is known. ``kernels``, ``moe_blocks``, ``stages``
-    and ``remarks`` are plain data for people.
+    and ``remarks`` are plain data for people. ``losses``: what passes that round weights cost each layer.
     """
 
     moec_version: str
@@ -81,6 +81,7 @@ class Manifest:
     kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     remarks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    losses: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -144,6 +145,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         kernels=[_checked_kernel(one, f"{where}: kernels") for one in records("kernels")],
         stages=records("stages"),
         remarks=records("remarks"),
+        losses=[_checked_loss(one, f"{where}: losses") for one in records("losses")],
         provenance=field("provenance", dict),
     )
 
@@ -183,6 +185,16 @@ def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
     for key, kind in {"nodes": list, "attributes": dict, "sources": dict}.items():
         _typed(record, key, kind, where)
     _list_of(record, "candidates", dict, where)
+    return record
+
+
+def _checked_loss(record: dict[str, Any], where: str) -> dict[str, Any]:
+    for key in ("pass_name", "layer", "arithmetic"):
+        _typed(record, key, str, where)
+    for name in _typed(record, "formats", dict, where):
+        _list_of(record["formats"], name, str, where)
+    for key in ("weight_error", "output_error"):
+        _typed(record, key, float, where)
     return record
 
 

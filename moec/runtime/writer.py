@@ -53,6 +53,7 @@ class Context:
     input_limits: dict[str, int]
     stages: Sequence[Stage]
     remarks: list[dict[str, Any]]
+    losses: list[dict[str, Any]]
     provenance: dict[str, Any]
 
 
@@ -177,6 +178,7 @@ def _write_files(folder: pathlib.Path, program: Program, context: Context) -> No
         kernels=kernels,
         stages=stages,
         remarks=context.remarks,
+        losses=context.losses,
         provenance=context.provenance,
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")

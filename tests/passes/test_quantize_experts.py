@@ -49,7 +49,7 @@ def test_what_the_report_says_is_what_the_weights_lost() -> None:
     stored = {name: np.stack([one.decoded(e) for one in runs[name] for e in range(E)]) for name in ("up", "down")}
     difference = sum(np.square(stored[name] - arrays[name]).sum() for name in stored)
     assert loss.weight_error == pytest.approx((difference / sum(np.square(arrays[n]).sum() for n in stored)) ** 0.5)
-    assert loss.formats == "up int4/64, down int4"
+    assert loss.formats == {"up": ["int4/64"], "down": ["int4"]}
 
 
 def test_projections_and_experts_may_differ() -> None:

@@ -56,6 +56,16 @@ def context() -> Context:
         moe_blocks=[{**block, "hidden_size": 8, "intermediate_size": None}],
         input_limits={"ids": 7},
         stages=[Stage("import", "the imported model", 0.0), Stage("raise-moe", None, 0.1)],
+        losses=[
+            {
+                "pass_name": "quantize-experts",
+                "layer": "layer_0",
+                "formats": {"up": ["int4/128", "int8"], "down": ["int8"]},
+                "arithmetic": "int8",
+                "weight_error": 0.1,
+                "output_error": 0.18,
+            }
+        ],
         remarks=[{"pass_name": "raise-moe", "subject": "block 1", "message": "left as it was", "severity": "warning"}],
         provenance={"source": {"kind": "test"}},
     )

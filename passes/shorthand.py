@@ -1,0 +1,45 @@
+"""``--experts int4 --linears int8``: formats of weights in a few letters, as passes at the end of a pipeline."""
+
+from __future__ import annotations
+
+import re
+
+from moec.errors import MoecError
+
+_FORMAT = re.compile(r"(?P<name>int8|int4|mxfp4)(?:/(?P<group>\d+))?(?P<zero_points>z)?")
+_CASTS = ("bf16", "fp16")
+EXPECTED = "bf16, fp16, int8, int4 or mxfp4; groups and zero points may follow: int8/64, int4/32z"
+
+
+def with_formats(passes: str, experts: str | None = None, linears: str | None = None) -> str:
+    """The pipeline text ``passes``, and behind it what stores weights of experts and of dense products in formats.
+
+    Formats are written as the reports write them: ``int4/32z`` has groups of 32 and zero points. They come last, for
+    all other passes see weights as floats. Raises MoecError for a format that does not exist.
+    """
+    added = [_experts_pass(experts), _linears_pass(linears)]
+    return ",".join(filter(None, [passes, *added]))
+
+
+def _experts_pass(text: str | None) -> str | None:
+    if text in _CASTS:
+        return f"cast-weights{{dtype={text}}}"
+    return None if text is None else f"quantize-experts{{{_options('experts', text)}}}"
+
+
+def _linears_pass(text: str | None) -> str | None:
+    if text in _CASTS:
+        return f"cast-weights{{dtype={text},weights=linears}}"
+    return None if text is None else f"quantize-linears{{{_options('linears', text)}}}"
+
+
+def _options(what: str, text: str) -> str:
+    found = _FORMAT.fullmatch(text)
+    if found is None:
+        raise MoecError(f"{what}: no format {text!r}; expected {EXPECTED}")
+    options = [f"format={found['name']}"]
+    if found["group"] is not None:
+        options.append(f"group={found['group']}")
+    if found["zero_points"]:
+        options.append("zero_points=true")
+    return ",".join(options)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+
+from moec.errors import MoecError
+from moec.passes.pipeline import parse, print_pipeline
+from moec.passes.shorthand import with_formats
+
+
+@pytest.mark.parametrize(
+    "experts, linears, expected",
+    [
+        (None, None, "O2"),
+        ("int4", None, "O2,quantize-experts{format=int4}"),
+        (
+            "int4/32z",
+            "int8",
+            "O2,quantize-experts{format=int4,group=32,zero_points=true},quantize-linears{format=int8}",
+        ),
+        ("bf16", "fp16", "O2,cast-weights{dtype=bf16},cast-weights{dtype=fp16,weights=linears}"),
+        (None, "mxfp4", "O2,quantize-linears{format=mxfp4}"),
+    ],
+)
+def test_formats_become_passes_behind_all_others(experts: str | None, linears: str | None, expected: str) -> None:
+    text = with_formats("O2", experts, linears)
+    assert text == expected
+    assert print_pipeline(parse(text)).endswith(expected.removeprefix("O2"))
+
+
+def test_an_empty_pipeline_gets_no_leading_comma() -> None:
+    assert with_formats("", "int8") == "quantize-experts{format=int8}"
+
+
+@pytest.mark.parametrize("text", ["fp8", "int4/", "int4z/32", "bf16/32", ""])
+def test_formats_that_do_not_exist(text: str) -> None:
+    with pytest.raises(MoecError, match=r"linears: no format .*; expected bf16, fp16, int8, int4 or mxfp4"):
+        with_formats("O2", linears=text)

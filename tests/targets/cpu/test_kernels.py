@@ -13,7 +13,9 @@ from moec.targets.cpu.kernels.batched_matmul import batched_matmul
 from moec.targets.cpu.kernels.gemm import gemm, pack
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
-from moec.targets.cpu.machine import MACHINES, Machine, host_has
+from moec.targets.cpu.machine import Machine
+
+from .kernel_runner import build, machines
 
 RANDOM = np.random.default_rng(0)
 
@@ -22,26 +24,7 @@ def normal(*shape: int) -> np.ndarray:
     return RANDOM.standard_normal(shape, dtype=np.float32)
 
 
-def build(kernel, machine: Machine):
-    """The kernel as a function of numpy arrays; the last argument is the output and is returned."""
-    import tvm
-
-    module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
-    function = tvm.tirx.build(module, target=tvm.target.Target(machine.llvm))["kernel"]
-
-    def run(*arrays: np.ndarray) -> np.ndarray:
-        tensors = [tvm.runtime.tensor(array) for array in arrays]
-        function(*tensors)
-        return tensors[-1].numpy()
-
-    return run
-
-
-def runnable() -> list[str]:
-    return [name for name, machine in MACHINES.items() if name != "neon" and host_has(machine.features)]
-
-
-@pytest.mark.parametrize("name", runnable())
+@pytest.mark.parametrize("name", machines("sse2", "sse4", "avx2", "avx512", "neon"))
 @settings(max_examples=4, deadline=None)
 @given(inner=st.integers(1, 70), columns=st.integers(1, 70), seed=st.integers(0, 1000))
 def test_gemm_of_any_size(name, inner, columns, seed):

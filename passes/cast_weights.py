@@ -14,7 +14,7 @@ from moec.ir.encodings import FormatName, WeightFormat
 from moec.ir.formats import weight_inputs
 from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
-from moec.passes.linears import make_linears
+from moec.passes.linears import NONE_FOUND, make_linears
 from moec.passes.storage_loss import layer_of, loss
 from moec.passes.weight_storage import formats_by_expert, set_arithmetic, store
 
@@ -54,7 +54,10 @@ class CastWeights:
     def apply(self, model: ir.Model, report: Report) -> bool:
         nodes = list(self._nodes(model.graph))
         if not nodes:
-            report.warn(self.name, "model", f"nothing to cast: there are no weights of {self.weights}")
+            reason = NONE_FOUND.format(self.minimum)
+            if self.weights == "experts":
+                reason = "no MoE block was raised before this pass"
+            report.warn(self.name, "model", f"nothing to cast: {reason}")
         return any([self._cast(node, report) for node in nodes])
 
     def _nodes(self, graph: ir.Graph) -> Iterator[ir.Node]:

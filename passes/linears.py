@@ -10,6 +10,8 @@ from moec.ir import dialect
 from moec.ir.dialect import LinearSpec
 from moec.passes.rewriting import is_op, replace_value
 
+NONE_FOUND = "no dense product was found with a constant weight of {} elements (option minimum) or more"
+
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _PASSED_THROUGH = (
     *("Add", "Cast", "Clip", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul", "Neg", "Reshape", "Sigmoid"),

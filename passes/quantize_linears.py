@@ -10,7 +10,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
-from moec.passes.linears import make_linears
+from moec.passes.linears import NONE_FOUND, make_linears
 from moec.passes.quantization import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
 from moec.passes.storage_loss import layer_of, loss
 from moec.passes.weight_storage import formats_by_expert, store
@@ -49,7 +49,7 @@ class QuantizeLinears:
         check_options(self.name, {self.format}, self.group, self.zero_points)
         nodes = list(make_linears(model.graph, self.minimum, self.routers))
         if not nodes:
-            report.warn(self.name, "model", "nothing to quantise: no dense product with a constant weight was found")
+            report.warn(self.name, "model", f"nothing to quantise: {NONE_FOUND.format(self.minimum)}")
         for node in nodes:
             self._quantize(node, report)
         return bool(nodes)

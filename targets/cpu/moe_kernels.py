@@ -9,7 +9,7 @@ from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels import dispatch, route
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, by_storage, tile_of
+from moec.targets.cpu.selection import Kernel, by_storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +23,13 @@ class RouteProblem:
 
 @dataclasses.dataclass(frozen=True)
 class RowsProblem:
-    """Rows of ``width`` elements brought to the experts or back. ``summed``: the results of a token are added up."""
+    """Rows of ``width`` elements brought to the experts or back. ``summed``: the results of a token are added up.
+    ``quantized``: the rows are int8 with scales."""
 
     width: int
     dtype: str
     summed: bool = True
-
-
-def unusable_weights(known: bool, dtypes: list[str]) -> str | None:
-    """Why no grouped product can take these experts; None if they can be packed."""
-    wrong = sorted(set(dtypes).difference(STORAGE_TYPES))
-    if wrong:
-        return f"tensors are {', '.join(wrong)}; expected {', '.join(STORAGE_TYPES)}"
-    return None if known else "expert weights are computed at run time; they have to be constants to be packed"
+    quantized: bool = False
 
 
 def _can_route(problem: RouteProblem, machine: Machine) -> Eligibility:
@@ -58,26 +52,40 @@ def _can_dispatch(experts: int, machine: Machine) -> Eligibility:
 
 
 def _can_gather(problem: RowsProblem, machine: Machine) -> Eligibility:
+    if problem.quantized:
+        return Eligibility(False, "the rows are int8 and have scales and sums")
     how = f"rows of {problem.width} columns side by side for the grouped product"
     return by_storage(problem.dtype, how, sums=False)
 
 
-def _product_reason(problem: GroupedProblem, machine: Machine) -> str:
-    tiles = ", ".join(map(str, problem.weight_shape))
-    return f"{problem.weight_dtype} weights packed ahead in tiles [{tiles}]; {tile_of(machine)}, from 1 row up"
+def _can_gather_quantized(problem: RowsProblem, machine: Machine) -> Eligibility:
+    if not problem.quantized:
+        return Eligibility(False, "the rows are not int8")
+    return Eligibility(True, f"int8 rows of {problem.width} columns, with scales and sums, side by side")
+
+
+def _can_quantize(problem: RowsProblem, machine: Machine) -> Eligibility:
+    return by_storage(
+        problem.dtype, f"rows of {problem.width} columns to int8, every group by its own scale", sums=False
+    )
+
+
+def _products_reason(problem: GroupedProblem) -> str:
+    sizes = "" if problem.uniform else "experts differ in format or size: a table says where their tiles lie; "
+    return f"{sizes}{'; '.join(product.how for product in problem.multiplications)}"
 
 
 def _can_multiply_gated(problem: GroupedProblem, machine: Machine) -> Eligibility:
     if not problem.gated:
         return Eligibility(False, "there is no gate in this product")
-    return Eligibility(True, f"gate and up columns share a tile; {_product_reason(problem, machine)}")
+    return Eligibility(True, f"gate and up columns share a tile; {_products_reason(problem)}")
 
 
 def _can_multiply(problem: GroupedProblem, machine: Machine) -> Eligibility:
     if problem.gated:
         reason = f"the gate would need a product and a result of {problem.width} columns per pair of its own"
         return Eligibility(False, reason)
-    return Eligibility(True, _product_reason(problem, machine))
+    return Eligibility(True, _products_reason(problem))
 
 
 def _can_combine(problem: RowsProblem, machine: Machine) -> Eligibility:
@@ -95,7 +103,11 @@ def _can_separate(problem: RowsProblem, machine: Machine) -> Eligibility:
 ROUTE = (Kernel("route", "weights[T, k], experts[T, k] = route(logits[T, E])", _can_route),)
 CAPACITY = (Kernel("capacity", "drops pairs beyond their expert's capacity, later slots first", _can_drop),)
 DISPATCH = (Kernel("dispatch", "order[T * k] = pairs of token and slot sorted by expert", _can_dispatch),)
-GATHER = (Kernel("gather", "rows[r] = x[order[r] // k] in float32", _can_gather),)
+GATHER = (
+    Kernel("gather_quantized", "rows[r] = quantized x[order[r] // k]", _can_gather_quantized),
+    Kernel("gather", "rows[r] = x[order[r] // k]", _can_gather),
+)
+QUANTIZE = (Kernel("quantize_rows", "q[r] = round(x[r] / scale), scale = largest of a group / 127", _can_quantize),)
 PRODUCTS = (
     Kernel(
         "grouped_gemm_gated",

@@ -17,6 +17,7 @@ import tvm
 from tvm import relax, te, tirx
 
 from moec.errors import UnsupportedError
+from moec.ir.formats import decodes_weight
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.constants import constant_of, dtype_of
@@ -70,7 +71,8 @@ class Lowering(FunctionBuilder):
             self._builder.begin_scope(inputs)
             with self._builder.dataflow():
                 for node in graph:
-                    self._convert(node)
+                    if not decodes_weight(node):  # its user reads the weight as it is stored
+                        self._convert(node)
                 results = [self._result(value) for value in graph.outputs]
                 output = self._builder.emit_output(relax.Tuple(results))
             self._builder.end_scope()
@@ -88,7 +90,9 @@ class Lowering(FunctionBuilder):
         )
 
     def _refuse_unknown_operators(self) -> None:
-        unknown = [node for node in self.model.graph if operator_name(node) not in self._converters]
+        unknown = [
+            node for node in self.model.graph if operator_name(node) not in self._converters and not decodes_weight(node)
+        ]
         if not unknown:
             return
         first: dict[str, ir.Node] = {}

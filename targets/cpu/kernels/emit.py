@@ -1,6 +1,48 @@
-"""Small helpers of the kernels: how to cut an odd size into pieces that vector instructions like."""
+"""Small helpers of the kernels: functions with a list of parameters known only here, and odd sizes cut into pieces."""
 
 from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder.ir import prim_func
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A tensor that a kernel takes. A size given as a string is dynamic; the same string is the same size."""
+
+    name: str
+    shape: Sequence[int | str]
+    dtype: str
+
+
+def emit_kernel(parameters: Sequence[Parameter], body: Callable[..., None], llvm: str = "") -> tirx.PrimFunc:
+    """A kernel whose code ``body(**buffers)`` emits; the buffers are those of the parameters, by name.
+
+    ``llvm``: functions in LLVM's assembly that the code calls.
+    """
+    with IRBuilder() as builder:
+        with prim_func(s_tir=True):
+            T.func_attr({"tirx.noalias": True})
+            sizes: dict[str, Any] = {}
+            for name in dict.fromkeys(size for parameter in parameters for size in parameter.shape):
+                if isinstance(name, str):
+                    sizes[name] = IRBuilder.name(name, T.int64())
+            handles = [T.arg(f"{parameter.name}_handle", T.handle()) for parameter in parameters]
+            buffers = {}
+            for parameter, handle in zip(parameters, handles, strict=True):
+                shape = [sizes.get(size, size) for size in parameter.shape]
+                buffer = T.match_buffer(handle, shape, parameter.dtype, align=64, layout=None)
+                buffers[parameter.name] = IRBuilder.name(parameter.name, buffer)
+            with T.attr(0, "pragma_import_llvm", llvm) if llvm else contextlib.nullcontext():
+                body(**buffers)
+        return builder.get()
 
 
 def power_of_two_parts(limit: int) -> list[int]:
@@ -17,3 +59,10 @@ def vector_parts(count: int) -> list[tuple[int, int]]:
             parts.append((start, length))
             start += length
     return parts
+
+
+def column_parts(size: int, width: int) -> list[tuple[int, int]]:
+    """Cut columns into (start, length) pieces: whole ones of ``width`` and a rest in powers of two."""
+    whole = size - size % width
+    rest = [(whole + start, count) for start, count in vector_parts(size % width)]
+    return [(start, width) for start in range(0, whole, width)] + rest

@@ -8,36 +8,54 @@ from memory once, prefetched, and stay in second-level cache while the rows of t
 The rows of a block are cut into register tiles of nearly equal height, with code for every height up to the machine's
 row tile: no row is computed in vain, and an expert with one row runs a matrix-vector product that streams its weights
 exactly once. Tasks are dealt to the threads in turn, column tiles varying fastest, so that all threads share every
-expert's weights however skewed the routing is. An output is one running sum over K in a register: its value depends
-neither on the height of its tile nor on the number of threads.
+expert's weights however skewed the routing is. An output is one sum in a fixed order, whatever the number of threads.
+
+Experts may differ in the format of their weights and in the numbers of their inputs and outputs: then a table says
+where the tiles of each expert lie, and one launch computes them all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
 from moec.targets.cpu.kernels.gather import row_width
-from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiply import multiply
+from moec.targets.cpu.kernels.stored import StoredFormat
 from moec.targets.cpu.machine import Machine
+
+_TABLE_COLUMNS = ("format", "data", "scales", "inner", "tiles")
+FLOAT32 = StoredFormat("float32")
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupedProblem:
-    """Static sizes of a grouped product. ``width`` counts the outputs of a row: the columns of the weights, or the
-    hidden units where a gate and an up column make one output (``gated``)."""
+    """Static facts of a grouped product. ``width`` counts the outputs of a row: the columns of the weights, or the
+    hidden units where a gate and an up column make one output (``gated``).
+
+    ``formats``: the distinct formats of the weights; ``format_of``: which of them each expert has (empty: all have the
+    first). ``inners`` and ``widths``: sizes expert by expert (empty: all have ``inner`` and ``width``, the largest).
+    """
 
     experts: int
     inner: int
     width: int
     gated: bool
     machine: Machine
-    weight_dtype: str = "float32"
+    formats: tuple[StoredFormat, ...] = (FLOAT32,)
+    format_of: tuple[int, ...] = ()
+    arithmetic: str = "float32"
+    activation_group: int = 0
+    inners: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
 
     @property
     def columns(self) -> int:
@@ -51,93 +69,214 @@ class GroupedProblem:
 
     @property
     def column_tiles(self) -> int:
-        return -(-self.width // self.tile_width)
+        return self.tiles_for(self.width)
+
+    def tiles_for(self, width: int) -> int:
+        return -(-width // self.tile_width)
 
     @property
     def padded_width(self) -> int:
         return self.column_tiles * self.tile_width
 
     @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        return (self.experts, self.column_tiles, self.inner, self.columns)
+    def multiplications(self) -> list[Multiplication]:
+        """One per format."""
+        return [Multiplication(self.machine, stored, self.arithmetic, self.activation_group) for stored in self.formats]
+
+    @property
+    def padded_inner(self) -> int:
+        """How far the rows have to be zero behind their last input."""
+        return max(product.padded(self.inner) for product in self.multiplications)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all experts have one format and one size, so that no table is needed."""
+        return len(self.formats) == 1 and not self.inners and not self.widths
+
+    def sizes(self, expert: int) -> tuple[int, int, int]:
+        """Format, inputs and outputs of one expert."""
+        stored = self.format_of[expert] if self.format_of else 0
+        inner = self.inners[expert] if self.inners else self.inner
+        return stored, inner, self.widths[expert] if self.widths else self.width
+
+    def experts_in(self, index: int) -> list[int]:
+        """The experts that have the ``index``-th format."""
+        return [expert for expert in range(self.experts) if self.sizes(expert)[0] == index]
+
+    def tile_sizes(self, expert: int) -> tuple[int, int]:
+        """Elements of data and of scales in one tile of an expert."""
+        stored, inner, _ = self.sizes(expert)
+        product = self.multiplications[stored]
+        return product.tile_elements(inner), product.tile_scales(inner)
+
+    def lengths(self, index: int) -> tuple[int, int]:
+        """Elements of data and of scales of all experts that have the ``index``-th format."""
+        lengths = [0, 0]
+        for expert in self.experts_in(index):
+            tiles = self.tiles_for(self.sizes(expert)[2])
+            for part, size in enumerate(self.tile_sizes(expert)):
+                lengths[part] += tiles * size
+        return lengths[0], lengths[1]
+
+    def table(self) -> np.ndarray:
+        """int64 [E, 5]: format, where data and scales start, padded inputs, column tiles."""
+        rows = np.zeros((self.experts, len(_TABLE_COLUMNS)), np.int64)
+        starts = [[0, 0] for _ in self.formats]
+        for expert in range(self.experts):
+            stored, inner, width = self.sizes(expert)
+            tiles = self.tiles_for(width)
+            rows[expert] = (stored, *starts[stored], self.multiplications[stored].padded(inner), tiles)
+            for part, size in enumerate(self.tile_sizes(expert)):
+                starts[stored][part] += tiles * size
+        return rows
 
     @property
     def bias_shape(self) -> tuple[int, int, int]:
         return (self.experts, self.column_tiles, self.columns)
 
 
-def _emit_sums(problem: GroupedProblem, rows, weights, sums, expert, column_tile, first, count) -> None:
-    """Emit ``sums[r] = rows[first + r] @ weights[expert, column_tile]`` for r below ``count``."""
-
-    def emit(row: Any, height: int) -> None:
-        tile = accumulate(
-            height,
-            problem.columns,
-            problem.inner,
-            lambda i, k: rows[first + row + i, k],
-            lambda k, j: weights[expert, column_tile, k, j],
-            streamed=True,
-        )
-        for i, total in tile.rows():
-            with T.vectorized(problem.columns) as j:
-                T.buffer_store(sums, total[j], [row + i, j])
-
-    emit_row_tiles(count, problem.machine.row_tile, emit)
+def row_parameters(problem: GroupedProblem, input_width: int) -> list[Parameter]:
+    """The left factor, as :mod:`moec.targets.cpu.kernels.gather` and :mod:`.quantize_rows` make it."""
+    if problem.arithmetic != "int8":
+        return [Parameter("rows", ("R", input_width), problem.arithmetic)]
+    return [
+        Parameter("rows", ("R", input_width), "int8"),
+        Parameter("row_scales", ("R", "row_groups"), "float32"),
+        Parameter("row_sums", ("R", "sum_groups"), "int32"),
+    ]
 
 
-def _finished(problem: GroupedProblem, epilogue: Callable[..., Any], sums, bias, row, column) -> Any:
-    """The output of one row and column of a tile."""
-    if not problem.gated:
-        return epilogue(sums[row, column] + bias(column))
-    up = column + problem.tile_width
-    return epilogue(sums[row, column] + bias(column), sums[row, up] + bias(up))
+def weight_parameters(problem: GroupedProblem) -> list[Parameter]:
+    """The right factor: of every format its flat arrays, then the table of experts that differ, then the crossover."""
+    parameters = []
+    for index, stored in enumerate(problem.formats):
+        data, scales = problem.lengths(index)
+        parameters.append(Parameter(f"weights{index}", (data,), stored.storage))
+        if not stored.is_float:
+            parameters.append(Parameter(f"scales{index}", (scales,), scale_storage(stored)))
+        if stored.zero_points:
+            parameters.append(Parameter(f"zeros{index}", (scales,), "uint8"))
+    if not problem.uniform:
+        parameters.append(Parameter("table", (problem.experts, len(_TABLE_COLUMNS)), "int64"))
+    if any(product.tiles_used for product in problem.multiplications):
+        parameters.append(Parameter("crossover", (1,), "int32"))
+    return parameters
+
+
+def out_width(problem: GroupedProblem, filled: int, dtype: str) -> int:
+    """Elements from one row of the result to the next."""
+    return row_width(max(problem.padded_width, filled), 2 if dtype == "bfloat16" else 4)
+
+
+def scale_storage(stored: StoredFormat) -> str:
+    """The element type of the packed scales; exponents (e8m0) are kept as bytes."""
+    return "uint8" if stored.scale == "float8_e8m0fnu" else stored.scale
+
+
+class _GroupedProduct:
+    """The code of one kernel, while it is emitted."""
+
+    def __init__(self, problem: GroupedProblem, epilogue: Callable[..., Any], scattered: bool, filled: int) -> None:
+        self._problem, self._epilogue = problem, epilogue
+        self._scattered, self._filled = scattered, filled
+
+    def emit(self, order: Any, blocks: Any, block_count: Any, bias: Any, out: Any, **operands: Any) -> None:
+        problem = self._problem
+        rows = Rows(operands["rows"], operands.get("row_scales"), operands.get("row_sums"))
+        tasks = T.cast(block_count[0], "int64") * problem.column_tiles
+        with (
+            T.attr(0, "pragma_parallel_launch_point", 1),
+            T.attr(0, "pragma_parallel_stride_pattern", 1),  # task i on thread i % threads
+            T.parallel(tasks) as task,
+        ):
+            column_tile = T.bind(task % problem.column_tiles)
+            expert, first, count = (
+                T.bind(T.cast(blocks[task // problem.column_tiles, part], "int64")) for part in range(3)
+            )
+            sums = T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32")
+            for condition, product, weights, tile in self._ways(operands, expert, column_tile):
+                with T.If(condition), T.Then():
+                    multiply(product, rows, weights, tile, sums, first, count)
+            if problem.widths:
+                self._clear_missing(operands["table"], sums, expert, column_tile, count)
+            self._store(sums, order, bias, out, expert, column_tile, first, count)
+
+    def _ways(
+        self, operands: dict[str, Any], expert: Any, column_tile: Any
+    ) -> Iterator[tuple[Any, Multiplication, Weights, Tile]]:
+        """Of every format: when it is the expert's, how it is multiplied, its arrays, and where the tile lies."""
+        problem = self._problem
+        for index, product in enumerate(problem.multiplications):
+            crossover = T.cast(operands["crossover"][0], "int64") if product.tiles_used else None
+            arrays = [operands.get(f"{name}{index}") for name in ("weights", "scales", "zeros")]
+            weights = Weights(*arrays, crossover)
+            if problem.uniform:
+                data, scales = problem.tile_sizes(0)
+                place = expert * problem.column_tiles + column_tile
+                tile = Tile(T.bind(place * data), T.bind(place * scales), product.padded(problem.inner))
+                yield T.bool(True), product, weights, tile
+                continue
+            row = {name: operands["table"][expert, position] for position, name in enumerate(_TABLE_COLUMNS)}
+            inner = T.bind(row["inner"])
+            data = T.bind(row["data"] + column_tile * product.tile_elements_of(inner))
+            scales = T.bind(row["scales"] + column_tile * product.tile_scales_of(inner))
+            chosen = T.And(row["format"] == index, column_tile < row["tiles"])
+            yield chosen, product, weights, Tile(data, scales, inner)
+
+    def _clear_missing(self, table: Any, sums: Any, expert: Any, column_tile: Any, count: Any) -> None:
+        """Emit zeros where the expert has no more columns."""
+        missing = column_tile >= table[expert, _TABLE_COLUMNS.index("tiles")]
+        with T.If(missing), T.Then(), T.serial(count) as row, T.vectorized(self._problem.columns) as j:
+            T.buffer_store(sums, T.float32(0), [row, j])
+
+    def _store(self, sums: Any, order: Any, bias: Any, out: Any, expert: Any, column_tile: Any, first: Any, count: Any):
+        problem = self._problem
+        with T.serial(count) as row:
+            target = T.bind(T.cast(order[first + row], "int64") if self._scattered else first + row)
+            with T.vectorized(problem.tile_width) as j:
+                value = self._finished(sums, lambda column: bias[expert, column_tile, column], row, j)
+                T.buffer_store(out, T.cast(value, out.dtype), [target, column_tile * problem.tile_width + j])
+        missing = self._filled - problem.padded_width
+        if missing > 0:
+            with T.If(column_tile == problem.column_tiles - 1), T.Then(), T.serial(count) as row:
+                target = T.bind(T.cast(order[first + row], "int64") if self._scattered else first + row)
+                with T.serial(missing) as j:
+                    T.buffer_store(out, T.cast(T.float32(0), out.dtype), [target, problem.padded_width + j])
+
+    def _finished(self, sums: Any, bias: Callable[[Any], Any], row: Any, column: Any) -> Any:
+        """The output of one row and column of a tile."""
+        if not self._problem.gated:
+            return self._epilogue(sums[row, column] + bias(column))
+        up = column + self._problem.tile_width
+        return self._epilogue(sums[row, column] + bias(column), sums[row, up] + bias(up))
 
 
 def grouped_gemm(
-    problem: GroupedProblem, epilogue: Callable[..., Any], *, input_width: int, scattered: bool
+    problem: GroupedProblem,
+    epilogue: Callable[..., Any],
+    *,
+    input_width: int,
+    scattered: bool,
+    filled: int = 0,
+    out_dtype: str = "float32",
 ) -> tirx.PrimFunc:
-    """``(rows[P, input_width], order[P], blocks[B, 3], block_count[1], weights, bias, out[P, out_width])``, where
-    ``out_width`` is ``row_width(padded_width)``.
+    """``(rows[R, input_width] (, row_scales, row_sums), order[P], blocks[B, 3], block_count[1], weights..., bias,
+    out[Q, out_width])``.
 
-    The first K of the ``input_width`` columns of ``rows`` are used. ``epilogue(gate, up)`` of a gated problem, else
-    ``epilogue(sum)``, maps expressions to an expression. The result of row r goes to row ``order[r]`` if ``scattered``
-    (back to the order of the pairs), else to row r. Rows in no block are not written. P and B may be 0.
+    The first ``padded_inner`` of the ``input_width`` columns of ``rows`` are used. ``epilogue(gate, up)`` of a gated
+    problem, else ``epilogue(sum)``, maps expressions to an expression. The result of row r goes to row ``order[r]`` if
+    ``scattered`` (back to the order of the pairs), else to row r, with zeros behind it up to column ``filled``. Rows in
+    no block are not written. All sizes may be 0. With matrix tiles, rows up to 31 behind those of a block are read:
+    R has to be that much larger than P (:data:`moec.targets.cpu.kernels.gather.SPARE_ROWS`).
     """
-    column_tiles = problem.column_tiles
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        rows_handle: T.handle,
-        order_handle: T.handle,
-        blocks_handle: T.handle,
-        count_handle: T.handle,
-        weights_handle: T.handle,
-        bias_handle: T.handle,
-        out_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True})
-        P = T.int64()
-        B = T.int64()
-        rows = T.match_buffer(rows_handle, (P, input_width), "float32", align=64)
-        order = T.match_buffer(order_handle, (P,), "int32", align=64)
-        blocks = T.match_buffer(blocks_handle, (B, 3), "int32", align=64)
-        block_count = T.match_buffer(count_handle, (1,), "int32", align=64)
-        weights = T.match_buffer(weights_handle, problem.weight_shape, problem.weight_dtype, align=64)
-        bias = T.match_buffer(bias_handle, problem.bias_shape, "float32", align=64)
-        out = T.match_buffer(out_handle, (P, row_width(problem.padded_width)), "float32", align=64)
-        with T.attr(0, "pragma_parallel_launch_point", 1), T.attr(0, "pragma_parallel_stride_pattern", 1):
-            for task in T.parallel(T.cast(block_count[0], "int64") * column_tiles):  # task i on thread i % threads
-                column_tile: T.let = task % column_tiles
-                expert: T.let = T.cast(blocks[task // column_tiles, 0], "int64")
-                first: T.let = T.cast(blocks[task // column_tiles, 1], "int64")
-                count: T.let = T.cast(blocks[task // column_tiles, 2], "int64")
-                sums = T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32")
-                _emit_sums(problem, rows, weights, sums, expert, column_tile, first, count)
-                for row in T.serial(count):
-                    target: T.let = T.cast(order[first + row], "int64") if scattered else first + row
-                    for j in T.vectorized(problem.tile_width):
-                        out[target, column_tile * problem.tile_width + j] = _finished(
-                            problem, epilogue, sums, lambda column: bias[expert, column_tile, column], row, j
-                        )
-
-    return kernel
+    parameters: Sequence[Parameter] = [
+        *row_parameters(problem, input_width),
+        Parameter("order", ("P",), "int32"),
+        Parameter("blocks", ("B", 3), "int32"),
+        Parameter("block_count", (1,), "int32"),
+        *weight_parameters(problem),
+        Parameter("bias", problem.bias_shape, "float32"),
+        Parameter("out", ("Q", out_width(problem, filled, out_dtype)), out_dtype),
+    ]
+    functions = "".join(sorted({product.llvm_functions for product in problem.multiplications}))
+    return emit_kernel(parameters, _GroupedProduct(problem, epilogue, scattered, filled).emit, functions)

@@ -1,23 +1,31 @@
-"""Packing of expert weights into the tile order of :mod:`moec.targets.cpu.kernels.grouped_gemm`.
+"""Packing of weights into the tile order of :mod:`moec.targets.cpu.kernels.stored`.
 
 All layouts of :class:`~moec.ir.dialect.ExpertsSpec` end here: the kernels know one order only. Packing goes expert by
-expert, so that apart from the result it needs the memory of one expert, also where the weights are mapped from a file.
+expert: it needs the memory of one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec
+from moec.ir.encodings import Encoded
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.multiplication import Multiplication
+from moec.targets.cpu.kernels.stored import ZERO_POINTS
 
 
-def _columns_last(weight: np.ndarray, transposed: bool) -> np.ndarray:
-    """One expert's weight as [in, out]."""
-    return weight if transposed else weight.T
+def oriented(encoded: Encoded, transposed: bool) -> Encoded:
+    """What is stored of one matrix with inputs first: [in, out], scales [groups, out]."""
+    if transposed:
+        return encoded
+    transposed_parts = (None if part is None else part.T for part in encoded[1:])
+    return Encoded(encoded.data.T, *transposed_parts)
 
 
-def _split(spec: ExpertsSpec, fused: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split(spec: ExpertsSpec, fused: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gate and up parts of an array that holds both along its last axis."""
     if spec.gate_layout == "interleaved":
         return fused[..., 0::2], fused[..., 1::2]
@@ -26,60 +34,78 @@ def _split(spec: ExpertsSpec, fused: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return (first, second) if spec.gate_layout == "gate_up" else (second, first)
 
 
-def _tiles(problem: GroupedProblem, *parts: np.ndarray) -> np.ndarray:
-    """Parts [K, width] (gate and up, or one alone) as [column tile, K, columns], missing columns zero."""
-    inner = parts[0].shape[0]
-    tiled = np.zeros((problem.column_tiles, inner, len(parts), problem.tile_width), parts[0].dtype)
-    for tile in range(problem.column_tiles):  # tile by tile, so that reading across the rows of a weight stays in cache
+def split_encoded(spec: ExpertsSpec, fused: Encoded) -> tuple[Encoded, Encoded]:
+    """The same of a stored matrix [in, out]."""
+    halves = [(None, None) if part is None else split(spec, part) for part in fused]
+    gate, up = zip(*halves, strict=True)
+    return Encoded(*gate), Encoded(*up)
+
+
+def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:
+    """The tiles of one expert, flat; ``parts``: gate and up, or one matrix alone, [in, out] each."""
+    product, inner, width = _of(problem, expert)
+    codes = [_codes(product, part.data[:inner, :width]) for part in parts]
+    fill = 0 if product.stored.is_float else ZERO_POINTS[product.stored.element]
+    tiles = _tiled(problem, codes, product.padded(inner), width, fill)
+    step = product.stored.step
+    if step > 1:
+        tiles = tiles.reshape(len(tiles), -1, step, problem.columns).swapaxes(2, 3)
+    if product.stored.bits == 4:
+        half = problem.columns // 2
+        tiles = tiles[:, :, :half] | (tiles[:, :, half:] << 4)
+    return np.ascontiguousarray(tiles).reshape(-1)
+
+
+def pack_scales(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:
+    """The scales of one expert, flat, in the order [tile, group, column]."""
+    product, inner, width = _of(problem, expert)
+    scales = [part.scale[:, :width] for part in parts if part.scale is not None]
+    if product.stored.scale == "float8_e8m0fnu":
+        scales = [np.ascontiguousarray(part).view(np.uint8) for part in scales]
+    return _tiled(problem, scales, product.stored.groups(product.padded(inner)), width, 0).reshape(-1)
+
+
+def pack_zeros(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:
+    """The zero points of one expert, flat, in the order of the scales."""
+    product, inner, width = _of(problem, expert)
+    zeros = [part.zero_point[:, :width].astype(np.uint8) for part in parts if part.zero_point is not None]
+    return _tiled(problem, zeros, product.stored.groups(product.padded(inner)), width, 0).reshape(-1)
+
+
+def _of(problem: GroupedProblem, expert: int) -> tuple[Multiplication, int, int]:
+    index, inner, width = problem.sizes(expert)
+    return problem.multiplications[index], inner, width
+
+
+def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
+    """The numbers as they are stored: floats as they are, integers as unsigned bytes."""
+    element = product.stored.element
+    if product.stored.is_float:
+        return data
+    if element == "float4_e2m1":
+        return np.ascontiguousarray(data).view(np.uint8) & 15
+    if product.stored.zero_points:
+        return data.astype(np.uint8)
+    return (data.astype(np.int16) + ZERO_POINTS[element]).astype(np.uint8)
+
+
+def _tiled(problem: GroupedProblem, parts: Sequence[np.ndarray], rows: int, width: int, fill: int) -> np.ndarray:
+    """Parts [at most rows, width] (gate and up, or one alone) as [tile, rows, columns], filled up with ``fill``."""
+    tiles, tile_width = problem.tiles_for(width), problem.tile_width
+    tiled = np.full((tiles, rows, len(parts), tile_width), fill, parts[0].dtype)
+    for tile in range(tiles):  # tile by tile, so that reading across the rows of a weight stays in cache
         for position, part in enumerate(parts):
-            columns = part[:, tile * problem.tile_width : (tile + 1) * problem.tile_width]
-            tiled[tile, :, position, : columns.shape[1]] = columns
-    return tiled.reshape(problem.column_tiles, inner, problem.columns)
+            columns = part[:, tile * tile_width : (tile + 1) * tile_width]
+            tiled[tile, : len(columns), position, : columns.shape[1]] = columns
+    return tiled.reshape(tiles, rows, problem.columns)
 
 
-def pack_up(problem: GroupedProblem, spec: ExpertsSpec, up: np.ndarray, gate: np.ndarray | None) -> np.ndarray:
-    """The first product's weights [E, column tile, d, columns] from ``up`` (and ``gate``) as the operator has them."""
-    packed = np.empty(problem.weight_shape, up.dtype)
+def pack_bias(problem: GroupedProblem, parts: Sequence[np.ndarray | None]) -> Iterator[np.ndarray]:
+    """Biases [E, width] (gate and up, or one alone; None for zeros) as [column tile, columns] in float32, expert by
+    expert."""
     for expert in range(problem.experts):
-        columns = _columns_last(up[expert], spec.up_transposed)
-        if not spec.gated:
-            parts: tuple[np.ndarray, ...] = (columns,)
-        elif spec.gate_layout == "separate":
-            assert gate is not None
-            parts = (_columns_last(gate[expert], spec.up_transposed), columns)
-        else:
-            parts = _split(spec, columns)
-        packed[expert] = _tiles(problem, *parts)
-    return packed
-
-
-def pack_columns(problem: GroupedProblem, weight: np.ndarray, transposed: bool) -> np.ndarray:
-    """Weights without a gate: [E, out, in], or [E, in, out] if ``transposed``, as [E, column tile, K, columns]."""
-    packed = np.empty(problem.weight_shape, weight.dtype)
-    for expert in range(problem.experts):
-        packed[expert] = _tiles(problem, _columns_last(weight[expert], transposed))
-    return packed
-
-
-def pack_up_bias(
-    problem: GroupedProblem, spec: ExpertsSpec, up_bias: np.ndarray | None, gate_bias: np.ndarray | None
-) -> np.ndarray:
-    """The first product's bias [E, column tile, columns] in float32; zero where the operator has none."""
-    zero = np.zeros((problem.experts, problem.width), np.float32)
-    if not spec.gated:
-        parts = [zero if up_bias is None else up_bias]
-    elif spec.gate_layout == "separate":
-        parts = [zero if gate_bias is None else gate_bias, zero if up_bias is None else up_bias]
-    else:
-        parts = [zero, zero] if up_bias is None else list(_split(spec, up_bias))
-    return _bias_tiles(problem, parts)
-
-
-def pack_bias(problem: GroupedProblem, bias: np.ndarray | None) -> np.ndarray:
-    """A bias [E, out] without a gate as [E, column tile, columns] in float32; zero where there is none."""
-    return _bias_tiles(problem, [np.zeros((problem.experts, problem.width), np.float32) if bias is None else bias])
-
-
-def _bias_tiles(problem: GroupedProblem, parts: list[np.ndarray]) -> np.ndarray:
-    tiles = _tiles(problem, *(part.astype(np.float32) for part in parts))
-    return np.ascontiguousarray(tiles.transpose(1, 0, 2))
+        rows = [
+            np.zeros((1, problem.width), np.float32) if part is None else part[expert : expert + 1].astype(np.float32)
+            for part in parts
+        ]
+        yield _tiled(problem, rows, 1, problem.width, 0).reshape(-1)

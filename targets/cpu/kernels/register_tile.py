@@ -30,18 +30,32 @@ class SumsRow:
     def store(self, value: Any, column: Any) -> None:
         T.buffer_store(self.buffer, value, [self.row, column])
 
+    def vector(self, position: int, lanes: int) -> Any:
+        """The ``position``-th vector of the row."""
+        return self.buffer[self.row, T.ramp(position * lanes, 1, lanes)]
+
+    def set_vector(self, value: Any, position: int, lanes: int) -> None:
+        T.buffer_store(self.buffer, value, [self.row, T.ramp(position * lanes, 1, lanes)])
+
 
 class Sums:
     """The sums of a register tile, spread over buffers that are small enough for the stack."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, dtype: str = "float32") -> None:
+        self._width = width
         most = max(1, STACK_BYTES // (4 * width))
         count = -(-height // most)
         firsts = [height * i // count for i in range(count + 1)]
         self._parts = [
-            (first, end - first, T.alloc_buffer((end - first, width), "float32"))
+            (first, end - first, T.alloc_buffer((end - first, width), dtype))
             for first, end in itertools.pairwise(firsts)
         ]
+
+    def fill(self, initial: Callable[[Any, Any], Any]) -> None:
+        """Emit ``sums[i][j] = initial(i, j)``."""
+        for i, total in self.rows():
+            with T.vectorized(self._width) as j:
+                total.store(initial(i, j), j)
 
     def rows(self) -> Iterator[tuple[Any, SumsRow]]:
         """Emit unrolled loops over all rows; what the loop around this generator emits becomes their body."""
@@ -57,9 +71,12 @@ def accumulate(
     left: Callable[[int, Any], Any],
     right: Callable[[Any, Any], Any],
     *,
+    initial: Callable[[Any, Any], Any] = lambda i, j: T.float32(0),
     streamed: bool = False,
 ) -> Sums:
-    """Emit ``sums[i][j] = sum over k < inner of left(i, k) * right(k, j)``, k ascending, in float32; return the sums.
+    """Emit ``sums[i][j] = initial(i, j) + sum over k < inner of left(i, k) * right(k, j)``, k ascending, in float32.
+
+    Returns the sums.
 
     One rank-1 update per k: ``height`` broadcasts and the vectors of ``width`` columns feed ``height * width``
     multiply-adds (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). The sums are
@@ -69,21 +86,20 @@ def accumulate(
     ``right`` is prefetched if it is ``streamed`` from memory: the hardware's own prefetcher stops at every page.
     """
     sums = Sums(height, width)
-    for _, total in sums.rows():
-        with T.vectorized(width) as j:
-            total.store(T.float32(0), j)
+    sums.fill(initial)
     with T.serial(inner) as k:
         for j in range(0, width if streamed else 0, CACHE_LINE_FLOATS):
-            T.evaluate(_prefetch(right(k + PREFETCH_DISTANCE, j)))
+            prefetch(right(k + PREFETCH_DISTANCE, j))
         for i, total in sums.rows():
             with T.vectorized(width) as j:
                 total.store(total[j] + T.cast(left(i, k), "float32") * T.cast(right(k, j), "float32"), j)
     return sums
 
 
-def _prefetch(element: Any) -> Any:
-    """For reading (0), to be kept in all caches (3), data (1). An address past the end of the buffer is harmless."""
-    return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), T.int32(0), T.int32(3), T.int32(1))
+def prefetch(element: Any) -> None:
+    """Emit: for reading (0), to be kept in all caches (3), data (1). An address behind the buffer is harmless."""
+    arguments = T.address_of(element), T.int32(0), T.int32(3), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", *arguments))
 
 
 def emit_row_tiles(rows, tile_rows: int, emit: Callable[..., None]) -> None:

@@ -1,0 +1,175 @@
+"""Rows sorted by expert, and their products with the experts' weights: the steps that the MoE operators share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tvm import relax
+
+from moec.errors import UnsupportedError
+from moec.targets.cpu.kernels import dispatch, gather, grouped_gemm
+from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.quantize_rows import QuantizedRows, quantize_rows
+from moec.targets.cpu.moe_kernels import DISPATCH, GATHER, PRODUCTS, QUANTIZE, RowsProblem
+from moec.targets.cpu.node_lowering import NodeLowering
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """The results of dispatch."""
+
+    order: relax.Expr
+    offsets: relax.Expr
+    blocks: relax.Expr
+    block_count: relax.Expr
+
+    @property
+    def pairs(self) -> Any:
+        return self.order.ty.shape[0]
+
+
+Rows = tuple[relax.Expr, ...]
+"""The left factor of a product: the rows; with int8 arithmetic also their scales and sums."""
+
+
+def check(problem: GroupedProblem) -> None:
+    """Raises UnsupportedError for formats that no product takes together."""
+    if problem.arithmetic == "float32":
+        return
+    allowed = ("bfloat16",) if problem.arithmetic == "bfloat16" else ("uint8", "uint4", "float4_e2m1")
+    wrong = sorted({stored.name for stored in problem.formats if stored.element not in allowed})
+    if wrong:
+        raise UnsupportedError(f"{problem.arithmetic} arithmetic with {', '.join(wrong)} weights has no CPU kernel")
+    groups = sorted({product.dot_group for product in problem.multiplications})
+    mixed = [
+        stored.name for stored in problem.formats if stored.group and problem.activation_group not in (0, stored.group)
+    ]
+    if len(groups) > 1 or mixed:
+        found = f"groups of {', '.join(map(str, groups))} and activation groups of {problem.activation_group}"
+        raise UnsupportedError(f"{found} have no CPU kernel; expected one size of groups, or none, in a node")
+
+
+class GroupedProducts:
+    """The steps for one node."""
+
+    def __init__(self, node: NodeLowering) -> None:
+        self._node = node
+
+    def dispatch(self, ids: relax.Expr, experts: int) -> Sorted:
+        tokens, slots = ids.ty.shape
+        pairs = tokens * slots
+        outputs = [
+            relax.TensorType((pairs,), "int32"),
+            relax.TensorType((experts + 1,), "int32"),
+            relax.TensorType((dispatch.most_blocks(experts, pairs), 3), "int32"),
+            relax.TensorType((1,), "int32"),
+        ]
+        attributes = {"experts": experts, "block_rows": dispatch.BLOCK_ROWS}
+        chosen = self._node.select(DISPATCH, experts)
+        return Sorted(*self._node.call(chosen, dispatch.dispatch(experts), [ids], outputs, attributes))
+
+    def gather(
+        self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: GroupedProblem, weighted: bool
+    ) -> Rows:
+        """The tokens of every pair in the order of the experts, as the product takes them; times the routing weights if
+        ``weighted``."""
+        if problem.arithmetic == "int8":
+            return self._gather_quantized(x, weights, ordered, problem, weighted)
+        dtype, out_dtype = str(x.ty.dtype), problem.arithmetic
+        options = {"weighted": weighted, "weight_dtype": str(weights.ty.dtype), "out_dtype": out_dtype}
+        kernel = gather.gather(problem.inner, dtype, filled=problem.padded_inner, **options)
+        width = gather.row_width(problem.padded_inner, 2 if out_dtype == "bfloat16" else 4)
+        output = relax.TensorType((ordered.pairs + gather.SPARE_ROWS, width), out_dtype)
+        chosen = self._node.select(GATHER, RowsProblem(problem.inner, dtype))
+        arguments = [x, weights, ordered.order, ordered.offsets]
+        return tuple(self._node.call(chosen, kernel, arguments, [output], {"weighted": weighted, "rows": out_dtype}))
+
+    def _gather_quantized(
+        self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: GroupedProblem, weighted: bool
+    ) -> Rows:
+        tokens = self.quantize(x, problem, x.ty.shape[0])
+        pairs = ordered.pairs + gather.SPARE_ROWS
+        outputs = [relax.TensorType((pairs, tensor.ty.shape[1]), str(tensor.ty.dtype)) for tensor in tokens]
+        row_bytes = int(tokens[0].ty.shape[1])
+        kernel = gather.gather_quantized(row_bytes, weighted=weighted, weight_dtype=str(weights.ty.dtype))
+        chosen = self._node.select(GATHER, RowsProblem(problem.inner, "int8", quantized=True))
+        arguments = [*tokens, weights, ordered.order, ordered.offsets]
+        return tuple(self._node.call(chosen, kernel, arguments, outputs, {"weighted": weighted, "rows": "int8"}))
+
+    def quantize(self, x: relax.Expr, problem: GroupedProblem, rows: Any) -> Rows:
+        """``x`` [M, at least inner] as int8 rows with scales and sums; ``rows`` of memory, at least M."""
+        product = problem.multiplications[0]
+        dtype, input_width = str(x.ty.dtype), int(x.ty.shape[1])
+        quantized = QuantizedRows(
+            problem.inner, input_width, problem.padded_inner, problem.activation_group, product.dot_group, dtype
+        )
+        outputs = [
+            relax.TensorType((rows, quantized.row_bytes), "int8"),
+            relax.TensorType((rows, quantized.scales), "float32"),
+            relax.TensorType((rows, quantized.sums), "int32"),
+        ]
+        attributes = {"width": problem.inner, "group": problem.activation_group}
+        chosen = self._node.select(QUANTIZE, RowsProblem(problem.inner, dtype))
+        kernel = quantize_rows(quantized, self._node.machine)
+        return tuple(self._node.call(chosen, kernel, [x], outputs, attributes))
+
+    def multiply(
+        self,
+        problem: GroupedProblem,
+        rows: Rows,
+        ordered: Sorted,
+        weights: list[relax.Var],
+        bias: relax.Expr,
+        epilogue: Callable[..., Any],
+        attributes: dict[str, Any],
+        *,
+        next_problem: GroupedProblem | None = None,
+    ) -> relax.Expr:
+        """The product of the rows. With ``next_problem``, results stay sorted by expert, as its left factor; else they
+        go back to the order of the pairs, in float32."""
+        scattered = next_problem is None
+        filled, out_dtype, spare = 0, "float32", 0
+        if next_problem is not None and next_problem.arithmetic != "int8":
+            filled, out_dtype, spare = next_problem.padded_inner, next_problem.arithmetic, gather.SPARE_ROWS
+        kernel = grouped_gemm.grouped_gemm(
+            problem,
+            epilogue,
+            input_width=int(rows[0].ty.shape[1]),
+            scattered=scattered,
+            filled=filled,
+            out_dtype=out_dtype,
+        )
+        width = grouped_gemm.out_width(problem, filled, out_dtype)
+        output = relax.TensorType((ordered.pairs + spare, width), out_dtype)
+        arguments = [*rows, ordered.order, ordered.blocks, ordered.block_count, *weights, bias]
+        rows_out = "in the order of the pairs" if scattered else "sorted by expert"
+        return self._node.call(
+            self._node.select(PRODUCTS, problem),
+            kernel,
+            arguments,
+            [output],
+            {**product_attributes(problem), **attributes, "rows_out": rows_out},
+            requirements=tuple(
+                dict.fromkeys(feature for one in problem.multiplications for feature in one.requirements)
+            ),
+        )[0]
+
+
+def product_attributes(problem: GroupedProblem) -> dict[str, Any]:
+    """What the artifact says about a grouped product."""
+    return {
+        "experts": problem.experts,
+        "inner": problem.inner,
+        "width": problem.width,
+        "gated": problem.gated,
+        "formats": [stored.name for stored in problem.formats],
+        "format_of": list(problem.format_of),
+        "hidden_sizes": list(problem.widths or problem.inners),
+        "weight_bits": [round(stored.bits_per_weight(problem.inner), 3) for stored in problem.formats],
+        "arithmetic": problem.arithmetic,
+        "activation_group": problem.activation_group,
+        "column_tile": problem.columns,
+        "row_tiles": f"1 to {problem.machine.row_tile}, chosen at run time by the rows of each expert",
+    }

@@ -1,0 +1,104 @@
+"""From stored weights to numbers in vector registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from moec.targets.cpu.kernels.dot import byte_words, pair_floats, pair_words
+from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weights
+from moec.targets.cpu.kernels.register_tile import prefetch
+from moec.targets.cpu.kernels.stored import E2M1_HALVES, ZERO_POINTS
+
+PREFETCH_BYTES = 2048
+"""How far ahead of their use weights are prefetched."""
+
+
+def _all_lanes(number: int, lanes: int) -> Any:
+    return T.broadcast(T.int32(number), lanes)
+
+
+def pair(data: Any, start: Any, lanes: int) -> tuple[Any, Any]:
+    """Two vectors of float32: the even and the odd inputs of ``lanes`` columns of bfloat16 pairs."""
+    return pair_floats(T.bind(pair_words(data, [start], lanes)), lanes)
+
+
+def quad_bytes(product: Multiplication) -> int:
+    """Bytes of a tile that hold four inputs of all columns."""
+    return product.columns * product.stored.bits // 2
+
+
+def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed: bool = True) -> list[Any]:
+    """The ``index``-th four inputs of all columns: one vector of words per ``lanes`` columns, a word holding four
+    unsigned bytes, that is stored numbers. ``streamed``: prefetched."""
+    lanes, size = product.machine.lanes, quad_bytes(product)
+    start = T.bind(tile.data + index * size)
+    if streamed:
+        for line in range(0, size, 64):
+            prefetch(data[start + PREFETCH_BYTES + line])
+    if product.stored.bits == 8:
+        return [T.bind(byte_words(data, [start + 4 * lanes * v], lanes)) for v in range(product.columns // lanes)]
+    both = T.bind(byte_words(data, [start], lanes))
+    low_bits = _all_lanes(0x0F0F0F0F, lanes)
+    halves = [both & low_bits, (both >> _all_lanes(4, lanes)) & low_bits]
+    if product.stored.element == "float4_e2m1":
+        halves = [_e2m1(product, half) for half in halves]
+    return [T.bind(half) for half in halves]
+
+
+def _e2m1(product: Multiplication, codes: Any) -> Any:
+    """Codes as unsigned bytes, ``12 + 2 * number``, by a table lookup within a register."""
+    lanes = product.machine.lanes
+    table = b"".join((number + 12).to_bytes() for number in E2M1_HALVES)
+    entries = [int.from_bytes(table[i : i + 4], "little") for i in range(0, 16, 4)]
+    bytes_type = f"int8x{4 * lanes}"
+    repeated = T.Shuffle([T.int32(entry) for entry in entries * (lanes // 4)], list(range(lanes)))
+    operands = T.reinterpret(bytes_type, repeated), T.reinterpret(bytes_type, codes)
+    found = T.call_llvm_pure_intrin(bytes_type, product.machine.byte_shuffle, *operands)
+    return T.reinterpret(f"int32x{lanes}", found)
+
+
+def scale(product: Multiplication, scales: Any, start: Any, v: int) -> Any:
+    """The scales of the ``v``-th vector of columns, whose group's scales begin at ``start``, as float32."""
+    lanes = product.machine.lanes
+    stored = scales[T.ramp(start + v * lanes, 1, lanes)]
+    if product.stored.scale != "float8_e8m0fnu":
+        return T.cast(stored, f"float32x{lanes}")
+    # 2**(e - 127), halved because the numbers are in halves; e = 0 is denormal, e = 255 is not a number.
+    exponent = T.cast(stored, f"int32x{lanes}")
+    power = T.reinterpret(f"float32x{lanes}", exponent << _all_lanes(23, lanes))
+    lowest = T.broadcast(T.float32(2.0**-127), lanes)
+    power = T.Select(exponent == _all_lanes(0, lanes), lowest, power)
+    nan = T.broadcast(T.float32(float("nan")), lanes)
+    return T.Select(exponent == _all_lanes(255, lanes), nan, power) * T.broadcast(T.float32(0.5), lanes)
+
+
+def zero(product: Multiplication, zeros: Any, start: Any, v: int) -> Any:
+    """The zero points of the ``v``-th vector of columns as int32."""
+    lanes = product.machine.lanes
+    if not product.stored.zero_points:
+        return _all_lanes(ZERO_POINTS[product.stored.element], lanes)
+    return T.cast(zeros[T.ramp(start + v * lanes, 1, lanes)], f"int32x{lanes}")
+
+
+def store_quad(product: Multiplication, weights: Weights, tile: Tile, index: Any, panel: Any, row: Any) -> None:
+    """Emit the decoding of the ``index``-th four inputs into four rows of ``panel`` [inputs, columns], as float32."""
+    lanes = product.machine.lanes
+    group = index * 4 // product.stored.group if product.stored.group else 0
+    scales = T.bind(tile.scales + group * product.columns)
+    for v, vector in enumerate(quad(product, weights.data, tile, index)):
+        factor = T.bind(scale(product, weights.scales, scales, v))
+        offset = T.bind(zero(product, weights.zeros, scales, v))
+        for position in range(4):
+            number = (vector >> _all_lanes(8 * position, lanes)) & _all_lanes(255, lanes)
+            value = T.cast(number - offset, f"float32x{lanes}") * factor
+            T.buffer_store(panel, value, [row + position, T.ramp(v * lanes, 1, lanes)])
+
+
+def store_bytes(product: Multiplication, weights: Weights, tile: Tile, index: Any, panel: Any) -> None:
+    """Emit the unpacking of the ``index``-th four inputs into a row of ``panel`` [inputs / 4, 4 * columns]."""
+    lanes = product.machine.lanes
+    for v, vector in enumerate(quad(product, weights.data, tile, index)):
+        numbers = T.reinterpret(f"uint8x{4 * lanes}", vector)
+        T.buffer_store(panel, numbers, [index, T.ramp(4 * lanes * v, 1, 4 * lanes)])

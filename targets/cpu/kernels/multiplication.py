@@ -1,0 +1,139 @@
+"""What a product of rows with stored weights is, and how its operands are laid out on a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from moec.targets.cpu.kernels import matrix_tile
+from moec.targets.cpu.kernels.dot import pair_functions
+from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.machine import Machine
+
+CROSSOVER_ROWS = {"bfloat16": 3, "int8": 5}
+"""Rows of a block from which matrix tiles beat dot instructions, by arithmetic; ``moec tune`` measures it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The left factor, zero from its last column up to the padded number of inputs. ``scales`` [rows, groups] (float32)
+    and ``sums`` [rows, groups] (int32) belong to int8 rows."""
+
+    values: Any
+    scales: Any = None
+    sums: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The right factor: flat buffers, one tile behind the other. ``crossover``: rows of a block from which matrix tiles
+    are used, where there are any."""
+
+    data: Any
+    scales: Any = None
+    zeros: Any = None
+    crossover: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One tile of the right factor: where its data and its scales start, and how many inputs (K) it has, padded."""
+
+    data: Any
+    scales: Any
+    inner: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiplication:
+    """How products with weights of one stored format are computed on one machine."""
+
+    machine: Machine
+    stored: StoredFormat
+    arithmetic: str = "float32"
+    activation_group: int = 0
+
+    @property
+    def columns(self) -> int:
+        return self.machine.column_tile
+
+    @property
+    def tiles_used(self) -> bool:
+        """Whether blocks with many rows use the machine's matrix tiles."""
+        if self.arithmetic == "float32" or self.columns != matrix_tile.ROWS:
+            return False
+        element = "bfloat16" if self.arithmetic == "bfloat16" else "int8"
+        group_fits = self.dot_group == 0 or self.dot_group % 64 == 0 or self.dot_group in (16, 32)
+        return group_fits and matrix_tile.can_multiply(self.machine, element)
+
+    @property
+    def row_tile(self) -> int:
+        """Most rows of a register tile."""
+        return self.machine.row_tile
+
+    @property
+    def row_dtype(self) -> str:
+        return self.arithmetic
+
+    @property
+    def dot_group(self) -> int:
+        """Consecutive inputs whose products are summed before they are scaled; 0: all."""
+        return self.stored.group or self.activation_group
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of K per multiplication of matrix tiles."""
+        return self.dot_group if self.arithmetic == "int8" and self.dot_group in (16, 32) else 64
+
+    @property
+    def inner_multiple(self) -> int:
+        """What the number of inputs is padded to a multiple of; the rows are zero there."""
+        if self.arithmetic == "int8":
+            return self.dot_group or (64 if self.tiles_used else 4)
+        if self.arithmetic == "bfloat16":
+            return 32 if self.tiles_used else 2
+        return self.stored.group or self.stored.step
+
+    def padded(self, inner: int) -> int:
+        return -(-inner // self.inner_multiple) * self.inner_multiple
+
+    def tile_elements(self, inner: int) -> int:
+        """Elements of the packed array per tile."""
+        return self.tile_elements_of(self.padded(inner))
+
+    def tile_elements_of(self, padded: Any) -> Any:
+        """The same from the padded number of inputs, which may be an expression."""
+        return padded * self.columns // (1 if self.stored.bits > 4 else 2)
+
+    def tile_scales(self, inner: int) -> int:
+        """Scales per tile."""
+        return self.tile_scales_of(self.padded(inner))
+
+    def tile_scales_of(self, padded: Any) -> Any:
+        if self.stored.is_float:
+            return 0
+        return (padded // self.stored.group if self.stored.group else 1) * self.columns
+
+    def row_groups(self, inner: int) -> int:
+        """Groups of an int8 row that have their own sum."""
+        return self.padded(inner) // self.dot_group if self.dot_group else 1
+
+    @property
+    def llvm_functions(self) -> str:
+        """Functions in LLVM's assembly that a kernel with this product has to import."""
+        return pair_functions(self.machine) if self.stored.step == 2 else ""
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """Features of the processor that the code has instructions of."""
+        if not self.tiles_used:
+            return ()
+        return ("amx-tile", "amx-bf16" if self.arithmetic == "bfloat16" else "amx-int8")
+
+    @property
+    def how(self) -> str:
+        """In words, for the account of the selection."""
+        tile = f"register tile of {self.row_tile} rows x {self.columns} columns ({self.machine.name})"
+        if self.tiles_used:
+            tile = f"{tile}, matrix tiles of {matrix_tile.ROWS} x {matrix_tile.ROWS} from the crossover up"
+        return f"{self.stored.name} weights, {self.arithmetic} rows; {tile}"

@@ -1,0 +1,81 @@
+"""What the lowering of every moec node needs: its inputs by name, and kernel calls recorded under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax, tirx
+
+from moec.errors import UnsupportedError
+from moec.ir.dialect import inputs_of
+from moec.ir.names import node_name
+from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.nodes import record_of
+from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, Selection, select
+from moec.targets.cpu.stored_weights import StoredWeight
+from moec.targets.tvm.heavy import LoweringContext
+
+
+class NodeLowering:
+    """One moec node on one machine."""
+
+    def __init__(self, lowering: LoweringContext, node: ir.Node, machine: Machine) -> None:
+        self.lowering = lowering
+        self.node = node
+        self.machine = machine
+        self.name = node_name(node)
+        self.inputs = inputs_of(node)
+
+    def input(self, name: str) -> ir.Value:
+        value = self.inputs[name]
+        if value is None:
+            raise UnsupportedError(f"input {name!r} is absent; the operator needs it")
+        return value
+
+    def tensor(self, name: str) -> relax.Expr:
+        """Raises UnsupportedError for an element type that kernels do not load."""
+        value = self.input(name)
+        dtype = self.lowering.dtype(value)
+        if name == "x" and dtype not in STORAGE_TYPES:
+            raise UnsupportedError(f"no CPU kernel takes {dtype} tokens; expected {', '.join(STORAGE_TYPES)}")
+        return self.lowering.tensor(value)
+
+    def weight(self, name: str) -> StoredWeight | None:
+        value = self.inputs[name]
+        return None if value is None else StoredWeight.of(value)
+
+    def needed_weight(self, name: str) -> StoredWeight:
+        return StoredWeight.of(self.input(name))
+
+    def bias(self, name: str) -> np.ndarray | None:
+        """Raises UnsupportedError for a bias that is not known now."""
+        value = self.inputs[name]
+        if value is None:
+            return None
+        data = self.lowering.constant(value)
+        if data is None:
+            raise UnsupportedError(f"{name} is computed at run time; it has to be constant to be packed")
+        return data
+
+    def cast(self, tensor: relax.Expr, dtype: str) -> relax.Expr:
+        return tensor if str(tensor.ty.dtype) == dtype else self.lowering.emit(relax.op.astype(tensor, dtype))
+
+    def select(self, kernels: Sequence[Kernel], problem: Any) -> Selection:
+        return select(kernels, problem, self.machine)
+
+    def call(
+        self,
+        chosen: Selection,
+        kernel: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        outputs: Sequence[relax.TensorType],
+        attributes: dict[str, Any],
+        *,
+        requirements: tuple[str, ...] = (),
+    ) -> list[relax.Var]:
+        record = record_of(self.node, chosen, attributes, prefix="moe_")
+        record.requirements = requirements
+        return self.lowering.call_kernel(kernel, arguments, outputs, record)

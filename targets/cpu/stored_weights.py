@@ -1,0 +1,105 @@
+"""From the formats that the graph says (:mod:`moec.ir.formats`) to those that kernels read, and the packed arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax
+
+from moec.errors import UnsupportedError
+from moec.ir.encodings import Encoded
+from moec.ir.formats import WeightRun, weight_runs
+from moec.targets.cpu.kernels import pack_experts
+from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
+from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
+from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.tvm.heavy import LoweringContext
+
+_ELEMENTS = {"int8": "uint8", "int4": "uint4", "mxfp4": "float4_e2m1"}
+_SCALES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
+}
+
+Parts = Callable[[int], Sequence[Encoded]]
+"""What is stored of an expert: the matrices [in, out] that share a tile (gate and up), or one alone."""
+
+
+def stored_format(run: WeightRun) -> StoredFormat:
+    """Raises UnsupportedError for element types that no kernel loads."""
+    if run.format.name == "float64":
+        raise UnsupportedError("weights are float64; expected float32, float16, bfloat16 or a quantised format")
+    if not run.format.quantized:
+        return StoredFormat(run.format.name)
+    assert run.scale is not None and run.scale.dtype is not None
+    scale = _SCALES[run.scale.dtype]
+    return StoredFormat(_ELEMENTS[run.format.name], run.format.group, scale, run.format.zero_points)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeight:
+    """A weight operand whose experts may differ in format."""
+
+    name: str
+    runs: tuple[WeightRun, ...]
+
+    @staticmethod
+    def of(value: ir.Value) -> StoredWeight:
+        """Raises UnsupportedError for a weight that is not stored, but computed."""
+        return StoredWeight(str(value.name), tuple(weight_runs(value)))
+
+    @property
+    def experts(self) -> int:
+        return sum(run.count for run in self.runs)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The matrix of one expert, as the graph has it."""
+        return self.runs[0].shape
+
+    @property
+    def formats(self) -> list[StoredFormat]:
+        """Expert by expert."""
+        return [stored for run in self.runs for stored in [stored_format(run)] * run.count]
+
+    def encoded(self, expert: int, transposed: bool) -> Encoded:
+        """What is stored of one expert, inputs first."""
+        run = next(run for run in self.runs if expert < run.first + run.count)
+        return pack_experts.oriented(run.encoded(expert), transposed)
+
+
+def formats_of(weight: StoredWeight, *others: StoredWeight | None) -> tuple[tuple[StoredFormat, ...], tuple[int, ...]]:
+    """The distinct formats and the one of each expert (nothing if all have the same).
+
+    Raises UnsupportedError where ``others``, which share tiles with ``weight``, are stored in another way.
+    """
+    formats = weight.formats
+    for other in others:
+        if other is not None and other.formats != formats:
+            raise UnsupportedError(f"{other.name} and {weight.name} are stored in different formats; expected the same")
+    distinct = tuple(dict.fromkeys(formats))
+    return distinct, tuple(map(distinct.index, formats)) if len(distinct) > 1 else ()
+
+
+def add_weights(lowering: LoweringContext, name: str, problem: GroupedProblem, parts: Parts) -> list[relax.Var]:
+    """The packed arrays as parameters of the program, in the order in which the kernel takes them."""
+    packers = {"weights": pack_experts.pack_data, "scales": pack_experts.pack_scales, "zeros": pack_experts.pack_zeros}
+
+    def loader(role: str) -> Callable[[], np.ndarray | Iterator[np.ndarray]]:
+        kind = role.rstrip("0123456789")
+        if kind == "table":
+            return problem.table
+        if kind == "crossover":
+            return lambda: np.array([CROSSOVER_ROWS[problem.arithmetic]], np.int32)
+        experts = problem.experts_in(int(role[len(kind) :]))
+        return lambda: (packers[kind](problem, expert, parts(expert)) for expert in experts)
+
+    return [
+        lowering.add_weight(f"{name}.{one.name}", [int(size) for size in one.shape], one.dtype, loader(one.name))
+        for one in weight_parameters(problem)
+    ]

@@ -16,7 +16,7 @@ MOST_TOKENS = 2048
 EVALUATION_BUDGET = 1 << 28
 """Bytes of intermediate results per evaluation that depend on the number of tokens."""
 
-CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum"})
+CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum", "Linear"})
 
 
 def is_contraction(node: ir.Node | None) -> bool:

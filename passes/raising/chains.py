@@ -53,7 +53,7 @@ def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Proje
     facts = block.facts
     biases: dict[Projection, ir.Value] = {}
     for node, projection in by_node.items():
-        if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        if node.op_type in ("Gemm", "Linear") and len(node.inputs) > 2 and node.inputs[2] is not None:
             biases[projection] = node.inputs[2]
     for node in block.expert_nodes():
         if node.op_type != "Add":

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
+from moec.ir.formats import WeightRun, weight_runs
 from moec.ir.interpreter import evaluate
+from moec.passes.rewriting import is_op
 
 Array = np.ndarray[Any, Any]
 
@@ -29,6 +32,7 @@ class Facts:
         self.order = {node: position for position, node in enumerate(graph)}
         self.outputs = {value for value in graph.outputs if value is not None}
         self._arrays: dict[ir.Value, Array] = {}
+        self._stored: dict[ir.Value, WeightRun | None] = {}
         self._constant = {value for value in graph.initializers.values() if value.const_value is not None}
         self._constant -= set(graph.inputs)
         for node in graph:
@@ -56,13 +60,24 @@ class Facts:
         return value is not None and value in self._constant
 
     def array(self, value: ir.Value) -> Array:
-        """The elements of a constant value; folded constants are computed on first use."""
+        """The elements of a constant value. Folded constants are computed on first use and kept; what is stored in
+        fewer bits is decoded on every use."""
         if value.const_value is not None:
             return value.const_value.numpy()
+        run = self.stored(value)
+        if run is not None:
+            experts = [run.decoded(expert) for expert in range(run.count)]
+            return experts[0] if rank_of(run) == 2 else np.stack(experts)
         if value not in self._arrays:
             nodes = self.between([value], stop=lambda v: v.const_value is not None)
             self._arrays[value] = evaluate(nodes, {}, [value])[0]
         return self._arrays[value]
+
+    def stored(self, value: ir.Value) -> WeightRun | None:
+        """How a quantised weight is stored; None for every other value. Remembered: the value may outlive its node."""
+        if value not in self._stored:
+            self._stored[value] = _stored(value)
+        return self._stored[value]
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """The shape of a constant value."""
@@ -142,6 +157,22 @@ class Facts:
             assert node is not None
             pending.difference_update(node.outputs)
             pending.update(v for v in node.inputs if v is not None and v not in given and not self._is_free_of_data(v))
+
+
+def _stored(value: ir.Value) -> WeightRun | None:
+    if not is_op(value.producer(), "DequantizeLinear"):
+        return None
+    try:
+        (run,) = weight_runs(value)
+    except UnsupportedError:  # it is no weight, or of no format that experts can have
+        return None
+    return run
+
+
+def rank_of(run: WeightRun) -> int:
+    """2 for a matrix, 3 for the matrices of several experts."""
+    assert run.data.const_value is not None
+    return len(run.data.const_value.shape)
 
 
 def follow_data(value: ir.Value, until: Callable[[ir.Value], bool]) -> ir.Value | None:

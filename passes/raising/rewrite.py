@@ -11,6 +11,7 @@ from moec.ir import dialect
 from moec.ir.stacks import ExpertStack
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
+from moec.passes.raising.stored import stacked, stored_runs
 from moec.passes.raising.weights import ExpertTensor
 
 BLOCK_KEY = "moec.block"
@@ -85,6 +86,12 @@ class _Writer:
         """A weight of all experts; each expert's part is made when it is read, or used as stored where that will do."""
         if tensor.is_as_stored:
             return tensor.parts[0]
+        runs = stored_runs(tensor)
+        if runs is not None:
+            node, constants = stacked(runs, f"{self.name}.{label}", tensor.dtype)
+            for constant in constants:
+                self.graph.register_initializer(constant)
+            return self.add(node, tensor.dtype, label)[0]
         return self._initializer(ExpertStack(f"{self.name}.{label}", tensor.dtype, tensor.shape, tensor.__getitem__))
 
     def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:

@@ -9,6 +9,7 @@ import numpy as np
 
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec
 from moec.ir.interpreter import EvaluationError
+from moec.ir.products import rounded_rows
 from moec.ir.semantics import activated, pairs_by_expert, projections_in
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
@@ -128,7 +129,7 @@ class _Probe:
         y = np.zeros((len(self.x), len(self.outputs)))
         with np.errstate(all="ignore"):
             for (_, tokens, scale), projected, (columns, bias) in zip(self._pairs(), inner, down, strict=True):
-                result = activated(spec, *projected) @ columns + bias
+                result = rounded_rows(spec, activated(spec, *projected)) @ columns + bias
                 y[tokens] += result if spec.weight_on_input else result * scale
         return y
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.dialect import ExpertsSpec, GateLayout
+from moec.ir.dialect import ExpertsSpec, GateLayout, LinearSpec, ProductSpec, is_moec, spec_of
 from moec.passes.raising.chains import Chain
 from moec.passes.raising.facts import Array, Facts
+from moec.passes.raising.failure import NotUnderstoodError
 
 FUSED_LAYOUTS: tuple[GateLayout, ...] = ("gate_up", "interleaved", "up_gate")
 
@@ -38,7 +39,7 @@ class ExpertTensor:
             self.factor is None
             and len(self.parts) == 1
             and self.expert_axis == 0
-            and part.const_value is not None
+            and (part.const_value is not None or self.facts.stored(part) is not None)
             and self.facts.shape(part) == self.shape
         )
 
@@ -85,6 +86,7 @@ def arrangements(facts: Facts, chains: list[Chain], E: int, d: int) -> Iterator[
     """Every reading of the chains' weights as experts of hidden size d that their shapes allow."""
     weights = [_tensors(facts, [c.projections[i].weight for c in chains], E, 3) for i in range(len(chains[0].biases))]
     biases = [_bias(facts, [chain.biases[i] for chain in chains], E) for i in range(len(weights))]
+    products = _products(chains)
     orders = [(None, 0, 1)] if len(weights) == 2 else [(0, 1, 2), (1, 0, 2)]
     for order in orders:
         gate, up, down = order
@@ -99,7 +101,18 @@ def arrangements(facts: Facts, chains: list[Chain], E: int, d: int) -> Iterator[
                     "gate_bias": None if gate is None else biases[gate],
                 }
                 present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-                yield from (Arrangement(spec, present) for spec in _specs(present, d))
+                for spec in _specs(present, d):
+                    yield Arrangement(dataclasses.replace(spec, **dataclasses.asdict(products)), present)
+
+
+def _products(chains: list[Chain]) -> ProductSpec:
+    """How the projections are computed. Raises NotUnderstoodError unless all are in the same way."""
+    nodes = [projection.node for chain in chains for projection in chain.projections]
+    linears = [spec_of(node, LinearSpec) if is_moec(node, "Linear") else ProductSpec() for node in nodes]
+    found = {ProductSpec(arithmetic=one.arithmetic, activation_group=one.activation_group) for one in linears}
+    if len(found) > 1:
+        raise NotUnderstoodError("its projections are computed in different arithmetics")
+    return found.pop()
 
 
 def _tensors(facts: Facts, parts: list[ir.Value], E: int, rank: int) -> list[ExpertTensor]:

@@ -119,7 +119,7 @@ def build() -> Callable[..., ir.Model]:
 
     def build(text: str, shape: str = f"T,{D}", **extra: np.ndarray) -> ir.Model:
         proto = onnx.parser.parse_model(
-            f'<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1]>\n'
+            f'<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>\n'
             f"block (float[{shape}] x) => (float[{shape}] y) {{\n{text}\n}}"
         )
         scalars = {"scalar_zero": np.int64(0), "scalar_one": np.int64(1)}

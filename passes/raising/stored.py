@@ -1,0 +1,38 @@
+"""Experts whose weights are stored in fewer bits stay so: constants of one expert become one for all in that format."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from moec.ir.formats import WeightRun, decoding_node
+from moec.ir.stacks import ExpertStack
+from moec.passes.raising.facts import rank_of
+from moec.passes.raising.weights import ExpertTensor
+
+
+def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
+    """How the matrix of each expert is stored; None where they are not all quantised alike and just what is wanted."""
+    found = [tensor.facts.stored(part) for part in tensor.parts]
+    runs = [run for run in found if run is not None and rank_of(run) == 2 and run.shape == tensor.shape[1:]]
+    if tensor.factor is not None or len(runs) != tensor.shape[0]:
+        return None
+    kinds = {(run.format, run.axis, run.scale.dtype if run.scale is not None else None) for run in runs}
+    return runs if len(kinds) == 1 else None
+
+
+def stacked(runs: list[WeightRun], name: str, dtype: ir.DataType) -> tuple[ir.Node, list[ir.Value]]:
+    """The node that decodes all experts, and its constants, which are still to be added to the graph."""
+    first = runs[0]
+    operands = {"data": first.data, "scale": first.scale, "zero_point": first.zero_point}
+    stacks = {role: _stack(runs, role, like, name) for role, like in operands.items() if like is not None}
+    assert first.axis is not None
+    decoded = (stacks["data"], stacks.get("scale"), stacks.get("zero_point"), first.axis - 2, dtype)
+    return decoding_node(first.format, *decoded), list(stacks.values())
+
+
+def _stack(runs: list[WeightRun], role: str, like: ir.Value, name: str) -> ir.Value:
+    tensor = like.const_value
+    assert tensor is not None
+    shape = (len(runs), *(int(size) for size in tensor.shape.numpy()))
+    stack = ExpertStack(f"{name}.{role}", tensor.dtype, shape, lambda expert: getattr(runs[expert].encoded(0), role))
+    return ir.Value(name=stack.name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=stack)

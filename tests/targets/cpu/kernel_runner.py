@@ -5,14 +5,14 @@ All arrays are guarded: touching a byte behind one ends the process.
 
 from __future__ import annotations
 
+import abc
 import functools
 import pathlib
 import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -20,18 +20,34 @@ from tvm_ffi import libinfo
 
 from moec.runtime.tensors import to_runtime
 from moec.targets.cpu.machine import MACHINES, Machine, host_has
+from moec.targets.tvm.pipeline import KERNEL_PIPELINE
 
 from .guarded import guarded
 
-Run = Callable[..., np.ndarray]
 _DRIVER = pathlib.Path(__file__).parent / "aarch64_driver.c"
 _COMPILER, _EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 _TYPE_CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "bool": 6}  # DLPack's
 
 
-def build(kernel: Any, machine: Machine) -> Run:
-    """The kernel as a function of numpy arrays; the last argument is the output and is returned."""
-    return _emulated(_compiled(kernel, machine)) if is_emulated(machine) else _native(_compiled(kernel, machine))
+class Kernel(Protocol):
+    """A compiled kernel."""
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        """Run it; the last array is the output and is returned."""
+        return self.outputs(1, *arrays)[0]
+
+    @abc.abstractmethod
+    def outputs(self, count: int, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Run it; the last ``count`` arrays are outputs and are returned. The given arrays are not changed."""
+
+
+def build(kernel: Any, machine: Machine) -> Kernel:
+    """The kernel, ready to run on this computer."""
+    import tvm
+
+    module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
+    compiled = tvm.tirx.build(module, target=tvm.target.Target(machine.llvm), pipeline=KERNEL_PIPELINE)
+    return _EmulatedKernel(compiled) if is_emulated(machine) else _NativeKernel(compiled)
 
 
 def is_emulated(machine: Machine) -> bool:
@@ -52,41 +68,36 @@ def _skipped(machine: Machine) -> list[Any]:
     return [pytest.mark.skip(reason=f"emulating AArch64 needs {' and '.join(missing)}")] if missing else []
 
 
-def _compiled(kernel: Any, machine: Machine) -> Any:
-    import tvm
+class _NativeKernel(Kernel):
+    def __init__(self, module: Any) -> None:
+        self._function = module["kernel"]
 
-    module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
-    return tvm.tirx.build(module, target=tvm.target.Target(machine.llvm))
-
-
-def _native(module: Any) -> Run:
-    function = module["kernel"]
-
-    def run(*arrays: np.ndarray) -> np.ndarray:
+    def outputs(self, count: int, *arrays: np.ndarray) -> list[np.ndarray]:
         copies = [guarded(array) for array in arrays]
-        function(*map(to_runtime, copies))
-        return copies[-1].copy()
-
-    return run
+        self._function(*map(to_runtime, copies))
+        return [copy.copy() for copy in copies[-count:]]
 
 
-def _emulated(module: Any) -> Run:
-    def run(*arrays: np.ndarray) -> np.ndarray:
+class _EmulatedKernel(Kernel):
+    def __init__(self, module: Any) -> None:
+        self._program = _linked(module)
+
+    def outputs(self, count: int, *arrays: np.ndarray) -> list[np.ndarray]:
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             (folder / "arrays").write_bytes(struct.pack("<q", len(arrays)) + b"".join(map(_described, arrays)))
-            (folder / "driver").write_bytes(program)
-            (folder / "driver").chmod(0o700)
+            (folder / "program").write_bytes(self._program)
+            (folder / "program").chmod(0o700)
             # -cpu max: with all extensions that the emulator knows
-            command = [_EMULATOR, "-cpu", "max", folder / "driver", folder / "arrays", folder / "results"]
+            command = [_EMULATOR, "-cpu", "max", folder / "program", folder / "arrays", folder / "results"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"the kernel ended with {done.returncode} under {_EMULATOR}: {done.stderr}"
             results = (folder / "results").read_bytes()
-        last = arrays[-1]
-        return np.frombuffer(results[len(results) - last.nbytes :], last.dtype).reshape(last.shape).copy()
-
-    program = _linked(module)
-    return run
+        ends = np.cumsum([array.nbytes for array in arrays])
+        return [
+            np.frombuffer(results[end - array.nbytes : end], array.dtype).reshape(array.shape).copy()
+            for array, end in list(zip(arrays, ends, strict=True))[-count:]
+        ]
 
 
 def _linked(module: Any) -> bytes:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import tvm
-from tvm import relax
 
 from moec.ir.dialect import OUTPUTS, make_node
 from moec.runtime.library import use_threads
@@ -16,6 +15,8 @@ from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.moe import MoeOps
 from moec.targets.tvm import pipeline
 from moec.targets.tvm.lowering import Lowered, lower
+
+from .step_by_step import StepByStep
 
 Array = np.ndarray[Any, Any]
 
@@ -60,12 +61,11 @@ def compile_node(
     lowered = lower_node(operator, inputs, constants, *specs, machine=machine)
     target = tvm.target.Target(machine.llvm)
     module = pipeline.optimize(lowered.module, target, lowered.nodes).module
-    virtual_machine = relax.VirtualMachine(pipeline.build(module, target), tvm.cpu())
-    weights = [tvm.runtime.tensor(weight.array()) for weight in lowered.weights]
+    steps = StepByStep(module, machine)
+    weights = [weight.array() for weight in lowered.weights]
 
     def run(*, threads: int = 2, **arrays: Array) -> list[Array]:
         use_threads(threads)
-        results = virtual_machine["main"](*[tvm.runtime.tensor(arrays[name]) for name in inputs], *weights)
-        return [result.numpy() for result in results]
+        return steps.run(*[arrays[name] for name in inputs], *weights)
 
     return run

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
@@ -14,6 +15,9 @@ from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.kernels.quantize_rows import QuantizedRows, quantize_rows
 from moec.targets.cpu.moe_kernels import DISPATCH, GATHER, PRODUCTS, QUANTIZE, RowsProblem
 from moec.targets.cpu.node_lowering import NodeLowering
+from moec.targets.cpu.nodes import record_of
+from moec.targets.cpu.selection import select
+from moec.targets.tvm.heavy import LoweringContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,25 @@ def check(problem: GroupedProblem) -> None:
     if len(groups) > 1 or mixed:
         found = f"groups of {', '.join(map(str, groups))} and activation groups of {problem.activation_group}"
         raise UnsupportedError(f"{found} have no CPU kernel; expected one size of groups, or none, in a node")
+
+
+def quantized_rows(
+    lowering: LoweringContext, node: ir.Node, problem: GroupedProblem, x: relax.Expr, rows: Any
+) -> list[relax.Var]:
+    """``x`` [M, at least inner] as int8 rows with scales and sums; ``rows`` of memory, at least M."""
+    product = problem.multiplications[0]
+    dtype, input_width = str(x.ty.dtype), int(x.ty.shape[1])
+    quantized = QuantizedRows(
+        problem.inner, input_width, problem.padded_inner, problem.activation_group, product.dot_group, dtype
+    )
+    outputs = [
+        relax.TensorType((rows, quantized.row_bytes), "int8"),
+        relax.TensorType((rows, quantized.scales), "float32"),
+        relax.TensorType((rows, quantized.sums), "int32"),
+    ]
+    chosen = select(QUANTIZE, RowsProblem(problem.inner, dtype), problem.machine)
+    record = record_of(node, chosen, {"width": problem.inner, "group": problem.activation_group})
+    return lowering.call_kernel(quantize_rows(quantized, problem.machine), [x], outputs, record)
 
 
 class GroupedProducts:
@@ -99,21 +122,7 @@ class GroupedProducts:
         return tuple(self._node.call(chosen, kernel, arguments, outputs, {"weighted": weighted, "rows": "int8"}))
 
     def quantize(self, x: relax.Expr, problem: GroupedProblem, rows: Any) -> Rows:
-        """``x`` [M, at least inner] as int8 rows with scales and sums; ``rows`` of memory, at least M."""
-        product = problem.multiplications[0]
-        dtype, input_width = str(x.ty.dtype), int(x.ty.shape[1])
-        quantized = QuantizedRows(
-            problem.inner, input_width, problem.padded_inner, problem.activation_group, product.dot_group, dtype
-        )
-        outputs = [
-            relax.TensorType((rows, quantized.row_bytes), "int8"),
-            relax.TensorType((rows, quantized.scales), "float32"),
-            relax.TensorType((rows, quantized.sums), "int32"),
-        ]
-        attributes = {"width": problem.inner, "group": problem.activation_group}
-        chosen = self._node.select(QUANTIZE, RowsProblem(problem.inner, dtype))
-        kernel = quantize_rows(quantized, self._node.machine)
-        return tuple(self._node.call(chosen, kernel, [x], outputs, attributes))
+        return tuple(quantized_rows(self._node.lowering, self._node.node, problem, x, rows))
 
     def multiply(
         self,

@@ -5,6 +5,7 @@
 ``moec.Experts``        dispatch, gather, grouped_gemm with the activation, grouped_gemm back to pair order, combine
 ``moec.GroupedMatMul``  dispatch, gather, grouped_gemm back to pair order, separate
 ``moec.MoE``            those of Route, then those of Experts
+``moec.Linear``         gemm
 ======================  ==============================================================================================
 
 With int8 arithmetic, quantize_rows comes before the gathering (of every token once) and between the two products.
@@ -15,6 +16,7 @@ the height of their register tiles, or matrix tiles, by it, down to the matrix-v
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,11 +31,15 @@ from moec.targets.cpu.grouped_product import GroupedProducts, Sorted, check
 from moec.targets.cpu.kernels import capacity, combine, pack_experts, route
 from moec.targets.cpu.kernels.activation import experts_epilogue
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.linear import lower_linear
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.moe_kernels import CAPACITY, RESULTS, ROUTE, RouteProblem, RowsProblem
 from moec.targets.cpu.node_lowering import NodeLowering
 from moec.targets.cpu.stored_weights import StoredWeight, add_weights, formats_of
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
+
+_ACTIVATIONS_WITH_ZEROS = ("relu", "relu2")
+"""Those that are exactly zero for many inputs."""
 
 
 class MoeOps:
@@ -47,6 +53,7 @@ class MoeOps:
             "moec.Route": self._converter(lower_route),
             "moec.Experts": self._converter(_lower_experts),
             "moec.GroupedMatMul": self._converter(_lower_grouped_matmul),
+            "moec.Linear": self._converter(lower_linear),
             "moec.MoE": self._converter(lambda node: _Experts(node).lower(*lower_route(node))),
         }
 
@@ -125,7 +132,12 @@ class _Experts:
         self._first = _problem(
             node, self._spec, self._up, self._gate, inner=inner, width=hidden, gated=self._spec.gated, widths=sizes
         )
-        self._second = _problem(node, self._spec, self._down, inner=hidden, width=width, inners=sizes)
+        second = _problem(node, self._spec, self._down, inner=hidden, width=width, inners=sizes)
+        self._second = dataclasses.replace(second, rows_have_zeros=self._hidden_zeros_can_be_skipped())
+
+    def _hidden_zeros_can_be_skipped(self) -> bool:
+        """Zero times an infinite weight would be NaN."""
+        return self._spec.activation in _ACTIVATIONS_WITH_ZEROS and self._down.is_finite()
 
     def lower(self, weights: relax.Expr, ids: relax.Expr) -> relax.Expr:
         node, spec = self._node, self._spec

@@ -10,30 +10,36 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax
 
+from moec.errors import UnsupportedError
+from moec.ir.encodings import Encoded
 from moec.targets.base import Eligibility
+from moec.targets.cpu.grouped_product import product_attributes, quantized_rows
 from moec.targets.cpu.kernels.batched_matmul import batched_matmul
-from moec.targets.cpu.kernels.gemm import gemm, pack, packed_shape
+from moec.targets.cpu.kernels.convert_rows import convert_rows
+from moec.targets.cpu.kernels.gather import SPARE_ROWS, row_width
+from moec.targets.cpu.kernels.gemm import Epilogue, gemm
+from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.stored import StoredFormat
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import call, flatten, product, reshape, static_size, transpose
-from moec.targets.cpu.selection import Kernel, by_storage, select, tile_of
+from moec.targets.cpu.nodes import call, flatten, product, record_of, reshape, static_size, transpose
+from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, by_storage, select, tile_of
+from moec.targets.cpu.stored_weights import Parts, add_weights
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
 
 
 @dataclasses.dataclass(frozen=True)
 class MatmulProblem:
-    """``constant``: K and N where the right factor is one constant matrix."""
+    """``packed``: sizes and format of the right factor where it is one constant matrix."""
 
     dtype: str
-    constant: tuple[int, int] | None = None
+    packed: GroupedProblem | None = None
 
 
 def _packed(problem: MatmulProblem, machine: Machine) -> Eligibility:
-    if problem.constant is None:
+    if problem.packed is None:
         return Eligibility(False, "the right factor is not a constant matrix, so it cannot be packed ahead")
-    tiles, inner, width = packed_shape(*problem.constant, machine)
-    layout = f"constant weight packed ahead in tiles [{tiles}, {inner}, {width}]"
-    return by_storage(problem.dtype, f"{layout}; {tile_of(machine)}")
+    return by_storage(problem.dtype, f"constant weight packed ahead; {problem.packed.multiplications[0].how}")
 
 
 def _batched(problem: MatmulProblem, machine: Machine) -> Eligibility:
@@ -41,6 +47,11 @@ def _batched(problem: MatmulProblem, machine: Machine) -> Eligibility:
     return by_storage(problem.dtype, how)
 
 
+def _convert(dtype: str, machine: Machine) -> Eligibility:
+    return by_storage(dtype, "one pass over the rows", sums=False)
+
+
+CONVERT = (Kernel("convert_rows", "rows[M, K] in another type, zero filled", _convert),)
 KERNELS = (
     Kernel("gemm", "y[M, N] = x[M, K] @ weight[K, N] + bias[N]", _packed),
     Kernel("batched_matmul", "y[B, M, N] = a[B, M, K] @ b[B, K, N]", _batched),
@@ -67,27 +78,50 @@ def multiply_constant(
 ) -> relax.Var:
     """``left[M, K] @ right + bias`` with the weight packed at compile time."""
     dtype = str(left.ty.dtype)
-    chosen = select(KERNELS, MatmulProblem(dtype, (right.inner, right.columns)), machine)
-    weight = lowering.add_weight(
-        f"{right.name}.packed",
-        packed_shape(right.inner, right.columns, machine),
-        dtype,
-        lambda: pack(right.load(), machine),
-    )
+    if dtype not in STORAGE_TYPES:
+        raise UnsupportedError(f"no CPU kernel multiplies {dtype}; expected {', '.join(STORAGE_TYPES)}")
+    problem = GroupedProblem(1, right.inner, right.columns, False, machine, (StoredFormat(dtype),))
+    return multiply_packed(lowering, node, problem, left, right.name, lambda _: [Encoded(right.load())], bias)
+
+
+def multiply_packed(
+    lowering: LoweringContext,
+    node: ir.Node,
+    problem: GroupedProblem,
+    left: relax.Expr,
+    name: str,
+    parts: Parts,
+    bias: relax.Expr | None = None,
+    epilogue: Epilogue = lambda total: total,
+    **attributes: Any,
+) -> relax.Var:
+    """``epilogue(left[M, K] @ weight + bias)``; ``name`` identifies the weight, ``parts`` makes what is stored."""
+    dtype, rows = str(left.ty.dtype), left.ty.shape[0]
+    chosen = select(KERNELS, MatmulProblem(dtype, problem), problem.machine)
+    operands = _rows(lowering, node, problem, left)
+    weights = add_weights(lowering, f"{name}.tiles", problem, parts)
     if bias is None:
-        bias = zeros(lowering, right.columns, dtype)
-    return call(
-        lowering,
-        node,
-        gemm(right.inner, right.columns, machine, dtype),
-        [left, weight, bias],
-        [left.ty.shape[0], right.columns],
-        dtype,
-        chosen,
-        inner=right.inner,
-        columns=right.columns,
-        register_tile=[machine.row_tile, machine.column_tile],
-    )
+        bias = zeros(lowering, problem.width, dtype)
+    record = record_of(node, chosen, {**product_attributes(problem), **attributes})
+    record.requirements = problem.multiplications[0].requirements
+    kernel = gemm(problem, input_width=int(operands[0].ty.shape[1]), dtype=dtype, epilogue=epilogue)
+    output = relax.TensorType([rows, problem.width], dtype)
+    return lowering.call_kernel(kernel, [*operands, *weights, bias], [output], record)[0]
+
+
+def _rows(lowering: LoweringContext, node: ir.Node, problem: GroupedProblem, left: relax.Expr) -> list[relax.Expr]:
+    """The left factor as the product takes it: itself where its type and width are right."""
+    dtype, rows = str(left.ty.dtype), left.ty.shape[0]
+    if problem.arithmetic == "float32" and problem.padded_inner == problem.inner:
+        return [left]
+    spare = rows + SPARE_ROWS
+    if problem.arithmetic == "int8":
+        return quantized_rows(lowering, node, problem, left, spare)
+    out_dtype = problem.arithmetic if problem.arithmetic != "float32" else dtype
+    kernel = convert_rows(problem.inner, dtype, problem.padded_inner, out_dtype)
+    width = row_width(problem.padded_inner, 2 if out_dtype == "bfloat16" else 4)
+    record = record_of(node, select(CONVERT, dtype, problem.machine), {"width": problem.inner, "to": out_dtype})
+    return [*lowering.call_kernel(kernel, [left], [relax.TensorType([spare, width], out_dtype)], record)]
 
 
 def zeros(lowering: LoweringContext, count: int, dtype: str) -> relax.Expr:

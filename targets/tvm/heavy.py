@@ -42,6 +42,7 @@ HEAVY_OPERATORS = frozenset(
         "moec.Route",
         "moec.Experts",
         "moec.GroupedMatMul",
+        "moec.Linear",
         "moec.MoE",
     }
 )

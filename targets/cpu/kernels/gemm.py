@@ -1,96 +1,96 @@
-"""Matrix product with a weight known at compile time: ``y[M, N] = x[M, K] @ w[K, N] + bias[N]``.
+"""Matrix product with a weight known at compile time: ``y[M, N] = activation(x[M, K] @ w[K, N] + bias[N])``.
 
-M is dynamic (0 and up), K and N are static and of any size. The weight is packed once, at compile time, into column
-tiles ``[ceil(N / columns), K, columns]`` (the last one padded with zeros), so that every load of a weight is an aligned
-vector and the weight is read in one forward stream.
+M is dynamic (0 and up), K and N are static and of any size. The weight is packed once, at compile time, in tiles of
+columns (:mod:`moec.targets.cpu.kernels.stored`): the weight of one expert, so to say, that serves every row.
 
 Tasks are (block of rows, column tile) pairs with the column tile running fastest: with few rows the threads share the
 weight's columns and each streams its part once; with many rows a block of x stays in the second-level cache.
-Every sum runs over k in ascending order in one accumulator: results depend neither on the number of threads nor on M.
+An output is one sum in a fixed order: results depend neither on the number of threads nor on M.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import vector_parts
-from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
+from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel
+from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiply import multiply
 
-ROW_TILES_PER_TASK = 16
-
-
-def packed_shape(inner: int, columns: int, machine: Machine) -> tuple[int, int, int]:
-    """Shape of the packed weight: column tiles, K, columns per tile (fewer than a whole tile if N is small)."""
-    width = min(machine.column_tile, -(-columns // machine.lanes) * machine.lanes)
-    return (-(-columns // width), inner, width)
+Epilogue = Callable[[Any], Any]
 
 
-def pack(weight: np.ndarray, machine: Machine) -> np.ndarray:
-    """Bring a weight [K, N] into tile order [tiles, K, columns per tile]; missing columns are zero."""
-    inner, columns = weight.shape
-    tiles, _, width = packed_shape(inner, columns, machine)
-    packed = np.zeros((tiles, inner, width), weight.dtype)
-    for tile in range(tiles):
-        part = weight[:, tile * width : (tile + 1) * width]
-        packed[tile, :, : part.shape[1]] = part
-    return packed
+def row_parameters(problem: GroupedProblem, input_width: int, dtype: str) -> list[Parameter]:
+    """The left factor: rows of ``dtype`` with float32 arithmetic, else as the arithmetic has them."""
+    rows = Parameter("rows", ("R", input_width), dtype)
+    if problem.arithmetic != "int8":
+        return [rows]
+    return [rows, Parameter("row_scales", ("R", "A"), "float32"), Parameter("row_sums", ("R", "S"), "int32")]
 
 
-def _store_columns(sums: Sums, bias, y, row, first_column, start: int, count: int) -> None:
-    for i, total in sums.rows():
-        with T.vectorized(count) as j:
-            column = first_column + start + j
-            value = total[start + j] + T.cast(bias[column], "float32")
-            T.buffer_store(y, T.cast(value, y.dtype), [row + i, column])
+class _Gemm:
+    """The code of one kernel, while it is emitted."""
+
+    def __init__(self, problem: GroupedProblem, epilogue: Epilogue) -> None:
+        self._problem, self._epilogue = problem, epilogue
+        self._product: Multiplication = problem.multiplications[0]
+
+    def emit(self, bias: Any, y: Any, **operands: Any) -> None:
+        rows = Rows(operands["rows"], operands.get("row_scales"), operands.get("row_sums"))
+        tiles, M = self._problem.column_tiles, y.shape[0]
+        data, scales = self._problem.tile_sizes(0)
+        with T.parallel(T.ceildiv(M, BLOCK_ROWS) * tiles) as task:
+            index = T.bind(task % tiles)
+            first = T.bind(task // tiles * BLOCK_ROWS)
+            count = T.bind(T.min(BLOCK_ROWS, M - first))
+            sums = T.alloc_buffer((BLOCK_ROWS, self._problem.columns), "float32")
+            tile = Tile(T.bind(index * data), T.bind(index * scales), self._problem.padded_inner)
+            multiply(self._product, rows, self._weights(operands), tile, sums, first, count)
+            self._store(sums, bias, y, first, count, index)
+
+    def _weights(self, operands: dict[str, Any]) -> Weights:
+        crossover = T.cast(operands["crossover"][0], "int64") if self._product.tiles_used else None
+        return Weights(operands["weights0"], operands.get("scales0"), operands.get("zeros0"), crossover)
+
+    def _store(self, sums: Any, bias: Any, y: Any, first: Any, count: Any, index: Any) -> None:
+        """Emit ``y = epilogue(sums + bias)``, leaving out the columns that only pad the last tile."""
+        width, columns = self._problem.columns, self._problem.width
+        if columns % width == 0:
+            self._store_columns(sums, bias, y, first, count, index, 0, width)
+            return
+        with T.If(index < columns // width):
+            with T.Then():
+                self._store_columns(sums, bias, y, first, count, index, 0, width)
+            with T.Else():
+                for start, length in column_parts(columns % width, width):
+                    self._store_columns(sums, bias, y, first, count, index, start, length)
+
+    def _store_columns(self, sums: Any, bias: Any, y: Any, first: Any, count: Any, index: Any, start: int, length: int):
+        with T.serial(count) as row, T.vectorized(length) as j:
+            column = index * self._problem.columns + start + j
+            value = self._epilogue(sums[row, start + j] + T.cast(bias[column], "float32"))
+            T.buffer_store(y, T.cast(value, y.dtype), [first + row, column])
 
 
-def _store(sums: Sums, width: int, bias, y, row, tile) -> None:
-    """Emit ``y = sums + bias``, leaving out the columns that only pad the last tile."""
-    columns = int(y.shape[1])
-    full_tiles = columns // width
-    if columns % width == 0:
-        _store_columns(sums, bias, y, row, tile * width, 0, width)
-        return
-    with T.If(tile < full_tiles):
-        with T.Then():
-            _store_columns(sums, bias, y, row, tile * width, 0, width)
-        with T.Else():
-            for start, count in vector_parts(columns % width):
-                _store_columns(sums, bias, y, row, full_tiles * width, start, count)
+def gemm(
+    problem: GroupedProblem, *, input_width: int, dtype: str = "float32", epilogue: Epilogue = lambda total: total
+) -> tirx.PrimFunc:
+    """``(rows[R, input_width] (, row_scales[R, A], row_sums[R, S]), weights..., bias[N], y[M, N])``, R >= M.
 
-
-def _multiply(x, weight, bias, y, row, tile, height: int) -> None:
-    inner, width = int(weight.shape[1]), int(weight.shape[2])
-    sums = accumulate(height, width, inner, lambda i, k: x[row + i, k], lambda k, j: weight[tile, k, j], streamed=True)
-    _store(sums, width, bias, y, row, tile)
-
-
-def _multiply_rows(x, weight, bias, y, first, rows, tile, tile_rows: int) -> None:
-    emit_row_tiles(rows, tile_rows, lambda row, height: _multiply(x, weight, bias, y, first + row, tile, height))
-
-
-@functools.cache
-def gemm(inner: int, columns: int, machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
-    """The kernel ``(x[M, K], packed weight, bias[N], y[M, N])``; ``dtype`` is how all are stored, sums are float32."""
-    tiles, _, width = packed_shape(inner, columns, machine)
-    block = machine.row_tile * ROW_TILES_PER_TASK
-
-    @T.prim_func(s_tir=True)
-    def kernel(x_handle: T.handle, weight_handle: T.handle, bias_handle: T.handle, y_handle: T.handle):
-        T.func_attr({"tirx.noalias": True})
-        M = T.int64()
-        x = T.match_buffer(x_handle, (M, inner), dtype, align=64)
-        weight = T.match_buffer(weight_handle, (tiles, inner, width), dtype, align=64)
-        bias = T.match_buffer(bias_handle, (columns,), dtype, align=64)
-        y = T.match_buffer(y_handle, (M, columns), dtype, align=64)
-        for task in T.parallel(T.ceildiv(M, block) * tiles):
-            tile: T.let[T.int64] = task % tiles
-            first: T.let[T.int64] = task // tiles * block
-            _multiply_rows(x, weight, bias, y, first, T.min(block, M - first), tile, machine.row_tile)
-
-    return kernel
+    ``problem`` has one expert. The first ``padded_inner`` of the ``input_width`` columns of ``rows`` are used. With
+    float32 arithmetic rows have the type of bias and y, ``dtype``; with matrix tiles, rows up to 31 behind the last one
+    are read.
+    """
+    row_dtype = dtype if problem.arithmetic == "float32" else problem.arithmetic
+    parameters = [
+        *row_parameters(problem, input_width, row_dtype),
+        *weight_parameters(problem),
+        Parameter("bias", (problem.width,), dtype),
+        Parameter("y", ("M", problem.width), dtype),
+    ]
+    return emit_kernel(parameters, _Gemm(problem, epilogue).emit, problem.multiplications[0].llvm_functions)

@@ -62,7 +62,7 @@ def _emit_pairs(product, rows, weights, tile, sums, first, count) -> None:
             vectors = [decode.pair(weights.data, start + 2 * lanes * v, lanes) for v in range(columns // lanes)]
             for i, total in totals.rows():
                 for position in range(2):
-                    left = T.broadcast(rows.values[first + row + i, 2 * pair + position], lanes)
+                    left = T.broadcast(T.cast(rows.values[first + row + i, 2 * pair + position], "float32"), lanes)
                     for v, vector in enumerate(vectors):
                         total.set_vector(total.vector(v, lanes) + left * vector[position], v, lanes)
         _store(product, totals, sums, row)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from moec.errors import UnsupportedError
 from moec.targets.cpu.kernels.attention import AttentionProblem, attention
 from moec.targets.cpu.kernels.batched_matmul import batched_matmul
-from moec.targets.cpu.kernels.gemm import gemm, pack
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
 
+from .dense_products import dense, pack
 from .kernel_runner import build, machines
 
 RANDOM = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def normal(*shape: int) -> np.ndarray:
 def test_gemm_of_any_size(name, inner, columns, seed):
     machine = Machine.for_name(name)
     weight, bias = normal(inner, columns), normal(columns)
-    run = build(gemm(inner, columns, machine), machine)
+    run = build(dense(inner, columns, machine), machine)
     for rows in (0, 1, 7, 12, 193):
         x = normal(rows, inner)
         y = run(x, pack(weight, machine), bias, np.empty((rows, columns), np.float32))
@@ -43,9 +43,9 @@ def test_gemm_converts_half_precision_on_load(storage):
 
     dtype = ml_dtypes.bfloat16 if storage == "bfloat16" else np.float16
     machine = Machine.host()
-    x, weight, bias = (array.astype(dtype) for array in (normal(5, 33), normal(33, 20), normal(20)))
-    run = build(gemm(33, 20, machine, storage), machine)
-    y = run(x, pack(weight, machine), bias, np.empty((5, 20), dtype))
+    x, weight, bias = (array.astype(dtype) for array in (normal(5, 34), normal(34, 20), normal(20)))
+    run = build(dense(34, 20, machine, storage), machine)
+    y = run(x, pack(weight, machine, storage), bias, np.empty((5, 20), dtype))
     expected = x.astype(np.float64) @ weight.astype(np.float64) + bias.astype(np.float64)
     np.testing.assert_allclose(y.astype(np.float64), expected, rtol=1e-2, atol=1e-2)
 
@@ -53,7 +53,7 @@ def test_gemm_converts_half_precision_on_load(storage):
 def test_a_row_does_not_depend_on_the_other_rows():
     machine = Machine.host()
     x, weight, bias = normal(37, 65), pack(normal(65, 40), machine), normal(40)
-    run = build(gemm(65, 40, machine), machine)
+    run = build(dense(65, 40, machine), machine)
     together = run(x, weight, bias, np.empty((37, 40), np.float32))
     for row in range(37):
         alone = run(x[row : row + 1].copy(), weight, bias, np.empty((1, 40), np.float32))
@@ -63,7 +63,7 @@ def test_a_row_does_not_depend_on_the_other_rows():
 def _cases(machine: Machine):
     problem = AttentionProblem(16, 20, 0.25)
     return {
-        "gemm": (gemm(65, 70, machine), [normal(230, 65), pack(normal(65, 70), machine), normal(70)], (230, 70)),
+        "gemm": (dense(65, 70, machine), [normal(230, 65), pack(normal(65, 70), machine), normal(70)], (230, 70)),
         "batched_matmul": (batched_matmul(machine), [normal(3, 50, 33), normal(3, 33, 70)], (3, 50, 70)),
         "softmax": (softmax(machine), [normal(50, 77)], (50, 77)),
         "rms_norm": (rms_norm(1e-6, machine), [normal(50, 77), normal(77)], (50, 77)),
@@ -107,7 +107,7 @@ def test_the_sums_of_the_main_loop_stay_in_registers(name):
     import tvm
 
     machine = Machine.for_name(name)
-    module = tvm.IRModule({"kernel": gemm(64, 64, machine).with_attr("global_symbol", "kernel")})
+    module = tvm.IRModule({"kernel": dense(64, 64, machine).with_attr("global_symbol", "kernel")})
     assembly = tvm.tirx.build(module, target=tvm.target.Target(machine.llvm)).inspect_source("asm")
     multiplications = [line for line in assembly.splitlines() if "vfmadd" in line]
     assert len(multiplications) >= machine.row_tile * machine.column_tile // machine.lanes

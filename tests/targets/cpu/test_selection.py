@@ -14,7 +14,9 @@ def _select(dtype: str, constant: tuple[int, int] | None = None):
     from moec.targets.cpu.products import KERNELS, MatmulProblem
     from moec.targets.cpu.selection import select
 
-    return select(KERNELS, MatmulProblem(dtype, constant), MACHINE)
+    from .dense_products import problem
+
+    return select(KERNELS, MatmulProblem(dtype, problem(*constant, MACHINE) if constant else None), MACHINE)
 
 
 def test_an_eligible_kernel_that_loses_says_to_whom():
@@ -22,7 +24,7 @@ def test_an_eligible_kernel_that_loses_says_to_whom():
     gemm, batched = selection.candidates
     assert (selection.kernel.name, gemm.chosen, batched.chosen) == ("gemm", True, False)
     assert gemm.reason == (
-        "constant weight packed ahead in tiles [2, 100, 32]; "
+        "constant weight packed ahead; float32 weights, float32 rows; "
         "register tile of 12 rows x 32 columns (avx512); float32 in memory, float32 sums"
     )
     assert batched.eligible
@@ -46,7 +48,7 @@ def test_no_eligible_kernel_is_an_error_with_all_reasons():
 def test_only_kernels_that_sum_speak_of_sums():
     from moec.targets.cpu.moe_kernels import GATHER, RESULTS, RowsProblem
 
-    (gather,) = GATHER
+    _, gather = GATHER
     combine, separate = RESULTS
     assert gather.can_implement(RowsProblem(64, "float32"), MACHINE).reason.endswith("product; float32 in memory")
     assert combine.can_implement(RowsProblem(64, "float32"), MACHINE).reason.endswith("float32 in memory, float32 sums")

@@ -1,0 +1,28 @@
+"""Rows in the type and width that a product takes: converted, and zero filled behind their last column."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
+from moec.targets.cpu.kernels.gather import row_width
+
+
+@functools.cache
+def convert_rows(width: int, dtype: str, filled: int, out_dtype: str) -> tirx.PrimFunc:
+    """``(x[M, width], rows[R, row_width(filled)])``, R >= M: the rows behind M are not written."""
+    out_width = row_width(filled, 2 if out_dtype == "bfloat16" else 4)
+    parameters = [Parameter("x", ("M", width), dtype), Parameter("rows", ("R", out_width), out_dtype)]
+
+    def body(x: Any, rows: Any) -> None:
+        with T.parallel(x.shape[0]) as row:
+            with T.serial(width) as column:
+                T.buffer_store(rows, T.cast(T.cast(x[row, column], "float32"), out_dtype), [row, column])
+            with T.serial(filled - width) as column:
+                T.buffer_store(rows, T.cast(T.float32(0), out_dtype), [row, width + column])
+
+    return emit_kernel(parameters, body)

@@ -1,0 +1,46 @@
+"""``moec.Linear`` on a CPU: a dense product whose weight may be stored in any format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+
+from moec.ir.dialect import ExpertsSpec, LinearSpec, spec_of
+from moec.targets.cpu.grouped_product import check
+from moec.targets.cpu.kernels.activation import activate
+from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.node_lowering import NodeLowering
+from moec.targets.cpu.nodes import flatten, reshape
+from moec.targets.cpu.products import multiply_packed
+from moec.targets.cpu.stored_weights import formats_of
+
+
+def lower_linear(node: NodeLowering) -> relax.Expr:
+    """``activation(x @ weight + bias)`` over the last axis of x."""
+    spec = spec_of(node.node, LinearSpec)
+    x, weight = node.tensor("x"), node.needed_weight("weight")
+    rows, columns = weight.shape
+    width, inner = (columns, rows) if spec.transposed else (rows, columns)
+    formats, _ = formats_of(weight)
+    arithmetic = {"arithmetic": spec.arithmetic, "activation_group": spec.activation_group}
+    problem = GroupedProblem(1, inner, width, False, node.machine, formats, **arithmetic)
+    check(problem)
+    shape = list(x.ty.shape)
+    bias = node.inputs["bias"]
+
+    def epilogue(total: Any) -> Any:
+        return activate(ExpertsSpec(activation=spec.activation), total)
+
+    result = multiply_packed(
+        node.lowering,
+        node.node,
+        problem,
+        flatten(node.lowering, x, len(shape) - 1),
+        f"{weight.name}{'.transposed' if spec.transposed else ''}",
+        lambda expert: [weight.encoded(expert, spec.transposed)],
+        None if bias is None else node.cast(node.lowering.tensor(bias), str(x.ty.dtype)),
+        epilogue,
+        activation=spec.activation,
+    )
+    return reshape(node.lowering, result, [*shape[:-1], width])

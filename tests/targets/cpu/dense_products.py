@@ -1,0 +1,26 @@
+"""Dense products with float weights, for tests of the kernels alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moec.ir.encodings import Encoded
+from moec.targets.cpu.kernels.gemm import gemm
+from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.pack_experts import pack_data
+from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.machine import Machine
+
+
+def problem(inner: int, columns: int, machine: Machine, storage: str = "float32") -> GroupedProblem:
+    return GroupedProblem(1, inner, columns, False, machine, (StoredFormat(storage),))
+
+
+def dense(inner: int, columns: int, machine: Machine, storage: str = "float32"):
+    """The kernel; inner has to be even for bfloat16."""
+    return gemm(problem(inner, columns, machine, storage), input_width=inner, dtype=storage)
+
+
+def pack(weight: np.ndarray, machine: Machine, storage: str = "float32") -> np.ndarray:
+    """A weight [inner, columns] in the kernel's order."""
+    return pack_data(problem(*weight.shape, machine, storage), 0, [Encoded(weight)])

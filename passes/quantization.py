@@ -35,12 +35,16 @@ def input_sizes(layer: Layer) -> list[int]:
     return [runs[0].shape[input_axis(layer.node, name)] for name, runs in layer.weights.items()]
 
 
-def resolve_format(name: QuantizedName, group: int | None, zero_points: bool, sizes: Sequence[int]) -> WeightFormat:
-    """The format with its group; ``sizes``: the inputs of all weights of the layer."""
+def resolve_format(
+    name: QuantizedName, group: int | None, zero_points: bool, sizes: Sequence[int], others: Set[int] = frozenset()
+) -> WeightFormat:
+    """The format with its group. ``sizes``: the inputs of all weights of the layer; ``others``: the groups that other
+    weights of it have, for kernels are made for one size of groups."""
     if name == "mxfp4":
         return WeightFormat(name, MX_GROUP)
-    if group is None:
-        group = 0 if name == "int8" else (_common_group(sizes) or GROUPS[-1])
+    if group is None and name == "int4":
+        group = next(iter(others)) if len(others) == 1 else _common_group(sizes) or GROUPS[-1]
+    group = group or 0
     return WeightFormat(name, 0 if group >= max(sizes) else group, zero_points)
 
 

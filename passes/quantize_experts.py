@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import is_moec
-from moec.ir.encodings import WeightFormat
+from moec.ir.encodings import MX_GROUP, WeightFormat
 from moec.ir.formats import WeightRun, weight_inputs
 from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
@@ -31,8 +31,9 @@ class QuantizeExperts:
        ``experts`` restricts the pass to some ids: ``0-3+8`` are 0, 1, 2, 3 and 8. Runs of consecutive experts with
        different formats are joined by Concat.
     3. ``group``: consecutive inputs that share a scale, 0 for all. Without it, int8 has one scale per output channel,
-       mxfp4 groups of 32, and int4 the largest of 128, 64 and 32 that divides the inputs of every projection of the
-       node (else 32, and the last group is shorter). ``zero_points`` stores int8 and int4 unsigned.
+       mxfp4 groups of 32, and int4 those that other weights of the node have, or else the largest of 128, 64 and 32
+       that divides the inputs of every projection (32 where none does: then the last group is shorter).
+       ``zero_points`` stores int8 and int4 unsigned.
     4. Products are computed in int8 once every weight of the node is quantised; until then their arithmetic stays.
        Activations are grouped as the weights are; for weights without groups by the largest of 128, 64 and 32 that
        divides all inputs, and not at all where weights have groups of several sizes.
@@ -73,7 +74,10 @@ class QuantizeExperts:
             report.warn(self.name, node_name(node), f"not quantised: {error}")
             return False
         sizes = input_sizes(before)
-        wanted = {name: self._wanted(node, name, runs, sizes) for name, runs in before.weights.items()}
+        others = {one.format.group for runs in before.weights.values() for one in runs} - {0}
+        if "mxfp4" in {self._choice(name) for name in before.weights}:
+            others.add(MX_GROUP)
+        wanted = {name: self._wanted(node, name, runs, sizes, others) for name, runs in before.weights.items()}
         if not any([store(node, name, formats) for name, formats in wanted.items()]):
             report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
             return False
@@ -81,13 +85,17 @@ class QuantizeExperts:
         report.losses.append(loss(self.name, before, layer_of(node)))
         return True
 
-    def _wanted(self, node: ir.Node, name: str, runs: list[WeightRun], sizes: Sequence[int]) -> list[WeightFormat]:
+    def _choice(self, name: str) -> Choice:
+        return getattr(self, name, None) or self.format
+
+    def _wanted(
+        self, node: ir.Node, name: str, runs: list[WeightRun], sizes: Sequence[int], others: Set[int]
+    ) -> list[WeightFormat]:
         """The format of every expert after the pass."""
-        formats = formats_by_expert(runs)
-        choice = getattr(self, name, None) or self.format
+        formats, choice = formats_by_expert(runs), self._choice(name)
         if choice == "keep":
             return formats
-        form = resolve_format(choice, self.group, self.zero_points, sizes)
+        form = resolve_format(choice, self.group, self.zero_points, sizes, others)
         ids = _expert_ids(self.experts, len(formats), f"{self.name}: node {node_name(node)}")
         return [form if expert in ids and not old.quantized else old for expert, old in enumerate(formats)]
 

@@ -73,6 +73,13 @@ def test_groups_of_several_sizes_leave_activations_without_groups() -> None:
     assert (spec.arithmetic, spec.activation_group) == ("int8", 0)
 
 
+def test_int4_takes_the_groups_that_other_weights_have() -> None:
+    model = experts_model(GATED)
+    apply(model, "quantize-experts{format=int4,down=mxfp4,experts=0-2},quantize-experts{format=int4}")
+    assert formats_of(model) == {"up": ["int4/32", "int4/32"], "down": ["mxfp4", "int4/32"]}
+    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 32
+
+
 def test_quantised_weights_stay_as_they_are() -> None:
     model = experts_model(GATED)
     apply(model, "quantize-experts{format=int8}")

@@ -12,6 +12,7 @@ from tvm import relax
 from moec.errors import UnsupportedError
 from moec.ir.encodings import Encoded
 from moec.ir.formats import WeightRun, weight_runs
+from moec.ir.mapped_files import release_pages
 from moec.targets.cpu.kernels import pack_experts
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
@@ -66,6 +67,16 @@ class StoredWeight:
     def formats(self) -> list[StoredFormat]:
         """Expert by expert."""
         return [stored for run in self.runs for stored in [stored_format(run)] * run.count]
+
+    def is_finite(self) -> bool:
+        """Whether no number is infinite or NaN; reads all of a weight that is not quantised."""
+        for run in self.runs:
+            for expert in range(run.first, run.first + run.count):
+                stored = run.encoded(expert)
+                if not np.isfinite(stored.data if stored.scale is None else stored.scale.astype(np.float32)).all():
+                    return False
+                release_pages()
+        return True
 
     def encoded(self, expert: int, transposed: bool) -> Encoded:
         """What is stored of one expert, inputs first."""

@@ -43,6 +43,7 @@ class GroupedProblem:
 
     ``formats``: the distinct formats of the weights; ``format_of``: which of them each expert has (empty: all have the
     first). ``inners`` and ``widths``: sizes expert by expert (empty: all have ``inner`` and ``width``, the largest).
+    ``rows_have_zeros``: many inputs may be zero, and no weight is infinite or NaN.
     """
 
     experts: int
@@ -56,6 +57,7 @@ class GroupedProblem:
     activation_group: int = 0
     inners: tuple[int, ...] = ()
     widths: tuple[int, ...] = ()
+    rows_have_zeros: bool = False
 
     @property
     def columns(self) -> int:
@@ -81,7 +83,8 @@ class GroupedProblem:
     @property
     def multiplications(self) -> list[Multiplication]:
         """One per format."""
-        return [Multiplication(self.machine, stored, self.arithmetic, self.activation_group) for stored in self.formats]
+        how = self.arithmetic, self.activation_group, self.rows_have_zeros
+        return [Multiplication(self.machine, stored, *how) for stored in self.formats]
 
     @property
     def padded_inner(self) -> int:

@@ -52,10 +52,18 @@ class Multiplication:
     stored: StoredFormat
     arithmetic: str = "float32"
     activation_group: int = 0
+    rows_have_zeros: bool = False
+    """Whether many inputs may be zero and no weight is infinite or NaN."""
 
     @property
     def columns(self) -> int:
         return self.machine.column_tile
+
+    @property
+    def skips_zeros(self) -> bool:
+        """Whether few rows with many zeros go by a list of the other inputs (:mod:`.sparse_rows`). Quantised weights
+        would be read and decoded in quads of inputs, of which few are all zero."""
+        return self.rows_have_zeros and self.stored.is_float and self.arithmetic != "int8"
 
     @property
     def tiles_used(self) -> bool:
@@ -136,4 +144,6 @@ class Multiplication:
         tile = f"register tile of {self.row_tile} rows x {self.columns} columns ({self.machine.name})"
         if self.tiles_used:
             tile = f"{tile}, matrix tiles of {matrix_tile.ROWS} x {matrix_tile.ROWS} from the crossover up"
+        if self.skips_zeros:
+            tile = f"{tile}, by a list of the nonzero inputs where few rows have few"
         return f"{self.stored.name} weights, {self.arithmetic} rows; {tile}"

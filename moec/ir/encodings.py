@@ -17,10 +17,10 @@ format        stored                          scale                             
 ``mxfp4``     float4 e2m1 (OCP MX)            2 ** (floor(log2(largest)) - 2)      1/4
 ============  ==============================  ===================================  ====================================
 
-Imported int8 weights may hold -128 too. z: with zero points; their range always contains 0. The errors hold where the scale is a normal number of its type; in
-groups whose scale is a subnormal float16 (largest element below 0.008 for int8, 0.0005 for int4), rounding the scale
-adds up to 4e-6. Letting the largest element of an int4 group be -8 makes the error of Gaussian weights 12% smaller than
--7 to 7 does.
+z: with zero points; their range always contains 0. Imported int8 weights may hold -128 too. The errors hold where the
+scale is a normal number of its type; in groups whose scale is a subnormal float16 (largest element below 0.008 for
+int8, 0.0005 for int4), rounding the scale adds up to 4e-6. Letting the largest element of an int4 group be -8 makes the
+error of Gaussian weights 12% smaller than -7 to 7 does.
 """
 
 from __future__ import annotations

@@ -87,6 +87,11 @@ class GroupedProblem:
         return [Multiplication(self.machine, stored, *how) for stored in self.formats]
 
     @property
+    def skips_zeros(self) -> bool:
+        """Whether few rows may go by a list of their nonzero inputs."""
+        return any(product.skips_zeros for product in self.multiplications)
+
+    @property
     def padded_inner(self) -> int:
         """How far the rows have to be zero behind their last input."""
         return max(product.padded(self.inner) for product in self.multiplications)

@@ -179,6 +179,7 @@ def product_attributes(problem: GroupedProblem) -> dict[str, Any]:
         "weight_bits": [round(stored.bits_per_weight(problem.inner), 3) for stored in problem.formats],
         "arithmetic": problem.arithmetic,
         "activation_group": problem.activation_group,
+        "skips_zeros": problem.skips_zeros,
         "column_tile": problem.columns,
         "row_tiles": f"1 to {problem.machine.row_tile}, chosen at run time by the rows of each expert",
     }

@@ -133,11 +133,13 @@ class _Experts:
             node, self._spec, self._up, self._gate, inner=inner, width=hidden, gated=self._spec.gated, widths=sizes
         )
         second = _problem(node, self._spec, self._down, inner=hidden, width=width, inners=sizes)
-        self._second = dataclasses.replace(second, rows_have_zeros=self._hidden_zeros_can_be_skipped())
+        self._second = self._skipping_zeros(second) if self._spec.activation in _ACTIVATIONS_WITH_ZEROS else second
 
-    def _hidden_zeros_can_be_skipped(self) -> bool:
-        """Zero times an infinite weight would be NaN."""
-        return self._spec.activation in _ACTIVATIONS_WITH_ZEROS and self._down.is_finite()
+    def _skipping_zeros(self, second: GroupedProblem) -> GroupedProblem:
+        """The product of the hidden values without those that are zero; with them where a weight is infinite or NaN,
+        for then zero times it is NaN."""
+        skipping = dataclasses.replace(second, rows_have_zeros=True)
+        return skipping if skipping.skips_zeros and self._down.has_finite_floats() else second
 
     def lower(self, weights: relax.Expr, ids: relax.Expr) -> relax.Expr:
         node, spec = self._node, self._spec

@@ -68,12 +68,11 @@ class StoredWeight:
         """Expert by expert."""
         return [stored for run in self.runs for stored in [stored_format(run)] * run.count]
 
-    def is_finite(self) -> bool:
-        """Whether no number is infinite or NaN; reads all of a weight that is not quantised."""
+    def has_finite_floats(self) -> bool:
+        """Whether no weight that is stored as a float is infinite or NaN; reads them all."""
         for run in self.runs:
-            for expert in range(run.first, run.first + run.count):
-                stored = run.encoded(expert)
-                if not np.isfinite(stored.data if stored.scale is None else stored.scale.astype(np.float32)).all():
+            for expert in range(run.first, run.first + run.count) if not run.format.quantized else ():
+                if not np.isfinite(run.encoded(expert).data).all():
                     return False
                 release_pages()
         return True

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tvm.script import tirx as T
 
+from moec.ir.dialect import ExpertsSpec
+from moec.ir.semantics import experts
 from moec.targets.cpu.kernels import multiply_float, multiply_pairs, sparse_rows
 from moec.targets.cpu.kernels.dot import pair_functions
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
@@ -17,6 +19,7 @@ from moec.targets.cpu.kernels.stored import StoredFormat
 from moec.targets.cpu.machine import Machine
 
 from .kernel_runner import build, machines
+from .one_node import compile_node, lower_node
 
 RANDOM = np.random.default_rng(0)
 MACHINES = machines("avx2", "avx512", "avx512bf16", "neon")
@@ -130,3 +133,61 @@ def test_products_that_go_by_all_inputs():
     assert not Multiplication(machine, StoredFormat("float16")).skips_zeros
     assert not Multiplication(machine, StoredFormat("uint4", 32), rows_have_zeros=True).skips_zeros
     assert not Multiplication(machine, StoredFormat("uint8"), "int8", rows_have_zeros=True).skips_zeros
+
+
+E, d, f, k = 4, 40, 130, 2
+SPECS = {
+    "relu": ExpertsSpec("relu", "none"),
+    "relu2": ExpertsSpec("relu2", "none", hidden_sizes=(130, 0, 77, 16)),
+    "gated": ExpertsSpec("relu", "separate", down_transposed=True),
+    "bfloat16": ExpertsSpec("relu", "none", arithmetic="bfloat16"),
+    "silu": ExpertsSpec("silu", "none"),
+}
+FEEDS = {
+    "x": np.zeros((1, d), np.float32),
+    "weights": np.zeros((1, k), np.float32),
+    "experts": np.zeros((1, k), np.int32),
+}
+
+
+def expert_weights(spec: ExpertsSpec) -> dict[str, np.ndarray]:
+    """Of 100 hidden units, about 90 are zero."""
+    random = np.random.default_rng(3)
+    weights = {"up": random.standard_normal((E, f, d)) / np.sqrt(d), "up_bias": np.full((E, f), -1.3)}
+    weights["down"] = random.standard_normal((E, f, d) if spec.down_transposed else (E, d, f))
+    if spec.gated:
+        weights |= {"gate": weights["up"], "gate_bias": weights["up_bias"], "up": weights["up"] + 1}
+    dtype = ml_dtypes.bfloat16 if spec.arithmetic == "bfloat16" else np.float32
+    return {name: weight.astype(dtype) for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize("name", ["relu", "relu2", "gated", "bfloat16"])
+def test_experts_with_many_zeros(name):
+    spec, weights = SPECS[name], expert_weights(SPECS[name])
+    dtype = np.dtype(weights["up"].dtype)
+    run = compile_node("Experts", {**FEEDS, "x": FEEDS["x"].astype(dtype)}, weights, spec)
+    random = np.random.default_rng(0)
+    for tokens in (0, 1, 3, 9, 40):
+        case = {
+            "x": random.standard_normal((tokens, d)).astype(dtype),
+            "weights": random.random((tokens, k), dtype=np.float32),
+            "experts": random.integers(-1, E, (tokens, k)).astype(np.int32),
+        }
+        expected = experts(spec, **case, **weights, dtype=np.float64)
+        (y,) = run(**case)
+        tolerance = 0.03 if name == "bfloat16" else 1e-4
+        np.testing.assert_allclose(y.astype(np.float64), expected, rtol=tolerance, atol=tolerance)
+        for threads in (1, 3):
+            np.testing.assert_array_equal(run(threads=threads, **case)[0], y)
+
+
+def test_the_account_says_which_products_skip_zeros():
+    def skipping(name: str, weights: dict[str, np.ndarray]) -> list[bool]:
+        lowered = lower_node("Experts", FEEDS, weights, SPECS[name])
+        return [record.attributes["skips_zeros"] for record in lowered.kernels.values() if "gemm" in record.name]
+
+    assert skipping("relu", expert_weights(SPECS["relu"])) == [False, True]
+    assert skipping("silu", expert_weights(SPECS["silu"])) == [False, False]
+    infinite = expert_weights(SPECS["relu"])
+    infinite["down"][2, 3, 4] = np.inf
+    assert skipping("relu", infinite) == [False, False]

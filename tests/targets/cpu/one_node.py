@@ -26,14 +26,8 @@ def _value(name: str, array: Array, shape: list[int | str], constant: bool) -> i
     return ir.Value(name=name, shape=ir.Shape(shape), type=type_, const_value=ir.tensor(array) if constant else None)
 
 
-def lower_node(
-    operator: str,
-    inputs: Mapping[str, Array],
-    constants: Mapping[str, Array],
-    *specs: Any,
-    machine: Machine | None = None,
-) -> Lowered:
-    """The lowered model whose only node has the named inputs (their first size is dynamic) and constants."""
+def node_model(operator: str, inputs: Mapping[str, Array], constants: Mapping[str, Array], *specs: Any) -> ir.Model:
+    """The model whose only node has the named inputs (their first size is dynamic) and constants."""
     fed = {name: _value(name, array, ["T", *array.shape[1:]], False) for name, array in inputs.items()}
     fixed = {name: _value(name, array, list(array.shape), True) for name, array in constants.items()}
     node = make_node(operator, {**fed, **fixed}, *specs, name="block")
@@ -46,7 +40,18 @@ def lower_node(
         initializers=list(fixed.values()),
         opset_imports={"": 24, "moec": 1},
     )
-    return lower(ir.Model(graph, ir_version=10), MoeOps(machine or Machine.host()))
+    return ir.Model(graph, ir_version=10)
+
+
+def lower_node(
+    operator: str,
+    inputs: Mapping[str, Array],
+    constants: Mapping[str, Array],
+    *specs: Any,
+    machine: Machine | None = None,
+) -> Lowered:
+    """The lowered model of :func:`node_model`."""
+    return lower(node_model(operator, inputs, constants, *specs), MoeOps(machine or Machine.host()))
 
 
 def compile_node(
@@ -57,15 +62,18 @@ def compile_node(
     machine: Machine | None = None,
 ) -> Callable[..., list[Array]]:
     """A function from arrays, by input name, to the node's outputs; ``threads`` sets how many threads run it."""
-    machine = machine or Machine.host()
-    lowered = lower_node(operator, inputs, constants, *specs, machine=machine)
-    target = tvm.target.Target(machine.llvm)
-    module = pipeline.optimize(lowered.module, target, lowered.nodes).module
+    return compile_model(node_model(operator, inputs, constants, *specs), machine or Machine.host())
+
+
+def compile_model(model: ir.Model, machine: Machine) -> Callable[..., list[Array]]:
+    """A function from arrays, by input name, to the outputs of a model of moec nodes; ``threads`` as above."""
+    lowered = lower(model, MoeOps(machine))
+    module = pipeline.optimize(lowered.module, tvm.target.Target(machine.llvm), lowered.nodes).module
     steps = StepByStep(module, machine)
     weights = [weight.array() for weight in lowered.weights]
 
     def run(*, threads: int = 2, **arrays: Array) -> list[Array]:
         use_threads(threads)
-        return steps.run(*[arrays[name] for name in inputs], *weights)
+        return steps.run(*[arrays[spec.name] for spec in lowered.inputs], *weights)
 
     return run

@@ -1,156 +1,201 @@
-"""One MoE layer (router logits and tokens in, tokens out): moec against onnxruntime's MoE operator and PyTorch.
+"""One MoE layer, router logits and tokens in, tokens out: moec against its peers, in every format of the weights.
 
-    python benchmarks/moe_layer.py [--threads 2] [--tokens 1 16 128 512] [--layers granite olmoe] [--json FILE]
+    python benchmarks/moe_layer.py [--layers granite olmoe] [--tokens 1 16 1024] [--formats fp32 int8]
+                                   [--peers moec vllm ggml] [--seconds 0.5] [--output benchmarks/results/moe_layer]
 
-swiglu, fp32, random weights. Contestants run in turn on the same inputs; every repetition has other logits, so that a
-layer with few tokens meets other experts each time and reads their weights from memory, as decoding a text does.
-onnxruntime and PyTorch are optional: what is not installed is left out, with a message.
+Peers that are not installed are left out with a message (benchmarks/README.md tells how to install each); one that
+fails or crashes loses its own figures only. Every cell is written to OUTPUT.json when it is done, and what is there
+already is not measured again: an interrupted run goes on where it stopped. At the end come OUTPUT.md and OUTPUT.svg.
+
+Contestants run in turn, each in a process of its own. The caches are emptied before every run, and every run meets
+other experts, so that weights come from memory, as they do in a model of many layers.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
-import os
+import math
 import pathlib
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from timing import interleaved, peak_memory_mb, print_markdown, summary, write_json
+import report
+from formats import FORMATS, Format
+from layers import LAYERS, Case, Layer, Weights, active_experts, make_cases, reference
+from peers import NAMES, AbsentError, peer_named
+from results import Results
+from timing import interleaved, pause, summary
+from worker import FailedError, Worker
 
-LAYERS = {"granite": (1024, 512, 32, 8), "olmoe": (2048, 1024, 64, 8)}
-"""Hidden size d, intermediate size f, experts E, experts per token k."""
-CASES = 16
-"""Different inputs that the repetitions go through."""
+from moec.runtime.machine import available_cores
+from moec.targets.cpu.roofline import MemoryReader, measure_roofline
 
-Call = Callable[[np.ndarray, np.ndarray], np.ndarray]
+TOKENS = (1, 4, 16, 64, 256, 1024)
+FEW_TOKENS = 16
+MOST_CASES_OF_FEW, MOST_CASES_OF_MANY = 16, 3
+LEAST_RUNS_OF_FEW, LEAST_RUNS_OF_MANY = 7, 3
+CACHE_BYTES = 1 << 28
+"""What is read to empty the caches."""
 
+CHECKED_TOKENS = 16
+"""Tokens of which the results are compared with float32."""
 
-def make_weights(d: int, f: int, E: int) -> dict[str, np.ndarray]:
-    """``fc1`` [E, 2f, d], gate and up interleaved; ``fc2`` [E, d, f]."""
-    random = np.random.default_rng(0)
-    fc1 = random.standard_normal((E, 2 * f, d), dtype=np.float32) / np.float32(np.sqrt(d))
-    return {"fc1": fc1, "fc2": random.standard_normal((E, d, f), dtype=np.float32) / np.float32(np.sqrt(f))}
-
-
-def save_model(path: pathlib.Path, weights: dict[str, np.ndarray], k: int) -> None:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    E, d, _ = weights["fc2"].shape
-    node = helper.make_node(
-        "MoE", ["x", "logits", "fc1", "", "fc2"], ["y"], "moe", domain="com.microsoft", k=k, activation_type="swiglu",
-        normalize_routing_weights=1, swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0,
-    )  # fmt: skip
-    inputs = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", d]),
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["T", E]),
-    ]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["T", d])]
-    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph([node], "layer", inputs, outputs, initializers)
-    imports = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-    onnx.save(model, path, save_as_external_data=True, location="weights.bin")
+Pool = dict[str, Worker]
 
 
-def onnxruntime_call(path: pathlib.Path, threads: int) -> Call | None:
-    if importlib.util.find_spec("onnxruntime") is None:
-        print("onnxruntime is not installed and left out")
-        return None
-    import onnxruntime
+class Contest:
+    """All contestants on one layer in one format. ``pool``: their processes by name, kept from contest to contest."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda x, logits: session.run(None, {"x": x, "logits": logits})[0]
+    def __init__(self, layer: Layer, form: Format, weights: Weights, args: argparse.Namespace, pool: Pool) -> None:
+        self._layer, self._form, self._weights, self._args, self._pool = layer, form, weights, args, pool
+        self._bits: dict[str, float] = {}
+        self._absent: dict[str, str] = {}
+        for peer in args.peers:
+            self._enter(peer)
 
+    def measure(self, tokens: int, reader: MemoryReader) -> dict[str, Any]:
+        """The figures of one cell: times and errors by contestant, and the bandwidth of memory meanwhile."""
+        few = tokens <= FEW_TOKENS
+        cases = make_cases(self._layer, tokens, MOST_CASES_OF_FEW if few else MOST_CASES_OF_MANY)
+        for name in list(self._bits):
+            self._try(name, lambda worker: worker.prepare(cases))
+        errors = self._errors(cases[0])
+        bandwidths: list[float] = []
 
-def pytorch_call(weights: dict[str, np.ndarray], k: int, threads: int) -> Call | None:
-    if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed and left out")
-        return None
-    import torch
+        def before() -> None:
+            bandwidths.append(reader.read())
+            pause()
 
-    torch.set_num_threads(threads)
-    fc1, fc2 = torch.from_numpy(weights["fc1"]), torch.from_numpy(weights["fc2"])
-
-    @torch.no_grad()
-    def call(x: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        tokens = torch.from_numpy(x)
-        scores, chosen = torch.topk(torch.softmax(torch.from_numpy(logits), -1), k)
-        scores = scores / scores.sum(-1, keepdim=True)
-        y = torch.zeros_like(tokens)
-        for expert in chosen.unique().tolist():
-            rows, slots = torch.where(chosen == expert)
-            hidden = torch.nn.functional.linear(tokens[rows], fc1[expert])
-            hidden = torch.nn.functional.silu(hidden[:, 0::2]) * hidden[:, 1::2]
-            out = torch.nn.functional.linear(hidden, fc2[expert])
-            y.index_add_(0, rows, out * scores[rows, slots, None])
-        return y.numpy()
-
-    return call
-
-
-def measure(layer: str, tokens: int, calls: dict[str, Call], seconds: float) -> dict[str, Any]:
-    """One row of the table."""
-    d, f, E, k = LAYERS[layer]
-    random = np.random.default_rng(tokens)
-    cases = [
-        (random.standard_normal((tokens, d), dtype=np.float32), random.standard_normal((tokens, E), dtype=np.float32))
-        for _ in range(CASES)
-    ]
-    results = {name: call(*cases[0]) for name, call in calls.items()}
-    turns = {name: itertools.cycle(cases) for name in calls}
-    bound = {name: (lambda name=name, call=call: call(*next(turns[name]))) for name, call in calls.items()}
-    times = {name: summary(values) for name, values in interleaved(bound, seconds).items()}
-    row: dict[str, Any] = {"layer": f"{layer} (d={d}, f={f}, E={E}, k={k})", "tokens": tokens}
-    for name, value in times.items():
-        row |= {f"{name} min ms": value["min_ms"], f"{name} median ms": value["median_ms"]}
-    for name in calls:
-        if name != "moec":
-            row[f"{name} / moec"] = times[name]["median_ms"] / times["moec"]["median_ms"]
-            row[f"difference to {name}"] = float(np.abs(results[name] - results["moec"]).max())
-    return row
-
-
-def bench_layer(layer: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    import moec
-
-    d, f, E, k = LAYERS[layer]
-    weights = make_weights(d, f, E)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "layer.onnx")
-        save_model(path, weights, k)
-        start = time.perf_counter()
-        model = moec.compile(str(path), threads=args.threads)
-        compile_seconds, memory = time.perf_counter() - start, peak_memory_mb()
-        calls: dict[str, Call | None] = {
-            "moec": lambda x, logits: model.run({"x": x, "logits": logits})["y"],
-            "onnxruntime": onnxruntime_call(path, args.threads),
-            "pytorch": pytorch_call(weights, k, args.threads),
+        runs = {name: self._runner(name, cases) for name in self._bits}
+        least = LEAST_RUNS_OF_FEW if few else LEAST_RUNS_OF_MANY
+        times = interleaved(runs, self._args.seconds, least, before)
+        figures = {
+            name: {**summary(times[name]), "runs": len(times[name]), "error": errors[name], "bits": bits}
+            for name, bits in self._bits.items()
         }
-    present = {name: call for name, call in calls.items() if call is not None}
-    rows = [measure(layer, tokens, present, args.seconds) for tokens in args.tokens]
-    return [row | {"compile s": compile_seconds, "peak memory MB": memory} for row in rows]
+        read = {
+            "read_gb_per_s": max(bandwidths, default=0.0) / 1e9,
+            "active_experts": active_experts(self._layer, cases[0]),
+        }
+        return {**read, "contestants": figures, "absent": dict(self._absent)}
+
+    def close(self) -> None:
+        """Free what was built."""
+        for name in list(self._bits):
+            self._try(name, lambda worker: worker.drop())
+
+    def _enter(self, peer: str) -> None:
+        try:
+            variants = peer_named(peer).variants(self._layer, self._form)
+        except AbsentError as reason:
+            self._absent[peer] = str(reason)
+            return
+        for variant in variants:
+            name = f"{peer} {variant}".strip()
+            self._pool.setdefault(name, Worker(peer, variant, self._args.threads))
+            start = time.perf_counter()
+            bits = self._try(name, lambda worker: worker.build(self._layer.name, self._form.name, self._weights.folder))
+            if bits is not None:
+                self._bits[name] = bits
+                print(f"  {name}: built in {time.perf_counter() - start:.1f} s, {bits:.2f} bits per weight", flush=True)
+
+    def _try(self, name: str, do: Callable[[Worker], Any]) -> Any:
+        """What ``do`` returns; a contestant that cannot do it is absent from then on."""
+        try:
+            return do(self._pool[name])
+        except (AbsentError, FailedError) as reason:
+            print(f"  {name}: {reason}", flush=True)
+            self._absent[name] = str(reason)
+            self._bits.pop(name, None)
+            return None
+
+    def _runner(self, name: str, cases: list[Case]) -> Callable[[], float]:
+        """Runs one case after the other; seconds, infinite for a contestant that failed.
+
+        With one token, where waking threads would show, they are awake from a call on a case that shares no expert.
+        """
+        turns = itertools.count(1)
+        awake = len(cases[0].x) == 1
+
+        def run() -> float:
+            if name not in self._bits:
+                return math.inf
+            index = next(turns) % len(cases)
+            before = (index - 1) % len(cases) if awake else None
+            seconds = self._try(name, lambda worker: worker.run(index, before))
+            return math.inf if seconds is None else seconds
+
+        return run
+
+    def _errors(self, case: Case) -> dict[str, float]:
+        """Relative to the float32 results, by contestant."""
+        expected = reference(self._weights, case, CHECKED_TOKENS)
+        errors = {}
+        for name in list(self._bits):
+            result = self._try(name, lambda worker: worker.result(0, CHECKED_TOKENS))
+            if result is not None:
+                errors[name] = float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
+        return errors
+
+
+def measure_layer(layer: Layer, args: argparse.Namespace, results: Results, pool: Pool) -> None:
+    missing = {form: results.missing(layer.name, form, args.tokens) for form in args.formats}
+    if not any(missing.values()):
+        return
+    print(f"{layer}", flush=True)
+    roofline = measure_roofline(args.threads).as_data()
+    reader = MemoryReader(args.threads, size=CACHE_BYTES)
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        weights = Weights(layer, pathlib.Path(folder))
+        weights.make()
+        for form, sizes in missing.items():
+            if not sizes:
+                continue
+            print(f" {form}", flush=True)
+            contest = Contest(layer, FORMATS[form], weights, args, pool)
+            for tokens in sizes:
+                start = time.perf_counter()
+                cell = contest.measure(tokens, reader)
+                results.add(layer.name, form, tokens, {**cell, "roofline": roofline})
+                _print_cell(tokens, cell, time.perf_counter() - start)
+            contest.close()
+
+
+def _print_cell(tokens: int, cell: dict[str, Any], seconds: float) -> None:
+    ranking = sorted((figures["min_ms"], name) for name, figures in cell["contestants"].items())
+    listed = ", ".join(f"{name} {milliseconds:.3g}" for milliseconds, name in ranking)
+    print(f"  {tokens} tokens: {listed} ms (measured in {seconds:.0f} s)", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 128, 512])
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
-    parser.add_argument("--seconds", type=float, default=3.0, help="least time per row")
-    parser.add_argument("--json")
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--peers", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--threads", type=int, default=len(available_cores()))
+    parser.add_argument("--seconds", type=float, default=0.5, help="least time per contestant and cell")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("moe_layer"), help="path without suffix")
+    parser.add_argument("--scratch", help="folder for weights, up to 12 GB; default: the system's")
     args = parser.parse_args()
-    rows = [row for layer in args.layers for row in bench_layer(layer, args)]
-    print_markdown(rows)
-    if args.json:
-        write_json(args.json, rows)
+    results = Results(args.output.with_suffix(".json"))
+    pool: Pool = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that the processes are ended
+    start = time.perf_counter()
+    try:
+        for name in args.layers:
+            measure_layer(LAYERS[name], args, results, pool)
+    finally:
+        for worker in pool.values():
+            worker.close()
+        print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
+        report.write(results, args.output)
 
 
 if __name__ == "__main__":

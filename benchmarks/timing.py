@@ -1,9 +1,7 @@
-"""What the benchmarks share: interleaved timing, peak memory, and a table in markdown and JSON."""
+"""What the benchmarks share: interleaved timing and peak memory."""
 
 from __future__ import annotations
 
-import json
-import pathlib
 import resource
 import statistics
 import time
@@ -13,24 +11,46 @@ from typing import Any
 PAUSE_SECONDS = 0.02
 """Idle time before every call: threads of the previous contestant that still spin would steal cores from the next."""
 
+MOST_RUNS = 100
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], seconds: float = 2.0, least: int = 5) -> dict[str, list[float]]:
-    """Run all ``calls`` in turn, round after round, until ``seconds`` have passed and ``least`` rounds are done.
 
-    Interleaving exposes every contestant to the same noise of the machine; the first round warms up and is dropped.
-    All start from idle threads (see ``PAUSE_SECONDS``).
-    Returns seconds per call by name.
+def pause() -> None:
+    time.sleep(PAUSE_SECONDS)
+
+
+def timed(call: Callable[[], Any]) -> Callable[[], float]:
+    """The call as something that returns its seconds."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return run
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], float]],
+    seconds: float,
+    least: int = 5,
+    before: Callable[[], Any] = pause,
+) -> dict[str, list[float]]:
+    """Run ``calls``, each of which returns its own seconds, in turn, round after round; all results by name.
+
+    Interleaving exposes every contestant to the same noise of the machine. ``before`` comes before every call. Who has
+    had ``least`` runs and used up ``seconds`` drops out, so that slow contestants do not hold up the others.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
-        for name, call in calls.items():
-            time.sleep(PAUSE_SECONDS)
+    spent = dict.fromkeys(calls, 0.0)
+    waiting = list(calls)
+    while waiting:
+        for name in waiting:
             start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            before()
+            times[name].append(calls[name]())
+            spent[name] += time.perf_counter() - start
+        waiting = [name for name in waiting if len(times[name]) < least or spent[name] < seconds]
+        waiting = [name for name in waiting if len(times[name]) < MOST_RUNS]
     return times
 
 
@@ -42,15 +62,3 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def print_markdown(rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(rows[0])
-    print("| " + " | ".join(columns) + " |")
-    print("|" + " --- |" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
-
-
-def write_json(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    pathlib.Path(path).write_text(json.dumps(list(rows), indent=1) + "\n")

@@ -1,0 +1,62 @@
+"""The limits of a machine: no program computes faster than its arithmetic units or reads faster than its memory.
+
+A computation with so many operations on so many bytes from memory takes at least the longer of two times: operations /
+peak of the arithmetic it uses, and bytes / read bandwidth (Williams, Waterman, Patterson, "Roofline", 2009). That time
+divided by the time measured is the share of the roofline. Targets measure the limits; everyone who shows shares uses
+this one definition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+FLOAT32 = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """What one kind of instruction reaches: ``arithmetic`` is what it multiplies (sums are float32 or int32)."""
+
+    arithmetic: str
+    unit: str
+    operations_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """``bandwidths``: bytes per second read from memory by the kind of its pages. A multiply-add is two operations."""
+
+    threads: int
+    bandwidths: dict[str, float]
+    peaks: tuple[Peak, ...]
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second from memory at best."""
+        return max(self.bandwidths.values())
+
+    def peak(self, arithmetic: str, *, without: str = "") -> float:
+        """Most operations per second on numbers of a type. Any narrow type can also be widened to float32, so that is
+        the least. ``without``: leave out units whose name starts with this."""
+        usable = (peak for peak in self.peaks if peak.arithmetic in (arithmetic, FLOAT32))
+        return max(peak.operations_per_second for peak in usable if not (without and peak.unit.startswith(without)))
+
+    def seconds(self, operations: float, bytes_read: float, arithmetic: str, *, without: str = "") -> float:
+        """The least time of a computation."""
+        return max(operations / self.peak(arithmetic, without=without), bytes_read / self.bandwidth)
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, which :meth:`from_data` reads, in GB/s and 10**9 operations per second."""
+        peaks = [
+            {"arithmetic": peak.arithmetic, "unit": peak.unit, "gop_per_s": peak.operations_per_second / 1e9}
+            for peak in self.peaks
+        ]
+        bandwidths = {pages: value / 1e9 for pages, value in self.bandwidths.items()}
+        return {"threads": self.threads, "read_gb_per_s": bandwidths, "peaks": peaks}
+
+    @staticmethod
+    def from_data(data: dict[str, Any]) -> Roofline:
+        peaks = (Peak(one["arithmetic"], one["unit"], one["gop_per_s"] * 1e9) for one in data["peaks"])
+        bandwidths = {pages: value * 1e9 for pages, value in data["read_gb_per_s"].items()}
+        return Roofline(data["threads"], bandwidths, tuple(peaks))

@@ -1,0 +1,121 @@
+"""Nothing but multiply-adds: how fast each kind of instruction of a processor can go.
+
+The kernel runs one loop of inline assembly per thread: independent sums in registers, as many as there are, so that
+the latency of the instruction is hidden, and no memory. Assembly, because a compiler would see that the results are of
+no use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cpu.machine import Machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Registers:
+    """``count`` registers of a kind: all but the last two sum, those are the factors. ``{i}`` in ``clear`` is the
+    number of the register to be cleared: odd numbers left in it could be slow to compute with."""
+
+    name: str
+    count: int
+    clear: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One kind of multiply-add. ``{i}`` in ``text`` is the number of the register that sums; ``operations`` of one."""
+
+    arithmetic: str
+    unit: str
+    feature: str
+    registers: Registers
+    text: str
+    operations: int
+
+
+_XMM = Registers("xmm", 16, "xorps %xmm{i}, %xmm{i}")
+_YMM = Registers("ymm", 16, "vxorps %ymm{i}, %ymm{i}, %ymm{i}")
+_ZMM = Registers("zmm", 32, "vpxorq %zmm{i}, %zmm{i}, %zmm{i}")
+_TMM = Registers("tmm", 8, "tilezero %tmm{i}")
+_NEON = Registers("v", 32, "movi v{i}.2d, #0")
+
+_X86 = (
+    Instruction("float32", "SSE", "", _XMM, "mulps %xmm15, %xmm{i}", 4),
+    Instruction("float32", "AVX2", "fma", _YMM, "vfmadd231ps %ymm14, %ymm15, %ymm{i}", 16),
+    Instruction("float32", "AVX-512", "avx512f", _ZMM, "vfmadd231ps %zmm30, %zmm31, %zmm{i}", 32),
+    Instruction("bfloat16", "AVX-512", "avx512bf16", _ZMM, "vdpbf16ps %zmm30, %zmm31, %zmm{i}", 64),
+    Instruction("bfloat16", "AMX", "amx-bf16", _TMM, "tdpbf16ps %tmm7, %tmm6, %tmm{i}", 16384),
+    Instruction("int8", "AVX2", "avxvnni", _YMM, "{{vex}} vpdpbusd %ymm14, %ymm15, %ymm{i}", 64),
+    Instruction("int8", "AVX-512", "avx512vnni", _ZMM, "vpdpbusd %zmm30, %zmm31, %zmm{i}", 128),
+    Instruction("int8", "AMX", "amx-int8", _TMM, "tdpbssd %tmm7, %tmm6, %tmm{i}", 32768),
+)
+_AARCH64 = (
+    Instruction("float32", "NEON", "", _NEON, "fmla v{i}.4s, v30.4s, v31.4s", 8),
+    Instruction("bfloat16", "NEON", "bf16", _NEON, "bfmmla v{i}.4s, v30.8h, v31.8h", 32),
+    Instruction("int8", "NEON dot", "dotprod", _NEON, "sdot v{i}.4s, v30.16b, v31.16b", 32),
+    Instruction("int8", "NEON matrix", "i8mm", _NEON, "smmla v{i}.4s, v30.16b, v31.16b", 64),
+)
+_X86_AGAIN = ("decq $0", "jne 1b")
+_AARCH64_AGAIN = ("subs $0, $0, #1", "b.ne 1b")
+
+_FUNCTION = "peak_loop"
+_LLVM = """
+@tiles = private constant [64 x i8] c"{tiles}"
+define i32 @{function}(i64 %count) {{
+  %rest = call i64 asm sideeffect "{text}", "=r,0,r,{clobbers}"(i64 %count, ptr @tiles)
+  ret i32 0
+}}
+"""
+_TILES = bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
+"""Configuration of the AMX unit, palette 1: eight tiles of 64 bytes (16-bit numbers) by 16 rows (8-bit numbers)."""
+
+
+def instructions(machine: Machine) -> list[Instruction]:
+    """Those that the machine has."""
+    table = _AARCH64 if _is_aarch64(machine) else _X86
+    return [one for one in table if not one.feature or one.feature in machine.features]
+
+
+def operations_per_round(instruction: Instruction) -> int:
+    """Operations of one round of :func:`peak` in one thread."""
+    return instruction.operations * (instruction.registers.count - 2)
+
+
+def peak(instruction: Instruction, machine: Machine) -> tirx.PrimFunc:
+    """The kernel ``(rounds, threads)``, rounds at least 1: every thread runs the instruction in that many rounds, once
+    per register that sums."""
+    llvm = _llvm(instruction, machine)
+
+    @T.prim_func(s_tir=True)
+    def kernel(rounds: T.int64, threads: T.int64):
+        T.attr(0, "pragma_import_llvm", llvm)
+        for _ in T.parallel(threads):
+            T.evaluate(T.call_extern("int32", _FUNCTION, rounds))
+
+    return kernel
+
+
+def _llvm(instruction: Instruction, machine: Machine) -> str:
+    registers = instruction.registers
+    numbers = range(registers.count)
+    tiled = registers is _TMM
+    lines = [
+        *(["ldtilecfg ($2)"] if tiled else []),
+        *(registers.clear.format(i=number) for number in numbers),
+        "1:",
+        *(instruction.text.format(i=number) for number in numbers[:-2]),
+        *(_AARCH64_AGAIN if _is_aarch64(machine) else _X86_AGAIN),
+        *(["tilerelease"] if tiled else []),
+    ]
+    clobbers = [f"~{{{registers.name}{number}}}" for number in numbers]
+    clobbers.append("~{cc}" if _is_aarch64(machine) else "~{flags}")
+    tiles = "".join(f"\\{byte:02x}" for byte in _TILES)
+    return _LLVM.format(tiles=tiles, function=_FUNCTION, text="\\0A".join(lines), clobbers=",".join(clobbers))
+
+
+def _is_aarch64(machine: Machine) -> bool:
+    return machine.triple.startswith("aarch64")

@@ -1,0 +1,105 @@
+"""Measures the limits of this machine: the peak of every kind of multiply-add it has, and the bandwidth of memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from moec.roofline import Peak, Roofline
+from moec.runtime.library import use_threads
+from moec.runtime.machine import check_threads
+from moec.runtime.tensors import to_runtime
+from moec.targets.cpu.kernels.peak import Instruction, instructions, operations_per_round, peak
+from moec.targets.cpu.kernels.read_memory import ROW, read_memory
+from moec.targets.cpu.machine import Machine
+
+_REPETITIONS = 3
+_SECONDS = 0.015
+"""Least time of one measurement of a peak."""
+
+MEMORY_BYTES = 1 << 29
+"""What a measurement of bandwidth reads: more than any cache holds."""
+
+_PERMIT_AMX, _AMX_TILES, _ARCH_PRCTL = 0x1023, 18, 158  # Linux on x86-64: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
+
+
+def measure_roofline(threads: int | None = None) -> Roofline:
+    """Takes about a second. ``threads``: None means all available cores."""
+    threads = check_threads(threads)
+    machine = Machine.host()
+    bandwidths = {kind: _best_bandwidth(kind, threads) for kind in page_kinds()}
+    usable = [one for one in instructions(machine) if not one.feature.startswith("amx") or permit_amx()]
+    return Roofline(threads, bandwidths, tuple(_measure_peak(one, machine, threads) for one in usable))
+
+
+def permit_amx() -> bool:
+    """Ask Linux for the use of AMX in this process; whether it is granted."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _PERMIT_AMX, _AMX_TILES) == 0
+
+
+def page_kinds() -> list[str]:
+    """The kinds of pages that this system lets a program choose."""
+    return ["4K pages", "huge pages"] if hasattr(mmap, "MADV_HUGEPAGE") else ["pages"]
+
+
+class MemoryReader:
+    """A large buffer and a kernel that reads it with all threads. Reading it also empties the caches of all else."""
+
+    def __init__(self, threads: int | None = None, pages: str = "huge pages", size: int = MEMORY_BYTES) -> None:
+        self._threads = check_threads(threads)
+        self._memory = mmap.mmap(-1, size)
+        if pages in ("4K pages", "huge pages"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE if pages == "huge pages" else mmap.MADV_NOHUGEPAGE)
+        data = np.frombuffer(self._memory, np.int32)
+        rows = data.size // ROW // self._threads
+        data.fill(1)  # a page exists only after it was written to
+        shaped = data[: self._threads * rows * ROW].reshape(self._threads, rows, ROW)
+        self._bytes = shaped.nbytes
+        self._arrays = [shaped, np.zeros((self._threads, ROW), np.int32)]
+        self._arguments = [to_runtime(array) for array in self._arrays]
+        self._kernel = _build(read_memory(), Machine.host())
+
+    def read(self) -> float:
+        """Read everything once; bytes per second."""
+        use_threads(self._threads)
+        start = time.perf_counter()
+        self._kernel(*self._arguments)
+        return self._bytes / (time.perf_counter() - start)
+
+
+def _best_bandwidth(pages: str, threads: int) -> float:
+    reader = MemoryReader(threads, pages)
+    return max(reader.read() for _ in range(_REPETITIONS))
+
+
+def _measure_peak(instruction: Instruction, machine: Machine, threads: int) -> Peak:
+    kernel = _build(peak(instruction, machine), machine)
+    use_threads(threads)
+    rounds = 1000
+    while _seconds(kernel, rounds, threads) < _SECONDS:
+        rounds *= 2
+    seconds = min(_seconds(kernel, rounds, threads) for _ in range(_REPETITIONS))
+    operations = operations_per_round(instruction) * rounds * threads
+    return Peak(instruction.arithmetic, instruction.unit, operations / seconds)
+
+
+def _seconds(kernel: Callable[..., Any], rounds: int, threads: int) -> float:
+    start = time.perf_counter()
+    kernel(rounds, threads)
+    return time.perf_counter() - start
+
+
+def _build(function: Any, machine: Machine) -> Callable[..., Any]:
+    import tvm
+
+    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
+    return tvm.tirx.build(module, target=tvm.target.Target(machine.llvm))["kernel"]

@@ -211,11 +211,12 @@ def opt(
 
 
 @app.command()
-def pipeline(level: OptimisationLevel = None) -> None:
-    """Print the pipeline that a level stands for; --passes takes such a text."""
+def pipeline(level: OptimisationLevel = None, experts: Experts = None, linears: Linears = None) -> None:
+    """Print the pipeline that a level and formats stand for; --passes takes such a text."""
     from moec.passes import pipeline as pipelines
+    from moec.passes.shorthand import with_formats
 
-    print(pipelines.LEVELS[_pipeline(level, None)])
+    print(with_formats(pipelines.LEVELS[_pipeline(level, None)], experts, linears))
 
 
 @app.command()
@@ -266,7 +267,7 @@ def _report_compilation(path: Path, verbose: bool) -> None:
     manifest = open_artifact(path, check_weights=False).manifest
     _print_remarks(remark for remark in manifest.remarks if verbose or remark["severity"] == "warning")
     if manifest.losses:
-        _print(None, False, [tables.losses_table(manifest.losses)])
+        _print(manifest.losses, False, [tables.losses_table(manifest.losses)])
     print(tables.summary(manifest.moe_blocks, manifest.kernels, str(path)))
 
 

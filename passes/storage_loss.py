@@ -19,8 +19,8 @@ Array = np.ndarray[Any, Any]
 
 SAMPLED_EXPERTS = 16
 """How many experts of a layer are compared, evenly spaced: reading all weights of a large model takes minutes."""
-_ROWS = 4
-"""Rows of generated input for each of them."""
+_ROWS = 64
+"""Rows of generated input for all of them together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +97,11 @@ def _output(layer: Layer, experts: Sequence[int]) -> Array:
     stacks = {name: _Decoded(runs) for name, runs in layer.weights.items()}
     name, stack = next(iter(stacks.items()))
     width = stack.shape[input_axis(layer.node, name)]
-    rows = np.random.default_rng(0).normal(size=(len(experts) * _ROWS, width)).astype(np.float32)
+    per_expert = -(-_ROWS // len(experts))
+    rows = np.random.default_rng(0).normal(size=(len(experts) * per_expert, width)).astype(np.float32)
     if isinstance(layer.spec, LinearSpec):
         return semantics.linear(layer.spec, rows, stack[0], layer.biases.get("bias"))
-    ids = np.repeat(np.array(experts, np.int32), _ROWS)[:, None]
+    ids = np.repeat(np.array(experts, np.int32), per_expert)[:, None]
     if isinstance(layer.spec, ExpertsSpec):
         weights = np.ones(ids.shape, np.float32)
         return semantics.experts(layer.spec, rows, weights, ids, **stacks, **layer.biases)

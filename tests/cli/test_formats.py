@@ -1,0 +1,67 @@
+"""Formats of weights on the command line: what compile, inspect and verify make of --experts and --linears."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from .test_cli import assert_refused, moec
+
+E, D, F = 4, 128, 128
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """x [n,D] → a dense product → an MoE layer of relu experts."""
+    generator = np.random.default_rng(0)
+    shapes = {"dense": (D, D), "router": (D, E), "up": (E, F, D), "down": (E, D, F)}
+    arrays = {name: generator.normal(size=shape).astype(np.float32) / 11 for name, shape in shapes.items()}
+    attributes = {"activation_type": "relu", "k": 2, "normalize_routing_weights": 1}
+    nodes = [
+        helper.make_node("MatMul", ["x", "dense"], ["h"]),
+        helper.make_node("MatMul", ["h", "router"], ["logits"]),
+        helper.make_node("MoE", ["h", "logits", "up", "", "down"], ["y"], domain="com.microsoft", **attributes),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", D])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", D])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    path = tmp_path_factory.mktemp("formats") / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), path)
+    return path
+
+
+def test_experts_in_fewer_bits(model, tmp_path):
+    art = tmp_path / "model.moec"
+    done = moec("compile", model, "-o", art, "--experts", "int4/32")
+    assert done.returncode == 0, done.stderr
+    assert "Rounded weights" in done.stdout and "up int4/32, down int4/32" in done.stdout
+    (loss,) = json.loads(moec("inspect", art, "--json").stdout)["losses"]
+    assert loss["formats"] == {"up": ["int4/32"], "down": ["int4/32"]} and loss["arithmetic"] == "int8"
+    assert 0.05 < loss["weight_error"] < loss["output_error"] < 0.3
+    assert "Rounded weights" in moec("inspect", art).stdout
+    compared = moec("verify", model, art, "--json")
+    assert compared.returncode == 0, compared.stdout
+    data = json.loads(compared.stdout)
+    assert data["by_norm"] and data["tolerance"] == 0.5
+    assert all(0.01 < one["norm"] < 0.4 for case in data["cases"] for one in case["differences"])
+    assert "norm within 0.5" in moec("verify", model, art).stdout
+
+
+def test_pipeline_shows_the_passes_behind_formats():
+    text = moec("pipeline", "-O1", "--experts", "bf16", "--linears", "int8/64").stdout.strip()
+    assert text.endswith("cast-weights{dtype=bf16},quantize-linears{format=int8,group=64}")
+
+
+def test_formats_that_do_not_exist(model, tmp_path):
+    art = tmp_path / "model.moec"
+    assert_refused(moec("compile", model, "-o", art, "--experts", "int3"), "experts: no format 'int3'", "mxfp4")
+    assert_refused(moec("compile", model, "-o", art, "--linears", "mxfp4/64"), "mxfp4 has groups of 32", "group=64")

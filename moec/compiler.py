@@ -119,11 +119,7 @@ def write(
     blocks = moe_blocks(graph)
     program = chosen_target.compile(graph)
     announce("writing the artifact")
-    provenance = {
-        "source": _describe_source(model),
-        "passes": pipeline.print_pipeline(pipeline_passes),
-        "tools": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}},
-    }
+    provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
     remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
     context = Context(moec.__version__, threads, blocks, limits, stages, remarks, losses, provenance)
     write_artifact(path, program, context)
@@ -214,6 +210,11 @@ def _is_torch_module(model: Any) -> bool:
     """Whether it is a torch.nn.Module, without importing torch: if it is one, torch is imported already."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def _provenance(model: Any, passes: str) -> dict[str, Any]:
+    tools = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}}
+    return {"source": _describe_source(model), "passes": passes, "tools": tools}
 
 
 def _describe_source(model: Any) -> dict[str, Any]:

@@ -174,28 +174,25 @@ def _sink(write: Writer, dtype: ir.DataType) -> ir.Value | None:
 def _mask(write: Writer, keys: ir.Value, step: _Step, sink: ir.Value | None) -> ir.Value | None:
     """Which keys a window lets a query see, bool [B,1,S,L]; with sinks what to add to the scores, [B|1,H,S|1,1+L]."""
     window = write.attribute("local_window_size", -1)
-    if window <= 0 and sink is None:
-        return None
-    length = write.add("Squeeze", _size(write, keys, 2), write.numbers(0))
+    length = _size(write, keys, 2)
+    if window <= 0:
+        return None if sink is None else _sink_mask(write, sink, length)
     first, one = (write.constant(np.array(number), "number") for number in (0 if sink is None else -1, 1))
-    columns = write.add("Range", first, length, one, label="keys")
-    if window <= 0 and sink is not None:
-        return _sink_mask(write, sink, columns)
+    columns = write.add("Range", first, write.add("Squeeze", length, write.numbers(0)), one, label="keys")
     before = write.add("Sub", step.positions, write.numbers(window), label="before_window")
     inside = write.add("Greater", columns, write.add("Unsqueeze", before, write.numbers(1, 3)), label="inside")
     if sink is None:
         return inside
     inside = write.add("Or", inside, write.add("Less", columns, write.numbers(0)), label="inside")
     hidden = write.add("CastLike", write.constant(np.array(-np.inf, np.float32), "hidden"), sink)
-    return write.add("Where", inside, _sink_mask(write, sink, columns), hidden, label="mask")
+    return write.add("Where", inside, _sink_mask(write, sink, length), hidden, label="mask")
 
 
-def _sink_mask(write: Writer, sink: ir.Value, columns: ir.Value) -> ir.Value:
-    """[1,H,1,1+L]: the sinks in column -1, zeros in the others."""
-    is_sink = write.add("Less", columns, write.numbers(0), label="is_sink")
-    zero = write.add("CastLike", write.constant(np.array(0, np.float32), "zero"), sink)
+def _sink_mask(write: Writer, sink: ir.Value, length: ir.Value) -> ir.Value:
+    """[1,H,1,1+L]: the sinks, then zeros."""
     column = write.add("Unsqueeze", sink, write.numbers(0, 2, 3))
-    return write.add("Where", is_sink, column, zero, label="sinks")
+    pads = write.add("Concat", write.numbers(0), length, axis=0, label="pads")
+    return write.add("Pad", column, pads, None, write.numbers(3), label="sinks")
 
 
 def _size(write: Writer, value: ir.Value, axis: int) -> ir.Value:

@@ -41,7 +41,10 @@ def _work(loop: tirx.For) -> Any:
         variables.add(nested.loop_var)
         inner.append(nested.extent)
 
-    tvm_ffi.structural_walk(loop.body, [(tirx.For, visit)])
+    def name(subexpression: tirx.Bind) -> None:
+        variables.add(subexpression.var)
+
+    tvm_ffi.structural_walk(loop.body, [(tirx.For, visit), (tirx.Bind, name)])
     work = loop.extent
     for extent in inner:
         if not variables.intersection(tirx.analysis.undefined_vars(extent)):

@@ -25,3 +25,11 @@ def test_a_dynamic_kernel_chooses_when_it_runs(program_of, runner_of):
 def test_a_static_kernel_is_decided_when_it_is_compiled(program_of, rows, parallel):
     (kernel,) = program_of(TEXT.replace("T,", f"{rows},")).kernels
     assert (LAUNCH in kernel.sources["llvm"]) is parallel
+
+
+def test_the_choice_uses_no_subexpression_that_is_named_inside_the_loop(program_of, runner_of):
+    """Here the inner loop's extent, T + 1, is such a subexpression."""
+    constants = "float[3,1] s = {1, 2, 3}, int64[1] zero = {0}, int64[1] one = {1}"
+    body = 'n = Shape (x) p = Concat <axis = 0> (zero, n) y = Pad (s, p, "", one)'
+    run = runner_of(program_of(f"agraph (float[T] x) => (float[3,N] y) <{constants}> {{ {body} }}"))
+    np.testing.assert_array_equal(run({"x": np.ones(2, np.float32)})["y"], [[1, 0, 0], [2, 0, 0], [3, 0, 0]])

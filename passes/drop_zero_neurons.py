@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir import dialect
+from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.ir.semantics import activated
 from moec.passes.base import Exactness, Report
@@ -83,7 +84,10 @@ def _units_of(node: ir.Node) -> HiddenUnits | str:
 
 def _drop(graph: ir.Graph, units: HiddenUnits) -> str | None:
     """Drop what contributes nothing; what was done, or None."""
-    kept = [_contributing(units, expert) for expert in range(units.experts)]
+    kept = []
+    for expert in range(units.experts):
+        kept.append(_contributing(units, expert))
+        release_pages()
     counts, before = [len(one) for one in kept], sum(units.sizes)
     width = max(1, *counts)
     if sum(counts) == before and width == units.count:

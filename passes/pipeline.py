@@ -25,7 +25,10 @@ _START = f"infer-shapes,decompose-contrib,{CLEAN_UP},check-export"
 LEVELS = {
     "O0": _START,
     "O1": f"{_START},raise-moe,{CLEAN_UP}",
-    "O2": (f"{_START},raise-moe,canonicalize-router,fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}"),
+    "O2": (
+        f"{_START},raise-moe,canonicalize-router,fuse-route-dispatch,drop-zero-neurons,"
+        f"fuse-normalization,fuse-attention,{CLEAN_UP}"
+    ),
 }
 LEVELS["O3"] = LEVELS["O2"]
 DESCRIPTIONS = {
@@ -34,7 +37,10 @@ DESCRIPTIONS = {
         "nodes), and a look for wrong exports"
     ),
     "O1": "O0, and MoE blocks become one operator each",
-    "O2": "O1, and routing is fused with dispatch, normalisation and attention become one operator each (the default)",
+    "O2": (
+        "O1, and routing is fused with dispatch, experts lose hidden units that contribute nothing, normalisation and "
+        "attention become one operator each (the default)"
+    ),
     "O3": "the same as O2: no further pass exists yet",
 }
 

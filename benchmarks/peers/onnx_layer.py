@@ -36,7 +36,7 @@ def fused_distinct(weights: Weights, name: str) -> np.ndarray:
 def save(
     path: pathlib.Path, layer: Layer, operator: str, initializers: dict[str, np.ndarray], attributes: dict[str, int]
 ) -> None:
-    """``initializers``: ``fc1``, ``fc2`` and, for QMoE, ``fc1_scales`` and ``fc2_scales``."""
+    """``initializers``: ``fc1`` and ``fc2``, for QMoE their scales (``fc1_scales``), for MoE maybe ``fc1_bias``."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -46,7 +46,8 @@ def save(
         else {"activation_type": "relu"}
     )
     quantized = operator == "QMoE"
-    weights = ["fc1", "fc1_scales", "", "fc2", "fc2_scales"] if quantized else ["fc1", "", "fc2"]
+    bias = "fc1_bias" if "fc1_bias" in initializers else ""
+    weights = ["fc1", "fc1_scales", "", "fc2", "fc2_scales"] if quantized else ["fc1", bias, "fc2"]
     node = helper.make_node(
         operator, ["x", "logits", *weights], ["y"], "moe", domain="com.microsoft", k=layer.chosen,
         normalize_routing_weights=1, **activation, **attributes,

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec import targets
 from moec.errors import MoecError
+from moec.kernel_work import Work, work_of
 
 if TYPE_CHECKING:
+    from moec.roofline import Roofline
+    from moec.runtime.executor import Argument
     from moec.runtime.model import CompiledModel
 
 RIVALS = ("onnxruntime",)
@@ -32,9 +36,9 @@ def bench(
     model_path: str | os.PathLike[str] | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Plain data: where the weights lie, and for each case its sizes, the minimum and median milliseconds of each
-    contestant, and the median milliseconds of each kernel. Contestants alternate, so that a machine that slows down
-    slows both.
+    """Plain data: where the weights lie, the machine's roofline, measured now, and for each case its sizes, the minimum
+    and median milliseconds of each contestant, and the median milliseconds, rates and share of the roofline of each
+    kernel. Contestants alternate, so that a machine that slows down slows both.
 
     Without ``inputs`` the cases are random inputs with 1, 16 and 128 for the dynamic sizes (1 for the first of several:
     the batch). Raises MoecError for an unknown contestant or when it lacks ``model_path``.
@@ -43,11 +47,12 @@ def bench(
     if against is not None:
         contestants[against] = _rival(against, model_path, compiled.threads)
     cases = [dict(inputs)] if inputs is not None else _default_cases(compiled)
-    weights = dataclasses.asdict(compiled.placement)
+    roofline = targets.get(compiled.target).measure_roofline(compiled.threads)
     return {
         "threads": compiled.threads,
-        "weights": weights,
-        "cases": [_bench_case(compiled, contestants, case) for case in cases],
+        "weights": dataclasses.asdict(compiled.placement),
+        "roofline": roofline.as_data(),
+        "cases": [_bench_case(compiled, contestants, case, roofline) for case in cases],
     }
 
 
@@ -75,6 +80,7 @@ def _bench_case(
     compiled: CompiledModel,
     contestants: Mapping[str, Callable[[Mapping[str, np.ndarray]], Any]],
     inputs: Mapping[str, np.ndarray],
+    roofline: Roofline,
 ) -> dict[str, Any]:
     for _ in range(_WARM_UP):
         for run in contestants.values():
@@ -95,23 +101,58 @@ def _bench_case(
             name: {"min": min(times) * 1e3, "median": statistics.median(times) * 1e3, "runs": len(times)}
             for name, times in seconds.items()
         },
-        "kernels": _kernel_times(compiled, inputs),
+        "kernels": _kernel_rows(compiled, inputs, roofline),
     }
 
 
-def _kernel_times(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Per kernel: calls in one run and the median over runs of its total milliseconds, slowest first."""
+def _kernel_rows(compiled: CompiledModel, inputs: Mapping[str, np.ndarray], roofline: Roofline) -> list[dict[str, Any]]:
+    """Per kernel: calls in one run, the median over runs of its total milliseconds, 10**9 operations and bytes per
+    second, and share of the roofline; slowest first. A share above 1: data came from caches, not from memory."""
+    times = _kernel_times(compiled, inputs)
+    rows = []
+    for name, work in _kernel_work(compiled, inputs).items():
+        operations, moved, arithmetic = dataclasses.astuple(work)
+        calls, seconds = times[name]
+        least = roofline.seconds(operations or 0, moved, arithmetic)
+        rows.append(
+            {
+                "name": name,
+                "calls": calls,
+                "milliseconds": seconds * 1e3,
+                "gop_per_s": None if operations is None else operations / seconds / 1e9,
+                "gb_per_s": moved / seconds / 1e9,
+                "share_of_roofline": least / seconds,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["milliseconds"])
+
+
+def _kernel_times(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, float]]:
+    """Calls in one run, and the median over runs of the seconds of all of them together."""
     totals: dict[str, list[float]] = collections.defaultdict(list)
     calls: collections.Counter[str] = collections.Counter()
     for _ in range(_PROFILED_RUNS):
-        run: collections.Counter[str] = collections.Counter()
+        run: collections.defaultdict[str, float] = collections.defaultdict(float)
         calls.clear()
         for name, seconds in compiled.time_kernels(inputs):
-            run[name] += seconds  # type: ignore[assignment]
+            run[name] += seconds
             calls[name] += 1
         for name, total in run.items():
-            totals[name].append(total * 1e3)
-    rows = [
-        {"name": name, "calls": calls[name], "milliseconds": statistics.median(times)} for name, times in totals.items()
-    ]
-    return sorted(rows, key=lambda row: -row["milliseconds"])
+            totals[name].append(total)
+    return {name: (calls[name], statistics.median(times)) for name, times in totals.items()}
+
+
+def _kernel_work(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> dict[str, Work]:
+    """Of all calls of one run together."""
+    work: dict[str, Work] = {}
+
+    def watch(name: str, arguments: list[Argument]) -> None:
+        if name not in compiled.kernels:  # computes sizes
+            return
+        kernel = compiled.kernels[name]
+        chosen = next(candidate["kernel"] for candidate in kernel.candidates if candidate["chosen"])
+        call = work_of(chosen, kernel.attributes, arguments)
+        work[name] = work[name] + call if name in work else call
+
+    compiled.watch_kernels(inputs, watch)
+    return work

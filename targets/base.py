@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.mapped_files import release_pages
+from moec.roofline import Roofline
 from moec.runtime.dtypes import dtype_of
 from moec.runtime.manifest import TensorSpec
 
@@ -115,4 +116,8 @@ class Target(Protocol):
 
     def compile(self, model: ir.Model) -> Program:
         """Generate the program. Raises UnsupportedError naming node, operator and opset."""
+        ...
+
+    def measure_roofline(self, threads: int) -> Roofline:
+        """The limits of the machine at hand, whatever variant the target's name asks for."""
         ...

@@ -13,6 +13,8 @@ from rich.text import Text
 from moec.inspect import experts
 from moec.runtime.manifest import GENERIC
 
+_KERNELS_SHOWN = 10
+
 
 def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     """Everything ``moec inspect`` shows: target, inputs and outputs, MoE blocks, kernels, weights, passes, remarks."""
@@ -81,9 +83,11 @@ def verification_table(verification: dict[str, Any]) -> Table:
     rows += [
         (_sizes(case["inputs"]), "", "", "", "", "", "NOT RUN") for case in verification["cases"] if case["failure"]
     ]
-    within = f"{'norm ' if verification['by_norm'] else ''}within {verification['tolerance']:g}"
-    headings = ("inputs", "output", "shape", "largest abs", "largest rel", "norm", within)
-    return _table("Compared with onnxruntime", headings, rows)
+    title, norm = "Compared with onnxruntime", "norm"
+    if verification["rounded"]:
+        title, norm = "Compared with the rounded model in the reference interpreter", "norm, from the original"
+    within = f"within {verification['tolerance']:g}"
+    return _table(title, ("inputs", "output", "shape", "largest abs", "largest rel", norm, within), rows)
 
 
 def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:
@@ -96,9 +100,23 @@ def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:
     yield _table(
         f"Milliseconds, {result['threads']} threads, weights {weights}", ("inputs", "", "min", "median", "runs"), rows
     )
+    yield _roofline_table(result["roofline"])
+    headings = ("kernel", "calls", "milliseconds", "10^9 op/s", "GB/s", "share of roofline")
     for case in result["cases"]:
-        kernels = [(row["name"], str(row["calls"]), f"{row['milliseconds']:.3f}") for row in case["kernels"][:10]]
-        yield _table(f"Slowest kernels, {_sizes(case['inputs'])}", ("kernel", "calls", "milliseconds"), kernels)
+        slowest = [_kernel_cells(row) for row in case["kernels"][:_KERNELS_SHOWN]]
+        yield _table(f"Slowest kernels, {_sizes(case['inputs'])}", headings, slowest)
+
+
+def _roofline_table(roofline: dict[str, Any]) -> RenderableType:
+    rows = [("memory read", pages, f"{value:.1f} GB/s") for pages, value in roofline["read_gb_per_s"].items()]
+    rows += [(one["arithmetic"], one["unit"], f"{one['gop_per_s']:.0f} * 10^9 op/s") for one in roofline["peaks"]]
+    return _table("This machine at best (the roofline)", ("", "", "measured"), rows)
+
+
+def _kernel_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    operations = "-" if row["gop_per_s"] is None else f"{row['gop_per_s']:.1f}"
+    rates = operations, f"{row['gb_per_s']:.1f}", f"{row['share_of_roofline']:.0%}"
+    return row["name"], str(row["calls"]), f"{row['milliseconds']:.3f}", *rates
 
 
 def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:

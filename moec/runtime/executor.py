@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,17 @@ from moec.runtime.tensors import from_runtime, to_runtime
 
 _CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR = 1, 0, 2
 _NO_INSTRUMENT_ACTION = 0
+_BUILTIN = "vm.builtin."
 _SIZE_CHECKS = ("Mismatched ", "View with shape", "match_cast", "mismatch to ")
 """What the runtime says, in a ValueError, where a size is not what the program expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument of a kernel's call, whose memory may be gone after it. ``constant``: it is one of the weights."""
+
+    array: np.ndarray
+    constant: bool
 
 
 class Executor:
@@ -70,10 +80,28 @@ class Executor:
             nonlocal start
             if before:
                 start = time.perf_counter()
-            elif not symbol.startswith("vm.builtin."):
+            elif not symbol.startswith(_BUILTIN):
                 calls.append((symbol, time.perf_counter() - start))
             return _NO_INSTRUMENT_ACTION
 
+        self._run_instrumented(values, instrument)
+        return calls
+
+    def watch_kernels(self, values: Mapping[str, Any], watch: Callable[[str, list[Argument]], None]) -> None:
+        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel."""
+
+        def instrument(_function: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
+            if not before and not symbol.startswith(_BUILTIN):
+                tensors = [argument for argument in arguments if hasattr(argument, "data_ptr")]
+                watch(symbol, [self._argument(tensor) for tensor in tensors])
+            return _NO_INSTRUMENT_ACTION
+
+        self._run_instrumented(values, instrument)
+
+    def _argument(self, tensor: Any) -> Argument:
+        return Argument(from_runtime(tensor), tensor.data_ptr() in self._weight_addresses)
+
+    def _run_instrumented(self, values: Mapping[str, Any], instrument: Callable[..., int]) -> None:
         arrays = check_inputs(self.inputs, values)
         set_instrument = self._machine.get_function("set_instrument")
         with self._lock:
@@ -83,7 +111,6 @@ class Executor:
                 self._call(arrays)
             finally:
                 set_instrument(None)
-        return calls
 
     def _call(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         tensors = [to_runtime(array) for array in arrays]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from moec.errors import InputError, MoecError
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
-from moec.runtime.executor import Executor
+from moec.runtime.executor import Argument, Executor
 from moec.runtime.manifest import TensorSpec
 from moec.runtime.pages import Pages
 from moec.runtime.writer import copy_artifact
@@ -106,6 +106,15 @@ class CompiledModel:
     def time_kernels(self, inputs: Mapping[str, Any]) -> list[tuple[str, float]]:
         """Run once and return the (name, seconds) of every kernel call in order."""
         return self._executor.time_kernels(inputs)
+
+    def watch_kernels(self, inputs: Mapping[str, Any], watch: Callable[[str, list[Argument]], None]) -> None:
+        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel."""
+        self._executor.watch_kernels(inputs, watch)
+
+    @property
+    def target(self) -> str:
+        """What it was compiled for, such as ``cpu`` or ``cpu:avx2``."""
+        return self._artifact.manifest.target
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artifact to a folder, or to one zip when the path ends in ``.zip``. Raises ArtifactError."""

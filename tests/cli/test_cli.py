@@ -169,6 +169,8 @@ def test_bench_times_both(folder):
     assert set(case["milliseconds"]) == {"moec", "onnxruntime"}
     assert all(0 < times["min"] <= times["median"] for times in case["milliseconds"].values())
     assert case["kernels"]
+    assert all(row["gb_per_s"] > 0 and row["share_of_roofline"] > 0 for row in case["kernels"])
+    assert json.loads(done.stdout)["roofline"]["peaks"]
 
 
 def test_doctor_knows_the_machine():

@@ -163,6 +163,18 @@ def test_kernel_times_name_the_kernels(model, inputs):
     np.testing.assert_array_equal(model.run(inputs)["y"], expected_y(inputs))
 
 
+def test_kernels_are_watched_with_their_arguments(model, inputs):
+    calls = []
+
+    def watch(name, arguments):
+        calls.append((name, [argument.constant for argument in arguments], arguments[-1].array.copy()))
+
+    model.watch_kernels(inputs, watch)
+    (constants, result) = next((constants, result) for _, constants, result in calls if len(constants) == 4)
+    assert constants == [False, True, False, False]
+    np.testing.assert_array_equal(result, expected_y(inputs))
+
+
 def test_loading_imports_nothing_heavy(pristine_artifact):
     program = (
         "import sys, moec; model = moec.load(sys.argv[1]); "

@@ -1,0 +1,93 @@
+"""Operations and bytes of kernels' calls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moec.kernel_work import Work, work_of
+from moec.runtime.executor import Argument
+
+
+def given(*shapes, dtype=np.float32):
+    return [Argument(np.zeros(shape, dtype), constant=False) for shape in shapes]
+
+
+def test_gemm_counts_its_rows_and_all_it_touches():
+    weight = Argument(np.zeros(100, np.int8), constant=True)
+    arguments = [*given((8, 64)), weight, *given((5, 32))]  # rows, weight, result
+    attributes = {"inner": 60, "width": 32, "arithmetic": "int8"}
+    moved = 8 * 64 * 4 + 100 + 5 * 32 * 4
+    assert work_of("gemm", attributes, arguments) == Work(2 * 5 * 60 * 32, moved, "int8")
+
+
+def grouped(rows_out="sorted by expert", sizes=()):
+    return {
+        "inner": 64, "width": 32, "gated": True, "format_of": [0, 1, 0], "weight_bits": [8.0, 4.0],
+        "hidden_sizes": list(sizes), "arithmetic": "int8", "rows_out": rows_out,
+    }  # fmt: skip
+
+
+def grouped_arguments(*blocks):
+    """Rows, blocks with room for more, their number, and a weight that is not read as a whole."""
+    table = np.full((len(blocks) + 2, 3), 99, np.int32)
+    table[: len(blocks)] = np.reshape(blocks, (-1, 3))
+    count = np.array([len(blocks)], np.int32)
+    arrays = [np.zeros((6, 64), np.int8), table, count]
+    weight = Argument(np.zeros(10**6, np.int8), constant=True)
+    return [*(Argument(array, constant=False) for array in arrays), weight], sum(array.nbytes for array in arrays)
+
+
+def test_grouped_gemm_counts_experts_with_rows_in_their_formats():
+    arguments, other_bytes = grouped_arguments((0, 0, 2), (1, 2, 3), (1, 5, 1))
+    work = work_of("grouped_gemm_gated", grouped(), arguments)
+    weights = 2 * 64 * 32
+    assert work == Work(2 * 6 * weights, other_bytes + weights + weights // 2, "int8")
+
+
+def test_grouped_gemm_without_rows():
+    arguments, other_bytes = grouped_arguments()
+    assert work_of("grouped_gemm", grouped(), arguments) == Work(0, other_bytes, "int8")
+
+
+@pytest.mark.parametrize(
+    ("rows_out", "weights"),
+    [("sorted by expert", 2 * 64 * 8), ("in the order of the pairs", 2 * 8 * 32)],
+)
+def test_experts_of_other_sizes(rows_out, weights):
+    arguments, _ = grouped_arguments((2, 0, 6))
+    assert work_of("grouped_gemm", grouped(rows_out, (32, 16, 8)), arguments).operations == 2 * 6 * weights
+
+
+def test_batched_matmul():
+    assert work_of("batched_matmul", {}, given((2, 3, 5), (2, 5, 7), (2, 3, 7))).operations == 2 * 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize(
+    ("causal", "pairs"),
+    [("", 3 * 10), ("last", 8 + 9 + 10), ("first", 1 + 2 + 3)],
+)
+def test_attention_counts_the_keys_a_query_sees(causal, pairs):
+    arguments = given((2, 4, 3, 16), (2, 2, 10, 16), (2, 2, 10, 8), (2, 4, 3, 8))
+    work = work_of("attention", {"causal": causal, "has_lengths": False}, arguments)
+    assert work.operations == 2 * 2 * 4 * pairs * (16 + 8)
+    assert work.bytes_moved == sum(argument.array.nbytes for argument in arguments)
+
+
+def test_attention_counts_the_keys_in_use():
+    operands = given((2, 4, 1, 16), (2, 2, 10, 16), (2, 2, 10, 16))
+    lengths = Argument(np.array([4, 6], np.int32), constant=False)
+    arguments = [*operands, lengths, *given((2, 4, 1, 16))]
+    work = work_of("attention", {"causal": "lengths", "has_lengths": True}, arguments)
+    assert work.operations == 2 * 4 * (4 + 6) * 32
+    unused = (operands[1].array.nbytes + operands[2].array.nbytes) // 2
+    assert work.bytes_moved == sum(argument.array.nbytes for argument in arguments) - unused
+
+
+def test_other_kernels_move_bytes():
+    assert work_of("softmax", {}, given((2, 3), (2, 3))) == Work(None, 48)
+
+
+def test_calls_add_up():
+    assert Work(1, 2, "int8") + Work(3, 4, "int8") == Work(4, 6, "int8")
+    assert (Work(1, 2) + Work(None, 4)).operations is None

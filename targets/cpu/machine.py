@@ -70,13 +70,22 @@ class Machine:
 
     @staticmethod
     def host() -> Machine:
-        """The widest machine that this processor can run, with the extras it has."""
+        """The widest machine that this processor can run, with the extras it has.
+
+        Raises UnsupportedError for a processor older than any of them."""
         is_arm = platform.machine() in ("aarch64", "arm64")
-        names = ("neon",) if is_arm else ("avx512", "avx2", "sse4", "sse2")
-        name = next(name for name in names if name == names[-1] or host_has(MACHINES[name].features))
-        extras = [feature for feature in _EXTRAS.get(name, ()) if host_has([feature])]
-        features = (*MACHINES[name].features, *extras)
-        return dataclasses.replace(MACHINES[name], features=features, triple=_triple("aarch64" if is_arm else "x86_64"))
+        for name in ("neon",) if is_arm else ("avx512", "avx2", "sse4"):
+            machine = MACHINES[name]
+            if host_has(machine.features):
+                extras = [feature for feature in _EXTRAS.get(name, ()) if host_has([feature])]
+                features = (*machine.features, *extras)
+                return dataclasses.replace(
+                    machine, features=features, triple=_triple("aarch64" if is_arm else "x86_64")
+                )
+        raise UnsupportedError(
+            f"CPU target: this {platform.machine()} processor has neither SSE4.2 nor NEON; name the instruction set to "
+            f"compile for, e.g. cpu:avx2 (known: {', '.join(MACHINES)})"
+        )
 
     @staticmethod
     def for_name(name: str) -> Machine:
@@ -98,7 +107,6 @@ def _x86(name: str, lanes: int, registers: int, tile: tuple[int, int], features:
 
 
 MACHINES = {
-    "sse2": _x86("sse2", 4, 16, (4, 8), ()),
     "sse4": _x86("sse4", 4, 16, (4, 8), _SSE4),
     "avx2": _x86("avx2", 8, 16, (6, 16), _AVX2),
     "avx2vnni": _x86("avx2vnni", 8, 16, (6, 16), (*_AVX2, "avxvnni")),

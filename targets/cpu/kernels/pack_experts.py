@@ -59,17 +59,19 @@ def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) ->
 def pack_scales(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:
     """The scales of one expert, flat, in the order [tile, group, column]."""
     product, inner, width = _of(problem, expert)
-    scales = [part.scale[:, :width] for part in parts if part.scale is not None]
+    groups = product.stored.groups(product.padded(inner))
+    scales = [part.scale[:groups, :width] for part in parts if part.scale is not None]
     if product.stored.scale == "float8_e8m0fnu":
         scales = [np.ascontiguousarray(part).view(np.uint8) for part in scales]
-    return _tiled(problem, scales, product.stored.groups(product.padded(inner)), width, 0).reshape(-1)
+    return _tiled(problem, scales, groups, width, 0).reshape(-1)
 
 
 def pack_zeros(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:
     """The zero points of one expert, flat, in the order of the scales."""
     product, inner, width = _of(problem, expert)
-    zeros = [part.zero_point[:, :width].astype(np.uint8) for part in parts if part.zero_point is not None]
-    return _tiled(problem, zeros, product.stored.groups(product.padded(inner)), width, 0).reshape(-1)
+    groups = product.stored.groups(product.padded(inner))
+    zeros = [part.zero_point[:groups, :width].astype(np.uint8) for part in parts if part.zero_point is not None]
+    return _tiled(problem, zeros, groups, width, 0).reshape(-1)
 
 
 def _of(problem: GroupedProblem, expert: int) -> tuple[Multiplication, int, int]:

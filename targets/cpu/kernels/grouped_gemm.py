@@ -32,7 +32,7 @@ from moec.targets.cpu.kernels.multiply import multiply
 from moec.targets.cpu.kernels.stored import StoredFormat
 from moec.targets.cpu.machine import Machine
 
-_TABLE_COLUMNS = ("format", "data", "scales", "inner", "tiles")
+_TABLE_COLUMNS = ("format", "data", "scales", "inner", "width")
 FLOAT32 = StoredFormat("float32")
 
 
@@ -127,13 +127,13 @@ class GroupedProblem:
         return lengths[0], lengths[1]
 
     def table(self) -> np.ndarray:
-        """int64 [E, 5]: format, where data and scales start, padded inputs, column tiles."""
+        """int64 [E, 5]: format, where data and scales start, padded inputs, outputs."""
         rows = np.zeros((self.experts, len(_TABLE_COLUMNS)), np.int64)
         starts = [[0, 0] for _ in self.formats]
         for expert in range(self.experts):
             stored, inner, width = self.sizes(expert)
             tiles = self.tiles_for(width)
-            rows[expert] = (stored, *starts[stored], self.multiplications[stored].padded(inner), tiles)
+            rows[expert] = (stored, *starts[stored], self.multiplications[stored].padded(inner), width)
             for part, size in enumerate(self.tile_sizes(expert)):
                 starts[stored][part] += tiles * size
         return rows
@@ -205,9 +205,8 @@ class _GroupedProduct:
             for condition, product, weights, tile in self._ways(operands, expert, column_tile):
                 with T.If(condition), T.Then():
                     multiply(product, rows, weights, tile, sums, first, count)
-            if problem.widths:
-                self._clear_missing(operands["table"], sums, expert, column_tile, count)
-            self._store(sums, order, bias, out, expert, column_tile, first, count)
+            width = operands["table"][expert, _TABLE_COLUMNS.index("width")] if problem.widths else None
+            self._store(sums, order, bias, out, expert, column_tile, first, count, width)
 
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any
@@ -228,21 +227,29 @@ class _GroupedProduct:
             inner = T.bind(row["inner"])
             data = T.bind(row["data"] + column_tile * product.tile_elements_of(inner))
             scales = T.bind(row["scales"] + column_tile * product.tile_scales_of(inner))
-            chosen = T.And(row["format"] == index, column_tile < row["tiles"])
+            chosen = T.And(row["format"] == index, column_tile * problem.tile_width < row["width"])
             yield chosen, product, weights, Tile(data, scales, inner)
 
-    def _clear_missing(self, table: Any, sums: Any, expert: Any, column_tile: Any, count: Any) -> None:
-        """Emit zeros where the expert has no more columns."""
-        missing = column_tile >= table[expert, _TABLE_COLUMNS.index("tiles")]
-        with T.If(missing), T.Then(), T.serial(count) as row, T.vectorized(self._problem.columns) as j:
-            T.buffer_store(sums, T.float32(0), [row, j])
-
-    def _store(self, sums: Any, order: Any, bias: Any, out: Any, expert: Any, column_tile: Any, first: Any, count: Any):
+    def _store(
+        self,
+        sums: Any,
+        order: Any,
+        bias: Any,
+        out: Any,
+        expert: Any,
+        column_tile: Any,
+        first: Any,
+        count: Any,
+        width: Any | None,
+    ) -> None:
+        """Emit the results; ``width``: of the expert, behind which there are zeros, where experts differ in it."""
         problem = self._problem
         with T.serial(count) as row:
             target = T.bind(T.cast(order[first + row], "int64") if self._scattered else first + row)
             with T.vectorized(problem.tile_width) as j:
                 value = self._finished(sums, lambda column: bias[expert, column_tile, column], row, j)
+                if width is not None:
+                    value = T.Select(column_tile * problem.tile_width + j < width, value, T.float32(0))
                 T.buffer_store(out, T.cast(value, out.dtype), [target, column_tile * problem.tile_width + j])
         missing = self._filled - problem.padded_width
         if missing > 0:

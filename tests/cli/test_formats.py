@@ -51,9 +51,18 @@ def test_experts_in_fewer_bits(model, tmp_path):
     compared = moec("verify", model, art, "--json")
     assert compared.returncode == 0, compared.stdout
     data = json.loads(compared.stdout)
-    assert data["by_norm"] and data["tolerance"] == 0.5
+    assert data["rounded"] and data["tolerance"] == 0.02
     assert all(0.01 < one["norm"] < 0.4 for case in data["cases"] for one in case["differences"])
-    assert "norm within 0.5" in moec("verify", model, art).stdout
+    assert "Compared with the rounded model" in moec("verify", model, art).stdout
+
+
+def test_verify_sees_that_an_artifact_is_of_other_weights(model, tmp_path):
+    other = onnx.load(model)
+    (up,) = (one for one in other.graph.initializer if one.name == "up")
+    up.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(up) * 1.1, "up"))
+    onnx.save(other, tmp_path / "other.onnx")
+    assert moec("compile", tmp_path / "other.onnx", "-o", tmp_path / "other.moec", "--experts", "int8").returncode == 0
+    assert moec("verify", model, tmp_path / "other.moec").returncode == 1
 
 
 def test_pipeline_shows_the_passes_behind_formats():

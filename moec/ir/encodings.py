@@ -112,7 +112,10 @@ def encode(weight: Array, form: WeightFormat, axis: int = -1) -> Encoded:
     the range of float16 or of float16 scales.
     """
     if form.quantized:
-        return Encoded(*_by_rows(weight, form, axis, lambda groups: _encoded(groups, form, weight.shape[axis])))
+        size = weight.shape[axis]
+        data, scale, zero_point = _by_rows(weight, form, axis, lambda groups: _encoded(groups, form, size))
+        assert data is not None
+        return Encoded(data, scale, zero_point)
     with np.errstate(over="ignore"):
         data = weight.astype(form.data_type.numpy())
     beyond = np.isfinite(weight) & ~np.isfinite(data)

@@ -243,6 +243,20 @@ def bench(
 
 
 @app.command()
+def tune(
+    artifact: Artifact, threads: Threads = None, pages: PagesOption = PageKind.AUTO, as_json: Json = False
+) -> None:
+    """Measure from how many rows on this machine's kernels should take their second way; every load uses the result."""
+    from moec.inspect import tables
+    from moec.tune import tune as tune_model
+
+    with _progress() as progress:
+        tuned = tune_model(moec.load(artifact, threads=threads, pages=pages.value), progress)
+    data = [dataclasses.asdict(one) for one in tuned]
+    _print(data, as_json, tables.tuning_tables(data))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show versions, the CPU and its instruction sets, cores, and compilers found. Exit code 2 on a problem."""
     from moec.doctor import examine

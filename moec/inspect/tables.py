@@ -12,6 +12,7 @@ from rich.text import Text
 
 from moec.inspect import experts
 from moec.runtime.manifest import GENERIC
+from moec.runtime.tuning import NEVER
 
 _KERNELS_SHOWN = 10
 
@@ -117,6 +118,20 @@ def _kernel_cells(row: dict[str, Any]) -> tuple[str, ...]:
     operations = "-" if row["gop_per_s"] is None else f"{row['gop_per_s']:.1f}"
     rates = operations, f"{row['gb_per_s']:.1f}", f"{row['share_of_roofline']:.0%}"
     return row["name"], str(row["calls"]), f"{row['milliseconds']:.3f}", *rates
+
+
+def tuning_tables(tuned: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
+    if not tuned:
+        yield Text("nothing to tune: no kernel of the artifact has two ways to compute")
+        return
+    rows = [
+        (one["name"], ", ".join(one["kernels"]), _crossover(one["before"]), _crossover(one["rows"])) for one in tuned
+    ]
+    yield _table("Rows from which on kernels take their second way", ("shape", "kernels", "before", "measured"), rows)
+
+
+def _crossover(rows: int) -> str:
+    return "never" if rows == NEVER else str(rows)
 
 
 def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:

@@ -14,6 +14,7 @@ from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.executor import Argument, Executor
 from moec.runtime.manifest import TensorSpec
 from moec.runtime.pages import Pages
+from moec.runtime.tuning import is_crossover, read_tuned
 from moec.runtime.writer import copy_artifact
 
 
@@ -52,6 +53,10 @@ class CompiledModel:
         manifest = artifact.manifest
         weights, self.placement = artifact.weights(pages)
         self._artifact = artifact
+        named = zip(manifest.weights, weights, strict=True)
+        self._crossovers = {entry.name: array for entry, array in named if is_crossover(entry)}
+        if self._crossovers:
+            self.set_crossovers(read_tuned())
         self._executor = Executor(
             artifact.object_paths(),
             manifest.inputs,
@@ -110,6 +115,16 @@ class CompiledModel:
     def watch_kernels(self, inputs: Mapping[str, Any], watch: Callable[[str, list[Argument]], None]) -> None:
         """Run once and call ``watch`` with the name and the arguments, results included, after each kernel."""
         self._executor.watch_kernels(inputs, watch)
+
+    @property
+    def crossovers(self) -> dict[str, int]:
+        """For kernels with two ways to compute: the number of rows from which on each takes the second, by shape."""
+        return {name: int(array[0]) for name, array in self._crossovers.items()}
+
+    def set_crossovers(self, rows: Mapping[str, int]) -> None:
+        """Change crossovers, in this model alone; names that it does not have are left out. See ``moec tune``."""
+        for name in self._crossovers.keys() & rows.keys():
+            self._crossovers[name][0] = rows[name]
 
     @property
     def target(self) -> str:

@@ -17,6 +17,7 @@ from moec.targets.cpu.moe_kernels import DISPATCH, GATHER, PRODUCTS, QUANTIZE, R
 from moec.targets.cpu.node_lowering import NodeLowering
 from moec.targets.cpu.nodes import record_of
 from moec.targets.cpu.selection import select
+from moec.targets.cpu.stored_weights import crossover_name
 from moec.targets.tvm.heavy import LoweringContext
 
 
@@ -168,7 +169,9 @@ class GroupedProducts:
 
 def product_attributes(problem: GroupedProblem) -> dict[str, Any]:
     """What the artifact says about a grouped product."""
+    crossover = crossover_name(problem)
     return {
+        **({} if crossover is None else {"crossover": crossover}),
         "experts": problem.experts,
         "inner": problem.inner,
         "width": problem.width,

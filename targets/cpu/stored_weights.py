@@ -13,6 +13,7 @@ from moec.errors import UnsupportedError
 from moec.ir.encodings import Encoded
 from moec.ir.formats import WeightRun, weight_runs
 from moec.ir.mapped_files import release_pages
+from moec.runtime.tuning import CROSSOVER
 from moec.targets.cpu.kernels import pack_experts
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
@@ -96,6 +97,15 @@ def formats_of(weight: StoredWeight, *others: StoredWeight | None) -> tuple[tupl
     return distinct, tuple(map(distinct.index, formats)) if len(distinct) > 1 else ()
 
 
+def crossover_name(problem: GroupedProblem) -> str | None:
+    """The weight that holds the crossover of products of this shape, which all of them share; None if there is none."""
+    if not any(product.tiles_used for product in problem.multiplications):
+        return None
+    formats = "+".join(stored.name for stored in problem.formats)
+    sizes = f"{problem.experts}x{problem.inner}x{problem.width}{'x2' if problem.gated else ''}"
+    return f"{CROSSOVER}{problem.arithmetic}.{formats}.{sizes}"
+
+
 def add_weights(lowering: LoweringContext, name: str, problem: GroupedProblem, parts: Parts) -> list[relax.Var]:
     """The packed arrays as parameters of the program, in the order in which the kernel takes them."""
     packers = {"weights": pack_experts.pack_data, "scales": pack_experts.pack_scales, "zeros": pack_experts.pack_zeros}
@@ -109,7 +119,10 @@ def add_weights(lowering: LoweringContext, name: str, problem: GroupedProblem, p
         experts = problem.experts_in(int(role[len(kind) :]))
         return lambda: (packers[kind](problem, expert, parts(expert)) for expert in experts)
 
+    names = {"crossover": crossover_name(problem)}
     return [
-        lowering.add_weight(f"{name}.{one.name}", [int(size) for size in one.shape], one.dtype, loader(one.name))
+        lowering.add_weight(
+            names.get(one.name) or f"{name}.{one.name}", [int(size) for size in one.shape], one.dtype, loader(one.name)
+        )
         for one in weight_parameters(problem)
     ]

@@ -1,0 +1,115 @@
+"""Measures the crossovers of an artifact's kernels on this machine: from how many rows on their second way is faster.
+
+For growing numbers of tokens every kernel is timed both ways, in turn, so that a machine that slows down slows both.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moec.errors import MoecError
+from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
+
+if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
+
+TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+_ROUNDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Rows per expert, and the seconds of a kernel the first and the second way."""
+
+    rows: float
+    first: float
+    second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """One crossover: the kernels that read it, its value before and as measured, and the measurements."""
+
+    name: str
+    kernels: list[str]
+    before: int
+    rows: int
+    points: list[Point]
+
+
+def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step: None) -> list[Tuned]:
+    """Measure all crossovers, use them in ``compiled``, and keep them for artifacts loaded later on this machine.
+
+    Nothing is returned for a model without kernels that have one. Raises MoecError for a model without dynamic sizes,
+    and when the file of measured values cannot be written.
+    """
+    before = compiled.crossovers
+    readers: dict[str, list[str]] = {name: [] for name in before}
+    for kernel in compiled.kernels.values():
+        if "crossover" in kernel.attributes:
+            readers[kernel.attributes["crossover"]].append(kernel.name)
+    if not before:
+        return []
+    points: dict[str, list[Point]] = collections.defaultdict(list)
+    for tokens, inputs in _cases(compiled):
+        progress(f"timing with {tokens} tokens")
+        first, second = _times_both_ways(compiled, inputs)
+        for name, kernels in readers.items():
+            rows = _rows(compiled, kernels, tokens)
+            seconds = [sum(times.get(kernel, 0.0) for kernel in kernels) for times in (first, second)]
+            points[name].append(Point(rows, *seconds))
+    found = [Tuned(name, readers[name], before[name], crossover_of(points[name]), points[name]) for name in before]
+    compiled.set_crossovers({one.name: one.rows for one in found})
+    store_tuned({one.name: one.rows for one in found})
+    return found
+
+
+def crossover_of(points: list[Point]) -> int:
+    """The number of rows that, as the crossover, costs least over all points, each measured by its faster way."""
+
+    def cost(crossover: int) -> float:
+        return sum(
+            (point.second if point.rows >= crossover else point.first) / min(point.first, point.second)
+            for point in points
+        )
+
+    candidates = sorted({ALWAYS, NEVER, *(math.ceil(point.rows) for point in points)})
+    return min(candidates, key=cost)
+
+
+def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
+    from moec.sampling import random_inputs, size_cases
+
+    cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS))
+    if len(cases) == 1:
+        raise MoecError("all sizes of the model's inputs are fixed; expected one to vary the number of rows by")
+    inputs = [random_inputs(compiled.inputs, sizes, compiled.input_limits) for sizes in cases]
+    return list(zip(TOKENS, inputs, strict=True))
+
+
+def _times_both_ways(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
+    """The least seconds of every kernel, all its calls together: the first way, and the second."""
+    best: list[dict[str, float]] = [{}, {}]
+    for _ in range(_ROUNDS):
+        for position, crossover in enumerate((NEVER, ALWAYS)):
+            compiled.set_crossovers(dict.fromkeys(compiled.crossovers, crossover))
+            totals: dict[str, float] = collections.defaultdict(float)
+            for name, seconds in compiled.time_kernels(inputs):
+                totals[name] += seconds
+            for name, total in totals.items():
+                best[position][name] = min(total, best[position].get(name, math.inf))
+    return best
+
+
+def _rows(compiled: CompiledModel, kernels: list[str], tokens: int) -> float:
+    """Rows that an expert has on average if it has any, with so many tokens. A dense product is one expert."""
+    experts = compiled.kernels[kernels[0]].attributes["experts"]
+    blocks = [block for block in compiled.describe()["moe_blocks"] if block["num_experts"] == experts]
+    share = max((block["top_k"] or 1 for block in blocks), default=1) / experts
+    return tokens * share / (1 - (1 - share) ** tokens)

@@ -197,26 +197,6 @@ def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
     return _scatter_parts(lowering, data, flat_rows, changed, sizes, 1, attribute(node, "reduction", "none"))
 
 
-def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
-    """The cache with ``update`` written from the position of each sequence on."""
-    cache, update, starts = required_input(node, 0), required_input(node, 1), optional_input(node, 2)
-    if attribute(node, "mode", "linear") != "linear":
-        raise UnsupportedError("TensorScatter in a circular buffer is not supported; expected mode 'linear'")
-    axis = normalized_axis(attribute(node, "axis", -2), len(lowering.dimensions(cache)))
-    length = lowering.dimensions(update)[axis]
-
-    def build(old: te.Tensor, new: te.Tensor, *start: te.Tensor) -> te.Tensor:
-        def element(*at: tirx.Expr) -> tirx.Expr:
-            place = at[axis] - start[0](at[0]).astype("int64") if start else at[axis]
-            written = new(*at[:axis], place, *at[axis + 1 :])
-            return tirx.if_then_else(_in_range(place, length), written, old(*at))
-
-        return te.compute(old.shape, element, name="tensor_scatter")
-
-    values = [cache, update, *([] if starts is None else [starts])]
-    return lowering.compute(build, [lowering.tensor(value) for value in values], "tensor_scatter")
-
-
 def _convert_cum_sum(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     sizes = lowering.dimensions(value)
@@ -374,7 +354,6 @@ CONVERTERS: dict[str, Converter] = {
     "GatherND": _convert_gather_nd,
     "ScatterND": _convert_scatter_nd,
     "ScatterElements": _convert_scatter_elements,
-    "TensorScatter": _convert_tensor_scatter,
     "CumSum": _convert_cum_sum,
     "TopK": _convert_top_k,
     "NonZero": _convert_non_zero,

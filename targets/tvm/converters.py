@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moec.targets.tvm import (
+    convert_cache,
     convert_elementwise,
     convert_indexing,
     convert_reduction,
@@ -17,4 +18,5 @@ CONVERTERS: dict[str, Converter] = {
     **convert_indexing.CONVERTERS,
     **convert_reduction.CONVERTERS,
     **convert_rotary.CONVERTERS,
+    **convert_cache.CONVERTERS,
 }

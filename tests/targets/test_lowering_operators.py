@@ -97,6 +97,16 @@ CASES: dict[str, tuple[str, str, str]] = {
         "float[T,7,4] x, float[T,2,4] u, int64[T] i", "float[T,7,4] y",
         "s = Abs(i)\n y = TensorScatter<axis = 1>(x, u, s)",
     ),
+    "TensorScatter into appended room": (
+        "float[T,5,4] x, float[T,2,4] u, int64[T] i", "float[T,7,4] y",
+        "s = Abs(i)\n p = Constant<value_ints = [0, 2]>()\n a = Constant<value_ints = [1]>()\n"
+        ' r = Pad(x, p, "", a)\n y = TensorScatter<axis = 1>(r, u, s)',
+    ),
+    "TensorScatter into room before": (
+        "float[T,5,4] x, float[T,2,4] u, int64[T] i", "float[T,7,4] y",
+        "s = Abs(i)\n p = Constant<value_ints = [1, 1]>()\n a = Constant<value_ints = [1]>()\n"
+        ' r = Pad(x, p, "", a)\n y = TensorScatter<axis = 1>(r, u, s)',
+    ),
     "TensorScatter at the start": ("float[T,7,4] x, float[T,2,4] u", "float[T,7,4] y", "y = TensorScatter(x, u)"),
     "RotaryEmbedding": (
         "float[T,2,3,8] x, float[5,4] c, float[5,4] s, int64[T,3] i", "float[T,2,3,8] y",

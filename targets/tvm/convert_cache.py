@@ -1,0 +1,55 @@
+"""Caches of keys and values, to which every call of a model adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+from tvm import te, tirx
+
+from moec.errors import UnsupportedError
+from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
+from moec.targets.tvm.lowering import Converter, Lowering
+
+
+def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
+    """The cache with ``update`` written from the position of each sequence on.
+
+    Where zeros are appended to a cache to make room, they are read as such: the cache is copied once, not twice.
+    """
+    cache, update, starts = required_input(node, 0), required_input(node, 1), optional_input(node, 2)
+    if attribute(node, "mode", "linear") != "linear":
+        raise UnsupportedError("TensorScatter in a circular buffer is not supported; expected mode 'linear'")
+    shape = lowering.dimensions(cache)
+    axis = normalized_axis(attribute(node, "axis", -2), len(shape))
+    source = _without_appended_zeros(lowering, cache, axis)
+    filled, length = lowering.dimensions(source)[axis], lowering.dimensions(update)[axis]
+
+    def build(old: te.Tensor, new: te.Tensor, *start: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            place = at[axis] - start[0](at[0]).astype("int64") if start else at[axis]
+            kept: Any = old(*at)
+            if source is not cache:
+                kept = tirx.if_then_else(at[axis] < filled, kept, tirx.const(0, old.dtype))
+            is_new = tirx.And(place >= 0, place < length)
+            return tirx.if_then_else(is_new, new(*at[:axis], place, *at[axis + 1 :]), kept)
+
+        return te.compute([lowering.sizes.expression(size) for size in shape], element, name="tensor_scatter")
+
+    values = [source, update, *([] if starts is None else [starts])]
+    return lowering.compute(build, [lowering.tensor(value) for value in values], "tensor_scatter")
+
+
+def _without_appended_zeros(lowering: Lowering, value: ir.Value, axis: int) -> ir.Value:
+    """What a Pad appends zeros to, along this axis alone; the value itself where it is anything else."""
+    node = value.producer()
+    if node is None or node.op_type != "Pad" or attribute(node, "mode", "constant") != "constant":
+        return value
+    fill, axes = optional_input(node, 2), lowering.numbers(optional_input(node, 3), "the axes")
+    pads = lowering.known(required_input(node, 1))
+    if axes != [axis] or pads is None or pads.elements[0] != 0 or (fill is not None and lowering.constant(fill) != 0):
+        return value
+    return required_input(node, 0)
+
+
+CONVERTERS: dict[str, Converter] = {"TensorScatter": _convert_tensor_scatter}

@@ -71,10 +71,14 @@ class _Gemm:
                     self._store_columns(sums, bias, y, first, count, index, start, length)
 
     def _store_columns(self, sums: Any, bias: Any, y: Any, first: Any, count: Any, index: Any, start: int, length: int):
-        with T.serial(count) as row, T.vectorized(length) as j:
-            column = index * self._problem.columns + start + j
-            value = self._epilogue(sums[row, start + j] + T.cast(bias[column], "float32"))
-            T.buffer_store(y, T.cast(value, y.dtype), [first + row, column])
+        with T.serial(count) as row:
+            with T.vectorized(length) as j:
+                column = index * self._problem.columns + start + j
+                value = self._epilogue(sums[row, start + j] + T.cast(bias[column], "float32"))
+                T.buffer_store(sums, value, [row, start + j])
+            with T.vectorized(length) as j:  # apart, because a conversion to bfloat16 repeats its operand
+                column = index * self._problem.columns + start + j
+                T.buffer_store(y, T.cast(sums[row, start + j], y.dtype), [first + row, column])
 
 
 def gemm(

@@ -49,7 +49,7 @@ def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) ->
     tiles = _tiled(problem, codes, product.padded(inner), width, fill)
     step = product.stored.step
     if step > 1:
-        tiles = tiles.reshape(len(tiles), -1, step, problem.columns).swapaxes(2, 3)
+        tiles = tiles.reshape(len(tiles), tiles.shape[1] // step, step, problem.columns).swapaxes(2, 3)
     if product.stored.bits == 4:
         half = problem.columns // 2
         tiles = tiles[:, :, :half] | (tiles[:, :, half:] << 4)

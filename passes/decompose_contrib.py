@@ -39,8 +39,9 @@ class DecomposeContrib:
        become the operators that they are fused from.
     2. Packed weights (MatMulNBits, QMoE) become ``DequantizeLinear`` of 4-bit or 8-bit constants, unpacked when they
        are read: signed and symmetric without zero points, unsigned with them.
-    3. MatMulNBits becomes MatMul; with ``accuracy_level`` 4, which allows activations of 8 bits, ``moec.Linear`` with
-       int8 arithmetic in groups of the block size. So do experts of 8 bits in blocks, as onnxruntime computes them.
+    3. MatMulNBits becomes ``moec.Linear``. With ``accuracy_level`` 4, which allows activations of 8 bits, its
+       arithmetic is int8 in groups of the block size; so is that of experts of 8 bits in blocks, as onnxruntime
+       computes them.
     4. MoE and QMoE become ``moec.Route`` and ``moec.Experts``.
     5. GroupQueryAttention becomes RotaryEmbedding, TensorScatter into the caches and Attention; CausalConvWithState
        becomes Conv over the state and the input.
@@ -50,8 +51,8 @@ class DecomposeContrib:
 
         y = com.microsoft.MatMulNBits <K = 64, N = 8, bits = 4, block_size = 32> (x, bytes, scales)
             ->
-        w = DequantizeLinear <axis = 0, block_size = 32, output_dtype = 1> (int4_numbers, scales_by_column)
-        y = MatMul (x, w)
+        w = DequantizeLinear <axis = 1, block_size = 32, output_dtype = 1> (int4_numbers, scales)
+        y = moec.Linear (x, w)
     """
 
     name: ClassVar[str] = "decompose-contrib"

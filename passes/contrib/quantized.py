@@ -74,69 +74,58 @@ def _zeros_per_row(write: Writer, zeros: ir.Value, E: int, out: int) -> ir.Value
 
 
 def matmul_n_bits(write: Writer) -> list[ir.Value | None]:
-    """A product with weights [N,blocks,bytes]; of 8-bit activations, a ``moec.Linear``, where those are allowed.
+    """A product with weights [N,blocks,bytes], of activations of 8 bits where these are allowed.
 
     Products are computed in float32, whatever the type of x.
     """
     write.refuse_inputs(g_idx=4)
     write.refuse_attributes(weight_prepacked=0)
-    x, bias = write.required(0, "A"), write.input(5)
+    x, packed, scales = write.required(0, "A"), write.required(1, "B"), write.required(2, "scales")
     bits, block_size = write.attribute("bits", 4), write.attribute("block_size", 32)
+    zeros, bias, dtype = write.input(3), write.input(5), dtype_of(x, "A")
     K, N = write.attribute("K", 0), write.attribute("N", 0)
-    packed, scales, zeros = write.required(1, "B"), write.required(2, "scales"), write.input(3)
     blocks = -(-K // block_size)
     if check_packed(packed, bits, 3)[:2] != (N, blocks) or int(np.prod(_shape(scales))) != N * blocks:
         raise NotDecomposableError(f"B is {_shape(packed)} and scales {_shape(scales)}; expected [{N},{blocks},...]")
     if zeros is not None and dtype_of(zeros, "zero_points") != ir.DataType.UINT8:
         raise NotDecomposableError(f"zero_points are {zeros.dtype}; expected UINT8")
-    dtype = dtype_of(x, "A")
-    rows = as_float32(write, x)
-    bias = None if bias is None else as_float32(write, bias)
     is_integer = write.attribute("accuracy_level", 0) == INT8_LEVEL
-    weight = _matrix(write, packed, scales, zeros, bits, block_size, (K, N), transposed=not is_integer)
-    if is_integer:
-        spec = LinearSpec(arithmetic="int8", activation_group=block_size)
-        inputs = {"x": rows, "weight": weight, "bias": bias}
-        product = write.insert(make_node("Linear", inputs, spec), "product")
-    else:
-        product = write.add("MatMul", rows, weight)
-        product = product if bias is None else write.add("Add", product, bias)
+    spec = LinearSpec(arithmetic="int8", activation_group=block_size) if is_integer else LinearSpec()
+    inputs: dict[str, ir.Value | None] = {"x": as_float32(write, x)}
+    inputs["weight"] = _matrix(write, (packed, scales, zeros), (N, K), bits, block_size)
+    inputs["bias"] = None if bias is None else as_float32(write, bias)
+    product = write.insert(make_node("Linear", inputs, spec), "product")
     return [product if dtype == ir.DataType.FLOAT else write.add("Cast", product, to=dtype)]
 
 
 def _matrix(
     write: Writer,
-    packed: ir.Value,
-    scales: ir.Value,
-    zeros: ir.Value | None,
+    stored: tuple[ir.Value, ir.Value, ir.Value | None],
+    shape: tuple[int, int],
     bits: int,
     block_size: int,
-    sizes: tuple[int, int],
-    transposed: bool,
 ) -> ir.Value:
-    """The weight [N,K] ([K,N] where transposed, as MatMul wants it) of numbers that are unpacked when they are read."""
-    K, N = sizes
+    """The weight [N,K], unpacked when it is read; ``stored`` are its bytes, scales and zero points."""
+    packed, scales, zeros = stored
+    N, K = shape
     blocks = -(-K // block_size)
 
     def matrix(source: ir.Value, dtype: ir.DataType, size: int, unpacked: Callable[[Array], Array]) -> ir.Value:
         def load() -> ir.TensorProtocol:
             assert source.const_value is not None
-            array = unpacked(source.const_value.numpy().reshape(N, -1))
-            return ir.Tensor(np.ascontiguousarray(array.T) if transposed else array, dtype=dtype)
+            return ir.Tensor(unpacked(source.const_value.numpy().reshape(N, -1)), dtype=dtype)
 
-        shape = ir.Shape((size, N) if transposed else (N, size))
-        return write.weight(ir.LazyTensor(load, dtype, shape), dtype.name.lower())
+        return write.weight(ir.LazyTensor(load, dtype, ir.Shape((N, size))), dtype.name.lower())
 
     scale = matrix(scales, _scale_type(scales), blocks, _as_scales)
-    axis = 0 if transposed else 1
     if zeros is None:
         data = matrix(packed, _SIGNED[bits], K, functools.partial(signed, bits=bits, length=K))
-        return _dequantized(write, data, scale, None, axis, block_size)
+        return _dequantized(write, data, scale, None, 1, block_size)
     data, zero = (
         matrix(source, _UNSIGNED[bits], size, functools.partial(unsigned, bits=bits, length=size))
         for source, size in ((packed, K), (zeros, blocks))
     )
-    return _dequantized(write, data, scale, zero, axis, block_size)
+    return _dequantized(write, data, scale, zero, 1, block_size)
 
 
 def _dequantized(

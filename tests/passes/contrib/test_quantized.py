@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.ir.dialect import LinearSpec, spec_of
+
 N = 8
 
 
@@ -32,14 +34,12 @@ def product(bits: int, K: int, block_size: int, zero_points: bool = False, rest:
 def test_float_activations(decompose, normal, bits, stored, with_zeros, zero_points, K, block_size):
     constants = packed(bits, K, block_size, zero_points)
     model = decompose(product(bits, K, block_size, zero_points), {"x": normal(2, 3, K)}, constants, 1e-4)
-    weight, matmul = model.graph
-    assert matmul.op_type == "MatMul" and weight.op_type == "DequantizeLinear"
+    weight, linear = model.graph
+    assert linear.op_type == "Linear" and weight.op_type == "DequantizeLinear"
+    assert spec_of(linear, LinearSpec) == LinearSpec()
     assert weight.inputs[0].dtype == ir.DataType[with_zeros if zero_points else stored]
-    assert tuple(weight.inputs[0].shape) == (K, N)
-    assert {name: weight.attributes.get_int(name) for name in ("axis", "block_size")} == {
-        "axis": 0,
-        "block_size": block_size,
-    }
+    assert tuple(weight.inputs[0].shape) == (N, K)
+    assert [weight.attributes.get_int(name) for name in ("axis", "block_size")] == [1, block_size]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -49,10 +49,8 @@ def test_int8_activations(decompose, normal, bits, zero_points, K, block_size):
     constants = packed(bits, K, block_size, zero_points)
     text = product(bits, K, block_size, zero_points, level=4)
     model = decompose(text, {"x": normal(2, 3, K)}, constants, 1e-5)
-    weight, linear = model.graph
-    assert linear.op_type == "Linear" and linear.attributes.get_string("arithmetic") == "int8"
-    assert linear.attributes.get_int("activation_group") == block_size
-    assert tuple(weight.inputs[0].shape) == (N, K)
+    _, linear = model.graph
+    assert spec_of(linear, LinearSpec) == LinearSpec(arithmetic="int8", activation_group=block_size)
 
 
 @pytest.mark.parametrize("level", [0, 4])
@@ -66,7 +64,7 @@ def test_half_precision(decompose, normal):
     constants = packed(4, 64, 32, False)
     constants["s"] = constants["s"].astype(np.float16)
     model = decompose(text, {"x": normal(2, 3, 64).astype(np.float16)}, constants, 2e-3)
-    assert [node.op_type for node in model.graph] == ["Cast", "DequantizeLinear", "MatMul", "Cast"]
+    assert [node.op_type for node in model.graph] == ["Cast", "DequantizeLinear", "Linear", "Cast"]
 
 
 def test_weights_are_unpacked_when_they_are_read(decompose, normal):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+MOST_RANGES = 16
+"""More experts that differ from their neighbours are summed up."""
 HEADINGS = ("block", "hidden units", "gate and up", "down", "arithmetic", "products by")
 
 
@@ -25,14 +28,22 @@ def expert_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, An
 
 
 def by_ranges(values: Sequence[Any]) -> str:
-    """What each expert has; one value where all have the same."""
+    """What each expert has: one value where all have the same, else a line that is short for any number of experts."""
     if not values:
         return "?"
     if len(set(values)) == 1:
         return str(values[0])
     starts = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
-    ends = [*starts[1:], len(values)]
-    return ", ".join(f"{_range(first, end - 1)}: {values[first]}" for first, end in zip(starts, ends, strict=True))
+    runs = [
+        (_range(first, end - 1), values[first]) for first, end in zip(starts, [*starts[1:], len(values)], strict=True)
+    ]
+    if len(runs) <= MOST_RANGES:
+        return ", ".join(f"{experts}: {value}" for experts, value in runs)
+    if isinstance(values[0], int):
+        return f"{min(values)} to {max(values)}, mean {statistics.mean(values):.0f} (--json lists them)"
+    return "; ".join(
+        f"{value}: {', '.join(experts for experts, own in runs if own == value)}" for value in dict.fromkeys(values)
+    )
 
 
 def _range(first: int, last: int) -> str:

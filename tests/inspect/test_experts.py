@@ -29,6 +29,11 @@ def kernel(name: str, *nodes: str, **attributes: Any) -> dict[str, Any]:
         ([512, 512, 512, 96, 512], "0-2: 512, 3: 96, 4: 512"),
         ([0, 1], "0: 0, 1: 1"),
         ([], "?"),
+        ([*range(64)] * 2, "0 to 63, mean 32 (--json lists them)"),
+        (
+            ["int4", "int8"] * 9,
+            f"int4: {', '.join(map(str, range(0, 18, 2)))}; int8: {', '.join(map(str, range(1, 18, 2)))}",
+        ),
     ],
 )
 def test_experts_are_listed_by_ranges(values, text):

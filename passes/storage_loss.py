@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ import onnx_ir as ir
 from moec.ir import dialect, semantics
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec
 from moec.ir.formats import WeightRun, input_axis, weight_inputs, weight_runs
+from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.passes.base import Loss
 
 Array = np.ndarray[Any, Any]
 
-SAMPLED_EXPERTS = 16
+SAMPLED_EXPERTS = 8
 """How many experts of a layer are compared, evenly spaced: reading all weights of a large model takes minutes."""
 _ROWS = 64
 """Rows of generated input for all of them together."""
@@ -43,8 +43,8 @@ class Layer:
 
 
 def layer_of(node: ir.Node) -> Layer:
-    """The layer at this moment. Raises UnsupportedError for weights that are not stored as :mod:`moec.ir.formats` says
-    and biases that are not constant: those are not looked at."""
+    """The layer at this moment, without biases that are not constant. Raises UnsupportedError for weights that are not
+    stored as :mod:`moec.ir.formats` says."""
     weights = {name: weight_runs(value) for name, value in weight_inputs(node).items()}
     biases = {}
     for name, value in dialect.inputs_of(node).items():
@@ -57,63 +57,66 @@ def layer_of(node: ir.Node) -> Layer:
 
 def loss(pass_name: str, before: Layer, after: Layer) -> Loss:
     """Compare a layer with what it was, on some experts and on generated rows (standard normal, always the same)."""
+    weights, outputs, generator = _Difference(), _Difference(), np.random.default_rng(0)
     experts = _sampled(before)
-    old_output, new_output = (_output(one, experts) for one in (before, after))
-    return Loss(
-        pass_name,
-        node_name(after.node),
-        after.formats,
-        after.spec.arithmetic,
-        _relative(_matrices(before, experts), _matrices(after, experts)),
-        _relative(iter([old_output]), iter([new_output])),
-    )
-
-
-class _Decoded:
-    """Weights of all experts, decoded one at a time; what :class:`moec.ir.semantics.Stack` asks for."""
-
-    def __init__(self, runs: Sequence[WeightRun]) -> None:
-        self._runs = runs
-        self.shape = (runs[-1].first + runs[-1].count, *runs[0].shape)
-
-    def __getitem__(self, expert: int, /) -> Array:
-        run = next(one for one in self._runs if one.first <= expert < one.first + one.count)
-        return run.decoded(expert)
+    for expert in experts:
+        old, new = _matrices(before, expert), _matrices(after, expert)
+        name, first = next(iter(old.items()))
+        width = first.shape[input_axis(before.node, name)]
+        rows = generator.normal(size=(-(-_ROWS // len(experts)), width)).astype(np.float32)
+        for name in old:
+            weights.add(old[name], new[name])
+        outputs.add(_output(before, expert, old, rows), _output(after, expert, new, rows))
+        release_pages()
+    arithmetic = after.spec.arithmetic
+    return Loss(pass_name, node_name(after.node), after.formats, arithmetic, weights.relative, outputs.relative)
 
 
 def _sampled(layer: Layer) -> list[int]:
-    count = _Decoded(next(iter(layer.weights.values()))).shape[0]
+    last = next(iter(layer.weights.values()))[-1]
+    count = last.first + last.count
     return sorted({int(expert) for expert in np.linspace(0, count - 1, min(count, SAMPLED_EXPERTS))})
 
 
-def _matrices(layer: Layer, experts: Sequence[int]) -> Iterator[Array]:
-    for runs in layer.weights.values():
-        stack = _Decoded(runs)
-        yield from (stack[expert] for expert in experts)
+def _matrices(layer: Layer, expert: int) -> dict[str, Array]:
+    """The weights of one expert, decoded."""
+    found = {}
+    for name, runs in layer.weights.items():
+        run = next(one for one in runs if one.first <= expert < one.first + one.count)
+        found[name] = run.decoded(expert)
+    return found
 
 
-def _output(layer: Layer, experts: Sequence[int]) -> Array:
-    """The rows that come out of the experts, or of the dense product, in float32."""
-    stacks = {name: _Decoded(runs) for name, runs in layer.weights.items()}
-    name, stack = next(iter(stacks.items()))
-    width = stack.shape[input_axis(layer.node, name)]
-    per_expert = -(-_ROWS // len(experts))
-    rows = np.random.default_rng(0).normal(size=(len(experts) * per_expert, width)).astype(np.float32)
-    if isinstance(layer.spec, LinearSpec):
-        return semantics.linear(layer.spec, rows, stack[0], layer.biases.get("bias"))
-    ids = np.repeat(np.array(experts, np.int32), per_expert)[:, None]
-    if isinstance(layer.spec, ExpertsSpec):
-        weights = np.ones(ids.shape, np.float32)
-        return semantics.experts(layer.spec, rows, weights, ids, **stacks, **layer.biases)
-    return semantics.grouped_matmul(layer.spec, rows, stack, ids, layer.biases.get("bias"))
+def _output(layer: Layer, expert: int, matrices: dict[str, Array], rows: Array) -> Array:
+    """What one expert of the layer, or its dense product, makes of the rows."""
+    spec = layer.spec
+    if isinstance(spec, LinearSpec):
+        return semantics.linear(spec, rows, matrices["weight"], layer.biases.get("bias"))
+    ids = np.zeros((len(rows), 1), np.int32)
+    stacks = {name: matrix[None] for name, matrix in matrices.items()}
+    biases = {name: bias[expert : expert + 1] for name, bias in layer.biases.items()}
+    if isinstance(spec, ExpertsSpec):
+        alone = dataclasses.replace(spec, hidden_sizes=spec.hidden_sizes[expert : expert + 1])
+        return semantics.experts(alone, rows, np.ones(ids.shape, np.float32), ids, **stacks, **biases)
+    return semantics.grouped_matmul(spec, rows, stacks["weights"], ids, biases.get("bias"))
 
 
-def _relative(expected: Iterator[Array], found: Iterator[Array]) -> float:
-    """The Frobenius norm of the difference as a share of that of what is expected; only finite elements count."""
-    error = size = 0.0
-    for one, other in zip(expected, found, strict=True):
-        finite = np.isfinite(one) & np.isfinite(other)
-        one, other = np.where(finite, one, 0), np.where(finite, other, 0)
-        error += float(np.square(other - one, dtype=np.float64).sum())
-        size += float(np.square(one, dtype=np.float64).sum())
-    return (error / size) ** 0.5 if size else 0.0
+class _Difference:
+    """The Frobenius norm of a difference as a share of that of what is expected; only finite elements count."""
+
+    def __init__(self) -> None:
+        self._error = self._size = 0.0
+
+    def add(self, expected: Array, found: Array) -> None:
+        with np.errstate(invalid="ignore"):
+            self._error += _square_sum(found - expected)
+        self._size += _square_sum(expected)
+
+    @property
+    def relative(self) -> float:
+        return (self._error / self._size) ** 0.5 if self._size else 0.0
+
+
+def _square_sum(array: Array) -> float:
+    total = float(np.vdot(array, array))
+    return total if np.isfinite(total) else float(np.square(array[np.isfinite(array)], dtype=np.float64).sum())

@@ -130,3 +130,8 @@ def test_random_inputs_of_masks_and_sums_of_sizes():
     assert inputs["x"].dtype == np.float16
     assert inputs["mask"].shape == (3, 6)
     assert inputs["mask"].all()
+
+
+def test_formats_that_find_no_weights_say_so(proto):
+    remarks = moec.compile(proto, experts="int4", linears="bf16").remarks
+    assert [one["pass_name"] for one in remarks if one["severity"] == "warning"] == ["quantize-experts", "cast-weights"]

@@ -40,9 +40,6 @@ TOKENS = (1, 4, 16, 64, 256, 1024)
 FEW_TOKENS = 16
 MOST_CASES_OF_FEW, MOST_CASES_OF_MANY = 16, 3
 LEAST_RUNS_OF_FEW, LEAST_RUNS_OF_MANY = 7, 3
-CACHE_BYTES = 1 << 28
-"""What is read to empty the caches."""
-
 CHECKED_TOKENS = 16
 """Tokens of which the results are compared with float32."""
 
@@ -150,7 +147,7 @@ def measure_layer(layer: Layer, args: argparse.Namespace, results: Results, pool
         return
     print(f"{layer}", flush=True)
     roofline = measure_roofline(args.threads).as_data()
-    reader = MemoryReader(args.threads, size=CACHE_BYTES)
+    reader = MemoryReader(args.threads)
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         weights = Weights(layer, pathlib.Path(folder))
         weights.make()

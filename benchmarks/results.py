@@ -19,12 +19,12 @@ class Results:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._cells)
 
-    def missing(self, layer: str, form: str, sizes: Sequence[int]) -> list[int]:
-        """Which numbers of tokens were not measured yet."""
+    def missing(self, layer: str, form: str, sizes: Sequence[Any]) -> list[Any]:
+        """Which numbers of tokens, or other names of cells, were not measured yet."""
         done = {cell["tokens"] for cell in self._cells if (cell["layer"], cell["format"]) == (layer, form)}
         return [tokens for tokens in sizes if tokens not in done]
 
-    def add(self, layer: str, form: str, tokens: int, figures: dict[str, Any]) -> None:
+    def add(self, layer: str, form: str, tokens: Any, figures: dict[str, Any]) -> None:
         self._cells.append({"layer": layer, "format": form, "tokens": tokens, **figures})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._path.with_suffix(".part")

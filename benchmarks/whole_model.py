@@ -1,118 +1,163 @@
-"""A whole MoE language model: moec against onnxruntime and PyTorch on the same graph, fp32, random weights.
+"""Whole MoE language models with random weights: moec against onnxruntime on the same graph, and PyTorch eager.
 
-    python benchmarks/whole_model.py [--layers 4] [--threads 2] [--json FILE]
+    python benchmarks/whole_model.py [--models granite-3.1-1b-a400m] [--formats fp32 int4] [--layers 2]
+                                     [--seconds 5] [--output benchmarks/results/whole_model]
 
-The model has the shape of Granite-3.1-1B-A400M (d 1024, f 512, 32 experts, top-8, vocabulary 49155) with fewer layers;
-transformers builds it and PyTorch exports it. Needs the extra ``torch``. Every contestant sees the same token ids in
-interleaved runs; the figures are milliseconds per forward pass over the whole sequence, without a KV cache.
-The exported graph copies every chosen expert's weights per token, so onnxruntime sits out the rows where those copies
-alone would fill the memory.
+Two rows per model and format: the first pass over a prompt, and one more token after it with the keys and values of the
+prompt in a cache. Logits are those of the last token. Every repetition has other tokens, and contestants run in turn.
+Needs the extra ``torch``. Every row is written to OUTPUT.json when it is done, and what is there already is not
+measured again; OUTPUT.md is the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import logging
 import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from timing import interleaved, peak_memory_mb, print_markdown, summary, write_json
+import torch
+from language_models import SHAPES, Shape, WithCache, empty_cache, export
+from results import Results
+from timing import interleaved, peak_memory_mb, summary, timed
 
-VOCABULARY, HIDDEN, INTERMEDIATE, TOP_K = 49155, 1024, 512, 8
+FORMATS = ("fp32", "int4")
+PHASES = ("prefill", "decode")
+PROMPT = 512
+CASES = 8
+"""Different token ids that the repetitions go through."""
 
-
-def fits_in_memory(tokens: int) -> bool:
-    """Whether the gathered fp32 gate and up weights of one layer take less than half of the machine's memory."""
-    gathered = tokens * TOP_K * 2 * HIDDEN * INTERMEDIATE * 4
-    return gathered < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-
-
-def build_module(layers: int) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM, GraniteMoeConfig
-
-    torch.manual_seed(0)
-    config = GraniteMoeConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=layers,
-        num_attention_heads=16, num_key_value_heads=8, num_local_experts=32, num_experts_per_tok=TOP_K,
-        max_position_embeddings=4096, use_cache=False,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config).eval()
+Feeds = dict[str, np.ndarray]
+Call = Callable[[Feeds], np.ndarray]
 
 
-def export(module: Any, path: pathlib.Path) -> None:
-    import torch
+def contestants(path: pathlib.Path, model: torch.nn.Module | None, threads: int) -> tuple[dict[str, Call], float]:
+    """Functions from feeds to logits, and the seconds that moec took to compile. ``model`` is left out if None."""
+    import onnxruntime
 
-    dynamic = torch.export.Dim.DYNAMIC
-    module.set_experts_implementation("batched_mm")
-    torch.onnx.export(
-        module, (), path, kwargs={"input_ids": torch.zeros(2, 7, dtype=torch.int64)}, dynamo=True, external_data=True,
-        dynamic_shapes={"input_ids": {0: dynamic, 1: dynamic}}, verbose=False,
-    )  # fmt: skip
-    module.set_experts_implementation("eager")
+    import moec
+
+    start = time.perf_counter()
+    compiled = moec.compile(str(path), threads=threads)
+    seconds = time.perf_counter() - start
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # All outputs are asked for, since a step needs the cache that the one before it made.
+    calls: dict[str, Call] = {
+        "moec": lambda feeds: compiled.run(feeds)["logits"],
+        "onnxruntime": lambda feeds: session.run(None, feeds)[0],
+    }
+    if model is not None:
+        with_cache = WithCache(model)
+
+        def eager(feeds: Feeds) -> np.ndarray:
+            ids, *past = (torch.from_numpy(array) for array in feeds.values())
+            return with_cache(ids, past)[0].numpy()
+
+        calls["pytorch eager"] = eager
+    return calls, seconds
+
+
+def cases(model: torch.nn.Module, vocabulary: int, phase: str, names: list[str]) -> list[Feeds]:
+    random = np.random.default_rng(0)
+    past = [tensor.numpy() for tensor in empty_cache(model, 0 if phase == "prefill" else PROMPT)]
+    past = [random.standard_normal(one.shape, dtype=np.float32) for one in past]
+    length = PROMPT if phase == "prefill" else 1
+    ids = (random.integers(0, vocabulary, (1, length)) for _ in range(CASES))
+    return [dict(zip(names, [one, *past], strict=True)) for one in ids]
+
+
+def measure(calls: dict[str, Call], inputs: list[Feeds], seconds: float) -> dict[str, Any]:
+    """Times by contestant, and the largest difference of its logits to onnxruntime's, relative to the largest logit."""
+    results = {name: call(inputs[0]) for name, call in calls.items()}
+    expected = results["onnxruntime"]
+    turns = {name: itertools.cycle(inputs) for name in calls}
+    runs = {name: timed(lambda name=name, call=call: call(next(turns[name]))) for name, call in calls.items()}
+    return {
+        name: {**summary(times), "runs": len(times), "difference": _difference(results[name], expected)}
+        for name, times in interleaved(runs, seconds).items()
+    }
+
+
+def _difference(result: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
+
+
+def measure_model(shape: Shape, args: argparse.Namespace, results: Results) -> None:
+    missing = {form: results.missing(shape.name, form, PHASES) for form in args.formats}
+    if not any(missing.values()):
+        return
+    model = shape.build(args.layers)
+    for form, phases in missing.items():
+        if not phases:
+            continue
+        with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+            path = pathlib.Path(folder, "model.onnx")
+            export(model, shape, path, four_bits=form == "int4")
+            calls, compile_seconds = contestants(path, model if form == "fp32" else None, args.threads)
+            for phase in phases:
+                inputs = cases(model, shape.vocabulary, phase, input_names(path))
+                figures = {
+                    "layers": len(empty_cache(model)) // 2,
+                    "compile_seconds": compile_seconds,
+                    "peak_memory_mb": peak_memory_mb(),
+                    "contestants": measure(calls, inputs, args.seconds),
+                }
+                results.add(shape.name, form, phase, figures)
+                print(f"{shape.name} {form} {phase}: {figures['contestants']}", flush=True)
+            del calls
+
+
+def input_names(path: pathlib.Path) -> list[str]:
+    import onnx
+
+    return [one.name for one in onnx.load(path, load_external_data=False).graph.input]
+
+
+def markdown(results: Results) -> Iterator[str]:
+    names = ("moec", "onnxruntime", "pytorch eager")
+    heads = ("model", "layers", "format", "phase", *names, "onnxruntime / moec", "difference of logits", "compile s")
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + " --- |" * len(heads)
+    for row in results:
+        figures = row["contestants"]
+        times = [f"{figures[n]['min_ms']:.3g} / {figures[n]['median_ms']:.3g}" if n in figures else "-" for n in names]
+        ratio = figures["onnxruntime"]["min_ms"] / figures["moec"]["min_ms"]
+        cells = [row["layer"], str(row["layers"]), row["format"], row["tokens"], *times, f"**{ratio:.2f}**"]
+        cells += [f"{figures['moec']['difference']:.1e}", f"{row['compile_seconds']:.0f}"]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield f"Milliseconds, minimum / median; prompts of {PROMPT} tokens; ratios of minima."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--layers", type=int, help="default: what fits into memory")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 128, 512])
-    parser.add_argument("--seconds", type=float, default=5.0, help="least time per row")
-    parser.add_argument("--json")
+    parser.add_argument("--seconds", type=float, default=5.0, help="least time per contestant and row")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("whole_model"), help="path without suffix")
+    parser.add_argument("--scratch", help="folder for models, up to 5 GB; default: the system's")
     args = parser.parse_args()
-
-    import onnxruntime
-    import torch
-
-    import moec
-
+    logging.disable(logging.INFO)  # onnxruntime's quantiser tells of every node
     torch.set_num_threads(args.threads)
-    module = build_module(args.layers)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "model.onnx")
-        export(module, path)
-        before = peak_memory_mb()
-        start = time.perf_counter()
-        model = moec.compile(str(path), threads=args.threads)
-        compile_seconds = time.perf_counter() - start
-        compile_memory = peak_memory_mb()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = args.threads
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (name,) = (value["name"] for value in model.describe()["inputs"])
-
-    rows = []
-    for tokens in args.tokens:
-        ids = np.random.default_rng(tokens).integers(0, VOCABULARY, (1, tokens))
-        tensor = torch.from_numpy(ids)
-        calls = {
-            "moec": lambda ids=ids: next(iter(model.run({name: ids}).values())),
-            "pytorch eager": lambda tensor=tensor: module(tensor).logits.numpy(),
-        }
-        if fits_in_memory(tokens):
-            calls["onnxruntime"] = lambda ids=ids: session.run(None, {name: ids})[0]
-        with torch.no_grad():
-            ours, theirs = calls["moec"](), calls["pytorch eager"]()
-            times = {key: summary(values) for key, values in interleaved(calls, args.seconds, least=3).items()}
-        best = min(value["min_ms"] for key, value in times.items() if key != "moec")
-        row: dict[str, Any] = {"tokens": tokens}
-        for key in ("moec", "onnxruntime", "pytorch eager"):
-            row[f"{key} min"] = times[key]["min_ms"] if key in times else "no memory"
-            row[f"{key} median"] = times[key]["median_ms"] if key in times else "no memory"
-        row["speed-up over best"] = best / times["moec"]["min_ms"]
-        row["max difference"] = float(np.abs(ours - theirs).max())
-        rows.append(row)
-    print(f"Granite-shaped, {args.layers} layers, fp32, {args.threads} threads; milliseconds")
-    print_markdown(rows)
-    print(
-        f"\ncompile {compile_seconds:.1f} s; "
-        f"peak memory {compile_memory:.0f} MB, of which {before:.0f} MB before compiling"
-    )
-    if args.json:
-        write_json(args.json, rows)
+    torch.set_grad_enabled(False)
+    results = Results(args.output.with_suffix(".json"))
+    try:
+        for name in args.models:
+            measure_model(SHAPES[name], args, results)
+    finally:
+        text = "\n".join(markdown(results))
+        args.output.with_suffix(".md").write_text(text + "\n")
+        print(text)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def _grouped_gemm(attributes: Mapping[str, Any], arguments: Sequence[Argument]) 
     rows = _rows_by_expert(arguments)
     operations, bits = 0, 0.0
     for expert in np.flatnonzero(rows):
-        weights = _weights_of(attributes, expert)
+        weights = _weights_of(attributes, int(expert))
         operations += 2 * int(rows[expert]) * weights
         form = attributes["format_of"][expert] if attributes["format_of"] else 0
         bits += weights * attributes["weight_bits"][form]

@@ -25,7 +25,7 @@ _SECONDS = 0.015
 """Least time of one measurement of a peak."""
 
 MEMORY_BYTES = 1 << 29
-"""What a measurement of bandwidth reads: more than any cache holds."""
+"""What a measurement of bandwidth reads: more than caches hold."""
 
 _PERMIT_AMX, _AMX_TILES, _ARCH_PRCTL = 0x1023, 18, 158  # Linux on x86-64: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
 

@@ -96,6 +96,14 @@ class LoweringContext(Protocol):
         """Bind an intermediate expression (a reshape, a transpose before the kernel) to a variable."""
         ...
 
+    def value_of(self, tensor: relax.Expr) -> ir.Value:
+        """An ONNX value that stands for a tensor made here, as an input of :meth:`convert_as`."""
+        ...
+
+    def convert_as(self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> list[relax.Expr]:
+        """What another operator would make of these inputs."""
+        ...
+
 
 HeavyConverter = Callable[[LoweringContext, ir.Node], Any]
 """``(lowering, node) -> relax.Expr`` or a sequence of them, one per output of the node."""

@@ -53,3 +53,12 @@ def let(name: str, value: tirx.Expr, body: Callable[[tirx.Var], tirx.Expr]) -> t
 
 def _power_of_two(exponent: tirx.Expr) -> tirx.Expr:
     return T.reinterpret("float32", (exponent + 127) << 23)
+
+
+def sum_of_lanes(vector: tirx.Expr, lanes: int) -> tirx.Expr:
+    """The sum of a float32 vector of a power of two of lanes, halves added to each other until one lane is left."""
+    if lanes == 1:
+        return vector
+    whole, half = tirx.Var("halves", f"float32x{lanes}"), lanes // 2
+    parts = [tirx.Shuffle([whole], [tirx.IntImm("int32", start + i) for i in range(half)]) for start in (0, half)]
+    return tirx.Let(whole, vector, sum_of_lanes(parts[0] + parts[1], half))

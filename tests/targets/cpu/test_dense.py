@@ -133,23 +133,6 @@ def test_normalization(normal, operator, axis, scale):
     _check(model, {"x": normal(7, 5, 6)})
 
 
-@pytest.mark.parametrize("mask", [None, "float[S,P]", "bool[B,1,S,P]"])
-def test_attention_with_grouped_heads(normal, mask):
-    declared = f", {mask} m" if mask else ""
-    text = f"""g (float[B,4,S,16] q, float[B,2,P,16] k, float[B,2,P,20] v{declared}) => (float[B,4,S,20] y) {{
-        y = Attention <scale = 0.3> (q, k, v{", m" if mask else ""}) }}"""
-    inputs = {"q": normal(2, 4, 13, 16), "k": normal(2, 2, 70, 16), "v": normal(2, 2, 70, 20)}
-    if mask:
-        inputs["m"] = normal(2, 1, 13, 70) > -1 if "bool" in mask else normal(13, 70)
-    _check(_model(text), inputs)
-
-
-def test_attention_of_joined_heads_is_causal(normal):
-    text = """g (float[B,S,32] q, float[B,S,16] k, float[B,S,16] v) => (float[B,S,32] y) {
-        y = Attention <q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q, k, v) }"""
-    _check(_model(text), {"q": normal(2, 9, 32), "k": normal(2, 9, 16), "v": normal(2, 9, 16)})
-
-
 @pytest.mark.parametrize(
     "shape, weight, attributes",
     [

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.errors import UnsupportedError
-from moec.targets.cpu.kernels.attention import AttentionProblem, attention
+from moec.targets.cpu.kernels.attention import attention
+from moec.targets.cpu.kernels.attention_problem import AttentionProblem
 from moec.targets.cpu.kernels.batched_matmul import batched_matmul
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
@@ -24,7 +24,7 @@ def normal(*shape: int) -> np.ndarray:
     return RANDOM.standard_normal(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("name", machines("sse2", "sse4", "avx2", "avx512", "neon"))
+@pytest.mark.parametrize("name", machines("sse4", "avx2", "avx512", "neon"))
 @settings(max_examples=4, deadline=None)
 @given(inner=st.integers(1, 70), columns=st.integers(1, 70), seed=st.integers(0, 1000))
 def test_gemm_of_any_size(name, inner, columns, seed):
@@ -61,7 +61,7 @@ def test_a_row_does_not_depend_on_the_other_rows():
 
 
 def _cases(machine: Machine):
-    problem = AttentionProblem(16, 20, 0.25)
+    problem = AttentionProblem(16, 20, 0.25, heads_per_group=2)
     return {
         "gemm": (dense(65, 70, machine), [normal(230, 65), pack(normal(65, 70), machine), normal(70)], (230, 70)),
         "batched_matmul": (batched_matmul(machine), [normal(3, 50, 33), normal(3, 33, 70)], (3, 50, 70)),
@@ -70,7 +70,7 @@ def _cases(machine: Machine):
         "layer_norm": (layer_norm(1e-6, machine), [normal(50, 77), normal(77), normal(77)], (50, 77)),
         "attention": (
             attention(problem, machine),
-            [normal(2, 4, 60, 16), normal(2, 2, 90, 16), normal(2, 2, 90, 20), normal(1, 1, 1, 90)],
+            [normal(2, 4, 60, 16), normal(2, 2, 90, 16), normal(2, 2, 90, 20)],
             (2, 4, 60, 20),
         ),
     }
@@ -112,8 +112,3 @@ def test_the_sums_of_the_main_loop_stay_in_registers(name):
     multiplications = [line for line in assembly.splitlines() if "vfmadd" in line]
     assert len(multiplications) >= machine.row_tile * machine.column_tile // machine.lanes
     assert not [line for line in multiplications if "(%rsp)" in line]
-
-
-def test_an_unknown_machine_is_refused():
-    with pytest.raises(UnsupportedError, match=r"avx1024.*use one of native, sse2"):
-        Machine.for_name("avx1024")

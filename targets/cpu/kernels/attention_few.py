@@ -1,0 +1,171 @@
+"""Attention with few rows, as in decoding: a task is one head of keys and values and one block of its keys.
+
+The keys are read once, as they lie in memory: a score is a product of two vectors along the head. Each task leaves the
+largest score, the sum of exponentials and the weighted sum of values of its block; a second step joins the blocks of
+each row in ascending order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from moec.targets.cpu.kernels.attention_problem import LOWEST, Operands
+from moec.targets.cpu.kernels.elementary import exponential, sum_of_lanes
+from moec.targets.cpu.kernels.emit import column_parts
+from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
+from moec.targets.cpu.machine import Machine
+
+FEW_ROWS = 8
+KEYS_PER_TASK = 256
+ROW_TILE = 4
+_JOIN_IN_PARALLEL = 16384
+"""From so many elements on, joining is shared by the threads."""
+_LARGEST, _TOTAL = range(2)
+
+
+def attend_with_few_rows(operands: Operands, machine: Machine) -> None:
+    """Emit the code for at most ``FEW_ROWS`` rows."""
+    chunks = T.bind(T.max(T.ceildiv(operands.keys, T.int64(KEYS_PER_TASK)), T.int64(1)))
+    heads = T.bind(operands.batches * operands.groups)
+    sums = T.alloc_buffer((heads * chunks, FEW_ROWS, operands.problem.value_size), "float32")
+    statistics = T.alloc_buffer((heads * chunks, FEW_ROWS, 2), "float32")
+    with T.parallel(heads * chunks) as task:
+        _KeyBlock(operands, machine, task, chunks, sums, statistics).emit()
+    with T.If(heads * chunks * operands.rows * operands.problem.value_size >= _JOIN_IN_PARALLEL):
+        with T.Then(), T.parallel(heads * operands.rows) as item:
+            _join(operands, item, chunks, sums, statistics)
+        with T.Else(), T.serial(heads * operands.rows) as item:
+            _join(operands, item, chunks, sums, statistics)
+
+
+class _KeyBlock:
+    """The code of one task."""
+
+    def __init__(
+        self, operands: Operands, machine: Machine, task: Any, chunks: Any, sums: Any, statistics: Any
+    ) -> None:
+        self._operands, self._lanes, self._width = operands, machine.lanes, 2 * machine.column_tile
+        self._task, self._sums, self._statistics = task, sums, statistics
+        head, groups = T.bind(task // chunks), T.bind(T.max(operands.groups, T.int64(1)))
+        self._group, self._batch = T.bind(head % groups), T.bind(head // groups)
+        self._first_key = T.bind(task % chunks * KEYS_PER_TASK)
+        remaining = operands.used_keys(self._batch) - self._first_key
+        self._count = T.bind(T.max(T.min(T.int64(KEYS_PER_TASK), remaining), T.int64(0)))
+        self._query = T.alloc_buffer((operands.problem.head_size,), "float32")
+        self._scores = T.alloc_buffer((FEW_ROWS, KEYS_PER_TASK), "float32")
+
+    def emit(self) -> None:
+        rows = T.bind(T.min(self._operands.rows, T.int64(FEW_ROWS)))
+        with T.serial(rows) as row:
+            self._compute_scores(row)
+            self._exponentiate(row)
+        emit_row_tiles(rows, ROW_TILE, self._add_values)
+
+    def _compute_scores(self, row: Any) -> None:
+        operands, problem = self._operands, self._operands.problem
+        head, query = operands.head_of(self._group, row), operands.query_of(row)
+        with T.serial(problem.head_size) as d:
+            element = T.cast(operands.query[self._batch, head, query, d], "float32")
+            T.buffer_store(self._query, element * T.float32(problem.scale), [d])
+        with T.serial(self._count) as key:
+            self._compute_score(row, key)
+        lanes, whole = self._lanes, T.bind(self._count // self._lanes)
+        frontier = T.bind(operands.frontier(self._batch, query))
+        with T.serial(whole) as vector, T.vectorized(lanes) as lane:
+            self._mask_score(row, head, query, frontier, vector * lanes + lane)
+        with T.serial(self._count % lanes) as rest:
+            self._mask_score(row, head, query, frontier, whole * lanes + rest)
+        with T.serial(T.ceildiv(self._count, T.int64(lanes)) * lanes - self._count) as rest:
+            T.buffer_store(self._scores, T.float32(float("-inf")), [row, self._count + rest])
+
+    def _compute_score(self, row: Any, key: Any) -> None:
+        """Emit the product of the query with one key, lane by lane and then over the lanes."""
+        lanes = self._lanes
+        partial = T.alloc_buffer((lanes,), "float32")
+        with T.vectorized(lanes) as lane:
+            T.buffer_store(partial, T.float32(0), [lane])
+        for start, width in column_parts(self._operands.problem.head_size, lanes):
+            with T.vectorized(width) as lane:
+                element = self._operands.key[self._batch, self._group, self._first_key + key, start + lane]
+                product = T.cast(element, "float32") * self._query[start + lane]
+                T.buffer_store(partial, partial[lane] + product, [lane])
+        T.buffer_store(self._scores, sum_of_lanes(partial[T.ramp(0, 1, lanes)], lanes), [row, key])
+
+    def _mask_score(self, row: Any, head: Any, query: Any, frontier: Any, key: Any) -> None:
+        problem, score = self._operands.problem, self._scores[row, key]
+        if problem.softcap > 0.0:
+            score = T.tanh(score / T.float32(problem.softcap)) * T.float32(problem.softcap)
+        if problem.mask:
+            score = score + self._operands.mask_at(self._batch, head, query, self._first_key + key)
+        if problem.causal:
+            hidden = self._first_key + key >= frontier
+            score = score + T.Select(hidden, T.float32(float("-inf")), T.float32(0))
+        T.buffer_store(self._scores, score, [row, key])
+
+    def _exponentiate(self, row: Any) -> None:
+        """Turn a row of scores into exponentials relative to its largest score; note that and their sum."""
+        lanes, vectors = self._lanes, T.bind(T.ceildiv(self._count, T.int64(self._lanes)))
+        partial = T.alloc_buffer((lanes,), "float32")
+        number = T.alloc_buffer((2,), "float32")
+        with T.vectorized(lanes) as lane:
+            T.buffer_store(partial, T.float32(LOWEST), [lane])
+        with T.serial(vectors) as vector, T.vectorized(lanes) as lane:
+            T.buffer_store(partial, T.max(partial[lane], self._scores[row, vector * lanes + lane]), [lane])
+        T.buffer_store(number, T.float32(LOWEST), [_LARGEST])
+        with T.unroll(lanes) as lane:
+            T.buffer_store(number, T.max(number[_LARGEST], partial[lane]), [_LARGEST])
+        with T.vectorized(lanes) as lane:
+            T.buffer_store(partial, T.float32(0), [lane])
+        with T.serial(vectors) as vector:
+            with T.vectorized(lanes) as lane:
+                power = exponential(self._scores[row, vector * lanes + lane] - number[_LARGEST])
+                T.buffer_store(self._scores, power, [row, vector * lanes + lane])
+            with T.vectorized(lanes) as lane:
+                T.buffer_store(partial, partial[lane] + self._scores[row, vector * lanes + lane], [lane])
+        T.buffer_store(number, T.float32(0), [_TOTAL])
+        with T.unroll(lanes) as lane:
+            T.buffer_store(number, number[_TOTAL] + partial[lane], [_TOTAL])
+        for position in (_LARGEST, _TOTAL):
+            T.buffer_store(self._statistics, number[position], [self._task, row, position])
+
+    def _add_values(self, row: Any, height: int) -> None:
+        value = self._operands.value
+        for start, width in column_parts(self._operands.problem.value_size, self._width):
+            sums = accumulate(
+                height,
+                width,
+                self._count,
+                lambda i, key: self._scores[row + i, key],
+                lambda key, d, start=start: value[self._batch, self._group, self._first_key + key, start + d],
+            )
+            for i, total in sums.rows():
+                with T.vectorized(width) as d:
+                    T.buffer_store(self._sums, total[d], [self._task, row + i, start + d])
+
+
+def _join(operands: Operands, item: Any, chunks: Any, sums: Any, statistics: Any) -> None:
+    """Emit the sum over the blocks of keys for one row of one head of keys and values, numbered by ``item``."""
+    size, rows = operands.problem.value_size, operands.rows
+    row, head = T.bind(item % rows), T.bind(item // rows)
+    group, batch = T.bind(head % operands.groups), T.bind(head // operands.groups)
+    number = T.alloc_buffer((2,), "float32")
+    joined = T.alloc_buffer((size,), "float32")
+    T.buffer_store(number, T.float32(LOWEST), [_LARGEST])
+    T.buffer_store(number, T.float32(0), [_TOTAL])
+    with T.serial(chunks) as chunk:
+        largest = statistics[head * chunks + chunk, row, _LARGEST]
+        T.buffer_store(number, T.max(number[_LARGEST], largest), [_LARGEST])
+    with T.vectorized(size) as d:
+        T.buffer_store(joined, T.float32(0), [d])
+    with T.serial(chunks) as chunk:
+        task = T.bind(head * chunks + chunk)
+        weight = T.bind(exponential(statistics[task, row, _LARGEST] - number[_LARGEST]))
+        T.buffer_store(number, number[_TOTAL] + weight * statistics[task, row, _TOTAL], [_TOTAL])
+        with T.vectorized(size) as d:
+            T.buffer_store(joined, joined[d] + weight * sums[task, row, d], [d])
+    divisor = T.bind(T.Select(number[_TOTAL] == T.float32(0), T.float32(1), number[_TOTAL]))
+    place = batch, operands.head_of(group, row), operands.query_of(row)
+    with T.vectorized(size) as d:
+        T.buffer_store(operands.result, T.cast(joined[d] / divisor, operands.result.dtype), [*place, d])

@@ -1,0 +1,284 @@
+"""Attention with many rows: a task is one head of keys and values and one block of rows.
+
+Everything is turned so that the lanes of vectors are rows: the block's queries are copied transposed into a panel
+[D, rows] once, the scores of a block of keys are a matrix [keys, rows] (the register tile of the matrix products with
+the keys as its left factor), and maxima, exponentials and sums need no operation across lanes. The weighted sum of
+the values takes the same matrix, read by columns, as its left factor.
+
+A block of keys whose every weight is exactly zero, such as one behind a causal frontier, is skipped: the mask puts its
+scores so far below the largest ones before that their exponentials vanish. To be sure of that takes a bound of the
+scores, ``|q . k| <= |q| |k|`` (Cauchy and Schwarz), which also says that no infinity and no NaN is in the block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from moec.targets.cpu.kernels.attention_problem import LOWEST, Operands, load_block
+from moec.targets.cpu.kernels.elementary import exponential
+from moec.targets.cpu.kernels.emit import column_parts
+from moec.targets.cpu.kernels.register_tile import accumulate
+from moec.targets.cpu.machine import Machine
+
+COLUMN_TILES = 2
+KEYS_PER_BLOCK = 64
+VANISHING = -90.0
+"""The exponential of a float32 below this is zero."""
+_HIGHEST_MASK, _MASK_SIZE, _SMALLEST, _QUERY_ENERGY, _KEY_ENERGY, _VALUE_ENERGY = range(6)
+_MASK_IS_ZERO, _WEIGHTS_VANISH = range(2)
+
+
+def attend_with_many_rows(operands: Operands, machine: Machine) -> None:
+    """Emit the code. Tasks go to the threads in turn, for those with later queries may have more to do."""
+    block = machine.column_tile * COLUMN_TILES
+    blocks = T.bind(T.max(T.ceildiv(operands.rows, block), T.int64(1)))
+    groups = T.bind(T.max(operands.groups, T.int64(1)))
+    with (
+        T.attr(0, "pragma_parallel_launch_point", 1),
+        T.attr(0, "pragma_parallel_stride_pattern", 1),  # task i on thread i % threads
+        T.parallel(operands.batches * operands.groups * blocks) as task,
+    ):
+        first_row = T.bind(task % blocks * block)
+        group = T.bind(task // blocks % groups)
+        batch = T.bind(task // blocks // groups)
+        _RowBlock(operands, machine, batch, group, first_row).emit()
+
+
+class _RowBlock:
+    """The code of one task. A *tile* is ``columns`` rows of the problem, side by side in vectors."""
+
+    def __init__(self, operands: Operands, machine: Machine, batch: Any, group: Any, first_row: Any) -> None:
+        problem, self._operands, self._lanes = operands.problem, operands, machine.lanes
+        self._columns, self._height = machine.column_tile, 1 << (machine.row_tile.bit_length() - 1)
+        self._block = COLUMN_TILES * self._columns
+        self._batch, self._group, self._first_row = batch, group, first_row
+        self._rows = T.bind(T.min(T.int64(self._block), operands.rows - first_row))
+        self._queries = T.alloc_buffer((problem.head_size, self._block), "float32")
+        self._keys = T.alloc_buffer((KEYS_PER_BLOCK, problem.head_size), "float32")
+        self._values = T.alloc_buffer((KEYS_PER_BLOCK, problem.value_size), "float32")
+        self._scores = T.alloc_buffer((KEYS_PER_BLOCK, self._block), "float32")
+        self._sums = T.alloc_buffer((self._block, problem.value_size), "float32")
+        self._largest, self._total, self._rescale = (T.alloc_buffer((self._block,), "float32") for _ in range(3))
+        self._frontier = T.alloc_buffer((self._block,), "int64")
+        self._numbers = T.alloc_buffer((6,), "float32")
+        self._flags = T.alloc_buffer((2,), "int32")
+
+    def emit(self) -> None:
+        used = T.bind(T.max(self._operands.used_keys(self._batch), T.int64(0)))
+        self._begin()
+        with T.serial(T.ceildiv(used, T.int64(KEYS_PER_BLOCK))) as step:
+            first_key = T.bind(step * KEYS_PER_BLOCK)
+            count = T.bind(T.min(T.int64(KEYS_PER_BLOCK), used - first_key))
+            self._measure_mask(first_key, count)
+            place = self._batch, self._group, first_key
+            load_block(self._operands.key, place, count, self._keys)
+            load_block(self._operands.value, place, count, self._values)
+            self._find_whether_weights_vanish()
+            with T.If(self._flags[_WEIGHTS_VANISH] == 0), T.Then():
+                self._compute_scores()
+                with self._tiles() as tile:
+                    self._cap_scores(tile)
+                    self._add_mask(tile, first_key, count)
+                    self._exponentiate(tile)
+                self._add_values()
+                self._find_smallest()
+        self._store()
+
+    def _tiles(self) -> Any:
+        return T.serial(T.ceildiv(self._rows, T.int64(self._columns)))
+
+    def _query(self, row: Any) -> Any:
+        """The query of a row of the block; that of the last row where there are no more."""
+        return self._operands.query_of(self._first_row + T.min(row, self._rows - 1))
+
+    def _begin(self) -> None:
+        operands, scale = self._operands, T.float32(self._operands.problem.scale)
+        with T.serial(self._block) as row:
+            T.buffer_store(self._largest, T.float32(LOWEST), [row])
+            T.buffer_store(self._total, T.float32(0), [row])
+            T.buffer_store(self._frontier, operands.frontier(self._batch, self._query(row)), [row])
+            with T.vectorized(operands.problem.value_size) as d:
+                T.buffer_store(self._sums, T.float32(0), [row, d])
+        with T.serial(operands.problem.head_size) as d:
+            with T.vectorized(self._block) as row:
+                T.buffer_store(self._queries, T.float32(0), [d, row])
+            with T.serial(self._rows) as row:
+                index = self._first_row + row
+                place = self._batch, operands.head_of(self._group, index), operands.query_of(index), d
+                T.buffer_store(self._queries, T.cast(operands.query[place], "float32") * scale, [d, row])
+        T.buffer_store(self._numbers, T.float32(LOWEST), [_SMALLEST])
+        self._measure_energy(self._queries, _QUERY_ENERGY)
+
+    def _measure_energy(self, buffer: Any, number: int) -> None:
+        """Emit the sum of the squares of a matrix; infinite or NaN if any of its elements is."""
+        partial = T.alloc_buffer((self._lanes,), "float32")
+        with T.vectorized(self._lanes) as lane:
+            T.buffer_store(partial, T.float32(0), [lane])
+        with T.serial(buffer.shape[0]) as row:
+            for start, width in column_parts(int(buffer.shape[1]), self._lanes):
+                with T.vectorized(width) as lane:
+                    element = buffer[row, start + lane]
+                    T.buffer_store(partial, partial[lane] + element * element, [lane])
+        T.buffer_store(self._numbers, T.float32(0), [number])
+        with T.serial(self._lanes) as lane:
+            T.buffer_store(self._numbers, self._numbers[number] + partial[lane], [number])
+
+    def _measure_mask(self, first_key: Any, count: Any) -> None:
+        """Emit the largest and the sum of the absolute values of what the mask adds to the scores of the block."""
+        highest, size = T.float32(0), T.float32(0)
+        hidden = first_key >= self._frontier[self._rows - 1]
+        if self._operands.problem.mask:
+            self._scan_mask(first_key, count)
+            highest, size = self._numbers[_HIGHEST_MASK], self._numbers[_MASK_SIZE]
+        lowest = T.float32(float("-inf"))
+        T.buffer_store(self._numbers, T.Select(hidden, lowest, highest), [_HIGHEST_MASK])
+        T.buffer_store(self._numbers, size, [_MASK_SIZE])
+        self._note(_MASK_IS_ZERO, self._numbers[_MASK_SIZE] == T.float32(0))
+
+    def _scan_mask(self, first_key: Any, count: Any) -> None:
+        """Over the queries that the block has rows of, and over all heads of the group if they differ."""
+        operands, lanes = self._operands, self._lanes
+        one_head, one_query = operands.problem.mask_broadcast[1:]
+        first, last = self._query(T.int64(0)), self._query(self._rows - 1)
+        highest, size = (T.alloc_buffer((lanes,), "float32") for _ in range(2))
+        with T.vectorized(lanes) as lane:
+            T.buffer_store(highest, T.float32(float("-inf")), [lane])
+            T.buffer_store(size, T.float32(0), [lane])
+
+        def measure(head: Any, query: Any, key: Any, lane: Any) -> None:
+            added = operands.mask_at(self._batch, head, query, first_key + key)
+            T.buffer_store(highest, T.max(highest[lane], added), [lane])
+            T.buffer_store(size, size[lane] + T.abs(added), [lane])
+
+        heads, whole = 1 if one_head else operands.problem.heads_per_group, T.bind(count // lanes)
+        with T.serial(heads) as head, T.serial(1 if one_query else last - first + 1) as query:
+            place = operands.head_of(self._group, head), first + query
+            with T.serial(whole) as vector, T.vectorized(lanes) as lane:
+                measure(*place, vector * lanes + lane, lane)
+            with T.serial(count % lanes) as rest:
+                measure(*place, whole * lanes + rest, 0)
+        T.buffer_store(self._numbers, highest[0], [_HIGHEST_MASK])
+        T.buffer_store(self._numbers, T.float32(0), [_MASK_SIZE])
+        with T.serial(lanes) as lane:
+            T.buffer_store(self._numbers, T.max(self._numbers[_HIGHEST_MASK], highest[lane]), [_HIGHEST_MASK])
+            T.buffer_store(self._numbers, self._numbers[_MASK_SIZE] + size[lane], [_MASK_SIZE])
+
+    def _find_whether_weights_vanish(self) -> None:
+        """Emit whether all weights of the block are zero. Any NaN makes a comparison false, so that it is computed."""
+        numbers = self._numbers
+        below = T.bind(numbers[_HIGHEST_MASK] - numbers[_SMALLEST])
+        with T.If(below < T.float32(VANISHING)), T.Then():
+            self._measure_energy(self._keys, _KEY_ENERGY)
+            self._measure_energy(self._values, _VALUE_ENERGY)
+        bound = T.sqrt(numbers[_QUERY_ENERGY] * numbers[_KEY_ENERGY]) * T.float32(1.01)
+        known = T.And(numbers[_MASK_SIZE] >= T.float32(0), numbers[_VALUE_ENERGY] < T.float32(float("inf")))
+        vanish = T.And(below < T.float32(VANISHING), T.And(known, below + bound < T.float32(VANISHING)))
+        self._note(_WEIGHTS_VANISH, vanish)
+
+    def _note(self, flag: int, condition: Any) -> None:
+        """Emit a flag. (TVM turns ``not a < b`` into ``a >= b``, which NaN makes false as well.)"""
+        T.buffer_store(self._flags, T.Select(condition, T.int32(1), T.int32(0)), [flag])
+
+    def _compute_scores(self) -> None:
+        height, columns = self._height, self._columns
+        with T.serial(KEYS_PER_BLOCK // height) as step, self._tiles() as tile:
+            first, start = T.bind(step * height), T.bind(tile * columns)
+            sums = accumulate(
+                height,
+                columns,
+                self._operands.problem.head_size,
+                lambda i, d: self._keys[first + i, d],
+                lambda d, j: self._queries[d, start + j],
+            )
+            for i, total in sums.rows():
+                with T.vectorized(columns) as j:
+                    T.buffer_store(self._scores, total[j], [first + i, start + j])
+
+    def _cap_scores(self, tile: Any) -> None:
+        cap = self._operands.problem.softcap
+        if cap == 0.0:
+            return
+        with T.serial(KEYS_PER_BLOCK) as key, T.vectorized(self._columns) as lane:
+            place = [key, tile * self._columns + lane]
+            T.buffer_store(self._scores, T.tanh(self._scores[tuple(place)] / T.float32(cap)) * T.float32(cap), place)
+
+    def _add_mask(self, tile: Any, first_key: Any, count: Any) -> None:
+        operands, columns = self._operands, self._columns
+        if operands.problem.mask:
+            one_head = operands.problem.mask_broadcast[1]
+            with T.If(self._flags[_MASK_IS_ZERO] == 0), T.Then(), T.serial(columns) as lane:
+                row = T.bind(T.min(tile * columns + lane, self._rows - 1))
+                head = T.int64(0) if one_head else operands.head_of(self._group, self._first_row + row)
+                query = self._query(row)
+                with T.serial(count) as key:
+                    added = operands.mask_at(self._batch, head, query, first_key + key)
+                    place = [key, tile * columns + lane]
+                    T.buffer_store(self._scores, self._scores[tuple(place)] + added, place)
+        some_hidden = first_key + KEYS_PER_BLOCK > self._frontier[0]
+        with T.If(some_hidden), T.Then(), T.serial(KEYS_PER_BLOCK) as key, T.vectorized(columns) as lane:
+            place = [key, tile * columns + lane]
+            hidden = first_key + key >= self._frontier[tile * columns + lane]
+            added = T.Select(hidden, T.float32(float("-inf")), T.float32(0))
+            T.buffer_store(self._scores, self._scores[tuple(place)] + added, place)
+
+    def _exponentiate(self, tile: Any) -> None:
+        """Turn scores into exponentials relative to the largest score so far, and update the running sums."""
+        columns = self._columns
+        largest, partial = (T.alloc_buffer((columns,), "float32") for _ in range(2))
+        start = T.bind(tile * columns)
+        with T.vectorized(columns) as lane:
+            T.buffer_store(largest, self._largest[start + lane], [lane])
+            T.buffer_store(partial, T.float32(0), [lane])
+        with T.serial(KEYS_PER_BLOCK) as key, T.vectorized(columns) as lane:
+            T.buffer_store(largest, T.max(largest[lane], self._scores[key, start + lane]), [lane])
+        with T.vectorized(columns) as lane:
+            T.buffer_store(self._rescale, exponential(self._largest[start + lane] - largest[lane]), [start + lane])
+            T.buffer_store(self._largest, largest[lane], [start + lane])
+        with T.serial(KEYS_PER_BLOCK) as key:
+            with T.vectorized(columns) as lane:
+                power = exponential(self._scores[key, start + lane] - largest[lane])
+                T.buffer_store(self._scores, power, [key, start + lane])
+            with T.vectorized(columns) as lane:
+                T.buffer_store(partial, partial[lane] + self._scores[key, start + lane], [lane])
+        with T.vectorized(columns) as lane:
+            total = self._total[start + lane] * self._rescale[start + lane] + partial[lane]
+            T.buffer_store(self._total, total, [start + lane])
+
+    def _add_values(self) -> None:
+        height = self._height
+        with T.serial(T.ceildiv(self._rows, T.int64(height))) as step:
+            row = T.bind(step * height)
+            for start, width in column_parts(self._operands.problem.value_size, self._columns):
+                self._add_values_to(row, start, width)
+
+    def _add_values_to(self, row: Any, start: int, width: int) -> None:
+        sums = accumulate(
+            self._height,
+            width,
+            KEYS_PER_BLOCK,
+            lambda i, key: self._scores[key, row + i],
+            lambda key, d: self._values[key, start + d],
+            initial=lambda i, d: self._sums[row + i, start + d] * self._rescale[row + i],
+        )
+        for i, total in sums.rows():
+            with T.vectorized(width) as d:
+                T.buffer_store(self._sums, total[d], [row + i, start + d])
+
+    def _find_smallest(self) -> None:
+        T.buffer_store(self._numbers, self._largest[0], [_SMALLEST])
+        with T.serial(self._rows) as row:
+            smallest = T.min(self._numbers[_SMALLEST], self._largest[row])
+            T.buffer_store(self._numbers, smallest, [_SMALLEST])
+
+    def _store(self) -> None:
+        operands = self._operands
+        with T.serial(self._rows) as row:
+            index = self._first_row + row
+            place = self._batch, operands.head_of(self._group, index), operands.query_of(index)
+            total = self._total[row]
+            divisor = T.bind(T.Select(total == T.float32(0), T.float32(1), total))
+            with T.vectorized(operands.problem.value_size) as d:
+                value = T.cast(self._sums[row, d] / divisor, operands.result.dtype)
+                T.buffer_store(operands.result, value, [*place, d])

@@ -1,0 +1,111 @@
+"""What an attention is: its static part, its operands, and which query sees which key."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from tvm.script import tirx as T
+
+Causal = Literal["", "first", "last", "lengths"]
+LOWEST = -3.4028234e38
+"""What the largest score of no key is: finite, so that differences to it are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionProblem:
+    """What is static about an attention.
+
+    ``heads_per_group``: query heads per head of keys and values. ``mask``: the type of the mask, if there is one: a
+    float type is added to the scores, bool says which keys a query sees. ``mask_broadcast`` says for [batch, head,
+    query] whether the mask has size 1 there. ``has_lengths``: how many of the keys are in use is given per batch.
+    ``causal``: query i sees keys 0 to i + offset, the offset being 0 where the queries belong to the ``first`` keys,
+    P - S where they belong to the ``last``, and ``lengths[b]`` - S where they belong to the last that are in use.
+    ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
+    """
+
+    head_size: int
+    value_size: int
+    scale: float
+    heads_per_group: int = 1
+    causal: Causal = ""
+    softcap: float = 0.0
+    mask: str = ""
+    mask_broadcast: tuple[bool, bool, bool] = (True, True, True)
+    has_lengths: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Operands:
+    """The buffers of one call; see :func:`moec.targets.cpu.kernels.attention.attention`."""
+
+    problem: AttentionProblem
+    query: Any
+    key: Any
+    value: Any
+    result: Any
+    mask: Any = None
+    lengths: Any = None
+
+    @property
+    def batches(self) -> Any:
+        return self.query.shape[0]
+
+    @property
+    def groups(self) -> Any:
+        return self.key.shape[1]
+
+    @property
+    def keys(self) -> Any:
+        return self.key.shape[2]
+
+    @property
+    def rows(self) -> Any:
+        """Queries times query heads of one group."""
+        return self.query.shape[2] * self.problem.heads_per_group
+
+    def query_of(self, row: Any) -> Any:
+        return T.bind(row // self.problem.heads_per_group)
+
+    def head_of(self, group: Any, row: Any) -> Any:
+        ratio = self.problem.heads_per_group
+        return T.bind(group * ratio + row % ratio)
+
+    def used_keys(self, batch: Any) -> Any:
+        """How many keys of a batch are in use."""
+        return T.min(self.lengths[batch], self.keys) if self.problem.has_lengths else self.keys
+
+    def frontier(self, batch: Any, query: Any) -> Any:
+        """The keys from this one on are hidden from the query, whatever the mask says. May be negative."""
+        queries = self.query.shape[2]
+        if not self.problem.causal:
+            return self.used_keys(batch)
+        if self.problem.causal == "first":
+            return T.min(query + 1, self.used_keys(batch))
+        if self.problem.causal == "last":
+            return T.min(query + 1 + self.keys - queries, self.used_keys(batch))
+        return T.min(query + 1 + self.lengths[batch] - queries, self.used_keys(batch))
+
+    def mask_at(self, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        """What the mask adds to a score."""
+        one_batch, one_head, one_query = self.problem.mask_broadcast
+        entry = self.mask[
+            T.int64(0) if one_batch else batch,
+            T.int64(0) if one_head else head,
+            T.int64(0) if one_query else query,
+            key,
+        ]
+        if self.problem.mask == "bool":
+            return T.Select(entry, T.float32(0), T.float32(float("-inf")))
+        return T.cast(entry, "float32")
+
+
+def load_block(source: Any, place: tuple[Any, Any, Any], count: Any, block: Any) -> None:
+    """Emit the copy of ``count`` rows of ``source``, from ``place`` [batch, group, row] on, into ``block`` [rows, D];
+    the rows behind them become zero."""
+    batch, group, first = place
+    rows, size = block.shape
+    with T.serial(count) as row, T.vectorized(size) as d:
+        T.buffer_store(block, T.cast(source[batch, group, first + row, d], "float32"), [row, d])
+    with T.serial(rows - count) as row, T.vectorized(size) as d:
+        T.buffer_store(block, T.float32(0), [count + row, d])

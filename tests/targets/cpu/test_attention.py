@@ -1,0 +1,238 @@
+"""Attention on CPU: the kernel on every machine, and the operator in graphs, against the reference interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from moec.errors import UnsupportedError
+from moec.ir import interpreter
+from moec.targets.cpu.kernels.attention import attention
+from moec.targets.cpu.kernels.attention_few import FEW_ROWS
+from moec.targets.cpu.kernels.attention_problem import AttentionProblem
+from moec.targets.cpu.machine import Machine
+
+from .kernel_runner import Kernel, build, machines
+from .test_dense import _check, _model, _run
+
+RANDOM = np.random.default_rng(0)
+PROBLEM = AttentionProblem(20, 24, 0.3, heads_per_group=2)
+SIZES = [(0, 3), (1, 0), (1, 1), (1, 600), (3, 70), (4, 256), (37, 37), (70, 130), (33, 64)]
+ON_NONE = (True, True, True)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape, dtype=np.float32)
+
+
+def operands(problem: AttentionProblem, queries: int, keys: int, batch: int = 2, groups: int = 2) -> dict:
+    """Query, key, value, and what the problem has of mask and lengths."""
+    heads = groups * problem.heads_per_group
+    arrays = {
+        "query": normal(batch, heads, queries, problem.head_size),
+        "key": normal(batch, groups, keys, problem.head_size),
+        "value": normal(batch, groups, keys, problem.value_size),
+    }
+    if problem.mask:
+        sizes = [1 if one else size for one, size in zip(problem.mask_broadcast, (batch, heads, queries), strict=True)]
+        mask = normal(*sizes, keys)
+        arrays["mask"] = mask > -1 if problem.mask == "bool" else np.where(mask > -1, mask, -np.inf)
+        arrays["mask"] = arrays["mask"].astype(problem.mask)
+    if problem.has_lengths:
+        arrays["lengths"] = RANDOM.integers(0, keys + 1, batch)
+    return arrays
+
+
+def expected(problem: AttentionProblem, arrays: dict[str, np.ndarray], dtype: type | None = np.float64) -> np.ndarray:
+    """What the standard operator makes of them. A causal mask from the last query on is one over a cache."""
+    given = {name: arrays[name] for name in ("query", "key", "value")}
+    given |= {name: arrays[name] for name in ("mask", "lengths") if name in arrays}
+    if problem.causal == "last":
+        past = given["key"].shape[2] - given["query"].shape[2]
+        for name in ("key", "value"):
+            given[f"past_{name}"], given[name] = given[name][:, :, :past], given[name][:, :, past:]
+    names = [name if name in given else "" for name in ("query", "key", "value", "mask", "past_key", "past_value")]
+    names.append("lengths" if "lengths" in given else "")
+    kinds = {"bool": "bool", "int64": "int64"}
+    declared = [
+        f"{kinds.get(array.dtype.name, 'float')}[{','.join(map(str, array.shape))}] {name}"
+        for name, array in given.items()
+    ]
+    attributes = f"scale = {problem.scale}, is_causal = {int(problem.causal != '')}, softcap = {problem.softcap}"
+    outputs = "y, present_key, present_value" if problem.causal == "last" else "y"
+    text = f"""<ir_version: 10, opset_import: ["" : 24]> g ({", ".join(declared)}) => (float[] y) {{
+        {outputs} = Attention <{attributes}> ({", ".join(names).rstrip(", ")}) }}"""
+    floats = {name: a if a.dtype.kind in "bi" else a.astype(np.float32) for name, a in given.items()}
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    return interpreter.run(model, floats, dtype=dtype)["y"]
+
+
+@functools.cache
+def built(problem: AttentionProblem, machine: Machine, dtype: str = "float32") -> Kernel:
+    return build(attention(problem, machine, dtype), machine)
+
+
+def check(problem: AttentionProblem, machine: Machine, dtype: type = np.float32, tolerance: float = 3e-5) -> None:
+    run = built(problem, machine, np.dtype(dtype).name)
+    for queries, keys in SIZES:
+        if problem.causal == "last" and keys < queries:
+            continue
+        arrays = operands(problem, queries, keys)
+        for name in ("query", "key", "value"):
+            arrays[name] = arrays[name].astype(dtype)
+        result = np.full((*arrays["query"].shape[:3], problem.value_size), 7, dtype)
+        found = run(*arrays.values(), result)
+        wanted = expected(problem, arrays)
+        np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", machines("sse4", "avx2", "avx512", "neon"))
+@pytest.mark.parametrize("problem", [PROBLEM, AttentionProblem(1, 7, 1.0), AttentionProblem(64, 33, 0.1, 3)], ids=str)
+def test_any_size_on_every_machine(problem, name):
+    check(problem, Machine.for_name(name))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 4e-3), (ml_dtypes.bfloat16, 3e-2)])
+def test_half_precision(dtype, tolerance):
+    check(PROBLEM, Machine.host(), dtype, tolerance)
+
+
+def variants() -> Iterator[AttentionProblem]:
+    for causal in ("first", "last", "lengths"):
+        yield dataclasses.replace(PROBLEM, causal=causal, has_lengths=causal == "lengths")
+    yield dataclasses.replace(PROBLEM, has_lengths=True)
+    yield dataclasses.replace(PROBLEM, softcap=2.0, causal="first")
+    for mask, broadcast in (
+        ("float32", ON_NONE),
+        ("float32", (True, True, False)),
+        ("float16", (False, False, False)),
+        ("bool", (False, True, False)),
+        ("bool", (True, False, True)),
+    ):
+        yield dataclasses.replace(PROBLEM, mask=mask, mask_broadcast=broadcast)
+    yield dataclasses.replace(
+        PROBLEM, mask="bool", mask_broadcast=(False, True, False), causal="lengths", has_lengths=True
+    )
+
+
+@pytest.mark.parametrize("problem", list(variants()), ids=str)
+def test_masks(problem):
+    check(problem, Machine.host())
+
+
+def causal_mask(queries: int, keys: int, hidden: float = -3.4028235e38) -> np.ndarray:
+    """As exporters write it: a number to add to the scores."""
+    visible = np.arange(keys) <= np.arange(queries)[:, None] + keys - queries
+    return np.where(visible, 0, hidden).astype(np.float32)[None, None]
+
+
+MASKED = dataclasses.replace(PROBLEM, mask="float32", mask_broadcast=(True, True, False))
+
+
+@pytest.mark.parametrize("hidden", [-3.4028235e38, -np.inf, -1e4, -3.0])
+@pytest.mark.parametrize("padding", [0, 150])
+def test_blocks_of_hidden_keys(hidden, padding):
+    """Hidden behind the queries, and before them, as padding on the left is. Where all keys are, the sum of a score and
+    a number of the mask is what float32 makes of it."""
+    arrays = operands(PROBLEM, 200, 260)
+    arrays["mask"] = causal_mask(200, 260, hidden)
+    arrays["mask"][..., :padding] = hidden
+    found = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, 200, 24), np.float32))
+    np.testing.assert_allclose(found, expected(MASKED, arrays, None), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries", [3, 200])
+@pytest.mark.parametrize("name", ["query", "key", "value", "mask"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_infinity_and_nan_spread_as_in_the_reference(number, name, queries):
+    """Also from keys that a mask hides: zero times infinity is not a number."""
+    arrays = operands(PROBLEM, queries, 260)
+    arrays["mask"] = causal_mask(queries, 260)
+    arrays[name][..., -1, 7] = number
+    found = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, queries, 24), np.float32))
+    wanted = expected(MASKED, arrays)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+    np.testing.assert_allclose(found, wanted, rtol=3e-5, atol=3e-5)
+
+
+def test_scores_that_overflow_behind_the_frontier_are_computed():
+    arrays = operands(PROBLEM, 200, 260)
+    arrays["mask"] = causal_mask(200, 260, -np.inf)
+    arrays["query"][...] = 1e25
+    arrays["key"][:, :, -1] = 1e25
+    found = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, 200, 24), np.float32))
+    assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("queries", [2, 100])
+def test_results_are_bit_identical_for_any_number_of_threads(queries, in_pool):
+    run, arrays = built(MASKED, Machine.host()), operands(PROBLEM, queries, 700)
+    arrays["mask"] = causal_mask(queries, 700)
+    result = np.empty((2, 4, queries, 24), np.float32)
+    found = [in_pool(threads, lambda: run(*arrays.values(), result)) for threads in (1, 2, 3)]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("mask", [None, "float[S,P]", "bool[B,1,S,P]", "float[B,4,S,1]"])
+def test_grouped_heads(mask):
+    declared = f", {mask} m" if mask else ""
+    text = f"""g (float[B,4,S,16] q, float[B,2,P,16] k, float[B,2,P,20] v{declared}) => (float[B,4,S,20] y) {{
+        y = Attention <scale = 0.3> (q, k, v{", m" if mask else ""}) }}"""
+    inputs = {"q": normal(2, 4, 13, 16), "k": normal(2, 2, 70, 16), "v": normal(2, 2, 70, 20)}
+    shapes = {"float[S,P]": (13, 70), "bool[B,1,S,P]": (2, 1, 13, 70), "float[B,4,S,1]": (2, 4, 13, 1)}
+    if mask:
+        inputs["m"] = normal(*shapes[mask]) > -1 if "bool" in mask else normal(*shapes[mask])
+    _check(_model(text), inputs)
+
+
+def test_joined_heads():
+    text = """g (float[B,S,32] q, float[B,S,16] k, float[B,S,16] v) => (float[B,S,32] y) {
+        y = Attention <q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q, k, v) }"""
+    _check(_model(text), {"q": normal(2, 9, 32), "k": normal(2, 9, 16), "v": normal(2, 9, 16)})
+
+
+@pytest.mark.parametrize("queries", [1, 2 * FEW_ROWS])
+@pytest.mark.parametrize("past", [0, 5])
+def test_a_cache_inside_the_operator(queries, past):
+    text = """g (float[B,S,32] q, float[B,S,16] k, float[B,S,16] v, float[B,2,L,8] pk, float[B,2,L,8] pv)
+        => (float[B,S,32] y, float[B,2,P,8] keys, float[B,2,P,8] values) {
+        y, keys, values = Attention <q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q, k, v, , pk, pv) }"""
+    inputs = {"q": normal(2, queries, 32), "k": normal(2, queries, 16), "v": normal(2, queries, 16)}
+    _check(_model(text), inputs | {"pk": normal(2, 2, past, 8), "pv": normal(2, 2, past, 8)})
+
+
+def test_a_cache_outside_the_operator():
+    text = """g (float[B,4,S,8] q, float[B,2,P,8] k, float[B,2,P,8] v, int64[B] used) => (float[B,4,S,8] y) {
+        y = Attention <is_causal = 1> (q, k, v, , , , used) }"""
+    inputs = {"q": normal(2, 4, 3, 8), "k": normal(2, 2, 70, 8), "v": normal(2, 2, 70, 8)}
+    _check(_model(text), inputs | {"used": np.array([66, 3])})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "call", "message"),
+    [
+        ("float[B,4,S,8] q, float[B,3,P,8] k, float[B,3,P,8] v", "(q, k, v)", "4 query heads cannot share 3 heads"),
+        ("float[B,4,S,D] q, float[B,4,P,D] k, float[B,4,P,D] v", "(q, k, v)", "the size of a head is dynamic"),
+        ("float[B,S,9] q, float[B,P,8] k, float[B,P,8] v", "<q_num_heads = 4, kv_num_heads = 4> (q, k, v)", "4 heads"),
+    ],
+)
+def test_what_it_refuses(inputs, call, message):
+    model = _model(f"g ({inputs}) => (float[] y) {{ y = Attention {call} }}")
+    with pytest.raises(UnsupportedError, match=message):
+        _run(model, {})
+
+
+def test_it_refuses_more_new_keys_than_queries_over_a_cache():
+    text = """g (float[B,4,S,8] q, float[B,4,N,8] k, float[B,4,N,8] v, float[B,4,L,8] pk, float[B,4,L,8] pv)
+        => (float[B,4,S,8] y, float[B,4,P,8] keys, float[B,4,P,8] values) {
+        y, keys, values = Attention <is_causal = 1> (q, k, v, , pk, pv) }"""
+    with pytest.raises(UnsupportedError, match="as many new keys as there are queries"):
+        _run(_model(text), {})

@@ -250,7 +250,10 @@ class _GroupedProduct:
                 value = self._finished(sums, lambda column: bias[expert, column_tile, column], row, j)
                 if width is not None:
                     value = T.Select(column_tile * problem.tile_width + j < width, value, T.float32(0))
-                T.buffer_store(out, T.cast(value, out.dtype), [target, column_tile * problem.tile_width + j])
+                T.buffer_store(sums, value, [row, j])
+            with T.vectorized(problem.tile_width) as j:  # apart, because a conversion to bfloat16 repeats its operand
+                place = [target, column_tile * problem.tile_width + j]
+                T.buffer_store(out, T.cast(sums[row, j], out.dtype), place)
         missing = self._filled - problem.padded_width
         if missing > 0:
             with T.If(column_tile == problem.column_tiles - 1), T.Then(), T.serial(count) as row:

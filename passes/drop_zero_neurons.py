@@ -52,14 +52,21 @@ class DropZeroNeurons:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
+        left_alone: dict[str, list[ir.Node]] = {}
         for node in list(model.graph):
             if not (dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")):
                 continue
             units = _units_of(node)
-            message = units if isinstance(units, str) else _drop(model.graph, units)
-            if message is not None:
-                report.note(self.name, node_name(node), message)
-            changed |= isinstance(units, HiddenUnits) and message is not None
+            if isinstance(units, str):
+                left_alone.setdefault(units, []).append(node)
+                continue
+            dropped = _drop(model.graph, units)
+            if dropped is not None:
+                report.note(self.name, node_name(node), dropped)
+                changed = True
+        for reason, nodes in left_alone.items():
+            others = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+            report.note(self.name, f"{node_name(nodes[0])}{others}", f"not looked at: {reason}")
         return changed
 
 
@@ -69,16 +76,16 @@ def _units_of(node: ir.Node) -> HiddenUnits | str:
     for name in ("up_bias", "gate_bias"):
         bias = inputs[name]
         if bias is not None and (bias.const_value is None or bias.is_graph_input()):
-            return f"not looked at: {name} is computed when the model runs"
+            return f"{name} is computed when the model runs"
     try:
         units = HiddenUnits(node)
     except UnsupportedError as error:
-        return f"not looked at: {error}"
+        return str(error)
     if units.spec.arithmetic == "int8":
-        return "not looked at: its hidden values are quantised together; run this pass before quantize-experts"
+        return "hidden values are quantised together; run this pass before quantize-experts"
     grouped = next((run for run in units.runs["down"] if run.format.group), None)
     if grouped is not None:
-        return f"not looked at: down is {grouped.format}, in groups of units; run this pass before quantize-experts"
+        return f"down is {grouped.format}, in groups of units; run this pass before quantize-experts"
     return units
 
 

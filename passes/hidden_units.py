@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec
+from moec.ir.encodings import Encoded, decode
 from moec.ir.formats import WeightRun, decoding_node, weight_inputs, weight_runs
 from moec.ir.stacks import ExpertStack, expert_data
 from moec.passes.rewriting import add_constant, fresh_name, remove_unused
@@ -36,6 +37,7 @@ class HiddenUnits:
         self.experts, self.count = int(down.shape.numpy()[0]), int(down.shape.numpy()[self._axis("down")])
         self.sizes = self.spec.hidden_sizes or (self.count,) * self.experts
         """How many units each expert has; the others among ``count`` are stored, but ignored."""
+        self._last: dict[str, Any] = {}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -43,18 +45,32 @@ class HiddenUnits:
 
     def weights(self, part: str, expert: int) -> Array:
         """One expert's weights [unit, ...] of the part, in float32 where they are stored quantised."""
-        source = self._source(part)
-        run = _run_of(self.runs[source], expert)
-        matrix = run.decoded(expert) if run.format.quantized else run.encoded(expert).data
-        return self._split(part, np.moveaxis(matrix, self._axis(source) - 1, 0))
+        run, encoded = self._stored(part, expert)
+        matrix = encoded.data if not run.format.quantized else decode(encoded, run.format, _inputs_axis(run))
+        return self._units_first(part, matrix)
 
     def zero_weights(self, part: str, expert: int) -> Array:
-        """Of which units all weights of the part are zero. Reads little of a float matrix without such units."""
+        """Of which units all weights of the part are stored as zeros. Looks at little of one without such."""
+        run, encoded = self._stored(part, expert)
+        numbers = self._units_first(part, encoded.data)
+        if encoded.zero_point is None:
+            return zero_rows(numbers, np.zeros((), numbers.dtype))
+        size = encoded.data.shape[_inputs_axis(run)]
+        zeros = np.repeat(encoded.zero_point, run.format.group or size, axis=_inputs_axis(run))
+        return zero_rows(numbers, self._units_first(part, np.take(zeros, np.arange(size), axis=_inputs_axis(run))))
+
+    def _stored(self, part: str, expert: int) -> tuple[WeightRun, Encoded]:
+        """What is stored of the operand that holds the part; made only once for neighbouring calls."""
         source = self._source(part)
-        run = _run_of(self.runs[source], expert)
-        if not run.format.quantized or run.format.zero_points:
-            return zero_rows(self.weights(part, expert))
-        return zero_rows(self._split(part, np.moveaxis(run.encoded(expert).data, self._axis(source) - 1, 0)))
+        run = next(run for run in self.runs[source] if run.first <= expert < run.first + run.count)
+        if self._last.get("expert") != expert:
+            self._last = {"expert": expert}
+        if source not in self._last:
+            self._last[source] = run.encoded(expert)
+        return run, self._last[source]
+
+    def _units_first(self, part: str, matrix: Array) -> Array:
+        return self._split(part, np.moveaxis(matrix, self._axis(self._source(part)) - 1, 0))
 
     def bias(self, part: str, expert: int) -> Array:
         """One expert's biases [unit] of the gate or up projection in float64; zeros where there are none."""
@@ -146,8 +162,9 @@ class HiddenUnits:
         return output
 
 
-def _run_of(runs: Sequence[WeightRun], expert: int) -> WeightRun:
-    return next(run for run in runs if run.first <= expert < run.first + run.count)
+def _inputs_axis(run: WeightRun) -> int:
+    """The axis of the inputs in the matrix of one expert, where that matters."""
+    return -1 if run.axis is None else run.axis
 
 
 def _shared(value: ir.Value, axis: int) -> bool:
@@ -173,11 +190,11 @@ _READ_FIRST = (1, 64)
 """So many weights of every unit are looked at before the rest: one that is not zero decides, and most come early."""
 
 
-def zero_rows(matrix: Array) -> Array:
-    """Which rows of a matrix are zero."""
-    zero = np.ones(len(matrix), bool)
+def zero_rows(matrix: Array, zero: Array) -> Array:
+    """Which rows of a matrix are zero; ``zero``: the number that means it, one for all or for each element."""
+    found, expected = np.ones(len(matrix), bool), np.broadcast_to(zero, matrix.shape)
     ends = [*(end for end in _READ_FIRST if end < matrix.shape[1]), matrix.shape[1]]
     for start, end in zip([0, *ends], ends, strict=False):
-        candidates = np.flatnonzero(zero)
-        zero[candidates] = (matrix[candidates, start:end] == 0).all(axis=1)
-    return zero
+        rows = np.flatnonzero(found)
+        found[rows] = (matrix[rows, start:end] == expected[rows, start:end]).all(axis=1)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -21,41 +22,47 @@ _PASSED_THROUGH = (
 
 
 def make_linears(graph: ir.Graph, minimum: int, routers: bool) -> Iterator[ir.Node]:
-    """Replace products by ``moec.Linear`` and yield all Linear nodes that were made or there already.
+    """Replace products, with the bias that an Add gives them, by ``moec.Linear`` and yield all Linear nodes that were
+    made or there already.
 
     Left out are weights of fewer than ``minimum`` elements and, unless ``routers``, products whose result becomes the
     logits of a router.
     """
     for node in list(graph):
+        if node.graph is None:  # an Add that became a bias
+            continue
         if dialect.is_moec(node, "Linear"):
             yield node
         elif _is_dense(node, minimum) and (routers or not _becomes_logits(node.outputs[0], set())):
-            yield _make_linear(graph, node)
+            yield make_linear(graph, node)
 
 
 def _is_dense(node: ir.Node, minimum: int) -> bool:
-    """A MatMul, or a Gemm that only adds a bias, of rows and a constant float matrix."""
+    """A dense product with a constant float matrix."""
+    if not is_dense_product(node):
+        return False
+    weight = node.inputs[1]
+    tensor = ir.convenience.get_const_tensor(weight) if weight is not None and not weight.is_graph_input() else None
+    return tensor is not None and tensor.size >= minimum and tensor.dtype in _FLOATS
+
+
+def is_dense_product(node: ir.Node) -> TypeGuard[ir.Node]:
+    """A MatMul, or a Gemm that only adds a bias [N], of rows and a matrix of known size."""
     if not is_op(node, "MatMul", "Gemm"):
         return False
     x, weight, *rest = node.inputs
-    tensor = ir.convenience.get_const_tensor(weight) if weight is not None and not weight.is_graph_input() else None
-    if x is None or tensor is None or len(tensor.shape) != 2 or tensor.size < minimum or tensor.dtype not in _FLOATS:
+    if x is None or weight is None or weight.shape is None or len(weight.shape) != 2 or not weight.shape.is_static():
         return False
     if node.op_type == "MatMul":
         return True
     bias = rest[0] if rest else None
     plain = {"transA": 0, "alpha": 1.0, "beta": 1.0}
     usual = all(key not in node.attributes or node.attributes[key].value == value for key, value in plain.items())
-    return usual and (bias is None or (bias.shape is not None and bias.shape == (_outputs(node),)))
+    outputs = weight.shape[1 if is_transposed(node) else 0]
+    return usual and (bias is None or (bias.shape is not None and bias.shape == (outputs,)))
 
 
-def _outputs(node: ir.Node) -> int:
-    tensor = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-    assert tensor is not None
-    return int(tensor.shape.numpy()[1 if _transposed(node) else 0])
-
-
-def _transposed(node: ir.Node) -> bool:
+def is_transposed(node: ir.Node) -> bool:
     """Whether the weight is [K,N], as it is unless a Gemm says otherwise."""
     return "transB" not in node.attributes or not node.attributes["transB"].as_int()
 
@@ -73,17 +80,36 @@ def _becomes_logits(value: ir.Value, seen: set[ir.Value]) -> bool:
     return False
 
 
-def _make_linear(graph: ir.Graph, node: ir.Node) -> ir.Node:
+def _added_bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Add behind a MatMul that gives it a constant bias [N], if nothing else uses the product."""
+    product = node.outputs[0]
+    uses = product.uses()
+    if node.op_type != "MatMul" or product.is_graph_output() or len(uses) != 1:
+        return None
+    ((user, index),) = uses
+    bias = user.inputs[1 - index] if is_op(user, "Add") else None
+    tensor = ir.convenience.get_const_tensor(bias) if bias is not None and not bias.is_graph_input() else None
+    if bias is None or tensor is None or list(tensor.shape) != [_outputs(node)]:
+        return None
+    return user, bias
+
+
+def make_linear(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """Put ``moec.Linear`` in the place of a dense product."""
     x, weight, bias = (*node.inputs, None)[:3]
+    replaced, added = [node], _added_bias(node)
+    if added is not None:
+        addition, bias = added
+        replaced = [addition, node]
     inputs = {"x": x, "weight": weight, "bias": bias}
-    linear = dialect.make_node("Linear", inputs, LinearSpec(transposed=_transposed(node)), name=node.name)
-    old, new = node.outputs[0], linear.outputs[0]
+    linear = dialect.make_node("Linear", inputs, LinearSpec(transposed=is_transposed(node)), name=node.name)
+    old, new = replaced[0].outputs[0], linear.outputs[0]
     new.name, new.type, new.shape = old.name, old.type, old.shape
-    graph.insert_before(node, linear)
+    graph.insert_before(replaced[0], linear)
     if old.is_graph_output():
         replace_value(old, new)
     else:
         old.name = f"{old.name}_replaced"
         old.replace_all_uses_with(new)
-    graph.remove(node, safe=True)
+    graph.remove(replaced, safe=True)
     return linear

@@ -20,8 +20,9 @@ from moec.passes.weight_storage import formats_by_expert, store
 class QuantizeLinears:
     """Stores the weights of dense products in ``format``, rounded to nearest, and quantises activations to match.
 
-    1. A MatMul with a constant matrix on the right, and a Gemm that multiplies by one and at most adds a bias [N],
-       become ``moec.Linear``; Linear nodes that are there already are quantised likewise.
+    1. A MatMul with a constant matrix on the right, with the constant bias [N] that an Add may give its result, and a
+       Gemm that multiplies by one and at most adds a bias [N], become ``moec.Linear``; Linear nodes that are there
+       already are quantised likewise.
     2. Left alone: weights of fewer than ``minimum`` elements, those that are quantised already, and (without
        ``routers``) the products that make the logits of a router, where small errors choose other experts.
     3. ``group`` and ``zero_points`` as for quantize-experts; activations are quantised in the same groups.

@@ -21,6 +21,7 @@ BODIES = {
     "matmul": ("y = MatMul (x, w)", {"w": WEIGHT}, 1),
     "gemm": ("y = Gemm (x, w)", {"w": WEIGHT}, 1),
     "gemm with a bias": ("y = Gemm <transB = 1> (x, w, b)", {"w": WEIGHT.T.copy(), "b": BIAS}, 0),
+    "bias by an add": ("h = MatMul (x, w) y = Add (b, h)", {"w": WEIGHT, "b": BIAS}, 1),
     "not the last": ("h = MatMul (x, w) y = Relu (h)", {"w": WEIGHT}, 1),
     "several axes": ("h = Unsqueeze (x, zero) g = MatMul (h, w) y = Squeeze (g, zero)", {"w": WEIGHT}, 1),
 }
@@ -68,6 +69,31 @@ def test_other_products_stay(body: str) -> None:
     report = apply(model, f"quantize-linears{{format=int8,{TINY}}}")
     assert all(node.domain == "" for node in model.graph)
     assert "no dense product was found with a constant weight of 0 elements" in report.remarks[0].message
+
+
+@pytest.mark.parametrize(
+    "body, outputs",
+    [
+        ("h = MatMul (x, w) y = Add (h, b) z = Relu (h)", "float[T,64] y, float[T,64] z"),
+        ("h = MatMul (x, w) y = Add (h, b)", "float[T,64] y, float[T,64] h"),
+        ("h = MatMul (x, w) y = Add (h, one)", "float[T,64] y"),
+        ("h = MatMul (x, w) y = Add (h, h)", "float[T,64] y"),
+        ("h = Gemm (x, w, b) y = Add (h, b)", "float[T,64] y"),
+    ],
+    ids=["used twice", "an output", "a number", "itself", "a second bias"],
+)
+def test_an_addition_that_is_no_bias_stays(body: str, outputs: str) -> None:
+    constants = {"w": WEIGHT, "b": BIAS, "one": np.ones(1, np.float32)}
+    model, before = linear_model(body, constants, outputs), linear_model(body, constants, outputs)
+    apply(model, f"quantize-linears{{format=int8,{TINY}}}")
+    assert [node.op_type for node in model.graph if node.op_type in ("Linear", "Add")] == ["Linear", "Add"]
+    assert 0 < relative_error(model, before) < BOUNDS["int8"]
+
+
+def test_a_bias_joins_the_product() -> None:
+    model = model_of("bias by an add")
+    apply(model, f"quantize-linears{{format=int8,{TINY}}}")
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "Linear"]
 
 
 def test_small_weights_stay_unless_asked() -> None:

@@ -30,19 +30,15 @@ def _vector(dtype: str, lanes: int) -> str:
 def byte_dot(machine: Machine) -> Dot:
     """Unsigned bytes of weights times signed bytes of activations, exact in int32.
 
-    vpdpbusd where the processor has it, usdot on Arm with i8mm; else multiplications of 16-bit halves (x86) or 32-bit
-    numbers, which are as exact.
+    vpdpbusd where the processor has it, usdot on Arm with i8mm, two sdot on Arm with dotprod; else multiplications of
+    16-bit halves (x86) or 32-bit numbers, which are as exact.
     """
     lanes = machine.lanes
     instruction = _byte_dot_instruction(machine)
     if instruction is not None:
-        bytes_type = f"int8x{4 * lanes}"
-
-        def dot(sums: Any, weights: Any, activations: Any) -> Any:
-            operands = T.reinterpret(bytes_type, weights), T.reinterpret(bytes_type, activations)
-            return T.call_llvm_pure_intrin(f"int32x{lanes}", instruction, sums, *operands)
-
-        return dot
+        return lambda *operands: _dot(instruction, lanes, *operands)
+    if "dotprod" in machine.features:
+        return lambda sums, weights, activations: _signed_dot(lanes, sums, weights, activations)
     multiply_add = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
     if machine.is_x86:
         return lambda sums, weights, activations: _halves_dot(multiply_add[lanes], lanes, sums, weights, activations)
@@ -56,6 +52,24 @@ def _byte_dot_instruction(machine: Machine) -> str | None:
     if machine.lanes == 8 and "avxvnni" in features:
         return "llvm.x86.avx512.vpdpbusd.256"
     return "llvm.aarch64.neon.usdot" if "i8mm" in features else None
+
+
+def _dot(instruction: str, lanes: int, sums: Any, weights: Any, activations: Any) -> Any:
+    bytes_type = f"int8x{4 * lanes}"
+    operands = T.reinterpret(bytes_type, weights), T.reinterpret(bytes_type, activations)
+    return T.call_llvm_pure_intrin(f"int32x{lanes}", instruction, sums, *operands)
+
+
+def _signed_dot(lanes: int, sums: Any, weights: Any, activations: Any) -> Any:
+    """Signed bytes hold up to 127, so the highest bit of every weight is multiplied by itself and counts 128."""
+
+    def all_lanes(number: int) -> Any:
+        return T.broadcast(T.int32(number), lanes)
+
+    instruction = "llvm.aarch64.neon.sdot"
+    low, high = weights & all_lanes(0x7F7F7F7F), (weights >> all_lanes(7)) & all_lanes(0x01010101)
+    highest = _dot(instruction, lanes, all_lanes(0), high, activations)
+    return _dot(instruction, lanes, sums, low, activations) + (highest << all_lanes(7))
 
 
 def _halves_dot(instruction: str, lanes: int, sums: Any, weights: Any, activations: Any) -> Any:

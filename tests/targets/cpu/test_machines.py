@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
 from moec.errors import UnsupportedError
 from moec.targets.cpu import machine as machine_module
+from moec.targets.cpu.kernels.dot import byte_dot, byte_words
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
 from moec.targets.cpu.machine import MACHINES, Machine
 
 
@@ -43,3 +46,39 @@ def test_a_processor_older_than_all_machines_is_refused(monkeypatch):
     monkeypatch.setattr(machine_module, "host_has", lambda features: False)
     with pytest.raises(UnsupportedError, match=r"neither SSE4.2 nor NEON; name the instruction set"):
         Machine.host()
+
+
+@pytest.mark.parametrize(
+    ("name", "instruction"),
+    [
+        ("sse4", "pmaddwd"),
+        ("avx2", "vpmaddwd"),
+        ("avx2vnni", "vpdpbusd"),
+        ("avx512", "vpmaddwd"),
+        ("avx512vnni", "vpdpbusd"),
+        ("neondotprod", "sdot"),
+        ("neoni8mm", "usdot"),
+    ],
+)
+def test_products_of_bytes_use_the_instruction_of_the_machine(name, instruction):
+    import tvm
+    from tvm.script import tirx as T
+
+    machine = Machine.for_name(name)
+
+    def body(weights, activations, sums) -> None:
+        words = [byte_words(buffer, [0], machine.lanes) for buffer in (weights, activations)]
+        lanes = T.ramp(0, 1, machine.lanes)
+        T.buffer_store(sums, byte_dot(machine)(sums[lanes], *words), [lanes])
+
+    kernel = emit_kernel(
+        [
+            Parameter("weights", (4 * machine.lanes,), "uint8"),
+            Parameter("activations", (4 * machine.lanes,), "int8"),
+            Parameter("sums", (machine.lanes,), "int32"),
+        ],
+        body,
+    )
+    module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
+    assembly = tvm.tirx.build(module, target=tvm.target.Target(machine.llvm)).inspect_source("asm")
+    assert re.search(rf"\b{instruction}\b", assembly)

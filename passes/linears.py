@@ -58,8 +58,13 @@ def is_dense_product(node: ir.Node) -> TypeGuard[ir.Node]:
     bias = rest[0] if rest else None
     plain = {"transA": 0, "alpha": 1.0, "beta": 1.0}
     usual = all(key not in node.attributes or node.attributes[key].value == value for key, value in plain.items())
-    outputs = weight.shape[1 if is_transposed(node) else 0]
-    return usual and (bias is None or (bias.shape is not None and bias.shape == (outputs,)))
+    return usual and (bias is None or (bias.shape is not None and bias.shape == (_outputs(node),)))
+
+
+def _outputs(node: ir.Node) -> int | None:
+    weight = node.inputs[1]
+    size = None if weight is None or weight.shape is None else weight.shape[1 if is_transposed(node) else 0]
+    return size if isinstance(size, int) else None
 
 
 def is_transposed(node: ir.Node) -> bool:

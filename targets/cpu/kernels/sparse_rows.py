@@ -3,8 +3,9 @@
 For few rows, a product takes the time of reading its weights. So it looks at its rows first: where less than
 1 / :data:`GAIN` of the inputs is nonzero in any row of the block, it goes by the list, else by all inputs. A zero adds
 a zero to a sum and a sum begins with one, so that both ways give the same bits as long as no weight is infinite or NaN;
-a NaN among the inputs is listed. The list is made for every tile of columns: with a vector register compressed per step
-it costs a few percent of what it saves.
+a NaN among the inputs is listed. (Matrix tiles sum in another order: where they would take over below
+:data:`MOST_ROWS` rows, the way shows in the last bits. The number of threads never does.) The list is made for every
+tile of columns: with a vector register compressed per step it costs a few percent of what it saves.
 """
 
 from __future__ import annotations

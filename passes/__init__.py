@@ -23,6 +23,7 @@ _CLASSES = {
     "fuse-attention": "moec.passes.fuse_attention:FuseAttention",
     "fuse-normalization": "moec.passes.fuse_normalization:FuseNormalization",
     "fuse-route-dispatch": "moec.passes.fuse_route_dispatch:FuseRouteDispatch",
+    "fuse-stored-weights": "moec.passes.fuse_stored_weights:FuseStoredWeights",
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
     "quantize-experts": "moec.passes.quantize_experts:QuantizeExperts",
     "quantize-linears": "moec.passes.quantize_linears:QuantizeLinears",

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from .test_cli import assert_refused, moec
 
-E, D, F = 4, 128, 128
+E, D, F = 4, 256, 128
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def model(tmp_path_factory):
     """x [n,D] → a dense product → an MoE layer of relu experts."""
     generator = np.random.default_rng(0)
     shapes = {"dense": (D, D), "router": (D, E), "up": (E, F, D), "down": (E, D, F)}
-    arrays = {name: generator.normal(size=shape).astype(np.float32) / 11 for name, shape in shapes.items()}
+    arrays = {name: generator.normal(size=shape).astype(np.float32) / 16 for name, shape in shapes.items()}
     attributes = {"activation_type": "relu", "k": 2, "normalize_routing_weights": 1}
     nodes = [
         helper.make_node("MatMul", ["x", "dense"], ["h"]),
@@ -54,6 +54,15 @@ def test_experts_in_fewer_bits(model, tmp_path):
     assert data["rounded"] and data["tolerance"] == 0.02
     assert all(0.01 < one["norm"] < 0.4 for case in data["cases"] for one in case["differences"])
     assert "Compared with the rounded model" in moec("verify", model, art).stdout
+
+
+def test_dense_products_in_fewer_bits(model, tmp_path):
+    art = tmp_path / "model.moec"
+    assert moec("compile", model, "-o", art, "--experts", "bf16", "--linears", "int8").returncode == 0
+    losses = json.loads(moec("inspect", art, "--json").stdout)["losses"]
+    expected = [{"up": ["bfloat16"], "down": ["bfloat16"]}, {"weight": ["int8"]}]
+    assert [one["formats"] for one in losses] == expected, "the router keeps its floats"
+    assert moec("verify", model, art).returncode == 0
 
 
 def test_verify_sees_that_an_artifact_is_of_other_weights(model, tmp_path):

@@ -70,14 +70,16 @@ def place_file(path: pathlib.Path, pages: Pages = "auto") -> tuple[np.ndarray, P
     return _copy(path, size), Placement("huge", "the system maps the file in small pages")
 
 
-def huge_memory(size: int) -> np.ndarray:
-    """Bytes of new memory in huge pages, as far as the system has them when they are first written to.
-
-    Raises OSError when there is not enough memory."""
+def new_memory(size: int, *, huge: bool) -> np.ndarray:
+    """Bytes of new memory, zero, that starts where a huge page can: in huge pages as far as the system has them when it
+    is first written to, or in small ones. Raises OSError when there is not enough memory."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return np.zeros(size, np.uint8)
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory, Python's default, follows other rules
     memory = mmap.mmap(-1, size + HUGE_PAGE, flags=private)
-    with contextlib.suppress(OSError):  # a kernel built without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel built without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     array = np.frombuffer(memory, np.uint8)
     start = -array.ctypes.data % HUGE_PAGE
     return array[start : start + size]
@@ -127,7 +129,7 @@ def bytes_in_huge_pages(memory: np.ndarray) -> int:
 def _copy(path: pathlib.Path, size: int) -> np.ndarray:
     """The bytes of a file in huge pages, read by several threads, each of which so gets pages near it."""
     try:
-        memory = huge_memory(size)
+        memory = new_memory(size, huge=True)
     except OSError as error:
         raise MoecError(f"{path}: the system has no {size >> 20} MiB for a copy; use pages=mapped") from error
     with path.open("rb") as file, ThreadPoolExecutor(min(len(available_cores()), _MOST_COPYING_THREADS)) as threads:

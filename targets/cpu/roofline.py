@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import platform
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 from moec.roofline import Peak, Roofline
 from moec.runtime.library import use_threads
 from moec.runtime.machine import check_threads
+from moec.runtime.pages import new_memory
 from moec.runtime.tensors import to_runtime
 from moec.targets.cpu.kernels.peak import Instruction, instructions, operations_per_round, peak
 from moec.targets.cpu.kernels.read_memory import ROW, read_memory
@@ -27,23 +25,13 @@ _SECONDS = 0.015
 MEMORY_BYTES = 1 << 29
 """What a measurement of bandwidth reads: more than caches hold."""
 
-_PERMIT_AMX, _AMX_TILES, _ARCH_PRCTL = 0x1023, 18, 158  # Linux on x86-64: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
-
 
 def measure_roofline(threads: int | None = None) -> Roofline:
     """Takes about a second. ``threads``: None means all available cores."""
     threads = check_threads(threads)
     machine = Machine.host()
     bandwidths = {kind: _best_bandwidth(kind, threads) for kind in page_kinds()}
-    usable = [one for one in instructions(machine) if not one.feature.startswith("amx") or permit_amx()]
-    return Roofline(threads, bandwidths, tuple(_measure_peak(one, machine, threads) for one in usable))
-
-
-def permit_amx() -> bool:
-    """Ask Linux for the use of AMX in this process; whether it is granted."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False
-    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _PERMIT_AMX, _AMX_TILES) == 0
+    return Roofline(threads, bandwidths, tuple(_measure_peak(one, machine, threads) for one in instructions(machine)))
 
 
 def page_kinds() -> list[str]:
@@ -56,10 +44,7 @@ class MemoryReader:
 
     def __init__(self, threads: int | None = None, pages: str = "huge pages", size: int = MEMORY_BYTES) -> None:
         self._threads = check_threads(threads)
-        self._memory = mmap.mmap(-1, size)
-        if pages in ("4K pages", "huge pages"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE if pages == "huge pages" else mmap.MADV_NOHUGEPAGE)
-        data = np.frombuffer(self._memory, np.int32)
+        data = new_memory(size, huge=pages == "huge pages").view(np.int32)
         rows = data.size // ROW // self._threads
         data.fill(1)  # a page exists only after it was written to
         shaped = data[: self._threads * rows * ROW].reshape(self._threads, rows, ROW)

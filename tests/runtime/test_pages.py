@@ -11,7 +11,7 @@ import pytest
 from moec.errors import ArtifactError, MoecError
 from moec.runtime import pages
 from moec.runtime.model import load
-from moec.runtime.pages import HUGE_PAGE, bytes_in_huge_pages, huge_memory, place_file
+from moec.runtime.pages import HUGE_PAGE, bytes_in_huge_pages, new_memory, place_file
 
 SIZE = 5 * HUGE_PAGE + 4097
 needs_huge_pages = pytest.mark.skipif(
@@ -93,8 +93,11 @@ def test_a_file_that_shrinks_while_it_is_copied(file):
 
 
 @needs_huge_pages
-def test_huge_memory_is_in_huge_pages():
-    memory = huge_memory(16 * HUGE_PAGE)
+def test_memory_is_in_the_pages_asked_for():
+    memory = new_memory(16 * HUGE_PAGE, huge=False)
+    memory[:] = 1
+    assert bytes_in_huge_pages(memory) == 0
+    memory = new_memory(16 * HUGE_PAGE, huge=True)
     assert bytes_in_huge_pages(memory) == 0
     memory[:] = 1
     if bytes_in_huge_pages(memory) == 0:

@@ -1,7 +1,9 @@
-"""Run the parallel loops of generic kernels in one thread where the work is too small to share.
+"""Share the loops of generic kernels out to threads where there is enough work, else run them as they are.
 
-Sizes are known only when the program runs, so the choice is made there: the loop is generated twice, behind a test.
-Each thread computes whole elements in either form, so the results are the same.
+Sizes are known only when the program runs, so the choice is made there: the loops are generated twice, behind a test.
+For the threads, the loop nest that the schedule marked becomes one loop, whose index is divided to find the indices of
+the nest; for one thread it stays a nest. Each thread computes whole elements in either form, so the results are the
+same.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from moec.targets.tvm.schedule import GENERIC, PARALLEL_THRESHOLD
+from moec.targets.tvm.schedule import COLLAPSED, GENERIC, PARALLEL_THRESHOLD
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="GuardParallelLoops")
@@ -29,7 +31,36 @@ def _guarded(loop: tirx.For) -> tirx.Stmt:
     if loop.kind != tirx.ForKind.PARALLEL:
         return loop
     serial = tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
-    return tirx.IfThenElse(_work(loop) >= PARALLEL_THRESHOLD, loop, serial)
+    return tirx.IfThenElse(_work(loop) >= PARALLEL_THRESHOLD, _collapsed(loop), serial)
+
+
+def _collapsed(loop: tirx.For) -> tirx.For:
+    """The loop and the marked loops directly in it as one parallel loop."""
+    nest = [loop]
+    while isinstance(nest[-1].body, tirx.For) and COLLAPSED in nest[-1].body.annotations:
+        nest.append(nest[-1].body)
+    if len(nest) == 1:
+        return loop
+    collapsed = tirx.Var("index", "int64")
+    index: Any = collapsed
+    bindings, total = [], _wide(loop.extent)
+    for inner in reversed(nest[1:]):
+        # Indices are not negative, so the quotient may be truncated; a size of 0 leaves no index to divide.
+        outer, extent = tirx.Var("outer", "int64"), _wide(inner.extent)
+        bindings += [tirx.Bind(outer, tirx.truncdiv(index, extent)), _start(inner, index - outer * extent)]
+        index, total = outer, total * extent
+    body = tirx.SeqStmt([*bindings, _start(loop, index), nest[-1].body])
+    return tirx.For(collapsed, tirx.const(0, "int64"), total, tirx.ForKind.PARALLEL, body)
+
+
+def _start(loop: tirx.For, turn: Any) -> tirx.Bind:
+    """What the loop's variable is in one turn of the loop."""
+    dtype = loop.loop_var.ty.dtype
+    return tirx.Bind(loop.loop_var, loop.min + turn.astype(dtype))
+
+
+def _wide(extent: Any) -> Any:
+    return extent.astype("int64")
 
 
 def _work(loop: tirx.For) -> Any:

@@ -94,8 +94,9 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         loops.StmtSimplify(),
         loops.RemoveNoOp(),
         lower.RewriteUnsafeSelect(),
-        loops.CommonSubexprElim(),
         GuardParallelLoops(),
+        loops.ConvertSSA(),
+        loops.CommonSubexprElim(),
         # The calling convention: arguments are unpacked, and their shapes and types checked.
         loops.VerifyMemory(),
         loops.AnnotateEntryFunc(),

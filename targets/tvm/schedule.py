@@ -1,8 +1,9 @@
 """The default schedule of generic kernels on a CPU.
 
-Producers that only move or map elements are inlined into their consumer. Then every remaining block gets its spatial
-loops but the innermost fused into one parallel loop. The innermost stays a plain loop over consecutive addresses, which
-LLVM vectorises. Reductions are never split, so the order of a sum does not depend on the number of threads.
+Producers that only move or map elements are inlined into their consumer. Then all spatial loops but the innermost of
+every remaining block are marked as one parallel loop (see :mod:`.guard_parallel`). The innermost stays a plain loop
+over consecutive addresses, which LLVM vectorises. Reductions are never split, so the order of a sum does not depend on
+the number of threads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from tvm import s_tir, tirx
 
 GENERIC = "moec.generic"
 """Attribute of kernels under the default schedule."""
+COLLAPSED = "moec.collapsed"
+"""Annotation of a loop that belongs to the parallel loop around it."""
 PARALLEL_THRESHOLD = 16384
 """A kernel of fewer elements is quicker in one thread than the start of a parallel region."""
 
@@ -62,7 +65,11 @@ def _parallelize(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> No
     extents = [schedule.get(loop).extent for loop in loops]
     if spatial and not _is_small(extents):
         outer = spatial[:-1] if len(spatial) > 1 and not reduced else spatial
-        schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
+        # A loop of one turn disappears, and with it what was said about it.
+        turning = [loop for loop in outer if not _is_one(schedule.get(loop).extent)] or outer[:1]
+        schedule.parallel(turning[0])
+        for loop in turning[1:]:
+            schedule.annotate(loop, COLLAPSED, 1)
     if reduced:
         # The initial value in a loop of its own: inside, it would never be written where the reduced size is 0.
         schedule.decompose_reduction(block, reduced[0])
@@ -71,3 +78,7 @@ def _parallelize(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> No
 def _is_small(extents: list[tirx.Expr]) -> bool:
     static = [int(extent) for extent in extents if isinstance(extent, tirx.IntImm)]
     return len(static) == len(extents) and math.prod(static) < PARALLEL_THRESHOLD
+
+
+def _is_one(extent: tirx.Expr) -> bool:
+    return isinstance(extent, tirx.IntImm) and int(extent) == 1

@@ -33,3 +33,15 @@ def test_the_choice_uses_no_subexpression_that_is_named_inside_the_loop(program_
     body = 'n = Shape (x) p = Concat <axis = 0> (zero, n) y = Pad (s, p, "", one)'
     run = runner_of(program_of(f"agraph (float[T] x) => (float[3,N] y) <{constants}> {{ {body} }}"))
     np.testing.assert_array_equal(run({"x": np.ones(2, np.float32)})["y"], [[1, 0, 0], [2, 0, 0], [3, 0, 0]])
+
+
+def test_threads_share_all_loops_but_the_innermost(program_of, runner_of):
+    """Neither the batch of one nor the three rows of it would occupy many threads."""
+    text = "agraph (float[B,3,T,5] x) => (float[B,T,3,5] y) { a = Transpose <perm = [0, 2, 1, 3]> (x) y = Neg(a) }"
+    program = program_of(text)
+    (kernel,) = program.kernels
+    assert kernel.sources["llvm"].count(LAUNCH) == 1
+    run, generator = runner_of(program), np.random.default_rng(0)
+    for batch, rows in ((1, 3000), (2, 700), (3000, 1), (0, 4), (4, 0)):
+        x = generator.standard_normal((batch, 3, rows, 5)).astype(np.float32)
+        np.testing.assert_array_equal(run({"x": x})["y"], -x.transpose(0, 2, 1, 3))

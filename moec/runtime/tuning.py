@@ -48,14 +48,20 @@ def read_tuned() -> dict[str, int]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise MoecError(f"{path}: cannot be read: {error}; remove it") from error
+    values = _parse(text)
+    if values is None:
+        raise MoecError(f"{path}: holds something else than measured crossovers; remove it, and run moec tune again")
+    return values
+
+
+def _parse(text: str) -> dict[str, int] | None:
+    """The crossovers that a file holds; None for any other text."""
     try:
         values = json.loads(text)["crossovers"]
         valid = all(type(value) is int and ALWAYS <= value <= NEVER for value in values.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        valid = False
-    if not valid:
-        raise MoecError(f"{path}: holds something else than measured crossovers; remove it, and run moec tune again")
-    return values
+        return None
+    return values if valid else None
 
 
 def store_tuned(values: Mapping[str, int]) -> pathlib.Path:

@@ -13,6 +13,7 @@ import pathlib
 import signal
 import time
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -77,7 +78,8 @@ class Worker:
                     raise FailedError(f"no answer within {seconds:.0f} s")
                 kind, value = self._connection.recv()
         except (EOFError, OSError) as error:
-            self._process.join(1)
+            _signal(self._process, signal.SIGCONT)  # it may have been stopped on its way out
+            self._process.join(5)
             code = self._process.exitcode
             self.close()
             raise FailedError(f"the process ended with exit code {code}") from error
@@ -98,14 +100,17 @@ class Worker:
         theirs.close()
 
     @contextlib.contextmanager
-    def _awake(self) -> Any:
-        pid = self._process.pid
-        os.kill(pid, signal.SIGCONT)
+    def _awake(self) -> Iterator[None]:
+        _signal(self._process, signal.SIGCONT)
         try:
             yield
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+            _signal(self._process, signal.SIGSTOP)
+
+
+def _signal(process: Any, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, number)
 
 
 class _Server:

@@ -50,7 +50,7 @@ def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed
 def _e2m1(product: Multiplication, codes: Any) -> Any:
     """Codes as unsigned bytes, ``12 + 2 * number``, by a table lookup within a register."""
     lanes = product.machine.lanes
-    table = b"".join((number + 12).to_bytes() for number in E2M1_HALVES)
+    table = bytes(number + 12 for number in E2M1_HALVES)
     entries = [int.from_bytes(table[i : i + 4], "little") for i in range(0, 16, 4)]
     bytes_type = f"int8x{4 * lanes}"
     repeated = T.Shuffle([T.int32(entry) for entry in entries * (lanes // 4)], list(range(lanes)))

@@ -37,7 +37,7 @@ def emit_kernel(parameters: Sequence[Parameter], body: Callable[..., None], llvm
             handles = [T.arg(f"{parameter.name}_handle", T.handle()) for parameter in parameters]
             buffers = {}
             for parameter, handle in zip(parameters, handles, strict=True):
-                shape = [sizes.get(size, size) for size in parameter.shape]
+                shape = [sizes[size] if isinstance(size, str) else size for size in parameter.shape]
                 buffer = T.match_buffer(handle, shape, parameter.dtype, align=64, layout=None)
                 buffers[parameter.name] = IRBuilder.name(parameter.name, buffer)
             with T.attr(0, "pragma_import_llvm", llvm) if llvm else contextlib.nullcontext():

@@ -215,8 +215,8 @@ class _GroupedProduct:
         problem = self._problem
         for index, product in enumerate(problem.multiplications):
             crossover = T.cast(operands["crossover"][0], "int64") if product.tiles_used else None
-            arrays = [operands.get(f"{name}{index}") for name in ("weights", "scales", "zeros")]
-            weights = Weights(*arrays, crossover)
+            data, scales, zeros = (operands.get(f"{name}{index}") for name in ("weights", "scales", "zeros"))
+            weights = Weights(data, scales, zeros, crossover)
             if problem.uniform:
                 data, scales = problem.tile_sizes(0)
                 place = expert * problem.column_tiles + column_tile

@@ -91,7 +91,9 @@ class Lowering(FunctionBuilder):
 
     def _refuse_unknown_operators(self) -> None:
         unknown = [
-            node for node in self.model.graph if operator_name(node) not in self._converters and not decodes_weight(node)
+            node
+            for node in self.model.graph
+            if operator_name(node) not in self._converters and not decodes_weight(node)
         ]
         if not unknown:
             return

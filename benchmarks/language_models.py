@@ -145,12 +145,12 @@ def export(model: torch.nn.Module, shape: Shape, path: pathlib.Path, *, four_bit
 
 
 def _export(model: torch.nn.Module, path: pathlib.Path) -> None:
-    dynamic = torch.export.Dim.DYNAMIC
+    length, filled = torch.export.Dim.DYNAMIC, torch.export.Dim("past")
     past = empty_cache(model, 3)
     names = [f"{kind}.{layer}" for layer in range(len(past) // 2) for kind in ("keys", "values")]
     torch.onnx.export(
         WithCache(model).eval(), (torch.zeros(1, 5, dtype=torch.int64), past), path, dynamo=True, external_data=True,
-        dynamic_shapes=({1: dynamic}, [{2: dynamic}] * len(past)), verbose=False,
+        dynamic_shapes=({1: length}, [{2: filled}] * len(past)), verbose=False,
         input_names=["ids", *(f"past.{one}" for one in names)],
         output_names=["logits", *(f"present.{one}" for one in names)],
     )  # fmt: skip

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 from moec.passes.base import Exactness, Report
 from moec.passes.rewriting import constant, is_op, replace_value
+from moec.passes.symbolic import shape_of
 
 _SWAP_LAST = [0, 1, 3, 2]
 
@@ -230,12 +231,10 @@ def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
     return True
 
 
-def _dims(value: ir.Value | None) -> list[int | str | None] | None:
-    """Sizes as numbers and names; None if any is unknown."""
-    if value is None or value.shape is None:
-        return None
-    sizes = [size if isinstance(size, int) else size.value for size in value.shape]
-    return None if None in sizes else sizes
+def _dims(value: ir.Value | None) -> list[Any] | None:
+    """Sizes as numbers and expressions, in which the order of a sum does not count; None if any is unknown."""
+    sizes = shape_of(value) if value is not None else None
+    return None if sizes is None else [int(size) if size.is_Integer else size for size in sizes]
 
 
 def _number(value: ir.Value | None) -> float | None:

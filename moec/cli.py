@@ -164,6 +164,8 @@ def verify(
         verification = verify_model(model, compiled, arrays, tolerance)
     data = verification.as_data()
     _print(data, as_json, [tables.verification_table(data)])
+    for note in verification.notes:
+        print(f"note: {note}", file=sys.stderr)
     if not verification.matches:
         raise typer.Exit(DIFFERS)
     if verification.failures:

@@ -95,6 +95,7 @@ def write(
     and errors as for :func:`compile`.
     """
     from moec import targets
+    from moec.input_sizes import input_sizes
     from moec.inspect.blocks import moe_blocks
     from moec.passes import pipeline
     from moec.passes.base import Report
@@ -109,7 +110,7 @@ def write(
     pipeline_passes, chosen_target = pipeline.parse(with_formats(passes, experts, linears)), targets.get(target)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes)
-    limits = input_limits(graph)
+    limits, sizes = input_limits(graph), input_sizes(graph)
     stages = []
     for stage in _run_passes(graph, pipeline_passes, report, verify_each, announce):
         stages.append(stage)
@@ -121,7 +122,7 @@ def write(
     announce("writing the artifact")
     provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
     remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
-    context = Context(moec.__version__, threads, blocks, limits, stages, remarks, losses, provenance)
+    context = Context(moec.__version__, threads, blocks, limits, sizes, stages, remarks, losses, provenance)
     write_artifact(path, program, context)
 
 

@@ -48,17 +48,29 @@ def input_limits(model: ir.Model) -> dict[str, int]:
 
 
 def size_cases(
-    specs: Sequence[TensorSpec], choices: Sequence[int] = (1, 3, 16), first_sizes: Sequence[int] = (1, 3, 2)
+    specs: Sequence[TensorSpec],
+    choices: Sequence[int] = (1, 3, 16),
+    first_sizes: Sequence[int] = (1, 3, 2),
+    dependent: Mapping[str, str] | None = None,
 ) -> list[dict[str, int]]:
     """Sizes for every named dynamic dimension, one case for each of ``choices``. Where there are several names, the
-    first (the batch, as models are exported) takes ``first_sizes`` instead."""
-    names = list(dict.fromkeys(name for spec in specs for size in spec.shape for name in _names_in(size)))
-    if not names:
+    first (the batch, as models are exported) takes ``first_sizes`` instead.
+
+    ``dependent`` sizes follow from others (:func:`moec.input_sizes.input_sizes`). Where one is a sum, what came before
+    has the next of ``choices`` as its length and, in the last case, none: a few tokens behind many, and a prompt.
+    """
+    dependent = dependent or {}
+    names = dict.fromkeys(name for spec in specs for size in spec.shape for name in _names_in(size))
+    free = [name for name in names if name not in dependent]
+    if not free:
         return [{}]
-    if len(names) == 1:
-        return [{names[0]: size} for size in choices]
-    first, others = names[0], names[1:]
-    return [{first: batch, **dict.fromkeys(others, size)} for size, batch in zip(choices, first_sizes, strict=True)]
+    first, others = free[0], free[1:]
+    pasts = {_names_in(size)[0] for size in dependent.values() if "+" in size} & names.keys()
+    cases = []
+    for size, batch, past in zip(choices, first_sizes, (*choices[1:], 0), strict=True):
+        case = {first: batch if others else size, **dict.fromkeys(others, size), **dict.fromkeys(pasts, past)}
+        cases.append(case | {name: _evaluate(total, case) for name, total in dependent.items()})
+    return cases
 
 
 def random_inputs(

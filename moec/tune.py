@@ -86,7 +86,7 @@ def crossover_of(points: list[Point]) -> int:
 def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
     from moec.sampling import random_inputs, size_cases
 
-    cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS))
+    cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS), dependent=compiled.input_sizes)
     if len(cases) == 1:
         raise MoecError("all sizes of the model's inputs are fixed; expected one to vary the number of rows by")
     inputs = [random_inputs(compiled.inputs, sizes, compiled.input_limits) for sizes in cases]

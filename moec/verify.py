@@ -1,4 +1,4 @@
-"""Checks a compiled model against onnxruntime on the original model."""
+"""Checks a compiled model against onnxruntime on the original model, or the reference interpreter where that fails."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from moec.errors import MoecError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.runtime.manifest import TensorSpec
     from moec.runtime.model import CompiledModel
 
 # Largest accepted difference, as a share of max(1, the largest expected magnitude), by the narrowest float in the model
@@ -40,11 +41,13 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One set of inputs: their shapes and the differences of every output, or why onnxruntime could not run it."""
+    """One set of inputs: their shapes and the differences of every output, or why it could not be run. ``note``: why
+    onnxruntime did not run it, where the reference interpreter did."""
 
     inputs: dict[str, tuple[int, ...]]
     differences: list[Difference]
     failure: str | None = None
+    note: str | None = None
 
     @property
     def matches(self) -> bool:
@@ -62,13 +65,18 @@ class Verification:
 
     @property
     def matches(self) -> bool:
-        """Whether every case that onnxruntime could run matches."""
+        """Whether every case that could be run matches."""
         return all(case.matches for case in self.cases)
 
     @property
     def failures(self) -> list[str]:
-        """Why onnxruntime could not run some cases."""
+        """Why some cases could not be run."""
         return [case.failure for case in self.cases if case.failure is not None]
+
+    @property
+    def notes(self) -> list[str]:
+        """Why onnxruntime did not run some of the cases that the reference interpreter ran."""
+        return list(dict.fromkeys(case.note for case in self.cases if case.note is not None))
 
     def as_data(self) -> dict[str, Any]:
         return {"matches": self.matches, **dataclasses.asdict(self)}
@@ -90,24 +98,21 @@ def verify(
     expected; the tolerance is at least that of the products' arithmetic (:data:`ROUNDED_TOLERANCES`). How far that is
     from the original model is measured, too, but not judged: where a router is nearly undecided, it may be anything.
 
-    Raises MoecError when onnxruntime itself cannot load the model; a case that it cannot run is recorded as such.
+    What onnxruntime cannot load or run, the reference interpreter runs in float64, and the case has a note.
+
+    Raises MoecError for a model that cannot be imported, and when the artifact refuses inputs that the model accepts; a
+    case that neither reference can run is recorded as such.
     """
     from moec.compiler import import_model
-    from moec.sampling import input_limits, random_inputs, size_cases, tensor_specs
 
-    session = open_session(model_path)
     model = import_model(model_path)
-    specs = tensor_specs(model.graph.inputs)
     losses = compiled.describe()["losses"]
     if tolerance is None:
         tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[one["arithmetic"]] for one in losses), 0.0)
-    if inputs is not None:
-        cases = [dict(inputs)]
-    else:
-        limits = input_limits(model)
-        cases = [random_inputs(specs, sizes, limits, seed) for seed, sizes in enumerate(size_cases(specs))]
-    rounded = _rounded_model(model, compiled) if losses else None
-    compared = [_compare_case(session, rounded, compiled, case, tolerance) for case in cases]
+    cases = _generated_inputs(model, compiled) if inputs is None else [dict(inputs)]
+    rounded = _rounded_model(import_model(model_path), compiled) if losses else None
+    reference = _Reference(model_path, model)
+    compared = [_compare_case(reference, rounded, compiled, case, tolerance) for case in cases]
     return Verification(tolerance, compared, rounded is not None)
 
 
@@ -165,6 +170,60 @@ def _norm(gap: np.ndarray, expected: np.ndarray) -> float:
     return error / size if size else 0.0 if error == 0 else float("inf")
 
 
+class _Reference:
+    """The original model: in onnxruntime, and where that fails in the reference interpreter, in float64."""
+
+    def __init__(self, model_path: str | os.PathLike[str], model: ir.Model) -> None:
+        self._model = model
+        self._session: Any = None
+        self._failure = ""
+        try:
+            self._session = open_session(model_path)
+        except MoecError as error:
+            self._failure = str(error)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str | None]:
+        """Outputs by name, and why they are not onnxruntime's. Raises MoecError where the interpreter fails, too."""
+        failure = self._failure
+        if self._session is not None:
+            try:
+                return run_session(self._session, inputs), None
+            except MoecError as error:
+                failure = str(error)
+        from moec.ir import interpreter
+
+        try:
+            results = interpreter.run(self._model, inputs, dtype=np.float64)
+        except (interpreter.EvaluationError, ValueError) as error:
+            raise MoecError(f"{failure}; neither can the reference interpreter: {_one_line(error)}") from error
+        types = {value.name: value.dtype for value in self._model.graph.outputs}
+        outputs = {name: _as_declared(array, types[name]) for name, array in results.items()}
+        return outputs, f"{failure}; the reference interpreter says what is expected"
+
+
+def _as_declared(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
+    return array if dtype is None else array.astype(dtype.numpy())
+
+
+def _generated_inputs(model: ir.Model, compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
+    """Random inputs of several sizes. Models with a cache get one token behind others, for one sequence and several,
+    several tokens, and prompts: onnxruntime's attention takes several tokens behind others of one sequence alone."""
+    from moec.sampling import input_limits, random_inputs, size_cases, tensor_specs
+
+    specs, limits = _narrowed(tensor_specs(model.graph.inputs), compiled), input_limits(model)
+    if compiled.input_sizes:
+        sizes = size_cases(specs, (1, 1, 3, 16), (1, 3, 1, 2), compiled.input_sizes)
+    else:
+        sizes = size_cases(specs)
+    return [random_inputs(specs, one, limits, seed) for seed, one in enumerate(sizes)]
+
+
+def _narrowed(specs: Sequence[TensorSpec], compiled: CompiledModel) -> list[TensorSpec]:
+    """The inputs with sizes that the artifact knows to be fixed, although the model gives them a name."""
+    known = {spec.name: spec for spec in compiled.inputs}
+    return [known.get(spec.name, spec) for spec in specs]
+
+
 def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
     """The model after the passes of the artifact. ``model`` is changed."""
     from moec.passes import pipeline
@@ -174,24 +233,41 @@ def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
 
 
 def _compare_case(
-    session: Any, rounded: ir.Model | None, compiled: CompiledModel, inputs: Mapping[str, np.ndarray], tolerance: float
+    reference: _Reference,
+    rounded: ir.Model | None,
+    compiled: CompiledModel,
+    inputs: Mapping[str, np.ndarray],
+    tolerance: float,
 ) -> Case:
     shapes = {name: value.shape for name, value in inputs.items()}
-    found = compiled.run(inputs)
     try:
-        original = run_session(session, inputs)
+        original, note = reference.run(inputs)
     except MoecError as error:
-        return Case(shapes, [], str(error))
+        return Case(shapes, [], _refusal(compiled, inputs) or str(error))
+    found = compiled.run(inputs)
     if rounded is None:
-        return Case(shapes, [_compare_output(name, found, value, tolerance) for name, value in original.items()])
+        differences = [_compare_output(name, found, value, tolerance) for name, value in original.items()]
+        return Case(shapes, differences, note=note)
     from moec.ir import interpreter
 
-    expected = interpreter.run(rounded, inputs)
+    try:
+        expected = interpreter.run(rounded, inputs)
+    except interpreter.EvaluationError as error:
+        return Case(shapes, [], f"the reference interpreter cannot run the model with rounded weights: {error}")
     differences = []
     for name, value in expected.items():
         norm = compare(name, value, original[name], tolerance).norm
         differences.append(dataclasses.replace(_compare_output(name, found, value, tolerance), norm=norm))
-    return Case(shapes, differences)
+    return Case(shapes, differences, note=note)
+
+
+def _refusal(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> str | None:
+    """What the artifact says against inputs, which may be clearer than what onnxruntime says."""
+    try:
+        compiled.run(inputs)
+    except MoecError as error:
+        return str(error)
+    return None
 
 
 def _compare_output(name: str, found: Mapping[str, np.ndarray], expected: np.ndarray, tolerance: float) -> Difference:

@@ -1,12 +1,18 @@
-"""How outputs are compared."""
+"""How outputs are compared, and with what."""
 
 from __future__ import annotations
 
+import pathlib
+
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
+import rich.console
 
-from moec.verify import ROUNDED_TOLERANCES, TOLERANCES, Case, Verification, compare
+import moec
+from moec.inspect import tables
+from moec.verify import ROUNDED_TOLERANCES, TOLERANCES, Case, Verification, compare, verify
 
 
 def floats(*values: float) -> np.ndarray:
@@ -73,3 +79,49 @@ def test_the_norm_is_a_share_of_what_is_expected():
 
 def test_rounding_arithmetic_is_given_more_room():
     assert ROUNDED_TOLERANCES["float32"] == TOLERANCES["float32"] < ROUNDED_TOLERANCES["int8"]
+
+
+@pytest.fixture
+def narrow(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A model of an operator that onnxruntime lacks in this type."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (bfloat16[n] x, bool[n] c) => (bfloat16[n] y, bfloat16[n] z) { z = Neg (x) y = Where (c, x, z) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def test_what_onnxruntime_lacks_the_reference_interpreter_computes(narrow):
+    verification = verify(narrow, moec.compile(narrow))
+    assert verification.matches and not verification.failures
+    (note,) = verification.notes
+    assert "onnxruntime itself cannot load the model" in note and "reference interpreter" in note
+    assert shown(verification).startswith("Compared with the reference interpreter")
+
+
+def test_the_reference_interpreter_can_find_a_difference(narrow, tmp_path):
+    other = onnx.load(narrow)
+    other.graph.node[0].op_type = "Abs"
+    onnx.save(other, tmp_path / "other.onnx")
+    assert not verify(tmp_path / "other.onnx", moec.compile(narrow)).matches
+
+
+def test_inputs_that_nothing_can_run_are_refused_in_the_words_of_moec(narrow):
+    verification = verify(narrow, moec.compile(narrow), {"x": np.ones(3, ml_dtypes.bfloat16)})
+    assert verification.failures == ["input 'c' is missing; expected: x bfloat16[n], c bool[n]"]
+    assert "NOT RUN" in shown(verification)
+
+
+def shown(verification: Verification) -> str:
+    console = rich.console.Console(width=200)
+    with console.capture() as capture:
+        console.print(tables.verification_table(verification.as_data()))
+    return capture.get()
+
+
+def test_sizes_of_inputs_are_shown_once_for_each_case():
+    cases = [Case({"x": (1, size)}, [compare(name, floats(1), floats(1), 0) for name in "ab"]) for size in (2, 3)]
+    text = shown(Verification(0, cases))
+    assert text.count("x[1, 2]") == text.count("x[1, 3]") == 1
+    assert text.startswith("Compared with onnxruntime") and "interpreter" not in text
+    noted = [cases[0], Case({}, cases[1].differences, note="onnxruntime cannot")]
+    assert "onnxruntime, or the reference interpreter where it fails" in shown(Verification(0, noted))

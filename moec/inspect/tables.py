@@ -70,7 +70,7 @@ def losses_table(losses: Sequence[dict[str, Any]]) -> Table:
 def verification_table(verification: dict[str, Any]) -> Table:
     rows = [
         (
-            _sizes(case["inputs"]),
+            "" if index else _sizes(case["inputs"]),
             one["output"],
             _shape(one["shape"]),
             _number(one["absolute"]),
@@ -79,16 +79,23 @@ def verification_table(verification: dict[str, Any]) -> Table:
             ("match" if one["matches"] else "DIFFERS") + (f": {one['note']}" if one["note"] else ""),
         )
         for case in verification["cases"]
-        for one in case["differences"]
+        for index, one in enumerate(case["differences"])
     ]
     rows += [
         (_sizes(case["inputs"]), "", "", "", "", "", "NOT RUN") for case in verification["cases"] if case["failure"]
     ]
-    title, norm = "Compared with onnxruntime", "norm"
+    title, norm = f"Compared with {_reference(verification['cases'])}", "norm"
     if verification["rounded"]:
         title, norm = "Compared with the rounded model in the reference interpreter", "norm, from the original"
     within = f"within {verification['tolerance']:g}"
     return _table(title, ("inputs", "output", "shape", "largest abs", "largest rel", norm, within), rows)
+
+
+def _reference(cases: Sequence[dict[str, Any]]) -> str:
+    noted = [case["note"] is not None for case in cases if not case["failure"]]
+    if any(noted):
+        return "the reference interpreter" if all(noted) else "onnxruntime, or the reference interpreter where it fails"
+    return "onnxruntime"
 
 
 def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:

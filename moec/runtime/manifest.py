@@ -63,8 +63,9 @@ class Manifest:
 
     ``weights`` are in the order the entry function takes them after ``inputs``. ``threads`` is how many the program
     runs with unless told otherwise; None means every available core. ``input_limits`` says below which value
-    an integer input must stay (token ids: the vocabulary), where that is known. ``kernels``, ``moe_blocks``, ``stages``
-    and ``remarks`` are plain data for people. ``losses``: what passes that round weights cost each layer.
+    an integer input must stay (token ids: the vocabulary), where that is known; ``input_sizes`` which named sizes are
+    the sum of others (past and new tokens: the attention mask). ``kernels``, ``moe_blocks``, ``stages`` and ``remarks``
+    are plain data for people. ``losses``: what passes that round weights cost each layer.
     """
 
     moec_version: str
@@ -77,6 +78,7 @@ class Manifest:
     requirements: list[str] = dataclasses.field(default_factory=list)
     threads: int | None = None
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
+    input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
     moe_blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -130,6 +132,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         return _list_of(content, key, dict, where)
 
     limits = field("input_limits", dict)
+    sizes = field("input_sizes", dict) if "input_sizes" in content else {}
     return Manifest(
         moec_version=field("moec_version", str),
         target=field("target", str),
@@ -141,6 +144,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         requirements=_list_of(content, "requirements", str, where),
         threads=None if content.get("threads") is None else field("threads", int),
         input_limits={name: _typed(limits, name, int, where) for name in limits},
+        input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
         moe_blocks=records("moe_blocks"),
         kernels=[_checked_kernel(one, f"{where}: kernels") for one in records("kernels")],
         stages=records("stages"),

@@ -86,6 +86,11 @@ class CompiledModel:
         return self._artifact.manifest.input_limits
 
     @property
+    def input_sizes(self) -> dict[str, str]:
+        """Named sizes of the inputs that are the sum of others for sensible inputs, such as the length of a mask."""
+        return self._artifact.manifest.input_sizes
+
+    @property
     def threads(self) -> int:
         return self._executor.threads
 

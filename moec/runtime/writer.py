@@ -51,6 +51,7 @@ class Context:
     threads: int | None
     moe_blocks: list[dict[str, Any]]
     input_limits: dict[str, int]
+    input_sizes: dict[str, str]
     stages: Sequence[Stage]
     remarks: list[dict[str, Any]]
     losses: list[dict[str, Any]]
@@ -175,6 +176,7 @@ def _write_files(folder: pathlib.Path, program: Program, context: Context) -> No
         threads=context.threads,
         moe_blocks=context.moe_blocks,
         input_limits=context.input_limits,
+        input_sizes=context.input_sizes,
         kernels=kernels,
         stages=stages,
         remarks=context.remarks,

@@ -55,6 +55,7 @@ def context() -> Context:
         threads=None,
         moe_blocks=[{**block, "hidden_size": 8, "intermediate_size": None}],
         input_limits={"ids": 7},
+        input_sizes={"total": "past + rows"},
         stages=[Stage("import", "the imported model", 0.0), Stage("raise-moe", None, 0.1)],
         losses=[
             {

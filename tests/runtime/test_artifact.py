@@ -66,6 +66,7 @@ def test_description_is_plain_data(artifact_path):
     assert description["inputs"][2] == {"name": "ids", "dtype": "int64", "shape": ["rows", "width"]}
     assert description["moe_blocks"][0]["num_experts"] == 4
     assert description["input_limits"] == {"ids": 7}
+    assert description["input_sizes"] == {"total": "past + rows"}
 
 
 @pytest.mark.parametrize("name", ["copy.moec", "copy.zip"])

@@ -18,6 +18,8 @@ QuantizedName = Literal["int8", "int4", "mxfp4"]
 
 GROUPS = (128, 64, 32)
 """Sizes of groups that kernels are made for, from the fewest scales to the most."""
+ACTIVATION_GROUPS = (128, 192, 96, 64, 32)
+"""Sizes of groups of activations, from the best on: sums are scaled once per group, so small ones take time."""
 
 
 def check_options(pass_name: str, names: set[str | None], group: int | None, zero_points: bool) -> None:
@@ -49,13 +51,15 @@ def resolve_format(
 
 
 def quantize_activations(node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int]) -> None:
-    """Let the products of a node be computed in int8, if all formats of its weights are quantised. Activations are
-    grouped as the weights are, or for weights without groups as far as all inputs divide."""
+    """Let the products of a node be computed in int8, if all formats of its weights are quantised. Activations share
+    scales in larger groups than weights do, if all inputs divide into them."""
     if not all(form.quantized for form in formats):
         return
     groups = {form.group for form in formats} - {0}
-    group = _common_group(sizes) if not groups else groups.pop() if len(groups) == 1 else 0
-    set_arithmetic(node, ProductSpec(arithmetic="int8", activation_group=group))
+    fitting = (group for group in ACTIVATION_GROUPS if not any(group % one for one in groups))
+    smallest = min(groups) if len(groups) == 1 else 0
+    group = next((group for group in fitting if not any(size % group for size in sizes)), smallest)
+    set_arithmetic(node, ProductSpec(arithmetic="int8", activation_group=0 if len(groups) > 1 else group))
 
 
 def _common_group(sizes: Sequence[int]) -> int:

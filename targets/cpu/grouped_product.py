@@ -48,9 +48,7 @@ def check(problem: GroupedProblem) -> None:
     if wrong:
         raise UnsupportedError(f"{problem.arithmetic} arithmetic with {', '.join(wrong)} weights has no CPU kernel")
     groups = sorted({product.dot_group for product in problem.multiplications})
-    mixed = [
-        stored.name for stored in problem.formats if stored.group and problem.activation_group not in (0, stored.group)
-    ]
+    mixed = [stored.name for stored in problem.formats if stored.group and problem.activation_group % stored.group]
     if len(groups) > 1 or mixed:
         found = f"groups of {', '.join(map(str, groups))} and activation groups of {problem.activation_group}"
         raise UnsupportedError(f"{found} have no CPU kernel; expected one size of groups, or none, in a node")

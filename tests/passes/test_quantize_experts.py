@@ -6,10 +6,12 @@ import pytest
 
 from moec.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, spec_of
+from moec.ir.encodings import WeightFormat
 from moec.ir.formats import weight_inputs, weight_runs
 from moec.ir.interpreter import run
 from moec.ir.text import parse_model
 from moec.passes.pipeline import parse, print_pipeline
+from moec.passes.quantization import quantize_activations
 
 from .stored_weights import (
     D,
@@ -38,7 +40,7 @@ def test_the_layer_stays_within_the_bound_of_the_format(form: str, spec: Experts
     (loss,) = report.losses
     assert 0 < loss.weight_error < BOUNDS[form] and 0 < loss.output_error < BOUNDS[form]
     assert (loss.layer, loss.arithmetic) == ("layer", "int8") and not report.remarks
-    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == {"mxfp4": 32}.get(form, 64)
+    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 64
     assert not {"up", "down", "gate"} & set(model.graph.initializers), "the float weights are gone"
 
 
@@ -62,7 +64,7 @@ def test_projections_and_experts_may_differ() -> None:
     apply(model, "quantize-experts{format=mxfp4,group=32}")
     assert formats_of(model)["up"] == ["int4/32", "mxfp4", "int4/32", "mxfp4"]
     spec = spec_of(last_moec_node(model), ExpertsSpec)
-    assert (spec.arithmetic, spec.activation_group) == ("int8", 32)
+    assert (spec.arithmetic, spec.activation_group) == ("int8", 64)
 
 
 def test_groups_of_several_sizes_leave_activations_without_groups() -> None:
@@ -77,7 +79,7 @@ def test_int4_takes_the_groups_that_other_weights_have() -> None:
     model = experts_model(GATED)
     apply(model, "quantize-experts{format=int4,down=mxfp4,experts=0-2},quantize-experts{format=int4}")
     assert formats_of(model) == {"up": ["int4/32", "int4/32"], "down": ["mxfp4", "int4/32"]}
-    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 32
+    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 64
 
 
 def test_quantised_weights_stay_as_they_are() -> None:
@@ -158,3 +160,24 @@ def test_wrong_options(options: str, message: str) -> None:
 def test_options_are_pipeline_text() -> None:
     text = "quantize-experts{format=int4,group=32,down=int8,experts=0-3+8}"
     assert print_pipeline(parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups", "expected"),
+    [
+        ([2048, 1024], [0], 128),
+        ([2048, 1024], [32], 128),
+        ([2880, 2880], [32], 192),
+        ([2880, 2880], [64], 192),
+        ([96, 160], [32], 32),
+        ([96, 160], [0], 32),
+        ([100, 64], [0], 0),
+        ([120, 120], [20], 20),
+        ([2048, 1024], [64, 128], 0),
+    ],
+)
+def test_activations_share_scales_in_the_best_group_that_fits(sizes, groups, expected) -> None:
+    model = experts_model(GATED)
+    node = last_moec_node(model)
+    quantize_activations(node, {WeightFormat("int4", group) for group in groups}, sizes)
+    assert spec_of(node, ExpertsSpec).activation_group == expected

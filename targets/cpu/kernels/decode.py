@@ -94,11 +94,3 @@ def store_quad(product: Multiplication, weights: Weights, tile: Tile, index: Any
             number = (vector >> _all_lanes(8 * position, lanes)) & _all_lanes(255, lanes)
             value = T.cast(number - offset, f"float32x{lanes}") * factor
             T.buffer_store(panel, value, [row + position, T.ramp(v * lanes, 1, lanes)])
-
-
-def store_bytes(product: Multiplication, weights: Weights, tile: Tile, index: Any, panel: Any) -> None:
-    """Emit the unpacking of the ``index``-th four inputs into a row of ``panel`` [inputs / 4, 4 * columns]."""
-    lanes = product.machine.lanes
-    for v, vector in enumerate(quad(product, weights.data, tile, index)):
-        numbers = T.reinterpret(f"uint8x{4 * lanes}", vector)
-        T.buffer_store(panel, numbers, [index, T.ramp(4 * lanes * v, 1, 4 * lanes)])

@@ -60,6 +60,11 @@ class Multiplication:
         return self.machine.column_tile
 
     @property
+    def vectors(self) -> int:
+        """Vector registers of 32-bit numbers that hold one row of a tile's columns."""
+        return self.columns // self.machine.lanes
+
+    @property
     def skips_zeros(self) -> bool:
         """Whether few rows with many zeros go by a list of the other inputs (:mod:`.sparse_rows`). Quantised weights
         would be read and decoded in quads of inputs, of which few are all zero."""
@@ -76,8 +81,9 @@ class Multiplication:
 
     @property
     def row_tile(self) -> int:
-        """Most rows of a register tile."""
-        return self.machine.row_tile
+        """Most rows of a register tile; half as many where the integer sums of a group share the registers with the
+        float32 sums of the groups."""
+        return self.machine.row_tile // (2 if self.arithmetic == "int8" and self.dot_group else 1)
 
     @property
     def row_dtype(self) -> str:
@@ -97,7 +103,7 @@ class Multiplication:
     def inner_multiple(self) -> int:
         """What the number of inputs is padded to a multiple of; the rows are zero there."""
         if self.arithmetic == "int8":
-            return self.dot_group or (64 if self.tiles_used else 4)
+            return self.activation_group or self.stored.group or (64 if self.tiles_used else 4)
         if self.arithmetic == "bfloat16":
             return 32 if self.tiles_used else 2
         return self.stored.group or self.stored.step
@@ -125,6 +131,11 @@ class Multiplication:
     def row_groups(self, inner: int) -> int:
         """Groups of an int8 row that have their own sum."""
         return self.padded(inner) // self.dot_group if self.dot_group else 1
+
+    @property
+    def groups_per_scale(self) -> int:
+        """Groups of an int8 row that share a scale, where rows have more scales than one."""
+        return self.activation_group // self.dot_group
 
     @property
     def llvm_functions(self) -> str:

@@ -3,6 +3,9 @@
 A stored number u of the weights means ``(u - zero) * scale``, so a group of a row contributes
 ``scale * row_scale * (sum of u * a - zero * sum of a)``; the sums of a are known from the quantisation of the row. All
 integer arithmetic is exact.
+
+Where groups of weights are smaller than those of the rows, their float32 sums are kept in registers, and multiplied by
+the row's scale once per group of the row. Totals wait in memory between the groups of a row.
 """
 
 from __future__ import annotations
@@ -17,20 +20,32 @@ from moec.targets.cpu.kernels import decode, matrix_tile
 from moec.targets.cpu.kernels.dot import byte_dot, byte_words
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.register_tile import Sums, emit_row_tiles
+from moec.targets.cpu.kernels.unpacked import StoredTile, UnpackedTile, WeightSource
+
+_UNPACKED_FROM_ROWS = 24
+"""Rows of a block from which it pays to unpack a tile of four-bit floats first. Integers cost less in every register
+tile than bytes that come from the second-level cache."""
 
 
 def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums: Any, first: Any, count: Any) -> None:
     multiply = _BytesProduct(product, rows, weights, tile, sums, first)
     if product.dot_group:
         _clear(sums, count, product.columns)
-    if not product.tiles_used:
-        emit_row_tiles(count, product.row_tile, multiply.by_dot)
-    else:
+    stored = StoredTile(product, weights, tile)
+    if product.tiles_used:
         with T.If(count < weights.crossover):
             with T.Then():
-                emit_row_tiles(count, product.row_tile, multiply.by_dot)
+                multiply.by_dot(count, stored)
             with T.Else():
                 multiply.by_tiles(count)
+    elif product.stored.element != "float4_e2m1":
+        multiply.by_dot(count, stored)
+    else:
+        with T.If(count < _UNPACKED_FROM_ROWS):
+            with T.Then():
+                multiply.by_dot(count, stored)
+            with T.Else():
+                multiply.by_dot(count, multiply.unpacked())
     multiply.finish(count)
 
 
@@ -49,126 +64,143 @@ class _BytesProduct:
         self._rows, self._weights, self._tile = rows, weights, tile
         self._sums, self._first = sums, first
         self._lanes = product.machine.lanes
-        self._vectors = product.columns // self._lanes
-        self._group = product.dot_group or tile.inner
-        self._groups = tile.inner // product.dot_group if product.dot_group else 1
+        self._dot_instruction = byte_dot(product.machine)
 
-    def by_dot(self, row: Any, height: int) -> None:
-        """Emit the sums of ``height`` rows from ``row`` on with dot instructions."""
-        with T.serial(self._groups) as group:
-            dots = Sums(height, self._product.columns, "int32")
-            self._fill_with_offsets(dots, row, group)
-            with T.serial(self._group // 4) as index:
-                self._add_quad(dots, row, T.bind(group * (self._group // 4) + index))
-            scales = self._group_scales(group)
+    def unpacked(self) -> UnpackedTile:
+        return UnpackedTile(self._product, self._weights, self._tile, int(self._rows.values.shape[1]) // 4 * 4)
+
+    def by_dot(self, count: Any, source: WeightSource) -> None:
+        """Emit the sums of all ``count`` rows with dot instructions."""
+        emit_groups = self._emit_scaled_groups if self._product.stored.group else self._emit_groups
+        emit_row_tiles(count, self._product.row_tile, lambda row, height: emit_groups(row, height, source))
+
+    def _emit_groups(self, row: Any, height: int, source: WeightSource) -> None:
+        """Weights without groups: what a group of the row contributes is added to its sums at once."""
+        product = self._product
+        inner = product.activation_group or self._tile.inner
+        with T.serial(self._tile.inner // inner if product.activation_group else 1) as group:
+            dots = self._dots(row, height, source, group, inner)
             for i, dot in dots.rows():
-                self._add(row + i, group, [dot.vector(v, self._lanes) for v in range(self._vectors)], scales)
+                self._add(row + i, group, [self._float(dot.vector(v, self._lanes)) for v in range(product.vectors)])
 
-    def _fill_with_offsets(self, dots: Sums, row: Any, group: Any) -> None:
-        """Emit ``dots = -zero * sum of the row's group``."""
+    def _emit_scaled_groups(self, row: Any, height: int, source: WeightSource) -> None:
+        """Weights with groups, of which one or several share a scale of the row."""
+        product = self._product
+        groups = product.groups_per_scale if product.activation_group else self._tile.inner // product.stored.group
+        with T.serial(self._tile.inner // product.activation_group if product.activation_group else 1) as outer:
+            scaled = Sums(height, product.columns)
+            for _, total in scaled.rows():
+                for v in range(product.vectors):  # by the vectors that are added later, or LLVM keeps them in memory
+                    total.set_vector(self._every_lane(T.float32(0)), v, self._lanes)
+            with T.serial(groups) as position:
+                group = T.bind(outer * groups + position)
+                dots = self._dots(row, height, source, group, product.stored.group)
+                scales = source.scales(group)
+                for _, dot, total in dots.rows_with(scaled):
+                    for v, scale in enumerate(scales):
+                        value = self._float(dot.vector(v, self._lanes)) * scale
+                        total.set_vector(total.vector(v, self._lanes) + value, v, self._lanes)
+            for i, total in scaled.rows():
+                self._add(row + i, outer, [total.vector(v, self._lanes) for v in range(product.vectors)])
+
+    def _dots(self, row: Any, height: int, source: WeightSource, group: Any, inner: Any) -> Sums:
+        """Emit the integer sums of the ``group``-th ``inner`` inputs of ``height`` rows, and return them."""
+        dots = Sums(height, self._product.columns, "int32")
         zeros = self._zeros(group)
         for i, dot in dots.rows():
             row_sum = T.bind(self._row_sum(row + i, group))
             for v, zero in enumerate(zeros):
                 dot.set_vector(self._every_lane(-row_sum) * zero, v, self._lanes)
-
-    def _add_quad(self, dots: Sums, row: Any, index: Any) -> None:
-        dot_instruction = byte_dot(self._product.machine)
-        vectors = decode.quad(self._product, self._weights.data, self._tile, index)
-        for i, dot in dots.rows():
-            word = byte_words(self._rows.values, [self._first + row + i, 4 * index], 1)
-            left = T.bind(self._every_lane(word))
-            for v, vector in enumerate(vectors):
-                dot.set_vector(dot_instruction(dot.vector(v, self._lanes), vector, left), v, self._lanes)
+        with T.serial(inner // 4) as position:
+            index = T.bind(group * (inner // 4) + position)
+            vectors = source.quad(index)
+            for i, dot in dots.rows():
+                word = byte_words(self._rows.values, [self._first + row + i, 4 * index], 1)
+                left = T.bind(self._every_lane(word))
+                for v, vector in enumerate(vectors):
+                    dot.set_vector(self._dot_instruction(dot.vector(v, self._lanes), vector, left), v, self._lanes)
+        return dots
 
     def by_tiles(self, count: Any) -> None:
         """Emit the sums of all ``count`` rows with matrix tiles."""
-        panel, start = self._panel()
+        product, groups = self._product, self._groups
+        inner = product.dot_group or self._tile.inner
+        source: WeightSource = StoredTile(product, self._weights, self._tile)
+        panel, start = self._weights.data, self._tile.data
+        if product.stored.bits != 8:
+            source = unpacked = self.unpacked()
+            panel, start = unpacked.flat_bytes(), 0
         rows = self._rows.values
-        block = matrix_tile.BlockProduct("int8", rows, int(rows.shape[1]), panel, self._product.step_bytes)
+        block = matrix_tile.BlockProduct("int8", rows, int(rows.shape[1]), panel, product.step_bytes)
         dots = T.alloc_buffer((matrix_tile.ROWS, matrix_tile.ROWS), "int32")
-        matrix_tile.configure(self._product.step_bytes)
+        matrix_tile.configure(product.step_bytes)
         with T.serial(T.ceildiv(count, matrix_tile.ROWS)) as index:
             row = T.bind(index * matrix_tile.ROWS)
             height = T.bind(T.min(matrix_tile.ROWS, count - row))
-            with T.serial(self._groups) as group:
-                place = self._first + row, group * self._group, start + group * self._group * matrix_tile.ROWS
-                steps = block.steps(self._group)
+            with T.serial(groups) as group:
+                place = self._first + row, group * inner, start + group * inner * matrix_tile.ROWS
                 with T.If(height > matrix_tile.ROWS // 2):
                     with T.Then():
-                        block.emit(*place, steps, dots, 0, halves=2)
+                        block.emit(*place, block.steps(inner), dots, 0, halves=2)
                     with T.Else():
-                        block.emit(*place, steps, dots, 0, halves=1)
-                self._add_block(dots, row, height, group)
+                        block.emit(*place, block.steps(inner), dots, 0, halves=1)
+                self._add_block(dots, row, height, group, source)
         matrix_tile.release()
 
-    def _panel(self) -> tuple[Any, Any]:
-        """The tile's weights as bytes, and where in the buffer they start; four-bit weights are unpacked first."""
-        if self._product.stored.bits == 8:
-            return self._weights.data, self._tile.data
-        panel = T.alloc_buffer((self._panel_inner // 4, 4 * self._product.columns), "uint8")
-        with T.serial(self._tile.inner // 4) as index:
-            decode.store_bytes(self._product, self._weights, self._tile, index, panel)
-        flat = T.decl_buffer((self._panel_inner * self._product.columns,), "uint8", data=panel.data)
-        return flat, 0
-
     @property
-    def _panel_inner(self) -> int:
-        return int(self._rows.values.shape[1]) // 4 * 4
+    def _groups(self) -> Any:
+        return self._tile.inner // self._product.dot_group if self._product.dot_group else 1
 
-    def _add_block(self, dots: Any, row: Any, height: Any, group: Any) -> None:
-        scales, zeros = self._group_scales(group), self._zeros(group)
+    def _add_block(self, dots: Any, row: Any, height: Any, group: Any, source: WeightSource) -> None:
+        zeros = self._zeros(group)
+        scales = source.scales(group) if self._product.stored.group else []
+        per_scale = self._product.groups_per_scale if self._product.activation_group else 1
         with T.serial(height) as i:
             row_sum = T.bind(self._row_sum(row + i, group))
-            vectors = [
-                dots[i, T.ramp(v * self._lanes, 1, self._lanes)] - self._every_lane(row_sum) * zero
-                for v, zero in enumerate(zeros)
-            ]
-            self._add(row + i, group, vectors, scales)
+            values = []
+            for v, zero in enumerate(zeros):
+                dot = dots[i, T.ramp(v * self._lanes, 1, self._lanes)] - self._every_lane(row_sum) * zero
+                values.append(functools.reduce(operator.mul, [self._float(dot), *scales[v : v + 1]]))
+            self._add(row + i, group // per_scale, values)
 
-    def _add(self, row: Any, group: Any, dots: list[Any], scales: list[Any]) -> None:
-        """Emit the addition of a group's dot products, scaled where the scale belongs to the group, to a row's sums."""
-        row_scale = self._row_scales(row, group if self._product.activation_group else None)
-        for v, dot in enumerate(dots):
+    def _add(self, row: Any, row_group: Any, values: list[Any]) -> None:
+        """Emit the addition of what a group of a row contributes, times its scale, to the row's sums. Rows without
+        groups are scaled at the end."""
+        row_scale = self._row_scale(row, row_group) if self._product.activation_group else None
+        for v, value in enumerate(values):
             place = (row, T.ramp(v * self._lanes, 1, self._lanes))
-            value = T.cast(dot, f"float32x{self._lanes}")
-            factors = scales[v : v + 1] + row_scale
-            if factors:
-                value = value * functools.reduce(operator.mul, factors)
-            T.buffer_store(self._sums, self._sums[place] + value if self._product.dot_group else value, place)
+            scaled = value if row_scale is None else value * row_scale
+            T.buffer_store(self._sums, self._sums[place] + scaled if self._product.dot_group else scaled, place)
 
     def finish(self, count: Any) -> None:
         """Emit the multiplication by those scales that belong to a whole row or column."""
-        column_scales = [] if self._product.stored.group else self._scales(self._tile.scales)
-        if not column_scales and self._product.activation_group:
+        product = self._product
+        if product.stored.group and product.activation_group:
             return
+        column_scales = (
+            [] if product.stored.group else StoredTile(product, self._weights, self._tile).scales(T.int64(0))
+        )
         with T.serial(count) as row:
-            row_scale = self._row_scales(row, None if self._product.activation_group else 0)
-            for v in range(self._vectors):
+            row_scale = [] if product.activation_group else [self._row_scale(row, 0)]
+            for v in range(product.vectors):
                 place = (row, T.ramp(v * self._lanes, 1, self._lanes))
                 factors = [self._sums[place], *column_scales[v : v + 1], *row_scale]
                 T.buffer_store(self._sums, functools.reduce(operator.mul, factors), place)
 
-    def _row_scales(self, row: Any, group: Any) -> list[Any]:
-        """The scale of a row's group in every lane; nothing where ``group`` is None."""
-        return [] if group is None else [self._every_lane(T.bind(self._rows.scales[self._first + row, group]))]
-
-    def _scales(self, start: Any) -> list[Any]:
-        vectors = range(self._vectors)
-        return [T.bind(decode.scale(self._product, self._weights.scales, start, v)) for v in vectors]
-
-    def _group_scales(self, group: Any) -> list[Any]:
-        """Nothing where scales belong to whole columns."""
-        if not self._product.stored.group:
-            return []
-        return self._scales(T.bind(self._tile.scales + group * self._product.columns))
-
     def _zeros(self, group: Any) -> list[Any]:
         start = self._tile.scales + (group * self._product.columns if self._product.stored.group else 0)
-        return [T.bind(decode.zero(self._product, self._weights.zeros, start, v)) for v in range(self._vectors)]
+        vectors = range(self._product.vectors)
+        return [T.bind(decode.zero(self._product, self._weights.zeros, start, v)) for v in vectors]
+
+    def _row_scale(self, row: Any, group: Any) -> Any:
+        """The scale of a row's group in every lane."""
+        return self._every_lane(T.bind(self._rows.scales[self._first + row, group]))
 
     def _row_sum(self, row: Any, group: Any) -> Any:
         return self._rows.sums[self._first + row, group]
+
+    def _float(self, dots: Any) -> Any:
+        return T.cast(dots, f"float32x{self._lanes}")
 
     def _every_lane(self, number: Any) -> Any:
         return T.broadcast(number, self._lanes)

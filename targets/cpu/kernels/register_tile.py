@@ -59,9 +59,14 @@ class Sums:
 
     def rows(self) -> Iterator[tuple[Any, SumsRow]]:
         """Emit unrolled loops over all rows; what the loop around this generator emits becomes their body."""
-        for first, count, buffer in self._parts:
+        for i, total, _ in self.rows_with(self):
+            yield i, total
+
+    def rows_with(self, other: Sums) -> Iterator[tuple[Any, SumsRow, SumsRow]]:
+        """The same over the rows of two register tiles of one shape."""
+        for (first, count, buffer), (_, _, other_buffer) in zip(self._parts, other._parts, strict=True):
             with T.unroll(count) as i:
-                yield first + i, SumsRow(buffer, i)
+                yield first + i, SumsRow(buffer, i), SumsRow(other_buffer, i)
 
 
 def accumulate(
@@ -102,24 +107,26 @@ def prefetch(element: Any) -> None:
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", *arguments))
 
 
-def emit_row_tiles(rows, tile_rows: int, emit: Callable[..., None]) -> None:
+def emit_row_tiles(rows: Any, tile_rows: int, emit: Callable[..., None], least_height: int = 1) -> None:
     """Emit the loop over row tiles of at most ``tile_rows`` rows and nearly equal height, so that no row is computed
-    in vain: ``emit(first, height)`` with a dynamic first row and a static height. ``rows`` may be 0."""
+    in vain: ``emit(first, height)`` with a dynamic first row and a static height. ``rows`` may be 0. There is no tile
+    of less than ``least_height`` rows, which the caller knows."""
     tiles = T.bind(T.ceildiv(rows, tile_rows))
     with T.serial(tiles) as index:
         first = T.bind(index * rows // tiles)
         height = T.bind((index + 1) * rows // tiles - first)
-        _emit_between(height, 1, tile_rows, lambda static_height: emit(first, static_height))
+        emit_row_tile(height, range(least_height, tile_rows + 1), lambda static_height: emit(first, static_height))
 
 
-def _emit_between(height, low: int, high: int, emit: Callable[[int], None]) -> None:
-    """Emit a binary choice between the code for ``low`` to ``high`` rows; ``height`` is known only at run time."""
-    if low == high:
-        emit(low)
+def emit_row_tile(height: Any, heights: range, emit: Callable[[int], None]) -> None:
+    """Emit a binary choice between the code for each of ``heights``, of which ``height`` is known to be one only when
+    the kernel runs."""
+    if len(heights) == 1:
+        emit(heights[0])
         return
-    middle = (low + high) // 2
-    with T.If(height <= middle):
+    middle = len(heights) // 2
+    with T.If(height < heights[middle]):
         with T.Then():
-            _emit_between(height, low, middle, emit)
+            emit_row_tile(height, heights[:middle], emit)
         with T.Else():
-            _emit_between(height, middle + 1, high, emit)
+            emit_row_tile(height, heights[middle:], emit)

@@ -1,0 +1,89 @@
+"""The weights of a tile as products of bytes take them: read as they are stored, or unpacked once for many rows.
+
+Register tiles unpack four-bit weights as they multiply. With many rows that is repeated very often; where it costs more
+than it takes to read bytes from the caches, the whole tile is unpacked into bytes and float32 scales first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tvm.script import tirx as T
+
+from moec.targets.cpu.kernels import decode
+from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weights
+
+
+class WeightSource(Protocol):
+    """Where the vectors of a tile's weights come from; a vector has one word per column."""
+
+    def quad(self, index: Any) -> list[Any]:
+        """The ``index``-th four inputs of all columns, in every word four unsigned bytes."""
+        ...
+
+    def scales(self, group: Any) -> list[Any]:
+        """The scales of a group of inputs, float32."""
+        ...
+
+
+class StoredTile:
+    """As the tile lies in memory."""
+
+    def __init__(self, product: Multiplication, weights: Weights, tile: Tile) -> None:
+        self._product, self._weights, self._tile = product, weights, tile
+
+    def quad(self, index: Any) -> list[Any]:
+        return decode.quad(self._product, self._weights.data, self._tile, index)
+
+    def scales(self, group: Any) -> list[Any]:
+        start = T.bind(self._tile.scales + group * self._product.columns)
+        vectors = range(self._product.vectors)
+        return [T.bind(decode.scale(self._product, self._weights.scales, start, v)) for v in vectors]
+
+
+class UnpackedTile:
+    """Emits the unpacking. ``most_inner``: the largest number of inputs of a tile.
+
+    Bytes and scales share a buffer: TVM lays small buffers, which are to become registers, into a large one of similar
+    size that is not in use, and a buffer of scales alone would be one.
+    """
+
+    def __init__(self, product: Multiplication, weights: Weights, tile: Tile, most_inner: int) -> None:
+        self._product, self._group = product, product.stored.group
+        self._first_scale = most_inner // 4
+        rows = self._first_scale + (most_inner // self._group if self._group else 0)
+        self._panel = T.alloc_buffer((rows, 4 * product.columns), "uint8")
+        stored = StoredTile(product, weights, tile)
+        with T.serial(tile.inner // 4) as index:
+            self._store(index, stored.quad(index))
+        if self._group:
+            with T.serial(tile.inner // self._group) as group:
+                self._store(self._first_scale + group, stored.scales(group))
+
+    def flat_bytes(self) -> Any:
+        """The bytes in one dimension."""
+        rows, width = self._panel.shape
+        return T.decl_buffer((rows * width,), "uint8", data=self._panel.data)
+
+    def quad(self, index: Any) -> list[Any]:
+        return self._load("int32", index)
+
+    def scales(self, group: Any) -> list[Any]:
+        return self._load("float32", self._first_scale + group)
+
+    def _store(self, row: Any, vectors: list[Any]) -> None:
+        for v, vector in enumerate(vectors):
+            T.buffer_store(self._panel, T.reinterpret(f"uint8x{self._bytes}", vector), [row, self._place(v)])
+
+    def _load(self, dtype: str, row: Any) -> list[Any]:
+        vector = f"{dtype}x{self._product.machine.lanes}"
+        parts = (self._panel[row, self._place(v)] for v in range(self._product.vectors))
+        return [T.bind(T.reinterpret(vector, part)) for part in parts]
+
+    @property
+    def _bytes(self) -> int:
+        """Of a vector."""
+        return 4 * self._product.machine.lanes
+
+    def _place(self, v: int) -> Any:
+        return T.ramp(v * self._bytes, 1, self._bytes)

@@ -37,7 +37,7 @@ class Executor:
     """One loaded program. ``run`` may be called from several threads: calls on one executor take turns, since each
     uses all its threads anyway.
 
-    ``weights`` are passed without copying, so they must stay C-contiguous and 64-byte aligned. ``threads`` is at most
+    ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned. ``threads`` is at most
     the number of cores available, which is also what None stands for.
     """
 

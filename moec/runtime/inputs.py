@@ -31,14 +31,15 @@ def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Any]) -> list
 
 
 def _check_names(specs: Sequence[TensorSpec], values: Mapping[str, Any]) -> None:
+    known = {spec.name for spec in specs}
+    if known == values.keys():
+        return
     listed = ", ".join(map(str, specs)) or "none"
-    known = [spec.name for spec in specs]
     for name in values:
         if name not in known:
             raise InputError(f"unknown input {name!r}; expected: {listed}")
-    for name in known:
-        if name not in values:
-            raise InputError(f"input {name!r} is missing; expected: {listed}")
+    missing = next(spec.name for spec in specs if spec.name not in values)
+    raise InputError(f"input {missing!r} is missing; expected: {listed}")
 
 
 def _check_array(spec: TensorSpec, array: np.ndarray) -> None:

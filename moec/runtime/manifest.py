@@ -17,7 +17,7 @@ from typing import Any
 from moec.errors import ArtifactError
 from moec.runtime.dtypes import dtype_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops

@@ -97,7 +97,7 @@ class CompiledModel:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run on arrays by input name (numpy arrays, or anything with DLPack in host memory, such as torch tensors).
 
-        Arrays are read in place when C-contiguous and 64-byte aligned, and copied otherwise.
+        Arrays are read in place when C-contiguous and 16-byte aligned, as numpy makes them, and copied otherwise.
         Raises InputError when names, dtypes, ranks or sizes do not fit.
         """
         return self._executor.run(inputs)

@@ -12,7 +12,9 @@ from moec.errors import InputError
 from moec.runtime.dtypes import DTYPES, is_extension
 from moec.runtime.library import load_ffi
 
-ALIGNMENT = 64  # kernels load whole cache lines with aligned instructions
+ALIGNMENT = 16
+"""Bytes: kernels take data that begins at a multiple of it, as all memory from malloc does."""
+_CACHE_LINE = 64  # where copies begin: loads of whole lines are fastest there
 _CPU = 1  # DLPack's number for host memory
 
 
@@ -37,7 +39,7 @@ def array_of(name: str, value: Any) -> np.ndarray:
 
 
 def to_runtime(array: np.ndarray) -> Any:
-    """The runtime's tensor over the array's memory: no copy when it is C-contiguous and 64-byte aligned."""
+    """The runtime's tensor over the array's memory: no copy when it is C-contiguous and 16-byte aligned."""
     array = _aligned(array)
     shape, dtype = array.shape, array.dtype
     if not array.size:
@@ -70,8 +72,8 @@ def _view(tensor: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
 def _aligned(array: np.ndarray) -> np.ndarray:
     if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
         return array
-    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    memory = np.empty(array.nbytes + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy

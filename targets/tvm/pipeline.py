@@ -10,6 +10,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, s_tir, tirx
 
+from moec.targets.tvm.argument_alignment import LowerArgumentAlignment
 from moec.targets.tvm.guard_parallel import GuardParallelLoops
 from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
@@ -98,6 +99,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         loops.ConvertSSA(),
         loops.CommonSubexprElim(),
         # The calling convention: arguments are unpacked, and their shapes and types checked.
+        LowerArgumentAlignment(),
         loops.VerifyMemory(),
         loops.AnnotateEntryFunc(),
         loops.SplitHostDevice(),

@@ -1,0 +1,42 @@
+"""Let kernels take tensors that lie at any multiple of 16 bytes.
+
+TVM takes the data of every argument to begin at a multiple of 64 bytes and refuses other addresses. Memory from malloc,
+and so a large numpy array, begins at a multiple of 16: such an input would have to be copied, and a model's cache of
+keys and values is megabytes. Instructions for addresses of any alignment are as fast as those for aligned ones where
+the address happens to be aligned. 16 bytes are what the oldest vector instructions (SSE) want of operands in memory.
+"""
+
+from __future__ import annotations
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+ALIGNMENT = 16
+"""Bytes; :mod:`moec.runtime.tensors` copies inputs that have less."""
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="LowerArgumentAlignment")
+class LowerArgumentAlignment:
+    def transform_function(
+        self, function: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
+    ) -> tirx.PrimFunc:
+        types = [parameter.ty for parameter in function.params]
+
+        def lowered(found: tirx.BufferType) -> tirx.BufferType:
+            return _lowered(found) if any(found.same_as(one) for one in types) else found
+
+        return tvm_ffi.structural_map(function, [(tirx.BufferType, lowered)])
+
+
+def _lowered(buffer: tirx.BufferType) -> tirx.BufferType:
+    return tirx.decl_buffer(
+        buffer.shape,
+        buffer.dtype,
+        strides=buffer.strides,
+        elem_offset=buffer.elem_offset,
+        scope=buffer.storage_scope,
+        data_alignment=min(buffer.data_alignment, ALIGNMENT),
+        offset_factor=buffer.offset_factor,
+        layout=buffer.layout,
+    ).ty

@@ -30,6 +30,8 @@ from timing import interleaved, peak_memory_mb, summary, timed
 FORMATS = ("fp32", "int4")
 PHASES = ("prefill", "decode")
 PROMPT = 512
+PAUSE_SECONDS = 0.06
+"""Idle time before every call: onnxruntime's threads spin for 40 ms after a run, and contestants share a process."""
 CASES = 8
 """Different token ids that the repetitions go through."""
 
@@ -82,7 +84,7 @@ def measure(calls: dict[str, Call], inputs: list[Feeds], seconds: float) -> dict
     runs = {name: timed(lambda name=name, call=call: call(next(turns[name]))) for name, call in calls.items()}
     return {
         name: {**summary(times), "runs": len(times), "difference": _difference(results[name], expected)}
-        for name, times in interleaved(runs, seconds).items()
+        for name, times in interleaved(runs, seconds, before=lambda: time.sleep(PAUSE_SECONDS)).items()
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -112,13 +113,14 @@ def write(
     graph = import_model(model, example_inputs, dynamic_shapes)
     limits, sizes = input_limits(graph), input_sizes(graph)
     stages = []
-    for stage in _run_passes(graph, pipeline_passes, report, verify_each, announce):
+    for stage in _run_passes(graph, model, pipeline_passes, report, verify_each, announce):
         stages.append(stage)
         if dump_to is not None:
             _dump(pathlib.Path(dump_to), len(stages) - 1, stage)
     announce(f"generating code for {target}")
     blocks = moe_blocks(graph)
-    program = chosen_target.compile(graph)
+    with _naming_file(model):
+        program = chosen_target.compile(graph)
     announce("writing the artifact")
     provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
     remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
@@ -145,11 +147,23 @@ def optimize(
     if unknown:
         raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")
     graph = parse_model(_read_text(path)) if path.suffix == ".onnxtxt" else import_model(path)
-    try:
-        pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after)
-    except Exception as error:  # libraries wrap our error when a pass needs a weight of which the text has the hash
-        raise (_reason(error) or error) from None
+    with _naming_file(path):
+        try:
+            pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after)
+        except Exception as error:  # libraries wrap our error when a pass needs a weight of which the text has the hash
+            raise (_reason(error) or error) from None
     return print_model(graph), report.remarks
+
+
+@contextlib.contextmanager
+def _naming_file(source: Any) -> Iterator[None]:
+    """Puts the model's file before the messages of passes and targets, which know nodes only."""
+    try:
+        yield
+    except MoecError as error:
+        if not isinstance(source, (str, os.PathLike)) or str(error).startswith(os.fspath(source)):
+            raise
+        raise type(error)(f"{os.fspath(source)}: {error}") from error
 
 
 def _reason(error: BaseException | None) -> MoecError | None:
@@ -182,7 +196,7 @@ def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = N
 
 
 def _run_passes(
-    model: ir.Model, passes: tuple[Pass, ...], report: Report, verify_each: bool, announce: Progress
+    model: ir.Model, source: Any, passes: tuple[Pass, ...], report: Report, verify_each: bool, announce: Progress
 ) -> Iterator[Stage]:
     from moec.ir.text import print_model
     from moec.passes import pipeline
@@ -192,7 +206,8 @@ def _run_passes(
     for one in passes:
         announce(one.name)
         start = time.perf_counter()
-        changed = pipeline.run(model, (one,), report, verify_each=verify_each)
+        with _naming_file(source):
+            changed = pipeline.run(model, (one,), report, verify_each=verify_each)
         seconds = time.perf_counter() - start
         yield Stage(one.name, print_model(model) if changed else None, seconds)
 

@@ -63,7 +63,7 @@ class CheckExport:
             return
         if _more_updates_than_rows(node, data, indices) or _divided(indices):
             raise MoecError(
-                f"node {node_name(node)}: {node.op_type} overwrites rows that several updates go to, where a Mixture "
+                f"node {node_name(node)!r}: {node.op_type} overwrites rows that several updates go to, where a Mixture "
                 f"of Experts adds them; the exporter lost the sum of an index_add: {_ADVICE}"
             )
         if _joins_top_k_lists(indices):
@@ -102,7 +102,7 @@ def _check_reshape(node: ir.Node, sizes: set[sympy.Basic]) -> None:
     elements = sympy.Integer(1) * sympy.prod(source)
     if elements.free_symbols and elements.free_symbols <= sizes:
         raise MoecError(
-            f"node {node_name(node)}: Reshape makes {target.tolist()} of a value with {elements} elements, which is "
+            f"node {node_name(node)!r}: Reshape makes {target.tolist()} of a value with {elements} elements, which is "
             f"true for one input size only; the exporter has frozen the size of its example: {_ADVICE}"
         )
 
@@ -116,13 +116,13 @@ def _check_split(node: ir.Node, sizes: set[sympy.Basic]) -> None:
     length = source[0 if attribute is None else attribute.as_int()]
     if length.free_symbols and length.free_symbols <= sizes:
         raise MoecError(
-            f"node {node_name(node)}: Split cuts an axis of {length} elements into parts of {parts.tolist()}, which is "
-            f"true for one input only; the exporter has frozen what its example did: {_ADVICE}"
+            f"node {node_name(node)!r}: Split cuts an axis of {length} elements into parts of {parts.tolist()}, which "
+            f"is true for one input only; the exporter has frozen what its example did: {_ADVICE}"
         )
     experts = _active_of(node.inputs[0])
     if length.free_symbols and experts is not None and len(parts) < experts:
         raise MoecError(
-            f"node {node_name(node)}: Split handles {len(parts)} active experts, but there are {experts}; the "
+            f"node {node_name(node)!r}: Split handles {len(parts)} active experts, but there are {experts}; the "
             f"exporter's example did not reach the others, so they are missing: {_ADVICE}"
         )
 

@@ -215,6 +215,19 @@ def test_truncated_model(folder, tmp_path):
     assert not (tmp_path / "a.moec").exists()
 
 
+@pytest.mark.parametrize("graph", ["z = Relu (x) y = Reshape (z, sizes)", "z, y = Split <axis = 0> (x, sizes)"])
+def test_what_passes_refuse_names_the_file_and_the_node(tmp_path, graph):
+    """A size of the exporter's example, instead of one that follows from the input."""
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+    g (float[n,8] x) => (float[3,8] y) <int64[2] sizes = {{2, 8}}> {{ {graph} }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "frozen.onnx")
+    for command in (
+        ("compile", tmp_path / "frozen.onnx", "-o", tmp_path / "a.moec"),
+        ("opt", tmp_path / "frozen.onnx"),
+    ):
+        assert_refused(moec(*command), f"error: {tmp_path / 'frozen.onnx'}: node '", "the exporter has frozen")
+
+
 def test_unknown_target_pass_and_clashing_options(folder, tmp_path):
     model, output = folder / "model.onnx", tmp_path / "a.moec"
     assert_refused(moec("compile", model, "-o", output, "--target", "abacus"), "abacus")

@@ -26,14 +26,14 @@ def test_a_reshape_to_the_size_of_an_example(rewrite, target, refused):
     if not refused:
         assert warnings(rewrite, text) == []
         return
-    with pytest.raises(MoecError, match=r"node z: Reshape makes \[2, 8\] of a value with 8\*T elements"):
+    with pytest.raises(MoecError, match=r"node 'z': Reshape makes \[2, 8\] of a value with 8\*T elements"):
         warnings(rewrite, text)
 
 
 def test_a_split_into_the_sizes_of_an_example(rewrite):
     text = """(float[T,8] x) => (float[A,8] y, float[B,8] z) <int64[2] parts = {3, 2}> {
         y, z = Split <axis = 0> (x, parts) }"""
-    with pytest.raises(MoecError, match=r"node y: Split cuts an axis of T elements"):
+    with pytest.raises(MoecError, match=r"node 'y': Split cuts an axis of T elements"):
         warnings(rewrite, text)
 
 

@@ -5,10 +5,12 @@ expert; the list of blocks comes from :mod:`moec.targets.cpu.kernels.dispatch`.
 
 A task is one block of rows times one tile of columns. The weights of the tile (K x two vectors, contiguous) are read
 from memory once, prefetched, and stay in second-level cache while the rows of the block pass by in register tiles.
+Tasks in the order of blocks, then tiles, are the order of the weights in memory; they are cut into shares of equal
+work, and a thread takes neighbouring shares: it reads memory forwards, the end of each tile prefetches the next, and
+all threads are busy to the end however skewed the routing is.
 The rows of a block are cut into register tiles of nearly equal height, with code for every height up to the machine's
 row tile: no row is computed in vain, and an expert with one row runs a matrix-vector product that streams its weights
-exactly once. Tasks are dealt to the threads in turn, column tiles varying fastest, so that all threads share every
-expert's weights however skewed the routing is. An output is one sum in a fixed order, whatever the number of threads.
+exactly once. An output is one sum in a fixed order, whatever the number of threads.
 
 Experts may differ in the format of their weights and in the numbers of their inputs and outputs: then a table says
 where the tiles of each expert lie, and one launch computes them all.
@@ -34,6 +36,10 @@ from moec.targets.cpu.machine import Machine
 
 _TABLE_COLUMNS = ("format", "data", "scales", "inner", "width")
 FLOAT32 = StoredFormat("float32")
+SHARES = 240
+"""Parts that the work is cut into; most numbers of threads divide it, and a kernel need not know theirs."""
+TILE_ROWS = 4
+"""What the weights of a tile cost beside the rows that are multiplied by them, in rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,22 +197,40 @@ class _GroupedProduct:
     def emit(self, order: Any, blocks: Any, block_count: Any, bias: Any, out: Any, **operands: Any) -> None:
         problem = self._problem
         rows = Rows(operands["rows"], operands.get("row_scales"), operands.get("row_sums"))
-        tasks = T.cast(block_count[0], "int64") * problem.column_tiles
-        with (
-            T.attr(0, "pragma_parallel_launch_point", 1),
-            T.attr(0, "pragma_parallel_stride_pattern", 1),  # task i on thread i % threads
-            T.parallel(tasks) as task,
-        ):
-            column_tile = T.bind(task % problem.column_tiles)
-            expert, first, count = (
-                T.bind(T.cast(blocks[task // problem.column_tiles, part], "int64")) for part in range(3)
-            )
-            sums = T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32")
-            for condition, product, weights, tile in self._ways(operands, expert, column_tile):
-                with T.If(condition), T.Then():
-                    multiply(product, rows, weights, tile, sums, first, count)
-            width = operands["table"][expert, _TABLE_COLUMNS.index("width")] if problem.widths else None
-            self._store(sums, order, bias, out, expert, column_tile, first, count, width)
+        with T.parallel(self._shares(block_count[0])) as share, T.serial(block_count[0]) as block:
+            expert, first, count = (T.bind(T.cast(blocks[block, part], "int64")) for part in range(3))
+            begin, end = self._tiles_of(share, blocks, block_count[0], block)
+            with T.serial(begin, end) as column_tile:
+                sums = T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32")
+                for condition, product, weights, tile in self._ways(operands, expert, column_tile):
+                    with T.If(condition), T.Then():
+                        multiply(product, rows, weights, tile, sums, first, count)
+                width = operands["table"][expert, _TABLE_COLUMNS.index("width")] if problem.widths else None
+                self._store(sums, order, bias, out, expert, column_tile, first, count, width)
+
+    def _shares(self, blocks: Any) -> Any:
+        """How many shares the work is cut into: no more than tiles."""
+        return T.min(SHARES, T.cast(blocks, "int64") * self._problem.column_tiles)
+
+    def _tiles_of(self, share: Any, blocks: Any, block_count: Any, block: Any) -> tuple[Any, Any]:
+        """From which column tile of a block to which a share goes.
+
+        Work is counted in rows: a tile is as much as the rows of its block, and :data:`TILE_ROWS` more for its weights.
+        Blocks follow one another, so the work before a block is known from its first row.
+        """
+        tiles, last = self._problem.column_tiles, block_count - 1
+        rows = T.cast(blocks[last, 1] + blocks[last, 2], "int64")
+        total = T.bind((rows + T.cast(block_count, "int64") * TILE_ROWS) * tiles)
+        before = T.bind((T.cast(blocks[block, 1], "int64") + T.cast(block, "int64") * TILE_ROWS) * tiles)
+        per_tile = T.bind(T.cast(blocks[block, 2], "int64") + TILE_ROWS)
+        shares = self._shares(block_count)
+
+        def first_tile_of(share: Any) -> Any:
+            """The first tile that begins in the share or behind it."""
+            ahead = T.max(share * total // shares - before, T.int64(0))
+            return T.bind(T.min((ahead + per_tile - 1) // per_tile, T.int64(tiles)))
+
+        return first_tile_of(share), first_tile_of(share + 1)
 
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any

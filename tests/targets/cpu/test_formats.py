@@ -113,7 +113,7 @@ def test_formats_on_every_machine(passes, machine):
 def test_results_do_not_depend_on_the_number_of_threads(passes, in_pool):
     run, _ = both(passes, "swiglu", 128, 192, "native")
     case = feeds(230, 128)
-    results = [in_pool(threads, lambda: run(**case, threads=threads)) for threads in (1, 2, 5)]
+    results = [in_pool(threads, functools.partial(run, **case, threads=threads)) for threads in (1, 2, 5)]
     for result in results[1:]:
         np.testing.assert_array_equal(result[0], results[0][0])
 

@@ -16,6 +16,7 @@ from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
 from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
+from moec.targets.tvm.widen_bfloat16 import WidenBFloat16
 
 KERNEL_PIPELINE = "moec"
 
@@ -69,7 +70,7 @@ def executable_phases() -> list[tvm.transform.Pass]:
 
 
 def kernel_phases() -> list[tvm.transform.Pass]:
-    """TIR to what LLVM takes: TVM's default phases for a processor, with one of ours."""
+    """TIR to what LLVM takes: TVM's default phases for a processor, with some of ours."""
     lower, loops = s_tir.transform, tirx.transform
     return [
         # Blocks, as schedules see them, become plain loops over flat buffers.
@@ -83,6 +84,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         lower.LowerOpaqueBlock(),
         loops.FlattenBuffer(),
         # Types the processor lacks become ones it has.
+        WidenBFloat16(),
         loops.BF16ComputeLegalize(),
         loops.NarrowDataType(32),
         # Loops: vectors, unrolling, invariants moved out; threads only where there is work for them.

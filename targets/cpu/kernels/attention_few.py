@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.attention_problem import LOWEST, Operands
 from moec.targets.cpu.kernels.elementary import exponential, sum_of_lanes
-from moec.targets.cpu.kernels.emit import column_parts
+from moec.targets.cpu.kernels.emit import column_parts, loop, named
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
 
@@ -27,16 +27,16 @@ _LARGEST, _TOTAL = range(2)
 
 def attend_with_few_rows(operands: Operands, machine: Machine) -> None:
     """Emit the code for at most ``FEW_ROWS`` rows."""
-    chunks = T.bind(T.max(T.ceildiv(operands.keys, T.int64(KEYS_PER_TASK)), T.int64(1)))
-    heads = T.bind(operands.batches * operands.groups)
-    sums = T.alloc_buffer((heads * chunks, FEW_ROWS, operands.problem.value_size), "float32")
-    statistics = T.alloc_buffer((heads * chunks, FEW_ROWS, 2), "float32")
-    with T.parallel(heads * chunks) as task:
+    chunks = named("chunks", T.bind(T.max(T.ceildiv(operands.keys, T.int64(KEYS_PER_TASK)), T.int64(1))))
+    heads = named("heads", T.bind(operands.batches * operands.groups))
+    sums = named("sums", T.alloc_buffer((heads * chunks, FEW_ROWS, operands.problem.value_size), "float32"))
+    statistics = named("statistics", T.alloc_buffer((heads * chunks, FEW_ROWS, 2), "float32"))
+    with loop("task", T.parallel(heads * chunks)) as task:
         _KeyBlock(operands, machine, task, chunks, sums, statistics).emit()
     with T.If(heads * chunks * operands.rows * operands.problem.value_size >= _JOIN_IN_PARALLEL):
-        with T.Then(), T.parallel(heads * operands.rows) as item:
+        with T.Then(), loop("item", T.parallel(heads * operands.rows)) as item:
             _join(operands, item, chunks, sums, statistics)
-        with T.Else(), T.serial(heads * operands.rows) as item:
+        with T.Else(), loop("item", T.serial(heads * operands.rows)) as item:
             _join(operands, item, chunks, sums, statistics)
 
 
@@ -57,8 +57,8 @@ class _KeyBlock:
         self._scores = T.alloc_buffer((FEW_ROWS, KEYS_PER_TASK), "float32")
 
     def emit(self) -> None:
-        rows = T.bind(T.min(self._operands.rows, T.int64(FEW_ROWS)))
-        with T.serial(rows) as row:
+        rows = named("rows", T.bind(T.min(self._operands.rows, T.int64(FEW_ROWS))))
+        with loop("row", T.serial(rows)) as row:
             self._compute_scores(row)
             self._exponentiate(row)
         emit_row_tiles(rows, ROW_TILE, self._add_values)
@@ -66,28 +66,28 @@ class _KeyBlock:
     def _compute_scores(self, row: Any) -> None:
         operands, problem = self._operands, self._operands.problem
         head, query = operands.head_of(self._group, row), operands.query_of(row)
-        with T.serial(problem.head_size) as d:
+        with loop("d", T.serial(problem.head_size)) as d:
             element = T.cast(operands.query[self._batch, head, query, d], "float32")
             T.buffer_store(self._query, element * T.float32(problem.scale), [d])
-        with T.serial(self._count) as key:
+        with loop("key", T.serial(self._count)) as key:
             self._compute_score(row, key)
         lanes, whole = self._lanes, T.bind(self._count // self._lanes)
-        frontier = T.bind(operands.frontier(self._batch, query))
-        with T.serial(whole) as vector, T.vectorized(lanes) as lane:
+        frontier = named("frontier", T.bind(operands.frontier(self._batch, query)))
+        with loop("vector", T.serial(whole)) as vector, loop("lane", T.vectorized(lanes)) as lane:
             self._mask_score(row, head, query, frontier, vector * lanes + lane)
-        with T.serial(self._count % lanes) as rest:
+        with loop("rest", T.serial(self._count % lanes)) as rest:
             self._mask_score(row, head, query, frontier, whole * lanes + rest)
-        with T.serial(T.ceildiv(self._count, T.int64(lanes)) * lanes - self._count) as rest:
+        with loop("rest", T.serial(T.ceildiv(self._count, T.int64(lanes)) * lanes - self._count)) as rest:
             T.buffer_store(self._scores, T.float32(float("-inf")), [row, self._count + rest])
 
     def _compute_score(self, row: Any, key: Any) -> None:
         """Emit the product of the query with one key, lane by lane and then over the lanes."""
         lanes = self._lanes
-        partial = T.alloc_buffer((lanes,), "float32")
-        with T.vectorized(lanes) as lane:
+        partial = named("partial", T.alloc_buffer((lanes,), "float32"))
+        with loop("lane", T.vectorized(lanes)) as lane:
             T.buffer_store(partial, T.float32(0), [lane])
         for start, width in column_parts(self._operands.problem.head_size, lanes):
-            with T.vectorized(width) as lane:
+            with loop("lane", T.vectorized(width)) as lane:
                 element = self._operands.key[self._batch, self._group, self._first_key + key, start + lane]
                 product = T.cast(element, "float32") * self._query[start + lane]
                 T.buffer_store(partial, partial[lane] + product, [lane])
@@ -107,25 +107,25 @@ class _KeyBlock:
     def _exponentiate(self, row: Any) -> None:
         """Turn a row of scores into exponentials relative to its largest score; note that and their sum."""
         lanes, vectors = self._lanes, T.bind(T.ceildiv(self._count, T.int64(self._lanes)))
-        partial = T.alloc_buffer((lanes,), "float32")
-        number = T.alloc_buffer((2,), "float32")
-        with T.vectorized(lanes) as lane:
+        partial = named("partial", T.alloc_buffer((lanes,), "float32"))
+        number = named("number", T.alloc_buffer((2,), "float32"))
+        with loop("lane", T.vectorized(lanes)) as lane:
             T.buffer_store(partial, T.float32(LOWEST), [lane])
-        with T.serial(vectors) as vector, T.vectorized(lanes) as lane:
+        with loop("vector", T.serial(vectors)) as vector, loop("lane", T.vectorized(lanes)) as lane:
             T.buffer_store(partial, T.max(partial[lane], self._scores[row, vector * lanes + lane]), [lane])
         T.buffer_store(number, T.float32(LOWEST), [_LARGEST])
-        with T.unroll(lanes) as lane:
+        with loop("lane", T.unroll(lanes)) as lane:
             T.buffer_store(number, T.max(number[_LARGEST], partial[lane]), [_LARGEST])
-        with T.vectorized(lanes) as lane:
+        with loop("lane", T.vectorized(lanes)) as lane:
             T.buffer_store(partial, T.float32(0), [lane])
-        with T.serial(vectors) as vector:
-            with T.vectorized(lanes) as lane:
+        with loop("vector", T.serial(vectors)) as vector:
+            with loop("lane", T.vectorized(lanes)) as lane:
                 power = exponential(self._scores[row, vector * lanes + lane] - number[_LARGEST])
                 T.buffer_store(self._scores, power, [row, vector * lanes + lane])
-            with T.vectorized(lanes) as lane:
+            with loop("lane", T.vectorized(lanes)) as lane:
                 T.buffer_store(partial, partial[lane] + self._scores[row, vector * lanes + lane], [lane])
         T.buffer_store(number, T.float32(0), [_TOTAL])
-        with T.unroll(lanes) as lane:
+        with loop("lane", T.unroll(lanes)) as lane:
             T.buffer_store(number, number[_TOTAL] + partial[lane], [_TOTAL])
         for position in (_LARGEST, _TOTAL):
             T.buffer_store(self._statistics, number[position], [self._task, row, position])
@@ -141,7 +141,7 @@ class _KeyBlock:
                 lambda key, d, start=start: value[self._batch, self._group, self._first_key + key, start + d],
             )
             for i, total in sums.rows():
-                with T.vectorized(width) as d:
+                with loop("d", T.vectorized(width)) as d:
                     T.buffer_store(self._sums, total[d], [self._task, row + i, start + d])
 
 
@@ -150,22 +150,22 @@ def _join(operands: Operands, item: Any, chunks: Any, sums: Any, statistics: Any
     size, rows = operands.problem.value_size, operands.rows
     row, head = T.bind(item % rows), T.bind(item // rows)
     group, batch = T.bind(head % operands.groups), T.bind(head // operands.groups)
-    number = T.alloc_buffer((2,), "float32")
-    joined = T.alloc_buffer((size,), "float32")
+    number = named("number", T.alloc_buffer((2,), "float32"))
+    joined = named("joined", T.alloc_buffer((size,), "float32"))
     T.buffer_store(number, T.float32(LOWEST), [_LARGEST])
     T.buffer_store(number, T.float32(0), [_TOTAL])
-    with T.serial(chunks) as chunk:
+    with loop("chunk", T.serial(chunks)) as chunk:
         largest = statistics[head * chunks + chunk, row, _LARGEST]
         T.buffer_store(number, T.max(number[_LARGEST], largest), [_LARGEST])
-    with T.vectorized(size) as d:
+    with loop("d", T.vectorized(size)) as d:
         T.buffer_store(joined, T.float32(0), [d])
-    with T.serial(chunks) as chunk:
-        task = T.bind(head * chunks + chunk)
-        weight = T.bind(exponential(statistics[task, row, _LARGEST] - number[_LARGEST]))
+    with loop("chunk", T.serial(chunks)) as chunk:
+        task = named("task", T.bind(head * chunks + chunk))
+        weight = named("weight", T.bind(exponential(statistics[task, row, _LARGEST] - number[_LARGEST])))
         T.buffer_store(number, number[_TOTAL] + weight * statistics[task, row, _TOTAL], [_TOTAL])
-        with T.vectorized(size) as d:
+        with loop("d", T.vectorized(size)) as d:
             T.buffer_store(joined, joined[d] + weight * sums[task, row, d], [d])
-    divisor = T.bind(T.Select(number[_TOTAL] == T.float32(0), T.float32(1), number[_TOTAL]))
+    divisor = named("divisor", T.bind(T.Select(number[_TOTAL] == T.float32(0), T.float32(1), number[_TOTAL])))
     place = batch, operands.head_of(group, row), operands.query_of(row)
-    with T.vectorized(size) as d:
+    with loop("d", T.vectorized(size)) as d:
         T.buffer_store(operands.result, T.cast(joined[d] / divisor, operands.result.dtype), [*place, d])

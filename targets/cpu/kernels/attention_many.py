@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.attention_problem import LOWEST, Operands, load_block
 from moec.targets.cpu.kernels.elementary import exponential
-from moec.targets.cpu.kernels.emit import column_parts
+from moec.targets.cpu.kernels.emit import column_parts, loop, named
 from moec.targets.cpu.kernels.register_tile import accumulate
 from moec.targets.cpu.machine import Machine
 
@@ -33,16 +33,16 @@ _MASK_IS_ZERO, _WEIGHTS_VANISH = range(2)
 def attend_with_many_rows(operands: Operands, machine: Machine) -> None:
     """Emit the code. Tasks go to the threads in turn, for those with later queries may have more to do."""
     block = machine.column_tile * COLUMN_TILES
-    blocks = T.bind(T.max(T.ceildiv(operands.rows, block), T.int64(1)))
-    groups = T.bind(T.max(operands.groups, T.int64(1)))
+    blocks = named("blocks", T.bind(T.max(T.ceildiv(operands.rows, block), T.int64(1))))
+    groups = named("groups", T.bind(T.max(operands.groups, T.int64(1))))
     with (
         T.attr(0, "pragma_parallel_launch_point", 1),
         T.attr(0, "pragma_parallel_stride_pattern", 1),  # task i on thread i % threads
-        T.parallel(operands.batches * operands.groups * blocks) as task,
+        loop("task", T.parallel(operands.batches * operands.groups * blocks)) as task,
     ):
-        first_row = T.bind(task % blocks * block)
-        group = T.bind(task // blocks % groups)
-        batch = T.bind(task // blocks // groups)
+        first_row = named("first_row", T.bind(task % blocks * block))
+        group = named("group", T.bind(task // blocks % groups))
+        batch = named("batch", T.bind(task // blocks // groups))
         _RowBlock(operands, machine, batch, group, first_row).emit()
 
 
@@ -66,11 +66,11 @@ class _RowBlock:
         self._flags = T.alloc_buffer((2,), "int32")
 
     def emit(self) -> None:
-        used = T.bind(T.max(self._operands.used_keys(self._batch), T.int64(0)))
+        used = named("used", T.bind(T.max(self._operands.used_keys(self._batch), T.int64(0))))
         self._begin()
-        with T.serial(T.ceildiv(used, T.int64(KEYS_PER_BLOCK))) as step:
-            first_key = T.bind(step * KEYS_PER_BLOCK)
-            count = T.bind(T.min(T.int64(KEYS_PER_BLOCK), used - first_key))
+        with loop("step", T.serial(T.ceildiv(used, T.int64(KEYS_PER_BLOCK)))) as step:
+            first_key = named("first_key", T.bind(step * KEYS_PER_BLOCK))
+            count = named("count", T.bind(T.min(T.int64(KEYS_PER_BLOCK), used - first_key)))
             self._measure_mask(first_key, count)
             place = self._batch, self._group, first_key
             load_block(self._operands.key, place, count, self._keys)
@@ -95,16 +95,16 @@ class _RowBlock:
 
     def _begin(self) -> None:
         operands, scale = self._operands, T.float32(self._operands.problem.scale)
-        with T.serial(self._block) as row:
+        with loop("row", T.serial(self._block)) as row:
             T.buffer_store(self._largest, T.float32(LOWEST), [row])
             T.buffer_store(self._total, T.float32(0), [row])
             T.buffer_store(self._frontier, operands.frontier(self._batch, self._query(row)), [row])
-            with T.vectorized(operands.problem.value_size) as d:
+            with loop("d", T.vectorized(operands.problem.value_size)) as d:
                 T.buffer_store(self._sums, T.float32(0), [row, d])
-        with T.serial(operands.problem.head_size) as d:
-            with T.vectorized(self._block) as row:
+        with loop("d", T.serial(operands.problem.head_size)) as d:
+            with loop("row", T.vectorized(self._block)) as row:
                 T.buffer_store(self._queries, T.float32(0), [d, row])
-            with T.serial(self._rows) as row:
+            with loop("row", T.serial(self._rows)) as row:
                 index = self._first_row + row
                 place = self._batch, operands.head_of(self._group, index), operands.query_of(index), d
                 T.buffer_store(self._queries, T.cast(operands.query[place], "float32") * scale, [d, row])
@@ -113,16 +113,16 @@ class _RowBlock:
 
     def _measure_energy(self, buffer: Any, number: int) -> None:
         """Emit the sum of the squares of a matrix; infinite or NaN if any of its elements is."""
-        partial = T.alloc_buffer((self._lanes,), "float32")
-        with T.vectorized(self._lanes) as lane:
+        partial = named("partial", T.alloc_buffer((self._lanes,), "float32"))
+        with loop("lane", T.vectorized(self._lanes)) as lane:
             T.buffer_store(partial, T.float32(0), [lane])
-        with T.serial(buffer.shape[0]) as row:
+        with loop("row", T.serial(buffer.shape[0])) as row:
             for start, width in column_parts(int(buffer.shape[1]), self._lanes):
-                with T.vectorized(width) as lane:
+                with loop("lane", T.vectorized(width)) as lane:
                     element = buffer[row, start + lane]
                     T.buffer_store(partial, partial[lane] + element * element, [lane])
         T.buffer_store(self._numbers, T.float32(0), [number])
-        with T.serial(self._lanes) as lane:
+        with loop("lane", T.serial(self._lanes)) as lane:
             T.buffer_store(self._numbers, self._numbers[number] + partial[lane], [number])
 
     def _measure_mask(self, first_key: Any, count: Any) -> None:
@@ -143,7 +143,7 @@ class _RowBlock:
         one_head, one_query = operands.problem.mask_broadcast[1:]
         first, last = self._query(T.int64(0)), self._query(self._rows - 1)
         highest, size = (T.alloc_buffer((lanes,), "float32") for _ in range(2))
-        with T.vectorized(lanes) as lane:
+        with loop("lane", T.vectorized(lanes)) as lane:
             T.buffer_store(highest, T.float32(float("-inf")), [lane])
             T.buffer_store(size, T.float32(0), [lane])
 
@@ -153,22 +153,25 @@ class _RowBlock:
             T.buffer_store(size, size[lane] + T.abs(added), [lane])
 
         heads, whole = 1 if one_head else operands.problem.heads_per_group, T.bind(count // lanes)
-        with T.serial(heads) as head, T.serial(1 if one_query else last - first + 1) as query:
+        with (
+            loop("head", T.serial(heads)) as head,
+            loop("query", T.serial(1 if one_query else last - first + 1)) as query,
+        ):
             place = operands.head_of(self._group, head), first + query
-            with T.serial(whole) as vector, T.vectorized(lanes) as lane:
+            with loop("vector", T.serial(whole)) as vector, loop("lane", T.vectorized(lanes)) as lane:
                 measure(*place, vector * lanes + lane, lane)
-            with T.serial(count % lanes) as rest:
+            with loop("rest", T.serial(count % lanes)) as rest:
                 measure(*place, whole * lanes + rest, 0)
         T.buffer_store(self._numbers, highest[0], [_HIGHEST_MASK])
         T.buffer_store(self._numbers, T.float32(0), [_MASK_SIZE])
-        with T.serial(lanes) as lane:
+        with loop("lane", T.serial(lanes)) as lane:
             T.buffer_store(self._numbers, T.max(self._numbers[_HIGHEST_MASK], highest[lane]), [_HIGHEST_MASK])
             T.buffer_store(self._numbers, self._numbers[_MASK_SIZE] + size[lane], [_MASK_SIZE])
 
     def _find_whether_weights_vanish(self) -> None:
         """Emit whether all weights of the block are zero. Any NaN makes a comparison false, so that it is computed."""
         numbers = self._numbers
-        below = T.bind(numbers[_HIGHEST_MASK] - numbers[_SMALLEST])
+        below = named("below", T.bind(numbers[_HIGHEST_MASK] - numbers[_SMALLEST]))
         with T.If(below < T.float32(VANISHING)), T.Then():
             self._measure_energy(self._keys, _KEY_ENERGY)
             self._measure_energy(self._values, _VALUE_ENERGY)
@@ -183,7 +186,7 @@ class _RowBlock:
 
     def _compute_scores(self) -> None:
         height, columns = self._height, self._columns
-        with T.serial(KEYS_PER_BLOCK // height) as step, self._tiles() as tile:
+        with loop("step", T.serial(KEYS_PER_BLOCK // height)) as step, self._tiles() as tile:
             first, start = T.bind(step * height), T.bind(tile * columns)
             sums = accumulate(
                 height,
@@ -193,14 +196,14 @@ class _RowBlock:
                 lambda d, j: self._queries[d, start + j],
             )
             for i, total in sums.rows():
-                with T.vectorized(columns) as j:
+                with loop("j", T.vectorized(columns)) as j:
                     T.buffer_store(self._scores, total[j], [first + i, start + j])
 
     def _cap_scores(self, tile: Any) -> None:
         cap = self._operands.problem.softcap
         if cap == 0.0:
             return
-        with T.serial(KEYS_PER_BLOCK) as key, T.vectorized(self._columns) as lane:
+        with loop("key", T.serial(KEYS_PER_BLOCK)) as key, loop("lane", T.vectorized(self._columns)) as lane:
             place = [key, tile * self._columns + lane]
             T.buffer_store(self._scores, T.tanh(self._scores[tuple(place)] / T.float32(cap)) * T.float32(cap), place)
 
@@ -208,16 +211,21 @@ class _RowBlock:
         operands, columns = self._operands, self._columns
         if operands.problem.mask:
             one_head = operands.problem.mask_broadcast[1]
-            with T.If(self._flags[_MASK_IS_ZERO] == 0), T.Then(), T.serial(columns) as lane:
-                row = T.bind(T.min(tile * columns + lane, self._rows - 1))
+            with T.If(self._flags[_MASK_IS_ZERO] == 0), T.Then(), loop("lane", T.serial(columns)) as lane:
+                row = named("row", T.bind(T.min(tile * columns + lane, self._rows - 1)))
                 head = T.int64(0) if one_head else operands.head_of(self._group, self._first_row + row)
                 query = self._query(row)
-                with T.serial(count) as key:
+                with loop("key", T.serial(count)) as key:
                     added = operands.mask_at(self._batch, head, query, first_key + key)
                     place = [key, tile * columns + lane]
                     T.buffer_store(self._scores, self._scores[tuple(place)] + added, place)
         some_hidden = first_key + KEYS_PER_BLOCK > self._frontier[0]
-        with T.If(some_hidden), T.Then(), T.serial(KEYS_PER_BLOCK) as key, T.vectorized(columns) as lane:
+        with (
+            T.If(some_hidden),
+            T.Then(),
+            loop("key", T.serial(KEYS_PER_BLOCK)) as key,
+            loop("lane", T.vectorized(columns)) as lane,
+        ):
             place = [key, tile * columns + lane]
             hidden = first_key + key >= self._frontier[tile * columns + lane]
             added = T.Select(hidden, T.float32(float("-inf")), T.float32(0))
@@ -227,29 +235,29 @@ class _RowBlock:
         """Turn scores into exponentials relative to the largest score so far, and update the running sums."""
         columns = self._columns
         largest, partial = (T.alloc_buffer((columns,), "float32") for _ in range(2))
-        start = T.bind(tile * columns)
-        with T.vectorized(columns) as lane:
+        start = named("start", T.bind(tile * columns))
+        with loop("lane", T.vectorized(columns)) as lane:
             T.buffer_store(largest, self._largest[start + lane], [lane])
             T.buffer_store(partial, T.float32(0), [lane])
-        with T.serial(KEYS_PER_BLOCK) as key, T.vectorized(columns) as lane:
+        with loop("key", T.serial(KEYS_PER_BLOCK)) as key, loop("lane", T.vectorized(columns)) as lane:
             T.buffer_store(largest, T.max(largest[lane], self._scores[key, start + lane]), [lane])
-        with T.vectorized(columns) as lane:
+        with loop("lane", T.vectorized(columns)) as lane:
             T.buffer_store(self._rescale, exponential(self._largest[start + lane] - largest[lane]), [start + lane])
             T.buffer_store(self._largest, largest[lane], [start + lane])
-        with T.serial(KEYS_PER_BLOCK) as key:
-            with T.vectorized(columns) as lane:
+        with loop("key", T.serial(KEYS_PER_BLOCK)) as key:
+            with loop("lane", T.vectorized(columns)) as lane:
                 power = exponential(self._scores[key, start + lane] - largest[lane])
                 T.buffer_store(self._scores, power, [key, start + lane])
-            with T.vectorized(columns) as lane:
+            with loop("lane", T.vectorized(columns)) as lane:
                 T.buffer_store(partial, partial[lane] + self._scores[key, start + lane], [lane])
-        with T.vectorized(columns) as lane:
+        with loop("lane", T.vectorized(columns)) as lane:
             total = self._total[start + lane] * self._rescale[start + lane] + partial[lane]
             T.buffer_store(self._total, total, [start + lane])
 
     def _add_values(self) -> None:
         height = self._height
-        with T.serial(T.ceildiv(self._rows, T.int64(height))) as step:
-            row = T.bind(step * height)
+        with loop("step", T.serial(T.ceildiv(self._rows, T.int64(height)))) as step:
+            row = named("row", T.bind(step * height))
             for start, width in column_parts(self._operands.problem.value_size, self._columns):
                 self._add_values_to(row, start, width)
 
@@ -263,22 +271,22 @@ class _RowBlock:
             initial=lambda i, d: self._sums[row + i, start + d] * self._rescale[row + i],
         )
         for i, total in sums.rows():
-            with T.vectorized(width) as d:
+            with loop("d", T.vectorized(width)) as d:
                 T.buffer_store(self._sums, total[d], [row + i, start + d])
 
     def _find_smallest(self) -> None:
         T.buffer_store(self._numbers, self._largest[0], [_SMALLEST])
-        with T.serial(self._rows) as row:
+        with loop("row", T.serial(self._rows)) as row:
             smallest = T.min(self._numbers[_SMALLEST], self._largest[row])
             T.buffer_store(self._numbers, smallest, [_SMALLEST])
 
     def _store(self) -> None:
         operands = self._operands
-        with T.serial(self._rows) as row:
+        with loop("row", T.serial(self._rows)) as row:
             index = self._first_row + row
             place = self._batch, operands.head_of(self._group, index), operands.query_of(index)
             total = self._total[row]
-            divisor = T.bind(T.Select(total == T.float32(0), T.float32(1), total))
-            with T.vectorized(operands.problem.value_size) as d:
+            divisor = named("divisor", T.bind(T.Select(total == T.float32(0), T.float32(1), total)))
+            with loop("d", T.vectorized(operands.problem.value_size)) as d:
                 value = T.cast(self._sums[row, d] / divisor, operands.result.dtype)
                 T.buffer_store(operands.result, value, [*place, d])

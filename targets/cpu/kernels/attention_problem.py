@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.emit import loop
+
 Causal = Literal["", "first", "last", "lengths"]
 LOWEST = -3.4028234e38
 """What the largest score of no key is: finite, so that differences to it are."""
@@ -105,7 +107,7 @@ def load_block(source: Any, place: tuple[Any, Any, Any], count: Any, block: Any)
     the rows behind them become zero."""
     batch, group, first = place
     rows, size = block.shape
-    with T.serial(count) as row, T.vectorized(size) as d:
+    with loop("row", T.serial(count)) as row, loop("d", T.vectorized(size)) as d:
         T.buffer_store(block, T.cast(source[batch, group, first + row, d], "float32"), [row, d])
-    with T.serial(rows - count) as row, T.vectorized(size) as d:
+    with loop("row", T.serial(rows - count)) as row, loop("d", T.vectorized(size)) as d:
         T.buffer_store(block, T.float32(0), [count + row, d])

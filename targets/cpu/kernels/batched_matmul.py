@@ -12,6 +12,7 @@ import functools
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.emit import loop
 from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
 
@@ -43,15 +44,15 @@ def _store(sums: Sums, width: int, y, batch, row, first_column, count) -> None:
     with T.If(count == width):
         with T.Then():
             for i, total in sums.rows():
-                with T.vectorized(width) as j:
+                with loop("j", T.vectorized(width)) as j:
                     T.buffer_store(y, T.cast(total[j], y.dtype), [batch, row + i, first_column + j])
         with T.Else():
             # The sums stay in registers only if every index of theirs is a constant: hence the copy.
             copy = T.alloc_buffer((width,), "float32")
             for i, total in sums.rows():
-                with T.vectorized(width) as j:
+                with loop("j", T.vectorized(width)) as j:
                     T.buffer_store(copy, total[j], [j])
-                with T.serial(count) as j:
+                with loop("j", T.serial(count)) as j:
                     T.buffer_store(y, T.cast(copy[j], y.dtype), [batch, row + i, first_column + j])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop
 from moec.targets.cpu.kernels.gather import row_width
 
 
@@ -19,10 +19,10 @@ def convert_rows(width: int, dtype: str, filled: int, out_dtype: str) -> tirx.Pr
     parameters = [Parameter("x", ("M", width), dtype), Parameter("rows", ("R", out_width), out_dtype)]
 
     def body(x: Any, rows: Any) -> None:
-        with T.parallel(x.shape[0]) as row:
-            with T.serial(width) as column:
+        with loop("row", T.parallel(x.shape[0])) as row:
+            with loop("column", T.serial(width)) as column:
                 T.buffer_store(rows, T.cast(T.cast(x[row, column], "float32"), out_dtype), [row, column])
-            with T.serial(filled - width) as column:
+            with loop("column", T.serial(filled - width)) as column:
                 T.buffer_store(rows, T.cast(T.float32(0), out_dtype), [row, width + column])
 
     return emit_kernel(parameters, body)

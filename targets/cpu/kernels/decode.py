@@ -7,6 +7,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dot import byte_words, pair_floats, pair_words
+from moec.targets.cpu.kernels.emit import named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weights
 from moec.targets.cpu.kernels.register_tile import prefetch
 from moec.targets.cpu.kernels.stored import E2M1_HALVES, ZERO_POINTS
@@ -33,13 +34,13 @@ def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed
     """The ``index``-th four inputs of all columns: one vector of words per ``lanes`` columns, a word holding four
     unsigned bytes, that is stored numbers. ``streamed``: prefetched."""
     lanes, size = product.machine.lanes, quad_bytes(product)
-    start = T.bind(tile.data + index * size)
+    start = named("start", T.bind(tile.data + index * size))
     if streamed:
         for line in range(0, size, 64):
             prefetch(data[start + PREFETCH_BYTES + line])
     if product.stored.bits == 8:
         return [T.bind(byte_words(data, [start + 4 * lanes * v], lanes)) for v in range(product.columns // lanes)]
-    both = T.bind(byte_words(data, [start], lanes))
+    both = named("both", T.bind(byte_words(data, [start], lanes)))
     low_bits = _all_lanes(0x0F0F0F0F, lanes)
     halves = [both & low_bits, (both >> _all_lanes(4, lanes)) & low_bits]
     if product.stored.element == "float4_e2m1":
@@ -86,10 +87,10 @@ def store_quad(product: Multiplication, weights: Weights, tile: Tile, index: Any
     """Emit the decoding of the ``index``-th four inputs into four rows of ``panel`` [inputs, columns], as float32."""
     lanes = product.machine.lanes
     group = index * 4 // product.stored.group if product.stored.group else 0
-    scales = T.bind(tile.scales + group * product.columns)
+    scales = named("scales", T.bind(tile.scales + group * product.columns))
     for v, vector in enumerate(quad(product, weights.data, tile, index)):
-        factor = T.bind(scale(product, weights.scales, scales, v))
-        offset = T.bind(zero(product, weights.zeros, scales, v))
+        factor = named("factor", T.bind(scale(product, weights.scales, scales, v)))
+        offset = named("offset", T.bind(zero(product, weights.zeros, scales, v)))
         for position in range(4):
             number = (vector >> _all_lanes(8 * position, lanes)) & _all_lanes(255, lanes)
             value = T.cast(number - offset, f"float32x{lanes}") * factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -66,3 +66,15 @@ def column_parts(size: int, width: int) -> list[tuple[int, int]]:
     whole = size - size % width
     rest = [(whole + start, count) for start, count in vector_parts(size % width)]
     return [(start, width) for start in range(0, whole, width)] + rest
+
+
+def named(name: str, value: Any) -> Any:
+    """A variable or buffer with the name that it has here, for those who read the generated code."""
+    return IRBuilder.name(name, value)
+
+
+@contextlib.contextmanager
+def loop(name: str, frame: Any) -> Iterator[Any]:
+    """A loop (``T.serial(...)``, ``T.parallel(...)`` and the others) whose variable has a name."""
+    with frame as variable:
+        yield named(name, variable)

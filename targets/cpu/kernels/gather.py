@@ -7,7 +7,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
 
 SPARE_ROWS = 31
 """Rows behind the last one that matrix tiles may read; nothing has to be in them."""
@@ -93,16 +93,16 @@ def gather_quantized(row_bytes: int, *, weighted: bool, weight_dtype: str = "flo
 
     def body(values, scales, sums, weights, order, offsets, rows, row_scales, row_sums) -> None:
         slots = weights.shape[1]
-        with T.parallel(T.cast(offsets[offsets.shape[0] - 1], "int64")) as row:
-            pair = T.bind(T.cast(order[row], "int64"))
-            token = T.bind(pair // slots)
+        with loop("row", T.parallel(T.cast(offsets[offsets.shape[0] - 1], "int64"))) as row:
+            pair = named("pair", T.bind(T.cast(order[row], "int64")))
+            token = named("token", T.bind(pair // slots))
             factor: Any = T.bind(T.cast(weights[token, pair % slots], "float32")) if weighted else None
-            with T.serial(row_bytes // 64) as line, T.vectorized(64) as i:
+            with loop("line", T.serial(row_bytes // 64)) as line, loop("i", T.vectorized(64)) as i:
                 T.buffer_store(rows, values[token, line * 64 + i], [row, line * 64 + i])
-            with T.serial(scales.shape[1]) as group:
+            with loop("group", T.serial(scales.shape[1])) as group:
                 scale = scales[token, group] if factor is None else scales[token, group] * factor
                 T.buffer_store(row_scales, scale, [row, group])
-            with T.serial(sums.shape[1]) as group:
+            with loop("group", T.serial(sums.shape[1])) as group:
                 T.buffer_store(row_sums, sums[token, group], [row, group])
 
     return emit_kernel(parameters, body)

@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
-from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel
+from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel, loop, named
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.multiply import multiply
@@ -44,12 +44,13 @@ class _Gemm:
         rows = Rows(operands["rows"], operands.get("row_scales"), operands.get("row_sums"))
         tiles, M = self._problem.column_tiles, y.shape[0]
         data, scales = self._problem.tile_sizes(0)
-        with T.parallel(T.ceildiv(M, BLOCK_ROWS) * tiles) as task:
-            index = T.bind(task % tiles)
-            first = T.bind(task // tiles * BLOCK_ROWS)
-            count = T.bind(T.min(BLOCK_ROWS, M - first))
-            sums = T.alloc_buffer((BLOCK_ROWS, self._problem.columns), "float32")
-            tile = Tile(T.bind(index * data), T.bind(index * scales), self._problem.padded_inner)
+        with loop("task", T.parallel(T.ceildiv(M, BLOCK_ROWS) * tiles)) as task:
+            index = named("index", T.bind(task % tiles))
+            first = named("first", T.bind(task // tiles * BLOCK_ROWS))
+            count = named("count", T.bind(T.min(BLOCK_ROWS, M - first)))
+            sums = named("sums", T.alloc_buffer((BLOCK_ROWS, self._problem.columns), "float32"))
+            starts = named("data_start", T.bind(index * data)), named("scales_start", T.bind(index * scales))
+            tile = Tile(*starts, self._problem.padded_inner)
             multiply(self._product, rows, self._weights(operands), tile, sums, first, count)
             self._store(sums, bias, y, first, count, index)
 
@@ -71,12 +72,12 @@ class _Gemm:
                     self._store_columns(sums, bias, y, first, count, index, start, length)
 
     def _store_columns(self, sums: Any, bias: Any, y: Any, first: Any, count: Any, index: Any, start: int, length: int):
-        with T.serial(count) as row:
-            with T.vectorized(length) as j:
+        with loop("row", T.serial(count)) as row:
+            with loop("j", T.vectorized(length)) as j:
                 column = index * self._problem.columns + start + j
                 value = self._epilogue(sums[row, start + j] + T.cast(bias[column], "float32"))
                 T.buffer_store(sums, value, [row, start + j])
-            with T.vectorized(length) as j:  # apart, because a conversion to bfloat16 repeats its operand
+            with loop("j", T.vectorized(length)) as j:  # apart, because a conversion to bfloat16 repeats its operand
                 column = index * self._problem.columns + start + j
                 T.buffer_store(y, T.cast(sums[row, start + j], y.dtype), [first + row, column])
 

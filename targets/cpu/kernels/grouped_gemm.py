@@ -27,7 +27,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
 from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.multiply import multiply
@@ -197,11 +197,17 @@ class _GroupedProduct:
     def emit(self, order: Any, blocks: Any, block_count: Any, bias: Any, out: Any, **operands: Any) -> None:
         problem = self._problem
         rows = Rows(operands["rows"], operands.get("row_scales"), operands.get("row_sums"))
-        with T.parallel(self._shares(block_count[0])) as share, T.serial(block_count[0]) as block:
-            expert, first, count = (T.bind(T.cast(blocks[block, part], "int64")) for part in range(3))
+        with (
+            loop("share", T.parallel(self._shares(block_count[0]))) as share,
+            loop("block", T.serial(block_count[0])) as block,
+        ):
+            expert, first, count = (
+                named(name, T.bind(T.cast(blocks[block, part], "int64")))
+                for part, name in enumerate(("expert", "first", "count"))
+            )
             begin, end = self._tiles_of(share, blocks, block_count[0], block)
-            with T.serial(begin, end) as column_tile:
-                sums = T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32")
+            with loop("column_tile", T.serial(begin, end)) as column_tile:
+                sums = named("sums", T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32"))
                 for condition, product, weights, tile in self._ways(operands, expert, column_tile):
                     with T.If(condition), T.Then():
                         multiply(product, rows, weights, tile, sums, first, count)
@@ -220,17 +226,19 @@ class _GroupedProduct:
         """
         tiles, last = self._problem.column_tiles, block_count - 1
         rows = T.cast(blocks[last, 1] + blocks[last, 2], "int64")
-        total = T.bind((rows + T.cast(block_count, "int64") * TILE_ROWS) * tiles)
-        before = T.bind((T.cast(blocks[block, 1], "int64") + T.cast(block, "int64") * TILE_ROWS) * tiles)
-        per_tile = T.bind(T.cast(blocks[block, 2], "int64") + TILE_ROWS)
+        total = named("total_work", T.bind((rows + T.cast(block_count, "int64") * TILE_ROWS) * tiles))
+        rows_before = T.cast(blocks[block, 1], "int64") + T.cast(block, "int64") * TILE_ROWS
+        before = named("work_before", T.bind(rows_before * tiles))
+        per_tile = named("work_per_tile", T.bind(T.cast(blocks[block, 2], "int64") + TILE_ROWS))
         shares = self._shares(block_count)
 
         def first_tile_of(share: Any) -> Any:
             """The first tile that begins in the share or behind it."""
             ahead = T.max(share * total // shares - before, T.int64(0))
-            return T.bind(T.min((ahead + per_tile - 1) // per_tile, T.int64(tiles)))
+            return T.min((ahead + per_tile - 1) // per_tile, T.int64(tiles))
 
-        return first_tile_of(share), first_tile_of(share + 1)
+        begin = named("begin", T.bind(first_tile_of(share)))
+        return begin, named("end", T.bind(first_tile_of(share + 1)))
 
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any
@@ -244,13 +252,14 @@ class _GroupedProduct:
             if problem.uniform:
                 data, scales = problem.tile_sizes(0)
                 place = expert * problem.column_tiles + column_tile
-                tile = Tile(T.bind(place * data), T.bind(place * scales), product.padded(problem.inner))
+                starts = named("data_start", T.bind(place * data)), named("scales_start", T.bind(place * scales))
+                tile = Tile(*starts, product.padded(problem.inner))
                 yield T.bool(True), product, weights, tile
                 continue
             row = {name: operands["table"][expert, position] for position, name in enumerate(_TABLE_COLUMNS)}
-            inner = T.bind(row["inner"])
-            data = T.bind(row["data"] + column_tile * product.tile_elements_of(inner))
-            scales = T.bind(row["scales"] + column_tile * product.tile_scales_of(inner))
+            inner = named("inner", T.bind(row["inner"]))
+            data = named("data", T.bind(row["data"] + column_tile * product.tile_elements_of(inner)))
+            scales = named("scales", T.bind(row["scales"] + column_tile * product.tile_scales_of(inner)))
             chosen = T.And(row["format"] == index, column_tile * problem.tile_width < row["width"])
             yield chosen, product, weights, Tile(data, scales, inner)
 
@@ -268,22 +277,27 @@ class _GroupedProduct:
     ) -> None:
         """Emit the results; ``width``: of the expert, behind which there are zeros, where experts differ in it."""
         problem = self._problem
-        with T.serial(count) as row:
-            target = T.bind(T.cast(order[first + row], "int64") if self._scattered else first + row)
-            with T.vectorized(problem.tile_width) as j:
+        with loop("row", T.serial(count)) as row:
+            target = self._target(order, first + row)
+            with loop("j", T.vectorized(problem.tile_width)) as j:
                 value = self._finished(sums, lambda column: bias[expert, column_tile, column], row, j)
                 if width is not None:
                     value = T.Select(column_tile * problem.tile_width + j < width, value, T.float32(0))
                 T.buffer_store(sums, value, [row, j])
-            with T.vectorized(problem.tile_width) as j:  # apart, because a conversion to bfloat16 repeats its operand
+            # Apart, because a conversion to bfloat16 repeats its operand.
+            with loop("j", T.vectorized(problem.tile_width)) as j:
                 place = [target, column_tile * problem.tile_width + j]
                 T.buffer_store(out, T.cast(sums[row, j], out.dtype), place)
         missing = self._filled - problem.padded_width
         if missing > 0:
-            with T.If(column_tile == problem.column_tiles - 1), T.Then(), T.serial(count) as row:
-                target = T.bind(T.cast(order[first + row], "int64") if self._scattered else first + row)
-                with T.serial(missing) as j:
+            with T.If(column_tile == problem.column_tiles - 1), T.Then(), loop("row", T.serial(count)) as row:
+                target = self._target(order, first + row)
+                with loop("j", T.serial(missing)) as j:
                     T.buffer_store(out, T.cast(T.float32(0), out.dtype), [target, problem.padded_width + j])
+
+    def _target(self, order: Any, row: Any) -> Any:
+        """Where the result of a row goes."""
+        return named("target", T.bind(T.cast(order[row], "int64") if self._scattered else row))
 
     def _finished(self, sums: Any, bias: Callable[[Any], Any], row: Any, column: Any) -> Any:
         """The output of one row and column of a tile."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.register_tile import prefetch
 from moec.targets.cpu.machine import Machine
 
@@ -39,8 +40,8 @@ def _tile(name: str, *arguments: Any) -> None:
 
 def configure(step_bytes: int = _LINE) -> None:
     """Emit the configuration of this thread's tiles, with ``step_bytes`` bytes of K per multiplication."""
-    palette = T.alloc_buffer((16,), "int32")
-    with T.vectorized(16) as i:
+    palette = named("palette", T.alloc_buffer((16,), "int32"))
+    with loop("i", T.vectorized(16)) as i:
         T.buffer_store(palette, T.int32(0), [i])
     bytes_per_row = [_LINE] * 4 + [step_bytes] * 2 + [_LINE] * 2
     rows = [_HALF] * 6 + [step_bytes // 4] * 2
@@ -89,7 +90,7 @@ class BlockProduct:
         used = [2 * i + j for i in range(halves) for j in range(2)]
         for tile in used:
             _tile("tilezero", T.int8(_SUMS[tile]))
-        with T.serial(steps) as step:
+        with loop("step", T.serial(steps)) as step:
             self._load(row, first, right_start, step, halves)
             multiply = "tdpbf16ps" if self.element == "bfloat16" else "tdpbsud"
             for tile in used:

@@ -18,6 +18,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels import decode, matrix_tile
 from moec.targets.cpu.kernels.dot import byte_dot, byte_words
+from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.register_tile import Sums, emit_row_tiles
 from moec.targets.cpu.kernels.unpacked import StoredTile, UnpackedTile, WeightSource
@@ -50,7 +51,7 @@ def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums
 
 
 def _clear(sums: Any, count: Any, columns: int) -> None:
-    with T.serial(count) as r, T.vectorized(columns) as j:
+    with loop("r", T.serial(count)) as r, loop("j", T.vectorized(columns)) as j:
         T.buffer_store(sums, T.float32(0), [r, j])
 
 
@@ -78,7 +79,7 @@ class _BytesProduct:
         """Weights without groups: what a group of the row contributes is added to its sums at once."""
         product = self._product
         inner = product.activation_group or self._tile.inner
-        with T.serial(self._tile.inner // inner if product.activation_group else 1) as group:
+        with loop("group", T.serial(self._tile.inner // inner if product.activation_group else 1)) as group:
             dots = self._dots(row, height, source, group, inner)
             for i, dot in dots.rows():
                 self._add(row + i, group, [self._float(dot.vector(v, self._lanes)) for v in range(product.vectors)])
@@ -87,13 +88,15 @@ class _BytesProduct:
         """Weights with groups, of which one or several share a scale of the row."""
         product = self._product
         groups = product.groups_per_scale if product.activation_group else self._tile.inner // product.stored.group
-        with T.serial(self._tile.inner // product.activation_group if product.activation_group else 1) as outer:
-            scaled = Sums(height, product.columns)
+        with loop(
+            "outer", T.serial(self._tile.inner // product.activation_group if product.activation_group else 1)
+        ) as outer:
+            scaled = Sums(height, product.columns, name="scaled")
             for _, total in scaled.rows():
                 for v in range(product.vectors):  # by the vectors that are added later, or LLVM keeps them in memory
                     total.set_vector(self._every_lane(T.float32(0)), v, self._lanes)
-            with T.serial(groups) as position:
-                group = T.bind(outer * groups + position)
+            with loop("position", T.serial(groups)) as position:
+                group = named("group", T.bind(outer * groups + position))
                 dots = self._dots(row, height, source, group, product.stored.group)
                 scales = source.scales(group)
                 for _, dot, total in dots.rows_with(scaled):
@@ -105,18 +108,18 @@ class _BytesProduct:
 
     def _dots(self, row: Any, height: int, source: WeightSource, group: Any, inner: Any) -> Sums:
         """Emit the integer sums of the ``group``-th ``inner`` inputs of ``height`` rows, and return them."""
-        dots = Sums(height, self._product.columns, "int32")
+        dots = Sums(height, self._product.columns, "int32", name="dots")
         zeros = self._zeros(group)
         for i, dot in dots.rows():
-            row_sum = T.bind(self._row_sum(row + i, group))
+            row_sum = named("row_sum", T.bind(self._row_sum(row + i, group)))
             for v, zero in enumerate(zeros):
                 dot.set_vector(self._every_lane(-row_sum) * zero, v, self._lanes)
-        with T.serial(inner // 4) as position:
-            index = T.bind(group * (inner // 4) + position)
+        with loop("position", T.serial(inner // 4)) as position:
+            index = named("index", T.bind(group * (inner // 4) + position))
             vectors = source.quad(index)
             for i, dot in dots.rows():
                 word = byte_words(self._rows.values, [self._first + row + i, 4 * index], 1)
-                left = T.bind(self._every_lane(word))
+                left = named("left", T.bind(self._every_lane(word)))
                 for v, vector in enumerate(vectors):
                     dot.set_vector(self._dot_instruction(dot.vector(v, self._lanes), vector, left), v, self._lanes)
         return dots
@@ -132,12 +135,12 @@ class _BytesProduct:
             panel, start = unpacked.flat_bytes(), 0
         rows = self._rows.values
         block = matrix_tile.BlockProduct("int8", rows, int(rows.shape[1]), panel, product.step_bytes)
-        dots = T.alloc_buffer((matrix_tile.ROWS, matrix_tile.ROWS), "int32")
+        dots = named("dots", T.alloc_buffer((matrix_tile.ROWS, matrix_tile.ROWS), "int32"))
         matrix_tile.configure(product.step_bytes)
-        with T.serial(T.ceildiv(count, matrix_tile.ROWS)) as index:
-            row = T.bind(index * matrix_tile.ROWS)
-            height = T.bind(T.min(matrix_tile.ROWS, count - row))
-            with T.serial(groups) as group:
+        with loop("index", T.serial(T.ceildiv(count, matrix_tile.ROWS))) as index:
+            row = named("row", T.bind(index * matrix_tile.ROWS))
+            height = named("height", T.bind(T.min(matrix_tile.ROWS, count - row)))
+            with loop("group", T.serial(groups)) as group:
                 place = self._first + row, group * inner, start + group * inner * matrix_tile.ROWS
                 with T.If(height > matrix_tile.ROWS // 2):
                     with T.Then():
@@ -155,8 +158,8 @@ class _BytesProduct:
         zeros = self._zeros(group)
         scales = source.scales(group) if self._product.stored.group else []
         per_scale = self._product.groups_per_scale if self._product.activation_group else 1
-        with T.serial(height) as i:
-            row_sum = T.bind(self._row_sum(row + i, group))
+        with loop("i", T.serial(height)) as i:
+            row_sum = named("row_sum", T.bind(self._row_sum(row + i, group)))
             values = []
             for v, zero in enumerate(zeros):
                 dot = dots[i, T.ramp(v * self._lanes, 1, self._lanes)] - self._every_lane(row_sum) * zero
@@ -180,7 +183,7 @@ class _BytesProduct:
         column_scales = (
             [] if product.stored.group else StoredTile(product, self._weights, self._tile).scales(T.int64(0))
         )
-        with T.serial(count) as row:
+        with loop("row", T.serial(count)) as row:
             row_scale = [] if product.activation_group else [self._row_scale(row, 0)]
             for v in range(product.vectors):
                 place = (row, T.ramp(v * self._lanes, 1, self._lanes))

@@ -11,6 +11,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels import decode
+from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles, prefetch
 
@@ -29,7 +30,7 @@ def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums
 
 def _store(product: Multiplication, totals: Sums, sums: Any, row: Any) -> None:
     for i, total in totals.rows():
-        with T.vectorized(product.columns) as j:
+        with loop("j", T.vectorized(product.columns)) as j:
             T.buffer_store(sums, total[j], [row + i, j])
 
 
@@ -55,7 +56,7 @@ def _emit_pairs(product, rows, weights, tile, sums, first, count) -> None:
     def emit_tile(row: Any, height: int) -> None:
         totals = Sums(height, columns)
         totals.fill(lambda i, j: T.float32(0))
-        with T.serial(tile.inner // 2) as pair:
+        with loop("pair", T.serial(tile.inner // 2)) as pair:
             start = tile.data + pair * (2 * columns)
             for line in range(columns * 4 // 64):
                 prefetch(weights.data[start + 16 * 2 * columns + line * 32])
@@ -72,13 +73,13 @@ def _emit_pairs(product, rows, weights, tile, sums, first, count) -> None:
 
 def _emit_decoded(product, rows, weights, tile, sums, first, count) -> None:
     columns = product.columns
-    panel = T.alloc_buffer((CHUNK, columns), "float32")
-    with T.serial(count) as r, T.vectorized(columns) as j:
+    panel = named("panel", T.alloc_buffer((CHUNK, columns), "float32"))
+    with loop("r", T.serial(count)) as r, loop("j", T.vectorized(columns)) as j:
         T.buffer_store(sums, T.float32(0), [r, j])
-    with T.serial(T.ceildiv(tile.inner, CHUNK)) as chunk:
-        start = T.bind(chunk * CHUNK)
-        inner = T.bind(T.min(CHUNK, tile.inner - start))
-        with T.serial(T.ceildiv(inner, 4)) as quad:
+    with loop("chunk", T.serial(T.ceildiv(tile.inner, CHUNK))) as chunk:
+        start = named("start", T.bind(chunk * CHUNK))
+        inner = named("inner", T.bind(T.min(CHUNK, tile.inner - start)))
+        with loop("quad", T.serial(T.ceildiv(inner, 4))) as quad:
             decode.store_quad(product, weights, tile, start // 4 + quad, panel, 4 * quad)
 
         def emit_tile(row: Any, height: int) -> None:

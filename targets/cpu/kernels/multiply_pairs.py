@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.dot import pair_dot, pair_words
+from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.register_tile import Sums, emit_row_tiles, prefetch
 
@@ -34,17 +35,17 @@ def _emit_dots(product, rows, weights, tile, sums, first, row, height: int) -> N
     dot = pair_dot(product.machine)
     totals = Sums(height, columns)
     totals.fill(lambda i, j: T.float32(0))
-    with T.serial(tile.inner // 2) as pair:
-        start = T.bind(tile.data + pair * (2 * columns))
+    with loop("pair", T.serial(tile.inner // 2)) as pair:
+        start = named("start", T.bind(tile.data + pair * (2 * columns)))
         for line in range(0, 2 * columns, 32):
             prefetch(weights.data[start + _AHEAD * 2 * columns + line])
         vectors = [T.bind(pair_words(weights.data, [start + 2 * lanes * v], lanes)) for v in range(columns // lanes)]
         for i, total in totals.rows():
-            left = T.bind(T.broadcast(pair_words(rows.values, [first + row + i, 2 * pair], 1), lanes))
+            left = named("left", T.bind(T.broadcast(pair_words(rows.values, [first + row + i, 2 * pair], 1), lanes)))
             for v, vector in enumerate(vectors):
                 total.set_vector(dot(total.vector(v, lanes), vector, left), v, lanes)
     for i, total in totals.rows():
-        with T.vectorized(columns) as j:
+        with loop("j", T.vectorized(columns)) as j:
             T.buffer_store(sums, total[j], [row + i, j])
 
 
@@ -53,8 +54,8 @@ def _emit_blocks(product, rows, weights, tile, sums, first, count) -> None:
     block = matrix_tile.BlockProduct("bfloat16", rows.values, 2 * int(rows.values.shape[1]), weights.data)
     matrix_tile.configure()
     steps = block.steps(tile.inner)
-    with T.serial(T.ceildiv(count, matrix_tile.ROWS)) as index:
-        row = T.bind(index * matrix_tile.ROWS)
+    with loop("index", T.serial(T.ceildiv(count, matrix_tile.ROWS))) as index:
+        row = named("row", T.bind(index * matrix_tile.ROWS))
         with T.If(count - row > matrix_tile.ROWS // 2):
             with T.Then():
                 block.emit(first + row, 0, tile.data, steps, sums, row, halves=2)

@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
 from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.machine import Machine
 
@@ -61,7 +61,7 @@ def quantize_rows(problem: QuantizedRows, machine: Machine) -> tirx.PrimFunc:
     ]
 
     def body(x: Any, values: Any, scales: Any, sums: Any) -> None:
-        with T.parallel(x.shape[0]) as row:
+        with loop("row", T.parallel(x.shape[0])) as row:
             _RowQuantization(problem, machine.lanes, row, x, values, scales, sums).emit()
 
     return emit_kernel(parameters, body)
@@ -81,25 +81,25 @@ class _RowQuantization:
         problem = self._problem
         group = problem.group or problem.padded
         whole = problem.width // group
-        with T.serial(whole) as index:
+        with loop("index", T.serial(whole)) as index:
             self._group(index, group, group)
         for index in range(whole, problem.padded // group):
             self._group(index, max(0, min(group, problem.width - index * group)), group)
 
     def _group(self, index: Any, count: int, padded: int) -> None:
         """Emit the group with number ``index``, which has ``count`` elements and zeros behind them."""
-        start = T.bind(T.cast(index, "int64") * padded)
-        largest = T.bind(self._largest_bits(start, count))
+        start = named("start", T.bind(T.cast(index, "int64") * padded))
+        largest = named("largest", T.bind(self._largest_bits(start, count)))
         finite = largest < T.int32(_INFINITY_BITS)
         magnitude = T.reinterpret("float32", largest)
-        scale = T.bind(T.Select(finite, magnitude / T.float32(_LARGEST), T.float32(float("nan"))))
+        scale = named("scale", T.bind(T.Select(finite, magnitude / T.float32(_LARGEST), T.float32(float("nan")))))
         T.buffer_store(self._scales, scale, [self._row, index])
-        usable = T.bind(T.And(finite, scale > T.float32(0)))
-        divisor = T.bind(T.Select(usable, scale, T.float32(1)))
+        usable = named("usable", T.bind(T.And(finite, scale > T.float32(0))))
+        divisor = named("divisor", T.bind(T.Select(usable, scale, T.float32(1))))
         sum_group = self._problem.sum_group or padded
         whole = count // sum_group
-        first_sum = T.bind(start // sum_group)
-        with T.serial(whole) as part:
+        first_sum = named("first_sum", T.bind(start // sum_group))
+        with loop("part", T.serial(whole)) as part:
             self._part(start + part * sum_group, sum_group, sum_group, first_sum + part, usable, divisor)
         for part in range(whole, padded // sum_group):
             left = max(0, min(sum_group, count - part * sum_group))
@@ -111,10 +111,10 @@ class _RowQuantization:
 
     def _largest_bits(self, start: Any, count: int) -> Any:
         lanes = self._lanes
-        largest = T.alloc_buffer((lanes,), "int32")
+        largest = named("largest", T.alloc_buffer((lanes,), "int32"))
         every = T.ramp(0, 1, lanes)
         T.buffer_store(largest, T.broadcast(T.int32(0), lanes), [every])
-        with T.serial(count // lanes) as vector:
+        with loop("vector", T.serial(count // lanes)) as vector:
             bits = T.reinterpret(f"int32x{lanes}", self._float(start + vector * lanes, lanes))
             magnitude = bits & T.broadcast(T.int32(_MAGNITUDE_BITS), lanes)
             T.buffer_store(largest, T.max(largest[every], magnitude), [every])
@@ -126,19 +126,19 @@ class _RowQuantization:
     def _part(self, start: Any, count: int, padded: int, sum_index: Any, usable: Any, divisor: Any) -> None:
         """Emit the numbers of ``count`` elements, zeros up to ``padded`` elements, and their sum."""
         lanes = self._lanes
-        total = T.alloc_buffer((lanes,), "int32")
+        total = named("total", T.alloc_buffer((lanes,), "int32"))
         every = T.ramp(0, 1, lanes)
         T.buffer_store(total, T.broadcast(T.int32(0), lanes), [every])
-        with T.serial(count // lanes) as vector:
-            first = T.bind(start + vector * lanes)
-            numbers = T.bind(_numbers(self._float(first, lanes), usable, divisor, lanes))
+        with loop("vector", T.serial(count // lanes)) as vector:
+            first = named("first", T.bind(start + vector * lanes))
+            numbers = named("numbers", T.bind(_numbers(self._float(first, lanes), usable, divisor, lanes)))
             T.buffer_store(self._values, T.cast(numbers, f"int8x{lanes}"), [self._row, T.ramp(first, 1, lanes)])
             T.buffer_store(total, total[every] + numbers, [every])
         for rest in range(count // lanes * lanes, count):
-            number = T.bind(_numbers(self._float(start + rest, 1), usable, divisor, 1))
+            number = named("number", T.bind(_numbers(self._float(start + rest, 1), usable, divisor, 1)))
             T.buffer_store(self._values, T.cast(number, "int8"), [self._row, start + rest])
             T.buffer_store(total, total[0] + number, [0])
-        with T.serial(padded - count) as rest:
+        with loop("rest", T.serial(padded - count)) as rest:
             T.buffer_store(self._values, T.int8(0), [self._row, start + count + rest])
         whole = functools.reduce(lambda a, b: a + b, [total[lane] for lane in range(lanes)])
         T.buffer_store(self._sums, whole, [self._row, sum_index])

@@ -9,6 +9,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.emit import loop, named
+
 STACK_BYTES = 896
 """Most bytes of one buffer of sums: TVM puts buffers below 1024 bytes on the stack, all others on the heap."""
 
@@ -41,20 +43,20 @@ class SumsRow:
 class Sums:
     """The sums of a register tile, spread over buffers that are small enough for the stack."""
 
-    def __init__(self, height: int, width: int, dtype: str = "float32") -> None:
+    def __init__(self, height: int, width: int, dtype: str = "float32", name: str = "totals") -> None:
         self._width = width
         most = max(1, STACK_BYTES // (4 * width))
         count = -(-height // most)
         firsts = [height * i // count for i in range(count + 1)]
         self._parts = [
-            (first, end - first, T.alloc_buffer((end - first, width), dtype))
+            (first, end - first, named(name, T.alloc_buffer((end - first, width), dtype)))
             for first, end in itertools.pairwise(firsts)
         ]
 
     def fill(self, initial: Callable[[Any, Any], Any]) -> None:
         """Emit ``sums[i][j] = initial(i, j)``."""
         for i, total in self.rows():
-            with T.vectorized(self._width) as j:
+            with loop("j", T.vectorized(self._width)) as j:
                 total.store(initial(i, j), j)
 
     def rows(self) -> Iterator[tuple[Any, SumsRow]]:
@@ -65,7 +67,7 @@ class Sums:
     def rows_with(self, other: Sums) -> Iterator[tuple[Any, SumsRow, SumsRow]]:
         """The same over the rows of two register tiles of one shape."""
         for (first, count, buffer), (_, _, other_buffer) in zip(self._parts, other._parts, strict=True):
-            with T.unroll(count) as i:
+            with loop("i", T.unroll(count)) as i:
                 yield first + i, SumsRow(buffer, i), SumsRow(other_buffer, i)
 
 
@@ -92,11 +94,11 @@ def accumulate(
     """
     sums = Sums(height, width)
     sums.fill(initial)
-    with T.serial(inner) as k:
+    with loop("k", T.serial(inner)) as k:
         for j in range(0, width if streamed else 0, CACHE_LINE_FLOATS):
             prefetch(right(k + PREFETCH_DISTANCE, j))
         for i, total in sums.rows():
-            with T.vectorized(width) as j:
+            with loop("j", T.vectorized(width)) as j:
                 total.store(total[j] + T.cast(left(i, k), "float32") * T.cast(right(k, j), "float32"), j)
     return sums
 
@@ -111,10 +113,10 @@ def emit_row_tiles(rows: Any, tile_rows: int, emit: Callable[..., None], least_h
     """Emit the loop over row tiles of at most ``tile_rows`` rows and nearly equal height, so that no row is computed
     in vain: ``emit(first, height)`` with a dynamic first row and a static height. ``rows`` may be 0. There is no tile
     of less than ``least_height`` rows, which the caller knows."""
-    tiles = T.bind(T.ceildiv(rows, tile_rows))
-    with T.serial(tiles) as index:
-        first = T.bind(index * rows // tiles)
-        height = T.bind((index + 1) * rows // tiles - first)
+    tiles = named("tiles", T.bind(T.ceildiv(rows, tile_rows)))
+    with loop("index", T.serial(tiles)) as index:
+        first = named("first", T.bind(index * rows // tiles))
+        height = named("height", T.bind((index + 1) * rows // tiles - first))
         emit_row_tile(height, range(least_height, tile_rows + 1), lambda static_height: emit(first, static_height))
 
 

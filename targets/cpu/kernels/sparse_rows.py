@@ -16,6 +16,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dot import pair_dot, pair_words
+from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.register_tile import Sums, prefetch
 
@@ -44,8 +45,8 @@ def emit(
     """Emit ``sums[r] = rows[first + r] @ tile`` for r below ``count``: by a list where it pays, by what ``otherwise``
     emits where not."""
     words = tile.inner // (2 if product.arithmetic == "bfloat16" else 1)
-    places = T.alloc_buffer((int(rows.values.shape[1]) + product.machine.lanes + _AHEAD,), "int32")
-    listed = T.alloc_buffer((1,), "int32")
+    places = named("places", T.alloc_buffer((int(rows.values.shape[1]) + product.machine.lanes + _AHEAD,), "int32"))
+    listed = named("listed", T.alloc_buffer((1,), "int32"))
     T.buffer_store(listed, T.cast(words, "int32"), [0])
     for height in _heights(count):
         _list_nonzero(product, rows, first, height, words, places, listed)
@@ -70,15 +71,15 @@ def _list_nonzero(
     """Emit ``places[0 : listed]`` = the numbers of the words that are not zero in all rows, ascending."""
     lanes = product.machine.lanes if "avx512f" in product.machine.features else 1
     T.buffer_store(listed, T.int32(0), [0])
-    with T.serial(words // lanes) as step:
-        word = T.bind(step * lanes)
+    with loop("step", T.serial(words // lanes)) as step:
+        word = named("word", T.bind(step * lanes))
         nonzero = _nonzero(product, rows, first, height, word, lanes)
         _append(places, listed, word, nonzero, lanes)
     if lanes > 1:
-        with T.serial(words % lanes) as rest:
-            word = T.bind(words // lanes * lanes + rest)
+        with loop("rest", T.serial(words % lanes)) as rest:
+            word = named("word", T.bind(words // lanes * lanes + rest))
             _append(places, listed, word, _nonzero(product, rows, first, height, word, 1), 1)
-    with T.serial(_AHEAD) as i:
+    with loop("i", T.serial(_AHEAD)) as i:
         T.buffer_store(places, T.int32(0), [listed[0] + T.cast(i, "int32")])
 
 
@@ -128,15 +129,15 @@ def _multiply_listed(
     add = _add_pair if product.arithmetic == "bfloat16" else _add_input
     totals = Sums(height, product.columns)
     totals.fill(lambda i, j: T.float32(0))
-    with T.serial(T.cast(listed[0], "int64")) as i:
+    with loop("i", T.serial(T.cast(listed[0], "int64"))) as i:
         ahead = _start(product, tile, T.cast(places[i + _AHEAD], "int64"))
         step_bytes = product.columns * product.stored.bits // 8 * product.stored.step
         for line in range(0, step_bytes, _LINE):
             prefetch(weights.data[ahead + line * 8 // product.stored.bits])
-        word = T.bind(T.cast(places[i], "int64"))
+        word = named("word", T.bind(T.cast(places[i], "int64")))
         add(product, rows, weights, _start(product, tile, word), word, first, totals)
     for i, total in totals.rows():
-        with T.vectorized(product.columns) as j:
+        with loop("j", T.vectorized(product.columns)) as j:
             T.buffer_store(sums, total[j], [i, j])
 
 
@@ -181,7 +182,7 @@ def _add_pair(
         T.bind(pair_words(weights.data, [start + 2 * v * lanes], lanes)) for v in range(product.columns // lanes)
     ]
     for i, total in totals.rows():
-        left = T.bind(T.broadcast(pair_words(rows.values, [first + i, 2 * word], 1), lanes))
+        left = named("left", T.bind(T.broadcast(pair_words(rows.values, [first + i, 2 * word], 1), lanes)))
         for v, vector in enumerate(vectors):
             total.set_vector(dot(total.vector(v, lanes), vector, left), v, lanes)
 

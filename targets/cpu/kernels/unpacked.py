@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels import decode
+from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weights
 
 
@@ -36,7 +37,7 @@ class StoredTile:
         return decode.quad(self._product, self._weights.data, self._tile, index)
 
     def scales(self, group: Any) -> list[Any]:
-        start = T.bind(self._tile.scales + group * self._product.columns)
+        start = named("start", T.bind(self._tile.scales + group * self._product.columns))
         vectors = range(self._product.vectors)
         return [T.bind(decode.scale(self._product, self._weights.scales, start, v)) for v in vectors]
 
@@ -54,10 +55,10 @@ class UnpackedTile:
         rows = self._first_scale + (most_inner // self._group if self._group else 0)
         self._panel = T.alloc_buffer((rows, 4 * product.columns), "uint8")
         stored = StoredTile(product, weights, tile)
-        with T.serial(tile.inner // 4) as index:
+        with loop("index", T.serial(tile.inner // 4)) as index:
             self._store(index, stored.quad(index))
         if self._group:
-            with T.serial(tile.inner // self._group) as group:
+            with loop("group", T.serial(tile.inner // self._group)) as group:
                 self._store(self._first_scale + group, stored.scales(group))
 
     def flat_bytes(self) -> Any:

@@ -66,7 +66,7 @@ def test_auto_copies_what_the_system_maps_in_small_pages(offered, file, monkeypa
 
 
 def test_auto_maps_small_files(file):
-    assert place_file(file)[1] == pages.Placement("mapped", "less than 64 MiB of weights")
+    assert place_file(file)[1] == pages.Placement("mapped", "less than 16 MiB of weights")
 
 
 def test_auto_never_takes_more_than_half_of_the_free_memory(offered, file, monkeypatch):

@@ -77,7 +77,8 @@ class _Gemm:
                 column = index * self._problem.columns + start + j
                 value = self._epilogue(sums[row, start + j] + T.cast(bias[column], "float32"))
                 T.buffer_store(sums, value, [row, start + j])
-            with loop("j", T.vectorized(length)) as j:  # apart, because a conversion to bfloat16 repeats its operand
+            # Apart, because a conversion to bfloat16 repeats its operand.
+            with loop("j", T.vectorized(length)) as j:
                 column = index * self._problem.columns + start + j
                 T.buffer_store(y, T.cast(sums[row, start + j], y.dtype), [first + row, column])
 

@@ -88,15 +88,14 @@ class _BytesProduct:
         """Weights with groups, of which one or several share a scale of the row."""
         product = self._product
         groups = product.groups_per_scale if product.activation_group else self._tile.inner // product.stored.group
-        with loop(
-            "outer", T.serial(self._tile.inner // product.activation_group if product.activation_group else 1)
-        ) as outer:
+        row_groups = self._tile.inner // product.activation_group if product.activation_group else 1
+        with loop("row_group", T.serial(row_groups)) as row_group:
             scaled = Sums(height, product.columns, name="scaled")
             for _, total in scaled.rows():
                 for v in range(product.vectors):  # by the vectors that are added later, or LLVM keeps them in memory
                     total.set_vector(self._every_lane(T.float32(0)), v, self._lanes)
             with loop("position", T.serial(groups)) as position:
-                group = named("group", T.bind(outer * groups + position))
+                group = named("group", T.bind(row_group * groups + position))
                 dots = self._dots(row, height, source, group, product.stored.group)
                 scales = source.scales(group)
                 for _, dot, total in dots.rows_with(scaled):
@@ -104,7 +103,7 @@ class _BytesProduct:
                         value = self._float(dot.vector(v, self._lanes)) * scale
                         total.set_vector(total.vector(v, self._lanes) + value, v, self._lanes)
             for i, total in scaled.rows():
-                self._add(row + i, outer, [total.vector(v, self._lanes) for v in range(product.vectors)])
+                self._add(row + i, row_group, [total.vector(v, self._lanes) for v in range(product.vectors)])
 
     def _dots(self, row: Any, height: int, source: WeightSource, group: Any, inner: Any) -> Sums:
         """Emit the integer sums of the ``group``-th ``inner`` inputs of ``height`` rows, and return them."""

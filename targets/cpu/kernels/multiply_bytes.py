@@ -23,9 +23,10 @@ from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, 
 from moec.targets.cpu.kernels.register_tile import Sums, emit_row_tiles
 from moec.targets.cpu.kernels.unpacked import StoredTile, UnpackedTile, WeightSource
 
-_UNPACKED_FROM_ROWS = 24
-"""Rows of a block from which it pays to unpack a tile of four-bit floats first. Integers cost less in every register
-tile than bytes that come from the second-level cache."""
+_MANY_TILES = 4
+"""With more register tiles than these, the weights of a tile are mostly read from the caches: prefetching them costs
+more than it gains, and four-bit floats are unpacked first. (Unpacking four-bit integers in every register tile costs
+less than bytes from the second-level cache.)"""
 
 
 def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums: Any, first: Any, count: Any) -> None:
@@ -39,14 +40,12 @@ def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums
                 multiply.by_dot(count, stored)
             with T.Else():
                 multiply.by_tiles(count)
-    elif product.stored.element != "float4_e2m1":
-        multiply.by_dot(count, stored)
     else:
-        with T.If(count < _UNPACKED_FROM_ROWS):
+        with T.If(count <= _MANY_TILES * product.row_tile):
             with T.Then():
                 multiply.by_dot(count, stored)
             with T.Else():
-                multiply.by_dot(count, multiply.unpacked())
+                multiply.by_dot(count, multiply.for_many_rows(), least_tiles=_MANY_TILES + 1)
     multiply.finish(count)
 
 
@@ -67,13 +66,19 @@ class _BytesProduct:
         self._lanes = product.machine.lanes
         self._dot_instruction = byte_dot(product.machine)
 
+    def for_many_rows(self) -> WeightSource:
+        if self._product.stored.element == "float4_e2m1":
+            return self.unpacked()
+        return StoredTile(self._product, self._weights, self._tile, streamed=False)
+
     def unpacked(self) -> UnpackedTile:
         return UnpackedTile(self._product, self._weights, self._tile, int(self._rows.values.shape[1]) // 4 * 4)
 
-    def by_dot(self, count: Any, source: WeightSource) -> None:
+    def by_dot(self, count: Any, source: WeightSource, least_tiles: int = 1) -> None:
         """Emit the sums of all ``count`` rows with dot instructions."""
         emit_groups = self._emit_scaled_groups if self._product.stored.group else self._emit_groups
-        emit_row_tiles(count, self._product.row_tile, lambda row, height: emit_groups(row, height, source))
+        tile_rows = self._product.row_tile
+        emit_row_tiles(count, tile_rows, lambda row, height: emit_groups(row, height, source), least_tiles)
 
     def _emit_groups(self, row: Any, height: int, source: WeightSource) -> None:
         """Weights without groups: what a group of the row contributes is added to its sums at once."""

@@ -109,10 +109,11 @@ def prefetch(element: Any) -> None:
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", *arguments))
 
 
-def emit_row_tiles(rows: Any, tile_rows: int, emit: Callable[..., None], least_height: int = 1) -> None:
+def emit_row_tiles(rows: Any, tile_rows: int, emit: Callable[..., None], least_tiles: int = 1) -> None:
     """Emit the loop over row tiles of at most ``tile_rows`` rows and nearly equal height, so that no row is computed
-    in vain: ``emit(first, height)`` with a dynamic first row and a static height. ``rows`` may be 0. There is no tile
-    of less than ``least_height`` rows, which the caller knows."""
+    in vain: ``emit(first, height)`` with a dynamic first row and a static height. ``rows`` may be 0, unless the caller
+    knows that there are at least ``least_tiles`` tiles: then there is no code for heights that do not occur."""
+    least_height = max(1, (tile_rows * (least_tiles - 1) + 1) // least_tiles)
     tiles = named("tiles", T.bind(T.ceildiv(rows, tile_rows)))
     with loop("index", T.serial(tiles)) as index:
         first = named("first", T.bind(index * rows // tiles))

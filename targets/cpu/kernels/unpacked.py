@@ -28,13 +28,13 @@ class WeightSource(Protocol):
 
 
 class StoredTile:
-    """As the tile lies in memory."""
+    """As the tile lies in memory. ``streamed``: prefetched."""
 
-    def __init__(self, product: Multiplication, weights: Weights, tile: Tile) -> None:
-        self._product, self._weights, self._tile = product, weights, tile
+    def __init__(self, product: Multiplication, weights: Weights, tile: Tile, *, streamed: bool = True) -> None:
+        self._product, self._weights, self._tile, self._streamed = product, weights, tile, streamed
 
     def quad(self, index: Any) -> list[Any]:
-        return decode.quad(self._product, self._weights.data, self._tile, index)
+        return decode.quad(self._product, self._weights.data, self._tile, index, streamed=self._streamed)
 
     def scales(self, group: Any) -> list[Any]:
         start = named("start", T.bind(self._tile.scales + group * self._product.columns))

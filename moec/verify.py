@@ -110,7 +110,7 @@ def verify(
     if tolerance is None:
         tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[one["arithmetic"]] for one in losses), 0.0)
     cases = _generated_inputs(model, compiled) if inputs is None else [dict(inputs)]
-    rounded = _rounded_model(import_model(model_path), compiled) if losses else None
+    rounded = _rounded_model(model.clone(), compiled) if losses else None
     reference = _Reference(model_path, model)
     compared = [_compare_case(reference, rounded, compiled, case, tolerance) for case in cases]
     return Verification(tolerance, compared, rounded is not None)

@@ -56,10 +56,13 @@ def quantize_activations(node: ir.Node, formats: Set[WeightFormat], sizes: Seque
     if not all(form.quantized for form in formats):
         return
     groups = {form.group for form in formats} - {0}
-    fitting = (group for group in ACTIVATION_GROUPS if not any(group % one for one in groups))
-    smallest = min(groups) if len(groups) == 1 else 0
-    group = next((group for group in fitting if not any(size % group for size in sizes)), smallest)
-    set_arithmetic(node, ProductSpec(arithmetic="int8", activation_group=0 if len(groups) > 1 else group))
+    if len(groups) > 1:
+        group = 0
+    else:
+        of_weights = max(groups, default=0)
+        whole = (group for group in ACTIVATION_GROUPS if not of_weights or group % of_weights == 0)
+        group = next((group for group in whole if all(size % group == 0 for size in sizes)), of_weights)
+    set_arithmetic(node, ProductSpec(arithmetic="int8", activation_group=group))
 
 
 def _common_group(sizes: Sequence[int]) -> int:

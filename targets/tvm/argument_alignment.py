@@ -12,8 +12,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-ALIGNMENT = 16
-"""Bytes; :mod:`moec.runtime.tensors` copies inputs that have less."""
+from moec.runtime.tensors import ALIGNMENT
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="LowerArgumentAlignment")

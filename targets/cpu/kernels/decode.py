@@ -39,7 +39,7 @@ def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed
         for line in range(0, size, 64):
             prefetch(data[start + PREFETCH_BYTES + line])
     if product.stored.bits == 8:
-        return [T.bind(byte_words(data, [start + 4 * lanes * v], lanes)) for v in range(product.columns // lanes)]
+        return [T.bind(byte_words(data, [start + 4 * lanes * v], lanes)) for v in range(product.vectors)]
     both = named("both", T.bind(byte_words(data, [start], lanes)))
     low_bits = _all_lanes(0x0F0F0F0F, lanes)
     halves = [both & low_bits, (both >> _all_lanes(4, lanes)) & low_bits]

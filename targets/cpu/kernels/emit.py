@@ -1,4 +1,5 @@
-"""Small helpers of the kernels: functions with a list of parameters known only here, and odd sizes cut into pieces."""
+"""Small helpers of the kernels: functions with a list of parameters known only here, names, and odd sizes cut
+into pieces."""
 
 from __future__ import annotations
 

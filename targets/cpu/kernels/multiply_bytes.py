@@ -20,7 +20,7 @@ from moec.targets.cpu.kernels import decode, matrix_tile
 from moec.targets.cpu.kernels.dot import byte_dot, byte_words
 from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
-from moec.targets.cpu.kernels.register_tile import Sums, emit_row_tiles
+from moec.targets.cpu.kernels.register_tile import Sums, clear_rows, emit_row_tiles
 from moec.targets.cpu.kernels.unpacked import StoredTile, UnpackedTile, WeightSource
 
 _MANY_TILES = 4
@@ -32,26 +32,20 @@ less than bytes from the second-level cache.)"""
 def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums: Any, first: Any, count: Any) -> None:
     multiply = _BytesProduct(product, rows, weights, tile, sums, first)
     if product.dot_group:
-        _clear(sums, count, product.columns)
-    stored = StoredTile(product, weights, tile)
+        clear_rows(sums, count)
     if product.tiles_used:
         with T.If(count < weights.crossover):
             with T.Then():
-                multiply.by_dot(count, stored)
+                multiply.by_dot(count, multiply.stored)
             with T.Else():
                 multiply.by_tiles(count)
     else:
         with T.If(count <= _MANY_TILES * product.row_tile):
             with T.Then():
-                multiply.by_dot(count, stored)
+                multiply.by_dot(count, multiply.stored)
             with T.Else():
                 multiply.by_dot(count, multiply.for_many_rows(), least_tiles=_MANY_TILES + 1)
     multiply.finish(count)
-
-
-def _clear(sums: Any, count: Any, columns: int) -> None:
-    with loop("r", T.serial(count)) as r, loop("j", T.vectorized(columns)) as j:
-        T.buffer_store(sums, T.float32(0), [r, j])
 
 
 class _BytesProduct:
@@ -65,6 +59,7 @@ class _BytesProduct:
         self._sums, self._first = sums, first
         self._lanes = product.machine.lanes
         self._dot_instruction = byte_dot(product.machine)
+        self.stored = StoredTile(product, weights, tile)
 
     def for_many_rows(self) -> WeightSource:
         if self._product.stored.element == "float4_e2m1":
@@ -84,7 +79,7 @@ class _BytesProduct:
         """Weights without groups: what a group of the row contributes is added to its sums at once."""
         product = self._product
         inner = product.activation_group or self._tile.inner
-        with loop("group", T.serial(self._tile.inner // inner if product.activation_group else 1)) as group:
+        with loop("group", T.serial(self._row_groups)) as group:
             dots = self._dots(row, height, source, group, inner)
             for i, dot in dots.rows():
                 self._add(row + i, group, [self._float(dot.vector(v, self._lanes)) for v in range(product.vectors)])
@@ -93,8 +88,7 @@ class _BytesProduct:
         """Weights with groups, of which one or several share a scale of the row."""
         product = self._product
         groups = product.groups_per_scale if product.activation_group else self._tile.inner // product.stored.group
-        row_groups = self._tile.inner // product.activation_group if product.activation_group else 1
-        with loop("row_group", T.serial(row_groups)) as row_group:
+        with loop("row_group", T.serial(self._row_groups)) as row_group:
             scaled = Sums(height, product.columns, name="scaled")
             for _, total in scaled.rows():
                 for v in range(product.vectors):  # by the vectors that are added later, or LLVM keeps them in memory
@@ -132,7 +126,7 @@ class _BytesProduct:
         """Emit the sums of all ``count`` rows with matrix tiles."""
         product, groups = self._product, self._groups
         inner = product.dot_group or self._tile.inner
-        source: WeightSource = StoredTile(product, self._weights, self._tile)
+        source: WeightSource = self.stored
         panel, start = self._weights.data, self._tile.data
         if product.stored.bits != 8:
             source = unpacked = self.unpacked()
@@ -153,6 +147,12 @@ class _BytesProduct:
                         block.emit(*place, block.steps(inner), dots, 0, halves=1)
                 self._add_block(dots, row, height, group, source)
         matrix_tile.release()
+
+    @property
+    def _row_groups(self) -> Any:
+        """Groups of a row that have a scale of their own."""
+        group = self._product.activation_group
+        return self._tile.inner // group if group else 1
 
     @property
     def _groups(self) -> Any:
@@ -184,9 +184,7 @@ class _BytesProduct:
         product = self._product
         if product.stored.group and product.activation_group:
             return
-        column_scales = (
-            [] if product.stored.group else StoredTile(product, self._weights, self._tile).scales(T.int64(0))
-        )
+        column_scales = [] if product.stored.group else self.stored.scales(T.int64(0))
         with loop("row", T.serial(count)) as row:
             row_scale = [] if product.activation_group else [self._row_scale(row, 0)]
             for v in range(product.vectors):

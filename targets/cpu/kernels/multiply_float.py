@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.kernels import decode
 from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
-from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles, prefetch
+from moec.targets.cpu.kernels.register_tile import Sums, accumulate, clear_rows, emit_row_tiles, prefetch
 
 CHUNK = 64
 """Inputs decoded at a time: a panel of 64 x 32 float32 is 8 KB."""
@@ -60,7 +60,7 @@ def _emit_pairs(product, rows, weights, tile, sums, first, count) -> None:
             start = tile.data + pair * (2 * columns)
             for line in range(columns * 4 // 64):
                 prefetch(weights.data[start + 16 * 2 * columns + line * 32])
-            vectors = [decode.pair(weights.data, start + 2 * lanes * v, lanes) for v in range(columns // lanes)]
+            vectors = [decode.pair(weights.data, start + 2 * lanes * v, lanes) for v in range(product.vectors)]
             for i, total in totals.rows():
                 for position in range(2):
                     left = T.broadcast(T.cast(rows.values[first + row + i, 2 * pair + position], "float32"), lanes)
@@ -74,8 +74,7 @@ def _emit_pairs(product, rows, weights, tile, sums, first, count) -> None:
 def _emit_decoded(product, rows, weights, tile, sums, first, count) -> None:
     columns = product.columns
     panel = named("panel", T.alloc_buffer((CHUNK, columns), "float32"))
-    with loop("r", T.serial(count)) as r, loop("j", T.vectorized(columns)) as j:
-        T.buffer_store(sums, T.float32(0), [r, j])
+    clear_rows(sums, count)
     with loop("chunk", T.serial(T.ceildiv(tile.inner, CHUNK))) as chunk:
         start = named("start", T.bind(chunk * CHUNK))
         inner = named("inner", T.bind(T.min(CHUNK, tile.inner - start)))

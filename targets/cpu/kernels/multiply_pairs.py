@@ -39,7 +39,7 @@ def _emit_dots(product, rows, weights, tile, sums, first, row, height: int) -> N
         start = named("start", T.bind(tile.data + pair * (2 * columns)))
         for line in range(0, 2 * columns, 32):
             prefetch(weights.data[start + _AHEAD * 2 * columns + line])
-        vectors = [T.bind(pair_words(weights.data, [start + 2 * lanes * v], lanes)) for v in range(columns // lanes)]
+        vectors = [T.bind(pair_words(weights.data, [start + 2 * lanes * v], lanes)) for v in range(product.vectors)]
         for i, total in totals.rows():
             left = named("left", T.bind(T.broadcast(pair_words(rows.values, [first + row + i, 2 * pair], 1), lanes)))
             for v, vector in enumerate(vectors):

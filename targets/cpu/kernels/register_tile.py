@@ -103,6 +103,12 @@ def accumulate(
     return sums
 
 
+def clear_rows(sums: Any, count: Any) -> None:
+    """Emit zeros for the first ``count`` rows of sums that wait in memory."""
+    with loop("r", T.serial(count)) as r, loop("j", T.vectorized(int(sums.shape[1]))) as j:
+        T.buffer_store(sums, T.float32(0), [r, j])
+
+
 def prefetch(element: Any) -> None:
     """Emit: for reading (0), to be kept in all caches (3), data (1). An address behind the buffer is harmless."""
     arguments = T.address_of(element), T.int32(0), T.int32(3), T.int32(1)
@@ -118,10 +124,10 @@ def emit_row_tiles(rows: Any, tile_rows: int, emit: Callable[..., None], least_t
     with loop("index", T.serial(tiles)) as index:
         first = named("first", T.bind(index * rows // tiles))
         height = named("height", T.bind((index + 1) * rows // tiles - first))
-        emit_row_tile(height, range(least_height, tile_rows + 1), lambda static_height: emit(first, static_height))
+        _emit_row_tile(height, range(least_height, tile_rows + 1), lambda static_height: emit(first, static_height))
 
 
-def emit_row_tile(height: Any, heights: range, emit: Callable[[int], None]) -> None:
+def _emit_row_tile(height: Any, heights: range, emit: Callable[[int], None]) -> None:
     """Emit a binary choice between the code for each of ``heights``, of which ``height`` is known to be one only when
     the kernel runs."""
     if len(heights) == 1:
@@ -130,6 +136,6 @@ def emit_row_tile(height: Any, heights: range, emit: Callable[[int], None]) -> N
     middle = len(heights) // 2
     with T.If(height < heights[middle]):
         with T.Then():
-            emit_row_tile(height, heights[:middle], emit)
+            _emit_row_tile(height, heights[:middle], emit)
         with T.Else():
-            emit_row_tile(height, heights[middle:], emit)
+            _emit_row_tile(height, heights[middle:], emit)

@@ -154,7 +154,7 @@ def _add_input(
 ) -> None:
     """Emit ``totals[r] += rows[r, word] * the word's weights``, the weights widened to float32."""
     lanes = product.machine.lanes
-    vectors = [T.bind(_floats(product, weights, start, word, v)) for v in range(product.columns // lanes)]
+    vectors = [T.bind(_floats(product, weights, start, word, v)) for v in range(product.vectors)]
     for i, total in totals.rows():
         left = T.broadcast(rows.values[first + i, word], lanes)
         for v, vector in enumerate(vectors):
@@ -178,9 +178,7 @@ def _add_pair(
 ) -> None:
     """Emit the same for two inputs in bfloat16."""
     lanes, dot = product.machine.lanes, pair_dot(product.machine)
-    vectors = [
-        T.bind(pair_words(weights.data, [start + 2 * v * lanes], lanes)) for v in range(product.columns // lanes)
-    ]
+    vectors = [T.bind(pair_words(weights.data, [start + 2 * v * lanes], lanes)) for v in range(product.vectors)]
     for i, total in totals.rows():
         left = named("left", T.bind(T.broadcast(pair_words(rows.values, [first + i, 2 * word], 1), lanes)))
         for v, vector in enumerate(vectors):

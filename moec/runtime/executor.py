@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moec.errors import DefectError, InputError, MoecError
-from moec.runtime.inputs import check_inputs
+from moec.runtime.inputs import InputCheck
 from moec.runtime.library import load_ffi, load_objects, use_threads
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import TensorSpec
@@ -53,6 +53,7 @@ class Executor:
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.threads = check_threads(threads)
+        self._check = InputCheck(self.inputs)
         self._lock = threading.Lock()
         self._module = load_objects(objects, where)
         self._machine = self._module.get_function("vm_load_executable")()
@@ -66,7 +67,7 @@ class Executor:
     def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The outputs by name. Raises InputError for values that do not fit the inputs' specifications or that the
         program cannot combine, and DefectError when it fails for any other reason."""
-        arrays = check_inputs(self.inputs, values)
+        arrays = self._check(values)
         with self._lock:
             use_threads(self.threads)
             return self._call(arrays)
@@ -102,7 +103,7 @@ class Executor:
         return Argument(from_runtime(tensor), tensor.data_ptr() in self._weight_addresses)
 
     def _run_instrumented(self, values: Mapping[str, Any], instrument: Callable[..., int]) -> None:
-        arrays = check_inputs(self.inputs, values)
+        arrays = self._check(values)
         set_instrument = self._machine.get_function("set_instrument")
         with self._lock:
             use_threads(self.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 from typing import Any
@@ -40,6 +41,10 @@ def array_of(name: str, value: Any) -> np.ndarray:
 
 def to_runtime(array: np.ndarray) -> Any:
     """The runtime's tensor over the array's memory: no copy when it is C-contiguous and 16-byte aligned."""
+    # The way of nearly every call is short: called once between other work, code costs what it takes to fetch it.
+    if array.size and not is_extension(array.dtype):
+        with contextlib.suppress(RuntimeError, BufferError):  # misaligned or strided, and read-only
+            return load_ffi().from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
     array = _aligned(array)
     shape, dtype = array.shape, array.dtype
     if not array.size:
@@ -54,6 +59,8 @@ def to_runtime(array: np.ndarray) -> Any:
 
 def from_runtime(tensor: Any) -> np.ndarray:
     """A numpy array over a contiguous tensor's memory, which stays alive as long as the array does."""
+    with contextlib.suppress(RuntimeError):  # of the types that only ml_dtypes knows
+        return np.from_dlpack(tensor)
     dtype = DTYPES[str(tensor.dtype)]
     shape = tuple(tensor.shape)
     size = math.prod(shape) * dtype.itemsize

@@ -60,7 +60,7 @@ class Cell:
     def best_peer(self) -> Figures | None:
         """The fastest peer; if moec took part, of those that read about as many bits per weight or more."""
         least = self.moec.bits * (1 - BITS_TOLERANCE) if self.moec else 0
-        peers = [one for name, one in self.contestants.items() if name != "moec" and one.bits >= least]
+        peers = [one for name, one in self.contestants.items() if name.split()[0] != "moec" and one.bits >= least]
         return min(peers, key=lambda one: one.min_ms, default=None)
 
     @property

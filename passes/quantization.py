@@ -11,6 +11,7 @@ from moec.errors import MoecError
 from moec.ir.dialect import ProductSpec
 from moec.ir.encodings import MX_GROUP, WeightFormat
 from moec.ir.formats import input_axis
+from moec.ir.names import node_name
 from moec.passes.storage_loss import Layer
 from moec.passes.weight_storage import set_arithmetic
 
@@ -50,19 +51,32 @@ def resolve_format(
     return WeightFormat(name, 0 if group >= max(sizes) else group, zero_points)
 
 
-def quantize_activations(node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int]) -> None:
+def quantize_activations(
+    node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int], asked: int | None = None
+) -> None:
     """Let the products of a node be computed in int8, if all formats of its weights are quantised. Activations share
-    scales in larger groups than weights do, if all inputs divide into them."""
+    scales in larger groups than weights do, if all inputs divide into them, or in the groups ``asked`` for.
+
+    Raises MoecError for groups asked for that do not fit the inputs or the groups of the weights."""
     if not all(form.quantized for form in formats):
         return
     groups = {form.group for form in formats} - {0}
-    if len(groups) > 1:
-        group = 0
-    else:
-        of_weights = max(groups, default=0)
-        whole = (group for group in ACTIVATION_GROUPS if not of_weights or group % of_weights == 0)
-        group = next((group for group in whole if all(size % group == 0 for size in sizes)), of_weights)
+    group = _activation_group(groups, sizes) if asked is None else asked
+    if group < 0 or (group and any(size % group for size in sizes)) or any(group % one for one in groups):
+        fits = f"divides the numbers of inputs, {sorted(set(sizes))}"
+        fits += f", and that the weights' groups divide, {sorted(groups)}" if groups else ""
+        where = f"node {node_name(node)}"
+        raise MoecError(f"{where}: activation_group is {group}; expected 0 for one scale per token, or one that {fits}")
     set_arithmetic(node, ProductSpec(arithmetic="int8", activation_group=group))
+
+
+def _activation_group(groups: Set[int], sizes: Sequence[int]) -> int:
+    """The best group for weights that have ``groups``."""
+    if len(groups) > 1:
+        return 0
+    of_weights = max(groups, default=0)
+    whole = (group for group in ACTIVATION_GROUPS if not of_weights or group % of_weights == 0)
+    return next((group for group in whole if all(size % group == 0 for size in sizes)), of_weights)
 
 
 def _common_group(sizes: Sequence[int]) -> int:

@@ -35,8 +35,9 @@ class QuantizeExperts:
        that divides the inputs of every projection (32 where none does: then the last group is shorter).
        ``zero_points`` stores int8 and int4 unsigned.
     4. Products are computed in int8 once every weight of the node is quantised; until then their arithmetic stays.
-       Activations are grouped as the weights are; for weights without groups by the largest of 128, 64 and 32 that
-       divides all inputs, and not at all where weights have groups of several sizes.
+       ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are 128, or
+       192, 96, 64 or 32 where 128 does not divide all inputs or is no multiple of the weights' groups; those of the
+       weights where none does, and all activations of a token where weights have groups of several sizes.
     5. A weight with an infinity or a NaN is an error: only floats can hold it.
     6. The error of weights and outputs goes into the report, layer by layer.
 
@@ -55,6 +56,7 @@ class QuantizeExperts:
     format: QuantizedName
     group: int | None = None
     zero_points: bool = False
+    activation_group: int | None = None
     up: Choice | None = None
     down: Choice | None = None
     gate: Choice | None = None
@@ -81,7 +83,8 @@ class QuantizeExperts:
         if not any([store(node, name, formats) for name, formats in wanted.items()]):
             report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
             return False
-        quantize_activations(node, {form for formats in wanted.values() for form in formats}, sizes)
+        every = {form for formats in wanted.values() for form in formats}
+        quantize_activations(node, every, sizes, self.activation_group)
         report.losses.append(loss(self.name, before, layer_of(node)))
         return True
 

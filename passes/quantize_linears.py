@@ -25,7 +25,7 @@ class QuantizeLinears:
        already are quantised likewise.
     2. Left alone: weights of fewer than ``minimum`` elements, those that are quantised already, and (without
        ``routers``) the products that make the logits of a router, where small errors choose other experts.
-    3. ``group`` and ``zero_points`` as for quantize-experts; activations are quantised in the same groups.
+    3. ``group``, ``zero_points`` and ``activation_group`` as for quantize-experts.
     4. A weight with an infinity or a NaN is an error: only floats can hold it.
     5. The error of weight and output goes into the report, layer by layer.
 
@@ -43,6 +43,7 @@ class QuantizeLinears:
     format: QuantizedName
     group: int | None = None
     zero_points: bool = False
+    activation_group: int | None = None
     routers: bool = False
     minimum: int = 65536
 
@@ -68,5 +69,5 @@ class QuantizeLinears:
         sizes = input_sizes(before)
         form = resolve_format(self.format, self.group, self.zero_points, sizes)
         store(node, "weight", [form])
-        quantize_activations(node, {form}, sizes)
+        quantize_activations(node, {form}, sizes, self.activation_group)
         report.losses.append(loss(self.name, before, layer_of(node)))

@@ -16,16 +16,20 @@ _PASSES = {
     "mxfp4": ("quantize-experts{format=mxfp4}",),
 }
 """What follows the default pipeline."""
+_PER_TOKEN = "per token"
+"""The variant that quantises activations as coarsely as vLLM does: one scale per token instead of per 128 inputs."""
 
 
 class Moec:
     def variants(self, layer: Layer, form: Format) -> list[str]:
-        return [""]
+        return ["", _PER_TOKEN] if form.name == "int8" else [""]
 
     def build(self, variant: str, layer: Layer, form: Format, weights: Weights, threads: int) -> Built:
         import moec
 
         passes = ",".join(("O2", *_PASSES[form.name]))
+        if variant == _PER_TOKEN:
+            passes = passes.replace("int8}", "int8,activation_group=0}")
         model = moec.compile(str(onnx_layer.moe_model(weights)), passes=passes, threads=threads)
         stored = sum(weight["bytes"] for weight in model.describe()["weights"])
         bits = 8 * stored / (layer.experts * layer.weights_per_expert)

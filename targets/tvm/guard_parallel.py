@@ -1,4 +1,5 @@
-"""Share the loops of generic kernels out to threads where there is enough work, else run them as they are.
+"""Share loops out to threads where there is enough work, else run them as they are: those of generic kernels, and the
+parallel loops that say how much work a turn is.
 
 Sizes are known only when the program runs, so the choice is made there: the loops are generated twice, behind a test.
 For the threads, the loop nest that the schedule marked becomes one loop, whose index is divided to find the indices of
@@ -14,7 +15,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from moec.targets.tvm.schedule import COLLAPSED, GENERIC, PARALLEL_THRESHOLD
+from moec.targets.tvm.schedule import COLLAPSED, GENERIC, PARALLEL_THRESHOLD, WORK
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="GuardParallelLoops")
@@ -22,16 +23,16 @@ class GuardParallelLoops:
     def transform_function(
         self, function: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
     ) -> tirx.PrimFunc:
-        if not function.attrs.get(GENERIC):
-            return function
-        return function.with_body(tvm_ffi.structural_map(function.body, [(tirx.For, _guarded)]))
+        generic = bool(function.attrs.get(GENERIC))
 
+        def guarded(loop: tirx.For) -> tirx.Stmt:
+            if loop.kind != tirx.ForKind.PARALLEL or not (generic or WORK in loop.annotations):
+                return loop
+            work = _work(loop) if generic else loop.extent * loop.annotations[WORK]
+            serial = tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+            return tirx.IfThenElse(work >= PARALLEL_THRESHOLD, _collapsed(loop), serial)
 
-def _guarded(loop: tirx.For) -> tirx.Stmt:
-    if loop.kind != tirx.ForKind.PARALLEL:
-        return loop
-    serial = tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
-    return tirx.IfThenElse(_work(loop) >= PARALLEL_THRESHOLD, _collapsed(loop), serial)
+        return function.with_body(tvm_ffi.structural_map(function.body, [(tirx.For, guarded)]))
 
 
 def _collapsed(loop: tirx.For) -> tirx.For:

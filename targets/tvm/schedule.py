@@ -17,6 +17,8 @@ GENERIC = "moec.generic"
 """Attribute of kernels under the default schedule."""
 COLLAPSED = "moec.collapsed"
 """Annotation of a loop that belongs to the parallel loop around it."""
+WORK = "moec.work"
+"""Annotation of a parallel loop of a kernel that is not generic: the elements that one turn of it computes."""
 PARALLEL_THRESHOLD = 16384
 """A kernel of fewer elements is quicker in one thread than the start of a parallel region."""
 

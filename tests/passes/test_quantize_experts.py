@@ -181,3 +181,18 @@ def test_activations_share_scales_in_the_best_group_that_fits(sizes, groups, exp
     node = last_moec_node(model)
     quantize_activations(node, {WeightFormat("int4", group) for group in groups}, sizes)
     assert spec_of(node, ExpertsSpec).activation_group == expected
+
+
+@pytest.mark.parametrize(("asked", "groups"), [(0, [0]), (0, [32]), (64, [0]), (64, [32])])
+def test_the_group_of_activations_can_be_asked_for(asked, groups) -> None:
+    node = last_moec_node(experts_model(GATED))
+    quantize_activations(node, {WeightFormat("int4", group) for group in groups}, [128, 64], asked)
+    assert spec_of(node, ExpertsSpec).activation_group == asked
+
+
+@pytest.mark.parametrize(("asked", "groups"), [(-1, [0]), (48, [0]), (16, [32]), (128, [64])])
+def test_a_group_of_activations_that_does_not_fit_is_refused(asked, groups) -> None:
+    node = last_moec_node(experts_model(GATED))
+    message = f"activation_group is {asked}; expected 0 for one scale per token, or one that divides"
+    with pytest.raises(MoecError, match=message):
+        quantize_activations(node, {WeightFormat("int4", group) for group in groups}, [128, 64], asked)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tvm
+from tvm.script import tirx as T
+
+from moec.targets.tvm.guard_parallel import GuardParallelLoops
+from moec.targets.tvm.schedule import PARALLEL_THRESHOLD, WORK
 
 LAUNCH = "TVMBackendParallelLaunch"
 TEXT = "agraph (float[T,4] x) => (float[T,4] y) { a = Exp(x) y = Neg(a) }"
@@ -45,3 +50,18 @@ def test_threads_share_all_loops_but_the_innermost(program_of, runner_of):
     for batch, rows in ((1, 3000), (2, 700), (3000, 1), (0, 4), (4, 0)):
         x = generator.standard_normal((batch, 3, rows, 5)).astype(np.float32)
         np.testing.assert_array_equal(run({"x": x})["y"], -x.transpose(0, 2, 1, 3))
+
+
+@pytest.mark.parametrize(("annotations", "branches"), [({}, 0), ({WORK: 1000}, 1)])
+def test_other_kernels_choose_where_their_loop_says_how_much_work_a_turn_is(annotations, branches):
+    @T.prim_func(s_tir=True)
+    def kernel(x_handle: T.handle):
+        rows = T.int64()
+        x = T.match_buffer(x_handle, (rows,), "float32")
+        for row in T.parallel(rows, annotations=annotations):
+            x[row] = T.float32(1)
+
+    text = GuardParallelLoops()(tvm.IRModule({"kernel": kernel}))["kernel"].script()
+    assert text.count("T.parallel") == 1
+    assert text.count(f"rows * T.int64(1000) >= T.int64({PARALLEL_THRESHOLD})") == branches
+    assert text.count("else:") == branches

@@ -8,6 +8,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.emit import parallel_rows
+
 
 def combine(
     experts: int, width: int, padded_width: int, dtype: str, *, weighted: bool, identity_experts: int, weight_dtype: str
@@ -36,7 +38,7 @@ def combine(
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
         pairs = T.match_buffer(pairs_handle, (P, padded_width), "float32")
         y = T.match_buffer(y_handle, (tokens, width), dtype)
-        for token in T.parallel(tokens):
+        for token in parallel_rows(tokens, 4 * width):
             total = T.alloc_buffer((width,), "float32")
             weight = T.alloc_buffer((1,), "float32")
             for column in T.serial(width):
@@ -74,7 +76,7 @@ def separate(experts: int, width: int, padded_width: int, dtype: str) -> tirx.Pr
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
         pairs = T.match_buffer(pairs_handle, (P, padded_width), "float32")
         y = T.match_buffer(y_handle, (tokens, slots, width), dtype)
-        for pair in T.parallel(tokens * slots):
+        for pair in parallel_rows(tokens * slots, width):
             token: T.let = pair // slots
             slot: T.let = pair % slots
             expert: T.let = chosen[token, slot]

@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, parallel_rows
 from moec.targets.cpu.kernels.gather import row_width
 
 
@@ -19,7 +19,7 @@ def convert_rows(width: int, dtype: str, filled: int, out_dtype: str) -> tirx.Pr
     parameters = [Parameter("x", ("M", width), dtype), Parameter("rows", ("R", out_width), out_dtype)]
 
     def body(x: Any, rows: Any) -> None:
-        with loop("row", T.parallel(x.shape[0])) as row:
+        with loop("row", parallel_rows(x.shape[0], width)) as row:
             with loop("column", T.serial(width)) as column:
                 T.buffer_store(rows, T.cast(T.cast(x[row, column], "float32"), out_dtype), [row, column])
             with loop("column", T.serial(filled - width)) as column:

@@ -13,6 +13,8 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder.ir import prim_func
 
+from moec.targets.tvm.schedule import WORK
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
@@ -72,6 +74,12 @@ def column_parts(size: int, width: int) -> list[tuple[int, int]]:
 def named(name: str, value: Any) -> Any:
     """A variable or buffer with the name that it has here, for those who read the generated code."""
     return IRBuilder.name(name, value)
+
+
+def parallel_rows(rows: Any, row_work: int = 2048) -> Any:
+    """A loop over rows that threads share where there is enough work: ``row_work`` elements per row, by default those
+    of a usual row, for kernels that learn its size when they run."""
+    return T.parallel(rows, annotations={WORK: row_work})
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
 
 SPARE_ROWS = 31
 """Rows behind the last one that matrix tiles may read; nothing has to be in them."""
@@ -56,7 +56,7 @@ def gather(
         order = T.match_buffer(order_handle, (P,), "int32")
         offsets = T.match_buffer(offsets_handle, (bounds,), "int32")
         rows = T.match_buffer(rows_handle, (R, row_width(filled, bytes_per_element)), out_dtype)
-        for row in T.parallel(T.cast(offsets[bounds - 1], "int64")):
+        for row in parallel_rows(T.cast(offsets[bounds - 1], "int64"), width):
             pair: T.let = T.cast(order[row], "int64")
             for column in T.serial(width):
                 if weighted:
@@ -93,7 +93,7 @@ def gather_quantized(row_bytes: int, *, weighted: bool, weight_dtype: str = "flo
 
     def body(values, scales, sums, weights, order, offsets, rows, row_scales, row_sums) -> None:
         slots = weights.shape[1]
-        with loop("row", T.parallel(T.cast(offsets[offsets.shape[0] - 1], "int64"))) as row:
+        with loop("row", parallel_rows(T.cast(offsets[offsets.shape[0] - 1], "int64"), row_bytes)) as row:
             pair = named("pair", T.bind(T.cast(order[row], "int64")))
             token = named("token", T.bind(pair // slots))
             factor: Any = T.bind(T.cast(weights[token, pair % slots], "float32")) if weighted else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.cpu.machine import Machine
 
 
@@ -52,7 +53,7 @@ def rms_norm(epsilon: float, machine: Machine, dtype: str = "float32") -> tirx.P
         x = T.match_buffer(x_handle, (M, N), dtype, align=64)
         scale = T.match_buffer(scale_handle, (N,), dtype, align=64)
         y = T.match_buffer(y_handle, (M, N), dtype, align=64)
-        for row in T.parallel(M):
+        for row in parallel_rows(M):
             factor = T.alloc_buffer((1,), "float32", scope="local")
             _mean(factor, N, lanes, lambda j: T.cast(x[row, j], "float32") * T.cast(x[row, j], "float32"))
             factor[0] = T.float32(1) / T.sqrt(factor[0] + T.float32(epsilon))
@@ -73,7 +74,7 @@ def layer_norm(epsilon: float, machine: Machine, dtype: str = "float32") -> tirx
         scale = T.match_buffer(scale_handle, (N,), dtype, align=64)
         bias = T.match_buffer(bias_handle, (N,), dtype, align=64)
         y = T.match_buffer(y_handle, (M, N), dtype, align=64)
-        for row in T.parallel(M):
+        for row in parallel_rows(M):
             mean = T.alloc_buffer((1,), "float32", scope="local")
             factor = T.alloc_buffer((1,), "float32", scope="local")
             _mean(mean, N, lanes, lambda j: T.cast(x[row, j], "float32"))

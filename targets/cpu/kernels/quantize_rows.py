@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
 from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.machine import Machine
 
@@ -61,7 +61,7 @@ def quantize_rows(problem: QuantizedRows, machine: Machine) -> tirx.PrimFunc:
     ]
 
     def body(x: Any, values: Any, scales: Any, sums: Any) -> None:
-        with loop("row", T.parallel(x.shape[0])) as row:
+        with loop("row", parallel_rows(x.shape[0], problem.width)) as row:
             _RowQuantization(problem, machine.lanes, row, x, values, scales, sums).emit()
 
     return emit_kernel(parameters, body)

@@ -15,8 +15,11 @@ from tvm.script import tirx as T
 from moec.ir.dialect import RouteSpec
 from moec.targets.cpu.kernels import activation
 from moec.targets.cpu.kernels.elementary import exponential
+from moec.targets.cpu.kernels.emit import parallel_rows
 
 MINUS_INFINITY = float("-inf")
+_LOGIT_WORK = 16
+"""Elements of a copy that take as long as one logit."""
 
 _SCORES = {
     "sigmoid": activation.sigmoid,
@@ -186,7 +189,7 @@ def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool
             bias = T.match_buffer(bias_handle, (experts,), dtype)
             weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)
             chosen = T.match_buffer(experts_handle, (tokens, spec.k), "int32")
-            for token in T.parallel(tokens):
+            for token in parallel_rows(tokens, experts * _LOGIT_WORK):
                 _route_token(spec, experts, token, logits, bias, weights, chosen)
 
         return biased_kernel
@@ -198,7 +201,7 @@ def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool
         logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
         weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)
         chosen = T.match_buffer(experts_handle, (tokens, spec.k), "int32")
-        for token in T.parallel(tokens):
+        for token in parallel_rows(tokens, experts * _LOGIT_WORK):
             _route_token(spec, experts, token, logits, None, weights, chosen)
 
     return kernel

@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.elementary import exponential
+from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.cpu.machine import Machine
 
 
@@ -33,7 +34,7 @@ def softmax(machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
         M, N = T.int64(), T.int64()
         x = T.match_buffer(x_handle, (M, N), dtype, align=64)
         y = T.match_buffer(y_handle, (M, N), dtype, align=64)
-        for row in T.parallel(M):
+        for row in parallel_rows(M):
             vectors: T.let[T.int64] = N // lanes
             whole: T.let[T.int64] = vectors * lanes
             exponentials = T.alloc_buffer((N,), "float32")

@@ -1,4 +1,5 @@
-"""Targets by name. A name is a kind, and after a colon what that kind lets one choose: ``cpu``, ``cpu:avx2``."""
+"""Targets by name. A name is a kind, and after a colon what that kind lets one choose: ``cpu``, ``cpu:avx2``,
+``cuda:sm_90a``."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ def _cpu(name: str) -> Target:
     return CpuTarget.create(name)
 
 
-TARGETS: dict[str, Callable[[str], Target]] = {"cpu": _cpu}
+def _cuda(name: str) -> Target:
+    from moec.targets.cuda.target import CudaTarget
+
+    return CudaTarget.create(name)
+
+
+TARGETS: dict[str, Callable[[str], Target]] = {"cpu": _cpu, "cuda": _cuda}
 """Makers of targets by kind; each is given the whole name."""
 
 
@@ -22,5 +29,5 @@ def get(name: str) -> Target:
     """The target of that name. Raises MoecError listing the known kinds, UnsupportedError for an unknown variant."""
     kind = name.partition(":")[0]
     if kind not in TARGETS:
-        raise MoecError(f"target '{name}' is not known; use one of {', '.join(TARGETS)}, or cpu:ISA such as cpu:avx2")
+        raise MoecError(f"target '{name}' is not known; use one of {', '.join(TARGETS)}, with a variant such as cpu:avx2 or cuda:sm_90a")
     return TARGETS[kind](name)

@@ -31,7 +31,7 @@ from moec.runtime.manifest import (
 if TYPE_CHECKING:
     from moec.targets.base import KernelRecord, Program, Weight
 
-_SUFFIXES = {"tir": ".tir", "llvm": ".ll", "asm": ".s"}
+_SUFFIXES = {"tir": ".tir", "llvm": ".ll", "asm": ".s", "cuda": ".cu"}
 
 
 @dataclasses.dataclass(frozen=True)

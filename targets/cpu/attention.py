@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
 
 import onnx_ir as ir
-import tvm_ffi
 from tvm import relax
 
-from moec.errors import UnsupportedError
 from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
-from moec.targets.cpu.kernels.attention_problem import AttentionProblem, Causal
-from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import call, refuse_outputs, reshape, static_size, transpose
-from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, by_storage, select, tile_of
-from moec.targets.tvm.attributes import attribute, optional_input, required_input
+from moec.targets.cpu.machine import Machine, tile_of
+from moec.targets.tvm.attention import AttentionProblem, attention_inputs, attention_problem, joined_heads
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.nodes import call, refuse_outputs
+from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, by_storage, select
 
 
 def _blocked(problem: tuple[AttentionProblem, str], machine: Machine) -> Eligibility:
@@ -34,19 +29,6 @@ def _blocked(problem: tuple[AttentionProblem, str], machine: Machine) -> Eligibi
 KERNELS = (Kernel("attention", "y = softmax(q @ k^T * scale + mask) @ v, per head", _blocked),)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Inputs:
-    """Query [B, H, S, D], key [B, G, P, D] and value [B, G, P, Dv], past ones included, mask with four axes, the number
-    of keys in use [B], and how many keys are new."""
-
-    query: relax.Expr
-    key: relax.Expr
-    value: relax.Expr
-    mask: relax.Expr | None
-    lengths: relax.Expr | None
-    new_keys: Any
-
-
 def lower_attention(lowering: LoweringContext, node: ir.Node, machine: Machine) -> list[relax.Expr]:
     """Result, present keys and present values.
 
@@ -54,8 +36,8 @@ def lower_attention(lowering: LoweringContext, node: ir.Node, machine: Machine) 
     a cache to which more or fewer keys are added than there are queries.
     """
     refuse_outputs(node, 3)
-    inputs = _inputs(lowering, node)
-    problem = _problem(node, inputs)
+    inputs = attention_inputs(lowering, node)
+    problem = attention_problem(node, inputs)
     batch, heads, queries, _ = inputs.query.ty.shape
     dtype = str(inputs.query.ty.dtype)
     operands = [inputs.query, inputs.key, inputs.value, inputs.mask, inputs.lengths]
@@ -69,101 +51,4 @@ def lower_attention(lowering: LoweringContext, node: ir.Node, machine: Machine) 
         select(KERNELS, (problem, dtype), machine),
         **dataclasses.asdict(problem),
     )
-    if len(lowering.shape(required_input(node, 0))) == 3:
-        joined = transpose(lowering, result, [0, 2, 1, 3])
-        result = reshape(lowering, joined, [batch, queries, heads * problem.value_size])
-    return [result, inputs.key, inputs.value]
-
-
-def _inputs(lowering: LoweringContext, node: ir.Node) -> _Inputs:
-    query = _heads(lowering, node, 0, "q_num_heads")
-    new_key, new_value = (_heads(lowering, node, position, "kv_num_heads") for position in (1, 2))
-    past_key, past_value, used = (optional_input(node, position) for position in (4, 5, 6))
-    if past_key is not None and used is not None:
-        raise UnsupportedError("it has both past_key and nonpad_kv_seqlen; the operator allows one of them")
-    key, value = _with_past(lowering, new_key, past_key), _with_past(lowering, new_value, past_value)
-    lengths = None if used is None else lowering.tensor(used)
-    return _Inputs(query, key, value, _mask(lowering, node, key), lengths, new_key.ty.shape[2])
-
-
-def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) -> relax.Expr:
-    """An input as [B, heads, S, D]; a rank-3 input [B, S, heads * D] is split by the attribute ``count``."""
-    tensor = lowering.tensor(required_input(node, position))
-    shape = list(tensor.ty.shape)
-    if len(shape) == 4:
-        return tensor
-    heads, width = attribute(node, count, 0), static_size(shape[2])
-    if not heads or width is None or width % heads:
-        raise UnsupportedError(
-            f"input {position} of rank 3 cannot be split into {heads} heads; expected {count} to divide it"
-        )
-    split = reshape(lowering, tensor, [shape[0], shape[1], heads, width // heads])
-    return transpose(lowering, split, [0, 2, 1, 3])
-
-
-def _with_past(lowering: LoweringContext, new: relax.Expr, past: ir.Value | None) -> relax.Expr:
-    """``new`` [B, G, S, D] behind the past [B, G, P - S, D], if there is one."""
-    if past is None:
-        return new
-    return lowering.convert_as("Concat", [past, lowering.value_of(new)], {"axis": 2})[0]
-
-
-def _mask(lowering: LoweringContext, node: ir.Node, key: relax.Expr) -> relax.Expr | None:
-    """The mask as [B|1, H|1, S|1, L]."""
-    given = optional_input(node, 3)
-    if given is None:
-        return None
-    mask = lowering.tensor(given)
-    shape = list(mask.ty.shape)
-    shape = [1] * (4 - len(shape)) + shape
-    mask = reshape(lowering, mask, shape)
-    if static_size(shape[3]) == 1 and static_size(key.ty.shape[2]) != 1:
-        mask = lowering.emit(relax.op.broadcast_to(mask, [*shape[:3], key.ty.shape[2]]))
-    return mask
-
-
-def _problem(node: ir.Node, inputs: _Inputs) -> AttentionProblem:
-    head_size, value_size = (static_size(tensor.ty.shape[3]) for tensor in (inputs.query, inputs.value))
-    if head_size is None or value_size is None:
-        raise UnsupportedError("the size of a head is dynamic; expected a static last axis of query and value")
-    scale: Any = attribute(node, "scale", None)
-    broadcast = (True, True, True)
-    if inputs.mask is not None:
-        first, second, third, _ = (static_size(size) == 1 for size in inputs.mask.ty.shape)
-        broadcast = (first, second, third)
-    return AttentionProblem(
-        head_size=head_size,
-        value_size=value_size,
-        scale=float(scale) if scale is not None else 1 / math.sqrt(head_size),
-        heads_per_group=_heads_per_group(inputs.query.ty.shape[1], inputs.key.ty.shape[1]),
-        causal=_causal(node, inputs),
-        softcap=float(attribute(node, "softcap", 0.0)),
-        mask="" if inputs.mask is None else str(inputs.mask.ty.dtype),
-        mask_broadcast=broadcast,
-        has_lengths=inputs.lengths is not None,
-    )
-
-
-def _heads_per_group(heads: Any, groups: Any) -> int:
-    if tvm_ffi.structural_equal(heads, groups):
-        return 1
-    sizes = static_size(heads), static_size(groups)
-    if sizes[0] is None or not sizes[1] or sizes[0] % sizes[1]:
-        found = " query heads cannot share ".join(
-            "a dynamic number of" if size is None else str(size) for size in sizes
-        )
-        raise UnsupportedError(f"{found} heads of keys; expected static numbers, the first a multiple of the second")
-    return sizes[0] // sizes[1]
-
-
-def _causal(node: ir.Node, inputs: _Inputs) -> Causal:
-    """Where among the keys the queries belong; see :class:`AttentionProblem`."""
-    if not attribute(node, "is_causal", 0):
-        return ""
-    if inputs.lengths is not None:
-        return "lengths"
-    if optional_input(node, 4) is None:
-        return "first"
-    if not tvm_ffi.structural_equal(inputs.new_keys, inputs.query.ty.shape[2]):
-        raise UnsupportedError("is_causal with past_key needs as many new keys as there are queries")
-    return "last"
+    return [joined_heads(lowering, node, result), inputs.key, inputs.value]

@@ -11,11 +11,11 @@ from moec.errors import UnsupportedError
 from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.convolution import ConvolutionProblem, convolution
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import call, reshape, static_size
 from moec.targets.cpu.products import zeros
-from moec.targets.cpu.selection import Kernel, by_storage, select
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.nodes import call, reshape, static_size
+from moec.targets.tvm.selection import Kernel, by_storage, select
 
 
 def _direct(dtype: str, machine: Machine) -> Eligibility:

@@ -11,9 +11,9 @@ from moec.targets.cpu.grouped_product import check
 from moec.targets.cpu.kernels.activation import activate
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.node_lowering import NodeLowering
-from moec.targets.cpu.nodes import flatten, reshape
 from moec.targets.cpu.products import multiply_packed
 from moec.targets.cpu.stored_weights import formats_of
+from moec.targets.tvm.nodes import flatten, reshape
 
 
 def lower_linear(node: NodeLowering) -> relax.Expr:

@@ -144,3 +144,8 @@ def _guessed_features() -> frozenset[str]:
 
     processor = codegen.llvm_get_system_cpu()
     return frozenset(codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": processor})))
+
+
+def tile_of(machine: Machine) -> str:
+    """The register tile of matrix products, for reasons."""
+    return f"register tile of {machine.row_tile} rows x {machine.column_tile} columns ({machine.name})"

@@ -9,7 +9,7 @@ from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels import dispatch, route
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.selection import Kernel, by_storage
+from moec.targets.tvm.selection import Kernel, by_storage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import inputs_of
 from moec.ir.names import node_name
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import record_of
-from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, Selection, select
 from moec.targets.cpu.stored_weights import StoredWeight
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.nodes import record_of
+from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, Selection, select
 
 
 class NodeLowering:

@@ -20,12 +20,12 @@ from moec.targets.cpu.kernels.gather import SPARE_ROWS, row_width
 from moec.targets.cpu.kernels.gemm import Epilogue, gemm
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.kernels.stored import StoredFormat
-from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import call, flatten, product, record_of, reshape, static_size, transpose
-from moec.targets.cpu.selection import STORAGE_TYPES, Kernel, by_storage, select, tile_of
+from moec.targets.cpu.machine import Machine, tile_of
 from moec.targets.cpu.stored_weights import Parts, add_weights
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.nodes import call, flatten, product, record_of, reshape, static_size, transpose
+from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, by_storage, select
 
 
 @dataclasses.dataclass(frozen=True)

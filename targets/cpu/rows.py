@@ -12,10 +12,10 @@ from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import call, flatten, product, refuse_outputs, reshape, static_size, transpose
-from moec.targets.cpu.selection import Kernel, Selection, by_storage, select
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.nodes import call, flatten, product, refuse_outputs, reshape, static_size, transpose
+from moec.targets.tvm.selection import Kernel, Selection, by_storage, select
 
 
 def _row_by_row(dtype: str, machine: Machine) -> Eligibility:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 import tvm
 from tvm import relax, s_tir, tirx
 
+from moec.targets.tvm import sources
 from moec.targets.tvm.argument_alignment import LowerArgumentAlignment
 from moec.targets.tvm.guard_parallel import GuardParallelLoops
 from moec.targets.tvm.order_bindings import OrderBindings
@@ -37,15 +38,15 @@ def operator_phases() -> list[tvm.transform.Pass]:
     ]
 
 
-def fusion_phases() -> list[tvm.transform.Pass]:
-    """Relax to Relax: each group of kernels becomes one kernel."""
+def fusion_phases(schedule: tvm.transform.Pass) -> list[tvm.transform.Pass]:
+    """Relax to Relax: each group of kernels becomes one kernel. ``schedule``: of those that do not come finished."""
     transform = relax.transform
     return [
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
         OrderBindings(),
         # Threads for the generic kernels.
-        ScheduleGenericKernels(),
+        schedule,
     ]
 
 
@@ -110,12 +111,31 @@ def kernel_phases() -> list[tvm.transform.Pass]:
     ]
 
 
-def _kernel_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
+def _cpu_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
     finish = s_tir.pipeline
     return tvm.ir.transform.Sequential(kernel_phases()), finish.finalize_host_passes, finish.finalize_device_passes
 
 
-tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _kernel_pipeline)
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """What differs between the kinds of machines that TVM makes code for."""
+
+    schedule: tvm.transform.Pass
+    """Gives threads to the kernels that do not come finished from a target."""
+    kernel_pipeline: str
+    """The name under which TVM knows the phases from TIR to code."""
+    sources: Callable[[relax.VMExecutable, Sequence[str]], dict[str, dict[str, str]]]
+    """What was generated, by form (llvm, cuda, ...) and kernel."""
+
+
+def _cpu_sources(executable: relax.VMExecutable, kernels: Sequence[str]) -> dict[str, dict[str, str]]:
+    libraries = list(executable.mod.imports)
+    llvm, assembly = ("\n".join(one.inspect_source(form) for one in libraries) for form in ("ll", "asm"))
+    return {"llvm": sources.llvm_of(llvm, kernels), "asm": sources.assembly_of(assembly, kernels)}
+
+
+tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _cpu_pipeline)
+CPU = Backend(ScheduleGenericKernels(), KERNEL_PIPELINE, _cpu_sources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +149,21 @@ class Optimized:
     """The nodes a kernel computes, by its name."""
 
 
-def optimize(module: tvm.IRModule, target: tvm.target.Target, nodes: Mapping[str, ir.Node]) -> Optimized:
+def optimize(
+    module: tvm.IRModule, target: tvm.target.Target, nodes: Mapping[str, ir.Node], backend: Backend = CPU
+) -> Optimized:
     """Run the graph phases. ``nodes``: the node that each variable of ``main`` was made for, by the variable's name."""
     sequence = tvm.ir.transform.Sequential
     with target:
         called = sequence(operator_phases())(module)
         grouped = relax.transform.FuseOps(fuse_opt_level=2)(called)
-        fused = sequence(fusion_phases())(grouped)
+        fused = sequence(fusion_phases(backend.schedule))(grouped)
     computed = nodes_by_kernel(called, grouped, nodes)
     names = readable_names(fused)
     return Optimized(rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names})
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
-    """Generate code for an optimised module: one LLVM module for all kernels."""
+def build(module: tvm.IRModule, target: tvm.target.Target, backend: Backend = CPU) -> relax.VMExecutable:
+    """Generate code for an optimised module: one LLVM module, and one of the device if the target has one."""
     phases = tvm.ir.transform.Sequential(executable_phases())
-    return relax.build(module, target=target, relax_pipeline=phases, tir_pipeline=KERNEL_PIPELINE)
+    return relax.build(module, target=target, relax_pipeline=phases, tir_pipeline=backend.kernel_pipeline)

@@ -19,14 +19,20 @@ from moec.targets.tvm.records import kernel_records
 
 
 def compile_program(
-    model: ir.Model, heavy: HeavyOps, target: tvm.target.Target, name: str, requirements: Sequence[str]
+    model: ir.Model,
+    heavy: HeavyOps,
+    target: tvm.target.Target,
+    name: str,
+    requirements: Sequence[str],
+    backend: pipeline.Backend = pipeline.CPU,
 ) -> Program:
     """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
     use; kernels that are used add theirs. Raises UnsupportedError naming node, operator and opset."""
     lowered = lower(model, heavy)
-    optimized = pipeline.optimize(lowered.module, target, lowered.nodes)
-    executable = pipeline.build(optimized.module, target)
-    kernels = kernel_records(lowered.kernels, optimized, executable)
+    optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
+    executable = pipeline.build(optimized.module, target, backend)
+    generated = backend.sources(executable, list(optimized.names.values()))
+    kernels = kernel_records(lowered.kernels, optimized, generated)
     needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
     return Program(
         target=name,

@@ -65,7 +65,7 @@ def cumulative_sum(dtype: str, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
         Result = T.match_buffer(result, (outer, N, inner), dtype)
         for o in T.serial(outer):
             for i in T.serial(inner):
-                total = T.alloc_buffer((2,), dtype)
+                total = T.alloc_buffer((2,), dtype, scope="local")
                 total[0] = zero
                 for n in T.serial(N):
                     total[1] = total[0] + Source[o, position(n, N), i]
@@ -95,7 +95,7 @@ def top_k(dtype: str, largest: bool) -> tirx.PrimFunc:
         Values = T.match_buffer(values, (rows, k), dtype)
         Indices = T.match_buffer(indices, (rows, k), "int64")
         for r in T.parallel(rows):
-            place = T.alloc_buffer((1,), "int64")
+            place = T.alloc_buffer((1,), "int64", scope="local")
             for n in T.serial(N):
                 place[0] = T.min(n, k)
                 while place[0] > T.int64(0) and better(Source[r, n], Values[r, T.max(place[0] - 1, T.int64(0))]):
@@ -137,7 +137,7 @@ def positions_of_nonzero() -> tirx.PrimFunc:
         M = T.int64()
         Mask = T.match_buffer(mask, (P,), "bool")
         Positions = T.match_buffer(positions, (M,), "int64")
-        found = T.alloc_buffer((1,), "int64")
+        found = T.alloc_buffer((1,), "int64", scope="local")
         found[0] = T.int64(0)
         for p in T.serial(P):
             if Mask[p] and found[0] < M:

@@ -20,9 +20,10 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS, attend_with_few_rows
 from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
-from moec.targets.cpu.kernels.attention_problem import AttentionProblem, Operands
+from moec.targets.cpu.kernels.attention_problem import Operands
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
 from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.attention import AttentionProblem
 
 
 @functools.cache

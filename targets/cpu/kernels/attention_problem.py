@@ -1,40 +1,17 @@
-"""What an attention is: its static part, its operands, and which query sees which key."""
+"""The operands of an attention, and which query sees which key."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import loop
+from moec.targets.tvm.attention import AttentionProblem
 
-Causal = Literal["", "first", "last", "lengths"]
 LOWEST = -3.4028234e38
 """What the largest score of no key is: finite, so that differences to it are."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionProblem:
-    """What is static about an attention.
-
-    ``heads_per_group``: query heads per head of keys and values. ``mask``: the type of the mask, if there is one: a
-    float type is added to the scores, bool says which keys a query sees. ``mask_broadcast`` says for [batch, head,
-    query] whether the mask has size 1 there. ``has_lengths``: how many of the keys are in use is given per batch.
-    ``causal``: query i sees keys 0 to i + offset, the offset being 0 where the queries belong to the ``first`` keys,
-    P - S where they belong to the ``last``, and ``lengths[b]`` - S where they belong to the last that are in use.
-    ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
-    """
-
-    head_size: int
-    value_size: int
-    scale: float
-    heads_per_group: int = 1
-    causal: Causal = ""
-    softcap: float = 0.0
-    mask: str = ""
-    mask_broadcast: tuple[bool, bool, bool] = (True, True, True)
-    has_lengths: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

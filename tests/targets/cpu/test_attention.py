@@ -16,8 +16,8 @@ from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
-from moec.targets.cpu.kernels.attention_problem import AttentionProblem
 from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.attention import AttentionProblem
 
 from .kernel_runner import Kernel, build, machines
 from .test_dense import _check, _model, _run

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.targets.cpu.kernels.attention import attention
-from moec.targets.cpu.kernels.attention_problem import AttentionProblem
 from moec.targets.cpu.kernels.batched_matmul import batched_matmul
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.attention import AttentionProblem
 
 from .dense_products import dense, pack
 from .kernel_runner import build, machines

@@ -12,7 +12,7 @@ MACHINE = MACHINES["avx512"]
 
 def _select(dtype: str, constant: tuple[int, int] | None = None):
     from moec.targets.cpu.products import KERNELS, MatmulProblem
-    from moec.targets.cpu.selection import select
+    from moec.targets.tvm.selection import select
 
     from .dense_products import problem
 

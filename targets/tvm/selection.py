@@ -11,7 +11,6 @@ from typing import Any
 
 from moec.errors import UnsupportedError
 from moec.targets.base import Candidate, Eligibility
-from moec.targets.cpu.machine import Machine
 
 STORAGE_TYPES = ("float32", "float16", "bfloat16")
 """Element types that kernels load and store; they compute in float32."""
@@ -24,7 +23,7 @@ class Kernel:
 
     name: str
     computes: str
-    can_implement: Callable[[Any, Machine], Eligibility]
+    can_implement: Callable[[Any, Any], Eligibility]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Selection:
     candidates: list[Candidate]
 
 
-def select(kernels: Sequence[Kernel], problem: Any, machine: Machine) -> Selection:
+def select(kernels: Sequence[Kernel], problem: Any, machine: Any) -> Selection:
     """The first eligible kernel: ``kernels`` is in order of preference.
 
     Raises UnsupportedError giving every kernel's reason if none is eligible.
@@ -44,7 +43,7 @@ def select(kernels: Sequence[Kernel], problem: Any, machine: Machine) -> Selecti
     winner = next((kernel for kernel, answer in answers if answer.ok), None)
     if winner is None:
         reasons = "; ".join(f"{kernel.name}: {answer.reason}" for kernel, answer in answers)
-        raise UnsupportedError(f"no CPU kernel can compute it: {reasons}")
+        raise UnsupportedError(f"no kernel can compute it: {reasons}")
     return Selection(winner, [_candidate(kernel, answer, winner) for kernel, answer in answers])
 
 
@@ -60,8 +59,3 @@ def by_storage(dtype: str, how: str, *, sums: bool = True) -> Eligibility:
     if dtype not in STORAGE_TYPES:
         return Eligibility(False, f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}")
     return Eligibility(True, f"{how}; {dtype} in memory{', float32 sums' if sums else ''}")
-
-
-def tile_of(machine: Machine) -> str:
-    """The register tile of matrix products, for reasons."""
-    return f"register tile of {machine.row_tile} rows x {machine.column_tile} columns ({machine.name})"

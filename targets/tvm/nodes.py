@@ -1,4 +1,4 @@
-"""What the CPU converters share: reading attributes, flattening tensors, and calling a selected kernel."""
+"""What the converters of heavy operators share: flattening tensors, and calling a selected kernel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tvm import relax, tirx
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord
-from moec.targets.cpu.selection import Selection
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.selection import Selection
 
 
 def refuse_outputs(node: ir.Node, first: int) -> None:
     """Raises UnsupportedError if an optional output from position ``first`` on is used."""
     for output in node.outputs[first:]:
         if output.uses() or output.is_graph_output():
-            raise UnsupportedError(f"optional output {output.name!r} is not computed on CPU; remove its uses")
+            raise UnsupportedError(f"optional output {output.name!r} is not computed; remove its uses")
 
 
 def product(sizes: Sequence[Any]) -> Any:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
-from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.nodes import product, reshape, transpose
-from moec.targets.cpu.products import multiply_batches
 from moec.targets.tvm.attributes import attribute, required_input
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.nodes import product, reshape, transpose
+
+Multiply = Callable[[relax.Expr, relax.Expr], relax.Expr]
+"""``left[B|1, M, K] @ right[B|1, K, N]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +28,17 @@ class Labelled:
         return self.tensor.ty.shape[self.labels.index(label)]
 
 
-def lower_einsum(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
-    """Contract the operands from left to right. Raises UnsupportedError for a letter repeated within one operand."""
+def lower_einsum(lowering: LoweringContext, node: ir.Node, multiply: Multiply) -> relax.Expr:
+    """Contract the operands from left to right by ``multiply``.
+
+    Raises UnsupportedError for a letter repeated within one operand."""
     tensors = [lowering.tensor(required_input(node, position)) for position in range(len(node.inputs))]
     terms, result_labels = parse_equation(attribute(node, "equation", ""), [len(t.ty.shape) for t in tensors])
     operands = [Labelled(tensor, labels) for tensor, labels in zip(tensors, terms, strict=True)]
     current = operands[0]
     for position, operand in enumerate(operands[1:], start=2):
         needed = set(result_labels).union(*(later.labels for later in operands[position:]))
-        current = _contract(lowering, node, machine, current, operand, needed)
+        current = _contract(lowering, multiply, current, operand, needed)
     current = _sum_out(lowering, current, set(result_labels))
     return transpose(lowering, current.tensor, [current.labels.index(label) for label in result_labels])
 
@@ -66,7 +70,7 @@ def _sum_out(lowering: LoweringContext, operand: Labelled, kept: set[str]) -> La
 
 
 def _contract(
-    lowering: LoweringContext, node: ir.Node, machine: Machine, left: Labelled, right: Labelled, needed: set[str]
+    lowering: LoweringContext, multiply: Multiply, left: Labelled, right: Labelled, needed: set[str]
 ) -> Labelled:
     """Multiply two operands and sum over every letter that nothing needs any more."""
     left = _sum_out(lowering, left, needed | set(right.labels))
@@ -76,13 +80,8 @@ def _contract(
     summed = [label for label in shared if label not in needed]
     rows = [label for label in left.labels if label not in shared]
     columns = [label for label in right.labels if label not in shared]
-    result = multiply_batches(
-        lowering,
-        node,
-        machine,
-        _matrices(lowering, left, [batch, rows, summed]),
-        _matrices(lowering, right, [batch, summed, columns]),
-    )
+    factors = (left, [batch, rows, summed]), (right, [batch, summed, columns])
+    result = multiply(*(_matrices(lowering, operand, groups) for operand, groups in factors))
     sizes = [left.size(label) for label in [*batch, *rows]] + [right.size(label) for label in columns]
     return Labelled(reshape(lowering, result, sizes), "".join([*batch, *rows, *columns]))
 

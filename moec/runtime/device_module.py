@@ -1,0 +1,86 @@
+"""The device module that is embedded in a program's host code: how TVM writes it, and how another takes its place.
+
+TVM's host code of a GPU program carries a blob: a format, how every kernel is called, and the code. The blob holds the
+source text; what runs is put in its place when the program is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+
+from moec.errors import ArtifactError
+
+_LENGTH = struct.Struct("<Q")
+_ARGUMENT_BYTES = 4  # a type code, bits and lanes; and, in a list of its own, one number more
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelCall:
+    """How the host calls a kernel: the arguments, then one number for each of ``launch`` (``blockIdx.x``, ...)."""
+
+    name: str
+    arguments: int
+    launch: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceModule:
+    """A blob, taken apart."""
+
+    kernels: tuple[KernelCall, ...]
+    code: bytes
+    _table: bytes
+    """The kernels as they were written."""
+
+    @staticmethod
+    def parse(blob: bytes) -> DeviceModule:
+        """Raises ArtifactError for bytes that are not what this version of TVM writes."""
+        try:
+            reader = _Reader(blob)
+            reader.text()
+            start = reader.position
+            kernels = tuple(_read_kernel(reader) for _ in range(reader.number()))
+            table = blob[start : reader.position]
+            code = reader.bytes()
+        except (struct.error, UnicodeDecodeError) as error:
+            raise ArtifactError(f"the device module cannot be read ({error}); compile the model again") from error
+        return DeviceModule(kernels, code, table)
+
+    def with_code(self, format_name: str, code: bytes) -> bytes:
+        """The blob with other code, such as a cubin in place of the source."""
+        return _counted(format_name.encode()) + self._table + _counted(code)
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data, self.position = data, 0
+
+    def number(self) -> int:
+        (value,) = _LENGTH.unpack_from(self._data, self.position)
+        self.position += _LENGTH.size
+        return int(value)
+
+    def bytes(self, size: int | None = None) -> bytes:
+        size = self.number() if size is None else size
+        if size > len(self._data) - self.position:
+            raise struct.error(f"{size} bytes expected, {len(self._data) - self.position} left")
+        self.position += size
+        return self._data[self.position - size : self.position]
+
+    def text(self) -> str:
+        return self.bytes().decode()
+
+
+def _read_kernel(reader: _Reader) -> KernelCall:
+    reader.text()  # the key, which is the name
+    name = reader.text()
+    arguments = reader.number()
+    reader.bytes(arguments * _ARGUMENT_BYTES)
+    launch = tuple(reader.text() for _ in range(reader.number()))
+    reader.bytes(reader.number() * _ARGUMENT_BYTES)
+    return KernelCall(name, arguments, launch)
+
+
+def _counted(data: bytes) -> bytes:
+    return _LENGTH.pack(len(data)) + data

@@ -1,0 +1,111 @@
+"""What TVM does differently for CUDA: schedules, the phases from TIR to CUDA C, and where the text of a kernel is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir, tirx
+
+from moec.targets.cuda.kernels.lower_by_form import LowerByForm
+from moec.targets.cuda.schedule import ScheduleForGpu
+from moec.targets.tvm.pipeline import Backend
+
+KERNEL_PIPELINE = "moec_cuda"
+
+_HELPER = re.compile(r"^__forceinline__ __device__ [^\n]*?\b(?P<name>\w+)\([^;]*?\n}\n", re.MULTILINE | re.DOTALL)
+_KERNEL = re.compile(
+    r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(?P<name>\w+)\([^\n;]*\) \{\n.*?^}\n', re.MULTILINE | re.DOTALL
+)
+_DEVICE_FUNCTION = re.compile(r"_kernel(_\d+)?$")
+"""What TVM adds to the name of a function for the parts of it that run on the device."""
+
+
+def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
+    """From a scheduled kernel to one function that holds the host's and the device's part."""
+    lower, loops = s_tir.transform, tirx.transform
+    return [
+        # Blocks, as schedules see them, become plain loops over flat buffers.
+        lower.CanonicalizeLoop(),
+        lower.LowerCrossThreadReduction(),
+        lower.LowerInitBlock(),
+        lower.PlanAndUpdateBufferAllocationLocation(),
+        lower.ConvertBlocksToOpaque(),
+        lower.LiftThreadBinding(),
+        lower.CompactBufferAllocation(),
+        lower.UnifyThreadBinding(),
+        lower.LowerMatchBuffer(),
+        lower.StmtSimplify(),
+        lower.LowerOpaqueBlock(),
+        loops.FlattenBuffer(),
+        loops.BF16ComputeLegalize(),
+        loops.NarrowDataType(32),
+        # Loops stay loops: nvcc unrolls what pays, and people read the text.
+        loops.VectorizeLoop(True),
+        # Schedules may give one thread the work of several.
+        lower.InjectVirtualThread(),
+        loops.StorageRewrite(),
+        loops.UnrollLoop(),
+        lower.RenormalizeSplitPattern(),
+        loops.StmtSimplify(),
+        loops.RemoveNoOp(),
+        lower.RewriteUnsafeSelect(),
+        loops.FP8ComputeLegalize(),
+        loops.VerifyMemory(),
+        loops.AnnotateEntryFunc(),
+        # Threads of a block wait for one another where they share memory.
+        lower.ThreadSync("shared"),
+        lower.ThreadSync("shared.dyn"),
+        lower.ThreadSync("warp"),
+        lower.LowerThreadAllreduce(),
+        lower.MergeSharedMemoryAllocations(),
+    ]
+
+
+def kernel_phases() -> list[tvm.transform.Pass]:
+    """TIR to host and device functions."""
+    loops = tirx.transform
+    return [
+        LowerByForm(scheduled_kernel_phases()),
+        # One function of the host for each kernel, which checks its arguments and launches the device's.
+        loops.SplitHostDevice(),
+        loops.MakePackedAPI(),
+        loops.FP8StorageLegalize(),
+        loops.BF16StorageLegalize(),
+    ]
+
+
+def _kernel_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
+    finish = s_tir.pipeline
+    return tvm.ir.transform.Sequential(kernel_phases()), finish.finalize_host_passes, finish.finalize_device_passes
+
+
+def device_module(executable: relax.VMExecutable) -> Any:
+    """TVM's module of the device's code; None where nothing runs on the device."""
+    modules = [inner for outer in executable.mod.imports for inner in outer.imports if inner.kind == "cuda"]
+    return modules[0] if modules else None
+
+
+def _cuda_sources(executable: relax.VMExecutable, kernels: Sequence[str]) -> dict[str, dict[str, str]]:
+    module = device_module(executable)
+    return {"cuda": {} if module is None else sources_of(module.inspect_source(), kernels)}
+
+
+def sources_of(text: str, kernels: Sequence[str]) -> dict[str, str]:
+    """CUDA C by kernel: its functions, and before them the helpers that they call."""
+    helpers = {match["name"]: match[0] for match in _HELPER.finditer(text)}
+    parts: dict[str, list[str]] = {}
+    for match in _KERNEL.finditer(text):
+        parts.setdefault(_DEVICE_FUNCTION.sub("", match["name"]), []).append(match[0])
+    found = {}
+    for kernel in kernels:
+        functions = "\n".join(parts.get(kernel, []))
+        called = [code for name, code in helpers.items() if re.search(rf"\b{name}\(", functions)]
+        found[kernel] = "\n".join([*called, functions])
+    return found
+
+
+tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _kernel_pipeline)
+CUDA = Backend(ScheduleForGpu(), KERNEL_PIPELINE, _cuda_sources)

@@ -1,0 +1,63 @@
+"""The CUDA target: a GPU's compute capability by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.roofline import Roofline
+from moec.targets.base import Program
+from moec.targets.tvm.heavy import HeavyConverter
+
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a")
+_HOST = {"kind": "llvm", "mcpu": "x86-64"}
+_DEFAULT = "sm_80"
+
+
+@dataclasses.dataclass(frozen=True)
+class CudaOps:
+    """All heavy operators on a GPU."""
+
+    architecture: str
+
+    def converters(self) -> Mapping[str, HeavyConverter]:
+        from moec.targets.cuda.dense import CONVERTERS
+
+        return CONVERTERS
+
+
+@dataclasses.dataclass(frozen=True)
+class CudaTarget:
+    """Compiles models for NVIDIA's GPUs from ``architecture`` on, through TVM. Needs neither a GPU nor a driver."""
+
+    name: str
+    architecture: str
+
+    @staticmethod
+    def create(name: str) -> CudaTarget:
+        """From ``cuda`` (compute capability 8.0 and up), ``cuda:sm_90a``, ... Raises UnsupportedError for another."""
+        architecture = name.partition(":")[2] or _DEFAULT
+        if architecture not in ARCHITECTURES:
+            raise UnsupportedError(
+                f"target '{name}': {architecture!r} is not supported; expected one of {', '.join(ARCHITECTURES)}"
+            )
+        return CudaTarget(name, architecture)
+
+    def compile(self, model: ir.Model) -> Program:
+        """Raises UnsupportedError naming node, operator and opset."""
+        import tvm
+
+        from moec.targets.cuda.pipeline import CUDA
+        from moec.targets.tvm.program import compile_program
+
+        target = tvm.target.Target({"kind": "cuda", "arch": self.architecture}, host=_HOST)
+        # Loops stay loops in the text: nvcc unrolls where it pays.
+        with tvm.transform.PassContext(config={"tirx.UnrollLoop": {"explicit_unroll": 0}}):
+            return compile_program(model, CudaOps(self.architecture), target, self.name, (), CUDA)
+
+    def measure_roofline(self, threads: int) -> Roofline:
+        """Raises UnsupportedError: needs a GPU."""
+        raise UnsupportedError("the limits of a GPU are not measured yet")

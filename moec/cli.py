@@ -52,6 +52,10 @@ class Form(str, enum.Enum):
     TIR = "tir"
     LLVM = "llvm"
     ASSEMBLY = "asm"
+    CUDA = "cuda"
+    PTX = "ptx"
+    SASS = "sass"
+    RESOURCES = "resources"
 
 
 class PageKind(str, enum.Enum):
@@ -65,12 +69,13 @@ class PageKind(str, enum.Enum):
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
-Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cpu:avx512, ...")]
+Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cuda, cuda:sm_90a, ...")]
 Experts = Annotated[str | None, typer.Option(help="Round experts' weights to bf16, fp16, int8, int4 or mxfp4.")]
 Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
 PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped or copied into huge pages.")]
+Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor; needs g++.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -136,11 +141,12 @@ def run(
     outputs: Annotated[Path, typer.Option(help="The .npz file to write the outputs to.")],
     threads: Threads = None,
     pages: PagesOption = PageKind.MAPPED,
+    emulate: Emulate = False,
 ) -> None:
     """Run an artifact on the inputs in a file."""
     from moec import archive
 
-    compiled = moec.load(artifact, threads=threads, pages=pages.value)
+    compiled = moec.load(artifact, threads=threads, pages=pages.value, emulate=emulate)
     archive.write_arrays(outputs, compiled.run(archive.read_arrays(inputs, compiled.inputs)))
 
 
@@ -150,6 +156,7 @@ def verify(
     artifact: Annotated[Path | None, typer.Argument(metavar="[ART]", help="Default: compile MODEL first.")] = None,
     inputs: Inputs = None,
     tolerance: Annotated[float | None, typer.Option(min=0, help="Default: by the model's narrowest float.")] = None,
+    emulate: Emulate = False,
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with onnxruntime on the original model. Exit code 1 when an output differs."""
@@ -158,7 +165,7 @@ def verify(
     from moec.verify import verify as verify_model
 
     with _progress() as progress:
-        compiled = moec.compile(model, progress=progress) if artifact is None else moec.load(artifact)
+        compiled = _compiled(model, artifact, emulate, progress)
         progress("comparing with onnxruntime")
         arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
         verification = verify_model(model, compiled, arrays, tolerance)
@@ -268,6 +275,13 @@ def doctor(as_json: Json = False) -> None:
     _print(findings, as_json, tables.doctor_tables(findings))
     if findings["problems"]:
         raise typer.Exit(BAD_INPUT)
+
+
+def _compiled(model: Path, artifact: Path | None, emulate: bool, progress: Callable[[str], None]) -> moec.CompiledModel:
+    """The artifact, or what the model compiles to."""
+    if artifact is not None:
+        return moec.load(artifact, emulate=emulate)
+    return moec.compile(model, target="cuda" if emulate else "cpu", emulate=emulate, progress=progress)
 
 
 def _pipeline(level: Level | None, passes: str | None) -> str:

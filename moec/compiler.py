@@ -40,6 +40,7 @@ def compile(
     experts: str | None = None,
     linears: str | None = None,
     output: str | os.PathLike[str] | None = None,
+    emulate: bool = False,
     verify_each: bool = False,
     progress: Progress | None = None,
 ) -> CompiledModel:
@@ -50,20 +51,21 @@ def compile(
     text. ``experts`` and ``linears``: formats to round the weights of experts and of dense products to, written as in
     :mod:`moec.passes.shorthand`; None leaves them as they are. ``threads``: how many the result runs with; None means
     every available core. ``output``: where to write the artifact; without it one is kept in a temporary folder as long
-    as the result lives. ``progress`` is called with the name of each step as it begins.
+    as the result lives. ``emulate``: run a program for a GPU on the processor. ``progress`` is called with the name of
+    each step as it begins.
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
     """
     from moec.runtime.artifact import open_artifact
-    from moec.runtime.model import CompiledModel
+    from moec.runtime.model import ready
 
     arguments = (target, passes, example_inputs, dynamic_shapes)
     options: dict[str, Any] = {"experts": experts, "linears": linears, "threads": threads}
     options |= {"verify_each": verify_each, "progress": progress}
     if output is not None:
         write(model, output, *arguments, **options)
-        return CompiledModel(open_artifact(output, check_weights=False))  # it was written a moment ago
+        return ready(open_artifact(output, check_weights=False), emulate=emulate)  # it was written a moment ago
     folder = pathlib.Path(tempfile.mkdtemp(prefix="moec-"))
     try:
         write(model, folder / "model.moec", *arguments, **options)
@@ -72,7 +74,7 @@ def compile(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     artifact.owns(folder)
-    return CompiledModel(artifact)
+    return ready(artifact, emulate=emulate)
 
 
 def write(
@@ -121,6 +123,8 @@ def write(
     blocks = moe_blocks(graph)
     with _naming_file(model):
         program = chosen_target.compile(graph)
+    for warning in program.warnings:
+        report.warn("generating code", program.target, warning)
     announce("writing the artifact")
     provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
     remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))

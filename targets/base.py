@@ -104,6 +104,10 @@ class Program:
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     requirements: list[str] = dataclasses.field(default_factory=list)
     """CPU features (LLVM names, e.g. ``avx512f``) or device properties that the objects need at run time."""
+    binaries: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    """Code for a device, by its architecture (``sm_80``)."""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """What the user should know about the program."""
 
 
 class Target(Protocol):

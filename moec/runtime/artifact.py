@@ -2,9 +2,10 @@
 
     manifest.json   what is in it: inputs, outputs, MoE blocks, kernels and why they were chosen, checksums
     objects/        object files, linked in memory when loaded
+    device/         code for a GPU, by its architecture
     weights.bin     the constants in the kernels' layouts, page-aligned: mapped, or copied into huge pages
     ir/             the model after each stage, as text
-    src/            what was generated: TIR, LLVM IR, assembly
+    src/            what was generated: TIR, LLVM IR, assembly, CUDA C
 
 Everything is checked before use: manifest, file sizes, checksums, CPU features. Checking ``weights.bin`` reads all of
 it (about 1 GB/s), so it alone can be left out.

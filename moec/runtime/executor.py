@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from moec.errors import DefectError, InputError, MoecError
+from moec.runtime.device import Device, Host
 from moec.runtime.inputs import InputCheck
 from moec.runtime.library import load_ffi, load_objects, use_threads
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import TensorSpec
-from moec.runtime.tensors import from_runtime, to_runtime
 
 _CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR = 1, 0, 2
 _NO_INSTRUMENT_ACTION = 0
@@ -38,7 +38,7 @@ class Executor:
     uses all its threads anyway.
 
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned. ``threads`` is at most
-    the number of cores available, which is also what None stands for.
+    the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
     """
 
     def __init__(
@@ -50,18 +50,23 @@ class Executor:
         *,
         threads: int | None = None,
         where: str = "program",
+        device: Device | None = None,
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.threads = check_threads(threads)
         self._check = InputCheck(self.inputs)
         self._lock = threading.Lock()
-        self._module = load_objects(objects, where)
-        self._machine = self._module.get_function("vm_load_executable")()
-        device = (_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR)
-        self._machine.get_function("vm_initialization")(*device)
+        self._device = device or Host()
+        with self._device.loading():
+            self._module = load_objects(objects, where)
+            self._machine = self._module.get_function("vm_load_executable")()
+        # The last of the machine's devices is its host.
+        kinds = dict.fromkeys((self._device.number, _CPU))
+        places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
+        self._machine.get_function("vm_initialization")(*places)
         self._main = self._machine.get_function("main")
         self._weight_arrays = list(weights)
-        self._weights = [to_runtime(array) for array in weights]
+        self._weights = [self._device.place(array) for array in weights]
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in self._weights)
 
     def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -100,7 +105,7 @@ class Executor:
         self._run_instrumented(values, instrument)
 
     def _argument(self, tensor: Any) -> Argument:
-        return Argument(from_runtime(tensor), tensor.data_ptr() in self._weight_addresses)
+        return Argument(self._device.fetch(tensor), tensor.data_ptr() in self._weight_addresses)
 
     def _run_instrumented(self, values: Mapping[str, Any], instrument: Callable[..., int]) -> None:
         arrays = self._check(values)
@@ -114,7 +119,7 @@ class Executor:
                 set_instrument(None)
 
     def _call(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        tensors = [to_runtime(array) for array in arrays]
+        tensors = [self._device.place(array) for array in arrays]
         try:
             result = self._main(*tensors, *self._weights)
         except MemoryError:
@@ -125,7 +130,7 @@ class Executor:
         input_addresses = {tensor.data_ptr() for tensor in tensors}
         outputs = {}
         for spec, tensor in zip(self.outputs, results, strict=True):
-            array, address = from_runtime(tensor), tensor.data_ptr()
+            array, address = self._device.fetch(tensor), tensor.data_ptr()
             # An input or a weight passed through is copied: writing to the output must not change either.
             borrowed = address in input_addresses or address in self._weight_addresses
             outputs[spec.name] = array.copy() if borrowed else array

@@ -17,7 +17,7 @@ from typing import Any
 from moec.errors import ArtifactError
 from moec.runtime.dtypes import dtype_of
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -61,7 +61,8 @@ class FileEntry:
 class Manifest:
     """Everything about an artifact but the bytes of its files.
 
-    ``weights`` are in the order the entry function takes them after ``inputs``. ``threads`` is how many the program
+    ``weights`` are in the order the entry function takes them after ``inputs``. ``binaries`` are the files of code for
+    a device, by its architecture. ``threads`` is how many the program
     runs with unless told otherwise; None means every available core. ``input_limits`` says below which value
     an integer input must stay (token ids: the vocabulary), where that is known; ``input_sizes`` which named sizes are
     the sum of others (past and new tokens: the attention mask). ``kernels``, ``moe_blocks``, ``stages`` and ``remarks``
@@ -76,6 +77,7 @@ class Manifest:
     weights: list[WeightEntry]
     files: dict[str, FileEntry]
     requirements: list[str] = dataclasses.field(default_factory=list)
+    binaries: dict[str, str] = dataclasses.field(default_factory=dict)
     threads: int | None = None
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -131,7 +133,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
     def records(key: str) -> list[dict[str, Any]]:
         return _list_of(content, key, dict, where)
 
-    limits = field("input_limits", dict)
+    limits, binaries = field("input_limits", dict), field("binaries", dict)
     sizes = field("input_sizes", dict) if "input_sizes" in content else {}
     return Manifest(
         moec_version=field("moec_version", str),
@@ -142,6 +144,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         weights=[_read_weight(one, f"{where}: weights") for one in records("weights")],
         files={name: _read_file(one, f"{where}: file {name!r}") for name, one in field("files", dict).items()},
         requirements=_list_of(content, "requirements", str, where),
+        binaries={name: _typed(binaries, name, str, where) for name in binaries},
         threads=None if content.get("threads") is None else field("threads", int),
         input_limits={name: _typed(limits, name, int, where) for name in limits},
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
@@ -208,7 +211,7 @@ def _check_files(manifest: Manifest, where: str) -> None:
             raise ArtifactError(f"{where}: file name {name!r} could leave the artifact's folder")
     sources = [path for kernel in manifest.kernels for path in kernel["sources"].values()]
     stages = [stage.get("file") for stage in manifest.stages]
-    for name in (*manifest.objects, *sources, *stages, WEIGHTS):
+    for name in (*manifest.objects, *manifest.binaries.values(), *sources, *stages, WEIGHTS):
         if name not in manifest.files:
             raise ArtifactError(f"{where}: {name!r} is used but not listed among the files")
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from moec.errors import InputError, MoecError
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
+from moec.runtime.device import Device
+from moec.runtime.devices import device_of
 from moec.runtime.executor import Argument, Executor
 from moec.runtime.manifest import TensorSpec
 from moec.runtime.pages import Pages
@@ -48,7 +50,9 @@ class Kernel:
 class CompiledModel:
     """A model that runs. Made by ``moec.compile`` or ``moec.load``; may be called from several threads."""
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None, pages: Pages = "auto") -> None:
+    def __init__(
+        self, artifact: Artifact, *, threads: int | None = None, pages: Pages = "auto", device: Device | None = None
+    ) -> None:
         check_machine(artifact)
         manifest = artifact.manifest
         weights, self.placement = artifact.weights(pages)
@@ -64,6 +68,7 @@ class CompiledModel:
             weights,
             threads=threads if threads is not None else manifest.threads,
             where=artifact.where,
+            device=device,
         )
         self.kernels: dict[str, Kernel] = kernels_of(artifact)
 
@@ -146,17 +151,31 @@ class CompiledModel:
 
 
 def load(
-    path: str | os.PathLike[str], *, threads: int | None = None, check_weights: bool = True, pages: Pages = "auto"
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    check_weights: bool = True,
+    pages: Pages = "auto",
+    emulate: bool = False,
 ) -> CompiledModel:
     """Load an artifact. ``threads``: None means as compiled, by default every available core.
+    ``emulate``: run code for a GPU on the processor, slowly; needs g++.
     ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second per gigabyte. ``pages``:
     whether weights are ``mapped`` from their file or copied into ``huge`` pages, which are read faster where the system
     does not map files so; ``auto`` decides by their size, the free memory and what the system offers.
 
     Raises ArtifactError when the artifact is truncated, altered, of another format version or for another machine;
-    MoecError for huge pages that cannot be had.
+    MoecError for huge pages, a GPU or a compiler that cannot be had.
     """
-    return CompiledModel(open_artifact(path, check_weights=check_weights), threads=threads, pages=pages)
+    return ready(open_artifact(path, check_weights=check_weights), threads=threads, pages=pages, emulate=emulate)
+
+
+def ready(
+    artifact: Artifact, *, threads: int | None = None, pages: Pages = "auto", emulate: bool = False
+) -> CompiledModel:
+    """What :func:`load` does with an artifact that is open."""
+    device = device_of(artifact, emulate=emulate)
+    return CompiledModel(artifact, threads=threads, pages=pages, device=device)
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

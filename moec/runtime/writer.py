@@ -31,7 +31,15 @@ from moec.runtime.manifest import (
 if TYPE_CHECKING:
     from moec.targets.base import KernelRecord, Program, Weight
 
-_SUFFIXES = {"tir": ".tir", "llvm": ".ll", "asm": ".s", "cuda": ".cu"}
+_SUFFIXES = {
+    "tir": ".tir",
+    "llvm": ".ll",
+    "asm": ".s",
+    "cuda": ".cu",
+    "ptx": ".ptx",
+    "sass": ".sass",
+    "resources": ".txt",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +158,7 @@ def _write_files(folder: pathlib.Path, program: Program, context: Context) -> No
 
     weights, files[WEIGHTS] = _write_weights(folder / WEIGHTS, program.weights)
     objects = [write(f"objects/{_file_name(name)}", content) for name, content in program.objects.items()]
+    binaries = {name: write(f"device/{_file_name(name)}.cubin", content) for name, content in program.binaries.items()}
     for name, text in program.sources.items():
         write(f"src/{_file_name(name)}", text.encode())
     kernels = [
@@ -173,6 +182,7 @@ def _write_files(folder: pathlib.Path, program: Program, context: Context) -> No
         weights=weights,
         files=files,
         requirements=list(program.requirements),
+        binaries=binaries,
         threads=context.threads,
         moe_blocks=context.moe_blocks,
         input_limits=context.input_limits,

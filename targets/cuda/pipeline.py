@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +11,10 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from moec.targets.cuda.kernels.lower_by_form import LowerByForm
+from moec.targets.cuda.nvcc import MISSING, compile_source
 from moec.targets.cuda.schedule import ScheduleForGpu
-from moec.targets.tvm.pipeline import Backend
+from moec.targets.cuda.skip_empty_launches import SkipEmptyLaunches
+from moec.targets.tvm.pipeline import Backend, Generated
 
 KERNEL_PIPELINE = "moec_cuda"
 
@@ -71,6 +74,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         LowerByForm(scheduled_kernel_phases()),
         # One function of the host for each kernel, which checks its arguments and launches the device's.
         loops.SplitHostDevice(),
+        SkipEmptyLaunches(),
         loops.MakePackedAPI(),
         loops.FP8StorageLegalize(),
         loops.BF16StorageLegalize(),
@@ -88,24 +92,42 @@ def device_module(executable: relax.VMExecutable) -> Any:
     return modules[0] if modules else None
 
 
-def _cuda_sources(executable: relax.VMExecutable, kernels: Sequence[str]) -> dict[str, dict[str, str]]:
+def _cuda_code(architecture: str, executable: relax.VMExecutable, kernels: Sequence[str]) -> Generated:
     module = device_module(executable)
-    return {"cuda": {} if module is None else sources_of(module.inspect_source(), kernels)}
+    if module is None:
+        return Generated({"cuda": {}})
+    source = module.inspect_source()
+    texts = {"cuda": sources_of(source, kernels)}
+    compiled = compile_source(source, architecture)
+    if compiled is None:
+        return Generated(texts, warnings=[MISSING])
+    for form, functions in (("ptx", compiled.ptx), ("sass", compiled.sass), ("resources", compiled.resources)):
+        if functions:
+            texts[form] = _by_kernel(functions, kernels)
+    return Generated(texts, {architecture: compiled.cubin})
+
+
+def _by_kernel(functions: dict[str, str], kernels: Sequence[str]) -> dict[str, str]:
+    """The texts of each kernel's functions on the device, joined."""
+    parts: dict[str, list[str]] = {kernel: [] for kernel in kernels}
+    for name, text in functions.items():
+        parts.get(_DEVICE_FUNCTION.sub("", name), []).append(text)
+    return {kernel: "\n".join(texts) for kernel, texts in parts.items()}
 
 
 def sources_of(text: str, kernels: Sequence[str]) -> dict[str, str]:
     """CUDA C by kernel: its functions, and before them the helpers that they call."""
     helpers = {match["name"]: match[0] for match in _HELPER.finditer(text)}
-    parts: dict[str, list[str]] = {}
-    for match in _KERNEL.finditer(text):
-        parts.setdefault(_DEVICE_FUNCTION.sub("", match["name"]), []).append(match[0])
-    found = {}
-    for kernel in kernels:
-        functions = "\n".join(parts.get(kernel, []))
+    found = _by_kernel({match["name"]: match[0] for match in _KERNEL.finditer(text)}, kernels)
+    for kernel, functions in found.items():
         called = [code for name, code in helpers.items() if re.search(rf"\b{name}\(", functions)]
         found[kernel] = "\n".join([*called, functions])
     return found
 
 
 tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _kernel_pipeline)
-CUDA = Backend(ScheduleForGpu(), KERNEL_PIPELINE, _cuda_sources)
+
+
+def backend_for(architecture: str) -> Backend:
+    """For GPUs of an architecture, ``sm_80``."""
+    return Backend(ScheduleForGpu(), KERNEL_PIPELINE, functools.partial(_cuda_code, architecture))

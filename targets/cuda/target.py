@@ -50,13 +50,14 @@ class CudaTarget:
         """Raises UnsupportedError naming node, operator and opset."""
         import tvm
 
-        from moec.targets.cuda.pipeline import CUDA
+        from moec.targets.cuda.pipeline import backend_for
         from moec.targets.tvm.program import compile_program
 
+        backend = backend_for(self.architecture)
         target = tvm.target.Target({"kind": "cuda", "arch": self.architecture}, host=_HOST)
         # Loops stay loops in the text: nvcc unrolls where it pays.
         with tvm.transform.PassContext(config={"tirx.UnrollLoop": {"explicit_unroll": 0}}):
-            return compile_program(model, CudaOps(self.architecture), target, self.name, (), CUDA)
+            return compile_program(model, CudaOps(self.architecture), target, self.name, (), backend)
 
     def measure_roofline(self, threads: int) -> Roofline:
         """Raises UnsupportedError: needs a GPU."""

@@ -117,6 +117,15 @@ def _cpu_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Generated:
+    """What came out: text by form (llvm, cuda, ...) and kernel, code for a device by architecture, and warnings."""
+
+    sources: dict[str, dict[str, str]]
+    binaries: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
 class Backend:
     """What differs between the kinds of machines that TVM makes code for."""
 
@@ -124,18 +133,18 @@ class Backend:
     """Gives threads to the kernels that do not come finished from a target."""
     kernel_pipeline: str
     """The name under which TVM knows the phases from TIR to code."""
-    sources: Callable[[relax.VMExecutable, Sequence[str]], dict[str, dict[str, str]]]
-    """What was generated, by form (llvm, cuda, ...) and kernel."""
+    generated: Callable[[relax.VMExecutable, Sequence[str]], Generated]
+    """What was generated for the kernels of these names."""
 
 
-def _cpu_sources(executable: relax.VMExecutable, kernels: Sequence[str]) -> dict[str, dict[str, str]]:
+def _cpu_code(executable: relax.VMExecutable, kernels: Sequence[str]) -> Generated:
     libraries = list(executable.mod.imports)
     llvm, assembly = ("\n".join(one.inspect_source(form) for one in libraries) for form in ("ll", "asm"))
-    return {"llvm": sources.llvm_of(llvm, kernels), "asm": sources.assembly_of(assembly, kernels)}
+    return Generated({"llvm": sources.llvm_of(llvm, kernels), "asm": sources.assembly_of(assembly, kernels)})
 
 
 tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _cpu_pipeline)
-CPU = Backend(ScheduleGenericKernels(), KERNEL_PIPELINE, _cpu_sources)
+CPU = Backend(ScheduleGenericKernels(), KERNEL_PIPELINE, _cpu_code)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,8 +31,8 @@ def compile_program(
     lowered = lower(model, heavy)
     optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
     executable = pipeline.build(optimized.module, target, backend)
-    generated = backend.sources(executable, list(optimized.names.values()))
-    kernels = kernel_records(lowered.kernels, optimized, generated)
+    generated = backend.generated(executable, list(optimized.names.values()))
+    kernels = kernel_records(lowered.kernels, optimized, generated.sources)
     needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
     return Program(
         target=name,
@@ -43,6 +43,8 @@ def compile_program(
         kernels=kernels,
         sources={"main.relax": optimized.module["main"].script()},
         requirements=list(dict.fromkeys(needed)),
+        binaries=generated.binaries,
+        warnings=generated.warnings,
     )
 
 

@@ -16,7 +16,7 @@ from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.pipeline import Optimized
 
-_COMMENT = {"tir": "#", "llvm": ";", "asm": "#", "cuda": "//"}
+_COMMENT = {"tir": "#", "llvm": ";", "asm": "#", "cuda": "//", "ptx": "//", "sass": "//", "resources": "//"}
 _NODES_LISTED = 6
 _TYPED_INTEGER = re.compile(r"T\.int64\((\d+)\)")
 

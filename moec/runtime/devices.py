@@ -1,0 +1,27 @@
+"""Which device an artifact runs on."""
+
+from __future__ import annotations
+
+import importlib
+
+from moec.errors import MoecError
+from moec.runtime.artifact import Artifact
+from moec.runtime.device import Device
+
+_EMULATORS = {"cuda": "moec.targets.cuda.emulator.device"}
+"""Modules with a function ``emulated_device``, by kind of target. Imported only where emulation is asked for."""
+
+
+def device_of(artifact: Artifact, *, emulate: bool = False) -> Device | None:
+    """None for the processor. Raises MoecError for a device that is not there, and for a target without emulator."""
+    kind = artifact.manifest.target.partition(":")[0]
+    if emulate:
+        if kind not in _EMULATORS:
+            raise MoecError(f"{artifact.where}: is compiled for {artifact.manifest.target}, which needs no emulation")
+        device: Device = importlib.import_module(_EMULATORS[kind]).emulated_device()
+        return device
+    if kind != "cuda":
+        return None
+    from moec.runtime.gpu import gpu
+
+    return gpu(artifact)

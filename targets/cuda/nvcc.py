@@ -1,0 +1,92 @@
+"""NVIDIA's compiler: where it is, and what it makes of CUDA C."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+
+from moec.errors import DefectError
+
+MISSING = (
+    "no nvcc was found on PATH, under CUDA_HOME or in Python's packages: the artifact holds CUDA C but no code for a "
+    "GPU; install it with: pip install 'moec[cuda]'"
+)
+_INSTALLED = pathlib.Path("/usr/local/cuda")
+_PACKAGED = ("nvidia.cu13", "nvidia.cuda_nvcc")
+"""Where NVIDIA's packages on PyPI put it."""
+_PTX_ENTRY = re.compile(r"^\.visible \.entry (?P<name>\w+)\(.*?^}\n", re.MULTILINE | re.DOTALL)
+_SASS_FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)\n.*?(?=^\s*Function : |\Z)", re.MULTILINE | re.DOTALL)
+_RESOURCES = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for '\w+'\n.*?\n\s*(?P<stack>[^\n]*)\n[^\n]*?: (?P<used>Used [^\n]*)\n"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """Code for one architecture. ``ptx``, ``sass`` and ``resources`` are by function; ``sass`` is empty where there is
+    no cuobjdump."""
+
+    cubin: bytes
+    ptx: dict[str, str]
+    sass: dict[str, str]
+    resources: dict[str, str]
+
+
+def find_tool(name: str) -> pathlib.Path | None:
+    """A tool of the CUDA toolkit: on PATH, under CUDA_HOME, or from a Python package."""
+    found = shutil.which(name)
+    if found:
+        return pathlib.Path(found)
+    homes = [pathlib.Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else [_INSTALLED]
+    for package in _PACKAGED:
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            continue
+        homes += [pathlib.Path(folder) for folder in (spec.submodule_search_locations or []) if spec] if spec else []
+    return next((home / "bin" / name for home in homes if (home / "bin" / name).is_file()), None)
+
+
+def compile_source(source: str, architecture: str) -> Compiled | None:
+    """Code for ``architecture`` (``sm_80``), or None where there is no nvcc. Raises DefectError where nvcc refuses the
+    source, for moec made it."""
+    nvcc = find_tool("nvcc")
+    if nvcc is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "kernels.cu")
+        path.write_text(source)
+        cubin, ptx = path.with_suffix(".cubin"), path.with_suffix(".ptx")
+        common = [f"-arch={architecture}", "-std=c++17", "-O3", "-w", str(path)]
+        report = _run([str(nvcc), "-cubin", "-Xptxas", "-v", *common, "-o", str(cubin)])
+        _run([str(nvcc), "-ptx", *common, "-o", str(ptx)])
+        return Compiled(
+            cubin.read_bytes(),
+            {match["name"]: match[0] for match in _PTX_ENTRY.finditer(ptx.read_text())},
+            _disassembled(cubin),
+            {match["name"]: f"{match['used']}\n{match['stack']}\n" for match in _RESOURCES.finditer(report)},
+        )
+
+
+def _disassembled(cubin: pathlib.Path) -> dict[str, str]:
+    tool = find_tool("cuobjdump")
+    if tool is None:
+        return {}
+    return {match["name"]: match[0] for match in _SASS_FUNCTION.finditer(_run([str(tool), "-sass", str(cubin)]))}
+
+
+def _run(command: list[str]) -> str:
+    """What the command says."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = (
+            [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no reason"]
+        )
+        raise DefectError(f"{pathlib.Path(command[0]).name} refuses the generated CUDA C: {lines[0]}")
+    return done.stdout + done.stderr

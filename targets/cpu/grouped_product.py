@@ -14,9 +14,9 @@ from moec.targets.cpu.kernels import dispatch, gather, grouped_gemm
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.kernels.quantize_rows import QuantizedRows, quantize_rows
 from moec.targets.cpu.moe_kernels import DISPATCH, GATHER, PRODUCTS, QUANTIZE, RowsProblem
-from moec.targets.cpu.node_lowering import NodeLowering
 from moec.targets.cpu.stored_weights import crossover_name
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import record_of
 from moec.targets.tvm.selection import select
 

@@ -10,9 +10,9 @@ from moec.ir.dialect import ExpertsSpec, LinearSpec, spec_of
 from moec.targets.cpu.grouped_product import check
 from moec.targets.cpu.kernels.activation import activate
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
-from moec.targets.cpu.node_lowering import NodeLowering
 from moec.targets.cpu.products import multiply_packed
 from moec.targets.cpu.stored_weights import formats_of
+from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import flatten, reshape
 
 

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import ExpertsSpec, ProductSpec, RouteSpec, attributes_of, spec_of
+from moec.ir.dialect import ExpertsSpec, ProductSpec, attributes_of, spec_of
 from moec.ir.encodings import Encoded
 from moec.targets.cpu.grouped_product import GroupedProducts, Sorted, check
 from moec.targets.cpu.kernels import capacity, combine, pack_experts, route
@@ -33,10 +33,12 @@ from moec.targets.cpu.kernels.activation import experts_epilogue
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.linear import lower_linear
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.moe_kernels import CAPACITY, RESULTS, ROUTE, RouteProblem, RowsProblem
-from moec.targets.cpu.node_lowering import NodeLowering
-from moec.targets.cpu.stored_weights import StoredWeight, add_weights, formats_of
+from moec.targets.cpu.moe_kernels import CAPACITY, RESULTS, ROUTE, RowsProblem
+from moec.targets.cpu.stored_weights import add_weights, formats_of
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
+from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.routing import RoutingKernels, lower_route
+from moec.targets.tvm.stored_weights import StoredWeight, split, split_encoded
 
 _ACTIVATIONS_WITH_ZEROS = ("relu", "relu2")
 """Those that are exactly zero for many inputs."""
@@ -50,11 +52,11 @@ class MoeOps:
 
     def converters(self) -> Mapping[str, HeavyConverter]:
         return {
-            "moec.Route": self._converter(lower_route),
+            "moec.Route": self._converter(_lower_route),
             "moec.Experts": self._converter(_lower_experts),
             "moec.GroupedMatMul": self._converter(_lower_grouped_matmul),
             "moec.Linear": self._converter(lower_linear),
-            "moec.MoE": self._converter(lambda node: _Experts(node).lower(*lower_route(node))),
+            "moec.MoE": self._converter(lambda node: _Experts(node).lower(*_lower_route(node))),
         }
 
     def _converter(self, lower: Callable[[NodeLowering], Any]) -> HeavyConverter:
@@ -64,27 +66,8 @@ class MoeOps:
         return convert
 
 
-def lower_route(node: NodeLowering) -> tuple[relax.Expr, relax.Expr]:
-    """Routing weights [T, k] and expert ids [T, k]."""
-    spec = spec_of(node.node, RouteSpec)
-    logits = node.input("logits")
-    tokens, experts = node.lowering.shape(logits)
-    dtype = node.lowering.dtype(logits)
-    problem = RouteProblem(spec, int(experts), dtype)
-    chosen = node.select(ROUTE, problem)
-    bias = node.inputs["correction_bias"]
-    arguments = [node.lowering.tensor(logits)]
-    if bias is not None:
-        arguments.append(node.cast(node.lowering.tensor(bias), dtype))
-    outputs = [relax.TensorType((tokens, spec.k), dtype), relax.TensorType((tokens, spec.k), "int32")]
-    kernel = route.route(spec, int(experts), dtype, biased=bias is not None)
-    attributes = {"experts": int(experts), "score": spec.score, **attributes_of(spec)}
-    weights, ids = node.call(chosen, kernel, arguments, outputs, attributes)
-    if spec.capacity > 0 and spec.selection == "topk":
-        kernel = capacity.capacity(int(experts), spec.capacity, dtype)
-        chosen = node.select(CAPACITY, problem)
-        weights, ids = node.call(chosen, kernel, [weights, ids], outputs, {"capacity": spec.capacity})
-    return weights, ids
+def _lower_route(node: NodeLowering) -> tuple[relax.Expr, relax.Expr]:
+    return lower_route(node, RoutingKernels(ROUTE, CAPACITY, route.route, capacity.capacity))
 
 
 def _lower_experts(node: NodeLowering) -> relax.Expr:
@@ -182,7 +165,7 @@ class _Experts:
             return [up]
         if self._gate is not None:
             return [self._gate.encoded(expert, spec.up_transposed), up]
-        return pack_experts.split_encoded(spec, up)
+        return split_encoded(spec, up)
 
     def _down_parts(self, expert: int) -> Sequence[Encoded]:
         return [self._down.encoded(expert, self._spec.down_transposed)]
@@ -195,7 +178,7 @@ class _Experts:
         elif spec.gate_layout == "separate":
             parts = [node.bias("gate_bias"), up]
         else:
-            parts = [None, None] if up is None else list(pack_experts.split(spec, up))
+            parts = [None, None] if up is None else list(split(spec, up))
         return _add_bias(node, "up_bias", self._first, parts)
 
     def _combine(self, x: relax.Expr, weights: relax.Expr, ids: relax.Expr, pairs: relax.Expr) -> relax.Expr:

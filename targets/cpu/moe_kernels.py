@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.ir.dialect import RouteSpec
 from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels import dispatch, route
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.routing import RouteProblem
 from moec.targets.tvm.selection import Kernel, by_storage
-
-
-@dataclasses.dataclass(frozen=True)
-class RouteProblem:
-    """Routing with logits of type ``dtype`` over E experts."""
-
-    spec: RouteSpec
-    experts: int
-    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)

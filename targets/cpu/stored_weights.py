@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -11,14 +10,14 @@ from tvm import relax
 
 from moec.errors import UnsupportedError
 from moec.ir.encodings import Encoded
-from moec.ir.formats import WeightRun, weight_runs
-from moec.ir.mapped_files import release_pages
+from moec.ir.formats import WeightRun
 from moec.runtime.tuning import CROSSOVER
 from moec.targets.cpu.kernels import pack_experts
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
 from moec.targets.cpu.kernels.stored import StoredFormat
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.stored_weights import StoredWeight
 
 _ELEMENTS = {"int8": "uint8", "int4": "uint4", "mxfp4": "float4_e2m1"}
 _SCALES = {
@@ -43,45 +42,9 @@ def stored_format(run: WeightRun) -> StoredFormat:
     return StoredFormat(_ELEMENTS[run.format.name], run.format.group, scale, run.format.zero_points)
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredWeight:
-    """A weight operand whose experts may differ in format."""
-
-    name: str
-    runs: tuple[WeightRun, ...]
-
-    @staticmethod
-    def of(value: ir.Value) -> StoredWeight:
-        """Raises UnsupportedError for a weight that is not stored, but computed."""
-        return StoredWeight(str(value.name), tuple(weight_runs(value)))
-
-    @property
-    def experts(self) -> int:
-        return sum(run.count for run in self.runs)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The matrix of one expert, as the graph has it."""
-        return self.runs[0].shape
-
-    @property
-    def formats(self) -> list[StoredFormat]:
-        """Expert by expert."""
-        return [stored for run in self.runs for stored in [stored_format(run)] * run.count]
-
-    def has_finite_floats(self) -> bool:
-        """Whether no weight that is stored as a float is infinite or NaN; reads them all."""
-        for run in self.runs:
-            for expert in range(run.first, run.first + run.count) if not run.format.quantized else ():
-                if not np.isfinite(run.encoded(expert).data).all():
-                    return False
-                release_pages()
-        return True
-
-    def encoded(self, expert: int, transposed: bool) -> Encoded:
-        """What is stored of one expert, inputs first."""
-        run = next(run for run in self.runs if expert < run.first + run.count)
-        return pack_experts.oriented(run.encoded(expert), transposed)
+def formats_by_expert(weight: StoredWeight) -> list[StoredFormat]:
+    """Expert by expert. Raises UnsupportedError as :func:`stored_format`."""
+    return [stored for run in weight.runs for stored in [stored_format(run)] * run.count]
 
 
 def formats_of(weight: StoredWeight, *others: StoredWeight | None) -> tuple[tuple[StoredFormat, ...], tuple[int, ...]]:
@@ -89,9 +52,9 @@ def formats_of(weight: StoredWeight, *others: StoredWeight | None) -> tuple[tupl
 
     Raises UnsupportedError where ``others``, which share tiles with ``weight``, are stored in another way.
     """
-    formats = weight.formats
+    formats = formats_by_expert(weight)
     for other in others:
-        if other is not None and other.formats != formats:
+        if other is not None and formats_by_expert(other) != formats:
             raise UnsupportedError(f"{other.name} and {weight.name} are stored in different formats; expected the same")
     distinct = tuple(dict.fromkeys(formats))
     return distinct, tuple(map(distinct.index, formats)) if len(distinct) > 1 else ()

@@ -82,8 +82,10 @@ def kernel_phases() -> list[tvm.transform.Pass]:
 
 
 def _kernel_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
-    finish = s_tir.pipeline
-    return tvm.ir.transform.Sequential(kernel_phases()), finish.finalize_host_passes, finish.finalize_device_passes
+    sequence = tvm.ir.transform.Sequential
+    # Without simplification, which would put what names are bound to in their place.
+    finish_device = sequence([tirx.transform.LowerWarpMemory(), tirx.transform.LowerIntrin()])
+    return sequence(kernel_phases()), s_tir.pipeline.finalize_host_passes, lambda: finish_device
 
 
 def device_module(executable: relax.VMExecutable) -> Any:

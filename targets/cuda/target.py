@@ -25,8 +25,9 @@ class CudaOps:
 
     def converters(self) -> Mapping[str, HeavyConverter]:
         from moec.targets.cuda.dense import CONVERTERS
+        from moec.targets.cuda.moe import converters
 
-        return CONVERTERS
+        return {**CONVERTERS, **converters(self.architecture)}
 
 
 @dataclasses.dataclass(frozen=True)

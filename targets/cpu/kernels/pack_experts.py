@@ -10,35 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moec.ir.dialect import ExpertsSpec
 from moec.ir.encodings import Encoded
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.kernels.multiplication import Multiplication
 from moec.targets.cpu.kernels.stored import ZERO_POINTS
-
-
-def oriented(encoded: Encoded, transposed: bool) -> Encoded:
-    """What is stored of one matrix with inputs first: [in, out], scales [groups, out]."""
-    if transposed:
-        return encoded
-    transposed_parts = (None if part is None else part.T for part in encoded[1:])
-    return Encoded(encoded.data.T, *transposed_parts)
-
-
-def split(spec: ExpertsSpec, fused: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gate and up parts of an array that holds both along its last axis."""
-    if spec.gate_layout == "interleaved":
-        return fused[..., 0::2], fused[..., 1::2]
-    half = fused.shape[-1] // 2
-    first, second = fused[..., :half], fused[..., half:]
-    return (first, second) if spec.gate_layout == "gate_up" else (second, first)
-
-
-def split_encoded(spec: ExpertsSpec, fused: Encoded) -> tuple[Encoded, Encoded]:
-    """The same of a stored matrix [in, out]."""
-    halves = [(None, None) if part is None else split(spec, part) for part in fused]
-    gate, up = zip(*halves, strict=True)
-    return Encoded(*gate), Encoded(*up)
 
 
 def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:

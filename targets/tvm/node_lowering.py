@@ -12,17 +12,16 @@ from tvm import relax, tirx
 from moec.errors import UnsupportedError
 from moec.ir.dialect import inputs_of
 from moec.ir.names import node_name
-from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.stored_weights import StoredWeight
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.nodes import record_of
 from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, Selection, select
+from moec.targets.tvm.stored_weights import StoredWeight
 
 
 class NodeLowering:
-    """One moec node on one machine."""
+    """One moec node on one machine, which is what the target's kernels ask it to be."""
 
-    def __init__(self, lowering: LoweringContext, node: ir.Node, machine: Machine) -> None:
+    def __init__(self, lowering: LoweringContext, node: ir.Node, machine: Any) -> None:
         self.lowering = lowering
         self.node = node
         self.machine = machine
@@ -40,7 +39,7 @@ class NodeLowering:
         value = self.input(name)
         dtype = self.lowering.dtype(value)
         if name == "x" and dtype not in STORAGE_TYPES:
-            raise UnsupportedError(f"no CPU kernel takes {dtype} tokens; expected {', '.join(STORAGE_TYPES)}")
+            raise UnsupportedError(f"no kernel takes {dtype} tokens; expected {', '.join(STORAGE_TYPES)}")
         return self.lowering.tensor(value)
 
     def weight(self, name: str) -> StoredWeight | None:

@@ -1,0 +1,30 @@
+"""The emulator as a device of the runtime: programs for a GPU run on the processor, unchanged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moec.runtime.device import Gpu
+from moec.runtime.device_module import DeviceModule
+from moec.runtime.library import load_ffi
+from moec.targets.cuda.emulator.launch import Launch
+from moec.targets.cuda.emulator.library import emulated_library
+
+_DEVICE_API, _HOST_API = "device_api.cuda", "device_api.cpu"
+
+
+def emulated_device() -> Gpu:
+    """A GPU whose memory is the host's and whose kernels are emulated.
+
+    It takes the place of a GPU for the whole process. Raises UnsupportedError and MoecError as
+    :func:`~moec.targets.cuda.emulator.library.emulated_library`, when a program is loaded.
+    """
+    ffi = load_ffi()
+    host = ffi.get_global_func(_HOST_API)()
+    ffi.register_global_func(_DEVICE_API, lambda: host, override=True)
+    return Gpu(_load)
+
+
+def _load(module: DeviceModule) -> Any:
+    launches = [Launch(kernel.name, kernel.launch) for kernel in module.kernels]
+    return load_ffi().load_module(str(emulated_library(module.code.decode(), launches)))

@@ -1,0 +1,45 @@
+// Operations that complete some time after they were issued: how a block begins without any, and which is next.
+#pragma once
+#include "warp_group.h"
+
+namespace emulator {
+
+inline Block::Block() = default;
+inline Block::~Block() = default;
+
+inline bool complete_bulk_load() {
+  auto& copies = block->bulk_copies;
+  const auto load = std::find_if(copies.begin(), copies.end(), [](const BulkCopy& copy) { return copy.loads; });
+  if (load == copies.end()) return false;
+  const BulkCopy copy = *load;
+  copies.erase(load);
+  carry_out(copy);
+  return true;
+}
+
+inline bool complete_late_arrival() {
+  auto& arrivals = block->late_arrivals;
+  if (arrivals.empty()) return false;
+  const LateArrival arrival = arrivals.front();
+  arrivals.erase(arrivals.begin());
+  complete_copies_before(arrival.owner->copies.group + 1, *arrival.owner);
+  arrive_at_memory_barrier(arrival.barrier, 1);
+  return true;
+}
+
+inline bool complete_something() { return complete_bulk_load() || complete_late_arrival(); }
+
+inline void reset_asynchronous_state(Block& b) {
+  b.memory_barriers.clear();
+  b.bulk_copies.clear();
+  b.late_arrivals.clear();
+  b.warp_groups.assign(volume(b.shape) / group_threads + 1, WarpGroup{});
+}
+
+// What a thread leaves behind must not need it any longer.
+inline void check_left_behind(const Thread& t) {
+  for (const BulkCopy& copy : block->bulk_copies)
+    if (!copy.loads && copy.owner == &t) fail("a thread ends whose bulk stores still read shared memory");
+}
+
+}  // namespace emulator

@@ -1,0 +1,44 @@
+// Barriers of a block: __syncthreads is number 0 and waits for every thread that has not exited.
+#pragma once
+#include "scheduler.h"
+
+namespace emulator {
+
+inline Barrier& named_barrier(int number) {
+  if (number < 0 || number >= named_barriers)
+    fail("barrier " + std::to_string(number) + " does not exist: a block has barriers 0 to 15");
+  return block->barriers[number];
+}
+
+inline void open_if_complete(Barrier& barrier) {
+  if (barrier.arrived == 0 || barrier.arrived < (barrier.expected ? barrier.expected : block->live)) return;
+  barrier.arrived = barrier.expected = 0;
+  wake_waiting_on(&barrier);
+}
+
+// `expected` counts threads; 0 is all that have not exited.
+inline void arrive_at_barrier(Barrier& barrier, int expected) {
+  if (expected % warp_size) fail("a barrier counts whole warps, not " + std::to_string(expected) + " threads");
+  if (barrier.arrived && barrier.expected != expected)
+    fail("a barrier was given two counts: " + std::to_string(barrier.expected) + " and " + std::to_string(expected));
+  barrier.expected = expected;
+  ++barrier.arrived;
+}
+
+inline void synchronize(int number, int expected) {
+  Barrier& barrier = named_barrier(number);
+  arrive_at_barrier(barrier, expected);
+  const bool last = barrier.arrived >= (expected ? expected : block->live);
+  if (last) open_if_complete(barrier);
+  else wait(State::waiting, number ? "a named barrier" : "__syncthreads", &barrier);
+}
+
+inline void arrive_only(int number, int expected) {
+  Barrier& barrier = named_barrier(number);
+  arrive_at_barrier(barrier, expected);
+  open_if_complete(barrier);
+}
+
+}  // namespace emulator
+
+inline void __syncthreads() { emulator::synchronize(0, 0); }

@@ -1,0 +1,97 @@
+// What is emulated: a block of threads in warps of 32, run in turn by one OS thread.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "context.h"
+#include "copies.h"
+#include "dialect.h"
+#include "shared_memory.h"
+
+namespace emulator {
+
+constexpr int warp_size = 32;
+constexpr uint32_t all_lanes = 0xffffffffu;
+constexpr size_t stack_bytes = 128 << 10;
+constexpr int named_barriers = 16;
+
+enum class State : uint8_t { ready, waiting, converging, polling, exited };
+
+struct Thread {
+  Context context;
+  dim3 index;
+  int linear, lane, warp;
+  State state;
+  const char* waits_for;     // an instruction's name, for messages
+  const void* waits_on;      // the barrier it waits on
+  uint32_t converged;        // the lanes that were found to run together
+  CopyGroups copies;         // cp.async of this thread
+  int bulk_group;            // of TMA stores, the one that is being filled
+};
+
+// Lanes of a warp that have arrived at an instruction which they carry out together.
+struct Meeting {
+  const char* instruction;
+  uint32_t mask, arrived;
+  void* arguments[warp_size];
+  void (*carry_out)(Meeting&);
+};
+
+struct Warp {
+  uint32_t live, ready;
+  std::vector<Meeting> meetings;
+};
+
+struct Barrier {
+  int arrived, expected;
+};
+
+struct BulkCopy;
+struct LateArrival;
+struct WarpGroup;
+
+struct Block {
+  dim3 grid, shape, index;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  Barrier barriers[named_barriers];
+  SharedMemory shared;
+  std::vector<uint32_t> memory_barriers;    // the addresses of those that were initialised
+  std::vector<BulkCopy> bulk_copies;        // TMA copies that are under way
+  std::vector<LateArrival> late_arrivals;   // of cp.async.mbarrier.arrive
+  std::vector<WarpGroup> warp_groups;       // what is under way on the tensor cores
+  int live;
+  long progress, seen_progress;  // events that may end a wait; a block without any and without ready threads hangs
+  Context scheduler;
+  void (*kernel)(const void* arguments);
+  const void* arguments;
+  std::string error;
+
+  Block();
+  ~Block();
+};
+
+inline thread_local Block* block;
+inline thread_local Thread* thread;
+
+#ifdef EMULATOR_EARLIEST
+constexpr bool complete_early = true;
+#else
+constexpr bool complete_early = false;
+#endif
+
+// Ends the emulation of this block. The stacks of its threads are dropped as they are.
+[[noreturn]] inline void fail(const std::string& what) {
+  block->error = what;
+  Context abandoned;
+  switch_context(abandoned, block->scheduler);
+  __builtin_unreachable();
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::thread->index)
+#define blockIdx (emulator::block->index)
+#define blockDim (emulator::block->shape)
+#define gridDim (emulator::block->grid)
+#define warpSize 32

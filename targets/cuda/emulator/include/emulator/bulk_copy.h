@@ -1,0 +1,147 @@
+// TMA: bulk copies between global and shared memory that one thread issues and the hardware carries out.
+//
+// Loads complete on an mbarrier, the latest when no thread of the block can go on. Stores complete in groups of the
+// issuing thread; at the latest they read shared memory when the thread waits for them.
+#pragma once
+#include <array>
+
+#include "mbarrier.h"
+#include "tensor_map.h"
+
+namespace emulator {
+
+struct BulkCopy {
+  bool loads;
+  uint32_t shared;          // address in the window
+  uint32_t barrier;         // of a load
+  bool tiled;               // a box of a tensor, or plain bytes
+  CUtensorMap map;
+  std::array<int32_t, 5> start;
+  unsigned char* global;    // of plain bytes
+  uint32_t bytes;
+  const Thread* owner;
+  int group;                // of a store
+};
+
+inline uint32_t box_bytes(const CUtensorMap& map) {
+  uint32_t bytes = map.element_bytes;
+  for (uint32_t i = 0; i < map.rank; ++i) bytes *= map.box[i];
+  return bytes;
+}
+
+// Moves bytes between the proxies' shared memory and global memory; bytes outside of the tensor are zeros.
+inline void move_chunk(const BulkCopy& copy, uint32_t address, unsigned char* global, uint32_t bytes) {
+  unsigned char* shared = from_window(address, bytes, "a bulk copy");
+  const size_t offset = size_t(shared - block->shared.base);
+  if (copy.loads) {
+    if (global) memcpy(shared, global, bytes);
+    else memset(shared, 0, bytes);
+    note_written_by_copy(offset, bytes);
+  } else {
+    expect_fenced(offset, bytes, "a bulk store");
+    if (global) memcpy(global, shared, bytes);
+  }
+}
+
+// Where row `row` of the box begins in global memory; null where it lies outside of the tensor.
+inline unsigned char* row_address(const CUtensorMap& map, const std::array<int32_t, 5>& start, uint32_t row) {
+  int64_t offset = 0;
+  for (uint32_t i = 1; i < map.rank; ++i) {
+    const int64_t index = int64_t(start[i]) + row % map.box[i];
+    row /= map.box[i];
+    if (index < 0 || index >= int64_t(map.extents[i])) return nullptr;
+    offset += index * int64_t(map.strides[i - 1]);
+  }
+  return reinterpret_cast<unsigned char*>(map.address) + offset;
+}
+
+// The box lies dense in shared memory, innermost dimension first, its 16-byte chunks swizzled.
+inline void move_box(const BulkCopy& copy) {
+  const CUtensorMap& map = copy.map;
+  const uint32_t row_bytes = map.box[0] * map.element_bytes, rows = box_bytes(map) / row_bytes;
+  const int64_t extent = int64_t(map.extents[0]);
+  for (uint32_t row = 0; row < rows; ++row) {
+    unsigned char* global = row_address(map, copy.start, row);
+    for (uint32_t i = 0; i < map.box[0]; ++i) {
+      const uint32_t at = swizzled(copy.shared + row * row_bytes + i * map.element_bytes, map.swizzle);
+      const int64_t column = int64_t(copy.start[0]) + i;
+      const bool inside = global && column >= 0 && column < extent;
+      move_chunk(copy, at, inside ? global + column * map.element_bytes : nullptr, map.element_bytes);
+    }
+  }
+}
+
+inline void carry_out(const BulkCopy& copy) {
+  if (copy.tiled) move_box(copy);
+  else move_chunk(copy, copy.shared, copy.global, copy.bytes);
+  if (copy.loads) complete_bytes(copy.barrier, copy.bytes);
+}
+
+inline void issue_bulk_copy(const BulkCopy& copy) {
+  expect_aligned(copy.shared, copy.tiled ? 128 : 16, "a bulk copy");
+  if (!copy.tiled && (copy.bytes % 16 || uintptr_t(copy.global) % 16))
+    fail("a bulk copy moves multiples of 16 bytes from and to multiples of 16");
+  if (complete_early) carry_out(copy);
+  else block->bulk_copies.push_back(copy);
+}
+
+inline BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint32_t shared) {
+  BulkCopy copy = {};
+  copy.map = *static_cast<const CUtensorMap*>(map);
+  copy.tiled = true;
+  copy.start = start;
+  copy.shared = shared;
+  copy.bytes = box_bytes(copy.map);
+  copy.owner = thread;
+  return copy;
+}
+
+inline void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t barrier) {
+  BulkCopy copy = tensor_copy(map, start, shared);
+  if (copy.map.rank != rank) fail("a tensor copy of rank " + std::to_string(rank) + " was given another tensor map");
+  copy.loads = true;
+  copy.barrier = barrier;
+  memory_barrier(barrier, "a tensor copy");
+  issue_bulk_copy(copy);
+}
+
+inline void store_tensor(const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t shared) {
+  BulkCopy copy = tensor_copy(map, start, shared);
+  if (copy.map.rank != rank) fail("a tensor copy of rank " + std::to_string(rank) + " was given another tensor map");
+  copy.group = thread->bulk_group;
+  issue_bulk_copy(copy);
+}
+
+inline void load_bytes(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
+  BulkCopy copy = {};
+  copy.loads = true;
+  copy.shared = shared;
+  copy.global = static_cast<unsigned char*>(const_cast<void*>(global));
+  copy.bytes = bytes;
+  copy.barrier = barrier;
+  issue_bulk_copy(copy);
+}
+
+inline void store_bytes(void* global, uint32_t shared, uint32_t bytes) {
+  BulkCopy copy = {};
+  copy.shared = shared;
+  copy.global = static_cast<unsigned char*>(global);
+  copy.bytes = bytes;
+  copy.owner = thread;
+  copy.group = thread->bulk_group;
+  issue_bulk_copy(copy);
+}
+
+inline void commit_stores() { ++thread->bulk_group; }
+
+// All but the last `allowed` committed groups of stores of this thread have read shared memory.
+inline void wait_for_stores(int allowed) {
+  const int before = thread->bulk_group - allowed;
+  auto& copies = block->bulk_copies;
+  const auto due = [&](const BulkCopy& c) { return !c.loads && c.owner == thread && c.group < before; };
+  for (const BulkCopy& copy : copies)
+    if (due(copy)) carry_out(copy);
+  copies.erase(std::remove_if(copies.begin(), copies.end(), due), copies.end());
+}
+
+}  // namespace emulator

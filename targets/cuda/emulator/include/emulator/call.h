@@ -1,0 +1,70 @@
+// Calls of kernels through TVM FFI: the values of the arguments, then those of the launch, as TVM's host code gives them.
+#pragma once
+#include <tvm/ffi/c_api.h>
+
+#include <initializer_list>
+#include <type_traits>
+
+#include "launch.h"
+
+namespace emulator {
+
+template <class Value>
+Value number(const TVMFFIAny& value) {
+  if (value.type_index == kTVMFFIInt || value.type_index == kTVMFFIBool) return Value(value.v_int64);
+  if (value.type_index == kTVMFFIFloat) return Value(value.v_float64);
+  throw std::invalid_argument("expects a number, got a value of TVM FFI type " + std::to_string(value.type_index));
+}
+
+inline void* address(const TVMFFIAny& value) {
+  if (value.type_index == kTVMFFINone) return nullptr;
+  if (value.type_index == kTVMFFIOpaquePtr) return value.v_ptr;
+  throw std::invalid_argument("expects an address, got a value of TVM FFI type " + std::to_string(value.type_index));
+}
+
+// One argument of a kernel: an address, a number, or a structure that host code gives the address of.
+template <class Type>
+Type argument(const TVMFFIAny& value) {
+  if constexpr (std::is_pointer_v<Type>) return static_cast<Type>(address(value));
+  else if constexpr (std::is_arithmetic_v<Type>) return number<Type>(value);
+  else return *static_cast<const Type*>(address(value));
+}
+
+inline void set_extent(Shape& shape, const std::string& tag, const TVMFFIAny& value) {
+  const int64_t extent = number<int64_t>(value);
+  if (extent < 0 || extent > 0xffffffffLL)
+    throw std::invalid_argument("cannot be launched: " + tag + " is " + std::to_string(extent));
+  if (tag == "tirx.use_dyn_shared_memory") {
+    shape.dynamic_bytes = size_t(extent);
+    return;
+  }
+  dim3& whole = tag.compare(0, 8, "blockIdx") ? shape.block : shape.grid;
+  (tag.back() == 'x' ? whole.x : tag.back() == 'y' ? whole.y : whole.z) = unsigned(extent);
+}
+
+inline Shape shape_of(std::initializer_list<const char*> tags, const TVMFFIAny* values) {
+  Shape shape;
+  for (const char* tag : tags) set_extent(shape, tag, *values++);
+  return shape;
+}
+
+// Runs `body`; its exception becomes the error of the FFI call, with the kernel's name.
+template <class Body>
+int32_t call(const char* kernel, Body body) {
+  try {
+    body();
+    return 0;
+  } catch (const std::exception& error) {
+    const std::string message = std::string("emulated kernel ") + kernel + ": " + error.what();
+    TVMFFIErrorSetRaisedFromCStr("RuntimeError", message.c_str());
+    return -1;
+  }
+}
+
+inline void expect_count(int32_t given, int32_t expected) {
+  if (given != expected)
+    throw std::invalid_argument("expects " + std::to_string(expected) + " values (arguments and launch), got " +
+                                std::to_string(given));
+}
+
+}  // namespace emulator

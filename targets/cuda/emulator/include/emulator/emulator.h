@@ -1,0 +1,14 @@
+// All of the emulator, in the order in which its parts build on one another.
+#pragma once
+#include "asynchronous.h"
+#include "barriers.h"
+#include "bits.h"
+#include "call.h"
+#include "cooperative_groups.h"
+#include "launch.h"
+#include "mathematics.h"
+#include "matrix.h"
+#include "memory.h"
+#include "shared_window.h"
+#include "vectors.h"
+#include "warp_votes.h"

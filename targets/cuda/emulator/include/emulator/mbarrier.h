@@ -1,0 +1,109 @@
+// mbarrier: a barrier in shared memory whose phase ends when all arrivals and all announced bytes are in.
+#pragma once
+#include "async_copy.h"
+
+namespace emulator {
+
+constexpr uint32_t most_arrivals = (1u << 15) - 1;
+
+// What the eight bytes hold. The hardware keeps its own layout secret.
+struct MemoryBarrier {
+  int32_t expected_bytes;
+  uint32_t pending : 15, arrivals : 15, phase : 1;
+};
+static_assert(sizeof(MemoryBarrier) == 8);
+
+// Arrivals that take place when the cp.async before them are complete.
+struct LateArrival {
+  Thread* owner;
+  uint32_t barrier;
+};
+
+inline MemoryBarrier& memory_barrier(uint32_t address, const char* instruction) {
+  expect_aligned(address, 8, instruction);
+  auto barrier = reinterpret_cast<MemoryBarrier*>(from_window(address, 8, instruction));
+  const auto& known = block->memory_barriers;
+  if (std::find(known.begin(), known.end(), address) == known.end())
+    fail(std::string(instruction) + ": byte " + std::to_string(address - window_start) +
+         " of shared memory holds no mbarrier that was initialised");
+  return *barrier;
+}
+
+inline void initialise_barrier(uint32_t address, uint32_t arrivals) {
+  expect_aligned(address, 8, "mbarrier.init");
+  if (!arrivals || arrivals > most_arrivals) fail("mbarrier.init: a count of " + std::to_string(arrivals));
+  auto barrier = reinterpret_cast<MemoryBarrier*>(from_window(address, 8, "mbarrier.init"));
+  *barrier = {0, arrivals, arrivals, 0};
+  block->memory_barriers.push_back(address);
+}
+
+inline void invalidate_barrier(uint32_t address) {
+  memory_barrier(address, "mbarrier.inval");
+  auto& known = block->memory_barriers;
+  known.erase(std::remove(known.begin(), known.end(), address), known.end());
+}
+
+// Where things complete early, a thread that was waiting goes on at once.
+inline void give_way_to_waiting(const void* on) {
+  if (!complete_early) return;
+  for (Thread& t : block->threads)
+    if (&t != thread && t.state == State::ready && t.waits_on == on) {
+      t.waits_on = nullptr;
+      run_thread(t);
+      return;
+    }
+}
+
+inline void end_phase_if_complete(MemoryBarrier& barrier) {
+  ++block->progress;
+  if (barrier.pending || barrier.expected_bytes) return;
+  barrier.phase ^= 1;
+  barrier.pending = barrier.arrivals;
+  wake_waiting_on(&barrier);
+  give_way_to_waiting(&barrier);
+}
+
+// Announces bytes and arrives; gives the phase that was arrived at.
+inline uint32_t arrive_at_memory_barrier(uint32_t address, uint32_t count, uint32_t bytes = 0) {
+  MemoryBarrier& barrier = memory_barrier(address, "mbarrier.arrive");
+  if (barrier.pending < count) fail("mbarrier.arrive: more arrivals than the mbarrier was initialised for");
+  const uint32_t phase = barrier.phase;
+  barrier.expected_bytes += int32_t(bytes);
+  barrier.pending -= count;
+  end_phase_if_complete(barrier);
+  return phase;
+}
+
+inline void expect_bytes(uint32_t address, uint32_t bytes) {
+  memory_barrier(address, "mbarrier.expect_tx").expected_bytes += int32_t(bytes);
+}
+
+inline void complete_bytes(uint32_t address, uint32_t bytes) {
+  MemoryBarrier& barrier = memory_barrier(address, "a copy's mbarrier");
+  barrier.expected_bytes -= int32_t(bytes);
+  end_phase_if_complete(barrier);
+}
+
+// Waits until the phase of this parity has ended.
+inline bool wait_for_phase(uint32_t address, uint32_t parity) {
+  MemoryBarrier& barrier = memory_barrier(address, "mbarrier.try_wait");
+  while (barrier.phase == (parity & 1)) wait(State::waiting, "an mbarrier", &barrier);
+  return true;
+}
+
+// Asks once; others run before the answer where it would be no.
+inline bool test_phase(uint32_t address, uint32_t parity) {
+  MemoryBarrier& barrier = memory_barrier(address, "mbarrier.test_wait");
+  if (barrier.phase == (parity & 1)) poll("mbarrier.test_wait");
+  return barrier.phase != (parity & 1);
+}
+
+// cp.async.mbarrier.arrive: without `counted`, the arrival is one more than the mbarrier was initialised for.
+inline void arrive_after_copies(uint32_t address, bool counted) {
+  MemoryBarrier& barrier = memory_barrier(address, "cp.async.mbarrier.arrive");
+  if (!counted) ++barrier.pending;
+  if (complete_early) arrive_at_memory_barrier(address, 1);
+  else block->late_arrivals.push_back({thread, address});
+}
+
+}  // namespace emulator

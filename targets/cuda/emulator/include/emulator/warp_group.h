@@ -1,0 +1,173 @@
+// wgmma: products of four warps whose operands lie in shared memory, carried out some time after they were issued.
+//
+// At the latest a product reads its operands and writes its sums when the warp group waits for it.
+#pragma once
+#include "bulk_copy.h"
+#include "matrix.h"
+
+namespace emulator {
+
+constexpr int group_threads = 128;
+constexpr int product_rows = 64;
+constexpr int most_columns = 256;
+
+// Where an operand lies, as the 64-bit descriptor says.
+struct OperandLayout {
+  uint32_t start, leading_bytes, stride_bytes;
+  uint32_t swizzle;  // as in a tensor map
+
+  explicit OperandLayout(uint64_t descriptor)
+      : start(uint32_t(descriptor & 0x3fff) << 4),
+        leading_bytes(uint32_t(descriptor >> 16 & 0x3fff) << 4),
+        stride_bytes(uint32_t(descriptor >> 32 & 0x3fff) << 4) {
+    constexpr uint32_t modes[] = {0, 3, 2, 1};  // of bits 62 and 63
+    swizzle = modes[descriptor >> 62];
+  }
+
+  // The address of byte `byte` along the depth in row `row` (of A) or column `row` (of B), both depth-major.
+  uint32_t address(int row, int byte) const {
+    const uint32_t eight = start + uint32_t(row / 8) * stride_bytes;
+    if (swizzle == 0) return eight + uint32_t(byte / 16) * leading_bytes + uint32_t(row % 8 * 16 + byte % 16);
+    const uint32_t row_bytes = 16u << swizzle;
+    return swizzled(eight + uint32_t(row % 8) * row_bytes + uint32_t(byte), swizzle);
+  }
+};
+
+struct Product {
+  void (*carry_out)(const Product&);
+  std::array<void*, group_threads> sums;  // of each thread, one behind the other
+  std::array<std::array<uint32_t, 4>, group_threads> a_registers;
+  uint64_t a, b;
+  bool a_in_registers, adds;
+  int columns, group;
+};
+
+struct WarpGroup {
+  std::vector<Product> pending;
+  int arrived = 0, group = 0;
+  const char* instruction = nullptr;
+  bool fenced = false;
+  Product next;
+};
+
+inline WarpGroup& warp_group() { return block->warp_groups[size_t(thread->linear / group_threads)]; }
+
+// All 128 threads carry `instruction` out together; `act` runs in the last one.
+template <class Act>
+void meet_group(const char* instruction, Act act) {
+  WarpGroup& group = warp_group();
+  if (size_t(thread->linear / group_threads + 1) * group_threads > block->threads.size())
+    fail(std::string(instruction) + ": needs a warp group of 128 threads");
+  if (group.arrived && strcmp(group.instruction, instruction))
+    fail(std::string("warps of one warp group diverged: some are at ") + group.instruction + ", some at " + instruction);
+  group.instruction = instruction;
+  if (++group.arrived < group_threads) return wait(State::waiting, instruction, &group);
+  group.arrived = 0;
+  act(group);
+  wake_waiting_on(&group);
+}
+
+// Row and column of sum `i` of a thread.
+inline int sum_row(int t, int i) { return t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8; }
+inline int sum_column(int t, int i) { return i / 4 * 8 + t % 4 * 2 + i % 2; }
+
+template <class Format, int depth>
+void read_operand(uint64_t descriptor, int rows, typename Format::Sum* values, int row_stride, int depth_stride) {
+  constexpr int bytes = 4 / Format::per_register;
+  const OperandLayout layout(descriptor);
+  for (int row = 0; row < rows; ++row)
+    for (int k = 0; k < depth; ++k) {
+      const unsigned char* element = from_window(layout.address(row, k * bytes), bytes, "wgmma");
+      expect_fenced(size_t(element - block->shared.base), bytes, "wgmma");
+      uint32_t bits = 0;
+      memcpy(&bits, element, bytes);
+      values[row * row_stride + k * depth_stride] = Format::element(bits, 0);
+    }
+}
+
+template <class Format, int depth>
+void read_a_registers(const Product& product, typename Format::Sum (&a)[product_rows][depth]) {
+  constexpr int width = Format::per_register;
+  for (int t = 0; t < group_threads; ++t)
+    for (int r = 0; r < 4; ++r)
+      for (int i = 0; i < width; ++i)
+        a[t / 32 * 16 + t % 32 / 4 + r % 2 * 8][(r / 2 * 4 + t % 4) * width + i] =
+            Format::element(product.a_registers[size_t(t)][size_t(r)], i);
+}
+
+template <class Format, int depth>
+void multiply_group(const Product& product) {
+  using Sum = typename Format::Sum;
+  static thread_local Sum a[product_rows][depth], b[depth][most_columns], d[product_rows][most_columns];
+  const int columns = product.columns;
+  if (product.a_in_registers) read_a_registers<Format, depth>(product, a);
+  else read_operand<Format, depth>(product.a, product_rows, &a[0][0], depth, 1);
+  read_operand<Format, depth>(product.b, columns, &b[0][0], 1, most_columns);
+  for (int t = 0; t < group_threads; ++t)
+    for (int i = 0; i < columns / 2; ++i)
+      d[sum_row(t, i)][sum_column(t, i)] = product.adds ? static_cast<Sum*>(product.sums[size_t(t)])[i] : Sum(0);
+  for (int row = 0; row < product_rows; ++row)
+    for (int k = 0; k < depth; ++k)
+      for (int column = 0; column < columns; ++column) d[row][column] += a[row][k] * b[k][column];
+  for (int t = 0; t < group_threads; ++t)
+    for (int i = 0; i < columns / 2; ++i)
+      static_cast<Sum*>(product.sums[size_t(t)])[i] = d[sum_row(t, i)][sum_column(t, i)];
+}
+
+inline void expect_same_operands(const WarpGroup& group, uint64_t a, uint64_t b, bool adds) {
+  if (group.arrived && (group.next.a != a || group.next.b != b || group.next.adds != adds))
+    fail("wgmma: the threads of a warp group give different descriptors or scales");
+}
+
+template <class Sum, size_t count>
+Sum* first_of(const std::array<Sum*, count>& sums) {
+  for (size_t i = 0; i < count; ++i)
+    if (sums[i] != sums[0] + i) fail("wgmma: the emulator wants sums one behind the other in one array");
+  return sums[0];
+}
+
+// Issues a product of 64 x depth by depth x columns. `a` is a descriptor, or four registers where it is an array.
+template <class Format, int depth, int columns, class A>
+void wgmma(std::array<typename Format::Sum*, columns / 2> sums, A a, uint64_t b, bool adds) {
+  constexpr bool in_registers = !std::is_integral_v<A>;
+  WarpGroup& group = warp_group();
+  if (!group.fenced) fail("wgmma.mma_async without a wgmma.fence before it");
+  Product& next = group.next;
+  uint64_t descriptor = 0;
+  if constexpr (in_registers) next.a_registers[size_t(thread->linear % group_threads)] = a;
+  else descriptor = a;
+  expect_same_operands(group, descriptor, b, adds);
+  next.carry_out = multiply_group<Format, depth>;
+  next.sums[size_t(thread->linear % group_threads)] = first_of(sums);
+  next.a = descriptor;
+  next.b = b;
+  next.a_in_registers = in_registers;
+  next.adds = adds;
+  next.columns = columns;
+  meet_group("wgmma.mma_async", [](WarpGroup& g) {
+    g.next.group = g.group;
+    if (complete_early) g.next.carry_out(g.next);
+    else g.pending.push_back(g.next);
+  });
+}
+
+inline void fence_products() {
+  meet_group("wgmma.fence", [](WarpGroup& group) { group.fenced = true; });
+}
+
+inline void commit_products() {
+  meet_group("wgmma.commit_group", [](WarpGroup& group) { ++group.group; });
+}
+
+inline void wait_for_products(int allowed) {
+  meet_group("wgmma.wait_group", [=](WarpGroup& group) {
+    size_t done = 0;
+    while (done < group.pending.size() && group.pending[done].group < group.group - allowed) {
+      group.pending[done].carry_out(group.pending[done]);
+      ++done;
+    }
+    group.pending.erase(group.pending.begin(), group.pending.begin() + long(done));
+  });
+}
+
+}  // namespace emulator

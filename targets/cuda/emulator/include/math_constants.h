@@ -1,0 +1,8 @@
+// Found in place of the CUDA toolkit's header of this name.
+#pragma once
+#include "emulator/emulator.h"
+
+#define CUDART_INF_F __builtin_inff()
+#define CUDART_INF __builtin_inf()
+#define CUDART_NAN_F __builtin_nanf("")
+#define CUDART_NAN __builtin_nan("")

@@ -1,0 +1,86 @@
+"""Finds inline assembly in CUDA C: the PTX text of a statement and the expressions that stand for its operands."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from moec.errors import UnsupportedError
+
+_STATEMENT = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
+_BEHIND = re.compile(r"(?:\s*;)?")
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_CONSTRAINT = re.compile(r'\s*"[=+]?\w+"\s*\(')
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\"}
+
+
+@dataclasses.dataclass(frozen=True)
+class InlineAssembly:
+    """One ``asm`` statement."""
+
+    text: str
+    """The PTX, with line ends instead of escapes."""
+    operands: tuple[str, ...]
+    """The C++ expression of each operand, outputs first: number ``n`` is ``%n`` in the text."""
+    begin: int
+    end: int
+    """Where the statement lies in the source, from ``asm`` to behind its semicolon."""
+
+
+def find_inline_assembly(source: str) -> Iterator[InlineAssembly]:
+    """Every ``asm`` statement of a source, in order. Raises UnsupportedError for one that cannot be read."""
+    position = 0
+    while found := _STATEMENT.search(source, position):
+        end = _closing(source, found.end())
+        text, *lists = _sections(source[found.end() : end])
+        operands = [operand for section in lists[:2] for operand in _operands(section)]
+        position = _BEHIND.match(source, end + 1).end()  # type: ignore[union-attr]
+        yield InlineAssembly(_unquoted(text), tuple(operands), found.start(), position)
+
+
+def _skip(source: str, position: int) -> int:
+    """The position behind the string or character at ``position``."""
+    string = _STRING.match(source, position)
+    return string.end() if string else position + 1
+
+
+def _closing(source: str, position: int) -> int:
+    """Where the parenthesis is closed that was opened before ``position``."""
+    depth = 1
+    while position < len(source):
+        depth += {"(": 1, ")": -1}.get(source[position], 0)
+        if depth == 0:
+            return position
+        position = _skip(source, position)
+    raise UnsupportedError("CUDA source: an asm statement is not closed; expected a parenthesis behind its operands")
+
+
+def _sections(statement: str) -> list[str]:
+    """What lies between the colons of a statement: text, outputs, inputs, clobbers."""
+    sections, begin, position, depth = [], 0, 0, 0
+    while position < len(statement):
+        character = statement[position]
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == ":" and depth == 0:
+            sections.append(statement[begin:position])
+            begin = position + 1
+        position = _skip(statement, position)
+    return [*sections, statement[begin:]]
+
+
+def _operands(section: str) -> Iterator[str]:
+    """The expressions of a list such as ``"=r"(a), "l"(&b[1])``."""
+    position = 0
+    while found := _CONSTRAINT.match(section, position):
+        end = _closing(section, found.end())
+        yield section[found.end() : end].strip()
+        position = end + 1
+        while position < len(section) and section[position] in ", \n\t":
+            position += 1
+
+
+def _unquoted(text: str) -> str:
+    """String literals side by side, as one text."""
+    joined = "".join(match[1] for match in _STRING.finditer(text))
+    return re.sub(r"\\.", lambda escape: _ESCAPES.get(escape[0], escape[0]), joined).replace("%%", "%")

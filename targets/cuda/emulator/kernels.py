@@ -1,0 +1,130 @@
+"""Finds the kernels of a CUDA source: names, parameters, launch bounds and static shared arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from moec.errors import UnsupportedError
+
+_KERNEL = re.compile(r'extern "C" __global__ void\s+((?:__\w+__\s*\([^()]*\)\s*)*)(\w+)\s*\(([^()]*)\)\s*\{')
+_MOST_THREADS = re.compile(r"__launch_bounds__\s*\(\s*(\d+)")
+_CLUSTER = re.compile(r"__cluster_dims__\s*\(([^()]*)\)")
+_QUALIFIERS = re.compile(r"__restrict__|__grid_constant__|\bconst\b(?=\s+__grid_constant__)")
+_STATIC_ARRAY = re.compile(
+    r"(?<!extern )__shared__\s+((?:alignas|__align__)\s*\(\d+\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*((?:\[[^\]]+\])+)\s*;"
+)
+_POOL = re.compile(r"extern __shared__\s+(?:(?:alignas|__align__)\s*\(\d+\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*\[\s*\]\s*;")
+_RED_ZONE_BYTES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticArray:
+    """An array in the shared memory of a kernel."""
+
+    type: str
+    name: str
+    extents: str
+    """As written: ``[8][32]``."""
+    alignment: str
+    """As written: ``alignas(64)``, or nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSource:
+    """One kernel of a source."""
+
+    name: str
+    parameters: tuple[tuple[str, str], ...]
+    """Type and name of each."""
+    most_threads: int
+    """As ``__launch_bounds__`` says; 0 where it says nothing."""
+    arrays: tuple[StaticArray, ...]
+    begin: int
+    end: int
+    """Where the definition lies in the source, up to the next one."""
+
+    @property
+    def arrays_type(self) -> str:
+        return f"{self.name}_static_arrays"
+
+    @property
+    def shared_bytes(self) -> str:
+        """The size of the static arrays, as C++."""
+        return f"sizeof({self.arrays_type})" if self.arrays else "0"
+
+    @property
+    def red_zones(self) -> str:
+        """The bytes behind each array that nobody may write, as C++."""
+        zones = (
+            f'{{offsetof({self.arrays_type}, behind_{i}), {_RED_ZONE_BYTES}, "{array.name}"}}'
+            for i, array in enumerate(self.arrays)
+        )
+        return "{" + ", ".join(zones) + "}"
+
+    def declare_arrays(self) -> str:
+        """The C++ structure that lays the static arrays out, each with a red zone behind it."""
+        if not self.arrays:
+            return ""
+        members = "".join(
+            f"  {array.alignment} {array.type} array_{i}{array.extents};\n"
+            f"  unsigned char behind_{i}[{_RED_ZONE_BYTES}];\n"
+            for i, array in enumerate(self.arrays)
+        )
+        return f"struct {self.arrays_type} {{\n{members}}};\n"
+
+
+def find_kernels(source: str) -> list[KernelSource]:
+    """The kernels defined in a source, in order. Raises UnsupportedError for one that needs a cluster of blocks."""
+    found = list(_KERNEL.finditer(source))
+    ends = [match.start() for match in found[1:]] + [len(source)]
+    kernels = []
+    for match, end in zip(found, ends, strict=True):
+        attributes, name, parameters = match.groups()
+        _refuse_clusters(name, attributes)
+        bounds = _MOST_THREADS.search(attributes)
+        arrays = (
+            StaticArray(array[2], array[3], array[4], array[1] or "")
+            for array in _STATIC_ARRAY.finditer(source, match.end(), end)
+        )
+        most_threads = int(bounds[1]) if bounds else 0
+        kernels.append(
+            KernelSource(name, tuple(_parameters(parameters)), most_threads, tuple(arrays), match.start(), end)
+        )
+    return kernels
+
+
+def place_shared_memory(source: str, kernels: list[KernelSource]) -> str:
+    """The source with every shared array bound to the emulated block's memory."""
+    parts, position = [], 0
+    for kernel in kernels:
+        parts.append(_pool(source[position : kernel.begin]))
+        parts.append(kernel.declare_arrays())
+        numbers = iter(range(len(kernel.arrays)))
+        body = _STATIC_ARRAY.sub(
+            lambda match, kernel=kernel, numbers=numbers: (  # type: ignore[misc]
+                f"auto& {match[3]} = emulator::static_arrays<{kernel.arrays_type}>().array_{next(numbers)};"
+            ),
+            source[kernel.begin : kernel.end],
+        )
+        parts.append(_pool(body))
+        position = kernel.end
+    return "".join([*parts, source[position:]])
+
+
+def _pool(source: str) -> str:
+    return _POOL.sub(r"\1* \2 = reinterpret_cast<\1*>(emulator::dynamic_pool());", source)
+
+
+def _parameters(text: str) -> list[tuple[str, str]]:
+    parameters = [" ".join(_QUALIFIERS.sub(" ", part).split()) for part in text.split(",") if part.strip()]
+    return [(type_.strip(), name) for type_, name in (re.fullmatch(r"(.*?)(\w+)", p).groups() for p in parameters)]
+
+
+def _refuse_clusters(name: str, attributes: str) -> None:
+    cluster = _CLUSTER.search(attributes)
+    if cluster and any(extent.strip() != "1" for extent in cluster[1].split(",")):
+        raise UnsupportedError(
+            f"kernel {name}: clusters of {cluster[1]} blocks are not emulated; expected blocks on their own; "
+            "run this kernel on a GPU"
+        )

@@ -1,0 +1,16 @@
+"""How a kernel is called: its name and what follows its arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One kernel of a CUDA source, as TVM's host code calls it."""
+
+    name: str
+    """The kernel's symbol in the source."""
+    tags: tuple[str, ...]
+    """What the values behind the kernel's arguments mean, in order, as in TVM's ``launch_param_tags``:
+    ``blockIdx.x`` is the grid's extent, ``threadIdx.x`` the block's, ``tirx.use_dyn_shared_memory`` bytes."""

@@ -1,0 +1,139 @@
+"""Builds the shared library that runs CUDA kernels on the processor."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Literal
+
+from moec.errors import MoecError, UnsupportedError
+from moec.runtime.machine import cpu_features, cpu_name
+from moec.targets.cuda.emulator.entry_points import entry_point
+from moec.targets.cuda.emulator.kernels import find_kernels, place_shared_memory
+from moec.targets.cuda.emulator.launch import Launch
+from moec.targets.cuda.emulator.translate import translate_assembly
+
+Completion = Literal["latest", "earliest"]
+
+_INCLUDE = pathlib.Path(__file__).parent / "include"
+_OPTIONS = (
+    # C++ as CUDA understands it; sums are not contracted, so that results are the same on every processor.
+    *("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv"),
+    *("-fno-delete-null-pointer-checks", "-fstack-clash-protection"),  # so that every bad access faults
+    *("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
+)
+_UNKNOWN_NAME = re.compile(r"error: '?([\w:]+)'? (?:was not declared|has not been declared|does not name a type)")
+_ERROR = re.compile(r"error: (.*)")
+
+
+def emulated_library(
+    source: str, launches: Sequence[Launch], *, completion: Completion = "latest", first_thread: int = 0
+) -> pathlib.Path:
+    """A shared library that exports every kernel under TVM FFI's C ABI as ``__tvm_ffi_<name>``.
+
+    ``tvm_ffi.load_module`` loads it; its functions take a kernel's arguments and then the values of its launch, as
+    those of TVM's CUDA module do. Asynchronous copies and products complete at the ``latest`` or the ``earliest``
+    moment that the hardware allows, and blocks start with ``first_thread``: a kernel whose result depends on either
+    lacks a barrier or a wait. Libraries are kept in the user's cache.
+
+    Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++.
+    """
+    translated = emulation_source(source, launches)
+    options = [*_OPTIONS, *_includes(), f"-DEMULATOR_FIRST_THREAD={first_thread}"]
+    if completion == "earliest":
+        options.append("-DEMULATOR_EARLIEST")
+    path = _cache_folder() / f"{_key(translated, options)}.so"
+    if not path.exists():
+        _compile(translated, options, path)
+    return path
+
+
+def emulation_source(source: str, launches: Sequence[Launch]) -> str:
+    """The C++ of a library: the CUDA source with its assembly replaced by models, and the entry points."""
+    kernels = find_kernels(source)
+    by_name = {kernel.name: kernel for kernel in kernels}
+    for launch in launches:
+        if launch.name not in by_name:
+            raise MoecError(
+                f"kernel {launch.name}: not defined in the CUDA source, which has {', '.join(by_name) or 'none'}; "
+                "give the launches of the same module"
+            )
+    body = translate_assembly(place_shared_memory(source, kernels))
+    return body + "".join(entry_point(by_name[launch.name], launch) for launch in launches)
+
+
+def _includes() -> list[str]:
+    from tvm_ffi import libinfo
+
+    folders = dict.fromkeys([str(_INCLUDE), libinfo.find_include_path(), libinfo.find_dlpack_include_path()])
+    return [f"-I{folder}" for folder in folders]
+
+
+@functools.cache
+def _headers() -> bytes:
+    """What decides how a source is emulated, beside the source."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in _INCLUDE.rglob("*") if path.is_file()):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def _key(translated: str, options: Sequence[str]) -> str:
+    processor = json.dumps([platform.machine(), cpu_name(), sorted(cpu_features())])
+    text = "\0".join([translated, processor, *options])
+    return hashlib.sha256(_headers() + text.encode()).hexdigest()[:24]
+
+
+def _cache_folder() -> pathlib.Path:
+    """``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    folder = pathlib.Path(cache) if cache and os.path.isabs(cache) else pathlib.Path.home() / ".cache"
+    return folder / "moec" / "emulator"
+
+
+def _compile(translated: str, options: Sequence[str], path: pathlib.Path) -> None:
+    """Build aside and rename, so that a library is complete before it has its name."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise MoecError("g++ was not found; the CUDA emulator needs it to compile kernels: install a C++ compiler")
+    from tvm_ffi import libinfo
+
+    runtime = pathlib.Path(libinfo.find_libtvm_ffi())
+    aside = path.with_name(f"{path.stem}-{secrets.token_hex(6)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.with_suffix(".cpp").write_text(translated, encoding="utf-8")
+        command = [compiler, *options, "-include", "emulator/emulator.h", str(aside.with_suffix(".cpp"))]
+        command += ["-o", str(aside.with_suffix(".so")), str(runtime)]
+        environment = {**os.environ, "LC_ALL": "C"}  # messages with plain quotes
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode != 0:
+            raise _compile_error(done.stderr)
+        aside.with_suffix(".so").replace(path)
+    except OSError as error:
+        raise MoecError(f"{path}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME") from error
+    finally:
+        aside.with_suffix(".cpp").unlink(missing_ok=True)
+        aside.with_suffix(".so").unlink(missing_ok=True)
+
+
+def _compile_error(messages: str) -> MoecError:
+    if unknown := _UNKNOWN_NAME.search(messages):
+        return UnsupportedError(
+            f"CUDA function or type {unknown[1]}: the emulator has no model of it; expected one that is defined in "
+            "targets/cuda/emulator/include; write a model, or run this kernel on a GPU"
+        )
+    first = _ERROR.search(messages)
+    return UnsupportedError(
+        f"the CUDA source does not compile for emulation: {first[1] if first else messages.strip()[-500:]}; "
+        "expected CUDA C as TVM generates it"
+    )

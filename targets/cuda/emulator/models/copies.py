@@ -1,0 +1,30 @@
+"""Asynchronous copies of single threads from global to shared memory."""
+
+from __future__ import annotations
+
+from moec.targets.cuda.emulator.instructions import model
+
+
+@model(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\d+B)?")
+def _copy(match, destination: str, source: str, count: str, read: str | None = None) -> str:
+    return f"emulator::issue_copy({destination}, (const void*)({source}), {count}, {read or count})"
+
+
+@model(r"cp\.async\.commit_group")
+def _commit(match) -> str:
+    return "emulator::commit_copies()"
+
+
+@model(r"cp\.async\.wait_group")
+def _wait(match, allowed: str) -> str:
+    return f"emulator::wait_for_copies({allowed})"
+
+
+@model(r"cp\.async\.wait_all")
+def _wait_for_all(match) -> str:
+    return "emulator::wait_for_all_copies()"
+
+
+@model(r"fence\.proxy\.async(?:\.shared::cta|\.global)?")
+def _fence(match) -> str:
+    return "emulator::fence_for_asynchronous_proxy()"

@@ -1,0 +1,120 @@
+"""Combine: what the experts made of a token, weighted and summed in the order of the token's slots.
+
+Every thread has one column of one token, and every sum one fixed order: no atomics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
+
+THREADS = 256
+
+
+def why_not(*dtypes: str) -> str | None:
+    """The reason why the kernels of this file cannot load or store tensors of these types, or None."""
+    for dtype in dtypes:
+        if dtype not in STORAGE_TYPES:
+            return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
+    return None
+
+
+def _blocks_per_row(width: int) -> int:
+    return -(-width // THREADS)
+
+
+def combine(
+    experts: int,
+    width: int,
+    dtype: str,
+    *,
+    weighted: bool,
+    identity_experts: int = 0,
+    weight_dtype: str = "float32",
+    pair_dtype: str = "float32",
+) -> tirx.PrimFunc:
+    """``(x[T, width], weights[T, k], experts[T, k], pairs[T * k, width], y[T, width])``; T may be 0.
+
+    ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``; an id in
+    [E, E + identity_experts) adds the token itself times its routing weight; any other id adds nothing. Sums are
+    float32.
+    """
+    E, blocks = experts, _blocks_per_row(width)
+
+    @T.inline
+    def add(total, chosen, weights, pairs, x, token, slot, slots, column):
+        expert: T.let = chosen[token, slot]
+        weight: T.let = T.cast(weights[token, slot], "float32")
+        if T.And(expert >= 0, expert < E):
+            value: T.let = T.cast(pairs[T.cast(token * slots + slot, "int64"), column], "float32")
+            total[0] = total[0] + (weight * value if weighted else value)
+        if identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
+            if T.And(expert >= E, expert < E + identity_experts):
+                total[0] = total[0] + weight * T.cast(x[T.cast(token, "int64"), column], "float32")
+
+    @T.prim_func
+    def kernel(
+        x_handle: T.handle,
+        weights_handle: T.handle,
+        experts_handle: T.handle,
+        pairs_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        slots = T.int32()
+        P = T.int32()
+        x = T.match_buffer(x_handle, (tokens, width), dtype)
+        weights = T.match_buffer(weights_handle, (tokens, slots), weight_dtype)
+        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        pairs = T.match_buffer(pairs_handle, (P, width), pair_dtype)
+        y = T.match_buffer(y_handle, (tokens, width), dtype)
+        T.device_entry()
+        index = T.cta_id([T.max(tokens, 1) * blocks])
+        thread = T.thread_id([THREADS])
+        token: T.let = index // blocks
+        column: T.let = index % blocks * THREADS + thread
+        total = T.alloc_local((1,), "float32")
+        if T.And(token < tokens, column < width):
+            total[0] = T.float32(0)
+            for slot in T.serial(slots):
+                add(total, chosen, weights, pairs, x, token, slot, slots, column)
+            y[T.cast(token, "int64"), column] = T.cast(total[0], dtype)
+
+    return kernel
+
+
+def separate(experts: int, width: int, dtype: str, *, pair_dtype: str = "float32") -> tirx.PrimFunc:
+    """``(experts[T, k], pairs[T * k, width], y[T, k, width])``: the results of all pairs, not summed; zero where the id
+    is not an expert."""
+    E, blocks = experts, _blocks_per_row(width)
+
+    @T.prim_func
+    def kernel(experts_handle: T.handle, pairs_handle: T.handle, y_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        slots = T.int32()
+        P = T.int32()
+        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        pairs = T.match_buffer(pairs_handle, (P, width), pair_dtype)
+        y = T.match_buffer(y_handle, (tokens, slots, width), dtype)
+        T.device_entry()
+        index = T.cta_id([T.max(tokens * slots, 1) * blocks])
+        thread = T.thread_id([THREADS])
+        pair: T.let = index // blocks
+        column: T.let = index % blocks * THREADS + thread
+        value = T.alloc_local((1,), "float32")
+        if T.And(pair < tokens * slots, column < width):
+            token: T.let = T.truncdiv(pair, slots)
+            slot: T.let = T.truncmod(pair, slots)
+            expert: T.let = chosen[token, slot]
+            value[0] = T.float32(0)
+            if T.And(expert >= 0, expert < E):
+                value[0] = T.cast(pairs[T.cast(pair, "int64"), column], "float32")
+            y[T.cast(token, "int64"), slot, column] = T.cast(value[0], dtype)
+
+    return kernel

@@ -1,0 +1,133 @@
+"""Dispatch: sort the (token, slot) pairs by expert and pad each expert's rows to whole blocks.
+
+A stable counting sort in one block of threads, see :mod:`.ordered_walk`: the result is unique, and the host need not
+wait to know sizes. Arrays have the length of an upper bound, and ``block_count`` says how much of them is in use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.launch import ALL_LANES, ATTRIBUTES, WARP
+from moec.targets.cuda.kernels.ordered_walk import (
+    Walk,
+    clear_counts,
+    start_after_earlier_warps,
+    walk_in_order,
+    warps_for,
+)
+
+PADDING = -1
+"""Stands in ``sorted_pairs`` where a block has no more rows."""
+
+
+def why_not(experts: int) -> str | None:
+    """The reason why :func:`dispatch` cannot sort by so many experts, or None."""
+    if warps_for(experts) == 0:
+        return f"{experts} experts; the counts of one warp have to fit into shared memory"
+    return None
+
+
+def most_blocks(experts: int, pairs: Any, block_rows: int) -> Any:
+    """The largest number of blocks there can be, at least 1; ``pairs`` may be a number or an int64 expression."""
+    if isinstance(pairs, int):
+        return max(min(pairs, (pairs + experts * (block_rows - 1)) // block_rows), 1)
+    padded = (pairs + T.int64(experts * (block_rows - 1))) // T.int64(block_rows)
+    return T.max(T.min(pairs, padded), T.int64(1))
+
+
+@T.inline
+def _scan_blocks(experts, block_rows, lane, totals, first_block):
+    """``first_block[e]``: how many blocks the experts before e have, by one warp; at [E] stands their sum."""
+    blocks = T.alloc_local((1,), "int32")
+    carry = T.alloc_local((1,), "int32")
+    carry[0] = 0
+    for step in T.serial(-(-experts // WARP)):
+        expert: T.let = step * WARP + lane
+        blocks[0] = 0
+        if expert < experts:
+            blocks[0] = (totals[expert] + (block_rows - 1)) // block_rows
+        own: T.let = blocks[0]
+        for level in T.unroll(5):
+            lower: T.let = T.cuda.__shfl_up_sync(T.uint32(ALL_LANES), blocks[0], 1 << level, WARP)
+            if lane >= (1 << level):
+                blocks[0] = blocks[0] + lower
+        if expert < experts:
+            first_block[expert] = carry[0] + blocks[0] - own
+        carry[0] = carry[0] + T.cuda.__shfl_sync(T.uint32(ALL_LANES), blocks[0], WARP - 1, WARP)
+    if lane == 0:
+        first_block[experts] = carry[0]
+
+
+@T.inline
+def _describe_blocks(experts, threads, thread, first_block, block_experts, block_count):
+    for step in T.serial(-(-experts // threads)):
+        expert: T.let = step * threads + thread
+        if expert < experts:
+            for block in T.serial(first_block[expert + 1] - first_block[expert]):
+                block_experts[first_block[expert] + block] = expert
+    if thread == 0:
+        block_count[0] = first_block[experts]
+
+
+def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
+    """``(experts[T, k], sorted_pairs[P], block_experts[B], block_count[1])``, all int32.
+
+    Each of the first ``block_count`` blocks is ``block_rows`` places of ``sorted_pairs`` and belongs to expert
+    ``block_experts[b]``: its pairs ``t * k + slot`` in their order, and then :data:`PADDING`. What lies behind the last
+    block is not written. Ids outside [0, E) belong to no expert. T may be 0. B is at least :func:`most_blocks`, and P
+    is ``B * block_rows``.
+    """
+    E, warps = experts, warps_for(experts)
+    threads = warps * WARP
+
+    @T.prim_func
+    def kernel(experts_handle: T.handle, pairs_handle: T.handle, blocks_handle: T.handle, count_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        slots = T.int32()
+        P = T.int32()
+        B = T.int32()
+        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        sorted_pairs = T.match_buffer(pairs_handle, (P,), "int32")
+        block_experts = T.match_buffer(blocks_handle, (B,), "int32")
+        block_count = T.match_buffer(count_handle, (1,), "int32")
+        T.device_entry()
+        _block = T.cta_id([1])
+        thread = T.thread_id([threads])
+        counts = T.alloc_shared((warps, E), "int32")
+        totals = T.alloc_shared((E,), "int32")
+        first_block = T.alloc_shared((E + 1,), "int32")
+        warp: T.let = thread // WARP
+        lane: T.let = thread % WARP
+        pairs: T.let = tokens * slots
+        share: T.let = (pairs + (warps - 1)) // warps
+        first: T.let = T.min(warp * share, pairs)
+        end: T.let = T.min(first + share, pairs)
+        walk = T.meta_var(Walk(E, warps, counts, warp, lane, first, end))
+
+        @T.inline
+        def count(pair, expert, rank):
+            T.evaluate(0)
+
+        @T.inline
+        def place(pair, expert, rank):
+            sorted_pairs[first_block[expert] * block_rows + rank] = pair
+
+        clear_counts(walk)
+        walk_in_order(walk, lambda pair: chosen[T.truncdiv(pair, slots), T.truncmod(pair, slots)], count)
+        start_after_earlier_warps(walk, thread, totals)
+        if warp == 0:
+            _scan_blocks(E, block_rows, lane, totals, first_block)
+        T.cuda.cta_sync()
+        _describe_blocks(E, threads, thread, first_block, block_experts, block_count)
+        for step in T.serial(T.ceildiv(first_block[E] * block_rows, threads)):
+            if step * threads + thread < first_block[E] * block_rows:
+                sorted_pairs[step * threads + thread] = PADDING
+        T.cuda.cta_sync()
+        walk_in_order(walk, lambda pair: chosen[T.truncdiv(pair, slots), T.truncmod(pair, slots)], place)
+
+    return kernel

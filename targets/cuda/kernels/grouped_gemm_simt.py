@@ -1,0 +1,181 @@
+"""Grouped matrix product without tensor cores: any size, any storage, exact float32 products.
+
+A block of threads computes one block of rows times :data:`COLUMNS` columns. Panels of :data:`DEPTH` inputs of the rows
+and of the matrix pass through shared memory, in float32, the input outermost, so that a thread reads neighbouring
+numbers. The 16 x 16 threads each keep a tile of sums in registers: every 16th row and every 16th column, or, where the
+product is gated, the gate and the up column of every 16th hidden unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.grouped_problem import GATE_GROUP, GroupedProblem, Operands, grouped_kernel
+
+COLUMNS = 64
+"""Columns of a tile, those of gate and up both counted."""
+DEPTH = 16
+"""Inputs of a panel."""
+SIDE = 16
+"""Threads along the rows and along the columns of a tile."""
+THREADS = SIDE * SIDE
+_PADDING = 1
+"""Numbers behind each line of a panel: threads that store neighbouring inputs of a row then hit different banks."""
+
+
+def why_not(problem: GroupedProblem) -> str | None:
+    """The reason why :func:`grouped_gemm_simt` cannot compute the problem, or None."""
+    if problem.block_rows % SIDE:
+        return f"blocks of {problem.block_rows} rows; a tile has {SIDE} threads along its rows"
+    return problem.why_not_stored()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+    """What a block of threads knows of its tile. ``thread_row`` and ``thread_column`` say where this thread stands."""
+
+    operands: Operands
+    block: Any
+    expert: Any
+    first_column: Any
+    thread: Any
+    thread_row: Any
+    thread_column: Any
+
+    @property
+    def problem(self) -> GroupedProblem:
+        return self.operands.problem
+
+    @property
+    def rows_per_thread(self) -> int:
+        return self.problem.block_rows // SIDE
+
+    @property
+    def columns_per_thread(self) -> int:
+        return COLUMNS // SIDE
+
+    def row(self, i: Any) -> Any:
+        """The ``i``-th row of this thread."""
+        return self.thread_row + i * SIDE
+
+    def column(self, j: Any) -> Any:
+        """The ``j``-th column of this thread within the tile; where gated, even j are gates, odd ones up."""
+        if not self.problem.gated:
+            return self.thread_column + j * SIDE
+        unit = self.thread_column + j // 2 * SIDE
+        return unit // GATE_GROUP * (2 * GATE_GROUP) + unit % GATE_GROUP + j % 2 * GATE_GROUP
+
+    def finished(self, total: Any, factor: Any, j: Any) -> Any:
+        """The ``j``-th sum of a row of this thread as it goes into the epilogue."""
+        return self.operands.finished(total, factor, self.expert, self.first_column + self.column(j))
+
+    def output(self, j: Any) -> Any:
+        """Which output the ``j``-th sum (or pair of sums) of a row of this thread is."""
+        first = self.first_column // 2 if self.problem.gated else self.first_column
+        return first + self.thread_column + j * SIDE
+
+
+@T.inline
+def _find_sources(tile, sources):
+    """Rows of the input that this thread copies into panels; negative for padding."""
+    for i in T.unroll(tile.problem.block_rows * DEPTH // THREADS):
+        row: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
+        pair: T.let = tile.operands.pair(tile.block, row)
+        sources[i] = T.int64(-1)
+        if pair >= 0:
+            sources[i] = tile.operands.source(pair, tile.block, row)
+
+
+@T.inline
+def _load_panels(tile, first_input, sources, row_panel, column_panel):
+    """Zeros stand for padding rows, and for inputs and columns that there are not."""
+    operands, problem = T.meta_var(tile.operands), T.meta_var(tile.problem)
+    depth: T.let = tile.thread % DEPTH
+    for i in T.unroll(problem.block_rows * DEPTH // THREADS):
+        row: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
+        row_panel[depth, row] = T.float32(0)
+        if T.And(sources[i] >= T.int64(0), first_input + depth < problem.inner):
+            row_panel[depth, row] = T.cast(operands.rows[sources[i], first_input + depth], "float32")
+    for i in T.unroll(COLUMNS * DEPTH // THREADS):
+        column: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
+        column_panel[depth, column] = T.float32(0)
+        if T.And(tile.first_column + column < problem.columns, first_input + depth < problem.inner):
+            column_panel[depth, column] = T.cast(
+                operands.matrix[T.cast(tile.expert, "int64"), tile.first_column + column, first_input + depth],
+                "float32",
+            )
+
+
+@T.inline
+def _multiply_panels(tile, row_panel, column_panel, sums):
+    left = T.alloc_local((tile.rows_per_thread,), "float32")
+    right = T.alloc_local((tile.columns_per_thread,), "float32")
+    for depth in T.unroll(DEPTH):
+        for i in T.unroll(tile.rows_per_thread):
+            left[i] = row_panel[depth, tile.row(i)]
+        for j in T.unroll(tile.columns_per_thread):
+            right[j] = column_panel[depth, tile.column(j)]
+        for i in T.unroll(tile.rows_per_thread):
+            for j in T.unroll(tile.columns_per_thread):
+                sums[i, j] = sums[i, j] + left[i] * right[j]
+
+
+@T.inline
+def _store(tile, epilogue, sums):
+    operands, problem = T.meta_var(tile.operands), T.meta_var(tile.problem)
+    for i in T.unroll(tile.rows_per_thread):
+        pair: T.let = operands.pair(tile.block, tile.row(i))
+        if pair >= 0:
+            row: T.let = operands.destination(pair, tile.block, tile.row(i))
+            factor: T.let = operands.factor(pair)
+            if problem.gated:
+                for j in T.unroll(tile.columns_per_thread // 2):
+                    if tile.output(j) < problem.width:
+                        gate: T.let = tile.finished(sums[i, 2 * j], factor, 2 * j)
+                        up: T.let = tile.finished(sums[i, 2 * j + 1], factor, 2 * j + 1)
+                        operands.out[row, tile.output(j)] = T.cast(epilogue(gate, up), problem.out_dtype)
+            else:
+                for j in T.unroll(tile.columns_per_thread):
+                    if tile.output(j) < problem.width:
+                        total: T.let = tile.finished(sums[i, j], factor, j)
+                        operands.out[row, tile.output(j)] = T.cast(epilogue(total), problem.out_dtype)
+
+
+def grouped_gemm_simt(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
+    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`. ``epilogue`` turns float32 sums
+    into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
+    tiles = -(-problem.columns // COLUMNS)
+
+    @T.inline
+    def body(operands):
+        index = T.cta_id([T.max(operands.blocks, 1) * tiles])
+        thread = T.thread_id([THREADS])
+        row_panel = T.alloc_shared((DEPTH, problem.block_rows + _PADDING), "float32")
+        column_panel = T.alloc_shared((DEPTH, COLUMNS + _PADDING), "float32")
+        # All tiles of a block of rows, then those of the next block, which often has the same expert.
+        block: T.let = index // tiles
+        first_column: T.let = index % tiles * COLUMNS
+        thread_row: T.let = thread // SIDE
+        thread_column: T.let = thread % SIDE
+        if block < operands.block_count[0]:
+            expert: T.let = operands.block_experts[block]
+            tile = T.meta_var(_Tile(operands, block, expert, first_column, thread, thread_row, thread_column))
+            sources = T.alloc_local((problem.block_rows * DEPTH // THREADS,), "int64")
+            sums = T.alloc_local((tile.rows_per_thread, tile.columns_per_thread), "float32")
+            _find_sources(tile, sources)
+            for i in T.unroll(tile.rows_per_thread):
+                for j in T.unroll(tile.columns_per_thread):
+                    sums[i, j] = T.float32(0)
+            for panel in T.serial(-(-problem.inner // DEPTH)):
+                _load_panels(tile, panel * DEPTH, sources, row_panel, column_panel)
+                T.cuda.cta_sync()
+                _multiply_panels(tile, row_panel, column_panel, sums)
+                T.cuda.cta_sync()
+            _store(tile, epilogue, sums)
+
+    return grouped_kernel(problem, body)

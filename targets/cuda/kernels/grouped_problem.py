@@ -1,0 +1,161 @@
+"""Grouped matrix product: every block of rows times the weights of its own expert.
+
+``out[r] = epilogue(rows[r] @ matrix[e].T + bias[e])`` for the rows r of every block of expert e. :mod:`.dispatch` says
+which pairs (token, slot) the rows of a block are. Rows come from one of two places and results go to one of two:
+
+===========  =============================================  ==========================================================
+             rows                                           results
+===========  =============================================  ==========================================================
+pairs        ``gathered``: the token's row, ``pair // k``   ``scattered``: the pair's own row, T * k of them
+blocks       row r of the array is place r of the blocks    place r of the blocks
+===========  =============================================  ==========================================================
+
+Places of blocks that are padding are neither read nor written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
+
+GATE_GROUP = 8
+"""Rows of a gated matrix are 8 of the gate, then the 8 of up that belong to them, and so on: both sums of a hidden unit
+are then in the registers of one thread, also where tensor cores compute them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedProblem:
+    """Static facts of a grouped product.
+
+    ``inner`` counts the inputs of a row, ``width`` its outputs: rows of the matrix, or hidden units where a gate row
+    and an up row make one output (``gated``). ``weighted``: a row is multiplied by its pair's routing weight first.
+    ``dtype`` is how rows are stored, sums are float32.
+    """
+
+    experts: int
+    inner: int
+    width: int
+    block_rows: int
+    gated: bool = False
+    gathered: bool = False
+    scattered: bool = False
+    weighted: bool = False
+    dtype: str = "float32"
+    matrix_dtype: str = "float32"
+    out_dtype: str = "float32"
+    routing_dtype: str = "float32"
+
+    @property
+    def columns(self) -> int:
+        """Rows of the matrix of one expert: columns of the product, gate and up side by side in groups."""
+        return 2 * -(-self.width // GATE_GROUP) * GATE_GROUP if self.gated else self.width
+
+    def why_not_stored(self) -> str | None:
+        """The reason why kernels cannot load or store this, or None."""
+        for dtype in (self.dtype, self.matrix_dtype, self.out_dtype, self.routing_dtype):
+            if dtype not in STORAGE_TYPES:
+                return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Operands:
+    """The tensors of a grouped product; see :func:`grouped_kernel`."""
+
+    problem: GroupedProblem
+    rows: Any
+    matrix: Any
+    bias: Any
+    weights: Any
+    sorted_pairs: Any
+    block_experts: Any
+    block_count: Any
+    out: Any
+    slots: Any
+    blocks: Any
+
+    def pair(self, block: Any, row: Any) -> Any:
+        """The pair at a row of a block; negative for padding."""
+        return self.sorted_pairs[block * self.problem.block_rows + row]
+
+    def source(self, pair: Any, block: Any, row: Any) -> Any:
+        """The row of ``rows`` for that pair, int64."""
+        place = T.truncdiv(pair, self.slots) if self.problem.gathered else block * self.problem.block_rows + row
+        return T.cast(place, "int64")
+
+    def destination(self, pair: Any, block: Any, row: Any) -> Any:
+        """The row of ``out`` for that pair, int64."""
+        place = pair if self.problem.scattered else block * self.problem.block_rows + row
+        return T.cast(place, "int64")
+
+    def factor(self, pair: Any) -> Any:
+        """What the sums of a pair are multiplied by: a row times its weight has sums times that weight."""
+        if not self.problem.weighted:
+            return T.float32(1)
+        return T.cast(self.weights[T.truncdiv(pair, self.slots), T.truncmod(pair, self.slots)], "float32")
+
+    def finished(self, total: Any, factor: Any, expert: Any, column: Any) -> Any:
+        """A sum with factor and bias, as it goes into the epilogue."""
+        return (total * factor if self.problem.weighted else total) + self.bias[expert, column]
+
+
+def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
+    """``(rows[R, inner], matrix[E, columns, inner], bias[E, columns], weights[T, k], sorted_pairs[P],
+    block_experts[B], block_count[1], out[Q, width])``, whose code for the device the macro ``body(operands)`` emits.
+
+    R is T where rows are gathered and P where not, Q is T * k where results are scattered and P where not. Bias is
+    float32; the weights are read only where the problem is weighted. All sizes but E, inner and width are dynamic.
+    """
+    E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
+
+    @T.prim_func
+    def kernel(
+        rows_handle: T.handle,
+        matrix_handle: T.handle,
+        bias_handle: T.handle,
+        weights_handle: T.handle,
+        pairs_handle: T.handle,
+        blocks_handle: T.handle,
+        count_handle: T.handle,
+        out_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        R = T.int32()
+        tokens = T.int32()
+        slots = T.int32()
+        P = T.int32()
+        B = T.int32()
+        Q = T.int32()
+        rows = T.match_buffer(rows_handle, (R, inner), problem.dtype)
+        matrix = T.match_buffer(matrix_handle, (E, columns, inner), problem.matrix_dtype)
+        bias = T.match_buffer(bias_handle, (E, columns), "float32")
+        weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
+        sorted_pairs = T.match_buffer(pairs_handle, (P,), "int32")
+        block_experts = T.match_buffer(blocks_handle, (B,), "int32")
+        block_count = T.match_buffer(count_handle, (1,), "int32")
+        out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
+        T.device_entry()
+        body(
+            Operands(
+                problem, rows, matrix, bias, weights, sorted_pairs, block_experts, block_count, out, slots, B
+            )
+        )
+
+    return kernel
+
+
+def interleave(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Gate and up rows [..., width, inner] (or biases [..., width, 1]) in the order of a gated matrix, zeros behind the
+    last unit: [..., columns, inner]."""
+    *batch, width, inner = gate.shape
+    groups = -(-width // GATE_GROUP)
+    both = np.zeros((*batch, 2, groups * GATE_GROUP, inner), gate.dtype)
+    both[..., 0, :width, :], both[..., 1, :width, :] = gate, up
+    grouped = both.reshape(*batch, 2, groups, GATE_GROUP, inner)
+    return np.ascontiguousarray(np.moveaxis(grouped, -4, -3)).reshape(*batch, 2 * groups * GATE_GROUP, inner)

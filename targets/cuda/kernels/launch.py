@@ -1,0 +1,24 @@
+"""What all kernels written for threads share: sizes of warps, attributes, and grids that are never empty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+WARP = 32
+"""Threads of a warp."""
+ALL_LANES = 0xFFFFFFFF
+"""The mask of warp instructions that all lanes take part in."""
+SHARED_BYTES = 48 * 1024
+"""Shared memory that every block may have without asking for more."""
+ATTRIBUTES = {"tirx.is_scheduled": True, "tirx.noalias": True}
+"""Of every kernel: no schedule changes it, and its tensors do not overlap."""
+STORAGE_TYPES = ("float32", "float16", "bfloat16")
+"""Element types that kernels load and store; they compute in float32."""
+
+
+def blocks_for(items: Any, per_block: int) -> Any:
+    """Blocks of a grid for ``items`` (int32): at least one, for CUDA launches no empty grid. Kernels check what is
+    theirs."""
+    return T.max(T.ceildiv(items, per_block), 1)

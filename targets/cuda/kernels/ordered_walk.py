@@ -1,0 +1,106 @@
+"""How a block of threads walks a sequence of expert ids in order, without atomics.
+
+Every warp owns a contiguous part of the sequence and looks at 32 ids at a time, one per lane. A first walk counts the
+ids of each expert per warp; a prefix sum over the warps says how many come before a warp's own; a second walk then
+knows for every id its rank: how many equal ones come before it in the sequence. Nothing depends on timing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.launch import ALL_LANES, SHARED_BYTES, WARP
+
+_MOST_WARPS = 32
+_COUNT_BYTES = SHARED_BYTES - 16 * 1024
+"""Shared memory for the counts; the rest is for the kernels that walk."""
+
+
+def warps_for(experts: int) -> int:
+    """Warps of the block: as many as there can be, whose counts fit into shared memory. 0 if not even one."""
+    warps = _MOST_WARPS
+    while warps and warps * experts * 4 > _COUNT_BYTES:
+        warps //= 2
+    return warps
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """``counts`` [warps, E] (shared, int32); ``first`` and ``end`` are the warp's part of the sequence."""
+
+    experts: int
+    warps: int
+    counts: Any
+    warp: Any
+    lane: Any
+    first: Any
+    end: Any
+
+    def is_expert(self, expert: Any) -> Any:
+        """Ids outside [0, E), such as -1, belong to no expert."""
+        return T.And(expert >= 0, expert < self.experts)
+
+
+@T.inline
+def clear_counts(walk):
+    for step in T.serial(-(-walk.experts // WARP)):
+        if step * WARP + walk.lane < walk.experts:
+            walk.counts[walk.warp, step * WARP + walk.lane] = 0
+    T.cuda.warp_sync()
+
+
+@T.inline
+def rank_in_warp(walk, expert, same, before, number):
+    """``before``: how many lower lanes have the same expert; ``number``: how many lanes have. The lanes whose bits
+    agree with this one's are found bit by bit; a lane without an expert has E, which is no id."""
+    same[0] = T.uint32(ALL_LANES)
+    for bit in T.unroll(walk.experts.bit_length()):
+        mine: T.let = (expert[0] >> bit) & 1
+        ones: T.let = T.cuda.ballot_sync(T.uint32(ALL_LANES), mine)
+        same[0] = same[0] & T.Select(mine == 1, ones, ~ones)
+    before[0] = T.cast(T.popcount(same[0] & ((T.uint32(1) << T.cast(walk.lane, "uint32")) - T.uint32(1))), "int32")
+    number[0] = T.cast(T.popcount(same[0]), "int32")
+
+
+@T.inline
+def walk_in_order(walk, id_at, visit):
+    """``visit(place, expert, rank)`` for every place of the warp's part whose id, ``id_at(place)``, is an expert;
+    rank is what the counts say plus the equal ids before it in this walk, and the counts go up by those met."""
+    expert = T.alloc_local((1,), "int32")
+    same = T.alloc_local((1,), "uint32")
+    before = T.alloc_local((1,), "int32")
+    number = T.alloc_local((1,), "int32")
+    for step in T.serial(T.ceildiv(walk.end - walk.first, WARP)):
+        place: T.let = walk.first + step * WARP + walk.lane
+        expert[0] = walk.experts
+        if place < walk.end:
+            expert[0] = id_at(place)
+            if T.Not(walk.is_expert(expert[0])):
+                expert[0] = walk.experts
+        rank_in_warp(walk, expert, same, before, number)
+        if expert[0] < walk.experts:
+            visit(place, expert[0], walk.counts[walk.warp, expert[0]] + before[0])
+        T.cuda.warp_sync()
+        if T.And(expert[0] < walk.experts, before[0] == 0):
+            walk.counts[walk.warp, expert[0]] = walk.counts[walk.warp, expert[0]] + number[0]
+        T.cuda.warp_sync()
+
+
+@T.inline
+def start_after_earlier_warps(walk, thread, totals):
+    """Counts of a warp become those of all warps before it; ``totals`` [E] those of all warps."""
+    running = T.alloc_local((1,), "int32")
+    T.cuda.cta_sync()
+    for step in T.serial(-(-walk.experts // (walk.warps * WARP))):
+        expert: T.let = step * (walk.warps * WARP) + thread
+        if expert < walk.experts:
+            running[0] = 0
+            for warp in T.serial(walk.warps):
+                count: T.let = walk.counts[warp, expert]
+                walk.counts[warp, expert] = running[0]
+                running[0] = running[0] + count
+            totals[expert] = running[0]
+    T.cuda.cta_sync()

@@ -1,0 +1,304 @@
+"""The moec operators on a GPU: which kernels they become, with which weights and intermediate results.
+
+======================  ==============================================================================================
+``moec.Route``          route (, capacity)
+``moec.Experts``        dispatch, grouped product of gathered rows with the activation, grouped product back to the
+                        order of the pairs, combine
+``moec.GroupedMatMul``  dispatch, grouped product back to the order of the pairs, separate
+``moec.MoE``            those of Route, then those of Experts: five launches
+``moec.Linear``         a matrix product that TVM schedules
+======================  ==============================================================================================
+
+No launch waits for the host: grids come from the upper bound of what routing can ask for. Quantised weights are decoded
+when they are packed, to the type of the tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax, te
+
+from moec.errors import UnsupportedError
+from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, spec_of
+from moec.runtime.dtypes import dtype_of
+from moec.targets.cuda.dense import multiply
+from moec.targets.cuda.kernels import capacity, combine, dispatch, route
+from moec.targets.cuda.kernels.activation import activate, experts_epilogue
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.cuda.moe_kernels import (
+    CAPACITY,
+    COMBINE,
+    DISPATCH,
+    GENERATORS,
+    PRODUCTS,
+    ROUTE,
+    SEPARATE,
+    RowsProblem,
+)
+from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
+from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.routing import RoutingKernels, lower_route
+from moec.targets.tvm.stored_weights import StoredWeight, split
+
+BLOCK_ROWS = 64
+"""Rows of a block: the tile of a product. Every expert's rows are padded to a multiple of it."""
+
+_ROUTING = RoutingKernels(ROUTE, CAPACITY, route.route, capacity.capacity)
+
+
+def converters(architecture: str) -> Mapping[str, HeavyConverter]:
+    """Of the moec domain, for GPUs of an architecture."""
+
+    def converter(lower: Callable[[NodeLowering], Any]) -> HeavyConverter:
+        def convert(lowering: LoweringContext, node: ir.Node) -> Any:
+            return lower(NodeLowering(lowering, node, architecture))
+
+        return convert
+
+    return {
+        "moec.Route": converter(lambda node: lower_route(node, _ROUTING)),
+        "moec.Experts": converter(_lower_experts),
+        "moec.GroupedMatMul": converter(_lower_grouped_matmul),
+        "moec.Linear": converter(_lower_linear),
+        "moec.MoE": converter(lambda node: _Experts(node).lower(*lower_route(node, _ROUTING))),
+    }
+
+
+def _lower_experts(node: NodeLowering) -> relax.Expr:
+    weights, ids = (node.lowering.tensor(node.input(name)) for name in ("weights", "experts"))
+    return _Experts(node).lower(weights, node.cast(ids, "int32"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """The results of dispatch, and the routing weights [T, k]."""
+
+    weights: relax.Expr
+    sorted_pairs: relax.Expr
+    experts: relax.Expr
+    count: relax.Expr
+
+
+def _dispatch(node: NodeLowering, weights: relax.Expr, ids: relax.Expr, experts: int) -> _Blocks:
+    tokens, slots = ids.ty.shape
+    blocks = dispatch.most_blocks(experts, tokens * slots, BLOCK_ROWS)
+    outputs = [relax.TensorType((size,), "int32") for size in (blocks * BLOCK_ROWS, blocks, 1)]
+    chosen = node.select(DISPATCH, experts)
+    attributes = {"experts": experts, "block_rows": BLOCK_ROWS}
+    return _Blocks(weights, *node.call(chosen, dispatch.dispatch(experts, BLOCK_ROWS), [ids], outputs, attributes))
+
+
+def _multiply(
+    node: NodeLowering,
+    problem: GroupedProblem,
+    operands: Sequence[relax.Expr],
+    blocks: _Blocks,
+    rows: Any,
+    epilogue: Callable[..., Any],
+    activation: str = "none",
+) -> relax.Expr:
+    """The grouped product of ``operands`` (rows, matrix, bias), with ``rows`` rows in the result."""
+    chosen = node.select(PRODUCTS, problem)
+    kernel = GENERATORS[chosen.kernel.name](problem, epilogue)
+    arguments = [*operands, blocks.weights, blocks.sorted_pairs, blocks.experts, blocks.count]
+    output = relax.TensorType((rows, problem.width), problem.out_dtype)
+    attributes = {**dataclasses.asdict(problem), "activation": activation}
+    return node.call(chosen, kernel, arguments, [output], attributes)[0]
+
+
+class _Experts:
+    """The experts of a node: two products with an activation between them."""
+
+    def __init__(self, node: NodeLowering) -> None:
+        self._node = node
+        self._spec = spec_of(node.node, ExpertsSpec)
+        self._up, self._down = node.needed_weight("up"), node.needed_weight("down")
+        self._gate = node.weight("gate") if self._spec.gate_layout == "separate" else None
+        self._x = _computed_in(node, self._spec)
+        self._dtype = str(self._x.ty.dtype)
+
+    def lower(self, weights: relax.Expr, ids: relax.Expr) -> relax.Expr:
+        node, spec = self._node, self._spec
+        first, second = self._problems(str(weights.ty.dtype))
+        blocks = _dispatch(node, weights, ids, first.experts)
+        places, pairs = blocks.sorted_pairs.ty.shape[0], ids.ty.shape[0] * ids.ty.shape[1]
+        up = [
+            _matrix(node, f"{self._up.name}.rows", first, self._up_rows),
+            _bias(node, "up_bias", first, self._up_bias()),
+        ]
+        hidden = _multiply(node, first, [self._x, *up], blocks, places, experts_epilogue(spec), spec.activation)
+        down = [
+            _matrix(node, f"{self._down.name}.rows", second, self._down_rows),
+            _bias(node, "down_bias", second, node.bias("down_bias")),
+        ]
+        results = _multiply(node, second, [hidden, *down], blocks, pairs, lambda total: total)
+        return self._combine(weights, ids, results, second)
+
+    def _problems(self, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
+        spec, dtype = self._spec, self._dtype
+        hidden, inner = _out_in(self._up, spec.up_transposed)
+        if spec.gated and spec.gate_layout != "separate":
+            hidden //= 2
+        width, _ = _out_in(self._down, spec.down_transposed)
+        stored = {"dtype": dtype, "matrix_dtype": dtype, "routing_dtype": routing_dtype}
+        first = GroupedProblem(
+            self._up.experts,
+            inner,
+            hidden,
+            BLOCK_ROWS,
+            spec.gated,
+            gathered=True,
+            weighted=spec.weight_on_input,
+            **stored,
+            out_dtype=dtype,
+        )
+        return first, GroupedProblem(self._down.experts, hidden, width, BLOCK_ROWS, scattered=True, **stored)
+
+    def _up_rows(self, expert: int) -> np.ndarray:
+        """[columns, inner]: gate and up rows in groups, zeros for units that the expert does not have."""
+        spec = self._spec
+        up = self._up.decoded(expert, spec.up_transposed)
+        if not spec.gated:
+            return self._own_units(up.T, expert)
+        if self._gate is not None:
+            gate = self._gate.decoded(expert, spec.up_transposed)
+        else:
+            gate, up = split(spec, up)
+        return interleave(self._own_units(gate.T, expert), self._own_units(up.T, expert))
+
+    def _down_rows(self, expert: int) -> np.ndarray:
+        down = self._down.decoded(expert, self._spec.down_transposed)
+        return self._own_units(down, expert).T
+
+    def _own_units(self, by_unit: np.ndarray, expert: int) -> np.ndarray:
+        """Rows of hidden units, with zeros for those that the expert does not have."""
+        if not self._spec.hidden_sizes:
+            return by_unit
+        own = np.array(by_unit)
+        own[self._spec.hidden_sizes[expert] :] = 0
+        return own
+
+    def _up_bias(self) -> np.ndarray | None:
+        """[E, columns]."""
+        node, spec = self._node, self._spec
+        up = node.bias("up_bias")
+        if not spec.gated:
+            return up
+        if spec.gate_layout == "separate":
+            gate = node.bias("gate_bias")
+        else:
+            gate, up = (None, None) if up is None else split(spec, up)
+        if gate is None and up is None:
+            return None
+        given = up if gate is None else gate
+        assert given is not None
+        parts = [np.zeros_like(given) if part is None else part for part in (gate, up)]
+        return interleave(parts[0][..., None], parts[1][..., None])[..., 0]
+
+    def _combine(self, weights: relax.Expr, ids: relax.Expr, results: relax.Expr, second: GroupedProblem) -> relax.Expr:
+        node, spec = self._node, self._spec
+        x = node.tensor("x")
+        dtype = str(x.ty.dtype)
+        types = {"weight_dtype": str(weights.ty.dtype), "pair_dtype": str(results.ty.dtype)}
+        options = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
+        kernel = combine.combine(second.experts, second.width, dtype, **options, **types)
+        chosen = node.select(COMBINE, RowsProblem(second.width, (dtype, *types.values())))
+        output = relax.TensorType((ids.ty.shape[0], second.width), dtype)
+        return node.call(chosen, kernel, [x, weights, ids, results], [output], options)[0]
+
+
+def _lower_grouped_matmul(node: NodeLowering) -> relax.Expr:
+    spec = spec_of(node.node, ProductSpec)
+    weight, dtype = node.needed_weight("weights"), str(node.tensor("x").ty.dtype)
+    x = _computed_in(node, spec)
+    inner, width = weight.shape
+    stored = str(x.ty.dtype)
+    problem = GroupedProblem(
+        weight.experts, inner, width, BLOCK_ROWS, gathered=True, scattered=True, dtype=stored, matrix_dtype=stored
+    )
+    ids = node.cast(node.lowering.tensor(node.input("experts")), "int32")
+    tokens, slots = ids.ty.shape
+    no_weights = node.lowering.emit(relax.op.zeros((tokens, slots), "float32"))
+    blocks = _dispatch(node, no_weights, ids, problem.experts)
+    matrix = _matrix(node, f"{weight.name}.rows", problem, lambda expert: weight.decoded(expert, transposed=True).T)
+    bias = _bias(node, "bias", problem, node.bias("bias"))
+    results = _multiply(node, problem, [x, matrix, bias], blocks, tokens * slots, lambda total: total)
+    kernel = combine.separate(problem.experts, width, dtype)
+    chosen = node.select(SEPARATE, RowsProblem(width, (dtype,)))
+    output = relax.TensorType((tokens, slots, width), dtype)
+    return node.call(chosen, kernel, [ids, results], [output], {})[0]
+
+
+def _lower_linear(node: NodeLowering) -> relax.Expr:
+    """``activation(x @ weight + bias)`` over the last axis of x."""
+    spec = spec_of(node.node, LinearSpec)
+    x, weight = _computed_in(node, spec), node.needed_weight("weight")
+    rows, columns = weight.shape
+    inner, width = (rows, columns) if spec.transposed else (columns, rows)
+    dtype = str(x.ty.dtype)
+    matrix = node.lowering.add_weight(
+        f"{weight.name}.matrix.{dtype}",
+        (inner, width),
+        dtype,
+        lambda: _as_stored(weight.decoded(0, spec.transposed), dtype),
+    )
+    result = node.lowering.emit(multiply(x, matrix))
+    if node.inputs["bias"] is not None:
+        result = node.lowering.emit(relax.op.add(result, node.cast(node.lowering.tensor(node.input("bias")), dtype)))
+    activation = ExpertsSpec(activation=spec.activation)
+
+    def activated(source: Any) -> Any:
+        return te.compute(
+            source.shape,
+            lambda *at: activate(activation, source(*at).astype("float32")).astype(dtype),
+            name="activated",
+        )
+
+    if spec.activation != "identity":
+        (result,) = node.lowering.compute(activated, [result], spec.activation)
+    return node.cast(result, str(node.tensor("x").ty.dtype))
+
+
+def _computed_in(node: NodeLowering, spec: ProductSpec) -> relax.Expr:
+    """The tokens in the type that products take: their own, or bfloat16 where that is the arithmetic asked for."""
+    x = node.tensor("x")
+    return node.cast(x, "bfloat16") if spec.arithmetic == "bfloat16" else x
+
+
+def _out_in(weight: StoredWeight, transposed: bool) -> tuple[int, int]:
+    rows, columns = weight.shape
+    return (columns, rows) if transposed else (rows, columns)
+
+
+def _as_stored(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    return np.ascontiguousarray(numbers).astype(dtype_of(dtype))
+
+
+def _matrix(node: NodeLowering, name: str, problem: GroupedProblem, rows_of: Callable[[int], np.ndarray]) -> relax.Expr:
+    """The weights [E, columns, inner], which ``rows_of`` makes expert by expert."""
+    dtype = problem.matrix_dtype
+
+    def load() -> Iterator[np.ndarray]:
+        return (_as_stored(rows_of(expert), dtype) for expert in range(problem.experts))
+
+    shape = (problem.experts, problem.columns, problem.inner)
+    return node.lowering.add_weight(f"{name}.{dtype}", shape, dtype, load)
+
+
+def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndarray | None) -> relax.Expr:
+    """The biases [E, columns] in float32, zeros where there are none. Raises UnsupportedError for another shape."""
+    shape = (problem.experts, problem.columns)
+    if given is None:
+        return node.lowering.add_weight(
+            f"zeros.{shape[0]}x{shape[1]}", shape, "float32", lambda: np.zeros(shape, np.float32)
+        )
+    if given.shape != shape:
+        raise UnsupportedError(
+            f"{role} has {list(given.shape)} elements in the order of the kernel; expected {list(shape)}"
+        )
+    return node.lowering.add_weight(f"{node.name}.{role}", shape, "float32", lambda: _as_stored(given, "float32"))

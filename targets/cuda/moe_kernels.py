@@ -1,0 +1,73 @@
+"""The kernels of the MoE operators on a GPU as the selector sees them: what each computes, which problems it can do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from moec.targets.base import Eligibility
+from moec.targets.cuda.kernels import capacity, combine, dispatch, grouped_gemm_mma, grouped_gemm_simt, route
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.tvm.routing import RouteProblem
+from moec.targets.tvm.selection import Kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsProblem:
+    """The results of pairs, ``width`` columns each, brought back to the tokens; the types of all tensors."""
+
+    width: int
+    dtypes: tuple[str, ...]
+
+
+def _because(reason: str | None, how: str) -> Eligibility:
+    return Eligibility(True, how) if reason is None else Eligibility(False, reason)
+
+
+def _can_route(problem: RouteProblem, architecture: str) -> Eligibility:
+    how = f"one warp per token, {problem.spec.k} of {problem.experts} kept in registers; ties go to the lower id"
+    return _because(route.why_not(problem.spec, problem.experts, problem.dtype), how)
+
+
+def _can_drop(problem: RouteProblem, architecture: str) -> Eligibility:
+    how = f"at most {problem.spec.capacity} pairs per expert, in one block of threads: pairs are served in order"
+    return _because(capacity.why_not(problem.experts), how)
+
+
+def _can_dispatch(experts: int, architecture: str) -> Eligibility:
+    how = f"stable counting sort into {experts} experts by one block of threads, without atomics"
+    return _because(dispatch.why_not(experts), how)
+
+
+def _can_combine(problem: RowsProblem, architecture: str) -> Eligibility:
+    return _because(combine.why_not(*problem.dtypes), "one thread per element, slots in their order")
+
+
+def _product(why_not: Callable[[GroupedProblem], str | None], how: str) -> Callable[[GroupedProblem, str], Eligibility]:
+    def can(problem: GroupedProblem, architecture: str) -> Eligibility:
+        return _because(why_not(problem), f"{how}; blocks of {problem.block_rows} rows, grid from the upper bound")
+
+    return can
+
+
+ROUTE = (Kernel("route", "weights[T, k], experts[T, k] = top k of the scores of logits[T, E]", _can_route),)
+CAPACITY = (Kernel("capacity", "pairs beyond the capacity of their expert become id -1, weight 0", _can_drop),)
+DISPATCH = (Kernel("dispatch", "pairs sorted by expert, padded to blocks", _can_dispatch),)
+PRODUCTS = (
+    Kernel(
+        "grouped_gemm_mma",
+        "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)",
+        _product(grouped_gemm_mma.why_not, "tensor cores (mma.sync), panels by cp.async in several stages"),
+    ),
+    Kernel(
+        "grouped_gemm_simt",
+        "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)",
+        _product(grouped_gemm_simt.why_not, "float32 multiply-adds, panels in shared memory, any size"),
+    ),
+)
+COMBINE = (Kernel("combine", "y[t] = sum over slots of weight * result of the pair", _can_combine),)
+SEPARATE = (Kernel("separate", "y[t, slot] = result of the pair", _can_combine),)
+GENERATORS = {
+    "grouped_gemm_mma": grouped_gemm_mma.grouped_gemm_mma,
+    "grouped_gemm_simt": grouped_gemm_simt.grouped_gemm_simt,
+}

@@ -1,0 +1,62 @@
+"""Runs one kernel for CUDA on numpy arrays, in the emulator; its code on the host, which computes the grid, runs too."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.tirx.build import codegen_build, split_host_device_mods
+
+from moec.targets.cuda.emulator import Launch, emulated_library
+from moec.targets.cuda.emulator.device import emulated_device
+from moec.targets.cuda.pipeline import KERNEL_PIPELINE
+
+_DEVICE = emulated_device()
+_LOOPS_STAY_LOOPS = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
+
+
+class Kernel:
+    """A compiled kernel. ``source`` is its CUDA C."""
+
+    def __init__(self, host: Any, source: str) -> None:
+        self._host, self.source = host, source
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        """Run it; the last array is the output and is returned."""
+        return self.outputs(1, *arrays)[0]
+
+    def outputs(self, count: int, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Run it; the last ``count`` arrays are outputs and are returned. The given arrays are not changed."""
+        tensors = [_DEVICE.place(array.copy()) for array in arrays]
+        self._host["kernel"](*tensors)
+        return [_DEVICE.fetch(tensor).copy() for tensor in tensors[-count:]]
+
+
+def build(
+    kernel: tirx.PrimFunc,
+    architecture: str = "sm_80",
+    *,
+    completion: Literal["latest", "earliest"] = "latest",
+    first_thread: int = 0,
+) -> Kernel:
+    """The kernel, ready to run in the emulator."""
+    target = tvm.target.Target({"kind": "cuda", "arch": architecture}, host={"kind": "llvm"})
+    module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
+    phases, finish_host, finish_device = tvm.tirx.get_tir_pipeline(KERNEL_PIPELINE)
+    with tvm.transform.PassContext(config=_LOOPS_STAY_LOOPS):
+        lowered = phases(tirx.transform.BindTarget(target)(module))
+    host, devices = split_host_device_mods(lowered)
+    ((device_target, device),) = devices.items()
+    device = finish_device()(device)
+    launches = [
+        Launch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))
+        for function in device.functions.values()
+    ]
+    source = codegen_build(device, device_target).inspect_source()
+    compiled = codegen_build(finish_host()(host), target.host)
+    library = emulated_library(source, launches, completion=completion, first_thread=first_thread)
+    compiled.import_module(tvm_ffi.load_module(str(library)))
+    return Kernel(compiled, source)

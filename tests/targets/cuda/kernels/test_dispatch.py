@@ -1,0 +1,61 @@
+"""Sorting the pairs by expert, in the emulator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moec.targets.cuda.kernels import dispatch
+
+from .layers import sort_pairs
+
+RANDOM = np.random.default_rng(0)
+TOKENS = (0, 1, 7, 64, 300)
+
+
+def expected_order(experts: int, block_rows: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``sorted_pairs`` and ``block_experts`` as far as they are in use."""
+    places: list[int] = []
+    blocks: list[int] = []
+    for expert in range(experts):
+        pairs = np.flatnonzero(ids == expert).tolist()
+        count = -(-len(pairs) // block_rows)
+        places += pairs + [dispatch.PADDING] * (count * block_rows - len(pairs))
+        blocks += [expert] * count
+    return np.array(places, np.int32), np.array(blocks, np.int32)
+
+
+def check(experts: int, block_rows: int, ids: np.ndarray) -> None:
+    sorted_pairs, block_experts, block_count = sort_pairs(experts, block_rows, ids)
+    places, blocks = expected_order(experts, block_rows, ids)
+    assert block_count[0] == len(blocks) <= len(block_experts)
+    np.testing.assert_array_equal(block_experts[: len(blocks)], blocks)
+    np.testing.assert_array_equal(sorted_pairs[: len(places)], places)
+    assert (block_experts[len(blocks) :] == -7).all() and (sorted_pairs[len(places) :] == -7).all()
+
+
+@pytest.mark.parametrize("experts, slots, block_rows", [(8, 2, 16), (256, 8, 16), (512, 4, 64), (3, 1, 128)])
+def test_pairs_are_sorted_by_expert(experts, slots, block_rows):
+    for tokens in TOKENS:
+        # Ids that belong to no expert are among them: -1, and those of identity experts.
+        check(experts, block_rows, RANDOM.integers(-1, experts + 2, (tokens, slots)))
+
+
+@pytest.mark.parametrize("expert", [0, 31])
+def test_all_tokens_to_one_expert(expert):
+    check(32, 64, np.full((300, 2), expert))
+
+
+def test_no_pair_has_an_expert():
+    check(32, 64, np.full((7, 2), -1))
+
+
+def test_the_bound_on_blocks_is_reached():
+    ids = np.arange(64).reshape(32, 2)
+    assert dispatch.most_blocks(64, ids.size, 16) == 64
+    check(64, 16, ids)
+
+
+def test_more_experts_than_counts_have_room():
+    assert dispatch.why_not(4096) is None
+    assert "20000 experts" in dispatch.why_not(20000)

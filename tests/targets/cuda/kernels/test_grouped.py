@@ -1,0 +1,127 @@
+"""The grouped products for CUDA, with everything around them, against the reference, in the emulator."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moec.ir.dialect import ExpertsSpec, choices
+from moec.targets.cuda.kernels import combine, grouped_gemm_mma, grouped_gemm_simt, grouped_gemv
+from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES
+from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
+from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
+from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+
+from .kernel_runner import build
+from .layers import GATED, Data, Layer, assert_matches, compute, undefined
+
+RANDOM = np.random.default_rng(0)
+TOKENS = (0, 1, 7, 64, 300)
+
+
+def random_ids(layer: Layer, tokens: int, slots: int = 2) -> np.ndarray:
+    """Some are -1, and, where the layer has them, some identity experts'."""
+    return RANDOM.integers(-1, layer.experts + layer.spec.identity_experts, (tokens, slots))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("block_rows", [16, 64, 128])
+def test_any_size_without_tensor_cores(dtype, block_rows):
+    layer = Layer(experts=5, inner=33, hidden=45, block_rows=block_rows, dtype=dtype)
+    for tokens in TOKENS:
+        assert_matches(Data(layer, random_ids(layer, tokens)), simt)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("block_rows", list(SHAPES))
+def test_tensor_cores(dtype, block_rows):
+    layer = Layer(experts=3, inner=384, hidden=128, block_rows=block_rows, dtype=dtype)
+    for tokens in (0, 1, 100):
+        assert_matches(Data(layer, random_ids(layer, tokens)), mma)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_few_tokens(dtype):
+    layer = Layer(experts=7, inner=264, hidden=72, block_rows=16, dtype=dtype)
+    for tokens in (0, 1, 7, 16):
+        assert_matches(Data(layer, random_ids(layer, tokens)), gemv)
+
+
+VARIANTS = {
+    "not gated": ExpertsSpec(gate_layout="none", activation="gelu"),
+    "weight on the input": ExpertsSpec(gate_layout="separate", weight_on_input=True),
+    "identity experts": ExpertsSpec(gate_layout="separate", identity_experts=2),
+    "clamped": ExpertsSpec(gate_layout="separate", alpha=1.702, limit=0.5, up_offset=1.0),
+}
+
+
+@pytest.mark.parametrize("kernel", [simt, mma, gemv])
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_variants_of_experts(kernel, variant):
+    layer = Layer(experts=3, inner=128, hidden=128, block_rows=16, spec=VARIANTS[variant], dtype="float16")
+    assert_matches(Data(layer, random_ids(layer, 16)), kernel)
+
+
+@pytest.mark.parametrize("activation", choices(ExpertsSpec, "activation"))
+def test_activations(activation):
+    layer = Layer(experts=2, inner=16, hidden=16, block_rows=16, spec=dataclasses.replace(GATED, activation=activation))
+    assert_matches(Data(layer, random_ids(layer, 16)), simt)
+
+
+@pytest.mark.parametrize("kernel", [simt, mma])
+def test_all_tokens_to_one_expert(kernel):
+    layer = Layer(experts=4, inner=128, hidden=64, block_rows=64, dtype="float16")
+    assert_matches(Data(layer, np.full((100, 2), 2)), kernel)
+
+
+@pytest.mark.parametrize("kernel", [simt, gemv])
+def test_many_experts_few_of_them_used(kernel):
+    layer = Layer(experts=256, inner=16, hidden=8, block_rows=16)
+    assert_matches(Data(layer, np.array([[255, 0], [13, 255]])), kernel)
+
+
+def test_a_row_does_not_depend_on_the_other_rows():
+    layer = Layer(experts=3, inner=128, hidden=64, block_rows=64, dtype="float16")
+    together = Data(layer, np.tile([[1, 2]], (70, 1)))
+    alone = Data(layer, together.ids[-1:])
+    alone.x, alone.weights = together.x[-1:], together.weights[-1:]
+    np.testing.assert_array_equal(compute(alone, mma)[0], compute(together, mma)[-1])
+
+
+def test_results_of_pairs_are_kept_apart():
+    kernel = build(combine.separate(4, 20, "float16"))
+    ids, pairs = RANDOM.integers(-1, 6, (7, 3)).astype(np.int32), RANDOM.standard_normal((21, 20), np.float32)
+    y = kernel(ids, pairs, undefined((7, 3, 20), "float16"))
+    served = (ids >= 0) & (ids < 4)
+    np.testing.assert_array_equal(y, np.where(served[..., None], pairs.reshape(7, 3, 20), 0).astype(np.float16))
+
+
+def test_gates_and_ups_are_interleaved_in_groups():
+    gate, up = np.arange(10.0).reshape(10, 1), 100 + np.arange(10.0).reshape(10, 1)
+    rows = interleave(gate, up)[:, 0]
+    np.testing.assert_array_equal(rows[:8], gate[:8, 0])
+    np.testing.assert_array_equal(rows[8:16], up[:8, 0])
+    np.testing.assert_array_equal(rows[16:], [8, 9, *[0] * 6, 108, 109, *[0] * 6])
+
+
+def test_what_a_kernel_cannot_compute_has_a_reason():
+    problem = GroupedProblem(4, 128, 128, 64, dtype="float16", matrix_dtype="float16")
+    assert grouped_gemm_mma.why_not(problem) is None and grouped_gemm_simt.why_not(problem) is None
+    assert grouped_gemv.why_not(problem) is None
+    refused = {
+        "tensor cores take": {"dtype": "float32", "matrix_dtype": "float32"},
+        "blocks of 32 rows": {"block_rows": 32},
+        "100 inputs": {"inner": 100},
+        "200 columns": {"width": 200},
+        "hidden units": {"gated": True, "width": 60},
+        "float64": {"out_dtype": "float64"},
+    }
+    for reason, fields in refused.items():
+        assert reason in grouped_gemm_mma.why_not(dataclasses.replace(problem, **fields))
+    assert "blocks of 20 rows" in grouped_gemm_simt.why_not(dataclasses.replace(problem, block_rows=20))
+    assert "float64" in grouped_gemm_simt.why_not(dataclasses.replace(problem, dtype="float64"))
+    assert "no multiple of 16 bytes" in grouped_gemv.why_not(dataclasses.replace(problem, inner=100))
+    assert "float64" in combine.why_not("float32", "float64") and combine.why_not("float32", "float16") is None

@@ -1,0 +1,129 @@
+"""The routing kernels for CUDA against the reference, in the emulator."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from moec.ir import semantics
+from moec.ir.dialect import RouteSpec
+from moec.targets.cuda.kernels import capacity, route
+
+from .kernel_runner import build
+
+RANDOM = np.random.default_rng(0)
+TOKENS = (0, 1, 7, 64, 300)
+NAN, INF = np.nan, np.inf
+ODD_LOGITS = np.array(
+    [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [NAN, 1, 2, 3, 4, 5, 6, 7],
+        [INF, 1, 2, 3, 4, 5, 6, 7],
+        [-INF] * 8,
+        [NAN] * 8,
+        [-INF, INF, NAN, 0, 0, 0, 1, 1],
+        [5, -INF, -INF, -INF, -INF, -INF, -INF, -INF],
+        [0, 0, 0, NAN, 0, 0, -INF, NAN],
+        [1, 3, 3, 1, 2, 2, 3, 3],
+    ],
+    np.float32,
+)
+"""Ties, NaN and infinities."""
+
+
+def routed(kernel, spec: RouteSpec, logits: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:
+    inputs = [logits] if bias is None else [logits, bias]
+    weights = np.full((len(logits), spec.k), 7, logits.dtype)
+    return kernel.outputs(2, *inputs, weights, np.full((len(logits), spec.k), -7, np.int32))
+
+
+def check(kernel, spec: RouteSpec, logits: np.ndarray, bias: np.ndarray | None = None, tolerance: float = 1e-5) -> None:
+    weights, experts = routed(kernel, spec, logits, bias)
+    expected_weights, expected_experts = semantics.route(spec, logits, bias)
+    np.testing.assert_array_equal(experts, expected_experts)
+    wide = np.float32
+    np.testing.assert_allclose(weights.astype(wide), expected_weights.astype(wide), rtol=tolerance, atol=1e-6)
+
+
+ROUTERS = {
+    "softmax": (RouteSpec(k=3, normalize=True, normalize_epsilon=1e-20, scale=2.5), 256),
+    "softmax_topk": (RouteSpec(k=4, score="softmax_topk"), 33),
+    "sigmoid": (RouteSpec(k=3, score="sigmoid", normalize=True), 40),
+    "softplus": (RouteSpec(k=3, score="softplus"), 8),
+    "sqrt_softplus": (RouteSpec(k=3, score="sqrt_softplus"), 8),
+    "relu": (RouteSpec(k=3, score="relu"), 8),
+    "identity": (RouteSpec(k=3, score="identity"), 8),
+    "sparsemixer": (RouteSpec(k=2, score="sparsemixer", jitter=0.1), 16),
+    "groups by their best two": (
+        RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4, group_score="sum_top2", normalize=True, scale=2.5),
+        256,
+    ),
+    "groups by their best": (RouteSpec(k=4, groups=4, groups_kept=2), 64),
+    "threshold": (RouteSpec(k=4, score="sigmoid", threshold=0.8, normalize=True), 64),
+    "all": (RouteSpec(k=40, selection="all"), 40),
+    "more slots than lanes": (RouteSpec(k=40, score="softmax_topk", normalize=True), 257),
+    "one expert": (RouteSpec(k=1), 1),
+}
+
+
+@pytest.mark.parametrize("name", list(ROUTERS))
+def test_router(name):
+    spec, experts = ROUTERS[name]
+    kernel = build(route.route(spec, experts))
+    for tokens in TOKENS:
+        check(kernel, spec, 2 * RANDOM.standard_normal((tokens, experts), np.float32))
+
+
+@pytest.mark.parametrize("score", ["softmax", "softmax_topk", "sigmoid", "softplus", "sqrt_softplus", "relu", "identity"])
+def test_ties_and_numbers_that_are_none(score):
+    spec = RouteSpec(k=3, score=score)
+    check(build(route.route(spec, 8)), spec, ODD_LOGITS)
+
+
+@pytest.mark.parametrize("group_score", ["max", "sum_top2"])
+def test_groups_with_ties_and_numbers_that_are_none(group_score):
+    spec = RouteSpec(k=4, score="identity", groups=4, groups_kept=2, group_score=group_score)
+    check(build(route.route(spec, 8)), spec, ODD_LOGITS)
+
+
+def test_sparse_mixer_with_ties_and_numbers_that_are_none():
+    spec = RouteSpec(k=2, score="sparsemixer", jitter=0.01)
+    check(build(route.route(spec, 8)), spec, ODD_LOGITS)
+
+
+def test_a_bias_moves_the_choice_and_not_the_weight():
+    spec = RouteSpec(k=4, score="sigmoid")
+    logits, bias = RANDOM.standard_normal((37, 64), np.float32), RANDOM.standard_normal(64, np.float32)
+    check(build(route.route(spec, 64, biased=True)), spec, logits, bias)
+    assert (semantics.route(spec, logits, bias)[1] != semantics.route(spec, logits)[1]).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision(dtype):
+    spec = RouteSpec(k=8, normalize=True)
+    logits = RANDOM.standard_normal((37, 512)).astype(dtype)
+    check(build(route.route(spec, 512, np.dtype(dtype).name)), spec, logits, tolerance=1e-2)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_capacity_serves_first_choices_first(tokens):
+    spec = RouteSpec(k=3, capacity=20)
+    logits = RANDOM.standard_normal((tokens, 16), np.float32)
+    routed = semantics.route(dataclasses.replace(spec, capacity=0), logits)
+    expected = semantics.route(spec, logits)
+    outputs = np.full((tokens, 3), 7, np.float32), np.full((tokens, 3), -7, np.int32)
+    weights, experts = build(capacity.capacity(16, 20)).outputs(2, *routed, *outputs)
+    np.testing.assert_array_equal(experts, expected[1])
+    np.testing.assert_array_equal(weights, expected[0])
+
+
+def test_what_cannot_be_routed_has_a_reason():
+    assert route.why_not(RouteSpec(k=2), 512, "float32") is None
+    assert "one token at a time" in route.why_not(RouteSpec(k=8, selection="expert_choice", capacity=2), 8, "float32")
+    assert "513 experts" in route.why_not(RouteSpec(k=2), 513, "float32")
+    assert "float64" in route.why_not(RouteSpec(k=2), 8, "float64")
+    assert capacity.why_not(512) is None
+    assert "20000 experts" in capacity.why_not(20000)

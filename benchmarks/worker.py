@@ -43,7 +43,7 @@ class Worker:
         return self._ask(BUILD_SECONDS, "build", layer, form, str(folder))
 
     def prepare(self, cases: list[Case]) -> None:
-        """Make the inputs ready."""
+        """Make the inputs ready, and run each case once."""
         self._ask(BUILD_SECONDS, "prepare", cases)
 
     def run(self, index: int, woken_by: int | None) -> float:
@@ -129,6 +129,8 @@ class _Server:
     def prepare(self, cases: list[Case]) -> None:
         assert self._built is not None
         self._calls = [self._built.prepare(case) for case in cases]
+        for call in self._calls:  # weights that are mapped from a file become memory of the process when first read
+            call()
 
     def run(self, index: int, woken_by: int | None) -> float:
         if woken_by is not None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from moec.errors import MoecError
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import from_runtime, to_runtime
@@ -67,11 +68,22 @@ class Gpu:
     def loading(self) -> Iterator[None]:
         ffi = load_ffi()
         before = ffi.get_global_func(_MODULE_LOADER, allow_missing=True)
-        ffi.register_global_func(
-            _MODULE_LOADER, lambda blob: self._module_loader(DeviceModule.parse(bytes(blob))), override=True
-        )
+        refusals: list[MoecError] = []
+
+        def load(blob: Any) -> Any:
+            try:
+                return self._module_loader(DeviceModule.parse(bytes(blob)))
+            except MoecError as error:
+                refusals.append(error)
+                raise
+
+        ffi.register_global_func(_MODULE_LOADER, load, override=True)
         try:
             yield
+        except Exception:  # on its way through the linker an error loses its type
+            if refusals:
+                raise refusals[0] from None
+            raise
         finally:
             if before is None:
                 ffi.remove_global_func(_MODULE_LOADER)

@@ -18,7 +18,9 @@ from moec.targets.tvm.pipeline import Backend, Generated
 
 KERNEL_PIPELINE = "moec_cuda"
 
-_HELPER = re.compile(r"^__forceinline__ __device__ [^\n]*?\b(?P<name>\w+)\([^;]*?\n}\n", re.MULTILINE | re.DOTALL)
+_HELPER = re.compile(
+    r"^__forceinline__ __device__ [^\n(]*?\b(?P<name>\w+)\([^)]*\) \{\n.*?^}\n", re.MULTILINE | re.DOTALL
+)
 _KERNEL = re.compile(
     r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(?P<name>\w+)\([^\n;]*\) \{\n.*?^}\n', re.MULTILINE | re.DOTALL
 )

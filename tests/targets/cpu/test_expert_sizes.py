@@ -13,7 +13,8 @@ from moec.passes.drop_zero_neurons import DropZeroNeurons
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.machine import Machine
 
-from .one_node import compile_model, node_model
+from ..node_models import node_model
+from .one_node import compile_model
 
 E, d, f, k = 4, 40, 150, 2
 SIZES = (150, 0, 70, 17)

@@ -15,8 +15,9 @@ from moec.passes.cast_weights import CastWeights
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.machine import Machine
 
+from ..node_models import node_model
 from .kernel_runner import machines
-from .one_node import compile_model, node_model
+from .one_node import compile_model
 
 E, k = 5, 2
 PASSES: dict[str, tuple[Pass, ...]] = {

@@ -12,7 +12,8 @@ from moec.ir.dialect import ExpertsSpec
 from moec.passes import pipeline
 from moec.targets.cpu.machine import Machine
 
-from .one_node import compile_model, node_model
+from ..node_models import node_model
+from .one_node import compile_model
 
 E, k, d, f = 4, 2, 64, 96
 SPECS = {"swiglu": ExpertsSpec(), "relu": ExpertsSpec("relu", "none"), "gelu": ExpertsSpec("gelu", "none")}

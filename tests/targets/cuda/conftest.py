@@ -1,0 +1,46 @@
+"""``emulated``: compile a model for a GPU and run it in the emulator."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec import targets
+from moec.runtime.executor import Executor
+from moec.targets.base import Program
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Emulation needs a C++ compiler."""
+    if shutil.which("g++") is None:
+        here = pathlib.Path(__file__).parent
+        for item in items:
+            if here in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason="g++ is not installed"))
+
+
+@pytest.fixture
+def program_of() -> Callable[[ir.Model], Program]:
+    return lambda model: targets.get("cuda").compile(model)
+
+
+@pytest.fixture
+def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) -> Callable[[ir.Model], Run]:
+    from moec.targets.cuda.emulator.device import emulated_device
+
+    def load(model: ir.Model) -> Run:
+        program = program_of(model)
+        for name, data in program.objects.items():
+            (tmp_path / name).write_bytes(data)
+        paths = [tmp_path / name for name in program.objects]
+        weights = [weight.array() for weight in program.weights]
+        return Executor(paths, program.inputs, program.outputs, weights, device=emulated_device()).run
+
+    return load

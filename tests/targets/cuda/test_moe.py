@@ -1,0 +1,107 @@
+"""The moec operators on the CUDA target, emulated, against the numpy semantics in float64."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
+from moec.ir.semantics import experts, grouped_matmul, moe
+from moec.targets.cuda.moe import BLOCK_ROWS
+
+from ..node_models import node_model
+
+E, d, f, k = 5, 21, 19, 3
+SPECS = {
+    "swiglu": ExpertsSpec(),
+    "interleaved": ExpertsSpec("gelu", "interleaved", up_transposed=True),
+    "separate": ExpertsSpec("gelu_tanh", "separate", down_transposed=True),
+    "clamped": ExpertsSpec("silu", "up_gate", alpha=1.702, limit=1.0, up_offset=1.0),
+    "relu": ExpertsSpec("relu", "none", weight_on_input=True),
+    "identity_experts": ExpertsSpec("tanh", "none", identity_experts=2),
+    "sizes": ExpertsSpec("silu", "gate_up", hidden_sizes=(19, 3, 8, 1, 12)),
+}
+BIASED = {"separate", "clamped", "interleaved"}
+
+
+def weights_of(name: str) -> dict[str, np.ndarray]:
+    spec, random = SPECS[name], np.random.default_rng(3)
+
+    def stack(rows: int, columns: int, transposed: bool) -> np.ndarray:
+        shape = (E, columns, rows) if transposed else (E, rows, columns)
+        return (random.standard_normal(shape) / np.sqrt(columns)).astype(np.float32)
+
+    separate = spec.gate_layout == "separate"
+    hidden = 2 * f if spec.gated and not separate else f
+    arrays = {"up": stack(hidden, d, spec.up_transposed), "down": stack(d, f, spec.down_transposed)}
+    if separate:
+        arrays["gate"] = stack(f, d, spec.up_transposed)
+    if name in BIASED:
+        arrays["up_bias"] = random.standard_normal((E, hidden), dtype=np.float32)
+        arrays["down_bias"] = random.standard_normal((E, d), dtype=np.float32)
+    return arrays
+
+
+def choices(T: int, most: int) -> list[np.ndarray]:
+    """Distinct experts, one for all, some and none."""
+    random = np.random.default_rng(T)
+    distinct = np.argsort(random.random((T, most)), axis=1)[:, :k]
+    return [distinct, np.full((T, k), 2), random.integers(-1, most, (T, k)), np.full((T, k), -1)]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_experts(emulated, name):
+    spec, weights = SPECS[name], weights_of(name)
+    feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
+    run = emulated(node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, weights, spec))
+    random = np.random.default_rng(0)
+    for T in (0, 1, 7, BLOCK_ROWS):
+        for ids in choices(T, E + spec.identity_experts):
+            x, shares = random.standard_normal((T, d), dtype=np.float32), random.random((T, k), dtype=np.float32)
+            y = run({"x": x, "weights": shares, "experts": ids.astype(np.int32)})["y"]
+            expected = experts(spec, x, shares, ids, **weights, dtype=np.float64)
+            np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_block_on_tensor_cores(emulated, dtype):
+    """Sizes that tensor cores take; softmax over all, two of eight chosen and normalised."""
+    random = np.random.default_rng(1)
+    inner, hidden, count = 128, 64, 8
+    up = (random.standard_normal((count, 2 * hidden, inner)) / 11).astype(dtype)
+    down = (random.standard_normal((count, inner, hidden)) / 8).astype(dtype)
+    route, spec = RouteSpec(k=2, normalize=True), ExpertsSpec()
+    feeds = {"x": np.zeros((1, inner), dtype), "logits": np.zeros((1, count), dtype)}
+    run = emulated(node_model("MoE", feeds, {"up": up, "down": down}, route, spec))
+    for T in (1, 70, 0):
+        x = random.standard_normal((T, inner)).astype(dtype)
+        logits = random.standard_normal((T, count)).astype(dtype)
+        y = run({"x": x, "logits": logits})["y"].astype(np.float64)
+        expected = moe(route, spec, x, logits, None, up, down, dtype=np.float64)
+        np.testing.assert_allclose(y, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_grouped_matmul(emulated):
+    random = np.random.default_rng(2)
+    weight = random.standard_normal((E, d, 11), dtype=np.float32)
+    feeds = {"x": np.zeros((1, d), np.float32), "experts": np.zeros((1, k), np.int32)}
+    run = emulated(node_model("GroupedMatMul", feeds, {"weights": weight}, ProductSpec()))
+    for T in (0, 1, 9):
+        for ids in choices(T, E):
+            x = random.standard_normal((T, d), dtype=np.float32)
+            y = run({"x": x, "experts": ids.astype(np.int32)})["y"]
+            expected = grouped_matmul(ProductSpec(), x, weight, ids, dtype=np.float64)
+            np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_linear(emulated, transposed):
+    random = np.random.default_rng(2)
+    weight, bias = random.standard_normal((9, d), dtype=np.float32), random.standard_normal(9, dtype=np.float32)
+    spec = LinearSpec(activation="silu", transposed=transposed)
+    constants = {"weight": np.ascontiguousarray(weight.T) if transposed else weight, "bias": bias}
+    run = emulated(node_model("Linear", {"x": np.zeros((1, d), np.float32)}, constants, spec))
+    x = random.standard_normal((4, d), dtype=np.float32)
+    total = x.astype(np.float64) @ weight.T + bias
+    np.testing.assert_allclose(run({"x": x})["y"], total / (1 + np.exp(-total)), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,39 @@
+"""Launches of sizes that may be zero stand behind a test."""
+
+from __future__ import annotations
+
+import pytest
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.skip_empty_launches import SkipEmptyLaunches
+
+TAGS = ["blockIdx.x", "threadIdx.x", "tirx.use_dyn_shared_memory"]
+
+
+@T.prim_func(s_tir=True)
+def dynamic(x_handle: T.handle):
+    rows = T.int64()
+    x = T.match_buffer(x_handle, (rows,), "float32")
+    T.call_ffi_kernel("fill_kernel", x.data, rows, rows, T.int64(256), T.int64(0), launch_params=TAGS, ret_ty="int32")
+
+
+@T.prim_func(s_tir=True)
+def static(x_handle: T.handle):
+    x = T.match_buffer(x_handle, (8,), "float32")
+    T.call_ffi_kernel("fill_kernel", x.data, T.int64(8), T.int64(256), T.int64(0), launch_params=TAGS, ret_ty="int32")
+
+
+@pytest.mark.parametrize(("function", "guards"), [(dynamic, 1), (static, 0)])
+def test_guards_only_what_may_be_empty(function, guards):
+    text = SkipEmptyLaunches()(tvm.IRModule({"kernel": function}))["kernel"].script()
+    assert text.count("if rows > ") == guards
+    assert text.count("call_ffi_kernel") == 1
+
+
+def test_other_statements_stay():
+    function = tirx.PrimFunc([], tirx.Evaluate(tirx.const(0, "int32"))).with_attr("global_symbol", "kernel")
+    module = tvm.IRModule({"kernel": function})
+    assert tvm_ffi.structural_equal(SkipEmptyLaunches()(module)["kernel"], function)

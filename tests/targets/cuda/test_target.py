@@ -1,0 +1,61 @@
+"""The CUDA target: its names, and what a program holds with and without nvcc."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from moec import targets
+from moec.errors import DefectError, UnsupportedError
+from moec.targets.cuda import nvcc
+from moec.targets.cuda.pipeline import sources_of
+
+TEXT = '<ir_version: 10, opset_import: ["" : 24]> g (float[T,4] x) => (float[T,4] y) { a = Exp (x) y = Softmax (a) }'
+
+
+def compiled(name: str):
+    return targets.get(name).compile(ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(TEXT))))
+
+
+def test_unknown_architectures_are_refused():
+    with pytest.raises(UnsupportedError, match="target 'cuda:sm_70': 'sm_70' is not supported; expected one of sm_80"):
+        targets.get("cuda:sm_70")
+
+
+def test_without_nvcc_the_text_is_there_and_the_user_is_told(monkeypatch):
+    monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
+    program = compiled("cuda")
+    assert program.binaries == {}
+    assert program.warnings == [nvcc.MISSING]
+    kernel = program.kernels[0]
+    assert "__global__" in kernel.sources["cuda"]
+    assert set(kernel.sources) == {"tir", "cuda"}
+
+
+@pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize(("name", "architecture"), [("cuda", "sm_80"), ("cuda:sm_90a", "sm_90a")])
+def test_with_nvcc_there_is_code(name, architecture):
+    program = compiled(name)
+    assert program.warnings == []
+    assert program.binaries[architecture].startswith(b"\x7fELF")
+    kernel = program.kernels[0]
+    assert ".entry" in kernel.sources["ptx"]
+    assert "0 bytes spill stores" in kernel.sources["resources"]
+
+
+@pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
+def test_source_that_nvcc_refuses_is_a_defect():
+    with pytest.raises(DefectError, match="nvcc refuses the generated CUDA C"):
+        nvcc.compile_source("this is no CUDA C", "sm_80")
+
+
+def test_the_text_of_a_kernel_is_its_functions_and_their_helpers():
+    helpers = "__forceinline__ __device__ float {0}(float x) {{\n  return x;\n}}\n"
+    kernels = 'extern "C" __global__ void __launch_bounds__(32) {0}_kernel(float* p) {{\n  {1}(p[0]);\n}}\n'
+    text = helpers.format("one") + helpers.format("two") + kernels.format("a", "one") + kernels.format("b", "two")
+    found = sources_of(text, ["a", "b"])
+    assert "float one(" in found["a"]
+    assert "two" not in found["a"]
+    assert "b_kernel" in found["b"]
+    assert "a_kernel" not in found["b"]

@@ -145,7 +145,7 @@ class _Experts:
         if spec.gated and spec.gate_layout != "separate":
             hidden //= 2
         width, _ = _out_in(self._down, spec.down_transposed)
-        stored = {"dtype": dtype, "matrix_dtype": dtype, "routing_dtype": routing_dtype}
+        stored: dict[str, Any] = {"dtype": dtype, "matrix_dtype": dtype, "routing_dtype": routing_dtype}
         first = GroupedProblem(
             self._up.experts,
             inner,
@@ -204,8 +204,8 @@ class _Experts:
         node, spec = self._node, self._spec
         x = node.tensor("x")
         dtype = str(x.ty.dtype)
-        types = {"weight_dtype": str(weights.ty.dtype), "pair_dtype": str(results.ty.dtype)}
-        options = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
+        types: dict[str, Any] = {"weight_dtype": str(weights.ty.dtype), "pair_dtype": str(results.ty.dtype)}
+        options: dict[str, Any] = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
         kernel = combine.combine(second.experts, second.width, dtype, **options, **types)
         chosen = node.select(COMBINE, RowsProblem(second.width, (dtype, *types.values())))
         output = relax.TensorType((ids.ty.shape[0], second.width), dtype)

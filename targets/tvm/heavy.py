@@ -92,6 +92,11 @@ class LoweringContext(Protocol):
         once; their records are merged (``nodes`` joined). ``record.name`` is the wish for the symbol's name."""
         ...
 
+    def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
+        """Emit a generic kernel, which the target's schedule gives threads: ``function`` takes one TE tensor per
+        argument and returns one or several."""
+        ...
+
     def emit(self, expression: relax.Expr) -> relax.Var:
         """Bind an intermediate expression (a reshape, a transpose before the kernel) to a variable."""
         ...

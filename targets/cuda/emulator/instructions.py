@@ -82,5 +82,11 @@ def _value(operand: Operand, operands: tuple[str, ...], registers: set[str]) -> 
     if "|" in operand:
         return [_value(part, operands, registers) for part in operand.split("|")]
     if numbered := _NUMBERED.fullmatch(operand):
-        return f"({operands[int(numbered[1])]})"
+        number = int(numbered[1])
+        if number >= len(operands):
+            raise UnsupportedError(
+                f"inline assembly names operand %{number} and has {len(operands)}; expected operands written as "
+                "constraint and expression, without macros"
+            )
+        return f"({operands[number]})"
     return _register(operand) if operand.lstrip("%") in registers else operand

@@ -14,7 +14,9 @@ _QUALIFIERS = re.compile(r"__restrict__|__grid_constant__|\bconst\b(?=\s+__grid_
 _STATIC_ARRAY = re.compile(
     r"(?<!extern )__shared__\s+((?:alignas|__align__)\s*\(\d+\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*((?:\[[^\]]+\])+)\s*;"
 )
-_POOL = re.compile(r"extern __shared__\s+(?:(?:alignas|__align__)\s*\(\d+\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*\[\s*\]\s*;")
+_POOL = re.compile(
+    r"extern __shared__\s+(?:(?:alignas|__align__)\s*\(\d+\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*\[\s*\]\s*;"
+)
 _RED_ZONE_BYTES = 64
 
 

@@ -22,8 +22,14 @@ from moec.targets.cuda.emulator.kernels import find_kernels, place_shared_memory
 from moec.targets.cuda.emulator.launch import Launch
 from moec.targets.cuda.emulator.translate import translate_assembly
 
-Completion = Literal["latest", "earliest"]
+Completion = Literal["latest", "earliest", "late copies", "late products"]
+"""When asynchronous copies and products can be seen; the last two have the other kind complete early."""
 
+_EARLY = {
+    "EMULATOR_EARLY_COPIES": ("latest", "late copies"),
+    "EMULATOR_EARLY_PRODUCTS": ("latest", "late products"),
+}
+"""Macros that have something complete early, and the completions for which it does not."""
 _INCLUDE = pathlib.Path(__file__).parent / "include"
 _OPTIONS = (
     # C++ as CUDA understands it; sums are not contracted, so that results are the same on every processor.
@@ -41,16 +47,15 @@ def emulated_library(
     """A shared library that exports every kernel under TVM FFI's C ABI as ``__tvm_ffi_<name>``.
 
     ``tvm_ffi.load_module`` loads it; its functions take a kernel's arguments and then the values of its launch, as
-    those of TVM's CUDA module do. Asynchronous copies and products complete at the ``latest`` or the ``earliest``
-    moment that the hardware allows, and blocks start with ``first_thread``: a kernel whose result depends on either
-    lacks a barrier or a wait. Libraries are kept in the user's cache.
+    those of TVM's CUDA module do. ``completion``: when asynchronous copies and products can be seen, at the latest or
+    the earliest moment that the hardware allows. Blocks start with ``first_thread``. A kernel whose result depends on
+    either lacks a barrier or a wait. Libraries are kept in the user's cache.
 
     Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++.
     """
     translated = emulation_source(source, launches)
     options = [*_OPTIONS, *_includes(), f"-DEMULATOR_FIRST_THREAD={first_thread}"]
-    if completion == "earliest":
-        options.append("-DEMULATOR_EARLIEST")
+    options += [f"-D{macro}" for macro, late in _EARLY.items() if completion not in late]
     path = _cache_folder() / f"{_key(translated, options)}.so"
     if not path.exists():
         _compile(translated, options, path)

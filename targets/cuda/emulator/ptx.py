@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Union
+from typing import TypeAlias
 
 from moec.errors import UnsupportedError
 
-Operand = Union[str, list["Operand"]]
+Operand: TypeAlias = "str | list[Operand]"
 """A number of an operand (``%3``), register or constant; a list for ``{...}`` and for an address of several parts."""
 
 _LABEL = re.compile(r"([A-Za-z_$][\w$]*)\s*:(?!:)")
@@ -42,7 +42,7 @@ class Instruction:
     negated: bool = False
 
 
-Statement = Union[Registers, Label, Instruction]
+Statement: TypeAlias = Registers | Label | Instruction
 
 
 def parse(text: str) -> list[Statement]:

@@ -52,7 +52,8 @@ def _check(
         f"extents {extents} are not between 1 and 2^32": not all(1 <= extent <= 2**32 for extent in extents),
         f"box {box} is not between 1 and {_LARGEST_BOX}": not all(1 <= extent <= _LARGEST_BOX for extent in box),
         f"a row of the box has {row} bytes, no multiple of {_ALIGNMENT}": row % _ALIGNMENT != 0,
-        f"a row of the box has {row} bytes, more than swizzle {swizzle} allows": row > _SWIZZLED_BYTES.get(swizzle, row),
+        f"a row of the box has {row} bytes, more than swizzle {swizzle} allows": row
+        > _SWIZZLED_BYTES.get(swizzle, row),
     }
     found = [problem for problem, present in problems.items() if present]
     if found:

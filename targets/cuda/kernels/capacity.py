@@ -64,14 +64,20 @@ def capacity(experts: int, limit: int, dtype: str = "float32") -> tirx.PrimFunc:
         @T.inline
         def keep(place, expert, rank):
             if rank < limit:
-                kept_weights[T.truncmod(place, tokens), T.truncdiv(place, tokens)] = weights[T.truncmod(place, tokens), T.truncdiv(place, tokens)]
+                kept_weights[T.truncmod(place, tokens), T.truncdiv(place, tokens)] = weights[
+                    T.truncmod(place, tokens), T.truncdiv(place, tokens)
+                ]
                 kept_experts[T.truncmod(place, tokens), T.truncdiv(place, tokens)] = expert
 
         for step in T.serial(T.ceildiv(end - first, WARP)):
             if first + step * WARP + lane < end:
                 drop(first + step * WARP + lane, 0, 0)
         clear_counts(walk)
-        walk_in_order(walk, lambda place: chosen[T.truncmod(place, tokens), T.truncdiv(place, tokens)], lambda place, expert, rank: None)
+        walk_in_order(
+            walk,
+            lambda place: chosen[T.truncmod(place, tokens), T.truncdiv(place, tokens)],
+            lambda place, expert, rank: None,
+        )
         start_after_earlier_warps(walk, thread, totals)
         walk_in_order(walk, lambda place: chosen[T.truncmod(place, tokens), T.truncdiv(place, tokens)], keep)
 

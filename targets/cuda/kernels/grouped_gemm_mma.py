@@ -75,7 +75,9 @@ SHAPES = {shape.rows: shape for shape in (TileShape(16, 1, 4, 4), TileShape(64, 
 def why_not(problem: GroupedProblem) -> str | None:
     """The reason why :func:`grouped_gemm_mma` cannot compute the problem, or None."""
     if problem.dtype not in _ELEMENTS or problem.matrix_dtype != problem.dtype:
-        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; tensor cores take float16 or bfloat16 for both"
+        return (
+            f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; tensor cores take float16 or bfloat16 for both"
+        )
     if problem.block_rows not in SHAPES:
         return f"blocks of {problem.block_rows} rows; there are tiles of {', '.join(map(str, SHAPES))}"
     if problem.inner % DEPTH:

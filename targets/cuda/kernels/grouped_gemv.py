@@ -1,7 +1,7 @@
 """Grouped product for few tokens: a matrix-vector product per pair (token, slot), which needs no dispatch.
 
-With some tokens few pairs share an expert, and what takes the time is to read the weights. A warp computes a few outputs
-of one pair: its lanes read 16 bytes of a weight row each, side by side, and of the next rows before the first sums are
+Where tokens are few, so are the pairs that share an expert, and reading the weights takes the time. A warp computes
+some outputs of one pair: its lanes read 16 bytes of a weight row each, side by side, and of the next rows before the first sums are
 done; at the end the lanes add up their sums. A pair reads its expert's weights itself; pairs with the same expert find
 them in the second-level cache.
 """

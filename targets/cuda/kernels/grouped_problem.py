@@ -141,11 +141,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         block_count = T.match_buffer(count_handle, (1,), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
         T.device_entry()
-        body(
-            Operands(
-                problem, rows, matrix, bias, weights, sorted_pairs, block_experts, block_count, out, slots, B
-            )
-        )
+        body(Operands(problem, rows, matrix, bias, weights, sorted_pairs, block_experts, block_count, out, slots, B))
 
     return kernel
 

@@ -174,10 +174,10 @@ def _find_largest(token, choice, taken, best, expert):
     best[0] = T.float32(MINUS_INFINITY)
     expert[0] = _NOBODY
     for i in T.unroll(token.per_lane):
-        if T.And(token.expert(i) < token.experts, (taken[0] & T.uint32(1 << i)) == T.uint32(0)):
-            if T.Or(expert[0] == _NOBODY, choice[i] > best[0]):
-                best[0] = choice[i]
-                expert[0] = token.expert(i)
+        left: T.let = T.And(token.expert(i) < token.experts, (taken[0] & T.uint32(1 << i)) == T.uint32(0))
+        if T.And(left, T.Or(expert[0] == _NOBODY, choice[i] > best[0])):
+            best[0] = choice[i]
+            expert[0] = token.expert(i)
     for step in T.unroll(5):
         other_best: T.let = T.cuda.__shfl_xor_sync(T.uint32(ALL_LANES), best[0], 16 >> step, WARP)
         other_expert: T.let = T.cuda.__shfl_xor_sync(T.uint32(ALL_LANES), expert[0], 16 >> step, WARP)
@@ -295,7 +295,7 @@ def _route_token(token, logits, bias, weights, chosen):
         _score(token, x)
         for i in T.unroll(token.per_lane):
             choice[i] = x[i]
-            if bias is not None:
+            if bias is not None:  # decided here, the one below when the kernel runs  # noqa: SIM102
                 if token.expert(i) < token.experts:
                     choice[i] = x[i] + T.cast(bias[token.expert(i)], "float32")
         if token.spec.groups > 1:

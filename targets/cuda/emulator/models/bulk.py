@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from re import Match
+
 from moec.targets.cuda.emulator.instructions import Operand, braced, model
 
 _LOAD = r"\.shared(?:::cluster|::cta)\.global"
@@ -11,37 +13,37 @@ _HINT = r"(?:\.L2::cache_hint)?"
 
 
 @model(rf"cp\.async\.bulk\.tensor\.([1-5])d{_LOAD}(?:\.tile)?{_COMPLETES}{_HINT}")
-def _load_tensor(match, destination: str, source: Operand, barrier: str, hint: str = "") -> str:
+def _load_tensor(match: Match[str], destination: str, source: Operand, barrier: str, hint: str = "") -> str:
     tensor_map, start = source
     return f"emulator::load_tensor({destination}, (const void*)({tensor_map}), {match[1]}, {braced(start)}, {barrier})"
 
 
 @model(rf"cp\.async\.bulk\.tensor\.([1-5])d{_STORE}(?:\.tile)?\.bulk_group{_HINT}")
-def _store_tensor(match, destination: Operand, source: str, hint: str = "") -> str:
+def _store_tensor(match: Match[str], destination: Operand, source: str, hint: str = "") -> str:
     tensor_map, start = destination
     return f"emulator::store_tensor((const void*)({tensor_map}), {match[1]}, {braced(start)}, {source})"
 
 
 @model(rf"cp\.async\.bulk{_LOAD}{_COMPLETES}{_HINT}")
-def _load_bytes(match, destination: str, source: str, count: str, barrier: str, hint: str = "") -> str:
+def _load_bytes(match: Match[str], destination: str, source: str, count: str, barrier: str, hint: str = "") -> str:
     return f"emulator::load_bytes({destination}, (const void*)({source}), {count}, {barrier})"
 
 
 @model(rf"cp\.async\.bulk{_STORE}\.bulk_group{_HINT}")
-def _store_bytes(match, destination: str, source: str, count: str, hint: str = "") -> str:
+def _store_bytes(match: Match[str], destination: str, source: str, count: str, hint: str = "") -> str:
     return f"emulator::store_bytes((void*)({destination}), {source}, {count})"
 
 
 @model(r"cp\.async\.bulk\.commit_group")
-def _commit(match) -> str:
+def _commit(match: Match[str]) -> str:
     return "emulator::commit_stores()"
 
 
 @model(r"cp\.async\.bulk\.wait_group(?:\.read)?")
-def _wait(match, allowed: str) -> str:
+def _wait(match: Match[str], allowed: str) -> str:
     return f"emulator::wait_for_stores({allowed})"
 
 
 @model(r"prefetch\.tensormap|fence\.proxy\.tensormap\S*")
-def _nothing_to_compute(match, *operands: Operand) -> str:
+def _nothing_to_compute(match: Match[str], *operands: Operand) -> str:
     return ""

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from re import Match
+
 from moec.targets.cuda.emulator.instructions import model
 
 
 @model(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\d+B)?")
-def _copy(match, destination: str, source: str, count: str, read: str | None = None) -> str:
+def _copy(match: Match[str], destination: str, source: str, count: str, read: str | None = None) -> str:
     return f"emulator::issue_copy({destination}, (const void*)({source}), {count}, {read or count})"
 
 
 @model(r"cp\.async\.commit_group")
-def _commit(match) -> str:
+def _commit(match: Match[str]) -> str:
     return "emulator::commit_copies()"
 
 
 @model(r"cp\.async\.wait_group")
-def _wait(match, allowed: str) -> str:
+def _wait(match: Match[str], allowed: str) -> str:
     return f"emulator::wait_for_copies({allowed})"
 
 
 @model(r"cp\.async\.wait_all")
-def _wait_for_all(match) -> str:
+def _wait_for_all(match: Match[str]) -> str:
     return "emulator::wait_for_all_copies()"
 
 
 @model(r"fence\.proxy\.async(?:\.shared::cta|\.global)?")
-def _fence(match) -> str:
+def _fence(match: Match[str]) -> str:
     return "emulator::fence_for_asynchronous_proxy()"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from re import Match
+
 from moec.targets.cuda.emulator.instructions import Operand, model
 
 _SCOPE = r"(?:\.(?:release|acquire|relaxed))?(?:\.(?:cta|cluster))?"
@@ -9,49 +11,49 @@ _SHARED = r"\.shared(?:::cta|::cluster)?\.b64"
 
 
 @model(rf"mbarrier\.init{_SHARED}")
-def _initialise(match, address: str, count: str) -> str:
+def _initialise(match: Match[str], address: str, count: str) -> str:
     return f"emulator::initialise_barrier({address}, {count})"
 
 
 @model(rf"mbarrier\.inval{_SHARED}")
-def _invalidate(match, address: str) -> str:
+def _invalidate(match: Match[str], address: str) -> str:
     return f"emulator::invalidate_barrier({address})"
 
 
 @model(rf"mbarrier\.arrive{_SCOPE}{_SHARED}")
-def _arrive(match, phase: str, address: str, count: str = "1") -> str:
+def _arrive(match: Match[str], phase: str, address: str, count: str = "1") -> str:
     return _given(phase, f"emulator::arrive_at_memory_barrier({address}, {count})")
 
 
 @model(rf"mbarrier\.arrive\.expect_tx{_SCOPE}{_SHARED}")
-def _arrive_with_bytes(match, phase: str, address: str, count: str) -> str:
+def _arrive_with_bytes(match: Match[str], phase: str, address: str, count: str) -> str:
     return _given(phase, f"emulator::arrive_at_memory_barrier({address}, 1, {count})")
 
 
 @model(rf"mbarrier\.expect_tx{_SCOPE}{_SHARED}")
-def _expect_bytes(match, address: str, count: str) -> str:
+def _expect_bytes(match: Match[str], address: str, count: str) -> str:
     return f"emulator::expect_bytes({address}, {count})"
 
 
 @model(rf"mbarrier\.complete_tx{_SCOPE}{_SHARED}")
-def _complete_bytes(match, address: str, count: str) -> str:
+def _complete_bytes(match: Match[str], address: str, count: str) -> str:
     return f"emulator::complete_bytes({address}, {count})"
 
 
 @model(rf"mbarrier\.(try_wait|test_wait)(?:\.parity)?{_SCOPE}{_SHARED}")
-def _wait(match, done: str, address: str, phase: str, ticks: str = "") -> str:
+def _wait(match: Match[str], done: str, address: str, phase: str, ticks: str = "") -> str:
     """A phase is told by its parity, which is also the state that an arrival gives."""
     function = "wait_for_phase" if match[1] == "try_wait" else "test_phase"
     return f"{done} = emulator::{function}({address}, uint32_t({phase}))"
 
 
 @model(r"cp\.async\.mbarrier\.arrive(\.noinc)?\.shared(?:::cta)?\.b64")
-def _arrive_after_copies(match, address: str) -> str:
+def _arrive_after_copies(match: Match[str], address: str) -> str:
     return f"emulator::arrive_after_copies({address}, {'true' if match[1] else 'false'})"
 
 
 @model(r"fence\.mbarrier_init\.release\.cluster")
-def _nothing_to_compute(match, *operands: Operand) -> str:
+def _nothing_to_compute(match: Match[str], *operands: Operand) -> str:
     return ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from re import Match
+
 from moec.errors import UnsupportedError
 from moec.targets.cuda.emulator.instructions import Operand, addresses, braced, model
 
@@ -9,13 +11,13 @@ _FORMATS = {"f16": ("Float16", "16"), "bf16": ("BFloat16", "16"), "tf32": ("Tens
 
 
 @model(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(f16|bf16|tf32)\.\3")
-def _multiply(match, sums: Operand, a: Operand, b: str, adds: str, *scales_and_orders: str) -> str:
+def _multiply(match: Match[str], sums: Operand, a: Operand, b: str, adds: str, *scales_and_orders: str) -> str:
     columns, depth, name = match.groups()
     cpp_format, only_depth = _FORMATS[name]
     if depth != only_depth or scales_and_orders[:2] != ("1", "1") or set(scales_and_orders[2:]) - {"0"}:
         raise UnsupportedError(
-            f"PTX instruction {match[0]} with {', '.join(scales_and_orders)}: the CUDA emulator has no model of negated "
-            f"or transposed operands; expected 1, 1, 0, 0 and k{only_depth}; run this kernel on a GPU"
+            f"PTX instruction {match[0]} with {', '.join(scales_and_orders)}: the CUDA emulator has no model of "
+            f"negated or transposed operands; expected 1, 1, 0, 0 and k{only_depth}; run this kernel on a GPU"
         )
     types = f"emulator::{cpp_format}, {depth}, {columns}"
     if isinstance(a, list):
@@ -24,15 +26,15 @@ def _multiply(match, sums: Operand, a: Operand, b: str, adds: str, *scales_and_o
 
 
 @model(r"wgmma\.fence\.sync\.aligned")
-def _fence(match) -> str:
+def _fence(match: Match[str]) -> str:
     return "emulator::fence_products()"
 
 
 @model(r"wgmma\.commit_group\.sync\.aligned")
-def _commit(match) -> str:
+def _commit(match: Match[str]) -> str:
     return "emulator::commit_products()"
 
 
 @model(r"wgmma\.wait_group\.sync\.aligned")
-def _wait(match, allowed: str) -> str:
+def _wait(match: Match[str], allowed: str) -> str:
     return f"emulator::wait_for_products({allowed})"

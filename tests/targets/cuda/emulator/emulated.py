@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 
 from moec.runtime.library import load_ffi
 from moec.targets.cuda.emulator import Launch, emulated_library
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator compiles kernels with g++")
 
 TAGS = ("blockIdx.x", "blockIdx.y", "threadIdx.x", "tirx.use_dyn_shared_memory")
 Kernel = Callable[..., None]

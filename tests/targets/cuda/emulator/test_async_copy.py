@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .emulated import load, needs_compiler
-
-pytestmark = needs_compiler
+from .emulated import load
 
 SOURCE = """
 #define COPY(to, from, bytes) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" \\

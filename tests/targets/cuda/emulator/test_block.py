@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .emulated import load, needs_compiler
-
-pytestmark = needs_compiler
+from .emulated import load
 
 SOURCE = """
 extern "C" __global__ void reverse(float* values) {
@@ -123,7 +121,8 @@ def test_a_write_behind_a_shared_array_is_found(kernels, index, survives):
 
 
 @pytest.mark.parametrize(
-    ("index", "problem"), [(24, None), (25, "behind the end of the dynamic pool"), (5000, "byte 20000 of shared memory")]
+    ("index", "problem"),
+    [(24, None), (25, "behind the end of the dynamic pool"), (5000, "byte 20000 of shared memory")],
 )
 def test_a_write_behind_the_pool_is_found(kernels, index, problem):
     if problem is None:
@@ -134,7 +133,9 @@ def test_a_write_behind_the_pool_is_found(kernels, index, problem):
 
 
 def test_a_fault_names_kernel_block_and_thread(kernels):
-    with pytest.raises(RuntimeError, match=r"emulated kernel bounded: block \(3, 0, 0\), thread \(5, 0, 0\): access to"):
+    with pytest.raises(
+        RuntimeError, match=r"emulated kernel bounded: block \(3, 0, 0\), thread \(5, 0, 0\): access to"
+    ):
         kernels["bounded"](np.zeros(1, np.int32), None, grid=4, block=64)
 
 

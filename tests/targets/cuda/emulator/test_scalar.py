@@ -7,16 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from .emulated import load, needs_compiler
-
-pytestmark = needs_compiler
+from .emulated import load
 
 SOURCE = """
 extern "C" __global__ void bits(unsigned* values, unsigned* results) {
   unsigned a = values[0], b = values[1], c = values[2];
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(results[0]) : "r"(a), "r"(b), "r"(0x7315));
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(results[1]) : "r"(a), "r"(b), "r"(c));
-  asm("{ .reg .pred p; setp.lt.u32 p, %1, %2; selp.b32 %0, %3, %4, p; }" : "=r"(results[2]) : "r"(a), "r"(b), "r"(7), "r"(9));
+  asm("{ .reg .pred p; setp.lt.u32 p, %1, %2; selp.b32 %0, %3, %4, p; }"
+      : "=r"(results[2]) : "r"(a), "r"(b), "r"(7), "r"(9));
   results[3] = __dp4a(int(a), int(b), 5);
   results[4] = __popc(a);
   results[5] = __brev(a);

@@ -1,4 +1,4 @@
-"""Runs one kernel for CUDA on numpy arrays, in the emulator; its code on the host, which computes the grid, runs too."""
+"""Runs a kernel for CUDA on numpy arrays, in the emulator. Its code for the host, which computes the grid, runs too."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LOOPS_STAY_LOOPS = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
 
 
 class Kernel:
-    """A compiled kernel. ``source`` is its CUDA C."""
+    """A compiled kernel."""
 
-    def __init__(self, host: Any, source: str) -> None:
-        self._host, self.source = host, source
+    def __init__(self, host: Any) -> None:
+        self._host = host
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         """Run it; the last array is the output and is returned."""
@@ -36,14 +36,27 @@ class Kernel:
 
 
 def build(
-    kernel: tirx.PrimFunc,
-    architecture: str = "sm_80",
-    *,
-    completion: Literal["latest", "earliest"] = "latest",
-    first_thread: int = 0,
+    kernel: tirx.PrimFunc, *, completion: Literal["latest", "earliest"] = "latest", first_thread: int = 0
 ) -> Kernel:
     """The kernel, ready to run in the emulator."""
-    target = tvm.target.Target({"kind": "cuda", "arch": architecture}, host={"kind": "llvm"})
+    host, device, source = _compiled(kernel)
+    launches = [
+        Launch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))
+        for function in device.functions.values()
+    ]
+    library = emulated_library(source, launches, completion=completion, first_thread=first_thread)
+    host.import_module(tvm_ffi.load_module(str(library)))
+    return Kernel(host)
+
+
+def source_of(kernel: tirx.PrimFunc) -> str:
+    """The kernel's CUDA C."""
+    return _compiled(kernel)[2]
+
+
+def _compiled(kernel: tirx.PrimFunc) -> tuple[Any, tvm.IRModule, str]:
+    """The code for the host, the module of the device, and its CUDA C."""
+    target = tvm.target.Target({"kind": "cuda", "arch": "sm_80"}, host={"kind": "llvm"})
     module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
     phases, finish_host, finish_device = tvm.tirx.get_tir_pipeline(KERNEL_PIPELINE)
     with tvm.transform.PassContext(config=_LOOPS_STAY_LOOPS):
@@ -51,12 +64,5 @@ def build(
     host, devices = split_host_device_mods(lowered)
     ((device_target, device),) = devices.items()
     device = finish_device()(device)
-    launches = [
-        Launch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))
-        for function in device.functions.values()
-    ]
     source = codegen_build(device, device_target).inspect_source()
-    compiled = codegen_build(finish_host()(host), target.host)
-    library = emulated_library(source, launches, completion=completion, first_thread=first_thread)
-    compiled.import_module(tvm_ffi.load_module(str(library)))
-    return Kernel(compiled, source)
+    return codegen_build(finish_host()(host), target.host), device, source

@@ -58,11 +58,11 @@ class Data:
         def normal(*shape: int) -> np.ndarray:
             return random.standard_normal(shape, np.float32)
 
-        self.layer, self.ids = layer, ids.astype(np.int32)
-        self.x, self.weights = normal(len(ids), d).astype(dtype), random.random(ids.shape, np.float32)
         self.gate, self.up = ((normal(E, f, d) / d**0.5).astype(dtype) for _ in range(2))
         self.down = (normal(E, d, f) / f**0.5).astype(dtype)
         self.gate_bias, self.up_bias, self.down_bias = normal(E, f), normal(E, f), normal(E, d)
+        self.layer, self.ids = layer, ids.astype(np.int32)
+        self.x, self.weights = normal(len(ids), d).astype(dtype), random.random(ids.shape, np.float32)
 
     @property
     def first(self) -> tuple[np.ndarray, np.ndarray]:

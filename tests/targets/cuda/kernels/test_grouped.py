@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,17 +28,27 @@ def random_ids(layer: Layer, tokens: int, slots: int = 2) -> np.ndarray:
     return RANDOM.integers(-1, layer.experts + layer.spec.identity_experts, (tokens, slots))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("block_rows", [16, 64, 128])
-def test_any_size_without_tensor_cores(dtype, block_rows):
+def combinations(*quick: tuple[int, str], dtypes: tuple[str, ...]) -> list[Any]:
+    """Rows of a block and a type: the quick ones, and all others as slow ones."""
+    others = [(rows, dtype) for rows in SHAPES for dtype in dtypes if (rows, dtype) not in quick]
+    return [*quick, *(pytest.param(*other, marks=pytest.mark.slow) for other in others)]
+
+
+@pytest.mark.parametrize(
+    "block_rows, dtype",
+    combinations((16, "float32"), (64, "float16"), (128, "bfloat16"), dtypes=("float32", "float16", "bfloat16")),
+)
+def test_any_size_without_tensor_cores(block_rows, dtype):
     layer = Layer(experts=5, inner=33, hidden=45, block_rows=block_rows, dtype=dtype)
     for tokens in TOKENS:
         assert_matches(Data(layer, random_ids(layer, tokens)), simt)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("block_rows", list(SHAPES))
-def test_tensor_cores(dtype, block_rows):
+@pytest.mark.parametrize(
+    "block_rows, dtype",
+    combinations((16, "float16"), (64, "bfloat16"), (128, "float16"), dtypes=("float16", "bfloat16")),
+)
+def test_tensor_cores(block_rows, dtype):
     layer = Layer(experts=3, inner=384, hidden=128, block_rows=block_rows, dtype=dtype)
     for tokens in (0, 1, 100):
         assert_matches(Data(layer, random_ids(layer, tokens)), mma)
@@ -52,9 +63,9 @@ def test_few_tokens(dtype):
 
 VARIANTS = {
     "not gated": ExpertsSpec(gate_layout="none", activation="gelu"),
-    "weight on the input": ExpertsSpec(gate_layout="separate", weight_on_input=True),
-    "identity experts": ExpertsSpec(gate_layout="separate", identity_experts=2),
-    "clamped": ExpertsSpec(gate_layout="separate", alpha=1.702, limit=0.5, up_offset=1.0),
+    "clamped, weight on the input, identity experts": ExpertsSpec(
+        gate_layout="separate", weight_on_input=True, identity_experts=2, alpha=1.702, limit=0.5, up_offset=1.0
+    ),
 }
 
 
@@ -73,7 +84,7 @@ def test_activations(activation):
 
 @pytest.mark.parametrize("kernel", [simt, mma])
 def test_all_tokens_to_one_expert(kernel):
-    layer = Layer(experts=4, inner=128, hidden=64, block_rows=64, dtype="float16")
+    layer = Layer(experts=3, inner=128, hidden=128, block_rows=16, spec=VARIANTS["not gated"], dtype="float16")
     assert_matches(Data(layer, np.full((100, 2), 2)), kernel)
 
 
@@ -84,7 +95,7 @@ def test_many_experts_few_of_them_used(kernel):
 
 
 def test_a_row_does_not_depend_on_the_other_rows():
-    layer = Layer(experts=3, inner=128, hidden=64, block_rows=64, dtype="float16")
+    layer = Layer(experts=3, inner=128, hidden=128, block_rows=16, spec=VARIANTS["not gated"], dtype="float16")
     together = Data(layer, np.tile([[1, 2]], (70, 1)))
     alone = Data(layer, together.ids[-1:])
     alone.x, alone.weights = together.x[-1:], together.weights[-1:]

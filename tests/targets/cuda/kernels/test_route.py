@@ -77,7 +77,9 @@ def test_router(name):
         check(kernel, spec, 2 * RANDOM.standard_normal((tokens, experts), np.float32))
 
 
-@pytest.mark.parametrize("score", ["softmax", "softmax_topk", "sigmoid", "softplus", "sqrt_softplus", "relu", "identity"])
+@pytest.mark.parametrize(
+    "score", ["softmax", "softmax_topk", "sigmoid", "softplus", "sqrt_softplus", "relu", "identity"]
+)
 def test_ties_and_numbers_that_are_none(score):
     spec = RouteSpec(k=3, score=score)
     check(build(route.route(spec, 8)), spec, ODD_LOGITS)

@@ -2,27 +2,33 @@
 //
 // The earliest that a copy can be seen is when it is issued; the latest is when a wait says that it must be there.
 #pragma once
-#include "proxies.h"
-#include "shared_window.h"
+#include "hazards.h"
 
 namespace emulator {
 
-inline void carry_out(const Copy& copy, Thread& owner) {
+inline void move_bytes(const Copy& copy) {
   unsigned char* destination = from_window(copy.destination, copy.bytes, "cp.async");
   memcpy(destination, copy.source, copy.read_bytes);
   memset(destination + copy.read_bytes, 0, copy.bytes - copy.read_bytes);
-  note_written(owner, size_t(destination - block->shared.base), copy.bytes);
+}
+
+inline void complete(const Copy& copy, Thread& owner) {
+  const size_t offset = offset_of(from_window(copy.destination, copy.bytes, "cp.async"));
+  if (!copies_complete_early) move_bytes(copy);
+  end_arriving(offset, copy.bytes);
+  note_written(owner, offset, copy.bytes);
 }
 
 inline void issue_copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t read_bytes) {
   if (bytes != 4 && bytes != 8 && bytes != 16) fail("cp.async copies 4, 8 or 16 bytes, not " + std::to_string(bytes));
-  if (read_bytes > bytes) fail("cp.async reads " + std::to_string(read_bytes) + " of " + std::to_string(bytes) + " bytes");
+  if (read_bytes > bytes)
+    fail("cp.async reads " + std::to_string(read_bytes) + " of " + std::to_string(bytes) + " bytes");
   expect_aligned(destination, bytes, "cp.async");
   if (uintptr_t(source) % bytes) fail("cp.async: the global address is no multiple of " + std::to_string(bytes));
-  from_window(destination, bytes, "cp.async");
   const Copy copy{destination, source, bytes, read_bytes, thread->copies.group};
-  if (complete_early) carry_out(copy, *thread);
-  else thread->copies.pending.push_back(copy);
+  begin_arriving(offset_of(from_window(destination, bytes, "cp.async")), bytes, "cp.async");
+  if (copies_complete_early) move_bytes(copy);
+  thread->copies.pending.push_back(copy);
 }
 
 inline void commit_copies() { ++thread->copies.group; }
@@ -31,7 +37,7 @@ inline void commit_copies() { ++thread->copies.group; }
 inline void complete_copies_before(int group, Thread& owner) {
   auto& pending = owner.copies.pending;
   size_t done = 0;
-  while (done < pending.size() && pending[done].group < group) carry_out(pending[done++], owner);
+  while (done < pending.size() && pending[done].group < group) complete(pending[done++], owner);
   pending.erase(pending.begin(), pending.begin() + long(done));
 }
 

@@ -13,7 +13,7 @@ inline bool complete_bulk_load() {
   if (load == copies.end()) return false;
   const BulkCopy copy = *load;
   copies.erase(load);
-  carry_out(copy);
+  complete_load(copy);
   return true;
 }
 

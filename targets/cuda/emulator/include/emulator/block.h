@@ -74,10 +74,16 @@ struct Block {
 inline thread_local Block* block;
 inline thread_local Thread* thread;
 
-#ifdef EMULATOR_EARLIEST
-constexpr bool complete_early = true;
+// When what was issued can be seen: at once, or at the last moment that the hardware allows.
+#ifdef EMULATOR_EARLY_COPIES
+constexpr bool copies_complete_early = true;
 #else
-constexpr bool complete_early = false;
+constexpr bool copies_complete_early = false;
+#endif
+#ifdef EMULATOR_EARLY_PRODUCTS
+constexpr bool products_complete_early = true;
+#else
+constexpr bool products_complete_early = false;
 #endif
 
 // Ends the emulation of this block. The stacks of its threads are dropped as they are.

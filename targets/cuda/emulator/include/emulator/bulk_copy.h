@@ -29,17 +29,15 @@ inline uint32_t box_bytes(const CUtensorMap& map) {
   return bytes;
 }
 
-// Moves bytes between the proxies' shared memory and global memory; bytes outside of the tensor are zeros.
+// Moves bytes between shared and global memory; bytes outside of the tensor are zeros.
 inline void move_chunk(const BulkCopy& copy, uint32_t address, unsigned char* global, uint32_t bytes) {
   unsigned char* shared = from_window(address, bytes, "a bulk copy");
-  const size_t offset = size_t(shared - block->shared.base);
-  if (copy.loads) {
-    if (global) memcpy(shared, global, bytes);
-    else memset(shared, 0, bytes);
-    note_written_by_copy(offset, bytes);
-  } else {
-    expect_fenced(offset, bytes, "a bulk store");
+  if (!copy.loads) {
     if (global) memcpy(global, shared, bytes);
+  } else if (global) {
+    memcpy(shared, global, bytes);
+  } else {
+    memset(shared, 0, bytes);
   }
 }
 
@@ -74,15 +72,44 @@ inline void move_box(const BulkCopy& copy) {
 inline void carry_out(const BulkCopy& copy) {
   if (copy.tiled) move_box(copy);
   else move_chunk(copy, copy.shared, copy.global, copy.bytes);
-  if (copy.loads) complete_bytes(copy.barrier, copy.bytes);
+}
+
+// The box is dense, so that the bytes it takes in shared memory follow one another, swizzled or not.
+inline size_t first_byte(const BulkCopy& copy) {
+  return offset_of(from_window(copy.shared, copy.bytes, "a bulk copy"));
+}
+
+inline void complete_load(const BulkCopy& copy) {
+  carry_out(copy);
+  end_arriving(first_byte(copy), copy.bytes);
+  note_written_by_proxy(first_byte(copy), copy.bytes);
+  complete_bytes(copy.barrier, copy.bytes);
+}
+
+inline void complete_store(const BulkCopy& copy) {
+  if (!copies_complete_early) carry_out(copy);
+  end_use(first_byte(copy), copy.bytes);
+}
+
+inline void issue_load(const BulkCopy& copy) {
+  begin_arriving(first_byte(copy), copy.bytes, "a bulk copy");
+  if (copies_complete_early) complete_load(copy);
+  else block->bulk_copies.push_back(copy);
+}
+
+inline void issue_store(const BulkCopy& copy) {
+  expect_fenced(first_byte(copy), copy.bytes, "a bulk store");
+  begin_use(first_byte(copy), copy.bytes, "a bulk store");
+  if (copies_complete_early) carry_out(copy);
+  block->bulk_copies.push_back(copy);
 }
 
 inline void issue_bulk_copy(const BulkCopy& copy) {
   expect_aligned(copy.shared, copy.tiled ? 128 : 16, "a bulk copy");
   if (!copy.tiled && (copy.bytes % 16 || uintptr_t(copy.global) % 16))
     fail("a bulk copy moves multiples of 16 bytes from and to multiples of 16");
-  if (complete_early) carry_out(copy);
-  else block->bulk_copies.push_back(copy);
+  if (copy.loads) issue_load(copy);
+  else issue_store(copy);
 }
 
 inline BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint32_t shared) {
@@ -140,7 +167,7 @@ inline void wait_for_stores(int allowed) {
   auto& copies = block->bulk_copies;
   const auto due = [&](const BulkCopy& c) { return !c.loads && c.owner == thread && c.group < before; };
   for (const BulkCopy& copy : copies)
-    if (due(copy)) carry_out(copy);
+    if (due(copy)) complete_store(copy);
   copies.erase(std::remove_if(copies.begin(), copies.end(), due), copies.end());
 }
 

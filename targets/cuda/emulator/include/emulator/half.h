@@ -15,12 +15,18 @@ struct ShortFloat {
   uint16_t bits;
 
   ShortFloat() = default;
+  ShortFloat(const ShortFloat&) = default;
+  ShortFloat(const volatile ShortFloat& other) : bits(other.bits) {}
   template <class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>>
   ShortFloat(Number value) : bits(narrow(float(value))) {}
   template <float (*w)(uint16_t), uint16_t (*n)(float), class = std::enable_if_t<w != widen>>
   explicit ShortFloat(ShortFloat<w, n> other) : bits(narrow(float(other))) {}
 
+  ShortFloat& operator=(const ShortFloat&) = default;
+  void operator=(ShortFloat other) volatile { bits = other.bits; }
+
   operator float() const { return widen(bits); }
+  operator float() const volatile { return widen(bits); }
   static ShortFloat of_bits(uint16_t bits) {
     ShortFloat value;
     value.bits = bits;

@@ -1,31 +1,65 @@
-// Two ways to shared memory: threads write by the generic proxy, TMA and wgmma read by the asynchronous one.
+// What state each byte of shared memory is in while asynchronous operations are under way.
 //
-// What a thread wrote is not visible to the other proxy before this thread has passed fence.proxy.async. Copies by
-// cp.async are followed byte by byte; plain stores are not seen here.
+// A byte is arriving from when a copy to it was issued until a wait says that it is there: nobody may read it or copy
+// to it. A byte is in use from when an operation that reads it was issued until a wait: nobody may copy to it. What a
+// thread wrote is not visible to TMA and wgmma before this thread has passed fence.proxy.async. These rules do not
+// depend on when operations complete. Only instructions are held to them: plain loads and stores are not seen here.
 #pragma once
 #include "shared_window.h"
 
 namespace emulator {
+
+inline size_t offset_of(const unsigned char* shared) { return size_t(shared - block->shared.base); }
+
+[[noreturn]] inline void report_hazard(const char* instruction, size_t offset, const char* what) {
+  fail(std::string(instruction) + ": byte " + std::to_string(offset) + " of shared memory " + what);
+}
+
+inline void expect_none(const std::vector<unsigned char>& states, size_t offset, size_t bytes, const char* instruction,
+                        const char* what) {
+  const unsigned char* state = &states[offset];
+  for (size_t i = 0; i < bytes; ++i)
+    if (state[i]) report_hazard(instruction, offset + i, what);
+}
+
+inline void begin_arriving(size_t offset, size_t bytes, const char* instruction) {
+  SharedMemory& shared = block->shared;
+  expect_none(shared.in_use, offset, bytes, instruction, "is still read by a product or store that is under way");
+  expect_none(shared.arriving, offset, bytes, instruction, "is the target of another copy that is under way");
+  memset(&shared.arriving[offset], 1, bytes);
+}
+
+inline void end_arriving(size_t offset, size_t bytes) { memset(&block->shared.arriving[offset], 0, bytes); }
+
+inline void expect_arrived(size_t offset, size_t bytes, const char* instruction) {
+  expect_none(block->shared.arriving, offset, bytes, instruction, "is read while a copy to it is under way");
+}
+
+inline void begin_use(size_t offset, size_t bytes, const char* instruction) {
+  expect_arrived(offset, bytes, instruction);
+  for (size_t i = offset; i < offset + bytes; ++i) ++block->shared.in_use[i];
+}
+
+inline void end_use(size_t offset, size_t bytes) {
+  for (size_t i = offset; i < offset + bytes; ++i) --block->shared.in_use[i];
+}
 
 inline void note_written(Thread& owner, size_t offset, size_t bytes) {
   memset(&block->shared.unfenced[offset], 1, bytes);
   owner.copies.unfenced.push_back({offset, bytes});
 }
 
+// The asynchronous proxy itself has overwritten these bytes.
+inline void note_written_by_proxy(size_t offset, size_t bytes) { memset(&block->shared.unfenced[offset], 0, bytes); }
+
 inline void fence_for_asynchronous_proxy() {
   for (const Written& written : thread->copies.unfenced) memset(&block->shared.unfenced[written.offset], 0, written.bytes);
   thread->copies.unfenced.clear();
 }
 
-// The other proxy has overwritten these bytes.
-inline void note_written_by_copy(size_t offset, size_t bytes) { memset(&block->shared.unfenced[offset], 0, bytes); }
-
 inline void expect_fenced(size_t offset, size_t bytes, const char* instruction) {
-  const unsigned char* unfenced = &block->shared.unfenced[offset];
-  for (size_t i = 0; i < bytes; ++i)
-    if (unfenced[i])
-      fail(std::string(instruction) + " reads byte " + std::to_string(offset + i) +
-           " of shared memory, which a thread wrote and did not pass fence.proxy.async");
+  expect_none(block->shared.unfenced, offset, bytes, instruction,
+              "is read, which a thread wrote without passing fence.proxy.async");
 }
 
 }  // namespace emulator

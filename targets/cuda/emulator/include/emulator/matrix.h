@@ -6,7 +6,7 @@
 #include <array>
 
 #include "float_bits.h"
-#include "shared_window.h"
+#include "hazards.h"
 #include "warp.h"
 
 namespace emulator {
@@ -86,7 +86,9 @@ struct TileArgument {
 
 inline unsigned char* tile_row(uint32_t address, const char* instruction) {
   expect_aligned(address, 16, instruction);
-  return from_window(address, 16, instruction);
+  unsigned char* row = from_window(address, 16, instruction);
+  expect_arrived(offset_of(row), 16, instruction);
+  return row;
 }
 
 // Row and column of the elements that a lane's register holds; transposed tiles swap them.

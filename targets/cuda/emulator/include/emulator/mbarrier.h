@@ -45,7 +45,7 @@ inline void invalidate_barrier(uint32_t address) {
 
 // Where things complete early, a thread that was waiting goes on at once.
 inline void give_way_to_waiting(const void* on) {
-  if (!complete_early) return;
+  if (!copies_complete_early) return;
   for (Thread& t : block->threads)
     if (&t != thread && t.state == State::ready && t.waits_on == on) {
       t.waits_on = nullptr;
@@ -102,8 +102,12 @@ inline bool test_phase(uint32_t address, uint32_t parity) {
 inline void arrive_after_copies(uint32_t address, bool counted) {
   MemoryBarrier& barrier = memory_barrier(address, "cp.async.mbarrier.arrive");
   if (!counted) ++barrier.pending;
-  if (complete_early) arrive_at_memory_barrier(address, 1);
-  else block->late_arrivals.push_back({thread, address});
+  if (copies_complete_early) {
+    wait_for_all_copies();
+    arrive_at_memory_barrier(address, 1);
+  } else {
+    block->late_arrivals.push_back({thread, address});
+  }
 }
 
 }  // namespace emulator

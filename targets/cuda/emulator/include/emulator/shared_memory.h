@@ -30,7 +30,7 @@ struct SharedMemory {
   unsigned char* base = nullptr;
   size_t mapped = 0, bytes = 0, pool = 0;
   std::vector<RedZone> red_zones;
-  std::vector<unsigned char> unfenced;  // per byte: written by a thread, and not yet visible to TMA and wgmma
+  std::vector<unsigned char> unfenced, arriving, in_use;  // of each byte: see hazards.h
 
   // Room for `static_bytes` of arrays and a pool of `pool_bytes`; called once for all blocks that an OS thread runs.
   void reserve(size_t static_bytes, size_t pool_bytes, const RedZone* zones, size_t zone_count) {
@@ -45,7 +45,7 @@ struct SharedMemory {
     base = pages + guard_bytes + inner - aligned;
     red_zones.assign(zones, zones + zone_count);
     red_zones.push_back({bytes, aligned - bytes, "the dynamic pool"});
-    unfenced.assign(aligned, 0);
+    for (auto states : {&unfenced, &arriving, &in_use}) states->resize(aligned);
   }
 
   void release() {
@@ -55,7 +55,7 @@ struct SharedMemory {
 
   void be_born() {
     memset(base, unborn, unfenced.size());
-    memset(unfenced.data(), 0, unfenced.size());
+    for (auto states : {&unfenced, &arriving, &in_use}) memset(states->data(), 0, states->size());
   }
 
   // The array behind whose end a byte was written; null where none was.

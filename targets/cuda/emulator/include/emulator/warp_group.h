@@ -39,7 +39,7 @@ struct Product {
   std::array<std::array<uint32_t, 4>, group_threads> a_registers;
   uint64_t a, b;
   bool a_in_registers, adds;
-  int columns, group;
+  int columns, row_bytes, group;
 };
 
 struct WarpGroup {
@@ -78,11 +78,35 @@ void read_operand(uint64_t descriptor, int rows, typename Format::Sum* values, i
   for (int row = 0; row < rows; ++row)
     for (int k = 0; k < depth; ++k) {
       const unsigned char* element = from_window(layout.address(row, k * bytes), bytes, "wgmma");
-      expect_fenced(size_t(element - block->shared.base), bytes, "wgmma");
       uint32_t bits = 0;
       memcpy(&bits, element, bytes);
       values[row * row_stride + k * depth_stride] = Format::element(bits, 0);
     }
+}
+
+// Calls `act` with the place of each 16 bytes of an operand: `rows` rows of `row_bytes`, a multiple of 16.
+template <class Act>
+void for_each_chunk(uint64_t descriptor, int rows, int row_bytes, Act act) {
+  const OperandLayout layout(descriptor);
+  for (int row = 0; row < rows; ++row)
+    for (int byte = 0; byte < row_bytes; byte += 16)
+      act(offset_of(from_window(layout.address(row, byte), 16, "wgmma")));
+}
+
+inline void begin_product(const Product& product) {
+  const auto begin = [](size_t offset) {
+    expect_fenced(offset, 16, "wgmma");
+    begin_use(offset, 16, "wgmma");
+  };
+  if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, begin);
+  for_each_chunk(product.b, product.columns, product.row_bytes, begin);
+}
+
+inline void complete_product(const Product& product) {
+  const auto end = [](size_t offset) { end_use(offset, 16); };
+  if (!products_complete_early) product.carry_out(product);
+  if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, end);
+  for_each_chunk(product.b, product.columns, product.row_bytes, end);
 }
 
 template <class Format, int depth>
@@ -144,10 +168,12 @@ void wgmma(std::array<typename Format::Sum*, columns / 2> sums, A a, uint64_t b,
   next.a_in_registers = in_registers;
   next.adds = adds;
   next.columns = columns;
+  next.row_bytes = depth * 4 / Format::per_register;
   meet_group("wgmma.mma_async", [](WarpGroup& g) {
     g.next.group = g.group;
-    if (complete_early) g.next.carry_out(g.next);
-    else g.pending.push_back(g.next);
+    begin_product(g.next);
+    if (products_complete_early) g.next.carry_out(g.next);
+    g.pending.push_back(g.next);
   });
 }
 
@@ -163,7 +189,7 @@ inline void wait_for_products(int allowed) {
   meet_group("wgmma.wait_group", [=](WarpGroup& group) {
     size_t done = 0;
     while (done < group.pending.size() && group.pending[done].group < group.group - allowed) {
-      group.pending[done].carry_out(group.pending[done]);
+      complete_product(group.pending[done]);
       ++done;
     }
     group.pending.erase(group.pending.begin(), group.pending.begin() + long(done));

@@ -61,13 +61,19 @@ def quantize_activations(
     if not all(form.quantized for form in formats):
         return
     groups = {form.group for form in formats} - {0}
+    if asked is not None:
+        _check_activation_group(node, asked, groups, sizes)
     group = _activation_group(groups, sizes) if asked is None else asked
-    if group < 0 or (group and any(size % group for size in sizes)) or any(group % one for one in groups):
-        fits = f"divides the numbers of inputs, {sorted(set(sizes))}"
-        fits += f", and that the weights' groups divide, {sorted(groups)}" if groups else ""
-        where = f"node {node_name(node)}"
-        raise MoecError(f"{where}: activation_group is {group}; expected 0 for one scale per token, or one that {fits}")
     set_arithmetic(node, ProductSpec(arithmetic="int8", activation_group=group))
+
+
+def _check_activation_group(node: ir.Node, group: int, groups: Set[int], sizes: Sequence[int]) -> None:
+    if group >= 0 and not (group and any(size % group for size in sizes)) and not any(group % one for one in groups):
+        return
+    fits = f"divides the numbers of inputs, {sorted(set(sizes))}"
+    fits += f", and that the weights' groups divide, {sorted(groups)}" if groups else ""
+    where = f"node {node_name(node)}"
+    raise MoecError(f"{where}: activation_group is {group}; expected 0 for one scale per token, or one that {fits}")
 
 
 def _activation_group(groups: Set[int], sizes: Sequence[int]) -> int:

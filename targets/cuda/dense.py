@@ -20,7 +20,7 @@ from moec.targets.tvm.attention import (
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.einsum import lower_einsum
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-from moec.targets.tvm.nodes import refuse_outputs, transpose
+from moec.targets.tvm.nodes import refuse_outputs, static_size, transpose
 
 _LOWEST = -3.4028234e38
 """The score of a key that is not seen: finite, so that a row that sees none has no NaN."""
@@ -91,9 +91,15 @@ def _normalized_axes(node: ir.Node, x: relax.Expr) -> list[int]:
 
 def _parameter(lowering: LoweringContext, value: ir.Value, x: relax.Expr, axes: list[int]) -> relax.Expr:
     """A scale or bias in float32, with the shape of the normalised axes."""
-    tensor = relax.op.astype(lowering.tensor(value), "float32")
+    tensor = lowering.tensor(value)
+    if str(tensor.ty.dtype) != "float32":
+        tensor = lowering.emit(relax.op.astype(tensor, "float32"))
     shape = [x.ty.shape[axis] for axis in axes]
-    return lowering.emit(relax.op.broadcast_to(lowering.emit(tensor), shape))
+    if len(tensor.ty.shape) == len(shape):
+        sizes = zip(tensor.ty.shape, shape, strict=True)
+        if all(static_size(own) == static_size(wanted) != 1 for own, wanted in sizes):
+            return tensor
+    return lowering.emit(relax.op.broadcast_to(tensor, shape))
 
 
 def _in_float32(lowering: LoweringContext, x: relax.Expr, compute: Any) -> relax.Expr:

@@ -5,12 +5,13 @@
 ``moec.Experts``        dispatch, grouped product of gathered rows with the activation, grouped product back to the
                         order of the pairs, combine
 ``moec.GroupedMatMul``  dispatch, grouped product back to the order of the pairs, separate
-``moec.MoE``            those of Route, then those of Experts: five launches
+``moec.MoE``            those of Route, then those of Experts: five launches, or four for few tokens
 ``moec.Linear``         a matrix product that TVM schedules
 ======================  ==============================================================================================
 
-No launch waits for the host: grids come from the upper bound of what routing can ask for. Quantised weights are decoded
-when they are packed, to the type of the tokens.
+Up to 16 tokens are not dispatched: their products go pair by pair. No launch waits for the host, which knows the number
+of tokens: grids come from the upper bound of what routing can ask for. Quantised weights are decoded when they are
+packed, to the type of the tokens.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, spec_of
 from moec.runtime.dtypes import dtype_of
 from moec.targets.cuda.dense import multiply
-from moec.targets.cuda.kernels import capacity, combine, dispatch, route
+from moec.targets.cuda.kernels import capacity, combine, dispatch, grouped_gemv, route
 from moec.targets.cuda.kernels.activation import activate, experts_epilogue
+from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.cuda.launch_conditions import launch_if
 from moec.targets.cuda.moe_kernels import (
     CAPACITY,
     COMBINE,
     DISPATCH,
+    FEW_PRODUCTS,
     GENERATORS,
     PRODUCTS,
     ROUTE,
@@ -48,6 +52,8 @@ from moec.targets.tvm.stored_weights import StoredWeight, split
 BLOCK_ROWS = 64
 """Rows of a block: the tile of a product. Every expert's rows are padded to a multiple of it."""
 
+_WEIGHTS = 3
+"""Which parameter of a product has the routing weights, whose first size is the number of tokens."""
 _ROUTING = RoutingKernels(ROUTE, CAPACITY, route.route, capacity.capacity)
 
 
@@ -76,21 +82,30 @@ def _lower_experts(node: NodeLowering) -> relax.Expr:
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """The results of dispatch, and the routing weights [T, k]."""
+    """Routing weights and expert ids [T, k], and the results of dispatch. ``few``: the products go pair by pair where
+    there are few tokens, and need no blocks then: all of a node or none, for they hand on rows in one order."""
 
+    few: bool
     weights: relax.Expr
+    ids: relax.Expr
     sorted_pairs: relax.Expr
     experts: relax.Expr
     count: relax.Expr
 
 
-def _dispatch(node: NodeLowering, weights: relax.Expr, ids: relax.Expr, experts: int) -> _Blocks:
+def _dispatch(node: NodeLowering, weights: relax.Expr, ids: relax.Expr, problems: Sequence[GroupedProblem]) -> _Blocks:
+    """Blocks for ``problems``, the products of one node."""
     tokens, slots = ids.ty.shape
+    experts = problems[0].experts
     blocks = dispatch.most_blocks(experts, tokens * slots, BLOCK_ROWS)
     outputs = [relax.TensorType((size,), "int32") for size in (blocks * BLOCK_ROWS, blocks, 1)]
     chosen = node.select(DISPATCH, experts)
+    kernel = dispatch.dispatch(experts, BLOCK_ROWS)
+    few = all(grouped_gemv.why_not(problem) is None for problem in problems)
+    if few:
+        kernel = launch_if(kernel, 0, 0, least=FEW_TOKENS + 1)
     attributes = {"experts": experts, "block_rows": BLOCK_ROWS}
-    return _Blocks(weights, *node.call(chosen, dispatch.dispatch(experts, BLOCK_ROWS), [ids], outputs, attributes))
+    return _Blocks(few, weights, ids, *node.call(chosen, kernel, [ids], outputs, attributes))
 
 
 def _multiply(
@@ -102,13 +117,20 @@ def _multiply(
     epilogue: Callable[..., Any],
     activation: str = "none",
 ) -> relax.Expr:
-    """The grouped product of ``operands`` (rows, matrix, bias), with ``rows`` rows in the result."""
+    """The grouped product of ``operands`` (rows, matrix, bias), with ``rows`` rows in the result: by blocks, or, where
+    there are few tokens when the program runs, pair by pair."""
+    attributes = {**dataclasses.asdict(problem), "activation": activation}
     chosen = node.select(PRODUCTS, problem)
     kernel = GENERATORS[chosen.kernel.name](problem, epilogue)
     arguments = [*operands, blocks.weights, blocks.sorted_pairs, blocks.experts, blocks.count]
     output = relax.TensorType((rows, problem.width), problem.out_dtype)
-    attributes = {**dataclasses.asdict(problem), "activation": activation}
-    return node.call(chosen, kernel, arguments, [output], attributes)[0]
+    if not blocks.few:
+        return node.call(chosen, kernel, arguments, [output], attributes)[0]
+    few = launch_if(grouped_gemv.grouped_gemv(problem, epilogue), _WEIGHTS, 0, most=FEW_TOKENS)
+    many = launch_if(kernel, _WEIGHTS, 0, least=FEW_TOKENS + 1)
+    by_pair = [*operands, blocks.weights, blocks.ids]
+    (result,) = node.call(node.select(FEW_PRODUCTS, problem), few, by_pair, [output], attributes)
+    return node.call_on(chosen, many, arguments, result, attributes)
 
 
 class _Experts:
@@ -125,7 +147,7 @@ class _Experts:
     def lower(self, weights: relax.Expr, ids: relax.Expr) -> relax.Expr:
         node, spec = self._node, self._spec
         first, second = self._problems(str(weights.ty.dtype))
-        blocks = _dispatch(node, weights, ids, first.experts)
+        blocks = _dispatch(node, weights, ids, [first, second])
         places, pairs = blocks.sorted_pairs.ty.shape[0], ids.ty.shape[0] * ids.ty.shape[1]
         up = [
             _matrix(node, f"{self._up.name}.rows", first, self._up_rows),
@@ -224,7 +246,7 @@ def _lower_grouped_matmul(node: NodeLowering) -> relax.Expr:
     ids = node.cast(node.lowering.tensor(node.input("experts")), "int32")
     tokens, slots = ids.ty.shape
     no_weights = node.lowering.emit(relax.op.zeros((tokens, slots), "float32"))
-    blocks = _dispatch(node, no_weights, ids, problem.experts)
+    blocks = _dispatch(node, no_weights, ids, [problem])
     matrix = _matrix(node, f"{weight.name}.rows", problem, lambda expert: weight.decoded(expert, transposed=True).T)
     bias = _bias(node, "bias", problem, node.bias("bias"))
     results = _multiply(node, problem, [x, matrix, bias], blocks, tokens * slots, lambda total: total)

@@ -6,7 +6,15 @@ import dataclasses
 from collections.abc import Callable
 
 from moec.targets.base import Eligibility
-from moec.targets.cuda.kernels import capacity, combine, dispatch, grouped_gemm_mma, grouped_gemm_simt, route
+from moec.targets.cuda.kernels import (
+    capacity,
+    combine,
+    dispatch,
+    grouped_gemm_mma,
+    grouped_gemm_simt,
+    grouped_gemv,
+    route,
+)
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.tvm.routing import RouteProblem
 from moec.targets.tvm.selection import Kernel
@@ -63,6 +71,13 @@ PRODUCTS = (
         "grouped_gemm_simt",
         "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)",
         _product(grouped_gemm_simt.why_not, "float32 multiply-adds, panels in shared memory, any size"),
+    ),
+)
+FEW_PRODUCTS = (
+    Kernel(
+        "grouped_gemv",
+        "out[pair] = activation(rows[pair] @ matrix[expert of pair].T + bias)",
+        _product(grouped_gemv.why_not, f"up to {grouped_gemv.FEW_TOKENS} tokens: a warp per outputs of a pair"),
     ),
 )
 COMBINE = (Kernel("combine", "y[t] = sum over slots of weight * result of the pair", _can_combine),)

@@ -63,9 +63,17 @@ def compile_source(source: str, architecture: str) -> Compiled | None:
         path = pathlib.Path(folder, "kernels.cu")
         path.write_text(source)
         cubin, ptx = path.with_suffix(".cubin"), path.with_suffix(".ptx")
-        common = [f"-arch={architecture}", "-std=c++17", "-O3", "-w", str(path)]
-        report = _run([str(nvcc), "-cubin", "-Xptxas", "-v", *common, "-o", str(cubin)])
-        _run([str(nvcc), "-ptx", *common, "-o", str(ptx)])
+        options = [
+            f"-arch={architecture}",
+            "-std=c++17",
+            "-O3",
+            "-w",
+            "-Xptxas",
+            "-v",
+            "--keep",
+            f"--keep-dir={folder}",
+        ]
+        report = _run([str(nvcc), "-cubin", *options, str(path), "-o", str(cubin)])
         return Compiled(
             cubin.read_bytes(),
             {match["name"]: match[0] for match in _PTX_ENTRY.finditer(ptx.read_text())},

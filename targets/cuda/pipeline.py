@@ -11,9 +11,9 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from moec.targets.cuda.kernels.lower_by_form import LowerByForm
+from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
 from moec.targets.cuda.nvcc import MISSING, compile_source
 from moec.targets.cuda.schedule import ScheduleForGpu
-from moec.targets.cuda.skip_empty_launches import SkipEmptyLaunches
 from moec.targets.tvm.pipeline import Backend, Generated
 
 KERNEL_PIPELINE = "moec_cuda"
@@ -76,7 +76,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         LowerByForm(scheduled_kernel_phases()),
         # One function of the host for each kernel, which checks its arguments and launches the device's.
         loops.SplitHostDevice(),
-        SkipEmptyLaunches(),
+        ApplyLaunchConditions(),
         loops.MakePackedAPI(),
         loops.FP8StorageLegalize(),
         loops.BF16StorageLegalize(),

@@ -127,10 +127,23 @@ class FunctionBuilder:
         output_types: Sequence[relax.TensorType],
         record: KernelRecord,
     ) -> list[relax.Var]:
+        symbol = self._add_recorded_kernel(kernel, record)
+        return self._call(symbol, [self.emit(argument) for argument in arguments], output_types, record.name)
+
+    def call_kernel_on(
+        self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr], output: relax.Var, record: KernelRecord
+    ) -> relax.Var:
+        symbol = self._add_recorded_kernel(kernel, record)
+        given = [*(self.emit(argument) for argument in arguments), output]
+        result = self.emit(relax.op.call_tir_inplace(symbol, given, len(given) - 1, output.ty), record.name)
+        self._computed.add(result)
+        return result
+
+    def _add_recorded_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> tvm.ir.GlobalVar:
         symbol = self._add_finished_kernel(kernel, record.name)
         merged = self._kernels.setdefault(symbol.name_hint, dataclasses.replace(record, name=symbol.name_hint))
         merged.nodes = list(dict.fromkeys([*merged.nodes, *record.nodes]))
-        return self._call(symbol, [self.emit(argument) for argument in arguments], output_types, record.name)
+        return symbol
 
     def call_serial(
         self,

@@ -92,6 +92,13 @@ class LoweringContext(Protocol):
         once; their records are merged (``nodes`` joined). ``record.name`` is the wish for the symbol's name."""
         ...
 
+    def call_kernel_on(
+        self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr], output: relax.Var, record: KernelRecord
+    ) -> relax.Var:
+        """Like :meth:`call_kernel`, for a kernel that may leave ``output``, the result of another, as it is. The result
+        is the same memory, and ``output`` is not to be used any more."""
+        ...
+
     def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
         """Emit a generic kernel, which the target's schedule gives threads: ``function`` takes one TE tensor per
         argument and returns one or several."""

@@ -78,3 +78,15 @@ class NodeLowering:
         record = record_of(self.node, chosen, attributes, prefix="moe_")
         record.requirements = requirements
         return self.lowering.call_kernel(kernel, arguments, outputs, record)
+
+    def call_on(
+        self,
+        chosen: Selection,
+        kernel: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        output: relax.Var,
+        attributes: dict[str, Any],
+    ) -> relax.Var:
+        """Call a kernel that may leave the result of another as it is."""
+        record = record_of(self.node, chosen, attributes, prefix="moe_")
+        return self.lowering.call_kernel_on(kernel, arguments, output, record)

@@ -35,30 +35,46 @@ _OPTIONS = (
     # C++ as CUDA understands it; sums are not contracted, so that results are the same on every processor.
     *("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv"),
     *("-fno-delete-null-pointer-checks", "-fstack-clash-protection"),  # so that every bad access faults
-    *("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
+    *("-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
 )
+_POISON = "-ftrivial-auto-var-init=pattern"
+"""Variables that a kernel does not initialise hold nonsense, not what happens to be there. Since g++ 12."""
+_WATCH = ("-DEMULATOR_WATCH", "-fsanitize=thread")
+"""The compiler calls ThreadSanitizer's functions; the emulator has its own of these names."""
 _UNKNOWN_NAME = re.compile(r"error: '?([\w:]+)'? (?:was not declared|has not been declared|does not name a type)")
-_ERROR = re.compile(r"error: (.*)")
+_ERROR = re.compile(r"(?:error: |undefined reference to )(.*)")
 
 
 def emulated_library(
-    source: str, launches: Sequence[Launch], *, completion: Completion = "latest", first_thread: int = 0
+    source: str,
+    launches: Sequence[Launch],
+    *,
+    completion: Completion = "latest",
+    first_thread: int = 0,
+    watch: bool = False,
 ) -> pathlib.Path:
     """A shared library that exports every kernel under TVM FFI's C ABI as ``__tvm_ffi_<name>``.
 
     ``tvm_ffi.load_module`` loads it; its functions take a kernel's arguments and then the values of its launch, as
     those of TVM's CUDA module do. ``completion``: when asynchronous copies and products can be seen, at the latest or
     the earliest moment that the hardware allows. Blocks start with ``first_thread``. A kernel whose result depends on
-    either lacks a barrier or a wait. Libraries are kept in the user's cache.
+    either lacks a barrier or a wait. ``watch``: every load and store to shared memory is watched, slowly, and two
+    threads' accesses without a barrier between them are an error. Libraries are kept in the user's cache.
 
     Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++.
     """
     translated = emulation_source(source, launches)
-    options = [*_OPTIONS, *_includes(), f"-DEMULATOR_FIRST_THREAD={first_thread}"]
+    compiler = _compiler()
+    options = [
+        *_options_of(compiler),
+        *_includes(),
+        f"-DEMULATOR_FIRST_THREAD={first_thread}",
+        *(_WATCH if watch else ()),
+    ]
     options += [f"-D{macro}" for macro, late in _EARLY.items() if completion not in late]
     path = _cache_folder() / f"{_key(translated, options)}.so"
     if not path.exists():
-        _compile(translated, options, path)
+        _compile(translated, [compiler, *options], path)
     return path
 
 
@@ -105,30 +121,47 @@ def _cache_folder() -> pathlib.Path:
     return folder / "moec" / "emulator"
 
 
-def _compile(translated: str, options: Sequence[str], path: pathlib.Path) -> None:
-    """Build aside and rename, so that a library is complete before it has its name."""
+def _compiler() -> str:
     compiler = shutil.which("g++")
     if compiler is None:
         raise MoecError("g++ was not found; the CUDA emulator needs it to compile kernels: install a C++ compiler")
+    return compiler
+
+
+@functools.cache
+def _options_of(compiler: str) -> tuple[str, ...]:
+    """The options that this compiler understands."""
+    probe = [compiler, _POISON, "-x", "c++", "-E", os.devnull]
+    understood = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    return (*_OPTIONS, _POISON) if understood else _OPTIONS
+
+
+def _compile(translated: str, command: list[str], path: pathlib.Path) -> None:
+    """Build aside and rename, so that a library is complete before it has its name."""
     from tvm_ffi import libinfo
 
     runtime = pathlib.Path(libinfo.find_libtvm_ffi())
     aside = path.with_name(f"{path.stem}-{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.with_suffix(".cpp").write_text(translated, encoding="utf-8")
-        command = [compiler, *options, "-include", "emulator/emulator.h", str(aside.with_suffix(".cpp"))]
-        command += ["-o", str(aside.with_suffix(".so")), str(runtime)]
-        environment = {**os.environ, "LC_ALL": "C"}  # messages with plain quotes
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if done.returncode != 0:
-            raise _compile_error(done.stderr)
-        aside.with_suffix(".so").replace(path)
+        text, compiled, linked = (aside.with_suffix(suffix) for suffix in (".cpp", ".o", ".so"))
+        text.write_text(translated, encoding="utf-8")
+        _run([*command, "-include", "emulator/emulator.h", "-c", str(text), "-o", str(compiled)])
+        # Linked apart, for the option that has accesses watched would bring ThreadSanitizer itself.
+        _run([command[0], "-shared", "-pthread", "-Wl,-z,defs", str(compiled), "-o", str(linked), str(runtime)])
+        linked.replace(path)
     except OSError as error:
         raise MoecError(f"{path}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME") from error
     finally:
-        aside.with_suffix(".cpp").unlink(missing_ok=True)
-        aside.with_suffix(".so").unlink(missing_ok=True)
+        for suffix in (".cpp", ".o", ".so"):
+            aside.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> None:
+    environment = {**os.environ, "LC_ALL": "C"}  # messages with plain quotes
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise _compile_error(done.stderr)
 
 
 def _compile_error(messages: str) -> MoecError:

@@ -5,8 +5,6 @@ Every thread has one column of one token, and every sum one fixed order: no atom
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import tirx
 from tvm.script import tirx as T
 

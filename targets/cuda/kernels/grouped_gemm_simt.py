@@ -15,7 +15,13 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.grouped_problem import GATE_GROUP, GroupedProblem, Operands, grouped_kernel
+from moec.targets.cuda.kernels.grouped_problem import (
+    GATE_GROUP,
+    GroupedProblem,
+    Operands,
+    grouped_kernel,
+    load_number,
+)
 
 COLUMNS = 64
 """Columns of a tile, those of gate and up both counted."""
@@ -86,7 +92,7 @@ def _find_sources(tile, sources):
     for i in T.unroll(tile.problem.block_rows * DEPTH // THREADS):
         row: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
         pair: T.let = tile.operands.pair(tile.block, row)
-        sources[i] = T.int64(-1)
+        sources[i] = -1
         if pair >= 0:
             sources[i] = tile.operands.source(pair, tile.block, row)
 
@@ -99,15 +105,19 @@ def _load_panels(tile, first_input, sources, row_panel, column_panel):
     for i in T.unroll(problem.block_rows * DEPTH // THREADS):
         row: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
         row_panel[depth, row] = T.float32(0)
-        if T.And(sources[i] >= T.int64(0), first_input + depth < problem.inner):
-            row_panel[depth, row] = T.cast(operands.rows[sources[i], first_input + depth], "float32")
+        if T.And(sources[i] >= 0, first_input + depth < problem.inner):
+            row_panel[depth, row] = T.cast(operands.rows[T.cast(sources[i], "int64"), first_input + depth], "float32")
     for i in T.unroll(COLUMNS * DEPTH // THREADS):
         column: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
         column_panel[depth, column] = T.float32(0)
         if T.And(tile.first_column + column < problem.columns, first_input + depth < problem.inner):
-            column_panel[depth, column] = T.cast(
-                operands.matrix[T.cast(tile.expert, "int64"), tile.first_column + column, first_input + depth],
-                "float32",
+            load_number(
+                operands.matrix,
+                tile.expert,
+                tile.first_column + column,
+                first_input + depth,
+                column_panel,
+                (depth, column),
             )
 
 
@@ -153,6 +163,7 @@ def grouped_gemm_simt(problem: GroupedProblem, epilogue: Callable[..., Any]) -> 
 
     @T.inline
     def body(operands):
+        T.device_entry()
         index = T.cta_id([T.max(operands.blocks, 1) * tiles])
         thread = T.thread_id([THREADS])
         row_panel = T.alloc_shared((DEPTH, problem.block_rows + _PADDING), "float32")
@@ -165,7 +176,7 @@ def grouped_gemm_simt(problem: GroupedProblem, epilogue: Callable[..., Any]) -> 
         if block < operands.block_count[0]:
             expert: T.let = operands.block_experts[block]
             tile = T.meta_var(_Tile(operands, block, expert, first_column, thread, thread_row, thread_column))
-            sources = T.alloc_local((problem.block_rows * DEPTH // THREADS,), "int64")
+            sources = T.alloc_local((problem.block_rows * DEPTH // THREADS,), "int32")
             sums = T.alloc_local((tile.rows_per_thread, tile.columns_per_thread), "float32")
             _find_sources(tile, sources)
             for i in T.unroll(tile.rows_per_thread):

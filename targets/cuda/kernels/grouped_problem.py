@@ -23,6 +23,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 
 GATE_GROUP = 8
 """Rows of a gated matrix are 8 of the gate, then the 8 of up that belong to them, and so on: both sums of a hidden unit
@@ -35,7 +36,8 @@ class GroupedProblem:
 
     ``inner`` counts the inputs of a row, ``width`` its outputs: rows of the matrix, or hidden units where a gate row
     and an up row make one output (``gated``). ``weighted``: a row is multiplied by its pair's routing weight first.
-    ``dtype`` is how rows are stored, sums are float32.
+    ``dtype`` is how rows are stored, sums are float32. ``stored`` is the format of a quantised matrix; without one it
+    has elements of ``matrix_dtype``.
     """
 
     experts: int
@@ -50,6 +52,7 @@ class GroupedProblem:
     matrix_dtype: str = "float32"
     out_dtype: str = "float32"
     routing_dtype: str = "float32"
+    stored: StoredFormat | None = None
 
     @property
     def columns(self) -> int:
@@ -61,7 +64,48 @@ class GroupedProblem:
         for dtype in (self.dtype, self.matrix_dtype, self.out_dtype, self.routing_dtype):
             if dtype not in STORAGE_TYPES:
                 return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
-        return None
+        return None if self.stored is None else self.stored.why_not()
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """The experts' matrices. ``scales`` and ``zero_points`` [E, columns, groups] belong to a quantised one."""
+
+    stored: StoredFormat | None
+    data: Any
+    scales: Any = None
+    zero_points: Any = None
+
+    def group(self, expert: Any, column: Any, k: Any) -> list[Any]:
+        """Where scale and zero point of input ``k`` are."""
+        assert self.stored is not None
+        return [T.cast(expert, "int64"), column, k // self.stored.group if self.stored.group else 0]
+
+    def scale(self, expert: Any, column: Any, k: Any) -> Any:
+        """The scale of input ``k``, float32."""
+        assert self.stored is not None
+        return self.stored.scale_value(self.scales[tuple(self.group(expert, column, k))])
+
+    def zero(self, expert: Any, column: Any, k: Any) -> Any:
+        """The zero point of input ``k``, int32."""
+        assert self.stored is not None
+        return self.stored.zero(self.zero_points, self.group(expert, column, k))
+
+    def code(self, expert: Any, column: Any, k: Any) -> Any:
+        """The stored bits of input ``k``, int32."""
+        assert self.stored is not None
+        return self.stored.code(self.data[T.cast(expert, "int64"), column, k * self.stored.bits // 8], k)
+
+
+@T.inline
+def load_number(matrix, expert, column, k, target, position):
+    """``target[position]`` becomes one number of the matrix, float32."""
+    if matrix.stored is None:
+        target[position] = T.cast(matrix.data[T.cast(expert, "int64"), column, k], "float32")
+    else:
+        code: T.let = matrix.code(expert, column, k)
+        scale: T.let = matrix.scale(expert, column, k)
+        target[position] = matrix.stored.number(code, matrix.zero(expert, column, k)) * scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +114,7 @@ class Operands:
 
     problem: GroupedProblem
     rows: Any
-    matrix: Any
+    matrix: Matrix
     bias: Any
     weights: Any
     sorted_pairs: Any
@@ -85,9 +129,8 @@ class Operands:
         return self.sorted_pairs[block * self.problem.block_rows + row]
 
     def source(self, pair: Any, block: Any, row: Any) -> Any:
-        """The row of ``rows`` for that pair, int64."""
-        place = T.truncdiv(pair, self.slots) if self.problem.gathered else block * self.problem.block_rows + row
-        return T.cast(place, "int64")
+        """The row of ``rows`` for that pair; an index of an element needs 64 bits."""
+        return T.truncdiv(pair, self.slots) if self.problem.gathered else block * self.problem.block_rows + row
 
     def destination(self, pair: Any, block: Any, row: Any) -> Any:
         """The row of ``out`` for that pair, int64."""
@@ -107,11 +150,16 @@ class Operands:
 
 def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     """``(rows[R, inner], matrix[E, columns, inner], bias[E, columns], weights[T, k], sorted_pairs[P],
-    block_experts[B], block_count[1], out[Q, width])``, whose code for the device the macro ``body(operands)`` emits.
+    block_experts[B], block_count[1], out[Q, width])``, whose code, from ``T.device_entry()`` on, the macro
+    ``body(operands)`` emits.
 
     R is T where rows are gathered and P where not, Q is T * k where results are scattered and P where not. Bias is
     float32; the weights are read only where the problem is weighted. All sizes but E, inner and width are dynamic.
+    A quantised matrix is ``matrix[E, columns, row bytes], scales[E, columns, groups], zero_points[E, columns, groups]``
+    in this place, or ``zero_points[1, 1, 1]`` where there is no table; see :mod:`.stored_matrix`.
     """
+    if problem.stored is not None:
+        return _quantized_kernel(problem, problem.stored, body)
     E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
 
     @T.prim_func
@@ -136,12 +184,51 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         matrix = T.match_buffer(matrix_handle, (E, columns, inner), problem.matrix_dtype)
         bias = T.match_buffer(bias_handle, (E, columns), "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
-        sorted_pairs = T.match_buffer(pairs_handle, (P,), "int32")
-        block_experts = T.match_buffer(blocks_handle, (B,), "int32")
-        block_count = T.match_buffer(count_handle, (1,), "int32")
+        pairs = T.match_buffer(pairs_handle, (P,), "int32")
+        blocks = T.match_buffer(blocks_handle, (B,), "int32")
+        count = T.match_buffer(count_handle, (1,), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
-        T.device_entry()
-        body(Operands(problem, rows, matrix, bias, weights, sorted_pairs, block_experts, block_count, out, slots, B))
+        body(Operands(problem, rows, Matrix(None, matrix), bias, weights, pairs, blocks, count, out, slots, B))
+
+    return kernel
+
+
+def _quantized_kernel(problem: GroupedProblem, stored: StoredFormat, body: Any) -> tirx.PrimFunc:
+    E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
+    groups = (E, columns, stored.groups(inner))
+
+    @T.prim_func
+    def kernel(
+        rows_handle: T.handle,
+        matrix_handle: T.handle,
+        scales_handle: T.handle,
+        zero_points_handle: T.handle,
+        bias_handle: T.handle,
+        weights_handle: T.handle,
+        pairs_handle: T.handle,
+        blocks_handle: T.handle,
+        count_handle: T.handle,
+        out_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        R = T.int32()
+        tokens = T.int32()
+        slots = T.int32()
+        P = T.int32()
+        B = T.int32()
+        Q = T.int32()
+        rows = T.match_buffer(rows_handle, (R, inner), problem.dtype)
+        matrix = T.match_buffer(matrix_handle, (E, columns, stored.row_bytes(inner)), "uint8")
+        scales = T.match_buffer(scales_handle, groups, stored.scale_storage)
+        zero_points = T.match_buffer(zero_points_handle, groups if stored.zero_points else (1, 1, 1), "uint8")
+        bias = T.match_buffer(bias_handle, (E, columns), "float32")
+        weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
+        pairs = T.match_buffer(pairs_handle, (P,), "int32")
+        blocks = T.match_buffer(blocks_handle, (B,), "int32")
+        count = T.match_buffer(count_handle, (1,), "int32")
+        out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
+        quantized = T.meta_var(Matrix(stored, matrix, scales, zero_points))
+        body(Operands(problem, rows, quantized, bias, weights, pairs, blocks, count, out, slots, B))
 
     return kernel
 

@@ -8,7 +8,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.skip_empty_launches import SkipEmptyLaunches
+from moec.targets.cuda.launch_conditions import ApplyLaunchConditions, launch_if
 
 TAGS = ["blockIdx.x", "threadIdx.x", "tirx.use_dyn_shared_memory"]
 
@@ -28,7 +28,7 @@ def static(x_handle: T.handle):
 
 @pytest.mark.parametrize(("function", "guards"), [(dynamic, 1), (static, 0)])
 def test_guards_only_what_may_be_empty(function, guards):
-    text = SkipEmptyLaunches()(tvm.IRModule({"kernel": function}))["kernel"].script()
+    text = ApplyLaunchConditions()(tvm.IRModule({"kernel": function}))["kernel"].script()
     assert text.count("if rows > ") == guards
     assert text.count("call_ffi_kernel") == 1
 
@@ -36,4 +36,20 @@ def test_guards_only_what_may_be_empty(function, guards):
 def test_other_statements_stay():
     function = tirx.PrimFunc([], tirx.Evaluate(tirx.const(0, "int32"))).with_attr("global_symbol", "kernel")
     module = tvm.IRModule({"kernel": function})
-    assert tvm_ffi.structural_equal(SkipEmptyLaunches()(module)["kernel"], function)
+    assert tvm_ffi.structural_equal(ApplyLaunchConditions()(module)["kernel"], function)
+
+
+@pytest.mark.parametrize(
+    ("limits", "conditions"),
+    [
+        ({"most": 16}, ["rows <= "]),
+        ({"least": 17}, ["rows >= "]),
+        ({"least": 2, "most": 3}, ["rows >= ", "rows <= "]),
+        ({}, []),
+    ],
+)
+def test_a_range_of_sizes_can_be_asked_for(limits, conditions):
+    kernel = launch_if(dynamic, 0, 0, **limits)
+    text = ApplyLaunchConditions()(tvm.IRModule({"kernel": kernel}))["kernel"].script()
+    assert "rows > " in text
+    assert [sign for sign in ("rows >= ", "rows <= ") if sign in text] == conditions

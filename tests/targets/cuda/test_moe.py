@@ -8,11 +8,14 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
 from moec.ir.semantics import experts, grouped_matmul, moe
+from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
 from moec.targets.cuda.moe import BLOCK_ROWS
 
 from ..node_models import node_model
 
-E, d, f, k = 5, 21, 19, 3
+E, k = 5, 3
+SIZES = {"relu": (21, 19), "sizes": (20, 19)}
+"""Tokens and hidden units where they are odd; else both are sizes that few tokens need no blocks for."""
 SPECS = {
     "swiglu": ExpertsSpec(),
     "interleaved": ExpertsSpec("gelu", "interleaved", up_transposed=True),
@@ -27,6 +30,7 @@ BIASED = {"separate", "clamped", "interleaved"}
 
 def weights_of(name: str) -> dict[str, np.ndarray]:
     spec, random = SPECS[name], np.random.default_rng(3)
+    d, f = SIZES.get(name, (20, 24))
 
     def stack(rows: int, columns: int, transposed: bool) -> np.ndarray:
         shape = (E, columns, rows) if transposed else (E, rows, columns)
@@ -52,11 +56,11 @@ def choices(T: int, most: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_experts(emulated, name):
-    spec, weights = SPECS[name], weights_of(name)
+    spec, weights, d = SPECS[name], weights_of(name), SIZES.get(name, (20, 24))[0]
     feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
     run = emulated(node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, weights, spec))
     random = np.random.default_rng(0)
-    for T in (0, 1, 7, BLOCK_ROWS):
+    for T in (0, 1, FEW_TOKENS, FEW_TOKENS + 1, BLOCK_ROWS):
         for ids in choices(T, E + spec.identity_experts):
             x, shares = random.standard_normal((T, d), dtype=np.float32), random.random((T, k), dtype=np.float32)
             y = run({"x": x, "weights": shares, "experts": ids.astype(np.int32)})["y"]
@@ -83,6 +87,7 @@ def test_block_on_tensor_cores(emulated, dtype):
 
 
 def test_grouped_matmul(emulated):
+    d = 20
     random = np.random.default_rng(2)
     weight = random.standard_normal((E, d, 11), dtype=np.float32)
     feeds = {"x": np.zeros((1, d), np.float32), "experts": np.zeros((1, k), np.int32)}
@@ -97,6 +102,7 @@ def test_grouped_matmul(emulated):
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_linear(emulated, transposed):
+    d = 21
     random = np.random.default_rng(2)
     weight, bias = random.standard_normal((9, d), dtype=np.float32), random.standard_normal(9, dtype=np.float32)
     spec = LinearSpec(activation="silu", transposed=transposed)

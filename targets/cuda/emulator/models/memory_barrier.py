@@ -22,12 +22,12 @@ def _invalidate(match: Match[str], address: str) -> str:
 
 @model(rf"mbarrier\.arrive{_SCOPE}{_SHARED}")
 def _arrive(match: Match[str], phase: str, address: str, count: str = "1") -> str:
-    return _given(phase, f"emulator::arrive_at_memory_barrier({address}, {count})")
+    return _given(phase, f"emulator::arrive_at_memory_barrier(*emulator::thread, {address}, {count})")
 
 
 @model(rf"mbarrier\.arrive\.expect_tx{_SCOPE}{_SHARED}")
 def _arrive_with_bytes(match: Match[str], phase: str, address: str, count: str) -> str:
-    return _given(phase, f"emulator::arrive_at_memory_barrier({address}, 1, {count})")
+    return _given(phase, f"emulator::arrive_at_memory_barrier(*emulator::thread, {address}, 1, {count})")
 
 
 @model(rf"mbarrier\.expect_tx{_SCOPE}{_SHARED}")

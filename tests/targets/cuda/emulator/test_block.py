@@ -53,6 +53,13 @@ extern "C" __global__ void behind_pool(int* index) {
 extern "C" __global__ void __launch_bounds__(64) bounded(int* index, int* other) {
   if (blockIdx.x == 3 && threadIdx.x == 5) index[0] = other[0];
 }
+extern "C" __global__ void not_initialised(float* results) {
+  float sums_ptr[8];
+  if (threadIdx.x > 16)
+    for (int i = 0; i < 8; ++i) sums_ptr[i] = 0.0f;
+  for (int i = 0; i < 8; ++i) sums_ptr[i] += 1.0f;
+  results[threadIdx.x] = sums_ptr[threadIdx.x % 8];
+}
 extern "C" __global__ void large_frame(int* results) {
   volatile int local[40000];
   for (int i = 0; i < 40000; ++i) local[i] = i;
@@ -65,7 +72,7 @@ extern "C" __global__ void sums(float* totals) { atomicAdd(totals + blockIdx.x %
 """
 NAMES = (
     *("reverse", "reverse_unsynchronised", "half_of_the_block", "some_exit", "unborn"),
-    *("behind_array", "behind_pool", "bounded", "large_frame", "stuck", "sums"),
+    *("behind_array", "behind_pool", "bounded", "large_frame", "not_initialised", "stuck", "sums"),
 )
 
 
@@ -96,6 +103,13 @@ def test_a_named_barrier_is_for_some_threads(kernels):
     results = np.zeros(64, np.int32)
     kernels["half_of_the_block"](results, block=128)
     np.testing.assert_array_equal(results, [64] * 64)
+
+
+def test_variables_without_a_value_hold_nonsense(kernels):
+    results = np.zeros(32, np.float32)
+    kernels["not_initialised"](results)
+    np.testing.assert_array_equal(results[17:], 1)
+    assert (abs(results[:17]) > 1e30).all()
 
 
 def test_threads_that_exited_are_not_waited_for(kernels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tvm
@@ -12,9 +12,12 @@ from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from moec.targets.cuda.emulator import Launch, emulated_library
 from moec.targets.cuda.emulator.device import emulated_device
+from moec.targets.cuda.emulator.tensor_map import encode_tensor_map
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import ENCODE_TENSOR_MAP
 from moec.targets.cuda.pipeline import KERNEL_PIPELINE
 
 _DEVICE = emulated_device()
+tvm_ffi.register_global_func(ENCODE_TENSOR_MAP, encode_tensor_map, override=True)
 _LOOPS_STAY_LOOPS = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
 
 
@@ -35,28 +38,26 @@ class Kernel:
         return [_DEVICE.fetch(tensor).copy() for tensor in tensors[-count:]]
 
 
-def build(
-    kernel: tirx.PrimFunc, *, completion: Literal["latest", "earliest"] = "latest", first_thread: int = 0
-) -> Kernel:
-    """The kernel, ready to run in the emulator."""
-    host, device, source = _compiled(kernel)
+def build(kernel: tirx.PrimFunc, architecture: str = "sm_80", **options: Any) -> Kernel:
+    """The kernel, ready to run in the emulator; ``options`` are those of :func:`emulated_library`."""
+    host, device, source = _compiled(kernel, architecture)
     launches = [
         Launch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))
         for function in device.functions.values()
     ]
-    library = emulated_library(source, launches, completion=completion, first_thread=first_thread)
+    library = emulated_library(source, launches, **options)
     host.import_module(tvm_ffi.load_module(str(library)))
     return Kernel(host)
 
 
-def source_of(kernel: tirx.PrimFunc) -> str:
+def source_of(kernel: tirx.PrimFunc, architecture: str = "sm_80") -> str:
     """The kernel's CUDA C."""
-    return _compiled(kernel)[2]
+    return _compiled(kernel, architecture)[2]
 
 
-def _compiled(kernel: tirx.PrimFunc) -> tuple[Any, tvm.IRModule, str]:
+def _compiled(kernel: tirx.PrimFunc, architecture: str) -> tuple[Any, tvm.IRModule, str]:
     """The code for the host, the module of the device, and its CUDA C."""
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_80"}, host={"kind": "llvm"})
+    target = tvm.target.Target({"kind": "cuda", "arch": architecture}, host={"kind": "llvm"})
     module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
     phases, finish_host, finish_device = tvm.tirx.get_tir_pipeline(KERNEL_PIPELINE)
     with tvm.transform.PassContext(config=_LOOPS_STAY_LOOPS):

@@ -14,6 +14,7 @@ from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec
 from moec.targets.cuda.kernels import combine, dispatch
 from moec.targets.cuda.kernels.activation import experts_epilogue
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 
@@ -114,15 +115,20 @@ def sort_pairs(experts: int, block_rows: int, ids: np.ndarray) -> list[np.ndarra
 
 
 @functools.cache
-def _products(layer: Layer, kernel: GroupedKernel) -> tuple[Kernel, Kernel]:
+def _products(layer: Layer, kernel: GroupedKernel, **options: Any) -> tuple[Kernel, Kernel]:
+    architecture = "sm_90a" if kernel is grouped_gemm_wgmma else "sm_80"
     first, second = layer.problems
-    return build(kernel(first, experts_epilogue(layer.spec))), build(kernel(second, lambda total: total))
+    epilogue = experts_epilogue(layer.spec)
+    return (
+        build(kernel(first, epilogue), architecture, **options),
+        build(kernel(second, lambda total: total), architecture, **options),
+    )
 
 
-def compute(data: Data, kernel: GroupedKernel) -> np.ndarray:
+def compute(data: Data, kernel: GroupedKernel, **options: Any) -> np.ndarray:
     """The layer's output, the rows sorted by expert for both products; or pair by pair with :func:`grouped_gemv`."""
     layer, pairs = data.layer, data.ids.size
-    first, second = _products(layer, kernel)
+    first, second = _products(layer, kernel, **options)
     order = [data.ids] if kernel is grouped_gemv else sort_pairs(layer.experts, layer.block_rows, data.ids)
     places = pairs if kernel is grouped_gemv else len(order[0])
     hidden = first(data.x, *data.first, data.weights, *order, undefined((places, layer.hidden), layer.dtype))
@@ -131,7 +137,8 @@ def compute(data: Data, kernel: GroupedKernel) -> np.ndarray:
     return _combine(layer)(data.x, data.weights, data.ids, results, undefined(data.x.shape, layer.dtype))
 
 
-def assert_matches(data: Data, kernel: GroupedKernel) -> None:
-    y, expected = compute(data, kernel).astype(np.float32), data.reference()
+def assert_matches(data: Data, kernel: GroupedKernel, **options: Any) -> None:
+    """``options`` are those of the emulator."""
+    y, expected = compute(data, kernel, **options).astype(np.float32), data.reference()
     scale = float(np.abs(expected).max(initial=0)) or 1.0
     np.testing.assert_allclose(y / scale, expected / scale, rtol=0, atol=TOLERANCES[data.layer.dtype])

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, choices
-from moec.targets.cuda.kernels import combine, grouped_gemm_mma, grouped_gemm_simt, grouped_gemv
+from moec.targets.cuda.kernels import combine, grouped_gemm_mma, grouped_gemm_simt, grouped_gemm_wgmma, grouped_gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 
 from .kernel_runner import build
 from .layers import GATED, Data, Layer, assert_matches, compute, undefined
@@ -52,6 +54,13 @@ def test_tensor_cores(block_rows, dtype):
     layer = Layer(experts=3, inner=384, hidden=128, block_rows=block_rows, dtype=dtype)
     for tokens in (0, 1, 100):
         assert_matches(Data(layer, random_ids(layer, tokens)), mma)
+
+
+@pytest.mark.parametrize("block_rows, inner, dtype", [(64, 128, "float16"), (128, 512, "bfloat16")])
+def test_tensor_cores_that_read_shared_memory(block_rows, inner, dtype):
+    layer = Layer(experts=3, inner=inner, hidden=128, block_rows=block_rows, dtype=dtype)
+    for tokens in (0, 1, 100):
+        assert_matches(Data(layer, random_ids(layer, tokens)), wgmma)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -123,7 +132,8 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
     assert grouped_gemm_mma.why_not(problem) is None and grouped_gemm_simt.why_not(problem) is None
     assert grouped_gemv.why_not(problem) is None
     refused = {
-        "tensor cores take": {"dtype": "float32", "matrix_dtype": "float32"},
+        "float32 rows": {"dtype": "float32", "matrix_dtype": "float32"},
+        "one type for both": {"matrix_dtype": "bfloat16"},
         "blocks of 32 rows": {"block_rows": 32},
         "100 inputs": {"inner": 100},
         "200 columns": {"width": 200},
@@ -132,7 +142,19 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
     }
     for reason, fields in refused.items():
         assert reason in grouped_gemm_mma.why_not(dataclasses.replace(problem, **fields))
+    refused = {
+        "float32 rows": {"dtype": "float32", "matrix_dtype": "float32"},
+        "blocks of 16 rows": {"block_rows": 16},
+        "100 inputs": {"inner": 100},
+        "200 columns": {"width": 200},
+        "hidden units": {"gated": True, "width": 60},
+        "quantised": {"stored": StoredFormat("int8")},
+        "float64": {"out_dtype": "float64"},
+    }
+    assert grouped_gemm_wgmma.why_not(problem) is None
+    for reason, fields in refused.items():
+        assert reason in grouped_gemm_wgmma.why_not(dataclasses.replace(problem, **fields))
     assert "blocks of 20 rows" in grouped_gemm_simt.why_not(dataclasses.replace(problem, block_rows=20))
     assert "float64" in grouped_gemm_simt.why_not(dataclasses.replace(problem, dtype="float64"))
-    assert "no multiple of 16 bytes" in grouped_gemv.why_not(dataclasses.replace(problem, inner=100))
+    assert "reads 8 at once" in grouped_gemv.why_not(dataclasses.replace(problem, inner=100))
     assert "float64" in combine.why_not("float32", "float64") and combine.why_not("float32", "float16") is None

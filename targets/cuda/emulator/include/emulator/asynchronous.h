@@ -23,7 +23,7 @@ inline bool complete_late_arrival() {
   const LateArrival arrival = arrivals.front();
   arrivals.erase(arrivals.begin());
   complete_copies_before(arrival.owner->copies.group + 1, *arrival.owner);
-  arrive_at_memory_barrier(arrival.barrier, 1);
+  arrive_at_memory_barrier(*arrival.owner, arrival.barrier, 1);
   return true;
 }
 

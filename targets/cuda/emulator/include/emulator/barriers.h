@@ -1,5 +1,6 @@
 // Barriers of a block: __syncthreads is number 0 and waits for every thread that has not exited.
 #pragma once
+#include "order.h"
 #include "scheduler.h"
 
 namespace emulator {
@@ -13,6 +14,8 @@ inline Barrier& named_barrier(int number) {
 inline void open_if_complete(Barrier& barrier) {
   if (barrier.arrived == 0 || barrier.arrived < (barrier.expected ? barrier.expected : block->live)) return;
   barrier.arrived = barrier.expected = 0;
+  barrier.completed.swap(barrier.arriving);
+  barrier.arriving.clear();
   wake_waiting_on(&barrier);
 }
 
@@ -23,6 +26,7 @@ inline void arrive_at_barrier(Barrier& barrier, int expected) {
     fail("a barrier was given two counts: " + std::to_string(barrier.expected) + " and " + std::to_string(expected));
   barrier.expected = expected;
   ++barrier.arrived;
+  release(*thread, barrier.arriving);
 }
 
 inline void synchronize(int number, int expected) {
@@ -31,6 +35,7 @@ inline void synchronize(int number, int expected) {
   const bool last = barrier.arrived >= (expected ? expected : block->live);
   if (last) open_if_complete(barrier);
   else wait(State::waiting, number ? "a named barrier" : "__syncthreads", &barrier);
+  acquire(*thread, barrier.completed);
 }
 
 inline void arrive_only(int number, int expected) {

@@ -27,6 +27,7 @@ struct Thread {
   uint32_t converged;        // the lanes that were found to run together
   CopyGroups copies;         // cp.async of this thread
   int bulk_group;            // of TMA stores, the one that is being filled
+  uint32_t fences;           // fence.proxy.async that it has passed
 };
 
 // Lanes of a warp that have arrived at an instruction which they carry out together.
@@ -43,7 +44,25 @@ struct Warp {
 };
 
 struct Barrier {
-  int arrived, expected;
+  int arrived = 0, expected = 0;
+  std::vector<uint32_t> arriving, completed;  // clocks of those that arrive, and did before it opened: see order.h
+};
+
+// An mbarrier that was initialised, and the clocks of those that arrived in this phase and in the one before.
+struct MemoryBarrierClocks {
+  uint32_t address;
+  std::vector<uint32_t> arriving, completed;
+};
+
+// Who touched a byte of shared memory, and when: see order.h. Time 0 is never.
+struct Access {
+  uint32_t time = 0;
+  uint16_t thread = 0;
+};
+struct ByteHistory {
+  Access write;
+  Access reads[2];
+  uint32_t fences = 0;  // of the thread that wrote it, up to then
 };
 
 struct BulkCopy;
@@ -56,7 +75,9 @@ struct Block {
   std::vector<Warp> warps;
   Barrier barriers[named_barriers];
   SharedMemory shared;
-  std::vector<uint32_t> memory_barriers;    // the addresses of those that were initialised
+  std::vector<uint32_t> clocks;             // of each thread a row with an entry for each: see order.h
+  std::vector<ByteHistory> history;         // of each byte of shared memory
+  std::vector<MemoryBarrierClocks> memory_barriers;  // those that were initialised
   std::vector<BulkCopy> bulk_copies;        // TMA copies that are under way
   std::vector<LateArrival> late_arrivals;   // of cp.async.mbarrier.arrive
   std::vector<WarpGroup> warp_groups;       // what is under way on the tensor cores

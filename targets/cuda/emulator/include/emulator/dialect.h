@@ -17,6 +17,9 @@
 #define __grid_constant__
 #define __constant__
 
+// Functions whose accesses are the emulator's own, not the kernel's: see watch.h.
+#define EMULATOR_UNWATCHED __attribute__((no_sanitize_thread))
+
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };

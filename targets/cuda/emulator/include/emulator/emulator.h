@@ -12,3 +12,4 @@
 #include "shared_window.h"
 #include "vectors.h"
 #include "warp_votes.h"
+#include "watch.h"

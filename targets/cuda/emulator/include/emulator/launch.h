@@ -1,6 +1,5 @@
 // Runs the blocks of a grid, on as many OS threads as there are cores.
 #pragma once
-#include <atomic>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
@@ -28,10 +27,6 @@ struct Shape {
   dim3 grid, block;
   size_t dynamic_bytes = 0;
 };
-
-inline std::string in_words(const dim3& index) {
-  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
-}
 
 inline dim3 index_in(const dim3& extent, size_t linear) {
   return {unsigned(linear % extent.x), unsigned(linear / extent.x % extent.y),
@@ -105,7 +100,7 @@ inline void start_block(Block& b, Stacks& stacks, size_t linear) {
   b.progress = 1;
   b.seen_progress = 0;
   b.error.clear();
-  for (Barrier& barrier : b.barriers) barrier = {0, 0};
+  for (Barrier& barrier : b.barriers) barrier = Barrier{};
   b.shared.be_born();
   reset_asynchronous_state(b);
   b.threads.resize(count);
@@ -121,10 +116,13 @@ inline void start_block(Block& b, Stacks& stacks, size_t linear) {
     t.waits_on = nullptr;
     t.copies = CopyGroups{};
     t.bulk_group = 0;
+    t.fences = 0;
     b.warps[size_t(t.warp)].live |= 1u << t.lane;
     b.warps[size_t(t.warp)].ready |= 1u << t.lane;
     prepare_context(t.context, stacks[i], stack_bytes, thread_main);
   }
+  start_clocks(b);
+  if (watched) b.history.assign(b.shared.bytes, ByteHistory{});
 }
 
 inline std::string run_block(Block& b, Stacks& stacks, size_t linear) {
@@ -143,11 +141,17 @@ inline std::string run_block(Block& b, Stacks& stacks, size_t linear) {
   return b.error.empty() ? "" : "block " + in_words(b.index) + ", " + place + ": " + b.error;
 }
 
+// What the OS threads of a launch share.
 struct Outcome {
-  std::atomic<size_t> next{0};
   std::mutex guard;
+  size_t next = 0;           // the first block that nobody has taken
   size_t failed = SIZE_MAX;  // the first block that failed
   std::string error;
+
+  size_t take() {
+    const std::lock_guard<std::mutex> lock(guard);
+    return failed == SIZE_MAX ? next++ : SIZE_MAX;  // after a failure the others need not start
+  }
 
   void record(size_t linear, const std::string& what) {
     const std::lock_guard<std::mutex> lock(guard);
@@ -167,11 +171,9 @@ inline void run_blocks(const Kernel& kernel, const Shape& shape, const void* arg
   b.arguments = arguments;
   b.shared.reserve(kernel.static_bytes, shape.dynamic_bytes, kernel.red_zones.data(), kernel.red_zones.size());
   const size_t blocks = volume(shape.grid);
-  for (size_t linear; (linear = outcome.next++) < blocks;) {
+  for (size_t linear; (linear = outcome.take()) < blocks;) {
     const std::string error = run_block(b, stacks, linear);
-    if (error.empty()) continue;
-    outcome.record(linear, error);
-    outcome.next = blocks;  // the others need not start
+    if (!error.empty()) outcome.record(linear, error);
   }
   b.shared.release();
 }

@@ -49,7 +49,7 @@ struct ProductArgument {
 
 // D = A * B + C for A of 16 x depth and B of depth x 8.
 template <class Format, int depth>
-void multiply_fragments(Meeting& meeting) {
+EMULATOR_UNWATCHED void multiply_fragments(Meeting& meeting) {
   using Argument = ProductArgument<Format, depth>;
   constexpr int width = Format::per_register;
   expect_whole_warp(meeting);
@@ -86,9 +86,23 @@ struct TileArgument {
 
 inline unsigned char* tile_row(uint32_t address, const char* instruction) {
   expect_aligned(address, 16, instruction);
-  unsigned char* row = from_window(address, 16, instruction);
-  expect_arrived(offset_of(row), 16, instruction);
-  return row;
+  return from_window(address, 16, instruction);
+}
+
+inline Thread& thread_of(int lane) { return block->threads[size_t(thread->warp) * warp_size + size_t(lane)]; }
+
+inline void read_row(uint32_t address, const Thread& reader, uint16_t (&row)[8]) {
+  const unsigned char* source = tile_row(address, "ldmatrix");
+  expect_arrived(offset_of(source), sizeof row, "ldmatrix");
+  note_read(reader, offset_of(source), sizeof row);
+  memcpy(row, source, sizeof row);
+}
+
+inline void write_row(uint32_t address, const Thread& writer, const uint16_t (&row)[8]) {
+  unsigned char* target = tile_row(address, "stmatrix");
+  expect_overwritable(offset_of(target), sizeof row, "stmatrix");
+  note_write(writer, offset_of(target), sizeof row);
+  memcpy(target, row, sizeof row);
 }
 
 // Row and column of the elements that a lane's register holds; transposed tiles swap them.
@@ -105,7 +119,7 @@ void load_tiles(Meeting& meeting) {
   for (int t = 0; t < tiles; ++t) {
     uint16_t tile[8][8];
     for (int row = 0; row < 8; ++row)
-      memcpy(tile[row], tile_row(argument_of<Argument>(meeting, t * 8 + row).address, "ldmatrix"), 16);
+      read_row(argument_of<Argument>(meeting, t * 8 + row).address, thread_of(t * 8 + row), tile[row]);
     for (int lane = 0; lane < warp_size; ++lane)
       *argument_of<Argument>(meeting, lane).registers[size_t(t)] =
           uint32_t(tile_element<transposed>(tile, lane, 0)) | uint32_t(tile_element<transposed>(tile, lane, 1)) << 16;
@@ -129,7 +143,7 @@ void store_tiles(Meeting& meeting) {
         tile_element<transposed>(tile, lane, i) =
             uint16_t(*argument_of<Argument>(meeting, lane).registers[size_t(t)] >> (16 * i));
     for (int row = 0; row < 8; ++row)
-      memcpy(tile_row(argument_of<Argument>(meeting, t * 8 + row).address, "stmatrix"), tile[row], 16);
+      write_row(argument_of<Argument>(meeting, t * 8 + row).address, thread_of(t * 8 + row), tile[row]);
   }
 }
 

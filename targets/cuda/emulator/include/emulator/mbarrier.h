@@ -19,14 +19,17 @@ struct LateArrival {
   uint32_t barrier;
 };
 
+inline MemoryBarrierClocks& clocks_of_barrier(uint32_t address, const char* instruction) {
+  for (MemoryBarrierClocks& known : block->memory_barriers)
+    if (known.address == address) return known;
+  fail(std::string(instruction) + ": byte " + std::to_string(address - window_start) +
+       " of shared memory holds no mbarrier that was initialised");
+}
+
 inline MemoryBarrier& memory_barrier(uint32_t address, const char* instruction) {
   expect_aligned(address, 8, instruction);
-  auto barrier = reinterpret_cast<MemoryBarrier*>(from_window(address, 8, instruction));
-  const auto& known = block->memory_barriers;
-  if (std::find(known.begin(), known.end(), address) == known.end())
-    fail(std::string(instruction) + ": byte " + std::to_string(address - window_start) +
-         " of shared memory holds no mbarrier that was initialised");
-  return *barrier;
+  clocks_of_barrier(address, instruction);
+  return *reinterpret_cast<MemoryBarrier*>(from_window(address, 8, instruction));
 }
 
 inline void initialise_barrier(uint32_t address, uint32_t arrivals) {
@@ -34,13 +37,14 @@ inline void initialise_barrier(uint32_t address, uint32_t arrivals) {
   if (!arrivals || arrivals > most_arrivals) fail("mbarrier.init: a count of " + std::to_string(arrivals));
   auto barrier = reinterpret_cast<MemoryBarrier*>(from_window(address, 8, "mbarrier.init"));
   *barrier = {0, arrivals, arrivals, 0};
-  block->memory_barriers.push_back(address);
+  block->memory_barriers.push_back({address, {}, {}});
 }
 
 inline void invalidate_barrier(uint32_t address) {
   memory_barrier(address, "mbarrier.inval");
   auto& known = block->memory_barriers;
-  known.erase(std::remove(known.begin(), known.end(), address), known.end());
+  const auto is_it = [=](const MemoryBarrierClocks& clocks) { return clocks.address == address; };
+  known.erase(std::remove_if(known.begin(), known.end(), is_it), known.end());
 }
 
 // Where things complete early, a thread that was waiting goes on at once.
@@ -54,9 +58,12 @@ inline void give_way_to_waiting(const void* on) {
     }
 }
 
-inline void end_phase_if_complete(MemoryBarrier& barrier) {
+inline void end_phase_if_complete(uint32_t address, MemoryBarrier& barrier) {
   ++block->progress;
   if (barrier.pending || barrier.expected_bytes) return;
+  MemoryBarrierClocks& clocks = clocks_of_barrier(address, "mbarrier");
+  clocks.completed.swap(clocks.arriving);
+  clocks.arriving.clear();
   barrier.phase ^= 1;
   barrier.pending = barrier.arrivals;
   wake_waiting_on(&barrier);
@@ -64,13 +71,14 @@ inline void end_phase_if_complete(MemoryBarrier& barrier) {
 }
 
 // Announces bytes and arrives; gives the phase that was arrived at.
-inline uint32_t arrive_at_memory_barrier(uint32_t address, uint32_t count, uint32_t bytes = 0) {
+inline uint32_t arrive_at_memory_barrier(const Thread& arriving, uint32_t address, uint32_t count, uint32_t bytes = 0) {
   MemoryBarrier& barrier = memory_barrier(address, "mbarrier.arrive");
   if (barrier.pending < count) fail("mbarrier.arrive: more arrivals than the mbarrier was initialised for");
   const uint32_t phase = barrier.phase;
   barrier.expected_bytes += int32_t(bytes);
   barrier.pending -= count;
-  end_phase_if_complete(barrier);
+  release(arriving, clocks_of_barrier(address, "mbarrier.arrive").arriving);
+  end_phase_if_complete(address, barrier);
   return phase;
 }
 
@@ -81,13 +89,14 @@ inline void expect_bytes(uint32_t address, uint32_t bytes) {
 inline void complete_bytes(uint32_t address, uint32_t bytes) {
   MemoryBarrier& barrier = memory_barrier(address, "a copy's mbarrier");
   barrier.expected_bytes -= int32_t(bytes);
-  end_phase_if_complete(barrier);
+  end_phase_if_complete(address, barrier);
 }
 
 // Waits until the phase of this parity has ended.
 inline bool wait_for_phase(uint32_t address, uint32_t parity) {
   MemoryBarrier& barrier = memory_barrier(address, "mbarrier.try_wait");
   while (barrier.phase == (parity & 1)) wait(State::waiting, "an mbarrier", &barrier);
+  acquire(*thread, clocks_of_barrier(address, "mbarrier.try_wait").completed);
   return true;
 }
 
@@ -95,7 +104,9 @@ inline bool wait_for_phase(uint32_t address, uint32_t parity) {
 inline bool test_phase(uint32_t address, uint32_t parity) {
   MemoryBarrier& barrier = memory_barrier(address, "mbarrier.test_wait");
   if (barrier.phase == (parity & 1)) poll("mbarrier.test_wait");
-  return barrier.phase != (parity & 1);
+  const bool ended = barrier.phase != (parity & 1);
+  if (ended) acquire(*thread, clocks_of_barrier(address, "mbarrier.test_wait").completed);
+  return ended;
 }
 
 // cp.async.mbarrier.arrive: without `counted`, the arrival is one more than the mbarrier was initialised for.
@@ -104,7 +115,7 @@ inline void arrive_after_copies(uint32_t address, bool counted) {
   if (!counted) ++barrier.pending;
   if (copies_complete_early) {
     wait_for_all_copies();
-    arrive_at_memory_barrier(address, 1);
+    arrive_at_memory_barrier(*thread, address, 1);
   } else {
     block->late_arrivals.push_back({thread, address});
   }

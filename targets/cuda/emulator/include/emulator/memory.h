@@ -10,7 +10,7 @@ namespace emulator {
 
 // Replaces a value by what `change` makes of it, and returns what it was before. `Value` has 2, 4 or 8 bytes.
 template <class Value, class Change>
-Value atomically(Value* address, Change change) {
+EMULATOR_UNWATCHED Value atomically(Value* address, Change change) {
   using Bits = std::conditional_t<sizeof(Value) == 8, uint64_t, std::conditional_t<sizeof(Value) == 4, uint32_t, uint16_t>>;
   static_assert(sizeof(Bits) == sizeof(Value));
   ++block->progress;
@@ -74,7 +74,7 @@ template <class Value>
 void __stcs(Value* address, Value value) { *address = value; }
 
 // The threads of a block run in turn on one OS thread, so only blocks need fences among themselves.
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+EMULATOR_UNWATCHED inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_block() {}
-inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+EMULATOR_UNWATCHED inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __nanosleep(unsigned) { emulator::poll("__nanosleep"); }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 namespace emulator {
@@ -26,9 +27,11 @@ struct RedZone {
 };
 
 struct SharedMemory {
-  unsigned char* pages = nullptr;
+  unsigned char* pages = nullptr;  // the guarded memory, as threads see it
   unsigned char* base = nullptr;
-  size_t mapped = 0, bytes = 0, pool = 0;
+  unsigned char* own = nullptr;    // the same bytes as `base`, at the address that the emulator itself goes by
+  unsigned char* own_pages = nullptr;
+  size_t mapped = 0, usable = 0, bytes = 0, pool = 0;
   std::vector<RedZone> red_zones;
   std::vector<unsigned char> unfenced, arriving, in_use;  // of each byte: see hazards.h
 
@@ -38,23 +41,36 @@ struct SharedMemory {
     pool = (static_bytes + shared_alignment - 1) / shared_alignment * shared_alignment;
     bytes = pool + pool_bytes;
     const size_t aligned = (bytes + shared_alignment - 1) / shared_alignment * shared_alignment;
-    const size_t inner = (aligned + page - 1) / page * page;
+    const size_t inner = std::max(page, (aligned + page - 1) / page * page);  // no mapping can be empty
     mapped = inner + 2 * guard_bytes;
-    pages = static_cast<unsigned char*>(mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(pages + guard_bytes, inner, PROT_READ | PROT_WRITE);
+    usable = inner;
+    pages = map(mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, nullptr, -1);
+    const int file = memfd_create("emulated shared memory", 0);
+    if (file < 0 || ftruncate(file, off_t(inner))) throw std::runtime_error("no memory for its shared memory");
+    map(inner, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, pages + guard_bytes, file);
+    own_pages = map(inner, PROT_READ | PROT_WRITE, MAP_SHARED, nullptr, file);
+    close(file);
     base = pages + guard_bytes + inner - aligned;
+    own = own_pages + inner - aligned;
     red_zones.assign(zones, zones + zone_count);
     red_zones.push_back({bytes, aligned - bytes, "the dynamic pool"});
     for (auto states : {&unfenced, &arriving, &in_use}) states->resize(aligned);
   }
 
+  static unsigned char* map(size_t bytes, int protection, int flags, void* at, int file) {
+    void* memory = mmap(at, bytes, protection, flags, file, 0);
+    if (memory == MAP_FAILED) throw std::runtime_error("no memory for its shared memory");
+    return static_cast<unsigned char*>(memory);
+  }
+
   void release() {
     if (pages) munmap(pages, mapped);
-    pages = nullptr;
+    if (own_pages) munmap(own_pages, usable);
+    pages = own_pages = nullptr;
   }
 
   void be_born() {
-    memset(base, unborn, unfenced.size());
+    memset(own, unborn, unfenced.size());
     for (auto states : {&unfenced, &arriving, &in_use}) memset(states->data(), 0, states->size());
   }
 
@@ -62,7 +78,7 @@ struct SharedMemory {
   const char* overrun_array() const {
     for (const RedZone& zone : red_zones)
       for (size_t i = 0; i < zone.bytes; ++i)
-        if (base[zone.begin + i] != unborn) return zone.behind;
+        if (own[zone.begin + i] != unborn) return zone.behind;
     return nullptr;
   }
 };

@@ -18,7 +18,7 @@ inline unsigned char* from_window(uint32_t address, size_t bytes, const char* in
   if (offset < 0 || end > int64_t(block->shared.bytes))
     fail(std::string(instruction) + ": bytes " + std::to_string(offset) + " to " + std::to_string(end) +
          " of shared memory, which has " + std::to_string(block->shared.bytes));
-  return block->shared.base + offset;
+  return block->shared.own + offset;
 }
 
 inline void expect_aligned(uint32_t address, uint32_t alignment, const char* instruction) {

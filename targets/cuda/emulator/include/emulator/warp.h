@@ -2,6 +2,7 @@
 #pragma once
 #include <cstring>
 
+#include "order.h"
 #include "scheduler.h"
 
 namespace emulator {

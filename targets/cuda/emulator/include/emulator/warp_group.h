@@ -72,7 +72,7 @@ inline int sum_row(int t, int i) { return t / 32 * 16 + t % 32 / 4 + i / 2 % 2 *
 inline int sum_column(int t, int i) { return i / 4 * 8 + t % 4 * 2 + i % 2; }
 
 template <class Format, int depth>
-void read_operand(uint64_t descriptor, int rows, typename Format::Sum* values, int row_stride, int depth_stride) {
+EMULATOR_UNWATCHED void read_operand(uint64_t descriptor, int rows, typename Format::Sum* values, int row_stride, int depth_stride) {
   constexpr int bytes = 4 / Format::per_register;
   const OperandLayout layout(descriptor);
   for (int row = 0; row < rows; ++row)
@@ -120,7 +120,7 @@ void read_a_registers(const Product& product, typename Format::Sum (&a)[product_
 }
 
 template <class Format, int depth>
-void multiply_group(const Product& product) {
+EMULATOR_UNWATCHED void multiply_group(const Product& product) {
   using Sum = typename Format::Sum;
   static thread_local Sum a[product_rows][depth], b[depth][most_columns], d[product_rows][most_columns];
   const int columns = product.columns;
@@ -193,6 +193,7 @@ inline void wait_for_products(int allowed) {
       ++done;
     }
     group.pending.erase(group.pending.begin(), group.pending.begin() + long(done));
+    order_together(size_t(thread->linear / group_threads) * group_threads, group_threads, [](size_t) { return true; });
   });
 }
 

@@ -86,6 +86,11 @@ Value reduce(uint32_t mask, Value value) {
   return Value(argument.result);
 }
 
+// What the lanes of a mask did before is known to all of them.
+inline void order_lanes(Meeting& meeting) {
+  order_together(size_t(thread->warp) * warp_size, warp_size, [&](size_t lane) { return meeting.arrived >> lane & 1; });
+}
+
 inline uint32_t lanes_running_together(int line) {
   wait(State::converging, "__activemask", reinterpret_cast<const void*>(intptr_t(line)));
   return thread->converged;
@@ -125,7 +130,7 @@ inline int __any_sync(unsigned mask, int predicate) { return emulator::vote(mask
 inline int __all_sync(unsigned mask, int predicate) { return emulator::vote(mask, predicate == 0) == 0; }
 inline void __syncwarp(unsigned mask = emulator::all_lanes) {
   int nothing = 0;
-  emulator::meet("__syncwarp", mask, nothing, [](emulator::Meeting&) {});
+  emulator::meet("__syncwarp", mask, nothing, emulator::order_lanes);
 }
 
 #define EMULATOR_REDUCTION(name, combine, Value) \

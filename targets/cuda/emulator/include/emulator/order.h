@@ -1,0 +1,59 @@
+// What is known to have happened before what: a vector clock for each thread of a block.
+//
+// Entry u of thread t's clock says up to which of u's points in time everything happened before what t does now. A
+// thread releases its clock where it arrives at a barrier, and takes those of the others where it goes on behind it.
+#pragma once
+#include <algorithm>
+
+#include "block.h"
+
+namespace emulator {
+
+#ifdef EMULATOR_WATCH
+constexpr bool watched = true;
+#else
+constexpr bool watched = false;
+#endif
+
+inline uint32_t* clock_of(const Thread& t) { return &block->clocks[size_t(t.linear) * block->threads.size()]; }
+
+inline uint32_t time_of(const Thread& t) { return clock_of(t)[t.linear]; }
+
+// What barriers have collected; empty where nobody arrived.
+using Released = std::vector<uint32_t>;
+
+inline void release(const Thread& t, Released& released) {
+  if (!watched) return;
+  const size_t count = block->threads.size();
+  uint32_t* clock = clock_of(t);
+  released.resize(count);
+  for (size_t i = 0; i < count; ++i) released[i] = std::max(released[i], clock[i]);
+  ++clock[t.linear];
+}
+
+inline void acquire(const Thread& t, const Released& released) {
+  if (!watched) return;
+  uint32_t* clock = clock_of(t);
+  for (size_t i = 0; i < released.size(); ++i) clock[i] = std::max(clock[i], released[i]);
+}
+
+// All of `count` threads from `first` on, that `takes_part` says, wait for one another.
+template <class TakesPart>
+void order_together(size_t first, size_t count, TakesPart takes_part) {
+  if (!watched) return;
+  Released released;
+  const size_t end = std::min(first + count, block->threads.size());
+  for (size_t i = first; i < end; ++i)
+    if (takes_part(i - first)) release(block->threads[i], released);
+  for (size_t i = first; i < end; ++i)
+    if (takes_part(i - first)) acquire(block->threads[i], released);
+}
+
+inline void start_clocks(Block& b) {
+  if (!watched) return;
+  const size_t count = b.threads.size();
+  b.clocks.assign(count * count, 0);
+  for (size_t i = 0; i < count; ++i) b.clocks[i * count + i] = 1;
+}
+
+}  // namespace emulator

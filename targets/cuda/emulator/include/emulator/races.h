@@ -1,0 +1,77 @@
+// Who read and wrote each byte of shared memory last, and whether a barrier lies between two threads' accesses.
+#pragma once
+#include "order.h"
+
+namespace emulator {
+
+inline std::string in_words(const dim3& index) {
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+}
+
+// The byte and the array it lies in.
+inline std::string byte_in_words(size_t offset) {
+  const SharedMemory& shared = block->shared;
+  std::string array = "the dynamic pool";
+  for (const RedZone& zone : shared.red_zones)
+    if (offset < zone.begin) {
+      array = zone.behind;
+      break;
+    }
+  return "byte " + std::to_string(offset) + " of shared memory, in " + array + ",";
+}
+
+[[noreturn]] inline void report_race(const Thread& t, const char* does, size_t offset, const Access& other,
+                                     const char* did) {
+  fail("race: thread " + in_words(t.index) + " " + does + " " + byte_in_words(offset) + " which thread " +
+       in_words(block->threads[other.thread].index) + " " + did + ", and no barrier lies between them");
+}
+
+inline bool happened_before(const Access& access, const Thread& t) {
+  return !access.time || access.thread == t.linear || clock_of(t)[access.thread] >= access.time;
+}
+
+// A thread's read stands for another's where it happened after it; where neither slot is free the older one is lost.
+inline void remember_read(ByteHistory& byte, const Thread& t) {
+  const Access now{time_of(t), uint16_t(t.linear)};
+  for (Access& slot : byte.reads)
+    if (happened_before(slot, t)) {
+      slot = now;
+      return;
+    }
+  byte.reads[1] = byte.reads[0];
+  byte.reads[0] = now;
+}
+
+inline void note_read(const Thread& t, size_t offset, size_t bytes) {
+  if (!watched) return;
+  for (size_t i = offset; i < offset + bytes; ++i) {
+    ByteHistory& byte = block->history[i];
+    if (!happened_before(byte.write, t)) report_race(t, "reads", i, byte.write, "wrote");
+    remember_read(byte, t);
+  }
+}
+
+// That a thread may overwrite these bytes.
+inline void expect_unread(const Thread& t, size_t offset, size_t bytes) {
+  if (!watched) return;
+  for (size_t i = offset; i < offset + bytes; ++i) {
+    const ByteHistory& byte = block->history[i];
+    if (!happened_before(byte.write, t)) report_race(t, "overwrites", i, byte.write, "wrote");
+    for (const Access& read : byte.reads)
+      if (!happened_before(read, t)) report_race(t, "overwrites", i, read, "read");
+  }
+}
+
+inline void note_write(const Thread& t, size_t offset, size_t bytes) {
+  if (!watched) return;
+  expect_unread(t, offset, bytes);
+  for (size_t i = offset; i < offset + bytes; ++i)
+    block->history[i] = {{time_of(t), uint16_t(t.linear)}, {}, t.fences};
+}
+
+// The hardware has written these bytes: who waits for it may read them.
+inline void forget(size_t offset, size_t bytes) {
+  if (watched) std::fill_n(block->history.begin() + long(offset), bytes, ByteHistory{});
+}
+
+}  // namespace emulator

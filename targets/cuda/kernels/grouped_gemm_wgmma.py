@@ -1,0 +1,220 @@
+"""Grouped matrix product on the tensor cores of compute capability 9.0a: 16-bit floats, float32 sums.
+
+The warps of a block do different work. One group of four warps brings panels into a ring of stages in shared memory:
+those of the matrix by a single copy of the tensor memory accelerator each, and rows, which are scattered where they are
+gathered, by asynchronous copies of 16 bytes. Each other group computes 64 rows by all columns of the tile:
+``wgmma`` reads its operands from shared memory, and the sums are in registers. Two barriers per stage pass it on: it is
+full when all copies have arrived, and empty when every computing group is done with it.
+
+Panels lie in shared memory in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.backend.cuda.lang import MBarrier, PipelineState, SMEMPool, TMABar
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, grouped_kernel
+from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
+from moec.targets.cuda.kernels.mma_store import store
+from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, MMA_ROWS, Tile, TileShape
+
+ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
+"""The function of the runtime that describes a matrix to the accelerator before the kernel is launched."""
+GROUP = 128
+"""Threads of a group of four warps, which issue wgmma together."""
+_GROUP_ROWS = 64
+_STAGES = 4
+_ELEMENTS = {"float16": "f16", "bfloat16": "bf16"}
+_SWIZZLE = 3  # of 128 bytes, for the accelerator and for wgmma
+_L2_PROMOTION = 2  # to 128 bytes
+_TENSOR_COPY = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+_COPYING_REGISTERS, _COMPUTING_REGISTERS = 40, 232
+"""Of a thread, of two computing groups and one that copies: together no more than the 168 per thread at the start."""
+
+
+def why_not(problem: GroupedProblem) -> str | None:
+    """The reason why :func:`grouped_gemm_wgmma` cannot compute the problem, or None."""
+    if problem.stored is not None:
+        return "the matrix is quantised; the accelerator copies it as it is stored"
+    if problem.dtype not in _ELEMENTS or problem.matrix_dtype != problem.dtype:
+        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; expected float16 or bfloat16 for both"
+    if problem.block_rows not in (_GROUP_ROWS, 2 * _GROUP_ROWS):
+        return f"blocks of {problem.block_rows} rows; there are tiles of {_GROUP_ROWS} and {2 * _GROUP_ROWS}"
+    if problem.inner % DEPTH:
+        return f"{problem.inner} inputs are no multiple of {DEPTH}"
+    if problem.columns % tile_columns(problem):
+        return f"{problem.columns} columns are no multiple of {tile_columns(problem)}"
+    if problem.gated and problem.columns != 2 * problem.width:
+        return f"{problem.width} hidden units are no multiple of 8"
+    return problem.why_not_stored()
+
+
+def tile_columns(problem: GroupedProblem) -> int:
+    return 128 if problem.columns % 256 else 256
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ring:
+    """The stages: their panels and barriers."""
+
+    row_panels: Any
+    column_panels: Any
+    full: TMABar
+    empty: MBarrier
+
+    @property
+    def column_bytes(self) -> int:
+        """Of a panel of columns."""
+        return int(self.column_panels.shape[1]) * DEPTH * 2
+
+
+@T.inline
+def _copy_panels(problem, tile, ring, state, matrix_map, sources):
+    """The work of the copying group. A thread says that its pieces of a panel have arrived when it has started those of
+    the next one, so that two are on their way."""
+    stages = T.meta_var(tile.shape.stages)
+    for panel in T.serial(problem.inner // DEPTH):
+        ring.empty.wait(state.stage, state.phase)
+        if tile.thread == 0:
+            ring.full.arrive(state.stage, ring.column_bytes)
+            T.ptx[_TENSOR_COPY](
+                ring.column_panels.ptr_to([state.stage, 0, 0]),
+                T.address_of(matrix_map),
+                panel * DEPTH,
+                tile.expert * problem.columns + tile.first_column,
+                ring.full.ptr_to([state.stage]),
+            )
+        copy_rows(tile, state.stage, panel, sources)
+        T.ptx.cp.async_.commit_group()
+        if panel > 0:
+            T.ptx.cp.async_.wait_group(1)
+            # wgmma reads shared memory in another way than these copies write it.
+            T.ptx.fence.proxy.async_.shared__cta()
+            MBarrier.arrive(ring.full, T.Select(state.stage == 0, stages - 1, state.stage - 1))
+        state.advance()
+    T.ptx.cp.async_.wait_group(0)
+    T.ptx.fence.proxy.async_.shared__cta()
+    MBarrier.arrive(ring.full, T.Select(state.stage == 0, stages - 1, state.stage - 1))
+
+
+def _all_sums(sums: Any) -> list[Any]:
+    """Every register of the sums, in the order of the instruction."""
+    _, columns, values = (int(size) for size in sums.shape)
+    return [sums[0, j, v] for j in range(columns) for v in range(values)]
+
+
+@T.inline
+def _multiply_panels(problem, tile, ring, state, group, sums):
+    """The work of a computing group. A stage is given back when the products of the next one have been started."""
+    stages = T.meta_var(tile.shape.stages)
+    element = T.meta_var(_ELEMENTS[problem.dtype])
+    instruction = T.meta_var(f"wgmma.mma_async.sync.aligned.m64n{tile.shape.columns}k16.f32.{element}.{element}")
+    left = T.local_scalar("uint64")
+    right = T.local_scalar("uint64")
+    for panel in T.serial(problem.inner // DEPTH):
+        ring.full.wait(state.stage, state.phase)
+        T.cuda.wgmma.encode_matrix_descriptor(
+            T.address_of(left), ring.row_panels.ptr_to([state.stage, group * _GROUP_ROWS, 0]), 1, 64, _SWIZZLE
+        )
+        T.cuda.wgmma.encode_matrix_descriptor(
+            T.address_of(right), ring.column_panels.ptr_to([state.stage, 0, 0]), 1, 64, _SWIZZLE
+        )
+        T.ptx.wgmma.fence.sync.aligned()
+        for step in T.unroll(DEPTH // MMA_DEPTH):
+            # Descriptors count in 16 bytes; the first product replaces what is in the registers.
+            T.ptx[instruction](
+                *_all_sums(sums),
+                left + T.uint64(2) * T.cast(step, "uint64"),
+                right + T.uint64(2) * T.cast(step, "uint64"),
+                (panel + step) != 0,
+                1,
+                1,
+                0,
+                0,
+            )
+        T.ptx.wgmma.commit_group.sync.aligned()
+        T.ptx.wgmma.wait_group.sync.aligned(1)
+        if T.And(panel > 0, tile.thread % GROUP == 0):
+            ring.empty.arrive(T.Select(state.stage == 0, stages - 1, state.stage - 1))
+        state.advance()
+    T.ptx.wgmma.wait_group.sync.aligned(0)
+
+
+@T.inline
+def _compute_block(problem, epilogue, operands, block, expert, first_column, thread, ring, matrix_map):
+    groups = T.meta_var(problem.block_rows // _GROUP_ROWS)
+    columns = T.meta_var(tile_columns(problem))
+    state = T.meta_var(PipelineState(_STAGES, 0))
+    lane: T.let = thread % WARP
+    ring.full.init(GROUP + 1)
+    ring.empty.init(groups)
+    T.ptx.fence.mbarrier_init.release.cluster()
+    T.cuda.cta_sync()
+    if thread < GROUP:
+        if groups > 1:
+            T.ptx["setmaxnreg.dec.sync.aligned.u32"](_COPYING_REGISTERS)
+        shape = T.meta_var(TileShape(problem.block_rows, 1, GROUP // WARP, _STAGES, columns))
+        copying = T.meta_var(
+            Tile(operands, shape, block, expert, first_column, thread, lane, 0, 0, ring.row_panels, ring.column_panels)
+        )
+        sources = T.alloc_local((shape.rows // shape.lines_per_copy,), "int32")
+        find_sources(copying, sources)
+        _copy_panels(problem, copying, ring, state, matrix_map, sources)
+    else:
+        if groups > 1:
+            T.ptx["setmaxnreg.inc.sync.aligned.u32"](_COMPUTING_REGISTERS)
+        group: T.let = thread // GROUP - 1
+        warp_row: T.let = (thread - GROUP) // WARP * MMA_ROWS
+        shape = T.meta_var(TileShape(problem.block_rows, problem.block_rows // MMA_ROWS, 1, _STAGES, columns))
+        computing = T.meta_var(
+            Tile(operands, shape, block, expert, first_column, thread, lane, warp_row, 0, None, None)
+        )
+        sums = T.alloc_local((1, shape.column_steps, 4), "float32")
+        _multiply_panels(problem, computing, ring, state, group, sums)
+        store(computing, epilogue, sums)
+
+
+def grouped_gemm_wgmma(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
+    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`. ``epilogue`` turns float32 sums
+    into an output: ``f(gate, up)`` where gated, else ``f(sum)``. On the host it calls :data:`ENCODE_TENSOR_MAP`."""
+    columns = tile_columns(problem)
+    tiles, row_bytes = problem.columns // columns, problem.inner * 2
+    threads = GROUP + problem.block_rows // _GROUP_ROWS * GROUP
+    lines = problem.experts * problem.columns
+
+    @T.inline
+    def body(operands):
+        matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+        T.call_packed(
+            ENCODE_TENSOR_MAP,
+            matrix_map,
+            problem.dtype,
+            2,
+            operands.matrix.data.data,
+            # Sizes, bytes from line to line, sizes of a copy, steps; no interleaving; zeros outside.
+            *(problem.inner, lines, row_bytes, DEPTH, columns, 1, 1, 0, _SWIZZLE, _L2_PROMOTION, 0),
+        )
+        T.device_entry()
+        index = T.cta_id([T.max(operands.blocks, 1) * tiles])
+        thread = T.thread_id([threads])
+        pool = SMEMPool()
+        row_panels = pool.alloc((_STAGES, problem.block_rows, DEPTH), problem.dtype, align=1024)
+        column_panels = pool.alloc((_STAGES, columns, DEPTH), problem.dtype, align=1024)
+        full = TMABar(pool, _STAGES)
+        empty = MBarrier(pool, _STAGES, phase_offset=1)
+        pool.commit()
+        block: T.let = index // tiles
+        first_column: T.let = index % tiles * columns
+        if block < operands.block_count[0]:
+            expert: T.let = operands.block_experts[block]
+            ring = T.meta_var(_Ring(row_panels, column_panels, full, empty))
+            _compute_block(problem, epilogue, operands, block, expert, first_column, thread, ring, matrix_map)
+
+    return grouped_kernel(problem, body)

@@ -1,0 +1,55 @@
+"""Panels of a quantised matrix for tensor cores: read early, decoded into 16-bit floats when the time has come.
+
+A thread reads the codes of its pieces into registers before it multiplies a panel, and afterwards stores them, decoded,
+where asynchronous copies would have put them: what it takes to read them passes while the tensor cores work.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.mma_tile import COLUMNS, DEPTH, PIECE, PIECES, Tile
+
+
+class Fetched(NamedTuple):
+    """Registers of a thread: codes [lines, bytes of a piece], scales [lines] and zero points [lines]."""
+
+    codes: Any
+    scales: Any
+    zeros: Any
+
+
+def piece_bytes(tile: Tile) -> int:
+    """Bytes of a piece as it is stored."""
+    stored = tile.problem.stored
+    assert stored is not None
+    return PIECE * stored.bits // 8
+
+
+@T.inline
+def fetch(tile, fetched, panel):
+    matrix = T.meta_var(tile.operands.matrix)
+    expert: T.let = tile.expert
+    for i in T.unroll(COLUMNS // tile.shape.lines_per_copy):
+        column: T.let = tile.first_column + tile.line(i)
+        for v in T.vectorized(piece_bytes(tile)):
+            fetched.codes[i, v] = matrix.data[
+                T.cast(expert, "int64"), column, (panel * PIECES + tile.piece) * piece_bytes(tile) + v
+            ]
+        fetched.scales[i] = matrix.scale(expert, column, panel * DEPTH + tile.piece * PIECE)
+        fetched.zeros[i] = matrix.zero(expert, column, panel * DEPTH + tile.piece * PIECE)
+
+
+@T.inline
+def decode(tile, fetched, stage):
+    stored = T.meta_var(tile.problem.stored)
+    numbers = T.alloc_local((PIECE,), tile.problem.dtype)
+    for i in T.unroll(COLUMNS // tile.shape.lines_per_copy):
+        for v in T.unroll(PIECE):
+            code: T.let = stored.code(fetched.codes[i, v * stored.bits // 8], v)
+            number: T.let = stored.number(code, fetched.zeros[i]) * fetched.scales[i]
+            numbers[v] = T.cast(number, tile.problem.dtype)
+        for v in T.vectorized(PIECE):
+            tile.column_panels[stage, tile.line(i), tile.place + v] = numbers[v]

@@ -1,0 +1,93 @@
+"""The tile that a block of threads computes on tensor cores, and how its work is shared."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Operands
+from moec.targets.cuda.kernels.launch import WARP
+
+COLUMNS = 128
+"""Columns of a usual tile, those of gate and up both counted."""
+DEPTH = 64
+"""Inputs of a panel: a line of 128 bytes."""
+PIECE = 8
+"""Elements of the 16 bytes that are copied at once."""
+PIECES = DEPTH // PIECE
+MMA_ROWS, MMA_COLUMNS, MMA_DEPTH = 16, 8, 16
+"""Sizes of one instruction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TileShape:
+    """How the work of a tile is shared: warps along its rows and columns, and panels that are in flight or in use."""
+
+    rows: int
+    row_warps: int
+    column_warps: int
+    stages: int
+    columns: int = COLUMNS
+
+    @property
+    def threads(self) -> int:
+        return self.row_warps * self.column_warps * WARP
+
+    @property
+    def row_steps(self) -> int:
+        """Multiplications of a warp along its rows."""
+        return self.rows // self.row_warps // MMA_ROWS
+
+    @property
+    def column_steps(self) -> int:
+        """Multiplications of a warp along its columns."""
+        return self.columns // self.column_warps // MMA_COLUMNS
+
+    @property
+    def lines_per_copy(self) -> int:
+        """Lines of a panel that the threads copy at once, one piece each."""
+        return self.threads // PIECES
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * (self.rows + self.columns) * DEPTH * 2
+
+
+SHAPES = {shape.rows: shape for shape in (TileShape(16, 1, 4, 4), TileShape(64, 2, 4, 4), TileShape(128, 2, 4, 3))}
+"""By rows of a block. Shared memory is at most 96 KiB, which all GPUs since 8.0 have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """What a thread knows of its tile. ``warp_row`` and ``warp_column``: where the rectangle of its warp begins.
+    ``row_panels`` and ``column_panels`` [stages, lines, DEPTH] are shared."""
+
+    operands: Operands
+    shape: TileShape
+    block: Any
+    expert: Any
+    first_column: Any
+    thread: Any
+    lane: Any
+    warp_row: Any
+    warp_column: Any
+    row_panels: Any
+    column_panels: Any
+
+    @property
+    def problem(self) -> GroupedProblem:
+        return self.operands.problem
+
+    @property
+    def piece(self) -> Any:
+        """Which piece of its lines this thread copies."""
+        return self.thread % PIECES
+
+    def line(self, i: Any) -> Any:
+        """The ``i``-th line that this thread copies to."""
+        return i * self.shape.lines_per_copy + self.thread // PIECES
+
+    @property
+    def place(self) -> Any:
+        """Where its piece goes within a line; the same in all its lines, for they are a multiple of 8 apart."""
+        return (self.piece ^ (self.thread // PIECES % 8)) * PIECE

@@ -1,0 +1,124 @@
+"""Quantised matrices as kernels read them: what a byte means, and how the numbers of the graph become these bytes.
+
+A matrix [columns, inner] is stored row by row, inputs side by side:
+
+==========  =========================================  ================================================================
+element     row                                        one number
+==========  =========================================  ================================================================
+``int8``    inner bytes                                (byte - zero point) * scale
+``int4``    bytes of two, the even input in the lower  (4 bits - zero point) * scale
+            half
+``mxfp4``   as int4                                    the OCP MX code e2m1 of the 4 bits, times scale
+==========  =========================================  ================================================================
+
+Integers are stored unsigned. Symmetric ones have the middle of the range as their zero point, known to the code; others
+bring a table. Scales and zero points: [columns, groups]; a group is ``group`` consecutive inputs, or all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from tvm.script import tirx as T
+
+from moec.ir.encodings import Encoded
+
+_ZERO_POINTS = {"int8": 128, "int4": 8}
+_SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFormat:
+    """``group``: consecutive inputs that share a scale, 0 for all of them. ``scale``: how scales are stored; those of
+    ``float8_e8m0fnu`` are powers of two, kept as bytes. ``zero_points``: whether there is a table of them."""
+
+    element: Literal["int8", "int4", "mxfp4"]
+    group: int = 0
+    scale: str = "float32"
+    zero_points: bool = False
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.element == "int8" else 4
+
+    @property
+    def scale_storage(self) -> str:
+        """Element type of the array of scales."""
+        return "uint8" if self.scale == "float8_e8m0fnu" else self.scale
+
+    def row_bytes(self, inner: int) -> int:
+        return -(-inner * self.bits // 8)
+
+    def groups(self, inner: int) -> int:
+        return -(-inner // self.group) if self.group else 1
+
+    def why_not(self, together: int = 1) -> str | None:
+        """The reason why a kernel cannot read this, or None; it reads so many inputs ``together``, with one scale."""
+        if self.scale not in _SCALE_TYPES:
+            return f"scales of type {self.scale}; the kernel takes {', '.join(_SCALE_TYPES)}"
+        if self.group % together:
+            return f"groups of {self.group} inputs; the kernel reads {together} with one scale"
+        return None
+
+    def code(self, byte: Any, k: Any) -> Any:
+        """The bits of input ``k`` out of its byte, int32."""
+        wide = T.cast(byte, "int32")
+        return wide if self.bits == 8 else (wide >> (k % 2 * 4)) & 15
+
+    def number(self, code: Any, zero: Any) -> Any:
+        """What the bits say, float32, without scale. All are exact in float16 and bfloat16."""
+        if self.element != "mxfp4":
+            return T.cast(code - zero, "float32")
+        # Sign, exponent and fraction go where float32 has them; its exponents count from 127, those of e2m1 from 1.
+        bits = ((code & 8) << 28) | ((code & 7) << 22)
+        return T.reinterpret("float32", bits) * T.float32(2.0**126)
+
+    def zero(self, zero_points: Any, position: list[Any]) -> Any:
+        """The zero point of a group, int32."""
+        if self.zero_points:
+            return T.cast(zero_points[tuple(position)], "int32")
+        return T.int32(_ZERO_POINTS.get(self.element, 0))
+
+    def scale_value(self, stored: Any) -> Any:
+        """A scale, float32."""
+        if self.scale != "float8_e8m0fnu":
+            return T.cast(stored, "float32")
+        exponent = T.cast(stored, "int32")
+        # The smallest, 2**-127, has no normal number.
+        return T.reinterpret("float32", T.Select(exponent == 0, T.int32(1 << 22), exponent << 23))
+
+
+class Packed(NamedTuple):
+    """Arrays of one expert: data [columns, row bytes] uint8, scales [columns, groups], zero points [columns, groups]
+    uint8, or [1, 1] where there is no table."""
+
+    data: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+
+
+def pack(stored: StoredFormat, encoded: Encoded) -> Packed:
+    """A matrix [columns, inner] of the graph, its scales along the last axis."""
+    assert encoded.scale is not None
+    scales = np.ascontiguousarray(encoded.scale)
+    zero_points = np.zeros((1, 1), np.uint8) if encoded.zero_point is None else encoded.zero_point.astype(np.uint8)
+    scales = scales.view(np.uint8) if stored.scale_storage == "uint8" else scales
+    return Packed(_bytes(stored, _codes(stored, encoded.data)), scales, zero_points)
+
+
+def _codes(stored: StoredFormat, data: np.ndarray) -> np.ndarray:
+    """Unsigned bytes [columns, inner], one for each number."""
+    if stored.element == "mxfp4":
+        return np.ascontiguousarray(data).view(np.uint8) & 15
+    if stored.zero_points:
+        return data.astype(np.uint8)
+    return (data.astype(np.int16) + _ZERO_POINTS[stored.element]).astype(np.uint8)
+
+
+def _bytes(stored: StoredFormat, codes: np.ndarray) -> np.ndarray:
+    if stored.bits == 8:
+        return codes
+    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    return even[:, 0::2] | (even[:, 1::2] << 4)

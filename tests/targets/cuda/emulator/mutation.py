@@ -1,0 +1,65 @@
+"""Seeded faults: a kernel's text is changed, and one of the ways to run it must notice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from .emulated import Kernel, load
+
+SCHEDULES = (
+    ("latest", 0, True),
+    ("earliest", 96, True),
+    ("latest", 96, False),
+    ("late copies", 0, False),
+    ("late products", 0, False),
+)
+"""When asynchronous work completes, which thread starts, and whether accesses to shared memory are watched."""
+NO_FAULT = "no fault"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Text of a kernel in whose place another is put."""
+
+    old: str
+    new: str
+    times: int = 1
+    """How often the old text is there."""
+
+    def seed(self, source: str) -> str:
+        found = source.count(self.old)
+        if found != self.times:
+            raise ValueError(f"{self.old!r} is there {found} times, not {self.times}; say what to change")
+        return source.replace(self.old, self.new)
+
+
+class Mutants:
+    """A source with one kernel, ``product``, and what each of the faults makes of it: one library for all of them."""
+
+    def __init__(self, source: str, faults: Mapping[str, Fault]) -> None:
+        sources = {NO_FAULT: source, **{name: fault.seed(source) for name, fault in faults.items()}}
+        self._kernels = {name: f"product_{i}" for i, name in enumerate(sources)}
+        self._source = "#include <cuda_fp16.h>\n"
+        for name, text in sources.items():
+            kernel = self._kernels[name]
+            self._source += f"namespace of_{kernel} {{\n{text.replace(' product(', f' {kernel}(')}\n}}\n"
+            self._source += f"using namespace of_{kernel};\n"
+        self._loaded: dict[tuple[str, int, bool], dict[str, Kernel]] = {}
+
+    def kernel(self, fault: str, schedule: tuple[str, int, bool]) -> Kernel:
+        if schedule not in self._loaded:
+            completion, first_thread, watch = schedule
+            options = {"completion": completion, "first_thread": first_thread, "watch": watch}
+            self._loaded[schedule] = load(self._source, *self._kernels.values(), **options)
+        return self._loaded[schedule][self._kernels[fault]]
+
+    def caught(self, fault: str, wrong: Callable[[Kernel], bool]) -> str | None:
+        """How a fault was caught; None where it was not. ``wrong``: whether a kernel's results are."""
+        for schedule in SCHEDULES:
+            try:
+                if wrong(self.kernel(fault, schedule)):
+                    return f"wrong results, {schedule}"
+            except RuntimeError as error:
+                return f"{error}, {schedule}"
+        return None

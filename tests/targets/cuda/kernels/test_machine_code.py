@@ -1,0 +1,75 @@
+"""What nvcc makes of the kernels: the instructions they are written for, and no memory but what they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.targets.cuda.kernels import dispatch, route
+from moec.targets.cuda.kernels.activation import experts_epilogue
+from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES, grouped_gemm_mma
+from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
+from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.nvcc import compile_source, find_tool
+
+from .kernel_runner import source_of
+
+pytestmark = pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
+
+
+def _half(rows: int) -> GroupedProblem:
+    stored = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
+    return GroupedProblem(128, 2048, 768, rows, gated=True, gathered=True, **stored)
+
+
+INT4 = StoredFormat("int4", 128, "float16")
+SILU = experts_epilogue(ExpertsSpec())
+KERNELS = {
+    "route": lambda: route.route(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512),
+    "dispatch": lambda: dispatch.dispatch(256, 64),
+    "simt": lambda: grouped_gemm_simt(GroupedProblem(128, 2048, 768, 128, gated=True, gathered=True), SILU),
+    "gemv": lambda: grouped_gemv(_half(16), SILU),
+    "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),
+    "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
+    "mma, int4": lambda: grouped_gemm_mma(dataclasses.replace(_half(128), stored=INT4), SILU),
+    **{f"mma, {rows} rows": lambda rows=rows: grouped_gemm_mma(_half(rows), SILU) for rows in SHAPES},
+}
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_nothing_is_spilled(name):
+    architecture = "sm_90a" if name.startswith("wgmma") else "sm_80"
+    compiled = compile_source(source_of(KERNELS[name](), architecture), architecture)
+    assert compiled is not None
+    (resources,) = compiled.resources.values()
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in resources
+    (instructions,) = compiled.sass.values() or ("",)
+    if instructions:
+        assert "LDL" not in instructions and "STL" not in instructions
+
+
+@pytest.mark.skipif(find_tool("cuobjdump") is None, reason="there is no cuobjdump")
+@pytest.mark.parametrize("rows", list(SHAPES))
+def test_tensor_cores_and_asynchronous_copies_are_used(rows):
+    compiled = compile_source(source_of(grouped_gemm_mma(_half(rows), SILU)), "sm_80")
+    (instructions,) = compiled.sass.values()
+    assert all(name in instructions for name in ("HMMA.16816", "LDGSTS", "LDSM"))
+
+
+@pytest.mark.skipif(find_tool("cuobjdump") is None, reason="there is no cuobjdump")
+@pytest.mark.parametrize("rows", [64, 128])
+def test_warp_groups_multiply_what_the_accelerator_copies(rows):
+    compiled = compile_source(source_of(grouped_gemm_wgmma(_half(rows), SILU), "sm_90a"), "sm_90a")
+    (instructions,) = compiled.sass.values()
+    assert all(name in instructions for name in ("HGMMA.64x256x16", "UTMALDG", "LDGSTS"))
+
+
+@pytest.mark.skipif(find_tool("cuobjdump") is None, reason="there is no cuobjdump")
+def test_exact_products_use_no_tensor_cores():
+    (instructions,) = compile_source(source_of(KERNELS["simt"]()), "sm_80").sass.values()
+    assert "FFMA" in instructions and "HMMA" not in instructions

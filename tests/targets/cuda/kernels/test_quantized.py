@@ -1,0 +1,111 @@
+"""Products with quantised matrices against the numbers that they decode to, in the emulator."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moec.ir import encodings
+from moec.ir.encodings import Encoded, WeightFormat
+from moec.targets.cuda.kernels import grouped_gemm_mma, grouped_gemm_simt, grouped_gemv
+from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
+from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
+from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat, pack
+
+from .kernel_runner import build
+from .layers import DTYPES, TOLERANCES, sort_pairs, undefined
+
+RANDOM = np.random.default_rng(0)
+E = 3
+FORMATS = {
+    "int8": (WeightFormat("int8"), StoredFormat("int8")),
+    "int8 in groups": (WeightFormat("int8", 32), StoredFormat("int8", 32, "float16")),
+    "int8 with zero points": (WeightFormat("int8", 32, True), StoredFormat("int8", 32, "float16", True)),
+    "int4": (WeightFormat("int4", 32), StoredFormat("int4", 32, "float16")),
+    "int4 with zero points": (WeightFormat("int4", 64, True), StoredFormat("int4", 64, "float16", True)),
+    "mxfp4": (WeightFormat("mxfp4", 32), StoredFormat("mxfp4", 32, "float8_e8m0fnu")),
+}
+
+
+def encoded(form: WeightFormat, width: int, inner: int) -> list[Encoded]:
+    weights = RANDOM.standard_normal((E, width, inner), np.float32) / inner**0.5
+    return [encodings.encode(weight, form) for weight in weights]
+
+
+def packed(stored: StoredFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
+    """Data, scales and zero points of all experts; of a gate and its up where there are two."""
+    parts = [[np.stack(arrays) for arrays in zip(*(pack(stored, one) for one in m), strict=True)] for m in matrices]
+    arrays = parts[0] if len(parts) == 1 else [interleave(gate, up) for gate, up in zip(*parts, strict=True)]
+    return arrays if stored.zero_points else [*arrays[:2], np.zeros((1, 1, 1), np.uint8)]
+
+
+def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9) -> None:
+    form, stored = FORMATS[name]
+    problem = dataclasses.replace(problem, stored=stored, gathered=True, scattered=True)
+    matrices = [encoded(form, problem.width, problem.inner) for _ in range(2 if problem.gated else 1)]
+    x = RANDOM.standard_normal((tokens, problem.inner), np.float32).astype(DTYPES[problem.dtype])
+    ids, weights = RANDOM.integers(0, E, (tokens, 2)).astype(np.int32), np.ones((tokens, 2), np.float32)
+    order = [ids] if kernel is gemv else sort_pairs(E, problem.block_rows, ids)
+    run = build(kernel(problem, (lambda gate, up: gate * up) if problem.gated else (lambda total: total)))
+    bias = np.zeros((E, problem.columns), np.float32)
+    out = run(x, *packed(stored, *matrices), bias, weights, *order, undefined((ids.size, problem.width), "float32"))
+
+    def products(matrix: list[Encoded]) -> np.ndarray:
+        decoded = [encodings.decode(one, form) for one in matrix]
+        rows = x.astype(np.float32).repeat(2, axis=0)
+        return np.stack([decoded[e] @ row for row, e in zip(rows, ids.flat, strict=True)])
+
+    expected = np.prod([products(matrix) for matrix in matrices], axis=0)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCES[problem.dtype] * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_any_size_without_tensor_cores(name):
+    check(simt, name, GroupedProblem(E, 70, 20, 16, gated=name == "int4"))
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_few_tokens(name):
+    check(gemv, name, GroupedProblem(E, 72, 20, 16, gated=name == "mxfp4", dtype="float16"), tokens=3)
+
+
+@pytest.mark.parametrize(
+    "name, rows, gated", [("int8", 16, False), ("int4 with zero points", 64, True), ("mxfp4", 128, False)]
+)
+def test_tensor_cores(name, rows, gated):
+    check(mma, name, GroupedProblem(E, 320, 128, rows, gated=gated, dtype="float16"), tokens=70)
+
+
+def test_every_number_of_mxfp4_and_its_smallest_scale():
+    codes = np.arange(16, dtype=np.uint8).repeat(2).reshape(1, 32)
+    exponents = np.array([0, 1, 127, 200], np.uint8)
+    run = build(simt(_mxfp4_problem(), lambda total: total))
+    data = np.broadcast_to(codes[:, 0::2] | (codes[:, 1::2] << 4), (4, 1, 16)).astype(np.uint8)
+    rows, ids = np.eye(32, dtype=np.float32).repeat(4, axis=0), np.tile(np.arange(4, dtype=np.int32), 32)[:, None]
+    zeros, weights = np.zeros((1, 1, 1), np.uint8), np.ones((128, 1), np.float32)
+    order = sort_pairs(4, 16, ids)
+    scales = exponents.reshape(4, 1, 1)
+    out = run(rows, data, scales, zeros, np.zeros((4, 1), np.float32), weights, *order, undefined((128, 1), "float32"))
+    numbers = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]).repeat(2)
+    expected = (numbers[:, None] * 2.0 ** (exponents.astype(float) - 127)).astype(np.float32)
+    np.testing.assert_array_equal(out.reshape(32, 4), expected)
+
+
+def _mxfp4_problem() -> GroupedProblem:
+    return GroupedProblem(4, 32, 1, 16, gathered=True, scattered=True, stored=FORMATS["mxfp4"][1])
+
+
+def test_what_a_kernel_cannot_read_has_a_reason():
+    problem = GroupedProblem(E, 128, 128, 64, dtype="float16", stored=StoredFormat("int4", 32, "float16"))
+    assert grouped_gemm_mma.why_not(problem) is None and grouped_gemv.why_not(problem) is None
+    odd = dataclasses.replace(problem, stored=StoredFormat("int4", 20, "float16"))
+    assert "groups of 20 inputs" in grouped_gemm_mma.why_not(odd) and "groups of 20" in grouped_gemv.why_not(odd)
+    assert grouped_gemm_simt.why_not(odd) is None
+    scales = dataclasses.replace(problem, stored=StoredFormat("int4", 32, "float64"))
+    for module in (grouped_gemm_mma, grouped_gemm_simt, grouped_gemv):
+        assert "scales of type float64" in module.why_not(scales)

@@ -10,14 +10,14 @@
 ======================  ==============================================================================================
 
 Up to 16 tokens are not dispatched: their products go pair by pair. No launch waits for the host, which knows the number
-of tokens: grids come from the upper bound of what routing can ask for. Quantised weights are decoded when they are
-packed, to the type of the tokens.
+of tokens: grids come from the upper bound of what routing can ask for. Quantised matrices stay as they are stored where
+all experts have one format, and are decoded to the type of the tokens else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,9 @@ from tvm import relax, te
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, spec_of
-from moec.runtime.dtypes import dtype_of
+from moec.ir.encodings import Encoded
 from moec.targets.cuda.dense import multiply
+from moec.targets.cuda.expert_matrices import add_matrix, as_stored, common_format, down_parts, up_parts
 from moec.targets.cuda.kernels import capacity, combine, dispatch, grouped_gemv, route
 from moec.targets.cuda.kernels.activation import activate, experts_epilogue
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
@@ -52,8 +53,6 @@ from moec.targets.tvm.stored_weights import StoredWeight, split
 BLOCK_ROWS = 64
 """Rows of a block: the tile of a product. Every expert's rows are padded to a multiple of it."""
 
-_WEIGHTS = 3
-"""Which parameter of a product has the routing weights, whose first size is the number of tokens."""
 _ROUTING = RoutingKernels(ROUTE, CAPACITY, route.route, capacity.capacity)
 
 
@@ -126,8 +125,9 @@ def _multiply(
     output = relax.TensorType((rows, problem.width), problem.out_dtype)
     if not blocks.few:
         return node.call(chosen, kernel, arguments, [output], attributes)[0]
-    few = launch_if(grouped_gemv.grouped_gemv(problem, epilogue), _WEIGHTS, 0, most=FEW_TOKENS)
-    many = launch_if(kernel, _WEIGHTS, 0, least=FEW_TOKENS + 1)
+    weights = len(operands)  # the parameter whose first size is the number of tokens
+    few = launch_if(grouped_gemv.grouped_gemv(problem, epilogue), weights, 0, most=FEW_TOKENS)
+    many = launch_if(kernel, weights, 0, least=FEW_TOKENS + 1)
     by_pair = [*operands, blocks.weights, blocks.ids]
     (result,) = node.call(node.select(FEW_PRODUCTS, problem), few, by_pair, [output], attributes)
     return node.call_on(chosen, many, arguments, result, attributes)
@@ -149,15 +149,11 @@ class _Experts:
         first, second = self._problems(str(weights.ty.dtype))
         blocks = _dispatch(node, weights, ids, [first, second])
         places, pairs = blocks.sorted_pairs.ty.shape[0], ids.ty.shape[0] * ids.ty.shape[1]
-        up = [
-            _matrix(node, f"{self._up.name}.rows", first, self._up_rows),
-            _bias(node, "up_bias", first, self._up_bias()),
-        ]
+        matrix = add_matrix(node, f"{self._up.name}.rows", first, up_parts(spec, self._up, self._gate, first))
+        up = [*matrix, _bias(node, "up_bias", first, self._up_bias())]
         hidden = _multiply(node, first, [self._x, *up], blocks, places, experts_epilogue(spec), spec.activation)
-        down = [
-            _matrix(node, f"{self._down.name}.rows", second, self._down_rows),
-            _bias(node, "down_bias", second, node.bias("down_bias")),
-        ]
+        matrix = add_matrix(node, f"{self._down.name}.rows", second, down_parts(spec, self._down, second))
+        down = [*matrix, _bias(node, "down_bias", second, node.bias("down_bias"))]
         results = _multiply(node, second, [hidden, *down], blocks, pairs, lambda total: total)
         return self._combine(weights, ids, results, second)
 
@@ -167,7 +163,11 @@ class _Experts:
         if spec.gated and spec.gate_layout != "separate":
             hidden //= 2
         width, _ = _out_in(self._down, spec.down_transposed)
-        stored: dict[str, Any] = {"dtype": dtype, "matrix_dtype": dtype, "routing_dtype": routing_dtype}
+        types: dict[str, Any] = {"dtype": dtype, "matrix_dtype": dtype, "routing_dtype": routing_dtype}
+        # Units that an expert does not have are zeros, which are packed as floats.
+        up, down = common_format(self._up, self._gate), common_format(self._down)
+        if spec.hidden_sizes:
+            up = down = None
         first = GroupedProblem(
             self._up.experts,
             inner,
@@ -176,34 +176,13 @@ class _Experts:
             spec.gated,
             gathered=True,
             weighted=spec.weight_on_input,
-            **stored,
+            stored=up,
+            **types,
             out_dtype=dtype,
         )
-        return first, GroupedProblem(self._down.experts, hidden, width, BLOCK_ROWS, scattered=True, **stored)
-
-    def _up_rows(self, expert: int) -> np.ndarray:
-        """[columns, inner]: gate and up rows in groups, zeros for units that the expert does not have."""
-        spec = self._spec
-        up = self._up.decoded(expert, spec.up_transposed)
-        if not spec.gated:
-            return self._own_units(up.T, expert)
-        if self._gate is not None:
-            gate = self._gate.decoded(expert, spec.up_transposed)
-        else:
-            gate, up = split(spec, up)
-        return interleave(self._own_units(gate.T, expert), self._own_units(up.T, expert))
-
-    def _down_rows(self, expert: int) -> np.ndarray:
-        down = self._down.decoded(expert, self._spec.down_transposed)
-        return self._own_units(down, expert).T
-
-    def _own_units(self, by_unit: np.ndarray, expert: int) -> np.ndarray:
-        """Rows of hidden units, with zeros for those that the expert does not have."""
-        if not self._spec.hidden_sizes:
-            return by_unit
-        own = np.array(by_unit)
-        own[self._spec.hidden_sizes[expert] :] = 0
-        return own
+        return first, GroupedProblem(
+            self._down.experts, hidden, width, BLOCK_ROWS, scattered=True, stored=down, **types
+        )
 
     def _up_bias(self) -> np.ndarray | None:
         """[E, columns]."""
@@ -247,9 +226,9 @@ def _lower_grouped_matmul(node: NodeLowering) -> relax.Expr:
     tokens, slots = ids.ty.shape
     no_weights = node.lowering.emit(relax.op.zeros((tokens, slots), "float32"))
     blocks = _dispatch(node, no_weights, ids, [problem])
-    matrix = _matrix(node, f"{weight.name}.rows", problem, lambda expert: weight.decoded(expert, transposed=True).T)
+    matrix = add_matrix(node, f"{weight.name}.rows", problem, lambda expert: [Encoded(weight.decoded(expert, True))])
     bias = _bias(node, "bias", problem, node.bias("bias"))
-    results = _multiply(node, problem, [x, matrix, bias], blocks, tokens * slots, lambda total: total)
+    results = _multiply(node, problem, [x, *matrix, bias], blocks, tokens * slots, lambda total: total)
     kernel = combine.separate(problem.experts, width, dtype)
     chosen = node.select(SEPARATE, RowsProblem(width, (dtype,)))
     output = relax.TensorType((tokens, slots, width), dtype)
@@ -267,7 +246,7 @@ def _lower_linear(node: NodeLowering) -> relax.Expr:
         f"{weight.name}.matrix.{dtype}",
         (inner, width),
         dtype,
-        lambda: _as_stored(weight.decoded(0, spec.transposed), dtype),
+        lambda: as_stored(weight.decoded(0, spec.transposed), dtype),
     )
     result = node.lowering.emit(multiply(x, matrix))
     if node.inputs["bias"] is not None:
@@ -297,21 +276,6 @@ def _out_in(weight: StoredWeight, transposed: bool) -> tuple[int, int]:
     return (columns, rows) if transposed else (rows, columns)
 
 
-def _as_stored(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    return np.ascontiguousarray(numbers).astype(dtype_of(dtype))
-
-
-def _matrix(node: NodeLowering, name: str, problem: GroupedProblem, rows_of: Callable[[int], np.ndarray]) -> relax.Expr:
-    """The weights [E, columns, inner], which ``rows_of`` makes expert by expert."""
-    dtype = problem.matrix_dtype
-
-    def load() -> Iterator[np.ndarray]:
-        return (_as_stored(rows_of(expert), dtype) for expert in range(problem.experts))
-
-    shape = (problem.experts, problem.columns, problem.inner)
-    return node.lowering.add_weight(f"{name}.{dtype}", shape, dtype, load)
-
-
 def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndarray | None) -> relax.Expr:
     """The biases [E, columns] in float32, zeros where there are none. Raises UnsupportedError for another shape."""
     shape = (problem.experts, problem.columns)
@@ -323,4 +287,4 @@ def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndar
         raise UnsupportedError(
             f"{role} has {list(given.shape)} elements in the order of the kernel; expected {list(shape)}"
         )
-    return node.lowering.add_weight(f"{node.name}.{role}", shape, "float32", lambda: _as_stored(given, "float32"))
+    return node.lowering.add_weight(f"{node.name}.{role}", shape, "float32", lambda: as_stored(given, "float32"))

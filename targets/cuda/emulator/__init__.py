@@ -1,7 +1,14 @@
 """Runs CUDA C on the processor, to find out whether it computes what it should.
 
 A source is compiled by g++. Every CUDA thread is a stack of its own; the threads of a block run in turn on one OS
-thread, from wait to wait. PTX instructions, barriers and asynchronous copies are C++ models in ``include/emulator``.
+thread, from wait to wait. PTX instructions, barriers and asynchronous copies are C++ models in ``include/emulator``;
+``models`` says which instruction is which. One without a model is refused when a library is built.
+
+What is found beside wrong numbers: accesses outside of shared memory, reads of bytes that a copy is still bringing,
+copies over bytes that a product still reads, writes that were not published to the asynchronous proxy, divergence in
+instructions of a warp, deadlocks, launches that a driver would refuse; and, where accesses are watched, races.
+
+What is not emulated: clusters of blocks, and blocks that wait for one another.
 """
 
 from __future__ import annotations

@@ -88,13 +88,15 @@ class _Tile:
 
 @T.inline
 def _find_sources(tile, sources):
-    """Rows of the input that this thread copies into panels; negative for padding."""
-    for i in T.unroll(tile.problem.block_rows * DEPTH // THREADS):
-        row: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
-        pair: T.let = tile.operands.pair(tile.block, row)
-        sources[i] = -1
-        if pair >= 0:
-            sources[i] = tile.operands.source(pair, tile.block, row)
+    """Rows of the input that the rows of the tile come from; negative for padding."""
+    for step in T.unroll(-(-tile.problem.block_rows // THREADS)):
+        row: T.let = step * THREADS + tile.thread
+        if row < tile.problem.block_rows:
+            pair: T.let = tile.operands.pair(tile.block, row)
+            sources[row] = -1
+            if pair >= 0:
+                sources[row] = tile.operands.source(pair, tile.block, row)
+    T.cuda.cta_sync()
 
 
 @T.inline
@@ -105,8 +107,9 @@ def _load_panels(tile, first_input, sources, row_panel, column_panel):
     for i in T.unroll(problem.block_rows * DEPTH // THREADS):
         row: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
         row_panel[depth, row] = T.float32(0)
-        if T.And(sources[i] >= 0, first_input + depth < problem.inner):
-            row_panel[depth, row] = T.cast(operands.rows[T.cast(sources[i], "int64"), first_input + depth], "float32")
+        source: T.let = sources[row]
+        if T.And(source >= 0, first_input + depth < problem.inner):
+            row_panel[depth, row] = T.cast(operands.rows[T.cast(source, "int64"), first_input + depth], "float32")
     for i in T.unroll(COLUMNS * DEPTH // THREADS):
         column: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
         column_panel[depth, column] = T.float32(0)
@@ -168,6 +171,7 @@ def grouped_gemm_simt(problem: GroupedProblem, epilogue: Callable[..., Any]) -> 
         thread = T.thread_id([THREADS])
         row_panel = T.alloc_shared((DEPTH, problem.block_rows + _PADDING), "float32")
         column_panel = T.alloc_shared((DEPTH, COLUMNS + _PADDING), "float32")
+        sources = T.alloc_shared((problem.block_rows,), "int32")
         # All tiles of a block of rows, then those of the next block, which often has the same expert.
         block: T.let = index // tiles
         first_column: T.let = index % tiles * COLUMNS
@@ -176,7 +180,6 @@ def grouped_gemm_simt(problem: GroupedProblem, epilogue: Callable[..., Any]) -> 
         if block < operands.block_count[0]:
             expert: T.let = operands.block_experts[block]
             tile = T.meta_var(_Tile(operands, block, expert, first_column, thread, thread_row, thread_column))
-            sources = T.alloc_local((problem.block_rows * DEPTH // THREADS,), "int32")
             sums = T.alloc_local((tile.rows_per_thread, tile.columns_per_thread), "float32")
             _find_sources(tile, sources)
             for i in T.unroll(tile.rows_per_thread):

@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import moec
+from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
 from moec.ir.semantics import experts, grouped_matmul, moe
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
@@ -111,3 +113,24 @@ def test_linear(emulated, transposed):
     x = random.standard_normal((4, d), dtype=np.float32)
     total = x.astype(np.float64) @ weight.T + bias
     np.testing.assert_allclose(run({"x": x})["y"], total / (1 + np.exp(-total)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", ["format=int8", "format=int4,group=32,zero_points=true", "format=mxfp4"])
+def test_quantised_experts_stay_packed(options):
+    """The products read the bytes of the graph; activations are not rounded, as the graph's arithmetic allows."""
+    random = np.random.default_rng(4)
+    inner, hidden = 64, 32
+    constants = {
+        "up": random.standard_normal((E, 2 * hidden, inner), dtype=np.float32) / 8,
+        "down": random.standard_normal((E, inner, hidden), dtype=np.float32) / 6,
+    }
+    feeds = {"x": np.zeros((1, inner), np.float32), "logits": np.zeros((1, E), np.float32)}
+    model = node_model("MoE", feeds, constants, RouteSpec(k=2, normalize=True), ExpertsSpec())
+    rounded = moec.compile(model, target="cuda", passes=f"quantize-experts{{{options}}}", emulate=True)
+    stored = sum(weight["bytes"] for weight in rounded.describe()["weights"])
+    assert stored < 0.4 * sum(array.nbytes for array in constants.values())
+    for T in (3, 20):
+        x, logits = (random.standard_normal((T, size), dtype=np.float32) for size in (inner, E))
+        y = rounded.run({"x": x, "logits": logits})["y"]
+        expected = interpreter.run(model, {"x": x, "logits": logits}, dtype=np.float64)["y"]
+        assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < 0.25

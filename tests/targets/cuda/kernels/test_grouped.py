@@ -85,7 +85,10 @@ def test_variants_of_experts(kernel, variant):
     assert_matches(Data(layer, random_ids(layer, 16)), kernel)
 
 
-@pytest.mark.parametrize("activation", choices(ExpertsSpec, "activation"))
+@pytest.mark.parametrize(
+    "activation",
+    ["gelu", *(pytest.param(name, marks=pytest.mark.slow) for name in choices(ExpertsSpec, "activation"))],
+)
 def test_activations(activation):
     layer = Layer(experts=2, inner=16, hidden=16, block_rows=16, spec=dataclasses.replace(GATED, activation=activation))
     assert_matches(Data(layer, random_ids(layer, 16)), simt)

@@ -41,7 +41,12 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", list(KERNELS))
+QUICK = ("route", "simt", "wgmma, 128 rows", "mma, 128 rows", "mma, int4")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KERNELS]
+)
 def test_nothing_is_spilled(name):
     architecture = "sm_90a" if name.startswith("wgmma") else "sm_80"
     compiled = compile_source(source_of(KERNELS[name](), architecture), architecture)

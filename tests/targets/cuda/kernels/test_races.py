@@ -42,7 +42,10 @@ def test_dispatch_in_order():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("completion, first_thread", [("earliest", 0), ("latest", 77), ("earliest", 77)])
+@pytest.mark.parametrize(
+    "completion, first_thread",
+    [("earliest", 77), *(pytest.param(*other, marks=pytest.mark.slow) for other in [("earliest", 0), ("latest", 77)])],
+)
 @pytest.mark.parametrize("kernel, block_rows, inner", [(mma, 64, 384), (wgmma, 64, 512)])
 def test_any_schedule(kernel, block_rows, inner, completion, first_thread):
     layer = Layer(experts=2, inner=inner, hidden=128, block_rows=block_rows, dtype="float16")

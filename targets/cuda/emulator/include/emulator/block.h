@@ -22,12 +22,12 @@ struct Thread {
   dim3 index;
   int linear, lane, warp;
   State state;
-  const char* waits_for;     // an instruction's name, for messages
-  const void* waits_on;      // the barrier it waits on
-  uint32_t converged;        // the lanes that were found to run together
-  CopyGroups copies;         // cp.async of this thread
-  int bulk_group;            // of TMA stores, the one that is being filled
-  uint32_t fences;           // fence.proxy.async that it has passed
+  const char* waits_for;  // an instruction's name, for messages
+  const void* waits_on;   // the barrier it waits on
+  uint32_t converged;     // the lanes that were found to run together
+  CopyGroups copies;      // cp.async of this thread
+  int bulk_group;         // of TMA stores, the one that is being filled
+  uint32_t fences;        // how often it has passed fence.proxy.async
 };
 
 // Lanes of a warp that have arrived at an instruction which they carry out together.
@@ -75,14 +75,14 @@ struct Block {
   std::vector<Warp> warps;
   Barrier barriers[named_barriers];
   SharedMemory shared;
-  std::vector<uint32_t> clocks;             // of each thread a row with an entry for each: see order.h
-  std::vector<ByteHistory> history;         // of each byte of shared memory
+  std::vector<uint32_t> clocks;                      // of each thread a row with an entry for each: see order.h
+  std::vector<ByteHistory> history;                  // of each byte of shared memory
   std::vector<MemoryBarrierClocks> memory_barriers;  // those that were initialised
-  std::vector<BulkCopy> bulk_copies;        // TMA copies that are under way
-  std::vector<LateArrival> late_arrivals;   // of cp.async.mbarrier.arrive
-  std::vector<WarpGroup> warp_groups;       // what is under way on the tensor cores
-  int live;
-  long progress, seen_progress;  // events that may end a wait; a block without any and without ready threads hangs
+  std::vector<BulkCopy> bulk_copies;                 // TMA copies that are under way
+  std::vector<LateArrival> late_arrivals;            // of cp.async.mbarrier.arrive
+  std::vector<WarpGroup> warp_groups;                // what is under way on the tensor cores
+  int live;                                          // threads that have not exited
+  long progress, seen_progress;                      // events that may end a wait, and those that polling has seen
   Context scheduler;
   void (*kernel)(const void* arguments);
   const void* arguments;

@@ -123,7 +123,8 @@ inline BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint3
   return copy;
 }
 
-inline void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t barrier) {
+inline void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start,
+                        uint32_t barrier) {
   BulkCopy copy = tensor_copy(map, start, shared);
   if (copy.map.rank != rank) fail("a tensor copy of rank " + std::to_string(rank) + " was given another tensor map");
   copy.loads = true;

@@ -1,4 +1,5 @@
-// Calls of kernels through TVM FFI: the values of the arguments, then those of the launch, as TVM's host code gives them.
+// Calls of kernels through TVM FFI: the values of the arguments, then those of the launch, as TVM's host code gives
+// them.
 #pragma once
 #include <tvm/ffi/c_api.h>
 

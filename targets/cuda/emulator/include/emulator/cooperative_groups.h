@@ -1,4 +1,4 @@
-// The part of cooperative groups that generated code uses: the rank of a thread in its block, and to wait for the block.
+// The part of cooperative groups that generated code uses: a thread's rank in its block, and waiting for the block.
 #pragma once
 #include "barriers.h"
 

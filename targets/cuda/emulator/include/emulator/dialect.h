@@ -10,7 +10,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __align__(bytes) alignas(bytes)
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)

@@ -13,3 +13,6 @@
 #include "vectors.h"
 #include "warp_votes.h"
 #include "watch.h"
+
+// A word that the standard library spells the same, so it comes last.
+#define __noinline__ __attribute__((noinline))

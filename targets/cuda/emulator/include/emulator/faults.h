@@ -6,8 +6,6 @@
 #include <signal.h>
 #include <ucontext.h>
 
-#include <mutex>
-
 #include "scheduler.h"
 
 namespace emulator {

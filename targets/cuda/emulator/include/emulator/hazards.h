@@ -65,7 +65,8 @@ inline void note_written_by_proxy(size_t offset, size_t bytes) {
 }
 
 inline void fence_for_asynchronous_proxy() {
-  for (const Written& written : thread->copies.unfenced) memset(&block->shared.unfenced[written.offset], 0, written.bytes);
+  for (const Written& written : thread->copies.unfenced)
+    memset(&block->shared.unfenced[written.offset], 0, written.bytes);
   thread->copies.unfenced.clear();
   ++thread->fences;
 }

@@ -7,6 +7,7 @@
 #include "asynchronous.h"
 #include "barriers.h"
 #include "faults.h"
+#include "stacks.h"
 #include "warp.h"
 
 namespace emulator {
@@ -51,24 +52,6 @@ inline void check_shape(const Kernel& kernel, const Shape& shape) {
     refuse("it needs " + std::to_string(kernel.static_bytes + shape.dynamic_bytes) +
            " bytes of shared memory of 227 KiB");
 }
-
-// Stacks for the threads of a block, each with a page without access below it.
-class Stacks {
- public:
-  explicit Stacks(size_t count) : count_(count) {
-    const size_t page = size_t(sysconf(_SC_PAGESIZE));
-    pages_ = static_cast<unsigned char*>(mmap(nullptr, count * stack_bytes, PROT_READ | PROT_WRITE,
-                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (pages_ == MAP_FAILED) throw std::runtime_error("no memory for the stacks of its threads");
-    for (size_t i = 0; i < count; ++i) mprotect(pages_ + i * stack_bytes, page, PROT_NONE);
-  }
-  ~Stacks() { munmap(pages_, count_ * stack_bytes); }
-  unsigned char* operator[](size_t i) { return pages_ + i * stack_bytes; }
-
- private:
-  unsigned char* pages_;
-  size_t count_;
-};
 
 // The end of a thread: nobody waits for it any longer.
 [[noreturn]] inline void exit_thread() {
@@ -163,7 +146,8 @@ struct Outcome {
 
 inline void run_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
   const FaultStacks fault_stacks;
-  Stacks stacks(volume(shape.block));
+  const BorrowedStacks borrowed(volume(shape.block));
+  Stacks& stacks = borrowed.stacks();
   Block b;
   b.grid = shape.grid;
   b.shape = shape.block;

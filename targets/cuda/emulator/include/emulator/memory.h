@@ -11,7 +11,8 @@ namespace emulator {
 // Replaces a value by what `change` makes of it, and returns what it was before. `Value` has 2, 4 or 8 bytes.
 template <class Value, class Change>
 EMULATOR_UNWATCHED Value atomically(Value* address, Change change) {
-  using Bits = std::conditional_t<sizeof(Value) == 8, uint64_t, std::conditional_t<sizeof(Value) == 4, uint32_t, uint16_t>>;
+  using FewBits = std::conditional_t<sizeof(Value) == 4, uint32_t, uint16_t>;
+  using Bits = std::conditional_t<sizeof(Value) == 8, uint64_t, FewBits>;
   static_assert(sizeof(Bits) == sizeof(Value));
   ++block->progress;
   auto bits = reinterpret_cast<Bits*>(address);

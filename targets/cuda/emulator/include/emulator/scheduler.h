@@ -81,7 +81,10 @@ inline bool wake_polling() {
   for (const Thread& t : block->threads)
     if (t.state != State::exited) ++waiting[t.waits_for];
   std::string where;
-  for (const auto& [what, count] : waiting) where += (where.empty() ? "" : ", ") + std::to_string(count) + " at " + what;
+  for (const auto& [what, count] : waiting) {
+    where += where.empty() ? "" : ", ";
+    where += std::to_string(count) + " at " + what;
+  }
   fail("deadlock: no thread can go on; threads waiting: " + where);
 }
 

@@ -59,7 +59,8 @@ void meet_group(const char* instruction, Act act) {
   if (size_t(thread->linear / group_threads + 1) * group_threads > block->threads.size())
     fail(std::string(instruction) + ": needs a warp group of 128 threads");
   if (group.arrived && strcmp(group.instruction, instruction))
-    fail(std::string("warps of one warp group diverged: some are at ") + group.instruction + ", some at " + instruction);
+    fail(std::string("warps of one warp group diverged: some are at ") + group.instruction + ", some at " +
+         instruction);
   group.instruction = instruction;
   if (++group.arrived < group_threads) return wait(State::waiting, instruction, &group);
   group.arrived = 0;
@@ -72,7 +73,8 @@ inline int sum_row(int t, int i) { return t / 32 * 16 + t % 32 / 4 + i / 2 % 2 *
 inline int sum_column(int t, int i) { return i / 4 * 8 + t % 4 * 2 + i % 2; }
 
 template <class Format, int depth>
-EMULATOR_UNWATCHED void read_operand(uint64_t descriptor, int rows, typename Format::Sum* values, int row_stride, int depth_stride) {
+EMULATOR_UNWATCHED void read_operand(uint64_t descriptor, int rows, typename Format::Sum* values, int row_stride,
+                                     int depth_stride) {
   constexpr int bytes = 4 / Format::per_register;
   const OperandLayout layout(descriptor);
   for (int row = 0; row < rows; ++row)

@@ -33,7 +33,8 @@ inline void shuffle_lanes(Meeting& meeting) {
     auto& mine = argument_of<ShuffleArgument>(meeting, lane);
     const int source = shuffle_source(mine, lane);
     // What a lane outside the mask would give is undefined: all bits set is NaN, so that using it shows.
-    if (meeting.arrived >> source & 1) memcpy(mine.result, argument_of<ShuffleArgument>(meeting, source).value, mine.bytes);
+    const bool given = meeting.arrived >> source & 1;
+    if (given) memcpy(mine.result, argument_of<ShuffleArgument>(meeting, source).value, mine.bytes);
     else memset(mine.result, 0xff, mine.bytes);
   }
 }
@@ -134,7 +135,9 @@ inline void __syncwarp(unsigned mask = emulator::all_lanes) {
 }
 
 #define EMULATOR_REDUCTION(name, combine, Value) \
-  inline Value name(unsigned mask, Value value) { return emulator::reduce<Value, emulator::combine<Value>>(mask, value); }
+  inline Value name(unsigned mask, Value value) {         \
+    return emulator::reduce<Value, emulator::combine<Value>>(mask, value); \
+  }
 EMULATOR_REDUCTION(__reduce_add_sync, add, int)
 EMULATOR_REDUCTION(__reduce_add_sync, add, unsigned)
 EMULATOR_REDUCTION(__reduce_min_sync, smaller, int)

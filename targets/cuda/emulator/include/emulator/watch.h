@@ -31,24 +31,34 @@ EMULATOR_UNWATCHED inline void watch_write(const void* address, size_t bytes) {
 
 }  // namespace emulator
 
-#define EMULATOR_WATCHED(bytes)                                                                \
-  EMULATOR_UNWATCHED void __tsan_read##bytes(void* address) { emulator::watch_read(address, bytes); }             \
-  EMULATOR_UNWATCHED void __tsan_write##bytes(void* address) { emulator::watch_write(address, bytes); }           \
-  EMULATOR_UNWATCHED void __tsan_unaligned_read##bytes(void* address) { emulator::watch_read(address, bytes); }   \
-  EMULATOR_UNWATCHED void __tsan_unaligned_write##bytes(void* address) { emulator::watch_write(address, bytes); }
+// For accesses of 1 to 16 bytes, aligned or not.
+#define EMULATOR_WATCH_BYTES(kind, bytes)                                               \
+  EMULATOR_UNWATCHED void __tsan_##kind##bytes(void* address) {                         \
+    emulator::watch_##kind(address, bytes);                                             \
+  }                                                                                     \
+  EMULATOR_UNWATCHED void __tsan_unaligned_##kind##bytes(void* address) {               \
+    emulator::watch_##kind(address, bytes);                                             \
+  }
+#define EMULATOR_WATCH_KIND(kind)                                                       \
+  EMULATOR_WATCH_BYTES(kind, 1)                                                         \
+  EMULATOR_WATCH_BYTES(kind, 2)                                                         \
+  EMULATOR_WATCH_BYTES(kind, 4)                                                         \
+  EMULATOR_WATCH_BYTES(kind, 8)                                                         \
+  EMULATOR_WATCH_BYTES(kind, 16)                                                        \
+  EMULATOR_UNWATCHED void __tsan_##kind##_range(void* address, size_t bytes) {          \
+    emulator::watch_##kind(address, bytes);                                             \
+  }
+
 extern "C" {
-EMULATOR_WATCHED(1)
-EMULATOR_WATCHED(2)
-EMULATOR_WATCHED(4)
-EMULATOR_WATCHED(8)
-EMULATOR_WATCHED(16)
-EMULATOR_UNWATCHED void __tsan_read_range(void* address, size_t bytes) { emulator::watch_read(address, bytes); }
-EMULATOR_UNWATCHED void __tsan_write_range(void* address, size_t bytes) { emulator::watch_write(address, bytes); }
+EMULATOR_WATCH_KIND(read)
+EMULATOR_WATCH_KIND(write)
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
-EMULATOR_UNWATCHED int8_t __tsan_atomic8_load(const volatile int8_t* address, int) { return *address; }  // of guards of static variables
+// Of the flags that say whether static variables are initialised.
+EMULATOR_UNWATCHED int8_t __tsan_atomic8_load(const volatile int8_t* address, int) { return *address; }
 }
-#undef EMULATOR_WATCHED
+#undef EMULATOR_WATCH_KIND
+#undef EMULATOR_WATCH_BYTES
 #endif

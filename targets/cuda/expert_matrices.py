@@ -31,9 +31,9 @@ scales."""
 def common_format(*weights: StoredWeight | None) -> StoredFormat | None:
     """The quantised format that all experts of all weights have; None where they are floats or differ."""
     runs = [run for weight in weights if weight is not None for run in weight.runs]
-    scales = {run.scale.dtype if run.scale is not None else None for run in runs}
+    scales = {run.scale.dtype for run in runs if run.scale is not None and run.scale.dtype is not None}
     formats = {run.format for run in runs}
-    if len(formats) > 1 or len(scales) > 1:
+    if len(formats) != 1 or len(scales) != 1:
         return None
     (form,), (scale,) = formats, scales
     if form.name not in ("int8", "int4", "mxfp4") or scale not in _SCALES:

@@ -9,15 +9,14 @@
 ``moec.Linear``         a matrix product that TVM schedules
 ======================  ==============================================================================================
 
-Up to 16 tokens are not dispatched: their products go pair by pair. No launch waits for the host, which knows the number
-of tokens: grids come from the upper bound of what routing can ask for. Quantised matrices stay as they are stored where
+Products take one of several ways by the number of tokens (:mod:`.grouped_products`). No launch waits for the host:
+grids come from the upper bound of what routing can ask for. Quantised matrices stay as they are stored where
 all experts have one format, and are decoded to the type of the tokens else.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,18 +28,13 @@ from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, spec_of
 from moec.ir.encodings import Encoded
 from moec.targets.cuda.dense import multiply
 from moec.targets.cuda.expert_matrices import add_matrix, as_stored, common_format, down_parts, up_parts
-from moec.targets.cuda.kernels import capacity, combine, dispatch, grouped_gemv, route
+from moec.targets.cuda.grouped_products import GroupedProducts
+from moec.targets.cuda.kernels import capacity, combine, route
 from moec.targets.cuda.kernels.activation import activate, experts_epilogue
-from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.cuda.launch_conditions import launch_if
 from moec.targets.cuda.moe_kernels import (
     CAPACITY,
     COMBINE,
-    DISPATCH,
-    FEW_PRODUCTS,
-    GENERATORS,
-    PRODUCTS,
     ROUTE,
     SEPARATE,
     RowsProblem,
@@ -49,9 +43,6 @@ from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.routing import RoutingKernels, lower_route
 from moec.targets.tvm.stored_weights import StoredWeight, split
-
-BLOCK_ROWS = 64
-"""Rows of a block: the tile of a product. Every expert's rows are padded to a multiple of it."""
 
 _ROUTING = RoutingKernels(ROUTE, CAPACITY, route.route, capacity.capacity)
 
@@ -79,60 +70,6 @@ def _lower_experts(node: NodeLowering) -> relax.Expr:
     return _Experts(node).lower(weights, node.cast(ids, "int32"))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Blocks:
-    """Routing weights and expert ids [T, k], and the results of dispatch. ``few``: the products go pair by pair where
-    there are few tokens, and need no blocks then: all of a node or none, for they hand on rows in one order."""
-
-    few: bool
-    weights: relax.Expr
-    ids: relax.Expr
-    sorted_pairs: relax.Expr
-    experts: relax.Expr
-    count: relax.Expr
-
-
-def _dispatch(node: NodeLowering, weights: relax.Expr, ids: relax.Expr, problems: Sequence[GroupedProblem]) -> _Blocks:
-    """Blocks for ``problems``, the products of one node."""
-    tokens, slots = ids.ty.shape
-    experts = problems[0].experts
-    blocks = dispatch.most_blocks(experts, tokens * slots, BLOCK_ROWS)
-    outputs = [relax.TensorType((size,), "int32") for size in (blocks * BLOCK_ROWS, blocks, 1)]
-    chosen = node.select(DISPATCH, experts)
-    kernel = dispatch.dispatch(experts, BLOCK_ROWS)
-    few = all(grouped_gemv.why_not(problem) is None for problem in problems)
-    if few:
-        kernel = launch_if(kernel, 0, 0, least=FEW_TOKENS + 1)
-    attributes = {"experts": experts, "block_rows": BLOCK_ROWS}
-    return _Blocks(few, weights, ids, *node.call(chosen, kernel, [ids], outputs, attributes))
-
-
-def _multiply(
-    node: NodeLowering,
-    problem: GroupedProblem,
-    operands: Sequence[relax.Expr],
-    blocks: _Blocks,
-    rows: Any,
-    epilogue: Callable[..., Any],
-    activation: str = "none",
-) -> relax.Expr:
-    """The grouped product of ``operands`` (rows, matrix, bias), with ``rows`` rows in the result: by blocks, or, where
-    there are few tokens when the program runs, pair by pair."""
-    attributes = {**dataclasses.asdict(problem), "activation": activation}
-    chosen = node.select(PRODUCTS, problem)
-    kernel = GENERATORS[chosen.kernel.name](problem, epilogue)
-    arguments = [*operands, blocks.weights, blocks.sorted_pairs, blocks.experts, blocks.count]
-    output = relax.TensorType((rows, problem.width), problem.out_dtype)
-    if not blocks.few:
-        return node.call(chosen, kernel, arguments, [output], attributes)[0]
-    weights = len(operands)  # the parameter whose first size is the number of tokens
-    few = launch_if(grouped_gemv.grouped_gemv(problem, epilogue), weights, 0, most=FEW_TOKENS)
-    many = launch_if(kernel, weights, 0, least=FEW_TOKENS + 1)
-    by_pair = [*operands, blocks.weights, blocks.ids]
-    (result,) = node.call(node.select(FEW_PRODUCTS, problem), few, by_pair, [output], attributes)
-    return node.call_on(chosen, many, arguments, result, attributes)
-
-
 class _Experts:
     """The experts of a node: two products with an activation between them."""
 
@@ -147,14 +84,13 @@ class _Experts:
     def lower(self, weights: relax.Expr, ids: relax.Expr) -> relax.Expr:
         node, spec = self._node, self._spec
         first, second = self._problems(str(weights.ty.dtype))
-        blocks = _dispatch(node, weights, ids, [first, second])
-        places, pairs = blocks.sorted_pairs.ty.shape[0], ids.ty.shape[0] * ids.ty.shape[1]
+        products = GroupedProducts(node, [first, second], ids, weights)
         matrix = add_matrix(node, f"{self._up.name}.rows", first, up_parts(spec, self._up, self._gate, first))
         up = [*matrix, _bias(node, "up_bias", first, self._up_bias())]
-        hidden = _multiply(node, first, [self._x, *up], blocks, places, experts_epilogue(spec), spec.activation)
+        hidden = products.multiply(first, [self._x, *up], products.places, experts_epilogue(spec), spec.activation)
         matrix = add_matrix(node, f"{self._down.name}.rows", second, down_parts(spec, self._down, second))
         down = [*matrix, _bias(node, "down_bias", second, node.bias("down_bias"))]
-        results = _multiply(node, second, [hidden, *down], blocks, pairs, lambda total: total)
+        results = products.multiply(second, [hidden, *down], products.pairs, lambda total: total)
         return self._combine(weights, ids, results, second)
 
     def _problems(self, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
@@ -172,17 +108,14 @@ class _Experts:
             self._up.experts,
             inner,
             hidden,
-            BLOCK_ROWS,
-            spec.gated,
+            gated=spec.gated,
             gathered=True,
             weighted=spec.weight_on_input,
             stored=up,
             **types,
             out_dtype=dtype,
         )
-        return first, GroupedProblem(
-            self._down.experts, hidden, width, BLOCK_ROWS, scattered=True, stored=down, **types
-        )
+        return first, GroupedProblem(self._down.experts, hidden, width, scattered=True, stored=down, **types)
 
     def _up_bias(self) -> np.ndarray | None:
         """[E, columns]."""
@@ -220,15 +153,15 @@ def _lower_grouped_matmul(node: NodeLowering) -> relax.Expr:
     inner, width = weight.shape
     stored = str(x.ty.dtype)
     problem = GroupedProblem(
-        weight.experts, inner, width, BLOCK_ROWS, gathered=True, scattered=True, dtype=stored, matrix_dtype=stored
+        weight.experts, inner, width, gathered=True, scattered=True, dtype=stored, matrix_dtype=stored
     )
     ids = node.cast(node.lowering.tensor(node.input("experts")), "int32")
     tokens, slots = ids.ty.shape
     no_weights = node.lowering.emit(relax.op.zeros((tokens, slots), "float32"))
-    blocks = _dispatch(node, no_weights, ids, [problem])
+    products = GroupedProducts(node, [problem], ids, no_weights)
     matrix = add_matrix(node, f"{weight.name}.rows", problem, lambda expert: [Encoded(weight.decoded(expert, True))])
     bias = _bias(node, "bias", problem, node.bias("bias"))
-    results = _multiply(node, problem, [x, *matrix, bias], blocks, tokens * slots, lambda total: total)
+    results = products.multiply(problem, [x, *matrix, bias], products.pairs, lambda total: total)
     kernel = combine.separate(problem.experts, width, dtype)
     chosen = node.select(SEPARATE, RowsProblem(width, (dtype,)))
     output = relax.TensorType((tokens, slots, width), dtype)

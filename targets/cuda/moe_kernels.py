@@ -12,6 +12,7 @@ from moec.targets.cuda.kernels import (
     dispatch,
     grouped_gemm_mma,
     grouped_gemm_simt,
+    grouped_gemm_wgmma,
     grouped_gemv,
     route,
 )
@@ -58,10 +59,18 @@ def _product(why_not: Callable[[GroupedProblem], str | None], how: str) -> Calla
     return can
 
 
+def _can_use_wgmma(problem: GroupedProblem, architecture: str) -> Eligibility:
+    if architecture != "sm_90a":
+        return Eligibility(False, f"the code is for {architecture}; wgmma needs sm_90a")
+    how = "tensor cores (wgmma), the matrix by TMA, warps that copy and warps that compute"
+    return _product(grouped_gemm_wgmma.why_not, how)(problem, architecture)
+
+
 ROUTE = (Kernel("route", "weights[T, k], experts[T, k] = top k of the scores of logits[T, E]", _can_route),)
 CAPACITY = (Kernel("capacity", "pairs beyond the capacity of their expert become id -1, weight 0", _can_drop),)
 DISPATCH = (Kernel("dispatch", "pairs sorted by expert, padded to blocks", _can_dispatch),)
 PRODUCTS = (
+    Kernel("grouped_gemm_wgmma", "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)", _can_use_wgmma),
     Kernel(
         "grouped_gemm_mma",
         "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)",
@@ -74,6 +83,7 @@ PRODUCTS = (
     ),
 )
 FEW_PRODUCTS = (
+    Kernel("grouped_gemm_wgmma", "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)", _can_use_wgmma),
     Kernel(
         "grouped_gemv",
         "out[pair] = activation(rows[pair] @ matrix[expert of pair].T + bias)",
@@ -83,6 +93,7 @@ FEW_PRODUCTS = (
 COMBINE = (Kernel("combine", "y[t] = sum over slots of weight * result of the pair", _can_combine),)
 SEPARATE = (Kernel("separate", "y[t, slot] = result of the pair", _can_combine),)
 GENERATORS = {
+    "grouped_gemm_wgmma": grouped_gemm_wgmma.grouped_gemm_wgmma,
     "grouped_gemm_mma": grouped_gemm_mma.grouped_gemm_mma,
     "grouped_gemm_simt": grouped_gemm_simt.grouped_gemm_simt,
 }

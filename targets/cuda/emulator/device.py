@@ -9,8 +9,10 @@ from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.targets.cuda.emulator.launch import Launch
 from moec.targets.cuda.emulator.library import emulated_library
+from moec.targets.cuda.emulator.tensor_map import encode_tensor_map
 
 _DEVICE_API, _HOST_API = "device_api.cuda", "device_api.cpu"
+_ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 
 
 def emulated_device() -> Gpu:
@@ -22,6 +24,7 @@ def emulated_device() -> Gpu:
     ffi = load_ffi()
     host = ffi.get_global_func(_HOST_API)()
     ffi.register_global_func(_DEVICE_API, lambda: host, override=True)
+    ffi.register_global_func(_ENCODE_TENSOR_MAP, encode_tensor_map, override=True)
     return Gpu(_load)
 
 

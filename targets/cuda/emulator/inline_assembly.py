@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from moec.errors import UnsupportedError
 
 _STATEMENT = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
-_BEHIND = re.compile(r"(?:\s*;)?")
+_SEMICOLON = re.compile(r"\s*;")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _CONSTRAINT = re.compile(r'\s*"[=+]?\w+"\s*\(')
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\"}
@@ -35,8 +35,14 @@ def find_inline_assembly(source: str) -> Iterator[InlineAssembly]:
         end = _closing(source, found.end())
         text, *lists = _sections(source[found.end() : end])
         operands = [operand for section in lists[:2] for operand in _operands(section)]
-        position = _BEHIND.match(source, end + 1).end()  # type: ignore[union-attr]
+        position = _behind(source, end + 1)
         yield InlineAssembly(_unquoted(text), tuple(operands), found.start(), position)
+
+
+def _behind(source: str, position: int) -> int:
+    """The position behind the semicolon that ends a statement; a macro may leave it to its user."""
+    semicolon = _SEMICOLON.match(source, position)
+    return semicolon.end() if semicolon else position
 
 
 def _skip(source: str, position: int) -> int:

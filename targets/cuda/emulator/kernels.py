@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 from moec.errors import UnsupportedError
@@ -100,27 +101,33 @@ def place_shared_memory(source: str, kernels: list[KernelSource]) -> str:
     """The source with every shared array bound to the emulated block's memory."""
     parts, position = [], 0
     for kernel in kernels:
-        parts.append(_pool(source[position : kernel.begin]))
-        parts.append(kernel.declare_arrays())
-        numbers = iter(range(len(kernel.arrays)))
-        body = _STATIC_ARRAY.sub(
-            lambda match, kernel=kernel, numbers=numbers: (  # type: ignore[misc]
-                f"auto& {match[3]} = emulator::static_arrays<{kernel.arrays_type}>().array_{next(numbers)};"
-            ),
-            source[kernel.begin : kernel.end],
-        )
-        parts.append(_pool(body))
+        parts += [_bind_pool(source[position : kernel.begin]), kernel.declare_arrays()]
+        parts.append(_bind_pool(_bind_arrays(source[kernel.begin : kernel.end], kernel)))
         position = kernel.end
     return "".join([*parts, source[position:]])
 
 
-def _pool(source: str) -> str:
+def _bind_arrays(source: str, kernel: KernelSource) -> str:
+    numbers = itertools.count()
+
+    def bound(match: re.Match[str]) -> str:
+        return f"auto& {match[3]} = emulator::static_arrays<{kernel.arrays_type}>().array_{next(numbers)};"
+
+    return _STATIC_ARRAY.sub(bound, source)
+
+
+def _bind_pool(source: str) -> str:
     return _POOL.sub(r"\1* \2 = reinterpret_cast<\1*>(emulator::dynamic_pool());", source)
 
 
 def _parameters(text: str) -> list[tuple[str, str]]:
-    parameters = [" ".join(_QUALIFIERS.sub(" ", part).split()) for part in text.split(",") if part.strip()]
-    return [(type_.strip(), name) for type_, name in (re.fullmatch(r"(.*?)(\w+)", p).groups() for p in parameters)]
+    """Type and name of each parameter; the name is the last word."""
+    parameters = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        words = " ".join(_QUALIFIERS.sub(" ", part).replace("*", "* ").split())
+        type_, _, name = words.rpartition(" ")
+        parameters.append((type_, name))
+    return parameters
 
 
 def _refuse_clusters(name: str, attributes: str) -> None:

@@ -43,7 +43,7 @@ class GroupedProblem:
     experts: int
     inner: int
     width: int
-    block_rows: int
+    block_rows: int = 64
     gated: bool = False
     gathered: bool = False
     scattered: bool = False

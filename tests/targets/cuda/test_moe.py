@@ -10,8 +10,9 @@ import moec
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
 from moec.ir.semantics import experts, grouped_matmul, moe
+from moec.targets.cuda.grouped_products import Tier, tiers_for
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
-from moec.targets.cuda.moe import BLOCK_ROWS
+from moec.targets.cuda.launch_conditions import NO_LIMIT
 
 from ..node_models import node_model
 
@@ -62,7 +63,7 @@ def test_experts(emulated, name):
     feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
     run = emulated(node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, weights, spec))
     random = np.random.default_rng(0)
-    for T in (0, 1, FEW_TOKENS, FEW_TOKENS + 1, BLOCK_ROWS):
+    for T in (0, 1, FEW_TOKENS, FEW_TOKENS + 1, 64):
         for ids in choices(T, E + spec.identity_experts):
             x, shares = random.standard_normal((T, d), dtype=np.float32), random.random((T, k), dtype=np.float32)
             y = run({"x": x, "weights": shares, "experts": ids.astype(np.int32)})["y"]
@@ -70,22 +71,45 @@ def test_experts(emulated, name):
             np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_block_on_tensor_cores(emulated, dtype):
-    """Sizes that tensor cores take; softmax over all, two of eight chosen and normalised."""
+@pytest.mark.parametrize(
+    ("dtype", "target", "kernel"),
+    [
+        (np.float16, "cuda", "moe_grouped_gemm_mma"),
+        (ml_dtypes.bfloat16, "cuda", "moe_grouped_gemm_mma"),
+        (ml_dtypes.bfloat16, "cuda:sm_90a", "moe_grouped_gemm_wgmma"),
+    ],
+)
+def test_block_on_tensor_cores(dtype, target, kernel):
+    """Sizes that tensor cores take, and numbers of tokens for every height of a block."""
     random = np.random.default_rng(1)
-    inner, hidden, count = 128, 64, 8
+    inner, hidden, count = 128, 64, 3
     up = (random.standard_normal((count, 2 * hidden, inner)) / 11).astype(dtype)
     down = (random.standard_normal((count, inner, hidden)) / 8).astype(dtype)
     route, spec = RouteSpec(k=2, normalize=True), ExpertsSpec()
     feeds = {"x": np.zeros((1, inner), dtype), "logits": np.zeros((1, count), dtype)}
-    run = emulated(node_model("MoE", feeds, {"up": up, "down": down}, route, spec))
-    for T in (1, 70, 0):
+    model = moec.compile(node_model("MoE", feeds, {"up": up, "down": down}, route, spec), target=target, emulate=True)
+    assert kernel in model.kernels
+    sizes = [1, 0, FEW_TOKENS + 1, *(tier.least for tier in tiers_for(count, 2, (16, 64, 128), FEW_TOKENS + 1)[1:])]
+    for T in sizes:
         x = random.standard_normal((T, inner)).astype(dtype)
         logits = random.standard_normal((T, count)).astype(dtype)
-        y = run({"x": x, "logits": logits})["y"].astype(np.float64)
+        y = model.run({"x": x, "logits": logits})["y"].astype(np.float64)
         expected = moe(route, spec, x, logits, None, up, down, dtype=np.float64)
         np.testing.assert_allclose(y, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("experts", "slots", "heights", "expected"),
+    [
+        (8, 2, (16, 64, 128), [Tier(16, 17, 192), Tier(64, 193, 384), Tier(128, 385, NO_LIMIT)]),
+        (2, 2, (16, 64, 128), [Tier(16, 17, 48), Tier(64, 49, 96), Tier(128, 97, NO_LIMIT)]),
+        (1, 8, (16, 64, 128), [Tier(128, 17, NO_LIMIT)]),
+        (8, None, (16, 64, 128), [Tier(128, 17, NO_LIMIT)]),
+        (8, 2, (64,), [Tier(64, 17, NO_LIMIT)]),
+    ],
+)
+def test_tiers_cover_all_numbers_of_tokens(experts, slots, heights, expected):
+    assert tiers_for(experts, slots, heights, 17) == expected
 
 
 def test_grouped_matmul(emulated):

@@ -144,7 +144,7 @@ struct Outcome {
   }
 };
 
-inline void run_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
+inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
   const FaultStacks fault_stacks;
   const BorrowedStacks borrowed(volume(shape.block));
   Stacks& stacks = borrowed.stacks();
@@ -160,6 +160,15 @@ inline void run_blocks(const Kernel& kernel, const Shape& shape, const void* arg
     if (!error.empty()) outcome.record(linear, error);
   }
   b.shared.release();
+}
+
+// Takes blocks until there are none. Its own errors (no memory) are recorded too: nothing may leave an OS thread.
+inline void run_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
+  try {
+    take_blocks(kernel, shape, arguments, outcome);
+  } catch (const std::exception& error) {
+    outcome.record(SIZE_MAX - 1, error.what());
+  }
 }
 
 // The number of OS threads: the environment's MOEC_EMULATOR_THREADS, or one per core, and at most one per block.

@@ -1,0 +1,147 @@
+"""The grouped products of a node, and which of several ways each takes when the program runs.
+
+The number of tokens decides, which the host knows without waiting for the device. Up to :data:`FEW_TOKENS` tokens go
+pair by pair. More are sorted into blocks of rows, whose height is chosen by how many rows an expert has on average: all
+rows of a block are computed, also those that are padding. Every way is a launch of its own that the host leaves out
+where another is better (:mod:`.launch_conditions`); all write the same results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax
+
+from moec.targets.cuda.kernels import dispatch, grouped_gemv
+from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.launch_conditions import NO_LIMIT, launch_if
+from moec.targets.cuda.moe_kernels import DISPATCH, FEW_PRODUCTS, GENERATORS, PRODUCTS
+from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.nodes import static_size
+
+BLOCK_ROWS = (16, 64, 128)
+"""Heights of blocks on tensor cores."""
+_PLAIN_ROWS = 64
+"""The height where a product runs without tensor cores, and where the number of experts per token is dynamic."""
+_FILLED = 0.75
+"""Blocks are taken so high that an expert with the average number of rows fills this much of one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+    """Numbers of tokens, from ``least`` to ``most``, whose pairs are sorted into blocks of ``rows``."""
+
+    rows: int
+    least: int
+    most: int
+
+
+def tiers_for(experts: int, slots: int | None, heights: Sequence[int], least: int) -> list[Tier]:
+    """Tiers for all numbers of tokens from ``least`` on, lowest blocks first."""
+    if slots is None or len(heights) == 1:
+        return [Tier(heights[-1], least, NO_LIMIT)]
+    tiers = []
+    for rows, higher in zip(heights, [*heights[1:], None], strict=True):
+        most = NO_LIMIT if higher is None else int(_FILLED * higher * experts / slots)
+        if most >= least:
+            tiers.append(Tier(rows, least, most))
+            least = most + 1
+    return tiers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """The results of dispatch for a tier."""
+
+    tier: Tier
+    sorted_pairs: relax.Expr
+    experts: relax.Expr
+    count: relax.Expr
+
+
+class GroupedProducts:
+    """The products of one node, all over the same pairs. ``problems``: what they compute, whatever the blocks; ``ids``
+    and ``weights``: experts and routing weights [T, k].
+
+    All products go pair by pair for few tokens, or none: they hand on rows in one order.
+    """
+
+    def __init__(
+        self, node: NodeLowering, problems: Sequence[GroupedProblem], ids: relax.Expr, weights: relax.Expr
+    ) -> None:
+        self._node, self._ids, self._weights = node, ids, weights
+        self._few = all(grouped_gemv.why_not(problem) is None for problem in problems)
+        experts, slots = problems[0].experts, static_size(ids.ty.shape[1])
+        heights = BLOCK_ROWS if all(self._on_tensor_cores(problem) for problem in problems) else (_PLAIN_ROWS,)
+        self._blocks = [
+            self._dispatch(experts, tier)
+            for tier in tiers_for(experts, slots, heights, FEW_TOKENS + 1 if self._few else 0)
+        ]
+
+    @property
+    def pairs(self) -> Any:
+        """How many pairs there are."""
+        return self._ids.ty.shape[0] * self._ids.ty.shape[1]
+
+    @property
+    def places(self) -> Any:
+        """Rows of a tensor that holds the results of any tier in the order of its blocks."""
+        highest = max(blocks.tier.rows for blocks in self._blocks)
+        return next(blocks.sorted_pairs.ty.shape[0] for blocks in self._blocks if blocks.tier.rows == highest)
+
+    def multiply(
+        self,
+        problem: GroupedProblem,
+        operands: Sequence[relax.Expr],
+        rows: Any,
+        epilogue: Callable[..., Any],
+        activation: str = "none",
+    ) -> relax.Var:
+        """The product of ``operands`` (rows, matrix, bias), with ``rows`` rows in the result."""
+        node, output = self._node, relax.TensorType((rows, problem.width), problem.out_dtype)
+        weights = len(operands)  # the parameter whose first size is the number of tokens
+        result: relax.Var | None = None
+        if self._few:
+            kernel = launch_if(grouped_gemv.grouped_gemv(problem, epilogue), weights, 0, most=FEW_TOKENS)
+            attributes = _attributes(problem, activation, f"up to {FEW_TOKENS}")
+            chosen, arguments = node.select(FEW_PRODUCTS, problem), [*operands, self._weights, self._ids]
+            (result,) = node.call(chosen, kernel, arguments, [output], attributes)
+        for blocks in self._blocks:
+            tier = blocks.tier
+            tiled = dataclasses.replace(problem, block_rows=tier.rows)
+            chosen = node.select(PRODUCTS, tiled)
+            kernel = GENERATORS[chosen.kernel.name](tiled, epilogue)
+            kernel = launch_if(kernel, weights, 0, least=tier.least, most=tier.most)
+            arguments = [*operands, self._weights, blocks.sorted_pairs, blocks.experts, blocks.count]
+            attributes = _attributes(tiled, activation, _range(tier))
+            if result is None:
+                (result,) = node.call(chosen, kernel, arguments, [output], attributes)
+            else:
+                result = node.call_on(chosen, kernel, arguments, result, attributes)
+        assert result is not None, "there is always a tier"
+        return result
+
+    def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
+        """Whether the best kernel for blocks of every height uses them."""
+        tiled = (dataclasses.replace(problem, block_rows=rows) for rows in BLOCK_ROWS)
+        return all(self._node.select(PRODUCTS, one).kernel.name != "grouped_gemm_simt" for one in tiled)
+
+    def _dispatch(self, experts: int, tier: Tier) -> _Blocks:
+        blocks = dispatch.most_blocks(experts, self.pairs, tier.rows)
+        outputs = [relax.TensorType((size,), "int32") for size in (blocks * tier.rows, blocks, 1)]
+        kernel = launch_if(dispatch.dispatch(experts, tier.rows), 0, 0, least=tier.least, most=tier.most)
+        attributes = {"experts": experts, "block_rows": tier.rows, "tokens": _range(tier)}
+        chosen = self._node.select(DISPATCH, experts)
+        return _Blocks(tier, *self._node.call(chosen, kernel, [self._ids], outputs, attributes))
+
+
+def _attributes(problem: GroupedProblem, activation: str, tokens: str) -> dict[str, Any]:
+    """What the artifact says about a product."""
+    return {**dataclasses.asdict(problem), "activation": activation, "tokens": tokens}
+
+
+def _range(tier: Tier) -> str:
+    return f"from {tier.least}" if tier.most == NO_LIMIT else f"{tier.least} to {tier.most}"

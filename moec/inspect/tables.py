@@ -17,9 +17,17 @@ from moec.runtime.tuning import NEVER
 _KERNELS_SHOWN = 10
 
 
+def _device_needs(description: dict[str, Any]) -> list[str]:
+    """The device that a program for a GPU needs."""
+    if not description["target"].startswith("cuda"):
+        return []
+    architectures = ", ".join(description["binaries"])
+    return [f"a GPU that runs {architectures}" if architectures else "a GPU, and nvcc to compile its code"]
+
+
 def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     """Everything ``moec inspect`` shows: target, inputs and outputs, MoE blocks, kernels, weights, passes, remarks."""
-    needs = ", ".join(description["requirements"]) or "nothing special"
+    needs = ", ".join([*description["requirements"], *_device_needs(description)]) or "nothing special"
     yield Text(f"target {description['target']} (needs {needs}), compiled by moec {description['moec_version']}")
     tensors = [
         (kind, one["name"], one["dtype"], _shape(one["shape"]))

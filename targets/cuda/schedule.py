@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import dlight
 
@@ -25,8 +26,25 @@ class ScheduleForGpu:
         for symbol, function in module.functions.items():
             if isinstance(function, tirx.PrimFunc) and _runs_in_order(function):
                 module[symbol] = in_order(function)
+        others = {symbol: function for symbol, function in module.functions.items() if not _has_plain_sizes(function)}
+        module.update(dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(tvm.IRModule(others)))
         rules = (dlight.gpu.Matmul(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction())
         return dlight.ApplyDefaultSchedule(*rules, dlight.gpu.Fallback())(module)
+
+
+def _has_plain_sizes(function: tvm.ir.BaseFunc) -> bool:
+    """Whether every size of every tensor is a number, a variable, or a sum or product of such.
+
+    Of others, such as the larger of two sizes, TVM does not find out how much of a tile a block of threads needs, so
+    that tiles would have no fixed size. One thread for each element of the result needs none.
+    """
+    if not isinstance(function, tirx.PrimFunc):
+        return True
+    sizes = [size for buffer in function.params if isinstance(buffer.ty, tirx.BufferType) for size in buffer.shape]
+    found: list[Any] = []
+    for size in sizes:
+        tvm_ffi.structural_walk(size, [(kind, found.append) for kind in (tirx.Max, tirx.Min, tirx.Select)])
+    return not found
 
 
 def in_order(function: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,33 +12,46 @@ import pytest
 from moec.targets.cuda.emulator import emulated_library
 from moec.targets.cuda.kernels import dispatch
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 
 from ..kernels import kernel_runner
-from ..kernels.layers import Data, Layer, sort_pairs, undefined
+from ..kernels.layers import Data, GroupedKernel, Layer, sort_pairs, undefined
 
 CALLS = {
     "barrier": re.compile(r"^ +tvm_builtin_cuda_cta_sync\(\);$", re.MULTILINE),
     "commit": re.compile(r"^ +tvm_builtin_ptx_cp_async_commit_group\w*\(\);$", re.MULTILINE),
     "wait": re.compile(r"^ +tvm_builtin_ptx_cp_async_wait_group\w*_[1-9]\(\);$", re.MULTILINE),
+    "wait for a phase": re.compile(r"^ +tvm_builtin_cuda_mbarrier_wait\(.*\);$", re.MULTILINE),
+    "wait for products": re.compile(r"^ +tvm_builtin_ptx_wgmma_wait_group\w*\(\);$", re.MULTILINE),
+    "proxy fence": re.compile(r"^ +tvm_builtin_ptx_fence_proxy\w*\(\);$", re.MULTILINE),
 }
 
 
-def _dispatch() -> tuple[Any, list[np.ndarray], int]:
+Case = tuple[Any, str, list[np.ndarray], int]
+"""A kernel, the architecture that it is for, its arguments, and how many of the last ones are outputs."""
+
+
+def _dispatch() -> Case:
     ids = np.random.default_rng(0).integers(-1, 40, (64, 2)).astype(np.int32)
     blocks = dispatch.most_blocks(40, ids.size, 16)
-    return dispatch.dispatch(40, 16), [ids, *(np.full(size, -7, np.int32) for size in (blocks * 16, blocks, 1))], 3
+    outputs = [np.full(size, -7, np.int32) for size in (blocks * 16, blocks, 1)]
+    return dispatch.dispatch(40, 16), "sm_80", [ids, *outputs], 3
 
 
-def _product() -> tuple[Any, list[np.ndarray], int]:
-    layer = Layer(experts=2, inner=128, hidden=384, block_rows=16, dtype="float16")
+def _product(kernel: GroupedKernel, architecture: str, block_rows: int) -> Case:
+    layer = Layer(experts=2, inner=256, hidden=384, block_rows=block_rows, dtype="float16")
     data = Data(layer, np.random.default_rng(0).integers(0, 2, (20, 1)))
-    order = sort_pairs(2, 16, data.ids)
+    order = sort_pairs(2, block_rows, data.ids)
     hidden = np.random.default_rng(1).standard_normal((len(order[0]), 384)).astype(np.float16)
-    arrays = [hidden, data.down, data.down_bias, data.weights, *order, undefined((20, 128), "float32")]
-    return grouped_gemm_mma(layer.problems[1], lambda total: total), arrays, 1
+    arrays = [hidden, data.down, data.down_bias, data.weights, *order, undefined((20, 256), "float32")]
+    return kernel(layer.problems[1], lambda total: total), architecture, arrays, 1
 
 
-KERNELS = {"dispatch": _dispatch, "product": _product}
+KERNELS: dict[str, Callable[[], Case]] = {
+    "dispatch": _dispatch,
+    "product for Ampere": lambda: _product(grouped_gemm_mma, "sm_80", 16),
+    "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64),
+}
 
 
 def _without_each_call(source: str) -> Iterator[tuple[str, str]]:
@@ -50,9 +63,9 @@ def _without_each_call(source: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_nothing_can_be_left_out(monkeypatch, name):
-    kernel, arrays, outputs = KERNELS[name]()
-    sources = dict(_without_each_call(kernel_runner.source_of(kernel)))
-    expected = kernel_runner.build(kernel, watch=True).outputs(outputs, *arrays)
+    kernel, architecture, arrays, outputs = KERNELS[name]()
+    sources = dict(_without_each_call(kernel_runner.source_of(kernel, architecture)))
+    expected = kernel_runner.build(kernel, architecture, watch=True).outputs(outputs, *arrays)
     missed = []
     for what, source in sources.items():
         monkeypatch.setattr(
@@ -61,7 +74,7 @@ def test_nothing_can_be_left_out(monkeypatch, name):
             lambda _, launches, source=source, **options: emulated_library(source, launches, **options),
         )
         try:
-            found = kernel_runner.build(kernel, watch=True).outputs(outputs, *arrays)
+            found = kernel_runner.build(kernel, architecture, watch=True).outputs(outputs, *arrays)
         except RuntimeError:
             continue
         if all(np.array_equal(*pair, equal_nan=True) for pair in zip(expected, found, strict=True)):

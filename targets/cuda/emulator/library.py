@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -13,7 +14,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.machine import cpu_features, cpu_name
@@ -64,8 +65,11 @@ def emulated_library(
     either lacks a barrier or a wait. ``watch``: every load and store to shared memory is watched, slowly, and two
     threads' accesses without a barrier between them are an error. Libraries are kept in the user's cache.
 
-    Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++.
+    Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++ and for a
+    completion or launch that is not known.
     """
+    if completion not in get_args(Completion):
+        raise MoecError(f"completion {completion!r}: expected one of {', '.join(get_args(Completion))}")
     translated = emulation_source(source, launches)
     compiler = _compiler()
     options = [
@@ -76,9 +80,9 @@ def emulated_library(
     ]
     options += [f"-D{macro}" for macro, late in _EARLY.items() if completion not in late]
     path = _cache_folder() / f"{_key(translated, options)}.so"
-    if path.exists():
-        path.touch()
-    else:
+    try:
+        os.utime(path)  # it was asked for now
+    except FileNotFoundError:
         _compile(translated, [compiler, *options], path)
         _forget_oldest(path.parent)
     return path
@@ -165,9 +169,10 @@ def _compile(translated: str, command: list[str], path: pathlib.Path) -> None:
 
 def _forget_oldest(folder: pathlib.Path) -> None:
     """Remove the libraries that were not asked for the longest. Who has loaded one keeps it."""
-    libraries = sorted(folder.glob("*.so"), key=lambda library: library.stat().st_mtime_ns, reverse=True)
-    for library in libraries[_MOST_KEPT:]:
-        library.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process removes them too
+        libraries = sorted(folder.glob("*.so"), key=lambda library: library.stat().st_mtime_ns, reverse=True)
+        for library in libraries[_MOST_KEPT:]:
+            library.unlink()
 
 
 def _run(command: list[str]) -> None:

@@ -6,14 +6,16 @@ pairs of its expert come before it as the expert serves.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
 from moec.targets.cuda.kernels.ordered_walk import (
-    Walk,
     clear_counts,
     start_after_earlier_warps,
+    start_walk,
     walk_in_order,
     warps_for,
 )
@@ -26,11 +28,24 @@ def why_not(experts: int) -> str | None:
     return None
 
 
+def _pair_at(tokens: Any, place: Any) -> tuple[Any, Any]:
+    """Token and slot, slots outermost."""
+    return T.truncmod(place, tokens), T.truncdiv(place, tokens)
+
+
+@T.inline
+def _drop_all(walk, tokens, kept_weights, kept_experts):
+    for step in T.serial(T.ceildiv(walk.end - walk.first, WARP)):
+        place: T.let = walk.first + step * WARP + walk.lane
+        if place < walk.end:
+            kept_weights[_pair_at(tokens, place)] = T.cast(T.float32(0), kept_weights.dtype)
+            kept_experts[_pair_at(tokens, place)] = -1
+
+
 def capacity(experts: int, limit: int, dtype: str = "float32") -> tirx.PrimFunc:
     """``(weights[T, k], experts[T, k], kept_weights[T, k], kept_experts[T, k])``; dropped pairs, and those without an
     expert, get id -1 and weight 0. Weights have ``dtype``, experts are int32; T may be 0."""
-    E, warps = experts, warps_for(experts)
-    threads = warps * WARP
+    warps = warps_for(experts)
 
     @T.prim_func
     def kernel(
@@ -45,40 +60,24 @@ def capacity(experts: int, limit: int, dtype: str = "float32") -> tirx.PrimFunc:
         kept_experts = T.match_buffer(kept_experts_handle, (tokens, slots), "int32")
         T.device_entry()
         _block = T.cta_id([1])
-        thread = T.thread_id([threads])
-        counts = T.alloc_shared((warps, E), "int32")
-        totals = T.alloc_shared((E,), "int32")
-        warp: T.let = thread // WARP
-        lane: T.let = thread % WARP
-        pairs: T.let = tokens * slots
-        share: T.let = (pairs + (warps - 1)) // warps
-        first: T.let = T.min(warp * share, pairs)
-        end: T.let = T.min(first + share, pairs)
-        walk = T.meta_var(Walk(E, warps, counts, warp, lane, first, end))
-
-        @T.inline
-        def drop(place, expert, rank):
-            kept_weights[T.truncmod(place, tokens), T.truncdiv(place, tokens)] = T.cast(T.float32(0), dtype)
-            kept_experts[T.truncmod(place, tokens), T.truncdiv(place, tokens)] = -1
+        thread = T.thread_id([warps * WARP])
+        counts = T.alloc_shared((warps, experts), "int32")
+        totals = T.alloc_shared((experts,), "int32")
 
         @T.inline
         def keep(place, expert, rank):
             if rank < limit:
-                kept_weights[T.truncmod(place, tokens), T.truncdiv(place, tokens)] = weights[
-                    T.truncmod(place, tokens), T.truncdiv(place, tokens)
-                ]
-                kept_experts[T.truncmod(place, tokens), T.truncdiv(place, tokens)] = expert
+                kept_weights[_pair_at(tokens, place)] = weights[_pair_at(tokens, place)]
+                kept_experts[_pair_at(tokens, place)] = expert
 
-        for step in T.serial(T.ceildiv(end - first, WARP)):
-            if first + step * WARP + lane < end:
-                drop(first + step * WARP + lane, 0, 0)
-        clear_counts(walk)
-        walk_in_order(
-            walk,
-            lambda place: chosen[T.truncmod(place, tokens), T.truncdiv(place, tokens)],
-            lambda place, expert, rank: None,
-        )
-        start_after_earlier_warps(walk, thread, totals)
-        walk_in_order(walk, lambda place: chosen[T.truncmod(place, tokens), T.truncdiv(place, tokens)], keep)
+        @T.inline
+        def drop_those_beyond(walk):
+            _drop_all(walk, tokens, kept_weights, kept_experts)
+            clear_counts(walk)
+            walk_in_order(walk, lambda place: chosen[_pair_at(tokens, place)], lambda place, expert, rank: None)
+            start_after_earlier_warps(walk, thread, totals)
+            walk_in_order(walk, lambda place: chosen[_pair_at(tokens, place)], keep)
+
+        start_walk(experts, warps, thread, tokens * slots, counts, drop_those_beyond)
 
     return kernel

@@ -43,17 +43,6 @@ def combine(
     """
     E, blocks = experts, _blocks_per_row(width)
 
-    @T.inline
-    def add(total, chosen, weights, pairs, x, token, slot, slots, column):
-        expert: T.let = chosen[token, slot]
-        weight: T.let = T.cast(weights[token, slot], "float32")
-        if T.And(expert >= 0, expert < E):
-            value: T.let = T.cast(pairs[T.cast(token * slots + slot, "int64"), column], "float32")
-            total[0] = total[0] + (weight * value if weighted else value)
-        if identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
-            if T.And(expert >= E, expert < E + identity_experts):
-                total[0] = total[0] + weight * T.cast(x[T.cast(token, "int64"), column], "float32")
-
     @T.prim_func
     def kernel(
         x_handle: T.handle,
@@ -80,7 +69,14 @@ def combine(
         if T.And(token < tokens, column < width):
             total[0] = T.float32(0)
             for slot in T.serial(slots):
-                add(total, chosen, weights, pairs, x, token, slot, slots, column)
+                expert: T.let = chosen[token, slot]
+                weight: T.let = T.cast(weights[token, slot], "float32")
+                if T.And(expert >= 0, expert < E):
+                    value: T.let = T.cast(pairs[T.cast(token * slots + slot, "int64"), column], "float32")
+                    total[0] = total[0] + (weight * value if weighted else value)
+                if identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
+                    if T.And(expert >= E, expert < E + identity_experts):
+                        total[0] = total[0] + weight * T.cast(x[T.cast(token, "int64"), column], "float32")
             y[T.cast(token, "int64"), column] = T.cast(total[0], dtype)
 
     return kernel

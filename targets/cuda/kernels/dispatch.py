@@ -13,9 +13,9 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import ALL_LANES, ATTRIBUTES, WARP
 from moec.targets.cuda.kernels.ordered_walk import (
-    Walk,
     clear_counts,
     start_after_earlier_warps,
+    start_walk,
     walk_in_order,
     warps_for,
 )
@@ -73,6 +73,19 @@ def _describe_blocks(experts, threads, thread, first_block, block_experts, block
         block_count[0] = first_block[experts]
 
 
+@T.inline
+def _fill(threads, thread, places, sorted_pairs):
+    """Padding everywhere; pairs come over it."""
+    for step in T.serial(T.ceildiv(places, threads)):
+        if step * threads + thread < places:
+            sorted_pairs[step * threads + thread] = PADDING
+
+
+def _expert_of(chosen: Any, pair: Any) -> Any:
+    slots = chosen.shape[1]
+    return chosen[T.truncdiv(pair, slots), T.truncmod(pair, slots)]
+
+
 def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
     """``(experts[T, k], sorted_pairs[P], block_experts[B], block_count[1])``, all int32.
 
@@ -81,8 +94,7 @@ def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
     block is not written. Ids outside [0, E) belong to no expert. T may be 0. B is at least :func:`most_blocks`, and P
     is ``B * block_rows``.
     """
-    E, warps = experts, warps_for(experts)
-    threads = warps * WARP
+    warps = warps_for(experts)
 
     @T.prim_func
     def kernel(experts_handle: T.handle, pairs_handle: T.handle, blocks_handle: T.handle, count_handle: T.handle):
@@ -97,37 +109,28 @@ def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
         block_count = T.match_buffer(count_handle, (1,), "int32")
         T.device_entry()
         _block = T.cta_id([1])
-        thread = T.thread_id([threads])
-        counts = T.alloc_shared((warps, E), "int32")
-        totals = T.alloc_shared((E,), "int32")
-        first_block = T.alloc_shared((E + 1,), "int32")
-        warp: T.let = thread // WARP
-        lane: T.let = thread % WARP
-        pairs: T.let = tokens * slots
-        share: T.let = (pairs + (warps - 1)) // warps
-        first: T.let = T.min(warp * share, pairs)
-        end: T.let = T.min(first + share, pairs)
-        walk = T.meta_var(Walk(E, warps, counts, warp, lane, first, end))
+        thread = T.thread_id([warps * WARP])
+        counts = T.alloc_shared((warps, experts), "int32")
+        totals = T.alloc_shared((experts,), "int32")
+        first_block = T.alloc_shared((experts + 1,), "int32")
 
         @T.inline
-        def count(pair, expert, rank):
-            T.evaluate(0)
+        def sort(walk):
+            clear_counts(walk)
+            walk_in_order(walk, lambda pair: _expert_of(chosen, pair), lambda pair, expert, rank: None)
+            start_after_earlier_warps(walk, thread, totals)
+            if walk.warp == 0:
+                _scan_blocks(experts, block_rows, walk.lane, totals, first_block)
+            T.cuda.cta_sync()
+            _describe_blocks(experts, warps * WARP, thread, first_block, block_experts, block_count)
+            _fill(warps * WARP, thread, first_block[experts] * block_rows, sorted_pairs)
+            T.cuda.cta_sync()
+            walk_in_order(walk, lambda pair: _expert_of(chosen, pair), place)
 
         @T.inline
         def place(pair, expert, rank):
             sorted_pairs[first_block[expert] * block_rows + rank] = pair
 
-        clear_counts(walk)
-        walk_in_order(walk, lambda pair: chosen[T.truncdiv(pair, slots), T.truncmod(pair, slots)], count)
-        start_after_earlier_warps(walk, thread, totals)
-        if warp == 0:
-            _scan_blocks(E, block_rows, lane, totals, first_block)
-        T.cuda.cta_sync()
-        _describe_blocks(E, threads, thread, first_block, block_experts, block_count)
-        for step in T.serial(T.ceildiv(first_block[E] * block_rows, threads)):
-            if step * threads + thread < first_block[E] * block_rows:
-                sorted_pairs[step * threads + thread] = PADDING
-        T.cuda.cta_sync()
-        walk_in_order(walk, lambda pair: chosen[T.truncdiv(pair, slots), T.truncmod(pair, slots)], place)
+        start_walk(experts, warps, thread, tokens * slots, counts, sort)
 
     return kernel

@@ -191,7 +191,7 @@ def grouped_gemm_wgmma(problem: GroupedProblem, epilogue: Callable[..., Any]) ->
 
     @T.inline
     def body(operands):
-        matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+        matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # pyright: ignore[reportInvalidTypeForm]
         T.call_packed(
             ENCODE_TENSOR_MAP,
             matrix_map,

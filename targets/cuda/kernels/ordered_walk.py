@@ -45,6 +45,17 @@ class Walk:
 
 
 @T.inline
+def start_walk(experts, warps, thread, length, counts, body):
+    """``body(walk)`` for a sequence of ``length`` ids, cut into equal parts for the warps."""
+    warp: T.let = thread // WARP
+    lane: T.let = thread % WARP
+    share: T.let = (length + (warps - 1)) // warps
+    first: T.let = T.min(warp * share, length)
+    end: T.let = T.min(first + share, length)
+    body(Walk(experts, warps, counts, warp, lane, first, end))
+
+
+@T.inline
 def clear_counts(walk):
     for step in T.serial(-(-walk.experts // WARP)):
         if step * WARP + walk.lane < walk.experts:

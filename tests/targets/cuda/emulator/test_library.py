@@ -72,6 +72,11 @@ def test_a_kernel_that_is_not_there_is_an_error():
         _build("", [Launch("other", ())])
 
 
+def test_an_unknown_completion_is_an_error():
+    with pytest.raises(MoecError, match="completion 'sometimes': expected one of latest, earliest, late copies"):
+        _build("", completion="sometimes")
+
+
 def test_an_unknown_launch_tag_is_an_error():
     with pytest.raises(MoecError, match=r"kernel simple: launch tag 'clusterCtaIdx\.x' is not known to the emulator"):
         _build("", [Launch("simple", ("clusterCtaIdx.x",))])

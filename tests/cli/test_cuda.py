@@ -1,0 +1,68 @@
+"""The command line and a program for a GPU: compiled, run, verified and read without one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[n,4] x) => (float[n,4] y) { a = Exp (x) y = Softmax (a) }'
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="emulation needs g++")
+
+
+def moec(*arguments):
+    command = [sys.executable, "-c", "from moec.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds a model, inputs, and the model compiled for a GPU."""
+    folder = tmp_path_factory.mktemp("cuda")
+    onnx.save(onnx.parser.parse_model(TEXT), folder / "model.onnx")
+    np.savez(folder / "inputs.npz", x=np.arange(8, dtype=np.float32).reshape(2, 4) / 8)
+    done = moec("compile", folder / "model.onnx", "-o", folder / "art", "--target", "cuda")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_runs_emulated(folder):
+    done = moec("run", folder / "art", "--inputs", folder / "inputs.npz", "--outputs", folder / "out.npz", "--emulate")
+    assert done.returncode == 0, done.stderr
+    x = np.load(folder / "inputs.npz")["x"].astype(np.float64)
+    exponentials = np.exp(np.exp(x))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.load(folder / "out.npz")["y"], expected, rtol=1e-5)
+
+
+def test_verifies_emulated(folder):
+    done = moec("verify", folder / "model.onnx", folder / "art", "--emulate")
+    assert done.returncode == 0, done.stderr
+    assert "match" in done.stdout
+
+
+def test_shows_the_text_of_a_kernel(folder):
+    done = moec("inspect", folder / "art", "--kernel", "softmax", "--emit", "cuda")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("// softmax")
+    assert "__global__" in done.stdout
+
+
+def test_a_form_of_another_target_is_refused(folder):
+    done = moec("inspect", folder / "art", "--kernel", "softmax", "--emit", "asm")
+    assert done.returncode == 2
+    assert "is not available as 'asm'; available: tir, cuda" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU")
+def test_without_a_gpu_the_way_out_is_named(folder):
+    done = moec("run", folder / "art", "--inputs", folder / "inputs.npz", "--outputs", folder / "none.npz")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--emulate" in done.stderr
+    assert not (folder / "none.npz").exists()

@@ -47,14 +47,14 @@ def test_verifies_emulated(folder):
 
 
 def test_shows_the_text_of_a_kernel(folder):
-    done = moec("inspect", folder / "art", "--kernel", "softmax", "--emit", "cuda")
+    done = moec("inspect", folder / "art", "--kernel", "exp", "--emit", "cuda")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("// softmax")
+    assert done.stdout.startswith("// exp")
     assert "__global__" in done.stdout
 
 
 def test_a_form_of_another_target_is_refused(folder):
-    done = moec("inspect", folder / "art", "--kernel", "softmax", "--emit", "asm")
+    done = moec("inspect", folder / "art", "--kernel", "exp", "--emit", "asm")
     assert done.returncode == 2
     assert "is not available as 'asm'; available: tir, cuda" in done.stderr
 

@@ -1,4 +1,4 @@
-"""Reductions. 16-bit floats are summed in float32; every sum runs in one fixed order."""
+"""Reductions. 16-bit floats are summed and compared in float32; every sum runs in one fixed order."""
 
 from __future__ import annotations
 
@@ -127,6 +127,7 @@ def _arg_extreme(largest: bool) -> Converter:
         sizes = lowering.dimensions(value)
         axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
         last = bool(attribute(node, "select_last_index", 0))
+        wide = _accumulator(lowering.dtype(value))
 
         def better(left: tuple, right: tuple) -> tirx.Expr:
             strictly = left[1] > right[1] if largest else left[1] < right[1]
@@ -148,7 +149,8 @@ def _arg_extreme(largest: bool) -> Converter:
             kept = [size for number, size in enumerate(source.shape) if number != axis]
 
             def element(*at: tirx.Expr) -> Any:
-                return reducer((along.var.astype("int64"), source(*at[:axis], along, *at[axis:])), axis=[along])
+                candidate = source(*at[:axis], along, *at[axis:]).astype(wide)
+                return reducer((along.var.astype("int64"), candidate), axis=[along])
 
             return te.compute(kept, lambda *at: element(*at), name="arg")
 

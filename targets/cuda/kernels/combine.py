@@ -25,6 +25,19 @@ def _blocks_per_row(width: int) -> int:
     return -(-width // THREADS)
 
 
+@T.inline
+def _add_slot(how, total, id_of_slot, weight_of_slot, result, own):
+    """``result()`` is what the expert made, ``own()`` the token itself; neither is read where it does not count."""
+    E, identity_experts, weighted = T.meta_var(how)
+    expert: T.let = id_of_slot
+    weight: T.let = weight_of_slot
+    if T.And(expert >= 0, expert < E):
+        total[0] = total[0] + (weight * result() if weighted else result())
+    if identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
+        if T.And(expert >= E, expert < E + identity_experts):
+            total[0] = total[0] + weight * own()
+
+
 def combine(
     experts: int,
     width: int,
@@ -69,14 +82,14 @@ def combine(
         if T.And(token < tokens, column < width):
             total[0] = T.float32(0)
             for slot in T.serial(slots):
-                expert: T.let = chosen[token, slot]
-                weight: T.let = T.cast(weights[token, slot], "float32")
-                if T.And(expert >= 0, expert < E):
-                    value: T.let = T.cast(pairs[T.cast(token * slots + slot, "int64"), column], "float32")
-                    total[0] = total[0] + (weight * value if weighted else value)
-                if identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
-                    if T.And(expert >= E, expert < E + identity_experts):
-                        total[0] = total[0] + weight * T.cast(x[T.cast(token, "int64"), column], "float32")
+                _add_slot(
+                    (E, identity_experts, weighted),
+                    total,
+                    chosen[token, slot],
+                    T.cast(weights[token, slot], "float32"),
+                    lambda: T.cast(pairs[T.cast(token * slots + slot, "int64"), column], "float32"),
+                    lambda: T.cast(x[T.cast(token, "int64"), column], "float32"),
+                )
             y[T.cast(token, "int64"), column] = T.cast(total[0], dtype)
 
     return kernel

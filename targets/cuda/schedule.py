@@ -7,13 +7,15 @@ data stays on the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.s_tir import dlight
 
+_NAME = "kernel"
 BLOCK_THREADS = 256
 """Threads of a block that shares out the turns of a parallel loop."""
 
@@ -26,25 +28,58 @@ class ScheduleForGpu:
         for symbol, function in module.functions.items():
             if isinstance(function, tirx.PrimFunc) and _runs_in_order(function):
                 module[symbol] = in_order(function)
-        others = {symbol: function for symbol, function in module.functions.items() if not _has_plain_sizes(function)}
-        module.update(dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(tvm.IRModule(others)))
-        rules = (dlight.gpu.Matmul(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction())
-        return dlight.ApplyDefaultSchedule(*rules, dlight.gpu.Fallback())(module)
+            elif isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled"):
+                module[symbol] = tiled(function)
+        return module
 
 
-def _has_plain_sizes(function: tvm.ir.BaseFunc) -> bool:
-    """Whether every size of every tensor is a number, a variable, or a sum or product of such.
+def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function under the first of TVM's schedules that fits it.
 
-    Of others, such as the larger of two sizes, TVM does not find out how much of a tile a block of threads needs, so
-    that tiles would have no fixed size. One thread for each element of the result needs none.
+    Tiles in shared memory and registers have to have a size that is known now. Where sizes are larger ones of two, or
+    quotients, TVM does not find it; and some reductions its schedules refuse. The last schedule, one thread for each
+    element of the result, needs no tiles.
     """
-    if not isinstance(function, tirx.PrimFunc):
-        return True
-    sizes = [size for buffer in function.params if isinstance(buffer.ty, tirx.BufferType) for size in buffer.shape]
-    found: list[Any] = []
-    for size in sizes:
-        tvm_ffi.structural_walk(size, [(kind, found.append) for kind in (tirx.Max, tirx.Min, tirx.Select)])
-    return not found
+    gpu = dlight.gpu
+    rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
+    try:
+        scheduled = _under(function, rules)
+        fixed = _has_fixed_tiles(scheduled)
+    except Exception:  # schedules raise errors of several types for computations that they do not take
+        fixed = False
+    if not fixed:
+        scheduled = _under(function, (gpu.Fallback(),))
+    return scheduled[_NAME].without_attr("global_symbol")
+
+
+def _under(function: tirx.PrimFunc, rules: Sequence[Any]) -> tvm.IRModule:
+    """A module of the function under the first of the schedules that takes it."""
+    module = tvm.IRModule({_NAME: function.with_attr("global_symbol", _NAME)})
+    return dlight.ApplyDefaultSchedule(*rules)(module)
+
+
+def _has_fixed_tiles(module: tvm.IRModule) -> bool:
+    """Whether all memory of blocks and threads has a size that is known now, once it is cut to what they use."""
+    lower = s_tir.transform
+    phases = [
+        lower.CanonicalizeLoop(),
+        lower.LowerCrossThreadReduction(),
+        lower.LowerInitBlock(),
+        lower.PlanAndUpdateBufferAllocationLocation(),
+        lower.ConvertBlocksToOpaque(),
+        lower.LiftThreadBinding(),
+        lower.CompactBufferAllocation(),
+    ]
+    compact = tvm.ir.transform.Sequential(phases)(module)[_NAME]
+    dynamic: list[Any] = []
+
+    def visit(block: s_tir.SBlock) -> None:
+        for buffer in block.alloc_buffers:
+            if buffer.scope() != "global":
+                dynamic.extend(size for size in buffer.shape if not isinstance(size, tirx.IntImm))
+
+    tvm_ffi.structural_walk(compact.body, [(s_tir.SBlock, visit)])
+    return not dynamic
 
 
 def in_order(function: tirx.PrimFunc) -> tirx.PrimFunc:

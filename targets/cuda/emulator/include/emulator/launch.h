@@ -146,8 +146,8 @@ struct Outcome {
 
 inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
   const FaultStacks fault_stacks;
-  const BorrowedStacks borrowed(volume(shape.block));
-  Stacks& stacks = borrowed.stacks();
+  // Not kept for the next launch: every library has its own, and a process may have some 65000 mappings in all.
+  Stacks stacks(volume(shape.block));
   Block b;
   b.grid = shape.grid;
   b.shape = shape.block;

@@ -3,10 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <memory>
-#include <mutex>
 #include <stdexcept>
-#include <vector>
 
 #include "block.h"
 
@@ -30,37 +27,6 @@ class Stacks {
  private:
   unsigned char* pages_;
   size_t count_;
-};
-
-// Stacks that are kept from launch to launch: making them takes longer than running a small kernel.
-class BorrowedStacks {
- public:
-  explicit BorrowedStacks(size_t count) {
-    const std::lock_guard<std::mutex> lock(guard_);
-    for (auto& idle : idle_)
-      if (idle && idle->count() >= count) {
-        stacks_ = std::move(idle);
-        return;
-      }
-    stacks_ = std::make_unique<Stacks>(count);
-  }
-  ~BorrowedStacks() {
-    const std::lock_guard<std::mutex> lock(guard_);
-    for (auto& idle : idle_)
-      if (!idle || idle->count() < stacks_->count()) {
-        idle = std::move(stacks_);
-        return;
-      }
-    if (idle_.size() < most_kept) idle_.push_back(std::move(stacks_));
-  }
-
-  Stacks& stacks() const { return *stacks_; }
-
- private:
-  static constexpr size_t most_kept = 64;
-  static inline std::mutex guard_;
-  static inline std::vector<std::unique_ptr<Stacks>> idle_;
-  std::unique_ptr<Stacks> stacks_;
 };
 
 }  // namespace emulator

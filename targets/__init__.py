@@ -29,7 +29,6 @@ def get(name: str) -> Target:
     """The target of that name. Raises MoecError listing the known kinds, UnsupportedError for an unknown variant."""
     kind = name.partition(":")[0]
     if kind not in TARGETS:
-        raise MoecError(
-            f"target '{name}' is not known; use one of {', '.join(TARGETS)}, with a variant such as cpu:avx2 or cuda:sm_90a"
-        )
+        variants = "with a variant such as cpu:avx2 or cuda:sm_90a"
+        raise MoecError(f"target '{name}' is not known; use one of {', '.join(TARGETS)}, {variants}")
     return TARGETS[kind](name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from moec.targets.cpu.kernels.stored import StoredFormat
 from moec.targets.cpu.machine import Machine, tile_of
 from moec.targets.cpu.stored_weights import Parts, add_weights
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.batches import as_batches, broadcast_shapes
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import call, flatten, product, record_of, reshape, static_size, transpose
+from moec.targets.tvm.nodes import call, flatten, record_of, reshape, static_size, transpose
 from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, by_storage, select
 
 
@@ -159,26 +160,6 @@ def multiply_batches(
     )
 
 
-def broadcast_shapes(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
-    """Numpy's broadcasting; sizes that are not statically 1 are taken to be equal, as ONNX demands."""
-    rank = max(len(left), len(right))
-    padded = [[1] * (rank - len(shape)) + list(shape) for shape in (left, right)]
-    return [b if static_size(a) == 1 else a for a, b in zip(*padded, strict=True)]
-
-
-def _batches(lowering: LoweringContext, tensor: relax.Expr, batch: Sequence[Any]) -> relax.Expr:
-    """The tensor [..., X, Y] as [B|1, X, Y] for the broadcast batch sizes; copies only where some, but not all of the
-    batch axes have to be repeated."""
-    shape = list(tensor.ty.shape)
-    own, matrix = shape[:-2], shape[-2:]
-    if all(static_size(size) == 1 for size in own):
-        return reshape(lowering, tensor, [1, *matrix])
-    padded = [1] * (len(batch) - len(own)) + own
-    if any(static_size(a) == 1 and static_size(b) != 1 for a, b in zip(padded, batch, strict=True)):
-        tensor = lowering.emit(relax.op.broadcast_to(tensor, [*batch, *matrix]))
-    return reshape(lowering, tensor, [product(batch), *matrix])
-
-
 def lower_matmul(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
     """ONNX MatMul: numpy's ``matmul``, vectors and broadcast batches included."""
     left_value, right_value = required_input(node, 0), required_input(node, 1)
@@ -198,7 +179,7 @@ def lower_matmul(lowering: LoweringContext, node: ir.Node, machine: Machine) -> 
         right_tensor, columns_kept = reshape(lowering, right_tensor, [*right_shape, 1]), []
     batch = broadcast_shapes(left_shape[:-2], right_shape[:-2])
     result = multiply_batches(
-        lowering, node, machine, _batches(lowering, left, batch), _batches(lowering, right_tensor, batch)
+        lowering, node, machine, as_batches(lowering, left, batch), as_batches(lowering, right_tensor, batch)
     )
     return reshape(lowering, result, [*batch, *rows[-1:], *columns_kept])
 

@@ -18,25 +18,57 @@ from moec.targets.tvm.attention import (
     joined_heads,
 )
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.batches import as_batches, broadcast_shapes
 from moec.targets.tvm.einsum import lower_einsum
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-from moec.targets.tvm.nodes import refuse_outputs, static_size, transpose
+from moec.targets.tvm.nodes import refuse_outputs, reshape, static_size, transpose
 
 _LOWEST = -3.4028234e38
 """The score of a key that is not seen: finite, so that a row that sees none has no NaN."""
 
 
 def lower_matmul(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
-    """ONNX MatMul: numpy's ``matmul``."""
+    """ONNX MatMul: numpy's ``matmul``, vectors and broadcast batches included."""
     left, right = (lowering.tensor(required_input(node, position)) for position in (0, 1))
-    return multiply(left, right)
+    return multiply(lowering, left, right)
 
 
-def multiply(left: relax.Expr, right: relax.Expr) -> relax.Expr:
-    """The product, with sums in float32."""
+def multiply(lowering: LoweringContext, left: relax.Expr, right: relax.Expr) -> relax.Expr:
+    """``left[..., M, K] @ right[..., K, N]``, with sums in float32."""
+    left_shape, right_shape = list(left.ty.shape), list(right.ty.shape)
+    rows, columns = left_shape[:-1][-1:], right_shape[-1:] if len(right_shape) > 1 else []
+    if len(left_shape) == 1:
+        left = reshape(lowering, left, [1, *left_shape])
+    if len(right_shape) == 1:
+        right = reshape(lowering, right, [*right_shape, 1])
+    batch = broadcast_shapes(left_shape[:-2], right_shape[:-2])
+    factors = [as_batches(lowering, factor, batch) for factor in (left, right)]
+    result = multiply_batches(lowering, *factors)
+    return reshape(lowering, result, [*batch, *rows, *columns])
+
+
+def multiply_batches(lowering: LoweringContext, left: relax.Expr, right: relax.Expr) -> relax.Var:
+    """``left[B|1, M, K] @ right[B|1, K, N]``. Sizes are taken to be equal where ONNX demands it.
+
+    TVM's own operator wants that proved."""
     dtype = str(left.ty.dtype)
-    product = relax.op.matmul(left, right, out_dtype="float32" if dtype in ("float16", "bfloat16") else dtype)
-    return product if dtype not in ("float16", "bfloat16") else relax.op.astype(product, dtype)
+    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
+
+    def build(x: te.Tensor, y: te.Tensor) -> te.Tensor:
+        x_alone, y_alone = (static_size(factor.shape[0]) == 1 for factor in (x, y))
+        inner = te.reduce_axis((0, x.shape[2]), name="inner")
+        batches = y.shape[0] if x_alone else x.shape[0]
+        sums = te.compute(
+            (batches, x.shape[1], y.shape[2]),
+            lambda b, m, n: te.sum(
+                x[0 if x_alone else b, m, inner].astype(wide) * y[0 if y_alone else b, inner, n].astype(wide),
+                axis=[inner],
+            ),
+            name="sums",
+        )
+        return te.compute(sums.shape, lambda *at: sums(*at).astype(dtype), name="product") if wide != dtype else sums
+
+    return lowering.compute(build, [left, right], "matmul")[0]
 
 
 def lower_gemm(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
@@ -46,7 +78,7 @@ def lower_gemm(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
         order = [1, 0] if attribute(node, flag, 0) else [0, 1]
         factors.append(transpose(lowering, lowering.tensor(required_input(node, position)), order))
     left, right = factors
-    result = lowering.emit(multiply(left, right))
+    result = lowering.emit(multiply(lowering, left, right))
     given = optional_input(node, 2)
     result = _scaled(result, float(attribute(node, "alpha", 1.0)))
     if given is None:
@@ -183,7 +215,7 @@ def _weighted_values(problem: AttentionProblem, dtype: str, weights: Any, value:
 
 
 def _lower_einsum(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
-    return lower_einsum(lowering, node, lambda left, right: lowering.emit(multiply(left, right)))
+    return lower_einsum(lowering, node, functools.partial(multiply_batches, lowering))
 
 
 def lower_convolution(lowering: LoweringContext, node: ir.Node) -> relax.Expr:

@@ -181,7 +181,7 @@ def _lower_linear(node: NodeLowering) -> relax.Expr:
         dtype,
         lambda: as_stored(weight.decoded(0, spec.transposed), dtype),
     )
-    result = node.lowering.emit(multiply(x, matrix))
+    result = node.lowering.emit(multiply(node.lowering, x, matrix))
     if node.inputs["bias"] is not None:
         result = node.lowering.emit(relax.op.add(result, node.cast(node.lowering.tensor(node.input("bias")), dtype)))
     activation = ExpertsSpec(activation=spec.activation)

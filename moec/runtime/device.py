@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -91,18 +92,17 @@ class Gpu:
                 ffi.register_global_func(_MODULE_LOADER, before, override=True)
 
     def place(self, array: np.ndarray) -> Any:
-        ffi, source = load_ffi(), to_runtime(array)
-        allocate, copy = map(ffi.get_global_func, ("runtime.TVMTensorAllocWithScope", "runtime.TVMTensorCopyFromTo"))
-        tensor = allocate(ffi.Shape(array.shape), source.dtype, ffi.device("cuda", 0), None)
-        if array.size:
-            copy(source, tensor)
-        return tensor
+        return _copy(to_runtime(array), "cuda")
 
     def fetch(self, tensor: Any) -> np.ndarray:
-        ffi = load_ffi()
-        allocate, copy = map(ffi.get_global_func, ("runtime.TVMTensorAllocWithScope", "runtime.TVMTensorCopyFromTo"))
-        host = allocate(tensor.shape, tensor.dtype, ffi.device("cpu", 0), None)
-        array = from_runtime(host)
-        if array.size:
-            copy(tensor, host)
-        return array
+        return from_runtime(_copy(tensor, "cpu"))
+
+
+def _copy(tensor: Any, kind: str) -> Any:
+    """A copy of the tensor in the memory of the first device of a kind."""
+    ffi = load_ffi()
+    allocate, copy = map(ffi.get_global_func, ("runtime.TVMTensorAllocWithScope", "runtime.TVMTensorCopyFromTo"))
+    result = allocate(tensor.shape, tensor.dtype, ffi.device(kind, 0), None)
+    if math.prod(tensor.shape):
+        copy(tensor, result)
+    return result

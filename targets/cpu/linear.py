@@ -20,8 +20,7 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     """``activation(x @ weight + bias)`` over the last axis of x."""
     spec = spec_of(node.node, LinearSpec)
     x, weight = node.tensor("x"), node.needed_weight("weight")
-    rows, columns = weight.shape
-    width, inner = (columns, rows) if spec.transposed else (rows, columns)
+    width, inner = weight.out_in(spec.transposed)
     formats, _ = formats_of(weight)
     arithmetic = {"arithmetic": spec.arithmetic, "activation_group": spec.activation_group}
     problem = GroupedProblem(1, inner, width, False, node.machine, formats, **arithmetic)

@@ -107,10 +107,10 @@ class _Experts:
         self._spec = spec_of(node.node, ExpertsSpec)
         self._up, self._down = node.needed_weight("up"), node.needed_weight("down")
         self._gate = node.weight("gate") if self._spec.gate_layout == "separate" else None
-        hidden, inner = _out_in(self._up, self._spec.up_transposed)
+        hidden, inner = self._up.out_in(self._spec.up_transposed)
         if self._spec.gated and self._spec.gate_layout != "separate":
             hidden //= 2
-        width, _ = _out_in(self._down, self._spec.down_transposed)
+        width, _ = self._down.out_in(self._spec.down_transposed)
         sizes = self._spec.hidden_sizes
         self._first = _problem(
             node, self._spec, self._up, self._gate, inner=inner, width=hidden, gated=self._spec.gated, widths=sizes
@@ -196,11 +196,6 @@ class _Experts:
         chosen = self._node.select(RESULTS, RowsProblem(problem.width, dtype))
         attributes = {"weighted": not spec.weight_on_input}
         return self._node.call(chosen, kernel, [x, weights, ids, pairs], [output], attributes)[0]
-
-
-def _out_in(weight: StoredWeight, transposed: bool) -> tuple[int, int]:
-    rows, columns = weight.shape
-    return (columns, rows) if transposed else (rows, columns)
 
 
 def _problem(

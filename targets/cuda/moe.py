@@ -42,7 +42,7 @@ from moec.targets.cuda.moe_kernels import (
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.routing import RoutingKernels, lower_route
-from moec.targets.tvm.stored_weights import StoredWeight, split
+from moec.targets.tvm.stored_weights import split
 
 _ROUTING = RoutingKernels(ROUTE, CAPACITY, route.route, capacity.capacity)
 
@@ -95,10 +95,10 @@ class _Experts:
 
     def _problems(self, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
         spec, dtype = self._spec, self._dtype
-        hidden, inner = _out_in(self._up, spec.up_transposed)
+        hidden, inner = self._up.out_in(spec.up_transposed)
         if spec.gated and spec.gate_layout != "separate":
             hidden //= 2
-        width, _ = _out_in(self._down, spec.down_transposed)
+        width, _ = self._down.out_in(spec.down_transposed)
         types: dict[str, Any] = {"dtype": dtype, "matrix_dtype": dtype, "routing_dtype": routing_dtype}
         # Units that an expert does not have are zeros, which are packed as floats.
         up, down = common_format(self._up, self._gate), common_format(self._down)
@@ -172,8 +172,7 @@ def _lower_linear(node: NodeLowering) -> relax.Expr:
     """``activation(x @ weight + bias)`` over the last axis of x."""
     spec = spec_of(node.node, LinearSpec)
     x, weight = _computed_in(node, spec), node.needed_weight("weight")
-    rows, columns = weight.shape
-    inner, width = (rows, columns) if spec.transposed else (columns, rows)
+    width, inner = weight.out_in(spec.transposed)
     dtype = str(x.ty.dtype)
     matrix = node.lowering.add_weight(
         f"{weight.name}.matrix.{dtype}",
@@ -202,11 +201,6 @@ def _computed_in(node: NodeLowering, spec: ProductSpec) -> relax.Expr:
     """The tokens in the type that products take: their own, or bfloat16 where that is the arithmetic asked for."""
     x = node.tensor("x")
     return node.cast(x, "bfloat16") if spec.arithmetic == "bfloat16" else x
-
-
-def _out_in(weight: StoredWeight, transposed: bool) -> tuple[int, int]:
-    rows, columns = weight.shape
-    return (columns, rows) if transposed else (rows, columns)
 
 
 def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndarray | None) -> relax.Expr:

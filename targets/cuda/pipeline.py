@@ -13,7 +13,7 @@ from tvm import relax, s_tir, tirx
 from moec.targets.cuda.kernels.lower_by_form import LowerByForm
 from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
 from moec.targets.cuda.nvcc import MISSING, compile_source
-from moec.targets.cuda.schedule import ScheduleForGpu
+from moec.targets.cuda.schedule import ScheduleForGpu, allocation_phases
 from moec.targets.tvm.pipeline import Backend, Generated
 
 KERNEL_PIPELINE = "moec_cuda"
@@ -33,13 +33,7 @@ def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
     lower, loops = s_tir.transform, tirx.transform
     return [
         # Blocks, as schedules see them, become plain loops over flat buffers.
-        lower.CanonicalizeLoop(),
-        lower.LowerCrossThreadReduction(),
-        lower.LowerInitBlock(),
-        lower.PlanAndUpdateBufferAllocationLocation(),
-        lower.ConvertBlocksToOpaque(),
-        lower.LiftThreadBinding(),
-        lower.CompactBufferAllocation(),
+        *allocation_phases(),
         lower.UnifyThreadBinding(),
         lower.LowerMatchBuffer(),
         lower.StmtSimplify(),

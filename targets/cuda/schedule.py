@@ -14,6 +14,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir import dlight
+from tvm.s_tir.schedule import ScheduleError
 
 _NAME = "kernel"
 BLOCK_THREADS = 256
@@ -44,11 +45,25 @@ def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
     try:
         scheduled = _under(function, rules)
-        if _has_fixed_tiles(scheduled):
-            return scheduled[_NAME].without_attr("global_symbol")
-    except Exception:  # schedules raise errors of several types for computations that they do not take
-        pass
-    return _under(function, (gpu.Fallback(),))[_NAME].without_attr("global_symbol")
+    except ScheduleError:  # the first schedule that looks as if it fitted does not
+        scheduled = None
+    if scheduled is None or not _has_fixed_tiles(scheduled):
+        scheduled = _under(function, (gpu.Fallback(),))
+    return scheduled[_NAME].without_attr("global_symbol")
+
+
+def allocation_phases() -> list[tvm.transform.Pass]:
+    """The first phases of a scheduled kernel: memory is allocated where it is used, no larger than what is used."""
+    lower = s_tir.transform
+    return [
+        lower.CanonicalizeLoop(),
+        lower.LowerCrossThreadReduction(),
+        lower.LowerInitBlock(),
+        lower.PlanAndUpdateBufferAllocationLocation(),
+        lower.ConvertBlocksToOpaque(),
+        lower.LiftThreadBinding(),
+        lower.CompactBufferAllocation(),
+    ]
 
 
 def _under(function: tirx.PrimFunc, rules: Sequence[Any]) -> tvm.IRModule:
@@ -59,17 +74,7 @@ def _under(function: tirx.PrimFunc, rules: Sequence[Any]) -> tvm.IRModule:
 
 def _has_fixed_tiles(module: tvm.IRModule) -> bool:
     """Whether all memory of blocks and threads has a size that is known now, once it is cut to what they use."""
-    lower = s_tir.transform
-    phases = [
-        lower.CanonicalizeLoop(),
-        lower.LowerCrossThreadReduction(),
-        lower.LowerInitBlock(),
-        lower.PlanAndUpdateBufferAllocationLocation(),
-        lower.ConvertBlocksToOpaque(),
-        lower.LiftThreadBinding(),
-        lower.CompactBufferAllocation(),
-    ]
-    compact = tvm.ir.transform.Sequential(phases)(module)[_NAME]
+    compact = tvm.ir.transform.Sequential(allocation_phases())(module)[_NAME]
     dynamic: list[Any] = []
 
     def visit(block: s_tir.SBlock) -> None:
@@ -96,8 +101,7 @@ def _thread_per_turn(loop: tirx.For) -> tirx.Stmt:
     turn = block * BLOCK_THREADS + thread
     inside = tirx.SeqStmt([tirx.Bind(loop.loop_var, loop.min + turn), loop.body])
     inside = tirx.IfThenElse(turn < loop.extent, inside, None)
-    # A grid cannot be empty, a loop can.
-    blocks = tirx.max((loop.extent + (BLOCK_THREADS - 1)) // BLOCK_THREADS, tirx.const(1, "int64"))
+    blocks = (loop.extent + (BLOCK_THREADS - 1)) // BLOCK_THREADS
     return _bound(block, "blockIdx.x", blocks, _bound(thread, "threadIdx.x", BLOCK_THREADS, inside))
 
 

@@ -35,6 +35,11 @@ class StoredWeight:
         """The matrix of one expert, as the graph has it."""
         return self.runs[0].shape
 
+    def out_in(self, transposed: bool) -> tuple[int, int]:
+        """How many outputs and inputs the matrix has; ``transposed``: inputs are its rows."""
+        rows, columns = self.shape
+        return (columns, rows) if transposed else (rows, columns)
+
     def run_of(self, expert: int) -> WeightRun:
         """The experts stored like this one."""
         return next(run for run in self.runs if expert < run.first + run.count)

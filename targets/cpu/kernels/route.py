@@ -16,6 +16,7 @@ from moec.ir.dialect import RouteSpec
 from moec.targets.cpu.kernels import activation
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
+from moec.targets.tvm.activation import at_least
 
 MINUS_INFINITY = float("-inf")
 _LOGIT_WORK = 16
@@ -25,7 +26,7 @@ _SCORES = {
     "sigmoid": activation.sigmoid,
     "softplus": activation.softplus,
     "sqrt_softplus": lambda x: T.sqrt(activation.softplus(x)),
-    "relu": lambda x: activation.at_least(x, 0.0),
+    "relu": lambda x: at_least(x, 0.0),
     "identity": lambda x: x,
     "softmax_topk": lambda x: x,
 }

@@ -17,6 +17,7 @@ from tvm.script import tirx as T
 from moec.ir.dialect import RouteSpec
 from moec.targets.cuda.kernels import activation
 from moec.targets.cuda.kernels.launch import ALL_LANES, ATTRIBUTES, STORAGE_TYPES, WARP, blocks_for
+from moec.targets.tvm.activation import at_least
 
 MOST_EXPERTS = 512
 WARPS = 4
@@ -29,7 +30,7 @@ _SCORES = {
     "sigmoid": activation.sigmoid,
     "softplus": activation.softplus,
     "sqrt_softplus": lambda x: T.sqrt(activation.softplus(x)),
-    "relu": lambda x: activation.at_least(x, 0.0),
+    "relu": lambda x: at_least(x, 0.0),
 }
 """Elementwise scores; with the others the logits themselves are the scores, or a softmax follows."""
 

@@ -1,0 +1,1 @@
+"""The FPGA target: MoE blocks as projects of HLS C++."""

@@ -1,0 +1,96 @@
+"""Runs a model on calibration data: the tokens that each block sees, and what the model answers with integer blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import InputError
+from moec.ir.interpreter import Evaluator
+from moec.runtime.inputs import InputCheck
+from moec.sampling import tensor_specs
+from moec.targets.hls.blocks import GraphBlock
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """``tokens``: [N, d] of each block, in the order of the blocks. ``outputs``: of the model, by name."""
+
+    tokens: list[Array]
+    outputs: dict[str, Array]
+
+
+def run_floats(model: ir.Model, blocks: Sequence[GraphBlock], inputs: Mapping[str, Array]) -> Calibration:
+    """The model as it is. Raises InputError naming an input that is missing, unknown or of another shape."""
+    feeds = _feeds(model, inputs)
+    results = _evaluate(model, feeds, [*(block.tokens for block in blocks), *model.graph.outputs])
+    tokens, outputs = results[: len(blocks)], results[len(blocks) :]
+    return Calibration([_rows(block, one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs))
+
+
+def run_with(
+    model: ir.Model,
+    blocks: Sequence[GraphBlock],
+    inputs: Mapping[str, Array],
+    compute: Callable[[int, Array], Array],
+) -> dict[str, Array]:
+    """The model's outputs where ``compute(i, tokens[N, d])`` takes the place of the i-th block."""
+    feeds = _feeds(model, inputs)
+    for index, block in enumerate(blocks):
+        (tokens,) = _evaluate(model, feeds, [block.tokens])
+        result = compute(index, _rows(block, tokens))
+        feeds[block.output] = result.reshape(tokens.shape).astype(tokens.dtype)
+    return _named(model, _evaluate(model, feeds, list(model.graph.outputs)))
+
+
+def _feeds(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Array]:
+    given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    known = {str(value.name): value for value in given}
+    unknown = set(inputs) - set(known)
+    if unknown:
+        raise InputError(f"calibration data has {sorted(unknown)[0]!r}; the model takes {', '.join(known)}")
+    InputCheck(tensor_specs(given))(inputs)
+    return {value: np.asarray(inputs[name]) for name, value in known.items()}
+
+
+def _evaluate(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence[ir.Value]) -> list[Array]:
+    """Computes only what the outputs need and the feeds do not give."""
+    needed: set[ir.Node] = set()
+    pending = [value for value in outputs if value not in feeds]
+    while pending:
+        node = pending.pop().producer()
+        if node is None or node in needed:
+            continue
+        needed.add(node)
+        pending.extend(value for value in _inputs_of(node) if value not in feeds)
+    nodes = [node for node in model.graph if node in needed]
+    computed = [value for value in outputs if value not in feeds]
+    used = {value for node in nodes for value in _inputs_of(node)}
+    given = {value: array for value, array in feeds.items() if value in used}
+    evaluator = Evaluator(nodes, given, computed, model.opset_imports, model.functions.values())
+    results = dict(zip(computed, evaluator.run(given), strict=True))
+    return [feeds[value] if value in feeds else results[value] for value in outputs]
+
+
+def _inputs_of(node: ir.Node) -> list[ir.Value]:
+    """Values that a node takes, those that its bodies take from outside included."""
+    values = [value for value in node.inputs if value is not None]
+    for attribute in node.attributes.values():
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) and not attribute.is_ref():
+            graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+            values += [value for graph in graphs for inner in graph for value in _inputs_of(inner)]
+    return values
+
+
+def _rows(block: GraphBlock, tokens: Array) -> Array:
+    return tokens.reshape(-1, block.numbers.width).astype(np.float32)
+
+
+def _named(model: ir.Model, outputs: Sequence[Array]) -> dict[str, Array]:
+    return {str(value.name): array for value, array in zip(model.graph.outputs, outputs, strict=True)}

@@ -1,0 +1,210 @@
+"""The hardware of a MoE block in numbers: what the layer asks for, and how much of it is computed at once.
+
+All sizes that the generated C++ declares are derived here once; the estimator, the packing of weights and the templates
+read them from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Scoring = Literal["softmax", "sigmoid"]
+BEAT_BYTES = 64
+"""Of one transfer on an AXI bus of 512 bits."""
+PARAMETER_BYTES = 8
+"""Of an output channel's bias (32 bits), multiplier (16 bits) and padding."""
+MOST_ACCUMULATOR_BITS = 27
+"""One multiplier of a DSP48E2 takes 27 x 18 bits; a wider sum would need two to be scaled."""
+INPUT_BITS, ROUTER_WEIGHT_BITS, MULTIPLIER_BITS, GATE_BITS, RESULT_BITS = 8, 16, 16, 17, 16
+
+
+def bits_for(count: int) -> int:
+    """Bits that tell ``count`` things apart: the logarithm to base 2, rounded up."""
+    return (count - 1).bit_length() if count > 1 else 0
+
+
+def accumulator_bits(terms: int, weight_bits: int) -> int:
+    """Of a sum of ``terms`` products of int8 and a weight: one bit for the sign, and one for a bias as large as the sum."""
+    return (INPUT_BITS - 1) + (weight_bits - 1) + bits_for(terms) + 2
+
+
+def padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """What a MoE layer asks of any hardware. Sizes are those of the model, before padding.
+
+    ``tokens``: at most, per call. ``shared``: experts that every token goes to, beside the ``slots`` it chooses of
+    ``experts``; they have the sizes of the others. ``gated``: ``hidden = activation(gate) * up``, which doubles the
+    first product.
+    """
+
+    tokens: int
+    width: int
+    hidden: int
+    experts: int
+    slots: int
+    gated: bool = False
+    shared: int = 0
+    scoring: Scoring = "softmax"
+    normalized: bool = True
+    """Whether weights of a token are divided by their sum over the chosen experts."""
+    biased_choice: bool = False
+    """Whether a bias moves the choice of experts, and not their weights."""
+    weight_bits: Literal[4, 8] = 8
+
+    @property
+    def all_experts(self) -> int:
+        return self.experts + self.shared
+
+    @property
+    def all_slots(self) -> int:
+        return self.slots + self.shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Fifos:
+    """Depths of the channels between processes, in words."""
+
+    tokens: int = 32
+    logits: int = 2
+    routes: int = 16
+    jobs: int = 4
+    items: int = 8
+    weights: int = 128
+    """Two bursts of 4 KiB; tiles themselves are buffered twice."""
+    results: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """One way to build a block.
+
+    ``lanes_in`` x ``lanes_out`` products are computed per cycle in each of the two arrays, twice as many in the first
+    where the block is gated. ``hidden_tile`` hidden units are computed, used and forgotten at a time: their weights are
+    what is loaded at once. ``router_lanes`` inputs are multiplied with the weights of all experts at once.
+    """
+
+    shape: BlockShape
+    lanes_in: int = 16
+    lanes_out: int = 16
+    hidden_tile: int = 64
+    router_lanes: int = 4
+    fifos: Fifos = dataclasses.field(default_factory=Fifos)
+
+    @property
+    def width(self) -> int:
+        """Of a token, padded."""
+        return padded(self.shape.width, max(self.lanes_in, self.lanes_out))
+
+    @property
+    def hidden(self) -> int:
+        """Units of an expert, padded."""
+        return padded(self.shape.hidden, self.hidden_tile)
+
+    @property
+    def tiles(self) -> int:
+        """Hidden tiles of an expert."""
+        return self.hidden // self.hidden_tile
+
+    @property
+    def projections(self) -> int:
+        """Rows of the first matrix per hidden unit: gate and up, or up alone."""
+        return 2 if self.shape.gated else 1
+
+    @property
+    def input_chunks(self) -> int:
+        """Steps of ``lanes_in`` through a token."""
+        return self.width // self.lanes_in
+
+    @property
+    def output_chunks(self) -> int:
+        """Steps of ``lanes_out`` through a result."""
+        return self.width // self.lanes_out
+
+    @property
+    def hidden_out_chunks(self) -> int:
+        """Steps of ``lanes_out`` through the hidden units of a tile."""
+        return self.hidden_tile // self.lanes_out
+
+    @property
+    def hidden_in_chunks(self) -> int:
+        """Steps of ``lanes_in`` through the hidden units of a tile."""
+        return self.hidden_tile // self.lanes_in
+
+    @property
+    def hidden_depth(self) -> int:
+        """Words of the channel between the products: the hidden units of two items in a tile."""
+        return 2 * self.hidden_out_chunks
+
+    @property
+    def lane_bytes(self) -> int:
+        """Of the weights that one array takes per cycle: a column of ``lanes_in`` for each of ``lanes_out`` rows."""
+        return self.lanes_in * self.lanes_out * self.shape.weight_bits // 8
+
+    @property
+    def banks_up(self) -> int:
+        """Memories of one beat per cycle that feed the first array."""
+        return self.projections * self.banks_down
+
+    @property
+    def banks_down(self) -> int:
+        return self.lane_bytes // BEAT_BYTES
+
+    @property
+    def weight_beats_up(self) -> int:
+        """Transfers of the first matrix's weights for one tile."""
+        return self.projections * self.weight_beats_down
+
+    @property
+    def weight_beats_down(self) -> int:
+        return self.width * self.hidden_tile * self.shape.weight_bits // 8 // BEAT_BYTES
+
+    @property
+    def parameter_beats_up(self) -> int:
+        """Transfers of the biases and multipliers of a tile's rows."""
+        return -(-self.projections * self.hidden_tile * PARAMETER_BYTES // BEAT_BYTES)
+
+    @property
+    def parameter_beats_down(self) -> int:
+        """The same of an expert's results."""
+        return -(-self.width * PARAMETER_BYTES // BEAT_BYTES)
+
+    @property
+    def sum_bits_up(self) -> int:
+        return accumulator_bits(self.width, self.shape.weight_bits)
+
+    @property
+    def sum_bits_down(self) -> int:
+        return accumulator_bits(self.hidden, self.shape.weight_bits)
+
+    @property
+    def logit_bits(self) -> int:
+        return accumulator_bits(self.width, ROUTER_WEIGHT_BITS)
+
+    @property
+    def combined_bits(self) -> int:
+        """Of a sum of results times gates."""
+        return RESULT_BITS + GATE_BITS + bits_for(self.shape.all_slots)
+
+    def why_not(self) -> str | None:
+        """The reason why the templates cannot be instantiated with these numbers, or None."""
+        if self.lanes_in != self.lanes_out:
+            return f"arrays of {self.lanes_in} x {self.lanes_out} lanes; the processes pass chunks on, which are square"
+        if self.lanes_in not in (8, 16, 32, 64):
+            return f"{self.lanes_in} lanes; expected 8, 16, 32 or 64"
+        if self.lane_bytes % BEAT_BYTES:
+            return f"{self.lane_bytes} bytes of weights per step are no whole number of beats of {BEAT_BYTES}"
+        if self.hidden_tile % self.lanes_out:
+            return f"tiles of {self.hidden_tile} hidden units are no multiple of {self.lanes_out} lanes"
+        if self.lanes_in % self.router_lanes:
+            return f"{self.router_lanes} router lanes do not divide {self.lanes_in}"
+        if self.sum_bits_down > MOST_ACCUMULATOR_BITS or self.sum_bits_up > MOST_ACCUMULATOR_BITS:
+            widest = max(self.sum_bits_up, self.sum_bits_down)
+            return f"sums need {widest} bits; a multiplier of the requantisation takes {MOST_ACCUMULATOR_BITS}"
+        if self.shape.all_experts > 255 or self.shape.tokens > 65535:
+            return f"{self.shape.all_experts} experts and {self.shape.tokens} tokens; there are 8 and 16 bits for them"
+        return None

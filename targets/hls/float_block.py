@@ -1,0 +1,91 @@
+"""A MoE block of a graph in floats, one layout for all: what is quantised, and what the result is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from moec.ir import semantics
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatBlock:
+    """A router and its experts, all in float32.
+
+    ``router`` [E, d], ``router_bias`` [E] and ``correction_bias`` [E]; ``up`` and ``gate`` [E, f, d], ``down`` [E, d, f]
+    with biases [E, f] and [E, d]. ``gate`` and ``gate_bias`` are None where experts are not gated,
+    ``correction_bias`` where nothing moves the choice. The specs say the rest; layouts in them no longer count.
+    """
+
+    name: str
+    routing: RouteSpec
+    experts: ExpertsSpec
+    router: Array
+    router_bias: Array
+    correction_bias: Array | None
+    up: Array
+    up_bias: Array
+    gate: Array | None
+    gate_bias: Array | None
+    down: Array
+    down_bias: Array
+
+    @property
+    def width(self) -> int:
+        return int(self.router.shape[1])
+
+    @property
+    def hidden(self) -> int:
+        return int(self.up.shape[1])
+
+    @property
+    def count(self) -> int:
+        """Of experts."""
+        return len(self.up)
+
+    def run(self, tokens: Array) -> FloatResults:
+        """Tokens [T, d] through the block, with everything on the way."""
+        logits = tokens @ self.router.T + self.router_bias
+        gates, chosen = semantics.route(self.routing, logits, self.correction_bias)
+        output = np.zeros((len(tokens), self.width), np.float32)
+        parts = []
+        for expert, rows, slots in semantics.pairs_by_expert(chosen):
+            up = tokens[rows] @ self.up[expert].T + self.up_bias[expert]
+            gate = None
+            if self.gate is not None and self.gate_bias is not None:
+                gate = tokens[rows] @ self.gate[expert].T + self.gate_bias[expert]
+            hidden = semantics.activated(self.experts, gate, up)
+            result = hidden @ self.down[expert].T + self.down_bias[expert]
+            output[rows] += gates[rows, slots, None] * result
+            parts.append((up, gate, hidden, result))
+        ups, gates_in, hiddens, results = zip(*parts, strict=True) if parts else ((), (), (), ())
+        joined = None if self.gate is None else _joined(gates_in, self.hidden)
+        return FloatResults(
+            logits, gates, chosen, _joined(ups, self.hidden), joined, _joined(hiddens, self.hidden),
+            _joined(results, self.width), output,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatResults:
+    """What a block computes on T tokens, P pairs of token and expert: ``logits`` [T, E], ``gates`` and ``chosen``
+    [T, k]; by expert and then by token ``up``, ``gate`` and ``hidden`` [P, f] and ``results`` [P, d]; ``output``
+    [T, d]."""
+
+    logits: Array
+    gates: Array
+    chosen: Array
+    up: Array
+    gate: Array | None
+    hidden: Array
+    results: Array
+    output: Array
+
+
+def _joined(parts: Any, columns: int) -> Array:
+    return np.concatenate(parts) if parts else np.zeros((0, columns), np.float32)

@@ -1,0 +1,75 @@
+// Process: results times gates are summed by token, and tokens go out to memory.
+#ifndef MOEC_COMBINE_H
+#define MOEC_COMBINE_H
+#include "moec_arithmetic.h"
+
+namespace moec {
+
+// memory: int16[tokens][WIDTH], chunk after chunk. Experts come in the order of their numbers, so sums are reproducible;
+// they are exact anyway.
+template <class Block>
+void combine(int tokens, hls::stream<job_t>& jobs, hls::stream<item_t>& items,
+             hls::stream<typename types<Block>::results_t>& results, beat_t* memory) {
+    typedef sizes<Block> S;
+    typedef lanes_t<S::COMBINED_BITS, Block::LANES> row_t;
+    row_t rows[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
+#pragma HLS AGGREGATE variable=rows compact=bit
+combine_clear:
+    for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
+#pragma HLS PIPELINE II=1
+        row_t zeros;
+        for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+            zeros.lane[o] = 0;
+        }
+        rows[i] = zeros;
+    }
+combine_jobs:
+    while (true) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS+1
+        const job_t job = jobs.read();
+        if (job.end) break;
+        item_t item;
+        item.token = 0;
+        item.gate = 0;
+    combine_items:
+        for (int i = 0; i < int(job.count); i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        combine_outputs:
+            for (int d = 0; d < S::WIDTH_CHUNKS; d++) {
+#pragma HLS PIPELINE II=1
+// A token is in an expert's list at most once: chosen experts are distinct.
+#pragma HLS DEPENDENCE variable=rows type=inter dependent=false
+                if (d == 0) item = items.read();
+                const typename types<Block>::results_t result = results.read();
+                row_t row = rows[int(item.token) * S::WIDTH_CHUNKS + d];
+                for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+                    row.lane[o] += result.lane[o] * ap_int<18>(item.gate);
+                }
+                rows[int(item.token) * S::WIDTH_CHUNKS + d] = row;
+            }
+        }
+    }
+    const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);
+    beat_t beat = 0;
+axi_write_tokens:
+    for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
+#pragma HLS PIPELINE II=1
+        const row_t row = rows[i];
+        const int place = i % CHUNKS_PER_BEAT;
+        for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+            const ap_int<S::COMBINED_BITS> rounded = (row.lane[o] + (1 << 15)) >> 16;
+            const ap_int<16> output = saturate<16, S::COMBINED_BITS>(rounded);
+            const int first = 16 * (place * Block::LANES + o);
+            beat.range(first + 15, first) = output.range(15, 0);
+        }
+        if (place == CHUNKS_PER_BEAT - 1 || i == tokens * S::WIDTH_CHUNKS - 1) memory[i / CHUNKS_PER_BEAT] = beat;
+    }
+}
+
+}  // namespace moec
+#endif

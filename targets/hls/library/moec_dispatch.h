@@ -1,0 +1,94 @@
+// Process: one list of tokens per expert, then the work of the experts that have any, tile by tile.
+#ifndef MOEC_DISPATCH_H
+#define MOEC_DISPATCH_H
+#include "moec_types.h"
+
+namespace moec {
+
+// loads: how many tokens each expert got. Lists are written expert by expert ("is this token mine?"): one write per
+// memory and cycle by construction, for any number of chosen experts. Every token goes to shared experts, which are the
+// last; they need no list. An expert without tokens gets no job, so its weights are never read. A job is announced before
+// the items of the one in front of it, so that loaders and products run one tile ahead.
+template <class Block>
+void dispatch(int tokens, hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t>& to_load_up,
+              hls::stream<job_t>& to_load_down, hls::stream<job_t>& to_product, hls::stream<item_t>& items,
+              ap_uint<32> loads[sizes<Block>::ALL_EXPERTS]) {
+    typedef sizes<Block> S;
+    ap_uint<33> list[Block::EXPERTS][Block::MAX_TOKENS];  // gate, token
+#pragma HLS ARRAY_PARTITION variable=list complete dim=1
+    ap_uint<16> length[S::ALL_EXPERTS];
+#pragma HLS ARRAY_PARTITION variable=length complete
+    for (int e = 0; e < S::ALL_EXPERTS; e++) {
+#pragma HLS UNROLL
+        length[e] = e < Block::EXPERTS ? 0 : tokens;
+    }
+dispatch_tokens:
+    for (int t = 0; t < tokens; t++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+#pragma HLS PIPELINE II=1
+        typename types<Block>::route_t route = routes.read();
+        for (int e = 0; e < Block::EXPERTS; e++) {
+#pragma HLS UNROLL
+            bool mine = false;
+            ap_uint<17> gate = 0;
+            for (int j = 0; j < Block::SLOTS; j++) {
+#pragma HLS UNROLL
+                if (route.expert[j] == e) {
+                    mine = true;
+                    gate = route.gate[j];
+                }
+            }
+            if (mine) {
+                list[e][length[e]] = (ap_uint<33>(gate) << 16) | ap_uint<33>(t);
+                length[e]++;
+            }
+        }
+    }
+    ap_uint<8> busy[S::ALL_EXPERTS];
+    int busy_experts = 0;
+dispatch_loads:
+    for (int e = 0; e < S::ALL_EXPERTS; e++) {
+#pragma HLS PIPELINE II=1
+        loads[e] = length[e];
+        if (length[e] != 0) busy[busy_experts++] = e;
+    }
+    job_t announced;
+    announced.expert = 0;
+    announced.count = 0;
+    int place = 0, tile = 0;
+dispatch_jobs:
+    for (int q = 0; q <= busy_experts * S::TILES; q++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::TILES+1 max=S::ALL_EXPERTS*S::TILES+1
+        job_t job;
+        job.end = q == busy_experts * S::TILES;
+        job.expert = job.end ? ap_uint<8>(0) : busy[place];
+        job.count = job.end ? ap_uint<16>(0) : length[job.expert];
+        job.tile = tile;
+        job.first = tile == 0;
+        job.last = tile == S::TILES - 1;
+        to_load_up.write(job);
+        to_load_down.write(job);
+        to_product.write(job);
+    dispatch_items:
+        for (int i = 0; i < int(announced.count); i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+#pragma HLS PIPELINE II=1
+            item_t item;
+            if (announced.expert < Block::EXPERTS) {
+                const ap_uint<33> entry = list[announced.expert][i];
+                item.token = entry.range(15, 0);
+                item.gate = entry.range(32, 16);
+            } else {
+                item.token = i;
+                item.gate = Block::SHARED_GATE;
+            }
+            items.write(item);
+        }
+        announced = job;
+        place += job.last ? 1 : 0;
+        tile = job.last ? 0 : tile + 1;
+    }
+}
+
+}  // namespace moec
+#endif

@@ -1,0 +1,130 @@
+// Process: the second product. Hidden units are used as they come; sums of an expert's tiles stay on the chip.
+#ifndef MOEC_PRODUCT_DOWN_H
+#define MOEC_PRODUCT_DOWN_H
+#include "moec_weights.h"
+
+namespace moec {
+
+// Beat i of what is loaded for a tile: weights, then, with an expert's last tile, the parameters of its results.
+template <class Block>
+inline void store_down(int beat, const beat_t& data,
+                       typename types<Block>::weights_t weights[sizes<Block>::BANKS_DOWN][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
+                       ap_uint<48> parameters[sizes<Block>::PARAMETER_BEATS_DOWN * PARAMETERS_PER_BEAT]) {
+#pragma HLS INLINE
+    typedef sizes<Block> S;
+    if (beat < S::WEIGHT_BEATS_DOWN) store_weights<Block, S::BANKS_DOWN, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat, data, weights);
+    else store_parameters<Block::WIDTH>(beat - S::WEIGHT_BEATS_DOWN, data, parameters);
+}
+
+// What is loaded for a job; nothing for the end.
+template <class Block> inline int beats_down(const job_t& job) {
+#pragma HLS INLINE
+    if (job.end) return 0;
+    return sizes<Block>::WEIGHT_BEATS_DOWN + (job.last ? sizes<Block>::PARAMETER_BEATS_DOWN : 0);
+}
+
+// results: LANES outputs of an item at a time, after the last tile of its expert; the job is passed on then.
+template <class Block>
+void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::stream<typename types<Block>::chunk_t>& hidden,
+                  hls::stream<beat_t>& beats, hls::stream<job_t>& jobs_on, hls::stream<item_t>& items_on,
+                  hls::stream<typename types<Block>::results_t>& results) {
+    typedef sizes<Block> S;
+    typedef typename types<Block>::weights_t weights_t;
+    typedef lanes_t<Block::SUM_BITS_DOWN, Block::LANES> partial_t;
+    partial_t partial[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
+#pragma HLS AGGREGATE variable=partial compact=bit
+    weights_t weights[2][S::BANKS_DOWN][S::TILE_CHUNKS * S::WIDTH_CHUNKS];
+#pragma HLS AGGREGATE variable=weights compact=bit
+#pragma HLS ARRAY_PARTITION variable=weights complete dim=1
+#pragma HLS ARRAY_PARTITION variable=weights complete dim=2
+    ap_uint<48> parameters[2][S::PARAMETER_BEATS_DOWN * PARAMETERS_PER_BEAT];
+#pragma HLS ARRAY_PARTITION variable=parameters complete dim=1
+#pragma HLS ARRAY_PARTITION variable=parameters cyclic factor=Block::LANES dim=2
+    typename types<Block>::chunk_t units[S::TILE_CHUNKS];
+#pragma HLS ARRAY_PARTITION variable=units complete
+    ap_int<Block::SUM_BITS_DOWN> sums[Block::LANES];
+#pragma HLS ARRAY_PARTITION variable=sums complete
+    bool current = false;
+    job_t job = jobs.read();
+    const int first_beats = beats_down<Block>(job);
+down_first_tile:
+    for (int i = 0; i < first_beats; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::WEIGHT_BEATS_DOWN max=S::WEIGHT_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
+#pragma HLS PIPELINE II=1
+        store_down<Block>(i, beats.read(), weights[0], parameters[0]);
+    }
+    if (job.end) jobs_on.write(job);
+down_jobs:
+    while (!job.end) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*S::TILES
+        if (job.last) jobs_on.write(job);
+        const job_t next = jobs.read();
+        const int wanted = beats_down<Block>(next);
+        int arrived = 0;
+    down_items:
+        for (int i = 0; i < int(job.count); i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        down_outputs:
+            for (int d = 0; d < S::WIDTH_CHUNKS; d++) {
+            down_units:
+                for (int unit = 0; unit < S::TILE_CHUNKS; unit++) {
+#pragma HLS PIPELINE II=1
+// A job visits every partial sum once, so none is read after it was written in this nest.
+#pragma HLS DEPENDENCE variable=partial type=inter dependent=false
+// The tile that arrives is in other memories than the one that is computed with.
+#pragma HLS DEPENDENCE variable=weights type=inter dependent=false
+// The same holds for their parameters.
+#pragma HLS DEPENDENCE variable=parameters type=inter dependent=false
+                    if (arrived < wanted && !beats.empty()) {
+                        store_down<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
+                        arrived++;
+                    }
+                    if (d == 0) units[unit] = hidden.read();
+                    if (d == 0 && unit == 0) {
+                        const item_t item = items.read();
+                        if (job.last) items_on.write(item);
+                    }
+                    weights_t step[S::BANKS_DOWN];
+#pragma HLS ARRAY_PARTITION variable=step complete
+                    for (int b = 0; b < S::BANKS_DOWN; b++) {
+#pragma HLS UNROLL
+                        step[b] = weights[current][b][d * S::TILE_CHUNKS + unit];
+                    }
+                    if (unit == 0) {
+                        const partial_t before = partial[i * S::WIDTH_CHUNKS + d];
+                        for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+                            sums[o] = job.first ? ap_int<Block::SUM_BITS_DOWN>(0) : before.lane[o];
+                        }
+                    }
+                    multiply_array<Block, Block::LANES, Block::SUM_BITS_DOWN>(units[unit], step, sums);
+                    if (unit == S::TILE_CHUNKS - 1) {
+                        partial_t after;
+                        typename types<Block>::results_t result;
+                        for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+                            const parameter_t parameter = parameter_of(parameters[current][d * Block::LANES + o]);
+                            const ap_int<Block::SUM_BITS_DOWN> biased = sums[o] + parameter.bias;
+                            after.lane[o] = sums[o];
+                            result.lane[o] = requantize<16, Block::SHIFT_DOWN, Block::SUM_BITS_DOWN>(biased, parameter.multiplier);
+                        }
+                        if (job.last) results.write(result);
+                        else partial[i * S::WIDTH_CHUNKS + d] = after;
+                    }
+                }
+            }
+        }
+    down_rest_of_tile:
+        for (; arrived < wanted; arrived++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=S::WEIGHT_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
+#pragma HLS PIPELINE II=1
+            store_down<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
+        }
+        if (next.end) jobs_on.write(next);
+        job = next;
+        current = !current;
+    }
+}
+
+}  // namespace moec
+#endif

@@ -1,0 +1,141 @@
+// Process: the first product and the activation, hidden tile by hidden tile.
+#ifndef MOEC_PRODUCT_UP_H
+#define MOEC_PRODUCT_UP_H
+#include "moec_weights.h"
+
+namespace moec {
+
+// The hidden unit of one channel, or of two neighbours where gated: activation(gate) * (up + UP_OFFSET).
+template <class Block>
+inline ap_int<8> activate(int lane, const ap_int<Block::SUM_BITS_UP> sums[sizes<Block>::PROJECTIONS],
+                          const ap_uint<48> parameters[sizes<Block>::PROJECTIONS]) {
+#pragma HLS INLINE
+    typedef ap_int<Block::SUM_BITS_UP> sum_t;
+    const ap_int<8> first = requantize<8, Block::SHIFT_UP, Block::SUM_BITS_UP>(sums[0], parameter_of(parameters[0]).multiplier);
+    const ap_int<16> activated = Block::activation_table(lane, first);
+    if (!Block::GATED) return ap_int<8>(activated);
+    const int last = sizes<Block>::PROJECTIONS - 1;
+    ap_int<8> up = requantize<8, Block::SHIFT_UP, Block::SUM_BITS_UP>(sums[last], parameter_of(parameters[last]).multiplier);
+    if (up > Block::UP_LIMIT) up = Block::UP_LIMIT;
+    if (up < -Block::UP_LIMIT) up = -Block::UP_LIMIT;
+    const ap_int<27> product = activated * ap_int<11>(up + ap_int<10>(Block::UP_OFFSET));
+    return requantize<8, Block::HIDDEN_SHIFT, 27>(product, ap_uint<16>(Block::HIDDEN_MULTIPLIER));
+}
+
+// Beat i of what is loaded for a tile: parameters, then weights.
+template <class Block>
+inline void store_up(int beat, const beat_t& data,
+                     typename types<Block>::weights_t weights[sizes<Block>::BANKS_UP][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
+                     ap_uint<48> parameters[sizes<Block>::PARAMETER_BEATS_UP * PARAMETERS_PER_BEAT]) {
+#pragma HLS INLINE
+    typedef sizes<Block> S;
+    if (beat < S::PARAMETER_BEATS_UP) store_parameters<S::CHANNELS_UP>(beat, data, parameters);
+    else store_weights<Block, S::BANKS_UP, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat - S::PARAMETER_BEATS_UP, data, weights);
+}
+
+// Holds the tokens of the call, and two tiles of weights: one is computed with while the next one arrives. Jobs and items
+// are passed on, each as soon as it is known. hidden: LANES units of the current item at a time.
+template <class Block>
+void product_up(int tokens, hls::stream<typename types<Block>::chunk_t>& inputs, hls::stream<job_t>& jobs,
+                hls::stream<item_t>& items, hls::stream<beat_t>& beats, hls::stream<job_t>& jobs_on,
+                hls::stream<item_t>& items_on, hls::stream<typename types<Block>::chunk_t>& hidden) {
+    typedef sizes<Block> S;
+    typedef typename types<Block>::chunk_t chunk_t;
+    typedef typename types<Block>::weights_t weights_t;
+    chunk_t rows[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
+#pragma HLS AGGREGATE variable=rows compact=bit
+#pragma HLS BIND_STORAGE variable=rows type=ram_2p impl=bram
+    weights_t weights[2][S::BANKS_UP][S::TILE_CHUNKS * S::WIDTH_CHUNKS];
+#pragma HLS AGGREGATE variable=weights compact=bit
+#pragma HLS ARRAY_PARTITION variable=weights complete dim=1
+#pragma HLS ARRAY_PARTITION variable=weights complete dim=2
+    ap_uint<48> parameters[2][S::PARAMETER_BEATS_UP * PARAMETERS_PER_BEAT];
+#pragma HLS ARRAY_PARTITION variable=parameters complete dim=1
+#pragma HLS ARRAY_PARTITION variable=parameters cyclic factor=S::ROWS_UP dim=2
+    ap_int<Block::SUM_BITS_UP> sums[S::ROWS_UP];
+#pragma HLS ARRAY_PARTITION variable=sums complete
+    const int TILE_BEATS = S::PARAMETER_BEATS_UP + S::WEIGHT_BEATS_UP;
+up_read_tokens:
+    for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
+#pragma HLS PIPELINE II=1
+        rows[i] = inputs.read();
+    }
+    bool current = false;
+    job_t job = jobs.read();
+    jobs_on.write(job);
+    if (!job.end) {
+    up_first_tile:
+        for (int i = 0; i < TILE_BEATS; i++) {
+#pragma HLS PIPELINE II=1
+            store_up<Block>(i, beats.read(), weights[0], parameters[0]);
+        }
+    }
+up_jobs:
+    while (!job.end) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*S::TILES
+        const job_t next = jobs.read();
+        jobs_on.write(next);
+        const int wanted = next.end ? 0 : TILE_BEATS;
+        int arrived = 0;
+        item_t item;
+        item.token = 0;
+    up_items:
+        for (int i = 0; i < int(job.count); i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        up_units:
+            for (int unit = 0; unit < S::TILE_CHUNKS; unit++) {
+            up_inputs:
+                for (int d = 0; d < S::WIDTH_CHUNKS; d++) {
+#pragma HLS PIPELINE II=1
+// The tile that arrives is in other memories than the one that is computed with.
+#pragma HLS DEPENDENCE variable=weights type=inter dependent=false
+// The same holds for their parameters.
+#pragma HLS DEPENDENCE variable=parameters type=inter dependent=false
+                    if (arrived < wanted && !beats.empty()) {
+                        store_up<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
+                        arrived++;
+                    }
+                    if (unit == 0 && d == 0) {
+                        item = items.read();
+                        items_on.write(item);
+                    }
+                    const int channel = unit * S::ROWS_UP;
+                    weights_t step[S::BANKS_UP];
+#pragma HLS ARRAY_PARTITION variable=step complete
+                    for (int b = 0; b < S::BANKS_UP; b++) {
+#pragma HLS UNROLL
+                        step[b] = weights[current][b][unit * S::WIDTH_CHUNKS + d];
+                    }
+                    if (d == 0) {
+                        for (int r = 0; r < S::ROWS_UP; r++) {
+#pragma HLS UNROLL
+                            sums[r] = parameter_of(parameters[current][channel + r]).bias;
+                        }
+                    }
+                    multiply_array<Block, S::ROWS_UP, Block::SUM_BITS_UP>(rows[int(item.token) * S::WIDTH_CHUNKS + d], step, sums);
+                    if (d == S::WIDTH_CHUNKS - 1) {
+                        chunk_t units;
+                        for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+                            const int first = o * S::PROJECTIONS;
+                            units.lane[o] = activate<Block>(o, &sums[first], &parameters[current][channel + first]);
+                        }
+                        hidden.write(units);
+                    }
+                }
+            }
+        }
+    up_rest_of_tile:
+        for (; arrived < wanted; arrived++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=TILE_BEATS
+#pragma HLS PIPELINE II=1
+            store_up<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
+        }
+        job = next;
+        current = !current;
+    }
+}
+
+}  // namespace moec
+#endif

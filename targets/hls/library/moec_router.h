@@ -1,0 +1,77 @@
+// Process: the logits of all experts, one token after the other.
+#ifndef MOEC_ROUTER_H
+#define MOEC_ROUTER_H
+#include "moec_arithmetic.h"
+
+namespace moec {
+
+// memory: int16 weights[EXPERTS][WIDTH], from a new beat on int32 biases[EXPERTS]. ROUTER_LANES inputs are multiplied
+// with the weights of all experts in each cycle.
+template <class Block>
+void router(const beat_t* memory, int tokens, hls::stream<typename types<Block>::chunk_t>& inputs,
+            hls::stream<typename types<Block>::logits_t>& logits) {
+    typedef typename types<Block>::logit_t logit_t;
+    const int PER_BEAT = BEAT_BITS / 16;
+    const int WEIGHT_BEATS = blocks_of(Block::EXPERTS * Block::WIDTH, PER_BEAT);
+    ap_int<16> weights[Block::EXPERTS][Block::WIDTH];
+#pragma HLS ARRAY_PARTITION variable=weights complete dim=1
+#pragma HLS ARRAY_PARTITION variable=weights cyclic factor=Block::ROUTER_LANES dim=2
+    ap_int<32> biases[Block::EXPERTS];
+#pragma HLS ARRAY_PARTITION variable=biases complete
+    beat_t beat = 0;
+    ap_uint<16> column = 0;
+    ap_uint<8> row = 0;
+axi_read_router:
+    for (int i = 0; i < Block::EXPERTS * Block::WIDTH; i++) {
+#pragma HLS PIPELINE II=1
+        if (i % PER_BEAT == 0) beat = memory[i / PER_BEAT];
+        weights[row][column] = unpack<16, 1>(beat).lane[0];
+        beat >>= 16;
+        const bool end_of_row = column == Block::WIDTH - 1;
+        column = end_of_row ? ap_uint<16>(0) : ap_uint<16>(column + 1);
+        if (end_of_row) row++;
+    }
+axi_read_biases:
+    for (int e = 0; e < Block::EXPERTS; e++) {
+#pragma HLS PIPELINE II=1
+        if (e % (PER_BEAT / 2) == 0) beat = memory[WEIGHT_BEATS + e / (PER_BEAT / 2)];
+        biases[e] = unpack<32, 1>(beat).lane[0];
+        beat >>= 32;
+    }
+    logit_t sums[Block::EXPERTS];
+#pragma HLS ARRAY_PARTITION variable=sums complete
+    typename types<Block>::chunk_t chunk;
+router_tokens:
+    for (int t = 0; t < tokens; t++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+    router_inputs:
+        for (int d = 0; d < Block::WIDTH; d += Block::ROUTER_LANES) {
+#pragma HLS PIPELINE II=1
+            if (d % Block::LANES == 0) chunk = inputs.read();
+            for (int e = 0; e < Block::EXPERTS; e++) {
+#pragma HLS UNROLL
+                logit_t sum = d == 0 ? logit_t(biases[e]) : sums[e];
+                for (int r = 0; r < Block::ROUTER_LANES; r++) {
+#pragma HLS UNROLL
+                    sum += chunk.lane[r] * weights[e][d + r];
+                }
+                sums[e] = sum;
+            }
+            for (int i = 0; i + Block::ROUTER_LANES < Block::LANES; i++) {
+#pragma HLS UNROLL
+                chunk.lane[i] = chunk.lane[i + Block::ROUTER_LANES];
+            }
+            if (d == Block::WIDTH - Block::ROUTER_LANES) {
+                typename types<Block>::logits_t result;
+                for (int e = 0; e < Block::EXPERTS; e++) {
+#pragma HLS UNROLL
+                    result.of[e] = sums[e];
+                }
+                logits.write(result);
+            }
+        }
+    }
+}
+
+}  // namespace moec
+#endif

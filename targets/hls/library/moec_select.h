@@ -1,0 +1,141 @@
+// Process: of each token, the experts that it goes to and how they are weighed.
+#ifndef MOEC_SELECT_H
+#define MOEC_SELECT_H
+#include "moec_types.h"
+
+namespace moec {
+
+// 2^-x for x = exponent / 1024, from a table of the fraction: 2^17 stands for 1.
+template <class Block> inline ap_uint<18> power_of_half(int lane, const ap_uint<15>& exponent) {
+#pragma HLS INLINE
+    return Block::power_table(lane, exponent.range(9, 0)) >> ap_uint<5>(exponent.range(14, 10));
+}
+
+// What a softmax weighs an expert with, by how far its logit is below the largest.
+template <class Block>
+inline ap_uint<18> softmax_term(int lane, const ap_uint<Block::LOGIT_BITS + 1>& below) {
+#pragma HLS INLINE
+    const ap_uint<Block::LOGIT_BITS + 17> exponent = (below * ap_uint<16>(Block::SCORE_MULTIPLIER)) >> Block::SCORE_SHIFT;
+    return power_of_half<Block>(lane, exponent > 32767 ? ap_uint<15>(32767) : ap_uint<15>(exponent));
+}
+
+// The sigmoid of a logit, from a table of its magnitude: 2^17 stands for 1. Never 0, so that a sum of them is not.
+template <class Block> inline ap_uint<18> sigmoid_of(int lane, const ap_int<Block::LOGIT_BITS>& logit) {
+#pragma HLS INLINE
+    const ap_uint<Block::LOGIT_BITS> size = logit < 0 ? ap_uint<Block::LOGIT_BITS>(-logit) : ap_uint<Block::LOGIT_BITS>(logit);
+    const ap_uint<Block::LOGIT_BITS + 16> place = (size * ap_uint<16>(Block::SCORE_MULTIPLIER)) >> Block::SCORE_SHIFT;
+    const ap_uint<18> upper = Block::sigmoid_table(lane, place > 2047 ? ap_uint<11>(2047) : ap_uint<11>(place));
+    return logit < 0 ? ap_uint<18>((1 << 17) - upper) : upper;
+}
+
+template <class Block> struct candidate_t {
+    ap_int<sizes<Block>::CHOICE_BITS> choice;  // what experts are chosen by
+    ap_int<Block::LOGIT_BITS> logit;
+    ap_uint<8> expert;
+};
+
+// How a logit weighs, given the largest one; and by what an expert is chosen.
+template <class Block, scoring_t SCORING> struct score;
+
+template <class Block> struct score<Block, SOFTMAX> {
+    typedef ap_int<Block::LOGIT_BITS> logit_t;
+    static ap_uint<18> term(int lane, const logit_t& logit, const logit_t& largest) {
+#pragma HLS INLINE
+        return softmax_term<Block>(lane, ap_uint<Block::LOGIT_BITS + 1>(largest - logit));
+    }
+    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int) {
+#pragma HLS INLINE
+        return logit;
+    }
+};
+
+template <class Block> struct score<Block, SIGMOID> {
+    typedef ap_int<Block::LOGIT_BITS> logit_t;
+    static ap_uint<18> term(int lane, const logit_t& logit, const logit_t&) {
+#pragma HLS INLINE
+        return sigmoid_of<Block>(lane, logit);
+    }
+    // The sigmoid keeps the order of logits, so without a bias it need not be computed.
+    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int expert) {
+#pragma HLS INLINE
+        if (!Block::BIASED_CHOICE) return logit;
+        return ap_int<20>(sigmoid_of<Block>(Block::SLOTS, logit)) + Block::choice_bias(expert);
+    }
+};
+
+// A chain of registers sorted from large to small; of equals the one that came first stays in front.
+template <class Block> inline void insert(candidate_t<Block> best[Block::SLOTS], const candidate_t<Block>& given) {
+#pragma HLS INLINE
+    for (int j = Block::SLOTS - 1; j >= 0; j--) {
+#pragma HLS UNROLL
+        const bool before_previous = j > 0 && given.choice > best[j > 0 ? j - 1 : 0].choice;
+        if (before_previous) best[j] = best[j > 0 ? j - 1 : 0];
+        else if (given.choice > best[j].choice) best[j] = given;
+    }
+}
+
+template <class Block>
+inline typename types<Block>::route_t weigh(const candidate_t<Block> best[Block::SLOTS], const ap_uint<26>& sum_of_all) {
+#pragma HLS INLINE
+    ap_uint<18> terms[Block::SLOTS];
+#pragma HLS ARRAY_PARTITION variable=terms complete
+    ap_uint<26> sum = 0;
+    for (int j = 0; j < Block::SLOTS; j++) {
+#pragma HLS UNROLL
+        terms[j] = score<Block, Block::SCORING>::term(j, best[j].logit, best[0].logit);
+        sum += terms[j];
+    }
+    if (!Block::NORMALIZED) sum = Block::SCORING == SIGMOID ? ap_uint<26>(1 << 17) : sum_of_all;
+    const ap_uint<34> reciprocal = (ap_uint<34>(1) << 33) / sum;
+    typename types<Block>::route_t route;
+    for (int j = 0; j < Block::SLOTS; j++) {
+#pragma HLS UNROLL
+        route.expert[j] = best[j].expert;
+        route.gate[j] = ap_uint<17>((terms[j] * reciprocal) >> 17);
+    }
+    return route;
+}
+
+template <class Block>
+void select(int tokens, hls::stream<typename types<Block>::logits_t>& logits,
+            hls::stream<typename types<Block>::route_t>& routes) {
+    typedef candidate_t<Block> candidate;
+    const bool SUMS_ALL = Block::SCORING == SOFTMAX && !Block::NORMALIZED;
+    const int STEPS = (SUMS_ALL ? 2 : 1) * Block::EXPERTS;
+    typename types<Block>::logits_t given;
+#pragma HLS ARRAY_PARTITION variable=given.of complete
+    candidate best[Block::SLOTS];
+#pragma HLS ARRAY_PARTITION variable=best complete
+    ap_uint<26> sum_of_all = 0;
+select_tokens:
+    for (int t = 0; t < tokens; t++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+    select_experts:
+        for (int i = 0; i < STEPS; i++) {
+#pragma HLS PIPELINE II=1
+            if (i == 0) {
+                given = logits.read();
+                for (int j = 0; j < Block::SLOTS; j++) {
+#pragma HLS UNROLL
+                    best[j].choice = ap_int<sizes<Block>::CHOICE_BITS>(1) << (sizes<Block>::CHOICE_BITS - 1);
+                    best[j].logit = 0;
+                    best[j].expert = 0;
+                }
+                sum_of_all = 0;
+            }
+            if (i < Block::EXPERTS) {
+                candidate one;
+                one.expert = i;
+                one.logit = given.of[i];
+                one.choice = score<Block, Block::SCORING>::choice(one.logit, i);
+                insert<Block>(best, one);
+            } else {
+                sum_of_all += score<Block, Block::SCORING>::term(Block::SLOTS, given.of[i - Block::EXPERTS], best[0].logit);
+            }
+            if (i == STEPS - 1) routes.write(weigh<Block>(best, sum_of_all));
+        }
+    }
+}
+
+}  // namespace moec
+#endif

@@ -1,0 +1,90 @@
+// Types that travel between the processes of a MoE block, and the sizes that follow from its configuration.
+//
+// A configuration is a struct of constants, generated for one layer; every process is a template over it. Widths of sums
+// come from there too: the generator derives them from the weights, and asserts below check what hardware demands.
+#ifndef MOEC_TYPES_H
+#define MOEC_TYPES_H
+#include <ap_int.h>
+#include <hls_stream.h>
+
+namespace moec {
+
+const int BEAT_BITS = 512;  // of one transfer on an AXI bus
+const int BEAT_BYTES = BEAT_BITS / 8;
+typedef ap_uint<BEAT_BITS> beat_t;
+
+// Bits that tell n things apart.
+constexpr int bits_for(long n) { return n <= 1 ? 0 : 1 + bits_for((n + 1) / 2); }
+constexpr int blocks_of(int items, int size) { return (items + size - 1) / size; }
+
+enum scoring_t { SOFTMAX, SIGMOID };
+
+// Signed numbers side by side, in one word of a channel or a memory.
+template <int BITS, int LANES> struct lanes_t { ap_int<BITS> lane[LANES]; };
+
+// One output channel's parameters as they lie in memory: 8 bytes, 8 channels per beat.
+const int PARAMETER_BITS = 64;
+const int PARAMETERS_PER_BEAT = BEAT_BITS / PARAMETER_BITS;
+struct parameter_t {
+    ap_int<32> bias;
+    ap_uint<16> multiplier;
+};
+
+// Work that travels through the pipeline: one hidden tile of one expert.
+struct job_t {
+    ap_uint<8> expert;
+    ap_uint<16> tile;
+    ap_uint<16> count;  // tokens of this expert
+    bool first, last;   // of the expert's tiles
+    bool end;           // no job: there is no more work
+};
+
+// One token of the current job.
+struct item_t {
+    ap_uint<16> token;
+    ap_uint<17> gate;  // 65536 stands for 1
+};
+
+template <class Block> struct sizes {
+    static const int LANES = Block::LANES;
+    static const int PROJECTIONS = Block::GATED ? 2 : 1;                 // rows of the first matrix per hidden unit
+    static const int ROWS_UP = PROJECTIONS * LANES;                      // of the first array
+    static const int WIDTH_CHUNKS = Block::WIDTH / LANES;                // steps through a token
+    static const int TILE_CHUNKS = Block::HIDDEN_TILE / LANES;           // steps through the hidden units of a tile
+    static const int TILES = Block::HIDDEN / Block::HIDDEN_TILE;         // of an expert
+    static const int ROWS_PER_BEAT = BEAT_BITS / (LANES * Block::WEIGHT_BITS);  // of the weights that one step takes
+    static const int BANKS_UP = ROWS_UP / ROWS_PER_BEAT;                 // memories, one beat wide, that feed an array
+    static const int BANKS_DOWN = LANES / ROWS_PER_BEAT;
+    static const int WEIGHT_BEATS_UP = BANKS_UP * TILE_CHUNKS * WIDTH_CHUNKS;
+    static const int WEIGHT_BEATS_DOWN = BANKS_DOWN * TILE_CHUNKS * WIDTH_CHUNKS;
+    static const int CHANNELS_UP = PROJECTIONS * Block::HIDDEN_TILE;     // of a tile
+    static const int PARAMETER_BEATS_UP = blocks_of(CHANNELS_UP, PARAMETERS_PER_BEAT);
+    static const int PARAMETER_BEATS_DOWN = blocks_of(Block::WIDTH, PARAMETERS_PER_BEAT);
+    static const int ALL_EXPERTS = Block::EXPERTS + Block::SHARED;
+    static const int CHOICE_BITS = Block::LOGIT_BITS > 34 ? Block::LOGIT_BITS : 34;  // of what experts are chosen by
+    static const int COMBINED_BITS = 16 + 17 + bits_for(Block::SLOTS + Block::SHARED);
+
+    static_assert(LANES % 4 == 0, "four products are summed in one word");
+    static_assert(LANES * 16 <= BEAT_BITS, "a chunk of results must fit into a beat");
+    static_assert(BANKS_DOWN >= 1 && LANES % ROWS_PER_BEAT == 0, "the weights of a step must be whole beats");
+    static_assert(Block::WIDTH % LANES == 0, "tokens are padded to whole chunks");
+    static_assert(Block::HIDDEN % Block::HIDDEN_TILE == 0 && Block::HIDDEN_TILE % LANES == 0, "so are hidden units");
+    static_assert(LANES % Block::ROUTER_LANES == 0, "the router takes chunks apart");
+    static_assert(Block::SUM_BITS_UP <= 27 && Block::SUM_BITS_DOWN <= 27, "wider sums need two multipliers each");
+    static_assert(Block::WEIGHT_BITS == 8 || Block::WEIGHT_BITS == 4, "weights are int8 or int4");
+};
+
+template <class Block> struct types {
+    typedef lanes_t<8, Block::LANES> chunk_t;                                         // inputs of one step
+    typedef lanes_t<16, Block::LANES> results_t;
+    typedef lanes_t<Block::WEIGHT_BITS, BEAT_BITS / Block::WEIGHT_BITS> weights_t;    // one beat
+    typedef ap_int<Block::LOGIT_BITS> logit_t;
+    struct logits_t { logit_t of[Block::EXPERTS]; };
+    struct route_t {
+        ap_uint<8> expert[Block::SLOTS];
+        ap_uint<17> gate[Block::SLOTS];
+    };
+};
+
+}  // namespace moec
+#endif

@@ -1,0 +1,58 @@
+// Processes: weights come in from memory, tile by tile. And how tiles lie in the memories that feed the arrays.
+#ifndef MOEC_WEIGHTS_H
+#define MOEC_WEIGHTS_H
+#include "moec_arithmetic.h"
+
+namespace moec {
+
+// Weights are packed in the order in which they are used, so a job is one contiguous burst. Each matrix has a loader and
+// an AXI master of its own: one loader that served both in order would deadlock. (The second product waits for hidden
+// units, so the first product waits for its next weights, which wait behind weights that the second does not take.)
+template <class Block, int TILE_BEATS, int EXPERT_BEATS>
+inline void load_tiles(const beat_t* memory, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
+#pragma HLS INLINE
+load_jobs:
+    while (true) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=sizes<Block>::ALL_EXPERTS*sizes<Block>::TILES+1
+        const job_t job = jobs.read();
+        if (job.end) break;
+        const int first = int(job.expert) * (sizes<Block>::TILES * TILE_BEATS + EXPERT_BEATS) + int(job.tile) * TILE_BEATS;
+        const int count = TILE_BEATS + (job.last ? EXPERT_BEATS : 0);
+    axi_read_weights:
+        for (int i = 0; i < count; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=TILE_BEATS max=TILE_BEATS+EXPERT_BEATS
+#pragma HLS PIPELINE II=1
+            beats.write(memory[first + i]);
+        }
+    }
+}
+
+// memory, tile by tile: the parameters of its channels, then its weights.
+template <class Block> void load_up(const beat_t* memory, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
+    load_tiles<Block, sizes<Block>::PARAMETER_BEATS_UP + sizes<Block>::WEIGHT_BEATS_UP, 0>(memory, jobs, beats);
+}
+
+// memory, expert by expert: the weights of all tiles, then the parameters of the results.
+template <class Block> void load_down(const beat_t* memory, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
+    load_tiles<Block, sizes<Block>::WEIGHT_BEATS_DOWN, sizes<Block>::PARAMETER_BEATS_DOWN>(memory, jobs, beats);
+}
+
+// Parameters go to as many memories as a beat holds.
+template <int CHANNELS>
+inline void store_parameters(int beat, const beat_t& data, ap_uint<48> parameters[blocks_of(CHANNELS, 8) * 8]) {
+#pragma HLS INLINE
+    for (int i = 0; i < PARAMETERS_PER_BEAT; i++) {
+#pragma HLS UNROLL
+        parameters[beat * PARAMETERS_PER_BEAT + i] = data.range(PARAMETER_BITS * i + 47, PARAMETER_BITS * i);
+    }
+}
+
+// Beat i of a tile's weights goes to memory i % BANKS, so only whole words are ever written.
+template <class Block, int BANKS, int DEPTH>
+inline void store_weights(int beat, const beat_t& data, typename types<Block>::weights_t weights[BANKS][DEPTH]) {
+#pragma HLS INLINE
+    weights[beat % BANKS][beat / BANKS] = unpack<Block::WEIGHT_BITS, BEAT_BITS / Block::WEIGHT_BITS>(data);
+}
+
+}  // namespace moec
+#endif

@@ -1,0 +1,122 @@
+"""The files of a generated project: sources, testbench with vectors, packed weights, build files.
+
+| path | contents |
+|---|---|
+| ``src/moe_block.cpp``, ``src/block_*.h`` | generated: the top function, the layer's constants and tables |
+| ``src/moec/`` | the header library of processes, the same for all layers |
+| ``src/testbench.cpp``, ``data/`` | test vectors: packed tokens and weights, and what must come out |
+| ``sim/hls_stream.h`` | a model of the vendor's streams, for C simulation with any compiler |
+| ``Makefile``, ``hls_config.cfg``, ``run_hls.tcl`` | C simulation anywhere; synthesis where Vitis is |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from moec.targets.hls import packing, reference
+from moec.targets.hls.design import BEAT_BYTES, Design
+from moec.targets.hls.quantize import QuantizedBlock, power_table, sigmoid_table
+
+Array = np.ndarray[Any, Any]
+
+TOP = "moe_block"
+_TEMPLATES = {
+    "block_config.h.j2": "src/block_config.h",
+    "block_tables.h.j2": "src/block_tables.h",
+    "moe_block.cpp.j2": "src/moe_block.cpp",
+    "testbench.cpp.j2": "src/testbench.cpp",
+    "hls_config.cfg.j2": "hls_config.cfg",
+    "run_hls.tcl.j2": "run_hls.tcl",
+    "Makefile.j2": "Makefile",
+}
+_NUMBERS_PER_LINE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What people read: the block's name, its routing and experts in words, the device and clock (MHz) it is for."""
+
+    name: str
+    routing: str
+    experts: str
+    device: str
+    clock: float
+
+
+def project_files(
+    design: Design, block: QuantizedBlock, vectors: Array, description: Description
+) -> dict[str, bytes]:
+    """Contents by path. ``vectors``: int8 tokens [T, d] that the testbench runs."""
+    data = vector_files(design, block, vectors)
+    context = _context(design, block, description, data)
+    files = {path: _environment().get_template(name).render(context).encode() for name, path in _TEMPLATES.items()}
+    return {**files, **library_files(), **{f"data/{name}": content for name, content in data.items()}}
+
+
+def library_files() -> dict[str, bytes]:
+    """The static part of every project."""
+    root = importlib.resources.files(__package__)
+    headers = {f"src/moec/{one.name}": one.read_bytes() for one in _headers(root / "library")}
+    return {**headers, "sim/hls_stream.h": (root / "simulation" / "functional" / "hls_stream.h").read_bytes()}
+
+
+def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[str, bytes]:
+    """Weights, tokens, and what the integer reference makes of them."""
+    expected = reference.run(block, vectors)
+    loads = np.append(expected.loads, len(vectors)).astype("<i4")
+    return {
+        "tokens.bin": packing.pack_tokens(design, vectors),
+        "router.bin": packing.pack_router(design, block),
+        "up.bin": packing.pack_up(design, block),
+        "down.bin": packing.pack_down(design, block),
+        "outputs.bin": packing.pack_output(design, expected.output),
+        "loads.bin": loads.tobytes(),
+    }
+
+
+def _context(design: Design, block: QuantizedBlock, description: Description, data: dict[str, bytes]) -> dict[str, Any]:
+    most_beats = -(-design.shape.tokens * design.width // BEAT_BYTES)
+    depth = {name: max(1, len(data[f"{name}.bin"]) // BEAT_BYTES) for name in ("router", "up", "down")}
+    choice_biases = np.zeros(block.shape.experts, np.int64) if block.choice_bias is None else block.choice_bias
+    return {
+        **dataclasses.asdict(description),
+        "top": TOP,
+        "design": design,
+        "shape": design.shape,
+        "fifos": design.fifos,
+        "quantized": block,
+        "depth": {**depth, "tokens_in": most_beats, "tokens_out": 2 * most_beats},
+        "data": "data",
+        "activation_copies": -(-design.lanes_out // 2),
+        "score_copies": -(-(design.shape.slots + 1) // 2),
+        "powers": power_table(),
+        "sigmoids": sigmoid_table(),
+        "choice_biases": choice_biases,
+        "listed": _listed,
+        "repeated": lambda macro, count: ", ".join([macro] * count),
+    }
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """Comma-separated, continued over lines of a macro."""
+    texts = [str(int(number)) for number in numbers]
+    lines = [", ".join(texts[at : at + _NUMBERS_PER_LINE]) for at in range(0, len(texts), _NUMBERS_PER_LINE)]
+    return ", \\\n    ".join(lines)
+
+
+def _headers(folder: Any) -> list[Any]:
+    return sorted((one for one in folder.iterdir() if one.name.endswith(".h")), key=lambda one: one.name)
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    loader = jinja2.PackageLoader(__package__, "templates")
+    return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

@@ -15,6 +15,7 @@ from moec.passes.cast_weights import CastWeights
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.machine import Machine
 
+from ...products import sampled
 from ..node_models import node_model
 from .kernel_runner import machines
 from .one_node import compile_model
@@ -98,15 +99,17 @@ def test_formats_agree_with_the_interpreter(passes):
     check(passes, "swiglu", 128, 192, "native")
 
 
-@pytest.mark.parametrize("passes", ["bfloat16", "int8", "int4 in groups of 32", "mxfp4", "int4 and int8"])
-@pytest.mark.parametrize("spec", ["separate", "relu", "sizes"])
+LAYOUTS = sampled(["bfloat16", "int8", "int4 in groups of 32", "mxfp4", "int4 and int8"], ["separate", "relu", "sizes"], 2)
+ON_MACHINES = sampled(machines(), ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4"], 3)
+
+
+@pytest.mark.parametrize("passes, spec", LAYOUTS)
 def test_layouts_and_sizes_per_expert(passes, spec):
     check(passes, spec, 100, 70, "native")
 
 
-@pytest.mark.parametrize("machine", machines())
-@pytest.mark.parametrize("passes", ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4"])
-def test_formats_on_every_machine(passes, machine):
+@pytest.mark.parametrize("machine, passes", ON_MACHINES)
+def test_formats_on_every_machine(machine, passes):
     check(passes, "swiglu", 64, 66, machine)
 
 

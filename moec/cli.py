@@ -56,6 +56,7 @@ class Form(str, enum.Enum):
     PTX = "ptx"
     SASS = "sass"
     RESOURCES = "resources"
+    STANDALONE = "standalone"
 
 
 class PageKind(str, enum.Enum):
@@ -69,13 +70,14 @@ class PageKind(str, enum.Enum):
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
-Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cuda, cuda:sm_90a, ...")]
+Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cuda, cuda:sm_80+sm_90a, ...")]
 Experts = Annotated[str | None, typer.Option(help="Round experts' weights to bf16, fp16, int8, int4 or mxfp4.")]
 Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
 PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped or copied into huge pages.")]
 Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor; needs g++.")]
+Architecture = Annotated[str | None, typer.Option(help="Of the program, where ART has several: sm_80, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -142,11 +144,13 @@ def run(
     threads: Threads = None,
     pages: PagesOption = PageKind.MAPPED,
     emulate: Emulate = False,
+    architecture: Architecture = None,
 ) -> None:
     """Run an artifact on the inputs in a file."""
     from moec import archive
 
-    compiled = moec.load(artifact, threads=threads, pages=pages.value, emulate=emulate)
+    options: dict[str, Any] = {"emulate": emulate, "architecture": architecture}
+    compiled = moec.load(artifact, threads=threads, pages=pages.value, **options)
     archive.write_arrays(outputs, compiled.run(archive.read_arrays(inputs, compiled.inputs)))
 
 
@@ -157,6 +161,7 @@ def verify(
     inputs: Inputs = None,
     tolerance: Annotated[float | None, typer.Option(min=0, help="Default: by the model's narrowest float.")] = None,
     emulate: Emulate = False,
+    architecture: Architecture = None,
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with onnxruntime on the original model. Exit code 1 when an output differs."""
@@ -165,7 +170,7 @@ def verify(
     from moec.verify import verify as verify_model
 
     with _progress() as progress:
-        compiled = _compiled(model, artifact, emulate, progress)
+        compiled = _compiled(model, artifact, emulate, architecture, progress)
         progress("comparing with onnxruntime")
         arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
         verification = verify_model(model, compiled, arrays, tolerance)
@@ -185,17 +190,26 @@ def inspect(
     as_json: Json = False,
     kernel: Annotated[str | None, typer.Option(help="Show this kernel's source instead.")] = None,
     emit: Annotated[Form, typer.Option(help="The form of that source.")] = Form.TIR,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where a standalone program goes.")
+    ] = None,
+    architecture: Architecture = None,
 ) -> None:
     """Show what is in an artifact: MoE blocks, kernels and why they were chosen, weights, passes, remarks."""
     from moec.inspect import tables
     from moec.runtime.artifact import open_artifact
     from moec.runtime.model import describe, find_kernel
 
+    if emit is Form.STANDALONE:
+        _write_standalone(artifact, kernel, output, architecture)
+        return
+    if output is not None:
+        raise MoecError("-o is for --emit standalone; other forms are printed")
     opened = open_artifact(artifact, check_weights=False)
     if kernel is not None:
-        print(find_kernel(opened, kernel).source(emit.value))
+        print(find_kernel(opened, kernel, architecture).source(emit.value))
         return
-    description = describe(opened)
+    description = describe(opened, architecture)
     _print(description, as_json, tables.artifact_tables(description))
 
 
@@ -277,11 +291,26 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(BAD_INPUT)
 
 
-def _compiled(model: Path, artifact: Path | None, emulate: bool, progress: Callable[[str], None]) -> moec.CompiledModel:
+def _write_standalone(artifact: Path, kernel: str | None, folder: Path | None, architecture: str | None) -> None:
+    from moec.runtime.artifact import open_artifact
+    from moec.targets.cuda.standalone import write_standalone
+
+    if kernel is None or folder is None:
+        raise MoecError("--emit standalone writes a program of one kernel; add --kernel K and -o DIR")
+    with _progress() as progress:
+        progress("running the model emulated")
+        write_standalone(open_artifact(artifact), kernel, folder, architecture)
+    print(f"{folder / kernel}.cu and {kernel}.numbers are written; the head of the first says how to run it")
+
+
+def _compiled(
+    model: Path, artifact: Path | None, emulate: bool, architecture: str | None, progress: Callable[[str], None]
+) -> moec.CompiledModel:
     """The artifact, or what the model compiles to."""
     if artifact is not None:
-        return moec.load(artifact, emulate=emulate)
-    return moec.compile(model, target="cuda" if emulate else "cpu", emulate=emulate, progress=progress)
+        return moec.load(artifact, emulate=emulate, architecture=architecture)
+    target = f"cuda:{architecture}" if architecture else "cuda" if emulate else "cpu"
+    return moec.compile(model, target=target, emulate=emulate, progress=progress)
 
 
 def _pipeline(level: Level | None, passes: str | None) -> str:
@@ -298,7 +327,7 @@ def _report_compilation(path: Path, verbose: bool) -> None:
     _print_remarks(remark for remark in manifest.remarks if verbose or remark["severity"] == "warning")
     if manifest.losses:
         _print(manifest.losses, False, [tables.losses_table(manifest.losses)])
-    print(tables.summary(manifest.moe_blocks, manifest.kernels, str(path)))
+    print(tables.summary(manifest.moe_blocks, [len(one.kernels) for one in manifest.programs], str(path)))
 
 
 def _print_remarks(remarks: Iterable[dict[str, Any]]) -> None:

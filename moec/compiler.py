@@ -110,7 +110,7 @@ def write(
     check_threads(threads)
     check_destination(path)
     report, announce = Report(), progress or _silent
-    pipeline_passes, chosen_target = pipeline.parse(with_formats(passes, experts, linears)), targets.get(target)
+    pipeline_passes, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes)
     limits, sizes = input_limits(graph), input_sizes(graph)
@@ -122,14 +122,14 @@ def write(
     announce(f"generating code for {target}")
     blocks = moe_blocks(graph)
     with _naming_file(model):
-        program = chosen_target.compile(graph)
-    for warning in program.warnings:
-        report.warn("generating code", program.target, warning)
+        programs = [one.compile(graph) for one in chosen]
+    for warning in dict.fromkeys(warning for program in programs for warning in program.warnings):
+        report.warn("generating code", target, warning)
     announce("writing the artifact")
     provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
     remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
     context = Context(moec.__version__, threads, blocks, limits, sizes, stages, remarks, losses, provenance)
-    write_artifact(path, program, context)
+    write_artifact(path, programs[0], context, *programs[1:])
 
 
 def optimize(

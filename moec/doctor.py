@@ -10,6 +10,7 @@ from typing import Any
 import moec
 from moec.errors import MoecError
 from moec.runtime import machine
+from moec.runtime.driver import open_driver
 
 PACKAGES = (
     "apache-tvm",
@@ -25,7 +26,8 @@ PACKAGES = (
     "transformers",
 )
 OPTIONAL_PACKAGES = frozenset({"torch", "transformers"})
-COMPILERS = ("cc", "c++", "clang", "nvcc", "vitis_hls", "v++")  # none is needed for the CPU target
+COMPILERS = ("cc", "c++", "clang", "vitis_hls", "v++")  # none is needed for the CPU target
+CUDA_TOOLS = ("nvcc", "cuobjdump")  # for code for GPUs, and for showing it
 VECTOR_FEATURES = (
     "avx2",
     "fma",
@@ -46,7 +48,9 @@ VECTOR_FEATURES = (
 
 
 def examine() -> dict[str, Any]:
-    """Versions, the CPU and its vector features, cores, compilers found, and problems that keep moec from working."""
+    """Versions, the CPU, cores, GPUs, compilers found, and problems that keep moec from working."""
+    from moec.targets.cuda.nvcc import find_tool
+
     versions = {name: _version(name) for name in PACKAGES}
     problems = [
         f"{name} is not installed"
@@ -60,6 +64,7 @@ def examine() -> dict[str, Any]:
     except (MoecError, ImportError) as error:
         problems.append(str(error))
     features = machine.cpu_features()
+    tools = {name: find_tool(name) for name in CUDA_TOOLS}
     return {
         "moec": moec.__version__,
         "python": platform.python_version(),
@@ -68,9 +73,27 @@ def examine() -> dict[str, Any]:
         "vector_features": [name for name in VECTOR_FEATURES if name in features],
         "cores": len(machine.available_cores()),
         "versions": versions,
-        "compilers": {name: shutil.which(name) for name in COMPILERS},
+        "compilers": {
+            **{name: shutil.which(name) for name in COMPILERS},
+            **{name: None if path is None else str(path) for name, path in tools.items()},
+        },
+        "gpu": examine_gpus(),
         "problems": problems,
     }
+
+
+def examine_gpus() -> dict[str, Any]:
+    """The version of CUDA that the driver supports, and each GPU; or in ``absent`` why there is none."""
+    try:
+        driver = open_driver()
+        gpus = [
+            {"name": one.name, "compute_capability": one.capability, "memory_gb": round(one.memory_bytes / 1e9, 1)}
+            for one in driver.gpus()
+        ]
+        version = ".".join(map(str, driver.version))
+    except MoecError as error:
+        return {"driver_cuda": None, "devices": [], "absent": str(error)}
+    return {"driver_cuda": version, "devices": gpus, "absent": None if gpus else "the driver finds no GPU"}
 
 
 def _version(package: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from moec.roofline import FLOAT32
+from moec.runtime.dtypes import dtype_of
 from moec.runtime.executor import Argument
 
 
@@ -34,6 +35,29 @@ def work_of(kernel: str, attributes: Mapping[str, Any], arguments: Sequence[Argu
     """``kernel``: which of the target's kernels it is; ``attributes``: what the artifact says about it."""
     count = _COUNTS.get(kernel)
     return Work(None, _bytes(arguments)) if count is None else count(attributes, arguments)
+
+
+_POWERS_OF_TWO = "float8_e8m0fnu"
+
+
+def intensity(attributes: Mapping[str, Any], rows: int) -> float | None:
+    """Operations per byte of memory of a product of ``rows`` rows and one matrix, where each of rows, matrix and
+    results moves once. ``attributes``: what the artifact says about the kernel; None where that is no such product."""
+    if not {"inner", "width", "dtype", "matrix_dtype", "out_dtype"} <= attributes.keys():
+        return None
+    inner, width = attributes["inner"], attributes["width"]
+    weights = inner * width * (2 if attributes.get("gated") else 1)
+    row_bytes = inner * dtype_of(attributes["dtype"]).itemsize + width * dtype_of(attributes["out_dtype"]).itemsize
+    return 2 * rows * weights / (rows * row_bytes + weights * _matrix_bits(attributes) / 8)
+
+
+def _matrix_bits(attributes: Mapping[str, Any]) -> float:
+    """Bits of one number of the matrix, its share of a scale included."""
+    stored = attributes.get("stored")
+    if not stored:
+        return 8 * dtype_of(attributes["matrix_dtype"]).itemsize
+    scale_bits = 8 if stored["scale"] == _POWERS_OF_TWO else 8 * dtype_of(stored["scale"]).itemsize
+    return (8 if stored["element"] == "int8" else 4) + scale_bits / (stored["group"] or attributes["inner"])
 
 
 def _bytes(arguments: Sequence[Argument]) -> int:

@@ -34,6 +34,50 @@ class Candidate:
     chosen: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class TensorMap:
+    """A description of a tensor for the copies of a GPU's accelerator. ``numbers``: what ``cuTensorMapEncodeTiled``
+    takes after the address, from the extents on."""
+
+    name: str
+    tensor: str
+    dtype: str
+    rank: int
+    numbers: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeRange:
+    """The sizes, in C, for which a kernel is launched; ``most`` is None where there is no limit."""
+
+    size: str
+    least: int
+    most: int | None
+
+    def __str__(self) -> str:
+        least = f"{self.least} <= " if self.least > 0 else ""
+        return f"{least}{self.size}" + (f" <= {self.most}" if self.most is not None else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How the host starts one function of a kernel on a device. All but ``static_shared_bytes`` is C, in which tensors
+    are called as in the function, and sizes as in the shapes of the kernel's parameters."""
+
+    function: str
+    arguments: tuple[str, ...]
+    grid: tuple[str, ...]
+    """Blocks along x, y and z, as many as are given."""
+    block: tuple[str, ...]
+    """Threads of a block, likewise."""
+    shared_bytes: str
+    """Asked for at the launch, beside the static ones."""
+    static_shared_bytes: int
+    tensor_maps: tuple[TensorMap, ...] = ()
+    only_if: SizeRange | None = None
+    """None where nothing but an empty grid keeps the host from launching it."""
+
+
 @dataclasses.dataclass
 class KernelRecord:
     """One generated kernel: the nodes it computes, what was considered, and its source by form (tir, llvm, asm...)."""
@@ -48,6 +92,10 @@ class KernelRecord:
     """In one line: the formula, with shapes."""
     requirements: tuple[str, ...] = ()
     """CPU features (LLVM names) that this kernel uses beyond those that any code for the target may use."""
+    parameters: list[TensorSpec] = dataclasses.field(default_factory=list)
+    """Tensors in order, outputs last; a size that is known when it runs is its expression."""
+    launches: list[Launch] = dataclasses.field(default_factory=list)
+    """On a device."""
 
 
 Loader = Callable[[], "np.ndarray | Iterator[np.ndarray]"]
@@ -104,8 +152,10 @@ class Program:
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     requirements: list[str] = dataclasses.field(default_factory=list)
     """CPU features (LLVM names, e.g. ``avx512f``) or device properties that the objects need at run time."""
-    binaries: dict[str, bytes] = dataclasses.field(default_factory=dict)
-    """Code for a device, by its architecture (``sm_80``)."""
+    architecture: str = ""
+    """Of the device (``sm_80``); empty for a program that needs none."""
+    binary: bytes | None = None
+    """Code for the device; None where there was no compiler for it."""
     warnings: list[str] = dataclasses.field(default_factory=list)
     """What the user should know about the program."""
 

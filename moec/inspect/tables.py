@@ -21,7 +21,7 @@ def _device_needs(description: dict[str, Any]) -> list[str]:
     """The device that a program for a GPU needs."""
     if not description["target"].startswith("cuda"):
         return []
-    architectures = ", ".join(description["binaries"])
+    architectures = " or ".join(description["binaries"])
     return [f"a GPU that runs {architectures}" if architectures else "a GPU, and nvcc to compile its code"]
 
 
@@ -39,7 +39,8 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     yield _blocks_table(blocks)
     if blocks:
         yield _table("Experts", experts.HEADINGS, experts.expert_rows(blocks, kernels))
-    yield from _kernels_tables(kernels)
+    for architecture in description["architectures"] or [""]:
+        yield from _kernels_tables([one for one in kernels if one["architecture"] == architecture], architecture)
     yield _weights_table(description["weights"])
     passes = [
         (one["name"], "yes" if one["changed"] else "no", f"{one['seconds']:.3f}") for one in description["stages"]
@@ -50,9 +51,9 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     yield remarks_table(description["remarks"])
 
 
-def summary(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]], path: str) -> str:
-    """The one line that ends a compilation."""
-    return f"{path}: {len(blocks)} MoE blocks, {len(kernels)} kernels"
+def summary(blocks: Sequence[dict[str, Any]], kernels: Sequence[int], path: str) -> str:
+    """The one line that ends a compilation. ``kernels``: how many, of each program."""
+    return f"{path}: {len(blocks)} MoE blocks, {' + '.join(map(str, kernels))} kernels"
 
 
 def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
@@ -158,6 +159,12 @@ def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:
     yield _table("Packages", ("package", "version"), versions)
     compilers = [(name, path or "not found") for name, path in findings["compilers"].items()]
     yield _table("Compilers (the CPU target needs none)", ("compiler", "path"), compilers)
+    gpus = [tuple(map(str, one.values())) for one in findings["gpu"]["devices"]]
+    if gpus:
+        title = f"GPUs (driver for CUDA {findings['gpu']['driver_cuda']})"
+        yield _table(title, ("GPU", "compute capability", "memory, GB"), gpus)
+    else:
+        yield Text(f"no GPU: {findings['gpu']['absent']}")
     for problem in findings["problems"]:
         yield Text(f"problem: {problem}")
     if not findings["problems"]:
@@ -185,8 +192,9 @@ def _blocks_table(blocks: Sequence[dict[str, Any]]) -> RenderableType:
     return Group(table, Text("no MoE block was recognised; the remarks below say what came nearest"))
 
 
-def _kernels_tables(kernels: Sequence[dict[str, Any]]) -> Iterator[Table]:
+def _kernels_tables(kernels: Sequence[dict[str, Any]], architecture: str) -> Iterator[Table]:
     """Kernels that were selected, with all candidates; then the generic ones, about which there is less to say."""
+    where = f" for {architecture}" if architecture else ""
     selected, generic = [], []
     for kernel in kernels:
         nodes = kernel["nodes"][0] if len(kernel["nodes"]) == 1 else f"{len(kernel['nodes'])} nodes"
@@ -197,8 +205,8 @@ def _kernels_tables(kernels: Sequence[dict[str, Any]]) -> Iterator[Table]:
             f"{'*' if one['chosen'] else '-'} {one['kernel']}: {one['reason']}" for one in kernel["candidates"]
         )
         selected.append((kernel["name"], f"{kernel['op']}\n{nodes}", "\n".join([kernel["computes"], *considered])))
-    yield _table("Kernels (* chosen, - not)", ("kernel", "for", "computes, candidates"), selected)
-    yield _table("Generic kernels (operators in plain loops)", ("kernel", "operators", "for"), generic)
+    yield _table(f"Kernels{where} (* chosen, - not)", ("kernel", "for", "computes, candidates"), selected)
+    yield _table(f"Generic kernels{where} (operators in plain loops)", ("kernel", "operators", "for"), generic)
 
 
 def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:

@@ -3,6 +3,7 @@
     manifest.json   what is in it: inputs, outputs, MoE blocks, kernels and why they were chosen, checksums
     objects/        object files, linked in memory when loaded
     device/         code for a GPU, by its architecture
+                    (with several architectures, objects/ and src/ have a folder for each)
     weights.bin     the constants in the kernels' layouts, page-aligned: mapped, or copied into huge pages
     ir/             the model after each stage, as text
     src/            what was generated: TIR, LLVM IR, assembly, CUDA C
@@ -24,10 +25,18 @@ import zipfile
 
 import numpy as np
 
-from moec.errors import ArtifactError
+from moec.errors import ArtifactError, MoecError
 from moec.runtime.dtypes import dtype_of
 from moec.runtime.machine import missing_features
-from moec.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, parse_manifest
+from moec.runtime.manifest import (
+    MANIFEST,
+    WEIGHTS,
+    FileEntry,
+    Manifest,
+    ProgramEntry,
+    WeightEntry,
+    parse_manifest,
+)
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
 
@@ -55,20 +64,36 @@ class Artifact:
     def text(self, name: str) -> str:
         return self.path(name).read_text(encoding="utf-8")
 
-    def object_paths(self) -> list[pathlib.Path]:
-        return [self.path(name) for name in self.manifest.objects]
+    def program(self, architecture: str | None = None) -> ProgramEntry:
+        """The program for an architecture, or for the newest. Raises MoecError where there is none for it."""
+        programs = self.manifest.programs
+        if architecture is None:
+            return programs[-1]
+        found = next((one for one in programs if one.architecture == architecture), None)
+        if found is None:
+            held = ", ".join(one.architecture for one in programs if one.architecture)
+            has = f"its programs are for {held}" if held else f"it is compiled for {self.manifest.target} alone"
+            raise MoecError(f"{self.where}: has no program for architecture {architecture!r}; {has}")
+        return found
 
-    def weights(self, pages: Pages = "auto") -> tuple[list[np.ndarray], Placement]:
-        """The constants, and where in memory they lie. Raises MoecError for huge pages that cannot be had."""
+    def object_paths(self, program: ProgramEntry) -> list[pathlib.Path]:
+        return [self.path(name) for name in program.objects]
+
+    def weights(self, program: ProgramEntry, pages: Pages = "auto") -> tuple[list[np.ndarray], Placement]:
+        """A program's constants, and where in memory they lie. Raises MoecError for huge pages that cannot be had."""
         try:
             memory, placement = place_file(self.path(WEIGHTS), pages)
         except OSError as error:
             raise ArtifactError(f"{self.where}: {WEIGHTS} cannot be read: {error.strerror or error}") from error
         weights = [
             memory[weight.offset : weight.offset + weight.bytes].view(dtype_of(weight.dtype)).reshape(weight.shape)
-            for weight in self.manifest.weights
+            for weight in self.weight_entries(program)
         ]
         return weights, placement
+
+
+    def weight_entries(self, program: ProgramEntry) -> list[WeightEntry]:
+        return [self.manifest.weights[index] for index in program.weights]
 
 
 def open_artifact(path: str | os.PathLike[str], *, check_weights: bool = True) -> Artifact:
@@ -91,7 +116,8 @@ def open_artifact(path: str | os.PathLike[str], *, check_weights: bool = True) -
 def check_machine(artifact: Artifact) -> None:
     """Raise ArtifactError when this machine cannot execute the artifact's objects. If it can, this process may."""
     manifest, where = artifact.manifest, artifact.where
-    for path in artifact.object_paths():
+    requirements = list(dict.fromkeys(one for program in manifest.programs for one in program.requirements))
+    for path in (path for program in manifest.programs for path in artifact.object_paths(program)):
         with path.open("rb") as file:
             header = file.read(20)
         names = _ELF_MACHINES.get(int.from_bytes(header[18:20], "little")) if header[:4] == _ELF else None
@@ -99,13 +125,13 @@ def check_machine(artifact: Artifact) -> None:
             raise ArtifactError(
                 f"{where}: is compiled for {names[0]}, but this machine is {platform.machine()}; compile the model here"
             )
-    missing = missing_features(manifest.requirements)
+    missing = missing_features(requirements)
     if missing:
         raise ArtifactError(
             f"{where}: was compiled for {manifest.target}, which needs {', '.join(missing)}, and this machine's CPU "
             "lacks that; compile the model here or with a smaller --target"
         )
-    refusal = refusal_of_matrix_tiles() if "amx-tile" in manifest.requirements else None
+    refusal = refusal_of_matrix_tiles() if "amx-tile" in requirements else None
     if refusal:
         raise ArtifactError(
             f"{where}: was compiled for {manifest.target}, which uses matrix tiles (amx-tile), but {refusal}; "

@@ -1,26 +1,27 @@
-"""Runs the entry function of linked object files on numpy arrays."""
+"""Runs a loaded program on arrays: checked inputs, results that belong to the caller, one call at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from moec.errors import DefectError, InputError, MoecError
+from moec.runtime.captured_runs import CapturedRuns
 from moec.runtime.device import Device, Host
 from moec.runtime.inputs import InputCheck
-from moec.runtime.library import load_ffi, load_objects, use_threads
+from moec.runtime.library import use_threads
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import TensorSpec
+from moec.runtime.on_device import OnDevice, handed_out
+from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, Program
 
-_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR = 1, 0, 2
-_NO_INSTRUMENT_ACTION = 0
-_BUILTIN = "vm.builtin."
 _SIZE_CHECKS = ("Mismatched ", "View with shape", "match_cast", "mismatch to ")
 """What the runtime says, in a ValueError, where a size is not what the program expected."""
 
@@ -33,12 +34,17 @@ class Argument:
     constant: bool
 
 
+Watch = Callable[[str, list[Argument]], None]
+"""Is told the name and the arguments of a kernel's call."""
+
+
 class Executor:
     """One loaded program. ``run`` may be called from several threads: calls on one executor take turns, since each
     uses all its threads anyway.
 
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned. ``threads`` is at most
     the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
+    ``cuda_graphs``: see :mod:`moec.runtime.captured_runs`.
     """
 
     def __init__(
@@ -51,27 +57,27 @@ class Executor:
         threads: int | None = None,
         where: str = "program",
         device: Device | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
+        """Raises ArtifactError where the objects do not link, UnsupportedError where graphs cannot be had, and what the
+        device raises for code that it cannot run and weights that it cannot hold."""
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.threads = check_threads(threads)
-        self._check = InputCheck(self.inputs)
-        self._lock = threading.Lock()
         self._device = device or Host()
-        with self._device.loading():
-            self._module = load_objects(objects, where)
-            self._machine = self._module.get_function("vm_load_executable")()
-        # The last of the machine's devices is its host.
-        kinds = dict.fromkeys((self._device.number, _CPU))
-        places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
-        self._machine.get_function("vm_initialization")(*places)
-        self._main = self._machine.get_function("main")
+        self._check = InputCheck(self.inputs, self._device.number)
+        self._lock = threading.Lock()
         self._weight_arrays = list(weights)
-        self._weights = [self._device.place(array) for array in weights]
+        with self._explaining():
+            self._program = Program(objects, where, self._device)
+            self._weights = [self._device.place(array) for array in weights]
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in self._weights)
+        self._captured = CapturedRuns(self._program, self._weights, self._device) if cuda_graphs else None
+        self._waits = device is not None and bool(self._program.waits)
 
-    def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The outputs by name. Raises InputError for values that do not fit the inputs' specifications or that the
-        program cannot combine, and DefectError when it fails for any other reason."""
+    def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name: arrays, or tensors on the device where one was given. Raises InputError for values that
+        do not fit the inputs' specifications or that the program cannot combine, MoecError for what the device cannot
+        do, and DefectError when it fails for any other reason."""
         arrays = self._check(values)
         with self._lock:
             use_threads(self.threads)
@@ -86,58 +92,77 @@ class Executor:
             nonlocal start
             if before:
                 start = time.perf_counter()
-            elif not symbol.startswith(_BUILTIN):
+            elif not symbol.startswith(BUILTIN):
+                self._device.finish()
                 calls.append((symbol, time.perf_counter() - start))
-            return _NO_INSTRUMENT_ACTION
+            return NO_INSTRUMENT_ACTION
 
         self._run_instrumented(values, instrument)
         return calls
 
-    def watch_kernels(self, values: Mapping[str, Any], watch: Callable[[str, list[Argument]], None]) -> None:
-        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel."""
+    def watch_kernels(self, values: Mapping[str, Any], watch: Watch, before: Watch | None = None) -> None:
+        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel; ``before``
+        likewise before it, when results hold what lay in their memory."""
 
-        def instrument(_function: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
-            if not before and not symbol.startswith(_BUILTIN):
+        def instrument(_function: Any, symbol: str, is_before: bool, _result: Any, *arguments: Any) -> int:
+            told = before if is_before else watch
+            if told is not None and not symbol.startswith(BUILTIN):
                 tensors = [argument for argument in arguments if hasattr(argument, "data_ptr")]
-                watch(symbol, [self._argument(tensor) for tensor in tensors])
-            return _NO_INSTRUMENT_ACTION
+                told(symbol, [self._argument(tensor) for tensor in tensors])
+            return NO_INSTRUMENT_ACTION
 
         self._run_instrumented(values, instrument)
 
     def _argument(self, tensor: Any) -> Argument:
         return Argument(self._device.fetch(tensor), tensor.data_ptr() in self._weight_addresses)
 
-    def _run_instrumented(self, values: Mapping[str, Any], instrument: Callable[..., int]) -> None:
+    def _run_instrumented(self, values: Mapping[str, Any], instrument: Instrument) -> None:
         arrays = self._check(values)
-        set_instrument = self._machine.get_function("set_instrument")
         with self._lock:
             use_threads(self.threads)
-            set_instrument(load_ffi().convert_func(instrument))
-            try:
-                self._call(arrays)
-            finally:
-                set_instrument(None)
+            with self._program.instrumented(instrument):
+                self._call(arrays, captured=False)
 
-    def _call(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def _call(self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True) -> dict[str, Any]:
+        there = any(isinstance(array, OnDevice) for array in arrays)
+        with self._explaining(arrays), self._device.working(arrays, waits=self._waits):
+            results, borrowed = self._compute(arrays, captured)
+            outputs: list[Any] = results if there else [self._device.fetch(tensor) for tensor in results]
+        for position, is_borrowed in enumerate(borrowed):
+            if there:
+                outputs[position] = handed_out(results[position], arrays, self._device.copy if is_borrowed else None)
+            elif is_borrowed:
+                outputs[position] = outputs[position].copy()
+        return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
+
+    def _compute(self, arrays: Sequence[np.ndarray | OnDevice], captured: bool) -> tuple[list[Any], list[bool]]:
+        """The results there, and which of them the caller must not get but a copy of."""
+        replayed = self._captured.replay(arrays) if self._captured and captured else None
+        if replayed is not None:
+            return list(replayed), [True] * len(replayed)
         tensors = [self._device.place(array) for array in arrays]
+        results = self._program(*tensors, *self._weights)
+        # An input or a weight passed through is copied: writing to the output must not change either.
+        kept = self._weight_addresses | {tensor.data_ptr() for tensor in tensors}
+        return results, [tensor.data_ptr() in kept for tensor in results]
+
+    @contextlib.contextmanager
+    def _explaining(self, arrays: Sequence[np.ndarray | OnDevice] | None = None) -> Iterator[None]:
+        """What goes wrong inside, while weights are placed or the program runs on ``arrays``, as what it means."""
         try:
-            result = self._main(*tensors, *self._weights)
-        except MemoryError:
+            yield
+        except (MoecError, MemoryError):
             raise
         except Exception as error:
-            raise _explain(error, self.inputs, arrays) from error
-        results = [result] if hasattr(result, "data_ptr") else list(result)
-        input_addresses = {tensor.data_ptr() for tensor in tensors}
-        outputs = {}
-        for spec, tensor in zip(self.outputs, results, strict=True):
-            array, address = self._device.fetch(tensor), tensor.data_ptr()
-            # An input or a weight passed through is copied: writing to the output must not change either.
-            borrowed = address in input_addresses or address in self._weight_addresses
-            outputs[spec.name] = array.copy() if borrowed else array
-        return outputs
+            explained = self._device.explain(error)
+            if explained is None and arrays is not None:
+                explained = _explain(error, self.inputs, arrays)
+            if explained is None:
+                raise
+            raise explained from error
 
 
-def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> MoecError:
+def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np.ndarray | OnDevice]) -> MoecError:
     """The program checks sizes that only it can relate (a size that must be the sum of two others, say); whatever else
     goes wrong in it is not the caller's fault."""
     reason = " ".join(str(error).split())

@@ -12,41 +12,79 @@ from moec.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.device import Gpu
 from moec.runtime.device_module import DeviceModule
+from moec.runtime.driver import Driver, open_driver
 from moec.runtime.library import load_ffi
 
-_DRIVER, _RUNTIME = "libcuda.so.1", "libtvm_runtime_cuda.so"
+CUDA_MAJOR = 13
+"""The version of CUDA that TVM's library for GPUs is linked with. A driver serves its own version and older ones."""
+_RUNTIME, _TVM_LIBRARY = f"libcudart.so.{CUDA_MAJOR}", "libtvm_runtime_cuda.so"
+_RUNTIME_PACKAGE = f"nvidia.cu{CUDA_MAJOR}"
 _LOADER = "ffi.Module.load_from_bytes.cuda"
-_EXISTS, _CAPABILITY = 0, 4  # attributes of devices, as TVM counts them
+_HINT = "run it without one by: moec run --emulate, or moec.load(..., emulate=True)"
 
 
-def gpu(artifact: Artifact) -> Gpu:
-    """The first GPU, ready to load the artifact's code.
+def gpu(artifact: Artifact, architecture: str | None = None) -> Gpu:
+    """The first GPU, ready to load the artifact's code for ``architecture``, by default the best that it runs.
 
-    Raises MoecError where there is no driver or GPU; ArtifactError where the artifact has no code for it.
+    Raises MoecError where there is no GPU or no driver that is new enough, or where CUDA's runtime library is missing;
+    ArtifactError where the artifact has no code for the GPU.
     """
-    hint = "run it without one by: moec run --emulate, or moec.load(..., emulate=True)"
     try:
-        ctypes.CDLL(_DRIVER)
-    except OSError as error:
-        raise MoecError(
-            f"{artifact.where}: needs a GPU, but NVIDIA's driver is not installed ({error}); {hint}"
-        ) from error
-    ffi = load_ffi()
-    found = importlib.util.find_spec("tvm")
-    assert found is not None and found.origin is not None
-    ctypes.CDLL(str(pathlib.Path(found.origin).parent / "lib" / _RUNTIME), ctypes.RTLD_GLOBAL)
-    attribute = ffi.get_global_func("runtime.GetDeviceAttr")
-    device = ffi.device("cuda", 0)
-    if not attribute(device, _EXISTS):
-        raise MoecError(f"{artifact.where}: needs a GPU, and the driver finds none; {hint}")
-    name = best_binary(list(artifact.manifest.binaries), str(attribute(device, _CAPABILITY)), artifact.where)
-    code = artifact.path(artifact.manifest.binaries[name]).read_bytes()
-    load = ffi.get_global_func(_LOADER)
+        driver = open_driver()
+    except MoecError as error:
+        raise MoecError(f"{artifact.where}: needs a GPU, but {error}; {_HINT}") from error
+    capability = _check_gpu(driver, artifact.where)
+    programs = artifact.manifest.programs if architecture is None else [artifact.program(architecture)]
+    code = {one.architecture: one.binary for one in programs if one.binary is not None}
+    best = best_binary(list(code), capability, artifact.where)
+    binary = artifact.path(code[best]).read_bytes()
+    _load_libraries()
+    load = load_ffi().get_global_func(_LOADER)
 
     def load_module(module: DeviceModule) -> Any:
-        return load(module.with_code("cubin", code))
+        return load(module.with_code("cubin", binary))
 
-    return Gpu(load_module)
+    return Gpu(load_module, driver, best)
+
+
+def _check_gpu(driver: Driver, where: str) -> str:
+    """The compute capability of the first GPU."""
+    gpus = driver.gpus()
+    if not gpus:
+        raise MoecError(f"{where}: needs a GPU, and the driver finds none (see CUDA_VISIBLE_DEVICES); {_HINT}")
+    if driver.version[0] < CUDA_MAJOR:
+        found = ".".join(map(str, driver.version))
+        raise MoecError(
+            f"{where}: needs a driver for CUDA {CUDA_MAJOR}, and the one installed is for {found}; install a newer one"
+        )
+    return gpus[0].capability
+
+
+def _load_libraries() -> None:
+    """CUDA's runtime and TVM's part for GPUs, which registers itself. Raises MoecError for one that is missing."""
+    load_ffi()
+    found = importlib.util.find_spec("tvm")
+    assert found is not None and found.origin is not None
+    try:
+        ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(pathlib.Path(found.origin).parent / "lib" / _TVM_LIBRARY), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise MoecError(
+            f"CUDA's runtime cannot be loaded ({error}); install it with: pip install 'moec[cuda]'"
+        ) from error
+
+
+def _runtime_library() -> pathlib.Path:
+    """Of NVIDIA's package where it is installed, of the system else."""
+    try:
+        found = importlib.util.find_spec(_RUNTIME_PACKAGE)
+    except ModuleNotFoundError:
+        found = None
+    for folder in (found.submodule_search_locations or []) if found else []:
+        packaged = pathlib.Path(folder) / "lib" / _RUNTIME
+        if packaged.is_file():
+            return packaged
+    return pathlib.Path(_RUNTIME)
 
 
 def best_binary(architectures: list[str], capability: str, where: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from moec.errors import ArtifactError
 from moec.runtime.dtypes import dtype_of
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -58,31 +58,45 @@ class FileEntry:
 
 
 @dataclasses.dataclass
+class ProgramEntry:
+    """One program of an artifact: the model for one kind of machine.
+
+    ``architecture``: of the device it is for (``sm_80``), empty where it needs none. ``weights``: positions in the
+    manifest's list, in the order the entry function takes them after the inputs. ``requirements``: features of the
+    processor. ``binary``: the file of code for the device, None where there was no compiler for it. ``kernels`` are
+    plain data for people.
+    """
+
+    architecture: str
+    objects: list[str]
+    weights: list[int]
+    requirements: list[str] = dataclasses.field(default_factory=list)
+    binary: str | None = None
+    kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
 class Manifest:
     """Everything about an artifact but the bytes of its files.
 
-    ``weights`` are in the order the entry function takes them after ``inputs``. ``binaries`` are the files of code for
-    a device, by its architecture. ``threads`` is how many the program
-    runs with unless told otherwise; None means every available core. ``input_limits`` says below which value
+    ``programs`` are for different architectures, oldest first; ``weights`` are of all of them. ``threads`` is how many
+    a program runs with unless told otherwise; None means every available core. ``input_limits`` says below which value
     an integer input must stay (token ids: the vocabulary), where that is known; ``input_sizes`` which named sizes are
-    the sum of others (past and new tokens: the attention mask). ``kernels``, ``moe_blocks``, ``stages`` and ``remarks``
-    are plain data for people. ``losses``: what passes that round weights cost each layer.
+    the sum of others (past and new tokens: the attention mask). ``moe_blocks``, ``stages`` and ``remarks`` are plain
+    data for people. ``losses``: what passes that round weights cost each layer.
     """
 
     moec_version: str
     target: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    objects: list[str]
+    programs: list[ProgramEntry]
     weights: list[WeightEntry]
     files: dict[str, FileEntry]
-    requirements: list[str] = dataclasses.field(default_factory=list)
-    binaries: dict[str, str] = dataclasses.field(default_factory=dict)
     threads: int | None = None
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
     moe_blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     remarks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     losses: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -112,6 +126,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     if content.pop("digest", None) != _digest(content):
         raise ArtifactError(f"{where}: {MANIFEST} was altered (its digest differs); compile the model again")
     manifest = _read_fields(content, where)
+    _check_programs(manifest, where)
     _check_files(manifest, where)
     _check_weights(manifest, where)
     return manifest
@@ -133,27 +148,35 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
     def records(key: str) -> list[dict[str, Any]]:
         return _list_of(content, key, dict, where)
 
-    limits, binaries = field("input_limits", dict), field("binaries", dict)
+    limits = field("input_limits", dict)
     sizes = field("input_sizes", dict) if "input_sizes" in content else {}
     return Manifest(
         moec_version=field("moec_version", str),
         target=field("target", str),
         inputs=[_read_tensor(one, f"{where}: inputs") for one in records("inputs")],
         outputs=[_read_tensor(one, f"{where}: outputs") for one in records("outputs")],
-        objects=_list_of(content, "objects", str, where),
+        programs=[_read_program(one, f"{where}: programs") for one in records("programs")],
         weights=[_read_weight(one, f"{where}: weights") for one in records("weights")],
         files={name: _read_file(one, f"{where}: file {name!r}") for name, one in field("files", dict).items()},
-        requirements=_list_of(content, "requirements", str, where),
-        binaries={name: _typed(binaries, name, str, where) for name in binaries},
         threads=None if content.get("threads") is None else field("threads", int),
         input_limits={name: _typed(limits, name, int, where) for name in limits},
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
         moe_blocks=records("moe_blocks"),
-        kernels=[_checked_kernel(one, f"{where}: kernels") for one in records("kernels")],
         stages=records("stages"),
         remarks=records("remarks"),
         losses=[_checked_loss(one, f"{where}: losses") for one in records("losses")],
         provenance=field("provenance", dict),
+    )
+
+
+def _read_program(record: dict[str, Any], where: str) -> ProgramEntry:
+    return ProgramEntry(
+        architecture=_typed(record, "architecture", str, where),
+        objects=_list_of(record, "objects", str, where),
+        weights=_list_of(record, "weights", int, where),
+        requirements=_list_of(record, "requirements", str, where),
+        binary=None if record.get("binary") is None else _typed(record, "binary", str, where),
+        kernels=[_checked_kernel(one, f"{where}: kernels") for one in _list_of(record, "kernels", dict, where)],
     )
 
 
@@ -191,7 +214,8 @@ def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
         _typed(record, key, str, where)
     for key, kind in {"nodes": list, "attributes": dict, "sources": dict}.items():
         _typed(record, key, kind, where)
-    _list_of(record, "candidates", dict, where)
+    for key in ("candidates", "parameters", "launches"):
+        _list_of(record, key, dict, where)
     return record
 
 
@@ -205,13 +229,27 @@ def _checked_loss(record: dict[str, Any], where: str) -> dict[str, Any]:
     return record
 
 
+def _check_programs(manifest: Manifest, where: str) -> None:
+    architectures = [program.architecture for program in manifest.programs]
+    if not architectures or len(set(architectures)) != len(architectures):
+        raise ArtifactError(f"{where}: its programs are for {architectures}; expected at least one, all different")
+    for program in manifest.programs:
+        strays = [index for index in program.weights if not 0 <= index < len(manifest.weights)]
+        if strays:
+            raise ArtifactError(f"{where}: a program takes weight {strays[0]} of {len(manifest.weights)}")
+
+
 def _check_files(manifest: Manifest, where: str) -> None:
     for name in manifest.files:
         if not is_inside_name(name):
             raise ArtifactError(f"{where}: file name {name!r} could leave the artifact's folder")
-    sources = [path for kernel in manifest.kernels for path in kernel["sources"].values()]
+    programs = manifest.programs
+    sources = [path for program in programs for kernel in program.kernels for path in kernel["sources"].values()]
+    code = [
+        name for program in programs for name in (*program.objects, program.binary) if name is not None
+    ]
     stages = [stage.get("file") for stage in manifest.stages]
-    for name in (*manifest.objects, *manifest.binaries.values(), *sources, *stages, WEIGHTS):
+    for name in (*code, *sources, *stages, WEIGHTS):
         if name not in manifest.files:
             raise ArtifactError(f"{where}: {name!r} is used but not listed among the files")
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from moec.errors import InputError, MoecError
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
-from moec.runtime.executor import Argument, Executor
-from moec.runtime.manifest import TensorSpec
+from moec.runtime.executor import Executor, Watch
+from moec.runtime.manifest import ProgramEntry, TensorSpec
 from moec.runtime.pages import Pages
 from moec.runtime.tuning import is_crossover, read_tuned
 from moec.runtime.writer import copy_artifact
@@ -51,26 +49,36 @@ class CompiledModel:
     """A model that runs. Made by ``moec.compile`` or ``moec.load``; may be called from several threads."""
 
     def __init__(
-        self, artifact: Artifact, *, threads: int | None = None, pages: Pages = "auto", device: Device | None = None
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        pages: Pages = "auto",
+        device: Device | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         check_machine(artifact)
         manifest = artifact.manifest
-        weights, self.placement = artifact.weights(pages)
+        # A device reads the host's memory once, whatever its pages are.
+        pages = "mapped" if device is not None and pages == "auto" else pages
+        program = artifact.program(None if device is None else device.architecture)
+        weights, self.placement = artifact.weights(program, pages)
         self._artifact = artifact
-        named = zip(manifest.weights, weights, strict=True)
+        named = zip(artifact.weight_entries(program), weights, strict=True)
         self._crossovers = {entry.name: array for entry, array in named if is_crossover(entry)}
         if self._crossovers:
             self.set_crossovers(read_tuned())
         self._executor = Executor(
-            artifact.object_paths(),
+            artifact.object_paths(program),
             manifest.inputs,
             manifest.outputs,
             weights,
             threads=threads if threads is not None else manifest.threads,
             where=artifact.where,
             device=device,
+            cuda_graphs=cuda_graphs,
         )
-        self.kernels: dict[str, Kernel] = kernels_of(artifact)
+        self.kernels: dict[str, Kernel] = kernels_of(artifact, program)
 
     @property
     def remarks(self) -> list[dict[str, Any]]:
@@ -99,15 +107,18 @@ class CompiledModel:
     def threads(self) -> int:
         return self._executor.threads
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run on arrays by input name (numpy arrays, or anything with DLPack in host memory, such as torch tensors).
 
         Arrays are read in place when C-contiguous and 16-byte aligned, as numpy makes them, and copied otherwise.
-        Raises InputError when names, dtypes, ranks or sizes do not fit.
+        A model for a GPU also takes tensors that are there, on PyTorch's current stream. If any input is one, all
+        outputs are: tensors of PyTorch where one was given, else something with DLPack. They are complete in the order
+        of that stream, for which the host does not wait.
+        Raises InputError when names, dtypes, ranks or sizes do not fit; MoecError when the GPU is out of memory.
         """
         return self._executor.run(inputs)
 
-    def __call__(self, *arguments: Any, **named: Any) -> dict[str, np.ndarray]:
+    def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """Like :meth:`run`, with inputs by position, by name, or both."""
         names = [spec.name for spec in self._executor.inputs]
         if len(arguments) > len(names):
@@ -122,9 +133,10 @@ class CompiledModel:
         """Run once and return the (name, seconds) of every kernel call in order."""
         return self._executor.time_kernels(inputs)
 
-    def watch_kernels(self, inputs: Mapping[str, Any], watch: Callable[[str, list[Argument]], None]) -> None:
-        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel."""
-        self._executor.watch_kernels(inputs, watch)
+    def watch_kernels(self, inputs: Mapping[str, Any], watch: Watch, before: Watch | None = None) -> None:
+        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel, and
+        ``before`` before it."""
+        self._executor.watch_kernels(inputs, watch, before)
 
     @property
     def crossovers(self) -> dict[str, int]:
@@ -157,39 +169,62 @@ def load(
     check_weights: bool = True,
     pages: Pages = "auto",
     emulate: bool = False,
+    architecture: str | None = None,
+    cuda_graphs: bool = False,
 ) -> CompiledModel:
     """Load an artifact. ``threads``: None means as compiled, by default every available core.
-    ``emulate``: run code for a GPU on the processor, slowly; needs g++.
+    ``emulate``: run code for a GPU on the processor, slowly; needs g++. ``architecture``: which of several programs for
+    GPUs to run (``sm_80``); by default the best for the GPU, or the newest where it is emulated.
+    ``cuda_graphs``: from the second run with the same input sizes on, launch all kernels of a run at once, which is
+    faster where there are few tokens; inputs and outputs are copied, and each set of sizes keeps its memory.
     ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second per gigabyte. ``pages``:
     whether weights are ``mapped`` from their file or copied into ``huge`` pages, which are read faster where the system
     does not map files so; ``auto`` decides by their size, the free memory and what the system offers.
 
     Raises ArtifactError when the artifact is truncated, altered, of another format version or for another machine;
-    MoecError for huge pages, a GPU or a compiler that cannot be had.
+    MoecError for huge pages, a GPU or a compiler that cannot be had; UnsupportedError for graphs of a model that has
+    sizes which depend on data, or that does not run on a GPU.
     """
-    return ready(open_artifact(path, check_weights=check_weights), threads=threads, pages=pages, emulate=emulate)
+    artifact = open_artifact(path, check_weights=check_weights)
+    options: dict[str, Any] = {"emulate": emulate, "architecture": architecture, "cuda_graphs": cuda_graphs}
+    return ready(artifact, threads=threads, pages=pages, **options)
 
 
 def ready(
-    artifact: Artifact, *, threads: int | None = None, pages: Pages = "auto", emulate: bool = False
+    artifact: Artifact,
+    *,
+    threads: int | None = None,
+    pages: Pages = "auto",
+    emulate: bool = False,
+    architecture: str | None = None,
+    cuda_graphs: bool = False,
 ) -> CompiledModel:
     """What :func:`load` does with an artifact that is open."""
-    device = device_of(artifact, emulate=emulate)
-    return CompiledModel(artifact, threads=threads, pages=pages, device=device)
+    device = device_of(artifact, emulate=emulate, architecture=architecture)
+    return CompiledModel(artifact, threads=threads, pages=pages, device=device, cuda_graphs=cuda_graphs)
 
 
-def describe(artifact: Artifact) -> dict[str, Any]:
-    """What :meth:`CompiledModel.describe` returns, for an artifact that need not run on this machine."""
+def describe(artifact: Artifact, architecture: str | None = None) -> dict[str, Any]:
+    """What :meth:`CompiledModel.describe` returns, for an artifact that need not run on this machine. ``architecture``:
+    leave the programs for others out."""
     fields = dataclasses.asdict(artifact.manifest)
     del fields["files"]
+    wanted = None if architecture is None else artifact.program(architecture).architecture
+    programs = [one for one in fields.pop("programs") if wanted in (None, one["architecture"])]
+    fields["architectures"] = [one["architecture"] for one in programs if one["architecture"]]
+    fields["requirements"] = list(dict.fromkeys(need for one in programs for need in one["requirements"]))
+    fields["binaries"] = {one["architecture"]: one["binary"] for one in programs if one["binary"] is not None}
+    fields["kernels"] = [
+        {**kernel, "architecture": one["architecture"]} for one in programs for kernel in one["kernels"]
+    ]
     fields["inputs"] = [{**one, "shape": list(one["shape"])} for one in fields["inputs"]]
     fields["outputs"] = [{**one, "shape": list(one["shape"])} for one in fields["outputs"]]
     fields["weights"] = [{**one, "shape": list(one["shape"])} for one in fields["weights"]]
     return fields
 
 
-def kernels_of(artifact: Artifact) -> dict[str, Kernel]:
-    """The artifact's kernels by name."""
+def kernels_of(artifact: Artifact, program: ProgramEntry) -> dict[str, Kernel]:
+    """A program's kernels by name."""
     return {
         record["name"]: Kernel(
             record["name"],
@@ -201,13 +236,14 @@ def kernels_of(artifact: Artifact) -> dict[str, Kernel]:
             artifact,
             record["sources"],
         )
-        for record in artifact.manifest.kernels
+        for record in program.kernels
     }
 
 
-def find_kernel(artifact: Artifact, name: str) -> Kernel:
-    """One kernel by name. Raises MoecError, with the names there are, when it has none such."""
-    kernels = kernels_of(artifact)
+def find_kernel(artifact: Artifact, name: str, architecture: str | None = None) -> Kernel:
+    """One kernel of the program for an architecture, or for the newest, by name. Raises MoecError, with the names there
+    are, when it has none such."""
+    kernels = kernels_of(artifact, artifact.program(architecture))
     if name not in kernels:
         raise MoecError(f"{artifact.where}: has no kernel {name!r}; its kernels: {', '.join(kernels) or 'none'}")
     return kernels[name]

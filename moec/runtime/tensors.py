@@ -12,16 +12,19 @@ import numpy as np
 from moec.errors import InputError
 from moec.runtime.dtypes import DTYPES, is_extension
 from moec.runtime.library import load_ffi
+from moec.runtime.on_device import OnDevice, on_device
 
 ALIGNMENT = 16
 """Bytes: kernels take data that begins at a multiple of it, as all memory from malloc does."""
 _CACHE_LINE = 64  # where copies begin: loads of whole lines are fastest there
-_CPU = 1  # DLPack's number for host memory
+CPU, CUDA = 1, 2
+"""DLPack's numbers for the memory of the host and of NVIDIA's GPUs."""
 
 
-def array_of(name: str, value: Any) -> np.ndarray:
+def array_of(name: str, value: Any, device: int = CPU) -> np.ndarray | OnDevice:
     """``value`` (an array, a numpy scalar or anything with ``__dlpack__``, such as a torch tensor) as a numpy array
-    over the same memory. Raises InputError, calling the value ``name``."""
+    over the same memory, or as what stands for one where it is on the kind of ``device``. Raises InputError, calling
+    the value ``name``."""
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value)
     if not hasattr(value, "__dlpack__"):
@@ -32,11 +35,12 @@ def array_of(name: str, value: Any) -> np.ndarray:
         tensor = load_ffi().from_dlpack(value, require_alignment=1)
     except Exception as error:  # each library refuses in its own type (gradients, devices, layouts)
         raise InputError(f"input {name!r} cannot be read through DLPack: {_first_line(error)}") from error
-    if tensor.device.dlpack_device_type() != _CPU:
+    kind = tensor.device.dlpack_device_type()
+    if kind not in (CPU, device):
         raise InputError(f"input {name!r} is on {tensor.device}; expected host memory: move it with .cpu()")
     if not tensor.is_contiguous():
         raise InputError(f"input {name!r} is not contiguous; call .contiguous() on it")
-    return from_runtime(tensor)
+    return from_runtime(tensor) if kind == CPU else on_device(name, value, tensor, ALIGNMENT)
 
 
 def to_runtime(array: np.ndarray) -> Any:

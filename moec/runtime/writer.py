@@ -24,6 +24,7 @@ from moec.runtime.manifest import (
     WEIGHTS,
     FileEntry,
     Manifest,
+    ProgramEntry,
     WeightEntry,
     print_manifest,
 )
@@ -66,14 +67,19 @@ class Context:
     provenance: dict[str, Any]
 
 
-def write_artifact(path: str | os.PathLike[str], program: Program, context: Context) -> None:
+def write_artifact(
+    path: str | os.PathLike[str], program: Program, context: Context, *others: Program
+) -> None:
     """Write a program as a folder, or as one zip when the path ends in ``.zip``; an artifact already there is replaced.
+
+    ``others``: the same model's programs for newer architectures, oldest first. Weights of equal name and content are
+    stored once.
 
     Raises ArtifactError when something else is there or the file system refuses (a full disk, say); then nothing
     new is left behind and an older artifact is unharmed.
     """
     with _replacing(pathlib.Path(path)) as folder:
-        _write_files(folder, program, context)
+        _write_files(folder, [program, *others], context)
 
 
 def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
@@ -146,54 +152,87 @@ def _pack(folder: pathlib.Path) -> pathlib.Path:
     return archive_path
 
 
-def _write_files(folder: pathlib.Path, program: Program, context: Context) -> None:
-    files: dict[str, FileEntry] = {}
+class _Files:
+    """The files of an artifact, as they are written."""
 
-    def write(name: str, content: bytes) -> str:
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.entries: dict[str, FileEntry] = {}
+
+    def write(self, name: str, content: bytes) -> str:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        files[name] = checksum(path)
+        self.entries[name] = checksum(path)
         return name
 
-    weights, files[WEIGHTS] = _write_weights(folder / WEIGHTS, program.weights)
-    objects = [write(f"objects/{_file_name(name)}", content) for name, content in program.objects.items()]
-    binaries = {name: write(f"device/{_file_name(name)}.cubin", content) for name, content in program.binaries.items()}
-    for name, text in program.sources.items():
-        write(f"src/{_file_name(name)}", text.encode())
-    kernels = [
-        {**_kernel_fields(kernel), "sources": {form: write(name, text) for form, name, text in _source_files(kernel)}}
-        for kernel in program.kernels
-    ]
-    stages = []
-    for index, stage in enumerate(context.stages):
-        if stage.text is None:
-            file = stages[-1]["file"]
-        else:
-            file = write(f"ir/{index:02d}-{_file_name(stage.name)}.onnxtxt", stage.text.encode())
-        changed = stage.text is not None
-        stages.append({"name": stage.name, "seconds": round(stage.seconds, 4), "changed": changed, "file": file})
+
+def _write_files(folder: pathlib.Path, programs: Sequence[Program], context: Context) -> None:
+    files = _Files(folder)
+    weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs)
+    first = programs[0]
     manifest = Manifest(
         moec_version=context.moec_version,
-        target=program.target,
-        inputs=list(program.inputs),
-        outputs=list(program.outputs),
-        objects=objects,
+        target=first.target if len(programs) == 1 else _joint_target(programs),
+        inputs=list(first.inputs),
+        outputs=list(first.outputs),
+        programs=[
+            _write_program(files, one, indices, "" if len(programs) == 1 else f"{_file_name(one.architecture)}/")
+            for one, indices in zip(programs, positions, strict=True)
+        ],
         weights=weights,
-        files=files,
-        requirements=list(program.requirements),
-        binaries=binaries,
+        files=files.entries,
         threads=context.threads,
         moe_blocks=context.moe_blocks,
         input_limits=context.input_limits,
         input_sizes=context.input_sizes,
-        kernels=kernels,
-        stages=stages,
+        stages=_write_stages(files, context.stages),
         remarks=context.remarks,
         losses=context.losses,
         provenance=context.provenance,
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")
+
+
+def _joint_target(programs: Sequence[Program]) -> str:
+    """``cuda:sm_80+sm_90a``."""
+    kind = programs[0].target.partition(":")[0]
+    return f"{kind}:{'+'.join(program.architecture for program in programs)}"
+
+
+def _write_program(files: _Files, program: Program, weights: list[int], place: str) -> ProgramEntry:
+    """``place``: the folder of its own, ending in ``/``, or nothing."""
+    for name, text in program.sources.items():
+        files.write(f"src/{place}{_file_name(name)}", text.encode())
+    binary = None
+    if program.binary is not None:
+        binary = files.write(f"device/{_file_name(program.architecture)}.cubin", program.binary)
+    return ProgramEntry(
+        architecture=program.architecture,
+        objects=[files.write(f"objects/{place}{_file_name(name)}", data) for name, data in program.objects.items()],
+        weights=weights,
+        requirements=list(program.requirements),
+        binary=binary,
+        kernels=[
+            {
+                **_kernel_fields(kernel),
+                "sources": {form: files.write(f"src/{place}{name}", text) for form, name, text in _source_files(kernel)},
+            }
+            for kernel in program.kernels
+        ],
+    )
+
+
+def _write_stages(files: _Files, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    written: list[dict[str, Any]] = []
+    for index, stage in enumerate(stages):
+        changed = stage.text is not None
+        if stage.text is None:
+            file = written[-1]["file"]
+        else:
+            file = files.write(f"ir/{index:02d}-{_file_name(stage.name)}.onnxtxt", stage.text.encode())
+        written.append({"name": stage.name, "seconds": round(stage.seconds, 4), "changed": changed, "file": file})
+    return written
 
 
 def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
@@ -204,31 +243,61 @@ def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
         "computes": kernel.computes,
         "attributes": kernel.attributes,
         "candidates": [dataclasses.asdict(candidate) for candidate in kernel.candidates],
+        "parameters": [dataclasses.asdict(parameter) for parameter in kernel.parameters],
+        "launches": [dataclasses.asdict(launch) for launch in kernel.launches],
     }
 
 
 def _source_files(kernel: KernelRecord) -> Iterator[tuple[str, str, bytes]]:
     for form, text in kernel.sources.items():
-        yield form, f"src/{_file_name(kernel.name)}{_SUFFIXES.get(form, '.' + _file_name(form))}", text.encode()
+        yield form, f"{_file_name(kernel.name)}{_SUFFIXES.get(form, '.' + _file_name(form))}", text.encode()
 
 
-def _write_weights(path: pathlib.Path, weights: Sequence[Weight]) -> tuple[list[WeightEntry], FileEntry]:
-    entries, digest = [], hashlib.sha256()
+def _write_weights(
+    path: pathlib.Path, programs: Sequence[Program]
+) -> tuple[list[WeightEntry], list[list[int]], FileEntry]:
+    """The weights of all programs, the positions of each program's in that list, and the file."""
     with path.open("wb") as file:
-        for weight in weights:
-            _append(file, digest, bytes(-file.tell() % WEIGHT_ALIGNMENT))
-            offset = file.tell()
-            for piece in weight.pieces():
-                _append(file, digest, piece.view(np.uint8).data)
-            entries.append(WeightEntry(weight.name, weight.dtype, weight.shape, offset, file.tell() - offset))
+        sink = _WeightSink(file, shared=len(programs) > 1)
+        positions = [[sink.add(weight) for weight in program.weights] for program in programs]
         file.flush()
         os.fsync(file.fileno())  # some file systems report a full disk only now
-        return entries, FileEntry(file.tell(), digest.hexdigest())
+        return sink.entries, positions, FileEntry(file.tell(), sink.digest.hexdigest())
 
 
-def _append(file: BinaryIO, digest: Any, content: bytes | memoryview) -> None:
-    file.write(content)
-    digest.update(content)
+class _WeightSink:
+    """``weights.bin`` as it is written: weights one after the other; those of equal name and content once, where
+    several programs may have them (``shared``)."""
+
+    def __init__(self, file: BinaryIO, *, shared: bool) -> None:
+        self._file, self._shared = file, shared
+        self.digest = hashlib.sha256()
+        self.entries: list[WeightEntry] = []
+        self._written: dict[tuple[Any, ...], int] = {}
+
+    def add(self, weight: Weight) -> int:
+        """Write it, if it was not before; its position among the entries."""
+        end, digest = self._file.tell(), self.digest.copy()
+        self._append(bytes(-end % WEIGHT_ALIGNMENT))
+        offset, content = self._file.tell(), hashlib.sha256()
+        for piece in weight.pieces():
+            data = piece.view(np.uint8).data
+            if self._shared:
+                content.update(data)
+            self._append(data)
+        key = (weight.name, weight.dtype, weight.shape, content.digest())
+        if self._shared and key in self._written:
+            self._file.seek(end)
+            self._file.truncate()
+            self.digest = digest
+            return self._written[key]
+        position = self._written[key] = len(self.entries)
+        self.entries.append(WeightEntry(weight.name, weight.dtype, weight.shape, offset, self._file.tell() - offset))
+        return position
+
+    def _append(self, content: bytes | memoryview) -> None:
+        self._file.write(content)
+        self.digest.update(content)
 
 
 def _file_name(name: str) -> str:

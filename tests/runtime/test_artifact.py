@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -24,12 +25,21 @@ from moec.runtime.writer import check_destination, write_artifact
 from moec.targets.base import Program, Weight
 
 
+PROGRAM = {"architecture": "", "objects": [], "weights": [0], "requirements": [], "kernels": []}
+
+
 def rewrite_manifest(path: pathlib.Path, **changes) -> None:
     """Change fields of the manifest and give it a valid digest again, as a forger would."""
     manifest = parse_manifest((path / MANIFEST).read_bytes(), "test")
     for name, value in changes.items():
         setattr(manifest, name, value)
     (path / MANIFEST).write_text(print_manifest(manifest))
+
+
+def rewrite_program(path: pathlib.Path, **changes) -> None:
+    """The same for fields of the only program."""
+    (program,) = manifest_of(path).programs
+    rewrite_manifest(path, programs=[dataclasses.replace(program, **changes)])
 
 
 def manifest_of(path: pathlib.Path) -> Manifest:
@@ -88,7 +98,7 @@ def test_weights_are_page_aligned_and_mapped(program, context, tmp_path):
     write_artifact(path, Program("t", [], [], {}, weights, []), context)
     artifact = open_artifact(path)
     assert [weight.offset % 4096 for weight in artifact.manifest.weights] == [0, 0, 0]
-    loaded, _ = artifact.weights()
+    loaded, _ = artifact.weights(artifact.program())
     np.testing.assert_array_equal(loaded[0], [0, 1, 2])
     assert loaded[1].shape == (0, 4)
     np.testing.assert_array_equal(loaded[2], np.eye(2))
@@ -102,7 +112,8 @@ def test_weights_may_come_in_pieces(context, tmp_path):
     ]
     path = tmp_path / "a.moec"
     write_artifact(path, Program("t", [], [], {}, weights, []), context)
-    loaded, _ = open_artifact(path).weights()
+    artifact = open_artifact(path)
+    loaded, _ = artifact.weights(artifact.program())
     np.testing.assert_array_equal(loaded[0], experts)
     np.testing.assert_array_equal(loaded[1], np.arange(3))
     np.testing.assert_array_equal(weights[0].array(), experts)
@@ -150,7 +161,7 @@ def test_manifest_that_is_not_json(artifact_path, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 4"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 5"):
         load(artifact_path)
 
 
@@ -226,8 +237,11 @@ def test_weights_out_of_range(artifact_path, change, message):
         ("inputs", [{"name": "x", "dtype": "float32", "shape": [-1]}], "'x' has shape"),
         ("inputs", "x", "'inputs' is missing or not of type list"),
         ("outputs", [3], "'outputs' holds something that is not a dict"),
-        ("objects", ["objects/absent.o"], "'objects/absent.o' is used but not listed"),
-        ("kernels", [{"name": "k"}], "'op' is missing"),
+        ("programs", [{**PROGRAM, "objects": ["objects/absent.o"]}], "'objects/absent.o' is used but not listed"),
+        ("programs", [{**PROGRAM, "kernels": [{"name": "k"}]}], "'op' is missing"),
+        ("programs", [{**PROGRAM, "weights": [1]}], "a program takes weight 1 of 1"),
+        ("programs", [PROGRAM, PROGRAM], "its programs are for \\['', ''\\]; expected at least one, all different"),
+        ("programs", [], "expected at least one"),
         ("files", {}, "is used but not listed"),
         ("threads", "two", "'threads' is missing or not of type int"),
     ],
@@ -240,13 +254,13 @@ def test_manifest_fields_of_the_wrong_kind(artifact_path, field, value, message)
 
 
 def test_cpu_features_this_machine_lacks(artifact_path):
-    rewrite_manifest(artifact_path, requirements=["avx1024f"])
+    rewrite_program(artifact_path, requirements=["avx1024f"])
     with pytest.raises(ArtifactError, match="needs avx1024f, and this machine's CPU lacks that"):
         load(artifact_path)
 
 
 def test_matrix_tiles_that_the_system_refuses(artifact_path, monkeypatch):
-    rewrite_manifest(artifact_path, requirements=["amx-tile"])
+    rewrite_program(artifact_path, requirements=["amx-tile"])
     monkeypatch.setattr(artifacts, "missing_features", lambda requirements: [])
     monkeypatch.setattr(artifacts, "refusal_of_matrix_tiles", lambda: "the system does not permit it")
     with pytest.raises(ArtifactError, match=r"uses matrix tiles \(amx-tile\), but the system does not permit it"):

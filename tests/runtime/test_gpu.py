@@ -7,10 +7,13 @@ import ctypes
 import pytest
 
 import moec
-from moec.errors import ArtifactError, MoecError
-from moec.runtime import devices
+from moec.errors import ArtifactError, DefectError, MoecError
+from moec.runtime import devices, gpu
 from moec.runtime.artifact import open_artifact
+from moec.runtime.driver import GpuFacts, open_driver
 from moec.runtime.gpu import best_binary
+from moec.runtime.gpu_errors import explain_gpu_error
+from moec.runtime.library import load_ffi
 
 
 @pytest.mark.parametrize(
@@ -40,15 +43,79 @@ def test_no_code_that_fits(architectures, capability, message):
         best_binary(architectures, capability, "art")
 
 
-def test_without_a_driver_the_way_out_is_named(pristine_artifact, monkeypatch):
-    def missing(*_arguments, **_options):
-        raise OSError("libcuda.so.1: cannot open shared object file")
-
+@pytest.fixture
+def for_gpu(pristine_artifact):
+    """An artifact for a GPU, with code for compute capability 8.0."""
+    load_ffi()  # its library is not the one that tests take away
     artifact = open_artifact(pristine_artifact)
     artifact.manifest.target = "cuda"
-    monkeypatch.setattr(ctypes, "CDLL", missing)
+    (program,) = artifact.manifest.programs
+    program.architecture, program.binary = "sm_80", program.objects[0]
+    return artifact
+
+
+class StandInDriver:
+    def __init__(self, capability: str | None, version: tuple[int, int] = (13, 0)) -> None:
+        self._capability, self.version = capability, version
+
+    def gpus(self):
+        return [] if self._capability is None else [GpuFacts("a GPU", self._capability, 1 << 30)]
+
+
+def no_library(*_arguments, **_options):
+    raise OSError("cannot open shared object file")
+
+
+def test_without_a_driver_the_way_out_is_named(for_gpu, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    open_driver.cache_clear()
     with pytest.raises(MoecError, match=r"needs a GPU, but NVIDIA's driver is not installed .*moec run --emulate"):
-        devices.device_of(artifact)
+        devices.device_of(for_gpu)
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        (StandInDriver(None), r"the driver finds none \(see CUDA_VISIBLE_DEVICES\); .*moec run --emulate"),
+        (StandInDriver("8.0", (12, 8)), r"needs a driver for CUDA 13, and the one installed is for 12\.8"),
+        (StandInDriver("7.5"), "holds code for sm_80, and the GPU is sm_75"),
+        (StandInDriver("8.6"), r"CUDA's runtime cannot be loaded .*pip install 'moec\[cuda\]'"),
+    ],
+    ids=["no GPU", "old driver", "old GPU", "no runtime"],
+)
+def test_what_is_missing_is_named(for_gpu, driver, message, monkeypatch):
+    monkeypatch.setattr(gpu, "open_driver", lambda: driver)
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    with pytest.raises(MoecError, match=message):
+        devices.device_of(for_gpu)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "meaning"),
+    [
+        ("CUDA Runtime Error: out of memory", MoecError, "out of memory; .*fewer tokens"),
+        ("CUDAError: cuModuleLoadData failed: CUDA_ERROR_NO_BINARY_FOR_GPU", ArtifactError, "compile it for this GPU"),
+        ("CUDA: CUDA driver version is insufficient for CUDA runtime version", MoecError, "install a newer driver"),
+        ("CUDA: no CUDA-capable device is detected", MoecError, "finds no GPU"),
+        ("CUDA: an illegal memory access was encountered", DefectError, "start a new one.* moec run --emulate"),
+        ("CUDA Runtime Error: cudaErrorUnknown (999): unknown", DefectError, "the GPU or its driver failed"),
+        (
+            "CUDALaunch Error: CUDA_ERROR_INVALID_VALUE\n grid=(0,1,1)",
+            DefectError,
+            r"refused to launch .*grid=\(0,1,1\)",
+        ),
+    ],
+)
+def test_errors_of_cuda_say_what_to_do(message, kind, meaning):
+    explained = explain_gpu_error(message)
+    assert type(explained) is kind
+    with pytest.raises(kind, match=meaning):
+        raise explained
+
+
+@pytest.mark.parametrize("message", ["Mismatched x.shape", "out of memory", "CUDA graphs are fine"])
+def test_other_errors_are_left_alone(message):
+    assert explain_gpu_error(message) is None
 
 
 def test_a_program_for_the_processor_is_not_emulated(pristine_artifact):

@@ -1,0 +1,132 @@
+"""CUDA graphs: a run is captured once for each set of input sizes, and launched as a whole from then on.
+
+With few tokens a kernel takes a few microseconds, and so does launching it; a graph is launched once. What a captured
+run reads and writes is where it was at capture: inputs are copied to memory of the graph, and results from it.
+
+A set of sizes is captured when it comes the second time, so that sizes which never come again cost nothing. Before the
+capture the run takes place once more: its code is loaded and its memory taken then. All memory that a captured run took
+is kept with its graph, also what it had let go of again: the next launch writes there.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.errors import UnsupportedError
+from moec.runtime.device import Gpu, new_tensor
+from moec.runtime.driver import Driver
+from moec.runtime.library import load_ffi
+from moec.runtime.on_device import OnDevice
+from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Program
+from moec.runtime.streams import current_stream
+
+_MOST = 32
+"""Graphs of a model. Each keeps memory; beyond that many the one that was not used for the longest goes."""
+_TAKES_MEMORY = f"{BUILTIN}alloc_storage"
+
+Sizes = tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Captured:
+    """``memory``: what keeps the graph's memory from the runs of others."""
+
+    graph: int
+    inputs: list[Any]
+    outputs: list[Any]
+    memory: list[Any]
+
+
+class CapturedRuns:
+    """Those of one program. Not to be used by two threads at once."""
+
+    def __init__(self, program: Program, weights: Sequence[Any], device: Any) -> None:
+        """Raises UnsupportedError for a program or a device that does not allow it."""
+        driver = device.driver if isinstance(device, Gpu) else None
+        if driver is None:
+            raise UnsupportedError(f"{program.where}: CUDA graphs need a GPU; load it without cuda_graphs")
+        if program.waits:
+            raise UnsupportedError(
+                f"{program.where}: cannot be captured as a CUDA graph: the host reads what the GPU computed while it "
+                f"runs ({', '.join(program.waits)}), such as sizes that depend on data; load it without cuda_graphs"
+            )
+        self._program, self._weights = program, list(weights)
+        self._driver: Driver = driver
+        self._stream: int | None = None
+        self._seen: set[Sizes] = set()
+        self._captured: collections.OrderedDict[Sizes, _Captured] = collections.OrderedDict()
+
+    def replay(self, arrays: Sequence[np.ndarray | OnDevice]) -> list[Any] | None:
+        """The results, in memory that the next run of these sizes overwrites; None for sizes that come the first time.
+
+        Raises MoecError where the driver refuses.
+        """
+        sizes = tuple(tuple(array.shape) for array in arrays)
+        if sizes not in self._seen:
+            self._seen.add(sizes)
+            return None
+        self._driver.use_first_gpu()
+        captured = self._captured.get(sizes)
+        if captured is None:
+            captured = self._captured[sizes] = self._capture(arrays)
+            self._forget_oldest()
+        else:
+            self._captured.move_to_end(sizes)
+            self._fill(captured.inputs, arrays)
+        self._driver.launch(captured.graph, current_stream())
+        return captured.outputs
+
+    def _capture(self, arrays: Sequence[np.ndarray | OnDevice]) -> _Captured:
+        inputs = [new_tensor(array.shape, load_ffi().dtype(array.dtype.name), "cuda") for array in arrays]
+        self._fill(inputs, arrays)
+        with self._keeping_memory():
+            self._program(*inputs, *self._weights)
+        if self._stream is None:
+            self._stream = self._driver.new_stream()
+        ffi = load_ffi()
+        self._driver.begin_capture(self._stream)
+        try:
+            with ffi.use_raw_stream(ffi.device("cuda", 0), self._stream), self._keeping_memory() as memory:
+                outputs = self._program(*inputs, *self._weights)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong first counts
+                self._driver.forget(self._driver.end_capture(self._stream))
+            raise
+        return _Captured(self._driver.end_capture(self._stream), inputs, outputs, memory)
+
+    @contextlib.contextmanager
+    def _keeping_memory(self) -> Iterator[list[Any]]:
+        """A list that keeps all memory that a run inside takes."""
+        memory: list[Any] = []
+
+        def keep(_function: Any, symbol: str, before: bool, result: Any, *_arguments: Any) -> int:
+            if not before and symbol == _TAKES_MEMORY:
+                memory.append(result)
+            return NO_INSTRUMENT_ACTION
+
+        with self._program.instrumented(keep):
+            yield memory
+
+    def _fill(self, inputs: Sequence[Any], arrays: Sequence[np.ndarray | OnDevice]) -> None:
+        for target, array in zip(inputs, arrays, strict=True):
+            size = math.prod(array.shape) * array.dtype.itemsize
+            if not size:
+                continue
+            if isinstance(array, OnDevice):
+                self._driver.copy_on_device(target.data_ptr(), array.tensor.data_ptr(), size, current_stream())
+            else:
+                source = np.ascontiguousarray(array)
+                self._driver.copy_from_host(target.data_ptr(), source.ctypes.data, size, current_stream())
+
+    def _forget_oldest(self) -> None:
+        while len(self._captured) > _MOST:
+            sizes, captured = self._captured.popitem(last=False)
+            self._seen.discard(sizes)
+            self._driver.forget(captured.graph)

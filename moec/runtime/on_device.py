@@ -1,0 +1,73 @@
+"""Tensors that are already in a GPU's memory: taken as inputs without a copy, and handed out as results."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.errors import InputError
+from moec.runtime.dtypes import DTYPES
+
+_FIRST = 0  # programs run on the first device
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDevice:
+    """What checks of inputs look at in place of an array. ``tensor``: the runtime's, over the same memory. ``torch``:
+    whether it came as a tensor of PyTorch."""
+
+    tensor: Any
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    torch: bool
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def on_device(name: str, value: Any, tensor: Any, alignment: int) -> OnDevice:
+    """The input ``value``, whose runtime tensor is ``tensor``. Raises InputError for one that kernels cannot read where
+    it is: on another GPU, not aligned to ``alignment`` bytes, or of an element type that no model has."""
+    if tensor.device.index != _FIRST:
+        raise InputError(f"input {name!r} is on {tensor.device}; the model runs on the first GPU: move it with .to(0)")
+    if str(tensor.dtype) not in DTYPES:
+        raise InputError(f"input {name!r} has dtype {tensor.dtype}; expected one of {', '.join(DTYPES)}")
+    if tensor.numel() and tensor.data_ptr() % alignment:
+        raise InputError(
+            f"input {name!r} begins at an address that is no multiple of {alignment} bytes, as parts of other tensors "
+            "do; call .clone() on it"
+        )
+    return OnDevice(tensor, DTYPES[str(tensor.dtype)], tuple(tensor.shape), is_torch(value))
+
+
+def is_torch(value: Any) -> bool:
+    """Whether it is a tensor of PyTorch, which is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def torch_stream(arrays: Sequence[Any]) -> int | None:
+    """The address of PyTorch's current stream, where one of the arrays is a tensor of PyTorch on a GPU."""
+    if not any(isinstance(array, OnDevice) and array.torch for array in arrays):
+        return None
+    return int(sys.modules["torch"].cuda.current_stream(_FIRST).cuda_stream)
+
+
+def handed_out(tensor: Any, arrays: Sequence[Any], copy: Callable[[Any], Any] | None) -> Any:
+    """A result on the device as the caller of a model on ``arrays`` expects it: a tensor of PyTorch over the same
+    memory where one was given, the runtime's own else, which has DLPack. ``copy``, where it has to be one in memory of
+    its own, copies the runtime's."""
+    if any(isinstance(array, OnDevice) and array.torch for array in arrays):
+        shared = sys.modules["torch"].from_dlpack(tensor)
+        return shared.clone() if copy else shared
+    return copy(tensor) if copy else tensor

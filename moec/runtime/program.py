@@ -1,0 +1,71 @@
+"""One loaded program: runtime tensors in, runtime tensors out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from moec.runtime.device import Device
+from moec.runtime.library import load_ffi, load_objects
+from moec.runtime.tensors import CPU
+
+BUILTIN = "vm.builtin."
+NO_INSTRUMENT_ACTION = 0
+_FIRST_DEVICE, _POOLED_ALLOCATOR = 0, 2
+_GLOBALS = re.compile(r"^\s*Globals \(#\d+\): \[(.*)\]$", re.MULTILINE)
+_HOSTS_OWN = frozenset(
+    f"{BUILTIN}{name}"
+    for name in (
+        *("alloc_shape_heap", "match_shape", "make_shape", "shape_of", "match_prim_value", "make_prim_value"),
+        *("check_tensor_info", "check_shape_info", "check_tuple_info", "check_prim_value_info", "check_func_info"),
+        *("alloc_storage", "alloc_tensor", "reshape", "null_value", "copy", "call_tir_dyn"),
+        *("make_tuple", "tuple_getitem", "tuple_reset_item"),
+    )
+)
+"""Functions of the runtime that look at sizes and addresses and never at what the device has computed."""
+
+Instrument = Callable[..., int]
+"""Called before and after each call with the function, its name, whether it is before, the result and the arguments."""
+
+
+class Program:
+    """What linked object files hold. Not to be run by two threads at once."""
+
+    def __init__(self, objects: Sequence[pathlib.Path], where: str, device: Device) -> None:
+        """Raises ArtifactError where the objects do not link, and what the device raises for code it cannot run."""
+        self.where = where
+        with device.loading():
+            self._module = load_objects(objects, where)
+            self._machine = self._module.get_function("vm_load_executable")()
+        # The last of the machine's devices is its host.
+        kinds = dict.fromkeys((device.number, CPU))
+        places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
+        self._machine.get_function("vm_initialization")(*places)
+        self._main = self._machine.get_function("main")
+
+    def __call__(self, *tensors: Any) -> list[Any]:
+        """The results for inputs and weights."""
+        result = self._main(*tensors)
+        return [result] if hasattr(result, "data_ptr") else list(result)
+
+    @functools.cached_property
+    def waits(self) -> list[str]:
+        """Functions by which the host part reads what the device computed, such as the sizes of other results."""
+        listed = _GLOBALS.search(self._module.get_function("stats")())
+        assert listed is not None, "the runtime lists the functions that a program calls"
+        names = listed[1].split(", ")
+        return [name for name in names if name.startswith(BUILTIN) and name not in _HOSTS_OWN]
+
+    @contextlib.contextmanager
+    def instrumented(self, instrument: Instrument) -> Iterator[None]:
+        """Inside, ``instrument`` is called around every call."""
+        set_instrument = self._machine.get_function("set_instrument")
+        set_instrument(load_ffi().convert_func(instrument))
+        try:
+            yield
+        finally:
+            set_instrument(None)

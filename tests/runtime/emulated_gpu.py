@@ -1,0 +1,84 @@
+"""A GPU for tests of the runtime: the emulator, and a driver whose memory is the host's."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from moec.runtime.captured_runs import CapturedRuns
+from moec.runtime.device import new_tensor
+from moec.runtime.library import load_ffi
+from moec.runtime.tensors import from_runtime, to_runtime
+
+
+class EmulatedDriver:
+    """Writes down what it is asked for. A launch does what a GPU would: the kernels of the run that was captured, on
+    the memory that they had then."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.runs: CapturedRuns | None = None
+        self._graphs = 0
+
+    def use_first_gpu(self) -> None:
+        pass
+
+    def new_stream(self) -> int:
+        return 7
+
+    def copy_from_host(self, target: int, source: int, size: int, stream: int) -> None:
+        self.calls.append(f"copy to stream {stream}")
+        ctypes.memmove(target, source, size)
+
+    copy_on_device = copy_from_host
+
+    def begin_capture(self, stream: int) -> None:
+        self.calls.append(f"capture stream {stream}")
+
+    def end_capture(self, _stream: int) -> int:
+        self._graphs += 1
+        return self._graphs
+
+    def launch(self, graph: int, stream: int) -> None:
+        self.calls.append(f"launch {graph} on stream {stream}")
+        assert self.runs is not None
+        captured = next(one for one in self.runs._captured.values() if one.graph == graph)
+        results = self.runs._program(*captured.inputs, *self.runs._weights)
+        for target, result in zip(captured.outputs, results, strict=True):
+            size = result.numel() * result.dtype.itemsize
+            ctypes.memmove(target.data_ptr(), result.data_ptr(), size)
+
+    def forget(self, graph: int) -> None:
+        self.calls.append(f"forget {graph}")
+
+
+class Foreign:
+    """An array of a library that moec does not know, in the GPU's memory."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.__dlpack_device__()
+
+
+def on_gpu(array: np.ndarray) -> Any:
+    """The runtime's tensor with the array's numbers, in what takes the place of the GPU's memory."""
+    source = to_runtime(array)
+    tensor = new_tensor(source.shape, source.dtype, "cuda")
+    if array.size:
+        ctypes.memmove(tensor.data_ptr(), source.data_ptr(), array.nbytes)
+    return tensor
+
+
+def numbers_of(tensor: Any) -> np.ndarray:
+    """What a result on the GPU holds."""
+    ffi = load_ffi()
+    host = new_tensor(tensor.shape, tensor.dtype, "cpu")
+    ffi.get_global_func("runtime.TVMTensorCopyFromTo")(tensor, host)
+    return from_runtime(host)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from moec.errors import MoecError
+from moec.errors import MoecError, UnsupportedError
 from moec.targets.base import Target
 
 
@@ -29,6 +29,24 @@ def get(name: str) -> Target:
     """The target of that name. Raises MoecError listing the known kinds, UnsupportedError for an unknown variant."""
     kind = name.partition(":")[0]
     if kind not in TARGETS:
-        variants = "with a variant such as cpu:avx2 or cuda:sm_90a"
+        variants = "with a variant such as cpu:avx2, cuda:sm_90a or cuda:sm_80+sm_90a"
         raise MoecError(f"target '{name}' is not known; use one of {', '.join(TARGETS)}, {variants}")
     return TARGETS[kind](name)
+
+
+def get_all(name: str) -> list[Target]:
+    """The targets of a name that may list several architectures of one kind, ``cuda:sm_80+sm_90a``: oldest first.
+    Raises what :func:`get` does, and UnsupportedError for one that is listed twice and for a kind that has no list."""
+    kind, _, variants = name.partition(":")
+    listed = variants.split("+")
+    if len(listed) == 1:
+        return [get(name)]
+    if "" in listed:
+        raise UnsupportedError(f"target '{name}': an architecture is missing beside '+'; expected e.g. {kind}:sm_80+sm_90a")
+    if kind != "cuda":
+        raise UnsupportedError(f"target '{name}': only cuda takes several architectures; choose one, {kind}:{listed[0]}")
+    found = [get(f"{kind}:{variant}") for variant in sorted(listed)]
+    twice = next((variant for variant in listed if listed.count(variant) > 1), None)
+    if twice is not None:
+        raise UnsupportedError(f"target '{name}': {twice} is listed twice; once is enough")
+    return found

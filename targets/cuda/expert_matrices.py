@@ -5,81 +5,75 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import onnx_ir as ir
 from tvm import relax
 
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.encodings import Encoded
 from moec.runtime.dtypes import dtype_of
+from moec.targets.cuda.expert_groups import quantized_format
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.stored_matrix import Packed, StoredFormat, pack
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.stored_weights import StoredWeight, split, split_encoded
-
-_SCALES = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-    ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
-}
+from moec.targets.tvm.stored_weights import StoredWeight, split_encoded
 
 Parts = Callable[[int], Sequence[Encoded]]
 """The matrices [in, out] of an expert that lie together, gate and up, or one alone; floats are ``Encoded`` without
 scales."""
 
 
-def common_format(*weights: StoredWeight | None) -> StoredFormat | None:
-    """The quantised format that all experts of all weights have; None where they are floats or differ."""
-    runs = [run for weight in weights if weight is not None for run in weight.runs]
-    scales = {run.scale.dtype for run in runs if run.scale is not None and run.scale.dtype is not None}
-    formats = {run.format for run in runs}
-    if len(formats) != 1 or len(scales) != 1:
-        return None
-    (form,), (scale,) = formats, scales
-    if form.name not in ("int8", "int4", "mxfp4") or scale not in _SCALES:
-        return None
-    return StoredFormat(form.name, form.group, _SCALES[scale], form.zero_points)
+def common_format(weight: StoredWeight) -> StoredFormat | None:
+    """The quantised format that all of the weight has; None where it is floats, or in several formats."""
+    return quantized_format(weight.runs)
 
 
-def up_parts(spec: ExpertsSpec, up: StoredWeight, gate: StoredWeight | None, problem: GroupedProblem) -> Parts:
+def up_parts(spec: ExpertsSpec, up: StoredWeight, gate: StoredWeight | None, stored: StoredFormat | None) -> Parts:
     """What comes before the activation, with zeros for hidden units that an expert does not have."""
 
     def parts(expert: int) -> Sequence[Encoded]:
-        matrix = _read(up, expert, spec.up_transposed, problem)
+        matrix = _read(up, expert, spec.up_transposed, stored)
         if not spec.gated:
             both: Sequence[Encoded] = [matrix]
         elif gate is not None:
-            both = [_read(gate, expert, spec.up_transposed, problem), matrix]
-        elif problem.stored is not None:
-            both = split_encoded(spec, matrix)
+            both = [_read(gate, expert, spec.up_transposed, stored), matrix]
         else:
-            both = [Encoded(half) for half in split(spec, matrix.data)]
-        return [Encoded(_own_units(spec, one.data.T, expert).T, *one[1:]) for one in both]
+            both = split_encoded(spec, matrix)
+        return [_own_units(spec, one, expert, stored, 1) for one in both]
 
     return parts
 
 
-def down_parts(spec: ExpertsSpec, down: StoredWeight, problem: GroupedProblem) -> Parts:
+def down_parts(spec: ExpertsSpec, down: StoredWeight, stored: StoredFormat | None) -> Parts:
+    """What comes behind the activation, with zeros for hidden units that an expert does not have."""
+
     def parts(expert: int) -> Sequence[Encoded]:
-        matrix = _read(down, expert, spec.down_transposed, problem)
-        return [Encoded(_own_units(spec, matrix.data, expert), *matrix[1:])]
+        return [_own_units(spec, _read(down, expert, spec.down_transposed, stored), expert, stored, 0)]
 
     return parts
 
 
-def _read(weight: StoredWeight, expert: int, transposed: bool, problem: GroupedProblem) -> Encoded:
-    if problem.stored is not None:
+def whole_parts(weight: StoredWeight, stored: StoredFormat | None) -> Parts:
+    """The matrix [in, out] of each expert as it is."""
+    return lambda expert: [_read(weight, expert, True, stored)]
+
+
+def _read(weight: StoredWeight, expert: int, transposed: bool, stored: StoredFormat | None) -> Encoded:
+    if stored is not None:
         return weight.encoded(expert, transposed)
     return Encoded(weight.decoded(expert, transposed))
 
 
-def _own_units(spec: ExpertsSpec, by_unit: np.ndarray, expert: int) -> np.ndarray:
-    """Rows of hidden units, with zeros for those that the expert does not have."""
+def _own_units(spec: ExpertsSpec, matrix: Encoded, expert: int, stored: StoredFormat | None, axis: int) -> Encoded:
+    """The matrix [in, out] with zeros for the hidden units, along ``axis``, that the expert does not have."""
     if not spec.hidden_sizes:
-        return by_unit
-    own = np.array(by_unit)
-    own[spec.hidden_sizes[expert] :] = 0
-    return own
+        return matrix
+    absent = [slice(None), slice(None)]
+    absent[axis] = slice(spec.hidden_sizes[expert], None)
+    own = np.array(matrix.data)
+    own[tuple(absent)] = 0
+    if stored is not None and matrix.zero_point is not None:
+        zeros = np.repeat(matrix.zero_point, stored.group or len(own), axis=0)[: len(own)]
+        own[tuple(absent)] = zeros[tuple(absent)]
+    return Encoded(own, *matrix[1:])
 
 
 def as_stored(numbers: np.ndarray, dtype: str) -> np.ndarray:

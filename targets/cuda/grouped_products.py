@@ -9,18 +9,22 @@ where another is better (:mod:`.launch_conditions`); all write the same results.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tvm import relax
+from tvm import relax, tirx
 
+from moec.ir.dialect import ProductSpec
 from moec.targets.cuda.kernels import dispatch, grouped_gemv
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.round_rows import round_blocks, round_pairs
 from moec.targets.cuda.launch_conditions import NO_LIMIT, launch_if
-from moec.targets.cuda.moe_kernels import DISPATCH, FEW_PRODUCTS, GENERATORS, PRODUCTS
+from moec.targets.cuda.moe_kernels import DISPATCH, FEW_PRODUCTS, GENERATORS, PRODUCTS, ROUND, RowsProblem
+from moec.targets.cuda.product_rows import rounding_of
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.selection import Selection
 
 BLOCK_ROWS = (16, 64, 128)
 """Heights of blocks on tensor cores."""
@@ -53,6 +57,15 @@ def tiers_for(experts: int, slots: int | None, heights: Sequence[int], least: in
 
 
 @dataclasses.dataclass(frozen=True)
+class Product:
+    """A product of some of the experts, or of all: ``problem``, whatever the blocks, and the tensors of matrix and
+    bias."""
+
+    problem: GroupedProblem
+    operands: Sequence[relax.Expr]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Blocks:
     """The results of dispatch for a tier."""
 
@@ -62,19 +75,35 @@ class _Blocks:
     count: relax.Expr
 
 
+@dataclasses.dataclass(frozen=True)
+class _Launch:
+    """A kernel that computes some rows of a result."""
+
+    chosen: Selection
+    kernel: tirx.PrimFunc
+    arguments: Sequence[relax.Expr]
+    attributes: dict[str, Any]
+
+
 class GroupedProducts:
     """The products of one node, all over the same pairs. ``problems``: what they compute, whatever the blocks; ``ids``
-    and ``weights``: experts and routing weights [T, k].
+    and ``weights``: experts and routing weights [T, k]; ``capacity``: the most pairs of an expert, 0 for no limit.
 
     All products go pair by pair for few tokens, or none: they hand on rows in one order.
     """
 
     def __init__(
-        self, node: NodeLowering, problems: Sequence[GroupedProblem], ids: relax.Expr, weights: relax.Expr
+        self,
+        node: NodeLowering,
+        experts: int,
+        problems: Sequence[GroupedProblem],
+        ids: relax.Expr,
+        weights: relax.Expr,
+        capacity: int = 0,
     ) -> None:
         self._node, self._ids, self._weights = node, ids, weights
         self._few = all(grouped_gemv.why_not(problem) is None for problem in problems)
-        experts, slots = problems[0].experts, static_size(ids.ty.shape[1])
+        self._capacity, slots = capacity, static_size(ids.ty.shape[1])
         heights = BLOCK_ROWS if all(self._on_tensor_cores(problem) for problem in problems) else (_PLAIN_ROWS,)
         self._blocks = [
             self._dispatch(experts, tier)
@@ -94,35 +123,56 @@ class GroupedProducts:
 
     def multiply(
         self,
-        problem: GroupedProblem,
-        operands: Sequence[relax.Expr],
-        rows: Any,
+        products: Sequence[Product],
+        rows: relax.Expr,
+        count: Any,
         epilogue: Callable[..., Any],
         activation: str = "none",
     ) -> relax.Var:
-        """The product of ``operands`` (rows, matrix, bias), with ``rows`` rows in the result."""
-        node, output = self._node, relax.TensorType((rows, problem.width), problem.out_dtype)
-        weights = len(operands)  # the parameter whose first size is the number of tokens
-        result: relax.Var | None = None
+        """The products of ``rows``, which together serve all experts; ``count`` rows in the result."""
+        problem = products[0].problem
+        output = relax.TensorType((count, problem.width), problem.out_dtype)
+        launches = [launch for product in products for launch in self._launches(product, rows, epilogue, activation)]
+        first, *others = launches
+        (result,) = self._node.call(first.chosen, first.kernel, first.arguments, [output], first.attributes)
+        for one in others:
+            result = self._node.call_on(one.chosen, one.kernel, one.arguments, result, one.attributes)
+        return result
+
+    def _launches(
+        self, product: Product, rows: relax.Expr, epilogue: Callable[..., Any], activation: str
+    ) -> Iterator[_Launch]:
+        """Every way that the product takes for some number of tokens."""
+        problem, operands = product.problem, [rows, *product.operands, self._weights]
+        weights = len(operands) - 1  # the parameter whose first size is the number of tokens
         if self._few:
             kernel = launch_if(grouped_gemv.grouped_gemv(problem, epilogue), weights, 0, most=FEW_TOKENS)
             attributes = _attributes(problem, activation, f"up to {FEW_TOKENS}")
-            chosen, arguments = node.select(FEW_PRODUCTS, problem), [*operands, self._weights, self._ids]
-            (result,) = node.call(chosen, kernel, arguments, [output], attributes)
+            yield _Launch(self._node.select(FEW_PRODUCTS, problem), kernel, [*operands, self._ids], attributes)
         for blocks in self._blocks:
             tier = blocks.tier
             tiled = dataclasses.replace(problem, block_rows=tier.rows)
-            chosen = node.select(PRODUCTS, tiled)
+            chosen = self._node.select(PRODUCTS, tiled)
             kernel = GENERATORS[chosen.kernel.name](tiled, epilogue)
             kernel = launch_if(kernel, weights, 0, least=tier.least, most=tier.most)
-            arguments = [*operands, self._weights, blocks.sorted_pairs, blocks.experts, blocks.count]
-            attributes = _attributes(tiled, activation, _range(tier))
-            if result is None:
-                (result,) = node.call(chosen, kernel, arguments, [output], attributes)
-            else:
-                result = node.call_on(chosen, kernel, arguments, result, attributes)
-        assert result is not None, "there is always a tier"
-        return result
+            arguments = [*operands, blocks.sorted_pairs, blocks.experts, blocks.count]
+            yield _Launch(chosen, kernel, arguments, _attributes(tiled, activation, _range(tier)))
+
+    def rounded(self, hidden: relax.Var, spec: ProductSpec) -> relax.Var:
+        """What the first product made, rounded as arithmetic ``int8`` asks for; every way in the order of its rows."""
+        rounding = rounding_of(spec, hidden)
+        chosen = self._node.select(ROUND, RowsProblem(rounding.inner, (rounding.dtype,)))
+        if self._few:
+            kernel = launch_if(round_pairs(rounding), 0, 0, most=FEW_TOKENS)
+            attributes = {"group": rounding.group, "tokens": f"up to {FEW_TOKENS}"}
+            hidden = self._node.call_on(chosen, kernel, [self._ids], hidden, attributes)
+        for blocks in self._blocks:
+            tier = blocks.tier
+            kernel = launch_if(round_blocks(rounding, tier.rows), 0, 0, least=tier.least, most=tier.most)
+            attributes = {"group": rounding.group, "tokens": _range(tier)}
+            arguments = [self._ids, blocks.sorted_pairs, blocks.count]
+            hidden = self._node.call_on(chosen, kernel, arguments, hidden, attributes)
+        return hidden
 
     def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
         """Whether the best kernel for blocks of every height uses them."""
@@ -130,7 +180,10 @@ class GroupedProducts:
         return all(self._node.select(PRODUCTS, one).kernel.name != "grouped_gemm_simt" for one in tiled)
 
     def _dispatch(self, experts: int, tier: Tier) -> _Blocks:
-        blocks = dispatch.most_blocks(experts, self.pairs, tier.rows)
+        served = self.pairs
+        if self._capacity:
+            served = tirx.min(served, tirx.IntImm("int64", experts * self._capacity))
+        blocks = dispatch.most_blocks(experts, served, tier.rows)
         outputs = [relax.TensorType((size,), "int32") for size in (blocks * tier.rows, blocks, 1)]
         kernel = launch_if(dispatch.dispatch(experts, tier.rows), 0, 0, least=tier.least, most=tier.most)
         attributes = {"experts": experts, "block_rows": tier.rows, "tokens": _range(tier)}

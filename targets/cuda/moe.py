@@ -1,50 +1,49 @@
 """The moec operators on a GPU: which kernels they become, with which weights and intermediate results.
 
 ======================  ==============================================================================================
-``moec.Route``          route (, capacity)
+``moec.Route``          route (, capacity); three kernels where experts choose tokens (:mod:`.routing`)
 ``moec.Experts``        dispatch, grouped product of gathered rows with the activation, grouped product back to the
                         order of the pairs, combine
 ``moec.GroupedMatMul``  dispatch, grouped product back to the order of the pairs, separate
 ``moec.MoE``            those of Route, then those of Experts: five launches, or four for few tokens
-``moec.Linear``         a matrix product that TVM schedules
+``moec.Linear``         one product, in one of several ways by the number of rows (:mod:`.dense_products`)
 ======================  ==============================================================================================
 
 Products take one of several ways by the number of tokens (:mod:`.grouped_products`). No launch waits for the host:
-grids come from the upper bound of what routing can ask for. Quantised matrices stay as they are stored where
-all experts have one format, and are decoded to the type of the tokens else.
+grids come from the upper bound of what routing can ask for. Quantised matrices stay as they are stored; experts of
+different formats are computed by launches of their own (:mod:`.expert_groups`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax, te
+from tvm import relax
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, spec_of
-from moec.ir.encodings import Encoded
-from moec.targets.cuda.dense import multiply
-from moec.targets.cuda.expert_matrices import add_matrix, as_stored, common_format, down_parts, up_parts
-from moec.targets.cuda.grouped_products import GroupedProducts
-from moec.targets.cuda.kernels import capacity, combine, route
-from moec.targets.cuda.kernels.activation import activate, experts_epilogue
+from moec.ir.dialect import ExpertsSpec, ProductSpec, RouteSpec, spec_of
+from moec.ir.semantics import activated
+from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
+from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, down_parts, up_parts, whole_parts
+from moec.targets.cuda.grouped_products import GroupedProducts, Product
+from moec.targets.cuda.kernels import combine
+from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.cuda.linear import lower_linear
 from moec.targets.cuda.moe_kernels import (
-    CAPACITY,
     COMBINE,
-    ROUTE,
     SEPARATE,
     RowsProblem,
 )
+from moec.targets.cuda.product_rows import computed_in
+from moec.targets.cuda.routing import lower_routing
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.routing import RoutingKernels, lower_route
 from moec.targets.tvm.stored_weights import split
-
-_ROUTING = RoutingKernels(ROUTE, CAPACITY, route.route, capacity.capacity)
 
 
 def converters(architecture: str) -> Mapping[str, HeavyConverter]:
@@ -57,12 +56,16 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
         return convert
 
     return {
-        "moec.Route": converter(lambda node: lower_route(node, _ROUTING)),
+        "moec.Route": converter(lower_routing),
         "moec.Experts": converter(_lower_experts),
         "moec.GroupedMatMul": converter(_lower_grouped_matmul),
-        "moec.Linear": converter(_lower_linear),
-        "moec.MoE": converter(lambda node: _Experts(node).lower(*lower_route(node, _ROUTING))),
+        "moec.Linear": converter(lower_linear),
+        "moec.MoE": converter(_lower_moe),
     }
+
+
+def _lower_moe(node: NodeLowering) -> relax.Expr:
+    return _Experts(node).lower(*lower_routing(node), spec_of(node.node, RouteSpec).capacity)
 
 
 def _lower_experts(node: NodeLowering) -> relax.Expr:
@@ -78,61 +81,78 @@ class _Experts:
         self._spec = spec_of(node.node, ExpertsSpec)
         self._up, self._down = node.needed_weight("up"), node.needed_weight("down")
         self._gate = node.weight("gate") if self._spec.gate_layout == "separate" else None
-        self._x = _computed_in(node, self._spec)
+        _refuse_rounding_of_absent_units(self._spec)
+        self._x = computed_in(node, self._spec)
         self._dtype = str(self._x.ty.dtype)
+        before = [self._up] if self._gate is None else [self._up, self._gate]
+        self._groups = groups_by_format([before, [self._down]], self._dtype)
 
-    def lower(self, weights: relax.Expr, ids: relax.Expr) -> relax.Expr:
+    def lower(self, weights: relax.Expr, ids: relax.Expr, capacity: int = 0) -> relax.Expr:
+        """The layer's output; an expert has at most ``capacity`` pairs, where that is not 0."""
         node, spec = self._node, self._spec
-        first, second = self._problems(str(weights.ty.dtype))
-        products = GroupedProducts(node, [first, second], ids, weights)
-        matrix = add_matrix(node, f"{self._up.name}.rows", first, up_parts(spec, self._up, self._gate, first))
-        up = [*matrix, _bias(node, "up_bias", first, self._up_bias())]
-        hidden = products.multiply(first, [self._x, *up], products.places, experts_epilogue(spec), spec.activation)
-        matrix = add_matrix(node, f"{self._down.name}.rows", second, down_parts(spec, self._down, second))
-        down = [*matrix, _bias(node, "down_bias", second, node.bias("down_bias"))]
-        results = products.multiply(second, [hidden, *down], products.pairs, lambda total: total)
-        return self._combine(weights, ids, results, second)
+        ids = renumbered(node, self._groups, ids)
+        problems = [self._problems(group, str(weights.ty.dtype)) for group in self._groups]
+        every = [problem for pair in problems for problem in pair]
+        products = GroupedProducts(node, self._up.experts, every, ids, weights, capacity)
+        firsts, seconds = self._products(problems)
+        hidden = products.multiply(firsts, self._x, products.places, experts_epilogue(spec), spec.activation)
+        if spec.arithmetic == "int8":
+            hidden = products.rounded(hidden, spec)
+        results = products.multiply(seconds, hidden, products.pairs, lambda total: total)
+        return self._combine(weights, ids, results, every[-1])
 
-    def _problems(self, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
+    def _problems(self, group: ExpertGroup, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
+        """What is computed before and behind the activation for a group of experts."""
         spec, dtype = self._spec, self._dtype
         hidden, inner = self._up.out_in(spec.up_transposed)
         if spec.gated and spec.gate_layout != "separate":
             hidden //= 2
         width, _ = self._down.out_in(spec.down_transposed)
-        types: dict[str, Any] = {"dtype": dtype, "matrix_dtype": dtype, "routing_dtype": routing_dtype}
-        # Units that an expert does not have are zeros, which are packed as floats.
-        up, down = common_format(self._up, self._gate), common_format(self._down)
-        if spec.hidden_sizes:
-            up = down = None
-        first = GroupedProblem(
-            self._up.experts,
-            inner,
-            hidden,
-            gated=spec.gated,
-            gathered=True,
-            weighted=spec.weight_on_input,
-            stored=up,
-            **types,
-            out_dtype=dtype,
-        )
-        return first, GroupedProblem(self._down.experts, hidden, width, scattered=True, stored=down, **types)
+        common: dict[str, Any] = {"dtype": dtype, "routing_dtype": routing_dtype, **fields_of(group, self._groups)}
+        up, down = group.formats
+        before: dict[str, Any] = {"matrix_dtype": up.dtype, "stored": up.stored, "out_dtype": dtype, **common}
+        behind: dict[str, Any] = {"matrix_dtype": down.dtype, "stored": down.stored, **common}
+        first = GroupedProblem(inner=inner, width=hidden, gated=spec.gated, gathered=True, **before)
+        first = dataclasses.replace(first, weighted=spec.weight_on_input)
+        return first, GroupedProblem(inner=hidden, width=width, scattered=True, **behind)
+
+    def _products(
+        self, problems: Sequence[tuple[GroupedProblem, GroupedProblem]]
+    ) -> tuple[list[Product], list[Product]]:
+        """The products of all groups before and behind the activation."""
+        up_bias, down_bias = self._up_bias(), self._node.bias("down_bias")
+        before, behind = [], []
+        for group, (first, second) in zip(self._groups, problems, strict=True):
+            up = up_parts(self._spec, self._up, self._gate, first.stored)
+            name = self._up.name if self._gate is None else f"{self._gate.name}.{self._up.name}"
+            before.append(self._product(group, first, name, up, "up_bias", up_bias))
+            down = down_parts(self._spec, self._down, second.stored)
+            behind.append(self._product(group, second, self._down.name, down, "down_bias", down_bias))
+        return before, behind
+
+    def _product(
+        self, group: ExpertGroup, problem: GroupedProblem, name: str, parts: Parts, role: str, bias: np.ndarray | None
+    ) -> Product:
+        node, suffix = self._node, "" if len(self._groups) == 1 else f".{self._node.name}.{group.first}"
+        matrix = add_matrix(node, f"{name}.rows{suffix}", problem, of_group(parts, group))
+        own = None if bias is None else bias[list(group.experts)]
+        return Product(problem, [*matrix, _bias(node, f"{role}{suffix}", problem, own)])
 
     def _up_bias(self) -> np.ndarray | None:
-        """[E, columns]."""
+        """[E, columns], zeros for hidden units that an expert does not have."""
         node, spec = self._node, self._spec
-        up = node.bias("up_bias")
-        if not spec.gated:
-            return up
+        up, gate = node.bias("up_bias"), None
         if spec.gate_layout == "separate":
             gate = node.bias("gate_bias")
-        else:
-            gate, up = (None, None) if up is None else split(spec, up)
-        if gate is None and up is None:
-            return None
+        elif spec.gated and up is not None:
+            gate, up = split(spec, up)
         given = up if gate is None else gate
-        assert given is not None
-        parts = [np.zeros_like(given) if part is None else part for part in (gate, up)]
-        return interleave(parts[0][..., None], parts[1][..., None])[..., 0]
+        if given is None:
+            return None
+        gate, up = (np.zeros_like(given) if part is None else np.array(part) for part in (gate, up))
+        for expert, size in enumerate(spec.hidden_sizes):
+            gate[expert, size:] = up[expert, size:] = 0
+        return interleave(gate[..., None], up[..., None])[..., 0] if spec.gated else up
 
     def _combine(self, weights: relax.Expr, ids: relax.Expr, results: relax.Expr, second: GroupedProblem) -> relax.Expr:
         node, spec = self._node, self._spec
@@ -140,7 +160,7 @@ class _Experts:
         dtype = str(x.ty.dtype)
         types: dict[str, Any] = {"weight_dtype": str(weights.ty.dtype), "pair_dtype": str(results.ty.dtype)}
         options: dict[str, Any] = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
-        kernel = combine.combine(second.experts, second.width, dtype, **options, **types)
+        kernel = combine.combine(self._up.experts, second.width, dtype, **options, **types)
         chosen = node.select(COMBINE, RowsProblem(second.width, (dtype, *types.values())))
         output = relax.TensorType((ids.ty.shape[0], second.width), dtype)
         return node.call(chosen, kernel, [x, weights, ids, results], [output], options)[0]
@@ -149,58 +169,43 @@ class _Experts:
 def _lower_grouped_matmul(node: NodeLowering) -> relax.Expr:
     spec = spec_of(node.node, ProductSpec)
     weight, dtype = node.needed_weight("weights"), str(node.tensor("x").ty.dtype)
-    x = _computed_in(node, spec)
+    x = computed_in(node, spec)
     inner, width = weight.shape
-    stored = str(x.ty.dtype)
-    problem = GroupedProblem(
-        weight.experts, inner, width, gathered=True, scattered=True, dtype=stored, matrix_dtype=stored
-    )
+    groups = groups_by_format([[weight]], str(x.ty.dtype))
     ids = node.cast(node.lowering.tensor(node.input("experts")), "int32")
+    ids = renumbered(node, groups, ids)
     tokens, slots = ids.ty.shape
+    bias, wanted = node.bias("bias"), []
+    for group in groups:
+        (form,) = group.formats
+        fields = {"dtype": str(x.ty.dtype), "matrix_dtype": form.dtype, "stored": form.stored}
+        problem = GroupedProblem(
+            inner=inner, width=width, gathered=True, scattered=True, **fields, **fields_of(group, groups)
+        )
+        name = f"{weight.name}.columns" + ("" if len(groups) == 1 else f".{node.name}.{group.first}")
+        matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, form.stored), group))
+        own = None if bias is None else bias[list(group.experts)]
+        wanted.append(Product(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
     no_weights = node.lowering.emit(relax.op.zeros((tokens, slots), "float32"))
-    products = GroupedProducts(node, [problem], ids, no_weights)
-    matrix = add_matrix(node, f"{weight.name}.rows", problem, lambda expert: [Encoded(weight.decoded(expert, True))])
-    bias = _bias(node, "bias", problem, node.bias("bias"))
-    results = products.multiply(problem, [x, *matrix, bias], products.pairs, lambda total: total)
-    kernel = combine.separate(problem.experts, width, dtype)
+    products = GroupedProducts(node, weight.experts, [product.problem for product in wanted], ids, no_weights)
+    results = products.multiply(wanted, x, products.pairs, lambda total: total)
+    kernel = combine.separate(weight.experts, width, dtype)
     chosen = node.select(SEPARATE, RowsProblem(width, (dtype,)))
     output = relax.TensorType((tokens, slots, width), dtype)
     return node.call(chosen, kernel, [ids, results], [output], {})[0]
 
 
-def _lower_linear(node: NodeLowering) -> relax.Expr:
-    """``activation(x @ weight + bias)`` over the last axis of x."""
-    spec = spec_of(node.node, LinearSpec)
-    x, weight = _computed_in(node, spec), node.needed_weight("weight")
-    width, inner = weight.out_in(spec.transposed)
-    dtype = str(x.ty.dtype)
-    matrix = node.lowering.add_weight(
-        f"{weight.name}.matrix.{dtype}",
-        (inner, width),
-        dtype,
-        lambda: as_stored(weight.decoded(0, spec.transposed), dtype),
-    )
-    result = node.lowering.emit(multiply(node.lowering, x, matrix))
-    if node.inputs["bias"] is not None:
-        result = node.lowering.emit(relax.op.add(result, node.cast(node.lowering.tensor(node.input("bias")), dtype)))
-    activation = ExpertsSpec(activation=spec.activation)
-
-    def activated(source: Any) -> Any:
-        return te.compute(
-            source.shape,
-            lambda *at: activate(activation, source(*at).astype("float32")).astype(dtype),
-            name="activated",
+def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:
+    """Raises UnsupportedError where hidden units that an expert does not have would count when its others are rounded:
+    where the activation does not make zero of their zeros."""
+    nothing = np.zeros((1, 1), np.float32)
+    if spec.arithmetic != "int8" or not spec.hidden_sizes:
+        return
+    if activated(spec, nothing if spec.gated else None, nothing) != 0:
+        raise UnsupportedError(
+            f"{spec.activation} makes no zero of zero, hidden_sizes differ and arithmetic is int8; expected another "
+            "activation or arithmetic float32"
         )
-
-    if spec.activation != "identity":
-        (result,) = node.lowering.compute(activated, [result], spec.activation)
-    return node.cast(result, str(node.tensor("x").ty.dtype))
-
-
-def _computed_in(node: NodeLowering, spec: ProductSpec) -> relax.Expr:
-    """The tokens in the type that products take: their own, or bfloat16 where that is the arithmetic asked for."""
-    x = node.tensor("x")
-    return node.cast(x, "bfloat16") if spec.arithmetic == "bfloat16" else x
 
 
 def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndarray | None) -> relax.Expr:

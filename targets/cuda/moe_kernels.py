@@ -10,10 +10,12 @@ from moec.targets.cuda.kernels import (
     capacity,
     combine,
     dispatch,
+    expert_choice,
     grouped_gemm_mma,
     grouped_gemm_simt,
     grouped_gemm_wgmma,
     grouped_gemv,
+    round_rows,
     route,
 )
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
@@ -23,7 +25,7 @@ from moec.targets.tvm.selection import Kernel
 
 @dataclasses.dataclass(frozen=True)
 class RowsProblem:
-    """The results of pairs, ``width`` columns each, brought back to the tokens; the types of all tensors."""
+    """Rows of ``width`` columns that are rounded, or brought back from pairs to tokens; the types of all tensors."""
 
     width: int
     dtypes: tuple[str, ...]
@@ -38,6 +40,13 @@ def _can_route(problem: RouteProblem, architecture: str) -> Eligibility:
     return _because(route.why_not(problem.spec, problem.experts, problem.dtype), how)
 
 
+def _can_choose_tokens(how: str) -> Callable[[RouteProblem, str], Eligibility]:
+    def can(problem: RouteProblem, architecture: str) -> Eligibility:
+        return _because(expert_choice.why_not(problem.spec, problem.experts, problem.dtype), how)
+
+    return can
+
+
 def _can_drop(problem: RouteProblem, architecture: str) -> Eligibility:
     how = f"at most {problem.spec.capacity} pairs per expert, in one block of threads: pairs are served in order"
     return _because(capacity.why_not(problem.experts), how)
@@ -50,6 +59,11 @@ def _can_dispatch(experts: int, architecture: str) -> Eligibility:
 
 def _can_combine(problem: RowsProblem, architecture: str) -> Eligibility:
     return _because(combine.why_not(*problem.dtypes), "one thread per element, slots in their order")
+
+
+def _can_round(problem: RowsProblem, architecture: str) -> Eligibility:
+    how = "one warp per group of a row: largest magnitude / 127 is its scale; rows stay floats"
+    return _because(round_rows.why_not(*problem.dtypes), how)
 
 
 def _product(why_not: Callable[[GroupedProblem], str | None], how: str) -> Callable[[GroupedProblem, str], Eligibility]:
@@ -67,6 +81,23 @@ def _can_use_wgmma(problem: GroupedProblem, architecture: str) -> Eligibility:
 
 
 ROUTE = (Kernel("route", "weights[T, k], experts[T, k] = top k of the scores of logits[T, E]", _can_route),)
+SCORE_TOKENS = (
+    Kernel(
+        "score_tokens", "keys[E, T] in the order of what experts choose by", _can_choose_tokens("one warp per token")
+    ),
+)
+TAKE_TOKENS = (
+    Kernel(
+        "take_tokens",
+        "taken[t, e] = e for the tokens with the largest keys[e], else -1",
+        _can_choose_tokens(
+            "one block per expert, the smallest key it takes found bit by bit; ties go to the lower token"
+        ),
+    ),
+)
+WEIGH_TOKENS = (
+    Kernel("weigh_tokens", "weights[T, E] of the experts that took a token", _can_choose_tokens("one warp per token")),
+)
 CAPACITY = (Kernel("capacity", "pairs beyond the capacity of their expert become id -1, weight 0", _can_drop),)
 DISPATCH = (Kernel("dispatch", "pairs sorted by expert, padded to blocks", _can_dispatch),)
 PRODUCTS = (
@@ -91,6 +122,7 @@ FEW_PRODUCTS = (
     ),
 )
 COMBINE = (Kernel("combine", "y[t] = sum over slots of weight * result of the pair", _can_combine),)
+ROUND = (Kernel("round_rows", "rows[r] = scale * round(rows[r] / scale), a scale for each group", _can_round),)
 SEPARATE = (Kernel("separate", "y[t, slot] = result of the pair", _can_combine),)
 GENERATORS = {
     "grouped_gemm_wgmma": grouped_gemm_wgmma.grouped_gemm_wgmma,

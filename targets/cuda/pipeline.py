@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence
@@ -12,15 +13,20 @@ from tvm import relax, s_tir, tirx
 
 from moec.targets.cuda.kernels.lower_by_form import LowerByForm
 from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
+from moec.targets.cuda.launches import LaunchRecorder, facts_of
 from moec.targets.cuda.nvcc import MISSING, compile_source
 from moec.targets.cuda.schedule import ScheduleForGpu, allocation_phases
 from moec.targets.tvm.pipeline import Backend, Generated
 
 KERNEL_PIPELINE = "moec_cuda"
 
+PREAMBLE = "preamble.cuh"
+"""The file of an artifact's sources that holds what comes before all kernels."""
 _HELPER = re.compile(
-    r"^__forceinline__ __device__ [^\n(]*?\b(?P<name>\w+)\([^)]*\) \{\n.*?^}\n", re.MULTILINE | re.DOTALL
+    r"^(?:template <[^\n]*>\n)?__forceinline__ __device__ [^\n(]*?\b(?P<name>\w+)\([^)]*\) \{\n.*?^}\n",
+    re.MULTILINE | re.DOTALL,
 )
+_PROTOTYPE = re.compile(r'^extern "C" __global__ ', re.MULTILINE)
 _KERNEL = re.compile(
     r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(?P<name>\w+)\([^\n;]*\) \{\n.*?^}\n', re.MULTILINE | re.DOTALL
 )
@@ -90,19 +96,25 @@ def device_module(executable: relax.VMExecutable) -> Any:
     return modules[0] if modules else None
 
 
-def _cuda_code(architecture: str, executable: relax.VMExecutable, kernels: Sequence[str]) -> Generated:
+def _cuda_code(
+    architecture: str, recorder: LaunchRecorder, executable: relax.VMExecutable, kernels: Sequence[str]
+) -> Generated:
     module = device_module(executable)
     if module is None:
         return Generated({"cuda": {}})
     source = module.inspect_source()
-    texts = {"cuda": sources_of(source, kernels)}
+    launches = {kernel: recorder.launches.get(kernel, []) for kernel in kernels}
+    generated = Generated({"cuda": sources_of(source, kernels)}, launches=launches, files={PREAMBLE: preamble_of(source)})
     compiled = compile_source(source, architecture)
     if compiled is None:
-        return Generated(texts, warnings=[MISSING])
-    for form, functions in (("ptx", compiled.ptx), ("sass", compiled.sass), ("resources", compiled.resources)):
-        if functions:
-            texts[form] = _by_kernel(functions, kernels)
-    return Generated(texts, {architecture: compiled.cubin})
+        generated.warnings.append(MISSING)
+    else:
+        for form, functions in (("ptx", compiled.ptx), ("sass", compiled.sass), ("resources", compiled.resources)):
+            if functions:
+                generated.sources[form] = _by_kernel(functions, kernels)
+    resources = {} if compiled is None else compiled.resources
+    facts = {kernel: facts_of(launches[kernel], resources) for kernel in kernels}
+    return dataclasses.replace(generated, facts=facts, binary=None if compiled is None else compiled.cubin)
 
 
 def _by_kernel(functions: dict[str, str], kernels: Sequence[str]) -> dict[str, str]:
@@ -111,6 +123,12 @@ def _by_kernel(functions: dict[str, str], kernels: Sequence[str]) -> dict[str, s
     for name, text in functions.items():
         parts.get(_DEVICE_FUNCTION.sub("", name), []).append(text)
     return {kernel: "\n".join(texts) for kernel, texts in parts.items()}
+
+
+def preamble_of(text: str) -> str:
+    """What comes before the helpers and the kernels: headers, and types that TVM defines."""
+    begins = [match.start() for pattern in (_HELPER, _KERNEL, _PROTOTYPE) for match in pattern.finditer(text)]
+    return text[: min(begins, default=len(text))].strip() + "\n"
 
 
 def sources_of(text: str, kernels: Sequence[str]) -> dict[str, str]:
@@ -126,6 +144,6 @@ def sources_of(text: str, kernels: Sequence[str]) -> dict[str, str]:
 tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _kernel_pipeline)
 
 
-def backend_for(architecture: str) -> Backend:
-    """For GPUs of an architecture, ``sm_80``."""
-    return Backend(ScheduleForGpu(), KERNEL_PIPELINE, functools.partial(_cuda_code, architecture))
+def backend_for(architecture: str, recorder: LaunchRecorder) -> Backend:
+    """For GPUs of an architecture, ``sm_80``. ``recorder`` takes part in the compilation."""
+    return Backend(ScheduleForGpu(), KERNEL_PIPELINE, functools.partial(_cuda_code, architecture, recorder))

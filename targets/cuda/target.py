@@ -24,10 +24,9 @@ class CudaOps:
     architecture: str
 
     def converters(self) -> Mapping[str, HeavyConverter]:
-        from moec.targets.cuda.dense import CONVERTERS
-        from moec.targets.cuda.moe import converters
+        from moec.targets.cuda import dense, moe
 
-        return {**CONVERTERS, **converters(self.architecture)}
+        return {**dense.converters(self.architecture), **moe.converters(self.architecture)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +50,18 @@ class CudaTarget:
         """Raises UnsupportedError naming node, operator and opset."""
         import tvm
 
+        from moec.targets.cuda.launches import LaunchRecorder
         from moec.targets.cuda.pipeline import backend_for
         from moec.targets.tvm.program import compile_program
 
-        backend = backend_for(self.architecture)
+        recorder = LaunchRecorder()
+        backend = backend_for(self.architecture, recorder)
         target = tvm.target.Target({"kind": "cuda", "arch": self.architecture}, host=_HOST)
         # Loops stay loops in the text: nvcc unrolls where it pays.
-        with tvm.transform.PassContext(config={"tirx.UnrollLoop": {"explicit_unroll": 0}}):
-            return compile_program(model, CudaOps(self.architecture), target, self.name, (), backend)
+        loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
+        with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
+            program = compile_program(model, CudaOps(self.architecture), target, self.name, (), backend)
+        return dataclasses.replace(program, architecture=self.architecture)
 
     def measure_roofline(self, threads: int) -> Roofline:
         """Raises UnsupportedError: needs a GPU."""

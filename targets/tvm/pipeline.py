@@ -10,6 +10,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, s_tir, tirx
 
+from moec.targets.base import Launch
 from moec.targets.tvm import sources
 from moec.targets.tvm.argument_alignment import LowerArgumentAlignment
 from moec.targets.tvm.guard_parallel import GuardParallelLoops
@@ -118,10 +119,14 @@ def _cpu_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What came out: text by form (llvm, cuda, ...) and kernel, code for a device by architecture, and warnings."""
+    """What came out. ``sources``: text by form (llvm, cuda, ...) and kernel; ``facts``: lines about a kernel, for the
+    heads of its texts; ``files``: text that is of no single kernel, by the name of its file."""
 
     sources: dict[str, dict[str, str]]
-    binaries: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    facts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    launches: dict[str, list[Launch]] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    binary: bytes | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 

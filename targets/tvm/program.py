@@ -32,7 +32,7 @@ def compile_program(
     optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
     executable = pipeline.build(optimized.module, target, backend)
     generated = backend.generated(executable, list(optimized.names.values()))
-    kernels = kernel_records(lowered.kernels, optimized, generated.sources)
+    kernels = kernel_records(lowered.kernels, optimized, generated)
     needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
     return Program(
         target=name,
@@ -41,9 +41,9 @@ def compile_program(
         objects=object_files(executable),
         weights=lowered.weights,
         kernels=kernels,
-        sources={"main.relax": optimized.module["main"].script()},
+        sources={"main.relax": optimized.module["main"].script(), **generated.files},
         requirements=list(dict.fromkeys(needed)),
-        binaries=generated.binaries,
+        binary=generated.binary,
         warnings=generated.warnings,
     )
 

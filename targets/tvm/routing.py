@@ -44,7 +44,7 @@ def lower_route(node: NodeLowering, kernels: RoutingKernels) -> tuple[relax.Expr
     bias = node.inputs["correction_bias"]
     arguments = [node.lowering.tensor(logits)]
     if bias is not None:
-        arguments.append(node.cast(node.lowering.tensor(bias), dtype))
+        arguments.append(node.cast(node.lowering.tensor(bias), "float32"))
     outputs = [relax.TensorType((tokens, spec.k), dtype), relax.TensorType((tokens, spec.k), "int32")]
     kernel = kernels.route(spec, int(experts), dtype, biased=bias is not None)
     attributes = {"experts": int(experts), "score": spec.score, **attributes_of(spec)}

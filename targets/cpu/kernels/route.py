@@ -160,7 +160,7 @@ def _route_token(spec, E, token, logits, bias, weights, chosen):
     else:
         _scores(spec, E, token, logits, scores)
         for e in T.serial(E):
-            choice[e] = _comparable(scores[e] if bias is None else scores[e] + T.cast(bias[e], "float32"))
+            choice[e] = _comparable(scores[e] if bias is None else scores[e] + bias[e])
         if spec.groups > 1:
             _keep_best_groups(spec, E, choice)
         if spec.selection == "all":
@@ -177,7 +177,7 @@ def _route_token(spec, E, token, logits, bias, weights, chosen):
 
 def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool = False) -> tirx.PrimFunc:
     """``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``; capacity is left to
-    :mod:`.capacity`."""
+    :mod:`.capacity`. Logits and weights have ``dtype``, the bias is float32."""
     if biased:
 
         @T.prim_func(s_tir=True)
@@ -187,7 +187,7 @@ def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool
             T.func_attr({"tirx.noalias": True})
             tokens = T.int64()
             logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
-            bias = T.match_buffer(bias_handle, (experts,), dtype)
+            bias = T.match_buffer(bias_handle, (experts,), "float32")
             weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)
             chosen = T.match_buffer(experts_handle, (tokens, spec.k), "int32")
             for token in parallel_rows(tokens, experts * _LOGIT_WORK):

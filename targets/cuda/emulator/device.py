@@ -15,8 +15,9 @@ _DEVICE_API, _HOST_API = "device_api.cuda", "device_api.cpu"
 _ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 
 
-def emulated_device() -> Gpu:
-    """A GPU whose memory is the host's and whose kernels are emulated.
+def emulated_device(architecture: str | None = None) -> Gpu:
+    """A GPU whose memory is the host's and whose kernels are emulated. ``architecture``: of the program to run, where
+    an artifact has several.
 
     It takes the place of a GPU for the whole process. Raises UnsupportedError and MoecError as
     :func:`~moec.targets.cuda.emulator.library.emulated_library`, when a program is loaded.
@@ -25,7 +26,7 @@ def emulated_device() -> Gpu:
     host = ffi.get_global_func(_HOST_API)()
     ffi.register_global_func(_DEVICE_API, lambda: host, override=True)
     ffi.register_global_func(_ENCODE_TENSOR_MAP, encode_tensor_map, override=True)
-    return Gpu(_load)
+    return Gpu(_load, architecture=architecture)
 
 
 def _load(module: DeviceModule) -> Any:

@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.backend.cuda.lang import SMEMPool
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, grouped_kernel
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, piece_bytes
 from moec.targets.cuda.kernels.mma_rows import COPY, copy_rows, find_sources
@@ -46,10 +46,11 @@ def why_not(problem: GroupedProblem) -> str | None:
         return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
     if problem.block_rows not in SHAPES:
         return f"blocks of {problem.block_rows} rows; there are tiles of {', '.join(map(str, SHAPES))}"
-    if problem.inner % DEPTH:
-        return f"{problem.inner} inputs are no multiple of {DEPTH}"
-    if problem.columns % COLUMNS:
-        return f"{problem.columns} columns are no multiple of {COLUMNS}"
+    multiple = PIECE if problem.stored is None else DEPTH
+    if problem.inner % multiple:
+        return f"{problem.inner} inputs are no multiple of {multiple}"
+    if problem.columns % MMA_COLUMNS:
+        return f"{problem.columns} columns are no multiple of {MMA_COLUMNS}"
     if problem.gated and problem.columns != 2 * problem.width:
         return f"{problem.width} hidden units are no multiple of 8"
     return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
@@ -57,14 +58,17 @@ def why_not(problem: GroupedProblem) -> str | None:
 
 @T.inline
 def _copy_columns(tile, stage, panel):
+    """Start to copy this thread's pieces of a panel. Of what the matrix does not have no byte is read, and zeros are
+    written."""
     expert: T.let = T.cast(tile.expert, "int64")
+    k: T.let = panel * DEPTH + tile.piece * PIECE
     for i in T.unroll(COLUMNS // tile.shape.lines_per_copy):
+        column: T.let = tile.first_column + tile.line(i)
         T.ptx[COPY](
             tile.column_panels.ptr_to([stage, tile.line(i), tile.place]),
-            tile.operands.matrix.data.ptr_to(
-                [expert, tile.first_column + tile.line(i), panel * DEPTH + tile.piece * PIECE]
-            ),
+            tile.operands.matrix.data.ptr_to([expert, tile.column_or_last(column), tile.piece_or_last(k)]),
             16,
+            T.Select(T.And(tile.has_column(column), tile.has_input(k)), T.uint32(16), T.uint32(0)),
         )
 
 
@@ -137,7 +141,7 @@ def _multiply_panel(tile, stage, left, right, sums):
 def _multiply(tile, fetched, left, right, sums, sources):
     """All panels, a ring of stages: while one is multiplied, the next ones are on their way."""
     stages = T.meta_var(tile.shape.stages)
-    panels = T.meta_var(tile.problem.inner // DEPTH)
+    panels = T.meta_var(tile.panels)
     quantized = T.meta_var(tile.problem.stored is not None)
     reading = T.alloc_local((1,), "int32")
     writing = T.alloc_local((1,), "int32")
@@ -196,10 +200,12 @@ def _compute_tile(tile, epilogue):
     store(tile, epilogue, sums)
 
 
-def grouped_gemm_mma(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`. ``epilogue`` turns float32 sums
-    into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
-    shape, tiles = SHAPES[problem.block_rows], problem.columns // COLUMNS
+def grouped_gemm_mma(
+    problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
+) -> tirx.PrimFunc:
+    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
+    ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
+    shape, tiles = SHAPES[problem.block_rows], -(-problem.columns // COLUMNS)
     row_lines, column_lines = shape.rows // shape.row_warps, COLUMNS // shape.column_warps
 
     @T.inline
@@ -217,8 +223,8 @@ def grouped_gemm_mma(problem: GroupedProblem, epilogue: Callable[..., Any]) -> t
         lane: T.let = thread % WARP
         warp_row: T.let = thread // WARP // shape.column_warps * row_lines
         warp_column: T.let = thread // WARP % shape.column_warps * column_lines
-        if block < operands.block_count[0]:
-            expert: T.let = operands.block_experts[block]
+        if operands.is_used(block):
+            expert: T.let = operands.expert(block)
             tile = T.meta_var(
                 Tile(
                     operands,
@@ -236,4 +242,4 @@ def grouped_gemm_mma(problem: GroupedProblem, epilogue: Callable[..., Any]) -> t
             )
             _compute_tile(tile, epilogue)
 
-    return grouped_kernel(problem, body)
+    return form(problem, body)

@@ -18,6 +18,7 @@ from tvm.script import tirx as T
 from moec.targets.cuda.kernels.grouped_problem import (
     GATE_GROUP,
     GroupedProblem,
+    KernelForm,
     Operands,
     grouped_kernel,
     load_number,
@@ -159,9 +160,11 @@ def _store(tile, epilogue, sums):
                         operands.out[row, tile.output(j)] = T.cast(epilogue(total), problem.out_dtype)
 
 
-def grouped_gemm_simt(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`. ``epilogue`` turns float32 sums
-    into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
+def grouped_gemm_simt(
+    problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
+) -> tirx.PrimFunc:
+    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
+    ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
     tiles = -(-problem.columns // COLUMNS)
 
     @T.inline
@@ -177,8 +180,8 @@ def grouped_gemm_simt(problem: GroupedProblem, epilogue: Callable[..., Any]) -> 
         first_column: T.let = index % tiles * COLUMNS
         thread_row: T.let = thread // SIDE
         thread_column: T.let = thread % SIDE
-        if block < operands.block_count[0]:
-            expert: T.let = operands.block_experts[block]
+        if operands.is_used(block):
+            expert: T.let = operands.expert(block)
             tile = T.meta_var(_Tile(operands, block, expert, first_column, thread, thread_row, thread_column))
             sums = T.alloc_local((tile.rows_per_thread, tile.columns_per_thread), "float32")
             _find_sources(tile, sources)
@@ -192,4 +195,4 @@ def grouped_gemm_simt(problem: GroupedProblem, epilogue: Callable[..., Any]) -> 
                 T.cuda.cta_sync()
             _store(tile, epilogue, sums)
 
-    return grouped_kernel(problem, body)
+    return form(problem, body)

@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.backend.cuda.lang import MBarrier, PipelineState, SMEMPool, TMABar
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, grouped_kernel
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_store import store
@@ -181,9 +181,12 @@ def _compute_block(problem, epilogue, operands, block, expert, first_column, thr
         store(computing, epilogue, sums)
 
 
-def grouped_gemm_wgmma(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`. ``epilogue`` turns float32 sums
-    into an output: ``f(gate, up)`` where gated, else ``f(sum)``. On the host it calls :data:`ENCODE_TENSOR_MAP`."""
+def grouped_gemm_wgmma(
+    problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
+) -> tirx.PrimFunc:
+    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
+    ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``. On the host it calls
+    :data:`ENCODE_TENSOR_MAP`."""
     columns = tile_columns(problem)
     tiles, row_bytes = problem.columns // columns, problem.inner * 2
     threads = GROUP + problem.block_rows // _GROUP_ROWS * GROUP
@@ -212,9 +215,9 @@ def grouped_gemm_wgmma(problem: GroupedProblem, epilogue: Callable[..., Any]) ->
         pool.commit()
         block: T.let = index // tiles
         first_column: T.let = index % tiles * columns
-        if block < operands.block_count[0]:
-            expert: T.let = operands.block_experts[block]
+        if operands.is_used(block):
+            expert: T.let = operands.expert(block)
             ring = T.meta_var(_Ring(row_panels, column_panels, full, empty))
             _compute_block(problem, epilogue, operands, block, expert, first_column, thread, ring, matrix_map)
 
-    return grouped_kernel(problem, body)
+    return form(problem, body)

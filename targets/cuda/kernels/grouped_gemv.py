@@ -1,153 +1,43 @@
 """Grouped product for few tokens: a matrix-vector product per pair (token, slot), which needs no dispatch.
 
 Where tokens are few, so are the pairs that share an expert, and reading the weights takes the time. A warp computes
-some outputs of one pair: its lanes read 16 bytes of a weight row each, side by side, and of the next rows before the
-first sums are done; at the end the lanes add up their sums. A pair reads its expert's weights itself; pairs with the
-same expert find them in the second-level cache.
+some outputs of one pair, see :mod:`.gemv_tile`. A pair reads its expert's weights itself; pairs with the same expert
+find them in the second-level cache.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.grouped_problem import GATE_GROUP, GroupedProblem, Matrix
+from moec.targets.cuda.kernels import gemv_tile
+from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
 from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 
 FEW_TOKENS = 16
 """Up to so many tokens this is the better way."""
 WARPS = 4
-COLUMNS_PER_WARP = 4
-"""Rows of the matrix that a warp reads together, those of gate and up both counted."""
-_LOAD_BYTES = 16
-_QUANTIZED_INPUTS = 8
-"""Quantised numbers that a lane reads at once; they share a scale."""
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-
-def why_not(problem: GroupedProblem) -> str | None:
-    """The reason why :func:`grouped_gemv` cannot compute the problem, or None."""
-    reason = problem.why_not_stored()
-    if reason is not None:
-        return reason
-    together = _lane_inputs(problem)
-    if problem.inner % together:
-        return f"{problem.inner} inputs; a lane reads {together} at once"
-    return None if problem.stored is None else problem.stored.why_not(together)
-
-
-def _lane_inputs(problem: GroupedProblem) -> int:
-    """Inputs that a lane reads at once."""
-    if problem.stored is not None:
-        return _QUANTIZED_INPUTS
-    return _LOAD_BYTES // _BYTES[problem.matrix_dtype]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Outputs:
-    """What a warp knows of its outputs: ``first`` is the first of them."""
-
-    problem: GroupedProblem
-    first: Any
-    lane: Any
-
-    @property
-    def count(self) -> int:
-        return COLUMNS_PER_WARP // self.columns_per_output
-
-    @property
-    def columns_per_output(self) -> int:
-        return 2 if self.problem.gated else 1
-
-    def column(self, c: Any) -> Any:
-        """The ``c``-th column; where gated, even ones are gates and odd ones up. The last one for those behind it."""
-        output = T.min(self.first + c // self.columns_per_output, self.problem.width - 1)
-        if not self.problem.gated:
-            return output
-        return output // GATE_GROUP * (2 * GATE_GROUP) + output % GATE_GROUP + c % 2 * GATE_GROUP
+why_not = gemv_tile.why_not
 
 
 @T.inline
-def _load_row(outputs, rows, row, part, values):
-    """A part of a row, in float32; as many bytes at once as the storage has."""
-    count = T.meta_var(_lane_inputs(outputs.problem))
-    vector = T.meta_var(min(count, _LOAD_BYTES // _BYTES[outputs.problem.dtype]))
-    stored = T.alloc_local((count,), outputs.problem.dtype)
-    for load in T.unroll(count // vector):
-        for v in T.vectorized(vector):
-            stored[load * vector + v] = rows[row, part * count + load * vector + v]
-    for v in T.unroll(count):
-        values[v] = T.cast(stored[v], "float32")
-
-
-@T.inline
-def _multiply_floats(outputs, rows, row, matrix, expert, part, sums):
-    count = T.meta_var(_lane_inputs(outputs.problem))
-    values = T.alloc_local((count,), "float32")
-    weights = T.alloc_local((COLUMNS_PER_WARP, count), outputs.problem.matrix_dtype)
+def _store(tile, epilogue, pair, expert, factor, sums, bias, out):
+    problem = T.meta_var(tile.problem)
     for c in T.unroll(COLUMNS_PER_WARP):
-        for v in T.vectorized(count):
-            weights[c, v] = matrix.data[T.cast(expert, "int64"), outputs.column(c), part * count + v]
-    _load_row(outputs, rows, row, part, values)
-    for c in T.unroll(COLUMNS_PER_WARP):
-        for v in T.unroll(count):
-            sums[c] = sums[c] + values[v] * T.cast(weights[c, v], "float32")
-
-
-@T.inline
-def _multiply_quantized(outputs, rows, row, matrix, expert, part, sums):
-    """The numbers of a part are summed as they are, and the sum is multiplied by their scale."""
-    stored = T.meta_var(matrix.stored)
-    count = T.meta_var(_QUANTIZED_INPUTS)
-    bytes_read = T.meta_var(count * stored.bits // 8)
-    values = T.alloc_local((count,), "float32")
-    codes = T.alloc_local((COLUMNS_PER_WARP, bytes_read), "uint8")
-    scales = T.alloc_local((COLUMNS_PER_WARP,), "float32")
-    zeros = T.alloc_local((COLUMNS_PER_WARP,), "int32")
-    partial = T.alloc_local((1,), "float32")
-    for c in T.unroll(COLUMNS_PER_WARP):
-        for v in T.vectorized(bytes_read):
-            codes[c, v] = matrix.data[T.cast(expert, "int64"), outputs.column(c), part * bytes_read + v]
-        scales[c] = matrix.scale(expert, outputs.column(c), part * count)
-        zeros[c] = matrix.zero(expert, outputs.column(c), part * count)
-    _load_row(outputs, rows, row, part, values)
-    for c in T.unroll(COLUMNS_PER_WARP):
-        partial[0] = T.float32(0)
-        for v in T.unroll(count):
-            code: T.let = stored.code(codes[c, v * stored.bits // 8], v)
-            partial[0] = partial[0] + values[v] * stored.number(code, zeros[c])
-        sums[c] = sums[c] + partial[0] * scales[c]
-
-
-@T.inline
-def _multiply(outputs, rows, row, matrix, expert, sums):
-    count = T.meta_var(_lane_inputs(outputs.problem))
-    for step in T.serial(-(-outputs.problem.inner // (WARP * count))):
-        part: T.let = step * WARP + outputs.lane
-        if part < outputs.problem.inner // count:
-            if matrix.stored is None:
-                _multiply_floats(outputs, rows, row, matrix, expert, part, sums)
-            else:
-                _multiply_quantized(outputs, rows, row, matrix, expert, part, sums)
-
-
-@T.inline
-def _store(outputs, epilogue, pair, expert, factor, sums, bias, out):
-    problem = T.meta_var(outputs.problem)
-    for c in T.unroll(COLUMNS_PER_WARP):
-        sums[c] = T.cuda.warp_reduce(sums[c], "sum") * factor + bias[expert, outputs.column(c)]
-    for i in T.unroll(outputs.count):
-        if T.And(outputs.lane == i, outputs.first + i < problem.width):
+        sums[0, c] = T.cuda.warp_reduce(sums[0, c], "sum") * factor + bias[expert, tile.column(c)]
+    for i in T.unroll(tile.count):
+        if T.And(tile.lane == i, tile.first + i < problem.width):
             if problem.gated:
-                value: T.let = epilogue(sums[2 * i], sums[2 * i + 1])
-                out[T.cast(pair, "int64"), outputs.first + i] = T.cast(value, problem.out_dtype)
+                value: T.let = epilogue(sums[0, 2 * i], sums[0, 2 * i + 1])
+                out[T.cast(pair, "int64"), tile.first + i] = T.cast(value, problem.out_dtype)
             else:
-                out[T.cast(pair, "int64"), outputs.first + i] = T.cast(epilogue(sums[i]), problem.out_dtype)
+                out[T.cast(pair, "int64"), tile.first + i] = T.cast(epilogue(sums[0, i]), problem.out_dtype)
 
 
 @T.inline
@@ -162,16 +52,14 @@ def _compute(problem, epilogue, rows, matrix, bias, weights, chosen, out, tokens
     if T.And(pair < tokens * slots, first < problem.width):
         token: T.let = T.truncdiv(pair, slots)
         slot: T.let = T.truncmod(pair, slots)
-        expert: T.let = chosen[token, slot]
+        expert: T.let = problem.number(chosen[token, slot])
         if T.And(expert >= 0, expert < problem.experts):
-            outputs = T.meta_var(_Outputs(problem, first, lane))
             row: T.let = T.cast(token if problem.gathered else pair, "int64")
+            tile = T.meta_var(WarpTile(problem, first, lane, lambda _: row))
             factor: T.let = T.cast(weights[token, slot], "float32") if problem.weighted else T.float32(1)
-            sums = T.alloc_local((COLUMNS_PER_WARP,), "float32")
-            for c in T.unroll(COLUMNS_PER_WARP):
-                sums[c] = T.float32(0)
-            _multiply(outputs, rows, row, matrix, expert, sums)
-            _store(outputs, epilogue, pair, expert, factor, sums, bias, out)
+            sums = T.alloc_local((1, COLUMNS_PER_WARP), "float32")
+            multiply_rows(tile, rows, matrix, expert, sums)
+            _store(tile, epilogue, pair, expert, factor, sums, bias, out)
 
 
 def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:

@@ -16,6 +16,7 @@ Places of blocks that are padding are neither read nor written.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ class GroupedProblem:
     ``inner`` counts the inputs of a row, ``width`` its outputs: rows of the matrix, or hidden units where a gate row
     and an up row make one output (``gated``). ``weighted``: a row is multiplied by its pair's routing weight first.
     ``dtype`` is how rows are stored, sums are float32. ``stored`` is the format of a quantised matrix; without one it
-    has elements of ``matrix_dtype``.
+    has elements of ``matrix_dtype``. ``experts`` counts the matrices. Theirs are the ids from 0 on, or, where there are
+    other experts too, those from ``first_expert`` on: what belongs to the others is left to other kernels.
     """
 
     experts: int
@@ -53,11 +55,16 @@ class GroupedProblem:
     out_dtype: str = "float32"
     routing_dtype: str = "float32"
     stored: StoredFormat | None = None
+    first_expert: int | None = None
 
     @property
     def columns(self) -> int:
         """Rows of the matrix of one expert: columns of the product, gate and up side by side in groups."""
         return 2 * -(-self.width // GATE_GROUP) * GATE_GROUP if self.gated else self.width
+
+    def number(self, expert: Any) -> Any:
+        """Which matrix is that of an expert; an id without one gives a number outside [0, ``experts``)."""
+        return expert - self.first_expert if self.first_expert else expert
 
     def why_not_stored(self) -> str | None:
         """The reason why kernels cannot load or store this, or None."""
@@ -124,6 +131,17 @@ class Operands:
     slots: Any
     blocks: Any
 
+    def is_used(self, block: Any) -> Any:
+        """Whether there is such a block of rows, and its matrix; the grid comes from an upper bound."""
+        exists = block < self.block_count[0]
+        if self.problem.first_expert is None:
+            return exists
+        return T.And(exists, T.And(self.expert(block) >= 0, self.expert(block) < self.problem.experts))
+
+    def expert(self, block: Any) -> Any:
+        """Which matrix the rows of a block are multiplied with."""
+        return self.problem.number(self.block_experts[block])
+
     def pair(self, block: Any, row: Any) -> Any:
         """The pair at a row of a block; negative for padding."""
         return self.sorted_pairs[block * self.problem.block_rows + row]
@@ -146,6 +164,11 @@ class Operands:
     def finished(self, total: Any, factor: Any, expert: Any, column: Any) -> Any:
         """A sum with factor and bias, as it goes into the epilogue."""
         return (total * factor if self.problem.weighted else total) + self.bias[expert, column]
+
+
+KernelForm = Callable[[GroupedProblem, Any], tirx.PrimFunc]
+"""A function like :func:`grouped_kernel`, which may have other parameters: it makes a kernel of a problem and a macro
+for its code."""
 
 
 def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:

@@ -33,7 +33,8 @@ def fetch(tile, fetched, panel):
     matrix = T.meta_var(tile.operands.matrix)
     expert: T.let = tile.expert
     for i in T.unroll(COLUMNS // tile.shape.lines_per_copy):
-        column: T.let = tile.first_column + tile.line(i)
+        # The last column stands for those behind it, whose sums are not stored.
+        column: T.let = tile.column_or_last(tile.first_column + tile.line(i))
         for v in T.vectorized(piece_bytes(tile)):
             fetched.codes[i, v] = matrix.data[
                 T.cast(expert, "int64"), column, (panel * PIECES + tile.piece) * piece_bytes(tile) + v

@@ -22,11 +22,12 @@ def find_sources(tile, sources):
 @T.inline
 def copy_rows(tile, stage, panel, sources):
     """Start to copy this thread's pieces of a panel. Of padding no byte is read, and zeros are written."""
+    k: T.let = panel * DEPTH + tile.piece * PIECE
     for i in T.unroll(tile.shape.rows // tile.shape.lines_per_copy):
         row: T.let = T.cast(T.max(sources[i], 0), "int64")
         T.ptx[COPY](
             tile.row_panels.ptr_to([stage, tile.line(i), tile.place]),
-            tile.operands.rows.ptr_to([row, panel * DEPTH + tile.piece * PIECE]),
+            tile.operands.rows.ptr_to([row, tile.piece_or_last(k)]),
             16,
-            T.Select(sources[i] >= 0, T.uint32(16), T.uint32(0)),
+            T.Select(T.And(sources[i] >= 0, tile.has_input(k)), T.uint32(16), T.uint32(0)),
         )

@@ -17,21 +17,23 @@ def _store_row(tile, epilogue, i, lower, pair, row, sums):
         if problem.gated:
             column: T.let = tile.first_column + tile.warp_column + 2 * j * MMA_COLUMNS + tile.lane % 4 * 2
             output: T.let = (tile.first_column + tile.warp_column) // 2 + j * MMA_COLUMNS + tile.lane % 4 * 2
-            for v in T.unroll(2):
-                gate: T.let = operands.finished(sums[i, 2 * j, lower * 2 + v], factor, tile.expert, column + v)
-                up: T.let = operands.finished(
-                    sums[i, 2 * j + 1, lower * 2 + v], factor, tile.expert, column + MMA_COLUMNS + v
-                )
-                values[v] = epilogue(gate, up)
-            for v in T.vectorized(2):
-                operands.out[row, output + v] = T.cast(values[v], problem.out_dtype)
+            if tile.has_column(column):
+                for v in T.unroll(2):
+                    gate: T.let = operands.finished(sums[i, 2 * j, lower * 2 + v], factor, tile.expert, column + v)
+                    up: T.let = operands.finished(
+                        sums[i, 2 * j + 1, lower * 2 + v], factor, tile.expert, column + MMA_COLUMNS + v
+                    )
+                    values[v] = epilogue(gate, up)
+                for v in T.vectorized(2):
+                    operands.out[row, output + v] = T.cast(values[v], problem.out_dtype)
         else:
             column: T.let = tile.first_column + tile.warp_column + j * MMA_COLUMNS + tile.lane % 4 * 2
-            for v in T.unroll(2):
-                total: T.let = operands.finished(sums[i, j, lower * 2 + v], factor, tile.expert, column + v)
-                values[v] = epilogue(total)
-            for v in T.vectorized(2):
-                operands.out[row, column + v] = T.cast(values[v], problem.out_dtype)
+            if tile.has_column(column):
+                for v in T.unroll(2):
+                    total: T.let = operands.finished(sums[i, j, lower * 2 + v], factor, tile.expert, column + v)
+                    values[v] = epilogue(total)
+                for v in T.vectorized(2):
+                    operands.out[row, column + v] = T.cast(values[v], problem.out_dtype)
 
 
 @T.inline

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from tvm.script import tirx as T
+
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Operands
 from moec.targets.cuda.kernels.launch import WARP
 
@@ -77,6 +79,34 @@ class Tile:
     @property
     def problem(self) -> GroupedProblem:
         return self.operands.problem
+
+    @property
+    def panels(self) -> int:
+        return -(-self.problem.inner // DEPTH)
+
+    def has_column(self, column: Any) -> Any:
+        """Whether the matrix has it: the last tile may be wider than what is left."""
+        return self._whole_tiles or column < self.problem.columns
+
+    def column_or_last(self, column: Any) -> Any:
+        """A column that the matrix has."""
+        return column if self._whole_tiles else T.min(column, self.problem.columns - 1)
+
+    def has_input(self, k: Any) -> Any:
+        """Whether the rows have it: the last panel may be deeper than what is left."""
+        return self._whole_panels or k < self.problem.inner
+
+    def piece_or_last(self, k: Any) -> Any:
+        """The first input of a piece that the rows have."""
+        return k if self._whole_panels else T.min(k, self.problem.inner - PIECE)
+
+    @property
+    def _whole_tiles(self) -> bool:
+        return self.problem.columns % self.shape.columns == 0
+
+    @property
+    def _whole_panels(self) -> bool:
+        return self.problem.inner % DEPTH == 0
 
     @property
     def piece(self) -> Any:

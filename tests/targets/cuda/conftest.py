@@ -13,6 +13,7 @@ import pytest
 from moec import targets
 from moec.runtime.executor import Executor
 from moec.targets.base import Program
+from moec.targets.cuda import nvcc
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -27,7 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def program_of() -> Callable[[ir.Model], Program]:
+def program_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[ir.Model], Program]:
+    """Without the code for a GPU, which nobody runs here and which takes most of the time."""
+    monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
     return lambda model: targets.get("cuda").compile(model)
 
 

@@ -26,7 +26,7 @@ def test_unknown_architectures_are_refused():
 def test_without_nvcc_the_text_is_there_and_the_user_is_told(monkeypatch):
     monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
     program = compiled("cuda")
-    assert program.binaries == {}
+    assert program.binary is None
     assert program.warnings == [nvcc.MISSING]
     kernel = program.kernels[0]
     assert "__global__" in kernel.sources["cuda"]
@@ -38,7 +38,7 @@ def test_without_nvcc_the_text_is_there_and_the_user_is_told(monkeypatch):
 def test_with_nvcc_there_is_code(name, architecture):
     program = compiled(name)
     assert program.warnings == []
-    assert program.binaries[architecture].startswith(b"\x7fELF")
+    assert program.architecture == architecture and program.binary.startswith(b"\x7fELF")
     kernel = program.kernels[0]
     assert ".entry" in kernel.sources["ptx"]
     assert "0 bytes spill stores" in kernel.sources["resources"]

@@ -34,8 +34,12 @@ class Kernel:
     def outputs(self, count: int, *arrays: np.ndarray) -> list[np.ndarray]:
         """Run it; the last ``count`` arrays are outputs and are returned. The given arrays are not changed."""
         tensors = [_DEVICE.place(array.copy()) for array in arrays]
-        self._host["kernel"](*tensors)
+        self.run_on(*tensors)
         return [_DEVICE.fetch(tensor).copy() for tensor in tensors[-count:]]
+
+    def run_on(self, *tensors: Any) -> None:
+        """Run it on tensors of the device, in their place."""
+        self._host["kernel"](*tensors)
 
 
 def build(kernel: tirx.PrimFunc, architecture: str = "sm_80", **options: Any) -> Kernel:

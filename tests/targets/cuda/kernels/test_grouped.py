@@ -139,7 +139,7 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
         "one type for both": {"matrix_dtype": "bfloat16"},
         "blocks of 32 rows": {"block_rows": 32},
         "100 inputs": {"inner": 100},
-        "200 columns": {"width": 200},
+        "204 columns": {"width": 204},
         "hidden units": {"gated": True, "width": 60},
         "float64": {"out_dtype": "float64"},
     }

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.cuda.kernels import dispatch, route
 from moec.targets.cuda.kernels.activation import experts_epilogue
+from moec.targets.cuda.kernels.attention_few import attention_few
+from moec.targets.cuda.kernels.attention_tiled import attention_tiled
+from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
+from moec.targets.cuda.kernels.gemv import gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES, grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.normalization import normalize
+from moec.targets.cuda.kernels.row_share import RowLayout
+from moec.targets.cuda.kernels.softmax import softmax
 from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 from moec.targets.cuda.nvcc import compile_source, find_tool
+from moec.targets.tvm.attention import AttentionProblem
 
 from .kernel_runner import source_of
 
@@ -27,6 +36,12 @@ def _half(rows: int) -> GroupedProblem:
     return GroupedProblem(128, 2048, 768, rows, gated=True, gathered=True, **stored)
 
 
+def _dense(**fields: Any) -> GroupedProblem:
+    stored = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
+    return dense_problem(2880, 2880, **stored, **fields)
+
+
+_ATTENTION = AttentionProblem(256, 256, 1 / 16, 4, causal="lengths", softcap=30.0, has_lengths=True)
 INT4 = StoredFormat("int4", 128, "float16")
 SILU = experts_epilogue(ExpertsSpec())
 KERNELS = {
@@ -37,6 +52,13 @@ KERNELS = {
     "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),
     "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
     "mma, int4": lambda: grouped_gemm_mma(dataclasses.replace(_half(128), stored=INT4), SILU),
+    "softmax": lambda: softmax(RowLayout(None, "float16")),
+    "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),
+    "attention of few": lambda: attention_few(_ATTENTION, "bfloat16"),
+    "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
+    "dense gemv": lambda: gemv(_dense(), lambda total: total),
+    "dense gemv, int4": lambda: gemv(_dense(stored=StoredFormat("int4", 32, "float16")), lambda total: total),
+    "dense mma, part of a tile": lambda: grouped_gemm_mma(_dense(block_rows=128), lambda total: total, dense_kernel),
     **{f"mma, {rows} rows": lambda rows=rows: grouped_gemm_mma(_half(rows), SILU) for rows in SHAPES},
 }
 

@@ -106,8 +106,8 @@ def test_a_bias_moves_the_choice_and_not_the_weight():
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision(dtype):
     spec = RouteSpec(k=8, normalize=True)
-    logits = RANDOM.standard_normal((37, 512)).astype(dtype)
-    check(build(route.route(spec, 512, np.dtype(dtype).name)), spec, logits, tolerance=1e-2)
+    logits = RANDOM.standard_normal((37, 1024)).astype(dtype)
+    check(build(route.route(spec, 1024, np.dtype(dtype).name)), spec, logits, tolerance=1e-2)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -123,9 +123,9 @@ def test_capacity_serves_first_choices_first(tokens):
 
 
 def test_what_cannot_be_routed_has_a_reason():
-    assert route.why_not(RouteSpec(k=2), 512, "float32") is None
+    assert route.why_not(RouteSpec(k=2), 1024, "float32") is None
     assert "one token at a time" in route.why_not(RouteSpec(k=8, selection="expert_choice", capacity=2), 8, "float32")
-    assert "513 experts" in route.why_not(RouteSpec(k=2), 513, "float32")
+    assert "1025 experts" in route.why_not(RouteSpec(k=2), 1025, "float32")
     assert "float64" in route.why_not(RouteSpec(k=2), 8, "float64")
     assert capacity.why_not(512) is None
     assert "20000 experts" in capacity.why_not(20000)

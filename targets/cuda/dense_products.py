@@ -1,0 +1,137 @@
+"""Products with one constant matrix, and which of several ways each takes when the program runs.
+
+The number of rows decides, which the host knows. Up to :data:`~moec.targets.cuda.kernels.gemv.FEW_ROWS` rows take the
+time that reading the matrix takes. Of tiles, the highest read it least often; lower ones are taken where those would be
+too few to keep the device busy. Every way is a launch of its own that the host leaves out where another is better
+(:mod:`.launch_conditions`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax, tirx
+
+from moec.ir.dialect import ExpertsSpec
+from moec.targets.cuda.dense_kernels import PRODUCTS, TILED, DenseLaunch
+from moec.targets.cuda.expert_matrices import as_stored
+from moec.targets.cuda.kernels.activation import activate
+from moec.targets.cuda.kernels.dense_problem import dense_kernel
+from moec.targets.cuda.kernels.gemv import FEW_ROWS, gemv
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
+from moec.targets.cuda.launch_conditions import NO_LIMIT, launch_if
+from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.nodes import flatten, record_of, reshape, static_size
+from moec.targets.tvm.selection import Selection, select
+
+_PLAIN_ROWS = 64
+"""The height of a tile without tensor cores."""
+_BUSY_BLOCKS = 128
+"""So many tiles keep a device busy: about as many as it has multiprocessors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """The kernel for ``least`` to ``most`` rows."""
+
+    problem: GroupedProblem
+    chosen: Selection
+    least: int
+    most: int
+
+    def is_for(self, rows: int | None) -> bool:
+        """Whether there can be so many rows; None where their number is not known now."""
+        return rows is None or self.least <= rows <= self.most
+
+    @property
+    def rows(self) -> str:
+        """The numbers of rows, in words."""
+        if self.most == NO_LIMIT:
+            return f"from {self.least}"
+        return f"{self.least} to {self.most}"
+
+
+def ways(problem: GroupedProblem, architecture: str) -> list[Way]:
+    """How the product is computed for all numbers of rows, few rows first."""
+    few = select(PRODUCTS, DenseLaunch(problem, FEW_ROWS), architecture)
+    found, least = [], 0
+    if few.kernel.name == "gemv":
+        found, least = [Way(problem, few, 0, FEW_ROWS)], FEW_ROWS + 1
+    for height, most in _heights(problem, architecture):
+        if most >= least:
+            tiled = dataclasses.replace(problem, block_rows=height)
+            found.append(Way(tiled, select(PRODUCTS, DenseLaunch(tiled, most), architecture), least, most))
+            least = most + 1
+    return found
+
+
+def _heights(problem: GroupedProblem, architecture: str) -> Iterator[tuple[int, int]]:
+    """Heights of tiles, lowest first, and the largest number of rows that each is for."""
+    tiled = (dataclasses.replace(problem, block_rows=rows) for rows in SHAPES)
+    if any(select(PRODUCTS, DenseLaunch(one, NO_LIMIT), architecture).kernel.name == "gemm_simt" for one in tiled):
+        yield _PLAIN_ROWS, NO_LIMIT
+        return
+    tiles_across = -(-problem.columns // COLUMNS)
+    for height, higher in zip(SHAPES, [*list(SHAPES)[1:], None], strict=True):
+        yield height, NO_LIMIT if higher is None else higher * _BUSY_BLOCKS // tiles_across
+
+
+def multiply_matrix(
+    lowering: LoweringContext,
+    node: ir.Node,
+    architecture: str,
+    problem: GroupedProblem,
+    x: relax.Expr,
+    operands: Sequence[relax.Expr],
+    activation: str = "identity",
+) -> relax.Expr:
+    """``activation(x[..., inner] @ matrix.T + bias)``; ``operands``: the matrix [1, width, inner], or the three tensors
+    of a quantised one, and the bias [1, width]."""
+    shape = list(x.ty.shape)
+    rows = x if len(shape) == 2 else flatten(lowering, x, len(shape) - 1)
+    output = relax.TensorType((rows.ty.shape[0], problem.width), problem.out_dtype)
+    result: relax.Var | None = None
+    count = static_size(rows.ty.shape[0])
+    for way in [one for one in ways(problem, architecture) if one.is_for(count)]:
+        kernel = launch_if(_kernel(way, activation), 0, 0, least=way.least, most=way.most)
+        attributes = {**dataclasses.asdict(way.problem), "activation": activation, "rows": way.rows}
+        record = record_of(node, way.chosen, attributes)
+        if result is None:
+            (result,) = lowering.call_kernel(kernel, [rows, *operands], [output], record)
+        else:
+            result = lowering.call_kernel_on(kernel, [rows, *operands], result, record)
+    assert result is not None, "some way is for any number of rows"
+    return result if len(shape) == 2 else reshape(lowering, result, [*shape[:-1], problem.width])
+
+
+def _kernel(way: Way, activation: str) -> tirx.PrimFunc:
+    spec = ExpertsSpec(activation=activation)
+
+    def epilogue(total: Any) -> Any:
+        return activate(spec, total)
+
+    name = way.chosen.kernel.name
+    return gemv(way.problem, epilogue) if name == "gemv" else TILED[name](way.problem, epilogue, dense_kernel)
+
+
+def bias_operand(lowering: LoweringContext, value: ir.Value | None, width: int, factor: float = 1.0) -> relax.Expr:
+    """A bias [width] as kernels take it, [1, width] in float32 and times ``factor``; zeros where there is none."""
+    if value is None:
+        name, shape = f"zeros.1x{width}", (1, width)
+        return lowering.add_weight(name, shape, "float32", lambda: np.zeros(shape, np.float32))
+    if lowering.is_constant(value):
+
+        def load() -> np.ndarray:
+            numbers = lowering.constant(value)
+            assert numbers is not None, f"{value.name} was a constant before"
+            return as_stored(numbers, "float32").reshape(1, width) * np.float32(factor)
+
+        return lowering.add_weight(f"{value.name}.bias.{factor}", (1, width), "float32", load)
+    tensor = reshape(lowering, lowering.tensor(value), [1, width])
+    wide = tensor if str(tensor.ty.dtype) == "float32" else relax.op.astype(tensor, "float32")
+    return lowering.emit(wide if factor == 1.0 else relax.op.multiply(wide, relax.const(factor, "float32")))

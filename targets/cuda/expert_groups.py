@@ -1,0 +1,112 @@
+"""Experts in groups by the formats of their matrices: one launch computes a product for all experts of a group.
+
+Kernels number experts group by group, so that those of a group are neighbours; ids are renumbered where the graph has
+them in another order. Dispatch and combine see all experts together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax, te, tirx
+
+from moec.ir.formats import WeightRun
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.stored_weights import StoredWeight
+
+_SCALES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixFormat:
+    """How a kernel finds the matrix of an expert: quantised as ``stored`` says, or as floats of ``dtype``."""
+
+    dtype: str
+    stored: StoredFormat | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertGroup:
+    """Experts, by their ids in the graph, whose matrix has the same format in each of the products (``formats``). They
+    are numbered from ``first`` on."""
+
+    experts: tuple[int, ...]
+    first: int
+    formats: tuple[MatrixFormat, ...]
+
+
+def groups_by_format(products: Sequence[Sequence[StoredWeight]], dtype: str) -> list[ExpertGroup]:
+    """All experts. ``products``: for each product the weights that its matrix is made of; tokens have ``dtype``."""
+    members: dict[tuple[MatrixFormat, ...], list[int]] = {}
+    for expert in range(products[0][0].experts):
+        formats = tuple(_format_of([weight.run_of(expert) for weight in weights], dtype) for weights in products)
+        members.setdefault(formats, []).append(expert)
+    groups, first = [], 0
+    for formats, experts in members.items():
+        groups.append(ExpertGroup(tuple(experts), first, formats))
+        first += len(experts)
+    return groups
+
+
+def quantized_format(runs: Sequence[WeightRun]) -> StoredFormat | None:
+    """The quantised format that all of them have and kernels read; None where they are floats or differ."""
+    scales = {run.scale.dtype for run in runs if run.scale is not None and run.scale.dtype is not None}
+    formats = {run.format for run in runs}
+    if len(formats) != 1 or len(scales) != 1:
+        return None
+    (form,), (scale,) = formats, scales
+    if form.name not in ("int8", "int4", "mxfp4") or scale not in _SCALES:
+        return None
+    return StoredFormat(form.name, form.group, _SCALES[scale], form.zero_points)
+
+
+def _format_of(runs: Sequence[WeightRun], dtype: str) -> MatrixFormat:
+    """Tensor cores want 16-bit tokens and floats of the same type. With float32 tokens, what is stored in 16 bits stays
+    so; quantised matrices that lie together and differ become floats."""
+    stored = quantized_format(runs)
+    if stored is not None:
+        return MatrixFormat(dtype, stored)
+    floats = {run.format.name for run in runs}
+    if dtype == "float32" and len(floats) == 1 and floats <= {"float16", "bfloat16"}:
+        return MatrixFormat(floats.pop())
+    return MatrixFormat(dtype)
+
+
+def renumbered(node: NodeLowering, groups: Sequence[ExpertGroup], ids: relax.Expr) -> relax.Expr:
+    """The ids [T, k] as kernels number the experts; what is no expert of a group stays as it is."""
+    order = [expert for group in groups for expert in group.experts]
+    if order == sorted(order):
+        return ids
+    numbers = np.empty(len(order), np.int32)
+    numbers[order] = np.arange(len(order), dtype=np.int32)
+    table = node.lowering.add_weight(f"{node.name}.numbers", numbers.shape, "int32", lambda: numbers)
+    return node.lowering.compute(_look_up, [ids, table], "renumbered_experts")[0]
+
+
+def _look_up(ids: te.Tensor, table: te.Tensor) -> te.Tensor:
+    def number(*at: Any) -> Any:
+        expert = ids(*at)
+        is_expert = tirx.all(expert >= 0, expert < table.shape[0])
+        return tirx.if_then_else(is_expert, table[expert], expert)
+
+    return te.compute(ids.shape, number, name="numbers")
+
+
+def of_group(parts: Callable[[int], Any], group: ExpertGroup) -> Callable[[int], Any]:
+    """``parts`` by the number of an expert within the group."""
+    return lambda number: parts(group.experts[number])
+
+
+def fields_of(group: ExpertGroup, groups: Sequence[ExpertGroup]) -> dict[str, Any]:
+    """The fields of a group's problem that say which experts it is for."""
+    return {"experts": len(group.experts), "first_expert": None if len(groups) == 1 else group.first}

@@ -1,0 +1,124 @@
+"""The operands of an attention, which query sees which key, and what a score is.
+
+A key that the causal order or the lengths hide is not read: a cache may hold anything there. One that a mask hides is,
+and counts with weight zero. A query that sees no key gets zeros.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
+from moec.targets.tvm.attention import AttentionProblem
+
+LOWEST = -3.4028234e38
+"""The largest score of no key: finite, so that differences to it are."""
+VALUE_COLUMNS = 256
+"""Columns of the values that a block of threads can sum; for more, several compute the same scores."""
+
+
+def why_not(problem: AttentionProblem, dtype: str) -> str | None:
+    """The reason why the kernels cannot compute an attention of tensors of this type, or None."""
+    if dtype not in STORAGE_TYPES:
+        return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
+    if problem.mask not in ("", "bool", *STORAGE_TYPES):
+        return f"mask of type {problem.mask}; the kernel takes bool, {', '.join(STORAGE_TYPES)}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOperands:
+    """The tensors of one call, see :func:`attention_kernel`, and their dynamic sizes."""
+
+    problem: AttentionProblem
+    query: Any
+    key: Any
+    value: Any
+    mask: Any
+    lengths: Any
+    result: Any
+    batches: Any
+    groups: Any
+    queries: Any
+    keys: Any
+
+    @property
+    def slices(self) -> int:
+        """Parts of a row of the result, each the work of a block of threads."""
+        return -(-self.problem.value_size // VALUE_COLUMNS)
+
+    @property
+    def slice_columns(self) -> int:
+        return min(self.problem.value_size, VALUE_COLUMNS)
+
+    def used_keys(self, batch: Any) -> Any:
+        """How many keys of a batch are in use."""
+        if not self.problem.has_lengths:
+            return self.keys
+        return T.cast(T.min(self.lengths[batch], T.cast(self.keys, "int64")), "int32")
+
+    def frontier(self, batch: Any, query: Any) -> Any:
+        """The keys from this one on are hidden from the query, whatever the mask says. May be negative. It does not
+        fall from one query to the next."""
+        if not self.problem.causal:
+            return self.used_keys(batch)
+        offset = {
+            "first": 0,
+            "last": self.keys - self.queries,
+            "lengths": self.used_keys(batch) - self.queries,
+        }[self.problem.causal]
+        return T.min(query + 1 + offset, self.used_keys(batch))
+
+    def score(self, total: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        """The score of a key that is there, float32; ``total`` is the product of query and key."""
+        value = total * T.float32(self.problem.scale)
+        if self.problem.softcap > 0:
+            value = T.float32(self.problem.softcap) * T.tanh(value / T.float32(self.problem.softcap))
+        if not self.problem.mask:
+            return value
+        places = zip(self.problem.mask_broadcast, (batch, head, query), strict=True)
+        entry = self.mask[(*(T.int64(0) if alone else T.cast(at, "int64") for alone, at in places), key)]
+        if self.problem.mask == "bool":
+            return T.Select(entry, value, T.float32(float("-inf")))
+        return value + T.cast(entry, "float32")
+
+
+def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
+    """``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv], mask[B|1, H|1, S|1, P], lengths[B],
+    result[B, H, S, Dv])``, whose code, from ``T.device_entry()`` on, the macro ``body(operands)`` emits.
+
+    Where the problem has no mask, or no lengths, a tensor with sizes of 1 stands in that place and is not read. Lengths
+    are int64. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
+    """
+    D, Dv, ratio = problem.head_size, problem.value_size, problem.heads_per_group
+    sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P")}
+    B, G, S, P = sizes.values()
+    mask_shape: tuple[Any, ...] = (1, 1, 1, 1)
+    if problem.mask:
+        own = zip(problem.mask_broadcast, (B, G * ratio, S), strict=True)
+        mask_shape = (*(1 if alone else size for alone, size in own), P)
+
+    @T.prim_func
+    def kernel(
+        query_handle: T.handle,
+        key_handle: T.handle,
+        value_handle: T.handle,
+        mask_handle: T.handle,
+        lengths_handle: T.handle,
+        result_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        key = T.match_buffer(key_handle, (B, G, P, D), dtype)
+        query = T.match_buffer(query_handle, (B, G * ratio, S, D), dtype)
+        value = T.match_buffer(value_handle, (B, G, P, Dv), dtype)
+        mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
+        lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
+        result = T.match_buffer(result_handle, (B, G * ratio, S, Dv), dtype)
+        body(AttentionOperands(problem, query, key, value, mask, lengths, result, B, G, S, P))
+
+    return kernel

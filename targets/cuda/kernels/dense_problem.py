@@ -1,0 +1,114 @@
+"""Dense matrix product: the rows as they lie, all times one matrix.
+
+``out[r] = epilogue(rows[r] @ matrix.T + bias)``. It is a grouped product of a single expert whose blocks are full, but
+for the last one, so that no dispatch says what is in them: the kernels of grouped products compute it, given
+:func:`dense_kernel` as their form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseOperands:
+    """The tensors of a dense product; see :func:`dense_kernel`. In the place of a pair stands a row."""
+
+    problem: GroupedProblem
+    rows: Any
+    matrix: Matrix
+    bias: Any
+    out: Any
+    row_count: Any
+
+    @property
+    def blocks(self) -> Any:
+        """Blocks of rows."""
+        return blocks_for(self.row_count, self.problem.block_rows)
+
+    def is_used(self, block: Any) -> Any:
+        return block * self.problem.block_rows < self.row_count
+
+    def expert(self, block: Any) -> Any:
+        return T.int32(0)
+
+    def pair(self, block: Any, row: Any) -> Any:
+        """The row of ``rows`` that is this one of a block; negative behind the last one."""
+        place = block * self.problem.block_rows + row
+        return T.Select(place < self.row_count, place, -1)
+
+    def source(self, pair: Any, block: Any, row: Any) -> Any:
+        return pair
+
+    def destination(self, pair: Any, block: Any, row: Any) -> Any:
+        return T.cast(pair, "int64")
+
+    def factor(self, pair: Any) -> Any:
+        return T.float32(1)
+
+    def finished(self, total: Any, factor: Any, expert: Any, column: Any) -> Any:
+        """A sum with its bias, as it goes into the epilogue."""
+        return total + self.bias[0, column]
+
+
+def dense_problem(inner: int, width: int, **types: Any) -> GroupedProblem:
+    """A product of rows of ``inner`` elements with a matrix [width, inner]; ``types`` are fields of the problem."""
+    return GroupedProblem(1, inner, width, gathered=True, scattered=True, **types)
+
+
+def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
+    """``(rows[M, inner], matrix[1, width, inner], bias[1, width], out[M, width])``, whose code, from
+    ``T.device_entry()`` on, the macro ``body(operands)`` emits. Bias is float32; M is dynamic and may be 0.
+
+    A quantised matrix is three tensors, as in :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
+    """
+    if problem.stored is not None:
+        return _quantized_kernel(problem, problem.stored, body)
+    inner, width = problem.inner, problem.width
+
+    @T.prim_func
+    def kernel(rows_handle: T.handle, matrix_handle: T.handle, bias_handle: T.handle, out_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        M = T.int32()
+        rows = T.match_buffer(rows_handle, (M, inner), problem.dtype)
+        matrix = T.match_buffer(matrix_handle, (1, width, inner), problem.matrix_dtype)
+        bias = T.match_buffer(bias_handle, (1, width), "float32")
+        out = T.match_buffer(out_handle, (M, width), problem.out_dtype)
+        body(DenseOperands(problem, rows, Matrix(None, matrix), bias, out, M))
+
+    return kernel
+
+
+def _quantized_kernel(problem: GroupedProblem, stored: StoredFormat, body: Any) -> tirx.PrimFunc:
+    inner, width = problem.inner, problem.width
+    groups = (1, width, stored.groups(inner))
+
+    @T.prim_func
+    def kernel(
+        rows_handle: T.handle,
+        matrix_handle: T.handle,
+        scales_handle: T.handle,
+        zero_points_handle: T.handle,
+        bias_handle: T.handle,
+        out_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        M = T.int32()
+        rows = T.match_buffer(rows_handle, (M, inner), problem.dtype)
+        matrix = T.match_buffer(matrix_handle, (1, width, stored.row_bytes(inner)), "uint8")
+        scales = T.match_buffer(scales_handle, groups, stored.scale_storage)
+        zero_points = T.match_buffer(zero_points_handle, groups if stored.zero_points else (1, 1, 1), "uint8")
+        bias = T.match_buffer(bias_handle, (1, width), "float32")
+        out = T.match_buffer(out_handle, (M, width), problem.out_dtype)
+        quantized = T.meta_var(Matrix(stored, matrix, scales, zero_points))
+        body(DenseOperands(problem, rows, quantized, bias, out, M))
+
+    return kernel

@@ -1,0 +1,196 @@
+"""Expert choice: every expert takes the tokens it scores highest, as many as its capacity. Three kernels:
+
+1. :func:`score_tokens`: a warp per token, as in :mod:`.route`, writes what the experts choose by, as a key per expert:
+   an unsigned number in the order of the scores, zeros equal and NaN as -inf.
+2. :func:`take_tokens`: a block of threads per expert finds the capacity-th largest key bit by bit, each time counting
+   how many keys are at least as large. What is larger is taken, and of the keys equal to it the first ones in the order
+   of the tokens, counted as in :mod:`.ordered_walk`.
+3. :func:`weigh_tokens`: a warp per token scores the experts again and weighs those that took the token.
+
+All tokens of a call compete. The result is unique, and nothing depends on timing.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.ir.dialect import RouteSpec
+from moec.targets.cuda.kernels import route_token
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
+from moec.targets.cuda.kernels.ordered_walk import (
+    clear_counts,
+    start_after_earlier_warps,
+    start_walk,
+    walk_in_order,
+)
+from moec.targets.cuda.kernels.route_token import finish, mix, score_choices, start_token
+
+WARPS = 16
+"""Of the block of an expert."""
+_SIGN = 1 << 31
+_TIE, _NO_TIE = 0, 1
+"""Ids that the walk over the tokens sees: it counts ties."""
+
+
+def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
+    """The reason why the kernels of this file cannot do this routing, or None."""
+    if spec.selection != "expert_choice":
+        return f"selection is {spec.selection}; here experts choose tokens"
+    return route_token.why_not(experts, dtype)
+
+
+def _key(choice: Any) -> Any:
+    """Negative numbers have their bits turned round, for a larger magnitude makes them smaller."""
+    bits = T.reinterpret("uint32", choice)
+    return T.Select(bits >= T.uint32(_SIGN), ~bits, bits | T.uint32(_SIGN))
+
+
+@T.inline
+def _score_token(logits, bias, keys, token):
+    x = T.alloc_local((token.per_lane,), "float32")
+    choice = T.alloc_local((token.per_lane,), "float32")
+    score_choices(token, logits, bias, x, choice)
+    for i in T.unroll(token.per_lane):
+        if token.expert(i) < token.experts:
+            # There are two zeros, which are equal.
+            unsigned: T.let = T.Select(choice[i] == T.float32(0), T.float32(0), choice[i])
+            keys[T.cast(token.expert(i), "int64"), token.index] = _key(unsigned)
+
+
+def score_tokens(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool = False) -> tirx.PrimFunc:
+    """``(logits[T, E], correction_bias[E] if biased, keys[E, T])``: logits of ``dtype``, a float32 bias, uint32 keys; T
+    is dynamic and may be 0."""
+    if biased:
+
+        @T.prim_func
+        def biased_kernel(logits_handle: T.handle, bias_handle: T.handle, keys_handle: T.handle):
+            T.func_attr(ATTRIBUTES)
+            tokens = T.int32()
+            logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
+            bias = T.match_buffer(bias_handle, (experts,), "float32")
+            keys = T.match_buffer(keys_handle, (experts, tokens), "uint32")
+            T.device_entry()
+            start_token(spec, experts, tokens, functools.partial(_score_token, logits, bias, keys))
+
+        return biased_kernel
+
+    @T.prim_func
+    def kernel(logits_handle: T.handle, keys_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
+        keys = T.match_buffer(keys_handle, (experts, tokens), "uint32")
+        T.device_entry()
+        start_token(spec, experts, tokens, functools.partial(_score_token, logits, None, keys))
+
+    return kernel
+
+
+@T.inline
+def _count(walk, key_at, least, number):
+    """``number``: how many keys of all tokens are at least ``least``."""
+    number[0] = 0
+    for step in T.serial(T.ceildiv(walk.end - walk.first, WARP)):
+        place: T.let = walk.first + step * WARP + walk.lane
+        if place < walk.end:
+            number[0] = number[0] + T.cast(key_at(place) >= least, "int32")
+    number[0] = T.cuda.warp_reduce(number[0], "sum")
+    if walk.lane == 0:
+        walk.counts[walk.warp, 0] = number[0]
+    T.cuda.cta_sync()
+    number[0] = 0
+    if walk.lane < walk.warps:
+        number[0] = walk.counts[walk.lane, 0]
+    number[0] = T.cuda.warp_reduce(number[0], "sum")
+    T.cuda.cta_sync()
+
+
+@T.inline
+def _find_last_key(walk, key_at, limit, last, number):
+    """``last``: the ``limit``-th largest key."""
+    last[0] = T.uint32(0)
+    for bit in T.serial(32):
+        candidate: T.let = last[0] | (T.uint32(_SIGN) >> T.cast(bit, "uint32"))
+        _count(walk, key_at, candidate, number)
+        if number[0] >= limit:
+            last[0] = candidate
+
+
+@T.inline
+def _take(experts, capacity, tokens, thread, expert, keys, taken, totals, walk):
+    last = T.alloc_local((1,), "uint32")
+    number = T.alloc_local((1,), "int32")
+    limit: T.let = T.min(tokens, capacity)
+    key_at = T.meta_var(lambda place: keys[T.cast(expert, "int64"), place])
+    tie_at = T.meta_var(lambda place: T.Select(key_at(place) == last[0], _TIE, _NO_TIE))
+
+    @T.inline
+    def take_first_ties(place, _tie, rank):
+        if rank < limit - number[0]:
+            taken[T.cast(place, "int64"), expert] = expert
+
+    _find_last_key(walk, key_at, limit, last, number)
+    _count(walk, key_at, last[0] + T.uint32(1), number)
+    for step in T.serial(T.ceildiv(walk.end - walk.first, WARP)):
+        place: T.let = walk.first + step * WARP + walk.lane
+        if place < walk.end:
+            taken[T.cast(place, "int64"), expert] = T.Select(key_at(place) > last[0], expert, -1)
+    clear_counts(walk)
+    walk_in_order(walk, tie_at, lambda place, tie, rank: None)
+    start_after_earlier_warps(walk, thread, totals)
+    walk_in_order(walk, tie_at, take_first_ties)
+
+
+def take_tokens(experts: int, capacity: int) -> tirx.PrimFunc:
+    """``(keys[E, T] uint32, taken[T, E] int32)``: ``taken`` holds the expert's id where it is among those that take the
+    token, and -1 elsewhere."""
+
+    @T.prim_func
+    def kernel(keys_handle: T.handle, taken_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        keys = T.match_buffer(keys_handle, (experts, tokens), "uint32")
+        taken = T.match_buffer(taken_handle, (tokens, experts), "int32")
+        T.device_entry()
+        expert = T.cta_id([experts])
+        thread = T.thread_id([WARPS * WARP])
+        counts = T.alloc_shared((WARPS, 1), "int32")
+        totals = T.alloc_shared((1,), "int32")
+        body = T.meta_var(functools.partial(_take, experts, capacity, tokens, thread, expert, keys, taken, totals))
+        start_walk(1, WARPS, thread, tokens, counts, body)
+
+    return kernel
+
+
+@T.inline
+def _weigh_token(logits, taken, weights, chosen, token):
+    x = T.alloc_local((token.per_lane,), "float32")
+    choice = T.alloc_local((token.per_lane,), "float32")
+    score_choices(token, logits, None, x, choice)
+    for i in T.unroll(token.per_lane):
+        if token.expert(i) < token.experts:
+            token.ids[token.warp, token.expert(i)] = taken[token.index, token.expert(i)]
+    T.cuda.warp_sync()
+    mix(token)
+    finish(token, weights, chosen)
+
+
+def weigh_tokens(spec: RouteSpec, experts: int, dtype: str = "float32") -> tirx.PrimFunc:
+    """``(logits[T, E], taken[T, E], weights[T, E], experts[T, E])``: logits and weights of ``dtype``, ids in int32."""
+
+    @T.prim_func
+    def kernel(logits_handle: T.handle, taken_handle: T.handle, weights_handle: T.handle, experts_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
+        taken = T.match_buffer(taken_handle, (tokens, experts), "int32")
+        weights = T.match_buffer(weights_handle, (tokens, experts), dtype)
+        chosen = T.match_buffer(experts_handle, (tokens, experts), "int32")
+        T.device_entry()
+        start_token(spec, experts, tokens, functools.partial(_weigh_token, logits, taken, weights, chosen))
+
+    return kernel

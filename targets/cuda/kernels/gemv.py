@@ -1,0 +1,67 @@
+"""Dense product of few rows: reading the matrix takes the time.
+
+A warp computes some outputs of up to :data:`ROWS_PER_WARP` rows, see :mod:`.gemv_tile`, so that what it reads of the
+matrix serves all of them; further rows, in other blocks of threads, find it in the second-level cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels import gemv_tile
+from moec.targets.cuda.kernels.dense_problem import dense_kernel
+from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.launch import WARP, blocks_for
+
+FEW_ROWS = 16
+"""Up to so many rows this is the better way."""
+ROWS_PER_WARP = 4
+WARPS = 4
+
+
+def why_not(problem: GroupedProblem) -> str | None:
+    """The reason why :func:`gemv` cannot compute the problem, or None."""
+    return "gate and up are no dense product" if problem.gated else gemv_tile.why_not(problem)
+
+
+@T.inline
+def _store(tile, operands, epilogue, first_row, sums):
+    problem = T.meta_var(tile.problem)
+    for r in T.unroll(ROWS_PER_WARP):
+        for c in T.unroll(COLUMNS_PER_WARP):
+            sums[r, c] = T.cuda.warp_reduce(sums[r, c], "sum")
+            if T.And(tile.lane == c, T.And(first_row + r < operands.row_count, tile.first + c < problem.width)):
+                total: T.let = operands.finished(sums[r, c], T.float32(1), 0, tile.first + c)
+                operands.out[tile.row(r), tile.first + c] = T.cast(epilogue(total), problem.out_dtype)
+
+
+def gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
+    """The kernel of :func:`~moec.targets.cuda.kernels.dense_problem.dense_kernel`. ``epilogue`` turns a float32 sum
+    into an output. The problem's rows of a block say nothing here."""
+    columns = WARPS * COLUMNS_PER_WARP
+    parts = -(-problem.width // columns)
+
+    @T.inline
+    def body(operands):
+        T.device_entry()
+        groups = T.meta_var(blocks_for(operands.row_count, ROWS_PER_WARP))
+        index = T.cta_id([groups * parts])
+        thread = T.thread_id([WARPS * WARP])
+        lane: T.let = thread % WARP
+        # All rows for some outputs, then the next outputs: what is read of the matrix is then still in the cache.
+        first_row: T.let = index % groups * ROWS_PER_WARP
+        first: T.let = index // groups * columns + thread // WARP * COLUMNS_PER_WARP
+        if T.And(first_row < operands.row_count, first < problem.width):
+            # The last row stands for those behind it, whose sums are not stored.
+            row = T.meta_var(lambda r: T.cast(T.min(first_row + r, operands.row_count - 1), "int64"))
+            tile = T.meta_var(WarpTile(problem, first, lane, row, ROWS_PER_WARP))
+            sums = T.alloc_local((ROWS_PER_WARP, COLUMNS_PER_WARP), "float32")
+            multiply_rows(tile, operands.rows, operands.matrix, 0, sums)
+            _store(tile, operands, epilogue, first_row, sums)
+
+    return dense_kernel(problem, body)

@@ -1,0 +1,264 @@
+"""What routing does token by token: a warp scores the experts of its token, and weighs those that were selected.
+
+Lane l of the warp holds the experts l, l + 32, ... in registers. What is looked up by expert or by slot is in shared
+memory; each warp has its own part of it, so no warp waits for another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm.script import tirx as T
+
+from moec.ir.dialect import RouteSpec
+from moec.targets.cuda.kernels import activation
+from moec.targets.cuda.kernels.launch import SHARED_BYTES, STORAGE_TYPES, WARP, blocks_for
+from moec.targets.tvm.activation import at_least
+
+MOST_EXPERTS = 1024
+"""A lane marks those of its experts that are taken in 32 bits."""
+MINUS_INFINITY = float("-inf")
+_MOST_WARPS = 4
+
+_SCORES = {
+    "sigmoid": activation.sigmoid,
+    "softplus": activation.softplus,
+    "sqrt_softplus": lambda x: T.sqrt(activation.softplus(x)),
+    "relu": lambda x: at_least(x, 0.0),
+}
+"""Elementwise scores; with the others the logits themselves are the scores, or a softmax follows."""
+
+
+def why_not(experts: int, dtype: str) -> str | None:
+    """The reason why a warp cannot score so many experts, or not from logits of this type; or None."""
+    if experts > MOST_EXPERTS:
+        return f"{experts} experts; a warp holds the scores of at most {MOST_EXPERTS}"
+    if dtype not in STORAGE_TYPES:
+        return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
+    return None
+
+
+def comparable(score: Any) -> Any:
+    """-inf for a NaN."""
+    return T.Select(T.isnan(score), T.float32(MINUS_INFINITY), score)
+
+
+def per_lane(items: int) -> int:
+    """How many of the items a lane has at most."""
+    return -(-items // WARP)
+
+
+@T.inline
+def _softmax(count, lane, x):
+    """Over the first ``count`` items of the warp; ``x[i]`` of a lane is item ``i * 32 + lane``."""
+    largest = T.alloc_local((1,), "float32")
+    total = T.alloc_local((1,), "float32")
+    largest[0] = T.float32(MINUS_INFINITY)
+    for i in T.unroll(per_lane(count)):
+        if i * WARP + lane < count:
+            largest[0] = T.max(largest[0], x[i])
+    largest[0] = T.cuda.warp_reduce(largest[0], "max")
+    total[0] = T.float32(0)
+    for i in T.unroll(per_lane(count)):
+        if i * WARP + lane < count:
+            x[i] = T.exp(x[i] - largest[0])
+            total[0] = total[0] + x[i]
+    total[0] = T.cuda.warp_reduce(total[0], "sum")
+    for i in T.unroll(per_lane(count)):
+        x[i] = x[i] / total[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """What a warp knows of its token. The last four are in shared memory, one row per warp of the block."""
+
+    spec: RouteSpec
+    experts: int
+    index: Any
+    warp: Any
+    lane: Any
+    scores: Any
+    group_scores: Any
+    ids: Any
+    mixing: Any
+
+    @property
+    def per_lane(self) -> int:
+        return per_lane(self.experts)
+
+    def expert(self, i: Any) -> Any:
+        """The ``i``-th expert of this lane."""
+        return i * WARP + self.lane
+
+
+def warps_for(spec: RouteSpec, experts: int) -> int:
+    """Warps of a block: as many as have room in shared memory, at most 4."""
+    bytes_of_warp = (experts + spec.groups + 2 * spec.k) * 4
+    return max(1, min(_MOST_WARPS, SHARED_BYTES // bytes_of_warp))
+
+
+@T.inline
+def start_token(spec, experts, tokens, body):
+    """``body(token)`` for every one of the tokens."""
+    warps = T.meta_var(warps_for(spec, experts))
+    block = T.cta_id([blocks_for(tokens, warps)])
+    thread = T.thread_id([warps * WARP])
+    scores = T.alloc_shared((warps, experts), "float32")
+    group_scores = T.alloc_shared((warps, spec.groups), "float32")
+    ids = T.alloc_shared((warps, spec.k), "int32")
+    mixing = T.alloc_shared((warps, spec.k), "float32")
+    warp: T.let = thread // WARP
+    lane: T.let = thread % WARP
+    token: T.let = block * warps + warp
+    if token < tokens:
+        body(Token(spec, experts, token, warp, lane, scores, group_scores, ids, mixing))
+
+
+@T.inline
+def read_logits(token, logits, x):
+    for i in T.unroll(token.per_lane):
+        x[i] = T.float32(MINUS_INFINITY)
+        if token.expert(i) < token.experts:
+            x[i] = T.cast(logits[token.index, token.expert(i)], "float32")
+
+
+@T.inline
+def _score_experts(token, x):
+    """Turn logits into scores."""
+    if token.spec.score in _SCORES:
+        for i in T.unroll(token.per_lane):
+            x[i] = _SCORES[token.spec.score](x[i])
+    if token.spec.score == "softmax":
+        _softmax(token.experts, token.lane, x)
+
+
+@T.inline
+def share_with_warp(token, values):
+    """Put a value of each expert into shared memory."""
+    for i in T.unroll(token.per_lane):
+        if token.expert(i) < token.experts:
+            token.scores[token.warp, token.expert(i)] = values[i]
+    T.cuda.warp_sync()
+
+
+@T.inline
+def _score_group(token, size, group, first, second):
+    """``first`` becomes the score of the group."""
+    first[0] = T.float32(MINUS_INFINITY)
+    second[0] = T.float32(MINUS_INFINITY)
+    for member in T.serial(size):
+        score: T.let = token.scores[token.warp, group * size + member]
+        if token.spec.group_score == "max":
+            # A NaN, once met, stays: nothing is larger.
+            if T.Or(T.isnan(score), score > first[0]):
+                first[0] = score
+        else:
+            second[0] = T.max(second[0], T.min(first[0], comparable(score)))
+            first[0] = T.max(first[0], comparable(score))
+    if token.spec.group_score == "sum_top2" and size > 1:
+        first[0] = first[0] + second[0]
+
+
+@T.inline
+def _keep_best_groups(token, choice):
+    """Experts outside the best groups get -inf; their choices are in shared memory too."""
+    size = T.meta_var(token.experts // token.spec.groups)
+    first = T.alloc_local((1,), "float32")
+    second = T.alloc_local((1,), "float32")
+    better = T.alloc_local((1,), "int32")
+    for step in T.serial(per_lane(token.spec.groups)):
+        if step * WARP + token.lane < token.spec.groups:
+            _score_group(token, size, step * WARP + token.lane, first, second)
+            token.group_scores[token.warp, step * WARP + token.lane] = comparable(first[0])
+    T.cuda.warp_sync()
+    for i in T.unroll(token.per_lane):
+        if token.expert(i) < token.experts:
+            group: T.let = token.expert(i) // size
+            score: T.let = token.group_scores[token.warp, group]
+            better[0] = 0
+            for rival in T.serial(token.spec.groups):
+                other: T.let = token.group_scores[token.warp, rival]
+                if T.Or(other > score, T.And(other == score, rival < group)):
+                    better[0] = better[0] + 1
+            if better[0] >= token.spec.groups_kept:
+                choice[i] = T.float32(MINUS_INFINITY)
+
+
+@T.inline
+def score_choices(token, logits, bias, x, choice):
+    """``x`` becomes the scores of this lane's experts, which the warp has in shared memory then, and ``choice`` what
+    they are chosen by. ``bias`` [E] may be None."""
+    read_logits(token, logits, x)
+    _score_experts(token, x)
+    for i in T.unroll(token.per_lane):
+        choice[i] = x[i]
+        if bias is not None:  # decided here, the one below when the kernel runs  # noqa: SIM102
+            if token.expert(i) < token.experts:
+                choice[i] = x[i] + bias[token.expert(i)]
+    if token.spec.groups > 1:
+        share_with_warp(token, choice)
+        _keep_best_groups(token, choice)
+    share_with_warp(token, x)
+    for i in T.unroll(token.per_lane):
+        choice[i] = comparable(choice[i])
+
+
+@T.inline
+def _look_up_scores(token, share):
+    """The scores of the selected experts, slot by slot; where a slot has none, what weighs nothing."""
+    nothing = T.meta_var(MINUS_INFINITY if token.spec.score == "softmax_topk" else 0.0)
+    for i in T.unroll(per_lane(token.spec.k)):
+        share[i] = T.float32(0)
+        if i * WARP + token.lane < token.spec.k:
+            expert: T.let = token.ids[token.warp, i * WARP + token.lane]
+            if token.spec.selection == "expert_choice":
+                share[i] = T.float32(nothing)
+                if expert >= 0:
+                    share[i] = token.scores[token.warp, expert]
+            else:
+                share[i] = token.scores[token.warp, expert]
+
+
+@T.inline
+def mix(token):
+    """The scores of the selected experts; with ``softmax_topk`` the softmax over them."""
+    share = T.alloc_local((per_lane(token.spec.k),), "float32")
+    _look_up_scores(token, share)
+    if token.spec.score == "softmax_topk":
+        _softmax(token.spec.k, token.lane, share)
+    for i in T.unroll(per_lane(token.spec.k)):
+        if i * WARP + token.lane < token.spec.k:
+            token.mixing[token.warp, i * WARP + token.lane] = share[i]
+
+
+@T.inline
+def finish(token, weights, chosen):
+    """Threshold, normalisation and scale, and the results."""
+    spec = T.meta_var(token.spec)
+    total = T.alloc_local((1,), "float32")
+    total[0] = T.float32(0)
+    for step in T.serial(per_lane(spec.k)):
+        slot: T.let = step * WARP + token.lane
+        if slot < spec.k:
+            if spec.threshold is not None:
+                # Not its negation, so that a NaN is dropped.
+                kept: T.let = token.mixing[token.warp, slot] > T.float32(spec.threshold)
+                if T.Not(kept):
+                    token.ids[token.warp, slot] = -1
+                    token.mixing[token.warp, slot] = T.float32(0)
+            if spec.selection == "expert_choice":  # decided here, the one below when the kernel runs  # noqa: SIM102
+                if token.ids[token.warp, slot] < 0:
+                    token.mixing[token.warp, slot] = T.float32(0)
+            total[0] = total[0] + token.mixing[token.warp, slot]
+    if spec.normalize:
+        total[0] = T.cuda.warp_reduce(total[0], "sum") + T.float32(spec.normalize_epsilon)
+    for step in T.serial(per_lane(spec.k)):
+        slot: T.let = step * WARP + token.lane
+        if slot < spec.k:
+            share: T.let = token.mixing[token.warp, slot] / (total[0] if spec.normalize else T.float32(1))
+            expert: T.let = token.ids[token.warp, slot]
+            chosen[token.index, slot] = expert
+            weights[token.index, slot] = T.cast(
+                T.Select(expert < 0, T.float32(0), share * T.float32(spec.scale)), weights.dtype
+            )

@@ -1,0 +1,141 @@
+"""How threads share a row of numbers: each reads a few neighbouring ones at a time, and they add up what they found.
+
+A row of up to :data:`WARP_ELEMENTS` elements has a warp, a longer one, or one whose length is dynamic, a whole block of
+threads. The order of every sum is fixed: a thread's own elements, then the lanes of a warp, then the warps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.launch import STORAGE_TYPES, WARP
+
+WARP_ELEMENTS = 1024
+_ROWS_PER_BLOCK = 4
+"""Where a row has a warp."""
+_WARPS_PER_ROW = 8
+"""Where it has a block."""
+_LOAD_BYTES = 16
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def why_not(dtype: str) -> str | None:
+    """The reason why rows of this type cannot be loaded or stored, or None."""
+    return None if dtype in STORAGE_TYPES else f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLayout:
+    """Rows of ``size`` elements, None where that is dynamic, stored as ``dtype``."""
+
+    size: int | None
+    dtype: str
+
+    @property
+    def columns(self) -> Any:
+        """The size, or a new variable for it."""
+        return tirx.Var("N", "int32") if self.size is None else self.size
+
+    @property
+    def warps(self) -> int:
+        """Warps of a row."""
+        return 1 if self.size is not None and self.size <= WARP_ELEMENTS else _WARPS_PER_ROW
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block of threads."""
+        return _ROWS_PER_BLOCK if self.warps == 1 else 1
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.rows * self.warps * WARP
+
+    @property
+    def together(self) -> int:
+        """Elements that a thread reads at once."""
+        most = _LOAD_BYTES // _BYTES[self.dtype]
+        return most if self.size is not None and self.size % most == 0 else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShare:
+    """What a thread knows of its row: ``index`` is the row, ``size`` its elements, ``member`` the place of the thread
+    among those of the row. ``partial`` [warps] is shared by them."""
+
+    layout: RowLayout
+    index: Any
+    size: Any
+    member: Any
+    partial: Any
+
+    @property
+    def steps(self) -> Any:
+        return T.ceildiv(self.size, self.layout.warps * WARP * self.layout.together)
+
+    def group(self, step: Any) -> Any:
+        """Which group of neighbouring elements this thread reads in a step."""
+        return step * (self.layout.warps * WARP) + self.member
+
+
+@T.inline
+def start_rows(layout, row_count, size, body):
+    """``body(share)`` for every row."""
+    block = T.cta_id([T.max(T.ceildiv(row_count, layout.rows), 1)])
+    thread = T.thread_id([layout.threads])
+    partial = T.alloc_shared((layout.warps,), "float32")
+    row: T.let = block * layout.rows + thread // (layout.warps * WARP)
+    member: T.let = thread % (layout.warps * WARP)
+    if row < row_count:
+        body(RowShare(layout, T.cast(row, "int64"), size, member, partial))
+
+
+@T.inline
+def visit_elements(share, source, visit):
+    """``visit(column, value)`` for every element of this thread, the values in float32."""
+    together = T.meta_var(share.layout.together)
+    stored = T.alloc_local((together,), share.layout.dtype)
+    for step in T.serial(share.steps):
+        group: T.let = share.group(step)
+        if group * together < share.size:
+            for v in T.vectorized(together):
+                stored[v] = source[share.index, group * together + v]
+            for v in T.unroll(together):
+                visit(group * together + v, T.cast(stored[v], "float32"))
+
+
+@T.inline
+def replace_elements(share, source, target, result):
+    """``target`` becomes ``result(column, value)``, element by element."""
+    together = T.meta_var(share.layout.together)
+    stored = T.alloc_local((together,), share.layout.dtype)
+    for step in T.serial(share.steps):
+        group: T.let = share.group(step)
+        if group * together < share.size:
+            for v in T.vectorized(together):
+                stored[v] = source[share.index, group * together + v]
+            for v in T.unroll(together):
+                stored[v] = T.cast(result(group * together + v, T.cast(stored[v], "float32")), share.layout.dtype)
+            for v in T.vectorized(together):
+                target[share.index, group * together + v] = stored[v]
+
+
+@T.inline
+def reduce_row(share, value, operation):
+    """``value[0]`` of all threads of the row together: their ``sum`` or ``max``."""
+    value[0] = T.cuda.warp_reduce(value[0], operation)
+    if share.layout.warps > 1:
+        if share.member % WARP == 0:
+            share.partial[share.member // WARP] = value[0]
+        T.cuda.cta_sync()
+        value[0] = share.partial[0]
+        for warp in T.serial(1, share.layout.warps):
+            if operation == "sum":
+                value[0] = value[0] + share.partial[warp]
+            else:
+                value[0] = T.max(value[0], share.partial[warp])
+        T.cuda.cta_sync()

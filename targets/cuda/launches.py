@@ -1,0 +1,126 @@
+"""How the host launches kernels: noted while a program is compiled, and in words for the heads of texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+from moec.targets.base import Launch, SizeRange, TensorMap
+from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT
+from moec.targets.tvm.c_expressions import in_c
+
+_PHASE = "tirx.SplitHostDevice"
+_LAUNCH, _CALL = "tirx.call_ffi_kernel", "tirx.tvm_call_packed"
+_SHARED_BYTES = "tirx.use_dyn_shared_memory"
+_ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
+_SHARED = "shared"
+
+
+@tvm.instrument.pass_instrument
+class LaunchRecorder:
+    """Takes part in a compilation, and notes the launches of every kernel where TVM has split host and device."""
+
+    def __init__(self) -> None:
+        self.launches: dict[str, list[Launch]] = {}
+        """By the name of the kernel, in order."""
+
+    def run_after_pass(self, module: tvm.IRModule, phase: Any) -> None:
+        if phase.name != _PHASE:
+            return
+        functions = {symbol.name_hint: one for symbol, one in module.functions.items()}
+        for name, function in functions.items():
+            if isinstance(function, tirx.PrimFunc):
+                found = list(_launches(function, functions))
+                if found:
+                    self.launches[name] = found
+
+
+def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Launch]:
+    maps = tuple(_tensor_map(call) for call in _calls(host, _CALL) if _text(call.args[0]) == _ENCODE_TENSOR_MAP)
+    for call in _calls(host, _LAUNCH):
+        tags = list(call.attrs.launch_params)
+        function, arguments = _text(call.args[0]), list(call.args)[1 : len(call.args) - len(tags)]
+        extents = dict(zip(tags, list(call.args)[len(call.args) - len(tags) :], strict=True))
+        yield Launch(
+            function,
+            tuple(_argument(one) for one in arguments),
+            _along(extents, "blockIdx"),
+            _along(extents, "threadIdx"),
+            in_c(extents[_SHARED_BYTES]) if _SHARED_BYTES in extents else "0",
+            _static_shared_bytes(functions[function]),
+            tuple(one for one in maps if one.name in map(str, arguments)),
+            _size_range(host),
+        )
+
+
+def _size_range(host: tirx.PrimFunc) -> SizeRange | None:
+    asked = host.attrs.get(LAUNCH_IF)
+    if asked is None:
+        return None
+    size = host.params[int(asked["parameter"])].shape[int(asked["axis"])]
+    most = int(asked["most"])
+    return SizeRange(in_c(size), int(asked["least"]), None if most == NO_LIMIT else most)
+
+
+def _calls(host: tirx.PrimFunc, operator: str) -> list[tvm.ir.Call]:
+    found: list[tvm.ir.Call] = []
+    wanted = tvm.ir.Op.get(operator)
+    tvm_ffi.structural_walk(host.body, [(tvm.ir.Call, lambda call: found.append(call) if call.op == wanted else None)])
+    return found
+
+
+def _text(argument: Any) -> str:
+    return str(argument.value) if isinstance(argument, tvm.ir.StringImm) else ""
+
+
+def _argument(argument: Any) -> str:
+    """A tensor's address, as the function calls it; a tensor map; or an expression of sizes."""
+    return f"{_tensor(argument)}_ptr" if isinstance(argument, tvm.ir.Call) else in_c(argument)
+
+
+def _tensor(address: tvm.ir.Call) -> str:
+    """The tensor of ``tensor.data``."""
+    return str(address.args[0].name)
+
+
+def _tensor_map(call: tvm.ir.Call) -> TensorMap:
+    _, name, dtype, rank, address, *numbers = call.args
+    return TensorMap(name.name, _tensor(address), _text(dtype), int(rank), tuple(map(int, numbers)))
+
+
+def _along(extents: Mapping[str, Any], what: str) -> tuple[str, ...]:
+    given = [in_c(extents[f"{what}.{axis}"]) if f"{what}.{axis}" in extents else "1" for axis in "xyz"]
+    while len(given) > 1 and given[-1] == "1":
+        given.pop()
+    return tuple(given)
+
+
+def _static_shared_bytes(function: tirx.PrimFunc) -> int:
+    sizes: list[int] = []
+
+    def add(allocation: tirx.AllocBuffer) -> None:
+        buffer = allocation.buffer
+        if buffer.scope() == _SHARED:
+            sizes.append(math.prod(map(int, buffer.shape)) * tvm.DataType(str(buffer.dtype)).itemsize)
+
+    tvm_ffi.structural_walk(function.body, [(tirx.AllocBuffer, add)])
+    return sum(sizes)
+
+
+def facts_of(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[str]:
+    """Lines for the head of a kernel's texts. ``resources``: what ptxas said, by function."""
+    lines = []
+    for launch in launches:
+        grid, block = (", ".join(extents) for extents in (launch.grid, launch.block))
+        name = f"{launch.function}, " if len(launches) > 1 else ""
+        condition = f", where {launch.only_if}" if launch.only_if is not None else ""
+        lines.append(f"launch: {name}grid ({grid}), blocks of ({block}) threads{condition}")
+        lines.append(f"shared memory: {launch.static_shared_bytes} bytes in arrays, {launch.shared_bytes} at the launch")
+        if launch.function in resources:
+            lines.append(f"ptxas: {'; '.join(resources[launch.function].splitlines())}")
+    return lines

@@ -1,0 +1,33 @@
+"""``moec.Linear`` on a GPU: a dense product whose weight may be stored in any format."""
+
+from __future__ import annotations
+
+from tvm import relax
+
+from moec.ir.dialect import LinearSpec, spec_of
+from moec.ir.encodings import Encoded
+from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
+from moec.targets.cuda.expert_matrices import add_matrix, common_format
+from moec.targets.cuda.kernels.dense_problem import dense_problem
+from moec.targets.cuda.product_rows import computed_in
+from moec.targets.tvm.node_lowering import NodeLowering
+
+
+def lower_linear(node: NodeLowering) -> relax.Expr:
+    """``activation(x @ weight + bias)`` over the last axis of x."""
+    spec = spec_of(node.node, LinearSpec)
+    x, weight = computed_in(node, spec), node.needed_weight("weight")
+    width, inner = weight.out_in(spec.transposed)
+    dtype, stored = str(x.ty.dtype), common_format(weight)
+    types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": str(node.tensor("x").ty.dtype), "stored": stored}
+    problem = dense_problem(inner, width, **types)
+
+    def part(_: int) -> list[Encoded]:
+        """The weight, inputs first."""
+        if stored is not None:
+            return [weight.encoded(0, spec.transposed)]
+        return [Encoded(weight.decoded(0, spec.transposed))]
+
+    name = f"{weight.name}.{'columns' if spec.transposed else 'rows'}"
+    operands = [*add_matrix(node, name, problem, part), bias_operand(node.lowering, node.inputs["bias"], width)]
+    return multiply_matrix(node.lowering, node.node, node.machine, problem, x, operands, spec.activation)

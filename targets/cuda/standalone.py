@@ -1,0 +1,164 @@
+"""A program of one kernel alone: CUDA C with a ``main``, and the numbers that it runs on and is checked with."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import secrets
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moec.errors import MoecError, UnsupportedError
+from moec.inspect.kernel_calls import CaughtTensor, catch_call
+from moec.runtime.artifact import Artifact
+from moec.runtime.model import find_kernel
+from moec.targets.cuda.pipeline import PREAMBLE
+
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_FUNCTIONS = {"max": ">", "min": "<"}
+"""Functions in expressions of sizes, by the comparison that says whether the first of two is it."""
+_MAP_TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+_USUAL_SIZE = 7
+"""Of dynamic dimensions."""
+
+
+def write_standalone(artifact: Artifact, kernel: str, folder: pathlib.Path, architecture: str | None = None) -> None:
+    """Write ``<kernel>.cu`` and ``<kernel>.numbers`` to a folder, which is made where it is missing.
+
+    The artifact runs emulated once. Raises MoecError for a kernel that is not there, computes nothing or has no code
+    for a GPU, for a folder that cannot be written, and what emulation raises; UnsupportedError for a kernel whose
+    launch needs more than its tensors and their sizes. Then nothing is written.
+    """
+    program = artifact.program(architecture)
+    found = find_kernel(artifact, kernel, architecture)
+    record = next(one for one in program.kernels if one["name"] == kernel)
+    if not record["launches"]:
+        raise MoecError(f"{artifact.where}: kernel {kernel!r} is not for a GPU; choose an artifact for --target cuda")
+    launches = "\n".join(_launch_code(kernel, record))
+    text = found.source("cuda")
+    head, _, code = text.partition("\n\n")
+    preamble = next(name for name in artifact.manifest.files if name in _preambles(program.architecture))
+    values = {
+        "head": head,
+        "program": kernel,
+        "numbers": f"{kernel}.numbers",
+        "architecture": program.architecture,
+        "preamble": artifact.text(preamble),
+        "kernels": code,
+        "parameters": str(len(record["parameters"])),
+        "encode": _template("tensor_map") if any(one["tensor_maps"] for one in record["launches"]) else "",
+        "launches": launches,
+    }
+    source = string.Template(_template("standalone")).substitute(values)
+    names = [one["name"] for one in record["parameters"]]
+    tensors = catch_call(artifact, kernel, names, architecture, _sufficient_size(record["launches"]))
+    _write(folder, {f"{kernel}.cu": source.encode(), f"{kernel}.numbers": numbers_of(tensors)})
+
+
+def numbers_of(tensors: Sequence[CaughtTensor]) -> bytes:
+    """The file that the program reads; the template says how it is made up."""
+    lines = [
+        f"{one.name} {one.before.dtype.name} {one.before.itemsize} {one.before.ndim} {' '.join(map(str, one.before.shape))}\n"
+        for one in tensors
+    ]
+    data = [array.tobytes() for one in tensors for array in (one.before, one.after)]
+    return "".join([*lines, "\n"]).encode() + b"".join(data)
+
+
+def _sufficient_size(launches: Sequence[Mapping[str, Any]]) -> int:
+    """A size at which the host launches the kernel, if it is the one it looks at."""
+    ranges = [one["only_if"] for one in launches if one["only_if"] is not None]
+    if not ranges:
+        return _USUAL_SIZE
+    least = max(one["least"] for one in ranges)
+    return max(least, min(_USUAL_SIZE, *(one["most"] for one in ranges if one["most"] is not None), _USUAL_SIZE))
+
+
+def _preambles(architecture: str) -> tuple[str, str]:
+    """Where it lies in an artifact of one program, and of several."""
+    return f"src/{PREAMBLE}", f"src/{architecture}/{PREAMBLE}"
+
+
+def _template(name: str) -> str:
+    return (_TEMPLATES / f"{name}.cu").read_text(encoding="utf-8")
+
+
+def _launch_code(kernel: str, record: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of ``main``: tensors and sizes by their names, and the launches. Raises UnsupportedError."""
+    parameters = record["parameters"]
+    tensors = [f"{one['name']}_ptr" for one in parameters]
+    yield "  // The kernel's tensors, called as in its text, and their sizes."
+    for index, name in enumerate(tensors):
+        yield f"  const Tensor& {name} = tensors[{index}];"
+    sizes: dict[str, str] = {}
+    for name, parameter in zip(tensors, parameters, strict=True):
+        for axis, size in enumerate(parameter["shape"]):
+            if isinstance(size, str) and _NAME.fullmatch(size):
+                sizes.setdefault(size, f"{name}.shape[{axis}]")
+    for launch in record["launches"]:
+        _refuse_unknown(kernel, launch, {*tensors, *sizes, *(one["name"] for one in launch["tensor_maps"])})
+    yield from (f"  const int64_t {size} = {value};" for size, value in sizes.items())
+    launches = [line for launch in record["launches"] for line in _one_launch(launch)]
+    for name, comparison in _FUNCTIONS.items():
+        if any(f"{name}(" in line for line in launches):
+            yield f"  const auto {name} = [](int64_t a, int64_t b) {{ return a {comparison} b ? a : b; }};"
+    yield from launches
+
+
+def _refuse_unknown(kernel: str, launch: Mapping[str, Any], known: set[str]) -> None:
+    expressions = (*launch["arguments"], *launch["grid"], *launch["block"], launch["shared_bytes"])
+    names = {name for text in expressions for name in _NAME.findall(text)} - _FUNCTIONS.keys()
+    if names - known:
+        raise UnsupportedError(
+            f"kernel {kernel!r} is launched with {sorted(names - known)[0]!r}, which is none of its tensors and sizes; "
+            "a program of this kernel alone cannot make it: choose another kernel"
+        )
+
+
+def _one_launch(launch: Mapping[str, Any]) -> Iterator[str]:
+    for one in launch["tensor_maps"]:
+        yield _tensor_map_code(one)
+    function, shared = launch["function"], launch["shared_bytes"]
+    if shared != "0":
+        yield f"  check(cudaFuncSetAttribute({function}, cudaFuncAttributeMaxDynamicSharedMemorySize, {shared}),"
+        yield f'        "{shared} bytes of shared memory");'
+    grid, block = (", ".join(map(_extent, launch[what])) for what in ("grid", "block"))
+    yield f"  {function}<<<dim3({grid}), dim3({block}), {shared}>>>({', '.join(launch['arguments'])});"
+    yield f'  check(cudaGetLastError(), "{function}");'
+
+
+def _extent(text: str) -> str:
+    return text if text.isdigit() else f"unsigned({text})"
+
+
+def _tensor_map_code(one: Mapping[str, Any]) -> str:
+    rank, numbers = one["rank"], list(one["numbers"])
+    if one["dtype"] not in _MAP_TYPES:
+        raise UnsupportedError(f"tensor map of {one['dtype']}: expected one of {', '.join(_MAP_TYPES)}")
+    lists = []
+    for count in (rank, rank - 1, rank, rank):
+        lists.append("{" + ", ".join(map(str, numbers[:count])) + "}")
+        del numbers[:count]
+    values = [f"{one['tensor']}_ptr", f"CU_TENSOR_MAP_DATA_TYPE_{_MAP_TYPES[one['dtype']]}", *lists, *map(str, numbers)]
+    return f"  const CUtensorMap {one['name']} = encode_tensor_map({', '.join(values)});"
+
+
+def _write(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    """All files, each complete before it has its name. Raises MoecError."""
+    asides: dict[pathlib.Path, pathlib.Path] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            aside = folder / f".{name}.{secrets.token_hex(6)}"
+            asides[aside] = folder / name
+            aside.write_bytes(content)
+        for aside, path in asides.items():
+            os.replace(aside, path)
+    except OSError as error:
+        raise MoecError(f"{folder}: the program cannot be written: {error.strerror or error}") from error
+    finally:
+        for aside in asides:
+            aside.unlink(missing_ok=True)

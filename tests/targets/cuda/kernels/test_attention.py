@@ -1,0 +1,108 @@
+"""The kernels of attention for CUDA, emulated, against the standard operator."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from moec.targets.cuda.kernels.attention_few import attention_few
+from moec.targets.cuda.kernels.attention_operands import why_not
+from moec.targets.cuda.kernels.attention_tiled import attention_tiled
+from moec.targets.tvm.attention import AttentionProblem
+
+from ...attention_cases import ON_NONE, PROBLEM, expected, operands
+from .kernel_runner import Kernel, build
+
+SIZES = {attention_few: [(0, 3), (1, 0), (1, 1), (3, 40)], attention_tiled: [(0, 3), (3, 0), (5, 7), (37, 140)]}
+"""Numbers of queries and keys."""
+PROBLEMS = {
+    "plain": PROBLEM,
+    "odd sizes": AttentionProblem(1, 7, 1.0),
+    "many columns": AttentionProblem(8, 300, 0.1),
+    "causal, capped": dataclasses.replace(PROBLEM, causal="first", softcap=2.0),
+    "causal behind a cache": dataclasses.replace(PROBLEM, causal="last", mask="float16", mask_broadcast=(True,) * 3),
+    "causal within lengths": dataclasses.replace(
+        PROBLEM, mask="bool", mask_broadcast=(False, True, False), causal="lengths", has_lengths=True
+    ),
+    "added mask": dataclasses.replace(PROBLEM, mask="float32", mask_broadcast=(False, False, False)),
+}
+
+
+MASKED = dataclasses.replace(PROBLEM, mask="float32", mask_broadcast=ON_NONE)
+
+
+@functools.cache
+def _masked(generate: Callable[[AttentionProblem, str], Any]) -> Kernel:
+    return build(generate(MASKED, "float32"))
+
+
+def attend(kernel: Kernel, problem: AttentionProblem, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    query = arrays["query"]
+    mask, lengths = arrays.get("mask", np.zeros((1, 1, 1, 1), bool)), arrays.get("lengths", np.zeros(1, np.int64))
+    result = np.full((*query.shape[:3], problem.value_size), 7, query.dtype)
+    return kernel(query, arrays["key"], arrays["value"], mask, lengths, result)
+
+
+@pytest.mark.parametrize(
+    "name, generate",
+    [
+        (name, generate)
+        for name in PROBLEMS
+        for generate in SIZES
+        if (name, generate) not in (("added mask", attention_few), ("odd sizes", attention_tiled))
+    ],
+)
+def test_equals_the_operator(name, generate):
+    problem = PROBLEMS[name]
+    kernel = build(generate(problem, "float32"))
+    for queries, keys in SIZES[generate]:
+        if problem.causal != "last" or keys >= queries:
+            arrays = operands(problem, queries, keys)
+            wanted = expected(problem, arrays)
+            np.testing.assert_allclose(attend(kernel, problem, arrays), wanted, rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    "generate, dtype, tolerance", [(attention_few, ml_dtypes.bfloat16, 3e-2), (attention_tiled, np.float16, 4e-3)]
+)
+def test_half_precision_in_any_order_of_threads(generate, dtype, tolerance):
+    kernel = build(generate(PROBLEM, np.dtype(dtype).name), watch=True, first_thread=77)
+    arrays = {name: array.astype(dtype) for name, array in operands(PROBLEM, 3, 70, batch=1).items()}
+    found = attend(kernel, PROBLEM, arrays).astype(np.float64)
+    np.testing.assert_allclose(found, expected(PROBLEM, arrays), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("generate", SIZES)
+def test_keys_that_are_not_in_use_are_not_read(generate):
+    problem = dataclasses.replace(PROBLEM, has_lengths=True)
+    arrays = operands(problem, 2, 9)
+    arrays["lengths"][:] = 5, 0
+    wanted = expected(problem, arrays)
+    arrays["key"][0, :, 5:] = arrays["value"][0, :, 5:] = arrays["key"][1] = arrays["value"][1] = np.nan
+    found = attend(build(generate(problem, "float32")), problem, arrays)
+    np.testing.assert_allclose(found, wanted, rtol=3e-5, atol=3e-5)
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize("generate", SIZES)
+@pytest.mark.parametrize("name", ["query", "key", "value", "mask"])
+def test_infinity_spreads_as_in_the_reference(name, generate):
+    """Also from keys that a mask hides: zero times infinity is not a number."""
+    arrays = operands(MASKED, 2, 9)
+    arrays["mask"][..., -1] = -np.inf
+    arrays[name][..., -1, 7] = np.inf
+    wanted = expected(MASKED, arrays)
+    assert np.isnan(wanted).any()
+    found = attend(_masked(generate), MASKED, arrays)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+
+
+def test_what_cannot_be_computed_has_a_reason():
+    assert "float64" in why_not(PROBLEM, "float64") and why_not(PROBLEM, "bfloat16") is None
+    assert "mask of type int32" in why_not(dataclasses.replace(PROBLEM, mask="int32"), "float32")

@@ -1,0 +1,86 @@
+"""Tensors of more than 2**31 elements, in the emulator. Memory that nobody touches costs nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+
+from moec.targets.cuda.kernels import combine
+from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
+from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
+from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+
+from .kernel_runner import build, source_of
+from .layers import DTYPES
+
+E, inner, width, slots = 8200, 16384, 16, 1024
+LAST = E - 1
+TOKEN = 131075
+"""Its row of the input, and the rows of its pairs in the output, lie behind 2**31 elements; the last expert does."""
+_FRESH_BYTES = 64 << 20
+"""From here on memory comes from the operating system each time, as zeros."""
+RANDOM = np.random.default_rng(0)
+
+
+def reserve(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
+    """Memory of the device that holds zeros, and a view of it."""
+    tensor = tvm.runtime.empty(shape, dtype, tvm.cuda(0))
+    kind = np.dtype(DTYPES.get(dtype, dtype))
+    memory = (ctypes.c_char * (math.prod(shape) * kind.itemsize)).from_address(tensor.data_ptr())
+    view = np.frombuffer(memory, kind).reshape(shape)
+    if view.nbytes < _FRESH_BYTES:
+        view[...] = 0
+    return tensor, view
+
+
+@pytest.mark.parametrize("kernel", [simt, mma, gemv])
+@pytest.mark.parametrize("stored", [None, StoredFormat("int8")])
+def test_an_expert_far_behind(kernel, stored):
+    types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "stored": stored}
+    problem = GroupedProblem(E, inner, width, 16, gathered=True, scattered=True, **types)
+    few = kernel is gemv  # which looks at all tokens
+    token, tokens, count = (0, 1, 1) if few else (TOKEN, TOKEN + 1, slots)
+    x, row = reserve((tokens, inner), "bfloat16")
+    row[token] = RANDOM.standard_normal(inner)
+    matrices = [reserve((E, width, inner), "bfloat16" if stored is None else "uint8")]
+    if stored is not None:
+        matrices += [reserve((E, width, 1), "float32"), reserve((1, 1, 1), "uint8")]
+        matrices[1][1][LAST] = 1 / 64
+    matrix = matrices[0][1]
+    matrix[LAST] = RANDOM.standard_normal((width, inner)) if stored is None else RANDOM.integers(0, 256, (width, inner))
+    pair = token * count + count - 1
+    order = [np.full((1, 1), LAST)] if few else [np.array([pair] + [-1] * 15), np.array([LAST]), np.array([1])]
+    out, result = reserve(((pair + 1), width), "float32")
+    bias, weights = reserve((E, width), "float32")[0], reserve((tokens, count), "float32")[0]
+    tensors = [tvm.runtime.tensor(one.astype(np.int32), tvm.cuda(0)) for one in order]
+    build(kernel(problem, lambda total: total)).run_on(x, *(one for one, _ in matrices), bias, weights, *tensors, out)
+    numbers = matrix[LAST].astype(np.float32) if stored is None else (matrix[LAST].astype(np.float32) - 128) / 64
+    expected = numbers @ row[token].astype(np.float32)
+    np.testing.assert_allclose(result[pair], expected, atol=2e-2 * np.abs(expected).max())
+    assert pair == 0 or not result[:slots].any()
+
+
+LARGE_BUFFERS = {
+    "combine": (lambda: combine.combine(256, 7168, "bfloat16", weighted=True, identity_experts=1), {"x", "pairs", "y"}),
+    "separate": (lambda: combine.separate(256, 7168, "bfloat16"), {"pairs", "y"}),
+    "round": (lambda: round_blocks(Rounding(7168, 128), 64), {"rows"}),
+}
+"""Kernels of which a block has to run for every row, and the tensors with a row per token or pair."""
+
+
+@pytest.mark.parametrize("name", LARGE_BUFFERS)
+def test_rows_are_found_with_64_bits(name):
+    kernel, buffers = LARGE_BUFFERS[name]
+    uses = re.findall(r"\b(\w+)_ptr\[(.*)", source_of(kernel()))
+    found = {buffer for buffer, index in uses if "(int64_t)" in index}
+    assert buffers <= found
+    assert not {buffer for buffer, index in uses if "(int64_t)" not in index} & buffers

@@ -1,0 +1,67 @@
+"""Rows rounded to what int8 can say, against the meaning of the arithmetic, in the emulator."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from moec.ir.dialect import ProductSpec
+from moec.ir.products import rounded_rows
+from moec.targets.cuda.kernels import round_rows
+from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks, round_pairs
+
+from .kernel_runner import build
+from .layers import DTYPES, sort_pairs
+
+RANDOM = np.random.default_rng(0)
+SPECIAL = np.array(
+    [
+        [1, -127, 0.5, 1.5, 2.5, -0.5, 126.5, -126.5],
+        [0, 0, 0, 0, 0, 0, 0, 1e-45],
+        [3e-44, -2.7e-43, 0, 1e-45, 0, 0, 0, 0],
+        [1, np.inf, 2, 3, 4, 5, 6, 7],
+        [1, np.nan, 2, 3, 4, 5, 6, 7],
+        [-np.inf, 1, 2, 3, 4, 5, 6, 7],
+    ],
+    np.float32,
+)
+"""Halves, scales too small for a number, and groups with an infinity or a NaN."""
+
+
+def expected(rows: np.ndarray, group: int) -> np.ndarray:
+    spec = ProductSpec(arithmetic="int8", activation_group=group)
+    with np.errstate(all="ignore"):
+        return rounded_rows(spec, rows.astype(np.float32)).astype(rows.dtype)
+
+
+@pytest.mark.parametrize(("inner", "group"), [(72, 0), (72, 32), (5, 128)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_every_row(inner, group, dtype):
+    kernel = build(round_rows.round_rows(Rounding(inner, group, np.dtype(dtype).name)))
+    for count in (0, 1, 7):
+        rows = RANDOM.standard_normal((count, inner)).astype(dtype)
+        np.testing.assert_array_equal(kernel(rows, np.full_like(rows, np.nan)), expected(rows, group))
+
+
+@pytest.mark.parametrize("group", [0, 3])
+def test_halves_and_numbers_that_are_none(group):
+    kernel = build(round_rows.round_rows(Rounding(8, group)))
+    np.testing.assert_array_equal(kernel(SPECIAL, np.zeros_like(SPECIAL)), expected(SPECIAL, group))
+
+
+def test_only_rows_in_use_change():
+    ids = np.array([[0, 2], [-1, 2], [2, 0]], np.int32)
+    sorted_pairs, _, block_count = order = sort_pairs(3, 16, ids)
+    rows = RANDOM.standard_normal((len(sorted_pairs), 20), np.float32)
+    result = build(round_blocks(Rounding(20, 8), 16))(ids, sorted_pairs, block_count, rows)
+    used = (sorted_pairs >= 0) & (np.arange(len(order[0])) < block_count[0] * 16)
+    assert used.sum() == 5
+    np.testing.assert_array_equal(result, np.where(used[:, None], expected(rows, 8), rows))
+    result = build(round_pairs(Rounding(20, 8)))(ids, rows)
+    np.testing.assert_array_equal(result, np.concatenate([expected(rows[: ids.size], 8), rows[ids.size :]]))
+
+
+def test_a_type_that_is_not_stored_has_a_reason():
+    assert [round_rows.why_not(dtype) for dtype in DTYPES] == [None] * 3
+    assert "float64" in round_rows.why_not("float64")

@@ -1,0 +1,140 @@
+"""Products with a constant matrix on the CUDA target: emulated, against the reference interpreter; and their ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import moec
+from moec.ir import interpreter
+from moec.ir.dialect import LinearSpec
+from moec.targets.cuda.dense_products import ways
+from moec.targets.cuda.kernels.dense_problem import dense_problem
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.launch_conditions import NO_LIMIT
+
+from ..node_models import node_model
+
+RANDOM = np.random.default_rng(0)
+ROWS = (0, 1, 5, 16, 17, 70)
+HALF: dict[str, Any] = {"dtype": "float16", "matrix_dtype": "float16", "out_dtype": "float16"}
+
+
+def _model(text: str, **constants: np.ndarray) -> ir.Model:
+    """A graph whose inputs of these names are constants."""
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> g {text}')
+    model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
+    for value in [one for one in model.graph.inputs if one.name in constants]:
+        value.const_value = ir.tensor(constants[value.name], name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    return model
+
+
+def _numbers(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    return RANDOM.standard_normal(shape, dtype=np.float32).astype(dtype)
+
+
+def _check(run: Any, model: ir.Model, x: np.ndarray, tolerance: float) -> None:
+    expected = interpreter.run(model, {"x": x}, dtype=np.float64)["y"]
+    actual = run({"x": x})["y"]
+    assert actual.shape == expected.shape and actual.dtype == x.dtype
+    scale = float(np.abs(expected).max(initial=1))
+    np.testing.assert_allclose(actual.astype(np.float64) / scale, expected / scale, rtol=0, atol=tolerance)
+
+
+GRAPHS = {
+    "few rows and many": ("(float[T,24] x, float[24,45] w) => (float[T,45] y) { y = MatMul (x, w) }", (24, 45)),
+    "batches": ("(float[T,2,33] x, float[33,8] w) => (float[T,2,8] y) { y = MatMul (x, w) }", (33, 8)),
+    "bias": (
+        "(float[T,20] x, float[9,20] w, float[9] b) => (float[T,9] y) { y = Gemm <beta = 2.0, transB = 1> (x, w, b) }",
+        (9, 20),
+    ),
+    "scaled": (
+        "(float[T,20] x, float[20,9] w, float[9] b) => (float[T,9] y) { y = Gemm <alpha = 0.5> (x, w, b) }",
+        (20, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_equals_the_interpreter(emulated, name):
+    text, shape = GRAPHS[name]
+    constants = {"w": _numbers(*shape), **({"b": _numbers(9)} if " b)" in text else {})}
+    model = _model(text, **constants)
+    run = emulated(model)
+    for T in ROWS:
+        sizes = [size if isinstance(size, int) else T for size in model.graph.inputs[0].shape]
+        _check(run, model, _numbers(*sizes), 1e-6)
+
+
+def test_vector(emulated):
+    model = _model("(float[24] x, float[24,5] w) => (float[5] y) { y = MatMul (x, w) }", w=_numbers(24, 5))
+    _check(emulated(model), model, _numbers(24), 1e-6)
+
+
+def test_tensor_cores_with_less_than_a_tile(emulated):
+    text = "(float16[T,72] x, float16[72,40] w) => (float16[T,40] y) { y = MatMul (x, w) }"
+    model = _model(text, w=_numbers(72, 40, dtype=np.float16))
+    run = emulated(model)
+    for T in ROWS:
+        _check(run, model, _numbers(T, 72, dtype=np.float16), 1e-3)
+
+
+@pytest.mark.parametrize("form, dtype", [("int4,group=32", np.float32), ("int8", ml_dtypes.bfloat16)])
+def test_quantised_weights_stay_packed(form, dtype):
+    weight = _numbers(136, 128, dtype=np.float32) / 8
+    bias = _numbers(136)
+    model = node_model("Linear", {"x": np.zeros((1, 128), dtype)}, {"weight": weight, "bias": bias}, LinearSpec())
+    compiled = moec.compile(model, target="cuda", passes=f"quantize-linears{{format={form}}}", emulate=True)
+    stored = sum(entry["bytes"] for entry in compiled.describe()["weights"])
+    assert stored < weight.nbytes / 2
+    for T in (3, 40):
+        x = _numbers(T, 128, dtype=dtype)
+        expected = x.astype(np.float64) @ weight.T + bias
+        y = compiled.run({"x": x})["y"].astype(np.float64)
+        assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < 0.15
+
+
+@pytest.mark.parametrize(
+    "problem, architecture, expected",
+    [
+        (dense_problem(64, 100), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, NO_LIMIT)]),
+        (dense_problem(33, 100), "sm_80", [("gemm_simt of 64", 0, NO_LIMIT)]),
+        (
+            dense_problem(64, 4096, **HALF),
+            "sm_90a",
+            [
+                ("gemv", 0, 16),
+                ("gemm_mma of 16", 17, 256),
+                ("gemm_wgmma of 64", 257, 512),
+                ("gemm_wgmma of 128", 513, NO_LIMIT),
+            ],
+        ),
+        (dense_problem(64, 2**17, **HALF), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, NO_LIMIT)]),
+        (
+            dense_problem(64, 100, stored=StoredFormat("int8", 4), **HALF),
+            "sm_80",
+            [("gemm_simt of 64", 0, NO_LIMIT)],
+        ),
+    ],
+)
+def test_ways_cover_all_numbers_of_rows(problem, architecture, expected):
+    found = []
+    for way in ways(problem, architecture):
+        name = way.chosen.kernel.name
+        found.append((name if name == "gemv" else f"{name} of {way.problem.block_rows}", way.least, way.most))
+    assert found == expected
+
+
+def test_what_is_not_chosen_has_a_reason():
+    _, many = ways(dense_problem(64, 100), "sm_80")
+    reasons = {candidate.kernel: candidate.reason for candidate in many.chosen.candidates}
+    assert "more than 16 rows" in reasons["gemv"] and "needs sm_90a" in reasons["gemm_wgmma"]
+    assert "takes float16 or bfloat16" in reasons["gemm_mma"]
+    assert "lane reads 4 at once" in ways(dense_problem(33, 100), "sm_80")[0].chosen.candidates[0].reason

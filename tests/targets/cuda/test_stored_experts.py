@@ -1,0 +1,83 @@
+"""Experts in narrow formats on the CUDA target, emulated, against the reference interpreter: the matrices stay as they
+are stored, experts may differ in format and size, and activations are rounded as the arithmetic says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.errors import UnsupportedError
+from moec.ir import interpreter
+from moec.ir.dialect import ExpertsSpec, ProductSpec
+from moec.passes import pipeline
+
+from ..node_models import node_model
+
+E, k, inner, hidden = 5, 2, 64, 32
+SIZES = (32, 0, 9, 32, 20)
+INT8, MXFP4 = "quantize-experts{format=int8}", "quantize-experts{format=mxfp4}"
+INT4 = "quantize-experts{format=int4,group=32,zero_points=true}"
+MIXED = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int8,experts=1}"
+CASES = {
+    "int8": (ExpertsSpec(), INT8, 0.3),
+    "int4 with zero points": (ExpertsSpec(), INT4, 0.2),
+    "mxfp4": (ExpertsSpec(weight_on_input=True), MXFP4, 0.2),
+    "formats of their own": (ExpertsSpec(activation="gelu", gate_layout="none"), MIXED, 0.6),
+    "sizes of their own": (ExpertsSpec(up_offset=1.0, hidden_sizes=SIZES), INT4, 0.2),
+}
+"""What experts compute, what makes them narrow, and the most bytes, as a share of the floats."""
+
+
+def layer(spec: ExpertsSpec) -> ir.Model:
+    """Biases behind an expert's last unit are so large that they would be seen."""
+    random, width = np.random.default_rng(4), 2 * hidden if spec.gated else hidden
+    up_bias = random.standard_normal((E, width), dtype=np.float32)
+    for expert, size in enumerate(spec.hidden_sizes):
+        up_bias.reshape(E, -1, hidden)[expert, :, size:] = 1e6
+    constants = {
+        "up": random.standard_normal((E, width, inner), dtype=np.float32) / 8,
+        "down": random.standard_normal((E, inner, hidden), dtype=np.float32) / 6,
+        "up_bias": up_bias,
+        "down_bias": random.standard_normal((E, inner), dtype=np.float32),
+    }
+    feeds = {"x": np.zeros((1, inner), np.float32), "weights": np.zeros((1, k), np.float32)}
+    return node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, constants, spec)
+
+
+def case(tokens: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(tokens)
+    x, weights = random.standard_normal((tokens, inner), dtype=np.float32), random.random((tokens, k), dtype=np.float32)
+    return {"x": x, "weights": weights, "experts": random.integers(-1, E, (tokens, k)).astype(np.int32)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_experts_stay_as_they_are_stored(program_of, emulated, name):
+    spec, passes, share = CASES[name]
+    model = layer(spec)
+    pipeline.run(model, pipeline.parse(passes))
+    floats = E * inner * hidden * 4 * (3 if spec.gated else 2)
+    packed = [weight for weight in program_of(model).weights if "rows" in weight.name]
+    assert sum(int(np.prod(weight.shape)) * np.dtype(weight.dtype).itemsize for weight in packed) < share * floats
+    run = emulated(model)
+    for tokens in (0, 1, 40):
+        y, expected = run(case(tokens))["y"], interpreter.run(model, case(tokens), dtype=np.float64)["y"]
+        # Hidden values on a rounding boundary may go to either side of it.
+        assert np.linalg.norm(y - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
+def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
+    random = np.random.default_rng(2)
+    constants = {"weights": random.standard_normal((E, inner, 24)).astype(np.float16)}
+    feeds = {"x": np.zeros((1, inner), np.float32), "experts": np.zeros((1, k), np.int32)}
+    model = node_model("GroupedMatMul", feeds, constants, ProductSpec())
+    inputs = {name: case(9)[name] for name in feeds}
+    expected = interpreter.run(model, inputs, dtype=np.float64)["y"]
+    np.testing.assert_allclose(emulated(model)(inputs)["y"], expected, rtol=1e-4, atol=1e-4)
+    assert "float16" in {weight.dtype for weight in program_of(model).weights}
+
+
+def test_units_that_are_not_there_cannot_be_rounded(program_of):
+    model = layer(ExpertsSpec("sigmoid", "none", hidden_sizes=SIZES, arithmetic="int8"))
+    with pytest.raises(UnsupportedError, match="sigmoid makes no zero of zero, hidden_sizes differ"):
+        program_of(model)

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Literal
 
 Scoring = Literal["softmax", "sigmoid"]
+LargeArrays = Literal["bram", "uram"]
 BEAT_BYTES = 64
 """Of one transfer on an AXI bus of 512 bits."""
 PARAMETER_BYTES = 8
@@ -55,6 +56,9 @@ class BlockShape:
     biased_choice: bool = False
     """Whether a bias moves the choice of experts, and not their weights."""
     weight_bits: Literal[4, 8] = 8
+    up_sum_bits: int | None = None
+    down_sum_bits: int | None = None
+    """Of the products' sums where the weights are known; without them, what any weights could need."""
 
     @property
     def all_experts(self) -> int:
@@ -94,6 +98,8 @@ class Design:
     hidden_tile: int = 64
     router_lanes: int = 4
     fifos: Fifos = dataclasses.field(default_factory=Fifos)
+    large_arrays: LargeArrays = "bram"
+    """What holds tokens, partial sums and combined results."""
 
     @property
     def width(self) -> int:
@@ -175,11 +181,11 @@ class Design:
 
     @property
     def sum_bits_up(self) -> int:
-        return accumulator_bits(self.width, self.shape.weight_bits)
+        return self.shape.up_sum_bits or accumulator_bits(self.width, self.shape.weight_bits)
 
     @property
     def sum_bits_down(self) -> int:
-        return accumulator_bits(self.hidden, self.shape.weight_bits)
+        return self.shape.down_sum_bits or accumulator_bits(self.hidden, self.shape.weight_bits)
 
     @property
     def logit_bits(self) -> int:
@@ -194,8 +200,8 @@ class Design:
         """The reason why the templates cannot be instantiated with these numbers, or None."""
         if self.lanes_in != self.lanes_out:
             return f"arrays of {self.lanes_in} x {self.lanes_out} lanes; the processes pass chunks on, which are square"
-        if self.lanes_in not in (8, 16, 32, 64):
-            return f"{self.lanes_in} lanes; expected 8, 16, 32 or 64"
+        if self.lanes_in not in (8, 16, 32):
+            return f"{self.lanes_in} lanes; expected 8, 16 or 32, so that a chunk of results fits into a beat"
         if self.lane_bytes % BEAT_BYTES:
             return f"{self.lane_bytes} bytes of weights per step are no whole number of beats of {BEAT_BYTES}"
         if self.hidden_tile % self.lanes_out:

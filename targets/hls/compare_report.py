@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+"""Compares the report of an HLS synthesis with what moec had estimated.
+
+    python3 compare_report.py [csynth.xml [estimate.json]]
+
+The report is what Vitis HLS writes to ``<component>/hls/syn/report/csynth.xml`` (``<solution>/syn/report/csynth.xml``
+in older versions); without an argument it is searched for below the script's folder. Every generated project carries
+this file, so it needs nothing but Python.
+
+Three things show that estimates do not hold, and end the script with exit code 1: a loop that starts an iteration less
+often than every cycle, a clock that is not reached, and resources beyond those of the part. Files that are no report or
+no estimate: exit code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from typing import Any
+
+TAGS = {"dsp": ("DSP", "DSP48E"), "bram18": ("BRAM_18K",), "uram": ("URAM",), "lut": ("LUT",), "flip_flops": ("FF",)}
+"""Of a report, by the name of the estimate; older versions say DSP48E."""
+ROUGH = ("lut", "flip_flops")
+"""Resources that estimates only model roughly."""
+_LOOP_MODULE = "_Pipeline_"
+"""In the name of a module that is a loop of another one, which includes it."""
+
+
+class ReportError(Exception):
+    """A file is not what it should be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisReport:
+    """``cycles``: best and worst case, None where synthesis knows no bound. Clock periods are in nanoseconds.
+
+    ``slow_loops``: initiation intervals of more than 1, by the loop's name. ``dsp_by_module``: not of single loops.
+    """
+
+    top: str
+    part: str
+    target_period: float
+    estimated_period: float
+    clock_uncertainty: float
+    cycles: tuple[int | None, int | None]
+    resources: dict[str, int]
+    available: dict[str, int]
+    slow_loops: dict[str, int]
+    dsp_by_module: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison; ``note``: what to make of it."""
+
+    name: str
+    estimated: str
+    reported: str
+    note: str
+
+
+def read_report(text: str) -> SynthesisReport:
+    """Raises ReportError for a text that is no report of a synthesis."""
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ReportError(f"the report is no XML ({error}); expected csynth.xml of Vitis HLS") from error
+    latency = "PerformanceEstimates/SummaryOfOverallLatency"
+    return SynthesisReport(
+        top=_text(root, "UserAssignments/TopModelName"),
+        part=_text(root, "UserAssignments/Part"),
+        target_period=_number(root, "UserAssignments/TargetClockPeriod"),
+        estimated_period=_number(root, "PerformanceEstimates/SummaryOfTimingAnalysis/EstimatedClockPeriod"),
+        clock_uncertainty=_number(root, "UserAssignments/ClockUncertainty", otherwise=0.0),
+        cycles=(_cycles(root, f"{latency}/Best-caseLatency"), _cycles(root, f"{latency}/Worst-caseLatency")),
+        resources=_resources(root, "AreaEstimates/Resources"),
+        available=_resources(root, "AreaEstimates/AvailableResources"),
+        slow_loops=dict(_slow_loops(root)),
+        dsp_by_module=dict(_dsp_by_module(root)),
+    )
+
+
+def compare(report: SynthesisReport, estimate: dict[str, Any]) -> list[Row]:
+    """``estimate``: as plain data, ``Estimate.as_dict``. Raises ReportError where something is missing in it."""
+    try:
+        rows = [_part_row(report, estimate), _clock_row(report, estimate), _cycles_row(report, estimate["cycles"])]
+        for name in TAGS:
+            rows.append(_resource_row(name, report, estimate["resources"][name]))
+        for process, dsps in estimate["dsp_by_process"].items():
+            rows.extend(_process_rows(process, dsps, report))
+    except (KeyError, TypeError) as error:
+        raise ReportError(f"the estimate lacks {error}; expected estimate.json of a project that moec made") from error
+    return rows
+
+
+def broken_assumptions(report: SynthesisReport) -> list[str]:
+    """Why estimates do not hold for what synthesis made; empty where they do."""
+    found = [
+        f"loop {name} starts an iteration every {interval} cycles; estimates count on every cycle"
+        for name, interval in report.slow_loops.items()
+    ]
+    if report.estimated_period > report.target_period - report.clock_uncertainty:
+        found.append(
+            f"the clock needs {report.estimated_period:g} ns; "
+            f"there are {report.target_period:g} less {report.clock_uncertainty:g} for uncertainty"
+        )
+    for name, used in report.resources.items():
+        if used > report.available.get(name, used):
+            found.append(f"{used} {TAGS[name][0]} are needed; the part has {report.available[name]}")
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    """As text, in columns."""
+    cells = [("", "estimated", "reported", ""), *(dataclasses.astuple(row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]  # noqa: B905
+    return "\n".join(lines)
+
+
+def _part_row(report: SynthesisReport, estimate: dict[str, Any]) -> Row:
+    same = report.part.lower().replace(":", "") == estimate["part"].lower()  # older versions put colons between
+    return Row("part", estimate["part"], report.part, "" if same else "another part: other figures")
+
+
+def _clock_row(report: SynthesisReport, estimate: dict[str, Any]) -> Row:
+    wanted = 1e3 / estimate["clock_megahertz"]
+    note = "" if abs(wanted - report.target_period) < 0.01 else f"synthesised for {report.target_period:g} ns"
+    return Row("clock period, ns", f"{wanted:.2f}", f"{report.estimated_period:.2f}", note)
+
+
+def _cycles_row(report: SynthesisReport, cycles: dict[str, Any]) -> Row:
+    """Loops over tokens have no fixed length: synthesis can only say between what bounds they are."""
+    best, worst = report.cycles
+    bounds = f"{'?' if best is None else best} to {'?' if worst is None else worst}"
+    inside = (best is None or best <= cycles["total"]) and (worst is None or cycles["total"] <= worst)
+    note = "within the bounds that loops have" if inside else "outside of the bounds that loops have"
+    return Row("cycles", str(cycles["total"]), bounds, note)
+
+
+def _resource_row(name: str, report: SynthesisReport, estimated: int) -> Row:
+    reported = report.resources[name]
+    return Row(TAGS[name][0], str(estimated), str(reported), _difference(estimated, reported, name in ROUGH))
+
+
+def _process_rows(process: str, dsps: int, report: SynthesisReport) -> Iterator[Row]:
+    """The module of a process is named after it, with a suffix for the template's arguments."""
+    found = [count for name, count in report.dsp_by_module.items() if name == process or name.startswith(f"{process}_")]
+    if found:
+        yield Row(f"DSP of {process}", str(dsps), str(max(found)), _difference(dsps, max(found), rough=False))
+
+
+def _difference(estimated: int, reported: int, rough: bool) -> str:
+    if estimated == reported:
+        return "as estimated"
+    note = f"{reported - estimated:+d}"
+    if estimated:
+        note += f" ({(reported - estimated) / estimated:+.0%})"
+    return f"{note}; a rough model" if rough else note
+
+
+def _slow_loops(root: ElementTree.Element) -> Iterator[tuple[str, int]]:
+    """Loops are elements of their own name, or have a child that holds it."""
+    for loop in root.iter():
+        interval = loop.findtext("PipelineII")
+        if interval and interval.isdigit() and int(interval) > 1:
+            yield loop.findtext("Name") or loop.tag, int(interval)
+
+
+def _dsp_by_module(root: ElementTree.Element) -> Iterator[tuple[str, int]]:
+    for module in root.iterfind("ModuleInformation/Module"):
+        name = module.findtext("Name") or ""
+        resources = module.find("AreaEstimates/Resources")
+        if resources is not None and _LOOP_MODULE not in name:
+            yield name, _resource(resources, "dsp")
+
+
+def _resources(root: ElementTree.Element, path: str) -> dict[str, int]:
+    found = root.find(path)
+    if found is None:
+        raise ReportError(f"the report has no {path}; expected csynth.xml of Vitis HLS")
+    return {name: _resource(found, name) for name in TAGS}
+
+
+def _resource(resources: ElementTree.Element, name: str) -> int:
+    """Parts without UltraRAM have reports without it."""
+    texts = [text for text in (resources.findtext(tag) for tag in TAGS[name]) if text is not None]
+    if not texts and name != "uram":
+        raise ReportError(f"the report counts no {TAGS[name][0]}; expected csynth.xml of Vitis HLS")
+    try:
+        return int(texts[0]) if texts else 0
+    except ValueError as error:
+        raise ReportError(f"the report counts {texts[0]!r} {TAGS[name][0]}; expected a number") from error
+
+
+def _cycles(root: ElementTree.Element, path: str) -> int | None:
+    """None where it is undefined, or missing."""
+    text = (root.findtext(path) or "").strip()
+    return int(text) if text.isdigit() else None
+
+
+def _number(root: ElementTree.Element, path: str, otherwise: float | None = None) -> float:
+    if otherwise is not None and root.find(path) is None:
+        return otherwise
+    text = _text(root, path)
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ReportError(f"the report has {text!r} for {path}; expected a number") from error
+
+
+def _text(root: ElementTree.Element, path: str) -> str:
+    found = root.findtext(path)
+    if found is None:
+        raise ReportError(f"the report has no {path}; expected csynth.xml of Vitis HLS")
+    return found.strip()
+
+
+def _find(folder: pathlib.Path) -> pathlib.Path:
+    found = sorted(folder.glob("**/syn/report/csynth.xml"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ReportError(f"no syn/report/csynth.xml below {folder}; run the synthesis first, or name the report")
+    return found[-1]
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path}: {error}") from error
+
+
+def main(arguments: list[str]) -> int:
+    folder = pathlib.Path(__file__).resolve().parent
+    try:
+        report = read_report(_read(pathlib.Path(arguments[0]) if arguments else _find(folder)))
+        text = _read(pathlib.Path(arguments[1]) if len(arguments) > 1 else folder / "estimate.json")
+        try:
+            rows = compare(report, json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ReportError(f"the estimate is no JSON: {error}") from error
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    broken = broken_assumptions(report)
+    for reason in broken:
+        print(f"estimates do not hold: {reason}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""What ``hls_config.cfg`` says about a project: the simulation builds what a vendor's tool would."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+
+from moec.errors import MoecError
+
+CONFIGURATION = "hls_config.cfg"
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """Paths are relative to the project. ``flags`` are the compiler's, ``arguments`` those of the testbench."""
+
+    top: str
+    sources: tuple[str, ...]
+    testbench: tuple[str, ...]
+    flags: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+
+def read_configuration(files: Mapping[str, bytes]) -> Configuration:
+    """Raises MoecError where the project has no configuration, or it names no sources or files that are missing."""
+    if CONFIGURATION not in files:
+        raise MoecError(f"{CONFIGURATION} is not among the project's files; expected a project that moec generated")
+    values: dict[str, list[str]] = {}
+    for line in files[CONFIGURATION].decode().splitlines():
+        key, equals, value = line.split("#")[0].partition("=")
+        if equals:
+            values.setdefault(key.strip(), []).append(value.strip())
+    configuration = Configuration(
+        top=" ".join(values.get("syn.top", [])),
+        sources=tuple(values.get("syn.file", [])),
+        testbench=tuple(name for name in values.get("tb.file", []) if name.endswith((".cpp", ".cc", ".c"))),
+        flags=tuple(dict.fromkeys(shlex.split(" ".join(values.get("syn.cflags", []) + values.get("tb.cflags", []))))),
+        arguments=tuple(shlex.split(" ".join(values.get("csim.argv", [])))),
+    )
+    if not (configuration.top and configuration.sources and configuration.testbench):
+        raise MoecError(f"{CONFIGURATION}: expected syn.top, syn.file and a tb.file of C++; one of them is missing")
+    missing = [name for name in (*configuration.sources, *configuration.testbench) if name not in files]
+    if missing:
+        raise MoecError(f"{CONFIGURATION}: {', '.join(missing)} is not among the project's files")
+    return configuration

@@ -1,0 +1,76 @@
+"""Values of the integer constants that a design declares, as far as they can be computed without a compiler."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from moec.targets.hls.cpp_source import Source, split_list
+
+_DECLARED = re.compile(r"\b(?:static\s+)?const(?:expr)?\s+(?:int|long|bool|unsigned)\s+(\w+\s*=[^;]+);")
+_QUALIFIED = re.compile(r"(?:\w+(?:<[\w:\s,]*>)?\s*::\s*)+(\w+)")
+_CHOICE = re.compile(r"\(?\s*([^?()]+)\?([^:()]+):([^()]+?)\s*\)?")
+_OPERATORS: Mapping[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+}
+
+
+class Constants:
+    """Constants are known by the last part of their name; one that is declared with several values is unknown."""
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self._texts: dict[str, str] = {}
+        clashing = set()
+        for source in sources:
+            for name, text in _declared_in(source.code):
+                if self._texts.setdefault(name, text) != text:
+                    clashing.add(name)
+        for name in clashing:
+            del self._texts[name]
+
+    def within(self, code: str) -> Constants:
+        """What is known inside a function whose body is ``code``."""
+        inner = Constants([])
+        inner._texts = {**self._texts, **dict(_declared_in(code))}
+        return inner
+
+    def value(self, expression: str) -> int | None:
+        """None where it is unknown."""
+        return self._value(expression, frozenset())
+
+    def _value(self, expression: str, inside: frozenset[str]) -> int | None:
+        text = _QUALIFIED.sub(r"\1", expression).strip()
+        if choice := _CHOICE.fullmatch(text):
+            condition = self._value(choice[1], inside)
+            return None if condition is None else self._value(choice[2] if condition else choice[3], inside)
+        text = re.sub(r"/", "//", text.replace("true", "1").replace("false", "0"))
+        try:
+            return self._computed(ast.parse(text, mode="eval").body, inside)
+        except (SyntaxError, ZeroDivisionError, ValueError):
+            return None
+
+    def _computed(self, node: ast.AST, inside: frozenset[str]) -> int | None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in self._texts and node.id not in inside:
+            return self._value(self._texts[node.id], inside | {node.id})
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            left, right = self._computed(node.left, inside), self._computed(node.right, inside)
+            return None if left is None or right is None else _OPERATORS[type(node.op)](left, right)
+        return None
+
+
+def _declared_in(code: str) -> Iterator[tuple[str, str]]:
+    for declaration in _DECLARED.finditer(code):
+        for one in split_list(declaration[1]):
+            name, _, text = one.partition("=")
+            if _QUALIFIED.sub(r"\1", text).strip() != name.strip():  # not one that passes another's value on
+                yield name.strip(), text.strip()

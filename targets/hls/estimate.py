@@ -1,0 +1,126 @@
+"""What a design costs on a part and how fast it is, without synthesis.
+
+Cycles follow from the loops (``cycles.py``) and agree with the timed simulation; DSPs and memories are counted by rules
+(``arithmetic.py``, ``memories.py``); LUTs and flip-flops are a rough model. No figure here has been through synthesis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moec.targets.hls.arithmetic import dsps_of, flip_flops, logic_luts
+from moec.targets.hls.cycles import Cycles, MemoryPace, count_cycles
+from moec.targets.hls.design import BEAT_BYTES, Design
+from moec.targets.hls.memories import Memory, memories_of
+from moec.targets.hls.parts import Part
+
+LOADERS = 2
+"""Masters that read weights at the same time."""
+MEMORY_LATENCY = 64
+"""Cycles, as the pragmas INTERFACE say."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """Counts; block RAM in units of 18 Kbit."""
+
+    dsp: int
+    bram18: int
+    uram: int
+    lut: int
+    flip_flops: int
+
+
+RESOURCE_NAMES = {
+    "dsp": "DSPs",
+    "bram18": "block RAMs of 18 Kbit",
+    "uram": "UltraRAMs",
+    "lut": "LUTs",
+    "flip_flops": "flip-flops",
+}
+"""As people read them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """``dsps``: by process. ``memories``: all on the chip. ``pace``: what each loader gets of the external memory."""
+
+    design: Design
+    part: Part
+    clock_megahertz: float
+    pace: MemoryPace
+    cycles: Cycles
+    dsps: Mapping[str, int]
+    memories: Sequence[Memory]
+    resources: Resources
+
+    @property
+    def milliseconds(self) -> float:
+        return self.cycles.total / self.clock_megahertz / 1e3
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Of weights, on average over a call."""
+        return self.cycles.beats * BEAT_BYTES / (self.milliseconds * 1e6)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for artifacts and for the script that compares them with a synthesis report."""
+        return {
+            "part": self.part.device,
+            "board": self.part.board,
+            "clock_megahertz": self.clock_megahertz,
+            "milliseconds": self.milliseconds,
+            "gigabytes_per_second": self.gigabytes_per_second,
+            "cycles_per_beat": self.pace.cycles_per_beat,
+            "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total, "bound_by": self.cycles.bound_by},
+            "resources": dataclasses.asdict(self.resources),
+            "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
+            "dsp_by_process": dict(self.dsps),
+            "memories": [dataclasses.asdict(memory) for memory in self.memories],
+        }
+
+
+def estimate(
+    design: Design,
+    part: Part,
+    loads: Sequence[int],
+    clock_megahertz: float | None = None,
+    memory_share: float = 1.0,
+) -> Estimate:
+    """``loads``: tokens of each expert in a call, shared ones last. ``memory_share``: of the peak bandwidth.
+
+    Raises ValueError for loads that no call can have.
+    """
+    clock = clock_megahertz or part.clock_megahertz
+    pace = pace_of(part, clock, memory_share)
+    return assemble(design, part, clock, pace, count_cycles(design, loads, pace))
+
+
+def assemble(design: Design, part: Part, clock_megahertz: float, pace: MemoryPace, cycles: Cycles) -> Estimate:
+    """The estimate of a design whose cycles are known."""
+    memories = memories_of(design)
+    return Estimate(
+        design, part, clock_megahertz, pace, cycles, dsps_of(design), memories, resources_of(design, memories)
+    )
+
+
+def pace_of(part: Part, clock_megahertz: float, memory_share: float = 1.0) -> MemoryPace:
+    """Of each loader while both are busy. A loader takes at most a beat per cycle."""
+    if not 0 < memory_share <= 1:
+        raise ValueError(f"memory share {memory_share}; expected more than 0, up to 1")
+    rate = part.memory.bytes_per_second(LOADERS, clock_megahertz) * memory_share
+    return MemoryPace(max(1.0, BEAT_BYTES * clock_megahertz * 1e6 / rate), MEMORY_LATENCY)
+
+
+def resources_of(design: Design, memories: Sequence[Memory] | None = None) -> Resources:
+    memories = memories_of(design) if memories is None else memories
+    luts = logic_luts(design) + sum(memory.luts for memory in memories)
+    return Resources(
+        dsp=sum(dsps_of(design).values()),
+        bram18=sum(memory.bram18 for memory in memories),
+        uram=sum(memory.uram for memory in memories),
+        lut=luts,
+        flip_flops=flip_flops(luts),
+    )

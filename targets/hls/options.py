@@ -1,0 +1,23 @@
+"""What a user says about an FPGA project beyond its part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from moec.targets.hls.exploration import Constraints
+
+
+@dataclasses.dataclass(frozen=True)
+class HlsOptions:
+    """``calibration``: inputs of the model by name, which scales are taken from and testbenches are made of; needed.
+    ``max_tokens``: of a block in one call, needed where the model does not fix it. ``weight_bits``: of the experts'
+    weights. ``constraints``: on the hardware."""
+
+    calibration: Mapping[str, np.ndarray[Any, Any]] | None = None
+    max_tokens: int | None = None
+    weight_bits: Literal[4, 8] = 8
+    constraints: Constraints = Constraints()

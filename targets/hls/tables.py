@@ -1,0 +1,178 @@
+"""What ``moec inspect`` shows of an HLS design, as rich renderables made from plain data.
+
+All but the results of a timed simulation are estimates, and tables say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moec.targets.hls.channels import PROCESSES
+from moec.targets.hls.estimate import RESOURCE_NAMES
+
+_NOT_SYNTHESISED = "estimates: nothing here has been synthesised"
+_PHASES = {
+    "route": "routing: until each expert's tokens are known",
+    "first_weights": "the first tile of weights arrives",
+    "products": "the arrays compute",
+    "stalls": "the arrays wait for weights",
+    "results": "results are written",
+}
+
+
+def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What an artifact knows of a project: its design, and what integers cost."""
+    report = project["report"]
+    yield Text(f"Project {project['name']} in {project['folder']}: {report['node']}")
+    yield exploration_table(report["exploration"])
+    yield from estimate_tables(report["estimate"])
+    yield dataflow_picture(report["channels"])
+    yield _quality_table(report)
+
+
+def _quality_table(report: Mapping[str, Any]) -> Table:
+    quality = report["quality"]
+    rows = [(name, _decibels(ratio), "") for name, ratio in quality["decibels"].items()]
+    for name, one in report["model_outputs"].items():
+        same = "" if one["same_largest"] is None else f"{one['same_largest']:.2%} with the largest at the same place"
+        rows.append((f"{name} (of the model)", _decibels(one["decibels"]), same))
+    title = (
+        f"Signal over quantisation noise on {quality['tokens']} calibration tokens; "
+        f"{quality['agreement']:.2%} of the pairs of token and expert as in floats"
+    )
+    return _table(title, ("tensor", "dB", ""), rows)
+
+
+def _decibels(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.1f}"
+
+
+def simulation_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """What ``simulate`` returns."""
+    for one in results:
+        yield Text(f"{one['name']} ({one['node']}): {'PASS' if one['passed'] else 'FAIL: ' + one['message']}")
+        if one["passed"]:
+            estimated = f"{one['estimated']:,} estimated for a full call"
+            yield Text(f"{one['tokens']} tokens, {one['memory_share']:.2f} beats per cycle and master; {estimated}")
+            yield dataflow_picture(one["channels_of"], one)
+
+
+def exploration_table(exploration: Mapping[str, Any]) -> Table:
+    """The Pareto front; ``exploration``: what ``Exploration.as_dict`` says."""
+    limits = ", ".join(f"{exploration['limits'][name]} {title}" for name, title in RESOURCE_NAMES.items())
+    title = (
+        f"Designs for {exploration['board']} at {exploration['clock_megahertz']:g} MHz that no other beats "
+        f"(* chosen; {_NOT_SYNTHESISED})\n"
+        f"{exploration['fitting']} of {exploration['considered']} fit: at most {limits}"
+    )
+    headings = (
+        *("", "lanes", "hidden tile", "router lanes", "weight FIFO", "arrays", "cycles", "starved", "bound by", "ms"),
+        *("DSP", "BRAM18", "URAM", "LUT", "FF", "GB/s"),
+    )
+    return _table(title, headings, [_design_cells(one) for one in exploration["front"]])
+
+
+def _design_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+    array = str(one["lanes"])
+    return (
+        "*" if one["chosen"] else "",
+        f"{array} x {array}",
+        str(one["hidden_tile"]),
+        str(one["router_lanes"]),
+        str(one["weight_fifo"]),
+        one["large_arrays"],
+        f"{one['cycles']:,}",
+        f"{one['starved_cycles']:,}",
+        one["bound_by"],
+        f"{one['milliseconds']:.3f}",
+        *(f"{one['resources'][name]:,}" for name in RESOURCE_NAMES),
+        f"{one['gigabytes_per_second']:.1f}",
+    )
+
+
+def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """One design in detail: its phases, its resources and who takes them; what ``Estimate.as_dict`` says."""
+    cycles = estimate["cycles"]
+    total = cycles["total"]
+    phases = [(text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items()]
+    phases.append((f"all; bound by {cycles['bound_by']}", f"{total:,}", f"{estimate['milliseconds']:.3f} ms"))
+    clock = f"{estimate['clock_megahertz']:g} MHz, a beat of weights every {estimate['cycles_per_beat']:.2f} cycles"
+    yield _table(f"Cycles per call at {clock} ({_NOT_SYNTHESISED})", ("phase", "cycles", ""), phases)
+    resources, available = estimate["resources"], estimate["available"]
+    shares = [
+        (title, f"{resources[name]:,}", f"{available[name]:,}", _share(resources[name], available[name]))
+        for name, title in RESOURCE_NAMES.items()
+    ]
+    title = f"Resources on {estimate['board']} ({estimate['part']}; LUTs and flip-flops within a factor of two)"
+    yield _table(title, ("", "needed", "there are", "share"), shares)
+    yield _table("Who takes them", ("process", "DSP", "BRAM18", "URAM", "LUT of memories"), _by_process(estimate))
+
+
+def _share(needed: int, available: int) -> str:
+    return f"{needed / available:.1%}" if available else "-"
+
+
+def _by_process(estimate: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for process in PROCESSES:
+        memories = [memory for memory in estimate["memories"] if memory["process"] == process]
+        blocks = [
+            sum(memory["blocks"] for memory in memories if memory["storage"] == kind) for kind in ("bram", "uram")
+        ]
+        luts = sum(memory["luts"] for memory in memories)
+        rows.append((process, *(str(n) for n in (estimate["dsp_by_process"].get(process, 0), *blocks, luts))))
+    return rows
+
+
+def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[str, Any] | None = None) -> Text:
+    """Processes and the channels they write, with what a timed simulation saw of them.
+
+    ``channels``: name, producer, consumer, bits and depth of each; ``simulation``: cycles, processes and channels as
+    ``TimedResult`` has them, as plain data.
+    """
+    used = {one["name"]: one for one in simulation["channels"]} if simulation else {}
+    times = {one["name"]: one for one in simulation["processes"]} if simulation else {}
+    width = max(len(channel["name"]) for channel in channels)
+    lines = [
+        f"Dataflow, timed simulation: {simulation['cycles']:,} cycles" if simulation else "Dataflow, not simulated"
+    ]
+    for process in PROCESSES:
+        lines.append(process + _times(times.get(process), simulation))
+        written = [channel for channel in channels if channel["producer"] == process]
+        for channel in written:
+            corner = "└" if channel is written[-1] else "├"
+            words = f"{channel['bits']:>5} bits x {channel['depth']:<4}"
+            fill = _fill(used.get(channel["name"]))
+            lines.append(f"  {corner}─ {channel['name']:<{width}} {words} ─► {channel['consumer']}{fill}")
+    return Text("\n".join(lines))
+
+
+def _times(process: Mapping[str, Any] | None, simulation: Mapping[str, Any] | None) -> str:
+    if not process or not simulation:
+        return ""
+    waits = {"to read": "read_stall", "to write": "write_stall", "for memory": "memory_stall"}
+    waited = [f"{process[key]:,} {what}" for what, key in waits.items() if process[key]]
+    waiting = f", waits {', '.join(waited)}" if waited else ""
+    return f": busy {process['busy'] / max(simulation['cycles'], 1):.0%}{waiting}"
+
+
+def _fill(channel: Mapping[str, Any] | None) -> str:
+    if not channel:
+        return ""
+    full = ", full" if channel["peak"] >= channel["depth"] else ""
+    return f" (at most {channel['peak']} of {channel['depth']}{full})"
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

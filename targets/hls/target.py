@@ -1,0 +1,139 @@
+"""The FPGA target: every MoE block of a model becomes a project of HLS C++."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import DefectError, MoecError, UnsupportedError
+from moec.roofline import Roofline
+from moec.sampling import tensor_specs
+from moec.targets.base import Program, Project
+from moec.targets.hls import calibrate, quality, reference
+from moec.targets.hls.blocks import GraphBlock, find_blocks
+from moec.targets.hls.channels import channels_of
+from moec.targets.hls.exploration import explore
+from moec.targets.hls.lint import lint
+from moec.targets.hls.loads import scaled_loads
+from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.parts import Part, find_part
+from moec.targets.hls.project import Description, project_files
+from moec.targets.hls.quantize import QuantizedBlock, quantize
+
+Array = np.ndarray[Any, Any]
+
+_MOST_VECTORS = 256
+"""Tokens of a testbench: C simulation takes seconds for as many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HlsTarget:
+    """Projects for a part, ``hls:zcu102``."""
+
+    name: str
+    part: Part
+    options: HlsOptions
+
+    @staticmethod
+    def create(name: str, options: HlsOptions | None = None) -> HlsTarget:
+        """Raises UnsupportedError listing the known parts for another."""
+        _, _, part = name.partition(":")
+        return HlsTarget(name, find_part(part), options or HlsOptions())
+
+    def compile(self, model: ir.Model) -> Program:
+        """One project per MoE block.
+
+        Raises UnsupportedError, naming the node, for a block that the templates cannot compute or that does not fit the
+        part; MoecError where calibration data or the largest number of tokens is missing.
+        """
+        blocks = find_blocks(model)
+        if not blocks:
+            raise UnsupportedError("holds no MoE block; --target hls makes projects of MoE blocks")
+        inputs = self.options.calibration
+        if inputs is None:
+            names = ", ".join(str(spec) for spec in tensor_specs(model.graph.inputs))
+            raise MoecError(f"an FPGA computes in integers, whose scales come from data: --calibrate FILE.npz with {names}")
+        floats = calibrate.run_floats(model, blocks, inputs)
+        quantized = [
+            quantize(block.numbers, tokens, most_tokens=self._most_tokens(block), weight_bits=self.options.weight_bits)
+            for block, tokens in zip(blocks, floats.tokens, strict=True)
+        ]
+        outputs = calibrate.run_with(model, blocks, inputs, lambda index, tokens: _compute(quantized[index], tokens))
+        model_report = quality.compare_outputs(floats.outputs, outputs)
+        projects = [
+            self._project(f"moe_{index}", block, integers, tokens, model_report)
+            for index, (block, integers, tokens) in enumerate(zip(blocks, quantized, floats.tokens, strict=True))
+        ]
+        inputs_of_model, outputs_of_model = (tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs))
+        return Program(self.name, inputs_of_model, outputs_of_model, {}, [], [], projects=projects)
+
+    def measure_roofline(self, threads: int) -> Roofline:
+        """Raises UnsupportedError: there is nothing to measure on."""
+        raise UnsupportedError("an FPGA's limits are estimated: moec inspect shows them")
+
+    def _most_tokens(self, block: GraphBlock) -> int:
+        sizes = list(block.tokens.shape or ())[:-1]
+        fixed = all(isinstance(size, int) for size in sizes)
+        if self.options.max_tokens is None and not (sizes and fixed):
+            shape = ", ".join(map(str, block.tokens.shape or ("?",)))
+            raise MoecError(
+                f"{block.name}: takes [{shape}] tokens, a number that only the caller knows; "
+                "say what memories on the chip have to hold with --max-tokens"
+            )
+        return self.options.max_tokens or math.prod(int(size) for size in sizes if isinstance(size, int))
+
+    def _project(
+        self, name: str, block: GraphBlock, quantized: QuantizedBlock, tokens: Array, model_report: Mapping[str, Any]
+    ) -> Project:
+        shape = dataclasses.replace(
+            quantized.shape, up_sum_bits=quantized.up.sum_bits, down_sum_bits=quantized.down.sum_bits
+        )
+        steps = quantized.quantized(tokens)
+        expected = reference.run(quantized, steps)
+        try:
+            loads = scaled_loads(shape, expected.loads, len(tokens))
+            exploration = explore(shape, self.part, self.options.constraints, loads)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{block.name}: {error}") from error
+        estimate = exploration.chosen.estimate
+        description = Description(
+            block.name,
+            routing=_words(block.numbers.routing),
+            experts=_words(block.numbers.experts),
+            device=self.part.device,
+            clock=estimate.clock_megahertz,
+        )
+        vectors = steps[: min(shape.tokens, _MOST_VECTORS)]
+        files = project_files(estimate.design, quantized, vectors, description)
+        findings = lint(files)
+        if findings:
+            raise DefectError(f"{block.name}: the generated code breaks a rule: {findings[0]}")
+        report = {
+            "node": block.name,
+            "exploration": exploration.as_dict(),
+            "estimate": estimate.as_dict(),
+            "channels": [dataclasses.asdict(channel) for channel in channels_of(estimate.design)],
+            "quality": dataclasses.asdict(quality.compare(block.numbers, quantized, tokens)),
+            "model_outputs": model_report,
+            "vectors": len(vectors),
+        }
+        return Project(name, files, report)
+
+
+def _compute(block: QuantizedBlock, tokens: Array) -> Array:
+    return reference.run(block, block.quantized(tokens)).output * block.output_scale
+
+
+def _words(spec: Any) -> str:
+    """The fields that are not the default."""
+    parts: Sequence[str] = [
+        f"{field.name.replace('_', ' ')} {getattr(spec, field.name)}"
+        for field in dataclasses.fields(spec)
+        if getattr(spec, field.name) != field.default
+    ]
+    return ", ".join(parts) or "the default"

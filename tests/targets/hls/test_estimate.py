@@ -1,0 +1,195 @@
+"""Cycles against timed simulations that were run, and resources against counts made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from moec.targets.hls.arithmetic import dsps_of, multiplier_dsps
+from moec.targets.hls.channels import PROCESSES, channels_of
+from moec.targets.hls.cycles import MemoryPace, count_cycles, tokens_in
+from moec.targets.hls.design import BlockShape, Design
+from moec.targets.hls.estimate import estimate, resources_of
+from moec.targets.hls.loads import even_loads, starving_loads
+from moec.targets.hls.memories import block_rams, memories_of, ultra_rams
+from moec.targets.hls.parts import find_part
+
+M3VIT = BlockShape(197, 192, 768, 16, 4, normalized=False)
+M3VIT_LOADS = [64, 42, 48, 45, 54, 53, 42, 49, 41, 54, 43, 48, 54, 47, 58, 46]
+EDGE_LOADS = [13, 12, 15, 13, 14, 21, 15, 14, 16, 18, 22, 14, 21, 14, 21, 15]
+
+
+@pytest.mark.parametrize(
+    ("design", "loads", "cycles_per_beat", "simulated"),
+    [
+        (Design(BlockShape(16, 64, 128, 4, 2), hidden_tile=32), [0, 5, 10, 11], 1, 1403),
+        (Design(BlockShape(16, 64, 128, 8, 3, normalized=False)), [5, 10, 4, 6, 5, 6, 5, 7], 1, 2497),
+        (Design(BlockShape(16, 192, 256, 4, 2, normalized=False), 32, 32), [7, 8, 10, 7], 1, 4959),
+        (Design(BlockShape(129, 192, 384, 16, 2, normalized=False)), EDGE_LOADS, 1, 85413),
+        (Design(M3VIT), M3VIT_LOADS, 1, 469077),
+        (Design(M3VIT, 32, 32), M3VIT_LOADS, 1, 127445),
+        # The simulation behind these took as long for a router weight as for a beat of them.
+        (Design(M3VIT, 32, 32), M3VIT_LOADS, 2, 131899 - 3072),
+        (Design(M3VIT, 32, 32), M3VIT_LOADS, 3, 142841 - 2 * 3072),
+        (Design(M3VIT, 32, 32), M3VIT_LOADS, 4, 180687 - 3 * 3072),
+    ],
+)
+def test_cycles_of_timed_simulations(design, loads, cycles_per_beat, simulated):
+    """Of designs with these processes; the aim is 5%, the tiny ones are off by their constants."""
+    cycles = count_cycles(design, loads, MemoryPace(cycles_per_beat))
+    assert cycles.total == pytest.approx(simulated, rel=0.005)
+
+
+def test_phases_add_up_and_name_the_bottleneck():
+    cycles = count_cycles(Design(M3VIT), M3VIT_LOADS)
+    assert cycles.products == 197 * 4 * 2 * 192 * 768 // (2 * 16 * 16)
+    assert cycles.bound_by == "products"
+    assert count_cycles(Design(M3VIT, 32, 32), M3VIT_LOADS, MemoryPace(4)).bound_by == "weights"
+    assert count_cycles(Design(dataclasses.replace(M3VIT, hidden=64)), M3VIT_LOADS).bound_by == "products"
+    assert count_cycles(Design(dataclasses.replace(M3VIT, hidden=64), router_lanes=1), M3VIT_LOADS).bound_by == "router"
+
+
+def test_memory_latency_delays_every_job_that_nothing_hides():
+    design, one = Design(M3VIT), [1] * 4 + [0] * 12
+    quick, slow = (count_cycles(design, one, MemoryPace(1, latency)) for latency in (0, 64))
+    assert slow.stalls - quick.stalls == pytest.approx(4 * design.tiles * 64, rel=0.05)
+
+
+def test_a_call_without_tokens_reads_the_router():
+    assert count_cycles(Design(M3VIT), [0] * 16).total == 16 * 192 + 16
+
+
+@pytest.mark.parametrize("changes", [{"gated": True}, {"weight_bits": 4}])
+def test_what_changes_the_weights_changes_their_cycles(changes):
+    usual = count_cycles(Design(M3VIT), M3VIT_LOADS)
+    changed = count_cycles(Design(dataclasses.replace(M3VIT, **changes)), M3VIT_LOADS)
+    assert changed.products == usual.products
+    assert changed.weights == pytest.approx(usual.weights * (2 if "gated" in changes else 0.5), rel=0.05)
+
+
+def test_shared_experts_work_for_every_token():
+    shared = dataclasses.replace(M3VIT, shared=1)
+    cycles = count_cycles(Design(shared), [*M3VIT_LOADS, 197])
+    assert cycles.products == count_cycles(Design(M3VIT), M3VIT_LOADS).products * 5 // 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "loads", "message"),
+    [
+        (M3VIT, [1] * 15, "15 loads; expected one for each of 16"),
+        (M3VIT, [1] * 15 + [2], "none of tokens that go to 4 different experts"),
+        (M3VIT, [4] + [0] * 15, "none of tokens"),
+        (dataclasses.replace(M3VIT, shared=1), [1] * 16 + [3], "none of tokens"),
+    ],
+)
+def test_loads_that_no_call_has(shape, loads, message):
+    with pytest.raises(ValueError, match=message):
+        count_cycles(Design(shape), loads)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 4, 5, 197])
+def test_expected_loads_are_those_of_the_tokens(tokens):
+    shape = dataclasses.replace(M3VIT, tokens=tokens, shared=1)
+    for loads in (even_loads(shape), starving_loads(shape)):
+        assert tokens_in(shape, loads) == tokens
+    assert max(even_loads(shape)[:16]) - min(even_loads(shape)[:16]) <= 1
+
+
+def test_starving_experts_are_slower_than_any_that_were_tried():
+    design, pace = Design(M3VIT, 32, 32), MemoryPace(4)
+    usual = [count_cycles(design, loads, pace).total for loads in (M3VIT_LOADS, even_loads(M3VIT))]
+    alone = count_cycles(design, [197] * 4 + [0] * 12, pace).total
+    assert alone < min(usual)
+    assert max(usual) < count_cycles(design, starving_loads(M3VIT), pace).total
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "dsps"),
+    [
+        (8, 16, 1),
+        (27, 17, 1),
+        (27, 18, 1),
+        (18, 27, 1),
+        (28, 17, 2),
+        (27, 19, 2),
+        (34, 17, 2),
+        (19, 35, 2),
+        (53, 35, 4),
+    ],
+)
+def test_dsps_of_a_product(left, right, dsps):
+    assert multiplier_dsps(left, right) == multiplier_dsps(right, left) == dsps
+
+
+def test_dsps_by_process():
+    assert dsps_of(Design(M3VIT)) == {
+        "router": 16 * 4,
+        "select": 4 * 2 + 4 * 2,
+        "product_up": 128 + 16,
+        "product_down": 128 + 16,
+        "combine": 16,
+    }
+    gated = dsps_of(Design(dataclasses.replace(M3VIT, gated=True)))
+    assert gated["product_up"] == 2 * (128 + 16) + 2 * 16
+    sigmoid = dataclasses.replace(M3VIT, scoring="sigmoid", biased_choice=True)
+    assert dsps_of(Design(sigmoid))["select"] == 5 * 2
+
+
+@pytest.mark.parametrize(
+    ("bits", "words", "blocks"),
+    [
+        (36, 512, 1),
+        (37, 512, 2),
+        (36, 513, 2),
+        (18, 1024, 1),
+        (9, 2048, 1),
+        (1, 16384, 1),
+        (128, 2364, 20),
+        (512, 128, 15),
+    ],
+)
+def test_block_rams_of_an_array(bits, words, blocks):
+    assert block_rams(bits, words) == blocks
+
+
+@pytest.mark.parametrize(("bits", "words", "blocks"), [(72, 4096, 1), (73, 4096, 2), (72, 4097, 2), (128, 2364, 2)])
+def test_ultra_rams_of_an_array(bits, words, blocks):
+    assert ultra_rams(bits, words) == blocks
+
+
+def test_memories_of_the_example():
+    found = {(memory.process, memory.name): memory for memory in memories_of(Design(M3VIT))}
+    assert found["product_up", "tokens"].bram18 == 20
+    assert found["product_down", "partial sums"].bram18 == 60
+    assert found["combine", "combined results"].bram18 == 80
+    assert found["dispatch", "lists of tokens"].bram18 == 16
+    assert found["load_up", "channel beats_up"].bram18 == 15
+    weights = found["product_up", "weights"]
+    assert (weights.copies, weights.bits, weights.words, weights.bram18) == (8, 512, 48, 0)
+    assert weights.luts == 8 * 74 * 8
+    assert found["router", "weights"].copies == 64
+
+
+def test_large_arrays_move_to_ultra_ram():
+    usual, moved = resources_of(Design(M3VIT)), resources_of(Design(M3VIT, large_arrays="uram"))
+    assert (usual.uram, moved.uram) == (0, 2 + 6 + 8)
+    assert usual.bram18 - moved.bram18 == 20 + 60 + 80
+    assert (usual.dsp, usual.lut) == (moved.dsp, moved.lut)
+
+
+def test_every_channel_connects_two_processes():
+    channels = channels_of(Design(M3VIT))
+    assert len({channel.name for channel in channels}) == len(channels)
+    for channel in channels:
+        assert PROCESSES.index(channel.producer) < PROCESSES.index(channel.consumer)
+
+
+def test_an_estimate_is_plain_data():
+    found = estimate(Design(M3VIT), find_part("zcu102"), M3VIT_LOADS, clock_megahertz=200)
+    data = json.loads(json.dumps(found.as_dict()))
+    assert data["milliseconds"] == pytest.approx(data["cycles"]["total"] / 200e3)
+    assert data["gigabytes_per_second"] == pytest.approx(found.cycles.beats * 64 / found.milliseconds / 1e6)
+    assert data["resources"]["dsp"] == sum(data["dsp_by_process"].values())
+    assert data["resources"]["bram18"] == sum(m["blocks"] for m in data["memories"] if m["storage"] == "bram")

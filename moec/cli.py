@@ -24,6 +24,8 @@ from moec.errors import DefectError, MoecError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from moec.targets.hls.options import HlsOptions
+
 DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
 _PIPE_WIDTH = 200  # columns of tables that go into a file or a pipe
 
@@ -73,6 +75,20 @@ OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisatio
 Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cuda, cuda:sm_80+sm_90a, ...")]
 Experts = Annotated[str | None, typer.Option(help="Round experts' weights to bf16, fp16, int8, int4 or mxfp4.")]
 Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
+_FPGA = "For --target hls:PART"
+Calibrate = Annotated[
+    Path | None, typer.Option(help="An .npz file of inputs by name: scales and test vectors.", rich_help_panel=_FPGA)
+]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens in one call, at most.", rich_help_panel=_FPGA)]
+WeightBits = Annotated[int | None, typer.Option(help="Of experts: 8 (the default) or 4.", rich_help_panel=_FPGA)]
+MaxDsp = Annotated[int | None, typer.Option(min=1, help="Default: 80% of the part.", rich_help_panel=_FPGA)]
+MaxBram = Annotated[int | None, typer.Option(min=1, help="Of 18 Kbit. Default: 80%.", rich_help_panel=_FPGA)]
+MaxLut = Annotated[int | None, typer.Option(min=1, help="Default: 70%.", rich_help_panel=_FPGA)]
+Uram = Annotated[bool, typer.Option("--uram", help="Large arrays may be in UltraRAM.", rich_help_panel=_FPGA)]
+Clock = Annotated[float | None, typer.Option(min=1, help="MHz. Default: the part's.", rich_help_panel=_FPGA)]
+MemoryShare = Annotated[
+    float | None, typer.Option(min=0.01, max=1, help="Of the peak bandwidth. Default: 1.", rich_help_panel=_FPGA)
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
 PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped or copied into huge pages.")]
@@ -116,10 +132,21 @@ def compile_model(
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the IR after every pass.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print the passes' notes, too.")] = False,
+    calibrate: Calibrate = None,
+    max_tokens: MaxTokens = None,
+    weight_bits: WeightBits = None,
+    max_dsp: MaxDsp = None,
+    max_bram: MaxBram = None,
+    max_lut: MaxLut = None,
+    uram: Uram = False,
+    clock: Clock = None,
+    memory_share: MemoryShare = None,
 ) -> None:
     """Compile a model into an artifact. Warnings go to stderr; moec inspect shows them again, with all notes."""
     from moec import compiler
 
+    limits = {"max_dsp": max_dsp, "max_bram18": max_bram, "max_lut": max_lut, "clock_megahertz": clock}
+    hls = _hls_options(calibrate, max_tokens, weight_bits, {**limits, "memory_share": memory_share, "use_uram": uram or None})
     with _progress() as progress:
         compiler.write(
             model,
@@ -129,6 +156,7 @@ def compile_model(
             experts=experts,
             linears=linears,
             threads=threads,
+            hls=hls,
             verify_each=verify_each,
             dump_to=dump_phases_to,
             progress=progress,
@@ -210,7 +238,7 @@ def inspect(
         print(find_kernel(opened, kernel, architecture).source(emit.value))
         return
     description = describe(opened, architecture)
-    _print(description, as_json, tables.artifact_tables(description))
+    _print(description, as_json, [*tables.artifact_tables(description), *_project_tables(description["projects"])])
 
 
 @app.command()
@@ -280,6 +308,29 @@ def tune(
 
 
 @app.command()
+def simulate(
+    artifact: Artifact,
+    project: Annotated[str | None, typer.Option(help="Which of several projects; default: all.")] = None,
+    memory_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Beats per cycle and master; default: the part's memory.")
+    ] = None,
+    fifo_depth: Annotated[int | None, typer.Option(min=1, help="Of all channels; default: as declared.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run an FPGA project's testbench, cycle by cycle, with bounded channels. Exit code 1 where a result differs."""
+    from moec.runtime.artifact import open_artifact
+    from moec.targets.hls.simulate import simulate as simulate_projects
+    from moec.targets.hls.tables import simulation_tables
+
+    with _progress() as progress:
+        opened = open_artifact(artifact)
+        results = simulate_projects(opened, project, memory_share=memory_share, fifo_depth=fifo_depth, progress=progress)
+    _print(results, as_json, simulation_tables(results))
+    if not all(one["passed"] for one in results):
+        raise typer.Exit(DIFFERS)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show versions, the CPU and its instruction sets, cores, and compilers found. Exit code 2 on a problem."""
     from moec.doctor import examine
@@ -289,6 +340,13 @@ def doctor(as_json: Json = False) -> None:
     _print(findings, as_json, tables.doctor_tables(findings))
     if findings["problems"]:
         raise typer.Exit(BAD_INPUT)
+
+
+def _project_tables(projects: Iterable[dict[str, Any]]) -> Iterator[RenderableType]:
+    for project in projects:
+        from moec.targets.hls.tables import project_tables
+
+        yield from project_tables(project)
 
 
 def _write_standalone(artifact: Path, kernel: str | None, folder: Path | None, architecture: str | None) -> None:
@@ -313,6 +371,23 @@ def _compiled(
     return moec.compile(model, target=target, emulate=emulate, progress=progress)
 
 
+def _hls_options(
+    calibrate: Path | None, max_tokens: int | None, weight_bits: int | None, constraints: dict[str, Any]
+) -> HlsOptions | None:
+    """None where nothing of an FPGA's is asked for."""
+    given = {name: value for name, value in constraints.items() if value is not None}
+    if calibrate is None and max_tokens is None and weight_bits is None and not given:
+        return None
+    from moec import archive
+    from moec.targets.hls.exploration import Constraints
+    from moec.targets.hls.options import HlsOptions
+
+    if weight_bits not in (None, 4, 8):
+        raise MoecError(f"--weight-bits {weight_bits}: expected 4 or 8")
+    arrays = None if calibrate is None else archive.read_arrays(calibrate, ())
+    return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, Constraints(**given))
+
+
 def _pipeline(level: Level | None, passes: str | None) -> str:
     if level is not None and passes is not None:
         raise MoecError("-O and --passes exclude each other: a level may stand inside a pipeline, e.g. --passes O1,...")
@@ -327,7 +402,7 @@ def _report_compilation(path: Path, verbose: bool) -> None:
     _print_remarks(remark for remark in manifest.remarks if verbose or remark["severity"] == "warning")
     if manifest.losses:
         _print(manifest.losses, False, [tables.losses_table(manifest.losses)])
-    print(tables.summary(manifest.moe_blocks, [len(one.kernels) for one in manifest.programs], str(path)))
+    print(tables.summary(manifest, str(path)))
 
 
 def _print_remarks(remarks: Iterable[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moec.passes.base import Pass, Remark, Report
     from moec.runtime.model import CompiledModel
     from moec.runtime.writer import Stage
+    from moec.targets.hls.options import HlsOptions
 
 Progress = Callable[[str], None]
 _TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
@@ -60,6 +61,8 @@ def compile(
     from moec.runtime.artifact import open_artifact
     from moec.runtime.model import ready
 
+    if target.startswith("hls:"):
+        raise MoecError(f"target '{target}' makes projects, not a model to call; write them by moec.compiler.write")
     arguments = (target, passes, example_inputs, dynamic_shapes)
     options: dict[str, Any] = {"experts": experts, "linears": linears, "threads": threads}
     options |= {"verify_each": verify_each, "progress": progress}
@@ -88,14 +91,15 @@ def write(
     experts: str | None = None,
     linears: str | None = None,
     threads: int | None = None,
+    hls: HlsOptions | None = None,
     verify_each: bool = False,
     dump_to: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Compile a model and write the artifact, without loading it: it may be for another machine.
 
-    ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. Other arguments
-    and errors as for :func:`compile`.
+    ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. ``hls``: calibration
+    data and limits of an FPGA's projects. Other arguments and errors as for :func:`compile`.
     """
     from moec import targets
     from moec.input_sizes import input_sizes
@@ -110,7 +114,7 @@ def write(
     check_threads(threads)
     check_destination(path)
     report, announce = Report(), progress or _silent
-    pipeline_passes, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target)
+    pipeline_passes, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, hls)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes)
     limits, sizes = input_limits(graph), input_sizes(graph)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.errors import MoecError, UnsupportedError
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
 
 if TYPE_CHECKING:
@@ -47,8 +47,13 @@ def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step
     """Measure all crossovers, use them in ``compiled``, and keep them for artifacts loaded later on this machine.
 
     Nothing is returned for a model without kernels that have one. Raises MoecError for a model without dynamic sizes,
-    and when the file of measured values cannot be written.
+    and when the file of measured values cannot be written; UnsupportedError for a model for a GPU.
     """
+    if compiled.target.partition(":")[0] == "cuda":
+        raise UnsupportedError(
+            "kernels for a GPU take their ways by numbers of tokens that are fixed when a model is compiled (moec "
+            "inspect shows them); only programs for a CPU can be tuned"
+        )
     before = compiled.crossovers
     readers: dict[str, list[str]] = {name: [] for name in before}
     for kernel in compiled.kernels.values():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # The least tolerance where passes rounded weights, by the arithmetic of the products. Activations that lie between two
 # numbers of a rounding arithmetic may become either, by the last bit of what was computed before.
-ROUNDED_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 2e-2}
+ROUNDED_TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "int8": 2e-2}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,6 +138,16 @@ class Weight:
         return f"weight {self.name!r} was announced as {self.dtype}{list(self.shape)}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """Sources that are no program yet: another tool builds them. ``files``: contents by path. ``report``: plain data
+    that says what was chosen and why."""
+
+    name: str
+    files: dict[str, bytes]
+    report: dict[str, Any]
+
+
 @dataclasses.dataclass
 class Program:
     """What a target returns: object files by name, the weights in the order the entry function takes them after the
@@ -158,6 +168,8 @@ class Program:
     """Code for the device; None where there was no compiler for it."""
     warnings: list[str] = dataclasses.field(default_factory=list)
     """What the user should know about the program."""
+    projects: list[Project] = dataclasses.field(default_factory=list)
+    """Of a target that makes projects in place of object files."""
 
 
 class Target(Protocol):

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moec.inspect import experts
-from moec.runtime.manifest import GENERIC
+from moec.runtime.manifest import GENERIC, Manifest
 from moec.runtime.tuning import NEVER
 
 _KERNELS_SHOWN = 10
@@ -39,9 +39,10 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     yield _blocks_table(blocks)
     if blocks:
         yield _table("Experts", experts.HEADINGS, experts.expert_rows(blocks, kernels))
-    for architecture in description["architectures"] or [""]:
+    for architecture in description["architectures"] or ["" for _ in kernels[:1]]:
         yield from _kernels_tables([one for one in kernels if one["architecture"] == architecture], architecture)
-    yield _weights_table(description["weights"])
+    if description["weights"]:
+        yield _weights_table(description["weights"])
     passes = [
         (one["name"], "yes" if one["changed"] else "no", f"{one['seconds']:.3f}") for one in description["stages"]
     ]
@@ -51,9 +52,11 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     yield remarks_table(description["remarks"])
 
 
-def summary(blocks: Sequence[dict[str, Any]], kernels: Sequence[int], path: str) -> str:
-    """The one line that ends a compilation. ``kernels``: how many, of each program."""
-    return f"{path}: {len(blocks)} MoE blocks, {' + '.join(map(str, kernels))} kernels"
+def summary(manifest: Manifest, path: str) -> str:
+    """The one line that ends a compilation; kernels are counted by program."""
+    kernels = " + ".join(str(len(one.kernels)) for one in manifest.programs)
+    made = f"{kernels} kernels" if kernels else f"{len(manifest.projects)} projects in {path}/projects"
+    return f"{path}: {len(manifest.moe_blocks)} MoE blocks, {made}"
 
 
 def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:

@@ -41,7 +41,7 @@ Selection = Literal["topk", "all", "expert_choice"]
 GroupScore = Literal["max", "sum_top2"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "identity"]
 GateLayout = Literal["none", "separate", "gate_up", "up_gate", "interleaved"]
-Arithmetic = Literal["float32", "bfloat16", "int8"]
+Arithmetic = Literal["float32", "tf32", "bfloat16", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,9 @@ class ProductSpec:
     """How products of rows with weights are computed: what the rows are rounded to before they are multiplied.
 
     ``float32``: to nothing; the product is that of the graph (in float16 or float64 if x is). ``bfloat16``: every
-    element to bfloat16 (half to even), sums in float32. ``int8``: every group of ``activation_group`` consecutive
-    elements of a row (0: the whole row; the last group may be shorter) becomes ``scale * q``, where in float32
+    element to bfloat16 (half to even), sums in float32. ``tf32``: every element to a float32 with 10 bits of fraction
+    (half away from zero), sums in float32. ``int8``: every group of ``activation_group`` consecutive elements of a row
+    (0: the whole row; the last group may be shorter) becomes ``scale * q``, where in float32
     ``scale = max(abs(group)) / 127`` and ``q = round half to even(group / scale)``; a group whose scale is 0 becomes
     zeros, and one with an infinity or a NaN makes the whole row of the result NaN. Integer products are summed exactly
     within a group, groups are summed in float32.

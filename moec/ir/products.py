@@ -11,6 +11,8 @@ from moec.ir.dialect import ProductSpec
 
 Array = np.ndarray[Any, Any]
 
+_BEHIND_TF32, _HALF_OF_TF32 = np.uint32(0x1FFF), np.uint32(0x1000)
+"""The bits of float32 that tf32 does not have, and half of its last one."""
 _CONVERTED_AT_ONCE = 1 << 17
 """Elements of a weight that are converted to a wider type together: few enough to stay in the cache."""
 _LARGEST = np.float32(127)
@@ -41,12 +43,21 @@ def rounded_rows(spec: ProductSpec, rows: Array) -> Array:
     if spec.arithmetic == "float32" or rows.size == 0:
         return rows
     narrow = rows.astype(np.float32)
+    if spec.arithmetic == "tf32":
+        return rounded_to_tf32(narrow).astype(rows.dtype)
     if spec.arithmetic == "bfloat16":
         return narrow.astype(ml_dtypes.bfloat16).astype(rows.dtype)
     scales, quantized = quantize_rows(narrow, spec.activation_group)
     group = spec.activation_group or rows.shape[-1]
     repeated = np.repeat(scales, group, axis=-1)[..., : rows.shape[-1]].astype(rows.dtype)
     return np.where(np.isfinite(repeated), repeated, np.nan) * quantized.astype(rows.dtype)
+
+
+def rounded_to_tf32(numbers: Array) -> Array:
+    """Float32 numbers with 10 bits of fraction, half away from zero; infinities and NaN stay what they are."""
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    rounded = ((bits + _HALF_OF_TF32) & ~_BEHIND_TF32).view(np.float32)
+    return np.where(np.isfinite(numbers), rounded, numbers)
 
 
 def quantize_rows(rows: Array, group: int) -> tuple[Array, Array]:

@@ -34,6 +34,7 @@ from moec.runtime.manifest import (
     FileEntry,
     Manifest,
     ProgramEntry,
+    ProjectEntry,
     WeightEntry,
     parse_manifest,
 )
@@ -67,6 +68,10 @@ class Artifact:
     def program(self, architecture: str | None = None) -> ProgramEntry:
         """The program for an architecture, or for the newest. Raises MoecError where there is none for it."""
         programs = self.manifest.programs
+        if not programs:
+            raise MoecError(
+                f"{self.where}: holds projects for an FPGA and no program that runs here; simulate them: moec simulate"
+            )
         if architecture is None:
             return programs[-1]
         found = next((one for one in programs if one.architecture == architecture), None)
@@ -75,6 +80,12 @@ class Artifact:
             has = f"its programs are for {held}" if held else f"it is compiled for {self.manifest.target} alone"
             raise MoecError(f"{self.where}: has no program for architecture {architecture!r}; {has}")
         return found
+
+    def project_files(self, project: ProjectEntry) -> dict[str, bytes]:
+        """The contents of a project's files by path."""
+        start = f"{project.folder}/"
+        names = [name for name in self.manifest.files if name.startswith(start)]
+        return {name.removeprefix(start): self.path(name).read_bytes() for name in names}
 
     def object_paths(self, program: ProgramEntry) -> list[pathlib.Path]:
         return [self.path(name) for name in program.objects]

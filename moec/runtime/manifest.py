@@ -76,10 +76,20 @@ class ProgramEntry:
 
 
 @dataclasses.dataclass
+class ProjectEntry:
+    """Sources of an artifact that another tool builds, in ``folder``. ``report``: plain data about what was chosen."""
+
+    name: str
+    folder: str
+    report: dict[str, Any]
+
+
+@dataclasses.dataclass
 class Manifest:
     """Everything about an artifact but the bytes of its files.
 
-    ``programs`` are for different architectures, oldest first; ``weights`` are of all of them. ``threads`` is how many
+    ``programs`` are for different architectures, oldest first; ``weights`` are of all of them. An artifact for an FPGA
+    has ``projects`` in their place. ``threads`` is how many
     a program runs with unless told otherwise; None means every available core. ``input_limits`` says below which value
     an integer input must stay (token ids: the vocabulary), where that is known; ``input_sizes`` which named sizes are
     the sum of others (past and new tokens: the attention mask). ``moe_blocks``, ``stages`` and ``remarks`` are plain
@@ -93,6 +103,7 @@ class Manifest:
     programs: list[ProgramEntry]
     weights: list[WeightEntry]
     files: dict[str, FileEntry]
+    projects: list[ProjectEntry] = dataclasses.field(default_factory=list)
     threads: int | None = None
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -158,6 +169,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         programs=[_read_program(one, f"{where}: programs") for one in records("programs")],
         weights=[_read_weight(one, f"{where}: weights") for one in records("weights")],
         files={name: _read_file(one, f"{where}: file {name!r}") for name, one in field("files", dict).items()},
+        projects=[_read_project(one, f"{where}: projects") for one in records("projects")],
         threads=None if content.get("threads") is None else field("threads", int),
         input_limits={name: _typed(limits, name, int, where) for name in limits},
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
@@ -178,6 +190,13 @@ def _read_program(record: dict[str, Any], where: str) -> ProgramEntry:
         binary=None if record.get("binary") is None else _typed(record, "binary", str, where),
         kernels=[_checked_kernel(one, f"{where}: kernels") for one in _list_of(record, "kernels", dict, where)],
     )
+
+
+def _read_project(record: dict[str, Any], where: str) -> ProjectEntry:
+    name, folder = _typed(record, "name", str, where), _typed(record, "folder", str, where)
+    if not is_inside_name(folder):
+        raise ArtifactError(f"{where}: folder {folder!r} could leave the artifact's folder")
+    return ProjectEntry(name, folder, _typed(record, "report", dict, where))
 
 
 def _read_tensor(record: dict[str, Any], where: str) -> TensorSpec:
@@ -231,7 +250,7 @@ def _checked_loss(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _check_programs(manifest: Manifest, where: str) -> None:
     architectures = [program.architecture for program in manifest.programs]
-    if not architectures or len(set(architectures)) != len(architectures):
+    if not (architectures or manifest.projects) or len(set(architectures)) != len(architectures):
         raise ArtifactError(f"{where}: its programs are for {architectures}; expected at least one, all different")
     for program in manifest.programs:
         strays = [index for index in program.weights if not 0 <= index < len(manifest.weights)]

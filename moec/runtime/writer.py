@@ -25,12 +25,13 @@ from moec.runtime.manifest import (
     FileEntry,
     Manifest,
     ProgramEntry,
+    ProjectEntry,
     WeightEntry,
     print_manifest,
 )
 
 if TYPE_CHECKING:
-    from moec.targets.base import KernelRecord, Program, Weight
+    from moec.targets.base import KernelRecord, Program, Project, Weight
 
 _SUFFIXES = {
     "tir": ".tir",
@@ -179,7 +180,9 @@ def _write_files(folder: pathlib.Path, programs: Sequence[Program], context: Con
         programs=[
             _write_program(files, one, indices, "" if len(programs) == 1 else f"{_file_name(one.architecture)}/")
             for one, indices in zip(programs, positions, strict=True)
+            if one.objects
         ],
+        projects=[_write_project(files, project) for one in programs for project in one.projects],
         weights=weights,
         files=files.entries,
         threads=context.threads,
@@ -221,6 +224,13 @@ def _write_program(files: _Files, program: Program, weights: list[int], place: s
             for kernel in program.kernels
         ],
     )
+
+
+def _write_project(files: _Files, project: Project) -> ProjectEntry:
+    folder = f"projects/{_file_name(project.name)}"
+    for name, content in project.files.items():
+        files.write(f"{folder}/{name}", content)
+    return ProjectEntry(project.name, folder, project.report)
 
 
 def _write_stages(files: _Files, stages: Sequence[Stage]) -> list[dict[str, Any]]:

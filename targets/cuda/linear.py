@@ -9,7 +9,7 @@ from moec.ir.encodings import Encoded
 from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
 from moec.targets.cuda.expert_matrices import add_matrix, common_format
 from moec.targets.cuda.kernels.dense_problem import dense_problem
-from moec.targets.cuda.product_rows import computed_in
+from moec.targets.cuda.product_rows import computed_in, uses_tf32
 from moec.targets.tvm.node_lowering import NodeLowering
 
 
@@ -20,6 +20,7 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     width, inner = weight.out_in(spec.transposed)
     dtype, stored = str(x.ty.dtype), common_format(weight)
     types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": str(node.tensor("x").ty.dtype), "stored": stored}
+    types["tf32"] = uses_tf32(spec, dtype)
     problem = dense_problem(inner, width, **types)
 
     def part(_: int) -> list[Encoded]:

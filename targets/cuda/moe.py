@@ -39,7 +39,7 @@ from moec.targets.cuda.moe_kernels import (
     SEPARATE,
     RowsProblem,
 )
-from moec.targets.cuda.product_rows import computed_in
+from moec.targets.cuda.product_rows import computed_in, uses_tf32
 from moec.targets.cuda.routing import lower_routing
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.node_lowering import NodeLowering
@@ -109,6 +109,7 @@ class _Experts:
             hidden //= 2
         width, _ = self._down.out_in(spec.down_transposed)
         common: dict[str, Any] = {"dtype": dtype, "routing_dtype": routing_dtype, **fields_of(group, self._groups)}
+        common["tf32"] = uses_tf32(spec, dtype)
         up, down = group.formats
         before: dict[str, Any] = {"matrix_dtype": up.dtype, "stored": up.stored, "out_dtype": dtype, **common}
         behind: dict[str, Any] = {"matrix_dtype": down.dtype, "stored": down.stored, **common}
@@ -178,7 +179,8 @@ def _lower_grouped_matmul(node: NodeLowering) -> relax.Expr:
     bias, wanted = node.bias("bias"), []
     for group in groups:
         (form,) = group.formats
-        fields = {"dtype": str(x.ty.dtype), "matrix_dtype": form.dtype, "stored": form.stored}
+        stored = str(x.ty.dtype)
+        fields = {"dtype": stored, "matrix_dtype": form.dtype, "stored": form.stored, "tf32": uses_tf32(spec, stored)}
         problem = GroupedProblem(
             inner=inner, width=width, gathered=True, scattered=True, **fields, **fields_of(group, groups)
         )

@@ -22,6 +22,11 @@ def computed_in(node: NodeLowering, spec: ProductSpec) -> relax.Expr:
     return x
 
 
+def uses_tf32(spec: ProductSpec, dtype: str) -> bool:
+    """Whether products round rows of that type to tf32; floats of 16 bits are such numbers already."""
+    return spec.arithmetic == "tf32" and dtype == "float32"
+
+
 def rounding_of(spec: ProductSpec, rows: relax.Expr) -> Rounding:
     """How rows[..., K] are rounded for arithmetic ``int8``."""
     inner = static_size(rows.ty.shape[-1])

@@ -28,34 +28,41 @@ _USUAL_SIZE = 7
 def write_standalone(artifact: Artifact, kernel: str, folder: pathlib.Path, architecture: str | None = None) -> None:
     """Write ``<kernel>.cu`` and ``<kernel>.numbers`` to a folder, which is made where it is missing.
 
-    The artifact runs emulated once. Raises MoecError for a kernel that is not there, computes nothing or has no code
-    for a GPU, for a folder that cannot be written, and what emulation raises; UnsupportedError for a kernel whose
-    launch needs more than its tensors and their sizes. Then nothing is written.
+    The artifact runs emulated for the numbers. Raises what :func:`program_text` does; MoecError for a kernel that
+    computes nothing and a folder that cannot be written, and what emulation raises. Then nothing is written.
     """
-    program = artifact.program(architecture)
-    found = find_kernel(artifact, kernel, architecture)
-    record = next(one for one in program.kernels if one["name"] == kernel)
+    source = program_text(artifact, kernel, architecture)
+    record = _record(artifact, kernel, architecture)
+    names = [one["name"] for one in record["parameters"]]
+    tensors = catch_call(artifact, kernel, names, architecture, _sufficient_size(record["launches"]))
+    _write(folder, {f"{kernel}.cu": source.encode(), f"{kernel}.numbers": numbers_of(tensors)})
+
+
+def program_text(artifact: Artifact, kernel: str, architecture: str | None = None) -> str:
+    """The program. Raises MoecError for a kernel that is not there or not for a GPU; UnsupportedError for one whose
+    launch needs more than its tensors and their sizes."""
+    program, text = artifact.program(architecture), find_kernel(artifact, kernel, architecture)
+    record = _record(artifact, kernel, architecture)
     if not record["launches"]:
         raise MoecError(f"{artifact.where}: kernel {kernel!r} is not for a GPU; choose an artifact for --target cuda")
-    launches = "\n".join(_launch_code(kernel, record))
-    text = found.source("cuda")
-    head, _, code = text.partition("\n\n")
-    preamble = next(name for name in artifact.manifest.files if name in _preambles(program.architecture))
+    head, _, code = text.source("cuda").partition("\n\n")
     values = {
         "head": head,
         "program": kernel,
         "numbers": f"{kernel}.numbers",
-        "architecture": program.architecture,
-        "preamble": artifact.text(preamble),
+        "virtual": program.architecture.replace("sm_", "compute_"),
+        "real": program.architecture,
+        "preamble": _preamble(artifact, program.architecture),
         "kernels": code,
         "parameters": str(len(record["parameters"])),
         "encode": _template("tensor_map") if any(one["tensor_maps"] for one in record["launches"]) else "",
-        "launches": launches,
+        "launches": "\n".join(_launch_code(kernel, record)),
     }
-    source = string.Template(_template("standalone")).substitute(values)
-    names = [one["name"] for one in record["parameters"]]
-    tensors = catch_call(artifact, kernel, names, architecture, _sufficient_size(record["launches"]))
-    _write(folder, {f"{kernel}.cu": source.encode(), f"{kernel}.numbers": numbers_of(tensors)})
+    return string.Template(_template("standalone")).substitute(values)
+
+
+def _record(artifact: Artifact, kernel: str, architecture: str | None) -> dict[str, Any]:
+    return next(one for one in artifact.program(architecture).kernels if one["name"] == kernel)
 
 
 def numbers_of(tensors: Sequence[CaughtTensor]) -> bytes:
@@ -77,9 +84,10 @@ def _sufficient_size(launches: Sequence[Mapping[str, Any]]) -> int:
     return max(least, min(_USUAL_SIZE, *(one["most"] for one in ranges if one["most"] is not None), _USUAL_SIZE))
 
 
-def _preambles(architecture: str) -> tuple[str, str]:
-    """Where it lies in an artifact of one program, and of several."""
-    return f"src/{PREAMBLE}", f"src/{architecture}/{PREAMBLE}"
+def _preamble(artifact: Artifact, architecture: str) -> str:
+    """It lies in the folder of the program where an artifact has several."""
+    alone = len(artifact.manifest.programs) == 1
+    return artifact.text(f"src/{PREAMBLE}" if alone else f"src/{architecture}/{PREAMBLE}")
 
 
 def _template(name: str) -> str:

@@ -64,5 +64,7 @@ class CudaTarget:
         return dataclasses.replace(program, architecture=self.architecture)
 
     def measure_roofline(self, threads: int) -> Roofline:
-        """Raises UnsupportedError: needs a GPU."""
-        raise UnsupportedError("the limits of a GPU are not measured yet")
+        """Raises MoecError where there is no GPU, or no PyTorch that can use it."""
+        from moec.targets.cuda.roofline import measure_roofline
+
+        return measure_roofline(threads)

@@ -133,11 +133,21 @@ class FunctionBuilder:
     def call_kernel_on(
         self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr], output: relax.Var, record: KernelRecord
     ) -> relax.Var:
+        return self.call_kernel_on_all(kernel, arguments, [output], record)[0]
+
+    def call_kernel_on_all(
+        self,
+        kernel: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        outputs: Sequence[relax.Var],
+        record: KernelRecord,
+    ) -> list[relax.Var]:
         symbol = self._add_recorded_kernel(kernel, record)
-        given = [*(self.emit(argument) for argument in arguments), output]
-        result = self.emit(relax.op.call_tir_inplace(symbol, given, len(given) - 1, output.ty), record.name)
-        self._computed.add(result)
-        return result
+        given = [*(self.emit(argument) for argument in arguments), *outputs]
+        positions = list(range(len(given) - len(outputs), len(given)))
+        types = [output.ty for output in outputs]
+        result = self.emit(relax.op.call_tir_inplace(symbol, given, positions, types), record.name)
+        return self._results(result, len(outputs), record.name)
 
     def _add_recorded_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> tvm.ir.GlobalVar:
         symbol = self._add_finished_kernel(kernel, record.name)
@@ -170,8 +180,12 @@ class FunctionBuilder:
         """Emit ``symbol(*arguments, *outputs)``; the outputs are new memory, one variable each."""
         types = list(output_types)
         result = self.emit(relax.call_tir(symbol, list(arguments), types if len(types) > 1 else types[0]), name)
+        return self._results(result, len(types), name)
+
+    def _results(self, result: relax.Var, count: int, name: str) -> list[relax.Var]:
+        """The tensors that a kernel computed: ``result`` is the only one, or a tuple of them."""
         results = [result]
-        if len(types) > 1:
-            results = [self.emit(relax.TupleGetItem(result, position), name) for position in range(len(types))]
+        if count > 1:
+            results = [self.emit(relax.TupleGetItem(result, position), name) for position in range(count)]
         self._computed.update(results)
         return results

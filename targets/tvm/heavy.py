@@ -99,6 +99,16 @@ class LoweringContext(Protocol):
         is the same memory, and ``output`` is not to be used any more."""
         ...
 
+    def call_kernel_on_all(
+        self,
+        kernel: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        outputs: Sequence[relax.Var],
+        record: KernelRecord,
+    ) -> list[relax.Var]:
+        """Like :meth:`call_kernel_on`, for a kernel with several outputs: all of them are results of others."""
+        ...
+
     def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
         """Emit a generic kernel, which the target's schedule gives threads: ``function`` takes one TE tensor per
         argument and returns one or several."""

@@ -88,5 +88,16 @@ class NodeLowering:
         attributes: dict[str, Any],
     ) -> relax.Var:
         """Call a kernel that may leave the result of another as it is."""
+        return self.call_on_all(chosen, kernel, arguments, [output], attributes)[0]
+
+    def call_on_all(
+        self,
+        chosen: Selection,
+        kernel: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        outputs: Sequence[relax.Var],
+        attributes: dict[str, Any],
+    ) -> list[relax.Var]:
+        """Call a kernel that may leave the results of others as they are."""
         record = record_of(self.node, chosen, attributes, prefix="moe_")
-        return self.lowering.call_kernel_on(kernel, arguments, output, record)
+        return self.lowering.call_kernel_on_all(kernel, arguments, outputs, record)

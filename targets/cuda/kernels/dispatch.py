@@ -40,7 +40,7 @@ def most_blocks(experts: int, pairs: Any, block_rows: int) -> Any:
 
 
 @T.inline
-def _scan_blocks(experts, block_rows, lane, totals, first_block):
+def scan_blocks(experts, block_rows, lane, totals, first_block):
     """``first_block[e]``: how many blocks the experts before e have, by one warp; at [E] stands their sum."""
     blocks = T.alloc_local((1,), "int32")
     carry = T.alloc_local((1,), "int32")
@@ -63,7 +63,8 @@ def _scan_blocks(experts, block_rows, lane, totals, first_block):
 
 
 @T.inline
-def _describe_blocks(experts, threads, thread, first_block, block_experts, block_count):
+def describe_blocks(experts, threads, thread, first_block, block_experts, block_count):
+    """The expert of every block, and how many blocks there are."""
     for step in T.serial(-(-experts // threads)):
         expert: T.let = step * threads + thread
         if expert < experts:
@@ -81,7 +82,8 @@ def _fill(threads, thread, places, sorted_pairs):
             sorted_pairs[step * threads + thread] = PADDING
 
 
-def _expert_of(chosen: Any, pair: Any) -> Any:
+def expert_of(chosen: Any, pair: Any) -> Any:
+    """The id that a pair, ``t * k + slot``, has in ``chosen`` [T, k]."""
     slots = chosen.shape[1]
     return chosen[T.truncdiv(pair, slots), T.truncmod(pair, slots)]
 
@@ -117,15 +119,15 @@ def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
         @T.inline
         def sort(walk):
             clear_counts(walk)
-            walk_in_order(walk, lambda pair: _expert_of(chosen, pair), lambda pair, expert, rank: None)
+            walk_in_order(walk, lambda pair: expert_of(chosen, pair), lambda pair, expert, rank: None)
             start_after_earlier_warps(walk, thread, totals)
             if walk.warp == 0:
-                _scan_blocks(experts, block_rows, walk.lane, totals, first_block)
+                scan_blocks(experts, block_rows, walk.lane, totals, first_block)
             T.cuda.cta_sync()
-            _describe_blocks(experts, warps * WARP, thread, first_block, block_experts, block_count)
+            describe_blocks(experts, warps * WARP, thread, first_block, block_experts, block_count)
             _fill(warps * WARP, thread, first_block[experts] * block_rows, sorted_pairs)
             T.cuda.cta_sync()
-            walk_in_order(walk, lambda pair: _expert_of(chosen, pair), place)
+            walk_in_order(walk, lambda pair: expert_of(chosen, pair), place)
 
         @T.inline
         def place(pair, expert, rank):

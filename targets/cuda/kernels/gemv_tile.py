@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.grouped_problem import GATE_GROUP, GroupedProblem
 from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.tf32 import round_values
 
 COLUMNS_PER_WARP = 4
 """Rows of the matrix that a warp reads together, those of gate and up both counted."""
@@ -80,6 +81,8 @@ def _load_row(tile, rows, row, part, values):
             stored[load * vector + v] = rows[row, part * count + load * vector + v]
     for v in T.unroll(count):
         values[v] = T.cast(stored[v], "float32")
+    if tile.problem.tf32:
+        round_values(values, count)
 
 
 @T.inline

@@ -1,9 +1,12 @@
-"""Grouped matrix product on tensor cores (compute capability 8.0 and up): 16-bit floats, float32 sums.
+"""Grouped matrix product on tensor cores (compute capability 8.0 and up): 16-bit floats, or float32 rounded to tf32.
 
 A block of threads computes one tile, see :mod:`.mma_tile`. Panels of its rows and of the matrix come into shared memory
 by asynchronous copies of 16 bytes, several stages ahead of the products; those of a quantised matrix take another way,
 see :mod:`.mma_quantized`. A warp computes a rectangle of the tile: ``ldmatrix`` brings 16 x 16 pieces of rows and
 columns into the registers in the order that ``mma.sync.m16n8k16`` wants, which adds their product to 16 x 8 sums.
+
+Half as many numbers of 32 bits make the same bytes, and the same pieces are what ``mma.sync.m16n8k8`` wants. It takes
+tf32, floats with 10 bits of fraction: the matrix has such numbers, rows are rounded in registers.
 
 A line of a panel has eight pieces of 16 bytes. Piece p of line r lies at place ``p ^ (r % 8)``, so that the eight lines
 that ldmatrix reads at once lie in different banks, as do the eight pieces of a line when they are written.
@@ -27,26 +30,35 @@ from moec.targets.cuda.kernels.mma_tile import (
     COLUMNS,
     DEPTH,
     MMA_COLUMNS,
-    MMA_DEPTH,
     MMA_ROWS,
+    MMA_STEPS,
     PIECE,
+    PIECES,
     SHAPES,
     Tile,
+    panel_depth,
 )
+from moec.targets.cuda.kernels.tf32 import ROUND_TO_TF32
 
-_ELEMENTS = {"float16": "f16", "bfloat16": "bf16"}
+_INSTRUCTIONS = {
+    "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+    "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    "float32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+}
 _LOAD_FRAGMENTS = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
 
 
 def why_not(problem: GroupedProblem) -> str | None:
     """The reason why :func:`grouped_gemm_mma` cannot compute the problem, or None."""
-    if problem.dtype not in _ELEMENTS:
-        return f"{problem.dtype} rows; the instruction takes float16 or bfloat16"
+    if problem.dtype not in _INSTRUCTIONS or (problem.dtype == "float32" and not problem.tf32):
+        return f"{problem.dtype} rows; the instruction takes float16 or bfloat16, or tf32 where that is asked for"
+    if problem.dtype == "float32" and problem.stored is not None:
+        return "a quantised matrix and float32 rows; decoded numbers are no tf32"
     if problem.stored is None and problem.matrix_dtype != problem.dtype:
         return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
     if problem.block_rows not in SHAPES:
         return f"blocks of {problem.block_rows} rows; there are tiles of {', '.join(map(str, SHAPES))}"
-    multiple = PIECE if problem.stored is None else DEPTH
+    multiple = DEPTH if problem.stored is not None else panel_depth(problem.dtype) // PIECES
     if problem.inner % multiple:
         return f"{problem.inner} inputs are no multiple of {multiple}"
     if problem.columns % MMA_COLUMNS:
@@ -61,7 +73,7 @@ def _copy_columns(tile, stage, panel):
     """Start to copy this thread's pieces of a panel. Of what the matrix does not have no byte is read, and zeros are
     written."""
     expert: T.let = T.cast(tile.expert, "int64")
-    k: T.let = panel * DEPTH + tile.piece * PIECE
+    k: T.let = tile.first_input(panel)
     for i in T.unroll(COLUMNS // tile.shape.lines_per_copy):
         column: T.let = tile.first_column + tile.line(i)
         T.ptx[COPY](
@@ -85,7 +97,7 @@ def _load_row_fragments(tile, stage, step, left):
                 [
                     stage,
                     tile.warp_row + i * MMA_ROWS + tile.lane % 16,
-                    ((step * 2 + tile.lane // 16) ^ (tile.lane % 8)) * PIECE,
+                    ((step * 2 + tile.lane // 16) ^ (tile.lane % 8)) * tile.piece_inputs,
                 ]
             ),
         )
@@ -105,21 +117,30 @@ def _load_column_fragments(tile, stage, step, right):
                 [
                     stage,
                     tile.warp_column + j * 2 * MMA_COLUMNS + tile.lane // 16 * 8 + tile.lane % 8,
-                    ((step * 2 + tile.lane // 8 % 2) ^ (tile.lane % 8)) * PIECE,
+                    ((step * 2 + tile.lane // 8 % 2) ^ (tile.lane % 8)) * tile.piece_inputs,
                 ]
             ),
         )
 
 
 @T.inline
+def _round_to_tf32(tile, left):
+    for i in T.unroll(tile.shape.row_steps):
+        for v in T.unroll(4):
+            T.ptx[ROUND_TO_TF32](left[i, v], T.reinterpret("float32", left[i, v]))
+
+
+@T.inline
 def _multiply_panel(tile, stage, left, right, sums):
-    element = T.meta_var(_ELEMENTS[tile.problem.dtype])
-    for step in T.unroll(DEPTH // MMA_DEPTH):
+    instruction = T.meta_var(_INSTRUCTIONS[tile.problem.dtype])
+    for step in T.unroll(MMA_STEPS):
         _load_row_fragments(tile, stage, step, left)
+        if tile.problem.tf32:
+            _round_to_tf32(tile, left)
         _load_column_fragments(tile, stage, step, right)
         for i in T.unroll(tile.shape.row_steps):
             for j in T.unroll(tile.shape.column_steps):
-                T.ptx[f"mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32"](
+                T.ptx[instruction](
                     sums[i, j, 0],
                     sums[i, j, 1],
                     sums[i, j, 2],
@@ -206,6 +227,7 @@ def grouped_gemm_mma(
     """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
     ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
     shape, tiles = SHAPES[problem.block_rows], -(-problem.columns // COLUMNS)
+    depth = panel_depth(problem.dtype)
     row_lines, column_lines = shape.rows // shape.row_warps, COLUMNS // shape.column_warps
 
     @T.inline
@@ -214,8 +236,8 @@ def grouped_gemm_mma(
         index = T.cta_id([T.max(operands.blocks, 1) * tiles])
         thread = T.thread_id([shape.threads])
         pool = SMEMPool()
-        row_panels = pool.alloc((shape.stages, shape.rows, DEPTH), problem.dtype, align=128)
-        column_panels = pool.alloc((shape.stages, COLUMNS, DEPTH), problem.dtype, align=128)
+        row_panels = pool.alloc((shape.stages, shape.rows, depth), problem.dtype, align=128)
+        column_panels = pool.alloc((shape.stages, COLUMNS, depth), problem.dtype, align=128)
         pool.commit()
         # All tiles of a block of rows, then those of the next block, which often has the same expert.
         block: T.let = index // tiles

@@ -23,6 +23,7 @@ from moec.targets.cuda.kernels.grouped_problem import (
     grouped_kernel,
     load_number,
 )
+from moec.targets.cuda.kernels.tf32 import round_values
 
 COLUMNS = 64
 """Columns of a tile, those of gate and up both counted."""
@@ -104,13 +105,17 @@ def _find_sources(tile, sources):
 def _load_panels(tile, first_input, sources, row_panel, column_panel):
     """Zeros stand for padding rows, and for inputs and columns that there are not."""
     operands, problem = T.meta_var(tile.operands), T.meta_var(tile.problem)
+    number = T.alloc_local((1,), "float32")
     depth: T.let = tile.thread % DEPTH
     for i in T.unroll(problem.block_rows * DEPTH // THREADS):
         row: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
         row_panel[depth, row] = T.float32(0)
         source: T.let = sources[row]
         if T.And(source >= 0, first_input + depth < problem.inner):
-            row_panel[depth, row] = T.cast(operands.rows[T.cast(source, "int64"), first_input + depth], "float32")
+            number[0] = T.cast(operands.rows[T.cast(source, "int64"), first_input + depth], "float32")
+            if problem.tf32:
+                round_values(number, 1)
+            row_panel[depth, row] = number[0]
     for i in T.unroll(COLUMNS * DEPTH // THREADS):
         column: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
         column_panel[depth, column] = T.float32(0)

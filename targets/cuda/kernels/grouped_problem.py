@@ -40,6 +40,7 @@ class GroupedProblem:
     ``dtype`` is how rows are stored, sums are float32. ``stored`` is the format of a quantised matrix; without one it
     has elements of ``matrix_dtype``. ``experts`` counts the matrices. Theirs are the ids from 0 on, or, where there are
     other experts too, those from ``first_expert`` on: what belongs to the others is left to other kernels.
+    ``tf32``: rows are rounded to it before they are multiplied; the matrix has been.
     """
 
     experts: int
@@ -55,6 +56,7 @@ class GroupedProblem:
     out_dtype: str = "float32"
     routing_dtype: str = "float32"
     stored: StoredFormat | None = None
+    tf32: bool = False
     first_expert: int | None = None
 
     @property

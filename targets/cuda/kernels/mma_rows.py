@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.mma_tile import DEPTH, PIECE
-
 COPY = "cp.async.cg.shared.global.L2::128B"
 
 
@@ -22,7 +20,7 @@ def find_sources(tile, sources):
 @T.inline
 def copy_rows(tile, stage, panel, sources):
     """Start to copy this thread's pieces of a panel. Of padding no byte is read, and zeros are written."""
-    k: T.let = panel * DEPTH + tile.piece * PIECE
+    k: T.let = tile.first_input(panel)
     for i in T.unroll(tile.shape.rows // tile.shape.lines_per_copy):
         row: T.let = T.cast(T.max(sources[i], 0), "int64")
         T.ptx[COPY](

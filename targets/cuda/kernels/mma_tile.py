@@ -12,13 +12,18 @@ from moec.targets.cuda.kernels.launch import WARP
 
 COLUMNS = 128
 """Columns of a usual tile, those of gate and up both counted."""
+LINE_BYTES = 128
+"""Of a line of a panel."""
+PIECES = 8
+"""Pieces of a line: the 16 bytes that are copied at once."""
 DEPTH = 64
-"""Inputs of a panel: a line of 128 bytes."""
-PIECE = 8
-"""Elements of the 16 bytes that are copied at once."""
-PIECES = DEPTH // PIECE
+"""Inputs of a panel of 16-bit floats."""
+PIECE = DEPTH // PIECES
+"""Their number in a piece."""
 MMA_ROWS, MMA_COLUMNS, MMA_DEPTH = 16, 8, 16
-"""Sizes of one instruction."""
+"""Sizes of one instruction for 16-bit floats."""
+MMA_STEPS = DEPTH // MMA_DEPTH
+"""Instructions along a panel, of any type: an instruction takes two pieces of a line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +57,22 @@ class TileShape:
 
     @property
     def shared_bytes(self) -> int:
-        return self.stages * (self.rows + self.columns) * DEPTH * 2
+        return self.stages * (self.rows + self.columns) * LINE_BYTES
 
 
 SHAPES = {shape.rows: shape for shape in (TileShape(16, 1, 4, 4), TileShape(64, 2, 4, 4), TileShape(128, 2, 4, 3))}
 """By rows of a block. Shared memory is at most 96 KiB, which all GPUs since 8.0 have."""
 
 
+def panel_depth(dtype: str) -> int:
+    """Inputs of a panel of that type."""
+    return LINE_BYTES // (4 if dtype == "float32" else 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """What a thread knows of its tile. ``warp_row`` and ``warp_column``: where the rectangle of its warp begins.
-    ``row_panels`` and ``column_panels`` [stages, lines, DEPTH] are shared."""
+    ``row_panels`` and ``column_panels`` [stages, lines, depth] are shared."""
 
     operands: Operands
     shape: TileShape
@@ -81,8 +91,17 @@ class Tile:
         return self.operands.problem
 
     @property
+    def depth(self) -> int:
+        """Inputs of a panel."""
+        return panel_depth(self.problem.dtype)
+
+    @property
+    def piece_inputs(self) -> int:
+        return self.depth // PIECES
+
+    @property
     def panels(self) -> int:
-        return -(-self.problem.inner // DEPTH)
+        return -(-self.problem.inner // self.depth)
 
     def has_column(self, column: Any) -> Any:
         """Whether the matrix has it: the last tile may be wider than what is left."""
@@ -98,7 +117,7 @@ class Tile:
 
     def piece_or_last(self, k: Any) -> Any:
         """The first input of a piece that the rows have."""
-        return k if self._whole_panels else T.min(k, self.problem.inner - PIECE)
+        return k if self._whole_panels else T.min(k, self.problem.inner - self.piece_inputs)
 
     @property
     def _whole_tiles(self) -> bool:
@@ -106,12 +125,16 @@ class Tile:
 
     @property
     def _whole_panels(self) -> bool:
-        return self.problem.inner % DEPTH == 0
+        return self.problem.inner % self.depth == 0
 
     @property
     def piece(self) -> Any:
         """Which piece of its lines this thread copies."""
         return self.thread % PIECES
+
+    def first_input(self, panel: Any) -> Any:
+        """The first input of the piece that this thread copies of a panel."""
+        return panel * self.depth + self.piece * self.piece_inputs
 
     def line(self, i: Any) -> Any:
         """The ``i``-th line that this thread copies to."""
@@ -120,4 +143,4 @@ class Tile:
     @property
     def place(self) -> Any:
         """Where its piece goes within a line; the same in all its lines, for they are a multiple of 8 apart."""
-        return (self.piece ^ (self.thread // PIECES % 8)) * PIECE
+        return (self.piece ^ (self.thread // PIECES % 8)) * self.piece_inputs

@@ -4,74 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
-import onnx
-import onnx_ir as ir
 import pytest
 
 from moec.errors import UnsupportedError
-from moec.ir import interpreter
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.attention import AttentionProblem
 
+from ..attention_cases import PROBLEM, expected, normal, operands, variants
 from .kernel_runner import Kernel, build, machines
 from .test_dense import _check, _model, _run
 
-RANDOM = np.random.default_rng(0)
-PROBLEM = AttentionProblem(20, 24, 0.3, heads_per_group=2)
 SIZES = [(0, 3), (1, 0), (1, 1), (1, 600), (3, 70), (4, 256), (37, 37), (70, 130), (33, 64)]
-ON_NONE = (True, True, True)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RANDOM.standard_normal(shape, dtype=np.float32)
-
-
-def operands(problem: AttentionProblem, queries: int, keys: int, batch: int = 2, groups: int = 2) -> dict:
-    """Query, key, value, and what the problem has of mask and lengths."""
-    heads = groups * problem.heads_per_group
-    arrays = {
-        "query": normal(batch, heads, queries, problem.head_size),
-        "key": normal(batch, groups, keys, problem.head_size),
-        "value": normal(batch, groups, keys, problem.value_size),
-    }
-    if problem.mask:
-        sizes = [1 if one else size for one, size in zip(problem.mask_broadcast, (batch, heads, queries), strict=True)]
-        mask = normal(*sizes, keys)
-        arrays["mask"] = mask > -1 if problem.mask == "bool" else np.where(mask > -1, mask, -np.inf)
-        arrays["mask"] = arrays["mask"].astype(problem.mask)
-    if problem.has_lengths:
-        arrays["lengths"] = RANDOM.integers(0, keys + 1, batch)
-    return arrays
-
-
-def expected(problem: AttentionProblem, arrays: dict[str, np.ndarray], dtype: type | None = np.float64) -> np.ndarray:
-    """What the standard operator makes of them. A causal mask from the last query on is one over a cache."""
-    given = {name: arrays[name] for name in ("query", "key", "value")}
-    given |= {name: arrays[name] for name in ("mask", "lengths") if name in arrays}
-    if problem.causal == "last":
-        past = given["key"].shape[2] - given["query"].shape[2]
-        for name in ("key", "value"):
-            given[f"past_{name}"], given[name] = given[name][:, :, :past], given[name][:, :, past:]
-    names = [name if name in given else "" for name in ("query", "key", "value", "mask", "past_key", "past_value")]
-    names.append("lengths" if "lengths" in given else "")
-    kinds = {"bool": "bool", "int64": "int64"}
-    declared = [
-        f"{kinds.get(array.dtype.name, 'float')}[{','.join(map(str, array.shape))}] {name}"
-        for name, array in given.items()
-    ]
-    attributes = f"scale = {problem.scale}, is_causal = {int(problem.causal != '')}, softcap = {problem.softcap}"
-    outputs = "y, present_key, present_value" if problem.causal == "last" else "y"
-    text = f"""<ir_version: 10, opset_import: ["" : 24]> g ({", ".join(declared)}) => (float[] y) {{
-        {outputs} = Attention <{attributes}> ({", ".join(names).rstrip(", ")}) }}"""
-    floats = {name: a if a.dtype.kind in "bi" else a.astype(np.float32) for name, a in given.items()}
-    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
-    return interpreter.run(model, floats, dtype=dtype)["y"]
 
 
 @functools.cache
@@ -102,24 +50,6 @@ def test_any_size_on_every_machine(problem, name):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 4e-3), (ml_dtypes.bfloat16, 3e-2)])
 def test_half_precision(dtype, tolerance):
     check(PROBLEM, Machine.host(), dtype, tolerance)
-
-
-def variants() -> Iterator[AttentionProblem]:
-    for causal in ("first", "last", "lengths"):
-        yield dataclasses.replace(PROBLEM, causal=causal, has_lengths=causal == "lengths")
-    yield dataclasses.replace(PROBLEM, has_lengths=True)
-    yield dataclasses.replace(PROBLEM, softcap=2.0, causal="first")
-    for mask, broadcast in (
-        ("float32", ON_NONE),
-        ("float32", (True, True, False)),
-        ("float16", (False, False, False)),
-        ("bool", (False, True, False)),
-        ("bool", (True, False, True)),
-    ):
-        yield dataclasses.replace(PROBLEM, mask=mask, mask_broadcast=broadcast)
-    yield dataclasses.replace(
-        PROBLEM, mask="bool", mask_broadcast=(False, True, False), causal="lengths", has_lengths=True
-    )
 
 
 @pytest.mark.parametrize("problem", list(variants()), ids=str)

@@ -13,6 +13,7 @@ import pytest
 import moec
 from moec.ir import interpreter
 from moec.ir.dialect import LinearSpec
+from moec.ir.products import rounded_to_tf32
 from moec.targets.cuda.dense_products import ways
 from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.kernels.stored_matrix import StoredFormat
@@ -101,6 +102,21 @@ def test_quantised_weights_stay_packed(form, dtype):
         assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < 0.15
 
 
+def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
+    """Few rows and many; the reference rounds the same numbers, so that only the order of sums differs."""
+    weight = rounded_to_tf32(_numbers(136, 72))
+    model = node_model(
+        "Linear", {"x": np.zeros((1, 72), np.float32)}, {"weight": weight}, LinearSpec(arithmetic="tf32")
+    )
+    run = emulated(model)
+    for T in (3, 40):
+        x = _numbers(T, 72)
+        expected = rounded_to_tf32(x).astype(np.float64) @ weight.T
+        y = run({"x": x})["y"]
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+        assert np.abs(y - x.astype(np.float64) @ weight.T).max() > 1e-4
+
+
 @pytest.mark.parametrize(
     "problem, architecture, expected",
     [
@@ -117,6 +133,8 @@ def test_quantised_weights_stay_packed(form, dtype):
             ],
         ),
         (dense_problem(64, 2**17, **HALF), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, NO_LIMIT)]),
+        (dense_problem(60, 2**17, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, NO_LIMIT)]),
+        (dense_problem(60, 100, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, NO_LIMIT)]),
         (
             dense_problem(64, 100, stored=StoredFormat("int8", 4), **HALF),
             "sm_80",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
-from moec.targets.cuda.kernels import dispatch
+from moec.targets.cuda.kernels import dispatch, dispatch_many
+from moec.targets.cuda.kernels.dispatch_many import CHUNK_PAIRS
 
+from .kernel_runner import Kernel, build
 from .layers import sort_pairs
 
 RANDOM = np.random.default_rng(0)
@@ -23,6 +27,22 @@ def expected_order(experts: int, block_rows: int, ids: np.ndarray) -> tuple[np.n
         places += pairs + [dispatch.PADDING] * (count * block_rows - len(pairs))
         blocks += [expert] * count
     return np.array(places, np.int32), np.array(blocks, np.int32)
+
+
+def sort_in_chunks(experts: int, block_rows: int, ids: np.ndarray) -> list[np.ndarray]:
+    """The same in three launches."""
+    blocks, chunks = dispatch.most_blocks(experts, ids.size, block_rows), dispatch_many.chunks_for(ids.size)
+    counts, *outputs = [np.full(size, -7, np.int32) for size in ((chunks, experts), blocks * block_rows, blocks, 1)]
+    count, place, scatter = _kernels(experts, block_rows)
+    counts = count(ids, counts)
+    starts, sorted_pairs, *others = place.outputs(4, ids, counts, np.full_like(counts, -7), *outputs)
+    return [scatter(ids, starts, sorted_pairs), *others]
+
+
+@functools.cache
+def _kernels(experts: int, block_rows: int) -> list[Kernel]:
+    kernels = dispatch_many.count_pairs(experts), dispatch_many.place_chunks(experts, block_rows)
+    return [build(kernel) for kernel in (*kernels, dispatch_many.scatter_pairs(experts))]
 
 
 def check(experts: int, block_rows: int, ids: np.ndarray) -> None:
@@ -59,3 +79,14 @@ def test_the_bound_on_blocks_is_reached():
 def test_more_experts_than_counts_have_room():
     assert dispatch.why_not(4096) is None
     assert "20000 experts" in dispatch.why_not(20000)
+
+
+@pytest.mark.parametrize(
+    "experts, block_rows, shapes", [(256, 16, [(1100, 8)]), (5, 64, [(0, 2), (CHUNK_PAIRS // 2, 2), (4099, 2)])]
+)
+def test_three_launches_do_the_same_as_one(experts, block_rows, shapes):
+    calls = [RANDOM.integers(-1, experts + 2, shape) for shape in shapes]
+    for ids in [*calls, np.full((1400, 3), 2)]:
+        in_chunks = sort_in_chunks(experts, block_rows, ids.astype(np.int32))
+        for one, other in zip(in_chunks, sort_pairs(experts, block_rows, ids), strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -58,6 +58,9 @@ KERNELS = {
     "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
     "dense gemv": lambda: gemv(_dense(), lambda total: total),
     "dense gemv, int4": lambda: gemv(_dense(stored=StoredFormat("int4", 32, "float16")), lambda total: total),
+    "mma, tf32": lambda: grouped_gemm_mma(
+        GroupedProblem(8, 2048, 768, 128, gated=True, gathered=True, tf32=True), SILU
+    ),
     "dense mma, part of a tile": lambda: grouped_gemm_mma(_dense(block_rows=128), lambda total: total, dense_kernel),
     **{f"mma, {rows} rows": lambda rows=rows: grouped_gemm_mma(_half(rows), SILU) for rows in SHAPES},
 }

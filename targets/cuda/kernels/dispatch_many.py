@@ -1,0 +1,195 @@
+"""Dispatch for many pairs, in three launches: the result of :mod:`.dispatch`, element by element, by many blocks of
+threads.
+
+The pairs are cut into chunks, each of them walked by a block of threads as in :mod:`.ordered_walk`:
+
+1. :func:`count_pairs`: how many pairs of every expert a chunk has.
+2. :func:`place_chunks`: one block of threads adds them up. Then it knows which blocks of rows an expert has, and where
+   among its rows those of a chunk begin; what is left of its last block becomes padding.
+3. :func:`scatter_pairs`: every chunk puts its pairs there, in their order.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.dispatch import PADDING, describe_blocks, expert_of, scan_blocks
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP, blocks_for
+from moec.targets.cuda.kernels.ordered_walk import (
+    clear_counts,
+    start_after_earlier_warps,
+    start_walk,
+    walk_in_order,
+    warps_for,
+)
+
+CHUNK_PAIRS = 4096
+"""Pairs of a chunk."""
+_MOST_WARPS = 16
+_PLACING_THREADS = 512
+
+
+def chunks_for(pairs: Any) -> Any:
+    """How many chunks there are, at least one; ``pairs`` is a number or an int64 expression."""
+    if isinstance(pairs, int):
+        return max(-(-pairs // CHUNK_PAIRS), 1)
+    return T.max((pairs + T.int64(CHUNK_PAIRS - 1)) // T.int64(CHUNK_PAIRS), T.int64(1))
+
+
+def _warps(experts: int) -> int:
+    """Of the block of a chunk."""
+    return min(_MOST_WARPS, warps_for(experts))
+
+
+@T.inline
+def _count_chunk(chosen, pair_counts, chunk, thread, totals, walk):
+    """``totals`` [E]: the pairs of the chunk; counts of a warp are those of the warps before it."""
+    pair_at = T.meta_var(lambda place: expert_of(chosen, chunk * CHUNK_PAIRS + place))
+    clear_counts(walk)
+    walk_in_order(walk, pair_at, lambda place, expert, rank: None)
+    start_after_earlier_warps(walk, thread, totals)
+    if pair_counts is not None:
+        threads = T.meta_var(walk.warps * WARP)
+        for step in T.serial(-(-walk.experts // threads)):
+            expert: T.let = step * threads + thread
+            if expert < walk.experts:
+                pair_counts[chunk, expert] = totals[expert]
+
+
+@T.inline
+def _scatter_chunk(chosen, starts, sorted_pairs, chunk, thread, totals, walk):
+    pair_at = T.meta_var(lambda place: expert_of(chosen, chunk * CHUNK_PAIRS + place))
+
+    @T.inline
+    def put(place, expert, rank):
+        sorted_pairs[starts[chunk, expert] + rank] = chunk * CHUNK_PAIRS + place
+
+    _count_chunk(chosen, None, chunk, thread, totals, walk)
+    walk_in_order(walk, pair_at, put)
+
+
+@T.inline
+def _walk_chunk(experts, pairs, chunk, thread, body):
+    """``body(totals, walk)`` for the places of a chunk."""
+    warps = T.meta_var(_warps(experts))
+    counts = T.alloc_shared((warps, experts), "int32")
+    totals = T.alloc_shared((experts,), "int32")
+    length: T.let = T.min(pairs - chunk * CHUNK_PAIRS, CHUNK_PAIRS)
+    start_walk(experts, warps, thread, length, counts, functools.partial(body, totals))
+
+
+def count_pairs(experts: int) -> tirx.PrimFunc:
+    """``(experts[T, k], pair_counts[C, E])``, int32; C is :func:`chunks_for` the pairs. Ids outside [0, E) do
+    not count."""
+
+    @T.prim_func
+    def kernel(experts_handle: T.handle, counts_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        slots = T.int32()
+        C = T.int32()
+        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        pair_counts = T.match_buffer(counts_handle, (C, experts), "int32")
+        T.device_entry()
+        chunk = T.cta_id([blocks_for(tokens * slots, CHUNK_PAIRS)])
+        thread = T.thread_id([_warps(experts) * WARP])
+        body = T.meta_var(functools.partial(_count_chunk, chosen, pair_counts, chunk, thread))
+        _walk_chunk(experts, tokens * slots, chunk, thread, body)
+
+    return kernel
+
+
+@T.inline
+def _add_chunks(experts, chunks, thread, pair_counts, totals):
+    """``totals[e]``: the pairs of all chunks."""
+    running = T.alloc_local((1,), "int32")
+    for step in T.serial(-(-experts // _PLACING_THREADS)):
+        expert: T.let = step * _PLACING_THREADS + thread
+        if expert < experts:
+            running[0] = 0
+            for chunk in T.serial(chunks):
+                running[0] = running[0] + pair_counts[chunk, expert]
+            totals[expert] = running[0]
+
+
+@T.inline
+def _start_chunks(experts, block_rows, chunks, thread, pair_counts, first_block, starts, sorted_pairs):
+    """Where the pairs of each chunk go among the rows of their expert, and padding behind the last of them."""
+    running = T.alloc_local((1,), "int32")
+    for step in T.serial(-(-experts // _PLACING_THREADS)):
+        expert: T.let = step * _PLACING_THREADS + thread
+        if expert < experts:
+            running[0] = first_block[expert] * block_rows
+            for chunk in T.serial(chunks):
+                starts[chunk, expert] = running[0]
+                running[0] = running[0] + pair_counts[chunk, expert]
+            for row in T.serial(first_block[expert + 1] * block_rows - running[0]):
+                sorted_pairs[running[0] + row] = PADDING
+
+
+def place_chunks(experts: int, block_rows: int) -> tirx.PrimFunc:
+    """``(experts[T, k], pair_counts[C, E], starts[C, E], sorted_pairs[P], block_experts[B], block_count[1])``, int32;
+    only the sizes of ``experts`` count. Of ``sorted_pairs`` the padding is written."""
+
+    @T.prim_func
+    def kernel(
+        experts_handle: T.handle,
+        counts_handle: T.handle,
+        starts_handle: T.handle,
+        pairs_handle: T.handle,
+        blocks_handle: T.handle,
+        count_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        slots = T.int32()
+        C = T.int32()
+        P = T.int32()
+        B = T.int32()
+        _chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        pair_counts = T.match_buffer(counts_handle, (C, experts), "int32")
+        starts = T.match_buffer(starts_handle, (C, experts), "int32")
+        sorted_pairs = T.match_buffer(pairs_handle, (P,), "int32")
+        block_experts = T.match_buffer(blocks_handle, (B,), "int32")
+        block_count = T.match_buffer(count_handle, (1,), "int32")
+        T.device_entry()
+        _block = T.cta_id([1])
+        thread = T.thread_id([_PLACING_THREADS])
+        totals = T.alloc_shared((experts,), "int32")
+        first_block = T.alloc_shared((experts + 1,), "int32")
+        chunks: T.let = T.max(T.ceildiv(tokens * slots, CHUNK_PAIRS), 1)
+        _add_chunks(experts, chunks, thread, pair_counts, totals)
+        T.cuda.cta_sync()
+        if thread < WARP:
+            scan_blocks(experts, block_rows, thread, totals, first_block)
+        T.cuda.cta_sync()
+        describe_blocks(experts, _PLACING_THREADS, thread, first_block, block_experts, block_count)
+        _start_chunks(experts, block_rows, chunks, thread, pair_counts, first_block, starts, sorted_pairs)
+
+    return kernel
+
+
+def scatter_pairs(experts: int) -> tirx.PrimFunc:
+    """``(experts[T, k], starts[C, E], sorted_pairs[P])``, int32: every pair that has an expert comes to its place."""
+
+    @T.prim_func
+    def kernel(experts_handle: T.handle, starts_handle: T.handle, pairs_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        tokens = T.int32()
+        slots = T.int32()
+        C = T.int32()
+        P = T.int32()
+        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        starts = T.match_buffer(starts_handle, (C, experts), "int32")
+        sorted_pairs = T.match_buffer(pairs_handle, (P,), "int32")
+        T.device_entry()
+        chunk = T.cta_id([blocks_for(tokens * slots, CHUNK_PAIRS)])
+        thread = T.thread_id([_warps(experts) * WARP])
+        body = T.meta_var(functools.partial(_scatter_chunk, chosen, starts, sorted_pairs, chunk, thread))
+        _walk_chunk(experts, tokens * slots, chunk, thread, body)
+
+    return kernel

@@ -1,0 +1,115 @@
+"""A program of one kernel alone: compiled by g++ for the emulator it agrees with the numbers beside it, or says no."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import subprocess
+
+import onnx
+import pytest
+from tvm_ffi import libinfo
+
+import moec
+from moec.errors import MoecError
+from moec.runtime.artifact import open_artifact
+from moec.targets.cuda import nvcc
+from moec.targets.cuda.emulator import library
+from moec.targets.cuda.emulator.kernels import find_kernels
+from moec.targets.cuda.standalone import program_text, write_standalone
+
+TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[n,40] x) => (float[n,40] y) { y = Softmax (x) }'
+LAUNCH = re.compile(r"(?P<kernel>\w+)<<<(?P<how>.*)>>>\(")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    path = tmp_path_factory.mktemp("standalone") / "art"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvcc, "find_tool", lambda _name: None)
+        moec.compile(onnx.parser.parse_model(TEXT), target="cuda", output=path, emulate=True)
+    return open_artifact(path)
+
+
+def for_emulator(source: str) -> str:
+    """The program as C++, its launches as calls of the emulator."""
+    kernels = {kernel.name: kernel for kernel in find_kernels(source)}
+
+    def launched(match: re.Match[str]) -> str:
+        kernel = kernels[match["kernel"]]
+        facts = f'{{"{kernel.name}", nullptr, {kernel.most_threads}, {kernel.shared_bytes}, {kernel.red_zones}}}'
+        return f"emulated_launch<{kernel.name}>({kernel.name}, {facts}, {match['how']}, "
+
+    return LAUNCH.sub(launched, library.emulation_source(source, []))
+
+
+def build(folder: pathlib.Path, kernel: str) -> pathlib.Path:
+    here, program = pathlib.Path(__file__).parent, folder / kernel
+    (folder / "program.cpp").write_text(for_emulator((folder / f"{kernel}.cu").read_text()))
+    # C++20 makes a dim3 of one number, as CUDA does.
+    options = [*library._OPTIONS, "-std=c++20", *library._includes(), f"-I{here}", "-include", "emulated_runtime.h"]
+    runtime = pathlib.Path(libinfo.find_libtvm_ffi())
+    command = ["g++", *options, str(folder / "program.cpp"), "-o", str(program), str(runtime)]
+    done = subprocess.run([*command, f"-Wl,-rpath,{runtime.parent}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def test_agrees_with_its_numbers_and_notices_others(artifact, tmp_path):
+    (kernel,) = (one["name"] for one in artifact.program().kernels)
+    write_standalone(artifact, kernel, tmp_path / "made")
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [f"{kernel}.cu", f"{kernel}.numbers"]
+    program, numbers = build(tmp_path / "made", kernel), tmp_path / "made" / f"{kernel}.numbers"
+    saved = numbers.read_bytes()
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program], cwd=numbers.parent, capture_output=True, text=True)
+
+    right = run()
+    assert right.returncode == 0, right
+    assert right.stdout.count("largest difference") == 2 and "DIFFERS" not in right.stdout
+    numbers.write_bytes(saved[:-4] + b"\0\0\x80\x3f")  # the last result becomes 1
+    wrong = run()
+    assert wrong.returncode == 1 and "DIFFERS" in wrong.stdout
+    numbers.write_bytes(saved[:-1])
+    cut = run()
+    assert cut.returncode == 2 and "ends too early" in cut.stderr
+
+
+@pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
+def test_nvcc_compiles_it_as_its_head_says(artifact, tmp_path):
+    (kernel,) = (one["name"] for one in artifact.program().kernels)
+    source = program_text(artifact, kernel)
+    (tmp_path / f"{kernel}.cu").write_text(source)
+    command = re.search(r"^//     nvcc (.*) && ", source, re.MULTILINE)[1]
+    subprocess.run([str(nvcc.find_tool("nvcc")), *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / kernel).is_file()
+
+
+def test_nothing_is_written_where_it_cannot_be(artifact, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    (kernel,) = (one["name"] for one in artifact.program().kernels)
+    with pytest.raises(MoecError, match="file: the program cannot be written"):
+        write_standalone(artifact, kernel, tmp_path / "file")
+    with pytest.raises(MoecError, match="has no kernel 'absent'"):
+        write_standalone(artifact, "absent", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_launch_with_something_else_is_refused(artifact):
+    (record,) = artifact.program().kernels
+    launch = record["launches"][0]
+    changed = {**record, "launches": [{**launch, "arguments": ["workspace_ptr"]}]}
+    other = open_artifact(artifact.folder)
+    other.program().kernels[0] = changed
+    with pytest.raises(MoecError, match="is launched with 'workspace_ptr', which is none of its tensors and sizes"):
+        program_text(other, record["name"])
+
+
+def test_a_kernel_for_the_processor_has_no_program(tmp_path):
+    moec.compile(onnx.parser.parse_model(TEXT), output=tmp_path / "art")
+    artifact = open_artifact(tmp_path / "art")
+    with pytest.raises(MoecError, match="is not for a GPU; choose an artifact for --target cuda"):
+        program_text(artifact, artifact.program().kernels[0]["name"])
+
+

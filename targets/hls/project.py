@@ -7,6 +7,8 @@
 | ``src/testbench.cpp``, ``data/`` | test vectors: packed tokens and weights, and what must come out |
 | ``sim/hls_stream.h`` | a model of the vendor's streams, for C simulation with any compiler |
 | ``Makefile``, ``hls_config.cfg``, ``run_hls.tcl`` | C simulation anywhere; synthesis where Vitis is |
+| ``host.py`` | floats to tokens as the hardware reads them, and back |
+| ``compare_report.py`` | compares ``estimate.json`` with a synthesis report |
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 
 from moec.targets.hls import packing, reference
 from moec.targets.hls.design import BEAT_BYTES, Design
+from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.quantize import QuantizedBlock, power_table, sigmoid_table
 
 Array = np.ndarray[Any, Any]
@@ -34,6 +37,8 @@ _TEMPLATES = {
     "hls_config.cfg.j2": "hls_config.cfg",
     "run_hls.tcl.j2": "run_hls.tcl",
     "Makefile.j2": "Makefile",
+    "README.md.j2": "README.md",
+    "host.py.j2": "host.py",
 }
 _NUMBERS_PER_LINE = 16
 
@@ -52,7 +57,7 @@ class Description:
 def project_files(
     design: Design, block: QuantizedBlock, vectors: Array, description: Description
 ) -> dict[str, bytes]:
-    """Contents by path. ``vectors``: int8 tokens [T, d] that the testbench runs."""
+    """Contents by path. ``vectors``: tokens [T, d], as integers, that the testbench runs."""
     data = vector_files(design, block, vectors)
     context = _context(design, block, description, data)
     files = {path: _environment().get_template(name).render(context).encode() for name, path in _TEMPLATES.items()}
@@ -63,14 +68,20 @@ def library_files() -> dict[str, bytes]:
     """The static part of every project."""
     root = importlib.resources.files(__package__)
     headers = {f"src/moec/{one.name}": one.read_bytes() for one in _headers(root / "library")}
-    return {**headers, "sim/hls_stream.h": (root / "simulation" / "functional" / "hls_stream.h").read_bytes()}
+    return {
+        **headers,
+        "sim/hls_stream.h": (root / "simulation" / "functional" / "hls_stream.h").read_bytes(),
+        "compare_report.py": (root / "compare_report.py").read_bytes(),
+    }
 
 
 def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[str, bytes]:
     """Weights, tokens, and what the integer reference makes of them."""
     expected = reference.run(block, vectors)
     loads = np.append(expected.loads, len(vectors)).astype("<i4")
+    norm = {} if block.norm is None else {"norm.bin": packing.pack_norm(block.norm, design.width)}
     return {
+        **norm,
         "tokens.bin": packing.pack_tokens(design, vectors),
         "router.bin": packing.pack_router(design, block),
         "up.bin": packing.pack_up(design, block),
@@ -81,8 +92,9 @@ def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[
 
 
 def _context(design: Design, block: QuantizedBlock, description: Description, data: dict[str, bytes]) -> dict[str, Any]:
-    most_beats = -(-design.shape.tokens * design.width // BEAT_BYTES)
-    depth = {name: max(1, len(data[f"{name}.bin"]) // BEAT_BYTES) for name in ("router", "up", "down")}
+    numbers = design.shape.tokens * design.width
+    tokens_in = numbers if design.shape.norm == "none" else 2 * numbers
+    depth = {name[: -len(".bin")]: max(1, len(content) // BEAT_BYTES) for name, content in data.items()}
     choice_biases = np.zeros(block.shape.experts, np.int64) if block.choice_bias is None else block.choice_bias
     return {
         **dataclasses.asdict(description),
@@ -91,13 +103,14 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "shape": design.shape,
         "fifos": design.fifos,
         "quantized": block,
-        "depth": {**depth, "tokens_in": most_beats, "tokens_out": 2 * most_beats},
+        "depth": {**depth, "tokens_in": -(-tokens_in // BEAT_BYTES), "tokens_out": -(-2 * numbers // BEAT_BYTES)},
         "data": "data",
         "activation_copies": -(-design.lanes_out // 2),
         "score_copies": -(-(design.shape.slots + 1) // 2),
         "powers": power_table(),
         "sigmoids": sigmoid_table(),
         "choice_biases": choice_biases,
+        "inverse_roots": inverse_roots(),
         "listed": _listed,
         "repeated": lambda macro, count: ", ".join([macro] * count),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -110,6 +111,7 @@ class HlsTarget:
         )
         vectors = steps[: min(shape.tokens, _MOST_VECTORS)]
         files = project_files(estimate.design, quantized, vectors, description)
+        files["estimate.json"] = json.dumps(estimate.as_dict(), indent=1).encode()
         findings = lint(files)
         if findings:
             raise DefectError(f"{block.name}: the generated code breaks a rule: {findings[0]}")

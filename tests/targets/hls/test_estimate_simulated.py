@@ -70,6 +70,6 @@ def test_estimates_agree_with_the_simulation(design_of, router, gated, weight_bi
     for share, latency in ((1, 0), (1, 64), (0.5, 64), (0.125, 64)):
         cycles = count_cycles(design, loads, MemoryPace(1 / share, latency))
         simulated = simulate_timed(files, memory_share=share, memory_latency=latency).cycles
-        assert cycles.total == pytest.approx(simulated, rel=0.02)
+        assert cycles.total == pytest.approx(simulated, rel=0.01)
         bounds.add(cycles.bound_by)
     assert bounds == {"products", "weights"}

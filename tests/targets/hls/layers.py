@@ -1,0 +1,63 @@
+"""Random layers, and their projects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.targets.hls.design import Design
+from moec.targets.hls.float_block import FloatBlock
+from moec.targets.hls.project import Description, project_files
+from moec.targets.hls.quantize import QuantizedBlock, quantize
+
+Array = np.ndarray[Any, Any]
+
+DESCRIPTION = Description("layer", routing="random", experts="random", device="xczu9eg-ffvb1156-2-e", clock=300)
+
+
+def float_block(
+    routing: RouteSpec,
+    experts: ExpertsSpec,
+    count: int = 5,
+    width: int = 40,
+    hidden: int = 48,
+    *,
+    biased_choice: bool = False,
+    seed: int = 0,
+) -> FloatBlock:
+    random = np.random.default_rng(seed)
+
+    def normal(*shape: int, scale: float) -> Array:
+        return random.normal(0, scale, shape).astype(np.float32)
+
+    up, gate = (normal(count, hidden, width, scale=width**-0.5) for _ in range(2))
+    up_bias, gate_bias = (normal(count, hidden, scale=0.1) for _ in range(2))
+    return FloatBlock(
+        "layer",
+        routing,
+        experts,
+        router=normal(count, width, scale=1.5 * width**-0.5),
+        router_bias=normal(count, scale=0.1),
+        correction_bias=normal(count, scale=0.1) if biased_choice else None,
+        up=up,
+        up_bias=up_bias,
+        gate=gate if experts.gated else None,
+        gate_bias=gate_bias if experts.gated else None,
+        down=normal(count, width, hidden, scale=hidden**-0.5),
+        down_bias=normal(count, width, scale=0.1),
+    )
+
+
+def tokens_for(block: FloatBlock, count: int, seed: int = 1) -> Array:
+    return np.random.default_rng(seed).normal(0, 1, (count, block.width)).astype(np.float32)
+
+
+def quantized(block: FloatBlock, *, most_tokens: int = 16, weight_bits: int = 8) -> QuantizedBlock:
+    return quantize(block, tokens_for(block, 64), most_tokens=most_tokens, weight_bits=weight_bits)
+
+
+def project(block: QuantizedBlock, steps: Array, **design: Any) -> dict[str, bytes]:
+    """Of tokens int8 [T, d]; ``design`` are fields of :class:`Design`."""
+    return project_files(Design(block.shape, **design), block, steps, DESCRIPTION)

@@ -1,0 +1,104 @@
+"""What the copy for the timed simulation looks like, and code whose time it would not know."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.errors import MoecError
+from moec.targets.hls.cpp_source import Source
+from moec.targets.hls.instrument import instrument
+
+from .small_design import CALLS, CHANNELS, LOAD, TWICE, source
+
+PIPELINE = "#pragma HLS PIPELINE II=1\n"
+
+
+def instrumented(text: str) -> str:
+    return instrument(Source("top.cpp", text))
+
+
+def test_lines_stay_where_they_are():
+    text = source()
+    name, *lines = instrumented(text).splitlines()
+    assert name == '#line 1 "top.cpp"'
+    changed = {before.strip(): after.strip() for before, after in zip(text.splitlines(), lines, strict=True) if before != after}
+    region = '::moec_simulation::Region moec_region; moec_region.memory("gmem_in", "in", in, COUNT); '
+    loop = "for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::uses_memory); moec_loop.enters();)"
+    assert changed == {
+        "axi_load:": f"{loop} axi_load:",
+        "#pragma HLS PIPELINE II=1": "::moec_simulation::tick(1);",
+        "words.write(in[i]);": "words.write(::moec_simulation::memory(in)[i]);",
+        "axi_store:": f"{loop} axi_store:",
+        "out[i] = doubled.read();": "::moec_simulation::memory(out)[i] = doubled.read();",
+        "#pragma HLS DATAFLOW": region + 'moec_region.memory("gmem_out", "out", out, COUNT);',
+        "load(in, words);": 'moec_region.add("load", "in words", [&] { load(in, words); });',
+        "twice(words, doubled);": 'moec_region.add("twice", "words doubled", [&] { twice(words, doubled); });',
+        "store(doubled, out);": 'moec_region.add("store", "doubled out", [&] { store(doubled, out); });',
+        "}": "moec_region.run(); }",
+    }
+
+
+def test_comments_and_strings_are_no_code():
+    text = source(twice="// in[i] { #pragma HLS PIPELINE\n/* } */\n" + TWICE)
+    assert instrumented(text).count("tick(1)") == 3
+
+
+def test_loops_that_are_flattened_share_their_claims():
+    """A claim covers the loops around that hold nothing else; another statement ends them."""
+    claim = "// checked\n#pragma HLS DEPENDENCE variable=sums type=inter dependent=false\n"
+    inner = "inner:\n    for (int j = 0; j < 4; j++) {\n" + PIPELINE + claim + "sums[i] += j; }"
+    flat = f"void f(int sums[4]) {{\nouter:\n for (int i = 0; i < 4; i++) {{\n{inner}\n}} }}"
+    guard = "for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::computes); moec_loop.enters();) "
+    assert guard + "outer:" in instrumented(flat)
+    assert '::moec_simulation::independent("sums", sums, 0);' in instrumented(flat)
+    assert guard + "inner:" in instrumented(flat.replace(inner, "sums[i] = 0;\n" + inner))
+
+
+def test_a_depth_that_a_pragma_sets():
+    text = source(channels=CHANNELS + "#pragma HLS STREAM variable=words depth=9\n")
+    assert "words.set_depth(9);" in instrumented(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        (source(twice=TWICE.replace(PIPELINE, "")), "twice_words", "a loop that is neither pipelined nor unrolled"),
+        (source(twice=TWICE.replace(PIPELINE, PIPELINE + PIPELINE)), PIPELINE, "two pragmas PIPELINE"),
+        (
+            source(twice=TWICE.replace(PIPELINE, "int x;\n" + PIPELINE)),
+            "#pragma HLS PIPELINE",
+            "pragma PIPELINE behind a statement",
+        ),
+        (source(twice=TWICE.replace(PIPELINE, PIPELINE + "#pragma HLS UNROLL factor=2\n")), PIPELINE, "partly unrolled"),
+        (
+            source(twice=TWICE.replace(PIPELINE, PIPELINE + "for (int j = 0; j < 2; j++) {\n" + PIPELINE + "}")),
+            PIPELINE,
+            "a pipelined loop inside this one",
+        ),
+        (source(twice=TWICE.replace("twice_words:", PIPELINE)), "#pragma HLS PIPELINE", "expected it in a loop"),
+        (source(twice=TWICE.replace(PIPELINE, PIPELINE + "#pragma HLS OCCURRENCE cycle=2\n")), "OCCURRENCE", "knows AGG"),
+        (
+            source(twice=TWICE.replace(PIPELINE, PIPELINE + "#pragma HLS DEPENDENCE variable=a type=intra\n")),
+            "#pragma HLS DEPENDENCE",
+            "the simulation checks type=inter",
+        ),
+        (
+            source(twice=TWICE.replace(PIPELINE, PIPELINE + "#pragma HLS DEPENDENCE variable=a type=inter\n")),
+            "#pragma HLS DEPENDENCE",
+            "expected dependent=false or distance=",
+        ),
+        (source(load=LOAD.replace("axi_load", "load_words")), "in[i]", "accessed outside of a loop whose label starts"),
+        (source(load=LOAD.replace("in[i]", "*(in + i)")), "words.write(", "pointer in is used otherwise"),
+        (source(calls=CALLS + "    int rest = 0;\n"), "int rest", "expected only calls of processes"),
+        (source(calls=CALLS + "    if (in) store(doubled, out);\n"), "if (in)", "expected only calls of processes"),
+        (source().replace(" depth=COUNT", ""), "#pragma HLS INTERFACE", "expected port=, bundle= and depth="),
+        (source(channels=CHANNELS + "#pragma HLS STREAM variable=words\n"), "#pragma HLS STREAM", "expected variable=, depth="),
+        (source(twice=TWICE.replace("2 *", "(2 *")), "void twice", "'{' is never closed"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_an_error(text, place, message):
+    lines = [number for number, line in enumerate(text.splitlines(), start=1) if place.strip() in line]
+    with pytest.raises(MoecError, match=r"^top\.cpp:\d+: ") as caught:
+        instrumented(text)
+    assert message in str(caught.value)
+    assert int(str(caught.value).split(":")[1]) in lines

@@ -1,0 +1,105 @@
+"""The generated C++ against the integer reference, bit for bit, as the testbench compares them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.targets.hls.design import Fifos
+from moec.targets.hls.simulator import SimulationError, simulate_functionally, simulate_timed
+
+from .layers import float_block, project, quantized, tokens_for
+
+RELU, GELU = ExpertsSpec("relu", "none"), ExpertsSpec("gelu", "none")
+SWIGLU = ExpertsSpec("silu", "separate")
+CLAMPED = ExpertsSpec("silu", "separate", alpha=1.702, limit=2.0, up_offset=1.0)
+SMALL = {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 16}
+nightly = pytest.mark.nightly
+
+VARIANTS = [
+    pytest.param(RouteSpec(2), GELU, {}, {}, id="softmax of all, gelu"),
+    pytest.param(RouteSpec(1, "softmax_topk"), RELU, {"width": 24, "hidden": 20}, SMALL, id="top 1, odd sizes"),
+    pytest.param(RouteSpec(3, "sigmoid", normalize=True, scale=2.5), SWIGLU, {"biased_choice": True}, SMALL, id="sigmoid, bias, swiglu"),
+    pytest.param(RouteSpec(4, "softmax", normalize=True), CLAMPED, {}, {"hidden_tile": 16}, id="clamped swiglu"),
+    pytest.param(RouteSpec(2, "sigmoid"), GELU, {}, {"lanes_in": 32, "lanes_out": 32, "hidden_tile": 32}, id="32 lanes", marks=nightly),
+    pytest.param(RouteSpec(8, "softmax_topk"), SWIGLU, {"count": 9}, {"router_lanes": 1}, id="top 8 of 9", marks=nightly),
+    pytest.param(RouteSpec(2), ExpertsSpec("tanh", "none"), {"width": 100, "hidden": 70}, {}, id="tanh, odd sizes", marks=nightly),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("routing, experts, sizes, design", VARIANTS)
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=nightly)])
+def test_c_simulation_equals_the_reference(routing, experts, sizes, design, bits):
+    block = float_block(routing, experts, **sizes)
+    if bits == 4 and design.get("lanes_in") == 8:
+        design = {"hidden_tile": 16}  # half a beat would be too little
+    integers = quantized(block, weight_bits=bits)
+    files = project(integers, integers.quantized(tokens_for(block, 13)), **design)
+    assert "PASS: 13 tokens" in simulate_functionally(files)
+
+
+@pytest.fixture(scope="module")
+def layer():
+    return quantized(float_block(RouteSpec(2), GELU))
+
+
+def tokens_to_expert(block, expert: int, count: int) -> np.ndarray:
+    """Tokens that this expert's router row likes best."""
+    return np.tile(np.sign(block.router[expert].astype(np.int64)) * 100, (count, 1))
+
+
+def cases(block) -> dict[str, np.ndarray]:
+    some = np.random.default_rng(3).integers(-127, 128, (16, block.shape.width))
+    return {
+        "no token": some[:0],
+        "one token": some[:1],
+        "as many as fit": some,
+        "all to one expert": tokens_to_expert(block, 3, 16),
+        "ties": np.zeros_like(some),
+        "extremes": np.full_like(some, -128),
+    }
+
+
+@pytest.mark.parametrize("case", ["no token", "one token", "as many as fit", "all to one expert", "ties", "extremes"])
+def test_timed_simulation_equals_the_reference(case, layer):
+    files = project(layer, cases(layer)[case])
+    result = simulate_timed(files)
+    assert "PASS" in result.output
+    assert simulate_timed(files, fifo_depths=1).cycles >= result.cycles
+
+
+def test_experts_without_tokens_are_not_read(layer):
+    busy = [simulate_timed(project(layer, tokens)) for tokens in (cases(layer)["all to one expert"], cases(layer)["as many as fit"])]
+    beats = [next(channel.words for channel in one.channels if channel.name == "beats_up") for one in busy]
+    assert beats[0] < beats[1]
+
+
+def test_a_wrong_number_is_noticed(layer):
+    files = project(layer, cases(layer)["as many as fit"])
+    outputs = bytearray(files["data/outputs.bin"])
+    outputs[5] ^= 1
+    with pytest.raises(SimulationError) as error:
+        simulate_functionally({**files, "data/outputs.bin": bytes(outputs)})
+    assert error.value.kind == "mismatch"
+    assert "FAIL: 16 tokens" in error.value.details
+
+
+def test_a_wider_sum_than_the_weights_need_changes_nothing_and_a_narrower_one_is_wrong(layer):
+    tokens = cases(layer)["extremes"]
+    narrow = dataclasses.replace(layer, up=dataclasses.replace(layer.up, weights=np.full_like(layer.up.weights, 127)))
+    files = project(narrow, tokens)
+    config = files["src/block_config.h"].decode()
+    right = f"SUM_BITS_UP = {narrow.up.sum_bits};"
+    assert right in config
+    assert "PASS" in simulate_functionally(files)
+    files["src/block_config.h"] = config.replace(right, f"SUM_BITS_UP = {narrow.up.sum_bits - 2};").encode()
+    with pytest.raises(SimulationError):
+        simulate_functionally(files)
+
+
+def test_results_depend_on_no_depth_of_a_channel(layer):
+    files = project(layer, cases(layer)["as many as fit"], fifos=Fifos(2, 2, 2, 2, 2, 2, 2))
+    assert "PASS" in simulate_timed(files).output

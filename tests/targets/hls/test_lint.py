@@ -1,0 +1,163 @@
+"""Each rule of the linter, on a design that breaks it; the design itself breaks none."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.targets.hls.cpp_source import Source
+from moec.targets.hls.lint import lint, lint_sources
+
+from .small_design import CALLS, CHANNELS, LOAD, STORE, TWICE, project, source
+
+PIPELINE = "#pragma HLS PIPELINE II=1\n"
+LOADER = LOAD.replace("axi_load", "load_more").replace("void load", "void load_more")
+
+
+def found(text: str) -> list[tuple[str, str]]:
+    """The line that each finding speaks of, and its rule."""
+    lines = text.splitlines()
+    findings = lint_sources([Source("top.cpp", text)])
+    return [(lines[finding.line - 1].strip(), finding.rule) for finding in findings]
+
+
+def with_pragma(pragma: str, declared: str = "") -> str:
+    """The design with a pragma at the start of a process."""
+    head = "& doubled) {\n"
+    return source(twice=TWICE.replace(head, f"{head}{declared}\n{pragma}\n"))
+
+
+def with_statement(statement: str) -> str:
+    """The design with something in a pipelined loop."""
+    return source(twice=TWICE.replace(PIPELINE, PIPELINE + statement + "\n"))
+
+
+def test_a_design_without_faults():
+    assert lint(project(source())) == []
+
+
+@pytest.mark.parametrize(
+    ("pragma", "declared", "rule"),
+    [
+        ("#pragma HLS ARRAY_PARTITON variable=a complete", "int a[4];", "known-pragmas"),
+        ("#pragma HLS ARRAY_PARTITION variable=a compleet", "int a[4];", "known-pragmas"),
+        ("#pragma HLS ARRAY_PARTITION variable=a complete +", "int a[4];", "known-pragmas"),
+        ("#pragma HLS UNROLL", "", "placed-pragmas"),
+        ("#pragma HLS ARRAY_PARTITION variable=b complete", "int a[4];", "declared-variables"),
+        ("#pragma HLS ARRAY_PARTITION variable=a complete dim=2", "int a[4];", "possible-partitions"),
+        ("#pragma HLS ARRAY_PARTITION variable=a cyclic", "int a[4];", "possible-partitions"),
+        ("#pragma HLS ARRAY_RESHAPE variable=a type=round factor=2", "int a[4];", "possible-partitions"),
+        ("#pragma HLS DEPENDENCE variable=a type=inter dependent=false", "int a[4];", "justified-dependences"),
+    ],
+)
+def test_rules_about_pragmas(pragma, declared, rule):
+    assert found(with_pragma(pragma, declared)) == [(pragma, rule)]
+
+
+@pytest.mark.parametrize(
+    ("pragma", "declared"),
+    [
+        ("#pragma HLS ARRAY_PARTITION variable=a complete dim=2", "int a[4][2];"),
+        ("#pragma hls array_partition variable=a cyclic factor=2 // two ports each", "int a[4];"),
+        ("// nobody else writes it\n#pragma HLS DEPENDENCE variable=a type=inter dependent=false", "int a[4];"),
+        ("#pragma HLS AGGREGATE variable=doubled compact=bit", ""),
+    ],
+)
+def test_pragmas_that_are_right(pragma, declared):
+    assert found(with_pragma(pragma, declared)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "rule"),
+    [
+        (source(twice=TWICE.replace("II=1", "II=0")), "#pragma HLS PIPELINE II=0", "initiation-intervals"),
+        (source(twice=TWICE.replace(" II=1", "")), "#pragma HLS PIPELINE", "initiation-intervals"),
+        (source(twice=TWICE.replace(PIPELINE, "int a;\n" + PIPELINE)), PIPELINE.strip(), "placed-pragmas"),
+        (source(twice=TWICE.replace(PIPELINE, "")), "twice_words:", "pipelined-loops"),
+        (with_statement("for (int j = 0; j < 4; j++) {}"), "for (int j = 0; j < 4; j++) {}", "pipelined-loops"),
+        (
+            with_statement(f"for (int j = 0; j < 4; j++) {{\n{PIPELINE}}}"),
+            "for (int j = 0; j < 4; j++) {",
+            "pipelined-loops",
+        ),
+        (source(twice=TWICE.replace("i < COUNT", "i < int(count)")), "twice_words:", "trip-counts"),
+        (
+            with_statement("for (int j = 0; j < i; j++) {\n#pragma HLS UNROLL\n}"),
+            "for (int j = 0; j < i; j++) {",
+            "trip-counts",
+        ),
+        (with_statement("int a = i % 3;"), "int a = i % 3;", "cheap-divisions"),
+        (with_statement("int a = COUNT / i;"), "int a = COUNT / i;", "cheap-divisions"),
+        (with_statement("int a = i / (COUNT - 1);"), "int a = i / (COUNT - 1);", "cheap-divisions"),
+    ],
+)
+def test_rules_about_loops(text, line, rule):
+    assert found(text) == [(line, rule)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        source(twice=TWICE.replace("i < COUNT", "i < 2 * COUNT")),
+        source(twice=TWICE.replace("i < COUNT", "i < count").replace(PIPELINE, PIPELINE + "#pragma HLS LOOP_TRIPCOUNT max=4\n")),
+        with_statement("int a = i % 4 + i / COUNT + i / (COUNT / 2) + i % (2 > 1 ? 8 : 3); // i / 3"),
+        with_statement("for (int j = 0; j < COUNT; j++) {\n#pragma HLS UNROLL\nfor (int k = j; k < j + 2; k++) {\n#pragma HLS UNROLL\n}\n}"),
+        source(twice="void unused(int a) {\nfor (int i = 0; i < 4; i++) {\n#pragma HLS PIPELINE II=1\na += i / C::N;\n}\n}\n" + TWICE),
+        source(twice="int third(int a) {\n#pragma HLS INLINE\n    return a / 3;\n}\n" + TWICE),
+    ],
+)  # fmt: skip
+def test_loops_that_are_right(text):
+    assert found(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "rule"),
+    [
+        (source(calls=CALLS + "    int rest = load;\n"), "int rest = load;", "simple-regions"),
+        (source(calls=CALLS.replace("twice(", "thrice(")), "thrice(words, doubled);", "simple-regions"),
+        (source(channels=CHANNELS.replace('"words"', '"word"')), 'hls::stream<int, 2> words("word");', "named-channels"),
+        (source(channels=CHANNELS.replace("int, 2> words", "int> words")), 'hls::stream<int> words("words");', "named-channels"),
+        (source(store=STORE, calls=CALLS + "    store(doubled, other);\n"), 'hls::stream<int, 2> doubled("doubled");', "single-producer-and-consumer"),
+        (source(channels=CHANNELS + '    hls::stream<int, 2> unused("unused");\n'), 'hls::stream<int, 2> unused("unused");', "single-producer-and-consumer"),
+        (source(calls="    store(doubled, out);\n" + CALLS.replace("    store(doubled, out);\n", "")), "store(doubled, out);", "single-producer-and-consumer"),
+        (source().replace("port=in bundle=gmem_in ", "port=in "), "#pragma HLS INTERFACE m_axi port=in offset=slave depth=COUNT latency=64", "complete-interfaces"),
+        (source().replace("#pragma HLS INTERFACE s_axilite port=out\n", ""), 'extern "C" void top(const int* in, int* out) {', "complete-interfaces"),
+    ],
+)  # fmt: skip
+def test_rules_about_regions(text, line, rule):
+    assert (line, rule) in found(text)
+
+
+def test_what_processes_share():
+    """A second loader reads the same port, and another port of the same bundle."""
+    channels = CHANNELS + '    hls::stream<int, 2> more("more");\n'
+    twice = TWICE.replace("& words,", "& words, hls::stream<int>& more,").replace("2 * words.read()", "words.read() + more.read()")
+    calls = "    load(in, words);\n    load_more(in, more);\n" + CALLS.split("\n", 1)[1].replace("(words,", "(words, more,")
+    shared = source(load=LOAD + LOADER, twice=twice, channels=channels, calls=calls)
+    rules = [("load_more(in, more);", "one-master-per-direction"), ("load_more(in, more);", "one-process-per-array")]
+    assert found(shared) == rules
+    port = "".join(
+        f"#pragma HLS INTERFACE {mode} port=other{options}\n"
+        for mode, options in (("m_axi", " bundle=gmem_in offset=slave depth=COUNT latency=64"), ("s_axilite", ""))
+    )
+    of_a_bundle = shared.replace("load_more(in,", "load_more(other,").replace("top(const int* in", "top(const int* other, const int* in")
+    of_a_bundle = of_a_bundle.replace("#pragma HLS DATAFLOW\n", port + "#pragma HLS DATAFLOW\n")
+    assert found(of_a_bundle) == [("load_more(other, more);", "one-master-per-direction")]
+    assert found(of_a_bundle.replace("port=other bundle=gmem_in", "port=other bundle=gmem_other")) == []
+
+
+def test_channels_that_helpers_use():
+    """A process may leave reading and writing to functions that it calls."""
+    passed_on = TWICE.replace("void twice", "template <class T> inline void helper").replace(
+        "hls::stream<int>& words, hls::stream<int>& doubled", "int more, hls::stream<T>& from, hls::stream<T>& to"
+    ).replace("words.read", "from.read").replace("doubled.write", "to.write")
+    wrapper = "void twice(hls::stream<int>& words, hls::stream<int>& doubled) { helper<int>(f(1, 2), words, doubled); }\n"
+    assert found(source(twice=passed_on + wrapper)) == []
+    swapped = wrapper.replace("words, doubled);", "doubled, words);")
+    assert len(found(source(twice=passed_on + swapped))) == 2
+
+
+def test_findings_name_file_line_and_rule():
+    text = source(twice=TWICE.replace("II=1", "II=0"))
+    assert [str(finding) for finding in lint(project(text))] == [
+        "top.cpp:16: initiation-intervals: pragma PIPELINE II=0: expected II= and a whole number above 0"
+    ]

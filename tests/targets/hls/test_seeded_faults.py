@@ -1,0 +1,127 @@
+"""Faults that were put into a generated project: those that C simulation cannot see, and what does see them."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import pytest
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.targets.hls.lint import lint
+from moec.targets.hls.simulator import SimulationError, simulate_functionally, simulate_timed
+
+from .layers import float_block, project, quantized, tokens_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
+    pytest.mark.skipif(importlib.util.find_spec("hls4ml") is None, reason="hls4ml is not installed"),
+]
+
+UP, DOWN, SELECT = (f"src/moec/moec_{name}.h" for name in ("product_up", "product_down", "select"))
+TOP, WEIGHTS = "src/moe_block.cpp", "src/moec/moec_weights.h"
+# One loader for both matrices, in the order in which they are used.
+LOAD_BOTH = """\
+template <class Block>
+void load_both(const beat_t* up, const beat_t* down, hls::stream<job_t>& jobs_up, hls::stream<job_t>& jobs_down,
+               hls::stream<beat_t>& beats_up, hls::stream<beat_t>& beats_down) {
+    typedef sizes<Block> S;
+    const int UP = S::PARAMETER_BEATS_UP + S::WEIGHT_BEATS_UP;
+    const int DOWN = S::TILES * S::WEIGHT_BEATS_DOWN + S::PARAMETER_BEATS_DOWN;
+load_jobs:
+    while (true) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*S::TILES+1
+        const job_t job = jobs_up.read();
+        jobs_down.read();
+        if (job.end) break;
+    axi_up:
+        for (int i = 0; i < UP; i++) {
+#pragma HLS PIPELINE II=1
+            beats_up.write(up[(int(job.expert) * S::TILES + int(job.tile)) * UP + i]);
+        }
+        const int count = S::WEIGHT_BEATS_DOWN + (job.last ? S::PARAMETER_BEATS_DOWN : 0);
+    axi_down:
+        for (int i = 0; i < count; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::WEIGHT_BEATS_DOWN max=S::WEIGHT_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
+#pragma HLS PIPELINE II=1
+            beats_down.write(down[int(job.expert) * DOWN + int(job.tile) * S::WEIGHT_BEATS_DOWN + i]);
+        }
+    }
+}
+
+}  // namespace moec
+"""
+
+
+@pytest.fixture(scope="module")
+def files():
+    block = quantized(float_block(RouteSpec(2), ExpertsSpec("gelu", "none"), width=64, hidden=64))
+    return project(block, block.quantized(tokens_for(block, 13)), hidden_tile=32)
+
+
+def edited(files, path, *edits):
+    """The project with parts of a file replaced."""
+    text = files[path].decode()
+    for before, after in edits:
+        assert before in text, f"{path} has changed: expected {before}"
+        text = text.replace(before, after)
+    return {**files, path: text.encode()}
+
+
+def failure(run) -> SimulationError:
+    with pytest.raises(SimulationError) as caught:
+        run()
+    return caught.value
+
+
+def test_one_loader_for_both_products_deadlocks(files):
+    """The second product waits for weights behind those that the first does not take, for that waits for the second."""
+    both = edited(files, WEIGHTS, ("}  // namespace moec\n", LOAD_BOTH))
+    both = edited(
+        both,
+        TOP,
+        ("load_up<block>(up_weights, jobs_load_up, beats_up);", ""),
+        ("load_down<block>(down_weights, jobs_load_down, beats_down);", ""),
+        ("product_up<block>", "load_both<block>(up_weights, down_weights, jobs_load_up, jobs_load_down, beats_up, beats_down);\nproduct_up<block>"),
+    )  # fmt: skip
+    for product in (UP, DOWN):
+        both = edited(both, product, ("arrived < wanted && !beats.empty()", "arrived < wanted"))
+    error = failure(lambda: simulate_timed(both, fifo_depths={"beats_up": 8, "beats_down": 8}))
+    assert error.kind == "deadlock"
+    assert "they wait in a circle: load_both -> product_up -> product_down -> load_both" in str(error)
+
+
+def test_an_entry_of_the_chosen_experts_is_not_initialised(files):
+    assert "PASS" in simulate_functionally(files, optimization="-O0", poison=True)
+    text = files[SELECT].decode()
+    start, last = text.index("best[j].choice = ap_int"), "best[j].expert = 0;\n"
+    without = {**files, SELECT: (text[:start] + text[text.index(last) + len(last) :]).encode()}
+    assert failure(lambda: simulate_functionally(without, optimization="-O0", poison=True)).kind == "mismatch"
+
+
+def test_a_claim_of_independence_is_false(files):
+    """Sums are carried from one iteration to the next, which C simulation gets right whatever the pragma says."""
+    assert "PASS" in simulate_timed(files, watch_dependences=True).output
+    claim = "// false\n#pragma HLS DEPENDENCE variable=sums type=inter dependent=false\n"
+    start = "up_inputs:\n                for (int d = 0; d < S::WIDTH_CHUNKS; d++) {\n#pragma HLS PIPELINE II=1\n"
+    wrong = edited(files, UP, (start, start + claim))
+    assert lint(wrong) == []
+    error = failure(lambda: simulate_timed(wrong, watch_dependences=True))
+    assert error.kind == "false dependence"
+    assert "process product_up reads element 0 of sums 1 iterations behind" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after", "rule"),
+    [
+        (UP, "ARRAY_PARTITION variable=weights complete dim=2", "ARRAY_PARTITION variable=weight complete dim=2", "declared-variables"),
+        (UP, "#pragma HLS ARRAY_PARTITION variable=sums complete", "#pragma HLS ARRAY_PARTITON variable=sums complete", "known-pragmas"),
+        (SELECT, "for (int i = 0; i < STEPS; i++) {\n#pragma HLS PIPELINE II=1", "for (int i = 0; i < STEPS; i++) {", "pipelined-loops"),
+        (TOP, "router<block>(router_weights", "router<block>(up_weights", "one-process-per-array"),
+        (TOP, "items_down, hidden, beats_down", "items_down, hidden, beats_up", "single-producer-and-consumer"),
+    ],
+)  # fmt: skip
+def test_wrong_pragmas_and_regions(files, path, before, after, rule):
+    assert lint(files) == []
+    assert rule in {finding.rule for finding in lint(edited(files, path, (before, after)))}

@@ -1,0 +1,132 @@
+"""From a model to a project whose simulation matches, and what bad input gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from moec import compiler
+from moec.errors import MoecError, UnsupportedError
+from moec.passes import pipeline
+from moec.passes.base import Report
+from moec.runtime.artifact import open_artifact
+from moec.targets import get_all
+from moec.targets.hls import calibrate, reference
+from moec.targets.hls.blocks import find_blocks
+from moec.targets.hls.exploration import Constraints
+from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.quantize import quantize
+from moec.targets.hls.simulate import simulate
+
+DIGITS = pathlib.Path(__file__).parents[3] / "examples" / "digits"
+OPTIONS = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=32, constraints=Constraints(max_dsp=200))
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    path = tmp_path_factory.mktemp("digits") / "digits.moec"
+    compiler.write(DIGITS / "model.onnx", path, "hls:zcu102", hls=OPTIONS)
+    return open_artifact(path)
+
+
+@pytest.fixture
+def model():
+    graph = compiler.import_model(DIGITS / "model.onnx")
+    pipeline.run(graph, pipeline.parse("O2"), Report())
+    return graph
+
+
+def test_the_project_of_a_model_simulates_right(artifact):
+    (result,) = simulate(artifact)
+    assert result["passed"]
+    assert result["tokens"] == 32
+    assert result["estimated"] == pytest.approx(result["cycles"], rel=0.25)  # loads of 32 tokens are not those of all
+
+
+def test_the_artifact_says_what_was_chosen(artifact):
+    (project,) = artifact.manifest.projects
+    chosen = [one for one in project.report["exploration"]["front"] if one["chosen"]]
+    assert len(chosen) == 1
+    assert chosen[0]["resources"]["dsp"] <= 200
+    assert project.report["quality"]["decibels"]["output"] > 25
+    assert {"README.md", "Makefile", "host.py", "estimate.json", "src/moe_block.cpp"} <= set(artifact.project_files(project))
+
+
+def test_accuracy_is_within_half_a_point_of_floats(model):
+    inputs, labels = dict(np.load(DIGITS / "inputs.npz")), np.load(DIGITS / "labels.npz")["y"]
+    blocks = find_blocks(model)
+    (tokens,) = calibrate.run_floats(model, blocks, OPTIONS.calibration).tokens
+    block = quantize(blocks[0].numbers, tokens, most_tokens=32)
+
+    def compute(_index, tokens):
+        return reference.run(block, block.quantized(tokens)).output * block.output_scale
+
+    floats = calibrate.run_floats(model, blocks, inputs).outputs["logits"]
+    integers = calibrate.run_with(model, blocks, inputs, compute)["logits"]
+    right = [float((answers.argmax(axis=1) == labels).mean()) for answers in (floats, integers)]
+    assert right[0] > 0.95
+    assert abs(right[0] - right[1]) <= 0.005
+
+
+def refused(options: HlsOptions, target: str = "hls:zcu102", path: pathlib.Path = DIGITS / "model.onnx"):
+    with pytest.raises(MoecError) as error:
+        compiler.write(path, pathlib.Path("never.moec"), target, hls=options)
+    assert not pathlib.Path("never.moec").exists()
+    return str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"calibration": None}, "--calibrate FILE.npz with x float32"),
+        ({"max_tokens": None}, "--max-tokens"),
+        ({"calibration": {"pixels": np.zeros((3, 64), np.float32)}}, "calibration data has 'pixels'; the model takes x"),
+        ({"calibration": {"x": np.zeros((0, 64), np.float32)}}, "0 calibration tokens"),
+        ({"calibration": {"x": np.full((3, 64), np.nan, np.float32)}}, "all of which must be finite"),
+        ({"constraints": Constraints(max_dsp=10)}, "what would fit"),
+        ({"max_tokens": 60000}, "do not fit zcu102"),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_said(changes, said):
+    assert said in refused(dataclasses.replace(OPTIONS, **changes))
+
+
+def test_an_unknown_part_is_refused():
+    assert "zcu104" in refused(OPTIONS, "hls:virtex2")
+
+
+def test_limits_of_hardware_are_for_hls():
+    with pytest.raises(UnsupportedError, match="hls:PART"):
+        get_all("cpu", OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"score": "relu"}, "score 'relu'"),
+        ({"groups": 2, "groups_kept": 1}, "groups"),
+        ({"k": 8, "selection": "all"}, "selection 'all'"),
+    ],
+)
+def test_an_unsupported_router_is_refused(change, said, model):
+    (found,) = find_blocks(model)
+    block = dataclasses.replace(found.numbers, routing=dataclasses.replace(found.numbers.routing, **change))
+    with pytest.raises(UnsupportedError, match=said):
+        quantize(block, np.ones((4, 32), np.float32), most_tokens=4)
+
+
+def test_a_model_without_experts_is_refused(model):
+    for node in [node for node in model.graph if node.domain == "moec"]:
+        node.outputs[0].replace_all_uses_with(node.inputs[0])
+        model.graph.remove(node)
+    (target,) = get_all("hls:zcu102", OPTIONS)
+    with pytest.raises(UnsupportedError, match="no MoE block"):
+        target.compile(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -26,7 +27,7 @@ _LANGUAGE = ("-std=c++17", "-w", "-fno-strict-aliasing")
 _USUAL = ("-O1",)
 """Options of sources for which the prelude is precompiled."""
 _PRELUDE = _HEADERS / "prelude.h"
-_ERROR = re.compile(r"^(?:.*/)?([^/\n]+:\d+)(?::\d+)?: (?:fatal )?error: (.*)", re.MULTILINE)
+_ERROR = re.compile(r"^([^:\n]+:\d+)(?::\d+)?: (?:fatal )?error: (.*)", re.MULTILINE)
 
 
 def ap_types() -> pathlib.Path:
@@ -113,7 +114,8 @@ def _runtime(compiler: str) -> pathlib.Path:
 
 
 def _run(command: Sequence[str], folder: pathlib.Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "LC_ALL": "C"}  # messages with plain quotes
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         found = _ERROR.search(done.stderr)
         message = f"{found[1]}: {found[2]}" if found else done.stderr.strip()[-500:]

@@ -20,6 +20,12 @@ _OPERATORS: Mapping[type, Callable[[int, int], int]] = {
     ast.Mod: operator.mod,
     ast.LShift: operator.lshift,
     ast.RShift: operator.rshift,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
 }
 
 
@@ -62,10 +68,15 @@ class Constants:
             return node.value
         if isinstance(node, ast.Name) and node.id in self._texts and node.id not in inside:
             return self._value(self._texts[node.id], inside | {node.id})
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            left, right = self._computed(node.left, inside), self._computed(node.right, inside)
-            return None if left is None or right is None else _OPERATORS[type(node.op)](left, right)
-        return None
+        if isinstance(node, ast.BinOp):
+            parts = (node.left, node.op, node.right)
+        elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+            parts = (node.left, node.ops[0], node.comparators[0])
+        else:
+            return None
+        left, right = self._computed(parts[0], inside), self._computed(parts[2], inside)
+        known = left is not None and right is not None and type(parts[1]) in _OPERATORS
+        return int(_OPERATORS[type(parts[1])](left, right)) if known else None
 
 
 def _declared_in(code: str) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Literal
 
 Scoring = Literal["softmax", "sigmoid"]
+Norm = Literal["none", "layer", "rms"]
 LargeArrays = Literal["bram", "uram"]
 BEAT_BYTES = 64
 """Of one transfer on an AXI bus of 512 bits."""
@@ -56,6 +57,8 @@ class BlockShape:
     biased_choice: bool = False
     """Whether a bias moves the choice of experts, and not their weights."""
     weight_bits: Literal[4, 8] = 8
+    norm: Norm = "none"
+    """Of the tokens, which are then a residual stream that the result is added to."""
     up_sum_bits: int | None = None
     down_sum_bits: int | None = None
     """Of the products' sums where the weights are known; without them, what any weights could need."""
@@ -81,6 +84,8 @@ class Fifos:
     weights: int = 128
     """Two bursts of 4 KiB; tiles themselves are buffered twice."""
     results: int = 4
+    parameters: int = 2
+    measured: int = 2
 
 
 @dataclasses.dataclass(frozen=True)

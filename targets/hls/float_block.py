@@ -9,6 +9,7 @@ import numpy as np
 
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.targets.hls.normalization import FloatNorm
 
 Array = np.ndarray[Any, Any]
 
@@ -20,6 +21,7 @@ class FloatBlock:
     ``router`` [E, d], ``router_bias`` [E] and ``correction_bias`` [E]; ``up`` and ``gate`` [E, f, d], ``down`` [E, d, f]
     with biases [E, f] and [E, d]. ``gate`` and ``gate_bias`` are None where experts are not gated,
     ``correction_bias`` where nothing moves the choice. The specs say the rest; layouts in them no longer count.
+    With a ``norm`` the tokens are a residual stream: they are normalised first, and added to the experts' sum.
     """
 
     name: str
@@ -34,6 +36,7 @@ class FloatBlock:
     gate_bias: Array | None
     down: Array
     down_bias: Array
+    norm: FloatNorm | None = None
 
     @property
     def width(self) -> int:
@@ -50,6 +53,9 @@ class FloatBlock:
 
     def run(self, tokens: Array) -> FloatResults:
         """Tokens [T, d] through the block, with everything on the way."""
+        residual = tokens
+        if self.norm is not None:
+            tokens = self.norm.run(tokens)
         logits = tokens @ self.router.T + self.router_bias
         gates, chosen = semantics.route(self.routing, logits, self.correction_bias)
         output = np.zeros((len(tokens), self.width), np.float32)
@@ -65,18 +71,21 @@ class FloatBlock:
             parts.append((up, gate, hidden, result))
         ups, gates_in, hiddens, results = zip(*parts, strict=True) if parts else ((), (), (), ())
         joined = None if self.gate is None else _joined(gates_in, self.hidden)
+        if self.norm is not None:
+            output += residual
         return FloatResults(
-            logits, gates, chosen, _joined(ups, self.hidden), joined, _joined(hiddens, self.hidden),
+            tokens, logits, gates, chosen, _joined(ups, self.hidden), joined, _joined(hiddens, self.hidden),
             _joined(results, self.width), output,
         )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class FloatResults:
-    """What a block computes on T tokens, P pairs of token and expert: ``logits`` [T, E], ``gates`` and ``chosen``
-    [T, k]; by expert and then by token ``up``, ``gate`` and ``hidden`` [P, f] and ``results`` [P, d]; ``output``
+    """What a block computes on T tokens, P pairs of token and expert: ``inputs`` [T, d], normalised where it has a norm;
+    ``logits`` [T, E], ``gates`` and ``chosen`` [T, k]; by expert and then by token ``up``, ``gate`` and ``hidden`` [P, f] and ``results`` [P, d]; ``output``
     [T, d]."""
 
+    inputs: Array
     logits: Array
     gates: Array
     chosen: Array

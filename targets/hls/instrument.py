@@ -1,4 +1,4 @@
-"""Makes a copy of delivered HLS sources that the timed simulation can run; the delivered sources hold no simulation code.
+"""Makes a copy of delivered HLS sources that the timed simulation can run; those delivered hold no simulation code.
 
 - ``#pragma HLS PIPELINE II=n`` becomes the start of an iteration, n cycles behind the one before.
 - Calls in a function with ``#pragma HLS DATAFLOW`` become processes, and its m_axi ports memories.
@@ -87,34 +87,34 @@ def _not_understood(pragma: Pragma) -> str:
 def _instrument_loops(edits: _Edits, function: Function) -> None:
     guarded: set[int] = set()
     for loop, around in function.body.loops():
-        pipelines = [
-            pragma for pragma in pragmas_of(loop) if pragma.directive == "PIPELINE" and "off" not in pragma.options
-        ]
-        if not pipelines:
+        if not _is_pipelined(loop):
             _expect_known_cycles(edits.source, loop, around)
             continue
-        _instrument_pipeline(edits, loop, pipelines)
-        independent = [
-            _instrument_dependence(edits, pragma) for pragma in pragmas_of(loop) if pragma.directive == "DEPENDENCE"
-        ]
+        _instrument_pipeline(edits, loop)
+        claims = [pragma for pragma in pragmas_of(loop) if pragma.directive == "DEPENDENCE"]
+        for claim in claims:
+            edits.replace(claim, _claim(edits.source, claim))
         memory = [outer for outer in (*around, loop) if outer.label.startswith(_MEMORY_LABEL)]
-        guard = memory[0] if memory else _nest(loop, around) if independent else None
+        guard = memory[0] if memory else _nest(loop, around) if claims else None
         if guard is not None and guard.start not in guarded:
             guarded.add(guard.start)
-            kind = "uses_memory" if memory else "computes"
-            edits.insert(guard.start, _guard(kind))
+            edits.insert(guard.start, _guard("uses_memory" if memory else "computes"))
 
 
 def _guard(kind: str) -> str:
     return f"for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::{kind}); moec_loop.enters();) "
 
 
-def _is_unrolled(loop: Statement) -> bool:
-    return any(pragma.directive == "UNROLL" and "factor" not in pragma.options for pragma in pragmas_of(loop))
+def _pipelines(loop: Statement) -> list[Pragma]:
+    return [pragma for pragma in pragmas_of(loop) if pragma.directive == "PIPELINE" and "off" not in pragma.options]
 
 
 def _is_pipelined(loop: Statement) -> bool:
-    return any(pragma.directive == "PIPELINE" and "off" not in pragma.options for pragma in pragmas_of(loop))
+    return bool(_pipelines(loop))
+
+
+def _is_unrolled(loop: Statement) -> bool:
+    return any(pragma.directive == "UNROLL" and "factor" not in pragma.options for pragma in pragmas_of(loop))
 
 
 def _expect_known_cycles(source: Source, loop: Statement, around: tuple[Statement, ...]) -> None:
@@ -128,39 +128,37 @@ def _expect_known_cycles(source: Source, loop: Statement, around: tuple[Statemen
         )
 
 
-def _instrument_pipeline(edits: _Edits, loop: Statement, pipelines: list[Pragma]) -> None:
-    pragma, source = pipelines[0], edits.source
-    if len(pipelines) > 1:
-        raise source.error(pipelines[1].start, "a second pragma PIPELINE for the same loop: keep one")
-    if loop.body.children and loop.body.children[0].start < pragma.start:
-        raise source.error(pragma.start, "pragma PIPELINE behind a statement: put it where the loop's body starts")
-    if any(other.directive == "UNROLL" for other in pragmas_of(loop)):
-        raise source.error(
-            pragma.start, "a loop that is pipelined and partly unrolled: the simulation counts whole iterations"
-        )
-    for inner in loop.body.walk():
-        if inner.is_loop and _is_pipelined(inner):
-            raise source.error(
-                inner.start, "a pipelined loop in a pipelined loop: the outer pragma unrolls this one; remove one"
-            )
+def _instrument_pipeline(edits: _Edits, loop: Statement) -> None:
+    pragma, *more = _pipelines(loop)
+    if problem := _pipeline_problem(loop, pragma, more):
+        raise edits.source.error(pragma.start, problem)
     edits.replace(pragma, f"::moec_simulation::tick({pragma.options.get('II') or 1});")
 
 
-def _instrument_dependence(edits: _Edits, pragma: Pragma) -> None:
+def _pipeline_problem(loop: Statement, pragma: Pragma, more: list[Pragma]) -> str:
+    if more:
+        return "two pragmas PIPELINE for the same loop: keep one"
+    if loop.body.children and loop.body.children[0].start < pragma.start:
+        return "pragma PIPELINE behind a statement: put it where the loop's body starts"
+    if any(other.directive == "UNROLL" for other in pragmas_of(loop)):
+        return "a loop that is pipelined and partly unrolled: the simulation counts whole iterations"
+    if any(inner.is_loop and _is_pipelined(inner) for inner in loop.body.walk()):
+        return "a pipelined loop inside this one, whose pragma has it unrolled: remove one pragma"
+    return ""
+
+
+def _claim(source: Source, pragma: Pragma) -> str:
     options = pragma.options
     if "inter" not in (options.get("type"), *options) or options.get("direction", "RAW") != "RAW":
-        raise edits.source.error(
-            pragma.start,
-            f"pragma {pragma.words}: the simulation checks type=inter, and direction=RAW where one is given",
-        )
-    if "variable" not in options:
-        raise edits.source.error(pragma.start, f"pragma {pragma.words}: expected variable=...")
-    claims_none = options.get("dependent") == "false" or "false" in options
-    distance = "0" if claims_none else options.get("distance")
-    if distance is None:
-        raise edits.source.error(pragma.start, f"pragma {pragma.words}: expected dependent=false or distance=...")
-    variable = options["variable"]
-    edits.replace(pragma, f'::moec_simulation::independent("{variable}", {variable}, {distance});')
+        problem = "the simulation checks type=inter, and direction=RAW where one is given"
+    elif "variable" not in options:
+        problem = "expected variable="
+    elif options.get("dependent") != "false" and "false" not in options and "distance" not in options:
+        problem = "expected dependent=false or distance="
+    else:
+        variable, distance = options["variable"], options.get("distance", "0")
+        return f'::moec_simulation::independent("{variable}", {variable}, {distance});'
+    raise source.error(pragma.start, f"pragma {pragma.words}: {problem}")
 
 
 def _nest(loop: Statement, around: tuple[Statement, ...]) -> Statement:

@@ -56,8 +56,8 @@ def named_channels(linted: Linted) -> Iterator[Finding]:
 
 
 def single_producer_and_consumer(linted: Linted) -> Iterator[Finding]:
-    """Every channel is written by one process and read by another one, which is called later: a channel is a FIFO, and C
-    simulation runs processes in this order."""
+    """Every channel is written by one process and read by another one, which is called later: a channel is a FIFO, and
+    C simulation runs processes in this order."""
     for place in linted.regions:
         processes = _processes(place)
         for statement, names, _ in _channels(place):
@@ -80,15 +80,10 @@ def single_producer_and_consumer(linted: Linted) -> Iterator[Finding]:
 def one_process_per_array(linted: Linted) -> Iterator[Finding]:
     """An array, or a port, belongs to one process: shared ones make the tools serialise processes."""
     for place in linted.regions:
-        arrays = [
-            parameter.name for parameter in place.function.parameters if parameter.is_array or parameter.is_pointer
-        ]
-        for statement in place.function.body.children:
-            text = _text(place, statement)
-            if not (_STREAMS.fullmatch(text) or _CALL.fullmatch(text) or _OTHER.match(text)) and (
-                found := _ARRAY.match(text)
-            ):
-                arrays.append(found[1])
+        arrays = [one.name for one in place.function.parameters if one.is_array or one.is_pointer]
+        texts = [_text(place, statement) for statement in place.function.body.children]
+        rest = [text for text in texts if not (_STREAMS.fullmatch(text) or _CALL.fullmatch(text) or _OTHER.match(text))]
+        arrays += [found[1] for text in rest if (found := _ARRAY.match(text))]
         for array in arrays:
             users = [process for process in _processes(place) if array in process.arguments]
             if len(users) > 1:

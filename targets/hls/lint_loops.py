@@ -32,8 +32,8 @@ def pipelined_innermost_loops(linted: Linted) -> Iterator[Finding]:
 
 
 def trip_counts(linted: Linted) -> Iterator[Finding]:
-    """A loop whose end is known at run time only says how often it runs, else reports show no latency; such a loop cannot
-    be unrolled."""
+    """A loop whose end is known at run time only says how often it runs, else reports show no latency. It cannot be
+    unrolled."""
     for place in linted.places:
         for loop, around in place.loops():
             variables = _run_time_variables(loop, around)
@@ -49,7 +49,7 @@ def cheap_divisions(linted: Linted) -> Iterator[Finding]:
     """A pipelined loop divides by powers of two alone, which are wires: a divider takes thousands of LUTs. One that is
     wanted stands in a function of its own."""
     everywhere = Constants(linted.sources)
-    for place in linted.places:
+    for place in linted.used:
         constants = everywhere.within(place.text)
         for loop, _ in place.loops():
             if not _has(loop, "PIPELINE"):
@@ -83,7 +83,7 @@ def _counter(loop: Statement) -> str:
 def _run_time_variables(loop: Statement, around: tuple[Statement, ...]) -> list[str]:
     """What the end of a loop depends on beside constants and counters of unrolled loops."""
     if loop.kind == "for":
-        start, condition, _ = (loop.header.split(";") + ["", ""])[:3]
+        start, condition, _ = [*loop.header.split(";"), "", ""][:3]
         text = start.partition("=")[2] + " " + condition
     else:
         text = loop.header

@@ -59,8 +59,8 @@ def known_pragmas(linted: Linted) -> Iterator[Finding]:
 
 
 def placed_pragmas(linted: Linted) -> Iterator[Finding]:
-    """Pragmas of a loop stand where its body starts, those of a function in its own block: elsewhere they mean something
-    else, or nothing."""
+    """Pragmas of a loop stand where its body starts, those of a function in its own block: elsewhere they mean
+    something else, or nothing."""
     for place in linted.places:
         bodies = {loop.body.start: loop.body for loop, _ in place.loops() if loop.body.kind == "block"}
         for pragma, block in place.pragmas():

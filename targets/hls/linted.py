@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 
 from moec.targets.hls.cpp_source import Pragma, Source
 from moec.targets.hls.cpp_structure import Function, Statement, functions
+
+_WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +67,15 @@ class Linted:
     @property
     def regions(self) -> list[Place]:
         return [place for place in self.places if place.function.body.pragmas_named("DATAFLOW")]
+
+    @functools.cached_property
+    def used(self) -> tuple[Place, ...]:
+        """What regions call, and what that calls; all where there is no region. A library holds more than a design
+        uses, and constants of the rest have no value."""
+        reached = {place.function.name for place in self.regions or self.places}
+        new = reached
+        while new:
+            texts = [self.by_name[name].text for name in new]
+            new = {word for text in texts for word in _WORD.findall(text) if word in self.by_name} - reached
+            reached |= new
+        return tuple(place for place in self.places if place.function.name in reached)

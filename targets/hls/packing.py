@@ -2,6 +2,7 @@
 
 | file | contents |
 |---|---|
+| ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16; where tokens are normalised |
 | ``router.bin`` | int16 [E, d], then from a new beat on int32 biases [E] |
 | ``up.bin`` | by expert and tile: parameters of the tile's channels, then its weights by step of the array |
 | ``down.bin`` | by expert: the weights of all tiles by step, then the parameters of its results |
@@ -17,14 +18,16 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls.design import BEAT_BYTES, PARAMETER_BYTES, Design
+from moec.targets.hls.normalization import QuantizedNorm
 from moec.targets.hls.quantize import QuantizedBlock
 
 Array = np.ndarray[Any, Any]
 
 
 def pack_tokens(design: Design, tokens: Array) -> bytes:
-    """int8 [T, d], padded to the width of the design."""
-    return _whole_beats(_wide(tokens.astype(np.int8), design.width, axis=1).tobytes())
+    """int8 [T, d], int16 of a residual stream, padded to the width of the design."""
+    numbers = np.dtype(np.int8 if design.shape.norm == "none" else "<i2")
+    return _whole_beats(_wide(tokens.astype(numbers), design.width, axis=1).tobytes())
 
 
 def unpack_tokens(design: Design, data: bytes, count: int) -> Array:
@@ -41,6 +44,11 @@ def pack_output(design: Design, output: Array) -> bytes:
 def pack_router(design: Design, block: QuantizedBlock) -> bytes:
     weights = _wide(block.router.astype("<i2"), design.width, axis=1)
     return _whole_beats(weights.tobytes()) + _whole_beats(block.router_bias.astype("<i4").tobytes())
+
+
+def pack_norm(norm: QuantizedNorm, width: int) -> bytes:
+    """Of the channels of a token, padded to ``width``."""
+    return _parameters(_wide(norm.biases, width, axis=0), _wide(norm.multipliers, width, axis=0) & 0xFFFF)
 
 
 def pack_up(design: Design, block: QuantizedBlock) -> bytes:

@@ -38,7 +38,7 @@ def compare(block: FloatBlock, quantized: QuantizedBlock, tokens: Array) -> Qual
     alike = (gates != 0) & (found_gates != 0)
     ours, theirs = _pairs(floats.chosen, alike), _pairs(integers.chosen, alike)
     decibels = {
-        "tokens": signal_to_noise(tokens, steps * quantized.input_scale),
+        "tokens": signal_to_noise(floats.inputs, integers.inputs * quantized.input_scale),
         "logits": signal_to_noise(floats.logits, integers.logits * quantized.logit_scale),
         "gates": signal_to_noise(gates[alike], found_gates[alike]),
         "hidden": signal_to_noise(floats.hidden[ours], integers.hidden[theirs] * quantized.hidden_scale),

@@ -18,6 +18,7 @@ from moec.errors import UnsupportedError
 from moec.ir import semantics
 from moec.targets.hls.design import BlockShape, Scoring
 from moec.targets.hls.float_block import FloatBlock, FloatResults
+from moec.targets.hls.normalization import QuantizedNorm, quantize_norm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 
@@ -100,6 +101,12 @@ class QuantizedBlock:
     up_offset: int
     up_limit: int
     score: Multipliers
+    norm: QuantizedNorm | None = None
+
+    @property
+    def token_scale(self) -> float:
+        """What a step of a token in memory stands for."""
+        return self.input_scale if self.norm is None else self.norm.stream_scale
 
     @property
     def logit_bits(self) -> int:
@@ -107,18 +114,23 @@ class QuantizedBlock:
         return int(largest.max()).bit_length() + 1
 
     def quantized(self, tokens: Array) -> Array:
-        """Tokens [T, d] as int8, rounded half to even."""
-        return rounded(tokens, self.input_scale, 8)
+        """Tokens [T, d] as the int8, or int16 where they are normalised, that memory holds; rounded half to even."""
+        return rounded(tokens, self.token_scale, 8 if self.norm is None else 16)
 
 
-def quantize(block: FloatBlock, tokens: Array, *, most_tokens: int, weight_bits: int = 8) -> QuantizedBlock:
-    """Calibrate with ``tokens`` [N, d]. Raises UnsupportedError, saying why, for what the templates cannot compute, and
-    for calibration data without a finite number."""
+def quantize(
+    block: FloatBlock, tokens: Array, *, most_tokens: int, weight_bits: int = 8, stream_scale: float | None = None
+) -> QuantizedBlock:
+    """Calibrate with ``tokens`` [N, d]. ``stream_scale``: of the residual stream, where blocks that share one have agreed.
+
+    Raises UnsupportedError, saying why, for what the templates cannot compute, and for calibration data without a finite
+    number.
+    """
     shape = shape_of(block, most_tokens, weight_bits)
     if not len(tokens) or not np.isfinite(tokens).all():
         raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
     seen = block.run(tokens)
-    input_scale = scale_for(tokens, 8)
+    input_scale = scale_for(seen.inputs, 8)
     router_scale = _step(np.abs(block.router).max(), 16)
     logit_scale = input_scale * router_scale
     gate_scale = scale_for(seen.up if seen.gate is None else seen.gate, 8)
@@ -130,6 +142,11 @@ def quantize(block: FloatBlock, tokens: Array, *, most_tokens: int, weight_bits:
     hidden_scale = scale_for(seen.hidden, 8) if block.gate is not None else activation_scale
     down = _project(block.down, block.down_bias, hidden_scale, weight_bits)
     result_scale = _result_scale(seen, block.routing.scale)
+    norm = None
+    if block.norm is not None:
+        stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results * block.routing.scale)
+        result_scale = stream_scale / block.routing.scale
+        norm = quantize_norm(block.norm, stream_scale, input_scale)
     limit = block.experts.limit
     return QuantizedBlock(
         shape=shape,
@@ -152,6 +169,7 @@ def quantize(block: FloatBlock, tokens: Array, *, most_tokens: int, weight_bits:
         up_offset=round(offset / up_scale),
         up_limit=127 if limit <= 0 else min(127, round(limit / up_scale)),
         score=_score(block, logit_scale),
+        norm=norm,
     )
 
 
@@ -172,6 +190,7 @@ def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> Block
         normalized=block.routing.normalize or block.routing.score == "softmax_topk",
         biased_choice=block.correction_bias is not None,
         weight_bits=4 if weight_bits == 4 else 8,
+        norm="none" if block.norm is None else block.norm.kind,
     )
 
 

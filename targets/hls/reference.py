@@ -18,9 +18,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class IntegerResults:
-    """On T tokens, P pairs: ``logits`` [T, E], ``gates`` and ``chosen`` [T, k], ``loads`` [E]; by expert and then by
+    """On T tokens, P pairs: ``inputs`` int8 [T, d], normalised where there is a norm; ``logits`` [T, E], ``gates`` and ``chosen`` [T, k], ``loads`` [E]; by expert and then by
     token ``pre_activations`` [P, f or 2 f], ``hidden`` [P, f], ``results`` [P, d]; ``output`` int16 [T, d]."""
 
+    inputs: Array
     logits: Array
     gates: Array
     chosen: Array
@@ -32,8 +33,10 @@ class IntegerResults:
 
 
 def run(block: QuantizedBlock, tokens: Array) -> IntegerResults:
-    """Tokens int8 [T, d] through the block."""
-    shape = block.shape
+    """Tokens [T, d] through the block: int8, or int16 where they are normalised and added to the result."""
+    shape, residual = block.shape, tokens
+    if block.norm is not None:
+        tokens = block.norm.run(tokens)
     logits = product(tokens, block.router) + block.router_bias
     chosen = choose(block, logits)
     gates = weigh(block, logits, chosen)
@@ -50,9 +53,11 @@ def run(block: QuantizedBlock, tokens: Array) -> IntegerResults:
         combined[rows] += result * gates[rows, slots, None]
         parts.append((before, hidden, result))
     before, hidden, results = (np.concatenate(part) for part in zip(*parts, strict=True))
-    output = saturated((combined + GATE_ONE // 2) >> 16, 16).astype(np.int16)
+    output = saturated((combined + GATE_ONE // 2) >> 16, 16)
+    if block.norm is not None:
+        output = saturated(output + residual, 16)
     loads = np.bincount(chosen.reshape(-1), minlength=shape.experts)
-    return IntegerResults(logits, gates, chosen, loads, before, hidden, results, output)
+    return IntegerResults(tokens, logits, gates, chosen, loads, before, hidden, results, output.astype(np.int16))
 
 
 def product(rows: Array, matrix: Array) -> Array:

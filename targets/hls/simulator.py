@@ -1,7 +1,7 @@
 """Runs a project's testbench: as C simulation, or with clocks, bounded channels and memories that take time.
 
-The timed simulation counts the cycles of pipelined loops, of waiting for channels and memories, and of the first beat of
-a burst. It does not count the depth of pipelines, nor code between loops. Results are the same for every run.
+The timed simulation counts the cycles of pipelined loops, of waiting for channels and memories, and of the first beat
+of a burst. It does not count the depth of pipelines, nor code between loops. Results are the same for every run.
 """
 
 from __future__ import annotations
@@ -227,11 +227,9 @@ def _run(
 
 def _failure(top: str, done: subprocess.CompletedProcess[str]) -> SimulationError:
     kind = _KINDS.get(done.returncode, "crash")
-    said = next(
-        (line for line in (done.stderr if kind != "mismatch" else done.stdout).splitlines() if line.strip()), ""
-    )
+    lines = (done.stdout if kind == "mismatch" else done.stderr).splitlines()
+    said = next((line for line in lines if line.strip()), "")
     if kind == "crash":
-        said = (
-            f"it ended with {done.returncode}: an access outside of an array, or arrays too large for the stack; {said}"
-        )
+        by_signal = f"signal {-done.returncode}: an access outside of an array, or the stack is too small"
+        said = f"it ended with {by_signal if done.returncode < 0 else f'exit code {done.returncode}'}; {said}"
     return SimulationError(kind, f"simulation of {top}: {said}", done.stdout + done.stderr)

@@ -39,11 +39,11 @@ inline ap_int<BITS> requantize(const ap_int<WIDE>& value, const ap_uint<16>& mul
 
 // The dot products of LANES inputs with two rows of weights, which begin at row0 and row1 of a word. Both weights of a
 // lane share one 27 x 18 multiplier (AMD WP486): the number weight1 * 2^18 + weight0 times the input holds both products.
-// Four products are summed before they are taken apart: 4 * 2^14 < 2^17, so the lower 18 bits cannot overflow.
-template <class Block, int SUM_BITS>
-inline void dot_pair(const typename types<Block>::chunk_t& inputs, const typename types<Block>::weights_t& word0, int row0,
-                     const typename types<Block>::weights_t& word1, int row1, ap_int<SUM_BITS>& sum0,
-                     ap_int<SUM_BITS>& sum1) {
+// Four products are summed before they are taken apart: 4 * 255 * 128 < 2^17, so the lower 18 bits cannot overflow,
+// whether inputs are int8 or uint8.
+template <class Block, int SUM_BITS, class Inputs, class Weights>
+inline void dot_pair(const Inputs& inputs, const Weights& word0, int row0, const Weights& word1, int row1,
+                     ap_int<SUM_BITS>& sum0, ap_int<SUM_BITS>& sum1) {
 #pragma HLS INLINE
     sum0 = 0;
     sum1 = 0;

@@ -1,15 +1,16 @@
-// Process: results times gates are summed by token, and tokens go out to memory.
+// Process: results times gates are summed by token.
 #ifndef MOEC_COMBINE_H
 #define MOEC_COMBINE_H
 #include "moec_arithmetic.h"
 
 namespace moec {
 
-// memory: int16[tokens][WIDTH], chunk after chunk. Experts come in the order of their numbers, so sums are reproducible;
+// outputs: int16, chunk after chunk of one token after the other. Experts come in the order of their numbers, so sums are reproducible;
 // they are exact anyway.
 template <class Block>
 void combine(int tokens, hls::stream<job_t>& jobs, hls::stream<item_t>& items,
-             hls::stream<typename types<Block>::results_t>& results, beat_t* memory) {
+             hls::stream<typename types<Block>::results_t>& results,
+             hls::stream<typename types<Block>::results_t>& outputs) {
     typedef sizes<Block> S;
     typedef lanes_t<S::COMBINED_BITS, Block::LANES> row_t;
     row_t rows[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
@@ -52,22 +53,18 @@ combine_jobs:
             }
         }
     }
-    const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);
-    beat_t beat = 0;
-axi_write_tokens:
+combine_outputs_of_tokens:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
 #pragma HLS PIPELINE II=1
         const row_t row = rows[i];
-        const int place = i % CHUNKS_PER_BEAT;
+        typename types<Block>::results_t output;
         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
             const ap_int<S::COMBINED_BITS> rounded = (row.lane[o] + (1 << 15)) >> 16;
-            const ap_int<16> output = saturate<16, S::COMBINED_BITS>(rounded);
-            const int first = 16 * (place * Block::LANES + o);
-            beat.range(first + 15, first) = output.range(15, 0);
+            output.lane[o] = saturate<16, S::COMBINED_BITS>(rounded);
         }
-        if (place == CHUNKS_PER_BEAT - 1 || i == tokens * S::WIDTH_CHUNKS - 1) memory[i / CHUNKS_PER_BEAT] = beat;
+        outputs.write(output);
     }
 }
 

@@ -18,6 +18,7 @@ constexpr int bits_for(long n) { return n <= 1 ? 0 : 1 + bits_for((n + 1) / 2); 
 constexpr int blocks_of(int items, int size) { return (items + size - 1) / size; }
 
 enum scoring_t { SOFTMAX, SIGMOID };
+enum norm_t { NO_NORM, LAYER_NORM, RMS_NORM };
 
 // Signed numbers side by side, in one word of a channel or a memory.
 template <int BITS, int LANES> struct lanes_t { ap_int<BITS> lane[LANES]; };

@@ -21,7 +21,9 @@ def test_lines_stay_where_they_are():
     text = source()
     name, *lines = instrumented(text).splitlines()
     assert name == '#line 1 "top.cpp"'
-    changed = {before.strip(): after.strip() for before, after in zip(text.splitlines(), lines, strict=True) if before != after}
+    changed = {
+        before.strip(): after.strip() for before, after in zip(text.splitlines(), lines, strict=True) if before != after
+    }
     region = '::moec_simulation::Region moec_region; moec_region.memory("gmem_in", "in", in, COUNT); '
     loop = "for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::uses_memory); moec_loop.enters();)"
     assert changed == {

@@ -130,8 +130,12 @@ def test_rules_about_regions(text, line, rule):
 def test_what_processes_share():
     """A second loader reads the same port, and another port of the same bundle."""
     channels = CHANNELS + '    hls::stream<int, 2> more("more");\n'
-    twice = TWICE.replace("& words,", "& words, hls::stream<int>& more,").replace("2 * words.read()", "words.read() + more.read()")
-    calls = "    load(in, words);\n    load_more(in, more);\n" + CALLS.split("\n", 1)[1].replace("(words,", "(words, more,")
+    twice = TWICE.replace("& words,", "& words, hls::stream<int>& more,").replace(
+        "2 * words.read()", "words.read() + more.read()"
+    )
+    calls = "    load(in, words);\n    load_more(in, more);\n" + CALLS.split("\n", 1)[1].replace(
+        "(words,", "(words, more,"
+    )
     shared = source(load=LOAD + LOADER, twice=twice, channels=channels, calls=calls)
     rules = [("load_more(in, more);", "one-master-per-direction"), ("load_more(in, more);", "one-process-per-array")]
     assert found(shared) == rules
@@ -139,7 +143,9 @@ def test_what_processes_share():
         f"#pragma HLS INTERFACE {mode} port=other{options}\n"
         for mode, options in (("m_axi", " bundle=gmem_in offset=slave depth=COUNT latency=64"), ("s_axilite", ""))
     )
-    of_a_bundle = shared.replace("load_more(in,", "load_more(other,").replace("top(const int* in", "top(const int* other, const int* in")
+    of_a_bundle = shared.replace("load_more(in,", "load_more(other,").replace(
+        "top(const int* in", "top(const int* other, const int* in"
+    )
     of_a_bundle = of_a_bundle.replace("#pragma HLS DATAFLOW\n", port + "#pragma HLS DATAFLOW\n")
     assert found(of_a_bundle) == [("load_more(other, more);", "one-master-per-direction")]
     assert found(of_a_bundle.replace("port=other bundle=gmem_in", "port=other bundle=gmem_other")) == []
@@ -147,10 +153,17 @@ def test_what_processes_share():
 
 def test_channels_that_helpers_use():
     """A process may leave reading and writing to functions that it calls."""
-    passed_on = TWICE.replace("void twice", "template <class T> inline void helper").replace(
-        "hls::stream<int>& words, hls::stream<int>& doubled", "int more, hls::stream<T>& from, hls::stream<T>& to"
-    ).replace("words.read", "from.read").replace("doubled.write", "to.write")
-    wrapper = "void twice(hls::stream<int>& words, hls::stream<int>& doubled) { helper<int>(f(1, 2), words, doubled); }\n"
+    passed_on = (
+        TWICE.replace("void twice", "template <class T> inline void helper")
+        .replace(
+            "hls::stream<int>& words, hls::stream<int>& doubled", "int more, hls::stream<T>& from, hls::stream<T>& to"
+        )
+        .replace("words.read", "from.read")
+        .replace("doubled.write", "to.write")
+    )
+    wrapper = (
+        "void twice(hls::stream<int>& words, hls::stream<int>& doubled) { helper<int>(f(1, 2), words, doubled); }\n"
+    )
     assert found(source(twice=passed_on + wrapper)) == []
     swapped = wrapper.replace("words, doubled);", "doubled, words);")
     assert len(found(source(twice=passed_on + swapped))) == 2

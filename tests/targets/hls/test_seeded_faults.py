@@ -56,8 +56,9 @@ load_jobs:
 
 @pytest.fixture(scope="module")
 def files():
-    block = quantized(float_block(RouteSpec(2), ExpertsSpec("gelu", "none"), width=64, hidden=64))
-    return project(block, block.quantized(tokens_for(block, 13)), hidden_tile=32)
+    block = float_block(RouteSpec(2), ExpertsSpec("gelu", "none"), width=64, hidden=64)
+    integers = quantized(block)
+    return project(integers, integers.quantized(tokens_for(block, 13)), hidden_tile=32)
 
 
 def edited(files, path, *edits):

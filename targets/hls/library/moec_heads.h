@@ -1,0 +1,91 @@
+// Processes of an attention block around its products: work tile by tile, and where the rows of a head go.
+#ifndef MOEC_HEADS_H
+#define MOEC_HEADS_H
+#include "moec_types.h"
+
+namespace moec {
+
+// The jobs of one matrix, all of whose tiles take all tokens. A job is announced before the items of the one in front of
+// it, as dispatch does. Each matrix has a scheduler of its own, so neither waits for the other.
+template <class Block>
+void schedule(int tokens, hls::stream<job_t>& to_loader, hls::stream<job_t>& to_product, hls::stream<item_t>& items) {
+    typedef sizes<Block> S;
+    const int tiles = tokens > 0 ? S::TILES : 0;
+    int announced = 0;
+schedule_jobs:
+    for (int q = 0; q <= tiles; q++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::TILES+1
+        job_t job;
+        job.end = q == tiles;
+        job.expert = 0;
+        job.count = job.end ? 0 : tokens;
+        job.tile = q;
+        job.first = q == 0;
+        job.last = q == S::TILES - 1;
+        to_loader.write(job);
+        to_product.write(job);
+    schedule_items:
+        for (int i = 0; i < announced; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::MAX_TOKENS
+#pragma HLS PIPELINE II=1
+            item_t item;
+            item.token = i;
+            item.gate = 65536;
+            items.write(item);
+        }
+        announced = job.count;
+    }
+}
+
+// The tiles of a head are its keys, its values and its queries, in this order: both others are known when queries come.
+template <class Block>
+void split_heads(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::stream<typename types<Block>::chunk_t>& projected,
+                 hls::stream<typename types<Block>::chunk_t>& keys_and_queries,
+                 hls::stream<typename types<Block>::chunk_t>& values) {
+    ap_uint<2> part = 0;
+split_jobs:
+    while (true) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=3*Block::HEADS+1
+        const job_t job = jobs.read();
+        if (job.end) break;
+    split_items:
+        for (int i = 0; i < int(job.count); i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        split_chunks:
+            for (int c = 0; c < sizes<Block>::TILE_CHUNKS; c++) {
+#pragma HLS PIPELINE II=1
+                if (c == 0) items.read();  // tokens come in order: nothing new
+                const typename types<Block>::chunk_t chunk = projected.read();
+                if (part == 1) values.write(chunk);
+                else keys_and_queries.write(chunk);
+            }
+        }
+        part = part == 2 ? ap_uint<2>(0) : ap_uint<2>(part + 1);
+    }
+}
+
+// Results of the output product come in the order of tokens, each once: nothing is left to combine.
+template <class Block>
+void pass_results(hls::stream<job_t>& jobs, hls::stream<item_t>& items,
+                  hls::stream<typename types<Block>::results_t>& results,
+                  hls::stream<typename types<Block>::results_t>& outputs) {
+pass_jobs:
+    while (true) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=2
+        const job_t job = jobs.read();
+        if (job.end) break;
+    pass_items:
+        for (int i = 0; i < int(job.count); i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        pass_chunks:
+            for (int c = 0; c < sizes<Block>::WIDTH_CHUNKS; c++) {
+#pragma HLS PIPELINE II=1
+                if (c == 0) items.read();
+                outputs.write(results.read());
+            }
+        }
+    }
+}
+
+}  // namespace moec
+#endif

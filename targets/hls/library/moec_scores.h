@@ -1,0 +1,131 @@
+// Processes: how each query of a head weighs the keys. Scores first, then their softmax, one query behind.
+#ifndef MOEC_SCORES_H
+#define MOEC_SCORES_H
+#include "moec_arithmetic.h"
+#include "moec_softmax.h"
+
+namespace moec {
+
+template <class Block> struct attention_sizes {
+    static const int CHUNKS = Block::HIDDEN_TILE / Block::LANES;               // steps through a row of a head
+    static const int KEY_GROUPS = blocks_of(Block::MAX_TOKENS, Block::LANES);  // keys that are scored together
+    static const int WEIGHT_SUM_BITS = 8 + bits_for(Block::MAX_TOKENS) + 1;
+    static const int MIXED_BITS = 16 + bits_for(Block::MAX_TOKENS);            // of values times weights, summed
+};
+
+template <class Block> struct attention_types {
+    typedef lanes_t<Block::LOGIT_BITS, Block::LANES> scores_t;
+    struct weights_t { ap_uint<8> lane[Block::LANES]; };  // 255 stands for the weight of a query's best key
+    typedef lanes_t<attention_sizes<Block>::MIXED_BITS, Block::LANES> mixed_t;
+    typedef ap_uint<20> reciprocal_t;
+};
+
+// Per head: keys come first and are kept, LANES of them side by side. Then every query meets all of them; scores of
+// LANES keys leave at a time. Keys beyond the last token are nonsense, which weigh_keys leaves out.
+template <class Block>
+void score_keys(int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
+                hls::stream<typename attention_types<Block>::scores_t>& scores) {
+    typedef attention_sizes<Block> S;
+    typedef typename types<Block>::chunk_t chunk_t;
+    chunk_t keys[Block::LANES][S::KEY_GROUPS * S::CHUNKS];
+#pragma HLS AGGREGATE variable=keys compact=bit
+#pragma HLS ARRAY_PARTITION variable=keys complete dim=1
+    chunk_t query[S::CHUNKS];
+#pragma HLS ARRAY_PARTITION variable=query complete
+    ap_int<Block::LOGIT_BITS> sums[Block::LANES];
+#pragma HLS ARRAY_PARTITION variable=sums complete
+    const int places = (tokens + Block::LANES - 1) / Block::LANES * S::CHUNKS;  // of a memory that are in use
+score_heads:
+    for (int h = 0; h < Block::HEADS; h++) {
+    score_read_keys:
+        for (int t = 0; t < tokens; t++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        score_read_key:
+            for (int c = 0; c < S::CHUNKS; c++) {
+#pragma HLS PIPELINE II=1
+                keys[t % Block::LANES][t / Block::LANES * S::CHUNKS + c] = rows.read();
+            }
+        }
+        int place = 0, chunk = 0;
+    // One loop with counters: how often the inner ones would run is known at run time only, so they would not be
+    // flattened, and the pipeline would drain for each query.
+    score_steps:
+        for (int step = 0; step < tokens * places; step++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::CHUNKS max=Block::MAX_TOKENS*S::KEY_GROUPS*S::CHUNKS
+#pragma HLS PIPELINE II=1
+            if (place == chunk) query[chunk] = rows.read();  // with the first keys
+            typename attention_types<Block>::scores_t result;
+            for (int r = 0; r < Block::LANES; r += 2) {
+#pragma HLS UNROLL
+                ap_int<Block::LOGIT_BITS> sum0, sum1;
+                dot_pair<Block, Block::LOGIT_BITS>(query[chunk], keys[r][place], 0, keys[r + 1][place], 0, sum0, sum1);
+                sums[r] = chunk == 0 ? sum0 : ap_int<Block::LOGIT_BITS>(sums[r] + sum0);
+                sums[r + 1] = chunk == 0 ? sum1 : ap_int<Block::LOGIT_BITS>(sums[r + 1] + sum1);
+                result.lane[r] = sums[r];
+                result.lane[r + 1] = sums[r + 1];
+            }
+            if (chunk == S::CHUNKS - 1) scores.write(result);
+            chunk = chunk == S::CHUNKS - 1 ? 0 : chunk + 1;
+            place = place == places - 1 ? 0 : place + 1;
+        }
+    }
+}
+
+// A divider with a place of its own: it is as deep as its result has bits, and only passed once per query.
+template <class Block>
+inline ap_uint<20> reciprocal_of(const ap_uint<attention_sizes<Block>::WEIGHT_SUM_BITS>& sum) {
+#pragma HLS INLINE
+    return ap_uint<20>((ap_uint<28>(Block::MIXED_ONE) + (sum >> 1)) / sum);
+}
+
+// weights: those of a query, LANES keys at a time; reciprocals: what their weighted sum of values is multiplied with.
+template <class Block>
+void weigh_keys(int tokens, hls::stream<typename attention_types<Block>::scores_t>& scores,
+                hls::stream<typename attention_types<Block>::weights_t>& weights,
+                hls::stream<typename attention_types<Block>::reciprocal_t>& reciprocals) {
+    typedef attention_sizes<Block> S;
+    typedef ap_int<Block::LOGIT_BITS> score_t;
+    // One query: its scores are read where they make room for the next one's, which come straight from a channel.
+    typename attention_types<Block>::scores_t kept[S::KEY_GROUPS];
+#pragma HLS AGGREGATE variable=kept compact=bit
+    const int groups = (tokens + Block::LANES - 1) / Block::LANES, queries = tokens * Block::HEADS;
+    score_t largest = 0, largest_kept = 0;
+    ap_uint<S::WEIGHT_SUM_BITS> sum = 0;
+    int query = 0, group = 0;
+weigh_steps:
+    for (int step = 0; step < (queries + 1) * groups; step++) {
+#pragma HLS LOOP_TRIPCOUNT min=2 max=(Block::MAX_TOKENS*Block::HEADS+1)*S::KEY_GROUPS
+#pragma HLS PIPELINE II=1
+        if (group == 0) {
+            largest_kept = largest;
+            largest = score_t(1) << (Block::LOGIT_BITS - 1);
+            sum = 0;
+        }
+        const typename attention_types<Block>::scores_t before = kept[group];
+        typename attention_types<Block>::weights_t weight;
+        for (int i = 0; i < Block::LANES; i++) {
+#pragma HLS UNROLL
+            const ap_uint<18> term = softmax_term<Block>(i, ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]));
+            const bool exists = group * Block::LANES + i < tokens;
+            weight.lane[i] = exists ? ap_uint<8>((term * ap_uint<8>(255) + (1 << 16)) >> 17) : ap_uint<8>(0);
+            sum += weight.lane[i];
+        }
+        if (query < queries) {
+            const typename attention_types<Block>::scores_t given = scores.read();
+            kept[group] = given;
+            for (int i = 0; i < Block::LANES; i++) {
+#pragma HLS UNROLL
+                if (group * Block::LANES + i < tokens && given.lane[i] > largest) largest = given.lane[i];
+            }
+        }
+        if (query > 0) {
+            weights.write(weight);
+            if (group == groups - 1) reciprocals.write(reciprocal_of<Block>(sum));
+        }
+        query += group == groups - 1 ? 1 : 0;
+        group = group == groups - 1 ? 0 : group + 1;
+    }
+}
+
+}  // namespace moec
+#endif

@@ -1,0 +1,109 @@
+"""Normalisation in front of a block: in floats, in integers, and as the hardware computes it.
+
+The residual stream is int16 in memory, normalised tokens are int8. A token x of d channels is centred without a
+division, ``x' = d x - sum(x)``, and divided by the root of ``v = d sum(x^2) - sum(x)^2``, which is ``d^2`` times its
+variance; for a root mean square both sums of x are left out. ``1 / sqrt(v)`` comes from a table: ``v = m 4^s`` with m
+from 1 to 4, of which 11 bits are the place in the table, so it is right to 1 part in 2^11. The scale and bias of each
+channel follow, exactly as one integer multiplier and one addend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from moec.errors import UnsupportedError
+from moec.targets.hls.design import MULTIPLIER_BITS, Norm, bits_for
+
+Array = np.ndarray[Any, Any]
+
+ROOT_ENTRIES, ROOT_FIRST = 2048, 512
+"""Places of the table of inverse roots; those before the first are never asked for."""
+FRACTION_BITS = 12
+"""Of a normalised number, before its channel's scale: it is at most the root of the number of channels."""
+_MOST_MULTIPLIER = (1 << (MULTIPLIER_BITS - 1)) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatNorm:
+    """``weight`` and ``bias`` [d]. ``kind`` "layer" takes the mean away first."""
+
+    kind: Norm
+    weight: Array
+    bias: Array
+    epsilon: float
+
+    def run(self, tokens: Array) -> Array:
+        """[T, d] → [T, d]."""
+        centered = tokens - tokens.mean(axis=1, keepdims=True) if self.kind == "layer" else tokens
+        variance = np.square(centered).mean(axis=1, keepdims=True)
+        return (centered / np.sqrt(variance + self.epsilon) * self.weight + self.bias).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedNorm:
+    """``multipliers`` int16 [d] and ``biases`` int32 [d] make int8 of normalised numbers, with ``shift`` for all.
+    ``epsilon`` is in steps of v, 1 at least. A step of the residual stream stands for ``stream_scale``."""
+
+    kind: Norm
+    stream_scale: float
+    multipliers: Array
+    biases: Array
+    shift: int
+    epsilon: int
+
+    def run(self, tokens: Array) -> Array:
+        """Residual stream int16 [T, d] → int8 [T, d], as the processes of ``library/moec_normalize.h``."""
+        x = tokens.astype(np.int64)
+        sums = x.sum(axis=1, keepdims=True) if self.kind == "layer" else np.zeros((len(x), 1), np.int64)
+        width = x.shape[1]
+        variance = width * np.square(x).sum(axis=1, keepdims=True) - np.square(sums) + self.epsilon
+        scale = _halved_logarithm(variance)
+        # v is below 2^62: its upper bits are taken, or zeros added, so that 11 bits remain.
+        places = np.where(2 * scale >= 9, variance >> np.maximum(2 * scale - 9, 0), variance << np.maximum(9 - 2 * scale, 0))
+        normal = ((width * x - sums) * inverse_roots()[places]) >> (16 - FRACTION_BITS + scale)
+        results = (normal * self.multipliers + self.biases + (1 << (self.shift - 1))) >> self.shift
+        return np.clip(results, -128, 127)
+
+
+def quantize_norm(norm: FloatNorm, stream_scale: float, input_scale: float) -> QuantizedNorm:
+    """For an int16 stream with ``stream_scale`` and int8 results with ``input_scale``.
+
+    Raises UnsupportedError where an integer of the hardware cannot hold a weight, bias or epsilon.
+    """
+    width = len(norm.weight)
+    scales = norm.weight.astype(np.float64) / input_scale / (1 << FRACTION_BITS)
+    largest = max(float(np.abs(scales).max()), 2.0**-40)
+    shift = int(np.floor(np.log2(_MOST_MULTIPLIER / largest)))
+    biases = np.round(norm.bias.astype(np.float64) / input_scale * 2.0**shift)
+    epsilon = max(1, round(norm.epsilon * (width / stream_scale) ** 2))
+    if not 1 <= shift <= 40 or np.abs(biases).max() >= 1 << 31:
+        raise UnsupportedError(f"a normalisation with weights up to {np.abs(norm.weight).max():.3g} and biases up to "
+                               f"{np.abs(norm.bias).max():.3g} does not fit into 16 and 32 bits")  # fmt: skip
+    if epsilon >= 1 << (31 + 2 * bits_for(width)):
+        raise UnsupportedError(f"epsilon {norm.epsilon:.3g} of a normalisation is above all variances of int16")
+    multipliers = np.round(scales * 2.0**shift).astype(np.int64)
+    return QuantizedNorm(norm.kind, stream_scale, multipliers, biases.astype(np.int64), shift, epsilon)
+
+
+def stream_scale_for(*tensors: Array) -> float:
+    """What a step of an int16 residual stream stands for that has to hold these numbers, and a quarter more."""
+    largest = max(float(np.abs(tensor).max(initial=0.0)) for tensor in tensors)
+    return largest * 1.25 / 32767 if largest else 1.0
+
+
+def inverse_roots() -> Array:
+    """2^16 / sqrt(i / 512) in the middle of each place, 0 where there is none."""
+    places = np.arange(ROOT_FIRST, ROOT_ENTRIES)
+    roots = np.round(65536 / np.sqrt((places + 0.5) / ROOT_FIRST)).astype(np.int64)
+    return np.concatenate([np.zeros(ROOT_FIRST, np.int64), roots])
+
+
+def _halved_logarithm(numbers: Array) -> Array:
+    """The largest s with 4^s <= number."""
+    scale = np.zeros_like(numbers)
+    for s in range(1, 32):
+        scale[numbers >> (2 * s) != 0] = s
+    return scale

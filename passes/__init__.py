@@ -29,6 +29,7 @@ _CLASSES = {
     "quantize-linears": "moec.passes.quantize_linears:QuantizeLinears",
     "raise-moe": "moec.passes.raise_moe:RaiseMoE",
     "remove-dead-nodes": "moec.passes.remove_dead_nodes:RemoveDeadNodes",
+    "round-to-tf32": "moec.passes.round_to_tf32:RoundToTf32",
     "simplify": "moec.passes.simplify:Simplify",
 }
 

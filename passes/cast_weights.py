@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import ProductSpec, is_moec
+from moec.ir.dialect import ProductSpec
 from moec.ir.encodings import FormatName, WeightFormat
-from moec.ir.formats import weight_inputs
 from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
-from moec.passes.linears import NONE_FOUND, make_linears
+from moec.passes.linears import NONE_FOUND, products_of
 from moec.passes.storage_loss import layer_of, loss
 from moec.passes.weight_storage import formats_by_expert, set_arithmetic, store
 
@@ -52,19 +50,13 @@ class CastWeights:
     minimum: int = 65536
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        nodes = list(self._nodes(model.graph))
+        nodes = list(products_of(model.graph, self.weights, self.minimum, self.routers))
         if not nodes:
             reason = NONE_FOUND.format(self.minimum)
             if self.weights == "experts":
                 reason = "no MoE block was raised before this pass"
             report.warn(self.name, "model", f"nothing to cast: {reason}")
         return any([self._cast(node, report) for node in nodes])
-
-    def _nodes(self, graph: ir.Graph) -> Iterator[ir.Node]:
-        if self.weights != "linears":
-            yield from [node for node in graph if is_moec(node) and node.op_type != "Linear" and weight_inputs(node)]
-        if self.weights != "experts":
-            yield from make_linears(graph, self.minimum, self.routers)
 
     def _cast(self, node: ir.Node, report: Report) -> bool:
         try:

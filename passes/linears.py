@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.dialect import LinearSpec
+from moec.ir.formats import weight_inputs
 from moec.passes.rewriting import is_op, replace_value
 
 NONE_FOUND = "no dense product was found with a constant weight of {} elements (option minimum) or more"
@@ -19,6 +20,18 @@ _PASSED_THROUGH = (
     *("Slice", "Softmax", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"),
 )
 """Operators that logits may pass on their way from the router's product to the routing."""
+
+
+def products_of(
+    graph: ir.Graph, weights: Literal["experts", "linears", "all"], minimum: int, routers: bool
+) -> Iterator[ir.Node]:
+    """The moec nodes with those weights; of dense products as :func:`make_linears` makes them."""
+    if weights != "linears":
+        yield from [
+            node for node in graph if dialect.is_moec(node) and node.op_type != "Linear" and weight_inputs(node)
+        ]
+    if weights != "experts":
+        yield from make_linears(graph, minimum, routers)
 
 
 def make_linears(graph: ir.Graph, minimum: int, routers: bool) -> Iterator[ir.Node]:

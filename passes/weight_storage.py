@@ -49,6 +49,25 @@ def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat]) -> bool:
     return True
 
 
+def change_numbers(node: ir.Node, name: str, change: Callable[[Array], Array]) -> None:
+    """Store what ``change`` makes of the numbers of a weight operand in the place of them, in the same type; of floats
+    alone. One expert is computed at a time, when it is read."""
+    graph, value = node.graph, weight_inputs(node)[name]
+    assert isinstance(graph, ir.Graph) and value.shape is not None and value.dtype is not None
+    runs = weight_runs(value)
+
+    def load(index: int) -> Array:
+        run = next(one for one in runs if one.first <= index < one.first + one.count)
+        return change(run.encoded(index).data)
+
+    changed = fresh_name(graph, f"{_base_name(value)}_changed")
+    shape = tuple(int(size) for size in value.shape.numpy())
+    node.replace_input_with(
+        INPUTS[node.op_type].index(name), add_constant(graph, _lazy(changed, value.dtype, shape, load), changed)
+    )
+    remove_unused(graph, value)
+
+
 def set_arithmetic(node: ir.Node, spec: ProductSpec) -> None:
     """Say on a moec node how its products are computed."""
     for key, default in (("arithmetic", "float32"), ("activation_group", 0)):

@@ -1,0 +1,64 @@
+"""Products in tf32, which tensor cores of NVIDIA's GPUs multiply."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.dialect import ProductSpec
+from moec.ir.formats import weight_inputs
+from moec.ir.names import node_name
+from moec.ir.products import rounded_to_tf32
+from moec.passes.base import Exactness, Report
+from moec.passes.linears import NONE_FOUND, products_of
+from moec.passes.storage_loss import layer_of, loss
+from moec.passes.weight_storage import change_numbers, formats_by_expert, set_arithmetic
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundToTf32:
+    """Rounds float32 weights to tf32, which has 10 bits of fraction, and lets products round activations likewise.
+
+    1. ``weights``, ``minimum`` and ``routers`` as for cast-weights. Weights keep their type and size.
+    2. Nodes that have weights of another type are left alone, and so are those with another arithmetic already.
+    3. The error of weights and outputs goes into the report, layer by layer.
+
+    ::
+
+        y = moec.Linear (x, w)
+            ->
+        y = moec.Linear <arithmetic = "tf32"> (x, w_changed)
+    """
+
+    name: ClassVar[str] = "round-to-tf32"
+    exactness: ClassVar[Exactness] = "lossy"
+
+    weights: Literal["experts", "linears", "all"] = "all"
+    routers: bool = False
+    minimum: int = 65536
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        nodes = list(products_of(model.graph, self.weights, self.minimum, self.routers))
+        if not nodes:
+            report.warn(self.name, "model", f"nothing to round: no MoE block, and {NONE_FOUND.format(self.minimum)}")
+        return any([self._round(node, report) for node in nodes])
+
+    def _round(self, node: ir.Node, report: Report) -> bool:
+        try:
+            before = layer_of(node)
+        except UnsupportedError as error:
+            report.warn(self.name, node_name(node), f"not rounded: {error}")
+            return False
+        formats = {one.name for runs in before.weights.values() for one in formats_by_expert(runs)}
+        if formats != {"float32"} or before.spec.arithmetic != "float32":
+            reason = f"its weights are {before.describe_formats()}, its arithmetic is {before.spec.arithmetic}"
+            report.note(self.name, node_name(node), f"not rounded: {reason}; expected float32 for all")
+            return node.op_type == "Linear"
+        for name in weight_inputs(node):
+            change_numbers(node, name, rounded_to_tf32)
+        set_arithmetic(node, ProductSpec(arithmetic="tf32"))
+        report.losses.append(loss(self.name, before, layer_of(node)))
+        return True

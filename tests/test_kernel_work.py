@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.kernel_work import Work, work_of
+from moec.kernel_work import Work, intensity, work_of
 from moec.runtime.executor import Argument
 
 
@@ -91,3 +91,22 @@ def test_other_kernels_move_bytes():
 def test_calls_add_up():
     assert Work(1, 2, "int8") + Work(3, 4, "int8") == Work(4, 6, "int8")
     assert (Work(1, 2) + Work(None, 4)).operations is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "matrix_bytes"),
+    [
+        (None, 2 * 64 * 32 * 2),
+        ({"element": "int4", "group": 32, "scale": "float16"}, 2 * 64 * 32 * (4 + 16 / 32) / 8),
+        ({"element": "mxfp4", "group": 32, "scale": "float8_e8m0fnu"}, 2 * 64 * 32 * (4 + 8 / 32) / 8),
+        ({"element": "int8", "group": 0, "scale": "float32"}, 2 * 64 * 32 * (8 + 32 / 64) / 8),
+    ],
+)
+def test_intensity_of_a_product_whose_matrix_is_read_once(stored, matrix_bytes):
+    types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "float32"}
+    found = intensity({"inner": 64, "width": 32, "gated": True, "stored": stored, **types}, rows=3)
+    assert found == pytest.approx(3 * 2 * 2 * 64 * 32 / (matrix_bytes + 3 * (64 * 2 + 32 * 4)))
+
+
+def test_what_is_no_product_has_no_intensity():
+    assert intensity({"experts": 8, "dtype": "bfloat16"}, rows=1) is None

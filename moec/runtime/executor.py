@@ -143,8 +143,9 @@ class Executor:
         tensors = [self._device.place(array) for array in arrays]
         results = self._program(*tensors, *self._weights)
         # An input or a weight passed through is copied: writing to the output must not change either.
-        kept = self._weight_addresses | {tensor.data_ptr() for tensor in tensors}
-        return results, [tensor.data_ptr() in kept for tensor in results]
+        inputs = {tensor.data_ptr() for tensor in tensors}
+        addresses = [tensor.data_ptr() for tensor in results]
+        return results, [address in inputs or address in self._weight_addresses for address in addresses]
 
     @contextlib.contextmanager
     def _explaining(self, arrays: Sequence[np.ndarray | OnDevice] | None = None) -> Iterator[None]:

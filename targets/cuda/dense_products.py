@@ -25,6 +25,7 @@ from moec.targets.cuda.kernels.gemv import FEW_ROWS, gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
 from moec.targets.cuda.launch_conditions import NO_LIMIT, launch_if
+from moec.targets.cuda.tiles import tile_of
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.nodes import flatten, record_of, reshape, static_size
 from moec.targets.tvm.selection import Selection, select
@@ -100,6 +101,7 @@ def multiply_matrix(
     for way in [one for one in ways(problem, architecture) if one.is_for(count)]:
         kernel = launch_if(_kernel(way, activation), 0, 0, least=way.least, most=way.most)
         attributes = {**dataclasses.asdict(way.problem), "activation": activation, "rows": way.rows}
+        attributes |= tile_of(way.chosen.kernel.name, way.problem)
         record = record_of(node, way.chosen, attributes)
         if result is None:
             (result,) = lowering.call_kernel(kernel, [rows, *operands], [output], record)

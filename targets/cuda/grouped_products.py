@@ -15,13 +15,15 @@ from typing import Any
 from tvm import relax, tirx
 
 from moec.ir.dialect import ProductSpec
-from moec.targets.cuda.kernels import dispatch, grouped_gemv
+from moec.targets.cuda.block_dispatch import dispatch_blocks, tiers_for
+from moec.targets.cuda.kernels import grouped_gemv
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.round_rows import round_blocks, round_pairs
-from moec.targets.cuda.launch_conditions import NO_LIMIT, launch_if
-from moec.targets.cuda.moe_kernels import DISPATCH, FEW_PRODUCTS, GENERATORS, PRODUCTS, ROUND, RowsProblem
+from moec.targets.cuda.launch_conditions import launch_if
+from moec.targets.cuda.moe_kernels import FEW_PRODUCTS, GENERATORS, PRODUCTS, ROUND, RowsProblem
 from moec.targets.cuda.product_rows import rounding_of
+from moec.targets.cuda.tiles import tile_of
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
 from moec.targets.tvm.selection import Selection
@@ -30,30 +32,6 @@ BLOCK_ROWS = (16, 64, 128)
 """Heights of blocks on tensor cores."""
 _PLAIN_ROWS = 64
 """The height where a product runs without tensor cores, and where the number of experts per token is dynamic."""
-_FILLED = 0.75
-"""Blocks are taken so high that an expert with the average number of rows fills this much of one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tier:
-    """Numbers of tokens, from ``least`` to ``most``, whose pairs are sorted into blocks of ``rows``."""
-
-    rows: int
-    least: int
-    most: int
-
-
-def tiers_for(experts: int, slots: int | None, heights: Sequence[int], least: int) -> list[Tier]:
-    """Tiers for all numbers of tokens from ``least`` on, lowest blocks first."""
-    if slots is None or len(heights) == 1:
-        return [Tier(heights[-1], least, NO_LIMIT)]
-    tiers = []
-    for rows, higher in zip(heights, [*heights[1:], None], strict=True):
-        most = NO_LIMIT if higher is None else int(_FILLED * higher * experts / slots)
-        if most >= least:
-            tiers.append(Tier(rows, least, most))
-            least = most + 1
-    return tiers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +41,6 @@ class Product:
 
     problem: GroupedProblem
     operands: Sequence[relax.Expr]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Blocks:
-    """The results of dispatch for a tier."""
-
-    tier: Tier
-    sorted_pairs: relax.Expr
-    experts: relax.Expr
-    count: relax.Expr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +71,12 @@ class GroupedProducts:
     ) -> None:
         self._node, self._ids, self._weights = node, ids, weights
         self._few = all(grouped_gemv.why_not(problem) is None for problem in problems)
-        self._capacity, slots = capacity, static_size(ids.ty.shape[1])
+        slots = static_size(ids.ty.shape[1])
         heights = BLOCK_ROWS if all(self._on_tensor_cores(problem) for problem in problems) else (_PLAIN_ROWS,)
-        self._blocks = [
-            self._dispatch(experts, tier)
-            for tier in tiers_for(experts, slots, heights, FEW_TOKENS + 1 if self._few else 0)
-        ]
+        # At least 16 pairs of every expert, so that the results of few tokens have room too.
+        served = tirx.min(self.pairs, experts * max(capacity, FEW_TOKENS)) if capacity else self.pairs
+        tiers = tiers_for(experts, slots, heights, FEW_TOKENS + 1 if self._few else 0)
+        self._blocks = [dispatch_blocks(node, experts, ids, served, tier) for tier in tiers]
 
     @property
     def pairs(self) -> Any:
@@ -156,7 +124,8 @@ class GroupedProducts:
             kernel = GENERATORS[chosen.kernel.name](tiled, epilogue)
             kernel = launch_if(kernel, weights, 0, least=tier.least, most=tier.most)
             arguments = [*operands, blocks.sorted_pairs, blocks.experts, blocks.count]
-            yield _Launch(chosen, kernel, arguments, _attributes(tiled, activation, _range(tier)))
+            attributes = _attributes(tiled, activation, tier.tokens) | tile_of(chosen.kernel.name, tiled)
+            yield _Launch(chosen, kernel, arguments, attributes)
 
     def rounded(self, hidden: relax.Var, spec: ProductSpec) -> relax.Var:
         """What the first product made, rounded as arithmetic ``int8`` asks for; every way in the order of its rows."""
@@ -169,7 +138,7 @@ class GroupedProducts:
         for blocks in self._blocks:
             tier = blocks.tier
             kernel = launch_if(round_blocks(rounding, tier.rows), 0, 0, least=tier.least, most=tier.most)
-            attributes = {"group": rounding.group, "tokens": _range(tier)}
+            attributes = {"group": rounding.group, "tokens": tier.tokens}
             arguments = [self._ids, blocks.sorted_pairs, blocks.count]
             hidden = self._node.call_on(chosen, kernel, arguments, hidden, attributes)
         return hidden
@@ -179,22 +148,7 @@ class GroupedProducts:
         tiled = (dataclasses.replace(problem, block_rows=rows) for rows in BLOCK_ROWS)
         return all(self._node.select(PRODUCTS, one).kernel.name != "grouped_gemm_simt" for one in tiled)
 
-    def _dispatch(self, experts: int, tier: Tier) -> _Blocks:
-        served = self.pairs
-        if self._capacity:
-            served = tirx.min(served, tirx.IntImm("int64", experts * self._capacity))
-        blocks = dispatch.most_blocks(experts, served, tier.rows)
-        outputs = [relax.TensorType((size,), "int32") for size in (blocks * tier.rows, blocks, 1)]
-        kernel = launch_if(dispatch.dispatch(experts, tier.rows), 0, 0, least=tier.least, most=tier.most)
-        attributes = {"experts": experts, "block_rows": tier.rows, "tokens": _range(tier)}
-        chosen = self._node.select(DISPATCH, experts)
-        return _Blocks(tier, *self._node.call(chosen, kernel, [self._ids], outputs, attributes))
-
 
 def _attributes(problem: GroupedProblem, activation: str, tokens: str) -> dict[str, Any]:
     """What the artifact says about a product."""
     return {**dataclasses.asdict(problem), "activation": activation, "tokens": tokens}
-
-
-def _range(tier: Tier) -> str:
-    return f"from {tier.least}" if tier.most == NO_LIMIT else f"{tier.least} to {tier.most}"

@@ -57,6 +57,10 @@ def _can_dispatch(experts: int, architecture: str) -> Eligibility:
     return _because(dispatch.why_not(experts), how)
 
 
+def _can_dispatch_chunks(how: str) -> Callable[[int, str], Eligibility]:
+    return lambda experts, architecture: _because(dispatch.why_not(experts), how)
+
+
 def _can_combine(problem: RowsProblem, architecture: str) -> Eligibility:
     return _because(combine.why_not(*problem.dtypes), "one thread per element, slots in their order")
 
@@ -100,6 +104,23 @@ WEIGH_TOKENS = (
 )
 CAPACITY = (Kernel("capacity", "pairs beyond the capacity of their expert become id -1, weight 0", _can_drop),)
 DISPATCH = (Kernel("dispatch", "pairs sorted by expert, padded to blocks", _can_dispatch),)
+COUNT_PAIRS = (
+    Kernel("count_pairs", "pair_counts[chunk, e]", _can_dispatch_chunks("one block of threads per 4096 pairs")),
+)
+PLACE_CHUNKS = (
+    Kernel(
+        "place_chunks",
+        "starts[chunk, e] in the order of experts, then chunks, padded to blocks",
+        _can_dispatch_chunks("one block of threads adds up the chunks"),
+    ),
+)
+SCATTER_PAIRS = (
+    Kernel(
+        "scatter_pairs",
+        "pairs sorted by expert",
+        _can_dispatch_chunks("one block of threads per 4096 pairs, in their order, without atomics"),
+    ),
+)
 PRODUCTS = (
     Kernel("grouped_gemm_wgmma", "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)", _can_use_wgmma),
     Kernel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from tvm import s_tir, tirx
 
 from moec.ir.names import node_name, operator_name
 from moec.kernel_work import intensity
+from moec.runtime.dtypes import DTYPES
 from moec.runtime.manifest import GENERIC, TensorSpec
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.c_expressions import in_c
@@ -76,6 +78,7 @@ def _header(record: KernelRecord, facts: Sequence[str]) -> list[str]:
         *(f"  {one.name}: {one.dtype}[{', '.join(map(str, one.shape))}]" for one in record.parameters),
         *(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in record.attributes.items() if _says(value)),
         *facts,
+        *_memory(record.parameters),
         *_intensity(record.attributes),
         f"{chosen.kernel}: {chosen.reason}",
         f"for {record.op}: {nodes}",
@@ -87,6 +90,19 @@ def _parameter(parameter: tirx.Var) -> TensorSpec:
         return TensorSpec(parameter.name, str(parameter.ty), ())
     shape = (int(size) if isinstance(size, tirx.IntImm) else in_c(size) for size in parameter.shape)
     return TensorSpec(parameter.name, str(parameter.dtype), tuple(shape))
+
+
+def _memory(parameters: Sequence[TensorSpec]) -> list[str]:
+    """How many bytes all tensors have, by the sizes that are known when the kernel runs."""
+    bytes_of: dict[str, int] = {}
+    for one in parameters:
+        if one.dtype not in DTYPES:
+            return []
+        dynamic = " * ".join(f"({size})" if " " in size else size for size in one.shape if isinstance(size, str))
+        static = math.prod(size for size in one.shape if isinstance(size, int))
+        bytes_of[dynamic] = bytes_of.get(dynamic, 0) + DTYPES[one.dtype].itemsize * static
+    terms = [f"{count} * {dynamic}" if dynamic else str(count) for dynamic, count in bytes_of.items()]
+    return [f"memory: {' + '.join(terms)} bytes in all tensors"]
 
 
 def _intensity(attributes: Mapping[str, Any]) -> list[str]:

@@ -53,6 +53,30 @@ def test_shows_the_text_of_a_kernel(folder):
     assert "__global__" in done.stdout
 
 
+def test_writes_a_program_of_one_kernel(folder, tmp_path):
+    done = moec("inspect", folder / "art", "--kernel", "exp", "--emit", "standalone", "-o", tmp_path / "made")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["exp.cu", "exp.numbers"]
+    assert "exp_kernel<<<" in (tmp_path / "made" / "exp.cu").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--kernel", "exp", "--emit", "standalone"), "add --kernel K and -o DIR"),
+        (("--emit", "standalone", "-o", "made"), "add --kernel K and -o DIR"),
+        (("--kernel", "exp", "--emit", "cuda", "-o", "made"), "-o is for --emit standalone"),
+        (("--architecture", "sm_90a"), "has no program for architecture 'sm_90a'; its programs are for sm_80"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = moec("inspect", folder / "art", *arguments)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_form_of_another_target_is_refused(folder):
     done = moec("inspect", folder / "art", "--kernel", "exp", "--emit", "asm")
     assert done.returncode == 2

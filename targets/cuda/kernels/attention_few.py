@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.attention_operands import LOWEST, AttentionOperands, attention_kernel
+from moec.targets.cuda.kernels.attention_operands import LOWEST, AttentionOperands, attention_kernel, quotient
 from moec.targets.tvm.attention import AttentionProblem
 
 FEW_QUERIES = 16
@@ -163,7 +163,7 @@ def _store(row, thread, all_largest, all_totals, all_sums):
                 total[0] = total[0] + all_totals[team] * factor
                 result[0] = result[0] + all_sums[team, column] * factor
             operands.result[T.cast(row.batch, "int64"), row.head, row.query, of_row] = T.cast(
-                T.Select(total[0] == T.float32(0), T.float32(0), result[0] / total[0]), row.dtype
+                quotient(result[0], total[0]), row.dtype
             )
 
 

@@ -88,6 +88,11 @@ class AttentionOperands:
         return value + T.cast(entry, "float32")
 
 
+def quotient(total: Any, weights: Any) -> Any:
+    """The weighted sum of the values by the sum of the weights; zero where no key is seen."""
+    return T.Select(weights == T.float32(0), T.float32(0), total / weights)
+
+
 def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
     """``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv], mask[B|1, H|1, S|1, P], lengths[B],
     result[B, H, S, Dv])``, whose code, from ``T.device_entry()`` on, the macro ``body(operands)`` emits.

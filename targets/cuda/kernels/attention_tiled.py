@@ -1,10 +1,10 @@
 """Attention of many queries without tensor cores: one pass over the keys, no scores in memory.
 
-A block of threads has :data:`ROWS` rows, which are queries of the heads that share keys: row r is query ``r // heads
-per group``. It walks over tiles of :data:`KEYS` keys. The scores of a tile are a matrix product whose panels pass
-through shared memory as in :mod:`.grouped_gemm_simt`; a row's largest score and sum of weights so far are corrected,
-the weights go to shared memory, and panels of values are multiplied with them. The 16 x 16 threads keep the sums of the
-result in registers: every 16th row and every 16th column.
+A block of threads has :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :data:`KEYS` keys. The
+scores of a tile are a matrix product whose panels pass through shared memory as in :mod:`.grouped_gemm_simt`; a row's
+largest score and sum of weights so far are corrected, the weights go to shared memory, and panels of values are
+multiplied with them. The 16 x 16 threads keep the sums of the result in registers: every 16th row and every 16th
+column.
 
 After Dao and others, FlashAttention (2022), with the running maximum of Milakov and Gimelshein (2018).
 """
@@ -17,8 +17,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.attention_operands import LOWEST, AttentionOperands, attention_kernel
-from moec.targets.cuda.kernels.launch import blocks_for
+from moec.targets.cuda.kernels.attention_operands import LOWEST, AttentionOperands, attention_kernel, quotient
+from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.tvm.attention import AttentionProblem
 
 ROWS = 64
@@ -36,28 +36,22 @@ _PADDING = 1
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """The rows of a block of threads from ``first_row`` on, in one group of a batch; where this thread stands.
-    ``slice``: of the columns of the values."""
+    """The rows of a block of threads, and where this thread stands."""
 
-    operands: AttentionOperands
+    rows: RowTile
     dtype: str
-    batch: Any
-    group: Any
-    first_row: Any
-    slice: Any
     thread: Any
     thread_row: Any
     thread_column: Any
 
     @property
+    def operands(self) -> AttentionOperands:
+        return self.rows.operands
+
+    @property
     def columns_per_thread(self) -> int:
         """Columns of the values."""
         return -(-self.operands.slice_columns // SIDE)
-
-    @property
-    def rows(self) -> Any:
-        """Rows of the group."""
-        return self.operands.queries * self.operands.problem.heads_per_group
 
     def row(self, i: Any) -> Any:
         """The ``i``-th row of this thread within the tile."""
@@ -66,15 +60,6 @@ class _Tile:
     def column(self, j: Any) -> Any:
         """The ``j``-th key of this thread within a tile of keys, or column within the slice of the values."""
         return self.thread_column + j * SIDE
-
-    def query(self, row: Any) -> Any:
-        """The query of a row of the tile."""
-        return (self.first_row + row) // self.operands.problem.heads_per_group
-
-    def head(self, row: Any) -> Any:
-        """The head of a row of the tile."""
-        ratio = self.operands.problem.heads_per_group
-        return self.group * ratio + (self.first_row + row) % ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +85,8 @@ class _State:
 @T.inline
 def _load_panels(tile, shared, first_key, first_input):
     """Zeros stand for rows, keys and numbers that there are not."""
-    operands = T.meta_var(tile.operands)
-    batch: T.let = T.cast(tile.batch, "int64")
+    operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
+    batch: T.let = T.cast(rows.batch, "int64")
     depth: T.let = tile.thread % DEPTH
     k: T.let = first_input + depth
     for i in T.unroll(ROWS * DEPTH // THREADS):
@@ -109,28 +94,29 @@ def _load_panels(tile, shared, first_key, first_input):
         shared.rows[depth, line] = T.float32(0)
         shared.keys[depth, line] = T.float32(0)
         if k < operands.problem.head_size:
-            if tile.first_row + line < tile.rows:
+            if rows.has(line):
                 shared.rows[depth, line] = T.cast(
-                    operands.query[batch, tile.head(line), tile.query(line), k], "float32"
+                    operands.query[batch, rows.head(line), rows.query(line), k], "float32"
                 )
-            if first_key + line < operands.used_keys(tile.batch):
-                shared.keys[depth, line] = T.cast(operands.key[batch, tile.group, first_key + line, k], "float32")
+            if first_key + line < operands.used_keys(rows.batch):
+                shared.keys[depth, line] = T.cast(operands.key[batch, rows.group, first_key + line, k], "float32")
 
 
 @T.inline
 def _load_values(tile, shared, first_key):
     """Zeros stand for keys and columns that there are not, and for keys that are not in use."""
-    operands = T.meta_var(tile.operands)
+    operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
     columns = T.meta_var(operands.slice_columns)
+    batch: T.let = T.cast(rows.batch, "int64")
     for step in T.serial(-(-columns * DEPTH // THREADS)):
         place: T.let = step * THREADS + tile.thread
-        key: T.let = first_key + place // columns
-        column: T.let = tile.slice * columns + place % columns
+        line: T.let = place // columns
+        column: T.let = place % columns
         if place < columns * DEPTH:
-            shared.values[place // columns, place % columns] = T.float32(0)
-            if T.And(key < operands.used_keys(tile.batch), column < operands.problem.value_size):
-                shared.values[place // columns, place % columns] = T.cast(
-                    operands.value[T.cast(tile.batch, "int64"), tile.group, key, column], "float32"
+            shared.values[line, column] = T.float32(0)
+            if T.And(first_key + line < operands.used_keys(rows.batch), rows.has_column(column)):
+                shared.values[line, column] = T.cast(
+                    operands.value[batch, rows.group, first_key + line, rows.column(column)], "float32"
                 )
 
 
@@ -161,12 +147,14 @@ def _compute_scores(tile, shared, first_key, scores):
         _add_products(tile, shared.rows, 0, shared.keys, _PER_THREAD, scores)
         T.cuda.cta_sync()
     for i in T.unroll(_PER_THREAD):
-        query: T.let = tile.query(tile.row(i))
-        frontier: T.let = operands.frontier(tile.batch, query)
+        row: T.let = tile.row(i)
+        frontier: T.let = tile.rows.frontier(row)
         for j in T.unroll(_PER_THREAD):
             key: T.let = first_key + tile.column(j)
-            if T.And(tile.first_row + tile.row(i) < tile.rows, key < frontier):
-                scores[i, j] = operands.score(scores[i, j], tile.batch, tile.head(tile.row(i)), query, key)
+            if T.And(tile.rows.has(row), key < frontier):
+                scores[i, j] = operands.score(
+                    scores[i, j], tile.rows.batch, tile.rows.head(row), tile.rows.query(row), key
+                )
             else:
                 scores[i, j] = T.float32(float("-inf"))
 
@@ -205,23 +193,21 @@ def _add_values(tile, shared, first_key, sums):
 
 @T.inline
 def _store(tile, state):
-    operands = T.meta_var(tile.operands)
+    operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
+    batch: T.let = T.cast(rows.batch, "int64")
     for i in T.unroll(_PER_THREAD):
-        if tile.first_row + tile.row(i) < tile.rows:
-            query: T.let = tile.query(tile.row(i))
-            head: T.let = tile.head(tile.row(i))
+        row: T.let = tile.row(i)
+        if rows.has(row):
             for j in T.unroll(tile.columns_per_thread):
-                column: T.let = tile.slice * operands.slice_columns + tile.column(j)
-                if T.And(tile.column(j) < operands.slice_columns, column < operands.problem.value_size):
-                    operands.result[T.cast(tile.batch, "int64"), head, query, column] = T.cast(
-                        T.Select(state.totals[i] == T.float32(0), T.float32(0), state.sums[i, j] / state.totals[i]),
-                        tile.dtype,
+                column: T.let = tile.column(j)
+                if T.And(column < operands.slice_columns, rows.has_column(column)):
+                    operands.result[batch, rows.head(row), rows.query(row), rows.column(column)] = T.cast(
+                        quotient(state.sums[i, j], state.totals[i]), tile.dtype
                     )
 
 
 @T.inline
 def _attend(tile, shared):
-    operands = T.meta_var(tile.operands)
     scores = T.alloc_local((_PER_THREAD, _PER_THREAD), "float32")
     largest = T.alloc_local((_PER_THREAD,), "float32")
     totals = T.alloc_local((_PER_THREAD,), "float32")
@@ -232,10 +218,7 @@ def _attend(tile, shared):
         totals[i] = T.float32(0)
         for j in T.unroll(tile.columns_per_thread):
             sums[i, j] = T.float32(0)
-    # The last query sees the most keys.
-    last: T.let = T.min(tile.query(ROWS - 1), operands.queries - 1)
-    frontier: T.let = T.max(operands.frontier(tile.batch, last), 0)
-    for step in T.serial(T.ceildiv(frontier, KEYS)):
+    for step in T.serial(T.ceildiv(tile.rows.end, KEYS)):
         _compute_scores(tile, shared, step * KEYS, scores)
         _weigh(tile, shared, scores, state)
         _add_values(tile, shared, step * KEYS, sums)
@@ -248,25 +231,19 @@ def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     @T.inline
     def body(operands):
         T.device_entry()
-        row_tiles = T.meta_var(blocks_for(operands.queries * problem.heads_per_group, ROWS))
-        pairs = T.meta_var(operands.batches * operands.groups)
-        index = T.cta_id([T.max(pairs, 1) * row_tiles * operands.slices])
-        thread = T.thread_id([THREADS])
         row_panel = T.alloc_shared((DEPTH, ROWS + _PADDING), "float32")
         key_panel = T.alloc_shared((DEPTH, KEYS + _PADDING), "float32")
         weights = T.alloc_shared((KEYS, ROWS + _PADDING), "float32")
         value_panel = T.alloc_shared((DEPTH, -(-operands.slice_columns // SIDE) * SIDE), "float32")
         shared = T.meta_var(_Shared(row_panel, key_panel, weights, value_panel))
-        first: T.let = index % operands.slices
-        place: T.let = index // operands.slices
-        pair: T.let = T.truncdiv(place, row_tiles)
-        batch: T.let = T.truncdiv(pair, operands.groups)
-        group: T.let = T.truncmod(pair, operands.groups)
-        first_row: T.let = T.truncmod(place, row_tiles) * ROWS
-        thread_row: T.let = thread // SIDE
-        thread_column: T.let = thread % SIDE
-        if T.And(pair < pairs, first_row < operands.queries * problem.heads_per_group):
-            tile = T.meta_var(_Tile(operands, dtype, batch, group, first_row, first, thread, thread_row, thread_column))
+
+        @T.inline
+        def attend(rows, thread):
+            thread_row: T.let = thread // SIDE
+            thread_column: T.let = thread % SIDE
+            tile = T.meta_var(_Tile(rows, dtype, thread, thread_row, thread_column))
             _attend(tile, shared)
+
+        start_row_tiles(operands, ROWS, THREADS, attend)
 
     return attention_kernel(problem, dtype, body)

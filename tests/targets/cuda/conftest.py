@@ -28,9 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def program_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[ir.Model], Program]:
-    """Without the code for a GPU, which nobody runs here and which takes most of the time."""
+def without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code for a GPU, which nobody runs here, takes most of the time."""
     monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
+
+
+@pytest.fixture
+def program_of(without_nvcc: None) -> Callable[[ir.Model], Program]:
     return lambda model: targets.get("cuda").compile(model)
 
 

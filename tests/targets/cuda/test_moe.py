@@ -9,7 +9,8 @@ import pytest
 import moec
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
 from moec.ir.semantics import experts, grouped_matmul, moe
-from moec.targets.cuda.grouped_products import Tier, tiers_for
+from moec.targets.cuda import block_dispatch
+from moec.targets.cuda.block_dispatch import Tier, tiers_for
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
 from moec.targets.cuda.launch_conditions import NO_LIMIT
 
@@ -78,7 +79,7 @@ def test_experts(emulated, name):
         (ml_dtypes.bfloat16, "cuda:sm_90a", "moe_grouped_gemm_wgmma"),
     ],
 )
-def test_block_on_tensor_cores(dtype, target, kernel):
+def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
     """Sizes that tensor cores take, and numbers of tokens for every height of a block."""
     random = np.random.default_rng(1)
     inner, hidden, count = 128, 64, 3
@@ -109,6 +110,23 @@ def test_block_on_tensor_cores(dtype, target, kernel):
 )
 def test_tiers_cover_all_numbers_of_tokens(experts, slots, heights, expected):
     assert tiers_for(experts, slots, heights, 17) == expected
+
+
+@pytest.mark.parametrize("one_launch", [FEW_TOKENS, 40])
+def test_dispatch_in_one_launch_and_in_three(monkeypatch, program_of, emulated, one_launch):
+    """40: both are in the program, and the number of tokens decides; 16: no number of tokens is left for one launch."""
+    monkeypatch.setattr(block_dispatch, "ONE_LAUNCH_TOKENS", one_launch)
+    spec, weights, d = SPECS["swiglu"], weights_of("swiglu"), 20
+    feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
+    model = node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, weights, spec)
+    names = {kernel.name for kernel in program_of(model).kernels}
+    assert "moe_scatter_pairs" in names and ("moe_dispatch" in names) == (one_launch > FEW_TOKENS)
+    run, random = emulated(model), np.random.default_rng(0)
+    for T in (1, 40, 41):
+        x, shares = random.standard_normal((T, d), dtype=np.float32), random.random((T, k), dtype=np.float32)
+        ids = random.integers(-1, E, (T, k)).astype(np.int32)
+        y = run({"x": x, "weights": shares, "experts": ids})["y"]
+        np.testing.assert_allclose(y, experts(spec, x, shares, ids, **weights, dtype=np.float64), rtol=1e-4, atol=1e-4)
 
 
 def test_grouped_matmul(emulated):

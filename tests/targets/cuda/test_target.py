@@ -44,6 +44,20 @@ def test_with_nvcc_there_is_code(name, architecture):
     assert "0 bytes spill stores" in kernel.sources["resources"]
 
 
+def test_the_head_of_a_kernel_says_how_it_is_launched_and_what_it_needs(monkeypatch):
+    monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
+    kernel = compiled("cuda").kernels[0]
+    head, _, code = kernel.sources["cuda"].partition("\n\n")
+    (launch,) = kernel.launches
+    assert f"// launch: grid ({launch.grid[0]}), blocks of ({launch.block[0]}) threads\n" in head
+    assert "T" in launch.grid[0] and launch.block[0].isdigit()  # as many blocks as the rows need
+    assert f"// shared memory: {launch.static_shared_bytes} bytes in arrays, 0 at the launch\n" in head
+    assert "// memory: 32 * T bytes in all tensors\n" in head
+    assert "ptxas" not in head
+    assert launch.arguments == ("exp_ptr", "input_0_ptr", "T")
+    assert f" {launch.function}(float* __restrict__ exp_ptr, float* __restrict__ input_0_ptr, int64_t T)" in code
+
+
 @pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
 def test_source_that_nvcc_refuses_is_a_defect():
     with pytest.raises(DefectError, match="nvcc refuses the generated CUDA C"):

@@ -24,6 +24,12 @@ def _select(match: Match[str], result: str, first: str, second: str, predicate: 
     return f"{result} = {predicate} ? {first} : {second}"
 
 
+@model(r"cvt\.rn\.(f16|bf16)x2\.f32")
+def _pack_halves(match: Match[str], result: str, upper: str, lower: str) -> str:
+    narrow = {"f16": "float_to_half", "bf16": "float_to_bfloat16"}[match[1]]
+    return f"{result} = uint32_t(emulator::{narrow}({upper})) << 16 | emulator::{narrow}({lower})"
+
+
 @model(r"bra(?:\.uni)?")
 def _branch(match: Match[str], label: str) -> str:
     return f"goto ptx_{label}"

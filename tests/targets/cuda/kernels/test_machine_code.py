@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.targets.cuda.kernels import dispatch, route
+from moec.targets.cuda.kernels import dispatch, dispatch_many, expert_choice, route
 from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.attention_few import attention_few
+from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
 from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.cuda.kernels.gemv import gemv
@@ -47,6 +48,8 @@ SILU = experts_epilogue(ExpertsSpec())
 KERNELS = {
     "route": lambda: route.route(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512),
     "dispatch": lambda: dispatch.dispatch(256, 64),
+    "scatter_pairs": lambda: dispatch_many.scatter_pairs(256),
+    "take_tokens": lambda: expert_choice.take_tokens(256, 64),
     "simt": lambda: grouped_gemm_simt(GroupedProblem(128, 2048, 768, 128, gated=True, gathered=True), SILU),
     "gemv": lambda: grouped_gemv(_half(16), SILU),
     "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),
@@ -55,6 +58,10 @@ KERNELS = {
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),
     "attention of few": lambda: attention_few(_ATTENTION, "bfloat16"),
+    "attention on tensor cores": lambda: attention_mma(_ATTENTION, "bfloat16"),
+    "attention on tensor cores, usual heads": lambda: attention_mma(
+        dataclasses.replace(_ATTENTION, head_size=128, value_size=128), "bfloat16"
+    ),
     "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
     "dense gemv": lambda: gemv(_dense(), lambda total: total),
     "dense gemv, int4": lambda: gemv(_dense(stored=StoredFormat("int4", 32, "float16")), lambda total: total),

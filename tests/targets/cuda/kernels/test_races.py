@@ -7,7 +7,7 @@ import pytest
 
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec
-from moec.targets.cuda.kernels import dispatch, route
+from moec.targets.cuda.kernels import dispatch, dispatch_many, expert_choice, route
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
@@ -40,6 +40,26 @@ def test_dispatch_in_order():
     watched, plain = build(kernel, watch=True), build(kernel)
     for one, other in zip(watched.outputs(3, ids, *outputs), plain.outputs(3, ids, *outputs), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_dispatch_of_chunks_in_order():
+    ids = RANDOM.integers(-1, 9, (2100, 2)).astype(np.int32)
+    counts, chunks = dispatch_many.count_pairs(8), dispatch_many.chunks_for(ids.size)
+    watched, plain = build(counts, watch=True), build(counts)
+    table = np.full((chunks, 8), -7, np.int32)
+    counted = watched(ids, table)
+    np.testing.assert_array_equal(counted, plain(ids, table))
+    outputs = [np.full(size, -7, np.int32) for size in ((chunks, 8), 8192, 512, 1)]
+    starts, pairs, *_ = build(dispatch_many.place_chunks(8, 16), watch=True).outputs(4, ids, counted, *outputs)
+    pairs = build(dispatch_many.scatter_pairs(8), watch=True)(ids, starts, pairs)
+    assert sorted(pairs[pairs >= 0]) == np.flatnonzero((ids >= 0) & (ids < 8)).tolist()
+
+
+def test_experts_choose_in_order():
+    keys = RANDOM.integers(0, 4, (3, 600)).astype(np.uint32)
+    taken = build(expert_choice.take_tokens(3, 100), watch=True)(keys, np.zeros((600, 3), np.int32))
+    best = np.sort(np.argsort(-keys.astype(np.int64), axis=1, kind="stable")[:, :100])
+    np.testing.assert_array_equal(np.nonzero(taken.T >= 0)[1].reshape(3, 100), best)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,399 @@
+"""Attention of many queries on tensor cores (compute capability 8.0 and up): 16-bit floats, float32 scores and sums.
+
+A block of four warps has :data:`ROWS` rows, see :mod:`.attention_rows`, 16 each, and walks over tiles of :data:`KEYS`
+keys. Keys and values come into shared memory by asynchronous copies, in panels of 64 numbers that are swizzled as in
+:mod:`.grouped_gemm_mma`: the next keys while weights and values are multiplied, the next values during the next scores.
+A warp keeps scores, weights and sums of its rows in registers: the sums of one product lie in them as the rows of the
+next one have to (Dao, FlashAttention-2, 2023), once they are rounded to 16 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm import tirx
+from tvm.backend.cuda.lang import SMEMPool
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.attention_operands import (
+    LOWEST,
+    VALUE_COLUMNS,
+    AttentionOperands,
+    attention_kernel,
+    quotient,
+)
+from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.mma_rows import COPY
+from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE, PIECES
+from moec.targets.tvm.attention import AttentionProblem
+
+ROWS = 64
+KEYS = 64
+DEPTH = 64
+"""Numbers of a line of a panel, which is 128 bytes."""
+THREADS = ROWS // MMA_ROWS * WARP
+LARGEST_HEAD = 256
+"""Numbers of a query: more do not fit into shared memory together with keys and values."""
+_LINES_PER_COPY = THREADS // PIECES
+_KEY_STEPS = KEYS // MMA_COLUMNS
+"""Multiplications of a warp along the keys where scores are computed, and ..."""
+_WEIGHT_STEPS = KEYS // MMA_DEPTH
+"""... where weights are multiplied with values."""
+_LOAD = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
+_LOAD_TRANSPOSED = "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"
+_MULTIPLY = {
+    "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+    "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+}
+_PACK = {"float16": "cvt.rn.f16x2.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
+
+
+def why_not(problem: AttentionProblem, dtype: str) -> str | None:
+    """The reason why :func:`attention_mma` cannot compute an attention of tensors of this type, or None."""
+    if dtype not in _MULTIPLY:
+        return f"{dtype} tensors; the instruction takes float16 or bfloat16"
+    if problem.head_size % PIECE or problem.value_size % PIECE:
+        return f"heads of {problem.head_size} and {problem.value_size}; expected multiples of {PIECE}"
+    if problem.head_size > LARGEST_HEAD:
+        return f"heads of {problem.head_size}; there is shared memory for {LARGEST_HEAD}"
+    if problem.value_size > VALUE_COLUMNS and problem.value_size % VALUE_COLUMNS:
+        return f"values of {problem.value_size}; expected at most, or a multiple of, {VALUE_COLUMNS}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+    """The rows of a block of threads, and where this thread stands. ``queries``, ``keys`` and ``values`` [panels, 64,
+    DEPTH] are shared."""
+
+    rows: RowTile
+    dtype: str
+    thread: Any
+    warp: Any
+    lane: Any
+    queries: Any
+    keys: Any
+    values: Any
+
+    @property
+    def operands(self) -> AttentionOperands:
+        return self.rows.operands
+
+    @property
+    def head_steps(self) -> int:
+        """Multiplications along a query and a key."""
+        return -(-self.operands.problem.head_size // MMA_DEPTH)
+
+    @property
+    def value_steps(self) -> int:
+        """Multiplications along the columns of the values, an even number."""
+        return -(-self.operands.slice_columns // (2 * MMA_COLUMNS)) * 2
+
+    def row(self, lower: Any) -> Any:
+        """Of the two rows of which this lane has scores and sums."""
+        return self.warp * MMA_ROWS + lower * 8 + self.lane // 4
+
+    def column(self, step: Any) -> Any:
+        """The first of the two neighbouring keys, or columns, of which it has those of a multiplication."""
+        return step * MMA_COLUMNS + self.lane % 4 * 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What a lane knows of its two rows: the largest score so far; its part of the sum of the weights; the scores and
+    later weights [8, 4] of a tile of keys; sums [steps, 4] of the result."""
+
+    largest: Any
+    totals: Any
+    scores: Any
+    sums: Any
+
+
+def panels_of(size: int) -> int:
+    """Panels that lines of so many numbers take."""
+    return -(-size // DEPTH)
+
+
+@T.inline
+def _copy(tile, target, size, address, is_there):
+    """Start to copy 64 lines of ``size`` numbers; ``address(line, column)`` is where they come from. Zeros stand for
+    lines and columns that there are not."""
+    piece: T.let = tile.thread % PIECES
+    for panel in T.unroll(panels_of(size)):
+        for i in T.unroll(KEYS // _LINES_PER_COPY):
+            line: T.let = i * _LINES_PER_COPY + tile.thread // PIECES
+            column: T.let = panel * DEPTH + piece * PIECE
+            T.ptx[COPY](
+                target.ptr_to([panel, line, (piece ^ (line % 8)) * PIECE]),
+                address(line, T.min(column, size - PIECE)),
+                16,
+                T.Select(T.And(is_there(line), column < size), T.uint32(16), T.uint32(0)),
+            )
+
+
+@T.inline
+def _copy_queries(tile):
+    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
+    batch: T.let = T.cast(rows.batch, "int64")
+    _copy(
+        tile,
+        tile.queries,
+        operands.problem.head_size,
+        lambda line, column: operands.query.ptr_to(
+            [batch, rows.head(line), T.min(rows.query(line), operands.queries - 1), column]
+        ),
+        rows.has,
+    )
+
+
+@T.inline
+def _copy_keys(tile, first_key):
+    """Of keys that are not in use no byte is read."""
+    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
+    batch: T.let = T.cast(rows.batch, "int64")
+    last: T.let = T.max(operands.used_keys(rows.batch), 1) - 1
+    _copy(
+        tile,
+        tile.keys,
+        operands.problem.head_size,
+        lambda line, column: operands.key.ptr_to([batch, rows.group, T.min(first_key + line, last), column]),
+        lambda line: first_key + line < operands.used_keys(rows.batch),
+    )
+
+
+@T.inline
+def _copy_values(tile, first_key):
+    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
+    batch: T.let = T.cast(rows.batch, "int64")
+    last: T.let = T.max(operands.used_keys(rows.batch), 1) - 1
+    _copy(
+        tile,
+        tile.values,
+        operands.slice_columns,
+        lambda line, column: operands.value.ptr_to(
+            [batch, rows.group, T.min(first_key + line, last), rows.column(column)]
+        ),
+        lambda line: first_key + line < operands.used_keys(rows.batch),
+    )
+
+
+@T.inline
+def _multiply(tile, sums, step, left, at, right, side):
+    """``sums[step]`` become larger by a product of 16 x 16 and 16 x 8 numbers."""
+    T.ptx[_MULTIPLY[tile.dtype]](
+        sums[step, 0],
+        sums[step, 1],
+        sums[step, 2],
+        sums[step, 3],
+        left[at, 0],
+        left[at, 1],
+        left[at, 2],
+        left[at, 3],
+        right[side * 2],
+        right[side * 2 + 1],
+        sums[step, 0],
+        sums[step, 1],
+        sums[step, 2],
+        sums[step, 3],
+    )
+
+
+@T.inline
+def _multiply_keys(tile, scores):
+    left = T.alloc_local((1, 4), "uint32")
+    right = T.alloc_local((4,), "uint32")
+    for j in T.unroll(_KEY_STEPS):
+        for v in T.unroll(4):
+            scores[j, v] = T.float32(0)
+    for step in T.unroll(tile.head_steps):
+        piece: T.let = step % 4 * 2
+        T.ptx[_LOAD](
+            left[0, 0],
+            left[0, 1],
+            left[0, 2],
+            left[0, 3],
+            tile.queries.ptr_to(
+                [
+                    step // 4,
+                    tile.warp * MMA_ROWS + tile.lane % 16,
+                    ((piece + tile.lane // 16) ^ (tile.lane % 8)) * PIECE,
+                ]
+            ),
+        )
+        for j in T.unroll(_KEY_STEPS // 2):
+            T.ptx[_LOAD](
+                right[0],
+                right[1],
+                right[2],
+                right[3],
+                tile.keys.ptr_to(
+                    [
+                        step // 4,
+                        j * 2 * MMA_COLUMNS + tile.lane // 16 * 8 + tile.lane % 8,
+                        ((piece + tile.lane // 8 % 2) ^ (tile.lane % 8)) * PIECE,
+                    ]
+                ),
+            )
+            for side in T.unroll(2):
+                _multiply(tile, scores, 2 * j + side, left, 0, right, side)
+
+
+@T.inline
+def _hide(tile, first_key, scores):
+    """Products become scores; those of keys that are not seen are minus infinity."""
+    rows = T.meta_var(tile.rows)
+    for lower in T.unroll(2):
+        row: T.let = tile.row(lower)
+        frontier: T.let = rows.frontier(row)
+        for j in T.unroll(_KEY_STEPS):
+            for v in T.unroll(2):
+                key: T.let = first_key + tile.column(j) + v
+                if T.And(rows.has(row), key < frontier):
+                    scores[j, lower * 2 + v] = tile.operands.score(
+                        scores[j, lower * 2 + v], rows.batch, rows.head(row), rows.query(row), key
+                    )
+                else:
+                    scores[j, lower * 2 + v] = T.float32(float("-inf"))
+
+
+@T.inline
+def _weigh(tile, state):
+    """Scores become weights; what was summed before is made to fit a new largest score. Four lanes have a row."""
+    largest = T.alloc_local((1,), "float32")
+    for lower in T.unroll(2):
+        largest[0] = state.largest[lower]
+        for j in T.unroll(_KEY_STEPS):
+            for v in T.unroll(2):
+                largest[0] = T.max(largest[0], state.scores[j, lower * 2 + v])
+        largest[0] = T.cuda.warp_reduce(largest[0], "max", 4)
+        kept: T.let = T.exp(state.largest[lower] - largest[0])
+        state.largest[lower] = largest[0]
+        state.totals[lower] = state.totals[lower] * kept
+        for j in T.unroll(_KEY_STEPS):
+            for v in T.unroll(2):
+                weight: T.let = T.exp(state.scores[j, lower * 2 + v] - largest[0])
+                state.totals[lower] = state.totals[lower] + weight
+                state.scores[j, lower * 2 + v] = weight
+        for j in T.unroll(tile.value_steps):
+            for v in T.unroll(2):
+                state.sums[j, lower * 2 + v] = state.sums[j, lower * 2 + v] * kept
+
+
+@T.inline
+def _multiply_values(tile, state):
+    left = T.alloc_local((_WEIGHT_STEPS, 4), "uint32")
+    right = T.alloc_local((4,), "uint32")
+    for step in T.unroll(_WEIGHT_STEPS):
+        for side in T.unroll(2):
+            for lower in T.unroll(2):
+                T.ptx[_PACK[tile.dtype]](
+                    left[step, side * 2 + lower],
+                    state.scores[2 * step + side, lower * 2 + 1],
+                    state.scores[2 * step + side, lower * 2],
+                )
+        for j in T.unroll(tile.value_steps // 2):
+            # Values are rows of keys, and wanted as columns of them.
+            T.ptx[_LOAD_TRANSPOSED](
+                right[0],
+                right[1],
+                right[2],
+                right[3],
+                tile.values.ptr_to(
+                    [
+                        j // 4,
+                        step * MMA_DEPTH + tile.lane % 16,
+                        ((j % 4 * 2 + tile.lane // 16) ^ (tile.lane % 8)) * PIECE,
+                    ]
+                ),
+            )
+            for side in T.unroll(2):
+                _multiply(tile, state.sums, 2 * j + side, left, step, right, side)
+
+
+@T.inline
+def _store(tile, state):
+    rows, result = T.meta_var(tile.rows), T.meta_var(tile.operands.result)
+    batch: T.let = T.cast(rows.batch, "int64")
+    values = T.alloc_local((2,), "float32")
+    for lower in T.unroll(2):
+        row: T.let = tile.row(lower)
+        total: T.let = T.cuda.warp_reduce(state.totals[lower], "sum", 4)
+        if rows.has(row):
+            for j in T.unroll(tile.value_steps):
+                column: T.let = tile.column(j)
+                if column < tile.operands.slice_columns:
+                    for v in T.unroll(2):
+                        values[v] = quotient(state.sums[j, lower * 2 + v], total)
+                    for v in T.vectorized(2):
+                        result[batch, rows.head(row), rows.query(row), rows.column(column) + v] = T.cast(
+                            values[v], tile.dtype
+                        )
+
+
+@T.inline
+def _attend(tile):
+    scores = T.alloc_local((_KEY_STEPS, 4), "float32")
+    sums = T.alloc_local((tile.value_steps, 4), "float32")
+    largest = T.alloc_local((2,), "float32")
+    totals = T.alloc_local((2,), "float32")
+    state = T.meta_var(_State(largest, totals, scores, sums))
+    for lower in T.unroll(2):
+        largest[lower] = T.float32(LOWEST)
+        totals[lower] = T.float32(0)
+    for j in T.unroll(tile.value_steps):
+        for v in T.unroll(4):
+            sums[j, v] = T.float32(0)
+    steps: T.let = T.ceildiv(tile.rows.end, KEYS)
+    _copy_queries(tile)
+    _copy_keys(tile, 0)
+    T.ptx.cp.async_.commit_group()
+    _copy_values(tile, 0)
+    T.ptx.cp.async_.commit_group()
+    for step in T.serial(steps):
+        # All but the newest copies are complete: the keys have arrived, those of all threads behind the barrier.
+        T.ptx.cp.async_.wait_group(1)
+        T.cuda.cta_sync()
+        _multiply_keys(tile, scores)
+        T.cuda.cta_sync()
+        if step + 1 < steps:
+            _copy_keys(tile, (step + 1) * KEYS)
+        # A group for every copy, an empty one at the end, so that the count of groups in flight stays the same.
+        T.ptx.cp.async_.commit_group()
+        _hide(tile, step * KEYS, scores)
+        _weigh(tile, state)
+        T.ptx.cp.async_.wait_group(1)
+        T.cuda.cta_sync()
+        _multiply_values(tile, state)
+        T.cuda.cta_sync()
+        if step + 1 < steps:
+            _copy_values(tile, (step + 1) * KEYS)
+        T.ptx.cp.async_.commit_group()
+    T.ptx.cp.async_.wait_group(0)
+    _store(tile, state)
+
+
+def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
+    """The kernel of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
+    head_panels = panels_of(problem.head_size)
+
+    @T.inline
+    def body(operands):
+        T.device_entry()
+        pool = SMEMPool()
+        queries = pool.alloc((head_panels, ROWS, DEPTH), dtype, align=128)
+        keys = pool.alloc((head_panels, KEYS, DEPTH), dtype, align=128)
+        values = pool.alloc((panels_of(operands.slice_columns), KEYS, DEPTH), dtype, align=128)
+        pool.commit()
+
+        @T.inline
+        def attend(rows, thread):
+            warp: T.let = thread // WARP
+            lane: T.let = thread % WARP
+            tile = T.meta_var(_Tile(rows, dtype, thread, warp, lane, queries, keys, values))
+            _attend(tile)
+
+        start_row_tiles(operands, ROWS, THREADS, attend)
+
+    return attention_kernel(problem, dtype, body)

@@ -16,8 +16,10 @@ from moec.targets.hls.design import (
     RESULT_BITS,
     ROUTER_WEIGHT_BITS,
     Design,
+    bits_for,
 )
 from moec.targets.hls.memories import OUTSTANDING, scores_all
+from moec.targets.hls.normalization import FRACTION_BITS
 
 _PRODUCTS_PER_DSP = 2
 _MULTIPLIER_OPERANDS = (26, 17)
@@ -26,6 +28,7 @@ _TERM_BITS, _RECIPROCAL_BITS = GATE_BITS + 1, 34
 _PACKED_PRODUCTS = 4
 """Products that are summed in one word before it is split."""
 _LOWER_FIELD_BITS = 18
+
 _ROUNDING_LUTS = 60
 """Of adding a half, shifting and saturating."""
 _COMPARISON_LUTS = 40
@@ -55,11 +58,31 @@ def dsps_of(design: Design) -> dict[str, int]:
         # activated gate (16 bits) times up (11 with its offset), and the scaling of this product of 27 bits to int8
         up += lanes * (multiplier_dsps(16, 11) + multiplier_dsps(27, MULTIPLIER_BITS + 1))
     return {
+        **_norm_dsps(design),
         "router": shape.experts * design.router_lanes * multiplier_dsps(ROUTER_WEIGHT_BITS, INPUT_BITS),
         "select": _select_dsps(design),
         "product_up": up,
         "product_down": array + lanes * requantize_down,
         "combine": lanes * multiplier_dsps(RESULT_BITS, GATE_BITS + 1),
+    }
+
+
+def _norm_dsps(design: Design) -> dict[str, int]:
+    """Squares, and the variance once per token; per channel its distance from the mean, scaled twice."""
+    if design.shape.norm == "none":
+        return {}
+    sums = design.norm_sum_bits
+    squares, width = RESULT_BITS + sums, bits_for(design.shape.width) + 2
+    variance = multiplier_dsps(squares, width) + multiplier_dsps(sums, sums)
+    normal = FRACTION_BITS + (bits_for(design.shape.width) + 1) // 2 + 2
+    channel = (
+        multiplier_dsps(RESULT_BITS, width)
+        + multiplier_dsps(sums + 1, MULTIPLIER_BITS + 1)
+        + multiplier_dsps(normal, MULTIPLIER_BITS)
+    )
+    return {
+        "measure_tokens": design.router_lanes * multiplier_dsps(RESULT_BITS, RESULT_BITS) + variance,
+        "normalize_tokens": design.router_lanes * channel,
     }
 
 

@@ -1,7 +1,8 @@
 """The MoE blocks of a graph: where each begins and ends, and its numbers.
 
-A block begins at the tokens that both its router and its experts take, and ends with the experts' sum. What is around
-it, shared experts and residuals included, stays in the graph.
+A block begins at the tokens that both its router and its experts take, and ends with the experts' sum. Where those
+tokens are a normalised residual stream that the sum is added to, ``x + MoE(norm(x))``, the block begins at x and ends
+with the addition. What is around it, shared experts included, stays in the graph.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from moec.ir.dialect import ExpertsSpec, LinearSpec, RouteSpec, inputs_of, is_mo
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.targets.hls.float_block import FloatBlock
+from moec.targets.hls.residuals import constant as _constant
+from moec.targets.hls.residuals import find_residual
+from moec.targets.hls.residuals import origin as _origin
 from moec.targets.tvm.stored_weights import StoredWeight, split
 
 Array = np.ndarray[Any, Any]
 
-_SAME_ELEMENTS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-"""Operators that keep all elements and their order."""
-
 
 @dataclasses.dataclass(frozen=True)
 class GraphBlock:
-    """``tokens``: the value [T, d] that experts take; ``output``: their sum. ``nodes``: what the block computes."""
+    """``tokens``: the value [..., d] that the block takes; ``output``: its result. ``nodes``: what it computes."""
 
     name: str
     tokens: ir.Value
@@ -64,7 +65,12 @@ def _block(node: ir.Node) -> GraphBlock:
         correction_bias=None if correction is None else _constant(name, correction),
         **_experts(node, inputs),
     )
-    return GraphBlock(name, tokens, node.outputs[0], (*router_nodes, *({route, node})), numbers)
+    nodes = (*router_nodes, *({route, node}))
+    residual = find_residual(name, tokens, node.outputs[0])
+    if residual is None:
+        return GraphBlock(name, tokens, node.outputs[0], nodes, numbers)
+    numbers = dataclasses.replace(numbers, norm=residual.norm)
+    return GraphBlock(name, residual.tokens, residual.output, (*nodes, *residual.nodes), numbers)
 
 
 def _route_of(node: ir.Node, inputs: dict[str, ir.Value | None]) -> ir.Node:
@@ -161,21 +167,3 @@ def _or_zeros(bias: Array | None, shape: tuple[int, ...]) -> Array:
 
 def _optional(name: str, value: ir.Value | None) -> Array | None:
     return None if value is None else _constant(name, value)
-
-
-def _constant(name: str, value: ir.Value | None) -> Array:
-    """In float32. Raises UnsupportedError for what is computed."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(_origin(value))
-    if tensor is None:
-        raise UnsupportedError(f"{name}: {value.name if value else 'a weight'!r} is computed; expected a constant")
-    return tensor.numpy().astype(np.float32)
-
-
-def _origin(value: ir.Value) -> ir.Value:
-    """The value whose elements these are, in the same order."""
-    producer = value.producer()
-    while producer is not None and producer.domain == "" and producer.op_type in _SAME_ELEMENTS:
-        source = producer.inputs[0]
-        assert source is not None
-        value, producer = source, source.producer()
-    return value

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.targets.hls.design import BEAT_BYTES, GATE_BITS, INPUT_BITS, RESULT_BITS, Design
+from moec.targets.hls.design import BEAT_BYTES, GATE_BITS, INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, Design
 
 EXPERT_BITS, COUNT_BITS = 8, 16
-_TILE_BITS, _FLAGS = 16, 3
+_TILE_BITS, _FLAGS, _SCALE_BITS = 16, 3, 6
+PARAMETER_WORD_BITS = 48
+"""Bias (32 bits) and multiplier (16 bits) of an output channel."""
 JOB_BITS = EXPERT_BITS + _TILE_BITS + COUNT_BITS + _FLAGS
 ITEM_BITS = COUNT_BITS + GATE_BITS
 BEAT_BITS = BEAT_BYTES * 8
@@ -18,6 +20,9 @@ MEMORY = "memory"
 
 PROCESSES = (
     "read_tokens",
+    "measure_tokens",
+    "normalize_tokens",
+    "fork_tokens",
     "router",
     "select",
     "dispatch",
@@ -26,8 +31,10 @@ PROCESSES = (
     "product_up",
     "product_down",
     "combine",
+    "add_residual",
+    "write_tokens",
 )
-"""In the order of the data."""
+"""In the order of the data; those that a block with and one without a residual have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +51,13 @@ class Channel:
 def channels_of(design: Design) -> list[Channel]:
     shape, fifos = design.shape, design.fifos
     chunk = INPUT_BITS * design.lanes_in
+    results = RESULT_BITS * design.lanes_out
+    has_norm = shape.norm != "none"
+    tokens_from, outputs_to = ("fork_tokens", "add_residual") if has_norm else ("read_tokens", "write_tokens")
     return [
-        Channel("tokens_to_router", "read_tokens", "router", chunk, fifos.tokens),
-        Channel("tokens_to_experts", "read_tokens", "product_up", chunk, fifos.tokens),
+        *(_normalization(design) if has_norm else ()),
+        Channel("tokens_to_router", tokens_from, "router", chunk, fifos.tokens),
+        Channel("tokens_to_experts", tokens_from, "product_up", chunk, fifos.tokens),
         Channel("logits", "router", "select", shape.experts * design.logit_bits, fifos.logits),
         Channel("routes", "select", "dispatch", shape.slots * (EXPERT_BITS + GATE_BITS), fifos.routes),
         Channel("jobs_load_up", "dispatch", "load_up", JOB_BITS, fifos.jobs),
@@ -60,5 +71,17 @@ def channels_of(design: Design) -> list[Channel]:
         Channel("hidden", "product_up", "product_down", INPUT_BITS * design.lanes_out, design.hidden_depth),
         Channel("jobs_combine", "product_down", "combine", JOB_BITS, fifos.jobs),
         Channel("items_combine", "product_down", "combine", ITEM_BITS, fifos.items),
-        Channel("results", "product_down", "combine", RESULT_BITS * design.lanes_out, fifos.results),
+        Channel("results", "product_down", "combine", results, fifos.results),
+        Channel("outputs", "combine", outputs_to, results, fifos.results),
+        *([Channel("sums", "add_residual", "write_tokens", results, fifos.results)] if has_norm else ()),
+    ]
+
+
+def _normalization(design: Design) -> list[Channel]:
+    fifos, measured = design.fifos, design.norm_sum_bits + MULTIPLIER_BITS + _SCALE_BITS
+    return [
+        Channel("parameters", "measure_tokens", "normalize_tokens", PARAMETER_WORD_BITS, fifos.parameters),
+        Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.router_lanes, fifos.tokens),
+        Channel("measured", "measure_tokens", "normalize_tokens", measured, fifos.measured),
+        Channel("normalized", "normalize_tokens", "fork_tokens", INPUT_BITS * design.lanes_in, fifos.tokens),
     ]

@@ -75,8 +75,9 @@ class Constants:
         else:
             return None
         left, right = self._computed(parts[0], inside), self._computed(parts[2], inside)
-        known = left is not None and right is not None and type(parts[1]) in _OPERATORS
-        return int(_OPERATORS[type(parts[1])](left, right)) if known else None
+        if left is None or right is None or type(parts[1]) not in _OPERATORS:
+            return None
+        return int(_OPERATORS[type(parts[1])](left, right))
 
 
 def _declared_in(code: str) -> Iterator[tuple[str, str]]:

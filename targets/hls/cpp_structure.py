@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Literal
 
 from moec.targets.hls.cpp_source import Pragma, Source, closing, split_list
 
-_SPACE = re.compile(r"\s*")
 _LABEL = re.compile(r"(?!default\b|public\b|private\b|protected\b)([A-Za-z_]\w*)\s*:(?!:)")
 _CASE = re.compile(r"(?:case\b[^:]*(?:::[^:]*)*|default\s*):(?!:)")
 _KEYWORD = re.compile(r"(for|while|do|if|else|switch)\b(?:\s*constexpr\b)?")
@@ -21,7 +19,8 @@ _PARAMETER = re.compile(r"(?P<type>.*?)(?P<name>\w+)\s*(?P<array>(?:\[[^\]]*\]\s
 class Statement:
     """A statement from its label to its end. A loop has its body as its only child; a block has its statements."""
 
-    kind: Literal["plain", "block", "for", "while", "do", "if", "switch"]
+    kind: str
+    """``block``, a keyword (``for``, ``while``, ``do``, ``if``, ``switch``), or ``plain``."""
     start: int
     end: int
     label: str = ""
@@ -126,8 +125,8 @@ class _Parser:
         if found is None:
             return None
         name, parameters = found
-        body = self.block(brace)
-        return Function(name, parameters, start + re.search(rf"\b{name}\s*\(", self.code[start:brace]).start(), body)
+        named = re.compile(rf"\b{name}\s*\(").search(self.code, start, brace)
+        return Function(name, parameters, named.start() if named else start, self.block(brace))
 
     def close(self, opening: int) -> int:
         end = closing(self.code, opening)
@@ -138,7 +137,9 @@ class _Parser:
         return end
 
     def skip_space(self, position: int) -> int:
-        return _SPACE.match(self.code, position).end()
+        while position < len(self.code) and self.code[position].isspace():
+            position += 1
+        return position
 
     def block(self, brace: int) -> Statement:
         end = self.close(brace)

@@ -131,6 +131,8 @@ def route_cycles(design: Design, tokens: int, pace: MemoryPace) -> int:
     if not tokens:
         return round(_router_start(design, pace))
     reads = max(design.input_chunks, _beats(design.width) * pace.cycles_per_beat)
+    if design.shape.norm != "none":
+        reads = max(design.width // design.router_lanes, 2 * _beats(design.width) * pace.cycles_per_beat)
     steps = select_steps(design.shape)
     per_token = max(reads, design.width // design.router_lanes, steps)
     return round(_router_start(design, pace) + tokens * per_token + steps + design.shape.all_experts)

@@ -21,6 +21,7 @@ class FloatBlock:
     ``router`` [E, d], ``router_bias`` [E] and ``correction_bias`` [E]; ``up`` and ``gate`` [E, f, d], ``down`` [E, d, f]
     with biases [E, f] and [E, d]. ``gate`` and ``gate_bias`` are None where experts are not gated,
     ``correction_bias`` where nothing moves the choice. The specs say the rest; layouts in them no longer count.
+    The last ``shared`` experts see every token with weight 1, beside those that the router chooses.
     With a ``norm`` the tokens are a residual stream: they are normalised first, and added to the experts' sum.
     """
 
@@ -36,6 +37,7 @@ class FloatBlock:
     gate_bias: Array | None
     down: Array
     down_bias: Array
+    shared: int = 0
     norm: FloatNorm | None = None
 
     @property
@@ -48,8 +50,8 @@ class FloatBlock:
 
     @property
     def count(self) -> int:
-        """Of experts."""
-        return len(self.up)
+        """Of experts that the router chooses among."""
+        return len(self.up) - self.shared
 
     def run(self, tokens: Array) -> FloatResults:
         """Tokens [T, d] through the block, with everything on the way."""
@@ -61,14 +63,11 @@ class FloatBlock:
         output = np.zeros((len(tokens), self.width), np.float32)
         parts = []
         for expert, rows, slots in semantics.pairs_by_expert(chosen):
-            up = tokens[rows] @ self.up[expert].T + self.up_bias[expert]
-            gate = None
-            if self.gate is not None and self.gate_bias is not None:
-                gate = tokens[rows] @ self.gate[expert].T + self.gate_bias[expert]
-            hidden = semantics.activated(self.experts, gate, up)
-            result = hidden @ self.down[expert].T + self.down_bias[expert]
-            output[rows] += gates[rows, slots, None] * result
-            parts.append((up, gate, hidden, result))
+            parts.append(self._expert(expert, tokens[rows]))
+            output[rows] += gates[rows, slots, None] * parts[-1][-1]
+        for expert in range(self.count, self.count + self.shared):
+            parts.append(self._expert(expert, tokens))
+            output += parts[-1][-1]
         ups, gates_in, hiddens, results = zip(*parts, strict=True) if parts else ((), (), (), ())
         joined = None if self.gate is None else _joined(gates_in, self.hidden)
         if self.norm is not None:
@@ -77,6 +76,15 @@ class FloatBlock:
             tokens, logits, gates, chosen, _joined(ups, self.hidden), joined, _joined(hiddens, self.hidden),
             _joined(results, self.width), output,
         )  # fmt: skip
+
+    def _expert(self, expert: int, rows: Array) -> tuple[Array, Array | None, Array, Array]:
+        """Up, gate, hidden units and results of one expert."""
+        up = rows @ self.up[expert].T + self.up_bias[expert]
+        gate = None
+        if self.gate is not None and self.gate_bias is not None:
+            gate = rows @ self.gate[expert].T + self.gate_bias[expert]
+        hidden = semantics.activated(self.experts, gate, up)
+        return up, gate, hidden, hidden @ self.down[expert].T + self.down_bias[expert]
 
 
 @dataclasses.dataclass(frozen=True)

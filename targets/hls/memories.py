@@ -18,9 +18,9 @@ import dataclasses
 import math
 from typing import Literal
 
-from moec.targets.hls.channels import BEAT_BITS, ITEM_BITS, channels_of
+from moec.targets.hls.channels import BEAT_BITS, ITEM_BITS, PARAMETER_WORD_BITS, channels_of
 from moec.targets.hls.cycles import select_steps
-from moec.targets.hls.design import GATE_BITS, INPUT_BITS, ROUTER_WEIGHT_BITS, Design
+from moec.targets.hls.design import GATE_BITS, INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, ROUTER_WEIGHT_BITS, Design
 
 Storage = Literal["bram", "uram", "lut"]
 
@@ -30,12 +30,11 @@ ULTRA_RAM_SHAPE = (72, 4096)
 _LUT_RAM_WORDS, _LUT_RAM_BITS, _LUTS_PER_CLB, _BITS_PER_CLB = 64, 1024, 8, 7
 _SHIFT_REGISTER_WORDS, _SHIFT_REGISTER_BITS, _WORDS_PER_SHIFT_REGISTER = 2, 1024, 32
 
-PARAMETER_WORD_BITS = 48
-"""Bias (32 bits) and multiplier (16 bits) of an output channel."""
 BURST_BEATS = 64
 OUTSTANDING = {"tokens": 4, "results": 4, "up": 16, "down": 16}
 """Bursts on their way per AXI master, as the pragmas INTERFACE of the top function say; that of results also writes."""
 POWER_TABLE_WORDS, SIGMOID_TABLE_WORDS, TABLE_BITS = 1024, 2048, GATE_BITS + 1
+INVERSE_ROOT_TABLE_WORDS = 2048
 ACTIVATION_BITS = 16
 
 
@@ -80,8 +79,9 @@ def memories_of(design: Design) -> list[Memory]:
         *_weights(design),
         *_routing(design),
         *_tables(design),
+        *_normalization(design),
         *_channels(design),
-        *_adapters(),
+        *_adapters(design),
     ]
 
 
@@ -156,9 +156,25 @@ def _channels(design: Design) -> list[Memory]:
     return found
 
 
-def _adapters() -> list[Memory]:
-    owners = {"tokens": "read_tokens", "results": "router", "up": "load_up", "down": "load_down"}
+def _normalization(design: Design) -> list[Memory]:
+    if design.shape.norm == "none":
+        return []
+    lanes = design.router_lanes
+    steps = design.width // lanes
+    return [
+        _array("inverse roots", "measure_tokens", MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS),
+        _array("parameters", "normalize_tokens", PARAMETER_WORD_BITS, steps, lanes),
+        _array("token", "normalize_tokens", RESULT_BITS * lanes, steps),
+    ]
+
+
+def _adapters(design: Design) -> list[Memory]:
+    has_norm = design.shape.norm != "none"
+    owners = {"tokens": "measure_tokens" if has_norm else "read_tokens", "results": "router", "up": "load_up", "down": "load_down"}
     found = [
         _array(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS) for name, bursts in OUTSTANDING.items()
     ]
-    return [*found, _array("adapter results, writes", "combine", BEAT_BITS, OUTSTANDING["results"] * BURST_BEATS)]
+    words = OUTSTANDING["results"] * BURST_BEATS
+    if has_norm:
+        found.append(_array("adapter residual", "add_residual", BEAT_BITS, words))
+    return [*found, _array("adapter results, writes", "write_tokens", BEAT_BITS, words)]

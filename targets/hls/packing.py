@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 def pack_tokens(design: Design, tokens: Array) -> bytes:
     """int8 [T, d], int16 of a residual stream, padded to the width of the design."""
     numbers = np.dtype(np.int8 if design.shape.norm == "none" else "<i2")
-    return _whole_beats(_wide(tokens.astype(numbers), design.width, axis=1).tobytes())
+    return whole_beats(widened(tokens.astype(numbers), design.width, axis=1).tobytes())
 
 
 def unpack_tokens(design: Design, data: bytes, count: int) -> Array:
@@ -38,70 +38,71 @@ def unpack_tokens(design: Design, data: bytes, count: int) -> Array:
 
 def pack_output(design: Design, output: Array) -> bytes:
     """What the hardware is expected to write for an output int16 [T, d]."""
-    return _whole_beats(_wide(output.astype("<i2"), design.width, axis=1).tobytes())
+    return whole_beats(widened(output.astype("<i2"), design.width, axis=1).tobytes())
 
 
 def pack_router(design: Design, block: QuantizedBlock) -> bytes:
-    weights = _wide(block.router.astype("<i2"), design.width, axis=1)
-    return _whole_beats(weights.tobytes()) + _whole_beats(block.router_bias.astype("<i4").tobytes())
+    weights = widened(block.router.astype("<i2"), design.width, axis=1)
+    return whole_beats(weights.tobytes()) + whole_beats(block.router_bias.astype("<i4").tobytes())
 
 
 def pack_norm(norm: QuantizedNorm, width: int) -> bytes:
     """Of the channels of a token, padded to ``width``."""
-    return _parameters(_wide(norm.biases, width, axis=0), _wide(norm.multipliers, width, axis=0) & 0xFFFF)
+    return parameter_records(widened(norm.biases, width, axis=0), widened(norm.multipliers, width, axis=0) & 0xFFFF)
 
 
 def pack_up(design: Design, block: QuantizedBlock) -> bytes:
     projections, tile = design.projections, design.hidden_tile
     rows = design.hidden * projections
     parts = []
-    for expert in range(block.shape.experts):
-        weights = _wide(_wide(block.up.weights[expert], rows, axis=0), design.width, axis=1)
-        biases = _wide(block.up.biases[expert], rows, axis=0)
-        multipliers = _wide(block.up_multipliers.values[expert], rows, axis=0)
+    for expert in range(block.shape.all_experts):
+        weights = widened(widened(block.up.weights[expert], rows, axis=0), design.width, axis=1)
+        biases = widened(block.up.biases[expert], rows, axis=0)
+        multipliers = widened(block.up_multipliers.values[expert], rows, axis=0)
         for first in range(0, rows, tile * projections):
             channels = slice(first, first + tile * projections)
-            parts.append(_parameters(biases[channels], multipliers[channels]))
-            parts.append(_steps(weights[channels], design.lanes_out * projections, design.lanes_in, block))
+            parts.append(parameter_records(biases[channels], multipliers[channels]))
+            parts.append(steps_of(weights[channels], design.lanes_out * projections, design.lanes_in, block.shape.weight_bits))
     return b"".join(parts)
 
 
 def pack_down(design: Design, block: QuantizedBlock) -> bytes:
     parts = []
-    for expert in range(block.shape.experts):
-        weights = _wide(_wide(block.down.weights[expert], design.width, axis=0), design.hidden, axis=1)
+    for expert in range(block.shape.all_experts):
+        weights = widened(widened(block.down.weights[expert], design.width, axis=0), design.hidden, axis=1)
         for first in range(0, design.hidden, design.hidden_tile):
             columns = slice(first, first + design.hidden_tile)
-            parts.append(_steps(weights[:, columns], design.lanes_out, design.lanes_in, block))
-        biases = _wide(block.down.biases[expert], design.width, axis=0)
-        parts.append(_parameters(biases, _wide(block.down_multipliers.values[expert], design.width, axis=0)))
+            parts.append(steps_of(weights[:, columns], design.lanes_out, design.lanes_in, block.shape.weight_bits))
+        biases = widened(block.down.biases[expert], design.width, axis=0)
+        parts.append(parameter_records(biases, widened(block.down_multipliers.values[expert], design.width, axis=0)))
     return b"".join(parts)
 
 
-def _wide(array: Array, size: int, axis: int) -> Array:
+def widened(array: Array, size: int, axis: int) -> Array:
     """With zeros up to ``size`` along the axis."""
     padding = [(0, 0)] * array.ndim
     padding[axis] = (0, size - array.shape[axis])
     return np.pad(array, padding)
 
 
-def _whole_beats(data: bytes) -> bytes:
+def whole_beats(data: bytes) -> bytes:
     return data + bytes(-len(data) % BEAT_BYTES)
 
 
-def _parameters(biases: Array, multipliers: Array) -> bytes:
+def parameter_records(biases: Array, multipliers: Array) -> bytes:
+    """One of 8 bytes per channel."""
     records = np.zeros((len(biases), PARAMETER_BYTES), np.uint8)
     records[:, :4] = biases.astype("<i4").view(np.uint8).reshape(-1, 4)
     records[:, 4:6] = multipliers.astype("<u2").view(np.uint8).reshape(-1, 2)
-    return _whole_beats(records.tobytes())
+    return whole_beats(records.tobytes())
 
 
-def _steps(weights: Array, rows: int, columns: int, block: QuantizedBlock) -> bytes:
+def steps_of(weights: Array, rows: int, columns: int, weight_bits: int = 8) -> bytes:
     """A matrix, a tile of rows x columns after the other, those of one row of tiles first."""
     height, width = weights.shape
     tiles = weights.reshape(height // rows, rows, width // columns, columns).transpose(0, 2, 1, 3)
     flat = np.ascontiguousarray(tiles, np.int8).reshape(-1)
-    if block.shape.weight_bits == 4:
+    if weight_bits == 4:
         halves = flat.view(np.uint8) & 15
         return (halves[0::2] | halves[1::2] << 4).astype(np.uint8).tobytes()
     return flat.tobytes()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls import packing, reference
-from moec.targets.hls.design import BEAT_BYTES, Design
+from moec.targets.hls.design import BEAT_BYTES, Design, LargeArrays
 from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.quantize import QuantizedBlock, power_table, sigmoid_table
 
@@ -54,20 +54,22 @@ class Description:
     clock: float
 
 
-def project_files(
-    design: Design, block: QuantizedBlock, vectors: Array, description: Description
-) -> dict[str, bytes]:
+def project_files(design: Design, block: QuantizedBlock, vectors: Array, description: Description) -> dict[str, bytes]:
     """Contents by path. ``vectors``: tokens [T, d], as integers, that the testbench runs."""
     data = vector_files(design, block, vectors)
     context = _context(design, block, description, data)
-    files = {path: _environment().get_template(name).render(context).encode() for name, path in _TEMPLATES.items()}
-    return {**files, **library_files(), **{f"data/{name}": content for name, content in data.items()}}
+    files = {path: render(name, context) for name, path in _TEMPLATES.items()}
+    library = library_files(design.large_arrays)
+    return {**files, **library, **{f"data/{name}": content for name, content in data.items()}}
 
 
-def library_files() -> dict[str, bytes]:
-    """The static part of every project."""
+def library_files(large_arrays: LargeArrays = "bram") -> dict[str, bytes]:
+    """The part that all projects share, but for where large arrays are: a pragma takes no constant for that."""
     root = importlib.resources.files(__package__)
-    headers = {f"src/moec/{one.name}": one.read_bytes() for one in _headers(root / "library")}
+    storage = f"impl={large_arrays}".encode()
+    headers = {
+        f"src/moec/{one.name}": one.read_bytes().replace(b"impl=bram", storage) for one in _headers(root / "library")
+    }
     return {
         **headers,
         "sim/hls_stream.h": (root / "simulation" / "functional" / "hls_stream.h").read_bytes(),
@@ -111,12 +113,20 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "sigmoids": sigmoid_table(),
         "choice_biases": choice_biases,
         "inverse_roots": inverse_roots(),
-        "listed": _listed,
-        "repeated": lambda macro, count: ", ".join([macro] * count),
+        "listed": listed,
+        "repeated": repeated,
     }
 
 
-def _listed(numbers: Iterable[int]) -> str:
+def render(template: str, context: dict[str, Any]) -> bytes:
+    return _environment().get_template(template).render(context).encode()
+
+
+def repeated(macro: str, count: int) -> str:
+    return ", ".join([macro] * count)
+
+
+def listed(numbers: Iterable[int]) -> str:
     """Comma-separated, continued over lines of a macro."""
     texts = [str(int(number)) for number in numbers]
     lines = [", ".join(texts[at : at + _NUMBERS_PER_LINE]) for at in range(0, len(texts), _NUMBERS_PER_LINE)]

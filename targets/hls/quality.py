@@ -36,7 +36,7 @@ def compare(block: FloatBlock, quantized: QuantizedBlock, tokens: Array) -> Qual
     found = integers.gates * (block.routing.scale / GATE_ONE)
     np.put_along_axis(found_gates, integers.chosen, found, axis=1)
     alike = (gates != 0) & (found_gates != 0)
-    ours, theirs = _pairs(floats.chosen, alike), _pairs(integers.chosen, alike)
+    ours, theirs = (_pairs(chosen, alike, block.shared) for chosen in (floats.chosen, integers.chosen))
     decibels = {
         "tokens": signal_to_noise(floats.inputs, integers.inputs * quantized.input_scale),
         "logits": signal_to_noise(floats.logits, integers.logits * quantized.logit_scale),
@@ -66,7 +66,7 @@ def signal_to_noise(expected: Array, found: Array) -> float | None:
     return 10 * math.log10(signal / noise) if signal and noise else None
 
 
-def _pairs(chosen: Array, alike: Array) -> Array:
+def _pairs(chosen: Array, alike: Array, shared: int) -> Array:
     """Which pairs, by expert and then by token, were chosen by both."""
     parts = [alike[np.nonzero(chosen == expert)[0], expert] for expert in range(alike.shape[1])]
-    return np.concatenate(parts)
+    return np.concatenate([*parts, *[np.ones(len(alike), bool)] * shared])

@@ -78,7 +78,8 @@ class QuantizedBlock:
     ``router`` int16 [E, d], ``router_bias`` int32 [E], ``choice_bias`` [E] in steps of 2^-17 or None.
     ``up``: gate and up interleaved where gated, [E, 2 f, d]. ``activation``: the table over int8, entry 0 for -128;
     int16 where gated, int8 else. ``hidden_multiplier``: of activated gate times up. ``up_offset`` and ``up_limit`` are
-    in steps of up. ``score``: from logits to places in the table of powers (softmax) or of the sigmoid.
+    in steps of up. ``shared_gate``: the weight of shared experts, 2^16 for the scale of the routing.
+    ``score``: from logits to places in the table of powers (softmax) or of the sigmoid.
     """
 
     shape: BlockShape
@@ -100,6 +101,7 @@ class QuantizedBlock:
     hidden_multiplier: Multipliers
     up_offset: int
     up_limit: int
+    shared_gate: int
     score: Multipliers
     norm: QuantizedNorm | None = None
 
@@ -136,11 +138,11 @@ def quantize(
     gate_scale = scale_for(seen.up if seen.gate is None else seen.gate, 8)
     offset = block.experts.up_offset
     up_scale = max(scale_for(seen.up, 8), abs(offset) / _MOST_OFFSET)
-    up = _project(_interleaved(block.gate, block.up), _interleaved(block.gate_bias, block.up_bias), input_scale, weight_bits)
+    up = project(_interleaved(block.gate, block.up), _interleaved(block.gate_bias, block.up_bias), input_scale, weight_bits)
     sum_scales = input_scale * up.scales
     activation, activation_scale = _activation_table(block, gate_scale)
     hidden_scale = scale_for(seen.hidden, 8) if block.gate is not None else activation_scale
-    down = _project(block.down, block.down_bias, hidden_scale, weight_bits)
+    down = project(block.down, block.down_bias, hidden_scale, weight_bits)
     result_scale = _result_scale(seen, block.routing.scale)
     norm = None
     if block.norm is not None:
@@ -168,6 +170,7 @@ def quantize(
         hidden_multiplier=Multipliers.of(np.array([activation_scale * up_scale / hidden_scale])),
         up_offset=round(offset / up_scale),
         up_limit=127 if limit <= 0 else min(127, round(limit / up_scale)),
+        shared_gate=round(GATE_ONE / block.routing.scale),
         score=_score(block, logit_scale),
         norm=norm,
     )
@@ -186,6 +189,7 @@ def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> Block
         experts=block.count,
         slots=block.routing.k,
         gated=block.gate is not None,
+        shared=block.shared,
         scoring=scoring,
         normalized=block.routing.normalize or block.routing.score == "softmax_topk",
         biased_choice=block.correction_bias is not None,
@@ -206,6 +210,8 @@ def _why_not(block: FloatBlock) -> str | None:
         return f"a bias on the choice with score {routing.score!r}; the templates have it for sigmoid"
     if routing.normalize_epsilon > 1e-5:
         return f"normalize_epsilon {routing.normalize_epsilon}; the templates divide by the sum itself"
+    if block.shared and not 0.5 < routing.scale <= GATE_ONE:
+        return f"shared experts beside routed ones that are scaled by {routing.scale}; the gate 1 / scale must be below 2"
     if experts.weight_on_input or experts.identity_experts:
         return "weights on the input and identity experts have no template"
     if block.gate is None and experts.up_offset:
@@ -235,7 +241,8 @@ def _step(largest: Any, bits: int) -> float:
     return float(largest) / ((1 << (bits - 1)) - 1) if largest > 0 else 1.0
 
 
-def _project(weights: Array, biases: Array, input_scale: float, bits: int) -> Projection:
+def project(weights: Array, biases: Array, input_scale: float, bits: int) -> Projection:
+    """``weights`` [E, out, in] and ``biases`` [E, out] of inputs in steps of ``input_scale``."""
     largest = np.abs(weights).max(axis=2)
     scales = np.where(largest > 0, largest, 1.0) / ((1 << (bits - 1)) - 1)
     sums = input_scale * scales

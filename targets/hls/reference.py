@@ -42,22 +42,30 @@ def run(block: QuantizedBlock, tokens: Array) -> IntegerResults:
     gates = weigh(block, logits, chosen)
     combined = np.zeros((len(tokens), shape.width), np.int64)
     parts = []
-    for expert in range(shape.experts):
-        rows, slots = np.nonzero(chosen == expert)
+    for expert in range(shape.all_experts):
+        rows, gates_of = _rows_of(block, expert, chosen, gates)
         before = requantized(
             product(tokens[rows], block.up.weights[expert]) + block.up.biases[expert], block.up_multipliers, expert, 8
         )
         hidden = activate(block, before)
         sums = product(hidden, block.down.weights[expert]) + block.down.biases[expert]
         result = requantized(sums, block.down_multipliers, expert, 16)
-        combined[rows] += result * gates[rows, slots, None]
+        combined[rows] += result * gates_of
         parts.append((before, hidden, result))
     before, hidden, results = (np.concatenate(part) for part in zip(*parts, strict=True))
     output = saturated((combined + GATE_ONE // 2) >> 16, 16)
     if block.norm is not None:
         output = saturated(output + residual, 16)
-    loads = np.bincount(chosen.reshape(-1), minlength=shape.experts)
+    loads = np.append(np.bincount(chosen.reshape(-1), minlength=shape.experts), [len(tokens)] * shape.shared)
     return IntegerResults(tokens, logits, gates, chosen, loads, before, hidden, results, output.astype(np.int16))
+
+
+def _rows_of(block: QuantizedBlock, expert: int, chosen: Array, gates: Array) -> tuple[Array, Array]:
+    """The tokens of an expert, and their gates [P, 1] or the gate of all."""
+    if expert >= block.shape.experts:
+        return np.arange(len(chosen)), np.array(block.shared_gate)
+    rows, slots = np.nonzero(chosen == expert)
+    return rows, gates[rows, slots, None]
 
 
 def product(rows: Array, matrix: Array) -> Array:
@@ -91,15 +99,15 @@ def weigh(block: QuantizedBlock, logits: Array, chosen: Array) -> Array:
         sums = terms.sum(axis=1, keepdims=True) if block.shape.normalized else np.full((len(terms), 1), 1 << 17)
     else:
         largest = of_chosen[:, :1]
-        terms = powers(block, largest - of_chosen)
-        summed = terms if block.shape.normalized else powers(block, largest - logits)
+        terms = powers_of(block.score, largest - of_chosen)
+        summed = terms if block.shape.normalized else powers_of(block.score, largest - logits)
         sums = summed.sum(axis=1, keepdims=True)
     return (terms * ((1 << 33) // sums)) >> 17
 
 
-def powers(block: QuantizedBlock, below: Array) -> Array:
+def powers_of(score: Multipliers, below: Array) -> Array:
     """What a softmax weighs logits with that are ``below`` the largest: 2^17 for 1."""
-    exponents = np.minimum((below * block.score.values[0]) >> block.score.shift, 32767)
+    exponents = np.minimum((below * score.values[0]) >> score.shift, 32767)
     return power_table()[exponents & 1023] >> (exponents >> 10)
 
 

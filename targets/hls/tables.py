@@ -122,6 +122,8 @@ def _by_process(estimate: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for process in PROCESSES:
         memories = [memory for memory in estimate["memories"] if memory["process"] == process]
+        if not memories and process not in estimate["dsp_by_process"]:
+            continue  # of another kind of block
         blocks = [
             sum(memory["blocks"] for memory in memories if memory["storage"] == kind) for kind in ("bram", "uram")
         ]
@@ -142,7 +144,8 @@ def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[
     lines = [
         f"Dataflow, timed simulation: {simulation['cycles']:,} cycles" if simulation else "Dataflow, not simulated"
     ]
-    for process in PROCESSES:
+    ends = {channel[end] for channel in channels for end in ("producer", "consumer")}
+    for process in (process for process in PROCESSES if process in ends):
         lines.append(process + _times(times.get(process), simulation))
         written = [channel for channel in channels if channel["producer"] == process]
         for channel in written:

@@ -15,6 +15,7 @@ void combine(int tokens, hls::stream<job_t>& jobs, hls::stream<item_t>& items,
     typedef lanes_t<S::COMBINED_BITS, Block::LANES> row_t;
     row_t rows[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=rows compact=bit
+#pragma HLS BIND_STORAGE variable=rows type=ram_s2p impl=bram
 combine_clear:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS

@@ -33,6 +33,7 @@ void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::str
     typedef lanes_t<Block::SUM_BITS_DOWN, Block::LANES> partial_t;
     partial_t partial[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=partial compact=bit
+#pragma HLS BIND_STORAGE variable=partial type=ram_s2p impl=bram
     weights_t weights[2][S::BANKS_DOWN][S::TILE_CHUNKS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=weights compact=bit
 #pragma HLS ARRAY_PARTITION variable=weights complete dim=1

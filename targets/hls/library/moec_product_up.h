@@ -44,7 +44,7 @@ void product_up(int tokens, hls::stream<typename types<Block>::chunk_t>& inputs,
     typedef typename types<Block>::weights_t weights_t;
     chunk_t rows[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=rows compact=bit
-#pragma HLS BIND_STORAGE variable=rows type=ram_2p impl=bram
+#pragma HLS BIND_STORAGE variable=rows type=ram_s2p impl=bram
     weights_t weights[2][S::BANKS_UP][S::TILE_CHUNKS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=weights compact=bit
 #pragma HLS ARRAY_PARTITION variable=weights complete dim=1

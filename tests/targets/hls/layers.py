@@ -24,10 +24,12 @@ def float_block(
     width: int = 40,
     hidden: int = 48,
     *,
+    shared: int = 0,
     biased_choice: bool = False,
     seed: int = 0,
 ) -> FloatBlock:
-    random = np.random.default_rng(seed)
+    random, routed = np.random.default_rng(seed), count
+    count += shared
 
     def normal(*shape: int, scale: float) -> Array:
         return random.normal(0, scale, shape).astype(np.float32)
@@ -38,15 +40,16 @@ def float_block(
         "layer",
         routing,
         experts,
-        router=normal(count, width, scale=1.5 * width**-0.5),
-        router_bias=normal(count, scale=0.1),
-        correction_bias=normal(count, scale=0.1) if biased_choice else None,
+        router=normal(routed, width, scale=1.5 * width**-0.5),
+        router_bias=normal(routed, scale=0.1),
+        correction_bias=normal(routed, scale=0.1) if biased_choice else None,
         up=up,
         up_bias=up_bias,
         gate=gate if experts.gated else None,
         gate_bias=gate_bias if experts.gated else None,
         down=normal(count, width, hidden, scale=hidden**-0.5),
         down_bias=normal(count, width, scale=0.1),
+        shared=shared,
     )
 
 

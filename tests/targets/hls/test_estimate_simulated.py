@@ -10,6 +10,7 @@ from moec.targets.hls import reference
 from moec.targets.hls.cycles import MemoryPace, count_cycles
 from moec.targets.hls.design import Design, Fifos
 from moec.targets.hls.float_block import FloatBlock
+from moec.targets.hls.lint import lint
 from moec.targets.hls.project import Description, project_files
 from moec.targets.hls.quantize import quantize
 from moec.targets.hls.simulator import simulate_timed
@@ -73,3 +74,17 @@ def test_estimates_agree_with_the_simulation(design_of, router, gated, weight_bi
         assert cycles.total == pytest.approx(simulated, rel=0.01)
         bounds.add(cycles.bound_by)
     assert bounds == {"products", "weights"}
+
+
+@pytest.mark.parametrize("storage", ["bram", "uram"])
+def test_large_arrays_are_bound_to_what_the_estimate_says(storage):
+    files, _, _ = generated(lambda shape: Design(shape, large_arrays=storage), ROUTERS["softmax"], True, 8)
+    bound = [
+        line
+        for text in files.values()
+        for line in text.decode("latin-1").splitlines()
+        if "#pragma HLS BIND_STORAGE" in line
+    ]
+    assert len(bound) == 3
+    assert all(line.endswith(f"type=ram_s2p impl={storage}") for line in bound)
+    assert not lint(files)

@@ -11,6 +11,7 @@ from moec.targets.hls.instrument import instrument
 from .small_design import CALLS, CHANNELS, LOAD, TWICE, source
 
 PIPELINE = "#pragma HLS PIPELINE II=1\n"
+CLAIM = "#pragma HLS DEPENDENCE variable=a"
 
 
 def instrumented(text: str) -> str:
@@ -61,43 +62,32 @@ def test_a_depth_that_a_pragma_sets():
     assert "words.set_depth(9);" in instrumented(text)
 
 
+def pipelined_with(more: str) -> str:
+    """The design with something behind the pragma of a pipelined loop."""
+    return source(twice=TWICE.replace(PIPELINE, PIPELINE + more))
+
+
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
         (source(twice=TWICE.replace(PIPELINE, "")), "twice_words", "a loop that is neither pipelined nor unrolled"),
-        (source(twice=TWICE.replace(PIPELINE, PIPELINE + PIPELINE)), PIPELINE, "two pragmas PIPELINE"),
-        (
-            source(twice=TWICE.replace(PIPELINE, "int x;\n" + PIPELINE)),
-            "#pragma HLS PIPELINE",
-            "pragma PIPELINE behind a statement",
-        ),
-        (source(twice=TWICE.replace(PIPELINE, PIPELINE + "#pragma HLS UNROLL factor=2\n")), PIPELINE, "partly unrolled"),
-        (
-            source(twice=TWICE.replace(PIPELINE, PIPELINE + "for (int j = 0; j < 2; j++) {\n" + PIPELINE + "}")),
-            PIPELINE,
-            "a pipelined loop inside this one",
-        ),
-        (source(twice=TWICE.replace("twice_words:", PIPELINE)), "#pragma HLS PIPELINE", "expected it in a loop"),
-        (source(twice=TWICE.replace(PIPELINE, PIPELINE + "#pragma HLS OCCURRENCE cycle=2\n")), "OCCURRENCE", "knows AGG"),
-        (
-            source(twice=TWICE.replace(PIPELINE, PIPELINE + "#pragma HLS DEPENDENCE variable=a type=intra\n")),
-            "#pragma HLS DEPENDENCE",
-            "the simulation checks type=inter",
-        ),
-        (
-            source(twice=TWICE.replace(PIPELINE, PIPELINE + "#pragma HLS DEPENDENCE variable=a type=inter\n")),
-            "#pragma HLS DEPENDENCE",
-            "expected dependent=false or distance=",
-        ),
+        (source(twice=TWICE.replace(PIPELINE, "int x;\n" + PIPELINE)), PIPELINE, "pragma PIPELINE behind a statement"),
+        (source(twice=TWICE.replace("twice_words:", PIPELINE)), PIPELINE, "expected it in a loop"),
+        (pipelined_with(PIPELINE), PIPELINE, "two pragmas PIPELINE"),
+        (pipelined_with("#pragma HLS UNROLL factor=2\n"), PIPELINE, "partly unrolled"),
+        (pipelined_with(f"for (;;) {{\n{PIPELINE}}}"), PIPELINE, "a pipelined loop inside this one"),
+        (pipelined_with("#pragma HLS OCCURRENCE cycle=2\n"), "OCCURRENCE", "the simulation knows AGGREGATE"),
+        (pipelined_with(f"{CLAIM} type=intra\n"), CLAIM, "the simulation checks type=inter"),
+        (pipelined_with(f"{CLAIM} type=inter\n"), CLAIM, "expected dependent=false or distance="),
         (source(load=LOAD.replace("axi_load", "load_words")), "in[i]", "accessed outside of a loop whose label starts"),
         (source(load=LOAD.replace("in[i]", "*(in + i)")), "words.write(", "pointer in is used otherwise"),
         (source(calls=CALLS + "    int rest = 0;\n"), "int rest", "expected only calls of processes"),
         (source(calls=CALLS + "    if (in) store(doubled, out);\n"), "if (in)", "expected only calls of processes"),
         (source().replace(" depth=COUNT", ""), "#pragma HLS INTERFACE", "expected port=, bundle= and depth="),
-        (source(channels=CHANNELS + "#pragma HLS STREAM variable=words\n"), "#pragma HLS STREAM", "expected variable=, depth="),
+        (source(channels=f"{CHANNELS}#pragma HLS STREAM variable=words\n"), "STREAM", "expected variable=, depth="),
         (source(twice=TWICE.replace("2 *", "(2 *")), "void twice", "'{' is never closed"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_understood_is_an_error(text, place, message):
     lines = [number for number, line in enumerate(text.splitlines(), start=1) if place.strip() in line]
     with pytest.raises(MoecError, match=r"^top\.cpp:\d+: ") as caught:

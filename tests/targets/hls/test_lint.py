@@ -7,7 +7,7 @@ import pytest
 from moec.targets.hls.cpp_source import Source
 from moec.targets.hls.lint import lint, lint_sources
 
-from .small_design import CALLS, CHANNELS, LOAD, STORE, TWICE, project, source
+from .small_design import CALLS, CHANNELS, LOAD, TWICE, project, source
 
 PIPELINE = "#pragma HLS PIPELINE II=1\n"
 LOADER = LOAD.replace("axi_load", "load_more").replace("void load", "void load_more")
@@ -94,19 +94,44 @@ def test_rules_about_loops(text, line, rule):
     assert found(text) == [(line, rule)]
 
 
+UNROLLED = """\
+for (int j = 0; j < COUNT; j++) {
+#pragma HLS UNROLL
+    for (int k = j; k < j + 2; k++) {
+#pragma HLS UNROLL
+    }
+}
+"""
+UNUSED = """\
+void unused(int a) {
+    for (int i = 0; i < 4; i++) {
+#pragma HLS PIPELINE II=1
+        a += i / C::UNKNOWN;
+    }
+}
+"""
+AT_RUN_TIME = TWICE.replace("i < COUNT", "i < count")
+
+
 @pytest.mark.parametrize(
     "text",
     [
         source(twice=TWICE.replace("i < COUNT", "i < 2 * COUNT")),
-        source(twice=TWICE.replace("i < COUNT", "i < count").replace(PIPELINE, PIPELINE + "#pragma HLS LOOP_TRIPCOUNT max=4\n")),
+        source(twice=AT_RUN_TIME.replace(PIPELINE, f"#pragma HLS LOOP_TRIPCOUNT max=4\n{PIPELINE}")),
         with_statement("int a = i % 4 + i / COUNT + i / (COUNT / 2) + i % (2 > 1 ? 8 : 3); // i / 3"),
-        with_statement("for (int j = 0; j < COUNT; j++) {\n#pragma HLS UNROLL\nfor (int k = j; k < j + 2; k++) {\n#pragma HLS UNROLL\n}\n}"),
-        source(twice="void unused(int a) {\nfor (int i = 0; i < 4; i++) {\n#pragma HLS PIPELINE II=1\na += i / C::N;\n}\n}\n" + TWICE),
+        with_statement(UNROLLED),
+        source(twice=UNUSED + TWICE),
         source(twice="int third(int a) {\n#pragma HLS INLINE\n    return a / 3;\n}\n" + TWICE),
     ],
-)  # fmt: skip
+)
 def test_loops_that_are_right(text):
     assert found(text) == []
+
+
+WORDS, DOUBLED = (f'hls::stream<int, 2> {name}("{name}");' for name in ("words", "doubled"))
+MASTER = "#pragma HLS INTERFACE m_axi port=in bundle=gmem_in offset=slave depth=COUNT latency=64"
+REGISTER = "#pragma HLS INTERFACE s_axilite port=out\n"
+OUT_OF_ORDER = CALLS.replace("    store(doubled, out);\n", "").replace("    load", "    store(doubled, out);\n    load")
 
 
 @pytest.mark.parametrize(
@@ -114,40 +139,39 @@ def test_loops_that_are_right(text):
     [
         (source(calls=CALLS + "    int rest = load;\n"), "int rest = load;", "simple-regions"),
         (source(calls=CALLS.replace("twice(", "thrice(")), "thrice(words, doubled);", "simple-regions"),
-        (source(channels=CHANNELS.replace('"words"', '"word"')), 'hls::stream<int, 2> words("word");', "named-channels"),
-        (source(channels=CHANNELS.replace("int, 2> words", "int> words")), 'hls::stream<int> words("words");', "named-channels"),
-        (source(store=STORE, calls=CALLS + "    store(doubled, other);\n"), 'hls::stream<int, 2> doubled("doubled");', "single-producer-and-consumer"),
-        (source(channels=CHANNELS + '    hls::stream<int, 2> unused("unused");\n'), 'hls::stream<int, 2> unused("unused");', "single-producer-and-consumer"),
-        (source(calls="    store(doubled, out);\n" + CALLS.replace("    store(doubled, out);\n", "")), "store(doubled, out);", "single-producer-and-consumer"),
-        (source().replace("port=in bundle=gmem_in ", "port=in "), "#pragma HLS INTERFACE m_axi port=in offset=slave depth=COUNT latency=64", "complete-interfaces"),
-        (source().replace("#pragma HLS INTERFACE s_axilite port=out\n", ""), 'extern "C" void top(const int* in, int* out) {', "complete-interfaces"),
+        (source().replace('("words")', '("word")'), WORDS.replace('"words"', '"word"'), "named-channels"),
+        (source().replace("2> words", "> words").replace(", >", ">"), WORDS.replace(", 2", ""), "named-channels"),
+        (source(calls=CALLS + "    store(doubled, other);\n"), DOUBLED, "single-producer-and-consumer"),
+        (source(calls=CALLS.replace("twice(words,", "twice(in,")), WORDS, "single-producer-and-consumer"),
+        (source(calls=OUT_OF_ORDER), "store(doubled, out);", "single-producer-and-consumer"),
+        (source().replace(" bundle=gmem_in", ""), MASTER.replace(" bundle=gmem_in", ""), "complete-interfaces"),
+        (source().replace(REGISTER, ""), 'extern "C" void top(const int* in, int* out) {', "complete-interfaces"),
     ],
-)  # fmt: skip
+)
 def test_rules_about_regions(text, line, rule):
     assert (line, rule) in found(text)
 
 
 def test_what_processes_share():
     """A second loader reads the same port, and another port of the same bundle."""
-    channels = CHANNELS + '    hls::stream<int, 2> more("more");\n'
-    twice = TWICE.replace("& words,", "& words, hls::stream<int>& more,").replace(
-        "2 * words.read()", "words.read() + more.read()"
+    twice = TWICE.replace("& words,", "& words, hls::stream<int>& more,")
+    shared = source(
+        load=LOAD + LOADER,
+        twice=twice.replace("words.read()", "words.read() + more.read()"),
+        channels=CHANNELS + '    hls::stream<int, 2> more("more");\n',
+        calls="    load_more(in, more);\n" + CALLS.replace("twice(words,", "twice(words, more,"),
     )
-    calls = "    load(in, words);\n    load_more(in, more);\n" + CALLS.split("\n", 1)[1].replace(
-        "(words,", "(words, more,"
+    assert found(shared) == [
+        ("load(in, words);", rule) for rule in ("one-master-per-direction", "one-process-per-array")
+    ]
+
+    pragmas = f"{MASTER.replace('port=in', 'port=other')}\n#pragma HLS INTERFACE s_axilite port=other\n"
+    of_a_bundle = (
+        shared.replace("load_more(in,", "load_more(other,")
+        .replace("top(const int* in", "top(const int* other, const int* in")
+        .replace("#pragma HLS DATAFLOW\n", f"{pragmas}#pragma HLS DATAFLOW\n")
     )
-    shared = source(load=LOAD + LOADER, twice=twice, channels=channels, calls=calls)
-    rules = [("load_more(in, more);", "one-master-per-direction"), ("load_more(in, more);", "one-process-per-array")]
-    assert found(shared) == rules
-    port = "".join(
-        f"#pragma HLS INTERFACE {mode} port=other{options}\n"
-        for mode, options in (("m_axi", " bundle=gmem_in offset=slave depth=COUNT latency=64"), ("s_axilite", ""))
-    )
-    of_a_bundle = shared.replace("load_more(in,", "load_more(other,").replace(
-        "top(const int* in", "top(const int* other, const int* in"
-    )
-    of_a_bundle = of_a_bundle.replace("#pragma HLS DATAFLOW\n", port + "#pragma HLS DATAFLOW\n")
-    assert found(of_a_bundle) == [("load_more(other, more);", "one-master-per-direction")]
+    assert found(of_a_bundle) == [("load(in, words);", "one-master-per-direction")]
     assert found(of_a_bundle.replace("port=other bundle=gmem_in", "port=other bundle=gmem_other")) == []
 
 

@@ -78,14 +78,15 @@ def failure(run) -> SimulationError:
 
 def test_one_loader_for_both_products_deadlocks(files):
     """The second product waits for weights behind those that the first does not take, for that waits for the second."""
+    both_arguments = ("up_weights", "down_weights", "jobs_load_up", "jobs_load_down", "beats_up", "beats_down")
     both = edited(files, WEIGHTS, ("}  // namespace moec\n", LOAD_BOTH))
     both = edited(
         both,
         TOP,
         ("load_up<block>(up_weights, jobs_load_up, beats_up);", ""),
         ("load_down<block>(down_weights, jobs_load_down, beats_down);", ""),
-        ("product_up<block>", "load_both<block>(up_weights, down_weights, jobs_load_up, jobs_load_down, beats_up, beats_down);\nproduct_up<block>"),
-    )  # fmt: skip
+        ("product_up<block>", f"load_both<block>({', '.join(both_arguments)});\n    product_up<block>"),
+    )
     for product in (UP, DOWN):
         both = edited(both, product, ("arrived < wanted && !beats.empty()", "arrived < wanted"))
     error = failure(lambda: simulate_timed(both, fifo_depths={"beats_up": 8, "beats_down": 8}))
@@ -116,13 +117,13 @@ def test_a_claim_of_independence_is_false(files):
 @pytest.mark.parametrize(
     ("path", "before", "after", "rule"),
     [
-        (UP, "ARRAY_PARTITION variable=weights complete dim=2", "ARRAY_PARTITION variable=weight complete dim=2", "declared-variables"),
-        (UP, "#pragma HLS ARRAY_PARTITION variable=sums complete", "#pragma HLS ARRAY_PARTITON variable=sums complete", "known-pragmas"),
-        (SELECT, "for (int i = 0; i < STEPS; i++) {\n#pragma HLS PIPELINE II=1", "for (int i = 0; i < STEPS; i++) {", "pipelined-loops"),
+        (UP, "variable=weights complete dim=2", "variable=weight complete dim=2", "declared-variables"),
+        (UP, "ARRAY_PARTITION variable=sums complete", "ARRAY_PARTITON variable=sums complete", "known-pragmas"),
+        (SELECT, "i < STEPS; i++) {\n#pragma HLS PIPELINE II=1", "i < STEPS; i++) {", "pipelined-loops"),
         (TOP, "router<block>(router_weights", "router<block>(up_weights", "one-process-per-array"),
         (TOP, "items_down, hidden, beats_down", "items_down, hidden, beats_up", "single-producer-and-consumer"),
     ],
-)  # fmt: skip
+)
 def test_wrong_pragmas_and_regions(files, path, before, after, rule):
     assert lint(files) == []
     assert rule in {finding.rule for finding in lint(edited(files, path, (before, after)))}

@@ -1,0 +1,88 @@
+"""The hardware of an attention block in numbers.
+
+Its products are those of a MoE block with one expert: keys, values and queries of a head are three hidden tiles of the
+first, and what a head attends to is a tile of the second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.targets.hls.design import BEAT_BYTES, MOST_ACCUMULATOR_BITS, Norm, bits_for, padded
+
+KEY, VALUE, QUERY = range(3)
+"""Tiles of a head in the order of computation: queries come last, when what they meet is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionShape:
+    """Sizes are those of the model, before padding. ``tokens``: at most, per call, which is one sequence."""
+
+    tokens: int
+    width: int
+    heads: int
+    head_width: int
+    norm: Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionFifos:
+    """Depths of the channels between processes, in words."""
+
+    tokens: int = 32
+    parameters: int = 2
+    measured: int = 2
+    jobs: int = 4
+    items: int = 8
+    weights: int = 128
+    """Two bursts of 4 KiB; tiles themselves are buffered twice."""
+    rows: int = 32
+    """Chunks of keys, values and queries, and of what heads attend to."""
+    scores: int = 4
+    key_weights: int = 16
+    reciprocals: int = 4
+    results: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionDesign:
+    """One way to build a block. Each of its four arrays computes ``lanes`` x ``lanes`` products per cycle; ``norm_lanes``
+    channels are normalised per cycle."""
+
+    shape: AttentionShape
+    lanes: int = 16
+    norm_lanes: int = 4
+    fifos: AttentionFifos = dataclasses.field(default_factory=AttentionFifos)
+
+    @property
+    def width(self) -> int:
+        """Of a token, padded."""
+        return padded(self.shape.width, self.lanes)
+
+    @property
+    def head_width(self) -> int:
+        """Padded."""
+        return padded(self.shape.head_width, self.lanes)
+
+    @property
+    def hidden(self) -> int:
+        """Channels of all heads, padded."""
+        return self.shape.heads * self.head_width
+
+    @property
+    def score_bits(self) -> int:
+        """Of the product of two rows of int8."""
+        return 16 + bits_for(self.head_width)
+
+    def why_not(self, widest_sum: int = 0) -> str | None:
+        """The reason why the templates cannot be instantiated with these numbers, or None. ``widest_sum``: the bits that
+        the products' sums need."""
+        if self.lanes not in (8, 16, 32):
+            return f"{self.lanes} lanes; expected 8, 16 or 32, so that a chunk of results fits into a beat"
+        if self.lanes**2 % BEAT_BYTES or self.lanes % self.norm_lanes:
+            return f"{self.norm_lanes} channels per cycle do not divide {self.lanes} lanes"
+        if widest_sum > MOST_ACCUMULATOR_BITS:
+            return f"sums need {widest_sum} bits; a multiplier of the requantisation takes {MOST_ACCUMULATOR_BITS}"
+        if not 0 < self.shape.tokens <= 65535 or not 0 < self.shape.width <= 8192:
+            return f"{self.shape.tokens} tokens of {self.shape.width} channels; there are up to 65535 of up to 8192"
+        return None

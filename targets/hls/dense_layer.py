@@ -1,0 +1,90 @@
+"""Dense products with constant weights, however the graph spells them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.dialect import LinearSpec, inputs_of, is_moec, spec_of
+from moec.targets.tvm.stored_weights import StoredWeight
+
+Array = np.ndarray[Any, Any]
+
+_SAME_ELEMENTS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators that keep all elements and their order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseLayer:
+    """``input @ weights.T + bias``: weights [out, in] and bias [out] in float32. ``nodes``: what computes it."""
+
+    input: ir.Value
+    weights: Array
+    bias: Array
+    nodes: tuple[ir.Node, ...]
+
+
+def dense_layer(value: ir.Value) -> DenseLayer:
+    """The layer that makes a value. Raises UnsupportedError, saying what was found, where none does."""
+    node, added = origin(value).producer(), None
+    nodes = [] if node is None else [node]
+    if node is not None and node.op_type == "Add":
+        product = next((one for one in node.inputs if one is not None and one.producer() is not None), None)
+        others = [one for one in node.inputs if one is not product]
+        node = None if product is None else origin(product).producer()
+        added = None if others[0] is None else constant(others[0])
+        nodes += [] if node is None else [node]
+    if node is None or node.op_type not in ("MatMul", "Gemm", "Linear") or node.inputs[0] is None:
+        found = "an input" if node is None else f"a {node.op_type}"
+        raise UnsupportedError(f"{value.name!r} comes from {found}; expected tokens @ weights, with or without a bias")
+    weights, bias = _matrix(node)
+    total = np.zeros(len(weights), np.float32)
+    for one in (bias, added):
+        total = total if one is None else total + np.broadcast_to(one.reshape(-1), total.shape)
+    return DenseLayer(node.inputs[0], weights, total, tuple(nodes))
+
+
+def _matrix(node: ir.Node) -> tuple[Array, Array | None]:
+    """Weights [out, in] and biases."""
+    if is_moec(node, "Linear"):
+        spec, inputs = spec_of(node, LinearSpec), inputs_of(node)
+        weight, bias = inputs["weight"], inputs["bias"]
+        if spec.activation != "identity" or weight is None:
+            raise UnsupportedError(f"a dense product with the activation {spec.activation!r}; expected none")
+        return StoredWeight.of(weight).decoded(0, spec.transposed).T, optional(bias)
+    weights = constant(node.inputs[1])
+    if weights.ndim != 2:
+        raise UnsupportedError(f"a product with weights of shape {list(weights.shape)}; expected a matrix")
+    if node.op_type == "MatMul":
+        return weights.T, None
+    attributes = {key: one.value for key, one in node.attributes.items()}
+    if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0 or attributes.get("transA", 0):
+        raise UnsupportedError("a Gemm with alpha, beta or transA; expected x @ weights + bias")
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return weights if attributes.get("transB", 0) else weights.T, optional(bias)
+
+
+def optional(value: ir.Value | None) -> Array | None:
+    return None if value is None else constant(value)
+
+
+def constant(value: ir.Value | None) -> Array:
+    """In float32. Raises UnsupportedError for what is computed."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(origin(value))
+    if tensor is None:
+        raise UnsupportedError(f"{value.name if value else 'a weight'!r} is computed; expected a constant")
+    return tensor.numpy().astype(np.float32)
+
+
+def origin(value: ir.Value) -> ir.Value:
+    """The value whose elements these are, in the same order."""
+    producer = value.producer()
+    while producer is not None and producer.domain == "" and producer.op_type in _SAME_ELEMENTS:
+        source = producer.inputs[0]
+        assert source is not None
+        value, producer = source, source.producer()
+    return value

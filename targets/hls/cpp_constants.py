@@ -57,7 +57,7 @@ class Constants:
         if choice := _CHOICE.fullmatch(text):
             condition = self._value(choice[1], inside)
             return None if condition is None else self._value(choice[2] if condition else choice[3], inside)
-        text = re.sub(r"/", "//", text.replace("true", "1").replace("false", "0"))
+        text = re.sub(r"\bfalse\b", "0", re.sub(r"\btrue\b", "1", text)).replace("/", "//")
         try:
             return self._computed(ast.parse(text, mode="eval").body, inside)
         except (SyntaxError, ZeroDivisionError, ValueError):

@@ -19,7 +19,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from moec.targets.hls.design import BEAT_BYTES, RESULT_BITS, ROUTER_WEIGHT_BITS, BlockShape, Design
+from moec.targets.hls.design import BEAT_BYTES, INPUT_BITS, RESULT_BITS, ROUTER_WEIGHT_BITS, BlockShape, Design
 
 ROUTER_BIAS_BYTES = 4
 
@@ -101,14 +101,15 @@ def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = Memory
     jobs = list(_jobs(design, loads))
     first, end = _run(design, jobs, pace)
     products = sum(job.cycles for job in jobs)
-    chunks = tokens * design.output_chunks
+    chunks, result_bytes = tokens * design.output_chunks, design.lanes_out * RESULT_BITS // 8
     up, down = sum(job.beats_up for job in jobs), sum(job.beats_down for job in jobs)
     return Cycles(
         route=route,
         first_weights=round(first),
         products=products,
         stalls=round(end - first - products),
-        results=round(pace.cycles(_beats(chunks * design.lanes_out * RESULT_BITS // 8), chunks)),
+        # The process that writes waits for the first result from the start: the latency is over when it comes.
+        results=round(dataclasses.replace(pace, latency=0).cycles(_beats(chunks * result_bytes), chunks)),
         weights=round(max(up, down) * pace.cycles_per_beat + len(jobs) * pace.latency),
         beats=up + down,
     )
@@ -130,9 +131,8 @@ def route_cycles(design: Design, tokens: int, pace: MemoryPace) -> int:
     """Until all tokens have chosen their experts."""
     if not tokens:
         return round(_router_start(design, pace))
-    reads = max(design.input_chunks, _beats(design.width) * pace.cycles_per_beat)
-    if design.shape.norm != "none":
-        reads = max(design.width // design.router_lanes, 2 * _beats(design.width) * pace.cycles_per_beat)
+    token_bytes = design.width * (INPUT_BITS if design.shape.norm == "none" else RESULT_BITS) // 8
+    reads = token_bytes / BEAT_BYTES * pace.cycles_per_beat  # tokens lie side by side: a beat may hold parts of two
     steps = select_steps(design.shape)
     per_token = max(reads, design.width // design.router_lanes, steps)
     return round(_router_start(design, pace) + tokens * per_token + steps + design.shape.all_experts)

@@ -14,7 +14,7 @@ from moec.targets.tvm.stored_weights import StoredWeight
 
 Array = np.ndarray[Any, Any]
 
-_SAME_ELEMENTS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+SAME_ELEMENTS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep all elements and their order."""
 
 
@@ -83,7 +83,7 @@ def constant(value: ir.Value | None) -> Array:
 def origin(value: ir.Value) -> ir.Value:
     """The value whose elements these are, in the same order."""
     producer = value.producer()
-    while producer is not None and producer.domain == "" and producer.op_type in _SAME_ELEMENTS:
+    while producer is not None and producer.domain == "" and producer.op_type in SAME_ELEMENTS:
         source = producer.inputs[0]
         assert source is not None
         value, producer = source, source.producer()

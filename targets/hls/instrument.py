@@ -91,12 +91,11 @@ def _instrument_loops(edits: _Edits, function: Function) -> None:
             _expect_known_cycles(edits.source, loop, around)
             continue
         _instrument_pipeline(edits, loop)
-        claims = [pragma for pragma in pragmas_of(loop) if pragma.directive == "DEPENDENCE"]
-        for claim in claims:
+        for claim in loop.body.pragmas_named("DEPENDENCE"):
             edits.replace(claim, _claim(edits.source, claim))
         memory = [outer for outer in (*around, loop) if outer.label.startswith(_MEMORY_LABEL)]
-        guard = memory[0] if memory else _nest(loop, around) if claims else None
-        if guard is not None and guard.start not in guarded:
+        guard = memory[0] if memory else _nest(loop, around)
+        if guard.start not in guarded:
             guarded.add(guard.start)
             edits.insert(guard.start, _guard("uses_memory" if memory else "computes"))
 

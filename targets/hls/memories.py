@@ -170,7 +170,12 @@ def _normalization(design: Design) -> list[Memory]:
 
 def _adapters(design: Design) -> list[Memory]:
     has_norm = design.shape.norm != "none"
-    owners = {"tokens": "measure_tokens" if has_norm else "read_tokens", "results": "router", "up": "load_up", "down": "load_down"}
+    owners = {
+        "tokens": "measure_tokens" if has_norm else "read_tokens",
+        "results": "router",
+        "up": "load_up",
+        "down": "load_down",
+    }
     found = [
         _array(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS) for name, bursts in OUTSTANDING.items()
     ]

@@ -56,7 +56,7 @@ def run(block: QuantizedBlock, tokens: Array) -> IntegerResults:
     output = saturated((combined + GATE_ONE // 2) >> 16, 16)
     if block.norm is not None:
         output = saturated(output + residual, 16)
-    loads = np.append(np.bincount(chosen.reshape(-1), minlength=shape.experts), [len(tokens)] * shape.shared)
+    loads = np.append(np.bincount(chosen.reshape(-1), minlength=shape.experts), np.full(shape.shared, len(tokens)))
     return IntegerResults(tokens, logits, gates, chosen, loads, before, hidden, results, output.astype(np.int16))
 
 

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.targets.hls.dense_layer import SAME_ELEMENTS, constant, optional, origin
 from moec.targets.hls.normalization import FloatNorm
 
 Array = np.ndarray[Any, Any]
 
-_SAME_ELEMENTS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-"""Operators that keep all elements and their order."""
 _NORMS = ("LayerNormalization", "RMSNormalization")
 
 
@@ -29,7 +27,7 @@ class Residual:
     nodes: tuple[ir.Node, ...]
 
 
-def find_residual(name: str, inputs: ir.Value, result: ir.Value) -> Residual | None:
+def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     """The residual around a block that takes ``inputs`` and gives ``result``; None where there is none.
 
     The result must go to the addition alone, for nothing else of the block is in memory. Raises UnsupportedError where
@@ -45,26 +43,10 @@ def find_residual(name: str, inputs: ir.Value, result: ir.Value) -> Residual | N
     others = [one for one in nodes[-1].inputs if one is not value]
     if len(others) != 1 or others[0] is None or origin(others[0]) is not origin(tokens):
         return None
-    norm = _norm(name, normalize)
+    norm = _norm(normalize)
     return Residual(tokens, nodes[-1].outputs[0], norm, (normalize, *nodes))
 
 
-def origin(value: ir.Value) -> ir.Value:
-    """The value whose elements these are, in the same order."""
-    producer = value.producer()
-    while producer is not None and producer.domain == "" and producer.op_type in _SAME_ELEMENTS:
-        source = producer.inputs[0]
-        assert source is not None
-        value, producer = source, source.producer()
-    return value
-
-
-def constant(name: str, value: ir.Value | None) -> Array:
-    """In float32. Raises UnsupportedError for what is computed."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(origin(value))
-    if tensor is None:
-        raise UnsupportedError(f"{name}: {value.name if value else 'a weight'!r} is computed; expected a constant")
-    return tensor.numpy().astype(np.float32)
 
 
 def only_use(value: ir.Value) -> ir.Node | None:
@@ -77,7 +59,7 @@ def _until_addition(value: ir.Value) -> tuple[list[ir.Node], ir.Value]:
     """The nodes from a value to the addition it ends in, and the value that is added; no nodes where it does not."""
     nodes = []
     user = only_use(value)
-    while user is not None and user.domain == "" and user.op_type in _SAME_ELEMENTS and user.inputs[0] is value:
+    while user is not None and user.domain == "" and user.op_type in SAME_ELEMENTS and user.inputs[0] is value:
         nodes.append(user)
         value = user.outputs[0]
         user = only_use(value)
@@ -91,13 +73,13 @@ def _is_last_axis(normalize: ir.Node, tokens: ir.Value) -> bool:
     return axis == -1 or (tokens.shape is not None and axis == len(tokens.shape) - 1)
 
 
-def _norm(name: str, node: ir.Node) -> FloatNorm:
-    weight = constant(name, node.inputs[1]).reshape(-1)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+def _norm(node: ir.Node) -> FloatNorm:
+    weight = constant(node.inputs[1]).reshape(-1)
+    bias = optional(node.inputs[2]) if len(node.inputs) > 2 else None
     epsilon = node.attributes.get("epsilon")
     return FloatNorm(
         "layer" if node.op_type == "LayerNormalization" else "rms",
         weight,
-        np.zeros_like(weight) if bias is None else constant(name, bias).reshape(-1),
+        np.zeros_like(weight) if bias is None else bias.reshape(-1),
         1e-5 if epsilon is None else float(epsilon.value),
     )

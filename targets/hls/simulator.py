@@ -1,7 +1,8 @@
 """Runs a project's testbench: as C simulation, or with clocks, bounded channels and memories that take time.
 
 The timed simulation counts the cycles of pipelined loops, of waiting for channels and memories, and of the first beat
-of a burst. It does not count the depth of pipelines, nor code between loops. Results are the same for every run.
+of a burst. It does not count code between loops, and the depth of pipelines, which synthesis decides,
+only as far as it is given. Results are the same for every run.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def simulate_timed(
     *,
     memory_share: float = 1.0,
     memory_latency: int = 64,
+    pipeline_depth: int = 0,
     memories: Mapping[str, str] | None = None,
     fifo_depths: FifoDepths = None,
     watch_dependences: bool = False,
@@ -139,7 +141,8 @@ def simulate_timed(
     """Cycles, stalls and fill of channels of a project, given as contents by path.
 
     ``memory_share``: the share of a beat per cycle that a memory delivers; ``memory_latency``: cycles until the first
-    beat of a loop; ``memories``: names of memories by AXI bundle, where two bundles share one. ``fifo_depths``: of all
+    beat of a loop; ``pipeline_depth``: cycles that a loop takes to end behind the start of its last iteration;
+    ``memories``: names of memories by AXI bundle, where two bundles share one. ``fifo_depths``: of all
     channels, or of some by name, other than declared. ``watch_dependences``: pragmas DEPENDENCE are checked against
     what loops read, which is slow.
 
@@ -161,6 +164,7 @@ def simulate_timed(
         settings = {
             "MOEC_BEAT_CYCLES": repr(1 / memory_share),
             "MOEC_MEMORY_LATENCY": str(memory_latency),
+            "MOEC_PIPELINE_DEPTH": str(pipeline_depth),
             "MOEC_MEMORIES": _listed(memories or {}),
             "MOEC_CHANNEL_DEPTHS": _listed({"*": fifo_depths} if isinstance(fifo_depths, int) else fifo_depths or {}),
             "MOEC_REPORT": str(report),

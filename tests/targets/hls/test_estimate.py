@@ -170,6 +170,7 @@ def test_memories_of_the_example():
     assert (weights.copies, weights.bits, weights.words, weights.bram18) == (8, 512, 48, 0)
     assert weights.luts == 8 * 74 * 8
     assert found["router", "weights"].copies == 64
+    assert found["select", "scores"].copies == 3  # of four slots, and of all experts in turn
 
 
 def test_large_arrays_move_to_ultra_ram():

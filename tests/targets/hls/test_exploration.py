@@ -10,8 +10,8 @@ import pytest
 
 from moec.errors import UnsupportedError
 from moec.targets.hls.design import BlockShape, Design
-from moec.targets.hls.estimate import RESOURCE_NAMES, estimate
-from moec.targets.hls.exploration import Constraints, explore
+from moec.targets.hls.estimate import RESOURCE_NAMES, estimate, resources_of
+from moec.targets.hls.exploration import Constraints, designs_of, explore
 from moec.targets.hls.loads import even_loads, starving_loads
 from moec.targets.hls.parts import find_part
 
@@ -48,6 +48,12 @@ def test_no_design_of_the_front_is_beaten(m3vit):
     assert costs == sorted(costs)
     for left, right in itertools.permutations(costs, 2):
         assert not all(a <= b for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("resource", ["dsp", "bram18", "lut"])
+def test_the_front_reaches_to_the_cheapest(m3vit, resource):
+    cheapest = min(getattr(resources_of(one), resource) for one in designs_of(M3VIT) if not one.why_not())
+    assert min(getattr(one.estimate.resources, resource) for one in m3vit.front) <= 1.05 * cheapest
 
 
 def test_figures_are_those_of_the_estimate(m3vit):

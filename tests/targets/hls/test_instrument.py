@@ -26,12 +26,13 @@ def test_lines_stay_where_they_are():
         before.strip(): after.strip() for before, after in zip(text.splitlines(), lines, strict=True) if before != after
     }
     region = '::moec_simulation::Region moec_region; moec_region.memory("gmem_in", "in", in, COUNT); '
-    loop = "for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::uses_memory); moec_loop.enters();)"
+    loop = "for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::{}); moec_loop.enters();)"
     assert changed == {
-        "axi_load:": f"{loop} axi_load:",
+        "axi_load:": f"{loop.format('uses_memory')} axi_load:",
+        "twice_words:": f"{loop.format('computes')} twice_words:",
         "#pragma HLS PIPELINE II=1": "::moec_simulation::tick(1);",
         "words.write(in[i]);": "words.write(::moec_simulation::memory(in)[i]);",
-        "axi_store:": f"{loop} axi_store:",
+        "axi_store:": f"{loop.format('uses_memory')} axi_store:",
         "out[i] = doubled.read();": "::moec_simulation::memory(out)[i] = doubled.read();",
         "#pragma HLS DATAFLOW": region + 'moec_region.memory("gmem_out", "out", out, COUNT);',
         "load(in, words);": 'moec_region.add("load", "in words", [&] { load(in, words); });',

@@ -80,6 +80,7 @@ def test_c_simulation_runs_the_testbench():
     [
         ({"memory_latency": 0}, 18),  # a word per cycle, two more until the last one is through
         ({"memory_latency": 5}, 23),
+        ({"memory_latency": 0, "pipeline_depth": 7}, 25),  # until the last process ends
         ({"memory_latency": 0, "memory_share": 0.5}, 33),  # the last beat starts in cycle 31
         ({"memory_latency": 0, "memories": {"gmem_in": "ddr", "gmem_out": "ddr"}}, 32),  # 16 beats in and 16 out
         ({"memory_latency": 0, "fifo_depths": 1}, 33),  # a place is free one cycle behind its last word's read

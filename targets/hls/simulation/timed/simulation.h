@@ -68,7 +68,7 @@ private:
 // An iteration of a pipelined loop starts.
 void tick(int initiation_interval);
 
-// The execution of a loop, or of loops that are nested perfectly. `for (Loop loop(...); loop.enters();)` in front of a
+// The execution of a pipelined loop, or of loops around it that are flattened with it. `for (Loop loop(...); loop.enters();)` in front of a
 // loop executes it once.
 class Loop {
 public:

@@ -21,7 +21,13 @@ Loop::Loop(Kind kind) {
   me.memory_stall += settings().memory_latency;
 }
 
-Loop::~Loop() { scheduler->running->nest = no_nest; }
+Loop::~Loop() {
+  Process& me = *scheduler->running;
+  me.nest = no_nest;
+  if (me.iteration == me.nest_start) return;
+  me.clock += settings().pipeline_depth;
+  me.busy += settings().pipeline_depth;
+}
 
 void declare_independent(const char* name, const void* start, size_t bytes, size_t element, uint64_t distance) {
   Process& me = running("declares independent", name);

@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class GraphBlock:
-    """``tokens``: the value [..., d] that the block takes; ``output``: its result."""
+    """``tokens``: the value [..., d] that the block takes; ``output``: its result, of the same shape."""
 
     name: str
     tokens: ir.Value
@@ -70,7 +70,8 @@ def _block(node: ir.Node) -> GraphBlock:
     )
     shared = find_shared_expert(tokens, output, spec)
     if shared is not None:
-        numbers, output = with_shared(numbers, shared), shared.output
+        # The same tokens, in the shape of the sum.
+        numbers, tokens, output = with_shared(numbers, shared), shared.up.input, shared.output
     residual = find_residual(tokens, output)
     if residual is not None:
         numbers = dataclasses.replace(numbers, norm=residual.norm)

@@ -56,7 +56,7 @@ class FloatAttention:
         scores = query @ key.swapaxes(2, 3) * self.scale
         terms = np.exp(scores - scores.max(axis=3, keepdims=True, initial=-np.inf))
         attended = (terms / terms.sum(axis=3, keepdims=True)) @ value
-        attended = attended.swapaxes(1, 2).reshape(batch, count, -1)
+        attended = attended.swapaxes(1, 2).reshape(batch, count, self.heads * self.head_width)
         results = attended @ self.output.T + self.output_bias
         return FloatAttentionResults(inputs, query, key, value, attended, results, tokens + results)
 

@@ -88,42 +88,46 @@ void weigh_keys(int tokens, hls::stream<typename attention_types<Block>::scores_
     // One query: its scores are read where they make room for the next one's, which come straight from a channel.
     typename attention_types<Block>::scores_t kept[S::KEY_GROUPS];
 #pragma HLS AGGREGATE variable=kept compact=bit
-    const int groups = (tokens + Block::LANES - 1) / Block::LANES, queries = tokens * Block::HEADS;
-    score_t largest = 0, largest_kept = 0;
-    ap_uint<S::WEIGHT_SUM_BITS> sum = 0;
-    int query = 0, group = 0;
-weigh_steps:
-    for (int step = 0; step < (queries + 1) * groups; step++) {
-#pragma HLS LOOP_TRIPCOUNT min=2 max=(Block::MAX_TOKENS*Block::HEADS+1)*S::KEY_GROUPS
+    const int groups = (tokens + Block::LANES - 1) / Block::LANES;
+weigh_heads:
+    for (int h = 0; h < Block::HEADS; h++) {
+        // A head ends with its last query's weights: they must not wait for the next head, whose values wait for them.
+        score_t largest = 0, largest_kept = 0;
+        ap_uint<S::WEIGHT_SUM_BITS> sum = 0;
+        int query = 0, group = 0;
+    weigh_steps:
+        for (int step = 0; step < (tokens + 1) * groups; step++) {
+#pragma HLS LOOP_TRIPCOUNT min=2 max=(Block::MAX_TOKENS+1)*S::KEY_GROUPS
 #pragma HLS PIPELINE II=1
-        if (group == 0) {
-            largest_kept = largest;
-            largest = score_t(1) << (Block::LOGIT_BITS - 1);
-            sum = 0;
-        }
-        const typename attention_types<Block>::scores_t before = kept[group];
-        typename attention_types<Block>::weights_t weight;
-        for (int i = 0; i < Block::LANES; i++) {
-#pragma HLS UNROLL
-            const ap_uint<18> term = softmax_term<Block>(i, ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]));
-            const bool exists = group * Block::LANES + i < tokens;
-            weight.lane[i] = exists ? ap_uint<8>((term * ap_uint<8>(255) + (1 << 16)) >> 17) : ap_uint<8>(0);
-            sum += weight.lane[i];
-        }
-        if (query < queries) {
-            const typename attention_types<Block>::scores_t given = scores.read();
-            kept[group] = given;
+            if (group == 0) {
+                largest_kept = largest;
+                largest = score_t(1) << (Block::LOGIT_BITS - 1);
+                sum = 0;
+            }
+            const typename attention_types<Block>::scores_t before = kept[group];
+            typename attention_types<Block>::weights_t weight;
             for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
-                if (group * Block::LANES + i < tokens && given.lane[i] > largest) largest = given.lane[i];
+                const ap_uint<18> term = softmax_term<Block>(i, ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]));
+                const bool exists = group * Block::LANES + i < tokens;
+                weight.lane[i] = exists ? ap_uint<8>((term * ap_uint<8>(255) + (1 << 16)) >> 17) : ap_uint<8>(0);
+                sum += weight.lane[i];
             }
+            if (query < tokens) {
+                const typename attention_types<Block>::scores_t given = scores.read();
+                kept[group] = given;
+                for (int i = 0; i < Block::LANES; i++) {
+#pragma HLS UNROLL
+                    if (group * Block::LANES + i < tokens && given.lane[i] > largest) largest = given.lane[i];
+                }
+            }
+            if (query > 0) {
+                weights.write(weight);
+                if (group == groups - 1) reciprocals.write(reciprocal_of<Block>(sum));
+            }
+            query += group == groups - 1 ? 1 : 0;
+            group = group == groups - 1 ? 0 : group + 1;
         }
-        if (query > 0) {
-            weights.write(weight);
-            if (group == groups - 1) reciprocals.write(reciprocal_of<Block>(sum));
-        }
-        query += group == groups - 1 ? 1 : 0;
-        group = group == groups - 1 ? 0 : group + 1;
     }
 }
 

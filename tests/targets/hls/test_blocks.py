@@ -1,0 +1,155 @@
+"""Blocks in graphs: where they begin and end, and that their numbers compute what the graph does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.errors import UnsupportedError
+from moec.ir import interpreter
+from moec.ir.dialect import ExpertsSpec, RouteSpec, make_node
+from moec.targets.hls.blocks import find_blocks
+from moec.targets.hls.calibrate import run_with
+
+T, D, E, F, SHARED = 5, 12, 4, 8, 20
+ROUTE, SWIGLU, RELU = RouteSpec(2, normalize=True), ExpertsSpec("silu", "gate_up"), ExpertsSpec("relu", "none")
+
+
+class GraphBuilder:
+    """Nodes one after the other, with random constants."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+        self.x = ir.Value(name="x", shape=ir.Shape(["B", "S", D]), type=ir.TensorType(ir.DataType.FLOAT))
+
+    def constant(self, array: Any) -> ir.Value:
+        tensor = ir.tensor(np.asarray(array))
+        value = ir.Value(name=f"c{len(self.constants)}", shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.constants.append(value)
+        return value
+
+    def normal(self, *shape: int) -> ir.Value:
+        return self.constant(self.random.normal(0, 0.5, shape).astype(np.float32))
+
+    def add(self, operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        return self._append(ir.node(operator, list(inputs), attributes=attributes))
+
+    def dense(self, value: ir.Value, outputs: int, inputs: int = D) -> ir.Value:
+        return self.add("Add", self.add("MatMul", value, self.normal(inputs, outputs)), self.normal(outputs))
+
+    def moe(self, tokens: ir.Value, logits: ir.Value, experts: ExpertsSpec, route: RouteSpec = ROUTE) -> ir.Value:
+        up = self.normal(E, 2 * F if experts.gated else F, D)
+        given = {"x": tokens, "logits": logits, "up": up, "down": self.normal(E, D, F)}
+        return self._append(make_node("MoE", given, experts, route, name="block"))
+
+    def rows(self, value: ir.Value) -> ir.Value:
+        return self.add("Reshape", value, self.constant(np.array([-1, D])))
+
+    def like_x(self, value: ir.Value) -> ir.Value:
+        return self.add("Reshape", value, self.add("Shape", self.x))
+
+    def model(self, output: ir.Value) -> ir.Model:
+        graph = ir.Graph([self.x], [output], nodes=self.nodes, initializers=self.constants, opset_imports={"": 24, "moec": 1})
+        return ir.Model(graph, ir_version=10)
+
+    def _append(self, node: ir.Node) -> ir.Value:
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+
+def silu(graph: GraphBuilder, value: ir.Value) -> ir.Value:
+    return graph.add("Mul", value, graph.add("Sigmoid", value))
+
+
+def shared_swiglu(graph: GraphBuilder, tokens: ir.Value) -> ir.Value:
+    gate, up = graph.dense(tokens, SHARED), graph.dense(tokens, SHARED)
+    return graph.dense(graph.add("Mul", silu(graph, gate), up), D, SHARED)
+
+
+def block_with(graph: GraphBuilder, *, norm: str | None = None, shared: bool = False, experts: ExpertsSpec = SWIGLU) -> ir.Model:
+    tokens = graph.x
+    if norm is not None:
+        scales = [graph.normal(D)] if norm == "RMSNormalization" else [graph.normal(D), graph.normal(D)]
+        tokens = graph.add(norm, graph.x, *scales)
+    rows = graph.rows(tokens)
+    output = graph.like_x(graph.moe(rows, graph.dense(rows, E), experts))
+    if shared:
+        output = graph.add("Add", output, shared_swiglu(graph, tokens))
+    return graph.model(graph.add("Add", graph.x, output))
+
+
+@pytest.mark.parametrize("norm", [None, "LayerNormalization", "RMSNormalization"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_numbers_compute_what_the_graph_does(norm, shared):
+    model = block_with(GraphBuilder(), norm=norm, shared=shared)
+    x = np.random.default_rng(1).normal(0, 1, (2, T, D)).astype(np.float32)
+    blocks = find_blocks(model)
+    (block,) = blocks
+    assert (block.numbers.norm is None) == (norm is None)
+    assert block.numbers.shared == (3 if shared else 0)  # 20 hidden units in pieces of 8
+    found = run_with(model, blocks, {"x": x}, lambda _index, tokens: block.numbers.run(tokens).output)
+    np.testing.assert_allclose(*found.values(), *interpreter.run(model, {"x": x}).values(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_of_a_residual_stream_ends_with_the_addition():
+    model = block_with(GraphBuilder(), norm="LayerNormalization")
+    (block,) = find_blocks(model)
+    assert block.tokens is model.graph.inputs[0]
+    assert block.output is model.graph.outputs[0]
+
+
+def test_a_result_that_something_else_takes_ends_the_block():
+    graph = GraphBuilder()
+    rows = graph.rows(graph.add("LayerNormalization", graph.x, graph.normal(D)))
+    result = graph.moe(rows, graph.dense(rows, E), SWIGLU)
+    total = graph.add("Add", graph.x, graph.like_x(result))
+    model = graph.model(graph.add("Mul", total, graph.like_x(graph.add("Tanh", result))))
+    (block,) = find_blocks(model)
+    assert block.numbers.norm is None
+    assert block.output is result
+
+
+@pytest.mark.parametrize("other", ["of other tokens", "with another activation", "gated where experts are not"])
+def test_what_is_no_shared_expert_stays_outside(other):
+    graph = GraphBuilder()
+    rows = graph.rows(graph.x)
+    experts = RELU if other == "gated where experts are not" else SWIGLU
+    result = graph.moe(rows, graph.dense(rows, E), experts)
+    tokens = graph.add("Tanh", rows) if other == "of other tokens" else rows
+    gate, up = graph.dense(tokens, SHARED), graph.dense(tokens, SHARED)
+    gate = graph.add("Tanh", gate) if other == "with another activation" else silu(graph, gate)
+    model = graph.model(graph.add("Add", result, graph.dense(graph.add("Mul", gate, up), D, SHARED)))
+    (block,) = find_blocks(model)
+    assert block.numbers.shared == 0
+    assert block.output is result
+
+
+def test_a_shared_expert_without_gate_is_found():
+    graph = GraphBuilder()
+    rows = graph.rows(graph.x)
+    result = graph.moe(rows, graph.dense(rows, E), RELU)
+    shared = graph.dense(graph.add("Relu", graph.dense(rows, F)), D, F)
+    (block,) = find_blocks(graph.model(graph.add("Add", result, shared)))
+    assert block.numbers.shared == 1
+
+
+def test_a_router_of_other_tokens_is_refused():
+    graph = GraphBuilder()
+    rows = graph.rows(graph.x)
+    model = graph.model(graph.moe(rows, graph.dense(graph.add("Tanh", rows), E), SWIGLU))
+    with pytest.raises(UnsupportedError, match="block: its router takes"):
+        find_blocks(model)
+
+
+def test_logits_that_are_no_product_are_refused():
+    graph = GraphBuilder()
+    rows = graph.rows(graph.x)
+    model = graph.model(graph.moe(rows, graph.add("Tanh", graph.dense(rows, E)), SWIGLU))
+    with pytest.raises(UnsupportedError, match=r"block: .* comes from a Tanh; expected tokens @ weights"):
+        find_blocks(model)

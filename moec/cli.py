@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import json
 import sys
 import traceback
@@ -19,6 +18,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import moec
+from moec.cli_options import (
+    Architecture,
+    Artifact,
+    Calibrate,
+    Clock,
+    Emulate,
+    Experts,
+    Form,
+    Inputs,
+    Json,
+    Level,
+    Linears,
+    MaxBram,
+    MaxDsp,
+    MaxLut,
+    MaxTokens,
+    MemoryShare,
+    Model,
+    OptimisationLevel,
+    PageKind,
+    PagesOption,
+    Target,
+    Threads,
+    Uram,
+    WeightBits,
+)
 from moec.errors import DefectError, MoecError
 
 if TYPE_CHECKING:
@@ -37,64 +62,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Level(str, enum.Enum):
-    """Optimisation levels, written ``-O2``."""
-
-    O0 = "0"
-    O1 = "1"
-    O2 = "2"
-    O3 = "3"
-
-
-class Form(str, enum.Enum):
-    """Forms a kernel can be shown in."""
-
-    TIR = "tir"
-    LLVM = "llvm"
-    ASSEMBLY = "asm"
-    CUDA = "cuda"
-    PTX = "ptx"
-    SASS = "sass"
-    RESOURCES = "resources"
-    STANDALONE = "standalone"
-
-
-class PageKind(str, enum.Enum):
-    """Where weights lie in memory."""
-
-    AUTO = "auto"
-    MAPPED = "mapped"
-    HUGE = "huge"
-
-
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
-Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
-OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
-Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cuda, cuda:sm_80+sm_90a, ...")]
-Experts = Annotated[str | None, typer.Option(help="Round experts' weights to bf16, fp16, int8, int4 or mxfp4.")]
-Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
-_FPGA = "For --target hls:PART"
-Calibrate = Annotated[
-    Path | None, typer.Option(help="An .npz file of inputs by name: scales and test vectors.", rich_help_panel=_FPGA)
-]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens in one call, at most.", rich_help_panel=_FPGA)]
-WeightBits = Annotated[int | None, typer.Option(help="Of experts: 8 (the default) or 4.", rich_help_panel=_FPGA)]
-MaxDsp = Annotated[int | None, typer.Option(min=1, help="Default: 80% of the part.", rich_help_panel=_FPGA)]
-MaxBram = Annotated[int | None, typer.Option(min=1, help="Of 18 Kbit. Default: 80%.", rich_help_panel=_FPGA)]
-MaxLut = Annotated[int | None, typer.Option(min=1, help="Default: 70%.", rich_help_panel=_FPGA)]
-Uram = Annotated[bool, typer.Option("--uram", help="Large arrays may be in UltraRAM.", rich_help_panel=_FPGA)]
-Clock = Annotated[float | None, typer.Option(min=1, help="MHz. Default: the part's.", rich_help_panel=_FPGA)]
-MemoryShare = Annotated[
-    float | None, typer.Option(min=0.01, max=1, help="Of the peak bandwidth. Default: 1.", rich_help_panel=_FPGA)
-]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
-Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
-PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped or copied into huge pages.")]
-Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor; needs g++.")]
-Architecture = Annotated[str | None, typer.Option(help="Of the program, where ART has several: sm_80, ...")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def main() -> None:
@@ -146,7 +113,9 @@ def compile_model(
     from moec import compiler
 
     limits = {"max_dsp": max_dsp, "max_bram18": max_bram, "max_lut": max_lut, "clock_megahertz": clock}
-    hls = _hls_options(calibrate, max_tokens, weight_bits, {**limits, "memory_share": memory_share, "use_uram": uram or None})
+    hls = _hls_options(
+        calibrate, max_tokens, weight_bits, {**limits, "memory_share": memory_share, "use_uram": uram or None}
+    )
     with _progress() as progress:
         compiler.write(
             model,
@@ -324,7 +293,9 @@ def simulate(
 
     with _progress() as progress:
         opened = open_artifact(artifact)
-        results = simulate_projects(opened, project, memory_share=memory_share, fifo_depth=fifo_depth, progress=progress)
+        results = simulate_projects(
+            opened, project, memory_share=memory_share, fifo_depth=fifo_depth, progress=progress
+        )
     _print(results, as_json, simulation_tables(results))
     if not all(one["passed"] for one in results):
         raise typer.Exit(DIFFERS)

@@ -102,7 +102,6 @@ class Artifact:
         ]
         return weights, placement
 
-
     def weight_entries(self, program: ProgramEntry) -> list[WeightEntry]:
         return [self.manifest.weights[index] for index in program.weights]
 

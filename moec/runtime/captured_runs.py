@@ -87,14 +87,14 @@ class CapturedRuns:
         inputs = [new_tensor(array.shape, load_ffi().dtype(array.dtype.name), "cuda") for array in arrays]
         self._fill(inputs, arrays)
         with self._keeping_memory():
-            self._program(*inputs, *self._weights)
+            self._program(inputs, self._weights)
         if self._stream is None:
             self._stream = self._driver.new_stream()
         ffi = load_ffi()
         self._driver.begin_capture(self._stream)
         try:
             with ffi.use_raw_stream(ffi.device("cuda", 0), self._stream), self._keeping_memory() as memory:
-                outputs = self._program(*inputs, *self._weights)
+                outputs = self._program(inputs, self._weights)
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first counts
                 self._driver.forget(self._driver.end_capture(self._stream))

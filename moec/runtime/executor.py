@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,12 +66,15 @@ class Executor:
         self._check = InputCheck(self.inputs, self._device.number)
         self._lock = threading.Lock()
         self._weight_arrays = list(weights)
-        with self._explaining():
+        try:
             self._program = Program(objects, where, self._device)
             self._weights = [self._device.place(array) for array in weights]
+        except RuntimeError as error:
+            raise self._device.explain(error) or error from error
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in self._weights)
         self._captured = CapturedRuns(self._program, self._weights, self._device) if cuda_graphs else None
-        self._waits = device is not None and bool(self._program.waits)
+        self._is_apart = device is not None
+        self._waits = self._is_apart and bool(self._program.waits)
 
     def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name: arrays, or tensors on the device where one was given. Raises InputError for values that
@@ -124,10 +126,15 @@ class Executor:
                 self._call(arrays, captured=False)
 
     def _call(self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True) -> dict[str, Any]:
-        there = any(isinstance(array, OnDevice) for array in arrays)
-        with self._explaining(arrays), self._device.working(arrays, waits=self._waits):
-            results, borrowed = self._compute(arrays, captured)
-            outputs: list[Any] = results if there else [self._device.fetch(tensor) for tensor in results]
+        there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
+        try:
+            with self._device.working(arrays, waits=self._waits):
+                results, borrowed = self._compute(arrays, captured)
+                outputs: list[Any] = results if there else [self._device.fetch(tensor) for tensor in results]
+        except (MoecError, MemoryError):
+            raise
+        except Exception as error:
+            raise self._device.explain(error) or _explain(error, self.inputs, arrays) from error
         for position, is_borrowed in enumerate(borrowed):
             if there:
                 outputs[position] = handed_out(results[position], arrays, self._device.copy if is_borrowed else None)
@@ -137,30 +144,16 @@ class Executor:
 
     def _compute(self, arrays: Sequence[np.ndarray | OnDevice], captured: bool) -> tuple[list[Any], list[bool]]:
         """The results there, and which of them the caller must not get but a copy of."""
-        replayed = self._captured.replay(arrays) if self._captured and captured else None
-        if replayed is not None:
-            return list(replayed), [True] * len(replayed)
+        if self._captured is not None and captured:
+            replayed = self._captured.replay(arrays)
+            if replayed is not None:
+                return list(replayed), [True] * len(replayed)
         tensors = [self._device.place(array) for array in arrays]
-        results = self._program(*tensors, *self._weights)
+        results = self._program(tensors, self._weights)
         # An input or a weight passed through is copied: writing to the output must not change either.
         inputs = {tensor.data_ptr() for tensor in tensors}
-        addresses = [tensor.data_ptr() for tensor in results]
-        return results, [address in inputs or address in self._weight_addresses for address in addresses]
-
-    @contextlib.contextmanager
-    def _explaining(self, arrays: Sequence[np.ndarray | OnDevice] | None = None) -> Iterator[None]:
-        """What goes wrong inside, while weights are placed or the program runs on ``arrays``, as what it means."""
-        try:
-            yield
-        except (MoecError, MemoryError):
-            raise
-        except Exception as error:
-            explained = self._device.explain(error)
-            if explained is None and arrays is not None:
-                explained = _explain(error, self.inputs, arrays)
-            if explained is None:
-                raise
-            raise explained from error
+        kept = self._weight_addresses
+        return results, [(address := tensor.data_ptr()) in inputs or address in kept for tensor in results]
 
 
 def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np.ndarray | OnDevice]) -> MoecError:

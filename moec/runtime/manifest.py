@@ -264,9 +264,7 @@ def _check_files(manifest: Manifest, where: str) -> None:
             raise ArtifactError(f"{where}: file name {name!r} could leave the artifact's folder")
     programs = manifest.programs
     sources = [path for program in programs for kernel in program.kernels for path in kernel["sources"].values()]
-    code = [
-        name for program in programs for name in (*program.objects, program.binary) if name is not None
-    ]
+    code = [name for program in programs for name in (*program.objects, program.binary) if name is not None]
     stages = [stage.get("file") for stage in manifest.stages]
     for name in (*code, *sources, *stages, WEIGHTS):
         if name not in manifest.files:

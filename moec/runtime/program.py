@@ -47,9 +47,9 @@ class Program:
         self._machine.get_function("vm_initialization")(*places)
         self._main = self._machine.get_function("main")
 
-    def __call__(self, *tensors: Any) -> list[Any]:
-        """The results for inputs and weights."""
-        result = self._main(*tensors)
+    def __call__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+        """The results."""
+        result = self._main(*inputs, *weights)
         return [result] if hasattr(result, "data_ptr") else list(result)
 
     @functools.cached_property

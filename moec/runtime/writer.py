@@ -68,9 +68,7 @@ class Context:
     provenance: dict[str, Any]
 
 
-def write_artifact(
-    path: str | os.PathLike[str], program: Program, context: Context, *others: Program
-) -> None:
+def write_artifact(path: str | os.PathLike[str], program: Program, context: Context, *others: Program) -> None:
     """Write a program as a folder, or as one zip when the path ends in ``.zip``; an artifact already there is replaced.
 
     ``others``: the same model's programs for newer architectures, oldest first. Weights of equal name and content are
@@ -219,7 +217,9 @@ def _write_program(files: _Files, program: Program, weights: list[int], place: s
         kernels=[
             {
                 **_kernel_fields(kernel),
-                "sources": {form: files.write(f"src/{place}{name}", text) for form, name, text in _source_files(kernel)},
+                "sources": {
+                    form: files.write(f"src/{place}{name}", text) for form, name, text in _source_files(kernel)
+                },
             }
             for kernel in program.kernels
         ],

@@ -21,19 +21,19 @@ from moec.targets.hls.design import (
 from moec.targets.hls.memories import OUTSTANDING, scores_all
 from moec.targets.hls.normalization import FRACTION_BITS
 
-_PRODUCTS_PER_DSP = 2
+PRODUCTS_PER_DSP = 2
 _MULTIPLIER_OPERANDS = (26, 17)
 """Of a DSP48E2, without the sign."""
 _TERM_BITS, _RECIPROCAL_BITS = GATE_BITS + 1, 34
-_PACKED_PRODUCTS = 4
+PACKED_PRODUCTS = 4
 """Products that are summed in one word before it is split."""
-_LOWER_FIELD_BITS = 18
+LOWER_FIELD_BITS = 18
 
-_ROUNDING_LUTS = 60
+ROUNDING_LUTS = 60
 """Of adding a half, shifting and saturating."""
 _COMPARISON_LUTS = 40
 """Per expert and slot: keeping the best in order, and finding the expert's token list."""
-_CONTROL_LUTS, _MASTER_LUTS = 3000, 1100
+CONTROL_LUTS, MASTER_LUTS = 3000, 1100
 _FLIP_FLOPS_PER_LUT = 1.3
 
 
@@ -50,7 +50,7 @@ def multiplier_dsps(left_bits: int, right_bits: int) -> int:
 def dsps_of(design: Design) -> dict[str, int]:
     """By process; those that multiply nothing are missing."""
     shape, lanes = design.shape, design.lanes_out
-    array = design.lanes_in * lanes // _PRODUCTS_PER_DSP
+    array = design.lanes_in * lanes // PRODUCTS_PER_DSP
     requantize_up = multiplier_dsps(design.sum_bits_up, MULTIPLIER_BITS + 1)
     requantize_down = multiplier_dsps(design.sum_bits_down, MULTIPLIER_BITS + 1)
     up = design.projections * (array + lanes * requantize_up)
@@ -58,7 +58,7 @@ def dsps_of(design: Design) -> dict[str, int]:
         # activated gate (16 bits) times up (11 with its offset), and the scaling of this product of 27 bits to int8
         up += lanes * (multiplier_dsps(16, 11) + multiplier_dsps(27, MULTIPLIER_BITS + 1))
     return {
-        **_norm_dsps(design),
+        **({} if shape.norm == "none" else norm_dsps(shape.width, design.router_lanes)),
         "router": shape.experts * design.router_lanes * multiplier_dsps(ROUTER_WEIGHT_BITS, INPUT_BITS),
         "select": _select_dsps(design),
         "product_up": up,
@@ -67,23 +67,18 @@ def dsps_of(design: Design) -> dict[str, int]:
     }
 
 
-def _norm_dsps(design: Design) -> dict[str, int]:
+def norm_dsps(width: int, lanes: int) -> dict[str, int]:
     """Squares, and the variance once per token; per channel its distance from the mean, scaled twice."""
-    if design.shape.norm == "none":
-        return {}
-    sums = design.norm_sum_bits
-    squares, width = RESULT_BITS + sums, bits_for(design.shape.width) + 2
-    variance = multiplier_dsps(squares, width) + multiplier_dsps(sums, sums)
-    normal = FRACTION_BITS + (bits_for(design.shape.width) + 1) // 2 + 2
+    sums, factor = RESULT_BITS + bits_for(width), bits_for(width) + 2
+    variance = multiplier_dsps(RESULT_BITS + sums, factor) + multiplier_dsps(sums, sums)
+    normal = FRACTION_BITS + (bits_for(width) + 1) // 2 + 2
     channel = (
-        multiplier_dsps(RESULT_BITS, width)
+        multiplier_dsps(RESULT_BITS, factor)
         + multiplier_dsps(sums + 1, MULTIPLIER_BITS + 1)
         + multiplier_dsps(normal, MULTIPLIER_BITS)
     )
-    return {
-        "measure_tokens": design.router_lanes * multiplier_dsps(RESULT_BITS, RESULT_BITS) + variance,
-        "normalize_tokens": design.router_lanes * channel,
-    }
+    squares = lanes * multiplier_dsps(RESULT_BITS, RESULT_BITS)
+    return {"measure_tokens": squares + variance, "normalize_tokens": lanes * channel}
 
 
 def _select_dsps(design: Design) -> int:
@@ -101,14 +96,14 @@ def _select_dsps(design: Design) -> int:
 def logic_luts(design: Design) -> int:
     """All but memories, roughly: adders behind the multipliers, rounding, comparisons, division, control, masters."""
     shape, lanes = design.shape, design.lanes_out
-    groups = design.lanes_in // _PACKED_PRODUCTS
-    adders = design.projections * lanes * groups * (_LOWER_FIELD_BITS + design.sum_bits_up)
-    adders += lanes * groups * (_LOWER_FIELD_BITS + design.sum_bits_down)
-    rounding = (design.projections + (1 if shape.gated else 0) + 1) * lanes * _ROUNDING_LUTS
-    router = shape.experts * design.logit_bits * (1 + design.router_lanes // _PACKED_PRODUCTS)
+    groups = design.lanes_in // PACKED_PRODUCTS
+    adders = design.projections * lanes * groups * (LOWER_FIELD_BITS + design.sum_bits_up)
+    adders += lanes * groups * (LOWER_FIELD_BITS + design.sum_bits_down)
+    rounding = (design.projections + (1 if shape.gated else 0) + 1) * lanes * ROUNDING_LUTS
+    router = shape.experts * design.logit_bits * (1 + design.router_lanes // PACKED_PRODUCTS)
     routing = shape.experts * shape.slots * _COMPARISON_LUTS + _RECIPROCAL_BITS**2
     combining = lanes * design.combined_bits
-    return adders + rounding + router + routing + combining + _CONTROL_LUTS + len(OUTSTANDING) * _MASTER_LUTS
+    return adders + rounding + router + routing + combining + CONTROL_LUTS + len(OUTSTANDING) * MASTER_LUTS
 
 
 def flip_flops(luts: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.targets.hls.design import BEAT_BYTES, MOST_ACCUMULATOR_BITS, Norm, bits_for, padded
+from moec.targets.hls.design import BEAT_BYTES, MOST_ACCUMULATOR_BITS, RESULT_BITS, Norm, bits_for, padded
 
 KEY, VALUE, QUERY = range(3)
 """Tiles of a head in the order of computation: queries come last, when what they meet is known."""
@@ -51,7 +51,7 @@ class AttentionDesign:
 
     shape: AttentionShape
     lanes: int = 16
-    norm_lanes: int = 4
+    norm_lanes: int = 8
     fifos: AttentionFifos = dataclasses.field(default_factory=AttentionFifos)
 
     @property
@@ -68,6 +68,31 @@ class AttentionDesign:
     def hidden(self) -> int:
         """Channels of all heads, padded."""
         return self.shape.heads * self.head_width
+
+    @property
+    def chunks(self) -> int:
+        """Steps through a row of a head."""
+        return self.head_width // self.lanes
+
+    @property
+    def width_chunks(self) -> int:
+        """Steps through a token."""
+        return self.width // self.lanes
+
+    @property
+    def key_groups(self) -> int:
+        """Keys are scored ``lanes`` at a time."""
+        return -(-self.shape.tokens // self.lanes)
+
+    @property
+    def norm_sum_bits(self) -> int:
+        """Of the sum of a token's int16 channels."""
+        return RESULT_BITS + bits_for(self.shape.width)
+
+    @property
+    def mixed_bits(self) -> int:
+        """Of values times weights of 8 bits, summed over all keys."""
+        return 16 + bits_for(self.shape.tokens)
 
     @property
     def score_bits(self) -> int:

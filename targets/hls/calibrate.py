@@ -28,8 +28,8 @@ class Calibration:
 
 def run_floats(model: ir.Model, blocks: Sequence[GraphBlock], inputs: Mapping[str, Array]) -> Calibration:
     """The model as it is. Raises InputError naming an input that is missing, unknown or of another shape."""
-    feeds = _feeds(model, inputs)
-    results = _evaluate(model, feeds, [*(block.tokens for block in blocks), *model.graph.outputs])
+    feeds = feeds_of(model, inputs)
+    results = evaluate(model, feeds, [*(block.tokens for block in blocks), *model.graph.outputs])
     tokens, outputs = results[: len(blocks)], results[len(blocks) :]
     return Calibration([_rows(block, one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs))
 
@@ -41,15 +41,15 @@ def run_with(
     compute: Callable[[int, Array], Array],
 ) -> dict[str, Array]:
     """The model's outputs where ``compute(i, tokens[N, d])`` takes the place of the i-th block."""
-    feeds = _feeds(model, inputs)
+    feeds = feeds_of(model, inputs)
     for index, block in enumerate(blocks):
-        (tokens,) = _evaluate(model, feeds, [block.tokens])
+        (tokens,) = evaluate(model, feeds, [block.tokens])
         result = compute(index, _rows(block, tokens))
         feeds[block.output] = result.reshape(tokens.shape).astype(tokens.dtype)
-    return _named(model, _evaluate(model, feeds, list(model.graph.outputs)))
+    return _named(model, evaluate(model, feeds, list(model.graph.outputs)))
 
 
-def _feeds(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Array]:
+def feeds_of(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Array]:
     given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     known = {str(value.name): value for value in given}
     unknown = set(inputs) - set(known)
@@ -59,7 +59,7 @@ def _feeds(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Array
     return {value: np.asarray(inputs[name]) for name, value in known.items()}
 
 
-def _evaluate(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence[ir.Value]) -> list[Array]:
+def evaluate(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence[ir.Value]) -> list[Array]:
     """Computes only what the outputs need and the feeds do not give."""
     needed: set[ir.Node] = set()
     pending = [value for value in outputs if value not in feeds]

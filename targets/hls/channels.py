@@ -10,7 +10,9 @@ import dataclasses
 from moec.targets.hls.design import BEAT_BYTES, GATE_BITS, INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, Design
 
 EXPERT_BITS, COUNT_BITS = 8, 16
-_TILE_BITS, _FLAGS, _SCALE_BITS = 16, 3, 6
+_TILE_BITS, _FLAGS = 16, 3
+SCALE_BITS = 6
+"""Of the exponent of a token's variance."""
 PARAMETER_WORD_BITS = 48
 """Bias (32 bits) and multiplier (16 bits) of an output channel."""
 JOB_BITS = EXPERT_BITS + _TILE_BITS + COUNT_BITS + _FLAGS
@@ -26,15 +28,23 @@ PROCESSES = (
     "router",
     "select",
     "dispatch",
+    "schedule",
+    "schedule 2",
     "load_up",
     "load_down",
     "product_up",
+    "split_heads",
+    "score_keys",
+    "weigh_keys",
+    "mix_values",
+    "scale_values",
     "product_down",
     "combine",
+    "pass_results",
     "add_residual",
     "write_tokens",
 )
-"""In the order of the data; those that a block with and one without a residual have."""
+"""Of all kinds of blocks, in the order of the data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +88,7 @@ def channels_of(design: Design) -> list[Channel]:
 
 
 def _normalization(design: Design) -> list[Channel]:
-    fifos, measured = design.fifos, design.norm_sum_bits + MULTIPLIER_BITS + _SCALE_BITS
+    fifos, measured = design.fifos, design.norm_sum_bits + MULTIPLIER_BITS + SCALE_BITS
     return [
         Channel("parameters", "measure_tokens", "normalize_tokens", PARAMETER_WORD_BITS, fifos.parameters),
         Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.router_lanes, fifos.tokens),

@@ -50,6 +50,10 @@ def find_compiler(name: str) -> str:
     return compiler
 
 
+def is_gcc(compiler: str) -> bool:
+    return "Free Software Foundation" in _version(compiler)
+
+
 def compile_simulation(
     texts: Mapping[str, str],
     configuration: Configuration,
@@ -97,7 +101,7 @@ def _compile(
 def _prelude(command: Sequence[str]) -> list[str]:
     """Options that include a precompiled header first: a third of the time, and 97 MB per set of options."""
     options = [option for option in command[1:] if not option.startswith("-I")]
-    if options != [*_LANGUAGE, *_USUAL] or not _is_gcc(command[0]):
+    if options != [*_LANGUAGE, *_USUAL] or not is_gcc(command[0]):
         return []
     start = [command[0], *options, "-isystem", str(ap_types()), "-x", "c++-header", str(_PRELUDE), "-o"]
     name = f"{_digest(*start, _versions(command[0]))}.h.gch"
@@ -127,9 +131,8 @@ def _digest(*parts: str) -> str:
 
 
 @functools.cache
-def _is_gcc(compiler: str) -> bool:
-    shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    return "Free Software Foundation" in shown
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 @functools.cache
@@ -139,5 +142,4 @@ def _versions(compiler: str) -> str:
     for folder in (_HEADERS, ap_types()):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(path.read_bytes())
-    shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    return digest.hexdigest() + shown
+    return digest.hexdigest() + _version(compiler)

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Literal
 
-from moec.targets.hls.channels import BEAT_BITS, ITEM_BITS, PARAMETER_WORD_BITS, channels_of
+from moec.targets.hls.channels import BEAT_BITS, ITEM_BITS, PARAMETER_WORD_BITS, Channel, channels_of
 from moec.targets.hls.cycles import select_steps
 from moec.targets.hls.design import GATE_BITS, INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, ROUTER_WEIGHT_BITS, Design
 
@@ -79,13 +80,16 @@ def memories_of(design: Design) -> list[Memory]:
         *_weights(design),
         *_routing(design),
         *_tables(design),
-        *_normalization(design),
-        *_channels(design),
+        *(() if design.shape.norm == "none" else norm_memories(design.width, design.router_lanes)),
+        *channel_memories(channels_of(design)),
         *_adapters(design),
     ]
 
 
-def _array(name: str, process: str, bits: int, words: int, copies: int = 1, storage: Storage | None = None) -> Memory:
+def array_memory(
+    name: str, process: str, bits: int, words: int, copies: int = 1, storage: Storage | None = None
+) -> Memory:
+    """Where an array of this shape is kept, or where it is told to be."""
     small = words <= _LUT_RAM_WORDS or bits * words <= _LUT_RAM_BITS
     chosen = storage or ("lut" if small else "bram")
     if chosen == "lut":
@@ -100,9 +104,9 @@ def _large_arrays(design: Design) -> list[Memory]:
     words = design.shape.tokens * design.output_chunks
     lanes, storage = design.lanes_out, design.large_arrays
     return [
-        _array("tokens", "product_up", INPUT_BITS * design.lanes_in, words, storage=storage),
-        _array("partial sums", "product_down", design.sum_bits_down * lanes, words, storage=storage),
-        _array("combined results", "combine", design.combined_bits * lanes, words, storage=storage),
+        array_memory("tokens", "product_up", INPUT_BITS * design.lanes_in, words, storage=storage),
+        array_memory("partial sums", "product_down", design.sum_bits_down * lanes, words, storage=storage),
+        array_memory("combined results", "combine", design.combined_bits * lanes, words, storage=storage),
     ]
 
 
@@ -114,15 +118,15 @@ def _weights(design: Design) -> list[Memory]:
         ("product_up", design.banks_up, design.projections * design.lanes_out, design.projections * design.hidden_tile),
         ("product_down", design.banks_down, design.lanes_out, design.width),
     ):
-        found.append(_array("weights", process, BEAT_BITS, words, 2 * banks))
-        found.append(_array("parameters", process, PARAMETER_WORD_BITS, math.ceil(channels / rows), 2 * rows))
+        found.append(array_memory("weights", process, BEAT_BITS, words, 2 * banks))
+        found.append(array_memory("parameters", process, PARAMETER_WORD_BITS, math.ceil(channels / rows), 2 * rows))
     return found
 
 
 def _routing(design: Design) -> list[Memory]:
     shape, lanes = design.shape, design.router_lanes
-    weights = _array("weights", "router", ROUTER_WEIGHT_BITS, design.width // lanes, shape.experts * lanes)
-    return [weights, _array("lists of tokens", "dispatch", ITEM_BITS, shape.tokens, shape.experts)]
+    weights = array_memory("weights", "router", ROUTER_WEIGHT_BITS, design.width // lanes, shape.experts * lanes)
+    return [weights, array_memory("lists of tokens", "dispatch", ITEM_BITS, shape.tokens, shape.experts)]
 
 
 def _tables(design: Design) -> list[Memory]:
@@ -131,10 +135,10 @@ def _tables(design: Design) -> list[Memory]:
     scores = shape.slots + (1 if scores_all(design) else 0)
     words = SIGMOID_TABLE_WORDS if shape.scoring == "sigmoid" else POWER_TABLE_WORDS
     return [
-        _array(
+        array_memory(
             "activation", "product_up", ACTIVATION_BITS if shape.gated else INPUT_BITS, 256, -(-design.lanes_out // 2)
         ),
-        _array("scores", "select", TABLE_BITS, words, -(-scores // 2)),
+        array_memory("scores", "select", TABLE_BITS, words, -(-scores // 2)),
     ]
 
 
@@ -144,27 +148,25 @@ def scores_all(design: Design) -> bool:
     return select_steps(shape) > shape.experts or (shape.scoring == "sigmoid" and shape.biased_choice)
 
 
-def _channels(design: Design) -> list[Memory]:
+def channel_memories(channels: Iterable[Channel]) -> list[Memory]:
     found = []
-    for channel in channels_of(design):
+    for channel in channels:
         name, size = f"channel {channel.name}", channel.bits * channel.depth
         if channel.depth > _SHIFT_REGISTER_WORDS and size > _SHIFT_REGISTER_BITS:
-            found.append(_array(name, channel.producer, channel.bits, channel.depth))
+            found.append(array_memory(name, channel.producer, channel.bits, channel.depth))
             continue
         luts = channel.bits * math.ceil(channel.depth / _WORDS_PER_SHIFT_REGISTER)
         found.append(Memory(name, channel.producer, channel.bits, channel.depth, 1, "lut", 0, luts))
     return found
 
 
-def _normalization(design: Design) -> list[Memory]:
-    if design.shape.norm == "none":
-        return []
-    lanes = design.router_lanes
-    steps = design.width // lanes
+def norm_memories(width: int, lanes: int) -> list[Memory]:
+    """Of processes that normalise ``lanes`` of ``width`` channels per cycle."""
+    steps = width // lanes
     return [
-        _array("inverse roots", "measure_tokens", MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS),
-        _array("parameters", "normalize_tokens", PARAMETER_WORD_BITS, steps, lanes),
-        _array("token", "normalize_tokens", RESULT_BITS * lanes, steps),
+        array_memory("inverse roots", "measure_tokens", MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS),
+        array_memory("parameters", "normalize_tokens", PARAMETER_WORD_BITS, steps, lanes),
+        array_memory("token", "normalize_tokens", RESULT_BITS * lanes, steps),
     ]
 
 
@@ -177,9 +179,9 @@ def _adapters(design: Design) -> list[Memory]:
         "down": "load_down",
     }
     found = [
-        _array(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS) for name, bursts in OUTSTANDING.items()
+        array_memory(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS) for name, bursts in OUTSTANDING.items()
     ]
     words = OUTSTANDING["results"] * BURST_BEATS
     if has_norm:
-        found.append(_array("adapter residual", "add_residual", BEAT_BITS, words))
-    return [*found, _array("adapter results, writes", "write_tokens", BEAT_BITS, words)]
+        found.append(array_memory("adapter residual", "add_residual", BEAT_BITS, words))
+    return [*found, array_memory("adapter results, writes", "write_tokens", BEAT_BITS, words)]

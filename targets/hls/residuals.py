@@ -13,7 +13,7 @@ from moec.targets.hls.normalization import FloatNorm
 
 Array = np.ndarray[Any, Any]
 
-_NORMS = ("LayerNormalization", "RMSNormalization")
+NORMS = ("LayerNormalization", "RMSNormalization")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     the normalisation's weights are computed.
     """
     normalize = origin(inputs).producer()
-    if normalize is None or normalize.op_type not in _NORMS or normalize.domain or origin(inputs) is not normalize.outputs[0]:
+    if normalize is None or normalize.op_type not in NORMS or normalize.domain or origin(inputs) is not normalize.outputs[0]:
         return None
     tokens = normalize.inputs[0]
     nodes, value = _until_addition(result)
@@ -43,10 +43,8 @@ def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     others = [one for one in nodes[-1].inputs if one is not value]
     if len(others) != 1 or others[0] is None or origin(others[0]) is not origin(tokens):
         return None
-    norm = _norm(normalize)
+    norm = norm_of(normalize)
     return Residual(tokens, nodes[-1].outputs[0], norm, (normalize, *nodes))
-
-
 
 
 def only_use(value: ir.Value) -> ir.Node | None:
@@ -73,7 +71,8 @@ def _is_last_axis(normalize: ir.Node, tokens: ir.Value) -> bool:
     return axis == -1 or (tokens.shape is not None and axis == len(tokens.shape) - 1)
 
 
-def _norm(node: ir.Node) -> FloatNorm:
+def norm_of(node: ir.Node) -> FloatNorm:
+    """Raises UnsupportedError where its weights are computed."""
     weight = constant(node.inputs[1]).reshape(-1)
     bias = optional(node.inputs[2]) if len(node.inputs) > 2 else None
     epsilon = node.attributes.get("epsilon")

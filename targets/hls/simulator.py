@@ -1,8 +1,8 @@
 """Runs a project's testbench: as C simulation, or with clocks, bounded channels and memories that take time.
 
 The timed simulation counts the cycles of pipelined loops, of waiting for channels and memories, and of the first beat
-of a burst. It does not count code between loops, and the depth of pipelines, which synthesis decides,
-only as far as it is given. Results are the same for every run.
+of a burst. It does not count code between loops, and the depth of pipelines only where it is given, for synthesis
+decides on it. Results are the same for every run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from moec.errors import MoecError
-from moec.targets.hls.compile_simulation import compile_simulation
+from moec.targets.hls.compile_simulation import compile_simulation, find_compiler, is_gcc
 from moec.targets.hls.configuration import Configuration, read_configuration
 from moec.targets.hls.cpp_source import Source
 from moec.targets.hls.instrument import has_region, instrument
@@ -142,15 +142,17 @@ def simulate_timed(
 
     ``memory_share``: the share of a beat per cycle that a memory delivers; ``memory_latency``: cycles until the first
     beat of a loop; ``pipeline_depth``: cycles that a loop takes to end behind the start of its last iteration;
-    ``memories``: names of memories by AXI bundle, where two bundles share one. ``fifo_depths``: of all
-    channels, or of some by name, other than declared. ``watch_dependences``: pragmas DEPENDENCE are checked against
-    what loops read, which is slow.
+    ``memories``: names of memories by AXI bundle, where two bundles share one. ``fifo_depths``: of all channels, or of
+    some by name, other than declared. ``watch_dependences``: pragmas DEPENDENCE are checked against what loops read,
+    which is slow and needs g++.
 
     Raises SimulationError for a deadlock, a wrong result or a wrong pragma, MoecError for code that the simulation does
     not understand.
     """
     if not 0 < memory_share <= 1:
         raise MoecError(f"memory_share={memory_share}: expected a share above 0, up to 1")
+    if watch_dependences and not is_gcc(find_compiler(compiler)):
+        raise MoecError(f"watching dependences with {compiler}, which leaves some loads out: use g++")
     configuration = read_configuration(files)
     program = compile_simulation(
         _instrumented(files, configuration),

@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from moec.errors import UnsupportedError
 from moec.ir import interpreter
-from moec.ir.dialect import ExpertsSpec, RouteSpec, make_node
+from moec.ir.dialect import ExpertsSpec
 from moec.targets.hls.blocks import find_blocks
 from moec.targets.hls.calibrate import run_with
 
-T, D, E, F, SHARED = 5, 12, 4, 8, 20
-ROUTE, SWIGLU, RELU = RouteSpec(2, normalize=True), ExpertsSpec("silu", "gate_up"), ExpertsSpec("relu", "none")
+from .graphs import D, E, F, GraphBuilder
 
-
-class GraphBuilder:
-    """Nodes one after the other, with random constants."""
-
-    def __init__(self) -> None:
-        self.random = np.random.default_rng(0)
-        self.nodes: list[ir.Node] = []
-        self.constants: list[ir.Value] = []
-        self.x = ir.Value(name="x", shape=ir.Shape(["B", "S", D]), type=ir.TensorType(ir.DataType.FLOAT))
-
-    def constant(self, array: Any) -> ir.Value:
-        tensor = ir.tensor(np.asarray(array))
-        value = ir.Value(name=f"c{len(self.constants)}", shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.constants.append(value)
-        return value
-
-    def normal(self, *shape: int) -> ir.Value:
-        return self.constant(self.random.normal(0, 0.5, shape).astype(np.float32))
-
-    def add(self, operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        return self._append(ir.node(operator, list(inputs), attributes=attributes))
-
-    def dense(self, value: ir.Value, outputs: int, inputs: int = D) -> ir.Value:
-        return self.add("Add", self.add("MatMul", value, self.normal(inputs, outputs)), self.normal(outputs))
-
-    def moe(self, tokens: ir.Value, logits: ir.Value, experts: ExpertsSpec, route: RouteSpec = ROUTE) -> ir.Value:
-        up = self.normal(E, 2 * F if experts.gated else F, D)
-        given = {"x": tokens, "logits": logits, "up": up, "down": self.normal(E, D, F)}
-        return self._append(make_node("MoE", given, experts, route, name="block"))
-
-    def rows(self, value: ir.Value) -> ir.Value:
-        return self.add("Reshape", value, self.constant(np.array([-1, D])))
-
-    def like_x(self, value: ir.Value) -> ir.Value:
-        return self.add("Reshape", value, self.add("Shape", self.x))
-
-    def model(self, output: ir.Value) -> ir.Model:
-        graph = ir.Graph([self.x], [output], nodes=self.nodes, initializers=self.constants, opset_imports={"": 24, "moec": 1})
-        return ir.Model(graph, ir_version=10)
-
-    def _append(self, node: ir.Node) -> ir.Value:
-        node.outputs[0].name = f"v{len(self.nodes)}"
-        self.nodes.append(node)
-        return node.outputs[0]
+T, SHARED = 5, 20
+SWIGLU, RELU = ExpertsSpec("silu", "gate_up"), ExpertsSpec("relu", "none")
 
 
 def silu(graph: GraphBuilder, value: ir.Value) -> ir.Value:
@@ -72,7 +27,9 @@ def shared_swiglu(graph: GraphBuilder, tokens: ir.Value) -> ir.Value:
     return graph.dense(graph.add("Mul", silu(graph, gate), up), D, SHARED)
 
 
-def block_with(graph: GraphBuilder, *, norm: str | None = None, shared: bool = False, experts: ExpertsSpec = SWIGLU) -> ir.Model:
+def block_with(
+    graph: GraphBuilder, *, norm: str | None = None, shared: bool = False, experts: ExpertsSpec = SWIGLU
+) -> ir.Model:
     tokens = graph.x
     if norm is not None:
         scales = [graph.normal(D)] if norm == "RMSNormalization" else [graph.normal(D), graph.normal(D)]

@@ -200,6 +200,15 @@ def test_wrong_settings(options, message):
         simulate_timed(project(source()), **options)
 
 
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")
+def test_another_compiler():
+    for options in ({}, {"optimization": "-O0", "poison": True}):
+        assert simulate_functionally(project(source()), compiler="clang++", **options).startswith("PASS")
+    assert simulate_timed(project(source()), compiler="clang++") == simulate_timed(project(source()))
+    with pytest.raises(MoecError, match="use g"):
+        simulate_timed(project(source()), compiler="clang++", watch_dependences=True)
+
+
 def test_a_missing_package_and_compiler(monkeypatch, tmp_path):
     with pytest.raises(MoecError, match=r"no-such-compiler was not found; .* install one"):
         simulate_functionally(project(source()), compiler="no-such-compiler")

@@ -1,5 +1,7 @@
 // Iterations, and what they may not read.
 #pragma once
+#include <cstring>
+
 #include "scheduler.h"
 #include "settings.h"
 
@@ -82,6 +84,21 @@ inline void watch(const void* address, size_t bytes, bool writes) {
 extern "C" {
 WATCH_KIND(read, false)
 WATCH_KIND(write, true)
+void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+  moec_simulation::watch(from, bytes, false);
+  moec_simulation::watch(to, bytes, true);
+  return std::memcpy(to, from, bytes);
+}
+void* __tsan_memmove(void* to, const void* from, size_t bytes) {
+  moec_simulation::watch(from, bytes, false);
+  moec_simulation::watch(to, bytes, true);
+  return std::memmove(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, size_t bytes) {
+  moec_simulation::watch(to, bytes, true);
+  return std::memset(to, value, bytes);
+}
+void __tsan_vptr_read(void**) {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

@@ -41,9 +41,10 @@ void access_memory(const void* address, size_t bytes) {
   Process& me = running("accesses memory at", "a port");
   Bank& bank = scheduler->banks[port_at(me, reinterpret_cast<uintptr_t>(address), bytes).bank];
   if (bank.ports > 1) let_others_catch_up(me);  // beats are served in the order of time
-  const double starts = std::max(double(me.clock), bank.free_at);
+  // Requests are outstanding: within a burst a beat comes when the memory has it, also where that is between two clocks.
+  const double starts = double(me.clock) >= bank.free_at + 1 ? double(me.clock) : bank.free_at;
   bank.free_at = starts + settings().beat_cycles;
-  const uint64_t clock = uint64_t(std::ceil(starts));
+  const uint64_t clock = std::max(me.clock, uint64_t(std::ceil(starts)));
   me.memory_stall += clock - me.clock;
   me.clock = clock;
 }

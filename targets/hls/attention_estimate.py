@@ -1,0 +1,204 @@
+"""What an attention block costs on a part and how fast it is, without synthesis; rules are those of a MoE block.
+
+Cycles follow from the loops. All tokens are normalised before the first tile is computed. A head takes three tiles of
+the first product; while its queries come, they are scored, weighed and mixed side by side, at the pace of the slowest.
+The next head's keys wait until all of its queries are scored. The last query leaves through all processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moec.targets.hls.arithmetic import (
+    CONTROL_LUTS,
+    LOWER_FIELD_BITS,
+    MASTER_LUTS,
+    PACKED_PRODUCTS,
+    PRODUCTS_PER_DSP,
+    ROUNDING_LUTS,
+    flip_flops,
+    multiplier_dsps,
+    norm_dsps,
+)
+from moec.targets.hls.attention_channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS, attention_channels
+from moec.targets.hls.attention_design import AttentionDesign
+from moec.targets.hls.channels import BEAT_BITS, PARAMETER_WORD_BITS
+from moec.targets.hls.cycles import MemoryPace
+from moec.targets.hls.design import BEAT_BYTES, INPUT_BITS, MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS, PARAMETER_BYTES
+from moec.targets.hls.estimate import RESOURCE_NAMES, Resources, pace_of
+from moec.targets.hls.memories import (
+    BURST_BEATS,
+    OUTSTANDING,
+    POWER_TABLE_WORDS,
+    TABLE_BITS,
+    Memory,
+    array_memory,
+    channel_memories,
+    norm_memories,
+)
+from moec.targets.hls.parts import Part
+
+_ARRAYS = 4
+"""Of ``lanes`` x ``lanes`` products: projections, scores, values, output."""
+_ADAPTERS = {
+    "tokens": ("measure_tokens", OUTSTANDING["tokens"]),
+    "residual": ("add_residual", OUTSTANDING["results"]),
+    "up": ("load_up", OUTSTANDING["up"]),
+    "down": ("load_down", OUTSTANDING["down"]),
+    "results, writes": ("write_tokens", OUTSTANDING["results"]),
+}
+"""What masters keep on the chip: who uses each, and its bursts on their way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionCycles:
+    """Phases of a call, one after the other."""
+
+    normalize: int
+    """Until all tokens are normalised."""
+    first_weights: int
+    """Until the first tile has arrived, where that takes longer."""
+    products: int
+    """The first array computes keys, values and queries."""
+    stalls: int
+    """It waits for weights, or for queries to be scored."""
+    results: int
+    """The last query leaves."""
+    beats: int
+    """Of weights, both matrices."""
+
+    @property
+    def total(self) -> int:
+        return self.normalize + self.first_weights + self.products + self.stalls + self.results
+
+    @property
+    def bound_by(self) -> str:
+        """What a faster design would have to speed up first."""
+        return "scores" if self.stalls > self.products else "products"
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionEstimate:
+    """As ``Estimate`` of a MoE block."""
+
+    design: AttentionDesign
+    part: Part
+    clock_megahertz: float
+    pace: MemoryPace
+    cycles: AttentionCycles
+    dsps: Mapping[str, int]
+    memories: Sequence[Memory]
+    resources: Resources
+
+    @property
+    def milliseconds(self) -> float:
+        return self.cycles.total / self.clock_megahertz / 1e3
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for artifacts and for the script that compares them with a synthesis report."""
+        return {
+            "part": self.part.device,
+            "board": self.part.board,
+            "clock_megahertz": self.clock_megahertz,
+            "milliseconds": self.milliseconds,
+            "gigabytes_per_second": self.cycles.beats * BEAT_BYTES / (self.milliseconds * 1e6),
+            "cycles_per_beat": self.pace.cycles_per_beat,
+            "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total, "bound_by": self.cycles.bound_by},
+            "resources": dataclasses.asdict(self.resources),
+            "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
+            "dsp_by_process": dict(self.dsps),
+            "memories": [dataclasses.asdict(memory) for memory in self.memories],
+        }
+
+
+def estimate_attention(design: AttentionDesign, part: Part, clock_megahertz: float, memory_share: float = 1.0) -> AttentionEstimate:
+    """Of a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
+    pace = pace_of(part, clock_megahertz, memory_share)
+    dsps, memories = attention_dsps(design), attention_memories(design)
+    luts = _logic_luts(design) + sum(memory.luts for memory in memories)
+    resources = Resources(
+        dsp=sum(dsps.values()),
+        bram18=sum(memory.bram18 for memory in memories),
+        uram=sum(memory.uram for memory in memories),
+        lut=luts,
+        flip_flops=flip_flops(luts),
+    )
+    cycles = attention_cycles(design, design.shape.tokens, pace)
+    return AttentionEstimate(design, part, clock_megahertz, pace, cycles, dsps, memories, resources)
+
+
+def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace = MemoryPace()) -> AttentionCycles:
+    """Of a call with ``tokens`` tokens, one at least."""
+    steps = design.width // design.norm_lanes
+    reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
+    normalize = 2 * pace.latency + design.width + tokens * reads + steps
+    weight_beats = design.width * design.head_width // BEAT_BYTES
+    tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
+    loaded = pace.latency + tile_beats * pace.cycles_per_beat
+    per_token = design.chunks * design.width_chunks
+    groups = math.ceil(tokens / design.lanes)
+    scored = groups * design.chunks
+    tile = tokens * per_token
+    # Two tiles of keys and values, which wait for weights at most; queries also for those in front to be scored.
+    head = 2 * max(tile, loaded) + max(tile, loaded, tokens * scored)
+    heads = design.shape.heads
+    leaving = 2 * scored + groups + per_token + 2 * pace.latency
+    return AttentionCycles(
+        normalize=round(normalize),
+        first_weights=round(max(loaded - normalize, 0)),
+        products=3 * heads * tile,
+        stalls=round(heads * (head - 3 * tile)),
+        results=round(leaving),
+        beats=heads * (3 * tile_beats + weight_beats) + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
+    )
+
+
+def attention_dsps(design: AttentionDesign) -> dict[str, int]:
+    """By process; those that multiply nothing are missing."""
+    lanes = design.lanes
+    array = lanes * lanes // PRODUCTS_PER_DSP
+    rounding = lanes * multiplier_dsps(MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS + 1)
+    return {
+        **norm_dsps(design.shape.width, design.norm_lanes),
+        "product_up": array + rounding,
+        "score_keys": array,
+        "weigh_keys": lanes * multiplier_dsps(design.score_bits + 2, MULTIPLIER_BITS + 1),
+        "mix_values": array,
+        "scale_values": lanes * multiplier_dsps(design.mixed_bits, RECIPROCAL_BITS + 1),
+        "product_down": array + rounding,
+    }
+
+
+def attention_memories(design: AttentionDesign) -> list[Memory]:
+    """All of them: arrays, channels, adapters."""
+    shape, lanes = design.shape, design.lanes
+    words, places = shape.tokens * design.width_chunks, design.key_groups * design.chunks
+    chunk, banks = INPUT_BITS * lanes, lanes * lanes * INPUT_BITS // BEAT_BITS
+    tile_words = design.chunks * design.width_chunks
+    return [
+        *norm_memories(design.width, design.norm_lanes),
+        array_memory("tokens", "product_up", chunk, words, storage="bram"),
+        array_memory("weights", "product_up", BEAT_BITS, tile_words, 2 * banks),
+        array_memory("parameters", "product_up", PARAMETER_WORD_BITS, design.chunks, 2 * lanes),
+        array_memory("keys", "score_keys", chunk, places, lanes),
+        array_memory("scores", "weigh_keys", design.score_bits * lanes, design.key_groups),
+        array_memory("powers", "weigh_keys", TABLE_BITS, POWER_TABLE_WORDS, math.ceil(lanes / 2)),
+        array_memory("values", "mix_values", chunk, places, lanes),
+        array_memory("weights of keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_groups),
+        array_memory("partial sums", "product_down", MOST_ACCUMULATOR_BITS * lanes, words, storage="bram"),
+        array_memory("weights", "product_down", BEAT_BITS, tile_words, 2 * banks),
+        array_memory("parameters", "product_down", PARAMETER_WORD_BITS, design.width_chunks, 2 * lanes),
+        *channel_memories(attention_channels(design)),
+        *(array_memory(f"adapter {name}", process, BEAT_BITS, bursts * BURST_BEATS) for name, (process, bursts) in _ADAPTERS.items()),
+    ]
+
+
+def _logic_luts(design: AttentionDesign) -> int:
+    """All but memories, roughly: adders behind the multipliers, rounding, a divider, control, masters."""
+    lanes, groups = design.lanes, design.lanes // PACKED_PRODUCTS
+    adders = _ARRAYS * lanes * groups * (LOWER_FIELD_BITS + MOST_ACCUMULATOR_BITS)
+    rounding = 5 * lanes * ROUNDING_LUTS  # of projections, weights, mixed values, results and sums
+    return adders + rounding + RECIPROCAL_BITS**2 + CONTROL_LUTS + 4 * MASTER_LUTS

@@ -1,0 +1,111 @@
+"""Attention blocks in graphs: what is found computes what the graph does, and what is another thing is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.ir import interpreter
+from moec.passes import pipeline
+from moec.targets.hls.attention_graph import find_attention
+
+from .graphs import D, GraphBuilder
+
+HEADS, CHANNELS = 3, 4
+FLAT = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
+
+
+def flat_heads(graph: GraphBuilder, tokens: ir.Value, **attributes) -> ir.Value:
+    """Three products, and heads that the operator splits itself."""
+    query, key, value = (graph.dense(tokens, HEADS * CHANNELS) for _ in range(3))
+    return graph.add("Attention", query, key, value, **FLAT, **attributes)
+
+
+def split_heads(graph: GraphBuilder, tokens: ir.Value) -> ir.Value:
+    """One product, cut into parts and heads."""
+    parts = graph.add("Reshape", graph.dense(tokens, 3 * HEADS * CHANNELS), graph.constant(np.array([0, -1, 3, HEADS, CHANNELS])))
+    moved = graph.add("Transpose", parts, perm=[2, 0, 3, 1, 4])
+    rows = [graph.add("Gather", moved, graph.constant(np.array(part)), axis=0) for part in (2, 0, 1)]
+    attended = graph.add("Transpose", graph.add("Attention", *rows, scale=0.3), perm=[0, 2, 1, 3])
+    return graph.add("Reshape", attended, graph.constant(np.array([0, -1, HEADS * CHANNELS])))
+
+
+def normalized(graph: GraphBuilder) -> ir.Value:
+    return graph.add("LayerNormalization", graph.x, graph.normal(D), graph.normal(D))
+
+
+def found_in(graph: GraphBuilder, heads: ir.Value):
+    model = graph.model(graph.add("Add", graph.dense(heads, D), graph.x))
+    pipeline.run(model, pipeline.parse("infer-shapes"))
+    return model, *find_attention(model)
+
+
+@pytest.mark.parametrize("heads", [flat_heads, split_heads])
+@pytest.mark.parametrize("norm", ["LayerNormalization", "RMSNormalization"])
+def test_the_numbers_compute_what_the_graph_does(heads, norm):
+    graph = GraphBuilder()
+    scales = [graph.normal(D)] if norm == "RMSNormalization" else [graph.normal(D), graph.normal(D)]
+    model, (block,), refused = found_in(graph, heads(graph, graph.add(norm, graph.x, *scales)))
+    assert refused == []
+    assert (block.tokens, block.output) == (model.graph.inputs[0], model.graph.outputs[0])
+    x = np.random.default_rng(1).normal(size=(2, 5, D)).astype(np.float32)
+    (expected,) = interpreter.run(model, {"x": x}).values()
+    np.testing.assert_allclose(block.numbers.run(x).output, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_fixed_number_of_tokens_is_probed_call_by_call(tokens):
+    graph = GraphBuilder()
+    graph.x.shape = ir.Shape([1, tokens, D])
+    _, (block,), refused = found_in(graph, split_heads(graph, normalized(graph)))
+    assert refused == []
+    assert block.numbers.query.shape == (HEADS, CHANNELS, D)
+
+
+def by_position(graph: GraphBuilder) -> ir.Value:
+    """Tokens that are moved by where they stand, as position embeddings of heads move them."""
+    tokens = normalized(graph)
+    count = graph.add("Gather", graph.add("Shape", graph.x), graph.constant(np.array(1)), axis=0)
+    places = graph.add("Cast", graph.add("Range", graph.constant(np.array(0)), count, graph.constant(np.array(1))), to=1)
+    return graph.add("Mul", tokens, graph.add("Unsqueeze", places, graph.constant(np.array([0, 2]))))
+
+
+def with_mask(graph: GraphBuilder) -> ir.Value:
+    query, key, value = (graph.dense(normalized(graph), HEADS * CHANNELS) for _ in range(3))
+    return graph.add("Attention", query, key, value, graph.constant(np.zeros((1, 1), np.float32)), **FLAT)
+
+
+def grouped(graph: GraphBuilder) -> ir.Value:
+    tokens = normalized(graph)
+    rows = [graph.dense(tokens, count * CHANNELS) for count in (HEADS, 1, 1)]
+    return graph.add("Attention", *rows, q_num_heads=HEADS, kv_num_heads=1)
+
+
+@pytest.mark.parametrize(
+    ("heads", "reason"),
+    [
+        (lambda graph: flat_heads(graph, normalized(graph), is_causal=1), "is_causal is 1"),
+        (lambda graph: flat_heads(graph, normalized(graph), softcap=20.0), "softcap is 20"),
+        (with_mask, "a mask, a cache or lengths"),
+        (grouped, "as many heads and channels of each"),
+        (lambda graph: flat_heads(graph, by_position(graph)), "is not made of|more than a product per token"),
+        (lambda graph: flat_heads(graph, graph.add("Tanh", normalized(graph))), "more than a product per token"),
+        (lambda graph: flat_heads(graph, graph.x), "not made of a LayerNormalization or RMSNormalization"),
+        (lambda graph: graph.add("Tanh", flat_heads(graph, normalized(graph))), "more than a product per token"),
+    ],
+)
+def test_what_the_templates_do_not_compute_is_refused(heads, reason):
+    graph = GraphBuilder()
+    _, found, refused = found_in(graph, heads(graph))
+    assert found == []
+    (message,) = refused
+    assert any(part in message for part in reason.split("|"))
+
+
+def test_a_result_that_is_not_added_to_its_tokens_is_refused():
+    graph = GraphBuilder()
+    model = graph.model(graph.dense(flat_heads(graph, normalized(graph)), D))
+    found, (message,) = find_attention(model)
+    assert found == []
+    assert "not added to the tokens" in message

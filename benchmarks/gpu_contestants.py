@@ -6,7 +6,6 @@ A call takes tokens [T, d] and router logits [T, E] in bfloat16 on the device an
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -27,13 +26,13 @@ class Contestant:
     bits: float = 16.0
 
 
-def moec_with(passes: str) -> Callable[[GpuWeights, str, pathlib.Path], Contestant]:
-    """moec, whose passes follow the default pipeline. It is compiled for ``target`` into ``folder``."""
+def moec_with(passes: str) -> Callable[[GpuWeights, str], Contestant]:
+    """moec, whose passes follow the default pipeline. It is compiled for ``target``."""
 
-    def build(weights: GpuWeights, target: str, folder: pathlib.Path) -> Contestant:
+    def build(weights: GpuWeights, target: str) -> Contestant:
         import moec
 
-        model = moec.compile(layer_model(weights), target=target, passes=passes, output=folder / "layer.moec")
+        model = moec.compile(layer_model(weights), target=target, passes=passes)
         stored = sum(weight["bytes"] for weight in model.describe()["weights"])
         bits = 8 * stored / (weights.up.numel() + weights.down.numel())
         return Contestant(lambda x, logits: model.run({"x": x, "logits": logits})["y"], bits)
@@ -70,7 +69,7 @@ def layer_model(weights: GpuWeights) -> Any:
     return ir.Model(graph, ir_version=10)
 
 
-def grouped_mm(weights: GpuWeights, _target: str, _folder: pathlib.Path) -> Contestant:
+def grouped_mm(weights: GpuWeights, _target: str) -> Contestant:
     """PyTorch's grouped products: pairs sorted by expert, without waiting for the device."""
     layer = weights.layer
     product = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
@@ -92,7 +91,7 @@ def grouped_mm(weights: GpuWeights, _target: str, _folder: pathlib.Path) -> Cont
     return Contestant(call)
 
 
-def transformers_eager(weights: GpuWeights, _target: str, _folder: pathlib.Path) -> Contestant:
+def transformers_eager(weights: GpuWeights, _target: str) -> Contestant:
     """The experts of ``Qwen3MoeSparseMoeBlock``, one after the other."""
     require_package("transformers")
     from transformers.models.qwen3_moe import configuration_qwen3_moe, modeling_qwen3_moe
@@ -117,7 +116,7 @@ def transformers_eager(weights: GpuWeights, _target: str, _folder: pathlib.Path)
     return Contestant(call)
 
 
-def triton_fused(weights: GpuWeights, _target: str, _folder: pathlib.Path) -> Contestant:
+def triton_fused(weights: GpuWeights, _target: str) -> Contestant:
     """The kernels of ``gpu_triton.py``."""
     require_package("triton")
     from gpu_triton import fused_moe
@@ -125,7 +124,7 @@ def triton_fused(weights: GpuWeights, _target: str, _folder: pathlib.Path) -> Co
     return Contestant(lambda x, logits: fused_moe(weights, x, logits))
 
 
-def vllm_fused(weights: GpuWeights, _target: str, _folder: pathlib.Path) -> Contestant:
+def vllm_fused(weights: GpuWeights, _target: str) -> Contestant:
     """vLLM's fused experts, tuned where it has a configuration for the GPU."""
     require_package("vllm")
     try:
@@ -140,7 +139,7 @@ def vllm_fused(weights: GpuWeights, _target: str, _folder: pathlib.Path) -> Cont
     return Contestant(call)
 
 
-CONTESTANTS: dict[str, Callable[[GpuWeights, str, pathlib.Path], Contestant]] = {
+CONTESTANTS: dict[str, Callable[[GpuWeights, str], Contestant]] = {
     "moec": moec_with("O2"),
     "moec int4": moec_with("O2,quantize-experts{format=int4,group=32}"),
     "moec mxfp4": moec_with("O2,quantize-experts{format=mxfp4}"),

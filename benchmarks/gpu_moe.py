@@ -16,7 +16,6 @@ import importlib.util
 import json
 import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 TOKENS = (1, 4, 16, 256, 4096, 32768)
 NAMES = ("qwen3", "gpt-oss", "mixtral")
 NO_GPU = 2
+PIPE_WIDTH = 160  # columns of tables that go into a file
 ARITHMETIC = "bfloat16"
 CHECKED_TOKENS = 16
 LARGEST_ERROR = {"moec int4": 0.2, "moec mxfp4": 0.25}
@@ -101,18 +101,17 @@ def measure_layer(layer: Layer, arguments: argparse.Namespace, say: Callable[[st
 
     figures = []
     weights = make_weights(layer, "cuda")
-    with tempfile.TemporaryDirectory() as folder:
-        contestants = built(weights, arguments, pathlib.Path(folder), say)
-        for tokens in arguments.tokens:
-            x, logits = make_inputs(layer, tokens, "cuda")
-            expected = reference(weights, x[:CHECKED_TOKENS], logits[:CHECKED_TOKENS])
-            errors = errors_of(contestants, x, logits, expected, say)
-            calls = {name: functools.partial(contestants[name].call, x, logits) for name in errors}
-            active, operations = active_experts(layer, logits), layer.operations(tokens)
-            for name, seconds in interleaved(calls, arguments.rounds).items():
-                moved = active * layer.weights_per_expert * contestants[name].bits / 8 + 2 * x.nbytes
-                row = Figures(layer.name, tokens, name, median(seconds), errors[name], operations, moved)
-                figures.append(row)
+    contestants = built(weights, arguments, say)
+    for tokens in arguments.tokens:
+        x, logits = make_inputs(layer, tokens, "cuda")
+        expected = reference(weights, x[:CHECKED_TOKENS], logits[:CHECKED_TOKENS])
+        errors = errors_of(contestants, x, logits, expected, say)
+        calls = {name: functools.partial(contestants[name].call, x, logits) for name in errors}
+        active, operations = active_experts(layer, logits), layer.operations(tokens)
+        for name, seconds in interleaved(calls, arguments.rounds).items():
+            moved = active * layer.weights_per_expert * contestants[name].bits / 8 + 2 * x.nbytes
+            row = Figures(layer.name, tokens, name, median(seconds), errors[name], operations, moved)
+            figures.append(row)
     return figures
 
 
@@ -137,9 +136,7 @@ def errors_of(
     return errors
 
 
-def built(
-    weights: Any, arguments: argparse.Namespace, folder: pathlib.Path, say: Callable[[str], None]
-) -> dict[str, Contestant]:
+def built(weights: Any, arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Contestant]:
     """Those that can take part, by name."""
     from gpu_contestants import CONTESTANTS
 
@@ -147,7 +144,7 @@ def built(
     contestants = {}
     for name in arguments.contestants or CONTESTANTS:
         try:
-            contestants[name] = CONTESTANTS[name](weights, target, folder / name.replace(" ", "_"))
+            contestants[name] = CONTESTANTS[name](weights, target)
         except (AbsentError, MoecError) as reason:
             say(f"{name} is left out: {reason}")
     return contestants
@@ -190,7 +187,7 @@ def main() -> None:
     unknown = sorted(set(arguments.contestants or ()) - CONTESTANTS.keys())
     if unknown:
         parser.error(f"unknown contestant {unknown[0]!r}; known: {', '.join(CONTESTANTS)}")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     roofline = measure_roofline(threads=1)
     bandwidth, peak = roofline.bandwidth / 1e9, roofline.peak(ARITHMETIC) / 1e12
     console.print(f"copy bandwidth {bandwidth:.0f} GB/s, bf16 matmul peak {peak:.0f} TFLOP/s, both measured now")

@@ -8,7 +8,8 @@ from moec.errors import MoecError
 
 _FORMAT = re.compile(r"(?P<name>int8|int4|mxfp4)(?:/(?P<group>\d+))?(?P<zero_points>z)?")
 _CASTS = ("bf16", "fp16")
-EXPECTED = "bf16, fp16, int8, int4 or mxfp4; groups and zero points may follow: int8/64, int4/32z"
+_TF32 = "tf32"
+EXPECTED = "tf32, bf16, fp16, int8, int4 or mxfp4; groups and zero points may follow: int8/64, int4/32z"
 
 
 def with_formats(passes: str, experts: str | None = None, linears: str | None = None) -> str:
@@ -22,12 +23,16 @@ def with_formats(passes: str, experts: str | None = None, linears: str | None = 
 
 
 def _experts_pass(text: str | None) -> str | None:
+    if text == _TF32:
+        return "round-to-tf32{weights=experts}"
     if text in _CASTS:
         return f"cast-weights{{dtype={text}}}"
     return None if text is None else f"quantize-experts{{{_options('experts', text)}}}"
 
 
 def _linears_pass(text: str | None) -> str | None:
+    if text == _TF32:
+        return "round-to-tf32{weights=linears}"
     if text in _CASTS:
         return f"cast-weights{{dtype={text},weights=linears}}"
     return None if text is None else f"quantize-linears{{{_options('linears', text)}}}"

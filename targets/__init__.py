@@ -57,9 +57,13 @@ def get_all(name: str, hls: HlsOptions | None = None) -> list[Target]:
     if len(listed) == 1:
         return [get(name)]
     if "" in listed:
-        raise UnsupportedError(f"target '{name}': an architecture is missing beside '+'; expected e.g. {kind}:sm_80+sm_90a")
+        raise UnsupportedError(
+            f"target '{name}': an architecture is missing beside '+'; expected e.g. {kind}:sm_80+sm_90a"
+        )
     if kind != "cuda":
-        raise UnsupportedError(f"target '{name}': only cuda takes several architectures; choose one, {kind}:{listed[0]}")
+        raise UnsupportedError(
+            f"target '{name}': only cuda takes several architectures; choose one, {kind}:{listed[0]}"
+        )
     found = [get(f"{kind}:{variant}") for variant in sorted(listed)]
     twice = next((variant for variant in listed if listed.count(variant) > 1), None)
     if twice is not None:

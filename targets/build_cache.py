@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from moec.errors import MoecError
 
-_MOST_KEPT = 500
+_MOST_BYTES = 1 << 30
+"""That are kept of a kind."""
 
 
 def cached(kind: str, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
@@ -23,11 +24,9 @@ def cached(kind: str, name: str, make: Callable[[pathlib.Path], None]) -> pathli
     Raises MoecError where the cache cannot be written, and what ``make`` raises.
     """
     path = _folder(kind) / name
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.utime(path)  # it was asked for now
         return path
-    except FileNotFoundError:
-        pass
     aside = path.with_name(f"{secrets.token_hex(6)}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +35,8 @@ def cached(kind: str, name: str, make: Callable[[pathlib.Path], None]) -> pathli
     except OSError as error:
         raise MoecError(f"{path}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            aside.unlink(missing_ok=True)
     _forget_oldest(path.parent)
     return path
 
@@ -50,5 +50,8 @@ def _folder(kind: str) -> pathlib.Path:
 def _forget_oldest(folder: pathlib.Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # another process removes them too
         files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        for file in files[_MOST_KEPT:]:
-            file.unlink()
+        kept = 0
+        for file in files:
+            kept += file.stat().st_size
+            if kept > _MOST_BYTES:
+                file.unlink()

@@ -1,4 +1,4 @@
-"""Opset 24 Attention on a GPU: one pass over the keys, in one of two ways by the number of queries."""
+"""Opset 24 Attention on a GPU: one pass over the keys, by a kernel for few queries or one for many."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import onnx_ir as ir
 from tvm import relax
 
 from moec.targets.base import Eligibility
-from moec.targets.cuda.kernels import attention_operands
+from moec.targets.cuda.kernels import attention_mma, attention_operands, attention_tiled
 from moec.targets.cuda.kernels.attention_few import FEW_QUERIES, attention_few
-from moec.targets.cuda.kernels.attention_tiled import attention_tiled
-from moec.targets.cuda.launch_conditions import launch_if
+from moec.targets.cuda.launch_ways import Sizes, Way, call_ways
 from moec.targets.tvm.attention import (
     AttentionInputs,
     AttentionProblem,
@@ -21,23 +20,30 @@ from moec.targets.tvm.attention import (
     joined_heads,
 )
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import record_of, refuse_outputs, static_size
+from moec.targets.tvm.nodes import record_of, refuse_outputs
 from moec.targets.tvm.selection import Kernel, select
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionLaunch:
-    """An attention of tensors of ``dtype``, for up to ``most`` queries, or any number of them."""
+    """An attention of tensors of ``dtype``, for some numbers of queries."""
 
     problem: AttentionProblem
     dtype: str
-    most: int | None = None
+    queries: Sizes
 
 
 def _can_attend_few(launch: AttentionLaunch, architecture: str) -> Eligibility:
-    if launch.most is None or launch.most > FEW_QUERIES:
+    if launch.queries.most > FEW_QUERIES:
         return Eligibility(False, f"more than {FEW_QUERIES} queries; each of them reads the keys again")
     return _one_pass(launch, f"up to {FEW_QUERIES} queries: teams of threads share out the keys of each")
+
+
+def _can_use_tensor_cores(launch: AttentionLaunch, architecture: str) -> Eligibility:
+    reason = attention_mma.why_not(launch.problem, launch.dtype)
+    if reason is not None:
+        return Eligibility(False, reason)
+    return _one_pass(launch, "tensor cores (mma.sync), tiles of 64 rows and 64 keys by cp.async")
 
 
 def _can_attend_in_tiles(launch: AttentionLaunch, architecture: str) -> Eligibility:
@@ -52,9 +58,20 @@ def _one_pass(launch: AttentionLaunch, how: str) -> Eligibility:
 _FORMULA = "y = softmax(q @ k^T * scale + mask) @ v, per head"
 KERNELS = (
     Kernel("attention_few", _FORMULA, _can_attend_few),
+    Kernel("attention_mma", _FORMULA, _can_use_tensor_cores),
     Kernel("attention_tiled", _FORMULA, _can_attend_in_tiles),
 )
-_GENERATORS = {"attention_few": attention_few, "attention_tiled": attention_tiled}
+_GENERATORS = {
+    "attention_few": attention_few,
+    "attention_mma": attention_mma.attention_mma,
+    "attention_tiled": attention_tiled.attention_tiled,
+}
+
+_TILES = {
+    "attention_mma": f"{attention_mma.ROWS} rows x {attention_mma.KEYS} keys",
+    "attention_tiled": f"{attention_tiled.ROWS} rows x {attention_tiled.KEYS} keys, {attention_tiled.DEPTH} at a time",
+}
+"""What the artifact says about the tile of a block of threads."""
 
 
 def lower_attention(lowering: LoweringContext, node: ir.Node, architecture: str) -> list[relax.Expr]:
@@ -67,23 +84,22 @@ def lower_attention(lowering: LoweringContext, node: ir.Node, architecture: str)
     inputs = attention_inputs(lowering, node)
     problem = attention_problem(node, inputs)
     batch, heads, queries, _ = inputs.query.ty.shape
-    dtype, count = str(inputs.query.ty.dtype), static_size(queries)
+    dtype = str(inputs.query.ty.dtype)
+    ways = [
+        _way(node, AttentionLaunch(problem, dtype, sizes), architecture)
+        for sizes in (Sizes(most=FEW_QUERIES), Sizes(least=FEW_QUERIES + 1))
+    ]
     output = relax.TensorType([batch, heads, queries, problem.value_size], dtype)
-    result: relax.Var | None = None
-    for most, limits in ((FEW_QUERIES, {"most": FEW_QUERIES}), (None, {"least": FEW_QUERIES + 1})):
-        if count is not None and (count <= FEW_QUERIES) != (most is not None):
-            continue
-        chosen = select(KERNELS, AttentionLaunch(problem, dtype, most), architecture)
-        kernel = launch_if(_GENERATORS[chosen.kernel.name](problem, dtype), 0, 2, **limits)
-        queries_served = f"up to {FEW_QUERIES}" if most else f"from {FEW_QUERIES + 1}"
-        record = record_of(node, chosen, {**dataclasses.asdict(problem), "queries": queries_served})
-        operands = _operands(lowering, inputs)
-        if result is None:
-            (result,) = lowering.call_kernel(kernel, operands, [output], record)
-        else:
-            result = lowering.call_kernel_on(kernel, operands, result, record)
-    assert result is not None, "some way is for any number of queries"
+    result = call_ways(lowering, ways, 2, _operands(lowering, inputs), output)
     return [joined_heads(lowering, node, result), inputs.key, inputs.value]
+
+
+def _way(node: ir.Node, launch: AttentionLaunch, architecture: str) -> Way:
+    chosen = select(KERNELS, launch, architecture)
+    name, attributes = chosen.kernel.name, {**dataclasses.asdict(launch.problem), "queries": str(launch.queries)}
+    if name in _TILES:
+        attributes["tile"] = _TILES[name]
+    return Way(_GENERATORS[name](launch.problem, launch.dtype), record_of(node, chosen, attributes), launch.queries)
 
 
 def _operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.Expr]:

@@ -3,7 +3,7 @@
 The number of rows decides, which the host knows. Up to :data:`~moec.targets.cuda.kernels.gemv.FEW_ROWS` rows take the
 time that reading the matrix takes. Of tiles, the highest read it least often; lower ones are taken where those would be
 too few to keep the device busy. Every way is a launch of its own that the host leaves out where another is better
-(:mod:`.launch_conditions`).
+(:mod:`.launch_ways`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
 
-from moec.ir.dialect import ExpertsSpec
+from moec.ir.dialect import Activation, ExpertsSpec
+from moec.targets.base import KernelRecord
 from moec.targets.cuda.dense_kernels import PRODUCTS, TILED, DenseLaunch
 from moec.targets.cuda.expert_matrices import as_stored
 from moec.targets.cuda.kernels.activation import activate
@@ -24,10 +25,11 @@ from moec.targets.cuda.kernels.dense_problem import dense_kernel
 from moec.targets.cuda.kernels.gemv import FEW_ROWS, gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
-from moec.targets.cuda.launch_conditions import NO_LIMIT, launch_if
+from moec.targets.cuda.launch_conditions import NO_LIMIT
+from moec.targets.cuda.launch_ways import Sizes, Way, call_ways
 from moec.targets.cuda.tiles import tile_of
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import flatten, record_of, reshape, static_size
+from moec.targets.tvm.nodes import flatten, record_of, reshape
 from moec.targets.tvm.selection import Selection, select
 
 _PLAIN_ROWS = 64
@@ -37,36 +39,25 @@ _BUSY_BLOCKS = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """The kernel for ``least`` to ``most`` rows."""
+class Choice:
+    """The kernel for some numbers of rows, and the problem that it is for."""
 
     problem: GroupedProblem
-    chosen: Selection
-    least: int
-    most: int
-
-    def is_for(self, rows: int | None) -> bool:
-        """Whether there can be so many rows; None where their number is not known now."""
-        return rows is None or self.least <= rows <= self.most
-
-    @property
-    def rows(self) -> str:
-        """The numbers of rows, in words."""
-        if self.most == NO_LIMIT:
-            return f"from {self.least}"
-        return f"{self.least} to {self.most}"
+    selection: Selection
+    rows: Sizes
 
 
-def ways(problem: GroupedProblem, architecture: str) -> list[Way]:
+def choices(problem: GroupedProblem, architecture: str) -> list[Choice]:
     """How the product is computed for all numbers of rows, few rows first."""
     few = select(PRODUCTS, DenseLaunch(problem, FEW_ROWS), architecture)
     found, least = [], 0
     if few.kernel.name == "gemv":
-        found, least = [Way(problem, few, 0, FEW_ROWS)], FEW_ROWS + 1
+        found, least = [Choice(problem, few, Sizes(0, FEW_ROWS))], FEW_ROWS + 1
     for height, most in _heights(problem, architecture):
         if most >= least:
             tiled = dataclasses.replace(problem, block_rows=height)
-            found.append(Way(tiled, select(PRODUCTS, DenseLaunch(tiled, most), architecture), least, most))
+            selection = select(PRODUCTS, DenseLaunch(tiled, most), architecture)
+            found.append(Choice(tiled, selection, Sizes(least, most)))
             least = most + 1
     return found
 
@@ -89,36 +80,35 @@ def multiply_matrix(
     problem: GroupedProblem,
     x: relax.Expr,
     operands: Sequence[relax.Expr],
-    activation: str = "identity",
+    activation: Activation = "identity",
 ) -> relax.Expr:
     """``activation(x[..., inner] @ matrix.T + bias)``; ``operands``: the matrix [1, width, inner], or the three tensors
     of a quantised one, and the bias [1, width]."""
     shape = list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(lowering, x, len(shape) - 1)
+    ways = [
+        Way(_kernel(choice, activation), _record(node, choice, activation), choice.rows)
+        for choice in choices(problem, architecture)
+    ]
     output = relax.TensorType((rows.ty.shape[0], problem.width), problem.out_dtype)
-    result: relax.Var | None = None
-    count = static_size(rows.ty.shape[0])
-    for way in [one for one in ways(problem, architecture) if one.is_for(count)]:
-        kernel = launch_if(_kernel(way, activation), 0, 0, least=way.least, most=way.most)
-        attributes = {**dataclasses.asdict(way.problem), "activation": activation, "rows": way.rows}
-        attributes |= tile_of(way.chosen.kernel.name, way.problem)
-        record = record_of(node, way.chosen, attributes)
-        if result is None:
-            (result,) = lowering.call_kernel(kernel, [rows, *operands], [output], record)
-        else:
-            result = lowering.call_kernel_on(kernel, [rows, *operands], result, record)
-    assert result is not None, "some way is for any number of rows"
+    result = call_ways(lowering, ways, 0, [rows, *operands], output)
     return result if len(shape) == 2 else reshape(lowering, result, [*shape[:-1], problem.width])
 
 
-def _kernel(way: Way, activation: str) -> tirx.PrimFunc:
+def _kernel(choice: Choice, activation: Activation) -> tirx.PrimFunc:
     spec = ExpertsSpec(activation=activation)
 
     def epilogue(total: Any) -> Any:
         return activate(spec, total)
 
-    name = way.chosen.kernel.name
-    return gemv(way.problem, epilogue) if name == "gemv" else TILED[name](way.problem, epilogue, dense_kernel)
+    name = choice.selection.kernel.name
+    return gemv(choice.problem, epilogue) if name == "gemv" else TILED[name](choice.problem, epilogue, dense_kernel)
+
+
+def _record(node: ir.Node, choice: Choice, activation: Activation) -> KernelRecord:
+    attributes = {**dataclasses.asdict(choice.problem), "activation": activation, "rows": str(choice.rows)}
+    attributes |= tile_of(choice.selection.kernel.name, choice.problem)
+    return record_of(node, choice.selection, attributes)
 
 
 def bias_operand(lowering: LoweringContext, value: ir.Value | None, width: int, factor: float = 1.0) -> relax.Expr:

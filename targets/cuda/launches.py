@@ -120,7 +120,9 @@ def facts_of(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[s
         name = f"{launch.function}, " if len(launches) > 1 else ""
         condition = f", where {launch.only_if}" if launch.only_if is not None else ""
         lines.append(f"launch: {name}grid ({grid}), blocks of ({block}) threads{condition}")
-        lines.append(f"shared memory: {launch.static_shared_bytes} bytes in arrays, {launch.shared_bytes} at the launch")
+        lines.append(
+            f"shared memory: {launch.static_shared_bytes} bytes in arrays, {launch.shared_bytes} at the launch"
+        )
         if launch.function in resources:
             lines.append(f"ptxas: {'; '.join(resources[launch.function].splitlines())}")
     return lines

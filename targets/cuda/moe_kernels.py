@@ -80,7 +80,8 @@ def _product(why_not: Callable[[GroupedProblem], str | None], how: str) -> Calla
 def _can_use_wgmma(problem: GroupedProblem, architecture: str) -> Eligibility:
     if architecture != "sm_90a":
         return Eligibility(False, f"the code is for {architecture}; wgmma needs sm_90a")
-    how = "tensor cores (wgmma), the matrix by TMA, warps that copy and warps that compute"
+    matrix = "by TMA" if problem.stored is None else "decoded by the warps that copy"
+    how = f"tensor cores (wgmma), the matrix {matrix}, warps that copy and warps that compute"
     return _product(grouped_gemm_wgmma.why_not, how)(problem, architecture)
 
 
@@ -135,7 +136,6 @@ PRODUCTS = (
     ),
 )
 FEW_PRODUCTS = (
-    Kernel("grouped_gemm_wgmma", "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)", _can_use_wgmma),
     Kernel(
         "grouped_gemv",
         "out[pair] = activation(rows[pair] @ matrix[expert of pair].T + bias)",

@@ -104,7 +104,9 @@ def _cuda_code(
         return Generated({"cuda": {}})
     source = module.inspect_source()
     launches = {kernel: recorder.launches.get(kernel, []) for kernel in kernels}
-    generated = Generated({"cuda": sources_of(source, kernels)}, launches=launches, files={PREAMBLE: preamble_of(source)})
+    generated = Generated(
+        {"cuda": sources_of(source, kernels)}, launches=launches, files={PREAMBLE: preamble_of(source)}
+    )
     compiled = compile_source(source, architecture)
     if compiled is None:
         generated.warnings.append(MISSING)
@@ -136,9 +138,22 @@ def sources_of(text: str, kernels: Sequence[str]) -> dict[str, str]:
     helpers = {match["name"]: match[0] for match in _HELPER.finditer(text)}
     found = _by_kernel({match["name"]: match[0] for match in _KERNEL.finditer(text)}, kernels)
     for kernel, functions in found.items():
-        called = [code for name, code in helpers.items() if re.search(rf"\b{name}\(", functions)]
-        found[kernel] = "\n".join([*called, functions])
+        called = _called_by(functions, helpers)
+        found[kernel] = "\n".join([*(code for name, code in helpers.items() if name in called), functions])
     return found
+
+
+def _called_by(code: str, helpers: dict[str, str]) -> set[str]:
+    """Names of the helpers that the code calls, and that those call."""
+    called: set[str] = set()
+    pending = [code]
+    while pending:
+        text = pending.pop()
+        for name in helpers.keys() - called:
+            if re.search(rf"\b{name}\(", text):
+                called.add(name)
+                pending.append(helpers[name])
+    return called
 
 
 tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _kernel_pipeline)

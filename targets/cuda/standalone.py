@@ -67,10 +67,10 @@ def _record(artifact: Artifact, kernel: str, architecture: str | None) -> dict[s
 
 def numbers_of(tensors: Sequence[CaughtTensor]) -> bytes:
     """The file that the program reads; the template says how it is made up."""
-    lines = [
-        f"{one.name} {one.before.dtype.name} {one.before.itemsize} {one.before.ndim} {' '.join(map(str, one.before.shape))}\n"
-        for one in tensors
-    ]
+    lines = []
+    for one in tensors:
+        array = one.before
+        lines.append(" ".join(map(str, (one.name, array.dtype.name, array.itemsize, array.ndim, *array.shape))) + "\n")
     data = [array.tobytes() for one in tensors for array in (one.before, one.after)]
     return "".join([*lines, "\n"]).encode() + b"".join(data)
 

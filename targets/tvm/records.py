@@ -23,9 +23,7 @@ _COMMENT = {"tir": "#", "llvm": ";", "asm": "#", "cuda": "//", "ptx": "//", "sas
 _NODES_LISTED = 6
 
 
-def kernel_records(
-    own: Mapping[str, KernelRecord], optimized: Optimized, generated: Generated
-) -> list[KernelRecord]:
+def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, generated: Generated) -> list[KernelRecord]:
     """One record per kernel in the order of first use. ``own``: the target's records by the name before fusion."""
     functions = {symbol.name_hint: function for symbol, function in optimized.module.functions.items()}
     records = []
@@ -115,7 +113,7 @@ def _intensity(attributes: Mapping[str, Any]) -> list[str]:
 
 def _says(value: Any) -> bool:
     """Whether an attribute is worth a line: what a kernel does not do is not."""
-    return value is not None and value is not False
+    return value is not None and value is not False and value != ""
 
 
 def _plain(value: Any) -> str:

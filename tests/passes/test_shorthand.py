@@ -18,6 +18,7 @@ from moec.passes.shorthand import with_formats
             "O2,quantize-experts{format=int4,group=32,zero_points=true},quantize-linears{format=int8}",
         ),
         ("bf16", "fp16", "O2,cast-weights{dtype=bf16},cast-weights{dtype=fp16,weights=linears}"),
+        ("tf32", "tf32", "O2,round-to-tf32{weights=experts},round-to-tf32{weights=linears}"),
         (None, "mxfp4", "O2,quantize-linears{format=mxfp4}"),
     ],
 )
@@ -33,5 +34,5 @@ def test_an_empty_pipeline_gets_no_leading_comma() -> None:
 
 @pytest.mark.parametrize("text", ["fp8", "int4/", "int4z/32", "bf16/32", ""])
 def test_formats_that_do_not_exist(text: str) -> None:
-    with pytest.raises(MoecError, match=r"linears: no format .*; expected bf16, fp16, int8, int4 or mxfp4"):
+    with pytest.raises(MoecError, match=r"linears: no format .*; expected tf32, bf16, fp16, int8, int4 or mxfp4"):
         with_formats("O2", linears=text)

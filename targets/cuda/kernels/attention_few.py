@@ -1,7 +1,7 @@
 """Attention of few queries: reading keys and values takes the time.
 
 A block of threads has one query of one head. Its threads are teams of :data:`LANES`: a team walks over every
-:data:`TEAMS`-th key, its lanes side by side along the key and then along the value, and keeps the largest score, the
+:data:`TEAMS`-th key, a few at a time, its lanes side by side along keys and values, and keeps the largest score, the
 sum of the weights and the weighted sum of the values so far, in registers. At the end the results of the teams are
 brought to one largest score and added up in their order.
 """
@@ -23,6 +23,8 @@ LANES = 8
 """Threads of a team: those that read 16 bytes each of a key of 64 numbers of 16 bits."""
 TEAMS = 32
 THREADS = LANES * TEAMS
+_MOST_KEYS, _REGISTER_BYTES = 4, 256
+"""Of the keys that a team reads at once: how many, and what a lane may hold of them and their values."""
 _LOAD_BYTES = 16
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -75,55 +77,88 @@ class _Row:
     def group(self) -> Any:
         return self.head // self.operands.problem.heads_per_group
 
+    @property
+    def keys_together(self) -> int:
+        """Keys that a team reads at once: as many as registers hold, so that what memory takes to answer is waited for
+        rarely."""
+        bytes_read = (self.of_keys.count + self.of_values.count) * _BYTES[self.dtype]
+        return max(1, min(_MOST_KEYS, _REGISTER_BYTES // bytes_read))
+
+    def key(self, step: Any, k: Any) -> Any:
+        """The ``k``-th of the keys that this team reads in a step; neighbouring teams have neighbouring keys."""
+        return (step * self.keys_together + k) * TEAMS + self.team
+
     def part(self, step: Any, first: Any = 0) -> Any:
         """Which part of a row this lane reads in a step, ``first`` being the first part of all lanes."""
         return first + step * LANES + self.lane
 
 
 @T.inline
-def _load(row, share, source, place, first_part, numbers):
-    """This lane's numbers of a row, in float32; zeros behind the last one. ``place``: batch, head and row."""
+def _load(row, share, source, place, is_there, first_part, numbers, at):
+    """``numbers[at]`` becomes what this lane reads of a row, as it is stored; zeros behind the last number, and where
+    there is no such row. ``place``: batch, head and row."""
     batch, head, line = T.meta_var(place)
     together = T.meta_var(share.together)
-    size = T.meta_var(source.shape[3])
-    stored = T.alloc_local((together,), share.dtype)
     for step in T.unroll(share.steps):
         part: T.let = row.part(step, first_part)
         for v in T.unroll(together):
-            numbers[step * together + v] = T.float32(0)
-        if part * together < size:
+            numbers[at, step * together + v] = T.cast(T.float32(0), share.dtype)
+        if T.And(is_there, part * together < source.shape[3]):
             for v in T.vectorized(together):
-                stored[v] = source[T.cast(batch, "int64"), head, line, part * together + v]
-            for v in T.unroll(together):
-                numbers[step * together + v] = T.cast(stored[v], "float32")
+                numbers[at, step * together + v] = source[T.cast(batch, "int64"), head, line, part * together + v]
+
+
+@T.inline
+def _load_keys(row, step, frontier, keys, values):
+    """Keys and values of a step, all of them before anything waits for one."""
+    operands = T.meta_var(row.operands)
+    first_part: T.let = row.slice * (operands.slice_columns // row.of_values.together)
+    for k in T.unroll(row.keys_together):
+        key: T.let = row.key(step, k)
+        place = T.meta_var((row.batch, row.group, key))
+        _load(row, row.of_keys, operands.key, place, key < frontier, 0, keys, k)
+        _load(row, row.of_values, operands.value, place, key < frontier, first_part, values, k)
+
+
+@T.inline
+def _score_keys(row, step, frontier, query, keys, scores):
+    """The lanes of a team add up their parts of the products. All lanes of a warp take part, also where the keys of
+    their team have come to an end: the scores of those are minus infinity."""
+    for k in T.unroll(row.keys_together):
+        key: T.let = row.key(step, k)
+        scores[k] = T.float32(0)
+        for i in T.unroll(row.of_keys.count):
+            scores[k] = scores[k] + query[i] * T.cast(keys[k, i], "float32")
+        scores[k] = T.cuda.warp_reduce(scores[k], "sum", LANES)
+        if key < frontier:
+            scores[k] = row.operands.score(scores[k], row.batch, row.head, row.query, key)
+        else:
+            scores[k] = T.float32(float("-inf"))
 
 
 @T.inline
 def _walk(row, query, largest, total, sums):
-    """What this team finds in its keys. Lanes of a warp stay together: the last steps may have keys for some alone."""
-    operands = T.meta_var(row.operands)
-    numbers = T.alloc_local((max(row.of_keys.count, row.of_values.count),), "float32")
-    product = T.alloc_local((1,), "float32")
-    frontier: T.let = operands.frontier(row.batch, row.query)
-    for step in T.serial(T.ceildiv(T.max(frontier, 0), TEAMS)):
-        key: T.let = step * TEAMS + row.team
-        product[0] = T.float32(0)
-        if key < frontier:
-            _load(row, row.of_keys, operands.key, (row.batch, row.group, key), 0, numbers)
-            for i in T.unroll(row.of_keys.count):
-                product[0] = product[0] + query[i] * numbers[i]
-        product[0] = T.cuda.warp_reduce(product[0], "sum", LANES)
-        if key < frontier:
-            score: T.let = operands.score(product[0], row.batch, row.head, row.query, key)
-            before: T.let = largest[0]
-            largest[0] = T.max(before, score)
-            kept: T.let = T.exp(before - largest[0])
-            weight: T.let = T.exp(score - largest[0])
-            total[0] = total[0] * kept + weight
-            first_part: T.let = row.slice * (operands.slice_columns // row.of_values.together)
-            _load(row, row.of_values, operands.value, (row.batch, row.group, key), first_part, numbers)
+    """What this team finds in its keys."""
+    together = T.meta_var(row.keys_together)
+    keys = T.alloc_local((together, row.of_keys.count), row.dtype)
+    values = T.alloc_local((together, row.of_values.count), row.dtype)
+    scores = T.alloc_local((together,), "float32")
+    frontier: T.let = row.operands.frontier(row.batch, row.query)
+    for step in T.serial(T.ceildiv(T.max(frontier, 0), TEAMS * together)):
+        _load_keys(row, step, frontier, keys, values)
+        _score_keys(row, step, frontier, query, keys, scores)
+        before: T.let = largest[0]
+        for k in T.unroll(together):
+            largest[0] = T.max(largest[0], scores[k])
+        kept: T.let = T.exp(before - largest[0])
+        total[0] = total[0] * kept
+        for i in T.unroll(row.of_values.count):
+            sums[i] = sums[i] * kept
+        for k in T.unroll(together):
+            weight: T.let = T.exp(scores[k] - largest[0])
+            total[0] = total[0] + weight
             for i in T.unroll(row.of_values.count):
-                sums[i] = sums[i] * kept + weight * numbers[i]
+                sums[i] = sums[i] + weight * T.cast(values[k, i], "float32")
 
 
 @T.inline
@@ -169,6 +204,7 @@ def _store(row, thread, all_largest, all_totals, all_sums):
 
 @T.inline
 def _attend(row, thread, all_largest, all_totals, all_sums):
+    stored = T.alloc_local((1, row.of_keys.count), row.dtype)
     query = T.alloc_local((row.of_keys.count,), "float32")
     sums = T.alloc_local((row.of_values.count,), "float32")
     largest = T.alloc_local((1,), "float32")
@@ -177,7 +213,10 @@ def _attend(row, thread, all_largest, all_totals, all_sums):
     total[0] = T.float32(0)
     for i in T.unroll(row.of_values.count):
         sums[i] = T.float32(0)
-    _load(row, row.of_keys, row.operands.query, (row.batch, row.head, row.query), 0, query)
+    place = T.meta_var((row.batch, row.head, row.query))
+    _load(row, row.of_keys, row.operands.query, place, True, 0, stored, 0)
+    for i in T.unroll(row.of_keys.count):
+        query[i] = T.cast(stored[0, i], "float32")
     _walk(row, query, largest, total, sums)
     _share(row, largest, total, sums, all_largest, all_totals, all_sums)
     _store(row, thread, all_largest, all_totals, all_sums)

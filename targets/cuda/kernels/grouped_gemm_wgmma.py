@@ -4,7 +4,8 @@ The warps of a block do different work. One group of four warps brings panels in
 those of the matrix by a single copy of the tensor memory accelerator each, and rows, which are scattered where they are
 gathered, by asynchronous copies of 16 bytes. Each other group computes 64 rows by all columns of the tile:
 ``wgmma`` reads its operands from shared memory, and the sums are in registers. Two barriers per stage pass it on: it is
-full when all copies have arrived, and empty when every computing group is done with it.
+full when all copies have arrived, and empty when every computing group is done with it. A quantised matrix has no copy
+by the accelerator: the threads of the group that copies decode it into the same panels.
 
 Panels lie in shared memory in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
 """
@@ -21,9 +22,10 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, lines_of, piece_bytes
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_store import store
-from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, MMA_ROWS, Tile, TileShape
+from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, MMA_ROWS, PIECE, Tile, TileShape
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 """The function of the runtime that describes a matrix to the accelerator before the kernel is launched."""
@@ -35,16 +37,17 @@ _ELEMENTS = {"float16": "f16", "bfloat16": "bf16"}
 _SWIZZLE = 3  # of 128 bytes, for the accelerator and for wgmma
 _L2_PROMOTION = 2  # to 128 bytes
 _TENSOR_COPY = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-_COPYING_REGISTERS, _COMPUTING_REGISTERS = 40, 232
-"""Of a thread, of two computing groups and one that copies: together no more than the 168 per thread at the start."""
+_REGISTERS = {"copying": (40, 232), "decoding": (104, 200)}
+"""Of a thread of the group that copies (and decodes), and of one of two groups that compute: together no more than the
+168 per thread at the start."""
 
 
 def why_not(problem: GroupedProblem) -> str | None:
     """The reason why :func:`grouped_gemm_wgmma` cannot compute the problem, or None."""
-    if problem.stored is not None:
-        return "the matrix is quantised; the accelerator copies it as it is stored"
-    if problem.dtype not in _ELEMENTS or problem.matrix_dtype != problem.dtype:
-        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; expected float16 or bfloat16 for both"
+    if problem.dtype not in _ELEMENTS:
+        return f"{problem.dtype} rows; expected float16 or bfloat16"
+    if problem.stored is None and problem.matrix_dtype != problem.dtype:
+        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
     if problem.block_rows not in (_GROUP_ROWS, 2 * _GROUP_ROWS):
         return f"blocks of {problem.block_rows} rows; there are tiles of {_GROUP_ROWS} and {2 * _GROUP_ROWS}"
     if problem.inner % DEPTH:
@@ -53,7 +56,7 @@ def why_not(problem: GroupedProblem) -> str | None:
         return f"{problem.columns} columns are no multiple of {tile_columns(problem)}"
     if problem.gated and problem.columns != 2 * problem.width:
         return f"{problem.width} hidden units are no multiple of 8"
-    return problem.why_not_stored()
+    return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
 
 
 def tile_columns(problem: GroupedProblem) -> int:
@@ -102,6 +105,29 @@ def _copy_panels(problem, tile, ring, state, matrix_map, sources):
     T.ptx.cp.async_.wait_group(0)
     T.ptx.fence.proxy.async_.shared__cta()
     MBarrier.arrive(ring.full, T.Select(state.stage == 0, stages - 1, state.stage - 1))
+
+
+@T.inline
+def _decode_panels(problem, tile, ring, state, sources):
+    """The work of the copying group where the matrix is quantised: it reads the codes of a panel before a stage is
+    free, and stores them decoded while the rows arrive."""
+    codes = T.alloc_local((lines_of(tile), piece_bytes(tile)), "uint8")
+    scales = T.alloc_local((lines_of(tile),), "float32")
+    zeros = T.alloc_local((lines_of(tile),), "int32")
+    fetched = T.meta_var(Fetched(codes, scales, zeros))
+    fetch(tile, fetched, 0)
+    for panel in T.serial(problem.inner // DEPTH):
+        ring.empty.wait(state.stage, state.phase)
+        copy_rows(tile, state.stage, panel, sources)
+        T.ptx.cp.async_.commit_group()
+        decode(tile, fetched, state.stage)
+        if panel + 1 < problem.inner // DEPTH:
+            fetch(tile, fetched, panel + 1)
+        T.ptx.cp.async_.wait_group(0)
+        # wgmma reads shared memory in another way than copies and stores write it.
+        T.ptx.fence.proxy.async_.shared__cta()
+        MBarrier.arrive(ring.full, state.stage)
+        state.advance()
 
 
 def _all_sums(sums: Any) -> list[Any]:
@@ -153,23 +179,28 @@ def _compute_block(problem, epilogue, operands, block, expert, first_column, thr
     columns = T.meta_var(tile_columns(problem))
     state = T.meta_var(PipelineState(_STAGES, 0))
     lane: T.let = thread % WARP
-    ring.full.init(GROUP + 1)
+    quantized = T.meta_var(problem.stored is not None)
+    copying_registers, computing_registers = T.meta_var(_REGISTERS["decoding" if quantized else "copying"])
+    ring.full.init(GROUP if quantized else GROUP + 1)
     ring.empty.init(groups)
     T.ptx.fence.mbarrier_init.release.cluster()
     T.cuda.cta_sync()
     if thread < GROUP:
         if groups > 1:
-            T.ptx["setmaxnreg.dec.sync.aligned.u32"](_COPYING_REGISTERS)
+            T.ptx["setmaxnreg.dec.sync.aligned.u32"](copying_registers)
         shape = T.meta_var(TileShape(problem.block_rows, 1, GROUP // WARP, _STAGES, columns))
         copying = T.meta_var(
             Tile(operands, shape, block, expert, first_column, thread, lane, 0, 0, ring.row_panels, ring.column_panels)
         )
         sources = T.alloc_local((shape.rows // shape.lines_per_copy,), "int32")
         find_sources(copying, sources)
-        _copy_panels(problem, copying, ring, state, matrix_map, sources)
+        if quantized:
+            _decode_panels(problem, copying, ring, state, sources)
+        else:
+            _copy_panels(problem, copying, ring, state, matrix_map, sources)
     else:
         if groups > 1:
-            T.ptx["setmaxnreg.inc.sync.aligned.u32"](_COMPUTING_REGISTERS)
+            T.ptx["setmaxnreg.inc.sync.aligned.u32"](computing_registers)
         group: T.let = thread // GROUP - 1
         warp_row: T.let = (thread - GROUP) // WARP * MMA_ROWS
         shape = T.meta_var(TileShape(problem.block_rows, problem.block_rows // MMA_ROWS, 1, _STAGES, columns))
@@ -181,19 +212,41 @@ def _compute_block(problem, epilogue, operands, block, expert, first_column, thr
         store(computing, epilogue, sums)
 
 
+@T.inline
+def _compute(problem, epilogue, operands, matrix_map):
+    columns = T.meta_var(tile_columns(problem))
+    tiles = T.meta_var(problem.columns // columns)
+    index = T.cta_id([T.max(operands.blocks, 1) * tiles])
+    thread = T.thread_id([GROUP + problem.block_rows // _GROUP_ROWS * GROUP])
+    pool = SMEMPool()
+    row_panels = pool.alloc((_STAGES, problem.block_rows, DEPTH), problem.dtype, align=1024)
+    column_panels = pool.alloc((_STAGES, columns, DEPTH), problem.dtype, align=1024)
+    full = TMABar(pool, _STAGES)
+    empty = MBarrier(pool, _STAGES, phase_offset=1)
+    pool.commit()
+    block: T.let = index // tiles
+    first_column: T.let = index % tiles * columns
+    if operands.is_used(block):
+        expert: T.let = operands.expert(block)
+        ring = T.meta_var(_Ring(row_panels, column_panels, full, empty))
+        _compute_block(problem, epilogue, operands, block, expert, first_column, thread, ring, matrix_map)
+
+
 def grouped_gemm_wgmma(
     problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
 ) -> tirx.PrimFunc:
     """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
-    ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``. On the host it calls
-    :data:`ENCODE_TENSOR_MAP`."""
-    columns = tile_columns(problem)
-    tiles, row_bytes = problem.columns // columns, problem.inner * 2
-    threads = GROUP + problem.block_rows // _GROUP_ROWS * GROUP
-    lines = problem.experts * problem.columns
+    ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``. Where the matrix is
+    not quantised, it calls :data:`ENCODE_TENSOR_MAP` on the host."""
+    columns, lines, row_bytes = tile_columns(problem), problem.experts * problem.columns, problem.inner * 2
 
     @T.inline
-    def body(operands):
+    def decoding(operands):
+        T.device_entry()
+        _compute(problem, epilogue, operands, None)
+
+    @T.inline
+    def copying(operands):
         matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # pyright: ignore[reportInvalidTypeForm]
         T.call_packed(
             ENCODE_TENSOR_MAP,
@@ -205,19 +258,6 @@ def grouped_gemm_wgmma(
             *(problem.inner, lines, row_bytes, DEPTH, columns, 1, 1, 0, _SWIZZLE, _L2_PROMOTION, 0),
         )
         T.device_entry()
-        index = T.cta_id([T.max(operands.blocks, 1) * tiles])
-        thread = T.thread_id([threads])
-        pool = SMEMPool()
-        row_panels = pool.alloc((_STAGES, problem.block_rows, DEPTH), problem.dtype, align=1024)
-        column_panels = pool.alloc((_STAGES, columns, DEPTH), problem.dtype, align=1024)
-        full = TMABar(pool, _STAGES)
-        empty = MBarrier(pool, _STAGES, phase_offset=1)
-        pool.commit()
-        block: T.let = index // tiles
-        first_column: T.let = index % tiles * columns
-        if operands.is_used(block):
-            expert: T.let = operands.expert(block)
-            ring = T.meta_var(_Ring(row_panels, column_panels, full, empty))
-            _compute_block(problem, epilogue, operands, block, expert, first_column, thread, ring, matrix_map)
+        _compute(problem, epilogue, operands, matrix_map)
 
-    return form(problem, body)
+    return form(problem, copying if problem.stored is None else decoding)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.mma_tile import COLUMNS, DEPTH, PIECE, PIECES, Tile
+from moec.targets.cuda.kernels.mma_tile import DEPTH, PIECE, PIECES, Tile
 
 
 class Fetched(NamedTuple):
@@ -19,6 +19,11 @@ class Fetched(NamedTuple):
     codes: Any
     scales: Any
     zeros: Any
+
+
+def lines_of(tile: Tile) -> int:
+    """Columns of a panel that a thread decodes a piece of."""
+    return tile.shape.columns // tile.shape.lines_per_copy
 
 
 def piece_bytes(tile: Tile) -> int:
@@ -32,7 +37,7 @@ def piece_bytes(tile: Tile) -> int:
 def fetch(tile, fetched, panel):
     matrix = T.meta_var(tile.operands.matrix)
     expert: T.let = tile.expert
-    for i in T.unroll(COLUMNS // tile.shape.lines_per_copy):
+    for i in T.unroll(lines_of(tile)):
         # The last column stands for those behind it, whose sums are not stored.
         column: T.let = tile.column_or_last(tile.first_column + tile.line(i))
         for v in T.vectorized(piece_bytes(tile)):
@@ -47,7 +52,7 @@ def fetch(tile, fetched, panel):
 def decode(tile, fetched, stage):
     stored = T.meta_var(tile.problem.stored)
     numbers = T.alloc_local((PIECE,), tile.problem.dtype)
-    for i in T.unroll(COLUMNS // tile.shape.lines_per_copy):
+    for i in T.unroll(lines_of(tile)):
         for v in T.unroll(PIECE):
             code: T.let = stored.code(fetched.codes[i, v * stored.bits // 8], v)
             number: T.let = stored.number(code, fetched.zeros[i]) * fetched.scales[i]

@@ -14,7 +14,7 @@ import moec
 from moec.ir import interpreter
 from moec.ir.dialect import LinearSpec
 from moec.ir.products import rounded_to_tf32
-from moec.targets.cuda.dense_products import ways
+from moec.targets.cuda.dense_products import choices
 from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 from moec.targets.cuda.launch_conditions import NO_LIMIT
@@ -142,17 +142,17 @@ def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
         ),
     ],
 )
-def test_ways_cover_all_numbers_of_rows(problem, architecture, expected):
+def test_choices_cover_all_numbers_of_rows(problem, architecture, expected):
     found = []
-    for way in ways(problem, architecture):
-        name = way.chosen.kernel.name
-        found.append((name if name == "gemv" else f"{name} of {way.problem.block_rows}", way.least, way.most))
+    for choice in choices(problem, architecture):
+        name, rows = choice.selection.kernel.name, choice.rows
+        found.append((name if name == "gemv" else f"{name} of {choice.problem.block_rows}", rows.least, rows.most))
     assert found == expected
 
 
 def test_what_is_not_chosen_has_a_reason():
-    _, many = ways(dense_problem(64, 100), "sm_80")
-    reasons = {candidate.kernel: candidate.reason for candidate in many.chosen.candidates}
+    _, many = choices(dense_problem(64, 100), "sm_80")
+    reasons = {candidate.kernel: candidate.reason for candidate in many.selection.candidates}
     assert "more than 16 rows" in reasons["gemv"] and "needs sm_90a" in reasons["gemm_wgmma"]
     assert "takes float16 or bfloat16" in reasons["gemm_mma"]
-    assert "lane reads 4 at once" in ways(dense_problem(33, 100), "sm_80")[0].chosen.candidates[0].reason
+    assert "lane reads 4 at once" in choices(dense_problem(33, 100), "sm_80")[0].selection.candidates[0].reason

@@ -12,6 +12,7 @@ from tvm_ffi import libinfo
 
 import moec
 from moec.errors import MoecError
+from moec.inspect.kernel_calls import catch_call
 from moec.runtime.artifact import open_artifact
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.emulator import library
@@ -96,6 +97,11 @@ def test_nothing_is_written_where_it_cannot_be(artifact, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_kernel_that_computes_nothing_gives_no_numbers(artifact):
+    with pytest.raises(MoecError, match="kernel 'absent' computes nothing on random inputs with dynamic sizes of 5, 7"):
+        catch_call(artifact, "absent", [], None, least=5)
+
+
 def test_a_launch_with_something_else_is_refused(artifact):
     (record,) = artifact.program().kernels
     launch = record["launches"][0]
@@ -111,5 +117,3 @@ def test_a_kernel_for_the_processor_has_no_program(tmp_path):
     artifact = open_artifact(tmp_path / "art")
     with pytest.raises(MoecError, match="is not for a GPU; choose an artifact for --target cuda"):
         program_text(artifact, artifact.program().kernels[0]["name"])
-
-

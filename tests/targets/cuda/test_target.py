@@ -65,11 +65,18 @@ def test_source_that_nvcc_refuses_is_a_defect():
 
 
 def test_the_text_of_a_kernel_is_its_functions_and_their_helpers():
-    helpers = "__forceinline__ __device__ float {0}(float x) {{\n  return x;\n}}\n"
+    helpers = "template <typename T>\n__forceinline__ __device__ T {0}(T x) {{\n  return {1};\n}}\n"
     kernels = 'extern "C" __global__ void __launch_bounds__(32) {0}_kernel(float* p) {{\n  {1}(p[0]);\n}}\n'
-    text = helpers.format("one") + helpers.format("two") + kernels.format("a", "one") + kernels.format("b", "two")
+    text = (
+        helpers.format("zero", "x")
+        + helpers.format("one", "zero(x)")
+        + helpers.format("two", "x")
+        + kernels.format("a", "one")
+        + kernels.format("b", "two")
+    )
     found = sources_of(text, ["a", "b"])
-    assert "float one(" in found["a"]
-    assert "two" not in found["a"]
+    assert found["a"].startswith("template <typename T>\n__forceinline__ __device__ T zero(T x)")
+    assert "T one(" in found["a"]  # which calls zero
+    assert "two" not in found["a"] and "zero" not in found["b"]
     assert "b_kernel" in found["b"]
     assert "a_kernel" not in found["b"]

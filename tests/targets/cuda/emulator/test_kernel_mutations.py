@@ -11,8 +11,10 @@ import pytest
 
 from moec.targets.cuda.emulator import emulated_library
 from moec.targets.cuda.kernels import dispatch
+from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
+from moec.targets.tvm.attention import AttentionProblem
 
 from ..kernels import kernel_runner
 from ..kernels.layers import Data, GroupedKernel, Layer, sort_pairs, undefined
@@ -47,8 +49,16 @@ def _product(kernel: GroupedKernel, architecture: str, block_rows: int) -> Case:
     return kernel(layer.problems[1], lambda total: total), architecture, arrays, 1
 
 
+def _attention() -> Case:
+    problem, random = AttentionProblem(64, 64, 0.125), np.random.default_rng(0)
+    tensors = [random.standard_normal((1, 1, rows, 64)).astype(np.float16) for rows in (20, 140, 140)]
+    absent = [np.zeros((1, 1, 1, 1), bool), np.zeros(1, np.int64)]
+    return attention_mma(problem, "float16"), "sm_80", [*tensors, *absent, undefined((1, 1, 20, 64), "float16")], 1
+
+
 KERNELS: dict[str, Callable[[], Case]] = {
     "dispatch": _dispatch,
+    "attention": _attention,
     "product for Ampere": lambda: _product(grouped_gemm_mma, "sm_80", 16),
     "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64),
 }

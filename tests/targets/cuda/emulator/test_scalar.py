@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -32,6 +33,10 @@ extern "C" __global__ void functions(float* x, float* results) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(results[160 + i]) : "f"(x[i]));
   results[192 + i] = max(NAN, x[i]);
 }
+extern "C" __global__ void pack_floats(float* x, unsigned* results) {
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(results[0]) : "f"(x[1]), "f"(x[0]));
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(results[1]) : "f"(x[1]), "f"(x[0]));
+}
 extern "C" __global__ void predicated(int* results) {
   int odd = threadIdx.x % 2;
   results[threadIdx.x] = 1;
@@ -42,7 +47,16 @@ extern "C" __global__ void predicated(int* results) {
 
 @pytest.fixture(scope="module")
 def kernels():
-    return load(SOURCE, "bits", "functions", "predicated")
+    return load(SOURCE, "bits", "functions", "pack_floats", "predicated")
+
+
+def test_two_floats_become_halves_of_a_register(kernels):
+    """The second operand is the lower half; both are rounded to nearest."""
+    x, results = np.float32([1 / 3, -70000.0]), np.zeros(2, np.uint32)
+    kernels["pack_floats"](x, results, block=1)
+    with np.errstate(over="ignore"):
+        expected = [x.astype(np.float16).view(np.uint32), x.astype(ml_dtypes.bfloat16).view(np.uint32)]
+    np.testing.assert_array_equal(results, np.concatenate(expected))
 
 
 def test_bits(kernels):

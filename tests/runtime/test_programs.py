@@ -1,0 +1,67 @@
+"""Several programs in one artifact: which weights they share, and which of them is meant."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moec.errors import MoecError
+from moec.runtime.artifact import open_artifact
+from moec.runtime.model import describe
+from moec.runtime.writer import write_artifact
+from moec.targets.base import Candidate, KernelRecord, Program, Weight
+
+
+def weight(name: str, value: float) -> Weight:
+    return Weight(name, (3,), "float32", lambda: np.full(3, value, np.float32))
+
+
+@pytest.fixture
+def two_programs(context, tmp_path):
+    kernel = KernelRecord("product", "MatMul", ["n"], [Candidate("k", True, "it fits", True)], sources={"tir": "one"})
+    old = Program("cuda:sm_80", [], [], {"a.o": b"old"}, [weight("w", 1), weight("v", 1)], [kernel])
+    old = dataclasses.replace(old, architecture="sm_80", binary=b"code for sm_80")
+    newer = dataclasses.replace(kernel, sources={"tir": "two"})
+    new = Program("cuda:sm_90a", [], [], {"a.o": b"new"}, [weight("v", 2), weight("u", 1), weight("w", 1)], [newer])
+    new = dataclasses.replace(new, architecture="sm_90a", requirements=["avx2"])
+    write_artifact(tmp_path / "art", old, context, new)
+    return open_artifact(tmp_path / "art")
+
+
+def test_weights_of_equal_name_and_content_are_stored_once(two_programs):
+    old, new = two_programs.manifest.programs
+    assert [one.name for one in two_programs.manifest.weights] == ["w", "v", "v", "u"]
+    assert (old.weights, new.weights) == ([0, 1], [2, 3, 0])
+    values = [[array[0] for array in two_programs.weights(one)[0]] for one in (old, new)]
+    assert values == [[1, 1], [2, 1, 1]]
+
+
+def test_files_of_each_program_are_its_own(two_programs):
+    old, new = two_programs.manifest.programs
+    assert [path.read_bytes() for one in (old, new) for path in two_programs.object_paths(one)] == [b"old", b"new"]
+    assert [two_programs.text(one.kernels[0]["sources"]["tir"]) for one in (old, new)] == ["one", "two"]
+    assert (old.binary, new.binary) == ("device/sm_80.cubin", None)
+
+
+def test_the_newest_is_meant_unless_another_is_named(two_programs):
+    assert two_programs.program().architecture == "sm_90a"
+    assert two_programs.program("sm_80").objects == ["objects/sm_80/a.o"]
+    with pytest.raises(MoecError, match="no program for architecture 'sm_86'; its programs are for sm_80, sm_90a"):
+        two_programs.program("sm_86")
+
+
+def test_descriptions_say_which_kernel_is_for_which(two_programs):
+    described = describe(two_programs)
+    assert described["target"] == "cuda:sm_80+sm_90a"
+    assert described["architectures"] == [one["architecture"] for one in described["kernels"]] == ["sm_80", "sm_90a"]
+    assert described["requirements"] == ["avx2"]
+    assert describe(two_programs, "sm_80")["requirements"] == []
+
+
+def test_an_artifact_for_the_processor_has_no_architecture(pristine_artifact):
+    artifact = open_artifact(pristine_artifact)
+    assert artifact.program().architecture == ""
+    with pytest.raises(MoecError, match="'sm_80'; it is compiled for cpu:test alone"):
+        artifact.program("sm_80")

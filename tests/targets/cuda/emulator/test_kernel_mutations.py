@@ -14,6 +14,8 @@ from moec.targets.cuda.kernels import dispatch
 from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 from moec.targets.tvm.attention import AttentionProblem
 
 from ..kernels import kernel_runner
@@ -49,6 +51,16 @@ def _product(kernel: GroupedKernel, architecture: str, block_rows: int) -> Case:
     return kernel(layer.problems[1], lambda total: total), architecture, arrays, 1
 
 
+def _quantized_product() -> Case:
+    _, architecture, (hidden, _, *others), outputs = _product(grouped_gemm_wgmma, "sm_90a", 64)
+    random, stored = np.random.default_rng(2), StoredFormat("int4", 32, "float16")
+    problem = GroupedProblem(2, 384, 256, 64, scattered=True, dtype="float16", stored=stored)
+    codes = random.integers(0, 256, (2, 256, 192)).astype(np.uint8)
+    scales, no_zero_points = random.random((2, 256, 12)).astype(np.float16), np.zeros((1, 1, 1), np.uint8)
+    kernel = grouped_gemm_wgmma(problem, lambda total: total)
+    return kernel, architecture, [hidden, codes, scales, no_zero_points, *others], outputs
+
+
 def _attention() -> Case:
     problem, random = AttentionProblem(64, 64, 0.125), np.random.default_rng(0)
     tensors = [random.standard_normal((1, 1, rows, 64)).astype(np.float16) for rows in (20, 140, 140)]
@@ -61,6 +73,7 @@ KERNELS: dict[str, Callable[[], Case]] = {
     "attention": _attention,
     "product for Ampere": lambda: _product(grouped_gemm_mma, "sm_80", 16),
     "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64),
+    "quantised product for Hopper": _quantized_product,
 }
 
 

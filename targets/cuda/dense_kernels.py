@@ -41,8 +41,7 @@ def _tiled(why_not: Callable[[GroupedProblem], str | None], how: str) -> Callabl
 def _can_use_wgmma(launch: DenseLaunch, architecture: str) -> Eligibility:
     if architecture != "sm_90a":
         return Eligibility(False, f"the code is for {architecture}; wgmma needs sm_90a")
-    how = "tensor cores (wgmma), the matrix by TMA, warps that copy and warps that compute"
-    return _tiled(grouped_gemm_wgmma.why_not, how)(launch, architecture)
+    return _tiled(grouped_gemm_wgmma.why_not, grouped_gemm_wgmma.way_of(launch.problem))(launch, architecture)
 
 
 _FORMULA = "out[r] = activation(rows[r] @ matrix.T + bias)"

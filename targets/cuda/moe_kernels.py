@@ -80,9 +80,7 @@ def _product(why_not: Callable[[GroupedProblem], str | None], how: str) -> Calla
 def _can_use_wgmma(problem: GroupedProblem, architecture: str) -> Eligibility:
     if architecture != "sm_90a":
         return Eligibility(False, f"the code is for {architecture}; wgmma needs sm_90a")
-    matrix = "by TMA" if problem.stored is None else "decoded by the warps that copy"
-    how = f"tensor cores (wgmma), the matrix {matrix}, warps that copy and warps that compute"
-    return _product(grouped_gemm_wgmma.why_not, how)(problem, architecture)
+    return _product(grouped_gemm_wgmma.why_not, grouped_gemm_wgmma.way_of(problem))(problem, architecture)
 
 
 ROUTE = (Kernel("route", "weights[T, k], experts[T, k] = top k of the scores of logits[T, E]", _can_route),)

@@ -24,9 +24,9 @@ from moec.targets.hls.arithmetic import (
     norm_dsps,
 )
 from moec.targets.hls.attention_channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS, attention_channels
-from moec.targets.hls.attention_design import AttentionDesign
+from moec.targets.hls.attention_design import KEY, QUERY, AttentionDesign
 from moec.targets.hls.channels import BEAT_BITS, PARAMETER_WORD_BITS
-from moec.targets.hls.cycles import MemoryPace
+from moec.targets.hls.cycles import Loader, MemoryPace
 from moec.targets.hls.design import BEAT_BYTES, INPUT_BITS, MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS, PARAMETER_BYTES
 from moec.targets.hls.estimate import RESOURCE_NAMES, Resources, pace_of
 from moec.targets.hls.memories import (
@@ -69,15 +69,12 @@ class AttentionCycles:
     """The last query leaves."""
     beats: int
     """Of weights, both matrices."""
+    bound_by: str
+    """What a faster design would have to speed up first."""
 
     @property
     def total(self) -> int:
         return self.normalize + self.first_weights + self.products + self.stalls + self.results
-
-    @property
-    def bound_by(self) -> str:
-        """What a faster design would have to speed up first."""
-        return "scores" if self.stalls > self.products else "products"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +103,7 @@ class AttentionEstimate:
             "milliseconds": self.milliseconds,
             "gigabytes_per_second": self.cycles.beats * BEAT_BYTES / (self.milliseconds * 1e6),
             "cycles_per_beat": self.pace.cycles_per_beat,
-            "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total, "bound_by": self.cycles.bound_by},
+            "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total},
             "resources": dataclasses.asdict(self.resources),
             "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
             "dsp_by_process": dict(self.dsps),
@@ -132,28 +129,50 @@ def estimate_attention(design: AttentionDesign, part: Part, clock_megahertz: flo
 
 def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace = MemoryPace()) -> AttentionCycles:
     """Of a call with ``tokens`` tokens, one at least."""
-    steps = design.width // design.norm_lanes
+    steps, heads = design.width // design.norm_lanes, design.shape.heads
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
     normalize = 2 * pace.latency + design.width + tokens * reads + steps
     weight_beats = design.width * design.head_width // BEAT_BYTES
     tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
-    loaded = pace.latency + tile_beats * pace.cycles_per_beat
+    scored = math.ceil(tokens / design.lanes) * design.chunks
     per_token = design.chunks * design.width_chunks
-    groups = math.ceil(tokens / design.lanes)
-    scored = groups * design.chunks
-    tile = tokens * per_token
-    # Two tiles of keys and values, which wait for weights at most; queries also for those in front to be scored.
-    head = 2 * max(tile, loaded) + max(tile, loaded, tokens * scored)
-    heads = design.shape.heads
-    leaving = 2 * scored + groups + per_token + 2 * pace.latency
+    first, end = _run(design, tokens, tile_beats, max(per_token, scored), normalize, pace)
+    products = 3 * heads * tokens * per_token
+    busy = {
+        "products": 3 * tokens * per_token,
+        "weights": 3 * (pace.latency + tile_beats * pace.cycles_per_beat),
+        "scores": tokens * scored,
+    }
     return AttentionCycles(
         normalize=round(normalize),
-        first_weights=round(max(loaded - normalize, 0)),
-        products=3 * heads * tile,
-        stalls=round(heads * (head - 3 * tile)),
-        results=round(leaving),
+        first_weights=round(first - normalize),
+        products=products,
+        stalls=round(end - first - products),
+        results=round(2 * scored + scored // design.chunks + per_token + pace.latency),
         beats=heads * (3 * tile_beats + weight_beats) + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
+        bound_by=max(busy, key=lambda name: busy[name]),
     )
+
+
+def _run(
+    design: AttentionDesign, tokens: int, tile_beats: int, per_query: int, normalized: float, pace: MemoryPace
+) -> tuple[float, float]:
+    """When the first tile starts, and when the last query is scored."""
+    loader = Loader(design.fifos.weights, pace)
+    per_token = design.chunks * design.width_chunks
+    first = start = max(normalized, loader.arrival(tile_beats, 0, normalized))
+    room = 2 * design.fifos.rows // design.chunks * per_token  # rows of keys that channels hold meanwhile
+    announced = scored = 0.0
+    for tile in range(3 * design.shape.heads):
+        if tile % 3 == KEY:
+            start = max(start, scored - room)
+        if tile % 3 == QUERY:
+            scored = start + tokens * per_query
+        arrived = loader.arrival(tile_beats, announced, start)
+        # As in a MoE block: two tiles behind the one whose items have left their channel.
+        announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
+        start = max(start + tokens * per_token, arrived)
+    return first, scored
 
 
 def attention_dsps(design: AttentionDesign) -> dict[str, int]:

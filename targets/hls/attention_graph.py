@@ -42,6 +42,10 @@ class GraphAttention:
     output: ir.Value
     numbers: FloatAttention
 
+    def as_tokens(self, array: Array) -> Array:
+        """What the graph holds as the block takes it: sequences, float32 [B, T, d]."""
+        return array.astype(np.float32)
+
 
 def find_attention(model: ir.Model) -> tuple[list[GraphAttention], list[str]]:
     """Attention blocks in the order of the graph, and why others stay outside, naming their nodes."""

@@ -36,6 +36,10 @@ class GraphBlock:
     output: ir.Value
     numbers: FloatBlock
 
+    def as_tokens(self, array: Array) -> Array:
+        """What the graph holds as the block takes it: float32 [T, d]."""
+        return array.reshape(-1, self.numbers.width).astype(np.float32)
+
 
 def find_blocks(model: ir.Model) -> list[GraphBlock]:
     """In the order of the graph. Raises UnsupportedError, naming the node, for a block that cannot be cut out."""

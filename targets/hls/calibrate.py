@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -13,38 +13,47 @@ from moec.errors import InputError
 from moec.ir.interpreter import Evaluator
 from moec.runtime.inputs import InputCheck
 from moec.sampling import tensor_specs
-from moec.targets.hls.blocks import GraphBlock
 
 Array = np.ndarray[Any, Any]
 
 
+class Replaceable(Protocol):
+    """A block between two values of a graph, which integers take the place of."""
+
+    @property
+    def tokens(self) -> ir.Value: ...
+    @property
+    def output(self) -> ir.Value: ...
+    def as_tokens(self, array: Array) -> Array: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """``tokens``: [N, d] of each block, in the order of the blocks. ``outputs``: of the model, by name."""
+    """``tokens``: what each block takes, in the order of the blocks. ``outputs``: of the model, by name."""
 
     tokens: list[Array]
     outputs: dict[str, Array]
 
 
-def run_floats(model: ir.Model, blocks: Sequence[GraphBlock], inputs: Mapping[str, Array]) -> Calibration:
+def run_floats(model: ir.Model, blocks: Sequence[Replaceable], inputs: Mapping[str, Array]) -> Calibration:
     """The model as it is. Raises InputError naming an input that is missing, unknown or of another shape."""
     feeds = feeds_of(model, inputs)
     results = evaluate(model, feeds, [*(block.tokens for block in blocks), *model.graph.outputs])
     tokens, outputs = results[: len(blocks)], results[len(blocks) :]
-    return Calibration([_rows(block, one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs))
+    return Calibration([block.as_tokens(one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs))
 
 
 def run_with(
     model: ir.Model,
-    blocks: Sequence[GraphBlock],
+    blocks: Sequence[Replaceable],
     inputs: Mapping[str, Array],
     compute: Callable[[int, Array], Array],
 ) -> dict[str, Array]:
-    """The model's outputs where ``compute(i, tokens[N, d])`` takes the place of the i-th block."""
+    """The model's outputs where ``compute(i, tokens)`` takes the place of the i-th block, in the order of the graph."""
     feeds = feeds_of(model, inputs)
     for index, block in enumerate(blocks):
         (tokens,) = evaluate(model, feeds, [block.tokens])
-        result = compute(index, _rows(block, tokens))
+        result = compute(index, block.as_tokens(tokens))
         feeds[block.output] = result.reshape(tokens.shape).astype(tokens.dtype)
     return _named(model, evaluate(model, feeds, list(model.graph.outputs)))
 
@@ -86,10 +95,6 @@ def _inputs_of(node: ir.Node) -> list[ir.Value]:
             graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
             values += [value for graph in graphs for inner in graph for value in _inputs_of(inner)]
     return values
-
-
-def _rows(block: GraphBlock, tokens: Array) -> Array:
-    return tokens.reshape(-1, block.numbers.width).astype(np.float32)
 
 
 def _named(model: ir.Model, outputs: Sequence[Array]) -> dict[str, Array]:

@@ -53,6 +53,11 @@ class Source:
         return _SKIPPED.sub(_blank, self.text)
 
     @functools.cached_property
+    def code_and_strings(self) -> str:
+        """The same, with the contents of strings."""
+        return _SKIPPED.sub(lambda match: match[0] if match[0][0] == '"' else _blank(match), self.text)
+
+    @functools.cached_property
     def pragmas(self) -> tuple[Pragma, ...]:
         return tuple(self._find_pragmas())
 

@@ -12,12 +12,14 @@ _LABEL = re.compile(r"(?!default\b|public\b|private\b|protected\b)([A-Za-z_]\w*)
 _CASE = re.compile(r"(?:case\b[^:]*(?:::[^:]*)*|default\s*):(?!:)")
 _KEYWORD = re.compile(r"(for|while|do|if|else|switch)\b(?:\s*constexpr\b)?")
 _SCOPE = re.compile(r"(?:inline\s+)?namespace\b[^()]*|extern\s*\"\s*\"|(?:typedef\s+)?(?:struct|class|union)\b[^()=]*")
+_BRACKET = re.compile(r"[<>]|(?:(\w+)\s*)?\(")
 _PARAMETER = re.compile(r"(?P<type>.*?)(?P<name>\w+)\s*(?P<array>(?:\[[^\]]*\]\s*)*)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """A statement from its label to its end. A loop has its body as its only child; a block has its statements."""
+    """A statement from its label to its end. A loop has its body as its only child, in which its pragmas stand; a block
+    has its statements."""
 
     kind: str
     """``block``, a keyword (``for``, ``while``, ``do``, ``if``, ``switch``), or ``plain``."""
@@ -47,6 +49,10 @@ class Statement:
         """Loops in here, each with the loops around it from the outside in."""
         yield from _loops(self, ())
 
+    def has(self, *directives: str) -> bool:
+        """Whether a loop has one of these pragmas, and it is not off."""
+        return any(pragma.directive in directives and "off" not in pragma.options for pragma in self.body.pragmas)
+
     def pragmas_named(self, directive: str) -> list[Pragma]:
         return [pragma for pragma in self.pragmas if pragma.directive == directive]
 
@@ -74,11 +80,6 @@ class Function:
     parameters: tuple[Parameter, ...]
     start: int
     body: Statement
-
-
-def pragmas_of(loop: Statement) -> tuple[Pragma, ...]:
-    """A loop's pragmas stand in the block that is its body."""
-    return loop.body.pragmas
 
 
 def functions(source: Source) -> list[Function]:
@@ -209,6 +210,8 @@ def _without_template(header: str) -> str:
     while match := re.match(r"template\s*<", header):
         depth, position = 1, match.end()
         while depth and position < len(header):
+            if header[position] == "(":
+                position = closing(header, position)  # signs of comparison may stand inside
             depth += {"<": 1, ">": -1}.get(header[position], 0)
             position += 1
         header = header[position:].strip()
@@ -219,14 +222,16 @@ def _name_and_parameters(header: str) -> tuple[str, tuple[Parameter, ...]] | Non
     """Of the header of a function, without its template parameters; None for any other."""
     if not re.search(r"\)\s*(?:const|noexcept|override|final|\s)*$", header) or "=" in header.split("(")[0]:
         return None
-    depth = 0
-    for match in re.finditer(r"[<>]|(\w+)\s*\(", header):
+    depth, position = 0, 0
+    while match := _BRACKET.search(header, position):
+        position = match.end()
         if match[0] in "<>":
             depth += 1 if match[0] == "<" else -1
-        elif depth == 0:
-            opening = match.end() - 1
-            inside = header[opening + 1 : closing(header, opening)]
-            return match[1], tuple(_parameter(text) for text in split_list(inside) if text != "void")
+            continue
+        end = closing(header, position - 1)
+        if depth == 0 and match[1]:
+            return match[1], tuple(_parameter(text) for text in split_list(header[position:end]) if text != "void")
+        position = end
     return None
 
 

@@ -148,7 +148,7 @@ def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
         yield dataclasses.replace(tile, beats_down=down + design.parameter_beats_down)
 
 
-class _Loader:
+class Loader:
     """Brings the tiles of one matrix through a channel of ``depth`` beats. Times count from the end of routing."""
 
     def __init__(self, depth: int, pace: MemoryPace) -> None:
@@ -161,7 +161,8 @@ class _Loader:
         step = self._pace.cycles_per_beat
         first = max(max(self._free, announced) + self._pace.latency + 1, self._free + step)
         unhindered = first + (beats - 1) * step
-        self._free = max(unhindered, taken_from + max(beats - self._depth, 0) * step)
+        waits = beats > self._depth  # for places in the channel; otherwise a job fits into it before it is taken
+        self._free = max(unhindered, taken_from + (beats - self._depth) * step) if waits else unhindered
         return max(self._free, taken_from + beats)
 
 
@@ -171,7 +172,7 @@ def _run(design: Design, jobs: Sequence[_Job], pace: MemoryPace) -> tuple[float,
     # The second product reads all hidden units of an item in its first steps, so it waits for the last of them.
     lag = per_item - design.hidden_in_chunks
     run_ahead = design.hidden_depth // design.hidden_out_chunks * per_item
-    load_up, load_down = _Loader(design.fifos.weights, pace), _Loader(design.fifos.weights, pace)
+    load_up, load_down = Loader(design.fifos.weights, pace), Loader(design.fifos.weights, pace)
     first = start = load_up.arrival(jobs[0].beats_up, 0, 0)
     start_down = max(load_down.arrival(jobs[0].beats_down, 0, 0), start + lag)
     announced = 0.0

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 
 from moec.targets.hls.cpp_source import Pragma, Source
-from moec.targets.hls.cpp_structure import Function, Statement, functions, pragmas_of
+from moec.targets.hls.cpp_structure import Function, Statement, functions
 
 _MEMORY_LABEL = "axi_"
 _WITHOUT_TIME = {
@@ -87,7 +87,7 @@ def _not_understood(pragma: Pragma) -> str:
 def _instrument_loops(edits: _Edits, function: Function) -> None:
     guarded: set[int] = set()
     for loop, around in function.body.loops():
-        if not _is_pipelined(loop):
+        if not loop.has("PIPELINE"):
             _expect_known_cycles(edits.source, loop, around)
             continue
         _instrument_pipeline(edits, loop)
@@ -105,20 +105,16 @@ def _guard(kind: str) -> str:
 
 
 def _pipelines(loop: Statement) -> list[Pragma]:
-    return [pragma for pragma in pragmas_of(loop) if pragma.directive == "PIPELINE" and "off" not in pragma.options]
-
-
-def _is_pipelined(loop: Statement) -> bool:
-    return bool(_pipelines(loop))
+    return [pragma for pragma in loop.body.pragmas if pragma.directive == "PIPELINE" and "off" not in pragma.options]
 
 
 def _is_unrolled(loop: Statement) -> bool:
-    return any(pragma.directive == "UNROLL" and "factor" not in pragma.options for pragma in pragmas_of(loop))
+    return any(pragma.directive == "UNROLL" and "factor" not in pragma.options for pragma in loop.body.pragmas)
 
 
 def _expect_known_cycles(source: Source, loop: Statement, around: tuple[Statement, ...]) -> None:
     """A loop that is not pipelined takes no cycles of its own where it is unrolled, or holds loops that take them."""
-    if _is_unrolled(loop) or any(_is_pipelined(outer) for outer in around):
+    if _is_unrolled(loop) or any(outer.has("PIPELINE") for outer in around):
         return
     if not any(inner is not loop and inner.is_loop and not _is_unrolled(inner) for inner in loop.walk()):
         raise source.error(
@@ -139,9 +135,9 @@ def _pipeline_problem(loop: Statement, pragma: Pragma, more: list[Pragma]) -> st
         return "two pragmas PIPELINE for the same loop: keep one"
     if loop.body.children and loop.body.children[0].start < pragma.start:
         return "pragma PIPELINE behind a statement: put it where the loop's body starts"
-    if any(other.directive == "UNROLL" for other in pragmas_of(loop)):
+    if loop.has("UNROLL"):
         return "a loop that is pipelined and partly unrolled: the simulation counts whole iterations"
-    if any(inner.is_loop and _is_pipelined(inner) for inner in loop.body.walk()):
+    if any(inner.is_loop and inner.has("PIPELINE") for inner in loop.body.walk()):
         return "a pipelined loop inside this one, whose pragma has it unrolled: remove one pragma"
     return ""
 

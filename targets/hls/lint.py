@@ -14,6 +14,7 @@ Rule = Callable[[Linted], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     lint_pragmas.known_pragmas,
     lint_pragmas.placed_pragmas,
+    lint_pragmas.pragmas_of_functions,
     lint_pragmas.initiation_intervals,
     lint_pragmas.declared_variables,
     lint_pragmas.possible_partitions,

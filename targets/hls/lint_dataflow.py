@@ -116,16 +116,7 @@ def one_master_per_direction(linted: Linted) -> Iterator[Finding]:
 
 
 def _text(place: Place, statement: Statement) -> str:
-    """Of a statement without comments, but with its strings."""
-    code, text = place.source.code, place.source.text
-    return "".join(
-        text[at] if code[at] != " " or text[at] == " " or _in_string(code, statement.start, at) else " "
-        for at in range(statement.start, statement.end)
-    )
-
-
-def _in_string(code: str, start: int, at: int) -> bool:
-    return code.count('"', start, at) % 2 == 1
+    return place.source.code_and_strings[statement.start : statement.end]
 
 
 def _channels(place: Place) -> Iterator[tuple[Statement, dict[str, str], bool]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from moec.targets.hls.cpp_constants import Constants
-from moec.targets.hls.cpp_structure import Statement, pragmas_of
+from moec.targets.hls.cpp_structure import Statement
 from moec.targets.hls.linted import Finding, Linted, Place
 
 _DIVISION = re.compile(r"(?<![/*])[/%]=?(?![/*=])\s*(\([^()]*\)|[\w:<>]*\w)")
@@ -20,10 +20,10 @@ def pipelined_innermost_loops(linted: Linted) -> Iterator[Finding]:
     iteration takes its whole latency, or the tools decide."""
     for place in linted.places:
         for loop, around in place.loops():
-            if _has(loop, "PIPELINE") and any(_has(outer, "PIPELINE", "UNROLL") for outer in around):
+            if loop.has("PIPELINE") and any(outer.has("PIPELINE", "UNROLL") for outer in around):
                 yield _finding(place, loop, "pipelined-loops", "is pipelined inside a loop that is unrolled for it")
-            elif not _has(loop, "PIPELINE", "UNROLL"):
-                if any(_has(outer, "PIPELINE", "UNROLL") for outer in around):
+            elif not loop.has("PIPELINE", "UNROLL"):
+                if any(outer.has("PIPELINE", "UNROLL") for outer in around):
                     yield _finding(place, loop, "pipelined-loops", "lies in a pipelined loop; add #pragma HLS UNROLL")
                 elif not _has_inner_loops(loop):
                     yield _finding(
@@ -37,11 +37,11 @@ def trip_counts(linted: Linted) -> Iterator[Finding]:
     for place in linted.places:
         for loop, around in place.loops():
             variables = _run_time_variables(loop, around)
-            if _has(loop, "UNROLL"):
+            if loop.has("UNROLL"):
                 if variables:
                     message = f"is unrolled, but its end depends on {', '.join(variables)}; give it a constant end"
                     yield _finding(place, loop, "trip-counts", message)
-            elif (variables or loop.kind != "for") and not _has(loop, "LOOP_TRIPCOUNT"):
+            elif (variables or loop.kind != "for") and not loop.has("LOOP_TRIPCOUNT"):
                 yield _finding(place, loop, "trip-counts", "ends at run time; add #pragma HLS LOOP_TRIPCOUNT min= max=")
 
 
@@ -52,7 +52,7 @@ def cheap_divisions(linted: Linted) -> Iterator[Finding]:
     for place in linted.used:
         constants = everywhere.within(place.text)
         for loop, _ in place.loops():
-            if not _has(loop, "PIPELINE"):
+            if not loop.has("PIPELINE"):
                 continue
             for match in _DIVISION.finditer(place.source.code, loop.start, loop.end):
                 value = constants.value(match[1])
@@ -67,12 +67,8 @@ def _finding(place: Place, loop: Statement, rule: str, message: str) -> Finding:
     return place.finding(loop.start, rule, f"loop {loop.label or loop.header.strip()} {message}")
 
 
-def _has(loop: Statement, *directives: str) -> bool:
-    return any(pragma.directive in directives and "off" not in pragma.options for pragma in pragmas_of(loop))
-
-
 def _has_inner_loops(loop: Statement) -> bool:
-    return any(inner is not loop and inner.is_loop and not _has(inner, "UNROLL") for inner in loop.walk())
+    return any(inner is not loop and inner.is_loop and not inner.has("UNROLL") for inner in loop.walk())
 
 
 def _counter(loop: Statement) -> str:
@@ -87,5 +83,5 @@ def _run_time_variables(loop: Statement, around: tuple[Statement, ...]) -> list[
         text = start.partition("=")[2] + " " + condition
     else:
         text = loop.header
-    counters = {_counter(loop), *(_counter(outer) for outer in around if _has(outer, "UNROLL"))}
+    counters = {_counter(loop), *(_counter(outer) for outer in around if outer.has("UNROLL"))}
     return sorted(set(_VARIABLE.findall(text)) - counters - _WORDS)

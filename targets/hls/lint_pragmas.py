@@ -74,6 +74,16 @@ def placed_pragmas(linted: Linted) -> Iterator[Finding]:
                 yield place.finding(pragma.start, "placed-pragmas", message)
 
 
+def pragmas_of_functions(linted: Linted) -> Iterator[Finding]:
+    """Every pragma stands in a function: other rules, and the tools, look nowhere else."""
+    for source in linted.sources:
+        bodies = [place.function.body for place in linted.places if place.source is source]
+        for pragma in source.pragmas:
+            if not any(body.start < pragma.start < body.end for body in bodies):
+                message = f"pragma {pragma.words} stands in no function that is understood; move it into one"
+                yield Finding(source.name, source.line(pragma.start), "pragmas-of-functions", message)
+
+
 def initiation_intervals(linted: Linted) -> Iterator[Finding]:
     """The interval of a pipeline is given, as a whole number: without one the tools take the best that they find."""
     for place in linted.places:

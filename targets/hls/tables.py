@@ -19,9 +19,10 @@ from moec.targets.hls.estimate import RESOURCE_NAMES
 _NOT_SYNTHESISED = "estimates: nothing here has been synthesised"
 _PHASES = {
     "route": "routing: until each expert's tokens are known",
+    "normalize": "until all tokens are normalised",
     "first_weights": "the first tile of weights arrives",
     "products": "the arrays compute",
-    "stalls": "the arrays wait for weights",
+    "stalls": "the arrays wait for weights, or for each other",
     "results": "results are written",
 }
 
@@ -30,7 +31,10 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
     """What an artifact knows of a project: its design, and what integers cost."""
     report = project["report"]
     yield Text(f"Project {project['name']} in {project['folder']}: {report['node']}")
-    yield exploration_table(report["exploration"])
+    for reason in report["outside"]:
+        yield Text(f"Not in a project: {reason}")
+    if "exploration" in report:
+        yield exploration_table(report["exploration"])
     yield from estimate_tables(report["estimate"])
     yield dataflow_picture(report["channels"])
     yield _quality_table(report)
@@ -42,10 +46,9 @@ def _quality_table(report: Mapping[str, Any]) -> Table:
     for name, one in report["model_outputs"].items():
         same = "" if one["same_largest"] is None else f"{one['same_largest']:.2%} with the largest at the same place"
         rows.append((f"{name} (of the model)", _decibels(one["decibels"]), same))
-    title = (
-        f"Signal over quantisation noise on {quality['tokens']} calibration tokens; "
-        f"{quality['agreement']:.2%} of the pairs of token and expert as in floats"
-    )
+    title = f"Signal over quantisation noise on {quality['tokens']} calibration tokens"
+    if "agreement" in quality:
+        title += f"; {quality['agreement']:.2%} of the pairs of token and expert as in floats"
     return _table(title, ("tensor", "dB", ""), rows)
 
 
@@ -100,7 +103,7 @@ def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
     """One design in detail: its phases, its resources and who takes them; what ``Estimate.as_dict`` says."""
     cycles = estimate["cycles"]
     total = cycles["total"]
-    phases = [(text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items()]
+    phases = [(text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items() if name in cycles]
     phases.append((f"all; bound by {cycles['bound_by']}", f"{total:,}", f"{estimate['milliseconds']:.3f} ms"))
     clock = f"{estimate['clock_megahertz']:g} MHz, a beat of weights every {estimate['cycles_per_beat']:.2f} cycles"
     yield _table(f"Cycles per call at {clock} ({_NOT_SYNTHESISED})", ("phase", "cycles", ""), phases)

@@ -16,8 +16,13 @@ from moec.roofline import Roofline
 from moec.sampling import tensor_specs
 from moec.targets.base import Program, Project
 from moec.targets.hls import calibrate, quality, reference
+from moec.targets.hls.attention_design import AttentionShape
+from moec.targets.hls.attention_graph import GraphAttention, find_attention
+from moec.targets.hls.attention_quantize import QuantizedAttention, quantize_attention
+from moec.targets.hls.attention_target import LANES, attention_project, choose_attention, run_attention, shape_of
 from moec.targets.hls.blocks import GraphBlock, find_blocks
 from moec.targets.hls.channels import channels_of
+from moec.targets.hls.design import padded
 from moec.targets.hls.exploration import explore
 from moec.targets.hls.lint import lint
 from moec.targets.hls.loads import scaled_loads
@@ -25,8 +30,11 @@ from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.parts import Part, find_part
 from moec.targets.hls.project import Description, project_files
 from moec.targets.hls.quantize import QuantizedBlock, quantize
+from moec.targets.hls.stream_scales import StreamPart, needed_scale, shared_scales
 
 Array = np.ndarray[Any, Any]
+GraphPart = GraphBlock | GraphAttention
+Integers = QuantizedBlock | QuantizedAttention
 
 _MOST_VECTORS = 256
 """Tokens of a testbench: C simulation takes seconds for as many."""
@@ -47,7 +55,7 @@ class HlsTarget:
         return HlsTarget(name, find_part(part), options or HlsOptions())
 
     def compile(self, model: ir.Model) -> Program:
-        """One project per MoE block.
+        """One project per MoE block, and one per attention block that the templates compute and that fits the part.
 
         Raises UnsupportedError, naming the node, for a block that the templates cannot compute or that does not fit the
         part; MoecError where calibration data or the largest number of tokens is missing.
@@ -59,19 +67,70 @@ class HlsTarget:
         if inputs is None:
             names = ", ".join(str(spec) for spec in tensor_specs(model.graph.inputs))
             raise MoecError(f"an FPGA computes in integers, whose scales come from data: --calibrate FILE.npz with {names}")
-        floats = calibrate.run_floats(model, blocks, inputs)
-        quantized = [
-            quantize(block.numbers, tokens, most_tokens=self._most_tokens(block), weight_bits=self.options.weight_bits)
-            for block, tokens in zip(blocks, floats.tokens, strict=True)
-        ]
-        outputs = calibrate.run_with(model, blocks, inputs, lambda index, tokens: _compute(quantized[index], tokens))
+        attention, outside = self._attention_blocks(model)
+        parts = _in_graph_order(model, [*blocks, *attention])
+        floats = calibrate.run_floats(model, parts, inputs)
+        quantized = self._quantize(parts, floats.tokens)
+        outputs = calibrate.run_with(model, parts, inputs, lambda index, tokens: _compute(quantized[index], tokens))
         model_report = quality.compare_outputs(floats.outputs, outputs)
-        projects = [
-            self._project(f"moe_{index}", block, integers, tokens, model_report)
-            for index, (block, integers, tokens) in enumerate(zip(blocks, quantized, floats.tokens, strict=True))
-        ]
+        projects = self._projects(parts, quantized, floats.tokens, {"model_outputs": model_report, "outside": outside})
         inputs_of_model, outputs_of_model = (tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs))
         return Program(self.name, inputs_of_model, outputs_of_model, {}, [], [], projects=projects)
+
+    def _attention_blocks(self, model: ir.Model) -> tuple[list[GraphAttention], list[str]]:
+        """Those that become projects, and why others stay outside."""
+        found, outside = find_attention(model)
+        fitting = []
+        for block in found:
+            try:
+                choose_attention(self._attention_shape(block), self.part, self.options.constraints)
+            except UnsupportedError as error:
+                outside.append(f"{block.name}: {error}")
+            else:
+                fitting.append(block)
+        return fitting, outside
+
+    def _attention_shape(self, block: GraphAttention) -> AttentionShape:
+        return shape_of(block, self.options.max_tokens)
+
+    def _quantize(self, parts: Sequence[GraphPart], tokens: Sequence[Array]) -> list[Integers]:
+        """Blocks that share a residual stream share the scale of its steps."""
+        needed = [
+            StreamPart(part.tokens, part.output, needed_scale(part.numbers, one))
+            for part, one in zip(parts, tokens, strict=True)
+            if part.numbers.norm is not None
+        ]
+        scales = dict(zip((part.output for part in needed), shared_scales(needed), strict=True))
+        return [
+            self._quantize_one(part, one, scales.get(part.output)) for part, one in zip(parts, tokens, strict=True)
+        ]
+
+    def _quantize_one(self, part: GraphPart, tokens: Array, stream_scale: float | None) -> Integers:
+        if isinstance(part, GraphAttention):
+            most = self._attention_shape(part).tokens
+            return quantize_attention(part.numbers, tokens, most_tokens=most, stream_scale=stream_scale)
+        return quantize(
+            part.numbers,
+            tokens,
+            most_tokens=self._most_tokens(part),
+            weight_bits=self.options.weight_bits,
+            stream_scale=stream_scale,
+        )
+
+    def _projects(
+        self, parts: Sequence[GraphPart], quantized: Sequence[Integers], tokens: Sequence[Array], common: Mapping[str, Any]
+    ) -> list[Project]:
+        """MoE blocks first. Attention blocks take a number of lanes with which tokens are padded as theirs are."""
+        given = list(zip(parts, quantized, tokens, strict=True))
+        moe = [one for one in given if isinstance(one[0], GraphBlock)]
+        projects = [self._project(f"moe_{index}", *one, common) for index, one in enumerate(moe)]
+        widths = {project.report["channel_width"] for project in projects}
+        attention = [one for one in given if isinstance(one[0], GraphAttention)]
+        for index, (block, integers, sequences) in enumerate(attention):
+            lanes = sorted(LANES, key=lambda count: padded(block.numbers.width, count) not in widths)
+            chosen = choose_attention(integers.shape, self.part, self.options.constraints, lanes)
+            projects.append(attention_project(f"attention_{index}", block, integers, sequences, chosen, common))
+        return projects
 
     def measure_roofline(self, threads: int) -> Roofline:
         """Raises UnsupportedError: there is nothing to measure on."""
@@ -89,7 +148,7 @@ class HlsTarget:
         return self.options.max_tokens or math.prod(int(size) for size in sizes if isinstance(size, int))
 
     def _project(
-        self, name: str, block: GraphBlock, quantized: QuantizedBlock, tokens: Array, model_report: Mapping[str, Any]
+        self, name: str, block: GraphBlock, quantized: QuantizedBlock, tokens: Array, common: Mapping[str, Any]
     ) -> Project:
         shape = dataclasses.replace(
             quantized.shape, up_sum_bits=quantized.up.sum_bits, down_sum_bits=quantized.down.sum_bits
@@ -121,13 +180,26 @@ class HlsTarget:
             "estimate": estimate.as_dict(),
             "channels": [dataclasses.asdict(channel) for channel in channels_of(estimate.design)],
             "quality": dataclasses.asdict(quality.compare(block.numbers, quantized, tokens)),
-            "model_outputs": model_report,
+            "channel_width": estimate.design.width,
             "vectors": len(vectors),
+            **common,
         }
         return Project(name, files, report)
 
 
-def _compute(block: QuantizedBlock, tokens: Array) -> Array:
+def _in_graph_order(model: ir.Model, parts: Sequence[GraphPart]) -> list[GraphPart]:
+    places = {node: place for place, node in enumerate(model.graph.all_nodes())}
+
+    def place(part: GraphPart) -> int:
+        producer = part.output.producer()
+        return -1 if producer is None else places[producer]
+
+    return sorted(parts, key=place)
+
+
+def _compute(block: Integers, tokens: Array) -> Array:
+    if isinstance(block, QuantizedAttention):
+        return run_attention(block, tokens)
     return reference.run(block, block.quantized(tokens)).output * block.output_scale
 
 

@@ -59,6 +59,12 @@ def why_not(problem: GroupedProblem) -> str | None:
     return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
 
 
+def way_of(problem: GroupedProblem) -> str:
+    """How the kernel computes it, in words."""
+    matrix = "by TMA" if problem.stored is None else "decoded by the warps that copy"
+    return f"tensor cores (wgmma), the matrix {matrix}, warps that copy and warps that compute"
+
+
 def tile_columns(problem: GroupedProblem) -> int:
     return 128 if problem.columns % 256 else 256
 

@@ -3,6 +3,8 @@ are stored, experts may differ in format and size, and activations are rounded a
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,6 +13,10 @@ from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, ProductSpec
 from moec.passes import pipeline
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.moe_kernels import PRODUCTS
+from moec.targets.tvm.selection import select
 
 from ..node_models import node_model
 
@@ -75,6 +81,15 @@ def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
     expected = interpreter.run(model, inputs, dtype=np.float64)["y"]
     np.testing.assert_allclose(emulated(model)(inputs)["y"], expected, rtol=1e-4, atol=1e-4)
     assert "float16" in {weight.dtype for weight in program_of(model).weights}
+
+
+@pytest.mark.parametrize(("architecture", "kernel"), [("sm_80", "grouped_gemm_mma"), ("sm_90a", "grouped_gemm_wgmma")])
+def test_quantised_matrices_reach_tensor_cores(architecture, kernel):
+    stored = StoredFormat("int4", 32, "float16")
+    problem = GroupedProblem(8, 128, 256, 64, scattered=True, dtype="bfloat16", matrix_dtype="bfloat16", stored=stored)
+    assert select(PRODUCTS, problem, architecture).kernel.name == kernel
+    odd = dataclasses.replace(problem, stored=StoredFormat("int4", 20, "float16"))
+    assert select(PRODUCTS, odd, architecture).kernel.name == "grouped_gemm_simt"
 
 
 def test_units_that_are_not_there_cannot_be_rounded(program_of):

@@ -38,7 +38,7 @@ def tokens_for(block, batch, count, seed=1):
     return np.random.default_rng(seed).normal(size=(batch, count, block.width)).astype(np.float32)
 
 
-def quantized(block, most_tokens=9) -> QuantizedAttention:
+def quantized(block, most_tokens=21) -> QuantizedAttention:
     return quantize_attention(block, tokens_for(block, 4, 20), most_tokens=most_tokens)
 
 
@@ -111,7 +111,7 @@ def test_the_generated_code_breaks_no_rule(layer):
     ],
 )
 def test_other_sizes_equal_the_reference(sizes, design):
-    block = quantized(float_attention(**sizes), most_tokens=21)
+    block = quantized(float_attention(**sizes))
     files = files_of(block, block.quantized(tokens_for(float_attention(**sizes), 1, 21)[0]), **design)
     assert lint(files) == []
     assert all("PASS" in simulate_timed(files, fifo_depths=depth).output for depth in (None, 1))

@@ -69,6 +69,7 @@ def test_pragmas_that_are_right(pragma, declared):
 @pytest.mark.parametrize(
     ("text", "line", "rule"),
     [
+        (source(twice="#pragma HLS INLINE\n" + TWICE), "#pragma HLS INLINE", "pragmas-of-functions"),
         (source(twice=TWICE.replace("II=1", "II=0")), "#pragma HLS PIPELINE II=0", "initiation-intervals"),
         (source(twice=TWICE.replace(" II=1", "")), "#pragma HLS PIPELINE", "initiation-intervals"),
         (source(twice=TWICE.replace(PIPELINE, "int a;\n" + PIPELINE)), PIPELINE.strip(), "placed-pragmas"),

@@ -54,6 +54,7 @@ KERNELS = {
     "gemv": lambda: grouped_gemv(_half(16), SILU),
     "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),
     "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
+    "wgmma, int4": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), stored=INT4), SILU),
     "mma, int4": lambda: grouped_gemm_mma(dataclasses.replace(_half(128), stored=INT4), SILU),
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),

@@ -1,0 +1,82 @@
+"""What an attention block costs, and that its cycles are those of the timed simulation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from moec.errors import UnsupportedError
+from moec.targets.hls.attention_channels import attention_channels
+from moec.targets.hls.attention_design import AttentionDesign, AttentionShape
+from moec.targets.hls.attention_estimate import attention_cycles, attention_dsps, attention_memories, estimate_attention
+from moec.targets.hls.attention_target import choose_attention
+from moec.targets.hls.channels import PROCESSES
+from moec.targets.hls.cycles import MemoryPace
+from moec.targets.hls.exploration import Constraints
+from moec.targets.hls.parts import find_part
+from moec.targets.hls.simulator import simulate_timed
+
+from .test_attention import files_of, float_attention, quantized, tokens_for
+
+M3VIT = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
+
+
+@pytest.mark.parametrize(("share", "latency"), [(1.0, 0), (0.25, 64)])
+@pytest.mark.parametrize("count", [9, 21])
+def test_estimates_agree_with_the_simulation(count, share, latency):
+    block = quantized(float_attention())
+    files = files_of(block, block.quantized(tokens_for(float_attention(), 1, count)[0]), lanes=8)
+    simulated = simulate_timed(files, memory_share=share, memory_latency=latency)
+    estimated = attention_cycles(AttentionDesign(block.shape, 8), count, MemoryPace(1 / share, latency))
+    assert estimated.total == pytest.approx(simulated.cycles, rel=0.1)
+    named = {(channel.name, channel.depth) for channel in simulated.channels}
+    assert named == {(channel.name, channel.depth) for channel in attention_channels(AttentionDesign(block.shape, 8))}
+    assert {process.name for process in simulated.processes} < set(PROCESSES)
+
+
+def test_the_products_of_a_large_block_set_its_pace():
+    cycles = attention_cycles(AttentionDesign(M3VIT), 197)
+    assert cycles.products == 197 * 3 * 192 * 192 // 16**2
+    assert cycles.bound_by == "products"
+    assert cycles.products / cycles.total > 0.9
+
+
+def test_slow_memory_and_small_arrays_bind_otherwise():
+    few = dataclasses.replace(M3VIT, tokens=2)
+    assert attention_cycles(AttentionDesign(few), 2).bound_by == "weights"
+    many = AttentionShape(tokens=2000, width=64, heads=1, head_width=64, norm="rms")
+    assert attention_cycles(AttentionDesign(many), 2000).bound_by == "scores"
+
+
+def test_arrays_take_a_dsp_for_two_products():
+    dsps = attention_dsps(AttentionDesign(M3VIT))
+    assert dsps["score_keys"] == dsps["mix_values"] == 16 * 16 // 2
+    assert dsps["product_up"] == 16 * 16 // 2 + 16
+
+
+def test_every_process_of_the_estimate_is_one_of_the_block():
+    design = AttentionDesign(M3VIT)
+    processes = {end for channel in attention_channels(design) for end in (channel.producer, channel.consumer)}
+    assert {memory.process for memory in attention_memories(design)} | set(attention_dsps(design)) <= processes
+    for channel in attention_channels(design):
+        assert PROCESSES.index(channel.producer) < PROCESSES.index(channel.consumer)
+
+
+def test_the_fastest_design_that_fits_is_chosen():
+    part = find_part("zcu102")
+    assert choose_attention(M3VIT, part, Constraints()).design.lanes == 16  # 32 take more than 80% of its DSPs
+    assert choose_attention(M3VIT, part, Constraints(max_dsp=300)).design.lanes == 8
+    assert choose_attention(M3VIT, part, Constraints(), (8, 16)).design.lanes == 8
+    assert choose_attention(M3VIT, find_part("u280"), Constraints()).design.lanes == 32
+
+
+def test_what_does_not_fit_is_said():
+    with pytest.raises(UnsupportedError, match="no design fits: with 8 lanes it needs 204 DSPs of 100 on zcu102"):
+        choose_attention(M3VIT, find_part("zcu102"), Constraints(max_dsp=100))
+
+
+def test_an_estimate_is_plain_data():
+    found = estimate_attention(AttentionDesign(M3VIT), find_part("zcu102"), 300).as_dict()
+    assert found["cycles"]["total"] > found["cycles"]["products"] > 0
+    assert found["resources"]["dsp"] == sum(found["dsp_by_process"].values())

@@ -1,0 +1,125 @@
+"""A transformer block from ONNX to two projects that external memory chains: ``examples/vision_block``."""
+
+from __future__ import annotations
+
+import pathlib
+import runpy
+import types
+
+import numpy as np
+import onnx
+import pytest
+
+from moec import compiler
+from moec.passes import pipeline
+from moec.passes.base import Report
+from moec.runtime.artifact import open_artifact
+from moec.targets.hls import attention_reference, reference
+from moec.targets.hls.attention_design import AttentionDesign
+from moec.targets.hls.attention_graph import find_attention
+from moec.targets.hls.attention_project import attention_files
+from moec.targets.hls.attention_quantize import quantize_attention
+from moec.targets.hls.blocks import find_blocks
+from moec.targets.hls.calibrate import run_floats
+from moec.targets.hls.design import Design
+from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.project import project_files
+from moec.targets.hls.quality import signal_to_noise
+from moec.targets.hls.quantize import quantize
+from moec.targets.hls.simulator import simulate_timed
+from moec.targets.hls.stream_scales import StreamPart, needed_scale, shared_scales
+
+from .layers import DESCRIPTION
+
+EXPORT = pathlib.Path(__file__).parents[3] / "examples" / "vision_block" / "export.py"
+
+
+@pytest.fixture(scope="module")
+def export():
+    return types.SimpleNamespace(**runpy.run_path(str(EXPORT)))
+
+
+def small(export):
+    return export.Sizes(tokens=9, width=32, heads=2, hidden=48, experts=4, slots=2)
+
+
+def chain(export, sizes, folder, attention_design, moe_design):
+    """Files of both projects, the second of which reads what the first writes; and what the model computes."""
+    path = folder / "block.onnx"
+    onnx.save(export.build(sizes), path)
+    model = compiler.import_model(path)
+    pipeline.run(model, pipeline.parse("O2"), Report())
+    (attention,), refused = find_attention(model)
+    (moe,) = find_blocks(model)
+    assert refused == []
+    assert attention.output is moe.tokens
+    x = export.sample(sizes)
+    floats = run_floats(model, [attention, moe], {"x": x})
+    parts = [
+        StreamPart(one.tokens, one.output, needed_scale(one.numbers, tokens))
+        for one, tokens in zip((attention, moe), floats.tokens, strict=True)
+    ]
+    scale, same = shared_scales(parts)
+    assert scale == same
+    first = quantize_attention(attention.numbers, floats.tokens[0], most_tokens=sizes.tokens, stream_scale=scale)
+    second = quantize(moe.numbers, floats.tokens[1], most_tokens=sizes.tokens, stream_scale=scale)
+    steps = first.quantized(x[0])
+    stream = attention_reference.run(first, steps).output
+    found = reference.run(second, stream).output * second.output_scale
+    design = AttentionDesign(first.shape, **attention_design)
+    files = attention_files(design, first, steps, name="attention", device=DESCRIPTION.device, clock=300)
+    return files, project_files(Design(second.shape, **moe_design), second, stream, DESCRIPTION), floats.outputs["y"][0], found
+
+
+def test_memory_chains_both_projects(export, tmp_path):
+    lanes = {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 16}
+    attention, moe, expected, found = chain(export, small(export), tmp_path, {"lanes": 8}, lanes)
+    assert attention["data/outputs.bin"] == moe["data/tokens.bin"]
+    for files in (attention, moe):
+        results = [simulate_timed(files, fifo_depths=depth) for depth in (None, 1)]
+        assert all("PASS: 9 tokens" in result.output for result in results)
+    assert signal_to_noise(expected, found) > 20
+
+
+@pytest.mark.nightly
+def test_a_block_of_the_size_of_m3vit(export, tmp_path):
+    attention, moe, expected, found = chain(export, export.Sizes(), tmp_path, {"norm_lanes": 16}, {"router_lanes": 16})
+    assert attention["data/outputs.bin"] == moe["data/tokens.bin"]
+    results = [simulate_timed(files, memory_latency=0) for files in (attention, moe)]
+    assert all("PASS: 197 tokens" in result.output for result in results)
+    bounds = [197 * 3 * 192 * 192 // 16**2, 197 * 4 * 192 * 768 // 16**2]
+    assert [bound / result.cycles > 0.95 for bound, result in zip(bounds, results, strict=True)] == [True, True]
+    assert signal_to_noise(expected, found) > 20
+
+
+def test_the_target_makes_both_projects(export, tmp_path):
+    sizes = small(export)
+    onnx.save(export.build(sizes), tmp_path / "block.onnx")
+    options = HlsOptions({"x": export.sample(sizes)})
+    compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", hls=options)
+    artifact = open_artifact(tmp_path / "block.moec")
+    moe, attention = artifact.manifest.projects
+    assert [one.name for one in (moe, attention)] == ["moe_0", "attention_0"]
+    assert moe.report["outside"] == []
+    assert attention.report["quality"]["decibels"]["attended"] > 30
+    scales = [line for one in (moe, attention) for line in scale_lines(artifact.project_files(one)["host.py"].decode())]
+    assert len(set(scales)) == 1
+
+
+def scale_lines(host: str) -> list[str]:
+    return [line for line in host.splitlines() if line.startswith("INPUT_SCALE")]
+
+
+def test_an_attention_that_does_not_fit_stays_outside(export, tmp_path):
+    """The MoE block alone is still generated."""
+    sizes = small(export)
+    model = export.build(sizes)
+    attention = next(node for node in model.graph.node if node.op_type == "Attention")
+    attention.attribute.append(onnx.helper.make_attribute("is_causal", 1))
+    onnx.save(model, tmp_path / "block.onnx")
+    options = HlsOptions({"x": export.sample(sizes)})
+    compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", hls=options)
+    (project,) = open_artifact(tmp_path / "block.moec").manifest.projects
+    assert project.name == "moe_0"
+    (reason,) = project.report["outside"]
+    assert "is_causal is 1" in reason

@@ -110,7 +110,9 @@ def sample(sizes: Sizes, count: int = 1, seed: int = 1) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=pathlib.Path, help="the ONNX file to write; x for calibration goes to FILE.npz beside it")
+    parser.add_argument(
+        "model", type=pathlib.Path, help="the ONNX file to write; x for calibration goes to FILE.npz beside it"
+    )
     for field in dataclasses.fields(Sizes):
         parser.add_argument(f"--{field.name}", type=int, default=field.default)
     arguments = vars(parser.parse_args())

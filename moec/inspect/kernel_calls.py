@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.executor import Argument
-from moec.runtime.model import ready
+from moec.runtime.model import CompiledModel, ready
 from moec.sampling import random_inputs, size_cases
 
+Arrays = list[np.ndarray]
 _SIZES = (7, 40, 300)
 """Of dynamic dimensions."""
 _BATCHES = (1, 2, 3, 4)
@@ -35,27 +36,29 @@ def catch_call(
     fixed seed; dynamic sizes are ``least``, at which the kernel is expected to, and others until it does. Raises
     MoecError where the kernel computes nothing on any."""
     model = ready(artifact, emulate=True, architecture=architecture)
-    for sizes in size_cases(model.inputs, (max(least, 1), *_SIZES), _BATCHES, model.input_sizes):
-        calls: list[list[np.ndarray]] = []
-        results: list[list[np.ndarray]] = []
-        model.watch_kernels(
-            random_inputs(model.inputs, sizes, model.input_limits),
-            lambda name, arguments: _keep(results, arguments, name == kernel),  # noqa: B023  # used in this iteration
-            before=lambda name, arguments: _keep(calls, arguments, name == kernel),  # noqa: B023
-        )
-        for before, after in zip(calls, results, strict=True):
-            if any(_differ(*pair) for pair in zip(before, after, strict=True)):
+    tried = (max(least, 1), *_SIZES)
+    for sizes in size_cases(model.inputs, tried, _BATCHES, model.input_sizes):
+        for before, after in _calls(model, kernel, random_inputs(model.inputs, sizes, model.input_limits)):
+            if any(one.tobytes() != other.tobytes() for one, other in zip(before, after, strict=True)):
                 return [CaughtTensor(*one) for one in zip(names, before, after, strict=True)]
     raise MoecError(
         f"{artifact.where}: kernel {kernel!r} computes nothing on random inputs with dynamic sizes of "
-        f"{', '.join(map(str, (max(least, 1), *_SIZES)))}; choose another kernel"
+        f"{', '.join(map(str, tried))}; choose another kernel"
     )
 
 
-def _keep(calls: list[list[np.ndarray]], arguments: Sequence[Argument], wanted: bool) -> None:
-    if wanted:
-        calls.append([argument.array.copy() for argument in arguments])
+def _calls(model: CompiledModel, kernel: str, inputs: Mapping[str, np.ndarray]) -> list[tuple[Arrays, Arrays]]:
+    """What the parameters were before and after each call of a kernel in one run."""
+    calls: list[tuple[Arrays, Arrays]] = []
+    started: Arrays = []
 
+    def before(name: str, arguments: list[Argument]) -> None:
+        if name == kernel:
+            started[:] = [argument.array.copy() for argument in arguments]
 
-def _differ(before: np.ndarray, after: np.ndarray) -> bool:
-    return before.tobytes() != after.tobytes()
+    def after(name: str, arguments: list[Argument]) -> None:
+        if name == kernel:
+            calls.append((list(started), [argument.array.copy() for argument in arguments]))
+
+    model.watch_kernels(inputs, after, before)
+    return calls

@@ -80,8 +80,8 @@ def _sufficient_size(launches: Sequence[Mapping[str, Any]]) -> int:
     ranges = [one["only_if"] for one in launches if one["only_if"] is not None]
     if not ranges:
         return _USUAL_SIZE
-    least = max(one["least"] for one in ranges)
-    return max(least, min(_USUAL_SIZE, *(one["most"] for one in ranges if one["most"] is not None), _USUAL_SIZE))
+    most = min((one["most"] for one in ranges if one["most"] is not None), default=_USUAL_SIZE)
+    return max(min(most, _USUAL_SIZE), *(one["least"] for one in ranges))
 
 
 def _preamble(artifact: Artifact, architecture: str) -> str:

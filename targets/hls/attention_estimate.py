@@ -111,7 +111,9 @@ class AttentionEstimate:
         }
 
 
-def estimate_attention(design: AttentionDesign, part: Part, clock_megahertz: float, memory_share: float = 1.0) -> AttentionEstimate:
+def estimate_attention(
+    design: AttentionDesign, part: Part, clock_megahertz: float, memory_share: float = 1.0
+) -> AttentionEstimate:
     """Of a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
     pace = pace_of(part, clock_megahertz, memory_share)
     dsps, memories = attention_dsps(design), attention_memories(design)
@@ -211,7 +213,10 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
         array_memory("weights", "product_down", BEAT_BITS, tile_words, 2 * banks),
         array_memory("parameters", "product_down", PARAMETER_WORD_BITS, design.width_chunks, 2 * lanes),
         *channel_memories(attention_channels(design)),
-        *(array_memory(f"adapter {name}", process, BEAT_BITS, bursts * BURST_BEATS) for name, (process, bursts) in _ADAPTERS.items()),
+        *(
+            array_memory(f"adapter {name}", process, BEAT_BITS, bursts * BURST_BEATS)
+            for name, (process, bursts) in _ADAPTERS.items()
+        ),
     ]
 
 

@@ -73,7 +73,9 @@ def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
     heads, channels = _heads(node, query), projected[0][1].size
     if any(weights.shape != projected[0][0].shape for weights, _ in projected) or channels % heads:
         shapes = [weights.shape for weights, _ in projected]
-        raise UnsupportedError(f"queries, keys and values have the sizes {shapes}; expected as many heads and channels of each")
+        raise UnsupportedError(
+            f"queries, keys and values have the sizes {shapes}; expected as many heads and channels of each"
+        )
     ((output, output_bias),) = _matrices(model, node.outputs[0], [before], channels, heads)
     by_head = [(w.reshape(heads, -1, width), b.reshape(heads, -1)) for w, b in projected]
     scale = node.attributes.get("scale")
@@ -140,7 +142,9 @@ def _matrices(
     """For each result its weights [out, width] and bias [out], as a function of a token of the source. ``heads``: of a
     source [B, H, T, width / H]. Raises UnsupportedError where it is no such function."""
     random = np.random.default_rng(0)
-    probes = np.concatenate([np.zeros((1, width)), np.eye(width), random.normal(size=(_PROBES, width))]).astype(np.float32)
+    probes = np.concatenate([np.zeros((1, width)), np.eye(width), random.normal(size=(_PROBES, width))]).astype(
+        np.float32
+    )
     parts = []
     for batch in _batches(source, probes, heads):
         try:
@@ -154,7 +158,9 @@ def _matrices(
         expected = rows[width + 1 : len(probes)]
         error = np.abs(probes[width + 1 :] @ weights.T + bias - expected).max(initial=0.0)
         if not error <= _TOLERANCE * np.abs(expected).max(initial=0.0):
-            raise UnsupportedError("between its normalisation, its heads and its residual is more than a product per token")
+            raise UnsupportedError(
+                "between its normalisation, its heads and its residual is more than a product per token"
+            )
         found.append((weights, bias))
     return found
 

@@ -54,7 +54,8 @@ def attention_files(
         "shape": design.shape,
         "fifos": design.fifos,
         "quantized": block,
-        "depth": {key: max(1, len(data[f"{key}.bin"]) // BEAT_BYTES) for key in ("norm", "up", "down")} | {"tokens": tokens},
+        "depth": {key: max(1, len(data[f"{key}.bin"]) // BEAT_BYTES) for key in ("norm", "up", "down")}
+        | {"tokens": tokens},
         "data": "data",
         "table_copies": -(-design.lanes // 2),
         "powers": power_table(),
@@ -104,5 +105,7 @@ def _pack_down(design: AttentionDesign, block: QuantizedAttention) -> bytes:
     by_head = packing.widened(by_head, design.width, axis=0)
     parts = [packing.steps_of(by_head[:, head], design.lanes, design.lanes) for head in range(shape.heads)]
     biases, multipliers = block.down.biases[0], block.down_multipliers.values[0]
-    parts.append(packing.parameter_records(*(packing.widened(one, design.width, axis=0) for one in (biases, multipliers))))
+    parts.append(
+        packing.parameter_records(*(packing.widened(one, design.width, axis=0) for one in (biases, multipliers)))
+    )
     return b"".join(parts)

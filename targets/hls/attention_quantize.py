@@ -76,7 +76,10 @@ def quantize_attention(
     query_scale, key_scale, value_scale = (scale_for(one, 8) for one in (seen.query, seen.key, seen.value))
     attended_scale = scale_for(seen.attended, 8)
     up = project(
-        _by_head(block.key, block.value, block.query), _by_head(block.key_bias, block.value_bias, block.query_bias), input_scale, 8
+        _by_head(block.key, block.value, block.query),
+        _by_head(block.key_bias, block.value_bias, block.query_bias),
+        input_scale,
+        8,
     )
     down = project(block.output[None], block.output_bias[None], attended_scale, 8)
     rows = np.repeat([key_scale, value_scale, query_scale], block.head_width)
@@ -84,7 +87,9 @@ def quantize_attention(
     mixed_shift = math.floor(math.log2(KEY_WEIGHT_ONE * _MOST_RECIPROCAL / mixed_scale))
     score_scale = query_scale * key_scale * block.scale * math.log2(math.e) * POWER_ENTRIES
     if score_scale <= 0 or not 1 <= mixed_shift <= 40:
-        raise UnsupportedError(f"{block.name}: scores times {block.scale:.3g}, values in steps of {value_scale:.3g}; expected more than 0")
+        raise UnsupportedError(
+            f"{block.name}: scores times {block.scale:.3g}, values in steps of {value_scale:.3g}; expected more than 0"
+        )
     return QuantizedAttention(
         shape=AttentionShape(most_tokens, block.width, block.heads, block.head_width, block.norm.kind),
         norm=quantize_norm(block.norm, stream_scale, input_scale),

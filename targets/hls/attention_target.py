@@ -88,7 +88,10 @@ def attention_project(
         "node": block.name,
         "estimate": estimate.as_dict(),
         "channels": [dataclasses.asdict(channel) for channel in attention_channels(estimate.design)],
-        "quality": {"decibels": compare_attention(block, integers, tokens), "tokens": tokens.shape[0] * tokens.shape[1]},
+        "quality": {
+            "decibels": compare_attention(block, integers, tokens),
+            "tokens": tokens.shape[0] * tokens.shape[1],
+        },
         "vectors": len(vectors),
         **common,
     }

@@ -40,7 +40,9 @@ def run_floats(model: ir.Model, blocks: Sequence[Replaceable], inputs: Mapping[s
     feeds = feeds_of(model, inputs)
     results = evaluate(model, feeds, [*(block.tokens for block in blocks), *model.graph.outputs])
     tokens, outputs = results[: len(blocks)], results[len(blocks) :]
-    return Calibration([block.as_tokens(one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs))
+    return Calibration(
+        [block.as_tokens(one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs)
+    )
 
 
 def run_with(

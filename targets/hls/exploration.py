@@ -4,7 +4,7 @@ All designs of a small grid are costed but those that the templates refuse (:met
 not fit. What is left is a Pareto front over cycles, DSPs, block RAM, UltraRAM and LUTs: no design on it is beaten or
 equalled by another in all of them. Designs are equal where estimates cannot tell them apart: cycles within 1%, LUTs
 within 5%. Bandwidth is shown and not compared, for it is the same bytes in another time. Chosen is, of the designs
-within 1% of the fastest, the one that leaves most of the part free.
+within 5% of the fastest, the one that leaves most of the part free.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ WEIGHT_FIFOS = (32, 128)
 """Beats: one fits into LUT RAM, the other holds two bursts."""
 _AS_FAST, _AS_SMALL = 1.01, 1.05
 """What estimates cannot tell from 1: of cycles, and of LUTs."""
+_FAST_ENOUGH = 1.05
+"""Of the fastest design's cycles: what a smaller one may take to be chosen in its place."""
 
 DEFAULT_SHARES: Mapping[str, float] = {"dsp": 0.8, "bram18": 0.8, "uram": 0.8, "lut": 0.7, "flip_flops": 0.5}
 """Of a part that a design may take by default, so that it meets its clock and leaves room for a platform: the limits of
@@ -210,7 +212,7 @@ def _as_cheap(one: Candidate, other: Candidate) -> bool:
 
 def _choose(front: Sequence[Candidate], part: Part) -> Candidate:
     fastest = min(candidate.estimate.cycles.total for candidate in front)
-    fast = [candidate for candidate in front if candidate.estimate.cycles.total <= fastest * _AS_FAST]
+    fast = [candidate for candidate in front if candidate.estimate.cycles.total <= fastest * _FAST_ENOUGH]
     return min(fast, key=lambda candidate: (_fullest(candidate.estimate.resources, part), _costs(candidate)))
 
 

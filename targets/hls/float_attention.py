@@ -50,7 +50,11 @@ class FloatAttention:
         inputs = self.norm.run(tokens.reshape(-1, width)).reshape(tokens.shape)
         projected = [
             np.einsum("btd,hcd->bhtc", inputs, weights, optimize=True) + bias[:, None]
-            for weights, bias in ((self.query, self.query_bias), (self.key, self.key_bias), (self.value, self.value_bias))
+            for weights, bias in (
+                (self.query, self.query_bias),
+                (self.key, self.key_bias),
+                (self.value, self.value_bias),
+            )
         ]
         query, key, value = projected
         scores = query @ key.swapaxes(2, 3) * self.scale

@@ -179,7 +179,8 @@ def _adapters(design: Design) -> list[Memory]:
         "down": "load_down",
     }
     found = [
-        array_memory(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS) for name, bursts in OUTSTANDING.items()
+        array_memory(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS)
+        for name, bursts in OUTSTANDING.items()
     ]
     words = OUTSTANDING["results"] * BURST_BEATS
     if has_norm:

@@ -62,7 +62,9 @@ class QuantizedNorm:
         variance = width * np.square(x).sum(axis=1, keepdims=True) - np.square(sums) + self.epsilon
         scale = _halved_logarithm(variance)
         # v is below 2^62: its upper bits are taken, or zeros added, so that 11 bits remain.
-        places = np.where(2 * scale >= 9, variance >> np.maximum(2 * scale - 9, 0), variance << np.maximum(9 - 2 * scale, 0))
+        places = np.where(
+            2 * scale >= 9, variance >> np.maximum(2 * scale - 9, 0), variance << np.maximum(9 - 2 * scale, 0)
+        )
         normal = ((width * x - sums) * inverse_roots()[places]) >> (16 - FRACTION_BITS + scale)
         results = (normal * self.multipliers + self.biases + (1 << (self.shift - 1))) >> self.shift
         return np.clip(results, -128, 127)

@@ -62,7 +62,9 @@ def pack_up(design: Design, block: QuantizedBlock) -> bytes:
         for first in range(0, rows, tile * projections):
             channels = slice(first, first + tile * projections)
             parts.append(parameter_records(biases[channels], multipliers[channels]))
-            parts.append(steps_of(weights[channels], design.lanes_out * projections, design.lanes_in, block.shape.weight_bits))
+            parts.append(
+                steps_of(weights[channels], design.lanes_out * projections, design.lanes_in, block.shape.weight_bits)
+            )
     return b"".join(parts)
 
 

@@ -138,7 +138,9 @@ def quantize(
     gate_scale = scale_for(seen.up if seen.gate is None else seen.gate, 8)
     offset = block.experts.up_offset
     up_scale = max(scale_for(seen.up, 8), abs(offset) / _MOST_OFFSET)
-    up = project(_interleaved(block.gate, block.up), _interleaved(block.gate_bias, block.up_bias), input_scale, weight_bits)
+    up = project(
+        _interleaved(block.gate, block.up), _interleaved(block.gate_bias, block.up_bias), input_scale, weight_bits
+    )
     sum_scales = input_scale * up.scales
     activation, activation_scale = _activation_table(block, gate_scale)
     hidden_scale = scale_for(seen.hidden, 8) if block.gate is not None else activation_scale
@@ -161,7 +163,9 @@ def quantize(
         output_scale=result_scale * block.routing.scale,
         router=np.round(block.router / router_scale).astype(np.int16),
         router_bias=np.round(block.router_bias / logit_scale).astype(np.int64),
-        choice_bias=None if block.correction_bias is None else np.round(block.correction_bias * TERM_ONE).astype(np.int64),
+        choice_bias=None
+        if block.correction_bias is None
+        else np.round(block.correction_bias * TERM_ONE).astype(np.int64),
         up=up,
         down=down,
         up_multipliers=Multipliers.of(sum_scales / _per_row(block, gate_scale, up_scale)),
@@ -211,7 +215,9 @@ def _why_not(block: FloatBlock) -> str | None:
     if routing.normalize_epsilon > 1e-5:
         return f"normalize_epsilon {routing.normalize_epsilon}; the templates divide by the sum itself"
     if block.shared and not 0.5 < routing.scale <= GATE_ONE:
-        return f"shared experts beside routed ones that are scaled by {routing.scale}; the gate 1 / scale must be below 2"
+        return (
+            f"shared experts beside routed ones that are scaled by {routing.scale}; the gate 1 / scale must be below 2"
+        )
     if experts.weight_on_input or experts.identity_experts:
         return "weights on the input and identity experts have no template"
     if block.gate is None and experts.up_offset:
@@ -296,5 +302,3 @@ def sigmoid_table() -> Array:
     """The sigmoid of i / 128, 2^17 for 1; never 1 itself, so that the sigmoid of the opposite is never 0."""
     places = np.arange(SIGMOID_ENTRIES) * (SIGMOID_RANGE / SIGMOID_ENTRIES)
     return np.minimum(np.round(TERM_ONE / (1 + np.exp(-places))), TERM_ONE - 1).astype(np.int64)
-
-

@@ -34,7 +34,12 @@ def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     the normalisation's weights are computed.
     """
     normalize = origin(inputs).producer()
-    if normalize is None or normalize.op_type not in NORMS or normalize.domain or origin(inputs) is not normalize.outputs[0]:
+    if (
+        normalize is None
+        or normalize.op_type not in NORMS
+        or normalize.domain
+        or origin(inputs) is not normalize.outputs[0]
+    ):
         return None
     tokens = normalize.inputs[0]
     nodes, value = _until_addition(result)

@@ -103,7 +103,9 @@ def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
     """One design in detail: its phases, its resources and who takes them; what ``Estimate.as_dict`` says."""
     cycles = estimate["cycles"]
     total = cycles["total"]
-    phases = [(text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items() if name in cycles]
+    phases = [
+        (text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items() if name in cycles
+    ]
     phases.append((f"all; bound by {cycles['bound_by']}", f"{total:,}", f"{estimate['milliseconds']:.3f} ms"))
     clock = f"{estimate['clock_megahertz']:g} MHz, a beat of weights every {estimate['cycles_per_beat']:.2f} cycles"
     yield _table(f"Cycles per call at {clock} ({_NOT_SYNTHESISED})", ("phase", "cycles", ""), phases)

@@ -66,7 +66,9 @@ class HlsTarget:
         inputs = self.options.calibration
         if inputs is None:
             names = ", ".join(str(spec) for spec in tensor_specs(model.graph.inputs))
-            raise MoecError(f"an FPGA computes in integers, whose scales come from data: --calibrate FILE.npz with {names}")
+            raise MoecError(
+                f"an FPGA computes in integers, whose scales come from data: --calibrate FILE.npz with {names}"
+            )
         attention, outside = self._attention_blocks(model)
         parts = _in_graph_order(model, [*blocks, *attention])
         floats = calibrate.run_floats(model, parts, inputs)
@@ -74,7 +76,9 @@ class HlsTarget:
         outputs = calibrate.run_with(model, parts, inputs, lambda index, tokens: _compute(quantized[index], tokens))
         model_report = quality.compare_outputs(floats.outputs, outputs)
         projects = self._projects(parts, quantized, floats.tokens, {"model_outputs": model_report, "outside": outside})
-        inputs_of_model, outputs_of_model = (tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs))
+        inputs_of_model, outputs_of_model = (
+            tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs)
+        )
         return Program(self.name, inputs_of_model, outputs_of_model, {}, [], [], projects=projects)
 
     def _attention_blocks(self, model: ir.Model) -> tuple[list[GraphAttention], list[str]]:
@@ -101,9 +105,7 @@ class HlsTarget:
             if part.numbers.norm is not None
         ]
         scales = dict(zip((part.output for part in needed), shared_scales(needed), strict=True))
-        return [
-            self._quantize_one(part, one, scales.get(part.output)) for part, one in zip(parts, tokens, strict=True)
-        ]
+        return [self._quantize_one(part, one, scales.get(part.output)) for part, one in zip(parts, tokens, strict=True)]
 
     def _quantize_one(self, part: GraphPart, tokens: Array, stream_scale: float | None) -> Integers:
         if isinstance(part, GraphAttention):
@@ -118,7 +120,11 @@ class HlsTarget:
         )
 
     def _projects(
-        self, parts: Sequence[GraphPart], quantized: Sequence[Integers], tokens: Sequence[Array], common: Mapping[str, Any]
+        self,
+        parts: Sequence[GraphPart],
+        quantized: Sequence[Integers],
+        tokens: Sequence[Array],
+        common: Mapping[str, Any],
     ) -> list[Project]:
         """MoE blocks first. Attention blocks take a number of lanes with which tokens are padded as theirs are."""
         given = list(zip(parts, quantized, tokens, strict=True))

@@ -73,7 +73,7 @@ static std::vector<Tensor> read_tensors(const char* path) {
 }
 
 static void copy_to_device(Tensor& tensor) {
-  check(cudaMalloc(&tensor.device, tensor.before.size() + 1), "cudaMalloc");
+  check(cudaMalloc(&tensor.device, tensor.before.size() + 1), "cudaMalloc");  // an empty tensor has an address, too
   check(cudaMemcpy(tensor.device, tensor.before.data(), tensor.before.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import moec
 from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, ProductSpec
@@ -27,7 +28,6 @@ INT4 = "quantize-experts{format=int4,group=32,zero_points=true}"
 MIXED = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int8,experts=1}"
 CASES = {
     "int8": (ExpertsSpec(), INT8, 0.3),
-    "int4 with zero points": (ExpertsSpec(), INT4, 0.2),
     "mxfp4": (ExpertsSpec(weight_on_input=True), MXFP4, 0.2),
     "formats of their own": (ExpertsSpec(activation="gelu", gate_layout="none"), MIXED, 0.6),
     "sizes of their own": (ExpertsSpec(up_offset=1.0, hidden_sizes=SIZES), INT4, 0.2),
@@ -35,7 +35,7 @@ CASES = {
 """What experts compute, what makes them narrow, and the most bytes, as a share of the floats."""
 
 
-def layer(spec: ExpertsSpec) -> ir.Model:
+def layer(spec: ExpertsSpec, dtype: type = np.float32, inner: int = inner, hidden: int = hidden) -> ir.Model:
     """Biases behind an expert's last unit are so large that they would be seen."""
     random, width = np.random.default_rng(4), 2 * hidden if spec.gated else hidden
     up_bias = random.standard_normal((E, width), dtype=np.float32)
@@ -47,13 +47,14 @@ def layer(spec: ExpertsSpec) -> ir.Model:
         "up_bias": up_bias,
         "down_bias": random.standard_normal((E, inner), dtype=np.float32),
     }
-    feeds = {"x": np.zeros((1, inner), np.float32), "weights": np.zeros((1, k), np.float32)}
+    feeds = {"x": np.zeros((1, inner), dtype), "weights": np.zeros((1, k), dtype)}
+    constants = {name: array.astype(dtype) for name, array in constants.items()}
     return node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, constants, spec)
 
 
-def case(tokens: int) -> dict[str, np.ndarray]:
+def case(tokens: int, dtype: type = np.float32, inner: int = inner) -> dict[str, np.ndarray]:
     random = np.random.default_rng(tokens)
-    x, weights = random.standard_normal((tokens, inner), dtype=np.float32), random.random((tokens, k), dtype=np.float32)
+    x, weights = random.standard_normal((tokens, inner)).astype(dtype), random.random((tokens, k)).astype(dtype)
     return {"x": x, "weights": weights, "experts": random.integers(-1, E, (tokens, k)).astype(np.int32)}
 
 
@@ -70,6 +71,19 @@ def test_experts_stay_as_they_are_stored(program_of, emulated, name):
         y, expected = run(case(tokens))["y"], interpreter.run(model, case(tokens), dtype=np.float64)["y"]
         # Hidden values on a rounding boundary may go to either side of it.
         assert np.linalg.norm(y - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
+def test_rounded_tokens_on_tensor_cores(without_nvcc):
+    """The tokens' own type is finer than int8. Numbers of tokens for pairs, and for blocks of 16 and of 64 rows."""
+    dtype, sizes = np.float16, (128, 64)
+    model = layer(ExpertsSpec(), dtype, *sizes)
+    pipeline.run(model, pipeline.parse(INT4))
+    program = moec.compile(model, target="cuda:sm_90a", passes="", emulate=True)
+    assert {"moe_grouped_gemm_mma", "moe_grouped_gemm_wgmma", "moe_round_rows"} <= set(program.kernels)
+    for tokens in (3, 20, 130):
+        inputs = case(tokens, dtype, sizes[0])
+        y, expected = program.run(inputs)["y"], interpreter.run(model, inputs, dtype=np.float64)["y"]
+        assert np.linalg.norm(y - expected) <= 4e-3 * np.linalg.norm(expected)
 
 
 def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):

@@ -27,10 +27,18 @@ def float_attention(heads=2, head_width=8, width=24, kind="layer", sharpness=1.5
 
     norm = FloatNorm(kind, 1 + normal(width, scale=0.2), normal(width, scale=0.1 if kind == "layer" else 0), 1e-5)
     scales = (sharpness, sharpness, 1.0)
-    rows = [(normal(heads, head_width, width, scale=one * width**-0.5), normal(heads, head_width, scale=0.1)) for one in scales]
+    rows = [
+        (normal(heads, head_width, width, scale=one * width**-0.5), normal(heads, head_width, scale=0.1))
+        for one in scales
+    ]
     output = normal(width, heads * head_width, scale=(heads * head_width) ** -0.5)
     return FloatAttention(
-        "attention", norm, head_width**-0.5, *(array for pair in rows for array in pair), output, normal(width, scale=0.1)
+        "attention",
+        norm,
+        head_width**-0.5,
+        *(array for pair in rows for array in pair),
+        output,
+        normal(width, scale=0.1),
     )
 
 
@@ -43,7 +51,9 @@ def quantized(block, most_tokens=21) -> QuantizedAttention:
 
 
 def files_of(block, steps, **design):
-    return attention_files(AttentionDesign(block.shape, **design), block, steps, name="attention", device="xczu9eg", clock=300)
+    return attention_files(
+        AttentionDesign(block.shape, **design), block, steps, name="attention", device="xczu9eg", clock=300
+    )
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])

@@ -24,7 +24,9 @@ def flat_heads(graph: GraphBuilder, tokens: ir.Value, **attributes) -> ir.Value:
 
 def split_heads(graph: GraphBuilder, tokens: ir.Value) -> ir.Value:
     """One product, cut into parts and heads."""
-    parts = graph.add("Reshape", graph.dense(tokens, 3 * HEADS * CHANNELS), graph.constant(np.array([0, -1, 3, HEADS, CHANNELS])))
+    parts = graph.add(
+        "Reshape", graph.dense(tokens, 3 * HEADS * CHANNELS), graph.constant(np.array([0, -1, 3, HEADS, CHANNELS]))
+    )
     moved = graph.add("Transpose", parts, perm=[2, 0, 3, 1, 4])
     rows = [graph.add("Gather", moved, graph.constant(np.array(part)), axis=0) for part in (2, 0, 1)]
     attended = graph.add("Transpose", graph.add("Attention", *rows, scale=0.3), perm=[0, 2, 1, 3])
@@ -67,7 +69,9 @@ def by_position(graph: GraphBuilder) -> ir.Value:
     """Tokens that are moved by where they stand, as position embeddings of heads move them."""
     tokens = normalized(graph)
     count = graph.add("Gather", graph.add("Shape", graph.x), graph.constant(np.array(1)), axis=0)
-    places = graph.add("Cast", graph.add("Range", graph.constant(np.array(0)), count, graph.constant(np.array(1))), to=1)
+    places = graph.add(
+        "Cast", graph.add("Range", graph.constant(np.array(0)), count, graph.constant(np.array(1))), to=1
+    )
     return graph.add("Mul", tokens, graph.add("Unsqueeze", places, graph.constant(np.array([0, 2]))))
 
 

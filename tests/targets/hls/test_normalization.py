@@ -80,7 +80,10 @@ def test_the_table_of_inverse_roots():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"epsilon": 1e12}, "epsilon 1e.12 .* above all variances"), ({"bias": np.full(8, 1e9, np.float32)}, "does not fit")],
+    [
+        ({"epsilon": 1e12}, "epsilon 1e.12 .* above all variances"),
+        ({"bias": np.full(8, 1e9, np.float32)}, "does not fit"),
+    ],
 )
 def test_numbers_that_no_integer_can_say(change, message):
     norm = dataclasses.replace(FloatNorm("rms", np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5), **change)

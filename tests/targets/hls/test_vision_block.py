@@ -6,7 +6,6 @@ import pathlib
 import runpy
 import types
 
-import numpy as np
 import onnx
 import pytest
 
@@ -68,7 +67,12 @@ def chain(export, sizes, folder, attention_design, moe_design):
     found = reference.run(second, stream).output * second.output_scale
     design = AttentionDesign(first.shape, **attention_design)
     files = attention_files(design, first, steps, name="attention", device=DESCRIPTION.device, clock=300)
-    return files, project_files(Design(second.shape, **moe_design), second, stream, DESCRIPTION), floats.outputs["y"][0], found
+    return (
+        files,
+        project_files(Design(second.shape, **moe_design), second, stream, DESCRIPTION),
+        floats.outputs["y"][0],
+        found,
+    )
 
 
 def test_memory_chains_both_projects(export, tmp_path):

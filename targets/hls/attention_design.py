@@ -46,8 +46,8 @@ class AttentionFifos:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionDesign:
-    """One way to build a block. Each of its four arrays computes ``lanes`` x ``lanes`` products per cycle; ``norm_lanes``
-    channels are normalised per cycle."""
+    """One way to build a block. Each of its four arrays computes ``lanes`` x ``lanes`` products per cycle;
+    ``norm_lanes`` channels are normalised per cycle."""
 
     shape: AttentionShape
     lanes: int = 16
@@ -100,8 +100,8 @@ class AttentionDesign:
         return 16 + bits_for(self.head_width)
 
     def why_not(self, widest_sum: int = 0) -> str | None:
-        """The reason why the templates cannot be instantiated with these numbers, or None. ``widest_sum``: the bits that
-        the products' sums need."""
+        """The reason why the templates cannot be instantiated with these numbers, or None. ``widest_sum``: the bits
+        that the products' sums need."""
         if self.lanes not in (8, 16, 32):
             return f"{self.lanes} lanes; expected 8, 16 or 32, so that a chunk of results fits into a beat"
         if self.lanes**2 % BEAT_BYTES or self.lanes % self.norm_lanes:

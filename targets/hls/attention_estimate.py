@@ -129,7 +129,7 @@ def estimate_attention(
     return AttentionEstimate(design, part, clock_megahertz, pace, cycles, dsps, memories, resources)
 
 
-def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace = MemoryPace()) -> AttentionCycles:
+def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace) -> AttentionCycles:
     """Of a call with ``tokens`` tokens, one at least."""
     steps, heads = design.width // design.norm_lanes, design.shape.heads
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)

@@ -42,7 +42,7 @@ _TEMPLATES = {
 def attention_files(
     design: AttentionDesign, block: QuantizedAttention, vectors: Array, *, name: str, device: str, clock: float
 ) -> dict[str, bytes]:
-    """Contents by path. ``vectors``: one sequence of tokens, int16 [T, d], that the testbench runs; ``clock`` in MHz."""
+    """Contents by path. ``vectors``: one sequence, int16 [T, d], that the testbench runs; ``clock`` in MHz."""
     data = _vector_files(design, block, vectors)
     tokens = -(-2 * design.shape.tokens * design.width // BEAT_BYTES)
     context = {

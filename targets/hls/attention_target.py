@@ -69,8 +69,8 @@ def attention_project(
     estimate: AttentionEstimate,
     common: Mapping[str, Any],
 ) -> Project:
-    """``tokens``: the sequences [B, T, d] of the calibration data, the first of which the testbench runs. ``common``: what
-    the reports of all projects of the model say."""
+    """``tokens``: the sequences [B, T, d] of the calibration data, the first of which the testbench runs. ``common``:
+    what the reports of all projects of the model say."""
     vectors = integers.quantized(tokens[0][: estimate.design.shape.tokens])
     files = attention_files(
         estimate.design,

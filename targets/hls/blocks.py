@@ -94,7 +94,10 @@ def _route_of(inputs: dict[str, ir.Value | None]) -> ir.Node:
 def _experts(spec: ExpertsSpec, inputs: dict[str, ir.Value | None]) -> dict[str, Any]:
     """The experts' numbers as :class:`FloatBlock` has them."""
     biases = {key: optional(inputs[key]) for key in dialect.EXPERT_WEIGHTS if key.endswith("_bias")}
-    up, down = (_stacked(inputs[key], transposed) for key, transposed in (("up", spec.up_transposed), ("down", spec.down_transposed)))
+    up, down = (
+        _stacked(inputs[key], transposed)
+        for key, transposed in (("up", spec.up_transposed), ("down", spec.down_transposed))
+    )
     gate = _stacked(inputs["gate"], spec.up_transposed) if spec.gate_layout == "separate" else None
     up_bias, gate_bias = biases["up_bias"], biases["gate_bias"]
     if spec.gated and gate is None:

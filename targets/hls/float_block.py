@@ -18,8 +18,8 @@ Array = np.ndarray[Any, Any]
 class FloatBlock:
     """A router and its experts, all in float32.
 
-    ``router`` [E, d], ``router_bias`` [E] and ``correction_bias`` [E]; ``up`` and ``gate`` [E, f, d], ``down`` [E, d, f]
-    with biases [E, f] and [E, d]. ``gate`` and ``gate_bias`` are None where experts are not gated,
+    ``router`` [E, d], ``router_bias`` [E] and ``correction_bias`` [E]; ``up`` and ``gate`` [E, f, d], ``down``
+    [E, d, f] with biases [E, f] and [E, d]. ``gate`` and ``gate_bias`` are None where experts are not gated,
     ``correction_bias`` where nothing moves the choice. The specs say the rest; layouts in them no longer count.
     The last ``shared`` experts see every token with weight 1, beside those that the router chooses.
     With a ``norm`` the tokens are a residual stream: they are normalised first, and added to the experts' sum.
@@ -89,9 +89,9 @@ class FloatBlock:
 
 @dataclasses.dataclass(frozen=True)
 class FloatResults:
-    """What a block computes on T tokens, P pairs of token and expert: ``inputs`` [T, d], normalised where it has a norm;
-    ``logits`` [T, E], ``gates`` and ``chosen`` [T, k]; by expert and then by token ``up``, ``gate`` and ``hidden`` [P, f] and ``results`` [P, d]; ``output``
-    [T, d]."""
+    """What a block computes on T tokens, P pairs of token and expert: ``inputs`` [T, d], normalised where it has a
+    norm; ``logits`` [T, E], ``gates`` and ``chosen`` [T, k]; by expert and then by token ``up``, ``gate`` and ``hidden``
+    [P, f] and ``results`` [P, d]; ``output`` [T, d]."""
 
     inputs: Array
     logits: Array

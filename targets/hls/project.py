@@ -29,6 +29,7 @@ from moec.targets.hls.quantize import QuantizedBlock, power_table, sigmoid_table
 Array = np.ndarray[Any, Any]
 
 TOP = "moe_block"
+_PACKAGE = "moec.targets.hls"
 _TEMPLATES = {
     "block_config.h.j2": "src/block_config.h",
     "block_tables.h.j2": "src/block_tables.h",
@@ -65,7 +66,7 @@ def project_files(design: Design, block: QuantizedBlock, vectors: Array, descrip
 
 def library_files(large_arrays: LargeArrays = "bram") -> dict[str, bytes]:
     """The part that all projects share, but for where large arrays are: a pragma takes no constant for that."""
-    root = importlib.resources.files(__package__)
+    root = importlib.resources.files(_PACKAGE)
     storage = f"impl={large_arrays}".encode()
     headers = {
         f"src/moec/{one.name}": one.read_bytes().replace(b"impl=bram", storage) for one in _headers(root / "library")
@@ -141,5 +142,5 @@ def _headers(folder: Any) -> list[Any]:
 def _environment() -> Any:
     import jinja2
 
-    loader = jinja2.PackageLoader(__package__, "templates")
+    loader = jinja2.PackageLoader(_PACKAGE, "templates")
     return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

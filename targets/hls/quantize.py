@@ -123,10 +123,10 @@ class QuantizedBlock:
 def quantize(
     block: FloatBlock, tokens: Array, *, most_tokens: int, weight_bits: int = 8, stream_scale: float | None = None
 ) -> QuantizedBlock:
-    """Calibrate with ``tokens`` [N, d]. ``stream_scale``: of the residual stream, where blocks that share one have agreed.
+    """Calibrate with ``tokens`` [N, d]. ``stream_scale``: of the residual stream, where blocks that share one agreed.
 
-    Raises UnsupportedError, saying why, for what the templates cannot compute, and for calibration data without a finite
-    number.
+    Raises UnsupportedError, saying why, for what the templates cannot compute, and for calibration data without a
+    finite number.
     """
     shape = shape_of(block, most_tokens, weight_bits)
     if not len(tokens) or not np.isfinite(tokens).all():

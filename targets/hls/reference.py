@@ -18,8 +18,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class IntegerResults:
-    """On T tokens, P pairs: ``inputs`` int8 [T, d], normalised where there is a norm; ``logits`` [T, E], ``gates`` and ``chosen`` [T, k], ``loads`` [E]; by expert and then by
-    token ``pre_activations`` [P, f or 2 f], ``hidden`` [P, f], ``results`` [P, d]; ``output`` int16 [T, d]."""
+    """On T tokens, P pairs: ``inputs`` int8 [T, d], normalised where there is a norm; ``logits`` [T, E], ``gates`` and
+    ``chosen`` [T, k], ``loads`` [E]; by expert and then by token ``pre_activations`` [P, f or 2 f], ``hidden`` [P, f],
+    ``results`` [P, d]; ``output`` int16 [T, d]."""
 
     inputs: Array
     logits: Array

@@ -144,7 +144,8 @@ def _is_activation(spec: ExpertsSpec, order: tuple[ir.Value, ...], between: list
     random = np.random.default_rng(0)
     rank = len(order[0].shape) if order[0].shape is not None else 2
     given = [random.normal(0, 3, (*[1] * (rank - 1), 257)).astype(np.float32) for _ in order]
-    expected = semantics.activated(spec, *(given if spec.gated else (None, given[0])))
+    gate, up = (given[0], given[1]) if spec.gated else (None, given[0])
+    expected = semantics.activated(spec, gate, up)
     nodes = sorted(between, key=_positions(between).__getitem__)
     try:
         (found,) = evaluate(nodes, dict(zip(order, given, strict=True)), [hidden])

@@ -48,7 +48,11 @@ def _simulate(
     report = project.report
     described = {"name": project.name, "node": report["node"], "channels_of": report["channels"]}
     share = 1 / report["estimate"]["cycles_per_beat"] if memory_share is None else memory_share
-    described |= {"tokens": report["vectors"], "estimated": report["estimate"]["cycles"]["total"], "memory_share": share}
+    described |= {
+        "tokens": report["vectors"],
+        "estimated": report["estimate"]["cycles"]["total"],
+        "memory_share": share,
+    }
     try:
         timed = simulate_timed(artifact.project_files(project), memory_share=share, fifo_depths=fifo_depth)
     except SimulationError as error:

@@ -36,7 +36,7 @@ def test_estimates_agree_with_the_simulation(count, share, latency):
 
 
 def test_the_products_of_a_large_block_set_its_pace():
-    cycles = attention_cycles(AttentionDesign(M3VIT), 197)
+    cycles = attention_cycles(AttentionDesign(M3VIT), 197, MemoryPace())
     assert cycles.products == 197 * 3 * 192 * 192 // 16**2
     assert cycles.bound_by == "products"
     assert cycles.products / cycles.total > 0.9
@@ -44,9 +44,9 @@ def test_the_products_of_a_large_block_set_its_pace():
 
 def test_slow_memory_and_small_arrays_bind_otherwise():
     few = dataclasses.replace(M3VIT, tokens=2)
-    assert attention_cycles(AttentionDesign(few), 2).bound_by == "weights"
+    assert attention_cycles(AttentionDesign(few), 2, MemoryPace()).bound_by == "weights"
     many = AttentionShape(tokens=2000, width=64, heads=1, head_width=64, norm="rms")
-    assert attention_cycles(AttentionDesign(many), 2000).bound_by == "scores"
+    assert attention_cycles(AttentionDesign(many), 2000, MemoryPace()).bound_by == "scores"
 
 
 def test_arrays_take_a_dsp_for_two_products():

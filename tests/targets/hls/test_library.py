@@ -22,13 +22,30 @@ nightly = pytest.mark.nightly
 VARIANTS = [
     pytest.param(RouteSpec(2), GELU, {}, {}, id="softmax of all, gelu"),
     pytest.param(RouteSpec(1, "softmax_topk"), RELU, {"width": 24, "hidden": 20}, SMALL, id="top 1, odd sizes"),
-    pytest.param(RouteSpec(3, "sigmoid", normalize=True, scale=2.5), SWIGLU, {"biased_choice": True}, SMALL, id="sigmoid, bias, swiglu"),
+    pytest.param(
+        RouteSpec(3, "sigmoid", normalize=True, scale=2.5),
+        SWIGLU,
+        {"biased_choice": True},
+        SMALL,
+        id="sigmoid, bias, swiglu",
+    ),
     pytest.param(RouteSpec(4, "softmax", normalize=True), CLAMPED, {}, {"hidden_tile": 16}, id="clamped swiglu"),
     pytest.param(RouteSpec(2, "softmax", scale=2.5), SWIGLU, {"shared": 2}, SMALL, id="shared experts"),
-    pytest.param(RouteSpec(2, "sigmoid"), GELU, {}, {"lanes_in": 32, "lanes_out": 32, "hidden_tile": 32}, id="32 lanes", marks=nightly),
-    pytest.param(RouteSpec(8, "softmax_topk"), SWIGLU, {"count": 9}, {"router_lanes": 1}, id="top 8 of 9", marks=nightly),
-    pytest.param(RouteSpec(2), ExpertsSpec("tanh", "none"), {"width": 100, "hidden": 70}, {}, id="tanh, odd sizes", marks=nightly),
-]  # fmt: skip
+    pytest.param(
+        RouteSpec(2, "sigmoid"),
+        GELU,
+        {},
+        {"lanes_in": 32, "lanes_out": 32, "hidden_tile": 32},
+        id="32 lanes",
+        marks=nightly,
+    ),
+    pytest.param(
+        RouteSpec(8, "softmax_topk"), SWIGLU, {"count": 9}, {"router_lanes": 1}, id="top 8 of 9", marks=nightly
+    ),
+    pytest.param(
+        RouteSpec(2), ExpertsSpec("tanh", "none"), {"width": 100, "hidden": 70}, {}, id="tanh, odd sizes", marks=nightly
+    ),
+]
 
 
 @pytest.mark.parametrize("routing, experts, sizes, design", VARIANTS)
@@ -73,7 +90,8 @@ def test_timed_simulation_equals_the_reference(case, layer):
 
 
 def test_experts_without_tokens_are_not_read(layer):
-    busy = [simulate_timed(project(layer, tokens)) for tokens in (cases(layer)["all to one expert"], cases(layer)["as many as fit"])]
+    names = ("all to one expert", "as many as fit")
+    busy = [simulate_timed(project(layer, cases(layer)[name])) for name in names]
     beats = [next(channel.words for channel in one.channels if channel.name == "beats_up") for one in busy]
     assert beats[0] < beats[1]
 

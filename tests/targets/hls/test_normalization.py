@@ -93,8 +93,15 @@ def test_numbers_that_no_integer_can_say(change, message):
 
 NORMALIZED = [
     pytest.param("layer", RouteSpec(2), ExpertsSpec("gelu", "none"), SMALL, id="layer"),
-    pytest.param("rms", RouteSpec(2, "sigmoid", scale=2.5), ExpertsSpec("silu", "separate"), {"router_lanes": 8}, id="rms", marks=pytest.mark.nightly),
-]  # fmt: skip
+    pytest.param(
+        "rms",
+        RouteSpec(2, "sigmoid", scale=2.5),
+        ExpertsSpec("silu", "separate"),
+        {"router_lanes": 8},
+        id="rms",
+        marks=pytest.mark.nightly,
+    ),
+]
 
 
 @pytest.mark.parametrize(("kind", "routing", "experts", "design"), NORMALIZED)

@@ -52,7 +52,8 @@ def test_the_artifact_says_what_was_chosen(artifact):
     assert len(chosen) == 1
     assert chosen[0]["resources"]["dsp"] <= 200
     assert project.report["quality"]["decibels"]["output"] > 25
-    assert {"README.md", "Makefile", "host.py", "estimate.json", "src/moe_block.cpp"} <= set(artifact.project_files(project))
+    expected = {"README.md", "Makefile", "host.py", "estimate.json", "src/moe_block.cpp"}
+    assert expected <= set(artifact.project_files(project))
 
 
 def test_accuracy_is_within_half_a_point_of_floats(model):
@@ -88,7 +89,10 @@ def elsewhere(tmp_path, monkeypatch):
     [
         ({"calibration": None}, "--calibrate FILE.npz with x float32"),
         ({"max_tokens": None}, "--max-tokens"),
-        ({"calibration": {"pixels": np.zeros((3, 64), np.float32)}}, "calibration data has 'pixels'; the model takes x"),
+        (
+            {"calibration": {"pixels": np.zeros((3, 64), np.float32)}},
+            "calibration data has 'pixels'; the model takes x",
+        ),
         ({"calibration": {"x": np.zeros((0, 64), np.float32)}}, "0 calibration tokens"),
         ({"calibration": {"x": np.full((3, 64), np.nan, np.float32)}}, "all of which must be finite"),
         ({"constraints": Constraints(max_dsp=10)}, "what would fit"),

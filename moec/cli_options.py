@@ -42,7 +42,9 @@ class PageKind(str, enum.Enum):
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
-Target = Annotated[str, typer.Option(help="What to compile for: cpu, cpu:avx2, cuda, cuda:sm_80+sm_90a, hls:zcu102, ...")]
+Target = Annotated[
+    str, typer.Option(help="What to compile for: cpu, cpu:avx2, cuda, cuda:sm_80+sm_90a, hls:zcu102, ...")
+]
 Experts = Annotated[str | None, typer.Option(help="Round experts' weights to tf32, bf16, fp16, int8, int4 or mxfp4.")]
 Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
 _FPGA = "For --target hls:PART"

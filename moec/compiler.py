@@ -98,8 +98,8 @@ def write(
 ) -> None:
     """Compile a model and write the artifact, without loading it: it may be for another machine.
 
-    ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. ``hls``: calibration
-    data and limits of an FPGA's projects. Other arguments and errors as for :func:`compile`.
+    ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. ``hls``: data to
+    calibrate an FPGA's projects with, and their limits. Other arguments and errors as for :func:`compile`.
     """
     from moec import targets
     from moec.input_sizes import input_sizes

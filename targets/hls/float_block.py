@@ -90,8 +90,8 @@ class FloatBlock:
 @dataclasses.dataclass(frozen=True)
 class FloatResults:
     """What a block computes on T tokens, P pairs of token and expert: ``inputs`` [T, d], normalised where it has a
-    norm; ``logits`` [T, E], ``gates`` and ``chosen`` [T, k]; by expert and then by token ``up``, ``gate`` and ``hidden``
-    [P, f] and ``results`` [P, d]; ``output`` [T, d]."""
+    norm; ``logits`` [T, E], ``gates`` and ``chosen`` [T, k]; by expert and then by token ``up``, ``gate`` and
+    ``hidden`` [P, f] and ``results`` [P, d]; ``output`` [T, d]."""
 
     inputs: Array
     logits: Array

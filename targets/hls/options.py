@@ -20,4 +20,4 @@ class HlsOptions:
     calibration: Mapping[str, np.ndarray[Any, Any]] | None = None
     max_tokens: int | None = None
     weight_bits: Literal[4, 8] = 8
-    constraints: Constraints = Constraints()
+    constraints: Constraints = dataclasses.field(default_factory=Constraints)

@@ -1,7 +1,7 @@
-"""The expert that every token goes to beside those it chooses: found behind a block, and cut into pieces like the others.
+"""The expert that every token goes to beside those it chooses: found behind a block, and cut into pieces.
 
-An exporter writes it as dense products of the block's own tokens, whose result is added to the block's. Whether what lies
-between the products is the experts' activation is not guessed from the operators: it is computed and compared.
+An exporter writes it as dense products of the block's own tokens, whose result is added to the block's. Whether what
+lies between the products is the experts' activation is not guessed from the operators: it is computed and compared.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-// Processes: tokens come in from memory, once, and go to the router and to the experts.
+// Processes: beats of tokens become chunks, which go to the router and to the experts; and results become beats.
 #ifndef MOEC_TOKENS_H
 #define MOEC_TOKENS_H
 #include "moec_arithmetic.h"
 
 namespace moec {
 
-// memory: int8[tokens][WIDTH], chunk after chunk.
+// beats: int8[tokens][WIDTH], chunk after chunk.
 template <class Block>
-void read_tokens(const beat_t* memory, int tokens, hls::stream<typename types<Block>::chunk_t>& to_router,
-                 hls::stream<typename types<Block>::chunk_t>& to_experts) {
+void split_tokens(int tokens, hls::stream<beat_t>& beats, hls::stream<typename types<Block>::chunk_t>& to_router,
+                  hls::stream<typename types<Block>::chunk_t>& to_experts) {
     typedef sizes<Block> S;
     const int CHUNKS_PER_BEAT = BEAT_BYTES / Block::LANES;
     beat_t beat = 0;
-axi_read_tokens:
+split_chunks:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
 #pragma HLS PIPELINE II=1
-        if (i % CHUNKS_PER_BEAT == 0) beat = memory[i / CHUNKS_PER_BEAT];
+        if (i % CHUNKS_PER_BEAT == 0) beat = beats.read();
         typename types<Block>::chunk_t chunk = unpack<8, Block::LANES>(beat);
         beat >>= 8 * Block::LANES;
         to_router.write(chunk);
@@ -37,6 +37,51 @@ fork_chunks:
         const typename types<Block>::chunk_t chunk = normalized.read();
         to_router.write(chunk);
         to_experts.write(chunk);
+    }
+}
+
+// residual: int16[tokens][WIDTH], what the block was given.
+template <class Block>
+void add_residual(int tokens, hls::stream<beat_t>& residual, hls::stream<typename types<Block>::results_t>& results,
+                  hls::stream<typename types<Block>::results_t>& sums) {
+    typedef sizes<Block> S;
+    const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);
+    beat_t beat = 0;
+add_chunks:
+    for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
+#pragma HLS PIPELINE II=1
+        if (i % CHUNKS_PER_BEAT == 0) beat = residual.read();
+        const typename types<Block>::results_t given = unpack<16, Block::LANES>(beat);
+        beat >>= 16 * Block::LANES % BEAT_BITS;
+        const typename types<Block>::results_t result = results.read();
+        typename types<Block>::results_t sum;
+        for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+            sum.lane[o] = saturate<16, 17>(given.lane[o] + result.lane[o]);
+        }
+        sums.write(sum);
+    }
+}
+
+// beats: int16[tokens][WIDTH], chunk after chunk.
+template <class Block>
+void pack_tokens(int tokens, hls::stream<typename types<Block>::results_t>& results, hls::stream<beat_t>& beats) {
+    typedef sizes<Block> S;
+    const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);
+    beat_t beat = 0;
+pack_chunks:
+    for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
+#pragma HLS PIPELINE II=1
+        const typename types<Block>::results_t result = results.read();
+        const int place = i % CHUNKS_PER_BEAT;
+        for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+            const int first = 16 * (place * Block::LANES + o);
+            beat.range(first + 15, first) = result.lane[o].range(15, 0);
+        }
+        if (place == CHUNKS_PER_BEAT - 1 || i == tokens * S::WIDTH_CHUNKS - 1) beats.write(beat);
     }
 }
 

@@ -1,6 +1,6 @@
 """Whole MoE nodes, emulated, against the interpreter of the same graph: routers, expert variants and formats together.
 
-A router meets one variant and format, and every variant every format: kernels of the router know nothing of the experts.
+A router meets one variant and format, and every variant every format: a router's kernels know nothing of the experts.
 """
 
 from __future__ import annotations

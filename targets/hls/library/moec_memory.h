@@ -1,0 +1,62 @@
+// Processes: beats come in from memory and go out to it, one after the other.
+//
+// Nothing else is in their loops: an access that depends on a condition, or an address that is computed, is no burst
+// (UG1448, 214-232 and 214-229). What is in the beats is taken apart, and put together, by other processes.
+#ifndef MOEC_MEMORY_H
+#define MOEC_MEMORY_H
+#include "moec_types.h"
+
+namespace moec {
+
+template <class Block> struct memory_sizes {
+    static const int NORM_BEATS = blocks_of(Block::WIDTH, PARAMETERS_PER_BEAT);
+    static const int ROUTER_WEIGHT_BEATS = blocks_of(2 * Block::EXPERTS * Block::WIDTH, BEAT_BYTES);
+    static const int ROUTER_BEATS = ROUTER_WEIGHT_BEATS + blocks_of(4 * Block::EXPERTS, BEAT_BYTES);
+};
+
+template <int MOST> inline void read_beats(const beat_t* memory, int count, hls::stream<beat_t>& beats) {
+#pragma HLS INLINE
+axi_read_beats:
+    for (int i = 0; i < count; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=MOST
+#pragma HLS PIPELINE II=1
+        beats.write(memory[i]);
+    }
+}
+
+// memory: int8[tokens][WIDTH].
+template <class Block> void read_tokens(const beat_t* memory, int tokens, hls::stream<beat_t>& beats) {
+    read_beats<blocks_of(Block::MAX_TOKENS * Block::WIDTH, BEAT_BYTES)>(memory, blocks_of(tokens * Block::WIDTH, BEAT_BYTES), beats);
+}
+
+// norm_memory: a multiplier (int16) and a bias (int32) per channel, as parameter_t. memory: int16[tokens][WIDTH].
+template <class Block>
+void read_stream(const beat_t* norm_memory, const beat_t* memory, int tokens, hls::stream<beat_t>& norm_beats, hls::stream<beat_t>& beats) {
+    read_beats<memory_sizes<Block>::NORM_BEATS>(norm_memory, memory_sizes<Block>::NORM_BEATS, norm_beats);
+    read_beats<blocks_of(2 * Block::MAX_TOKENS * Block::WIDTH, BEAT_BYTES)>(memory, blocks_of(2 * tokens * Block::WIDTH, BEAT_BYTES), beats);
+}
+
+// memory: int16[tokens][WIDTH], the tokens once more. They are read again through a master of their own, which is a few
+// block RAMs; to keep them on the chip until results come would take tokens * WIDTH * 16 bits.
+template <class Block> void read_residual(const beat_t* memory, int tokens, hls::stream<beat_t>& beats) {
+    read_beats<blocks_of(2 * Block::MAX_TOKENS * Block::WIDTH, BEAT_BYTES)>(memory, blocks_of(2 * tokens * Block::WIDTH, BEAT_BYTES), beats);
+}
+
+// memory: int16 weights[EXPERTS][WIDTH], from a new beat on int32 biases[EXPERTS].
+template <class Block> void read_router(const beat_t* memory, hls::stream<beat_t>& beats) {
+    read_beats<memory_sizes<Block>::ROUTER_BEATS>(memory, memory_sizes<Block>::ROUTER_BEATS, beats);
+}
+
+// memory: int16[tokens][WIDTH].
+template <class Block> void write_tokens(int tokens, hls::stream<beat_t>& beats, beat_t* memory) {
+    const int count = blocks_of(2 * tokens * Block::WIDTH, BEAT_BYTES);
+axi_write_tokens:
+    for (int i = 0; i < count; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=blocks_of(2*Block::MAX_TOKENS*Block::WIDTH,BEAT_BYTES)
+#pragma HLS PIPELINE II=1
+        memory[i] = beats.read();
+    }
+}
+
+}  // namespace moec
+#endif

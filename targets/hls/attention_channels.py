@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moec.targets.hls.attention_design import AttentionDesign
-from moec.targets.hls.channels import BEAT_BITS, ITEM_BITS, JOB_BITS, PARAMETER_WORD_BITS, SCALE_BITS, Channel
+from moec.targets.hls.channels import BEAT_BITS, ITEM_BITS, JOB_BITS, SCALE_BITS, Channel
 from moec.targets.hls.design import INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS
 
 KEY_WEIGHT_BITS, RECIPROCAL_BITS = 8, 20
@@ -17,7 +17,8 @@ def _tokens(design: AttentionDesign) -> list[Channel]:
     fifos, chunk = design.fifos, INPUT_BITS * design.lanes
     measured = design.norm_sum_bits + MULTIPLIER_BITS + SCALE_BITS
     return [
-        Channel("parameters", "measure_tokens", "normalize_tokens", PARAMETER_WORD_BITS, fifos.parameters),
+        Channel("beats_tokens", "read_stream", "measure_tokens", BEAT_BITS, fifos.beats),
+        Channel("beats_norm", "read_stream", "normalize_tokens", BEAT_BITS, fifos.beats),
         Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.norm_lanes, fifos.tokens),
         Channel("measured", "measure_tokens", "normalize_tokens", measured, fifos.measured),
         Channel("normalized", "normalize_tokens", "product_up", chunk, fifos.tokens),
@@ -62,5 +63,7 @@ def _results(design: AttentionDesign) -> list[Channel]:
         Channel("items_end", "product_down", "pass_results", ITEM_BITS, fifos.items),
         Channel("results", "product_down", "pass_results", results, fifos.results),
         Channel("outputs", "pass_results", "add_residual", results, fifos.results),
-        Channel("sums", "add_residual", "write_tokens", results, fifos.results),
+        Channel("beats_residual", "read_residual", "add_residual", BEAT_BITS, fifos.beats),
+        Channel("sums", "add_residual", "pack_tokens", results, fifos.results),
+        Channel("beats_out", "pack_tokens", "write_tokens", BEAT_BITS, fifos.beats),
     ]

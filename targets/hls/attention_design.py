@@ -30,7 +30,8 @@ class AttentionFifos:
     """Depths of the channels between processes, in words."""
 
     tokens: int = 32
-    parameters: int = 2
+    beats: int = 2
+    """From and to memory, whose masters hold bursts themselves."""
     measured: int = 2
     jobs: int = 4
     items: int = 8

@@ -44,8 +44,8 @@ from moec.targets.hls.parts import Part
 _ARRAYS = 4
 """Of ``lanes`` x ``lanes`` products: projections, scores, values, output."""
 _ADAPTERS = {
-    "tokens": ("measure_tokens", OUTSTANDING["tokens"]),
-    "residual": ("add_residual", OUTSTANDING["results"]),
+    "tokens": ("read_stream", OUTSTANDING["tokens"]),
+    "residual": ("read_residual", OUTSTANDING["results"]),
     "up": ("load_up", OUTSTANDING["up"]),
     "down": ("load_down", OUTSTANDING["down"]),
     "results, writes": ("write_tokens", OUTSTANDING["results"]),
@@ -133,7 +133,9 @@ def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace) -> 
     """Of a call with ``tokens`` tokens, one at least."""
     steps, heads = design.width // design.norm_lanes, design.shape.heads
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
-    normalize = 2 * pace.latency + design.width + tokens * reads + steps
+    norm_beats = design.width * PARAMETER_BYTES / BEAT_BYTES
+    start = pace.latency + max(design.width, norm_beats * pace.cycles_per_beat + pace.latency)
+    normalize = start + tokens * reads + steps
     weight_beats = design.width * design.head_width // BEAT_BYTES
     tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
     scored = math.ceil(tokens / design.lanes) * design.chunks
@@ -150,7 +152,7 @@ def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace) -> 
         first_weights=round(first - normalize),
         products=products,
         stalls=round(end - first - products),
-        results=round(2 * scored + scored // design.chunks + per_token + pace.latency),
+        results=round(2 * scored + scored // design.chunks + per_token),
         beats=heads * (3 * tile_beats + weight_beats) + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
         bound_by=max(busy, key=lambda name: busy[name]),
     )

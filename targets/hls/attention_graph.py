@@ -65,9 +65,9 @@ def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
     normalize = _normalization_of(query)
     tokens, normalized = normalize.inputs[0], normalize.outputs[0]
     assert tokens is not None
-    if tokens.shape is None or len(tokens.shape) != 3 or not isinstance(tokens.shape[2], int):
+    width = None if tokens.shape is None or len(tokens.shape) != 3 else tokens.shape[2]
+    if not isinstance(width, int):
         raise UnsupportedError(f"its tokens have the shape {tokens.shape}; expected [batch, tokens, channels]")
-    width = tokens.shape[2]
     before, addition = _addition_of(node.outputs[0], tokens)
     projected = _matrices(model, normalized, [query, key, value], width)
     heads, channels = _heads(node, query), projected[0][1].size
@@ -77,15 +77,21 @@ def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
             f"queries, keys and values have the sizes {shapes}; expected as many heads and channels of each"
         )
     ((output, output_bias),) = _matrices(model, node.outputs[0], [before], channels, heads)
-    by_head = [(w.reshape(heads, -1, width), b.reshape(heads, -1)) for w, b in projected]
+    rows = [weights.reshape(heads, -1, width) for weights, _ in projected]
+    biases = [bias.reshape(heads, -1) for _, bias in projected]
     scale = node.attributes.get("scale")
     numbers = FloatAttention(
-        node_name(node),
-        norm_of(normalize),
-        (channels // heads) ** -0.5 if scale is None else float(scale.value),
-        *(array for pair in by_head for array in pair),
-        output,
-        output_bias,
+        name=node_name(node),
+        norm=norm_of(normalize),
+        scale=(channels // heads) ** -0.5 if scale is None else float(scale.value),
+        query=rows[0],
+        query_bias=biases[0],
+        key=rows[1],
+        key_bias=biases[1],
+        value=rows[2],
+        value_bias=biases[2],
+        output=output,
+        output_bias=output_bias,
     )
     return GraphAttention(numbers.name, tokens, addition.outputs[0], numbers)
 
@@ -128,8 +134,9 @@ def _addition_of(result: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Node]
 
 
 def _heads(node: ir.Node, query: ir.Value) -> int:
-    if query.shape is not None and len(query.shape) == 4 and isinstance(query.shape[1], int):
-        return query.shape[1]
+    count = None if query.shape is None or len(query.shape) != 4 else query.shape[1]
+    if isinstance(count, int):
+        return count
     attribute = node.attributes.get("q_num_heads")
     if attribute is None:
         raise UnsupportedError(f"queries have the shape {query.shape}, which does not say how many heads there are")

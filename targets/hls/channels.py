@@ -22,9 +22,12 @@ MEMORY = "memory"
 
 PROCESSES = (
     "read_tokens",
+    "read_stream",
+    "split_tokens",
     "measure_tokens",
     "normalize_tokens",
     "fork_tokens",
+    "read_router",
     "router",
     "select",
     "dispatch",
@@ -41,7 +44,9 @@ PROCESSES = (
     "product_down",
     "combine",
     "pass_results",
+    "read_residual",
     "add_residual",
+    "pack_tokens",
     "write_tokens",
 )
 """Of all kinds of blocks, in the order of the data."""
@@ -63,9 +68,14 @@ def channels_of(design: Design) -> list[Channel]:
     chunk = INPUT_BITS * design.lanes_in
     results = RESULT_BITS * design.lanes_out
     has_norm = shape.norm != "none"
-    tokens_from, outputs_to = ("fork_tokens", "add_residual") if has_norm else ("read_tokens", "write_tokens")
+    tokens_from, outputs_to = ("fork_tokens", "add_residual") if has_norm else ("split_tokens", "pack_tokens")
     return [
-        *(_normalization(design) if has_norm else ()),
+        *(
+            _normalization(design)
+            if has_norm
+            else [Channel("beats_tokens", "read_tokens", "split_tokens", BEAT_BITS, fifos.beats)]
+        ),
+        Channel("beats_router", "read_router", "router", BEAT_BITS, fifos.beats),
         Channel("tokens_to_router", tokens_from, "router", chunk, fifos.tokens),
         Channel("tokens_to_experts", tokens_from, "product_up", chunk, fifos.tokens),
         Channel("logits", "router", "select", shape.experts * design.logit_bits, fifos.logits),
@@ -83,15 +93,25 @@ def channels_of(design: Design) -> list[Channel]:
         Channel("items_combine", "product_down", "combine", ITEM_BITS, fifos.items),
         Channel("results", "product_down", "combine", results, fifos.results),
         Channel("outputs", "combine", outputs_to, results, fifos.results),
-        *([Channel("sums", "add_residual", "write_tokens", results, fifos.results)] if has_norm else ()),
+        *(_addition(design) if has_norm else ()),
+        Channel("beats_out", "pack_tokens", "write_tokens", BEAT_BITS, fifos.beats),
     ]
 
 
 def _normalization(design: Design) -> list[Channel]:
     fifos, measured = design.fifos, design.norm_sum_bits + MULTIPLIER_BITS + SCALE_BITS
     return [
-        Channel("parameters", "measure_tokens", "normalize_tokens", PARAMETER_WORD_BITS, fifos.parameters),
+        Channel("beats_tokens", "read_stream", "measure_tokens", BEAT_BITS, fifos.beats),
+        Channel("beats_norm", "read_stream", "normalize_tokens", BEAT_BITS, fifos.beats),
         Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.router_lanes, fifos.tokens),
         Channel("measured", "measure_tokens", "normalize_tokens", measured, fifos.measured),
         Channel("normalized", "normalize_tokens", "fork_tokens", INPUT_BITS * design.lanes_in, fifos.tokens),
+    ]
+
+
+def _addition(design: Design) -> list[Channel]:
+    fifos = design.fifos
+    return [
+        Channel("beats_residual", "read_residual", "add_residual", BEAT_BITS, fifos.beats),
+        Channel("sums", "add_residual", "pack_tokens", RESULT_BITS * design.lanes_out, fifos.results),
     ]

@@ -120,11 +120,10 @@ def _beats(size: int) -> int:
 
 
 def _router_start(design: Design, pace: MemoryPace) -> float:
-    """The router loads one weight per cycle, then its biases."""
+    """The router takes one weight per cycle, then its biases, from one burst."""
     experts, weights = design.shape.experts, design.shape.experts * design.width
-    return pace.cycles(_beats(weights * ROUTER_WEIGHT_BITS // 8), weights) + pace.cycles(
-        _beats(experts * ROUTER_BIAS_BYTES), experts
-    )
+    beats = _beats(weights * ROUTER_WEIGHT_BITS // 8) + _beats(experts * ROUTER_BIAS_BYTES)
+    return pace.cycles(beats, weights + experts)
 
 
 def route_cycles(design: Design, tokens: int, pace: MemoryPace) -> int:

@@ -84,8 +84,9 @@ class Fifos:
     weights: int = 128
     """Two bursts of 4 KiB; tiles themselves are buffered twice."""
     results: int = 4
-    parameters: int = 2
     measured: int = 2
+    beats: int = 2
+    """From and to memory, whose masters hold bursts themselves."""
 
 
 @dataclasses.dataclass(frozen=True)

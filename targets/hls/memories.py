@@ -173,8 +173,8 @@ def norm_memories(width: int, lanes: int) -> list[Memory]:
 def _adapters(design: Design) -> list[Memory]:
     has_norm = design.shape.norm != "none"
     owners = {
-        "tokens": "measure_tokens" if has_norm else "read_tokens",
-        "results": "router",
+        "tokens": "read_stream" if has_norm else "read_tokens",
+        "results": "read_router",
         "up": "load_up",
         "down": "load_down",
     }
@@ -184,5 +184,5 @@ def _adapters(design: Design) -> list[Memory]:
     ]
     words = OUTSTANDING["results"] * BURST_BEATS
     if has_norm:
-        found.append(array_memory("adapter residual", "add_residual", BEAT_BITS, words))
+        found.append(array_memory("adapter residual", "read_residual", BEAT_BITS, words))
     return [*found, array_memory("adapter results, writes", "write_tokens", BEAT_BITS, words)]

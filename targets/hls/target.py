@@ -128,14 +128,18 @@ class HlsTarget:
     ) -> list[Project]:
         """MoE blocks first. Attention blocks take a number of lanes with which tokens are padded as theirs are."""
         given = list(zip(parts, quantized, tokens, strict=True))
-        moe = [one for one in given if isinstance(one[0], GraphBlock)]
-        projects = [self._project(f"moe_{index}", *one, common) for index, one in enumerate(moe)]
+        projects: list[Project] = []
+        for block, integers, rows in given:
+            if isinstance(block, GraphBlock) and isinstance(integers, QuantizedBlock):
+                projects.append(self._project(f"moe_{len(projects)}", block, integers, rows, common))
         widths = {project.report["channel_width"] for project in projects}
-        attention = [one for one in given if isinstance(one[0], GraphAttention)]
-        for index, (block, integers, sequences) in enumerate(attention):
-            lanes = sorted(LANES, key=lambda count: padded(block.numbers.width, count) not in widths)
-            chosen = choose_attention(integers.shape, self.part, self.options.constraints, lanes)
-            projects.append(attention_project(f"attention_{index}", block, integers, sequences, chosen, common))
+        found = 0
+        for block, integers, sequences in given:
+            if isinstance(block, GraphAttention) and isinstance(integers, QuantizedAttention):
+                lanes = sorted(LANES, key=lambda count: padded(integers.shape.width, count) not in widths)
+                chosen = choose_attention(integers.shape, self.part, self.options.constraints, lanes)
+                projects.append(attention_project(f"attention_{found}", block, integers, sequences, chosen, common))
+                found += 1
         return projects
 
     def measure_roofline(self, threads: int) -> Roofline:

@@ -1,10 +1,10 @@
 """Attention of many queries on tensor cores (compute capability 8.0 and up): 16-bit floats, float32 scores and sums.
 
 A block of four warps has :data:`ROWS` rows, see :mod:`.attention_rows`, 16 each, and walks over tiles of :data:`KEYS`
-keys. Keys and values come into shared memory by asynchronous copies, in panels of 64 numbers that are swizzled as in
-:mod:`.grouped_gemm_mma`: the next keys while weights and values are multiplied, the next values during the next scores.
-A warp keeps scores, weights and sums of its rows in registers: the sums of one product lie in them as the rows of the
-next one have to (Dao, FlashAttention-2, 2023), once they are rounded to 16 bits.
+keys. Keys and values come into shared memory by asynchronous copies, see :mod:`.attention_panels`: the next keys while
+weights and values are multiplied, the next values during the next scores. A warp keeps scores, weights and sums of its
+rows in registers: the sums of one product lie in them as the rows of the next one have to, once they are rounded to 16
+bits (Dao, FlashAttention-2, 2023).
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from moec.targets.cuda.kernels.attention_operands import (
     attention_kernel,
     quotient,
 )
+from moec.targets.cuda.kernels.attention_panels import (
+    DEPTH,
+    LINES,
+    THREADS,
+    copy_keys,
+    copy_queries,
+    copy_values,
+    panels_of,
+)
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.launch import WARP
-from moec.targets.cuda.kernels.mma_rows import COPY
-from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE, PIECES
+from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE
 from moec.targets.tvm.attention import AttentionProblem
 
-ROWS = 64
-KEYS = 64
-DEPTH = 64
-"""Numbers of a line of a panel, which is 128 bytes."""
-THREADS = ROWS // MMA_ROWS * WARP
+ROWS = KEYS = LINES
 LARGEST_HEAD = 256
 """Numbers of a query: more do not fit into shared memory together with keys and values."""
-_LINES_PER_COPY = THREADS // PIECES
 _KEY_STEPS = KEYS // MMA_COLUMNS
 """Multiplications of a warp along the keys where scores are computed, and ..."""
 _WEIGHT_STEPS = KEYS // MMA_DEPTH
@@ -109,74 +112,6 @@ class _State:
     totals: Any
     scores: Any
     sums: Any
-
-
-def panels_of(size: int) -> int:
-    """Panels that lines of so many numbers take."""
-    return -(-size // DEPTH)
-
-
-@T.inline
-def _copy(tile, target, size, address, is_there):
-    """Start to copy 64 lines of ``size`` numbers; ``address(line, column)`` is where they come from. Zeros stand for
-    lines and columns that there are not."""
-    piece: T.let = tile.thread % PIECES
-    for panel in T.unroll(panels_of(size)):
-        for i in T.unroll(KEYS // _LINES_PER_COPY):
-            line: T.let = i * _LINES_PER_COPY + tile.thread // PIECES
-            column: T.let = panel * DEPTH + piece * PIECE
-            T.ptx[COPY](
-                target.ptr_to([panel, line, (piece ^ (line % 8)) * PIECE]),
-                address(line, T.min(column, size - PIECE)),
-                16,
-                T.Select(T.And(is_there(line), column < size), T.uint32(16), T.uint32(0)),
-            )
-
-
-@T.inline
-def _copy_queries(tile):
-    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
-    batch: T.let = T.cast(rows.batch, "int64")
-    _copy(
-        tile,
-        tile.queries,
-        operands.problem.head_size,
-        lambda line, column: operands.query.ptr_to(
-            [batch, rows.head(line), T.min(rows.query(line), operands.queries - 1), column]
-        ),
-        rows.has,
-    )
-
-
-@T.inline
-def _copy_keys(tile, first_key):
-    """Of keys that are not in use no byte is read."""
-    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
-    batch: T.let = T.cast(rows.batch, "int64")
-    last: T.let = T.max(operands.used_keys(rows.batch), 1) - 1
-    _copy(
-        tile,
-        tile.keys,
-        operands.problem.head_size,
-        lambda line, column: operands.key.ptr_to([batch, rows.group, T.min(first_key + line, last), column]),
-        lambda line: first_key + line < operands.used_keys(rows.batch),
-    )
-
-
-@T.inline
-def _copy_values(tile, first_key):
-    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
-    batch: T.let = T.cast(rows.batch, "int64")
-    last: T.let = T.max(operands.used_keys(rows.batch), 1) - 1
-    _copy(
-        tile,
-        tile.values,
-        operands.slice_columns,
-        lambda line, column: operands.value.ptr_to(
-            [batch, rows.group, T.min(first_key + line, last), rows.column(column)]
-        ),
-        lambda line: first_key + line < operands.used_keys(rows.batch),
-    )
 
 
 @T.inline
@@ -346,10 +281,10 @@ def _attend(tile):
         for v in T.unroll(4):
             sums[j, v] = T.float32(0)
     steps: T.let = T.ceildiv(tile.rows.end, KEYS)
-    _copy_queries(tile)
-    _copy_keys(tile, 0)
+    copy_queries(tile)
+    copy_keys(tile, 0)
     T.ptx.cp.async_.commit_group()
-    _copy_values(tile, 0)
+    copy_values(tile, 0)
     T.ptx.cp.async_.commit_group()
     for step in T.serial(steps):
         # All but the newest copies are complete: the keys have arrived, those of all threads behind the barrier.
@@ -358,7 +293,7 @@ def _attend(tile):
         _multiply_keys(tile, scores)
         T.cuda.cta_sync()
         if step + 1 < steps:
-            _copy_keys(tile, (step + 1) * KEYS)
+            copy_keys(tile, (step + 1) * KEYS)
         # A group for every copy, an empty one at the end, so that the count of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
         _hide(tile, step * KEYS, scores)
@@ -368,7 +303,7 @@ def _attend(tile):
         _multiply_values(tile, state)
         T.cuda.cta_sync()
         if step + 1 < steps:
-            _copy_values(tile, (step + 1) * KEYS)
+            copy_values(tile, (step + 1) * KEYS)
         T.ptx.cp.async_.commit_group()
     T.ptx.cp.async_.wait_group(0)
     _store(tile, state)

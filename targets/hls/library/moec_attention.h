@@ -1,7 +1,7 @@
 // The processes of an attention block, one concept per header:
 //
-//   memory -> measure_tokens -> normalize_tokens -> product_up -> split_heads -> score_keys -> weigh_keys -> mix_values
-//      -> scale_values -> product_down -> pass_results -> add_residual -> write_tokens -> memory
+//   read_stream -> measure_tokens -> normalize_tokens -> product_up -> split_heads -> score_keys -> weigh_keys
+//      -> mix_values -> scale_values -> product_down -> pass_results -> add_residual -> pack_tokens -> write_tokens
 //
 // Keys, values and queries are the hidden tiles of a first product, head by head, and what heads attend to are those of
 // a second one; both products and their loaders are those of a MoE block with one expert. One head's keys and values
@@ -9,11 +9,12 @@
 #ifndef MOEC_ATTENTION_H
 #define MOEC_ATTENTION_H
 #include "moec_heads.h"
+#include "moec_memory.h"
 #include "moec_normalize.h"
 #include "moec_product_down.h"
 #include "moec_product_up.h"
-#include "moec_residual.h"
 #include "moec_scores.h"
+#include "moec_tokens.h"
 #include "moec_values.h"
 #include "moec_weights.h"
 #endif

@@ -1,4 +1,4 @@
-// Processes: tokens of a residual stream come in from memory and are measured; then each is normalised.
+// Processes: tokens of a residual stream are measured; then each is normalised.
 //
 // Two processes, because the inverse root of a token's variance takes a long way through logic: measure_tokens sends it
 // on, so nothing in its loop waits for it, and normalize_tokens works one token behind, so it need not come early.
@@ -54,33 +54,25 @@ inline typename norm_types<Block>::measured_t measured_of(const ap_int<norm_size
     return measured;
 }
 
-// norm_memory: a multiplier (int16) and a bias (int32) per channel, as parameter_t. memory: int16[tokens][WIDTH].
+// beats: int16[tokens][WIDTH].
 template <class Block>
-void measure_tokens(const beat_t* norm_memory, const beat_t* memory, int tokens, hls::stream<ap_uint<48>>& parameters,
-                    hls::stream<typename norm_types<Block>::step_t>& steps,
+void measure_tokens(int tokens, hls::stream<beat_t>& beats, hls::stream<typename norm_types<Block>::step_t>& steps,
                     hls::stream<typename norm_types<Block>::measured_t>& measured) {
     typedef norm_sizes<Block> S;
     beat_t beat = 0;
-axi_read_norm:
-    for (int c = 0; c < Block::WIDTH; c++) {
-#pragma HLS PIPELINE II=1
-        if (c % PARAMETERS_PER_BEAT == 0) beat = norm_memory[c / PARAMETERS_PER_BEAT];
-        parameters.write(ap_uint<48>(beat.range(47, 0)));
-        beat >>= PARAMETER_BITS;
-    }
     ap_int<S::SUM_BITS> sum = 0;
     ap_uint<S::SQUARES_BITS> squares = 0;
-    int read = 0;
-axi_read_tokens:
+    ap_uint<8> place = 0;  // of the step in its beat
+measure_each:
     for (int t = 0; t < tokens; t++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
     measure_steps:
         for (int s = 0; s < S::STEPS; s++) {
 #pragma HLS PIPELINE II=1
-            if (read % S::STEPS_PER_BEAT == 0) beat = memory[read / S::STEPS_PER_BEAT];
-            read++;
+            if (place == 0) beat = beats.read();
+            place = place == S::STEPS_PER_BEAT - 1 ? ap_uint<8>(0) : ap_uint<8>(place + 1);
             const typename norm_types<Block>::step_t step = unpack<16, Block::NORM_LANES>(beat);
-            beat >>= 16 * Block::NORM_LANES;
+            beat >>= 16 * Block::NORM_LANES % BEAT_BITS;
             if (s == 0) {
                 sum = 0;
                 squares = 0;
@@ -114,8 +106,9 @@ inline ap_int<8> normalize(const ap_int<16>& number, const typename norm_types<B
     return saturate<8, S::NORMAL_BITS + 18>(result >> Block::NORM_SHIFT);
 }
 
+// norm_beats: a multiplier (int16) and a bias (int32) per channel, as parameter_t.
 template <class Block>
-void normalize_tokens(int tokens, hls::stream<ap_uint<48>>& parameters, hls::stream<typename norm_types<Block>::step_t>& steps,
+void normalize_tokens(int tokens, hls::stream<beat_t>& norm_beats, hls::stream<typename norm_types<Block>::step_t>& steps,
                       hls::stream<typename norm_types<Block>::measured_t>& measured,
                       hls::stream<typename types<Block>::chunk_t>& normalized) {
     typedef norm_sizes<Block> S;
@@ -128,10 +121,13 @@ void normalize_tokens(int tokens, hls::stream<ap_uint<48>>& parameters, hls::str
     current.sum = 0;
     current.inverse_root = 0;
     current.scale = 0;
+    beat_t beat = 0;
 normalize_parameters:
     for (int c = 0; c < Block::WIDTH; c++) {
 #pragma HLS PIPELINE II=1
-        of_channel[c] = parameters.read();
+        if (c % PARAMETERS_PER_BEAT == 0) beat = norm_beats.read();
+        of_channel[c] = beat.range(47, 0);
+        beat >>= PARAMETER_BITS;
     }
     typename types<Block>::chunk_t chunk;
 normalize_each:

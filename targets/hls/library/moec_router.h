@@ -5,14 +5,13 @@
 
 namespace moec {
 
-// memory: int16 weights[EXPERTS][WIDTH], from a new beat on int32 biases[EXPERTS]. ROUTER_LANES inputs are multiplied
-// with the weights of all experts in each cycle.
+// beats: int16 weights[EXPERTS][WIDTH], from a new beat on int32 biases[EXPERTS]. ROUTER_LANES inputs are multiplied with
+// the weights of all experts in each cycle.
 template <class Block>
-void router(const beat_t* memory, int tokens, hls::stream<typename types<Block>::chunk_t>& inputs,
+void router(int tokens, hls::stream<beat_t>& beats, hls::stream<typename types<Block>::chunk_t>& inputs,
             hls::stream<typename types<Block>::logits_t>& logits) {
     typedef typename types<Block>::logit_t logit_t;
     const int PER_BEAT = BEAT_BITS / 16;
-    const int WEIGHT_BEATS = blocks_of(Block::EXPERTS * Block::WIDTH, PER_BEAT);
     ap_int<16> weights[Block::EXPERTS][Block::WIDTH];
 #pragma HLS ARRAY_PARTITION variable=weights complete dim=1
 #pragma HLS ARRAY_PARTITION variable=weights cyclic factor=Block::ROUTER_LANES dim=2
@@ -21,20 +20,20 @@ void router(const beat_t* memory, int tokens, hls::stream<typename types<Block>:
     beat_t beat = 0;
     ap_uint<16> column = 0;
     ap_uint<8> row = 0;
-axi_read_router:
+router_weights:
     for (int i = 0; i < Block::EXPERTS * Block::WIDTH; i++) {
 #pragma HLS PIPELINE II=1
-        if (i % PER_BEAT == 0) beat = memory[i / PER_BEAT];
+        if (i % PER_BEAT == 0) beat = beats.read();
         weights[row][column] = unpack<16, 1>(beat).lane[0];
         beat >>= 16;
         const bool end_of_row = column == Block::WIDTH - 1;
         column = end_of_row ? ap_uint<16>(0) : ap_uint<16>(column + 1);
         if (end_of_row) row++;
     }
-axi_read_biases:
+router_biases:
     for (int e = 0; e < Block::EXPERTS; e++) {
 #pragma HLS PIPELINE II=1
-        if (e % (PER_BEAT / 2) == 0) beat = memory[WEIGHT_BEATS + e / (PER_BEAT / 2)];
+        if (e % (PER_BEAT / 2) == 0) beat = beats.read();
         biases[e] = unpack<32, 1>(beat).lane[0];
         beat >>= 32;
     }

@@ -45,7 +45,7 @@ class _Captured:
 
 
 class CapturedRuns:
-    """Those of one program. Not to be used by two threads at once."""
+    """Those of one program, on ``weights`` as they are at capture. Not to be used by two threads at once."""
 
     def __init__(self, program: Program, weights: Sequence[Any], device: Any) -> None:
         """Raises UnsupportedError for a program or a device that does not allow it."""
@@ -57,7 +57,7 @@ class CapturedRuns:
                 f"{program.where}: cannot be captured as a CUDA graph: the host reads what the GPU computed while it "
                 f"runs ({', '.join(program.waits)}), such as sizes that depend on data; load it without cuda_graphs"
             )
-        self._program, self._weights = program, list(weights)
+        self._program, self._weights = program, weights
         self._driver: Driver = driver
         self._stream: int | None = None
         self._seen: set[Sizes] = set()
@@ -82,6 +82,12 @@ class CapturedRuns:
             self._fill(captured.inputs, arrays)
         self._driver.launch(captured.graph, current_stream())
         return captured.outputs
+
+    def forget(self) -> None:
+        """Capture all sizes anew."""
+        for captured in self._captured.values():
+            self._driver.forget(captured.graph)
+        self._captured.clear()
 
     def _capture(self, arrays: Sequence[np.ndarray | OnDevice]) -> _Captured:
         inputs = [new_tensor(array.shape, load_ffi().dtype(array.dtype.name), "cuda") for array in arrays]

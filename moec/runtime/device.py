@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,11 @@ class Device(Protocol):
         """Of the program that it runs, where an artifact has several; None for the newest."""
         ...
 
+    @property
+    def gpu(self) -> str | None:
+        """The name of the GPU; None where there is none, as in an emulator."""
+        ...
+
     def loading(self) -> contextlib.AbstractContextManager[None]:
         """Inside, a program's objects can be loaded."""
         ...
@@ -79,7 +85,7 @@ class Host:
     """The processor itself."""
 
     number = CPU
-    architecture = None
+    architecture = gpu = None
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
         return _NOTHING
@@ -120,6 +126,10 @@ class Gpu:
         self, module_loader: ModuleLoader, driver: Driver | None = None, architecture: str | None = None
     ) -> None:
         self._module_loader, self.driver, self.architecture = module_loader, driver, architecture
+
+    @functools.cached_property
+    def gpu(self) -> str | None:
+        return None if self.driver is None else self.driver.gpus()[0].name
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:

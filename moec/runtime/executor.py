@@ -41,7 +41,8 @@ class Executor:
     """One loaded program. ``run`` may be called from several threads: calls on one executor take turns, since each
     uses all its threads anyway.
 
-    ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned. ``threads`` is at most
+    ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned; those of rank 0 are
+    numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``threads`` is at most
     the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
     ``cuda_graphs``: see :mod:`moec.runtime.captured_runs`.
     """
@@ -68,10 +69,11 @@ class Executor:
         self._weight_arrays = list(weights)
         try:
             self._program = Program(objects, where, self._device)
-            self._weights = [self._device.place(array) for array in weights]
+            self._weights = [self._device.place(array) if array.ndim else int(array) for array in weights]
         except RuntimeError as error:
             raise self._device.explain(error) or error from error
-        self._weight_addresses = frozenset(tensor.data_ptr() for tensor in self._weights)
+        tensors = [weight for weight in self._weights if not isinstance(weight, int)]
+        self._weight_addresses = frozenset(tensor.data_ptr() for tensor in tensors)
         self._captured = CapturedRuns(self._program, self._weights, self._device) if cuda_graphs else None
         self._is_apart = device is not None
         self._waits = self._is_apart and bool(self._program.waits)
@@ -84,6 +86,27 @@ class Executor:
         with self._lock:
             use_threads(self.threads)
             return self._call(arrays)
+
+    def renew_numbers(self) -> None:
+        """Read weights of rank 0 again, whose arrays the caller has changed; runs captured before are forgotten."""
+        with self._lock:
+            for position, array in enumerate(self._weight_arrays):
+                if not array.ndim:
+                    self._weights[position] = int(array)
+            if self._captured is not None:
+                self._captured.forget()
+
+    def time_run(self, values: Mapping[str, Any]) -> float:
+        """Run once, kernel by kernel, and return the seconds from when the inputs are there until the results are."""
+        arrays = self._check(values)
+        with self._lock, self._device.working(arrays):
+            use_threads(self.threads)
+            tensors = [self._device.place(array) for array in arrays]
+            self._device.finish()
+            start = time.perf_counter()
+            self._program(tensors, self._weights)
+            self._device.finish()
+            return time.perf_counter() - start
 
     def time_kernels(self, values: Mapping[str, Any]) -> list[tuple[str, float]]:
         """Run once and return (function, seconds) of every call in order; views and allocations are left out."""

@@ -66,8 +66,10 @@ class CompiledModel:
         self._artifact = artifact
         named = zip(artifact.weight_entries(program), weights, strict=True)
         self._crossovers = {entry.name: array for entry, array in named if is_crossover(entry)}
-        if self._crossovers:
-            self.set_crossovers(read_tuned())
+        self.gpu = None if device is None else device.gpu
+        """The name of the GPU that it runs on; None for the processor, an emulator included."""
+        if self._crossovers and (device is None or self.gpu is not None):
+            self._write_crossovers(read_tuned(self.gpu))
         self._executor = Executor(
             artifact.object_paths(program),
             manifest.inputs,
@@ -138,15 +140,24 @@ class CompiledModel:
         ``before`` before it."""
         self._executor.watch_kernels(inputs, watch, before)
 
+    def time_run(self, inputs: Mapping[str, Any]) -> float:
+        """The seconds of one run, without its inputs' way to a GPU and its outputs' way back."""
+        return self._executor.time_run(inputs)
+
     @property
     def crossovers(self) -> dict[str, int]:
-        """For kernels with two ways to compute: the number of rows from which on each takes the second, by shape."""
-        return {name: int(array[0]) for name, array in self._crossovers.items()}
+        """For kernels with two ways to compute: the number of rows from which on each takes the second, by shape. On a
+        GPU they count tokens."""
+        return {name: int(array.item()) for name, array in self._crossovers.items()}
 
     def set_crossovers(self, rows: Mapping[str, int]) -> None:
         """Change crossovers, in this model alone; names that it does not have are left out. See ``moec tune``."""
+        self._write_crossovers(rows)
+        self._executor.renew_numbers()
+
+    def _write_crossovers(self, rows: Mapping[str, int]) -> None:
         for name in self._crossovers.keys() & rows.keys():
-            self._crossovers[name][0] = rows[name]
+            self._crossovers[name][...] = rows[name]
 
     @property
     def target(self) -> str:

@@ -1,10 +1,10 @@
 """What ``moec tune`` measured on this machine: for each kernel shape, from how many rows on its second way is faster.
 
 Kernels that can compute in two ways (dot instructions for few rows, matrix tiles for many) read from a weight named
-``crossover.<shape>`` where one gives way to the other. The artifact holds an estimate; values measured on this machine
-replace it when an artifact is loaded. They lie in a file of the user's cache, one for each kind of processor, which
-several processes may read and write at once: writers take turns by a lock, and a file is complete before it has its
-name.
+``crossover.<shape>`` where one gives way to the other. On a GPU the host reads it, and it counts tokens. The artifact
+holds an estimate; values measured on this machine replace it when an artifact is loaded. They lie in a file of the
+user's cache, one for each kind of processor and each kind of GPU, which several processes may read and write at once:
+writers take turns by a lock, and a file is complete before it has its name.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ from moec.runtime.machine import cpu_features, cpu_name
 from moec.runtime.manifest import WeightEntry
 
 CROSSOVER = "crossover."
-"""How the names of weights begin that hold a crossover: one int32, rows."""
+"""How the names of weights begin that hold a crossover: one int32, rows; of rank 0 where the host reads it."""
 ALWAYS, NEVER = 1, 2**31 - 1
 """Crossovers from which on every number of rows, and none, goes the second way."""
 
 
 def is_crossover(weight: WeightEntry) -> bool:
-    return weight.name.startswith(CROSSOVER) and (weight.dtype, weight.shape) == ("int32", (1,))
+    return weight.name.startswith(CROSSOVER) and weight.dtype == "int32" and weight.shape in ((1,), ())
 
 
-def tuning_file() -> pathlib.Path:
-    """Where the values for this kind of processor are kept: in ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+def tuning_file(gpu: str | None = None) -> pathlib.Path:
+    """Where the values for this kind of processor, or for that GPU, are kept: in ``$XDG_CACHE_HOME``, by default
+    ``~/.cache``."""
     cache = os.environ.get("XDG_CACHE_HOME")
     folder = pathlib.Path(cache) if cache and os.path.isabs(cache) else pathlib.Path.home() / ".cache"
-    processor = json.dumps([platform.machine(), cpu_name(), sorted(cpu_features())])
+    processor = json.dumps([gpu] if gpu else [platform.machine(), cpu_name(), sorted(cpu_features())])
     return folder / "moec" / "tuning" / f"{hashlib.sha256(processor.encode()).hexdigest()[:16]}.json"
 
 
-def read_tuned() -> dict[str, int]:
+def read_tuned(gpu: str | None = None) -> dict[str, int]:
     """The measured crossovers by name; nothing where nothing was measured. Raises MoecError for a damaged file."""
-    path = tuning_file()
+    path = tuning_file(gpu)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -64,16 +65,17 @@ def _parse(text: str) -> dict[str, int] | None:
     return values if valid else None
 
 
-def store_tuned(values: Mapping[str, int]) -> pathlib.Path:
+def store_tuned(values: Mapping[str, int], gpu: str | None = None) -> pathlib.Path:
     """Add measured crossovers, and return the file. Raises MoecError when it cannot be written."""
     import filelock
 
-    path = tuning_file()
+    path = tuning_file(gpu)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_suffix(".lock")):
-            content = {"cpu": cpu_name(), "crossovers": {**read_tuned(), **values}}
+            measured = {"gpu": gpu} if gpu else {"cpu": cpu_name()}
+            content = {**measured, "crossovers": {**read_tuned(gpu), **values}}
             try:
                 aside.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
                 aside.replace(path)

@@ -1,9 +1,9 @@
 """The grouped products of a node, and which of several ways each takes when the program runs.
 
-The number of tokens decides, which the host knows without waiting for the device. Up to :data:`FEW_TOKENS` tokens go
-pair by pair. More are sorted into blocks of rows, whose height is chosen by how many rows an expert has on average: all
+The number of tokens decides, which the host knows without waiting for the device. Up to about :data:`FEW_TOKENS` tokens
+go pair by pair. More are sorted into blocks of rows, whose height is chosen by how many rows an expert has on average: all
 rows of a block are computed, also those that are padding. Every way is a launch of its own that the host leaves out
-where another is better (:mod:`.launch_conditions`); all write the same results.
+where another is better (:mod:`.crossovers`); all write the same results, up to the order of their sums.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 from tvm import relax, tirx
 
 from moec.ir.dialect import ProductSpec
-from moec.targets.cuda.block_dispatch import dispatch_blocks, tiers_for
+from moec.targets.cuda.block_dispatch import BlockDispatch, tiers_for
+from moec.targets.cuda.crossovers import TokenRange, add_crossover, ranges_between, shape_of
 from moec.targets.cuda.kernels import grouped_gemv
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.round_rows import round_blocks, round_pairs
-from moec.targets.cuda.launch_conditions import launch_if
+from moec.targets.cuda.launch_conditions import NO_LIMIT
 from moec.targets.cuda.moe_kernels import FEW_PRODUCTS, GENERATORS, PRODUCTS, ROUND, RowsProblem
 from moec.targets.cuda.product_rows import rounding_of
 from moec.targets.cuda.tiles import tile_of
@@ -30,6 +31,8 @@ from moec.targets.tvm.selection import Selection
 
 BLOCK_ROWS = (16, 64, 128)
 """Heights of blocks on tensor cores."""
+_MOST_FEW_TOKENS = 128
+"""What is tuned stays below: numbers of threads are 32 bits wide, and every pair reads all weights of its expert."""
 _PLAIN_ROWS = 64
 """The height where a product runs without tensor cores, and where the number of experts per token is dynamic."""
 
@@ -70,13 +73,26 @@ class GroupedProducts:
         capacity: int = 0,
     ) -> None:
         self._node, self._ids, self._weights = node, ids, weights
-        self._few = all(grouped_gemv.why_not(problem) is None for problem in problems)
+        has_few = all(grouped_gemv.why_not(problem) is None for problem in problems)
         slots = static_size(ids.ty.shape[1])
         heights = BLOCK_ROWS if all(self._on_tensor_cores(problem) for problem in problems) else (_PLAIN_ROWS,)
         # At least 16 pairs of every expert, so that the results of few tokens have room too.
         served = tirx.min(self.pairs, experts * max(capacity, FEW_TOKENS)) if capacity else self.pairs
-        tiers = tiers_for(experts, slots, heights, FEW_TOKENS + 1 if self._few else 0)
-        self._blocks = [dispatch_blocks(node, experts, ids, served, tier) for tier in tiers]
+        tiers = tiers_for(experts, slots, heights, FEW_TOKENS + 1 if has_few else 0)
+        shape = shape_of(problems, slots)
+        # The results of more tokens, pair by pair, might have no room where capacity limits those in blocks.
+        most_few = FEW_TOKENS if capacity else _MOST_FEW_TOKENS
+        crossovers = [
+            add_crossover(node, shape, f"blocks_of_{tier.rows}", tier.least, NO_LIMIT if position else most_few + 1)
+            for position, tier in enumerate(tiers)
+            if has_few or position
+        ]
+        ranges = ranges_between(crossovers)
+        self._few = ranges[0] if has_few else None
+        dispatch = BlockDispatch(node, experts, ids, served, shape)
+        self._blocks = [
+            dispatch.into_blocks(tier, tokens) for tier, tokens in zip(tiers, ranges[-len(tiers) :], strict=True)
+        ]
 
     @property
     def pairs(self) -> Any:
@@ -86,8 +102,8 @@ class GroupedProducts:
     @property
     def places(self) -> Any:
         """Rows of a tensor that holds the results of any tier in the order of its blocks."""
-        highest = max(blocks.tier.rows for blocks in self._blocks)
-        return next(blocks.sorted_pairs.ty.shape[0] for blocks in self._blocks if blocks.tier.rows == highest)
+        highest = max(blocks.rows for blocks in self._blocks)
+        return next(blocks.sorted_pairs.ty.shape[0] for blocks in self._blocks if blocks.rows == highest)
 
     def multiply(
         self,
@@ -113,33 +129,32 @@ class GroupedProducts:
         """Every way that the product takes for some number of tokens."""
         problem, operands = product.problem, [rows, *product.operands, self._weights]
         weights = len(operands) - 1  # the parameter whose first size is the number of tokens
-        if self._few:
-            kernel = launch_if(grouped_gemv.grouped_gemv(problem, epilogue), weights, 0, most=FEW_TOKENS)
-            attributes = _attributes(problem, activation, f"up to {FEW_TOKENS}")
-            yield _Launch(self._node.select(FEW_PRODUCTS, problem), kernel, [*operands, self._ids], attributes)
+        if self._few is not None:
+            kernel = self._few.limited(grouped_gemv.grouped_gemv(problem, epilogue), weights)
+            arguments = [*self._few.numbers, *operands, self._ids]
+            attributes = _attributes(problem, activation, self._few)
+            yield _Launch(self._node.select(FEW_PRODUCTS, problem), kernel, arguments, attributes)
         for blocks in self._blocks:
-            tier = blocks.tier
-            tiled = dataclasses.replace(problem, block_rows=tier.rows)
+            tiled = dataclasses.replace(problem, block_rows=blocks.rows)
             chosen = self._node.select(PRODUCTS, tiled)
             kernel = GENERATORS[chosen.kernel.name](tiled, epilogue)
-            kernel = launch_if(kernel, weights, 0, least=tier.least, most=tier.most)
-            arguments = [*operands, blocks.sorted_pairs, blocks.experts, blocks.count]
-            attributes = _attributes(tiled, activation, tier.tokens) | tile_of(chosen.kernel.name, tiled)
+            kernel = blocks.tokens.limited(kernel, weights)
+            arguments = [*blocks.tokens.numbers, *operands, blocks.sorted_pairs, blocks.experts, blocks.count]
+            attributes = _attributes(tiled, activation, blocks.tokens) | tile_of(chosen.kernel.name, tiled)
             yield _Launch(chosen, kernel, arguments, attributes)
 
     def rounded(self, hidden: relax.Var, spec: ProductSpec) -> relax.Var:
         """What the first product made, rounded as arithmetic ``int8`` asks for; every way in the order of its rows."""
         rounding = rounding_of(spec, hidden)
         chosen = self._node.select(ROUND, RowsProblem(rounding.inner, (rounding.dtype,)))
-        if self._few:
-            kernel = launch_if(round_pairs(rounding), 0, 0, most=FEW_TOKENS)
-            attributes = {"group": rounding.group, "tokens": f"up to {FEW_TOKENS}"}
-            hidden = self._node.call_on(chosen, kernel, [self._ids], hidden, attributes)
+        if self._few is not None:
+            kernel = self._few.limited(round_pairs(rounding), 0)
+            attributes = {"group": rounding.group, **self._few.attributes}
+            hidden = self._node.call_on(chosen, kernel, [*self._few.numbers, self._ids], hidden, attributes)
         for blocks in self._blocks:
-            tier = blocks.tier
-            kernel = launch_if(round_blocks(rounding, tier.rows), 0, 0, least=tier.least, most=tier.most)
-            attributes = {"group": rounding.group, "tokens": tier.tokens}
-            arguments = [self._ids, blocks.sorted_pairs, blocks.count]
+            kernel = blocks.tokens.limited(round_blocks(rounding, blocks.rows), 0)
+            attributes = {"group": rounding.group, **blocks.tokens.attributes}
+            arguments = [*blocks.tokens.numbers, self._ids, blocks.sorted_pairs, blocks.count]
             hidden = self._node.call_on(chosen, kernel, arguments, hidden, attributes)
         return hidden
 
@@ -149,6 +164,6 @@ class GroupedProducts:
         return all(self._node.select(PRODUCTS, one).kernel.name != "grouped_gemm_simt" for one in tiled)
 
 
-def _attributes(problem: GroupedProblem, activation: str, tokens: str) -> dict[str, Any]:
+def _attributes(problem: GroupedProblem, activation: str, tokens: TokenRange) -> dict[str, Any]:
     """What the artifact says about a product."""
-    return {**dataclasses.asdict(problem), "activation": activation, "tokens": tokens}
+    return {**dataclasses.asdict(problem), "activation": activation, **tokens.attributes}

@@ -3,7 +3,8 @@
 1. A launch whose numbers of blocks and threads depend on sizes stands behind a test that none of them is zero: CUDA
    refuses a grid without blocks.
 2. A kernel with the attribute :data:`LAUNCH_IF`, which :func:`launch_if` sets, is launched only if a size of one of its
-   tensors lies in a range: where several kernels can compute a result, the host picks one by the sizes it has.
+   tensors lies in a range: where several kernels can compute a result, the host picks one by the sizes it has. The
+   bounds of :func:`launch_between` are numbers that the host gets with each call.
 
 ::
 
@@ -16,12 +17,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import tirx
+
+from moec.targets.tvm.records import HOST_NUMBERS
 
 LAUNCH_IF = "moec.launch_if"
 NO_LIMIT = 2**31 - 1
@@ -35,6 +40,34 @@ def launch_if(
 ) -> tirx.PrimFunc:
     """The kernel, to be launched only if the size of that parameter's axis is from ``least`` to ``most``."""
     return kernel.with_attr(LAUNCH_IF, {"parameter": parameter, "axis": axis, "least": least, "most": most})
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A number that the host gets: ``estimate`` is about what it is, ``highest`` what it counts as where it is higher."""
+
+    estimate: int
+    highest: int = NO_LIMIT
+
+
+def launch_between(
+    kernel: tirx.PrimFunc, parameter: int, axis: int, reached: Sequence[Bound], missed: Sequence[Bound]
+) -> tirx.PrimFunc:
+    """The kernel, to be launched only if the size of that parameter's axis is at least each of ``reached`` and below each
+    of ``missed``. These numbers, int64, are its first parameters now."""
+    numbers = [tirx.Var("reached", "int64") for _ in reached] + [tirx.Var("missed", "int64") for _ in missed]
+    if not numbers:
+        return kernel
+    asked = {
+        "parameter": parameter + len(numbers),
+        "axis": axis,
+        "least": max((one.estimate for one in reached), default=0),
+        "most": min((one.estimate - 1 for one in missed), default=NO_LIMIT),
+        "reached": [one.highest for one in reached],
+        "missed": [one.highest for one in missed],
+    }
+    taking = tirx.PrimFunc([*numbers, *kernel.params], kernel.body, kernel.ret_type, kernel.attrs)
+    return taking.with_attrs({LAUNCH_IF: asked, HOST_NUMBERS: len(numbers)})
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="ApplyLaunchConditions")
@@ -64,11 +97,28 @@ def _size_conditions(call: tvm.ir.Call) -> list[Any]:
 
 
 def _range_condition(function: tirx.PrimFunc) -> list[Any]:
-    """That the size is in the range the function's attribute gives."""
+    """That the size is in the range which the function's attribute and first parameters give."""
     asked = function.attrs.get(LAUNCH_IF) if function.attrs else None
     if asked is None:
         return []
     size = function.params[int(asked["parameter"])].shape[int(asked["axis"])]
+    if "reached" in asked:
+        return _number_conditions(function, size, [*map(int, asked["reached"])], [*map(int, asked["missed"])])
     least, most = int(asked["least"]), int(asked["most"])
     conditions = [size >= least] if least > 0 else []
     return [*conditions, size <= most] if most < NO_LIMIT else conditions
+
+
+def _number_conditions(function: tirx.PrimFunc, size: Any, reached: list[int], missed: list[int]) -> list[Any]:
+    """That the size reaches the first of the function's parameters and misses the ones behind them."""
+    highest = [*reached, *missed]
+    numbers = list(function.params)[: len(highest)]
+    bounds = [
+        number if limit == NO_LIMIT else tirx.min(number, tirx.IntImm("int64", limit))
+        for number, limit in zip(numbers, highest, strict=True)
+    ]
+    size = size.astype("int64")
+    return [
+        *(size >= bound for bound in bounds[: len(reached)]),
+        *(size < bound for bound in bounds[len(reached) :]),
+    ]

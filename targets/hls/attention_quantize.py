@@ -1,7 +1,8 @@
 """An attention block in integers: scales from calibration data, and the constants of the hardware.
 
-As in ``quantize.py``: int8 activations with one scale per tensor, int8 weights with one per output channel. The residual
-stream is int16. Weights of keys are uint8, 255 for a query's best key; what they weigh is divided by their sum.
+As in ``quantize.py``: int8 activations with one scale per tensor, int8 weights with one per output channel. The
+residual stream is int16. Weights of keys are uint8, 255 for a query's best key; what they weigh is divided by their
+sum.
 """
 
 from __future__ import annotations

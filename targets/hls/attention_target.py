@@ -28,7 +28,6 @@ from moec.targets.hls.quality import signal_to_noise
 Array = np.ndarray[Any, Any]
 
 LANES = (32, 16, 8)
-_NORM_LANES = 8
 
 
 def shape_of(block: GraphAttention, max_tokens: int | None) -> AttentionShape:
@@ -48,7 +47,8 @@ def choose_attention(
     clock, limits = constraints.clock_megahertz or part.clock_megahertz, constraints.limits(part)
     reasons = []
     for count in lanes:
-        design = AttentionDesign(shape, count, _NORM_LANES)
+        # All tokens are normalised before the first product starts: a chunk per cycle costs 4 DSPs per lane.
+        design = AttentionDesign(shape, count, count)
         reason = design.why_not(max(accumulator_bits(size, 8) for size in (design.width, design.hidden)))
         if reason is None:
             found = estimate_attention(design, part, clock, constraints.memory_share)

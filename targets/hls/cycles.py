@@ -88,8 +88,10 @@ def tokens_in(shape: BlockShape, loads: Sequence[int]) -> int:
 
 
 def select_steps(shape: BlockShape) -> int:
-    """Cycles per token of the choice: each expert once, and once more where all of them are summed up."""
-    return shape.experts * (2 if shape.scoring == "softmax" and not shape.normalized else 1)
+    """Cycles per token of the choice: each expert once, once before where it has a group, and once more where all of
+    them are summed up."""
+    sums_all = shape.scoring == "softmax" and not shape.normalized
+    return shape.experts * (1 + (shape.groups > 1) + sums_all)
 
 
 def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = MemoryPace()) -> Cycles:

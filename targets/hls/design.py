@@ -54,6 +54,11 @@ class BlockShape:
     scoring: Scoring = "softmax"
     normalized: bool = True
     """Whether weights of a token are divided by their sum over the chosen experts."""
+    groups: int = 1
+    groups_kept: int = 1
+    """Of ``groups`` of experts, those whose experts stay candidates."""
+    group_sum: bool = False
+    """Whether a group is as good as the sum of its two best experts, else as its best."""
     biased_choice: bool = False
     """Whether a bias moves the choice of experts, and not their weights."""
     weight_bits: Literal[4, 8] = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from moec.targets.hls import lint_dataflow, lint_loops, lint_pragmas
+from moec.targets.hls import lint_dataflow, lint_loops, lint_memory, lint_pragmas
 from moec.targets.hls.configuration import read_configuration
 from moec.targets.hls.cpp_source import Source
 from moec.targets.hls.linted import Finding, Linted
@@ -23,6 +23,7 @@ RULES: tuple[Rule, ...] = (
     lint_loops.pipelined_innermost_loops,
     lint_loops.trip_counts,
     lint_loops.cheap_divisions,
+    lint_memory.unconditional_accesses,
     lint_dataflow.simple_regions,
     lint_dataflow.named_channels,
     lint_dataflow.single_producer_and_consumer,

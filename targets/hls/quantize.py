@@ -196,6 +196,9 @@ def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> Block
         shared=block.shared,
         scoring=scoring,
         normalized=block.routing.normalize or block.routing.score == "softmax_topk",
+        groups=block.routing.groups,
+        groups_kept=block.routing.groups_kept if block.routing.groups > 1 else 1,
+        group_sum=block.routing.groups > 1 and block.routing.group_score == "sum_top2",
         biased_choice=block.correction_bias is not None,
         weight_bits=4 if weight_bits == 4 else 8,
         norm="none" if block.norm is None else block.norm.kind,
@@ -208,8 +211,10 @@ def _why_not(block: FloatBlock) -> str | None:
         return f"routers with score {routing.score!r}; the templates have softmax, softmax_topk and sigmoid"
     if routing.selection != "topk" or routing.k > 8:
         return f"selection {routing.selection!r} of {routing.k}; the templates have the largest 1 to 8"
-    if routing.groups > 1 or routing.threshold is not None or routing.capacity > 0:
-        return "groups, thresholds and capacities of a router have no template"
+    if routing.threshold is not None or routing.capacity > 0:
+        return "thresholds and capacities of a router have no template"
+    if routing.groups > 1 and routing.group_score == "sum_top2" and routing.score != "sigmoid":
+        return f"groups by the sum of two scores with score {routing.score!r}; the templates have them for sigmoid"
     if block.correction_bias is not None and routing.score != "sigmoid":
         return f"a bias on the choice with score {routing.score!r}; the templates have it for sigmoid"
     if routing.normalize_epsilon > 1e-5:

@@ -87,9 +87,21 @@ def requantized(sums: Array, multipliers: Multipliers, expert: int, bits: int) -
 def choose(block: QuantizedBlock, logits: Array) -> Array:
     """The experts [T, k] with the largest logits, from large to small, ties to the lower id."""
     choice = logits
-    if block.choice_bias is not None:
-        choice = sigmoids(block, logits) + block.choice_bias
+    if block.choice_bias is not None or block.shape.group_sum:
+        choice = sigmoids(block, logits) + (0 if block.choice_bias is None else block.choice_bias)
+    if block.shape.groups > 1:
+        choice = _in_best_groups(block, choice)
     return np.argsort(-choice, axis=1, kind="stable")[:, : block.shape.slots]
+
+
+def _in_best_groups(block: QuantizedBlock, choice: Array) -> Array:
+    """With the choices of all other groups below any other."""
+    shape = block.shape
+    grouped = np.sort(choice.reshape(len(choice), shape.groups, -1), axis=2)
+    value = grouped[:, :, -2:].sum(axis=2) if shape.group_sum else grouped[:, :, -1]
+    kept = np.zeros(value.shape, bool)
+    np.put_along_axis(kept, np.argsort(-value, axis=1, kind="stable")[:, : shape.groups_kept], True, axis=1)
+    return np.where(kept.repeat(grouped.shape[2], axis=1), choice, np.iinfo(np.int64).min // 2)
 
 
 def weigh(block: QuantizedBlock, logits: Array, chosen: Array) -> Array:

@@ -166,7 +166,7 @@ class HlsTarget:
         steps = quantized.quantized(tokens)
         expected = reference.run(quantized, steps)
         try:
-            loads = scaled_loads(shape, expected.loads[: shape.experts], len(tokens))
+            loads = scaled_loads(shape, expected.loads[: shape.experts].tolist(), len(tokens))
             exploration = explore(shape, self.part, self.options.constraints, loads)
         except UnsupportedError as error:
             raise UnsupportedError(f"{block.name}: {error}") from error

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
+import numpy as np
 import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
@@ -93,8 +94,16 @@ class FunctionBuilder:
             if (weight.shape, weight.dtype) != (shape, dtype):
                 raise ValueError(f"weight {name!r} is {weight.dtype}{weight.shape} and cannot also be {dtype}{shape}")
             return variable
-        variable = relax.Var(identifier(name), relax.TensorType(shape, dtype))
-        self._weights[name] = (variable, Weight(name, shape, dtype, load))
+        return self._add_weight(relax.TensorType(shape, dtype), Weight(name, shape, dtype, load))
+
+    def add_number(self, name: str, load: Callable[[], np.ndarray]) -> relax.Var:
+        if name in self._weights:
+            return self._weights[name][0]
+        return self._add_weight(tvm.ir.PrimType("int64"), Weight(name, (), "int32", load))
+
+    def _add_weight(self, kind: Any, weight: Weight) -> relax.Var:
+        variable = relax.Var(identifier(weight.name), kind)
+        self._weights[weight.name] = (variable, weight)
         return variable
 
     def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:

@@ -19,6 +19,8 @@ from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.c_expressions import in_c
 from moec.targets.tvm.pipeline import Generated, Optimized
 
+HOST_NUMBERS = "moec.host_numbers"
+"""The attribute that says how many of a kernel's parameters, the first ones, are numbers which only the host reads."""
 _COMMENT = {"tir": "#", "llvm": ";", "asm": "#", "cuda": "//", "ptx": "//", "sass": "//", "resources": "//"}
 _NODES_LISTED = 6
 
@@ -31,7 +33,7 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
         given = own.get(before)
         nodes = optimized.nodes[name]
         record = dataclasses.replace(given, name=name) if given else _generic_record(name, nodes)
-        record.parameters = [_parameter(one) for one in functions[name].params]
+        record.parameters = [_parameter(one) for one in _tensors(functions[name])]
         record.launches = generated.launches.get(name, [])
         text = {"tir": _tir_text(name, functions[name])}
         text |= {form: texts.get(name, "") for form, texts in generated.sources.items()}
@@ -83,6 +85,11 @@ def _header(record: KernelRecord, facts: Sequence[str]) -> list[str]:
     ]
 
 
+def _tensors(function: tirx.PrimFunc) -> list[tirx.Var]:
+    """The parameters but for those of the host alone."""
+    return list(function.params)[int(function.attrs.get(HOST_NUMBERS, 0)) :]
+
+
 def _parameter(parameter: tirx.Var) -> TensorSpec:
     if not isinstance(parameter.ty, tirx.BufferType):
         return TensorSpec(parameter.name, str(parameter.ty), ())
@@ -117,7 +124,9 @@ def _says(value: Any) -> bool:
 
 
 def _plain(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    return (", " if any(isinstance(one, str) for one in value) else " x ").join(map(str, value))
 
 
 def _commented(lines: Sequence[str], mark: str) -> str:

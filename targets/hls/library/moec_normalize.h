@@ -77,11 +77,16 @@ measure_each:
                 sum = 0;
                 squares = 0;
             }
+            // Summed up apart, so that only one addition must be done before the next step.
+            ap_int<S::SUM_BITS> step_sum = 0;
+            ap_uint<S::SQUARES_BITS> step_squares = 0;
             for (int i = 0; i < Block::NORM_LANES; i++) {
 #pragma HLS UNROLL
-                if (Block::NORM == LAYER_NORM) sum += step.lane[i];
-                squares += ap_uint<32>(step.lane[i] * step.lane[i]);
+                if (Block::NORM == LAYER_NORM) step_sum += step.lane[i];
+                step_squares += ap_uint<32>(step.lane[i] * step.lane[i]);
             }
+            sum += step_sum;
+            squares += step_squares;
             steps.write(step);
             if (s == S::STEPS - 1) measured.write(measured_of<Block>(sum, squares));
         }

@@ -78,6 +78,27 @@ inline ap_uint<20> reciprocal_of(const ap_uint<attention_sizes<Block>::WEIGHT_SU
     return ap_uint<20>((ap_uint<28>(Block::MIXED_ONE) + (sum >> 1)) / sum);
 }
 
+// Of the first `count` scores, by a tree: a chain of LANES comparisons would take more than a cycle.
+template <class Block>
+inline ap_int<Block::LOGIT_BITS> largest_of(const typename attention_types<Block>::scores_t& scores, int count) {
+#pragma HLS INLINE
+    typedef ap_int<Block::LOGIT_BITS> score_t;
+    score_t best[Block::LANES];
+#pragma HLS ARRAY_PARTITION variable=best complete
+    for (int i = 0; i < Block::LANES; i++) {
+#pragma HLS UNROLL
+        best[i] = i < count ? scores.lane[i] : score_t(score_t(1) << (Block::LOGIT_BITS - 1));
+    }
+    for (int half = Block::LANES / 2; half > 0; half /= 2) {
+#pragma HLS UNROLL
+        for (int i = 0; i < half; i++) {
+#pragma HLS UNROLL
+            if (best[i + half] > best[i]) best[i] = best[i + half];
+        }
+    }
+    return best[0];
+}
+
 // weights: those of a query, LANES keys at a time; reciprocals: what their weighted sum of values is multiplied with.
 template <class Block>
 void weigh_keys(int tokens, hls::stream<typename attention_types<Block>::scores_t>& scores,
@@ -106,20 +127,20 @@ weigh_heads:
             }
             const typename attention_types<Block>::scores_t before = kept[group];
             typename attention_types<Block>::weights_t weight;
+            ap_uint<S::WEIGHT_SUM_BITS> group_sum = 0;  // apart: one addition and one comparison until the next step
             for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
                 const ap_uint<18> term = softmax_term<Block>(i, ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]));
                 const bool exists = group * Block::LANES + i < tokens;
                 weight.lane[i] = exists ? ap_uint<8>((term * ap_uint<8>(255) + (1 << 16)) >> 17) : ap_uint<8>(0);
-                sum += weight.lane[i];
+                group_sum += weight.lane[i];
             }
+            sum += group_sum;
             if (query < tokens) {
                 const typename attention_types<Block>::scores_t given = scores.read();
                 kept[group] = given;
-                for (int i = 0; i < Block::LANES; i++) {
-#pragma HLS UNROLL
-                    if (group * Block::LANES + i < tokens && given.lane[i] > largest) largest = given.lane[i];
-                }
+                const score_t best = largest_of<Block>(given, tokens - group * Block::LANES);
+                if (best > largest) largest = best;
             }
             if (query > 0) {
                 weights.write(weight);

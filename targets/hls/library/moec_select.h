@@ -41,10 +41,10 @@ template <class Block> struct score<Block, SIGMOID> {
 #pragma HLS INLINE
         return sigmoid_of<Block>(lane, logit);
     }
-    // The sigmoid keeps the order of logits, so without a bias it need not be computed.
+    // The sigmoid keeps the order of logits, so where it is not added to something it need not be computed.
     static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int expert) {
 #pragma HLS INLINE
-        if (!Block::BIASED_CHOICE) return logit;
+        if (!Block::BIASED_CHOICE && !Block::GROUP_SUM) return logit;
         return ap_int<20>(sigmoid_of<Block>(Block::SLOTS, logit)) + Block::choice_bias(expert);
     }
 };
@@ -82,17 +82,62 @@ inline typename types<Block>::route_t weigh(const candidate_t<Block> best[Block:
     return route;
 }
 
+// How good a group of experts is: by its best one, or by the sum of its two best.
+template <class Block> struct group_t {
+    ap_int<sizes<Block>::CHOICE_BITS> first, second;
+};
+
+template <class Block> inline void add_to_group(group_t<Block>& group, const ap_int<sizes<Block>::CHOICE_BITS>& choice) {
+#pragma HLS INLINE
+    if (choice > group.first) {
+        group.second = group.first;
+        group.first = choice;
+    } else if (choice > group.second) group.second = choice;
+}
+
+// The GROUPS_KEPT best groups; of equals those that come first.
+template <class Block> inline void keep_best_groups(const group_t<Block> groups[Block::GROUPS], bool kept[Block::GROUPS]) {
+#pragma HLS INLINE
+    const bool SUMS_TWO = Block::GROUP_SUM && Block::EXPERTS > Block::GROUPS;
+    ap_int<sizes<Block>::CHOICE_BITS> value[Block::GROUPS];
+#pragma HLS ARRAY_PARTITION variable=value complete
+    for (int g = 0; g < Block::GROUPS; g++) {
+#pragma HLS UNROLL
+        value[g] = groups[g].first;
+        if (SUMS_TWO) value[g] += groups[g].second;
+    }
+    for (int g = 0; g < Block::GROUPS; g++) {
+#pragma HLS UNROLL
+        int better = 0;
+        for (int h = 0; h < Block::GROUPS; h++) {
+#pragma HLS UNROLL
+            if (value[h] > value[g] || (value[h] == value[g] && h < g)) better++;
+        }
+        kept[g] = better < Block::GROUPS_KEPT;
+    }
+}
+
+// One expert per cycle: first, where there are groups, for how good they are; then for the chain of the best; then, where
+// gates are parts of the softmax of all, for its sum.
 template <class Block>
 void select(int tokens, hls::stream<typename types<Block>::logits_t>& logits,
             hls::stream<typename types<Block>::route_t>& routes) {
     typedef candidate_t<Block> candidate;
     const bool SUMS_ALL = Block::SCORING == SOFTMAX && !Block::NORMALIZED;
-    const int STEPS = (SUMS_ALL ? 2 : 1) * Block::EXPERTS;
+    const int GROUP_STEPS = Block::GROUPS > 1 ? Block::EXPERTS : 0;
+    const int CHOICE_STEPS = GROUP_STEPS + Block::EXPERTS;
+    const int STEPS = CHOICE_STEPS + (SUMS_ALL ? Block::EXPERTS : 0);
+    const ap_int<sizes<Block>::CHOICE_BITS> LEAST = ap_int<sizes<Block>::CHOICE_BITS>(1) << (sizes<Block>::CHOICE_BITS - 1);
     typename types<Block>::logits_t given;
 #pragma HLS ARRAY_PARTITION variable=given.of complete
     candidate best[Block::SLOTS];
 #pragma HLS ARRAY_PARTITION variable=best complete
+    group_t<Block> groups[Block::GROUPS];
+#pragma HLS ARRAY_PARTITION variable=groups complete
+    bool kept[Block::GROUPS];
+#pragma HLS ARRAY_PARTITION variable=kept complete
     ap_uint<26> sum_of_all = 0;
+    ap_uint<8> expert = 0, group = 0, member = 0;
 select_tokens:
     for (int t = 0; t < tokens; t++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
@@ -103,21 +148,30 @@ select_tokens:
                 given = logits.read();
                 for (int j = 0; j < Block::SLOTS; j++) {
 #pragma HLS UNROLL
-                    best[j].choice = ap_int<sizes<Block>::CHOICE_BITS>(1) << (sizes<Block>::CHOICE_BITS - 1);
+                    best[j].choice = LEAST;
                     best[j].logit = 0;
                     best[j].expert = 0;
                 }
+                for (int g = 0; g < Block::GROUPS; g++) {
+#pragma HLS UNROLL
+                    groups[g].first = LEAST;
+                    groups[g].second = LEAST;
+                    kept[g] = true;
+                }
                 sum_of_all = 0;
             }
-            if (i < Block::EXPERTS) {
-                candidate one;
-                one.expert = i;
-                one.logit = given.of[i];
-                one.choice = score<Block, Block::SCORING>::choice(one.logit, i);
-                insert<Block>(best, one);
-            } else {
-                sum_of_all += score<Block, Block::SCORING>::term(Block::SLOTS, given.of[i - Block::EXPERTS], best[0].logit);
-            }
+            if (GROUP_STEPS > 0 && i == GROUP_STEPS) keep_best_groups<Block>(groups, kept);
+            candidate one;
+            one.expert = expert;
+            one.logit = given.of[expert];
+            one.choice = score<Block, Block::SCORING>::choice(one.logit, expert);
+            if (i < GROUP_STEPS) add_to_group<Block>(groups[group], one.choice);
+            else if (i >= CHOICE_STEPS) sum_of_all += score<Block, Block::SCORING>::term(Block::SLOTS, one.logit, best[0].logit);
+            else if (kept[group]) insert<Block>(best, one);
+            const bool last = expert == Block::EXPERTS - 1, last_member = member == Block::EXPERTS / Block::GROUPS - 1;
+            expert = last ? ap_uint<8>(0) : ap_uint<8>(expert + 1);
+            member = last_member ? ap_uint<8>(0) : ap_uint<8>(member + 1);
+            if (last_member) group = last ? ap_uint<8>(0) : ap_uint<8>(group + 1);
             if (i == STEPS - 1) routes.write(weigh<Block>(best, sum_of_all));
         }
     }

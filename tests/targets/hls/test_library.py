@@ -23,14 +23,17 @@ VARIANTS = [
     pytest.param(RouteSpec(2), GELU, {}, {}, id="softmax of all, gelu"),
     pytest.param(RouteSpec(1, "softmax_topk"), RELU, {"width": 24, "hidden": 20}, SMALL, id="top 1, odd sizes"),
     pytest.param(
-        RouteSpec(3, "sigmoid", normalize=True, scale=2.5),
+        RouteSpec(3, "sigmoid", normalize=True, scale=2.5, groups=3, groups_kept=2, group_score="sum_top2"),
         SWIGLU,
-        {"biased_choice": True},
+        {"biased_choice": True, "count": 6},
         SMALL,
-        id="sigmoid, bias, swiglu",
+        id="sigmoid, groups, bias, swiglu",
     ),
     pytest.param(RouteSpec(4, "softmax", normalize=True), CLAMPED, {}, {"hidden_tile": 16}, id="clamped swiglu"),
     pytest.param(RouteSpec(2, "softmax", scale=2.5), SWIGLU, {"shared": 2}, SMALL, id="shared experts"),
+    pytest.param(
+        RouteSpec(2, groups=2, groups_kept=1), RELU, {"count": 8}, {}, id="groups by their best", marks=nightly
+    ),
     pytest.param(
         RouteSpec(2, "sigmoid"),
         GELU,

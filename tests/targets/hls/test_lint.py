@@ -89,6 +89,20 @@ def test_pragmas_that_are_right(pragma, declared):
         (with_statement("int a = i % 3;"), "int a = i % 3;", "cheap-divisions"),
         (with_statement("int a = COUNT / i;"), "int a = COUNT / i;", "cheap-divisions"),
         (with_statement("int a = i / (COUNT - 1);"), "int a = i / (COUNT - 1);", "cheap-divisions"),
+        (
+            source(load=LOAD.replace("words.write", "if (i % 2 == 0) words.write")),
+            "if (i % 2 == 0) words.write(in[i]);",
+            "unconditional-accesses",
+        ),
+        (
+            source(
+                load=LOAD.replace(
+                    "words.write(in[i]);", "int word = 0;\nif (i < 4) {\nword = in[i];\n}\nwords.write(word);"
+                )
+            ),
+            "word = in[i];",
+            "unconditional-accesses",
+        ),
     ],
 )
 def test_rules_about_loops(text, line, rule):
@@ -122,6 +136,8 @@ AT_RUN_TIME = TWICE.replace("i < COUNT", "i < count")
         with_statement("int a = i % 4 + i / COUNT + i / (COUNT / 2) + i % (2 > 1 ? 8 : 3); // i / 3"),
         with_statement(UNROLLED),
         source(twice=UNUSED + TWICE),
+        source(load=LOAD.replace("words.write(in[i]);", "const int word = in[i];\nif (i < COUNT) words.write(word);")),
+        source(load=LOAD.replace("axi_load:", "if (in[0] < 0) return;\naxi_load:")),
         source(twice="int third(int a) {\n#pragma HLS INLINE\n    return a / 3;\n}\n" + TWICE),
     ],
 )

@@ -116,7 +116,7 @@ def test_limits_of_hardware_are_for_hls():
     "change, said",
     [
         ({"score": "relu"}, "score 'relu'"),
-        ({"groups": 2, "groups_kept": 1}, "groups"),
+        ({"groups": 2, "groups_kept": 1, "group_score": "sum_top2"}, "groups by the sum"),
         ({"k": 8, "selection": "all"}, "selection 'all'"),
     ],
 )

@@ -1,0 +1,93 @@
+"""Where one way to compute gives way to the next, by the number of tokens: numbers that the host's part reads.
+
+A crossover is a parameter of the program: the artifact holds an estimate, ``moec tune`` measures it on a GPU, and no
+code changes. Whatever the numbers are, one way is taken: of ways in an order, with a crossover between neighbours, the
+first whose next crossover the number of tokens does not reach.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax, tirx
+
+from moec.runtime.tuning import CROSSOVER
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.launch_conditions import NO_LIMIT, Bound, launch_between
+from moec.targets.tvm.node_lowering import NodeLowering
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossover:
+    """From how many tokens on the next way is taken. ``number``: the program's parameter."""
+
+    name: str
+    number: relax.Var
+    bound: Bound
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRange:
+    """Numbers of tokens: those that reach all of ``reached`` and none of ``missed``."""
+
+    reached: tuple[Crossover, ...] = ()
+    missed: tuple[Crossover, ...] = ()
+
+    def reaching(self, crossover: Crossover) -> TokenRange:
+        """Those of them that reach a crossover too."""
+        return dataclasses.replace(self, reached=(*self.reached, crossover))
+
+    def missing(self, crossover: Crossover) -> TokenRange:
+        """The others."""
+        return dataclasses.replace(self, missed=(*self.missed, crossover))
+
+    @property
+    def numbers(self) -> list[relax.Var]:
+        """What a kernel that :meth:`limited` made takes before its own arguments."""
+        return [one.number for one in (*self.reached, *self.missed)]
+
+    def limited(self, kernel: tirx.PrimFunc, parameter: int) -> tirx.PrimFunc:
+        """The kernel, launched where the first size of that parameter is one of these numbers."""
+        reached, missed = ([one.bound for one in bounds] for bounds in (self.reached, self.missed))
+        return launch_between(kernel, parameter, 0, reached, missed)
+
+    @property
+    def attributes(self) -> dict[str, str | list[str]]:
+        """What the artifact says about a kernel that runs for these numbers, as they are estimated."""
+        least = max((one.bound.estimate for one in self.reached), default=0)
+        most = min((one.bound.estimate - 1 for one in self.missed), default=NO_LIMIT)
+        names = [one.name for one in (*self.reached, *self.missed)]
+        if most == NO_LIMIT:
+            tokens = f"from {least}"
+        else:
+            tokens = f"{least} to {most}" if least else f"up to {most}"
+        return {"tokens": tokens, "crossovers": names} if names else {"tokens": tokens}
+
+
+def ranges_between(crossovers: Sequence[Crossover]) -> list[TokenRange]:
+    """Of each way, where neighbours have these crossovers between them."""
+    ways = range(len(crossovers) + 1)
+    return [TokenRange(tuple(crossovers[:way]), tuple(crossovers[way : way + 1])) for way in ways]
+
+
+def add_crossover(node: NodeLowering, shape: str, way: str, estimate: int, highest: int = NO_LIMIT) -> Crossover:
+    """The crossover to a way; nodes of one ``shape`` share it. It counts as ``highest`` where it is higher."""
+    name = f"{CROSSOVER}{node.machine}.{shape}.{way}"
+    number = node.lowering.add_number(name, lambda: np.array(estimate, np.int32))
+    return Crossover(name, number, Bound(estimate, highest))
+
+
+def shape_of(problems: Sequence[GroupedProblem], slots: int | None) -> str:
+    """What decides the times of products of ``slots`` experts per token, None where that is dynamic."""
+    products = dict.fromkeys(_product(problem) for problem in problems)
+    return f"{'+'.join(products)}.{'any' if slots is None else slots}_per_token"
+
+
+def _product(problem: GroupedProblem) -> str:
+    stored = problem.stored
+    matrix = problem.matrix_dtype if stored is None else f"{stored.element}/{stored.group}"
+    arithmetic = "tf32" if problem.tf32 else problem.dtype
+    sizes = f"{problem.experts}x{problem.inner}x{problem.width}{'x2' if problem.gated else ''}"
+    return f"{arithmetic}.{matrix}.{sizes}"

@@ -1,0 +1,59 @@
+"""Kernels of grouped products in the form of a dense one, and the product of few rows, emulated, against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moec.ir.encodings import WeightFormat, decode, encode
+from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
+from moec.targets.cuda.kernels.gemv import gemv, why_not
+from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat, pack
+
+from .kernel_runner import build
+from .layers import undefined
+
+RANDOM = np.random.default_rng(0)
+HALF = {"dtype": "float16", "matrix_dtype": "float16"}
+KERNELS = {
+    "tiles of 64 rows": (dense_problem(104, 200, block_rows=64, **HALF), grouped_gemm_mma, "sm_80"),
+    "tiles of 128 rows": (dense_problem(64, 136, block_rows=128, **HALF), grouped_gemm_mma, "sm_80"),
+    "for Hopper": (dense_problem(128, 256, block_rows=64, **HALF), grouped_gemm_wgmma, "sm_90a"),
+}
+
+
+def _normal(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_tensor_cores(name):
+    problem, generate, architecture = KERNELS[name]
+    kernel = build(generate(problem, lambda total: total, dense_kernel), architecture)
+    matrix, bias = _normal(1, problem.width, problem.inner).astype(np.float16), _normal(1, problem.width)
+    for rows in (0, 1, 150):
+        x = _normal(rows, problem.inner).astype(np.float16)
+        expected = x.astype(np.float64) @ matrix[0].astype(np.float64).T + bias
+        found = kernel(x, matrix, bias, undefined((rows, problem.width), "float32"))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_few_rows_of_a_quantised_matrix():
+    stored, form = StoredFormat("int4", 32, "float16"), WeightFormat("int4", 32)
+    problem = dense_problem(64, 37, stored=stored)
+    encoded = encode(_normal(37, 64), form, axis=1)
+    packed = [part[None] for part in pack(stored, encoded)]
+    numbers, bias = decode(encoded, form, axis=1), _normal(1, 37)
+    kernel = build(gemv(problem, lambda total: 2 * total))
+    for rows in (0, 1, 7):
+        x = _normal(rows, 64)
+        expected = 2 * (x.astype(np.float64) @ numbers.T + bias)
+        found = kernel(x, *packed, bias, undefined((rows, 37), "float32"))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_few_rows_cannot_be_has_a_reason():
+    assert "no dense product" in why_not(dense_problem(64, 32, gated=True))
+    assert "reads 4 at once" in why_not(dense_problem(66, 32)) and why_not(dense_problem(64, 33)) is None

@@ -8,12 +8,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.errors import MoecError, UnsupportedError
+from moec.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ _ROUNDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Rows per expert, and the seconds of a kernel the first and the second way."""
+    """Rows per expert, and the seconds of a kernel the first and the second way. On a GPU tokens, and the seconds of the
+    model."""
 
     rows: float
     first: float
@@ -34,7 +35,8 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """One crossover: the kernels that read it, its value before and as measured, and the measurements."""
+    """One crossover: the kernels that read it, its value before and as measured, and the measurements. ``rows`` are
+    tokens on a GPU."""
 
     name: str
     kernels: list[str]
@@ -47,13 +49,12 @@ def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step
     """Measure all crossovers, use them in ``compiled``, and keep them for artifacts loaded later on this machine.
 
     Nothing is returned for a model without kernels that have one. Raises MoecError for a model without dynamic sizes,
-    and when the file of measured values cannot be written; UnsupportedError for a model for a GPU.
+    and when the file of measured values cannot be written; UnsupportedError for a model whose GPU is emulated.
     """
     if compiled.target.partition(":")[0] == "cuda":
-        raise UnsupportedError(
-            "kernels for a GPU take their ways by numbers of tokens that are fixed when a model is compiled (moec "
-            "inspect shows them); only programs for a CPU can be tuned"
-        )
+        from moec.tune_gpu import tune_gpu
+
+        return tune_gpu(compiled, progress)
     before = compiled.crossovers
     readers: dict[str, list[str]] = {name: [] for name in before}
     for kernel in compiled.kernels.values():
@@ -62,7 +63,7 @@ def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step
     if not before:
         return []
     points: dict[str, list[Point]] = collections.defaultdict(list)
-    for tokens, inputs in _cases(compiled):
+    for tokens, inputs in cases_of(compiled, TOKENS):
         progress(f"timing with {tokens} tokens")
         first, second = _times_both_ways(compiled, inputs)
         for name, kernels in readers.items():
@@ -88,14 +89,15 @@ def crossover_of(points: list[Point]) -> int:
     return min(candidates, key=cost)
 
 
-def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
+def cases_of(compiled: CompiledModel, tokens: Sequence[int]) -> list[tuple[int, dict[str, np.ndarray]]]:
+    """Random inputs in which dynamic sizes are so many ``tokens``. Raises MoecError for a model without any."""
     from moec.sampling import random_inputs, size_cases
 
-    cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS), dependent=compiled.input_sizes)
-    if len(cases) == 1:
+    cases = size_cases(compiled.inputs, tokens, first_sizes=(1,) * len(tokens), dependent=compiled.input_sizes)
+    if len(cases) == 1 < len(tokens):
         raise MoecError("all sizes of the model's inputs are fixed; expected one to vary the number of rows by")
     inputs = [random_inputs(compiled.inputs, sizes, compiled.input_limits) for sizes in cases]
-    return list(zip(TOKENS, inputs, strict=True))
+    return list(zip(tokens, inputs, strict=True))
 
 
 def _times_both_ways(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> list[dict[str, float]]:

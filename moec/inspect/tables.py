@@ -146,7 +146,7 @@ def tuning_tables(tuned: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
     rows = [
         (one["name"], ", ".join(one["kernels"]), _crossover(one["before"]), _crossover(one["rows"])) for one in tuned
     ]
-    yield _table("Rows from which on kernels take their second way", ("shape", "kernels", "before", "measured"), rows)
+    yield _table("Rows (on a GPU: tokens) from which on kernels take their next way", ("shape", "kernels", "before", "measured"), rows)
 
 
 def _crossover(rows: int) -> str:

@@ -1,13 +1,22 @@
-"""How messages and records call nodes and operators."""
+"""How messages, records and generated code call nodes and operators."""
 
 from __future__ import annotations
 
+import re
+
 import onnx_ir as ir
+
+_UNSAFE = re.compile(r'[\\"]|\*/')
+"""What ends a comment or a string of generated code before its time, or continues it."""
 
 
 def node_name(node: ir.Node) -> str:
-    """The node's name; where it has none that of its first output, or else its operator's type."""
-    return node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
+    """The node's name; where it has none that of its first output, or else its operator's type.
+
+    A model file may hold any text as a name: what would not stay inside a comment of one line becomes ``_``.
+    """
+    name = node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
+    return "".join(one if one.isprintable() else "_" for one in _UNSAFE.sub("_", name))
 
 
 def operator_name(node: ir.Node) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class Executor:
     def time_run(self, values: Mapping[str, Any]) -> float:
         """Run once, kernel by kernel, and return the seconds from when the inputs are there until the results are."""
         arrays = self._check(values)
-        with self._lock, self._device.working(arrays):
+        with self._lock, self._working(arrays):
             use_threads(self.threads)
             tensors = [self._device.place(array) for array in arrays]
             self._device.finish()
@@ -107,6 +108,18 @@ class Executor:
             self._program(tensors, self._weights)
             self._device.finish()
             return time.perf_counter() - start
+
+    def shapes_of_calls(self, values: Mapping[str, Any]) -> list[tuple[str, list[tuple[int, ...]]]]:
+        """Run once and return every call of a kernel in order: its name and the shapes of its tensors."""
+        calls: list[tuple[str, list[tuple[int, ...]]]] = []
+
+        def instrument(_function: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
+            if before and not symbol.startswith(BUILTIN):
+                calls.append((symbol, [tuple(one.shape) for one in arguments if hasattr(one, "data_ptr")]))
+            return NO_INSTRUMENT_ACTION
+
+        self._run_instrumented(values, instrument)
+        return calls
 
     def time_kernels(self, values: Mapping[str, Any]) -> list[tuple[str, float]]:
         """Run once and return (function, seconds) of every call in order; views and allocations are left out."""
@@ -150,20 +163,26 @@ class Executor:
 
     def _call(self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True) -> dict[str, Any]:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
-        try:
-            with self._device.working(arrays, waits=self._waits):
-                results, borrowed = self._compute(arrays, captured)
-                outputs: list[Any] = results if there else [self._device.fetch(tensor) for tensor in results]
-        except (MoecError, MemoryError):
-            raise
-        except Exception as error:
-            raise self._device.explain(error) or _explain(error, self.inputs, arrays) from error
+        with self._working(arrays):
+            results, borrowed = self._compute(arrays, captured)
+            outputs: list[Any] = results if there else [self._device.fetch(tensor) for tensor in results]
         for position, is_borrowed in enumerate(borrowed):
             if there:
                 outputs[position] = handed_out(results[position], arrays, self._device.copy if is_borrowed else None)
             elif is_borrowed:
                 outputs[position] = outputs[position].copy()
         return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
+
+    @contextlib.contextmanager
+    def _working(self, arrays: Sequence[np.ndarray | OnDevice]) -> Iterator[None]:
+        """Inside, the program runs on ``arrays``; errors say what they mean."""
+        try:
+            with self._device.working(arrays, waits=self._waits):
+                yield
+        except (MoecError, MemoryError):
+            raise
+        except Exception as error:
+            raise self._device.explain(error) or _explain(error, self.inputs, arrays) from error
 
     def _compute(self, arrays: Sequence[np.ndarray | OnDevice], captured: bool) -> tuple[list[Any], list[bool]]:
         """The results there, and which of them the caller must not get but a copy of."""

@@ -144,6 +144,10 @@ class CompiledModel:
         """The seconds of one run, without its inputs' way to a GPU and its outputs' way back."""
         return self._executor.time_run(inputs)
 
+    def shapes_of_calls(self, inputs: Mapping[str, Any]) -> list[tuple[str, list[tuple[int, ...]]]]:
+        """Run once and return the (name, shapes of its tensors) of every kernel call in order."""
+        return self._executor.shapes_of_calls(inputs)
+
     @property
     def crossovers(self) -> dict[str, int]:
         """For kernels with two ways to compute: the number of rows from which on each takes the second, by shape. On a

@@ -1,4 +1,4 @@
-"""Dispatch as a node of the graph needs it: in one launch up to about :data:`ONE_LAUNCH_TOKENS` tokens, in three beyond."""
+"""Dispatch as a node of the graph needs it: in one launch up to some number of tokens, in three beyond."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FILLED = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class Tier:
-    """Numbers of tokens, from ``least`` to ``most``, whose pairs are best sorted into blocks of ``rows``: an estimate."""
+    """Numbers of tokens, from ``least`` to ``most``, for which blocks of ``rows`` are best, as far as one can say now."""
 
     rows: int
     least: int

@@ -59,10 +59,8 @@ class TokenRange:
         least = max((one.bound.estimate for one in self.reached), default=0)
         most = min((one.bound.estimate - 1 for one in self.missed), default=NO_LIMIT)
         names = [one.name for one in (*self.reached, *self.missed)]
-        if most == NO_LIMIT:
-            tokens = f"from {least}"
-        else:
-            tokens = f"{least} to {most}" if least else f"up to {most}"
+        limited = f"{least} to {most}" if least else f"up to {most}"
+        tokens = f"from {least}" if most == NO_LIMIT else limited
         return {"tokens": tokens, "crossovers": names} if names else {"tokens": tokens}
 
 

@@ -1,9 +1,10 @@
 """The grouped products of a node, and which of several ways each takes when the program runs.
 
-The number of tokens decides, which the host knows without waiting for the device. Up to about :data:`FEW_TOKENS` tokens
-go pair by pair. More are sorted into blocks of rows, whose height is chosen by how many rows an expert has on average: all
-rows of a block are computed, also those that are padding. Every way is a launch of its own that the host leaves out
-where another is better (:mod:`.crossovers`); all write the same results, up to the order of their sums.
+The number of tokens decides, which the host knows without waiting for the device. Up to :data:`FEW_TOKENS` tokens go
+pair by pair. More are sorted into blocks of rows, whose height is chosen by how many rows an expert has on average: all
+rows of a block are computed, also those that are padding. These are estimates, which ``moec tune`` replaces
+(:mod:`.crossovers`). Every way is a launch of its own that the host leaves out where another is better; all write the
+same results, up to the order of their sums.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def launch_if(
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A number that the host gets: ``estimate`` is about what it is, ``highest`` what it counts as where it is higher."""
+    """A number that the host gets: ``estimate`` is about what it is; it counts as ``highest`` where it is higher."""
 
     estimate: int
     highest: int = NO_LIMIT
@@ -53,8 +53,8 @@ class Bound:
 def launch_between(
     kernel: tirx.PrimFunc, parameter: int, axis: int, reached: Sequence[Bound], missed: Sequence[Bound]
 ) -> tirx.PrimFunc:
-    """The kernel, to be launched only if the size of that parameter's axis is at least each of ``reached`` and below each
-    of ``missed``. These numbers, int64, are its first parameters now."""
+    """The kernel, to be launched only if the size of that parameter's axis is at least each of ``reached`` and below
+    each of ``missed``. These numbers, int64, are its first parameters now."""
     numbers = [tirx.Var("reached", "int64") for _ in reached] + [tirx.Var("missed", "int64") for _ in missed]
     if not numbers:
         return kernel

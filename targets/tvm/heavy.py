@@ -82,8 +82,8 @@ class LoweringContext(Protocol):
         ...
 
     def add_number(self, name: str, load: Callable[[], np.ndarray]) -> relax.Var:
-        """Add an int32 of rank 0 that the host's part of kernels takes by value, as int64, and that may be changed while
-        the program is loaded; it becomes a parameter of ``main``. A second one of the same name is the same."""
+        """Add an int32 of rank 0 that the host's part of kernels takes by value, as int64, and that may be another in
+        every run; it becomes a parameter of ``main``. A second one of the same name is the same."""
         ...
 
     def call_kernel(

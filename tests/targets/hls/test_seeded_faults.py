@@ -97,7 +97,7 @@ def test_one_loader_for_both_products_deadlocks(files):
 def test_an_entry_of_the_chosen_experts_is_not_initialised(files):
     assert "PASS" in simulate_functionally(files, optimization="-O0", poison=True)
     text = files[SELECT].decode()
-    start, last = text.index("best[j].choice = ap_int"), "best[j].expert = 0;\n"
+    start, last = text.index("best[j].choice = LEAST"), "best[j].expert = 0;\n"
     without = {**files, SELECT: (text[:start] + text[text.index(last) + len(last) :]).encode()}
     assert failure(lambda: simulate_functionally(without, optimization="-O0", poison=True)).kind == "mismatch"
 

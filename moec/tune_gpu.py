@@ -1,0 +1,87 @@
+"""Measures the crossovers of a model on the GPU at hand: from how many tokens on the next way to compute is faster.
+
+Around the estimate of each crossover the whole model runs both ways, in turn, launched kernel by kernel: one way may
+take more launches than another, and single kernels, waited for one by one, would not show what these cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import MoecError, UnsupportedError
+from moec.runtime.tuning import store_tuned
+from moec.tune import Point, Tuned, cases_of, crossover_of
+
+if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
+
+_SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2, 4)
+"""Numbers of tokens to measure, as shares of the crossover so far."""
+_ROUNDS = 5
+
+
+def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
+    """What :func:`moec.tune.tune` does for a model on a GPU. Each crossover is measured with those before it as measured
+    and those behind it as they were; so is the order of the result."""
+    if compiled.gpu is None:
+        raise UnsupportedError(
+            "the model runs emulated, which takes other times than a GPU; expected one that was loaded on a GPU"
+        )
+    before = compiled.crossovers
+    kernels = compiled.describe()["kernels"]
+    found: dict[str, Tuned] = {}
+    try:
+        for name, rows in before.items():
+            readers = [one for one in kernels if name in one["attributes"].get("crossovers", ())]
+            progress(f"timing both sides of {name}")
+            points = _points(compiled, name, rows, readers)
+            # Nothing is known about numbers of tokens beyond those measured.
+            measured = min(max(crossover_of(points), math.ceil(points[0].rows)), math.ceil(points[-1].rows) + 1)
+            found[name] = Tuned(name, [one["name"] for one in readers], rows, measured, points)
+            compiled.set_crossovers({name: measured})
+    finally:
+        compiled.set_crossovers(before | {one.name: one.rows for one in found.values()})
+    if found:
+        store_tuned({one.name: one.rows for one in found.values()}, compiled.gpu)
+    return list(found.values())
+
+
+def _points(compiled: CompiledModel, name: str, rows: int, readers: list[dict[str, Any]]) -> list[Point]:
+    """Seconds of the model on both sides of a crossover, by growing numbers of tokens. Raises MoecError where these do
+    not grow with the model's dynamic sizes."""
+    wanted = sorted({max(1, round(share * rows)) for share in _SHARES})
+    points = {}
+    for _, inputs in cases_of(compiled, wanted):
+        tokens = _tokens(compiled, inputs, readers)
+        points[tokens] = Point(tokens, *_times_both_ways(compiled, name, tokens, inputs))
+    if len(points) < len(wanted):
+        raise MoecError(
+            f"the tokens of the layer that reads {name!r} are {sorted(points)} where dynamic sizes are {wanted}; "
+            "expected their number to grow with these"
+        )
+    return [points[tokens] for tokens in sorted(points)]
+
+
+def _tokens(compiled: CompiledModel, inputs: Mapping[str, Any], readers: list[dict[str, Any]]) -> int:
+    """The number that the host compares with a crossover in a run on these inputs."""
+    by_name = {one["name"]: one for one in readers}
+    for name, shapes in compiled.shapes_of_calls(inputs):
+        if name not in by_name:
+            continue
+        size = by_name[name]["launches"][0]["only_if"]["size"]
+        for parameter, shape in zip(by_name[name]["parameters"], shapes, strict=True):
+            if size in parameter["shape"]:
+                return shape[parameter["shape"].index(size)]
+    raise MoecError(f"no call of {', '.join(by_name)} shows the number of tokens; compile the model again")
+
+
+def _times_both_ways(compiled: CompiledModel, name: str, tokens: int, inputs: Mapping[str, Any]) -> tuple[float, float]:
+    """The least seconds where so many tokens do not reach the crossover, and where they do."""
+    best = [math.inf, math.inf]
+    for _ in range(_ROUNDS):
+        for side, crossover in enumerate((tokens + 1, tokens)):
+            compiled.set_crossovers({name: crossover})
+            best[side] = min(best[side], compiled.time_run(inputs))
+    return best[0], best[1]

@@ -25,7 +25,7 @@ _ROUNDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Rows per expert, and the seconds of a kernel the first and the second way. On a GPU tokens, and the seconds of the
+    """Rows per expert, and the seconds of a kernel the first and the second way; on a GPU tokens, and those of the
     model."""
 
     rows: float

@@ -23,8 +23,8 @@ _ROUNDS = 5
 
 
 def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-    """What :func:`moec.tune.tune` does for a model on a GPU. Each crossover is measured with those before it as measured
-    and those behind it as they were; so is the order of the result."""
+    """What :func:`moec.tune.tune` does for a model on a GPU. Each crossover is measured with those before it as they
+    were found, and those behind it as they were before."""
     if compiled.gpu is None:
         raise UnsupportedError(
             "the model runs emulated, which takes other times than a GPU; expected one that was loaded on a GPU"

@@ -146,7 +146,8 @@ def tuning_tables(tuned: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
     rows = [
         (one["name"], ", ".join(one["kernels"]), _crossover(one["before"]), _crossover(one["rows"])) for one in tuned
     ]
-    yield _table("Rows (on a GPU: tokens) from which on kernels take their next way", ("shape", "kernels", "before", "measured"), rows)
+    title = "Rows, or tokens on a GPU, from which on kernels take their next way"
+    yield _table(title, ("shape", "kernels", "before", "measured"), rows)
 
 
 def _crossover(rows: int) -> str:

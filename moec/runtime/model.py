@@ -66,9 +66,9 @@ class CompiledModel:
         self._artifact = artifact
         named = zip(artifact.weight_entries(program), weights, strict=True)
         self._crossovers = {entry.name: array for entry, array in named if is_crossover(entry)}
-        self.gpu = None if device is None else device.gpu
-        """The name of the GPU that it runs on; None for the processor, an emulator included."""
-        if self._crossovers and (device is None or self.gpu is not None):
+        self._device = device
+        # Nothing is known about the times of an emulator.
+        if self._crossovers and (device is None or device.gpu is not None):
             self._write_crossovers(read_tuned(self.gpu))
         self._executor = Executor(
             artifact.object_paths(program),
@@ -104,6 +104,11 @@ class CompiledModel:
     def input_sizes(self) -> dict[str, str]:
         """Named sizes of the inputs that are the sum of others for sensible inputs, such as the length of a mask."""
         return self._artifact.manifest.input_sizes
+
+    @property
+    def gpu(self) -> str | None:
+        """The name of the GPU that it runs on; None for the processor, and where a GPU is emulated."""
+        return None if self._device is None else self._device.gpu
 
     @property
     def threads(self) -> int:

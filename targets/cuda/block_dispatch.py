@@ -8,12 +8,13 @@ from typing import Any
 
 from tvm import relax, tirx
 
-from moec.targets.cuda.crossovers import TokenRange, add_crossover
+from moec.targets.cuda.crossovers import TokenRange, add_crossover, per_token
 from moec.targets.cuda.kernels.dispatch import dispatch, most_blocks
 from moec.targets.cuda.kernels.dispatch_many import chunks_for, count_pairs, place_chunks, scatter_pairs
 from moec.targets.cuda.launch_conditions import NO_LIMIT
 from moec.targets.cuda.moe_kernels import COUNT_PAIRS, DISPATCH, PLACE_CHUNKS, SCATTER_PAIRS
 from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.nodes import static_size
 from moec.targets.tvm.selection import Selection
 
 ONE_LAUNCH_TOKENS = 4096
@@ -24,7 +25,7 @@ _FILLED = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class Tier:
-    """Numbers of tokens, from ``least`` to ``most``, for which blocks of ``rows`` are best, as far as one can say now."""
+    """Numbers of tokens, from ``least`` to ``most``, for which blocks of ``rows`` are best: an estimate."""
 
     rows: int
     least: int
@@ -57,10 +58,10 @@ class Blocks:
 
 class BlockDispatch:
     """Dispatch of one node: the pairs of ``ids`` [T, k] to ``experts``; at most ``pairs`` of them, an int64 expression,
-    have one. Nodes of one ``shape`` share the crossover between its ways."""
+    have one."""
 
-    def __init__(self, node: NodeLowering, experts: int, ids: relax.Expr, pairs: Any, shape: str) -> None:
-        self._node, self._experts, self._ids, self._pairs, self._shape = node, experts, ids, pairs, shape
+    def __init__(self, node: NodeLowering, experts: int, ids: relax.Expr, pairs: Any) -> None:
+        self._node, self._experts, self._ids, self._pairs = node, experts, ids, pairs
 
     def into_blocks(self, tier: Tier, tokens: TokenRange) -> Blocks:
         """Dispatch for ``tokens``, of which ``tier`` is the estimate."""
@@ -71,7 +72,8 @@ class BlockDispatch:
             return Blocks(tier.rows, tokens, *self._node.call(chosen, kernel, arguments, outputs, attributes))
         if tier.least > ONE_LAUNCH_TOKENS:
             return Blocks(tier.rows, tokens, *self._in_three_launches(tier.rows, tokens, outputs))
-        crossover = add_crossover(self._node, self._shape, "three_launches", ONE_LAUNCH_TOKENS + 1)
+        shape = f"{self._experts}.{per_token(static_size(self._ids.ty.shape[1]))}"
+        crossover = add_crossover(self._node, shape, "three_launches", ONE_LAUNCH_TOKENS + 1)
         results = self._in_three_launches(tier.rows, tokens.reaching(crossover), outputs)
         chosen, kernel, arguments, attributes = self._in_one_launch(tier.rows, tokens.missing(crossover))
         results = self._node.call_on_all(chosen, kernel, arguments, results, attributes)

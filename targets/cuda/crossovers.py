@@ -79,13 +79,25 @@ def add_crossover(node: NodeLowering, shape: str, way: str, estimate: int, highe
 
 def shape_of(problems: Sequence[GroupedProblem], slots: int | None) -> str:
     """What decides the times of products of ``slots`` experts per token, None where that is dynamic."""
-    products = dict.fromkeys(_product(problem) for problem in problems)
-    return f"{'+'.join(products)}.{'any' if slots is None else slots}_per_token"
+    kinds, sizes = [_kind(problem) for problem in problems], [_sizes(problem) for problem in problems]
+    if len(set(kinds)) == 1:
+        return f"{kinds[0]}.{'+'.join(sizes)}.{per_token(slots)}"
+    products = (f"{kind}.{size}" for kind, size in zip(kinds, sizes, strict=True))
+    return f"{'+'.join(products)}.{per_token(slots)}"
 
 
-def _product(problem: GroupedProblem) -> str:
+def per_token(slots: int | None) -> str:
+    """How many experts a token has, None where that is dynamic, as a part of a name."""
+    return f"top{'k' if slots is None else slots}"
+
+
+def _kind(problem: GroupedProblem) -> str:
+    """How rows and matrix are stored and multiplied."""
     stored = problem.stored
     matrix = problem.matrix_dtype if stored is None else f"{stored.element}/{stored.group}"
-    arithmetic = "tf32" if problem.tf32 else problem.dtype
-    sizes = f"{problem.experts}x{problem.inner}x{problem.width}{'x2' if problem.gated else ''}"
-    return f"{arithmetic}.{matrix}.{sizes}"
+    rows = "tf32" if problem.tf32 else problem.dtype
+    return rows if matrix == problem.dtype else f"{rows}*{matrix}"
+
+
+def _sizes(problem: GroupedProblem) -> str:
+    return f"{problem.experts}x{problem.inner}x{problem.width}{'x2' if problem.gated else ''}"

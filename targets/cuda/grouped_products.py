@@ -90,7 +90,7 @@ class GroupedProducts:
         ]
         ranges = ranges_between(crossovers)
         self._few = ranges[0] if has_few else None
-        dispatch = BlockDispatch(node, experts, ids, served, shape)
+        dispatch = BlockDispatch(node, experts, ids, served)
         self._blocks = [
             dispatch.into_blocks(tier, tokens) for tier, tokens in zip(tiers, ranges[-len(tiers) :], strict=True)
         ]

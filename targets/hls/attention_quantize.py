@@ -93,7 +93,7 @@ def quantize_attention(
         )
     return QuantizedAttention(
         shape=AttentionShape(most_tokens, block.width, block.heads, block.head_width, block.norm.kind),
-        norm=quantize_norm(block.norm, stream_scale, input_scale),
+        norm=quantize_norm(block.name, block.norm, stream_scale, input_scale),
         input_scale=input_scale,
         query_scale=query_scale,
         key_scale=key_scale,

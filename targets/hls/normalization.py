@@ -10,6 +10,7 @@ channel follow, exactly as one integer multiplier and one addend.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ ROOT_ENTRIES, ROOT_FIRST = 2048, 512
 """Places of the table of inverse roots; those before the first are never asked for."""
 FRACTION_BITS = 12
 """Of a normalised number, before its channel's scale: it is at most the root of the number of channels."""
-_MOST_MULTIPLIER = (1 << (MULTIPLIER_BITS - 1)) - 1
+_MOST_MULTIPLIER, _MOST_BIAS = (1 << (MULTIPLIER_BITS - 1)) - 1, (1 << 31) - 1
+_MOST_SHIFT = 30
+"""So that half of what is shifted away is no larger than a bias."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,24 +73,30 @@ class QuantizedNorm:
         return np.clip(results, -128, 127)
 
 
-def quantize_norm(norm: FloatNorm, stream_scale: float, input_scale: float) -> QuantizedNorm:
-    """For an int16 stream with ``stream_scale`` and int8 results with ``input_scale``.
+def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: float) -> QuantizedNorm:
+    """For an int16 stream with ``stream_scale`` and int8 results with ``input_scale``; ``name`` is the block's.
 
     Raises UnsupportedError where an integer of the hardware cannot hold a weight, bias or epsilon.
     """
     width = len(norm.weight)
     scales = norm.weight.astype(np.float64) / input_scale / (1 << FRACTION_BITS)
-    largest = max(float(np.abs(scales).max()), 2.0**-40)
-    shift = int(np.floor(np.log2(_MOST_MULTIPLIER / largest)))
-    biases = np.round(norm.bias.astype(np.float64) / input_scale * 2.0**shift)
+    biases = norm.bias.astype(np.float64) / input_scale
+    largest = max(
+        float(np.abs(scales).max()) / _MOST_MULTIPLIER, float(np.abs(biases).max()) / _MOST_BIAS, 2.0**-_MOST_SHIFT
+    )
+    shift = math.floor(-math.log2(largest))
     epsilon = max(1, round(norm.epsilon * (width / stream_scale) ** 2))
-    if not 1 <= shift <= 40 or np.abs(biases).max() >= 1 << 31:
-        raise UnsupportedError(f"a normalisation with weights up to {np.abs(norm.weight).max():.3g} and biases up to "
-                               f"{np.abs(norm.bias).max():.3g} does not fit into 16 and 32 bits")  # fmt: skip
+    if shift < 1:
+        raise UnsupportedError(
+            f"{name}: a normalisation with weights up to {np.abs(norm.weight).max():.3g} and biases up to "
+            f"{np.abs(norm.bias).max():.3g} does not fit into 16 and 32 bits"
+        )
     if epsilon >= 1 << (31 + 2 * bits_for(width)):
-        raise UnsupportedError(f"epsilon {norm.epsilon:.3g} of a normalisation is above all variances of int16")
+        raise UnsupportedError(f"{name}: epsilon {norm.epsilon:.3g} of a normalisation is above all variances of int16")
     multipliers = np.round(scales * 2.0**shift).astype(np.int64)
-    return QuantizedNorm(norm.kind, stream_scale, multipliers, biases.astype(np.int64), shift, epsilon)
+    return QuantizedNorm(
+        norm.kind, stream_scale, multipliers, np.round(biases * 2.0**shift).astype(np.int64), shift, epsilon
+    )
 
 
 def stream_scale_for(*tensors: Array) -> float:

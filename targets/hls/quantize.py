@@ -150,7 +150,7 @@ def quantize(
     if block.norm is not None:
         stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results * block.routing.scale)
         result_scale = stream_scale / block.routing.scale
-        norm = quantize_norm(block.norm, stream_scale, input_scale)
+        norm = quantize_norm(block.name, block.norm, stream_scale, input_scale)
     limit = block.experts.limit
     return QuantizedBlock(
         shape=shape,

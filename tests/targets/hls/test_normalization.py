@@ -30,7 +30,7 @@ def both(norm, tokens):
     expected = norm.run(tokens)
     stream, scale = stream_scale_for(tokens), scale_for(expected, 8)
     steps = np.round(tokens / stream).astype(np.int64)
-    return expected, quantize_norm(norm, stream, scale).run(steps) * scale
+    return expected, quantize_norm("block", norm, stream, scale).run(steps) * scale
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
@@ -59,10 +59,20 @@ def test_tokens_without_variance_become_the_bias():
     assert signal_to_noise(expected, found) > 30
 
 
+@pytest.mark.parametrize("factor", [1e-4, 0.01, 100])
+def test_biases_much_larger_or_smaller_than_weights(factor):
+    norm = norm_of("layer", 64)
+    norm = dataclasses.replace(norm, weight=norm.weight * np.float32(factor))
+    expected, found = both(norm, np.random.default_rng(3).normal(size=(20, 64)).astype(np.float32))
+    assert signal_to_noise(expected, found) > 35
+
+
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_extremes_of_int16(kind):
     steps = np.array([[-32768] * 8, [32767] * 8, [32767, -32768] * 4, [0] * 7 + [32767], [0] * 8])
-    found = quantize_norm(FloatNorm(kind, np.ones(8, np.float32), np.zeros(8, np.float32), 0.0), 1.0, 1 / 32).run(steps)
+    found = quantize_norm(
+        "block", FloatNorm(kind, np.ones(8, np.float32), np.zeros(8, np.float32), 0.0), 1.0, 1 / 32
+    ).run(steps)
     level = [0] * 8 if kind == "layer" else [-32] * 8
     assert found[0].tolist() == level
     assert found[1].tolist() == [-number for number in level]
@@ -88,7 +98,7 @@ def test_the_table_of_inverse_roots():
 def test_numbers_that_no_integer_can_say(change, message):
     norm = dataclasses.replace(FloatNorm("rms", np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5), **change)
     with pytest.raises(UnsupportedError, match=message):
-        quantize_norm(norm, 1e-3, 0.02)
+        quantize_norm("block", norm, 1e-3, 0.02)
 
 
 NORMALIZED = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import runpy
 import types
+from typing import Any
 
 import onnx
 import pytest
@@ -83,6 +84,15 @@ def test_memory_chains_both_projects(export, tmp_path):
         results = [simulate_timed(files, fifo_depths=depth) for depth in (None, 1)]
         assert all("PASS: 9 tokens" in result.output for result in results)
     assert signal_to_noise(expected, found) > 20
+    assert host_of(attention)["tokens_in"](export.sample(small(export))[0]) == attention["data/tokens.bin"]
+    assert signal_to_noise(expected, host_of(moe)["tokens_out"](moe["data/outputs.bin"], 9)) > 20
+
+
+def host_of(files: dict[str, bytes]) -> dict[str, Any]:
+    """The functions of a project's ``host.py``."""
+    found: dict[str, Any] = {}
+    exec(files["host.py"], found)
+    return found
 
 
 @pytest.mark.nightly
@@ -90,7 +100,8 @@ def test_a_block_of_the_size_of_m3vit(export, tmp_path):
     attention, moe, expected, found = chain(export, export.Sizes(), tmp_path, {"norm_lanes": 16}, {"router_lanes": 16})
     assert attention["data/outputs.bin"] == moe["data/tokens.bin"]
     results = [simulate_timed(files, memory_latency=0) for files in (attention, moe)]
-    assert all("PASS: 197 tokens" in result.output for result in results)
+    narrow = [simulate_timed(files, fifo_depths=1) for files in (attention, moe)]
+    assert all("PASS: 197 tokens" in result.output for result in (*results, *narrow))
     bounds = [197 * 3 * 192 * 192 // 16**2, 197 * 4 * 192 * 768 // 16**2]
     assert [bound / result.cycles > 0.95 for bound, result in zip(bounds, results, strict=True)] == [True, True]
     assert signal_to_noise(expected, found) > 20

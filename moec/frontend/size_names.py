@@ -1,0 +1,53 @@
+"""Names of dynamic sizes, made such that passes can compute with them.
+
+To ONNX the name of a size is any text; to passes it is an expression, for exporters write ``past + 1`` too. So
+``batch-size`` would be a difference of two sizes that no input has, and ``batch size`` no expression at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+_NAME = re.compile(r"[^\W\d][\w.]*")
+
+
+def name_sizes(model: ir.Model) -> None:
+    """Sizes that are neither a name nor an expression of such names get one: ``batch-size`` becomes ``batch_size``."""
+    values = [value for value in _values(model) if value.shape is not None]
+    texts = {dim.value for value in values for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)} - {None}
+    names = {text for text in texts if _NAME.fullmatch(text)}
+    renamed: dict[str, str] = {}
+    for text in sorted(texts - names):
+        if not _is_expression(text, names):
+            renamed[text] = _unused(re.sub(r"\W+", "_", f"size_{text}" if text[:1].isdigit() else text), names)
+            names.add(renamed[text])
+    for value in values if renamed else ():
+        value.shape = ir.Shape([_renamed(dim, renamed) for dim in value.shape or ()])
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.inputs
+        for node in graph:
+            yield from node.outputs
+
+
+def _is_expression(text: str, names: set[str]) -> bool:
+    try:
+        parsed = ir.SymbolicDim(text)._expr
+    except (ValueError, ZeroDivisionError):
+        return False
+    return parsed is not None and all(symbol.name in names for symbol in parsed.free_symbols)
+
+
+def _unused(name: str, names: set[str]) -> str:
+    while name in names:
+        name += "_"
+    return name
+
+
+def _renamed(dim: int | ir.SymbolicDim, renamed: dict[str, str]) -> int | str | None:
+    return dim if isinstance(dim, int) else renamed.get(dim.value or "", dim.value)

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend import external_data, operators, opset
+from moec.frontend.size_names import name_sizes
 from moec.ir import dialect
 
 
@@ -26,6 +27,7 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     """
     model, where = _read(source)
     _inline_functions(model, where)
+    name_sizes(model)
     operators.check_types(model, where)
     _drop_initializers_from_inputs(model)
     try:

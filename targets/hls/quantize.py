@@ -31,6 +31,8 @@ _CLIPPING = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Candidates for the largest number that a scale reaches, as parts of the largest one met."""
 _HEADROOM = 1.25
 """Results may grow beyond those of the calibration data by this before they saturate."""
+_MOST_BIAS, _MOST_ROUTER_BIAS = 1 << 20, 1 << 30
+"""In steps of the sums that they are added to."""
 _MOST_OFFSET = 384
 """Of what is added to the up projection, in its quantisation steps: the sum fits into 10 bits."""
 
@@ -133,7 +135,10 @@ def quantize(
         raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
     seen = block.run(tokens)
     input_scale = scale_for(seen.inputs, 8)
-    router_scale = _step(np.abs(block.router).max(), 16)
+    router_scale = max(
+        _step(np.abs(block.router).max(), 16),
+        float(np.abs(block.router_bias).max()) / (input_scale * _MOST_ROUTER_BIAS),
+    )
     logit_scale = input_scale * router_scale
     gate_scale = scale_for(seen.up if seen.gate is None else seen.gate, 8)
     offset = block.experts.up_offset
@@ -219,7 +224,7 @@ def _why_not(block: FloatBlock) -> str | None:
         return f"a bias on the choice with score {routing.score!r}; the templates have it for sigmoid"
     if routing.normalize_epsilon > 1e-5:
         return f"normalize_epsilon {routing.normalize_epsilon}; the templates divide by the sum itself"
-    if block.shared and not 0.5 < routing.scale <= GATE_ONE:
+    if block.shared and not 0 < round(GATE_ONE / routing.scale) < 2 * GATE_ONE:
         return (
             f"shared experts beside routed ones that are scaled by {routing.scale}; the gate 1 / scale must be below 2"
         )
@@ -256,6 +261,8 @@ def project(weights: Array, biases: Array, input_scale: float, bits: int) -> Pro
     """``weights`` [E, out, in] and ``biases`` [E, out] of inputs in steps of ``input_scale``."""
     largest = np.abs(weights).max(axis=2)
     scales = np.where(largest > 0, largest, 1.0) / ((1 << (bits - 1)) - 1)
+    # A unit that training switched off has weights near 0, but a bias that must fit all the same.
+    scales = np.maximum(scales, np.abs(biases) / (input_scale * _MOST_BIAS))
     sums = input_scale * scales
     quantized = np.round(weights / scales[..., None]).astype(np.int8)
     return Projection(quantized, np.round(biases / sums).astype(np.int64), scales)

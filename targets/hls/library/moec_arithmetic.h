@@ -32,9 +32,10 @@ inline ap_int<BITS> saturate(const ap_int<WIDE>& value) {
 template <int BITS, int SHIFT, int WIDE>
 inline ap_int<BITS> requantize(const ap_int<WIDE>& value, const ap_uint<16>& multiplier) {
 #pragma HLS INLINE
-    ap_int<WIDE + 18> product = value * ap_int<17>(multiplier);
-    product += ap_int<WIDE + 18>(1) << (SHIFT - 1);
-    return saturate<BITS, WIDE + 18>(product >> SHIFT);
+    const int PRODUCT_BITS = WIDE + 18 > SHIFT + 2 ? WIDE + 18 : SHIFT + 2;  // that hold the half as well
+    ap_int<PRODUCT_BITS> product = value * ap_int<17>(multiplier);
+    product += ap_int<PRODUCT_BITS>(1) << (SHIFT - 1);
+    return saturate<BITS, PRODUCT_BITS>(product >> SHIFT);
 }
 
 // The dot products of LANES inputs with two rows of weights, which begin at row0 and row1 of a word. Both weights of a

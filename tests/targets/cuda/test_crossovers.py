@@ -1,0 +1,189 @@
+"""Crossovers between ways to compute: numbers that may change while a program is loaded, kept by GPU."""
+
+from __future__ import annotations
+
+import types
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import moec
+from moec import tune_gpu
+from moec.errors import MoecError, UnsupportedError
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.ir.semantics import moe
+from moec.runtime.artifact import open_artifact
+from moec.runtime.devices import device_of
+from moec.runtime.model import CompiledModel
+from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned
+from moec.targets.cuda import block_dispatch, nvcc
+from moec.tune import tune
+
+from ..node_models import node_model
+
+E, k, d, f = 2, 2, 128, 64
+ROUTE = RouteSpec(k=k, normalize=True)
+SHAPE = f"crossover.sm_80.bfloat16.{E}x{d}x{f}x2+{E}x{f}x{d}.top{k}.blocks_of_"
+LAUNCHES = f"crossover.sm_80.{E}.top{k}.three_launches"
+ESTIMATES = {f"{SHAPE}16": 17, f"{SHAPE}64": 49, f"{SHAPE}128": 97, LAUNCHES: 101}
+WAYS = {
+    "pairs": "moe_grouped_gemv",
+    "16": "moe_grouped_gemm_mma",
+    "64": "moe_grouped_gemm_mma_2",
+    "128": "moe_grouped_gemm_mma_3",
+}
+"""The kernel of each way that computes the first product."""
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    random = np.random.default_rng(1)
+    up, down = random.standard_normal((E, 2 * f, d)) / 11, random.standard_normal((E, d, f)) / 8
+    return {"up": up.astype(ml_dtypes.bfloat16), "down": down.astype(ml_dtypes.bfloat16)}
+
+
+@pytest.fixture(scope="module")
+def path(weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("crossovers") / "art"
+    feeds = {name: np.zeros((1, size), ml_dtypes.bfloat16) for name, size in (("x", d), ("logits", E))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvcc, "find_tool", lambda _name: None)
+        patch.setattr(block_dispatch, "ONE_LAUNCH_TOKENS", 100)
+        model = node_model("MoE", feeds, weights, ROUTE, ExpertsSpec())
+        moec.compile(model, target="cuda", output=path, emulate=True)
+    return path
+
+
+@pytest.fixture
+def load(path):
+    """Loads the model on an emulated GPU that has a name."""
+
+    def load(gpu: str = "a GPU") -> CompiledModel:
+        artifact = open_artifact(path)
+        device = device_of(artifact, emulate=True)
+        device.driver = types.SimpleNamespace(gpus=lambda: [types.SimpleNamespace(name=gpu)])
+        return CompiledModel(artifact, device=device)
+
+    return load
+
+
+def inputs_of(T: int, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    x, logits = random.standard_normal((T, d)), random.standard_normal((T, E))
+    return {"x": x.astype(ml_dtypes.bfloat16), "logits": logits.astype(ml_dtypes.bfloat16)}
+
+
+def launched(model: CompiledModel, T: int) -> set[str]:
+    """The kernels that compute something; the numbers of every call are others, or memory might hold them already."""
+    launched.calls += 1
+    memory: dict[str, list[bytes]] = {}
+    found: set[str] = set()
+
+    def before(name, arguments):
+        memory[name] = [one.array.tobytes() for one in arguments]
+
+    def after(name, arguments):
+        if memory[name] != [one.array.tobytes() for one in arguments]:
+            found.add(name)
+
+    model.watch_kernels(inputs_of(T, launched.calls), after, before)
+    return found
+
+
+launched.calls = 0
+
+
+def test_the_artifact_holds_estimates(load):
+    assert load().crossovers == ESTIMATES
+    kernel = next(one for one in load().describe()["kernels"] if one["name"] == WAYS["16"])
+    assert kernel["attributes"]["crossovers"] == [f"{SHAPE}16", f"{SHAPE}64"]
+    assert kernel["parameters"][0]["name"] == "rows", "the numbers are the host's alone"
+
+
+@pytest.mark.parametrize(
+    ("crossovers", "way"),
+    [
+        ((NEVER, NEVER, NEVER), "pairs"),
+        ((20, NEVER, NEVER), "16"),
+        ((21, ALWAYS, ALWAYS), "pairs"),
+        ((ALWAYS, 20, 21), "64"),
+        ((ALWAYS, ALWAYS, ALWAYS), "128"),
+        ((ALWAYS, 21, ALWAYS), "16"),
+    ],
+)
+def test_one_way_is_taken_whatever_the_numbers_are(load, weights, crossovers, way):
+    model = load()
+    model.set_crossovers(dict(zip(list(ESTIMATES)[:3], crossovers, strict=True)))
+    assert launched(model, 20) & set(WAYS.values()) == {WAYS[way]}
+    given = inputs_of(20)
+    expected = moe(ROUTE, ExpertsSpec(), given["x"], given["logits"], None, **weights, dtype=np.float64)
+    np.testing.assert_allclose(model.run(given)["y"].astype(np.float64), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("crossover", "one"), [(21, True), (20, False)])
+def test_dispatch_follows_its_own_crossover(load, crossover, one):
+    model = load()
+    model.set_crossovers({**dict.fromkeys(ESTIMATES, ALWAYS), LAUNCHES: crossover})
+    found = launched(model, 20)
+    assert any(name.startswith("moe_dispatch") for name in found) == one
+    assert ("moe_scatter_pairs" in found) == (not one)
+
+
+def test_pair_by_pair_has_a_limit(load):
+    model = load()
+    model.set_crossovers({f"{SHAPE}16": NEVER, f"{SHAPE}64": NEVER})
+    assert launched(model, 128) & set(WAYS.values()) == {WAYS["pairs"]}
+    assert launched(model, 129) & set(WAYS.values()) == {WAYS["16"]}
+
+
+def test_measured_numbers_are_used_on_the_gpu_they_were_measured_on(load, path, monkeypatch):
+    """Times are those of a stand-in, to which 16 rows are never worth a block, and which launches at no cost."""
+    monkeypatch.setattr(tune_gpu, "_SHARES", (0.8, 1, 1.2))
+    model = load()
+
+    def seconds(inputs):
+        T, now = len(inputs["x"]), model.crossovers
+        if T >= now[LAUNCHES]:
+            return 1.0
+        if T < now[f"{SHAPE}16"]:
+            return 5.0
+        return 7.0 if T < now[f"{SHAPE}64"] else 4.0 if T < now[f"{SHAPE}128"] else 3.0 + 2 * (T < 97)
+
+    monkeypatch.setattr(model, "time_run", seconds)
+    tuned = tune(model)
+    expected = {f"{SHAPE}16": 21, f"{SHAPE}64": 39, f"{SHAPE}128": 97, LAUNCHES: 81}
+    assert {one.name: one.rows for one in tuned} == expected
+    assert {one.name: one.before for one in tuned} == ESTIMATES
+    assert all(WAYS["128"] in one.kernels for one in tuned[:3]) and "moe_scatter_pairs" in tuned[3].kernels
+    assert model.crossovers == load().crossovers == read_tuned("a GPU") == expected
+    assert load("another GPU").crossovers == moec.load(path, emulate=True).crossovers == ESTIMATES
+    assert WAYS["64"] in launched(load(), 40) and WAYS["64"] not in launched(load("another GPU"), 40)
+
+
+def test_what_was_measured_for_other_models_and_processors_does_not_count(load):
+    store_tuned({f"{SHAPE}16": 5})
+    store_tuned({"crossover.sm_80.another": 5}, "a GPU")
+    assert load().crossovers == ESTIMATES
+
+
+@pytest.mark.parametrize(
+    ("gpu", "rows", "error", "message"),
+    [
+        (None, 20, UnsupportedError, "runs emulated, which takes other times than a GPU; expected one"),
+        ("a GPU", 1, MoecError, r"are \[1\] where dynamic sizes are \[2, 4"),
+    ],
+)
+def test_what_cannot_be_tuned_stays_as_it_was(load, monkeypatch, gpu, rows, error, message):
+    model = load()
+    monkeypatch.setattr(CompiledModel, "gpu", gpu)
+    monkeypatch.setattr(tune_gpu, "_tokens", lambda *_arguments: rows)
+    monkeypatch.setattr(model, "time_run", lambda _inputs: 1.0)
+    with pytest.raises(error, match=message):
+        tune(model)
+    assert model.crossovers == ESTIMATES and read_tuned("a GPU") == {}

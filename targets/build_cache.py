@@ -19,7 +19,7 @@ def cached(kind: str, name: str, make: Callable[[pathlib.Path], None]) -> pathli
 
     ``name`` has to change with whatever the contents depend on. ``make`` is called with the path that it has to write;
     the file gets its name when it is complete, so that processes may make the same file at the same time. The files
-    that were not asked for the longest are forgotten.
+    that were not asked for the longest are forgotten; who has one open keeps it.
 
     Raises MoecError where the cache cannot be written, and what ``make`` raises.
     """

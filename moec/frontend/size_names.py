@@ -16,10 +16,11 @@ def name_sizes(model: ir.Model) -> None:
     """Sizes that are neither a name nor an expression of such names get one: ``batch-size`` becomes ``batch_size``."""
     values = [value for value in _values(model) if value.shape is not None]
     texts = {dim.value for value in values for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)} - {None}
-    names = {text for text in texts if _names_in(text) == {text}}
+    found = {text: _names_in(text) for text in sorted(texts)}
+    names = {text for text, inside in found.items() if inside == {text}}
     renamed: dict[str, str] = {}
-    for text in sorted(texts - names):
-        if not _names_in(text) <= names:
+    for text, inside in found.items():
+        if inside is None or not inside <= names:
             renamed[text] = _unused(re.sub(r"\W+", "_", f"size_{text}" if text[:1].isdigit() else text), names)
             names.add(renamed[text])
     for value in values if renamed else ():
@@ -33,13 +34,13 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
             yield from node.outputs
 
 
-def _names_in(text: str) -> set[str]:
-    """The names in an expression; of what is none, something that no size is called."""
+def _names_in(text: str) -> set[str] | None:
+    """The names in an expression; None where the text is none."""
     try:
         parsed = ir.SymbolicDim(text)._expr
     except (ValueError, ZeroDivisionError):
-        return {f"not an expression: {text}"}
-    return set() if parsed is None else {symbol.name for symbol in parsed.free_symbols}
+        return None
+    return None if parsed is None else {symbol.name for symbol in parsed.free_symbols}
 
 
 def _unused(name: str, names: set[str]) -> str:

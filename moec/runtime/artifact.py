@@ -4,6 +4,7 @@
     objects/        object files, linked in memory when loaded
     device/         code for a GPU, by its architecture
                     (with several architectures, objects/ and src/ have a folder for each)
+    projects/       in place of these, for an FPGA: sources that another tool builds
     weights.bin     the constants in the kernels' layouts, page-aligned: mapped, or copied into huge pages
     ir/             the model after each stage, as text
     src/            what was generated: TIR, LLVM IR, assembly, CUDA C

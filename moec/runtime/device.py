@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +126,7 @@ class Gpu:
     ) -> None:
         self._module_loader, self.driver, self.architecture = module_loader, driver, architecture
 
-    @functools.cached_property
+    @property
     def gpu(self) -> str | None:
         return None if self.driver is None else self.driver.gpus()[0].name
 

@@ -89,11 +89,11 @@ class Manifest:
     """Everything about an artifact but the bytes of its files.
 
     ``programs`` are for different architectures, oldest first; ``weights`` are of all of them. An artifact for an FPGA
-    has ``projects`` in their place. ``threads`` is how many
-    a program runs with unless told otherwise; None means every available core. ``input_limits`` says below which value
-    an integer input must stay (token ids: the vocabulary), where that is known; ``input_sizes`` which named sizes are
-    the sum of others (past and new tokens: the attention mask). ``moe_blocks``, ``stages`` and ``remarks`` are plain
-    data for people. ``losses``: what passes that round weights cost each layer.
+    has ``projects`` in their place. ``threads`` is how many a program runs with unless told otherwise; None means every
+    available core. ``input_limits`` says below which value an integer input must stay (token ids: the vocabulary),
+    where that is known; ``input_sizes`` which named sizes are the sum of others (past and new tokens: the attention
+    mask). ``moe_blocks``, ``stages`` and ``remarks`` are plain data for people. ``losses``: what passes that round
+    weights cost each layer.
     """
 
     moec_version: str

@@ -36,7 +36,7 @@ class Calibration:
 
 
 def run_floats(model: ir.Model, blocks: Sequence[Replaceable], inputs: Mapping[str, Array]) -> Calibration:
-    """The model as it is. Raises InputError naming an input that is missing, unknown or of another shape."""
+    """The model as it is. Raises InputError naming an input that is missing, unknown, misshapen or not finite."""
     feeds = feeds_of(model, inputs)
     results = evaluate(model, feeds, [*(block.tokens for block in blocks), *model.graph.outputs])
     tokens, outputs = results[: len(blocks)], results[len(blocks) :]
@@ -67,6 +67,9 @@ def feeds_of(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Arr
     if unknown:
         raise InputError(f"calibration data has {sorted(unknown)[0]!r}; the model takes {', '.join(known)}")
     InputCheck(tensor_specs(given))(inputs)
+    for name, array in inputs.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise InputError(f"calibration data for {name!r} has numbers that are not finite; leave them out")
     return {value: np.asarray(inputs[name]) for name, value in known.items()}
 
 

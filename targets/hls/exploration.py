@@ -34,6 +34,8 @@ HIDDEN_TILES = (16, 32, 64, 128, 256)
 ROUTER_LANES = (1, 2, 4, 8, 16, 32)
 WEIGHT_FIFOS = (32, 128)
 """Beats: one fits into LUT RAM, the other holds two bursts."""
+_MOST_MEGAHERTZ = 891
+"""Of a DSP48E2 in the fastest speed grade of UltraScale+ (DS925 and DS926, DSP48 switching characteristics)."""
 _AS_FAST, _AS_SMALL = 1.01, 1.05
 """What estimates cannot tell from 1: of cycles, and of LUTs."""
 _FAST_ENOUGH = 1.05
@@ -59,6 +61,14 @@ class Constraints:
     clock_megahertz: float | None = None
     memory_share: float = 1.0
     use_uram: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UnsupportedError for a clock that no part has, and for no share of the memory."""
+        clock = self.clock_megahertz
+        if clock is not None and not 0 < clock <= _MOST_MEGAHERTZ:
+            raise UnsupportedError(f"a clock of {clock:g} MHz: a DSP48E2 runs with at most {_MOST_MEGAHERTZ} MHz")
+        if not 0 < self.memory_share <= 1:
+            raise UnsupportedError(f"a share of {self.memory_share:g} of the memory: expected more than 0, up to 1")
 
     def limits(self, part: Part) -> Resources:
         """No number of a user's makes a part larger."""

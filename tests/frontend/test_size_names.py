@@ -22,7 +22,6 @@ def shapes_of(model):
         ("?", "_"),
         ("2x", "size_2x"),
         ("a\n*/", "a_"),
-        ("max", "max_"),
     ],
 )
 def test_what_is_no_name_gets_one_wherever_it_stands(text, name):

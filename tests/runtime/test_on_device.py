@@ -254,6 +254,17 @@ def test_the_graph_that_was_not_used_for_the_longest_goes(captured, monkeypatch)
     assert [call for call in driver.calls if call.startswith("forget")] == ["forget 2"]
 
 
+def test_other_crossovers_are_captured_anew(captured):
+    """The host reads them at capture alone."""
+    compiled, driver = captured
+    for _ in range(2):
+        compiled.run(inputs())
+    compiled.set_crossovers({})
+    compiled.run(inputs())
+    calls = [call for call in driver.calls if "copy" not in call]
+    assert calls[-4:] == ["launch 1 on stream 0", "forget 1", "capture stream 7", "launch 2 on stream 0"]
+
+
 def test_a_run_that_fails_while_captured_leaves_nothing_behind(captured, monkeypatch):
     compiled, driver = captured
     compiled.run(inputs())

@@ -36,6 +36,13 @@ def test_other_processors_have_other_files(monkeypatch):
     assert read_tuned() == {}
 
 
+def test_every_kind_of_gpu_has_a_file(monkeypatch):
+    store_tuned({"crossover.a": 4}, "a GPU")
+    assert read_tuned() == read_tuned("another GPU") == {}
+    monkeypatch.setattr(tuning, "cpu_name", lambda: "another")
+    assert read_tuned("a GPU") == {"crossover.a": 4}
+
+
 def test_without_a_cache_folder_of_ones_own(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification says to ignore it
     assert tuning_file().is_relative_to(pathlib.Path.home() / ".cache" / "moec")
@@ -66,5 +73,6 @@ def test_processes_that_write_at_once_lose_nothing(cache):
 
 def test_a_weight_of_that_name_and_another_shape_is_none():
     assert is_crossover(WeightEntry("crossover.a", "int32", (1,), 0, 4))
+    assert is_crossover(WeightEntry("crossover.a", "int32", (), 0, 4))
     assert not is_crossover(WeightEntry("crossover.a", "int32", (0,), 0, 0))
     assert not is_crossover(WeightEntry("up.crossover", "int32", (1,), 0, 4))

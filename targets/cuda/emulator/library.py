@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -10,14 +9,15 @@ import os
 import pathlib
 import platform
 import re
-import secrets
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.machine import cpu_features, cpu_name
+from moec.targets.build_cache import cached
 from moec.targets.cuda.emulator.entry_points import entry_point
 from moec.targets.cuda.emulator.kernels import find_kernels, place_shared_memory
 from moec.targets.cuda.emulator.launch import Launch
@@ -43,8 +43,6 @@ _POISON = "-ftrivial-auto-var-init=pattern"
 """Variables that a kernel does not initialise hold nonsense, not what happens to be there. Since g++ 12."""
 _WATCH = ("-DEMULATOR_WATCH", "-fsanitize=thread")
 """The compiler calls ThreadSanitizer's functions; the emulator has its own of these names."""
-_MOST_KEPT = 2000
-"""Libraries in the cache, of about 100 KB each."""
 _UNKNOWN_NAME = re.compile(r"error: '?([\w:]+)'? (?:was not declared|has not been declared|does not name a type)")
 _ERROR = re.compile(r"(?:error: |undefined reference to )(.*)")
 
@@ -79,13 +77,8 @@ def emulated_library(
         *(_WATCH if watch else ()),
     ]
     options += [f"-D{macro}" for macro, late in _EARLY.items() if completion not in late]
-    path = _cache_folder() / f"{_key(translated, options)}.so"
-    try:
-        os.utime(path)  # it was asked for now
-    except FileNotFoundError:
-        _compile(translated, [compiler, *options], path)
-        _forget_oldest(path.parent)
-    return path
+    name = f"{_key(translated, options)}.so"
+    return cached("emulator", name, lambda path: _compile(translated, [compiler, *options], path))
 
 
 def emulation_source(source: str, launches: Sequence[Launch]) -> str:
@@ -124,13 +117,6 @@ def _key(translated: str, options: Sequence[str]) -> str:
     return hashlib.sha256(_headers() + text.encode()).hexdigest()[:24]
 
 
-def _cache_folder() -> pathlib.Path:
-    """``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folder = pathlib.Path(cache) if cache and os.path.isabs(cache) else pathlib.Path.home() / ".cache"
-    return folder / "moec" / "emulator"
-
-
 def _compiler() -> str:
     compiler = shutil.which("g++")
     if compiler is None:
@@ -146,33 +132,16 @@ def _options_of(compiler: str) -> tuple[str, ...]:
     return (*_OPTIONS, _POISON) if understood else _OPTIONS
 
 
-def _compile(translated: str, command: list[str], path: pathlib.Path) -> None:
-    """Build aside and rename, so that a library is complete before it has its name."""
+def _compile(translated: str, command: list[str], library: pathlib.Path) -> None:
     from tvm_ffi import libinfo
 
     runtime = pathlib.Path(libinfo.find_libtvm_ffi())
-    aside = path.with_name(f"{path.stem}-{secrets.token_hex(6)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text, compiled, linked = (aside.with_suffix(suffix) for suffix in (".cpp", ".o", ".so"))
+    with tempfile.TemporaryDirectory() as folder:
+        text, compiled = (pathlib.Path(folder) / name for name in ("kernels.cpp", "kernels.o"))
         text.write_text(translated, encoding="utf-8")
         _run([*command, "-include", "emulator/emulator.h", "-c", str(text), "-o", str(compiled)])
         # Linked apart, for the option that has accesses watched would bring ThreadSanitizer itself.
-        _run([command[0], "-shared", "-pthread", "-Wl,-z,defs", str(compiled), "-o", str(linked), str(runtime)])
-        linked.replace(path)
-    except OSError as error:
-        raise MoecError(f"{path}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME") from error
-    finally:
-        for suffix in (".cpp", ".o", ".so"):
-            aside.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _forget_oldest(folder: pathlib.Path) -> None:
-    """Remove the libraries that were not asked for the longest. Who has loaded one keeps it."""
-    with contextlib.suppress(FileNotFoundError):  # another process removes them too
-        libraries = sorted(folder.glob("*.so"), key=lambda library: library.stat().st_mtime_ns, reverse=True)
-        for library in libraries[_MOST_KEPT:]:
-            library.unlink()
+        _run([command[0], "-shared", "-pthread", "-Wl,-z,defs", str(compiled), "-o", str(library), str(runtime)])
 
 
 def _run(command: list[str]) -> None:

@@ -20,7 +20,7 @@ from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
 from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 
 FEW_TOKENS = 16
-"""Up to so many tokens this is the better way."""
+"""Up to about so many tokens this is the better way."""
 WARPS = 4
 
 why_not = gemv_tile.why_not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import types
 
 import ml_dtypes
@@ -16,7 +17,7 @@ from moec.ir.semantics import moe
 from moec.runtime.artifact import open_artifact
 from moec.runtime.devices import device_of
 from moec.runtime.model import CompiledModel
-from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned
+from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned, tuning_file
 from moec.targets.cuda import block_dispatch, nvcc
 from moec.tune import tune
 
@@ -36,9 +37,17 @@ WAYS = {
 """The kernel of each way that computes the first product."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Of all tests, for the emulator keeps what it compiled there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def nothing_measured():
+    shutil.rmtree(tuning_file().parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -143,17 +152,18 @@ def test_pair_by_pair_has_a_limit(load):
 
 
 def test_measured_numbers_are_used_on_the_gpu_they_were_measured_on(load, path, monkeypatch):
-    """Times are those of a stand-in, to which 16 rows are never worth a block, and which launches at no cost."""
+    """Times are those of a stand-in, to which blocks of 16 rows are slow, and launches cost nothing."""
     monkeypatch.setattr(tune_gpu, "_SHARES", (0.8, 1, 1.2))
     model = load()
 
     def seconds(inputs):
-        T, now = len(inputs["x"]), model.crossovers
-        if T >= now[LAUNCHES]:
+        T = len(inputs["x"])
+        low, middle, high, launches = (rows <= T for rows in model.crossovers.values())
+        if launches:
             return 1.0
-        if T < now[f"{SHAPE}16"]:
-            return 5.0
-        return 7.0 if T < now[f"{SHAPE}64"] else 4.0 if T < now[f"{SHAPE}128"] else 3.0 + 2 * (T < 97)
+        if low and middle and high:
+            return 5.0 if T < 97 else 3.0
+        return 4.0 if low and middle else 7.0 if low else 5.0
 
     monkeypatch.setattr(model, "time_run", seconds)
     tuned = tune(model)
@@ -176,7 +186,7 @@ def test_what_was_measured_for_other_models_and_processors_does_not_count(load):
     ("gpu", "rows", "error", "message"),
     [
         (None, 20, UnsupportedError, "runs emulated, which takes other times than a GPU; expected one"),
-        ("a GPU", 1, MoecError, r"are \[1\] where dynamic sizes are \[2, 4"),
+        ("a GPU", 1, MoecError, r"are \[1\] where dynamic sizes are \[4, 8"),
     ],
 )
 def test_what_cannot_be_tuned_stays_as_it_was(load, monkeypatch, gpu, rows, error, message):

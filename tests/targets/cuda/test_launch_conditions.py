@@ -8,7 +8,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.launch_conditions import ApplyLaunchConditions, launch_if
+from moec.targets.cuda.launch_conditions import ApplyLaunchConditions, Bound, launch_between, launch_if
 
 TAGS = ["blockIdx.x", "threadIdx.x", "tirx.use_dyn_shared_memory"]
 
@@ -53,3 +53,15 @@ def test_a_range_of_sizes_can_be_asked_for(limits, conditions):
     text = ApplyLaunchConditions()(tvm.IRModule({"kernel": kernel}))["kernel"].script()
     assert "rows > " in text
     assert [sign for sign in ("rows >= ", "rows <= ") if sign in text] == conditions
+
+
+def test_bounds_can_be_numbers_that_the_host_gets():
+    kernel = launch_between(dynamic, 0, 0, [Bound(17)], [Bound(49), Bound(97, highest=129)])
+    text = ApplyLaunchConditions()(tvm.IRModule({"kernel": kernel}))["kernel"].script()
+    assert text.count("if rows > ") == 1
+    assert "rows >= reached" in text and "rows < missed" in text and "T.min(missed_1, T.int64(129))" in text
+    assert len(kernel.params) == len(dynamic.params) + 3
+
+
+def test_without_bounds_a_kernel_stays_as_it_is():
+    assert launch_between(dynamic, 0, 0, [], []) is dynamic

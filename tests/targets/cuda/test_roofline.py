@@ -9,10 +9,9 @@ import types
 import pytest
 
 from moec import targets
-from moec.errors import MoecError, UnsupportedError
+from moec.errors import MoecError
 from moec.runtime.driver import GpuFacts
 from moec.targets.cuda import roofline
-from moec.tune import tune
 
 
 class StandInDriver:
@@ -84,10 +83,3 @@ def test_what_is_missing_is_named(monkeypatch, driver, torch, message):
     monkeypatch.setitem(sys.modules, "torch", torch)
     with pytest.raises(MoecError, match=message):
         targets.get("cuda").measure_roofline(1)
-
-
-@pytest.mark.parametrize("target", ["cuda", "cuda:sm_80+sm_90a"])
-def test_programs_for_a_gpu_are_not_tuned(target):
-    compiled = types.SimpleNamespace(target=target, crossovers={})
-    with pytest.raises(UnsupportedError, match="fixed when a model is compiled"):
-        tune(compiled)

@@ -94,7 +94,7 @@ def elsewhere(tmp_path, monkeypatch):
             "calibration data has 'pixels'; the model takes x",
         ),
         ({"calibration": {"x": np.zeros((0, 64), np.float32)}}, "0 calibration tokens"),
-        ({"calibration": {"x": np.full((3, 64), np.nan, np.float32)}}, "all of which must be finite"),
+        ({"calibration": {"x": np.full((3, 64), np.nan, np.float32)}}, "'x' has numbers that are not finite"),
         ({"constraints": Constraints(max_dsp=10)}, "what would fit"),
         ({"max_tokens": 60000}, "do not fit zcu102"),
     ],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
 from moec.errors import MoecError, UnsupportedError
-from moec.targets.cuda.emulator import Launch, emulated_library, library
+from moec.targets.cuda.emulator import Launch, emulated_library
 
 from .emulated import load_one
 
@@ -32,16 +30,6 @@ def test_a_library_is_built_once(tmp_path):
     assert _build("results[threadIdx.x] = 2;") != path
     assert _build("results[threadIdx.x] = 1;", completion="earliest") != path
     assert {file.suffix for file in path.parent.iterdir()} == {".so"} and path.is_relative_to(tmp_path)
-
-
-def test_the_cache_keeps_what_was_asked_for_last(monkeypatch):
-    monkeypatch.setattr(library, "_MOST_KEPT", 2)
-    first, second = _build("results[0] = 1;"), _build("results[0] = 2;")
-    os.utime(first, (1, 1))
-    assert _build("results[0] = 1;") == first
-    os.utime(second, (1, 1))
-    third = _build("results[0] = 3;")
-    assert first.exists() and third.exists() and not second.exists()
 
 
 def test_an_instruction_without_a_model_is_refused():

@@ -1,0 +1,90 @@
+"""The command line and projects for an FPGA: compiled, read and simulated; and what nobody can do with them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+DIGITS = pathlib.Path(__file__).parents[2] / "examples" / "digits"
+MODEL = DIGITS / "model.onnx"
+LIMITS = ("--calibrate", DIGITS / "calibration.npz", "--max-tokens", "8")
+
+
+def moec(*arguments):
+    command = [sys.executable, "-c", "from moec.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def assert_refused(done, *words):
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    """In one file."""
+    path = tmp_path_factory.mktemp("hls") / "digits.zip"
+    done = moec("compile", MODEL, "-o", path, "--target", "hls:zcu102", *LIMITS)
+    assert done.returncode == 0, done.stderr
+    assert "1 projects in" in done.stdout
+    return path
+
+
+def test_inspect_shows_designs_resources_and_what_integers_cost(artifact):
+    done = moec("inspect", artifact)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "that no other beats",
+        "Resources on zcu102",
+        "nothing here has been synthesised",
+        "quantisation noise",
+    ):
+        assert words in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="simulation needs g++")
+def test_simulates(artifact):
+    done = moec("simulate", artifact, "--fifo-depth", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    assert result["passed"] and result["tokens"] == 8 and result["cycles"] > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "--inputs", "in.npz", "--outputs", "out.npz"), ("bench",), ("tune",), ("inspect", "--kernel", "x")],
+)
+def test_what_runs_here_is_no_project(artifact, arguments):
+    verb, *options = arguments
+    assert_refused(moec(verb, artifact, *options), "holds projects for an FPGA", "moec simulate")
+
+
+def test_an_unknown_project_is_refused(artifact):
+    assert_refused(moec("simulate", artifact, "--project", "other"), "no project 'other'", "moe_0")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--calibrate", "nowhere.npz"), "nowhere.npz: cannot be read"),
+        (("--calibrate", DIGITS / "labels.npz"), "has 'y'; the model takes x"),
+        (("--weight-bits", "5"), "expected 4 or 8"),
+        (("--clock", "100000"), "at most 891 MHz"),
+        (("--target", "hls:virtex2"), "unknown FPGA part 'virtex2'"),
+        (("--target", "cpu"), "are for hls:PART"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path, options, said):
+    assert_refused(moec("compile", MODEL, "-o", tmp_path / "art", "--target", "hls:zcu102", *LIMITS, *options), said)
+    assert not (tmp_path / "art").exists()
+
+
+def test_a_program_is_no_project(tmp_path):
+    assert moec("compile", MODEL, "-o", tmp_path / "art").returncode == 0
+    assert_refused(moec("simulate", tmp_path / "art"), "is compiled for cpu", "moec run")

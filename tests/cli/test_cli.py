@@ -295,6 +295,10 @@ def test_bench_needs_the_model_and_a_known_contestant(folder):
     assert_refused(moec("bench", folder / "model.moec", "--against", "abacus"), "known: onnxruntime")
 
 
+def test_a_program_is_nothing_to_simulate(folder):
+    assert_refused(moec("simulate", folder / "model.moec"), "is compiled for cpu", "use moec run")
+
+
 def test_unknown_kernel(folder):
     assert_refused(moec("inspect", folder / "model.moec", "--kernel", "nothing"), "has no kernel 'nothing'")
 

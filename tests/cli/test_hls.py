@@ -74,17 +74,10 @@ def test_an_unknown_project_is_refused(artifact):
     [
         (("--calibrate", "nowhere.npz"), "nowhere.npz: cannot be read"),
         (("--calibrate", DIGITS / "labels.npz"), "has 'y'; the model takes x"),
-        (("--weight-bits", "5"), "expected 4 or 8"),
         (("--clock", "100000"), "at most 891 MHz"),
-        (("--target", "hls:virtex2"), "unknown FPGA part 'virtex2'"),
         (("--target", "cpu"), "are for hls:PART"),
     ],
 )
 def test_bad_options_are_refused(tmp_path, options, said):
     assert_refused(moec("compile", MODEL, "-o", tmp_path / "art", "--target", "hls:zcu102", *LIMITS, *options), said)
     assert not (tmp_path / "art").exists()
-
-
-def test_a_program_is_no_project(tmp_path):
-    assert moec("compile", MODEL, "-o", tmp_path / "art").returncode == 0
-    assert_refused(moec("simulate", tmp_path / "art"), "is compiled for cpu", "moec run")

@@ -43,13 +43,12 @@ from moec.cli_options import (
     Threads,
     Uram,
     WeightBits,
+    hls_options,
 )
 from moec.errors import DefectError, MoecError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from moec.targets.hls.options import HlsOptions
 
 DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
 _PIPE_WIDTH = 200  # columns of tables that go into a file or a pipe
@@ -113,7 +112,7 @@ def compile_model(
     from moec import compiler
 
     limits = {"max_dsp": max_dsp, "max_bram18": max_bram, "max_lut": max_lut, "clock_megahertz": clock}
-    hls = _hls_options(
+    hls = hls_options(
         calibrate, max_tokens, weight_bits, {**limits, "memory_share": memory_share, "use_uram": uram or None}
     )
     with _progress() as progress:
@@ -340,23 +339,6 @@ def _compiled(
         return moec.load(artifact, emulate=emulate, architecture=architecture)
     target = f"cuda:{architecture}" if architecture else "cuda" if emulate else "cpu"
     return moec.compile(model, target=target, emulate=emulate, progress=progress)
-
-
-def _hls_options(
-    calibrate: Path | None, max_tokens: int | None, weight_bits: int | None, constraints: dict[str, Any]
-) -> HlsOptions | None:
-    """None where nothing of an FPGA's is asked for."""
-    given = {name: value for name, value in constraints.items() if value is not None}
-    if calibrate is None and max_tokens is None and weight_bits is None and not given:
-        return None
-    from moec import archive
-    from moec.targets.hls.exploration import Constraints
-    from moec.targets.hls.options import HlsOptions
-
-    if weight_bits not in (None, 4, 8):
-        raise MoecError(f"--weight-bits {weight_bits}: expected 4 or 8")
-    arrays = None if calibrate is None else archive.read_arrays(calibrate, ())
-    return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, Constraints(**given))
 
 
 def _pipeline(level: Level | None, passes: str | None) -> str:

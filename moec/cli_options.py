@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from moec.targets.hls.options import HlsOptions
 
 
 class Level(str, enum.Enum):
@@ -67,3 +72,24 @@ PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped 
 Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor; needs g++.")]
 Architecture = Annotated[str | None, typer.Option(help="Of the program, where ART has several: sm_80, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def hls_options(
+    calibrate: Path | None, max_tokens: int | None, weight_bits: int | None, constraints: dict[str, Any]
+) -> HlsOptions | None:
+    """The options of an FPGA together; None where nothing of an FPGA's is asked for. ``constraints``: fields of
+    ``Constraints``, None where they are not given.
+
+    Raises MoecError for a file that cannot be read, and for numbers that no design has.
+    """
+    given = {name: value for name, value in constraints.items() if value is not None}
+    if calibrate is None and max_tokens is None and weight_bits is None and not given:
+        return None
+    from moec import archive
+    from moec.targets.hls.exploration import Constraints
+    from moec.targets.hls.options import HlsOptions
+
+    if weight_bits not in (None, 4, 8):
+        raise MoecError(f"--weight-bits {weight_bits}: expected 4 or 8")
+    arrays = None if calibrate is None else archive.read_arrays(calibrate, ())
+    return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, Constraints(**given))

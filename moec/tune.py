@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
 
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+FIXED_SIZES = "all sizes of the model's inputs are fixed; expected one to vary the number of rows by"
 _ROUNDS = 5
 
 
@@ -63,7 +64,7 @@ def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step
     if not before:
         return []
     points: dict[str, list[Point]] = collections.defaultdict(list)
-    for tokens, inputs in cases_of(compiled, TOKENS):
+    for tokens, inputs in _cases(compiled):
         progress(f"timing with {tokens} tokens")
         first, second = _times_both_ways(compiled, inputs)
         for name, kernels in readers.items():
@@ -89,15 +90,14 @@ def crossover_of(points: list[Point]) -> int:
     return min(candidates, key=cost)
 
 
-def cases_of(compiled: CompiledModel, tokens: Sequence[int]) -> list[tuple[int, dict[str, np.ndarray]]]:
-    """Random inputs in which dynamic sizes are so many ``tokens``. Raises MoecError for a model without any."""
+def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
     from moec.sampling import random_inputs, size_cases
 
-    cases = size_cases(compiled.inputs, tokens, first_sizes=(1,) * len(tokens), dependent=compiled.input_sizes)
-    if len(cases) == 1 < len(tokens):
-        raise MoecError("all sizes of the model's inputs are fixed; expected one to vary the number of rows by")
+    cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS), dependent=compiled.input_sizes)
+    if len(cases) == 1:
+        raise MoecError(FIXED_SIZES)
     inputs = [random_inputs(compiled.inputs, sizes, compiled.input_limits) for sizes in cases]
-    return list(zip(tokens, inputs, strict=True))
+    return list(zip(TOKENS, inputs, strict=True))
 
 
 def _times_both_ways(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> list[dict[str, float]]:

@@ -10,15 +10,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.tuning import store_tuned
-from moec.tune import Point, Tuned, cases_of, crossover_of
+from moec.tune import FIXED_SIZES, Point, Tuned, crossover_of
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
 
 _SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2, 4)
 """Numbers of tokens to measure, as shares of the crossover so far."""
+_LENGTH = 32
+"""Tokens of a sequence at most."""
 _ROUNDS = 5
 
 
@@ -38,30 +42,47 @@ def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[T
             progress(f"timing both sides of {name}")
             points = _points(compiled, name, rows, readers)
             # Nothing is known about numbers of tokens beyond those measured.
-            measured = min(max(crossover_of(points), math.ceil(points[0].rows)), math.ceil(points[-1].rows) + 1)
+            least, most = int(points[0].rows), int(points[-1].rows)
+            measured = min(max(crossover_of(points), least), most + 1)
             found[name] = Tuned(name, [one["name"] for one in readers], rows, measured, points)
             compiled.set_crossovers({name: measured})
-    finally:
-        compiled.set_crossovers(before | {one.name: one.rows for one in found.values()})
+    except BaseException:
+        compiled.set_crossovers(before)
+        raise
     if found:
         store_tuned({one.name: one.rows for one in found.values()}, compiled.gpu)
     return list(found.values())
 
 
 def _points(compiled: CompiledModel, name: str, rows: int, readers: list[dict[str, Any]]) -> list[Point]:
-    """Seconds of the model on both sides of a crossover, by growing numbers of tokens. Raises MoecError where these do
-    not grow with the model's dynamic sizes."""
+    """Seconds of the model on both sides of a crossover, by growing numbers of tokens. Raises MoecError where there is
+    one number for all sizes of the model's inputs."""
     wanted = sorted({max(1, round(share * rows)) for share in _SHARES})
     points = {}
-    for _, inputs in cases_of(compiled, wanted):
+    for inputs in (_inputs(compiled, tokens) for tokens in wanted):
         tokens = _tokens(compiled, inputs, readers)
         points[tokens] = Point(tokens, *_times_both_ways(compiled, name, tokens, inputs))
-    if len(points) < len(wanted):
+    if len(points) == 1:
         raise MoecError(
-            f"the tokens of the layer that reads {name!r} are {sorted(points)} where dynamic sizes are {wanted}; "
-            "expected their number to grow with these"
+            f"the number of tokens that is compared with {name!r} is {tokens} for all sizes of the model's inputs; "
+            "expected one that grows with these"
         )
     return [points[tokens] for tokens in sorted(points)]
+
+
+def _inputs(compiled: CompiledModel, tokens: int) -> dict[str, np.ndarray]:
+    """Random ones with about so many tokens; many short sequences where there is a batch, for a model may know few
+    positions. Raises MoecError for a model without dynamic sizes."""
+    from moec.sampling import random_inputs, size_cases
+
+    batch = math.ceil(tokens / _LENGTH)
+    (sizes,) = size_cases(compiled.inputs, [math.ceil(tokens / batch)], [batch], compiled.input_sizes)
+    free = sizes.keys() - compiled.input_sizes.keys()
+    if not free:
+        raise MoecError(FIXED_SIZES)
+    if len(free) == 1:
+        (sizes,) = size_cases(compiled.inputs, [tokens], [tokens], compiled.input_sizes)
+    return random_inputs(compiled.inputs, sizes, compiled.input_limits)
 
 
 def _tokens(compiled: CompiledModel, inputs: Mapping[str, Any], readers: list[dict[str, Any]]) -> int:

@@ -15,7 +15,8 @@ import onnx_ir as ir
 def name_sizes(model: ir.Model) -> None:
     """Sizes that are neither a name nor an expression of such names get one: ``batch-size`` becomes ``batch_size``."""
     values = [value for value in _values(model) if value.shape is not None]
-    texts = {dim.value for value in values for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)} - {None}
+    dims = (dim for value in values for dim in value.shape or () if isinstance(dim, ir.SymbolicDim))
+    texts = {dim.value for dim in dims if dim.value is not None}
     found = {text: _names_in(text) for text in sorted(texts)}
     names = {text for text, inside in found.items() if inside == {text}}
     renamed: dict[str, str] = {}

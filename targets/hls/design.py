@@ -27,7 +27,7 @@ def bits_for(count: int) -> int:
 
 
 def accumulator_bits(terms: int, weight_bits: int) -> int:
-    """Of a sum of ``terms`` products of int8 and a weight: one bit for the sign, and one for a bias as large as the sum."""
+    """Of a sum of ``terms`` products of int8 and a weight: with a bit for the sign, and one for a bias as large."""
     return (INPUT_BITS - 1) + (weight_bits - 1) + bits_for(terms) + 2
 
 

@@ -18,8 +18,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """``decibels``: signal over quantisation noise by tensor; None where there is no noise or no signal. Of what depends
-    on the routing, only pairs count that both chose. ``agreement``: part of the pairs chosen alike."""
+    """``decibels``: signal over quantisation noise by tensor; None where there is no noise or no signal. Of what
+    depends on the routing, only pairs count that both chose. ``agreement``: part of the pairs chosen alike."""
 
     decibels: dict[str, float | None]
     agreement: float

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import moec
+from moec.tune import tune
 from moec.verify import verify
 
 from .conftest import DTYPES, EXPERTS, WIDTH
@@ -57,6 +58,14 @@ def test_a_layer_computes_what_the_reference_does(layer, target, name):
 def test_a_whole_model_computes_what_onnxruntime_does(target):
     model = moec.compile(EXAMPLE / "model.onnx", target=target)
     assert verify(EXAMPLE / "model.onnx", model).matches
+
+
+def test_a_tuned_layer_computes_what_the_reference_does(compiled, layer, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tuned = {one.name: one.rows for one in tune(moec.load(compiled))}
+    model = moec.load(compiled)
+    assert tuned and model.crossovers == tuned
+    assert all(verify(layer("bfloat16"), model, inputs("bfloat16", tokens)).matches for tokens in TOKENS)
 
 
 def test_all_tokens_to_one_expert(compiled, layer):

@@ -16,6 +16,7 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.semantics import moe
 from moec.runtime.artifact import open_artifact
 from moec.runtime.devices import device_of
+from moec.runtime.manifest import TensorSpec
 from moec.runtime.model import CompiledModel
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned, tuning_file
 from moec.targets.cuda import block_dispatch, nvcc
@@ -176,6 +177,14 @@ def test_measured_numbers_are_used_on_the_gpu_they_were_measured_on(load, path, 
     assert WAYS["64"] in launched(load(), 40) and WAYS["64"] not in launched(load("another GPU"), 40)
 
 
+def test_a_run_is_timed_where_it_runs(load, monkeypatch):
+    model = load()
+    assert model.time_run(inputs_of(3)) > 0
+    monkeypatch.setattr(model._executor._program, "_main", None)
+    with pytest.raises(MoecError, match="failed on inputs of sizes"):
+        model.time_run(inputs_of(3))
+
+
 def test_what_was_measured_for_other_models_and_processors_does_not_count(load):
     store_tuned({f"{SHAPE}16": 5})
     store_tuned({"crossover.sm_80.another": 5}, "a GPU")
@@ -183,10 +192,25 @@ def test_what_was_measured_for_other_models_and_processors_does_not_count(load):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "tokens", "expected"),
+    [(("T",), 4097, (4097,)), (("B", "T"), 17, (1, 17)), (("B", "T"), 34, (2, 17)), (("B", "T"), 4097, (129, 32))],
+)
+def test_many_tokens_are_many_sequences(sizes, tokens, expected):
+    model = types.SimpleNamespace(inputs=[TensorSpec("x", "float32", sizes)], input_limits={}, input_sizes={})
+    assert tune_gpu._inputs(model, tokens)["x"].shape == expected
+
+
+def test_a_model_of_fixed_sizes_is_refused():
+    model = types.SimpleNamespace(inputs=[TensorSpec("x", "float32", (3,))], input_limits={}, input_sizes={})
+    with pytest.raises(MoecError, match="all sizes of the model's inputs are fixed"):
+        tune_gpu._inputs(model, 17)
+
+
+@pytest.mark.parametrize(
     ("gpu", "rows", "error", "message"),
     [
         (None, 20, UnsupportedError, "runs emulated, which takes other times than a GPU; expected one"),
-        ("a GPU", 1, MoecError, r"are \[1\] where dynamic sizes are \[4, 8"),
+        ("a GPU", 1, MoecError, "blocks_of_16' is 1 for all sizes of the model's inputs; expected one that grows"),
     ],
 )
 def test_what_cannot_be_tuned_stays_as_it_was(load, monkeypatch, gpu, rows, error, message):

@@ -201,6 +201,8 @@ def inspect(
         return
     if output is not None:
         raise MoecError("-o is for --emit standalone; other forms are printed")
+    if kernel is None and emit is not Form.TIR:
+        raise MoecError(f"--emit {emit.value} shows the source of one kernel; add --kernel K")
     opened = open_artifact(artifact, check_weights=False)
     if kernel is not None:
         print(find_kernel(opened, kernel, architecture).source(emit.value))

@@ -299,6 +299,10 @@ def test_a_program_is_nothing_to_simulate(folder):
     assert_refused(moec("simulate", folder / "model.moec"), "is compiled for cpu", "use moec run")
 
 
+def test_a_form_without_a_kernel_is_refused(folder):
+    assert_refused(moec("inspect", folder / "model.moec", "--emit", "asm"), "add --kernel K")
+
+
 def test_unknown_kernel(folder):
     assert_refused(moec("inspect", folder / "model.moec", "--kernel", "nothing"), "has no kernel 'nothing'")
 

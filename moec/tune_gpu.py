@@ -64,8 +64,8 @@ def _points(compiled: CompiledModel, name: str, rows: int, readers: list[dict[st
         points[tokens] = Point(tokens, *_times_both_ways(compiled, name, tokens, inputs))
     if len(points) == 1:
         raise MoecError(
-            f"the number of tokens that is compared with {name!r} is {min(points)} for all sizes of the model's inputs; "
-            "expected one that grows with these"
+            f"the number of tokens that is compared with {name!r} is {min(points)} for all sizes of the model's "
+            "inputs; expected one that grows with these"
         )
     return [points[tokens] for tokens in sorted(points)]
 

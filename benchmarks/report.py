@@ -213,9 +213,3 @@ def _draw(cells: list[Cell], path: pathlib.Path) -> None:
     figure.suptitle("Share of the roofline")
     figure.tight_layout()
     figure.savefig(path)
-
-
-def _draw_shares(panel: Any, points: list[tuple[Cell, Figures | None]], style: str, label: str) -> None:
-    present = [(cell.data["tokens"], cell.share(figures)) for cell, figures in points if figures]
-    tokens, shares = ([point[axis] for point in present] for axis in (0, 1))
-    panel.plot(tokens, shares, style, label=label, markersize=3)

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import moec
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moec.passes.base import Pass, Remark, Report
     from moec.runtime.model import CompiledModel
     from moec.runtime.writer import Stage
+    from moec.targets.base import Program, Target
     from moec.targets.hls.options import HlsOptions
 
 Progress = Callable[[str], None]
@@ -126,14 +127,20 @@ def write(
     announce(f"generating code for {target}")
     blocks = moe_blocks(graph)
     with _naming_file(model):
-        programs = [one.compile(graph) for one in chosen]
-    for warning in dict.fromkeys(warning for program in programs for warning in program.warnings):
-        report.warn("generating code", target, warning)
+        programs = _generate(graph, chosen, target, report)
     announce("writing the artifact")
     provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
     remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
     context = Context(moec.__version__, threads, blocks, limits, sizes, stages, remarks, losses, provenance)
     write_artifact(path, programs[0], context, *programs[1:])
+
+
+def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Program]:
+    """The programs of all targets that ``name`` lists; what several warn of is reported once."""
+    programs = [one.compile(graph) for one in chosen]
+    for warning in dict.fromkeys(warning for program in programs for warning in program.warnings):
+        report.warn("generating code", name, warning)
+    return programs
 
 
 def optimize(

@@ -30,7 +30,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import onnx_ir as ir
 
 DOMAIN = "moec"
-VERSION = 1
 FORMULATION_KEY = "moec.formulation"
 """Key of a node's metadata: the way of writing the block that it was raised from."""
 

@@ -12,9 +12,6 @@ from moec.errors import UnsupportedError
 from moec.runtime.machine import cpu_features, missing_features
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 
-CACHE_LINE = 64
-"""Bytes; tensors are aligned to it."""
-
 _SSE4 = ("sse3", "ssse3", "sse4.1", "sse4.2", "popcnt")
 _AVX2 = (*_SSE4, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")

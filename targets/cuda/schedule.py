@@ -38,7 +38,7 @@ def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function under the first of TVM's schedules that fits it.
 
     Tiles in shared memory and registers have to have a size that is known now. Where sizes are larger ones of two, or
-    quotients, TVM does not find it; and some reductions its schedules refuse. The last schedule, one thread for each
+    quotients, TVM does not find it; and some reductions its schedules refuse, or its phases after them. The last schedule, one thread for each
     element of the result, needs no tiles.
     """
     gpu = dlight.gpu
@@ -47,7 +47,7 @@ def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
         scheduled = _under(function, rules)
     except ScheduleError:  # the first schedule that looks as if it fitted does not
         scheduled = None
-    if scheduled is None or not _has_fixed_tiles(scheduled):
+    if scheduled is None or not _can_be_lowered(scheduled):
         scheduled = _under(function, (gpu.Fallback(),))
     return scheduled[_NAME].without_attr("global_symbol")
 
@@ -72,9 +72,13 @@ def _under(function: tirx.PrimFunc, rules: Sequence[Any]) -> tvm.IRModule:
     return dlight.ApplyDefaultSchedule(*rules)(module)
 
 
-def _has_fixed_tiles(module: tvm.IRModule) -> bool:
-    """Whether all memory of blocks and threads has a size that is known now, once it is cut to what they use."""
-    compact = tvm.ir.transform.Sequential(allocation_phases())(module)[_NAME]
+def _can_be_lowered(module: tvm.IRModule) -> bool:
+    """Whether all memory of blocks and threads has a size that is known now, once it is cut to what they use; and
+    whether reductions by several threads are as TVM's phases want them."""
+    try:
+        compact = tvm.ir.transform.Sequential(allocation_phases())(module)[_NAME]
+    except ValueError:  # a failed check of LowerCrossThreadReduction
+        return False
     dynamic: list[Any] = []
 
     def visit(block: s_tir.SBlock) -> None:

@@ -73,14 +73,10 @@ def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: A
         "norm.bin": packing.pack_norm(block.norm, design.width),
         "up.bin": _pack_up(design, block),
         "down.bin": _pack_down(design, block),
-        "tokens.bin": _pack_tokens(design, vectors),
-        "outputs.bin": _pack_tokens(design, expected.output),
+        "tokens.bin": packing.pack_stream(vectors, design.width),
+        "outputs.bin": packing.pack_stream(expected.output, design.width),
         "count.bin": np.array([len(vectors)], "<i4").tobytes(),
     }
-
-
-def _pack_tokens(design: AttentionDesign, tokens: Array) -> bytes:
-    return packing.whole_beats(packing.widened(tokens.astype("<i2"), design.width, axis=1).tobytes())
 
 
 def _pack_up(design: AttentionDesign, block: QuantizedAttention) -> bytes:

@@ -26,19 +26,14 @@ Array = np.ndarray[Any, Any]
 
 def pack_tokens(design: Design, tokens: Array) -> bytes:
     """int8 [T, d], int16 of a residual stream, padded to the width of the design."""
-    numbers = np.dtype(np.int8 if design.shape.norm == "none" else "<i2")
-    return whole_beats(widened(tokens.astype(numbers), design.width, axis=1).tobytes())
+    if design.shape.norm != "none":
+        return pack_stream(tokens, design.width)
+    return whole_beats(widened(tokens.astype(np.int8), design.width, axis=1).tobytes())
 
 
-def unpack_tokens(design: Design, data: bytes, count: int) -> Array:
-    """The int16 [T, d] that comes back."""
-    rows = np.frombuffer(data, "<i2", count * design.width).reshape(count, design.width)
-    return rows[:, : design.shape.width]
-
-
-def pack_output(design: Design, output: Array) -> bytes:
-    """What the hardware is expected to write for an output int16 [T, d]."""
-    return whole_beats(widened(output.astype("<i2"), design.width, axis=1).tobytes())
+def pack_stream(stream: Array, width: int) -> bytes:
+    """int16 [T, d], a residual stream or results, padded to ``width``."""
+    return whole_beats(widened(stream.astype("<i2"), width, axis=1).tobytes())
 
 
 def pack_router(design: Design, block: QuantizedBlock) -> bytes:

@@ -89,7 +89,7 @@ def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[
         "router.bin": packing.pack_router(design, block),
         "up.bin": packing.pack_up(design, block),
         "down.bin": packing.pack_down(design, block),
-        "outputs.bin": packing.pack_output(design, expected.output),
+        "outputs.bin": packing.pack_stream(expected.output, design.width),
         "loads.bin": loads.tobytes(),
     }
 

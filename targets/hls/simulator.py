@@ -13,8 +13,8 @@ import os
 import pathlib
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from moec.errors import MoecError
 from moec.targets.hls.compile_simulation import compile_simulation, find_compiler, is_gcc
@@ -175,11 +175,17 @@ def simulate_timed(
         calls = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
     if not calls:
         raise MoecError(f"the testbench never called {configuration.top}: nothing was simulated")
+    return _timed_result(calls, output)
+
+
+def _timed_result(calls: Sequence[Mapping[str, Any]], output: str) -> TimedResult:
+    """``calls``: what the simulation reports of each call of the top function."""
+    first, *later = calls
     return TimedResult(
-        cycles=calls[0]["cycles"],
-        processes=tuple(ProcessTimes(**process) for process in calls[0]["processes"]),
-        channels=tuple(ChannelUse(**channel) for channel in calls[0]["channels"]),
-        later_cycles=tuple(call["cycles"] for call in calls[1:]),
+        cycles=first["cycles"],
+        processes=tuple(ProcessTimes(**process) for process in first["processes"]),
+        channels=tuple(ChannelUse(**channel) for channel in first["channels"]),
+        later_cycles=tuple(call["cycles"] for call in later),
         output=output,
     )
 

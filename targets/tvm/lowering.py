@@ -276,4 +276,3 @@ class Lowering(FunctionBuilder):
 
 
 Converter = Callable[[Lowering, ir.Node], Any]
-ConverterTable = Mapping[str, Converter]

@@ -9,7 +9,6 @@ from moec.targets.cuda.emulator.kernels import KernelSource
 from moec.targets.cuda.emulator.launch import Launch
 
 _EXTENT = re.compile(r"(?:blockIdx|threadIdx)\.[xyz]|tirx\.use_dyn_shared_memory")
-_ONE_BLOCK = re.compile(r"clusterCtaIdx\.[xyz]")
 _FLAGS = {"tirx.use_programtic_dependent_launch", "tirx.use_cooperative_launch"}
 """Tags without a value, which change when a kernel starts and not what it computes."""
 

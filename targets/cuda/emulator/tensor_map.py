@@ -47,6 +47,7 @@ def _check(
 ) -> None:
     row = box[0] * size
     problems = {
+        f"{len(extents)} dimensions are more than {_MOST_DIMENSIONS}": len(extents) > _MOST_DIMENSIONS,
         f"address {address:#x} is no multiple of {_ALIGNMENT}": address % _ALIGNMENT != 0,
         f"strides {strides} are no multiples of {_ALIGNMENT} bytes": any(stride % _ALIGNMENT for stride in strides),
         f"extents {extents} are not between 1 and 2^32": not all(1 <= extent <= 2**32 for extent in extents),

@@ -45,6 +45,6 @@ def test_other_failures_are_defects(monkeypatch: pytest.MonkeyPatch, error: Exce
     def fail(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(model._executor, "_main", fail)
+    monkeypatch.setattr(model._executor._program, "_main", fail)
     with pytest.raises(DefectError, match=f"failed on inputs of sizes a.3, 4.: {type(error).__name__}: {error}"):
         model(np.ones((3, 4), np.float32))

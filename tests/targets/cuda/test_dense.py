@@ -22,6 +22,8 @@ GRAPHS = {
     "rms_norm": "(float[T,5] x, float[5] s) => (float[T,5] y) { y = RMSNormalization (x, s) }",
     "convolution": "(float[T,4,9] x, float[6,2,3] w, float[6] b) => (float[T,6,N] y) "
     "{ y = Conv <group = 2, pads = [2, 0], strides = [2]> (x, w, b) }",
+    "grouped_convolution": "(float[1,48,S] x, float[48,8,2] w, float[48] b) => (float[1,48,N] y) "
+    "{ y = Conv <group = 6> (x, w, b) }",
     "attention": f"(float[2,T,32] q, float[2,T,16] k, float[2,T,24] v) => (float[2,T,48] y) "
     f"{{ y = Attention <{ATTENTION}, is_causal = 1, softcap = 3.0> (q, k, v) }}",
     "masked_attention": f"(float[2,T,32] q, float[2,T,16] k, float[2,T,24] v, float[T,T] m) => (float[2,T,48] y) "
@@ -37,7 +39,7 @@ def _model(text: str) -> ir.Model:
 
 
 def _inputs(model: ir.Model, T: int) -> dict[str, np.ndarray]:
-    generator, sizes = np.random.default_rng(0), {"T": T, "B": 2}
+    generator, sizes = np.random.default_rng(0), {"T": T, "B": 2, "S": T + 2}
     values = {}
     for value in model.graph.inputs:
         shape = [size if isinstance(size, int) else sizes[size.value] for size in value.shape]

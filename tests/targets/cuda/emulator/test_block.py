@@ -65,6 +65,7 @@ extern "C" __global__ void large_frame(int* results) {
   for (int i = 0; i < 40000; ++i) local[i] = i;
   results[threadIdx.x] = local[39999 - threadIdx.x];
 }
+extern "C" __global__ void divide(int* results) { results[0] = 7 / results[0]; }
 extern "C" __global__ void stuck(int* results) {
   if (threadIdx.x < 32) asm volatile("bar.sync 1, 64;");
 }
@@ -72,7 +73,7 @@ extern "C" __global__ void sums(float* totals) { atomicAdd(totals + blockIdx.x %
 """
 NAMES = (
     *("reverse", "reverse_unsynchronised", "half_of_the_block", "some_exit", "unborn"),
-    *("behind_array", "behind_pool", "bounded", "large_frame", "not_initialised", "stuck", "sums"),
+    *("behind_array", "behind_pool", "bounded", "large_frame", "not_initialised", "divide", "stuck", "sums"),
 )
 
 
@@ -156,6 +157,14 @@ def test_a_fault_names_kernel_block_and_thread(kernels):
 def test_a_stack_that_is_too_small_is_found(kernels):
     with pytest.raises(RuntimeError, match="the stack is too small"):
         kernels["large_frame"](np.zeros(64, np.int32), block=64)
+
+
+def test_a_division_by_zero_is_found(kernels):
+    results = np.int32([2])
+    kernels["divide"](results, block=1)
+    assert results[0] == 3
+    with pytest.raises(RuntimeError, match="integer division by zero"):
+        kernels["divide"](np.int32([0]), block=1)
 
 
 def test_a_deadlock_is_found(kernels):

@@ -83,8 +83,8 @@ def _without_each_call(source: str) -> Iterator[tuple[str, str]]:
             yield f"{what} {number}", source[: call.start()] + source[call.end() :]
 
 
-NIGHTLY = {"attention"}
-"""Its copies and barriers are like those of the product for Ampere."""
+NIGHTLY = {"attention", "quantised product for Hopper"}
+"""Their copies and barriers are like those of the products for Ampere and Hopper."""
 
 
 @pytest.mark.slow

@@ -31,9 +31,9 @@ def random_ids(layer: Layer, tokens: int, slots: int = 2) -> np.ndarray:
 
 
 def combinations(*quick: tuple[int, str], dtypes: tuple[str, ...]) -> list[Any]:
-    """Rows of a block and a type: the quick ones, and all others as slow ones."""
+    """Rows of a block and a type: the quick ones, and all others as nightly ones."""
     others = [(rows, dtype) for rows in SHAPES for dtype in dtypes if (rows, dtype) not in quick]
-    return [*quick, *(pytest.param(*other, marks=pytest.mark.slow) for other in others)]
+    return [*quick, *(pytest.param(*other, marks=pytest.mark.nightly) for other in others)]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_variants_of_experts(kernel, variant):
 
 @pytest.mark.parametrize(
     "activation",
-    ["gelu", *(pytest.param(name, marks=pytest.mark.slow) for name in choices(ExpertsSpec, "activation"))],
+    ["gelu", *(pytest.param(name, marks=pytest.mark.nightly) for name in choices(ExpertsSpec, "activation"))],
 )
 def test_activations(activation):
     layer = Layer(experts=2, inner=16, hidden=16, block_rows=16, spec=dataclasses.replace(GATED, activation=activation))

@@ -78,7 +78,7 @@ QUICK = ("route", "simt", "wgmma, 128 rows", "mma, 128 rows", "mma, int4")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KERNELS]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in KERNELS]
 )
 def test_nothing_is_spilled(name):
     architecture = "sm_90a" if name.startswith("wgmma") else "sm_80"

@@ -38,8 +38,8 @@ def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function under the first of TVM's schedules that fits it.
 
     Tiles in shared memory and registers have to have a size that is known now. Where sizes are larger ones of two, or
-    quotients, TVM does not find it; and some reductions its schedules refuse, or its phases after them. The last schedule, one thread for each
-    element of the result, needs no tiles.
+    quotients, TVM does not find it; and some reductions its schedules refuse, or its phases after them. The last
+    schedule, one thread for each element of the result, needs no tiles.
     """
     gpu = dlight.gpu
     rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())

@@ -64,7 +64,10 @@ def test_experts_choose_in_order():
 
 @pytest.mark.parametrize(
     "completion, first_thread",
-    [("earliest", 77), *(pytest.param(*other, marks=pytest.mark.nightly) for other in [("earliest", 0), ("latest", 77)])],
+    [
+        ("earliest", 77),
+        *(pytest.param(*other, marks=pytest.mark.nightly) for other in [("earliest", 0), ("latest", 77)]),
+    ],
 )
 @pytest.mark.parametrize("kernel, block_rows, inner", [(mma, 64, 384), (wgmma, 64, 512)])
 def test_any_schedule(kernel, block_rows, inner, completion, first_thread):

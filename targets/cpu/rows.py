@@ -14,7 +14,8 @@ from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import call, flatten, product, refuse_outputs, reshape, static_size, transpose
+from moec.targets.tvm.nodes import call, flatten, product, refuse_outputs, reshape
+from moec.targets.tvm.rows import along_axis, row_parameter
 from moec.targets.tvm.selection import Kernel, Selection, by_storage, select
 
 
@@ -30,17 +31,14 @@ LAYER_NORM = (
 
 
 def lower_softmax(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
-    """Softmax over any axis: the axis is brought to the end and back."""
-    x = lowering.tensor(required_input(node, 0))
-    rank, dtype = len(x.ty.shape), str(x.ty.dtype)
-    axis = attribute(node, "axis", -1) % rank
-    to_end = [*(other for other in range(rank) if other != axis), axis]
-    moved = transpose(lowering, x, to_end)
-    matrix = flatten(lowering, moved, rank - 1)
-    chosen = select(SOFTMAX, dtype, machine)
-    result = call(lowering, node, softmax(machine, dtype), [matrix], matrix.ty.shape, dtype, chosen)
-    result = reshape(lowering, result, moved.ty.shape)
-    return transpose(lowering, result, [to_end.index(position) for position in range(rank)])
+    """Softmax over any axis."""
+
+    def compute(matrix: relax.Expr) -> relax.Expr:
+        dtype = str(matrix.ty.dtype)
+        chosen = select(SOFTMAX, dtype, machine)
+        return call(lowering, node, softmax(machine, dtype), [matrix], matrix.ty.shape, dtype, chosen)
+
+    return along_axis(lowering, node, compute)
 
 
 def lower_rms_norm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
@@ -83,9 +81,4 @@ def _parameter(lowering: LoweringContext, value: ir.Value | None, shape: Sequenc
     """A scale or bias as one vector over the normalised axes; zeros if absent."""
     if value is None:
         return lowering.emit(relax.op.zeros([product(shape)], dtype))
-    tensor = lowering.tensor(value)
-    own = list(tensor.ty.shape)
-    same = len(own) == len(shape) and all(static_size(a) == static_size(b) for a, b in zip(own, shape, strict=True))
-    if not same:
-        tensor = lowering.emit(relax.op.broadcast_to(tensor, list(shape)))
-    return tensor if len(shape) == 1 else reshape(lowering, tensor, [product(shape)])
+    return row_parameter(lowering, value, shape)

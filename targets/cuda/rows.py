@@ -14,7 +14,8 @@ from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import call, flatten, product, refuse_outputs, reshape, static_size, transpose
+from moec.targets.tvm.nodes import call, flatten, refuse_outputs, reshape, static_size
+from moec.targets.tvm.rows import along_axis, row_parameter
 from moec.targets.tvm.selection import Kernel, select
 
 
@@ -34,18 +35,15 @@ LAYER_NORM = (
 
 
 def lower_softmax(lowering: LoweringContext, node: ir.Node, architecture: str) -> relax.Expr:
-    """Softmax over any axis: the axis is brought to the end and back."""
-    x = lowering.tensor(required_input(node, 0))
-    rank, dtype = len(x.ty.shape), str(x.ty.dtype)
-    axis = attribute(node, "axis", -1) % rank
-    to_end = [*(other for other in range(rank) if other != axis), axis]
-    moved = transpose(lowering, x, to_end)
-    matrix = flatten(lowering, moved, rank - 1)
-    layout = RowLayout(static_size(matrix.ty.shape[1]), dtype)
-    chosen = select(SOFTMAX, layout, architecture)
-    result = call(lowering, node, softmax(layout), [matrix], matrix.ty.shape, dtype, chosen, size=layout.size)
-    result = reshape(lowering, result, moved.ty.shape)
-    return transpose(lowering, result, [to_end.index(position) for position in range(rank)])
+    """Softmax over any axis."""
+
+    def compute(matrix: relax.Expr) -> relax.Expr:
+        dtype = str(matrix.ty.dtype)
+        layout = RowLayout(static_size(matrix.ty.shape[1]), dtype)
+        chosen = select(SOFTMAX, layout, architecture)
+        return call(lowering, node, softmax(layout), [matrix], matrix.ty.shape, dtype, chosen, size=layout.size)
+
+    return along_axis(lowering, node, compute)
 
 
 def lower_rms_norm(lowering: LoweringContext, node: ir.Node, architecture: str) -> relax.Expr:
@@ -70,19 +68,9 @@ def _normalize(
     chosen = select(kernels, layout, architecture)
     epsilon = float(attribute(node, "epsilon", 1e-5))
     given = [required_input(node, 1)] if bias is None else [required_input(node, 1), bias]
-    parameters = [_parameter(lowering, value, shape[axis:]) for value in given]
+    parameters = [row_parameter(lowering, value, shape[axis:]) for value in given]
     types = [str(parameter.ty.dtype) for parameter in parameters]
     kernel = normalize(layout, epsilon, kernels is LAYER_NORM, *types)
     facts = {"size": layout.size, "epsilon": epsilon}
     result = call(lowering, node, kernel, [matrix, *parameters], matrix.ty.shape, dtype, chosen, **facts)
     return reshape(lowering, result, shape)
-
-
-def _parameter(lowering: LoweringContext, value: ir.Value, shape: Sequence[relax.Expr]) -> relax.Expr:
-    """A scale or bias as one vector over the normalised axes."""
-    tensor = lowering.tensor(value)
-    own = list(tensor.ty.shape)
-    same = len(own) == len(shape) and all(static_size(a) == static_size(b) for a, b in zip(own, shape, strict=True))
-    if not same:
-        tensor = lowering.emit(relax.op.broadcast_to(tensor, list(shape)))
-    return tensor if len(shape) == 1 else reshape(lowering, tensor, [product(shape)])

@@ -20,24 +20,21 @@ SAME_ELEMENTS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", 
 
 @dataclasses.dataclass(frozen=True)
 class DenseLayer:
-    """``input @ weights.T + bias``: weights [out, in] and bias [out] in float32. ``nodes``: what computes it."""
+    """``input @ weights.T + bias``: weights [out, in] and bias [out] in float32."""
 
     input: ir.Value
     weights: Array
     bias: Array
-    nodes: tuple[ir.Node, ...]
 
 
 def dense_layer(value: ir.Value) -> DenseLayer:
     """The layer that makes a value. Raises UnsupportedError, saying what was found, where none does."""
     node, added = origin(value).producer(), None
-    nodes = [] if node is None else [node]
     if node is not None and node.op_type == "Add":
         product = next((one for one in node.inputs if one is not None and one.producer() is not None), None)
         others = [one for one in node.inputs if one is not product]
         node = None if product is None else origin(product).producer()
         added = None if others[0] is None else constant(others[0])
-        nodes += [] if node is None else [node]
     if node is None or node.op_type not in ("MatMul", "Gemm", "Linear") or node.inputs[0] is None:
         found = "an input" if node is None else f"a {node.op_type}"
         raise UnsupportedError(f"{value.name!r} comes from {found}; expected tokens @ weights, with or without a bias")
@@ -45,7 +42,7 @@ def dense_layer(value: ir.Value) -> DenseLayer:
     total = np.zeros(len(weights), np.float32)
     for one in (bias, added):
         total = total if one is None else total + np.broadcast_to(one.reshape(-1), total.shape)
-    return DenseLayer(node.inputs[0], weights, total, tuple(nodes))
+    return DenseLayer(node.inputs[0], weights, total)
 
 
 def _matrix(node: ir.Node) -> tuple[Array, Array | None]:

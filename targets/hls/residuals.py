@@ -18,13 +18,11 @@ NORMS = ("LayerNormalization", "RMSNormalization")
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-    """``tokens`` [..., d] are normalised by ``norm`` for a block, and added to what it makes of them: ``output``.
-    ``nodes``: the normalisation, the addition, and the reshapes between them and the block."""
+    """``tokens`` [..., d] are normalised by ``norm`` for a block, and added to what it makes of them: ``output``."""
 
     tokens: ir.Value
     output: ir.Value
     norm: FloatNorm
-    nodes: tuple[ir.Node, ...]
 
 
 def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
@@ -42,14 +40,13 @@ def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     ):
         return None
     tokens = normalize.inputs[0]
-    nodes, value = _until_addition(result)
-    if not nodes or tokens is None or not _is_last_axis(normalize, tokens):
+    addition, value = _until_addition(result)
+    if addition is None or tokens is None or not _is_last_axis(normalize, tokens):
         return None
-    others = [one for one in nodes[-1].inputs if one is not value]
+    others = [one for one in addition.inputs if one is not value]
     if len(others) != 1 or others[0] is None or origin(others[0]) is not origin(tokens):
         return None
-    norm = norm_of(normalize)
-    return Residual(tokens, nodes[-1].outputs[0], norm, (normalize, *nodes))
+    return Residual(tokens, addition.outputs[0], norm_of(normalize))
 
 
 def only_use(value: ir.Value) -> ir.Node | None:
@@ -58,16 +55,14 @@ def only_use(value: ir.Value) -> ir.Node | None:
     return next(iter(users)) if len(users) == 1 and not value.is_graph_output() else None
 
 
-def _until_addition(value: ir.Value) -> tuple[list[ir.Node], ir.Value]:
-    """The nodes from a value to the addition it ends in, and the value that is added; no nodes where it does not."""
-    nodes = []
+def _until_addition(value: ir.Value) -> tuple[ir.Node | None, ir.Value]:
+    """The addition that a value ends in, and the value that is added; None where it does not."""
     user = only_use(value)
     while user is not None and user.domain == "" and user.op_type in SAME_ELEMENTS and user.inputs[0] is value:
-        nodes.append(user)
         value = user.outputs[0]
         user = only_use(value)
     is_addition = user is not None and user.domain == "" and user.op_type == "Add"
-    return ([*nodes, user] if user is not None and is_addition else []), value
+    return (user if is_addition else None), value
 
 
 def _is_last_axis(normalize: ir.Node, tokens: ir.Value) -> bool:

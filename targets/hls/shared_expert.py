@@ -46,13 +46,11 @@ def find_shared_expert(tokens: ir.Value, output: ir.Value, spec: ExpertsSpec) ->
     if down is None:
         return None
     products, between = _products_behind(down.input, tokens)
+    if len(products) != (2 if spec.gated else 1):
+        return None
     for order in itertools.permutations(products):
-        layers = [_layer(value) for value in order]
-        if len(layers) != (2 if spec.gated else 1) or None in layers:
-            return None
         if _is_activation(spec, order, between, down.input):
-            gate, up = layers if spec.gated else (None, layers[0])
-            assert up is not None
+            gate, up = (products[order[0]], products[order[1]]) if spec.gated else (None, products[order[0]])
             return SharedExpert(total, up, gate, down)
     return None
 
@@ -114,28 +112,30 @@ def _layer(value: ir.Value) -> DenseLayer | None:
         return None
 
 
-def _products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[list[ir.Value], list[ir.Node]]:
+def _products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[dict[ir.Value, DenseLayer], list[ir.Node]]:
     """The dense products of the tokens that the hidden units are made of, and the nodes in between; nothing where
     something else is behind them."""
-    products: list[ir.Value] = []
+    products: dict[ir.Value, DenseLayer] = {}
     between: list[ir.Node] = []
     pending = [hidden]
     while pending:
         value = pending.pop()
+        if value in products:
+            continue
         layer = _layer(value)
         if layer is not None and origin(layer.input) is origin(tokens):
-            products += [] if value in products else [value]
+            products[value] = layer
             continue
         node = value.producer()
         if node is None:
             if ir.convenience.get_const_tensor(value) is None:
-                return [], []
+                return {}, []
             continue
         if node not in between:
             between.append(node)
             pending += [one for one in node.inputs if one is not None]
         if len(between) > _MOST_NODES:
-            return [], []
+            return {}, []
     return products, between
 
 

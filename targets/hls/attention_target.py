@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from moec.errors import DefectError, UnsupportedError
+from moec.errors import UnsupportedError
 from moec.targets.base import Project
 from moec.targets.hls import attention_reference
 from moec.targets.hls.attention_channels import attention_channels
@@ -21,8 +20,8 @@ from moec.targets.hls.attention_quantize import QuantizedAttention
 from moec.targets.hls.design import accumulator_bits
 from moec.targets.hls.estimate import RESOURCE_NAMES
 from moec.targets.hls.exploration import Constraints
-from moec.targets.hls.lint import lint
 from moec.targets.hls.parts import Part
+from moec.targets.hls.project import checked_project
 from moec.targets.hls.quality import signal_to_noise
 
 Array = np.ndarray[Any, Any]
@@ -80,13 +79,8 @@ def attention_project(
         device=estimate.part.device,
         clock=estimate.clock_megahertz,
     )
-    files["estimate.json"] = json.dumps(estimate.as_dict(), indent=1).encode()
-    findings = lint(files)
-    if findings:
-        raise DefectError(f"{block.name}: the generated code breaks a rule: {findings[0]}")
     report = {
         "node": block.name,
-        "estimate": estimate.as_dict(),
         "channels": [dataclasses.asdict(channel) for channel in attention_channels(estimate.design)],
         "quality": {
             "decibels": compare_attention(block, integers, tokens),
@@ -95,7 +89,7 @@ def attention_project(
         "vectors": len(vectors),
         **common,
     }
-    return Project(name, files, report)
+    return checked_project(name, files, estimate.as_dict(), report)
 
 
 def run_attention(integers: QuantizedAttention, tokens: Array) -> Array:

@@ -16,13 +16,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.resources
+import json
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from moec.errors import DefectError
+from moec.targets.base import Project
 from moec.targets.hls import packing, reference
 from moec.targets.hls.design import BEAT_BYTES, Design, LargeArrays
+from moec.targets.hls.lint import lint
 from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.quantize import QuantizedBlock, power_table, sigmoid_table
 
@@ -62,6 +66,17 @@ def project_files(design: Design, block: QuantizedBlock, vectors: Array, descrip
     files = {path: render(name, context) for name, path in _TEMPLATES.items()}
     library = library_files(design.large_arrays)
     return {**files, **library, **{f"data/{name}": content for name, content in data.items()}}
+
+
+def checked_project(name: str, files: dict[str, bytes], estimate: dict[str, Any], report: dict[str, Any]) -> Project:
+    """The project of a block, whose ``report`` names its node: its estimate goes along, and its code has been linted.
+
+    Raises DefectError where the code breaks a rule, for moec made it."""
+    files = {**files, "estimate.json": json.dumps(estimate, indent=1).encode()}
+    findings = lint(files)
+    if findings:
+        raise DefectError(f"{report['node']}: the generated code breaks a rule: {findings[0]}")
+    return Project(name, files, {**report, "estimate": estimate})
 
 
 def library_files(large_arrays: LargeArrays = "bram") -> dict[str, bytes]:

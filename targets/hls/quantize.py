@@ -135,10 +135,7 @@ def quantize(
         raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
     seen = block.run(tokens)
     input_scale = scale_for(seen.inputs, 8)
-    router_scale = max(
-        _step(np.abs(block.router).max(), 16),
-        float(np.abs(block.router_bias).max()) / (input_scale * _MOST_ROUTER_BIAS),
-    )
+    router_scale = _router_scale(block, input_scale)
     logit_scale = input_scale * router_scale
     gate_scale = scale_for(seen.up if seen.gate is None else seen.gate, 8)
     offset = block.experts.up_offset
@@ -183,6 +180,12 @@ def quantize(
         score=_score(block, logit_scale),
         norm=norm,
     )
+
+
+def _router_scale(block: FloatBlock, input_scale: float) -> float:
+    """Of int16 weights, with which biases fit into 32 bits."""
+    largest = float(np.abs(block.router_bias).max())
+    return max(_step(np.abs(block.router).max(), 16), largest / (input_scale * _MOST_ROUTER_BIAS))
 
 
 def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> BlockShape:

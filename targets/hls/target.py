@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import DefectError, MoecError, UnsupportedError
+from moec.errors import MoecError, UnsupportedError
 from moec.roofline import Roofline
 from moec.sampling import tensor_specs
 from moec.targets.base import Program, Project
@@ -24,11 +23,10 @@ from moec.targets.hls.blocks import GraphBlock, find_blocks
 from moec.targets.hls.channels import channels_of
 from moec.targets.hls.design import padded
 from moec.targets.hls.exploration import explore
-from moec.targets.hls.lint import lint
 from moec.targets.hls.loads import scaled_loads
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.parts import Part, find_part
-from moec.targets.hls.project import Description, project_files
+from moec.targets.hls.project import Description, checked_project, project_files
 from moec.targets.hls.quantize import QuantizedBlock, quantize
 from moec.targets.hls.stream_scales import StreamPart, needed_scale, shared_scales
 
@@ -180,21 +178,16 @@ class HlsTarget:
         )
         vectors = steps[: min(shape.tokens, _MOST_VECTORS)]
         files = project_files(estimate.design, quantized, vectors, description)
-        files["estimate.json"] = json.dumps(estimate.as_dict(), indent=1).encode()
-        findings = lint(files)
-        if findings:
-            raise DefectError(f"{block.name}: the generated code breaks a rule: {findings[0]}")
         report = {
             "node": block.name,
             "exploration": exploration.as_dict(),
-            "estimate": estimate.as_dict(),
             "channels": [dataclasses.asdict(channel) for channel in channels_of(estimate.design)],
             "quality": dataclasses.asdict(quality.compare(block.numbers, quantized, tokens)),
             "channel_width": estimate.design.width,
             "vectors": len(vectors),
             **common,
         }
-        return Project(name, files, report)
+        return checked_project(name, files, estimate.as_dict(), report)
 
 
 def _in_graph_order(model: ir.Model, parts: Sequence[GraphPart]) -> list[GraphPart]:

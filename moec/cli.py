@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +46,7 @@ from moec.cli_options import (
     WeightBits,
     hls_options,
 )
-from moec.errors import DefectError, MoecError
+from moec.errors import DefectError, MoecError, reporting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,16 +65,15 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point: bad input is one line on stderr and exit code 2; only a defect shows a traceback."""
+    """The entry point: whatever goes wrong is one line on stderr; MOEC_TRACEBACK=1 shows where it went wrong, too."""
     try:
-        app()  # ends with 2 for wrong usage and 130 when interrupted
+        with reporting("moec"):
+            app()  # ends with 2 for wrong usage and 130 when interrupted
     except MoecError as error:
+        if os.environ.get("MOEC_TRACEBACK"):
+            traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(DEFECT if isinstance(error, DefectError) else BAD_INPUT)
-    except Exception:
-        traceback.print_exc()
-        print("error: this is a defect of moec; please report it with the lines above", file=sys.stderr)
-        sys.exit(DEFECT)
 
 
 @app.callback(invoke_without_command=True)

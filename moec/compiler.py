@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import moec
-from moec.errors import MoecError
+from moec.errors import MoecError, reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -118,21 +117,23 @@ def write(
     pipeline_passes, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, hls)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes)
-    limits, sizes = input_limits(graph), input_sizes(graph)
+    with reporting("reading its inputs", model):
+        limits, sizes = input_limits(graph), input_sizes(graph)
     stages = []
     for stage in _run_passes(graph, model, pipeline_passes, report, verify_each, announce):
         stages.append(stage)
         if dump_to is not None:
             _dump(pathlib.Path(dump_to), len(stages) - 1, stage)
     announce(f"generating code for {target}")
-    blocks = moe_blocks(graph)
-    with _naming_file(model):
+    with reporting(f"generating code for {target}", model):
+        blocks = moe_blocks(graph)
         programs = _generate(graph, chosen, target, report)
     announce("writing the artifact")
-    provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
-    remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
-    context = Context(moec.__version__, threads, blocks, limits, sizes, stages, remarks, losses, provenance)
-    write_artifact(path, programs[0], context, *programs[1:])
+    with reporting("writing the artifact", model):
+        provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
+        remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
+        context = Context(moec.__version__, threads, blocks, limits, sizes, stages, remarks, losses, provenance)
+        write_artifact(path, programs[0], context, *programs[1:])
 
 
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Program]:
@@ -152,7 +153,7 @@ def optimize(
 ) -> tuple[str, list[Remark]]:
     """The text of a model after a pipeline, and the passes' remarks. ``model`` is an ONNX file, or IR text when its
     name ends in ``.onnxtxt``. ``print_after`` as for :func:`moec.passes.pipeline.run`. Raises MoecError."""
-    from moec.ir.text import parse_model, print_model
+    from moec.ir.text import print_model
     from moec.passes import pipeline
     from moec.passes.base import Report
 
@@ -161,38 +162,21 @@ def optimize(
     unknown = set(print_after) - {"all", *(one.name for one in parsed)}
     if unknown:
         raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")
-    graph = parse_model(_read_text(path)) if path.suffix == ".onnxtxt" else import_model(path)
-    with _naming_file(path):
+    graph = _read_text_form(path) if path.suffix == ".onnxtxt" else import_model(path)
+    with reporting("optimizing", path):
+        pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after)
+        return print_model(graph), report.remarks
+
+
+def _read_text_form(path: pathlib.Path) -> ir.Model:
+    from moec.ir.text import parse_model
+
+    with reporting("reading", path):
         try:
-            pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after)
-        except Exception as error:  # libraries wrap our error when a pass needs a weight of which the text has the hash
-            raise (_reason(error) or error) from None
-    return print_model(graph), report.remarks
-
-
-@contextlib.contextmanager
-def _naming_file(source: Any) -> Iterator[None]:
-    """Puts the model's file before the messages of passes and targets, which know nodes only."""
-    try:
-        yield
-    except MoecError as error:
-        if not isinstance(source, (str, os.PathLike)) or str(error).startswith(os.fspath(source)):
-            raise
-        raise type(error)(f"{os.fspath(source)}: {error}") from error
-
-
-def _reason(error: BaseException | None) -> MoecError | None:
-    """The MoecError behind an error, if there is one."""
-    while error is not None and not isinstance(error, MoecError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MoecError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MoecError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+        return parse_model(text)
 
 
 def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
@@ -207,7 +191,8 @@ def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = N
         raise MoecError("example_inputs and dynamic_shapes are for PyTorch modules; an ONNX model carries its shapes")
     from moec.frontend import onnx
 
-    return onnx.import_model(model)
+    with reporting("importing", model):
+        return onnx.import_model(model)
 
 
 def _run_passes(
@@ -221,7 +206,7 @@ def _run_passes(
     for one in passes:
         announce(one.name)
         start = time.perf_counter()
-        with _naming_file(source):
+        with reporting(one.name, source):
             changed = pipeline.run(model, (one,), report, verify_each=verify_each)
         seconds = time.perf_counter() - start
         yield Stage(one.name, print_model(model) if changed else None, seconds)

@@ -5,6 +5,15 @@ Every message answers four questions: where (file, node), what was found, what w
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+REPORT = "this is a defect of moec: report it with the model and the traceback, which MOEC_TRACEBACK=1 shows"
+
 
 class MoecError(Exception):
     """Bad input or usage. The command line prints it as one line and ends with exit code 2."""
@@ -28,3 +37,57 @@ class DefectError(MoecError):
 
 class InputError(MoecError):
     """A compiled model was called with the wrong names, dtypes, ranks or sizes."""
+
+
+@contextlib.contextmanager
+def reporting(step: str, source: Any = None) -> Iterator[None]:
+    """Around every step that works on what a user gave: whatever it raises becomes one MoecError.
+
+    A MoecError gets the name of the model's file before it, where ``source`` is one: below the frontend, nodes are all
+    that is known. Memory that cannot be had is a MoecError, too. Everything else nobody expected: it becomes a
+    DefectError that names file, step and node, with the cause chained.
+    """
+    try:
+        yield
+    except MoecError as error:
+        raise _named(error, source) from error.__cause__
+    except MemoryError as error:
+        reason = " ".join(str(error).split()) or "an allocation failed"
+        raise _named(MoecError(f"{step}: there is not enough memory ({reason})"), source) from error
+    except Exception as error:
+        known = _moec_error_behind(error)
+        if known is not None:  # libraries wrap what our own callbacks and lazy tensors raise in errors of theirs
+            raise _named(known, source) from error
+        node = _node_at(error.__traceback__)
+        place = f"{step}: {node}" if node else step
+        reason = " ".join(str(error).split())[:300]
+        raise _named(DefectError(f"{place}: {type(error).__name__}: {reason}; {REPORT}"), source) from error
+
+
+def _named(error: MoecError, source: Any) -> MoecError:
+    if not isinstance(source, (str, os.PathLike)) or str(error).startswith(os.fspath(source)):
+        return error
+    return type(error)(f"{os.fspath(source)}: {error}")
+
+
+def _moec_error_behind(error: BaseException) -> MoecError | None:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MoecError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _node_at(traceback: TracebackType | None) -> str | None:
+    """The node that was at work: the last that any frame of the traceback has among its variables."""
+    if "onnx_ir" not in sys.modules:
+        return None
+    import onnx_ir as ir
+
+    from moec.ir.names import node_name, operator_name
+
+    found = None
+    while traceback is not None:
+        nodes = [one for one in traceback.tb_frame.f_locals.values() if isinstance(one, ir.Node)]
+        found = nodes[-1] if nodes else found
+        traceback = traceback.tb_next
+    return None if found is None else f"node {node_name(found)!r} ({operator_name(found)})"

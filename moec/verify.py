@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.errors import MoecError, reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -82,6 +82,7 @@ class Verification:
         return {"matches": self.matches, **dataclasses.asdict(self)}
 
 
+@reporting("verifying")
 def verify(
     model_path: str | os.PathLike[str],
     compiled: CompiledModel,

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import onnx_ir as ir
 
-from moec.errors import MoecError, VerificationError
+from moec.errors import MoecError, VerificationError, reporting
 from moec.passes import PASSES
 from moec.passes.base import Pass, Report
 
@@ -89,7 +89,8 @@ def run(
     ``on_pass(name, seconds, changed)`` is called after each pass. With ``verify_each`` the model is verified first and
     after every pass.
 
-    Raises VerificationError, naming the pass, when a pass leaves a model that breaks the IR's rules.
+    Raises VerificationError, naming the pass, when a pass leaves a model that breaks the IR's rules; DefectError when a
+    pass fails.
     """
     report = Report() if report is None else report
     if verify_each:
@@ -97,7 +98,8 @@ def run(
     any_changed = False
     for one in passes:
         start = time.perf_counter()
-        changed = one.apply(model, report)
+        with reporting(one.name):
+            changed = one.apply(model, report)
         seconds = time.perf_counter() - start
         any_changed |= changed
         if verify_each:

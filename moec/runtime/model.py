@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from moec.errors import InputError, MoecError
+from moec.errors import InputError, MoecError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
@@ -182,6 +182,7 @@ class CompiledModel:
         return describe(self._artifact)
 
 
+@reporting("loading")
 def load(
     path: str | os.PathLike[str],
     *,
@@ -210,6 +211,7 @@ def load(
     return ready(artifact, threads=threads, pages=pages, **options)
 
 
+@reporting("loading")
 def ready(
     artifact: Artifact,
     *,

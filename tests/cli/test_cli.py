@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -311,15 +312,15 @@ def test_unknown_kernel(folder):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "last_line"),
+    ("error", "code", "line"),
     [
         ("MoecError('wrong')", 2, "error: wrong"),
         ("DefectError('odd')", 3, "error: odd"),
-        ("KeyError('x')", 3, "error: this is a defect of moec; please report it with the lines above"),
+        ("KeyError('x')", 3, "error: moec: KeyError: 'x'; this is a defect of moec: report it with the model and"),
         ("KeyboardInterrupt()", 130, ""),
     ],
 )
-def test_exit_codes(error, code, last_line):
+def test_exit_codes(error, code, line):
     program = (
         "import moec; from moec import cli; from moec.errors import *\n"
         f"def fail(*_arguments, **_options): raise {error}\n"
@@ -329,5 +330,17 @@ def test_exit_codes(error, code, last_line):
         [sys.executable, "-c", program, "bench", "model.moec"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.rstrip("\n").rpartition("\n")[2] == last_line
-    assert ("Traceback" in done.stderr) == (error == "KeyError('x')")
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == bool(line)
+
+
+def test_a_traceback_is_shown_to_those_who_ask():
+    program = (
+        "import moec; from moec import cli\n"
+        "def fail(*_arguments, **_options): raise KeyError('x')\n"
+        "moec.load = fail; cli.main()"
+    )
+    command = [sys.executable, "-c", program, "bench", "model.moec"]
+    environment = {**os.environ, "MOEC_TRACEBACK": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 3
+    assert "in fail" in done.stderr and done.stderr.splitlines()[-1].startswith("error: moec: KeyError: 'x'")

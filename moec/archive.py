@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import pathlib
-import secrets
 import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from moec.errors import InputError, MoecError
+from moec.errors import InputError
+from moec.replacing import check_replaceable, replacing
 from moec.runtime.dtypes import dtype_of
 from moec.runtime.manifest import TensorSpec
+from moec.seals import foreign_file, seal_zip
 
 
 def read_arrays(path: str | os.PathLike[str], specs: Sequence[TensorSpec] = ()) -> dict[str, np.ndarray]:
@@ -33,19 +33,19 @@ def read_arrays(path: str | os.PathLike[str], specs: Sequence[TensorSpec] = ()) 
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an ``.npz`` file, aside first and then renamed. Raises MoecError when it cannot be written."""
-    path = pathlib.Path(path)
-    aside = path.parent / f".{path.name}.{secrets.token_hex(6)}"
-    try:
+    """Write an ``.npz`` file in the place of nothing, or of one that this has written. Raises MoecError when something
+    else is there or it cannot be written."""
+    with replacing(path, foreign_file) as aside:
         with zipfile.ZipFile(aside, "x") as archive:  # numpy.savez refuses some names, "file" for one
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
-        aside.replace(path)
-    except OSError as error:
-        raise MoecError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+        seal_zip(aside)
+
+
+def check_arrays_destination(path: str | os.PathLike[str]) -> None:
+    """Raise MoecError where :func:`write_arrays` would not write."""
+    check_replaceable(path, foreign_file)
 
 
 def _with_type(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:

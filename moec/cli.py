@@ -145,6 +145,7 @@ def run(
     """Run an artifact on the inputs in a file."""
     from moec import archive
 
+    archive.check_arrays_destination(outputs)
     options: dict[str, Any] = {"emulate": emulate, "architecture": architecture}
     compiled = moec.load(artifact, threads=threads, pages=pages.value, **options)
     archive.write_arrays(outputs, compiled.run(archive.read_arrays(inputs, compiled.inputs)))

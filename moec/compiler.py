@@ -213,13 +213,15 @@ def _run_passes(
 
 
 def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:
+    from moec.seals import write_sealed
+
     if stage.text is None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{index:02d}-{stage.name}.onnxtxt").write_text(stage.text, encoding="utf-8")
     except OSError as error:
         raise MoecError(f"{folder}: the phases cannot be written: {error.strerror or error}") from error
+    write_sealed(folder / f"{index:02d}-{stage.name}.onnxtxt", stage.text.encode(), "# ")
 
 
 def _is_torch_module(model: Any) -> bool:

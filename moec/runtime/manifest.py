@@ -143,6 +143,18 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     return manifest
 
 
+def listed_files(text: bytes) -> dict[str, FileEntry] | None:
+    """The files that a manifest of any format version lists; None where it is none of moec's, or was altered."""
+    try:
+        content = json.loads(text)
+        digest, files = content.pop("digest"), content["files"]
+        if digest != _digest(content):
+            return None
+        return {name: FileEntry(one["bytes"], one["sha256"]) for name, one in files.items()}
+    except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
+        return None
+
+
 def is_inside_name(name: str) -> bool:
     """Whether a file name is relative, plain and cannot leave the folder it is joined to."""
     return _NAME.fullmatch(name) is not None and not {".", ".."} & set(name.split("/"))

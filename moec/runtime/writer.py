@@ -1,4 +1,4 @@
-"""Writing artifacts: aside first, then renamed, so that nobody ever sees half of one."""
+"""Writing artifacts, which replace artifacts and nothing else, see :mod:`moec.replacing`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import os
 import pathlib
 import re
-import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from moec import seals
 from moec.errors import ArtifactError
+from moec.replacing import check_replaceable, replacing
 from moec.runtime.artifact import Artifact, checksum
+from moec.runtime.foreign import foreign_artifact
 from moec.runtime.manifest import (
     MANIFEST,
     WEIGHT_ALIGNMENT,
@@ -69,7 +71,8 @@ class Context:
 
 
 def write_artifact(path: str | os.PathLike[str], program: Program, context: Context, *others: Program) -> None:
-    """Write a program as a folder, or as one zip when the path ends in ``.zip``; an artifact already there is replaced.
+    """Write a program as a folder, or as one zip when the path ends in ``.zip``; an artifact already there is replaced
+    in one step where it is as moec wrote it (:func:`moec.runtime.foreign.foreign_artifact`).
 
     ``others``: the same model's programs for newer architectures, oldest first. Weights of equal name and content are
     stored once.
@@ -77,78 +80,50 @@ def write_artifact(path: str | os.PathLike[str], program: Program, context: Cont
     Raises ArtifactError when something else is there or the file system refuses (a full disk, say); then nothing
     new is left behind and an older artifact is unharmed.
     """
-    with _replacing(pathlib.Path(path)) as folder:
+    with _new_folder(path) as folder:
         _write_files(folder, [program, *others], context)
 
 
 def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
-    """Write a copy of an open artifact, as :func:`write_artifact` does."""
-    with _replacing(pathlib.Path(path)) as folder:
-        for name in (MANIFEST, *artifact.manifest.files):
+    """Write a copy of an open artifact, as :func:`write_artifact` does. Raises ArtifactError, too, where its files are
+    no longer those that were opened."""
+    with _new_folder(path) as folder:
+        for name, expected in artifact.manifest.files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.folder / name, target)
+            if checksum(target) != expected:
+                raise ArtifactError(
+                    f"{artifact.where}: {name} has changed since the artifact was loaded; load it again"
+                )
+        (folder / MANIFEST).write_text(print_manifest(artifact.manifest), encoding="utf-8")
 
 
 def check_destination(path: str | os.PathLike[str]) -> None:
-    """Raise ArtifactError if an artifact cannot go there: an artifact may replace an artifact or an empty folder, never
-    something else that happens to have the name."""
-    path = pathlib.Path(path).absolute()
-    try:
-        _refuse_foreign(path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written to: {error.strerror or error}") from error
+    """Raise ArtifactError where :func:`write_artifact` would not write."""
+    check_replaceable(path, foreign_artifact, ArtifactError)
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
-    path = path.absolute()
-    aside = path.parent / f".{path.name}.{secrets.token_hex(6)}"
-    try:
-        _refuse_foreign(path)
+def _new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """An empty folder that becomes the artifact at ``path`` when the block ends well."""
+    with replacing(path, foreign_artifact, ArtifactError) as aside:
         aside.mkdir()
         yield aside
-        _publish(aside, path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: the artifact was not written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if pathlib.Path(path).suffix == ".zip":
+            _pack(aside)
 
 
-def _refuse_foreign(path: pathlib.Path) -> None:
-    if not path.parent.is_dir():
-        raise ArtifactError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise ArtifactError(f"{path}: the folder {path.parent} is read-only; choose another path")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise ArtifactError(f"{path}: is a folder that holds something else than an artifact; choose another path")
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise ArtifactError(f"{path}: is a file, not an artifact; choose another path")
-
-
-def _publish(folder: pathlib.Path, path: pathlib.Path) -> None:
-    new = _pack(folder) if path.suffix == ".zip" else folder
-    if not path.exists():
-        new.rename(path)
-        return
-    old = path.parent / f".{path.name}.{secrets.token_hex(6)}"
-    path.rename(old)  # a folder that is not empty cannot be replaced in one step
-    try:
-        new.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old) if old.is_dir() else old.unlink()
-
-
-def _pack(folder: pathlib.Path) -> pathlib.Path:
-    archive_path = folder / "artifact.zip"
-    with zipfile.ZipFile(archive_path, "x", zipfile.ZIP_STORED) as archive:
-        for file in sorted(folder.rglob("*")):
-            if file.is_file() and file != archive_path:
-                archive.write(file, file.relative_to(folder).as_posix())
-    return archive_path
+def _pack(folder: pathlib.Path) -> None:
+    """Make one sealed file of a folder, in its place."""
+    path = folder.with_name("zip")
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
+        for file in files:
+            archive.write(file, file.relative_to(folder).as_posix())
+    seals.seal_zip(path)
+    shutil.rmtree(folder)
+    path.rename(folder)
 
 
 class _Files:

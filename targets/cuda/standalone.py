@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-import secrets
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moec.errors import MoecError, UnsupportedError
 from moec.inspect.kernel_calls import CaughtTensor, catch_call
+from moec.replacing import check_replaceable
 from moec.runtime.artifact import Artifact
+from moec.runtime.manifest import is_inside_name
 from moec.runtime.model import find_kernel
+from moec.seals import foreign_file, write_sealed
 from moec.targets.cuda.pipeline import PREAMBLE
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -31,6 +32,8 @@ def write_standalone(artifact: Artifact, kernel: str, folder: pathlib.Path, arch
     The artifact runs emulated for the numbers. Raises what :func:`program_text` does; MoecError for a kernel that
     computes nothing and a folder that cannot be written, and what emulation raises. Then nothing is written.
     """
+    if not is_inside_name(kernel):
+        raise MoecError(f"{artifact.where}: kernel {kernel!r} cannot be the name of a file; the artifact was altered")
     source = program_text(artifact, kernel, architecture)
     record = _record(artifact, kernel, architecture)
     names = [one["name"] for one in record["parameters"]]
@@ -155,18 +158,13 @@ def _tensor_map_code(one: Mapping[str, Any]) -> str:
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
-    """All files, each complete before it has its name. Raises MoecError."""
-    asides: dict[pathlib.Path, pathlib.Path] = {}
+    """All files, each complete before it has its name, in the place of nothing but those that moec wrote. Raises
+    MoecError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            aside = folder / f".{name}.{secrets.token_hex(6)}"
-            asides[aside] = folder / name
-            aside.write_bytes(content)
-        for aside, path in asides.items():
-            os.replace(aside, path)
     except OSError as error:
         raise MoecError(f"{folder}: the program cannot be written: {error.strerror or error}") from error
-    finally:
-        for aside in asides:
-            aside.unlink(missing_ok=True)
+    for name in files:
+        check_replaceable(folder / name, foreign_file)
+    for name, content in files.items():
+        write_sealed(folder / name, content, "// ")

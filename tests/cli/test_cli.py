@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from moec.ir.text import parse_model
 from moec.runtime import machine
 
 
@@ -187,6 +188,7 @@ def test_dump_phases(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "MatMul" in (tmp_path / "phases" / "00-import.onnxtxt").read_text()
     assert (tmp_path / "a.zip").is_file()
+    parse_model((tmp_path / "phases" / "00-import.onnxtxt").read_text())  # its seal is a comment
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -240,9 +242,9 @@ def test_unknown_target_pass_and_clashing_options(folder, tmp_path):
 
 def test_output_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "precious").write_text("data")
-    assert_refused(moec("compile", folder / "model.onnx", "-o", tmp_path / "precious"), "is a file, not an artifact")
+    assert_refused(moec("compile", folder / "model.onnx", "-o", tmp_path / "precious"), "moec did not write")
     done = moec("run", folder / "model.moec", "--inputs", folder / "in.npz", "--outputs", tmp_path / "no" / "o.npz")
-    assert_refused(done, "o.npz: cannot be written: No such file or directory")
+    assert_refused(done, "o.npz: the folder ", "does not exist; create it first")
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
@@ -252,8 +254,24 @@ def test_an_output_that_cannot_be_written_is_refused_before_compiling(folder, tm
     done = moec("compile", folder / "model.onnx", "-o", tmp_path / "file" / "a.moec", *dump)
     assert_refused(done, "does not exist; create it first")
     done = moec("compile", folder / "model.onnx", "-o", tmp_path / "file", *dump)
-    assert_refused(done, "is a file, not an artifact")
+    assert_refused(done, "is a file that moec did not write, not an artifact")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_outputs_and_phases_replace_only_what_moec_wrote(folder, tmp_path):
+    run = ("run", folder / "model.moec", "--inputs", tmp_path / "in.npz", "--outputs")
+    np.savez(tmp_path / "in.npz", ids=np.array([3, 0, 10]))
+    assert_refused(moec(*run, tmp_path / "in.npz"), "in.npz: is a file that moec did not write; remove it or choose")
+    for _ in range(2):
+        assert moec(*run, tmp_path / "out.npz").returncode == 0
+    assert np.load(tmp_path / "out.npz")["y"].shape == (3, 4)
+    phases = tmp_path / "phases"
+    phases.mkdir()
+    (phases / "00-import.onnxtxt").write_text("my notes")
+    done = moec("compile", folder / "model.onnx", "-o", tmp_path / "a.moec", "--dump-phases-to", phases)
+    assert_refused(done, "00-import.onnxtxt: is a file that moec did not write")
+    assert (phases / "00-import.onnxtxt").read_text() == "my notes"
+    assert not (tmp_path / "a.moec").exists()
 
 
 def test_wrong_inputs(folder, tmp_path):

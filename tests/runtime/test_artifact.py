@@ -21,7 +21,7 @@ from moec.runtime.artifact import open_artifact
 from moec.runtime.manifest import MANIFEST, WEIGHTS, Manifest, is_inside_name, parse_manifest, print_manifest
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.model import load
-from moec.runtime.writer import check_destination, write_artifact
+from moec.runtime.writer import write_artifact
 from moec.targets.base import Program, Weight
 
 PROGRAM = {"architecture": "", "objects": [], "weights": [0], "requirements": [], "kernels": []}
@@ -339,29 +339,9 @@ def test_full_disk_leaves_nothing_and_keeps_the_old(program, context, tmp_path, 
     write_artifact(path, program, context)
     _fill_disk(monkeypatch)
     for target in (path, tmp_path / "b.moec", tmp_path / "c.zip"):
-        with pytest.raises(
-            ArtifactError, match=f"{target.name}: the artifact was not written: No space left on device"
-        ):
+        with pytest.raises(ArtifactError, match=f"{target.name}: was not written: No space left on device"):
             write_artifact(target, program, context)
     monkeypatch.undo()
-    assert names_in(tmp_path) == ["a.moec"]
-    assert load(path).run(inputs)["y"].shape == (3, 4)
-
-
-def test_failing_rename_puts_the_old_back(program, context, tmp_path, monkeypatch, inputs):
-    path = tmp_path / "a.moec"
-    write_artifact(path, program, context)
-    original = pathlib.Path.rename
-
-    def rename(self, target):
-        if pathlib.Path(target) == path and (self / "marker").exists() is False and ".a.moec." in self.name:
-            monkeypatch.setattr(pathlib.Path, "rename", original)
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return original(self, target)
-
-    monkeypatch.setattr(pathlib.Path, "rename", rename)
-    with pytest.raises(ArtifactError, match="Input/output error"):
-        write_artifact(path, program, context)
     assert names_in(tmp_path) == ["a.moec"]
     assert load(path).run(inputs)["y"].shape == (3, 4)
 
@@ -372,7 +352,7 @@ def test_other_things_are_not_replaced(program, context, tmp_path):
     (tmp_path / "file").write_text("data")
     with pytest.raises(ArtifactError, match="holds something else than an artifact"):
         write_artifact(tmp_path / "folder", program, context)
-    with pytest.raises(ArtifactError, match="is a file, not an artifact"):
+    with pytest.raises(ArtifactError, match="is a file that moec did not write, not an artifact"):
         write_artifact(tmp_path / "file", program, context)
     with pytest.raises(ArtifactError, match="does not exist; create it first"):
         write_artifact(tmp_path / "absent" / "a.moec", program, context)
@@ -380,10 +360,68 @@ def test_other_things_are_not_replaced(program, context, tmp_path):
     assert (tmp_path / "folder" / "precious").read_text() == "data"
 
 
-def test_read_only_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))
-    with pytest.raises(ArtifactError, match="is read-only; choose another path"):
-        check_destination(tmp_path / "a.moec")
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda path: (path / "notes.txt").write_text("data"),
+            "is an artifact with notes.txt in it, which moec did not",
+        ),
+        (lambda path: (path / "src" / "notes.txt").write_text("data"), "is an artifact with src/notes.txt in it"),
+        (lambda path: (path / "empty").mkdir(), "is an artifact with empty in it"),
+        (lambda path: (path / "src" / "link").symlink_to("/"), "is an artifact with src/link in it"),
+        (
+            lambda path: (path / "src" / "add_multiply.tir").write_text("my own"),
+            "whose src/add_multiply.tir was changed",
+        ),
+        (lambda path: (path / WEIGHTS).write_bytes(b"other"), "whose weights.bin was changed"),
+        (lambda path: (path / MANIFEST).write_text('{"name": "an app"}'), "holds something else than an artifact"),
+        (
+            lambda path: (path / MANIFEST).write_text('{"files": {}, "digest": "0"}'),
+            "holds something else than an artif",
+        ),
+        (lambda path: (path / MANIFEST).unlink(), "holds something else than an artifact"),
+    ],
+)
+def test_what_users_put_into_an_artifact_survives(program, context, artifact_path, change, message):
+    change(artifact_path)
+    before = contents(artifact_path)
+    with pytest.raises(ArtifactError, match=f"{message}.*; remove it or choose another path"):
+        write_artifact(artifact_path, program, context)
+    assert contents(artifact_path) == before
+    assert names_in(artifact_path.parent) == [artifact_path.name]
+
+
+def test_an_artifact_of_another_format_version_is_replaced(program, context, artifact_path, inputs):
+    content = json.loads((artifact_path / MANIFEST).read_text())
+    (artifact_path / MANIFEST).write_text(_signed({**content, "format_version": 1, "inputs": "older"}))
+    (artifact_path / "src" / "add_multiply.tir").unlink()  # what is missing cannot be lost
+    write_artifact(artifact_path, program, context)
+    assert load(artifact_path).run(inputs)["y"].shape == (3, 4)
+
+
+def test_a_zip_is_replaced_only_as_moec_wrote_it(program, context, tmp_path):
+    path = tmp_path / "a.zip"
+    write_artifact(path, program, context)
+    write_artifact(path, program, context)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("notes.txt", "data")
+    with pytest.raises(ArtifactError, match=r"a\.zip: is a file that .*, not an artifact; remove it"):
+        write_artifact(path, program, context)
+    assert zipfile.ZipFile(path).read("notes.txt") == b"data"
+
+
+def test_a_copy_is_of_what_was_loaded(program, context, artifact_path, tmp_path):
+    loaded = load(artifact_path)
+    other = dataclasses.replace(program, weights=[Weight("w", (4,), "float32", lambda: np.ones(4, np.float32))])
+    write_artifact(artifact_path, other, context)
+    with pytest.raises(ArtifactError, match=r"weights\.bin has changed since the artifact was loaded; load it again"):
+        loaded.save(tmp_path / "b.moec")
+    assert names_in(tmp_path) == [artifact_path.name]
 
 
 def _fill_disk(monkeypatch) -> None:

@@ -62,6 +62,7 @@ def test_agrees_with_its_numbers_and_notices_others(artifact, tmp_path):
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [f"{kernel}.cu", f"{kernel}.numbers"]
     program, numbers = build(tmp_path / "made", kernel), tmp_path / "made" / f"{kernel}.numbers"
     saved = numbers.read_bytes()
+    saved = saved[: saved.rindex(b"\n// sealed by moec ")]
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run([program], cwd=numbers.parent, capture_output=True, text=True)
@@ -95,6 +96,28 @@ def test_nothing_is_written_where_it_cannot_be(artifact, tmp_path):
     with pytest.raises(MoecError, match="has no kernel 'absent'"):
         write_standalone(artifact, "absent", tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_its_own_files_are_replaced(artifact, tmp_path):
+    (kernel,) = (one["name"] for one in artifact.program().kernels)
+    write_standalone(artifact, kernel, tmp_path)
+    (tmp_path / "notes").write_text("data")
+    write_standalone(artifact, kernel, tmp_path)
+    program = tmp_path / f"{kernel}.cu"
+    program.write_text(program.read_text() + "// my own experiment\n")
+    changed = [(path, path.read_bytes()) for path in sorted(tmp_path.iterdir())]
+    with pytest.raises(MoecError, match=rf"{kernel}\.cu: is a file that moec did not write; remove it or choose"):
+        write_standalone(artifact, kernel, tmp_path)
+    assert [(path, path.read_bytes()) for path in sorted(tmp_path.iterdir())] == changed
+
+
+@pytest.mark.parametrize("name", ["../softmax", "/tmp/softmax"])
+def test_a_kernel_whose_name_leaves_the_folder_is_refused(artifact, tmp_path, name):
+    other = open_artifact(artifact.folder)
+    other.program().kernels[0]["name"] = name
+    with pytest.raises(MoecError, match="cannot be the name of a file"):
+        write_standalone(other, name, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_kernel_that_computes_nothing_gives_no_numbers(artifact):

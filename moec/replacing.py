@@ -1,0 +1,220 @@
+"""Replacing what moec wrote, and nothing else, in one step.
+
+A file or a folder is made in a folder beside its place and then exchanged with what is there: a reader sees the old
+one or the new one, never none and never half of one, and of two writers at once the later one stays. What was there
+is removed only where it is nothing (an empty file or folder) or is recognised as moec's own and unchanged; devices,
+pipes and sockets are refused. A symlink is followed: what it points to is replaced, and the link stays.
+
+The folder beside, ``.moec-unfinished-<random>``, is locked as long as its writer lives. One whose writer died is
+removed by the next write into the same folder.
+
+Where the system or the file system has no exchange (renameat2 is Linux'), the old folder is moved aside and the new one
+into its place: a reader may see none in between, and after a kill just there the old one is in the folder beside,
+under ``replaced``, which then is not removed. Where folders cannot be locked, none is ever removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+
+from moec.errors import MoecError
+
+ForeignBecause = Callable[[pathlib.Path], str | None]
+"""Why a file or folder, neither special nor empty, is not moec's own to replace, such as "is a file, not an artifact";
+None where it is. May raise OSError."""
+
+_UNFINISHED = ".moec-unfinished-"
+_UNFINISHED_NAME = re.compile(re.escape(_UNFINISHED) + "[0-9a-f]{16}")
+_CONTENT, _REPLACED = "content", "replaced"
+_NO_REPLACE, _EXCHANGE = 1, 2
+_HERE = -100  # AT_FDCWD
+_NOT_THERE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
+_SPECIAL = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+@contextlib.contextmanager
+def replacing(
+    path: str | os.PathLike[str], foreign_because: ForeignBecause, kind: type[MoecError] = MoecError
+) -> Iterator[pathlib.Path]:
+    """A path at which to make a file or a folder, which takes the place of ``path`` when the block ends well, and
+    vanishes when it does not.
+
+    Raises an error of ``kind`` where something is there that is not moec's own, or the file system refuses (a full
+    disk, no rights); then what is there is unharmed and nothing is left behind.
+    """
+    place = check_replaceable(path, foreign_because, kind)
+    try:
+        with _unfinished_folder(place.parent) as folder:
+            yield folder / _CONTENT
+            _publish(folder, place, foreign_because, kind)
+    except OSError as error:
+        raise kind(f"{path}: was not written: {error.strerror or error}") from error
+
+
+def check_replaceable(
+    path: str | os.PathLike[str], foreign_because: ForeignBecause, kind: type[MoecError] = MoecError
+) -> pathlib.Path:
+    """The place that ``path`` means, symlinks followed. Raises as :func:`replacing` does where something there must not
+    be replaced or nothing can be written."""
+    place = pathlib.Path(os.path.realpath(path))
+    try:
+        special = _special(pathlib.Path(path))  # before links are followed: /dev/stdout leads to no path
+        if special:
+            raise kind(f"{path}: is {special}; moec writes files and folders only: choose another path")
+        if not place.parent.is_dir():
+            raise kind(f"{path}: the folder {place.parent} does not exist; create it first")
+        if not os.access(place.parent, os.W_OK):
+            raise kind(f"{path}: the folder {place.parent} is read-only; choose another path")
+        _refuse(place, _obstacle(place, foreign_because), kind)
+    except OSError as error:
+        raise kind(f"{path}: cannot be written to: {error.strerror or error}") from error
+    return place
+
+
+def _refuse(place: pathlib.Path, obstacle: str | None, kind: type[MoecError]) -> None:
+    if obstacle is not None:
+        raise kind(f"{place}: {obstacle}; remove it or choose another path")
+
+
+def _obstacle(place: pathlib.Path, foreign_because: ForeignBecause) -> str | None:
+    """Why what is there must not be replaced; None where it may, or nothing is there."""
+    if not os.path.lexists(place):
+        return None
+    special = _special(place)
+    if special:
+        return f"is {special}"
+    if not os.access(place, os.W_OK):
+        return "is write-protected"
+    return None if _is_empty(place) else foreign_because(place)
+
+
+def _special(path: pathlib.Path) -> str | None:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "a special file")
+
+
+def _is_empty(place: pathlib.Path) -> bool:
+    return not any(place.iterdir()) if place.is_dir() else place.stat().st_size == 0
+
+
+@contextlib.contextmanager
+def _unfinished_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder, locked while it is in use, and gone afterwards unless something was kept in it."""
+    _sweep(parent)
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+        os.close(lock)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    content = folder / _CONTENT
+    with contextlib.suppress(OSError):
+        shutil.rmtree(content, ignore_errors=True) if content.is_dir() else content.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _locked_folder(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
+    while True:
+        folder = parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another writer swept it before it was locked
+            lock = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks
+                _lock(lock, wait=True)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _sweep(parent: pathlib.Path) -> None:
+    """Remove what writers left behind that were killed."""
+    for name in os.listdir(parent):
+        if not _UNFINISHED_NAME.fullmatch(name):
+            continue
+        with contextlib.suppress(OSError):  # its writer lives, another one sweeps it, or it is another user's
+            lock = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                _lock(lock, wait=False)
+                _remove(parent / name)
+            finally:
+                os.close(lock)
+
+
+def _lock(descriptor: int, *, wait: bool) -> None:
+    import fcntl  # which only POSIX systems have, and reading an artifact needs none of this
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _publish(folder: pathlib.Path, place: pathlib.Path, foreign_because: ForeignBecause, kind: type[MoecError]) -> None:
+    new, kept = folder / _CONTENT, folder / _REPLACED
+    while True:
+        if not os.path.lexists(place):
+            with contextlib.suppress(FileExistsError):  # another writer was faster
+                _move(new, place)
+                return
+        _refuse(place, _obstacle(place, foreign_because), kind)
+        try:
+            old = _exchange(new, place, kept)
+        except FileNotFoundError:
+            if not new.exists():
+                raise
+            continue  # what was there is gone
+        obstacle = _obstacle(old, foreign_because)  # something may have come in the meantime
+        if obstacle is None:
+            _rename(old, new)
+            return
+        _rename(old, kept)  # where nobody removes it
+        _rename(_exchange(kept, place, new), new)
+        _refuse(place, obstacle, kind)
+
+
+def _rename(source: pathlib.Path, target: pathlib.Path) -> None:
+    if source != target:
+        source.rename(target)
+
+
+def _move(new: pathlib.Path, place: pathlib.Path) -> None:
+    if not _renamed(new, place, _NO_REPLACE):
+        new.rename(place)
+
+
+def _exchange(new: pathlib.Path, place: pathlib.Path, aside: pathlib.Path) -> pathlib.Path:
+    """Put ``new`` in its place; where the old one is now."""
+    if _renamed(new, place, _EXCHANGE):
+        return new
+    place.rename(aside)
+    try:
+        new.rename(place)
+    except OSError:
+        aside.rename(place)
+        raise
+    return aside
+
+
+def _renamed(source: pathlib.Path, target: pathlib.Path, how: int) -> bool:
+    """Whether the system can rename in this way; then it has. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_HERE, os.fsencode(source), _HERE, os.fsencode(target), how) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NOT_THERE:
+        return False
+    raise OSError(number, os.strerror(number), str(target))

@@ -1,0 +1,66 @@
+"""Files that moec can tell it wrote: their last line is the SHA-256 of all above it.
+
+A text carries it as a comment, a zip as the comment of the archive. A seal says that a file is moec's own and
+unchanged, so that it may be replaced; it is no signature, for anybody can make one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import zipfile
+
+from moec.replacing import replacing
+
+_MARK = b"sealed by moec "
+_LENGTH = len(_MARK) + 2 * hashlib.sha256().digest_size + 1
+_CHUNK = 1 << 20
+
+
+def write_sealed(path: str | os.PathLike[str], content: bytes, comment: str) -> None:
+    """Write a file with a seal behind ``content``, on a line that begins with ``comment``. Replaces what
+    :func:`foreign_file` finds to be moec's own. Raises MoecError."""
+    with replacing(path, foreign_file) as aside:
+        aside.write_bytes(sealed(content, comment))
+
+
+def sealed(content: bytes, comment: str) -> bytes:
+    """``content`` and, on a line of its own that begins with ``comment``, its seal."""
+    above = content + (b"" if content.endswith(b"\n") else b"\n") + comment.encode()
+    return above + _seal(hashlib.sha256(above))
+
+
+def seal_zip(path: pathlib.Path) -> None:
+    """Give a complete zip a seal."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = bytes(_LENGTH)  # the archive's end holds the length of its comment
+    digest = _digest_above(path)
+    with path.open("r+b") as file:
+        file.seek(-_LENGTH, os.SEEK_END)
+        file.write(_seal(digest))
+
+
+def foreign_file(path: pathlib.Path) -> str | None:
+    """Why a file or folder is not a file as moec wrote it; None where it is one. Reads all of it. Raises OSError."""
+    if path.is_dir():
+        return "is a folder, not a file"
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - _LENGTH, 0))
+        end = file.read()
+    if not end.startswith(_MARK):
+        return "is a file that moec did not write"
+    return None if end == _seal(_digest_above(path)) else "is a file that was changed since moec wrote it"
+
+
+def _seal(digest: hashlib._Hash) -> bytes:
+    return _MARK + digest.hexdigest().encode() + b"\n"
+
+
+def _digest_above(path: pathlib.Path) -> hashlib._Hash:
+    digest, left = hashlib.sha256(), path.stat().st_size - _LENGTH
+    with path.open("rb") as file:
+        while chunk := file.read(min(_CHUNK, left)):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.names import node_name, operator_name
 from moec.passes.base import Exactness, Report
 from moec.passes.contrib import arithmetic, attention, convolution, experts, quantized
@@ -18,6 +19,7 @@ DECOMPOSITIONS: dict[str, Callable[[Writer], list[ir.Value | None]]] = {
     "BiasGelu": arithmetic.bias_gelu,
     "CausalConvWithState": convolution.causal_conv_with_state,
     "FastGelu": arithmetic.fast_gelu,
+    "FusedGemm": arithmetic.fused_gemm,
     "FusedMatMul": arithmetic.fused_matmul,
     "Gelu": arithmetic.gelu,
     "GroupQueryAttention": attention.group_query_attention,
@@ -68,6 +70,7 @@ class DecomposeContrib:
                 values = DECOMPOSITIONS[node.op_type](Writer(node, taken))
             except NotDecomposableError as reason:
                 report.warn(self.name, node_name(node), f"{operator_name(node)} stays as it is: {reason}")
+                node.metadata_props[REFUSAL_KEY] = str(reason)
                 continue
             _replace(node, values)
             changed = True

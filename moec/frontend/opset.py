@@ -44,7 +44,7 @@ def check_version(model: ir.Model, where: str) -> None:
 def is_known_early(node: ir.Node, version: int) -> bool:
     """Whether this node of the ONNX domain is onnxruntime's own, with an equal operator in the working opset."""
     if node.op_type in _RENAMED:
-        return all(not output.uses() for output in node.outputs[1:])
+        return not any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
     return version < _EARLY.get(node.op_type, 0)
 
 

@@ -147,8 +147,9 @@ def experts_spec(
     if layout is None or (layout == "separate") != has_fc3:
         fc3 = "there" if has_fc3 else "absent"
         raise ValueError(f"com.microsoft.MoE: swiglu_fusion={swiglu_fusion} does not fit fc3 being {fc3}")
-    limit = max(swiglu_limit or 0.0, 0.0)
-    return ExpertsSpec("silu", layout, alpha=activation_alpha, up_offset=activation_beta, limit=limit)
+    if swiglu_limit is not None and swiglu_limit <= 0:
+        raise ValueError(f"com.microsoft.MoE: swiglu_limit is {swiglu_limit:g}; expected it to be positive, or absent")
+    return ExpertsSpec("silu", layout, alpha=activation_alpha, up_offset=activation_beta, limit=swiglu_limit or 0.0)
 
 
 def moe(

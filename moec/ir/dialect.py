@@ -32,6 +32,8 @@ import onnx_ir as ir
 DOMAIN = "moec"
 FORMULATION_KEY = "moec.formulation"
 """Key of a node's metadata: the way of writing the block that it was raised from."""
+REFUSAL_KEY = "moec.refusal"
+"""Key of a node's metadata: why an operator of onnxruntime's own was not spelled in ONNX and moec."""
 
 ScoreFunction = Literal[
     "softmax", "sigmoid", "softmax_topk", "sqrt_softplus", "softplus", "relu", "identity", "sparsemixer"

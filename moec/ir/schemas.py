@@ -91,6 +91,13 @@ def _fused_matmul(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> 
     return [_tensor(inputs[0], [*batch, rows, columns])]
 
 
+def _fused_gemm(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    a, b = _dimensions(inputs[0], 2), _dimensions(inputs[1], 2)
+    if a is None or b is None:
+        return []
+    return [_tensor(inputs[0], [a[1 if attributes.get("transA") else 0], b[0 if attributes.get("transB") else 1]])]
+
+
 INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Route"): _route,
     (dialect.DOMAIN, "Experts"): _like_first,
@@ -99,6 +106,7 @@ INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Linear"): _linear,
     ("com.microsoft", "BiasGelu"): _like_first,
     ("com.microsoft", "FastGelu"): _like_first,
+    ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("com.microsoft", "Gelu"): _like_first,
     ("com.microsoft", "MatMulNBits"): _matmul_n_bits,
@@ -115,6 +123,7 @@ _ATTRIBUTES = {
     (dialect.DOMAIN, "Route"): ("k",),
     (dialect.DOMAIN, "Linear"): ("transposed",),
     ("com.microsoft", "MatMulNBits"): ("N",),
+    ("com.microsoft", "FusedGemm"): ("transA", "transB"),
     ("com.microsoft", "FusedMatMul"): ("transA", "transB", "transBatchA", "transBatchB"),
 }
 """The attributes that inference reads; all are integers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.contrib.writer import NotDecomposableError, Writer, dtype_of, rank_of
+from moec.passes.contrib.writer import NotDecomposableError, Writer, as_float32, dtype_of, rank_of
 
 Outputs = list["ir.Value | None"]
 
@@ -49,23 +49,75 @@ def _arranged(write: Writer, operand: ir.Value, letter: str) -> ir.Value:
     return write.add("Transpose", operand, perm=axes)
 
 
+_ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "Celu": ("alpha",),
+    "Elu": ("alpha",),
+    "HardSigmoid": ("alpha", "beta"),
+    "LeakyRelu": ("alpha",),
+    "Relu": (),
+    "Selu": ("alpha", "gamma"),
+    "Sigmoid": (),
+    "Softplus": (),
+    "Softsign": (),
+    "Tanh": (),
+    "ThresholdedRelu": ("alpha",),
+}
+"""What onnxruntime fuses into a product, by ONNX's names, with the attributes of each."""
+
+
+def fused_gemm(write: Writer) -> Outputs:
+    """``activation(alpha * A @ B + beta * C)``; the activation's attributes begin with ``activation_``."""
+    activation = write.attribute("activation", "")
+    if activation not in _ACTIVATIONS:
+        raise NotDecomposableError(f"activation is {activation!r}; expected one of {', '.join(_ACTIVATIONS)}")
+    operands = [write.required(0, "A"), write.required(1, "B"), *([] if write.input(2) is None else [write.input(2)])]
+    attributes = {name: write.attribute(name, default) for name, default in _GEMM.items()}
+    product = write.add("Gemm", *operands, **attributes)
+    given = {name: write.attribute(f"activation_{name}", None) for name in _ACTIVATIONS[activation]}
+    given = {name: value for name, value in given.items() if value is not None}
+    return [write.add(activation, product, **given)]
+
+
+_GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+
+
 def skip_simplified_layer_normalization(write: Writer) -> Outputs:
-    """RMS normalisation of a residual sum; the sum is output 3."""
+    """RMS normalisation of a residual sum; the reciprocal root mean square is output 2, the sum output 3."""
+    write.refuse_outputs(1)
     total = _residual_sum(write, bias_position=3)
     epsilon = write.attribute("epsilon", 1e-12)
-    return [write.add("RMSNormalization", total, write.required(2, "gamma"), epsilon=epsilon), None, None, total]
+    normalized = write.add("RMSNormalization", total, write.required(2, "gamma"), epsilon=epsilon)
+    reciprocal = _reciprocal_deviation(write, as_float32(write, total), epsilon) if write.is_used(2) else None
+    return [normalized, None, reciprocal, total]
 
 
 def skip_layer_normalization(write: Writer) -> Outputs:
-    """Layer normalisation of a residual sum; the sum is output 3."""
+    """Layer normalisation of a residual sum; its mean, reciprocal deviation and the sum are outputs 1 to 3."""
     total = _residual_sum(write, bias_position=4)
     inputs = [total, write.required(2, "gamma"), *([] if write.input(3) is None else [write.input(3)])]
-    normalized = write.add("LayerNormalization", *inputs, epsilon=write.attribute("epsilon", 1e-12))
-    return [normalized, None, None, total]
+    epsilon = write.attribute("epsilon", 1e-12)
+    normalized = write.add("LayerNormalization", *inputs, epsilon=epsilon)
+    if not write.is_used(1) and not write.is_used(2):
+        return [normalized, None, None, total]
+    wide = as_float32(write, total)
+    mean = _mean(write, wide)
+    centred = write.add("Sub", wide, mean)
+    return [normalized, mean, _reciprocal_deviation(write, centred, epsilon), total]
+
+
+def _mean(write: Writer, x: ir.Value) -> ir.Value:
+    """[...,1]: the means of rows."""
+    return write.add("ReduceMean", x, write.numbers(-1), keepdims=1)
+
+
+def _reciprocal_deviation(write: Writer, x: ir.Value, epsilon: float) -> ir.Value:
+    """[...,1]: ``1 / sqrt(mean(x**2) + epsilon)`` of rows of float32."""
+    variance = _mean(write, write.add("Mul", x, x))
+    shifted = write.add("Add", variance, write.constant(np.array(epsilon, np.float32), "epsilon"))
+    return write.add("Reciprocal", write.add("Sqrt", shifted))
 
 
 def _residual_sum(write: Writer, bias_position: int) -> ir.Value:
-    write.refuse_outputs(1, 2)
     total = write.add("Add", write.required(0, "input"), write.required(1, "skip"))
     bias = write.input(bias_position)
     return total if bias is None else write.add("Add", total, bias)

@@ -24,6 +24,8 @@ def rotary_embedding(write: Writer) -> list[ir.Value | None]:
         offsets = write.add("Expand", write.add("Cast", positions, to=_INT64), batch)
         positions = _positions(write, offsets, length)
     attributes = {name: write.attribute(name, 0) for name in ("num_heads", "rotary_embedding_dim", "interleaved")}
+    if rank_of(x, "input") == 3 and not attributes["num_heads"]:  # then all of a head rotates
+        attributes["num_heads"] = width_of(x, "input") // (2 * width_of(cosine, "cos_cache"))
     return [write.add("RotaryEmbedding", x, cosine, sine, positions, **attributes)]
 
 

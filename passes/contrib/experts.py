@@ -14,8 +14,8 @@ from moec.ir.contrib import experts_spec
 from moec.ir.contrib_quantized import uses_int8_activations
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, make_node
 from moec.ir.names import node_name
-from moec.passes.contrib.quantized import as_float32, check_packed, expert_weights
-from moec.passes.contrib.writer import NotDecomposableError, Writer, dtype_of
+from moec.passes.contrib.quantized import check_packed, expert_weights
+from moec.passes.contrib.writer import NotDecomposableError, Writer, as_float32, dtype_of
 from moec.passes.raising.rewrite import BLOCK_KEY
 
 _ACTIVATION = ("activation_type", "swiglu_fusion", "activation_alpha", "activation_beta", "swiglu_limit")

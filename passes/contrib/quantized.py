@@ -17,7 +17,7 @@ import onnx_ir as ir
 from moec.ir.contrib_quantized import INT8_LEVEL, unpack
 from moec.ir.dialect import LinearSpec, make_node
 from moec.ir.stacks import ExpertStack, expert_data
-from moec.passes.contrib.writer import NotDecomposableError, Writer, dtype_of
+from moec.passes.contrib.writer import NotDecomposableError, Writer, as_float32, dtype_of
 
 Array = np.ndarray[Any, Any]
 
@@ -136,11 +136,6 @@ def _dequantized(
     weight = write.insert(ir.node("DequantizeLinear", inputs, attributes=attributes), "weight")
     weight.shape, weight.dtype = data.shape, ir.DataType.FLOAT
     return weight
-
-
-def as_float32(write: Writer, value: ir.Value) -> ir.Value:
-    """The value in float32, which holds every number of the narrower types."""
-    return value if value.dtype == ir.DataType.FLOAT else write.add("Cast", value, to=ir.DataType.FLOAT)
 
 
 def _scale_type(scales: ir.Value) -> ir.DataType:

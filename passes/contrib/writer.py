@@ -86,10 +86,14 @@ class Writer:
             if self.input(position) is not None:
                 raise NotDecomposableError(f"input {position} ({name}) is not supported; expected it to be absent")
 
+    def is_used(self, position: int) -> bool:
+        """Whether anybody reads this output of the node."""
+        output = self.node.outputs[position] if position < len(self.node.outputs) else None
+        return output is not None and bool(output.uses() or output.is_graph_output())
+
     def refuse_outputs(self, *positions: int) -> None:
         for position in positions:
-            output = self.node.outputs[position] if position < len(self.node.outputs) else None
-            if output is not None and (output.uses() or output.is_graph_output()):
+            if self.is_used(position):
                 raise NotDecomposableError(f"output {position} is used; expected it to be unused")
 
 
@@ -113,3 +117,8 @@ def dtype_of(value: ir.Value, name: str) -> ir.DataType:
     if value.dtype is None:
         raise NotDecomposableError(f"the type of {name} is not known")
     return value.dtype
+
+
+def as_float32(write: Writer, value: ir.Value) -> ir.Value:
+    """The value in float32, which holds every number of the narrower types."""
+    return value if value.dtype == ir.DataType.FLOAT else write.add("Cast", value, to=ir.DataType.FLOAT)

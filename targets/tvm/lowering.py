@@ -17,6 +17,7 @@ import tvm
 from tvm import relax, te, tirx
 
 from moec.errors import UnsupportedError
+from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.formats import decodes_weight
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, TensorSpec, Weight
@@ -103,7 +104,7 @@ class Lowering(FunctionBuilder):
         imports = self.model.graph.opset_imports
         listed = ", ".join(
             f"{node.op_type} (domain {node.domain or 'ai.onnx'!r}, opset {imports.get(node.domain, '?')}, "
-            f"first at node {node_name(node)!r})"
+            f"first at node {node_name(node)!r}{_reason(node)})"
             for node in first.values()
         )
         raise UnsupportedError(
@@ -276,3 +277,9 @@ class Lowering(FunctionBuilder):
 
 
 Converter = Callable[[Lowering, ir.Node], Any]
+
+
+def _reason(node: ir.Node) -> str:
+    """Why an earlier pass left the node as it is, where it said so."""
+    reason = node.metadata_props.get(REFUSAL_KEY)
+    return f": {reason}" if reason else ""

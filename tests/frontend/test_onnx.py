@@ -145,6 +145,13 @@ def test_onnxruntimes_layer_normalisation_in_the_onnx_domain():
     assert (found.domain, found.op_type, len(found.outputs)) == ("", "RMSNormalization", 1)
 
 
+def test_its_second_output_has_no_equal():
+    scale = numpy_helper.from_array(np.ones(3, np.float32), "scale")
+    node = helper.make_node("SimplifiedLayerNormalization", ["x", "scale"], ["normalized", "y"], epsilon=1e-5)
+    with pytest.raises(UnsupportedError, match="SimplifiedLayerNormalization is not an operator of ONNX"):
+        import_model(model_of([node], initializers=[scale]))
+
+
 @pytest.mark.parametrize("constant", [True, False])
 def test_a_branch_is_resolved_when_its_condition_is_constant(constant):
     def branch(op_type):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -83,6 +84,16 @@ STAYS = {
         '{ y = com.microsoft.MoE <activation_type = "mish"> (x, r, a, "", b) }',
         "'mish'",
     ),
+    "a limit of nothing, which onnxruntime clamps everything to": (
+        "(float[T,4] x, float[T,2] r, float[2,6,4] a, float[2,4,3] b) => (float[T,4] y) "
+        '{ y = com.microsoft.MoE <activation_type = "swiglu", swiglu_fusion = 1, swiglu_limit = 0.0> '
+        '(x, r, a, "", b) }',
+        "swiglu_limit is 0; expected it to be positive",
+    ),
+    "an activation that onnxruntime does not fuse": (
+        '(float[T,4] a, float[4,2] b) => (float[T,2] y) { y = com.microsoft.FusedGemm <activation = "Gelu"> (a, b) }',
+        "activation is 'Gelu'",
+    ),
     "a layout that wants another input": (
         "(float[T,4] x, float[T,2] r, float[2,6,4] a, float[2,4,3] b) => (float[T,4] y) "
         '{ y = com.microsoft.MoE <activation_type = "swiglu", swiglu_fusion = 0> (x, r, a, "", b) }',
@@ -103,3 +114,11 @@ def test_what_has_no_equal_stays_and_is_reported(case):
     assert [node.domain for node in model.graph] == ["com.microsoft"]
     (remark,) = report.remarks
     assert remark.severity == "warning" and reason in remark.message and "stays as it is" in remark.message
+
+
+def test_a_compiler_says_why_it_stays():
+    import moec
+
+    text, reason = STAYS["a cache of a window"]
+    with pytest.raises(moec.UnsupportedError, match=f"GroupQueryAttention.*{reason}"):
+        moec.compile(onnx.parser.parse_model(HEADER + text))

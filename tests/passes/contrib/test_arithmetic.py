@@ -53,3 +53,44 @@ def test_half_precision(decompose, normal):
     operator = "com.microsoft.QuickGelu"
     text = f"(float16[T,8] x) => (float16[T,8] y) {{ y = {operator} (x) }}"
     decompose(text, {"x": normal(5, 8).astype(np.float16)}, tolerance=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "operator"),
+    [
+        ('activation = "Relu"', "Relu"),
+        ('activation = "Tanh", transA = 1, transB = 1, alpha = 0.5, beta = 2.0', "Tanh"),
+        ('activation = "LeakyRelu", activation_alpha = 0.3', "LeakyRelu"),
+        ('activation = "HardSigmoid", activation_alpha = 0.3, activation_beta = 0.4', "HardSigmoid"),
+        ('activation = "Selu", activation_alpha = 1.5, activation_gamma = 0.7', "Selu"),
+    ],
+)
+def test_fused_gemm(decompose, normal, attributes, operator):
+    """The activation's own attributes, not those of the product, which have the same names."""
+    a, b = ((4, 3), (5, 4)) if "transA" in attributes else ((3, 4), (4, 5))
+    node = f"y = com.microsoft.FusedGemm <{attributes}> (a, b, c)"
+    text = f"(float[{a[0]},{a[1]}] a) => (float[3,5] y) {{ {node} }}"
+    model = decompose(text, {"a": normal(*a)}, {"b": normal(*b), "c": normal(5)})
+    assert [one.op_type for one in model.graph] == ["Gemm", operator]
+
+
+def test_fused_gemm_without_addend(decompose, normal):
+    text = '(float[T,4] a) => (float[T,5] y) { y = com.microsoft.FusedGemm <activation = "Relu"> (a, b) }'
+    decompose(text, {"a": normal(3, 4)}, {"b": normal(4, 5)})
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_statistics_of_layer_normalization(decompose, normal, dtype):
+    """They are float32 whatever the type of x is, and include epsilon."""
+    operator = "com.microsoft.SkipLayerNormalization <epsilon = 0.1>"
+    text = f"({dtype}[B,T,8] x, {dtype}[B,T,8] s) => ({dtype}[B,T,8] y, float[B,T,1] m, float[B,T,1] d)"
+    inputs, scale = {"x": normal(2, 3, 8), "s": normal(2, 3, 8)}, {"g": normal(8)}
+    if dtype == "float16":
+        inputs, scale = ({name: one.astype(np.float16) for name, one in arrays.items()} for arrays in (inputs, scale))
+    decompose(f"{text} {{ y, m, d = {operator} (x, s, g) }}", inputs, scale, tolerance=2e-3)
+
+
+def test_statistics_of_rms_normalization(decompose, normal):
+    operator = "com.microsoft.SkipSimplifiedLayerNormalization <epsilon = 0.1>"
+    text = f'(float[T,8] x, float[T,8] s) => (float[T,8] y, float[T,1] d) {{ y, "", d = {operator} (x, s, g) }}'
+    decompose(text, {"x": normal(3, 8), "s": normal(3, 8)}, {"g": normal(8)})

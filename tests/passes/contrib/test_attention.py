@@ -112,3 +112,16 @@ def test_rotary_embedding(decompose, normal, positions, attributes):
     text = f"(float[{shape}] x, {kind} p) => (float[{shape}] y) {{ y = com.microsoft.RotaryEmbedding {attributes}"
     constants = caches(4 if partial else h // 2)
     decompose(f"{text} (x, p, cosine, sine) }}", {"x": x, "p": positions}, constants)
+
+
+@pytest.mark.parametrize("positions", [np.array([3]), np.array([[1, 2, 3], [4, 6, 8]])], ids=["offset", "each"])
+def test_rotary_embedding_whose_heads_follow_from_the_caches(decompose, normal, positions):
+    """Of [B,S,hidden], a head is twice as wide as the caches where nothing else says how many there are."""
+    kind = f"int64[{','.join(map(str, positions.shape))}]"
+    text = f"(float[{B},S,{3 * h}] x, {kind} p) => (float[{B},S,{3 * h}] y)"
+    model = decompose(
+        f"{text} {{ y = com.microsoft.RotaryEmbedding (x, p, cosine, sine) }}",
+        {"x": normal(B, 3, 3 * h), "p": positions},
+        caches(),
+    )
+    assert next(node for node in model.graph if node.op_type == "RotaryEmbedding").attributes.get_int("num_heads") == 3

@@ -1,0 +1,157 @@
+"""A model run by onnxruntime, by the reference interpreter and by compiled code, and what came of it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from .worker import Worker, WorkerDiedError
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+Status = Literal["pass", "skipped", "refused", "wrong", "crashed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, inputs for several runs, and how far results may be off, as a share of the largest (at least 1).
+
+    ``meaningful`` says, for each run, which elements of an output mean anything; absent ones: all.
+    """
+
+    model: onnx.ModelProto
+    feeds: list[Arrays]
+    tolerance: float = 2e-5
+    meaningful: list[Arrays] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """``skipped``: onnxruntime refuses the model; ``refused``: moec does, with a reason."""
+
+    status: Status
+    detail: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return self.status in ("wrong", "crashed")
+
+
+def judge(case: Case, worker: Worker) -> Outcome:
+    try:
+        expected = worker.call(run_onnxruntime, case)
+    except WorkerDiedError as error:
+        return Outcome("skipped", f"onnxruntime: {error}")
+    if isinstance(expected, Outcome):
+        return expected
+    try:
+        return worker.call(compare, case, expected)
+    except WorkerDiedError as error:
+        return Outcome("crashed", str(error))
+
+
+def run_onnxruntime(case: Case) -> list[list[Array]] | Outcome:
+    """The outputs of each run, of the model as it is written: without optimisation."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        session = onnxruntime.InferenceSession(
+            case.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return [session.run(None, feeds) for feeds in case.feeds]
+    except Exception as error:  # they have no common base
+        return Outcome("skipped", _line(error))
+
+
+def compare(case: Case, expected: list[list[Array]]) -> Outcome:
+    import moec
+
+    try:
+        wrong = _difference("interpreter", case, expected, _interpreted(case))
+        compiled = moec.compile(case.model)
+        names = [output.name for output in case.model.graph.output]
+        found = (list(map(compiled.run(feeds).__getitem__, names)) for feeds in case.feeds)
+        wrong = wrong or _difference("compiled", case, expected, found)
+    except moec.UnsupportedError as error:
+        return Outcome("refused" if "node" in str(error) else "crashed", _line(error))
+    except Exception as error:  # also a MoecError of another kind: the model is valid, for onnxruntime ran it
+        return Outcome("crashed", f"{type(error).__name__}: {_line(error)}")
+    return Outcome("wrong", wrong) if wrong else Outcome("pass")
+
+
+def _interpreted(case: Case) -> Iterable[list[Array] | None]:
+    """What the interpreter computes for each run; None where it says that it cannot."""
+    from moec.frontend.onnx import import_model
+    from moec.ir.interpreter import EvaluationError, run
+
+    model = import_model(case.model)
+    for feeds in case.feeds:
+        try:
+            yield list(run(model, feeds).values())
+        except (EvaluationError, NotImplementedError):
+            yield None
+
+
+def _difference(who: str, case: Case, expected: list[list[Array]], found: Iterable[list[Array] | None]) -> str | None:
+    """The first output that is not right, in words."""
+    names = [output.name for output in case.model.graph.output]
+    for run, (wanted, given) in enumerate(zip(expected, found, strict=True)):
+        if given is None:
+            continue
+        masks = case.meaningful[run] if case.meaningful else {}
+        for name, right, array in zip(names, wanted, given, strict=True):
+            reason = unequal(array, right, case.tolerance, masks.get(name))
+            if reason:
+                sizes = {key: value.shape for key, value in case.feeds[run].items()}
+                return f"{who}: run {run} ({sizes}), output {name!r}: {reason}"
+    return None
+
+
+def unequal(found: Array, expected: Array, tolerance: float, meaningful: Array | None = None) -> str | None:
+    """Why the arrays are not equal. Floats may differ by ``tolerance`` times the largest finite number, at least 1."""
+    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+        return f"{found.dtype}{list(found.shape)}, expected {expected.dtype}{list(expected.shape)}"
+    if meaningful is not None:
+        meaningful = np.broadcast_to(meaningful, found.shape)
+        found, expected = found[meaningful], expected[meaningful]
+    if expected.dtype.kind in "biu":
+        return None if np.array_equal(found, expected) else _where(found, expected, found != expected)
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(expected)
+    largest = max(1.0, float(np.abs(expected[finite]).max(initial=0)))
+    with np.errstate(invalid="ignore"):
+        near = np.abs(found - expected) <= tolerance * largest
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    wrong = np.where(finite, ~near, ~same)
+    return _where(found, expected, wrong) if wrong.any() else None
+
+
+def _where(found: Array, expected: Array, wrong: Array) -> str:
+    first = tuple(int(index) for index in np.argwhere(wrong)[0])
+    share = f"{np.count_nonzero(wrong)} of {wrong.size}"
+    return f"{share} differ, first {found[first]} at {list(first)}, expected {expected[first]}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+def table(outcomes: Iterable[tuple[str, Outcome]]) -> str:
+    """A row for each kind of cases."""
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for kind, outcome in outcomes:
+        counts[kind][outcome.status] += 1
+        counts["all"][outcome.status] += 1
+    columns = ("pass", "refused", "wrong", "crashed", "skipped")
+    rows = [("", "cases", *columns)]
+    for kind, counter in sorted(counts.items(), key=lambda item: (item[0] == "all", item[0])):
+        rows.append((kind, str(counter.total()), *(str(counter[column]) for column in columns)))
+    return "\n".join(f"{name:34}" + "".join(f"{cell:>9}" for cell in cells) for name, *cells in rows)

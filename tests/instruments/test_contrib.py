@@ -1,0 +1,37 @@
+"""onnxruntime's own operators in random configurations: a sample always, 500 nightly. How to repeat: contrib.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .contrib import OPERATORS, smallest, sweep
+from .outcomes import table
+from .worker import Worker
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.stop()
+
+
+def assert_right_or_refused(count: int, seed: int, worker: Worker) -> None:
+    results = list(sweep(count, seed, worker, list(OPERATORS)))
+    failures = [smallest(*result, worker) for result in results if result[2].failed]
+    report = table((name, outcome) for name, _, outcome in results)
+    print(report)
+    assert not failures, "\n".join([*failures, report])
+    assert any(outcome.status == "pass" for _, _, outcome in results)
+
+
+def test_a_sample(worker: Worker) -> None:
+    assert_right_or_refused(len(OPERATORS), 1, worker)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_500_configurations(worker: Worker, seed: int) -> None:
+    assert_right_or_refused(50, seed, worker)

@@ -1,0 +1,124 @@
+"""The instruments themselves: they find what is wrong, survive what crashes, and shrink it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from . import worker as worker_module
+from .configurations import drawn, shrunk
+from .outcomes import Case, Outcome, compare, judge, run_onnxruntime, table, unequal
+from .worker import Worker, WorkerDiedError
+
+X = np.array([[1.0, -2.0, np.nan, np.inf]], np.float32)
+HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>\ng '
+
+
+def case(text: str, x: np.ndarray = X) -> Case:
+    return Case(onnx.parser.parse_model(HEADER + text), [{"x": x}])
+
+
+def test_equal_arrays():
+    assert unequal(X, X.copy(), 0) is None
+    assert unequal(X + np.float32(1e-6), X, 1e-5) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (X.astype(np.float64), "float64[1, 4], expected float32[1, 4]"),
+        (X[0], "float32[4], expected float32[1, 4]"),
+        (np.array([[1.0, -2.0, 0.0, np.inf]], np.float32), "1 of 4 differ, first 0.0 at [0, 2], expected nan"),
+        (np.array([[1.0, -2.0, np.nan, -np.inf]], np.float32), "first -inf at [0, 3]"),
+        (np.array([[np.nan, -2.0, np.nan, np.inf]], np.float32), "first nan at [0, 0]"),
+        (np.array([[1.1, -2.0, np.nan, np.inf]], np.float32), "at [0, 0], expected 1.0"),
+    ],
+)
+def test_unequal_arrays(found: np.ndarray, reason: str):
+    assert reason in (unequal(found, X, 1e-3) or "")
+
+
+def test_only_what_is_meaningful_is_compared():
+    mask = np.array([[False], [True]])
+    expected = np.zeros((2, 3), np.float32)
+    assert unequal(np.array([[9, 9, 9], [0, 0, 0]], np.float32), expected, 0, mask) is None
+    assert unequal(np.array([[0, 0, 0], [0, 9, 0]], np.float32), expected, 0, mask)
+
+
+def test_a_wrong_result_is_found():
+    negated = case("(float[N,4] x) => (float[N,4] y) { y = Neg (x) }")
+    expected = run_onnxruntime(negated)
+    assert isinstance(expected, list)
+    assert compare(negated, expected) == Outcome("pass")
+    outcome = compare(negated, [[-array for array in arrays] for arrays in expected])
+    assert outcome.status == "wrong" and "output 'y': 3 of 4 differ" in outcome.detail
+
+
+def test_what_onnxruntime_refuses_is_skipped():
+    outcome = run_onnxruntime(case("(float[N,4] x) => (float y) { y = com.microsoft.Unheard (x) }"))
+    assert isinstance(outcome, Outcome) and outcome.status == "skipped"
+
+
+def test_what_moec_refuses_names_its_reason():
+    outcome = compare(case("(float[N,4] x) => (float[N,4] y) { y = com.microsoft.Unheard (x) }"), [[X]])
+    assert outcome.status == "refused" and "Unheard" in outcome.detail
+
+
+def test_a_defect_is_a_crash(monkeypatch: pytest.MonkeyPatch):
+    import moec
+
+    def compile_nothing(_: Any) -> None:
+        raise moec.errors.DefectError("a node did it")
+
+    monkeypatch.setattr(moec, "compile", compile_nothing)
+    outcome = compare(case("(float[N,4] x) => (float[N,4] y) { y = Neg (x) }"), [[-X]])
+    assert outcome.status == "crashed" and "a node did it" in outcome.detail
+
+
+def test_a_worker_outlives_what_it_calls(monkeypatch: pytest.MonkeyPatch):
+    worker = Worker()
+    try:
+        assert worker.call(abs, -3) == 3
+        with pytest.raises(WorkerDiedError, match="ended with 7"):
+            worker.call(os._exit, 7)
+        assert worker.call(abs, -4) == 4
+        monkeypatch.setattr(worker_module, "_SECONDS", 0.5)
+        with pytest.raises(WorkerDiedError, match="no answer"):
+            worker.call(time.sleep, 60)
+    finally:
+        worker.stop()
+
+
+def test_a_crash_of_onnxruntime_is_no_crash_of_moec():
+    class Dies:
+        def call(self, *_: Any) -> Any:
+            raise WorkerDiedError("the process ended")
+
+    outcome = judge(case("(float[N,4] x) => (float[N,4] y) { y = Neg (x) }"), Dies())  # type: ignore[arg-type]
+    assert outcome.status == "skipped"
+
+
+def test_shrinking_keeps_what_a_failure_needs():
+    choices = {"a": (0, 1, 2), "b": (False, True), "c": ("x", "y", "z")}
+    failing = {"a": 2, "b": True, "c": "z"}
+    assert shrunk(failing, choices, lambda c: c["a"] > 0 and c["c"] == "z") == {"a": 1, "b": False, "c": "z"}
+
+
+def test_draws_repeat_and_reach_every_value():
+    choices = {"a": (0, 1, 2), "b": ("only",)}
+    first, again = ([drawn(choices, np.random.default_rng(seed)) for seed in range(50)] for _ in range(2))
+    assert first == again and {one["a"] for one in first} == {0, 1, 2}
+
+
+def test_a_table_counts_by_kind():
+    text = table([("MoE", Outcome("pass")), ("MoE", Outcome("wrong")), ("Gelu", Outcome("skipped"))])
+    assert [line.split() for line in text.splitlines()[1:]] == [
+        ["Gelu", "1", "0", "0", "0", "0", "1"],
+        ["MoE", "2", "1", "0", "1", "0", "0"],
+        ["all", "3", "1", "0", "1", "0", "1"],
+    ]

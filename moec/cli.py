@@ -40,6 +40,7 @@ from moec.cli_options import (
     OptimisationLevel,
     PageKind,
     PagesOption,
+    PipelineStyle,
     Target,
     Threads,
     Uram,
@@ -286,6 +287,12 @@ def simulate(
         float | None, typer.Option(min=0.01, max=1, help="Beats per cycle and master; default: the part's memory.")
     ] = None,
     fifo_depth: Annotated[int | None, typer.Option(min=1, help="Of all channels; default: as declared.")] = None,
+    pipeline_depth: Annotated[
+        int | None, typer.Option(min=0, help="Stages of all pipelines; default: 20 for cycles, 60 for deadlocks.")
+    ] = None,
+    pipeline_style: Annotated[
+        PipelineStyle | None, typer.Option(help="Of all pipelines; default: as declared.", show_choices=True)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run an FPGA project's testbench, cycle by cycle, with bounded channels. Exit code 1 where a result differs."""
@@ -296,7 +303,13 @@ def simulate(
     with _progress() as progress:
         opened = open_artifact(artifact)
         results = simulate_projects(
-            opened, project, memory_share=memory_share, fifo_depth=fifo_depth, progress=progress
+            opened,
+            project,
+            memory_share=memory_share,
+            fifo_depth=fifo_depth,
+            pipeline_depth=pipeline_depth,
+            pipeline_style=None if pipeline_style is None else pipeline_style.value,
+            progress=progress,
         )
     _print(results, as_json, simulation_tables(results))
     if not all(one["passed"] for one in results):

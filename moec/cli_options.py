@@ -44,6 +44,14 @@ class PageKind(str, enum.Enum):
     HUGE = "huge"
 
 
+class PipelineStyle(str, enum.Enum):
+    """Of an FPGA's pipelines: stalling, free running, flushing."""
+
+    STP = "stp"
+    FRP = "frp"
+    FLP = "flp"
+
+
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]

@@ -19,7 +19,7 @@ def _tokens(design: AttentionDesign) -> list[Channel]:
     return [
         Channel("beats_tokens", "read_stream", "measure_tokens", BEAT_BITS, fifos.beats),
         Channel("beats_norm", "read_stream", "normalize_tokens", BEAT_BITS, fifos.beats),
-        Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.norm_lanes, fifos.tokens),
+        Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.norm_lanes, design.steps_depth),
         Channel("measured", "measure_tokens", "normalize_tokens", measured, fifos.measured),
         Channel("normalized", "normalize_tokens", "product_up", chunk, fifos.tokens),
     ]
@@ -37,7 +37,7 @@ def _products(design: AttentionDesign) -> list[Channel]:
         Channel("beats_up", "load_up", "product_up", BEAT_BITS, fifos.weights),
         Channel("beats_down", "load_down", "product_down", BEAT_BITS, fifos.weights),
         Channel("jobs_split", "product_up", "split_heads", JOB_BITS, fifos.jobs),
-        Channel("items_split", "product_up", "split_heads", ITEM_BITS, fifos.items),
+        Channel("items_split", "product_up", "split_heads", ITEM_BITS, design.items_split_depth),
     ]
 
 
@@ -49,8 +49,8 @@ def _heads(design: AttentionDesign) -> list[Channel]:
         Channel("keys_and_queries", "split_heads", "score_keys", chunk, fifos.rows),
         Channel("values", "split_heads", "mix_values", chunk, fifos.rows),
         Channel("scores", "score_keys", "weigh_keys", design.score_bits * lanes, fifos.scores),
-        Channel("key_weights", "weigh_keys", "mix_values", KEY_WEIGHT_BITS * lanes, fifos.key_weights),
-        Channel("reciprocals", "weigh_keys", "scale_values", RECIPROCAL_BITS, fifos.reciprocals),
+        Channel("key_weights", "weigh_keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_weights_depth),
+        Channel("reciprocals", "weigh_keys", "scale_values", RECIPROCAL_BITS, design.reciprocals_depth),
         Channel("mixed", "mix_values", "scale_values", design.mixed_bits * lanes, fifos.results),
         Channel("attended", "scale_values", "product_down", chunk, fifos.rows),
     ]
@@ -60,7 +60,7 @@ def _results(design: AttentionDesign) -> list[Channel]:
     fifos, results = design.fifos, RESULT_BITS * design.lanes
     return [
         Channel("jobs_end", "product_down", "pass_results", JOB_BITS, fifos.jobs),
-        Channel("items_end", "product_down", "pass_results", ITEM_BITS, fifos.items),
+        Channel("items_end", "product_down", "pass_results", ITEM_BITS, design.items_end_depth),
         Channel("results", "product_down", "pass_results", results, fifos.results),
         Channel("outputs", "pass_results", "add_residual", results, fifos.results),
         Channel("beats_residual", "read_residual", "add_residual", BEAT_BITS, fifos.beats),

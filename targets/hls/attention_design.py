@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.targets.hls.design import BEAT_BYTES, MOST_ACCUMULATOR_BITS, RESULT_BITS, Norm, bits_for, padded
+from moec.targets.hls.design import BEAT_BYTES, MOST_ACCUMULATOR_BITS, RESULT_BITS, Norm, bits_for, depth_beside, padded
 
 KEY, VALUE, QUERY = range(3)
 """Tiles of a head in the order of computation: queries come last, when what they meet is known."""
@@ -27,7 +27,8 @@ class AttentionShape:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionFifos:
-    """Depths of the channels between processes, in words."""
+    """Depths of the channels between processes, in words: what keeps processes busy. Where pipelines demand more, they
+    are those of :class:`AttentionDesign`."""
 
     tokens: int = 32
     beats: int = 2
@@ -40,8 +41,6 @@ class AttentionFifos:
     rows: int = 32
     """Chunks of keys, values and queries, and of what heads attend to."""
     scores: int = 4
-    key_weights: int = 16
-    reciprocals: int = 4
     results: int = 4
 
 
@@ -79,6 +78,36 @@ class AttentionDesign:
     def width_chunks(self) -> int:
         """Steps through a token."""
         return self.width // self.lanes
+
+    @property
+    def item_cycles(self) -> int:
+        """In which an array computes a token of a tile."""
+        return self.chunks * self.width_chunks
+
+    @property
+    def steps_depth(self) -> int:
+        """Words of the channel of tokens that are normalised, whose measures come when their last step is through."""
+        return max(self.fifos.tokens, depth_beside(1))
+
+    @property
+    def items_split_depth(self) -> int:
+        """Words of the channel of tokens whose rows are split into heads, each of which is taken with its first row."""
+        return max(self.fifos.items, depth_beside(self.item_cycles, self.width_chunks - 1))
+
+    @property
+    def items_end_depth(self) -> int:
+        """Words of the channel of tokens behind the second product, each of which is taken with its first results."""
+        return max(self.fifos.items, depth_beside(self.item_cycles, self.chunks - 1))
+
+    @property
+    def key_weights_depth(self) -> int:
+        """Words of the channel of keys' weights, which go on while the reciprocal of their sum is in a divider."""
+        return depth_beside(1)
+
+    @property
+    def reciprocals_depth(self) -> int:
+        """Words of the channel of reciprocals, which wait while the values of their queries are being mixed."""
+        return depth_beside(self.chunks)
 
     @property
     def key_groups(self) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from moec.targets.hls import attention_reference, packing
 from moec.targets.hls.attention_design import AttentionDesign
 from moec.targets.hls.attention_quantize import QuantizedAttention
-from moec.targets.hls.design import BEAT_BYTES
+from moec.targets.hls.design import BEAT_BYTES, MOST_STAGES
 from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.project import library_files, listed, render, repeated
 from moec.targets.hls.quantize import power_table
@@ -57,6 +57,7 @@ def attention_files(
         "depth": {key: max(1, len(data[f"{key}.bin"]) // BEAT_BYTES) for key in ("norm", "up", "down")}
         | {"tokens": tokens},
         "data": "data",
+        "most_stages": MOST_STAGES,
         "table_copies": -(-design.lanes // 2),
         "powers": power_table(),
         "inverse_roots": inverse_roots(),

@@ -86,10 +86,10 @@ def channels_of(design: Design) -> list[Channel]:
         Channel("beats_up", "load_up", "product_up", BEAT_BITS, fifos.weights),
         Channel("beats_down", "load_down", "product_down", BEAT_BITS, fifos.weights),
         Channel("jobs_down", "product_up", "product_down", JOB_BITS, fifos.jobs),
-        Channel("items_down", "product_up", "product_down", ITEM_BITS, fifos.items),
+        Channel("items_down", "product_up", "product_down", ITEM_BITS, design.items_down_depth),
         Channel("hidden", "product_up", "product_down", INPUT_BITS * design.lanes_out, design.hidden_depth),
         Channel("jobs_combine", "product_down", "combine", JOB_BITS, fifos.jobs),
-        Channel("items_combine", "product_down", "combine", ITEM_BITS, fifos.items),
+        Channel("items_combine", "product_down", "combine", ITEM_BITS, design.items_combine_depth),
         Channel("results", "product_down", "combine", results, fifos.results),
         Channel("outputs", "combine", outputs_to, results, fifos.results),
         *(_addition(design) if has_norm else ()),
@@ -102,7 +102,7 @@ def _normalization(design: Design) -> list[Channel]:
     return [
         Channel("beats_tokens", "read_stream", "measure_tokens", BEAT_BITS, fifos.beats),
         Channel("beats_norm", "read_stream", "normalize_tokens", BEAT_BITS, fifos.beats),
-        Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.router_lanes, fifos.tokens),
+        Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.router_lanes, design.steps_depth),
         Channel("measured", "measure_tokens", "normalize_tokens", measured, fifos.measured),
         Channel("normalized", "normalize_tokens", "fork_tokens", INPUT_BITS * design.lanes_in, fifos.tokens),
     ]

@@ -18,6 +18,11 @@ PARAMETER_BYTES = 8
 """Of an output channel's bias (32 bits), multiplier (16 bits) and padding."""
 MOST_ACCUMULATOR_BITS = 27
 """One multiplier of a DSP48E2 takes 27 x 18 bits; a wider sum would need two to be scaled."""
+MOST_STAGES = 60
+"""Of a pipeline, from its reads to its last write, that channels are deep enough for. The longest way is through a
+divider of 34 bits, which is as deep, and some multiplications around it."""
+USUAL_STAGES = 20
+"""Of a pipeline, that cycles are counted with: what a reader expects of these loops; synthesis decides."""
 INPUT_BITS, ROUTER_WEIGHT_BITS, MULTIPLIER_BITS, GATE_BITS, RESULT_BITS = 8, 16, 16, 17, 16
 
 
@@ -29,6 +34,14 @@ def bits_for(count: int) -> int:
 def accumulator_bits(terms: int, weight_bits: int) -> int:
     """Of a sum of ``terms`` products of int8 and a weight: with a bit for the sign, and one for a bias as large."""
     return (INPUT_BITS - 1) + (weight_bits - 1) + bits_for(terms) + 2
+
+
+def depth_beside(iterations_per_word: int, iterations_behind: int = 0) -> int:
+    """Of a channel whose reader takes each word together with one of another channel that the same loop writes
+    ``iterations_behind`` iterations later, and in a later stage. A pipeline that stalls (``style=stp``) moves as a
+    whole: until that other word has left its last stage, there must be room for all that its first stages write.
+    """
+    return (MOST_STAGES + iterations_behind) // iterations_per_word + 2
 
 
 def padded(size: int, multiple: int) -> int:
@@ -79,7 +92,8 @@ class BlockShape:
 
 @dataclasses.dataclass(frozen=True)
 class Fifos:
-    """Depths of the channels between processes, in words."""
+    """Depths of the channels between processes, in words: what keeps processes busy. Where pipelines demand more, they
+    are those of :class:`Design`."""
 
     tokens: int = 32
     logits: int = 2
@@ -156,6 +170,26 @@ class Design:
     def hidden_depth(self) -> int:
         """Words of the channel between the products: the hidden units of two items in a tile."""
         return 2 * self.hidden_out_chunks
+
+    @property
+    def item_cycles(self) -> int:
+        """In which an array computes a token of a tile."""
+        return self.hidden_out_chunks * self.input_chunks
+
+    @property
+    def steps_depth(self) -> int:
+        """Words of the channel of tokens that are normalised, whose measures come when their last step is through."""
+        return max(self.fifos.tokens, depth_beside(1))
+
+    @property
+    def items_down_depth(self) -> int:
+        """Words of the channel of tokens to the second product, which takes each with its first hidden units."""
+        return max(self.fifos.items, depth_beside(self.item_cycles, self.input_chunks - 1))
+
+    @property
+    def items_combine_depth(self) -> int:
+        """Words of the channel of tokens to the sums, each of which is taken with its first results."""
+        return max(self.fifos.items, depth_beside(self.item_cycles, self.hidden_in_chunks - 1))
 
     @property
     def lane_bytes(self) -> int:

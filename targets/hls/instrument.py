@@ -1,6 +1,7 @@
 """Makes a copy of delivered HLS sources that the timed simulation can run; those delivered hold no simulation code.
 
-- ``#pragma HLS PIPELINE II=n`` becomes the start of an iteration, n cycles behind the one before.
+- ``#pragma HLS PIPELINE II=n style=s`` becomes the start of an iteration, n cycles behind the one before, which names
+  the streams that the loop writes: they are written in different stages of the pipeline.
 - Calls in a function with ``#pragma HLS DATAFLOW`` become processes, and its m_axi ports memories.
 - An access through a pointer becomes a beat of a memory. It must stand in a loop whose label starts with ``axi_``; the
   first beat of such a loop takes the memory's latency.
@@ -23,10 +24,13 @@ _WITHOUT_TIME = {
     *("INLINE", "INTERFACE", "LOOP_FLATTEN", "LOOP_TRIPCOUNT", "STABLE", "UNROLL"),
 }
 """Pragmas that say how hardware is built, and do not change the cycles that the simulation counts."""
+STYLES = ("stp", "frp", "flp")
+"""Of pipelines: which stall, which run freely and which flush (UG1399). Without one, the tool chooses."""
 _IN_LOOPS = {"PIPELINE", "DEPENDENCE"}
 _IN_REGIONS = {"DATAFLOW", "STREAM"}
 _CALL = re.compile(r"(?P<name>[A-Za-z_][\w:]*)\s*(?:<[^;()]*>)?\s*\((?P<arguments>.*)\)\s*;", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_WRITE = re.compile(r"(?<![\w.])([A-Za-z_]\w*)\s*(?:\.\s*write(?:_nb)?\s*\(|<<)")
 _DECLARATION = re.compile(r"(?:hls::stream\s*<|typedef\b|using\b|static_assert\b|(?:static\s+)?const(?:expr)?\b)")
 
 
@@ -90,7 +94,7 @@ def _instrument_loops(edits: _Edits, function: Function) -> None:
         if not loop.has("PIPELINE"):
             _expect_known_cycles(edits.source, loop, around)
             continue
-        _instrument_pipeline(edits, loop)
+        _instrument_pipeline(edits, function, loop)
         for claim in loop.body.pragmas_named("DEPENDENCE"):
             edits.replace(claim, _claim(edits.source, claim))
         memory = [outer for outer in (*around, loop) if outer.label.startswith(_MEMORY_LABEL)]
@@ -123,11 +127,20 @@ def _expect_known_cycles(source: Source, loop: Statement, around: tuple[Statemen
         )
 
 
-def _instrument_pipeline(edits: _Edits, loop: Statement) -> None:
+def _instrument_pipeline(edits: _Edits, function: Function, loop: Statement) -> None:
     pragma, *more = _pipelines(loop)
     if problem := _pipeline_problem(loop, pragma, more):
         raise edits.source.error(pragma.start, problem)
-    edits.replace(pragma, f"::moec_simulation::tick({pragma.options.get('II') or 1});")
+    style = f"::moec_simulation::Style::{pragma.options.get('style') or STYLES[0]}"
+    written = _written_streams(function, edits.source.code[loop.start : loop.end])
+    arguments = [style, pragma.options.get("II") or "1", *written]
+    edits.replace(pragma, f"::moec_simulation::tick({', '.join(arguments)});")
+
+
+def _written_streams(function: Function, code: str) -> list[str]:
+    """In the order in which the code writes them first."""
+    streams = {parameter.name for parameter in function.parameters if "hls::stream" in parameter.type}
+    return list(dict.fromkeys(name for name in _WRITE.findall(code) if name in streams))
 
 
 def _pipeline_problem(loop: Statement, pragma: Pragma, more: list[Pragma]) -> str:
@@ -135,6 +148,8 @@ def _pipeline_problem(loop: Statement, pragma: Pragma, more: list[Pragma]) -> st
         return "two pragmas PIPELINE for the same loop: keep one"
     if loop.body.children and loop.body.children[0].start < pragma.start:
         return "pragma PIPELINE behind a statement: put it where the loop's body starts"
+    if pragma.options.get("style", STYLES[0]) not in STYLES:
+        return f"style={pragma.options['style']}: expected one of {', '.join(STYLES)}"
     if loop.has("UNROLL"):
         return "a loop that is pipelined and partly unrolled: the simulation counts whole iterations"
     if any(inner.is_loop and inner.has("PIPELINE") for inner in loop.body.walk()):

@@ -16,6 +16,7 @@ RULES: tuple[Rule, ...] = (
     lint_pragmas.placed_pragmas,
     lint_pragmas.pragmas_of_functions,
     lint_pragmas.initiation_intervals,
+    lint_pragmas.pinned_styles,
     lint_pragmas.declared_variables,
     lint_pragmas.possible_partitions,
     lint_pragmas.justified_dependences,

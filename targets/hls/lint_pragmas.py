@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from moec.targets.hls.cpp_source import Pragma
+from moec.targets.hls.instrument import STYLES
 from moec.targets.hls.linted import Finding, Linted, Place
 
 _SHAPES = {"variable", "type", "complete", "cyclic", "block", "factor", "dim", "off"}
@@ -93,6 +94,18 @@ def initiation_intervals(linted: Linted) -> Iterator[Finding]:
             if not re.fullmatch(r"[1-9]\d*", pragma.options.get("II", "")):
                 message = f"pragma {pragma.words}: expected II= and a whole number above 0"
                 yield place.finding(pragma.start, "initiation-intervals", message)
+
+
+def pinned_styles(linted: Linted) -> Iterator[Finding]:
+    """The style of a pipeline is given: the default has changed between versions, and channels must be as deep as the
+    style demands."""
+    for place in linted.places:
+        for pragma, _ in place.pragmas():
+            if pragma.directive != "PIPELINE" or "off" in pragma.options:
+                continue
+            if pragma.options.get("style") not in STYLES:
+                message = f"pragma {pragma.words}: expected style= and one of {', '.join(STYLES)}"
+                yield place.finding(pragma.start, "pinned-styles", message)
 
 
 def declared_variables(linted: Linted) -> Iterator[Finding]:

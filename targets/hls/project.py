@@ -25,7 +25,7 @@ import numpy as np
 from moec.errors import DefectError
 from moec.targets.base import Project
 from moec.targets.hls import packing, reference
-from moec.targets.hls.design import BEAT_BYTES, Design, LargeArrays
+from moec.targets.hls.design import BEAT_BYTES, MOST_STAGES, Design, LargeArrays
 from moec.targets.hls.lint import lint
 from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.quantize import QuantizedBlock, power_table, sigmoid_table
@@ -123,6 +123,7 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "quantized": block,
         "depth": {**depth, "tokens_in": -(-tokens_in // BEAT_BYTES), "tokens_out": -(-2 * numbers // BEAT_BYTES)},
         "data": "data",
+        "most_stages": MOST_STAGES,
         "activation_copies": -(-design.lanes_out // 2),
         "score_copies": -(-(design.shape.slots + 1) // 2),
         "powers": power_table(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProjectEntry
-from moec.targets.hls.simulator import SimulationError, simulate_timed
+from moec.targets.hls.design import MOST_STAGES, USUAL_STAGES
+from moec.targets.hls.simulator import SimulationError, Style, simulate_timed
 
 
 def simulate(
@@ -18,12 +19,16 @@ def simulate(
     *,
     memory_share: float | None = None,
     fifo_depth: int | None = None,
+    pipeline_depth: int | None = None,
+    pipeline_style: Style | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> list[dict[str, Any]]:
     """The testbenches of one project or of all, as plain data: ``passed``, ``message`` where not, ``cycles`` with
     ``processes`` and ``channels`` where so; ``estimated`` cycles are those of a full call with the loads of the
     calibration data. ``memory_share``: of a beat per cycle and master; by default what the part's memory gives.
-    ``fifo_depth``: of all channels, in place of those declared.
+    ``fifo_depth``: of all channels, in place of those declared. ``pipeline_depth``: stages of all pipelines behind
+    their first; by default as many as estimates count with, and then as many as channels must hold for, which shows
+    that nothing locks up. ``pipeline_style``: of all pipelines, in place of those declared.
 
     Raises MoecError where the artifact has no such project, and where no compiler or no ap_types headers are found.
     """
@@ -38,13 +43,20 @@ def simulate(
     results = []
     for one in chosen:
         progress(f"simulating {one.name}")
-        results.append(_simulate(artifact, one, memory_share, fifo_depth))
+        settings = {"fifo_depths": fifo_depth, "pipeline_style": pipeline_style}
+        depths = (USUAL_STAGES, MOST_STAGES) if pipeline_depth is None else (pipeline_depth,)
+        results.append(_simulate(artifact, one, memory_share, depths, settings))
     return results
 
 
 def _simulate(
-    artifact: Artifact, project: ProjectEntry, memory_share: float | None, fifo_depth: int | None
+    artifact: Artifact,
+    project: ProjectEntry,
+    memory_share: float | None,
+    pipeline_depths: Sequence[int],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
+    """What is told is of the first depth."""
     report = project.report
     described = {"name": project.name, "node": report["node"], "channels_of": report["channels"]}
     share = 1 / report["estimate"]["cycles_per_beat"] if memory_share is None else memory_share
@@ -52,9 +64,13 @@ def _simulate(
         "tokens": report["vectors"],
         "estimated": report["estimate"]["cycles"]["total"],
         "memory_share": share,
+        "pipeline_depths": list(pipeline_depths),
     }
+    files = artifact.project_files(project)
     try:
-        timed = simulate_timed(artifact.project_files(project), memory_share=share, fifo_depths=fifo_depth)
+        timed, *_ = [
+            simulate_timed(files, memory_share=share, pipeline_depth=depth, **settings) for depth in pipeline_depths
+        ]
     except SimulationError as error:
         return {**described, "passed": False, "message": f"{error.kind}: {error}", "details": error.details}
     return {**described, "passed": True, **dataclasses.asdict(timed)}

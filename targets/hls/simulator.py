@@ -33,6 +33,8 @@ Kind = Literal[
     "crash",
 ]
 FifoDepths = int | Mapping[str, int] | None
+Style = Literal["stp", "frp", "flp"]
+"""Of pipelines: stalling, free running, flushing (UG1399)."""
 
 _KINDS: dict[int, Kind] = {
     1: "mismatch",
@@ -132,6 +134,8 @@ def simulate_timed(
     memory_share: float = 1.0,
     memory_latency: int = 64,
     pipeline_depth: int = 0,
+    pipeline_style: Style | None = None,
+    stages: Mapping[str, int] | None = None,
     memories: Mapping[str, str] | None = None,
     fifo_depths: FifoDepths = None,
     watch_dependences: bool = False,
@@ -141,7 +145,9 @@ def simulate_timed(
     """Cycles, stalls and fill of channels of a project, given as contents by path.
 
     ``memory_share``: the share of a beat per cycle that a memory delivers; ``memory_latency``: cycles until the first
-    beat of a loop; ``pipeline_depth``: cycles that a loop takes to end behind the start of its last iteration;
+    beat of a loop; ``pipeline_depth``: stages of every pipeline behind its first, in which it reads: in order of the
+    code, a loop's first channel is written in the stage behind that, its last one in the last stage, or each where
+    ``stages`` says by its name; ``pipeline_style``: of all pipelines, other than declared;
     ``memories``: names of memories by AXI bundle, where two bundles share one. ``fifo_depths``: of all channels, or of
     some by name, other than declared. ``watch_dependences``: pragmas DEPENDENCE are checked against what loops read,
     which is slow and needs g++.
@@ -167,6 +173,8 @@ def simulate_timed(
             "MOEC_BEAT_CYCLES": repr(1 / memory_share),
             "MOEC_MEMORY_LATENCY": str(memory_latency),
             "MOEC_PIPELINE_DEPTH": str(pipeline_depth),
+            "MOEC_PIPELINE_STYLE": pipeline_style or "",
+            "MOEC_STAGES": _listed(stages or {}),
             "MOEC_MEMORIES": _listed(memories or {}),
             "MOEC_CHANNEL_DEPTHS": _listed({"*": fifo_depths} if isinstance(fifo_depths, int) else fifo_depths or {}),
             "MOEC_REPORT": str(report),

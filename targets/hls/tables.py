@@ -62,7 +62,10 @@ def simulation_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[Renderab
         yield Text(f"{one['name']} ({one['node']}): {'PASS' if one['passed'] else 'FAIL: ' + one['message']}")
         if one["passed"]:
             estimated = f"{one['estimated']:,} estimated for a full call"
+            first, *more = one["pipeline_depths"]
+            also = f", and nothing locks up with {more[0]}" if more else ""
             yield Text(f"{one['tokens']} tokens, {one['memory_share']:.2f} beats per cycle and master; {estimated}")
+            yield Text(f"predicted with pipelines of {first} stages{also}")
             yield dataflow_picture(one["channels_of"], one)
 
 

@@ -50,10 +50,19 @@ def test_inspect_shows_designs_resources_and_what_integers_cost(artifact):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="simulation needs g++")
 def test_simulates(artifact):
-    done = moec("simulate", artifact, "--fifo-depth", 1, "--json")
+    done = moec("simulate", artifact, "--json")
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)
     assert result["passed"] and result["tokens"] == 8 and result["cycles"] > 0
+    assert result["pipeline_depths"] == [20, 60]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="simulation needs g++")
+def test_channels_of_one_word_lock_up_unless_pipelines_flush(artifact):
+    narrow = ("simulate", artifact, "--fifo-depth", 1)
+    done = moec(*narrow)
+    assert done.returncode == 1 and "FAIL: deadlock" in done.stdout
+    assert moec(*narrow, "--pipeline-style", "flp", "--pipeline-depth", 8).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ void combine(int tokens, hls::stream<job_t>& jobs, hls::stream<item_t>& items,
 combine_clear:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         row_t zeros;
         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
@@ -40,7 +40,7 @@ combine_jobs:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
         combine_outputs:
             for (int d = 0; d < S::WIDTH_CHUNKS; d++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
 // A token is in an expert's list at most once: chosen experts are distinct.
 #pragma HLS DEPENDENCE variable=rows type=inter dependent=false
                 if (d == 0) item = items.read();
@@ -57,7 +57,7 @@ combine_jobs:
 combine_outputs_of_tokens:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         const row_t row = rows[i];
         typename types<Block>::results_t output;
         for (int o = 0; o < Block::LANES; o++) {

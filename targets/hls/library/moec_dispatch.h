@@ -25,7 +25,7 @@ void dispatch(int tokens, hls::stream<typename types<Block>::route_t>& routes, h
 dispatch_tokens:
     for (int t = 0; t < tokens; t++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         typename types<Block>::route_t route = routes.read();
         for (int e = 0; e < Block::EXPERTS; e++) {
 #pragma HLS UNROLL
@@ -48,7 +48,7 @@ dispatch_tokens:
     int busy_experts = 0;
 dispatch_loads:
     for (int e = 0; e < S::ALL_EXPERTS; e++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         loads[e] = length[e];
         if (length[e] != 0) busy[busy_experts++] = e;
     }
@@ -72,7 +72,7 @@ dispatch_jobs:
     dispatch_items:
         for (int i = 0; i < int(announced.count); i++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             item_t item;
             if (announced.expert < Block::EXPERTS) {
                 const ap_uint<33> entry = list[announced.expert][i];

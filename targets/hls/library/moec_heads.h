@@ -27,7 +27,7 @@ schedule_jobs:
     schedule_items:
         for (int i = 0; i < announced; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=0 max=Block::MAX_TOKENS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             item_t item;
             item.token = i;
             item.gate = 65536;
@@ -53,7 +53,7 @@ split_jobs:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
         split_chunks:
             for (int c = 0; c < sizes<Block>::TILE_CHUNKS; c++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
                 if (c == 0) items.read();  // tokens come in order: nothing new
                 const typename types<Block>::chunk_t chunk = projected.read();
                 if (part == 1) values.write(chunk);
@@ -79,7 +79,7 @@ pass_jobs:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
         pass_chunks:
             for (int c = 0; c < sizes<Block>::WIDTH_CHUNKS; c++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
                 if (c == 0) items.read();
                 outputs.write(results.read());
             }

@@ -21,7 +21,7 @@ template <int MOST> inline void read_beats(const beat_t* memory, int count, hls:
 axi_read_beats:
     for (int i = 0; i < count; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=MOST
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         beats.write(memory[i]);
     }
 }
@@ -57,7 +57,7 @@ template <class Block> void write_tokens(int tokens, hls::stream<beat_t>& beats,
 axi_write_tokens:
     for (int i = 0; i < count; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=memory_sizes<Block>::STREAM_BEATS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         memory[i] = beats.read();
     }
 }

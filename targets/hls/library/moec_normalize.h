@@ -68,7 +68,7 @@ measure_each:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
     measure_steps:
         for (int s = 0; s < S::STEPS; s++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             if (place == 0) beat = beats.read();
             place = place == S::STEPS_PER_BEAT - 1 ? ap_uint<8>(0) : ap_uint<8>(place + 1);
             const typename norm_types<Block>::step_t step = unpack<16, Block::NORM_LANES>(beat);
@@ -129,7 +129,7 @@ void normalize_tokens(int tokens, hls::stream<beat_t>& norm_beats, hls::stream<t
     beat_t beat = 0;
 normalize_parameters:
     for (int c = 0; c < Block::WIDTH; c++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         if (c % PARAMETERS_PER_BEAT == 0) beat = norm_beats.read();
         of_channel[c] = beat.range(47, 0);
         beat >>= PARAMETER_BITS;
@@ -140,7 +140,7 @@ normalize_each:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS+1
     normalize_steps:
         for (int s = 0; s < S::STEPS; s++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             if (t > 0 && s == 0) current = measured.read();
             const typename norm_types<Block>::step_t step = token[s];
             if (t < tokens) token[s] = steps.read();

@@ -51,7 +51,7 @@ void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::str
 down_first_tile:
     for (int i = 0; i < first_beats; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WEIGHT_BEATS_DOWN max=S::WEIGHT_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         store_down<Block>(i, beats.read(), weights[0], parameters[0]);
     }
     if (job.end) jobs_on.write(job);
@@ -69,7 +69,7 @@ down_jobs:
             for (int d = 0; d < S::WIDTH_CHUNKS; d++) {
             down_units:
                 for (int unit = 0; unit < S::TILE_CHUNKS; unit++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
 // A job visits every partial sum once, so none is read after it was written in this nest.
 #pragma HLS DEPENDENCE variable=partial type=inter dependent=false
 // The tile that arrives is in other memories than the one that is computed with.
@@ -118,7 +118,7 @@ down_jobs:
     down_rest_of_tile:
         for (; arrived < wanted; arrived++) {
 #pragma HLS LOOP_TRIPCOUNT min=0 max=S::WEIGHT_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             store_down<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
         }
         if (next.end) jobs_on.write(next);

@@ -58,7 +58,7 @@ void product_up(int tokens, hls::stream<typename types<Block>::chunk_t>& inputs,
 up_read_tokens:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         rows[i] = inputs.read();
     }
     bool current = false;
@@ -67,7 +67,7 @@ up_read_tokens:
     if (!job.end) {
     up_first_tile:
         for (int i = 0; i < TILE_BEATS; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             store_up<Block>(i, beats.read(), weights[0], parameters[0]);
         }
     }
@@ -87,7 +87,7 @@ up_jobs:
             for (int unit = 0; unit < S::TILE_CHUNKS; unit++) {
             up_inputs:
                 for (int d = 0; d < S::WIDTH_CHUNKS; d++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
 // The tile that arrives is in other memories than the one that is computed with.
 #pragma HLS DEPENDENCE variable=weights type=inter dependent=false
 // The same holds for their parameters.
@@ -129,7 +129,7 @@ up_jobs:
     up_rest_of_tile:
         for (; arrived < wanted; arrived++) {
 #pragma HLS LOOP_TRIPCOUNT min=0 max=TILE_BEATS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             store_up<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
         }
         job = next;

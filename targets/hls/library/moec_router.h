@@ -22,7 +22,7 @@ void router(int tokens, hls::stream<beat_t>& beats, hls::stream<typename types<B
     ap_uint<8> row = 0;
 router_weights:
     for (int i = 0; i < Block::EXPERTS * Block::WIDTH; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         if (i % PER_BEAT == 0) beat = beats.read();
         weights[row][column] = unpack<16, 1>(beat).lane[0];
         beat >>= 16;
@@ -32,7 +32,7 @@ router_weights:
     }
 router_biases:
     for (int e = 0; e < Block::EXPERTS; e++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         if (e % (PER_BEAT / 2) == 0) beat = beats.read();
         biases[e] = unpack<32, 1>(beat).lane[0];
         beat >>= 32;
@@ -45,7 +45,7 @@ router_tokens:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
     router_inputs:
         for (int d = 0; d < Block::WIDTH; d += Block::ROUTER_LANES) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             if (d % Block::LANES == 0) chunk = inputs.read();
             for (int e = 0; e < Block::EXPERTS; e++) {
 #pragma HLS UNROLL

@@ -42,7 +42,7 @@ score_heads:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
         score_read_key:
             for (int c = 0; c < S::CHUNKS; c++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
                 keys[t % Block::LANES][t / Block::LANES * S::CHUNKS + c] = rows.read();
             }
         }
@@ -52,7 +52,7 @@ score_heads:
     score_steps:
         for (int step = 0; step < tokens * places; step++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::CHUNKS max=Block::MAX_TOKENS*S::KEY_GROUPS*S::CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             if (place == chunk) query[chunk] = rows.read();  // with the first keys
             typename attention_types<Block>::scores_t result;
             for (int r = 0; r < Block::LANES; r += 2) {
@@ -119,7 +119,7 @@ weigh_heads:
     weigh_steps:
         for (int step = 0; step < (tokens + 1) * groups; step++) {
 #pragma HLS LOOP_TRIPCOUNT min=2 max=(Block::MAX_TOKENS+1)*S::KEY_GROUPS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             if (group == 0) {
                 largest_kept = largest;
                 largest = score_t(1) << (Block::LOGIT_BITS - 1);

@@ -143,7 +143,7 @@ select_tokens:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
     select_experts:
         for (int i = 0; i < STEPS; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             if (i == 0) {
                 given = logits.read();
                 for (int j = 0; j < Block::SLOTS; j++) {

@@ -15,7 +15,7 @@ void split_tokens(int tokens, hls::stream<beat_t>& beats, hls::stream<typename t
 split_chunks:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         if (i % CHUNKS_PER_BEAT == 0) beat = beats.read();
         typename types<Block>::chunk_t chunk = unpack<8, Block::LANES>(beat);
         beat >>= 8 * Block::LANES;
@@ -33,7 +33,7 @@ void fork_tokens(int tokens, hls::stream<typename types<Block>::chunk_t>& normal
 fork_chunks:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         const typename types<Block>::chunk_t chunk = normalized.read();
         to_router.write(chunk);
         to_experts.write(chunk);
@@ -50,7 +50,7 @@ void add_residual(int tokens, hls::stream<beat_t>& residual, hls::stream<typenam
 add_chunks:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         if (i % CHUNKS_PER_BEAT == 0) beat = residual.read();
         const typename types<Block>::results_t given = unpack<16, Block::LANES>(beat);
         beat >>= 16 * Block::LANES % BEAT_BITS;
@@ -73,7 +73,7 @@ void pack_tokens(int tokens, hls::stream<typename types<Block>::results_t>& resu
 pack_chunks:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         const typename types<Block>::results_t result = results.read();
         const int place = i % CHUNKS_PER_BEAT;
         for (int o = 0; o < Block::LANES; o++) {

@@ -29,7 +29,7 @@ mix_heads:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
         mix_read_value:
             for (int c = 0; c < S::CHUNKS; c++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
                 values[t % Block::LANES][t / Block::LANES * S::CHUNKS + c] = rows.read();
             }
         }
@@ -38,7 +38,7 @@ mix_heads:
     mix_steps:
         for (int step = 0; step < tokens * groups * S::CHUNKS; step++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::CHUNKS max=Block::MAX_TOKENS*S::KEY_GROUPS*S::CHUNKS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             typename attention_types<Block>::weights_t weight = kept[group];
             if (chunk == 0) {
                 weight = weights.read();
@@ -84,7 +84,7 @@ scale_queries:
 #pragma HLS LOOP_TRIPCOUNT min=Block::HEADS max=Block::MAX_TOKENS*Block::HEADS
     scale_chunks:
         for (int c = 0; c < S::CHUNKS; c++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             if (c == 0) reciprocal = reciprocals.read();
             const typename attention_types<Block>::mixed_t sums = mixed.read();
             typename types<Block>::chunk_t chunk;

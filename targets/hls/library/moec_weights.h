@@ -21,7 +21,7 @@ load_jobs:
     axi_read_weights:
         for (int i = 0; i < count; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=TILE_BEATS max=TILE_BEATS+EXPERT_BEATS
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             beats.write(memory[first + i]);
         }
     }

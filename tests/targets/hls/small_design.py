@@ -6,7 +6,7 @@ LOAD = """\
 void load(const int* in, hls::stream<int>& words) {
 axi_load:
     for (int i = 0; i < COUNT; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         words.write(in[i]);
     }
 }
@@ -15,7 +15,7 @@ TWICE = """\
 void twice(hls::stream<int>& words, hls::stream<int>& doubled) {
 twice_words:
     for (int i = 0; i < COUNT; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         doubled.write(2 * words.read());
     }
 }
@@ -24,7 +24,7 @@ STORE = """\
 void store(hls::stream<int>& doubled, int* out) {
 axi_store:
     for (int i = 0; i < COUNT; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         out[i] = doubled.read();
     }
 }

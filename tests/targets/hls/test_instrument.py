@@ -10,7 +10,7 @@ from moec.targets.hls.instrument import instrument
 
 from .small_design import CALLS, CHANNELS, LOAD, TWICE, source
 
-PIPELINE = "#pragma HLS PIPELINE II=1\n"
+PIPELINE = "#pragma HLS PIPELINE II=1 style=stp\n"
 CLAIM = "#pragma HLS DEPENDENCE variable=a"
 
 
@@ -22,29 +22,34 @@ def test_lines_stay_where_they_are():
     text = source()
     name, *lines = instrumented(text).splitlines()
     assert name == '#line 1 "top.cpp"'
-    changed = {
-        before.strip(): after.strip() for before, after in zip(text.splitlines(), lines, strict=True) if before != after
-    }
+    changed = [
+        (before.strip(), after.strip())
+        for before, after in zip(text.splitlines(), lines, strict=True)
+        if before != after
+    ]
     region = '::moec_simulation::Region moec_region; moec_region.memory("gmem_in", "in", in, COUNT); '
     loop = "for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::{}); moec_loop.enters();)"
-    assert changed == {
-        "axi_load:": f"{loop.format('uses_memory')} axi_load:",
-        "twice_words:": f"{loop.format('computes')} twice_words:",
-        "#pragma HLS PIPELINE II=1": "::moec_simulation::tick(1);",
-        "words.write(in[i]);": "words.write(::moec_simulation::memory(in)[i]);",
-        "axi_store:": f"{loop.format('uses_memory')} axi_store:",
-        "out[i] = doubled.read();": "::moec_simulation::memory(out)[i] = doubled.read();",
-        "#pragma HLS DATAFLOW": region + 'moec_region.memory("gmem_out", "out", out, COUNT);',
-        "load(in, words);": 'moec_region.add("load", "in words", [&] { load(in, words); });',
-        "twice(words, doubled);": 'moec_region.add("twice", "words doubled", [&] { twice(words, doubled); });',
-        "store(doubled, out);": 'moec_region.add("store", "doubled out", [&] { store(doubled, out); });',
-        "}": "moec_region.run(); }",
-    }
+    tick = "::moec_simulation::tick(::moec_simulation::Style::stp, 1{});"
+    assert changed == [
+        ("axi_load:", f"{loop.format('uses_memory')} axi_load:"),
+        (PIPELINE.strip(), tick.format(", words")),
+        ("words.write(in[i]);", "words.write(::moec_simulation::memory(in)[i]);"),
+        ("twice_words:", f"{loop.format('computes')} twice_words:"),
+        (PIPELINE.strip(), tick.format(", doubled")),
+        ("axi_store:", f"{loop.format('uses_memory')} axi_store:"),
+        (PIPELINE.strip(), tick.format("")),
+        ("out[i] = doubled.read();", "::moec_simulation::memory(out)[i] = doubled.read();"),
+        ("#pragma HLS DATAFLOW", region + 'moec_region.memory("gmem_out", "out", out, COUNT);'),
+        ("load(in, words);", 'moec_region.add("load", "in words", [&] { load(in, words); });'),
+        ("twice(words, doubled);", 'moec_region.add("twice", "words doubled", [&] { twice(words, doubled); });'),
+        ("store(doubled, out);", 'moec_region.add("store", "doubled out", [&] { store(doubled, out); });'),
+        ("}", "moec_region.run(); }"),
+    ]
 
 
 def test_comments_and_strings_are_no_code():
     text = source(twice="// in[i] { #pragma HLS PIPELINE\n/* } */\n" + TWICE)
-    assert instrumented(text).count("tick(1)") == 3
+    assert instrumented(text).count("::tick(") == 3
 
 
 def test_loops_that_are_flattened_share_their_claims():
@@ -75,6 +80,7 @@ def pipelined_with(more: str) -> str:
         (source(twice=TWICE.replace(PIPELINE, "int x;\n" + PIPELINE)), PIPELINE, "pragma PIPELINE behind a statement"),
         (source(twice=TWICE.replace("twice_words:", PIPELINE)), PIPELINE, "expected it in a loop"),
         (pipelined_with(PIPELINE), PIPELINE, "two pragmas PIPELINE"),
+        (source(twice=TWICE.replace("style=stp", "style=fast")), "style=fast", "expected one of stp, frp, flp"),
         (pipelined_with("#pragma HLS UNROLL factor=2\n"), PIPELINE, "partly unrolled"),
         (pipelined_with(f"for (;;) {{\n{PIPELINE}}}"), PIPELINE, "a pipelined loop inside this one"),
         (pipelined_with("#pragma HLS OCCURRENCE cycle=2\n"), "OCCURRENCE", "the simulation knows AGGREGATE"),

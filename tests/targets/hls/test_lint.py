@@ -9,7 +9,7 @@ from moec.targets.hls.lint import lint, lint_sources
 
 from .small_design import CALLS, CHANNELS, LOAD, TWICE, project, source
 
-PIPELINE = "#pragma HLS PIPELINE II=1\n"
+PIPELINE = "#pragma HLS PIPELINE II=1 style=stp\n"
 LOADER = LOAD.replace("axi_load", "load_more").replace("void load", "void load_more")
 
 
@@ -70,8 +70,14 @@ def test_pragmas_that_are_right(pragma, declared):
     ("text", "line", "rule"),
     [
         (source(twice="#pragma HLS INLINE\n" + TWICE), "#pragma HLS INLINE", "pragmas-of-functions"),
-        (source(twice=TWICE.replace("II=1", "II=0")), "#pragma HLS PIPELINE II=0", "initiation-intervals"),
-        (source(twice=TWICE.replace(" II=1", "")), "#pragma HLS PIPELINE", "initiation-intervals"),
+        (source(twice=TWICE.replace("II=1", "II=0")), "#pragma HLS PIPELINE II=0 style=stp", "initiation-intervals"),
+        (source(twice=TWICE.replace(" II=1", "")), "#pragma HLS PIPELINE style=stp", "initiation-intervals"),
+        (source(twice=TWICE.replace(" style=stp", "")), "#pragma HLS PIPELINE II=1", "pinned-styles"),
+        (
+            source(twice=TWICE.replace("style=stp", "style=fast")),
+            "#pragma HLS PIPELINE II=1 style=fast",
+            "pinned-styles",
+        ),
         (source(twice=TWICE.replace(PIPELINE, "int a;\n" + PIPELINE)), PIPELINE.strip(), "placed-pragmas"),
         (source(twice=TWICE.replace(PIPELINE, "")), "twice_words:", "pipelined-loops"),
         (with_statement("for (int j = 0; j < 4; j++) {}"), "for (int j = 0; j < 4; j++) {}", "pipelined-loops"),
@@ -120,7 +126,7 @@ for (int j = 0; j < COUNT; j++) {
 UNUSED = """\
 void unused(int a) {
     for (int i = 0; i < 4; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         a += i / C::UNKNOWN;
     }
 }
@@ -213,5 +219,5 @@ def test_channels_that_helpers_use():
 def test_findings_name_file_line_and_rule():
     text = source(twice=TWICE.replace("II=1", "II=0"))
     assert [str(finding) for finding in lint(project(text))] == [
-        "top.cpp:16: initiation-intervals: pragma PIPELINE II=0: expected II= and a whole number above 0"
+        "top.cpp:16: initiation-intervals: pragma PIPELINE II=0 style=stp: expected II= and a whole number above 0"
     ]

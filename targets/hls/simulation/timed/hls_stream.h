@@ -46,6 +46,7 @@ public:
     void operator<<(const T& word) { write(word); }
 
     void set_depth(int depth) { channel_.set_depth(depth); }  // of a pragma STREAM
+    moec_simulation::Channel& channel() { return channel_; }
 
 private:
     moec_simulation::Channel channel_;

@@ -1,9 +1,11 @@
 // What instrumented sources call. The clock of a process advances where a pipelined loop starts an iteration, where a
-// channel or a memory makes it wait, and where it uses the same port of a channel twice.
+// channel or a memory makes it wait, and where it uses the same port of a channel twice. In a pipelined loop words are
+// written some stages behind the iteration that computes them: pipeline.h.
 #ifndef MOEC_SIMULATION_H
 #define MOEC_SIMULATION_H
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <string>
 #include <type_traits>
@@ -23,17 +25,29 @@ public:
     Channel& operator=(const Channel&) = delete;
 
     void set_depth(int depth);
-    void begin_write();  // returns when the calling process may write
+    void begin_write();  // the word may still be on its way through the writer's pipeline when it returns
     void begin_read();
     bool is_empty();  // as the calling process sees it now, whatever the order in which processes are simulated
     bool is_full();
 
+    void write_at(uint64_t time);  // the next word that is on its way arrives
+    void free_place(uint64_t time);  // of the oldest word that was taken
+    void settle();                 // words of pipelines that flush arrive as far as there are places
+    uint64_t place_free_at() const;
+
     std::string name;
     uint64_t depth;
-    uint64_t written = 0, read = 0;  // words so far
-    uint64_t peak = 0;               // words at once
+    uint64_t written = 0, taken = 0, read = 0;  // words so far: arrived, read, and those whose places are free again
+    uint64_t on_their_way = 0;                  // words that were written and have not arrived
+    uint64_t peak = 0;                          // words at once
     Process* writer = nullptr;
     Process* reader = nullptr;
+
+    // Of pipelines that flush: when words can arrive at the earliest, and when they did, each with its iteration.
+    struct Word {
+        uint64_t iteration, time;
+    };
+    std::deque<Word> flushed, arrived;
 
 private:
     std::vector<uint64_t> write_times_, read_times_;  // of the last words; word n is at n modulo their size
@@ -65,8 +79,13 @@ private:
     void add_memory(const char* bundle, const char* port, const void* start, uint64_t bytes);
 };
 
-// An iteration of a pipelined loop starts.
-void tick(int initiation_interval);
+// An iteration of a pipelined loop starts. `written`: the streams that the loop writes, in the order of the code.
+enum class Style { stp, frp, flp };
+void start_iteration(Style style, int initiation_interval, Channel* const* written, int count);
+template <class... Stream> void tick(Style style, int initiation_interval, Stream&... written) {
+    Channel* const channels[] = {nullptr, &written.channel()...};
+    start_iteration(style, initiation_interval, channels + 1, int(sizeof...(written)));
+}
 
 // The execution of a pipelined loop, or of loops around it that are flattened with it. `for (Loop loop(...); loop.enters();)` in front of a
 // loop executes it once.

@@ -1,7 +1,6 @@
 // When words of a channel move.
 #pragma once
-#include "scheduler.h"
-#include "settings.h"
+#include "pipeline.h"
 
 namespace moec_simulation {
 
@@ -39,35 +38,57 @@ void Channel::set_depth(int declared) {
   read_times_.assign(kept, 0);
 }
 
+uint64_t Channel::place_free_at() const {
+  return written < depth ? 0 : read_times_[(written - depth) & (read_times_.size() - 1)] + 1;
+}
+
 void Channel::begin_write() {
   Process& me = running("writes channel", name);
   claim(writer, me, name, "write");
-  if (written - read == depth) wait(me, *this, Direction::writes);
-  if (written >= depth) {
-    const uint64_t free_at = read_time(written - depth) + 1;
-    if (free_at > me.clock) me.write_stall += free_at - me.clock, me.clock = free_at;
+  if (is_pipelined(me)) return enter(me, *this);
+  ++on_their_way;
+  wait_for_place(me, *this);
+  if (written) wait_until(me, write_time(written - 1) + 1, me.busy);  // one port
+  write_at(me.clock);
+}
+
+void Channel::write_at(uint64_t time) {
+  --on_their_way;
+  write_time(written++) = time;
+  wake(reader, *this, time);
+}
+
+void Channel::settle() {
+  for (; !flushed.empty() && written - read < depth; flushed.pop_front()) {
+    uint64_t time = std::max(flushed.front().time, place_free_at());
+    if (written) time = std::max(time, write_time(written - 1) + 1);  // one port
+    arrived.push_back({flushed.front().iteration, time});
+    write_at(time);
   }
-  if (written) {
-    const uint64_t port_free_at = write_time(written - 1) + 1;
-    if (port_free_at > me.clock) me.busy += port_free_at - me.clock, me.clock = port_free_at;
-  }
-  write_time(written++) = me.clock;
-  wake(reader, *this, me.clock);
 }
 
 void Channel::begin_read() {
   Process& me = running("reads channel", name);
   claim(reader, me, name, "read");
-  if (written == read) wait(me, *this, Direction::reads);
-  const uint64_t there_at = write_time(read) + 1;
-  if (read) {
-    const uint64_t port_free_at = read_time(read - 1) + 1;
-    if (port_free_at > me.clock) me.busy += port_free_at - me.clock, me.clock = port_free_at;
+  if (taken != read) {  // twice in an iteration: one port, and the first time is over
+    me.taken.erase(std::find(me.taken.begin(), me.taken.end(), this));
+    free_place(me.clock);
   }
-  if (there_at > me.clock) me.read_stall += there_at - me.clock, me.clock = there_at;
-  read_time(read) = me.clock;
+  while (written == taken) wait(me, *this, Direction::reads);
+  if (taken) wait_until(me, read_time(taken - 1) + 1, me.busy);
+  wait_until(me, write_time(taken) + 1, me.read_stall);
+  ++taken;
+  if (is_pipelined(me))
+    me.taken.push_back(this);
+  else
+    free_place(me.clock);
+}
+
+void Channel::free_place(uint64_t time) {
+  read_time(read) = time;
   measure(read++);
-  wake(writer, *this, me.clock);
+  settle();
+  wake(writer, *this, time);
 }
 
 // How many words there were when this one was written: all before it that were not read until then. Whoever is simulated
@@ -80,8 +101,8 @@ void Channel::measure(uint64_t word) {
 bool Channel::is_empty() {
   Process& me = running("asks for words of channel", name);
   claim(reader, me, name, "read");
-  if (written == read) let_others_catch_up(me);
-  const bool empty = written == read || write_time(read) + 1 > me.clock;
+  if (written == taken) let_others_catch_up(me);
+  const bool empty = written == taken || write_time(taken) + 1 > me.clock;
   if (empty) count_poll(me);
   return empty;
 }
@@ -89,8 +110,9 @@ bool Channel::is_empty() {
 bool Channel::is_full() {
   Process& me = running("asks for places in channel", name);
   claim(writer, me, name, "write");
-  if (written - read == depth) let_others_catch_up(me);
-  const bool full = written - read == depth || (written >= depth && read_time(written - depth) + 1 > me.clock);
+  const uint64_t promised = written + on_their_way;
+  if (promised - read >= depth) let_others_catch_up(me);
+  const bool full = promised - read >= depth || (promised >= depth && read_time(promised - depth) + 1 > me.clock);
   if (full) count_poll(me);
   return full;
 }

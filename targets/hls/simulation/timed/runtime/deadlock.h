@@ -35,8 +35,9 @@ inline std::string describe(const Process& process) {
   const Process* other = who_could_help(process);
   text += std::string("waits to ") + (reads ? "read" : "write") + " channel " + process.waits_on->name + " (" +
           fill(*process.waits_on) + "), ";
-  if (!other) return text + "which no other process " + (reads ? "writes\n" : "reads\n");
-  return text + "which " + other->name + (reads ? " writes\n" : " reads\n");
+  text += (other ? "which " + other->name : std::string("which no other process")) + (reads ? " writes" : " reads");
+  if (!process.late.empty()) text += "; " + std::to_string(process.late.size()) + " words are frozen in its pipeline";
+  return text + "\n";
 }
 
 // The processes that wait for each other in a circle, "a -> b -> a"; empty where there is no circle.

@@ -2,22 +2,15 @@
 #pragma once
 #include <cstring>
 
-#include "scheduler.h"
-#include "settings.h"
+#include "pipeline.h"
 
 namespace moec_simulation {
-
-void tick(int initiation_interval) {
-  Process& me = running("starts an iteration of", "a pipelined loop");
-  ++me.iteration;
-  me.clock += initiation_interval;
-  me.busy += initiation_interval;
-}
 
 Loop::Loop(Kind kind) {
   Process& me = running("enters", "a pipelined loop");
   me.nest = ++me.nests;
   me.nest_start = me.iteration;
+  me.uses_memory = kind == uses_memory;
   if (kind == computes) return;
   me.clock += settings().memory_latency;
   me.memory_stall += settings().memory_latency;
@@ -25,10 +18,8 @@ Loop::Loop(Kind kind) {
 
 Loop::~Loop() {
   Process& me = *scheduler->running;
+  if (me.iteration != me.nest_start) drain(me);
   me.nest = no_nest;
-  if (me.iteration == me.nest_start) return;
-  me.clock += settings().pipeline_depth;
-  me.busy += settings().pipeline_depth;
 }
 
 void declare_independent(const char* name, const void* start, size_t bytes, size_t element, uint64_t distance) {

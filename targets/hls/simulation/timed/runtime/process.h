@@ -3,6 +3,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -43,6 +44,22 @@ struct Process {
   uint64_t nest_start = 0;   // iterations before it
   uint64_t nests = 0;        // so far
   std::vector<Independent> independents;
+
+  // The pipeline of the loop that it is in.
+  bool uses_memory = false;
+  Style style = Style::stp;
+  uint64_t position = 0;     // cycles in which it moved; a frozen pipeline stays where it is
+  struct Written {
+    Channel* channel;
+    uint64_t stage;
+  };
+  std::vector<Written> written;  // by this loop
+  struct Late {
+    uint64_t position;           // in which the word arrives
+    Channel* channel;
+  };
+  std::deque<Late> late;         // words of a pipeline that stalls, by their positions
+  std::vector<Channel*> taken;   // read by this iteration; places become free when all of the iteration has happened
 
   ucontext_t context;
   unsigned char* stack = nullptr;

@@ -34,6 +34,11 @@ inline void expect_settings_used() {
     for (const Channel* channel : channels) known |= channel->name == asked.first;
     if (!known) fail(wrong_setting, "a depth was given for channel " + asked.first + ", which is not in this design");
   }
+  for (const auto& asked : settings().stages) {
+    bool known = false;
+    for (const Channel* channel : channels) known |= channel->name == asked.first;
+    if (!known) fail(wrong_setting, "a stage was given for channel " + asked.first + ", which is not in this design");
+  }
   for (const auto& asked : settings().memories) {
     bool known = false;
     for (const Port& port : scheduler->ports) known |= port.bundle == asked.first;

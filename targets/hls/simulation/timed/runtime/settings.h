@@ -11,7 +11,9 @@ namespace moec_simulation {
 struct Settings {
   double beat_cycles;                           // between two beats of a memory
   uint64_t memory_latency;                      // cycles until the first beat of a memory's loop
-  uint64_t pipeline_depth;                      // cycles that a pipeline takes to run empty
+  uint64_t pipeline_depth;                      // stages of a pipeline behind its first
+  std::string pipeline_style;                   // of all pipelines; as they declare it where it is empty
+  std::map<std::string, std::string> stages;    // in which a channel is written, by its name
   std::map<std::string, std::string> depths;    // of a channel by its name, or of all by *
   std::map<std::string, std::string> memories;  // that a bundle is connected to; one of its own by default
   std::string report;                           // path of a file that gets a line of JSON per run of a region
@@ -48,6 +50,8 @@ inline const Settings& settings() {
       number(variable("MOEC_BEAT_CYCLES", "1"), "MOEC_BEAT_CYCLES"),
       uint64_t(number(variable("MOEC_MEMORY_LATENCY", "0"), "MOEC_MEMORY_LATENCY")),
       uint64_t(number(variable("MOEC_PIPELINE_DEPTH", "0"), "MOEC_PIPELINE_DEPTH")),
+      variable("MOEC_PIPELINE_STYLE", ""),
+      pairs(variable("MOEC_STAGES", "")),
       pairs(variable("MOEC_CHANNEL_DEPTHS", "")),
       pairs(variable("MOEC_MEMORIES", "")),
       variable("MOEC_REPORT", ""),

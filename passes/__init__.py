@@ -18,6 +18,7 @@ _CLASSES = {
     "decompose-contrib": "moec.passes.decompose_contrib:DecomposeContrib",
     "drop-zero-neurons": "moec.passes.drop_zero_neurons:DropZeroNeurons",
     "eliminate-common-subexpressions": ("moec.passes.eliminate_common_subexpressions:EliminateCommonSubexpressions"),
+    "expand-functions": "moec.passes.expand_functions:ExpandFunctions",
     "fold-constants": "moec.passes.fold_constants:FoldConstants",
     "fold-shapes": "moec.passes.fold_shapes:FoldShapes",
     "fuse-attention": "moec.passes.fuse_attention:FuseAttention",

@@ -20,10 +20,12 @@ _TRAINING_DOMAINS = ("ai.onnx.training", "ai.onnx.preview.training")
 
 
 def check_operators(model: ir.Model, where: str) -> None:
-    """Raises UnsupportedError naming node, operator and opset for the first node that is not supported."""
+    """Raises UnsupportedError naming node, operator and opset for the first node that is not supported, MoecError for
+    one that uses what nothing defines."""
     version = model.graph.opset_imports[""]
     for node in model.graph:
         place = f"{where}: node {node_name(node)!r}"
+        _check_inputs(node, place)
         if node.domain == "" and not opset.is_known_early(node, version):
             _check_standard(node, place, version)
         elif node.domain != "":
@@ -36,14 +38,32 @@ def check_types(model: ir.Model, where: str) -> None:
         for value in values:
             if value.type is not None and not isinstance(value.type, ir.TensorType):
                 raise UnsupportedError(
-                    f"{where}: {kind} {value.name!r} is a {type(value.type).__name__}, expected a tensor; export the "
-                    "model with one input or output per tensor"
+                    f"{where}: {kind} {value.name!r}{_beside(value)} is a {type(value.type).__name__}, expected a "
+                    "tensor; export the model with one input or output per tensor"
                 )
             if value.dtype == ir.DataType.STRING:
                 raise UnsupportedError(
-                    f"{where}: {kind} {value.name!r} holds strings, expected numbers; keep text processing outside "
-                    "the model"
+                    f"{where}: {kind} {value.name!r}{_beside(value)} holds strings, expected numbers; keep text "
+                    "processing outside the model"
                 )
+
+
+def _beside(value: ir.Value) -> str:
+    """The operator that makes the value, or the first that takes it, in words."""
+    producer, users = value.producer(), value.uses()
+    if producer is not None:
+        return f" of {producer.op_type} (node {node_name(producer)!r})"
+    return "".join(f" to {use.node.op_type} (node {node_name(use.node)!r})" for use in list(users)[:1])
+
+
+def _check_inputs(node: ir.Node, place: str) -> None:
+    for value in node.inputs:
+        if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+            continue
+        raise MoecError(
+            f"{place}: {node.op_type} uses {value.name!r}, which is no input, constant or result; the model is "
+            "inconsistent"
+        )
 
 
 def _check_standard(node: ir.Node, place: str, version: int) -> None:

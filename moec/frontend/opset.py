@@ -1,7 +1,8 @@
 """Brings a model to the one opset that the rest of moec works with.
 
-ONNX's own converter does the rewriting. It wants the whole model as one protobuf message, so all but small tensors
-are taken out first and put back afterwards: no weight is read or copied.
+Where every operator is the same in both opsets, or the model's is the newer one (:mod:`moec.ir.opsets`), the model only
+changes its number. Everything else is rewritten by ONNX's own converter, which wants the whole model as one protobuf
+message, so all but small tensors are taken out first and put back afterwards: no weight is read or copied.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from moec.errors import UnsupportedError
+from moec.ir.opsets import NEWEST, OPSET, since
 
-OPSET = 24
 OLDEST = 11
+"""The oldest opset from which operators are converted."""
 _KEPT_BYTES = 1024
 """Small tensors stay in the message: adapters read axes, splits and the like."""
 
@@ -24,19 +26,20 @@ _PRIVATE_DOMAIN = "moec.conversion"
 
 
 def check_version(model: ir.Model, where: str) -> None:
-    """Raises UnsupportedError for an opset outside ``OLDEST``..``OPSET``. The ONNX domain is called "" from here on."""
+    """Raises UnsupportedError for an opset outside ``OLDEST``..``NEWEST``, unless no operator has changed since an
+    older one. The ONNX domain is called "" from here on."""
     imports = model.graph.opset_imports
     if "ai.onnx" in imports:
         imports[""] = imports.pop("ai.onnx")
     version = imports.setdefault("", OPSET)
-    if version < OLDEST:
+    if version < OLDEST and not _is_unchanged(model, version):
         raise UnsupportedError(
-            f"{where}: opset {version} is too old, expected {OLDEST} to {OPSET}; convert the model with "
+            f"{where}: opset {version} is too old, expected {OLDEST} to {NEWEST}; convert the model with "
             "onnx.version_converter or export it with a newer opset"
         )
-    if version > OPSET:
+    if version > NEWEST:
         raise UnsupportedError(
-            f"{where}: opset {version} is newer than moec knows, expected {OLDEST} to {OPSET}; export the model with "
+            f"{where}: opset {version} is newer than moec knows, expected {OLDEST} to {NEWEST}; export the model with "
             f"opset_version={OPSET}"
         )
 
@@ -58,13 +61,24 @@ def convert(model: ir.Model, where: str) -> ir.Model:
     for node in early:
         node.domain = _PRIVATE_DOMAIN
     model.graph.opset_imports[_PRIVATE_DOMAIN] = 1
-    if version != OPSET:
+    if version > OPSET or _is_unchanged(model, version):
+        model.graph.opset_imports[""] = OPSET
+    else:
         model = _convert(model, version, where)
     for node in model.graph:
         if node.domain == _PRIVATE_DOMAIN:
             _use_standard_operator(node)
     model.graph.opset_imports.pop(_PRIVATE_DOMAIN, None)
     return model
+
+
+def _is_unchanged(model: ir.Model, version: int) -> bool:
+    """Whether every operator of the ONNX domain means in ``OPSET`` what it means in ``version``."""
+    return all(since(node.op_type, version) == since(node.op_type) for node in _standard_nodes(model))
+
+
+def _standard_nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain == ""]
 
 
 def _use_standard_operator(node: ir.Node) -> None:

@@ -24,6 +24,7 @@ from onnx.reference import ReferenceEvaluator
 from moec.ir.graphs import nested_graphs
 from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
+from moec.ir.opsets import OPSET, version_for
 from moec.ir.semantics import experts, grouped_matmul, linear, moe, route
 
 __all__ = ["EvaluationError", "Evaluator", "evaluate", "experts", "grouped_matmul", "linear", "moe", "route", "run"]
@@ -82,6 +83,7 @@ class Evaluator:
         graph = onnx.GraphProto(name="cut_out", node=protos, input=[onnx.ValueInfoProto(name="_")])
         graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in self._outputs)
         imports = {"moec": 1, "com.microsoft": 1, **opset_imports}
+        imports[""] = version_for(computed, imports.get("", OPSET))
         model = onnx.ModelProto(graph=graph, functions=function_protos)
         model.opset_import.extend(onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items())
         operators = ReferenceEvaluator(model, new_ops=OPERATOR_CLASSES).rt_nodes_

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.ir import schemas
+from moec.ir.opsets import OPSET, version_for
 
 _LARGEST_SHAPE_CONSTANT = 64
 """Constants with more elements are never sizes, axes or splits: inference sees their type only."""
@@ -29,6 +30,7 @@ def infer(model: ir.Model) -> None:
     """
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=_without_weights(model.graph))
     imports = {"moec": 1, "com.microsoft": 1, **model.opset_imports}
+    imports[""] = version_for(model.graph, imports.get("", OPSET))
     proto.opset_import.extend(onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items())
     proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
     with schemas.registered():

@@ -54,7 +54,8 @@ def _sigmoid(x: tirx.Expr) -> tirx.Expr:
 
 
 def _softplus(x: tirx.Expr) -> tirx.Expr:
-    return tirx.log(_like(1, x) + tirx.exp(-tirx.abs(x))) + tirx.max(x, _like(0, x))
+    small = tirx.exp(-tirx.abs(x)).astype("float64")  # 1 + small keeps all digits of small
+    return tirx.log(_like(1, small) + small).astype(x.ty.dtype) + tirx.max(x, _like(0, x))
 
 
 def _sign(x: tirx.Expr) -> tirx.Expr:

@@ -20,6 +20,7 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.formats import decodes_weight
 from moec.ir.names import node_name, operator_name
+from moec.ir.opsets import later_attributes
 from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder, identifier
@@ -94,7 +95,7 @@ class Lowering(FunctionBuilder):
         unknown = [
             node
             for node in self.model.graph
-            if operator_name(node) not in self._converters and not decodes_weight(node)
+            if (operator_name(node) not in self._converters or later_attributes(node)) and not decodes_weight(node)
         ]
         if not unknown:
             return
@@ -147,7 +148,12 @@ class Lowering(FunctionBuilder):
             int(size) if isinstance(size, int) else self._dimension(size.value or f"{value.name}_{axis}")
             for axis, size in enumerate(value.shape)
         ]
-        variable = relax.Var(identifier(value.name), relax.TensorType(dimensions, dtype_of(value)))
+        try:
+            dtype = dtype_of(value)
+        except UnsupportedError as error:
+            users = "".join(f" to {operator_name(use.node)}" for use in list(value.uses())[:1])
+            raise UnsupportedError(f"input {value.name!r}{users}: {error}") from error
+        variable = relax.Var(identifier(value.name), relax.TensorType(dimensions, dtype))
         self._tensors[value] = variable
         return variable
 

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.onnx import import_model
-from moec.frontend.opset import OPSET
 from moec.ir import interpreter
+from moec.ir.opsets import NEWEST, OPSET
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -243,8 +243,8 @@ def test_tensors_whose_data_and_shape_disagree():
 @pytest.mark.parametrize(
     "proto, message",
     [
-        (relu(opset=10), "opset 10 is too old, expected 11 to 24"),
-        (relu(opset=OPSET + 1), "opset 25 is newer than moec knows"),
+        (relu(opset=10), "opset 10 is too old, expected 11 to"),
+        (relu(opset=NEWEST + 1), "is newer than moec knows"),
         (model_of([helper.make_node("Rleu", ["x"], ["y"], "n")]), "node 'n': Rleu is not an operator of ONNX opset 17"),
         (
             model_of([helper.make_node("F", ["x"], ["y"], "n", domain="own")], imports=[helper.make_opsetid("own", 2)]),

@@ -1,0 +1,141 @@
+"""Operators that ONNX defines by others become those others."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import onnx
+import onnx_ir as ir
+
+from moec.ir.names import node_name
+from moec.ir.opsets import NEWEST, later_attributes
+from moec.passes.base import Exactness, Report
+
+EXPANDED = frozenset(
+    {
+        "AffineGrid",
+        "BlackmanWindow",
+        "CausalConvWithState",
+        "Celu",
+        "CenterCropPad",
+        "DepthToSpace",
+        "DynamicQuantizeLinear",
+        "FlexAttention",
+        "GroupNormalization",
+        "HammingWindow",
+        "HannWindow",
+        "HardSwish",
+        "LinearAttention",
+        "LogSoftmax",
+        "MeanVarianceNormalization",
+        "Mish",
+        "NegativeLogLikelihoodLoss",
+        "Selu",
+        "Shrink",
+        "SoftmaxCrossEntropyLoss",
+        "SpaceToDepth",
+        "SwiGLU",
+        "ThresholdedRelu",
+    }
+)
+"""Operators without a kernel or converter of their own, on any target."""
+_FIRST_OUTPUT_ONLY = frozenset({"LayerNormalization"})
+"""Operators with kernels that compute the first output alone."""
+_DOMAIN = "moec.expansion"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpandFunctions:
+    """Replaces operators by the functions that the ONNX standard defines them by.
+
+    1. Operators that no target computes itself, such as LogSoftmax, become the nodes of their function body; what
+       the body is made of is looked at again.
+    2. LayerNormalization does where its statistics are used.
+    3. A node whose types are not known, where the body depends on them, stays and is reported.
+
+    ::
+
+        y = HardSwish (x)    ->    s = HardSigmoid <alpha = 0.1667, beta = 0.5> (x); y = Mul (x, s)
+    """
+
+    name: ClassVar[str] = "expand-functions"
+    exactness: ClassVar[Exactness] = "reassociating"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        from onnx_ir.passes.common import InlinePass
+
+        from moec.ir import shapes
+
+        reported: set[ir.Node] = set()
+        changed = False
+        while True:
+            functions = {}
+            for node in [one for one in model.graph if _is_expanded(one) and one not in reported]:
+                function = _function_of(node)
+                if function is None:
+                    report.warn(self.name, node_name(node), f"{node.op_type} stays: types of its inputs are not known")
+                    reported.add(node)
+                    continue
+                functions[node] = function
+            if not functions:
+                return changed
+            for number, (node, function) in enumerate(functions.items()):
+                _call(model, node, function, str(number))
+            InlinePass(criteria=lambda function: function.domain == _DOMAIN)(model)
+            for identifier in [one for one in model.functions if one[0] == _DOMAIN]:
+                del model.functions[identifier]
+            model.graph.opset_imports.pop(_DOMAIN, None)
+            shapes.infer(model)
+            changed = True
+
+
+def _is_expanded(node: ir.Node) -> bool:
+    if node.domain != "":
+        return False
+    further = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
+    later = later_attributes(node) and node.op_type != "Range"
+    return node.op_type in EXPANDED or bool(later) or (further and node.op_type in _FIRST_OUTPUT_ONLY)
+
+
+def _function_of(node: ir.Node) -> onnx.FunctionProto | None:
+    """The newest body that the standard has for this node: an operator is defined for newer types than it has now, and
+    by operators of which some are newer too."""
+    schema: Any = onnx.defs.get_schema(node.op_type, NEWEST, "")  # what onnx declares of it lacks functions
+    if schema.has_function:
+        text = schema.get_function_with_opset_version(max(schema.function_opset_versions))
+    else:
+        if any(one is not None and one.type is None for one in node.inputs):
+            return None
+        newest = max(schema.context_dependent_function_opset_versions)
+        types = [_type_of(one).SerializeToString() for one in node.inputs]
+        proto = ir.serde.serialize_node(node).SerializeToString()
+        text = schema.get_context_dependent_function_with_opset_version(newest, proto, types)
+    return onnx.FunctionProto.FromString(text) if text else None
+
+
+def _type_of(value: ir.Value | None) -> onnx.TypeProto:
+    if value is None or value.type is None:
+        return onnx.TypeProto()
+    proto = ir.serde.serialize_type(value.type)
+    if value.shape is not None:
+        ir.serde.serialize_shape_into(proto, value.shape)
+    return proto
+
+
+def _call(model: ir.Model, node: ir.Node, function: onnx.FunctionProto, overload: str) -> None:
+    """Make the node a call of the function, as a local one of the model."""
+    schema = onnx.defs.get_schema(node.op_type, NEWEST, "")
+    for name, declared in schema.attributes.items():
+        if name not in node.attributes and declared.default_value.name:
+            node.attributes.add(ir.serde.deserialize_attribute(declared.default_value))
+    computed = {name for one in function.node for name in one.output}
+    while function.output[-1] not in computed:  # an optional output that the node does not have
+        del function.output[-1]
+    function.domain, function.overload = _DOMAIN, overload
+    for one in function.opset_import:
+        one.version = model.graph.opset_imports.get(one.domain, one.version)
+    node.domain, node.overload = _DOMAIN, overload
+    model.graph.opset_imports[_DOMAIN] = 1
+    made = ir.serde.deserialize_function(function)
+    model.functions[made.identifier()] = made

@@ -1,0 +1,69 @@
+"""What becomes of one case: compiled for the processor, run, and compared with what ONNX expects."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import traceback
+from typing import Any
+
+import numpy as np
+import onnx
+
+from .cases import Case
+
+_OTHER_OPERATORS = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    status: str
+    """``pass``, ``refused``, ``wrong``, or ``crashed``: by an exception that is no MoecError."""
+    detail: str = ""
+
+
+def outcome_of(case: Case) -> Outcome:
+    import moec
+    from moec.errors import DefectError, MoecError
+
+    model = onnx.load_from_string(case.model)
+    names = [value.name for value in model.graph.input]
+    try:
+        outputs = moec.compile(model, threads=1).run(dict(zip(names, case.inputs, strict=True)))
+    except DefectError as error:
+        return Outcome("crashed", str(error))
+    except MoecError as error:
+        return _refusal(str(error))
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        first = next(iter(str(error).splitlines()), "")
+        return Outcome(
+            "crashed", f"{type(error).__name__}: {first} ({pathlib.Path(place.filename).name}:{place.lineno})"
+        )
+    difference = _difference([outputs[value.name] for value in model.graph.output], case)
+    return Outcome("wrong", difference) if difference else Outcome("pass")
+
+
+def _refusal(message: str) -> Outcome:
+    """A refusal is one line that names an operator."""
+    words = re.findall(r"\w+", message)
+    if "\n" in message or not any(onnx.defs.has(word) or word in _OTHER_OPERATORS for word in words):
+        return Outcome("wrong", f"the refusal does not name an operator in one line: {message}")
+    return Outcome("refused", message)
+
+
+def _difference(found: list[Any], case: Case) -> str:
+    """As ``onnx.backend.test.runner`` compares, with its tolerances."""
+    for position, (have, want) in enumerate(zip(found, case.outputs, strict=True)):
+        if have.shape != want.shape or have.dtype != want.dtype:
+            return f"output {position} is {have.dtype}{have.shape}, expected {want.dtype}{want.shape}"
+        rtol = case.rtol
+        if want.dtype.name not in np.sctypeDict:  # numpy compares types of ml_dtypes no other way
+            rtol = max(rtol, 2**-6) if want.dtype.name == "bfloat16" else rtol
+            have, want = have.astype(np.float32), want.astype(np.float32)
+        try:
+            np.testing.assert_allclose(have, want, rtol=rtol, atol=case.atol)
+        except AssertionError as error:
+            return f"output {position}: {' '.join(str(error).split())[:200]}"
+    return ""

@@ -35,20 +35,16 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session")
 def in_pool() -> Callable[[int, Callable[[], Any]], Any]:
-    """``in_pool(count, work)``: the result of ``work()`` with exactly ``count`` threads, on however few cores.
-
-    TVM keeps one pool for each calling thread and never lets it outgrow its first size, hence a new thread.
-    """
-    from moec.runtime.library import load_ffi, use_threads
+    """``in_pool(count, work)``: the result of ``work()`` with exactly ``count`` threads, on however few cores."""
+    from moec.runtime.library import load_ffi
+    from moec.runtime.workers import run_with
 
     def run(count: int, work: Callable[[], Any]) -> Any:
-        def prepared() -> Any:
-            use_threads(count)
+        def checked() -> Any:
             assert load_ffi().get_global_func("runtime.NumThreads")() == count
             return work()
 
-        with ThreadPoolExecutor(1) as fresh:
-            return fresh.submit(prepared).result()
+        return run_with(count, checked)
 
     return run
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,11 +15,11 @@ from moec.errors import DefectError, InputError, MoecError
 from moec.runtime.captured_runs import CapturedRuns
 from moec.runtime.device import Device, Host
 from moec.runtime.inputs import InputCheck
-from moec.runtime.library import use_threads
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import TensorSpec
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, Program
+from moec.runtime.workers import Turns, Ways, run_with
 
 _SIZE_CHECKS = ("Mismatched ", "View with shape", "match_cast", "mismatch to ")
 """What the runtime says, in a ValueError, where a size is not what the program expected."""
@@ -39,8 +38,8 @@ Watch = Callable[[str, list[Argument]], None]
 
 
 class Executor:
-    """One loaded program. ``run`` may be called from several threads: calls on one executor take turns, since each
-    uses all its threads anyway.
+    """One loaded program. ``run`` may be called from several threads: calls on one executor take turns in the order in
+    which they come, since each uses all its threads anyway (:mod:`moec.runtime.workers`).
 
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned; those of rank 0 are
     numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``threads`` is at most
@@ -66,7 +65,10 @@ class Executor:
         self.threads = check_threads(threads)
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number)
-        self._lock = threading.Lock()
+        self._turns = Turns()
+        # Where a device computes, threads have nothing to do, and its current stream is the calling thread's.
+        self._threads_used = self.threads if device is None else 1
+        self._ways = Ways(self._threads_used, self._turns)
         self._weight_arrays = list(weights)
         try:
             self._program = Program(objects, where, self._device)
@@ -84,13 +86,11 @@ class Executor:
         do not fit the inputs' specifications or that the program cannot combine, MoecError for what the device cannot
         do, and DefectError when it fails for any other reason."""
         arrays = self._check(values)
-        with self._lock:
-            use_threads(self.threads)
-            return self._call(arrays)
+        return self._ways.run(tuple([array.shape for array in arrays]), lambda: self._call(arrays))
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again, whose arrays the caller has changed; runs captured before are forgotten."""
-        with self._lock:
+        with self._turns:
             for position, array in enumerate(self._weight_arrays):
                 if not array.ndim:
                     self._weights[position] = int(array)
@@ -100,8 +100,10 @@ class Executor:
     def time_run(self, values: Mapping[str, Any]) -> float:
         """Run once, kernel by kernel, and return the seconds from when the inputs are there until the results are."""
         arrays = self._check(values)
-        with self._lock, self._working(arrays):
-            use_threads(self.threads)
+        return run_with(self._threads_used, lambda: self._timed_call(arrays))
+
+    def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
+        with self._turns, self._working(arrays):
             tensors = [self._device.place(array) for array in arrays]
             self._device.finish()
             start = time.perf_counter()
@@ -156,10 +158,11 @@ class Executor:
 
     def _run_instrumented(self, values: Mapping[str, Any], instrument: Instrument) -> None:
         arrays = self._check(values)
-        with self._lock:
-            use_threads(self.threads)
-            with self._program.instrumented(instrument):
-                self._call(arrays, captured=False)
+        run_with(self._threads_used, lambda: self._instrumented_call(arrays, instrument))
+
+    def _instrumented_call(self, arrays: Sequence[np.ndarray | OnDevice], instrument: Instrument) -> None:
+        with self._turns, self._program.instrumented(instrument):
+            self._call(arrays, captured=False)
 
     def _call(self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True) -> dict[str, Any]:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import pathlib
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -22,7 +21,6 @@ _SHARE_ALL_CORES = -3  # TVM's affinity mode in which every worker may run on ev
 _SPIN_VARIABLE, _SPINS = "TVM_THREAD_POOL_SPIN_COUNT", 20000
 """How often a worker without work asks for some before it sleeps. TVM's 300000 keep a core busy for 0.2 s after every
 run; these, for about 10 ms, are enough for the time between two kernels, and between two runs of a loop."""
-_pool = threading.local()  # TVM keeps one thread pool for each calling thread
 
 
 @functools.cache
@@ -54,15 +52,17 @@ def load_objects(objects: Sequence[pathlib.Path], where: str) -> Any:
         raise ArtifactError(f"{where}: its object files cannot be linked: {reason}") from error
 
 
-def use_threads(count: int) -> None:
-    """Give the calling thread's pool ``count`` workers, which may run on all cores available to the process."""
-    if getattr(_pool, "count", None) == count:
-        return
+def configure_pool(count: int) -> None:
+    """Give the calling thread a pool of ``count`` threads, itself included, which may run on all cores available to
+    the process. Only the first call of a thread decides how many there can be: see :mod:`moec.runtime.workers`."""
     cores = available_cores()
     # A pool never outgrows the list it was first given, and without a list it has half of the cores.
-    listed = [str(cores[position % len(cores)]) for position in range(max(count, len(cores)))]
+    length = 1 if count == 1 else max(count, len(cores))
+    listed = [str(cores[position % len(cores)]) for position in range(length)]
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     load_ffi().get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, listed)
-    _pool.count = count
+    if count == 1 and own is not None:
+        os.sched_setaffinity(0, own)  # it is the caller's thread, which TVM has bound to the only core of the list
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from moec.roofline import Peak, Roofline
-from moec.runtime.library import use_threads
 from moec.runtime.machine import check_threads
 from moec.runtime.pages import new_memory
 from moec.runtime.tensors import to_runtime
+from moec.runtime.workers import run_with
 from moec.targets.cpu.kernels.peak import Instruction, instructions, operations_per_round, peak
 from moec.targets.cpu.kernels.read_memory import ROW, read_memory
 from moec.targets.cpu.machine import Machine
@@ -55,10 +55,7 @@ class MemoryReader:
 
     def read(self) -> float:
         """Read everything once; bytes per second."""
-        use_threads(self._threads)
-        start = time.perf_counter()
-        self._kernel(*self._arguments)
-        return self._bytes / (time.perf_counter() - start)
+        return self._bytes / run_with(self._threads, lambda: _seconds(self._kernel, *self._arguments))
 
 
 def _best_bandwidth(pages: str, threads: int) -> float:
@@ -68,18 +65,21 @@ def _best_bandwidth(pages: str, threads: int) -> float:
 
 def _measure_peak(instruction: Instruction, machine: Machine, threads: int) -> Peak:
     kernel = _build(peak(instruction, machine), machine)
-    use_threads(threads)
+
+    def seconds_of(rounds: int) -> float:
+        return run_with(threads, lambda: _seconds(kernel, rounds, threads))
+
     rounds = 1000
-    while _seconds(kernel, rounds, threads) < _SECONDS:
+    while seconds_of(rounds) < _SECONDS:
         rounds *= 2
-    seconds = min(_seconds(kernel, rounds, threads) for _ in range(_REPETITIONS))
+    seconds = min(seconds_of(rounds) for _ in range(_REPETITIONS))
     operations = operations_per_round(instruction) * rounds * threads
     return Peak(instruction.arithmetic, instruction.unit, operations / seconds)
 
 
-def _seconds(kernel: Callable[..., Any], rounds: int, threads: int) -> float:
+def _seconds(kernel: Callable[..., Any], *arguments: Any) -> float:
     start = time.perf_counter()
-    kernel(rounds, threads)
+    kernel(*arguments)
     return time.perf_counter() - start
 
 

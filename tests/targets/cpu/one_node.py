@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import tvm
 
-from moec.runtime.library import use_threads
+from moec.runtime.workers import run_with
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.moe import MoeOps
 from moec.targets.tvm import pipeline
@@ -51,7 +51,7 @@ def compile_model(model: ir.Model, machine: Machine) -> Callable[..., list[Array
     weights = [weight.array() for weight in lowered.weights]
 
     def run(*, threads: int = 2, **arrays: Array) -> list[Array]:
-        use_threads(threads)
-        return steps.run(*[arrays[spec.name] for spec in lowered.inputs], *weights)
+        inputs = [arrays[spec.name] for spec in lowered.inputs]
+        return run_with(threads, lambda: steps.run(*inputs, *weights))
 
     return run

@@ -1,0 +1,228 @@
+"""The threads that kernels run in: a pool for each number of threads, turns, forks, and limits of the system."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from moec.errors import MoecError
+from moec.runtime import workers
+from moec.runtime.machine import available_cores
+from moec.runtime.model import load
+from moec.runtime.workers import Turns, Ways, run_with
+
+several_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="one core: no pool")
+
+
+def in_a_thread(work) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def threads_of_this_process() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_a_pool_serves_all_callers_with_one_thread():
+    names: list[str] = []
+    for _ in range(3):
+        in_a_thread(lambda: names.append(run_with(3, lambda: threading.current_thread().name)))
+    assert names == ["moec-3"] * 3
+    assert run_with(3, lambda: run_with(3, threading.current_thread)) is run_with(3, threading.current_thread)
+    assert run_with(1, threading.current_thread) is threading.current_thread()
+
+
+def test_errors_of_work_come_back():
+    for count in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            run_with(count, lambda: 1 // 0)
+        assert run_with(count, lambda: "fine") == "fine"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize("threads", [1, None])
+def test_threads_that_called_a_model_leave_none_behind(pristine_artifact, inputs, threads):
+    model = load(pristine_artifact, threads=threads)
+    many = {**inputs, "x": np.ones((20_000, 4), np.float32), "ids": np.zeros((20_000, 0), np.int64)}
+    model.run(many)
+    before = threads_of_this_process()
+    for _ in range(4):
+        callers = [threading.Thread(target=lambda: model.run(many)) for _ in range(16)]
+        for one in callers:
+            one.start()
+        for one in callers:
+            one.join()
+    end = time.monotonic() + 5  # the system's thread ends shortly after Python's
+    while threads_of_this_process() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threads_of_this_process() <= before
+
+
+def test_turns_come_in_the_order_of_those_who_wait():
+    turns, order = Turns(), []
+    turns.take()
+
+    def wait(number: int) -> None:
+        with turns:
+            order.append(number)
+
+    callers = []
+    for number in range(5):
+        callers.append(threading.Thread(target=wait, args=(number,)))
+        callers[-1].start()
+        while len(turns._waiting) <= number:
+            time.sleep(0.001)
+    turns.give()
+    for one in callers:
+        one.join()
+    assert order == list(range(5))
+
+
+@pytest.mark.parametrize("passed_on", [False, True])
+def test_an_interrupted_waiter_keeps_nobody_waiting(monkeypatch, passed_on):
+    """Whether or not the turn had come to it when it was interrupted."""
+    turns = Turns()
+    turns.take()
+
+    class Interrupted:
+        acquired = 0
+
+        def acquire(self):
+            self.acquired += 1
+            if self.acquired == 2:
+                if passed_on:
+                    turns.give()
+                raise KeyboardInterrupt
+
+        def release(self):
+            pass
+
+    lock = threading.Lock
+    monkeypatch.setattr(workers.threading, "Lock", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        turns.take()
+    monkeypatch.setattr(workers.threading, "Lock", lock)
+    if not passed_on:
+        turns.give()
+    in_a_thread(lambda: turns.take())
+
+
+@pytest.mark.parametrize("threads", [1, None])
+def test_sixteen_threads_at_once_are_right_and_each_gets_its_share(pristine_artifact, inputs, threads):
+    model, end = load(pristine_artifact, threads=threads), time.monotonic() + 1
+    runs, wrong = [0] * 16, [0] * 16
+    start = threading.Barrier(16)
+
+    def call(caller: int) -> None:
+        values = {**inputs, "x": np.full((3 + caller, 4), caller, np.float32), "ids": np.zeros((3 + caller, 1), int)}
+        expected = (values["x"] + np.arange(4, dtype=np.float32)) * inputs["scale"].astype(np.float32)
+        start.wait()
+        while time.monotonic() < end:
+            wrong[caller] += not np.array_equal(model.run(values)["y"], expected)
+            runs[caller] += 1
+
+    callers = [threading.Thread(target=call, args=(caller,)) for caller in range(16)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join()
+    assert sum(wrong) == 0
+    assert min(runs) >= sum(runs) / 16 / 3, runs
+
+
+@several_cores
+def test_short_calls_run_on_the_calling_thread_and_long_ones_do_not():
+    ways, seen = Ways(2, Turns()), []
+
+    def work(seconds: float) -> None:
+        time.sleep(seconds)
+        seen.append(threading.current_thread() is threading.main_thread())
+
+    for _ in range(5):
+        ways.run("long", lambda: work(0.002))
+    assert seen == [False] * 5
+    seen.clear()
+    for _ in range(200):
+        ways.run("short", lambda: work(0))
+    assert seen[:3] == [False] * 3
+    assert any(seen)
+
+
+def test_kinds_of_calls_are_forgotten_before_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(workers, "_MOST_KINDS", 4)
+    ways = Ways(1, Turns())
+    for kind in range(11):
+        ways.run(kind, lambda: None)
+    assert len(ways._times) <= 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("threads", [1, None])
+def test_a_forked_child_calls_the_model(pristine_artifact, threads):
+    program = """
+import os, sys, threading, time
+import ml_dtypes, numpy as np
+import moec
+model = moec.load(sys.argv[1], threads=eval(sys.argv[2]))
+values = {"x": np.ones((20_000, 4), np.float32), "scale": np.ones(4, ml_dtypes.bfloat16)}
+values["ids"] = np.zeros((20_000, 1), int)
+expected = model.run(values)["y"]
+stop = threading.Event()
+def call():
+    while not stop.is_set():
+        model.run(values)
+callers = [threading.Thread(target=call, daemon=True) for _ in range(3)]
+for one in callers:
+    one.start()
+statuses = []
+for _ in range(5):
+    child = os.fork()
+    if child == 0:  # where the other callers, and whoever waits for a turn, are missing
+        sys.exit(0 if np.array_equal(model.run(values)["y"], expected) else 1)
+    statuses.append(os.waitpid(child, 0)[1])
+    assert np.array_equal(model.run(values)["y"], expected)
+stop.set()
+print(statuses)
+"""
+    command = [sys.executable, "-c", program, str(pristine_artifact), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[0, 0, 0, 0, 0]\n", done.stderr
+
+
+def test_too_few_threads_are_one_line(monkeypatch):
+    class Refused(threading.Thread):
+        def start(self):
+            if threading.active_count() > most:
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    most = threading.active_count() + 3
+    monkeypatch.setattr(workers.threading, "Thread", Refused)
+    with pytest.raises(MoecError, match=r"9 threads cannot be started: .*\(ulimit -u.*use threads=1"):
+        run_with(9, lambda: None)
+    assert threading.active_count() <= most  # those that did start have ended
+    monkeypatch.undo()
+    assert run_with(9, lambda: 9) == 9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals a process that computes")
+def test_waiting_for_the_pool_is_interrupted_at_once():
+    def interrupt() -> None:
+        time.sleep(0.2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_with(2, lambda: time.sleep(1.5))
+    assert time.monotonic() - start < 1
+    assert run_with(2, lambda: 2) == 2

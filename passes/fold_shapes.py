@@ -60,12 +60,11 @@ def _fold(graph: ir.Graph) -> bool:
     for node in list(graph):
         if node.graph is None:
             continue
-        if _fold_constant(node, values):
+        if _fold_constant(node, values) or _drop_expand(node, values):
             changed = True
             continue
         changed |= annotate(node, values, names)
         changed |= _fold_reshape_target(node, values)
-        changed |= _drop_expand(node, values)
         changed |= rebuild.inputs_of(node)
     return changed
 

@@ -98,6 +98,8 @@ def multiply_packed(
 ) -> relax.Var:
     """``epilogue(left[M, K] @ weight + bias)``; ``name`` identifies the weight, ``parts`` makes what is stored."""
     dtype, rows = str(left.ty.dtype), left.ty.shape[0]
+    if static_size(left.ty.shape[1]) != problem.inner:
+        left = lowering.assume_shape(left, [rows, problem.inner])
     chosen = select(KERNELS, MatmulProblem(dtype, problem), problem.machine)
     operands = _rows(lowering, node, problem, left)
     weights = add_weights(lowering, f"{name}.tiles", problem, parts)
@@ -105,7 +107,9 @@ def multiply_packed(
         bias = zeros(lowering, problem.width, dtype)
     record = record_of(node, chosen, {**product_attributes(problem), **attributes})
     record.requirements = problem.multiplications[0].requirements
-    kernel = gemm(problem, input_width=int(operands[0].ty.shape[1]), dtype=dtype, epilogue=epilogue)
+    width = static_size(operands[0].ty.shape[1])
+    assert width is not None, "the operand was given the weight's inner size"
+    kernel = gemm(problem, input_width=width, dtype=dtype, epilogue=epilogue)
     output = relax.TensorType([rows, problem.width], dtype)
     return lowering.call_kernel(kernel, [*operands, *weights, bias], [output], record)[0]
 

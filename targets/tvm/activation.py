@@ -9,6 +9,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.ir.dialect import ExpertsSpec
+from moec.targets.tvm.comparisons import maximum, minimum
 
 Expression = Any  # a float32 PrimExpr, scalar or vector
 Function = Callable[[Expression], Expression]
@@ -16,12 +17,12 @@ Function = Callable[[Expression], Expression]
 
 def at_most(x: Expression, limit: float) -> Expression:
     """``min(x, limit)`` that keeps a NaN, as numpy does."""
-    return T.Select(x > T.float32(limit), T.float32(limit), x)
+    return minimum(x, T.float32(limit))
 
 
 def at_least(x: Expression, limit: float) -> Expression:
     """``max(x, limit)`` that keeps a NaN, as numpy does."""
-    return T.Select(x < T.float32(limit), T.float32(limit), x)
+    return maximum(x, T.float32(limit))
 
 
 @dataclasses.dataclass(frozen=True)

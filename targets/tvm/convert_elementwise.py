@@ -14,6 +14,7 @@ from tvm import tirx
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.broadcasting import emit_elementwise
+from moec.targets.tvm.comparisons import is_nan, is_nonzero, maximum, minimum, negated
 from moec.targets.tvm.constants import dtype_name
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known
@@ -82,18 +83,14 @@ def _round_half_even(x: tirx.Expr) -> tirx.Expr:
     return tirx.nearbyint(x)
 
 
-def _not(x: tirx.Expr) -> tirx.Expr:
-    return tirx.Not(x)
-
-
 UNARY: dict[str, Scalar] = {
     "Abs": lambda x: x if _is_unsigned(x) else tirx.abs(x),
     "Neg": lambda x: -x,
-    "Relu": lambda x: tirx.max(x, _like(0, x)),
+    "Relu": lambda x: maximum(x, _like(0, x)),
     "Sign": _sign,
-    "Not": _not,
+    "Not": negated,
     "Identity": lambda x: x,
-    "IsNaN": lambda x: tirx.isnan(x.astype("float32") if str(x.ty.dtype) == "bfloat16" else x),
+    "IsNaN": is_nan,
     "Floor": in_float32(tirx.floor),
     "Ceil": in_float32(tirx.ceil),
     "Round": in_float32(_round_half_even),
@@ -148,7 +145,7 @@ def _elu_of(node: ir.Node) -> Scalar:
 
 def _hard_sigmoid_of(node: ir.Node) -> Scalar:
     alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
-    return lambda x: tirx.max(_like(0, x), tirx.min(_like(1, x), x * _like(alpha, x) + _like(beta, x)))
+    return lambda x: maximum(minimum(x * _like(alpha, x) + _like(beta, x), _like(1, x)), _like(0, x))
 
 
 # Functions of two elements and more
@@ -206,8 +203,8 @@ BINARY: dict[str, Scalar] = {
     "Mul": lambda a, b: a * b,
     "Div": _divide,
     "Pow": _power,
-    "Max": tirx.max,
-    "Min": tirx.min,
+    "Max": maximum,
+    "Min": minimum,
     "And": lambda a, b: tirx.And(a, b),
     "Or": lambda a, b: tirx.Or(a, b),
     "Xor": _comparison(lambda a, b: tirx.NE(a, b)),
@@ -279,6 +276,8 @@ def _convert_mod(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, 0), required_input(node, 1)]
     if attribute(node, "fmod", 0):
         return emit_elementwise(lowering, values, _c_modulo, "mod")
+    if "float" in lowering.dtype(values[0]):
+        raise UnsupportedError("Mod of floats takes the sign of the dividend; expected fmod=1")
     return _fold(lowering, "Mod", values) or emit_elementwise(lowering, values, _modulo, "mod")
 
 
@@ -307,8 +306,8 @@ def _convert_clip(lowering: Lowering, node: ir.Node) -> Any:
     def scalar(x: tirx.Expr, *bounds: tirx.Expr) -> tirx.Expr:
         remaining = list(bounds)
         if low is not None:
-            x = tirx.max(x, remaining.pop(0))
-        return tirx.min(x, remaining.pop(0)) if high is not None else x
+            x = maximum(x, remaining.pop(0))
+        return minimum(x, remaining.pop(0)) if high is not None else x
 
     return emit_elementwise(lowering, values, scalar, "clip")
 
@@ -326,7 +325,7 @@ def _convert_cast(lowering: Lowering, node: ir.Node) -> Any:
     if lowering.dtype(value) == target:
         return lowering.tensor(value)
     if target == "bool":
-        return emit_elementwise(lowering, [value], lambda x: tirx.NE(x, _like(0, x)), "cast")
+        return emit_elementwise(lowering, [value], is_nonzero, "cast")
     return emit_elementwise(lowering, [value], lambda x: x.astype(target), "cast")
 
 
@@ -342,7 +341,15 @@ def _convert_isinf(lowering: Lowering, node: ir.Node) -> Any:
     return emit_elementwise(lowering, [required_input(node, 0)], scalar, "isinf")
 
 
-def _refuse_training_dropout(lowering: Lowering, node: ir.Node) -> Any:
+def _convert_dropout(lowering: Lowering, node: ir.Node) -> Any:
+    training = optional_input(node, 2)
+    if training is not None:
+        in_training = lowering.constant(training)
+        if in_training is None or in_training.any():
+            found = "training_mode is " + (
+                "true" if in_training is not None else f"set at run time by {training.name!r}"
+            )
+            raise UnsupportedError(f"{found}; expected an inference graph: export the model in evaluation mode")
     if any(output.uses() for output in node.outputs[1:]):
         raise UnsupportedError("the mask of Dropout is used; expected an inference graph")
     return lowering.tensor(required_input(node, 0))
@@ -359,7 +366,7 @@ CONVERTERS: dict[str, Converter] = {
     "Cast": _convert_cast,
     "CastLike": _convert_cast,
     "IsInf": _convert_isinf,
-    "Dropout": _refuse_training_dropout,
+    "Dropout": _convert_dropout,
     "Gelu": _unary_with_attributes("gelu", _gelu_of),
     "LeakyRelu": _unary_with_attributes("leaky_relu", _leaky_relu_of),
     "Elu": _unary_with_attributes("elu", _elu_of),

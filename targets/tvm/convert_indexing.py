@@ -17,6 +17,7 @@ from moec.errors import UnsupportedError
 from moec.targets.tvm import serial_kernels
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.broadcasting import emit_elementwise
+from moec.targets.tvm.comparisons import is_nonzero
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import Known
 
@@ -252,7 +253,7 @@ def _convert_non_zero(lowering: Lowering, node: ir.Node) -> Any:
     total = lowering.sizes.product(sizes)
     mask = lowering.tensor(value)
     if lowering.dtype(value) != "bool":
-        mask = emit_elementwise(lowering, [value], lambda x: tirx.NE(x, tirx.const(0, x.ty.dtype)), "is_nonzero")
+        mask = emit_elementwise(lowering, [value], is_nonzero, "is_nonzero")
     mask = lowering.reshape(mask, [total])
     (count,) = _call_serial(lowering, serial_kernels.count_nonzero(), [mask], [([1], "int64")], "count_nonzero")
     found = lowering.size_from(count, f"{node.outputs[0].name}_count")
@@ -319,26 +320,30 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
     pads = lowering.runtime_sizes(required_input(node, 1))
     before: list[Any] = [0] * len(sizes)
     shape = list(sizes)
+    padded = set()
     for number, axis in enumerate(axes):
         axis = normalized_axis(axis, len(sizes))
         before[axis] = pads[number]
+        if any(not isinstance(pad, int) or pad for pad in (pads[number], pads[number + len(axes)])):
+            padded.add(axis)
         shape[axis] = lowering.sizes.simplify(sizes[axis] + pads[number] + pads[number + len(axes)])
     fill = optional_input(node, 2)
-    number = 0 if fill is None else np.asarray(lowering.constant(fill)).reshape(()).item()
+    constant_fill = fill is None or lowering.is_constant(fill)
+    number = 0 if fill is None or not constant_fill else np.asarray(lowering.constant(fill)).item()
 
-    def build(source: te.Tensor) -> te.Tensor:
+    def build(source: te.Tensor, *given: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
             places = [index - start for index, start in zip(at, before, strict=True)]
-            if mode == "constant":
-                inside = [_in_range(p, s) for p, s, b in zip(places, sizes, shape, strict=True) if s is not b]
-                return tirx.if_then_else(
-                    tirx.all(tirx.const(True, "bool"), *inside), source(*places), tirx.const(number, source.dtype)
-                )
-            return source(*(_padded_position(place, size, mode) for place, size in zip(places, sizes, strict=True)))
+            if mode != "constant":
+                return source(*(_padded_position(place, size, mode) for place, size in zip(places, sizes, strict=True)))
+            inside = [_in_range(places[axis], sizes[axis]) for axis in sorted(padded)]
+            outside = given[0](*[0] * len(given[0].shape)) if given else tirx.const(number, source.dtype)
+            return tirx.if_then_else(tirx.all(tirx.const(True, "bool"), *inside), source(*places), outside)
 
         return te.compute([lowering.sizes.expression(size) for size in shape], element, name="pad")
 
-    return lowering.compute(build, [lowering.tensor(value)], "pad")
+    values = [value] if constant_fill or fill is None else [value, fill]
+    return lowering.compute(build, [lowering.tensor(one) for one in values], "pad")
 
 
 def _padded_position(place: tirx.Expr, size: Any, mode: str) -> tirx.Expr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,21 +10,31 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
+from moec.targets.tvm.comparisons import is_nan, maximum, minimum, negated
 from moec.targets.tvm.lowering import Converter, Lowering
 
 Element = Callable[[tirx.Expr], tirx.Expr]
 
 
-def _product(element: tirx.Expr, axis: list[tirx.IterVar]) -> tirx.Expr:
-    multiply = te.comm_reducer(lambda a, b: a * b, lambda dtype: tirx.const(1, dtype), name="prod")
-    return multiply(element, axis=axis)
+def _lowest(dtype: str) -> tirx.Expr:
+    """What no number is below, infinity included."""
+    return tirx.const(-math.inf, dtype) if "float" in dtype else te.min_value(dtype)
+
+
+def _highest(dtype: str) -> tirx.Expr:
+    return tirx.const(math.inf, dtype) if "float" in dtype else te.max_value(dtype)
+
+
+_product = te.comm_reducer(lambda a, b: a * b, lambda dtype: tirx.const(1, dtype), name="prod")
+_maximum = te.comm_reducer(maximum, _lowest, name="max")
+_minimum = te.comm_reducer(minimum, _highest, name="min")
 
 
 REDUCERS: dict[str, tuple[Callable[..., tirx.Expr], Element]] = {
     "ReduceSum": (te.sum, lambda x: x),
     "ReduceMean": (te.sum, lambda x: x),
-    "ReduceMax": (te.max, lambda x: x),
-    "ReduceMin": (te.min, lambda x: x),
+    "ReduceMax": (_maximum, lambda x: x),
+    "ReduceMin": (_minimum, lambda x: x),
     "ReduceProd": (_product, lambda x: x),
     "ReduceL1": (te.sum, tirx.abs),
     "ReduceL2": (te.sum, lambda x: x * x),
@@ -42,31 +53,40 @@ def _axes(lowering: Lowering, node: ir.Node, rank: int) -> list[int]:
 
 
 def _accumulator(dtype: str) -> str:
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
+    return {"float16": "float32", "bfloat16": "float32", "bool": "uint8"}.get(dtype, dtype)
 
 
 def reduce_tensor(
-    source: te.Tensor, axes: Sequence[int], combine: Callable[..., tirx.Expr], element: Element, dtype: str
+    source: te.Tensor, axes: Sequence[int], combine: Callable[..., Any], element: Callable[..., tirx.Expr], dtype: str
 ) -> te.Tensor:
-    """``combine`` over the axes of ``element(x)``, in ``dtype``, the reduced axes left out."""
+    """``combine`` over the axes of ``element(x, *place in the result)``, in ``dtype``, the reduced axes left out."""
     reduced = {axis: te.reduce_axis((0, source.shape[axis]), name=f"r{axis}") for axis in axes}
     kept = [size for axis, size in enumerate(source.shape) if axis not in reduced]
 
     def value(*indices: tirx.Expr) -> tirx.Expr:
         remaining = iter(indices)
         at = [reduced[axis] if axis in reduced else next(remaining) for axis in range(len(source.shape))]
-        return combine(element(source(*at).astype(dtype)), axis=list(reduced.values()))
+        return combine(element(source(*at).astype(dtype), *indices), axis=list(reduced.values()))
 
     return te.compute(kept, value, name="reduce")
 
 
 def _finish(lowering: Lowering, name: str, counted: Sequence[Any]) -> Element:
     if name == "ReduceMean":
-        count = lowering.sizes.expression(lowering.sizes.product(counted))
-        return lambda x: (
-            x / count.astype(x.ty.dtype) if "float" in str(x.ty.dtype) else tirx.truncdiv(x, count.astype(x.ty.dtype))
-        )
+        return _divided_by(lowering.sizes.expression(lowering.sizes.product(counted)))
     return {"ReduceL2": tirx.sqrt, "ReduceLogSum": tirx.log}.get(name, lambda x: x)
+
+
+def _divided_by(count: tirx.Expr) -> Element:
+    """The mean of so many from their sum; of no floats it is NaN, of no integers 0."""
+
+    def mean(x: tirx.Expr) -> tirx.Expr:
+        dtype = str(x.ty.dtype)
+        if "float" not in dtype:
+            return tirx.truncdiv(x, tirx.max(count, tirx.const(1, "int64")).astype(dtype))
+        return tirx.const(math.nan, dtype) if isinstance(count, tirx.IntImm) and count == 0 else x / count.astype(dtype)
+
+    return mean
 
 
 def _with_kept_axes(lowering: Lowering, node: ir.Node, result: Any, sizes: Sequence[Any], axes: Sequence[int]) -> Any:
@@ -88,7 +108,7 @@ def _reduction(name: str) -> Converter:
         dtype = lowering.dtype(value)
 
         def build(source: te.Tensor) -> te.Tensor:
-            total = reduce_tensor(source, axes, combine, element, _accumulator(dtype))
+            total = reduce_tensor(source, axes, combine, lambda x, *_: element(x), _accumulator(dtype))
             return te.compute(total.shape, lambda *at: finish(total(*at)).astype(dtype), name=name.lower())
 
         (result,) = lowering.compute(build, [lowering.tensor(value)], name.lower())
@@ -105,17 +125,15 @@ def _convert_log_sum_exp(lowering: Lowering, node: ir.Node) -> Any:
     wide = _accumulator(dtype)
 
     def build(source: te.Tensor) -> te.Tensor:
-        largest = reduce_tensor(source, axes, te.max, lambda x: x, wide)
-        kept = [axis for axis in range(len(sizes)) if axis not in axes]
-        shifted = te.compute(
-            source.shape,
-            lambda *at: tirx.exp(source(*at).astype(wide) - largest(*(at[axis] for axis in kept))),
-            name="shifted",
-        )
-        total = reduce_tensor(shifted, axes, te.sum, lambda x: x, wide)
-        return te.compute(
-            total.shape, lambda *at: (tirx.log(total(*at)) + largest(*at)).astype(dtype), name="log_sum_exp"
-        )
+        largest = reduce_tensor(source, axes, _maximum, lambda x, *_: x, wide)
+
+        def shift(*at: tirx.Expr) -> tirx.Expr:
+            """The largest number of a row, as long as numbers can be taken relative to it."""
+            top = largest(*at)
+            return tirx.Select(tirx.abs(top) < _highest(wide), top, tirx.const(0, wide))
+
+        total = reduce_tensor(source, axes, te.sum, lambda x, *at: tirx.exp(x - shift(*at)), wide)
+        return te.compute(total.shape, lambda *at: (tirx.log(total(*at)) + shift(*at)).astype(dtype), name="sum")
 
     (result,) = lowering.compute(build, [lowering.tensor(value)], "log_sum_exp")
     return _with_kept_axes(lowering, node, result, sizes, axes)
@@ -131,15 +149,19 @@ def _arg_extreme(largest: bool) -> Converter:
 
         def better(left: tuple, right: tuple) -> tirx.Expr:
             strictly = left[1] > right[1] if largest else left[1] < right[1]
+            equal = tirx.EQ(left[1], right[1])
+            if "float" in wide:  # as in numpy, nothing is above a NaN
+                strictly = tirx.any(strictly, tirx.all(is_nan(left[1]), negated(is_nan(right[1]))))
+                equal = tirx.any(equal, tirx.all(is_nan(left[1]), is_nan(right[1])))
             earlier = left[0] > right[0] if last else left[0] < right[0]
-            return tirx.Or(strictly, tirx.And(tirx.EQ(left[1], right[1]), earlier))
+            return tirx.any(strictly, tirx.all(equal, earlier))
 
         def combine(left: tuple, right: tuple) -> tuple:
             chosen = better(left, right)
             return tirx.Select(chosen, left[0], right[0]), tirx.Select(chosen, left[1], right[1])
 
         def identity(index_dtype: str, value_dtype: str) -> tuple:
-            worst = te.min_value(value_dtype) if largest else te.max_value(value_dtype)
+            worst = _lowest(value_dtype) if largest else _highest(value_dtype)
             return tirx.const(-1 if last else (1 << 62), index_dtype), worst
 
         reducer = te.comm_reducer(combine, identity, name="argmax" if largest else "argmin")

@@ -123,6 +123,10 @@ class LoweringContext(Protocol):
         """Bind an intermediate expression (a reshape, a transpose before the kernel) to a variable."""
         ...
 
+    def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
+        """A copy of the tensor with another expression for its shape, checked when the program runs."""
+        ...
+
     def value_of(self, tensor: relax.Expr) -> ir.Value:
         """An ONNX value that stands for a tensor made here, as an input of :meth:`convert_as`."""
         ...

@@ -175,7 +175,7 @@ class Lowering(FunctionBuilder):
 
     def _specification(self, value: ir.Value, tensor: relax.Expr) -> TensorSpec:
         names = [str(size) if not isinstance(size, int) else size for size in map(self.sizes.simplify, tensor.ty.shape)]
-        if value.shape is not None:
+        if value.shape is not None and len(value.shape) == len(names):  # exporters declare ranks that are not so
             names = [
                 size if isinstance(size, int) else (given.value if isinstance(given, ir.SymbolicDim) else None) or size
                 for size, given in zip(names, value.shape, strict=True)

@@ -10,6 +10,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.tvm.comparisons import maximum, minimum
+
 
 def scatter_rows(dtype: str, reduction: str) -> tirx.PrimFunc:
     """``result = data``; then in order of n: ``result[rows[n]] = combine(result[rows[n]], updates[n])``.
@@ -20,8 +22,8 @@ def scatter_rows(dtype: str, reduction: str) -> tirx.PrimFunc:
         "none": lambda old, new: new,
         "add": lambda old, new: old + new,
         "mul": lambda old, new: old * new,
-        "max": tirx.max,
-        "min": tirx.min,
+        "max": maximum,
+        "min": minimum,
     }[reduction]
 
     @T.prim_func(private=True, s_tir=True)

@@ -80,3 +80,10 @@ def test_exact_division_of_sizes(rewrite, divisor, size):
         r = Relu (x) s = Size (r) n = Div (s, d) z = ConstantOfShape (n) y = Relu (z) }}"""
     model = rewrite(text, PASSES, {"x": np.ones((3, 8), np.float32)})
     assert str(model.graph.node(-1).inputs[0].shape) == f"[{size}]"
+
+
+@pytest.mark.parametrize("passes", ["", "O2"])
+def test_an_expand_that_changes_nothing_may_be_an_output(rewrite, operators, passes):
+    text = "(float[batch,seq,8] x) => (float[batch,seq,8] y) { a = Neg (x) s = Shape (a) y = Expand (a, s) }"
+    model = rewrite(text, f"{PASSES},{passes}" if passes else PASSES, *CASES)
+    assert "Expand" not in operators(model)

@@ -1,0 +1,119 @@
+"""NaN, infinity and nothing at all, through operators that compare; against numpy."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import moec
+from moec.errors import UnsupportedError
+
+from .conftest import parse
+
+NAN, INF = np.nan, np.inf
+ROWS = np.array(
+    [
+        [NAN, 1, 2, 3],
+        [1, NAN, INF, 2],
+        [-INF] * 4,
+        [INF] * 4,
+        [-INF, 1, INF, 2],
+        [3, 3, 1, NAN],
+        [NAN] * 4,
+        [1, 5, 5, 2],
+    ],
+    np.float32,
+)
+
+
+def run(text: str, *arrays: np.ndarray) -> list[np.ndarray]:
+    return list(moec.compile(parse(text), passes="O0")(*arrays).values())
+
+
+def test_elementwise_operators_keep_nan():
+    others = ROWS[:, ::-1].copy()
+    text = """g (float[n,4] x, float[n,4] w)
+        => (float[n,4] a, float[n,4] b, float[n,4] c, float[n,4] d, float[n,4] e, bool[n,4] f, bool[n,4] h, bool[n,4] i)
+        <float two = {2}, float three = {3}> {
+        a = Max(x, w) b = Min(x, w) c = Relu(x) d = Clip(x, two, three) e = Max(two, x)
+        f = Cast<to = 9>(x) less = Less(x, w) h = Not(less) equal = Equal(x, w) i = Not(equal) }"""
+    expected = [
+        np.maximum(ROWS, others), np.minimum(ROWS, others), np.maximum(ROWS, 0), np.clip(ROWS, 2, 3),
+        np.maximum(ROWS, 2), ROWS.astype(bool), ~np.less(ROWS, others), np.not_equal(ROWS, others),
+    ]  # fmt: skip
+    for got, want in zip(run(text, ROWS, others), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_reductions_of_rows_with_nan_and_infinity(dtype):
+    rows = ROWS.astype(np.float32 if dtype == "float" else np.float16)
+    text = f"""g ({dtype}[n,4] x) => ({dtype}[n] a, {dtype}[n] b, int64[n] c, int64[n] d, int64[n] e)
+        <int64[1] axis = {{1}}> {{
+        a = ReduceMax<keepdims = 0>(x, axis) b = ReduceMin<keepdims = 0>(x, axis)
+        c = ArgMax<axis = 1, keepdims = 0>(x) d = ArgMin<axis = 1, keepdims = 0>(x)
+        e = ArgMax<axis = 1, keepdims = 0, select_last_index = 1>(x) }}"""
+    last = 3 - rows[:, ::-1].argmax(1)
+    expected = [rows.max(1), rows.min(1), rows.argmax(1), rows.argmin(1), last]
+    for got, want in zip(run(text, rows), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_the_logarithm_of_a_sum_of_exponentials_is_infinite_where_a_number_is():
+    text = "g (float[n,4] x) => (float[n] y) <int64[1] axis = {1}> { y = ReduceLogSumExp<keepdims = 0>(x, axis) }"
+    with np.errstate(invalid="ignore"):
+        expected = np.logaddexp.reduce(ROWS.astype(np.float64), axis=1)
+    expected[4] = INF  # numpy subtracts infinities on the way
+    np.testing.assert_allclose(run(text, ROWS)[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", ["n", "0"])
+def test_reductions_of_nothing(size):
+    text = f"""g (float[2,{size},4] x) => (float[2,4] a, float[2,4] b, float[2,4] c, float[2,4] d)
+        <int64[1] axis = {{1}}> {{
+        a = ReduceMax<keepdims = 0>(x, axis) b = ReduceMin<keepdims = 0>(x, axis)
+        c = ReduceLogSumExp<keepdims = 0>(x, axis) d = ReduceMean<keepdims = 0>(x, axis) }}"""
+    for got, number in zip(run(text, np.zeros((2, 0, 4), np.float32)), (-INF, INF, -INF, NAN), strict=True):
+        np.testing.assert_array_equal(got, np.full((2, 4), number, np.float32))
+
+
+def test_the_mean_of_no_integers_is_not_a_division_by_zero():
+    text = "g (int64[2,n] x) => (int64[2] y) <int64[1] axis = {1}> { y = ReduceMean<keepdims = 0>(x, axis) }"
+    assert run(text, np.zeros((2, 0), np.int64))[0].tolist() == [0, 0]
+
+
+def test_extremes_of_booleans():
+    text = """g (bool[n,3] x) => (bool[n] a, bool[n] b) <int64[1] axis = {1}> {
+        a = ReduceMax<keepdims = 0>(x, axis) b = ReduceMin<keepdims = 0>(x, axis) }"""
+    x = np.array([[1, 0, 1], [1, 1, 1], [0, 0, 0]], bool)
+    for got, want in zip(run(text, x), (x.max(1), x.min(1)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_bfloat16_between_two_operators_is_rounded():
+    x = np.concatenate([np.linspace(-3, 3, 29, dtype=np.float32), np.array([NAN, INF, 3.4e38], np.float32)])[None]
+    text = """g (float[n,32] x) => (float[n,32] a, float[n,32] b) {
+        h = Cast<to = 16>(x) a = Cast<to = 1>(h) r = Relu(h) s = Add(r, h) b = Cast<to = 1>(s) }"""
+    half = x.astype(ml_dtypes.bfloat16)
+    same, doubled = run(text, x)
+    np.testing.assert_array_equal(same, half.astype(np.float32))
+    np.testing.assert_array_equal(doubled, (np.maximum(half, 0) + half).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("z = Mod(x, x)", "expected fmod=1"),
+        ("z = Dropout(x, r, t)", "set at run time by 't'"),
+        ("yes = Constant<value = bool {1}>() z = Dropout(x, r, yes)", "training_mode is true"),
+    ],
+)
+def test_what_is_refused(body, reason):
+    with pytest.raises(UnsupportedError, match=reason):
+        moec.compile(parse(f"g (float[n,4] x, float r, bool t) => (float[n,4] z) {{ {body} }}"))
+
+
+def test_dropout_outside_training_does_nothing():
+    text = """g (float[n,4] x, float r) => (float[n,4] z) { no = Constant<value = bool {0}>() z = Dropout(x, r, no) }"""
+    np.testing.assert_array_equal(run(text, ROWS, np.array(0.5, np.float32))[0], ROWS)

@@ -25,7 +25,7 @@ from moec.targets.hls.arithmetic import (
 )
 from moec.targets.hls.attention_channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS, attention_channels
 from moec.targets.hls.attention_design import KEY, QUERY, AttentionDesign
-from moec.targets.hls.channels import BEAT_BITS, PARAMETER_WORD_BITS
+from moec.targets.hls.channels import BEAT_BITS
 from moec.targets.hls.cycles import Loader, MemoryPace
 from moec.targets.hls.design import BEAT_BYTES, INPUT_BITS, MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS, PARAMETER_BYTES
 from moec.targets.hls.estimate import RESOURCE_NAMES, Resources, pace_of
@@ -38,6 +38,7 @@ from moec.targets.hls.memories import (
     array_memory,
     channel_memories,
     norm_memories,
+    parameter_memory,
 )
 from moec.targets.hls.parts import Part
 
@@ -203,17 +204,17 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
     tile_words = design.chunks * design.width_chunks
     return [
         *norm_memories(design.width, design.norm_lanes),
-        array_memory("tokens", "product_up", chunk, words, storage="bram"),
-        array_memory("weights", "product_up", BEAT_BITS, tile_words, 2 * banks),
-        array_memory("parameters", "product_up", PARAMETER_WORD_BITS, design.chunks, 2 * lanes),
-        array_memory("keys", "score_keys", chunk, places, lanes),
-        array_memory("scores", "weigh_keys", design.score_bits * lanes, design.key_groups),
+        array_memory("tokens", "product_up", chunk, words, 1, "bram", "rows"),
+        array_memory("weights", "product_up", BEAT_BITS, tile_words, 2 * banks, variable="weights"),
+        parameter_memory("product_up", lanes, design.chunks),
+        array_memory("keys", "score_keys", chunk, places, lanes, variable="keys"),
+        array_memory("scores", "weigh_keys", design.score_bits * lanes, design.key_groups, variable="kept"),
         array_memory("powers", "weigh_keys", TABLE_BITS, POWER_TABLE_WORDS, math.ceil(lanes / 2)),
-        array_memory("values", "mix_values", chunk, places, lanes),
-        array_memory("weights of keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_groups),
-        array_memory("partial sums", "product_down", MOST_ACCUMULATOR_BITS * lanes, words, storage="bram"),
-        array_memory("weights", "product_down", BEAT_BITS, tile_words, 2 * banks),
-        array_memory("parameters", "product_down", PARAMETER_WORD_BITS, design.width_chunks, 2 * lanes),
+        array_memory("values", "mix_values", chunk, places, lanes, variable="values"),
+        array_memory("weights of keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_groups, variable="kept"),
+        array_memory("partial sums", "product_down", MOST_ACCUMULATOR_BITS * lanes, words, 1, "bram", "partial"),
+        array_memory("weights", "product_down", BEAT_BITS, tile_words, 2 * banks, variable="weights"),
+        parameter_memory("product_down", lanes, design.width_chunks),
         *channel_memories(attention_channels(design)),
         *(
             array_memory(f"adapter {name}", process, BEAT_BITS, bursts * BURST_BEATS)

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls import attention_reference, packing
+from moec.targets.hls.attention_channels import attention_channels
 from moec.targets.hls.attention_design import AttentionDesign
+from moec.targets.hls.attention_estimate import attention_memories
 from moec.targets.hls.attention_quantize import QuantizedAttention
 from moec.targets.hls.design import BEAT_BYTES, MOST_STAGES
+from moec.targets.hls.lint_pragmas import LEAST_VERSION
 from moec.targets.hls.normalization import inverse_roots
-from moec.targets.hls.project import library_files, listed, render, repeated
+from moec.targets.hls.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
 from moec.targets.hls.quantize import power_table
 
 Array = np.ndarray[Any, Any]
@@ -58,6 +61,9 @@ def attention_files(
         | {"tokens": tokens},
         "data": "data",
         "most_stages": MOST_STAGES,
+        "least_version": LEAST_VERSION,
+        "clock_uncertainty": CLOCK_UNCERTAINTY,
+        "bound_channels": bound_channels(attention_channels(design)),
         "table_copies": -(-design.lanes // 2),
         "powers": power_table(),
         "inverse_roots": inverse_roots(),
@@ -65,7 +71,11 @@ def attention_files(
         "repeated": repeated,
     }
     files = {path: render(template, context) for template, path in _TEMPLATES.items()}
-    return {**files, **library_files(), **{f"data/{name}": content for name, content in data.items()}}
+    return {
+        **files,
+        **library_files(attention_memories(design)),
+        **{f"data/{name}": content for name, content in data.items()},
+    }
 
 
 def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: Array) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ RULES: tuple[Rule, ...] = (
     lint_loops.trip_counts,
     lint_loops.cheap_divisions,
     lint_memory.unconditional_accesses,
+    lint_memory.bound_storage,
     lint_dataflow.simple_regions,
     lint_dataflow.named_channels,
     lint_dataflow.single_producer_and_consumer,

@@ -1,14 +1,17 @@
-"""Rules about accesses to external memory: what has to hold so that they become bursts."""
+"""Rules about memories: what must hold so that external ones are read in bursts, and what arrays are built of."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
+from moec.targets.hls.cpp_source import Pragma
 from moec.targets.hls.cpp_structure import Statement
 from moec.targets.hls.linted import Finding, Linted, Place
 
 _CONDITIONS = ("if", "switch")
+_ARRAY = re.compile(r"([\w>]+)\s+(\w+)\s*((?:\[[^\]]*\]\s*)+)(?=;|=\s*[{A-Z])")
+_NO_TYPES = {"return", "else"}
 
 
 def unconditional_accesses(linted: Linted) -> Iterator[Finding]:
@@ -30,3 +33,29 @@ def _accesses(place: Place, statement: Statement, memories: list[str]) -> Iterat
                 "pass its beats through a channel, and choose behind it"
             )
             yield place.finding(statement.start + match.start(), "unconditional-accesses", message)
+
+
+def bound_storage(linted: Linted) -> Iterator[Finding]:
+    """An array that is not taken apart into registers says what it is built of: the tool's own choice may cost memories
+    that others were to have."""
+    for place in linted.used:
+        for match in _ARRAY.finditer(place.text):
+            name, dimensions = match[2], match[3].count("[")
+            if match[1] in _NO_TYPES or _is_registers(place, name, dimensions):
+                continue
+            if not any(pragma.options.get("variable") == name for pragma in _pragmas(place, "BIND_STORAGE")):
+                message = f"array {name} has no pragma BIND_STORAGE and is not partitioned completely; add one of both"
+                yield place.finding(place.function.body.start + match.start(2), "bound-storage", message)
+
+
+def _is_registers(place: Place, name: str, dimensions: int) -> bool:
+    complete = {
+        pragma.options.get("dim", "1")
+        for pragma in _pragmas(place, "ARRAY_PARTITION")
+        if pragma.options.get("variable") == name and pragma.options.get("type", "complete") == "complete"
+    }
+    return "0" in complete or complete >= {str(dimension + 1) for dimension in range(dimensions)}
+
+
+def _pragmas(place: Place, directive: str) -> list[Pragma]:
+    return [pragma for pragma, _ in place.pragmas() if pragma.directive == directive]

@@ -9,19 +9,20 @@ from moec.targets.hls.cpp_source import Pragma
 from moec.targets.hls.instrument import STYLES
 from moec.targets.hls.linted import Finding, Linted, Place
 
-_SHAPES = {"variable", "type", "complete", "cyclic", "block", "factor", "dim", "off"}
+LEAST_VERSION = "2021.2"
+"""Of Vitis HLS: the first whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) takes all that is known here, as
+those behind it do. 2020.2 has no ``type=`` of partitions and dependences, no ``dependent=`` and no ``compact=``, and
+skips such pragmas; the words without names that it has (``complete``, ``inter false``) are not relied on."""
+_SHAPES = {"variable", "type", "factor", "dim", "off"}
 KNOWN = {
     "AGGREGATE": {"variable", "compact"},
-    "ALLOCATION": {"instances", "limit", "function", "operation"},
+    "ALLOCATION": {"instances", "limit", "type"},
     "ARRAY_PARTITION": _SHAPES,
     "ARRAY_RESHAPE": _SHAPES,
     "BIND_OP": {"variable", "op", "impl", "latency"},
     "BIND_STORAGE": {"variable", "type", "impl", "latency"},
     "DATAFLOW": {"disable_start_propagation"},
-    "DEPENDENCE": {
-        *("variable", "type", "inter", "intra", "direction", "RAW", "WAR", "WAW"),
-        *("distance", "dependent", "true", "false", "class"),
-    },
+    "DEPENDENCE": {"variable", "type", "direction", "distance", "dependent", "class"},
     "DISAGGREGATE": {"variable"},
     "INLINE": {"off", "recursive"},
     "INTERFACE": {
@@ -36,14 +37,27 @@ KNOWN = {
     "STREAM": {"variable", "depth", "type"},
     "UNROLL": {"factor", "skip_exit_check", "off"},
 }
-"""Options by pragma, of Vitis HLS 2020.2 and later (UG1399)."""
+"""Options by pragma that every version from the least one on knows (UG1399, 2021.2 to 2026.1)."""
+_VALUES = {
+    ("AGGREGATE", "compact"): {"bit", "byte", "none", "auto"},
+    ("ARRAY_PARTITION", "type"): {"complete", "cyclic", "block"},
+    ("ARRAY_RESHAPE", "type"): {"complete", "cyclic", "block"},
+    ("BIND_STORAGE", "impl"): {"bram", "lutram", "uram", "srl"},
+    ("BIND_STORAGE", "type"): {
+        *("fifo", "ram_1p", "ram_1wnr", "ram_2p", "ram_s2p", "ram_t2p", "rom_1p", "rom_2p", "rom_np"),
+    },
+    ("DEPENDENCE", "type"): {"inter", "intra"},
+    ("DEPENDENCE", "dependent"): {"true", "false"},
+    ("DEPENDENCE", "direction"): {"RAW", "WAR", "WAW"},
+    ("PIPELINE", "style"): set(STYLES),
+}
 _OF_LOOPS = ("PIPELINE", "UNROLL", "LOOP_TRIPCOUNT", "LOOP_FLATTEN")
 _MASTER_OPTIONS = ("port", "bundle", "offset", "depth", "latency")
-_PARTITIONS = ("complete", "cyclic", "block")
 
 
 def known_pragmas(linted: Linted) -> Iterator[Finding]:
-    """Every pragma and option is one that the tools know: they skip what they do not know."""
+    """Every pragma, option and value is one that the tools know, from LEAST_VERSION on: they skip what they do not
+    know."""
     for source in linted.sources:
         for pragma in source.pragmas:
             line = source.line(pragma.start)
@@ -57,6 +71,11 @@ def known_pragmas(linted: Linted) -> Iterator[Finding]:
                     f"option {option} of {pragma.directive} is not known; expected one of {', '.join(sorted(known))}"
                 )
                 yield Finding(source.name, line, "known-pragmas", message)
+            for option, value in pragma.options.items():
+                values = _VALUES.get((pragma.directive, option), {value})
+                if value not in values:
+                    message = f"pragma {pragma.words}: {option}={value}; expected one of {', '.join(sorted(values))}"
+                    yield Finding(source.name, line, "known-pragmas", message)
 
 
 def placed_pragmas(linted: Linted) -> Iterator[Finding]:
@@ -103,7 +122,7 @@ def pinned_styles(linted: Linted) -> Iterator[Finding]:
         for pragma, _ in place.pragmas():
             if pragma.directive != "PIPELINE" or "off" in pragma.options:
                 continue
-            if pragma.options.get("style") not in STYLES:
+            if "style" not in pragma.options:
                 message = f"pragma {pragma.words}: expected style= and one of {', '.join(STYLES)}"
                 yield place.finding(pragma.start, "pinned-styles", message)
 
@@ -122,7 +141,7 @@ def declared_variables(linted: Linted) -> Iterator[Finding]:
 
 
 def possible_partitions(linted: Linted) -> Iterator[Finding]:
-    """A partition has one of the three shapes, a factor unless it is complete, and a dimension that the array has."""
+    """A partition has a factor unless it is complete, and a dimension that the array has."""
     for place in linted.places:
         for pragma, _ in place.pragmas():
             if pragma.directive not in ("ARRAY_PARTITION", "ARRAY_RESHAPE"):
@@ -178,9 +197,7 @@ def _dimensions(place: Place, name: str) -> list[int]:
 
 def _partition_problem(place: Place, pragma: Pragma) -> str:
     options = pragma.options
-    shape = options.get("type") or next((name for name in _PARTITIONS if name in options), "complete")
-    if shape not in _PARTITIONS:
-        return f"type {shape}; expected one of {', '.join(_PARTITIONS)}"
+    shape = options.get("type", "complete")
     if shape != "complete" and "factor" not in options:
         return f"a {shape} partition needs factor="
     if "variable" not in options:

@@ -3,13 +3,14 @@
 Rules, for an array of ``words`` x ``bits`` with one port to read and one to write:
 
 - **LUT RAM** where it has at most 64 words or 1024 bits: a CLB holds 64 words of 7 bits, in 8 LUTs (RAM64M8: UG974;
-  UG574, Distributed RAM). That synthesis picks it is a rule of thumb: without BIND_STORAGE the choice is the tool's.
+  UG574, Distributed RAM).
 - **Block RAM** otherwise, in units of 18 Kbit, each 36 bits x 512 words, 18 x 1024, 9 x 2048, 4 x 4096, 2 x 8192 or
   1 x 16384 (UG573, Block RAM Resources, simple dual port); the shape that needs fewest.
 - **UltraRAM** where a design asks for it, 72 bits x 4096 words each (UG573, UltraRAM Resources).
 
-A channel of at most 2 words or 1024 bits is a shift register, 32 words per LUT and bit, and a memory otherwise (UG1399,
-Storage Binding). An AXI master stores what its outstanding bursts may bring (UG1399, M_AXI Resources).
+Pragmas BIND_STORAGE in the generated sources ask for what these rules choose, so that no choice is left to the tool. A
+channel of at most 2 words or 1024 bits is a shift register, 32 words per LUT and bit (UG1399, Storage Binding). An AXI
+master stores what its outstanding bursts may bring (UG1399, M_AXI Resources).
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from typing import Literal
 
 from moec.targets.hls.channels import BEAT_BITS, ITEM_BITS, PARAMETER_WORD_BITS, Channel, channels_of
 from moec.targets.hls.cycles import select_steps
-from moec.targets.hls.design import GATE_BITS, INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, ROUTER_WEIGHT_BITS, Design
+from moec.targets.hls.design import (
+    BEAT_BYTES,
+    GATE_BITS,
+    INPUT_BITS,
+    MULTIPLIER_BITS,
+    PARAMETER_BYTES,
+    RESULT_BITS,
+    ROUTER_WEIGHT_BITS,
+    Design,
+)
 
 Storage = Literal["bram", "uram", "lut"]
 
@@ -41,7 +51,8 @@ ACTIVATION_BITS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """``copies`` equal memories, each of ``words`` x ``bits``; ``process``: that owns them, or who writes a channel."""
+    """``copies`` equal memories, each of ``words`` x ``bits``; ``process``: that owns them, or who writes a channel.
+    ``variable``: the array, or channel, in the C++ that is bound to this storage; '' where the tool has no choice."""
 
     name: str
     process: str
@@ -53,6 +64,7 @@ class Memory:
     """Block RAMs of 18 Kbit, or UltraRAMs, of all copies."""
     luts: int
     """Of all copies."""
+    variable: str = ""
 
     @property
     def bram18(self) -> int:
@@ -61,6 +73,11 @@ class Memory:
     @property
     def uram(self) -> int:
         return self.blocks if self.storage == "uram" else 0
+
+    @property
+    def implementation(self) -> str:
+        """As BIND_STORAGE says it."""
+        return "lutram" if self.storage == "lut" else self.storage
 
 
 def block_rams(bits: int, words: int) -> int:
@@ -87,16 +104,22 @@ def memories_of(design: Design) -> list[Memory]:
 
 
 def array_memory(
-    name: str, process: str, bits: int, words: int, copies: int = 1, storage: Storage | None = None
+    name: str,
+    process: str,
+    bits: int,
+    words: int,
+    copies: int = 1,
+    storage: Storage | None = None,
+    variable: str = "",
 ) -> Memory:
     """Where an array of this shape is kept, or where it is told to be."""
     small = words <= _LUT_RAM_WORDS or bits * words <= _LUT_RAM_BITS
     chosen = storage or ("lut" if small else "bram")
     if chosen == "lut":
         clbs = math.ceil(bits / _BITS_PER_CLB) * math.ceil(words / _LUT_RAM_WORDS)
-        return Memory(name, process, bits, words, copies, chosen, 0, copies * clbs * _LUTS_PER_CLB)
+        return Memory(name, process, bits, words, copies, chosen, 0, copies * clbs * _LUTS_PER_CLB, variable)
     blocks = block_rams(bits, words) if chosen == "bram" else ultra_rams(bits, words)
-    return Memory(name, process, bits, words, copies, chosen, copies * blocks, 0)
+    return Memory(name, process, bits, words, copies, chosen, copies * blocks, 0, variable)
 
 
 def _large_arrays(design: Design) -> list[Memory]:
@@ -104,9 +127,9 @@ def _large_arrays(design: Design) -> list[Memory]:
     words = design.shape.tokens * design.output_chunks
     lanes, storage = design.lanes_out, design.large_arrays
     return [
-        array_memory("tokens", "product_up", INPUT_BITS * design.lanes_in, words, storage=storage),
-        array_memory("partial sums", "product_down", design.sum_bits_down * lanes, words, storage=storage),
-        array_memory("combined results", "combine", design.combined_bits * lanes, words, storage=storage),
+        array_memory("tokens", "product_up", INPUT_BITS * design.lanes_in, words, 1, storage, "rows"),
+        array_memory("partial sums", "product_down", design.sum_bits_down * lanes, words, 1, storage, "partial"),
+        array_memory("combined results", "combine", design.combined_bits * lanes, words, 1, storage, "rows"),
     ]
 
 
@@ -118,15 +141,26 @@ def _weights(design: Design) -> list[Memory]:
         ("product_up", design.banks_up, design.projections * design.lanes_out, design.projections * design.hidden_tile),
         ("product_down", design.banks_down, design.lanes_out, design.width),
     ):
-        found.append(array_memory("weights", process, BEAT_BITS, words, 2 * banks))
-        found.append(array_memory("parameters", process, PARAMETER_WORD_BITS, math.ceil(channels / rows), 2 * rows))
+        found.append(array_memory("weights", process, BEAT_BITS, words, 2 * banks, variable="weights"))
+        found.append(parameter_memory(process, rows, channels // rows))
     return found
+
+
+def parameter_memory(process: str, rows: int, words: int) -> Memory:
+    """Of two tiles: a word holds what a beat does, of neighbouring rows."""
+    per_word = BEAT_BYTES // PARAMETER_BYTES
+    bits, copies = per_word * PARAMETER_WORD_BITS, 2 * rows // per_word
+    return array_memory("parameters", process, bits, words, copies, variable="parameters")
 
 
 def _routing(design: Design) -> list[Memory]:
     shape, lanes = design.shape, design.router_lanes
-    weights = array_memory("weights", "router", ROUTER_WEIGHT_BITS, design.width // lanes, shape.experts * lanes)
-    return [weights, array_memory("lists of tokens", "dispatch", ITEM_BITS, shape.tokens, shape.experts)]
+    return [
+        array_memory(
+            "weights", "router", ROUTER_WEIGHT_BITS, design.width // lanes, shape.experts * lanes, variable="weights"
+        ),
+        array_memory("lists of tokens", "dispatch", ITEM_BITS, shape.tokens, shape.experts, variable="list"),
+    ]
 
 
 def _tables(design: Design) -> list[Memory]:
@@ -153,7 +187,7 @@ def channel_memories(channels: Iterable[Channel]) -> list[Memory]:
     for channel in channels:
         name, size = f"channel {channel.name}", channel.bits * channel.depth
         if channel.depth > _SHIFT_REGISTER_WORDS and size > _SHIFT_REGISTER_BITS:
-            found.append(array_memory(name, channel.producer, channel.bits, channel.depth))
+            found.append(array_memory(name, channel.producer, channel.bits, channel.depth, variable=channel.name))
             continue
         luts = channel.bits * math.ceil(channel.depth / _WORDS_PER_SHIFT_REGISTER)
         found.append(Memory(name, channel.producer, channel.bits, channel.depth, 1, "lut", 0, luts))
@@ -165,8 +199,8 @@ def norm_memories(width: int, lanes: int) -> list[Memory]:
     steps = width // lanes
     return [
         array_memory("inverse roots", "measure_tokens", MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS),
-        array_memory("parameters", "normalize_tokens", PARAMETER_WORD_BITS, steps, lanes),
-        array_memory("token", "normalize_tokens", RESULT_BITS * lanes, steps),
+        array_memory("parameters", "normalize_tokens", PARAMETER_WORD_BITS, steps, lanes, variable="of_channel"),
+        array_memory("token", "normalize_tokens", RESULT_BITS * lanes, steps, variable="token"),
     ]
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,14 +26,19 @@ import numpy as np
 from moec.errors import DefectError
 from moec.targets.base import Project
 from moec.targets.hls import packing, reference
-from moec.targets.hls.design import BEAT_BYTES, MOST_STAGES, Design, LargeArrays
+from moec.targets.hls.channels import Channel, channels_of
+from moec.targets.hls.design import BEAT_BYTES, MOST_STAGES, Design
 from moec.targets.hls.lint import lint
+from moec.targets.hls.lint_pragmas import LEAST_VERSION
+from moec.targets.hls.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.quantize import QuantizedBlock, power_table, sigmoid_table
 
 Array = np.ndarray[Any, Any]
 
 TOP = "moe_block"
+CLOCK_UNCERTAINTY = 12
+"""Percent of the period that scheduling leaves to placement and routing; the tool's own default is 27."""
 _PACKAGE = "moec.targets.hls"
 _TEMPLATES = {
     "block_config.h.j2": "src/block_config.h",
@@ -64,7 +70,7 @@ def project_files(design: Design, block: QuantizedBlock, vectors: Array, descrip
     data = vector_files(design, block, vectors)
     context = _context(design, block, description, data)
     files = {path: render(name, context) for name, path in _TEMPLATES.items()}
-    library = library_files(design.large_arrays)
+    library = library_files(memories_of(design))
     return {**files, **library, **{f"data/{name}": content for name, content in data.items()}}
 
 
@@ -79,18 +85,34 @@ def checked_project(name: str, files: dict[str, bytes], estimate: dict[str, Any]
     return Project(name, files, {**report, "estimate": estimate})
 
 
-def library_files(large_arrays: LargeArrays = "bram") -> dict[str, bytes]:
-    """The part that all projects share, but for where large arrays are: a pragma takes no constant for that."""
+def library_files(memories: Iterable[Memory]) -> dict[str, bytes]:
+    """The part that all projects share, but for what arrays are built of: a pragma takes no constant for that."""
     root = importlib.resources.files(_PACKAGE)
-    storage = f"impl={large_arrays}".encode()
     headers = {
-        f"src/moec/{one.name}": one.read_bytes().replace(b"impl=bram", storage) for one in _headers(root / "library")
+        f"src/moec/{one.name}": _bound(one.read_text(encoding="utf-8"), memories) for one in _headers(root / "library")
     }
     return {
         **headers,
         "sim/hls_stream.h": (root / "simulation" / "functional" / "hls_stream.h").read_bytes(),
         "compare_report.py": (root / "compare_report.py").read_bytes(),
     }
+
+
+def _bound(header: str, memories: Iterable[Memory]) -> bytes:
+    """With the arrays of the processes in it bound to their storage."""
+    starts = {match[1]: match.start() for match in re.finditer(r"^void (\w+)\(", header, re.MULTILINE)}
+    for memory in memories:
+        if memory.variable and memory.process in starts:
+            pragma = re.compile(rf"(#pragma HLS BIND_STORAGE variable={memory.variable} .*impl=)\w+")
+            found = pragma.search(header, starts[memory.process])
+            if found is not None:
+                header = header[: found.start()] + found[1] + memory.implementation + header[found.end() :]
+    return header.encode()
+
+
+def bound_channels(channels: Iterable[Channel]) -> list[Memory]:
+    """Those that are more than shift registers, which the tool would build of what it likes."""
+    return [memory for memory in channel_memories(channels) if memory.variable]
 
 
 def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[str, bytes]:
@@ -124,6 +146,9 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "depth": {**depth, "tokens_in": -(-tokens_in // BEAT_BYTES), "tokens_out": -(-2 * numbers // BEAT_BYTES)},
         "data": "data",
         "most_stages": MOST_STAGES,
+        "least_version": LEAST_VERSION,
+        "clock_uncertainty": CLOCK_UNCERTAINTY,
+        "bound_channels": bound_channels(channels_of(design)),
         "activation_copies": -(-design.lanes_out // 2),
         "score_copies": -(-(design.shape.slots + 1) // 2),
         "powers": power_table(),

@@ -15,9 +15,10 @@ void dispatch(int tokens, hls::stream<typename types<Block>::route_t>& routes, h
               ap_uint<32> loads[sizes<Block>::ALL_EXPERTS]) {
     typedef sizes<Block> S;
     ap_uint<33> list[Block::EXPERTS][Block::MAX_TOKENS];  // gate, token
-#pragma HLS ARRAY_PARTITION variable=list complete dim=1
+#pragma HLS ARRAY_PARTITION variable=list type=complete dim=1
+#pragma HLS BIND_STORAGE variable=list type=ram_s2p impl=bram
     ap_uint<16> length[S::ALL_EXPERTS];
-#pragma HLS ARRAY_PARTITION variable=length complete
+#pragma HLS ARRAY_PARTITION variable=length type=complete
     for (int e = 0; e < S::ALL_EXPERTS; e++) {
 #pragma HLS UNROLL
         length[e] = e < Block::EXPERTS ? 0 : tokens;
@@ -45,6 +46,7 @@ dispatch_tokens:
         }
     }
     ap_uint<8> busy[S::ALL_EXPERTS];
+#pragma HLS BIND_STORAGE variable=busy type=ram_s2p impl=lutram
     int busy_experts = 0;
 dispatch_loads:
     for (int e = 0; e < S::ALL_EXPERTS; e++) {

@@ -118,10 +118,12 @@ void normalize_tokens(int tokens, hls::stream<beat_t>& norm_beats, hls::stream<t
                       hls::stream<typename types<Block>::chunk_t>& normalized) {
     typedef norm_sizes<Block> S;
     ap_uint<48> of_channel[Block::WIDTH];
-#pragma HLS ARRAY_PARTITION variable=of_channel cyclic factor=Block::NORM_LANES
+#pragma HLS ARRAY_PARTITION variable=of_channel type=cyclic factor=Block::NORM_LANES
+#pragma HLS BIND_STORAGE variable=of_channel type=ram_s2p impl=lutram
     // One token: it is read where it makes room for the next one, which comes straight from a channel.
     typename norm_types<Block>::step_t token[S::STEPS];
 #pragma HLS AGGREGATE variable=token compact=bit
+#pragma HLS BIND_STORAGE variable=token type=ram_s2p impl=lutram
     typename norm_types<Block>::measured_t current;
     current.sum = 0;
     current.inverse_root = 0;
@@ -135,6 +137,7 @@ normalize_parameters:
         beat >>= PARAMETER_BITS;
     }
     typename types<Block>::chunk_t chunk;
+#pragma HLS ARRAY_PARTITION variable=chunk.lane type=complete
 normalize_each:
     for (int t = 0; t <= tokens; t++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS+1

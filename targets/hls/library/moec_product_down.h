@@ -9,11 +9,11 @@ namespace moec {
 template <class Block>
 inline void store_down(int beat, const beat_t& data,
                        typename types<Block>::weights_t weights[sizes<Block>::BANKS_DOWN][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
-                       ap_uint<48> parameters[sizes<Block>::PARAMETER_BEATS_DOWN * PARAMETERS_PER_BEAT]) {
+                       parameters_t parameters[sizes<Block>::PARAMETER_BANKS_DOWN][sizes<Block>::WIDTH_CHUNKS]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
     if (beat < S::WEIGHT_BEATS_DOWN) store_weights<Block, S::BANKS_DOWN, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat, data, weights);
-    else store_parameters<Block::WIDTH>(beat - S::WEIGHT_BEATS_DOWN, data, parameters);
+    else store_parameters<S::PARAMETER_BANKS_DOWN, S::WIDTH_CHUNKS>(beat - S::WEIGHT_BEATS_DOWN, data, parameters);
 }
 
 // What is loaded for a job; nothing for the end.
@@ -36,15 +36,19 @@ void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::str
 #pragma HLS BIND_STORAGE variable=partial type=ram_s2p impl=bram
     weights_t weights[2][S::BANKS_DOWN][S::TILE_CHUNKS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=weights compact=bit
-#pragma HLS ARRAY_PARTITION variable=weights complete dim=1
-#pragma HLS ARRAY_PARTITION variable=weights complete dim=2
-    ap_uint<48> parameters[2][S::PARAMETER_BEATS_DOWN * PARAMETERS_PER_BEAT];
-#pragma HLS ARRAY_PARTITION variable=parameters complete dim=1
-#pragma HLS ARRAY_PARTITION variable=parameters cyclic factor=Block::LANES dim=2
+#pragma HLS ARRAY_PARTITION variable=weights type=complete dim=1
+#pragma HLS ARRAY_PARTITION variable=weights type=complete dim=2
+#pragma HLS BIND_STORAGE variable=weights type=ram_s2p impl=bram
+    parameters_t parameters[2][S::PARAMETER_BANKS_DOWN][S::WIDTH_CHUNKS];
+#pragma HLS AGGREGATE variable=parameters compact=bit
+#pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=1
+#pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=2
+#pragma HLS BIND_STORAGE variable=parameters type=ram_s2p impl=lutram
     typename types<Block>::chunk_t units[S::TILE_CHUNKS];
-#pragma HLS ARRAY_PARTITION variable=units complete
+#pragma HLS AGGREGATE variable=units compact=bit
+#pragma HLS ARRAY_PARTITION variable=units type=complete
     ap_int<Block::SUM_BITS_DOWN> sums[Block::LANES];
-#pragma HLS ARRAY_PARTITION variable=sums complete
+#pragma HLS ARRAY_PARTITION variable=sums type=complete
     bool current = false;
     job_t job = jobs.read();
     const int first_beats = beats_down<Block>(job);
@@ -76,8 +80,9 @@ down_jobs:
 #pragma HLS DEPENDENCE variable=weights type=inter dependent=false
 // The same holds for their parameters.
 #pragma HLS DEPENDENCE variable=parameters type=inter dependent=false
-                    if (arrived < wanted && !beats.empty()) {
-                        store_down<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
+                    beat_t beat;
+                    if (arrived < wanted && beats.read_nb(beat)) {
+                        store_down<Block>(arrived, beat, weights[!current], parameters[!current]);
                         arrived++;
                     }
                     if (d == 0) units[unit] = hidden.read();
@@ -86,7 +91,7 @@ down_jobs:
                         if (job.last) items_on.write(item);
                     }
                     weights_t step[S::BANKS_DOWN];
-#pragma HLS ARRAY_PARTITION variable=step complete
+#pragma HLS ARRAY_PARTITION variable=step type=complete
                     for (int b = 0; b < S::BANKS_DOWN; b++) {
 #pragma HLS UNROLL
                         step[b] = weights[current][b][d * S::TILE_CHUNKS + unit];
@@ -100,11 +105,14 @@ down_jobs:
                     }
                     multiply_array<Block, Block::LANES, Block::SUM_BITS_DOWN>(units[unit], step, sums);
                     if (unit == S::TILE_CHUNKS - 1) {
+                        ap_uint<48> of_row[Block::LANES];
+#pragma HLS ARRAY_PARTITION variable=of_row type=complete
+                        read_parameters<S::PARAMETER_BANKS_DOWN, S::WIDTH_CHUNKS>(parameters[current], d, of_row);
                         partial_t after;
                         typename types<Block>::results_t result;
                         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
-                            const parameter_t parameter = parameter_of(parameters[current][d * Block::LANES + o]);
+                            const parameter_t parameter = parameter_of(of_row[o]);
                             const ap_int<Block::SUM_BITS_DOWN> biased = sums[o] + parameter.bias;
                             after.lane[o] = sums[o];
                             result.lane[o] = requantize<16, Block::SHIFT_DOWN, Block::SUM_BITS_DOWN>(biased, parameter.multiplier);

@@ -26,10 +26,10 @@ inline ap_int<8> activate(int lane, const ap_int<Block::SUM_BITS_UP> sums[sizes<
 template <class Block>
 inline void store_up(int beat, const beat_t& data,
                      typename types<Block>::weights_t weights[sizes<Block>::BANKS_UP][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
-                     ap_uint<48> parameters[sizes<Block>::PARAMETER_BEATS_UP * PARAMETERS_PER_BEAT]) {
+                     parameters_t parameters[sizes<Block>::PARAMETER_BANKS_UP][sizes<Block>::TILE_CHUNKS]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
-    if (beat < S::PARAMETER_BEATS_UP) store_parameters<S::CHANNELS_UP>(beat, data, parameters);
+    if (beat < S::PARAMETER_BEATS_UP) store_parameters<S::PARAMETER_BANKS_UP, S::TILE_CHUNKS>(beat, data, parameters);
     else store_weights<Block, S::BANKS_UP, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat - S::PARAMETER_BEATS_UP, data, weights);
 }
 
@@ -47,13 +47,16 @@ void product_up(int tokens, hls::stream<typename types<Block>::chunk_t>& inputs,
 #pragma HLS BIND_STORAGE variable=rows type=ram_s2p impl=bram
     weights_t weights[2][S::BANKS_UP][S::TILE_CHUNKS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=weights compact=bit
-#pragma HLS ARRAY_PARTITION variable=weights complete dim=1
-#pragma HLS ARRAY_PARTITION variable=weights complete dim=2
-    ap_uint<48> parameters[2][S::PARAMETER_BEATS_UP * PARAMETERS_PER_BEAT];
-#pragma HLS ARRAY_PARTITION variable=parameters complete dim=1
-#pragma HLS ARRAY_PARTITION variable=parameters cyclic factor=S::ROWS_UP dim=2
+#pragma HLS ARRAY_PARTITION variable=weights type=complete dim=1
+#pragma HLS ARRAY_PARTITION variable=weights type=complete dim=2
+#pragma HLS BIND_STORAGE variable=weights type=ram_s2p impl=bram
+    parameters_t parameters[2][S::PARAMETER_BANKS_UP][S::TILE_CHUNKS];
+#pragma HLS AGGREGATE variable=parameters compact=bit
+#pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=1
+#pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=2
+#pragma HLS BIND_STORAGE variable=parameters type=ram_s2p impl=lutram
     ap_int<Block::SUM_BITS_UP> sums[S::ROWS_UP];
-#pragma HLS ARRAY_PARTITION variable=sums complete
+#pragma HLS ARRAY_PARTITION variable=sums type=complete
     const int TILE_BEATS = S::PARAMETER_BEATS_UP + S::WEIGHT_BEATS_UP;
 up_read_tokens:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
@@ -92,17 +95,20 @@ up_jobs:
 #pragma HLS DEPENDENCE variable=weights type=inter dependent=false
 // The same holds for their parameters.
 #pragma HLS DEPENDENCE variable=parameters type=inter dependent=false
-                    if (arrived < wanted && !beats.empty()) {
-                        store_up<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
+                    beat_t beat;
+                    if (arrived < wanted && beats.read_nb(beat)) {
+                        store_up<Block>(arrived, beat, weights[!current], parameters[!current]);
                         arrived++;
                     }
                     if (unit == 0 && d == 0) {
                         item = items.read();
                         items_on.write(item);
                     }
-                    const int channel = unit * S::ROWS_UP;
+                    ap_uint<48> of_row[S::ROWS_UP];
+#pragma HLS ARRAY_PARTITION variable=of_row type=complete
+                    read_parameters<S::PARAMETER_BANKS_UP, S::TILE_CHUNKS>(parameters[current], unit, of_row);
                     weights_t step[S::BANKS_UP];
-#pragma HLS ARRAY_PARTITION variable=step complete
+#pragma HLS ARRAY_PARTITION variable=step type=complete
                     for (int b = 0; b < S::BANKS_UP; b++) {
 #pragma HLS UNROLL
                         step[b] = weights[current][b][unit * S::WIDTH_CHUNKS + d];
@@ -110,7 +116,7 @@ up_jobs:
                     if (d == 0) {
                         for (int r = 0; r < S::ROWS_UP; r++) {
 #pragma HLS UNROLL
-                            sums[r] = parameter_of(parameters[current][channel + r]).bias;
+                            sums[r] = parameter_of(of_row[r]).bias;
                         }
                     }
                     multiply_array<Block, S::ROWS_UP, Block::SUM_BITS_UP>(rows[int(item.token) * S::WIDTH_CHUNKS + d], step, sums);
@@ -119,7 +125,7 @@ up_jobs:
                         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
                             const int first = o * S::PROJECTIONS;
-                            units.lane[o] = activate<Block>(o, &sums[first], &parameters[current][channel + first]);
+                            units.lane[o] = activate<Block>(o, &sums[first], &of_row[first]);
                         }
                         hidden.write(units);
                     }

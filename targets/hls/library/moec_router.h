@@ -13,10 +13,11 @@ void router(int tokens, hls::stream<beat_t>& beats, hls::stream<typename types<B
     typedef typename types<Block>::logit_t logit_t;
     const int PER_BEAT = BEAT_BITS / 16;
     ap_int<16> weights[Block::EXPERTS][Block::WIDTH];
-#pragma HLS ARRAY_PARTITION variable=weights complete dim=1
-#pragma HLS ARRAY_PARTITION variable=weights cyclic factor=Block::ROUTER_LANES dim=2
+#pragma HLS ARRAY_PARTITION variable=weights type=complete dim=1
+#pragma HLS ARRAY_PARTITION variable=weights type=cyclic factor=Block::ROUTER_LANES dim=2
+#pragma HLS BIND_STORAGE variable=weights type=ram_s2p impl=bram
     ap_int<32> biases[Block::EXPERTS];
-#pragma HLS ARRAY_PARTITION variable=biases complete
+#pragma HLS ARRAY_PARTITION variable=biases type=complete
     beat_t beat = 0;
     ap_uint<16> column = 0;
     ap_uint<8> row = 0;
@@ -38,8 +39,9 @@ router_biases:
         beat >>= 32;
     }
     logit_t sums[Block::EXPERTS];
-#pragma HLS ARRAY_PARTITION variable=sums complete
+#pragma HLS ARRAY_PARTITION variable=sums type=complete
     typename types<Block>::chunk_t chunk;
+#pragma HLS ARRAY_PARTITION variable=chunk.lane type=complete
 router_tokens:
     for (int t = 0; t < tokens; t++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS

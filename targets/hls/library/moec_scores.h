@@ -29,11 +29,13 @@ void score_keys(int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
     typedef typename types<Block>::chunk_t chunk_t;
     chunk_t keys[Block::LANES][S::KEY_GROUPS * S::CHUNKS];
 #pragma HLS AGGREGATE variable=keys compact=bit
-#pragma HLS ARRAY_PARTITION variable=keys complete dim=1
+#pragma HLS ARRAY_PARTITION variable=keys type=complete dim=1
+#pragma HLS BIND_STORAGE variable=keys type=ram_s2p impl=bram
     chunk_t query[S::CHUNKS];
-#pragma HLS ARRAY_PARTITION variable=query complete
+#pragma HLS AGGREGATE variable=query compact=bit
+#pragma HLS ARRAY_PARTITION variable=query type=complete
     ap_int<Block::LOGIT_BITS> sums[Block::LANES];
-#pragma HLS ARRAY_PARTITION variable=sums complete
+#pragma HLS ARRAY_PARTITION variable=sums type=complete
     const int places = (tokens + Block::LANES - 1) / Block::LANES * S::CHUNKS;  // of a memory that are in use
 score_heads:
     for (int h = 0; h < Block::HEADS; h++) {
@@ -84,7 +86,7 @@ inline ap_int<Block::LOGIT_BITS> largest_of(const typename attention_types<Block
 #pragma HLS INLINE
     typedef ap_int<Block::LOGIT_BITS> score_t;
     score_t best[Block::LANES];
-#pragma HLS ARRAY_PARTITION variable=best complete
+#pragma HLS ARRAY_PARTITION variable=best type=complete
     for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
         best[i] = i < count ? scores.lane[i] : score_t(score_t(1) << (Block::LOGIT_BITS - 1));
@@ -109,6 +111,7 @@ void weigh_keys(int tokens, hls::stream<typename attention_types<Block>::scores_
     // One query: its scores are read where they make room for the next one's, which come straight from a channel.
     typename attention_types<Block>::scores_t kept[S::KEY_GROUPS];
 #pragma HLS AGGREGATE variable=kept compact=bit
+#pragma HLS BIND_STORAGE variable=kept type=ram_s2p impl=lutram
     const int groups = (tokens + Block::LANES - 1) / Block::LANES;
 weigh_heads:
     for (int h = 0; h < Block::HEADS; h++) {

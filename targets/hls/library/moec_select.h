@@ -64,7 +64,7 @@ template <class Block>
 inline typename types<Block>::route_t weigh(const candidate_t<Block> best[Block::SLOTS], const ap_uint<26>& sum_of_all) {
 #pragma HLS INLINE
     ap_uint<18> terms[Block::SLOTS];
-#pragma HLS ARRAY_PARTITION variable=terms complete
+#pragma HLS ARRAY_PARTITION variable=terms type=complete
     ap_uint<26> sum = 0;
     for (int j = 0; j < Block::SLOTS; j++) {
 #pragma HLS UNROLL
@@ -100,7 +100,7 @@ template <class Block> inline void keep_best_groups(const group_t<Block> groups[
 #pragma HLS INLINE
     const bool SUMS_TWO = Block::GROUP_SUM && Block::EXPERTS > Block::GROUPS;
     ap_int<sizes<Block>::CHOICE_BITS> value[Block::GROUPS];
-#pragma HLS ARRAY_PARTITION variable=value complete
+#pragma HLS ARRAY_PARTITION variable=value type=complete
     for (int g = 0; g < Block::GROUPS; g++) {
 #pragma HLS UNROLL
         value[g] = groups[g].first;
@@ -129,13 +129,13 @@ void select(int tokens, hls::stream<typename types<Block>::logits_t>& logits,
     const int STEPS = CHOICE_STEPS + (SUMS_ALL ? Block::EXPERTS : 0);
     const ap_int<sizes<Block>::CHOICE_BITS> LEAST = ap_int<sizes<Block>::CHOICE_BITS>(1) << (sizes<Block>::CHOICE_BITS - 1);
     typename types<Block>::logits_t given;
-#pragma HLS ARRAY_PARTITION variable=given.of complete
+#pragma HLS ARRAY_PARTITION variable=given.of type=complete
     candidate best[Block::SLOTS];
-#pragma HLS ARRAY_PARTITION variable=best complete
+#pragma HLS ARRAY_PARTITION variable=best type=complete
     group_t<Block> groups[Block::GROUPS];
-#pragma HLS ARRAY_PARTITION variable=groups complete
+#pragma HLS ARRAY_PARTITION variable=groups type=complete
     bool kept[Block::GROUPS];
-#pragma HLS ARRAY_PARTITION variable=kept complete
+#pragma HLS ARRAY_PARTITION variable=kept type=complete
     ap_uint<26> sum_of_all = 0;
     ap_uint<8> expert = 0, group = 0, member = 0;
 select_tokens:

@@ -30,6 +30,7 @@ struct parameter_t {
     ap_int<32> bias;
     ap_uint<16> multiplier;
 };
+struct parameters_t { ap_uint<48> of[PARAMETERS_PER_BEAT]; };  // of neighbouring channels: what a beat holds
 
 // Work that travels through the pipeline: one hidden tile of one expert.
 struct job_t {
@@ -61,11 +62,14 @@ template <class Block> struct sizes {
     static const int CHANNELS_UP = PROJECTIONS * Block::HIDDEN_TILE;     // of a tile
     static const int PARAMETER_BEATS_UP = blocks_of(CHANNELS_UP, PARAMETERS_PER_BEAT);
     static const int PARAMETER_BEATS_DOWN = blocks_of(Block::WIDTH, PARAMETERS_PER_BEAT);
+    static const int PARAMETER_BANKS_UP = ROWS_UP / PARAMETERS_PER_BEAT;  // memories that hold the parameters of all rows
+    static const int PARAMETER_BANKS_DOWN = LANES / PARAMETERS_PER_BEAT;
     static const int ALL_EXPERTS = Block::EXPERTS + Block::SHARED;
     static const int CHOICE_BITS = Block::LOGIT_BITS > 34 ? Block::LOGIT_BITS : 34;  // of what experts are chosen by
     static const int COMBINED_BITS = 16 + 17 + bits_for(Block::SLOTS + Block::SHARED);
 
     static_assert(LANES % 4 == 0, "four products are summed in one word");
+    static_assert(LANES % PARAMETERS_PER_BEAT == 0, "the parameters of all rows must be whole beats");
     static_assert(LANES * 16 <= BEAT_BITS, "a chunk of results must fit into a beat");
     static_assert(BANKS_DOWN >= 1 && LANES % ROWS_PER_BEAT == 0, "the weights of a step must be whole beats");
     static_assert(Block::WIDTH % LANES == 0, "tokens are padded to whole chunks");

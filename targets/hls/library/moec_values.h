@@ -16,11 +16,13 @@ void mix_values(int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
     typedef ap_int<S::MIXED_BITS> sum_t;
     chunk_t values[Block::LANES][S::KEY_GROUPS * S::CHUNKS];
 #pragma HLS AGGREGATE variable=values compact=bit
-#pragma HLS ARRAY_PARTITION variable=values complete dim=1
+#pragma HLS ARRAY_PARTITION variable=values type=complete dim=1
+#pragma HLS BIND_STORAGE variable=values type=ram_s2p impl=bram
     typename attention_types<Block>::weights_t kept[S::KEY_GROUPS];  // of the current query
 #pragma HLS AGGREGATE variable=kept compact=bit
+#pragma HLS BIND_STORAGE variable=kept type=ram_s2p impl=lutram
     sum_t sums[Block::LANES];
-#pragma HLS ARRAY_PARTITION variable=sums complete
+#pragma HLS ARRAY_PARTITION variable=sums type=complete
     const int groups = (tokens + Block::LANES - 1) / Block::LANES;
 mix_heads:
     for (int h = 0; h < Block::HEADS; h++) {

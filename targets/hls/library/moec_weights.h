@@ -37,13 +37,29 @@ template <class Block> void load_down(const beat_t* memory, hls::stream<job_t>& 
     load_tiles<Block, sizes<Block>::WEIGHT_BEATS_DOWN, sizes<Block>::PARAMETER_BEATS_DOWN>(memory, jobs, beats);
 }
 
-// Parameters go to as many memories as a beat holds.
-template <int CHANNELS>
-inline void store_parameters(int beat, const beat_t& data, ap_uint<48> parameters[blocks_of(CHANNELS, 8) * 8]) {
+// Beat i of parameters goes to memory i % BANKS, so that a step reads those of all rows at once.
+template <int BANKS, int DEPTH>
+inline void store_parameters(int beat, const beat_t& data, parameters_t parameters[BANKS][DEPTH]) {
 #pragma HLS INLINE
+    parameters_t word;
     for (int i = 0; i < PARAMETERS_PER_BEAT; i++) {
 #pragma HLS UNROLL
-        parameters[beat * PARAMETERS_PER_BEAT + i] = data.range(PARAMETER_BITS * i + 47, PARAMETER_BITS * i);
+        word.of[i] = data.range(PARAMETER_BITS * i + 47, PARAMETER_BITS * i);
+    }
+    parameters[beat % BANKS][beat / BANKS] = word;
+}
+
+// Those of the rows of one step.
+template <int BANKS, int DEPTH>
+inline void read_parameters(const parameters_t parameters[BANKS][DEPTH], int place, ap_uint<48> of_row[BANKS * PARAMETERS_PER_BEAT]) {
+#pragma HLS INLINE
+    for (int b = 0; b < BANKS; b++) {
+#pragma HLS UNROLL
+        const parameters_t word = parameters[b][place];
+        for (int i = 0; i < PARAMETERS_PER_BEAT; i++) {
+#pragma HLS UNROLL
+            of_row[b * PARAMETERS_PER_BEAT + i] = word.of[i];
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from moec.targets.hls import reference
 from moec.targets.hls.cycles import MemoryPace, count_cycles
 from moec.targets.hls.design import Design, Fifos
 from moec.targets.hls.lint import lint
+from moec.targets.hls.memories import Memory, memories_of
 from moec.targets.hls.normalization import FloatNorm
 from moec.targets.hls.simulator import simulate_timed
 
@@ -49,11 +51,25 @@ def test_estimates_agree_with_the_simulation(block, weight_bits, sizes):
 
 
 @pytest.mark.parametrize("storage", ["bram", "uram"])
-def test_large_arrays_are_bound_to_what_the_estimate_says(storage):
-    integers = quantized(GATED)
-    files = project(integers, integers.quantized(tokens_for(GATED, 1)), large_arrays=storage)
-    lines = [line for text in files.values() for line in text.decode("latin-1").splitlines()]
-    bound = [line for line in lines if "#pragma HLS BIND_STORAGE" in line]
-    assert len(bound) == 3
-    assert all(line.endswith(f"type=ram_s2p impl={storage}") for line in bound)
+def test_arrays_are_bound_to_what_the_estimate_says(storage):
+    integers = quantized(dataclasses.replace(GATED, norm=NORM))
+    design = {"large_arrays": storage, "hidden_tile": 32}
+    files = project(integers, integers.quantized(tokens_for(GATED, 1)), **design)
     assert not lint(files)
+    top = files["src/moe_block.cpp"].decode()
+    for memory in memories_of(Design(integers.shape, **design)):
+        if memory.name.startswith("channel ") and memory.variable:
+            assert f"BIND_STORAGE variable={memory.variable} type=fifo impl={memory.implementation}" in top
+        elif memory.variable:
+            assert binding(files, memory) == memory.implementation, memory
+    assert {memory.implementation for memory in memories_of(Design(integers.shape, **design))} >= {storage, "lutram"}
+
+
+def binding(files: dict[str, bytes], memory: Memory) -> str:
+    """What an array of a process is bound to."""
+    texts = [text.decode() for name, text in files.items() if name.startswith("src/moec/")]
+    (text,) = (text for text in texts if f"void {memory.process}(" in text)
+    pragma = re.compile(rf"BIND_STORAGE variable={memory.variable} type=ram_s2p impl=(\w+)")
+    found = pragma.search(text, text.index(f"void {memory.process}("))
+    assert found, memory
+    return found[1]

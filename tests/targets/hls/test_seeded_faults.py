@@ -88,7 +88,7 @@ def test_one_loader_for_both_products_deadlocks(files):
         ("product_up<block>", f"load_both<block>({', '.join(both_arguments)});\n    product_up<block>"),
     )
     for product in (UP, DOWN):
-        both = edited(both, product, ("arrived < wanted && !beats.empty()", "arrived < wanted"))
+        both = edited(both, product, ("beats.read_nb(beat)", "(beats.read(beat), true)"))
     error = failure(lambda: simulate_timed(both, fifo_depths={"beats_up": 8, "beats_down": 8}))
     assert error.kind == "deadlock"
     assert "they wait in a circle: load_both -> product_up -> product_down -> load_both" in str(error)
@@ -119,8 +119,9 @@ def test_a_claim_of_independence_is_false(files):
 @pytest.mark.parametrize(
     ("path", "before", "after", "rule"),
     [
-        (UP, "variable=weights complete dim=2", "variable=weight complete dim=2", "declared-variables"),
-        (UP, "ARRAY_PARTITION variable=sums complete", "ARRAY_PARTITON variable=sums complete", "known-pragmas"),
+        (UP, "variable=weights type=complete dim=2", "variable=weight type=complete dim=2", "declared-variables"),
+        (UP, "ARRAY_PARTITION variable=sums", "ARRAY_PARTITON variable=sums", "known-pragmas"),
+        (UP, "#pragma HLS BIND_STORAGE variable=weights type=ram_s2p impl=lutram", "", "bound-storage"),
         (SELECT, "i < STEPS; i++) {\n#pragma HLS PIPELINE II=1 style=stp", "i < STEPS; i++) {", "pipelined-loops"),
         (TOP, "router<block>(router_weights", "router<block>(up_weights", "one-process-per-array"),
         (TOP, "items_down, hidden, beats_down", "items_down, hidden, beats_up", "single-producer-and-consumer"),

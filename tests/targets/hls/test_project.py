@@ -1,0 +1,63 @@
+"""What a project does without moec: its own simulation from any folder, and its host script."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+
+from .layers import float_block, project, quantized, tokens_for
+
+SMALL = {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 16}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    block = float_block(RouteSpec(2), ExpertsSpec("gelu", "none"))
+    integers = quantized(block, most_tokens=5)
+    return project(integers, integers.quantized(tokens_for(block, 5)), **SMALL)
+
+
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("g++") is None, reason="make or g++ is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("hls4ml") is None, reason="hls4ml is not installed")
+def test_the_testbench_finds_its_data_from_any_folder(files, tmp_path):
+    for name, content in files.items():
+        (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / name).write_bytes(content)
+    environment = {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
+    make = ["make", "-C", str(tmp_path / "project"), "csim", "CXXFLAGS=-O0"]
+    done = subprocess.run(make, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "PASS: 5 tokens" in done.stdout, done.stderr
+    program, elsewhere = tmp_path / "project" / "work" / "csim", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert "PASS" in subprocess.run([program], cwd=elsewhere, capture_output=True, text=True, check=True).stdout
+    assert "argv" not in files["hls_config.cfg"].decode()  # whose folder the tools choose
+    loads = tmp_path / "project" / "data" / "loads.bin"
+    loads.write_bytes(loads.read_bytes()[:-4] + np.array([6], "<i4").tobytes())
+    refused = subprocess.run([program], cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr) == (2, "6 tokens; the block holds up to 5\n")
+
+
+def test_the_host_counts_tokens_for_the_hardware_does_not(files):
+    host: dict[str, Any] = {}
+    exec(files["host.py"], host)
+    assert len(host["tokens_in"](np.zeros((5, 40), np.float32))) % 64 == 0
+    for shape in ((6, 40), (5, 39), (40,)):
+        with pytest.raises(ValueError, match="expected up to 5 of 40"):
+            host["tokens_in"](np.zeros(shape, np.float32))
+
+
+def test_the_least_version_and_the_clock_are_said(files):
+    for name in ("README.md", "hls_config.cfg", "run_hls.tcl"):
+        assert "2021.2" in files[name].decode(), name
+    assert "clock_uncertainty=12%" in files["hls_config.cfg"].decode()
+    assert "tool's\ndefault of 27%" in files["README.md"].decode()

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from moec.errors import MoecError, UnsupportedError
-from moec.frontend import external_data, operators, opset
+from moec.frontend import external_data, operators, opset, structure
 from moec.frontend.size_names import name_sizes
 from moec.ir import dialect
 
@@ -26,6 +26,8 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     outside the model's folder; UnsupportedError, naming node, operator and opset, for what moec cannot treat.
     """
     model, where = _read(source)
+    structure.sort_nodes(model, where)
+    structure.check_functions(model, where)
     _inline_functions(model, where)
     name_sizes(model)
     operators.check_types(model, where)

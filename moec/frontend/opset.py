@@ -1,17 +1,20 @@
 """Brings a model to the one opset that the rest of moec works with.
 
 Where every operator is the same in both opsets, or the model's is the newer one (:mod:`moec.ir.opsets`), the model only
-changes its number. Everything else is rewritten by ONNX's own converter, which wants the whole model as one protobuf
-message, so all but small tensors are taken out first and put back afterwards: no weight is read or copied.
+changes its number. Everything else is rewritten by ONNX's own converter. In either case ONNX's shape inference says
+whether the model is consistent. Both want the whole model as one protobuf message, so all but small tensors are taken
+out first and put back afterwards: no weight is read or copied.
 """
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
-from onnx import version_converter
 
-from moec.errors import UnsupportedError
+from moec.errors import MoecError, UnsupportedError
+from moec.frontend import onnx_process
 from moec.ir.opsets import NEWEST, OPSET, since
+from moec.ir.shapes import shape_for_inference
 
 OLDEST = 11
 """The oldest opset from which operators are converted."""
@@ -54,17 +57,17 @@ def is_known_early(node: ir.Node, version: int) -> bool:
 def convert(model: ir.Model, where: str) -> ir.Model:
     """The model at opset ``OPSET``; the very same object when it is there already.
 
-    Raises UnsupportedError when an operator has no conversion.
+    Raises UnsupportedError when an operator has no conversion, and MoecError when types, shapes or attributes do not
+    fit the operators.
     """
     version = model.graph.opset_imports[""]
     early = [node for node in model.graph if node.domain == "" and is_known_early(node, version)]
     for node in early:
         node.domain = _PRIVATE_DOMAIN
     model.graph.opset_imports[_PRIVATE_DOMAIN] = 1
-    if version > OPSET or _is_unchanged(model, version):
-        model.graph.opset_imports[""] = OPSET
-    else:
-        model = _convert(model, version, where)
+    is_only_renumbered = version > OPSET or _is_unchanged(model, version)
+    model = _convert(model, version, version if is_only_renumbered else OPSET, where)
+    model.graph.opset_imports[""] = OPSET
     for node in model.graph:
         if node.domain == _PRIVATE_DOMAIN:
             _use_standard_operator(node)
@@ -88,20 +91,37 @@ def _use_standard_operator(node: ir.Node) -> None:
         node.resize_outputs(1)
 
 
-def _convert(model: ir.Model, version: int, where: str) -> ir.Model:
+def _convert(model: ir.Model, version: int, target: int, where: str) -> ir.Model:
     detached = _detach_tensors(model)
     inputs = len(model.graph.inputs) - len(detached)
     try:
-        converted = version_converter.convert_version(ir.to_proto(model), OPSET)
-    except Exception as error:  # the converter is C++ and raises RuntimeError, onnx's ConvertError and others
+        converted = _convert_message(model, version, target)
+    except onnx_process.ConversionError as error:
         raise UnsupportedError(
-            f"{where}: ONNX cannot convert it from opset {version} to {OPSET} ({_first_line(error)}); export it with "
+            f"{where}: ONNX cannot convert it from opset {version} to {OPSET} ({error}); export it with "
             f"opset_version={OPSET}"
         ) from error
-    result = ir.from_proto(converted)
+    except onnx_process.InconsistentError as error:
+        raise MoecError(f"{where}: the model is inconsistent: {error}; export the model again") from error
+    result = model if version == target else ir.from_proto(onnx.load_model_from_string(converted))
     _attach_tensors(result, detached, inputs)
-    _restore_annotations(model, result)
+    if result is not model:
+        _restore_annotations(model, result)
     return result
+
+
+def _convert_message(model: ir.Model, version: int, target: int) -> bytes:
+    """The converted message. Where the model is inconsistent only with what it says of values inside it, that is
+    forgotten: some exporters write wrong shapes there, and nothing depends on them."""
+    try:
+        return onnx_process.convert(ir.to_proto(model).SerializeToString(), version, target)
+    except onnx_process.InconsistentError:
+        inside = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
+        if not any(value.type or value.shape for value in inside):
+            raise
+        for value in inside:
+            value.type = value.shape = None
+        return onnx_process.convert(ir.to_proto(model).SerializeToString(), version, target)
 
 
 def _detach_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -111,7 +131,7 @@ def _detach_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         tensor = value.const_value
         if tensor is None:
             continue
-        value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
+        value.shape, value.dtype = shape_for_inference(tensor), tensor.dtype
         if tensor.nbytes <= _KEPT_BYTES:
             if isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
@@ -131,6 +151,7 @@ def _attach_tensors(model: ir.Model, detached: dict[str, ir.TensorProtocol], inp
     for value in added:
         if value.name in detached:
             value.const_value = detached[value.name]
+            value.shape = ir.Shape(detached[value.name].shape.numpy())
             graph.register_initializer(value)
 
 
@@ -143,7 +164,3 @@ def _restore_annotations(model: ir.Model, converted: ir.Model) -> None:
     for node in converted.graph:
         for value in node.outputs:
             value.shape = shapes.get(value.name)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -18,6 +18,8 @@ from moec.ir.opsets import OPSET, version_for
 _LARGEST_SHAPE_CONSTANT = 64
 """Constants with more elements are never sizes, axes or splits: inference sees their type only."""
 
+_LONGEST_VECTOR = 1 << 16
+
 _GENERATED_NAME = re.compile(r"unk__\d+")
 """The names ONNX's inference makes up. They are dropped before it runs again, since it may know better by then."""
 
@@ -72,6 +74,15 @@ def _add_constant(proto: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProt
         value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
     if all(known.name != value.name for known in proto.input):
         proto.input.append(ir.serde.serialize_value(value))
+        if tensor is not None:
+            ir.serde.serialize_shape_into(proto.input[-1].type, shape_for_inference(tensor))
+
+
+def shape_for_inference(tensor: ir.TensorProtocol) -> ir.Shape:
+    """The shape that ONNX's inference is told: data propagation makes a message of each element of a vector, whether it
+    knows the element or not, so the size of a long one stays unsaid."""
+    sizes = tensor.shape.numpy()
+    return ir.Shape([None] if len(sizes) == 1 and sizes[0] > _LONGEST_VECTOR else sizes)
 
 
 def _typed(values: Iterable[ir.Value]) -> Iterable[onnx.ValueInfoProto]:

@@ -33,7 +33,7 @@ def relu(**options):
     return model_of([helper.make_node("Relu", ["x"], ["y"], name="the_node")], **options)
 
 
-def external(folder, *, location="weights.bin", offset="0", length="24", size=24, shape=(2, 3)):
+def external(folder, *, location="weights.bin", offset="0", length="24", size=24, shape=(2, 3), width=3):
     """A model that adds an external tensor of 24 bytes; its data file is written when ``location`` is a plain name."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", offset), ("length", length)):
@@ -41,7 +41,8 @@ def external(folder, *, location="weights.bin", offset="0", length="24", size=24
     if size is not None:
         (folder / "weights.bin").write_bytes(X.tobytes()[:size])
     path = folder / "model.onnx"
-    path.write_bytes(model_of([helper.make_node("Add", ["x", "w"], ["y"])], initializers=[tensor]).SerializeToString())
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    path.write_bytes(model_of([add], initializers=[tensor], inputs=[("x", [None, width])]).SerializeToString())
     return path
 
 
@@ -109,7 +110,7 @@ def map_behind(tensor):
 
 def test_weights_stay_in_their_file(tmp_path):
     rows = 1 << 30  # 4 GiB, as a file without blocks: reading it would be noticed
-    path = external(tmp_path, length=str(rows * 4), size=None, shape=(rows,))
+    path = external(tmp_path, length=str(rows * 4), size=None, shape=(rows,), width=rows)
     with open(tmp_path / "weights.bin", "wb") as file:
         file.truncate(rows * 4)
     weight = import_model(path).graph.initializers["w"].const_value

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.errors import MoecError
 from moec.ir.text import parse_model
 from moec.passes.base import Report
 from moec.passes.fold_constants import FoldConstants
@@ -47,7 +48,7 @@ def test_running_out_of_memory_is_not_hidden(rewrite, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("moec.ir.interpreter.Evaluator.run", run)
-    with pytest.raises(MemoryError):
+    with pytest.raises(MoecError, match="fold-constants: there is not enough memory"):
         rewrite("(float[T] x) => (float[T] y) <float two = {2}> { s = Neg (two) y = Add (x, s) }", "fold-constants")
 
 

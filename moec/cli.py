@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import moec
+from moec.cli_ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
 from moec.cli_options import (
     Architecture,
     Artifact,
@@ -67,14 +68,30 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: whatever goes wrong is one line on stderr; MOEC_TRACEBACK=1 shows where it went wrong, too."""
+    end_when_interrupted()
+    sys.exit(_main())
+
+
+def _main() -> int:
+    code = None
     try:
         with reporting("moec"):
-            app()  # ends with 2 for wrong usage and 130 when interrupted
+            if sys.stdout is not None:
+                sys.stdout = CheckedOutput(sys.stdout)  # type: ignore[assignment]
+            try:
+                app()  # ends with 2 for wrong usage
+            except SystemExit as end:
+                code = end.code
+            print(end="", flush=True)
     except MoecError as error:
+        if isinstance(error, OutputError) and error.is_closed:
+            return CLOSED
         if os.environ.get("MOEC_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(DEFECT if isinstance(error, DefectError) else BAD_INPUT)
+        with contextlib.suppress(OSError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return DEFECT if isinstance(error, DefectError) else BAD_INPUT
+    return code if isinstance(code, int) else 0
 
 
 @app.callback(invoke_without_command=True)
@@ -143,7 +160,8 @@ def run(
     emulate: Emulate = False,
     architecture: Architecture = None,
 ) -> None:
-    """Run an artifact on the inputs in a file."""
+    """Run an artifact on the inputs in a file. An artifact holds machine code, which nothing confines: run those of
+    people whose programs you would run."""
     from moec import archive
 
     archive.check_arrays_destination(outputs)

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import moec
+from moec.arguments import check_flags, check_kind, check_optional_text, check_path, shown
 from moec.errors import MoecError, reporting
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def compile(
     from moec.runtime.artifact import open_artifact
     from moec.runtime.model import ready
 
+    check_kind("target", target, str, "a string such as 'cpu' or 'cuda:sm_90a'")
+    check_flags(emulate=emulate)
     if target.startswith("hls:"):
         raise MoecError(f"target '{target}' makes projects, not a model to call; write them by moec.compiler.write")
     arguments = (target, passes, example_inputs, dynamic_shapes)
@@ -69,12 +71,13 @@ def compile(
     if output is not None:
         write(model, output, *arguments, **options)
         return ready(open_artifact(output, check_weights=False), emulate=emulate)  # it was written a moment ago
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="moec-"))
+    folder = tempfile.TemporaryDirectory(prefix="moec-", ignore_cleanup_errors=True)
+    path = pathlib.Path(folder.name, "model.moec")
     try:
-        write(model, folder / "model.moec", *arguments, **options)
-        artifact = open_artifact(folder / "model.moec", check_weights=False)
+        write(model, path, *arguments, **options)
+        artifact = open_artifact(path, check_weights=False)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.cleanup()
         raise
     artifact.owns(folder)
     return ready(artifact, emulate=emulate)
@@ -111,7 +114,11 @@ def write(
     from moec.runtime.writer import Context, check_destination, write_artifact
     from moec.sampling import input_limits
 
+    _check_options(target, passes, experts, linears, verify_each, progress)
+    check_path("path", path)
     check_threads(threads)
+    if dump_to is not None:
+        check_path("dump_to", dump_to)
     check_destination(path)
     report, announce = Report(), progress or _silent
     pipeline_passes, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, hls)
@@ -134,6 +141,15 @@ def write(
         remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
         context = Context(moec.__version__, threads, blocks, limits, sizes, stages, remarks, losses, provenance)
         write_artifact(path, programs[0], context, *programs[1:])
+
+
+def _check_options(target: Any, passes: Any, experts: Any, linears: Any, verify_each: Any, progress: Any) -> None:
+    check_kind("target", target, str, "a string such as 'cpu' or 'cuda:sm_90a'")
+    check_kind("passes", passes, str, "a level such as 'O2' or the text of a pipeline")
+    check_optional_text(experts=experts, linears=linears)
+    check_flags(verify_each=verify_each)
+    if progress is not None and not callable(progress):
+        raise MoecError(f"progress is {shown(progress)}; expected a function of one string, or None")
 
 
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Program]:

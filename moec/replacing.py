@@ -38,6 +38,7 @@ _CONTENT, _REPLACED = "content", "replaced"
 _NO_REPLACE, _EXCHANGE = 1, 2
 _HERE = -100  # AT_FDCWD
 _NOT_THERE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
+_unfinished: set[pathlib.Path] = set()
 _SPECIAL = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -114,11 +115,19 @@ def _unfinished_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
     """A new folder, locked while it is in use, and gone afterwards unless something was kept in it."""
     _sweep(parent)
     folder, lock = _locked_folder(parent)
+    _unfinished.add(folder)
     try:
         yield folder
     finally:
         _remove(folder)
+        _unfinished.discard(folder)
         os.close(lock)
+
+
+def abandon_unfinished() -> None:
+    """Remove what this process has not finished, before it ends at once."""
+    for folder in list(_unfinished):
+        _remove(folder)
 
 
 def _remove(folder: pathlib.Path) -> None:

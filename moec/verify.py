@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.arguments import check_kind, check_path
 from moec.errors import MoecError, reporting
 
 if TYPE_CHECKING:
@@ -105,7 +106,14 @@ def verify(
     case that neither reference can run is recorded as such.
     """
     from moec.compiler import import_model
+    from moec.runtime.model import CompiledModel
 
+    check_path("model_path", model_path)
+    check_kind("compiled", compiled, CompiledModel, "a compiled model: what moec.compile and moec.load return")
+    check_kind("inputs", inputs, (Mapping, type(None)), "a mapping of arrays by name, or None")
+    check_kind("tolerance", tolerance, (int, float, type(None)), "a number, or None")
+    if tolerance is not None and not tolerance >= 0:
+        raise MoecError(f"tolerance is {tolerance}; expected a number that is not negative")
     model = import_model(model_path)
     losses = compiled.describe()["losses"]
     if tolerance is None:

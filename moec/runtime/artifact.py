@@ -53,9 +53,9 @@ class Artifact:
     def __init__(self, folder: pathlib.Path, manifest: Manifest, where: str) -> None:
         self.folder, self.manifest, self.where = folder, manifest, where
 
-    def owns(self, folder: pathlib.Path) -> None:
+    def owns(self, folder: tempfile.TemporaryDirectory[str]) -> None:
         """Remove ``folder`` once neither this artifact nor a model or kernel read from it is in use."""
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(self, folder.cleanup)
 
     def path(self, name: str) -> pathlib.Path:
         """The path of a file that the manifest lists."""
@@ -195,7 +195,8 @@ def _unpack(path: pathlib.Path) -> Artifact:
     """Only files the manifest lists are unpacked, and only stored (uncompressed) entries are accepted, so that the
     unpacked size cannot exceed the archive's own."""
     where = str(path)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="moec-"))
+    temporary = tempfile.TemporaryDirectory(prefix="moec-", ignore_cleanup_errors=True)
+    folder = pathlib.Path(temporary.name)
     try:
         with zipfile.ZipFile(path) as archive:
             _unpack_entry(archive, MANIFEST, folder, where)
@@ -203,13 +204,13 @@ def _unpack(path: pathlib.Path) -> Artifact:
             for name in manifest.files:
                 _unpack_entry(archive, name, folder, where)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        temporary.cleanup()
         raise ArtifactError(f"{where}: is neither an artifact's folder nor an intact zip of one ({error})") from error
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        temporary.cleanup()
         raise
     artifact = Artifact(folder, manifest, where)
-    artifact.owns(folder)
+    artifact.owns(temporary)
     return artifact
 
 

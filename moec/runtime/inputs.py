@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moec.arguments import shown
 from moec.errors import InputError
 from moec.runtime.dtypes import dtype_of
 from moec.runtime.manifest import TensorSpec
@@ -31,6 +32,9 @@ class InputCheck:
         Raises InputError naming the input, what was found and what was expected: for missing and unknown names, wrong
         element types, ranks and fixed sizes, and dynamic sizes of one name that differ.
         """
+        if not isinstance(values, (dict, Mapping)):  # the second takes longer to ask
+            listed = ", ".join(map(str, self._specs)) or "none"
+            raise InputError(f"inputs are {shown(values)}; expected a mapping of arrays by name: {listed}")
         if values.keys() != self._names:
             raise self._wrong_names(values)
         sizes: dict[str | int, int] = {**self._fixed}

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 
+from moec.arguments import check_kind
 from moec.errors import MoecError
 
 CPU_INFORMATION = "/proc/cpuinfo"
@@ -75,10 +76,11 @@ def available_cores() -> tuple[int, ...]:
 def check_threads(threads: int | None) -> int:
     """How many threads to run with: at most the available cores, which is also what None stands for.
 
-    Raises MoecError for fewer than one."""
+    Raises MoecError for fewer than one, and for what is no whole number."""
     available = len(available_cores())
     if threads is None:
         return available
+    check_kind("threads", threads, int, f"a whole number, 1 or more, or None (all {available} cores)")
     if threads < 1:
         raise MoecError(f"threads is {threads}; expected 1 or more (this process may use {available} cores)")
     return min(threads, available)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
+from moec.arguments import check_choice, check_flags, check_optional_text, check_path
 from moec.errors import InputError, MoecError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor, Watch
+from moec.runtime.machine import check_threads
 from moec.runtime.manifest import ProgramEntry, TensorSpec
 from moec.runtime.pages import Pages
 from moec.runtime.tuning import is_crossover, read_tuned
@@ -175,6 +177,7 @@ class CompiledModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artifact to a folder, or to one zip when the path ends in ``.zip``. Raises ArtifactError."""
+        check_path("path", path)
         copy_artifact(self._artifact, path)
 
     def describe(self) -> dict[str, Any]:
@@ -206,6 +209,11 @@ def load(
     MoecError for huge pages, a GPU or a compiler that cannot be had; UnsupportedError for graphs of a model that has
     sizes which depend on data, or that does not run on a GPU.
     """
+    check_path("path", path)
+    check_threads(threads)
+    check_choice("pages", pages, get_args(Pages))
+    check_flags(check_weights=check_weights, emulate=emulate, cuda_graphs=cuda_graphs)
+    check_optional_text(architecture=architecture)
     artifact = open_artifact(path, check_weights=check_weights)
     options: dict[str, Any] = {"emulate": emulate, "architecture": architecture, "cuda_graphs": cuda_graphs}
     return ready(artifact, threads=threads, pages=pages, **options)

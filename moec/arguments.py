@@ -1,0 +1,47 @@
+"""Checks of what a caller of the API passes: one line that says what was expected and what was found."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from moec.errors import MoecError
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: short, with its type."""
+    text = repr(value) if isinstance(value, (str, int, float, bytes, bool)) else ""
+    return f"{text} of type {type(value).__name__}" if 0 < len(text) <= 60 else f"of type {type(value).__name__}"
+
+
+def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Raise MoecError unless the value is of one of ``kinds``; a bool is no number."""
+    allowed = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise MoecError(f"{name} is {shown(value)}; expected {expected}")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raise MoecError unless the value is a path of text that a file system can have."""
+    check_kind(name, value, (str, os.PathLike), "a path: a string or a pathlib.Path")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise MoecError(f"{name} is {text!r}; expected a path of text, not empty and without null characters")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise MoecError unless the value is one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise MoecError(f"{name} is {shown(value)}; expected one of {', '.join(map(repr, choices))}")
+
+
+def check_optional_text(**values: Any) -> None:
+    """Raise MoecError unless each value is a string or None."""
+    for name, value in values.items():
+        check_kind(name, value, (str, type(None)), "a string or None")
+
+
+def check_flags(**values: Any) -> None:
+    """Raise MoecError unless each value is True or False."""
+    for name, value in values.items():
+        check_kind(name, value, bool, "True or False")

@@ -1,0 +1,85 @@
+"""How the command line ends when somebody interrupts it, or closes or fills what it prints to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from moec.errors import MoecError
+from moec.replacing import abandon_unfinished
+
+INTERRUPTED, CLOSED = 130, 141
+"""What shells report of a program that SIGINT and SIGPIPE end."""
+_GRACE = 0.6
+"""Seconds that an interrupted program has to tidy up."""
+
+
+class OutputError(MoecError):
+    """Standard output takes no more. ``is_closed``: nobody reads it."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: {error.strerror or error}")
+        self.is_closed = error.errno == errno.EPIPE
+
+
+def end_when_interrupted() -> None:
+    """From now on, Ctrl-C ends the process at once with :data:`INTERRUPTED`, and takes half-written files and temporary
+    folders with it. Only for the main thread of a program of its own.
+
+    A thread does that: Python's own way waits for the library that is at work, and an exception that then comes out of
+    a callback ends some of them by an abort.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of programs in the background
+        return
+    heard, said = os.pipe()
+    os.set_blocking(said, False)
+    signal.set_wakeup_fd(said, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, lambda _signal, _frame: None)
+
+    def wait() -> None:
+        while os.read(heard, 1) != bytes([signal.SIGINT]):
+            pass
+        tidying = threading.Thread(target=_tidy, daemon=True)
+        tidying.start()
+        tidying.join(_GRACE)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=wait, name="moec-interrupt", daemon=True).start()
+
+
+def _tidy() -> None:
+    abandon_unfinished()
+    weakref.finalize._exitfunc()  # type: ignore[attr-defined]  # temporary folders
+
+
+class CheckedOutput:
+    """Standard output whose errors are MoecErrors, which no library takes for its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._explained():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._explained():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # what is left goes there, when the process ends
+            os.dup2(nowhere, self._stream.fileno())
+            raise OutputError(error) from error

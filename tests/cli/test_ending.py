@@ -1,0 +1,112 @@
+"""How commands end when their output is closed or full, and when they are interrupted."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import moec
+from moec.runtime.artifact import open_artifact
+
+PRODUCTS = 6
+CALL = [sys.executable, "-c", "from moec.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """model.onnx of some products, which takes a while to compile; model.moec of the same; inputs.npz."""
+    folder = tmp_path_factory.mktemp("ending")
+    generator = np.random.default_rng(0)
+    weights = [generator.standard_normal((40 + n, 41 + n)).astype(np.float32) / 8 for n in range(PRODUCTS)]
+    nodes = [helper.make_node("MatMul", [f"x{n}", f"w{n}"], [f"x{n + 1}"]) for n in range(len(weights))]
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["n", 40])],
+        [helper.make_tensor_value_info(f"x{PRODUCTS}", TensorProto.FLOAT, ["n", 40 + PRODUCTS])],
+        [onnx.numpy_helper.from_array(weight, f"w{n}") for n, weight in enumerate(weights)],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "model.onnx"
+    )
+    moec.compile(folder / "model.onnx", output=folder / "model.moec", passes="O1")
+    np.savez(folder / "inputs.npz", x0=np.ones((200_000, 40), np.float32))
+    return folder
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(folder):
+    with subprocess.Popen(
+        [*CALL, "inspect", str(folder / "model.moec"), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device to write to")
+@pytest.mark.parametrize("command", [("pipeline", "-O2"), ("inspect", "model.moec", "--json"), ("--help",)])
+def test_a_full_device_is_one_line(folder, command):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*CALL, *command], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
+    assert done.stderr == "error: standard output: No space left on device\n"
+    assert done.returncode == 2
+
+
+def test_no_output_at_all_is_fine():
+    done = subprocess.run(f"{sys.executable} -c 'from moec.cli import main; main()' pipeline -O1 >&-", shell=True)
+    assert done.returncode == 0
+
+
+COMMANDS = [
+    ["compile", "model.onnx", "-o", "new.moec"],
+    ["compile", "model.onnx", "-o", "old.moec"],
+    ["compile", "model.onnx", "-o", "new.zip"],
+    ["verify", "model.onnx"],
+    ["bench", "old.moec", "--inputs", "inputs.npz"],
+    ["run", "old.moec", "--inputs", "inputs.npz", "--outputs", "new.npz"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS[:1])
+@pytest.mark.parametrize("seconds", [1.5])
+def test_an_interrupted_command_ends_at_once(folder, tmp_path, command, seconds):
+    check_interrupt(folder, tmp_path, command, seconds)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command))
+@pytest.mark.parametrize("seconds", [1, 1.5, 2, 2.5, 3, 4])
+def test_every_command_ends_at_once_wherever_it_is(folder, tmp_path, command, seconds):
+    check_interrupt(folder, tmp_path, command, seconds)
+
+
+def check_interrupt(folder: pathlib.Path, tmp_path: pathlib.Path, command: list[str], seconds: float) -> None:
+    for name in ("model.onnx", "inputs.npz"):
+        (tmp_path / name).symlink_to(folder / name)
+    moec.load(folder / "model.moec").save(tmp_path / "old.moec")
+    before = sorted(os.listdir(tmp_path))
+    with subprocess.Popen(
+        [*CALL, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        time.sleep(seconds)
+        if process.poll() is not None:
+            pytest.skip("it ended before it was interrupted")
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=20)
+    open_artifact(tmp_path / "old.moec")
+    if process.returncode in (0, -signal.SIGINT) and not said:
+        pytest.skip("it was ending when it was interrupted")
+    assert (process.returncode, printed, said) == (130, "", "")
+    assert time.monotonic() - start < 1.5  # a second, on a machine with nothing else to do
+    assert sorted(os.listdir(tmp_path)) == before

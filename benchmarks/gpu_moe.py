@@ -28,8 +28,8 @@ from moec.errors import MoecError
 from moec.roofline import Roofline
 from moec.runtime.driver import open_driver
 from moec.runtime.gpu import best_binary
+from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.roofline import measure_roofline
-from moec.targets.cuda.target import ARCHITECTURES
 
 if TYPE_CHECKING:
     from gpu_contestants import Contestant
@@ -140,7 +140,7 @@ def built(weights: Any, arguments: argparse.Namespace, say: Callable[[str], None
     """Those that can take part, by name."""
     from gpu_contestants import CONTESTANTS
 
-    target = f"cuda:{best_binary(list(ARCHITECTURES), open_driver().gpus()[0].capability, 'moec')}"
+    target = f"cuda:{best_binary(list(LIMITS), open_driver().gpus()[0].capability, 'moec')}"
     contestants = {}
     for name in arguments.contestants or CONTESTANTS:
         try:

@@ -16,12 +16,12 @@ def device_of(artifact: Artifact, *, emulate: bool = False, architecture: str | 
     """None for the processor. ``architecture``: of the program to run, where the artifact has several; by default the
     best for the GPU, or the newest where it is emulated. Raises MoecError for a device that is not there, for a target
     without emulator, and for an architecture that the artifact has no program for."""
-    artifact.program(architecture)
+    program = artifact.program(architecture)
     kind = artifact.manifest.target.partition(":")[0]
     if emulate:
         if kind not in _EMULATORS:
             raise MoecError(f"{artifact.where}: is compiled for {artifact.manifest.target}, which needs no emulation")
-        device: Device = importlib.import_module(_EMULATORS[kind]).emulated_device(architecture)
+        device: Device = importlib.import_module(_EMULATORS[kind]).emulated_device(program.architecture)
         return device
     if kind != "cuda":
         return None

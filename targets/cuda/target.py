@@ -10,9 +10,9 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.roofline import Roofline
 from moec.targets.base import Program
+from moec.targets.cuda.architectures import LIMITS
 from moec.targets.tvm.heavy import HeavyConverter
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a")
 _HOST = {"kind": "llvm", "mcpu": "x86-64"}
 _DEFAULT = "sm_80"
 
@@ -40,9 +40,9 @@ class CudaTarget:
     def create(name: str) -> CudaTarget:
         """From ``cuda`` (compute capability 8.0 and up), ``cuda:sm_90a``, ... Raises UnsupportedError for another."""
         architecture = name.partition(":")[2] or _DEFAULT
-        if architecture not in ARCHITECTURES:
+        if architecture not in LIMITS:
             raise UnsupportedError(
-                f"target '{name}': {architecture!r} is not supported; expected one of {', '.join(ARCHITECTURES)}"
+                f"target '{name}': {architecture!r} is not supported; expected one of {', '.join(LIMITS)}"
             )
         return CudaTarget(name, architecture)
 

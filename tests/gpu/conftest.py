@@ -17,7 +17,7 @@ import pytest
 from moec.errors import MoecError
 from moec.runtime.driver import open_driver
 from moec.runtime.gpu import best_binary
-from moec.targets.cuda.target import ARCHITECTURES
+from moec.targets.cuda.architectures import LIMITS
 
 EXPERTS, WIDTH, HIDDEN = 8, 256, 128
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -34,7 +34,7 @@ def obstacle() -> str | None:
         gpus = open_driver().gpus()
         if not gpus:
             return "the driver finds no GPU"
-        best_binary(list(ARCHITECTURES), gpus[0].capability, "moec")
+        best_binary(list(LIMITS), gpus[0].capability, "moec")
     except MoecError as error:
         return str(error)
     return None
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def target() -> str:
-    best = best_binary(list(ARCHITECTURES), open_driver().gpus()[0].capability, "moec")
+    best = best_binary(list(LIMITS), open_driver().gpus()[0].capability, "moec")
     return f"cuda:{best}"
 
 

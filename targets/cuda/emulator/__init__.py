@@ -4,9 +4,11 @@ A source is compiled by g++. Every CUDA thread is a stack of its own; the thread
 thread, from wait to wait. PTX instructions, barriers and asynchronous copies are C++ models in ``include/emulator``;
 ``models`` says which instruction is which. One without a model is refused when a library is built.
 
-What is found beside wrong numbers: accesses outside of shared memory, reads of bytes that a copy is still bringing,
-copies over bytes that a product still reads, writes that were not published to the asynchronous proxy, divergence in
-instructions of a warp, deadlocks, launches that a driver would refuse; and, where accesses are watched, races.
+What is found beside wrong numbers: accesses outside of shared memory, or at addresses that are no multiple of their
+size; reads of bytes that a copy is still bringing, copies over bytes that a product still reads, writes and barriers
+that were not published to the asynchronous proxy; divergence in instructions of a warp, deadlocks, registers that no
+warp group gives back; launches that a driver for the architecture would refuse; assembly that hides from nvcc what it
+does; and, where accesses are watched, races between threads in shared memory and between blocks in global memory.
 
 What is not emulated: clusters of blocks, and blocks that wait for one another.
 """
@@ -14,6 +16,6 @@ What is not emulated: clusters of blocks, and blocks that wait for one another.
 from __future__ import annotations
 
 from moec.targets.cuda.emulator.launch import Launch
-from moec.targets.cuda.emulator.library import emulated_library
+from moec.targets.cuda.emulator.library import emulated_library, watch_arrays
 
-__all__ = ["Launch", "emulated_library"]
+__all__ = ["Launch", "emulated_library", "watch_arrays"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from moec.runtime.device import Gpu
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.targets.cuda.emulator.launch import Launch
-from moec.targets.cuda.emulator.library import emulated_library
+from moec.targets.cuda.emulator.library import NEWEST, emulated_library
 from moec.targets.cuda.emulator.tensor_map import encode_tensor_map
 
 _DEVICE_API, _HOST_API = "device_api.cuda", "device_api.cpu"
@@ -16,8 +17,8 @@ _ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 
 
 def emulated_device(architecture: str | None = None) -> Gpu:
-    """A GPU whose memory is the host's and whose kernels are emulated. ``architecture``: of the program to run, where
-    an artifact has several.
+    """A GPU whose memory is the host's and whose kernels are emulated. ``architecture``: of the program to run, whose
+    limits hold; by default the newest.
 
     It takes the place of a GPU for the whole process. Raises UnsupportedError and MoecError as
     :func:`~moec.targets.cuda.emulator.library.emulated_library`, when a program is loaded.
@@ -26,9 +27,10 @@ def emulated_device(architecture: str | None = None) -> Gpu:
     host = ffi.get_global_func(_HOST_API)()
     ffi.register_global_func(_DEVICE_API, lambda: host, override=True)
     ffi.register_global_func(_ENCODE_TENSOR_MAP, encode_tensor_map, override=True)
-    return Gpu(_load, architecture=architecture)
+    return Gpu(functools.partial(_load, architecture or NEWEST), architecture=architecture)
 
 
-def _load(module: DeviceModule) -> Any:
+def _load(architecture: str, module: DeviceModule) -> Any:
     launches = [Launch(kernel.name, kernel.launch) for kernel in module.kernels]
-    return load_ffi().load_module(str(emulated_library(module.code.decode(), launches)))
+    library = emulated_library(module.code.decode(), launches, architecture=architecture)
+    return load_ffi().load_module(str(library))

@@ -41,7 +41,7 @@ extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_{name}(
   return emulator::call("{name}", [=] {{
     emulator::expect_count(count, {count + len(tags)});
     static const emulator::Kernel kernel = {{"{name}", run_{name}, {kernel.most_threads}, {kernel.shared_bytes},
-                                            {kernel.red_zones}}};
+                                            {kernel.pool_alignment}, {kernel.red_zones}}};
     const {name}_arguments arguments = {{{unpacked}}};
     emulator::launch(kernel, emulator::shape_of({{{listed}}}, values + {count}), &arguments);
   }});

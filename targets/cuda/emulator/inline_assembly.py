@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from moec.errors import UnsupportedError
 
-_STATEMENT = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
+_STATEMENT = re.compile(r"\b(?:asm|__asm__)\s*(volatile|__volatile__)?\s*\(")
 _SEMICOLON = re.compile(r"\s*;")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _CONSTRAINT = re.compile(r'\s*"[=+]?\w+"\s*\(')
@@ -23,6 +23,10 @@ class InlineAssembly:
     """The PTX, with line ends instead of escapes."""
     operands: tuple[str, ...]
     """The C++ expression of each operand, outputs first: number ``n`` is ``%n`` in the text."""
+    volatile: bool
+    """Whether it is said to be: the compiler then neither drops, repeats nor exchanges it with others that are."""
+    orders_memory: bool
+    """Whether "memory" is among its clobbers: no access to memory may then move past it."""
     begin: int
     end: int
     """Where the statement lies in the source, from ``asm`` to behind its semicolon."""
@@ -36,7 +40,8 @@ def find_inline_assembly(source: str) -> Iterator[InlineAssembly]:
         text, *lists = _sections(source[found.end() : end])
         operands = [operand for section in lists[:2] for operand in _operands(section)]
         position = _behind(source, end + 1)
-        yield InlineAssembly(_unquoted(text), tuple(operands), found.start(), position)
+        orders = len(lists) > 2 and '"memory"' in lists[2]
+        yield InlineAssembly(_unquoted(text), tuple(operands), bool(found[1]), orders, found.start(), position)
 
 
 def _behind(source: str, position: int) -> int:

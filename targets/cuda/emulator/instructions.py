@@ -5,26 +5,39 @@ An instruction without a model cannot be emulated, and is refused when a library
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable
 from typing import Any
 
-from moec.errors import UnsupportedError
+from moec.errors import MoecError, UnsupportedError
+from moec.targets.cuda.emulator.inline_assembly import InlineAssembly
 from moec.targets.cuda.emulator.ptx import Instruction, Label, Operand, Registers, Statement, parse
 
 Model = Callable[..., str]
 """From the match of the opcode and the operands, in C++, to a C++ statement without its semicolon."""
 
-_MODELS: list[tuple[re.Pattern[str], Model]] = []
+
+class Effect(enum.IntEnum):
+    """What an instruction does beside giving results, of which only the words of its ``asm`` tell a compiler."""
+
+    NONE = 0
+    ORDER = 1
+    """It must run once, in its place among others: ``asm volatile``."""
+    MEMORY = 2
+    """It also reads or writes memory, or orders accesses to it: ``"memory"`` is among the clobbers."""
+
+
+_MODELS: list[tuple[re.Pattern[str], Model, Effect]] = []
 _TYPES = {"pred": "bool", "f32": "float", "f64": "double", "b64": "uint64_t", "u64": "uint64_t", "s64": "int64_t"}
 _NUMBERED = re.compile(r"%(\d+)")
 
 
-def model(opcode: str) -> Callable[[Model], Model]:
-    """Says that a function models the instructions whose whole opcode matches the pattern."""
+def model(opcode: str, effect: Effect = Effect.NONE) -> Callable[[Model], Model]:
+    """Says that a function models the instructions whose whole opcode matches the pattern, and what they do beside."""
 
     def register(function: Model) -> Model:
-        _MODELS.append((re.compile(opcode), function))
+        _MODELS.append((re.compile(opcode), function, effect))
         return function
 
     return register
@@ -40,11 +53,15 @@ def addresses(values: Operand) -> str:
     return "{" + ", ".join(f"&{value}" for value in values) + "}"
 
 
-def to_cpp(text: str, operands: tuple[str, ...]) -> str:
-    """C++ statements that do what a PTX text does. Raises UnsupportedError for an instruction without a model."""
-    statements = parse(text)
+def to_cpp(assembly: InlineAssembly) -> str:
+    """C++ statements that do what the PTX of an ``asm`` statement does. Raises UnsupportedError for an instruction
+    without a model, MoecError for one of whose effects the statement does not tell the compiler."""
+    statements = parse(assembly.text)
+    for statement in statements:
+        if isinstance(statement, Instruction):
+            _expect_effect_told(statement.opcode, assembly)
     registers = {name for statement in statements if isinstance(statement, Registers) for name in statement.names}
-    translated = [_statement(statement, operands, registers) for statement in statements]
+    translated = [_statement(statement, assembly.operands, registers) for statement in statements]
     return "{ " + " ".join(translated) + " }" if translated else ";"
 
 
@@ -62,13 +79,29 @@ def _statement(statement: Statement, operands: tuple[str, ...], registers: set[s
 
 def _instruction(instruction: Instruction, operands: tuple[str, ...], registers: set[str]) -> str:
     values = [_value(operand, operands, registers) for operand in instruction.operands]
-    for pattern, function in _MODELS:
-        if match := pattern.fullmatch(instruction.opcode):
-            return function(match, *values)
+    match, function, _ = _model_of(instruction.opcode)
+    return function(match, *values)
+
+
+def _model_of(opcode: str) -> tuple[re.Match[str], Model, Effect]:
+    for pattern, function, effect in _MODELS:
+        if match := pattern.fullmatch(opcode):
+            return match, function, effect
     raise UnsupportedError(
-        f"PTX instruction {instruction.opcode}: the CUDA emulator has no model of it; "
+        f"PTX instruction {opcode}: the CUDA emulator has no model of it; "
         "expected an instruction of moec.targets.cuda.emulator.models; write a model, or run this kernel on a GPU"
     )
+
+
+def _expect_effect_told(opcode: str, assembly: InlineAssembly) -> None:
+    """g++ translates models, which it sees through; nvcc knows of an instruction only what the statement says."""
+    _, _, effect = _model_of(opcode)
+    if effect >= Effect.ORDER and not assembly.volatile:
+        raise MoecError(f"inline assembly {opcode}: is not volatile; nvcc may drop or move it; write asm volatile")
+    if effect >= Effect.MEMORY and not assembly.orders_memory:
+        raise MoecError(
+            f'inline assembly {opcode}: does not clobber "memory"; nvcc may move accesses past it; add the clobber'
+        )
 
 
 def _register(name: str) -> str:

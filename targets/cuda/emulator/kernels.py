@@ -16,8 +16,10 @@ _STATIC_ARRAY = re.compile(
     r"(?<!extern )__shared__\s+((?:alignas|__align__)\s*\(\d+\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*((?:\[[^\]]+\])+)\s*;"
 )
 _POOL = re.compile(
-    r"extern __shared__\s+(?:(?:alignas|__align__)\s*\(\d+\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*\[\s*\]\s*;"
+    r"extern __shared__\s+(?:(?:alignas|__align__)\s*\((\d+)\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*\[\s*\]\s*;"
 )
+_LEAST_ALIGNMENT = 16
+"""Of a pool that declares none."""
 _RED_ZONE_BYTES = 64
 
 
@@ -43,6 +45,8 @@ class KernelSource:
     most_threads: int
     """As ``__launch_bounds__`` says; 0 where it says nothing."""
     arrays: tuple[StaticArray, ...]
+    pool_alignment: int
+    """Of the memory that is asked for at the launch, as declared."""
     begin: int
     end: int
     """Where the definition lies in the source, up to the next one."""
@@ -92,9 +96,21 @@ def find_kernels(source: str) -> list[KernelSource]:
         )
         most_threads = int(bounds[1]) if bounds else 0
         kernels.append(
-            KernelSource(name, tuple(_parameters(parameters)), most_threads, tuple(arrays), match.start(), end)
+            KernelSource(
+                name,
+                tuple(_parameters(parameters)),
+                most_threads,
+                tuple(arrays),
+                max(_pool_alignments(source[match.end() : end]), default=_LEAST_ALIGNMENT),
+                match.start(),
+                end,
+            )
         )
     return kernels
+
+
+def _pool_alignments(text: str) -> list[int]:
+    return [int(pool[1]) for pool in _POOL.finditer(text) if pool[1]]
 
 
 def place_shared_memory(source: str, kernels: list[KernelSource]) -> str:
@@ -117,7 +133,7 @@ def _bind_arrays(source: str, kernel: KernelSource) -> str:
 
 
 def _bind_pool(source: str) -> str:
-    return _POOL.sub(r"\1* \2 = reinterpret_cast<\1*>(emulator::dynamic_pool());", source)
+    return _POOL.sub(r"\2* \3 = reinterpret_cast<\2*>(emulator::dynamic_pool());", source)
 
 
 def _parameters(text: str) -> list[tuple[str, str]]:

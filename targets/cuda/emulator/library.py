@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -12,16 +14,19 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
 
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.machine import cpu_features, cpu_name
 from moec.targets.build_cache import cached
+from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.emulator.entry_points import entry_point
 from moec.targets.cuda.emulator.kernels import find_kernels, place_shared_memory
 from moec.targets.cuda.emulator.launch import Launch
 from moec.targets.cuda.emulator.translate import translate_assembly
+
+NEWEST = tuple(LIMITS)[-1]
 
 Completion = Literal["latest", "earliest", "late copies", "late products"]
 """When asynchronous copies and products can be seen; the last two have the other kind complete early."""
@@ -43,6 +48,8 @@ _POISON = "-ftrivial-auto-var-init=pattern"
 """Variables that a kernel does not initialise hold nonsense, not what happens to be there. Since g++ 12."""
 _WATCH = ("-DEMULATOR_WATCH", "-fsanitize=thread")
 """The compiler calls ThreadSanitizer's functions; the emulator has its own of these names."""
+_ALIGNED = "-fsanitize=alignment"
+"""The compiler calls a function of UBSan's where an address is no multiple of what a type asks for; see _WATCH."""
 _UNKNOWN_NAME = re.compile(r"error: '?([\w:]+)'? (?:was not declared|has not been declared|does not name a type)")
 _ERROR = re.compile(r"(?:error: |undefined reference to )(.*)")
 
@@ -54,6 +61,7 @@ def emulated_library(
     completion: Completion = "latest",
     first_thread: int = 0,
     watch: bool = False,
+    architecture: str = NEWEST,
 ) -> pathlib.Path:
     """A shared library that exports every kernel under TVM FFI's C ABI as ``__tvm_ffi_<name>``.
 
@@ -61,24 +69,36 @@ def emulated_library(
     those of TVM's CUDA module do. ``completion``: when asynchronous copies and products can be seen, at the latest or
     the earliest moment that the hardware allows. Blocks start with ``first_thread``. A kernel whose result depends on
     either lacks a barrier or a wait. ``watch``: every load and store to shared memory is watched, slowly, and two
-    threads' accesses without a barrier between them are an error. Libraries are kept in the user's cache.
+    threads' accesses without a barrier between them are an error; so are those of two blocks to the arrays that
+    :func:`watch_arrays` was given. ``architecture``: whose limits of shared memory hold. Libraries are kept in the
+    user's cache.
 
     Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++ and for a
     completion or launch that is not known.
     """
     if completion not in get_args(Completion):
         raise MoecError(f"completion {completion!r}: expected one of {', '.join(get_args(Completion))}")
+    if architecture not in LIMITS:
+        raise MoecError(f"architecture {architecture!r}: its limits are not known; expected one of {', '.join(LIMITS)}")
     translated = emulation_source(source, launches)
     compiler = _compiler()
     options = [
         *_options_of(compiler),
+        _ALIGNED,
         *_includes(),
         f"-DEMULATOR_FIRST_THREAD={first_thread}",
+        f"-DEMULATOR_SHARED_LIMIT={LIMITS[architecture].shared_bytes}",
         *(_WATCH if watch else ()),
     ]
     options += [f"-D{macro}" for macro, late in _EARLY.items() if completion not in late]
     name = f"{_key(translated, options)}.so"
     return cached("emulator", name, lambda path: _compile(translated, [compiler, *options], path))
+
+
+def watch_arrays(library: Any, arrays: Iterable[tuple[int, int]]) -> None:
+    """Have a loaded library that watches hold blocks apart in these arrays, given by address and bytes, and no others:
+    what one block writes no other may read or write in the same launch, but by atomic operations."""
+    library["watch_arrays"](*itertools.chain.from_iterable((ctypes.c_void_p(at), size) for at, size in arrays))
 
 
 def emulation_source(source: str, launches: Sequence[Launch]) -> str:

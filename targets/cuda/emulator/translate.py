@@ -11,6 +11,6 @@ def translate_assembly(source: str) -> str:
     """The source in C++ alone. Raises UnsupportedError for an instruction without a model."""
     parts, position = [], 0
     for assembly in find_inline_assembly(source):
-        parts += [source[position : assembly.begin], to_cpp(assembly.text, assembly.operands)]
+        parts += [source[position : assembly.begin], to_cpp(assembly)]
         position = assembly.end
     return "".join([*parts, source[position:]])

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
-from tvm.backend.cuda.lang import MBarrier, PipelineState, SMEMPool, TMABar
+from tvm.backend.cuda.lang import MBarrier, PipelineState, TMABar
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
@@ -26,6 +26,7 @@ from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, line
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, MMA_ROWS, PIECE, Tile, TileShape
+from moec.targets.cuda.kernels.swizzled_pool import SWIZZLE_ALIGNMENT, SwizzledPool
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 """The function of the runtime that describes a matrix to the accelerator before the kernel is launched."""
@@ -224,9 +225,9 @@ def _compute(problem, epilogue, operands, matrix_map):
     tiles = T.meta_var(problem.columns // columns)
     index = T.cta_id([T.max(operands.blocks, 1) * tiles])
     thread = T.thread_id([GROUP + problem.block_rows // _GROUP_ROWS * GROUP])
-    pool = SMEMPool()
-    row_panels = pool.alloc((_STAGES, problem.block_rows, DEPTH), problem.dtype, align=1024)
-    column_panels = pool.alloc((_STAGES, columns, DEPTH), problem.dtype, align=1024)
+    pool = SwizzledPool()
+    row_panels = pool.alloc((_STAGES, problem.block_rows, DEPTH), problem.dtype, align=SWIZZLE_ALIGNMENT)
+    column_panels = pool.alloc((_STAGES, columns, DEPTH), problem.dtype, align=SWIZZLE_ALIGNMENT)
     full = TMABar(pool, _STAGES)
     empty = MBarrier(pool, _STAGES, phase_offset=1)
     pool.commit()

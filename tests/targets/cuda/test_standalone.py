@@ -38,7 +38,8 @@ def for_emulator(source: str) -> str:
 
     def launched(match: re.Match[str]) -> str:
         kernel = kernels[match["kernel"]]
-        facts = f'{{"{kernel.name}", nullptr, {kernel.most_threads}, {kernel.shared_bytes}, {kernel.red_zones}}}'
+        facts = f'{{"{kernel.name}", nullptr, {kernel.most_threads}, {kernel.shared_bytes}, {kernel.pool_alignment}, '
+        facts += f"{kernel.red_zones}}}"
         return f"emulated_launch<{kernel.name}>({kernel.name}, {facts}, {match['how']}, "
 
     return LAUNCH.sub(launched, library.emulation_source(source, []))

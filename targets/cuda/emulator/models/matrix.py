@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from re import Match
 
-from moec.targets.cuda.emulator.instructions import Operand, addresses, braced, model
+from moec.targets.cuda.emulator.instructions import Effect, Operand, addresses, braced, model
 
 _FORMATS = {"f16": "Float16", "bf16": "BFloat16", "tf32": "TensorFloat32", "s8": "Int8", "u8": "UInt8"}
 
@@ -16,13 +16,13 @@ def _multiply(match: Match[str], d: Operand, a: Operand, b: Operand, c: Operand)
     return f"emulator::mma<emulator::{name}, {match[1]}>({argument})"
 
 
-@model(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16")
+@model(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", Effect.MEMORY)
 def _load_tiles(match: Match[str], registers: Operand, address: str) -> str:
     transposed = "true" if match[2] else "false"
     return f"emulator::ldmatrix<{match[1]}, {transposed}>({addresses(registers)}, {address})"
 
 
-@model(r"stmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16")
+@model(r"stmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", Effect.MEMORY)
 def _store_tiles(match: Match[str], address: str, registers: Operand) -> str:
     transposed = "true" if match[2] else "false"
     return f"emulator::stmatrix<{match[1]}, {transposed}>({address}, {braced(registers)})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from re import Match
 
-from moec.targets.cuda.emulator.instructions import Operand, model
+from moec.targets.cuda.emulator.instructions import Effect, Operand, model
 
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
@@ -56,24 +56,25 @@ def _approximate(match: Match[str], result: str, value: str) -> str:
     return f"{result} = {function[match[1]]}({value})"
 
 
-@model(r"bar\.sync|barrier\.sync(?:\.aligned)?|barrier\.cta\.sync(?:\.aligned)?")
+@model(r"bar\.sync|barrier\.sync(?:\.aligned)?|barrier\.cta\.sync(?:\.aligned)?", Effect.MEMORY)
 def _synchronize(match: Match[str], number: str, count: Operand = "0") -> str:
     return f"emulator::synchronize({number}, {count})"
 
 
-@model(r"bar\.arrive|barrier\.arrive(?:\.aligned)?|barrier\.cta\.arrive(?:\.aligned)?")
+@model(r"bar\.arrive|barrier\.arrive(?:\.aligned)?|barrier\.cta\.arrive(?:\.aligned)?", Effect.MEMORY)
 def _arrive(match: Match[str], number: str, count: str) -> str:
     return f"emulator::arrive_only({number}, {count})"
 
 
-@model(r"elect\.sync")
+@model(r"elect\.sync", Effect.ORDER)
 def _elect(match: Match[str], chosen: Operand, mask: str) -> str:
     lane, predicate = chosen
     leader = "" if lane == "_" else f"{lane} = __builtin_ctz({mask}), "
     return f"{leader}{predicate} = emulator::elect({mask})"
 
 
-@model(r"fence\.(?:acq_rel|sc)\.\w+|membar\.\w+|griddepcontrol\.\w+|setmaxnreg\.\w+\.sync\.aligned\.u32|prefetch\.\S+")
+@model(r"fence\.(?:acq_rel|sc)\.\w+|membar\.\w+|griddepcontrol\.\w+", Effect.MEMORY)
+@model(r"prefetch\.\S+", Effect.ORDER)
 def _nothing_to_compute(match: Match[str], *operands: Operand) -> str:
-    """The order of accesses, registers and caches: nothing that the emulator keeps apart."""
+    """The order of accesses, and caches: nothing that the emulator keeps apart."""
     return ""

@@ -5,6 +5,9 @@ __forceinline__ __device__ unsigned shared_address(const void* pointer) { return
 __forceinline__ __device__ void init(void* barrier, unsigned count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(shared_address(barrier)), "r"(count) : "memory");
 }
+__forceinline__ __device__ void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
+}
 __forceinline__ __device__ void arrive(void* barrier, unsigned count) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" : : "r"(shared_address(barrier)), "r"(count) : "memory");
 }

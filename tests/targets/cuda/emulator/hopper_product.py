@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(256) product(
   int thread = threadIdx.x % 128;
   if (threadIdx.x == 0)
     for (int i = 0; i < {STAGES}; ++i) {{ init(&full[i], 129); init(&empty[i], 1); }}
-  asm volatile("fence.mbarrier_init.release.cluster;");
+  publish_barriers();
   __syncthreads();
   int stage = 0, phase = 0;
   if (threadIdx.x < 128) {{
@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) product(
     alignas(64) float sums_ptr[{SUMS}];
     for (int panel = 0; panel < {PANELS}; ++panel) {{
       wait(&full[stage], phase);
-      asm volatile("wgmma.fence.sync.aligned;");
+      asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
       for (int step = 0; step < 4; ++step) {{
         int adds = panel + step > 0;
         asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{SUMS + 2}, 0; "
@@ -93,11 +93,11 @@ extern "C" __global__ void __launch_bounds__(256) product(
             "l"(descriptor(w_panels + stage * {COLUMNS * DEPTH}) + step * 2), "r"(adds));
       }}
       asm volatile("wgmma.commit_group.sync.aligned;");
-      asm volatile("wgmma.wait_group.sync.aligned 1;");
+      asm volatile("wgmma.wait_group.sync.aligned 1;" : : : "memory");
       if (panel > 0 && thread == 0) arrive(&empty[(stage + {STAGES - 1}) % {STAGES}], 1);
       if (++stage == {STAGES}) {{ stage = 0; phase ^= 1; }}
     }}
-    asm volatile("wgmma.wait_group.sync.aligned 0;");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
     for (int i = 0; i < {SUMS}; ++i) {{
       int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
       y[row * {COLUMNS} + column] = sums_ptr[i];

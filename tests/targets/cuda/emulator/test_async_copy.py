@@ -18,18 +18,18 @@ extern "C" __global__ void two_groups(float* values, float* results) {
   asm volatile("cp.async.commit_group;");
   COPY(&second_ptr[at], values + 128 + at, 8);
   asm volatile("cp.async.commit_group;");
-  asm volatile("cp.async.wait_group 1;");
+  asm volatile("cp.async.wait_group 1;" : : : "memory");
   for (int i = 0; i < 4; ++i) { results[at + i] = first_ptr[at + i]; results[128 + at + i] = second_ptr[at + i]; }
-  asm volatile("cp.async.wait_group 0;");
+  asm volatile("cp.async.wait_group 0;" : : : "memory");
   for (int i = 0; i < 4; ++i) results[256 + at + i] = second_ptr[at + i];
 }
 extern "C" __global__ void not_committed(float* values, float* results) {
   __shared__ alignas(64) float first_ptr[128];
   int at = threadIdx.x * 4;
   COPY(&first_ptr[at], values + at, 16);
-  asm volatile("cp.async.wait_group 0;");
+  asm volatile("cp.async.wait_group 0;" : : : "memory");
   results[at] = first_ptr[at];
-  asm volatile("cp.async.wait_all;");
+  asm volatile("cp.async.wait_all;" : : : "memory");
   results[at + 1] = first_ptr[at + 1];
 }
 extern "C" __global__ void misaligned(float* values) {

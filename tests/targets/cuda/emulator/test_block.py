@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .emulated import load
+from moec.errors import MoecError
+
+from .emulated import load, load_one
 
 SOURCE = """
 extern "C" __global__ void reverse(float* values) {
@@ -25,7 +27,7 @@ extern "C" __global__ void half_of_the_block(int* results) {
   __syncthreads();
   if (threadIdx.x >= 64) {
     atomicAdd(sum_ptr, 1);
-    asm volatile("bar.sync %0, %1;" : : "r"(3), "r"(64));
+    asm volatile("bar.sync %0, %1;" : : "r"(3), "r"(64) : "memory");
     results[threadIdx.x - 64] = sum_ptr[0];
   }
 }
@@ -66,13 +68,17 @@ extern "C" __global__ void large_frame(int* results) {
   results[threadIdx.x] = local[39999 - threadIdx.x];
 }
 extern "C" __global__ void divide(int* results) { results[0] = 7 / results[0]; }
+extern "C" __global__ void load_float(float* values, float* results) { results[0] = values[0]; }
+extern "C" __global__ void load_float2(float* values, float* results) { *(float2*)results = *(float2*)values; }
+extern "C" __global__ void load_float4(float* values, float* results) { *(float4*)results = *(float4*)values; }
 extern "C" __global__ void stuck(int* results) {
-  if (threadIdx.x < 32) asm volatile("bar.sync 1, 64;");
+  if (threadIdx.x < 32) asm volatile("bar.sync 1, 64;" : : : "memory");
 }
 extern "C" __global__ void sums(float* totals) { atomicAdd(totals + blockIdx.x % 7, 1.0f); }
 """
 NAMES = (
     *("reverse", "reverse_unsynchronised", "half_of_the_block", "some_exit", "unborn"),
+    *("load_float", "load_float2", "load_float4"),
     *("behind_array", "behind_pool", "bounded", "large_frame", "not_initialised", "divide", "stuck", "sums"),
 )
 
@@ -170,6 +176,31 @@ def test_a_division_by_zero_is_found(kernels):
 def test_a_deadlock_is_found(kernels):
     with pytest.raises(RuntimeError, match="deadlock: no thread can go on; threads waiting: 32 at a named barrier"):
         kernels["stuck"](np.zeros(1, np.int32), block=64)
+
+
+@pytest.mark.parametrize("architecture, kib", [("sm_80", 163), ("sm_86", 99), ("sm_89", 99), ("sm_90a", 227)])
+def test_shared_memory_is_that_of_the_architecture(architecture, kib):
+    source = 'extern "C" __global__ void nothing(int* results) { results[0] = 1; }'
+    kernel = load_one(source, "nothing", architecture=architecture)
+    kernel(np.zeros(1, np.int32), dynamic_bytes=kib * 1024)
+    with pytest.raises(RuntimeError, match=f"bytes of shared memory of {kib} KiB"):
+        kernel(np.zeros(1, np.int32), dynamic_bytes=kib * 1024 + 1)
+
+
+def test_an_architecture_without_limits_is_refused():
+    with pytest.raises(MoecError, match="architecture 'sm_70': its limits are not known; expected one of sm_80, "):
+        load_one("", "nothing", architecture="sm_70")
+
+
+@pytest.mark.parametrize("bytes_, vector", [(4, "float"), (8, "float2"), (16, "float4")])
+def test_a_misaligned_access_is_found(kernels, bytes_, vector):
+    memory = np.zeros(64, np.uint8)
+    aligned = memory[-memory.ctypes.data % 16 :]
+    run = kernels[f"load_{vector}"]
+    run(aligned[bytes_:], aligned, block=1)
+    for from_, to in ((bytes_ // 2, 0), (0, bytes_ // 2)):
+        with pytest.raises(RuntimeError, match=f"misaligned access: an address of .* {bytes_ // 2} bytes behind a mul"):
+            run(aligned[from_:], aligned[to:], block=1)
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,12 @@ extern "C" __global__ void load_box(
   __shared__ alignas(64) uint64_t barrier_ptr[1];
   if (threadIdx.x == 0) {
     init(barrier_ptr, 1);
+    publish_barriers();
     arrive_with_bytes(barrier_ptr, bytes);
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  " [%0], [%1, {%2, %3}], [%4];"
-      : : "r"(shared_address(pool_ptr)), "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier_ptr)));
+      : : "r"(shared_address(pool_ptr)), "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier_ptr))
+      : "memory");
   }
   __syncthreads();
   results[threadIdx.x] = ((int*)pool_ptr)[threadIdx.x];
@@ -39,13 +41,13 @@ extern "C" __global__ void load_box(
 extern "C" __global__ void store_box(const __grid_constant__ CUtensorMap map, int column, int row, int early) {
   extern __shared__ __align__(1024) unsigned char pool_ptr[];
   for (int i = threadIdx.x; i < 64; i += 32) ((int*)pool_ptr)[i] = i;
-  asm volatile("fence.proxy.async.shared::cta;");
+  asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
   __syncthreads();
   if (threadIdx.x == 0) {
     store(&map, column, row, pool_ptr);
     asm volatile("cp.async.bulk.commit_group;");
     if (early) ((int*)pool_ptr)[0] = -1;
-    asm volatile("cp.async.bulk.wait_group.read 0;");
+    asm volatile("cp.async.bulk.wait_group.read 0;" : : : "memory");
     if (!early) ((int*)pool_ptr)[0] = -1;
   }
 }
@@ -56,12 +58,12 @@ extern "C" __global__ void store_and_leave(const __grid_constant__ CUtensorMap m
 extern "C" __global__ void load_bytes(int* values, int* results) {
   __shared__ alignas(1024) int copied_ptr[64];
   __shared__ alignas(64) uint64_t barrier_ptr[1];
-  if (threadIdx.x == 0) init(barrier_ptr, 1);
+  if (threadIdx.x == 0) { init(barrier_ptr, 1); publish_barriers(); }
   __syncthreads();
   if (threadIdx.x == 0) {
     arrive_with_bytes(barrier_ptr, 256);
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-      : : "r"(shared_address(copied_ptr)), "l"(values), "r"(256), "r"(shared_address(barrier_ptr)));
+      : : "r"(shared_address(copied_ptr)), "l"(values), "r"(256), "r"(shared_address(barrier_ptr)) : "memory");
   }
   wait(barrier_ptr, 0);
   results[threadIdx.x] = copied_ptr[threadIdx.x];

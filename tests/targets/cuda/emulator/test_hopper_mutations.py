@@ -7,13 +7,17 @@ import pytest
 from .hopper_product import SOURCE, HopperProduct
 from .mutation import NO_FAULT, SCHEDULES, Fault, Mutants
 
+POOL = "  extern __shared__ __align__(1024) unsigned char pool_ptr[];\n"
+ARRAY_BEFORE = "  __shared__ alignas(64) int before_ptr[5];\n  if (threadIdx.x < 5) before_ptr[threadIdx.x] = 1;\n"
 FAULTS = {
     "products without waiting for copies": Fault("      wait(&full[stage], phase);\n", ""),
     "copies without waiting for products": Fault("      wait(&empty[stage], phase ^ 1);\n", ""),
     "bytes miscounted": Fault("arrive_with_bytes(&full[stage], 8192)", "arrive_with_bytes(&full[stage], 4096)"),
     "early stage release": Fault("wgmma.wait_group.sync.aligned 1;", "wgmma.wait_group.sync.aligned 2;"),
     "stage released before its products": Fault("arrive(&empty[(stage + 2) % 3], 1)", "arrive(&empty[stage], 1)"),
-    "results without waiting for products": Fault('asm volatile("wgmma.wait_group.sync.aligned 0;");', ""),
+    "results without waiting for products": Fault(
+        'asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");', ""
+    ),
     "wrong step of the descriptor": Fault("step * 2", "step", 2),
     "wrong swizzle of the descriptor": Fault("(uint64_t)1 << 62", "(uint64_t)2 << 62"),
     "wrong swizzle of the copies": Fault("(piece ^ (row % 8)) * 8", "piece * 8"),
@@ -21,8 +25,11 @@ FAULTS = {
     "missing commit": Fault("      commit_copies();\n", ""),
     "missing proxy fence": Fault("        publish();\n", ""),
     "missing last proxy fence": Fault("    publish();\n    arrive", "    arrive"),
-    "missing fence of registers": Fault('asm volatile("wgmma.fence.sync.aligned;");', ""),
+    "missing fence of registers": Fault('asm volatile("wgmma.fence.sync.aligned;" : : : "memory");', ""),
     "off-by-one mask": Fault("source < 0 ? 0 : 16", "source < -1 ? 0 : 16"),
+    "missing fence of barriers": Fault("  publish_barriers();\n", ""),
+    "promise of a pool at 64 bytes": Fault("__align__(1024)", "__align__(64)"),
+    "promise of a pool at 64 bytes, behind an array": Fault(POOL, ARRAY_BEFORE + POOL.replace("1024", "64")),
     "dropped barrier": Fault("  __syncthreads();\n", ""),
 }
 
@@ -34,12 +41,16 @@ def product() -> HopperProduct:
 
 @pytest.fixture(scope="module")
 def mutants() -> Mutants:
-    return Mutants(SOURCE, FAULTS)
+    return Mutants(SOURCE, {**FAULTS, "array before the pool": Fault(POOL, ARRAY_BEFORE + POOL)})
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_without_faults_every_schedule_agrees(product, mutants, schedule):
     assert not product.wrong(mutants.kernel(NO_FAULT, schedule))
+
+
+def test_a_pool_lies_as_it_declares_behind_an_array(product, mutants):
+    assert not product.wrong(mutants.kernel("array before the pool", SCHEDULES[0]))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

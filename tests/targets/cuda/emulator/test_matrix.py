@@ -26,7 +26,8 @@ extern "C" __global__ void store{suffix}(unsigned short* tiles, unsigned* regist
   __shared__ alignas(64) unsigned short tiles_ptr[256];
   asm volatile("stmatrix.sync.aligned.m8n8.x4{suffix_ptx}.shared.b16 [%0], {{%1, %2, %3, %4}};"
                : : "r"(__cvta_generic_to_shared(&tiles_ptr[threadIdx.x * 8])), "r"(registers[threadIdx.x]),
-               "r"(registers[32 + threadIdx.x]), "r"(registers[64 + threadIdx.x]), "r"(registers[96 + threadIdx.x]));
+               "r"(registers[32 + threadIdx.x]), "r"(registers[64 + threadIdx.x]), "r"(registers[96 + threadIdx.x])
+               : "memory");
   __syncthreads();
   for (int i = threadIdx.x; i < 256; i += 32) tiles[i] = tiles_ptr[i];
 }}
@@ -135,7 +136,7 @@ def test_rows_are_aligned():
 extern "C" __global__ void misaligned(unsigned* result) {
   __shared__ alignas(64) unsigned tile_ptr[64];
   asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(result[threadIdx.x])
-               : "r"(__cvta_generic_to_shared(&tile_ptr[1])));
+               : "r"(__cvta_generic_to_shared(&tile_ptr[1])) : "memory");
 }
 """
     with pytest.raises(RuntimeError, match="ldmatrix: shared address 4 is no multiple of 16"):

@@ -41,7 +41,7 @@ extern "C" __global__ void polled(int* results) {
     unsigned done = 0;
     while (!done)
       asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                   : "=r"(done) : "r"(shared_address(barrier_ptr)), "r"(0));
+                   : "=r"(done) : "r"(shared_address(barrier_ptr)), "r"(0) : "memory");
     results[0] = 1;
   } else if (threadIdx.x == 40) {
     arrive(barrier_ptr, 1);
@@ -53,8 +53,9 @@ extern "C" __global__ void after_copies(float* values, float* results) {
   if (threadIdx.x == 0) init(barrier_ptr, 32);
   __syncthreads();
   int at = threadIdx.x * 4;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" : : "r"(shared_address(&copied_ptr[at])), "l"(values + at));
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" : : "r"(shared_address(barrier_ptr)));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;"
+               : : "r"(shared_address(&copied_ptr[at])), "l"(values + at) : "memory");
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" : : "r"(shared_address(barrier_ptr)) : "memory");
   wait(barrier_ptr, 0);
   for (int i = 0; i < 4; ++i) results[at + i] = copied_ptr[127 - at - i];
 }

@@ -41,12 +41,12 @@ extern "C" __global__ void {name}(unsigned short* a, unsigned short* b, float* g
   }}
   asm volatile("wgmma.commit_group.sync.aligned;");
   for (int i = 0; i < {sums}; ++i) results[i * 128 + threadIdx.x] = sums_ptr[i];
-  asm volatile("wgmma.wait_group.sync.aligned 0;");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
   for (int i = 0; i < {sums}; ++i) results[({sums} + i) * 128 + threadIdx.x] = sums_ptr[i];
 }}
 """
-PUBLISH = 'asm volatile("fence.proxy.async.shared::cta;");'
-FENCE = 'asm volatile("wgmma.fence.sync.aligned;");'
+PUBLISH = 'asm volatile("fence.proxy.async.shared::cta;" : : : "memory");'
+FENCE = 'asm volatile("wgmma.fence.sync.aligned;" : : : "memory");'
 LOAD_A = """
     unsigned r[4];
     int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = k * 16 + threadIdx.x % 4 * 2;

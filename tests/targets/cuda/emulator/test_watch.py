@@ -22,7 +22,7 @@ extern "C" __global__ void {name}(int* results) {{
 }}
 """
 BAR = "__syncthreads();"
-NAMED = 'asm volatile("bar.sync 1, 64;");'
+NAMED = 'asm volatile("bar.sync 1, 64;" : : : "memory");'
 LANES = "__syncwarp();"
 MEMORY = "arrive(barrier_ptr, 1); wait(barrier_ptr, 0);"
 ARRIVAL_ALONE = "arrive(barrier_ptr, 1);"
@@ -49,6 +49,8 @@ RACE = (
     r"race: thread \(\d+, 0, 0\) (reads|overwrites) byte \d+ of shared memory, in values_ptr, "
     r"which thread \(\d+, 0, 0\) (read|wrote), and no barrier lies between them"
 )
+APART = ("own_part", "atomic_total", "all_read")
+TOGETHER = ("total", "both_write", "neighbour")
 LANES_SOURCE = """
 extern "C" __global__ void lanes(int* results) {
   __shared__ alignas(64) int values_ptr[64];
@@ -64,6 +66,14 @@ extern "C" __global__ void in_flight(int* results) {
                  : : "r"(__cvta_generic_to_shared(&values_ptr[at])), "l"(results + at) : "memory");
   if (threadIdx.x < 16) results[at] = values_ptr[at];
 }
+extern "C" __global__ void own_part(int* results) { results[blockIdx.x * 64 + threadIdx.x] += 1; }
+extern "C" __global__ void atomic_total(int* results) { atomicAdd(results, 1); }
+extern "C" __global__ void total(int* results) { if (threadIdx.x == 0) results[0] += 1; }
+extern "C" __global__ void both_write(int* results) { results[threadIdx.x] = 7; }
+extern "C" __global__ void neighbour(int* results) {
+  results[blockIdx.x * 64 + threadIdx.x] = results[(blockIdx.x + 1) % 3 * 64 + threadIdx.x];
+}
+extern "C" __global__ void all_read(int* results) { results[blockIdx.x + 64] = results[threadIdx.x]; }
 extern "C" __global__ void counted(int* results) {
   __shared__ alignas(64) int count_ptr[1];
   if (threadIdx.x == 0) count_ptr[0] = 0;
@@ -81,7 +91,7 @@ def kernels():
     source = BARRIER_FUNCTIONS + LANES_SOURCE
     for name, (distance, between, behind) in cases.items():
         source += KERNEL.format(name=name, distance=distance, between=between, behind=behind)
-    return load(source, *cases, "lanes", "in_flight", "counted", watch=True)
+    return load(source, *cases, "lanes", "in_flight", "counted", *APART, *TOGETHER, watch=True)
 
 
 @pytest.mark.parametrize("name", FINE)
@@ -114,3 +124,17 @@ def test_a_load_of_what_is_being_copied_is_found(kernels):
     aligned = memory[-memory.ctypes.data % 64 // 4 :][:64]
     with pytest.raises(RuntimeError, match="a load: byte 0 of shared memory is read while a copy to it is under way"):
         kernels["in_flight"](aligned, block=64)
+
+
+@pytest.mark.parametrize("name", APART)
+def test_blocks_may_share_what_none_writes(kernels, name):
+    kernels[name](np.zeros(192, np.int32), grid=3, block=64)
+    kernels[name](np.zeros(192, np.int32), grid=3, block=64)  # what was known of a launch is forgotten
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_a_race_between_blocks_is_found(kernels, name):
+    kernels[name](np.zeros(192, np.int32), grid=1, block=64)
+    found = r"race: this block (reads|overwrites) byte \d+ of an array in global memory, which .* in the same launch"
+    with pytest.raises(RuntimeError, match=found):
+        kernels[name](np.zeros(192, np.int32), grid=3, block=64)

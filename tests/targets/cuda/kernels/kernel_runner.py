@@ -10,7 +10,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
-from moec.targets.cuda.emulator import Launch, emulated_library
+from moec.targets.cuda.emulator import Launch, emulated_library, watch_arrays
 from moec.targets.cuda.emulator.device import emulated_device
 from moec.targets.cuda.emulator.tensor_map import encode_tensor_map
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import ENCODE_TENSOR_MAP
@@ -24,8 +24,9 @@ _LOOPS_STAY_LOOPS = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
 class Kernel:
     """A compiled kernel."""
 
-    def __init__(self, host: Any) -> None:
-        self._host = host
+    def __init__(self, host: Any, watching: Any) -> None:
+        """``watching``: the library, where accesses are watched."""
+        self._host, self._watching = host, watching
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         """Run it; the last array is the output and is returned."""
@@ -39,6 +40,8 @@ class Kernel:
 
     def run_on(self, *tensors: Any) -> None:
         """Run it on tensors of the device, in their place."""
+        if self._watching is not None:
+            watch_arrays(self._watching, [(t.data_ptr(), _DEVICE.fetch(t).nbytes) for t in tensors])
         self._host["kernel"](*tensors)
 
 
@@ -49,9 +52,9 @@ def build(kernel: tirx.PrimFunc, architecture: str = "sm_80", **options: Any) ->
         Launch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))
         for function in device.functions.values()
     ]
-    library = emulated_library(source, launches, **options)
-    host.import_module(tvm_ffi.load_module(str(library)))
-    return Kernel(host)
+    library = tvm_ffi.load_module(str(emulated_library(source, launches, architecture=architecture, **options)))
+    host.import_module(library)
+    return Kernel(host, library if options.get("watch") else None)
 
 
 def source_of(kernel: tirx.PrimFunc, architecture: str = "sm_80") -> str:

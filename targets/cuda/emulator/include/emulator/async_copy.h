@@ -3,6 +3,7 @@
 // The earliest that a copy can be seen is when it is issued; the latest is when a wait says that it must be there.
 #pragma once
 #include "hazards.h"
+#include "watched_arrays.h"
 
 namespace emulator {
 
@@ -26,6 +27,7 @@ inline void issue_copy(uint32_t destination, const void* source, uint32_t bytes,
   expect_aligned(destination, bytes, "cp.async");
   if (uintptr_t(source) % bytes) fail("cp.async: the global address is no multiple of " + std::to_string(bytes));
   const Copy copy{destination, source, bytes, read_bytes, thread->copies.group};
+  if (watched) note_global(source, read_bytes, note_block_reads);
   begin_arriving(offset_of(from_window(destination, bytes, "cp.async")), bytes, "cp.async");
   if (copies_complete_early) move_bytes(copy);
   thread->copies.pending.push_back(copy);

@@ -1,6 +1,6 @@
 // Operations that complete some time after they were issued: how a block begins without any, and which is next.
 #pragma once
-#include "warp_group.h"
+#include "registers.h"
 
 namespace emulator {
 
@@ -33,7 +33,10 @@ inline void reset_asynchronous_state(Block& b) {
   b.memory_barriers.clear();
   b.bulk_copies.clear();
   b.late_arrivals.clear();
-  b.warp_groups.assign(volume(b.shape) / group_threads + 1, WarpGroup{});
+  WarpGroup fresh;
+  fresh.registers = b.launch_registers;
+  b.warp_groups.assign(volume(b.shape) / group_threads + 1, fresh);
+  b.spare_registers = 0;
 }
 
 // What a thread leaves behind must not need it any longer.

@@ -52,6 +52,8 @@ struct Barrier {
 struct MemoryBarrierClocks {
   uint32_t address;
   std::vector<uint32_t> arriving, completed;
+  int initialised_by;      // a thread
+  bool published = false;  // to the asynchronous proxy: that thread has passed a fence since
 };
 
 // Who touched a byte of shared memory, and when: see order.h. Time 0 is never.
@@ -81,6 +83,7 @@ struct Block {
   std::vector<BulkCopy> bulk_copies;                 // TMA copies that are under way
   std::vector<LateArrival> late_arrivals;            // of cp.async.mbarrier.arrive
   std::vector<WarpGroup> warp_groups;                // what is under way on the tensor cores
+  uint32_t launch_registers, spare_registers;        // of a thread; of the block, in nobody's hands: see registers.h
   int live;                                          // threads that have not exited
   long progress, seen_progress;                      // events that may end a wait, and those that polling has seen
   Context scheduler;

@@ -92,6 +92,7 @@ inline void complete_store(const BulkCopy& copy) {
 }
 
 inline void issue_load(const BulkCopy& copy) {
+  expect_published(copy.barrier, "a bulk copy");
   begin_arriving(first_byte(copy), copy.bytes, "a bulk copy");
   if (copies_complete_early) complete_load(copy);
   else block->bulk_copies.push_back(copy);

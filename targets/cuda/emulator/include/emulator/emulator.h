@@ -1,5 +1,6 @@
 // All of the emulator, in the order in which its parts build on one another.
 #pragma once
+#include "alignment.h"
 #include "asynchronous.h"
 #include "barriers.h"
 #include "bits.h"
@@ -9,6 +10,7 @@
 #include "mathematics.h"
 #include "matrix.h"
 #include "memory.h"
+#include "registers.h"
 #include "shared_window.h"
 #include "vectors.h"
 #include "warp_votes.h"

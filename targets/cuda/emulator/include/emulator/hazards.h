@@ -64,7 +64,7 @@ inline void note_written_by_proxy(size_t offset, size_t bytes) {
   forget(offset, bytes);
 }
 
-inline void fence_for_asynchronous_proxy() {
+inline void publish_writes() {
   for (const Written& written : thread->copies.unfenced)
     memset(&block->shared.unfenced[written.offset], 0, written.bytes);
   thread->copies.unfenced.clear();

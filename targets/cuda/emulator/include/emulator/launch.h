@@ -9,6 +9,7 @@
 #include "faults.h"
 #include "stacks.h"
 #include "warp.h"
+#include "watched_arrays.h"
 
 namespace emulator {
 
@@ -21,6 +22,7 @@ struct Kernel {
   void (*run)(const void* arguments);
   size_t most_threads;  // __launch_bounds__; 0 where none are given
   size_t static_bytes;
+  size_t pool_alignment;  // as declared
   std::vector<RedZone> red_zones;
 };
 
@@ -50,7 +52,7 @@ inline void check_shape(const Kernel& kernel, const Shape& shape) {
     refuse("its static shared arrays need " + std::to_string(kernel.static_bytes) + " bytes of 48 KiB");
   if (kernel.static_bytes + shape.dynamic_bytes > shared_limit)
     refuse("it needs " + std::to_string(kernel.static_bytes + shape.dynamic_bytes) +
-           " bytes of shared memory of 227 KiB");
+           " bytes of shared memory of " + std::to_string(shared_limit >> 10) + " KiB");
 }
 
 // The end of a thread: nobody waits for it any longer.
@@ -153,7 +155,8 @@ inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* ar
   b.shape = shape.block;
   b.kernel = kernel.run;
   b.arguments = arguments;
-  b.shared.reserve(kernel.static_bytes, shape.dynamic_bytes, kernel.red_zones.data(), kernel.red_zones.size());
+  b.launch_registers = registers_at_launch(kernel.most_threads ? kernel.most_threads : volume(shape.block));
+  b.shared.reserve(kernel.static_bytes, shape.dynamic_bytes, kernel.pool_alignment, kernel.red_zones);
   const size_t blocks = volume(shape.grid);
   for (size_t linear; (linear = outcome.take()) < blocks;) {
     const std::string error = run_block(b, stacks, linear);
@@ -183,6 +186,7 @@ inline void launch(const Kernel& kernel, const Shape& shape, const void* argumen
   static std::mutex one_at_a_time;  // as kernels on one stream
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   check_shape(kernel, shape);
+  forget_blocks();
   const FaultReports reports;
   Outcome outcome;
   std::vector<std::thread> helpers;

@@ -22,7 +22,7 @@ struct LateArrival {
 inline MemoryBarrierClocks& clocks_of_barrier(uint32_t address, const char* instruction) {
   for (MemoryBarrierClocks& known : block->memory_barriers)
     if (known.address == address) return known;
-  fail(std::string(instruction) + ": byte " + std::to_string(address - window_start) +
+  fail(std::string(instruction) + ": byte " + std::to_string(address - block->shared.window) +
        " of shared memory holds no mbarrier that was initialised");
 }
 
@@ -37,7 +37,24 @@ inline void initialise_barrier(uint32_t address, uint32_t arrivals) {
   if (!arrivals || arrivals > most_arrivals) fail("mbarrier.init: a count of " + std::to_string(arrivals));
   auto barrier = reinterpret_cast<MemoryBarrier*>(from_window(address, 8, "mbarrier.init"));
   *barrier = {0, arrivals, arrivals, 0};
-  block->memory_barriers.push_back({address, {}, {}});
+  block->memory_barriers.push_back({address, {}, {}, thread->linear});
+}
+
+// What this thread has initialised can be seen by TMA, and in other blocks of a cluster, from now on.
+inline void publish_barriers() {
+  for (MemoryBarrierClocks& known : block->memory_barriers)
+    if (known.initialised_by == thread->linear) known.published = true;
+}
+
+inline void expect_published(uint32_t address, const char* instruction) {
+  if (!clocks_of_barrier(address, instruction).published)
+    fail(std::string(instruction) + ": its mbarrier was initialised without fence.mbarrier_init behind it, or " +
+         "fence.proxy.async, by the same thread");
+}
+
+inline void fence_for_asynchronous_proxy() {
+  publish_writes();
+  publish_barriers();
 }
 
 inline void invalidate_barrier(uint32_t address) {

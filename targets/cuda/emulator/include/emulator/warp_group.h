@@ -47,6 +47,7 @@ struct WarpGroup {
   int arrived = 0, group = 0;
   const char* instruction = nullptr;
   bool fenced = false;
+  uint32_t registers = 0;  // of a thread: see registers.h
   Product next;
 };
 

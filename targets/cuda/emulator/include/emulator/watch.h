@@ -1,21 +1,25 @@
-// Sees every load and store of a kernel to shared memory: the compiler's option for ThreadSanitizer has it call these
+// Sees every load and store of a kernel to shared memory and to watched arrays: the compiler's option for ThreadSanitizer has it call these
 // functions before each access, and they stand in for ThreadSanitizer's own.
 #pragma once
+#include <tvm/ffi/c_api.h>
+
+#include "call.h"
 #include "hazards.h"
+#include "watched_arrays.h"
 
 #ifdef EMULATOR_WATCH
 namespace emulator {
 
 // Where an access begins in shared memory as threads see it; the emulator itself goes by another address.
 EMULATOR_UNWATCHED inline bool is_shared(const void* address, size_t& offset) {
-  if (!thread) return false;
   offset = size_t(static_cast<const unsigned char*>(address) - block->shared.base);
   return offset < block->shared.bytes;
 }
 
 EMULATOR_UNWATCHED inline void watch_read(const void* address, size_t bytes) {
   size_t offset;
-  if (!is_shared(address, offset)) return;
+  if (!thread) return;
+  if (!is_shared(address, offset)) return note_global(address, bytes, note_block_reads);
   bytes = bytes < block->shared.bytes - offset ? bytes : block->shared.bytes - offset;
   expect_arrived(offset, bytes, "a load");
   note_read(*thread, offset, bytes);
@@ -23,7 +27,8 @@ EMULATOR_UNWATCHED inline void watch_read(const void* address, size_t bytes) {
 
 EMULATOR_UNWATCHED inline void watch_write(const void* address, size_t bytes) {
   size_t offset;
-  if (!is_shared(address, offset)) return;
+  if (!thread) return;
+  if (!is_shared(address, offset)) return note_global(address, bytes, note_block_writes);
   bytes = bytes < block->shared.bytes - offset ? bytes : block->shared.bytes - offset;
   expect_overwritable(offset, bytes, "a store");
   note_write(*thread, offset, bytes);
@@ -58,6 +63,19 @@ void __tsan_func_exit() {}
 void __tsan_init() {}
 // Of the flags that say whether static variables are initialised.
 EMULATOR_UNWATCHED int8_t __tsan_atomic8_load(const volatile int8_t* address, int) { return *address; }
+}
+
+// Has the given arrays watched from now on: address and bytes of each.
+extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_watch_arrays(
+    void*, const TVMFFIAny* values, int32_t count, TVMFFIAny* result) {
+  *result = TVMFFIAny{};
+  return emulator::call("watch_arrays", [=] {
+    emulator::watched_arrays.clear();
+    for (int32_t i = 0; i < count; i += 2) {
+      auto begin = static_cast<const unsigned char*>(emulator::address(values[i]));
+      emulator::watched_arrays.push_back({begin, emulator::number<size_t>(values[i + 1]), {}, {}});
+    }
+  });
 }
 #undef EMULATOR_WATCH_KIND
 #undef EMULATOR_WATCH_BYTES

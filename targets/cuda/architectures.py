@@ -1,0 +1,22 @@
+"""The GPUs that code is generated for, by architecture, and what a block of threads may have there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
+
+    shared_bytes: int
+    """Static arrays and what is asked for at the launch, where the kernel opted in to more than 48 KiB."""
+
+
+LIMITS = {
+    "sm_80": Limits(163 << 10),
+    "sm_86": Limits(99 << 10),
+    "sm_89": Limits(99 << 10),
+    "sm_90a": Limits(227 << 10),
+}
+"""From the oldest to the newest."""

@@ -1,0 +1,19 @@
+"""Shared memory whose declaration says how the 128-byte swizzle wants it aligned."""
+
+from __future__ import annotations
+
+from tvm.backend.cuda.lang import SMEMPool
+from tvm.script import tirx as T
+
+SWIZZLE_ALIGNMENT = 1024
+"""Bytes after which the pattern repeats. TMA and ``wgmma`` read it off an address, while kernels count lines from the
+beginning of a panel: both agree where that is a multiple (PTX ISA, "Shared memory layout and swizzling")."""
+
+
+class SwizzledPool(SMEMPool):
+    """A pool that begins at a multiple of 1024 bytes, whatever static arrays lie before it; TVM's own promises 64."""
+
+    def __init__(self) -> None:
+        whole = T.alloc_buffer([0], "uint8", scope="shared.dyn", align=SWIZZLE_ALIGNMENT)
+        super().__init__(whole.data)
+        self.buf, self._owns_buffer = whole, True  # so that `commit` says how large it is

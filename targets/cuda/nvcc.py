@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 
 from moec.errors import DefectError
+from moec.targets.cuda.nvcc_report import EXPECTED, read_report
 
 MISSING = (
     "no nvcc was found on PATH, under CUDA_HOME or in Python's packages: the artifact holds CUDA C but no code for a "
@@ -22,20 +23,21 @@ _PACKAGED = ("nvidia.cu13", "nvidia.cuda_nvcc")
 """Where NVIDIA's packages on PyPI put it."""
 _PTX_ENTRY = re.compile(r"^\.visible \.entry (?P<name>\w+)\(.*?^}\n", re.MULTILINE | re.DOTALL)
 _SASS_FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)\n.*?(?=^\s*Function : |\Z)", re.MULTILINE | re.DOTALL)
-_RESOURCES = re.compile(
-    r"Compiling entry function '(?P<name>\w+)' for '\w+'\n.*?\n\s*(?P<stack>[^\n]*)\n[^\n]*?: (?P<used>Used [^\n]*)\n"
-)
+_CALL, _SPILL = re.compile(r"\bCALL\."), re.compile(r"\b(?:LDL|STL)\b")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Code for one architecture. ``ptx``, ``sass`` and ``resources`` are by function; ``sass`` is empty where there is
-    no cuobjdump."""
+    """Code for one architecture. ``ptx``, ``sass``, ``resources`` and ``advisories`` are by function; ``sass`` is empty
+    where there is no cuobjdump."""
 
     cubin: bytes
     ptx: dict[str, str]
     sass: dict[str, str]
     resources: dict[str, str]
+    advisories: dict[str, list[str]]
+    """Of nvcc and ptxas; under an empty name what is said of no function."""
 
 
 def find_tool(name: str) -> pathlib.Path | None:
@@ -67,19 +69,29 @@ def compile_source(source: str, architecture: str) -> Compiled | None:
             f"-arch={architecture}",
             "-std=c++17",
             "-O3",
-            "-w",
+            f"-diag-suppress={','.join(EXPECTED)}",
             "-Xptxas",
             "-v",
             "--keep",
             f"--keep-dir={folder}",
         ]
-        report = _run([str(nvcc), "-cubin", *options, str(path), "-o", str(cubin)])
+        report = read_report(_run([str(nvcc), "-cubin", *options, str(path), "-o", str(cubin)]), source)
+        sass = _disassembled(cubin)
         return Compiled(
             cubin.read_bytes(),
             {match["name"]: match[0] for match in _PTX_ENTRY.finditer(ptx.read_text())},
-            _disassembled(cubin),
-            {match["name"]: f"{match['used']}\n{match['stack']}\n" for match in _RESOURCES.finditer(report)},
+            sass,
+            {name: text + machine_code_in_words(sass.get(name)) for name, text in report.resources.items()},
+            report.advisories,
         )
+
+
+def machine_code_in_words(sass: str | None) -> str:
+    """A line on the machine code of a function; nothing where there is none."""
+    if sass is None:
+        return ""
+    calls, spills = len(_CALL.findall(sass)), len(_SPILL.findall(sass))
+    return f"{len(_INSTRUCTION.findall(sass))} instructions, {calls} calls, {spills} accesses to local memory\n"
 
 
 def _disassembled(cubin: pathlib.Path) -> dict[str, str]:

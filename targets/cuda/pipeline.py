@@ -108,13 +108,22 @@ def _cuda_code(
         {"cuda": sources_of(source, kernels)}, launches=launches, files={PREAMBLE: preamble_of(source)}
     )
     compiled = compile_source(source, architecture)
+    resources: dict[str, str] = {}
     if compiled is None:
         generated.warnings.append(MISSING)
     else:
-        for form, functions in (("ptx", compiled.ptx), ("sass", compiled.sass), ("resources", compiled.resources)):
+        generated.warnings.extend(
+            f"nvcc for {architecture}: {name and name + ': '}{advice}"
+            for name, several in compiled.advisories.items()
+            for advice in several
+        )
+        resources = {
+            name: text + "".join(f"{advice}\n" for advice in compiled.advisories.get(name, ()))
+            for name, text in compiled.resources.items()
+        }
+        for form, functions in (("ptx", compiled.ptx), ("sass", compiled.sass), ("resources", resources)):
             if functions:
                 generated.sources[form] = _by_kernel(functions, kernels)
-    resources = {} if compiled is None else compiled.resources
     facts = {kernel: facts_of(launches[kernel], resources) for kernel in kernels}
     return dataclasses.replace(generated, facts=facts, binary=None if compiled is None else compiled.cubin)
 

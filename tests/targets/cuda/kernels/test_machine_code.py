@@ -80,10 +80,11 @@ QUICK = ("route", "simt", "wgmma, 128 rows", "mma, 128 rows", "mma, int4")
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in KERNELS]
 )
-def test_nothing_is_spilled(name):
+def test_nothing_is_spilled_or_advised_against(name):
     architecture = "sm_90a" if name.startswith("wgmma") else "sm_80"
     compiled = compile_source(source_of(KERNELS[name](), architecture), architecture)
     assert compiled is not None
+    assert not compiled.advisories
     (resources,) = compiled.resources.values()
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in resources
     (instructions,) = compiled.sass.values() or ("",)

@@ -1,0 +1,86 @@
+"""What nvcc and ptxas say is read: by function, with nothing left out but what is expected of generated code."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.targets.cuda.nvcc import compile_source, find_tool, machine_code_in_words
+from moec.targets.cuda.nvcc_report import read_report
+
+SOURCE = """
+extern "C" __global__ void __launch_bounds__(32) first(float* x) {
+  x[0] = 1;
+}
+extern "C" __global__ void second(float* x);
+extern "C" __global__ void second(float* x) {
+  x[1] = 2;
+}
+"""
+TEXT = """\
+/tmp/kernels.cu(7): warning #68-D: integer conversion resulted in a change of sign
+    x[1] = 2;
+           ^
+
+Remark: The warnings can be suppressed with "-diag-suppress <warning-number>"
+
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized in function 'first'
+ptxas warning : an option is obsolete
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'second' for 'sm_90a'
+ptxas info    : Function properties for second
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 10 registers, used 0 barriers
+ptxas info    : Compile time = 1.5 ms
+ptxas info    : Compiling entry function 'first' for 'sm_90a'
+ptxas info    : Function properties for first
+    8 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers
+"""
+
+
+def test_resources_are_by_function():
+    resources = read_report(TEXT, SOURCE).resources
+    assert list(resources) == ["second", "first"]
+    assert resources["first"].splitlines() == [
+        "Used 168 registers, used 1 barriers",
+        "8 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads",
+    ]
+
+
+def test_advice_is_read_and_told_whom_it_is_for():
+    assert read_report(TEXT, SOURCE).advisories == {
+        "second": ["#68-D: integer conversion resulted in a change of sign"],
+        "first": [
+            "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized in function 'first'"
+        ],
+        "": ["an option is obsolete"],
+    }
+    silent = "\n".join(line for line in TEXT.splitlines() if "C7510" not in line and "obsolete" not in line)
+    assert list(read_report(silent, SOURCE).advisories) == ["second"]
+
+
+def test_calls_and_spills_of_machine_code_are_counted():
+    sass = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;     /* 0x00000a0000017a02 */
+                                                              /* 0x000fe40000000f00 */
+        /*0010*/                   CALL.REL.NOINC 0x100 ;
+        /*0020*/                   STL [R1], R2 ;
+        /*0030*/                   LDL R2, [R1] ;"""
+    assert machine_code_in_words(sass) == "4 instructions, 1 calls, 2 accesses to local memory\n"
+    assert machine_code_in_words(None) == ""
+
+
+@pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
+def test_advice_of_the_compiler_itself():
+    loop = """extern "C" __global__ void kernel(float* x, unsigned n) {
+  float unused = 1.0f;
+  for (int i = 0; i < 10; ++i) { x[i] = 0.1 * n; return; }
+  if (n < 0u) x[0] = 3;
+}
+"""
+    compiled = compile_source(loop, "sm_80")
+    assert list(compiled.advisories) == ["kernel"]
+    assert any("is meaningless" in advice or "pointless" in advice for advice in compiled.advisories["kernel"])
+    assert not compile_source(
+        'extern "C" __global__ void kernel(float* x) { float unused = 1.0f; }', "sm_80"
+    ).advisories

@@ -105,6 +105,7 @@ def write(
     calibrate an FPGA's projects with, and their limits. Other arguments and errors as for :func:`compile`.
     """
     from moec import targets
+    from moec.frontend.conditions import conditions_of, settled
     from moec.input_sizes import input_sizes
     from moec.inspect.blocks import moe_blocks
     from moec.passes import pipeline
@@ -112,7 +113,7 @@ def write(
     from moec.passes.shorthand import with_formats
     from moec.runtime.machine import check_threads
     from moec.runtime.writer import Context, check_destination, write_artifact
-    from moec.sampling import input_limits
+    from moec.sampling import input_limits, tensor_specs
 
     _check_options(target, passes, experts, linears, verify_each, progress)
     check_path("path", path)
@@ -126,6 +127,8 @@ def write(
     graph = import_model(model, example_inputs, dynamic_shapes)
     with reporting("reading its inputs", model):
         limits, sizes = input_limits(graph), input_sizes(graph)
+        specs, conditions = tensor_specs(graph.graph.inputs), conditions_of(graph)
+    conditions.report(specs, report)
     stages = []
     for stage in _run_passes(graph, model, pipeline_passes, report, verify_each, announce):
         stages.append(stage)
@@ -139,7 +142,8 @@ def write(
     with reporting("writing the artifact", model):
         provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
         remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
-        context = Context(moec.__version__, threads, blocks, limits, sizes, stages, remarks, losses, provenance)
+        guards = settled(conditions.guards, specs, programs[0].inputs)
+        context = Context(moec.__version__, threads, blocks, limits, sizes, guards, stages, remarks, losses, provenance)
         write_artifact(path, programs[0], context, *programs[1:])
 
 

@@ -7,16 +7,22 @@ tensors of the returned model are views of the module's parameters.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import MoecError, UnsupportedError
+from moec.frontend.conditions import Conditions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""Changes the colour of a terminal."""
 
 
 def import_module(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any = None) -> ir.Model:
@@ -34,20 +40,34 @@ def import_module(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: 
         raise MoecError(
             f"{type(module).__name__} is in training mode, but only inference is compiled: call module.eval() first"
         )
-    args, kwargs = _arguments(example_inputs)
+    arguments = _arguments(example_inputs)
     with _exportable_experts(module), _quiet(), torch.no_grad():
         try:
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            with _sizes_from_zero():
+                program = torch.export.export(module, *arguments, dynamic_shapes=dynamic_shapes, strict=False)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
         except Exception as error:  # torch raises many unrelated types here; the user needs its reason, not ours
             raise UnsupportedError(_explain(module, error)) from error
+        conditions = _conditions(module, arguments, program, exported.exported_program)
     model = exported.model
     for value, name in zip(model.graph.outputs, _output_names(program), strict=False):
         value.name = name
+    conditions.attach(model)
 
     from moec.frontend.onnx import import_model
 
     return import_model(model)
+
+
+def _conditions(module: torch.nn.Module, arguments: Any, program: Any, converted: Any) -> Conditions:
+    """What the export took for granted; sizes of 0 and 1 as far as the module itself tells them from others."""
+    from moec.frontend.torch_guards import conditions_of, known_inputs
+    from moec.frontend.torch_trials import Trial, let_in
+
+    found = conditions_of(program, converted, type(module).__name__)
+    trial = Trial(module, converted, arguments, list(known_inputs(converted).values()))
+    guards, tried = let_in(found.guards, trial)
+    return dataclasses.replace(found, guards=tuple(guards), tried=tuple(tried))
 
 
 def _import_torch() -> Any:
@@ -88,6 +108,14 @@ def _exportable_experts(module: torch.nn.Module) -> Iterator[None]:
         select(current)
 
 
+def _sizes_from_zero() -> contextlib.AbstractContextManager[Any]:
+    """torch.export takes for granted that dynamic sizes are 2 or more, and keeps no guard against 0 and 1 where the
+    module decides by them. With this setting, which PyTorch's ONNX exporter uses for its own traces, it keeps those."""
+    import torch.fx.experimental._config as config
+
+    return config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's notes on optional packages and deprecations are not about the user's model."""
@@ -119,9 +147,14 @@ def _output_names(program: torch.export.ExportedProgram) -> list[str]:
     return names
 
 
-def _explain(module: torch.nn.Module, error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _explain(module: torch.nn.Module, error: BaseException) -> str:
+    """One line, with what went wrong first: PyTorch wraps it in advice, in colours."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = (line.strip() for line in _ESCAPE.sub("", str(cause)).splitlines())
+    reason = next(filter(None, lines), "no reason given")
     return (
-        f"{type(module).__name__}: PyTorch could not export it ({type(error).__name__}: {reason[:300]}); "
+        f"{type(module).__name__}: PyTorch could not export it ({type(cause).__name__}: {reason[:300]}); "
         "check with torch.export.export(module, args), or export it to ONNX yourself and compile the file"
     )

@@ -7,18 +7,19 @@ To ONNX the name of a size is any text; to passes it is an expression, for expor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import onnx_ir as ir
 
 
-def name_sizes(model: ir.Model) -> None:
-    """Sizes that are neither a name nor an expression of such names get one: ``batch-size`` becomes ``batch_size``."""
+def name_sizes(model: ir.Model, kept: Set[str] = frozenset()) -> None:
+    """Sizes that are neither a name nor an expression of such names get one: ``batch-size`` becomes ``batch_size``.
+    ``kept`` are names, too."""
     values = [value for value in _values(model) if value.shape is not None]
     dims = (dim for value in values for dim in value.shape or () if isinstance(dim, ir.SymbolicDim))
     texts = {dim.value for dim in dims if dim.value is not None}
     found = {text: _names_in(text) for text in sorted(texts)}
-    names = {text for text, inside in found.items() if inside == {text}}
+    names = {text for text, inside in found.items() if inside == {text}} | kept
     renamed: dict[str, str] = {}
     for text, inside in found.items():
         if inside is None or not inside <= names:

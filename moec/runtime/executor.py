@@ -42,7 +42,8 @@ class Executor:
     which they come, since each uses all its threads anyway (:mod:`moec.runtime.workers`).
 
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned; those of rank 0 are
-    numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``threads`` is at most
+    numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``guards``: conditions on the sizes of
+    inputs, see :mod:`moec.runtime.guards`. ``threads`` is at most
     the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
     ``cuda_graphs``: see :mod:`moec.runtime.captured_runs`.
     """
@@ -54,6 +55,7 @@ class Executor:
         outputs: Sequence[TensorSpec],
         weights: Sequence[np.ndarray],
         *,
+        guards: Sequence[str] = (),
         threads: int | None = None,
         where: str = "program",
         device: Device | None = None,
@@ -64,7 +66,7 @@ class Executor:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.threads = check_threads(threads)
         self._device = device or Host()
-        self._check = InputCheck(self.inputs, self._device.number)
+        self._check = InputCheck(self.inputs, self._device.number, guards)
         self._turns = Turns()
         # Where a device computes, threads have nothing to do, and its current stream is the calling thread's.
         self._threads_used = self.threads if device is None else 1

@@ -10,6 +10,7 @@ import numpy as np
 from moec.arguments import shown
 from moec.errors import InputError
 from moec.runtime.dtypes import dtype_of
+from moec.runtime.guards import Expression, computed_sizes, holds, parse_guard, size_names, solve
 from moec.runtime.manifest import TensorSpec
 from moec.runtime.on_device import OnDevice
 from moec.runtime.tensors import CPU, array_of
@@ -19,25 +20,29 @@ class InputCheck:
     """The inputs that a model takes. What can be prepared is prepared here: a call checks, and explains only what is
     wrong, for the checks of a model that is called once in a while are read from memory like its weights."""
 
-    def __init__(self, specs: Sequence[TensorSpec], device: int = CPU) -> None:
-        """``device``: the kind, as DLPack counts, of the memory that arrays may be in beside the host's."""
+    def __init__(self, specs: Sequence[TensorSpec], device: int = CPU, guards: Sequence[str] = ()) -> None:
+        """``device``: the kind, as DLPack counts, of the memory that arrays may be in beside the host's. ``guards``:
+        see :mod:`moec.runtime.guards`; all names in them are bound by ``specs``."""
         self._specs, self._device = tuple(specs), device
         self._names = frozenset(spec.name for spec in specs)
         self._expected = [(spec.name, dtype_of(spec.dtype), spec.shape) for spec in specs]
         self._fixed = {size: size for spec in specs for size in spec.shape if isinstance(size, int)}
+        self._computed = computed_sizes(spec.shape for spec in specs)
+        self._guards = [parse_guard(text) for text in guards]
 
     def __call__(self, values: Mapping[str, Any]) -> list[np.ndarray | OnDevice]:
         """The values as arrays in the order of the specifications, over the same memory.
 
         Raises InputError naming the input, what was found and what was expected: for missing and unknown names, wrong
-        element types, ranks and fixed sizes, and dynamic sizes of one name that differ.
+        element types, ranks and fixed sizes, dynamic sizes of one name that differ or that are not what they are
+        computed as, and sizes outside of a guard.
         """
         if not isinstance(values, (dict, Mapping)):  # the second takes longer to ask
             listed = ", ".join(map(str, self._specs)) or "none"
             raise InputError(f"inputs are {shown(values)}; expected a mapping of arrays by name: {listed}")
         if values.keys() != self._names:
             raise self._wrong_names(values)
-        sizes: dict[str | int, int] = {**self._fixed}
+        sizes: dict[Any, int] = {**self._fixed}
         arrays: list[np.ndarray | OnDevice] = []
         for name, dtype, shape in self._expected:
             array = values[name]
@@ -49,7 +54,16 @@ class InputCheck:
             for found, size in zip(array.shape, shape, strict=True):
                 if sizes.setdefault(size, found) != found:
                     raise self._wrong_array(arrays)
+        self._check_sizes(sizes)
         return arrays
+
+    def _check_sizes(self, sizes: dict[Any, int]) -> None:
+        for size in self._computed:
+            if not solve(size, sizes):
+                raise self._wrong_size(size, sizes)
+        for guard in self._guards:
+            if not holds(guard, sizes):
+                raise self._outside(guard, sizes)
 
     def _wrong_names(self, values: Mapping[str, Any]) -> InputError:
         listed = ", ".join(map(str, self._specs)) or "none"
@@ -72,6 +86,27 @@ class InputCheck:
             if isinstance(expected, int) and size != expected:
                 return InputError(f"input {spec.name!r} has size {size} on axis {axis}; expected {expected}: {spec}")
         return self._different_sizes(arrays)
+
+    def _wrong_size(self, size: Expression[int], sizes: Mapping[Any, int]) -> InputError:
+        name, axis = self._place(size.text)
+        known = [self._found(one, sizes) for one in size.names if one in sizes]
+        given = f"where {', '.join(known)}" if known else f"for a whole number {', '.join(size.names)}"
+        return InputError(f"input {name!r} has size {sizes[size.text]} on axis {axis}; expected {size} {given}")
+
+    def _outside(self, guard: Expression[bool], sizes: Mapping[Any, int]) -> InputError:
+        found = ", ".join(self._found(name, sizes) for name in guard.names)
+        return InputError(f"the model was exported for sizes with {guard} only, and cannot run where {found}")
+
+    def _found(self, size: str, sizes: Mapping[Any, int]) -> str:
+        """``seq = 40 (axis 1 of input 'x')``."""
+        name, axis = self._place(size)
+        return f"{size} = {sizes[size]} (axis {axis} of input {name!r})"
+
+    def _place(self, size: str) -> tuple[str, int]:
+        """The first input that has the size, by itself or as part of another, and its axis."""
+        axes = [(spec.name, axis, text) for spec in self._specs for axis, text in enumerate(spec.shape)]
+        whole = [(name, axis) for name, axis, text in axes if text == size]
+        return (whole + [(name, axis) for name, axis, text in axes if size in size_names(text)])[0]
 
     def _different_sizes(self, arrays: Sequence[np.ndarray | OnDevice]) -> InputError:
         first: dict[str | int, tuple[int, str]] = {}

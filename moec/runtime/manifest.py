@@ -16,8 +16,9 @@ from typing import Any
 
 from moec.errors import ArtifactError
 from moec.runtime.dtypes import dtype_of
+from moec.runtime.guards import bound_names, parse_guard
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -92,8 +93,9 @@ class Manifest:
     has ``projects`` in their place. ``threads`` is how many a program runs with unless told otherwise; None means every
     available core. ``input_limits`` says below which value an integer input must stay (token ids: the vocabulary),
     where that is known; ``input_sizes`` which named sizes are the sum of others (past and new tokens: the attention
-    mask). ``moe_blocks``, ``stages`` and ``remarks`` are plain data for people. ``losses``: what passes that round
-    weights cost each layer.
+    mask). ``guards`` are conditions on named sizes of the inputs, outside of which the program would compute something
+    else than the model: see :mod:`moec.runtime.guards`. ``moe_blocks``, ``stages`` and ``remarks`` are plain data for
+    people. ``losses``: what passes that round weights cost each layer.
     """
 
     moec_version: str
@@ -107,6 +109,7 @@ class Manifest:
     threads: int | None = None
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
+    guards: list[str] = dataclasses.field(default_factory=list)
     moe_blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     remarks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -137,6 +140,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     if content.pop("digest", None) != _digest(content):
         raise ArtifactError(f"{where}: {MANIFEST} was altered (its digest differs); compile the model again")
     manifest = _read_fields(content, where)
+    _check_guards(manifest, where)
     _check_programs(manifest, where)
     _check_files(manifest, where)
     _check_weights(manifest, where)
@@ -171,8 +175,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
     def records(key: str) -> list[dict[str, Any]]:
         return _list_of(content, key, dict, where)
 
-    limits = field("input_limits", dict)
-    sizes = field("input_sizes", dict) if "input_sizes" in content else {}
+    limits, sizes = field("input_limits", dict), field("input_sizes", dict)
     return Manifest(
         moec_version=field("moec_version", str),
         target=field("target", str),
@@ -185,6 +188,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         threads=None if content.get("threads") is None else field("threads", int),
         input_limits={name: _typed(limits, name, int, where) for name in limits},
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
+        guards=_list_of(content, "guards", str, where),
         moe_blocks=records("moe_blocks"),
         stages=records("stages"),
         remarks=records("remarks"),
@@ -258,6 +262,19 @@ def _checked_loss(record: dict[str, Any], where: str) -> dict[str, Any]:
     for key in ("weight_error", "output_error"):
         _typed(record, key, float, where)
     return record
+
+
+def _check_guards(manifest: Manifest, where: str) -> None:
+    bound = bound_names([spec.shape for spec in manifest.inputs])
+    for text in manifest.guards:
+        try:
+            unbound = set(parse_guard(text).names) - bound
+        except ValueError as error:
+            raise ArtifactError(f"{where}: guard {text[:80]!r} cannot be read: {error}") from error
+        if unbound:
+            raise ArtifactError(
+                f"{where}: guard {text[:80]!r} is about {sorted(unbound)[0]!r}, which is no input's size"
+            )
 
 
 def _check_programs(manifest: Manifest, where: str) -> None:

@@ -77,6 +77,7 @@ class CompiledModel:
             manifest.inputs,
             manifest.outputs,
             weights,
+            guards=manifest.guards,
             threads=threads if threads is not None else manifest.threads,
             where=artifact.where,
             device=device,
@@ -106,6 +107,11 @@ class CompiledModel:
     def input_sizes(self) -> dict[str, str]:
         """Named sizes of the inputs that are the sum of others for sensible inputs, such as the length of a mask."""
         return self._artifact.manifest.input_sizes
+
+    @property
+    def guards(self) -> list[str]:
+        """Conditions on the named sizes of the inputs, outside of which :meth:`run` refuses to run."""
+        return self._artifact.manifest.guards
 
     @property
     def gpu(self) -> str | None:

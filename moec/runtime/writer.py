@@ -64,6 +64,7 @@ class Context:
     moe_blocks: list[dict[str, Any]]
     input_limits: dict[str, int]
     input_sizes: dict[str, str]
+    guards: list[str]
     stages: Sequence[Stage]
     remarks: list[dict[str, Any]]
     losses: list[dict[str, Any]]
@@ -162,6 +163,7 @@ def _write_files(folder: pathlib.Path, programs: Sequence[Program], context: Con
         moe_blocks=context.moe_blocks,
         input_limits=context.input_limits,
         input_sizes=context.input_sizes,
+        guards=context.guards,
         stages=_write_stages(files, context.stages),
         remarks=context.remarks,
         losses=context.losses,

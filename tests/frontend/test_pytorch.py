@@ -96,6 +96,17 @@ def test_example_inputs_of_the_wrong_kind_are_refused(small: SmallMoe) -> None:
         moec.compile(small, torch.randn(5, 32))
 
 
+class WithoutOperator(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_an_operator_that_onnx_lacks_is_named_in_one_plain_line() -> None:
+    with pytest.raises(UnsupportedError, match=r"WithoutOperator: .*No ONNX function found for .*bessel_j0") as caught:
+        moec.compile(WithoutOperator().eval(), (torch.randn(3),))
+    assert str(caught.value).isprintable()
+
+
 def test_a_module_pytorch_cannot_export_is_named() -> None:
     with pytest.raises(UnsupportedError, match="BranchesOnData: PyTorch could not export it"):
         moec.compile(BranchesOnData().eval(), (torch.randn(3),))

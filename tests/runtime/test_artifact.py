@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from moec.errors import ArtifactError, MoecError
+from moec.errors import ArtifactError, InputError, MoecError
 from moec.runtime import artifact as artifacts
 from moec.runtime import machine
 from moec.runtime.artifact import open_artifact
@@ -160,7 +160,7 @@ def test_manifest_that_is_not_json(artifact_path, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 5"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 6"):
         load(artifact_path)
 
 
@@ -199,6 +199,31 @@ def test_file_names_that_could_leave_the_folder(artifact_path, name):
     files = manifest_of(artifact_path).files
     rewrite_manifest(artifact_path, files={**files, name: files[WEIGHTS]})
     with pytest.raises(ArtifactError, match="could leave the artifact's folder"):
+        load(artifact_path)
+
+
+def test_guards_are_kept_and_checked(artifact_path, inputs):
+    rewrite_manifest(artifact_path, guards=["rows <= 3"])
+    model = load(artifact_path)
+    assert model.guards == model.describe()["guards"] == ["rows <= 3"]
+    assert model.run(inputs)["y"].shape == (3, 4)
+    more = {**inputs, "x": np.zeros((4, 4), np.float32), "ids": np.zeros((4, 2), np.int64)}
+    with pytest.raises(InputError, match=r"rows <= 3 only, and cannot run where rows = 4 \(axis 0 of input 'x'\)"):
+        model.run(more)
+
+
+@pytest.mark.parametrize(
+    ("guards", "message"),
+    [
+        (["rows ** 2 > 1"], "guard 'rows \\*\\* 2 > 1' cannot be read"),
+        (["exit() > 1"], "guard 'exit\\(\\) > 1' cannot be read"),
+        (["columns > 1"], "guard 'columns > 1' is about 'columns', which is no input's size"),
+        ([3], "'guards' holds something that is not a str"),
+    ],
+)
+def test_guards_that_are_none(artifact_path, guards, message):
+    rewrite_manifest(artifact_path, guards=guards)
+    with pytest.raises(ArtifactError, match=message):
         load(artifact_path)
 
 

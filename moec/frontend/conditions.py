@@ -1,0 +1,130 @@
+"""What an export took for granted about a model's inputs, as metadata of the model that passes do not touch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import MoecError
+from moec.runtime.guards import bound_names, parse_guard, size_names
+from moec.sampling import tensor_specs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from moec.passes.base import Report
+    from moec.runtime.manifest import TensorSpec
+
+KEY = "moec.conditions"
+_PASS = "import"
+_SHOWN = 4
+_NOT_EMPTY = re.compile(r"1 <= \w+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """``guards``: conditions on named sizes (:mod:`moec.runtime.guards`), which an artifact checks when it is called.
+    ``fixed``: sizes that were to be dynamic and became numbers. ``unchecked``: what nobody checks. ``tried``:
+    sizes that the export was not for, but that gave the module's results when they were tried."""
+
+    guards: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> set[str]:
+        """The sizes that guards are about."""
+        return {name for guard in self.guards for name in parse_guard(guard).names}
+
+    def attach(self, model: ir.Model) -> None:
+        """Put them into the model's metadata, which ONNX files keep."""
+        if self != Conditions():
+            model.metadata_props[KEY] = json.dumps(dataclasses.asdict(self))
+
+    def report(self, specs: Sequence[TensorSpec], report: Report) -> None:
+        """Say what the artifact is limited to."""
+        if self.guards:
+            shortest = sorted(self.guards, key=len)
+            more = f" and {len(shortest) - _SHOWN} more" if len(shortest) > _SHOWN else ""
+            names = dict.fromkeys(name for guard in shortest[:_SHOWN] for name in parse_guard(guard).names)
+            is_narrow = any(_NOT_EMPTY.fullmatch(guard) is None for guard in self.guards)
+            (report.warn if is_narrow else report.note)(
+                _PASS,
+                ", ".join(shortest[:_SHOWN]) + more,
+                f"only inputs of such sizes run ({_where(list(names), specs)}): the module or its dynamic_shapes "
+                "decide by them, and PyTorch exports one way; for others give example inputs of those, or write the "
+                "module without the decision",
+            )
+        for size in self.tried:
+            report.note(_PASS, size, "PyTorch exported for other sizes; this one gave the module's results when tried")
+        for size in self.fixed:
+            report.warn(
+                _PASS,
+                size,
+                "the module fixes a size that dynamic_shapes leaves open, and inputs of other sizes are refused; "
+                "torch.export.Dim.DYNAMIC in the place of Dim.AUTO tells where",
+            )
+        for text in self.unchecked:
+            report.warn(
+                _PASS,
+                text,
+                "PyTorch took this for granted about values, which the artifact does not check: where it is false, the "
+                "results mean nothing",
+            )
+
+
+def read(model: ir.Model, where: str) -> Conditions:
+    """Those in a model's metadata. Raises MoecError, naming ``where``, for text that :meth:`attach` did not write."""
+    if KEY not in model.metadata_props:
+        return Conditions()
+    try:
+        content = json.loads(model.metadata_props[KEY])
+        kinds = [field.name for field in dataclasses.fields(Conditions)]
+        found = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})
+        _ = found.names
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise MoecError(f"{where}: its metadata {KEY!r} cannot be read ({error}); export the model again") from error
+    return found
+
+
+def conditions_of(model: ir.Model) -> Conditions:
+    """Those of an imported model. Raises MoecError where they are about a size that no input has."""
+    found = read(model, "model")
+    unbound = found.names - bound_names([spec.shape for spec in tensor_specs(model.graph.inputs)])
+    if unbound:
+        raise MoecError(f"metadata {KEY!r} is about {sorted(unbound)[0]!r}, no input's size; export the model again")
+    return found
+
+
+def settled(guards: Sequence[str], before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> list[str]:
+    """The guards of a model whose inputs were ``before``, about those that a program has: some names may have turned
+    out as numbers."""
+    known: dict[str, int] = {}
+    for old, new in zip(before, after, strict=True):
+        known |= {
+            name: size
+            for name, size in zip(old.shape, new.shape, strict=True)
+            if isinstance(name, str) and isinstance(size, int)
+        }
+    return [re.sub(r"[^\W\d]\w*", lambda name: str(known.get(name[0], name[0])), guard) for guard in guards]
+
+
+def _where(names: Sequence[str], specs: Sequence[TensorSpec]) -> str:
+    """``seq is axis 1 of 'ids'``, for each of the names."""
+    axes = {
+        name: f"{name} is axis {axis} of {spec.name!r}"
+        for spec in reversed(specs)
+        for axis, size in enumerate(spec.shape)
+        for name in size_names(size)
+    }
+    return ", ".join(axes[name] for name in names)
+
+
+def _printable(text: Any) -> str:
+    if not isinstance(text, str) or not text.isprintable():
+        raise ValueError(f"{text!r} is no text")
+    return text

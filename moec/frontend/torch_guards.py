@@ -1,0 +1,173 @@
+"""Guards of a program that torch.export made, as conditions on the sizes of its inputs.
+
+Tracing takes one of the ways that a module may go. What it relied on there, torch.export keeps beside the graph: guards
+and ranges of symbols in the shape environment (``torch.fx.experimental.symbolic_shapes``), and assertions on computed
+values. The conversion to ONNX drops all of it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import UnsupportedError
+from moec.frontend.conditions import Conditions
+
+if TYPE_CHECKING:
+    import torch
+
+_INFIX = {
+    "Add": " + ",
+    "Mul": "*",
+    "FloorDiv": "//",
+    "CleanDiv": "//",
+    "Mod": " % ",
+    "PythonMod": " % ",
+    "Equality": " == ",
+    "Unequality": " != ",
+    "LessThan": " <= ",
+    "StrictLessThan": " < ",
+    "GreaterThan": " >= ",
+    "StrictGreaterThan": " > ",
+    "And": " and ",
+    "Or": " or ",
+}
+_FUNCTIONS = {"Max": "max", "Min": "min"}
+_LARGEST_POWER = 9
+
+
+def known_inputs(program: torch.export.ExportedProgram) -> dict[str, Any]:
+    """The inputs of a program, each as the tensor or number that it was traced with."""
+    wanted = set(program.graph_signature.user_inputs)
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
+    return {node.name: node.meta.get("val") for node in nodes}
+
+
+def conditions_of(
+    program: torch.export.ExportedProgram, converted: torch.export.ExportedProgram, where: str
+) -> Conditions:
+    """What ``program`` takes for granted, and ``converted``, which the ONNX exporter made of it. Raises
+    UnsupportedError, naming ``where``, for conditions on the values of inputs, and those that cannot be said."""
+    environment = _environment(converted)
+    if environment is None:
+        return Conditions()
+    inputs = known_inputs(converted)
+    sizes = {symbol for value in inputs.values() for dim in _dims(value) for symbol in dim.node.expr.free_symbols}
+    values = {value.node.expr: name for name, value in inputs.items() if hasattr(value, "node")}
+    said = [*_ranges([*environment.var_to_range.items(), *program.range_constraints.items()], environment)]
+    said += [(condition, _text(_reduced(condition))) for condition in _conditions(environment)]
+    for condition, text in said:
+        if condition.free_symbols & values.keys() or (text is None and condition.free_symbols <= sizes):
+            shown = text or str(condition)
+            for symbol, name in values.items():
+                shown = shown.replace(str(symbol), name)
+            raise UnsupportedError(
+                f"{where}: PyTorch exported it for {shown} only, a condition that the compiled model cannot check; "
+                "remove the part of the module that decides so, or make the input it is about a constant"
+            )
+    guards = dict.fromkeys(text for condition, text in said if text is not None and condition.free_symbols <= sizes)
+    unchecked = [*(f"{name} >= 0" for name in values.values()), *_assertions(program, environment)]
+    return Conditions(tuple(guards), tuple(_fixed(inputs)), tuple(dict.fromkeys(unchecked)))
+
+
+def _environment(program: torch.export.ExportedProgram) -> Any:
+    from torch._guards import detect_fake_mode
+
+    mode = detect_fake_mode([node.meta.get("val") for node in program.graph.nodes])
+    return None if mode is None else mode.shape_env
+
+
+def _dims(value: Any) -> list[torch.SymInt]:
+    """The sizes of an input that are, or were to be, dynamic."""
+    return [size for size in getattr(value, "shape", ()) if not isinstance(size, int)]
+
+
+def _ranges(ranges: list[tuple[Any, Any]], environment: Any) -> Iterator[tuple[Any, str]]:
+    """Expressions of sizes or values, and the least and the largest that they may be: ``2 <= seq <= 16``."""
+    from torch.utils._sympy.numbers import int_oo
+    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+    for given, known in ranges:
+        size = environment.replace(given)
+        if size.is_number:
+            continue
+        implied = ValueRanges(0, int_oo) if size.is_Symbol else bound_sympy(size, environment.var_to_range)
+        least = f"{known.lower} <= " if known.lower > max(implied.lower, 0) else ""
+        most = f" <= {known.upper}" if known.upper < implied.upper else ""
+        if least or most:
+            yield size, f"{least}{_text(size) or size}{most}"
+
+
+def _conditions(environment: Any) -> Iterator[Any]:
+    """Guards that say more than ranges do."""
+    import sympy
+    from torch.utils._sympy.value_ranges import bound_sympy
+
+    for guard in environment.guards:
+        condition = environment.replace(guard.expr)
+        bounds = bound_sympy(condition, environment.var_to_range)
+        if not (bounds.is_singleton() and bounds.lower == sympy.true):
+            yield condition
+
+
+def _reduced(condition: Any) -> Any:
+    """Without what both sides have as a factor, for people; as strict as before, or stricter where that is zero."""
+    import sympy
+
+    if not isinstance(condition, sympy.Eq):
+        return condition
+    left, right = condition.args
+    if right == 0 and type(left).__name__ in ("Mod", "PythonMod"):
+        dividend, divisor = left.args
+        common = sympy.gcd(dividend, divisor)
+        return sympy.Eq(type(left)(sympy.cancel(dividend / common), sympy.cancel(divisor / common)), 0)
+    common = sympy.gcd(left, right)
+    left, right = sympy.cancel(left / common), sympy.cancel(right / common)
+    for whole, product in ((left, right), (right, left)):
+        divisions = [one for one in product.atoms(sympy.Function) if type(one).__name__ == "FloorDiv"]
+        for division in divisions:
+            if division.args[0] == whole and product == division * division.args[1]:
+                return sympy.Eq(sympy.Mod(whole, division.args[1], evaluate=False), 0, evaluate=False)
+    return sympy.Eq(left, right, evaluate=False)
+
+
+def _text(expression: Any) -> str | None:
+    """As :mod:`moec.runtime.guards` reads it; None for what it has no words for."""
+    text = _nested(expression)
+    return None if text is None else ast.unparse(ast.parse(text, mode="eval"))
+
+
+def _nested(expression: Any) -> str | None:
+    """The same, with every operation in parentheses."""
+    kind = type(expression).__name__
+    if expression.is_Symbol or expression.is_Integer:
+        return str(expression)
+    if expression.is_Pow and expression.exp.is_Integer and 0 < expression.exp < _LARGEST_POWER:
+        operands = [_nested(expression.base)] * int(expression.exp)
+        kind = "Mul"
+    else:
+        operands = [_nested(one) for one in expression.args]
+    if None in operands or kind not in {*_INFIX, *_FUNCTIONS}:
+        return None
+    if kind in _FUNCTIONS:
+        return f"{_FUNCTIONS[kind]}({', '.join(map(str, operands))})"
+    return f"({_INFIX[kind].join(map(str, operands))})"
+
+
+def _fixed(inputs: dict[str, Any]) -> Iterator[str]:
+    """The sizes that were to be dynamic and turned out as numbers."""
+    for name, value in inputs.items():
+        for axis, size in enumerate(getattr(value, "shape", ())):
+            if not isinstance(size, int) and size.node.expr.is_number:
+                yield f"axis {axis} of {name!r} is {size.node.expr}"
+
+
+def _assertions(program: torch.export.ExportedProgram, environment: Any) -> Iterator[str]:
+    """What the module asserts about numbers and tensors that it computes."""
+    for symbol in program.range_constraints:
+        for one in environment.deferred_runtime_asserts.get(symbol, ()):
+            yield str(one.expr)
+    for node in program.graph.nodes:
+        if "_assert_async" in str(node.target):
+            yield str(node.args[-1]) if isinstance(node.args[-1], str) else f"{node.args[0]} of {node.name}"

@@ -1,0 +1,145 @@
+"""Sizes of 0 and 1, which modules tell from others without meaning to: tried on the module itself.
+
+``is_causal = length > 1`` gives the same result either way for one token, yet PyTorch's guards say that the export is
+for more. Where guards exclude 0 or 1 alone, module and exported program run on inputs of that size, and where they
+agree, the size is let in. What is larger is never tried: there would be no end to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moec.runtime.guards import holds, parse_guard
+
+if TYPE_CHECKING:
+    import torch
+
+_SMALL = re.compile(r"(?:[12] <= (?P<range>\w+)(?P<most> <= \d+)?|(?P<name>\w+) (?:!= [01]|> [01]))")
+"""Guards against 0 and 1, maybe with an upper bound that stays."""
+_TOLERANCE = 1e-3
+
+Agrees = Callable[[Mapping[str, int]], bool]
+"""Whether module and program compute the same where the named sizes are so."""
+
+
+def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]:
+    """The guards that are left, and those that were let in (``seq = 1``)."""
+    excluded: dict[str, set[int]] = {}
+    kept: list[str] = []
+    for guard in guards:
+        found = _SMALL.fullmatch(guard)
+        if found is None:
+            kept.append(guard)
+            continue
+        name, test = found["range"] or found["name"], parse_guard(guard)
+        excluded.setdefault(name, set()).update(value for value in (0, 1) if not holds(test, {name: value}))
+        if found["most"]:
+            kept.append(name + found["most"])
+    accepted = {(name, value) for name, values in excluded.items() for value in values if agrees({name: value})}
+    for value in (0, 1):
+        together = {name: size for name, size in accepted if size == value}
+        if len(together) > 1 and not agrees(together):
+            accepted -= set(together.items())
+    for name, values in excluded.items():
+        rejected = {value for value in values if (name, value) not in accepted}
+        if rejected:
+            kept.append({0: f"1 <= {name}", 1: f"{name} != 1", 2: f"2 <= {name}"}[sum(rejected) + (len(rejected) > 1)])
+    return kept, [f"{name} = {value}" for name, value in sorted(accepted)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Compares ``module`` with the program that was exported of it, on parts of the example inputs.
+
+    ``values``: what the exporter knows of each flat input, in the order of ``arguments``.
+    """
+
+    module: Callable[..., Any]
+    exported: torch.export.ExportedProgram
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    values: Sequence[Any]
+
+    def __call__(self, sizes: Mapping[str, int]) -> bool:
+        """Whether they compute the same on every trial that the module can run, and there is one."""
+        trials = [self._inputs(sizes, seed) for seed in (0, 1)]
+        outcomes = [self._agree(*trial) for trial in trials if trial is not None]
+        return False not in outcomes and True in outcomes
+
+    @functools.cached_property
+    def _program(self) -> Callable[..., Any]:
+        return self.exported.module(check_guards=False)
+
+    def _agree(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+        """None where the module cannot run."""
+        from torch.utils._pytree import tree_leaves
+
+        try:
+            expected = tree_leaves(self.module(*args, **kwargs))
+        except Exception:  # whatever a module raises for inputs that are not for it
+            return None
+        try:
+            found = tree_leaves(self._program(*args, **kwargs))
+        except Exception:
+            return False
+        return len(found) == len(expected) and all(map(_close, found, expected))
+
+    def _inputs(self, sizes: Mapping[str, int], seed: int) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Parts of the examples where ``sizes`` are so, with other numbers; None where one would have to be larger."""
+        import torch
+        from torch.utils._pytree import tree_flatten, tree_unflatten
+
+        leaves, structure = tree_flatten(self.arguments)
+        if len(leaves) != len(self.values):
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        example = _example_sizes(leaves, self.values)
+        changed = []
+        for leaf, value in zip(leaves, self.values, strict=True):
+            if isinstance(leaf, torch.Tensor):
+                shape = [_size(dim, {**example, **sizes}) for dim in value.shape]
+                if any(size is None or size > given for size, given in zip(shape, leaf.shape, strict=True)):
+                    return None
+                leaf = _renewed(leaf[tuple(slice(size) for size in shape)], seed, generator)
+            changed.append(leaf)
+        return tree_unflatten(changed, structure)
+
+
+def _example_sizes(leaves: Sequence[Any], values: Sequence[Any]) -> dict[str, int]:
+    return {
+        str(dim.node.expr): size
+        for leaf, value in zip(leaves, values, strict=True)
+        for dim, size in zip(getattr(value, "shape", ()), getattr(leaf, "shape", ()), strict=True)
+        if not isinstance(dim, int) and dim.node.expr.is_Symbol
+    }
+
+
+def _size(dim: Any, sizes: Mapping[str, int]) -> int | None:
+    if isinstance(dim, int):
+        return dim
+    size = dim.node.expr
+    known = size.subs({symbol: sizes[str(symbol)] for symbol in size.free_symbols if str(symbol) in sizes})
+    return int(known) if known.is_Integer and known >= 0 else None
+
+
+def _renewed(tensor: torch.Tensor, seed: int, generator: torch.Generator) -> torch.Tensor:
+    """Random floats; integers as they are, then one more, for zeros hide what is multiplied with them."""
+    import torch
+
+    if tensor.is_floating_point():
+        return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    return tensor + seed if tensor.dtype != torch.bool else tensor.clone()
+
+
+def _close(found: Any, expected: Any) -> bool:
+    import torch
+
+    if not isinstance(expected, torch.Tensor) or not isinstance(found, torch.Tensor):
+        return found is expected or found == expected
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    largest = expected.abs().max().item() if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=0.0, atol=_TOLERANCE * max(1.0, largest), equal_nan=True)

@@ -34,10 +34,10 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     _drop_initializers_from_inputs(model)
     try:
         _lift_constants(model)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise MoecError(f"{where}: a Constant node is inconsistent ({error}); export the model again") from error
     external_data.map_weights(model)
-    _resolve_constant_branches(model)
+    _resolve_constant_branches(model, where)
     opset.check_version(model, where)
     operators.check_operators(model, where)
     model = opset.convert(model, where)
@@ -155,13 +155,20 @@ def _lift_constants(model: ir.Model) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-def _resolve_constant_branches(model: ir.Model) -> None:
-    """Replace each If whose condition is known by the branch it takes."""
+def _resolve_constant_branches(model: ir.Model, where: str) -> None:
+    """Replace each If whose condition is known by the branch it takes.
+
+    Raises MoecError where constants before an If cannot be computed.
+    """
     if not any(node.op_type == "If" and node.domain == "" for node in model.graph):
         return
     from onnxscript.optimizer import fold_constants_ir
 
-    fold_constants_ir(model)
+    try:
+        fold_constants_ir(model)
+    except Exception as error:  # what ONNX's reference raises, in errors of onnxscript's own
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise MoecError(f"{where}: the condition of an If cannot be computed ({reason}); export it again") from error
     _lift_constants(model)
 
 

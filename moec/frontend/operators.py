@@ -15,6 +15,7 @@ from moec.ir import dialect
 from moec.ir.names import node_name
 
 CONTRIB_DOMAIN = "com.microsoft"
+LARGEST_SIZE = 2**31 - 1
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 _TRAINING_DOMAINS = ("ai.onnx.training", "ai.onnx.preview.training")
 
@@ -25,6 +26,7 @@ def check_operators(model: ir.Model, where: str) -> None:
     version = model.graph.opset_imports[""]
     for node in model.graph:
         place = f"{where}: node {node_name(node)!r}"
+        _check_references(node, place)
         _check_inputs(node, place)
         if node.domain == "" and not opset.is_known_early(node, version):
             _check_standard(node, place, version)
@@ -33,7 +35,8 @@ def check_operators(model: ir.Model, where: str) -> None:
 
 
 def check_types(model: ir.Model, where: str) -> None:
-    """Raises UnsupportedError for a graph input or output that is not a tensor of numbers or booleans."""
+    """Raises UnsupportedError for a graph input or output that is not a tensor of numbers or booleans, and MoecError
+    for one of an impossible size."""
     for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
         for value in values:
             if value.type is not None and not isinstance(value.type, ir.TensorType):
@@ -45,6 +48,11 @@ def check_types(model: ir.Model, where: str) -> None:
                 raise UnsupportedError(
                     f"{where}: {kind} {value.name!r}{_beside(value)} holds strings, expected numbers; keep text "
                     "processing outside the model"
+                )
+            if any(isinstance(size, int) and not 0 <= size <= LARGEST_SIZE for size in value.shape or ()):
+                raise MoecError(
+                    f"{where}: {kind} {value.name!r}{_beside(value)} has the shape {list(value.shape or ())}, expected "
+                    f"sizes from 0 to {LARGEST_SIZE} or names; export the model again"
                 )
 
 
@@ -64,6 +72,16 @@ def _check_inputs(node: ir.Node, place: str) -> None:
             f"{place}: {node.op_type} uses {value.name!r}, which is no input, constant or result; the model is "
             "inconsistent"
         )
+
+
+def _check_references(node: ir.Node, place: str) -> None:
+    """Outside a function there is nothing that an attribute could refer to."""
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            raise MoecError(
+                f"{place}: attribute {name!r} of {node.op_type} refers to {attribute.ref_attr_name!r} of a function, "
+                "which is not there; the model is inconsistent"
+            )
 
 
 def _check_standard(node: ir.Node, place: str, version: int) -> None:
@@ -88,16 +106,26 @@ def _check_standard(node: ir.Node, place: str, version: int) -> None:
 
 
 def _check_signature(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> None:
-    """Raises MoecError when the numbers of inputs or outputs or an attribute's type are not the operator's."""
+    """Raises MoecError when inputs, outputs or attributes are not the operator's."""
     for kind, values, least, most in (
         ("inputs", node.inputs, schema.min_input, schema.max_input),
         ("outputs", node.outputs, schema.min_output, schema.max_output),
     ):
         if not least <= len(values) <= most:
             raise MoecError(f"{place} has {len(values)} {kind}, expected {least} to {most}; the model is inconsistent")
+    for value, declared in zip(node.inputs, schema.inputs, strict=False):
+        if value is None and declared.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+            raise MoecError(f"{place} lacks its input {declared.name!r}; the model is inconsistent")
+    for name, declared in schema.attributes.items():
+        if declared.required and name not in node.attributes:
+            raise MoecError(f"{place} lacks its attribute {name!r}; the model is inconsistent")
     for name, attribute in node.attributes.items():
-        declared = schema.attributes.get(name)
-        expected = attribute.type.name if declared is None else str(declared.type).rpartition(".")[2]
+        if name not in schema.attributes:
+            raise MoecError(
+                f"{place} has the attribute {name!r}, expected {', '.join(schema.attributes) or 'none'}; the model is "
+                "inconsistent"
+            )
+        expected = str(schema.attributes[name].type).rpartition(".")[2]
         if attribute.type.name != expected:
             raise MoecError(
                 f"{place} has attribute {name!r} of type {attribute.type.name}, expected {expected}; the model is "

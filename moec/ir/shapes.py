@@ -6,18 +6,22 @@ names), helped by the schemas of :mod:`moec.ir.schemas`. Weights are not part of
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
 from moec.ir import schemas
+from moec.ir.names import node_name, operator_name
 from moec.ir.opsets import OPSET, version_for
 
 _LARGEST_SHAPE_CONSTANT = 64
 """Constants with more elements are never sizes, axes or splits: inference sees their type only."""
 
+_MOST_ELEMENTS = 1 << 40
 _LONGEST_VECTOR = 1 << 16
 
 _GENERATED_NAME = re.compile(r"unk__\d+")
@@ -28,7 +32,8 @@ def infer(model: ir.Model) -> None:
     """Set type and shape of every value that can be inferred, in place, in nested graphs too.
 
     What is set already is kept and refined. Values behind an operator nobody has a rule for stay as they are.
-    Raises onnx.shape_inference.InferenceError when the model is not a valid graph at all.
+    Raises onnx.shape_inference.InferenceError when the model is not a valid graph at all, and UnsupportedError for a
+    value that no memory can hold.
     """
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=_without_weights(model.graph))
     imports = {"moec": 1, "com.microsoft": 1, **model.opset_imports}
@@ -38,6 +43,19 @@ def infer(model: ir.Model) -> None:
     with schemas.registered():
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     _adopt(model.graph, inferred.graph)
+    _check_sizes(model.graph)
+
+
+def _check_sizes(graph: ir.Graph) -> None:
+    """Raises UnsupportedError for a value that no memory can hold: a file of a few bytes may expand a number so."""
+    for node in graph:
+        for value in node.outputs:
+            elements = math.prod(size for size in value.shape or () if isinstance(size, int))
+            if elements > _MOST_ELEMENTS:
+                raise UnsupportedError(
+                    f"node {node_name(node)!r} ({operator_name(node)}): its result has the shape "
+                    f"{[str(size) for size in value.shape or ()]}, expected at most {_MOST_ELEMENTS} elements"
+                )
 
 
 def _without_weights(graph: ir.Graph) -> onnx.GraphProto:

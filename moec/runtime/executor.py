@@ -210,4 +210,6 @@ def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np
     sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(inputs, arrays, strict=True))
     if isinstance(error, ValueError) and any(check in reason for check in _SIZE_CHECKS):
         return InputError(f"the model cannot run on inputs of sizes {sizes}, which do not fit each other: {reason}")
+    if "bad_alloc" in reason:
+        return MoecError(f"there is not enough memory to run the model on inputs of sizes {sizes}")
     return DefectError(f"the compiled program failed on inputs of sizes {sizes}: {type(error).__name__}: {reason}")

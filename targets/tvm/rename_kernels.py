@@ -2,7 +2,7 @@
 
 TVM numbers symbols in the order they are asked for, also those that fusion removes later: ``fused_cast2_mul5_concat``.
 Here the numbers go, and kernels that then share a name are counted in the order of their first use:
-``cast_mul_concat``, ``cast_mul_concat_2``.
+``cast_mul_concat``, ``cast_mul_concat_2``. A name is also that of files, so that of a long chain is cut.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+_LONGEST = 120
 _NUMBER = re.compile(r"(?<=[a-z])\d+(?=_|$)")
 
 
@@ -21,7 +22,7 @@ def readable_names(module: tvm.IRModule) -> dict[str, str]:
     names: dict[str, str] = {}
     taken: set[str] = {"main"}
     for symbol in _used_kernels(module):
-        base = _NUMBER.sub("", symbol).removeprefix("fused_")
+        base = _shortened(_NUMBER.sub("", symbol).removeprefix("fused_"))
         name, count = base, 1
         while name in taken:
             count += 1
@@ -37,6 +38,10 @@ def rename_kernels(module: tvm.IRModule, names: dict[str, str]) -> tvm.IRModule:
         if isinstance(function, tirx.PrimFunc) and symbol.name_hint in names:
             module[symbol] = function.with_attr("global_symbol", names[symbol.name_hint])
     return relax.transform.NormalizeGlobalVar()(module)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else name[:_LONGEST].rpartition("_")[0] or name[:_LONGEST]
 
 
 def _used_kernels(module: tvm.IRModule) -> list[str]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import moec
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.onnx import import_model
 from moec.ir import interpreter
@@ -312,3 +313,51 @@ def test_nodes_that_do_not_fit_their_operator(node, message):
 def test_a_constant_without_a_known_value():
     nodes = [helper.make_node("Constant", [], ["c"], valeu=1.0), helper.make_node("Add", ["x", "c"], ["y"])]
     refuse(model_of(nodes), "a Constant node is inconsistent")
+
+
+def referring(name):
+    node = helper.make_node("LeakyRelu", ["x"], ["y"], "n")
+    node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
+    return node
+
+
+@pytest.mark.parametrize(
+    "node, message",
+    [
+        (referring("alpha"), "attribute 'alpha' of LeakyRelu refers to 'slope' of a function, which is not there"),
+        (
+            helper.make_node("Relu", ["x"], ["y"], "n", alhpa=1.0),
+            r"Relu \(opset 17\) has the attribute 'alhpa', expected none",
+        ),
+        (helper.make_node("Concat", ["x", "x"], ["y"], "n"), r"Concat \(opset 17\) lacks its attribute 'axis'"),
+        (helper.make_node("Gemm", ["x", ""], ["y"], "n"), r"Gemm \(opset 17\) lacks its input 'B'"),
+    ],
+)
+def test_what_an_operator_does_not_know_or_cannot_do_without(node, message):
+    refuse(model_of([node]), f"node 'n'.*{message}")
+
+
+def test_an_optional_input_may_be_left_out():
+    node = helper.make_node("Clip", ["x", "", "high"], ["y"])
+    high = numpy_helper.from_array(np.array(2, np.float32), "high")
+    model = import_model(model_of([node], initializers=[high]))
+    np.testing.assert_array_equal(interpreter.run(model, {"x": X})["y"], np.minimum(X, 2))
+
+
+@pytest.mark.parametrize("shape", [[-3, 3], [None, 2**31], [2**62, 2**62]])
+def test_impossible_sizes_of_inputs(shape):
+    proto = relu(inputs=[("x", [None, 3])])
+    proto.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, shape))
+    refuse(proto, "input 'x'.*has the shape .*, expected sizes from 0 to 2147483647")
+
+
+def test_a_value_that_no_memory_holds():
+    constants = [numpy_helper.from_array(np.array([1 << 20] * 3, np.int64), "shape")]
+    expand = helper.make_node("ConstantOfShape", ["shape"], ["c"], "n")
+    nodes = [
+        expand,
+        helper.make_node("ReduceMax", ["c"], ["m"], keepdims=0),
+        helper.make_node("Add", ["x", "m"], ["y"]),
+    ]
+    with pytest.raises(UnsupportedError, match=r"node 'n' \(ConstantOfShape\): its result has the shape .* at most"):
+        moec.compile(model_of(nodes, initializers=constants))

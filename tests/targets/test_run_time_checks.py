@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
+
 import numpy as np
 import onnx
 import pytest
@@ -48,3 +52,22 @@ def test_other_failures_are_defects(monkeypatch: pytest.MonkeyPatch, error: Exce
     monkeypatch.setattr(model._executor._program, "_main", fail)
     with pytest.raises(DefectError, match=f"failed on inputs of sizes a.3, 4.: {type(error).__name__}: {error}"):
         model(np.ones((3, 4), np.float32))
+
+
+def test_memory_that_cannot_be_had_is_no_defect() -> None:
+    """A matrix of 2**36 bytes and more from two vectors."""
+    model = compiled("g (float[A,1] a, float[1,B] b) => (float[A,B] y) { y = Add(a, b) }")
+    code = (
+        "import resource, numpy as np; resource.setrlimit(resource.RLIMIT_DATA, (1 << 32,) * 2)\n"
+        "import moec\n"
+        "model = moec.load(%r)\n"
+        "try: model(np.ones((1 << 18, 1), np.float32), np.ones((1, 1 << 18), np.float32))\n"
+        "except moec.MoecError as error: print(type(error).__name__, error)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/m.moec")
+        command = [sys.executable, "-c", code % f"{folder}/m.moec"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(
+        "MoecError there is not enough memory to run the model on inputs of sizes a[262144, 1]"
+    )

@@ -302,7 +302,7 @@ def simulate(
     artifact: Artifact,
     project: Annotated[str | None, typer.Option(help="Which of several projects; default: all.")] = None,
     memory_share: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Beats per cycle and master; default: the part's memory.")
+        float | None, typer.Option(min=0.01, max=1, help="Beats per cycle and port; default: the part's memory.")
     ] = None,
     fifo_depth: Annotated[int | None, typer.Option(min=1, help="Of all channels; default: as declared.")] = None,
     pipeline_depth: Annotated[

@@ -28,7 +28,7 @@ from moec.targets.hls.attention_design import KEY, QUERY, AttentionDesign
 from moec.targets.hls.channels import BEAT_BITS
 from moec.targets.hls.cycles import Loader, MemoryPace
 from moec.targets.hls.design import BEAT_BYTES, INPUT_BITS, MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS, PARAMETER_BYTES
-from moec.targets.hls.estimate import RESOURCE_NAMES, Resources, pace_of
+from moec.targets.hls.estimate import RESOURCE_NAMES, Resources, ports_as_dict
 from moec.targets.hls.memories import (
     BURST_BEATS,
     OUTSTANDING,
@@ -41,6 +41,7 @@ from moec.targets.hls.memories import (
     parameter_memory,
 )
 from moec.targets.hls.parts import Part
+from moec.targets.hls.ports import ATTENTION_MASTERS, Ports, connect
 
 _ARRAYS = 4
 """Of ``lanes`` x ``lanes`` products: projections, scores, values, output."""
@@ -85,7 +86,7 @@ class AttentionEstimate:
     design: AttentionDesign
     part: Part
     clock_megahertz: float
-    pace: MemoryPace
+    ports: Ports
     cycles: AttentionCycles
     dsps: Mapping[str, int]
     memories: Sequence[Memory]
@@ -103,7 +104,8 @@ class AttentionEstimate:
             "clock_megahertz": self.clock_megahertz,
             "milliseconds": self.milliseconds,
             "gigabytes_per_second": self.cycles.beats * BEAT_BYTES / (self.milliseconds * 1e6),
-            "cycles_per_beat": self.pace.cycles_per_beat,
+            "cycles_per_beat": self.ports.loaders.cycles_per_beat,
+            "ports": ports_as_dict(self.ports),
             "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total},
             "resources": dataclasses.asdict(self.resources),
             "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
@@ -116,7 +118,7 @@ def estimate_attention(
     design: AttentionDesign, part: Part, clock_megahertz: float, memory_share: float = 1.0
 ) -> AttentionEstimate:
     """Of a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
-    pace = pace_of(part, clock_megahertz, memory_share)
+    ports = connect(part, ATTENTION_MASTERS, clock_megahertz, memory_share)
     dsps, memories = attention_dsps(design), attention_memories(design)
     luts = _logic_luts(design) + sum(memory.luts for memory in memories)
     resources = Resources(
@@ -126,8 +128,8 @@ def estimate_attention(
         lut=luts,
         flip_flops=flip_flops(luts),
     )
-    cycles = attention_cycles(design, design.shape.tokens, pace)
-    return AttentionEstimate(design, part, clock_megahertz, pace, cycles, dsps, memories, resources)
+    cycles = attention_cycles(design, design.shape.tokens, ports.loaders)
+    return AttentionEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, resources)
 
 
 def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace) -> AttentionCycles:

@@ -23,6 +23,8 @@ from moec.targets.hls.attention_quantize import QuantizedAttention
 from moec.targets.hls.design import BEAT_BYTES, MOST_STAGES
 from moec.targets.hls.lint_pragmas import LEAST_VERSION
 from moec.targets.hls.normalization import inverse_roots
+from moec.targets.hls.parts import find_part
+from moec.targets.hls.ports import ATTENTION_MASTERS, port_names
 from moec.targets.hls.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
 from moec.targets.hls.quantize import power_table
 
@@ -36,6 +38,7 @@ _TEMPLATES = {
     "attention_testbench.cpp.j2": "src/testbench.cpp",
     "attention_readme.md.j2": "README.md",
     "hls_config.cfg.j2": "hls_config.cfg",
+    "link.cfg.j2": "link.cfg",
     "run_hls.tcl.j2": "run_hls.tcl",
     "Makefile.j2": "Makefile",
     "host.py.j2": "host.py",
@@ -64,6 +67,7 @@ def attention_files(
         "least_version": LEAST_VERSION,
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_channels": bound_channels(attention_channels(design)),
+        "ports": port_names(find_part(device).memory, ATTENTION_MASTERS),
         "table_copies": -(-design.lanes // 2),
         "powers": power_table(),
         "inverse_roots": inverse_roots(),

@@ -1,42 +1,44 @@
-"""What ``hls_config.cfg`` says about a project: the simulation builds what a vendor's tool would."""
+"""What ``hls_config.cfg`` and ``link.cfg`` say about a project: the simulation builds what a vendor's tools would."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping
 
 from moec.errors import MoecError
 
 CONFIGURATION = "hls_config.cfg"
+LINK = "link.cfg"
+_CONNECTION = re.compile(r"\w+\.m_axi_(\w+):(\S+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """Paths are relative to the project. ``flags`` are the compiler's, ``arguments`` those of the testbench."""
+    """Paths are relative to the project. ``flags`` are the compiler's, ``arguments`` those of the testbench;
+    ``ports``: of memories, by the bundle that is connected to each."""
 
     top: str
     sources: tuple[str, ...]
     testbench: tuple[str, ...]
     flags: tuple[str, ...]
     arguments: tuple[str, ...]
+    ports: tuple[tuple[str, str], ...]
 
 
 def read_configuration(files: Mapping[str, bytes]) -> Configuration:
     """Raises MoecError where the project has no configuration, or it names no sources or files that are missing."""
     if CONFIGURATION not in files:
         raise MoecError(f"{CONFIGURATION} is not among the project's files; expected a project that moec generated")
-    values: dict[str, list[str]] = {}
-    for line in files[CONFIGURATION].decode().splitlines():
-        key, equals, value = line.split("#")[0].partition("=")
-        if equals:
-            values.setdefault(key.strip(), []).append(value.strip())
+    values = _values(files[CONFIGURATION])
     configuration = Configuration(
         top=" ".join(values.get("syn.top", [])),
         sources=tuple(values.get("syn.file", [])),
         testbench=tuple(name for name in values.get("tb.file", []) if name.endswith((".cpp", ".cc", ".c"))),
         flags=tuple(dict.fromkeys(shlex.split(" ".join(values.get("syn.cflags", []) + values.get("tb.cflags", []))))),
         arguments=tuple(shlex.split(" ".join(values.get("csim.argv", [])))),
+        ports=_ports(files.get(LINK, b"")),
     )
     if not (configuration.top and configuration.sources and configuration.testbench):
         raise MoecError(f"{CONFIGURATION}: expected syn.top, syn.file and a tb.file of C++; one of them is missing")
@@ -44,3 +46,23 @@ def read_configuration(files: Mapping[str, bytes]) -> Configuration:
     if missing:
         raise MoecError(f"{CONFIGURATION}: {', '.join(missing)} is not among the project's files")
     return configuration
+
+
+def _values(text: bytes) -> dict[str, list[str]]:
+    values: dict[str, list[str]] = {}
+    for line in text.decode().splitlines():
+        key, equals, value = line.split("#")[0].partition("=")
+        if equals:
+            values.setdefault(key.strip(), []).append(value.strip())
+    return values
+
+
+def _ports(link: bytes) -> tuple[tuple[str, str], ...]:
+    """Raises MoecError for a connection that is none of a bundle and a port."""
+    found = []
+    for connection in _values(link).get("sp", []):
+        match = _CONNECTION.fullmatch(connection)
+        if match is None:
+            raise MoecError(f"{LINK}: sp={connection}; expected sp=UNIT.m_axi_BUNDLE:PORT")
+        found.append((match[1], match[2]))
+    return tuple(found)

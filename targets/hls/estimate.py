@@ -15,11 +15,7 @@ from moec.targets.hls.cycles import Cycles, MemoryPace, count_cycles
 from moec.targets.hls.design import BEAT_BYTES, Design
 from moec.targets.hls.memories import Memory, memories_of
 from moec.targets.hls.parts import Part
-
-LOADERS = 2
-"""Masters that read weights at the same time."""
-MEMORY_LATENCY = 64
-"""Cycles, as the pragmas INTERFACE say."""
+from moec.targets.hls.ports import Ports, connect, masters_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +41,21 @@ RESOURCE_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """``dsps``: by process. ``memories``: all on the chip. ``pace``: what each loader gets of the external memory."""
+    """``dsps``: by process. ``memories``: all on the chip. ``ports``: of the external memory."""
 
     design: Design
     part: Part
     clock_megahertz: float
-    pace: MemoryPace
+    ports: Ports
     cycles: Cycles
     dsps: Mapping[str, int]
     memories: Sequence[Memory]
     resources: Resources
+
+    @property
+    def pace(self) -> MemoryPace:
+        """What each loader gets of the external memory."""
+        return self.ports.loaders
 
     @property
     def milliseconds(self) -> float:
@@ -74,6 +75,7 @@ class Estimate:
             "milliseconds": self.milliseconds,
             "gigabytes_per_second": self.gigabytes_per_second,
             "cycles_per_beat": self.pace.cycles_per_beat,
+            "ports": ports_as_dict(self.ports),
             "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total, "bound_by": self.cycles.bound_by},
             "resources": dataclasses.asdict(self.resources),
             "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
@@ -94,24 +96,21 @@ def estimate(
     Raises ValueError for loads that no call can have.
     """
     clock = clock_megahertz or part.clock_megahertz
-    pace = pace_of(part, clock, memory_share)
-    return assemble(design, part, clock, pace, count_cycles(design, loads, pace))
+    ports = connect(part, masters_of(design.shape), clock, memory_share)
+    return assemble(design, part, clock, ports, count_cycles(design, loads, ports.loaders))
 
 
-def assemble(design: Design, part: Part, clock_megahertz: float, pace: MemoryPace, cycles: Cycles) -> Estimate:
+def assemble(design: Design, part: Part, clock_megahertz: float, ports: Ports, cycles: Cycles) -> Estimate:
     """The estimate of a design whose cycles are known."""
     memories = memories_of(design)
     return Estimate(
-        design, part, clock_megahertz, pace, cycles, dsps_of(design), memories, resources_of(design, memories)
+        design, part, clock_megahertz, ports, cycles, dsps_of(design), memories, resources_of(design, memories)
     )
 
 
-def pace_of(part: Part, clock_megahertz: float, memory_share: float = 1.0) -> MemoryPace:
-    """Of each loader while both are busy. A loader takes at most a beat per cycle."""
-    if not 0 < memory_share <= 1:
-        raise ValueError(f"memory share {memory_share}; expected more than 0, up to 1")
-    rate = part.memory.bytes_per_second(LOADERS, clock_megahertz) * memory_share
-    return MemoryPace(max(1.0, BEAT_BYTES * clock_megahertz * 1e6 / rate), MEMORY_LATENCY)
+def ports_as_dict(ports: Ports) -> dict[str, Any]:
+    """Plain data, as ``moec simulate`` reads it: ``share`` and ``total_share`` are beats per cycle."""
+    return {"of": dict(ports.of), "share": ports.share, "total_share": ports.total_share}
 
 
 def resources_of(design: Design, memories: Sequence[Memory] | None = None) -> Resources:

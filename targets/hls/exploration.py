@@ -23,11 +23,11 @@ from moec.targets.hls.estimate import (
     Estimate,
     Resources,
     assemble,
-    pace_of,
     resources_of,
 )
 from moec.targets.hls.loads import even_loads, starving_loads
 from moec.targets.hls.parts import PARTS, Part
+from moec.targets.hls.ports import connect, masters_of
 
 LANES = (8, 16, 32, 64)
 HIDDEN_TILES = (16, 32, 64, 128, 256)
@@ -173,10 +173,10 @@ def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[
 
 def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads: Sequence[int]) -> list[Candidate]:
     clock = constraints.clock_megahertz or part.clock_megahertz
-    pace = pace_of(part, clock, constraints.memory_share)
-    expected, starved = _Timing(loads, pace), _Timing(starving_loads(designs[0].shape), pace)
+    ports = connect(part, masters_of(designs[0].shape), clock, constraints.memory_share)
+    expected, starved = (_Timing(one, ports.loaders) for one in (loads, starving_loads(designs[0].shape)))
     return [
-        Candidate(assemble(design, part, clock, pace, expected.of(design)), starved.of(design)) for design in designs
+        Candidate(assemble(design, part, clock, ports, expected.of(design)), starved.of(design)) for design in designs
     ]
 
 

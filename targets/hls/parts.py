@@ -15,7 +15,8 @@ from moec.errors import MoecError
 
 @dataclasses.dataclass(frozen=True)
 class ExternalMemory:
-    """What weights, tokens and results are in. ``ports``: that masters of the design can be connected to.
+    """What weights, tokens and results are in. ``ports``: that masters of the design can be connected to, which a
+    linker calls ``port_name``, numbered from 0.
 
     ``port_megahertz``: None where a port runs with the clock of the design.
     """
@@ -23,15 +24,14 @@ class ExternalMemory:
     kind: str
     gigabytes_per_second: float
     ports: int
+    port_name: str
     port_bytes: int
     port_megahertz: float | None
     source: str
 
-    def bytes_per_second(self, masters: int, clock_megahertz: float) -> float:
-        """That each of ``masters`` gets at most, all busy at once, each at a port of its own where there are enough."""
-        port = self.port_bytes * (self.port_megahertz or clock_megahertz) * 1e6
-        sharing = -(-masters // self.ports)
-        return min(port / sharing, self.gigabytes_per_second * 1e9 / masters)
+    def port_bytes_per_second(self, clock_megahertz: float) -> float:
+        """That a port delivers at most."""
+        return self.port_bytes * (self.port_megahertz or clock_megahertz) * 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,7 @@ def _processing_system(board_source: str) -> ExternalMemory:
         kind="DDR4 of the processing system, 64 bits at 2400 MT/s",
         gigabytes_per_second=19.2,
         ports=4,
+        port_name="HP{}",
         port_bytes=16,
         port_megahertz=None,
         source=f"{board_source}; ports S_AXI_HP0 to HP3 have at most 128 bits: PG201, AXI4 I/O Compliant Interfaces",
@@ -70,6 +71,7 @@ def _high_bandwidth_memory(gigabytes_per_second: float, source: str) -> External
         kind="HBM2, 32 pseudo channels",
         gigabytes_per_second=gigabytes_per_second,
         ports=32,
+        port_name="HBM[{}]",
         port_bytes=32,
         port_megahertz=450,
         source=f"{source}; 256 bits at 450 MHz per channel: PG276, and UG1393, HBM Configuration and Use (14.4 GB/s)",

@@ -7,6 +7,7 @@
 | ``src/testbench.cpp``, ``data/`` | test vectors: packed tokens and weights, and what must come out |
 | ``sim/hls_stream.h`` | a model of the vendor's streams, for C simulation with any compiler |
 | ``Makefile``, ``hls_config.cfg``, ``run_hls.tcl`` | C simulation anywhere; synthesis where Vitis is |
+| ``link.cfg`` | which port of the memory each master is connected to |
 | ``host.py`` | floats to tokens as the hardware reads them, and back |
 | ``compare_report.py`` | compares ``estimate.json`` with a synthesis report |
 """
@@ -32,6 +33,8 @@ from moec.targets.hls.lint import lint
 from moec.targets.hls.lint_pragmas import LEAST_VERSION
 from moec.targets.hls.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.normalization import inverse_roots
+from moec.targets.hls.parts import find_part
+from moec.targets.hls.ports import masters_of, port_names
 from moec.targets.hls.quantize import QuantizedBlock, power_table, sigmoid_table
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +49,7 @@ _TEMPLATES = {
     "moe_block.cpp.j2": "src/moe_block.cpp",
     "testbench.cpp.j2": "src/testbench.cpp",
     "hls_config.cfg.j2": "hls_config.cfg",
+    "link.cfg.j2": "link.cfg",
     "run_hls.tcl.j2": "run_hls.tcl",
     "Makefile.j2": "Makefile",
     "README.md.j2": "README.md",
@@ -149,6 +153,7 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "least_version": LEAST_VERSION,
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_channels": bound_channels(channels_of(design)),
+        "ports": port_names(find_part(description.device).memory, masters_of(design.shape)),
         "activation_copies": -(-design.lanes_out // 2),
         "score_copies": -(-(design.shape.slots + 1) // 2),
         "powers": power_table(),

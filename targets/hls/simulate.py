@@ -25,7 +25,7 @@ def simulate(
 ) -> list[dict[str, Any]]:
     """The testbenches of one project or of all, as plain data: ``passed``, ``message`` where not, ``cycles`` with
     ``processes`` and ``channels`` where so; ``estimated`` cycles are those of a full call with the loads of the
-    calibration data. ``memory_share``: of a beat per cycle and master; by default what the part's memory gives.
+    calibration data. ``memory_share``: of a beat per cycle and port; by default what the part's memory gives.
     ``fifo_depth``: of all channels, in place of those declared. ``pipeline_depth``: stages of all pipelines behind
     their first; by default as many as estimates count with, and then as many as channels must hold for, which shows
     that nothing locks up. ``pipeline_style``: of all pipelines, in place of those declared.
@@ -59,17 +59,22 @@ def _simulate(
     """What is told is of the first depth."""
     report = project.report
     described = {"name": project.name, "node": report["node"], "channels_of": report["channels"]}
-    share = 1 / report["estimate"]["cycles_per_beat"] if memory_share is None else memory_share
+    ports = report["estimate"]["ports"]
+    share = ports["share"] if memory_share is None else memory_share
     described |= {
         "tokens": report["vectors"],
         "estimated": report["estimate"]["cycles"]["total"],
         "memory_share": share,
+        "ports": ports["of"],
         "pipeline_depths": list(pipeline_depths),
     }
     files = artifact.project_files(project)
     try:
         timed, *_ = [
-            simulate_timed(files, memory_share=share, pipeline_depth=depth, **settings) for depth in pipeline_depths
+            simulate_timed(
+                files, memory_share=share, total_share=ports["total_share"], pipeline_depth=depth, **settings
+            )
+            for depth in pipeline_depths
         ]
     except SimulationError as error:
         return {**described, "passed": False, "message": f"{error.kind}: {error}", "details": error.details}

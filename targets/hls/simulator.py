@@ -132,6 +132,7 @@ def simulate_timed(
     files: Mapping[str, bytes],
     *,
     memory_share: float = 1.0,
+    total_share: float | None = None,
     memory_latency: int = 64,
     pipeline_depth: int = 0,
     pipeline_style: Style | None = None,
@@ -144,11 +145,13 @@ def simulate_timed(
 ) -> TimedResult:
     """Cycles, stalls and fill of channels of a project, given as contents by path.
 
-    ``memory_share``: the share of a beat per cycle that a memory delivers; ``memory_latency``: cycles until the first
+    ``memory_share``: the share of a beat per cycle that a port of the memory delivers; ``total_share``: the beats per
+    cycle that all ports deliver together, as many as they can by default; ``memory_latency``: cycles until the first
     beat of a loop; ``pipeline_depth``: stages of every pipeline behind its first, in which it reads: in order of the
     code, a loop's first channel is written in the stage behind that, its last one in the last stage, or each where
     ``stages`` says by its name; ``pipeline_style``: of all pipelines, other than declared;
-    ``memories``: names of memories by AXI bundle, where two bundles share one. ``fifo_depths``: of all channels, or of
+    ``memories``: names of ports by AXI bundle, where two bundles share one; by default those of the project's
+    ``link.cfg``. ``fifo_depths``: of all channels, or of
     some by name, other than declared. ``watch_dependences``: pragmas DEPENDENCE are checked against what loops read,
     which is slow and needs g++.
 
@@ -175,7 +178,8 @@ def simulate_timed(
             "MOEC_PIPELINE_DEPTH": str(pipeline_depth),
             "MOEC_PIPELINE_STYLE": pipeline_style or "",
             "MOEC_STAGES": _listed(stages or {}),
-            "MOEC_MEMORIES": _listed(memories or {}),
+            "MOEC_TOTAL_BEAT_CYCLES": repr(1 / total_share) if total_share else "0",
+            "MOEC_MEMORIES": _listed(dict(configuration.ports) if memories is None else memories),
             "MOEC_CHANNEL_DEPTHS": _listed({"*": fifo_depths} if isinstance(fifo_depths, int) else fifo_depths or {}),
             "MOEC_REPORT": str(report),
         }

@@ -64,7 +64,8 @@ def simulation_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[Renderab
             estimated = f"{one['estimated']:,} estimated for a full call"
             first, *more = one["pipeline_depths"]
             also = f", and nothing locks up with {more[0]}" if more else ""
-            yield Text(f"{one['tokens']} tokens, {one['memory_share']:.2f} beats per cycle and master; {estimated}")
+            yield Text(f"{one['tokens']} tokens; {estimated}")
+            yield Text(f"{_masters_and_ports(one['ports'])}, {one['memory_share']:.2f} beats per cycle and port")
             yield Text(f"predicted with pipelines of {first} stages{also}")
             yield dataflow_picture(one["channels_of"], one)
 
@@ -110,6 +111,7 @@ def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
         (text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items() if name in cycles
     ]
     phases.append((f"all; bound by {cycles['bound_by']}", f"{total:,}", f"{estimate['milliseconds']:.3f} ms"))
+    yield Text(f"Memory: {_masters_and_ports(estimate['ports']['of'])} (link.cfg)")
     clock = f"{estimate['clock_megahertz']:g} MHz, a beat of weights every {estimate['cycles_per_beat']:.2f} cycles"
     yield _table(f"Cycles per call at {clock} ({_NOT_SYNTHESISED})", ("phase", "cycles", ""), phases)
     resources, available = estimate["resources"], estimate["available"]
@@ -120,6 +122,10 @@ def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
     title = f"Resources on {estimate['board']} ({estimate['part']}; LUTs and flip-flops within a factor of two)"
     yield _table(title, ("", "needed", "there are", "share"), shares)
     yield _table("Who takes them", ("process", "DSP", "BRAM18", "URAM", "LUT of memories"), _by_process(estimate))
+
+
+def _masters_and_ports(ports: Mapping[str, str]) -> str:
+    return ", ".join(f"{bundle} at {port}" for bundle, port in ports.items())
 
 
 def _share(needed: int, available: int) -> str:

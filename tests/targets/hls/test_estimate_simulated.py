@@ -50,6 +50,17 @@ def test_estimates_agree_with_the_simulation(block, weight_bits, sizes):
     assert bounds == {"products", "weights"}
 
 
+def test_masters_on_one_port_wait_for_each_other():
+    integers = quantized(dataclasses.replace(GATED, norm=NORM), most_tokens=TOKENS)
+    files = project(integers, integers.quantized(tokens_for(GATED, TOKENS)), hidden_tile=32)
+    apart = simulate_timed(files, memory_share=0.25).cycles
+    masters = [
+        line.split("m_axi_")[1].split(":")[0] for line in files["link.cfg"].decode().splitlines() if ":HP" in line
+    ]
+    assert len(masters) == 5
+    assert simulate_timed(files, memory_share=0.25, memories=dict.fromkeys(masters, "HP0")).cycles > 1.3 * apart
+
+
 @pytest.mark.parametrize("storage", ["bram", "uram"])
 def test_arrays_are_bound_to_what_the_estimate_says(storage):
     integers = quantized(dataclasses.replace(GATED, norm=NORM))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from moec.errors import MoecError
-from moec.targets.hls.estimate import pace_of
 from moec.targets.hls.parts import PARTS, find_part
+from moec.targets.hls.ports import MOE_MASTERS, connect
 
 
 @pytest.mark.parametrize("name", ["zcu102", "ZCU102", "xczu9eg", "xczu9eg-ffvb1156-2-e"])
@@ -26,25 +28,43 @@ def test_all_parts_have_sources_and_names_of_their_own():
     assert [part.dsp for part in PARTS] == sorted(part.dsp for part in PARTS)
 
 
+def pace_of(name, clock, **share):
+    return connect(find_part(name), MOE_MASTERS, clock, **share).loaders
+
+
 def test_a_port_of_128_bits_delivers_a_beat_in_four_cycles():
-    assert pace_of(find_part("zcu102"), 300).cycles_per_beat == 4
-    assert pace_of(find_part("zcu102"), 300, memory_share=0.5).cycles_per_beat == 8
+    assert pace_of("zcu102", 300).cycles_per_beat == 4
+    assert pace_of("zcu102", 300, memory_share=0.5).cycles_per_beat == 8
 
 
 def test_a_channel_of_high_bandwidth_memory_has_a_clock_of_its_own():
-    card = find_part("u280")
-    assert pace_of(card, 300).cycles_per_beat == pytest.approx(64 * 300e6 / 14.4e9)
-    assert pace_of(card, 100).cycles_per_beat == 1
+    assert pace_of("u280", 300).cycles_per_beat == pytest.approx(64 * 300e6 / 14.4e9)
+    assert pace_of("u280", 100).cycles_per_beat == 1
 
 
-def test_masters_share_what_the_memory_has():
-    memory = find_part("zcu104").memory
-    assert memory.bytes_per_second(2, 300) == 16 * 300e6
-    assert memory.bytes_per_second(8, 300) == pytest.approx(19.2e9 / 8)
-    assert memory.bytes_per_second(8, 100) == 16 * 100e6 / 2
+def test_the_busiest_masters_have_ports_of_their_own():
+    card, board = (connect(find_part(name), MOE_MASTERS, 300).of for name in ("u50", "zcu102"))
+    assert list(card.values()) == [f"HBM[{port}]" for port in range(5)]
+    assert list(board.values()) == ["HP0", "HP1", "HP2", "HP3", "HP3"]
+    assert board["gmem_tokens"] == board["gmem_residual"]
+
+
+def test_loaders_on_one_port_share_it():
+    part = find_part("zcu104")
+    memory = dataclasses.replace(part.memory, ports=1)
+    assert connect(dataclasses.replace(part, memory=memory), MOE_MASTERS, 300).loaders.cycles_per_beat == 8
+
+
+@pytest.mark.parametrize(("clock", "limited"), [(300, False), (301, True)])
+def test_all_ports_together_deliver_no_more_than_the_memory_has(clock, limited):
+    """Four ports of 16 bytes per cycle ask for all that DDR4 of 19.2 GB/s has at 300 MHz."""
+    ports = connect(find_part("zcu102"), MOE_MASTERS, clock)
+    assert ports.share == 0.25
+    assert (ports.total_share is not None) == limited
+    assert ports.total_cycles_per_beat == pytest.approx(clock / 300)
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.5])
 def test_no_share_of_the_bandwidth(share):
     with pytest.raises(ValueError, match="memory share"):
-        pace_of(find_part("u50"), 300, share)
+        pace_of("u50", 300, memory_share=share)

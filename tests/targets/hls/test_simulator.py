@@ -82,6 +82,8 @@ def test_c_simulation_runs_the_testbench():
         ({"memory_latency": 5}, 23),
         ({"memory_latency": 0, "memory_share": 0.5}, 33),  # the last beat starts in cycle 31
         ({"memory_latency": 0, "memories": {"gmem_in": "ddr", "gmem_out": "ddr"}}, 32),  # 16 beats in and 16 out
+        ({"memory_latency": 0, "total_share": 1.0}, 32),  # likewise, at ports of their own
+        ({"memory_latency": 0, "total_share": 2.0}, 18),
         ({"memory_latency": 0, "fifo_depths": 1}, 33),  # a place is free one cycle behind its last word's read
         ({"memory_latency": 0, "fifo_depths": {"words": 1}}, 33),
         ({"memory_latency": 0, "fifo_depths": {"words": 100}}, 18),
@@ -90,6 +92,17 @@ def test_c_simulation_runs_the_testbench():
 def test_cycles(options, cycles):
     result = simulate_timed(project(source()), **options)
     assert (result.cycles, result.later_cycles) == (cycles, (cycles,))
+
+
+def test_masters_are_connected_as_the_project_says():
+    def linked(*connections: str) -> int:
+        link = "[connectivity]\n" + "\n".join(f"sp=top_1.m_axi_{one}" for one in connections)
+        return simulate_timed({**project(source()), "link.cfg": link.encode()}, memory_latency=0).cycles
+
+    assert linked("gmem_in:HP0", "gmem_out:HP1") == 18
+    assert linked("gmem_in:HP0", "gmem_out:HP0") == 32
+    with pytest.raises(MoecError, match=r"link.cfg: sp=top_1.m_axi_gmem_in; expected sp=UNIT.m_axi_BUNDLE:PORT"):
+        linked("gmem_in")
 
 
 def test_stalls_and_fill():

@@ -40,11 +40,17 @@ inline const Port& port_at(const Process& me, uintptr_t address, size_t bytes) {
 void access_memory(const void* address, size_t bytes) {
   Process& me = running("accesses memory at", "a port");
   Bank& bank = scheduler->banks[port_at(me, reinterpret_cast<uintptr_t>(address), bytes).bank];
-  if (bank.ports > 1) let_others_catch_up(me);  // beats are served in the order of time
+  const double total = settings().total_beat_cycles;
+  if (bank.ports > 1 || total > 0) let_others_catch_up(me);  // beats are served in the order of time
   // Requests are outstanding: within a burst a beat comes when the memory has it, also where that is between two clocks.
   const double starts = double(me.clock) >= bank.free_at + 1 ? double(me.clock) : bank.free_at;
   bank.free_at = starts + settings().beat_cycles;
-  const uint64_t clock = std::max(me.clock, uint64_t(std::ceil(starts)));
+  uint64_t clock = std::max(me.clock, uint64_t(std::ceil(starts)));
+  if (total > 0) {  // all ports together may deliver several beats in a cycle
+    const double all_start = std::max(starts, scheduler->memory_free_at);
+    scheduler->memory_free_at = all_start + total;
+    clock = std::max(clock, uint64_t(all_start));
+  }
   me.memory_stall += clock - me.clock;
   me.clock = clock;
 }

@@ -84,6 +84,7 @@ struct Scheduler {
   std::vector<std::unique_ptr<Process>> processes;
   std::vector<Port> ports;
   std::vector<Bank> banks;
+  double memory_free_at = 0;  // cycle from which the next beat of any of them can start
   Process* running = nullptr;
   ucontext_t caller;
   uint64_t polls = 0;  // in a row, without a word having moved meanwhile

@@ -9,7 +9,8 @@
 namespace moec_simulation {
 
 struct Settings {
-  double beat_cycles;                           // between two beats of a memory
+  double beat_cycles;                           // between two beats of a port of the memory
+  double total_beat_cycles;                     // between two beats of any ports
   uint64_t memory_latency;                      // cycles until the first beat of a memory's loop
   uint64_t pipeline_depth;                      // stages of a pipeline behind its first
   std::string pipeline_style;                   // of all pipelines; as they declare it where it is empty
@@ -48,6 +49,7 @@ inline std::map<std::string, std::string> pairs(const std::string& text) {
 inline const Settings& settings() {
   static const Settings read = {
       number(variable("MOEC_BEAT_CYCLES", "1"), "MOEC_BEAT_CYCLES"),
+      number(variable("MOEC_TOTAL_BEAT_CYCLES", "0"), "MOEC_TOTAL_BEAT_CYCLES"),
       uint64_t(number(variable("MOEC_MEMORY_LATENCY", "0"), "MOEC_MEMORY_LATENCY")),
       uint64_t(number(variable("MOEC_PIPELINE_DEPTH", "0"), "MOEC_PIPELINE_DEPTH")),
       variable("MOEC_PIPELINE_STYLE", ""),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import moec
 from moec.arguments import check_flags, check_kind, check_optional_text, check_path, shown
-from moec.errors import MoecError, reporting
+from moec.errors import MoecError, UnsupportedError, reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -158,10 +158,24 @@ def _check_options(target: Any, passes: Any, experts: Any, linears: Any, verify_
 
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Program]:
     """The programs of all targets that ``name`` lists; what several warn of is reported once."""
-    programs = [one.compile(graph) for one in chosen]
+    try:
+        programs = [one.compile(graph) for one in chosen]
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}{_why_not_raised(graph, report)}") from error
     for warning in dict.fromkeys(warning for program in programs for warning in program.warnings):
         report.warn("generating code", name, warning)
     return programs
+
+
+def _why_not_raised(graph: ir.Model, report: Report) -> str:
+    """What raising warned of, where a target that refuses a model saw no MoE block in it."""
+    from moec.inspect.blocks import moe_blocks
+
+    warned = [remark for remark in report.remarks if remark.severity == "warning"]
+    if not warned or moe_blocks(graph):
+        return ""
+    more = f" (and {len(warned) - 1} more)" if len(warned) > 1 else ""
+    return f"; {warned[0].pass_name}: {warned[0].subject}: {warned[0].message}{more}"
 
 
 def optimize(

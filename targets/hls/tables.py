@@ -33,11 +33,22 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text(f"Project {project['name']} in {project['folder']}: {report['node']}")
     for reason in report["outside"]:
         yield Text(f"Not in a project: {reason}")
+    yield _rest_table(report["rest"])
     if "exploration" in report:
         yield exploration_table(report["exploration"])
     yield from estimate_tables(report["estimate"])
     yield dataflow_picture(report["channels"])
     yield _quality_table(report)
+
+
+def _rest_table(rest: Mapping[str, Any]) -> Table:
+    rows = []
+    for one in rest["operators"]:
+        more = f", {one['count'] - len(one['nodes'])} more" if one["count"] > len(one["nodes"]) else ""
+        rows.append((one["operator"], str(one["count"]), f"{one['share']:.2%}", ", ".join(one["nodes"]) + more))
+    rows += [("?", "1", "unknown size", node) for node in rest["unknown"]]
+    title = f"In no project: {rest['share']:.1%} of the model's operations, which the caller computes elsewhere"
+    return _table(title, ("operator", "nodes", "share", ""), rows)
 
 
 def _quality_table(report: Mapping[str, Any]) -> Table:

@@ -25,6 +25,7 @@ from moec.targets.hls.design import padded
 from moec.targets.hls.exploration import explore
 from moec.targets.hls.loads import scaled_loads
 from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.outside import find_outside
 from moec.targets.hls.parts import Part, find_part
 from moec.targets.hls.project import Description, checked_project, project_files
 from moec.targets.hls.quantize import QuantizedBlock, quantize
@@ -73,11 +74,14 @@ class HlsTarget:
         quantized = self._quantize(parts, floats.tokens)
         outputs = calibrate.run_with(model, parts, inputs, lambda index, tokens: _compute(quantized[index], tokens))
         model_report = quality.compare_outputs(floats.outputs, outputs)
-        projects = self._projects(parts, quantized, floats.tokens, {"model_outputs": model_report, "outside": outside})
+        rest = find_outside(model, parts, calibrate.feeds_of(model, inputs))
+        common = {"model_outputs": model_report, "outside": outside, "rest": dataclasses.asdict(rest)}
+        projects = self._projects(parts, quantized, floats.tokens, common)
         inputs_of_model, outputs_of_model = (
             tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs)
         )
-        return Program(self.name, inputs_of_model, outputs_of_model, {}, [], [], projects=projects)
+        warnings = [str(rest)] if rest.operators else []
+        return Program(self.name, inputs_of_model, outputs_of_model, {}, [], [], projects=projects, warnings=warnings)
 
     def _attention_blocks(self, model: ir.Model) -> tuple[list[GraphAttention], list[str]]:
         """Those that become projects, and why others stay outside."""

@@ -1,0 +1,74 @@
+"""What of a model is in no project, counted by hand; and why a model has none at all."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import onnx
+import pytest
+
+from moec import compiler
+from moec.errors import UnsupportedError
+from moec.ir.dialect import ExpertsSpec
+from moec.passes import pipeline
+from moec.targets.hls.blocks import find_blocks
+from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.outside import find_outside
+
+from .graphs import D, E, F, GraphBuilder
+
+DIGITS = pathlib.Path(__file__).parents[3] / "examples" / "digits"
+EXPERTS = ExpertsSpec("relu", "none")
+TOKENS = 6
+
+
+def graph_with_a_head(width: int) -> tuple[GraphBuilder, object]:
+    """A MoE block of TOKENS tokens between an activation and a dense layer."""
+    graph = GraphBuilder()
+    rows = graph.rows(graph.add("Relu", graph.x))
+    block = graph.moe(rows, graph.dense(rows, E), EXPERTS)
+    return graph, graph.model(graph.dense(block, width))
+
+
+@pytest.mark.parametrize("width", [3, 40])
+def test_operations_outside_are_listed_with_their_share(width):
+    _, model = graph_with_a_head(width)
+    pipeline.run(model, pipeline.parse("O1"))
+    feeds = {model.graph.inputs[0]: np.zeros((2, TOKENS // 2, D), np.float32)}
+    found = find_outside(model, find_blocks(model), feeds)
+    relu, product, added = TOKENS * D, 2 * TOKENS * D * width, TOKENS * width
+    router = 2 * TOKENS * D * E + TOKENS * E
+    total = relu + product + added + router + 2 * TOKENS * 2 * 2 * D * F
+    assert {one.operator: one.operations for one in found.operators} == {"Relu": relu, "MatMul": product, "Add": added}
+    assert found.share == pytest.approx((relu + product + added) / total)
+    assert found.operators[0].operator == "MatMul"
+    assert found.unknown == ()
+    assert f"{found.share:.1%} of the operations are in no project: 1 MatMul (" in str(found)
+
+
+def test_nothing_is_outside_of_a_model_that_is_a_block():
+    graph = GraphBuilder()
+    rows = graph.rows(graph.x)
+    model = graph.model(graph.like_x(graph.moe(rows, graph.dense(rows, E), EXPERTS)))
+    pipeline.run(model, pipeline.parse("O1"))
+    found = find_outside(model, find_blocks(model), {model.graph.inputs[0]: np.zeros((1, 4, D), np.float32)})
+    assert (found.operators, found.share) == ((), 0)
+
+
+def test_nodes_of_unknown_sizes_are_named():
+    _, model = graph_with_a_head(3)
+    found = find_outside(model, find_blocks(model), {model.graph.inputs[0]: np.zeros((2, 3, D), np.float32)})
+    assert found.operators == ()
+    assert len(found.unknown) == 6  # of seven nodes, one of which moves numbers
+
+
+def test_a_model_that_was_not_raised_says_why(tmp_path: pathlib.Path):
+    """The digits' experts with an activation that nobody knows."""
+    model = onnx.load(DIGITS / "model.onnx")
+    for node in model.graph.node:
+        if node.op_type == "Relu" and node.output[0] != "relu":
+            node.op_type = "Sin"
+    options = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=8)
+    with pytest.raises(UnsupportedError, match=r"holds no MoE block; .*; raise-moe: .*: left as ordinary operators: "):
+        compiler.write(model, tmp_path / "never.moec", "hls:zcu102", hls=options)

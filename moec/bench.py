@@ -73,7 +73,9 @@ def _rival(
 def _default_cases(compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
     from moec.sampling import random_inputs, size_cases
 
-    cases = size_cases(compiled.inputs, _SIZES, first_sizes=(1, 1, 1), dependent=compiled.input_sizes)
+    cases = size_cases(
+        compiled.inputs, _SIZES, first_sizes=(1, 1, 1), dependent=compiled.input_sizes, guards=compiled.guards
+    )
     return [random_inputs(compiled.inputs, sizes, compiled.input_limits) for sizes in cases]
 
 

@@ -192,6 +192,8 @@ def verify(
         verification = verify_model(model, compiled, arrays, tolerance)
     data = verification.as_data()
     _print(data, as_json, [tables.verification_table(data)])
+    for guard in verification.refused:
+        print(f"note: sizes outside of {guard} are refused", file=sys.stderr)
     for note in verification.notes:
         print(f"note: {note}", file=sys.stderr)
     if not verification.matches:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.errors import MoecError
 from moec.runtime.dtypes import dtype_of
+from moec.runtime.guards import holds, parse_guard, parse_size, size_names
 from moec.runtime.manifest import TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_NAME = re.compile(r"[^\W\d]\w*")
-_SUM = re.compile(r"\s*\w+(?:\s*\+\s*\w+)+\s*")
+_LARGEST = 64
+"""Sizes up to here are tried where guards rule out the wanted ones, and those around the numbers in guards."""
 # Operators whose output holds values of their first input and no others
 _VALUES_KEPT = frozenset(
     {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice"}
@@ -52,25 +55,70 @@ def size_cases(
     choices: Sequence[int] = (1, 3, 16),
     first_sizes: Sequence[int] = (1, 3, 2),
     dependent: Mapping[str, str] | None = None,
+    guards: Sequence[str] = (),
 ) -> list[dict[str, int]]:
     """Sizes for every named dynamic dimension, one case for each of ``choices``. Where there are several names, the
     first (the batch, as models are exported) takes ``first_sizes`` instead.
 
     ``dependent`` sizes follow from others (:func:`moec.input_sizes.input_sizes`). Where one is a sum, what came before
     has the next of ``choices`` as its length and, in the last case, none: a few tokens behind many, and a prompt.
+    Where ``guards`` (:mod:`moec.runtime.guards`) rule sizes out, the nearest that they do not take their place, and no
+    case comes twice. Raises MoecError where none are found.
     """
     dependent = dependent or {}
-    names = dict.fromkeys(name for spec in specs for size in spec.shape for name in _names_in(size))
+    names = dict.fromkeys(name for spec in specs for size in spec.shape for name in size_names(size))
     free = [name for name in names if name not in dependent]
     if not free:
         return [{}]
     first, others = free[0], free[1:]
-    pasts = {_names_in(size)[0] for size in dependent.values() if "+" in size} & names.keys()
+    pasts = {size_names(size)[0] for size in dependent.values() if "+" in size} & names.keys()
     cases = []
     for size, batch, past in zip(choices, first_sizes, (*choices[1:], 0), strict=True):
         case = {first: batch if others else size, **dict.fromkeys(others, size), **dict.fromkeys(pasts, past)}
-        cases.append(case | {name: _evaluate(total, case) for name, total in dependent.items()})
-    return cases
+        cases.append(_complete(case, dependent))
+    if not guards:
+        return cases
+    inside = [_nearest(case, guards, dependent, lambda held: all(held)) for case in cases]
+    if None in inside:
+        raise MoecError(f"no sizes found with {' and '.join(guards)}; give inputs of such sizes")
+    return [case for position, case in enumerate(inside) if case is not None and case not in inside[:position]]
+
+
+def outside_cases(
+    case: Mapping[str, int], guards: Sequence[str], dependent: Mapping[str, str]
+) -> dict[str, dict[str, int]]:
+    """For each of ``guards`` sizes near ``case`` that it rules out; a guard is left out where none are found."""
+    cases = {guard: _nearest(case, [guard], dependent, lambda held: not all(held)) for guard in guards}
+    return {guard: sizes for guard, sizes in cases.items() if sizes is not None}
+
+
+def _nearest(
+    case: Mapping[str, int], guards: Sequence[str], dependent: Mapping[str, str], wanted: Callable[[list[bool]], bool]
+) -> dict[str, int] | None:
+    """The sizes near ``case`` for which what the guards say is ``wanted``."""
+    parsed = [parse_guard(guard) for guard in guards]
+    free = list(dict.fromkeys(name for one in parsed for of in one.names for name in size_names(dependent.get(of, of))))
+    numbers = [int(digits) for guard in guards for digits in re.findall(r"\b\d{1,6}\b", guard)]
+    tried = {
+        *range(_LARGEST + 1),
+        *(size for number in numbers for size in (number - 1, number, number + 1, 2 * number)),
+    }
+    nearby = [_nearby(case[name], tried) for name in free]
+    for sizes in itertools.product(*nearby):
+        changed = _complete({**case, **dict(zip(free, sizes, strict=True))}, dependent)
+        if wanted([holds(guard, changed) for guard in parsed]):
+            return changed
+    return None
+
+
+def _nearby(wanted: int, tried: set[int]) -> list[int]:
+    """The nearest first; zero, for which models compute nothing, last, unless it is wanted."""
+    sizes = {*tried, wanted} - {-1}
+    return sorted(sizes, key=lambda size: (size == 0 != wanted, abs(size - wanted), size))
+
+
+def _complete(case: Mapping[str, int], dependent: Mapping[str, str]) -> dict[str, int]:
+    return {**case, **{name: _evaluate(total, case) for name, total in dependent.items()}}
 
 
 def random_inputs(
@@ -115,16 +163,8 @@ def _gathered_size(node: ir.Node) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _names_in(size: int | str) -> list[str]:
-    if isinstance(size, int) or size.isdigit():
-        return []
-    return _NAME.findall(size) if _SUM.fullmatch(size) else [size]
-
-
 def _evaluate(size: int | str, sizes: Mapping[str, int]) -> int:
-    """An int, a name, or a sum of both as exporters write it (``past_length + sequence_length``)."""
-    if isinstance(size, int) or size.isdigit():
-        return int(size)
-    if _SUM.fullmatch(size):
-        return sum(int(term) if term.isdigit() else sizes[term] for term in map(str.strip, size.split("+")))
-    return sizes[size]
+    """An int, a name, or arithmetic of both as exporters write it (``past_length + sequence_length``)."""
+    if isinstance(size, int):
+        return size
+    return sizes[size] if size_names(size) == (size,) else parse_size(size)(sizes)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.errors import MoecError
+from moec.runtime.guards import holds, parse_guard
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
 
 if TYPE_CHECKING:
@@ -96,8 +97,12 @@ def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
     cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS), dependent=compiled.input_sizes)
     if len(cases) == 1:
         raise MoecError(FIXED_SIZES)
-    inputs = [random_inputs(compiled.inputs, sizes, compiled.input_limits) for sizes in cases]
-    return list(zip(TOKENS, inputs, strict=True))
+    guards = [parse_guard(guard) for guard in compiled.guards]
+    return [
+        (tokens, random_inputs(compiled.inputs, sizes, compiled.input_limits))
+        for tokens, sizes in zip(TOKENS, cases, strict=True)
+        if all(holds(guard, sizes) for guard in guards)
+    ]
 
 
 def _times_both_ways(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> list[dict[str, float]]:

@@ -76,12 +76,12 @@ def _inputs(compiled: CompiledModel, tokens: int) -> dict[str, np.ndarray]:
     from moec.sampling import random_inputs, size_cases
 
     batch = math.ceil(tokens / _LENGTH)
-    (sizes,) = size_cases(compiled.inputs, [math.ceil(tokens / batch)], [batch], compiled.input_sizes)
+    (sizes,) = size_cases(compiled.inputs, [math.ceil(tokens / batch)], [batch], compiled.input_sizes, compiled.guards)
     free = sizes.keys() - compiled.input_sizes.keys()
     if not free:
         raise MoecError(FIXED_SIZES)
     if len(free) == 1:
-        (sizes,) = size_cases(compiled.inputs, [tokens], [tokens], compiled.input_sizes)
+        (sizes,) = size_cases(compiled.inputs, [tokens], [tokens], compiled.input_sizes, compiled.guards)
     return random_inputs(compiled.inputs, sizes, compiled.input_limits)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.arguments import check_kind, check_path
-from moec.errors import MoecError, reporting
+from moec.errors import InputError, MoecError, reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -58,11 +58,12 @@ class Case:
 @dataclasses.dataclass(frozen=True)
 class Verification:
     """All cases, and the tolerance that was applied. ``rounded``: whether passes rounded weights, so that expected is
-    what the rounded model computes."""
+    what the rounded model computes. ``refused``: the guards of which sizes outside were tried and refused."""
 
     tolerance: float
     cases: list[Case]
     rounded: bool = False
+    refused: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def matches(self) -> bool:
@@ -119,10 +120,13 @@ def verify(
     if tolerance is None:
         tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[one["arithmetic"]] for one in losses), 0.0)
     cases = _generated_inputs(model, compiled) if inputs is None else [dict(inputs)]
+    outside = _outside_inputs(model, compiled) if inputs is None else {}
     rounded = _rounded_model(model.clone(), compiled) if losses else None
     reference = _Reference(model_path, model)
     compared = [_compare_case(reference, rounded, compiled, case, tolerance) for case in cases]
-    return Verification(tolerance, compared, rounded is not None)
+    taken = [guard for guard, case in outside.items() if not _is_refused(compiled, case)]
+    compared += [_taken(guard, outside[guard]) for guard in taken]
+    return Verification(tolerance, compared, rounded is not None, [guard for guard in outside if guard not in taken])
 
 
 def open_session(model_path: str | os.PathLike[str], threads: int | None = None) -> Any:
@@ -220,11 +224,47 @@ def _generated_inputs(model: ir.Model, compiled: CompiledModel) -> list[dict[str
     from moec.sampling import input_limits, random_inputs, size_cases, tensor_specs
 
     specs, limits = _narrowed(tensor_specs(model.graph.inputs), compiled), input_limits(model)
+    guards = _guards(model, compiled)
     if compiled.input_sizes:
-        sizes = size_cases(specs, (1, 1, 3, 16), (1, 3, 1, 2), compiled.input_sizes)
+        sizes = size_cases(specs, (1, 1, 3, 16), (1, 3, 1, 2), compiled.input_sizes, guards)
     else:
-        sizes = size_cases(specs)
+        sizes = size_cases(specs, guards=guards)
     return [random_inputs(specs, one, limits, seed) for seed, one in enumerate(sizes)]
+
+
+def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[str, np.ndarray]]:
+    """For each guard, inputs just outside of it."""
+    from moec.sampling import input_limits, outside_cases, random_inputs, size_cases, tensor_specs
+
+    specs, limits = _narrowed(tensor_specs(model.graph.inputs), compiled), input_limits(model)
+    guards = _guards(model, compiled)
+    case = size_cases(specs, dependent=compiled.input_sizes, guards=guards)[-1]
+    outside = outside_cases(case, guards, compiled.input_sizes)
+    return {guard: random_inputs(specs, sizes, limits) for guard, sizes in outside.items()}
+
+
+def _guards(model: ir.Model, compiled: CompiledModel) -> list[str]:
+    """Those of the model, and those of the artifact, which should have them all."""
+    from moec.frontend.conditions import conditions_of, settled
+    from moec.sampling import tensor_specs
+
+    specs = tensor_specs(model.graph.inputs)
+    wanted = settled(conditions_of(model).guards, specs, _narrowed(specs, compiled))
+    return list(dict.fromkeys([*wanted, *compiled.guards]))
+
+
+def _is_refused(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> bool:
+    try:
+        compiled.run(inputs)
+    except InputError:
+        return True
+    return False
+
+
+def _taken(guard: str, inputs: Mapping[str, np.ndarray]) -> Case:
+    """What it means that inputs outside of a guard were not refused."""
+    note = f"was not refused, although {guard} does not hold"
+    return Case({name: value.shape for name, value in inputs.items()}, [Difference("", (), None, None, False, note)])
 
 
 def _narrowed(specs: Sequence[TensorSpec], compiled: CompiledModel) -> list[TensorSpec]:

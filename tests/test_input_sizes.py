@@ -6,9 +6,10 @@ import onnx
 import pytest
 
 import moec
+from moec.errors import MoecError
 from moec.input_sizes import input_sizes
 from moec.runtime.manifest import TensorSpec
-from moec.sampling import random_inputs, size_cases
+from moec.sampling import outside_cases, random_inputs, size_cases
 from moec.verify import verify
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>\ng '
@@ -80,6 +81,23 @@ def test_generated_sizes_agree():
     ]
     shapes = {name: array.shape for name, array in random_inputs(SPECS, cases[0], {}).items()}
     assert shapes == {"ids": (1, 1), "mask": (1, 4), "cache": (1, 2, 3, 4)}
+
+
+def test_guards_rule_sizes_out():
+    cases = size_cases(SPECS, dependent={"T": "P + S"}, guards=["S % 4 == 0", "T <= 30", "B != 1"])
+    assert [(case["B"], case["S"], case["P"], case["T"]) for case in cases] == [
+        (2, 4, 3, 7),
+        (3, 4, 16, 20),
+        (2, 16, 0, 16),
+    ]
+    outside = outside_cases(cases[1], ["S % 4 == 0", "T <= 30", "S >= 0"], {"T": "P + S"})
+    assert outside["S % 4 == 0"] == {**cases[1], "S": 3, "T": 19}
+    assert outside["T <= 30"]["T"] > 30 and "S >= 0" not in outside
+
+
+def test_guards_that_rule_everything_out_are_said():
+    with pytest.raises(MoecError, match="no sizes found with S < 0; give inputs of such sizes"):
+        size_cases(SPECS, guards=["S < 0"])
 
 
 def test_sizes_of_other_names_are_the_same_size():

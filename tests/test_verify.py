@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import ml_dtypes
@@ -11,6 +12,7 @@ import pytest
 import rich.console
 
 import moec
+from moec.frontend.conditions import KEY
 from moec.inspect import tables
 from moec.verify import ROUNDED_TOLERANCES, TOLERANCES, Case, Verification, compare, verify
 
@@ -125,3 +127,29 @@ def test_sizes_of_inputs_are_shown_once_for_each_case():
     assert text.startswith("Compared with onnxruntime") and "interpreter" not in text
     noted = [cases[0], Case({}, cases[1].differences, note="onnxruntime cannot")]
     assert "onnxruntime, or the reference interpreter where it fails" in shown(Verification(0, noted))
+
+
+@pytest.fixture
+def guarded(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A model that is right for an even number of at least 20 rows."""
+    text = """<ir_version: 10, opset_import: ["" : 20]> g (float[n, 4] x) => (float[n, 4] y) { y = Neg (x) }"""
+    model = onnx.parser.parse_model(text)
+    conditions = {"guards": ["20 <= n", "n % 2 == 0"], "fixed": [], "unchecked": [], "tried": []}
+    model.metadata_props.add(key=KEY, value=json.dumps(conditions))
+    onnx.save(model, tmp_path / "guarded.onnx")
+    return tmp_path / "guarded.onnx"
+
+
+def test_sizes_are_chosen_inside_of_guards_and_tried_outside(guarded):
+    verification = verify(guarded, moec.compile(guarded))
+    assert verification.matches and verification.refused == ["20 <= n", "n % 2 == 0"]
+    assert [case.inputs["x"] for case in verification.cases] == [(20, 4)]
+
+
+def test_an_artifact_without_the_guards_of_its_model_differs(guarded, tmp_path):
+    model = onnx.load(guarded)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "unguarded.onnx")
+    verification = verify(guarded, moec.compile(tmp_path / "unguarded.onnx"))
+    assert not verification.matches and verification.refused == []
+    assert "although n % 2 == 0 does not hold" in shown(verification)

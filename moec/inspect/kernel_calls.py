@@ -37,7 +37,7 @@ def catch_call(
     MoecError where the kernel computes nothing on any."""
     model = ready(artifact, emulate=True, architecture=architecture)
     tried = (max(least, 1), *_SIZES)
-    for sizes in size_cases(model.inputs, tried, _BATCHES, model.input_sizes):
+    for sizes in size_cases(model.inputs, tried, _BATCHES, model.input_sizes, model.guards):
         for before, after in _calls(model, kernel, random_inputs(model.inputs, sizes, model.input_limits)):
             if any(one.tobytes() != other.tobytes() for one, other in zip(before, after, strict=True)):
                 return [CaughtTensor(*one) for one in zip(names, before, after, strict=True)]

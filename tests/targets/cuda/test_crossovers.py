@@ -196,12 +196,14 @@ def test_what_was_measured_for_other_models_and_processors_does_not_count(load):
     [(("T",), 4097, (4097,)), (("B", "T"), 17, (1, 17)), (("B", "T"), 34, (2, 17)), (("B", "T"), 4097, (129, 32))],
 )
 def test_many_tokens_are_many_sequences(sizes, tokens, expected):
-    model = types.SimpleNamespace(inputs=[TensorSpec("x", "float32", sizes)], input_limits={}, input_sizes={})
+    model = types.SimpleNamespace(
+        inputs=[TensorSpec("x", "float32", sizes)], input_limits={}, input_sizes={}, guards=[]
+    )
     assert tune_gpu._inputs(model, tokens)["x"].shape == expected
 
 
 def test_a_model_of_fixed_sizes_is_refused():
-    model = types.SimpleNamespace(inputs=[TensorSpec("x", "float32", (3,))], input_limits={}, input_sizes={})
+    model = types.SimpleNamespace(inputs=[TensorSpec("x", "float32", (3,))], input_limits={}, input_sizes={}, guards=[])
     with pytest.raises(MoecError, match="all sizes of the model's inputs are fixed"):
         tune_gpu._inputs(model, 17)
 

@@ -21,7 +21,11 @@ MISSING = (
 _INSTALLED = pathlib.Path("/usr/local/cuda")
 _PACKAGED = ("nvidia.cu13", "nvidia.cuda_nvcc")
 """Where NVIDIA's packages on PyPI put it."""
-_PTX_ENTRY = re.compile(r"^\.visible \.entry (?P<name>\w+)\(.*?^}\n", re.MULTILINE | re.DOTALL)
+_PTX_ENTRY = re.compile(
+    r"^\.visible \.entry (?P<name>\w+)\(.*?(?=^\.(?:visible|weak|func|extern)\b|\Z)", re.MULTILINE | re.DOTALL
+)
+"""Up to what comes next: braces of inline assembly also stand at the beginning of a line."""
+_PTX_POOL = re.compile(r"^\.extern \.shared [^\n]*? (?P<name>\w+)\[\];\n", re.MULTILINE)
 _SASS_FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)\n.*?(?=^\s*Function : |\Z)", re.MULTILINE | re.DOTALL)
 _CALL, _SPILL = re.compile(r"\bCALL\."), re.compile(r"\b(?:LDL|STL)\b")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s", re.MULTILINE)
@@ -79,11 +83,20 @@ def compile_source(source: str, architecture: str) -> Compiled | None:
         sass = _disassembled(cubin)
         return Compiled(
             cubin.read_bytes(),
-            {match["name"]: match[0] for match in _PTX_ENTRY.finditer(ptx.read_text())},
+            kernels_of_ptx(ptx.read_text()),
             sass,
             {name: text + machine_code_in_words(sass.get(name)) for name, text in report.resources.items()},
             report.advisories,
         )
+
+
+def kernels_of_ptx(ptx: str) -> dict[str, str]:
+    """The text of each kernel, behind the declarations of the pools in shared memory that it uses."""
+    pools = {match["name"]: match[0] for match in _PTX_POOL.finditer(ptx)}
+    return {
+        match["name"]: "".join(pool for name, pool in pools.items() if name in match[0]) + match[0]
+        for match in _PTX_ENTRY.finditer(ptx)
+    }
 
 
 def machine_code_in_words(sass: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.targets.cuda.nvcc import compile_source, find_tool, machine_code_in_words
+from moec.targets.cuda.nvcc import compile_source, find_tool, kernels_of_ptx, machine_code_in_words
 from moec.targets.cuda.nvcc_report import read_report
 
 SOURCE = """
@@ -57,6 +57,38 @@ def test_advice_is_read_and_told_whom_it_is_for():
     }
     silent = "\n".join(line for line in TEXT.splitlines() if "C7510" not in line and "obsolete" not in line)
     assert list(read_report(silent, SOURCE).advisories) == ["second"]
+
+
+PTX = """\
+.version 9.0
+.extern .shared .align 1024 .b8 pool[];
+.extern .shared .align 64 .b8 another[];
+.visible .entry first(
+	.param .u64 first_param_0
+)
+{
+	// begin inline asm
+	{
+.reg .pred P1;
+}
+	// end inline asm
+	mov.u32 %r1, pool;
+	ret;
+
+}
+.visible .entry second()
+{
+	ret;
+}
+"""
+
+
+def test_a_kernel_is_all_of_its_text_and_its_pool():
+    kernels = kernels_of_ptx(PTX)
+    assert list(kernels) == ["first", "second"]
+    assert kernels["first"].startswith(".extern .shared .align 1024 .b8 pool[];\n.visible .entry first(")
+    assert "another" not in kernels["first"] and kernels["first"].endswith("\tret;\n\n}\n")
+    assert kernels["second"] == ".visible .entry second()\n{\n\tret;\n}\n"
 
 
 def test_calls_and_spills_of_machine_code_are_counted():

@@ -1,0 +1,201 @@
+"""Runs the PTX that nvcc makes of a kernel: a second look beside the emulator, which runs the CUDA C that nvcc reads.
+
+What only this one sees: what the compiler made of assembly, of its order and of what it was told; loads through the
+read-only cache (``ld.global.nc``) of memory that the same launch writes; and what an address really is. Instructions
+are carried out for all threads that stand at them at once (:mod:`.values`, :mod:`.arithmetic`, :mod:`.together`);
+blocks run one after the other, over one :mod:`.memory`.
+
+Of the threads of a block those run that are furthest behind, until they wait: compilers lay a text out so that paths
+meet again further down. So a thread that spins until another does something would spin forever, and ``mbarrier``,
+``wgmma`` and TMA are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.targets.cuda.emulator.ptx import Instruction, Label, parse
+
+from .arithmetic import arithmetic
+from .memory import GlobalMemory, SharedMemory, layout
+from .together import TOGETHER, WARP
+from .values import Act, Array, PtxError, Threads
+
+_BODY = re.compile(r"\.entry\s+\w+\((?P<parameters>.*?)\)(?P<directives>[^{]*)\{(?P<body>.*)\}", re.DOTALL)
+_PARAMETER = re.compile(r"\.param\s+(?:\.align \d+ )?\.\w+\s+(\w+)")
+_SHARED = re.compile(r"^\s*\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\];", re.MULTILINE)
+_POOL = re.compile(r"\.extern \.shared \.align (\d+) \.b8 (\w+)\[\];")
+_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+([^;]+);")
+_DIRECTIVE = re.compile(r"^\s*\.(?!reg).*$", re.MULTILINE)
+_MEETS = re.compile(r"(?:shfl|vote|ldmatrix|mma|bar\.warp|elect)\b.*")
+_MOST_STEPS = 2_000_000
+_AXES = "xyz"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    instruction: Instruction
+    act: Act | None
+    target: int
+    """Where a branch goes."""
+
+
+class Program:
+    """One kernel. Raises PtxError for an instruction that the interpreter does not know."""
+
+    def __init__(self, text: str) -> None:
+        found = _BODY.search(text)
+        if found is None:
+            raise PtxError("no kernel; expected the text of an .entry function")
+        body = found["body"]
+        self.parameters = _PARAMETER.findall(found["parameters"])
+        self.arrays = {name: (int(alignment), int(count)) for alignment, name, count in _SHARED.findall(body)}
+        self.pools = {name: int(alignment) for alignment, name in _POOL.findall(text)}
+        self.types = {
+            name.strip().lstrip("%").partition("<")[0]: type_
+            for type_, names in _REGISTERS.findall(body)
+            for name in names.split(",")
+        }
+        self.steps = self._compiled(body)
+
+    def _compiled(self, body: str) -> list[_Step]:
+        statements = parse(_DIRECTIVE.sub("", body))
+        labels, instructions = dict[str, int](), list[Instruction]()
+        for statement in statements:
+            if isinstance(statement, Label):
+                labels[statement.name] = len(instructions)
+            elif isinstance(statement, Instruction):
+                instructions.append(statement)
+        return [
+            _Step(one, _act_of(one), labels.get(str(one.operands[0]), -1) if one.operands else -1)
+            for one in instructions
+        ]
+
+
+def _act_of(instruction: Instruction) -> Act | None:
+    """None for those that the machine itself carries out."""
+    opcode, operands = instruction.opcode, instruction.operands
+    if opcode in ("bra", "bra.uni", "ret", "exit", "bar.sync", "barrier.sync"):
+        return None
+    act = arithmetic(opcode, operands)
+    if act is None:
+        act = next((make(opcode, operands) for pattern, make in TOGETHER if pattern.fullmatch(opcode)), None)
+    if act is None:
+        raise PtxError(f"{opcode}: the interpreter of PTX does not know it")
+    return act
+
+
+class Block:
+    """The threads of one block while they run."""
+
+    def __init__(
+        self,
+        program: Program,
+        memory: GlobalMemory,
+        parameters: Mapping[str, Any],
+        special: Mapping[str, Array],
+        pool: int,
+    ) -> None:
+        symbols, before = layout(program.arrays, program.pools)
+        count = len(special["%tid.x"])
+        self.program, self.memory, self.parameters = program, memory, parameters
+        self.threads = Threads(count, program.types, symbols, dict(special))
+        self.shared = SharedMemory(before + pool, count)
+        self.copies: list[list[tuple[int, int, Array]]] = [[] for _ in range(count)]
+        self.groups = np.zeros(count, np.int64)
+        self._counter = np.zeros(count, np.int64)
+        self._alive, self._held, self._waiting = np.ones(count, bool), np.zeros(count, bool), np.full(count, -1)
+
+    def run(self) -> None:
+        for _ in range(_MOST_STEPS):
+            if not self._alive.any():
+                return
+            ready = self._alive & ~self._held & (self._waiting < 0)
+            if not ready.any():
+                raise PtxError("deadlock: " + ("lanes of a warp diverged" if self._held.any() else "at a barrier"))
+            place = int(self._counter[ready].min())
+            lanes = np.flatnonzero(self._alive & (self._waiting < 0) & (self._counter == place))
+            self._step(self.program.steps[place], lanes)
+        raise PtxError(f"more than {_MOST_STEPS} steps")
+
+    def _step(self, step: _Step, lanes: Array) -> None:
+        instruction = step.instruction
+        if _MEETS.match(instruction.opcode):
+            lanes = self._all_there(instruction, lanes)
+            if not len(lanes):
+                return
+        self._counter[lanes] += 1
+        acting = lanes
+        if instruction.predicate is not None:
+            says = self.threads.read(f"%{instruction.predicate}", "pred", lanes)
+            acting = lanes[says != instruction.negated]
+        try:
+            if len(acting):
+                self._carry_out(step, acting)
+        except PtxError as error:
+            operands = ", ".join(map(str, instruction.operands))
+            raise PtxError(f"{instruction.opcode} {operands}: {error}") from error
+
+    def _all_there(self, instruction: Instruction, lanes: Array) -> Array:
+        """The lanes of warps of which all have come that are named and alive; the others are held until they have."""
+        whole = instruction.opcode.startswith(("ldmatrix", "mma"))
+        masks = (
+            np.full(len(lanes), 0xFFFFFFFF) if whole else self.threads.read(str(instruction.operands[-1]), "u32", lanes)
+        )
+        named = masks.astype(np.int64)[:, None] >> np.arange(WARP) & 1 == 1
+        others = np.minimum(lanes[:, None] // WARP * WARP + np.arange(WARP), self.threads.count - 1)
+        complete = (~named | ~self._alive[others] | np.isin(others, lanes)).all(axis=1)
+        self._held[lanes] = ~complete
+        return lanes[complete]
+
+    def _carry_out(self, step: _Step, lanes: Array) -> None:
+        opcode = step.instruction.opcode
+        if step.act is not None:
+            step.act(self, lanes)
+        elif opcode.startswith("bra"):
+            self._counter[lanes] = step.target
+        elif opcode in ("ret", "exit"):
+            self._alive[lanes] = False
+            self._open_barriers({})
+        else:
+            number, *count = step.instruction.operands
+            self._waiting[lanes] = int(str(number))
+            self._open_barriers({int(str(number)): int(str(count[0]))} if count else {})
+
+    def _open_barriers(self, counts: Mapping[int, int]) -> None:
+        for number in np.unique(self._waiting[self._alive & (self._waiting >= 0)]):
+            waiting = self._alive & (self._waiting == number)
+            if waiting.sum() >= counts.get(int(number), int(self._alive.sum())):
+                self._waiting[waiting] = -1
+                self.shared.barrier()
+
+
+def run(text: str, arguments: Sequence[Any], *, grid: int, block: int, pool_bytes: int = 0) -> None:
+    """Launch a kernel on numpy arrays, which it changes, and numbers, in the order of its parameters.
+
+    Raises PtxError, with the instruction, for what a GPU would trap on, for races in shared memory, for reads of what
+    is still being copied, for read-only loads of what the launch writes, and for instructions that are not known.
+    """
+    program = Program(text)
+    arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+    memory, numbers = GlobalMemory(arrays), itertools.count()
+    values = [memory.address(next(numbers)) if isinstance(one, np.ndarray) else one for one in arguments]
+    parameters = dict(zip(program.parameters, values, strict=True))
+    threads = np.arange(block)
+    sizes = {
+        f"%n{what}.{axis}": np.full(block, extent if axis == "x" else 1)
+        for what, extent in (("tid", block), ("ctaid", grid))
+        for axis in _AXES
+    }
+    for index in range(grid):
+        special = {f"%tid.{axis}": threads if axis == "x" else threads * 0 for axis in _AXES}
+        special |= {f"%ctaid.{axis}": np.full(block, index if axis == "x" else 0) for axis in _AXES}
+        special |= {**sizes, "%laneid": threads % WARP}
+        with np.errstate(all="ignore"):
+            Block(program, memory, parameters, special, pool_bytes).run()

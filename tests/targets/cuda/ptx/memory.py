@@ -1,0 +1,160 @@
+"""Memory as PTX sees it: arrays in global memory, and the shared memory of one block."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .values import Array, PtxError
+
+_NOBODY = -1
+SHARED_START = 0x400
+
+
+def bytes_at(starts: Array, count: int) -> Array:
+    """[lanes, count]: the offsets of each lane's bytes."""
+    return starts.astype(np.int64)[:, None] + np.arange(count)
+
+
+class GlobalMemory:
+    """The arrays of a launch, each at an address of its own that is a multiple of 256."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self._arrays = [array.reshape(-1).view(np.uint8) for array in arrays]
+        self._written = [np.zeros(array.size, bool) for array in self._arrays]
+        self._read_only = [np.zeros(array.size, bool) for array in self._arrays]
+
+    @staticmethod
+    def address(number: int) -> int:
+        """Of an array, by its number."""
+        return (number + 1) << 40
+
+    def _places(self, addresses: Array, count: int) -> tuple[int, Array]:
+        """The number of the array, and [lanes, count] offsets in it."""
+        numbers = (addresses >> np.uint64(40)).astype(np.int64) - 1
+        if len(np.unique(numbers)) != 1 or not 0 <= numbers[0] < len(self._arrays):
+            raise PtxError("addresses in no array, or in several")
+        number = int(numbers[0])
+        places = bytes_at(addresses & np.uint64((1 << 40) - 1), count)
+        if (places >= self._arrays[number].size).any():
+            beyond = int(places.max()) - self._arrays[number].size + 1
+            raise PtxError(f"{beyond} bytes behind the end of array {number}, or before its beginning")
+        return number, places
+
+    def read(self, addresses: Array, count: int, *, read_only: bool = False) -> Array:
+        """[lanes, count] bytes. ``read_only``: through the cache that other loads and stores of a launch do not see."""
+        number, places = self._places(addresses, count)
+        if read_only:
+            if self._written[number][places].any():
+                raise PtxError(f"a read-only load of bytes of array {number} that the same launch writes")
+            self._read_only[number][places] = True
+        return self._arrays[number][places]
+
+    def write(self, addresses: Array, data: Array) -> None:
+        number, places = self._places(addresses, data.shape[1])
+        if self._read_only[number][places].any():
+            raise PtxError(f"a store to bytes of array {number} that the same launch reads with read-only loads")
+        self._written[number][places] = True
+        self._arrays[number][places] = data
+
+
+@dataclasses.dataclass
+class _Accesses:
+    """Who touched each byte last, and in which epoch: of the block, and of the warp."""
+
+    thread: Array
+    block: Array
+    warp: Array
+
+    @staticmethod
+    def of(count: int) -> _Accesses:
+        return _Accesses(*(np.full(count, start, np.int64) for start in (_NOBODY, 0, 0)))
+
+
+class SharedMemory:
+    """Of one block. Bytes are born 0xff, which is NaN. A byte that another thread touched since the last barrier of the
+    block, or of the warp where both are in one, is a race; so is a byte to which a copy is under way.
+
+    Only the last reader of a byte is known, and named barriers count like those of the whole block, so that not every
+    race is seen.
+    """
+
+    def __init__(self, count: int, threads: int) -> None:
+        self.data = np.full(count, 0xFF, np.uint8)
+        self._arriving = np.zeros(count, bool)
+        self._writes, self._reads = _Accesses.of(count), _Accesses.of(count)
+        self._block_epoch = 0
+        self._warp_epochs = np.zeros(-(-threads // 32), np.int64)
+
+    def barrier(self) -> None:
+        self._block_epoch += 1
+
+    def warp_barrier(self, threads: Array) -> None:
+        self._warp_epochs[np.unique(threads // 32)] += 1
+
+    def _places(self, addresses: Array, count: int) -> Array:
+        places = bytes_at(addresses.astype(np.int64) - SHARED_START, count)
+        if (places < 0).any() or (places >= self.data.size).any():
+            raise PtxError(f"an access outside of shared memory, which has {self.data.size} bytes")
+        return places
+
+    def _expect_ordered(self, accesses: _Accesses, threads: Array, places: Array, what: str) -> None:
+        other = accesses.thread[places]
+        same_warp = other // 32 == threads[:, None] // 32
+        in_epoch = accesses.block[places] == self._block_epoch
+        in_epoch &= ~same_warp | (accesses.warp[places] == self._warp_epochs[threads // 32][:, None])
+        if ((other != _NOBODY) & (other != threads[:, None]) & in_epoch).any():
+            raise PtxError(f"race: bytes of shared memory {what} by another thread, and no barrier lies between")
+
+    def _note(self, accesses: _Accesses, threads: Array, places: Array) -> None:
+        accesses.thread[places] = threads[:, None]
+        accesses.block[places] = self._block_epoch
+        accesses.warp[places] = self._warp_epochs[threads // 32][:, None]
+
+    def _expect_arrived(self, places: Array, does: str) -> None:
+        if self._arriving[places].any():
+            raise PtxError(f"bytes of shared memory are {does} while a copy to them is under way")
+
+    def read(self, addresses: Array, count: int, threads: Array) -> Array:
+        places = self._places(addresses, count)
+        self._expect_arrived(places, "read")
+        self._expect_ordered(self._writes, threads, places, "were written")
+        self._note(self._reads, threads, places)
+        return self.data[places]
+
+    def write(self, addresses: Array, data: Array, threads: Array) -> None:
+        places = self._places(addresses, data.shape[1])
+        self._expect_arrived(places, "written")
+        for accesses, what in ((self._writes, "were written"), (self._reads, "were read")):
+            self._expect_ordered(accesses, threads, places, what)
+        self._note(self._writes, threads, places)
+        self.data[places] = data
+
+    def begin_copy(self, addresses: Array, count: int, threads: Array) -> None:
+        places = self._places(addresses, count)
+        self._expect_arrived(places, "written")
+        for accesses, what in ((self._writes, "were written"), (self._reads, "were read")):
+            self._expect_ordered(accesses, threads, places, what)
+        self._arriving[places] = True
+
+    def end_copy(self, address: int, data: Array, thread: int) -> None:
+        places = self._places(np.array([address]), len(data))
+        self._arriving[places] = False
+        self._note(self._writes, np.array([thread]), places)
+        self.data[places] = data
+
+
+def layout(declared: Mapping[str, tuple[int, int]], pools: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Addresses of shared arrays, given alignment and bytes of each, and of the pools behind them, given the alignment;
+    and how many bytes lie before the pools. A pool lies at no better address than it declares."""
+    symbols, position = dict[str, int](), SHARED_START
+    for name, (alignment, count) in declared.items():
+        position = -(-position // alignment) * alignment
+        symbols[name] = position
+        position += count
+    for name, alignment in pools.items():
+        multiple = -(-position // alignment)
+        symbols[name] = position = (multiple + 1 - multiple % 2) * alignment
+    return symbols, position - SHARED_START

@@ -21,7 +21,9 @@ from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, Program
 from moec.runtime.workers import Turns, Ways, run_with
 
-_SIZE_CHECKS = ("Mismatched ", "View with shape", "match_cast", "mismatch to ")
+_REQUIREMENT = "; expected "
+"""What the checks that kernels make of sizes say."""
+_SIZE_CHECKS = ("Mismatched ", "Invalid ", "View with shape", "match_cast", "mismatch to ")
 """What the runtime says, in a ValueError, where a size is not what the program expected."""
 
 
@@ -212,4 +214,6 @@ def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np
         return InputError(f"the model cannot run on inputs of sizes {sizes}, which do not fit each other: {reason}")
     if "bad_alloc" in reason:
         return MoecError(f"there is not enough memory to run the model on inputs of sizes {sizes}")
+    if isinstance(error, ValueError) and _REQUIREMENT in reason:
+        return InputError(f"the model cannot run on inputs of sizes {sizes}: {reason}")
     return DefectError(f"the compiled program failed on inputs of sizes {sizes}: {type(error).__name__}: {reason}")

@@ -23,7 +23,7 @@ from moec.targets.cpu.kernels.stored import StoredFormat
 from moec.targets.cpu.machine import Machine, tile_of
 from moec.targets.cpu.stored_weights import Parts, add_weights
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
-from moec.targets.tvm.batches import as_batches, broadcast_shapes
+from moec.targets.tvm.batches import as_batches
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.nodes import call, flatten, record_of, reshape, static_size, transpose
 from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, by_storage, select
@@ -181,7 +181,7 @@ def lower_matmul(lowering: LoweringContext, node: ir.Node, machine: Machine) -> 
     columns_kept = right_shape[-1:]
     if len(right_shape) == 1:
         right_tensor, columns_kept = reshape(lowering, right_tensor, [*right_shape, 1]), []
-    batch = broadcast_shapes(left_shape[:-2], right_shape[:-2])
+    batch = lowering.broadcast_shape([left_shape[:-2], right_shape[:-2]])
     result = multiply_batches(
         lowering, node, machine, as_batches(lowering, left, batch), as_batches(lowering, right_tensor, batch)
     )
@@ -210,7 +210,7 @@ def lower_gemm(lowering: LoweringContext, node: ir.Node, machine: Machine) -> re
     addend = lowering.tensor(given)
     if beta != 1.0:
         addend = lowering.emit(relax.op.multiply(addend, relax.const(beta, str(addend.ty.dtype))))
-    return relax.op.add(result, addend)
+    return relax.op.add(result, lowering.broadcast_to(addend, result.ty.shape))
 
 
 def _gemm_weight(lowering: LoweringContext, value: ir.Value, transposed: bool) -> ConstantMatrix:

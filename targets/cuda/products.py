@@ -10,7 +10,7 @@ from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
 from moec.targets.cuda.expert_matrices import as_stored
 from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
-from moec.targets.tvm.batches import as_batches, broadcast_shapes
+from moec.targets.tvm.batches import as_batches
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.nodes import reshape, static_size, transpose
 from moec.targets.tvm.selection import STORAGE_TYPES
@@ -41,7 +41,11 @@ def lower_gemm(lowering: LoweringContext, node: ir.Node, architecture: str) -> r
     else:
         result = multiply(lowering, left, transpose(lowering, lowering.tensor(right), [1, 0] if transposed else [0, 1]))
     result = _scaled(lowering.emit(result), alpha)
-    return result if given is None else relax.op.add(result, _scaled(lowering.tensor(given), beta))
+    if given is None:
+        return result
+    return relax.op.add(
+        result, lowering.broadcast_to(lowering.emit(_scaled(lowering.tensor(given), beta)), result.ty.shape)
+    )
 
 
 def _is_matrix(lowering: LoweringContext, value: ir.Value) -> bool:
@@ -69,6 +73,8 @@ def _multiply_constant(
     rows, columns = (int(size) for size in lowering.shape(right))
     inner, width = (columns, rows) if transposed else (rows, columns)
     dtype = str(left.ty.dtype)
+    if static_size(left.ty.shape[-1]) != inner:
+        left = lowering.assume_shape(left, [*list(left.ty.shape)[:-1], inner])
 
     def load() -> np.ndarray:
         numbers = lowering.constant(right)
@@ -97,17 +103,16 @@ def multiply(lowering: LoweringContext, left: relax.Expr, right: relax.Expr) -> 
         left = reshape(lowering, left, [1, *left_shape])
     if len(right_shape) == 1:
         right = reshape(lowering, right, [*right_shape, 1])
-    batch = broadcast_shapes(left_shape[:-2], right_shape[:-2])
+    batch = lowering.broadcast_shape([left_shape[:-2], right_shape[:-2]])
     factors = [as_batches(lowering, factor, batch) for factor in (left, right)]
     result = multiply_batches(lowering, *factors)
     return reshape(lowering, result, [*batch, *rows, *columns])
 
 
 def multiply_batches(lowering: LoweringContext, left: relax.Expr, right: relax.Expr) -> relax.Var:
-    """``left[B|1, M, K] @ right[B|1, K, N]``. Sizes are taken to be equal where ONNX demands it.
-
-    TVM's own operator wants that proved."""
+    """``left[B|1, M, K] @ right[B|1, K, N]``. TVM's own operator wants it proved that sizes are equal."""
     dtype = str(left.ty.dtype)
+    right = lowering.assume_shape(right, [right.ty.shape[0], left.ty.shape[2], right.ty.shape[2]])
     wide = "float32" if dtype in ("float16", "bfloat16") else dtype
 
     def build(x: te.Tensor, y: te.Tensor) -> te.Tensor:

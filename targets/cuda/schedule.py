@@ -16,6 +16,8 @@ from tvm import s_tir, tirx
 from tvm.s_tir import dlight
 from tvm.s_tir.schedule import ScheduleError
 
+from moec.targets.tvm.te_kernels import checking, without_checks
+
 _NAME = "kernel"
 BLOCK_THREADS = 256
 """Threads of a block that shares out the turns of a parallel loop."""
@@ -41,6 +43,7 @@ def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     quotients, TVM does not find it; and some reductions its schedules refuse, or its phases after them. The last
     schedule, one thread for each element of the result, needs no tiles.
     """
+    function, assertions = without_checks(function)
     gpu = dlight.gpu
     rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
     try:
@@ -49,7 +52,7 @@ def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
         scheduled = None
     if scheduled is None or not _can_be_lowered(scheduled):
         scheduled = _under(function, (gpu.Fallback(),))
-    return scheduled[_NAME].without_attr("global_symbol")
+    return checking(scheduled[_NAME].without_attr("global_symbol"), assertions)
 
 
 def allocation_phases() -> list[tvm.transform.Pass]:
@@ -92,12 +95,13 @@ def _can_be_lowered(module: tvm.IRModule) -> bool:
 
 def in_order(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function as a kernel of one thread, or of one thread for each turn of its outermost parallel loop."""
+    function, assertions = without_checks(function)
     body = function.body
     if isinstance(body, tirx.For) and body.kind == tirx.ForKind.PARALLEL:
-        return function.with_body(_thread_per_turn(body))
-    return function.with_body(
-        _bound(_variable("block"), "blockIdx.x", 1, _bound(_variable("thread"), "threadIdx.x", 1, body))
-    )
+        bound = _thread_per_turn(body)
+    else:
+        bound = _bound(_variable("block"), "blockIdx.x", 1, _bound(_variable("thread"), "threadIdx.x", 1, body))
+    return checking(function.with_body(bound), assertions)
 
 
 def _thread_per_turn(loop: tirx.For) -> tirx.Stmt:

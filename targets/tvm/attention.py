@@ -105,7 +105,7 @@ def _mask(lowering: LoweringContext, node: ir.Node, key: relax.Expr) -> relax.Ex
     shape = [1] * (4 - len(shape)) + shape
     mask = reshape(lowering, mask, shape)
     if static_size(shape[3]) == 1 and static_size(key.ty.shape[2]) != 1:
-        mask = lowering.emit(relax.op.broadcast_to(mask, [*shape[:3], key.ty.shape[2]]))
+        mask = lowering.broadcast_to(mask, [*shape[:3], key.ty.shape[2]])
     return mask
 
 

@@ -1,4 +1,8 @@
-"""Elementwise kernels over operands that broadcast as in numpy, with symbolic sizes."""
+"""Kernels over operands that broadcast as in numpy, with symbolic sizes.
+
+Of two sizes that are not known to be equal, one may turn out as 1 when the program runs: the result's size is then the
+other, and the element at 0 stands for all. Any other difference is an error, raised before an element is read.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +13,90 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
+from moec.errors import UnsupportedError
+
 if TYPE_CHECKING:
+    from moec.targets.tvm.function_builder import FunctionBuilder
     from moec.targets.tvm.lowering import Lowering
+    from moec.targets.tvm.symbolic import Sizes
+    from moec.targets.tvm.te_kernels import Requirement
 
 
-def broadcast_dimension(left: Any, right: Any) -> Any:
-    """The common size. Two symbolic sizes that differ are taken as equal here; :func:`aligned` has that checked when
-    the program runs, so that a size that turns out as 1 is an error and never a wrong result."""
+def broadcast_dimension(sizes: Sizes, left: Any, right: Any) -> Any:
+    """The common size. Raises UnsupportedError for two numbers that differ."""
+    left, right = sizes.simplify(left), sizes.simplify(right)
+    if isinstance(left, int) and isinstance(right, int) and left != right and 1 not in (left, right):
+        raise UnsupportedError(f"sizes {left} and {right} do not broadcast; expected equal ones, or a 1")
     if isinstance(left, int) and left == 1:
         return right
     if isinstance(right, int) and right == 1:
         return left
-    simpler = isinstance(right, int) or (isinstance(right, tirx.Var) and not isinstance(left, (int, tirx.Var)))
-    return right if simpler else left
+    if isinstance(left, int) or _is_at_most_one_of(left, right):
+        return right if not isinstance(left, int) else left
+    if isinstance(right, int) or _is_at_most_one_of(right, left):
+        return right if isinstance(right, int) else left
+    if sizes.equal(left, right):
+        return right if isinstance(right, tirx.Var) and not isinstance(left, tirx.Var) else left
+    return sizes.simplify(tirx.Select(sizes.same(left, 1), right, left))
 
 
-def broadcast_shape(shapes: Sequence[Sequence[Any]]) -> list[Any]:
+def _is_at_most_one_of(size: Any, whole: Any) -> bool:
+    """Whether the size is ``min(whole, 1)``, as a slice of one row has it: where it is not 1, the whole is 0 too."""
+    if not isinstance(size, tirx.Min):
+        return False
+    pair = [size.a, size.b]
+    return any(isinstance(one, tirx.IntImm) and int(one) == 1 for one in pair) and any(
+        one.same_as(whole) for one in pair
+    )
+
+
+def broadcast_shape(sizes: Sizes, shapes: Sequence[Sequence[Any]]) -> list[Any]:
     rank = max((len(shape) for shape in shapes), default=0)
     result: list[Any] = [1] * rank
     for shape in shapes:
         for axis, size in enumerate(shape, rank - len(shape)):
-            result[axis] = broadcast_dimension(result[axis], size)
+            result[axis] = broadcast_dimension(sizes, result[axis], size)
     return result
 
 
-def aligned(lowering: Lowering, tensor: relax.Expr, shape: Sequence[Any], target: Sequence[Any]) -> relax.Expr:
-    """The tensor with each dim spelled as in ``target`` or 1; a difference that is not provably one is checked when
-    the program runs."""
-    offset = len(target) - len(shape)
-    wanted = [size if size == 1 else target[offset + axis] for axis, size in enumerate(shape)]
-    if all(lowering.sizes.equal(have, want) for have, want in zip(shape, wanted, strict=True)):
-        return tensor
-    return lowering.assume_shape(tensor, wanted)
+def requirements_of(
+    builder: FunctionBuilder, shapes: Sequence[Sequence[Any]], target: Sequence[Any]
+) -> list[Requirement]:
+    """That each size is that of ``target`` or 1, as far as it has to be checked when the program runs."""
+    result: list[Requirement] = []
+    for axis, wanted in enumerate(target):
+        sizes = [shape[axis - len(target)] for shape in shapes if len(target) - axis <= len(shape)]
+        found = f"sizes {' and '.join(map(str, sizes))} on axis {axis} do not broadcast"
+        for size in sizes:
+            if not _is_one(size) and not builder.sizes.equal(size, wanted) and not _is_at_most_one_of(size, wanted):
+                fits = _any(builder.sizes.same(size, wanted), builder.sizes.same(size, 1))
+                result += builder.require(fits, found, "equal ones, or a 1")
+    return result
 
 
-def load(tensor: te.Tensor, shape: Sequence[Any], indices: Sequence[tirx.Expr]) -> tirx.Expr:
-    """The element of a broadcast operand at the result's indices."""
-    own = indices[len(indices) - len(shape) :]
-    return tensor(*(0 if size == 1 else index for size, index in zip(shape, own, strict=True)))
+def _any(left: Any, right: Any) -> Any:
+    if isinstance(left, bool):
+        return left or right
+    return right or left if isinstance(right, bool) else tirx.any(left, right)
+
+
+def load(
+    sizes: Sizes, tensor: te.Tensor, shape: Sequence[Any], target: Sequence[Any], indices: Sequence[tirx.Expr]
+) -> tirx.Expr:
+    """The element of a broadcast operand at the indices of a result of the ``target`` sizes."""
+    skipped = len(indices) - len(shape)
+    places: list[Any] = []
+    for size, wanted, index in zip(shape, target[skipped:], indices[skipped:], strict=True):
+        alone = sizes.same(size, 1)
+        if sizes.equal(size, wanted) or alone is False:
+            alone = _is_one(size)
+        zero = tirx.const(0, index.ty.dtype)
+        places.append((zero if alone else index) if isinstance(alone, bool) else tirx.if_then_else(alone, zero, index))
+    return tensor(*places)
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 def immediate(lowering: Lowering, value: ir.Value) -> tirx.Expr | None:
@@ -65,18 +115,43 @@ def emit_elementwise(
     immediates = [immediate(lowering, value) for value in values]
     if all(number is not None for number in immediates):
         immediates[0] = None
-    shape = broadcast_shape([lowering.dimensions(value) for value in values])
-    tensors, shapes = [], []
-    for value, number in zip(values, immediates, strict=True):
-        if number is None:
-            tensors.append(aligned(lowering, lowering.tensor(value), lowering.dimensions(value), shape))
-            shapes.append(lowering.dimensions(value))
+    target = broadcast_shape(lowering.sizes, [lowering.dimensions(value) for value in values])
+    operands = [lowering.tensor(value) for value, number in zip(values, immediates, strict=True) if number is None]
+
+    def apply(*loaded: tirx.Expr) -> tirx.Expr:
+        elements = iter(loaded)
+        return function(*(next(elements) if number is None else number for number in immediates))
+
+    return broadcast_elements(lowering, operands, apply, name, target)
+
+
+def broadcast_elements(
+    builder: FunctionBuilder,
+    tensors: Sequence[relax.Expr],
+    function: Callable[..., tirx.Expr],
+    name: str,
+    target: Sequence[Any] | None = None,
+) -> relax.Var:
+    """One kernel that applies ``function`` to the elements of tensors, all broadcast to the ``target`` sizes."""
+    sizes = builder.sizes
+    shapes = [[sizes.simplify(size) for size in tensor.ty.shape] for tensor in tensors]
+    result = broadcast_shape(sizes, shapes) if target is None else list(target)
+    requirements = requirements_of(builder, shapes, result)
 
     def build(*operands: te.Tensor) -> te.Tensor:
         def element(*indices: tirx.Expr) -> tirx.Expr:
-            loads = iter([load(operand, own, indices) for operand, own in zip(operands, shapes, strict=True)])
-            return function(*(next(loads) if number is None else number for number in immediates))
+            pairs = zip(operands, shapes, strict=True)
+            return function(*(load(sizes, operand, own, result, indices) for operand, own in pairs))
 
-        return te.compute([lowering.sizes.expression(size) for size in shape], element, name=name)
+        return te.compute([sizes.expression(size) for size in result], element, name=name)
 
-    return lowering.compute(build, tensors, name)[0]
+    return builder.compute(build, list(tensors), name, requirements)[0]
+
+
+def broadcast_to(builder: FunctionBuilder, tensor: relax.Expr, target: Sequence[Any]) -> relax.Expr:
+    """The tensor with all axes of the ``target`` sizes; itself where it has them."""
+    own = [builder.sizes.simplify(size) for size in tensor.ty.shape]
+    target = [builder.sizes.simplify(size) for size in target]
+    if len(own) == len(target) and all(map(builder.sizes.equal, own, target)):
+        return tensor
+    return broadcast_elements(builder, [tensor], lambda element: element, "expand", target)

@@ -25,6 +25,19 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
     source = _without_appended_zeros(lowering, cache, axis)
     filled, length = lowering.dimensions(source)[axis], lowering.dimensions(update)[axis]
 
+    needed = []
+    for other in (other for other in range(len(shape)) if other != axis):
+        size = lowering.dimensions(update)[other]
+        same = lowering.sizes.same(size, shape[other])
+        needed += lowering.require(
+            same, f"the update has size {size} on axis {other}", f"{shape[other]}, as the cache has"
+        )
+    if starts is not None:
+        (count,) = lowering.dimensions(starts)
+        needed += lowering.require(
+            lowering.sizes.same(count, shape[0]), f"{count} positions", f"{shape[0]}, one a batch"
+        )
+
     def build(old: te.Tensor, new: te.Tensor, *start: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
             place = at[axis] - start[0](at[0]).astype("int64") if start else at[axis]
@@ -37,7 +50,7 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
         return te.compute([lowering.sizes.expression(size) for size in shape], element, name="tensor_scatter")
 
     values = [source, update, *([] if starts is None else [starts])]
-    return lowering.compute(build, [lowering.tensor(value) for value in values], "tensor_scatter")
+    return lowering.compute(build, [lowering.tensor(value) for value in values], "tensor_scatter", needed)
 
 
 def _without_appended_zeros(lowering: Lowering, value: ir.Value, axis: int) -> ir.Value:

@@ -20,6 +20,7 @@ from moec.targets.tvm.broadcasting import emit_elementwise
 from moec.targets.tvm.comparisons import is_nonzero
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import Known
+from moec.targets.tvm.te_kernels import Requirement
 
 
 def _wrapped(index: tirx.Expr, size: Any) -> tirx.Expr:
@@ -31,6 +32,42 @@ def _wrapped(index: tirx.Expr, size: Any) -> tirx.Expr:
 def safe_index(index: tirx.Expr, size: Any) -> tirx.Expr:
     """The index counted from the front and clamped into range."""
     return tirx.max(tirx.min(_wrapped(index, size), size - 1), tirx.IntImm("int64", 0))
+
+
+def _where_any(lowering: Lowering, size: Any, element: tirx.Expr) -> tirx.Expr:
+    """An element that an axis of this size holds; 0 where it holds none, for a clamped index is no index then."""
+    if lowering.sizes.less(0, size):
+        return element
+    return tirx.if_then_else(lowering.sizes.expression(size) > 0, element, tirx.const(0, element.ty.dtype))
+
+
+def _equal_sizes(lowering: Lowering, name: str, found: Sequence[Any], expected: Sequence[Any]) -> list[Requirement]:
+    """That an input has the sizes that others give it."""
+    if len(found) != len(expected):
+        raise UnsupportedError(f"{name} have rank {len(found)}; expected {len(expected)}")
+    return [
+        requirement
+        for axis, (size, wanted) in enumerate(zip(found, expected, strict=True))
+        for requirement in lowering.require(
+            lowering.sizes.same(size, wanted), f"{name} have size {size} on axis {axis}", f"{wanted}"
+        )
+    ]
+
+
+def _within(lowering: Lowering, indices: Sequence[Any], data: Sequence[Any], axis: int) -> list[Requirement]:
+    """That there are no more indices than elements along every axis but the one they choose on."""
+    if len(indices) != len(data):
+        raise UnsupportedError(f"the indices have rank {len(indices)}; expected {len(data)}, as the data has")
+    return [
+        requirement
+        for other, (count, size) in enumerate(zip(indices, data, strict=True))
+        if other != axis and not lowering.sizes.equal(count, size)
+        for requirement in lowering.require(
+            lowering.sizes.expression(count) <= lowering.sizes.expression(size),
+            f"there are {count} indices on axis {other}",
+            f"at most {size}, as the data has",
+        )
+    ]
 
 
 def _convert_gather(lowering: Lowering, node: ir.Node) -> Any:
@@ -50,7 +87,7 @@ def _convert_gather(lowering: Lowering, node: ir.Node) -> Any:
 
         def element(*at: tirx.Expr) -> tirx.Expr:
             row = safe_index(index(*at[axis : axis + rank]), source.shape[axis])
-            return source(*at[:axis], row, *at[axis + rank :])
+            return _where_any(lowering, sizes[axis], source(*at[:axis], row, *at[axis + rank :]))
 
         return te.compute(shape, element, name="gather")
 
@@ -61,26 +98,33 @@ def _gather_one(lowering: Lowering, data: ir.Value, axis: int, position: int) ->
     size = lowering.dimensions(data)[axis]
     if isinstance(size, int) and not -size <= position < size:
         raise UnsupportedError(f"index {position} is out of range for axis {axis} of size {size}")
+    needed = []
+    if not isinstance(size, int):
+        least = position + 1 if position >= 0 else -position
+        needed = lowering.require(size >= least, f"index {position} on axis {axis} of size {size}", "one in range")
     row = position if position >= 0 else size + position
 
     def build(source: te.Tensor) -> te.Tensor:
         shape = [*source.shape[:axis], *source.shape[axis + 1 :]]
         return te.compute(shape, lambda *at: source(*at[:axis], row, *at[axis:]), name="gather")
 
-    return lowering.compute(build, [lowering.tensor(data)], "gather")[0]
+    return lowering.compute(build, [lowering.tensor(data)], "gather", needed)[0]
 
 
 def _convert_gather_elements(lowering: Lowering, node: ir.Node) -> Any:
     data, indices = required_input(node, 0), required_input(node, 1)
-    axis = normalized_axis(attribute(node, "axis", 0), len(lowering.dimensions(data)))
+    sizes = lowering.dimensions(data)
+    axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
+    needed = _within(lowering, lowering.dimensions(indices), sizes, axis)
 
     def build(source: te.Tensor, index: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
-            return source(*at[:axis], safe_index(index(*at), source.shape[axis]), *at[axis + 1 :])
+            chosen = source(*at[:axis], safe_index(index(*at), source.shape[axis]), *at[axis + 1 :])
+            return _where_any(lowering, sizes[axis], chosen)
 
         return te.compute(index.shape, element, name="gather_elements")
 
-    return lowering.compute(build, [lowering.tensor(data), lowering.tensor(indices)], "gather_elements")
+    return lowering.compute(build, [lowering.tensor(data), lowering.tensor(indices)], "gather_elements", needed)
 
 
 def _convert_gather_nd(lowering: Lowering, node: ir.Node) -> Any:
@@ -89,6 +133,8 @@ def _convert_gather_nd(lowering: Lowering, node: ir.Node) -> Any:
     *outer, depth = lowering.dimensions(indices)
     if not isinstance(depth, int):
         raise UnsupportedError("the last dim of GatherND's indices is dynamic; expected a fixed number")
+    sizes = lowering.dimensions(data)
+    needed = _equal_sizes(lowering, "the batches of the indices", outer[:batch], sizes[:batch])
 
     def build(source: te.Tensor, index: te.Tensor) -> te.Tensor:
         shape = [*index.shape[:-1], *source.shape[batch + depth :]]
@@ -96,11 +142,14 @@ def _convert_gather_nd(lowering: Lowering, node: ir.Node) -> Any:
         def element(*at: tirx.Expr) -> tirx.Expr:
             row, rest = at[: len(outer)], at[len(outer) :]
             picked = [safe_index(index(*row, number), source.shape[batch + number]) for number in range(depth)]
-            return source(*at[:batch], *picked, *rest)
+            chosen = source(*at[:batch], *picked, *rest)
+            for size in sizes[batch : batch + depth]:
+                chosen = _where_any(lowering, size, chosen)
+            return chosen
 
         return te.compute(shape, element, name="gather_nd")
 
-    return lowering.compute(build, [lowering.tensor(data), lowering.tensor(indices)], "gather_nd")
+    return lowering.compute(build, [lowering.tensor(data), lowering.tensor(indices)], "gather_nd", needed)
 
 
 def _call_serial(
@@ -137,6 +186,8 @@ def _convert_scatter_nd(lowering: Lowering, node: ir.Node) -> Any:
     *outer, depth = lowering.dimensions(indices)
     if not isinstance(depth, int):
         raise UnsupportedError("the last dim of ScatterND's indices is dynamic; expected a fixed number")
+    updated = [*outer, *sizes[depth:]]
+    needed = _equal_sizes(lowering, "the updates", lowering.dimensions(updates), updated)
     count = lowering.sizes.product(outer)
     inner = lowering.sizes.product(sizes[depth:])
     index = lowering.reshape(lowering.tensor(indices), [count, depth])
@@ -154,7 +205,7 @@ def _convert_scatter_nd(lowering: Lowering, node: ir.Node) -> Any:
         return te.compute((flat.shape[0],), element, name="scatter_rows")
 
     (row_of,) = lowering.compute(rows, [index], "scatter_rows")
-    changed = lowering.reshape(lowering.tensor(updates), [count, inner])
+    changed = lowering.reshape(lowering.checked(lowering.tensor(updates), needed), [count, inner])
     return _scatter_parts(lowering, data, row_of, changed, sizes[:depth], inner, attribute(node, "reduction", "none"))
 
 
@@ -180,6 +231,8 @@ def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
     sizes = lowering.dimensions(data)
     axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
     where = lowering.dimensions(indices)
+    needed = _within(lowering, where, sizes, axis)
+    needed += _equal_sizes(lowering, "the updates", lowering.dimensions(updates), where)
     count = lowering.sizes.product(where)
 
     def rows(index: te.Tensor) -> te.Tensor:
@@ -194,7 +247,7 @@ def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
 
     (row_of,) = lowering.compute(rows, [lowering.tensor(indices)], "scatter_rows")
     flat_rows = lowering.reshape(row_of, [count])
-    changed = lowering.reshape(lowering.tensor(updates), [count, 1])
+    changed = lowering.reshape(lowering.checked(lowering.tensor(updates), needed), [count, 1])
     return _scatter_parts(lowering, data, flat_rows, changed, sizes, 1, attribute(node, "reduction", "none"))
 
 
@@ -219,9 +272,12 @@ def _convert_top_k(lowering: Lowering, node: ir.Node) -> Any:
     sizes = lowering.dimensions(value)
     axis = normalized_axis(attribute(node, "axis", -1), len(sizes))
     (k,) = lowering.runtime_sizes(required_input(node, 1))
+    fits = not lowering.sizes.less(sizes[axis], k) if lowering.sizes.less(sizes[axis], k) is not None else None
+    fits = lowering.sizes.expression(k) <= lowering.sizes.expression(sizes[axis]) if fits is None else fits
+    needed = lowering.require(fits, f"k is {k} on axis {axis} of size {sizes[axis]}", "no more than there are")
     last = len(sizes) - 1
     order = [number for number in range(len(sizes)) if number != axis] + [axis]
-    tensor = lowering.tensor(value)
+    tensor = lowering.checked(lowering.tensor(value), needed)
     if axis != last:
         tensor = _permuted(lowering, tensor, order)
     outer = [sizes[number] for number in order[:-1]]
@@ -282,6 +338,7 @@ def _convert_one_hot(lowering: Lowering, node: ir.Node) -> Any:
     sizes = lowering.dimensions(indices)
     axis = normalized_axis(attribute(node, "axis", -1), len(sizes) + 1)
     shape = [lowering.sizes.expression(size) for size in (*sizes[:axis], depth, *sizes[axis:])]
+    needed = _equal_sizes(lowering, "off and on value", lowering.dimensions(values), [2])
 
     def build(index: te.Tensor, off_on: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
@@ -290,14 +347,14 @@ def _convert_one_hot(lowering: Lowering, node: ir.Node) -> Any:
 
         return te.compute(shape, element, name="one_hot")
 
-    return lowering.compute(build, [lowering.tensor(indices), lowering.tensor(values)], "one_hot")
+    return lowering.compute(build, [lowering.tensor(indices), lowering.tensor(values)], "one_hot", needed)
 
 
 def _convert_trilu(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     upper = attribute(node, "upper", 1)
     offset_value = optional_input(node, 1)
-    offset = 0 if offset_value is None else lowering.runtime_sizes(offset_value)[0]
+    offset = 0 if offset_value is None else lowering.runtime_integers(offset_value)[0]
 
     def build(source: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
@@ -317,16 +374,19 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
         raise UnsupportedError(f"Pad mode {mode!r} is not supported; expected constant, edge or reflect")
     sizes = lowering.dimensions(value)
     axes = lowering.numbers(optional_input(node, 3), "the axes") or list(range(len(sizes)))
-    pads = lowering.runtime_sizes(required_input(node, 1))
+    pads = lowering.runtime_integers(required_input(node, 1))
     before: list[Any] = [0] * len(sizes)
     shape = list(sizes)
-    padded = set()
+    padded, needed = set(), []
     for number, axis in enumerate(axes):
         axis = normalized_axis(axis, len(sizes))
         before[axis] = pads[number]
         if any(not isinstance(pad, int) or pad for pad in (pads[number], pads[number + len(axes)])):
             padded.add(axis)
-        shape[axis] = lowering.sizes.simplify(sizes[axis] + pads[number] + pads[number + len(axes)])
+        after = pads[number + len(axes)]
+        padded_size = lowering.sizes.simplify(sizes[axis] + pads[number] + after)
+        needed += _valid_pads(lowering, mode, axis, sizes[axis], (pads[number], after), padded_size)
+        shape[axis] = lowering.sizes.at_least(padded_size, 0)
     fill = optional_input(node, 2)
     constant_fill = fill is None or lowering.is_constant(fill)
     number = 0 if fill is None or not constant_fill else np.asarray(lowering.constant(fill)).item()
@@ -343,7 +403,31 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
         return te.compute([lowering.sizes.expression(size) for size in shape], element, name="pad")
 
     values = [value] if constant_fill or fill is None else [value, fill]
-    return lowering.compute(build, [lowering.tensor(one) for one in values], "pad")
+    if fill is not None and not constant_fill:
+        count = lowering.sizes.product(lowering.dimensions(fill))
+        needed += lowering.require(lowering.sizes.same(count, 1), f"{count} numbers to fill with", "one")
+    return lowering.compute(build, [lowering.tensor(one) for one in values], "pad", needed)
+
+
+def _valid_pads(
+    lowering: Lowering, mode: str, axis: int, size: Any, pads: Sequence[Any], padded: Any
+) -> list[Requirement]:
+    """That something is left, and that what a pad repeats is there."""
+    found = f"pads {list(pads)} on axis {axis} of size {size}"
+    needed = lowering.require(padded >= 0, found, "a result of size 0 or more")
+    if mode == "edge":
+        something = _either(padded <= 0, size >= 1)
+        needed += lowering.require(something, found, "something to repeat")
+    if mode == "reflect":
+        for pad in pads:
+            needed += lowering.require(_either(pad <= 0, pad < size), found, "pads below the size")
+    return needed
+
+
+def _either(left: Any, right: Any) -> Any:
+    if left is True or right is True:
+        return True
+    return right if left is False else left if right is False else tirx.any(left, right)
 
 
 def _padded_position(place: tirx.Expr, size: Any, mode: str) -> tirx.Expr:

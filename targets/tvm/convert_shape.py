@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,11 @@ from tvm import relax, te, tirx
 
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
-from moec.targets.tvm.broadcasting import broadcast_shape, load
+from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to, requirements_of
 from moec.targets.tvm.constants import dtype_name
 from moec.targets.tvm.lowering import Converter, Lowering
-from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known
+from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Known
+from moec.targets.tvm.te_kernels import Requirement
 
 INT64_MAXIMUM = (1 << 63) - 1
 
@@ -32,15 +35,60 @@ def _convert_size(lowering: Lowering, node: ir.Node) -> Any:
 
 def _convert_reshape(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
-    target = lowering.runtime_sizes(required_input(node, 1))
     source = lowering.dimensions(value)
-    if not attribute(node, "allowzero", 0):
-        target = [source[axis] if isinstance(size, int) and size == 0 else size for axis, size in enumerate(target)]
-    target = _resolve_inferred(lowering, source, target)
+    target = _target_sizes(lowering, source, required_input(node, 1), not attribute(node, "allowzero", 0))
     known = lowering.known(value)
     if known is not None and all(isinstance(size, int) for size in target):
         return Known(known.elements.reshape(target), known.dtype)
-    return lowering.reshape(lowering.tensor(value), target)
+    product = lowering.sizes.product
+    same = lowering.sizes.same(product(source), product(target))
+    needed = lowering.require(same, f"sizes {source} cannot become {target}", "as many elements")
+    return lowering.reshape(lowering.checked(lowering.tensor(value), needed), target)
+
+
+def _target_sizes(lowering: Lowering, source: list[Any], shape: ir.Value, zero_copies: bool) -> list[Any]:
+    """What a Reshape makes of the ``source`` sizes."""
+    target = lowering.runtime_integers(shape)
+    if lowering.known(shape) is None:
+        return _read_target(lowering, source, target, shape.name or "shape", zero_copies)
+    if zero_copies:
+        target = [_copied(source, axis) if _is_number(size, 0) else size for axis, size in enumerate(target)]
+    return _resolve_inferred(lowering, source, target)
+
+
+def _is_number(size: Any, number: int) -> bool:
+    return isinstance(size, int) and size == number
+
+
+def _copied(source: list[Any], axis: int) -> Any:
+    if axis >= len(source):
+        raise UnsupportedError(f"size 0 on axis {axis} copies one that sizes {source} lack; expected a number")
+    return source[axis]
+
+
+def _read_target(lowering: Lowering, source: list[Any], target: list[Any], name: str, zero_copies: bool) -> list[Any]:
+    """The sizes that integers read when the program runs stand for: 0 copies a size, -1 is what remains."""
+    expression, zero, minus = lowering.sizes.expression, tirx.IntImm("int64", 0), tirx.IntImm("int64", -1)
+    total = expression(lowering.sizes.product(source))
+    given = [
+        tirx.Select(tirx.EQ(size, zero), expression(source[axis]), size) if zero_copies and axis < len(source) else size
+        for axis, size in enumerate(target)
+    ]
+    others = [_product(one for other, one in enumerate(given) if other != axis) for axis in range(len(given))]
+    sizes = [
+        tirx.Select(tirx.EQ(size, minus), tirx.floordiv(total, tirx.max(rest, tirx.IntImm("int64", 1))), size)
+        for size, rest in zip(given, others, strict=True)
+    ]
+    open_sizes = sum((tirx.EQ(size, minus).astype("int64") for size in given), start=zero)
+    no_overflow = _product(tirx.max(size, 1).astype("float64") for size in sizes) <= float(MAXIMUM_SIZE)
+    whole = tirx.EQ(_product(sizes), total)
+    valid = tirx.all(*(size >= -1 for size in given), open_sizes <= 1, no_overflow, whole)
+    needed = lowering.require(valid, f"sizes {source} cannot become those in {name!r}", "as many elements")
+    return lowering.checked_sizes(sizes, needed, name)
+
+
+def _product(sizes: Iterable[tirx.Expr]) -> Any:
+    return functools.reduce(operator.mul, sizes, 1)
 
 
 def _resolve_inferred(lowering: Lowering, source: list[Any], target: list[Any]) -> list[Any]:
@@ -115,7 +163,7 @@ def _convert_expand(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     source = lowering.dimensions(value)
     target = lowering.runtime_sizes(required_input(node, 1))
-    shape = broadcast_shape([source, target])
+    shape = broadcast_shape(lowering.sizes, [source, target])
     known = lowering.known(value)
     if (
         known is not None
@@ -123,18 +171,8 @@ def _convert_expand(lowering: Lowering, node: ir.Node) -> Any:
         and math.prod(shape) <= MAXIMUM_KNOWN_ELEMENTS
     ):
         return Known(np.broadcast_to(known.elements, shape), known.dtype)
-    if len(shape) == len(source) and all(map(lowering.sizes.equal, source, shape)):
-        return lowering.tensor(value)
-    return broadcast_to(lowering, lowering.tensor(value), source, shape)
-
-
-def broadcast_to(lowering: Lowering, tensor: relax.Expr, source: Sequence[Any], shape: Sequence[Any]) -> relax.Var:
-    sizes = [lowering.sizes.expression(size) for size in shape]
-    return lowering.compute(
-        lambda operand: te.compute(sizes, lambda *indices: load(operand, source, indices), name="expand"),
-        [tensor],
-        "expand",
-    )[0]
+    needed = requirements_of(lowering, [target], shape)
+    return lowering.checked(broadcast_to(lowering, lowering.tensor(value), shape), needed)
 
 
 def _convert_concat(lowering: Lowering, node: ir.Node) -> Any:
@@ -144,10 +182,11 @@ def _convert_concat(lowering: Lowering, node: ir.Node) -> Any:
     known = [part for value in values if (part := lowering.known(value)) is not None]
     if len(known) == len(values):
         return Known(np.concatenate([part.elements for part in known], axis), known[0].dtype)
+    common, needed = _common_sizes(lowering, shapes, axis)
     ends: list[Any] = []
     for shape in shapes:
         ends.append(lowering.sizes.simplify((ends[-1] if ends else 0) + shape[axis]))
-    sizes = [lowering.sizes.expression(ends[-1] if a == axis else size) for a, size in enumerate(shapes[0])]
+    sizes = [lowering.sizes.expression(ends[-1] if a == axis else size) for a, size in enumerate(common)]
 
     def build(*parts: te.Tensor) -> te.Tensor:
         def element(*indices: tirx.Expr) -> tirx.Expr:
@@ -162,14 +201,28 @@ def _convert_concat(lowering: Lowering, node: ir.Node) -> Any:
 
         return te.compute(sizes, element, name="concat")
 
-    return lowering.compute(build, [lowering.tensor(value) for value in values], "concat")
+    return lowering.compute(build, [lowering.tensor(value) for value in values], "concat", needed)
+
+
+def _common_sizes(
+    lowering: Lowering, shapes: Sequence[Sequence[Any]], joined: int
+) -> tuple[list[Any], list[Requirement]]:
+    """The sizes of the parts on all axes but the joined one, and that they are equal."""
+    common, needed = list(shapes[0]), []
+    for axis in (axis for axis in range(len(common)) if axis != joined):
+        common[axis] = next((shape[axis] for shape in shapes if isinstance(shape[axis], int)), common[axis])
+        for number, shape in enumerate(shapes):
+            same = lowering.sizes.same(shape[axis], common[axis])
+            found = f"input {number} has size {shape[axis]} on axis {axis}"
+            needed += lowering.require(same, found, f"{common[axis]}, as the others have")
+    return common, needed
 
 
 def _convert_slice(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     sizes = lowering.dimensions(value)
-    starts = lowering.runtime_sizes(required_input(node, 1))
-    ends = lowering.runtime_sizes(required_input(node, 2))
+    starts = lowering.runtime_integers(required_input(node, 1))
+    ends = lowering.runtime_integers(required_input(node, 2))
     axes = lowering.numbers(optional_input(node, 3), "the axes") or list(range(len(starts)))
     steps = lowering.numbers(optional_input(node, 4), "the steps") or [1] * len(starts)
     begins: list[Any] = [0] * len(sizes)
@@ -189,7 +242,12 @@ def _convert_slice(lowering: Lowering, node: ir.Node) -> Any:
 
 
 def take_range(
-    lowering: Lowering, tensor: relax.Expr, begins: Sequence[Any], strides: Sequence[int], sizes: Sequence[Any]
+    lowering: Lowering,
+    tensor: relax.Expr,
+    begins: Sequence[Any],
+    strides: Sequence[int],
+    sizes: Sequence[Any],
+    requirements: Sequence[Requirement] = (),
 ) -> relax.Var:
     """Elements ``begin + stride * i`` for i below the size, per axis."""
     shape = [lowering.sizes.expression(size) for size in sizes]
@@ -200,7 +258,7 @@ def take_range(
 
         return te.compute(shape, element, name="slice")
 
-    return lowering.compute(build, [tensor], "slice")[0]
+    return lowering.compute(build, [tensor], "slice", requirements)[0]
 
 
 def _slice_range(lowering: Lowering, size: Any, start: Any, end: Any, step: int) -> tuple[Any, Any]:
@@ -213,7 +271,7 @@ def _slice_range(lowering: Lowering, size: Any, start: Any, end: Any, step: int)
         first, last = clamp(start, 0, size), clamp(end, 0, size)
         span = simplify(last - first)
     else:
-        first, last = clamp(start, -1, simplify(size - 1)), clamp(end, -1, simplify(size - 1))
+        first, last = clamp(start, 0, simplify(size - 1)), clamp(end, -1, simplify(size - 1))
         span = simplify(first - last)
     span = clamp(span, 0, simplify(size + 0))
     magnitude = abs(step)
@@ -243,6 +301,12 @@ def _convert_split(lowering: Lowering, node: ir.Node) -> Any:
     axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
     given = optional_input(node, 1)
     lengths = _equal_parts(lowering, sizes[axis], len(node.outputs)) if given is None else lowering.runtime_sizes(given)
+    total = sum(lengths[1:], start=lengths[0]) if lengths else 0
+    needed = lowering.require(
+        lowering.sizes.same(lowering.sizes.simplify(total), sizes[axis]),
+        f"parts of {lengths} of size {sizes[axis]} on axis {axis}",
+        "parts that add up to it",
+    )
     known = lowering.known(value)
     parts, start = [], 0
     for length in lengths:
@@ -251,7 +315,7 @@ def _convert_split(lowering: Lowering, node: ir.Node) -> Any:
         else:
             begins = [start if a == axis else 0 for a in range(len(sizes))]
             result = [length if a == axis else size for a, size in enumerate(sizes)]
-            parts.append(take_range(lowering, lowering.tensor(value), begins, [1] * len(sizes), result))
+            parts.append(take_range(lowering, lowering.tensor(value), begins, [1] * len(sizes), result, needed))
         start = lowering.sizes.simplify(start + length)
     return parts
 
@@ -261,15 +325,19 @@ def _equal_parts(lowering: Lowering, size: Any, count: int) -> list[Any]:
         part = -(-size // count)
     else:
         part = lowering.sizes.simplify(tirx.floordiv(size + (count - 1), tirx.IntImm("int64", count)))
-    return [part] * (count - 1) + [lowering.sizes.simplify(size - part * (count - 1))]
+    clamp = lowering.sizes.clamp
+    return [clamp(lowering.sizes.simplify(size - part * number), 0, part) for number in range(count)]
 
 
 def _convert_range(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, position) for position in range(3)]
     dtype = lowering.dtype(values[0])
-    if "float" in dtype:
+    if "float" in dtype and all(lowering.is_constant(value) for value in values):
         return _range_of_floats(lowering, values, dtype)
-    start, limit, step = (lowering.runtime_sizes(value)[0] for value in values)
+    bounds = [known for value in values if (known := lowering.known(value)) is not None]
+    if len(bounds) < len(values):
+        return _range_at_run_time(lowering, values, dtype)
+    start, limit, step = (known.elements.flat[0] for known in bounds)
     if isinstance(step, int) and step != 0:
         span = lowering.sizes.simplify(limit - start if step > 0 else start - limit)
         magnitude = abs(step)
@@ -291,11 +359,63 @@ def _convert_range(lowering: Lowering, node: ir.Node) -> Any:
 
 def _range_of_floats(lowering: Lowering, values: Sequence[ir.Value], dtype: str) -> Any:
     bounds = [lowering.constant(value) for value in values]
-    if any(bound is None for bound in bounds):
-        raise UnsupportedError("a Range of floats has bounds computed at run time; expected constants")
     start, limit, step = (float(np.asarray(bound).reshape(())) for bound in bounds)
     numbers = (start + step * np.arange(max(math.ceil((limit - start) / step), 0))).astype(dtype)
     return relax.const(numbers, dtype)
+
+
+def _range_at_run_time(lowering: Lowering, values: Sequence[ir.Value], dtype: str) -> relax.Var:
+    """Bounds are read by the kernels; only how many numbers there are is read by the program."""
+    tensors = [lowering.tensor(value) for value in values]
+
+    def at(bound: te.Tensor) -> tirx.Expr:
+        return bound(*[0] * len(bound.shape))
+
+    def count(*bounds: te.Tensor) -> te.Tensor:
+        start, limit, step = map(at, bounds)
+        number = (_count_of_floats if "float" in dtype else _count_of_integers)(start, limit, step)
+        return te.compute((1,), lambda _: number, name="count")
+
+    def numbers(*bounds: te.Tensor) -> te.Tensor:
+        start, _, step = map(at, bounds)
+        return te.compute((size,), lambda i: start + i.astype(dtype) * step, name="range")
+
+    scalars = [lowering.checked(tensor, _is_scalar(lowering, tensor)) for tensor in tensors]
+    size = lowering.size_from(lowering.compute(count, scalars, "range_count")[0], f"{values[1].name}_count")
+    return lowering.compute(numbers, scalars, "range")[0]
+
+
+def _is_scalar(lowering: Lowering, tensor: relax.Expr) -> list[Requirement]:
+    """That the tensor has one element."""
+    sizes = [lowering.sizes.simplify(size) for size in tensor.ty.shape]
+    one = lowering.sizes.same(lowering.sizes.product(sizes), 1)
+    return lowering.require(one, f"a scalar has sizes {sizes}", "one element")
+
+
+def _count_of_integers(start: tirx.Expr, limit: tirx.Expr, step: tirx.Expr) -> tirx.Expr:
+    """How many numbers there are; none for a step of 0. Differences are unsigned, so that none overflows."""
+
+    def unsigned(number: tirx.Expr) -> tirx.Expr:
+        return number.astype("int64").astype("uint64")
+
+    one, up, down = tirx.const(1, "uint64"), step > 0, step < 0
+    distance = tirx.Select(up, unsigned(limit) - unsigned(start), unsigned(start) - unsigned(limit))
+    magnitude = tirx.Select(
+        up, step.astype("int64"), -tirx.max(step.astype("int64"), tirx.const(-INT64_MAXIMUM, "int64"))
+    )
+    length = tirx.max(unsigned(magnitude), one)
+    count = tirx.min(tirx.div(distance - one, length), tirx.const(MAXIMUM_SIZE, "uint64")).astype("int64") + 1
+    any_ = tirx.any(tirx.all(up, start < limit), tirx.all(down, start > limit))
+    return tirx.Select(any_, count, tirx.IntImm("int64", 0))
+
+
+def _count_of_floats(start: tirx.Expr, limit: tirx.Expr, step: tirx.Expr) -> tirx.Expr:
+    count = tirx.ceil((limit - start).astype("float64") / step.astype("float64"))
+    most = tirx.const(float(MAXIMUM_SIZE), "float64")
+    bounded = tirx.Select(
+        count > tirx.const(0.0, "float64"), tirx.Select(count < most, count, most), tirx.const(0.0, "float64")
+    )
+    return bounded.astype("int64")
 
 
 def _convert_constant(lowering: Lowering, node: ir.Node) -> Any:

@@ -12,9 +12,11 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
 
+from moec.errors import UnsupportedError
+from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.symbolic import Known, Sizes
-from moec.targets.tvm.te_kernels import OPAQUE, prim_func
+from moec.targets.tvm.te_kernels import OPAQUE, Requirement, prim_func
 
 
 def identifier(name: str | None) -> str:
@@ -55,12 +57,15 @@ class FunctionBuilder:
         return self.emit(relax.op.reshape(tensor, [self.sizes.expression(size) for size in sizes]))
 
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
-        """A copy of the tensor with another expression for its shape, checked when the program runs.
+        """A copy of the tensor with another expression for its shape, checked when the program runs; the tensor itself
+        where it is known to have it.
 
         The check is the one that every kernel makes of its arguments. (Relax's match_cast cannot be used: passes after
         it recurse without end where a size that is already bound is matched with an expression of itself.)
         """
         sizes = [self.sizes.expression(size) for size in shape]
+        if all(map(self.sizes.equal, tensor.ty.shape, sizes)):
+            return self.emit(tensor)
         dtype = str(tensor.ty.dtype)
         source = te.placeholder(sizes, dtype, name="source")
         copy = te.compute(sizes, lambda *indices: source(*indices), name="checked")
@@ -106,26 +111,64 @@ class FunctionBuilder:
         self._weights[weight.name] = (variable, weight)
         return variable
 
-    def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
+    def compute(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[relax.Expr],
+        name: str,
+        requirements: Sequence[Requirement] = (),
+    ) -> list[relax.Var]:
         """Emit a generic kernel. ``function`` takes one TE tensor per argument, may use any size of this lowering, and
-        returns a TE tensor or a list of them."""
+        returns a TE tensor or a list of them. ``requirements``: what has to hold when it runs."""
         placeholders = [
             te.placeholder(argument.ty.shape.values, str(argument.ty.dtype), name=f"input_{position}")
             for position, argument in enumerate(arguments)
         ]
         result = function(*placeholders)
         outputs = list(result) if isinstance(result, (list, tuple)) else [result]
-        kernel, extra = prim_func(placeholders, outputs)
+        kernel, extra = prim_func(placeholders, outputs, requirements)
         symbol = self._builder.add_func(kernel.with_attr("tirx.noalias", True), identifier(name))
         types = [relax.TensorType(output.shape, str(output.dtype)) for output in outputs]
         return self._call(symbol, [*arguments, *extra], types, name)
+
+    def require(self, condition: Any, found: str, expected: str) -> list[Requirement]:
+        """What a kernel has to check of sizes; nothing where it holds for all sizes.
+
+        Raises UnsupportedError where it holds for none."""
+        answer = self.sizes.decide(condition)
+        if answer is True:
+            return []
+        if answer is False:
+            raise UnsupportedError(f"{found}; expected {expected}")
+        where = "" if self._node is None else f"node {node_name(self._node)!r} ({operator_name(self._node)}): "
+        return [Requirement(condition, f"{where}{found}; expected {expected}")]
+
+    def checked(self, tensor: relax.Expr, requirements: Sequence[Requirement]) -> relax.Expr:
+        """The tensor; where something is required a copy of it, made after that was found to hold."""
+        if not requirements:
+            return tensor
+        return self.compute(
+            lambda source: te.compute(source.shape, lambda *at: source(*at), name="checked"),
+            [tensor],
+            "checked",
+            requirements,
+        )[0]
+
+    def checked_sizes(self, sizes: Sequence[Any], requirements: Sequence[Requirement], name: str) -> list[Any]:
+        """The sizes, computed and read when the program runs, as new symbolic ones of which the requirements hold."""
+        if not requirements:
+            return list(sizes)
+        tensor = self.materialise(Known.of(list(sizes)), name)
+        return self._read_sizes(self.checked(tensor, requirements), [f"{name}_{axis}" for axis in range(len(sizes))])
 
     def size_from(self, tensor: relax.Expr, name: str) -> tirx.Var:
         """A new symbolic size that the program reads from an int64 tensor of shape [1]."""
         return self._read_sizes(tensor, [name])[0]
 
     def _read_sizes(self, tensor: relax.Expr, names: list[str]) -> list[tirx.Var]:
-        fresh = [self.sizes.variable(name) for name in names]
+        return self._read(tensor, [self.sizes.variable(name) for name in names])
+
+    def _read(self, tensor: relax.Expr, fresh: list[tirx.Var]) -> list[tirx.Var]:
         self._builder.match_cast(self.emit(relax.op.tensor_to_shape(tensor)), relax.ShapeType(fresh))
         return fresh
 

@@ -123,8 +123,17 @@ class LoweringContext(Protocol):
         """Bind an intermediate expression (a reshape, a transpose before the kernel) to a variable."""
         ...
 
+    def broadcast_shape(self, shapes: Sequence[Sequence[Any]]) -> list[Any]:
+        """The sizes that shapes have in common, as numpy broadcasts them."""
+        ...
+
+    def broadcast_to(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
+        """The tensor with all axes of these sizes; that its own are those or 1 is checked when the program runs."""
+        ...
+
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
-        """A copy of the tensor with another expression for its shape, checked when the program runs."""
+        """A copy of the tensor with another expression for its shape, checked when the program runs; the tensor itself
+        where it is known to have it."""
         ...
 
     def value_of(self, tensor: relax.Expr) -> ir.Value:

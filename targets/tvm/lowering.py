@@ -22,10 +22,11 @@ from moec.ir.formats import decodes_weight
 from moec.ir.names import node_name, operator_name
 from moec.ir.opsets import later_attributes
 from moec.targets.base import KernelRecord, TensorSpec, Weight
+from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder, identifier
 from moec.targets.tvm.heavy import HeavyOps
-from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, Known
+from moec.targets.tvm.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, Known
 
 INLINE_ELEMENTS = 16
 """Constants up to this size stand in the function itself; larger ones are weights."""
@@ -184,6 +185,12 @@ class Lowering(FunctionBuilder):
 
     # What converters ask
 
+    def broadcast_shape(self, shapes: Sequence[Sequence[Any]]) -> list[tirx.Expr]:
+        return [self.sizes.expression(size) for size in broadcast_shape(self.sizes, shapes)]
+
+    def broadcast_to(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
+        return broadcast_to(self, tensor, shape)
+
     def tensor(self, value: ir.Value) -> relax.Expr:
         """The value as a Relax tensor. Known values become code here, large constants weights."""
         if value not in self._tensors:
@@ -263,8 +270,19 @@ class Lowering(FunctionBuilder):
         return [int(element) for element in array.flat]
 
     def runtime_sizes(self, value: ir.Value) -> list[Any]:
-        """The elements of a rank-0 or rank-1 integer tensor as sizes. Where they are computed at run time, each
-        becomes a new symbolic size, read from the tensor when the program runs."""
+        """The elements of a rank-0 or rank-1 integer tensor as sizes, which are 0 or more: what cannot be known now is
+        checked when the program runs, and then a new symbolic size."""
+        integers = self.runtime_integers(value)
+        requirements = [
+            requirement
+            for integer in integers
+            for requirement in self.require(integer >= 0, f"a size in {value.name!r} is negative", "0 or more")
+        ]
+        return self.checked_sizes(integers, requirements, value.name or "size")
+
+    def runtime_integers(self, value: ir.Value) -> list[Any]:
+        """The elements of a rank-0 or rank-1 integer tensor. Where they are computed at run time, each becomes a new
+        symbolic integer, read from the tensor when the program runs and cut to :data:`FAR`."""
         known = self.known(value)
         if known is not None:
             return [self.sizes.simplify(element) for element in known.elements.flat]
@@ -272,14 +290,17 @@ class Lowering(FunctionBuilder):
         if not isinstance(count, int):
             raise UnsupportedError(f"{value.name!r} holds a shape of dynamic rank; expected a fixed number of dims")
         tensor = self.tensor(value)
-        flat = self.compute(
-            lambda source: te.compute(
-                (count,), lambda i: (source(i) if source.shape else source()).astype("int64"), name="sizes"
-            ),
-            [tensor],
-            "sizes",
-        )[0]
-        return self._read_sizes(flat, [f"{value.name}_{position}" for position in range(count)])
+
+        def cut(source: te.Tensor) -> te.Tensor:
+            def element(i: tirx.Expr) -> tirx.Expr:
+                number = (source(i) if source.shape else source()).astype("int64")
+                far = tirx.IntImm("int64", FAR)
+                return tirx.max(tirx.min(number, far), -far)
+
+            return te.compute((count,), element, name="integers")
+
+        (flat,) = self.compute(cut, [tensor], "integers")
+        return self._read(flat, [self.sizes.integer(f"{value.name}_{position}") for position in range(count)])
 
 
 Converter = Callable[[Lowering, ir.Node], Any]

@@ -13,6 +13,7 @@ from tvm import relax, s_tir, tirx
 from moec.targets.base import Launch
 from moec.targets.tvm import sources
 from moec.targets.tvm.argument_alignment import LowerArgumentAlignment
+from moec.targets.tvm.bound_storage import BoundStorage
 from moec.targets.tvm.guard_parallel import GuardParallelLoops
 from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
@@ -61,6 +62,7 @@ def executable_phases() -> list[tvm.transform.Pass]:
         transform.CallTIRRewrite(),
         transform.StaticPlanBlockMemory(),
         transform.LowerAllocTensor(),
+        BoundStorage(),
         transform.KillAfterLastUse(),
         # Reshape, shape reads and checks become calls of the runtime's builtins.
         transform.LowerRuntimeBuiltin(),

@@ -10,7 +10,7 @@ from tvm import relax
 
 from moec.targets.tvm.attributes import attribute, required_input
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import flatten, product, reshape, static_size, transpose
+from moec.targets.tvm.nodes import flatten, product, reshape, transpose
 
 
 def along_axis(lowering: LoweringContext, node: ir.Node, compute: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
@@ -28,8 +28,5 @@ def along_axis(lowering: LoweringContext, node: ir.Node, compute: Callable[[rela
 def row_parameter(lowering: LoweringContext, value: ir.Value, shape: Sequence[Any]) -> relax.Expr:
     """A scale or bias as one vector over axes of these sizes."""
     tensor = lowering.tensor(value)
-    own = list(tensor.ty.shape)
-    same = len(own) == len(shape) and all(static_size(a) == static_size(b) for a, b in zip(own, shape, strict=True))
-    if not same:
-        tensor = lowering.emit(relax.op.broadcast_to(tensor, list(shape)))
+    tensor = lowering.broadcast_to(tensor, shape)
     return tensor if len(shape) == 1 else reshape(lowering, tensor, [product(shape)])

@@ -13,6 +13,8 @@ import math
 import tvm
 from tvm import s_tir, tirx
 
+from moec.targets.tvm.te_kernels import checking, without_checks
+
 GENERIC = "moec.generic"
 """Attribute of kernels under the default schedule."""
 COLLAPSED = "moec.collapsed"
@@ -36,12 +38,13 @@ class ScheduleGenericKernels:
 
 def scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function under the default schedule."""
+    function, assertions = without_checks(function)
     schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
     root = schedule.get_sblock("root")
     _inline_producers(schedule, root)
     for block in schedule.get_child_blocks(root):
         _parallelize(schedule, block)
-    return schedule.mod["main"].with_attrs({"tirx.is_scheduled": True, GENERIC: True})
+    return checking(schedule.mod["main"].with_attrs({"tirx.is_scheduled": True, GENERIC: True}), assertions)
 
 
 def _inline_producers(schedule: s_tir.Schedule, root: s_tir.schedule.SBlockRV) -> None:

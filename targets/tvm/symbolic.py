@@ -14,9 +14,13 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import tirx
 
 MAXIMUM_SIZE = 1 << 40
+FAR = 1 << 41
+"""Integers read when the program runs are cut to this magnitude: further from a tensor's ends makes no difference, and
+sums with sizes do not overflow."""
 MAXIMUM_KNOWN_ELEMENTS = 256
 
 
@@ -64,14 +68,26 @@ class Sizes:
     def __init__(self) -> None:
         self._analyzer = tvm.sym.Analyzer()
         self._names: dict[str, int] = {}
+        self._sizes: set[tirx.Var] = set()
+        self._one_less = self.variable("one_less")
 
     def variable(self, name: str) -> tirx.Var:
         """A new symbolic size of 0 or more."""
+        variable = tirx.Var(self._unique(name), "int64")
+        self._analyzer.bind(variable, tvm.ir.Range(_int64(0), _int64(MAXIMUM_SIZE)))
+        self._sizes.add(variable)
+        return variable
+
+    def integer(self, name: str) -> tirx.Var:
+        """A new symbolic integer, which may be negative: a position, say, or what a shape is to become."""
+        variable = tirx.Var(self._unique(name), "int64")
+        self._analyzer.bind(variable, tvm.ir.Range(_int64(-FAR), _int64(2 * FAR + 1)))
+        return variable
+
+    def _unique(self, name: str) -> str:
         clean = "".join(letter if letter.isalnum() else "_" for letter in name) or "size"
         count = self._names[clean] = self._names.get(clean, 0) + 1
-        variable = tirx.Var(clean if count == 1 else f"{clean}_{count}", "int64")
-        self._analyzer.bind(variable, tvm.ir.Range(_int64(0), _int64(MAXIMUM_SIZE)))
-        return variable
+        return clean if count == 1 else f"{clean}_{count}"
 
     def simplify(self, size: Any) -> Any:
         """An int if the size is a number, else a simplified expression."""
@@ -94,7 +110,23 @@ class Sizes:
             return difference == 0
         if self._proves(difference > 0) or self._proves(difference < 0):
             return False
-        return None
+        return True if self._is_zero_by_cases(difference) else None
+
+    def _is_zero_by_cases(self, difference: tirx.Expr) -> bool:
+        """Whether a difference over one size is 0 both where the size is and where it is not: ``min(T, 1)`` is decided
+        by that."""
+        variables = tirx.analysis.undefined_vars(difference)
+        if len(variables) != 1 or variables[0] not in self._sizes:
+            return False
+        cases = (_int64(0), self._one_less + 1)
+        return all(
+            self.simplify(tvm_ffi.structural_map(difference, (tirx.Var, lambda _, c=case: c))) == 0 for case in cases
+        )
+
+    def same(self, left: Any, right: Any) -> Any:
+        """The condition that two sizes are equal; a bool where that is known."""
+        answer = self.equal(left, right)
+        return tirx.EQ(self.expression(left), self.expression(right)) if answer is None else answer
 
     def less(self, left: Any, right: Any) -> bool | None:
         """Whether ``left < right`` for all values of the variables, for none, or for some (None)."""
@@ -104,6 +136,14 @@ class Sizes:
         if self._proves(difference < 0):
             return True
         return False if self._proves(difference >= 0) else None
+
+    def decide(self, condition: Any) -> bool | None:
+        """Whether the condition holds for all values of the variables (True), for none (False), or for some (None)."""
+        if isinstance(condition, bool):
+            return condition
+        if self._proves(condition):
+            return True
+        return False if self._proves(tirx.Not(condition)) else None
 
     def _proves(self, condition: Any) -> bool:
         return condition if isinstance(condition, bool) else bool(self._analyzer.can_prove(condition))

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import tvm
 import tvm_ffi
 from tvm import s_tir, te, tirx
+from tvm.ir import StringImm
 
 OPAQUE = 8
 """Relax's operator pattern of a kernel that is never fused."""
 
 
-def prim_func(inputs: list[te.Tensor], outputs: list[te.Tensor]) -> tuple[tirx.PrimFunc, list[tirx.Var]]:
+@dataclasses.dataclass(frozen=True)
+class Requirement:
+    """What has to hold of sizes when a kernel runs; where it does not, ``message`` is raised as a ValueError before any
+    element is computed."""
+
+    condition: tirx.Expr
+    message: str
+
+
+def prim_func(
+    inputs: list[te.Tensor], outputs: list[te.Tensor], requirements: Sequence[Requirement] = ()
+) -> tuple[tirx.PrimFunc, list[tirx.Var]]:
     """The kernel of a TE computation, and the sizes it needs that are not themselves a dim of a tensor."""
     kernel = te.create_prim_func([*inputs, *outputs], "int64").without_attr("global_symbol")
     bound = {size for tensor in (*inputs, *outputs) for size in tensor.shape if isinstance(size, tirx.Var)}
@@ -19,14 +34,37 @@ def prim_func(inputs: list[te.Tensor], outputs: list[te.Tensor]) -> tuple[tirx.P
     for tensor in (*inputs, *outputs):
         for size in tensor.shape:
             used.update(tirx.analysis.undefined_vars(size))
+    for requirement in requirements:
+        used.update(tirx.analysis.undefined_vars(requirement.condition))
     used = {variable for variable in used if tvm.ir.is_prim_var(variable)}
     extra = sorted(used - bound, key=lambda variable: variable.name)
     if extra:
         # FuseTIR cannot merge kernels that take sizes as arguments of their own.
         kernel = te.create_prim_func([*inputs, *extra, *outputs], "int64").without_attr("global_symbol")
+    if extra or requirements:
         kernel = kernel.with_attr("op_pattern", OPAQUE)
+    kernel = checking(kernel, [_assertion(requirement) for requirement in requirements])
     # Kernels with variables of their own: FuseTIR maps them to sizes of the caller, and must not map one to itself.
     return s_tir.renew_defs(kernel), extra
+
+
+def _assertion(requirement: Requirement) -> tirx.AssertStmt:
+    kind, message = StringImm("ValueError"), StringImm(requirement.message)
+    return tirx.AssertStmt(requirement.condition, kind, [message])  # type: ignore[arg-type]  # TVM's names are swapped
+
+
+def checking(function: tirx.PrimFunc, assertions: Sequence[tirx.Stmt]) -> tirx.PrimFunc:
+    """The function behind assertions about its arguments, which the host makes also where a device runs the rest."""
+    return function.with_body(tirx.SeqStmt([*assertions, function.body])) if assertions else function
+
+
+def without_checks(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[tirx.Stmt]]:
+    """The function in the form that schedules take, and the assertions that stood before it."""
+    body = function.body
+    if not isinstance(body, tirx.SeqStmt) or not isinstance(body[0], tirx.AssertStmt):
+        return function, []
+    *assertions, rest = body
+    return function.with_body(rest), assertions
 
 
 def _loop_variables(body: tirx.Stmt) -> set[tirx.Var]:

@@ -1,0 +1,50 @@
+"""Ask for no less memory than tensors take, also where the number of bytes does not fit an integer.
+
+Sizes that a program is given or computes may multiply beyond 64 bits, [2**40, 2**40] say, and what is left of the
+product would be allocated. Such a product becomes the largest number of bytes instead, which no machine has.
+
+::
+
+    storage = memory.alloc_storage(R.shape([N * M * 4]), ...)
+        ->
+    storage = memory.alloc_storage(R.shape([Select(float64(N) * float64(M) * 4.0 < 2.0**56, N * M * 4, 2**56)]), ...)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+_ALLOCATE = "relax.memory.alloc_storage"
+_TOO_MUCH = 1 << 56  # the runtime counts bits
+_OPERATORS = {tirx.Mul: lambda a, b: a * b, tirx.Add: lambda a, b: a + b, tirx.Sub: lambda a, b: a - b}
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="BoundStorage")
+class BoundStorage:
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        module["main"] = tvm_ffi.structural_map(module["main"], [(tvm.ir.Call, _bounded)])
+        return module
+
+
+def _bounded(call: tvm.ir.Call) -> tvm.ir.Call:
+    if call.op != tvm.ir.Op.get(_ALLOCATE):
+        return call
+    shape, *rest = call.args
+    (size,) = shape.values
+    if isinstance(size, tirx.IntImm):
+        return call
+    fits = _as_float(size) < tirx.const(float(_TOO_MUCH), "float64")
+    bounded = tirx.Select(fits, size, tirx.IntImm("int64", _TOO_MUCH))
+    return relax.Call(call.op, [relax.ShapeExpr([bounded]), *rest], call.attrs, call.ty_args)
+
+
+def _as_float(size: Any) -> tirx.Expr:
+    """The number of bytes, computed where it cannot overflow."""
+    operator = _OPERATORS.get(type(size))
+    if operator is not None:
+        return operator(_as_float(size.a), _as_float(size.b))
+    return size.astype("float64")

@@ -40,7 +40,8 @@ class DecomposeContrib:
     1. Fused activations, normalisations and products (QuickGelu, SkipSimplifiedLayerNormalization, FusedMatMul, ...)
        become the operators that they are fused from.
     2. Packed weights (MatMulNBits, QMoE) become ``DequantizeLinear`` of 4-bit or 8-bit constants, unpacked when they
-       are read: signed and symmetric without zero points, unsigned with them.
+       are read: signed and symmetric without zero points, unsigned with them. Of 2 bits become of 4. Zero points that
+       are floats make weights of float32.
     3. MatMulNBits becomes ``moec.Linear``. With ``accuracy_level`` 4, which allows activations of 8 bits, its
        arithmetic is int8 in groups of the block size; so is that of experts of 8 bits in blocks, as onnxruntime
        computes them.
@@ -66,12 +67,15 @@ class DecomposeContrib:
         for node in list(model.graph):
             if node.domain != "com.microsoft" or node.op_type not in DECOMPOSITIONS:
                 continue
+            write = Writer(node, taken)
             try:
-                values = DECOMPOSITIONS[node.op_type](Writer(node, taken))
+                values = DECOMPOSITIONS[node.op_type](write)
             except NotDecomposableError as reason:
                 report.warn(self.name, node_name(node), f"{operator_name(node)} stays as it is: {reason}")
                 node.metadata_props[REFUSAL_KEY] = str(reason)
                 continue
+            for remark in write.remarks:
+                report.note(self.name, node_name(node), f"{operator_name(node)}: {remark}")
             _replace(node, values)
             changed = True
         return changed

@@ -22,12 +22,13 @@ INT8_LEVEL = 4
 
 
 def unpack(packed: Array, bits: int) -> Array:
-    """Unsigned numbers from bytes along the last axis; of two 4-bit numbers in a byte the low half comes first."""
+    """Unsigned numbers from bytes along the last axis; of several numbers in a byte the lowest bits come first."""
     if bits == 8:
         return packed
-    if bits != 4:
-        raise NotImplementedError(f"weights of {bits} bits are not supported; expected 4 or 8")
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    if bits not in (2, 4):
+        raise NotImplementedError(f"weights of {bits} bits are not supported; expected 2, 4 or 8")
+    parts = [packed >> shift & 2**bits - 1 for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 def dequantize(packed: Array, scales: Array, bits: int, zero_points: Array | None = None) -> Array:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from moec.passes.contrib.writer import NotDecomposableError, Writer, dtype_of, rank_of, width_of
 
 _INT64 = ir.DataType.INT64
-_INPUTS = {"position_ids": 9, "k_scale": 12, "v_scale": 13, "q_norm_weight": 14, "k_norm_weight": 15}
+_INPUTS = {"k_scale": 12, "v_scale": 13, "q_norm_weight": 14, "k_norm_weight": 15}
 
 
 def rotary_embedding(write: Writer) -> list[ir.Value | None]:
@@ -18,27 +18,46 @@ def rotary_embedding(write: Writer) -> list[ir.Value | None]:
     write.refuse_attributes(scale=1.0, is_packed_batching=0)
     x, positions = write.required(0, "input"), write.required(1, "position_ids")
     cosine, sine = write.required(2, "cos_cache"), write.required(3, "sin_cache")
-    if rank_of(positions, "position_ids") == 1:
+    attributes = {name: write.attribute(name, 0) for name in ("num_heads", "rotary_embedding_dim", "interleaved")}
+    attributes["num_heads"] = _rotated_heads(write, x, cosine)
+    if rank_of(positions, "position_ids") < 2:
         axis = {3: 1, 4: 2}[rank_of(x, "input")]
         batch, length = _size(write, x, 0), _size(write, x, axis)
         offsets = write.add("Expand", write.add("Cast", positions, to=_INT64), batch)
         positions = _positions(write, offsets, length)
-    attributes = {name: write.attribute(name, 0) for name in ("num_heads", "rotary_embedding_dim", "interleaved")}
-    if rank_of(x, "input") == 3 and not attributes["num_heads"]:  # then all of a head rotates
-        attributes["num_heads"] = width_of(x, "input") // (2 * width_of(cosine, "cos_cache"))
     return [write.add("RotaryEmbedding", x, cosine, sine, positions, **attributes)]
+
+
+def _rotated_heads(write: Writer, x: ir.Value, cosine: ir.Value) -> int:
+    """How many heads a row of x [B,S,hidden] holds; as the attribute says for x [B,H,S,h].
+
+    Without rotary_embedding_dim all of a head rotates, so a head is twice as wide as the caches. Raises
+    NotDecomposableError for caches of other widths, which onnxruntime reads along wrong strides.
+    """
+    heads, rotated = write.attribute("num_heads", 0), write.attribute("rotary_embedding_dim", 0)
+    width, columns = width_of(x, "input"), width_of(cosine, "cos_cache")
+    in_rows = rank_of(x, "input") == 3
+    if in_rows and not heads and not rotated:
+        heads = width // (2 * columns) if columns else 0
+    head = width // max(heads, 1) if in_rows else width
+    if 2 * columns != (rotated or head):
+        raise NotDecomposableError(
+            f"cos_cache has {columns} columns; expected half of the {rotated or head} that rotate"
+        )
+    return heads
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
     """Where the new tokens [B,S] of a call stand in their sequences; tensors of int64.
 
-    ``length`` [1] is S, ``total`` [1] the length of the longest sequence, ``past`` [B] the number of tokens of each
-    sequence before the new ones, ``positions`` [B,S] those of the new ones.
+    ``length`` [1] is S, ``total`` [1] the length of the longest sequence, ``is_first`` [1] whether nothing comes before
+    the new tokens, ``past`` [B] the number of tokens of each sequence before them, ``positions`` [B,S] theirs.
     """
 
     length: ir.Value
     total: ir.Value
+    is_first: ir.Value
     past: ir.Value
     positions: ir.Value
 
@@ -65,8 +84,6 @@ def group_query_attention(write: Writer) -> list[ir.Value | None]:
     H, G = write.attribute("num_heads", 0), write.attribute("kv_num_heads", 0)
     if not H or not G:
         raise NotDecomposableError(f"num_heads is {H} and kv_num_heads {G}; expected both to be positive")
-    if write.input(10) is not None and (_has_sink(write) or write.attribute("local_window_size", -1) > 0):
-        raise NotDecomposableError("it has both an attention_bias and a window or sink; expected one of these")
     query = write.required(0, "query")
     h = width_of(query, "query") // (H if write.input(1) is not None else H + 2 * G)
     step = _step(write, query)
@@ -85,7 +102,7 @@ def _step(write: Writer, query: ir.Value) -> _Step:
     behind = write.add("Sub", write.add("Add", write.add("Reshape", last, write.numbers(-1)), write.numbers(1)), length)
     is_first = write.add("Equal", total, length, label="is_first")
     past = write.add("Where", is_first, write.numbers(0), behind, label="past")
-    return _Step(length, total, past, _positions(write, past, length))
+    return _Step(length, total, is_first, past, _positions(write, past, length))
 
 
 def _positions(write: Writer, offsets: ir.Value, length: ir.Value) -> ir.Value:
@@ -125,11 +142,21 @@ def _rotated(write: Writer, heads: _Heads, step: _Step) -> _Heads:
         "interleaved": write.attribute("rotary_interleaved", 0),
         "rotary_embedding_dim": 2 * width_of(cosine, "cos_cache"),
     }
+    positions = _given_positions(write, step) or step.positions
     query, key = (
-        write.add("RotaryEmbedding", one, cosine, sine, step.positions, **attributes)
-        for one in (heads.query, heads.key)
+        write.add("RotaryEmbedding", one, cosine, sine, positions, **attributes) for one in (heads.query, heads.key)
     )
     return _Heads(query, key, heads.value)
+
+
+def _given_positions(write: Writer, step: _Step) -> ir.Value | None:
+    """[B,S]: position_ids, of which a first prompt has only the very first one, to count from."""
+    given = write.input(9)
+    if given is None:
+        return None
+    first = write.add("Slice", given, write.numbers(0, 0), write.numbers(1, 1), label="first_position")
+    counted = write.add("Add", first, _range(write, step.length))
+    return write.add("Where", step.is_first, counted, given, label="given_positions")
 
 
 def _cached(write: Writer, position: int, new: ir.Value, step: _Step, sizes: tuple[int, int]) -> ir.Value:
@@ -150,7 +177,7 @@ def _cached(write: Writer, position: int, new: ir.Value, step: _Step, sizes: tup
 def _attend(write: Writer, query: ir.Value, keys: ir.Value, values: ir.Value, step: _Step) -> ir.Value:
     visible = write.add("Add", step.past, step.length, label="visible")
     sink = _sink(write, dtype_of(write.required(0, "query"), "query"))
-    mask = write.input(10) if write.input(10) is not None else _mask(write, keys, step, sink)
+    mask = _mask(write, keys, step, sink)
     if sink is not None:
         visible = write.add("Add", visible, write.numbers(1), label="visible")
         keys, values = (
@@ -174,20 +201,30 @@ def _sink(write: Writer, dtype: ir.DataType) -> ir.Value | None:
 
 
 def _mask(write: Writer, keys: ir.Value, step: _Step, sink: ir.Value | None) -> ir.Value | None:
-    """Which keys a window lets a query see, bool [B,1,S,L]; with sinks what to add to the scores, [B|1,H,S|1,1+L]."""
-    window = write.attribute("local_window_size", -1)
+    """Which keys a window lets a query see, bool [B,1,S,L], where nothing is to be added to the scores; otherwise what
+    is added to those of sinks (one key more, in front) and keys, [B|1,H|1,S|1,L]."""
+    added, window = write.input(10), write.attribute("local_window_size", -1)
     length = _size(write, keys, 2)
+    if sink is not None:
+        sinks = _sink_mask(write, sink, length)
+        added = sinks if added is None else write.add("Add", _behind_sink(write, added), sinks, label="biases")
     if window <= 0:
-        return None if sink is None else _sink_mask(write, sink, length)
+        return added
     first, one = (write.constant(np.array(number), "number") for number in (0 if sink is None else -1, 1))
     columns = write.add("Range", first, write.add("Squeeze", length, write.numbers(0)), one, label="keys")
     before = write.add("Sub", step.positions, write.numbers(window), label="before_window")
     inside = write.add("Greater", columns, write.add("Unsqueeze", before, write.numbers(1, 3)), label="inside")
-    if sink is None:
+    if added is None:
         return inside
-    inside = write.add("Or", inside, write.add("Less", columns, write.numbers(0)), label="inside")
-    hidden = write.add("CastLike", write.constant(np.array(-np.inf, np.float32), "hidden"), sink)
-    return write.add("Where", inside, _sink_mask(write, sink, length), hidden, label="mask")
+    if sink is not None:
+        inside = write.add("Or", inside, write.add("Less", columns, write.numbers(0)), label="inside")
+    hidden = write.add("CastLike", write.constant(np.array(-np.inf, np.float32), "hidden"), added)
+    return write.add("Where", inside, added, hidden, label="mask")
+
+
+def _behind_sink(write: Writer, bias: ir.Value) -> ir.Value:
+    """[B|1,H|1,S,1+L]: a zero, then what is added to the scores of keys."""
+    return write.add("Pad", bias, write.numbers(1, 0), None, write.numbers(3), label="bias")
 
 
 def _sink_mask(write: Writer, sink: ir.Value, length: ir.Value) -> ir.Value:

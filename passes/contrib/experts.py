@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+import numpy as np
 import onnx_ir as ir
 
 from moec.ir.contrib import experts_spec
@@ -33,13 +34,15 @@ def moe(write: Writer) -> list[ir.Value | None]:
     route = RouteSpec(k=write.attribute("k", 1), normalize=bool(write.attribute("normalize_routing_weights", 0)))
     spec = _experts_spec(write, weights)
     x, logits = write.required(0, "input"), write.required(1, "router_probs")
-    return [_block(write, x, logits, route, spec, weights)]
+    return [_block(write, x, _softmax_route(write, logits, _sizes(weights)[1], route), spec, weights)]
 
 
 def qmoe(write: Writer) -> list[ir.Value | None]:
-    """The routing weights are always normalised: onnxruntime's CPU kernel ignores ``normalize_routing_weights``."""
+    """Weights that are the softmax of the router's logits are always normalised: onnxruntime's CPU kernel then ignores
+    ``normalize_routing_weights``. With router_weights the logits only choose.
+    """
     write.refuse_attributes(quant_type="int")
-    write.refuse_inputs(router_weights=14, fc1_global_scale=15, fc2_global_scale=16, fc1_act_scale=17)
+    write.refuse_inputs(fc1_global_scale=15, fc2_global_scale=16, fc1_act_scale=17)
     bits, block_size = write.attribute("expert_weight_bits", 4), write.attribute("block_size", 0)
     write.refuse_attributes(fc1_expert_weight_bits=bits, fc2_expert_weight_bits=bits, fc3_expert_weight_bits=bits)
     positions = {name: at for name, at in _QUANTIZED.items() if write.input(at[0]) is not None}
@@ -56,8 +59,13 @@ def qmoe(write: Writer) -> list[ir.Value | None]:
         weights[name] = expert_weights(write, packed, scale, write.input(zeros), bits, name)
         if (present := write.input(bias)) is not None:
             weights[f"{name}_bias"] = as_float32(write, present)
-    route = RouteSpec(k=write.attribute("k", 1), normalize=True)
-    y = _block(write, as_float32(write, x), as_float32(write, logits), route, spec, weights)
+    E = _sizes(weights)[1]
+    if write.input(14) is None:
+        route = RouteSpec(k=write.attribute("k", 1), normalize=True)
+        routing = _softmax_route(write, as_float32(write, logits), E, route)
+    else:
+        routing = _separate_route(write, logits, write.required(14, "router_weights"), E)
+    y = _block(write, as_float32(write, x), routing, spec, weights)
     return [y if dtype == ir.DataType.FLOAT else write.add("Cast", y, to=dtype)]
 
 
@@ -70,22 +78,44 @@ def _experts_spec(write: Writer, weights: Collection[str]) -> ExpertsSpec:
         raise NotDecomposableError(str(error)) from error
 
 
-def _block(
-    write: Writer, x: ir.Value, logits: ir.Value, route_spec: RouteSpec, spec: ExpertsSpec, weights: Weights
-) -> ir.Value:
-    """Router and experts on one row per token; the result has the shape of x."""
-    d, E = _sizes(weights)
+Routing = tuple[ir.Value, ir.Value]
+"""The weights [T,k] in float32 and ids [T,k] in int32 of the experts of each token."""
+
+
+def _softmax_route(write: Writer, logits: ir.Value, E: int, spec: RouteSpec) -> Routing:
+    name = f"{node_name(write.node)}.route"
+    route = make_node("Route", {"logits": _rows(write, logits, E)}, spec, name=name)
+    route.metadata_props[BLOCK_KEY] = node_name(write.node)
+    return write.insert(route, "weights", "experts"), route.outputs[1]
+
+
+def _separate_route(write: Writer, scores: ir.Value, weights: ir.Value, E: int) -> Routing:
+    """The k experts of the largest scores, with weights of their own, of which those up to 1e-8 count as zero."""
+    k = write.numbers(write.attribute("k", 1))
+    top = ir.node("TopK", [_rows(write, scores, E), k], num_outputs=2)
+    write.insert(top, "scores", "ids")
+    ids = top.outputs[1]
+    chosen = write.add("GatherElements", _rows(write, as_float32(write, weights), E), ids, axis=1)
+    zero, least = (write.constant(np.array(number, np.float32), "number") for number in (0, 1e-8))
+    if write.attribute("normalize_routing_weights", 0):
+        total = write.add("ReduceSum", chosen, write.numbers(1), keepdims=1)
+        share = write.add("Div", chosen, total)
+        chosen = write.add("Where", write.add("Equal", total, zero), zero, share)
+    chosen = write.add("Where", write.add("Greater", chosen, least), chosen, zero, label="weights")
+    return chosen, write.add("Cast", ids, to=ir.DataType.INT32, label="experts")
+
+
+def _block(write: Writer, x: ir.Value, routing: Routing, spec: ExpertsSpec, weights: Weights) -> ir.Value:
+    """Experts on one row per token; the result has the shape of x."""
+    d, _ = _sizes(weights)
     name = node_name(write.node)
     rows = _rows(write, x, d)
-    route = make_node("Route", {"logits": _rows(write, logits, E)}, route_spec, name=f"{name}.route")
     names = _NAMES_OF_SEPARATE_GATE if spec.gate_layout == "separate" else _NAMES
     operands = {key.replace(fc, own): weights.get(key) for fc, own in names.items() for key in (fc, f"{fc}_bias")}
-    shares = write.insert(route, "weights", "experts")
-    inputs = {"x": rows, "weights": shares, "experts": route.outputs[1], **operands}
+    inputs = {"x": rows, "weights": routing[0], "experts": routing[1], **operands}
     experts = make_node("Experts", inputs, spec, name=f"{name}.experts")
     experts.metadata_props[FORMULATION_KEY] = f"com.microsoft.{write.node.op_type}"
-    for node in (route, experts):
-        node.metadata_props[BLOCK_KEY] = name
+    experts.metadata_props[BLOCK_KEY] = name
     y = write.insert(experts, "y")
     return y if rows is x else write.add("Reshape", y, write.add("Shape", x), allowzero=1, label="restored")
 

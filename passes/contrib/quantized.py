@@ -1,7 +1,8 @@
-"""Weights of 4 and 8 bits as onnxruntime packs them, as ONNX's DequantizeLinear has them.
+"""Weights of 2, 4 and 8 bits as onnxruntime packs them, as ONNX's DequantizeLinear has them.
 
 onnxruntime stores unsigned numbers. Without zero points their zero is the middle of the range: less it they are signed
-and symmetric, the form that kernels have a path for. Weights are repacked when they are read, one expert at a time.
+and symmetric, the form that kernels have a path for. Those of 2 bits become numbers of 4. Weights are repacked when
+they are read, one expert at a time.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.contrib_quantized import INT8_LEVEL, unpack
+from moec.ir.contrib_quantized import INT8_LEVEL, dequantize, unpack
 from moec.ir.dialect import LinearSpec, make_node
 from moec.ir.stacks import ExpertStack, expert_data
 from moec.passes.contrib.writer import NotDecomposableError, Writer, as_float32, dtype_of
 
 Array = np.ndarray[Any, Any]
 
-_SIGNED = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
-_UNSIGNED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
+_SIGNED = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
+_UNSIGNED = {2: ir.DataType.UINT4, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 
 
 def unsigned(packed: Array, bits: int, length: int) -> Array:
@@ -55,8 +56,8 @@ def expert_weights(
     if zeros is None:
         data = stack(packed, _SIGNED[bits], length, functools.partial(signed, bits=bits, length=length))
         return _dequantized(write, data, scale, None, 2, -(-length // blocks))
-    if len(_shape(scales)) == 2 and bits == 4:
-        zeros = _zeros_per_row(write, zeros, E, out)
+    if len(_shape(scales)) == 2 and bits < 8:
+        zeros = _zeros_per_row(write, zeros, bits, E, out)
     data, zero = (
         stack(source, _UNSIGNED[bits], size, functools.partial(unsigned, bits=bits, length=size))
         for source, size in ((packed, length), (zeros, blocks))
@@ -64,11 +65,11 @@ def expert_weights(
     return _dequantized(write, data, scale, zero, 2, -(-length // blocks))
 
 
-def _zeros_per_row(write: Writer, zeros: ir.Value, E: int, out: int) -> ir.Value:
-    """Zero points [E,out/2], two rows in a byte, with a byte for each row."""
+def _zeros_per_row(write: Writer, zeros: ir.Value, bits: int, E: int, out: int) -> ir.Value:
+    """Zero points [E,out*bits/8], of several rows in a byte, with a byte for each row."""
 
     def load(expert: int) -> Array:
-        return unpack(expert_data(zeros, expert), 4)[:out, None]
+        return unpack(expert_data(zeros, expert), bits)[:out, None]
 
     return write.weight(ExpertStack(None, ir.DataType.UINT8, (E, out, 1), load), "zero_points")
 
@@ -85,35 +86,54 @@ def matmul_n_bits(write: Writer) -> list[ir.Value | None]:
     zeros, bias, dtype = write.input(3), write.input(5), dtype_of(x, "A")
     K, N = write.attribute("K", 0), write.attribute("N", 0)
     blocks = -(-K // block_size)
+    if zeros is not None:
+        _shape(zeros)
     if check_packed(packed, bits, 3)[:2] != (N, blocks) or int(np.prod(_shape(scales))) != N * blocks:
         raise NotDecomposableError(f"B is {_shape(packed)} and scales {_shape(scales)}; expected [{N},{blocks},...]")
-    if zeros is not None and dtype_of(zeros, "zero_points") != ir.DataType.UINT8:
-        raise NotDecomposableError(f"zero_points are {zeros.dtype}; expected UINT8")
-    is_integer = write.attribute("accuracy_level", 0) == INT8_LEVEL
+    has_bytes = zeros is None or dtype_of(zeros, "zero_points") == ir.DataType.UINT8
+    is_integer = write.attribute("accuracy_level", 0) == INT8_LEVEL and has_bytes
     spec = LinearSpec(arithmetic="int8", activation_group=block_size) if is_integer else LinearSpec()
     inputs: dict[str, ir.Value | None] = {"x": as_float32(write, x)}
-    inputs["weight"] = _matrix(write, (packed, scales, zeros), (N, K), bits, block_size)
+    stored = (packed, scales, zeros)
+    read = _matrix if has_bytes else _plain_matrix
+    inputs["weight"] = read(write, stored, (N, K), bits, block_size)
     inputs["bias"] = None if bias is None else as_float32(write, bias)
     product = write.insert(make_node("Linear", inputs, spec), "product")
     return [product if dtype == ir.DataType.FLOAT else write.add("Cast", product, to=dtype)]
 
 
-def _matrix(
-    write: Writer,
-    stored: tuple[ir.Value, ir.Value, ir.Value | None],
-    shape: tuple[int, int],
-    bits: int,
-    block_size: int,
-) -> ir.Value:
-    """The weight [N,K], unpacked when it is read; ``stored`` are its bytes, scales and zero points."""
+_Stored = tuple[ir.Value, ir.Value, "ir.Value | None"]
+"""Bytes, scales and zero points of a weight."""
+
+
+def _plain_matrix(write: Writer, stored: _Stored, shape: tuple[int, int], bits: int, block_size: int) -> ir.Value:
+    """The weight [N,K] in float32, for zero points between the numbers that DequantizeLinear has."""
+    N, K = shape
+
+    def load() -> ir.TensorProtocol:
+        packed, scales, zeros = (_numbers(value) for value in stored)
+        scales = _as_scales(scales).astype(np.float32).reshape(N, -1)
+        weight = dequantize(packed.reshape(N, -1), scales, bits, zeros.astype(np.float32).reshape(scales.shape))
+        return ir.tensor(weight[:, :K])
+
+    write.remarks.append("its zero points are floats, so its weights are stored in float32")
+    return write.weight(ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape)), "weight")
+
+
+def _numbers(value: ir.Value | None) -> Array:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _matrix(write: Writer, stored: _Stored, shape: tuple[int, int], bits: int, block_size: int) -> ir.Value:
+    """The weight [N,K], unpacked when it is read."""
     packed, scales, zeros = stored
     N, K = shape
     blocks = -(-K // block_size)
 
     def matrix(source: ir.Value, dtype: ir.DataType, size: int, unpacked: Callable[[Array], Array]) -> ir.Value:
         def load() -> ir.TensorProtocol:
-            assert source.const_value is not None
-            return ir.Tensor(unpacked(source.const_value.numpy().reshape(N, -1)), dtype=dtype)
+            return ir.Tensor(unpacked(_numbers(source).reshape(N, -1)), dtype=dtype)
 
         return write.weight(ir.LazyTensor(load, dtype, ir.Shape((N, size))), dtype.name.lower())
 
@@ -147,9 +167,9 @@ def _as_scales(scales: Array) -> Array:
 
 
 def check_packed(packed: ir.Value, bits: int, rank: int) -> tuple[int, ...]:
-    """The shape of packed weights. Raises NotDecomposableError when these are not constants of 4 or 8 bits."""
+    """The shape of packed weights. Raises NotDecomposableError when these are not constants of 2, 4 or 8 bits."""
     if bits not in _SIGNED:
-        raise NotDecomposableError(f"its weights have {bits} bits; expected 4 or 8")
+        raise NotDecomposableError(f"its weights have {bits} bits; expected 2, 4 or 8")
     if packed.const_value is None or packed.is_graph_input():
         raise NotDecomposableError("its weights are computed when the model runs; expected constants")
     shape = _shape(packed)

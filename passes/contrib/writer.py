@@ -24,6 +24,8 @@ class Writer:
     def __init__(self, node: ir.Node, taken: set[str]) -> None:
         assert isinstance(node.graph, ir.Graph)
         self.graph, self.node = node.graph, node
+        self.remarks: list[str] = []
+        """What a user may want to know about how the node was spelled."""
         self._taken = taken
         self._prefix = next((output.name for output in node.outputs if output.name), None) or node_name(node)
 

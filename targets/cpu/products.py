@@ -98,6 +98,8 @@ def multiply_packed(
 ) -> relax.Var:
     """``epilogue(left[M, K] @ weight + bias)``; ``name`` identifies the weight, ``parts`` makes what is stored."""
     dtype, rows = str(left.ty.dtype), left.ty.shape[0]
+    if problem.width == 0:  # there is nothing to pack
+        return lowering.emit(relax.op.zeros([rows, 0], dtype))
     if static_size(left.ty.shape[1]) != problem.inner:
         left = lowering.assume_shape(left, [rows, problem.inner])
     chosen = select(KERNELS, MatmulProblem(dtype, problem), problem.machine)

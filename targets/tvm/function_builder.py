@@ -15,6 +15,7 @@ from tvm import relax, te, tirx
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
+from moec.targets.tvm.nodes import reshaped
 from moec.targets.tvm.symbolic import Known, Sizes
 from moec.targets.tvm.te_kernels import OPAQUE, Requirement, prim_func
 
@@ -54,7 +55,7 @@ class FunctionBuilder:
 
     def reshape(self, tensor: relax.Expr, sizes: Sequence[Any]) -> relax.Var:
         """The same elements under another shape, without a copy."""
-        return self.emit(relax.op.reshape(tensor, [self.sizes.expression(size) for size in sizes]))
+        return self.emit(reshaped(tensor, [self.sizes.expression(size) for size in sizes]))
 
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
         """A copy of the tensor with another expression for its shape, checked when the program runs; the tensor itself

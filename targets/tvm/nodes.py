@@ -35,8 +35,16 @@ def static_size(size: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def reshaped(tensor: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
+    """The same elements under another shape; where there are none, as many anew, for Relax reads a zero as ONNX does:
+    the size that the tensor has there."""
+    if any(static_size(size) == 0 for size in shape):
+        return relax.op.zeros(list(shape), str(tensor.ty.dtype))
+    return relax.op.reshape(tensor, list(shape))
+
+
 def reshape(lowering: LoweringContext, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
-    return lowering.emit(relax.op.reshape(tensor, list(shape)))
+    return lowering.emit(reshaped(tensor, shape))
 
 
 def transpose(lowering: LoweringContext, tensor: relax.Expr, order: Sequence[int]) -> relax.Expr:

@@ -41,7 +41,8 @@ def scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     function, assertions = without_checks(function)
     schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
     root = schedule.get_sblock("root")
-    _inline_producers(schedule, root)
+    if not any(_turns_never(schedule, block) for block in schedule.get_child_blocks(root)):
+        _inline_producers(schedule, root)
     for block in schedule.get_child_blocks(root):
         _parallelize(schedule, block)
     return checking(schedule.mod["main"].with_attrs({"tirx.is_scheduled": True, GENERIC: True}), assertions)
@@ -54,6 +55,12 @@ def _inline_producers(schedule: s_tir.Schedule, root: s_tir.schedule.SBlockRV) -
             continue
         if len(schedule.get_consumers(block)):
             schedule.compute_inline(block)
+
+
+def _turns_never(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> bool:
+    """Whether a size of the block is zero. TVM inlines nothing beside it: it sees no one write what is read."""
+    extents = (schedule.get(loop).extent for loop in schedule.get_loops(block))
+    return any(isinstance(extent, tirx.IntImm) and int(extent) == 0 for extent in extents)
 
 
 def _is_reduction(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> bool:

@@ -97,7 +97,7 @@ def qmoe(c: Configuration) -> Node:
         leading = (c["E"], out)
         packed = (*leading, -(-blocks * bits // 8)) if blocks else (c["E"], -(-out * bits // 8))
         stored[name] = Input((*leading, length * bits // 8), _bytes, constant=True)
-        stored[f"{name}_scales"] = Input((*leading, blocks) if blocks else leading, _scales(bits, "float32"), True)
+        stored[f"{name}_scales"] = Input((*leading, blocks) if blocks else leading, _scales(bits, c["dtype"]), True)
         stored[f"{name}_bias"] = Input(leading, fill, constant=True) if name in c["biases"] else None
         zeros[f"{name}_zeros"] = Input(packed, _bytes, constant=True) if c["zeros"] else None
     absent = dict.fromkeys(("fc3", "fc3_scales", "fc3_bias"))

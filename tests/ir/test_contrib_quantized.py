@@ -34,8 +34,12 @@ def test_the_low_half_of_a_byte_comes_first() -> None:
 
 
 def test_other_widths_are_refused() -> None:
-    with pytest.raises(NotImplementedError, match="weights of 2 bits"):
-        unpack(np.zeros((1, 1), np.uint8), 2)
+    with pytest.raises(NotImplementedError, match="weights of 3 bits"):
+        unpack(np.zeros((1, 1), np.uint8), 3)
+
+
+def test_the_lowest_bits_of_a_byte_come_first() -> None:
+    np.testing.assert_array_equal(unpack(np.array([[0b11100100, 0b00000110]], np.uint8), 2), [[0, 1, 2, 3, 2, 1, 0, 0]])
 
 
 def test_every_block_has_its_scale_and_zero() -> None:

@@ -65,19 +65,24 @@ STAYS = {
         "computed when the model runs",
     ),
     "weights of other widths": (
-        "(float[T,32] x, uint8[8,1,8] w, float[8] s) => (float[T,8] y) "
-        "{ y = com.microsoft.MatMulNBits <K = 32, N = 8, bits = 2, block_size = 32> (x, w, s) }",
-        "2 bits; expected 4 or 8",
+        "(float[T,32] x, uint8[8,1,12] w, float[8] s) => (float[T,8] y) "
+        "{ y = com.microsoft.MatMulNBits <K = 32, N = 8, bits = 3, block_size = 32> (x, w, s) }",
+        "3 bits; expected 2, 4 or 8",
     ),
     "a cache of a window": (
         ATTENTION + '<num_heads = 2, kv_num_heads = 1, sliding_window_cache = 1> (q, "", "", "", "", last, total) }',
         "sliding_window_cache is 1; expected 0",
     ),
-    "positions that are given": (
-        "(float[1,T,8] q, int32[1] last, int32 total, int64[1,T] at) => (float[1,T,4] y) "
+    "a cache of bytes": (
+        "(float[1,T,8] q, int32[1] last, int32 total, float[1] scale) => (float[1,T,4] y) "
         "{ y = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 1> "
-        '(q, "", "", "", "", last, total, "", "", at) }',
-        "position_ids",
+        '(q, "", "", "", "", last, total, "", "", "", "", "", scale) }',
+        "k_scale",
+    ),
+    "caches of another width than what rotates": (
+        "(float[1,T,8] x, int64[1,T] at, float[9,4] c) => (float[1,T,8] y) "
+        "{ y = com.microsoft.RotaryEmbedding <num_heads = 1, rotary_embedding_dim = 4> (x, at, c, c) }",
+        "cos_cache has 4 columns; expected half of the 4",
     ),
     "an activation nobody knows": (
         "(float[T,4] x, float[T,2] r, float[2,3,4] a, float[2,4,3] b) => (float[T,4] y) "

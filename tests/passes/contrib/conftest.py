@@ -46,7 +46,7 @@ def decompose(run_onnxruntime: Callable) -> Callable[..., ir.Model]:
         proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays)
         model, report = import_model(proto), Report()
         pipeline.run(model, pipeline.parse("infer-shapes,decompose-contrib,infer-shapes"), report, verify_each=True)
-        assert not report.remarks
+        assert not [remark for remark in report.remarks if remark.severity != "note"]
         assert all(node.domain != "com.microsoft" for node in model.graph)
         found = interpreter.run(model, inputs)
         for name, array in run_onnxruntime(proto, inputs).items():

@@ -20,7 +20,8 @@ def declared(inputs: dict[str, np.ndarray]) -> str:
 
 
 def attention(inputs: dict[str, np.ndarray], attributes: str) -> str:
-    slots = ["query", "key", "value", "past_key", "past_value", "last", "total", "cosine", "sine", "", "bias", "sink"]
+    slots = ["query", "key", "value", "past_key", "past_value", "last", "total", "cosine", "sine"]
+    slots += ["positions", "bias", "sink"]
     given = inputs.keys() | caches()
     arguments = ", ".join(slot if slot in given else '""' for slot in slots)
     operator = f"com.microsoft.GroupQueryAttention <num_heads = {H}, kv_num_heads = {G}{attributes}>"
@@ -69,9 +70,21 @@ def test_sinks(decompose, normal, window, new, past):
     decompose(attention(inputs, f", do_rotary = 1, local_window_size = {window}"), inputs, caches())
 
 
-def test_an_attention_bias(decompose, normal):
-    inputs = tokens(normal, 1, 4) | {"bias": normal(1, H, 1, 5)}
-    decompose(attention(inputs, ""), inputs, caches())
+@pytest.mark.parametrize("window", [-1, 3])
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("heads", [1, H])
+@pytest.mark.parametrize(("new", "past"), [(5, 0), (1, 4)])
+def test_an_attention_bias(decompose, normal, heads, new, past, window, sink):
+    inputs = tokens(normal, new, past) | {"bias": normal(1, heads, new, new + past)}
+    inputs |= {"sink": 2 * normal(H)} if sink else {}
+    decompose(attention(inputs, f", local_window_size = {window}"), inputs, caches())
+
+
+@pytest.mark.parametrize(("new", "past"), [(3, 0), (1, 4)])
+def test_positions_that_are_given(decompose, normal, new, past):
+    """They turn queries and keys, and which keys a query sees stays as it is. A prompt counts from the first one."""
+    inputs = tokens(normal, new, past) | {"positions": np.array([[4, 0, 7], [1, 1, 1]])[:, :new]}
+    decompose(attention(inputs, ", do_rotary = 1, local_window_size = 2"), inputs, caches())
 
 
 def test_a_cache_that_has_room(decompose, normal):

@@ -21,3 +21,16 @@ def test_behind_a_state(decompose, normal, length, activation, bias):
 def test_without_a_state(decompose, normal):
     text = f"(float[B,4,L] x) => (float[B,4,L] y, float[B,4,2] state) {{ y, state = {OPERATOR} (x, w) }}"
     decompose(text, {"x": normal(2, 4, 5)}, {"w": normal(4, 1, 3)})
+
+
+@pytest.mark.parametrize("past", ["", ", past"])
+def test_channels_last(decompose, normal, past):
+    text = "(float[B,L,4] x, float[B,2,4] past) => (float[B,L,4] y, float[B,2,4] state)"
+    node = f'y, state = {OPERATOR} <channels_last = 1, activation = "silu"> (x, w, bias{past})'
+    inputs, constants = {"x": normal(2, 5, 4), "past": normal(2, 2, 4)}, {"w": normal(4, 1, 3), "bias": normal(4)}
+    decompose(f"{text} {{ {node} }}", inputs, constants)
+
+
+def test_one_tap_has_no_state(decompose, normal):
+    text = f"(float[B,4,L] x) => (float[B,4,L] y, float[B,4,0] state) {{ y, state = {OPERATOR} (x, w) }}"
+    decompose(text, {"x": normal(2, 4, 5)}, {"w": normal(4, 1, 1)})

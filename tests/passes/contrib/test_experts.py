@@ -80,7 +80,7 @@ def qmoe(attributes: str, constants: dict[str, np.ndarray]) -> str:
 GATED = 'activation_type = "swiglu", swiglu_fusion = 1, activation_alpha = 1.702, activation_beta = 1.0'
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("block_size", [0, 16, 32])
 @pytest.mark.parametrize("zero_points", [False, True])
 @pytest.mark.parametrize(("activation", "width"), [('activation_type = "silu"', F), (GATED, 2 * F)])
@@ -92,7 +92,7 @@ def test_quantized(decompose, normal, bits, block_size, zero_points, activation,
     inputs = {"x": normal(9, D), "logits": normal(9, E)}
     model = decompose(qmoe(attributes, constants), inputs, constants, tolerance=1e-5)
     stored = [node for node in model.graph if node.op_type == "DequantizeLinear"]
-    expected = ir.DataType[f"{'U' if zero_points else ''}INT{bits}"]
+    expected = ir.DataType[f"{'U' if zero_points else ''}INT{max(bits, 4)}"]
     assert [node.inputs[0].dtype for node in stored] == [expected, expected]
     assert [node.attributes.get_int("axis") for node in stored] == [2, 2]
     assert [node.attributes.get_int("block_size") for node in stored] == [block_size or D, block_size or F]
@@ -108,3 +108,17 @@ def test_accuracy_level_of_int4_in_blocks(decompose, normal):
     text = qmoe(f"{GATED}, expert_weight_bits = 4, block_size = 32, accuracy_level = 4", constants)
     model = decompose(text, inputs, constants, tolerance=1e-5)
     assert specs(model)[1].arithmetic == "int8"
+
+
+@pytest.mark.parametrize("normalize", [0, 1])
+def test_weights_of_a_router_of_their_own(decompose, normal, normalize):
+    """The logits choose, whatever they are worth; weights that are not positive, of one token all of them, count as
+    nothing."""
+    constants = quantized(4, 2 * F, 32, False, True)
+    text = qmoe(f"{GATED}, expert_weight_bits = 4, block_size = 32", constants)
+    text = text.replace("normalize_routing_weights = 1", f"normalize_routing_weights = {normalize}")
+    text = text.replace(f"float[T,{E}] logits)", f"float[T,{E}] logits, float[T,{E}] shares)")
+    text = text.replace(") }", ', "", shares) }')
+    shares = np.abs(normal(9, E))
+    shares[3], shares[4] = 0, -1
+    decompose(text, {"x": normal(9, D), "logits": normal(9, E), "shares": shares}, constants, tolerance=1e-5)

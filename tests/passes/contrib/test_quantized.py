@@ -28,7 +28,9 @@ def product(bits: int, K: int, block_size: int, zero_points: bool = False, rest:
     return f"{text} <{attributes}> ({arguments}{rest}) }}"
 
 
-@pytest.mark.parametrize(("bits", "stored", "with_zeros"), [(4, "INT4", "UINT4"), (8, "INT8", "UINT8")])
+@pytest.mark.parametrize(
+    ("bits", "stored", "with_zeros"), [(2, "INT4", "UINT4"), (4, "INT4", "UINT4"), (8, "INT8", "UINT8")]
+)
 @pytest.mark.parametrize("zero_points", [False, True])
 @pytest.mark.parametrize(("K", "block_size"), [(64, 32), (64, 64), (48, 32), (96, 32)])
 def test_float_activations(decompose, normal, bits, stored, with_zeros, zero_points, K, block_size):
@@ -71,3 +73,15 @@ def test_weights_are_unpacked_when_they_are_read(decompose, normal):
     model = decompose(product(4, 64, 32), {"x": normal(2, 3, 64)}, packed(4, 64, 32, False), 1e-5)
     weight = next(node for node in model.graph if node.op_type == "DequantizeLinear")
     assert all(isinstance(value.const_value, ir.LazyTensor) for value in weight.inputs)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("level", [0, 4])
+def test_zero_points_between_integers(decompose, normal, bits, level):
+    """DequantizeLinear has none of these: the weights are what they are worth. Activations are not rounded then."""
+    constants = packed(bits, 48, 32, False)
+    constants["z"] = np.random.default_rng(1).uniform(0, 2**bits - 1, constants["s"].shape).astype(np.float32)
+    model = decompose(product(bits, 48, 32, True, level=level), {"x": normal(2, 3, 48)}, constants, 1e-4)
+    (linear,) = model.graph
+    assert linear.op_type == "Linear" and spec_of(linear, LinearSpec) == LinearSpec()
+    assert isinstance(linear.inputs[1].const_value, ir.LazyTensor)

@@ -104,7 +104,7 @@ def slice_(draft: Draft) -> Proposal:
     x = draft.pick(rank=1)
     axis = draft.axis(x)
     step = draft.one_of(1, 1, 1, 2, -1, -1, -2, 3)
-    far = np.iinfo(np.int64).max
+    far = np.iinfo(np.int64).max if step > 0 else 1000  # backwards, onnxruntime takes the largest for the very front
     bounds = [-far, -100, -3, -2, -1, 0, 1, 2, 3, 100, far]
     start, end = ([int(draft.one_of(*bounds)) for _ in range(draft.runs)] for _ in range(2))
     if draft.chance(0.5):
@@ -242,6 +242,8 @@ def reduction(draft: Draft) -> Proposal:
     count = int(draft.generator.integers(x.rank + 1))
     axes = [int(axis) for axis in draft.generator.choice(x.rank, count, replace=False)] if x.rank else []
     attributes = {"keepdims": draft.one_of(0, 1), "noop_with_empty_axes": draft.one_of(0, 0, 0, 1)}
+    if op_type == "ReduceMean" and any(array.size == 0 for array in x.arrays):
+        raise Impossible  # the mean of nothing: zero to onnxruntime, not a number to others
     given = draft.constant(np.array(axes, np.int64)) if axes or draft.chance(0.5) else None
     return Proposal(op_type, [x, given], attributes, exact=op_type in _SUMS)
 

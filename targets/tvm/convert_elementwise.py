@@ -12,6 +12,7 @@ import onnx_ir as ir
 from tvm import tirx
 
 from moec.errors import UnsupportedError
+from moec.targets.tvm.arithmetic import difference, is_float, product, quotient
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.broadcasting import emit_elementwise
 from moec.targets.tvm.comparisons import is_nan, is_nonzero, maximum, minimum, negated
@@ -24,10 +25,6 @@ Scalar = Callable[..., tirx.Expr]
 
 def _like(number: float, element: tirx.Expr) -> tirx.Expr:
     return tirx.const(number, element.ty.dtype)
-
-
-def _is_float(element: tirx.Expr) -> bool:
-    return "float" in str(element.ty.dtype)
 
 
 def _is_unsigned(element: tirx.Expr) -> bool:
@@ -76,7 +73,7 @@ def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
 
 
 def swish(x: tirx.Expr, alpha: float) -> tirx.Expr:
-    return x / (_like(1, x) + tirx.exp(-(x * _like(alpha, x))))
+    return x / (_like(1, x) + tirx.exp(-product(x, _like(alpha, x))))
 
 
 def _round_half_even(x: tirx.Expr) -> tirx.Expr:
@@ -152,8 +149,8 @@ def _hard_sigmoid_of(node: ir.Node) -> Scalar:
 
 
 def _divide(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    if _is_float(left):
-        return left / right
+    if is_float(left):
+        return quotient(left, right)
     # ONNX leaves integer division by zero open; a processor would trap.
     safe = tirx.Select(right == _like(0, right), _like(1, right), right)
     return tirx.truncdiv(left, safe)
@@ -165,7 +162,7 @@ def _modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 
 
 def _c_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    if _is_float(left):
+    if is_float(left):
         # TVM has no fmod for processors; the quotient of two float32 is exact enough in float64.
         wide, divisor = left.astype("float64"), right.astype("float64")
         return (wide - tirx.trunc(wide / divisor) * divisor).astype(left.ty.dtype)
@@ -178,7 +175,7 @@ def _power(base: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
         number = float(exponent.value)
         if number in (1.0, 2.0, 3.0):
             return math.prod([base] * (int(number) - 1), start=base)
-        if number == 0.5 and _is_float(base):
+        if number == 0.5 and is_float(base):
             return in_float32(tirx.sqrt)(base)
     wide = "float64" if dtype in ("float64", "int64", "int32") else "float32"
     return tirx.pow(base.astype(wide), exponent.astype(wide)).astype(dtype)
@@ -199,8 +196,8 @@ def _select(condition: tirx.Expr, left: tirx.Expr, right: tirx.Expr) -> tirx.Exp
 
 BINARY: dict[str, Scalar] = {
     "Add": lambda a, b: a + b,
-    "Sub": lambda a, b: a - b,
-    "Mul": lambda a, b: a * b,
+    "Sub": difference,
+    "Mul": product,
     "Div": _divide,
     "Pow": _power,
     "Max": maximum,

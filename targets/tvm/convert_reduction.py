@@ -102,13 +102,14 @@ def _reduction(name: str) -> Converter:
         value = required_input(node, 0)
         sizes = lowering.dimensions(value)
         axes = _axes(lowering, node, len(sizes))
-        if not axes:
-            return lowering.tensor(value)
         finish = _finish(lowering, name, [sizes[axis] for axis in axes])
         dtype = lowering.dtype(value)
 
         def build(source: te.Tensor) -> te.Tensor:
-            total = reduce_tensor(source, axes, combine, lambda x, *_: element(x), _accumulator(dtype))
+            wide = _accumulator(dtype)
+            if not axes:  # every element is all there is
+                return te.compute(source.shape, lambda *at: finish(element(source(*at).astype(wide))).astype(dtype))
+            total = reduce_tensor(source, axes, combine, lambda x, *_: element(x), wide)
             return te.compute(total.shape, lambda *at: finish(total(*at)).astype(dtype), name=name.lower())
 
         (result,) = lowering.compute(build, [lowering.tensor(value)], name.lower())
@@ -121,6 +122,8 @@ def _convert_log_sum_exp(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     sizes = lowering.dimensions(value)
     axes = _axes(lowering, node, len(sizes))
+    if not axes:
+        return lowering.tensor(value)
     dtype = lowering.dtype(value)
     wide = _accumulator(dtype)
 

@@ -117,3 +117,30 @@ def test_what_is_refused(body, reason):
 def test_dropout_outside_training_does_nothing():
     text = """g (float[n,4] x, float r) => (float[n,4] z) { no = Constant<value = bool {0}>() z = Dropout(x, r, no) }"""
     np.testing.assert_array_equal(run(text, ROWS, np.array(0.5, np.float32))[0], ROWS)
+
+
+def test_nothing_of_floats_cancels():
+    """A sum less one of its terms is rounded; infinity and NaN are not zero times or less themselves."""
+    x = np.array([1.25, 2.75, -2.5, 0, INF, -INF, NAN], np.float32)
+    y = np.full(7, 12582912, np.float32)  # where numbers lie 1 apart
+    text = """g (float[n] x, float[n] y) => (float[n] a, float[n] b, float[n] c, float[n] d, float[n] e, float[n] f)
+        <float big = {12582912}, float zero = {0}> {
+        sum = Add(x, y) a = Sub(sum, y) shifted = Add(x, big) b = Sub(shifted, big)
+        c = Sub(x, x) d = Mul(zero, x) e = Div(zero, x) negative = Neg(y) f = Add(sum, negative) }"""
+    with np.errstate(invalid="ignore"):
+        expected = [x + y - y, x + y - y, x - x, 0 * x, 0 / x, x + y - y]
+    for found, right in zip(run(text, x, y), expected, strict=True):
+        np.testing.assert_array_equal(found, right.astype(np.float32))
+
+
+@pytest.mark.parametrize(("text", "attributes"), [("float", ""), ("float[n]", ", noop_with_empty_axes = 1")])
+def test_reductions_over_no_axis_still_compute(text, attributes):
+    """The logarithm, square or magnitude of the one element there is, of a scalar or where no axis is named."""
+    x = np.array(-2, np.float32) if text == "float" else np.array([-2, 0.5, 3], np.float32)
+    names = ["ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceMax"]
+    nodes = " ".join(f"y{number} = {name}<keepdims = 0{attributes}>(x)" for number, name in enumerate(names))
+    outputs = ", ".join(f"{text} y{number}" for number in range(len(names)))
+    with np.errstate(invalid="ignore"):
+        expected = [np.abs(x), np.abs(x), x * x, np.log(x), x, x, x]
+    for found, right in zip(run(f"g ({text} x) => ({outputs}) {{ {nodes} }}", x), expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-6)

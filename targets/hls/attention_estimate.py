@@ -27,7 +27,15 @@ from moec.targets.hls.attention_channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS
 from moec.targets.hls.attention_design import KEY, QUERY, AttentionDesign
 from moec.targets.hls.channels import BEAT_BITS
 from moec.targets.hls.cycles import Loader, MemoryPace
-from moec.targets.hls.design import BEAT_BYTES, INPUT_BITS, MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS, PARAMETER_BYTES
+from moec.targets.hls.design import (
+    BEAT_BYTES,
+    INPUT_BITS,
+    MOST_ACCUMULATOR_BITS,
+    MOST_STAGES,
+    MULTIPLIER_BITS,
+    PARAMETER_BYTES,
+    USUAL_STAGES,
+)
 from moec.targets.hls.estimate import RESOURCE_NAMES, Resources, ports_as_dict
 from moec.targets.hls.memories import (
     BURST_BEATS,
@@ -45,6 +53,9 @@ from moec.targets.hls.ports import ATTENTION_MASTERS, Ports, connect
 
 _ARRAYS = 4
 """Of ``lanes`` x ``lanes`` products: projections, scores, values, output."""
+_LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_RESULTS = 4, 5, 10
+"""Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores; and
+behind these to memory."""
 _ADAPTERS = {
     "tokens": ("read_stream", OUTSTANDING["tokens"]),
     "residual": ("read_residual", OUTSTANDING["results"]),
@@ -108,6 +119,8 @@ class AttentionEstimate:
             "ports": ports_as_dict(self.ports),
             "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total},
             "resources": dataclasses.asdict(self.resources),
+            "stages": USUAL_STAGES,
+            "most_stages": MOST_STAGES,
             "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
             "dsp_by_process": dict(self.dsps),
             "memories": [dataclasses.asdict(memory) for memory in self.memories],
@@ -128,22 +141,22 @@ def estimate_attention(
         lut=luts,
         flip_flops=flip_flops(luts),
     )
-    cycles = attention_cycles(design, design.shape.tokens, ports.loaders)
+    cycles = attention_cycles(design, design.shape.tokens, ports.loaders, USUAL_STAGES)
     return AttentionEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, resources)
 
 
-def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace) -> AttentionCycles:
-    """Of a call with ``tokens`` tokens, one at least."""
+def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0) -> AttentionCycles:
+    """Of a call with ``tokens`` tokens, one at least. ``stages``: of each pipeline."""
     steps, heads = design.width // design.norm_lanes, design.shape.heads
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
     norm_beats = design.width * PARAMETER_BYTES / BEAT_BYTES
     start = pace.latency + max(design.width, norm_beats * pace.cycles_per_beat + pace.latency)
-    normalize = start + tokens * reads + steps
+    normalize = start + tokens * reads + steps + _LOOPS_OF_TOKENS * stages
     weight_beats = design.width * design.head_width // BEAT_BYTES
     tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
     scored = math.ceil(tokens / design.lanes) * design.chunks
     per_token = design.chunks * design.width_chunks
-    first, end = _run(design, tokens, tile_beats, max(per_token, scored), normalize, pace)
+    first, end = _run(design, tokens, tile_beats, max(per_token, scored), normalize, pace, stages)
     products = 3 * heads * tokens * per_token
     busy = {
         "products": 3 * tokens * per_token,
@@ -155,30 +168,37 @@ def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace) -> 
         first_weights=round(first - normalize),
         products=products,
         stalls=round(end - first - products),
-        results=round(2 * scored + scored // design.chunks + per_token),
+        results=round(2 * scored + scored // design.chunks + per_token) + _LOOPS_OF_RESULTS * stages,
         beats=heads * (3 * tile_beats + weight_beats) + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
         bound_by=max(busy, key=lambda name: busy[name]),
     )
 
 
 def _run(
-    design: AttentionDesign, tokens: int, tile_beats: int, per_query: int, normalized: float, pace: MemoryPace
+    design: AttentionDesign,
+    tokens: int,
+    tile_beats: int,
+    per_query: int,
+    normalized: float,
+    pace: MemoryPace,
+    stages: int,
 ) -> tuple[float, float]:
     """When the first tile starts, and when the last query is scored."""
-    loader = Loader(design.fifos.weights, pace)
+    loader = Loader(design.fifos.weights, pace, stages)
     per_token = design.chunks * design.width_chunks
-    first = start = max(normalized, loader.arrival(tile_beats, 0, normalized))
+    first = start = max(normalized, loader.arrival(tile_beats, 0, normalized)) + stages
     room = 2 * design.fifos.rows // design.chunks * per_token  # rows of keys that channels hold meanwhile
     announced = scored = 0.0
     for tile in range(3 * design.shape.heads):
         if tile % 3 == KEY:
             start = max(start, scored - room)
         if tile % 3 == QUERY:
-            scored = start + tokens * per_query
+            scored = start + tokens * per_query + _LOOPS_OF_QUERIES * stages
         arrived = loader.arrival(tile_beats, announced, start)
         # As in a MoE block: two tiles behind the one whose items have left their channel.
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
-        start = max(start + tokens * per_token, arrived)
+        done = start + tokens * per_token
+        start = max(done, arrived) + stages
     return first, scored
 
 

@@ -7,8 +7,9 @@ The report is what Vitis HLS writes to ``<component>/hls/syn/report/csynth.xml``
 in older versions); without an argument it is searched for below the script's folder. Every generated project carries
 this file, so it needs nothing but Python.
 
-Three things show that estimates do not hold, and end the script with exit code 1: a loop that starts an iteration less
-often than every cycle, a clock that is not reached, and resources beyond those of the part. Files that are no report or
+Four things show that estimates do not hold, and end the script with exit code 1: a loop that starts an iteration less
+often than every cycle, a pipeline of more stages than channels are made for, which might lock up, a clock that is not
+reached, and resources beyond those of the part. Files that are no report or
 no estimate: exit code 2.
 """
 
@@ -38,7 +39,8 @@ class ReportError(Exception):
 class SynthesisReport:
     """``cycles``: best and worst case, None where synthesis knows no bound. Clock periods are in nanoseconds.
 
-    ``slow_loops``: initiation intervals of more than 1, by the loop's name. ``dsp_by_module``: not of single loops.
+    ``slow_loops``: initiation intervals of more than 1, by the loop's name; ``deep_loops``: stages, likewise.
+    ``dsp_by_module``: not of single loops.
     """
 
     top: str
@@ -50,6 +52,7 @@ class SynthesisReport:
     resources: dict[str, int]
     available: dict[str, int]
     slow_loops: dict[str, int]
+    deep_loops: dict[str, int]
     dsp_by_module: dict[str, int]
 
 
@@ -79,7 +82,8 @@ def read_report(text: str) -> SynthesisReport:
         cycles=(_cycles(root, f"{latency}/Best-caseLatency"), _cycles(root, f"{latency}/Worst-caseLatency")),
         resources=_resources(root, "AreaEstimates/Resources"),
         available=_resources(root, "AreaEstimates/AvailableResources"),
-        slow_loops=dict(_slow_loops(root)),
+        slow_loops={name: interval for name, interval in _loops(root, "PipelineII") if interval > 1},
+        deep_loops=dict(_loops(root, "PipelineDepth")),
         dsp_by_module=dict(_dsp_by_module(root)),
     )
 
@@ -97,11 +101,17 @@ def compare(report: SynthesisReport, estimate: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def broken_assumptions(report: SynthesisReport) -> list[str]:
-    """Why estimates do not hold for what synthesis made; empty where they do."""
+def broken_assumptions(report: SynthesisReport, most_stages: int) -> list[str]:
+    """Why estimates do not hold for what synthesis made; empty where they do. ``most_stages``: of a pipeline, that
+    channels are deep enough for."""
     found = [
         f"loop {name} starts an iteration every {interval} cycles; estimates count on every cycle"
         for name, interval in report.slow_loops.items()
+    ]
+    found += [
+        f"loop {name} is a pipeline of {stages} stages; channels are deep enough for {most_stages}: it might lock up"
+        for name, stages in report.deep_loops.items()
+        if stages > most_stages
     ]
     if report.estimated_period > report.target_period - report.clock_uncertainty:
         found.append(
@@ -163,12 +173,12 @@ def _difference(estimated: int, reported: int, rough: bool) -> str:
     return f"{note}; a rough model" if rough else note
 
 
-def _slow_loops(root: ElementTree.Element) -> Iterator[tuple[str, int]]:
+def _loops(root: ElementTree.Element, what: str) -> Iterator[tuple[str, int]]:
     """Loops are elements of their own name, or have a child that holds it."""
     for loop in root.iter():
-        interval = loop.findtext("PipelineII")
-        if interval and interval.isdigit() and int(interval) > 1:
-            yield loop.findtext("Name") or loop.tag, int(interval)
+        number = loop.findtext(what)
+        if number and number.isdigit():
+            yield loop.findtext("Name") or loop.tag, int(number)
 
 
 def _dsp_by_module(root: ElementTree.Element) -> Iterator[tuple[str, int]]:
@@ -240,14 +250,18 @@ def main(arguments: list[str]) -> int:
         report = read_report(_read(pathlib.Path(arguments[0]) if arguments else _find(folder)))
         text = _read(pathlib.Path(arguments[1]) if len(arguments) > 1 else folder / "estimate.json")
         try:
-            rows = compare(report, json.loads(text))
+            estimate = json.loads(text)
+            rows, broken = compare(report, estimate), broken_assumptions(report, estimate["most_stages"])
+        except KeyError as error:
+            raise ReportError(
+                f"the estimate lacks {error}; expected estimate.json of a project that moec made"
+            ) from error
         except json.JSONDecodeError as error:
             raise ReportError(f"the estimate is no JSON: {error}") from error
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(rows))
-    broken = broken_assumptions(report)
     for reason in broken:
         print(f"estimates do not hold: {reason}")
     return 1 if broken else 0

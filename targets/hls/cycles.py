@@ -9,8 +9,8 @@ loop takes as many cycles as it has iterations. Processes run at the same time a
    arrive; a job starts when the one before is done and its weights are there, whichever is later.
 3. Loaders run ahead of the products by the depth of their channels, from the moment that a job is announced.
 4. Results leave at the end, behind the last job.
-
-What is left out: the depth of pipelines, a few tens of cycles per execution of a loop, which only synthesis knows.
+5. A pipeline of ``stages`` hands its words on so much later, and ends so much behind its last iteration. How many it
+   has only synthesis knows; here it is the same for all loops.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from collections.abc import Iterator, Sequence
 from moec.targets.hls.design import BEAT_BYTES, INPUT_BITS, RESULT_BITS, ROUTER_WEIGHT_BITS, BlockShape, Design
 
 ROUTER_BIAS_BYTES = 4
+_LOOPS_OF_ROUTER, _LOOPS_OF_ROUTES = 3, 5
+"""Pipelines one behind the other: until the router has its weights; then until tokens are on their way to experts."""
+_LOOPS_OF_RESULTS = {False: 4, True: 5}
+"""Behind the last job: its sums, those of tokens, the residual where there is one, beats, memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +98,14 @@ def select_steps(shape: BlockShape) -> int:
     return shape.experts * (1 + (shape.groups > 1) + sums_all)
 
 
-def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = MemoryPace()) -> Cycles:
+def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = MemoryPace(), stages: int = 0) -> Cycles:
     """``loads``: tokens of each expert, shared ones last. Raises ValueError as :func:`tokens_in` does."""
     tokens = tokens_in(design.shape, loads)
-    route = route_cycles(design, tokens, pace)
+    route = route_cycles(design, tokens, pace, stages)
     if not tokens:
         return Cycles(route, 0, 0, 0, 0, 0, 0)
     jobs = list(_jobs(design, loads))
-    first, end = _run(design, jobs, pace)
+    first, end = _run(design, jobs, pace, stages)
     products = sum(job.cycles for job in jobs)
     chunks, result_bytes = tokens * design.output_chunks, design.lanes_out * RESULT_BITS // 8
     up, down = sum(job.beats_up for job in jobs), sum(job.beats_down for job in jobs)
@@ -111,7 +115,8 @@ def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = Memory
         products=products,
         stalls=round(end - first - products),
         # The process that writes waits for the first result from the start: the latency is over when it comes.
-        results=round(dataclasses.replace(pace, latency=0).cycles(_beats(chunks * result_bytes), chunks)),
+        results=round(dataclasses.replace(pace, latency=0).cycles(_beats(chunks * result_bytes), chunks))
+        + _LOOPS_OF_RESULTS[design.shape.norm != "none"] * stages,
         weights=round(max(up, down) * pace.cycles_per_beat + len(jobs) * pace.latency),
         beats=up + down,
     )
@@ -128,15 +133,16 @@ def _router_start(design: Design, pace: MemoryPace) -> float:
     return pace.cycles(beats, weights + experts)
 
 
-def route_cycles(design: Design, tokens: int, pace: MemoryPace) -> int:
+def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0) -> int:
     """Until all tokens have chosen their experts."""
+    start = _router_start(design, pace) + _LOOPS_OF_ROUTER * stages
     if not tokens:
-        return round(_router_start(design, pace))
+        return round(start)
     token_bytes = design.width * (INPUT_BITS if design.shape.norm == "none" else RESULT_BITS) // 8
     reads = token_bytes / BEAT_BYTES * pace.cycles_per_beat  # tokens lie side by side: a beat may hold parts of two
     steps = select_steps(design.shape)
     per_token = max(reads, design.width // design.router_lanes, steps)
-    return round(_router_start(design, pace) + tokens * per_token + steps + design.shape.all_experts)
+    return round(start + tokens * per_token + steps + design.shape.all_experts + _LOOPS_OF_ROUTES * stages)
 
 
 def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
@@ -152,38 +158,43 @@ def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
 class Loader:
     """Brings the tiles of one matrix through a channel of ``depth`` beats. Times count from the end of routing."""
 
-    def __init__(self, depth: int, pace: MemoryPace) -> None:
+    def __init__(self, depth: int, pace: MemoryPace, stages: int = 0) -> None:
         self._depth = depth
+        self._stages = stages
         self._pace = pace
         self._free = 0.0
 
     def arrival(self, beats: int, announced: float, taken_from: float) -> float:
         """When the last beat of a job is where it is used, if beats are taken from a moment on, one per cycle."""
         step = self._pace.cycles_per_beat
-        first = max(max(self._free, announced) + self._pace.latency + 1, self._free + step)
+        latency = self._pace.latency + self._stages
+        first = max(max(self._free, announced) + latency + 1, self._free + step)
         unhindered = first + (beats - 1) * step
         waits = beats > self._depth  # for places in the channel; otherwise a job fits into it before it is taken
         self._free = max(unhindered, taken_from + (beats - self._depth) * step) if waits else unhindered
         return max(self._free, taken_from + beats)
 
 
-def _run(design: Design, jobs: Sequence[_Job], pace: MemoryPace) -> tuple[float, float]:
+def _run(design: Design, jobs: Sequence[_Job], pace: MemoryPace, stages: int) -> tuple[float, float]:
     """When the first job starts, and when the second product is done with the last one."""
     per_item = jobs[0].cycles // jobs[0].items
     # The second product reads all hidden units of an item in its first steps, so it waits for the last of them.
-    lag = per_item - design.hidden_in_chunks
-    run_ahead = design.hidden_depth // design.hidden_out_chunks * per_item
-    load_up, load_down = Loader(design.fifos.weights, pace), Loader(design.fifos.weights, pace)
-    first = start = load_up.arrival(jobs[0].beats_up, 0, 0)
-    start_down = max(load_down.arrival(jobs[0].beats_down, 0, 0), start + lag)
+    lag = per_item - design.hidden_in_chunks + stages
+    # What the channel between them holds, and the pipeline of the first.
+    run_ahead = design.hidden_depth // design.hidden_out_chunks * per_item + stages
+    load_up, load_down = (Loader(design.fifos.weights, pace, stages) for _ in range(2))
+    first = start = load_up.arrival(jobs[0].beats_up, 0, 0) + stages
+    start_down = max(load_down.arrival(jobs[0].beats_down, 0, 0) + stages, start + lag)
     announced = 0.0
     for job, following in itertools.pairwise(jobs):
         up = load_up.arrival(following.beats_up, announced, start)
         down = load_down.arrival(following.beats_down, announced, start_down)
         # A job is announced behind the items of the one two places before it, when their channel has places for them.
         announced = max(announced, start + per_item * (job.items - 1 - design.fifos.items))
-        done = max(start + job.cycles, start_down + job.cycles - run_ahead)
-        start_down = max(start_down + job.cycles, down)
-        start = max(done, up, start_down - run_ahead)
+        done = max(start + job.cycles, start_down + job.cycles - run_ahead) + stages
+        done_down = start_down + job.cycles + stages
+        # What is still missing of the next tile arrives in a loop of its own.
+        start_down = max(done_down, down + stages if down > done_down - stages else 0)
+        start = max(done, up + stages if up > done - stages else 0, start_down - run_ahead)
         start_down = max(start_down, start + lag)
-    return first, start_down + jobs[-1].cycles
+    return first, start_down + jobs[-1].cycles + stages

@@ -12,7 +12,7 @@ from typing import Any
 
 from moec.targets.hls.arithmetic import dsps_of, flip_flops, logic_luts
 from moec.targets.hls.cycles import Cycles, MemoryPace, count_cycles
-from moec.targets.hls.design import BEAT_BYTES, Design
+from moec.targets.hls.design import BEAT_BYTES, MOST_STAGES, USUAL_STAGES, Design
 from moec.targets.hls.memories import Memory, memories_of
 from moec.targets.hls.parts import Part
 from moec.targets.hls.ports import Ports, connect, masters_of
@@ -78,6 +78,8 @@ class Estimate:
             "ports": ports_as_dict(self.ports),
             "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total, "bound_by": self.cycles.bound_by},
             "resources": dataclasses.asdict(self.resources),
+            "stages": USUAL_STAGES,
+            "most_stages": MOST_STAGES,
             "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
             "dsp_by_process": dict(self.dsps),
             "memories": [dataclasses.asdict(memory) for memory in self.memories],
@@ -97,7 +99,7 @@ def estimate(
     """
     clock = clock_megahertz or part.clock_megahertz
     ports = connect(part, masters_of(design.shape), clock, memory_share)
-    return assemble(design, part, clock, ports, count_cycles(design, loads, ports.loaders))
+    return assemble(design, part, clock, ports, count_cycles(design, loads, ports.loaders, USUAL_STAGES))
 
 
 def assemble(design: Design, part: Part, clock_megahertz: float, ports: Ports, cycles: Cycles) -> Estimate:

@@ -17,7 +17,7 @@ from typing import Any
 
 from moec.errors import UnsupportedError
 from moec.targets.hls.cycles import Cycles, MemoryPace, count_cycles, route_cycles, tokens_in
-from moec.targets.hls.design import BlockShape, Design, Fifos, LargeArrays
+from moec.targets.hls.design import USUAL_STAGES, BlockShape, Design, Fifos, LargeArrays
 from moec.targets.hls.estimate import (
     RESOURCE_NAMES,
     Estimate,
@@ -191,8 +191,8 @@ class _Timing:
     def of(self, design: Design) -> Cycles:
         base = dataclasses.replace(design, router_lanes=1, large_arrays="bram")
         if base not in self._known:
-            self._known[base] = count_cycles(base, self._loads, self._pace)
-        route = route_cycles(design, tokens_in(design.shape, self._loads), self._pace)
+            self._known[base] = count_cycles(base, self._loads, self._pace, USUAL_STAGES)
+        route = route_cycles(design, tokens_in(design.shape, self._loads), self._pace, USUAL_STAGES)
         return dataclasses.replace(self._known[base], route=route)
 
 

@@ -124,6 +124,7 @@ def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
     phases.append((f"all; bound by {cycles['bound_by']}", f"{total:,}", f"{estimate['milliseconds']:.3f} ms"))
     yield Text(f"Memory: {_masters_and_ports(estimate['ports']['of'])} (link.cfg)")
     clock = f"{estimate['clock_megahertz']:g} MHz, a beat of weights every {estimate['cycles_per_beat']:.2f} cycles"
+    clock += f", pipelines of {estimate['stages']} stages"
     yield _table(f"Cycles per call at {clock} ({_NOT_SYNTHESISED})", ("phase", "cycles", ""), phases)
     resources, available = estimate["resources"], estimate["available"]
     shares = [

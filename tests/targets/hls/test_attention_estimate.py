@@ -13,6 +13,7 @@ from moec.targets.hls.attention_estimate import attention_cycles, attention_dsps
 from moec.targets.hls.attention_target import choose_attention
 from moec.targets.hls.channels import PROCESSES
 from moec.targets.hls.cycles import MemoryPace
+from moec.targets.hls.design import USUAL_STAGES
 from moec.targets.hls.exploration import Constraints
 from moec.targets.hls.parts import find_part
 from moec.targets.hls.simulator import simulate_timed
@@ -30,6 +31,9 @@ def test_estimates_agree_with_the_simulation(count, share, latency):
     simulated = simulate_timed(files, memory_share=share, memory_latency=latency)
     estimated = attention_cycles(AttentionDesign(block.shape, 8), count, MemoryPace(1 / share, latency))
     assert estimated.total == pytest.approx(simulated.cycles, rel=0.1)
+    deep = attention_cycles(AttentionDesign(block.shape, 8), count, MemoryPace(1 / share, latency), USUAL_STAGES)
+    in_stages = simulate_timed(files, memory_share=share, memory_latency=latency, pipeline_depth=USUAL_STAGES)
+    assert deep.total == pytest.approx(in_stages.cycles, rel=0.1)
     named = {(channel.name, channel.depth) for channel in simulated.channels}
     assert named == {(channel.name, channel.depth) for channel in attention_channels(AttentionDesign(block.shape, 8))}
     assert {process.name for process in simulated.processes} < set(PROCESSES)

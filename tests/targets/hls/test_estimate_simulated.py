@@ -11,7 +11,7 @@ import pytest
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.hls import reference
 from moec.targets.hls.cycles import MemoryPace, count_cycles
-from moec.targets.hls.design import Design, Fifos
+from moec.targets.hls.design import USUAL_STAGES, Design, Fifos
 from moec.targets.hls.lint import lint
 from moec.targets.hls.memories import Memory, memories_of
 from moec.targets.hls.normalization import FloatNorm
@@ -47,6 +47,9 @@ def test_estimates_agree_with_the_simulation(block, weight_bits, sizes):
         simulated = simulate_timed(files, memory_share=share, memory_latency=latency).cycles
         assert cycles.total == pytest.approx(simulated, rel=0.005)
         bounds.add(cycles.bound_by)
+        deep = count_cycles(Design(integers.shape, **sizes), loads, MemoryPace(1 / share, latency), USUAL_STAGES)
+        simulated = simulate_timed(files, memory_share=share, memory_latency=latency, pipeline_depth=USUAL_STAGES)
+        assert deep.total == pytest.approx(simulated.cycles, rel=0.01 if latency else 0.05)
     assert bounds == {"products", "weights"}
 
 

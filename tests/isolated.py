@@ -36,7 +36,7 @@ def run_isolated(
     for item in items:
         waiting.put(item)
     threads = [
-        threading.Thread(target=_attend, args=(work, waiting, done, seconds, gigabytes), daemon=True)
+        threading.Thread(target=_attend, args=(Worker(work, seconds, gigabytes), waiting, done), daemon=True)
         for _ in range(min(workers, len(items)))
     ]
     for thread in threads:
@@ -47,52 +47,51 @@ def run_isolated(
         thread.join()
 
 
-def _attend(
-    work: Callable[[Any], Any],
-    waiting: queue.SimpleQueue[Any],
-    done: queue.SimpleQueue[Any],
-    seconds: float,
-    gigabytes: float,
-) -> None:
-    """One worker process after another, until no item waits."""
-    process, here = None, None
+class Worker:
+    """A process for ``work``, started when an item comes; after one that is lost, another. See :func:`run_isolated`."""
+
+    def __init__(self, work: Callable[[Any], Any], seconds: float = 60, gigabytes: float = 4) -> None:
+        self._work, self._seconds, self._gigabytes = work, seconds, gigabytes
+        self._process: Any = None
+        self._here: Connection | None = None
+
+    def do(self, item: Any) -> Any:
+        """``work(item)``, or a :class:`Lost`."""
+        if self._here is None:
+            context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+            self._here, there = context.Pipe()
+            self._process = context.Process(target=_serve, args=(self._work, there, self._gigabytes), daemon=True)
+            self._process.start()
+            there.close()
+        try:
+            self._here.send(item)
+            if self._here.poll(self._seconds):
+                return self._here.recv()
+        except (EOFError, OSError):
+            self.close()
+            code = self._process.exitcode
+            return Lost("crashed", signal.Signals(-code).name if code < 0 else f"exit code {code}")
+        self._process.kill()
+        self.close()
+        return Lost("hung", f"no result after {self._seconds:g} s")
+
+    def close(self) -> None:
+        """End the process; the next item starts another."""
+        if self._here is not None:
+            self._here.close()
+            self._here = None
+            self._process.join()
+
+
+def _attend(worker: Worker, waiting: queue.SimpleQueue[Any], done: queue.SimpleQueue[Any]) -> None:
+    """Give the worker items until none waits."""
     while True:
         try:
             item = waiting.get_nowait()
         except queue.Empty:
             break
-        if process is None or here is None:
-            process, here = _start(work, gigabytes)
-        result = _result(process, here, item, seconds)
-        if isinstance(result, Lost):
-            process = None
-        done.put((item, result))
-    if process is not None and here is not None:
-        here.close()
-        process.join()
-
-
-def _start(work: Callable[[Any], Any], gigabytes: float) -> tuple[Any, Connection]:
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(work, there, gigabytes), daemon=True)
-    process.start()
-    there.close()
-    return process, here
-
-
-def _result(process: Any, here: Connection, item: Any, seconds: float) -> Any:
-    try:
-        here.send(item)
-        if here.poll(seconds):
-            return here.recv()
-    except (EOFError, OSError):
-        process.join()
-        code = process.exitcode
-        return Lost("crashed", signal.Signals(-code).name if code < 0 else f"exit code {code}")
-    process.kill()
-    process.join()
-    return Lost("hung", f"no result after {seconds:g} s")
+        done.put((item, worker.do(item)))
+    worker.close()
 
 
 def _serve(work: Callable[[Any], Any], there: Connection, gigabytes: float) -> None:

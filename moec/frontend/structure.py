@@ -20,9 +20,10 @@ each layer grows less; and the time that ONNX IR takes is quadratic in the calls
 def sort_nodes(model: ir.Model, where: str) -> None:
     """Bring the nodes of all graphs into topological order; those that are stay as they are.
 
-    Raises MoecError naming the nodes of a cycle.
+    Raises MoecError naming the nodes of a cycle, or a node whose body is only referred to.
     """
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        _check_bodies(graph, where)
         try:
             graph.sort()
         except ValueError:
@@ -31,6 +32,17 @@ def sort_nodes(model: ir.Model, where: str) -> None:
             raise MoecError(
                 f"{where}: node {' -> '.join(shown)} needs its own result: the graph has a cycle; export it again"
             ) from None
+
+
+def _check_bodies(graph: ir.Graph, where: str) -> None:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    for node in _all_nodes(graph):
+        for name, attribute in node.attributes.items():
+            if attribute.is_ref() and attribute.type in kinds:
+                raise UnsupportedError(
+                    f"{where}: node {node_name(node)!r} ({operator_name(node)}): its body {name!r} is an attribute of "
+                    "a function, which is not supported; export the model without local functions"
+                )
 
 
 def check_functions(model: ir.Model, where: str) -> None:

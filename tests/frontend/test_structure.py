@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper
 
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.onnx import import_model
@@ -133,3 +133,11 @@ def test_recursion(calls):
 def test_one_function_used_twice_is_no_recursion():
     made = [function_of("F0", "Neg"), function_of("F1", "F0"), function_of("F2", "F0", "F1", "F0")]
     assert len(import_model(model_of(helper.make_node("F2", ["x"], ["y"], domain="own"), functions=made)).graph) == 3
+
+
+def test_a_body_that_is_an_attribute_of_a_function():
+    fork = helper.make_node("If", ["a"], ["c"], "fork")
+    fork.attribute.append(AttributeProto(name="then_branch", ref_attr_name="body", type=AttributeProto.GRAPH))
+    function = helper.make_function("own", "F", ["a"], ["c"], [fork], _IMPORTS, ["body"])
+    proto = model_of(helper.make_node("F", ["x"], ["y"], domain="own"), functions=[function])
+    refuse(proto, UnsupportedError, "node 'fork' .If.: its body 'then_branch' is an attribute of a function")

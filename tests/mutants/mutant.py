@@ -7,6 +7,7 @@ import random
 
 from onnx import ModelProto
 
+from . import model_mutations  # noqa: F401  (they enter MUTATIONS)
 from .bombs import BOMBS
 from .mutations import MUTATIONS
 from .seeds import MODEL, Files, node_tests, own_seeds

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
+from .judge import Verdict
 from .mutations import graphs
 from .seeds import MODEL, Files
 
 _TRIALS = 60
-Verdict = tuple[str, str]
 
 
 def shrunk(files: Files, verdict: Verdict, judge: Callable[[Files], Verdict]) -> Files:
     """Files from which parts are left out as long as the verdict stays of its kind, at most ``_TRIALS`` times."""
-    wanted, trials = _kind(verdict), _TRIALS if verdict[0] != "hang" else 6
+    wanted, trials = _kind(verdict), _TRIALS if verdict.status != "hung" else 6
     try:
         ModelProto.FromString(files[MODEL])
     except DecodeError:

@@ -108,6 +108,7 @@ def write(
     from moec.frontend.conditions import conditions_of, settled
     from moec.input_sizes import input_sizes
     from moec.inspect.blocks import moe_blocks
+    from moec.needed_sizes import needed_sizes
     from moec.passes import pipeline
     from moec.passes.base import Report
     from moec.passes.shorthand import with_formats
@@ -142,7 +143,8 @@ def write(
     with reporting("writing the artifact", model):
         provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
         remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
-        guards = settled(conditions.guards, specs, programs[0].inputs)
+        # passes know more of the sizes inside
+        guards = settled([*conditions.guards, *needed_sizes(graph)], specs, programs[0].inputs)
         context = Context(moec.__version__, threads, blocks, limits, sizes, guards, stages, remarks, losses, provenance)
         write_artifact(path, programs[0], context, *programs[1:])
 

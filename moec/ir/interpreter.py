@@ -12,7 +12,7 @@ those of all experts twice. A value is dropped as soon as the last node has used
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from moec.ir.semantics import experts, grouped_matmul, linear, moe, route
 __all__ = ["EvaluationError", "Evaluator", "evaluate", "experts", "grouped_matmul", "linear", "moe", "route", "run"]
 
 Array = np.ndarray[Any, Any]
+Watcher = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
 
 _MOVEMENT = frozenset(
     {"Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
@@ -93,8 +94,9 @@ class Evaluator:
         ]
         _mark_last_uses(self._steps, {_name(value) for value in self._outputs})
 
-    def run(self, feeds: Mapping[ir.Value, Array]) -> list[Array]:
-        """Evaluate once; the results are in the order of ``outputs``.
+    def run(self, feeds: Mapping[ir.Value, Array], watch: Watcher | None = None) -> list[Array]:
+        """Evaluate once; the results are in the order of ``outputs``. ``watch`` is called with every node that was
+        computed (bodies of If and Loop excepted), its inputs and its outputs.
 
         Raises KeyError for an input without a feed, and EvaluationError for a node that cannot be computed.
         """
@@ -103,10 +105,10 @@ class Evaluator:
             values[_name(value)] = self._widen(np.asarray(feeds[value]))
         with np.errstate(all="ignore"):
             for step in self._steps:
-                self._compute(step, values)
+                self._compute(step, values, watch)
         return [self._widen(values[_name(value)]) for value in self._outputs]
 
-    def _compute(self, step: _Step, values: dict[str, Any]) -> None:
+    def _compute(self, step: _Step, values: dict[str, Any], watch: Watcher | None) -> None:
         """Add the outputs of a step to ``values`` and drop what no later step uses."""
         operator = step.operator
         inputs = [values[name] for name in operator.input]
@@ -121,6 +123,8 @@ class Evaluator:
         except Exception as error:  # whatever numpy or the operator's own checks raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
             raise EvaluationError(f"node {node_name(step.node)!r} ({step.node.op_type}): {reason}") from error
+        if watch is not None:
+            watch(step.node, inputs, outputs)
         values.update(zip(operator.output, outputs, strict=False))
         for name in step.last_uses:
             values.pop(name, None)
@@ -199,8 +203,14 @@ def evaluate(
     return Evaluator(nodes, feeds, outputs, {"": opset}, dtype=dtype).run(feeds)
 
 
-def run(model: ir.Model, inputs: Mapping[str, Array], *, dtype: DTypeLike | None = None) -> dict[str, Array]:
-    """Run a whole model on named inputs and return its outputs by name.
+def run(
+    model: ir.Model,
+    inputs: Mapping[str, Array],
+    *,
+    dtype: DTypeLike | None = None,
+    watch: Watcher | None = None,
+) -> dict[str, Array]:
+    """Run a whole model on named inputs and return its outputs by name; ``watch`` as for :meth:`Evaluator.run`.
 
     Raises ValueError naming the inputs that are missing or not known to the model.
     """
@@ -212,7 +222,7 @@ def run(model: ir.Model, inputs: Mapping[str, Array], *, dtype: DTypeLike | None
     evaluator = Evaluator(
         list(graph), required, graph.outputs, model.opset_imports, model.functions.values(), dtype=dtype
     )
-    results = evaluator.run({value: inputs[_name(value)] for value in required})
+    results = evaluator.run({value: inputs[_name(value)] for value in required}, watch)
     return {_name(value): result for value, result in zip(graph.outputs, results, strict=True)}
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.interpreter import Evaluator
+from moec.ir.interpreter import Evaluator, Watcher
 from moec.ir.names import node_name
 from moec.passes.raising.facts import Array, Facts, follow_data
 
 MOST_TOKENS = 2048
+MOST_NUMBERS = 64
 EVALUATION_BUDGET = 1 << 28
 """Bytes of intermediate results per evaluation that depend on the number of tokens."""
 
@@ -100,26 +101,41 @@ class Block:
     def rows_are_fixed(self) -> bool:
         return self.x.shape is not None and self.x.shape.is_static()
 
-    def y_of(self, x: Array, logits: Array) -> Array | None:
+    def y_of(self, x: Array, logits: Array, watch: Watcher | None = None) -> Array | None:
         """The block's output [T,d] in float64, for any T: rows are added where the model wants more of them.
 
         None if the output is not one row of width d per token.
         """
-        T, step = len(x), self.row_step
-        size = step if self.rows_are_fixed else max(-(-T // step) * step, 0)
+        T, size = len(x), self._tokens_per_run(len(x))
         parts = [np.zeros((0, self.d))]
-        for start in range(0, max(T, 1) if size else 1, max(size, 1)):
-            rows = x[start : start + size]
-            padding = size - len(rows)
-            filled = [np.concatenate([a, np.ones((padding, a.shape[1]))]) for a in (rows, logits[start : start + size])]
-            (y,) = self.evaluate(filled[0], filled[1], [self.y])
+        for start, (y,) in zip(range(0, T or 1, size or 1), self.values_on(x, logits, [self.y], watch), strict=True):
             if y.size != size * self.d:
                 return None
-            parts.append(y.reshape(size, self.d)[: len(rows)])
+            parts.append(y.reshape(size, self.d)[: T - start])
         return np.concatenate(parts)
 
+    def values_on(
+        self, x: Array, logits: Array, outputs: list[ir.Value], watch: Watcher | None = None
+    ) -> list[list[Array]]:
+        """The block's values ``outputs`` for any T, once for each run that it takes: see :meth:`y_of`."""
+        size, found = self._tokens_per_run(len(x)), []
+        for start in range(0, len(x) or 1, size or 1):
+            rows = [a[start : start + size] for a in (x, logits)]
+            padding = size - len(rows[0])
+            filled = [np.concatenate([a, np.ones((padding, a.shape[1]))]) for a in rows]
+            found.append(self.evaluate(filled[0], filled[1], outputs, watch=watch))
+        return found
+
+    def _tokens_per_run(self, T: int) -> int:
+        return self.row_step if self.rows_are_fixed else -(-T // self.row_step) * self.row_step
+
     def evaluate(
-        self, x: Array, logits: Array, outputs: list[ir.Value], replaced: Mapping[ir.Value, Array] | None = None
+        self,
+        x: Array,
+        logits: Array,
+        outputs: list[ir.Value],
+        replaced: Mapping[ir.Value, Array] | None = None,
+        watch: Watcher | None = None,
     ) -> list[Array]:
         """The block's values ``outputs`` in float64; values in ``replaced`` are not computed but given."""
         feeds = {**self.feeds(x, logits), **(replaced or {})}
@@ -127,7 +143,7 @@ class Block:
         if key not in self._evaluators:
             nodes = self.facts.between(outputs, stop=feeds.__contains__)
             self._evaluators[key] = Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64)
-        return self._evaluators[key].run(feeds)
+        return self._evaluators[key].run(feeds, watch)
 
     def gathers_weights(self) -> bool:
         """Whether every token gets copies of its experts' weights, which bounds the tokens per evaluation."""
@@ -139,6 +155,13 @@ class Block:
             v for v in operands if v is not None and v in selected and follow_data(v, weights.__contains__) is not None
         )
         return len(projections) <= 3 and next(gathered, None) is not None
+
+    def numbers(self) -> set[float]:
+        """The finite numbers that its nodes compute with, weights left out."""
+        constants = {v for node in self.nodes for v in node.inputs if v is not None and self.facts.constant(v)}
+        small = (self.facts.array(v) for v in constants if np.prod(self.facts.shape(v)) <= MOST_NUMBERS)
+        arrays = [array.ravel() for array in small if array.dtype.kind in "fiu"]
+        return {float(number) for array in arrays for number in array if np.isfinite(number)}
 
     def tokens_at_once(self) -> int:
         """How many tokens an evaluation can take, so that its largest intermediate results stay within the budget:

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from moec.ir.decisions import Unseen
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec
 from moec.ir.interpreter import EvaluationError
 from moec.ir.products import rounded_rows
 from moec.ir.semantics import activated, pairs_by_expert, projections_in
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
-from moec.passes.raising.check import TOLERANCE, Proposal, difference, drive_all, driving_logits, judge, sample_rows
+from moec.passes.raising.check import TOLERANCE, Proposal, difference, judge
 from moec.passes.raising.facts import Array
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
+from moec.passes.raising.trials import drive_all, driving_logits, sample_rows
 from moec.passes.raising.weights import Arrangement
 
 MOST_ROUTINGS = 3
@@ -45,6 +47,8 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
             verdict = judge(block, proposal)
             if verdict.agrees:
                 return Match(proposal, verdict.difference, verdict.undefined)
+            if verdict.difference <= TOLERANCE:
+                raise NotUnderstoodError(_undecided(verdict.unseen), found)
             reason = (
                 f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "
                 f"'{verdict.worst_trial}'"
@@ -137,6 +141,11 @@ class _Probe:
 def _describe(proposal: Proposal) -> str:
     route, spec = proposal.routing.spec, proposal.spec
     return f"router {route.score} top-{route.k}, activation {spec.activation}, gate layout {spec.gate_layout}"
+
+
+def _undecided(unseen: list[Unseen]) -> str:
+    others = f", nor {len(unseen) - 1} others" if len(unseen) > 1 else ""
+    return f"no input was found that takes one side of a decision ({unseen[0]}){others}"
 
 
 def _nearest_miss(misses: list[tuple[float, Proposal]]) -> NotUnderstoodError:

@@ -59,7 +59,7 @@ def transfer(proposal: Proposal, source: Structure, target: Structure, facts: Fa
     """
     counterparts = dict(zip(source.values, target.values, strict=True))
     routing, tensors = proposal.routing, proposal.tensors
-    used = {routing.correction_bias, *(v for t in tensors.values() for v in (*t.parts, t.factor))} - {None}
+    used = proposal.used
     if not used <= counterparts.keys():
         return None
     unused = ((one, other) for one, other in counterparts.items() if one not in used and facts.constant(other))

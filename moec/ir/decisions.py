@@ -1,0 +1,389 @@
+"""Where a graph decides, and which sides of its decisions were seen.
+
+A clamp, a comparison, a selection computes different things on its two sides, and a run shows only those that its data
+reaches. ``conditions(node)`` says what the sides of a node are; a :class:`Watch`, handed to an
+:class:`~moec.ir.interpreter.Evaluator`, notes which of them were taken while graphs ran. What intervals
+(:mod:`moec.ir.intervals`) show to be out of reach of every input does not count as unseen.
+
+Operators that decide nothing (products, sums, smooth functions, moves of data) are listed by name; an operator that is
+in neither table counts as one whose sides are never all seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.intervals import Interval, may_hold
+from moec.ir.names import node_name
+
+Array = np.ndarray[Any, Any]
+Given = Sequence[Array | None]
+Evidence = Any
+"""What a condition keeps of the runs so far; None before the first."""
+MOST_GROUPS = 1 << 16
+OUTPUT = -1
+"""The place of a node's first output among its operands."""
+
+_RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "<": np.less,
+    ">": np.greater,
+    ">=": np.greater_equal,
+    "==": np.equal,
+    "!=": np.not_equal,
+}
+
+
+class Condition(Protocol):
+    """One side of a decision."""
+
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+        """What is known after another run."""
+        ...
+
+    def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
+        """Whether the runs took this side, or no input within the operands' intervals takes it."""
+        ...
+
+    def __str__(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Compares(Condition):
+    """``left relation right`` holds somewhere. Operands are places of inputs, :data:`OUTPUT`, or a number on the right.
+
+    Bounds that hold several numbers (one limit per expert) have to be reached one by one.
+    """
+
+    left: int
+    relation: str
+    right: int | float
+    number: bool = False
+
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+        left, right = self._operands(inputs, outputs)
+        if left is None or right is None:
+            return evidence
+        with np.errstate(all="ignore"):
+            taken = np.asarray(_RELATIONS[self.relation](left, right))
+        groups = _over_bounds(taken, np.asarray(right))
+        return groups if evidence is None or evidence.shape != groups.shape else evidence | groups
+
+    def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
+        left = operands.get(self.left, Interval())
+        right = Interval(float(self.right), float(self.right)) if self.number else operands.get(int(self.right))
+        if right is None:  # an optional bound that is absent
+            return True
+        possible = np.broadcast_to(may_hold(self.relation, left, right), np.shape(right.low))
+        if evidence is None:
+            return not possible.any()
+        return bool(np.all(evidence | ~np.broadcast_to(possible, evidence.shape)))
+
+    def _operands(self, inputs: Given, outputs: Given) -> tuple[Any, Any]:
+        def at(place: int) -> Any:
+            return outputs[0] if place == OUTPUT else inputs[place] if place < len(inputs) else None
+
+        return at(self.left), self.right if self.number else at(int(self.right))
+
+    def __str__(self) -> str:
+        def named(place: int) -> str:
+            return "its result" if place == OUTPUT else f"input {place}"
+
+        return f"{named(self.left)} {self.relation} {self.right if self.number else named(int(self.right))}"
+
+
+def _over_bounds(taken: Array, right: Array) -> Array:
+    """Whether each entry of ``right`` was met, where these are few; otherwise whether any was."""
+    if right.size <= 1 or right.size > MOST_GROUPS or right.shape == taken.shape:
+        return np.asarray(taken.any())
+    shape = (1,) * (taken.ndim - right.ndim) + right.shape
+    repeated = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    return taken.any(axis=repeated, keepdims=True).reshape(right.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Varies(Condition):
+    """A selection, or a rounding to steps, has more than one outcome: ``outcome`` reads it off the operands."""
+
+    outcome: Callable[[Given, Given], Array | None]
+    what: str
+
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+        found = self.outcome(inputs, outputs)
+        if found is None or not found.size:  # there was nothing to choose from
+            return evidence
+        low, high = float(found.min()), float(found.max())
+        return (low, high) if evidence is None else (min(low, evidence[0]), max(high, evidence[1]))
+
+    def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
+        if OUTPUT in operands and np.all(operands[OUTPUT].low == operands[OUTPUT].high):
+            return True
+        return evidence is not None and evidence[0] != evidence[1]
+
+    def __str__(self) -> str:
+        return f"another {self.what}"
+
+
+class Never(Condition):
+    """Something that no run can show, for want of knowledge of the operator."""
+
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+        return evidence
+
+    def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return "what it decides is not known"
+
+
+def _between(*places: int) -> tuple[Condition, ...]:
+    pairs = zip(places, places[1:], strict=False)
+    return tuple(Compares(left, relation, right) for left, right in pairs for relation in "<>")
+
+
+def _at(*breaks: float) -> tuple[Condition, ...]:
+    return tuple(Compares(0, relation, number, number=True) for number in breaks for relation in "<>")
+
+
+_TRUTH = (Compares(OUTPUT, "==", 1, number=True), Compares(OUTPUT, "==", 0, number=True))
+_CONDITION = (Compares(0, "==", 1, number=True), Compares(0, "==", 0, number=True))
+_NONZERO = (Compares(0, "!=", 0, number=True), Compares(0, "==", 0, number=True))
+_ORDER = (Compares(0, "<", 1), Compares(0, ">=", 1))
+
+
+def _result(inputs: Given, outputs: Given) -> Array | None:
+    return outputs[0]
+
+
+def _size_at(node: ir.Node, axis: int) -> int | None:
+    """The size of the first input along an axis, if it is a number."""
+    shape = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
+    size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+    return size if isinstance(size, int) else None
+
+
+def _top(node: ir.Node) -> tuple[Condition, ...]:
+    axis = node.attributes.get_int("axis", -1)
+
+    def first(inputs: Given, outputs: Given) -> Array | None:
+        places = outputs[1]
+        return None if places is None else np.take(places, [0] if places.shape[axis] else [], axis=axis)
+
+    return () if _size_at(node, axis) == 1 else (Varies(first, "first place"),)
+
+
+def _winners(largest: bool) -> Callable[[ir.Node], tuple[Condition, ...]]:
+    def conditions(node: ir.Node) -> tuple[Condition, ...]:
+        said = node.attributes.get_ints("axes", ())
+
+        def outcome(inputs: Given, outputs: Given) -> Array | None:
+            data, given = inputs[0], inputs[1] if len(inputs) > 1 else None
+            assert data is not None
+            axes = [int(a) for a in (said if given is None else given.ravel())] or list(range(data.ndim))
+            if not data.size:
+                return None
+            rows = np.moveaxis(data, axes, range(-len(axes), 0))
+            rows = rows.reshape(*rows.shape[: data.ndim - len(axes)], -1)
+            return (np.argmax if largest else np.argmin)(rows, axis=-1)
+
+        static = bool(said) and all(_size_at(node, axis) == 1 for axis in said)
+        return () if static else (Varies(outcome, "place of the extreme"),)
+
+    return conditions
+
+
+def _clamps(node: ir.Node) -> tuple[Condition, ...]:
+    return tuple(Compares(0, relation, place) for place, relation in ((1, "<"), (2, ">")) if place < len(node.inputs))
+
+
+def _extremes(node: ir.Node) -> tuple[Condition, ...]:
+    return _between(*range(len(node.inputs)))
+
+
+def _cast(node: ir.Node) -> tuple[Condition, ...]:
+    """A cast decides where it rounds or clips to integers; to booleans it compares with zero."""
+    target, source = node.attributes.get_int("to", 1), node.inputs[0]
+    if ir.DataType(target).is_floating_point():
+        return ()
+    if target == ir.DataType.BOOL:
+        return _TRUTH
+    if source is not None and source.dtype is not None and not source.dtype.is_floating_point():
+        return () if ir.DataType(target).itemsize >= source.dtype.itemsize else (Varies(_result, "result"),)
+    return (Varies(_result, "result"),)
+
+
+def _division(node: ir.Node) -> tuple[Condition, ...]:
+    """A division of integers rounds to steps."""
+    types = [value.dtype for value in node.inputs if value is not None]
+    return () if any(t is not None and t.is_floating_point() for t in types) else _ORDER
+
+
+def _slice(node: ir.Node) -> tuple[Condition, ...]:
+    """Bounds beyond the size are clamped to it; of sizes that are numbers it is known what that gives."""
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is not None and shape.is_static():
+        return ()
+    fixed = () if shape is None else tuple(axis for axis, size in enumerate(shape) if isinstance(size, int))
+
+    def room(inputs: Given, outputs: Given) -> Array | None:
+        """Whether the data reaches beyond (1) each bound that is neither 0 nor the end, or not (0)."""
+        data, starts, ends = inputs[:3]
+        assert data is not None and starts is not None and ends is not None
+        axes = inputs[3] if len(inputs) > 3 and inputs[3] is not None else np.arange(starts.size)
+        axes = np.tile(axes.ravel() % data.ndim, 2)
+        far = np.abs(np.concatenate([starts.ravel(), ends.ravel()]).astype(float))
+        real = (far > 0) & (far < np.iinfo(np.int32).max) & ~np.isin(axes, fixed)
+        return (np.array(data.shape)[axes] > far)[real].astype(int) if real.any() else np.array([0, 1])
+
+    return (Varies(room, "side of the data's end for its bounds"),)
+
+
+def _triangle(node: ir.Node) -> tuple[Condition, ...]:
+    """What lies on either side of the diagonal."""
+
+    def outcome(inputs: Given, outputs: Given) -> Array | None:
+        data, offset = inputs[0], inputs[1] if len(inputs) > 1 else None
+        assert data is not None
+        kept = np.triu if node.attributes.get_int("upper", 1) else np.tril
+        return kept(np.ones(data.shape[-2:], int), 0 if offset is None else int(offset.reshape(())))
+
+    return (Varies(outcome, "side of the diagonal"),)
+
+
+def _scatter(node: ir.Node) -> tuple[Condition, ...]:
+    return (Never(),) if node.attributes.get_string("reduction", "none") in ("max", "min") else ()
+
+
+def _linear(node: ir.Node) -> tuple[Condition, ...]:
+    return (Compares(OUTPUT, ">", 0, number=True), Compares(OUTPUT, "==", 0, number=True)) if (
+        node.attributes.get_string("activation", "identity").startswith("relu")
+    ) else ()
+
+
+def _same(*found: Condition) -> Callable[[ir.Node], tuple[Condition, ...]]:
+    return lambda node: found
+
+
+def _of_attribute(name: str, default: float, *signs: int) -> Callable[[ir.Node], tuple[Condition, ...]]:
+    return lambda node: _at(*(sign * node.attributes.get_float(name, default) for sign in signs))
+
+
+def _hard_sigmoid(node: ir.Node) -> tuple[Condition, ...]:
+    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+    return _at(-beta / alpha, (1 - beta) / alpha) if alpha else ()
+
+
+_STEPS = _same(Varies(_result, "result"))
+_SIGN = _same(*_at(0.0))
+DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
+    **dict.fromkeys(("Abs", "Celu", "Elu", "LeakyRelu", "PRelu", "Relu", "Selu", "Sign"), _SIGN),
+    **dict.fromkeys(("And", "IsInf", "IsNaN", "Not", "Or", "Xor"), _same(*_TRUTH)),
+    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod"), _same(*_ORDER)),
+    **dict.fromkeys(("Ceil", "Floor", "Round"), _STEPS),
+    **dict.fromkeys(("ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), _STEPS),
+    **dict.fromkeys(("Max", "Min"), _extremes),
+    **dict.fromkeys(("If", "Where"), _same(*_CONDITION)),
+    "Cast": _cast,
+    "Clip": _clamps,
+    "Compress": _same(Compares(1, "==", 1, number=True), Compares(1, "==", 0, number=True)),
+    "Div": _division,
+    "Equal": _same(*_TRUTH),
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _same(*_at(-3.0, 3.0)),
+    "Linear": _linear,
+    "NonZero": _same(*_NONZERO),
+    "OneHot": _same(*_ORDER),
+    "ReduceMax": _winners(True),
+    "ReduceMin": _winners(False),
+    "ScatterElements": _scatter,
+    "ScatterND": _scatter,
+    "Shrink": _of_attribute("lambd", 0.5, -1, 1),
+    "Slice": _slice,
+    "ThresholdedRelu": _of_attribute("alpha", 1.0, 1),
+    "TopK": _top,
+    "Trilu": _triangle,
+}
+PLAIN = frozenset(
+    "Acos Acosh Add Asin Asinh Atan Atanh BiasGelu BiasSplitGelu CastLike Concat Constant ConstantOfShape Conv Cos Cosh "
+    "CumSum DequantizeLinear Einsum Erf Exp Expand EyeLike FastGelu Flatten FusedMatMul Gather GatherElements GatherND "
+    "Gelu Gemm GroupedMatMul GroupNormalization Identity LayerNormalization Log LogSoftmax LpNormalization MatMul Mean "
+    "Mish Mul Neg Pad Pow QuickGelu RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum "
+    "ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape Shape Sigmoid "
+    "SimplifiedLayerNormalization Sin Sinh Size Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh Tile "
+    "Transpose Unsqueeze".split()
+)
+"""Operators whose result is one formula in their inputs, whatever these are."""
+
+
+def conditions(node: ir.Node) -> tuple[Condition, ...]:
+    """The sides of a node's decisions; none for a node that decides nothing."""
+    if node.op_type in PLAIN:
+        return ()
+    return DECIDING[node.op_type](node) if node.op_type in DECIDING else (Never(),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen:
+    """A side of a node's decision that no run has taken and no interval excludes."""
+
+    node: ir.Node
+    condition: Condition
+
+    def __str__(self) -> str:
+        return f"{self.node.op_type} node {node_name(self.node)!r}: {self.condition}"
+
+
+class Watch:
+    """Notes the sides that are taken while nodes run. Call it with a node, its inputs and its outputs."""
+
+    def __init__(self, nodes: Iterable[ir.Node], intervals: Mapping[ir.Value, Interval]) -> None:
+        self._intervals = intervals
+        self._conditions = {node: found for node in nodes if (found := conditions(node))}
+        self._evidence: dict[tuple[ir.Node, int], Evidence] = {}
+        self._open = {(node, place) for node, found in self._conditions.items() for place in range(len(found))}
+        self._close()
+
+    def __call__(self, node: ir.Node, inputs: Given, outputs: Given) -> None:
+        for place, condition in enumerate(self._conditions.get(node, ())):
+            if (node, place) in self._open:
+                found = condition.merge(self._evidence.get((node, place)), inputs, outputs)
+                self._evidence[node, place] = found
+
+    def fork(self) -> Watch:
+        """A watch that knows what this one has seen, and keeps what it sees to itself."""
+        other = copy.copy(self)
+        other._evidence, other._open = dict(self._evidence), set(self._open)
+        return other
+
+    def unseen(self) -> list[Unseen]:
+        """In the order of the nodes."""
+        self._close()
+        return [
+            Unseen(node, condition)
+            for node, found in self._conditions.items()
+            for place, condition in enumerate(found)
+            if (node, place) in self._open
+        ]
+
+    @property
+    def sides(self) -> int:
+        """How many sides there are, the excluded ones included."""
+        return sum(map(len, self._conditions.values()))
+
+    def _close(self) -> None:
+        self._open = {key for key in self._open if not self._seen(*key)}
+
+    def _seen(self, node: ir.Node, place: int) -> bool:
+        return self._conditions[node][place].seen(self._evidence.get((node, place)), dict(self._operands(node)))
+
+    def _operands(self, node: ir.Node) -> Iterator[tuple[int, Interval]]:
+        for place, value in enumerate(node.inputs):
+            if value is not None:
+                yield place, self._intervals.get(value, Interval())
+        yield OUTPUT, self._intervals.get(node.outputs[0], Interval())

@@ -1,0 +1,55 @@
+"""Finding inputs for the sides of a block's decisions that trials have not taken.
+
+A clamp that no trial reaches, a switch on the number of tokens, a floor under a sum: a proposal that ignores them agrees
+on all trials. So every node that decides is watched (:mod:`moec.ir.decisions`), and for a side that was not taken and
+that no interval excludes, inputs are searched for; there, too, the proposal has to agree. A side that stays unseen
+leaves the block as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.decisions import Watch
+from moec.ir.interpreter import EvaluationError
+from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
+from moec.passes.raising.block import Block
+from moec.passes.raising.facts import Array
+from moec.passes.raising.router import Routing
+from moec.passes.raising.trials import Trial, far_trials
+
+
+def watch_block(block: Block, used: Set[ir.Value]) -> Watch:
+    """A watch over all nodes of a block. The numbers of ``used`` constants are not looked at: they may be others in a
+    block of equal structure."""
+    return Watch(block.nodes, block_intervals(block, used))
+
+
+def block_intervals(block: Block, used: Set[ir.Value]) -> dict[ir.Value, Interval]:
+    def constant(value: ir.Value) -> Array | None:
+        facts = block.facts
+        if value in used or not facts.constant(value) or np.prod(facts.shape(value), dtype=np.int64) > MOST_BOUNDS:
+            return None
+        return facts.array(value)
+
+    return intervals(block.nodes, {}, constant)
+
+
+def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Trial]:
+    """Trials that take sides that ``watch`` has not seen. Ends when all are seen or nothing is left to try; the caller
+    runs each trial under the watch before it takes the next."""
+    for trial in far_trials(block, routing):
+        unseen = {one.node for one in watch.unseen()}
+        if not unseen:
+            return
+        probe = watch.fork()
+        outputs = [node.outputs[0] for node in block.nodes if node in unseen]
+        try:
+            block.values_on(trial.x, trial.logits, outputs, probe)
+        except (EvaluationError, MemoryError):
+            continue
+        if len(probe.unseen()) < len(watch.unseen()):
+            yield trial

@@ -1,0 +1,114 @@
+"""Inputs that a cut-out block and a proposal for it are compared on: rows x [T,d] and logits [T,E]."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from moec.passes.raising.block import MOST_TOKENS, Block
+from moec.passes.raising.facts import Array
+from moec.passes.raising.router import Routing
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Inputs to compare on. ``extreme``: numbers so large or small that the original itself may overflow; then the rows
+    on which it does are not compared."""
+
+    name: str
+    x: Array
+    logits: Array
+    extreme: bool = False
+
+
+def sample_rows(T: int, d: int) -> Array:
+    """Rows x [T,d] of very different magnitude, so that limits and saturating activations show."""
+    return np.random.default_rng(1).normal(size=(T, d)) * np.resize([8.0, 1.0, 0.3, 60.0], T)[:, None]
+
+
+def driving_logits(T: int, E: int, k: int) -> Array:
+    """Logits [T,E] in which token t prefers experts t*k to t*k+k-1 (modulo E)."""
+    logits = np.random.default_rng(2).normal(size=(T, E))
+    preferred = (np.arange(T)[:, None] * k + np.arange(k)) % E
+    np.put_along_axis(logits, preferred, 4 + np.take_along_axis(logits, preferred, 1), axis=1)
+    return logits
+
+
+def trials(block: Block, routing: Routing) -> Iterator[Trial]:
+    """Every expert driven, one expert preferred, ties, one token, no token, many tokens."""
+    E, k, most = block.E, routing.spec.k, block.tokens_at_once()
+    random = np.random.default_rng(3)
+    yield from _in_parts(block, "every expert", drive_all(block, routing, -(-E // k) + 1))
+    yield from _in_parts(block, "one expert preferred", np.zeros((3, E)) + 5 * (np.arange(E) == E - 1))
+    yield from _in_parts(block, "ties", random.integers(0, 2, size=(4, E)).astype(float))
+    yield from _in_parts(block, "one token", random.normal(size=(1, E)))
+    yield from _in_parts(block, "no token", np.zeros((0, E)))
+    yield crowd(block, min(2 * E, most))
+    yield from _in_parts(block, "many tokens", random.normal(size=(min(most, 4 * E + 1), E)) * 3)
+
+
+def one_token_per_expert(block: Block, routing: Routing) -> Iterator[Trial]:
+    """Every expert driven, by as few tokens as the original can do with."""
+    return _in_parts(block, "every expert", drive_all(block, routing, -(-block.E // routing.spec.k)))
+
+
+def crowd(block: Block, T: int) -> Trial:
+    logits = np.zeros((T, block.E)) + 5 * (np.arange(block.E) == block.E // 2)
+    return _trial(block, "all tokens to one expert", logits)
+
+
+def _trial(block: Block, name: str, logits: Array) -> Trial:
+    return Trial(name, sample_rows(len(logits), block.d), logits)
+
+
+def _in_parts(block: Block, name: str, logits: Array) -> Iterator[Trial]:
+    """One trial, or several where one evaluation of the original cannot take so many tokens."""
+    size = block.tokens_at_once()
+    return (_trial(block, name, logits[start : start + size]) for start in range(0, max(1, len(logits)), size))
+
+
+def drive_all(block: Block, routing: Routing, T: int) -> Array:
+    """Logits of T tokens or more for which the routing selects every expert that a logit can make it select."""
+    logits = driving_logits(T, block.E, routing.spec.k)
+    for logit in (8.0, 64.0):  # a correction bias, or groups, may stand against what the logits prefer
+        missing = np.setdiff1d(np.arange(block.E), routing.run(block, logits)[1])
+        more = np.random.default_rng(5).normal(size=(len(missing), block.E))
+        more[np.arange(len(missing)), missing] += logit
+        logits = np.concatenate([logits, more])
+    return logits
+
+
+def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
+    """Where ordinary trials do not come: rows and logits of every magnitude, more tokens than any number in the block,
+    and what is no number."""
+    logits = drive_all(block, routing, -(-block.E // routing.spec.k) + 1)[: block.tokens_at_once()]
+    rows = sample_rows(len(logits), block.d)
+    for factor in (1e2, 1e4, 1e8, 1e-2, 1e-4, 1e-8, 0.0):
+        yield Trial(f"rows times {factor:g}", rows * factor, logits, extreme=True)
+    for factor in (1e-2, 1.0, 1e2, 1e4, 1e8):
+        for sign in (1, -1):
+            yield Trial(f"rows of one sign times {sign * factor:g}", sign * np.abs(rows) * factor, logits, extreme=True)
+    for shift in (-8.0, -20.0, -100.0, -700.0, 8.0, 20.0, 100.0, 700.0):
+        yield Trial(f"logits moved by {shift:g}", rows, logits + shift, extreme=True)
+    for factor in (10.0, 100.0, 1e4, 1e8, -10.0, -1e3, 1e-2, 1e-4, 0.0):
+        yield Trial(f"logits times {factor:g}", rows, logits * factor, extreme=True)
+    for T in _token_counts(block):
+        yield crowd(block, T)
+        spread = np.random.default_rng(6).normal(size=(T, block.E))
+        yield Trial("very many tokens", sample_rows(T, block.d), spread)
+    for number in (np.nan, np.inf, -np.inf):
+        for place in ("rows", "logits"):
+            x, scores = rows.copy(), logits.copy()
+            (x if place == "rows" else scores)[0, 0] = number
+            yield Trial(f"{number} among the {place}", x, scores, extreme=True)
+
+
+def _token_counts(block: Block) -> list[int]:
+    """Numbers of tokens that exceed the numbers in the block: capacities, and limits of places in a sequence."""
+    numbers = {abs(number) for number in block.numbers() if 1 <= abs(number) <= MOST_TOKENS}
+    steps = sorted({2 * int(number) + 4 for number in numbers})
+    if block.gathers_weights():
+        steps = [T for T in steps if T <= block.tokens_at_once()]
+    return steps

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import constant
+from moec.passes.rewriting import constant, is_op
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +20,18 @@ class CanonicalizeRouter:
 
     1. A ``correction_bias`` of zeros moves no choice: it is dropped.
     2. renormalise(topk(softmax(x))) = softmax(topk(x)): softmax keeps order, and the sum over all experts cancels. Only
-       without bias, groups, threshold, capacity and normalize_epsilon, which see the scores themselves.
+       without bias, groups, threshold, capacity and guards of the sum, which see the scores themselves.
     3. softmax_topk weights sum to 1 already: ``normalize`` with epsilon 0 is dropped, under the same conditions.
     4. Groups of which all are kept restrict nothing: they are dropped.
+    5. Scores that a Softmax or a Sigmoid makes for a router that takes them as they are become the router's own::
 
-    ::
+        s = Softmax (logits)                                  w, e = moec.Route <k = 2, score = "softmax"> (logits)
+        w, e = moec.Route <k = 2, score = "identity"> (s)  →
+
+    6. The k largest of E softmax scores sum to k/E or more: a ``normalize_floor`` below that, without bias and groups,
+       is dropped.
+
+    An example of rule 2::
 
         w, e = moec.Route <k = 2, normalize = 1> (logits)
             ->
@@ -38,6 +45,7 @@ class CanonicalizeRouter:
         changed = False
         for node in model.graph:
             if dialect.is_moec(node, "Route") or dialect.is_moec(node, "MoE"):
+                changed |= _absorb_scores(model.graph, node)
                 changed |= _drop_zero_bias(node)
                 changed |= _rewrite_spec(node)
         return changed
@@ -54,9 +62,45 @@ def _drop_zero_bias(node: ir.Node) -> bool:
     return True
 
 
+_SCORES = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+
+
+def _absorb_scores(graph: ir.Graph, node: ir.Node) -> bool:
+    """Rule 5. A Reshape that keeps the experts together may stand between."""
+    position = dialect.INPUTS[node.op_type].index("logits")
+    given = node.inputs[position]
+    reshape = given.producer() if given is not None and is_op(given.producer(), "Reshape") else None
+    scores = reshape.inputs[0] if reshape is not None else given
+    made_by = scores.producer() if scores is not None else None
+    if made_by is None or made_by.domain or made_by.op_type not in _SCORES or scores is None or given is None:
+        return False
+    E = _last(given)
+    if dialect.spec_of(node, RouteSpec).score != "identity" or E is None or _last(scores) != E:
+        return False
+    rank = len(scores.shape or ())
+    if made_by.op_type == "Softmax" and made_by.attributes.get_int("axis", -1) not in (-1, rank - 1):
+        return False
+    logits = made_by.inputs[0]
+    if reshape is not None:
+        moved = ir.node("Reshape", [logits, *reshape.inputs[1:]], dict(reshape.attributes))
+        moved.outputs[0].shape, moved.outputs[0].type = given.shape, given.type
+        graph.insert_before(node, moved)
+        logits = moved.outputs[0]
+    node.replace_input_with(position, logits)
+    node.attributes["score"] = ir.AttrString("score", _SCORES[made_by.op_type])
+    return True
+
+
+def _last(value: ir.Value) -> int | None:
+    last = value.shape[-1] if value.shape else None
+    return last if isinstance(last, int) else None
+
+
 def _rewrite_spec(node: ir.Node) -> bool:
     spec = dialect.spec_of(node, RouteSpec)
-    canonical = _canonical(spec, biased=dialect.inputs_of(node)["correction_bias"] is not None)
+    inputs = dialect.inputs_of(node)
+    E = None if inputs["logits"] is None else _last(inputs["logits"])
+    canonical = _canonical(spec, E, biased=inputs["correction_bias"] is not None)
     if canonical == spec:
         return False
     others = [dialect.spec_of(node, ExpertsSpec)] if node.op_type == "MoE" else []
@@ -67,17 +111,13 @@ def _rewrite_spec(node: ir.Node) -> bool:
     return True
 
 
-def _canonical(spec: RouteSpec, *, biased: bool) -> RouteSpec:
+def _canonical(spec: RouteSpec, E: int | None, *, biased: bool) -> RouteSpec:
     if spec.groups > 1 and spec.groups_kept == spec.groups:
         spec = dataclasses.replace(spec, groups=1, groups_kept=1)
-    only_selected = (
-        not biased
-        and spec.selection == "topk"
-        and spec.groups == 1
-        and spec.threshold is None
-        and spec.capacity == 0
-        and spec.normalize_epsilon == 0.0
-    )
+    largest = not biased and spec.selection == "topk" and spec.groups == 1 and spec.threshold is None
+    if largest and spec.score == "softmax" and E is not None and spec.normalize_floor < spec.k / E:
+        spec = dataclasses.replace(spec, normalize_floor=0.0)
+    only_selected = largest and spec.capacity == 0 and spec.normalize_epsilon == 0.0 and spec.normalize_floor == 0.0
     if only_selected and spec.normalize and spec.score in ("softmax", "softmax_topk"):
         spec = dataclasses.replace(spec, score="softmax_topk", normalize=False)
     return spec

@@ -1,9 +1,8 @@
-"""Where a graph decides, and which sides of its decisions were seen.
+"""Where a graph decides: the sides that each operator's decisions have, and what it takes to have seen one.
 
 A clamp, a comparison, a selection computes different things on its two sides, and a run shows only those that its data
-reaches. ``conditions(node)`` says what the sides of a node are; a :class:`Watch`, handed to an
-:class:`~moec.ir.interpreter.Evaluator`, notes which of them were taken while graphs ran. What intervals
-(:mod:`moec.ir.intervals`) show to be out of reach of every input does not count as unseen.
+reaches. ``conditions(node)`` says what the sides of a node are; :mod:`moec.ir.watch` notes which of them were taken.
+What intervals (:mod:`moec.ir.intervals`) show to be out of reach of every input counts as seen.
 
 Operators that decide nothing (products, sums, smooth functions, moves of data) are listed by name; an operator that is
 in neither table counts as one whose sides are never all seen.
@@ -11,16 +10,15 @@ in neither table counts as one whose sides are never all seen.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.ir.intervals import Interval, may_hold
-from moec.ir.names import node_name
 
 Array = np.ndarray[Any, Any]
 Given = Sequence[Array | None]
@@ -33,6 +31,7 @@ OUTPUT = -1
 _RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "<": np.less,
     ">": np.greater,
+    "<=": np.less_equal,
     ">=": np.greater_equal,
     "==": np.equal,
     "!=": np.not_equal,
@@ -129,6 +128,24 @@ class Varies(Condition):
         return f"another {self.what}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Rounds(Condition):
+    """Numbers that are not whole are never rounded: every step of a rounding is a decision, and there are too many."""
+
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+        data = inputs[0]
+        assert data is not None
+        finite = data[np.isfinite(data)]
+        return bool(evidence) or bool(np.any(finite != np.rint(finite)))
+
+    def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
+        low, high = operands[OUTPUT].whole
+        return low == high or evidence is False
+
+    def __str__(self) -> str:
+        return "it rounds to whole numbers"
+
+
 class Never(Condition):
     """Something that no run can show, for want of knowledge of the operator."""
 
@@ -143,7 +160,7 @@ class Never(Condition):
 
 
 def _between(*places: int) -> tuple[Condition, ...]:
-    pairs = zip(places, places[1:], strict=False)
+    pairs = itertools.pairwise(places)
     return tuple(Compares(left, relation, right) for left, right in pairs for relation in "<>")
 
 
@@ -154,7 +171,8 @@ def _at(*breaks: float) -> tuple[Condition, ...]:
 _TRUTH = (Compares(OUTPUT, "==", 1, number=True), Compares(OUTPUT, "==", 0, number=True))
 _CONDITION = (Compares(0, "==", 1, number=True), Compares(0, "==", 0, number=True))
 _NONZERO = (Compares(0, "!=", 0, number=True), Compares(0, "==", 0, number=True))
-_ORDER = (Compares(0, "<", 1), Compares(0, ">=", 1))
+_BELOW = (Compares(0, "<", 1), Compares(0, ">=", 1))
+_ABOVE = (Compares(0, ">", 1), Compares(0, "<=", 1))
 
 
 def _result(inputs: Given, outputs: Given) -> Array | None:
@@ -215,13 +233,13 @@ def _cast(node: ir.Node) -> tuple[Condition, ...]:
         return _TRUTH
     if source is not None and source.dtype is not None and not source.dtype.is_floating_point():
         return () if ir.DataType(target).itemsize >= source.dtype.itemsize else (Varies(_result, "result"),)
-    return (Varies(_result, "result"),)
+    return (Rounds(),)
 
 
 def _division(node: ir.Node) -> tuple[Condition, ...]:
     """A division of integers rounds to steps."""
     types = [value.dtype for value in node.inputs if value is not None]
-    return () if any(t is not None and t.is_floating_point() for t in types) else _ORDER
+    return () if any(t is not None and t.is_floating_point() for t in types) else _BELOW
 
 
 def _slice(node: ir.Node) -> tuple[Condition, ...]:
@@ -261,9 +279,11 @@ def _scatter(node: ir.Node) -> tuple[Condition, ...]:
 
 
 def _linear(node: ir.Node) -> tuple[Condition, ...]:
-    return (Compares(OUTPUT, ">", 0, number=True), Compares(OUTPUT, "==", 0, number=True)) if (
-        node.attributes.get_string("activation", "identity").startswith("relu")
-    ) else ()
+    return (
+        (Compares(OUTPUT, ">", 0, number=True), Compares(OUTPUT, "==", 0, number=True))
+        if (node.attributes.get_string("activation", "identity").startswith("relu"))
+        else ()
+    )
 
 
 def _same(*found: Condition) -> Callable[[ir.Node], tuple[Condition, ...]]:
@@ -279,14 +299,15 @@ def _hard_sigmoid(node: ir.Node) -> tuple[Condition, ...]:
     return _at(-beta / alpha, (1 - beta) / alpha) if alpha else ()
 
 
-_STEPS = _same(Varies(_result, "result"))
+_VARIES = _same(Varies(_result, "result"))
 _SIGN = _same(*_at(0.0))
 DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
     **dict.fromkeys(("Abs", "Celu", "Elu", "LeakyRelu", "PRelu", "Relu", "Selu", "Sign"), _SIGN),
     **dict.fromkeys(("And", "IsInf", "IsNaN", "Not", "Or", "Xor"), _same(*_TRUTH)),
-    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod"), _same(*_ORDER)),
-    **dict.fromkeys(("Ceil", "Floor", "Round"), _STEPS),
-    **dict.fromkeys(("ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), _STEPS),
+    **dict.fromkeys(("GreaterOrEqual", "Less", "Mod", "OneHot"), _same(*_BELOW)),
+    **dict.fromkeys(("Greater", "LessOrEqual"), _same(*_ABOVE)),
+    **dict.fromkeys(("Ceil", "Floor", "Round"), _same(Rounds())),
+    **dict.fromkeys(("ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), _VARIES),
     **dict.fromkeys(("Max", "Min"), _extremes),
     **dict.fromkeys(("If", "Where"), _same(*_CONDITION)),
     "Cast": _cast,
@@ -298,7 +319,6 @@ DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
     "HardSwish": _same(*_at(-3.0, 3.0)),
     "Linear": _linear,
     "NonZero": _same(*_NONZERO),
-    "OneHot": _same(*_ORDER),
     "ReduceMax": _winners(True),
     "ReduceMin": _winners(False),
     "ScatterElements": _scatter,
@@ -309,15 +329,16 @@ DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
     "TopK": _top,
     "Trilu": _triangle,
 }
-PLAIN = frozenset(
-    "Acos Acosh Add Asin Asinh Atan Atanh BiasGelu BiasSplitGelu CastLike Concat Constant ConstantOfShape Conv Cos Cosh "
-    "CumSum DequantizeLinear Einsum Erf Exp Expand EyeLike FastGelu Flatten FusedMatMul Gather GatherElements GatherND "
-    "Gelu Gemm GroupedMatMul GroupNormalization Identity LayerNormalization Log LogSoftmax LpNormalization MatMul Mean "
-    "Mish Mul Neg Pad Pow QuickGelu RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum "
-    "ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape Shape Sigmoid "
-    "SimplifiedLayerNormalization Sin Sinh Size Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh Tile "
-    "Transpose Unsqueeze".split()
+_PLAIN = (
+    "Acos Acosh Add Asin Asinh Atan Atanh BiasGelu BiasSplitGelu CastLike Concat Constant ConstantOfShape Conv "
+    "Cos Cosh CumSum DequantizeLinear Einsum Erf Exp Expand EyeLike FastGelu Flatten FusedMatMul Gather "
+    "GatherElements GatherND Gelu Gemm GroupNormalization GroupedMatMul Identity LayerNormalization Log "
+    "LogSoftmax LpNormalization MatMul Mean Mish Mul Neg Pad Pow QuickGelu RMSNormalization Range Reciprocal "
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape "
+    "Shape Sigmoid SimplifiedLayerNormalization Sin Sinh Size Softmax Softplus Softsign Split Sqrt Squeeze Sub "
+    "Sum Swish Tan Tanh Tile Transpose Unsqueeze"
 )
+PLAIN = frozenset(_PLAIN.split())
 """Operators whose result is one formula in their inputs, whatever these are."""
 
 
@@ -326,64 +347,3 @@ def conditions(node: ir.Node) -> tuple[Condition, ...]:
     if node.op_type in PLAIN:
         return ()
     return DECIDING[node.op_type](node) if node.op_type in DECIDING else (Never(),)
-
-
-@dataclasses.dataclass(frozen=True)
-class Unseen:
-    """A side of a node's decision that no run has taken and no interval excludes."""
-
-    node: ir.Node
-    condition: Condition
-
-    def __str__(self) -> str:
-        return f"{self.node.op_type} node {node_name(self.node)!r}: {self.condition}"
-
-
-class Watch:
-    """Notes the sides that are taken while nodes run. Call it with a node, its inputs and its outputs."""
-
-    def __init__(self, nodes: Iterable[ir.Node], intervals: Mapping[ir.Value, Interval]) -> None:
-        self._intervals = intervals
-        self._conditions = {node: found for node in nodes if (found := conditions(node))}
-        self._evidence: dict[tuple[ir.Node, int], Evidence] = {}
-        self._open = {(node, place) for node, found in self._conditions.items() for place in range(len(found))}
-        self._close()
-
-    def __call__(self, node: ir.Node, inputs: Given, outputs: Given) -> None:
-        for place, condition in enumerate(self._conditions.get(node, ())):
-            if (node, place) in self._open:
-                found = condition.merge(self._evidence.get((node, place)), inputs, outputs)
-                self._evidence[node, place] = found
-
-    def fork(self) -> Watch:
-        """A watch that knows what this one has seen, and keeps what it sees to itself."""
-        other = copy.copy(self)
-        other._evidence, other._open = dict(self._evidence), set(self._open)
-        return other
-
-    def unseen(self) -> list[Unseen]:
-        """In the order of the nodes."""
-        self._close()
-        return [
-            Unseen(node, condition)
-            for node, found in self._conditions.items()
-            for place, condition in enumerate(found)
-            if (node, place) in self._open
-        ]
-
-    @property
-    def sides(self) -> int:
-        """How many sides there are, the excluded ones included."""
-        return sum(map(len, self._conditions.values()))
-
-    def _close(self) -> None:
-        self._open = {key for key in self._open if not self._seen(*key)}
-
-    def _seen(self, node: ir.Node, place: int) -> bool:
-        return self._conditions[node][place].seen(self._evidence.get((node, place)), dict(self._operands(node)))
-
-    def _operands(self, node: ir.Node) -> Iterator[tuple[int, Interval]]:
-        for place, value in enumerate(node.inputs):
-            if value is not None:
-                yield place, self._intervals.get(value, Interval())
-        yield OUTPUT, self._intervals.get(node.outputs[0], Interval())

@@ -36,7 +36,7 @@ REFUSAL_KEY = "moec.refusal"
 """Key of a node's metadata: why an operator of onnxruntime's own was not spelled in ONNX and moec."""
 
 ScoreFunction = Literal[
-    "softmax", "sigmoid", "softmax_topk", "sqrt_softplus", "softplus", "relu", "identity", "sparsemixer"
+    "softmax", "sigmoid", "softmax_topk", "sigmoid_topk", "sqrt_softplus", "softplus", "relu", "identity", "sparsemixer"
 ]
 Selection = Literal["topk", "all", "expert_choice"]
 GroupScore = Literal["max", "sum_top2"]
@@ -51,9 +51,10 @@ class RouteSpec:
 
     1. ``s = score(logits)``: ``softmax`` over all experts; ``sigmoid``, ``softplus``, ``sqrt_softplus``,
        ``relu``, ``identity`` elementwise; ``softmax_topk`` selects by the logits and takes the softmax over the
-       selected logits only; ``sparsemixer`` (k <= 2, PhiMoE, arXiv 2409.12136) takes one masked argmax per round, the
-       weight being the masked softmax of that round; masked is what lies more than ``2 * jitter`` below the maximum,
-       relative to the larger of its magnitude and the maximum.
+       selected logits only, ``sigmoid_topk`` the sigmoid of these (the sigmoids of large logits are equal, so that
+       choosing by them is something else); ``sparsemixer`` (k <= 2, PhiMoE, arXiv 2409.12136) takes one masked argmax
+       per round, the weight being the masked softmax of that round; masked is what lies more than ``2 * jitter`` below
+       the maximum, relative to the larger of its magnitude and the maximum.
     2. Selection score ``c = s + correction_bias`` (DeepSeek-V3): the bias moves the choice, never the weight.
        With ``groups`` > 1 the experts form that many equal groups; a group's score is its ``max`` or the ``sum_top2``
        of ``c``; only the best ``groups_kept`` groups stay candidates (the others' ``c`` becomes -inf).
@@ -62,7 +63,8 @@ class RouteSpec:
        ``capacity`` tokens it scores highest (k = E, id -1 where not taken).
     4. Weights are ``s`` at the selected ids; those at or below ``threshold`` (if not None) are dropped (id -1,
        weight 0).
-    5. ``normalize``: weights are divided by (their sum over the k selected + ``normalize_epsilon``).
+    5. ``normalize``: weights are divided by (their sum over the k selected + ``normalize_epsilon``), but by no less
+       than ``normalize_floor`` (if > 0).
     6. Weights are multiplied by ``scale``.
     7. ``capacity`` > 0 with ``topk``: tokens in order, first choices of all tokens before second choices; a pair beyond
        its expert's capacity is dropped (id -1, weight 0). Capacity makes a token depend on all others.
@@ -73,6 +75,7 @@ class RouteSpec:
     selection: Selection = "topk"
     normalize: bool = False
     normalize_epsilon: float = 0.0
+    normalize_floor: float = 0.0
     scale: float = 1.0
     groups: int = 1
     groups_kept: int = 1
@@ -122,6 +125,7 @@ class ExpertsSpec(ProductSpec):
     ``alpha``: scale inside silu, ``x * sigmoid(alpha * x)`` (1.702 for the sigmoid approximation of GELU).
     ``limit`` > 0 clamps ``g`` to at most ``limit`` and ``u`` to [-limit, limit] before the activation (GPT-OSS).
     ``weight_on_input``: the expert sees ``w * x`` and its output is summed unweighted (Llama 4).
+    ``output_limit`` > 0 clamps every element of ``y`` to [-output_limit, output_limit] (a guard for float16).
     Experts with id >= E and < E + ``identity_experts`` return their input (zero-computation experts, MoE++).
     ``hidden_sizes``: expert e has only its first ``hidden_sizes[e]`` hidden units (elements of ``h``); what the weights
     hold for the others is ignored. Empty: every expert has all f.
@@ -136,6 +140,7 @@ class ExpertsSpec(ProductSpec):
     limit: float = 0.0
     up_offset: float = 0.0
     weight_on_input: bool = False
+    output_limit: float = 0.0
     identity_experts: int = 0
     hidden_sizes: tuple[int, ...] = ()
 

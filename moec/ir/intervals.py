@@ -1,7 +1,7 @@
 """Which numbers the values of a graph can be, whatever its inputs: interval arithmetic over nodes.
 
-Values that nothing is known of lie in (-inf, inf). Bounds are of real arithmetic on finite inputs: rounding may leave an
-interval by the last bit, and an overflow leaves it altogether.
+Values that nothing is known of lie in (-inf, inf). Bounds are of real arithmetic on finite inputs: rounding may leave
+an interval by the last bit, and an overflow leaves it altogether.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNIT = Interval(0.0, 1.0)
 
 
 def may_hold(relation: str, left: Interval, right: Interval) -> Array:
-    """Whether ``left relation right`` (<, <=, >, >=, ==, !=) holds for some numbers of the intervals, entry by entry."""
+    """Whether ``left relation right`` (<, <=, >, >=, ==, !=) holds for some numbers of the intervals, by entry."""
     if relation == "<":
         return np.asarray(np.less(left.low, right.high))
     if relation == "<=":

@@ -273,6 +273,16 @@ def _groups(node: ir.Node) -> str | None:
     return f"k is {spec.k}, but the kept groups hold only {candidates} experts" if spec.k > candidates else None
 
 
+@_rule("normalization", "Route", "MoE")
+def _normalization(node: ir.Node) -> str | None:
+    spec, _ = _routed(node)
+    if spec.normalize_floor < 0:
+        return f"normalize_floor is {spec.normalize_floor}; it cannot be negative"
+    if spec.normalize_floor > 0 and not spec.normalize:
+        return "normalize_floor belongs to normalize; nothing is divided without it"
+    return None
+
+
 @_rule("sparsemixer", "Route", "MoE")
 def _sparse_mixer(node: ir.Node) -> str | None:
     spec, _ = _routed(node)
@@ -311,6 +321,7 @@ def _gate_attributes(node: ir.Node) -> str | None:
     return _first(
         "limit needs a gate" if spec.limit and not spec.gated else None,
         "up_offset needs a gate" if spec.up_offset and not spec.gated else None,
+        f"output_limit is {spec.output_limit}; it cannot be negative" if spec.output_limit < 0 else None,
         f"limit is {spec.limit}; it cannot be negative" if spec.limit < 0 else None,
         f"alpha belongs to silu, not to {spec.activation}" if spec.alpha != 1 and spec.activation != "silu" else None,
         f"identity_experts is {spec.identity_experts}" if spec.identity_experts < 0 else None,

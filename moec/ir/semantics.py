@@ -107,8 +107,9 @@ SCORES: dict[str, Callable[[Array], Array]] = {
     "relu": _relu,
     "identity": _identity,
     "softmax_topk": _identity,
+    "sigmoid_topk": _identity,
 }
-"""Scores as functions of the logits; ``softmax_topk`` becomes a softmax once the experts are selected."""
+"""Scores as functions of the logits; those named ``_topk`` become a softmax or a sigmoid of the selected ones."""
 
 
 def _largest(scores: Array, count: int, axis: int = -1) -> Array:
@@ -175,6 +176,8 @@ def _scores_at_selected(spec: RouteSpec, logits: Array, correction_bias: Array |
     weights = np.take_along_axis(scores, np.maximum(ids, 0), axis=1)
     if spec.score == "softmax_topk":
         weights = softmax(np.where(ids < 0, -np.inf, weights))
+    elif spec.score == "sigmoid_topk":
+        weights = sigmoid(weights)
     return weights, ids
 
 
@@ -203,7 +206,8 @@ def route(
         ids = np.where(weights > spec.threshold, ids, -1)
     weights = np.where(ids < 0, 0, weights)
     if spec.normalize:  # 5
-        weights = weights / (weights.sum(axis=1, keepdims=True) + spec.normalize_epsilon)
+        total = weights.sum(axis=1, keepdims=True) + spec.normalize_epsilon
+        weights = weights / (np.maximum(total, spec.normalize_floor) if spec.normalize_floor > 0 else total)
     weights = weights * spec.scale  # 6
     if spec.capacity > 0 and spec.selection == "topk":  # 7
         ids = np.where(_beyond_capacity(spec.capacity, ids), -1, ids)
@@ -250,6 +254,11 @@ def activated(spec: ExpertsSpec, gate: Array | None, up: Array) -> Array:
     return _activate(spec.activation, gate, spec.alpha) * (up + spec.up_offset)
 
 
+def limited(spec: ExpertsSpec, y: Array) -> Array:
+    """What an expert returns, of the result of its down projection."""
+    return np.clip(y, -spec.output_limit, spec.output_limit) if spec.output_limit > 0 else y
+
+
 def _expert(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None], hidden_size: int | None) -> Array:
     """One expert on rows [n,d]; ``weights`` as for :func:`projections_in`; a ``hidden_size`` of None means all f."""
     down = weights["down"]
@@ -257,7 +266,7 @@ def _expert(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None],
     hidden = activated(spec, *projections_in(spec, rows, weights))
     if hidden_size is not None:
         hidden, down = hidden[:, :hidden_size], down[:hidden_size] if spec.down_transposed else down[:, :hidden_size]
-    return _project(spec, hidden, down, weights["down_bias"], spec.down_transposed)
+    return limited(spec, _project(spec, hidden, down, weights["down_bias"], spec.down_transposed))
 
 
 def pairs_by_expert(ids: Array) -> Iterator[tuple[int, Array, Array]]:

@@ -23,13 +23,22 @@ def activations(block: Block, spec: ExpertsSpec) -> Iterator[ExpertsSpec]:
     """``spec`` with every activation, alpha, limit, offset and place of the routing weight that the graph allows."""
     alphas = {1.0, *_scalars(block, _SCALING), *_alphas_of_swish(block)}
     limits = {0.0, *_scalars(block, _LIMITING)} if spec.gated else {0.0}
+    output_limits = {0.0, *_scalars(block, _LIMITING)}
     offsets = {0.0, *_scalars(block, _ADDING)} if spec.gated else {0.0}
     names: tuple[Activation, ...] = choices(ExpertsSpec, "activation")  # type: ignore[assignment]
     for weight_on_input, name in itertools.product((False, True), names):
         own_alphas = sorted(alphas) if name == "silu" else [1.0]
-        for alpha, limit, offset in itertools.product(own_alphas, sorted(limits, reverse=True), sorted(offsets)):
+        for alpha, limit, output_limit, offset in itertools.product(
+            own_alphas, sorted(limits, reverse=True), sorted(output_limits, reverse=True), sorted(offsets)
+        ):
             yield dataclasses.replace(
-                spec, activation=name, alpha=alpha, limit=limit, up_offset=offset, weight_on_input=weight_on_input
+                spec,
+                activation=name,
+                alpha=alpha,
+                limit=limit,
+                output_limit=output_limit,
+                up_offset=offset,
+                weight_on_input=weight_on_input,
             )
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.decisions import Unseen, Watch
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.interpreter import EvaluationError
 from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import experts
+from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
 from moec.passes.raising.coverage import reaching_trials, watch_block
 from moec.passes.raising.facts import Array

@@ -1,8 +1,8 @@
 """Finding inputs for the sides of a block's decisions that trials have not taken.
 
-A clamp that no trial reaches, a switch on the number of tokens, a floor under a sum: a proposal that ignores them agrees
-on all trials. So every node that decides is watched (:mod:`moec.ir.decisions`), and for a side that was not taken and
-that no interval excludes, inputs are searched for; there, too, the proposal has to agree. A side that stays unseen
+A clamp that no trial reaches, a switch on the number of tokens, a floor under a sum: a proposal that ignores them
+agrees on all trials. So every node that decides is watched (:mod:`moec.ir.watch`), and for a side that was not taken
+and that no interval excludes, inputs are searched for; there, too, the proposal has to agree. A side that stays unseen
 leaves the block as it is.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Iterator, Set
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.decisions import Watch
 from moec.ir.interpreter import EvaluationError
 from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
+from moec.ir.watch import Watch
 from moec.passes.raising.block import Block
 from moec.passes.raising.facts import Array
 from moec.passes.raising.router import Routing

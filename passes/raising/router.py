@@ -20,7 +20,11 @@ from moec.passes.raising.block import Block
 from moec.passes.raising.facts import Array
 
 TOLERANCE = 1e-6
-SCORES = ("softmax", "softmax_topk", "sigmoid", "sqrt_softplus", "softplus", "relu", "identity")
+FIRST = 2
+"""Rows that are compared with all views at once."""
+COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
+CLAMPS = frozenset({"Clip", "Max"})
+SCORES = ("softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sqrt_softplus", "softplus", "relu", "identity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +41,27 @@ class Routing:
 
 
 def propose_routings(block: Block) -> list[Routing]:
-    """Routings that agree with the router on sample logits, those seen latest in the graph first."""
-    logits = sample_logits(block.E)
+    """Routings that agree with the router on sample logits, those seen latest in the graph first, and of these
+    those that agree on most far logits, too: far from zero a floor shows, and an epsilon."""
+    near = sample_logits(block.E)
+    logits = np.concatenate([near, far_logits(block.E)])
     step = block.row_step
     T = step if block.rows_are_fixed else -(-len(logits) // step) * step
     logits = np.resize(logits, (T, block.E))
     observed = _observe(block, logits)
     if not observed:
         return []
-    found: dict[Routing, int] = {}
-    for routing in _grid(block, sorted({view.k for view in observed})):
+    found: dict[Routing, tuple[int, int]] = {}
+    by_k = {k: [view for view in observed if view.k == k] for k in {view.k for view in observed}}
+    starts = {k: np.stack([view.mixture[:FIRST] for view in views]) for k, views in by_k.items()}
+    for routing in _grid(block, sorted(by_k)):
         mixture = as_mixture(*routing.run(block, logits), block.E)
-        for view in observed:
-            if view.k == routing.spec.k and _agree(view.mixture, mixture):
-                found[routing] = max(found.get(routing, 0), view.position)
-    return sorted(found, key=lambda routing: -found[routing])
+        likely = _agree(starts[routing.spec.k], mixture[:FIRST]).all(axis=1)
+        for view in (by_k[routing.spec.k][place] for place in np.flatnonzero(likely)):
+            agreeing = _agree(view.mixture, mixture)
+            if agreeing[: len(near)].all():
+                found[routing] = max(found.get(routing, (0, 0)), (view.position, int(agreeing.sum())))
+    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 def sample_logits(E: int) -> Array:
@@ -62,6 +72,14 @@ def sample_logits(E: int) -> Array:
     return np.concatenate([ordinary, ties, np.zeros((1, E)), random.normal(size=(4, E)) - 7])
 
 
+def far_logits(E: int) -> Array:
+    """Logits [T,E] of other magnitudes than trained routers have."""
+    random = np.random.default_rng(4)
+    shifted = [random.normal(size=(2, E)) - shift for shift in (20, 45, 80, 300)]
+    small = [np.abs(random.normal(size=(1, E))) * 10.0**-power for power in range(3, 31, 3)]
+    return np.concatenate([*shifted, *small, random.normal(size=(48, E)) * 6])
+
+
 def as_mixture(weights: Array, ids: Array, E: int) -> Array:
     """Weights [T,k] and ids [T,k] as a dense matrix [T,E]; ids of -1 are left out."""
     mixture = np.zeros((len(weights), E))
@@ -70,8 +88,10 @@ def as_mixture(weights: Array, ids: Array, E: int) -> Array:
     return mixture
 
 
-def _agree(a: Array, b: Array) -> bool:
-    return bool(np.all(np.abs(a - b) <= TOLERANCE * np.abs(b).max(axis=1, keepdims=True)))
+def _agree(a: Array, b: Array) -> Array:
+    """For each row whether a [...,T,E] and b [T,E] agree in it."""
+    with np.errstate(all="ignore"):
+        return np.all(np.abs(a - b) <= TOLERANCE * np.abs(b).max(axis=1, keepdims=True), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,23 +143,31 @@ def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
     numbers = _numbers(block)
     biases = [None, *expert_vectors(block)]
     scales = [1.0, *(n for n in numbers if n > 0 and n != 1)]
-    epsilons = [0.0, *(n for n in numbers if 0 < n < 1e-3)]
+    guards = [{}, *({"normalize_epsilon": n} for n in numbers if 0 < n < 1e-3)]
+    guards += [{"normalize_floor": n} for n in _numbers(block, CLAMPS | COMPARISONS) if n > 0]
+    thresholds = [None, *(n for n in _numbers(block, COMPARISONS) if 0 < n < 1)]
     for k in widths:
         shapes = _group_options(block, k)
-        for score, bias, groups in itertools.product(SCORES, biases, shapes):
+        for score, bias, groups, threshold in itertools.product(SCORES, biases, shapes, thresholds):
             for scale in scales:
-                yield Routing(RouteSpec(k=k, score=score, scale=scale, **groups), bias)
-                for epsilon in epsilons if score != "softmax_topk" else ():
-                    spec = RouteSpec(k, score, normalize=True, normalize_epsilon=epsilon, scale=scale, **groups)
-                    yield Routing(spec, bias)
+                fields = {"k": k, "score": score, "scale": scale, "threshold": threshold, **groups}
+                yield Routing(RouteSpec(**fields), bias)
+                for guard in guards if score != "softmax_topk" or threshold is not None else ():
+                    yield Routing(RouteSpec(**fields, normalize=True, **guard), bias)
         if k <= 2:
             yield from (Routing(RouteSpec(k, "sparsemixer", jitter=n / 2)) for n in numbers if 0 < n < 1)
 
 
-def _numbers(block: Block) -> list[float]:
-    """Distinct scalar constants of the router."""
-    scalars = (block.facts.scalar(value) for node in block.router_nodes() for value in node.inputs)
-    return sorted({round(s, 12) for s in scalars if s is not None and np.isfinite(s)})
+def _numbers(block: Block, operators: frozenset[str] | None = None) -> list[float]:
+    """Distinct scalar constants of the router, or of its nodes with these operators."""
+    nodes = (node for node in block.router_nodes() if operators is None or node.op_type in operators)
+    scalars = (block.facts.scalar(value) for node in nodes for value in node.inputs)
+    return sorted({_shortest(s) for s in scalars if s is not None and np.isfinite(s)})
+
+
+def _shortest(number: float) -> float:
+    """The shortest decimal that is the same float32, where the number is one."""
+    return float(str(np.float32(number))) if np.float32(number) == number else number
 
 
 def expert_vectors(block: Block) -> list[ir.Value]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moec.ir.decisions import Unseen
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec
 from moec.ir.interpreter import EvaluationError
 from moec.ir.products import rounded_rows
-from moec.ir.semantics import activated, pairs_by_expert, projections_in
+from moec.ir.semantics import activated, limited, pairs_by_expert, projections_in
+from moec.ir.watch import Unseen
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import TOLERANCE, Proposal, difference, judge
@@ -23,6 +23,7 @@ from moec.passes.raising.weights import Arrangement
 
 MOST_ROUTINGS = 3
 MOST_JUDGED = 4
+FAR = 1e5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ def _tried(block: Block, routing: Routing, arrangements: list[Arrangement]) -> I
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
-    """Three tokens that prefer the same experts, and a few of the original's outputs for them: y [3, outputs].
+    """A few tokens n that prefer the same experts, two of them far from zero so that limits show, and a few of the
+    original's outputs for them: y [n, outputs]. Tokens for which the original overflows are left out.
 
     Whether an activation fits shows in any output, so projections into the experts are computed once for all
     activations, and projections out of them for a few outputs alone.
@@ -89,17 +91,20 @@ class _Probe:
         """Raises NotUnderstoodError if the original cannot be run: neither on these tokens, nor with more of them that
         drive all experts, as a traced loop may need."""
         E, k = block.E, routing.spec.k
-        alike = driving_logits(1, E, k) * np.array([[1.0], [0.9], [1.1]])
+        alike = driving_logits(1, E, k) * np.array([[1.0], [0.9], [1.1], [1.0], [1.0]])
+        n = len(alike)
         outputs = np.unique(np.linspace(0, block.d - 1, 16).astype(int))
         for more in (np.zeros((0, E)), drive_all(block, routing, -(-2 * E // k) + 1)):
             logits = np.concatenate([alike, more])
             x = sample_rows(len(logits), block.d)
+            x[3:n] *= FAR
             try:
                 y = block.y_of(x, logits)
             except EvaluationError:
                 continue
             weights, ids = routing.run(block, logits)
-            return _Probe(x[:3], weights[:3], ids[:3], outputs, None if y is None else y[:3, outputs])
+            kept = np.arange(n) if y is None else np.flatnonzero(np.isfinite(y[:n]).all(axis=1))
+            return _Probe(x[kept], weights[kept], ids[kept], outputs, None if y is None else y[kept][:, outputs])
         raise NotUnderstoodError("the original cannot be run, not even with every expert selected")
 
     def _pairs(self) -> Iterator[tuple[int, Array, Array]]:
@@ -129,11 +134,11 @@ class _Probe:
     def finish(
         self, spec: ExpertsSpec, inner: list[tuple[Array | None, Array]], down: list[tuple[Array, Array | float]]
     ) -> Array:
-        """y [3, outputs] for an activation."""
+        """y [n, outputs] for an activation."""
         y = np.zeros((len(self.x), len(self.outputs)))
         with np.errstate(all="ignore"):
             for (_, tokens, scale), projected, (columns, bias) in zip(self._pairs(), inner, down, strict=True):
-                result = rounded_rows(spec, activated(spec, *projected)) @ columns + bias
+                result = limited(spec, rounded_rows(spec, activated(spec, *projected)) @ columns + bias)
                 y[tokens] += result if spec.weight_on_input else result * scale
         return y
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -37,7 +38,8 @@ def driving_logits(T: int, E: int, k: int) -> Array:
 
 
 def trials(block: Block, routing: Routing) -> Iterator[Trial]:
-    """Every expert driven, one expert preferred, ties, one token, no token, many tokens."""
+    """Every expert driven, one expert preferred, ties, one token, no token, many tokens; and large numbers, which show
+    what saturates smoothly."""
     E, k, most = block.E, routing.spec.k, block.tokens_at_once()
     random = np.random.default_rng(3)
     yield from _in_parts(block, "every expert", drive_all(block, routing, -(-E // k) + 1))
@@ -47,6 +49,10 @@ def trials(block: Block, routing: Routing) -> Iterator[Trial]:
     yield from _in_parts(block, "no token", np.zeros((0, E)))
     yield crowd(block, min(2 * E, most))
     yield from _in_parts(block, "many tokens", random.normal(size=(min(most, 4 * E + 1), E)) * 3)
+    logits, rows = _far_base(block, routing)
+    yield Trial("large rows", rows * 1e4, logits, extreme=True)
+    yield Trial("large logits", rows, logits + 700, extreme=True)
+    yield Trial("small logits", rows, logits - 700, extreme=True)
 
 
 def one_token_per_expert(block: Block, routing: Routing) -> Iterator[Trial]:
@@ -83,8 +89,7 @@ def drive_all(block: Block, routing: Routing, T: int) -> Array:
 def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
     """Where ordinary trials do not come: rows and logits of every magnitude, more tokens than any number in the block,
     and what is no number."""
-    logits = drive_all(block, routing, -(-block.E // routing.spec.k) + 1)[: block.tokens_at_once()]
-    rows = sample_rows(len(logits), block.d)
+    logits, rows = _far_base(block, routing)
     for factor in (1e2, 1e4, 1e8, 1e-2, 1e-4, 1e-8, 0.0):
         yield Trial(f"rows times {factor:g}", rows * factor, logits, extreme=True)
     for factor in (1e-2, 1.0, 1e2, 1e4, 1e8):
@@ -105,10 +110,15 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
             yield Trial(f"{number} among the {place}", x, scores, extreme=True)
 
 
+def _far_base(block: Block, routing: Routing) -> tuple[Array, Array]:
+    """Logits and rows to start from: as many that drive experts as one evaluation can take."""
+    logits = drive_all(block, routing, -(-block.E // routing.spec.k) + 1)[: block.tokens_at_once()]
+    return logits, sample_rows(len(logits), block.d)
+
+
 def _token_counts(block: Block) -> list[int]:
     """Numbers of tokens that exceed the numbers in the block: capacities, and limits of places in a sequence."""
     numbers = {abs(number) for number in block.numbers() if 1 <= abs(number) <= MOST_TOKENS}
     steps = sorted({2 * int(number) + 4 for number in numbers})
-    if block.gathers_weights():
-        steps = [T for T in steps if T <= block.tokens_at_once()]
-    return steps
+    most = block.tokens_at_once() if block.gathers_weights() else 2 * MOST_TOKENS + 4
+    return list(itertools.takewhile(most.__ge__, steps))

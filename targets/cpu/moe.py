@@ -191,6 +191,7 @@ class _Experts:
             weighted=not spec.weight_on_input,
             identity_experts=spec.identity_experts,
             weight_dtype=str(weights.ty.dtype),
+            limit=spec.output_limit,
         )
         output = relax.TensorType((ids.ty.shape[0], problem.width), dtype)
         chosen = self._node.select(RESULTS, RowsProblem(problem.width, dtype))

@@ -161,7 +161,7 @@ class _Experts:
         dtype = str(x.ty.dtype)
         types: dict[str, Any] = {"weight_dtype": str(weights.ty.dtype), "pair_dtype": str(results.ty.dtype)}
         options: dict[str, Any] = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
-        kernel = combine.combine(self._up.experts, second.width, dtype, **options, **types)
+        kernel = combine.combine(self._up.experts, second.width, dtype, **options, **types, limit=spec.output_limit)
         chosen = node.select(COMBINE, RowsProblem(second.width, (dtype, *types.values())))
         output = relax.TensorType((ids.ty.shape[0], second.width), dtype)
         return node.call(chosen, kernel, [x, weights, ids, results], [output], options)[0]

@@ -214,7 +214,11 @@ def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> Block
 
 
 def _why_not(block: FloatBlock) -> str | None:
-    routing, experts = block.routing, block.experts
+    return _why_no_router(block) or _why_no_experts(block)
+
+
+def _why_no_router(block: FloatBlock) -> str | None:
+    routing = block.routing
     if routing.score not in ("softmax", "softmax_topk", "sigmoid"):
         return f"routers with score {routing.score!r}; the templates have softmax, softmax_topk and sigmoid"
     if routing.selection != "topk" or routing.k > 8:
@@ -225,14 +229,22 @@ def _why_not(block: FloatBlock) -> str | None:
         return f"groups by the sum of two scores with score {routing.score!r}; the templates have them for sigmoid"
     if block.correction_bias is not None and routing.score != "sigmoid":
         return f"a bias on the choice with score {routing.score!r}; the templates have it for sigmoid"
-    if routing.normalize_epsilon > 1e-5:
-        return f"normalize_epsilon {routing.normalize_epsilon}; the templates divide by the sum itself"
+    for name in ("normalize_epsilon", "normalize_floor"):
+        if getattr(routing, name) > 1e-5:
+            return f"{name} {getattr(routing, name)}; the templates divide by the sum itself"
     if block.shared and not 0 < round(GATE_ONE / routing.scale) < 2 * GATE_ONE:
         return (
             f"shared experts beside routed ones that are scaled by {routing.scale}; the gate 1 / scale must be below 2"
         )
+    return None
+
+
+def _why_no_experts(block: FloatBlock) -> str | None:
+    experts = block.experts
     if experts.weight_on_input or experts.identity_experts:
         return "weights on the input and identity experts have no template"
+    if experts.output_limit > 0:
+        return f"output_limit {experts.output_limit}; no template clamps what an expert returns"
     if block.gate is None and experts.up_offset:
         return "an offset without a gate has no template"
     return None

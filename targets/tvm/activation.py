@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.ir.dialect import ExpertsSpec
+from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.tvm.comparisons import maximum, minimum
 
 Expression = Any  # a float32 PrimExpr, scalar or vector
@@ -23,6 +23,17 @@ def at_most(x: Expression, limit: float) -> Expression:
 def at_least(x: Expression, limit: float) -> Expression:
     """``max(x, limit)`` that keeps a NaN, as numpy does."""
     return maximum(x, T.float32(limit))
+
+
+def total_to_divide_by(spec: RouteSpec, total: Expression) -> Expression:
+    """What the weights of a token are divided by, of their sum."""
+    total = total + T.float32(spec.normalize_epsilon)
+    return at_least(total, spec.normalize_floor) if spec.normalize_floor > 0 else total
+
+
+def within(limit: float, x: Expression) -> Expression:
+    """``x`` clamped to [-limit, limit]; a limit of 0 is none."""
+    return at_most(at_least(x, -limit), limit) if limit > 0 else x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +56,7 @@ class Activations:
 
         def gated(gate: Expression, up: Expression) -> Expression:
             if spec.limit > 0:
-                gate = at_most(gate, spec.limit)
-                up = at_most(at_least(up, -spec.limit), spec.limit)
+                gate, up = at_most(gate, spec.limit), within(spec.limit, up)
             return self.activate(spec, gate) * (up if spec.up_offset == 0 else up + T.float32(spec.up_offset))
 
         return gated

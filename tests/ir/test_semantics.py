@@ -30,6 +30,7 @@ ELEMENTWISE = {
     "relu": lambda x: max(x, 0.0),
     "identity": lambda x: x,
     "softmax_topk": lambda x: x,
+    "sigmoid_topk": lambda x: x,
 }
 
 
@@ -51,10 +52,12 @@ def route_one_token(spec: RouteSpec, logits: list[float], bias: list[float]) -> 
     weights = [scores[i] for i in ids]
     if spec.score == "softmax_topk":
         weights = softmax(weights)
+    if spec.score == "sigmoid_topk":
+        weights = [sigmoid(w) for w in weights]
     if spec.threshold is not None:
         ids = [i if w > spec.threshold else -1 for i, w in zip(ids, weights, strict=True)]
         weights = [w if i >= 0 else 0.0 for i, w in zip(ids, weights, strict=True)]
-    total = sum(weights) + spec.normalize_epsilon
+    total = max(sum(weights) + spec.normalize_epsilon, spec.normalize_floor or -INFINITY)
     if spec.normalize:
         weights = [w / total if i >= 0 else 0.0 for i, w in zip(ids, weights, strict=True)]
     return [w * spec.scale for w in weights], ids
@@ -66,6 +69,8 @@ ROUTERS = [
     RouteSpec(k=2, score="sigmoid", normalize=True),
     RouteSpec(k=2, score="softmax_topk"),
     RouteSpec(k=8, score="softmax_topk", scale=0.5),
+    RouteSpec(k=3, score="sigmoid_topk", normalize=True),
+    RouteSpec(k=2, score="sigmoid", normalize=True, normalize_floor=1.2),
     RouteSpec(k=2, score="softplus"),
     RouteSpec(k=2, score="sqrt_softplus", normalize=True),
     RouteSpec(k=4, score="relu"),
@@ -91,6 +96,12 @@ def test_route_is_what_the_loop_computes(spec: RouteSpec, tokens: int, biased: b
         expected_weights, expected_ids = route_one_token(spec, logits[token].tolist(), bias.tolist())
         assert ids[token].tolist() == expected_ids
         np.testing.assert_allclose(weights[token], expected_weights, rtol=1e-12)
+
+
+def test_sigmoids_that_are_equal_tie_and_their_logits_do_not() -> None:
+    logits = np.array([[100.0, 200.0]], np.float32)
+    assert route(RouteSpec(k=1, score="sigmoid"), logits)[1].tolist() == [[0]]
+    assert route(RouteSpec(k=1, score="sigmoid_topk"), logits)[1].tolist() == [[1]]
 
 
 def test_correction_bias_moves_the_choice_and_not_the_weight() -> None:

@@ -142,6 +142,8 @@ BROKEN: list[tuple[str, str, Callable[[], ir.Node]]] = [
         lambda: ir.node("Route", [ir.val(n) for n in "abc"], {"k": 2}, domain="moec", num_outputs=2),
     ),
     ("output-count", "has 1 outputs", lambda: ir.node("Route", [ir.val("logits")], {"k": 2}, domain="moec")),
+    ("normalization", "cannot be negative", lambda: with_attribute(route(), ir.AttrFloat32("normalize_floor", -1.0))),
+    ("normalization", "belongs to normalize", lambda: with_attribute(route(), ir.AttrFloat32("normalize_floor", 0.5))),
     ("known-attribute", "no attribute top_k", lambda: with_attribute(route(), ir.AttrInt64("top_k", 2))),
     (
         "known-attribute",

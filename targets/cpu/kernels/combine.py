@@ -9,14 +9,24 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import parallel_rows
+from moec.targets.tvm.activation import within
 
 
 def combine(
-    experts: int, width: int, padded_width: int, dtype: str, *, weighted: bool, identity_experts: int, weight_dtype: str
+    experts: int,
+    width: int,
+    padded_width: int,
+    dtype: str,
+    *,
+    weighted: bool,
+    identity_experts: int,
+    weight_dtype: str,
+    limit: float = 0.0,
 ) -> tirx.PrimFunc:
     """``(x[T, width], weights[T, k], experts[T, k], pairs[P, padded_width], y[T, width])``.
 
-    ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``; an id in
+    ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``, and
+    pairs clamped to [-limit, limit] where ``limit`` > 0; an id in
     [E, E + identity_experts) adds the token itself times its routing weight; any other id adds nothing.
     """
     E = experts
@@ -48,10 +58,8 @@ def combine(
                 weight[0] = T.cast(weights[token, slot], "float32")
                 if T.And(expert >= 0, expert < E):
                     for column in T.serial(width):
-                        if weighted:
-                            total[column] = total[column] + weight[0] * pairs[token * slots + slot, column]
-                        else:
-                            total[column] = total[column] + pairs[token * slots + slot, column]
+                        result: T.let = within(limit, pairs[token * slots + slot, column])
+                        total[column] = total[column] + (weight[0] * result if weighted else result)
                 if identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
                     if T.And(expert >= E, expert < E + identity_experts):
                         for column in T.serial(width):

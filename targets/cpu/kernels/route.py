@@ -16,7 +16,7 @@ from moec.ir.dialect import RouteSpec
 from moec.targets.cpu.kernels import activation
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
-from moec.targets.tvm.activation import at_least
+from moec.targets.tvm.activation import at_least, total_to_divide_by
 
 MINUS_INFINITY = float("-inf")
 _LOGIT_WORK = 16
@@ -29,8 +29,9 @@ _SCORES = {
     "relu": lambda x: at_least(x, 0.0),
     "identity": lambda x: x,
     "softmax_topk": lambda x: x,
+    "sigmoid_topk": lambda x: x,
 }
-"""Elementwise scores; ``softmax_topk`` becomes a softmax once the experts are selected."""
+"""Elementwise scores; those named ``_topk`` become a softmax or a sigmoid of the selected ones."""
 
 
 def why_not(spec: RouteSpec) -> str | None:
@@ -142,8 +143,10 @@ def _finish(spec, token, ids, mixing, weights, chosen):
             ids[j] = T.Select(mixing[j] > T.float32(spec.threshold), ids[j], -1)
             mixing[j] = T.Select(ids[j] < 0, T.float32(0), mixing[j])
         total[0] = total[0] + mixing[j]
+    if spec.normalize:
+        total[0] = total_to_divide_by(spec, total[0])
     for j in T.serial(spec.k):
-        share: T.let = mixing[j] / (total[0] + T.float32(spec.normalize_epsilon)) if spec.normalize else mixing[j]
+        share: T.let = mixing[j] / total[0] if spec.normalize else mixing[j]
         chosen[token, j] = ids[j]
         weights[token, j] = T.cast(T.Select(ids[j] < 0, T.float32(0), share * T.float32(spec.scale)), weights.dtype)
 
@@ -169,7 +172,7 @@ def _route_token(spec, E, token, logits, bias, weights, chosen):
         else:
             _largest(E, spec.k, choice, best, ids)
         for j in T.serial(spec.k):
-            mixing[j] = scores[ids[j]]
+            mixing[j] = activation.sigmoid(scores[ids[j]]) if spec.score == "sigmoid_topk" else scores[ids[j]]
         if spec.score == "softmax_topk":
             _softmax(spec.k, mixing)
     _finish(spec, token, ids, mixing, weights, chosen)

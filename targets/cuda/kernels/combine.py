@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
+from moec.targets.tvm.activation import within
 
 THREADS = 256
 
@@ -47,10 +48,12 @@ def combine(
     identity_experts: int = 0,
     weight_dtype: str = "float32",
     pair_dtype: str = "float32",
+    limit: float = 0.0,
 ) -> tirx.PrimFunc:
     """``(x[T, width], weights[T, k], experts[T, k], pairs[T * k, width], y[T, width])``; T may be 0.
 
-    ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``; an id in
+    ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``, and
+    pairs clamped to [-limit, limit] where ``limit`` > 0; an id in
     [E, E + identity_experts) adds the token itself times its routing weight; any other id adds nothing. Sums are
     float32.
     """
@@ -87,7 +90,7 @@ def combine(
                     total,
                     chosen[token, slot],
                     T.cast(weights[token, slot], "float32"),
-                    lambda: T.cast(pairs[T.cast(token * slots + slot, "int64"), column], "float32"),
+                    lambda: within(limit, T.cast(pairs[T.cast(token * slots + slot, "int64"), column], "float32")),
                     lambda: T.cast(x[T.cast(token, "int64"), column], "float32"),
                 )
             y[T.cast(token, "int64"), column] = T.cast(total[0], dtype)

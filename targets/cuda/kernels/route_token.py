@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from moec.ir.dialect import RouteSpec
 from moec.targets.cuda.kernels import activation
 from moec.targets.cuda.kernels.launch import SHARED_BYTES, STORAGE_TYPES, WARP, blocks_for
-from moec.targets.tvm.activation import at_least
+from moec.targets.tvm.activation import at_least, total_to_divide_by
 
 MOST_EXPERTS = 1024
 """A lane marks those of its experts that are taken in 32 bits."""
@@ -222,11 +222,14 @@ def _look_up_scores(token, share):
 
 @T.inline
 def mix(token):
-    """The scores of the selected experts; with ``softmax_topk`` the softmax over them."""
+    """The scores of the selected experts; those named ``_topk`` are made of the logits only now."""
     share = T.alloc_local((per_lane(token.spec.k),), "float32")
     _look_up_scores(token, share)
     if token.spec.score == "softmax_topk":
         _softmax(token.spec.k, token.lane, share)
+    if token.spec.score == "sigmoid_topk":
+        for i in T.unroll(per_lane(token.spec.k)):
+            share[i] = activation.sigmoid(share[i])
     for i in T.unroll(per_lane(token.spec.k)):
         if i * WARP + token.lane < token.spec.k:
             token.mixing[token.warp, i * WARP + token.lane] = share[i]
@@ -252,7 +255,7 @@ def finish(token, weights, chosen):
                     token.mixing[token.warp, slot] = T.float32(0)
             total[0] = total[0] + token.mixing[token.warp, slot]
     if spec.normalize:
-        total[0] = T.cuda.warp_reduce(total[0], "sum") + T.float32(spec.normalize_epsilon)
+        total[0] = total_to_divide_by(spec, T.cuda.warp_reduce(total[0], "sum"))
     for step in T.serial(per_lane(spec.k)):
         slot: T.let = step * WARP + token.lane
         if slot < spec.k:

@@ -23,7 +23,25 @@ SPELLINGS = {
         "sig = Sigmoid (logits)\n c = Add (sig, bias)\n unused, chosen = TopK <axis = -1> (c, k)\n"
         "picked = GatherElements <axis = -1> (sig, chosen)\n total = ReduceSum <keepdims = 1> (picked, minus_one)\n"
         "safe = Add (total, epsilon)\n share = Div (picked, safe)\n w = Mul (share, factor)\n",
-        {RouteSpec(k=2, score="sigmoid", normalize=True, scale=2.5)},
+        {RouteSpec(k=2, score="sigmoid", normalize=True, normalize_epsilon=1e-20, scale=2.5)},
+    ),
+    "sigmoid of the selected logits": (
+        "top, chosen = TopK <axis = -1> (logits, k)\n w = Sigmoid (top)\n",
+        {RouteSpec(k=2, score="sigmoid_topk")},
+    ),
+    "sigmoid, and the selection among sigmoids": (
+        "sig = Sigmoid (logits)\n w, chosen = TopK <axis = -1> (sig, k)\n",
+        {RouteSpec(k=2, score="sigmoid")},
+    ),
+    "floor under the sum": (
+        "sig = Sigmoid (logits)\n top, chosen = TopK <axis = -1> (sig, k)\n"
+        "total = ReduceSum <keepdims = 1> (top, minus_one)\n safe = Clip (total, floor)\n w = Div (top, safe)\n",
+        {RouteSpec(k=2, score="sigmoid", normalize=True, normalize_floor=1e-3)},
+    ),
+    "small weights dropped": (
+        "sig = Sigmoid (logits)\n top, chosen = TopK <axis = -1> (sig, k)\n"
+        "small = LessOrEqual (top, tenth)\n w = Where (small, none, top)\n",
+        {RouteSpec(k=2, score="sigmoid", threshold=0.1)},
     ),
     "softplus": (
         "plus = Softplus (logits)\n q = Sqrt (plus)\n w, chosen = TopK <axis = -1> (q, k)\n",
@@ -31,6 +49,7 @@ SPELLINGS = {
     ),
 }
 EXTRA = {"epsilon": np.array(1e-20, np.float32), "factor": np.array(2.5, np.float32)}
+EXTRA |= {"floor": np.array(1e-3, np.float32), "tenth": np.array(0.1, np.float32), "none": np.array(0, np.float32)}
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

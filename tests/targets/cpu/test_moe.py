@@ -30,6 +30,7 @@ SPECS = {
     "relu2": ExpertsSpec("relu2", "none", up_transposed=True),
     "tanh": ExpertsSpec("tanh", "none"),
     "weight_on_input": ExpertsSpec("silu", "gate_up", weight_on_input=True),
+    "limited_output": ExpertsSpec("silu", "gate_up", output_limit=0.05),
     "identity_experts": ExpertsSpec("identity", "none", identity_experts=2),
 }
 BIASED = {"clamped_swiglu", "geglu_tanh_separate", "tanh", "up_gate"}

@@ -24,6 +24,8 @@ SPECS = {
     ),
     "best_groups": RouteSpec(2, groups=3, groups_kept=1, group_score="max"),
     "groups_of_one": RouteSpec(2, groups=12, groups_kept=3, group_score="sum_top2"),
+    "sigmoid_of_selected": RouteSpec(3, score="sigmoid_topk", normalize=True),
+    "sum_with_a_floor": RouteSpec(2, score="sigmoid", normalize=True, normalize_floor=1.2),
     "sparsemixer": RouteSpec(2, score="sparsemixer", jitter=0.1),
     "softplus": RouteSpec(1, score="softplus"),
     "sqrt_softplus": RouteSpec(2, score="sqrt_softplus", normalize=True),

@@ -98,8 +98,9 @@ def undefined(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 @functools.cache
 def _combine(layer: Layer) -> Kernel:
-    weighted, others = not layer.spec.weight_on_input, layer.spec.identity_experts
-    return build(combine.combine(layer.experts, layer.inner, layer.dtype, weighted=weighted, identity_experts=others))
+    spec = layer.spec
+    options = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
+    return build(combine.combine(layer.experts, layer.inner, layer.dtype, **options, limit=spec.output_limit))
 
 
 @functools.cache

@@ -52,6 +52,8 @@ ROUTERS = {
     "softmax": (RouteSpec(k=3, normalize=True, normalize_epsilon=1e-20, scale=2.5), 256),
     "softmax_topk": (RouteSpec(k=4, score="softmax_topk"), 33),
     "sigmoid": (RouteSpec(k=3, score="sigmoid", normalize=True), 40),
+    "sigmoid_topk": (RouteSpec(k=3, score="sigmoid_topk", normalize=True), 40),
+    "sum with a floor": (RouteSpec(k=2, score="sigmoid", normalize=True, normalize_floor=1.5), 8),
     "softplus": (RouteSpec(k=3, score="softplus"), 8),
     "sqrt_softplus": (RouteSpec(k=3, score="sqrt_softplus"), 8),
     "relu": (RouteSpec(k=3, score="relu"), 8),

@@ -1,0 +1,79 @@
+"""Watching a graph run: which sides of its decisions (:mod:`moec.ir.decisions`) were taken."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+
+import onnx_ir as ir
+
+from moec.ir.decisions import OUTPUT, Condition, Evidence, Given, Rounds, conditions
+from moec.ir.intervals import Interval
+from moec.ir.names import node_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen:
+    """A side of a node's decision that no run has taken and no interval excludes."""
+
+    node: ir.Node
+    condition: Condition
+
+    def __str__(self) -> str:
+        return f"{self.node.op_type} node {node_name(self.node)!r}: {self.condition}"
+
+
+class Watch:
+    """Notes the sides that are taken while nodes run. Call it with a node, its inputs and its outputs."""
+
+    def __init__(self, nodes: Iterable[ir.Node], intervals: Mapping[ir.Value, Interval]) -> None:
+        self._intervals = intervals
+        self._conditions = {node: found for node in nodes if (found := conditions(node))}
+        self._evidence: dict[tuple[ir.Node, int], Evidence] = {}
+        self._open = {(node, place) for node, found in self._conditions.items() for place in range(len(found))}
+        self._close()
+        self._watched = {*self._open, *self._revocable()}
+
+    def __call__(self, node: ir.Node, inputs: Given, outputs: Given) -> None:
+        for place, condition in enumerate(self._conditions.get(node, ())):
+            if (node, place) in self._watched:
+                found = condition.merge(self._evidence.get((node, place)), inputs, outputs)
+                self._evidence[node, place] = found
+
+    def fork(self) -> Watch:
+        """A watch that knows what this one has seen, and keeps what it sees to itself."""
+        other = copy.copy(self)
+        other._evidence, other._open, other._watched = dict(self._evidence), set(self._open), set(self._watched)
+        return other
+
+    def unseen(self) -> list[Unseen]:
+        """In the order of the nodes."""
+        self._close()
+        return [
+            Unseen(node, condition)
+            for node, found in self._conditions.items()
+            for place, condition in enumerate(found)
+            if (node, place) in self._open
+        ]
+
+    @property
+    def sides(self) -> int:
+        """How many sides there are, the excluded ones included."""
+        return sum(map(len, self._conditions.values()))
+
+    def _close(self) -> None:
+        self._open = {key for key in (*self._open, *self._revocable()) if not self._seen(*key)}
+
+    def _revocable(self) -> Iterator[tuple[ir.Node, int]]:
+        for node, found in self._conditions.items():
+            yield from ((node, place) for place, condition in enumerate(found) if isinstance(condition, Rounds))
+
+    def _seen(self, node: ir.Node, place: int) -> bool:
+        return self._conditions[node][place].seen(self._evidence.get((node, place)), dict(self._operands(node)))
+
+    def _operands(self, node: ir.Node) -> Iterator[tuple[int, Interval]]:
+        for place, value in enumerate(node.inputs):
+            if value is not None:
+                yield place, self._intervals.get(value, Interval())
+        yield OUTPUT, self._intervals.get(node.outputs[0], Interval())

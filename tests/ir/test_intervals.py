@@ -1,0 +1,110 @@
+"""Intervals hold every number that a graph computes, and are as narrow as its operators say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from moec.frontend.onnx import import_model
+from moec.ir.interpreter import Evaluator
+from moec.ir.intervals import Interval, intervals, may_hold
+from moec.passes import pipeline
+
+CONSTANTS = {
+    "zero": np.float32(0),
+    "one": np.float32(1),
+    "seven": np.float32(7),
+    "two": np.array([2], np.int64),
+    "axis": np.array([-1], np.int64),
+    "first": np.int64(0),
+    "ids": np.arange(5),
+    "depth": np.int64(5),
+    "off_on": np.array([0, 1], np.float32),
+}
+
+
+def bounds(text: str, shape: str = "T,5") -> tuple[ir.Model, dict[ir.Value, Interval]]:
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 24]> g (float[{shape}] x) => (y) {{ {text} }}'
+    )
+    used = {name for node in proto.graph.node for name in node.input}
+    arrays = {name: np.asarray(array) for name, array in CONSTANTS.items() if name in used}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    model = import_model(proto)
+    pipeline.run(model, pipeline.parse("infer-shapes"))
+    constant = lambda value: None if value.const_value is None else value.const_value.numpy()  # noqa: E731
+    return model, intervals(model.graph, {}, constant)
+
+
+LARGEST = float(np.finfo(np.float32).max)
+CASES = {
+    "p = Softmax (x)\n y = Sub (p, one)": (-1, 0),
+    "y = Clip (x, zero, seven)": (0, 7),
+    "a = Abs (x)\n b = Min (a, seven)\n y = Neg (b)": (-7, 0),
+    "s = Sigmoid (x)\n e = Exp (s)\n y = Mul (e, seven)": (7, 7 * math.e),
+    "s = Sigmoid (x)\n o = Add (s, one)\n y = Div (seven, o)": (3.5, 7),
+    "v, y = TopK (x, two)": (0, 4),
+    "y = ArgMax <axis = -1> (x)": (0, 4),
+    "n = ArgMax <axis = -1> (x)\n b = GreaterOrEqual (n, depth)\n y = Not (b)": (1, 1),
+    "n = ArgMax <axis = -1> (x)\n y = OneHot (n, depth, off_on)": (0, 1),
+    "n = ArgMax <axis = -1> (x)\n y = Mod (n, two)": (0, 2),
+    "n = ArgMax <axis = -1> (x)\n y = Div (n, two)": (0, 2),
+    "n = Shape (x)\n y = Gather (n, first)": (0, math.inf),
+    "s = Sigmoid (x)\n y = Cast <to = 7> (s)": (0, 1),
+    "s = Sigmoid (x)\n c = Greater (s, seven)\n y = Where (c, x, s)": (0, 1),
+    "s = Sigmoid (x)\n y = ReduceSum (s, axis)": (0, LARGEST),
+    "y = Tanh (x)": (-1, 1),
+}
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_what_is_known_of_the_last_value(text: str) -> None:
+    model, found = bounds(text)
+    np.testing.assert_allclose(found[model.graph.outputs[0]].whole, CASES[text])
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_no_number_lies_outside(text: str) -> None:
+    model, found = bounds(text)
+    values = [value for node in model.graph for value in node.outputs if value.name]
+    evaluator = Evaluator(list(model.graph), model.graph.inputs, values, {"": 24}, dtype=np.float64)
+    for scale in (1e-3, 1.0, 30.0):
+        x = np.random.default_rng(0).normal(size=(9, 5)) * scale
+        for value, array in zip(values, evaluator.run({model.graph.inputs[0]: x}), strict=True):
+            low, high = found[value].whole
+            slack = 1e-12 * max(1.0, abs(low) if math.isfinite(low) else 1.0)
+            assert low - slack <= array.min() and array.max() <= high + slack, value.name
+
+
+def test_a_scatter_that_replaces_everything_leaves_nothing_of_the_data() -> None:
+    text = "p = Softmax (x)\n i = ArgMax <axis = -1> (p)\n z = Mul (x, x)\n y = ScatterElements <axis = -1> (z, i, p)"
+    assert bounds(text, "T,1")[1]
+    model, found = bounds(text, "T,1")
+    assert found[model.graph.outputs[0]].whole == (0, 1)
+
+
+def test_numbers_of_a_type_are_finite() -> None:
+    model, found = bounds("t = MatMul (x, x)\n y = Identity (t)", "5,5")
+    assert found[model.graph.outputs[0]].whole == (np.finfo(np.float32).min, np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    "relation, holds",
+    [("<", False), ("<=", True), (">", True), (">=", True), ("==", True), ("!=", True)],
+)
+def test_what_may_hold(relation: str, holds: bool) -> None:
+    assert bool(may_hold(relation, Interval(1.0, 2.0), Interval(0.0, 1.0))) == holds
+
+
+def test_equal_numbers_are_never_unequal() -> None:
+    assert not may_hold("!=", Interval(1.0, 1.0), Interval(1.0, 1.0))
+
+
+def test_every_bound_is_asked_for_itself() -> None:
+    limits = np.array([1.0, 5.0, math.inf])
+    assert may_hold(">", Interval(0.0, 3.0), Interval(limits, limits)).tolist() == [True, False, False]

@@ -1,0 +1,175 @@
+"""Blocks with a condition that ordinary inputs never meet: raised with it, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.ir import dialect, interpreter
+from moec.ir.dialect import ExpertsSpec, RouteSpec, spec_of
+from moec.passes.base import Report
+from moec.passes.raise_moe import RaiseMoE
+
+NUMBERS = {
+    "minus": -10.0,
+    "plus": 10.0,
+    "cap": 30.0,
+    "wide_cap": 1e4,
+    "floor": 0.6,
+    "tiny": 1e-3,
+    "none": 0.0,
+    "half": 0.5,
+    "unit": 1.0,
+    "large": 400.0,
+    "hidden_limit": 5000.0,
+    "limit": 65504.0,
+    "minus_limit": -65504.0,
+    "minus_less": -60000.0,
+    "million": 1e6,
+    "room": 200.5,
+}
+CONSTANTS = {name: np.array(number, np.float32) for name, number in NUMBERS.items()} | {
+    "places": np.int64(300),
+    "count": np.int64(777),
+    "scalar_zero": np.int64(0),
+    "scalar_one": np.int64(1),
+    "begin": np.array([0]),
+    "middle": np.array([500]),
+    "end": np.array([2**40]),
+    "depth": np.int64(4),
+    "off_on": np.array([0, 1], np.float32),
+    "each": np.array([1e9, 1e9, 900, 1e9], np.float32),
+}
+LOGITS = "scores = Softmax <axis = -1> (logits)"
+WEIGHTS = "w = Div (top, total)"
+OF_TOKENS = "w0 = Div (top, total)\n xs = Shape (x)\n tokens = Gather <axis = 0> (xs, scalar_zero)\n"
+CONDITIONS = {
+    "logits clamped on both sides": (LOGITS, "c = Clip (logits, minus, plus)\n scores = Softmax <axis = -1> (c)"),
+    "logits clamped on one side": (LOGITS, "c = Min (logits, plus)\n scores = Softmax <axis = -1> (c)"),
+    "logits with a soft cap": (
+        LOGITS,
+        "c0 = Div (logits, cap)\n c1 = Tanh (c0)\n c2 = Mul (c1, cap)\n scores = Softmax <axis = -1> (c2)",
+    ),
+    "logits with a soft cap that is far away": (
+        LOGITS,
+        "c0 = Div (logits, wide_cap)\n c1 = Tanh (c0)\n c2 = Mul (c1, wide_cap)\n scores = Softmax <axis = -1> (c2)",
+    ),
+    "logits that are no numbers": (
+        LOGITS,
+        "n = IsNaN (logits)\n c = Where (n, none, logits)\n scores = Softmax <axis = -1> (c)",
+    ),
+    "a floor under the sum": (WEIGHTS, "safe = Max (total, floor)\n w = Div (top, safe)"),
+    "a floor by a choice": (WEIGHTS, "b = Less (total, floor)\n safe = Where (b, floor, total)\n w = Div (top, safe)"),
+    "small weights left out": (WEIGHTS, "w0 = Div (top, total)\n b = Less (w0, tiny)\n w = Where (b, none, w0)"),
+    "weights in steps": (
+        WEIGHTS,
+        "w0 = Div (top, total)\n w1 = Mul (w0, million)\n w2 = Round (w1)\n w = Div (w2, million)",
+    ),
+    "weights that depend on the size of x": (
+        WEIGHTS,
+        "w0 = Div (top, total)\n ax = Abs (x)\n m = ReduceMax <keepdims = 1> (ax, minus_one)\n b = Greater (m, large)\n"
+        "b1 = Cast <to = 1> (b)\n b2 = Mul (b1, half)\n b3 = Add (b2, unit)\n w = Mul (w0, b3)",
+    ),
+    "the first tokens alone": (
+        WEIGHTS,
+        OF_TOKENS + "p = Range (scalar_zero, tokens, scalar_one)\n b = Less (p, places)\n f = Cast <to = 1> (b)\n"
+        "column = Unsqueeze (f, minus_one)\n w = Mul (w0, column)",
+    ),
+    "a limit on the number of tokens": (
+        WEIGHTS,
+        OF_TOKENS + "b = Greater (tokens, count)\n w = Where (b, top, w0)",
+    ),
+    "the tokens up to a place": (
+        WEIGHTS,
+        "w0 = Div (top, total)\n front = Slice (w0, begin, middle, begin)\n back = Slice (w0, middle, end, begin)\n"
+        "less = Mul (back, half)\n w = Concat <axis = 0> (front, less)",
+    ),
+    "a capacity without a count or a comparison": (
+        WEIGHTS,
+        OF_TOKENS + "n = Unsqueeze (tokens, begin)\n square = Concat <axis = 0> (n, n)\n"
+        "ones = ConstantOfShape <value = float[1] {1.0}> (square)\n before = Trilu <upper = 0> (ones)\n"
+        "best = Gather <axis = 1> (chosen, scalar_zero)\n mine = OneHot <axis = -1> (best, depth, off_on)\n"
+        "sums = MatMul (before, mine)\n own = Mul (sums, mine)\n place = ReduceSum <keepdims = 1> (own, minus_one)\n"
+        "over = Sub (room, place)\n left = Relu (over)\n keep = Sign (left)\n w = Mul (w0, keep)",
+    ),
+}
+EXPERTS = {
+    "a clamp behind the activation": ("a = Mul (silu, u)", "a0 = Mul (silu, u)\n a = Min (a0, hidden_limit)"),
+    "a clamp on what an expert returns": (
+        "weighted = Mul (o,",
+        "oc = Clip (o, minus_limit, limit)\n weighted = Mul (oc,",
+    ),
+    "a clamp that is not symmetric": (
+        "weighted = Mul (o,",
+        "oc = Clip (o, minus_less, limit)\n weighted = Mul (oc,",
+    ),
+    "a limit for one expert": (
+        "weighted = Mul (o,",
+        "own = Gather <axis = 0> (each, pair_ids)\n column = Unsqueeze (own, minus_one)\n oc = Min (o, column)\n"
+        "weighted = Mul (oc,",
+    ),
+}
+RUNS = ((1, 1.0), (7, 1.0), (9, 1e-2), (50, 30.0), (40, 1e3), (20, 1e5), (3000, 1.0), (11, 1e-6))
+"""Numbers of tokens, and the size of x."""
+
+
+@pytest.fixture
+def raised(build, texts, normal) -> Callable[[str, str, str], tuple[ir.Model, Report]]:
+    """``raised(formulation, text, condition)``: the model whose ``text`` is replaced by ``condition``, raised, after it
+    was compared with the model before."""
+
+    def run(formulation: str, text: str, condition: str) -> tuple[ir.Model, Report]:
+        shapes = {"batched": [(4, 10, 6), (4, 6, 5)], "dense": [(4, 6, 5), (4, 5, 6)]}.get(formulation, [])
+        stacked = dict(zip(("up", "down"), (normal(*shape) for shape in shapes), strict=False))
+        assert text in texts[formulation]
+        model, report = build(texts[formulation].replace(text, condition), **stacked, **CONSTANTS), Report()
+        before = model.clone()
+        RaiseMoE().apply(model, report)
+        for tokens, size in RUNS:
+            x = (np.random.default_rng(tokens).normal(size=(tokens, 6)) * size).astype(np.float32)
+            want, got = (interpreter.run(one, {"x": x}, dtype=np.float64)["y"] for one in (before, model))
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+        return model, report
+
+    return run
+
+
+@pytest.mark.parametrize("formulation", ["batched", pytest.param("dense", marks=pytest.mark.nightly), "loop"])
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_condition_of_the_router_is_kept(raised, formulation, condition):
+    model, report = raised(formulation, *CONDITIONS[condition])
+    assert report.remarks or any(dialect.is_moec(node) for node in model.graph)
+
+
+@pytest.mark.parametrize("condition", EXPERTS)
+def test_a_condition_of_the_experts_is_kept(raised, condition):
+    model, report = raised("batched", *EXPERTS[condition])
+    assert report.remarks or any(dialect.is_moec(node) for node in model.graph)
+
+
+def test_a_clamp_of_logits_stays_outside(raised):
+    model, _ = raised("batched", *CONDITIONS["logits clamped on both sides"])
+    assert [node.op_type for node in model.graph if node.op_type in ("Clip", "Route")] == ["Clip", "Route"]
+
+
+def test_floor_threshold_and_limit_become_attributes(raised):
+    def spec(condition, kind, table=CONDITIONS):
+        model, _ = raised("batched", *table[condition])
+        return next(spec_of(node, kind) for node in model.graph if dialect.is_moec(node, kind.__name__[:-4]))
+
+    assert spec("a floor under the sum", RouteSpec).normalize_floor == pytest.approx(0.6)
+    assert spec("small weights left out", RouteSpec).threshold == pytest.approx(1e-3)
+    assert spec("a clamp on what an expert returns", ExpertsSpec, EXPERTS).output_limit == 65504
+
+
+def test_a_side_that_nothing_reaches_is_named(raised):
+    """The capacity of a million tokens is more than is tried."""
+    steps = (CONDITIONS["a limit on the number of tokens"][1]).replace("count)", "end1)")
+    steps = steps.replace("b = Greater", "end1 = Squeeze (end, begin)\n b = Greater")
+    model, report = raised("batched", WEIGHTS, steps)
+    assert not any(dialect.is_moec(node) for node in model.graph)
+    (remark,) = report.remarks
+    assert "no input was found that takes one side of a decision (Greater node" in remark.message

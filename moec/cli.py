@@ -191,7 +191,7 @@ def verify(
         arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
         verification = verify_model(model, compiled, arrays, tolerance)
     data = verification.as_data()
-    _print(data, as_json, [tables.verification_table(data)])
+    _print(data, as_json, [tables.verification_table(data), *tables.coverage_lines(data["coverage"])])
     for guard in verification.refused:
         print(f"note: sizes outside of {guard} are refused", file=sys.stderr)
     for note in verification.notes:

@@ -14,6 +14,7 @@ from moec.sampling import input_limits, random_inputs, size_cases
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.ir.interpreter import Evaluator
     from moec.ir.watch import Watch
 
 Inputs = dict[str, np.ndarray]
@@ -27,8 +28,8 @@ MOST_TOKENS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Covering:
-    """``inputs`` to run a model on. ``sides``: how many the model's decisions have; ``unseen`` names, node by node, those
-    that no inputs took. ``note``: why it was not watched, if it was not; then nothing is known about its sides."""
+    """``inputs`` to run a model on. ``sides``: how many the model's decisions have; ``unseen`` names, node by node,
+    those that no inputs took. ``note``: why it was not watched, if it was not; then nothing is known of its sides."""
 
     inputs: list[Inputs]
     sides: int
@@ -43,50 +44,68 @@ class Covering:
 
 def cover(
     model: ir.Model,
-    specs: Sequence[TensorSpec],
     base: Sequence[Inputs],
+    specs: Sequence[TensorSpec] = (),
     dependent: Mapping[str, str] | None = None,
     accepts: Callable[[Inputs], bool] = lambda inputs: True,
 ) -> Covering:
-    """``base``, and what takes further sides: floats of other magnitudes, other indices, more tokens than the numbers in
-    the graph. ``specs`` are those of the model's inputs, ``dependent`` sizes follow from others
-    (:func:`moec.input_sizes.input_sizes`), and only what ``accepts`` says yes to is added."""
-    from moec.ir.interpreter import EvaluationError, Evaluator
-    from moec.ir.intervals import intervals
-    from moec.ir.watch import Watch
-
-    nodes, weights = list(model.graph), _weights(model)
+    """``base``, and what takes further sides: floats of other magnitudes, other indices, more tokens than the numbers
+    in the graph. ``specs`` are those of the model's inputs, without which nothing is added; ``dependent`` sizes follow
+    from others (:func:`moec.input_sizes.input_sizes`); and only what ``accepts`` says yes to is added."""
+    weights = _weights(model)
     if any(weights * _tokens(inputs) > MOST_WORK for inputs in base):
         return Covering(list(base), 0, [], "the model is too large to watch its decisions in the interpreter")
-    fed = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     try:
-        evaluator = Evaluator(nodes, fed, list(model.graph.outputs), model.opset_imports, model.functions.values())
+        runs = _Runs.of(model)
     except (ValueError, TypeError) as error:
         return Covering(list(base), 0, [], f"the interpreter cannot watch its decisions: {error}")
-    watch = Watch(nodes, intervals(nodes, {}, _numbers))
-
-    def seen_by(inputs: Inputs) -> Watch | None:
-        """The watch after a run; None where the interpreter cannot run it."""
-        after = watch.fork()
-        try:
-            evaluator.run({value: inputs[value.name or ""] for value in fed}, after)
-        except (EvaluationError, MemoryError):
-            return None
-        return after
-
     for inputs in base:
-        watch = seen_by(inputs) or watch
+        runs.watch = runs.after(inputs) or runs.watch
     chosen = list(base)
-    for inputs in _further(model, specs, dependent or {}):
-        if not watch.unseen():
+    for inputs in _further(model, specs, dependent or {}) if specs else ():
+        if not runs.watch.unseen():
             break
         if weights * _tokens(inputs) > MOST_WORK or not accepts(inputs):
             continue
-        after = seen_by(inputs)
-        if after is not None and len(after.unseen()) < len(watch.unseen()):
-            watch = after
+        after = runs.after(inputs)
+        if after is not None and len(after.unseen()) < len(runs.watch.unseen()):
+            runs.watch = after
             chosen.append(inputs)
-    return Covering(chosen, watch.sides, [str(one) for one in watch.unseen()])
+    return Covering(chosen, runs.watch.sides, [str(one) for one in runs.watch.unseen()])
+
+
+@dataclasses.dataclass
+class _Runs:
+    """A model in the interpreter, and what the runs that count have shown."""
+
+    fed: list[ir.Value]
+    evaluator: Evaluator
+    watch: Watch
+
+    @staticmethod
+    def of(model: ir.Model) -> _Runs:
+        """Raises ValueError or TypeError for a model that the interpreter cannot take."""
+        from moec.ir.interpreter import Evaluator
+        from moec.ir.intervals import intervals
+        from moec.ir.watch import Watch
+
+        nodes = list(model.graph)
+        fed = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+        evaluator = Evaluator(nodes, fed, list(model.graph.outputs), model.opset_imports, model.functions.values())
+        return _Runs(fed, evaluator, Watch(nodes, intervals(nodes, {}, _numbers)))
+
+    def after(self, inputs: Inputs) -> Watch | None:
+        """The watch as it is after one more run; None where the interpreter cannot run these inputs."""
+        from moec.ir.interpreter import EvaluationError
+
+        watch = self.watch.fork()
+        if any(value.name not in inputs for value in self.fed):
+            return None
+        try:
+            self.evaluator.run({value: inputs[value.name or ""] for value in self.fed}, watch)
+        except (EvaluationError, MemoryError):
+            return None
+        return watch
 
 
 def _further(model: ir.Model, specs: Sequence[TensorSpec], dependent: Mapping[str, str]) -> Iterator[Inputs]:
@@ -100,7 +119,8 @@ def _further(model: ir.Model, specs: Sequence[TensorSpec], dependent: Mapping[st
         if any(np.dtype(spec.dtype).kind == "f" for spec in specs if spec.dtype != "bfloat16"):
             yield {name: _scaled(array, factor) for name, array in of(7, 2, 11).items()}
     for place in (0, -1):
-        yield {name: _constant(array, place % limits[name]) if name in limits else array for name, array in of(7, 2, 12).items()}
+        usual = of(7, 2, 12)
+        yield usual | {name: np.full_like(usual[name], place % limit) for name, limit in limits.items()}
     for tokens in _token_counts(model):
         yield of(tokens, 1, 13)
         yield of(3, tokens, 14)
@@ -108,10 +128,6 @@ def _further(model: ir.Model, specs: Sequence[TensorSpec], dependent: Mapping[st
 
 def _scaled(array: np.ndarray, factor: float) -> np.ndarray:
     return array if array.dtype.kind in "iub" else (array * array.dtype.type(factor)).astype(array.dtype)
-
-
-def _constant(array: np.ndarray, number: int) -> np.ndarray:
-    return np.full_like(array, number)
 
 
 def _token_counts(model: ir.Model) -> list[int]:
@@ -135,4 +151,5 @@ def _weights(model: ir.Model) -> int:
 
 def _tokens(inputs: Inputs) -> int:
     """Rows of the largest input, or its elements where it is a matrix of indices."""
-    return max((array.size if array.dtype.kind in "iub" else array.size // max(array.shape[-1], 1) for array in inputs.values() if array.ndim), default=1)
+    shaped = [array for array in inputs.values() if array.ndim]
+    return max((a.size if a.dtype.kind in "iub" else a.size // max(a.shape[-1], 1) for a in shaped), default=1)

@@ -16,6 +16,7 @@ from moec.errors import InputError, MoecError, reporting
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.covering import Covering
     from moec.runtime.manifest import TensorSpec
     from moec.runtime.model import CompiledModel
 
@@ -56,6 +57,17 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
+class Coverage:
+    """How many sides the decisions of the original model have (:mod:`moec.ir.decisions`), the share of them that the
+    cases took, and the others by node; ``note``: why the decisions were not watched."""
+
+    sides: int
+    share: float
+    unseen: list[str]
+    note: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Verification:
     """All cases, and the tolerance that was applied. ``rounded``: whether passes rounded weights, so that expected is
     what the rounded model computes. ``refused``: the guards of which sizes outside were tried and refused."""
@@ -64,6 +76,7 @@ class Verification:
     cases: list[Case]
     rounded: bool = False
     refused: list[str] = dataclasses.field(default_factory=list)
+    coverage: Coverage | None = None
 
     @property
     def matches(self) -> bool:
@@ -91,7 +104,8 @@ def verify(
     inputs: Mapping[str, np.ndarray] | None = None,
     tolerance: float | None = None,
 ) -> Verification:
-    """Run both on ``inputs``, or on random inputs of several sizes (1 and odd ones among them), and compare.
+    """Run both on ``inputs``, or on random inputs of several sizes (1 and odd ones among them) and on such as take
+    sides of the model's decisions that these do not, and compare.
 
     An output matches when the largest absolute difference is within ``tolerance`` times the larger of 1 and the largest
     expected magnitude; integers and booleans must be equal. Without ``tolerance`` the narrowest float type of the model
@@ -119,14 +133,16 @@ def verify(
     losses = compiled.describe()["losses"]
     if tolerance is None:
         tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[one["arithmetic"]] for one in losses), 0.0)
-    cases = _generated_inputs(model, compiled) if inputs is None else [dict(inputs)]
+    covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
     rounded = _rounded_model(model.clone(), compiled) if losses else None
     reference = _Reference(model_path, model)
-    compared = [_compare_case(reference, rounded, compiled, case, tolerance) for case in cases]
+    compared = [_compare_case(reference, rounded, compiled, case, tolerance) for case in covering.inputs]
     taken = [guard for guard, case in outside.items() if not _is_refused(compiled, case)]
     compared += [_taken(guard, outside[guard]) for guard in taken]
-    return Verification(tolerance, compared, rounded is not None, [guard for guard in outside if guard not in taken])
+    refused = [guard for guard in outside if guard not in taken]
+    coverage = Coverage(covering.sides, covering.share, covering.unseen, covering.note)
+    return Verification(tolerance, compared, rounded is not None, refused, coverage)
 
 
 def open_session(model_path: str | os.PathLike[str], threads: int | None = None) -> Any:
@@ -218,18 +234,25 @@ def _as_declared(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
     return array if dtype is None else array.astype(dtype.numpy())
 
 
-def _generated_inputs(model: ir.Model, compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
-    """Random inputs of several sizes. Models with a cache get one token behind others, for one sequence and several,
-    several tokens, and prompts: onnxruntime's attention takes several tokens behind others of one sequence alone."""
+def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.ndarray] | None) -> Covering:
+    """What to compare on, and what it shows of the model's decisions.
+
+    Random inputs are of several sizes. Models with a cache get one token behind others, for one sequence and several,
+    several tokens, and prompts: onnxruntime's attention takes several tokens behind others of one sequence alone.
+    """
+    from moec.covering import cover
     from moec.sampling import input_limits, random_inputs, size_cases, tensor_specs
 
+    if inputs is not None:
+        return cover(model, [dict(inputs)])
     specs, limits = _narrowed(tensor_specs(model.graph.inputs), compiled), input_limits(model)
     guards = _guards(model, compiled)
     if compiled.input_sizes:
         sizes = size_cases(specs, (1, 1, 3, 16), (1, 3, 1, 2), compiled.input_sizes, guards)
     else:
         sizes = size_cases(specs, guards=guards)
-    return [random_inputs(specs, one, limits, seed) for seed, one in enumerate(sizes)]
+    base = [random_inputs(specs, one, limits, seed) for seed, one in enumerate(sizes)]
+    return cover(model, base, specs, compiled.input_sizes, lambda inputs: _refusal(compiled, inputs) is None)
 
 
 def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[str, np.ndarray]]:

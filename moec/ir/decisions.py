@@ -299,6 +299,12 @@ def _hard_sigmoid(node: ir.Node) -> tuple[Condition, ...]:
     return _at(-beta / alpha, (1 - beta) / alpha) if alpha else ()
 
 
+def _first_choice(logits: Array | None) -> Array | None:
+    """The expert that each token prefers."""
+    return None if logits is None or logits.size == 0 else logits.argmax(axis=-1)
+
+
+_ROUTED = Varies(lambda inputs, outputs: _first_choice(inputs[1]), "expert")
 _VARIES = _same(Varies(_result, "result"))
 _SIGN = _same(*_at(0.0))
 DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
@@ -317,6 +323,8 @@ DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
     "Equal": _same(*_TRUTH),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _same(*_at(-3.0, 3.0)),
+    **dict.fromkeys(("MoE", "QMoE"), _same(_ROUTED)),
+    "Route": _same(Varies(lambda inputs, outputs: _first_choice(inputs[0]), "expert")),
     "Linear": _linear,
     "NonZero": _same(*_NONZERO),
     "ReduceMax": _winners(True),
@@ -330,13 +338,15 @@ DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
     "Trilu": _triangle,
 }
 _PLAIN = (
-    "Acos Acosh Add Asin Asinh Atan Atanh BiasGelu BiasSplitGelu CastLike Concat Constant ConstantOfShape Conv "
-    "Cos Cosh CumSum DequantizeLinear Einsum Erf Exp Expand EyeLike FastGelu Flatten FusedMatMul Gather "
-    "GatherElements GatherND Gelu Gemm GroupNormalization GroupedMatMul Identity LayerNormalization Log "
-    "LogSoftmax LpNormalization MatMul Mean Mish Mul Neg Pad Pow QuickGelu RMSNormalization Range Reciprocal "
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape "
-    "Shape Sigmoid SimplifiedLayerNormalization Sin Sinh Size Softmax Softplus Softsign Split Sqrt Squeeze Sub "
-    "Sum Swish Tan Tanh Tile Transpose Unsqueeze"
+    "Acos Acosh Add Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BiasGelu BiasSplitGelu "
+    "CastLike CausalConvWithState Concat Constant ConstantOfShape Conv Cos Cosh CumSum DequantizeLinear Einsum "
+    "Erf Exp Expand Experts EyeLike FastGelu Flatten FusedGemm FusedMatMul Gather GatherElements GatherND Gelu "
+    "Gemm GlobalAveragePool GroupNormalization GroupQueryAttention GroupedMatMul Identity InstanceNormalization "
+    "LayerNormalization LinearAttention Log LogSoftmax LpNormalization LpPool MatMul MatMulNBits Mean Mish Mul "
+    "MultiHeadAttention Neg Pad Pow QuickGelu RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum "
+    "ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape RotaryEmbedding Shape Sigmoid "
+    "SimplifiedLayerNormalization Sin Sinh Size SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax "
+    "Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh TensorScatter Tile Transpose Unsqueeze"
 )
 PLAIN = frozenset(_PLAIN.split())
 """Operators whose result is one formula in their inputs, whatever these are."""

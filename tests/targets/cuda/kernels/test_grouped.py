@@ -72,7 +72,7 @@ def test_few_tokens(dtype):
 
 VARIANTS = {
     "not gated": ExpertsSpec(gate_layout="none", activation="gelu"),
-    "limited output": ExpertsSpec(gate_layout="separate", output_limit=0.05),
+    "limited output": ExpertsSpec(gate_layout="separate", output_limit=1.0),
     "clamped, weight on the input, identity experts": ExpertsSpec(
         gate_layout="separate", weight_on_input=True, identity_experts=2, alpha=1.702, limit=0.5, up_offset=1.0
     ),

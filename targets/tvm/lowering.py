@@ -286,7 +286,12 @@ class Lowering(FunctionBuilder):
         known = self.known(value)
         if known is not None:
             return [self.sizes.simplify(element) for element in known.elements.flat]
-        (count,) = self.dimensions(value) or [1]
+        dimensions = self.dimensions(value)
+        if len(dimensions) > 1:
+            raise UnsupportedError(
+                f"{value.name!r} holds integers in {len(dimensions)} dimensions; expected at most one"
+            )
+        (count,) = dimensions or [1]
         if not isinstance(count, int):
             raise UnsupportedError(f"{value.name!r} holds a shape of dynamic rank; expected a fixed number of dims")
         tensor = self.tensor(value)

@@ -196,3 +196,11 @@ def test_matrix_tiles_are_no_requirement_by_themselves(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(machine, "refusal_of_matrix_tiles", lambda: "not permitted")
     assert not machine.host_has(["amx-tile"])
+
+
+def test_sizes_in_a_matrix_are_refused():
+    text = """agraph (float[T,6] x, int64[1,2] parts) => (float[T,A] y, float[T,B] z) {
+        [cut] y, z = Split<axis = 1>(x, parts)
+    }"""
+    with pytest.raises(UnsupportedError, match=r"node 'cut'.*'parts' holds integers in 2 dimensions"):
+        lowered(text)

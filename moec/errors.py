@@ -72,9 +72,11 @@ def _named(error: MoecError, source: Any) -> MoecError:
 
 def _moec_error_behind(error: BaseException) -> MoecError | None:
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, MoecError):
+    seen: set[int] = set()  # an error may be its own cause
+    while cause is not None and not isinstance(cause, MoecError) and id(cause) not in seen:
+        seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
-    return cause
+    return cause if isinstance(cause, MoecError) else None
 
 
 def _node_at(traceback: TracebackType | None) -> str | None:

@@ -47,7 +47,7 @@ def replacing(
     path: str | os.PathLike[str], foreign_because: ForeignBecause, kind: type[MoecError] = MoecError
 ) -> Iterator[pathlib.Path]:
     """A path at which to make a file or a folder, which takes the place of ``path`` when the block ends well, and
-    vanishes when it does not.
+    vanishes when it does not, and with it what lies beside it under a longer name.
 
     Raises an error of ``kind`` where something is there that is not moec's own, or the file system refuses (a full
     disk, no rights); then what is there is unharmed and nothing is left behind.
@@ -131,9 +131,9 @@ def abandon_unfinished() -> None:
 
 
 def _remove(folder: pathlib.Path) -> None:
-    content = folder / _CONTENT
     with contextlib.suppress(OSError):
-        shutil.rmtree(content, ignore_errors=True) if content.is_dir() else content.unlink(missing_ok=True)
+        for content in folder.glob(f"{_CONTENT}*"):
+            shutil.rmtree(content, ignore_errors=True) if content.is_dir() else content.unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -40,6 +40,13 @@ def test_our_own_error_is_found_behind_that_of_a_library():
     assert message_of(InputError, outer) == "the reason"
 
 
+def test_an_error_that_is_its_own_cause_is_a_defect():
+    with pytest.raises(DefectError, match="step: ValueError: circle"), reporting("step"):
+        error = ValueError("circle")
+        error.__cause__ = error
+        raise error
+
+
 def test_interruptions_and_success_pass():
     with reporting("step"):
         pass

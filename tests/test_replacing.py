@@ -225,6 +225,7 @@ from moec.replacing import replacing
 with replacing(sys.argv[1], lambda path: None) as aside:
     aside.mkdir()
     (aside / "half").write_text("x")
+    aside.with_name(f"{aside.name}.zip").write_text("x")
     if sys.argv[2] == "wait":
         print("ready", flush=True)
         sys.stdin.read()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import DefectError, InputError, MoecError
+from moec.errors import ArtifactError, DefectError, InputError, MoecError
 from moec.runtime.captured_runs import CapturedRuns
 from moec.runtime.device import Device, Host
 from moec.runtime.inputs import InputCheck
@@ -19,12 +19,15 @@ from moec.runtime.machine import check_threads
 from moec.runtime.manifest import TensorSpec
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, Program
-from moec.runtime.workers import Turns, Ways, run_with
+from moec.runtime.workers import Turns, Ways
 
 _REQUIREMENT = "; expected "
 """What the checks that kernels make of sizes say."""
 _SIZE_CHECKS = ("Mismatched ", "Invalid ", "View with shape", "match_cast", "mismatch to ")
 """What the runtime says, in a ValueError, where a size is not what the program expected."""
+_PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
+"""What it says where a program takes something else than the arrays that its manifest lists."""
+_NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,20 +68,23 @@ class Executor:
     ) -> None:
         """Raises ArtifactError where the objects do not link, UnsupportedError where graphs cannot be had, and what the
         device raises for code that it cannot run and weights that it cannot hold."""
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.inputs, self.outputs, self._where = tuple(inputs), tuple(outputs), where
         self.threads = check_threads(threads)
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, guards)
         self._turns = Turns()
         # Where a device computes, threads have nothing to do, and its current stream is the calling thread's.
-        self._threads_used = self.threads if device is None else 1
-        self._ways = Ways(self._threads_used, self._turns)
+        self._ways = Ways(self.threads if device is None else 1, self._turns)
         self._weight_arrays = list(weights)
         try:
             self._program = Program(objects, where, self._device)
             self._weights = [self._device.place(array) if array.ndim else int(array) for array in weights]
-        except RuntimeError as error:
-            raise self._device.explain(error) or error from error
+        except MoecError:
+            raise
+        except Exception as error:
+            raise self._device.explain(error) or ArtifactError(
+                f"{where}: its program cannot be loaded: {_one_line(error)}; it was altered: compile the model again"
+            ) from error
         tensors = [weight for weight in self._weights if not isinstance(weight, int)]
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in tensors)
         self._captured = CapturedRuns(self._program, self._weights, self._device) if cuda_graphs else None
@@ -104,10 +110,10 @@ class Executor:
     def time_run(self, values: Mapping[str, Any]) -> float:
         """Run once, kernel by kernel, and return the seconds from when the inputs are there until the results are."""
         arrays = self._check(values)
-        return run_with(self._threads_used, lambda: self._timed_call(arrays))
+        return self._ways.run_by_the_pool(lambda: self._timed_call(arrays))
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
-        with self._turns, self._working(arrays):
+        with self._working(arrays):
             tensors = [self._device.place(array) for array in arrays]
             self._device.finish()
             start = time.perf_counter()
@@ -162,10 +168,10 @@ class Executor:
 
     def _run_instrumented(self, values: Mapping[str, Any], instrument: Instrument) -> None:
         arrays = self._check(values)
-        run_with(self._threads_used, lambda: self._instrumented_call(arrays, instrument))
+        self._ways.run_by_the_pool(lambda: self._instrumented_call(arrays, instrument))
 
     def _instrumented_call(self, arrays: Sequence[np.ndarray | OnDevice], instrument: Instrument) -> None:
-        with self._turns, self._program.instrumented(instrument):
+        with self._program.instrumented(instrument):
             self._call(arrays, captured=False)
 
     def _call(self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True) -> dict[str, Any]:
@@ -189,7 +195,7 @@ class Executor:
         except (MoecError, MemoryError):
             raise
         except Exception as error:
-            raise self._device.explain(error) or _explain(error, self.inputs, arrays) from error
+            raise self._device.explain(error) or self._explain(error, arrays) from error
 
     def _compute(self, arrays: Sequence[np.ndarray | OnDevice], captured: bool) -> tuple[list[Any], list[bool]]:
         """The results there, and which of them the caller must not get but a copy of."""
@@ -202,18 +208,25 @@ class Executor:
         # An input or a weight passed through is copied: writing to the output must not change either.
         inputs = {tensor.data_ptr() for tensor in tensors}
         kept = self._weight_addresses
+        if len(results) != len(self.outputs):
+            raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")
         return results, [(address := tensor.data_ptr()) in inputs or address in kept for tensor in results]
 
+    def _explain(self, error: Exception, arrays: Sequence[np.ndarray | OnDevice]) -> MoecError:
+        """The program checks sizes that only it can relate (a size that must be the sum of two others, say); whatever
+        else goes wrong in it is not the caller's fault."""
+        reason = _one_line(error)
+        sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(self.inputs, arrays, strict=True))
+        if isinstance(error, ValueError) and any(check in reason for check in _SIZE_CHECKS):
+            return InputError(f"the model cannot run on inputs of sizes {sizes}, which do not fit each other: {reason}")
+        if "bad_alloc" in reason:
+            return MoecError(f"there is not enough memory to run the model on inputs of sizes {sizes}")
+        if any(check in reason for check in _PARAMETER_CHECKS):
+            return ArtifactError(f"{self._where}: its program says {reason}; {_NOT_AS_LISTED}")
+        if isinstance(error, ValueError) and _REQUIREMENT in reason:
+            return InputError(f"the model cannot run on inputs of sizes {sizes}: {reason}")
+        return DefectError(f"the compiled program failed on inputs of sizes {sizes}: {type(error).__name__}: {reason}")
 
-def _explain(error: Exception, inputs: Sequence[TensorSpec], arrays: Sequence[np.ndarray | OnDevice]) -> MoecError:
-    """The program checks sizes that only it can relate (a size that must be the sum of two others, say); whatever else
-    goes wrong in it is not the caller's fault."""
-    reason = " ".join(str(error).split())
-    sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(inputs, arrays, strict=True))
-    if isinstance(error, ValueError) and any(check in reason for check in _SIZE_CHECKS):
-        return InputError(f"the model cannot run on inputs of sizes {sizes}, which do not fit each other: {reason}")
-    if "bad_alloc" in reason:
-        return MoecError(f"there is not enough memory to run the model on inputs of sizes {sizes}")
-    if isinstance(error, ValueError) and _REQUIREMENT in reason:
-        return InputError(f"the model cannot run on inputs of sizes {sizes}: {reason}")
-    return DefectError(f"the compiled program failed on inputs of sizes {sizes}: {type(error).__name__}: {reason}")
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -190,7 +190,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
         guards=_list_of(content, "guards", str, where),
         moe_blocks=records("moe_blocks"),
-        stages=records("stages"),
+        stages=[_checked_stage(one, f"{where}: stages") for one in records("stages")],
         remarks=records("remarks"),
         losses=[_checked_loss(one, f"{where}: losses") for one in records("losses")],
         provenance=field("provenance", dict),
@@ -249,8 +249,16 @@ def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
         _typed(record, key, str, where)
     for key, kind in {"nodes": list, "attributes": dict, "sources": dict}.items():
         _typed(record, key, kind, where)
+    for name in record["sources"]:
+        _typed(record["sources"], name, str, where)
     for key in ("candidates", "parameters", "launches"):
         _list_of(record, key, dict, where)
+    return record
+
+
+def _checked_stage(record: dict[str, Any], where: str) -> dict[str, Any]:
+    for key, kind in {"name": str, "seconds": float, "changed": bool, "file": str}.items():
+        _typed(record, key, kind, where)
     return record
 
 
@@ -294,7 +302,7 @@ def _check_files(manifest: Manifest, where: str) -> None:
     programs = manifest.programs
     sources = [path for program in programs for kernel in program.kernels for path in kernel["sources"].values()]
     code = [name for program in programs for name in (*program.objects, program.binary) if name is not None]
-    stages = [stage.get("file") for stage in manifest.stages]
+    stages = [stage["file"] for stage in manifest.stages]
     for name in (*code, *sources, *stages, WEIGHTS):
         if name not in manifest.files:
             raise ArtifactError(f"{where}: {name!r} is used but not listed among the files")

@@ -43,7 +43,7 @@ def run_with(count: int, work: Callable[[], Result]) -> Result:
     if count == 1:
         _be_alone()
         return work()
-    return _pool_of(count).run(work)
+    return _pool_of(count).submit(work).wait()
 
 
 class Turns:
@@ -94,6 +94,10 @@ class Turns:
         self._mutex = threading.Lock()
         self._waiting.clear()
 
+    def become_mine(self) -> None:
+        """The thread that has the turn lets the calling one work in it."""
+        self._owner = threading.get_ident()
+
     def is_mine(self) -> bool:
         return self._owner == threading.get_ident()
 
@@ -116,22 +120,47 @@ class Ways:
             times = self._times[kind] = (_Times(), _Times())
         alone, pooled = times
         if self._count > 1 and _is_better_by_the_pool(alone, pooled):
-            return _pool_of(self._count).run(lambda: self._in_turn(work, pooled))
+            return self.run_by_the_pool(lambda: _timed(work, pooled))
         _be_alone()
-        return self._in_turn(work, alone)
-
-    def _in_turn(self, work: Callable[[], Result], times: _Times) -> Result:
         self._turns.take()
         try:
-            start = time.perf_counter()
-            result = work()
-            seconds = time.perf_counter() - start
+            return _timed(work, alone)
         finally:
             self._turns.give()
-        times.trials += 1
-        if seconds < times.best:
-            times.best = seconds
-        return result
+
+    def run_by_the_pool(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work``, which has its turn and all threads. It is the caller that waits for the turn, so that
+        callers of the pool and others are served alike; the work gives it back, even if nobody waits for it any more.
+        """
+        if self._count == 1:
+            _be_alone()
+            with self._turns:
+                return work()
+        pool = _pool_of(self._count)
+        self._turns.take()
+        try:
+            job = pool.submit(lambda: self._keeping_turn(work))
+        except BaseException:
+            self._turns.give()
+            raise
+        return job.wait()
+
+    def _keeping_turn(self, work: Callable[[], Result]) -> Result:
+        self._turns.become_mine()
+        try:
+            return work()
+        finally:
+            self._turns.give()
+
+
+def _timed(work: Callable[[], Result], times: _Times) -> Result:
+    start = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    times.trials += 1
+    if seconds < times.best:
+        times.best = seconds
+    return result
 
 
 class _Times:
@@ -184,12 +213,14 @@ class _Pool:
         self._thread.start()
         ready.wait()
 
-    def run(self, work: Callable[[], Result]) -> Result:
-        if threading.current_thread() is self._thread:
-            return work()
+    def submit(self, work: Callable[[], Any]) -> _Job:
+        """Have ``work`` done when its time has come; at once where the pool itself asks."""
         job = _Job(work)
-        self._jobs.put(job)
-        return job.wait()
+        if threading.current_thread() is self._thread:
+            job.do()
+        else:
+            self._jobs.put(job)
+        return job
 
     def _serve(self) -> None:
         while True:

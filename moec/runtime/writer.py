@@ -117,9 +117,9 @@ def _new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 def _pack(folder: pathlib.Path) -> None:
     """Make one sealed file of a folder, in its place."""
-    path = folder.with_name("zip")
+    path = folder.with_name(f"{folder.name}.zip")
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
         for file in files:
             archive.write(file, file.relative_to(folder).as_posix())
     seals.seal_zip(path)

@@ -140,6 +140,29 @@ def test_sixteen_threads_at_once_are_right_and_each_gets_its_share(pristine_arti
 
 
 @several_cores
+def test_callers_of_the_pool_and_others_are_served_alike():
+    """A caller of the pool waits for its turn itself: the pool is not one caller for all of its own."""
+    turns = Turns()
+    ways, runs, end = Ways(2, turns), [0] * 8, time.monotonic() + 0.5
+
+    def call(caller: int) -> None:
+        while time.monotonic() < end:
+            if caller % 2:
+                with turns:
+                    time.sleep(0.001)
+            else:
+                ways.run_by_the_pool(lambda: time.sleep(0.001))
+            runs[caller] += 1
+
+    callers = [threading.Thread(target=call, args=(caller,)) for caller in range(8)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join()
+    assert min(runs) > max(runs) / 2, runs
+
+
+@several_cores
 def test_short_calls_run_on_the_calling_thread_and_long_ones_do_not():
     ways, seen = Ways(2, Turns()), []
 

@@ -125,6 +125,23 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
     return np.where(wrapped == np.arange(size).reshape(shape), values[1], values[0])
 
 
+def slice_(data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
+    """Ranges along some axes. Where numpy walks back from before the front it takes nothing, ONNX the first element:
+    bounds are clamped to [0, size - 1] for the start of a negative step, [-1, size - 1] for its end."""
+    given_axes = range(len(starts)) if axes is None else [int(axis) for axis in axes]
+    given_steps = [1] * len(starts) if steps is None else [int(step) for step in steps]
+    index = [slice(None)] * data.ndim
+    for start, end, axis, step in zip(starts.tolist(), ends.tolist(), given_axes, given_steps, strict=True):
+        size = data.shape[axis]
+        if step < 0:
+            start = min(max(start + size if start < 0 else start, 0), size - 1)
+            end = min(max(end + size if end < 0 else end, -1), size - 1)
+            index[axis] = slice(start, None if end < 0 else end, step) if size else slice(0)
+        else:
+            index[axis] = slice(start, end, step)
+    return data[tuple(index)]
+
+
 def gelu(x: Array, *, approximate: str = "none") -> Array:
     return semantics.gelu_tanh(x) if approximate == "tanh" else semantics.gelu(x)
 
@@ -157,6 +174,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "OneHot"): one_hot,
     ("", "ScatterElements"): scatter_elements,
     ("", "ScatterND"): scatter_nd,
+    ("", "Slice"): slice_,
     ("", "TopK"): top_k,
 }
 

@@ -6,6 +6,8 @@ from moec.targets.tvm import (
     convert_cache,
     convert_elementwise,
     convert_indexing,
+    convert_pad,
+    convert_range,
     convert_reduction,
     convert_rotary,
     convert_shape,
@@ -15,6 +17,8 @@ from moec.targets.tvm.lowering import Converter
 CONVERTERS: dict[str, Converter] = {
     **convert_elementwise.CONVERTERS,
     **convert_shape.CONVERTERS,
+    **convert_range.CONVERTERS,
+    **convert_pad.CONVERTERS,
     **convert_indexing.CONVERTERS,
     **convert_reduction.CONVERTERS,
     **convert_rotary.CONVERTERS,

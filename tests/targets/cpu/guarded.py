@@ -15,7 +15,7 @@ _NO_ACCESS = 0
 
 def guarded(array: np.ndarray) -> np.ndarray:
     """A copy of an array whose last cache line ends where a page without access begins. Plain copy on Windows."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     if array.size == 0 or sys.platform == "win32":
         return array.copy()
     page = mmap.PAGESIZE

@@ -1,0 +1,89 @@
+"""Pad: pads may be negative, which removes elements, and may be known only when the program runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import te, tirx
+
+from moec.errors import UnsupportedError
+from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
+from moec.targets.tvm.convert_indexing import in_range
+from moec.targets.tvm.lowering import Converter, Lowering
+from moec.targets.tvm.te_kernels import Requirement
+
+
+def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    mode = attribute(node, "mode", "constant")
+    if mode not in ("constant", "edge", "reflect"):
+        raise UnsupportedError(f"Pad mode {mode!r} is not supported; expected constant, edge or reflect")
+    sizes = lowering.dimensions(value)
+    axes = lowering.numbers(optional_input(node, 3), "the axes") or list(range(len(sizes)))
+    pads = lowering.runtime_integers(required_input(node, 1))
+    before: list[Any] = [0] * len(sizes)
+    shape = list(sizes)
+    padded, needed = set(), []
+    for number, axis in enumerate(axes):
+        axis = normalized_axis(axis, len(sizes))
+        before[axis] = pads[number]
+        if any(not isinstance(pad, int) or pad for pad in (pads[number], pads[number + len(axes)])):
+            padded.add(axis)
+        after = pads[number + len(axes)]
+        padded_size = lowering.sizes.simplify(sizes[axis] + pads[number] + after)
+        needed += _valid_pads(lowering, mode, axis, sizes[axis], (pads[number], after), padded_size)
+        shape[axis] = lowering.sizes.at_least(padded_size, 0)
+    fill = optional_input(node, 2)
+    constant_fill = fill is None or lowering.is_constant(fill)
+    number = 0 if fill is None or not constant_fill else np.asarray(lowering.constant(fill)).item()
+
+    def build(source: te.Tensor, *given: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            places = [index - start for index, start in zip(at, before, strict=True)]
+            if mode != "constant":
+                return source(*(_padded_position(place, size, mode) for place, size in zip(places, sizes, strict=True)))
+            inside = [in_range(places[axis], sizes[axis]) for axis in sorted(padded)]
+            outside = given[0](*[0] * len(given[0].shape)) if given else tirx.const(number, source.dtype)
+            return tirx.if_then_else(tirx.all(tirx.const(True, "bool"), *inside), source(*places), outside)
+
+        return te.compute([lowering.sizes.expression(size) for size in shape], element, name="pad")
+
+    values = [value] if constant_fill or fill is None else [value, fill]
+    if fill is not None and not constant_fill:
+        count = lowering.sizes.product(lowering.dimensions(fill))
+        needed += lowering.require(lowering.sizes.same(count, 1), f"{count} numbers to fill with", "one")
+    return lowering.compute(build, [lowering.tensor(one) for one in values], "pad", needed)
+
+
+def _valid_pads(
+    lowering: Lowering, mode: str, axis: int, size: Any, pads: Sequence[Any], padded: Any
+) -> list[Requirement]:
+    """That something is left, and that what a pad repeats is there."""
+    found = f"pads {list(pads)} on axis {axis} of size {size}"
+    needed = lowering.require(padded >= 0, found, "a result of size 0 or more")
+    if mode == "edge":
+        something = _either(padded <= 0, size >= 1)
+        needed += lowering.require(something, found, "something to repeat")
+    if mode == "reflect":
+        for pad in pads:
+            needed += lowering.require(_either(pad <= 0, pad < size), found, "pads below the size")
+    return needed
+
+
+def _either(left: Any, right: Any) -> Any:
+    if left is True or right is True:
+        return True
+    return right if left is False else left if right is False else tirx.any(left, right)
+
+
+def _padded_position(place: tirx.Expr, size: Any, mode: str) -> tirx.Expr:
+    if mode == "reflect":
+        place = tirx.abs(place)
+        place = tirx.Select(place >= size, 2 * (size - 1) - place, place)
+    return tirx.max(tirx.min(place, size - 1), tirx.IntImm("int64", 0))
+
+
+CONVERTERS: dict[str, Converter] = {"Pad": _convert_pad}

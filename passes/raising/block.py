@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -54,16 +55,23 @@ class Block:
     def name(self) -> str:
         return node_name(self.anchor)
 
+    @functools.cached_property
+    def from_x(self) -> set[ir.Value]:
+        """What depends on elements of x."""
+        return self.facts.dependents([self.x], self.nodes)
+
+    @functools.cached_property
+    def selected(self) -> set[ir.Value]:
+        """What depends on the logits."""
+        return self.facts.dependents([self.logits], self.nodes)
+
     def router_nodes(self) -> list[ir.Node]:
         """Nodes that depend on the logits but on no element of x."""
-        from_x = self.facts.dependents([self.x], self.nodes)
-        from_logits = self.facts.dependents([self.logits], self.nodes)
-        return [n for n in self.nodes if n.outputs[0] in from_logits and n.outputs[0] not in from_x]
+        return [n for n in self.nodes if n.outputs[0] in self.selected and n.outputs[0] not in self.from_x]
 
     def expert_nodes(self) -> list[ir.Node]:
         """Nodes that depend on elements of x."""
-        from_x = self.facts.dependents([self.x], self.nodes)
-        return [n for n in self.nodes if n.outputs[0] in from_x]
+        return [n for n in self.nodes if n.outputs[0] in self.from_x]
 
     def feeds(self, x: Array, logits: Array) -> dict[ir.Value, Array]:
         """Feeds for an evaluation on rows x [T,d] and logits [T,E]; T is a multiple of ``row_step``."""
@@ -147,12 +155,13 @@ class Block:
 
     def gathers_weights(self) -> bool:
         """Whether every token gets copies of its experts' weights, which bounds the tokens per evaluation."""
-        selected = self.facts.dependents([self.logits], self.nodes)
         projections = self.projections()
         weights = {projection.weight for projection in projections}
         operands = (operand for projection in projections for operand in projection.node.inputs)
         gathered = (
-            v for v in operands if v is not None and v in selected and follow_data(v, weights.__contains__) is not None
+            v
+            for v in operands
+            if v is not None and v in self.selected and follow_data(v, weights.__contains__) is not None
         )
         return len(projections) <= 3 and next(gathered, None) is not None
 

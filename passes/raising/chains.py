@@ -78,8 +78,7 @@ def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Proje
 
 def selected_operands(block: Block, chain: Chain) -> bool:
     """Whether any operand of the chain's projections depends on what the router selects."""
-    selected = block.facts.dependents([block.logits], block.nodes)
-    return any(operand in selected for projection in chain.projections for operand in projection.node.inputs)
+    return any(operand in block.selected for projection in chain.projections for operand in projection.node.inputs)
 
 
 def check_structure(chains: list[Chain], E: int) -> None:

@@ -55,9 +55,12 @@ def propose_routings(block: Block) -> list[Routing]:
     by_k = {k: [view for view in observed if view.k == k] for k in {view.k for view in observed}}
     starts = {k: np.stack([view.mixture[:FIRST] for view in views]) for k, views in by_k.items()}
     for routing in _grid(block, sorted(by_k)):
+        start = as_mixture(*routing.run(block, logits[:FIRST]), block.E)
+        likely = np.flatnonzero(_agree(starts[routing.spec.k], start).all(axis=1))
+        if not likely.size:
+            continue
         mixture = as_mixture(*routing.run(block, logits), block.E)
-        likely = _agree(starts[routing.spec.k], mixture[:FIRST]).all(axis=1)
-        for view in (by_k[routing.spec.k][place] for place in np.flatnonzero(likely)):
+        for view in (by_k[routing.spec.k][place] for place in likely):
             agreeing = _agree(view.mixture, mixture)
             if agreeing[: len(near)].all():
                 found[routing] = max(found.get(routing, (0, 0)), (view.position, int(agreeing.sum())))
@@ -142,7 +145,8 @@ def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterato
 def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
     numbers = _numbers(block)
     biases = [None, *expert_vectors(block)]
-    scales = [1.0, *(n for n in numbers if n > 0 and n != 1)]
+    # the ids that a loop compares with are no scales, and as many as there are experts
+    scales = [1.0, *(n for n in _numbers(block, floats_only=True) if n > 0 and n != 1)]
     guards = [{}, *({"normalize_epsilon": n} for n in numbers if 0 < n < 1e-3)]
     guards += [{"normalize_floor": n} for n in _numbers(block, CLAMPS | COMPARISONS) if n > 0]
     thresholds = [None, *(n for n in _numbers(block, COMPARISONS) if 0 < n < 1)]
@@ -158,10 +162,11 @@ def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
             yield from (Routing(RouteSpec(k, "sparsemixer", jitter=n / 2)) for n in numbers if 0 < n < 1)
 
 
-def _numbers(block: Block, operators: frozenset[str] | None = None) -> list[float]:
+def _numbers(block: Block, operators: frozenset[str] | None = None, *, floats_only: bool = False) -> list[float]:
     """Distinct scalar constants of the router, or of its nodes with these operators."""
     nodes = (node for node in block.router_nodes() if operators is None or node.op_type in operators)
-    scalars = (block.facts.scalar(value) for node in nodes for value in node.inputs)
+    values = (v for node in nodes for v in node.inputs if not (floats_only and v and v.dtype and v.dtype.is_integer()))
+    scalars = (block.facts.scalar(value) for value in values)
     return sorted({_shortest(s) for s in scalars if s is not None and np.isfinite(s)})
 
 

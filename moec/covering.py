@@ -52,12 +52,14 @@ def cover(
     """``base``, and what takes further sides: floats of other magnitudes, other indices, more tokens than the numbers
     in the graph. ``specs`` are those of the model's inputs, without which nothing is added; ``dependent`` sizes follow
     from others (:func:`moec.input_sizes.input_sizes`); and only what ``accepts`` says yes to is added."""
+    from moec.ir.interpreter import EvaluationError
+
     weights = _weights(model)
     if any(weights * _tokens(inputs) > MOST_WORK for inputs in base):
         return Covering(list(base), 0, [], "the model is too large to watch its decisions in the interpreter")
     try:
         runs = _Runs.of(model)
-    except (ValueError, TypeError) as error:
+    except (ValueError, EvaluationError) as error:
         return Covering(list(base), 0, [], f"the interpreter cannot watch its decisions: {error}")
     for inputs in base:
         runs.watch = runs.after(inputs) or runs.watch
@@ -84,7 +86,7 @@ class _Runs:
 
     @staticmethod
     def of(model: ir.Model) -> _Runs:
-        """Raises ValueError or TypeError for a model that the interpreter cannot take."""
+        """Raises ValueError or EvaluationError for a model that the interpreter cannot take."""
         from moec.ir.interpreter import Evaluator
         from moec.ir.intervals import intervals
         from moec.ir.watch import Watch

@@ -39,6 +39,11 @@ class InputError(MoecError):
     """A compiled model was called with the wrong names, dtypes, ranks or sizes."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, as one line that is not too long."""
+    return " ".join(str(error).split())[:300]
+
+
 @contextlib.contextmanager
 def reporting(step: str, source: Any = None) -> Iterator[None]:
     """Around every step that works on what a user gave: whatever it raises becomes one MoecError.
@@ -52,7 +57,7 @@ def reporting(step: str, source: Any = None) -> Iterator[None]:
     except MoecError as error:
         raise _named(error, source) from error.__cause__
     except MemoryError as error:
-        reason = " ".join(str(error).split()) or "an allocation failed"
+        reason = one_line(error) or "an allocation failed"
         raise _named(MoecError(f"{step}: there is not enough memory ({reason})"), source) from error
     except Exception as error:
         known = _moec_error_behind(error)
@@ -60,8 +65,7 @@ def reporting(step: str, source: Any = None) -> Iterator[None]:
             raise _named(known, source) from error
         node = _node_at(error.__traceback__)
         place = f"{step}: {node}" if node else step
-        reason = " ".join(str(error).split())[:300]
-        raise _named(DefectError(f"{place}: {type(error).__name__}: {reason}; {REPORT}"), source) from error
+        raise _named(DefectError(f"{place}: {type(error).__name__}: {one_line(error)}; {REPORT}"), source) from error
 
 
 def _named(error: MoecError, source: Any) -> MoecError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.arguments import check_kind, check_path
-from moec.errors import InputError, MoecError, reporting
+from moec.errors import InputError, MoecError, one_line, reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -159,7 +159,7 @@ def open_session(model_path: str | os.PathLike[str], threads: int | None = None)
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise MoecError(f"{path}: onnxruntime itself cannot load the model: {_one_line(error)}") from error
+        raise MoecError(f"{path}: onnxruntime itself cannot load the model: {one_line(error)}") from error
 
 
 def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -170,7 +170,7 @@ def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
         return dict(zip(names, session.run(names, {k: v for k, v in inputs.items() if k in known}), strict=True))
     except Exception as error:
         sizes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
-        raise MoecError(f"onnxruntime itself cannot run the model on {sizes}: {_one_line(error)}") from error
+        raise MoecError(f"onnxruntime itself cannot run the model on {sizes}: {one_line(error)}") from error
 
 
 def compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> Difference:
@@ -224,7 +224,7 @@ class _Reference:
         try:
             results = interpreter.run(self._model, inputs, dtype=np.float64)
         except (interpreter.EvaluationError, ValueError) as error:
-            raise MoecError(f"{failure}; neither can the reference interpreter: {_one_line(error)}") from error
+            raise MoecError(f"{failure}; neither can the reference interpreter: {one_line(error)}") from error
         types = {value.name: value.dtype for value in self._model.graph.outputs}
         outputs = {name: _as_declared(array, types[name]) for name, array in results.items()}
         return outputs, f"{failure}; the reference interpreter says what is expected"
@@ -353,7 +353,3 @@ def tolerance_of(model: ir.Model) -> float:
     values: Sequence[Any] = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
     names = {value.dtype.numpy().name for value in values if value.dtype is not None}
     return max((limit for name, limit in TOLERANCES.items() if name in names), default=TOLERANCES["float32"])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

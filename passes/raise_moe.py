@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.errors import one_line
 from moec.ir import dialect
 from moec.ir.names import node_name
 from moec.passes.base import Exactness, Report
@@ -119,14 +120,6 @@ def _next_anchor(graph: ir.Graph, done: set[ir.Node]) -> ir.Node | None:
 
 
 def _understand(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
-    """The block around an anchor and what it is; (None, None) if there is none. Raises NotUnderstoodError."""
-    try:
-        return _match(facts, anchor, known)
-    except MemoryError as error:
-        raise NotUnderstoodError("there is not enough memory to check what it computes") from error
-
-
-def _match(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
     """The deepest cut around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
     Raises NotUnderstoodError with the nearest miss, the deepest cut's if all are equally far, if there are cuts but
@@ -139,6 +132,10 @@ def _match(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, M
                 return block, _match_block(block, known)
             except NotUnderstoodError as reason:
                 reasons.append(reason)
+            except MemoryError:
+                reasons.append(NotUnderstoodError("there is not enough memory to check what it computes"))
+            except Exception as error:  # a graph may hold anything; what stumbles over it has not understood it
+                reasons.append(NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})"))
     if reasons:
         raise min(reasons, key=lambda reason: reason.difference)
     _report_uncut(facts, anchor)

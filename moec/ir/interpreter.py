@@ -21,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import DTypeLike
 from onnx.reference import ReferenceEvaluator
 
+from moec.errors import one_line
 from moec.ir.graphs import nested_graphs
 from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
@@ -53,7 +54,8 @@ class Evaluator:
 
     ``inputs`` are the values that every call feeds; all other values that the nodes use but do not compute must be
     constants (initializers, or outputs of Constant nodes) and are read once, here. Nodes must be in topological order.
-    Raises ValueError for a value that is neither fed, nor computed, nor constant, and for two values of one name.
+    Raises ValueError for a value that is neither fed, nor computed, nor constant, and for two values of one name;
+    EvaluationError for an operator that it does not know.
     """
 
     def __init__(
@@ -87,7 +89,10 @@ class Evaluator:
         imports[""] = version_for(computed, imports.get("", OPSET))
         model = onnx.ModelProto(graph=graph, functions=function_protos)
         model.opset_import.extend(onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items())
-        operators = ReferenceEvaluator(model, new_ops=OPERATOR_CLASSES).rt_nodes_
+        try:
+            operators = ReferenceEvaluator(model, new_ops=OPERATOR_CLASSES).rt_nodes_
+        except Exception as error:  # an operator it lacks, in a version it lacks, with an attribute it cannot take
+            raise EvaluationError(f"the reference interpreter cannot run these nodes: {one_line(error)}") from error
         self._steps = [
             _Step(node, operator, [_name(v) for v in _captured(node)])
             for node, operator in zip(computed, operators, strict=True)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.interpreter import EvaluationError
 from moec.passes.raising.block import Block, is_contraction, shape_at, symbols_of, width
 from moec.passes.raising.facts import Facts
 
@@ -107,6 +106,6 @@ def _maps_rows_to_rows(block: Block) -> bool:
         logits = np.random.default_rng(0).normal(size=(T, block.E)) + 4 * np.eye(block.E)[np.arange(T) % block.E]
         try:
             return block.y_of(np.ones((T, block.d)), logits) is not None
-        except (EvaluationError, MemoryError, ValueError):  # whatever a wrong cut makes numpy stumble over
+        except Exception:  # whatever a wrong cut makes the interpreter stumble over
             continue
     return False

@@ -173,3 +173,16 @@ def test_a_side_that_nothing_reaches_is_named(raised):
     assert not any(dialect.is_moec(node) for node in model.graph)
     (remark,) = report.remarks
     assert "no input was found that takes one side of a decision (Greater node" in remark.message
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes (3,4) and (5,) do not fit"), KeyError("axis"), MemoryError()])
+def test_whatever_goes_wrong_while_matching_is_a_remark(build, texts, normal, monkeypatch, error):
+    def stumbles(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("moec.passes.raise_moe.find_match", stumbles)
+    model, report = build(texts["batched"], up=normal(4, 10, 6), down=normal(4, 6, 5)), Report()
+    assert not RaiseMoE().apply(model, report)
+    (remark,) = report.remarks
+    wanted = "not enough memory" if isinstance(error, MemoryError) else "it cannot be evaluated apart ("
+    assert remark.severity == "warning" and wanted in remark.message

@@ -17,12 +17,13 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.cuda.emulator.kernels import find_kernels
 from moec.targets.cuda.kernels import dispatch
 from moec.targets.cuda.kernels.grouped_problem import interleave
-from moec.targets.cuda.kernels.mma_tile import SHAPES
+from moec.targets.cuda.kernels.mma_tile import LINE_BYTES, SHAPES
 
 from ..kernels.test_dispatch import expected_order
+from .hopper import TensorMap
 from .machine import run
 
-EXPERTS, INNER, WIDTH, SLOTS, ROWS = 8, 128, 64, 2, 16
+EXPERTS, INNER, RING_INNER, WIDTH, SLOTS, ROWS = 8, 128, 384, 64, 2, 16
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -38,13 +39,20 @@ class Launch:
     pool_bytes: int = 0
     tolerance: float = 0.0
 
-    def check(self, cuda: str, ptx: str) -> None:
+    def check(self, cuda: str, ptx: str, *, eager: bool = False) -> None:
         """Run a kernel's PTX. ``cuda``: its text, which says in what order parameters come. Raises AssertionError where
         results differ, PtxError where the interpreter finds a fault."""
         (kernel,) = find_kernels(cuda)
         named = {name: np.array(one) if isinstance(one, np.ndarray) else one for name, one in self.arguments.items()}
         arguments = [named[name.removesuffix("_ptr")] for _, name in kernel.parameters]
-        run(ptx, arguments, grid=self.grid, block=self.block, pool_bytes=self.pool_bytes)
+        run(
+            ptx,
+            arguments,
+            grid=self.grid,
+            block=self.block,
+            pool_bytes=self.pool_bytes,
+            eager=eager,
+        )
         for name, expected in self.expected.items():
             wide, wanted = named[name].astype(np.float64), expected.astype(np.float64)
             used = ~np.isnan(wanted)
@@ -75,13 +83,13 @@ def route() -> Launch:
     return Launch({**arguments, "tokens": 7}, {"chosen": chosen, "weights": weights}, 2, 128, tolerance=1e-6)
 
 
-def _sorted(tokens: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _sorted(tokens: int, rows: int = ROWS) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What dispatch writes, empty and full."""
     ids = _ids(tokens)
-    places, blocks = expected_order(EXPERTS, ROWS, ids)
-    most = dispatch.most_blocks(EXPERTS, ids.size, ROWS)
+    places, blocks = expected_order(EXPERTS, rows, ids)
+    most = dispatch.most_blocks(EXPERTS, ids.size, rows)
     empty = {
-        name: np.full(size, -7, np.int32) for name, size in (("pairs", most * ROWS), ("blocks", most), ("count", 1))
+        name: np.full(size, -7, np.int32) for name, size in (("pairs", most * rows), ("blocks", most), ("count", 1))
     }
     full = {name: array.copy() for name, array in empty.items()}
     full["pairs"][: len(places)], full["blocks"][: len(blocks)], full["count"][0] = places, blocks, len(blocks)
@@ -118,10 +126,10 @@ class _Experts:
     up_bias: np.ndarray
 
     @staticmethod
-    def random(tokens: int) -> _Experts:
-        matrices = [_half(_random(EXPERTS, WIDTH, INNER, seed=seed) / INNER**0.5) for seed in (3, 4)]
+    def random(tokens: int, inner: int = INNER) -> _Experts:
+        matrices = [_half(_random(EXPERTS, WIDTH, inner, seed=seed) / inner**0.5) for seed in (3, 4)]
         return _Experts(
-            _half(_random(tokens, INNER)), *matrices, *(_random(EXPERTS, WIDTH, seed=seed) for seed in (5, 6))
+            _half(_random(tokens, inner)), *matrices, *(_random(EXPERTS, WIDTH, seed=seed) for seed in (5, 6))
         )
 
     def arguments(self) -> dict[str, np.ndarray]:
@@ -147,16 +155,31 @@ def product_of_pairs() -> Launch:
     return Launch(arguments, {"out": out}, out.shape[0] * 8, 128, tolerance=3e-2)
 
 
-def product_of_blocks() -> Launch:
-    tokens = 9
-    _, order = _sorted(tokens)
-    experts, blocks = _Experts.random(tokens), len(order["blocks"])
+def _blocks(rows: int, tokens: int, inner: int = INNER) -> tuple[dict[str, Any], np.ndarray, int]:
+    """The arguments of a product by blocks of rows, its result, and the number of blocks."""
+    _, order = _sorted(tokens, rows)
+    experts, blocks = _Experts.random(tokens, inner), len(order["blocks"])
     out = np.full((len(order["pairs"]), WIDTH), np.nan, np.float32)
-    for place in range(int(order["count"][0]) * ROWS):
+    for place in range(int(order["count"][0]) * rows):
         if order["pairs"][place] >= 0:
-            out[place] = experts.result(int(order["pairs"][place]) // SLOTS, int(order["blocks"][place // ROWS]))
+            out[place] = experts.result(int(order["pairs"][place]) // SLOTS, int(order["blocks"][place // rows]))
     arguments = {**experts.arguments(), **order, "out": _half(np.zeros_like(out)), "B": blocks, "slots": SLOTS}
-    return Launch(arguments, {"out": out}, blocks, SHAPES[ROWS].threads, SHAPES[ROWS].shared_bytes, 3e-2)
+    return arguments, out, blocks
+
+
+def product_for_ampere() -> Launch:
+    arguments, out, blocks = _blocks(ROWS, 9)
+    shape = SHAPES[ROWS]
+    return Launch(arguments, {"out": out}, blocks, shape.threads, shape.shared_bytes, 3e-2)
+
+
+def product_for_hopper() -> Launch:
+    """Of more inputs, so that stages are used again."""
+    arguments, out, blocks = _blocks(64, 3, RING_INNER)
+    matrix = TensorMap(arguments.pop("matrix").reshape(-1, RING_INNER), rows=2 * WIDTH)
+    stages, barrier_bytes = 4, 64
+    pool_bytes = stages * (64 + 2 * WIDTH) * LINE_BYTES + barrier_bytes
+    return Launch({**arguments, "matrix_map": matrix}, {"out": out}, blocks, 256, pool_bytes, 3e-2)
 
 
 LAUNCHES: dict[str, Callable[[], Launch]] = {
@@ -164,6 +187,7 @@ LAUNCHES: dict[str, Callable[[], Launch]] = {
     "dispatch": sort_pairs,
     "combine": combine,
     "grouped_gemv": product_of_pairs,
-    "grouped_gemm_mma": product_of_blocks,
+    "grouped_gemm_mma": product_for_ampere,
+    "grouped_gemm_wgmma": product_for_hopper,
 }
 """By the name of the kernel's file."""

@@ -6,8 +6,8 @@ are carried out for all threads that stand at them at once (:mod:`.values`, :mod
 blocks run one after the other, over one :mod:`.memory`.
 
 Of the threads of a block those run that are furthest behind, until they wait: compilers lay a text out so that paths
-meet again further down. So a thread that spins until another does something would spin forever, and ``mbarrier``,
-``wgmma`` and TMA are refused.
+meet again further down. So a thread that spins until another does something would spin forever, but for
+``mbarrier.try_wait``, which holds it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from moec.targets.cuda.emulator.ptx import Instruction, Label, parse
 
 from .arithmetic import arithmetic
+from .hopper import GROUP, HOPPER, MemoryBarrier, TensorMap
 from .memory import GlobalMemory, SharedMemory, layout
 from .together import TOGETHER, WARP
 from .values import Act, Array, PtxError, Threads
@@ -33,7 +34,11 @@ _SHARED = re.compile(r"^\s*\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\];", re.MULT
 _POOL = re.compile(r"\.extern \.shared \.align (\d+) \.b8 (\w+)\[\];")
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+([^;]+);")
 _DIRECTIVE = re.compile(r"^\s*\.(?!reg).*$", re.MULTILINE)
-_MEETS = re.compile(r"(?:shfl|vote|ldmatrix|mma|bar\.warp|elect)\b.*")
+_SCOPE = re.compile(r"\{\s*\.reg(?:[^{}]|\{[^{}]*\})*\}")
+_SCOPED = re.compile(r"\.reg\s+\.\w+\s+([\w, ]+);|^\s*(\w+):", re.MULTILINE)
+_MEETS = re.compile(r"(?:shfl|vote|ldmatrix|mma|wgmma|bar\.warp)\b.*")
+_MAPS = 1 << 60
+"""Where tensor maps lie among generic addresses."""
 _MOST_STEPS = 2_000_000
 _AXES = "xyz"
 
@@ -53,7 +58,7 @@ class Program:
         found = _BODY.search(text)
         if found is None:
             raise PtxError("no kernel; expected the text of an .entry function")
-        body = found["body"]
+        body = _apart(found["body"])
         self.parameters = _PARAMETER.findall(found["parameters"])
         self.arrays = {name: (int(alignment), int(count)) for alignment, name, count in _SHARED.findall(body)}
         self.pools = {name: int(alignment) for alignment, name in _POOL.findall(text)}
@@ -85,10 +90,26 @@ def _act_of(instruction: Instruction) -> Act | None:
         return None
     act = arithmetic(opcode, operands)
     if act is None:
-        act = next((make(opcode, operands) for pattern, make in TOGETHER if pattern.fullmatch(opcode)), None)
+        act = next(
+            (make(opcode, operands) for pattern, make in (*TOGETHER, *HOPPER) if pattern.fullmatch(opcode)), None
+        )
     if act is None:
         raise PtxError(f"{opcode}: the interpreter of PTX does not know it")
     return act
+
+
+def _apart(body: str) -> str:
+    """The text with names of its own for the registers and labels of each scope, which is an inline assembly's."""
+    numbers = itertools.count()
+
+    def renamed(scope: re.Match[str]) -> str:
+        number, text = next(numbers), scope[0]
+        names = [name.strip() for match in _SCOPED.finditer(text) for name in (match[1] or match[2]).split(",")]
+        for name in dict.fromkeys(names):
+            text = re.sub(rf"\b{name}\b", f"{name}__{number}_", text)
+        return text
+
+    return _SCOPE.sub(renamed, body)
 
 
 class Block:
@@ -101,15 +122,24 @@ class Block:
         parameters: Mapping[str, Any],
         special: Mapping[str, Array],
         pool: int,
+        eager: bool,
     ) -> None:
         symbols, before = layout(program.arrays, program.pools)
+        maps = [name for name, value in parameters.items() if isinstance(value, TensorMap)]
+        symbols |= {name: _MAPS + i for i, name in enumerate(maps)}
+        self.maps = {_MAPS + i: parameters[name] for i, name in enumerate(maps)}
         count = len(special["%tid.x"])
         self.program, self.memory, self.parameters = program, memory, parameters
         self.threads = Threads(count, program.types, symbols, dict(special))
         self.shared = SharedMemory(before + pool, count)
         self.copies: list[list[tuple[int, int, Array]]] = [[] for _ in range(count)]
         self.groups = np.zeros(count, np.int64)
+        self.barriers = dict[int, MemoryBarrier]()
+        self.boxes: list[Callable[[], None]] = []
+        self.products: list[list[tuple[int, Callable[[], None]]]] = [[] for _ in range(-(-count // GROUP))]
+        self.product_groups, self.fenced = np.zeros(len(self.products), np.int64), np.zeros(len(self.products), bool)
         self._counter = np.zeros(count, np.int64)
+        self._group, self.eager = np.arange(count) // GROUP, eager
         self._alive, self._held, self._waiting = np.ones(count, bool), np.zeros(count, bool), np.full(count, -1)
 
     def run(self) -> None:
@@ -117,12 +147,26 @@ class Block:
             if not self._alive.any():
                 return
             ready = self._alive & ~self._held & (self._waiting < 0)
+            if not ready.any() and self.boxes:
+                self.boxes.pop(0)()
+                continue
             if not ready.any():
                 raise PtxError("deadlock: " + ("lanes of a warp diverged" if self._held.any() else "at a barrier"))
+            if self.eager:
+                ready &= self._group == self._group[ready].max()
             place = int(self._counter[ready].min())
-            lanes = np.flatnonzero(self._alive & (self._waiting < 0) & (self._counter == place))
+            there = self._alive & (self._waiting < 0) & (self._counter == place)
+            lanes = np.flatnonzero(there & (self._group == self._group[ready][0]) if self.eager else there)
             self._step(self.program.steps[place], lanes)
         raise PtxError(f"more than {_MOST_STEPS} steps")
+
+    def hold(self, lanes: Array) -> None:
+        """These threads stay where they are until something ends that they may wait for."""
+        self._counter[lanes] -= 1
+        self._held[lanes] = True
+
+    def wake(self) -> None:
+        self._held[:] = False
 
     def _step(self, step: _Step, lanes: Array) -> None:
         instruction = step.instruction
@@ -144,6 +188,11 @@ class Block:
 
     def _all_there(self, instruction: Instruction, lanes: Array) -> Array:
         """The lanes of warps of which all have come that are named and alive; the others are held until they have."""
+        if instruction.opcode.startswith("wgmma"):
+            groups = lanes // GROUP
+            complete = np.bincount(groups, minlength=len(self.products))[groups] == GROUP
+            self._held[lanes] = ~complete
+            return lanes[complete]
         whole = instruction.opcode.startswith(("ldmatrix", "mma"))
         masks = (
             np.full(len(lanes), 0xFFFFFFFF) if whole else self.threads.read(str(instruction.operands[-1]), "u32", lanes)
@@ -176,8 +225,12 @@ class Block:
                 self.shared.barrier()
 
 
-def run(text: str, arguments: Sequence[Any], *, grid: int, block: int, pool_bytes: int = 0) -> None:
+def run(
+    text: str, arguments: Sequence[Any], *, grid: int, block: int, pool_bytes: int = 0, eager: bool = False
+) -> None:
     """Launch a kernel on numpy arrays, which it changes, and numbers, in the order of its parameters.
+    ``eager``: boxes arrive at once, and of the warp groups that can go on the last one does; else boxes arrive when no
+    thread can go on, and all groups run together.
 
     Raises PtxError, with the instruction, for what a GPU would trap on, for races in shared memory, for reads of what
     is still being copied, for read-only loads of what the launch writes, and for instructions that are not known.
@@ -198,4 +251,4 @@ def run(text: str, arguments: Sequence[Any], *, grid: int, block: int, pool_byte
         special |= {f"%ctaid.{axis}": np.full(block, index if axis == "x" else 0) for axis in _AXES}
         special |= {**sizes, "%laneid": threads % WARP}
         with np.errstate(all="ignore"):
-            Block(program, memory, parameters, special, pool_bytes).run()
+            Block(program, memory, parameters, special, pool_bytes, eager).run()

@@ -84,12 +84,14 @@ class SharedMemory:
     def __init__(self, count: int, threads: int) -> None:
         self.data = np.full(count, 0xFF, np.uint8)
         self._arriving = np.zeros(count, bool)
+        self._in_use = np.zeros(count, np.int64)
+        self._unpublished = np.full(count, _NOBODY, np.int64)
         self._writes, self._reads = _Accesses.of(count), _Accesses.of(count)
-        self._block_epoch = 0
+        self.epoch = 0
         self._warp_epochs = np.zeros(-(-threads // 32), np.int64)
 
     def barrier(self) -> None:
-        self._block_epoch += 1
+        self.epoch += 1
 
     def warp_barrier(self, threads: Array) -> None:
         self._warp_epochs[np.unique(threads // 32)] += 1
@@ -103,15 +105,33 @@ class SharedMemory:
     def _expect_ordered(self, accesses: _Accesses, threads: Array, places: Array, what: str) -> None:
         other = accesses.thread[places]
         same_warp = other // 32 == threads[:, None] // 32
-        in_epoch = accesses.block[places] == self._block_epoch
+        in_epoch = accesses.block[places] == self.epoch
         in_epoch &= ~same_warp | (accesses.warp[places] == self._warp_epochs[threads // 32][:, None])
         if ((other != _NOBODY) & (other != threads[:, None]) & in_epoch).any():
             raise PtxError(f"race: bytes of shared memory {what} by another thread, and no barrier lies between")
 
     def _note(self, accesses: _Accesses, threads: Array, places: Array) -> None:
         accesses.thread[places] = threads[:, None]
-        accesses.block[places] = self._block_epoch
+        accesses.block[places] = self.epoch
         accesses.warp[places] = self._warp_epochs[threads // 32][:, None]
+
+    def publish(self, threads: Array) -> None:
+        """What these threads wrote can be seen by TMA and wgmma."""
+        self._unpublished[np.isin(self._unpublished, threads)] = _NOBODY
+
+    def begin_use(self, places: Array) -> None:
+        """By a product that is under way."""
+        self._expect_arrived(places, "read by a product")
+        if (self._unpublished[places] != _NOBODY).any():
+            raise PtxError("bytes of shared memory are read that a thread wrote without passing fence.proxy.async")
+        self._in_use[places] += 1
+
+    def end_use(self, places: Array) -> None:
+        self._in_use[places] -= 1
+
+    def _expect_unused(self, places: Array) -> None:
+        if self._in_use[places].any():
+            raise PtxError("bytes of shared memory are overwritten while a product still reads them")
 
     def _expect_arrived(self, places: Array, does: str) -> None:
         if self._arriving[places].any():
@@ -129,7 +149,9 @@ class SharedMemory:
         self._expect_arrived(places, "written")
         for accesses, what in ((self._writes, "were written"), (self._reads, "were read")):
             self._expect_ordered(accesses, threads, places, what)
+        self._expect_unused(places)
         self._note(self._writes, threads, places)
+        self._unpublished[places] = threads[:, None]
         self.data[places] = data
 
     def begin_copy(self, addresses: Array, count: int, threads: Array) -> None:
@@ -137,12 +159,22 @@ class SharedMemory:
         self._expect_arrived(places, "written")
         for accesses, what in ((self._writes, "were written"), (self._reads, "were read")):
             self._expect_ordered(accesses, threads, places, what)
+        self._expect_unused(places)
         self._arriving[places] = True
+
+    def end_box(self, addresses: Array, data: Array) -> None:
+        """Bytes that TMA brought."""
+        places = addresses - SHARED_START
+        self._arriving[places] = False
+        self._unpublished[places] = _NOBODY
+        self._writes.thread[places] = _NOBODY
+        self.data[places] = data
 
     def end_copy(self, address: int, data: Array, thread: int) -> None:
         places = self._places(np.array([address]), len(data))
         self._arriving[places] = False
         self._note(self._writes, np.array([thread]), places)
+        self._unpublished[places] = thread
         self.data[places] = data
 
 

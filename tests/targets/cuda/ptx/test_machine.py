@@ -6,6 +6,7 @@ where there is an nvcc.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Callable
@@ -13,21 +14,34 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.nvcc import compile_source, find_tool
 
 from ..kernels.kernel_runner import source_of
-from ..kernels.test_golden import KERNELS
+from ..kernels.test_golden import KERNELS, SILU, _product
 from . import machine
-from .launches import LAUNCHES
+from .launches import LAUNCHES, RING_INNER
 from .machine import run
 from .values import PtxError
 
 GOLDEN = pathlib.Path(__file__).parents[3] / "golden"
+RING = "grouped_gemm_wgmma"
 needs_nvcc = pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
 
 
-def compiled(source: str) -> str:
-    (ptx,) = compile_source(source, "sm_80").ptx.values()
+def architecture_of(name: str) -> str:
+    return "sm_90a" if name == RING else "sm_80"
+
+
+def source_of_kernel(name: str) -> str:
+    """Its CUDA C; the ring of stages is used more than once."""
+    if name != RING:
+        return source_of(KERNELS[name]())
+    return source_of(grouped_gemm_wgmma(dataclasses.replace(_product(64), inner=RING_INNER), SILU), "sm_90a")
+
+
+def compiled(source: str, architecture: str) -> str:
+    (ptx,) = compile_source(source, architecture).ptx.values()
     return ptx
 
 
@@ -39,10 +53,10 @@ def cuda_of(name: str) -> str:
 def ptx_of(request):
     """The stored PTX of a kernel."""
 
-    def read(name: str, source: Callable[[], str]) -> str:
+    def read(name: str, source: Callable[[], str], architecture: str = "sm_80") -> str:
         path = GOLDEN / f"ptx_{name}.ptx"
         if request.config.getoption("--update-golden") and find_tool("nvcc") is not None:
-            path.write_text(compiled(source()))
+            path.write_text(compiled(source(), architecture))
         return path.read_text()
 
     return read
@@ -50,15 +64,18 @@ def ptx_of(request):
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_a_kernel_computes_what_it_should(ptx_of, name):
-    LAUNCHES[name]().check(cuda_of(name), ptx_of(name, lambda: source_of(KERNELS[name]())))
+    LAUNCHES[name]().check(cuda_of(name), ptx_of(name, lambda: source_of_kernel(name), architecture_of(name)))
 
 
 @needs_nvcc
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_a_kernel_computes_what_it_should_as_compiled_now(name):
-    source = source_of(KERNELS[name]())
-    LAUNCHES[name]().check(cuda_of(name), compiled(source))
+    LAUNCHES[name]().check(cuda_of(name), compiled(source_of_kernel(name), architecture_of(name)))
+
+
+def test_a_kernel_computes_what_it_should_when_copies_are_early(ptx_of):
+    LAUNCHES[RING]().check(cuda_of(RING), ptx_of(RING, lambda: source_of_kernel(RING), "sm_90a"), eager=True)
 
 
 WITHOUT = {
@@ -67,20 +84,52 @@ WITHOUT = {
     ("grouped_gemm_mma", "bar.sync"): "race",
     ("grouped_gemm_mma", "cp.async.wait_group"): "while a copy to them is under way",
     ("grouped_gemm_mma", "cp.async.commit_group"): "while a copy to them is under way",
+    (RING, "bar.sync"): "race: an mbarrier that another thread has initialised",
+    (RING, "fence.mbarrier_init"): "initialised without fence.mbarrier_init",
+    (RING, "fence.proxy.async"): "that a thread wrote without passing fence.proxy.async",
+    (RING, "cp.async.wait_group"): "while a copy to them is under way",
+    (RING, "wgmma.fence"): "without a wgmma.fence before it",
+    (RING, "wgmma.commit_group"): "overwritten while a product still reads them",
+    (RING, "wgmma.wait_group"): "overwritten while a product still reads them",
+    (RING, "mbarrier.arrive"): "deadlock",
 }
 
 
-@pytest.mark.parametrize("name, opcode", WITHOUT)
+SAMPLE = [case for case in WITHOUT if case[0] != RING or "proxy" in case[1]]
+
+
+@pytest.mark.parametrize(
+    "name, opcode",
+    [case if case in SAMPLE else pytest.param(*case, marks=pytest.mark.nightly) for case in WITHOUT],
+)
 def test_an_instruction_cannot_be_left_out(ptx_of, name, opcode):
-    text = ptx_of(name, lambda: source_of(KERNELS[name]()))
+    text = ptx_of(name, lambda: source_of_kernel(name), architecture_of(name))
     changed, count = re.subn(rf"^\s*{re.escape(opcode)}\b[^;]*;", "", text, flags=re.MULTILINE)
     assert count
     with pytest.raises(PtxError, match=WITHOUT[name, opcode]):
         LAUNCHES[name]().check(cuda_of(name), changed)
 
 
+def test_a_pool_lies_where_it_declares(ptx_of):
+    text = ptx_of(RING, lambda: source_of_kernel(RING), "sm_90a")
+    with pytest.raises(PtxError, match=r"misaligned: shared address \d+ is no multiple of 128"):
+        LAUNCHES[RING]().check(cuda_of(RING), text.replace(".align 1024 .b8", ".align 64 .b8"))
+
+
+@pytest.mark.nightly
+def test_each_fence_for_products_is_needed(ptx_of):
+    text = ptx_of(RING, lambda: source_of_kernel(RING), "sm_90a")
+    fences = list(re.finditer(r"^\s*fence\.proxy\.async[^;]*;", text, re.MULTILINE))
+    assert len(fences) > 1
+    for fence in fences:
+        with pytest.raises(PtxError, match=r"without passing fence\.proxy\.async"):
+            for eager in (True, False):
+                changed = text[: fence.start()] + text[fence.end() :]
+                LAUNCHES[RING]().check(cuda_of(RING), changed, eager=eager)
+
+
 def test_a_wait_cannot_allow_more(ptx_of):
-    text = ptx_of("grouped_gemm_mma", lambda: source_of(KERNELS["grouped_gemm_mma"]()))
+    text = ptx_of("grouped_gemm_mma", lambda: source_of_kernel("grouped_gemm_mma"))
     assert "cp.async.wait_group 2;" in text
     with pytest.raises(PtxError, match="while a copy to them is under way"):
         LAUNCHES["grouped_gemm_mma"]().check(
@@ -187,7 +236,8 @@ FAULTS = {
     "setp.ne.s32 %p1, %r1, 0; @!%p1 st.shared.u32 [values], 1; ld.shared.u32 %r2, [values];": "race: .* were written",
     "bar.sync 1, 64;": "deadlock: at a barrier",
     "$L: bra.uni $L;": "more than .* steps",
-    "mbarrier.init.shared.b64 [values], 1;": r"mbarrier.init.shared.b64: the interpreter of PTX does not know it",
+    "redux.sync.add.s32 %r2, %r1, -1;": "redux.sync.add.s32: the interpreter of PTX does not know it",
+    "mbarrier.arrive.shared.b64 _, [values], 1;": "byte .* of shared memory holds no mbarrier",
     "add.s32 %q1, %r1, 1;": "register q1 is not declared",
 }
 

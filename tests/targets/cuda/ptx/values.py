@@ -23,7 +23,7 @@ DTYPES: dict[str, Any] = {
 }
 _FLOAT = re.compile(r"0([fd])([0-9A-Fa-f]+)")
 _INTEGER = re.compile(r"-?(?:0x[0-9A-Fa-f]+|\d+)U?")
-_SUM = re.compile(r"([%$\w.]+)\s*\+\s*(-?\w+)")
+_SUM = re.compile(r"([%$\w.]+?)\s*\+\s*(-?\w+)")
 
 Array = np.ndarray[Any, Any]
 

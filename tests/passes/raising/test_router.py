@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import RouteSpec, spec_of
+from moec.passes.base import Report
+from moec.passes.raise_moe import RaiseMoE
+from moec.passes.raising import router
 
 SPELLINGS = {
     "softmax over the selected": (
@@ -77,3 +80,12 @@ def test_router_of_several_layers_ends_before_its_last_product(build, texts, nor
     text = "before = MatMul (x, square)\n hidden = Tanh (before)\n" + text
     route, _ = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), square=normal(6, 6)))
     assert route.inputs[0].name == "logits"
+
+
+def test_ids_of_experts_are_not_tried_as_scales(build, texts, monkeypatch):
+    """A loop compares with every id: trying each as a scale would make raising cubic in the number of experts."""
+    tried = []
+    grid = router._grid
+    monkeypatch.setattr(router, "_grid", lambda *arguments: (tried.append(one) or one for one in grid(*arguments)))
+    RaiseMoE().apply(build(texts["loop"]), Report())
+    assert tried and {routing.spec.scale for routing in tried} == {1.0}

@@ -173,7 +173,7 @@ def _why_not_raised(graph: ir.Model, report: Report) -> str:
     """What raising warned of, where a target that refuses a model saw no MoE block in it."""
     from moec.inspect.blocks import moe_blocks
 
-    warned = [remark for remark in report.remarks if remark.severity == "warning"]
+    warned = [one for one in report.remarks if (one.pass_name, one.severity) == ("raise-moe", "warning")]
     if not warned or moe_blocks(graph):
         return ""
     more = f" (and {len(warned) - 1} more)" if len(warned) > 1 else ""

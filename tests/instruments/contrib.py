@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..isolated import Worker
 from . import contrib_arithmetic as arithmetic
 from . import contrib_attention as attention
 from . import contrib_experts as experts
 from .configurations import Choices, Configuration, drawn, shrunk
 from .one_node import Node, case_of
 from .outcomes import Outcome, judge, table
-from .worker import Worker
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from .worker import Worker, WorkerDiedError
+from ..isolated import Lost, Worker
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -43,16 +43,13 @@ class Outcome:
 
 
 def judge(case: Case, worker: Worker) -> Outcome:
-    try:
-        expected = worker.call(run_onnxruntime, case)
-    except WorkerDiedError as error:
-        return Outcome("skipped", f"onnxruntime: {error}")
+    expected = worker.call(run_onnxruntime, case)
+    if isinstance(expected, Lost):
+        return Outcome("skipped", f"onnxruntime {expected.kind}: {expected.detail}")
     if isinstance(expected, Outcome):
         return expected
-    try:
-        return worker.call(compare, case, expected)
-    except WorkerDiedError as error:
-        return Outcome("crashed", str(error))
+    found = worker.call(compare, case, expected)
+    return Outcome("crashed", f"{found.kind}: {found.detail}") if isinstance(found, Lost) else found
 
 
 def run_onnxruntime(case: Case) -> list[list[Array]] | Outcome:

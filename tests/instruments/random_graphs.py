@@ -15,11 +15,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
+from ..isolated import Lost, Worker
 from .graph_drafts import Draft, Impossible
 from .graph_operators import FAMILIES
 from .graphs import Graph, case_of, joined, shrunk
 from .outcomes import Case, Outcome, judge, run_onnxruntime, table
-from .worker import Worker, WorkerDiedError
 
 PER_MODEL = 8
 """Graphs that are compiled together; when these fail, one by one."""
@@ -51,10 +51,8 @@ def _graph(draft: Draft) -> Graph:
 
 def sweep(count: int, seed: int, worker: Worker) -> Iterator[tuple[Graph, Outcome]]:
     while count > 0:
-        try:
-            graphs: list[Graph] = worker.call(drawn, seed)
-        except WorkerDiedError:  # onnxruntime died of a node by itself
-            graphs = []
+        found = worker.call(drawn, seed)
+        graphs: list[Graph] = [] if isinstance(found, Lost) else found  # onnxruntime may die of a node
         graphs = [graph for graph in graphs if graph.outputs][:count]
         seed, count = seed + 1, count - len(graphs)
         if not graphs:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from ..isolated import Worker
 from .contrib import OPERATORS, smallest, sweep
 from .outcomes import table
-from .worker import Worker
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from . import worker as worker_module
+from ..isolated import Lost, Worker
 from .configurations import drawn, shrunk
 from .outcomes import Case, Outcome, compare, judge, run_onnxruntime, table, unequal
-from .worker import Worker, WorkerDiedError
 
 X = np.array([[1.0, -2.0, np.nan, np.inf]], np.float32)
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>\ng '
@@ -80,27 +79,27 @@ def test_a_defect_is_a_crash(monkeypatch: pytest.MonkeyPatch):
     assert outcome.status == "crashed" and "a node did it" in outcome.detail
 
 
-def test_a_worker_outlives_what_it_calls(monkeypatch: pytest.MonkeyPatch):
-    worker = Worker()
+def test_a_worker_outlives_what_it_calls():
+    worker = Worker(seconds=20)
     try:
         assert worker.call(abs, -3) == 3
-        with pytest.raises(WorkerDiedError, match="ended with 7"):
-            worker.call(os._exit, 7)
+        assert worker.call(os._exit, 7) == Lost("crashed", "exit code 7")
         assert worker.call(abs, -4) == 4
-        monkeypatch.setattr(worker_module, "_SECONDS", 0.5)
-        with pytest.raises(WorkerDiedError, match="no answer"):
-            worker.call(time.sleep, 60)
     finally:
         worker.stop()
+    hasty = Worker(seconds=0.2)
+    assert hasty.call(time.sleep, 60) == Lost("hung", "no result after 0.2 s")
+    hasty.stop()
 
 
-def test_a_crash_of_onnxruntime_is_no_crash_of_moec():
+@pytest.mark.parametrize("lost", [run_onnxruntime, compare])
+def test_whose_end_of_the_process_it_is(lost: Any):
     class Dies:
-        def call(self, *_: Any) -> Any:
-            raise WorkerDiedError("the process ended")
+        def call(self, function: Any, *arguments: Any) -> Any:
+            return Lost("crashed", "SIGSEGV") if function is lost else function(*arguments)
 
     outcome = judge(case("(float[N,4] x) => (float[N,4] y) { y = Neg (x) }"), Dies())  # type: ignore[arg-type]
-    assert outcome.status == "skipped"
+    assert outcome.status == ("skipped" if lost is run_onnxruntime else "crashed") and "SIGSEGV" in outcome.detail
 
 
 def test_shrinking_keeps_what_a_failure_needs():

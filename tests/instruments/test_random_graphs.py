@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from ..isolated import Worker
 from .graphs import Constant, Graph, Operation, Value, case_of, shrunk
 from .outcomes import table
 from .random_graphs import PER_MODEL, drawn, program, smallest, sweep
-from .worker import Worker
 
 
 @pytest.fixture(scope="module")

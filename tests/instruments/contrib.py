@@ -18,7 +18,7 @@ from . import contrib_attention as attention
 from . import contrib_experts as experts
 from .configurations import Choices, Configuration, drawn, shrunk
 from .one_node import Node, case_of
-from .outcomes import Outcome, judge, table
+from .outcomes import Outcome, judge, started_worker, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--operator", action="append", choices=sorted(OPERATORS))
     parser.add_argument("--show", action="append", default=[], choices=("refused", "skipped"), help="say why")
     arguments = parser.parse_args()
-    worker, outcomes = Worker(), []
+    worker, outcomes = started_worker(), []
     for name, configuration, outcome in sweep(
         arguments.count, arguments.seed, worker, arguments.operator or list(OPERATORS)
     ):
@@ -96,7 +96,7 @@ def main() -> None:
             print(f"{outcome.status}: {smallest(name, configuration, outcome, worker)}", flush=True)
         elif outcome.status in arguments.show:
             print(f"{outcome.status}: {name}: {outcome.detail}", flush=True)
-    worker.stop()
+    worker.close()
     print(table(outcomes))
 
 

@@ -42,13 +42,23 @@ class Outcome:
         return self.status in ("wrong", "crashed")
 
 
+def started_worker() -> Worker:
+    """A process that does (function, *arguments)."""
+    return Worker(_do)
+
+
+def _do(call: tuple[Any, ...]) -> Any:
+    function, *arguments = call
+    return function(*arguments)
+
+
 def judge(case: Case, worker: Worker) -> Outcome:
-    expected = worker.call(run_onnxruntime, case)
+    expected = worker.do((run_onnxruntime, case))
     if isinstance(expected, Lost):
         return Outcome("skipped", f"onnxruntime {expected.kind}: {expected.detail}")
     if isinstance(expected, Outcome):
         return expected
-    found = worker.call(compare, case, expected)
+    found = worker.do((compare, case, expected))
     return Outcome("crashed", f"{found.kind}: {found.detail}") if isinstance(found, Lost) else found
 
 

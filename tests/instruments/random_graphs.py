@@ -19,7 +19,7 @@ from ..isolated import Lost, Worker
 from .graph_drafts import Draft, Impossible
 from .graph_operators import FAMILIES
 from .graphs import Graph, case_of, joined, shrunk
-from .outcomes import Case, Outcome, judge, run_onnxruntime, table
+from .outcomes import Case, Outcome, judge, run_onnxruntime, started_worker, table
 
 PER_MODEL = 8
 """Graphs that are compiled together; when these fail, one by one."""
@@ -51,7 +51,7 @@ def _graph(draft: Draft) -> Graph:
 
 def sweep(count: int, seed: int, worker: Worker) -> Iterator[tuple[Graph, Outcome]]:
     while count > 0:
-        found = worker.call(drawn, seed)
+        found = worker.do((drawn, seed))
         graphs: list[Graph] = [] if isinstance(found, Lost) else found  # onnxruntime may die of a node
         graphs = [graph for graph in graphs if graph.outputs][:count]
         seed, count = seed + 1, count - len(graphs)
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--save", type=pathlib.Path, help="a folder for the smallest failing graphs")
     parser.add_argument("--refused", action="store_true", help="count the reasons of refusals")
     arguments = parser.parse_args()
-    worker, outcomes, reasons = Worker(), [], collections.Counter()
+    worker, outcomes, reasons = started_worker(), [], collections.Counter()
     for number, (graph, outcome) in enumerate(sweep(arguments.count, arguments.seed, worker)):
         outcomes.append(("random graphs", outcome))
         if outcome.status == "refused":
@@ -100,7 +100,7 @@ def main() -> None:
             print(f"{outcome.status}: graph {number}\n{program(small, worker)}\n", flush=True)
             if arguments.save:
                 save(case_of(small), arguments.save, f"graph_{arguments.seed}_{number}")
-    worker.stop()
+    worker.close()
     if arguments.refused:
         print("\n".join(f"{count} refused: {reason}" for reason, count in reasons.most_common()))
     print(table(outcomes))

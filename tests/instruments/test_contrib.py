@@ -8,14 +8,14 @@ import pytest
 
 from ..isolated import Worker
 from .contrib import OPERATORS, smallest, sweep
-from .outcomes import table
+from .outcomes import started_worker, table
 
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    worker = Worker()
+    worker = started_worker()
     yield worker
-    worker.stop()
+    worker.close()
 
 
 def assert_right_or_refused(count: int, seed: int, worker: Worker) -> None:

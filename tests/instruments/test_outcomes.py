@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from ..isolated import Lost, Worker
+from ..isolated import Lost
 from .configurations import drawn, shrunk
-from .outcomes import Case, Outcome, compare, judge, run_onnxruntime, table, unequal
+from .outcomes import Case, Outcome, compare, judge, run_onnxruntime, started_worker, table, unequal
 
 X = np.array([[1.0, -2.0, np.nan, np.inf]], np.float32)
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>\ng '
@@ -80,22 +79,20 @@ def test_a_defect_is_a_crash(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_worker_outlives_what_it_calls():
-    worker = Worker(seconds=20)
+    worker = started_worker()
     try:
-        assert worker.call(abs, -3) == 3
-        assert worker.call(os._exit, 7) == Lost("crashed", "exit code 7")
-        assert worker.call(abs, -4) == 4
+        assert worker.do((abs, -3)) == 3
+        assert worker.do((os._exit, 7)) == Lost("crashed", "exit code 7")
+        assert worker.do((abs, -4)) == 4
     finally:
-        worker.stop()
-    hasty = Worker(seconds=0.2)
-    assert hasty.call(time.sleep, 60) == Lost("hung", "no result after 0.2 s")
-    hasty.stop()
+        worker.close()
 
 
 @pytest.mark.parametrize("lost", [run_onnxruntime, compare])
 def test_whose_end_of_the_process_it_is(lost: Any):
     class Dies:
-        def call(self, function: Any, *arguments: Any) -> Any:
+        def do(self, call: tuple[Any, ...]) -> Any:
+            function, *arguments = call
             return Lost("crashed", "SIGSEGV") if function is lost else function(*arguments)
 
     outcome = judge(case("(float[N,4] x) => (float[N,4] y) { y = Neg (x) }"), Dies())  # type: ignore[arg-type]

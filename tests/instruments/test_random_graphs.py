@@ -9,15 +9,15 @@ import pytest
 
 from ..isolated import Worker
 from .graphs import Constant, Graph, Operation, Value, case_of, shrunk
-from .outcomes import table
+from .outcomes import started_worker, table
 from .random_graphs import PER_MODEL, drawn, program, smallest, sweep
 
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    worker = Worker()
+    worker = started_worker()
     yield worker
-    worker.stop()
+    worker.close()
 
 
 def assert_right_or_refused(count: int, seed: int, worker: Worker) -> None:

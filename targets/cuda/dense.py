@@ -16,6 +16,7 @@ from moec.targets.cuda.rows import lower_layer_norm, lower_rms_norm, lower_softm
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.einsum import lower_einsum
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
+from moec.targets.tvm.nodes import static_size
 
 
 def _lower_einsum(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
@@ -35,6 +36,13 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
         "groups": int(attribute(node, "group", 1)),
     }
     convolve = relax.op.nn.conv1d if spatial == 1 else relax.op.nn.conv2d
+    for axis, step in enumerate(options["dilation"], start=2):
+        size, window = static_size(x.ty.shape[axis]), static_size(weight.ty.shape[axis])
+        pads = options["padding"][axis - 2] + options["padding"][axis - 2 + spatial]
+        if size is not None and window is not None and size + pads < step * (window - 1) + 1:
+            raise UnsupportedError(
+                f"a window of {window} on axis {axis} is larger than what it moves over; expected less"
+            )
     result = lowering.emit(convolve(x, weight, **options))
     bias = optional_input(node, 2)
     if bias is None:

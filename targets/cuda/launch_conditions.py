@@ -93,7 +93,11 @@ def _size_conditions(call: tvm.ir.Call) -> list[Any]:
     """That no number of blocks or threads is zero."""
     tags = list(call.attrs.launch_params)
     extents = zip(tags, list(call.args)[len(call.args) - len(tags) :], strict=True)
-    return [extent > 0 for tag, extent in extents if tag.startswith(_EXTENTS) and not isinstance(extent, tirx.IntImm)]
+    return [
+        extent > 0
+        for tag, extent in extents
+        if tag.startswith(_EXTENTS) and not (isinstance(extent, tirx.IntImm) and int(extent) > 0)
+    ]
 
 
 def _range_condition(function: tirx.PrimFunc) -> list[Any]:

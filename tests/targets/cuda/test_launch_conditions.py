@@ -26,11 +26,22 @@ def static(x_handle: T.handle):
     T.call_ffi_kernel("fill_kernel", x.data, T.int64(8), T.int64(256), T.int64(0), launch_params=TAGS, ret_ty="int32")
 
 
+@T.prim_func(s_tir=True)
+def empty(x_handle: T.handle):
+    x = T.match_buffer(x_handle, (8,), "float32")
+    T.call_ffi_kernel("fill_kernel", x.data, T.int64(0), T.int64(256), T.int64(0), launch_params=TAGS, ret_ty="int32")
+
+
 @pytest.mark.parametrize(("function", "guards"), [(dynamic, 1), (static, 0)])
 def test_guards_only_what_may_be_empty(function, guards):
     text = ApplyLaunchConditions()(tvm.IRModule({"kernel": function}))["kernel"].script()
     assert text.count("if rows > ") == guards
     assert text.count("call_ffi_kernel") == 1
+
+
+def test_a_launch_that_is_known_to_be_empty_is_never_made():
+    text = ApplyLaunchConditions()(tvm.IRModule({"kernel": empty}))["kernel"].script()
+    assert "if False" in text or "if T.bool(False)" in text, text
 
 
 def test_other_statements_stay():

@@ -40,8 +40,8 @@ EXPANDED = frozenset(
     }
 )
 """Operators without a kernel or converter of their own, on any target."""
-_FIRST_OUTPUT_ONLY = frozenset({"LayerNormalization"})
-"""Operators with kernels that compute the first output alone."""
+_COMPUTED_OUTPUTS = {"Attention": 3, "LayerNormalization": 1}
+"""How many outputs kernels compute, of operators that have more."""
 _DOMAIN = "moec.expansion"
 
 
@@ -51,7 +51,8 @@ class ExpandFunctions:
 
     1. Operators that no target computes itself, such as LogSoftmax, become the nodes of their function body; what
        the body is made of is looked at again.
-    2. LayerNormalization does where its statistics are used.
+    2. So do others where they ask for what no kernel computes: outputs (statistics of LayerNormalization, the products
+       of Attention), or attributes that came after the working opset.
     3. A node whose types are not known, where the body depends on them, stays and is reported.
 
     ::
@@ -93,9 +94,10 @@ class ExpandFunctions:
 def _is_expanded(node: ir.Node) -> bool:
     if node.domain != "":
         return False
-    further = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
-    later = later_attributes(node) and node.op_type != "Range"
-    return node.op_type in EXPANDED or bool(later) or (further and node.op_type in _FIRST_OUTPUT_ONLY)
+    computed = _COMPUTED_OUTPUTS.get(node.op_type, len(node.outputs))
+    further = any(output.uses() or output.is_graph_output() for output in node.outputs[computed:])
+    later = node.op_type != "Range" and later_attributes(node)  # what Range got later is an allowance
+    return node.op_type in EXPANDED or bool(later) or further
 
 
 def _function_of(node: ir.Node) -> onnx.FunctionProto | None:

@@ -35,10 +35,11 @@ def check_version(model: ir.Model, where: str) -> None:
     if "ai.onnx" in imports:
         imports[""] = imports.pop("ai.onnx")
     version = imports.setdefault("", OPSET)
-    if version < OLDEST and not _is_unchanged(model, version):
+    changed = _changed(model, version)
+    if version < OLDEST and changed:
         raise UnsupportedError(
-            f"{where}: opset {version} is too old, expected {OLDEST} to {NEWEST}; convert the model with "
-            "onnx.version_converter or export it with a newer opset"
+            f"{where}: opset {version} is too old, and {changed[0].op_type} has changed since; expected {OLDEST} to "
+            f"{NEWEST}; convert the model with onnx.version_converter or export it with a newer opset"
         )
     if version > NEWEST:
         raise UnsupportedError(
@@ -65,7 +66,7 @@ def convert(model: ir.Model, where: str) -> ir.Model:
     for node in early:
         node.domain = _PRIVATE_DOMAIN
     model.graph.opset_imports[_PRIVATE_DOMAIN] = 1
-    is_only_renumbered = version > OPSET or _is_unchanged(model, version)
+    is_only_renumbered = version > OPSET or not _changed(model, version)
     model = _convert(model, version, version if is_only_renumbered else OPSET, where)
     model.graph.opset_imports[""] = OPSET
     for node in model.graph:
@@ -75,13 +76,10 @@ def convert(model: ir.Model, where: str) -> ir.Model:
     return model
 
 
-def _is_unchanged(model: ir.Model, version: int) -> bool:
-    """Whether every operator of the ONNX domain means in ``OPSET`` what it means in ``version``."""
-    return all(since(node.op_type, version) == since(node.op_type) for node in _standard_nodes(model))
-
-
-def _standard_nodes(model: ir.Model) -> list[ir.Node]:
-    return [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain == ""]
+def _changed(model: ir.Model, version: int) -> list[ir.Node]:
+    """The nodes whose operator of the ONNX domain does not mean in ``OPSET`` what it means in ``version``."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return [node for node in nodes if node.domain == "" and since(node.op_type, version) != since(node.op_type)]
 
 
 def _use_standard_operator(node: ir.Node) -> None:

@@ -142,6 +142,21 @@ def slice_(data: Array, starts: Array, ends: Array, axes: Array | None = None, s
     return data[tuple(index)]
 
 
+def lp_normalization(x: Array, *, axis: int = -1, p: int = 2) -> Array:
+    """Rows over their norm; rows of norm 0 become 0. (That of ``onnx.reference`` sums without absolute values.)"""
+    norm = np.linalg.norm(x, p, axis, keepdims=True)
+    return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
+
+
+def lrn(x: Array, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Array:
+    """Over neighbouring channels. (That of ``onnx.reference`` looks at as many channels as there are images.)"""
+    squares = np.zeros_like(x)
+    for channel in range(x.shape[1]):
+        first = max(0, channel - (size - 1) // 2)
+        squares[:, channel] = np.square(x[:, first : channel + size // 2 + 1]).sum(1)
+    return (x / (bias + alpha / size * squares) ** beta).astype(x.dtype)
+
+
 def gelu(x: Array, *, approximate: str = "none") -> Array:
     return semantics.gelu_tanh(x) if approximate == "tanh" else semantics.gelu(x)
 
@@ -170,6 +185,8 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "GatherElements"): gather_elements,
     ("", "GatherND"): gather_nd,
     ("", "Gelu"): gelu,
+    ("", "LRN"): lrn,
+    ("", "LpNormalization"): lp_normalization,
     ("", "MatMul"): matmul,
     ("", "OneHot"): one_hot,
     ("", "ScatterElements"): scatter_elements,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from moec.targets.tvm.attributes import attribute, optional_input, required_inpu
 from moec.targets.tvm.broadcasting import emit_elementwise
 from moec.targets.tvm.comparisons import is_nan, is_nonzero, maximum, minimum, negated
 from moec.targets.tvm.constants import dtype_name
+from moec.targets.tvm.convert_shape import full
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known
 
@@ -40,6 +42,17 @@ def in_float32(function: Scalar) -> Scalar:
         if dtype not in ("float16", "bfloat16"):
             return function(*elements)
         return function(*(element.astype("float32") for element in elements)).astype(dtype)
+
+    return wrapped
+
+
+def in_float64(function: Scalar) -> Scalar:
+    """Compute all floats in float64, for formulas in which digits of float32 would cancel."""
+
+    @functools.wraps(function)
+    def wrapped(*elements: tirx.Expr) -> tirx.Expr:
+        dtype = str(elements[0].ty.dtype)
+        return function(*(element.astype("float64") for element in elements)).astype(dtype)
 
     return wrapped
 
@@ -76,6 +89,12 @@ def swish(x: tirx.Expr, alpha: float) -> tirx.Expr:
     return x / (_like(1, x) + tirx.exp(-product(x, _like(alpha, x))))
 
 
+def _asinh(x: tirx.Expr) -> tirx.Expr:
+    size = tirx.abs(x)
+    positive = tirx.log(size + tirx.sqrt(size * size + _like(1, x)))
+    return tirx.Select(x < _like(0, x), -positive, positive)
+
+
 def _round_half_even(x: tirx.Expr) -> tirx.Expr:
     return tirx.nearbyint(x)
 
@@ -86,6 +105,7 @@ UNARY: dict[str, Scalar] = {
     "Relu": lambda x: maximum(x, _like(0, x)),
     "Sign": _sign,
     "Not": negated,
+    "BitwiseNot": lambda x: ~x,
     "Identity": lambda x: x,
     "IsNaN": is_nan,
     "Floor": in_float32(tirx.floor),
@@ -97,6 +117,15 @@ UNARY: dict[str, Scalar] = {
     "Log": in_float32(tirx.log),
     "Sin": in_float32(tirx.sin),
     "Cos": in_float32(tirx.cos),
+    "Tan": in_float32(tirx.tan),
+    "Acos": in_float32(tirx.acos),
+    "Asin": in_float32(tirx.asin),
+    "Atan": in_float32(tirx.atan),
+    "Sinh": in_float64(lambda x: _like(0.5, x) * (tirx.exp(x) - tirx.exp(-x))),
+    "Cosh": in_float64(lambda x: _like(0.5, x) * (tirx.exp(x) + tirx.exp(-x))),
+    "Asinh": in_float64(_asinh),
+    "Acosh": in_float64(lambda x: tirx.log(x + tirx.sqrt(x * x - _like(1, x)))),
+    "Atanh": in_float64(lambda x: _like(0.5, x) * tirx.log((_like(1, x) + x) / (_like(1, x) - x))),
     "Tanh": in_float32(tirx.tanh),
     "Erf": in_float32(tirx.erf),
     "Sigmoid": in_float32(_sigmoid),
@@ -165,8 +194,18 @@ def _c_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
     if is_float(left):
         # TVM has no fmod for processors; the quotient of two float32 is exact enough in float64.
         wide, divisor = left.astype("float64"), right.astype("float64")
-        return (wide - tirx.trunc(wide / divisor) * divisor).astype(left.ty.dtype)
+        remainder = (wide - tirx.trunc(wide / divisor) * divisor).astype(left.ty.dtype)
+        endless = tirx.all(tirx.abs(divisor) == _like(math.inf, divisor), tirx.abs(wide) < _like(math.inf, wide))
+        return tirx.Select(endless, left, remainder)
     return tirx.truncmod(left, tirx.Select(right == _like(0, right), _like(1, right), right))
+
+
+def _floor_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+    """The remainder of floats with the sign of the divisor."""
+    remainder = _c_modulo(left, right)
+    zero = _like(0, remainder)
+    differs = tirx.any(tirx.all(remainder < zero, right > zero), tirx.all(remainder > zero, right < zero))
+    return tirx.Select(differs, remainder + right, remainder)
 
 
 def _power(base: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
@@ -274,7 +313,7 @@ def _convert_mod(lowering: Lowering, node: ir.Node) -> Any:
     if attribute(node, "fmod", 0):
         return emit_elementwise(lowering, values, _c_modulo, "mod")
     if "float" in lowering.dtype(values[0]):
-        raise UnsupportedError("Mod of floats takes the sign of the dividend; expected fmod=1")
+        return emit_elementwise(lowering, values, _floor_modulo, "mod")
     return _fold(lowering, "Mod", values) or emit_elementwise(lowering, values, _modulo, "mod")
 
 
@@ -326,6 +365,38 @@ def _convert_cast(lowering: Lowering, node: ir.Node) -> Any:
     return emit_elementwise(lowering, [value], lambda x: x.astype(target), "cast")
 
 
+def _convert_bit_shift(lowering: Lowering, node: ir.Node) -> Any:
+    """By no bits, by all, or by more than the type has (opset 28): 0 is shifted in, or the sign to the right."""
+    left = attribute(node, "direction") == "LEFT"
+
+    def scalar(x: tirx.Expr, by: tirx.Expr) -> tirx.Expr:
+        bits = int(re.sub(r"\D", "", str(x.ty.dtype)))
+        count = by.astype("int64")
+        outside = count >= bits if _is_unsigned(by) and bits < 64 else tirx.any(count < 0, count >= bits)
+        kept = tirx.Select(outside, _like(0, by), by)
+        if left:
+            return tirx.Select(outside, _like(0, x), x << kept)
+        beyond = _like(0, x) if _is_unsigned(x) else tirx.Select(x < _like(0, x), _like(-1, x), _like(0, x))
+        return tirx.Select(outside, beyond, x >> kept)
+
+    return emit_elementwise(lowering, [required_input(node, 0), required_input(node, 1)], scalar, "bit_shift")
+
+
+def _convert_bit_cast(lowering: Lowering, node: ir.Node) -> Any:
+    """The same bits as another type of the same width."""
+    target = dtype_name(ir.DataType(attribute(node, "to")))
+    source = lowering.dtype(required_input(node, 0))
+    if "bool" in (target, source):
+        target_byte = "uint8" if target == "bool" else target
+        return emit_elementwise(
+            lowering,
+            [required_input(node, 0)],
+            lambda x: x.astype("uint8").astype(target_byte).astype(target),
+            "bit_cast",
+        )
+    return emit_elementwise(lowering, [required_input(node, 0)], lambda x: tirx.reinterpret(target, x), "bit_cast")
+
+
 def _convert_isinf(lowering: Lowering, node: ir.Node) -> Any:
     positive, negative = attribute(node, "detect_positive", 1), attribute(node, "detect_negative", 1)
 
@@ -347,9 +418,10 @@ def _convert_dropout(lowering: Lowering, node: ir.Node) -> Any:
                 "true" if in_training is not None else f"set at run time by {training.name!r}"
             )
             raise UnsupportedError(f"{found}; expected an inference graph: export the model in evaluation mode")
-    if any(output.uses() for output in node.outputs[1:]):
-        raise UnsupportedError("the mask of Dropout is used; expected an inference graph")
-    return lowering.tensor(required_input(node, 0))
+    value = required_input(node, 0)
+    if not any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return lowering.tensor(value)
+    return [lowering.tensor(value), full(lowering, lowering.dimensions(value), True, "bool")]
 
 
 CONVERTERS: dict[str, Converter] = {
@@ -362,6 +434,8 @@ CONVERTERS: dict[str, Converter] = {
     "Clip": _convert_clip,
     "Cast": _convert_cast,
     "CastLike": _convert_cast,
+    "BitCast": _convert_bit_cast,
+    "BitShift": _convert_bit_shift,
     "IsInf": _convert_isinf,
     "Dropout": _convert_dropout,
     "Gelu": _unary_with_attributes("gelu", _gelu_of),

@@ -19,6 +19,7 @@ from moec.targets.tvm.attributes import attribute, normalized_axis, optional_inp
 from moec.targets.tvm.broadcasting import emit_elementwise
 from moec.targets.tvm.comparisons import is_nonzero
 from moec.targets.tvm.lowering import Converter, Lowering
+from moec.targets.tvm.runtime_axes import rows_around
 from moec.targets.tvm.symbolic import Known
 from moec.targets.tvm.te_kernels import Requirement
 
@@ -251,19 +252,15 @@ def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
     return _scatter_parts(lowering, data, flat_rows, changed, sizes, 1, attribute(node, "reduction", "none"))
 
 
-def _convert_cum_sum(lowering: Lowering, node: ir.Node) -> Any:
+def _convert_cumulative(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     sizes = lowering.dimensions(value)
-    (axis,) = lowering.numbers(required_input(node, 1), "the axis") or [0]
-    axis = normalized_axis(axis, len(sizes))
-    product = lowering.sizes.product
-    flat = [product(sizes[:axis]), sizes[axis], product(sizes[axis + 1 :])]
+    flat = rows_around(lowering, required_input(node, 1), sizes)
     dtype = lowering.dtype(value)
-    kernel = serial_kernels.cumulative_sum(
-        dtype, bool(attribute(node, "exclusive", 0)), bool(attribute(node, "reverse", 0))
-    )
+    exclusive, reverse = bool(attribute(node, "exclusive", 0)), bool(attribute(node, "reverse", 0))
+    kernel = serial_kernels.cumulative(dtype, node.op_type == "CumProd", exclusive, reverse)
     source = lowering.reshape(lowering.tensor(value), flat)
-    (result,) = _call_serial(lowering, kernel, [source], [(flat, dtype)], "cumulative_sum")
+    (result,) = _call_serial(lowering, kernel, [source], [(flat, dtype)], "cumulative")
     return lowering.reshape(result, sizes)
 
 
@@ -373,7 +370,8 @@ CONVERTERS: dict[str, Converter] = {
     "GatherND": _convert_gather_nd,
     "ScatterND": _convert_scatter_nd,
     "ScatterElements": _convert_scatter_elements,
-    "CumSum": _convert_cum_sum,
+    "CumProd": _convert_cumulative,
+    "CumSum": _convert_cumulative,
     "TopK": _convert_top_k,
     "NonZero": _convert_non_zero,
     "OneHot": _convert_one_hot,

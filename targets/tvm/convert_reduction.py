@@ -12,6 +12,7 @@ from tvm import te, tirx
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.comparisons import is_nan, maximum, minimum, negated
 from moec.targets.tvm.lowering import Converter, Lowering
+from moec.targets.tvm.runtime_axes import with_runtime_axes
 
 Element = Callable[[tirx.Expr], tirx.Expr]
 
@@ -190,8 +191,8 @@ def _arg_result(lowering: Lowering, node: ir.Node, build: Any, value: ir.Value, 
 
 
 CONVERTERS: dict[str, Converter] = {
-    **{name: _reduction(name) for name in REDUCERS},
-    "ReduceLogSumExp": _convert_log_sum_exp,
+    **{name: with_runtime_axes(_reduction(name)) for name in REDUCERS},
+    "ReduceLogSumExp": with_runtime_axes(_convert_log_sum_exp),
     "ArgMax": _arg_extreme(largest=True),
     "ArgMin": _arg_extreme(largest=False),
 }

@@ -77,6 +77,10 @@ class FunctionBuilder:
 
     def materialise(self, known: Known, name: str = "known") -> relax.Var:
         """A known value as a tensor: a constant, or a kernel that writes the symbolic elements."""
+        if known.elements.size == 0:
+            sizes = [self.sizes.expression(size) for size in known.elements.shape]
+            nothing = tirx.const(0, known.dtype)
+            return self.compute(lambda: te.compute(sizes, lambda *_: nothing, name="empty"), [], "empty")[0]
         if known.numbers is not None:
             return self.emit(relax.const(known.numbers, known.dtype), name)
         elements = [self.sizes.expression(element).astype(known.dtype) for element in known.elements.flat]

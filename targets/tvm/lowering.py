@@ -200,10 +200,24 @@ class Lowering(FunctionBuilder):
                 self._tensors[value] = self._constant_tensor(value)
         return self._tensors[value]
 
+    def tensor_of_shape(self, value: ir.Value, sizes: Sequence[Any]) -> relax.Expr:
+        """The value as a tensor of these sizes; where they may differ, that is checked when the program runs.
+
+        Raises UnsupportedError where they do differ.
+        """
+        own = self.dimensions(value)
+        same = [self.sizes.equal(have, want) for have, want in zip(own, sizes, strict=False)]
+        if len(own) != len(sizes) or False in same:
+            raise UnsupportedError(f"{value.name!r} has shape {own}; expected {list(sizes)}")
+        tensor = self.tensor(value)
+        return tensor if all(same) else self.assume_shape(tensor, sizes)
+
     def _constant_tensor(self, value: ir.Value) -> relax.Expr:
         data = constant_of(value)
         if data is None:
             raise UnsupportedError(f"value {value.name!r} has no producer; expected an input, a constant or a node")
+        if data.size == 0:  # TVM cannot read an empty constant back
+            return self.materialise(Known(np.empty(tuple(data.shape.numpy()), object), dtype_of(value)))
         if data.size <= INLINE_ELEMENTS:
             return relax.const(data.numpy(), dtype_of(value))
         return self.add_weight(value.name or "constant", tuple(data.shape.numpy()), dtype_of(value), data.numpy)

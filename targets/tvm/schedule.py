@@ -8,7 +8,9 @@ the number of threads.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
@@ -53,8 +55,10 @@ def _inline_producers(schedule: s_tir.Schedule, root: s_tir.schedule.SBlockRV) -
     for block in schedule.get_child_blocks(root):
         if schedule.get(block).name_hint in outputs or _is_reduction(schedule, block):
             continue
-        if len(schedule.get_consumers(block)):
-            schedule.compute_inline(block)
+        # A producer of which TVM cannot prove that it is written where it is read stays as it is.
+        with contextlib.suppress(s_tir.ScheduleError):
+            if len(schedule.get_consumers(block)):
+                schedule.compute_inline(block)
 
 
 def _turns_never(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> bool:
@@ -76,15 +80,20 @@ def _parallelize(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> No
     reduced = [loop for loop in loops if loop not in spatial]
     extents = [schedule.get(loop).extent for loop in loops]
     if spatial and not _is_small(extents):
-        outer = spatial[:-1] if len(spatial) > 1 and not reduced else spatial
-        # A loop of one turn disappears, and with it what was said about it.
-        turning = [loop for loop in outer if not _is_one(schedule.get(loop).extent)] or outer[:1]
-        schedule.parallel(turning[0])
-        for loop in turning[1:]:
-            schedule.annotate(loop, COLLAPSED, 1)
+        with contextlib.suppress(s_tir.ScheduleError):
+            _parallelize_loops(schedule, spatial, bool(reduced))
     if reduced:
         # The initial value in a loop of its own: inside, it would never be written where the reduced size is 0.
         schedule.decompose_reduction(block, reduced[0])
+
+
+def _parallelize_loops(schedule: s_tir.Schedule, spatial: list[Any], reduced: bool) -> None:
+    outer = spatial[:-1] if len(spatial) > 1 and not reduced else spatial
+    # A loop of one turn disappears, and with it what was said about it.
+    turning = [loop for loop in outer if not _is_one(schedule.get(loop).extent)] or outer[:1]
+    schedule.parallel(turning[0])
+    for loop in turning[1:]:
+        schedule.annotate(loop, COLLAPSED, 1)
 
 
 def _is_small(extents: list[tirx.Expr]) -> bool:

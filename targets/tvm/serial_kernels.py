@@ -47,9 +47,12 @@ def scatter_rows(dtype: str, reduction: str) -> tirx.PrimFunc:
     return kernel
 
 
-def cumulative_sum(dtype: str, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
-    """Running sum along the middle dim of [outer, N, inner]; ``exclusive`` leaves out the element itself."""
-    zero: Any = tirx.const(0, dtype)
+def cumulative(dtype: str, product: bool, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
+    """Running sum or product along the middle dim of [outer, N, inner]; ``exclusive`` leaves out the element itself."""
+    first: Any = tirx.const(1 if product else 0, dtype)
+
+    def combined(left: Any, right: Any) -> Any:
+        return left * right if product else left + right
 
     def position(step: Any, count: Any) -> Any:
         return count - 1 - step if reverse else step
@@ -68,9 +71,9 @@ def cumulative_sum(dtype: str, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
         for o in T.serial(outer):
             for i in T.serial(inner):
                 total = T.alloc_buffer((2,), dtype, scope="local")
-                total[0] = zero
+                total[0] = first
                 for n in T.serial(N):
-                    total[1] = total[0] + Source[o, position(n, N), i]
+                    total[1] = combined(total[0], Source[o, position(n, N), i])
                     Result[o, position(n, N), i] = stored(total[0], total[1])
                     total[0] = total[1]
 

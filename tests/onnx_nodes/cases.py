@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import onnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,4 +42,9 @@ def _case(test: Any, tests: dict[str, Any]) -> Case:
     whole = tests.get(re.sub(r"_expanded.*", "", test.name), test)
     node = whole.model.graph.node[-1]
     operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    return Case(test.name, operator, test.model.SerializeToString(), data[0], data[1], test.rtol, test.atol)
+    inputs, outputs = ([_array(one) for one in values] for values in data)
+    return Case(test.name, operator, test.model.SerializeToString(), inputs, outputs, test.rtol, test.atol)
+
+
+def _array(value: Any) -> Any:
+    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value

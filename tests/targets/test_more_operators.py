@@ -1,0 +1,129 @@
+"""Pooling, quantisation, resizing and their like against the interpreter, with the dynamic size T at 0, 1 and more."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import moec
+from moec.frontend.onnx import import_model
+from moec.ir import interpreter
+
+HEADER = '<ir_version: 10, opset_import: ["" : 24]>\n'
+SIZES = (0, 1, 2, 5)
+IMAGE = "float[T,3,6,7] x"
+ANGLES = ("Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Atanh")
+"""All of these are defined in [-1, 1]."""
+
+CASES: dict[str, tuple[str, str, str]] = {
+    **{name: ("float[T,4] x", "float[T,4] y", f"c = Tanh(x)\n y = {name}(c)") for name in ANGLES},
+    "Acosh": ("float[T,4] x", "float[T,4] y", "e = Cosh(x)\n y = Acosh(e)"),
+    "BitwiseNot": ("int32[T,4] x", "int32[T,4] y", "y = BitwiseNot(x)"),
+    "BitShift": ("uint8[T,4] x, uint8[4] w", "uint8[T,4] y", 'y = BitShift<direction = "LEFT">(x, w)'),
+    "AveragePool": (
+        IMAGE, "float[T,3,N,M] y",
+        "y = AveragePool<kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 1, 1], ceil_mode = 1>(x)",
+    ),
+    "AveragePool counts padding": (
+        IMAGE, "float[T,3,N,M] y",
+        "y = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1>(x)",
+    ),
+    "AveragePool over T": ("float[2,1,T] x", "float[2,1,N] y",
+                           'y = AveragePool<kernel_shape = [3], strides = [2], auto_pad = "SAME_UPPER">(x)'),
+    "MaxPool": (
+        IMAGE, "float[T,3,N,M] y", "y = MaxPool<kernel_shape = [2, 3], dilations = [2, 1], strides = [1, 2]>(x)",
+    ),
+    "LpPool": (IMAGE, "float[T,3,N,M] y", "y = LpPool<kernel_shape = [2, 2], p = 3>(x)"),
+    "GlobalAveragePool": (IMAGE, "float[T,3,1,1] y", "y = GlobalAveragePool(x)"),
+    "GlobalMaxPool": (IMAGE, "float[T,3,1,1] y", "y = GlobalMaxPool(x)"),
+    "QuantizeLinear": (
+        "float[T,4] x", "int8[T,4] y",
+        "s = Constant<value_floats = [0.1, 0.02, 0.5, 0.01]>()\n z = Constant<value = int8[4] {0, 3, -5, 100}>()\n"
+        " y = QuantizeLinear(x, s, z)",
+    ),
+    "DequantizeLinear": (
+        "int8[T,4] x", "float[T,4] y",
+        "s = Constant<value_float = 0.1>()\n z = Constant<value = int8 {3}>()\n y = DequantizeLinear(x, s, z)",
+    ),
+    "DynamicQuantizeLinear": ("float[T,4] x, float[3] w", "uint8[N] y",
+                              "f = Constant<value_ints = [-1]>()\n r = Reshape(x, f)\n c = Concat<axis = 0>(r, w)\n"
+                              " y, s, z = DynamicQuantizeLinear(c)"),
+    "MatMulInteger": ("int8[2,T,4] x, int8[4,3] w", "int32[2,T,3] y", "y = MatMulInteger(x, w)"),
+    "ConvInteger": (
+        "uint8[T,2,5,5] x, uint8[3,2,3,3] w", "int32[T,3,5,5] y",
+        "z = Constant<value = uint8 {3}>()\n y = ConvInteger<pads = [1, 1, 1, 1]>(x, w, z)",
+    ),
+    "BatchNormalization": (
+        "float[T,3,2] x, float[3] s, float[3] b, float[3] m, float[3] u", "float[T,3,2] y",
+        "v = Abs(u)\n y = BatchNormalization<epsilon = 0.01>(x, s, b, m, v)",
+    ),
+    "InstanceNormalization": ("float[T,3,5] x, float[3] s, float[3] b", "float[T,3,5] y",
+                              "y = InstanceNormalization(x, s, b)"),
+    "LpNormalization": ("float[T,4] x", "float[T,4] y", "y = LpNormalization<axis = 1, p = 1>(x)"),
+    "LRN": ("float[T,5,2,1] x", "float[T,5,2,1] y", "y = LRN<size = 3, alpha = 0.1>(x)"),
+    "Hardmax": ("float[T,4] x", "float[T,4] y", "y = Hardmax<axis = 1>(x)"),
+    "Resize by scales": (
+        "float[T,1,3,4] x", "float[T,1,N,M] y",
+        's = Constant<value_floats = [1.0, 1.0, 1.5, 0.6]>()\n y = Resize<mode = "linear">(x, "", s)',
+    ),
+    "Resize to sizes": (
+        "float[2,T] x", "float[2,7] y",
+        's = Constant<value_ints = [7]>()\n'
+        ' y = Resize<axes = [1], coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(x, "", "", s)',
+    ),
+    "ConvTranspose": (
+        "float[T,2,3,3] x, float[2,3,3,3] w, float[3] b", "float[T,3,N,M] y",
+        "y = ConvTranspose<strides = [2, 1], pads = [1, 0, 1, 1]>(x, w, b)",
+    ),
+    "GridSample": ("float[T,2,3,4] x, float[T,5,2,2] g", "float[T,2,5,2] y", 'y = GridSample<mode = "linear">(x, g)'),
+    "Compress": ("bool[4] c, float[T,4] x", "float[T,N] y", "y = Compress<axis = 1>(x, c)"),
+    "EyeLike": ("float[T,4] x", "float[T,4] y", "y = EyeLike<k = 1>(x)"),
+    "ReverseSequence": (
+        "float[3,T] x", "float[3,T] y",
+        "n = Shape<start = 1>(x)\n l = ConstantOfShape<value = int64[1] {2}>(n)\n"
+        " y = ReverseSequence<time_axis = 0, batch_axis = 1>(x, l)",
+    ),
+    "ReduceMean over axes known at run time": (
+        "float[T,3,4] x, int64[1] a", "float[N,M] y", "z = Sub(a, a)\n y = ReduceMean<keepdims = 0>(x, z)",
+    ),
+    "ReduceMax keeps axes known at run time": (
+        "float[2,3,T] x, int64[2] a", "float[N,M,K] y",
+        "z = Mul(a, a)\n o = Constant<value_ints = [0, 1]>()\n s = Sub(z, z)\n b = Add(s, o)\n y = ReduceMax(x, b)",
+    ),
+    "CumSum along an axis known at run time": (
+        "float[T,3] x, int64[1] a", "float[T,3] y", "z = Sub(a, a)\n r = Squeeze(z)\n y = CumSum(x, r)",
+    ),
+}  # fmt: skip
+"""Inputs, outputs and body in ONNX text."""
+
+
+def _random(declaration: str, tokens: int, generator: np.random.Generator) -> tuple[str, np.ndarray]:
+    dtype, sizes, name = re.fullmatch(r"(\w+)\[(.*)\] (\w+)", declaration).groups()
+    shape = [tokens if size == "T" else int(size) for size in sizes.split(",")]
+    if dtype == "bool":
+        return name, generator.random(shape) < 0.5
+    if "int" in dtype:
+        return name, generator.integers(0 if dtype[0] == "u" else -9, 9, shape).astype(dtype)
+    return name, generator.standard_normal(shape).astype({"float": "float32"}.get(dtype, dtype))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_reference(case):
+    inputs, outputs, body = CASES[case]
+    proto = onnx.parser.parse_model(f"{HEADER}agraph ({inputs}) => ({outputs}) {{\n {body}\n}}")
+    reference, model = import_model(proto), moec.compile(proto, threads=1)
+    for tokens in SIZES:
+        generator = np.random.default_rng(tokens)
+        values = dict(_random(one, tokens, generator) for one in re.split(r", (?=[a-z])", inputs))
+        result = model.run(values)["y"]
+        try:
+            expected = interpreter.run(reference, values)["y"]
+        except interpreter.EvaluationError:
+            assert tokens == 0, f"{case}: the reference fails for {tokens}"
+            continue
+        assert result.shape == expected.shape and result.dtype == expected.dtype, f"T = {tokens}"
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5, err_msg=f"T = {tokens}")

@@ -110,9 +110,32 @@ class Artifact:
 def open_artifact(path: str | os.PathLike[str], *, check_weights: bool = True) -> Artifact:
     """Open a folder or a zip and check all of it. Raises ArtifactError with one line that says what is wrong.
 
-    A zip is unpacked into a temporary folder that lives as long as the artifact does.
+    A zip is unpacked into a temporary folder that lives as long as the artifact does. Where another artifact takes its
+    place in the meantime, that one is opened.
     """
     path = pathlib.Path(path)
+    while True:
+        before = _identity(path)
+        try:
+            artifact = _open(path, check_weights)
+        except ArtifactError:
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return artifact
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int, int] | None:
+    """What differs between an artifact and one that took its place."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _open(path: pathlib.Path, check_weights: bool) -> Artifact:
     where = str(path)
     if not path.exists():
         raise ArtifactError(f"{where}: no such artifact; make one with: moec compile MODEL -o {where}")

@@ -321,6 +321,24 @@ def test_objects_that_do_not_link(program, context, tmp_path):
         load(tmp_path / "a.moec")
 
 
+@pytest.mark.parametrize("when", ["before it is checked", "after it was checked"])
+def test_an_artifact_that_is_replaced_while_it_is_opened(program, context, artifact_path, monkeypatch, when):
+    other = dataclasses.replace(program, weights=[Weight("w", (4,), "float32", lambda: np.ones(4, np.float32))])
+    check = artifacts._check_files
+
+    def replaced_once(artifact, check_weights):
+        monkeypatch.setattr(artifacts, "_check_files", check)
+        if when == "after it was checked":
+            check(artifact, check_weights)
+        write_artifact(artifact_path, other, context)
+        if when == "before it is checked":
+            check(artifact, check_weights)
+
+    monkeypatch.setattr(artifacts, "_check_files", replaced_once)
+    opened = open_artifact(artifact_path)
+    np.testing.assert_array_equal(opened.weights(opened.program())[0][0], np.ones(4))
+
+
 # --- zips ------------------------------------------------------------------------------------------------------------
 
 

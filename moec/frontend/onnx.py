@@ -52,7 +52,9 @@ def _read(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> tuple[
     if isinstance(source, onnx.ModelProto):
         _check_message(source, "model")
         external_data.check_tensors(source, None, "model")
-        return _deserialize(source, "model"), "model"
+        model = _deserialize(source, "model")
+        structure.check_bodies(model, "model")
+        return model, "model"
     if not isinstance(source, (str, os.PathLike)):
         raise MoecError(
             f"cannot import a {type(source).__name__}; expected a path, an onnx.ModelProto or an onnx_ir.Model"
@@ -64,6 +66,7 @@ def _read(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> tuple[
     folder = path.absolute().parent
     external_data.check_tensors(proto, folder, where)
     model = _deserialize(proto, where)
+    structure.check_bodies(model, where)
     for graph in model.graphs():
         ir.external_data.set_base_dir(graph, folder)
     return model, where

@@ -23,7 +23,9 @@ def name_sizes(model: ir.Model, kept: Set[str] = frozenset()) -> None:
     renamed: dict[str, str] = {}
     for text, inside in found.items():
         if inside is None or not inside <= names:
-            renamed[text] = _unused(re.sub(r"\W+", "_", f"size_{text}" if text[:1].isdigit() else text), names)
+            renamed[text] = _unused(
+                re.sub(r"\W+", "_", text if text[:1] and not text[:1].isdigit() else f"size_{text}"), names
+            )
             names.add(renamed[text])
     for value in values if renamed else ():
         value.shape = ir.Shape([_renamed(dim, renamed) for dim in value.shape or ()])

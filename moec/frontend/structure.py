@@ -20,10 +20,9 @@ each layer grows less; and the time that ONNX IR takes is quadratic in the calls
 def sort_nodes(model: ir.Model, where: str) -> None:
     """Bring the nodes of all graphs into topological order; those that are stay as they are.
 
-    Raises MoecError naming the nodes of a cycle, or a node whose body is only referred to.
+    Raises MoecError naming the nodes of a cycle.
     """
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        _check_bodies(graph, where)
         try:
             graph.sort()
         except ValueError:
@@ -34,9 +33,10 @@ def sort_nodes(model: ir.Model, where: str) -> None:
             ) from None
 
 
-def _check_bodies(graph: ir.Graph, where: str) -> None:
+def check_bodies(model: ir.Model, where: str) -> None:
+    """Raises UnsupportedError naming a node whose body is only referred to."""
     kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    for node in _all_nodes(graph):
+    for node in (node for graph in (model.graph, *model.functions.values()) for node in _all_nodes(graph)):
         for name, attribute in node.attributes.items():
             if attribute.is_ref() and attribute.type in kinds:
                 raise UnsupportedError(

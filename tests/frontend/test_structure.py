@@ -135,9 +135,13 @@ def test_one_function_used_twice_is_no_recursion():
     assert len(import_model(model_of(helper.make_node("F2", ["x"], ["y"], domain="own"), functions=made)).graph) == 3
 
 
-def test_a_body_that_is_an_attribute_of_a_function():
+def test_a_body_that_is_an_attribute_of_a_function(tmp_path):
     fork = helper.make_node("If", ["a"], ["c"], "fork")
     fork.attribute.append(AttributeProto(name="then_branch", ref_attr_name="body", type=AttributeProto.GRAPH))
     function = helper.make_function("own", "F", ["a"], ["c"], [fork], _IMPORTS, ["body"])
     proto = model_of(helper.make_node("F", ["x"], ["y"], domain="own"), functions=[function])
     refuse(proto, UnsupportedError, "node 'fork' .If.: its body 'then_branch' is an attribute of a function")
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    refuse(
+        tmp_path / "m.onnx", UnsupportedError, "node 'fork' .If.: its body 'then_branch' is an attribute of a function"
+    )

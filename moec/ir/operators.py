@@ -157,6 +157,25 @@ def lrn(x: Array, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: f
     return (x / (bias + alpha / size * squares) ** beta).astype(x.dtype)
 
 
+def log_softmax(x: Array, *, axis: int = -1) -> Array:
+    """Relative to the largest entry, which no exponential then exceeds. (That of ``onnx.reference`` takes the logarithm
+    of Softmax, which is -inf where that is too small for a float.)"""
+    if x.size == 0:
+        return x
+    shifted = x - x.max(axis, keepdims=True)
+    return (shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))).astype(x.dtype)
+
+
+def reduce_sum_square(
+    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Array:
+    """The sum of squares, in the element type. (That of ``onnx.reference`` makes int64 of int32.)"""
+    along = None if axes is None or len(axes) == 0 else tuple(int(axis) for axis in axes)
+    if along is None and noop_with_empty_axes:
+        return np.square(x)
+    return np.asarray(np.square(x).sum(along, x.dtype, keepdims=bool(keepdims)))
+
+
 def gelu(x: Array, *, approximate: str = "none") -> Array:
     return semantics.gelu_tanh(x) if approximate == "tanh" else semantics.gelu(x)
 
@@ -186,9 +205,11 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "GatherND"): gather_nd,
     ("", "Gelu"): gelu,
     ("", "LRN"): lrn,
+    ("", "LogSoftmax"): log_softmax,
     ("", "LpNormalization"): lp_normalization,
     ("", "MatMul"): matmul,
     ("", "OneHot"): one_hot,
+    ("", "ReduceSumSquare"): reduce_sum_square,
     ("", "ScatterElements"): scatter_elements,
     ("", "ScatterND"): scatter_nd,
     ("", "Slice"): slice_,

@@ -80,15 +80,16 @@ def _read_target(lowering: Lowering, source: list[Any], target: list[Any], name:
         for size, rest in zip(given, others, strict=True)
     ]
     open_sizes = sum((tirx.EQ(size, minus).astype("int64") for size in given), start=zero)
-    no_overflow = _product(tirx.max(size, 1).astype("float64") for size in sizes) <= float(MAXIMUM_SIZE)
+    elements = _product((tirx.max(size, 1).astype("float64") for size in sizes), "float64")
+    no_overflow = elements <= tirx.const(float(MAXIMUM_SIZE), "float64")
     whole = tirx.EQ(_product(sizes), total)
     valid = tirx.all(*(size >= -1 for size in given), open_sizes <= 1, no_overflow, whole)
     needed = lowering.require(valid, f"sizes {source} cannot become those in {name!r}", "as many elements")
     return lowering.checked_sizes(sizes, needed, name)
 
 
-def _product(sizes: Iterable[tirx.Expr]) -> Any:
-    return functools.reduce(operator.mul, sizes, 1)
+def _product(sizes: Iterable[tirx.Expr], dtype: str = "int64") -> Any:
+    return functools.reduce(operator.mul, sizes, tirx.const(1, dtype))
 
 
 def _resolve_inferred(lowering: Lowering, source: list[Any], target: list[Any]) -> list[Any]:

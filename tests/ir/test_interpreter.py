@@ -201,6 +201,38 @@ def test_top_k_gives_equal_entries_in_the_order_of_their_ids(largest: int, axis:
         assert found.tolist() == order[:4]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float", "double"])
+def test_log_softmax_of_numbers_far_apart(dtype: str) -> None:
+    model = model_of("y = LogSoftmax (x)", f"({dtype}[N,2] x) => (y)", "float[1] unused")
+    kind = {"float16": np.float16, "float": np.float32, "double": np.float64}[dtype]
+    x = np.array([[0, 2000], [-3000, -3000]], kind)
+    (found,) = run(model, {"x": x}).values()
+    assert found.dtype == kind
+    np.testing.assert_allclose(found, [[-2000, 0], [-np.log(2), -np.log(2)]], rtol=1e-3)
+    assert run(model, {"x": x[:0]})["y"].shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "axes", "expected"),
+    [
+        ("keepdims = 0", "{1}", [5, 25]),
+        ("keepdims = 1", "{-1}", [[5], [25]]),
+        ("keepdims = 0", "{}", 30),
+        ("keepdims = 0, noop_with_empty_axes = 1", "{}", [[1, 4], [9, 16]]),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float"])
+def test_sums_of_squares_keep_their_type(attributes: str, axes: str, expected: object, dtype: str) -> None:
+    count = axes.count("1")
+    model = model_of(
+        f"y = ReduceSumSquare <{attributes}> (x, a)", f"({dtype}[N,M] x) => (y)", f"int64[{count}] a = {axes}"
+    )
+    x = np.array([[1, 2], [3, 4]], {"int32": np.int32, "int64": np.int64, "float": np.float32}[dtype])
+    found = run(model, {"x": x})["y"]
+    assert found.dtype == x.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
 def moec_model(tokens: str = "T") -> tuple[ir.Model, dict[str, np.ndarray]]:
     """Route and Experts in one graph, weights as initializers."""
     generator = np.random.default_rng(0)

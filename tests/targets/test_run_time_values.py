@@ -100,6 +100,18 @@ def test_reshape_copies_and_infers():
             model(x, integers(*target))
 
 
+@pytest.mark.parametrize("allowzero", [0, 1])
+def test_reshape_to_no_axes(allowzero):
+    for declared in ("float[N]", "float"):
+        model = compiled(f"g ({declared} x, int64[0] s) => (float y) {{ y = Reshape<allowzero = {allowzero}>(x, s) }}")
+        x = numbers(1) if declared == "float[N]" else np.array(7, np.float32)
+        np.testing.assert_array_equal(model(x, integers())["y"], x.reshape(()))
+    model = compiled("g (float[N] x, int64[0] s) => (float y) { y = Reshape(x, s) }")
+    for size in (0, 2):
+        with pytest.raises(InputError, match="expected as many elements"):
+            model(numbers(size), integers())
+
+
 def test_reshape_whose_open_size_does_not_divide():
     model = compiled("g (float[N,4] x) => (float[A,3] y) <int64[2] s = {-1, 3}> { y = Reshape(x, s) }")
     np.testing.assert_array_equal(model(numbers(3, 4))["y"], numbers(4, 3))

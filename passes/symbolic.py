@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import sympy
 
+from moec.errors import MoecError
+from moec.ir.names import node_name
 from moec.passes.rewriting import constant
 
 ELEMENTS = 64
@@ -220,7 +222,14 @@ def _constant_of_shape(node: ir.Node, shape: np.ndarray) -> np.ndarray | None:
 def _expand(node: ir.Node, data: np.ndarray, shape: np.ndarray) -> np.ndarray | None:
     if any(not isinstance(size, int) for size in shape.ravel()):
         return None
-    sizes = np.broadcast_shapes(data.shape, tuple(int(size) for size in shape.ravel()))
+    wanted = tuple(int(size) for size in shape.ravel())
+    try:
+        sizes = np.broadcast_shapes(data.shape, wanted)
+    except ValueError as error:
+        raise MoecError(
+            f"node {node_name(node)!r} (Expand) expands sizes {list(data.shape)} to {list(wanted)}; expected sizes "
+            "from 0 up, equal ones, or a 1"
+        ) from error
     return np.broadcast_to(data, sizes) if np.prod(sizes, dtype=float) <= ELEMENTS else None
 
 

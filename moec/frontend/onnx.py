@@ -34,7 +34,7 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     _drop_initializers_from_inputs(model)
     try:
         _lift_constants(model)
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:  # without an output, of the wrong type, without a value
         raise MoecError(f"{where}: a Constant node is inconsistent ({error}); export the model again") from error
     external_data.map_weights(model)
     _resolve_constant_branches(model, where)

@@ -16,6 +16,18 @@ from moec.ir.names import node_name
 
 CONTRIB_DOMAIN = "com.microsoft"
 LARGEST_SIZE = 2**31 - 1
+_FLAGS = frozenset(
+    {
+        *("align_corners", "allowzero", "antialias", "ceil_mode", "center_point_box", "count_include_pad"),
+        *("detect_negative", "detect_positive", "exclude_outside", "exclusive", "fmod", "input_forget"),
+        *("interleaved", "inverse", "is_causal", "keepdims", "largest", "layout", "linear_before_reset"),
+        *("noop_with_empty_axes", "onesided", "periodic", "reverse", "saturate", "select_last_index", "sorted"),
+        *("storage_order", "training_mode", "transA", "transB", "upper"),
+    }
+)
+"""The attributes of ONNX's operators that are 0 or 1. Their schemas say INT of all integers."""
+_BOUNDS = ("start", "end")
+"""The attributes of Shape are cut to the rank: the largest int64 is one way to write "to the last axis"."""
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 _TRAINING_DOMAINS = ("ai.onnx.training", "ai.onnx.preview.training")
 
@@ -116,6 +128,10 @@ def _check_signature(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> N
     for value, declared in zip(node.inputs, schema.inputs, strict=False):
         if value is None and declared.option == onnx.defs.OpSchema.FormalParameterOption.Single:
             raise MoecError(f"{place} lacks its input {declared.name!r}; the model is inconsistent")
+    _check_attributes(node, place, schema)
+
+
+def _check_attributes(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> None:
     for name, declared in schema.attributes.items():
         if declared.required and name not in node.attributes:
             raise MoecError(f"{place} lacks its attribute {name!r}; the model is inconsistent")
@@ -131,6 +147,20 @@ def _check_signature(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> N
                 f"{place} has attribute {name!r} of type {attribute.type.name}, expected {expected}; the model is "
                 "inconsistent"
             )
+        if attribute.type == ir.AttributeType.INT:
+            _check_integer(name, attribute.as_int(), place)
+
+
+def _check_integer(name: str, number: int, place: str) -> None:
+    """Raises MoecError for a flag that is neither 0 nor 1, and for what ONNX's inference, which reads axes as 32 bits,
+    would take for another number."""
+    if name in _FLAGS and number not in (0, 1):
+        raise MoecError(f"{place} has {name}={number}, expected 0 or 1; the model is inconsistent")
+    if name not in _BOUNDS and not -LARGEST_SIZE <= number <= LARGEST_SIZE:
+        raise MoecError(
+            f"{place} has {name}={number}, expected a number from {-LARGEST_SIZE} to {LARGEST_SIZE}; the model is "
+            "inconsistent"
+        )
 
 
 def _check_custom(node: ir.Node, place: str, version: int | None) -> None:

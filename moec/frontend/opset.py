@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.errors import MoecError, UnsupportedError, one_line
 from moec.frontend import onnx_process
 from moec.ir.opsets import NEWEST, OPSET, since
 from moec.ir.shapes import shape_for_inference
@@ -112,14 +112,25 @@ def _convert_message(model: ir.Model, version: int, target: int) -> bytes:
     """The converted message. Where the model is inconsistent only with what it says of values inside it, that is
     forgotten: some exporters write wrong shapes there, and nothing depends on them."""
     try:
-        return onnx_process.convert(ir.to_proto(model).SerializeToString(), version, target)
+        return onnx_process.convert(_serialized(model), version, target)
     except onnx_process.InconsistentError:
         inside = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
         if not any(value.type or value.shape for value in inside):
             raise
         for value in inside:
             value.type = value.shape = None
-        return onnx_process.convert(ir.to_proto(model).SerializeToString(), version, target)
+        return onnx_process.convert(_serialized(model), version, target)
+
+
+def _serialized(model: ir.Model) -> bytes:
+    """Raises InconsistentError for what can be read from a damaged file but not written: names that are not UTF-8."""
+    try:
+        return ir.to_proto(model).SerializeToString()
+    except ir.serde.SerdeError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise onnx_process.InconsistentError(one_line(reason)) from error
 
 
 def _detach_tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:

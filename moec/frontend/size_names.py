@@ -11,20 +11,23 @@ from collections.abc import Iterator, Set
 
 import onnx_ir as ir
 
+LONGEST = 100
+"""Characters of a name: a message may have to hold several."""
+
 
 def name_sizes(model: ir.Model, kept: Set[str] = frozenset()) -> None:
     """Sizes that are neither a name nor an expression of such names get one: ``batch-size`` becomes ``batch_size``.
-    ``kept`` are names, too."""
+    So do those whose name is too long for a message. ``kept`` are names, too."""
     values = [value for value in _values(model) if value.shape is not None]
     dims = (dim for value in values for dim in value.shape or () if isinstance(dim, ir.SymbolicDim))
     texts = {dim.value for dim in dims if dim.value is not None}
     found = {text: _names_in(text) for text in sorted(texts)}
-    names = {text for text, inside in found.items() if inside == {text}} | kept
+    names = {text for text, inside in found.items() if inside == {text} and len(text) <= LONGEST} | kept
     renamed: dict[str, str] = {}
     for text, inside in found.items():
         if inside is None or not inside <= names:
             renamed[text] = _unused(
-                re.sub(r"\W+", "_", text if text[:1] and not text[:1].isdigit() else f"size_{text}"), names
+                re.sub(r"\W+", "_", text if text[:1] and not text[:1].isdigit() else f"size_{text}")[:LONGEST], names
             )
             names.add(renamed[text])
     for value in values if renamed else ():

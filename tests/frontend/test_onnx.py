@@ -245,7 +245,7 @@ def test_tensors_whose_data_and_shape_disagree():
 @pytest.mark.parametrize(
     "proto, message",
     [
-        (relu(opset=10), "opset 10 is too old, expected 11 to"),
+        (relu(opset=10), "opset 10 is too old, and Relu has changed since; expected 11 to"),
         (relu(opset=NEWEST + 1), "is newer than moec knows"),
         (model_of([helper.make_node("Rleu", ["x"], ["y"], "n")]), "node 'n': Rleu is not an operator of ONNX opset 17"),
         (
@@ -290,6 +290,13 @@ def test_names_that_are_not_text(tmp_path):
     refuse(tmp_path / "model.onnx", "node 0 has a name that is not text")
 
 
+def test_a_graph_whose_name_is_not_text(tmp_path):
+    data = relu().SerializeToString()
+    assert data.count(b"graph") == 1
+    (tmp_path / "model.onnx").write_bytes(data.replace(b"graph", b"gra\xffh"))
+    refuse(tmp_path / "model.onnx", "model.onnx: the model is inconsistent: .*utf-8.*0xff")
+
+
 def test_an_undefined_input_is_one_error_and_no_warning(caplog):
     refuse(model_of([helper.make_node("Add", ["x", "nothing"], ["y"], name="n")]), "nothing")
     assert not caplog.records
@@ -313,6 +320,10 @@ def test_nodes_that_do_not_fit_their_operator(node, message):
 def test_a_constant_without_a_known_value():
     nodes = [helper.make_node("Constant", [], ["c"], valeu=1.0), helper.make_node("Add", ["x", "c"], ["y"])]
     refuse(model_of(nodes), "a Constant node is inconsistent")
+
+
+def test_a_constant_without_an_output():
+    refuse(model_of([helper.make_node("Constant", [], [], value_float=1.0)]), "a Constant node is inconsistent")
 
 
 def referring(name):

@@ -42,3 +42,19 @@ def test_different_sizes_get_different_names():
     model = model_with(["a b", "a_b", "a:b"])
     name_sizes(model)
     assert len(set(shapes_of(model)[0])) == 3
+
+
+def test_names_that_are_too_long_are_cut_and_stay_different():
+    long = "T" * 5000
+    model = model_with([long, f"{long}2", "T", long])
+    name_sizes(model)
+    first, second, short, again = shapes_of(model)[0]
+    assert first == again and short == "T"
+    assert len({first, second, short}) == 3 and max(len(first), len(second)) < 110
+
+
+def test_a_name_of_usual_length_is_not_cut():
+    name = "past_sequence_length_plus_sequence_length_of_the_decoder"
+    model = model_with([name])
+    name_sizes(model)
+    assert shapes_of(model) == [[name]]

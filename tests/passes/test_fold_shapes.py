@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moec.errors import MoecError
+
 SIZES_TRIED = ((2, 3), (1, 1), (1, 7), (0, 3), (2, 0))
 CASES = [{"x": np.arange(b * s * 8, dtype=np.float32).reshape(b, s, 8)} for b, s in SIZES_TRIED]
 SIGNATURE = "(float[batch,seq,8] x) => (float[A,B,C,D] y)"
@@ -56,6 +58,15 @@ def test_an_expand_that_repeats_stays(rewrite, operators):
     text = f"""{SIGNATURE} <{SIZES}, int64[4] t = {{2, 1, 1, 1}}> {{ u = Unsqueeze (x, axis) y = Expand (u, t) }}"""
     model = rewrite(text, PASSES, *CASES)
     assert operators(model) == ["Unsqueeze", "Expand"]
+
+
+@pytest.mark.parametrize("size", [-1, 3])
+def test_an_expand_to_sizes_that_nothing_has_names_the_node(rewrite, size):
+    text = (
+        f"(float[1] x) => (int64[A] y) <int64[2] two = {{1, 2}}, int64[1] t = {{{size}}}> {{ [n] y = Expand (two, t) }}"
+    )
+    with pytest.raises(MoecError, match=f"node 'n' .Expand. expands sizes .2. to .{size}.; expected sizes from 0 up"):
+        rewrite(text, PASSES)
 
 
 def test_what_stays_is_computed_once(rewrite, operators):

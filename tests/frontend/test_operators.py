@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from moec.errors import MoecError
+from moec.frontend.onnx import import_model
+
+MOST = 2**63 - 1
+
+
+def model_of(*nodes):
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [2, 3]), ("y", None))
+    )
+    indices = numpy_helper.from_array(np.zeros(1, np.int64), "i")
+    graph = helper.make_graph(nodes, "graph", [x], [y], [indices])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    "node, found",
+    [
+        (helper.make_node("ArgMax", ["x"], ["y"], "n", keepdims=MOST), f"keepdims={MOST}, expected 0 or 1"),
+        (helper.make_node("ReduceMax", ["x"], ["y"], "n", keepdims=-1), "keepdims=-1, expected 0 or 1"),
+        (helper.make_node("ArgMin", ["x"], ["y"], "n", select_last_index=2), "select_last_index=2, expected 0 or 1"),
+        (helper.make_node("Gemm", ["x", "x"], ["y"], "n", transB=2), "transB=2, expected 0 or 1"),
+        (helper.make_node("Gather", ["x", "i"], ["y"], "n", axis=-MOST - 1), f"axis={-MOST - 1}, expected a number"),
+        (helper.make_node("Gather", ["x", "i"], ["y"], "n", axis=2**32), f"axis={2**32}, expected a number"),
+    ],
+)
+def test_flags_are_0_or_1_and_axes_fit_32_bits(node, found):
+    with pytest.raises(MoecError, match=f"model: node 'n': {node.op_type} .opset 17. has {found}") as caught:
+        import_model(model_of(node))
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_of_both_values_and_an_open_end_of_a_shape_stay():
+    nodes = [
+        helper.make_node("Gemm", ["x", "x"], ["y"], transA=0, transB=1),
+        helper.make_node("Shape", ["x"], ["s"], start=1, end=MOST),
+    ]
+    model = import_model(model_of(*nodes))
+    gemm, shape = model.graph
+    assert (gemm.attributes["transA"].as_int(), gemm.attributes["transB"].as_int()) == (0, 1)
+    assert shape.attributes["end"].as_int() == MOST

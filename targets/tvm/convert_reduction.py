@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import te, tirx
 
+from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.comparisons import is_nan, maximum, minimum, negated
 from moec.targets.tvm.lowering import Converter, Lowering
@@ -72,6 +73,12 @@ def reduce_tensor(
     return te.compute(kept, value, name="reduce")
 
 
+def _require_floats(name: str, dtype: str) -> None:
+    """Roots and logarithms of integers: ONNX lets them be asked for and does not say how they are rounded."""
+    if "float" not in dtype:
+        raise UnsupportedError(f"{name} of {dtype}; expected floats: cast them first")
+
+
 def _finish(lowering: Lowering, name: str, counted: Sequence[Any]) -> Element:
     if name == "ReduceMean":
         return _divided_by(lowering.sizes.expression(lowering.sizes.product(counted)))
@@ -105,6 +112,8 @@ def _reduction(name: str) -> Converter:
         axes = _axes(lowering, node, len(sizes))
         finish = _finish(lowering, name, [sizes[axis] for axis in axes])
         dtype = lowering.dtype(value)
+        if name in ("ReduceL2", "ReduceLogSum"):
+            _require_floats(name, dtype)
 
         def build(source: te.Tensor) -> te.Tensor:
             wide = _accumulator(dtype)
@@ -123,9 +132,10 @@ def _convert_log_sum_exp(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     sizes = lowering.dimensions(value)
     axes = _axes(lowering, node, len(sizes))
+    dtype = lowering.dtype(value)
+    _require_floats("ReduceLogSumExp", dtype)
     if not axes:
         return lowering.tensor(value)
-    dtype = lowering.dtype(value)
     wide = _accumulator(dtype)
 
     def build(source: te.Tensor) -> te.Tensor:

@@ -81,14 +81,18 @@ def run_onnxruntime(case: Case) -> list[list[Array]] | Outcome:
 def compare(case: Case, expected: list[list[Array]]) -> Outcome:
     import moec
 
+    interpreted: list[list[Array] | None] = []
     try:
-        wrong = _difference("interpreter", case, expected, _interpreted(case))
+        interpreted += _interpreted(case)
+        wrong = _difference("interpreter", case, expected, interpreted)
         compiled = moec.compile(case.model)
         names = [output.name for output in case.model.graph.output]
         found = (list(map(compiled.run(feeds).__getitem__, names)) for feeds in case.feeds)
         wrong = wrong or _difference("compiled", case, expected, found)
     except moec.UnsupportedError as error:
         return Outcome("refused" if "node" in str(error) else "crashed", _line(error))
+    except moec.InputError as error:  # right where numpy refuses too: onnxruntime takes more than ONNX does
+        return Outcome("refused" if None in interpreted else "crashed", f"InputError: {_line(error)}")
     except Exception as error:  # also a MoecError of another kind: the model is valid, for onnxruntime ran it
         return Outcome("crashed", f"{type(error).__name__}: {_line(error)}")
     return Outcome("wrong", wrong) if wrong else Outcome("pass")
@@ -123,7 +127,8 @@ def _difference(who: str, case: Case, expected: list[list[Array]], found: Iterab
 
 
 def unequal(found: Array, expected: Array, tolerance: float, meaningful: Array | None = None) -> str | None:
-    """Why the arrays are not equal. Floats may differ by ``tolerance`` times the largest finite number, at least 1."""
+    """Why the arrays are not equal. Floats may differ by ``tolerance`` times the largest finite number, at least 1, or
+    by one unit in the last place: the same number rounded otherwise."""
     if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         return f"{found.dtype}{list(found.shape)}, expected {expected.dtype}{list(expected.shape)}"
     if meaningful is not None:
@@ -131,11 +136,13 @@ def unequal(found: Array, expected: Array, tolerance: float, meaningful: Array |
         found, expected = found[meaningful], expected[meaningful]
     if expected.dtype.kind in "biu":
         return None if np.array_equal(found, expected) else _where(found, expected, found != expected)
+    with np.errstate(invalid="ignore"):
+        unit = np.spacing(np.abs(expected)).astype(np.float64)
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(expected)
     largest = max(1.0, float(np.abs(expected[finite]).max(initial=0)))
     with np.errstate(invalid="ignore"):
-        near = np.abs(found - expected) <= tolerance * largest
+        near = np.abs(found - expected) <= np.maximum(tolerance * largest, unit)
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     wrong = np.where(finite, ~near, ~same)
     return _where(found, expected, wrong) if wrong.any() else None

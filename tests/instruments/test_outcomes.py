@@ -26,6 +26,14 @@ def test_equal_arrays():
     assert unequal(X + np.float32(1e-6), X, 1e-5) is None
 
 
+@pytest.mark.parametrize("number", [1.5, 2.0, -300.0])
+def test_a_unit_in_the_last_place_of_float16_is_rounding(number: float):
+    expected = np.array([number], np.float16)
+    above = np.nextafter(expected, np.array([np.inf], np.float16))
+    assert unequal(above, expected, 1e-5) is None
+    assert unequal(np.nextafter(above, np.array([np.inf], np.float16)), expected, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
@@ -65,6 +73,27 @@ def test_what_onnxruntime_refuses_is_skipped():
 def test_what_moec_refuses_names_its_reason():
     outcome = compare(case("(float[N,4] x) => (float[N,4] y) { y = com.microsoft.Unheard (x) }"), [[X]])
     assert outcome.status == "refused" and "Unheard" in outcome.detail
+
+
+def test_inputs_that_numpy_refuses_too_are_refused():
+    """All sizes but those on the axis must be equal; onnxruntime leaves out what has no element before it looks."""
+    text = "(float[K,M] x) => (float[1,L] y) <float[1,3] w = {1, 2, 3}> { y = Concat <axis = 1> (w, x) }"
+    unlike = case(text, np.zeros((2, 0), np.float32))
+    expected = run_onnxruntime(unlike)
+    assert isinstance(expected, list)
+    outcome = compare(unlike, expected)
+    assert outcome.status == "refused" and "expected 1, as the others have" in outcome.detail
+
+
+def test_inputs_that_moec_alone_refuses_are_a_crash(monkeypatch: pytest.MonkeyPatch):
+    import moec
+
+    def compile_nothing(_: Any) -> None:
+        raise moec.InputError("node 'y' (Neg) says no")
+
+    monkeypatch.setattr(moec, "compile", compile_nothing)
+    outcome = compare(case("(float[N,4] x) => (float[N,4] y) { y = Neg (x) }"), [[-X]])
+    assert outcome.status == "crashed" and "says no" in outcome.detail
 
 
 def test_a_defect_is_a_crash(monkeypatch: pytest.MonkeyPatch):

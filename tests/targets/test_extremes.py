@@ -83,6 +83,14 @@ def test_the_mean_of_no_integers_is_not_a_division_by_zero():
     assert run(text, np.zeros((2, 0), np.int64))[0].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("axes", ["{1}", "{-2}"])
+@pytest.mark.parametrize("operator", ["ReduceL2", "ReduceLogSum", "ReduceLogSumExp"])
+def test_roots_and_logarithms_of_integers_are_refused(operator: str, axes: str):
+    text = f"g (int32[n,3] x) => (int32[m,k] y) <int64[1] axes = {axes}> {{ y = {operator}(x, axes) }}"
+    with pytest.raises(UnsupportedError, match=rf"\({operator}\): {operator} of int32; expected floats"):
+        run(text, np.ones((2, 3), np.int32))
+
+
 def test_extremes_of_booleans():
     text = """g (bool[n,3] x) => (bool[n] a, bool[n] b) <int64[1] axis = {1}> {
         a = ReduceMax<keepdims = 0>(x, axis) b = ReduceMin<keepdims = 0>(x, axis) }"""

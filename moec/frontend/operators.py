@@ -36,6 +36,7 @@ def check_operators(model: ir.Model, where: str) -> None:
     """Raises UnsupportedError naming node, operator and opset for the first node that is not supported, MoecError for
     one that uses what nothing defines."""
     version = model.graph.opset_imports[""]
+    _check_outputs(model.graph, where)
     for node in model.graph:
         place = f"{where}: node {node_name(node)!r}"
         _check_references(node, place)
@@ -76,9 +77,21 @@ def _beside(value: ir.Value) -> str:
     return "".join(f" to {use.node.op_type} (node {node_name(use.node)!r})" for use in list(users)[:1])
 
 
+def _check_outputs(graph: ir.Graph, where: str) -> None:
+    for value in graph.outputs:
+        if not _is_defined(value):
+            raise MoecError(
+                f"{where}: output {value.name!r} is no input, constant or result; the model is inconsistent"
+            )
+
+
+def _is_defined(value: ir.Value) -> bool:
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
 def _check_inputs(node: ir.Node, place: str) -> None:
     for value in node.inputs:
-        if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+        if value is None or _is_defined(value):
             continue
         raise MoecError(
             f"{place}: {node.op_type} uses {value.name!r}, which is no input, constant or result; the model is "

@@ -283,6 +283,11 @@ def test_an_inconsistent_graph():
     refuse(model_of([helper.make_node("Relu", ["absent"], ["y"], "n")]), "absent")
 
 
+def test_an_output_that_nothing_computes():
+    refuse(model_of([]), "model: output 'y' is no input, constant or result")
+    refuse(model_of([helper.make_node("Relu", ["x"], ["z"])]), "model: output 'y' is no input, constant or result")
+
+
 def test_names_that_are_not_text(tmp_path):
     data = relu().SerializeToString()
     assert data.count(b"Relu") == 1

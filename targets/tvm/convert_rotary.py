@@ -11,6 +11,7 @@ from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.convert_indexing import safe_index
 from moec.targets.tvm.lowering import Converter, Lowering
+from moec.targets.tvm.te_kernels import Requirement
 
 
 def _convert_rotary_embedding(lowering: Lowering, node: ir.Node) -> Any:
@@ -35,6 +36,7 @@ def _rotate(lowering: Lowering, node: ir.Node, x: relax.Expr, heads_axis: int) -
     interleaved = bool(attribute(node, "interleaved", 0))
     positions = optional_input(node, 3)
     values = [required_input(node, 1), required_input(node, 2), *([] if positions is None else [positions])]
+    needed = _requirements(lowering, values, [sizes[0], sizes[3 - heads_axis]], rotated // 2)
 
     def build(source: te.Tensor, cosines: te.Tensor, sines: te.Tensor, *places: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
@@ -52,7 +54,25 @@ def _rotate(lowering: Lowering, node: ir.Node, x: relax.Expr, heads_axis: int) -
 
         return te.compute(source.shape, element, name="rotary_embedding")
 
-    return lowering.compute(build, [x, *map(lowering.tensor, values)], "rotary_embedding")[0]
+    return lowering.compute(build, [x, *map(lowering.tensor, values)], "rotary_embedding", needed)[0]
+
+
+def _requirements(lowering: Lowering, values: list[ir.Value], tokens: list[Any], pairs: int) -> list[Requirement]:
+    """That cosines, sines and positions, where given, have an element for all that is read of them. ``tokens``: the
+    sizes [B,S]. Wider tables than the part that is rotated are those of a whole head."""
+    caches, positions = values[:2], values[2:]
+    rows = lowering.dimensions(caches[0])[:1] if positions else tokens
+    needed: list[Requirement] = []
+    for value, wanted, width in (*((one, rows, [pairs]) for one in caches), *((one, tokens, []) for one in positions)):
+        sizes = lowering.dimensions(value)
+        found, expected = f"input {value.name!r} has sizes {sizes}", f"{[*wanted, *width]}, or wider"
+        if len(sizes) != len(wanted) + len(width):
+            raise UnsupportedError(f"{found}; expected {expected}")
+        for size, least in zip(sizes[len(wanted) :], width, strict=True):
+            needed += lowering.require(size >= least, found, expected)
+        for size, other in zip(sizes, wanted, strict=False):
+            needed += lowering.require(lowering.sizes.same(size, other), found, expected)
+    return needed
 
 
 CONVERTERS: dict[str, Converter] = {"RotaryEmbedding": _convert_rotary_embedding}

@@ -11,11 +11,11 @@ import onnx
 import pytest
 
 import moec
-from moec.errors import DefectError, InputError
+from moec.errors import DefectError, InputError, UnsupportedError
 
 
 def compiled(text: str) -> moec.CompiledModel:
-    return moec.compile(onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]>' + text), passes="O1")
+    return moec.compile(onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 23]>' + text), passes="O1")
 
 
 def test_sizes_that_do_not_fit_each_other() -> None:
@@ -40,6 +40,39 @@ def test_a_reshape_to_more_elements_than_there_are() -> None:
     np.testing.assert_array_equal(model(a, np.array([4, 2]))["y"], a.reshape(4, 2))
     with pytest.raises(InputError, match="cannot become those in 's'; expected as many elements"):
         model(a, np.array([3, 3]))
+
+
+def test_angles_of_other_sizes_than_what_turns() -> None:
+    model = compiled(
+        "g (float[B,2,S,8] x, float[P,4] c, float[Q,4] s, int64[B,T] i) => (float[B,2,S,8] y) "
+        "{ y = RotaryEmbedding(x, c, s, i) }"
+    )
+    x, angles = np.ones((1, 2, 3, 8), np.float32), np.ones((5, 4), np.float32)
+    places = np.zeros((1, 3), np.int64)
+    np.testing.assert_array_equal(model(x, angles, angles, places)["y"][..., 4:], 2 * x[..., 4:])
+    with pytest.raises(InputError, match=r"node 'y' .RotaryEmbedding.: input 's' has sizes"):
+        model(x, angles, angles[:4], places)
+    with pytest.raises(InputError, match=r"node 'y' .RotaryEmbedding.: input 'i' has sizes"):
+        model(x, angles, angles, places[:, :2])
+
+
+@pytest.mark.parametrize("sizes", ["5,3", "5,4,1", "5"])
+def test_angles_of_a_wrong_rank_or_too_narrow(sizes: str) -> None:
+    text = f"(float[B,2,S,8] x, float[5,4] c, float[{sizes}] s, int64[B,S] i) => (float[B,2,S,8] y)"
+    with pytest.raises(
+        UnsupportedError, match=r"node 'y' .RotaryEmbedding.: input 's' has sizes .*expected .5, 4., or"
+    ):
+        compiled(f"g {text} {{ y = RotaryEmbedding(x, c, s, i) }}")
+
+
+def test_a_wider_table_than_the_part_that_turns() -> None:
+    model = compiled(
+        "g (float[1,1,1,8] x, float[2,4] c, float[2,4] s, int64[1,1] i) => (float[1,1,1,8] y) "
+        "{ y = RotaryEmbedding<rotary_embedding_dim = 4>(x, c, s, i) }"
+    )
+    x, table = np.arange(8, dtype=np.float32).reshape(1, 1, 1, 8), np.float32([[0, 0, 9, 9], [1, 2, 9, 9]])
+    y = model(x, table, 0 * table, np.ones((1, 1), np.int64))["y"]
+    np.testing.assert_array_equal(y.ravel(), [0, 2, 2, 6, 4, 5, 6, 7])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no such function"), ValueError("a kernel's own"), TypeError("handle")])

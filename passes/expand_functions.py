@@ -11,6 +11,7 @@ import onnx_ir as ir
 from moec.ir.names import node_name
 from moec.ir.opsets import NEWEST, later_attributes
 from moec.passes.base import Exactness, Report
+from moec.passes.rewriting import fresh_name
 
 EXPANDED = frozenset(
     {
@@ -109,10 +110,13 @@ def _function_of(node: ir.Node) -> onnx.FunctionProto | None:
     else:
         if any(one is not None and one.type is None for one in node.inputs):
             return None
+        assert isinstance(node.graph, ir.Graph)
         newest = max(schema.context_dependent_function_opset_versions)
         types = [_type_of(one).SerializeToString() for one in node.inputs]
-        proto = ir.serde.serialize_node(node).SerializeToString()
-        text = schema.get_context_dependent_function_with_opset_version(newest, proto, types)
+        for position, output in enumerate(node.outputs):  # the body computes those that the node leaves out, too
+            output.name = output.name or fresh_name(node.graph, f"{node_name(node)}.left_out_{position}")
+        proto = ir.serde.serialize_node(node)
+        text = schema.get_context_dependent_function_with_opset_version(newest, proto.SerializeToString(), types)
     return onnx.FunctionProto.FromString(text) if text else None
 
 

@@ -93,11 +93,9 @@ def _samples(place: tirx.Expr, axis: _Axis, node: ir.Node) -> list[tuple[tirx.Ex
         raise UnsupportedError(f"mode {mode!r} is not one of ONNX's")
     weights = cubic(distance, attribute(node, "cubic_coeff_a", -0.75))
     samples = [(first + offset, weight) for offset, weight in zip((-1, 0, 1, 2), weights, strict=True)]
-    if not attribute(node, "exclude_outside", 0):
-        return samples
-    kept = [(at, tirx.Select(tirx.all(at >= 0, at < axis.size), w, _float(0))) for at, w in samples]
-    total = functools.reduce(lambda left, right: left + right, (weight for _, weight in kept))
-    return [(at, weight / total) for at, weight in kept]
+    if attribute(node, "exclude_outside", 0):
+        raise UnsupportedError("exclude_outside is not supported; expected 0")
+    return samples
 
 
 def _convert_resize(lowering: Lowering, node: ir.Node) -> Any:

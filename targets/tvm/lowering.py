@@ -153,6 +153,7 @@ class Lowering(FunctionBuilder):
             dtype = dtype_of(value)
         except UnsupportedError as error:
             users = "".join(f" to {operator_name(use.node)}" for use in list(value.uses())[:1])
+            users = users or ", which no operator takes,"
             raise UnsupportedError(f"input {value.name!r}{users}: {error}") from error
         variable = relax.Var(identifier(value.name), relax.TensorType(dimensions, dtype))
         self._tensors[value] = variable

@@ -157,22 +157,48 @@ def lrn(x: Array, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: f
     return (x / (bias + alpha / size * squares) ** beta).astype(x.dtype)
 
 
+def _wide(x: Array) -> Array:
+    """Floats narrower than 32 bits as float32, in which they are computed."""
+    return x.astype(np.float32) if x.dtype.itemsize < 4 else x
+
+
+def softmax(x: Array, *, axis: int = -1) -> Array:
+    """In float32 at least. (That of ``onnx.reference`` rounds what it sums to float16.)"""
+    return semantics.softmax(_wide(x), axis).astype(x.dtype)
+
+
 def log_softmax(x: Array, *, axis: int = -1) -> Array:
     """Relative to the largest entry, which no exponential then exceeds. (That of ``onnx.reference`` takes the logarithm
     of Softmax, which is -inf where that is too small for a float.)"""
     if x.size == 0:
         return x
-    shifted = x - x.max(axis, keepdims=True)
+    wide = _wide(x)
+    shifted = wide - wide.max(axis, keepdims=True)
     return (shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))).astype(x.dtype)
+
+
+def _reduced(x: Array, axes: Array | None, noop_with_empty_axes: int) -> tuple[int, ...]:
+    if axes is None or len(axes) == 0:
+        return () if noop_with_empty_axes else tuple(range(x.ndim))
+    return tuple(int(axis) for axis in axes)
+
+
+def reduce_log_sum_exp(
+    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Array:
+    """Relative to the largest entry, where that is finite. (That of ``onnx.reference`` makes NaN of -inf alone.)"""
+    along, wide = _reduced(x, axes, noop_with_empty_axes), _wide(x)
+    largest = wide.max(along, keepdims=True, initial=-np.inf)
+    largest = np.where(np.isfinite(largest), largest, 0).astype(wide.dtype)
+    result = np.log(np.exp(wide - largest).sum(along, keepdims=True)) + largest
+    return (result if keepdims else result.squeeze(along)).astype(x.dtype)
 
 
 def reduce_sum_square(
     x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Array:
     """The sum of squares, in the element type. (That of ``onnx.reference`` makes int64 of int32.)"""
-    along = None if axes is None or len(axes) == 0 else tuple(int(axis) for axis in axes)
-    if along is None and noop_with_empty_axes:
-        return np.square(x)
+    along = _reduced(x, axes, noop_with_empty_axes)
     return np.asarray(np.square(x).sum(along, x.dtype, keepdims=bool(keepdims)))
 
 
@@ -209,10 +235,12 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "LpNormalization"): lp_normalization,
     ("", "MatMul"): matmul,
     ("", "OneHot"): one_hot,
+    ("", "ReduceLogSumExp"): reduce_log_sum_exp,
     ("", "ReduceSumSquare"): reduce_sum_square,
     ("", "ScatterElements"): scatter_elements,
     ("", "ScatterND"): scatter_nd,
     ("", "Slice"): slice_,
+    ("", "Softmax"): softmax,
     ("", "TopK"): top_k,
 }
 

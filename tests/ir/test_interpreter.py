@@ -212,6 +212,27 @@ def test_log_softmax_of_numbers_far_apart(dtype: str) -> None:
     assert run(model, {"x": x[:0]})["y"].shape == (0, 2)
 
 
+def test_softmax_of_float16_is_rounded_once() -> None:
+    x = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float16)
+    exponentials = np.exp(x.astype(np.float64))
+    found = run(model_of("y = Softmax (x)", "(float16[N,33] x) => (y)", "float[1] unused"), {"x": x})["y"]
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, exponentials / exponentials.sum(1, keepdims=True), rtol=2**-11, atol=2**-24)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_log_sum_exp_of_infinities_nothing_and_large_numbers(dtype: type, keepdims: int) -> None:
+    name = {np.float16: "float16", np.float32: "float", np.float64: "double"}[dtype]
+    body = f"y = ReduceLogSumExp <keepdims = {keepdims}> (x, a)"
+    model = model_of(body, f"({name}[N,M] x) => (y)", "int64[1] a = {1}")
+    x = np.array([[-np.inf, -np.inf], [np.inf, 0], [-np.inf, 3], [2000, 2000], [np.nan, 1]], dtype)
+    found = run(model, {"x": x})["y"]
+    assert found.dtype == dtype and found.shape == ((5, 1) if keepdims else (5,))
+    np.testing.assert_allclose(found.ravel(), [-np.inf, np.inf, 3, 2000 + np.log(2), np.nan], rtol=1e-3)
+    np.testing.assert_array_equal(run(model, {"x": x[:, :0]})["y"].ravel(), [-np.inf] * 5)
+
+
 @pytest.mark.parametrize(
     ("attributes", "axes", "expected"),
     [

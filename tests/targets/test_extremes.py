@@ -109,10 +109,17 @@ def test_bfloat16_between_two_operators_is_rounded():
     np.testing.assert_array_equal(doubled, (np.maximum(half, 0) + half).astype(np.float32))
 
 
+def test_the_remainder_of_floats_has_the_sign_of_the_divisor():
+    numbers = np.array([0, 1, -1, 2.5, -2.5, 5, -5, INF, -INF, NAN], np.float32)
+    x, y = np.meshgrid(numbers, numbers)
+    (found,) = run("g (float[n,m] x, float[n,m] y) => (float[n,m] z) { z = Mod(x, y) }", x, y)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(found, np.mod(x, y))
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("z = Mod(x, x)", "expected fmod=1"),
         ("z = Dropout(x, r, t)", "set at run time by 't'"),
         ("yes = Constant<value = bool {1}>() z = Dropout(x, r, yes)", "training_mode is true"),
     ],

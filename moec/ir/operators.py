@@ -202,6 +202,11 @@ def reduce_sum_square(
     return np.asarray(np.square(x).sum(along, x.dtype, keepdims=bool(keepdims)))
 
 
+def prelu(x: Array, slope: Array) -> Array:
+    """(That of ``onnx.reference`` multiplies what is not negative by the slope too, which may be NaN.)"""
+    return np.where(x < 0, x * slope, x).astype(x.dtype)
+
+
 def gelu(x: Array, *, approximate: str = "none") -> Array:
     return semantics.gelu_tanh(x) if approximate == "tanh" else semantics.gelu(x)
 
@@ -235,6 +240,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "LpNormalization"): lp_normalization,
     ("", "MatMul"): matmul,
     ("", "OneHot"): one_hot,
+    ("", "PRelu"): prelu,
     ("", "ReduceLogSumExp"): reduce_log_sum_exp,
     ("", "ReduceSumSquare"): reduce_sum_square,
     ("", "ScatterElements"): scatter_elements,

@@ -361,8 +361,9 @@ def _convert_tile(lowering: Lowering, node: ir.Node) -> Any:
 
     def build(source: te.Tensor) -> te.Tensor:
         def element(*indices: tirx.Expr) -> tirx.Expr:
-            pairs = zip(indices, source.shape, repeats, strict=True)
-            return source(*(i if repeat == 1 else tirx.floormod(i, size) for i, size, repeat in pairs))
+            pairs = zip(indices, source.shape, sizes, repeats, strict=True)
+            whole = ((i, length, repeat == 1 or _is_number(size, 0)) for i, length, size, repeat in pairs)
+            return source(*(i if same else tirx.floormod(i, length) for i, length, same in whole))
 
         return te.compute(shape, element, name="tile")
 

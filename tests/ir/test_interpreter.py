@@ -212,6 +212,12 @@ def test_log_softmax_of_numbers_far_apart(dtype: str) -> None:
     assert run(model, {"x": x[:0]})["y"].shape == (0, 2)
 
 
+def test_a_slope_that_is_no_number_is_only_for_negative_numbers() -> None:
+    model = model_of("y = PRelu (x, s)", "(float[N] x, float[N] s) => (y)", "float[1] unused")
+    x, slope = np.array([-2, -2, 0, 3], np.float32), np.array([0.5, np.nan, np.nan, np.inf], np.float32)
+    np.testing.assert_array_equal(run(model, {"x": x, "s": slope})["y"], np.array([-1, np.nan, 0, 3], np.float32))
+
+
 def test_softmax_of_float16_is_rounded_once() -> None:
     x = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float16)
     exponentials = np.exp(x.astype(np.float64))

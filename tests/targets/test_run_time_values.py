@@ -119,6 +119,12 @@ def test_reshape_whose_open_size_does_not_divide():
         model(numbers(5, 4))
 
 
+@pytest.mark.parametrize("size", [0, 2])
+def test_tiles_of_a_constant_size(size):
+    model = compiled(f"g (float[{size},3] x) => (float[A,3] y) <int64[2] r = {{2, 1}}> {{ y = Tile(x, r) }}")
+    np.testing.assert_array_equal(model(numbers(size, 3))["y"], np.tile(numbers(size, 3), (2, 1)))
+
+
 def test_expand():
     model = compiled("g (float[N,3] x, int64[2] s) => (float[A,B] y) { y = Expand(x, s) }")
     for size, target in itertools.product(SIZES, ((1, 1), (5, 3), (0, 3), (2, 1))):

@@ -15,7 +15,7 @@ from tvm import tirx
 from moec.errors import UnsupportedError
 from moec.targets.tvm.arithmetic import difference, is_float, product, quotient
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
-from moec.targets.tvm.broadcasting import emit_elementwise
+from moec.targets.tvm.broadcasting import broadcast_elements, emit_elementwise
 from moec.targets.tvm.comparisons import is_nan, is_nonzero, maximum, minimum, negated
 from moec.targets.tvm.constants import dtype_name
 from moec.targets.tvm.convert_shape import full
@@ -249,7 +249,6 @@ BINARY: dict[str, Scalar] = {
     "LessOrEqual": _comparison(lambda a, b: tirx.LE(a, b)),
     "Greater": _comparison(lambda a, b: tirx.GT(a, b)),
     "GreaterOrEqual": _comparison(lambda a, b: tirx.GE(a, b)),
-    "PRelu": lambda x, slope: tirx.Select(x < _like(0, x), x * slope, x),
     "BitwiseAnd": lambda a, b: a & b,
     "BitwiseOr": lambda a, b: a | b,
     "BitwiseXor": lambda a, b: a ^ b,
@@ -267,6 +266,19 @@ def _variadic(name: str) -> Converter:
         return emit_elementwise(lowering, values, lambda *elements: functools.reduce(scalar, elements), name.lower())
 
     return convert
+
+
+def _prelu(lowering: Lowering, node: ir.Node) -> Any:
+    """The slope is broadcast to x, never x to the slope."""
+    x, slope = (lowering.tensor(required_input(node, position)) for position in (0, 1))
+    rank, wanted = len(x.ty.shape), len(slope.ty.shape)
+    if wanted > rank:
+        raise UnsupportedError(f"the slope has {wanted} axes and x has {rank}; expected one that broadcasts to x")
+
+    def scalar(element: tirx.Expr, factor: tirx.Expr) -> tirx.Expr:
+        return tirx.Select(element < _like(0, element), element * factor, element)
+
+    return broadcast_elements(lowering, [x, slope], scalar, "prelu", x.ty.shape)
 
 
 def _fold(lowering: Lowering, name: str, values: Sequence[ir.Value]) -> Known | None:
@@ -427,6 +439,7 @@ def _convert_dropout(lowering: Lowering, node: ir.Node) -> Any:
 CONVERTERS: dict[str, Converter] = {
     **{name: _unary(name) for name in UNARY},
     **{name: _variadic(name) for name in BINARY},
+    "PRelu": _prelu,
     "Sum": lambda lowering, node: _variadic("Add")(lowering, node),
     "Mean": _convert_mean,
     "Mod": _convert_mod,

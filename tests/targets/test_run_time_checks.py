@@ -28,6 +28,16 @@ def test_sizes_that_do_not_fit_each_other() -> None:
         model(rows[0], rows[1], rows[3])
 
 
+def test_a_slope_is_broadcast_to_what_it_multiplies_and_not_the_other_way() -> None:
+    model = compiled("g (float[N] x, float[M] s) => (float[N] y) { y = PRelu(x, s) }")
+    x, slope = np.array([-1, 2, -3], np.float32), np.array([2], np.float32)
+    np.testing.assert_array_equal(model(x, slope)["y"], [-2, 2, -6])
+    with pytest.raises(InputError, match="sizes N and M on axis 0 do not broadcast"):
+        model(x[:1], x)
+    with pytest.raises(UnsupportedError, match="the slope has 2 axes and x has 1"):
+        compiled("g (float[N] x, float[1,N] s) => (float[N] y) { y = PRelu(x, s) }")
+
+
 def test_a_matrix_product_of_sizes_that_differ() -> None:
     model = compiled("g (float[A,K] a, float[L,4] b) => (float[A,4] y) { y = MatMul(a, b) }")
     with pytest.raises(InputError, match="which do not fit each other: Mismatched"):

@@ -40,7 +40,7 @@ def lower_gemm(lowering: LoweringContext, node: ir.Node, architecture: str) -> r
         result = _multiply_constant(lowering, node, architecture, left, right, transposed=transposed)
     else:
         result = multiply(lowering, left, transpose(lowering, lowering.tensor(right), [1, 0] if transposed else [0, 1]))
-    result = _scaled(lowering.emit(result), alpha)
+    result = lowering.emit(_scaled(lowering.emit(result), alpha))
     if given is None:
         return result
     return relax.op.add(

@@ -222,7 +222,7 @@ def test_truncated_model(folder, tmp_path):
 def test_what_passes_refuse_names_the_file_and_the_node(tmp_path, graph):
     """A size of the exporter's example, instead of one that follows from the input."""
     text = f"""<ir_version: 10, opset_import: ["" : 20]>
-    g (float[n,8] x) => (float[3,8] y) <int64[2] sizes = {{2, 8}}> {{ {graph} }}"""
+    g (float[n,8] x) => (float[m,8] y) <int64[2] sizes = {{2, 8}}> {{ {graph} }}"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "frozen.onnx")
     for command in (
         ("compile", tmp_path / "frozen.onnx", "-o", tmp_path / "a.moec"),

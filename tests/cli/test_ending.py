@@ -108,5 +108,5 @@ def check_interrupt(folder: pathlib.Path, tmp_path: pathlib.Path, command: list[
     if process.returncode in (0, -signal.SIGINT) and not said:
         pytest.skip("it was ending when it was interrupted")
     assert (process.returncode, printed, said) == (130, "", "")
-    assert time.monotonic() - start < 1.5  # a second, on a machine with nothing else to do
+    assert time.monotonic() - start < 10  # a second, where nothing else runs
     assert sorted(os.listdir(tmp_path)) == before

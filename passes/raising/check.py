@@ -66,10 +66,11 @@ def judge(block: Block, proposal: Proposal, *, has_judged_twin: bool = False) ->
     For a block that has an equal one, for which the same proposal passed all trials, only weights can differ: then one
     trial that drives every expert decides.
     """
-    comparison = _Comparison(block, proposal, watch_block(block, proposal.used))
-    if has_judged_twin:
+    if has_judged_twin:  # whose decisions were seen; there is nothing to watch
+        comparison = _Comparison(block, proposal, Watch([], {}))
         comparison.run_all(one_token_per_expert(block, proposal.routing))
         return comparison.verdict([])
+    comparison = _Comparison(block, proposal, watch_block(block, proposal.used))
     comparison.run_all(trials(block, proposal.routing))
     if comparison.worst <= TOLERANCE:
         comparison.run_all(reaching_trials(block, proposal.routing, comparison.watch))

@@ -1,29 +1,37 @@
 """Mutation testing: does a test notice when an operator in moec's own code is another?
 
+python -m tests.instruments.executed                          # once: which tests execute which lines
 python -m tests.instruments.mutations 300 --seed 1            # a sample of everything
 python -m tests.instruments.mutations 50 --since main~3       # of the lines changed since a commit
+
+A mutant has to pass the tests that execute its operator and no others, so one that no test executes survives at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import dataclasses
+import hashlib
 import os
 import pathlib
-import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = ("moec", "passes", "targets")
+from tests.instruments.executed import FOLDERS, QUICK, ROOT, Executed
+
 HOOK = ROOT / "tests" / "instruments" / "mutated"
 EQUIVALENT = ROOT / "tests" / "instruments" / "equivalent_mutants.txt"
-SECONDS = 300
-"""Time for the tests of one mutant; one that takes longer hangs, which a test would notice."""
+CAP = 60.0
+"""Seconds that the tests of one mutant take as the map was made; of more tests the nearest and shortest run."""
+START, PATIENCE = 20.0, 5.0
+"""What runs for longer than ``PATIENCE`` times as long as without a mutant, and ``START`` seconds, hangs."""
 
 SWAPS: Mapping[type, tuple[str, str]] = {
     ast.Lt: ("<", "<="),
@@ -48,10 +56,12 @@ SWAPS: Mapping[type, tuple[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One operator of a file that becomes another. ``start`` and ``end`` are places in its text."""
+    """One operator of a file that becomes another. ``start`` and ``end`` are places in ``source``, the file's text; who
+    executes one of ``lines`` executes it."""
 
     path: pathlib.Path
-    line: int
+    source: str = dataclasses.field(repr=False, compare=False)
+    lines: range
     start: int
     end: int
     new: str
@@ -59,14 +69,17 @@ class Mutant:
     @property
     def text(self) -> str:
         """The whole file, changed."""
-        source = self.path.read_text(encoding="utf-8")
-        return source[: self.start] + self.new + source[self.end :]
+        return self.source[: self.start] + self.new + self.source[self.end :]
+
+    @property
+    def line(self) -> int:
+        """The line of the operator, from 1."""
+        return self.source.count("\n", 0, self.start) + 1
 
     def __str__(self) -> str:
-        source = self.path.read_text(encoding="utf-8")
-        line = source.splitlines()[self.line - 1].strip()
-        old = source[self.start : self.end]
-        return f"{self.path.relative_to(ROOT)}: {old} -> {self.new}: {line}"
+        before = self.source[: self.start].rpartition("\n")[2].lstrip()
+        old, after = self.source[self.start : self.end], self.source[self.end :].partition("\n")[0]
+        return f"{self.path.relative_to(ROOT)}: {before}[{old} -> {self.new}]{after}"
 
 
 def mutants_of(path: pathlib.Path) -> Iterator[Mutant]:
@@ -80,93 +93,168 @@ def mutants_of(path: pathlib.Path) -> Iterator[Mutant]:
         text = source[starts[line - 1] : starts[line]]
         return starts[line - 1] + len(text.encode()[:column].decode())
 
-    for left, operator, right in _operations(ast.parse(source)):
+    for left, operator, right, script in _operations(ast.parse(source)):
         swap = SWAPS.get(type(operator))
         if swap is None:
             continue
         start, end = place(left.end_lineno or 0, left.end_col_offset or 0), place(right.lineno, right.col_offset)
         found = re.search(rf"(?<![\w]){re.escape(swap[0])}(?![\w=])", source[start:end])
         if found is not None:
-            line = source.count("\n", 0, start + found.start()) + 1
-            yield Mutant(path, line, start + found.start(), start + found.end(), swap[1])
+            lines = range(left.lineno, (right.end_lineno or right.lineno) + 1) if script is None else _header(script)
+            yield Mutant(path, source, lines, start + found.start(), start + found.end(), swap[1])
 
 
-def _operations(tree: ast.AST) -> Iterator[tuple[ast.expr, ast.AST, ast.expr]]:
-    for node in _expressions(tree):
+def _header(function: ast.FunctionDef) -> range:
+    return range(function.decorator_list[0].lineno, function.body[0].lineno)
+
+
+def _operations(tree: ast.AST) -> Iterator[tuple[ast.expr, ast.AST, ast.expr, ast.FunctionDef | None]]:
+    """Left operand, operator, right operand, and the function around them if TVMScript's parser reads it: Python runs
+    none of its lines."""
+    for node, script in _expressions(tree, None):
         if isinstance(node, ast.Compare):
             operands = [node.left, *node.comparators]
-            yield from zip(operands, node.ops, operands[1:], strict=False)
+            for left, operator, right in zip(operands, node.ops, operands[1:], strict=False):
+                yield left, operator, right, script
         elif isinstance(node, ast.BoolOp):
-            yield from ((left, node.op, right) for left, right in zip(node.values, node.values[1:], strict=False))
+            for left, right in zip(node.values, node.values[1:], strict=False):
+                yield left, node.op, right, script
         elif isinstance(node, ast.BinOp) and not isinstance(node.left, ast.Constant | ast.JoinedStr):
-            yield node.left, node.op, node.right
+            yield node.left, node.op, node.right, script
 
 
-def _expressions(tree: ast.AST) -> Iterator[ast.AST]:
+def _expressions(tree: ast.AST, script: ast.FunctionDef | None) -> Iterator[tuple[ast.AST, ast.FunctionDef | None]]:
+    if isinstance(tree, ast.FunctionDef) and any(ast.unparse(it).startswith("T.") for it in tree.decorator_list):
+        script = tree
     for name, field in ast.iter_fields(tree):
         if name in ("annotation", "returns"):
             continue
         for child in field if isinstance(field, list) else [field]:
             if isinstance(child, ast.AST):
-                yield child
-                yield from _expressions(child)
+                yield child, script
+                yield from _expressions(child, script)
 
 
-def beside(path: pathlib.Path) -> list[str]:
-    """The tests beside a file: those of its stem, and of the nearest folder of tests that mirrors its own."""
-    relative = path.relative_to(ROOT)
-    parts = relative.parts[1:-1] if relative.parts[0] == "moec" else relative.parts[:-1]
-    named = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob(f"test_{path.stem}.py"))
-    folder = ROOT / "tests" / pathlib.Path(*parts)
-    while not folder.is_dir():
-        folder = folder.parent
-    beside = [str(folder.relative_to(ROOT))] if folder != ROOT / "tests" else ["tests/test_api.py", "tests/cli"]
-    return [*named, *beside]
+def executing_tests(mutant: Mutant, executed: Executed) -> list[str]:
+    """The tests that execute a mutant's operator, those beside its file first, of each the shortest; of what runs on
+    import, and where the file is not that of the map any more, those that execute anything of the file."""
+    found = executed.of(mutant.path)
+    if executed.is_of(mutant.path):
+        tests: set[str] = set().union(*(found.get(line, set()) for line in mutant.lines))
+        if not tests and not any(line in found for line in mutant.lines):
+            return []
+    else:
+        tests = set()
+    return _nearest_first(mutant.path, tests or set().union(*found.values()), executed.seconds)
 
 
-def survives(mutant: Mutant) -> bool:
-    """Whether all tests beside it pass, first those of the file's stem."""
+def _nearest_first(path: pathlib.Path, tests: Iterable[str], seconds: Mapping[str, float]) -> list[str]:
+    """Tests of the file's stem, then of the folder that mirrors its own, then others; among these the shortest first,
+    but the second set of parameters of a test when each test had its first."""
+    relative = path.relative_to(ROOT).parts[:-1]
+    folder = pathlib.PurePath("tests", *relative[relative[0] == "moec" :])
+    turns: collections.Counter[str] = collections.Counter()
+    places: dict[str, tuple[bool, bool, int]] = {}
+    for test in sorted(tests, key=lambda test: (seconds[test], test)):
+        file, function = pathlib.PurePath(test.split("::")[0]), test.split("[")[0]
+        places[test] = file.stem != f"test_{path.stem}", file.parent != folder, turns[function]
+        turns[function] += 1
+    return sorted(places, key=places.__getitem__)
+
+
+def affordable(tests: Sequence[str], seconds: Mapping[str, float], cap: float) -> list[str]:
+    """The first tests, as many as take ``cap`` seconds together, but one at least."""
+    kept, total = list(tests[:1]), seconds[tests[0]] if tests else 0.0
+    for test in tests[1:]:
+        if total + seconds[test] <= cap:
+            kept.append(test)
+            total += seconds[test]
+    return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant. ``kind``: killed, hangs (in tests that end without it), survives, not executed (by any
+    test) or equivalent. ``detail``: the test that failed, or how many of the tests that execute it ran."""
+
+    kind: str
+    detail: str = ""
+
+    @property
+    def lives(self) -> bool:
+        return self.kind in ("survives", "not executed")
+
+
+def outcome(mutant: Mutant, executed: Executed, cap: float = CAP) -> Outcome:
+    """Run the tests that execute a mutant, as many as ``cap`` allows."""
+    if str(mutant) in equivalent():
+        return Outcome("equivalent")
+    tests = executing_tests(mutant, executed)
+    if not tests:
+        return Outcome("not executed")
+    chosen = affordable(tests, executed.seconds, cap)
+    limit = START + PATIENCE * sum(executed.seconds[test] for test in chosen)
+    done = _run(chosen, mutant, limit)
+    if done is None:  # the machine may be busier than when the map was made
+        started = time.monotonic()
+        _run(chosen, None, None)
+        longer = START + PATIENCE * (time.monotonic() - started)
+        done = _run(chosen, mutant, longer) if longer > limit else None
+    if done is None:
+        return Outcome("hangs", f"in {len(chosen)} of {len(tests)} tests")
+    if done.returncode == 0:
+        return Outcome("survives", f"{len(chosen)} of {len(tests)} tests")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode in (4, 5) and (_run([*chosen, "--collect-only"], None, None) or done).returncode != 0:
+        raise SystemExit(f"the map of {mutant.path} names tests that are not there; make it anew\n{done.stdout[-500:]}")
+    return Outcome("killed", failed[1] if failed else f"pytest ends with {done.returncode}")
+
+
+def _run(tests: Sequence[str], mutant: Mutant | None, seconds: float | None) -> subprocess.CompletedProcess[str] | None:
+    """pytest, up to the first failure, in a process that imports the mutant; None if it takes longer."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", QUICK, *tests]
     with tempfile.TemporaryDirectory() as folder:
-        replacement = pathlib.Path(folder, mutant.path.name)
-        replacement.write_text(mutant.text, encoding="utf-8")
-        environment = os.environ | {
-            "MOEC_MUTANT": str(replacement),
-            "MOEC_MUTANT_OF": str(mutant.path),
-            "PYTHONPATH": str(HOOK),
-        }
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "not nightly and not slow",
-        ]
-        for tests in beside(mutant.path):
+        environment = dict(os.environ)
+        if mutant is not None:
+            replacement = pathlib.Path(folder, mutant.path.name)
+            replacement.write_text(mutant.text, encoding="utf-8")
+            environment |= {"MOEC_MUTANT": str(replacement), "MOEC_MUTANT_OF": str(mutant.path)}
+            environment |= {"PYTHONPATH": str(HOOK)}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
             try:
-                done = subprocess.run(
-                    [*command, tests], cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS, check=False
-                )
+                output, _ = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
-                return False
-            if done.returncode not in (0, 5):  # 5: all its tests are slow ones
-                return False
-    return True
+                os.killpg(process.pid, signal.SIGKILL)
+                return None
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def equivalent() -> dict[str, str]:
+    """The mutants that compute the same, each with the reason: the comment lines above it."""
+    reasons: dict[str, str] = {}
+    reason: list[str] = []
+    for line in EQUIVALENT.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            reason.append(line.removeprefix("#").strip())
+        elif line:
+            reasons[line] = " ".join(reason)
+        else:
+            reason = []
+    return reasons
 
 
 def sample(count: int, seed: int, since: str | None = None) -> list[Mutant]:
-    """``count`` mutants, or as many as there are; with ``since`` on lines that were changed since that commit."""
+    """``count`` mutants, or as many as there are; with ``since`` on lines that were changed since that commit. Which
+    ones follows from the text of each, so that a change elsewhere leaves a sample as it was."""
     paths = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-    mutants = [mutant for path in paths for mutant in mutants_of(path)]
-    if since is not None:
-        changed = _changed_lines(since)
-        mutants = [one for one in mutants if one.line in changed.get(one.path, ())]
-    known = set(EQUIVALENT.read_text(encoding="utf-8").splitlines())
-    mutants = [one for one in mutants if str(one) not in known]
-    return random.Random(seed).sample(mutants, min(count, len(mutants)))
+    changed = None if since is None else _changed_lines(since)
+    mutants = [one for path in paths if changed is None or path in changed for one in mutants_of(path)]
+    if changed is not None:
+        mutants = [one for one in mutants if one.line in changed[one.path]]
+    ranks = {one: hashlib.sha256(f"{seed} {one}".encode()).digest() for one in mutants}
+    return sorted(mutants, key=lambda one: (ranks[one], one.start))[:count]
 
 
 def _changed_lines(since: str) -> dict[pathlib.Path, set[int]]:
@@ -187,15 +275,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=1, metavar="N", help="begin with the sample's mutant N")
     parser.add_argument("--since", metavar="COMMIT")
+    parser.add_argument("--cap", type=float, default=CAP, metavar="SECONDS", help="of tests for each mutant")
     given = parser.parse_args()
-    chosen, survivors = sample(given.count, given.seed, given.since), 0
-    for number, mutant in enumerate(chosen, 1):
-        lives = survives(mutant)
-        survivors += lives
-        print(f"{number:4d} {'SURVIVES' if lives else 'killed'}  {mutant}", flush=True)
-    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
-    return 1 if survivors else 0
+    executed, counts = Executed(), collections.Counter[str]()
+    print(f"{len(executed.seconds)} tests are in the map; of those of a mutant as many run as take {given.cap:g} s")
+    chosen = sample(given.count, given.seed, given.since)
+    for number, mutant in enumerate(chosen[given.first - 1 :], given.first):
+        found = outcome(mutant, executed, given.cap)
+        counts[found.kind] += 1
+        print(f"{number:4d} {found.kind:12s}  {mutant}\n{'':19s}{found.detail}", flush=True)
+    print(", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
+    return 1 if counts["survives"] + counts["not executed"] else 0
 
 
 if __name__ == "__main__":

@@ -32,10 +32,8 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     name_sizes(model, conditions.read(model, where).names)
     operators.check_types(model, where)
     _drop_initializers_from_inputs(model)
-    try:
-        _lift_constants(model)
-    except (IndexError, TypeError, ValueError) as error:  # without an output, of the wrong type, without a value
-        raise MoecError(f"{where}: a Constant node is inconsistent ({error}); export the model again") from error
+    operators.check_constants(model, where)
+    _lift_constants(model)
     external_data.map_weights(model)
     _resolve_constant_branches(model, where)
     opset.check_version(model, where)

@@ -69,6 +69,24 @@ def check_types(model: ir.Model, where: str) -> None:
                 )
 
 
+def check_constants(model: ir.Model, where: str) -> None:
+    """Raises MoecError naming the first Constant, in bodies too, that has not one value, of the type that its
+    attribute's name says, or not one output."""
+    schema = onnx.defs.get_schema("Constant")
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type != "Constant" or node.domain != "":
+            continue
+        place = f"{where}: node {node_name(node)!r}"
+        _check_references(node, place)
+        _check_signature(node, f"{place}: Constant", schema)
+        if len(node.attributes) != 1:
+            raise MoecError(
+                f"{place}: Constant has {len(node.attributes)} values, expected 1; the model is inconsistent"
+            )
+        if "sparse_value" in node.attributes:
+            raise UnsupportedError(f"{place}: Constant is sparse, which is not supported; export it dense")
+
+
 def _beside(value: ir.Value) -> str:
     """The operator that makes the value, or the first that takes it, in words."""
     producer, users = value.producer(), value.uses()

@@ -322,13 +322,19 @@ def test_nodes_that_do_not_fit_their_operator(node, message):
     refuse(model_of([node]), message)
 
 
-def test_a_constant_without_a_known_value():
-    nodes = [helper.make_node("Constant", [], ["c"], valeu=1.0), helper.make_node("Add", ["x", "c"], ["y"])]
-    refuse(model_of(nodes), "a Constant node is inconsistent")
-
-
-def test_a_constant_without_an_output():
-    refuse(model_of([helper.make_node("Constant", [], [], value_float=1.0)]), "a Constant node is inconsistent")
+@pytest.mark.parametrize(
+    ("outputs", "values", "message"),
+    [
+        (["c"], {"valeu": 1.0}, "has the attribute 'valeu', expected .*value_int, sparse_value, value"),
+        (["c"], {}, "has 0 values, expected 1"),
+        (["c"], {"value_float": 1.0, "value_int": 1}, "has 2 values, expected 1"),
+        (["c"], {"value_float": 1}, "has attribute 'value_float' of type INT, expected FLOAT"),
+        ([], {"value_float": 1.0}, "has 0 outputs, expected 1 to 1"),
+    ],
+)
+def test_a_constant_has_one_value_of_its_type(outputs, values, message):
+    nodes = [helper.make_node("Constant", [], outputs, "n", **values), helper.make_node("Add", ["x", "c"], ["y"])]
+    refuse(model_of(nodes), f"node 'n': Constant {message}")
 
 
 def referring(name):

@@ -202,9 +202,18 @@ def reduce_sum_square(
     return np.asarray(np.square(x).sum(along, x.dtype, keepdims=bool(keepdims)))
 
 
+def power(base: Array, exponent: Array) -> Array:
+    """In float64, where the base is a float: for an exponent of one 0.5 numpy otherwise takes the square root, which
+    is not what -inf and -0 become."""
+    if base.dtype.kind in "iu":
+        return np.power(base, exponent).astype(base.dtype)
+    return np.float_power(base.astype(np.float64), exponent.astype(np.float64)).astype(base.dtype)
+
+
 def prelu(x: Array, slope: Array) -> Array:
-    """(That of ``onnx.reference`` multiplies what is not negative by the slope too, which may be NaN.)"""
-    return np.where(x < 0, x * slope, x).astype(x.dtype)
+    """(That of ``onnx.reference`` broadcasts x too, and multiplies what is not negative by the slope, which may be
+    NaN.)"""
+    return np.where(x < 0, x * np.broadcast_to(slope, x.shape), x).astype(x.dtype)
 
 
 def gelu(x: Array, *, approximate: str = "none") -> Array:
@@ -241,6 +250,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "MatMul"): matmul,
     ("", "OneHot"): one_hot,
     ("", "PRelu"): prelu,
+    ("", "Pow"): power,
     ("", "ReduceLogSumExp"): reduce_log_sum_exp,
     ("", "ReduceSumSquare"): reduce_sum_square,
     ("", "ScatterElements"): scatter_elements,

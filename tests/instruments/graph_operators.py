@@ -172,8 +172,16 @@ def scatter_elements(draft: Draft) -> Proposal:
 
     index = draft.fed(one_each)
     updates = draft.fed(lambda run: draft.generator.integers(-4, 5, index.arrays[run].shape), x.dtype)
-    reduction = draft.one_of("none", "add", "mul", "max", "min")
-    return Proposal("ScatterElements", [x, index, updates], {"axis": axis, "reduction": reduction})
+    return Proposal("ScatterElements", [x, index, updates], {"axis": axis, "reduction": _reduction(draft, x)})
+
+
+def _reduction(draft: Draft, x: Value) -> str:
+    """Of max and min onnxruntime makes what is no NaN."""
+    return draft.one_of("none", "add", "mul", *(() if _has_nan(x) else ("max", "min")))
+
+
+def _has_nan(x: Value) -> bool:
+    return any(np.isnan(array).any() for array in x.arrays)
 
 
 def scatter_nd(draft: Draft) -> Proposal:
@@ -181,7 +189,7 @@ def scatter_nd(draft: Draft) -> Proposal:
     sizes = [array.shape[0] for array in x.arrays]
     index = _indices(draft, sizes, lambda _: (1, 1))
     updates = draft.fed(lambda run: draft.generator.integers(-4, 5, (1, *x.arrays[run].shape[1:])), x.dtype)
-    return Proposal("ScatterND", [x, index, updates], {"reduction": draft.one_of("none", "add", "mul", "max", "min")})
+    return Proposal("ScatterND", [x, index, updates], {"reduction": _reduction(draft, x)})
 
 
 def reshape(draft: Draft) -> Proposal:
@@ -244,8 +252,8 @@ def reduction(draft: Draft) -> Proposal:
     attributes = {"keepdims": draft.one_of(0, 1), "noop_with_empty_axes": draft.one_of(0, 0, 0, 1)}
     if op_type == "ReduceMean" and any(array.size == 0 for array in x.arrays):
         raise Impossible  # the mean of nothing: zero to onnxruntime, not a number to others
-    if op_type in ("ReduceMax", "ReduceMin") and any(np.isnan(array).any() for array in x.arrays):
-        raise Impossible  # NaN among others: onnxruntime returns it or not by where it stands
+    if op_type in ("ReduceMax", "ReduceMin", "ReduceLogSumExp") and _has_nan(x):
+        raise Impossible  # NaN among others: onnxruntime returns it or not by where it stands, or what else there is
     given = draft.constant(np.array(axes, np.int64)) if axes or draft.chance(0.5) else None
     return Proposal(op_type, [x, given], attributes, exact=op_type in _SUMS)
 
@@ -268,7 +276,7 @@ def top_k(draft: Draft) -> Proposal:
 def _ordered(draft: Draft) -> Value:
     """Without what is not a number, whose place ONNX does not say."""
     x = draft.pick("fi", rank=1)
-    if any(np.isnan(array).any() for array in x.arrays):
+    if _has_nan(x):
         raise Impossible
     return x
 

@@ -218,6 +218,22 @@ def test_a_slope_that_is_no_number_is_only_for_negative_numbers() -> None:
     np.testing.assert_array_equal(run(model, {"x": x, "s": slope})["y"], np.array([-1, np.nan, 0, 3], np.float32))
 
 
+def test_a_slope_is_broadcast_to_x_alone() -> None:
+    model = model_of("y = PRelu (x, s)", "(float[N] x, float[M] s) => (y)", "float[1] unused")
+    one, two = np.array([-3], np.float32), np.array([2, 4], np.float32)
+    assert run(model, {"x": -two, "s": one})["y"].tolist() == [6, 12]
+    with pytest.raises(EvaluationError):
+        run(model, {"x": one, "s": two})
+
+
+@pytest.mark.parametrize("exponent", ["float e = {0.5}", "float[1] e = {0.5}", "float[4] e = {0.5, 0.5, 0.5, 0.5}"])
+def test_minus_infinity_raised_to_a_half_is_infinity(exponent: str) -> None:
+    model = model_of("y = Pow (x, e)", "(float[N] x) => (y)", exponent)
+    found = run(model, {"x": np.array([-np.inf, -0.0, -4, 4], np.float32)})["y"]
+    np.testing.assert_array_equal(found, np.array([np.inf, 0, np.nan, 2], np.float32))
+    assert not np.signbit(found[1])
+
+
 def test_softmax_of_float16_is_rounded_once() -> None:
     x = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float16)
     exponentials = np.exp(x.astype(np.float64))

@@ -84,7 +84,17 @@ class SymbolicValues:
             result = _OPERATORS[node.op_type](node, *inputs)
         else:
             return None
-        return None if result is None or result.size > ELEMENTS else result
+        return None if result is None or result.size > ELEMENTS or _overflows(result, value.dtype) else result
+
+
+def _overflows(items: np.ndarray, dtype: ir.DataType | None) -> bool:
+    """Whether a number, or one that a size is added to or multiplied by, is beyond the element type."""
+    bounds = np.iinfo(np.int32 if dtype == ir.DataType.INT32 else np.int64)
+    numbers = [item for item in items.flat if not isinstance(item, sympy.Basic)]
+    factors = [number for item in items.flat if isinstance(item, sympy.Basic) for number in item.atoms(sympy.Integer)]
+    return any(not bounds.min <= number <= bounds.max for number in numbers) or any(
+        abs(number) > np.iinfo(np.int32).max for number in factors
+    )
 
 
 def _integer(node: ir.Node, name: str, default: int) -> int:
@@ -248,7 +258,7 @@ def _range(node: ir.Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarra
     if any(not isinstance(bound, int) for bound in bounds) or bounds[2] == 0:
         return None
     numbers = range(*bounds)
-    return _array(list(numbers)) if len(numbers) <= ELEMENTS else None
+    return None if numbers[ELEMENTS:] else _array(list(numbers))  # their len may be beyond Python's
 
 
 _OF_SHAPES: dict[str, Callable[[ir.Node], np.ndarray | None]] = {"Shape": _shape, "Size": _size}

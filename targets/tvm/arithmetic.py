@@ -1,7 +1,9 @@
-"""Arithmetic on floats, which are no real numbers.
+"""Arithmetic on floats, which are no real numbers, and on integers, which not every division leaves whole.
 
-TVM's simplifier takes them for that: it makes x of ``(x + y) - y``, which rounding does not, and 0 of ``x - x``,
-``0 * x`` and ``0 / x``, which infinity and NaN are not. It cancels nothing of a sum.
+TVM's simplifier takes floats for real numbers: it makes x of ``(x + y) - y``, which rounding does not, and 0 of
+``x - x``, ``0 * x`` and ``0 / x``, which infinity and NaN are not. It cancels nothing of a sum.
+
+Processors stop a program that divides an integer by 0, or the least one by -1, whose quotient is out of range.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from moec.targets.tvm.comparisons import is_nan
 
 def is_float(element: tirx.Expr) -> bool:
     return "float" in str(element.ty.dtype)
+
+
+def is_unsigned(element: tirx.Expr) -> bool:
+    return str(element.ty.dtype).startswith("uint")
 
 
 def difference(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
@@ -34,6 +40,23 @@ def quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
         return left / right
     has_none = tirx.Or(is_nan(right), tirx.EQ(right, tirx.const(0, right.ty.dtype)))
     return tirx.Select(has_none, tirx.const(math.nan, right.ty.dtype), left)
+
+
+def truncated_quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+    """Of integers, towards zero; over 0 itself, for ONNX leaves that open, and over -1 its negative, modulo 2^bits."""
+    found = tirx.truncdiv(left, divisor_of_remainder(right))
+    if is_unsigned(right):
+        return found
+    return tirx.Select(tirx.EQ(right, tirx.const(-1, right.ty.dtype)), tirx.const(0, left.ty.dtype) - left, found)
+
+
+def divisor_of_remainder(right: tirx.Expr) -> tirx.Expr:
+    """A divisor that leaves the same remainder and never traps: 1 for -1, and for 0, of which ONNX says nothing."""
+    one = tirx.const(1, right.ty.dtype)
+    traps = tirx.EQ(right, tirx.const(0, right.ty.dtype))
+    if not is_unsigned(right):
+        traps = tirx.Or(traps, tirx.EQ(right, tirx.const(-1, right.ty.dtype)))
+    return tirx.Select(traps, one, right)
 
 
 def _is_zero(element: tirx.Expr) -> bool:

@@ -100,11 +100,14 @@ def _is_one(size: Any) -> bool:
 
 
 def immediate(lowering: Lowering, value: ir.Value) -> tirx.Expr | None:
-    """The value as a number in the code, if it is a constant of one element."""
+    """The value as a number in the code, if it is a constant of one element, and no integer so large that what is added
+    to or multiplied by it overflows: TVM's simplifier computes with it, and does not wrap around as processors do."""
     if not lowering.is_constant(value) or any(size != 1 for size in lowering.dimensions(value)):
         return None
     dtype = lowering.dtype(value)
     number = np.asarray(lowering.constant(value)).reshape(()).item()
+    if isinstance(number, int) and abs(number) >> 4 * np.dtype(dtype).itemsize:
+        return None
     return tirx.const(number, dtype)
 
 

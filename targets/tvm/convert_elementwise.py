@@ -13,24 +13,28 @@ import onnx_ir as ir
 from tvm import tirx
 
 from moec.errors import UnsupportedError
-from moec.targets.tvm.arithmetic import difference, is_float, product, quotient
+from moec.targets.tvm.arithmetic import (
+    difference,
+    divisor_of_remainder,
+    is_float,
+    is_unsigned,
+    product,
+    quotient,
+    truncated_quotient,
+)
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_elements, emit_elementwise
 from moec.targets.tvm.comparisons import is_nan, is_nonzero, maximum, minimum, negated
 from moec.targets.tvm.constants import dtype_name
 from moec.targets.tvm.convert_shape import full
 from moec.targets.tvm.lowering import Converter, Lowering
-from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known
+from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known, combined
 
 Scalar = Callable[..., tirx.Expr]
 
 
 def _like(number: float, element: tirx.Expr) -> tirx.Expr:
     return tirx.const(number, element.ty.dtype)
-
-
-def _is_unsigned(element: tirx.Expr) -> bool:
-    return str(element.ty.dtype).startswith("uint")
 
 
 def in_float32(function: Scalar) -> Scalar:
@@ -71,7 +75,8 @@ def _softplus(x: tirx.Expr) -> tirx.Expr:
 
 def _sign(x: tirx.Expr) -> tirx.Expr:
     zero = _like(0, x)
-    return tirx.Select(x > zero, _like(1, x), tirx.Select(x < zero, _like(0 if _is_unsigned(x) else -1, x), x))
+    signless = tirx.Select(tirx.EQ(x, zero), zero, x)  # NaN is left
+    return tirx.Select(x > zero, _like(1, x), tirx.Select(x < zero, _like(0 if is_unsigned(x) else -1, x), signless))
 
 
 def gelu(x: tirx.Expr) -> tirx.Expr:
@@ -100,7 +105,7 @@ def _round_half_even(x: tirx.Expr) -> tirx.Expr:
 
 
 UNARY: dict[str, Scalar] = {
-    "Abs": lambda x: x if _is_unsigned(x) else tirx.abs(x),
+    "Abs": lambda x: x if is_unsigned(x) else tirx.abs(x),
     "Neg": lambda x: -x,
     "Relu": lambda x: maximum(x, _like(0, x)),
     "Sign": _sign,
@@ -124,7 +129,7 @@ UNARY: dict[str, Scalar] = {
     "Sinh": in_float64(lambda x: _like(0.5, x) * (tirx.exp(x) - tirx.exp(-x))),
     "Cosh": in_float64(lambda x: _like(0.5, x) * (tirx.exp(x) + tirx.exp(-x))),
     "Asinh": in_float64(_asinh),
-    "Acosh": in_float64(lambda x: tirx.log(x + tirx.sqrt(x * x - _like(1, x)))),
+    "Acosh": in_float64(lambda x: tirx.log(x + tirx.sqrt(x - _like(1, x)) * tirx.sqrt(x + _like(1, x)))),
     "Atanh": in_float64(lambda x: _like(0.5, x) * tirx.log((_like(1, x) + x) / (_like(1, x) - x))),
     "Tanh": in_float32(tirx.tanh),
     "Erf": in_float32(tirx.erf),
@@ -180,14 +185,11 @@ def _hard_sigmoid_of(node: ir.Node) -> Scalar:
 def _divide(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
     if is_float(left):
         return quotient(left, right)
-    # ONNX leaves integer division by zero open; a processor would trap.
-    safe = tirx.Select(right == _like(0, right), _like(1, right), right)
-    return tirx.truncdiv(left, safe)
+    return truncated_quotient(left, right)
 
 
 def _modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    safe = tirx.Select(right == _like(0, right), _like(1, right), right)
-    return tirx.floormod(left, safe)
+    return tirx.floormod(left, divisor_of_remainder(right))
 
 
 def _c_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
@@ -197,7 +199,7 @@ def _c_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
         remainder = (wide - tirx.trunc(wide / divisor) * divisor).astype(left.ty.dtype)
         endless = tirx.all(tirx.abs(divisor) == _like(math.inf, divisor), tirx.abs(wide) < _like(math.inf, wide))
         return tirx.Select(endless, left, remainder)
-    return tirx.truncmod(left, tirx.Select(right == _like(0, right), _like(1, right), right))
+    return tirx.truncmod(left, divisor_of_remainder(right))
 
 
 def _floor_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
@@ -208,6 +210,11 @@ def _floor_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
     return tirx.Select(differs, remainder + right, remainder)
 
 
+def _root(base: tirx.Expr) -> tirx.Expr:
+    """``base ** 0.5``, which is not its square root where that is -0 or -inf (IEEE 754-2019, 9.2.1)."""
+    return tirx.Select(base == _like(-math.inf, base), _like(math.inf, base), tirx.abs(tirx.sqrt(base)))
+
+
 def _power(base: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
     dtype = str(base.ty.dtype)
     if isinstance(exponent, (tirx.FloatImm, tirx.IntImm)):
@@ -215,7 +222,7 @@ def _power(base: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
         if number in (1.0, 2.0, 3.0):
             return math.prod([base] * (int(number) - 1), start=base)
         if number == 0.5 and is_float(base):
-            return in_float32(tirx.sqrt)(base)
+            return in_float32(_root)(base)
     wide = "float64" if dtype in ("float64", "int64", "int32") else "float32"
     return tirx.pow(base.astype(wide), exponent.astype(wide)).astype(dtype)
 
@@ -290,8 +297,9 @@ def _fold(lowering: Lowering, name: str, values: Sequence[ir.Value]) -> Known | 
     if math.prod(np.broadcast_shapes(*(array.shape for array in arrays))) > MAXIMUM_KNOWN_ELEMENTS:
         return None
     if name in INTEGER_OPERATORS and operands[0].dtype != "bool":
-        combined = functools.reduce(np.frompyfunc(INTEGER_OPERATORS[name], 2, 1), arrays)
-        return Known.of(np.frompyfunc(lowering.sizes.simplify, 1, 1)(_array(combined)), operands[0].dtype)
+        combine = functools.partial(combined, lowering.sizes, name, operands[0].dtype)
+        results = _array(functools.reduce(np.frompyfunc(combine, 2, 1), arrays))
+        return None if any(result is None for result in results.flat) else Known.of(results, operands[0].dtype)
     decide = _decisions(lowering).get(name)
     if decide is None or len(arrays) != 2:
         return None
@@ -367,9 +375,10 @@ def _convert_cast(lowering: Lowering, node: ir.Node) -> Any:
         target = dtype_name(ir.DataType(attribute(node, "to")))
     value = required_input(node, 0)
     known = lowering.known(value)
-    if known is not None and "int" in target:
-        numbers = known.numbers
-        return Known(known.elements, target) if numbers is None else Known.of(numbers.astype(target), target)
+    if known is not None and "int" in target and (numbers := known.numbers) is not None:
+        return Known.of(numbers.astype(target), target)
+    if known is not None and target in ("int64", "int32"):  # which hold sizes
+        return Known(known.elements, target)
     if lowering.dtype(value) == target:
         return lowering.tensor(value)
     if target == "bool":
@@ -384,11 +393,11 @@ def _convert_bit_shift(lowering: Lowering, node: ir.Node) -> Any:
     def scalar(x: tirx.Expr, by: tirx.Expr) -> tirx.Expr:
         bits = int(re.sub(r"\D", "", str(x.ty.dtype)))
         count = by.astype("int64")
-        outside = count >= bits if _is_unsigned(by) and bits < 64 else tirx.any(count < 0, count >= bits)
+        outside = count >= bits if is_unsigned(by) and bits < 64 else tirx.any(count < 0, count >= bits)
         kept = tirx.Select(outside, _like(0, by), by)
         if left:
             return tirx.Select(outside, _like(0, x), x << kept)
-        beyond = _like(0, x) if _is_unsigned(x) else tirx.Select(x < _like(0, x), _like(-1, x), _like(0, x))
+        beyond = _like(0, x) if is_unsigned(x) else tirx.Select(x < _like(0, x), _like(-1, x), _like(0, x))
         return tirx.Select(outside, beyond, x >> kept)
 
     return emit_elementwise(lowering, [required_input(node, 0), required_input(node, 1)], scalar, "bit_shift")

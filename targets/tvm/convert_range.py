@@ -39,6 +39,8 @@ def _convert_range(lowering: Lowering, node: ir.Node) -> Any:
         count = lowering.sizes.at_least(lowering.sizes.simplify(count), 0)
     else:
         raise UnsupportedError(f"the step of Range is {step}; expected a constant other than 0")
+    if isinstance(count, int) and count > MAXIMUM_SIZE:
+        raise UnsupportedError(f"Range makes {count} numbers; expected at most {MAXIMUM_SIZE}")
     if all(isinstance(number, int) for number in (start, count)) and count <= MAXIMUM_KNOWN_ELEMENTS:
         return Known.of([start + step * i for i in range(count)], dtype)
     size = lowering.sizes.expression(count)

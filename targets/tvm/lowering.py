@@ -246,7 +246,7 @@ class Lowering(FunctionBuilder):
         if data is None or data.size > MAXIMUM_KNOWN_ELEMENTS:
             return None
         array = data.numpy()
-        if array.dtype.kind not in "iub":
+        if array.dtype.kind not in "iub" or array.dtype == np.uint64:  # expressions are of int64
             return None
         self._known[value] = Known.of(array, array.dtype.name)
         return self._known[value]

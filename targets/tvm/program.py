@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 import tvm
 from tvm import relax
 
+from moec.errors import UnsupportedError
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline
 from moec.targets.tvm.heavy import HeavyOps
@@ -29,8 +32,9 @@ def compile_program(
     """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
     use; kernels that are used add theirs. Raises UnsupportedError naming node, operator and opset."""
     lowered = lower(model, heavy)
-    optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
-    executable = pipeline.build(optimized.module, target, backend)
+    with _integers_in_range():
+        optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
+        executable = pipeline.build(optimized.module, target, backend)
     generated = backend.generated(executable, list(optimized.names.values()))
     kernels = kernel_records(lowered.kernels, optimized, generated)
     needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
@@ -46,6 +50,20 @@ def compile_program(
         binary=generated.binary,
         warnings=generated.warnings,
     )
+
+
+@contextlib.contextmanager
+def _integers_in_range() -> Iterator[None]:
+    """TVM combines constants such as those of ``(x * a) * a``, and does not wrap around as a processor would."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.search(r"Literal value (-?\d+) exceeds range of (\w+)", str(error))
+        if found is None:
+            raise
+        raise UnsupportedError(
+            f"constants of integer arithmetic combine to {found[1]}, which is no {found[2]}; compute them in the model"
+        ) from error
 
 
 def object_files(executable: relax.VMExecutable) -> dict[str, bytes]:

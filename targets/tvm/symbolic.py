@@ -245,6 +245,23 @@ def _either(left: Any, right: Any, numbers: Callable[[int, int], int], symbols: 
     return symbols(left, right)
 
 
+def combined(sizes: Sizes, name: str, dtype: str, left: Any, right: Any) -> Any:
+    """The result of one of ``INTEGER_OPERATORS`` for elements of ``dtype``, numbers wrapped to its bits; None where it
+    is left to the program: division by what may not be positive, and sums of sizes with numbers that may overflow."""
+    if left is None or right is None:
+        return None
+    if name in ("Div", "Mod") and not sizes.less(0, right):
+        return None
+    numbers = [one for one in (left, right) if isinstance(one, int)]
+    if len(numbers) == 2:
+        bits = 8 * np.dtype(dtype).itemsize
+        lowest = 0 if dtype.startswith("u") else -(1 << bits - 1)
+        return (INTEGER_OPERATORS[name](left, right) - lowest) % (1 << bits) + lowest
+    if any(abs(number) > FAR for number in numbers):
+        return None
+    return sizes.simplify(INTEGER_OPERATORS[name](left, right))
+
+
 INTEGER_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "Add": lambda left, right: left + right,
     "Sub": lambda left, right: left - right,

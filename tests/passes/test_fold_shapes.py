@@ -98,3 +98,18 @@ def test_an_expand_that_changes_nothing_may_be_an_output(rewrite, operators, pas
     text = "(float[batch,seq,8] x) => (float[batch,seq,8] y) { a = Neg (x) s = Shape (a) y = Expand (a, s) }"
     model = rewrite(text, f"{PASSES},{passes}" if passes else PASSES, *CASES)
     assert "Expand" not in operators(model)
+
+
+def test_sizes_that_leave_64_bits_are_not_folded(rewrite, operators):
+    """A program wraps around; what is folded would not."""
+    text = f"""(float[batch,seq,8] x) => (int64 y) <{SIZES}, int64 big = {{4611686018427387904}}> {{
+        s = Shape (x) b = Gather (s, zero) p = Mul (b, big) q = Mul (p, big) y = Add (q, one) }}"""
+    model = rewrite(text, PASSES, *CASES)
+    assert operators(model)[-2:] == ["Mul", "Add"]
+
+
+def test_a_range_of_more_numbers_than_python_counts(rewrite, operators):
+    text = f"""(float[batch,seq,8] x) => (float[A] y) <{SIZES}, int64 far = {{-9223372036854775807}}> {{
+        s = Shape (x) b = Gather (s, zero) none = Mul (b, zero) last = Sub (none, far)
+        r = Range (last, far, one) c = Cast <to = 1> (r) y = Relu (c) }}"""
+    assert "Relu" in operators(rewrite(text, PASSES))

@@ -109,6 +109,24 @@ def test_bfloat16_between_two_operators_is_rounded():
     np.testing.assert_array_equal(doubled, (np.maximum(half, 0) + half).astype(np.float32))
 
 
+def test_powers_of_a_half_are_no_roots():
+    """IEEE 754: -inf raised to 0.5 is inf, -0 is 0. Sign has no sign of zero, and Acosh is NaN below 1."""
+    x = np.array([0, -0.0, 4, -4, INF, -INF, NAN, -3e38, 1], np.float32)
+    text = """g (float[n] x) => (float[n] a, float[n] b, float[n] c) <float half = {0.5}> {
+        a = Pow(x, half) s = Sign(x) b = Reciprocal(s) c = Acosh(x) }"""
+    for found, want in zip(
+        run(text, x),
+        [
+            [0, 0, 2, NAN, INF, INF, NAN, NAN, 1],
+            [INF, INF, 1, -1, 1, -1, NAN, -1, 1],
+            [NAN, NAN, np.arccosh(np.float32(4)), NAN, INF, NAN, NAN, NAN, 0],
+        ],
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, np.array(want, np.float32), rtol=1e-6)
+        assert not np.signbit(found[found == 0]).any()
+
+
 def test_the_remainder_of_floats_has_the_sign_of_the_divisor():
     numbers = np.array([0, 1, -1, 2.5, -2.5, 5, -5, INF, -INF, NAN], np.float32)
     x, y = np.meshgrid(numbers, numbers)

@@ -1,0 +1,118 @@
+"""Integers that are divided by 0 or by -1, and that leave their element type, when the model runs and before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import moec
+from moec.errors import UnsupportedError
+from moec.targets.tvm.symbolic import Sizes, combined
+
+from .conftest import parse
+
+
+def run(text: str, **arrays: np.ndarray) -> list[np.ndarray]:
+    return list(moec.compile(parse(text)).run(arrays).values())
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "int8", "uint8"])
+def test_no_divisor_stops_the_process(dtype):
+    """Of division by 0 ONNX says nothing; the least integer over -1 is itself, modulo 2^bits."""
+    limits = np.iinfo(dtype)
+    numbers = np.array([limits.min, limits.min + 1, 3, 0, 5, limits.max], dtype)
+    divisors = np.array([0, 1, 2, 7, *(() if limits.min == 0 else (-1, -2))], dtype)
+    x, y = np.meshgrid(numbers, divisors)
+    text = f"""g ({dtype}[n,m] x, {dtype}[n,m] w) => ({dtype}[n,m] a, {dtype}[n,m] b, {dtype}[n,m] c) {{
+        a = Div(x, w) b = Mod(x, w) c = Mod<fmod = 1>(x, w) }}"""
+    quotients, floored, truncated = run(text, x=x, w=y)
+    divided = y != 0
+    wide, by = x[divided].astype(object), y[divided].astype(object)
+    exact = np.abs(wide) // np.abs(by) * np.where((wide < 0) == (by < 0), 1, -1).astype(object)
+    np.testing.assert_array_equal(quotients[divided], (exact % (1 << limits.bits)).astype(np.uint64).astype(dtype))
+    np.testing.assert_array_equal(floored[divided], (wide % by).astype(dtype))
+    np.testing.assert_array_equal(truncated[divided], (wide - exact * by).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+def test_sums_and_products_with_large_constants_wrap_around(dtype):
+    top = np.iinfo(dtype).max
+    a, b = np.array([top // 3, top - 3], dtype)
+    x = np.array([0, 1, -5, top], dtype)
+    text = f"""g ({dtype}[n] x) => ({dtype}[n] y, bool[n] z) <{dtype} a = {{{a}}}, {dtype} b = {{{b}}}> {{
+        s = Add(x, b) t = Mul(s, a) u = Add(t, b) y = Mul(u, a) z = Less(x, b) }}"""
+    with np.errstate(over="ignore"):
+        expected = ((x + b) * a + b) * a
+    found, less = run(text, x=x)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(less, x < b)
+
+
+def test_constants_that_combine_beyond_their_type_are_refused():
+    text = """g (int64[n] x) => (int64[n] y) <int64 a = {2000000000}> { s = Mul(x, a) t = Mul(s, a) y = Mul(t, a) }"""
+    with pytest.raises(UnsupportedError, match="combine to 8000000000000000000000000000, which is no int64"):
+        moec.compile(parse(text))
+
+
+@pytest.mark.parametrize("operator", ["Div", "Mod"])
+def test_sizes_divide_only_where_they_are_not_0(operator):
+    text = f"""g (float[n] x) => (int64 y) <int64 three = {{3}}, int64 seven = {{7}}> {{
+        s = Size(x) d = Sub(s, three) y = {operator}(seven, d) }}"""
+    model = moec.compile(parse(text))
+    assert [int(model(np.zeros(n, np.float32))["y"]) for n in (4, 5, 8)] == (
+        [7, 3, 1] if operator == "Div" else [0, 1, 2]
+    )
+    model(np.zeros(3, np.float32))  # says nothing, and does not stop
+
+
+def test_sizes_beyond_64_bits_wrap_around():
+    text = """g (float[n] x) => (int64 y, int64 z, int64 w) <int64 big = {4611686018427387904}, int64 three = {3}> {
+        s = Size(x) p = Mul(s, big) y = Mul(p, big) t = Add(s, big) u = Sub(t, three) z = Mul(u, three)
+        w = Sub(z, big) }"""
+    n, big = 5, 1 << 62
+    exact = [n * big * big, (n + big - 3) * 3, (n + big - 3) * 3 - big]
+    found = run(text, x=np.zeros(n, np.float32))
+    assert [int(one) for one in found] == [(one + (1 << 63)) % (1 << 64) - (1 << 63) for one in exact]
+
+
+def test_a_size_cast_to_8_bits_keeps_8():
+    text = """g (float[n] x) => (int64 y, int32 z) {
+        s = Size(x) b = Cast<to = 2>(s) y = Cast<to = 7>(b) z = Cast<to = 6>(s) }"""
+    assert [int(one) for one in run(text, x=np.zeros(300, np.float32))] == [44, 300]
+
+
+def test_unsigned_constants_of_64_bits():
+    text = "g (float[n] x) => (uint64 y) <uint64 big = {9223372036854775813}, uint64 two = {2}> { y = Div(big, two) }"
+    assert int(run(text, x=np.zeros(1, np.float32))[0]) == 9223372036854775813 // 2
+
+
+def test_a_range_of_more_numbers_than_memory_holds():
+    text = """g () => (int64[n] y) <int64 a = {-9223372036854775808}, int64 b = {9223372036854775807}, int64 c = {1}> {
+        y = Range(a, b, c) }"""
+    with pytest.raises(UnsupportedError, match=r"Range makes 18446744073709551615 numbers; expected at most"):
+        moec.compile(parse(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "left", "right", "expected"),
+    [
+        ("Add", "int32", 2**31 - 1, 1, -(2**31)),
+        ("Sub", "uint8", 0, 1, 255),
+        ("Mul", "int64", 2**62, 4, 0),
+        ("Div", "int64", -7, 2, -3),
+        ("Div", "int64", 5, 0, None),
+        ("Mod", "int64", 5, 0, None),
+        ("Div", "int64", -(2**63), -1, None),
+    ],
+)
+def test_numbers_at_compile_time(name, dtype, left, right, expected):
+    assert combined(Sizes(), name, dtype, left, right) == expected
+
+
+def test_what_of_sizes_is_left_to_the_program():
+    sizes = Sizes()
+    tokens = sizes.variable("T")
+    assert sizes.equal(combined(sizes, "Mul", "int64", tokens, 8), tokens * 8)
+    assert combined(sizes, "Mul", "int64", tokens, 2**42) is None
+    assert combined(sizes, "Div", "int64", 8, tokens) is None
+    assert combined(sizes, "Mod", "int64", 8, tokens + 1) is not None

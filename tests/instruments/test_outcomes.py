@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from ..isolated import Lost
+from ..isolated import Lost, Worker
 from .configurations import drawn, shrunk
 from .outcomes import Case, Outcome, compare, judge, run_onnxruntime, started_worker, table, unequal
 
@@ -115,6 +116,39 @@ def test_a_worker_outlives_what_it_calls():
         assert worker.do((abs, -4)) == 4
     finally:
         worker.close()
+
+
+def compute(seconds: float) -> float:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return seconds
+
+
+def rest_and_compute(rests: int) -> int:
+    for _ in range(rests):
+        time.sleep(0.25)
+        compute(0.02)
+    return rests
+
+
+@pytest.mark.parametrize("work", [(compute, 60), (time.sleep, 60)])
+def test_who_computes_for_too_long_or_does_nothing_hangs(work: Any):
+    worker = Worker(_call, seconds=0.5)
+    assert worker.do(work) == Lost("hung", "no result after 0.5 s")
+
+
+def test_who_is_slow_by_the_clock_alone_does_not_hang():
+    worker = Worker(_call, seconds=0.5)
+    try:
+        assert worker.do((rest_and_compute, 4)) == 4
+    finally:
+        worker.close()
+
+
+def _call(item: Any) -> Any:
+    function, argument = item
+    return function(argument)
 
 
 @pytest.mark.parametrize("lost", [run_onnxruntime, compare])

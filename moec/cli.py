@@ -45,6 +45,7 @@ from moec.cli_options import (
     Target,
     Threads,
     Uram,
+    VerifyEach,
     WeightBits,
     hls_options,
 )
@@ -114,7 +115,7 @@ def compile_model(
     linears: Linears = None,
     threads: Threads = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
-    verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the IR after every pass.")] = False,
+    verify_each: VerifyEach = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print the passes' notes, too.")] = False,
     calibrate: Calibrate = None,
     max_tokens: MaxTokens = None,
@@ -181,6 +182,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with onnxruntime on the original model. Exit code 1 when an output differs."""
+    from rich.text import Text
+
     from moec import archive
     from moec.inspect import tables
     from moec.verify import verify as verify_model
@@ -191,7 +194,7 @@ def verify(
         arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
         verification = verify_model(model, compiled, arrays, tolerance)
     data = verification.as_data()
-    _print(data, as_json, [tables.verification_table(data), *tables.coverage_lines(data["coverage"])])
+    _print(data, as_json, [tables.verification_table(data), *map(Text, verification.coverage.lines())])
     for guard in verification.refused:
         print(f"note: sizes outside of {guard} are refused", file=sys.stderr)
     for note in verification.notes:
@@ -241,7 +244,7 @@ def opt(
     print_ir_after: Annotated[
         list[str] | None, typer.Option(metavar="all|P", help="Also print the IR after this pass, or after all.")
     ] = None,
-    verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the IR after every pass.")] = False,
+    verify_each: VerifyEach = False,
 ) -> None:
     """Run passes on a model and print the IR; remarks go to stderr."""
     from moec import compiler

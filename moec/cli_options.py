@@ -79,6 +79,10 @@ Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by nam
 PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped or copied into huge pages.")]
 Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor; needs g++.")]
 Architecture = Annotated[str | None, typer.Option(help="Of the program, where ART has several: sm_80, ...")]
+VerifyEach = Annotated[
+    bool,
+    typer.Option("--verify-each", help="Check after every pass that the IR keeps its rules and computes the same."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

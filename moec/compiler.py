@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from moec.passes.base import Pass, Remark, Report
+    from moec.passes.pipeline import AfterPass
     from moec.runtime.model import CompiledModel
     from moec.runtime.writer import Stage
     from moec.targets.base import Program, Target
@@ -131,7 +132,8 @@ def write(
         specs, conditions = tensor_specs(graph.graph.inputs), conditions_of(graph)
     conditions.report(specs, report)
     stages = []
-    for stage in _run_passes(graph, model, pipeline_passes, report, verify_each, announce):
+    check = _pass_check(graph, model, report) if verify_each else None
+    for stage in _run_passes(graph, model, pipeline_passes, report, check, announce):
         stages.append(stage)
         if dump_to is not None:
             _dump(pathlib.Path(dump_to), len(stages) - 1, stage)
@@ -199,8 +201,9 @@ def optimize(
     if unknown:
         raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")
     graph = _read_text_form(path) if path.suffix == ".onnxtxt" else import_model(path)
+    check = _pass_check(graph, path, report) if verify_each else None
     with reporting("optimizing", path):
-        pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after)
+        pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after, on_pass=check)
         return print_model(graph), report.remarks
 
 
@@ -232,7 +235,7 @@ def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = N
 
 
 def _run_passes(
-    model: ir.Model, source: Any, passes: tuple[Pass, ...], report: Report, verify_each: bool, announce: Progress
+    model: ir.Model, source: Any, passes: tuple[Pass, ...], report: Report, check: AfterPass | None, announce: Progress
 ) -> Iterator[Stage]:
     from moec.ir.text import print_model
     from moec.passes import pipeline
@@ -243,9 +246,17 @@ def _run_passes(
         announce(one.name)
         start = time.perf_counter()
         with reporting(one.name, source):
-            changed = pipeline.run(model, (one,), report, verify_each=verify_each)
+            changed = pipeline.run(model, (one,), report, verify_each=check is not None, on_pass=check)
         seconds = time.perf_counter() - start
         yield Stage(one.name, print_model(model) if changed else None, seconds)
+
+
+def _pass_check(graph: ir.Model, source: Any, report: Report) -> AfterPass:
+    """What looks after every pass whether the graph computes what it did."""
+    from moec.pass_check import PassCheck
+
+    with reporting("choosing inputs to compare on after each pass", source):
+        return PassCheck(graph, report).after
 
 
 def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:

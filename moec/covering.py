@@ -1,4 +1,7 @@
-"""Inputs for a whole model that show as many sides of its decisions as can be found (:mod:`moec.ir.watch`)."""
+"""Inputs for a whole model that show as many sides of its decisions as can be found (:mod:`moec.ir.watch`).
+
+``moec verify`` compares an artifact on them, and ``--verify-each`` the graph after every pass (:mod:`moec.pass_check`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from moec.sampling import input_limits, random_inputs, size_cases
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moec.ir.interpreter import Evaluator
     from moec.ir.watch import Watch
 
 Inputs = dict[str, np.ndarray]
@@ -27,11 +29,10 @@ MOST_TOKENS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
-class Covering:
-    """``inputs`` to run a model on. ``sides``: how many the model's decisions have; ``unseen`` names, node by node,
-    those that no inputs took. ``note``: why it was not watched, if it was not; then nothing is known of its sides."""
+class Coverage:
+    """``sides``: how many a model's decisions have; ``unseen`` names, node by node, those that no inputs took.
+    ``note``: why it was not watched, if it was not; then nothing is known of its sides."""
 
-    inputs: list[Inputs]
     sides: int
     unseen: list[str]
     note: str | None = None
@@ -40,6 +41,44 @@ class Covering:
     def share(self) -> float:
         """The share of sides that were seen, 1 where there are none."""
         return 1.0 if self.sides == 0 else 1 - len(self.unseen) / self.sides
+
+    def lines(self) -> Iterator[str]:
+        """What a comparison on these inputs saw of the decisions, and what it did not."""
+        if self.note is not None:
+            yield f"decisions not watched: {self.note}"
+            return
+        yield f"decisions: {self.sides - len(self.unseen)} of {self.sides} sides were taken ({self.share:.0%})"
+        yield from (f"  never taken: {one}" for one in self.unseen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Covering:
+    """``inputs`` to run a model on, and what they show of its decisions."""
+
+    inputs: list[Inputs]
+    coverage: Coverage
+
+
+def covering_inputs(
+    model: ir.Model,
+    specs: Sequence[TensorSpec],
+    dependent: Mapping[str, str],
+    guards: Sequence[str],
+    accepts: Callable[[Inputs], bool],
+) -> Covering:
+    """Random inputs of several sizes within ``guards``, and what takes further sides: see :func:`cover`.
+
+    Models with a cache get one token behind others, for one sequence and several, several tokens, and prompts:
+    onnxruntime's attention takes several tokens behind others of one sequence alone. Raises MoecError where no sizes
+    are found.
+    """
+    limits = input_limits(model)
+    if dependent:
+        sizes = size_cases(specs, (1, 1, 3, 16), (1, 3, 1, 2), dependent, guards)
+    else:
+        sizes = size_cases(specs, guards=guards)
+    base = [random_inputs(specs, one, limits, seed) for seed, one in enumerate(sizes)]
+    return cover(model, base, specs, dependent, accepts)
 
 
 def cover(
@@ -56,11 +95,11 @@ def cover(
 
     weights = _weights(model)
     if any(weights * _tokens(inputs) > MOST_WORK for inputs in base):
-        return Covering(list(base), 0, [], "the model is too large to watch its decisions in the interpreter")
+        return _unwatched(base, "the model is too large to watch its decisions in the interpreter")
     try:
         runs = _Runs.of(model)
     except (ValueError, EvaluationError) as error:
-        return Covering(list(base), 0, [], f"the interpreter cannot watch its decisions: {error}")
+        return _unwatched(base, f"the interpreter cannot watch its decisions: {error}")
     for inputs in base:
         runs.watch = runs.after(inputs) or runs.watch
     chosen = list(base)
@@ -73,39 +112,38 @@ def cover(
         if after is not None and len(after.unseen()) < len(runs.watch.unseen()):
             runs.watch = after
             chosen.append(inputs)
-    return Covering(chosen, runs.watch.sides, [str(one) for one in runs.watch.unseen()])
+    return Covering(chosen, Coverage(runs.watch.sides, [str(one) for one in runs.watch.unseen()]))
+
+
+def _unwatched(base: Sequence[Inputs], why: str) -> Covering:
+    return Covering(list(base), Coverage(0, [], why))
 
 
 @dataclasses.dataclass
 class _Runs:
     """A model in the interpreter, and what the runs that count have shown."""
 
-    fed: list[ir.Value]
-    evaluator: Evaluator
+    run: Callable[..., Inputs]
     watch: Watch
 
     @staticmethod
     def of(model: ir.Model) -> _Runs:
         """Raises ValueError or EvaluationError for a model that the interpreter cannot take."""
-        from moec.ir.interpreter import Evaluator
+        from moec.ir.interpreter import runner
         from moec.ir.intervals import intervals
         from moec.ir.watch import Watch
 
         nodes = list(model.graph)
-        fed = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-        evaluator = Evaluator(nodes, fed, list(model.graph.outputs), model.opset_imports, model.functions.values())
-        return _Runs(fed, evaluator, Watch(nodes, intervals(nodes, {}, _numbers)))
+        return _Runs(runner(model), Watch(nodes, intervals(nodes, {}, _numbers)))
 
     def after(self, inputs: Inputs) -> Watch | None:
         """The watch as it is after one more run; None where the interpreter cannot run these inputs."""
         from moec.ir.interpreter import EvaluationError
 
         watch = self.watch.fork()
-        if any(value.name not in inputs for value in self.fed):
-            return None
         try:
-            self.evaluator.run({value: inputs[value.name or ""] for value in self.fed}, watch)
-        except (EvaluationError, MemoryError):
+            self.run(inputs, watch)
+        except (ValueError, EvaluationError, MemoryError):
             return None
         return watch
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.arguments import check_kind, check_path
+from moec.covering import Coverage, Covering, cover, covering_inputs
 from moec.errors import InputError, MoecError, one_line, reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moec.covering import Covering
     from moec.runtime.manifest import TensorSpec
     from moec.runtime.model import CompiledModel
 
@@ -57,26 +57,16 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Coverage:
-    """How many sides the decisions of the original model have (:mod:`moec.ir.decisions`), the share of them that the
-    cases took, and the others by node; ``note``: why the decisions were not watched."""
-
-    sides: int
-    share: float
-    unseen: list[str]
-    note: str | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Verification:
     """All cases, and the tolerance that was applied. ``rounded``: whether passes rounded weights, so that expected is
-    what the rounded model computes. ``refused``: the guards of which sizes outside were tried and refused."""
+    what the rounded model computes. ``refused``: the guards of which sizes outside were tried and refused.
+    ``coverage``: what the cases took of the original model's decisions."""
 
     tolerance: float
     cases: list[Case]
     rounded: bool = False
     refused: list[str] = dataclasses.field(default_factory=list)
-    coverage: Coverage | None = None
+    coverage: Coverage = dataclasses.field(default_factory=lambda: Coverage(0, []))
 
     @property
     def matches(self) -> bool:
@@ -94,7 +84,8 @@ class Verification:
         return list(dict.fromkeys(case.note for case in self.cases if case.note is not None))
 
     def as_data(self) -> dict[str, Any]:
-        return {"matches": self.matches, **dataclasses.asdict(self)}
+        coverage = {**dataclasses.asdict(self.coverage), "share": self.coverage.share}
+        return {"matches": self.matches, **dataclasses.asdict(self), "coverage": coverage}
 
 
 @reporting("verifying")
@@ -141,8 +132,7 @@ def verify(
     taken = [guard for guard, case in outside.items() if not _is_refused(compiled, case)]
     compared += [_taken(guard, outside[guard]) for guard in taken]
     refused = [guard for guard in outside if guard not in taken]
-    coverage = Coverage(covering.sides, covering.share, covering.unseen, covering.note)
-    return Verification(tolerance, compared, rounded is not None, refused, coverage)
+    return Verification(tolerance, compared, rounded is not None, refused, covering.coverage)
 
 
 def open_session(model_path: str | os.PathLike[str], threads: int | None = None) -> Any:
@@ -235,24 +225,14 @@ def _as_declared(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
 
 
 def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.ndarray] | None) -> Covering:
-    """What to compare on, and what it shows of the model's decisions.
-
-    Random inputs are of several sizes. Models with a cache get one token behind others, for one sequence and several,
-    several tokens, and prompts: onnxruntime's attention takes several tokens behind others of one sequence alone.
-    """
-    from moec.covering import cover
-    from moec.sampling import input_limits, random_inputs, size_cases, tensor_specs
+    """What to compare on, and what it shows of the model's decisions."""
+    from moec.sampling import tensor_specs
 
     if inputs is not None:
         return cover(model, [dict(inputs)])
-    specs, limits = _narrowed(tensor_specs(model.graph.inputs), compiled), input_limits(model)
-    guards = _guards(model, compiled)
-    if compiled.input_sizes:
-        sizes = size_cases(specs, (1, 1, 3, 16), (1, 3, 1, 2), compiled.input_sizes, guards)
-    else:
-        sizes = size_cases(specs, guards=guards)
-    base = [random_inputs(specs, one, limits, seed) for seed, one in enumerate(sizes)]
-    return cover(model, base, specs, compiled.input_sizes, lambda inputs: _refusal(compiled, inputs) is None)
+    specs = _narrowed(tensor_specs(model.graph.inputs), compiled)
+    guards, dependent = _guards(model, compiled), compiled.input_sizes
+    return covering_inputs(model, specs, dependent, guards, lambda one: _refusal(compiled, one) is None)
 
 
 def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[str, np.ndarray]]:

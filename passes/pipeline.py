@@ -45,6 +45,9 @@ DESCRIPTIONS = {
     "O3": "the same as O2: no further pass exists yet",
 }
 
+AfterPass = Callable[[Pass, float, bool], None]
+"""What is called after each pass with the pass, the seconds it took, and whether it changed the model."""
+
 _ITEM = re.compile(r"\s*(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?P<end>,|$)")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -82,13 +85,13 @@ def run(
     *,
     verify_each: bool = False,
     print_after: Collection[str] = (),
-    on_pass: Callable[[str, float, bool], None] | None = None,
+    on_pass: AfterPass | None = None,
 ) -> bool:
     """Apply the passes in order, in place; return whether any changed the model.
 
     ``print_after`` holds names of passes (or ``all``) after which the model's text goes to standard output;
-    ``on_pass(name, seconds, changed)`` is called after each pass. With ``verify_each`` the model is verified first and
-    after every pass.
+    ``on_pass`` is called after each pass. With ``verify_each`` the IR's rules are checked first and after every pass;
+    :class:`moec.pass_check.PassCheck` checks what the model computes, as an ``on_pass``.
 
     Raises VerificationError, naming the pass, when a pass leaves a model that breaks the IR's rules; DefectError when a
     pass fails.
@@ -108,7 +111,7 @@ def run(
         if one.name in print_after or "all" in print_after:
             _print_model(model, one.name)
         if on_pass is not None:
-            on_pass(one.name, seconds, changed)
+            on_pass(one, seconds, changed)
     return any_changed
 
 

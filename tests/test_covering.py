@@ -7,12 +7,10 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from moec.covering import Covering, cover
+from moec.covering import Coverage, Covering, cover
 from moec.frontend.onnx import import_model
-from moec.inspect import tables
 from moec.passes import pipeline
 from moec.sampling import random_inputs, size_cases, tensor_specs
-from moec.verify import Coverage
 
 CONSTANTS = {
     "limit": np.float32(50),
@@ -43,51 +41,51 @@ def covered(graph: ir.Model, **options) -> Covering:
 def test_a_clamp_is_reached_by_larger_numbers():
     found = covered(model("y = Min (x, limit)"))
     assert len(found.inputs) == 4 and np.abs(found.inputs[-1]["x"]).max() > 50
-    assert (found.sides, found.unseen, found.share) == (2, [], 1.0)
+    assert found.coverage == Coverage(2, []) and found.coverage.share == 1
 
 
 def test_a_number_of_tokens_is_reached_by_more_of_them():
     text = "s = Shape (x)\n n = Gather (s, zero)\n b = Greater (n, many)\n y = Where (b, x, limit)"
     found = covered(model(text))
-    assert not found.unseen and found.inputs[-1]["x"].shape[0] > 600
+    assert not found.coverage.unseen and found.inputs[-1]["x"].shape[0] > 600
 
 
 def test_the_last_index_is_reached():
     text = "e = Gather (table, i)\n b = Less (e, four)\n y = Where (b, e, limit)"
-    assert not covered(model(text, "int64[N] i")).unseen
+    assert not covered(model(text, "int64[N] i")).coverage.unseen
 
 
 def test_what_nothing_reaches_is_listed_by_node():
     found = covered(model("y = Min (x, huge)"))
-    assert len(found.inputs) == 3 and found.share == 0.5
-    (line,) = found.unseen
+    assert len(found.inputs) == 3 and found.coverage.share == 0.5
+    (line,) = found.coverage.unseen
     assert line == "Min node 'y': input 0 > input 1"
 
 
 def test_nothing_is_added_that_is_not_accepted():
     found = covered(model("y = Min (x, limit)"), accepts=lambda inputs: False)
-    assert len(found.inputs) == 3 and len(found.unseen) == 1
+    assert len(found.inputs) == 3 and len(found.coverage.unseen) == 1
 
 
 def test_given_inputs_are_watched_and_kept():
     inputs = {"x": np.full((2, 4), 99, np.float32)}
     found = cover(model("y = Min (x, limit)"), [inputs])
-    assert found.inputs == [inputs] and found.unseen == ["Min node 'y': input 0 < input 1"]
+    assert found.inputs == [inputs] and found.coverage.unseen == ["Min node 'y': input 0 < input 1"]
 
 
 def test_inputs_that_are_missing_show_nothing():
-    assert cover(model("y = Min (x, limit)"), [{}]).share == 0
+    assert cover(model("y = Min (x, limit)"), [{}]).coverage.share == 0
 
 
 def test_a_large_model_is_not_watched(monkeypatch):
     monkeypatch.setattr("moec.covering.MOST_WORK", 1)
     found = covered(model("y = MatMul (x, w)\n", "float[N,4] x, float[4,4] w"))
-    assert found.note is None, "it has no weights"
+    assert found.coverage.note is None, "it has no weights"
     found = covered(model("y = Add (x, table)", "float[N,5] x"))
-    assert found.note == "the model is too large to watch its decisions in the interpreter"
+    assert found.coverage.note == "the model is too large to watch its decisions in the interpreter"
 
 
 def test_what_was_not_taken_is_printed():
-    lines = [str(line) for line in tables.coverage_lines(vars(Coverage(4, 0.75, ["Min node 'y': ..."], None)))]
+    lines = list(Coverage(4, ["Min node 'y': ..."]).lines())
     assert lines == ["decisions: 3 of 4 sides were taken (75%)", "  never taken: Min node 'y': ..."]
-    assert "too large" in str(next(tables.coverage_lines(vars(Coverage(0, 1.0, [], "too large")))))
+    assert list(Coverage(0, [], "too large").lines()) == ["decisions not watched: too large"]

@@ -103,16 +103,6 @@ def verification_table(verification: dict[str, Any]) -> Table:
     return _table(title, ("inputs", "output", "shape", "largest abs", "largest rel", norm, within), rows)
 
 
-def coverage_lines(coverage: dict[str, Any]) -> Iterator[Text]:
-    """How much of the model's decisions the comparison saw, and what it did not."""
-    if coverage["note"]:
-        yield Text(f"decisions not watched: {coverage['note']}")
-        return
-    sides, unseen = coverage["sides"], coverage["unseen"]
-    yield Text(f"decisions: {sides - len(unseen)} of {sides} sides were taken ({coverage['share']:.0%})")
-    yield from (Text(f"  never taken: {one}") for one in unseen)
-
-
 def _reference(cases: Sequence[dict[str, Any]]) -> str:
     noted = [case["note"] is not None for case in cases if not case["failure"]]
     if any(noted):

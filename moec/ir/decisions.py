@@ -78,10 +78,10 @@ class Compares(Condition):
         right = Interval(float(self.right), float(self.right)) if self.number else operands.get(int(self.right))
         if right is None:  # an optional bound that is absent
             return True
-        possible = np.broadcast_to(may_hold(self.relation, left, right), np.shape(right.low))
+        possible = may_hold(self.relation, left, right)
         if evidence is None:
             return not possible.any()
-        return bool(np.all(evidence | ~np.broadcast_to(possible, evidence.shape)))
+        return bool(np.all(evidence | ~(possible if possible.shape == evidence.shape else possible.any())))
 
     def _operands(self, inputs: Given, outputs: Given) -> tuple[Any, Any]:
         def at(place: int) -> Any:

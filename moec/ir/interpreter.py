@@ -28,7 +28,18 @@ from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.opsets import OPSET, version_for
 from moec.ir.semantics import experts, grouped_matmul, linear, moe, route
 
-__all__ = ["EvaluationError", "Evaluator", "evaluate", "experts", "grouped_matmul", "linear", "moe", "route", "run"]
+__all__ = [
+    "EvaluationError",
+    "Evaluator",
+    "evaluate",
+    "experts",
+    "grouped_matmul",
+    "linear",
+    "moe",
+    "route",
+    "run",
+    "runner",
+]
 
 Array = np.ndarray[Any, Any]
 Watcher = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
@@ -215,20 +226,28 @@ def run(
     dtype: DTypeLike | None = None,
     watch: Watcher | None = None,
 ) -> dict[str, Array]:
-    """Run a whole model on named inputs and return its outputs by name; ``watch`` as for :meth:`Evaluator.run`.
+    """Run a whole model once on named inputs: see :func:`runner`."""
+    return runner(model, dtype=dtype)(inputs, watch)
 
-    Raises ValueError naming the inputs that are missing or not known to the model.
-    """
+
+def runner(model: ir.Model, *, dtype: DTypeLike | None = None) -> Callable[..., dict[str, Array]]:
+    """A whole model made ready to run many times, as a function of named inputs and ``watch``, as for
+    :meth:`Evaluator.run`. It returns the outputs by name, and raises ValueError naming the inputs that are missing or
+    not known to the model."""
     graph = model.graph
     required = [value for value in graph.inputs if value.name not in graph.initializers]
     names = [_name(value) for value in required]
-    if set(names) != set(inputs):
-        raise ValueError(f"the model takes inputs {names}, but was given {sorted(inputs)}")
     evaluator = Evaluator(
         list(graph), required, graph.outputs, model.opset_imports, model.functions.values(), dtype=dtype
     )
-    results = evaluator.run({value: inputs[_name(value)] for value in required}, watch)
-    return {_name(value): result for value, result in zip(graph.outputs, results, strict=True)}
+
+    def run(inputs: Mapping[str, Array], watch: Watcher | None = None) -> dict[str, Array]:
+        if set(names) != set(inputs):
+            raise ValueError(f"the model takes inputs {names}, but was given {sorted(inputs)}")
+        results = evaluator.run({value: inputs[_name(value)] for value in required}, watch)
+        return {_name(value): result for value, result in zip(graph.outputs, results, strict=True)}
+
+    return run
 
 
 def _name(value: ir.Value) -> str:

@@ -97,6 +97,14 @@ def test_every_bound_of_several_has_to_be_reached() -> None:
     assert not Runs("y = Min (x, limits)").unseen([[9, 9, 99]], LOW)
 
 
+def test_several_numbers_may_stand_on_the_left() -> None:
+    """Of one number each side is asked for once, of several each has to be met."""
+    assert Runs("y = Min (limits, ten)").unseen() == ["input 0 < input 1", "input 0 > input 1"]
+    assert not Runs("y = Min (limits, ten)").unseen(LOW)
+    assert Runs("y = Min (limits, x)").unseen(LOW) == ["input 0 < input 1"]
+    assert not Runs("y = Min (limits, x)").unseen(LOW, HIGH)
+
+
 def test_what_no_number_reaches_is_not_asked_for() -> None:
     assert not Runs("y = Min (x, open)").unseen([[9, 9, 9]], LOW)
     assert not Runs("s = Sigmoid (x)\n y = Min (s, ten)").unseen(LOW)

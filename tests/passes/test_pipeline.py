@@ -107,7 +107,7 @@ def test_run_reports_each_pass_and_prints_after_those_asked_for(capsys):
         model, passes, report, verify_each=True, print_after=["simplify"], on_pass=lambda *args: seen.append(args)
     )
     assert changed
-    assert [(name, did) for name, _, did in seen] == [("sample", False), ("simplify", True)]
+    assert [(one.name, did) for one, _, did in seen] == [("sample", False), ("simplify", True)]
     assert all(seconds >= 0 for _, seconds, _ in seen)
     assert [remark.message for remark in report.remarks] == ["seen"]
     printed = capsys.readouterr().out

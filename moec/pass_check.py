@@ -1,0 +1,163 @@
+"""``--verify-each``: after every pass that changed something, the graph has to compute what it computed before.
+
+The inputs are those that cover the decisions of the imported graph (:mod:`moec.covering`). The reference interpreter
+runs the graphs in float64, so that the order of sums does not show. How much may differ follows from what the pass says
+of its exactness. Of an exact or reassociating one every output has to be what it was, within the tolerance of
+``moec verify``: constants that were folded are rounded. Of a lossy one half of the elements of each output have to
+differ by no more than the losses it reported, those of all layers added up, as a share of the output's root mean
+square: where a router is nearly undecided a token goes to another expert, and then its elements may be anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moec.covering import Covering, Inputs, covering_inputs
+from moec.errors import DefectError, InputError, MoecError, one_line
+from moec.verify import compare, tolerance_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from moec.passes.base import Pass, Report
+
+NAME = "verify-each"
+MOST_SECONDS = 3.0
+"""What all runs of one graph may take."""
+
+
+@dataclasses.dataclass
+class _Case:
+    """Inputs, and what the model computed from them before the next pass; None while it cannot be run on them."""
+
+    inputs: Inputs
+    outputs: Inputs | None = None
+
+    def __str__(self) -> str:
+        """``x[7, 8] up to 1e+03``: shapes, and the largest magnitude of floats."""
+        return ", ".join(f"{name}{list(array.shape)}{_magnitude(array)}" for name, array in self.inputs.items())
+
+
+def _magnitude(array: np.ndarray) -> str:
+    is_whole = array.dtype.kind in "iub" or not array.size
+    return "" if is_whole else f" up to {np.abs(array.astype(np.float64)).max():.0e}"
+
+
+class PassCheck:
+    """A model while passes change it: :meth:`after` is to be called after each of them."""
+
+    def __init__(self, model: ir.Model, report: Report) -> None:
+        """Chooses inputs, runs the model on them, and notes in the report what they show of its decisions. Where there
+        are none, or the interpreter takes too long for all of them, the report has a warning."""
+        self._model, self._report = model, report
+        self._losses = len(report.losses)
+        self._tolerance = tolerance_of(model)
+        self._cases: list[_Case] = []
+        try:
+            covering = _covering(model)
+        except MoecError as error:  # no sizes within the guards
+            report.warn(NAME, "model", f"nothing is compared after passes: {one_line(error)}")
+            return
+        for line in covering.coverage.lines():
+            report.note(NAME, "model", line)
+        self._cases = self._affordable(covering.inputs)
+        if len(self._cases) < len(covering.inputs):
+            kept = f"{len(self._cases)} of {len(covering.inputs)} inputs"
+            report.warn(NAME, "model", f"compared on {kept} after each pass: the interpreter takes too long for more")
+
+    def _affordable(self, inputs: list[Inputs]) -> list[_Case]:
+        start, cases = time.perf_counter(), []
+        for case in map(_Case, inputs):
+            self._run([case])
+            cases.append(case)
+            if time.perf_counter() - start > MOST_SECONDS:
+                break
+        return cases
+
+    def after(self, one: Pass, _seconds: float, changed: bool) -> None:
+        """Raises DefectError, naming the pass, the output and the inputs, when the model computes something else
+        than before the pass."""
+        losses, self._losses = self._report.losses[self._losses :], len(self._report.losses)
+        if not changed:
+            return
+        before = [case.outputs for case in self._cases]
+        failures = self._run(self._cases)
+        for case, want, failure in zip(self._cases, before, failures, strict=True):
+            if want is None:
+                continue
+            if case.outputs is None:
+                raise DefectError(f"after {one.name}: the model cannot be run on {case} any more: {failure}")
+            bound = sum(loss.output_error for loss in losses) if one.exactness == "lossy" else None
+            for name, expected in want.items():
+                found = self._difference(name, case.outputs[name], expected, bound)
+                if found is not None:
+                    raise DefectError(f"after {one.name}: output {name!r} on {case} {found}")
+
+    def _difference(self, name: str, found: np.ndarray, expected: np.ndarray, bound: float | None) -> str | None:
+        """What is wrong with an output of the model as it is now; None if nothing is."""
+        compared = compare(name, found, expected, self._tolerance)
+        if compared.matches:
+            return None
+        if compared.absolute is None:
+            return compared.note
+        if bound is None:
+            return f"differs by {compared.absolute:.1e}; expected at most {self._tolerance:g} of its largest element"
+        typical = _typical_difference(found, expected)
+        if typical <= bound:
+            return None
+        return f"differs by {typical:.1e} of its size in half of its elements; the losses add up to {bound:.1e}"
+
+    def _run(self, cases: list[_Case]) -> list[str]:
+        """Run the model as it is now on all cases; the result says for each of them why it failed, if it did."""
+        from moec.ir.interpreter import EvaluationError, runner
+
+        try:
+            run = runner(self._model, dtype=np.float64)
+        except (ValueError, EvaluationError) as error:
+            for case in cases:
+                case.outputs = None
+            return [one_line(error)] * len(cases)
+        failures = []
+        for case in cases:
+            try:
+                case.outputs, failure = run(case.inputs), ""
+            except (ValueError, EvaluationError, MemoryError) as error:
+                case.outputs, failure = None, one_line(error)
+            failures.append(failure)
+        return failures
+
+
+def _typical_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The median of the differences of finite elements, as a share of the root mean square of what is expected."""
+    finite = np.isfinite(expected)
+    size = np.sqrt(np.mean(np.square(expected[finite]))) if finite.any() else 0.0
+    gap = np.abs(found - expected)[finite]
+    return float(np.median(gap) / size) if size else float(gap.max(initial=0.0))
+
+
+def _covering(model: ir.Model) -> Covering:
+    """Inputs that the model is for. Sizes that it leaves open may be fixed by operators of onnxruntime's own."""
+    from moec.frontend.conditions import conditions_of, settled
+    from moec.input_sizes import input_sizes
+    from moec.passes import pipeline
+    from moec.runtime.inputs import InputCheck
+    from moec.sampling import tensor_specs
+
+    narrowed = model.clone()
+    pipeline.run(narrowed, pipeline.parse("infer-shapes,decompose-contrib"))
+    specs = tensor_specs(narrowed.graph.inputs)
+    guards = settled(conditions_of(model).guards, tensor_specs(model.graph.inputs), specs)
+    check = InputCheck(specs, guards=guards)
+
+    def accepts(inputs: Inputs) -> bool:
+        try:
+            check(inputs)
+        except InputError:
+            return False
+        return True
+
+    return covering_inputs(model, specs, input_sizes(model), guards, accepts)

@@ -14,7 +14,7 @@ from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import experts
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
-from moec.passes.raising.coverage import reaching_trials, watch_block
+from moec.passes.raising.coverage import reaching_trials, roundings, watch_block
 from moec.passes.raising.facts import Array
 from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import Trial, one_token_per_expert, trials
@@ -74,7 +74,7 @@ def judge(block: Block, proposal: Proposal, *, has_judged_twin: bool = False) ->
     comparison.run_all(trials(block, proposal.routing))
     if comparison.worst <= TOLERANCE:
         comparison.run_all(reaching_trials(block, proposal.routing, comparison.watch))
-    return comparison.verdict(comparison.watch.unseen())
+    return comparison.verdict([*roundings(block), *comparison.watch.unseen()])
 
 
 @dataclasses.dataclass

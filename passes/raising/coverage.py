@@ -13,9 +13,10 @@ from collections.abc import Iterator, Set
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.decisions import Never
 from moec.ir.interpreter import EvaluationError
 from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
-from moec.ir.watch import Watch
+from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
 from moec.passes.raising.facts import Array
 from moec.passes.raising.router import Routing
@@ -26,6 +27,26 @@ def watch_block(block: Block, used: Set[ir.Value]) -> Watch:
     """A watch over all nodes of a block. The numbers of ``used`` constants are not looked at: they may be others in a
     block of equal structure."""
     return Watch(block.nodes, block_intervals(block, used))
+
+
+class _Rounds(Never):
+    """Trials are computed in float64, where rounding to fewer bits and its overflow do not show."""
+
+    def __str__(self) -> str:
+        return "it rounds to a type that holds less than x and y do"
+
+
+def roundings(block: Block) -> list[Unseen]:
+    """Casts inside a block to floats that hold less than x and y do: they change results, and which experts are chosen.
+    What is rounded to the type of x or y is rounded no more than at the block's borders."""
+    types = {value.dtype for value in (block.x, block.y) if value.dtype is not None}
+    bits = min((dtype.bitwidth for dtype in types), default=0)
+
+    def rounds(node: ir.Node) -> bool:
+        dtype = node.outputs[0].dtype if node.op_type in ("Cast", "CastLike") else None
+        return dtype is not None and dtype.is_floating_point() and dtype.bitwidth <= bits and dtype not in types
+
+    return [Unseen(node, _Rounds()) for node in block.nodes if rounds(node)]
 
 
 def block_intervals(block: Block, used: Set[ir.Value]) -> dict[ir.Value, Interval]:

@@ -155,6 +155,39 @@ def test_a_clamp_of_logits_stays_outside(raised):
     assert [node.op_type for node in model.graph if node.op_type in ("Clip", "Route")] == ["Clip", "Route"]
 
 
+def test_a_rounding_of_logits_stays_outside(raised):
+    condition = "half_logits = Cast <to = 10> (logits)\n c = Cast <to = 1> (half_logits)\n" + LOGITS.replace(
+        "logits", "c"
+    )
+    model, _ = raised("batched", LOGITS, condition)
+    kinds = [node.op_type for node in model.graph if node.op_type in ("Cast", "Route")]
+    assert kinds[:3] == ["Cast", "Cast", "Route"]
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_a_rounding_of_what_an_expert_returns_is_no_rounding_of_the_block(raised, dtype):
+    steps = f"o1 = Cast <to = {dtype.value}> (o)\n o2 = Cast <to = 1> (o1)\n weighted = Mul (o2,"
+    model, report = raised("batched", "weighted = Mul (o,", steps)
+    assert not any(dialect.is_moec(node) for node in model.graph)
+    (remark,) = report.remarks
+    assert "it rounds to a type that holds less than x and y do" in remark.message
+
+
+def test_a_router_in_float32_of_a_block_in_float16_is_raised(build, texts, normal):
+    """Its weights are rounded to what x and y are rounded to."""
+    text = (
+        texts["batched"]
+        .replace("(x,", "(x16,")
+        .replace(LOGITS, "c = Cast <to = 1> (logits)\n" + LOGITS.replace("logits", "c"))
+    )
+    text = text.replace(WEIGHTS, "w32 = Div (top, total)\n w = Cast <to = 10> (w32)")
+    text = "x16 = Cast <to = 10> (x)\n" + text.replace("y = ", "y16 = ") + "y = Cast <to = 1> (y16)"
+    sizes = {"router": (6, 4), "up": (4, 10, 6), "down": (4, 6, 5)}
+    model = build(text, **{name: normal(*size).astype(np.float16) for name, size in sizes.items()})
+    assert RaiseMoE().apply(model, Report())
+    assert any(dialect.is_moec(node, "Route") for node in model.graph)
+
+
 def test_floor_threshold_and_limit_become_attributes(raised):
     def spec(condition, kind, table=CONDITIONS):
         model, _ = raised("batched", *table[condition])

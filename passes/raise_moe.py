@@ -60,13 +60,13 @@ class RaiseMoE:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
-        done: set[ir.Node] = set()
         understood: set[ir.Node] = set()
         known: Known = {}
         failures: list[_Failure] = []
-        while (anchor := _next_anchor(model.graph, done)) is not None:
-            done.add(anchor)
-            facts = Facts(model.graph)
+        facts = Facts(model.graph)
+        for anchor in [node for node in model.graph if is_op(node, *SELECTIONS)]:
+            if anchor in understood:
+                continue
             try:
                 block, match = _understand(facts, anchor, known)
             except NotUnderstoodError as reason:
@@ -74,7 +74,6 @@ class RaiseMoE:
                 continue
             if block is None or match is None:
                 continue
-            done.update(block.nodes)
             understood.update(block.nodes)
             replace(model.graph, block, match.proposal, match.formulation)
             self._tell(report, block, match)
@@ -115,10 +114,6 @@ def _one_per_block(failures: list[_Failure]) -> list[_Failure]:
     return list(nearest.values())
 
 
-def _next_anchor(graph: ir.Graph, done: set[ir.Node]) -> ir.Node | None:
-    return next((node for node in graph if is_op(node, *SELECTIONS) and node not in done), None)
-
-
 def _understand(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
     """The deepest cut around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
@@ -150,8 +145,7 @@ def _report_uncut(facts: Facts, anchor: ir.Node) -> None:
     logits = find_logits(facts, anchor)
     if not logits or not is_contraction(logits[0].producer()):
         return
-    later = facts.dependents(anchor.outputs, facts.order)
-    users = [node for node in facts.order if any(value in later for value in node.inputs)]
+    users = list(facts.readers(anchor.outputs))
     branches = [node for node in users if node.op_type in ("If", "Loop", "Scan")]
     if branches:
         first = branches[0]

@@ -90,7 +90,7 @@ def _add_constant(proto: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProt
         return
     if tensor is not None:
         value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
-    if all(known.name != value.name for known in proto.input):
+    if not value.is_graph_input():
         proto.input.append(ir.serde.serialize_value(value))
         if tensor is not None:
             ir.serde.serialize_shape_into(proto.input[-1].type, shape_for_inference(tensor))

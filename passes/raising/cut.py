@@ -42,12 +42,11 @@ def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
 def cut_blocks(facts: Facts, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
     """Blocks around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
     given = facts.determined_by([logits])
-    selected = facts.dependents([logits], facts.order)
     for y in itertools.islice(facts.gateways_after([logits]), MOST_GATEWAYS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
         for x in itertools.islice(facts.gateways_before(y, given), 1, MOST_GATEWAYS):
-            block = None if x in selected else _cut(facts, anchor, x, logits, y)
+            block = None if facts.depends(x, logits) else _cut(facts, anchor, x, logits, y)
             if block is not None and len(block.projections()) >= 2 and _maps_rows_to_rows(block):
                 yield block
                 break

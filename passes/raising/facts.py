@@ -5,7 +5,8 @@ Reading only the shape of a value (``Shape``) does not count as depending on its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,20 +27,36 @@ MOVEMENT = frozenset(
 
 
 class Facts:
-    """Constants and node order of one graph. Valid until the graph changes."""
+    """Constants and node order of one graph. Valid while the graph changes by nothing but what :meth:`extend` tells of,
+    and what becomes unused."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self.order = {node: position for position, node in enumerate(graph)}
-        self.outputs = {value for value in graph.outputs if value is not None}
+        self._graph = graph
+        self.order: dict[ir.Node, float] = {}
+        self._room: dict[ir.Node, float] = {}  # how far in front of a node there is no other; 1 where nothing is said
         self._arrays: dict[ir.Value, Array] = {}
         self._stored: dict[ir.Value, WeightRun | None] = {}
-        self._constant = {value for value in graph.initializers.values() if value.const_value is not None}
-        self._constant -= set(graph.inputs)
-        for node in graph:
+        self._constant = set(filter(_is_initial, graph.initializers.values()))
+        self._from_shapes: set[ir.Value] = set()
+        self._learn({node: position for position, node in enumerate(graph)})
+
+    def extend(self, nodes: Sequence[ir.Node], before: ir.Node) -> None:
+        """Learn of new nodes, given in order, that stand before another and compute in its place what it computed.
+
+        Takes time for these nodes alone: a graph with many blocks is read once.
+        """
+        self._constant.update(value for node in nodes for value in node.inputs if value and _is_initial(value))
+        end, room = self.order[before], self._room.get(before, 1.0)
+        step = room / (len(nodes) + 1)
+        self._room.update(dict.fromkeys((*nodes, before), step))
+        self._learn({node: end - room + step * place for place, node in enumerate(nodes, 1)})
+
+    def _learn(self, order: Mapping[ir.Node, float]) -> None:
+        self.order.update(order)
+        self.outputs = {value for value in self._graph.outputs if value is not None}
+        for node in order:
             if self._is_constant(node):
                 self._constant.update(node.outputs)
-        self._from_shapes: set[ir.Value] = set()
-        for node in graph:
             if node.op_type in ("Shape", "Size") or (
                 node.inputs and all(value is None or self._is_free_of_data(value) for value in node.inputs)
             ):
@@ -112,27 +129,59 @@ class Facts:
                 reached.update(node.outputs)
         return reached
 
+    def depends(self, value: ir.Value, source: ir.Value) -> bool:
+        """Whether ``value`` is ``source`` or computed from its data. Looks at the nodes between the two alone."""
+        producer = source.producer()
+        start = -1 if producer is None else self.order[producer]
+        pending, seen = [value], set[ir.Node]()
+        while pending:
+            value = pending.pop()
+            if value is source:
+                return True
+            node = value.producer()
+            if node is not None and node not in seen and node.op_type != "Shape" and self.order[node] > start:
+                seen.add(node)
+                pending.extend(one for one in node.inputs if one is not None)
+        return False
+
     def determined_by(self, values: Iterable[ir.Value]) -> frozenset[ir.Value]:
         """``values`` and all that is computed from them, constants and shapes alone."""
         determined = set(values)
-        for node in self.order:
-            inputs = [value for value in node.inputs if value is not None]
-            if any(v in determined for v in inputs) and all(
-                v in determined or self._is_free_of_data(v) for v in inputs
-            ):
-                determined.update(node.outputs)
+
+        def follows(node: ir.Node) -> bool:
+            return all(value is None or value in determined or self._is_free_of_data(value) for value in node.inputs)
+
+        for node in self._downstream(determined, follows):
+            determined.update(node.outputs)
         return frozenset(determined)
+
+    def readers(self, values: Iterable[ir.Value]) -> Iterator[ir.Node]:
+        """The nodes that compute from the data of ``values``, directly or not, in graph order."""
+        return self._downstream(values, lambda node: node.op_type != "Shape")
+
+    def _downstream(self, values: Iterable[ir.Value], follows: Callable[[ir.Node], bool]) -> Iterator[ir.Node]:
+        """The nodes behind ``values`` that can be reached over nodes for which ``follows`` holds, in graph order."""
+        queue: list[tuple[float, ir.Node]] = []
+        seen: set[ir.Node] = set()
+        pending = list(values)
+        while pending or queue:
+            for node in (node for value in pending for node in value.consumers()):
+                if node in self.order and node not in seen:
+                    seen.add(node)
+                    heapq.heappush(queue, (self.order[node], node))
+            pending = []
+            if queue:
+                _, node = heapq.heappop(queue)
+                if follows(node):
+                    yield node
+                    pending = list(node.outputs)
 
     def gateways_after(self, values: Iterable[ir.Value]) -> Iterator[ir.Value]:
         """Values that everything computed from ``values`` passes through (post-dominators), nearest first."""
-        reached = set(values)
+        reached = list(values)
         alive_until = max((self._last_data_use(value) for value in reached), default=-1)
-        producers = [node for value in reached if (node := value.producer()) is not None]
-        start = min((self.order[node] for node in producers), default=-1)
-        for node, position in self.order.items():
-            if position <= start or node.op_type == "Shape" or not any(value in reached for value in node.inputs):
-                continue
-            reached.update(node.outputs)
+        for node in self.readers(reached):
+            position = self.order[node]
             if len(node.outputs) == 1 and alive_until <= position:
                 yield node.outputs[0]
             for value in node.outputs:
@@ -167,6 +216,11 @@ def _stored(value: ir.Value) -> WeightRun | None:
     except UnsupportedError:  # it is no weight, or of no format that experts can have
         return None
     return run
+
+
+def _is_initial(value: ir.Value) -> bool:
+    """Whether a value is a constant from the start; an initializer that is an input may be given another value."""
+    return value.is_initializer() and value.const_value is not None and not value.is_graph_input()
 
 
 def rank_of(run: WeightRun) -> int:

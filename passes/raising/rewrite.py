@@ -19,7 +19,8 @@ BLOCK_KEY = "moec.block"
 
 
 def replace(graph: ir.Graph, block: Block, proposal: Proposal, formulation: str) -> None:
-    """Compute ``block.y`` by Route and Experts. What thereby becomes unused is left to remove-dead-nodes."""
+    """Compute ``block.y`` by Route and Experts, and let the block's facts know. What thereby becomes unused is left to
+    remove-dead-nodes."""
     name = block.name
     writer = _Writer(graph, block, block.y.name or name)
     logits = writer.rows(block.logits, block.E, "logits")
@@ -37,6 +38,7 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal, formulation: str)
     experts.metadata_props[dialect.FORMULATION_KEY] = formulation
     (y,) = writer.add(experts, block.x.dtype, "y")
     writer.finish(y)
+    block.facts.extend(writer.nodes, before=writer.place)
 
 
 @dataclasses.dataclass
@@ -46,15 +48,22 @@ class _Writer:
     graph: ir.Graph
     block: Block
     name: str
+    nodes: list[ir.Node] = dataclasses.field(default_factory=list)
+
+    @property
+    def place(self) -> ir.Node:
+        """The node in front of which everything is written."""
+        producer = self.block.y.producer()
+        assert producer is not None
+        return producer
 
     def add(self, node: ir.Node, dtype: ir.DataType | None, *outputs: str) -> tuple[ir.Value, ...]:
         for value, label in zip(node.outputs, outputs, strict=True):
             value.name = f"{self.name}.{label}"
             value.type = None if dtype is None else ir.TensorType(dtype)
         node.metadata_props[BLOCK_KEY] = self.block.name
-        producer = self.block.y.producer()
-        assert producer is not None
-        self.graph.insert_before(producer, node)
+        self.graph.insert_before(self.place, node)
+        self.nodes.append(node)
         return tuple(node.outputs)
 
     def rows(self, value: ir.Value, width: int, label: str) -> ir.Value:

@@ -51,7 +51,7 @@ def propose_routings(block: Block) -> list[Routing]:
     observed = _observe(block, logits)
     if not observed:
         return []
-    found: dict[Routing, tuple[int, int]] = {}
+    found: dict[Routing, tuple[float, int]] = {}
     by_k = {k: [view for view in observed if view.k == k] for k in {view.k for view in observed}}
     starts = {k: np.stack([view.mixture[:FIRST] for view in views]) for k, views in by_k.items()}
     for routing in _grid(block, sorted(by_k)):
@@ -103,7 +103,7 @@ class _View:
 
     mixture: Array
     k: int
-    position: int
+    position: float
 
 
 def _observe(block: Block, logits: Array) -> list[_View]:

@@ -51,7 +51,18 @@ def _rows(c: Configuration, width: int, fill: Fill) -> Input:
 
 def _logits(c: Configuration) -> Input:
     """Of B*T rows, for the router's inputs always have two axes."""
-    return Input(("T" if c["rank"] == 2 else "BT", c["E"]), normal(c["dtype"]))
+    return Input(("T" if c["rank"] == 2 else "BT", c["E"]), _apart(c["dtype"]))
+
+
+def _apart(dtype: str) -> Fill:
+    """Rows of numbers that differ by 0.1 at least: of equal scores onnxruntime takes the higher expert, moec the lower
+    one."""
+
+    def fill(generator: np.random.Generator, shape: tuple[int, ...], _: Sizes) -> np.ndarray:
+        ranks = generator.permuted(np.broadcast_to(np.arange(shape[1]), shape), axis=1)
+        return (0.3 * (ranks - shape[1] / 2) + generator.uniform(0, 0.2, shape)).astype(element_type(dtype))
+
+    return fill
 
 
 def _sizes(c: Configuration) -> list[dict[str, int]]:

@@ -76,7 +76,7 @@ class Draft:
         return int(self.generator.integers(-value.rank, value.rank))
 
     def constant(self, data: Any, dtype: Any = np.int64) -> Constant:
-        array = np.array(data, dtype)
+        array = np.array(data).astype(dtype)  # negative numbers become unsigned ones
         return Constant(self.name(), [array] * self.runs, array.shape)
 
     def fed(self, make: Callable[[int], Any], dtype: Any = np.int64) -> Value:

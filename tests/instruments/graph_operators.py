@@ -10,6 +10,8 @@ import numpy as np
 from .graph_drafts import Draft, Impossible, Proposal
 from .graphs import Value
 
+_NUMBERS = "fiu"
+"""The kinds of their element types."""
 _ROUNDED = ("Exp", "Log", "Sqrt", "Sigmoid", "Tanh", "Erf", "Softplus", "Softsign", "Elu", "Gelu", "Reciprocal")
 _EXACT = ("Neg", "Abs", "Relu", "Identity")
 _STEPPED = ("Floor", "Ceil", "Round", "Sign", "IsNaN", "IsInf")
@@ -19,13 +21,13 @@ def unary(draft: Draft) -> Proposal:
     op_type = draft.one_of(*_ROUNDED, *_EXACT, *_STEPPED, "LeakyRelu", "HardSigmoid", "Not", "Not")
     if op_type == "Not":
         return Proposal(op_type, [draft.pick("b")])
-    x = draft.pick("f" if op_type not in ("Neg", "Abs", "Identity", "Sign") else "fi")
+    x = draft.pick("f" if op_type not in ("Neg", "Abs", "Identity", "Sign") else _NUMBERS)
     return Proposal(op_type, [x], exact=op_type in (*_EXACT, *_STEPPED), steps=op_type in _STEPPED)
 
 
 def binary(draft: Draft) -> Proposal:
     op_type = draft.one_of("Add", "Sub", "Mul", "Mul", "Div", "Max", "Min", "Pow", "PRelu")
-    x = draft.pick("fi" if op_type not in ("PRelu", "Pow") else "f")
+    x = draft.pick(_NUMBERS if op_type not in ("PRelu", "Pow") else "f")
     y = draft.pick(like=x)
     if op_type == "Div":  # of integers towards zero, and a divisor that is nearly zero says nothing of rounding
         numbers = [np.abs(array.astype(np.float64)) for array in y.arrays]
@@ -49,7 +51,7 @@ def modulo(draft: Draft) -> Proposal:
 
 
 def comparison(draft: Draft) -> Proposal:
-    x = draft.pick("fi")
+    x = draft.pick(_NUMBERS)
     op_type = draft.one_of("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual")
     return Proposal(op_type, [x, draft.pick(like=x)], steps=True)
 
@@ -77,7 +79,7 @@ def cast(draft: Draft) -> Proposal:
 
 
 def clip(draft: Draft) -> Proposal:
-    x = draft.pick("fi")
+    x = draft.pick(_NUMBERS)
     low = draft.constant(draft.one_of(-2, 0, 3), x.dtype) if draft.chance(0.7) else None
     high = draft.constant(draft.one_of(-1, 1, 4), x.dtype) if draft.chance(0.7) else None
     return Proposal("Clip", [x, low, high])
@@ -161,7 +163,7 @@ def gather_nd(draft: Draft) -> Proposal:
 
 def scatter_elements(draft: Draft) -> Proposal:
     """No index twice, for onnxruntime does not say which update wins."""
-    x = draft.pick("fi", rank=1)
+    x = draft.pick(_NUMBERS, rank=1)
     axis = draft.axis(x)
     sizes = [array.shape[axis] for array in x.arrays]
 
@@ -185,7 +187,7 @@ def _has_nan(x: Value) -> bool:
 
 
 def scatter_nd(draft: Draft) -> Proposal:
-    x = draft.pick("fi", rank=1)
+    x = draft.pick(_NUMBERS, rank=1)
     sizes = [array.shape[0] for array in x.arrays]
     index = _indices(draft, sizes, lambda _: (1, 1))
     updates = draft.fed(lambda run: draft.generator.integers(-4, 5, (1, *x.arrays[run].shape[1:])), x.dtype)
@@ -231,7 +233,7 @@ def expand(draft: Draft) -> Proposal:
 
 def pad(draft: Draft) -> Proposal:
     """Also by less than nothing, and by numbers that arrive when the model runs."""
-    x = draft.pick("fi", rank=1)
+    x = draft.pick(_NUMBERS, rank=1)
     mode = draft.one_of("constant", "constant", "constant", "edge", "reflect", "wrap")
     low = -1 if mode == "constant" else 0
     amounts = [draft.generator.integers(low, 3, 2 * x.rank) for _ in range(draft.runs)]
@@ -246,7 +248,7 @@ _REDUCTIONS = (*_SUMS, "ReduceMean", "ReduceProd", "ReduceL2", "ReduceLogSum", "
 
 def reduction(draft: Draft) -> Proposal:
     op_type = draft.one_of(*_REDUCTIONS)
-    x = draft.pick("fi" if op_type in _SUMS else "f")
+    x = draft.pick(_NUMBERS if op_type in _SUMS else "f")
     count = int(draft.generator.integers(x.rank + 1))
     axes = [int(axis) for axis in draft.generator.choice(x.rank, count, replace=False)] if x.rank else []
     attributes = {"keepdims": draft.one_of(0, 1), "noop_with_empty_axes": draft.one_of(0, 0, 0, 1)}
@@ -275,14 +277,14 @@ def top_k(draft: Draft) -> Proposal:
 
 def _ordered(draft: Draft) -> Value:
     """Without what is not a number, whose place ONNX does not say."""
-    x = draft.pick("fi", rank=1)
+    x = draft.pick(_NUMBERS, rank=1)
     if _has_nan(x):
         raise Impossible
     return x
 
 
 def running(draft: Draft) -> Proposal:
-    x = draft.pick("fi", rank=1)
+    x = draft.pick(_NUMBERS, rank=1)
     attributes = {"exclusive": draft.one_of(0, 1), "reverse": draft.one_of(0, 1)}
     return Proposal("CumSum", [x, draft.constant(draft.axis(x))], attributes)
 
@@ -342,7 +344,7 @@ def made(draft: Draft) -> Proposal:
         other = draft.pick()
         return Proposal(op_type, [draft.fed(lambda run: other.arrays[run].shape)])
     if op_type == "OneHot":
-        index = draft.pick("i")
+        index = draft.pick("iu")
         depth = draft.constant(draft.one_of(3, 1, 5))
         return Proposal(op_type, [index, depth, draft.constant([0, 1], np.float32)], {"axis": draft.one_of(-1, 0)})
     dtype = draft.one_of(np.int64, np.float32)

@@ -1,7 +1,7 @@
 """Random graphs with dynamic sizes, none and one among them, against onnxruntime.
 
 python -m tests.instruments.random_graphs 1000                # prints failures, shrunk, and a table
-python -m tests.instruments.random_graphs 16 --seed 42 --save DIR
+python -m tests.instruments.random_graphs 16 --seed 42 --nodes 8 15 --save DIR
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -25,21 +25,22 @@ PER_MODEL = 8
 """Graphs that are compiled together; when these fail, one by one."""
 _RUNS = [[(3, 4), (1, 2), (0, 5)], [(1, 1), (5, 0), (2, 7)], [(4, 1), (0, 0), (33, 3)], [(2, 3), (17, 1), (1, 16)]]
 _DIMS = [("N", 4), ("N", "M"), (4,), ("M",), (1, "N"), ("N", 1, 3), (), ("M", 2, 2), (1,), (2, "N", "M"), (3, 3)]
-_TYPES = ["float32", "float32", "float32", "int64", "bool", "int32", "float16", "float64"]
+_TYPES = ["float32", "float32", "float32", "float32", "int64", "bool", "int32", "float16", "float64", "uint8", "int8"]
+NODES = (2, 7)
 
 
-def drawn(seed: int) -> list[Graph]:
-    """Graphs of 2 to 7 nodes; all of a seed have the same runs."""
+def drawn(seed: int, nodes: Sequence[int] = NODES) -> list[Graph]:
+    """Graphs of so many nodes, least and most; all of a seed have the same runs."""
     generator = np.random.default_rng(seed)
     sizes = _RUNS[generator.integers(len(_RUNS))]
-    return [_graph(Draft(generator, sizes, f"g{number}_")) for number in range(PER_MODEL)]
+    return [_graph(Draft(generator, sizes, f"g{number}_"), nodes) for number in range(PER_MODEL)]
 
 
-def _graph(draft: Draft) -> Graph:
+def _graph(draft: Draft, nodes: Sequence[int]) -> Graph:
     for _ in range(3):
         draft.input(draft.one_of(*_TYPES), draft.one_of(*_DIMS))
     draft.input("float32", draft.one_of(*_DIMS))
-    left, wished = 60, int(draft.generator.integers(2, 8))
+    left, wished = 10 * nodes[1], int(draft.generator.integers(nodes[0], nodes[1] + 1))
     while left and wished:
         left -= 1
         try:
@@ -49,9 +50,9 @@ def _graph(draft: Draft) -> Graph:
     return draft.finished()
 
 
-def sweep(count: int, seed: int, worker: Worker) -> Iterator[tuple[Graph, Outcome]]:
+def sweep(count: int, seed: int, worker: Worker, nodes: Sequence[int] = NODES) -> Iterator[tuple[Graph, Outcome]]:
     while count > 0:
-        found = worker.do((drawn, seed))
+        found = worker.do((drawn, seed, nodes))
         graphs: list[Graph] = [] if isinstance(found, Lost) else found  # onnxruntime may die of a node
         graphs = [graph for graph in graphs if graph.outputs][:count]
         seed, count = seed + 1, count - len(graphs)
@@ -87,11 +88,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nodes", type=int, nargs=2, default=NODES, metavar=("LEAST", "MOST"))
     parser.add_argument("--save", type=pathlib.Path, help="a folder for the smallest failing graphs")
     parser.add_argument("--refused", action="store_true", help="count the reasons of refusals")
     arguments = parser.parse_args()
     worker, outcomes, reasons = started_worker(), [], collections.Counter()
-    for number, (graph, outcome) in enumerate(sweep(arguments.count, arguments.seed, worker)):
+    for number, (graph, outcome) in enumerate(sweep(arguments.count, arguments.seed, worker, arguments.nodes)):
         outcomes.append(("random graphs", outcome))
         if outcome.status == "refused":
             reasons[outcome.detail] += 1

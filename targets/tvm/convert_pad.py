@@ -19,12 +19,13 @@ from moec.targets.tvm.te_kernels import Requirement
 def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     mode = attribute(node, "mode", "constant")
-    if mode not in ("constant", "edge", "reflect"):
-        raise UnsupportedError(f"Pad mode {mode!r} is not supported; expected constant, edge or reflect")
+    if mode not in ("constant", "edge", "reflect", "wrap"):
+        raise UnsupportedError(f"Pad mode {mode!r} is unknown; expected constant, edge, reflect or wrap")
     sizes = lowering.dimensions(value)
     axes = lowering.numbers(optional_input(node, 3), "the axes") or list(range(len(sizes)))
     pads = lowering.runtime_integers(required_input(node, 1))
     before: list[Any] = [0] * len(sizes)
+    kept: list[tuple[Any, Any]] = [(0, size) for size in sizes]
     shape = list(sizes)
     padded, needed = set(), []
     for number, axis in enumerate(axes):
@@ -33,8 +34,10 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
         if any(not isinstance(pad, int) or pad for pad in (pads[number], pads[number + len(axes)])):
             padded.add(axis)
         after = pads[number + len(axes)]
+        kept[axis] = _kept(lowering, sizes[axis], pads[number], after)
         padded_size = lowering.sizes.simplify(sizes[axis] + pads[number] + after)
-        needed += _valid_pads(lowering, mode, axis, sizes[axis], (pads[number], after), padded_size)
+        found = f"pads {[pads[number], after]} on axis {axis} of size {sizes[axis]}"
+        needed += _valid_pads(lowering, mode, found, kept[axis][1], (pads[number], after), padded_size)
         shape[axis] = lowering.sizes.at_least(padded_size, 0)
     fill = optional_input(node, 2)
     constant_fill = fill is None or lowering.is_constant(fill)
@@ -44,7 +47,7 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
         def element(*at: tirx.Expr) -> tirx.Expr:
             places = [index - start for index, start in zip(at, before, strict=True)]
             if mode != "constant":
-                return source(*(_padded_position(place, size, mode) for place, size in zip(places, sizes, strict=True)))
+                return source(*(_padded_position(place, *part, mode) for place, part in zip(places, kept, strict=True)))
             inside = [in_range(places[axis], sizes[axis]) for axis in sorted(padded)]
             outside = given[0](*[0] * len(given[0].shape)) if given else tirx.const(number, source.dtype)
             return tirx.if_then_else(tirx.all(tirx.const(True, "bool"), *inside), source(*places), outside)
@@ -58,18 +61,23 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
     return lowering.compute(build, [lowering.tensor(one) for one in values], "pad", needed)
 
 
+def _kept(lowering: Lowering, size: Any, before: Any, after: Any) -> tuple[Any, Any]:
+    """Where what negative pads leave begins, and how long it is: what other pads repeat is taken from that."""
+    first, last = (lowering.sizes.at_least(lowering.sizes.simplify(-1 * pad), 0) for pad in (before, after))
+    return first, lowering.sizes.simplify(size - first - last)
+
+
 def _valid_pads(
-    lowering: Lowering, mode: str, axis: int, size: Any, pads: Sequence[Any], padded: Any
+    lowering: Lowering, mode: str, found: str, size: Any, pads: Sequence[Any], padded: Any
 ) -> list[Requirement]:
-    """That something is left, and that what a pad repeats is there."""
-    found = f"pads {list(pads)} on axis {axis} of size {size}"
+    """That something is left, and that what a pad repeats is there. ``size``: of what negative pads leave."""
     needed = lowering.require(padded >= 0, found, "a result of size 0 or more")
-    if mode == "edge":
-        something = _either(padded <= 0, size >= 1)
-        needed += lowering.require(something, found, "something to repeat")
+    if mode in ("edge", "wrap"):
+        needed += lowering.require(_either(padded <= 0, size >= 1), found, "something to repeat")
     if mode == "reflect":
         for pad in pads:
-            needed += lowering.require(_either(pad <= 0, pad < size), found, "pads below the size")
+            fits = _either(_either(padded <= 0, pad <= 0), pad < size)
+            needed += lowering.require(fits, found, "pads below the size")
     return needed
 
 
@@ -79,11 +87,14 @@ def _either(left: Any, right: Any) -> Any:
     return right if left is False else left if right is False else tirx.any(left, right)
 
 
-def _padded_position(place: tirx.Expr, size: Any, mode: str) -> tirx.Expr:
+def _padded_position(place: tirx.Expr, first: Any, size: Any, mode: str) -> tirx.Expr:
+    """The place whose element is at ``place``, among ``size`` from ``first`` on."""
+    if mode == "wrap":
+        return first + tirx.floormod(place - first, tirx.max(size, tirx.IntImm("int64", 1)))
     if mode == "reflect":
-        place = tirx.abs(place)
-        place = tirx.Select(place >= size, 2 * (size - 1) - place, place)
-    return tirx.max(tirx.min(place, size - 1), tirx.IntImm("int64", 0))
+        distance = tirx.abs(place - first)
+        place = first + tirx.Select(distance >= size, 2 * (size - 1) - distance, distance)
+    return tirx.max(tirx.min(place, first + size - 1), first + tirx.IntImm("int64", 0))
 
 
 CONVERTERS: dict[str, Converter] = {"Pad": _convert_pad}

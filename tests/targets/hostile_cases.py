@@ -98,7 +98,8 @@ CASES: dict[str, tuple[str, Any]] = {
         lambda: two_integers("p", 4),
     ),
     "Pad by the edge": (
-        'g (float[N,16] x, int64[4] p) => (float[A,B] y) { y = Pad<mode = "edge">(x, p) }',
+        'g (float[N,16] x, int64[4] p) => (float[A,B] y, float[A,B] z) { '
+        'y = Pad<mode = "edge">(x, p) z = Pad<mode = "wrap">(x, p) }',
         lambda: (f for f in two_integers("p", 4) if abs(f["p"]).max() < 99),
     ),
     "Reshape": ("g (float[N,16] x, int64[2] s) => (float[A,B] y) { y = Reshape(x, s) }", lambda: two_integers("s")),

@@ -50,9 +50,9 @@ def test_all_unknown_operators_are_listed_with_node_domain_and_opset():
 def test_a_refused_node_is_named():
     text = """agraph (float[T,4] x) => (float[T,4] y) {
         p = Constant<value_ints = [1, 0, 1, 0]>()
-        [padding] y = Pad<mode = "wrap">(x, p)
+        [padding] y = Pad<mode = "mirror">(x, p)
     }"""
-    with pytest.raises(UnsupportedError, match=r"node 'padding' \(Pad\): Pad mode 'wrap'"):
+    with pytest.raises(UnsupportedError, match=r"node 'padding' \(Pad\): Pad mode 'mirror'"):
         lowered(text)
 
 

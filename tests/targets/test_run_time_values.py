@@ -160,6 +160,24 @@ def test_pads_and_what_they_are_filled_with():
         np.testing.assert_array_equal(model(x, integers(top, left, bottom, right), fill)["y"], expected)
 
 
+def test_pads_that_repeat_what_negative_ones_leave():
+    text = ", ".join(f"float[M] {mode}" for mode in ("edge", "reflect", "wrap"))
+    nodes = " ".join(f'{mode} = Pad<mode = "{mode}">(x, p)' for mode in ("edge", "reflect", "wrap"))
+    model = compiled(f"g (float[N] x, int64[2] p) => ({text}) {{ {nodes} }}")
+    for size, before, after in itertools.product((2, 3, 6), (-2, -1, 0, 2), (-3, 0, 1, 3)):
+        kept = numbers(size, 1).ravel()[max(-before, 0) : max(size - max(-after, 0), 0)]
+        pads = (max(before, 0), max(after, 0))
+        if len(kept) <= max(pads):
+            continue
+        found = model(numbers(size, 1).ravel(), integers(before, after))
+        for mode, result in found.items():
+            np.testing.assert_array_equal(result, np.pad(kept, pads, mode))  # type: ignore[call-overload]
+    for mode, expected in (("reflect", "pads below the size"), ("wrap", "something to repeat")):
+        one = compiled(f'g (float[N] x, int64[2] p) => (float[M] y) {{ y = Pad<mode = "{mode}">(x, p) }}')
+        with pytest.raises(InputError, match=rf"pads \[p_0, p_1\] on axis 0 of size N; expected {expected}"):
+            one(numbers(3, 1).ravel(), integers(-3, 2))
+
+
 def test_rows_that_a_constant_pad_moves():
     model = compiled("g (float[N,3] x) => (float[N,3] y) <int64[4] p = {1, 0, -1, 0}> { y = Pad(x, p) }")
     for size in SIZES:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.graphs import nested_graphs
 from moec.ir.intervals import Interval, may_hold
 
 Array = np.ndarray[Any, Any]
@@ -146,8 +147,11 @@ class Rounds(Condition):
         return "it rounds to whole numbers"
 
 
+@dataclasses.dataclass(frozen=True)
 class Never(Condition):
     """Something that no run can show, for want of knowledge of the operator."""
+
+    what: str = "what it decides is not known"
 
     def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
         return evidence
@@ -156,7 +160,7 @@ class Never(Condition):
         return False
 
     def __str__(self) -> str:
-        return "what it decides is not known"
+        return self.what
 
 
 def _between(*places: int) -> tuple[Condition, ...]:
@@ -286,6 +290,12 @@ def _linear(node: ir.Node) -> tuple[Condition, ...]:
     )
 
 
+def _branches(node: ir.Node) -> tuple[Condition, ...]:
+    """The condition is watched; of the branches nobody sees what they decide."""
+    decide = any(conditions(inner) for graph in nested_graphs(node) for inner in graph)
+    return (*_CONDITION, Never("its branches decide, too, and are not watched")) if decide else _CONDITION
+
+
 def _same(*found: Condition) -> Callable[[ir.Node], tuple[Condition, ...]]:
     return lambda node: found
 
@@ -315,7 +325,8 @@ DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
     **dict.fromkeys(("Ceil", "Floor", "Round"), _same(Rounds())),
     **dict.fromkeys(("ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), _VARIES),
     **dict.fromkeys(("Max", "Min"), _extremes),
-    **dict.fromkeys(("If", "Where"), _same(*_CONDITION)),
+    "If": _branches,
+    "Where": _same(*_CONDITION),
     "Cast": _cast,
     "Clip": _clamps,
     "Compress": _same(Compares(1, "==", 1, number=True), Compares(1, "==", 0, number=True)),

@@ -8,7 +8,6 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from moec.frontend.onnx import import_model
 from moec.ir.decisions import DECIDING, PLAIN
 from moec.ir.interpreter import Evaluator
 from moec.ir.intervals import intervals
@@ -26,6 +25,7 @@ CONSTANTS = {
     "start": np.array([0], np.int64),
     "first": np.array([0], np.int64),
     "two": np.int64(2),
+    "scalar": np.int64(0),
     "k": np.array([1], np.int64),
     "diagonal": np.int64(3),
 }
@@ -41,7 +41,7 @@ class Runs:
         used = {name for node in proto.graph.node for name in node.input}
         arrays = {name: np.asarray(array) for name, array in CONSTANTS.items() if name in used}
         proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
-        model = import_model(proto)
+        model = ir.serde.deserialize_model(proto)
         pipeline.run(model, pipeline.parse("infer-shapes"))
         self.x = model.graph.inputs[0]
         self._evaluator = Evaluator(list(model.graph), [self.x], list(model.graph.outputs), {"": 24})
@@ -138,6 +138,30 @@ def test_the_size_of_the_data_decides_what_a_triangle_leaves_out() -> None:
 
 def test_an_operator_that_nobody_knows_is_never_seen() -> None:
     assert Runs("y = Hardmax (x)").unseen(LOW, HIGH) == ["what it decides is not known"]
+
+
+def branches(then: str) -> str:
+    """Both branches of an If; the condition is true where the first number is larger than ten."""
+    return f"""f = Gather <axis = 1> (x, scalar)
+    m = ReduceMax <keepdims = 0> (f)
+    b = Greater (m, ten)
+    y = If (b) <then_branch = g () => (t) {{ t = {then} }}, else_branch = h () => (e) {{ e = Mul (x, ten) }}>"""
+
+
+def test_branches_that_decide_nothing_have_been_seen_when_both_were_run() -> None:
+    assert Runs(branches("Neg (x)")).unseen([[0, 0, 0], [1, 0, 0]]) != []
+    assert not Runs(branches("Neg (x)")).unseen(
+        [[0, 0, 0], [1, 0, 0]], [[9, 9, 9], [99, 0, 0]], [[99, 0, 0], [1, 0, 0]]
+    )
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["Min (x, ten)", "If (b) <then_branch = i () => (u) { u = Relu (x) }, else_branch = j () => (w) { w = Neg (x) }>"],
+)
+def test_branches_that_decide_are_never_seen_whole(then: str) -> None:
+    runs = ([[0, 0, 0], [1, 0, 0]], [[9, 9, 9], [99, 0, 0]], [[99, 0, 0], [1, 0, 0]])
+    assert Runs(branches(then)).unseen(*runs) == ["its branches decide, too, and are not watched"]
 
 
 def test_a_fork_keeps_what_it_sees_to_itself() -> None:

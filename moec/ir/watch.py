@@ -47,6 +47,10 @@ class Watch:
         other._evidence, other._open, other._watched = dict(self._evidence), set(self._open), set(self._watched)
         return other
 
+    def adopt(self, fork: Watch) -> None:
+        """Know what a fork of this one has seen."""
+        self._evidence, self._open, self._watched = fork._evidence, fork._open, fork._watched
+
     def unseen(self) -> list[Unseen]:
         """In the order of the nodes."""
         self._close()

@@ -96,18 +96,25 @@ class _Comparison:
                 return
 
     def _run(self, trial: Trial) -> None:
+        seen = self.watch.fork()
         try:
-            want = self.block.y_of(trial.x, trial.logits, self.watch)
+            want = self.block.y_of(trial.x, trial.logits, seen)
         except EvaluationError as error:  # a loop that cannot do without tokens stumbles in whatever operator is first
             self.undefined[trial.name] = str(error)
             return
         got = self.proposal.run(self.block, trial.x, trial.logits)
-        if trial.extreme and want is not None and want.size == got.size:
-            finite = np.isfinite(want).all(axis=1)
-            got, want = got[finite], want[finite]
-        found = difference(got, want)
+        finite = np.isfinite(want).all(axis=1) if trial.extreme and want is not None else None
+        if want is None or finite is None or finite.all():
+            self.watch.adopt(seen)
+            self._note(trial.name, difference(got, want))
+            return
+        self._note(trial.name, difference(got[finite], want[finite]))
+        if finite.any():  # what the other rows decide is not compared: it is not seen
+            self._run(Trial(trial.name, trial.x[finite], trial.logits[finite]))
+
+    def _note(self, trial: str, found: float) -> None:
         if found > self.worst:
-            self.worst, self.worst_trial = found, trial.name
+            self.worst, self.worst_trial = found, trial
 
     def verdict(self, unseen: list[Unseen]) -> Verdict:
         if "every expert" in self.undefined:

@@ -15,8 +15,8 @@ from moec.passes.raising.router import Routing
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Inputs to compare on. ``extreme``: numbers so large or small that the original itself may overflow; then the rows
-    on which it does are not compared."""
+    """Inputs to compare on. ``extreme``: numbers so large or small that the original itself may overflow; then it is
+    compared on the other rows alone."""
 
     name: str
     x: Array

@@ -208,6 +208,31 @@ def test_a_side_that_nothing_reaches_is_named(raised):
     assert "no input was found that takes one side of a decision (Greater node" in remark.message
 
 
+OVERFLOW = """ax = Abs (x)
+    m = ReduceMax <keepdims = 1> (ax, minus_one)
+    b = Greater (m, large)
+    c = Where (b, half, unit)
+    e = Exp ({exponent})
+    nothing = Mul (e, none)
+    w0 = Div (top, total)
+    w1 = Mul (w0, c)
+    w = Add (w1, nothing)"""
+
+
+def test_a_side_counts_only_where_the_row_is_compared(build, texts, normal):
+    """Beyond the limit of 400 the original is no number, so that nothing is known of what it computes there."""
+    for exponent, seen in (("m2", False), ("scores1", True)):
+        more = "m2 = Mul (m, two_floats)\n" if not seen else "scores1 = ReduceMax <keepdims = 1> (scores, minus_one)\n"
+        text = texts["batched"].replace(
+            WEIGHTS, OVERFLOW.replace("    e =", more + "    e =").format(exponent=exponent)
+        )
+        weights = {"up": normal(4, 10, 6), "down": normal(4, 6, 5), "two_floats": np.array(2, np.float32)}
+        model, report = build(text, **weights, **CONSTANTS), Report()
+        assert not RaiseMoE().apply(model, report)
+        (remark,) = report.remarks
+        assert ("takes one side of a decision (Greater node" in remark.message) != seen
+
+
 @pytest.mark.parametrize("error", [ValueError("shapes (3,4) and (5,) do not fit"), KeyError("axis"), MemoryError()])
 def test_whatever_goes_wrong_while_matching_is_a_remark(build, texts, normal, monkeypatch, error):
     def stumbles(*arguments, **options):

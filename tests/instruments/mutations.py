@@ -12,17 +12,22 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import contextlib
 import dataclasses
 import hashlib
+import multiprocessing
 import os
 import pathlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import pytest
 
 from tests.instruments.executed import FOLDERS, QUICK, ROOT, Executed
 
@@ -202,33 +207,61 @@ def outcome(mutant: Mutant, executed: Executed, cap: float = CAP) -> Outcome:
         done = _run(chosen, mutant, longer) if longer > limit else None
     if done is None:
         return Outcome("hangs", f"in {len(chosen)} of {len(tests)} tests")
-    if done.returncode == 0:
+    if done.code == 0:
         return Outcome("survives", f"{len(chosen)} of {len(tests)} tests")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    if done.returncode in (4, 5) and (_run([*chosen, "--collect-only"], None, None) or done).returncode != 0:
-        raise SystemExit(f"the map of {mutant.path} names tests that are not there; make it anew\n{done.stdout[-500:]}")
-    return Outcome("killed", failed[1] if failed else f"pytest ends with {done.returncode}")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.output, re.MULTILINE)
+    if done.code in (4, 5) and (_run([*chosen, "--collect-only"], None, None) or done).returncode != 0:
+        raise SystemExit(f"the map of {mutant.path} names tests that are not there; make it anew\n{done.output[-500:]}")
+    return Outcome("killed", failed[1] if failed else f"pytest ends with {done.code}")
 
 
-def _run(tests: Sequence[str], mutant: Mutant | None, seconds: float | None) -> subprocess.CompletedProcess[str] | None:
-    """pytest, up to the first failure, in a process that imports the mutant; None if it takes longer."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", QUICK, *tests]
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How pytest ended, and what it said."""
+
+    code: int | None
+    output: str
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "pytest", "sympy", "torch", "tvm"]
+)
+
+
+def _run(tests: Sequence[str], mutant: Mutant | None, seconds: float | None) -> Ended | None:
+    """pytest, up to the first failure, in a process that imports the mutant; None if it takes longer. The process is
+    forked from one that has imported what moec imports of others, and nothing of moec."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = dict(os.environ)
+        environment: dict[str, str] = {}
         if mutant is not None:
             replacement = pathlib.Path(folder, mutant.path.name)
             replacement.write_text(mutant.text, encoding="utf-8")
-            environment |= {"MOEC_MUTANT": str(replacement), "MOEC_MUTANT_OF": str(mutant.path)}
-            environment |= {"PYTHONPATH": str(HOOK)}
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-        ) as process:
-            try:
-                output, _ = process.communicate(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                return None
-    return subprocess.CompletedProcess(command, process.returncode, output)
+            environment = {"MOEC_MUTANT": str(replacement), "MOEC_MUTANT_OF": str(mutant.path), "PYTHONPATH": str(HOOK)}
+        output = pathlib.Path(folder, "output")
+        process = _FORKS.Process(target=_in_fork, args=(list(tests), environment, output))
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+            return None
+        return Ended(process.exitcode, output.read_text(errors="replace"))
+
+
+def _in_fork(tests: list[str], environment: Mapping[str, str], output: pathlib.Path) -> None:
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    with output.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    if environment:
+        runpy.run_path(str(HOOK / "sitecustomize.py"))
+    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", QUICK, *tests])
+    sys.stdout.flush()
+    os._exit(code)  # not what tests left to be done at the end of a process
 
 
 def equivalent() -> dict[str, str]:
@@ -253,8 +286,12 @@ def sample(count: int, seed: int, since: str | None = None) -> list[Mutant]:
     mutants = [one for path in paths if changed is None or path in changed for one in mutants_of(path)]
     if changed is not None:
         mutants = [one for one in mutants if one.line in changed[one.path]]
-    ranks = {one: hashlib.sha256(f"{seed} {one}".encode()).digest() for one in mutants}
-    return sorted(mutants, key=lambda one: (ranks[one], one.start))[:count]
+    ranks: dict[Mutant, bytes] = {}
+    alike: collections.Counter[str] = collections.Counter()
+    for one in mutants:
+        ranks[one] = hashlib.sha256(f"{seed} {one} {alike[str(one)]}".encode()).digest()
+        alike[str(one)] += 1
+    return sorted(mutants, key=ranks.__getitem__)[:count]
 
 
 def _changed_lines(since: str) -> dict[pathlib.Path, set[int]]:

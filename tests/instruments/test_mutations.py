@@ -111,7 +111,7 @@ def test_what_no_test_executes_survives_at_once(found) -> None:
     assert outcome(unseen, executed).lives
 
 
-def test_of_what_runs_on_import_or_was_changed_all_executing_tests_the_file_run(found) -> None:
+def test_of_what_runs_on_import_or_was_changed_all_tests_of_the_file_run(found) -> None:
     on_import = next(one for one in found if one.line == 6)
     executed: Any = Map({4: set(SECONDS), 6: set()}, SECONDS)
     assert set(executing_tests(on_import, executed)) == set(SECONDS)
@@ -176,7 +176,7 @@ def test_a_slow_machine_is_no_hanging_mutant(flipped: Mutant, monkeypatch) -> No
         times.append(seconds)
         if mutant is None:
             time.sleep(0.05)
-        return subprocess.CompletedProcess(tests, 0, "") if len(times) == 3 else None
+        return mutations.Ended(0, "") if len(times) == 3 else None
 
     monkeypatch.setattr(mutations, "_run", run)
     monkeypatch.setattr(mutations, "START", 0.0)

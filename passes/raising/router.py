@@ -194,7 +194,7 @@ def _group_options(block: Block, k: int) -> list[dict[str, Any]]:
     for node in block.router_nodes():
         if node.op_type == "Reshape" and node.inputs[1] is not None and facts.constant(node.inputs[1]):
             counts.update(int(size) for size in facts.array(node.inputs[1]).ravel() if 1 < size < E and E % size == 0)
-    kept = {int(n) for n in _numbers(block) if n == int(n) and n > 0}
+    kept = {int(n) for n in _numbers(block) if n == int(n)}
     for groups, groups_kept in itertools.product(sorted(counts), sorted(kept)):
         if groups_kept < groups and groups_kept * (E // groups) >= k:
             for group_score in ("max", "sum_top2") if E // groups >= 2 else ("max",):

@@ -82,8 +82,7 @@ def one_process_per_array(linted: Linted) -> Iterator[Finding]:
     for place in linted.regions:
         arrays = [one.name for one in place.function.parameters if one.is_array or one.is_pointer]
         texts = [_text(place, statement) for statement in place.function.body.children]
-        rest = [text for text in texts if not (_STREAMS.fullmatch(text) or _CALL.fullmatch(text) or _OTHER.match(text))]
-        arrays += [found[1] for text in rest if (found := _ARRAY.match(text))]
+        arrays += [found[1] for text in texts if not _OTHER.match(text) and (found := _ARRAY.match(text))]
         for array in arrays:
             users = [process for process in _processes(place) if array in process.arguments]
             if len(users) > 1:

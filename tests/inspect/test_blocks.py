@@ -61,6 +61,24 @@ def test_the_activation_shows_its_parameters():
     assert block["gate_layout"] == "interleaved"
 
 
+@pytest.mark.parametrize("routed_by", [None, "Softmax"])
+def test_experts_that_no_route_serves_have_no_router(routed_by):
+    shapes = {"x": ["T", 16], "weights": ["T", 3], "up": [8, 64, 16], "down": [8, 16, 32]}
+    values = {
+        name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        for name, shape in shapes.items()
+    }
+    values["experts"] = ir.Value(name="experts", shape=ir.Shape(["T", 3]), type=ir.TensorType(ir.DataType.INT64))
+    given, nodes = dict(values), []
+    if routed_by:
+        nodes.append(ir.node(routed_by, [values["weights"]]))
+        given["weights"] = nodes[0].outputs[0]
+    nodes.append(make_node("Experts", given, ExpertsSpec(), name="experts"))
+    graph = ir.Graph(list(values.values()), list(nodes[-1].outputs), nodes=nodes, opset_imports={"": 24, "moec": 1})
+    (block,) = moe_blocks(ir.Model(graph, ir_version=10))
+    assert (block["top_k"], block["router"], block["routing"]) == (3, None, None)
+
+
 def test_every_expert_has_its_size_and_formats():
     model = _model(RouteSpec(k=2), ExpertsSpec(hidden_sizes=(32, 4) * 4))
     (block,) = moe_blocks(model)

@@ -17,6 +17,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,13 +27,13 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ("moec", "passes", "targets")
 MAP = ROOT / ".mutation"
-LINES, SECONDS, SOURCES, SETTINGS = (MAP / name for name in ("lines", "seconds.json", "sources.json", "coveragerc"))
+LINES, SECONDS, SOURCES = MAP / "lines", MAP / "seconds.json", MAP / "sources.json"
 QUICK = "not nightly and not slow"
 """The tests that a map is made of, and that mutants have to pass."""
 
 _SETTINGS = f"""[run]
 source = {",".join(str(ROOT / folder) for folder in FOLDERS)}
-data_file = {LINES}
+data_file = ${{MOEC_LINES}}
 parallel = true
 context = ${{MOEC_TEST-}}
 disable_warnings = no-data-collected, module-not-imported
@@ -96,7 +97,7 @@ class _PerTest:
 def _run(tests: list[str]) -> int:
     """The tests under coverage, in this process."""
     plugin = _PerTest()
-    os.environ["COVERAGE_PROCESS_START"] = str(SETTINGS)
+    os.environ["COVERAGE_PROCESS_START"] = os.environ["MOEC_SETTINGS"]
     result = pytest.main(["-q", "-p", "no:cacheprovider", "-m", QUICK, *tests], plugins=[plugin])
     known = json.loads(SECONDS.read_text()) if SECONDS.exists() else {}
     SECONDS.write_text(json.dumps(known | plugin.seconds, indent=0))
@@ -106,14 +107,17 @@ def _run(tests: list[str]) -> int:
 def main() -> int:
     """Run the tests of the command line in a process under coverage, and add what they execute to the map."""
     MAP.mkdir(exist_ok=True)
-    SETTINGS.write_text(_SETTINGS)
     now = {str(p.relative_to(ROOT)): _digest(p) for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))}
     before = json.loads(SOURCES.read_text()) if SOURCES.exists() else now
     SOURCES.write_text(json.dumps({path: it if before.get(path) == it else "changed" for path, it in now.items()}))
     coverage = [sys.executable, "-m", "coverage"]
-    run = [*coverage, "run", f"--rcfile={SETTINGS}", "-m", "tests.instruments.executed", "--here", *sys.argv[1:]]
-    result = subprocess.run(run, cwd=ROOT, check=False).returncode
-    subprocess.run([*coverage, "combine", "-q", "--append", f"--rcfile={SETTINGS}"], cwd=ROOT, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        settings, lines = pathlib.Path(folder, "coveragerc"), pathlib.Path(folder, "lines")
+        settings.write_text(_SETTINGS)
+        environment = os.environ | {"MOEC_SETTINGS": str(settings), "MOEC_LINES": str(lines)}
+        run = [*coverage, "run", f"--rcfile={settings}", "-m", "tests.instruments.executed", "--here", *sys.argv[1:]]
+        result = subprocess.run(run, cwd=ROOT, env=environment, check=False).returncode
+        subprocess.run([*coverage, "combine", "-q", "--append", f"--data-file={LINES}", folder], cwd=ROOT, check=True)
     return result
 
 

@@ -54,6 +54,15 @@ def test_the_where_idiom_of_expand_disappears(rewrite, operators):
     assert operators(model) == ["Unsqueeze"]
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_list_of_sizes_keeps_its_length_in_a_reshape(rewrite, operators, size):
+    """Of [2] sizes to [0], which copies the length, and to [-1]."""
+    text = f"""(float[batch,8] x) => (float[batch,8] y) <int64[1] same = {{{size}}}> {{
+        s = Shape (x) t = Reshape (s, same) y = Reshape (x, t) }}"""
+    cases = [{"x": np.arange(n * 8, dtype=np.float32).reshape(n, 8)} for n in (0, 1, 3)]
+    assert operators(rewrite(text, PASSES, *cases))[-1:] in ([], ["Reshape"], ["Identity"])
+
+
 def test_an_expand_that_repeats_stays(rewrite, operators):
     text = f"""{SIGNATURE} <{SIZES}, int64[4] t = {{2, 1, 1, 1}}> {{ u = Unsqueeze (x, axis) y = Expand (u, t) }}"""
     model = rewrite(text, PASSES, *CASES)

@@ -59,6 +59,14 @@ def test_arrays_take_a_dsp_for_two_products():
     assert dsps["product_up"] == 16 * 16 // 2 + 16
 
 
+def test_logic_by_hand():
+    """Four arrays of 16 x 16 products, of which four share a word; results of each are rounded, and keys weighed."""
+    found = estimate_attention(AttentionDesign(M3VIT), find_part("zcu102"), 300)
+    arrays, rounding, reciprocal = 4 * 16 * 4 * (18 + 27), 5 * 16 * 60, 20 * 20
+    logic = arrays + rounding + reciprocal + 3000 + 4 * 1100
+    assert found.resources.lut == logic + sum(memory.luts for memory in found.memories)
+
+
 def test_every_process_of_the_estimate_is_one_of_the_block():
     design = AttentionDesign(M3VIT)
     processes = {end for channel in attention_channels(design) for end in (channel.producer, channel.consumer)}

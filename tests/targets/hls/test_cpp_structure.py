@@ -64,6 +64,11 @@ def test_functions_and_parameters(found):
     assert Source("text.h", TEXT).line(found["join"].start) == 14
 
 
+def test_functions_in_scopes_within_scopes():
+    text = "namespace a {namespace b {struct c {void first() {} void second() {}};} void third() {}}"
+    assert [function.name for function in functions(Source("text.h", text))] == ["first", "second", "third"]
+
+
 def test_loops_with_labels_and_what_is_around(found):
     loops = [(loop.kind, loop.label, [one.label for one in around]) for loop, around in found["join"].body.loops()]
     inner = [("while", "first", []), ("for", "second", ["first"])]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
+import re
 
 import pytest
 
-from moec.targets.hls.arithmetic import dsps_of, multiplier_dsps
-from moec.targets.hls.channels import PROCESSES, channels_of
-from moec.targets.hls.cycles import MemoryPace, count_cycles, tokens_in
+from moec.targets.hls import parts
+from moec.targets.hls.arithmetic import dsps_of, logic_luts, multiplier_dsps
+from moec.targets.hls.channels import ITEM_BITS, JOB_BITS, PROCESSES, channels_of
+from moec.targets.hls.cycles import Loader, MemoryPace, count_cycles, tokens_in
 from moec.targets.hls.design import BlockShape, Design
 from moec.targets.hls.estimate import estimate, resources_of
 from moec.targets.hls.loads import even_loads, starving_loads
 from moec.targets.hls.memories import block_rams, memories_of, ultra_rams
 from moec.targets.hls.parts import find_part
 
+LIBRARY = pathlib.Path(parts.__file__).parent / "library"
 M3VIT = BlockShape(197, 192, 768, 16, 4, normalized=False)
 M3VIT_LOADS = [64, 42, 48, 45, 54, 53, 42, 49, 41, 54, 43, 48, 54, 47, 58, 46]
 EDGE_LOADS = [13, 12, 15, 13, 14, 21, 15, 14, 16, 18, 22, 14, 21, 14, 21, 15]
@@ -55,6 +59,19 @@ def test_memory_latency_delays_every_job_that_nothing_hides():
     design, one = Design(M3VIT), [1] * 4 + [0] * 12
     quick, slow = (count_cycles(design, one, MemoryPace(1, latency)) for latency in (0, 64))
     assert slow.stalls - quick.stalls == pytest.approx(4 * design.tiles * 64, rel=0.05)
+
+
+def test_a_job_waits_for_places_in_the_channel_and_the_next_one_behind_it():
+    """Ten beats through a channel of four that nobody reads before cycle 100: the last six come from then on."""
+    loader = Loader(depth=4, pace=MemoryPace(1, 0))
+    assert loader.arrival(10, announced=0, taken_from=100) == 110
+    assert loader.arrival(3, announced=0, taken_from=100) == 106 + 3
+
+
+def test_a_job_that_fits_into_the_channel_waits_for_nobody():
+    loader = Loader(depth=4, pace=MemoryPace(2, 7))
+    assert loader.arrival(4, announced=0, taken_from=100) == 104
+    assert loader.arrival(1, announced=0, taken_from=0) == 7 + 1 + 3 * 2 + 7 + 1
 
 
 def test_a_call_without_tokens_reads_the_router():
@@ -135,6 +152,18 @@ def test_dsps_by_process():
     assert gated["product_up"] == 2 * (128 + 16) + 2 * 16
     sigmoid = dataclasses.replace(M3VIT, scoring="sigmoid", biased_choice=True)
     assert dsps_of(Design(sigmoid))["select"] == 5 * 2
+    narrow = dataclasses.replace(M3VIT, width=16)  # logits of 28 bits: less the largest one, 30, which no DSP has
+    assert dsps_of(Design(narrow))["select"] == 4 * 2 + 4 * 2
+
+
+def test_logic_by_hand():
+    """Sums of 24 bits behind up and 26 behind down, in 16 lanes of 16 inputs, of which four share a word."""
+    up, down, rounding = 16 * 4 * (18 + 24), 16 * 4 * (18 + 26), 16 * 60
+    router, choice, reciprocal, combining = 16 * 32 * 2, 16 * 4 * 40, 34 * 34, 16 * 35
+    rest = router + choice + reciprocal + combining + 3000 + 4 * 1100
+    assert logic_luts(Design(M3VIT)) == up + down + 2 * rounding + rest
+    gated = dataclasses.replace(M3VIT, gated=True)
+    assert logic_luts(Design(gated)) == 2 * up + down + 4 * rounding + rest
 
 
 @pytest.mark.parametrize(
@@ -185,6 +214,15 @@ def test_every_channel_connects_two_processes():
     assert len({channel.name for channel in channels}) == len(channels)
     for channel in channels:
         assert PROCESSES.index(channel.producer) < PROCESSES.index(channel.consumer)
+
+
+@pytest.mark.parametrize(("struct", "bits"), [("job_t", JOB_BITS), ("item_t", ITEM_BITS)])
+def test_channels_are_as_wide_as_the_words_of_the_library(struct, bits):
+    fields = re.search(rf"struct {struct} {{(.*?)}};", (LIBRARY / "moec_types.h").read_text(), re.DOTALL)
+    assert fields is not None
+    code = re.sub(r"//.*", "", fields[1])
+    flags = sum(names.count(",") + 1 for names in re.findall(r"bool ([^;]*);", code))
+    assert sum(int(width) for width in re.findall(r"ap_uint<(\d+)> \w+;", code)) + flags == bits
 
 
 def test_an_estimate_is_plain_data():

@@ -96,6 +96,13 @@ def test_a_users_limit_never_makes_a_part_larger():
     assert Constraints().limits(KV260).dsp == int(0.8 * KV260.dsp)
 
 
+@pytest.mark.parametrize("share", [-0.5, 0, 1.01])
+def test_a_share_of_the_memory_is_more_than_none_and_not_more_than_all(share):
+    with pytest.raises(UnsupportedError, match="of the memory: expected more than 0, up to 1"):
+        Constraints(memory_share=share)
+    assert Constraints(memory_share=1).memory_share == 1
+
+
 def test_clock_and_bandwidth_reach_the_estimate():
     slow = explore(SMALL, U280, Constraints(clock_megahertz=100)).chosen.estimate
     assert slow.clock_megahertz == 100

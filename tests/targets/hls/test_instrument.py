@@ -52,6 +52,12 @@ def test_comments_and_strings_are_no_code():
     assert instrumented(text).count("::tick(") == 3
 
 
+@pytest.mark.parametrize(("declared", "style"), [(" style=frp", "frp"), (" style=flp", "flp"), ("", "stp")])
+def test_a_pipeline_has_the_style_that_it_declares_or_else_that_of_the_tools(declared, style):
+    text = instrumented(source(twice=TWICE.replace(" style=stp", declared)))
+    assert f"::tick(::moec_simulation::Style::{style}, 1, doubled);" in text
+
+
 def test_loops_that_are_flattened_share_their_claims():
     """A claim covers the loops around that hold nothing else; another statement ends them."""
     claim = "// checked\n#pragma HLS DEPENDENCE variable=sums type=inter dependent=false\n"

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from moec.targets.hls import tables
-from moec.targets.hls.channels import channels_of
+from moec.targets.hls.channels import PROCESSES, channels_of
 from moec.targets.hls.design import BlockShape
 from moec.targets.hls.exploration import explore
 from moec.targets.hls.parts import find_part
@@ -44,8 +44,12 @@ def test_one_design_in_detail(exploration):
     assert "within a factor of two" in text
     for process in {memory.process for memory in estimate.memories}:
         assert process in text
-    dsps = [line.split() for line in text.splitlines() if line.split()[:1] == ["product_up"]]
-    assert int(dsps[0][1]) == estimate.dsps["product_up"]
+    words = [line.split() for line in text.splitlines()]
+    rows = {row[0]: [int(cell) for cell in row[1:]] for row in words if len(row) == 5 and row[0] in PROCESSES}
+    assert rows["product_up"][0] == estimate.dsps["product_up"]
+    for place, storage in ((1, "bram"), (2, "uram")):
+        blocks = [memory.blocks for memory in estimate.memories if memory.storage == storage]
+        assert sum(row[place] for row in rows.values()) == sum(blocks)
 
 
 def test_the_dataflow_before_simulation(exploration):

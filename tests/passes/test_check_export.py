@@ -85,10 +85,11 @@ def test_a_scatter_within_each_top_k_list_is_a_mask(rewrite):
     assert warnings(rewrite, text) == []
 
 
-@pytest.mark.parametrize("experts, missing", [((0, 2), True), ((0, 1, 2), False)])
+@pytest.mark.parametrize("experts, missing", [((0, 2), True), ((0, 1, 2), False), ((0, 3), False)])
 def test_experts_without_a_body(rewrite, experts, missing):
     compared = " ".join(f"b{e} = Equal (chosen, c{e}) m{e} = Cast <to = 1> (b{e})" for e in experts)
     total = ", ".join(f"m{e}" for e in experts)
+    # 3 is none of three experts: what is compared with it are not their numbers
     constants = ", ".join(f"int64 c{e} = {{{e}}}" for e in experts)
     text = f"""(float[T,3] logits) => (float[T,2] y) <int64[1] k = {{2}}, {constants}> {{
         w, chosen = TopK (logits, k) {compared} y = Sum ({total}) }}"""

@@ -54,6 +54,13 @@ def test_what_does_something_stays(rewrite, operators, constants, body, kept):
     assert operators(model) == ["Relu", *kept, "Neg"]
 
 
+def test_axes_that_come_and_others_that_go_stay(rewrite, operators):
+    text = """(float[T,1] x) => (float[A,B] y) <int64[1] first = {0}, int64[1] last = {2}> {
+        r = Relu (x) a = Unsqueeze (r, first) b = Squeeze (a, last) y = Neg (b) }"""
+    model = rewrite(text, "infer-shapes,simplify,remove-dead-nodes", {"x": np.ones((3, 1), np.float32)})
+    assert operators(model) == ["Relu", "Unsqueeze", "Squeeze", "Neg"]
+
+
 def test_two_transposes_and_two_reshapes_become_one(rewrite, operators):
     text = """(float[T,3,4] x) => (float[A,B] y) <int64[2] p = {-1, 2}, int64[2] q = {-1, 6}> {
         a = Transpose <perm = [1,0,2]> (x) b = Transpose <perm = [2,1,0]> (a)

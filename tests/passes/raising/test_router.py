@@ -46,6 +46,14 @@ SPELLINGS = {
         "small = LessOrEqual (top, tenth)\n w = Where (small, none, top)\n",
         {RouteSpec(k=2, score="sigmoid", threshold=0.1)},
     ),
+    "the best of two groups": (
+        "sig = Sigmoid (logits)\n grouped = Reshape (sig, pairs)\n"
+        "best_of = ReduceMax <keepdims = 0> (grouped, minus_one)\n unused, best = TopK <axis = -1> (best_of, one)\n"
+        "hot = Equal (best, places)\n hot3 = Unsqueeze (hot, minus_one)\n"
+        "left = Where (hot3, grouped, none)\n masked = Reshape (left, all)\n"
+        "w, chosen = TopK <axis = -1> (masked, k)\n",
+        {RouteSpec(k=2, score="sigmoid", groups=2, groups_kept=1)},
+    ),
     "softplus": (
         "plus = Softplus (logits)\n q = Sqrt (plus)\n w, chosen = TopK <axis = -1> (q, k)\n",
         {RouteSpec(k=2, score="sqrt_softplus")},
@@ -53,6 +61,7 @@ SPELLINGS = {
 }
 EXTRA = {"epsilon": np.array(1e-20, np.float32), "factor": np.array(2.5, np.float32)}
 EXTRA |= {"floor": np.array(1e-3, np.float32), "tenth": np.array(0.1, np.float32), "none": np.array(0, np.float32)}
+EXTRA |= {"pairs": np.array([-1, 2, 2]), "places": np.array([0, 1]), "all": np.array([-1, 4])}
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

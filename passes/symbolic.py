@@ -188,11 +188,7 @@ def _slice(node: ir.Node, data: np.ndarray, *bounds: np.ndarray | None) -> np.nd
         int(bounds[index].ravel()[0]) if len(bounds) > index and bounds[index] is not None else default  # type: ignore[union-attr]
         for index, default in ((0, 0), (1, 0), (3, 1))
     )
-    return data[_clamp(start) : _clamp(end) : step] if step > 0 else None
-
-
-def _clamp(bound: int) -> int:
-    return max(-ELEMENTS - 1, min(bound, ELEMENTS + 1))
+    return data[start:end:step] if step > 0 else None
 
 
 def _reshape(node: ir.Node, data: np.ndarray, target: np.ndarray) -> np.ndarray | None:

@@ -58,7 +58,7 @@ def test_compiles_every_kind_of_source(proto, tmp_path):
     for source in (tmp_path / "model.onnx", str(tmp_path / "model.onnx"), proto, ir.from_proto(proto)):
         model = moec.compile(source, passes="O0", threads=1)
         np.testing.assert_array_equal(model(ids)["y"], [[8, 9], [0, 1], [8, 9]])
-        assert model.threads == 1
+        assert (model.threads, model.gpu) == (1, None)
 
 
 def test_describes_itself_in_plain_data(proto):

@@ -129,8 +129,8 @@ def _safely(function: Callable[[float], float], x: float) -> float:
         return function(x)
     except OverflowError:
         return math.inf
-    except ValueError:  # outside of where the function is defined
-        return -math.inf if x <= 0 else math.inf
+    except ValueError:  # a root of what may be less than 0
+        return -math.inf
 
 
 def _corners(operation: Callable[[float, float], float]) -> Callable[[ir.Node, Sequence[Interval]], list[Interval]]:

@@ -53,7 +53,7 @@ def refuse(source, message, kind=MoecError):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("opset", [11, 12, 13, 17, 20, 23, OPSET])
+@pytest.mark.parametrize("opset", [11, 12, 13, 17, 20, 23, OPSET, NEWEST])
 def test_every_opset_becomes_the_working_opset(opset):
     node = helper.make_node("Softmax", ["x"], ["y"], axis=1)
     model = import_model(model_of([node], opset=opset))
@@ -99,6 +99,11 @@ def test_an_initializer_that_is_an_input_too_is_a_constant():
         opset=11, initializers=[weight], inputs=(("x", [None, 3]), ("w", [3])), ir_version=3,
     )  # fmt: skip
     assert [value.name for value in import_model(proto).graph.inputs] == ["x"]
+
+
+@pytest.mark.parametrize(("given", "found"), [(3, 10), (10, 10), (11, 11)])
+def test_the_version_of_the_ir_never_goes_down(given, found):
+    assert import_model(model_of([helper.make_node("Relu", ["x"], ["y"])], ir_version=given)).ir_version == found
 
 
 def map_behind(tensor):

@@ -19,6 +19,7 @@ CONSTANTS = {
     "zero": np.float32(0),
     "one": np.float32(1),
     "seven": np.float32(7),
+    "none": np.zeros((0, 5), np.float32),
     "two": np.array([2], np.int64),
     "axis": np.array([-1], np.int64),
     "first": np.int64(0),
@@ -59,6 +60,8 @@ CASES = {
     "s = Sigmoid (x)\n c = Greater (s, seven)\n y = Where (c, x, s)": (0, 1),
     "s = Sigmoid (x)\n y = ReduceSum (s, axis)": (0, LARGEST),
     "y = Tanh (x)": (-1, 1),
+    "y = Concat <axis = 0> (x, none)": (-LARGEST, LARGEST),
+    "s = Sigmoid (x)\n a = Abs (x)\n y = Div (s, a)": (0, LARGEST),
 }
 
 

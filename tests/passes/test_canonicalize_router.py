@@ -50,6 +50,44 @@ def test_what_sees_the_scores_themselves_stays(rewrite, attributes, bias):
     assert len(model.graph.node(0).inputs) == (2 if bias else 1)
 
 
+SCORES = (
+    """(float[T,8] logits) => (float[N,2] w, int32[N,2] e) <int64[2] rows = {-1, 8}, int64[2] halves = {-1, 4}> {"""
+)
+
+
+@pytest.mark.parametrize(
+    ("made", "score"),
+    [
+        ("s = Softmax <axis = -1> (logits)", "softmax"),
+        ("s = Softmax <axis = 1> (logits)", "softmax"),
+        ("s = Sigmoid (logits)", "sigmoid"),
+        ("p = Sigmoid (logits) s = Reshape (p, rows)", "sigmoid"),
+        ("p = Softmax <axis = -1> (logits) s = Reshape (p, rows)", "softmax"),
+    ],
+)
+def test_scores_of_a_node_become_those_of_the_router(rewrite, operators, made, score):
+    text = f'{SCORES} {made} w, e = moec.Route <k = 2, score = "identity"> (s) }}'
+    model = rewrite(text, "infer-shapes,canonicalize-router,remove-dead-nodes", *CASES)
+    assert operators(model) == (["Reshape", "Route"] if "rows" in made else ["Route"])
+    assert spec_of(model.graph.node(-1), RouteSpec) == RouteSpec(k=2, score=score)
+
+
+@pytest.mark.parametrize(
+    ("made", "asked"),
+    [
+        ("s = Softmax <axis = 0> (logits)", "identity"),
+        ("s = Tanh (logits)", "identity"),
+        ("s = Sigmoid (logits)", "sigmoid"),
+        ("p = Softmax <axis = -1> (logits) s = Reshape (p, halves)", "identity"),
+    ],
+)
+def test_scores_that_are_none_of_a_router_stay(rewrite, operators, made, asked):
+    text = f'{SCORES} {made} w, e = moec.Route <k = 2, score = "{asked}"> (s) }}'
+    model = rewrite(text, "infer-shapes,canonicalize-router,remove-dead-nodes", *CASES)
+    assert len(model.graph) == made.count("=") - made.count("<") + 1
+    assert spec_of(model.graph.node(-1), RouteSpec) == RouteSpec(k=2, score=asked)
+
+
 def test_a_fused_operator_keeps_its_experts(rewrite):
     text = """(float[T,4] x, float[T,8] logits, float[8,6,4] up, float[8,4,6] down) => (float[T,4] y) {
         y = moec.MoE <k = 2, normalize = 1, activation = "relu", gate_layout = "none"> (x, logits, , up, down) }"""

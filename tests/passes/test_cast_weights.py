@@ -44,7 +44,9 @@ def test_the_layer_stays_within_the_bound_of_the_format(dtype: str, spec: str) -
 def test_dense_products_are_cast_on_request() -> None:
     weight = np.random.default_rng(0).normal(size=(D, 64)).astype(np.float32)
     model, before = (linear_model("y = MatMul (x, w)", {"w": weight}) for _ in range(2))
-    assert apply(model, "cast-weights{dtype=bf16}").remarks[0].message.startswith("nothing to cast")
+    assert "no MoE block was raised" in apply(model, "cast-weights{dtype=bf16}").remarks[0].message
+    (remark,) = apply(model, "cast-weights{dtype=bf16,weights=linears,minimum=1000000}").remarks
+    assert "no dense product was found with a constant weight of 1000000 elements" in remark.message
     assert [node.op_type for node in model.graph] == ["MatMul"]
     apply(model, "cast-weights{dtype=bf16,weights=all,minimum=0}")
     assert formats_of(model) == {"weight": ["bfloat16"]}

@@ -175,6 +175,14 @@ def test_the_offset_of_up_is_met_by_its_bias():
     assert sizes_of(drop(plain_model(spec, weights)))[0] == (9, 12, 11)
 
 
+@pytest.mark.parametrize("names", [("gate",), ("up",)])
+def test_without_a_limit_nothing_is_clamped(names):
+    """A bias above 0 opens the gate, and is a factor of its own."""
+    weights = zero(weights_of(GATED), *names)
+    weights["gate_bias"], weights["up_bias"] = abs(weights["gate_bias"]), abs(weights["up_bias"])
+    assert sizes_of(drop(plain_model(GATED, weights))) == ((), F)
+
+
 FAILURES = {
     "the sigmoid of zero is not zero": (ExpertsSpec(activation="sigmoid", gate_layout="none"), ("up", "up_bias")),
     "a bias keeps the unit alive": (ExpertsSpec(gate_layout="none"), ("up",)),

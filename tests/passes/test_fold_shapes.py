@@ -54,6 +54,23 @@ def test_the_where_idiom_of_expand_disappears(rewrite, operators):
     assert operators(model) == ["Unsqueeze"]
 
 
+def test_a_list_of_no_sizes_adds_none(rewrite, operators):
+    text = """(float[batch,8] x) => (float[A,B,C] y) <int64[1] zero = {0}, int64[2] parts = {2, 4}> {
+        s = Shape <end = 1> (x) none = ConstantOfShape <value = int64[1] {1}> (zero)
+        t = Concat <axis = 0> (none, s, parts, none) y = Reshape (x, t) }"""
+    cases = [{"x": np.arange(n * 8, dtype=np.float32).reshape(n, 8)} for n in (0, 1, 3)]
+    model = rewrite(text, PASSES, *cases)
+    assert operators(model) == ["Reshape"]
+    assert target(model)[1:] == [2, 4]
+
+
+def test_a_slice_of_sizes_with_bounds_far_outside(rewrite, operators):
+    text = """(float[batch,seq,8] x) => (float[A,B,C] y) <int64[1] low = {-9223372036854775808},
+        int64[1] high = {9223372036854775807}> {
+        s = Shape (x) t = Slice (s, low, high) y = Reshape (x, t) }"""
+    assert target(rewrite(text, PASSES, *CASES)) == [0, 0, 8]
+
+
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_list_of_sizes_keeps_its_length_in_a_reshape(rewrite, operators, size):
     """Of [2] sizes to [0], which copies the length, and to [-1]."""

@@ -21,6 +21,9 @@ SIGNATURE = "(float[T,3,4] x) => (float[A,B,C] y)"
         ("int64[1] axis = {1}", "b = Unsqueeze (r, axis) a = Squeeze (b, axis)"),
         ("int64[2] ones = {1, 1}", "a = Expand (r, ones)"),
         ("int64[2] same = {3, 1}", "a = Expand (r, same)"),
+        ("", "b = Transpose (r) a = Transpose (b)"),
+        ("", "b = Transpose (r) a = Transpose <perm = [2,1,0]> (b)"),
+        ("float share = {0.5}, bool training = {0}", "a = Dropout (r, share, training)"),
         ("", "a = Concat <axis = 1> (r)"),
     ],
 )
@@ -52,6 +55,14 @@ def test_what_does_something_stays(rewrite, operators, constants, body, kept):
     text = f"{signature} <{constants}> {{ r = Relu (x) {body} y = Neg (a) }}"
     model = rewrite(text, "infer-shapes,simplify,remove-dead-nodes")
     assert operators(model) == ["Relu", *kept, "Neg"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_dropout_in_training_or_perhaps_in_training_stays(rewrite, operators, known):
+    given, constants = ("", "bool training = {1}, ") if known else (", bool training", "")
+    text = f"""(float[T,3,4] x{given}) => (float[T,3,4] y) <{constants}float share = {{0.5}}> {{
+        r = Relu (x) a = Dropout (r, share, training) y = Neg (a) }}"""
+    assert operators(rewrite(text, "simplify,remove-dead-nodes")) == ["Relu", "Dropout", "Neg"]
 
 
 def test_axes_that_come_and_others_that_go_stay(rewrite, operators):

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import sys
+import types
 import zipfile
 
 import numpy as np
@@ -299,6 +300,18 @@ def test_matrix_tiles_are_asked_for_where_there_are_any():
         assert "has no matrix tiles" in refusal
     else:
         assert refusal is None or "does not permit" in refusal
+
+
+@pytest.mark.parametrize(("result", "refusal"), [(0, None), (-1, "the system does not permit matrix tiles")])
+def test_matrix_tiles_are_refused_where_the_system_says_no(monkeypatch, result, refusal):
+    calls = []
+    system = types.SimpleNamespace(syscall=lambda *arguments: calls.append(arguments) or result)
+    monkeypatch.setattr("ctypes.CDLL", lambda name, use_errno: system)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    found = refusal_of_matrix_tiles.__wrapped__()  # without its cache
+    assert len(calls) == 1
+    assert found is None if refusal is None else found.startswith(refusal)
 
 
 def test_names_of_cpu_features_are_translated(monkeypatch):

@@ -59,6 +59,10 @@ SPELLINGS = {
         {RouteSpec(k=2, score="sqrt_softplus")},
     ),
 }
+ONE_OF_BEST = (
+    "best3 = Unsqueeze (best, minus_one)\n same = Equal (best3, places)\n number = Cast <to = 1> (same)\n"
+    "hits = ReduceMax <keepdims = 0> (number, one)\n hits3 = Unsqueeze (hits, minus_one)\n hot3 = Cast <to = 9> (hits3)"
+)
 EXTRA = {"epsilon": np.array(1e-20, np.float32), "factor": np.array(2.5, np.float32)}
 EXTRA |= {"floor": np.array(1e-3, np.float32), "tenth": np.array(0.1, np.float32), "none": np.array(0, np.float32)}
 EXTRA |= {"pairs": np.array([-1, 2, 2]), "places": np.array([0, 1]), "all": np.array([-1, 4])}
@@ -72,6 +76,20 @@ def test_router(build, texts, normal, raise_and_compare, spelling):
     route, _ = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), **EXTRA))
     assert spec_of(route, RouteSpec) in allowed
     assert (len(route.inputs) == 2) == ("bias" in spelling)
+
+
+def test_as_many_slots_as_the_groups_that_are_kept_have_experts(build, texts, normal, raise_and_compare):
+    """Two of three groups of three experts, and six slots."""
+    router, _ = SPELLINGS["the best of two groups"]
+    text = "logits = MatMul (x, router)\n" + router.replace("best_of, one", "best_of, two")
+    text = text.replace("hot = Equal (best, places)\n hot3 = Unsqueeze (hot, minus_one)", ONE_OF_BEST)
+    sizes = {"pairs": [-1, 3, 3], "places": [0, 1, 2], "all": [-1, 9], "k": [6], "per_token": [-1, 6, 6]}
+    sizes |= {"repeat": [1, 6, 1]}
+    arrays = {name: np.array(size) for name, size in sizes.items()}
+    body = texts["batched"].removeprefix(texts["router"])
+    weights = {"router": normal(6, 9), "up": normal(9, 10, 6), "down": normal(9, 6, 5)}
+    route, _ = raise_and_compare(build(text + body, **EXTRA | arrays | weights))
+    assert spec_of(route, RouteSpec) == RouteSpec(k=6, score="sigmoid", groups=3, groups_kept=2)
 
 
 def test_argmax_is_a_top_one(build, texts, normal, raise_and_compare):

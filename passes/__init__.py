@@ -26,6 +26,7 @@ _CLASSES = {
     "fuse-route-dispatch": "moec.passes.fuse_route_dispatch:FuseRouteDispatch",
     "fuse-stored-weights": "moec.passes.fuse_stored_weights:FuseStoredWeights",
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
+    "inline-control-flow": "moec.passes.inline_control_flow:InlineControlFlow",
     "quantize-experts": "moec.passes.quantize_experts:QuantizeExperts",
     "quantize-linears": "moec.passes.quantize_linears:QuantizeLinears",
     "raise-moe": "moec.passes.raise_moe:RaiseMoE",

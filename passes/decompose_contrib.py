@@ -13,7 +13,7 @@ from moec.ir.names import node_name, operator_name
 from moec.passes.base import Exactness, Report
 from moec.passes.contrib import arithmetic, attention, convolution, experts, quantized
 from moec.passes.contrib.writer import NotDecomposableError, Writer
-from moec.passes.rewriting import replace_value
+from moec.passes.rewriting import replace_node, value_names
 
 DECOMPOSITIONS: dict[str, Callable[[Writer], list[ir.Value | None]]] = {
     "BiasGelu": arithmetic.bias_gelu,
@@ -63,7 +63,7 @@ class DecomposeContrib:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
-        taken = _value_names(model.graph)
+        taken = value_names(model.graph)
         for node in list(model.graph):
             if node.domain != "com.microsoft" or node.op_type not in DECOMPOSITIONS:
                 continue
@@ -76,23 +76,6 @@ class DecomposeContrib:
                 continue
             for remark in write.remarks:
                 report.note(self.name, node_name(node), f"{operator_name(node)}: {remark}")
-            _replace(node, values)
+            replace_node(node, values)
             changed = True
         return changed
-
-
-def _value_names(graph: ir.Graph) -> set[str]:
-    values = [*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)]
-    return {value.name for value in values if value.name}
-
-
-def _replace(node: ir.Node, values: list[ir.Value | None]) -> None:
-    """Let the values take the place of the node's outputs, of which the further ones are unused."""
-    for old, new in zip(node.outputs, values, strict=False):
-        if new is None or not (old.uses() or old.is_graph_output()):
-            continue
-        new.type = new.type or old.type
-        new.shape = new.shape or old.shape
-        replace_value(old, new)
-    assert isinstance(node.graph, ir.Graph)
-    node.graph.remove(node, safe=True)

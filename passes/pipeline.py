@@ -21,7 +21,10 @@ from moec.passes import PASSES
 from moec.passes.base import Pass, Report
 
 CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
-_START = f"infer-shapes,decompose-contrib,expand-functions,{CLEAN_UP},fuse-stored-weights,check-export"
+_START = (
+    "infer-shapes,inline-control-flow,decompose-contrib,expand-functions,inline-control-flow,"
+    f"{CLEAN_UP},fuse-stored-weights,check-export"
+)
 LEVELS = {
     "O0": _START,
     "O1": f"{_START},raise-moe,{CLEAN_UP}",
@@ -33,9 +36,9 @@ LEVELS = {
 LEVELS["O3"] = LEVELS["O2"]
 DESCRIPTIONS = {
     "O0": (
-        "onnxruntime's own operators become standard ones, operators without kernels the functions that define them, "
-        "clean-up (constants, shapes, no-ops, repeated and unused nodes), products read quantised weights as they are "
-        "stored, and a look for wrong exports"
+        "loops that end and branches become what they compute, onnxruntime's own operators standard ones, operators "
+        "without kernels the functions that define them, clean-up (constants, shapes, no-ops, repeated and unused "
+        "nodes), products read quantised weights as they are stored, and a look for wrong exports"
     ),
     "O1": "O0, and MoE blocks become one operator each",
     "O2": (

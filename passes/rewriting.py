@@ -61,6 +61,28 @@ def replace_value(old: ir.Value, new: ir.Value) -> bool:
     return True
 
 
+def replace_node(node: ir.Node, values: Sequence[ir.Value | None]) -> None:
+    """Let the values take the place of the node's outputs, of which further ones are unused, and remove the node."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    for old, new in zip(node.outputs, values, strict=False):
+        if new is None or not (old.uses() or old.is_graph_output()):
+            continue
+        new.type = new.type or old.type
+        new.shape = new.shape or old.shape
+        if not replace_value(old, new):
+            copy = ir.node("Identity", [new])
+            graph.insert_before(node, copy)
+            replace_value(old, copy.outputs[0])
+    graph.remove(node, safe=True)
+
+
+def value_names(graph: ir.Graph) -> set[str]:
+    """All names of values, those inside bodies included."""
+    values = [*graph.inputs, *graph.initializers.values(), *(one for node in graph.all_nodes() for one in node.outputs)]
+    return {value.name for value in values if value.name}
+
+
 def fresh_name(graph: ir.Graph, wish: str) -> str:
     """``wish``, or ``wish`` with a number, that no value of the graph has as its name."""
     taken = {value.name for value in graph.inputs} | set(graph.initializers)

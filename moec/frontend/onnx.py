@@ -14,6 +14,7 @@ from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions, external_data, operators, opset, structure
 from moec.frontend.size_names import name_sizes
 from moec.ir import dialect
+from moec.ir.graphs import lift_constants
 
 
 def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
@@ -33,13 +34,13 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     operators.check_types(model, where)
     _drop_initializers_from_inputs(model)
     operators.check_constants(model, where)
-    _lift_constants(model)
+    lift_constants(model)
     external_data.map_weights(model)
     _resolve_constant_branches(model, where)
     opset.check_version(model, where)
     operators.check_operators(model, where)
     model = opset.convert(model, where)
-    _lift_constants(model)
+    lift_constants(model)
     _drop_unused_imports(model)
     return model
 
@@ -150,12 +151,6 @@ def _drop_initializers_from_inputs(model: ir.Model) -> None:
     model.ir_version = max(model.ir_version or 0, 10)
 
 
-def _lift_constants(model: ir.Model) -> None:
-    from onnx_ir.passes.common import LiftConstantsToInitializersPass
-
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-
-
 def _resolve_constant_branches(model: ir.Model, where: str) -> None:
     """Replace each If whose condition is known by the branch it takes.
 
@@ -170,10 +165,10 @@ def _resolve_constant_branches(model: ir.Model, where: str) -> None:
     except Exception as error:  # what ONNX's reference raises, in errors of onnxscript's own
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise MoecError(f"{where}: the condition of an If cannot be computed ({reason}); export it again") from error
-    _lift_constants(model)
+    lift_constants(model)
 
 
 def _drop_unused_imports(model: ir.Model) -> None:
-    used = {node.domain for node in model.graph} | {""}
+    used = {node.domain for node in model.graph.all_nodes()} | {""}
     for domain in set(model.graph.opset_imports) - used:
         del model.graph.opset_imports[domain]

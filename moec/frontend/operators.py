@@ -1,4 +1,4 @@
-"""What a model may consist of: operators that exist, tensors of numbers, no control flow.
+"""What a model may consist of: operators that exist, tensors of numbers.
 
 Whether a target can compile an operator is the target's affair; this module refuses what nothing downstream can treat.
 """
@@ -28,7 +28,6 @@ _FLAGS = frozenset(
 """The attributes of ONNX's operators that are 0 or 1. Their schemas say INT of all integers."""
 _BOUNDS = ("start", "end")
 """The attributes of Shape are cut to the rank: the largest int64 is one way to write "to the last axis"."""
-_CONTROL_FLOW = ("If", "Loop", "Scan")
 _TRAINING_DOMAINS = ("ai.onnx.training", "ai.onnx.preview.training")
 
 
@@ -36,8 +35,9 @@ def check_operators(model: ir.Model, where: str) -> None:
     """Raises UnsupportedError naming node, operator and opset for the first node that is not supported, MoecError for
     one that uses what nothing defines."""
     version = model.graph.opset_imports[""]
-    _check_outputs(model.graph, where)
-    for node in model.graph:
+    for graph in model.graphs():
+        _check_outputs(graph, where)
+    for node in model.graph.all_nodes():
         place = f"{where}: node {node_name(node)!r}"
         _check_references(node, place)
         _check_inputs(node, place)
@@ -128,11 +128,6 @@ def _check_references(node: ir.Node, place: str) -> None:
 
 
 def _check_standard(node: ir.Node, place: str, version: int) -> None:
-    if node.op_type in _CONTROL_FLOW:
-        raise UnsupportedError(
-            f"{place}: {node.op_type} (opset {version}) is control flow, which is not supported; export the model with "
-            "torch.onnx.export(dynamo=True), or rewrite the branch or loop as tensor operators"
-        )
     if node.op_type.startswith("Sequence") or node.op_type in ("SplitToSequence", "ConcatFromSequence"):
         raise UnsupportedError(
             f"{place}: {node.op_type} (opset {version}) works on sequences of tensors, which are not supported; use "

@@ -62,14 +62,14 @@ def convert(model: ir.Model, where: str) -> ir.Model:
     fit the operators.
     """
     version = model.graph.opset_imports[""]
-    early = [node for node in model.graph if node.domain == "" and is_known_early(node, version)]
+    early = [node for node in model.graph.all_nodes() if node.domain == "" and is_known_early(node, version)]
     for node in early:
         node.domain = _PRIVATE_DOMAIN
     model.graph.opset_imports[_PRIVATE_DOMAIN] = 1
     is_only_renumbered = version > OPSET or not _changed(model, version)
     model = _convert(model, version, version if is_only_renumbered else OPSET, where)
     model.graph.opset_imports[""] = OPSET
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.domain == _PRIVATE_DOMAIN:
             _use_standard_operator(node)
     model.graph.opset_imports.pop(_PRIVATE_DOMAIN, None)

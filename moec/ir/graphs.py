@@ -1,4 +1,4 @@
-"""Walking graphs that hold graphs (the bodies of If, Loop and Scan)."""
+"""Graphs that hold graphs (the bodies of If, Loop and Scan)."""
 
 from __future__ import annotations
 
@@ -16,3 +16,27 @@ def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
+
+
+def lift_constants(model: ir.Model) -> None:
+    """Make every constant an initializer of the main graph, those of bodies too, but for results of a body."""
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    bodies = [graph for graph in model.graphs() if graph is not model.graph]
+    if not bodies:
+        return
+    inside = [value for graph in bodies for value in (*graph.inputs, *graph.initializers.values())]
+    computed = [output for node in model.graph.all_nodes() for output in node.outputs]
+    taken = {value.name for value in (*model.graph.inputs, *inside, *computed)} | set(model.graph.initializers)
+    for graph in bodies:
+        for name, value in list(graph.initializers.items()):
+            if value.is_graph_input() or value.is_graph_output():
+                continue
+            del graph.initializers[name]
+            number = 0
+            while value.name in taken:
+                number += 1
+                value.name = f"{name}.lifted_{number}"
+            taken.add(value.name)
+            model.graph.register_initializer(value)

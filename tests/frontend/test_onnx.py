@@ -175,7 +175,28 @@ def test_a_branch_is_resolved_when_its_condition_is_constant(constant):
         return
     proto = model_of(nodes)
     proto.graph.input.append(helper.make_tensor_value_info("condition", TensorProto.BOOL, []))
-    refuse(proto, r"node 'fork': If \(opset 17\) is control flow", UnsupportedError)
+    assert [node.op_type for node in import_model(proto).graph] == ["If"]
+
+
+def test_bodies_are_at_the_working_opset_and_hold_no_constants():
+    text = """<ir_version: 8, opset_import: ["": 11]> g (bool c, float[1,3] x) => (float[3] y) {
+        y = If (c) <then_branch = a () => (float[3] p) {
+                w = Constant <value = float[1] {2.0}> ()  m = Mul (x, w)  p = Squeeze <axes = [0]> (m) },
+            else_branch = b () => (float[3] q) {
+                v = Constant <value = float[1] {3.0}> ()  n = Mul (x, v)  q = Squeeze <axes = [0]> (n) }> }"""
+    model = import_model(onnx.parser.parse_model(text))
+    assert [len(node.inputs) for node in model.graph.all_nodes() if node.op_type == "Squeeze"] == [2, 2]
+    assert len(model.graph.initializers) == 4
+    for flag, factor in ((True, 2), (False, 3)):
+        found = interpreter.run(model, {"c": np.array(flag), "x": X[:1]})["y"]
+        np.testing.assert_array_equal(found, X[0] * factor)
+
+
+def test_what_nothing_knows_is_refused_in_bodies_too():
+    text = """<ir_version: 8, opset_import: ["": 17]> g (bool c, float[3] x) => (float[3] y) {
+        y = If (c) <then_branch = a () => (float[3] p) { p = Unheard (x) },
+                    else_branch = b () => (float[3] q) { q = Neg (x) }> }"""
+    refuse(onnx.parser.parse_model(text), "Unheard is not an operator of ONNX", UnsupportedError)
 
 
 def test_files_that_are_no_models(tmp_path):

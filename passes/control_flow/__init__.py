@@ -1,0 +1,1 @@
+"""Putting the bodies of If, Loop and Scan in the place of their nodes, one file per operator."""

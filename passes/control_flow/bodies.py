@@ -1,0 +1,135 @@
+"""One body of a node at a time becomes nodes of the graph around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.graphs import nested_graphs
+from moec.ir.names import node_name
+from moec.passes.contrib.writer import NotDecomposableError, Writer
+from moec.passes.known_shapes import Names, annotate
+from moec.passes.symbolic import SymbolicValues, is_named
+
+
+class Inliner(Writer):
+    """Writes the bodies of ``node`` in front of it; ``most`` nodes at most, all bodies together.
+
+    Sizes inside a body have names of their own, which may be names of other sizes outside: the copies' shapes are
+    inferred anew, from the values that they are given.
+    """
+
+    def __init__(self, node: ir.Node, taken: set[str], names: Names, most: int) -> None:
+        super().__init__(node, taken)
+        self.values = SymbolicValues()
+        self._inserted: list[ir.Node] = []
+        self._names, self._most = names, most
+
+    def insert(self, node: ir.Node, *labels: str) -> ir.Value:
+        output = super().insert(node, *labels)
+        self._inserted.append(node)
+        annotate(node, self.values, self._names)
+        return output
+
+    def body(self, name: str) -> ir.Graph:
+        return self.node.attributes[name].as_graph()
+
+    def inline(self, body: ir.Graph, arguments: Sequence[ir.Value]) -> list[ir.Value]:
+        """The results of ``body`` on ``arguments``.
+
+        Raises NotDecomposableError where it takes or makes another number of values, or the graph gets too large.
+        """
+        if len(body.inputs) != len(arguments):
+            raise NotDecomposableError(f"its body takes {len(body.inputs)} values; expected {len(arguments)}")
+        self._reserve(count_nodes(body))
+        copy = body.clone(allow_outer_scope_values=True)
+        given: dict[ir.Value, ir.Value] = dict(zip(copy.inputs, arguments, strict=True))
+        for value in list(copy.initializers.values()):
+            assert value.const_value is not None
+            given[value] = self._constant_like(value.const_value, str(value.name))
+        results = list(copy.outputs)
+        copy.outputs.clear()
+        for inside, outside in given.items():
+            inside.replace_all_uses_with(outside)
+        copied = list(copy)
+        copy.remove(copied)
+        for one in copied:
+            tensor = ir.convenience.get_const_tensor(one.outputs[0]) if one.op_type == "Constant" else None
+            if tensor is None:
+                self._adopt(one)
+            else:
+                given[one.outputs[0]] = self._constant_like(tensor, str(one.outputs[0].name))
+                one.outputs[0].replace_all_uses_with(given[one.outputs[0]])
+        return [given.get(value, value) for value in results]
+
+    def undo(self) -> None:
+        """Remove what was inserted; constants stay, without a user."""
+        self.graph.remove(self._inserted, safe=True)
+
+    def move(self, op_type: str, data: ir.Value, *others: ir.Value, **attributes: Any) -> ir.Value:
+        """A node that makes elements of ``data``'s type."""
+        output = self.add(op_type, data, *others, **attributes)
+        output.type = data.type
+        return output
+
+    def number(self, number: int) -> ir.Value:
+        return self.constant(np.array(number, np.int64), "number")
+
+    def known(self, value: ir.Value | None) -> int | None:
+        """The only element of a value where it is known now; 0 or 1 of a boolean."""
+        found = self.values.of(value)
+        item = found.ravel()[0] if found is not None and found.size == 1 else None
+        return int(item) if isinstance(item, int | np.bool_ | np.integer) else None
+
+    def choose(self, condition: ir.Value, yes: ir.Value, no: ir.Value, what: str) -> ir.Value:
+        """``yes`` or ``no``, by a condition of one element.
+
+        Raises NotDecomposableError where their shapes may differ.
+        """
+        if yes is no:
+            return yes
+        shapes = [list(value.shape or ()) if is_named(value) else None for value in (yes, no)]
+        if shapes[0] is None or shapes[0] != shapes[1]:
+            first, second = ("an unknown shape" if one is None else str([str(s) for s in one]) for one in shapes)
+            raise NotDecomposableError(
+                f"whether it computes {what} is known only when the model runs, and that has {first} in one case and "
+                f"{second} in the other; expected equal shapes"
+            )
+        scalar = self.add("Reshape", condition, self.constant(np.array([], np.int64), "no_axes"), label="condition")
+        chosen = self.add("Where", scalar, yes, no, label=what)
+        chosen.type = yes.type
+        return chosen
+
+    def _adopt(self, node: ir.Node) -> None:
+        """Insert a copied node, under new names."""
+        for value in (output for one in _with_nested(node) for output in one.outputs):
+            value.shape = None
+        node.name = f"{node_name(self.node)}.{node_name(node)}"
+        self.insert(node, *(output.name or f"left_out_{index}" for index, output in enumerate(node.outputs)))
+
+    def _constant_like(self, tensor: ir.TensorProtocol, label: str) -> ir.Value:
+        return self.weight(ir.tensor(tensor.numpy(), dtype=tensor.dtype), label)
+
+    def _reserve(self, nodes: int) -> None:
+        if len(self._inserted) + nodes > self._most:
+            raise NotDecomposableError(
+                f"its bodies, one after the other, make more than {self._most} nodes; expected fewer steps or a "
+                "smaller body"
+            )
+
+
+def count_nodes(body: ir.Graph) -> int:
+    """How many nodes a body has, those of bodies inside it included."""
+    return sum(1 for node in body for _ in _with_nested(node))
+
+
+def _with_nested(node: ir.Node) -> list[ir.Node]:
+    found, pending = [], [node]
+    while pending:
+        one = pending.pop()
+        found.append(one)
+        pending.extend(inner for body in nested_graphs(one) for inner in body)
+    return found

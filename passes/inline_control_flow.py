@@ -1,0 +1,87 @@
+"""Loops that end and branches, without loops and branches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.ir.dialect import REFUSAL_KEY
+from moec.ir.graphs import lift_constants
+from moec.ir.names import node_name
+from moec.passes.base import Exactness, Report
+from moec.passes.contrib.writer import NotDecomposableError
+from moec.passes.control_flow import branches, loops
+from moec.passes.control_flow.bodies import Inliner
+from moec.passes.known_shapes import Names
+from moec.passes.rewriting import is_op, replace_node, value_names
+
+_INLINED: dict[str, Callable[[Inliner], list[ir.Value]]] = {
+    "If": branches.inline_branch,
+    "Loop": loops.unroll_loop,
+    "Scan": loops.unroll_scan,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class InlineControlFlow:
+    """Puts the bodies of If, Loop and Scan in the place of their nodes; those inside bodies follow.
+
+    What decides is computed first, as far as constants and sizes do (:class:`FoldConstants`, :class:`FoldShapes`).
+
+    1. Of an If whose condition is known the branch that is taken stays.
+    2. Of any other If both branches are computed, and each result is chosen by the condition, where results have equal
+       shapes. What a branch requires of its inputs is then required whichever is taken.
+    3. A Loop whose trip count is known, or whose condition becomes false in a step known now, becomes its steps. So
+       does one whose condition is known only when the model runs, within its trip count, if it has no scan outputs: a
+       step behind the last one carries on what it was given.
+    4. A Scan over axes of a known size becomes its steps.
+    5. A node whose bodies would become more than ``limit`` nodes, and any other, stays, and is reported.
+
+    ::
+
+        y = Loop <body = b (i, going, v) => (going, w) { w = Add (v, x) }> (two, , v)
+            ->
+        y1 = Add (v, x); y = Add (y1, x)
+    """
+
+    name: ClassVar[str] = "inline-control-flow"
+    exactness: ClassVar[Exactness] = "exact"
+
+    limit: int = 10_000
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        from moec.passes.fold_constants import FoldConstants
+        from moec.passes.fold_shapes import FoldShapes
+
+        refused: dict[ir.Node, str] = {}
+        changed = False
+        while pending := [node for node in model.graph if is_op(node, *_INLINED) and node not in refused]:
+            lift_constants(model)
+            FoldConstants().apply(model, report)
+            FoldShapes().apply(model, report)
+            taken, names = value_names(model.graph), Names(model.graph)
+            for node in pending:
+                reason = self._inline(Inliner(node, taken, names, self.limit), report)
+                if reason is not None:
+                    refused[node] = reason
+            changed = True
+        for node, reason in refused.items():
+            node.metadata_props[REFUSAL_KEY] = reason
+            report.warn(self.name, node_name(node), f"{node.op_type} stays as it is: {reason}")
+        return changed
+
+    def _inline(self, write: Inliner, report: Report) -> str | None:
+        """Put its bodies in the place of the node; why not, where that was not possible."""
+        node = write.node
+        try:
+            values = _INLINED[node.op_type](write)
+        except NotDecomposableError as reason:
+            write.undo()
+            return str(reason)
+        for remark in write.remarks:
+            report.note(self.name, node_name(node), f"{node.op_type}: {remark}")
+        replace_node(node, values)
+        return None

@@ -30,7 +30,5 @@ class InferShapes:
         return _shapes(model) != before
 
 
-def _shapes(model: ir.Model) -> list[tuple[str | None, str, str]]:
-    return [
-        (value.name, str(value.dtype), str(value.shape)) for node in model.graph.all_nodes() for value in node.outputs
-    ]
+def _shapes(model: ir.Model) -> list[tuple[str | None, ir.DataType | None, ir.Shape | None]]:
+    return [(value.name, value.dtype, value.shape) for node in model.graph.all_nodes() for value in node.outputs]

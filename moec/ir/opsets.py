@@ -6,6 +6,7 @@ of ``OPSET``: since then operators that were there before got element types, tex
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import onnx_ir as ir
@@ -15,6 +16,7 @@ OPSET = 24
 NEWEST = min(28, defs.onnx_opset_version())
 
 
+@functools.cache
 def since(operator: str, version: int = OPSET) -> int | None:
     """The opset that gave an operator of the ONNX domain its meaning in ``version``; None if it is not there."""
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
@@ -42,7 +41,7 @@ def infer(model: ir.Model) -> None:
     proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
     with schemas.registered():
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
-    _adopt(model.graph, inferred.graph)
+    _adopt(model.graph, inferred.graph, proto.graph)
     _check_sizes(model.graph)
 
 
@@ -70,9 +69,12 @@ def _without_weights(graph: ir.Graph) -> onnx.GraphProto:
         if tensor is not None:
             _add_constant(proto, node.outputs[0], tensor)
             continue
-        proto.node.append(ir.serde.serialize_node(node))
-        proto.value_info.extend(_typed(value for value in node.outputs if not value.is_graph_output()))
-    proto.output.extend(_forget_generated_names(ir.serde.serialize_value(value)) for value in graph.outputs)
+        ir.serde.serialize_node_into(proto.node.add(), node)
+        for value in node.outputs:
+            _forget_generated_names(value)
+            if value.name and value.type is not None and not value.is_graph_output():
+                ir.serde.serialize_value_into(proto.value_info.add(), value)
+    proto.output.extend(ir.serde.serialize_value(value) for value in graph.outputs)
     return proto
 
 
@@ -103,29 +105,25 @@ def shape_for_inference(tensor: ir.TensorProtocol) -> ir.Shape:
     return ir.Shape([None] if len(sizes) == 1 and sizes[0] > _LONGEST_VECTOR else sizes)
 
 
-def _typed(values: Iterable[ir.Value]) -> Iterable[onnx.ValueInfoProto]:
-    for value in values:
-        if value.name and value.type is not None:
-            yield _forget_generated_names(ir.serde.serialize_value(value))
+def _forget_generated_names(value: ir.Value) -> None:
+    if any(map(_is_generated, value.shape or ())):
+        value.shape = ir.Shape([None if _is_generated(dim) else dim for dim in value.shape or ()])
 
 
-def _forget_generated_names(proto: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    for dimension in proto.type.tensor_type.shape.dim:
-        if _GENERATED_NAME.fullmatch(dimension.dim_param):
-            dimension.Clear()
-    return proto
+def _is_generated(dim: int | ir.SymbolicDim) -> bool:
+    return isinstance(dim, ir.SymbolicDim) and _GENERATED_NAME.fullmatch(dim.value or "") is not None
 
 
-def _adopt(graph: ir.Graph, proto: onnx.GraphProto) -> None:
-    """Take over the inferred types, matching values by name."""
-    inferred = {info.name: info.type for info in (*proto.value_info, *proto.output)}
+def _adopt(graph: ir.Graph, proto: onnx.GraphProto, given: onnx.GraphProto) -> None:
+    """Take over the inferred types, matching values by name; what is as it was ``given`` is left alone."""
+    inferred, before = ({info.name: info.type for info in (*one.value_info, *one.output)} for one in (proto, given))
     for value in (*graph.outputs, *(output for node in graph for output in node.outputs)):
         kind = inferred.get(value.name or "")
-        if kind is not None and kind.WhichOneof("value") is not None:
+        if kind is not None and kind.WhichOneof("value") is not None and kind != before.get(value.name or ""):
             value.type = ir.serde.deserialize_type_proto_for_type(kind)
             value.shape = ir.serde.deserialize_type_proto_for_shape(kind)
     computed = (node for node in graph if _large_constant(node) is None)
-    for node, node_proto in zip(computed, proto.node, strict=True):
-        for attribute in node_proto.attribute:
+    for node, node_proto, node_given in zip(computed, proto.node, given.node, strict=True):
+        for attribute, attribute_given in zip(node_proto.attribute, node_given.attribute, strict=True):
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _adopt(node.attributes[attribute.name].as_graph(), attribute.g)
+                _adopt(node.attributes[attribute.name].as_graph(), attribute.g, attribute_given.g)

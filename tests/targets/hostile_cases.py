@@ -18,7 +18,7 @@ import moec.runtime.program
 from moec.errors import DefectError, MoecError
 
 from .conftest import parse
-from .cpu.guarded import LINE, guarded
+from .guarded import LINE, guarded
 
 LEAST, MOST = -(2**63), 2**63 - 1
 SIZES = (0, 1, 2, 5)

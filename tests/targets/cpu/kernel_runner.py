@@ -22,7 +22,7 @@ from moec.runtime.tensors import to_runtime
 from moec.targets.cpu.machine import MACHINES, Machine, host_has
 from moec.targets.tvm.pipeline import KERNEL_PIPELINE
 
-from .guarded import guarded
+from ..guarded import guarded
 
 _DRIVER = pathlib.Path(__file__).parent / "aarch64_driver.c"
 _COMPILER, _EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"

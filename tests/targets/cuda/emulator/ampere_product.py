@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...cpu.guarded import guarded
+from ...guarded import guarded
 from .emulated import Kernel
 
 ROWS, COLUMNS, DEPTH, PANELS, STAGES = 16, 64, 64, 6, 4

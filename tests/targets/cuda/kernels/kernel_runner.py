@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,22 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
+from moec.runtime.tensors import CUDA
 from moec.targets.cuda.emulator import Launch, emulated_library, watch_arrays
 from moec.targets.cuda.emulator.device import emulated_device
 from moec.targets.cuda.emulator.tensor_map import encode_tensor_map
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import ENCODE_TENSOR_MAP
 from moec.targets.cuda.pipeline import KERNEL_PIPELINE
 
+from ...guarded import guarded
+
 _DEVICE = emulated_device()
 tvm_ffi.register_global_func(ENCODE_TENSOR_MAP, encode_tensor_map, override=True)
+_view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+_tensor_in = ctypes.pythonapi.PyCapsule_GetPointer
+_tensor_in.restype, _tensor_in.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_KIND_OF_DEVICE = ctypes.sizeof(ctypes.c_void_p)
+"""Where DLPack's tensor holds it: behind the address of the data."""
 _LOOPS_STAY_LOOPS = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
 
 
@@ -33,16 +42,29 @@ class Kernel:
         return self.outputs(1, *arrays)[0]
 
     def outputs(self, count: int, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Run it; the last ``count`` arrays are outputs and are returned. The given arrays are not changed."""
-        tensors = [_DEVICE.place(array.copy()) for array in arrays]
-        self.run_on(*tensors)
-        return [_DEVICE.fetch(tensor).copy() for tensor in tensors[-count:]]
+        """Run it; the last ``count`` arrays are outputs and are returned. The given arrays are not changed. Copies of
+        all begin behind a page without access, and in a second run end before one."""
+        for before in (True, False):
+            copies = [guarded(array, 1, before=before) for array in arrays]
+            self.run_on(*map(over, copies))
+        return [copy.copy() for copy in copies[-count:]]
 
     def run_on(self, *tensors: Any) -> None:
         """Run it on tensors of the device, in their place."""
         if self._watching is not None:
             watch_arrays(self._watching, [(t.data_ptr(), _DEVICE.fetch(t).nbytes) for t in tensors])
         self._host["kernel"](*tensors)
+
+
+def over(array: np.ndarray) -> Any:
+    """A tensor of the device over the array's memory, wherever it begins."""
+    if not array.size:
+        return _DEVICE.place(array)
+    capsule = array.view(f"u{array.itemsize}").__dlpack__()
+    tensor = _tensor_in(capsule, b"dltensor")
+    ctypes.c_int32.from_address(tensor + _KIND_OF_DEVICE).value = CUDA
+    bits = tvm_ffi.from_dlpack(capsule, require_alignment=1)
+    return _view(bits, tvm_ffi.Shape(array.shape), tvm_ffi.dtype(array.dtype.name), 0)
 
 
 def build(kernel: tirx.PrimFunc, architecture: str = "sm_80", **options: Any) -> Kernel:

@@ -1,0 +1,36 @@
+"""The tests' runner of kernels lets none touch a number beside an array."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import numpy as np
+import pytest
+
+from moec.targets.cuda.emulator import emulated_library
+from moec.targets.cuda.kernels import combine
+
+from . import kernel_runner
+from .layers import undefined
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fault ends the process")
+
+
+def moved(by: int, source: str, launches: list, **options: object) -> object:
+    """The library of a kernel that reads ``by`` numbers beside those that it should."""
+    assert source.count("pairs_ptr[") == 1
+    return emulated_library(source.replace("pairs_ptr[", f"pairs_ptr[{by} + "), launches, **options)
+
+
+@pytest.mark.parametrize("by", [-1, 0, 1])
+def test_a_number_beside_an_array_cannot_be_read(monkeypatch, by):
+    monkeypatch.setattr(kernel_runner, "emulated_library", functools.partial(moved, by))
+    run = kernel_runner.build(combine.separate(4, 20, "float16"))
+    ids, pairs = np.zeros((7, 3), np.int32), np.arange(420, dtype=np.float32).reshape(21, 20)
+    if by == 0:
+        y = run(ids, pairs, undefined((7, 3, 20), "float16"))
+        np.testing.assert_array_equal(y, pairs.reshape(7, 3, 20))
+        return
+    with pytest.raises(RuntimeError, match="which is outside of every array"):
+        run(ids, pairs, undefined((7, 3, 20), "float16"))

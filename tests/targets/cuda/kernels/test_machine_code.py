@@ -27,6 +27,7 @@ from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 from moec.targets.cuda.nvcc import compile_source, find_tool
 from moec.targets.tvm.attention import AttentionProblem
 
+from ..ptx.machine import Program
 from .kernel_runner import source_of
 
 pytestmark = pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
@@ -85,6 +86,7 @@ def test_nothing_is_spilled_or_advised_against(name):
     compiled = compile_source(source_of(KERNELS[name](), architecture), architecture)
     assert compiled is not None
     assert not compiled.advisories
+    assert all(Program(ptx) for ptx in compiled.ptx.values())  # the interpreter knows every instruction
     (resources,) = compiled.resources.values()
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in resources
     (instructions,) = compiled.sass.values() or ("",)

@@ -205,6 +205,7 @@ _TABLE: dict[str, Callable[[Parts], Function]] = {
     "max": lambda parts: np.fmax if parts[-1][0] == "f" else np.maximum,
     "neg": _same(np.negative),
     "abs": _same(np.abs),
+    "copysign": _same(lambda sign, a: np.copysign(a, sign)),
     "not": _same(np.invert),
     "and": _same(np.bitwise_and),
     "or": _same(np.bitwise_or),

@@ -221,6 +221,11 @@ def fence_registers(opcode: str, operands: Sequence[Any]) -> Act:
     return act
 
 
+def change_register_count(opcode: str, operands: Sequence[Any]) -> Act:
+    """Registers are as many as a text names: how many of them ptxas has is the emulator's to check."""
+    return lambda machine, lanes: None
+
+
 HOPPER: tuple[tuple[re.Pattern[str], Callable[[str, Sequence[Any]], Act]], ...] = tuple(
     (re.compile(pattern), make)
     for pattern, make in (
@@ -232,6 +237,7 @@ HOPPER: tuple[tuple[re.Pattern[str], Callable[[str, Sequence[Any]], Act]], ...] 
         (r"wgmma\.mma_async\..*", multiply),
         (r"wgmma\.commit_group\.sync\.aligned", commit_products),
         (r"wgmma\.wait_group\.sync\.aligned", wait_for_products),
+        (r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32", change_register_count),
         (r"wgmma\.fence\.sync\.aligned", fence_registers),
     )
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -69,12 +69,12 @@ def judge(block: Block, proposal: Proposal, *, has_judged_twin: bool = False) ->
     if has_judged_twin:  # whose decisions were seen; there is nothing to watch
         comparison = _Comparison(block, proposal, Watch([], {}))
         comparison.run_all(one_token_per_expert(block, proposal.routing))
-        return comparison.verdict([])
+        return comparison.verdict()
     comparison = _Comparison(block, proposal, watch_block(block, proposal.used))
     comparison.run_all(trials(block, proposal.routing))
     if comparison.worst <= TOLERANCE:
         comparison.run_all(reaching_trials(block, proposal.routing, comparison.watch))
-    return comparison.verdict([*roundings(block), *comparison.watch.unseen()])
+    return comparison.verdict(roundings(block))
 
 
 @dataclasses.dataclass
@@ -87,6 +87,8 @@ class _Comparison:
     worst: float = 0.0
     worst_trial: str = ""
     undefined: dict[str, str] = dataclasses.field(default_factory=dict)
+    failing: set[Unseen] = dataclasses.field(default_factory=set)
+    """Sides that were taken where the original fails."""
 
     def run_all(self, chosen: Iterable[Trial]) -> None:
         for trial in chosen:
@@ -100,23 +102,32 @@ class _Comparison:
         try:
             want = self.block.y_of(trial.x, trial.logits, seen)
         except EvaluationError as error:  # a loop that cannot do without tokens stumbles in whatever operator is first
-            self.undefined[trial.name] = str(error)
+            if not trial.extreme:
+                self.undefined[trial.name] = str(error)
+            if len(trial.x):
+                self.failing.update(set(self.watch.unseen()).difference(seen.unseen()))
             return
         got = self.proposal.run(self.block, trial.x, trial.logits)
-        finite = np.isfinite(want).all(axis=1) if trial.extreme and want is not None else None
-        if want is None or finite is None or finite.all():
-            self.watch.adopt(seen)
-            self._note(trial.name, difference(got, want))
+        if want is None or got.size != want.size:
+            self._note(trial, float("inf"))
             return
-        self._note(trial.name, difference(got[finite], want[finite]))
-        if finite.any():  # what the other rows decide is not compared: it is not seen
-            self._run(Trial(trial.name, trial.x[finite], trial.logits[finite]))
+        compared = np.isfinite(want).all(axis=1) | (not trial.extreme)
+        self._note(trial, difference(got[compared], want[compared]))
+        telling = compared & (want.any(axis=1) | (not trial.extreme))
+        if not telling.any():  # whatever was decided, no row shows it
+            return
+        if telling.all():
+            self.watch.adopt(seen)
+        else:
+            self._run(Trial(trial.name, trial.x[telling], trial.logits[telling]))
 
-    def _note(self, trial: str, found: float) -> None:
+    def _note(self, trial: Trial, found: float) -> None:
         if found > self.worst:
-            self.worst, self.worst_trial = found, trial
+            self.worst, self.worst_trial = found, trial.name
 
-    def verdict(self, unseen: list[Unseen]) -> Verdict:
+    def verdict(self, unseen: Sequence[Unseen] = ()) -> Verdict:
+        """``unseen`` cannot be shown by any trial. What is taken only where the original fails counts for nothing."""
+        unseen = [*unseen, *(one for one in self.watch.unseen() if one not in self.failing)]
         if "every expert" in self.undefined:
             return Verdict(float("inf"), "every expert", self.undefined, unseen)
         return Verdict(self.worst, self.worst_trial, self.undefined, unseen)

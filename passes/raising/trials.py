@@ -95,6 +95,10 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
     for factor in (1e-2, 1.0, 1e2, 1e4, 1e8):
         for sign in (1, -1):
             yield Trial(f"rows of one sign times {sign * factor:g}", sign * np.abs(rows) * factor, logits, extreme=True)
+    for first in (0, 1):
+        sparse = rows.copy()
+        sparse[:, first::2] = 0
+        yield Trial(f"rows with zeros from entry {first} on", sparse, logits, extreme=True)
     for shift in (-8.0, -20.0, -100.0, -700.0, 8.0, 20.0, 100.0, 700.0):
         yield Trial(f"logits moved by {shift:g}", rows, logits + shift, extreme=True)
     for factor in (10.0, 100.0, 1e4, 1e8, -10.0, -1e3, 1e-2, 1e-4, 0.0):

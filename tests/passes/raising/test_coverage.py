@@ -233,6 +233,47 @@ def test_a_side_counts_only_where_the_row_is_compared(build, texts, normal):
         assert ("takes one side of a decision (Greater node" in remark.message) != seen
 
 
+HALVED = "c = Where (b, half, unit)\n w0 = Div (top, total)\n w = Mul (w0, c)"
+NEVER_TOLD = {
+    "only where all of x is zero": (
+        "x0 = Gather <axis = 1> (x, zero)\n x1 = Gather <axis = 1> (x, one)\n b = Equal (x0, x1)\n",
+        "Equal node 'b': its result == 1",
+    ),
+    "only without tokens": (
+        "n = Shape <start = 0, end = 1> (x)\n rest = Mod (n, hundreds)\n b = Equal (rest, begin)\n",
+        "Equal node 'b': its result == 1",
+    ),
+    "where an entry of x is zero": ("x0 = Gather <axis = 1> (x, zero)\n b = Equal (x0, none)\n", "differs by"),
+}
+
+
+@pytest.mark.parametrize("condition", NEVER_TOLD)
+def test_a_side_counts_only_where_a_row_tells(build, texts, normal, condition):
+    """Rows of zeros make zeros, whatever the weights are, and no token makes none."""
+    decision, reason = NEVER_TOLD[condition]
+    text = texts["batched"].replace(WEIGHTS, decision + HALVED)
+    weights = {"up": normal(4, 10, 6), "down": normal(4, 6, 5), "hundreds": np.array([100], np.int64)}
+    model, report = build(text, **weights, **CONSTANTS), Report()
+    assert not RaiseMoE().apply(model, report)
+    (remark,) = report.remarks
+    assert reason in remark.message
+
+
+def test_a_side_where_the_original_fails_is_not_held_against_it(build, texts, normal):
+    """Fewer than three tokens cannot be computed, which is also where the weights would be others."""
+    some = "n = Shape <start = 0, end = 1> (x)\n b0 = Less (n, three_rows)\n b = Squeeze (b0, begin)\n"
+    some += "c = Where (b, half, unit)\n"
+    some += "few = Slice (x, begin, three_rows, begin)\n rows3 = Reshape (few, three_rows_of_six)\n"
+    some += "z0 = ReduceSum <keepdims = 0> (rows3)\n z = Mul (z0, none)\n"
+    some += "w0 = Div (top, total)\n w1 = Mul (w0, c)\n w = Add (w1, z)"
+    weights = {"up": normal(4, 10, 6), "down": normal(4, 6, 5), "three_rows": np.array([3])}
+    weights["three_rows_of_six"] = np.array([3, 6])
+    runs = some.replace("rows3 = Reshape (few, three_rows_of_six)", "rows3 = Neg (few)")
+    for text, is_raised in ((some, True), (runs, False)):
+        model = build(texts["batched"].replace(WEIGHTS, text), **weights, **CONSTANTS)
+        assert RaiseMoE().apply(model, Report()) == is_raised
+
+
 @pytest.mark.parametrize("error", [ValueError("shapes (3,4) and (5,) do not fit"), KeyError("axis"), MemoryError()])
 def test_whatever_goes_wrong_while_matching_is_a_remark(build, texts, normal, monkeypatch, error):
     def stumbles(*arguments, **options):

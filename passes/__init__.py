@@ -16,6 +16,7 @@ _CLASSES = {
     "cast-weights": "moec.passes.cast_weights:CastWeights",
     "check-export": "moec.passes.check_export:CheckExport",
     "decompose-contrib": "moec.passes.decompose_contrib:DecomposeContrib",
+    "decompose-recurrent": "moec.passes.decompose_recurrent:DecomposeRecurrent",
     "drop-zero-neurons": "moec.passes.drop_zero_neurons:DropZeroNeurons",
     "eliminate-common-subexpressions": ("moec.passes.eliminate_common_subexpressions:EliminateCommonSubexpressions"),
     "expand-functions": "moec.passes.expand_functions:ExpandFunctions",

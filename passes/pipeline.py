@@ -22,7 +22,7 @@ from moec.passes.base import Pass, Report
 
 CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
 _START = (
-    "infer-shapes,inline-control-flow,decompose-contrib,expand-functions,inline-control-flow,"
+    "infer-shapes,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
     f"{CLEAN_UP},fuse-stored-weights,check-export"
 )
 LEVELS = {

@@ -26,7 +26,7 @@ class Writer:
         self.graph, self.node = node.graph, node
         self.remarks: list[str] = []
         """What a user may want to know about how the node was spelled."""
-        self._taken = taken
+        self.taken = taken
         self._prefix = next((output.name for output in node.outputs if output.name), None) or node_name(node)
 
     def add(self, op_type: str, *inputs: ir.Value | None, label: str = "", **attributes: Any) -> ir.Value:
@@ -55,10 +55,10 @@ class Writer:
         """A new name in the graph."""
         wish = name = f"{self._prefix}.{label}"
         number = 1
-        while name in self._taken:
+        while name in self.taken:
             number += 1
             name = f"{wish}_{number}"
-        self._taken.add(name)
+        self.taken.add(name)
         return name
 
     def input(self, position: int) -> ir.Value | None:

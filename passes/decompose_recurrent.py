@@ -1,0 +1,202 @@
+"""RNN, GRU and LSTM become a Scan over their steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.dialect import REFUSAL_KEY
+from moec.ir.names import node_name
+from moec.passes.base import Exactness, Report
+from moec.passes.contrib.writer import NotDecomposableError, Writer, dtype_of, width_of
+from moec.passes.recurrent import cells
+from moec.passes.recurrent.activations import Activation, activations_of
+from moec.passes.rewriting import is_op, replace_node, value_names
+
+_DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+"""Whether each direction begins at the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What tells the operators apart: number of gates, default activations, inputs with initial states, a step."""
+
+    gates: int
+    activations: tuple[str, ...]
+    states: tuple[int, ...]
+    step: Callable[[Writer, cells.Cell, ir.Value, list[ir.Value]], list[ir.Value]]
+
+
+_KINDS = {
+    "RNN": _Kind(1, ("Tanh",), (5,), cells.rnn),
+    "GRU": _Kind(3, ("Sigmoid", "Tanh"), (5,), cells.gru),
+    "LSTM": _Kind(4, ("Sigmoid", "Tanh", "Tanh"), (5, 6), cells.lstm),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecomposeRecurrent:
+    """Spells RNN, GRU and LSTM of a fixed number of steps in products, activations and Scan.
+
+    1. The input's product with its weights, biases included, is one for all steps; the rest of a step is the body of a
+       Scan per direction, which the reverse one reads and writes from its end.
+    2. Where ``sequence_lens`` is given, a step behind the end of a sequence carries its state on and its output is 0.
+    3. A node whose number of steps is not a fixed one stays, and is reported; so does one with an activation that ONNX
+       does not name.
+
+    ::
+
+        y = RNN <hidden_size = 8> (x, w, r)
+            ->
+        p = MatMul (x, wt)
+        h, o = Scan <num_scan_inputs = 1, body = b (h, p) => (n, n) {
+            q = MatMul (h, rt); s = Add (p, q); n = Tanh (s) }> (zeros, p)
+        y = Unsqueeze (o, one)
+    """
+
+    name: ClassVar[str] = "decompose-recurrent"
+    exactness: ClassVar[Exactness] = "reassociating"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        changed = False
+        pending = [node for node in model.graph if is_op(node, *_KINDS)]
+        taken = value_names(model.graph) if pending else set[str]()
+        for node in pending:
+            try:
+                values = _decompose(Writer(node, taken), _KINDS[node.op_type])
+            except NotDecomposableError as reason:
+                report.warn(self.name, node_name(node), f"{node.op_type} stays as it is: {reason}")
+                node.metadata_props[REFUSAL_KEY] = str(reason)
+                continue
+            replace_node(node, values)
+            changed = True
+        return changed
+
+
+def _decompose(write: Writer, kind: _Kind) -> list[ir.Value | None]:
+    """Y and the last states."""
+    x, steps = write.required(0, "X"), _steps(write)
+    directions = _DIRECTIONS.get(write.attribute("direction", "forward"))
+    if directions is None:
+        raise NotDecomposableError(f"direction is {write.attribute('direction', None)!r}; expected {[*_DIRECTIONS]}")
+    width_of(write.required(2, "R"), "R")
+    dtype_of(x, "X")
+    activations = activations_of(write, kind.activations, len(directions))
+    batch_first = bool(write.attribute("layout", 0))
+    if batch_first:
+        x = write.add("Transpose", x, perm=[1, 0, 2])
+    found = [
+        _direction(write, kind, x, steps, number, is_reverse, activations[number])
+        for number, is_reverse in enumerate(directions)
+    ]
+    outputs, *states = zip(*found, strict=True)
+    y = _stacked(write, outputs, 1)
+    last = [_stacked(write, state, 0) for state in states]
+    if batch_first:
+        y = write.add("Transpose", y, perm=[2, 0, 1, 3])
+        last = [write.add("Transpose", state, perm=[1, 0, 2]) for state in last]
+    return [y, *last]
+
+
+def _steps(write: Writer) -> int:
+    x, layout = write.required(0, "X"), write.attribute("layout", 0)
+    size = x.shape[1 if layout else 0] if x.shape is not None and len(x.shape) == 3 else None
+    if not isinstance(size, int) or size == 0:
+        raise NotDecomposableError(
+            f"the number of its steps, axis {1 if layout else 0} of {x.name}, is {size}; expected a fixed number "
+            "from 1 up: give this axis a fixed size when you export the model"
+        )
+    return size
+
+
+def _direction(
+    write: Writer, kind: _Kind, x: ir.Value, steps: int, number: int, is_reverse: bool, activations: list[Activation]
+) -> list[ir.Value]:
+    """Outputs [steps,batch,hidden] and last states [batch,hidden] of one direction."""
+    hidden, dtype = width_of(write.required(2, "R"), "R"), dtype_of(write.required(0, "X"), "X")
+    index = write.constant(np.array(number), "direction")
+
+    def own(position: int, axis: int = 0) -> ir.Value | None:
+        value = write.input(position)
+        return None if value is None else write.add("Gather", value, index, axis=axis)
+
+    weight, recurrence = (write.add("Transpose", own(position), perm=[1, 0]) for position in (1, 2))
+    projected = write.add("MatMul", x, weight)
+    bias, rest = own(3), None
+    if bias is not None:
+        bias, rest = cells.split(write, bias, [kind.gates * hidden] * 2)
+        projected = write.add("Add", projected, bias)
+        if not write.attribute("linear_before_reset", 0):
+            projected, rest = write.add("Add", projected, rest), None
+    peepholes = own(cells.PEEPHOLES) if write.node.op_type == "LSTM" else None
+    cell = cells.Cell(hidden, dtype, recurrence, rest, peepholes, activations)
+    axis = 1 if write.attribute("layout", 0) else 0
+    states = [own(position, axis) or _zeros(write, x, hidden, dtype) for position in kind.states]
+    return _scan(write, kind, cell, projected, states, steps, is_reverse)
+
+
+def _scan(
+    write: Writer,
+    kind: _Kind,
+    cell: cells.Cell,
+    projected: ir.Value,
+    states: list[ir.Value],
+    steps: int,
+    is_reverse: bool,
+) -> list[ir.Value]:
+    body, tensor = _BodyWriter(write), ir.TensorType(cell.kind)
+    given = [ir.Value(name=write.name("state"), type=tensor) for _ in states]
+    x = ir.Value(name=write.name("x"), type=tensor)
+    inputs, scanned, lengths = [*given, x], [projected], write.input(4)
+    if lengths is None:
+        results = kind.step(body, cell, x, given)
+        output = body.add("Identity", results[0])
+    else:
+        position = ir.Value(name=write.name("position"), type=ir.TensorType(ir.DataType.INT64))
+        inputs.append(position)
+        scanned.append(write.constant(np.arange(steps), "positions"))
+        column = body.add("Unsqueeze", body.add("Cast", lengths, to=ir.DataType.INT64), write.numbers(1))
+        is_alive = body.add("Less", position, column)
+        new = kind.step(body, cell, x, given)
+        results = [body.add("Where", is_alive, *pair) for pair in zip(new, given, strict=True)]
+        output = body.add("Where", is_alive, new[0], write.constant(np.array(0, cell.kind.numpy()), "zero"))
+    step = ir.Graph(inputs, [*results, output], nodes=body.nodes, name="step")
+    attributes = {
+        "body": step,
+        "num_scan_inputs": len(scanned),
+        "scan_input_directions": [int(is_reverse)] * len(scanned),
+    }
+    attributes["scan_output_directions"] = [int(is_reverse)]
+    scan = ir.node("Scan", [*states, *scanned], attributes=attributes, num_outputs=len(states) + 1)
+    write.insert(scan, *("last" for _ in states), "outputs")
+    return [scan.outputs[-1], *scan.outputs[:-1]]
+
+
+class _BodyWriter(Writer):
+    """Writes nodes of a body; constants are of the graph around it."""
+
+    def __init__(self, outer: Writer) -> None:
+        super().__init__(outer.node, outer.taken)
+        self.nodes: list[ir.Node] = []
+
+    def insert(self, node: ir.Node, *labels: str) -> ir.Value:
+        for output, label in zip(node.outputs, labels, strict=True):
+            output.name = self.name(label)
+        self.nodes.append(node)
+        return node.outputs[0]
+
+
+def _zeros(write: Writer, x: ir.Value, hidden: int, dtype: ir.DataType) -> ir.Value:
+    """The state [batch,hidden] that the first step begins with where none is given."""
+    batch = write.add("Shape", x, start=1, end=2)
+    shape = write.add("Concat", batch, write.numbers(hidden), axis=0)
+    return write.add("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, dtype.numpy()), dtype=dtype))
+
+
+def _stacked(write: Writer, values: Sequence[ir.Value], axis: int) -> ir.Value:
+    """One value per direction along a new axis."""
+    return write.add("Concat", *(write.add("Unsqueeze", value, write.numbers(axis)) for value in values), axis=axis)

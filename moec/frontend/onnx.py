@@ -11,7 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from moec.errors import MoecError, UnsupportedError
-from moec.frontend import conditions, external_data, operators, opset, structure
+from moec.frontend import conditions, exported_ranges, external_data, operators, opset, structure
 from moec.frontend.size_names import name_sizes
 from moec.ir import dialect
 from moec.ir.graphs import lift_constants
@@ -31,6 +31,7 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     structure.check_functions(model, where)
     _inline_functions(model, where)
     name_sizes(model, conditions.read(model, where).names)
+    exported_ranges.attach(model)
     operators.check_types(model, where)
     _drop_initializers_from_inputs(model)
     operators.check_constants(model, where)

@@ -64,6 +64,19 @@ def test_a_branch_on_a_size_is_checked() -> None:
         model(np.ones((2, 17, 4), np.float32))
 
 
+def test_a_range_survives_in_a_file(tmp_path) -> None:
+    """Conditions that are no range do not: nothing in the file tells that a length has to be even."""
+    branch = Function(lambda x: x * 2 if x.shape[1] <= 16 and x.shape[1] % 2 == 0 else x * 3).eval()
+    program = torch.onnx.export(
+        branch, (X,), dynamic_shapes=(({0: "batch", 1: "length"},),), dynamo=True, verbose=False
+    )
+    program.save(tmp_path / "model.onnx")
+    model = moec.compile(tmp_path / "model.onnx", passes="O0")
+    assert model.guards == ["length <= 16"]
+    (result,) = model(X[:, :6].contiguous()).values()
+    np.testing.assert_array_equal(result, X[:, :6] * 2)
+
+
 def test_without_a_branch_there_is_no_guard() -> None:
     assert conditions(lambda x: x * 2, (X,), {0: DYNAMIC, 1: DYNAMIC}) == Conditions()
 

@@ -52,11 +52,19 @@ def truncated_quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 
 def divisor_of_remainder(right: tirx.Expr) -> tirx.Expr:
     """A divisor that leaves the same remainder and never traps: 1 for -1, and for 0, of which ONNX says nothing."""
-    one = tirx.const(1, right.ty.dtype)
-    traps = tirx.EQ(right, tirx.const(0, right.ty.dtype))
-    if not is_unsigned(right):
-        traps = tirx.Or(traps, tirx.EQ(right, tirx.const(-1, right.ty.dtype)))
-    return tirx.Select(traps, one, right)
+    if is_unsigned(right):
+        return nonzero(right)
+    return nonzero(right) + _is(-1, right) * tirx.const(2, right.ty.dtype)
+
+
+def nonzero(divisor: tirx.Expr) -> tirx.Expr:
+    """1 for 0. No Select: TVM's simplifier moves a division into it, and a processor divides before it selects."""
+    return divisor + _is(0, divisor)
+
+
+def _is(number: int, element: tirx.Expr) -> tirx.Expr:
+    """1 where an element is the number, else 0."""
+    return tirx.Cast(element.ty.dtype, tirx.EQ(element, tirx.const(number, element.ty.dtype)))
 
 
 def _is_zero(element: tirx.Expr) -> bool:

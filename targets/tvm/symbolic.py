@@ -17,6 +17,8 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from moec.targets.tvm.arithmetic import nonzero
+
 MAXIMUM_SIZE = 1 << 40
 FAR = 1 << 41
 """Integers read when the program runs are cut to this magnitude: further from a tensor's ends makes no difference, and
@@ -229,11 +231,22 @@ def _floordiv(left: Any, right: Any) -> Any:
     return tirx.floordiv(_as_expression(left), _as_expression(right))
 
 
-def _floormod(left: Any, right: Any) -> tirx.Expr:
+def _divisor(size: Any) -> Any:
+    """1 in the place of 0: ONNX leaves that division open, and a processor would trap."""
+    if isinstance(size, (int, tirx.IntImm)):
+        return int(size) or 1
+    return nonzero(size)
+
+
+def _modulo(left: Any, right: Any) -> Any:
+    right = _divisor(right)
+    if isinstance(left, int) and isinstance(right, int):
+        return left % right
     return tirx.floormod(_as_expression(left), _as_expression(right))
 
 
 def _truncated_division(left: Any, right: Any) -> Any:
+    right = _divisor(right)
     if isinstance(left, int) and isinstance(right, int):
         return int(left / right) if abs(left) < 2**52 else (abs(left) // abs(right)) * (1 if left * right >= 0 else -1)
     return tirx.truncdiv(_as_expression(left), _as_expression(right))
@@ -267,7 +280,7 @@ INTEGER_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "Sub": lambda left, right: left - right,
     "Mul": lambda left, right: left * right,
     "Div": _truncated_division,
-    "Mod": lambda left, right: _either(left, right, int.__mod__, _floormod),
+    "Mod": _modulo,
     "Max": lambda left, right: _either(left, right, max, _maximum),
     "Min": lambda left, right: _either(left, right, min, _minimum),
 }

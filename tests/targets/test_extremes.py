@@ -177,3 +177,13 @@ def test_reductions_over_no_axis_still_compute(text, attributes):
         expected = [np.abs(x), np.abs(x), x * x, np.log(x), x, x, x]
     for found, right in zip(run(f"g ({text} x) => ({outputs}) {{ {nodes} }}", x), expected, strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize(("operator", "expected"), [("Div", (-1, 2, 0)), ("Mod", (0, 0, 0))])
+def test_the_least_integer_divided_by_minus_one(operator, expected, dtype):
+    """Its quotient is beyond the type, and processors trap, as they do at a division by zero."""
+    model = moec.compile(parse(f"g ({dtype}[N] x, {dtype}[N] w) => ({dtype}[N] y) {{ y = {operator}(x, w) }}"))
+    least = np.iinfo(dtype).min
+    y = model(np.array([1, -2, 0, least, 7] * 9, dtype), np.array([-1, -1, -1, -1, 0] * 9, dtype))["y"]
+    np.testing.assert_array_equal(y.reshape(9, 5)[:, :3], [expected] * 9)

@@ -207,3 +207,15 @@ def test_more_elements_than_fit_64_bits():
 def test_a_declared_rank_that_is_not_so_is_not_believed():
     model = compiled("g (float[N,3] x) => (float[] y) <int64[4] p = {0, 1, 0, 1}> { y = Pad(x, p) }")
     assert model(numbers(2, 3))["y"].shape == (2, 5)
+
+
+@pytest.mark.parametrize(("operator", "compute"), [("Div", lambda a, b: a // b), ("Mod", lambda a, b: a % b)])
+def test_a_size_divided_by_one_that_may_be_none(operator, compute):
+    """What ONNX leaves open must not trap; a size of none is told from others when the program is made."""
+    model = compiled(f"""g (float[N] x, float[M] w) => (float[K] y, float[N] z) {{
+        n = Shape(x)  m = Shape(w)  k = {operator}(n, m)  y = ConstantOfShape(k)
+        s = {operator}(n, n)  one = ConstantOfShape(s)  t = Mul(k, m)  u = {operator}(k, t)
+        v = ConstantOfShape(u)  total = ReduceSum<keepdims = 0>(v)  z = Add(x, total) }}""")
+    for size, other in itertools.product(SIZES, (1, 2, 3)):
+        assert model(numbers(size), numbers(other))["y"].shape == (compute(size, other),)
+    assert model(numbers(2), numbers(0))["y"].ndim == 1

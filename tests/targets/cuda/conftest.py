@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from moec import targets
 from moec.runtime.executor import Executor
 from moec.targets.base import Program
 from moec.targets.cuda import nvcc
+from moec.targets.cuda.emulator import device, emulated_library
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -25,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if here in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason="g++ is not installed"))
+
+
+@pytest.fixture(autouse=True)
+def soon_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests compute little: compiling takes longer than running."""
+    monkeypatch.setattr(device, "emulated_library", functools.partial(emulated_library, soon_ready=True))
 
 
 @pytest.fixture
@@ -40,14 +48,12 @@ def program_of(without_nvcc: None) -> Callable[[ir.Model], Program]:
 
 @pytest.fixture
 def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) -> Callable[[ir.Model], Run]:
-    from moec.targets.cuda.emulator.device import emulated_device
-
     def load(model: ir.Model) -> Run:
         program = program_of(model)
         for name, data in program.objects.items():
             (tmp_path / name).write_bytes(data)
         paths = [tmp_path / name for name in program.objects]
         weights = [weight.array() for weight in program.weights]
-        return Executor(paths, program.inputs, program.outputs, weights, device=emulated_device()).run
+        return Executor(paths, program.inputs, program.outputs, weights, device=device.emulated_device()).run
 
     return load

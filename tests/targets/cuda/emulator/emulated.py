@@ -19,7 +19,7 @@ Kernel = Callable[..., None]
 def load(source: str, *names: str, **options: Any) -> dict[str, Kernel]:
     """The named kernels of a source. Each takes arrays, addresses and numbers in the order of its parameters, and
     ``grid``, ``block`` and ``dynamic_bytes``."""
-    path = emulated_library(source, [Launch(name, TAGS) for name in names], **options)
+    path = emulated_library(source, [Launch(name, TAGS) for name in names], **{"soon_ready": True, **options})
     return {name: _kernel(path, name, watch=bool(options.get("watch"))) for name in names}
 
 

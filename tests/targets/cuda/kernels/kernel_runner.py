@@ -74,7 +74,8 @@ def build(kernel: tirx.PrimFunc, architecture: str = "sm_80", **options: Any) ->
         Launch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))
         for function in device.functions.values()
     ]
-    library = tvm_ffi.load_module(str(emulated_library(source, launches, architecture=architecture, **options)))
+    path = emulated_library(source, launches, architecture=architecture, soon_ready=True, **options)
+    library = tvm_ffi.load_module(str(path))
     host.import_module(library)
     return Kernel(host, library if options.get("watch") else None)
 

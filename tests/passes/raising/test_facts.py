@@ -1,0 +1,52 @@
+"""Facts of a graph: kept up to date while blocks are replaced, and answered without reading the whole graph."""
+
+import onnx_ir as ir
+import pytest
+
+from moec.passes import raise_moe
+from moec.passes.base import Report
+from moec.passes.raising.facts import Facts
+
+
+@pytest.fixture(params=["batched", "loop"])
+def model(request, build, texts, normal):
+    return build(texts[request.param], up=normal(4, 10, 6), down=normal(4, 6, 5))
+
+
+def _values(graph):
+    return [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+
+
+def test_facts_of_a_replaced_block_are_those_of_the_new_graph(build, texts, monkeypatch):
+    graphs = []
+    monkeypatch.setattr(raise_moe, "Facts", lambda graph: graphs.append(Facts(graph)) or graphs[-1])
+    model = build(texts["loop"])
+    assert raise_moe.RaiseMoE().apply(model, Report())
+    (kept,), fresh, nodes = graphs, Facts(model.graph), list(model.graph)
+    assert len(set(kept.order.values())) == len(nodes)
+    assert sorted(kept.order, key=kept.order.__getitem__) == nodes
+    assert kept.outputs == fresh.outputs
+    for value in _values(model.graph):
+        assert kept.constant(value) == fresh.constant(value), value.name
+        assert kept.determined_by([value]) == fresh.determined_by([value]), value.name
+
+
+def test_two_replacements_in_front_of_one_another_keep_the_order(build, texts):
+    model = build(texts["loop"])
+    graph, last = model.graph, list(model.graph)[-1]
+    facts = Facts(graph)
+    for _ in range(3):
+        new = [ir.node("Identity", [graph.inputs[0]]) for _ in range(2)]
+        graph.insert_before(last, new)
+        facts.extend(new, before=last)
+        last = new[0]
+    assert sorted(facts.order, key=facts.order.__getitem__) == list(graph)
+
+
+def test_walks_from_a_value_find_what_a_walk_over_all_nodes_finds(model):
+    facts, nodes, values = Facts(model.graph), list(model.graph), _values(model.graph)
+    for source in values:
+        reached = facts.dependents([source], nodes)
+        assert {value for value in values if facts.depends(value, source)} == reached
+        readers = [node for node in nodes if node.op_type != "Shape" and reached.intersection(node.inputs)]
+        assert list(facts.readers([source])) == readers

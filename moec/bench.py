@@ -66,7 +66,7 @@ def _rival(
         raise MoecError(f"comparing against {name} needs the original model: add --model MODEL")
     from moec.verify import open_session, run_session
 
-    session = open_session(model_path, threads)
+    session = open_session(model_path, threads, rounding_activations=True)
     return lambda inputs: run_session(session, inputs)
 
 

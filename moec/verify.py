@@ -135,8 +135,14 @@ def verify(
     return Verification(tolerance, compared, rounded is not None, refused, covering.coverage)
 
 
-def open_session(model_path: str | os.PathLike[str], threads: int | None = None) -> Any:
-    """An onnxruntime session on the CPU. Raises MoecError when onnxruntime cannot load the model."""
+def open_session(
+    model_path: str | os.PathLike[str], threads: int | None = None, *, rounding_activations: bool = False
+) -> Any:
+    """An onnxruntime session on the CPU. Raises MoecError when onnxruntime cannot load the model.
+
+    ``rounding_activations``: products with dequantised weights may round what they are multiplied with to 8 bits, as
+    onnxruntime does unless told otherwise; the model does not say so.
+    """
     import onnxruntime
 
     path = pathlib.Path(model_path)
@@ -146,6 +152,8 @@ def open_session(model_path: str | os.PathLike[str], threads: int | None = None)
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not rounding_activations:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class

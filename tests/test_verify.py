@@ -153,3 +153,13 @@ def test_an_artifact_without_the_guards_of_its_model_differs(guarded, tmp_path):
     verification = verify(guarded, moec.compile(tmp_path / "unguarded.onnx"))
     assert not verification.matches and verification.refused == []
     assert "although n % 2 == 0 does not hold" in shown(verification)
+
+
+def test_onnxruntime_rounds_no_activations_that_the_model_does_not_round(tmp_path):
+    """Left to itself it multiplies dequantised weights with x rounded to 8 bits."""
+    stored = ", ".join(map(str, range(-64, 64)))
+    text = f"""<ir_version: 10, opset_import: ["" : 21]> g (float[n, 32] x) => (float[n, 4] y)
+        <int8[32,4] stored = {{{stored}}}, float[4] scale = {{0.1, 0.2, 0.3, 0.4}}> {{
+            w = DequantizeLinear (stored, scale) y = MatMul (x, w) }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "quantised.onnx")
+    assert verify(tmp_path / "quantised.onnx", moec.compile(tmp_path / "quantised.onnx")).matches

@@ -83,6 +83,8 @@ def check_constants(model: ir.Model, where: str) -> None:
             raise MoecError(
                 f"{place}: Constant has {len(node.attributes)} values, expected 1; the model is inconsistent"
             )
+        if not node.outputs[0].name:
+            raise MoecError(f"{place}: Constant has an output without a name; the model is inconsistent")
         if "sparse_value" in node.attributes:
             raise UnsupportedError(f"{place}: Constant is sparse, which is not supported; export it dense")
 

@@ -35,16 +35,16 @@ def check_version(model: ir.Model, where: str) -> None:
     if "ai.onnx" in imports:
         imports[""] = imports.pop("ai.onnx")
     version = imports.setdefault("", OPSET)
+    if version > NEWEST:
+        raise UnsupportedError(
+            f"{where}: opset {version} is newer than moec knows, expected {OLDEST} to {NEWEST}; export the model with "
+            f"opset_version={OPSET}"
+        )
     changed = _changed(model, version)
     if version < OLDEST and changed:
         raise UnsupportedError(
             f"{where}: opset {version} is too old, and {changed[0].op_type} has changed since; expected {OLDEST} to "
             f"{NEWEST}; convert the model with onnx.version_converter or export it with a newer opset"
-        )
-    if version > NEWEST:
-        raise UnsupportedError(
-            f"{where}: opset {version} is newer than moec knows, expected {OLDEST} to {NEWEST}; export the model with "
-            f"opset_version={OPSET}"
         )
 
 

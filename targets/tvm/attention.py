@@ -109,7 +109,23 @@ def _mask(lowering: LoweringContext, node: ir.Node, key: relax.Expr) -> relax.Ex
     return mask
 
 
+def _check_sizes(inputs: AttentionInputs) -> None:
+    """Raises UnsupportedError where query, key and value are known not to belong together."""
+    query, key, value = (
+        [static_size(size) for size in tensor.ty.shape] for tensor in (inputs.query, inputs.key, inputs.value)
+    )
+    for what, sizes in (
+        ("batch", (query[0], key[0], value[0])),
+        ("number of heads of key and value", (key[1], value[1])),
+        ("number of keys and values", (key[2], value[2])),
+        ("size of a head of query and key", (query[3], key[3])),
+    ):
+        if len({size for size in sizes if size is not None}) > 1:
+            raise UnsupportedError(f"the {what} is {' and '.join(map(str, sizes))}; expected the same")
+
+
 def attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProblem:
+    _check_sizes(inputs)
     head_size, value_size = (static_size(tensor.ty.shape[3]) for tensor in (inputs.query, inputs.value))
     if head_size is None or value_size is None:
         raise UnsupportedError("the size of a head is dynamic; expected a static last axis of query and value")

@@ -62,7 +62,12 @@ def broadcast_shape(sizes: Sizes, shapes: Sequence[Sequence[Any]]) -> list[Any]:
 def requirements_of(
     builder: FunctionBuilder, shapes: Sequence[Sequence[Any]], target: Sequence[Any]
 ) -> list[Requirement]:
-    """That each size is that of ``target`` or 1, as far as it has to be checked when the program runs."""
+    """That each size is that of ``target`` or 1, as far as it has to be checked when the program runs.
+
+    Raises UnsupportedError for more axes than the target has, and where sizes never fit."""
+    for shape in shapes:
+        if len(shape) > len(target):
+            raise UnsupportedError(f"sizes {list(shape)} do not broadcast to {list(target)}; expected no more axes")
     result: list[Requirement] = []
     for axis, wanted in enumerate(target):
         sizes = [shape[axis - len(target)] for shape in shapes if len(target) - axis <= len(shape)]

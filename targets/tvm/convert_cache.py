@@ -33,6 +33,10 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
             same, f"the update has size {size} on axis {other}", f"{shape[other]}, as the cache has"
         )
     if starts is not None:
+        if len(lowering.dimensions(starts)) != 1:
+            raise UnsupportedError(
+                f"{starts.name!r} has shape {lowering.dimensions(starts)}; expected one place a batch"
+            )
         (count,) = lowering.dimensions(starts)
         needed += lowering.require(
             lowering.sizes.same(count, shape[0]), f"{count} positions", f"{shape[0]}, one a batch"

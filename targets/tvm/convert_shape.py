@@ -147,6 +147,8 @@ def _convert_transpose(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     rank = len(lowering.dimensions(value))
     order = [int(axis) for axis in attribute(node, "perm", tuple(reversed(range(rank))))]
+    if sorted(order) != list(range(rank)):
+        raise UnsupportedError(f"perm is {order}; expected each of {rank} axes once")
     known = lowering.known(value)
     if known is not None:
         return Known(known.elements.transpose(order), known.dtype)

@@ -27,6 +27,10 @@ def with_runtime_axes(convert: Converter) -> Converter:
         axes = optional_input(node, 1)
         if axes is None or lowering.known(axes) is not None:
             return convert(lowering, node)
+        if len(lowering.dimensions(axes)) != 1:
+            raise UnsupportedError(
+                f"the axes in {axes.name!r} have the shape {lowering.dimensions(axes)}; expected a list"
+            )
         (count,) = lowering.dimensions(axes)
         if count == 0:
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}

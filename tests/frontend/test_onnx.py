@@ -273,6 +273,7 @@ def test_tensors_whose_data_and_shape_disagree():
     [
         (relu(opset=10), "opset 10 is too old, and Relu has changed since; expected 11 to"),
         (relu(opset=NEWEST + 1), "is newer than moec knows"),
+        (relu(opset=2**40), "is newer than moec knows"),
         (model_of([helper.make_node("Rleu", ["x"], ["y"], "n")]), "node 'n': Rleu is not an operator of ONNX opset 17"),
         (
             model_of([helper.make_node("F", ["x"], ["y"], "n", domain="own")], imports=[helper.make_opsetid("own", 2)]),
@@ -356,6 +357,7 @@ def test_nodes_that_do_not_fit_their_operator(node, message):
         (["c"], {"value_float": 1.0, "value_int": 1}, "has 2 values, expected 1"),
         (["c"], {"value_float": 1}, "has attribute 'value_float' of type INT, expected FLOAT"),
         ([], {"value_float": 1.0}, "has 0 outputs, expected 1 to 1"),
+        ([""], {"value_float": 1.0}, "has an output without a name"),
     ],
 )
 def test_a_constant_has_one_value_of_its_type(outputs, values, message):

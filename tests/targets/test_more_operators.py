@@ -127,3 +127,24 @@ def test_equals_the_reference(case):
             continue
         assert result.shape == expected.shape and result.dtype == expected.dtype, f"T = {tokens}"
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5, err_msg=f"T = {tokens}")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "(float[T,4] x, float[4] w, float[4,1] b) => (float[T,4] y) { y = LayerNormalization(x, w, b) }",
+            "no more axes",
+        ),
+        ("(float[T,4] x, float[2,1,4] w) => (float[T,4] y) { y = RMSNormalization(x, w) }", "no more axes"),
+        ("(float[T,3,4] x, int64[1,1] a) => (float[N,M,K] y) { y = ReduceProd(x, a) }", "expected a list"),
+        (
+            "(float[2,4,24] q, float[2,6,30] k, float[2,6,30] v) => (float[2,4,30] y) "
+            "{ y = Attention<q_num_heads = 3, kv_num_heads = 3>(q, k, v) }",
+            "the size of a head of query and key is 8 and 10; expected the same",
+        ),
+    ],
+)
+def test_tensors_that_do_not_belong_together_are_refused(text: str, reason: str):
+    with pytest.raises(moec.MoecError, match=rf"node 'y' .*{reason}"):
+        moec.compile(onnx.parser.parse_model(f"{HEADER}agraph {text}"))

@@ -26,6 +26,24 @@ _FLAGS = frozenset(
     }
 )
 """The attributes of ONNX's operators that are 0 or 1. Their schemas say INT of all integers."""
+_WORDS = {
+    ("BitShift", "direction"): ("LEFT", "RIGHT"),
+    ("Gelu", "approximate"): ("none", "tanh"),
+    ("GridSample", "padding_mode"): ("zeros", "border", "reflection"),
+    ("Resize", "coordinate_transformation_mode"): (
+        *("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"),
+        *("tf_half_pixel_for_nn", "tf_crop_and_resize"),
+    ),
+    ("Resize", "keep_aspect_ratio_policy"): ("stretch", "not_larger", "not_smaller"),
+    ("Resize", "nearest_mode"): ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
+    **{(name, "reduction"): ("none", "add", "mul", "max", "min") for name in ("ScatterElements", "ScatterND")},
+    **{
+        (name, "auto_pad"): ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+        for name in ("AveragePool", "Conv", "ConvInteger", "ConvTranspose", "LpPool", "MaxPool", "QLinearConv")
+    },
+}
+"""The words that attributes of ONNX's operators may be, where an operator computes something for any other one too.
+Their schemas say STRING of all."""
 _BOUNDS = ("start", "end")
 """The attributes of Shape are cut to the rank: the largest int64 is one way to write "to the last axis"."""
 _TRAINING_DOMAINS = ("ai.onnx.training", "ai.onnx.preview.training")
@@ -177,6 +195,11 @@ def _check_attributes(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> 
             )
         if attribute.type == ir.AttributeType.INT:
             _check_integer(name, attribute.as_int(), place)
+        words = _WORDS.get((node.op_type, name))
+        if words is not None and attribute.as_string() not in words:
+            raise MoecError(
+                f"{place} has {name}={attribute.as_string()!r}, expected {', '.join(words)}; the model is inconsistent"
+            )
 
 
 def _check_integer(name: str, number: int, place: str) -> None:

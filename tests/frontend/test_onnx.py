@@ -340,6 +340,10 @@ def test_an_undefined_input_is_one_error_and_no_warning(caplog):
         (helper.make_node("Add", ["x"], ["y"], "n"), r"node 'n': Add \(opset 17\) has 1 inputs, expected 2 to 2"),
         (helper.make_node("Relu", ["x"], ["y", "z"], "n"), "has 2 outputs, expected 1 to 1"),
         (
+            helper.make_node("ScatterND", ["x", "x", "x"], ["y"], "n", reduction="sum"),
+            r"ScatterND \(opset 17\) has reduction='sum', expected none, add, mul, max, min",
+        ),
+        (
             helper.make_node("Softmax", ["x"], ["y"], "n", axis=1.5),
             r"Softmax \(opset 17\) has attribute 'axis' of type FLOAT, expected INT",
         ),

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import sympy
 
 from moec.passes.base import Exactness, Report
-from moec.passes.known_shapes import Names, allows_zero, annotate, broadcast
+from moec.passes.known_shapes import Names, allows_zero, annotate
 from moec.passes.rewriting import add_constant, constant, fresh_name, is_op, replace_by_tensors, replace_value
 from moec.passes.symbolic import SymbolicValues, shape_of
 
@@ -23,7 +23,8 @@ class FoldShapes:
        ``Where (Equal (target, -1), ones, target)`` idiom of Expand.
     2. A Reshape target becomes a constant: a size that the input has in the same place is copied (0), and one size may
        be left to compute (-1) when all others are known and not 0; otherwise -1 would be undefined for empty tensors.
-    3. Expand to the shape the value has disappears.
+    3. Expand to the shape the value has disappears; to a size that merely has to be the value's or 1 it stays, for that
+       is checked when the model runs.
     4. What stays is rebuilt in one form: ``Shape`` of one graph input's axis, ``Mul``, ``Add``, ``Concat``; each size
        once.
     5. Values get shapes over named sizes; a size that depends on data (NonZero) gets a name of its own.
@@ -125,13 +126,20 @@ def _drop_expand(node: ir.Node, values: SymbolicValues) -> bool:
     source = node.inputs[0]
     target = values.of(node.inputs[1])
     dims = shape_of(source) if source is not None else None
-    if target is None or dims is None or broadcast(dims, list(target.ravel())) != dims:
+    if target is None or dims is None or not _keeps(dims, list(target.ravel())):
         return False
     assert source is not None and node.graph is not None
     if not replace_value(node.outputs[0], source):
         return False
     node.graph.remove(node, safe=True)
     return True
+
+
+def _keeps(dims: list[sympy.Expr], target: list[Any]) -> bool:
+    """Whether Expand to ``target`` is known to change nothing: a size that merely has to be 1 or equal is left to the
+    check when the model runs."""
+    aligned = dims[len(dims) - len(target) :] if len(target) <= len(dims) else None
+    return aligned is not None and all(size in (1, dim) for dim, size in zip(aligned, target, strict=True))
 
 
 class _Rebuild:

@@ -24,7 +24,7 @@ class Simplify:
     5. Reshape of a Reshape becomes the second alone, unless that copies sizes (0) of the first's result; Reshape to the
        shape the input has, when all of it is known.
     6. Squeeze undone by Unsqueeze with the same axes, and the reverse.
-    7. Expand to the shape the input has, or to nothing but ones.
+    7. Expand to constant sizes that the input has, or to nothing but ones.
     8. Concat of one input, Sum, Max, Min of one input, Split into one part.
 
     ::
@@ -168,7 +168,7 @@ def _expand(node: ir.Node) -> ir.Value | None:
         known = list(source.shape)[len(source.shape) - len(target) :]
         if all(size in (1, dim) for size, dim in zip(target, known, strict=True)):
             return source
-    return source if _same_shape(source, node.outputs[0]) else None
+    return None
 
 
 def _single_input(node: ir.Node) -> ir.Value | None:

@@ -80,6 +80,14 @@ def test_a_list_of_sizes_keeps_its_length_in_a_reshape(rewrite, operators, size)
     assert operators(rewrite(text, PASSES, *cases))[-1:] in ([], ["Reshape"], ["Identity"])
 
 
+@pytest.mark.parametrize("passes", [PASSES, f"{PASSES},simplify"])
+def test_an_expand_to_a_size_that_may_not_fit_stays(rewrite, operators, passes):
+    """N has to be 5 or 1, which is checked when the model runs."""
+    text = "(float[5] x, float[N] k) => (float[5] y) { s = Shape (k) e = Expand (x, s) y = Neg (e) }"
+    cases = [{"x": np.ones(5, np.float32), "k": np.ones(count, np.float32)} for count in (1, 5)]
+    assert "Expand" in operators(rewrite(text, passes, *cases))
+
+
 def test_an_expand_that_repeats_stays(rewrite, operators):
     text = f"""{SIGNATURE} <{SIZES}, int64[4] t = {{2, 1, 1, 1}}> {{ u = Unsqueeze (x, axis) y = Expand (u, t) }}"""
     model = rewrite(text, PASSES, *CASES)

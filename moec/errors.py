@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -15,8 +16,17 @@ from typing import Any
 REPORT = "this is a defect of moec: report it with the model and the traceback, which MOEC_TRACEBACK=1 shows"
 
 
+_LONG_WORD = re.compile(r"\S{401,}")
+_LONGEST = 4000
+"""Characters of a message: names in a model's file may have any length."""
+
+
 class MoecError(Exception):
-    """Bad input or usage. The command line prints it as one line and ends with exit code 2."""
+    """Bad input or usage. The command line prints it as one line and ends with exit code 2. Of a name of more than 400
+    characters, and of a message of more than 4,000, only the two ends are shown."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*(_ends(one) if isinstance(one, str) else one for one in arguments))
 
 
 class UnsupportedError(MoecError):
@@ -37,6 +47,11 @@ class DefectError(MoecError):
 
 class InputError(MoecError):
     """A compiled model was called with the wrong names, dtypes, ranks or sizes."""
+
+
+def _ends(text: str) -> str:
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:190]}...{word[0][-190:]}", text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 + 5 :]}"
 
 
 def one_line(error: BaseException) -> str:

@@ -32,6 +32,28 @@ DECOMPOSITIONS: dict[str, Callable[[Writer], list[ir.Value | None]]] = {
     "SkipSimplifiedLayerNormalization": arithmetic.skip_simplified_layer_normalization,
 }
 
+_MOE = "activation_alpha activation_beta activation_type k normalize_routing_weights swiglu_fusion swiglu_limit"
+_MOE += " swiglu_limit_after_activation use_sparse_mixer"
+_BITS = "expert_weight_bits fc1_expert_weight_bits fc2_expert_weight_bits fc3_expert_weight_bits"
+_STATE = "state_channels_last state_length state_update_capacity state_window"
+_NORMS = "k_norm_epsilon q_norm_epsilon qk_norm_epsilon"
+ATTRIBUTES: dict[str, str] = {
+    "CausalConvWithState": f"activation channels_last dilation input_channel_offset input_channels ndim {_STATE}",
+    "FusedGemm": "activation activation_alpha activation_beta activation_gamma alpha beta transA transB",
+    "FusedMatMul": "alpha transA transB transBatchA transBatchB",
+    "GroupQueryAttention": "causal do_rotary k_quant_type kv_cache_bit_width kv_num_heads local_window_size num_heads "
+    f"{_NORMS} qk_output rotary_interleaved scale sliding_window_cache smooth_softmax softcap v_quant_type",
+    "MatMulNBits": "K N accuracy_level bits block_size weight_prepacked",
+    "MoE": _MOE,
+    "QMoE": f"{_MOE} {_BITS} accuracy_level block_size quant_type weights_prepacked",
+    "QuickGelu": "alpha",
+    "RotaryEmbedding": "interleaved is_packed_batching num_heads rotary_embedding_dim scale",
+    "SkipLayerNormalization": "epsilon",
+    "SkipSimplifiedLayerNormalization": "epsilon",
+}
+"""The attributes that decompositions read, or whose meaning hangs on an input or attribute that they refuse. Operators
+that are not named have none."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DecomposeContrib:
@@ -48,7 +70,7 @@ class DecomposeContrib:
     4. MoE and QMoE become ``moec.Route`` and ``moec.Experts``.
     5. GroupQueryAttention becomes RotaryEmbedding, TensorScatter into the caches and Attention; CausalConvWithState
        becomes Conv over the state and the input.
-    6. A node that asks for more than this stays and is reported.
+    6. A node that asks for more than this, or has an attribute that is not known here, stays and is reported.
 
     ::
 
@@ -69,6 +91,7 @@ class DecomposeContrib:
                 continue
             write = Writer(node, taken)
             try:
+                _refuse_unknown_attributes(node)
                 values = DECOMPOSITIONS[node.op_type](write)
             except NotDecomposableError as reason:
                 report.warn(self.name, node_name(node), f"{operator_name(node)} stays as it is: {reason}")
@@ -79,3 +102,11 @@ class DecomposeContrib:
             replace_node(node, values)
             changed = True
         return changed
+
+
+def _refuse_unknown_attributes(node: ir.Node) -> None:
+    """Raises NotDecomposableError for an attribute whose meaning nobody here has seen."""
+    known = ATTRIBUTES.get(node.op_type, "").split()
+    for name in node.attributes:
+        if name not in known:
+            raise NotDecomposableError(f"attribute {name} is not known; expected {', '.join(known) or 'none'}")

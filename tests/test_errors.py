@@ -77,3 +77,12 @@ def test_a_defect_in_a_pass_names_file_pass_and_node(tmp_path, monkeypatch, oper
     with pytest.raises(DefectError) as caught:
         moec.compile(path, passes="remove-dead-nodes")
     assert str(caught.value).startswith(f"{path}: remove-dead-nodes: node 'second' (Neg): AssertionError")
+
+
+def test_of_long_names_the_ends_are_shown():
+    name = "n" * 5_000 + "m" * 5_000
+    message = str(UnsupportedError(f"node '{name}' (MatMul): has no kernel"))
+    assert len(message) < 500 and message.endswith("mmm' (MatMul): has no kernel") and "nn...mm" in message
+    assert len(str(MoecError("a name of words " * 1_000))) <= 4_000
+    short = f"node {'n' * 300} is refused"
+    assert str(MoecError(short)) == short

@@ -42,6 +42,8 @@ def qmoe(write: Writer) -> list[ir.Value | None]:
     ``normalize_routing_weights``. With router_weights the logits only choose.
     """
     write.refuse_attributes(quant_type="int")
+    if write.attribute("weights_prepacked", -1) == 1:
+        raise NotDecomposableError("attribute weights_prepacked is 1, weights in an order of a GPU's; expected 0 or -1")
     write.refuse_inputs(fc1_global_scale=15, fc2_global_scale=16, fc1_act_scale=17)
     bits, block_size = write.attribute("expert_weight_bits", 4), write.attribute("block_size", 0)
     write.refuse_attributes(fc1_expert_weight_bits=bits, fc2_expert_weight_bits=bits, fc3_expert_weight_bits=bits)

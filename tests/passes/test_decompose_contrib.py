@@ -11,6 +11,7 @@ from moec.ir import interpreter
 from moec.ir.text import parse_model
 from moec.passes import pipeline
 from moec.passes.base import Report
+from moec.passes.decompose_contrib import ATTRIBUTES, DECOMPOSITIONS
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1, "moec" : 1]>\ng '
 NORMALIZED = """(float[B,T,4] x, float[B,T,4] s) => (float[B,T,4] y, float[B,T,4] z) <float[4] g = {1, 2, 3, 4}> {
@@ -104,12 +105,28 @@ STAYS = {
         '{ y = com.microsoft.MoE <activation_type = "swiglu", swiglu_fusion = 0> (x, r, a, "", b) }',
         "swiglu_fusion=0 does not fit fc3 being absent",
     ),
+    "an attribute that is not known": (
+        "(float[T,4] x) => (float[T,4] y) { y = com.microsoft.QuickGelu <beta = 2.0> (x) }",
+        "attribute beta is not known; expected alpha",
+    ),
+    "an attribute of an operator that has none": (
+        "(float[T,4] x) => (float[T,4] y) { y = com.microsoft.Gelu <alpha = 1.0> (x) }",
+        "attribute alpha is not known; expected none",
+    ),
     "a convolution of images": (
         "(float[1,4,T] x, float[4,1,3] w) => (float[1,4,T] y, float[1,4,2] s) "
         "{ y, s = com.microsoft.CausalConvWithState <ndim = 2> (x, w) }",
         "ndim is 2; expected 1",
     ),
 }
+
+
+def test_every_attribute_of_onnxruntime_is_known():
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    schemas = [one for one in get_all_operator_schema() if one.domain == "com.microsoft"]
+    found = {one.name: set(one.attributes) for one in schemas if one.name in DECOMPOSITIONS}
+    assert found == {name: set(ATTRIBUTES.get(name, "").split()) for name in found}
 
 
 @pytest.mark.parametrize("case", STAYS)

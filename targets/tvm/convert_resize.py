@@ -12,6 +12,7 @@ from tvm import te, tirx
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.lowering import Converter, Lowering
+from moec.targets.tvm.symbolic import FAR
 
 
 def _float(value: Any) -> tirx.Expr:
@@ -160,7 +161,10 @@ def _weighted(source: te.Tensor, at: list[tirx.Expr], sizes: list[Any], samples:
 
 
 def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[Any], cropped: bool) -> list[Any]:
-    """``floor(size * part * scale)`` for each axis; the scales are the last operand, the region the first."""
+    """``floor(size * part * scale)`` for each axis; the scales are the last operand, the region the first.
+
+    Read when the model runs, one beyond what a memory holds is as good as infinite, and a negative one is refused.
+    """
     given = [lowering.constant(one) for one in operands]
     if all(one is not None for one in given) and all(isinstance(size, int) for size in sizes):
         count = len(sizes)
@@ -178,7 +182,7 @@ def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[A
                 if cropped:
                     part = tensors[0](number + len(sizes)) - tensors[0](number)
                     length = length * part.astype("float64")
-                rounded = tirx.max(tirx.floor(length).astype("int64"), tirx.IntImm("int64", 0))
+                rounded = tirx.floor(tirx.min(length, tirx.FloatImm("float64", float(FAR)))).astype("int64")
                 result = tirx.if_then_else(position == number, rounded, result)
             return result
 

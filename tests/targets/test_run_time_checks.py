@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import moec
-from moec.errors import DefectError, InputError, UnsupportedError
+from moec.errors import DefectError, InputError, MoecError, UnsupportedError
 
 
 def compiled(text: str) -> moec.CompiledModel:
@@ -114,3 +114,12 @@ def test_memory_that_cannot_be_had_is_no_defect() -> None:
     assert done.stdout.startswith(
         "MoecError there is not enough memory to run the model on inputs of sizes a[262144, 1]"
     )
+
+
+def test_scales_that_make_no_size() -> None:
+    model = compiled("g (float[1,1,2,2] x, float[4] s) => (float[A,B,C,D] y) { y = Resize (x, , s) }")
+    x = np.ones((1, 1, 2, 2), np.float32)
+    assert model(x, np.array([1, 1, 2, 0.4], np.float32))["y"].shape == (1, 1, 4, 0)
+    for scale in (-1.0, -np.inf, np.nan, np.inf, 1e30):
+        with pytest.raises(MoecError, match=r"negative|not enough memory"):
+            model(x, np.array([1, 1, scale, 1], np.float32))

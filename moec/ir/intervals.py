@@ -62,7 +62,7 @@ def intervals(
             return ANY
         if value not in found:
             array = constant(value)
-            numbers = array is not None and 0 < array.size <= MOST_BOUNDS and array.dtype.kind in "fiub"
+            numbers = array is not None and array.size <= MOST_BOUNDS and array.dtype.kind in "fiub"
             found[value] = Interval(array, array) if numbers and array is not None else _of_type(value)
         return found[value]
 

@@ -40,15 +40,20 @@ class _Axis:
             return tirx.Select(resized > _float(1), (x + half) / self.scale - half, _float(0))
         if mode == "align_corners":
             span = self.scale * length if self.scaled else resized  # not rounded, as in ONNX's reference
-            return tirx.if_then_else(span > _float(1), x * (length - _float(1)) / (span - _float(1)), _float(0))
+            return tirx.if_then_else(span > _float(1), x * (length - _float(1)) / _some(span - _float(1)), _float(0))
         if mode == "asymmetric":
             return x / self.scale
         if mode == "tf_crop_and_resize":
             span = (self.end - self.start) * (length - _float(1))
-            inside = self.start * (length - _float(1)) + x * span / (resized - _float(1))
+            inside = self.start * (length - _float(1)) + x * span / _some(resized - _float(1))
             middle = _float(0.5) * (self.start + self.end) * (length - _float(1))
             return tirx.Select(resized > _float(1), inside, middle)
         raise UnsupportedError(f"coordinate_transformation_mode {mode!r} is not one of ONNX's")
+
+
+def _some(divisor: tirx.Expr) -> tirx.Expr:
+    """The divisor, but never 0, by which TVM divides no constant even where nobody looks at the quotient."""
+    return tirx.max(divisor, _float(1e-30))
 
 
 def _nearest(place: tirx.Expr, mode: str) -> tirx.Expr:

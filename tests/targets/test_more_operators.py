@@ -36,6 +36,11 @@ CASES: dict[str, tuple[str, str, str]] = {
     "MaxPool": (
         IMAGE, "float[T,3,N,M] y", "y = MaxPool<kernel_shape = [2, 3], dilations = [2, 1], strides = [1, 2]>(x)",
     ),
+    "MaxPool without a window in the padding": (
+        "float[T,1,3] x", "float[T,1,N] y",
+        "y = MaxPool<kernel_shape = [2], strides = [3], pads = [0, 1], ceil_mode = 1>(x)",
+    ),
+    "LpPool of sums": (IMAGE, "float[T,3,N,M] y", "y = LpPool<kernel_shape = [2, 2], p = 1>(x)"),
     "LpPool": (IMAGE, "float[T,3,N,M] y", "y = LpPool<kernel_shape = [2, 2], p = 3>(x)"),
     "GlobalAveragePool": (IMAGE, "float[T,3,1,1] y", "y = GlobalAveragePool(x)"),
     "GlobalMaxPool": (IMAGE, "float[T,3,1,1] y", "y = GlobalMaxPool(x)"),
@@ -73,6 +78,16 @@ CASES: dict[str, tuple[str, str, str]] = {
         "float[2,T] x", "float[2,7] y",
         's = Constant<value_ints = [7]>()\n'
         ' y = Resize<axes = [1], coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(x, "", "", s)',
+    ),
+    "Resize of corners to one row": (
+        "float[T,1,3,4] x", "float[T,1,1,3] y",
+        "n = Constant<value_ints = [1, 3]>()\n"
+        ' y = Resize<mode = "linear", axes = [2, 3], coordinate_transformation_mode = "align_corners">(x, "", "", n)',
+    ),
+    "Resize of a part to one row": (
+        "float[T,1,3,4] x", "float[T,1,1,3] y",
+        "r = Constant<value_floats = [0.1, 0.2, 0.7, 0.9]>()\n n = Constant<value_ints = [1, 3]>()\n"
+        ' y = Resize<mode = "linear", axes = [2, 3], coordinate_transformation_mode = "tf_crop_and_resize">(x, r, "", n)',
     ),
     "ConvTranspose": (
         "float[T,2,3,3] x, float[2,3,3,3] w, float[3] b", "float[T,3,N,M] y",

@@ -21,6 +21,14 @@ def test_a_size_may_be_zero_but_not_negative(sizes):
     assert sizes.less(tokens, 0) is False
 
 
+def test_what_is_less(sizes):
+    tokens = sizes.variable("T")
+    assert sizes.less(tokens, tokens + 1) is True
+    assert sizes.less(tokens, tokens) is False
+    assert sizes.less(tokens + 1, tokens) is False
+    assert sizes.less(tokens, 7) is None
+
+
 def test_equality_of_expressions(sizes):
     tokens, experts = sizes.variable("T"), sizes.variable("E")
     assert sizes.equal(tokens * 2 + tokens, tokens * 3) is True

@@ -162,6 +162,7 @@ def test_logic_by_hand():
     router, choice, reciprocal, combining = 16 * 32 * 2, 16 * 4 * 40, 34 * 34, 16 * 35
     rest = router + choice + reciprocal + combining + 3000 + 4 * 1100
     assert logic_luts(Design(M3VIT)) == up + down + 2 * rounding + rest
+    assert resources_of(Design(M3VIT)).flip_flops == round(1.3 * resources_of(Design(M3VIT)).lut)
     gated = dataclasses.replace(M3VIT, gated=True)
     assert logic_luts(Design(gated)) == 2 * up + down + 4 * rounding + rest
 

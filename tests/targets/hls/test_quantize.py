@@ -22,6 +22,7 @@ def test_units_that_training_switched_off_keep_their_biases():
     block = float_block(RouteSpec(2), RELU)
     block.up[1, 3] = block.down[2, 5] = block.router[0] = 1e-12
     block.up[3] = block.down[3] = 0
+    block.up_bias[3, :2] = block.down_bias[3, :2] = 0
     integers = quantized(block)
     assert max(integers.up.sum_bits, integers.down.sum_bits) <= 27
     assert quality.compare(block, integers, tokens_for(block, 64)).decibels["results"] > 25

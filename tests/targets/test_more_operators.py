@@ -79,6 +79,11 @@ CASES: dict[str, tuple[str, str, str]] = {
         's = Constant<value_ints = [7]>()\n'
         ' y = Resize<axes = [1], coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(x, "", "", s)',
     ),
+    "Resize of corners by scales": (
+        "float[T,1,3,4] x", "float[T,1,N,M] y",
+        "s = Constant<value_floats = [1.0, 1.0, 1.5, 0.6]>()\n"
+        ' y = Resize<mode = "linear", coordinate_transformation_mode = "align_corners">(x, "", s)',
+    ),
     "Resize of corners to one row": (
         "float[T,1,3,4] x", "float[T,1,1,3] y",
         "n = Constant<value_ints = [1, 3]>()\n"
@@ -87,7 +92,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     "Resize of a part to one row": (
         "float[T,1,3,4] x", "float[T,1,1,3] y",
         "r = Constant<value_floats = [0.1, 0.2, 0.7, 0.9]>()\n n = Constant<value_ints = [1, 3]>()\n"
-        ' y = Resize<mode = "linear", axes = [2, 3], coordinate_transformation_mode = "tf_crop_and_resize">(x, r, "", n)',
+        ' y = Resize<mode = "linear", axes = [2, 3],'
+        ' coordinate_transformation_mode = "tf_crop_and_resize">(x, r, "", n)',
     ),
     "ConvTranspose": (
         "float[T,2,3,3] x, float[2,3,3,3] w, float[3] b", "float[T,3,N,M] y",

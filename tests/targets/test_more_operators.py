@@ -68,6 +68,10 @@ CASES: dict[str, tuple[str, str, str]] = {
     "InstanceNormalization": ("float[T,3,5] x, float[3] s, float[3] b", "float[T,3,5] y",
                               "y = InstanceNormalization(x, s, b)"),
     "LpNormalization": ("float[T,4] x", "float[T,4] y", "y = LpNormalization<axis = 1, p = 1>(x)"),
+    "LayerNormalization of a width that fills no vectors": (
+        "float[T,37] x, float[37] w", "float[T,37] y", "y = LayerNormalization(x, w)",
+    ),
+    "Softmax of a width that fills no vectors": ("float[T,37] x", "float[T,37] y", "y = Softmax(x)"),
     "LRN": ("float[T,5,2,1] x", "float[T,5,2,1] y", "y = LRN<size = 3, alpha = 0.1>(x)"),
     "Hardmax": ("float[T,4] x", "float[T,4] y", "y = Hardmax<axis = 1>(x)"),
     "Resize by scales": (

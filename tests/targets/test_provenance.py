@@ -6,6 +6,8 @@ import onnx
 import pytest
 
 from moec.frontend.onnx import import_model
+from moec.targets.base import Candidate, KernelRecord
+from moec.targets.tvm.records import _header
 
 TWO_EQUAL_LAYERS = """
 <ir_version: 10, opset_import: ["" : 24]>
@@ -56,3 +58,10 @@ def test_every_kernel_has_nodes_and_a_name_without_gaps(text):
     for name in kernels:
         base, _, number = name.rpartition("_")
         assert not number.isdigit() or (base if number == "2" else f"{base}_{int(number) - 1}") in kernels
+
+
+def test_a_header_lists_what_a_kernel_does_and_not_what_it_leaves():
+    attributes = {"gated": True, "biased": False, "causal": "", "mask": None, "up_offset": 0, "tile": [2, 3]}
+    record = KernelRecord("k", "Op", ["n"], [Candidate("k", True, "why", chosen=True)], attributes)
+    said = [line for line in _header(record, []) if line.partition(":")[0].replace(" ", "_") in attributes]
+    assert said == ["gated: True", "up offset: 0", "tile: 2 x 3"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +17,14 @@ import onnx_ir as ir
 
 from moec.ir.dialect import RouteSpec
 from moec.ir.semantics import route
-from moec.passes.raising.block import Block
+from moec.passes.raising.block import MOST_TOKENS, Block
 from moec.passes.raising.facts import Array
 
 TOLERANCE = 1e-6
 FIRST = 2
 """Rows that are compared with all views at once."""
+COUNTS = frozenset({"CumSum", "Trilu"})
+"""Operators that may count the tokens before one."""
 COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 CLAMPS = frozenset({"Clip", "Max"})
 SCORES = ("softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sqrt_softplus", "softplus", "relu", "identity")
@@ -43,7 +46,8 @@ class Routing:
 def propose_routings(block: Block) -> list[Routing]:
     """Routings that agree with the router on sample logits, those seen latest in the graph first, and of these
     those that agree on most far logits, too: far from zero a floor shows, and an epsilon."""
-    near = sample_logits(block.E)
+    capacities = _capacities(block)
+    near = np.concatenate([sample_logits(block.E), _crowd(block.E, max(capacities))])
     logits = np.concatenate([near, far_logits(block.E)])
     step = block.row_step
     T = step if block.rows_are_fixed else -(-len(logits) // step) * step
@@ -54,8 +58,9 @@ def propose_routings(block: Block) -> list[Routing]:
     found: dict[Routing, tuple[float, int]] = {}
     by_k = {k: [view for view in observed if view.k == k] for k in {view.k for view in observed}}
     starts = {k: np.stack([view.mixture[:FIRST] for view in views]) for k, views in by_k.items()}
-    for routing in _grid(block, sorted(by_k)):
-        start = as_mixture(*routing.run(block, logits[:FIRST]), block.E)
+    for routing in _with_capacities(_grid(block, sorted(by_k)), capacities):
+        rows = len(logits) if routing.spec.capacity else FIRST  # later tokens may take the room of earlier ones
+        start = as_mixture(*routing.run(block, logits[:rows]), block.E)[:FIRST]
         likely = np.flatnonzero(_agree(starts[routing.spec.k], start).all(axis=1))
         if not likely.size:
             continue
@@ -81,6 +86,12 @@ def far_logits(E: int) -> Array:
     shifted = [random.normal(size=(2, E)) - shift for shift in (20, 45, 80, 300)]
     small = [np.abs(random.normal(size=(1, E))) * 10.0**-power for power in range(3, 31, 3)]
     return np.concatenate([*shifted, *small, random.normal(size=(48, E)) * 6])
+
+
+def _crowd(E: int, capacity: int) -> Array:
+    """Logits [T,E] in which more tokens than the capacity prefer one expert; none for a capacity of 0."""
+    T = 2 * capacity + 2 if capacity else 0
+    return np.random.default_rng(7).normal(size=(T, E)) + 6 * (np.arange(E) == E // 2)
 
 
 def as_mixture(weights: Array, ids: Array, E: int) -> Array:
@@ -160,6 +171,20 @@ def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
                     yield Routing(RouteSpec(**fields, normalize=True, **guard), bias)
         if k <= 2:
             yield from (Routing(RouteSpec(k, "sparsemixer", jitter=n / 2)) for n in numbers if 0 < n < 1)
+
+
+def _with_capacities(routings: Iterator[Routing], capacities: list[int]) -> Iterator[Routing]:
+    for routing, capacity in itertools.product(routings, capacities):
+        yield dataclasses.replace(routing, spec=dataclasses.replace(routing.spec, capacity=capacity))
+
+
+def _capacities(block: Block) -> list[int]:
+    """None (0), and those that numbers of the router suggest, where it counts."""
+    counts = [node for node in block.nodes if node.op_type in COUNTS and node.outputs[0] not in block.from_x]
+    if not counts:
+        return [0]
+    places = {math.floor(number) + step for number in _numbers(block) for step in (-1, 0, 1)}
+    return [0, *sorted(place for place in places if 0 < place <= MOST_TOKENS)]
 
 
 def _numbers(block: Block, operators: frozenset[str] | None = None, *, floats_only: bool = False) -> list[float]:

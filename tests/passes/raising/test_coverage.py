@@ -41,6 +41,9 @@ CONSTANTS = {name: np.array(number, np.float32) for name, number in NUMBERS.item
     "end": np.array([2**40]),
     "depth": np.int64(4),
     "off_on": np.array([0, 1], np.float32),
+    "seats": np.array(9, np.float32),
+    "nine_and_a_half": np.array(9.5, np.float32),
+    "seats_of": np.array([9, 9, 10, 9], np.float32),
     "each": np.array([1e9, 1e9, 900, 1e9], np.float32),
 }
 LOGITS = "scores = Softmax <axis = -1> (logits)"
@@ -234,6 +237,70 @@ def test_a_side_counts_only_where_the_row_is_compared(build, texts, normal):
 
 
 HALVED = "c = Where (b, half, unit)\n w0 = Div (top, total)\n w = Mul (w0, c)"
+FULL = """w0 = Div (top, total)
+    mine = OneHot <axis = -1> (chosen, depth, off_on)
+    first = Gather <axis = 1> (mine, scalar_zero)
+    second = Gather <axis = 1> (mine, scalar_one)
+    firsts = CumSum (first, scalar_zero)
+    seconds0 = CumSum (second, scalar_zero)
+    before = ReduceSum <keepdims = 1> (first, begin)
+    seconds = Add (seconds0, before)
+    own1 = Mul (firsts, first)
+    own2 = Mul (seconds, second)
+    place1 = ReduceSum <keepdims = 1> (own1, minus_one)
+    place2 = ReduceSum <keepdims = 1> (own2, minus_one)
+    place = Concat <axis = 1> (place1, place2)
+    fits = LessOrEqual (place, seats)
+    kept = Cast <to = 1> (fits)
+    w = Mul (w0, kept)"""
+TRIANGLE = """n = Shape <start = 0, end = 1> (x)
+    square = Concat <axis = 0> (n, n)
+    ones = ConstantOfShape <value = float[1] {1.0}> (square)
+    upto = Trilu <upper = 0> (ones)
+    firsts = MatMul (upto, first)"""
+CAPACITIES = {
+    "a mask of the places": (FULL, 9),
+    "below": (FULL.replace("LessOrEqual", "Less"), 8),
+    "a triangle, relu and sign": (
+        FULL.replace("firsts = CumSum (first, scalar_zero)", TRIANGLE).replace(
+            "fits = LessOrEqual (place, seats)\n    kept = Cast <to = 1> (fits)",
+            "over = Sub (nine_and_a_half, place)\n left = Relu (over)\n kept = Sign (left)",
+        ),
+        9,
+    ),
+    "second choices before first choices": (FULL.replace("(first, begin)", "(second, begin)"), None),
+    "from the last token on": (FULL.replace("CumSum (", "CumSum <reverse = 1> ("), None),
+    "one expert has more room": (
+        FULL.replace("(place, seats)", "(place, each_seats)").replace(
+            "fits =", "each_seats = Gather <axis = 0> (seats_of, chosen)\n fits ="
+        ),
+        None,
+    ),
+    "half of the weight stays": (FULL.replace("kept = Cast <to = 1> (fits)", "kept = Where (fits, unit, half)"), None),
+    "normalised by what is kept": (
+        FULL.replace(
+            "w = Mul (w0, kept)",
+            "w1 = Mul (w0, kept)\n sum = ReduceSum <keepdims = 1> (w1, minus_one)\n"
+            "safe = Max (sum, tiny)\n w = Div (w1, safe)",
+        ),
+        None,
+    ),
+}
+
+
+RARE = ("from the last token on", "one expert has more room", "half of the weight stays", "below")
+
+
+@pytest.mark.parametrize(
+    "capacity", [pytest.param(one, marks=pytest.mark.nightly if one in RARE else ()) for one in CAPACITIES]
+)
+def test_a_capacity_is_an_attribute_where_it_is_served_in_the_order_of_the_dialect(raised, capacity):
+    text, seats = CAPACITIES[capacity]
+    model, report = raised("batched", WEIGHTS, text)
+    found = [spec_of(node, RouteSpec).capacity for node in model.graph if dialect.is_moec(node, "Route")]
+    assert found == ([] if seats is None else [seats]) and bool(report.remarks) == (seats is None)
+
+
 NEVER_TOLD = {
     "only where all of x is zero": (
         "x0 = Gather <axis = 1> (x, zero)\n x1 = Gather <axis = 1> (x, one)\n b = Equal (x0, x1)\n",

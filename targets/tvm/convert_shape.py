@@ -228,6 +228,9 @@ def _convert_slice(lowering: Lowering, node: ir.Node) -> Any:
     ends = lowering.runtime_integers(required_input(node, 2))
     axes = lowering.numbers(optional_input(node, 3), "the axes") or list(range(len(starts)))
     steps = lowering.numbers(optional_input(node, 4), "the steps") or [1] * len(starts)
+    if len({len(starts), len(ends), len(axes), len(steps)}) > 1:
+        found = f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes and {len(steps)} steps"
+        raise UnsupportedError(f"it has {found}; expected as many of each")
     begins: list[Any] = [0] * len(sizes)
     strides = [1] * len(sizes)
     result = list(sizes)

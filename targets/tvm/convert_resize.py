@@ -112,12 +112,16 @@ def _convert_resize(lowering: Lowering, node: ir.Node) -> Any:
     cropped = mode == "tf_crop_and_resize"
     scales, wanted = optional_input(node, 2), optional_input(node, 3)
     operands = [required_input(node, 1)] if cropped else []
+    for region in operands:
+        _check_count(lowering, region, 2 * len(axes))
     common = None
     if wanted is None:
         operands.append(required_input(node, 2) if scales is None else scales)
+        _check_count(lowering, operands[-1], len(axes))
         results = _sizes_by_scales(lowering, operands, [sizes[a] for a in axes], cropped)
     else:
         wished = lowering.runtime_sizes(wanted)
+        _check_count(lowering, wanted, len(axes))
         common = _policy_scale(lowering, node, [sizes[a] for a in axes], wished)
         results = wished if common is None else _sizes_of(lowering, common, [sizes[a] for a in axes])
     dtype, fill = lowering.dtype(value), float(attribute(node, "extrapolation_value", 0.0))
@@ -163,6 +167,13 @@ def _weighted(source: te.Tensor, at: list[tirx.Expr], sizes: list[Any], samples:
         part = _weighted(source, [*at[:number], inside, *at[number + 1 :]], sizes, samples[1:])
         parts.append(part if len(along) == 1 else part.astype("float32") * weight)
     return functools.reduce(lambda left, right: left + right, parts)
+
+
+def _check_count(lowering: Lowering, value: ir.Value, count: int) -> None:
+    """Raises UnsupportedError unless a value, of which kernels read ``count`` numbers, is known to have so many."""
+    found = lowering.dimensions(value)
+    if found != [count]:
+        raise UnsupportedError(f"{value.name!r} has the shape {found}; expected {[count]}")
 
 
 def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[Any], cropped: bool) -> list[Any]:

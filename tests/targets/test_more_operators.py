@@ -163,6 +163,10 @@ def test_equals_the_reference(case):
         ),
         ("(float[T,4] x, float[2,1,4] w) => (float[T,4] y) { y = RMSNormalization(x, w) }", "no more axes"),
         ("(float[T,4] x, int64[2] a, int64[1] b) => (float[N,M] y) { y = Slice(x, a, b) }", "expected as many of each"),
+        (
+            '(float[1,1,2,T] x, float[1] s) => (float[A,B,N,M] y) { y = Resize(x, "", s) }',
+            r"'s' has the shape \[1\]; expected \[4\]",
+        ),
         ("(float[T,3,4] x, int64[1,1] a) => (float[N,M,K] y) { y = ReduceProd(x, a) }", "expected a list"),
         (
             "(float[2,4,24] q, float[2,6,30] k, float[2,6,30] v) => (float[2,4,30] y) "

@@ -88,7 +88,7 @@ class _Comparison:
     worst_trial: str = ""
     undefined: dict[str, str] = dataclasses.field(default_factory=dict)
     failing: set[Unseen] = dataclasses.field(default_factory=set)
-    """Sides that were taken where the original fails."""
+    """Sides that were taken where the original fails, or where a slice has nothing to take from."""
 
     def run_all(self, chosen: Iterable[Trial]) -> None:
         for trial in chosen:
@@ -115,6 +115,9 @@ class _Comparison:
         self._note(trial, difference(got[compared], want[compared]))
         telling = compared & (want.any(axis=1) | (not trial.extreme))
         if not telling.any():  # whatever was decided, no row shows it
+            if not len(trial.x):  # data that one token makes longer than a slice's bounds is so for all numbers of them
+                newly = set(self.watch.unseen()).difference(seen.unseen())
+                self.failing.update(one for one in newly if one.node.op_type == "Slice")
             return
         if telling.all():
             self.watch.adopt(seen)

@@ -175,9 +175,10 @@ def _remainder(left: Any, right: Any) -> Any:
 
 
 def _gather(node: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.ndarray | None:
-    if any(not isinstance(index, int) for index in indices.ravel()):
+    axis = _integer(node, "axis", 0)
+    if any(not isinstance(index, int) or not -data.shape[axis] <= index < data.shape[axis] for index in indices.flat):
         return None
-    taken = np.take(data, indices.astype(np.int64), axis=_integer(node, "axis", 0))
+    taken = np.take(data, indices.astype(np.int64), axis)
     return taken if isinstance(taken, np.ndarray) else _array(taken)
 
 

@@ -12,7 +12,7 @@ from moec.targets.base import Eligibility
 from moec.targets.cpu.kernels.convolution import ConvolutionProblem, convolution
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.products import zeros
-from moec.targets.tvm.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.nodes import call, reshape, static_size
 from moec.targets.tvm.selection import Kernel, by_storage, select
@@ -35,8 +35,10 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine
     if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise UnsupportedError("automatic padding depends on the input's size; expected explicit pads")
     pads = [int(pad) for pad in attribute(node, "pads", [0] * 2 * spatial)]
-    strides = [int(stride) for stride in attribute(node, "strides", [1] * spatial)]
-    dilations = [int(dilation) for dilation in attribute(node, "dilations", [1] * spatial)]
+    strides, dilations = steps(node, "strides", spatial), steps(node, "dilations", spatial)
+    groups = group_count(node, window[0])
+    if channels != window[1] * groups:
+        raise UnsupportedError(f"{channels} channels, a window for {window[1]} in {groups} groups; expected as many")
     sizes = [
         (size + pads[axis] + pads[axis + spatial] - dilations[axis] * (window[axis + 2] - 1) - 1) // strides[axis] + 1
         for axis, size in enumerate(shape[2:])
@@ -45,7 +47,7 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine
     problem = ConvolutionProblem(
         channels=channels,
         outputs=window[0],
-        groups=int(attribute(node, "group", 1)),
+        groups=groups,
         window=_plane(window[2:], 1),
         strides=_plane(strides, 1),
         pads=_plane(pads[:spatial], 0),

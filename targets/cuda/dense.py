@@ -13,7 +13,7 @@ from moec.errors import UnsupportedError
 from moec.targets.cuda.attention import lower_attention
 from moec.targets.cuda.products import lower_gemm, lower_matmul, multiply_batches
 from moec.targets.cuda.rows import lower_layer_norm, lower_rms_norm, lower_softmax
-from moec.targets.tvm.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.einsum import lower_einsum
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.nodes import static_size
@@ -30,10 +30,10 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
     if spatial not in (1, 2) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise UnsupportedError("expected one or two spatial axes, and explicit pads")
     options = {
-        "strides": [int(stride) for stride in attribute(node, "strides", [1] * spatial)],
+        "strides": steps(node, "strides", spatial),
         "padding": [int(pad) for pad in attribute(node, "pads", [0] * 2 * spatial)],
-        "dilation": [int(step) for step in attribute(node, "dilations", [1] * spatial)],
-        "groups": int(attribute(node, "group", 1)),
+        "dilation": steps(node, "dilations", spatial),
+        "groups": group_count(node, static_size(weight.ty.shape[0]) or 0),
     }
     convolve = relax.op.nn.conv1d if spatial == 1 else relax.op.nn.conv2d
     for axis, step in enumerate(options["dilation"], start=2):

@@ -30,6 +30,22 @@ def required_input(node: ir.Node, position: int) -> ir.Value:
     return value
 
 
+def steps(node: ir.Node, name: str, rank: int) -> list[int]:
+    """``strides`` or ``dilations`` of ``rank`` spatial axes, 1 where absent. UnsupportedError if one is below 1."""
+    found = [int(step) for step in attribute(node, name, [1] * rank)]
+    if len(found) != rank or min(found, default=1) < 1:
+        raise UnsupportedError(f"{name} {found} of {rank} spatial axes; expected one for each, 1 or more")
+    return found
+
+
+def group_count(node: ir.Node, channels: int) -> int:
+    """The attribute ``group`` of a convolution. Raises UnsupportedError if it does not divide ``channels``."""
+    groups = int(attribute(node, "group", 1))
+    if groups < 1 or channels % groups:
+        raise UnsupportedError(f"{channels} channels in {groups} groups; expected groups of equal size")
+    return groups
+
+
 def normalized_axis(axis: int, rank: int) -> int:
     """An axis counted from the front. Raises UnsupportedError if it is out of range."""
     if not -rank <= axis < max(rank, 1):

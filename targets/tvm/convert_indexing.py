@@ -77,7 +77,10 @@ def _convert_gather(lowering: Lowering, node: ir.Node) -> Any:
     axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
     known, positions = lowering.known(data), lowering.known(indices)
     if known is not None and positions is not None and positions.numbers is not None:
-        taken = known.elements.take(positions.numbers.astype(np.int64), axis)
+        places, size = positions.numbers.astype(np.int64), known.elements.shape[axis]
+        if places.size and not (-size <= places.min() and places.max() < size):
+            raise UnsupportedError(f"indices from {places.min()} to {places.max()} into an axis of size {size}")
+        taken = known.elements.take(places, axis)
         return Known(taken, known.dtype) if isinstance(taken, np.ndarray) else Known.of(taken, known.dtype)
     rank = len(lowering.dimensions(indices))
     if positions is not None and positions.numbers is not None and rank == 0:

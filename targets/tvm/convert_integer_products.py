@@ -8,7 +8,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from moec.errors import UnsupportedError
-from moec.targets.tvm.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.attributes import group_count, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_shape
 from moec.targets.tvm.convert_quantization import quantized
 from moec.targets.tvm.lowering import Converter, Lowering
@@ -123,7 +123,7 @@ def _convolution(
             f"data of shape {sizes}, weights of shape {window}; expected spatial axes, fixed weights"
         )
     windows = Windows.of(node, sizes[2:], window[2:], lowering.sizes)
-    groups = attribute(node, "group", 1)
+    groups = group_count(node, window[0])
     channels, outputs = window[1], window[0] // groups
     shape = [lowering.sizes.expression(size) for size in (sizes[0], window[0], *windows.counts)]
     given = _parameters(lowering, zeros, [sizes[1], window[0]])

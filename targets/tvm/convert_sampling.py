@@ -10,7 +10,7 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from moec.errors import UnsupportedError
-from moec.targets.tvm.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.convert_resize import cubic
 from moec.targets.tvm.lowering import Converter, Lowering
 
@@ -19,13 +19,13 @@ def _convert_conv_transpose(lowering: Lowering, node: ir.Node) -> Any:
     """Each element of the result sums what the windows of the input that cover it give."""
     x, w, bias = required_input(node, 0), required_input(node, 1), optional_input(node, 2)
     sizes, window = lowering.dimensions(x), lowering.dimensions(w)
-    rank, groups = len(sizes) - 2, attribute(node, "group", 1)
+    rank = len(sizes) - 2
     if rank < 1 or not all(isinstance(size, int) for size in window):
         raise UnsupportedError(
             f"data of shape {sizes}, weights of shape {window}; expected spatial axes, fixed weights"
         )
-    strides = attribute(node, "strides", [1] * rank)
-    dilations = attribute(node, "dilations", [1] * rank)
+    groups = group_count(node, window[0])
+    strides, dilations = steps(node, "strides", rank), steps(node, "dilations", rank)
     before, counts = _transposed_sizes(lowering, node, sizes[2:], window[2:])
     inputs, outputs = window[0] // groups, window[1]
     shape = [lowering.sizes.expression(size) for size in (sizes[0], outputs * groups, *counts)]
@@ -68,7 +68,7 @@ def _transposed_sizes(
 ) -> tuple[list[Any], list[Any]]:
     """Padding in front and the sizes of the result, by the formulas of ONNX's ConvTranspose."""
     rank = len(kernel)
-    strides, dilations = attribute(node, "strides", [1] * rank), attribute(node, "dilations", [1] * rank)
+    strides, dilations = steps(node, "strides", rank), steps(node, "dilations", rank)
     added = attribute(node, "output_padding", [0] * rank)
     pads = list(attribute(node, "pads", [0] * 2 * rank))
     automatic, wanted = attribute(node, "auto_pad", "NOTSET"), attribute(node, "output_shape")

@@ -12,6 +12,7 @@ from tvm import te, tirx
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering import Converter, Lowering
+from moec.targets.tvm.te_kernels import Requirement
 
 
 def with_runtime_axes(convert: Converter) -> Converter:
@@ -19,7 +20,8 @@ def with_runtime_axes(convert: Converter) -> Converter:
 
     ``x`` [n...] is seen as [k..., r...], where k is 1 and r is n for an axis that is reduced, and the other way round
     for one that is kept: its elements are those of ``x`` at the sums of the indices, of which one is always 0. Of this
-    the last half of the axes is reduced. Axes that are not in range reduce nothing.
+    the last half of the axes is reduced. Of a fixed number of axes it is required that they are in range and differ;
+    of a list of any length, those not in range reduce nothing.
     """
 
     @functools.wraps(convert)
@@ -50,7 +52,8 @@ def with_runtime_axes(convert: Converter) -> Converter:
         def build(source: te.Tensor) -> te.Tensor:
             return te.compute(split, lambda *at: source(*(at[a] + at[rank + a] for a in range(rank))), name="split")
 
-        (apart,) = lowering.compute(build, [lowering.tensor(value)], "split_axes")
+        needed = _distinct(lowering, axes, rank) if isinstance(count, int) else []
+        (apart,) = lowering.compute(build, [lowering.tensor(value)], "split_axes", needed)
         last = ir.Value(name="axes", const_value=ir.tensor(np.arange(rank, 2 * rank)))
         (result,) = lowering.convert_as(node.op_type, [lowering.value_of(apart), last], {"keepdims": 0})
         if attribute(node, "keepdims", 1):
@@ -60,6 +63,18 @@ def with_runtime_axes(convert: Converter) -> Converter:
         return lowering.reshape(result, _kept_sizes(lowering, axes, sizes, count))
 
     return converted
+
+
+def _distinct(lowering: Lowering, axes: ir.Value, rank: int) -> list[Requirement]:
+    integers = lowering.runtime_integers(axes)
+    expected = f"different ones from {-rank} to {rank - 1}"
+    needed: list[Requirement] = []
+    for place, axis in enumerate(integers):
+        needed += lowering.require(tirx.all(axis >= -rank, axis < rank), f"axis {axis}", expected)
+        for other in integers[:place]:
+            differs = tirx.all(*(axis - other != tirx.IntImm("int64", far) for far in (-rank, 0, rank)))
+            needed += lowering.require(differs, f"axes {other} and {axis}", expected)
+    return needed
 
 
 def _sizes_by(lowering: Lowering, axes: ir.Value, make: Any, rank: int, name: str) -> list[Any]:

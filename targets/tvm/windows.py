@@ -10,7 +10,7 @@ import onnx_ir as ir
 from tvm import tirx
 
 from moec.errors import UnsupportedError
-from moec.targets.tvm.attributes import attribute
+from moec.targets.tvm.attributes import attribute, steps
 from moec.targets.tvm.symbolic import Sizes
 
 
@@ -33,13 +33,10 @@ class Windows:
         rank = len(kernel)
         if len(spatial) != rank:
             raise UnsupportedError(f"a window of {rank} axes over {len(spatial)} spatial ones; expected as many")
-        strides = [int(one) for one in attribute(node, "strides", [1] * rank)]
-        dilations = [int(one) for one in attribute(node, "dilations", [1] * rank)]
+        strides, dilations = steps(node, "strides", rank), steps(node, "dilations", rank)
         pads = [int(one) for one in attribute(node, "pads", [0] * 2 * rank)]
-        if min([*strides, *dilations, *kernel], default=1) < 1:
-            raise UnsupportedError(
-                f"strides {strides}, dilations {dilations}, window {list(kernel)}; expected 1 or more"
-            )
+        if min(kernel, default=1) < 1:
+            raise UnsupportedError(f"a window of {list(kernel)}; expected 1 or more on each axis")
         spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
         automatic, ceil = attribute(node, "auto_pad", "NOTSET"), bool(attribute(node, "ceil_mode", 0))
         if automatic in ("SAME_UPPER", "SAME_LOWER"):

@@ -123,3 +123,41 @@ def test_scales_that_make_no_size() -> None:
     for scale in (-1.0, -np.inf, np.nan, np.inf, 1e30):
         with pytest.raises(MoecError, match=r"negative|not enough memory"):
             model(x, np.array([1, 1, scale, 1], np.float32))
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("axes", [(0, 0), (2, -1), (3, 0), (0, -4)])
+def test_axes_that_are_no_axes_or_one_axis_twice(keepdims: int, axes: tuple[int, int]) -> None:
+    rank = 3 if keepdims else 1
+    model = compiled(
+        f"g (float[A,2,3] x, int64[2] a) => (float[{','.join('PQR'[:rank])}] y) "
+        f"{{ y = ReduceSum<keepdims = {keepdims}>(x, a) }}"
+    )
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    np.testing.assert_array_equal(model(x, np.array([2, -3]))["y"].ravel(), x.sum(axis=(0, 2)))
+    with pytest.raises(InputError, match=r"node 'y' .ReduceSum.: ax.*expected different ones from -3 to 2"):
+        model(x, np.array(axes))
+
+
+@pytest.mark.parametrize(("kind", "operator"), [("float", "Conv"), ("uint8", "ConvInteger")])
+@pytest.mark.parametrize("groups", [0, 3])
+def test_groups_that_do_not_divide_the_channels(kind: str, operator: str, groups: int) -> None:
+    with pytest.raises(UnsupportedError, match=f"node 'y' .{operator}.: 4 channels in {groups} groups"):
+        compiled(
+            f"g ({kind}[N,2,5] x, {kind}[4,2,3] w) => ({'float' if kind == 'float' else 'int32'}[A,B,C] y) "
+            f"{{ y = {operator}<group = {groups}>(x, w) }}"
+        )
+
+
+def test_groups_of_more_channels_than_there_are() -> None:
+    with pytest.raises(UnsupportedError, match="2 channels, a window for 2 in 2 groups"):
+        compiled("g (float[N,2,5] x, float[4,2,3] w) => (float[A,B,C] y) { y = Conv<group = 2>(x, w) }")
+
+
+def test_an_element_of_a_shape_that_it_does_not_have() -> None:
+    """The index is the width of x, which moec alone knows."""
+    with pytest.raises(UnsupportedError, match=r"node 'n' .Gather.: indices from 2 to 2 into an axis of size 2"):
+        compiled(
+            "g (float[N,2] x) => (int64[1] n) <int64[1] one = {1}> "
+            "{ s = Shape(x) i = Gather(s, one) j = Max(i, one) n = Gather(s, j) }"
+        )

@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from moec.ir.graphs import nested_graphs
 from moec.ir.names import node_name
-from moec.passes.contrib.writer import NotDecomposableError, Writer
 from moec.passes.known_shapes import Names, annotate
 from moec.passes.symbolic import SymbolicValues, is_named
+from moec.passes.writer import NotDecomposableError, Writer
 
 
 class Inliner(Writer):
@@ -123,7 +123,7 @@ class Inliner(Writer):
 
 def count_nodes(body: ir.Graph) -> int:
     """How many nodes a body has, those of bodies inside it included."""
-    return sum(1 for node in body for _ in _with_nested(node))
+    return sum(1 for _ in body.all_nodes())
 
 
 def _with_nested(node: ir.Node) -> list[ir.Node]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.contrib.writer import NotDecomposableError, dtype_of
 from moec.passes.control_flow.bodies import Inliner
+from moec.passes.writer import NotDecomposableError, dtype_of
 
 _TRUE = np.array(True)
 

@@ -17,8 +17,6 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from moec.targets.tvm.arithmetic import nonzero
-
 MAXIMUM_SIZE = 1 << 40
 FAR = 1 << 41
 """Integers read when the program runs are cut to this magnitude: further from a tensor's ends makes no difference, and
@@ -231,22 +229,11 @@ def _floordiv(left: Any, right: Any) -> Any:
     return tirx.floordiv(_as_expression(left), _as_expression(right))
 
 
-def _divisor(size: Any) -> Any:
-    """1 in the place of 0: ONNX leaves that division open, and a processor would trap."""
-    if isinstance(size, (int, tirx.IntImm)):
-        return int(size) or 1
-    return nonzero(size)
-
-
-def _modulo(left: Any, right: Any) -> Any:
-    right = _divisor(right)
-    if isinstance(left, int) and isinstance(right, int):
-        return left % right
+def _floormod(left: Any, right: Any) -> tirx.Expr:
     return tirx.floormod(_as_expression(left), _as_expression(right))
 
 
 def _truncated_division(left: Any, right: Any) -> Any:
-    right = _divisor(right)
     if isinstance(left, int) and isinstance(right, int):
         return int(left / right) if abs(left) < 2**52 else (abs(left) // abs(right)) * (1 if left * right >= 0 else -1)
     return tirx.truncdiv(_as_expression(left), _as_expression(right))
@@ -280,8 +267,8 @@ INTEGER_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "Sub": lambda left, right: left - right,
     "Mul": lambda left, right: left * right,
     "Div": _truncated_division,
-    "Mod": _modulo,
+    "Mod": lambda left, right: _either(left, right, int.__mod__, _floormod),
     "Max": lambda left, right: _either(left, right, max, _maximum),
     "Min": lambda left, right: _either(left, right, min, _minimum),
 }
-"""ONNX integer operators that are followed at compile time."""
+"""ONNX integer operators that are followed at compile time; :func:`combined` divides by what is positive alone."""

@@ -55,6 +55,12 @@ SCORES = (
 )
 
 
+def routed(rewrite, made, score):
+    """The rewritten model whose router is given ``s``, which ``made`` makes of the logits."""
+    text = f'{SCORES} {made} w, e = moec.Route <k = 2, score = "{score}"> (s) }}'
+    return rewrite(text, "infer-shapes,canonicalize-router,remove-dead-nodes", *CASES)
+
+
 @pytest.mark.parametrize(
     ("made", "score"),
     [
@@ -66,8 +72,7 @@ SCORES = (
     ],
 )
 def test_scores_of_a_node_become_those_of_the_router(rewrite, operators, made, score):
-    text = f'{SCORES} {made} w, e = moec.Route <k = 2, score = "identity"> (s) }}'
-    model = rewrite(text, "infer-shapes,canonicalize-router,remove-dead-nodes", *CASES)
+    model = routed(rewrite, made, "identity")
     assert operators(model) == (["Reshape", "Route"] if "rows" in made else ["Route"])
     assert spec_of(model.graph.node(-1), RouteSpec) == RouteSpec(k=2, score=score)
 
@@ -82,8 +87,7 @@ def test_scores_of_a_node_become_those_of_the_router(rewrite, operators, made, s
     ],
 )
 def test_scores_that_are_none_of_a_router_stay(rewrite, operators, made, asked):
-    text = f'{SCORES} {made} w, e = moec.Route <k = 2, score = "{asked}"> (s) }}'
-    model = rewrite(text, "infer-shapes,canonicalize-router,remove-dead-nodes", *CASES)
+    model = routed(rewrite, made, asked)
     assert len(model.graph) == made.count("=") - made.count("<") + 1
     assert spec_of(model.graph.node(-1), RouteSpec) == RouteSpec(k=2, score=asked)
 

@@ -49,10 +49,10 @@ def fast_gelu(x: Array, bias: Array | None = None) -> Array:
     return semantics.gelu_tanh(x if bias is None else x + bias)
 
 
-def _normalize(x: Array, scale: Array, bias: Array | None, epsilon: float, axis: int, centred: bool) -> tuple:
+def normalize(x: Array, scale: Array, bias: Array | None, epsilon: float, axis: int, centred: bool) -> tuple:
     """Output, mean and reciprocal deviation of layer normalisation, or of RMS normalisation when not centred.
 
-    Statistics are taken in float32 at least, as onnxruntime does.
+    Statistics are taken in float32 at least, as ONNX's ``stash_type`` says and onnxruntime does.
     """
     wide = x.astype(np.promote_types(np.float32, x.dtype) if x.dtype.itemsize > 2 else np.float32)
     axes = tuple(range(axis % x.ndim, x.ndim))
@@ -67,7 +67,7 @@ def simplified_layer_normalization(
     x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> tuple:
     """RMS normalisation; outputs y and the reciprocal root mean square."""
-    y, _, reciprocal = _normalize(x, scale, None, epsilon, axis, centred=False)
+    y, _, reciprocal = normalize(x, scale, None, epsilon, axis, centred=False)
     return y, reciprocal
 
 
@@ -76,7 +76,7 @@ def skip_simplified_layer_normalization(
 ) -> tuple:
     """RMS normalisation of a residual sum; the fourth output is that sum."""
     total = x + skip if bias is None else x + skip + bias
-    return (*_normalize(total, gamma, None, epsilon, -1, centred=False), total)
+    return (*normalize(total, gamma, None, epsilon, -1, centred=False), total)
 
 
 def skip_layer_normalization(
@@ -90,7 +90,7 @@ def skip_layer_normalization(
 ) -> tuple:
     """Layer normalisation of a residual sum; the fourth output is that sum."""
     total = x + skip if bias is None else x + skip + bias
-    return (*_normalize(total, gamma, beta, epsilon, -1, centred=True), total)
+    return (*normalize(total, gamma, beta, epsilon, -1, centred=True), total)
 
 
 def causal_conv_with_state(

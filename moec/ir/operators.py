@@ -216,6 +216,20 @@ def prelu(x: Array, slope: Array) -> Array:
     return np.where(x < 0, x * np.broadcast_to(slope, x.shape), x).astype(x.dtype)
 
 
+def layer_normalization(
+    x: Array, scale: Array, bias: Array | None = None, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> tuple[Array, Array, Array]:
+    """Statistics in float32 at least. (That of ``onnx.reference`` rounds every step to float16.)"""
+    return contrib.normalize(x, scale, bias, epsilon, axis, centred=True)
+
+
+def rms_normalization(
+    x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> Array:
+    """Statistics in float32 at least. (Squares overflow in that of ``onnx.reference`` in float16.)"""
+    return contrib.normalize(x, scale, None, epsilon, axis, centred=False)[0]
+
+
 def gelu(x: Array, *, approximate: str = "none") -> Array:
     return semantics.gelu_tanh(x) if approximate == "tanh" else semantics.gelu(x)
 
@@ -245,11 +259,13 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "GatherND"): gather_nd,
     ("", "Gelu"): gelu,
     ("", "LRN"): lrn,
+    ("", "LayerNormalization"): layer_normalization,
     ("", "LogSoftmax"): log_softmax,
     ("", "LpNormalization"): lp_normalization,
     ("", "MatMul"): matmul,
     ("", "OneHot"): one_hot,
     ("", "PRelu"): prelu,
+    ("", "RMSNormalization"): rms_normalization,
     ("", "Pow"): power,
     ("", "ReduceLogSumExp"): reduce_log_sum_exp,
     ("", "ReduceSumSquare"): reduce_sum_square,

@@ -17,7 +17,7 @@ from moec.targets.tvm.attributes import attribute, normalized_axis, optional_inp
 from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to, requirements_of
 from moec.targets.tvm.constants import dtype_name
 from moec.targets.tvm.lowering import Converter, Lowering
-from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Known
+from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Known, Sizes
 from moec.targets.tvm.te_kernels import Requirement
 
 INT64_MAXIMUM = (1 << 63) - 1
@@ -40,10 +40,20 @@ def _convert_reshape(lowering: Lowering, node: ir.Node) -> Any:
     known = lowering.known(value)
     if known is not None and all(isinstance(size, int) for size in target):
         return Known(known.elements.reshape(target), known.dtype)
-    product = lowering.sizes.product
-    same = lowering.sizes.same(product(source), product(target))
+    target, same = _settled(lowering.sizes, source, target)
     needed = lowering.require(same, f"sizes {source} cannot become {target}", "as many elements")
     return lowering.reshape(lowering.checked(lowering.tensor(value), needed), target)
+
+
+def _settled(sizes: Sizes, source: list[Any], target: list[Any]) -> tuple[list[Any], Any]:
+    """The target, and the condition that it has as many elements as the source. Where all sizes but one agree, a
+    computed one (``T // 16 * (T // (T // 16))``) has to be the size that it stands in the place of, and becomes it."""
+    for axis, size in enumerate(target):
+        if isinstance(size, tirx.Mul | tirx.FloorDiv):
+            (left, one), others = sizes.cancelled(source, target[:axis] + target[axis + 1 :])
+            if left == 1 and others == (1, []) and len(one) == 1 and isinstance(one[0], tirx.Var):
+                return [*target[:axis], one[0], *target[axis + 1 :]], sizes.same(one[0], size)
+    return target, sizes.same(sizes.product(source), sizes.product(target))
 
 
 def _target_sizes(lowering: Lowering, source: list[Any], shape: ir.Value, zero_copies: bool) -> list[Any]:

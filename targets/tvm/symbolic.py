@@ -155,28 +155,32 @@ class Sizes:
         return self.simplify(result)
 
     def quotient(self, numerator: Sequence[Any], denominator: Sequence[Any]) -> Any:
-        """``product(numerator) / product(denominator)``, where the division is known to be exact or 0 / 0.
+        """``product(numerator) / product(denominator)``, rounded down; of 0 / 0 what it is for other sizes.
 
         Factors that occur on both sides cancel first, so ``[B, T, 64] / [B, T, 4]`` is 16 even where B is 0; that is
         what makes the -1 of a Reshape independent of a size being 0.
         """
-        numbers_above, symbols_above = self._factors(numerator)
-        numbers_below, symbols_below = self._factors(denominator)
-        remaining = []
-        for symbol in symbols_above:
-            match = next((i for i, other in enumerate(symbols_below) if self.equal(symbol, other)), None)
-            if match is None:
-                remaining.append(symbol)
-            else:
-                symbols_below.pop(match)
-        above, below = math.prod(numbers_above), math.prod(numbers_below)
-        common = math.gcd(above, below) or 1
-        above, below = above // common, below // common
+        (above, symbols_above), (below, symbols_below) = self.cancelled(numerator, denominator)
         divisor = self.product([below, *symbols_below])
-        dividend = self.product([above, *remaining])
+        dividend = self.product([above, *symbols_above])
         if isinstance(divisor, int):
             return dividend if divisor == 1 else self.simplify(_floordiv(dividend, divisor)) if divisor else 0
         return self.simplify(_floordiv(dividend, tirx.max(divisor, _int64(1))))
+
+    def cancelled(self, left: Sequence[Any], right: Sequence[Any]) -> tuple[tuple[int, list[Any]], tuple[int, list[Any]]]:
+        """What is left of two products, a number and other factors each, without what they have in common."""
+        left_numbers, left_symbols = self._factors(left)
+        right_numbers, right_symbols = self._factors(right)
+        remaining = []
+        for symbol in left_symbols:
+            match = next((i for i, other in enumerate(right_symbols) if self.equal(symbol, other)), None)
+            if match is None:
+                remaining.append(symbol)
+            else:
+                right_symbols.pop(match)
+        left_number, right_number = math.prod(left_numbers), math.prod(right_numbers)
+        common = math.gcd(left_number, right_number) or 1
+        return (left_number // common, remaining), (right_number // common, right_symbols)
 
     def _factors(self, sizes: Sequence[Any]) -> tuple[list[int], list[Any]]:
         numbers: list[int] = []
@@ -247,9 +251,11 @@ def _either(left: Any, right: Any, numbers: Callable[[int, int], int], symbols: 
 
 def combined(sizes: Sizes, name: str, dtype: str, left: Any, right: Any) -> Any:
     """The result of one of ``INTEGER_OPERATORS`` for elements of ``dtype``, numbers wrapped to its bits; None where it
-    is left to the program: division by what may not be positive, and sums of sizes with numbers that may overflow."""
+    is left to the program: division by what may be negative, remainders of what may be 0, and sums of sizes with numbers that may overflow."""
     if left is None or right is None:
         return None
+    if name == "Div" and not isinstance(right, int) and sizes.less(left, 0) is False and sizes.less(right, 0) is False:
+        return sizes.quotient([left], [right])  # by 0 there is no result, so that it may be what it is elsewhere
     if name in ("Div", "Mod") and not sizes.less(0, right):
         return None
     numbers = [one for one in (left, right) if isinstance(one, int)]
@@ -271,4 +277,4 @@ INTEGER_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "Max": lambda left, right: _either(left, right, max, _maximum),
     "Min": lambda left, right: _either(left, right, min, _minimum),
 }
-"""ONNX integer operators that are followed at compile time; :func:`combined` divides by what is positive alone."""
+"""ONNX integer operators that are followed at compile time; :func:`combined` says by what they divide."""

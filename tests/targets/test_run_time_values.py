@@ -219,3 +219,20 @@ def test_a_size_divided_by_one_that_may_be_none(operator, compute):
     for size, other in itertools.product(SIZES, (1, 2, 3)):
         assert model(numbers(size), numbers(other))["y"].shape == (compute(size, other),)
     assert model(numbers(2), numbers(0))["y"].ndim == 1
+
+
+def test_a_size_in_whole_chunks_is_the_one_that_a_reshape_puts_in_its_place():
+    """Padding to chunks of 4 and back, as exporters write it where it was traced without padding."""
+    model = compiled("""g (float[B,T,8] x) => (float[B,T,8] y) <int64 four = {4}, int64[2] eight = {2, 4}, int64[1] m = {-1},
+                        int64[1] flat = {8}> {
+        b = Shape<start = 0, end = 1>(x)  t = Shape<start = 1, end = 2>(x)
+        rest = Mod(t, four)  more = Sub(four, rest)  pad = Mod(more, four)  padded = Add(t, pad)
+        area = Mul(b, padded)  chunk = Mul(b, four)  chunks = Div(area, chunk)  length = Div(padded, chunks)
+        whole = Mul(chunks, length)  s = Concat<axis = 0>(b, whole, eight)  heads = Reshape<allowzero = 1>(x, s)
+        r = Concat<axis = 0>(b, whole, m)  back = Reshape(heads, r)  y = Add(x, back) }""")
+    for batch, tokens in itertools.product((1, 3), (4, 8, 12)):
+        x = numbers(batch, tokens, 8)
+        np.testing.assert_array_equal(model(x)["y"], x + x)
+    for tokens in (3, 5, 13):
+        with pytest.raises(InputError, match=r"node '.*' \(Reshape\): sizes .* cannot become"):
+            model(numbers(2, tokens, 8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tvm import tirx
 
-from moec.targets.tvm.symbolic import Known, Sizes
+from moec.targets.tvm.symbolic import Known, Sizes, combined
 
 
 @pytest.fixture
@@ -41,6 +41,14 @@ def test_quotient_cancels_before_it_divides(sizes):
     assert sizes.quotient([batch, tokens, 64], [batch, tokens, 4]) == 16
     assert sizes.equal(sizes.quotient([batch, tokens, 64], [64]), batch * tokens)
     assert sizes.quotient([0, 64], [64]) == 0
+
+
+def test_a_quotient_whose_divisor_may_be_none_is_what_it_is_for_others(sizes):
+    batch, tokens = sizes.variable("B"), sizes.variable("T")
+    assert sizes.equal(combined(sizes, "Div", "int64", batch * tokens * 8, batch * 4), tokens * 2) is True
+    assert combined(sizes, "Div", "int64", tokens, sizes.integer("n")) is None
+    assert combined(sizes, "Div", "int64", tokens - 1, batch) is None
+    assert combined(sizes, "Mod", "int64", tokens, batch) is None
 
 
 @pytest.mark.parametrize(("size", "expected"), [(-3, 0), (2, 2), (9, 5)])

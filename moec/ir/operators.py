@@ -223,9 +223,7 @@ def layer_normalization(
     return contrib.normalize(x, scale, bias, epsilon, axis, centred=True)
 
 
-def rms_normalization(
-    x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> Array:
+def rms_normalization(x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Array:
     """Statistics in float32 at least. (Squares overflow in that of ``onnx.reference`` in float16.)"""
     return contrib.normalize(x, scale, None, epsilon, axis, centred=False)[0]
 

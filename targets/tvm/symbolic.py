@@ -167,7 +167,9 @@ class Sizes:
             return dividend if divisor == 1 else self.simplify(_floordiv(dividend, divisor)) if divisor else 0
         return self.simplify(_floordiv(dividend, tirx.max(divisor, _int64(1))))
 
-    def cancelled(self, left: Sequence[Any], right: Sequence[Any]) -> tuple[tuple[int, list[Any]], tuple[int, list[Any]]]:
+    def cancelled(
+        self, left: Sequence[Any], right: Sequence[Any]
+    ) -> tuple[tuple[int, list[Any]], tuple[int, list[Any]]]:
         """What is left of two products, a number and other factors each, without what they have in common."""
         left_numbers, left_symbols = self._factors(left)
         right_numbers, right_symbols = self._factors(right)
@@ -251,7 +253,8 @@ def _either(left: Any, right: Any, numbers: Callable[[int, int], int], symbols: 
 
 def combined(sizes: Sizes, name: str, dtype: str, left: Any, right: Any) -> Any:
     """The result of one of ``INTEGER_OPERATORS`` for elements of ``dtype``, numbers wrapped to its bits; None where it
-    is left to the program: division by what may be negative, remainders of what may be 0, and sums of sizes with numbers that may overflow."""
+    is left to the program: division by what may be negative, remainders of what may be 0, and sums of sizes with
+    numbers that may overflow."""
     if left is None or right is None:
         return None
     if name == "Div" and not isinstance(right, int) and sizes.less(left, 0) is False and sizes.less(right, 0) is False:

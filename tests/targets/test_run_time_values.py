@@ -223,8 +223,8 @@ def test_a_size_divided_by_one_that_may_be_none(operator, compute):
 
 def test_a_size_in_whole_chunks_is_the_one_that_a_reshape_puts_in_its_place():
     """Padding to chunks of 4 and back, as exporters write it where it was traced without padding."""
-    model = compiled("""g (float[B,T,8] x) => (float[B,T,8] y) <int64 four = {4}, int64[2] eight = {2, 4}, int64[1] m = {-1},
-                        int64[1] flat = {8}> {
+    model = compiled("""g (float[B,T,8] x) => (float[B,T,8] y)
+        <int64 four = {4}, int64[2] eight = {2, 4}, int64[1] m = {-1}> {
         b = Shape<start = 0, end = 1>(x)  t = Shape<start = 1, end = 2>(x)
         rest = Mod(t, four)  more = Sub(four, rest)  pad = Mod(more, four)  padded = Add(t, pad)
         area = Mul(b, padded)  chunk = Mul(b, four)  chunks = Div(area, chunk)  length = Div(padded, chunks)

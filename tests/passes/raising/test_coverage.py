@@ -341,6 +341,19 @@ def test_a_side_where_the_original_fails_is_not_held_against_it(build, texts, no
         assert RaiseMoE().apply(model, Report()) == is_raised
 
 
+@pytest.mark.parametrize(("bound", "is_raised"), [(-1, True), (2**30, False)])
+def test_a_bound_of_a_slice_that_only_data_without_tokens_stays_within_is_not_held_against_it(
+    build, texts, normal, bound, is_raised
+):
+    """One token has two weights, which reach beyond a bound of 1, as those of more tokens do."""
+    some = "w0 = Div (top, total)\n pairs = Reshape (w0, minus_one)\n front = Slice (pairs, begin, bound, begin)\n"
+    some += "z0 = ReduceSum <keepdims = 0> (front)\n z = Mul (z0, none)\n w = Add (w0, z)"
+    weights = {"up": normal(4, 10, 6), "down": normal(4, 6, 5), "bound": np.array([bound])}
+    model, report = build(texts["batched"].replace(WEIGHTS, some), **weights, **CONSTANTS), Report()
+    assert RaiseMoE().apply(model, report) == is_raised
+    assert is_raised or "takes one side of a decision (Slice node" in report.remarks[0].message
+
+
 @pytest.mark.parametrize("error", [ValueError("shapes (3,4) and (5,) do not fit"), KeyError("axis"), MemoryError()])
 def test_whatever_goes_wrong_while_matching_is_a_remark(build, texts, normal, monkeypatch, error):
     def stumbles(*arguments, **options):

@@ -178,6 +178,16 @@ def test_a_branch_is_resolved_when_its_condition_is_constant(constant):
     assert [node.op_type for node in import_model(proto).graph] == ["If"]
 
 
+@pytest.mark.parametrize("steps", ["p = Unheard (x)", "p = Squeeze <axes = [0]> (x)"])
+def test_what_a_branch_holds_that_is_never_taken_is_not_refused(steps):
+    """Exporters write both branches of a question about sizes that they know."""
+    text = f"""<ir_version: 8, opset_import: ["": 11]> g (float[3] x) => (float[3] y) {{
+        sizes = Shape (x)  one = Constant <value = int64[1] {{1}}> ()  same = Equal (sizes, one)
+        c = Squeeze <axes = [0]> (same)
+        y = If (c) <then_branch = a () => (p) {{ {steps} }}, else_branch = b () => (q) {{ q = Neg (x) }}> }}"""
+    assert [node.op_type for node in import_model(onnx.parser.parse_model(text)).graph] == ["Neg"]
+
+
 def test_bodies_are_at_the_working_opset_and_hold_no_constants():
     text = """<ir_version: 8, opset_import: ["": 11]> g (bool c, float[1,3] x) => (float[3] y) {
         y = If (c) <then_branch = a () => (float[3] p) {

@@ -157,9 +157,9 @@ def _resolve_constant_branches(model: ir.Model, where: str) -> None:
 
     Raises MoecError where constants before an If cannot be computed.
     """
-    # Not left to the pass inline-control-flow, which works at the opset that the conversion makes: what is refused on the
-    # way there, operators that nothing knows and shapes that do not fit, may stand in a branch that is never taken. The
-    # pass takes conditions that become known later, such as those in the steps of loops.
+    # Not left to the pass inline-control-flow, which works at the opset that the conversion makes: what is refused on
+    # the way there, operators that nothing knows and shapes that do not fit, may stand in a branch that is never taken.
+    # The pass takes conditions that become known later, such as those in the steps of loops.
     if not any(node.op_type == "If" and node.domain == "" for node in model.graph):
         return
     from onnxscript.optimizer import fold_constants_ir

@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import moec
@@ -20,8 +20,10 @@ from moec.errors import MoecError, UnsupportedError, reporting
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.frontend.conditions import Conditions
     from moec.passes.base import Pass, Remark, Report
     from moec.passes.pipeline import AfterPass
+    from moec.runtime.manifest import TensorSpec
     from moec.runtime.model import CompiledModel
     from moec.runtime.writer import Stage
     from moec.targets.base import Program, Target
@@ -106,48 +108,31 @@ def write(
     calibrate an FPGA's projects with, and their limits. Other arguments and errors as for :func:`compile`.
     """
     from moec import targets
-    from moec.frontend.conditions import conditions_of, settled
-    from moec.input_sizes import input_sizes
     from moec.inspect.blocks import moe_blocks
-    from moec.needed_sizes import needed_sizes
     from moec.passes import pipeline
     from moec.passes.base import Report
     from moec.passes.shorthand import with_formats
-    from moec.runtime.machine import check_threads
-    from moec.runtime.writer import Context, check_destination, write_artifact
-    from moec.sampling import input_limits, tensor_specs
+    from moec.runtime.writer import Context, write_artifact
 
     _check_options(target, passes, experts, linears, verify_each, progress)
-    check_path("path", path)
-    check_threads(threads)
-    if dump_to is not None:
-        check_path("dump_to", dump_to)
-    check_destination(path)
+    _check_surroundings(path, threads, dump_to)
     report, announce = Report(), progress or _silent
-    pipeline_passes, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, hls)
+    chain, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, hls)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes)
-    with reporting("reading its inputs", model):
-        limits, sizes = input_limits(graph), input_sizes(graph)
-        specs, conditions = tensor_specs(graph.graph.inputs), conditions_of(graph)
-    conditions.report(specs, report)
-    stages = []
+    inputs = _inputs(graph, model, report)
     check = _pass_check(graph, model, report) if verify_each else None
-    for stage in _run_passes(graph, model, pipeline_passes, report, check, announce):
-        stages.append(stage)
-        if dump_to is not None:
-            _dump(pathlib.Path(dump_to), len(stages) - 1, stage)
+    stages = list(_dumped(_run_passes(graph, model, chain, report, check, announce), dump_to))
     announce(f"generating code for {target}")
     with reporting(f"generating code for {target}", model):
         blocks = moe_blocks(graph)
         programs = _generate(graph, chosen, target, report)
     announce("writing the artifact")
     with reporting("writing the artifact", model):
-        provenance = _provenance(model, pipeline.print_pipeline(pipeline_passes))
+        told = (inputs.limits, inputs.sizes, inputs.guards(graph, programs[0]))
         remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
-        # passes know more of the sizes inside
-        guards = settled([*conditions.guards, *needed_sizes(graph)], specs, programs[0].inputs)
-        context = Context(moec.__version__, threads, blocks, limits, sizes, guards, stages, remarks, losses, provenance)
+        made = _provenance(model, pipeline.print_pipeline(chain))
+        context = Context(moec.__version__, threads, blocks, *told, stages, remarks, losses, made)
         write_artifact(path, programs[0], context, *programs[1:])
 
 
@@ -158,6 +143,55 @@ def _check_options(target: Any, passes: Any, experts: Any, linears: Any, verify_
     check_flags(verify_each=verify_each)
     if progress is not None and not callable(progress):
         raise MoecError(f"progress is {shown(progress)}; expected a function of one string, or None")
+
+
+def _check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
+    from moec.runtime.machine import check_threads
+    from moec.runtime.writer import check_destination
+
+    check_path("path", path)
+    check_threads(threads)
+    if dump_to is not None:
+        check_path("dump_to", dump_to)
+    check_destination(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What an imported model says of its inputs."""
+
+    limits: dict[str, int]
+    sizes: dict[str, str]
+    specs: list[TensorSpec]
+    conditions: Conditions
+
+    def guards(self, graph: ir.Model, program: Program) -> list[str]:
+        """The guards of a program; ``graph`` is what the passes made, which know more of the sizes inside."""
+        from moec.frontend.conditions import settled
+        from moec.needed_sizes import needed_sizes
+
+        return settled([*self.conditions.guards, *needed_sizes(graph)], self.specs, program.inputs)
+
+
+def _inputs(graph: ir.Model, source: Any, report: Report) -> _Inputs:
+    """Of a model that no pass has changed; what it is limited to is reported."""
+    from moec.frontend.conditions import conditions_of
+    from moec.input_sizes import input_sizes
+    from moec.sampling import input_limits, tensor_specs
+
+    with reporting("reading its inputs", source):
+        specs = tensor_specs(graph.graph.inputs)
+        found = _Inputs(input_limits(graph), input_sizes(graph), specs, conditions_of(graph))
+    found.conditions.report(specs, report)
+    return found
+
+
+def _dumped(stages: Iterable[Stage], folder: str | os.PathLike[str] | None) -> Iterator[Stage]:
+    """The same stages, each of them in the folder, if there is one, before the next begins."""
+    for index, stage in enumerate(stages):
+        if folder is not None:
+            _dump(pathlib.Path(folder), index, stage)
+        yield stage
 
 
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Program]:

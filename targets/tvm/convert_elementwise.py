@@ -1,4 +1,5 @@
-"""Elementwise operators: one scalar expression each, broadcast as in numpy."""
+"""Elementwise operators: one scalar expression each (:mod:`moec.targets.tvm.scalar_functions`), broadcast as in numpy,
+or a result at compile time where all operands are known."""
 
 from __future__ import annotations
 
@@ -13,130 +14,27 @@ import onnx_ir as ir
 from tvm import tirx
 
 from moec.errors import UnsupportedError
-from moec.targets.tvm.arithmetic import (
-    difference,
-    divisor_of_remainder,
-    is_float,
-    is_unsigned,
-    product,
-    quotient,
-    truncated_quotient,
-)
+from moec.targets.tvm.arithmetic import is_unsigned
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_elements, emit_elementwise
-from moec.targets.tvm.comparisons import is_nan, is_nonzero, maximum, minimum, negated
+from moec.targets.tvm.comparisons import is_nonzero, maximum, minimum
 from moec.targets.tvm.constants import dtype_name
 from moec.targets.tvm.convert_shape import full
 from moec.targets.tvm.lowering import Converter, Lowering
+from moec.targets.tvm.scalar_functions import (
+    BINARY,
+    UNARY,
+    Scalar,
+    c_modulo,
+    floor_modulo,
+    gelu,
+    gelu_tanh,
+    in_float32,
+    like,
+    modulo,
+    swish,
+)
 from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS, Known, combined
-
-Scalar = Callable[..., tirx.Expr]
-
-
-def _like(number: float, element: tirx.Expr) -> tirx.Expr:
-    return tirx.const(number, element.ty.dtype)
-
-
-def in_float32(function: Scalar) -> Scalar:
-    """Compute 16-bit floats in float32: mathematical functions have no 16-bit form."""
-
-    @functools.wraps(function)
-    def wrapped(*elements: tirx.Expr) -> tirx.Expr:
-        dtype = str(elements[0].ty.dtype)
-        if dtype not in ("float16", "bfloat16"):
-            return function(*elements)
-        return function(*(element.astype("float32") for element in elements)).astype(dtype)
-
-    return wrapped
-
-
-def in_float64(function: Scalar) -> Scalar:
-    """Compute all floats in float64, for formulas in which digits of float32 would cancel."""
-
-    @functools.wraps(function)
-    def wrapped(*elements: tirx.Expr) -> tirx.Expr:
-        dtype = str(elements[0].ty.dtype)
-        return function(*(element.astype("float64") for element in elements)).astype(dtype)
-
-    return wrapped
-
-
-# Functions of one element
-
-
-def _sigmoid(x: tirx.Expr) -> tirx.Expr:
-    return _like(1, x) / (_like(1, x) + tirx.exp(-x))
-
-
-def _softplus(x: tirx.Expr) -> tirx.Expr:
-    small = tirx.exp(-tirx.abs(x)).astype("float64")  # 1 + small keeps all digits of small
-    return tirx.log(_like(1, small) + small).astype(x.ty.dtype) + tirx.max(x, _like(0, x))
-
-
-def _sign(x: tirx.Expr) -> tirx.Expr:
-    zero = _like(0, x)
-    signless = tirx.Select(tirx.EQ(x, zero), zero, x)  # NaN is left
-    return tirx.Select(x > zero, _like(1, x), tirx.Select(x < zero, _like(0 if is_unsigned(x) else -1, x), signless))
-
-
-def gelu(x: tirx.Expr) -> tirx.Expr:
-    """The exact form, by erf."""
-    return _like(0.5, x) * x * (_like(1, x) + tirx.erf(x * _like(math.sqrt(0.5), x)))
-
-
-def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
-    """The tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
-    inner = _like(math.sqrt(2 / math.pi), x) * (x + _like(0.044715, x) * x * x * x)
-    return _like(0.5, x) * x * (_like(1, x) + tirx.tanh(inner))
-
-
-def swish(x: tirx.Expr, alpha: float) -> tirx.Expr:
-    return x / (_like(1, x) + tirx.exp(-product(x, _like(alpha, x))))
-
-
-def _asinh(x: tirx.Expr) -> tirx.Expr:
-    size = tirx.abs(x)
-    positive = tirx.log(size + tirx.sqrt(size * size + _like(1, x)))
-    return tirx.Select(x < _like(0, x), -positive, positive)
-
-
-def _round_half_even(x: tirx.Expr) -> tirx.Expr:
-    return tirx.nearbyint(x)
-
-
-UNARY: dict[str, Scalar] = {
-    "Abs": lambda x: x if is_unsigned(x) else tirx.abs(x),
-    "Neg": lambda x: -x,
-    "Relu": lambda x: maximum(x, _like(0, x)),
-    "Sign": _sign,
-    "Not": negated,
-    "BitwiseNot": lambda x: ~x,
-    "Identity": lambda x: x,
-    "IsNaN": is_nan,
-    "Floor": in_float32(tirx.floor),
-    "Ceil": in_float32(tirx.ceil),
-    "Round": in_float32(_round_half_even),
-    "Reciprocal": in_float32(lambda x: _like(1, x) / x),
-    "Sqrt": in_float32(tirx.sqrt),
-    "Exp": in_float32(tirx.exp),
-    "Log": in_float32(tirx.log),
-    "Sin": in_float32(tirx.sin),
-    "Cos": in_float32(tirx.cos),
-    "Tan": in_float32(tirx.tan),
-    "Acos": in_float32(tirx.acos),
-    "Asin": in_float32(tirx.asin),
-    "Atan": in_float32(tirx.atan),
-    "Sinh": in_float64(lambda x: _like(0.5, x) * (tirx.exp(x) - tirx.exp(-x))),
-    "Cosh": in_float64(lambda x: _like(0.5, x) * (tirx.exp(x) + tirx.exp(-x))),
-    "Asinh": in_float64(_asinh),
-    "Acosh": in_float64(lambda x: tirx.log(x + tirx.sqrt(x - _like(1, x)) * tirx.sqrt(x + _like(1, x)))),
-    "Atanh": in_float64(lambda x: _like(0.5, x) * tirx.log((_like(1, x) + x) / (_like(1, x) - x))),
-    "Tanh": in_float32(tirx.tanh),
-    "Erf": in_float32(tirx.erf),
-    "Sigmoid": in_float32(_sigmoid),
-    "Softplus": in_float32(_softplus),
-    "Softsign": in_float32(lambda x: x / (_like(1, x) + tirx.abs(x))),
-}
 
 
 def _unary(name: str) -> Converter:
@@ -166,100 +64,17 @@ def _gelu_of(node: ir.Node) -> Scalar:
 
 def _leaky_relu_of(node: ir.Node) -> Scalar:
     alpha = attribute(node, "alpha", 0.01)
-    return lambda x: tirx.Select(x < _like(0, x), x * _like(alpha, x), x)
+    return lambda x: tirx.Select(x < like(0, x), x * like(alpha, x), x)
 
 
 def _elu_of(node: ir.Node) -> Scalar:
     alpha = attribute(node, "alpha", 1.0)
-    return lambda x: tirx.Select(x < _like(0, x), _like(alpha, x) * (tirx.exp(x) - _like(1, x)), x)
+    return lambda x: tirx.Select(x < like(0, x), like(alpha, x) * (tirx.exp(x) - like(1, x)), x)
 
 
 def _hard_sigmoid_of(node: ir.Node) -> Scalar:
     alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
-    return lambda x: maximum(minimum(x * _like(alpha, x) + _like(beta, x), _like(1, x)), _like(0, x))
-
-
-# Functions of two elements and more
-
-
-def _divide(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    if is_float(left):
-        return quotient(left, right)
-    return truncated_quotient(left, right)
-
-
-def _modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    return tirx.floormod(left, divisor_of_remainder(right))
-
-
-def _c_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    if is_float(left):
-        # TVM has no fmod for processors; the quotient of two float32 is exact enough in float64.
-        wide, divisor = left.astype("float64"), right.astype("float64")
-        remainder = (wide - tirx.trunc(wide / divisor) * divisor).astype(left.ty.dtype)
-        endless = tirx.all(tirx.abs(divisor) == _like(math.inf, divisor), tirx.abs(wide) < _like(math.inf, wide))
-        return tirx.Select(endless, left, remainder)
-    return tirx.truncmod(left, divisor_of_remainder(right))
-
-
-def _floor_modulo(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    """The remainder of floats with the sign of the divisor."""
-    remainder = _c_modulo(left, right)
-    zero = _like(0, remainder)
-    differs = tirx.any(tirx.all(remainder < zero, right > zero), tirx.all(remainder > zero, right < zero))
-    return tirx.Select(differs, remainder + right, remainder)
-
-
-def _root(base: tirx.Expr) -> tirx.Expr:
-    """``base ** 0.5``, which is not its square root where that is -0 or -inf (IEEE 754-2019, 9.2.1)."""
-    return tirx.Select(base == _like(-math.inf, base), _like(math.inf, base), tirx.abs(tirx.sqrt(base)))
-
-
-def _power(base: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
-    dtype = str(base.ty.dtype)
-    if isinstance(exponent, (tirx.FloatImm, tirx.IntImm)):
-        number = float(exponent.value)
-        if number in (1.0, 2.0, 3.0):
-            return math.prod([base] * (int(number) - 1), start=base)
-        if number == 0.5 and is_float(base):
-            return in_float32(_root)(base)
-    wide = "float64" if dtype in ("float64", "int64", "int32") else "float32"
-    return tirx.pow(base.astype(wide), exponent.astype(wide)).astype(dtype)
-
-
-def _comparison(compare: Callable[[Any, Any], Any]) -> Scalar:
-    def scalar(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-        if str(left.ty.dtype) == "bool":
-            left, right = left.astype("int32"), right.astype("int32")
-        return compare(left, right)
-
-    return scalar
-
-
-def _select(condition: tirx.Expr, left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    return tirx.Select(condition, left, right)
-
-
-BINARY: dict[str, Scalar] = {
-    "Add": lambda a, b: a + b,
-    "Sub": difference,
-    "Mul": product,
-    "Div": _divide,
-    "Pow": _power,
-    "Max": maximum,
-    "Min": minimum,
-    "And": lambda a, b: tirx.And(a, b),
-    "Or": lambda a, b: tirx.Or(a, b),
-    "Xor": _comparison(lambda a, b: tirx.NE(a, b)),
-    "Equal": _comparison(lambda a, b: tirx.EQ(a, b)),
-    "Less": _comparison(lambda a, b: tirx.LT(a, b)),
-    "LessOrEqual": _comparison(lambda a, b: tirx.LE(a, b)),
-    "Greater": _comparison(lambda a, b: tirx.GT(a, b)),
-    "GreaterOrEqual": _comparison(lambda a, b: tirx.GE(a, b)),
-    "BitwiseAnd": lambda a, b: a & b,
-    "BitwiseOr": lambda a, b: a | b,
-    "BitwiseXor": lambda a, b: a ^ b,
-}
+    return lambda x: maximum(minimum(x * like(alpha, x) + like(beta, x), like(1, x)), like(0, x))
 
 
 def _variadic(name: str) -> Converter:
@@ -283,7 +98,7 @@ def _prelu(lowering: Lowering, node: ir.Node) -> Any:
         raise UnsupportedError(f"the slope has {wanted} axes and x has {rank}; expected one that broadcasts to x")
 
     def scalar(element: tirx.Expr, factor: tirx.Expr) -> tirx.Expr:
-        return tirx.Select(element < _like(0, element), element * factor, element)
+        return tirx.Select(element < like(0, element), element * factor, element)
 
     return broadcast_elements(lowering, [x, slope], scalar, "prelu", x.ty.shape)
 
@@ -331,17 +146,17 @@ def _decisions(lowering: Lowering) -> dict[str, Callable[[Any, Any], bool | None
 def _convert_mod(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, 0), required_input(node, 1)]
     if attribute(node, "fmod", 0):
-        return emit_elementwise(lowering, values, _c_modulo, "mod")
+        return emit_elementwise(lowering, values, c_modulo, "mod")
     if "float" in lowering.dtype(values[0]):
-        return emit_elementwise(lowering, values, _floor_modulo, "mod")
-    return _fold(lowering, "Mod", values) or emit_elementwise(lowering, values, _modulo, "mod")
+        return emit_elementwise(lowering, values, floor_modulo, "mod")
+    return _fold(lowering, "Mod", values) or emit_elementwise(lowering, values, modulo, "mod")
 
 
 def _convert_mean(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, position) for position in range(len(node.inputs))]
 
     def scalar(*elements: tirx.Expr) -> tirx.Expr:
-        return functools.reduce(lambda a, b: a + b, elements) / _like(len(elements), elements[0])
+        return functools.reduce(lambda a, b: a + b, elements) / like(len(elements), elements[0])
 
     return emit_elementwise(lowering, values, scalar, "mean")
 
@@ -352,7 +167,7 @@ def _convert_where(lowering: Lowering, node: ir.Node) -> Any:
     if len(operands) == len(values) and operands[0].numbers is not None:
         chosen = np.frompyfunc(lambda condition, left, right: left if condition else right, 3, 1)
         return Known.of(_array(chosen(*(operand.elements for operand in operands))), operands[1].dtype)
-    return emit_elementwise(lowering, values, _select, "where")
+    return emit_elementwise(lowering, values, tirx.Select, "where")
 
 
 def _convert_clip(lowering: Lowering, node: ir.Node) -> Any:
@@ -394,10 +209,10 @@ def _convert_bit_shift(lowering: Lowering, node: ir.Node) -> Any:
         bits = int(re.sub(r"\D", "", str(x.ty.dtype)))
         count = by.astype("int64")
         outside = count >= bits if is_unsigned(by) and bits < 64 else tirx.any(count < 0, count >= bits)
-        kept = tirx.Select(outside, _like(0, by), by)
+        kept = tirx.Select(outside, like(0, by), by)
         if left:
-            return tirx.Select(outside, _like(0, x), x << kept)
-        beyond = _like(0, x) if is_unsigned(x) else tirx.Select(x < _like(0, x), _like(-1, x), _like(0, x))
+            return tirx.Select(outside, like(0, x), x << kept)
+        beyond = like(0, x) if is_unsigned(x) else tirx.Select(x < like(0, x), like(-1, x), like(0, x))
         return tirx.Select(outside, beyond, x >> kept)
 
     return emit_elementwise(lowering, [required_input(node, 0), required_input(node, 1)], scalar, "bit_shift")
@@ -423,8 +238,8 @@ def _convert_isinf(lowering: Lowering, node: ir.Node) -> Any:
 
     def scalar(x: tirx.Expr) -> tirx.Expr:
         x = x if str(x.ty.dtype) in ("float32", "float64") else x.astype("float32")
-        above = tirx.EQ(x, _like(math.inf, x)) if positive else tirx.const(False, "bool")
-        below = tirx.EQ(x, _like(-math.inf, x)) if negative else tirx.const(False, "bool")
+        above = tirx.EQ(x, like(math.inf, x)) if positive else tirx.const(False, "bool")
+        below = tirx.EQ(x, like(-math.inf, x)) if negative else tirx.const(False, "bool")
         return tirx.Or(above, below)
 
     return emit_elementwise(lowering, [required_input(node, 0)], scalar, "isinf")

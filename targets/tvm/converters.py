@@ -9,6 +9,7 @@ from moec.targets.tvm import (
     convert_integer_products,
     convert_normalization,
     convert_pad,
+    convert_parts,
     convert_pooling,
     convert_quantization,
     convert_range,
@@ -24,6 +25,7 @@ from moec.targets.tvm.lowering import Converter
 CONVERTERS: dict[str, Converter] = {
     **convert_elementwise.CONVERTERS,
     **convert_shape.CONVERTERS,
+    **convert_parts.CONVERTERS,
     **convert_range.CONVERTERS,
     **convert_pad.CONVERTERS,
     **convert_indexing.CONVERTERS,

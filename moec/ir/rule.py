@@ -1,0 +1,58 @@
+"""One rule of the moec dialect (:mod:`moec.ir.rules`), and what rules are written with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+
+Check = Callable[[ir.Node], "str | None"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """``operators`` is what the rule applies to; empty means every node of domain ``moec``."""
+
+    name: str
+    operators: tuple[str, ...]
+    check: Check
+
+
+class Rules(list[Rule]):
+    """A table of rules, in the order in which they apply."""
+
+    def add(self, name: str, *operators: str) -> Callable[[Check], Check]:
+        """Put the decorated check behind the others."""
+
+        def add(check: Check) -> Check:
+            self.append(Rule(name, operators, check))
+            return check
+
+        return add
+
+
+def known_size(value: ir.Value | None, axis: int) -> int | None:
+    """The size along an axis when it is a known number."""
+    if value is None or value.shape is None:
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def weight_axes(transposed: bool) -> tuple[int, int]:
+    """Which axes of a weight [E, out, in] (or [E, in, out]) are out and in."""
+    return (2, 1) if transposed else (1, 2)
+
+
+def disagreement(what: str, sizes: Mapping[str, int | None]) -> str | None:
+    """A message when the known sizes are not all equal."""
+    known = {name: size for name, size in sizes.items() if size is not None}
+    if len(set(known.values())) <= 1:
+        return None
+    return f"{what} differs: " + ", ".join(f"{size} in {name}" for name, size in known.items())
+
+
+def first_of(*messages: str | None) -> str | None:
+    """The first message that is one."""
+    return next((message for message in messages if message), None)

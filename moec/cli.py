@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -49,13 +48,10 @@ from moec.cli_options import (
     WeightBits,
     hls_options,
 )
+from moec.cli_printing import print_remarks, print_result, report_compilation, shown_progress, tables_of_projects
 from moec.errors import DefectError, MoecError, reporting
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
-_PIPE_WIDTH = 200  # columns of tables that go into a file or a pipe
 
 app = typer.Typer(
     name="moec",
@@ -134,7 +130,7 @@ def compile_model(
     hls = hls_options(
         calibrate, max_tokens, weight_bits, {**limits, "memory_share": memory_share, "use_uram": uram or None}
     )
-    with _progress() as progress:
+    with shown_progress() as progress:
         compiler.write(
             model,
             output,
@@ -148,7 +144,7 @@ def compile_model(
             dump_to=dump_phases_to,
             progress=progress,
         )
-    _report_compilation(output, verbose)
+    report_compilation(output, verbose)
 
 
 @app.command()
@@ -188,13 +184,13 @@ def verify(
     from moec.inspect import tables
     from moec.verify import verify as verify_model
 
-    with _progress() as progress:
+    with shown_progress() as progress:
         compiled = _compiled(model, artifact, emulate, architecture, progress)
         progress("comparing with onnxruntime")
         arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
         verification = verify_model(model, compiled, arrays, tolerance)
     data = verification.as_data()
-    _print(data, as_json, [tables.verification_table(data), *map(Text, verification.coverage.lines())])
+    print_result(data, as_json, [tables.verification_table(data), *map(Text, verification.coverage.lines())])
     for guard in verification.refused:
         print(f"note: sizes outside of {guard} are refused", file=sys.stderr)
     for note in verification.notes:
@@ -233,7 +229,9 @@ def inspect(
         print(find_kernel(opened, kernel, architecture).source(emit.value))
         return
     description = describe(opened, architecture)
-    _print(description, as_json, [*tables.artifact_tables(description), *_project_tables(description["projects"])])
+    print_result(
+        description, as_json, [*tables.artifact_tables(description), *tables_of_projects(description["projects"])]
+    )
 
 
 @app.command()
@@ -253,7 +251,7 @@ def opt(
         model, _pipeline(level, passes), print_after=print_ir_after or (), verify_each=verify_each
     )
     print(text)
-    _print_remarks(dataclasses.asdict(remark) for remark in remarks)
+    print_remarks(dataclasses.asdict(remark) for remark in remarks)
 
 
 @app.command()
@@ -280,12 +278,12 @@ def bench(
     from moec.bench import bench as bench_model
     from moec.inspect import tables
 
-    with _progress() as progress:
+    with shown_progress() as progress:
         compiled = moec.load(artifact, threads=threads, pages=pages.value)
         arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
         progress("timing")
         result = bench_model(compiled, against=against, model_path=model, inputs=arrays)
-    _print(result, as_json, tables.bench_tables(result))
+    print_result(result, as_json, tables.bench_tables(result))
 
 
 @app.command()
@@ -296,10 +294,10 @@ def tune(
     from moec.inspect import tables
     from moec.tune import tune as tune_model
 
-    with _progress() as progress:
+    with shown_progress() as progress:
         tuned = tune_model(moec.load(artifact, threads=threads, pages=pages.value), progress)
     data = [dataclasses.asdict(one) for one in tuned]
-    _print(data, as_json, tables.tuning_tables(data))
+    print_result(data, as_json, tables.tuning_tables(data))
 
 
 @app.command()
@@ -323,7 +321,7 @@ def simulate(
     from moec.targets.hls.simulate import simulate as simulate_projects
     from moec.targets.hls.tables import simulation_tables
 
-    with _progress() as progress:
+    with shown_progress() as progress:
         opened = open_artifact(artifact)
         results = simulate_projects(
             opened,
@@ -334,7 +332,7 @@ def simulate(
             pipeline_style=None if pipeline_style is None else pipeline_style.value,
             progress=progress,
         )
-    _print(results, as_json, simulation_tables(results))
+    print_result(results, as_json, simulation_tables(results))
     if not all(one["passed"] for one in results):
         raise typer.Exit(DIFFERS)
 
@@ -346,16 +344,9 @@ def doctor(as_json: Json = False) -> None:
     from moec.inspect import tables
 
     findings = examine()
-    _print(findings, as_json, tables.doctor_tables(findings))
+    print_result(findings, as_json, tables.doctor_tables(findings))
     if findings["problems"]:
         raise typer.Exit(BAD_INPUT)
-
-
-def _project_tables(projects: Iterable[dict[str, Any]]) -> Iterator[RenderableType]:
-    for project in projects:
-        from moec.targets.hls.tables import project_tables
-
-        yield from project_tables(project)
 
 
 def _write_standalone(artifact: Path, kernel: str | None, folder: Path | None, architecture: str | None) -> None:
@@ -364,7 +355,7 @@ def _write_standalone(artifact: Path, kernel: str | None, folder: Path | None, a
 
     if kernel is None or folder is None:
         raise MoecError("--emit standalone writes a program of one kernel; add --kernel K and -o DIR")
-    with _progress() as progress:
+    with shown_progress() as progress:
         progress("running the model emulated")
         write_standalone(open_artifact(artifact), kernel, folder, architecture)
     print(f"{folder / kernel}.cu and {kernel}.numbers are written; the head of the first says how to run it")
@@ -384,42 +375,3 @@ def _pipeline(level: Level | None, passes: str | None) -> str:
     if level is not None and passes is not None:
         raise MoecError("-O and --passes exclude each other: a level may stand inside a pipeline, e.g. --passes O1,...")
     return passes if passes is not None else f"O{(level or Level.O2).value}"
-
-
-def _report_compilation(path: Path, verbose: bool) -> None:
-    from moec.inspect import tables
-    from moec.runtime.artifact import open_artifact
-
-    manifest = open_artifact(path, check_weights=False).manifest
-    _print_remarks(remark for remark in manifest.remarks if verbose or remark["severity"] == "warning")
-    if manifest.losses:
-        _print(manifest.losses, False, [tables.losses_table(manifest.losses)])
-    print(tables.summary(manifest, str(path)))
-
-
-def _print_remarks(remarks: Iterable[dict[str, Any]]) -> None:
-    for remark in remarks:
-        print("{severity}: {pass_name}: {subject}: {message}".format_map(remark), file=sys.stderr)
-
-
-def _print(data: Any, as_json: bool, renderables: Iterable[RenderableType]) -> None:
-    if as_json:
-        print(json.dumps(data, indent=1))
-        return
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    for one in renderables:
-        console.print(one)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Shows the current step on a terminal; says nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield lambda _step: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as status:
-        yield status.update

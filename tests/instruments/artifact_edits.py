@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from moec.runtime.artifact import checksum
-from moec.runtime.manifest import MANIFEST, WEIGHTS, _digest
+from moec.runtime.manifest import MANIFEST, WEIGHTS
 
 Path = tuple[Any, ...]
 
@@ -62,8 +62,7 @@ def apply(folder: pathlib.Path, edits: tuple[Edit, ...]) -> None:
         except (LookupError, TypeError, AttributeError):
             continue  # an earlier one has removed the place
     if signed:
-        content.pop("digest", None)
-        (folder / MANIFEST).write_text(json.dumps({**content, "digest": _digest(content)}))
+        (folder / MANIFEST).write_text(signed(content))
     for edit in in_files:
         if edit.where == (MANIFEST,):
             _IN_FILES[edit.kind](folder / MANIFEST, edit.value)

@@ -1,0 +1,34 @@
+"""Manifests that somebody changed, with a valid digest again, as a forger would make them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from moec.runtime.manifest import MANIFEST, Manifest, _digest, parse_manifest, print_manifest
+
+
+def signed(content: dict[str, Any]) -> str:
+    """The text of a manifest with this content, and the digest that belongs to it."""
+    content.pop("digest", None)
+    return json.dumps({**content, "digest": _digest(content)})
+
+
+def rewrite_manifest(path: pathlib.Path, **changes) -> None:
+    """Change fields of an artifact's manifest."""
+    manifest = parse_manifest((path / MANIFEST).read_bytes(), "test")
+    for name, value in changes.items():
+        setattr(manifest, name, value)
+    (path / MANIFEST).write_text(print_manifest(manifest))
+
+
+def rewrite_program(path: pathlib.Path, **changes) -> None:
+    """The same for fields of the only program."""
+    (program,) = manifest_of(path).programs
+    rewrite_manifest(path, programs=[dataclasses.replace(program, **changes)])
+
+
+def manifest_of(path: pathlib.Path) -> Manifest:
+    return parse_manifest((path / MANIFEST).read_bytes(), "test")

@@ -14,6 +14,8 @@ from typing import Any
 from moec.runtime.artifact import checksum
 from moec.runtime.manifest import MANIFEST, WEIGHTS
 
+from ..runtime.forged_manifests import signed
+
 Path = tuple[Any, ...]
 
 VALUES = (
@@ -48,20 +50,20 @@ def apply(folder: pathlib.Path, edits: tuple[Edit, ...]) -> None:
     in_manifest = [edit for edit in edits if edit.kind in _IN_MANIFEST]
     in_files = [edit for edit in edits if edit.kind in _IN_FILES]
     content = json.loads((folder / MANIFEST).read_text())
-    signed = bool(in_manifest)
+    is_believed = bool(in_manifest)
     for edit in in_files:
         (name,) = edit.where
         if name != MANIFEST:
             _IN_FILES[edit.kind](folder / name, edit.value)
         if edit.value is True and _is_text(name) and (folder / name).is_file():
             content["files"][name] = dataclasses.asdict(checksum(folder / name))
-            signed = True
+            is_believed = True
     for edit in in_manifest:
         try:
             _IN_MANIFEST[edit.kind](_at(content, edit.where[:-1]), edit.where[-1], edit.value)
         except (LookupError, TypeError, AttributeError):
             continue  # an earlier one has removed the place
-    if signed:
+    if is_believed:
         (folder / MANIFEST).write_text(signed(content))
     for edit in in_files:
         if edit.where == (MANIFEST,):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnx.parser
 import onnx_ir as ir
 
 from moec.covering import Coverage, Covering, cover
 from moec.frontend.onnx import import_model
 from moec.passes import pipeline
 from moec.sampling import random_inputs, size_cases, tensor_specs
+
+from .text_models import model_of
 
 CONSTANTS = {
     "limit": np.float32(50),
@@ -23,11 +23,7 @@ CONSTANTS = {
 
 
 def model(text: str, inputs: str = "float[N,4] x") -> ir.Model:
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> g ({inputs}) => (y) {{ {text} }}')
-    used = {name for node in proto.graph.node for name in node.input}
-    arrays = {name: np.asarray(array) for name, array in CONSTANTS.items() if name in used}
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
-    imported = import_model(proto)
+    imported = import_model(model_of(text, CONSTANTS, inputs))
     pipeline.run(imported, pipeline.parse("infer-shapes"))
     return imported
 

@@ -20,16 +20,19 @@ from moec.pass_check import NAME, PassCheck
 from moec.passes import PASSES, pipeline
 from moec.passes.base import Loss, Report
 
-NUMBERS = {"limit": 50.0, "double": 2.0, "huge": 1e30, "nearly": 1.2, "many": 1500.0}
+from .text_models import model_of
+
+NUMBERS = {
+    "limit": np.float32(50),
+    "double": np.float32(2),
+    "huge": np.float32(1e30),
+    "nearly": np.float32(1.2),
+    "many": np.float32(1500),
+}
 
 
 def built(text: str = "y = Min (x, limit)", inputs: str = "float[N,4] x") -> ir.Model:
-    header = '<ir_version: 10, opset_import: ["" : 24]>'
-    proto = onnx.parser.parse_model(f"{header} g ({inputs}) => (y) {{ {text} }}")
-    used = {name for node in proto.graph.node for name in node.input}
-    numbers = {name: np.array(number, np.float32) for name, number in NUMBERS.items() if name in used}
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in numbers.items())
-    return import_model(proto)
+    return import_model(model_of(text, NUMBERS, inputs))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from ..isolated import Worker
 from ..passes.raising.conftest import BATCHED, DENSE, INTEGERS, ROUTER, D, E, F, loop, weights
+from ..text_models import give_constants
 from .outcomes import Case, Outcome, judge, started_worker, table
 from .rewrites import REWRITES
 
@@ -31,8 +31,7 @@ def block(name: str) -> onnx.ModelProto:
     arrays = {key: np.array(data, np.int64) for key, data in INTEGERS.items()} | weights()
     arrays |= {key: (generator.normal(size=shape) / 3).astype(np.float32) for key, shape in stacks.items()}
     arrays |= {f"expert_{e}": np.array(e) for e in range(E)} | {"scalar_zero": np.array(0), "scalar_one": np.array(1)}
-    used = {name for node in proto.graph.node for name in node.input}
-    proto.graph.initializer.extend(numpy_helper.from_array(arrays[key], key) for key in sorted(arrays.keys() & used))
+    give_constants(proto, dict(sorted(arrays.items())))
     return proto
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
-import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -14,6 +12,8 @@ from moec.frontend.onnx import import_model
 from moec.ir.interpreter import Evaluator
 from moec.ir.intervals import Interval, intervals, may_hold
 from moec.passes import pipeline
+
+from ..text_models import model_of
 
 CONSTANTS = {
     "zero": np.float32(0),
@@ -30,13 +30,7 @@ CONSTANTS = {
 
 
 def bounds(text: str, shape: str = "T,5") -> tuple[ir.Model, dict[ir.Value, Interval]]:
-    proto = onnx.parser.parse_model(
-        f'<ir_version: 10, opset_import: ["" : 24]> g (float[{shape}] x) => (y) {{ {text} }}'
-    )
-    used = {name for node in proto.graph.node for name in node.input}
-    arrays = {name: np.asarray(array) for name, array in CONSTANTS.items() if name in used}
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
-    model = import_model(proto)
+    model = import_model(model_of(text, CONSTANTS, f"float[{shape}] x"))
     pipeline.run(model, pipeline.parse("infer-shapes"))
     constant = lambda value: None if value.const_value is None else value.const_value.numpy()  # noqa: E731
     return model, intervals(model.graph, {}, constant)

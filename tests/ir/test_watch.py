@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -13,6 +11,8 @@ from moec.ir.interpreter import Evaluator
 from moec.ir.intervals import intervals
 from moec.ir.watch import Watch
 from moec.passes import pipeline
+
+from ..text_models import model_of
 
 CONSTANTS = {
     "zero": np.float32(0),
@@ -35,13 +35,7 @@ class Runs:
     """A graph that computes y from x [T,3], under a watch."""
 
     def __init__(self, text: str) -> None:
-        proto = onnx.parser.parse_model(
-            f'<ir_version: 10, opset_import: ["" : 24]> g (float[T,3] x) => (y) {{ {text} }}'
-        )
-        used = {name for node in proto.graph.node for name in node.input}
-        arrays = {name: np.asarray(array) for name, array in CONSTANTS.items() if name in used}
-        proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
-        model = ir.serde.deserialize_model(proto)
+        model = ir.from_proto(model_of(text, CONSTANTS, "float[T,3] x"))
         pipeline.run(model, pipeline.parse("infer-shapes"))
         self.x = model.graph.inputs[0]
         self._evaluator = Evaluator(list(model.graph), [self.x], list(model.graph.outputs), {"": 24})

@@ -13,6 +13,8 @@ import pytest
 from moec.frontend.onnx import import_model
 from moec.passes import pipeline
 
+from ...text_models import give_constants
+
 E, K, D, F = 4, 2, 6, 5
 INTEGERS = {
     "minus_one": [-1],
@@ -125,10 +127,7 @@ def build() -> Callable[..., ir.Model]:
         scalars = {"scalar_zero": np.int64(0), "scalar_one": np.int64(1)}
         scalars |= {f"expert_{e}": np.int64(e) for e in range(E)}
         arrays = {name: np.array(value, np.int64) for name, value in INTEGERS.items()} | scalars | weights() | extra
-        used = {name for node in proto.graph.node for name in node.input}
-        proto.graph.initializer.extend(
-            onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items() if name in used
-        )
+        give_constants(proto, arrays)
         model = import_model(proto)
         pipeline.run(model, pipeline.parse(pipeline.CLEAN_UP))
         return model

@@ -114,5 +114,7 @@ def test_what_of_sizes_is_left_to_the_program():
     tokens = sizes.variable("T")
     assert sizes.equal(combined(sizes, "Mul", "int64", tokens, 8), tokens * 8)
     assert combined(sizes, "Mul", "int64", tokens, 2**42) is None
-    assert combined(sizes, "Div", "int64", 8, tokens) is None
+    assert combined(sizes, "Div", "int64", 8, tokens) is not None
+    assert combined(sizes, "Div", "int64", 8, tokens - 9) is None
+    assert combined(sizes, "Mod", "int64", 8, tokens) is None
     assert combined(sizes, "Mod", "int64", 8, tokens + 1) is not None

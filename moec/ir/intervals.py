@@ -70,7 +70,7 @@ def intervals(
         inputs = [of(value) for value in node.inputs]
         results = _RULES.get(node.op_type, _unknown)(node, inputs)
         for value, result in zip(node.outputs, results, strict=False):
-            found[value] = _meet(result, _of_type(value))
+            found[value] = _held(node, value, result)
     return found
 
 
@@ -89,6 +89,16 @@ def _of_type(value: ir.Value) -> Interval:
 def _float_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
     limits = np.finfo(dtype)
     return float(limits.min), float(limits.max)
+
+
+def _held(node: ir.Node, value: ir.Value, result: Interval) -> Interval:
+    """What the type of a value leaves of a result: integers of few bits, and products of integers, wrap around."""
+    limits = _of_type(value)
+    if value.dtype is not None and value.dtype.is_integer() and (value.dtype.itemsize < 4 or node.op_type == "Mul"):
+        low, high = result.whole
+        if value.dtype.itemsize < 8 and (low < limits.low or high > limits.high):
+            return limits
+    return _meet(result, limits)
 
 
 def _meet(one: Interval, other: Interval) -> Interval:
@@ -180,7 +190,10 @@ def _is_integer(value: ir.Value) -> bool:
 
 
 def _cast(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    return [_stepped(inputs[0]) if ir.DataType(node.attributes.get_int("to", 1)).is_integer() else inputs[0].whole]
+    target = ir.DataType(node.attributes.get_int("to", 1))
+    if target == ir.DataType.BOOL:
+        return _compared("!=", "==")(node, [inputs[0], Interval(0.0, 0.0)])
+    return [_stepped(inputs[0]) if target.is_integer() else inputs[0].whole]
 
 
 def _summed(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:

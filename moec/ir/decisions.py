@@ -148,6 +148,44 @@ class Rounds(Condition):
 
 
 @dataclasses.dataclass(frozen=True)
+class Wraps(Condition):
+    """An integer is beyond what the type holds that it is cast to, and becomes another."""
+
+    low: float
+    high: float
+
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+        data = inputs[0]
+        assert data is not None
+        return bool(evidence) or bool(np.any((data < self.low) | (data > self.high)))
+
+    def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
+        low, high = operands.get(0, Interval()).whole
+        return bool(evidence) or (self.low <= low and high <= self.high)
+
+    def __str__(self) -> str:
+        return f"input 0 lies outside of {self.low:g} to {self.high:g}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Takes(Condition):
+    """A result that can be only a few numbers, in order, is each of them somewhere."""
+
+    numbers: Array
+
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+        assert outputs[0] is not None
+        taken = np.isin(self.numbers, outputs[0])
+        return taken if evidence is None else evidence | taken
+
+    def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
+        return self.numbers.size <= 1 or bool(np.all(evidence)) and evidence is not None
+
+    def __str__(self) -> str:
+        return f"it is each of the {self.numbers.size} numbers that it can be"
+
+
+@dataclasses.dataclass(frozen=True)
 class Never(Condition):
     """Something that no run can show, for want of knowledge of the operator."""
 
@@ -236,8 +274,18 @@ def _cast(node: ir.Node) -> tuple[Condition, ...]:
     if target == ir.DataType.BOOL:
         return _TRUTH
     if source is not None and source.dtype is not None and not source.dtype.is_floating_point():
-        return () if ir.DataType(target).itemsize >= source.dtype.itemsize else (Varies(_result, "result"),)
+        return _narrowed(ir.DataType(target), source.dtype)
     return (Rounds(),)
+
+
+def _narrowed(target: ir.DataType, source: ir.DataType) -> tuple[Condition, ...]:
+    """An integer cast to a type of fewer bytes. 4 bytes hold every size and place that there is."""
+    if target.itemsize >= source.itemsize:
+        return ()
+    if target.itemsize >= 4:
+        return (Varies(_result, "result"),)
+    limits = np.iinfo(target.numpy())
+    return (Wraps(float(limits.min), float(limits.max)),)
 
 
 def _division(node: ir.Node) -> tuple[Condition, ...]:

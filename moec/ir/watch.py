@@ -25,11 +25,18 @@ class Unseen:
 
 
 class Watch:
-    """Notes the sides that are taken while nodes run. Call it with a node, its inputs and its outputs."""
+    """Notes the sides that are taken while nodes run. Call it with a node, its inputs and its outputs. ``more`` are
+    conditions of nodes beside those that :func:`~moec.ir.decisions.conditions` knows."""
 
-    def __init__(self, nodes: Iterable[ir.Node], intervals: Mapping[ir.Value, Interval]) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[ir.Node],
+        intervals: Mapping[ir.Value, Interval],
+        more: Mapping[ir.Node, tuple[Condition, ...]] | None = None,
+    ) -> None:
         self._intervals = intervals
-        self._conditions = {node: found for node in nodes if (found := conditions(node))}
+        more = more or {}
+        self._conditions = {node: found for node in nodes if (found := (*conditions(node), *more.get(node, ())))}
         self._evidence: dict[tuple[ir.Node, int], Evidence] = {}
         self._open = {(node, place) for node, found in self._conditions.items() for place in range(len(found))}
         self._close()

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.ir.decisions import DECIDING, PLAIN
+from moec.ir.decisions import DECIDING, PLAIN, Takes
 from moec.ir.interpreter import Evaluator
 from moec.ir.intervals import intervals
 from moec.ir.watch import Watch
@@ -169,3 +169,21 @@ def test_a_fork_keeps_what_it_sees_to_itself() -> None:
 
 def test_no_operator_both_decides_and_does_not() -> None:
     assert not PLAIN & DECIDING.keys()
+
+
+def test_integers_beyond_a_narrower_type_have_to_be_met() -> None:
+    text = "n = Cast <to = 7> (x)\n y = Cast <to = 3> (n)"
+    assert Runs(text).unseen([[1, 2, 3]]) == ["input 0 lies outside of -128 to 127"]
+    assert not Runs(text).unseen([[1, 2, 300]])
+    assert not Runs("n = ArgMax <axis = -1> (x)\n y = Cast <to = 3> (n)").unseen([[1, 2, 3]], [[3, 2, 1]])
+
+
+def test_each_number_of_a_result_has_to_be_met() -> None:
+    node = ir.node("Neg", [ir.Value(name="flag")])
+    watch = Watch([node], {}, {node: (Takes(np.array([0.0, 1.0])),)})
+    told = [str(one.condition) for one in watch.unseen()]
+    assert told == ["it is each of the 2 numbers that it can be"]
+    watch(node, [np.array([False])], [np.array([0.0])])
+    assert watch.unseen()
+    watch(node, [np.array([True])], [np.array([1.0])])
+    assert not watch.unseen()

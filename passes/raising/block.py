@@ -88,10 +88,12 @@ class Block:
     def _symbol_sizes(self, units: int) -> dict[str, int]:
         """Sizes for the symbols of x's shape whose product is ``units``: two sequences where that is possible.
 
-        Two, because what a token gets must not depend on which other tokens share its sequence.
+        Two, because what a token gets must not depend on which other tokens share its sequence. Symbols that x lacks
+        (the length of another input) change with the number of tokens.
         """
         symbols = symbols_of(self.x)
-        sizes = dict.fromkeys(symbols, 1)
+        sizes = {symbol: 1 + units % 5 for source in self.shape_sources for symbol in symbols_of(source)}
+        sizes.update(dict.fromkeys(symbols, 1))
         if len(symbols) > 1 and units > 0 and units % 2 == 0:
             sizes[symbols[0]], units = 2, units // 2
         if symbols:
@@ -153,6 +155,13 @@ class Block:
             self._evaluators[key] = Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64)
         return self._evaluators[key].run(feeds, watch)
 
+    def y_in_own_types(self, x: Array, logits: Array) -> Array:
+        """y [T,d] for rows x [T,d] and logits [T,E], computed in the types of the graph. T has to be a multiple of
+        ``row_step``, and no larger where the model fixes it."""
+        feeds = {value: a.astype(value.dtype.numpy()) if value.dtype else a for value, a in self.feeds(x, logits).items()}
+        nodes = self.facts.between([self.y], stop=feeds.__contains__)
+        return Evaluator(nodes, feeds, [self.y], {"": 24}).run(feeds)[0].reshape(-1, self.d)
+
     def gathers_weights(self) -> bool:
         """Whether every token gets copies of its experts' weights, which bounds the tokens per evaluation."""
         projections = self.projections()
@@ -166,11 +175,25 @@ class Block:
         return len(projections) <= 3 and next(gathered, None) is not None
 
     def numbers(self) -> set[float]:
-        """The finite numbers that its nodes compute with, weights left out."""
-        constants = {v for node in self.nodes for v in node.inputs if v is not None and self.facts.constant(v)}
+        """The finite numbers that its nodes compute with, and the sizes of their constants, weights left out."""
+        weights = {projection.weight for projection in self.projections()}
+        constants = {v for node in self.nodes for v in node.inputs if v is not None and self.facts.constant(v)} - weights
+        sizes = {float(size) for value in constants for size in self.facts.shape(value)}
         small = (self.facts.array(v) for v in constants if np.prod(self.facts.shape(v)) <= MOST_NUMBERS)
         arrays = [array.ravel() for array in small if array.dtype.kind in "fiu"]
-        return {float(number) for array in arrays for number in array if np.isfinite(number)}
+        return sizes | {float(number) for array in arrays for number in array if np.isfinite(number)}
+
+    def counts_tokens(self) -> bool:
+        """Whether how many tokens there are, or which place one has, may enter what is computed as a number."""
+        return any(_counts(node) for node in self.nodes) or any(
+            is_contraction(node) or _reduces_tokens(self.facts, node) for node in self.router_nodes()
+        )
+
+    def work_per_token(self) -> int:
+        """Multiplications, about; of one expert where the graph computes the selected ones alone."""
+        weights = {projection.weight for projection in self.projections()}
+        elements = sum(int(np.prod(self.facts.shape(weight))) for weight in weights)
+        return max(1, elements // self.E if self.gathers_weights() or len(weights) > 3 else elements)
 
     def tokens_at_once(self) -> int:
         """How many tokens an evaluation can take, so that its largest intermediate results stay within the budget:
@@ -201,6 +224,28 @@ def _projections(block: Block) -> Iterator[Projection]:
                 if weight is not None and facts.constant(weight) and _is_matrix(facts, weight):
                     yield Projection(node, weight)
                     break
+
+
+def _counts(node: ir.Node) -> bool:
+    """Whether a node numbers things, or makes a float of an integer."""
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    return node.op_type in ("CumSum", "Range", "Size", "Trilu") or (
+        source is not None
+        and source.dtype is not None
+        and source.dtype.is_integer()
+        and ir.DataType(node.attributes.get_int("to", 1)).is_floating_point()
+    )
+
+
+def _reduces_tokens(facts: Facts, node: ir.Node) -> bool:
+    """Whether a reduction goes over another axis than the last."""
+    if not node.op_type.startswith("Reduce"):
+        return False
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if axes is None or shape is None or not facts.constant(axes):
+        return True
+    return any(int(axis) % len(shape) != len(shape) - 1 for axis in facts.array(axes).ravel())
 
 
 def _is_matrix(facts: Facts, value: ir.Value) -> bool:

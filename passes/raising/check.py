@@ -23,6 +23,9 @@ from moec.passes.raising.weights import ExpertTensor
 TOLERANCE = 1e-5
 """Largest difference allowed between a row of y and the original's, relative to the row's largest entry."""
 
+ROUNDING = 1e-4
+"""The same of a trial in float32."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
@@ -72,9 +75,12 @@ def judge(block: Block, proposal: Proposal, *, has_judged_twin: bool = False) ->
         return comparison.verdict()
     comparison = _Comparison(block, proposal, watch_block(block, proposal.used))
     comparison.run_all(trials(block, proposal.routing))
-    if comparison.worst <= TOLERANCE:
+    if comparison.agrees:
         comparison.run_all(reaching_trials(block, proposal.routing, comparison.watch))
-    return comparison.verdict(roundings(block))
+    rounded = roundings(block)
+    if comparison.agrees and not rounded:
+        comparison.run_rounded()
+    return comparison.verdict(rounded)
 
 
 @dataclasses.dataclass
@@ -123,6 +129,26 @@ class _Comparison:
             self.watch.adopt(seen)
         else:
             self._run(Trial(trial.name, trial.x[telling], trial.logits[telling]))
+
+    def run_rounded(self) -> None:
+        """A trial in float32, where the block is: to add a large number and take it away again rounds, too."""
+        block = self.block
+        if any(value.dtype != ir.DataType.FLOAT for value in (block.x, block.logits, block.y)):
+            return
+        trial = next(one_token_per_expert(block, self.proposal.routing))
+        rows = len(trial.x) if not block.rows_are_fixed else block.row_step
+        x, logits = trial.x[:rows], trial.logits[:rows]
+        try:
+            want = block.y_in_own_types(x, logits)
+        except EvaluationError as error:
+            self.undefined["in float32"] = str(error)
+            return
+        if difference(self.proposal.run(block, x, logits), want) > ROUNDING:
+            self._note(dataclasses.replace(trial, name="in float32"), float("inf"))
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst <= TOLERANCE
 
     def _note(self, trial: Trial, found: float) -> None:
         if found > self.worst:

@@ -13,20 +13,25 @@ from collections.abc import Iterator, Set
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.decisions import Never
+from moec.ir.decisions import Condition, Never, Takes
+from moec.ir.few_numbers import cases, few_numbers
 from moec.ir.interpreter import EvaluationError
 from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
 from moec.passes.raising.facts import Array
 from moec.passes.raising.router import Routing
-from moec.passes.raising.trials import Trial, far_trials
+from moec.passes.raising.trials import Trial, combined_trials, far_trials
+
+
+MOST_ENTRIES = 1 << 22
+"""Of larger tables the entries are not looked at."""
 
 
 def watch_block(block: Block, used: Set[ir.Value]) -> Watch:
     """A watch over all nodes of a block. The numbers of ``used`` constants are not looked at: they may be others in a
     block of equal structure."""
-    return Watch(block.nodes, block_intervals(block, used))
+    return Watch(block.nodes, block_intervals(block, used), _cases(block, used))
 
 
 class _Rounds(Never):
@@ -50,22 +55,38 @@ def roundings(block: Block) -> list[Unseen]:
 
 
 def block_intervals(block: Block, used: Set[ir.Value]) -> dict[ir.Value, Interval]:
-    def constant(value: ir.Value) -> Array | None:
-        facts = block.facts
-        if value in used or not facts.constant(value) or np.prod(facts.shape(value), dtype=np.int64) > MOST_BOUNDS:
-            return None
-        return facts.array(value)
+    return intervals(block.nodes, {}, lambda value: _constant(block, used, value, MOST_BOUNDS))
 
-    return intervals(block.nodes, {}, constant)
+
+def _cases(block: Block, used: Set[ir.Value]) -> dict[ir.Node, tuple[Condition, ...]]:
+    """Tables that are read, and flags that meet: each of their numbers has to be seen."""
+
+    def constant(value: ir.Value) -> Array | None:
+        return _constant(block, used, value, MOST_ENTRIES)
+
+    numbers = few_numbers(block.nodes, constant)
+    found = {node: cases(node, numbers, constant) for node in block.nodes}
+    return {node: (Takes(few),) for node, few in found.items() if few is not None}
+
+
+def _constant(block: Block, used: Set[ir.Value], value: ir.Value, most: int) -> Array | None:
+    """The elements of a constant of at most ``most``, unless it is ``used``."""
+    facts = block.facts
+    if value in used or not facts.constant(value) or np.prod(facts.shape(value), dtype=np.int64) > most:
+        return None
+    return facts.array(value)
 
 
 def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Trial]:
-    """Trials that take sides that ``watch`` has not seen. Ends when all are seen or nothing is left to try; the caller
-    runs each trial under the watch before it takes the next."""
+    """Trials that take sides that ``watch`` has not seen, until all are seen or nothing is left to try, and what these
+    show together. The caller runs each trial under the watch before it takes the next."""
+    if not watch.sides:
+        return
+    reached: list[Trial] = []
     for trial in far_trials(block, routing):
         unseen = {one.node for one in watch.unseen()}
         if not unseen:
-            return
+            break
         probe = watch.fork()
         outputs = [node.outputs[0] for node in block.nodes if node in unseen]
         try:
@@ -74,3 +95,6 @@ def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Tr
             continue
         if len(probe.unseen()) < len(watch.unseen()):
             yield trial
+            reached.append(trial)
+    if not watch.unseen():
+        yield from combined_trials(block, routing, reached)

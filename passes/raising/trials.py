@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from moec.passes.raising.block import MOST_TOKENS, Block
 from moec.passes.raising.facts import Array
 from moec.passes.raising.router import Routing
+
+MANY = 300
+"""A number of tokens that is large in itself."""
+WORK = 1 << 32
+"""Multiplications that a trial of many tokens may take where no decision asks for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +43,8 @@ def driving_logits(T: int, E: int, k: int) -> Array:
 
 
 def trials(block: Block, routing: Routing) -> Iterator[Trial]:
-    """Every expert driven, one expert preferred, ties, one token, no token, many tokens; and large numbers, which show
-    what saturates smoothly."""
+    """Every expert driven, one expert preferred, ties, one token, no token, many tokens, more of them than any number in
+    a block that counts them; and large and small numbers, which show what saturates smoothly."""
     E, k, most = block.E, routing.spec.k, block.tokens_at_once()
     random = np.random.default_rng(3)
     yield from _in_parts(block, "every expert", drive_all(block, routing, -(-E // k) + 1))
@@ -49,8 +54,22 @@ def trials(block: Block, routing: Routing) -> Iterator[Trial]:
     yield from _in_parts(block, "no token", np.zeros((0, E)))
     yield crowd(block, min(2 * E, most))
     yield from _in_parts(block, "many tokens", random.normal(size=(min(most, 4 * E + 1), E)) * 3)
+    yield from counting_trials(block)
+    yield from extreme_trials(block, routing)
+
+
+def counting_trials(block: Block) -> Iterator[Trial]:
+    """More tokens than each number in a block that counts them, as far as it takes no long time to compute them: what
+    depends smoothly on the number of tokens decides nothing, but differs here."""
+    if block.counts_tokens():
+        yield from _long_trials(block, min(block.tokens_at_once(), WORK // block.work_per_token()))
+
+
+def extreme_trials(block: Block, routing: Routing) -> Iterator[Trial]:
+    """Numbers of other magnitudes."""
     logits, rows = _far_base(block, routing)
     yield Trial("large rows", rows * 1e4, logits, extreme=True)
+    yield Trial("small rows", rows * 1e-4, logits, extreme=True)
     yield Trial("large logits", rows, logits + 700, extreme=True)
     yield Trial("small logits", rows, logits - 700, extreme=True)
 
@@ -66,6 +85,9 @@ def crowd(block: Block, T: int) -> Trial:
 
 
 def _trial(block: Block, name: str, logits: Array) -> Trial:
+    """As many rows as the model wants: where it fixes their number, each of its places holds one that is compared."""
+    step = max(block.row_step, 1)
+    logits = np.resize(logits, (-(-len(logits) // step) * step, block.E))
     return Trial(name, sample_rows(len(logits), block.d), logits)
 
 
@@ -103,10 +125,7 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
         yield Trial(f"logits moved by {shift:g}", rows, logits + shift, extreme=True)
     for factor in (10.0, 100.0, 1e4, 1e8, -10.0, -1e3, 1e-2, 1e-4, 0.0):
         yield Trial(f"logits times {factor:g}", rows, logits * factor, extreme=True)
-    for T in _token_counts(block):
-        yield crowd(block, T)
-        spread = np.random.default_rng(6).normal(size=(T, block.E))
-        yield Trial("very many tokens", sample_rows(T, block.d), spread)
+    yield from _long_trials(block, block.tokens_at_once() if block.gathers_weights() else 2 * MOST_TOKENS + 4)
     for number in (np.nan, np.inf, -np.inf):
         for place in ("rows", "logits"):
             x, scores = rows.copy(), logits.copy()
@@ -114,15 +133,27 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
             yield Trial(f"{number} among the {place}", x, scores, extreme=True)
 
 
+def combined_trials(block: Block, routing: Routing, reached: Sequence[Trial]) -> Iterator[Trial]:
+    """The rows of each trial that shows something with the logits of each other one: a decision may matter only where
+    another falls otherwise than usual. ``reached`` are those that were needed to take sides."""
+    longest = list(counting_trials(block))[-1:]
+    for one, other in itertools.permutations([*extreme_trials(block, routing), *longest, *reached], 2):
+        T = max(len(one.x), len(other.x))
+        rows, logits = np.resize(one.x, (T, block.d)), np.resize(other.logits, (T, block.E))
+        yield Trial(f"{one.name}, {other.name}", rows, logits, extreme=True)
+
+
 def _far_base(block: Block, routing: Routing) -> tuple[Array, Array]:
     """Logits and rows to start from: as many that drive experts as one evaluation can take."""
     logits = drive_all(block, routing, -(-block.E // routing.spec.k) + 1)[: block.tokens_at_once()]
-    return logits, sample_rows(len(logits), block.d)
+    start = _trial(block, "", logits)
+    return start.logits, start.x
 
 
-def _token_counts(block: Block) -> list[int]:
-    """Numbers of tokens that exceed the numbers in the block: capacities, and limits of places in a sequence."""
-    numbers = {abs(number) for number in block.numbers() if 1 <= abs(number) <= MOST_TOKENS}
-    steps = sorted({2 * int(number) + 4 for number in numbers})
-    most = block.tokens_at_once() if block.gathers_weights() else 2 * MOST_TOKENS + 4
-    return list(itertools.takewhile(most.__ge__, steps))
+def _long_trials(block: Block, most: int) -> Iterator[Trial]:
+    """Numbers of tokens just beyond and well beyond the numbers in the block, but no more than ``most``: capacities, and
+    limits of places in a sequence."""
+    numbers = {MANY, *(int(abs(number)) for number in block.numbers() if 1 <= abs(number) <= MOST_TOKENS)}
+    for T in itertools.takewhile(most.__ge__, sorted({T for n in numbers for T in (n + 1, 2 * n + 4)})):
+        yield crowd(block, T)
+        yield _trial(block, "very many tokens", np.random.default_rng(6).normal(size=(T, block.E)))

@@ -117,12 +117,13 @@ EACH = {"up": (F, D), "up_bias": (F,), "down": (D, F), "down_bias": (D,)}
 
 @pytest.fixture
 def build() -> Callable[..., ir.Model]:
-    """``build(text, x_shape="T,6", **weights)``: a cleaned-up model that computes y from x by the nodes of ``text``."""
+    """``build(text, shape="T,6", more="", **weights)``: a cleaned-up model that computes y from x (and ``more`` inputs)
+    by the nodes of ``text``."""
 
-    def build(text: str, shape: str = f"T,{D}", **extra: np.ndarray) -> ir.Model:
+    def build(text: str, shape: str = f"T,{D}", more: str = "", **extra: np.ndarray) -> ir.Model:
         proto = onnx.parser.parse_model(
             f'<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>\n'
-            f"block (float[{shape}] x) => (float[{shape}] y) {{\n{text}\n}}"
+            f"block (float[{shape}] x{more and f', {more}'}) => (float[{shape}] y) {{\n{text}\n}}"
         )
         scalars = {"scalar_zero": np.int64(0), "scalar_one": np.int64(1)}
         scalars |= {f"expert_{e}": np.int64(e) for e in range(E)}

@@ -179,7 +179,7 @@ class Takes(Condition):
         return taken if evidence is None else evidence | taken
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
-        return self.numbers.size <= 1 or bool(np.all(evidence)) and evidence is not None
+        return self.numbers.size <= 1 or (evidence is not None and bool(np.all(evidence)))
 
     def __str__(self) -> str:
         return f"it is each of the {self.numbers.size} numbers that it can be"

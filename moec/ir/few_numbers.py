@@ -1,7 +1,7 @@
 """Values that can be only a few numbers, whatever the inputs: flags, choices among constants, entries of tables.
 
-Where two such values meet (a product of flags, a choice inside of a choice), and where a table is read, each number is a
-case of its own, although no node compares anything.
+Where two such values meet (a product of flags, a choice inside of a choice), and where a table is read, each number is
+a case of its own, although no node compares anything.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ MOST_PAIRS = 1 << 12
 """How many pairs of numbers an operator may combine before its result counts as any number."""
 FLAGS = np.array([0.0, 1.0])
 
-_MOVING = frozenset(
-    "Compress Expand Flatten Gather GatherElements GatherND Identity ReduceMax ReduceMin Reshape Slice Split Squeeze "
-    "Tile Transpose Unsqueeze".split()
-)
+READING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
+"""Operators that read a table, where their data is constant."""
+_MOVING = READING | {
+    *("Compress", "Expand", "Flatten", "Identity", "ReduceMax", "ReduceMin", "Reshape", "Split", "Squeeze"),
+    *("Tile", "Transpose", "Unsqueeze"),
+}
 _COMBINING: dict[str, Callable[[Any, Any], Any]] = {
     "Max": np.maximum,
     "Min": np.minimum,
     "Mul": np.multiply,
 }
 _SHIFTING: dict[str, Callable[[Any, Any], Any]] = {"Add": np.add, "Sub": np.subtract}
-READING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
-"""Operators that read a table, where their data is constant."""
 MEETING = frozenset({"Where", *_COMBINING})
 """Operators in which values of few numbers meet."""
 

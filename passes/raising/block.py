@@ -158,7 +158,8 @@ class Block:
     def y_in_own_types(self, x: Array, logits: Array) -> Array:
         """y [T,d] for rows x [T,d] and logits [T,E], computed in the types of the graph. T has to be a multiple of
         ``row_step``, and no larger where the model fixes it."""
-        feeds = {value: a.astype(value.dtype.numpy()) if value.dtype else a for value, a in self.feeds(x, logits).items()}
+        given = self.feeds(x, logits).items()
+        feeds = {value: array if value.dtype is None else array.astype(value.dtype.numpy()) for value, array in given}
         nodes = self.facts.between([self.y], stop=feeds.__contains__)
         return Evaluator(nodes, feeds, [self.y], {"": 24}).run(feeds)[0].reshape(-1, self.d)
 
@@ -177,7 +178,8 @@ class Block:
     def numbers(self) -> set[float]:
         """The finite numbers that its nodes compute with, and the sizes of their constants, weights left out."""
         weights = {projection.weight for projection in self.projections()}
-        constants = {v for node in self.nodes for v in node.inputs if v is not None and self.facts.constant(v)} - weights
+        used = {value for node in self.nodes for value in node.inputs if value is not None}
+        constants = set(filter(self.facts.constant, used - weights))
         sizes = {float(size) for value in constants for size in self.facts.shape(value)}
         small = (self.facts.array(v) for v in constants if np.prod(self.facts.shape(v)) <= MOST_NUMBERS)
         arrays = [array.ravel() for array in small if array.dtype.kind in "fiu"]

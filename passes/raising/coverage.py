@@ -23,7 +23,6 @@ from moec.passes.raising.facts import Array
 from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import Trial, combined_trials, far_trials
 
-
 MOST_ENTRIES = 1 << 22
 """Of larger tables the entries are not looked at."""
 

@@ -43,8 +43,8 @@ def driving_logits(T: int, E: int, k: int) -> Array:
 
 
 def trials(block: Block, routing: Routing) -> Iterator[Trial]:
-    """Every expert driven, one expert preferred, ties, one token, no token, many tokens, more of them than any number in
-    a block that counts them; and large and small numbers, which show what saturates smoothly."""
+    """Every expert driven, one expert preferred, ties, one token, no token, many tokens, more of them than any number
+    in a block that counts them; and large and small numbers, which show what saturates smoothly."""
     E, k, most = block.E, routing.spec.k, block.tokens_at_once()
     random = np.random.default_rng(3)
     yield from _in_parts(block, "every expert", drive_all(block, routing, -(-E // k) + 1))
@@ -151,8 +151,8 @@ def _far_base(block: Block, routing: Routing) -> tuple[Array, Array]:
 
 
 def _long_trials(block: Block, most: int) -> Iterator[Trial]:
-    """Numbers of tokens just beyond and well beyond the numbers in the block, but no more than ``most``: capacities, and
-    limits of places in a sequence."""
+    """Numbers of tokens just beyond and well beyond the numbers in the block, but no more than ``most``: capacities,
+    and limits of places in a sequence."""
     numbers = {MANY, *(int(abs(number)) for number in block.numbers() if 1 <= abs(number) <= MOST_TOKENS)}
     for T in itertools.takewhile(most.__ge__, sorted({T for n in numbers for T in (n + 1, 2 * n + 4)})):
         yield crowd(block, T)

@@ -176,6 +176,6 @@ def test_every_place_of_a_fixed_number_of_tokens_is_compared(changed):
 
 
 def test_the_length_of_another_input_is_no_constant(changed):
-    by = "w0 = Div (top, total)\n zs = Shape (z)\n n = Gather <axis = 0> (zs, scalar_zero)\n amount = Cast <to = 1> (n)\n"
-    model = changed("batched", WEIGHTS, by + "w = Div (w0, amount)", more="float[P] z")
+    by = "w0 = Div (top, total)\n zs = Shape (z)\n n = Gather <axis = 0> (zs, scalar_zero)\n n1 = Cast <to = 1> (n)\n"
+    model = changed("batched", WEIGHTS, by + "w = Div (w0, n1)", more="float[P] z")
     assert not is_raised(model)

@@ -134,10 +134,13 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
 
 
 def combined_trials(block: Block, routing: Routing, reached: Sequence[Trial]) -> Iterator[Trial]:
-    """The rows of each trial that shows something with the logits of each other one: a decision may matter only where
-    another falls otherwise than usual. ``reached`` are those that were needed to take sides."""
+    """Rows of one trial with logits of another: a decision may matter only where another falls otherwise than usual.
+    ``reached`` are the trials that were needed to take sides."""
+    large_rows, _, *far_logits = extreme_trials(block, routing)
     longest = list(counting_trials(block))[-1:]
-    for one, other in itertools.permutations([*extreme_trials(block, routing), *longest, *reached], 2):
+    for one, other in itertools.product([large_rows, *reached], [*far_logits, *longest, *reached]):
+        if one is other:
+            continue
         T = max(len(one.x), len(other.x))
         rows, logits = np.resize(one.x, (T, block.d)), np.resize(other.logits, (T, block.E))
         yield Trial(f"{one.name}, {other.name}", rows, logits, extreme=True)

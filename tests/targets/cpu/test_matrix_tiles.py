@@ -1,0 +1,95 @@
+"""Kernels for matrix tiles on processors without them: every instruction is a function of matrix_tiles.c."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+import shutil
+import subprocess
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm.script import tirx as T
+
+from moec.ir import interpreter
+from moec.ir.dialect import ExpertsSpec
+from moec.passes.base import Pass, Report
+from moec.passes.cast_weights import CastWeights
+from moec.passes.quantize_experts import QuantizeExperts
+from moec.targets.cpu.kernels import matrix_tile
+from moec.targets.cpu.kernels.multiplication import Multiplication
+from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.machine import MACHINES, host_has
+
+from ..node_models import node_model
+from .one_node import compile_model
+
+SOURCE = pathlib.Path(__file__).with_name("matrix_tiles.c")
+E, k = 3, 2
+PASSES: dict[str, Pass] = {
+    "bfloat16": CastWeights("bf16"),
+    "int8": QuantizeExperts("int8"),
+    "int8 in groups of 64": QuantizeExperts("int8", group=64),
+    "int4 in groups of 32 with zero points": QuantizeExperts("int4", group=32, zero_points=True),
+    "int4 in groups of 16": QuantizeExperts("int4", group=16),
+    "int4 in groups of 128": QuantizeExperts("int4", group=128),
+    "mxfp4": QuantizeExperts("mxfp4"),
+}
+
+
+@pytest.fixture(scope="module")
+def emulated_tiles(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    library = tmp_path_factory.mktemp("tiles") / "matrix_tiles.so"
+    subprocess.run(["g++", "-x", "c", "-O2", "-shared", "-fPIC", "-o", library, SOURCE], check=True)
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+    def call(name: str, *arguments: Any) -> None:
+        T.evaluate(T.call_extern("void", f"emulated_{name}", *arguments))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix_tile, "_tile", call)
+        yield
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="emulation needs a compiler")
+@pytest.mark.skipif(not host_has(MACHINES["avx512bf16"].features), reason="the rest of the code needs AVX-512 BF16")
+@pytest.mark.usefixtures("emulated_tiles")
+@pytest.mark.parametrize("passes", PASSES)
+def test_experts_agree_with_the_interpreter(passes: str) -> None:
+    """With so many rows of an expert that some blocks are full, some have more than half of the rows of a tile and
+    some have fewer."""
+    d, f = 128, 96
+    random = np.random.default_rng(1)
+    constants = {
+        "up": random.standard_normal((E, 2 * f, d)).astype(np.float32) / np.sqrt(d, dtype=np.float32),
+        "down": random.standard_normal((E, d, f)).astype(np.float32) / np.sqrt(f, dtype=np.float32),
+    }
+    case = {
+        "x": random.standard_normal((60, d)).astype(np.float32),
+        "weights": random.random((60, k)).astype(np.float32),
+        "experts": np.stack([np.repeat([0, 1, 2], [36, 20, 4]), np.full(60, -1)], axis=1).astype(np.int32),
+    }
+    spec = ExpertsSpec("silu", "gate_up")
+    model = node_model("Experts", case, constants, spec)
+    PASSES[passes].apply(model, Report())
+    (y,) = compile_model(model, MACHINES["amx"])(**case)
+    expected = interpreter.run(model, case, dtype=np.float64)["y"]
+    np.testing.assert_allclose(y, expected, rtol=0, atol=6e-3 * np.abs(expected).max())
+    assert np.linalg.norm(y - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    "group, step", [(0, 64), (16, 16), (32, 32), (64, 64), (128, 64), (192, 64), (8, None), (48, None), (96, None)]
+)
+def test_groups_of_whole_steps_go_by_tiles(group: int, step: int | None) -> None:
+    product = Multiplication(MACHINES["amx"], StoredFormat("uint4", group), "int8")
+    assert product.tiles_used == (step is not None)
+    assert product.requirements == (() if step is None else ("amx-tile", "amx-int8"))
+    assert step is None or product.step_bytes == step
+
+
+@pytest.mark.parametrize("machine, arithmetic", [("amx", "float32"), ("avx512bf16", "bfloat16"), ("avx2", "int8")])
+def test_other_arithmetic_and_machines_have_no_tiles(machine: str, arithmetic: str) -> None:
+    product = Multiplication(MACHINES[machine], StoredFormat("bfloat16"), arithmetic)
+    assert not product.tiles_used and product.requirements == ()

@@ -1,0 +1,24 @@
+"""What a benchmark knows of kernels beside their times."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+
+from moec.bench import _kernel_work
+from moec.kernel_work import Work
+from moec.runtime.executor import Argument
+
+
+def test_calls_of_a_kernel_add_up_and_what_computes_sizes_is_left_out():
+    chosen = [{"kernel": "other", "chosen": False}, {"kernel": "softmax", "chosen": True}]
+    kernels = {"softmax_1": types.SimpleNamespace(candidates=chosen, attributes={})}
+    given, more = ([Argument(np.zeros(size, np.float32), constant=False)] for size in (3, 5))
+
+    def watch_kernels(inputs, watch):
+        for name, arguments in [("sizes", given), ("softmax_1", given), ("softmax_1", more)]:
+            watch(name, arguments)
+
+    compiled = types.SimpleNamespace(kernels=kernels, watch_kernels=watch_kernels)
+    assert _kernel_work(compiled, {}) == {"softmax_1": Work(None, 4 * (3 + 5))}

@@ -56,6 +56,7 @@ GRAPHS = {
         "(float[T,20] x, float[9,20] w, float[9] b) => (float[T,9] y) { y = Gemm <beta = 2.0, transB = 1> (x, w, b) }",
         (9, 20),
     ),
+    "no bias": ("(float[T,20] x, float[20,9] w) => (float[T,9] y) { y = Gemm (x, w) }", (20, 9)),
     "scaled": (
         "(float[T,20] x, float[20,9] w, float[9] b) => (float[T,9] y) { y = Gemm <alpha = 0.5> (x, w, b) }",
         (20, 9),

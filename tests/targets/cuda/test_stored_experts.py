@@ -97,6 +97,18 @@ def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
     assert "float16" in {weight.dtype for weight in program_of(model).weights}
 
 
+def test_products_of_experts_in_formats_of_their_own(emulated):
+    """Two formats take as many bytes, for as many experts."""
+    passes = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int4,group=64,experts=1-2}"
+    random = np.random.default_rng(2)
+    constants = {"weights": random.standard_normal((E, inner, 24), dtype=np.float32)}
+    feeds = {name: array for name, array in case(9).items() if name != "weights"}
+    model = node_model("GroupedMatMul", feeds, constants, ProductSpec())
+    pipeline.run(model, pipeline.parse(passes))
+    expected = interpreter.run(model, feeds, dtype=np.float64)["y"]
+    np.testing.assert_allclose(emulated(model)(feeds)["y"], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("architecture", "kernel"), [("sm_80", "grouped_gemm_mma"), ("sm_90a", "grouped_gemm_wgmma")])
 def test_quantised_matrices_reach_tensor_cores(architecture, kernel):
     stored = StoredFormat("int4", 32, "float16")

@@ -154,6 +154,16 @@ def test_equals_the_reference(case):
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5, err_msg=f"T = {tokens}")
 
 
+def test_a_place_between_two_doubles_is_a_double():
+    text = "(double[1,1,1,2] x, double[1,1,N,2] g) => (double[1,1,1,N] y) { y = GridSample<align_corners = 1>(x, g) }"
+    places = np.linspace(-1, 1, 8)
+    grid = np.stack([places, np.zeros(8)], axis=-1).reshape(1, 1, 8, 2)
+    y = moec.compile(onnx.parser.parse_model(f"{HEADER}agraph {text}")).run(
+        {"x": np.array([[[[0.0, 1.0]]]]), "g": grid}
+    )
+    np.testing.assert_allclose(y["y"].ravel(), (places + 1) / 2, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

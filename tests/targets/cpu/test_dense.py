@@ -150,6 +150,13 @@ def test_convolution(normal, shape, weight, attributes):
     _check(model, {"x": normal(*(sizes[dim] if dim in sizes else int(dim) for dim in shape.split(",")))})
 
 
+@pytest.mark.parametrize("x, weight", [("B,C,8,8", "5,3,2,2"), ("B,3,8,8", "N,3,2,2"), ("B,3,8,8,8", "5,3,2,2,2")])
+def test_a_convolution_of_unknown_channels_or_over_three_axes_is_refused(x, weight):
+    model = _model(f"g (float[{x}] x, float[{weight}] w) => (float[] y) {{ y = Conv (x, w) }}")
+    with pytest.raises(UnsupportedError, match="expected one or two spatial axes, and static channels and window"):
+        _run(model, {})
+
+
 def test_an_unsupported_element_type_names_every_kernel():
     model = _model("g (double[T,3] a, double[3,4] b) => (double[T,4] y) { y = MatMul (a, b) }")
     with pytest.raises(UnsupportedError, match="batched_matmul: element type float64"):

@@ -15,7 +15,7 @@ from moec.targets.cpu.machine import Machine
 
 from ...products import sampled
 from ..node_models import node_model
-from .one_node import compile_model
+from .one_node import compile_model, lower_node
 
 E, d, f, k = 4, 40, 150, 2
 SIZES = (150, 0, 70, 17)
@@ -71,6 +71,15 @@ def test_what_lies_behind_the_last_unit_has_no_effect(name, passes):
     for one in PASSES[passes]:
         one.apply(model, Report())
     check(model, spec)
+
+
+def test_kernels_say_how_many_hidden_units_each_expert_has():
+    """From which operations are counted: of the outputs of the first product, of the inputs of the second."""
+    spec = ExpertsSpec(**{**vars(SPECS["swiglu"]), "hidden_sizes": SIZES})
+    kernels = lower_node("Experts", FEEDS, weights(spec), spec).kernels.values()
+    products = [record.attributes for record in kernels if "gemm" in record.name]
+    assert [one["hidden_sizes"] for one in products] == [list(SIZES)] * 2
+    assert [(one["inner"], one["width"]) for one in products] == [(d, f), (f, d)]
 
 
 @pytest.mark.parametrize(

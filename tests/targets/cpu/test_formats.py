@@ -31,6 +31,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "int4 with zero points": (QuantizeExperts("int4", group=32, zero_points=True),),
     "mxfp4": (QuantizeExperts("mxfp4"),),
     "int4 and int8": (QuantizeExperts("int4", experts="0-2", group=64), QuantizeExperts("int8", group=64)),
+    "int4 behind floats": (QuantizeExperts("int4", group=128, up="keep"),),
     "down in int8": (QuantizeExperts("int4", group=64, down="int8"),),
 }
 ROWS = [0, 1, 2, 7, 40, 230]

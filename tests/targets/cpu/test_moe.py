@@ -178,6 +178,14 @@ def test_grouped_matmul_keeps_the_slots_apart(biased: bool) -> None:
         )
 
 
+def test_ids_behind_the_last_expert_give_zeros() -> None:
+    weight = np.random.default_rng(12).standard_normal((E, d, f)).astype(np.float32)
+    x, ids = np.ones((4, d), np.float32), np.array([[E, 0], [1, E + 1], [E - 1, E], [E, E]])
+    (y,) = compile_node("GroupedMatMul", {"x": x, "experts": ids}, {"weights": weight})(x=x, experts=ids)
+    allowed = np.where(ids < E, ids, -1)
+    np.testing.assert_allclose(y, grouped_matmul(ProductSpec(), x, weight, allowed), rtol=1e-5, atol=2e-5)
+
+
 def test_weights_computed_at_run_time_are_refused() -> None:
     arrays = weights_of(SPECS["swiglu"], False)
     feeds = {

@@ -86,7 +86,8 @@ class Block:
         return feeds
 
     def _symbol_sizes(self, units: int) -> dict[str, int]:
-        """Sizes for the symbols of x's shape whose product is ``units``: two sequences where that is possible.
+        """Sizes for the symbols of x's shape whose product is ``units``: two sequences where that is possible, or
+        sequences of two.
 
         Two, because what a token gets must not depend on which other tokens share its sequence. Symbols that x lacks
         (the length of another input) change with the number of tokens.
@@ -95,7 +96,8 @@ class Block:
         sizes = {symbol: 1 + units % 5 for source in self.shape_sources for symbol in symbols_of(source)}
         sizes.update(dict.fromkeys(symbols, 1))
         if len(symbols) > 1 and units > 0 and units % 2 == 0:
-            sizes[symbols[0]], units = 2, units // 2
+            sizes[symbols[0]] = 2 if units % 4 else units // 2
+            units //= sizes[symbols[0]]
         if symbols:
             sizes[symbols[-1]] = units
         return sizes

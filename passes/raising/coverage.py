@@ -77,15 +77,20 @@ def _constant(block: Block, used: Set[ir.Value], value: ir.Value, most: int) -> 
 
 
 def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Trial]:
-    """Trials that take sides that ``watch`` has not seen, until all are seen or nothing is left to try, and what these
-    show together. The caller runs each trial under the watch before it takes the next."""
+    """Trials that take sides that ``watch`` has not seen, until all are seen or nothing is left to try. If it took any,
+    then the others, too, and what they show together: a side that is rarely taken may be one that does not matter there
+    (that of an expert whose weight is 0). The caller runs each trial under the watch before it takes the next."""
     if not watch.sides:
         return
     reached: list[Trial] = []
     for trial in far_trials(block, routing):
         unseen = {one.node for one in watch.unseen()}
-        if not unseen:
+        if not unseen and not reached:
             break
+        if not unseen:  # what was rare is rare here, too, but may tell more
+            if not trial.long:
+                yield trial
+            continue
         probe = watch.fork()
         outputs = [node.outputs[0] for node in block.nodes if node in unseen]
         try:

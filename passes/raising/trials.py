@@ -13,7 +13,7 @@ from moec.passes.raising.facts import Array
 from moec.passes.raising.router import Routing
 
 MANY = 300
-"""A number of tokens that is large in itself."""
+"""A number of tokens that is large by itself."""
 WORK = 1 << 32
 """Multiplications that a trial of many tokens may take where no decision asks for it."""
 
@@ -21,12 +21,13 @@ WORK = 1 << 32
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """Inputs to compare on. ``extreme``: numbers so large or small that the original itself may overflow; then it is
-    compared on the other rows alone."""
+    compared on the other rows alone. ``long``: it is there for its number of tokens."""
 
     name: str
     x: Array
     logits: Array
     extreme: bool = False
+    long: bool = False
 
 
 def sample_rows(T: int, d: int) -> Array:
@@ -56,6 +57,15 @@ def trials(block: Block, routing: Routing) -> Iterator[Trial]:
     yield from _in_parts(block, "many tokens", random.normal(size=(min(most, 4 * E + 1), E)) * 3)
     yield from counting_trials(block)
     yield from extreme_trials(block, routing)
+    yield _magnitudes(block, min(MANY, most, WORK // block.work_per_token()))
+
+
+def _magnitudes(block: Block, T: int) -> Trial:
+    """Rows of all magnitudes, so that what lies between two limits is met, too."""
+    random = np.random.default_rng(8)
+    start = _trial(block, "rows of all magnitudes", random.normal(size=(max(T, 1), block.E)) * 3)
+    sizes = 10 ** random.uniform(-4, 5, size=(len(start.x), 1))
+    return dataclasses.replace(start, x=random.normal(size=start.x.shape) * sizes, extreme=True)
 
 
 def counting_trials(block: Block) -> Iterator[Trial]:
@@ -136,6 +146,9 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
 def combined_trials(block: Block, routing: Routing, reached: Sequence[Trial]) -> Iterator[Trial]:
     """Rows of one trial with logits of another: a decision may matter only where another falls otherwise than usual.
     ``reached`` are the trials that were needed to take sides."""
+    for trial in reached:
+        for shift in (1, 2, 3):
+            yield dataclasses.replace(trial, name=f"{trial.name}, turned", x=np.roll(trial.x, shift, axis=0))
     large_rows, _, *far_logits = extreme_trials(block, routing)
     longest = list(counting_trials(block))[-1:]
     for one, other in itertools.product([large_rows, *reached], [*far_logits, *longest, *reached]):
@@ -155,8 +168,9 @@ def _far_base(block: Block, routing: Routing) -> tuple[Array, Array]:
 
 def _long_trials(block: Block, most: int) -> Iterator[Trial]:
     """Numbers of tokens just beyond and well beyond the numbers in the block, but no more than ``most``: capacities,
-    and limits of places in a sequence."""
+    limits of places in a sequence, and (for every second even number of tokens) of sequences."""
     numbers = {MANY, *(int(abs(number)) for number in block.numbers() if 1 <= abs(number) <= MOST_TOKENS)}
-    for T in itertools.takewhile(most.__ge__, sorted({T for n in numbers for T in (n + 1, 2 * n + 4)})):
-        yield crowd(block, T)
-        yield _trial(block, "very many tokens", np.random.default_rng(6).normal(size=(T, block.E)))
+    steps = sorted({T for n in numbers for T in (n + 1, 2 * n + 4, 2 * n + 6)})
+    for T in itertools.takewhile(most.__ge__, steps):
+        spread = _trial(block, "very many tokens", np.random.default_rng(6).normal(size=(T, block.E)))
+        yield from (dataclasses.replace(one, long=True) for one in (crowd(block, T), spread))

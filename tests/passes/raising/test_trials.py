@@ -37,6 +37,9 @@ CONSTANTS = {
     "ramp": np.float32(1e-4),
     "all_but_last": np.where(np.arange(64) < 63, 1, 0.5).astype(np.float32)[:, None],
     "byte": np.float32(256),
+    "begin": np.float32(900),
+    "end": np.float32(1000),
+    "none_at_all": np.float32(0),
 }
 WEIGHTS = "w = Div (top, total)"
 SIZES = """w0 = Div (top, total)
@@ -112,6 +115,12 @@ EXPERTS = {
         "a = Relu (h)",
         "h2 = Mul (h, h)\n h3 = Add (h2, tiny)\n h4 = Sqrt (h3)\n h5 = Add (h, h4)\n a = Mul (h5, half)",
     ),
+    "a gap in what experts return that is rarely met by a chosen one": (
+        "dense",
+        'y = Einsum <equation = "ted,te->td"> (o,',
+        "b0 = Greater (o, begin)\n b1 = Less (o, end)\n b = And (b0, b1)\n o2 = Where (b, none_at_all, o)\n"
+        'y = Einsum <equation = "ted,te->td"> (o2,',
+    ),
     "a clamp far away for many tokens": (
         "batched",
         "a = Mul (silu, u)",
@@ -120,7 +129,7 @@ EXPERTS = {
     ),
 }
 CASES = {name: ("batched", WEIGHTS, text) for name, text in ROUTERS.items()} | EXPERTS
-RUNS = ((3, 1.0), (40, 1e3), (20, 1e-4), (300, 1.0), (700, 1.0), (200, 1e4))
+RUNS = ((3, 1.0), (40, 1e3), (200, 1e3), (20, 1e-4), (300, 1.0), (700, 1.0), (200, 1e4))
 """Numbers of tokens, and the size of x."""
 
 
@@ -173,6 +182,19 @@ def test_every_place_of_a_fixed_number_of_tokens_is_compared(changed):
     by = "w0 = Div (top, total)\n factor = Identity (all_but_last)\n" + SCALED
     assert not is_raised(changed("batched", WEIGHTS, by, shape="64,6"))
     assert is_raised(changed("batched", WEIGHTS, WEIGHTS, shape="64,6"))
+
+
+def test_the_number_of_sequences_is_no_constant(build, texts, normal):
+    by = SIZES + FALLING.format(value="amount", result="factor").replace("seats", "fifty") + SCALED
+    stacked = {"up": normal(4, 10, 6), "down": normal(4, 6, 5), "fifty": np.float32(50)}
+
+    def model(weights: str) -> ir.Model:
+        text = texts["batched"].replace(WEIGHTS, weights).replace("(x,", "(flat,").replace("y =", "y_flat =")
+        text = f"flat = Reshape (x, rows)\n{text}\n shape = Shape (x)\n y = Reshape (y_flat, shape)"
+        return build(text, shape="B,S,6", **stacked, **CONSTANTS)
+
+    assert not is_raised(model(by))
+    assert is_raised(model(WEIGHTS))
 
 
 def test_the_length_of_another_input_is_no_constant(changed):

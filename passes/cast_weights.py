@@ -9,12 +9,12 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ProductSpec
-from moec.ir.encodings import FormatName, WeightFormat
 from moec.ir.names import node_name
+from moec.ir.weights.format import FormatName, WeightFormat
 from moec.passes.base import Exactness, Report
 from moec.passes.linears import NONE_FOUND, products_of
 from moec.passes.storage_loss import layer_of, loss
-from moec.passes.weight_storage import formats_by_expert, set_arithmetic, store
+from moec.passes.weight_storage import set_arithmetic, store
 
 _NAMES: dict[str, FormatName] = {"bf16": "bfloat16", "fp16": "float16"}
 _WIDE = ("float32", "float64")
@@ -66,8 +66,8 @@ class CastWeights:
             return False
         form = WeightFormat(_NAMES[self.dtype])
         wanted = {
-            name: [form if old.name in _WIDE else old for old in formats_by_expert(runs)]
-            for name, runs in before.weights.items()
+            name: [form if old.name in _WIDE else old for old in weight.formats]
+            for name, weight in before.weights.items()
         }
         if not any([store(node, name, formats) for name, formats in wanted.items()]):
             report.note(self.name, node_name(node), f"nothing to cast: its weights are {before.describe_formats()}")

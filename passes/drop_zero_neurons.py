@@ -30,8 +30,8 @@ class DropZeroNeurons:
     4. The units that are left come first, in their order, and the stacks are cut to the largest number of them (at
        least 1). ``hidden_sizes`` says how many each expert has, where they differ. What is stored behind the
        ``hidden_sizes`` that a node has goes likewise.
-    5. Weights keep their formats (:mod:`moec.ir.formats`). Nodes whose ``down`` has groups of some of the units, or
-       whose activations are quantised, stay as they are, with a note: the other units would be rounded differently.
+    5. Weights keep their formats (:mod:`moec.ir.weights.stored`). Nodes whose ``down`` has groups of some of the units,
+       or whose activations are quantised, stay as they are, with a note: the other units would be rounded differently.
        This pass belongs before quantisation.
 
     Zero times anything counts as zero, also times a hidden value that overflows, or that an infinity or a NaN in the
@@ -81,9 +81,9 @@ def _units_of(node: ir.Node) -> HiddenUnits | str:
         units = HiddenUnits(node)
     except UnsupportedError as error:
         return str(error)
-    if units.spec.arithmetic == "int8":
+    if units.weights.spec.arithmetic == "int8":
         return "hidden values are quantised together; run this pass before quantize-experts"
-    grouped = next((run for run in units.runs["down"] if run.format.group), None)
+    grouped = next((run for run in units.weights.operands["down"].runs if run.format.group), None)
     if grouped is not None:
         return f"down is {grouped.format}, in groups of units; run this pass before quantize-experts"
     return units
@@ -92,10 +92,10 @@ def _units_of(node: ir.Node) -> HiddenUnits | str:
 def _drop(graph: ir.Graph, units: HiddenUnits) -> str | None:
     """Drop what contributes nothing; what was done, or None."""
     kept = []
-    for expert in range(units.experts):
+    for expert in range(units.weights.experts):
         kept.append(_contributing(units, expert))
         release_pages()
-    counts, before = [len(one) for one in kept], sum(units.sizes)
+    counts, before = [len(one) for one in kept], sum(units.weights.sizes)
     width = max(1, *counts)
     if sum(counts) == before and width == units.count:
         return None
@@ -107,30 +107,30 @@ def _drop(graph: ir.Graph, units: HiddenUnits) -> str | None:
 
 def _contributing(units: HiddenUnits, expert: int) -> Array:
     """The numbers of the hidden units that may contribute, ascending."""
-    silent = units.zero_weights("down", expert) | _zero_hidden_values(units, expert)
+    silent = units.zeros("down", expert) | _zero_hidden_values(units, expert)
     candidates = np.flatnonzero(silent)
     silent[candidates] = _finite(units, expert, candidates)
-    silent[units.sizes[expert] :] = True
+    silent[units.weights.sizes[expert] :] = True
     return np.flatnonzero(~silent)
 
 
 def _zero_hidden_values(units: HiddenUnits, expert: int) -> Array:
     """Which hidden values are zero whatever the input; decided in float64."""
-    spec, up = units.spec, units.bias("up", expert)
+    spec, up = units.weights.spec, units.bias("up", expert)
     if not spec.gated:
-        return units.zero_weights("up", expert) & (activated(spec, None, up) == 0)
+        return units.zeros("up", expert) & (activated(spec, None, up) == 0)
     gate = units.bias("gate", expert)
     if spec.limit > 0:
         gate, up = np.minimum(gate, spec.limit), np.clip(up, -spec.limit, spec.limit)
-    gate_is_zero = units.zero_weights("gate", expert) & (activated(spec, None, gate) == 0)
-    return gate_is_zero | (units.zero_weights("up", expert) & (up + spec.up_offset == 0))
+    gate_is_zero = units.zeros("gate", expert) & (activated(spec, None, gate) == 0)
+    return gate_is_zero | (units.zeros("up", expert) & (up + spec.up_offset == 0))
 
 
 def _finite(units: HiddenUnits, expert: int, candidates: Array) -> Array:
     """Whether no weight and no bias of a unit is infinite or NaN."""
     finite = np.ones(len(candidates), bool)
-    for part in units.parts if len(candidates) else ():
-        finite &= np.isfinite(units.weights(part, expert)[candidates]).all(axis=1)
+    for part in units.weights.parts if len(candidates) else ():
+        finite &= np.isfinite(units.numbers(part, expert)[candidates]).all(axis=1)
         if part != "down":
             finite &= np.isfinite(units.bias(part, expert)[candidates])
     return finite

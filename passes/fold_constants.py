@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from moec.ir.formats import decodes_weight
+from moec.ir.weights.stored import decodes_weight
 from moec.passes.base import Exactness, Report
 from moec.passes.rewriting import is_op, replace_by_tensors
 
@@ -41,7 +41,7 @@ class FoldConstants:
        a constant that computes itself when it is read: a weight stays in its file.
     3. Everything else stays: large results are cheaper to compute than to store. So do random operators,
        (de)quantisation, and the nodes that say in which format a weight of a moec operator is stored
-       (:mod:`moec.ir.formats`).
+       (:mod:`moec.ir.weights.stored`).
 
     ::
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
-from moec.ir.formats import weight_runs
+from moec.ir.weights.stored import weight_runs
 from moec.passes.base import Exactness, Report
 from moec.passes.linears import is_dense_product, is_transposed, make_linear
 from moec.passes.rewriting import is_op

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from moec.errors import MoecError
 from moec.ir.dialect import ProductSpec
-from moec.ir.encodings import MX_GROUP, WeightFormat
-from moec.ir.formats import input_axis
 from moec.ir.names import node_name
+from moec.ir.weights.format import MX_GROUP, WeightFormat
+from moec.ir.weights.stored import input_axis
 from moec.passes.storage_loss import Layer
 from moec.passes.weight_storage import set_arithmetic
 
@@ -35,7 +35,7 @@ def check_options(pass_name: str, names: set[str | None], group: int | None, zer
 
 def input_sizes(layer: Layer) -> list[int]:
     """How many inputs each weight of a layer has."""
-    return [runs[0].shape[input_axis(layer.node, name)] for name, runs in layer.weights.items()]
+    return [weight.shape[input_axis(layer.node, name)] for name, weight in layer.weights.items()]
 
 
 def resolve_format(

@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import is_moec
-from moec.ir.encodings import MX_GROUP, WeightFormat
-from moec.ir.formats import WeightRun, weight_inputs
 from moec.ir.names import node_name
+from moec.ir.weights.format import MX_GROUP, WeightFormat
+from moec.ir.weights.stored import weight_inputs
 from moec.passes.base import Exactness, Report
 from moec.passes.quantization import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
 from moec.passes.storage_loss import layer_of, loss
-from moec.passes.weight_storage import formats_by_expert, store
+from moec.passes.weight_storage import store
 
 Choice = Literal["int8", "int4", "mxfp4", "keep"]
 
@@ -76,10 +76,10 @@ class QuantizeExperts:
             report.warn(self.name, node_name(node), f"not quantised: {error}")
             return False
         sizes = input_sizes(before)
-        others = {one.format.group for runs in before.weights.values() for one in runs} - {0}
+        others = {form.group for weight in before.weights.values() for form in weight.formats} - {0}
         if "mxfp4" in {self._choice(name) for name in before.weights}:
             others.add(MX_GROUP)
-        wanted = {name: self._wanted(node, name, runs, sizes, others) for name, runs in before.weights.items()}
+        wanted = {name: self._wanted(node, name, one.formats, sizes, others) for name, one in before.weights.items()}
         if not any([store(node, name, formats) for name, formats in wanted.items()]):
             report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
             return False
@@ -92,10 +92,10 @@ class QuantizeExperts:
         return getattr(self, name, None) or self.format
 
     def _wanted(
-        self, node: ir.Node, name: str, runs: list[WeightRun], sizes: Sequence[int], others: Set[int]
+        self, node: ir.Node, name: str, formats: list[WeightFormat], sizes: Sequence[int], others: Set[int]
     ) -> list[WeightFormat]:
         """The format of every expert after the pass."""
-        formats, choice = formats_by_expert(runs), self._choice(name)
+        choice = self._choice(name)
         if choice == "keep":
             return formats
         form = resolve_format(choice, self.group, self.zero_points, sizes, others)

@@ -13,7 +13,7 @@ from moec.passes.base import Exactness, Report
 from moec.passes.linears import NONE_FOUND, make_linears
 from moec.passes.quantization import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
 from moec.passes.storage_loss import layer_of, loss
-from moec.passes.weight_storage import formats_by_expert, store
+from moec.passes.weight_storage import store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class QuantizeLinears:
         except UnsupportedError as error:
             report.warn(self.name, node_name(node), f"not quantised: {error}")
             return
-        (old,) = formats_by_expert(before.weights["weight"])
+        (old,) = before.weights["weight"].formats
         if old.quantized:
             report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
             return

@@ -9,13 +9,13 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ProductSpec
-from moec.ir.formats import weight_inputs
 from moec.ir.names import node_name
 from moec.ir.products import rounded_to_tf32
+from moec.ir.weights.stored import weight_inputs
 from moec.passes.base import Exactness, Report
 from moec.passes.linears import NONE_FOUND, products_of
 from moec.passes.storage_loss import layer_of, loss
-from moec.passes.weight_storage import change_numbers, formats_by_expert, set_arithmetic
+from moec.passes.weight_storage import change_numbers, set_arithmetic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RoundToTf32:
         except UnsupportedError as error:
             report.warn(self.name, node_name(node), f"not rounded: {error}")
             return False
-        formats = {one.name for runs in before.weights.values() for one in formats_by_expert(runs)}
+        formats = {form.name for weight in before.weights.values() for form in weight.formats}
         if formats != {"float32"} or before.spec.arithmetic != "float32":
             reason = f"its weights are {before.describe_formats()}, its arithmetic is {before.spec.arithmetic}"
             report.note(self.name, node_name(node), f"not rounded: {reason}; expected float32 for all")

@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from moec.ir import dialect, semantics
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec
-from moec.ir.formats import WeightRun, input_axis, weight_inputs, weight_runs
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
+from moec.ir.weights.stored import StoredWeight, input_axis, stored_weights
 from moec.passes.base import Loss
 
 Array = np.ndarray[Any, Any]
@@ -29,13 +29,13 @@ class Layer:
 
     node: ir.Node
     spec: ProductSpec
-    weights: dict[str, list[WeightRun]]
+    weights: dict[str, StoredWeight]
     biases: dict[str, Array]
 
     @property
     def formats(self) -> dict[str, list[str]]:
         """The formats of every weight, in the order of the experts, each once."""
-        return {name: list(dict.fromkeys(str(one.format) for one in runs)) for name, runs in self.weights.items()}
+        return {name: list(dict.fromkeys(map(str, weight.formats))) for name, weight in self.weights.items()}
 
     def describe_formats(self) -> str:
         """``up int4/128+int8, down int8``."""
@@ -44,15 +44,14 @@ class Layer:
 
 def layer_of(node: ir.Node) -> Layer:
     """The layer at this moment, without biases that are not constant. Raises UnsupportedError for weights that are not
-    stored as :mod:`moec.ir.formats` says."""
-    weights = {name: weight_runs(value) for name, value in weight_inputs(node).items()}
+    stored as :mod:`moec.ir.weights.stored` says."""
     biases = {}
     for name, value in dialect.inputs_of(node).items():
         tensor = None if value is None or "bias" not in name else ir.convenience.get_const_tensor(value)
         if tensor is not None and name != "correction_bias":
             biases[name] = tensor.numpy()
     (kind,) = (kind for kind in dialect.SPECS[node.op_type] if issubclass(kind, ProductSpec))
-    return Layer(node, dialect.spec_of(node, kind), weights, biases)
+    return Layer(node, dialect.spec_of(node, kind), stored_weights(node), biases)
 
 
 def loss(pass_name: str, before: Layer, after: Layer) -> Loss:
@@ -73,18 +72,13 @@ def loss(pass_name: str, before: Layer, after: Layer) -> Loss:
 
 
 def _sampled(layer: Layer) -> list[int]:
-    last = next(iter(layer.weights.values()))[-1]
-    count = last.first + last.count
+    count = next(iter(layer.weights.values())).experts
     return sorted({int(expert) for expert in np.linspace(0, count - 1, min(count, SAMPLED_EXPERTS))})
 
 
 def _matrices(layer: Layer, expert: int) -> dict[str, Array]:
     """The weights of one expert, decoded."""
-    found = {}
-    for name, runs in layer.weights.items():
-        run = next(one for one in runs if one.first <= expert < one.first + one.count)
-        found[name] = run.decoded(expert)
-    return found
+    return {name: weight.run_of(expert).decoded(expert) for name, weight in layer.weights.items()}
 
 
 def _output(layer: Layer, expert: int, matrices: dict[str, Array], rows: Array) -> Array:

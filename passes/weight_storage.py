@@ -11,17 +11,14 @@ import onnx_ir as ir
 
 from moec.errors import MoecError
 from moec.ir.dialect import INPUTS, ProductSpec
-from moec.ir.encodings import WeightFormat, encode, group_count, scales_of
-from moec.ir.formats import WeightRun, decoding_node, input_axis, weight_inputs, weight_runs
 from moec.ir.names import node_name
-from moec.ir.stacks import ExpertStack
+from moec.ir.weights.encode import encode, group_count, scales_of
+from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.stacks import ExpertStack
+from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
 from moec.passes.rewriting import add_constant, fresh_name, remove_unused
 
 Array = np.ndarray[Any, Any]
-
-
-def formats_by_expert(runs: Sequence[WeightRun]) -> list[WeightFormat]:
-    return [one.format for one in runs for _ in range(one.count)]
 
 
 def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat]) -> bool:
@@ -31,12 +28,12 @@ def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat]) -> bool:
     cannot hold.
     """
     value = weight_inputs(node)[name]
-    runs = weight_runs(value)
-    if formats_by_expert(runs) == list(wanted):
+    weight = StoredWeight.of(value)
+    if weight.formats == list(wanted):
         return False
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    parts = [_Segment(node, name, segment, form).add_to(graph) for segment, form in _segments(runs, wanted)]
+    parts = [_Segment(node, name, segment, form).add_to(graph) for segment, form in _segments(weight, wanted)]
     joined = parts[0]
     if len(parts) > 1:
         joint = ir.node("Concat", parts, {"axis": 0})
@@ -54,11 +51,10 @@ def change_numbers(node: ir.Node, name: str, change: Callable[[Array], Array]) -
     alone. One expert is computed at a time, when it is read."""
     graph, value = node.graph, weight_inputs(node)[name]
     assert isinstance(graph, ir.Graph) and value.shape is not None and value.dtype is not None
-    runs = weight_runs(value)
+    weight = StoredWeight.of(value)
 
     def load(index: int) -> Array:
-        run = next(one for one in runs if one.first <= index < one.first + one.count)
-        return change(run.encoded(index).data)
+        return change(weight.run_of(index).encoded(index).data)
 
     changed = fresh_name(graph, f"{_base_name(value)}_changed")
     shape = tuple(int(size) for size in value.shape.numpy())
@@ -82,11 +78,11 @@ def _base_name(value: ir.Value) -> str:
 
 
 def _segments(
-    runs: Sequence[WeightRun], wanted: Sequence[WeightFormat]
+    weight: StoredWeight, wanted: Sequence[WeightFormat]
 ) -> Iterator[tuple[list[tuple[int, WeightRun]], WeightFormat]]:
     """Consecutive experts, each with the run it is in now, that get one format together. Experts that keep theirs stay
     with their run, whose scales may be of another type than those made here."""
-    experts = [(one.first + index, one) for one in runs for index in range(one.count)]
+    experts = [(expert, weight.run_of(expert)) for expert in range(weight.experts)]
 
     def kind(item: tuple[int, WeightRun]) -> tuple[WeightFormat, int | None]:
         expert, one = item

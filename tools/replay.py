@@ -87,12 +87,14 @@ def main() -> int:
         found = list(differences(given.before, given.after))
         print("\n".join(found) or "no difference")
         return 1 if found else 0
-    pairs = list(itertools.product(models_of(given.models).items(), given.target))
     with ProcessPoolExecutor(given.jobs, max_tasks_per_child=1) as pool:
-        jobs = [pool.submit(record, model, to, given.folder / name / to.replace(":", "-")) for (name, model), to in pairs]
-        for job, ((name, _), target) in zip(jobs, pairs, strict=True):
+        jobs = {}
+        for (name, model), target in itertools.product(models_of(given.models).items(), given.target):
+            job = pool.submit(record, model, target, given.folder / name / target.replace(":", "-"))
+            jobs[job] = f"{name} for {target}"
+        for job, what in jobs.items():
             job.result()
-            print(f"{name} for {target}", flush=True)
+            print(what, flush=True)
     return 0
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, attributes_of, inputs_of, is_moec, spec_of
-from moec.ir.formats import weight_inputs, weight_runs
+from moec.ir.weights.stored import StoredWeight, weight_inputs
 
 _NOT_ACTIVATION = (
     "activation",
@@ -101,7 +101,7 @@ def _formats(node: ir.Node) -> dict[str, list[str]]:
     found = {}
     for name, value in weight_inputs(node).items():
         with contextlib.suppress(UnsupportedError):
-            found[name] = [str(run.format) for run in weight_runs(value) for _ in range(run.count)]
+            found[name] = [str(form) for form in StoredWeight.of(value).formats]
     return found
 
 

@@ -19,7 +19,7 @@ An expert id of -1 means "not dispatched": the pair contributes nothing (capacit
 All meaning is in the attributes, which are the fields of :class:`RouteSpec` (``Route``), :class:`ExpertsSpec`
 (``Experts``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec` (``Linear``); a ``MoE`` node has those
 of ``Route`` and ``Experts``. The reference semantics are in :mod:`moec.ir.semantics`. In which formats weights may be
-stored is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.formats`.
+stored is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
 """
 
 from __future__ import annotations
@@ -147,6 +147,19 @@ class ExpertsSpec(ProductSpec):
     @property
     def gated(self) -> bool:
         return self.gate_layout != "none"
+
+    @property
+    def fused(self) -> bool:
+        """Whether ``up`` holds gate and up."""
+        return self.gated and self.gate_layout != "separate"
+
+    def gate_and_up(self, both: Any) -> tuple[Any, Any]:
+        """The two halves of an array that holds gate and up along its last axis, of ``fused`` experts."""
+        if self.gate_layout == "interleaved":
+            return both[..., 0::2], both[..., 1::2]
+        half = both.shape[-1] // 2
+        first, second = both[..., :half], both[..., half:]
+        return (first, second) if self.gate_layout == "gate_up" else (second, first)
 
 
 EXPERT_WEIGHTS = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")

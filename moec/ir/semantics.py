@@ -219,14 +219,6 @@ def _project(spec: ProductSpec, rows: Array, weight: Array, bias: Array | None, 
     return projected if bias is None else projected + bias.astype(rows.dtype)
 
 
-def _split_gate(spec: ExpertsSpec, fused: Array) -> tuple[Array, Array]:
-    """Gate and up parts of a projection that holds both."""
-    if spec.gate_layout == "interleaved":
-        return fused[:, 0::2], fused[:, 1::2]
-    first, second = np.split(fused, 2, axis=1)
-    return (first, second) if spec.gate_layout == "gate_up" else (second, first)
-
-
 def _activate(activation: Activation, x: Array, alpha: float = 1.0) -> Array:
     return x * sigmoid(alpha * x) if activation == "silu" else ACTIVATIONS[activation](x)
 
@@ -242,7 +234,7 @@ def projections_in(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array |
     if spec.gate_layout == "separate":
         assert gate is not None
         return _project(spec, rows, gate, weights["gate_bias"], spec.up_transposed), projected
-    return _split_gate(spec, projected)
+    return spec.gate_and_up(projected)
 
 
 def activated(spec: ExpertsSpec, gate: Array | None, up: Array) -> Array:

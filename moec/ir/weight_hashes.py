@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from moec.errors import MoecError
 from moec.ir.mapped_files import release_pages
-from moec.ir.stacks import packed_parts
+from moec.ir.weights.stacks import packed_parts
 
 PREFIX = "sha256:"
 _HASH_DIGITS = 16

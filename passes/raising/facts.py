@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
-from moec.ir.formats import WeightRun, weight_runs
 from moec.ir.interpreter import evaluate
+from moec.ir.weights.stored import WeightRun, weight_runs
 from moec.passes.rewriting import is_op
 
 Array = np.ndarray[Any, Any]

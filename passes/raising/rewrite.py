@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect
-from moec.ir.stacks import ExpertStack
+from moec.ir.weights.stacks import ExpertStack
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
 from moec.passes.raising.stored import stacked, stored_runs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.ir.formats import WeightRun, decoding_node
-from moec.ir.stacks import ExpertStack
+from moec.ir.weights.stacks import ExpertStack
+from moec.ir.weights.stored import WeightRun, decoding_node
 from moec.passes.raising.facts import rank_of
 from moec.passes.raising.weights import ExpertTensor
 

@@ -26,7 +26,8 @@ from tvm import relax
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, ProductSpec, attributes_of, spec_of
-from moec.ir.encodings import Encoded
+from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.weights.stored import StoredWeight
 from moec.targets.cpu.grouped_product import GroupedProducts, Sorted, check
 from moec.targets.cpu.kernels import capacity, combine, pack_experts, route
 from moec.targets.cpu.kernels.activation import experts_epilogue
@@ -38,7 +39,6 @@ from moec.targets.cpu.stored_weights import add_weights, formats_of
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.routing import RoutingKernels, lower_route
-from moec.targets.tvm.stored_weights import StoredWeight, split, split_encoded
 
 _ACTIVATIONS_WITH_ZEROS = ("relu", "relu2")
 """Those that are exactly zero for many inputs."""
@@ -104,28 +104,22 @@ class _Experts:
 
     def __init__(self, node: NodeLowering) -> None:
         self._node = node
-        self._spec = spec_of(node.node, ExpertsSpec)
-        self._up, self._down = node.needed_weight("up"), node.needed_weight("down")
-        self._gate = node.weight("gate") if self._spec.gate_layout == "separate" else None
-        hidden, inner = self._up.out_in(self._spec.up_transposed)
-        if self._spec.gated and self._spec.gate_layout != "separate":
-            hidden //= 2
-        width, _ = self._down.out_in(self._spec.down_transposed)
-        sizes = self._spec.hidden_sizes
-        self._first = _problem(
-            node, self._spec, self._up, self._gate, inner=inner, width=hidden, gated=self._spec.gated, widths=sizes
-        )
-        second = _problem(node, self._spec, self._down, inner=hidden, width=width, inners=sizes)
-        self._second = self._skipping_zeros(second) if self._spec.activation in _ACTIVATIONS_WITH_ZEROS else second
+        self._weights = weights = ExpertWeights(node.node)
+        self._spec = spec = weights.spec
+        before = [weights.operand(part) for part in weights.before]
+        hidden, sizes = weights.hidden, spec.hidden_sizes
+        self._first = _problem(node, spec, *before, inner=weights.inner, width=hidden, gated=spec.gated, widths=sizes)
+        second = _problem(node, spec, weights.operand("down"), inner=hidden, width=weights.width, inners=sizes)
+        self._second = self._skipping_zeros(second) if spec.activation in _ACTIVATIONS_WITH_ZEROS else second
 
     def _skipping_zeros(self, second: GroupedProblem) -> GroupedProblem:
         """The product of the hidden values without those that are zero; with them where a weight is infinite or NaN,
         for then zero times it is NaN."""
         skipping = dataclasses.replace(second, rows_have_zeros=True)
-        return skipping if skipping.skips_zeros and self._down.has_finite_floats() else second
+        return skipping if skipping.skips_zeros and self._weights.operand("down").has_finite_floats() else second
 
     def lower(self, weights: relax.Expr, ids: relax.Expr) -> relax.Expr:
-        node, spec = self._node, self._spec
+        node, spec, weights_of = self._node, self._spec, self._weights
         x = node.tensor("x")
         products = GroupedProducts(node)
         ordered = products.dispatch(ids, self._first.experts)
@@ -134,8 +128,8 @@ class _Experts:
             self._first,
             rows,
             ordered,
-            add_weights(node.lowering, f"{self._up.name}.tiles", self._first, self._up_parts),
-            self._up_bias(),
+            self._packed(self._first, weights_of.before),
+            _add_bias(node, "up_bias", self._first, [weights_of.bias(part) for part in weights_of.before]),
             experts_epilogue(spec),
             {"activation": _activation_of(spec)},
             next_problem=self._second,
@@ -144,8 +138,8 @@ class _Experts:
             self._second,
             self._hidden_rows(products, hidden, ordered),
             ordered,
-            add_weights(node.lowering, f"{self._down.name}.tiles", self._second, self._down_parts),
-            _add_bias(node, "down_bias", self._second, [node.bias("down_bias")]),
+            self._packed(self._second, ["down"]),
+            _add_bias(node, "down_bias", self._second, [weights_of.bias("down")]),
             lambda total: total,
             {"activation": "none"},
         )
@@ -158,28 +152,13 @@ class _Experts:
 
         return products.quantize(hidden, self._second, ordered.pairs + SPARE_ROWS)
 
-    def _up_parts(self, expert: int) -> Sequence[Encoded]:
-        spec = self._spec
-        up = self._up.encoded(expert, spec.up_transposed)
-        if not spec.gated:
-            return [up]
-        if self._gate is not None:
-            return [self._gate.encoded(expert, spec.up_transposed), up]
-        return split_encoded(spec, up)
-
-    def _down_parts(self, expert: int) -> Sequence[Encoded]:
-        return [self._down.encoded(expert, self._spec.down_transposed)]
-
-    def _up_bias(self) -> relax.Expr:
-        node, spec = self._node, self._spec
-        up = node.bias("up_bias")
-        if not spec.gated:
-            parts: list[np.ndarray | None] = [up]
-        elif spec.gate_layout == "separate":
-            parts = [node.bias("gate_bias"), up]
-        else:
-            parts = [None, None] if up is None else list(split(spec, up))
-        return _add_bias(node, "up_bias", self._first, parts)
+    def _packed(self, problem: GroupedProblem, parts: Sequence[Part]) -> list[relax.Var]:
+        """The parts that share tiles, named by the last operand that holds one."""
+        weights = self._weights
+        name = f"{weights.operand(parts[-1]).name}.tiles"
+        return add_weights(
+            self._node.lowering, name, problem, lambda expert: [weights.encoded(part, expert) for part in parts]
+        )
 
     def _combine(self, x: relax.Expr, weights: relax.Expr, ids: relax.Expr, pairs: relax.Expr) -> relax.Expr:
         spec, problem, dtype = self._spec, self._second, str(x.ty.dtype)
@@ -202,18 +181,16 @@ class _Experts:
 def _problem(
     node: NodeLowering,
     spec: ProductSpec,
-    weight: StoredWeight,
-    gate: StoredWeight | None = None,
-    *,
+    *weights: StoredWeight,
     inner: int,
     width: int,
     gated: bool = False,
     inners: tuple[int, ...] = (),
     widths: tuple[int, ...] = (),
 ) -> GroupedProblem:
-    formats, format_of = formats_of(weight, gate)
+    formats, format_of = formats_of(*weights)
     problem = GroupedProblem(
-        weight.experts,
+        weights[0].experts,
         inner,
         width,
         gated,

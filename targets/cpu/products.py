@@ -11,7 +11,7 @@ import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
-from moec.ir.encodings import Encoded
+from moec.ir.weights.encode import Encoded
 from moec.targets.base import Eligibility
 from moec.targets.cpu.grouped_product import product_attributes, quantized_rows
 from moec.targets.cpu.kernels.batched_matmul import batched_matmul

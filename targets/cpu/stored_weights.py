@@ -1,4 +1,4 @@
-"""From the formats that the graph says (:mod:`moec.ir.formats`) to those that kernels read, and the packed arrays."""
+"""From the formats that the graph says (:mod:`moec.ir.weights.stored`) to those that kernels read; packed arrays."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
-from moec.ir.encodings import Encoded
-from moec.ir.formats import WeightRun
+from moec.ir.weights.encode import Encoded
+from moec.ir.weights.stored import StoredWeight, WeightRun
 from moec.runtime.tuning import CROSSOVER
 from moec.targets.cpu.kernels import pack_experts
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
 from moec.targets.cpu.kernels.stored import StoredFormat
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.stored_weights import StoredWeight
 
 _ELEMENTS = {"int8": "uint8", "int4": "uint4", "mxfp4": "float4_e2m1"}
 _SCALES = {
@@ -33,13 +32,12 @@ Parts = Callable[[int], Sequence[Encoded]]
 
 def stored_format(run: WeightRun) -> StoredFormat:
     """Raises UnsupportedError for element types that no kernel loads."""
-    if run.format.name == "float64":
-        raise UnsupportedError("weights are float64; expected float32, float16, bfloat16 or a quantised format")
-    if not run.format.quantized:
-        return StoredFormat(run.format.name)
+    form = run.kernel_format
+    if not form.quantized:
+        return StoredFormat(form.name)
     assert run.scale is not None and run.scale.dtype is not None
     scale = _SCALES[run.scale.dtype]
-    return StoredFormat(_ELEMENTS[run.format.name], run.format.group, scale, run.format.zero_points)
+    return StoredFormat(_ELEMENTS[form.name], form.group, scale, form.zero_points)
 
 
 def formats_by_expert(weight: StoredWeight) -> list[StoredFormat]:
@@ -47,14 +45,14 @@ def formats_by_expert(weight: StoredWeight) -> list[StoredFormat]:
     return [stored for run in weight.runs for stored in [stored_format(run)] * run.count]
 
 
-def formats_of(weight: StoredWeight, *others: StoredWeight | None) -> tuple[tuple[StoredFormat, ...], tuple[int, ...]]:
+def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[StoredFormat, ...], tuple[int, ...]]:
     """The distinct formats and the one of each expert (nothing if all have the same).
 
     Raises UnsupportedError where ``others``, which share tiles with ``weight``, are stored in another way.
     """
     formats = formats_by_expert(weight)
     for other in others:
-        if other is not None and formats_by_expert(other) != formats:
+        if formats_by_expert(other) != formats:
             raise UnsupportedError(f"{other.name} and {weight.name} are stored in different formats; expected the same")
     distinct = tuple(dict.fromkeys(formats))
     return distinct, tuple(map(distinct.index, formats)) if len(distinct) > 1 else ()

@@ -14,10 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.ir.formats import WeightRun
+from moec.ir.weights.stored import StoredWeight, WeightRun
 from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.stored_weights import StoredWeight
 
 _SCALES = {
     ir.DataType.FLOAT: "float32",

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from tvm import relax
 
-from moec.ir.dialect import ExpertsSpec
-from moec.ir.encodings import Encoded
+from moec.ir.weights.encode import Encoded
+from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.weights.stored import StoredWeight
 from moec.runtime.dtypes import dtype_of
 from moec.targets.cuda.expert_groups import quantized_format
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.stored_matrix import Packed, StoredFormat, pack
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.stored_weights import StoredWeight, split_encoded
 
 Parts = Callable[[int], Sequence[Encoded]]
 """The matrices [in, out] of an expert that lie together, gate and up, or one alone; floats are ``Encoded`` without
@@ -26,54 +26,18 @@ def common_format(weight: StoredWeight) -> StoredFormat | None:
     return quantized_format(weight.runs)
 
 
-def up_parts(spec: ExpertsSpec, up: StoredWeight, gate: StoredWeight | None, stored: StoredFormat | None) -> Parts:
-    """What comes before the activation, with zeros for hidden units that an expert does not have."""
-
-    def parts(expert: int) -> Sequence[Encoded]:
-        matrix = _read(up, expert, spec.up_transposed, stored)
-        if not spec.gated:
-            both: Sequence[Encoded] = [matrix]
-        elif gate is not None:
-            both = [_read(gate, expert, spec.up_transposed, stored), matrix]
-        else:
-            both = split_encoded(spec, matrix)
-        return [_own_units(spec, one, expert, stored, 1) for one in both]
-
-    return parts
-
-
-def down_parts(spec: ExpertsSpec, down: StoredWeight, stored: StoredFormat | None) -> Parts:
-    """What comes behind the activation, with zeros for hidden units that an expert does not have."""
-
-    def parts(expert: int) -> Sequence[Encoded]:
-        return [_own_units(spec, _read(down, expert, spec.down_transposed, stored), expert, stored, 0)]
-
-    return parts
-
-
-def whole_parts(weight: StoredWeight, stored: StoredFormat | None) -> Parts:
-    """The matrix [in, out] of each expert as it is."""
-    return lambda expert: [_read(weight, expert, True, stored)]
-
-
-def _read(weight: StoredWeight, expert: int, transposed: bool, stored: StoredFormat | None) -> Encoded:
+def parts_of(weights: ExpertWeights, parts: Sequence[Part], stored: StoredFormat | None) -> Parts:
+    """These parts of each expert, with zeros for hidden units that it does not have."""
     if stored is not None:
-        return weight.encoded(expert, transposed)
-    return Encoded(weight.decoded(expert, transposed))
+        return lambda expert: [weights.own(part, expert) for part in parts]
+    return lambda expert: [Encoded(weights.decoded(part, expert)) for part in parts]
 
 
-def _own_units(spec: ExpertsSpec, matrix: Encoded, expert: int, stored: StoredFormat | None, axis: int) -> Encoded:
-    """The matrix [in, out] with zeros for the hidden units, along ``axis``, that the expert does not have."""
-    if not spec.hidden_sizes:
-        return matrix
-    absent = [slice(None), slice(None)]
-    absent[axis] = slice(spec.hidden_sizes[expert], None)
-    own = np.array(matrix.data)
-    own[tuple(absent)] = 0
-    if stored is not None and matrix.zero_point is not None:
-        zeros = np.repeat(matrix.zero_point, stored.group or len(own), axis=0)[: len(own)]
-        own[tuple(absent)] = zeros[tuple(absent)]
-    return Encoded(own, *matrix[1:])
+def whole_parts(weight: StoredWeight, stored: StoredFormat | None, transposed: bool = True) -> Parts:
+    """The matrix of each expert as it is; ``transposed``: it has the inputs first."""
+    if stored is not None:
+        return lambda expert: [weight.encoded(expert, transposed)]
+    return lambda expert: [Encoded(weight.decoded(expert, transposed))]
 
 
 def as_stored(numbers: np.ndarray, dtype: str) -> np.ndarray:

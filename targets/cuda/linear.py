@@ -5,9 +5,8 @@ from __future__ import annotations
 from tvm import relax
 
 from moec.ir.dialect import LinearSpec, spec_of
-from moec.ir.encodings import Encoded
 from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
-from moec.targets.cuda.expert_matrices import add_matrix, common_format
+from moec.targets.cuda.expert_matrices import add_matrix, common_format, whole_parts
 from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.product_rows import computed_in, uses_tf32
 from moec.targets.tvm.node_lowering import NodeLowering
@@ -22,13 +21,7 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": str(node.tensor("x").ty.dtype), "stored": stored}
     types["tf32"] = uses_tf32(spec, dtype)
     problem = dense_problem(inner, width, **types)
-
-    def part(_: int) -> list[Encoded]:
-        """The weight, inputs first."""
-        if stored is not None:
-            return [weight.encoded(0, spec.transposed)]
-        return [Encoded(weight.decoded(0, spec.transposed))]
-
+    parts = whole_parts(weight, stored, spec.transposed)
     name = f"{weight.name}.{'columns' if spec.transposed else 'rows'}"
-    operands = [*add_matrix(node, name, problem, part), bias_operand(node.lowering, node.inputs["bias"], width)]
+    operands = [*add_matrix(node, name, problem, parts), bias_operand(node.lowering, node.inputs["bias"], width)]
     return multiply_matrix(node.lowering, node.node, node.machine, problem, x, operands, spec.activation)

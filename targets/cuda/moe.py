@@ -27,8 +27,9 @@ from tvm import relax
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, ProductSpec, RouteSpec, spec_of
 from moec.ir.semantics import activated
+from moec.ir.weights.experts import ExpertWeights
 from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
-from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, down_parts, up_parts, whole_parts
+from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, parts_of, whole_parts
 from moec.targets.cuda.grouped_products import GroupedProducts, Product
 from moec.targets.cuda.kernels import combine
 from moec.targets.cuda.kernels.activation import experts_epilogue
@@ -43,7 +44,6 @@ from moec.targets.cuda.product_rows import computed_in, uses_tf32
 from moec.targets.cuda.routing import lower_routing
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.stored_weights import split
 
 
 def converters(architecture: str) -> Mapping[str, HeavyConverter]:
@@ -78,14 +78,13 @@ class _Experts:
 
     def __init__(self, node: NodeLowering) -> None:
         self._node = node
-        self._spec = spec_of(node.node, ExpertsSpec)
-        self._up, self._down = node.needed_weight("up"), node.needed_weight("down")
-        self._gate = node.weight("gate") if self._spec.gate_layout == "separate" else None
+        self._weights = ExpertWeights(node.node)
+        self._spec = self._weights.spec
         _refuse_rounding_of_absent_units(self._spec)
         self._x = computed_in(node, self._spec)
         self._dtype = str(self._x.ty.dtype)
-        before = [self._up] if self._gate is None else [self._up, self._gate]
-        self._groups = groups_by_format([before, [self._down]], self._dtype)
+        before = [self._weights.operand(part) for part in self._weights.before]
+        self._groups = groups_by_format([before, [self._weights.operand("down")]], self._dtype)
 
     def lower(self, weights: relax.Expr, ids: relax.Expr, capacity: int = 0) -> relax.Expr:
         """The layer's output; an expert has at most ``capacity`` pairs, where that is not 0."""
@@ -93,7 +92,7 @@ class _Experts:
         ids = renumbered(node, self._groups, ids)
         problems = [self._problems(group, str(weights.ty.dtype)) for group in self._groups]
         every = [problem for pair in problems for problem in pair]
-        products = GroupedProducts(node, self._up.experts, every, ids, weights, capacity)
+        products = GroupedProducts(node, self._weights.experts, every, ids, weights, capacity)
         firsts, seconds = self._products(problems)
         hidden = products.multiply(firsts, self._x, products.places, experts_epilogue(spec), spec.activation)
         if spec.arithmetic == "int8":
@@ -103,32 +102,29 @@ class _Experts:
 
     def _problems(self, group: ExpertGroup, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
         """What is computed before and behind the activation for a group of experts."""
-        spec, dtype = self._spec, self._dtype
-        hidden, inner = self._up.out_in(spec.up_transposed)
-        if spec.gated and spec.gate_layout != "separate":
-            hidden //= 2
-        width, _ = self._down.out_in(spec.down_transposed)
+        spec, dtype, weights = self._spec, self._dtype, self._weights
         common: dict[str, Any] = {"dtype": dtype, "routing_dtype": routing_dtype, **fields_of(group, self._groups)}
         common["tf32"] = uses_tf32(spec, dtype)
         up, down = group.formats
         before: dict[str, Any] = {"matrix_dtype": up.dtype, "stored": up.stored, "out_dtype": dtype, **common}
         behind: dict[str, Any] = {"matrix_dtype": down.dtype, "stored": down.stored, **common}
-        first = GroupedProblem(inner=inner, width=hidden, gated=spec.gated, gathered=True, **before)
+        first = GroupedProblem(inner=weights.inner, width=weights.hidden, gated=spec.gated, gathered=True, **before)
         first = dataclasses.replace(first, weighted=spec.weight_on_input)
-        return first, GroupedProblem(inner=hidden, width=width, scattered=True, **behind)
+        return first, GroupedProblem(inner=weights.hidden, width=weights.width, scattered=True, **behind)
 
     def _products(
         self, problems: Sequence[tuple[GroupedProblem, GroupedProblem]]
     ) -> tuple[list[Product], list[Product]]:
         """The products of all groups before and behind the activation."""
-        up_bias, down_bias = self._up_bias(), self._node.bias("down_bias")
+        weights = self._weights
+        up_bias, down_bias = self._up_bias(), weights.bias("down")
+        up_name = ".".join(dict.fromkeys(weights.operand(part).name for part in weights.before))
         before, behind = [], []
         for group, (first, second) in zip(self._groups, problems, strict=True):
-            up = up_parts(self._spec, self._up, self._gate, first.stored)
-            name = self._up.name if self._gate is None else f"{self._gate.name}.{self._up.name}"
-            before.append(self._product(group, first, name, up, "up_bias", up_bias))
-            down = down_parts(self._spec, self._down, second.stored)
-            behind.append(self._product(group, second, self._down.name, down, "down_bias", down_bias))
+            up = parts_of(weights, weights.before, first.stored)
+            before.append(self._product(group, first, up_name, up, "up_bias", up_bias))
+            down = parts_of(weights, ["down"], second.stored)
+            behind.append(self._product(group, second, weights.operand("down").name, down, "down_bias", down_bias))
         return before, behind
 
     def _product(
@@ -141,19 +137,15 @@ class _Experts:
 
     def _up_bias(self) -> np.ndarray | None:
         """[E, columns], zeros for hidden units that an expert does not have."""
-        node, spec = self._node, self._spec
-        up, gate = node.bias("up_bias"), None
-        if spec.gate_layout == "separate":
-            gate = node.bias("gate_bias")
-        elif spec.gated and up is not None:
-            gate, up = split(spec, up)
-        given = up if gate is None else gate
-        if given is None:
+        spec, given = self._spec, {part: self._weights.bias(part) for part in self._weights.before}
+        known = next((bias for bias in given.values() if bias is not None), None)
+        if known is None:
             return None
-        gate, up = (np.zeros_like(given) if part is None else np.array(part) for part in (gate, up))
+        both = [np.zeros_like(known) if bias is None else np.array(bias) for bias in given.values()]
         for expert, size in enumerate(spec.hidden_sizes):
-            gate[expert, size:] = up[expert, size:] = 0
-        return interleave(gate[..., None], up[..., None])[..., 0] if spec.gated else up
+            for bias in both:
+                bias[expert, size:] = 0
+        return interleave(*(bias[..., None] for bias in both))[..., 0] if spec.gated else both[0]
 
     def _combine(self, weights: relax.Expr, ids: relax.Expr, results: relax.Expr, second: GroupedProblem) -> relax.Expr:
         node, spec = self._node, self._spec
@@ -161,7 +153,9 @@ class _Experts:
         dtype = str(x.ty.dtype)
         types: dict[str, Any] = {"weight_dtype": str(weights.ty.dtype), "pair_dtype": str(results.ty.dtype)}
         options: dict[str, Any] = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
-        kernel = combine.combine(self._up.experts, second.width, dtype, **options, **types, limit=spec.output_limit)
+        kernel = combine.combine(
+            self._weights.experts, second.width, dtype, **options, **types, limit=spec.output_limit
+        )
         chosen = node.select(COMBINE, RowsProblem(second.width, (dtype, *types.values())))
         output = relax.TensorType((ids.ty.shape[0], second.width), dtype)
         return node.call(chosen, kernel, [x, weights, ids, results], [output], options)[0]

@@ -14,15 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
-from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, is_moec, spec_of
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
+from moec.ir.weights.experts import ExpertWeights, Part
 from moec.targets.hls.dense_layer import dense_layer, optional, origin
 from moec.targets.hls.float_block import FloatBlock
 from moec.targets.hls.residuals import find_residual
 from moec.targets.hls.shared_expert import find_shared_expert, with_shared
-from moec.targets.tvm.stored_weights import StoredWeight, split
 
 Array = np.ndarray[Any, Any]
 
@@ -70,7 +69,7 @@ def _block(node: ir.Node) -> GraphBlock:
         router=router.weights,
         router_bias=router.bias,
         correction_bias=optional(correction),
-        **_experts(spec, inputs),
+        **_experts(node),
     )
     shared = find_shared_expert(tokens, output, spec)
     if shared is not None:
@@ -91,46 +90,22 @@ def _route_of(inputs: dict[str, ir.Value | None]) -> ir.Node:
     return route
 
 
-def _experts(spec: ExpertsSpec, inputs: dict[str, ir.Value | None]) -> dict[str, Any]:
-    """The experts' numbers as :class:`FloatBlock` has them."""
-    biases = {key: optional(inputs[key]) for key in dialect.EXPERT_WEIGHTS if key.endswith("_bias")}
-    up, down = (
-        _stacked(inputs[key], transposed)
-        for key, transposed in (("up", spec.up_transposed), ("down", spec.down_transposed))
-    )
-    gate = _stacked(inputs["gate"], spec.up_transposed) if spec.gate_layout == "separate" else None
-    up_bias, gate_bias = biases["up_bias"], biases["gate_bias"]
-    if spec.gated and gate is None:
-        gate, up = (part.swapaxes(1, 2) for part in split(spec, up.swapaxes(1, 2)))
-        gate_bias, up_bias = (None, None) if up_bias is None else split(spec, up_bias)
-    down = _without_missing_units(spec, down)
-    units = (len(up), up.shape[1])
-    return {
-        "up": up,
-        "up_bias": _or_zeros(up_bias, units),
-        "gate": gate,
-        "gate_bias": None if gate is None else _or_zeros(gate_bias, units),
-        "down": down,
-        "down_bias": _or_zeros(biases["down_bias"], down.shape[:2]),
-    }
+def _experts(node: ir.Node) -> dict[str, Any]:
+    """The experts' numbers as :class:`FloatBlock` has them; zeros for hidden units that an expert does not have."""
+    weights = ExpertWeights(node)
+    found: dict[str, Any] = {"gate": None, "gate_bias": None}
+    for part in weights.parts:
+        found[part] = _stacked(weights, part)
+        found[f"{part}_bias"] = _or_zeros(weights.bias(part), found[part].shape[:2])
+    return found
 
 
-def _without_missing_units(spec: ExpertsSpec, down: Array) -> Array:
-    """Zeros for what an expert's missing hidden units would contribute."""
-    down = down.copy() if spec.hidden_sizes else down
-    for expert, size in enumerate(spec.hidden_sizes):
-        down[expert, :, size:] = 0
-    return down
-
-
-def _stacked(value: ir.Value | None, transposed: bool) -> Array:
-    """Of all experts, [E, out, in] in float32."""
-    assert value is not None
-    weight = StoredWeight.of(value)
-    outputs, inputs = weight.out_in(transposed)
-    stacked = np.empty((weight.experts, outputs, inputs), np.float32)
-    for expert in range(weight.experts):
-        stacked[expert] = weight.decoded(expert, transposed).T
+def _stacked(weights: ExpertWeights, part: Part) -> Array:
+    """A part of all experts, [E, out, in] in float32."""
+    outputs, inputs = (weights.width, weights.hidden) if part == "down" else (weights.hidden, weights.inner)
+    stacked = np.empty((weights.experts, outputs, inputs), np.float32)
+    for expert in range(weights.experts):
+        stacked[expert] = weights.decoded(part, expert).T
         release_pages()
     return stacked
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import LinearSpec, inputs_of, is_moec, spec_of
-from moec.targets.tvm.stored_weights import StoredWeight
+from moec.ir.weights.stored import StoredWeight
 
 Array = np.ndarray[Any, Any]
 

@@ -18,9 +18,9 @@ from tvm import relax, te, tirx
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import REFUSAL_KEY
-from moec.ir.formats import decodes_weight
 from moec.ir.names import node_name, operator_name
 from moec.ir.opsets import later_attributes
+from moec.ir.weights.stored import decodes_weight
 from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import constant_of, dtype_of

@@ -12,10 +12,10 @@ from tvm import relax, tirx
 from moec.errors import UnsupportedError
 from moec.ir.dialect import inputs_of
 from moec.ir.names import node_name
+from moec.ir.weights.stored import StoredWeight
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.nodes import record_of
 from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, Selection, select
-from moec.targets.tvm.stored_weights import StoredWeight
 
 
 class NodeLowering:

@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from moec.ir import interpreter
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, make_node
-from moec.ir.formats import weight_inputs, weight_runs
 from moec.ir.text import parse_model
+from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes import pipeline
 from moec.passes.base import Report
 

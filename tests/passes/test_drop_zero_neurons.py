@@ -11,9 +11,11 @@ import pytest
 
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, make_node, spec_of
-from moec.ir.formats import WeightFormat, decoding_node, encode, weight_runs
-from moec.ir.stacks import ExpertStack
 from moec.ir.verifier import verify
+from moec.ir.weights.encode import encode
+from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.stacks import ExpertStack
+from moec.ir.weights.stored import decoding_node, weight_runs
 from moec.passes import pipeline
 from moec.passes.base import Report
 from moec.passes.hidden_units import zero_rows

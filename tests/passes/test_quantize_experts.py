@@ -6,10 +6,10 @@ import pytest
 
 from moec.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, spec_of
-from moec.ir.encodings import WeightFormat
-from moec.ir.formats import weight_inputs, weight_runs
 from moec.ir.interpreter import run
 from moec.ir.text import parse_model
+from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.pipeline import parse, print_pipeline
 from moec.passes.quantization import quantize_activations
 

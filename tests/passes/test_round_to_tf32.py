@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, LinearSpec, spec_of
-from moec.ir.formats import weight_inputs, weight_runs
 from moec.ir.products import rounded_to_tf32
+from moec.ir.weights.stored import weight_inputs, weight_runs
 
 from .stored_weights import D, apply, experts_model, formats_of, last_moec_node, linear_model, relative_error
 

@@ -8,10 +8,11 @@ import pytest
 
 from moec.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
-from moec.ir.encodings import WeightFormat, decode, encode
-from moec.ir.formats import weight_inputs, weight_runs
-from moec.ir.stacks import ExpertStack
-from moec.passes.weight_storage import formats_by_expert, store
+from moec.ir.weights.encode import decode, encode
+from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.stacks import ExpertStack
+from moec.ir.weights.stored import stored_weights, weight_inputs, weight_runs
+from moec.passes.weight_storage import store
 
 from .stored_weights import E, expert_arrays, experts_model
 
@@ -57,7 +58,7 @@ def test_runs_are_formed_by_what_experts_become() -> None:
         (4, 1, INT8),
         (5, 1, INT4),
     ]
-    assert formats_by_expert(runs) == [INT4, INT4, INT4, INT8, INT8, INT4]
+    assert stored_weights(node)["up"].formats == [INT4, INT4, INT4, INT8, INT8, INT4]
     twice = decode(encode(array[4], INT4), INT4)
     np.testing.assert_array_equal(runs[3].decoded(4), decode(encode(twice, INT8), INT8))
 

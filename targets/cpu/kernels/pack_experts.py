@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moec.ir.encodings import Encoded
+from moec.ir.weights.encode import Encoded
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.kernels.multiplication import Multiplication
 from moec.targets.cpu.kernels.stored import ZERO_POINTS

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from tvm.script import tirx as T
 
-from moec.ir.encodings import Encoded
+from moec.ir.weights.encode import Encoded
 
 _ZERO_POINTS = {"int8": 128, "int4": 8}
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, spec_of
-from moec.ir.stacks import ExpertStack
+from moec.ir.weights.stacks import ExpertStack
 
 E, D, F, K = 4, 64, 32, 2
 

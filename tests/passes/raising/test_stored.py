@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, spec_of
-from moec.ir.formats import weight_runs
+from moec.ir.weights.stored import weight_runs
 from moec.passes.base import Report
 
 E, D, F = 4, 6, 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moec.ir.encodings import Encoded
+from moec.ir.weights.encode import Encoded
 from moec.targets.cpu.kernels.gemm import gemm
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.kernels.pack_experts import pack_data

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.ir.encodings import WeightFormat, decode, encode
+from moec.ir.weights.encode import decode, encode
+from moec.ir.weights.format import WeightFormat
 from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.cuda.kernels.gemv import gemv, why_not
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma

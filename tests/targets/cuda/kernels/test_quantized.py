@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.ir import encodings
-from moec.ir.encodings import Encoded, WeightFormat
+from moec.ir.weights import encode as encodings
+from moec.ir.weights.encode import Encoded
+from moec.ir.weights.format import WeightFormat
 from moec.targets.cuda.kernels import grouped_gemm_mma, grouped_gemm_simt, grouped_gemm_wgmma, grouped_gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.ir import encodings
+from moec.ir.weights import encode as encodings
 from moec.targets.cuda.kernels import dispatch
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt

@@ -5,7 +5,7 @@ The weight operand of a moec node is one of
 - a constant: stored as it is;
 - ``Cast(constant)`` of float16 or bfloat16;
 - ``DequantizeLinear <axis, block_size> (constant, scales[, zero points])``; ``axis`` is that of the inputs (``in`` of
-  [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.encodings`;
+  [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.weights.format`;
 - ``Concat <axis = 0>`` of these: runs of consecutive experts, each with a format of its own.
 
 :func:`decodes_weight` recognises these nodes, so that passes which compute constants leave them alone.
@@ -22,21 +22,10 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir import dialect
-from moec.ir.encodings import MX_GROUP, Encoded, FormatName, WeightFormat, decode, encode
-from moec.ir.stacks import expert_data
-
-__all__ = [
-    "Encoded",
-    "WeightFormat",
-    "WeightRun",
-    "decode",
-    "decodes_weight",
-    "decoding_node",
-    "encode",
-    "input_axis",
-    "weight_inputs",
-    "weight_runs",
-]
+from moec.ir.mapped_files import release_pages
+from moec.ir.weights.encode import Encoded, decode
+from moec.ir.weights.format import ELEMENTS, WeightFormat, name_of
+from moec.ir.weights.stacks import expert_data
 
 Array = np.ndarray[Any, Any]
 
@@ -46,20 +35,6 @@ _WEIGHT_INPUTS = {
     "GroupedMatMul": ("weights",),
     "Linear": ("weight",),
 }
-_PLAIN = {
-    ir.DataType.DOUBLE: WeightFormat("float64"),
-    ir.DataType.FLOAT: WeightFormat("float32"),
-    ir.DataType.FLOAT16: WeightFormat("float16"),
-    ir.DataType.BFLOAT16: WeightFormat("bfloat16"),
-}
-_QUANTIZED: dict[ir.DataType, FormatName] = {
-    ir.DataType.INT8: "int8",
-    ir.DataType.UINT8: "int8",
-    ir.DataType.INT4: "int4",
-    ir.DataType.UINT4: "int4",
-    ir.DataType.FLOAT4E2M1: "mxfp4",
-}
-_UNSIGNED = (ir.DataType.UINT8, ir.DataType.UINT4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +55,17 @@ class WeightRun:
     @property
     def shape(self) -> tuple[int, int]:
         """The matrix of one expert."""
-        tensor = _constant(self.data)
+        tensor = constant(self.data)
         assert tensor is not None
         rows, columns = (int(size) for size in tensor.shape.numpy()[-2:])
         return rows, columns
+
+    @property
+    def kernel_format(self) -> WeightFormat:
+        """The format, for one who computes with it. Raises UnsupportedError for float64, in which no kernel does."""
+        if self.format.name == "float64":
+            raise UnsupportedError("weights are float64; expected float32, float16, bfloat16 or a quantised format")
+        return self.format
 
     def encoded(self, expert: int) -> Encoded:
         """What is stored for one expert (its number among all experts), without reading any other."""
@@ -95,9 +77,73 @@ class WeightRun:
         return decode(self.encoded(expert), self.format, -1 if self.axis is None else self.axis)
 
     def _part(self, value: ir.Value, expert: int) -> Array:
-        tensor = _constant(value)
+        tensor = constant(value)
         assert tensor is not None
         return tensor.numpy() if len(tensor.shape) == 2 else expert_data(value, expert - self.first)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeight:
+    """A weight operand whose experts may differ in format."""
+
+    name: str
+    runs: tuple[WeightRun, ...]
+
+    @staticmethod
+    def of(value: ir.Value) -> StoredWeight:
+        """Raises UnsupportedError as :func:`weight_runs`."""
+        return StoredWeight(str(value.name), tuple(weight_runs(value)))
+
+    @property
+    def experts(self) -> int:
+        return sum(run.count for run in self.runs)
+
+    @property
+    def formats(self) -> list[WeightFormat]:
+        """The format of each expert."""
+        return [run.format for run in self.runs for _ in range(run.count)]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The matrix of one expert, as the graph has it."""
+        return self.runs[0].shape
+
+    def out_in(self, transposed: bool) -> tuple[int, int]:
+        """How many outputs and inputs the matrix has; ``transposed``: inputs are its rows."""
+        rows, columns = self.shape
+        return (columns, rows) if transposed else (rows, columns)
+
+    def run_of(self, expert: int) -> WeightRun:
+        """The experts stored like this one."""
+        return next(run for run in self.runs if expert < run.first + run.count)
+
+    def encoded(self, expert: int, transposed: bool) -> Encoded:
+        """What is stored of one expert, inputs first."""
+        return oriented(self.run_of(expert).encoded(expert), transposed)
+
+    def decoded(self, expert: int, transposed: bool) -> np.ndarray:
+        """The numbers of one expert, inputs first, in float32.
+
+        Raises UnsupportedError for float64, which no kernel computes in.
+        """
+        return decode(self.encoded(expert, transposed), self.run_of(expert).kernel_format, 0)
+
+    def has_finite_floats(self) -> bool:
+        """Whether no weight that is stored as a float is infinite or NaN; reads them all."""
+        for run in self.runs:
+            for expert in range(run.first, run.first + run.count) if not run.format.quantized else ():
+                if not np.isfinite(run.encoded(expert).data).all():
+                    return False
+                release_pages()
+        return True
+
+
+def oriented(encoded: Encoded, transposed: bool) -> Encoded:
+    """What is stored of one matrix with inputs first: [in, out], scales [groups, out]."""
+    if transposed:
+        return encoded
+    transposed_parts = (None if part is None else part.T for part in encoded[1:])
+    return Encoded(encoded.data.T, *transposed_parts)
 
 
 def weight_inputs(node: ir.Node) -> dict[str, ir.Value]:
@@ -106,6 +152,12 @@ def weight_inputs(node: ir.Node) -> dict[str, ir.Value]:
         return {}
     inputs = dialect.inputs_of(node)
     return {name: value for name in _WEIGHT_INPUTS.get(node.op_type, ()) if (value := inputs[name]) is not None}
+
+
+def stored_weights(node: ir.Node) -> dict[str, StoredWeight]:
+    """How the weights of a moec node are stored, by the names of its operands. Raises UnsupportedError as
+    :func:`weight_runs`."""
+    return {name: StoredWeight.of(value) for name, value in weight_inputs(node).items()}
 
 
 def input_axis(node: ir.Node, name: str) -> int:
@@ -169,7 +221,7 @@ def _is(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
     return node is not None and node.domain == "" and node.op_type in op_types
 
 
-def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The data of an initializer; an input with a default is none."""
     if value is None or value.is_graph_input():
         return None
@@ -194,21 +246,22 @@ def _run(value: ir.Value, first: int) -> WeightRun:
     if _is(node, "DequantizeLinear"):
         return _quantized_run(value, node, first)
     data = node.inputs[0] if _is(node, "Cast") else value
-    tensor = _constant(data)
+    tensor = constant(data)
     if data is None or tensor is None:
         made = "an input of the model" if node is None else f"computed by {node.op_type}"
         raise UnsupportedError(
             f"weight {value.name}: is {made}; expected a constant, or a Cast, DequantizeLinear or Concat of constants"
         )
-    if tensor.dtype not in _PLAIN:
+    name = name_of(tensor.dtype)
+    if name is None or ELEMENTS[name].scales:
         raise UnsupportedError(f"weight {value.name}: is {tensor.dtype}; expected a float or a quantised format")
-    return WeightRun(first, _count(tensor), _PLAIN[tensor.dtype], data)
+    return WeightRun(first, _count(tensor), WeightFormat(name), data)
 
 
 def _quantized_run(value: ir.Value, node: ir.Node, first: int) -> WeightRun:
     data, scale, zero_point = (*node.inputs, None)[:3]
-    found, scales = _constant(data), _constant(scale)
-    if data is None or found is None or scales is None or (zero_point is not None and _constant(zero_point) is None):
+    found, scales = constant(data), constant(scale)
+    if data is None or found is None or scales is None or (zero_point is not None and constant(zero_point) is None):
         raise UnsupportedError(f"weight {value.name}: DequantizeLinear has an operand that is not constant")
     rank = len(found.shape)
     axis, block = (node.attributes[key].as_int() if key in node.attributes else 0 for key in ("axis", "block_size"))
@@ -227,19 +280,20 @@ def _format(
     value: ir.Value, types: tuple[ir.DataType, ir.DataType], block: int, size: int, has_zero_points: bool
 ) -> WeightFormat:
     data_type, scale_type = types
-    name = _QUANTIZED.get(data_type)
-    if name is None or (name == "mxfp4") != (scale_type == ir.DataType.FLOAT8E8M0):
+    name = name_of(data_type)
+    if name is None or not ELEMENTS[name].takes_scales(scale_type):
         raise UnsupportedError(f"weight {value.name}: {data_type} elements with {scale_type} scales are not supported")
-    if has_zero_points != (data_type in _UNSIGNED):
+    elements = ELEMENTS[name]
+    if has_zero_points != (data_type == elements.unsigned):
         found = "with" if has_zero_points else "without"
         raise UnsupportedError(
             f"weight {value.name}: {data_type} {found} zero points; expected signed elements without, or unsigned with"
         )
-    if name != "mxfp4":
+    if elements.group is None:
         return WeightFormat(name, 0 if block >= size else block, has_zero_points)
-    if min(block, size) != min(MX_GROUP, size):
-        raise UnsupportedError(f"weight {value.name}: mxfp4 in groups of {block}; expected {MX_GROUP}")
-    return WeightFormat(name, MX_GROUP)
+    if min(block, size) != min(elements.group, size):
+        raise UnsupportedError(f"weight {value.name}: {name} in groups of {block}; expected {elements.group}")
+    return WeightFormat(name, elements.group)
 
 
 def _count(tensor: ir.TensorProtocol) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.ir.stacks import ExpertStack, expert_data, packed_parts
 from moec.ir.weight_hashes import content_hash
+from moec.ir.weights.stacks import ExpertStack, expert_data, packed_parts
 
 
 def stack_of(array: np.ndarray, dtype: ir.DataType, read: list[int] | None = None) -> ExpertStack:

@@ -25,76 +25,19 @@ error of Gaussian weights 12% smaller than -7 to 7 does.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import onnx_ir as ir
+
+from moec.ir.weights.format import WeightFormat
 
 Array = np.ndarray[Any, Any]
-FormatName = Literal["float64", "float32", "float16", "bfloat16", "int8", "int4", "mxfp4"]
 
-MX_GROUP = 32
-ELEMENT_ERRORS = {"float64": 0, "float32": 0, "bfloat16": 1 / 256, "float16": 1 / 2048, "int8": 1 / 254, "int4": 1 / 8}
-ELEMENT_ERRORS |= {"mxfp4": 1 / 4}
-"""The last column of the table, without zero points."""
-
-_FLOATS: dict[str, ir.DataType] = {
-    "float64": ir.DataType.DOUBLE,
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-}
-_SIGNED: dict[str, ir.DataType] = {
-    "int8": ir.DataType.INT8,
-    "int4": ir.DataType.INT4,
-    "mxfp4": ir.DataType.FLOAT4E2M1,
-}
-_UNSIGNED: dict[str, ir.DataType] = {"int8": ir.DataType.UINT8, "int4": ir.DataType.UINT4}
 _LARGEST_MX = 6.0
 _ELEMENTS_AT_ONCE = 1 << 16
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightFormat:
-    """How a weight is stored. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel)."""
-
-    name: FormatName
-    group: int = 0
-    zero_points: bool = False
-
-    def __post_init__(self) -> None:
-        if self.name == "mxfp4" and self.group != MX_GROUP:
-            raise ValueError(f"mxfp4 has groups of {MX_GROUP}, not {self.group}")
-        if self.zero_points and self.name not in _UNSIGNED:
-            raise ValueError(f"{self.name} has no zero points")
-        if self.group < 0 or (self.group and not self.quantized):
-            raise ValueError(f"{self.name} has no groups of {self.group}")
-
-    @property
-    def quantized(self) -> bool:
-        """Whether scales belong to it."""
-        return self.name in _SIGNED
-
-    @property
-    def data_type(self) -> ir.DataType:
-        if not self.quantized:
-            return _FLOATS[self.name]
-        return (_UNSIGNED if self.zero_points else _SIGNED)[self.name]
-
-    @property
-    def scale_type(self) -> ir.DataType:
-        """The type that :func:`encode` stores scales in: they count when there is one for every few weights."""
-        if self.name == "mxfp4":
-            return ir.DataType.FLOAT8E8M0
-        return ir.DataType.FLOAT16 if self.group else ir.DataType.FLOAT
-
-    def __str__(self) -> str:
-        group = f"/{self.group}" if self.group and self.name != "mxfp4" else ""
-        return f"{self.name}{group}{'z' if self.zero_points else ''}"
 
 
 class Encoded(NamedTuple):

@@ -8,11 +8,12 @@ import pytest
 from moec.errors import UnsupportedError
 from moec.ir import shapes
 from moec.ir.dialect import LinearSpec, make_node
-from moec.ir.encodings import Encoded
-from moec.ir.formats import WeightFormat, WeightRun, decode, decodes_weight, decoding_node, encode, weight_runs
 from moec.ir.interpreter import run
-from moec.ir.stacks import ExpertStack
 from moec.ir.text import parse_model, print_model
+from moec.ir.weights.encode import Encoded, decode, encode
+from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.stacks import ExpertStack
+from moec.ir.weights.stored import WeightRun, decodes_weight, decoding_node, weight_runs
 from moec.passes.base import Report
 from moec.passes.pipeline import CLEAN_UP, parse
 from moec.passes.pipeline import run as run_passes

@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moec.ir.encodings import ELEMENT_ERRORS, Encoded, WeightFormat, decode, encode
+from moec.ir.weights.encode import Encoded, decode, encode
+from moec.ir.weights.format import WeightFormat
 
 FORMATS = [
     WeightFormat("float32"),
@@ -43,7 +44,7 @@ def largest_of_group(weight: np.ndarray, form: WeightFormat) -> np.ndarray:
 def test_every_element_keeps_its_error_bound(form: WeightFormat, shape: tuple[int, ...]) -> None:
     weight = weights(shape)
     encoded = encode(weight, form)
-    bound = 2 / (255 if form.name == "int8" else 15) if form.zero_points else ELEMENT_ERRORS[form.name]
+    bound = 2 / (255 if form.name == "int8" else 15) if form.zero_points else form.elements.error
     reference = largest_of_group(weight, form) if form.quantized else np.abs(weight)
     assert encoded.data.dtype == form.data_type.numpy() and encoded.data.shape == weight.shape
     # a float16 scale is off by up to 1/2048

@@ -1,0 +1,132 @@
+"""The weights of the experts of a node, by expert and by part, whichever operand holds them and however they lie."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir import dialect
+from moec.ir.dialect import ExpertsSpec
+from moec.ir.weights.encode import Encoded, decode
+from moec.ir.weights.stored import StoredWeight, constant, stored_weights
+
+Array = np.ndarray[Any, Any]
+Part = Literal["gate", "up", "down"]
+
+
+class ExpertWeights:
+    """The weights and biases of the experts of a ``moec.Experts`` or ``moec.MoE`` node, read one expert at a time.
+
+    An expert has the parts gate (where it is gated), up and down, also where one operand holds gate and up. A part is a
+    matrix [in, out]: gate and up are [``inner``, ``hidden``], down is [``hidden``, ``width``]. Of the ``hidden`` units
+    expert e has the first ``sizes[e]``; the others are stored, but ignored. Reading touches what is asked for alone.
+
+    Raises UnsupportedError for a weight that is not stored in one of the ways of :mod:`moec.ir.weights.stored`.
+    """
+
+    def __init__(self, node: ir.Node) -> None:
+        self.spec = dialect.spec_of(node, ExpertsSpec)
+        self.operands = stored_weights(node)
+        self._inputs = dialect.inputs_of(node)
+        self._last: dict[str, Any] = {}
+        self._biases: dict[str, Array] = {}
+
+    @property
+    def experts(self) -> int:
+        """How many there are."""
+        return self.operands["down"].experts
+
+    @property
+    def inner(self) -> int:
+        return self.operands["up"].out_in(self.spec.up_transposed)[1]
+
+    @property
+    def hidden(self) -> int:
+        return self.operands["down"].out_in(self.spec.down_transposed)[1]
+
+    @property
+    def width(self) -> int:
+        return self.operands["down"].out_in(self.spec.down_transposed)[0]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.spec.hidden_sizes or (self.hidden,) * self.experts
+
+    @property
+    def before(self) -> tuple[Part, ...]:
+        """The parts before the activation."""
+        return ("gate", "up") if self.spec.gated else ("up",)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (*self.before, "down")
+
+    def operand(self, part: Part) -> StoredWeight:
+        """What holds the part."""
+        return self.operands[self._source(part)]
+
+    def transposed(self, part: Part) -> bool:
+        """Whether the operand of the part has the inputs first."""
+        return self.spec.down_transposed if part == "down" else self.spec.up_transposed
+
+    def encoded(self, part: Part, expert: int) -> Encoded:
+        """What is stored of a part, inputs first: data [in, out], scales and zero points [groups, out]."""
+        source = self._source(part)
+        if self._last.get("expert") != expert:  # gate and up of an expert are often asked for in turn
+            self._last = {"expert": expert}
+        if source not in self._last:
+            self._last[source] = self.operands[source].encoded(expert, self.transposed(part))
+        stored: Encoded = self._last[source]
+        return stored if part == source and not self._shares(part) else self._half(part, stored)
+
+    def own(self, part: Part, expert: int) -> Encoded:
+        """The same with what stands for zero in the place of hidden units that the expert does not have."""
+        found = self.encoded(part, expert)
+        if not self.spec.hidden_sizes:
+            return found
+        absent = (slice(self.sizes[expert], None), slice(None)) if part == "down" else np.s_[:, self.sizes[expert] :]
+        data = np.array(found.data)
+        data[absent] = 0
+        if found.zero_point is not None:
+            group = self.operand(part).run_of(expert).format.group or len(data)
+            data[absent] = np.repeat(found.zero_point, group, axis=0)[: len(data)][absent]
+        return Encoded(data, *found[1:])
+
+    def decoded(self, part: Part, expert: int) -> Array:
+        """The numbers [in, out] in float32, zeros for hidden units that the expert does not have.
+
+        Raises UnsupportedError for float64, which no kernel computes in.
+        """
+        return decode(self.own(part, expert), self.operand(part).run_of(expert).kernel_format, 0)
+
+    def bias(self, part: Part) -> Array | None:
+        """The biases [E, out] of a part; None where there are none.
+
+        Raises UnsupportedError for a bias that is computed when the model runs.
+        """
+        name = f"{self._source(part)}_bias"
+        value = self._inputs[name]
+        if value is None:
+            return None
+        if name not in self._biases:
+            data = constant(value)
+            if data is None:
+                raise UnsupportedError(f"{name} is computed at run time; it has to be constant to be packed")
+            self._biases[name] = data.numpy()
+        return self._half(part, self._biases[name]) if self._shares(part) else self._biases[name]
+
+    def _shares(self, part: Part) -> bool:
+        """Whether the operand of the part holds another one, too."""
+        return self.spec.fused and part != "down"
+
+    def _source(self, part: Part) -> str:
+        return "up" if self._shares(part) else part
+
+    def _half(self, part: Part, both: Any) -> Any:
+        """The part of an array, or of each array of a stored matrix, that holds gate and up along its last axis."""
+        if isinstance(both, Encoded):
+            return Encoded(*(None if array is None else self._half(part, array) for array in both))  # type: ignore[arg-type]
+        return self.spec.gate_and_up(both)[part == "up"]

@@ -1,0 +1,96 @@
+"""The formats that weights are stored in: one row each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import onnx_ir as ir
+
+FormatName = Literal["float64", "float32", "float16", "bfloat16", "int8", "int4", "mxfp4"]
+
+MX_GROUP = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Elements:
+    """What a format stores of each weight.
+
+    ``signed``: its type; ``unsigned``: that with zero points. ``error``: the largest error of an element as a share of
+    its group's largest one (of a float, of itself), without zero points. ``scales``: the types of a scale for all
+    inputs and of one for a group of them; empty for floats. ``group``: how many inputs share a scale, where there is no
+    choice.
+    """
+
+    signed: ir.DataType
+    error: float = 0.0
+    unsigned: ir.DataType | None = None
+    scales: tuple[ir.DataType, ...] = ()
+    group: int | None = None
+
+    def takes_scales(self, dtype: ir.DataType) -> bool:
+        """Whether scales of this type may stand beside them: exponents where there are no others, else floats."""
+        exponents = ir.DataType.FLOAT8E8M0
+        return bool(self.scales) and (dtype == exponents) == (exponents in self.scales)
+
+
+_BY_GROUP = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_EXPONENTS = (ir.DataType.FLOAT8E8M0, ir.DataType.FLOAT8E8M0)
+ELEMENTS: dict[FormatName, Elements] = {
+    "float64": Elements(ir.DataType.DOUBLE),
+    "float32": Elements(ir.DataType.FLOAT),
+    "float16": Elements(ir.DataType.FLOAT16, 1 / 2048),
+    "bfloat16": Elements(ir.DataType.BFLOAT16, 1 / 256),
+    "int8": Elements(ir.DataType.INT8, 1 / 254, ir.DataType.UINT8, _BY_GROUP),
+    "int4": Elements(ir.DataType.INT4, 1 / 8, ir.DataType.UINT4, _BY_GROUP),
+    "mxfp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 4, None, _EXPONENTS, MX_GROUP),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFormat:
+    """How a weight is stored. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel)."""
+
+    name: FormatName
+    group: int = 0
+    zero_points: bool = False
+
+    def __post_init__(self) -> None:
+        only = self.elements.group
+        if only is not None and self.group != only:
+            raise ValueError(f"{self.name} has groups of {only}, not {self.group}")
+        if self.zero_points and self.elements.unsigned is None:
+            raise ValueError(f"{self.name} has no zero points")
+        if self.group < 0 or (self.group and not self.quantized):
+            raise ValueError(f"{self.name} has no groups of {self.group}")
+
+    @property
+    def elements(self) -> Elements:
+        """What it stores of each weight."""
+        return ELEMENTS[self.name]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether scales belong to it."""
+        return bool(self.elements.scales)
+
+    @property
+    def data_type(self) -> ir.DataType:
+        """That of its elements."""
+        unsigned = self.elements.unsigned
+        return unsigned if self.zero_points and unsigned is not None else self.elements.signed
+
+    @property
+    def scale_type(self) -> ir.DataType:
+        """The type that :func:`moec.ir.weights.encode.encode` stores scales in: they count when there is one for every
+        few weights."""
+        return self.elements.scales[bool(self.group)]
+
+    def __str__(self) -> str:
+        group = f"/{self.group}" if self.group and self.elements.group is None else ""
+        return f"{self.name}{group}{'z' if self.zero_points else ''}"
+
+
+def name_of(dtype: ir.DataType) -> FormatName | None:
+    """The format that has elements of this type; None if there is none."""
+    return next((name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned)), None)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from moec.errors import MoecError
 from moec.ir.dialect import INPUTS, ProductSpec
 from moec.ir.names import node_name
-from moec.ir.weights.encode import encode, group_count, scales_of
+from moec.ir.weights.encode import Table, encode, group_count, scales_of
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
@@ -104,10 +104,11 @@ class _Segment:
         self._axis = input_axis(node, name)
         first = experts[0][1]
         self._kept = first if first.format == form else None
+        self._waiting: dict[tuple[int, str], Array] = {}
 
     def add_to(self, graph: ir.Graph) -> ir.Value:
         """Add the constants, and the node that decodes them where their type is not that of the operand."""
-        data = self._constant(graph, "", 0, self._data_shape(), self._form.data_type)
+        data = self._constant(graph, "", "data", self._data_shape(), self._form.data_type)
         if self._form.data_type == self._dtype:
             return data
         scale = zero_point = None
@@ -115,9 +116,11 @@ class _Segment:
             scale_type = self._form.scale_type
             if self._kept is not None and self._kept.scale is not None and self._kept.scale.dtype is not None:
                 scale_type = self._kept.scale.dtype
-            scale = self._constant(graph, "_scale", 1, self._scale_shape(), scale_type)
+            scale = self._constant(graph, "_scale", "scale", self._scale_shape(), scale_type)
             if self._form.zero_points:
-                zero_point = self._constant(graph, "_zero_point", 2, self._scale_shape(), self._form.data_type)
+                zero_point = self._constant(
+                    graph, "_zero_point", "zero_point", self._scale_shape(), self._form.data_type
+                )
         decoding = decoding_node(self._form, data, scale, zero_point, self._axis, self._dtype)
         decoding.outputs[0].name = fresh_name(graph, f"{self._wish}_decoded")
         graph.insert_before(self._node, decoding)
@@ -135,30 +138,40 @@ class _Segment:
         return tuple(shape)
 
     def _constant(
-        self, graph: ir.Graph, suffix: str, part: int, shape: tuple[int, ...], dtype: ir.DataType
+        self, graph: ir.Graph, suffix: str, table: Table, shape: tuple[int, ...], dtype: ir.DataType
     ) -> ir.Value:
         name = fresh_name(graph, f"{self._wish}_{self._form.name}{suffix}")
-        return add_constant(graph, _lazy(name, dtype, shape, lambda index: self._load(index, part)), name)
+        return add_constant(graph, _lazy(name, dtype, shape, lambda index: self._load(index, table)), name)
 
-    def _load(self, index: int, part: int) -> Array:
-        """One part (data, scale or zero point) of one expert."""
+    def _load(self, index: int, table: Table) -> Array:
+        """One table of one expert."""
         expert, run = self._experts[index]
         if self._kept is not None:
-            found = run.encoded(expert)[part]
-            assert found is not None
-            return found
+            return _needed(run.encoded(expert).read(table))
         try:
-            return self._encoded_part(run.decoded(expert), part)
+            return self._encoded(index, lambda: run.decoded(expert), table)
         except ValueError as error:
             of = f" of expert {expert}" if self._rank == 3 else ""
             raise MoecError(f"{self._where}{of}: {error}") from None
 
-    def _encoded_part(self, weight: Array, part: int) -> Array:
-        if part == 0:
-            return encode(weight, self._form, self._axis).data
-        found = scales_of(weight, self._form, self._axis)[part - 1]
-        assert found is not None
-        return found
+    def _encoded(self, index: int, decoded: Callable[[], Array], table: Table) -> Array:
+        """Scales and zero points that came with data that was read wait for the next who asks: writers read table by
+        table. They are small; the data is not kept."""
+        waiting = self._waiting.pop((index, table), None)
+        if waiting is not None:
+            return waiting
+        if table == "data":
+            data, scale, zero_point = encode(decoded(), self._form, self._axis)
+            named = {(index, "scale"): scale, (index, "zero_point"): zero_point}
+            self._waiting |= {key: array for key, array in named.items() if array is not None}
+            return data
+        scale, zero_point = scales_of(decoded(), self._form, self._axis)
+        return _needed(scale if table == "scale" else zero_point)
+
+
+def _needed(array: Array | None) -> Array:
+    assert array is not None
+    return array
 
 
 def _lazy(name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[[int], Array]) -> ir.LazyTensor:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
-from moec.ir.weights.encode import Encoded
+from moec.ir.weights.encode import StoredMatrix
 from moec.ir.weights.stored import StoredWeight, WeightRun
 from moec.runtime.tuning import CROSSOVER
 from moec.targets.cpu.kernels import pack_experts
@@ -26,7 +26,7 @@ _SCALES = {
     ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
 }
 
-Parts = Callable[[int], Sequence[Encoded]]
+Parts = Callable[[int], Sequence[StoredMatrix]]
 """What is stored of an expert: the matrices [in, out] that share a tile (gate and up), or one alone."""
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 from tvm import relax
 
-from moec.ir.weights.encode import Encoded
+from moec.ir.weights.encode import Encoded, StoredMatrix, Table
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.stored import StoredWeight
 from moec.runtime.dtypes import dtype_of
 from moec.targets.cuda.expert_groups import quantized_format
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.cuda.kernels.stored_matrix import Packed, StoredFormat, pack
+from moec.targets.cuda.kernels.stored_matrix import StoredFormat, pack
 from moec.targets.tvm.node_lowering import NodeLowering
 
-Parts = Callable[[int], Sequence[Encoded]]
+Parts = Callable[[int], Sequence[StoredMatrix]]
 """The matrices [in, out] of an expert that lie together, gate and up, or one alone; floats are ``Encoded`` without
 scales."""
 
@@ -59,19 +60,9 @@ def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Pa
         return [node.lowering.add_weight(f"{name}.{dtype}", (experts, columns, problem.inner), dtype, load)]
     stored = problem.stored
     groups = stored.groups(problem.inner)
-    tables = {
-        "data": ((columns, stored.row_bytes(problem.inner)), "uint8"),
-        "scales": ((columns, groups), stored.scale_storage),
-    }
-    if stored.zero_points:
-        tables["zero_points"] = ((columns, groups), "uint8")
-
-    def load_table(table: str) -> Callable[[], Iterator[np.ndarray]]:
-        return lambda: (_packed(stored, table, parts(expert)) for expert in range(experts))
-
+    row = {"data": stored.row_bytes(problem.inner), "scale": groups, "zero_point": groups if stored.zero_points else 0}
     operands = [
-        node.lowering.add_weight(f"{name}.{table}", (experts, *shape), dtype, load_table(table))
-        for table, (shape, dtype) in tables.items()
+        _table(node, f"{name}.{table}", problem, table, row[table], parts) for table in get_args(Table) if row[table]
     ]
     if not stored.zero_points:
         none = np.zeros((1, 1, 1), np.uint8)
@@ -79,12 +70,17 @@ def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Pa
     return operands
 
 
-def _packed(stored: StoredFormat, table: str, parts: Sequence[Encoded]) -> np.ndarray:
-    packed: list[Packed] = []
-    for part in parts:
-        transposed = (None if array is None else array.T for array in part)
-        packed.append(pack(stored, Encoded(*transposed)))  # type: ignore[arg-type]
-    return np.ascontiguousarray(_together([getattr(one, table) for one in packed]))
+def _table(node: NodeLowering, name: str, problem: GroupedProblem, table: Table, row: int, parts: Parts) -> relax.Var:
+    """One table of a quantised matrix, ``row`` elements for each of its columns."""
+    stored, shape = problem.stored, (problem.experts, problem.columns, row)
+    assert stored is not None
+
+    def load() -> Iterator[np.ndarray]:
+        for expert in range(problem.experts):
+            arrays = [getattr(part, table).T for part in parts(expert)]
+            yield np.ascontiguousarray(_together([pack(stored, table, array) for array in arrays]))
+
+    return node.lowering.add_weight(name, shape, stored.scale_storage if table == "scale" else "uint8", load)
 
 
 def _together(matrices: Sequence[np.ndarray]) -> np.ndarray:

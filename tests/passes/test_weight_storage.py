@@ -8,7 +8,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
-from moec.ir.weights.encode import decode, encode
+from moec.ir.weights.encode import Encoded, decode, encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import stored_weights, weight_inputs, weight_runs
@@ -79,3 +79,19 @@ def test_a_number_that_a_format_cannot_hold_is_named_when_it_is_read() -> None:
     run.decoded(0)
     with pytest.raises(MoecError, match="node layer: weight up of expert 1: it holds an infinity or a NaN"):
         run.decoded(1)
+
+
+@pytest.mark.parametrize("form", [INT8, WeightFormat("int4", 4, True)], ids=str)
+def test_experts_are_encoded_once_by_who_reads_table_by_table(form) -> None:
+    model, array, read = counted_model()
+    node, experts = model.graph.node(0), range(len(array))
+    store(node, "up", [form] * len(array))
+    (run,) = stored_weights(node)["up"].runs
+    tables = Encoded._fields if form.zero_points else ("data", "scale")
+    found = [[run.encoded(expert).read(table) for expert in experts] for table in tables]
+    assert read == list(experts)
+    for expert in experts:
+        for table, arrays in zip(tables, found, strict=True):
+            expected = getattr(encode(array[expert], form), table)
+            np.testing.assert_array_equal(arrays[expert], expected)
+            np.testing.assert_array_equal(run.encoded(expert).read(table), expected)  # whoever asks again gets the same

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -40,8 +40,22 @@ _LARGEST_MX = 6.0
 _ELEMENTS_AT_ONCE = 1 << 16
 
 
-class Encoded(NamedTuple):
+Table = Literal["data", "scale", "zero_point"]
+
+
+class StoredMatrix(Protocol):
     """A matrix as it is stored; scale and zero point have one entry per group along the axis of the inputs."""
+
+    @property
+    def data(self) -> Array: ...
+    @property
+    def scale(self) -> Array | None: ...
+    @property
+    def zero_point(self) -> Array | None: ...
+
+
+class Encoded(NamedTuple):
+    """One whose arrays are there."""
 
     data: Array
     scale: Array | None = None
@@ -74,7 +88,7 @@ def scales_of(weight: Array, form: WeightFormat, axis: int = -1) -> tuple[Array,
     return scale, zero_point
 
 
-def decode(encoded: Encoded, form: WeightFormat, axis: int = -1) -> Array:
+def decode(encoded: StoredMatrix, form: WeightFormat, axis: int = -1) -> Array:
     """The stored weight in float32 (float64 where it is stored so); what is stored in these types is not copied."""
     data = encoded.data
     if form.name == "float64":

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec
-from moec.ir.weights.encode import Encoded, decode
-from moec.ir.weights.stored import StoredWeight, constant, stored_weights
+from moec.ir.weights.encode import Table, decode
+from moec.ir.weights.stored import LazyMatrix, StoredWeight, constant, stored_weights
 
 Array = np.ndarray[Any, Any]
 Part = Literal["gate", "up", "down"]
@@ -31,7 +31,7 @@ class ExpertWeights:
         self.spec = dialect.spec_of(node, ExpertsSpec)
         self.operands = stored_weights(node)
         self._inputs = dialect.inputs_of(node)
-        self._last: dict[str, Any] = {}
+        self._last: tuple[Any, ...] = ()
         self._biases: dict[str, Array] = {}
 
     @property
@@ -72,28 +72,39 @@ class ExpertWeights:
         """Whether the operand of the part has the inputs first."""
         return self.spec.down_transposed if part == "down" else self.spec.up_transposed
 
-    def encoded(self, part: Part, expert: int) -> Encoded:
+    def encoded(self, part: Part, expert: int) -> LazyMatrix:
         """What is stored of a part, inputs first: data [in, out], scales and zero points [groups, out]."""
         source = self._source(part)
-        if self._last.get("expert") != expert:  # gate and up of an expert are often asked for in turn
-            self._last = {"expert": expert}
-        if source not in self._last:
-            self._last[source] = self.operands[source].encoded(expert, self.transposed(part))
-        stored: Encoded = self._last[source]
-        return stored if part == source and not self._shares(part) else self._half(part, stored)
+        stored = self.operands[source].encoded(expert, self.transposed(part))
+        if not self._shares(part):
+            return stored
+        return LazyMatrix(lambda table: self._half(part, self._read(source, expert, table, stored)))
 
-    def own(self, part: Part, expert: int) -> Encoded:
+    def _read(self, source: str, expert: int, table: Table, stored: LazyMatrix) -> Array | None:
+        """An array that holds gate and up, which are asked for in turn: the last one is kept."""
+        if self._last[:1] != ((source, expert, table),):
+            self._last = ((source, expert, table), stored.read(table))
+        return self._last[1]
+
+    def own(self, part: Part, expert: int) -> LazyMatrix:
         """The same with what stands for zero in the place of hidden units that the expert does not have."""
         found = self.encoded(part, expert)
         if not self.spec.hidden_sizes:
             return found
-        absent = (slice(self.sizes[expert], None), slice(None)) if part == "down" else np.s_[:, self.sizes[expert] :]
-        data = np.array(found.data)
-        data[absent] = 0
-        if found.zero_point is not None:
-            group = self.operand(part).run_of(expert).format.group or len(data)
-            data[absent] = np.repeat(found.zero_point, group, axis=0)[: len(data)][absent]
-        return Encoded(data, *found[1:])
+        size = self.sizes[expert]
+        absent = (slice(size, None), slice(None)) if part == "down" else (slice(None), slice(size, None))
+
+        def read(table: Table) -> Array | None:
+            if table != "data":
+                return found.read(table)
+            data, zeros = np.array(found.data), found.zero_point
+            data[absent] = 0
+            if zeros is not None:
+                group = self.operand(part).run_of(expert).format.group or len(data)
+                data[absent] = np.repeat(zeros, group, axis=0)[: len(data)][absent]
+            return data
+
+        return LazyMatrix(read)
 
     def decoded(self, part: Part, expert: int) -> Array:
         """The numbers [in, out] in float32, zeros for hidden units that the expert does not have.
@@ -125,8 +136,6 @@ class ExpertWeights:
     def _source(self, part: Part) -> str:
         return "up" if self._shares(part) else part
 
-    def _half(self, part: Part, both: Any) -> Any:
-        """The part of an array, or of each array of a stored matrix, that holds gate and up along its last axis."""
-        if isinstance(both, Encoded):
-            return Encoded(*(None if array is None else self._half(part, array) for array in both))  # type: ignore[arg-type]
-        return self.spec.gate_and_up(both)[part == "up"]
+    def _half(self, part: Part, both: Array | None) -> Any:
+        """The part of an array that holds gate and up along its last axis."""
+        return None if both is None else self.spec.gate_and_up(both)[part == "up"]

@@ -14,7 +14,7 @@ The weight operand of a moec node is one of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -23,7 +23,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
-from moec.ir.weights.encode import Encoded, decode
+from moec.ir.weights.encode import Table, decode
 from moec.ir.weights.format import ELEMENTS, WeightFormat, name_of
 from moec.ir.weights.stacks import expert_data
 
@@ -35,6 +35,32 @@ _WEIGHT_INPUTS = {
     "GroupedMatMul": ("weights",),
     "Linear": ("weight",),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyMatrix:
+    """A matrix whose arrays are read, or computed, when they are asked for, and not kept. ``read``: one of them, by the
+    name of its field."""
+
+    read: Callable[[Table], Array | None]
+
+    @property
+    def data(self) -> Array:
+        found = self.read("data")
+        assert found is not None
+        return found
+
+    @property
+    def scale(self) -> Array | None:
+        return self.read("scale")
+
+    @property
+    def zero_point(self) -> Array | None:
+        return self.read("zero_point")
+
+    def mapped(self, change: Callable[[Array], Array]) -> LazyMatrix:
+        """One whose arrays are what ``change`` makes of them."""
+        return LazyMatrix(lambda table: None if (array := self.read(table)) is None else change(array))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +93,14 @@ class WeightRun:
             raise UnsupportedError("weights are float64; expected float32, float16, bfloat16 or a quantised format")
         return self.format
 
-    def encoded(self, expert: int) -> Encoded:
+    def encoded(self, expert: int) -> LazyMatrix:
         """What is stored for one expert (its number among all experts), without reading any other."""
-        parts = (self.data, self.scale, self.zero_point)
-        return Encoded(*(None if part is None else self._part(part, expert) for part in parts))  # type: ignore[arg-type]
+
+        def read(table: Table) -> Array | None:
+            value: ir.Value | None = getattr(self, table)
+            return None if value is None else self._part(value, expert)
+
+        return LazyMatrix(read)
 
     def decoded(self, expert: int) -> Array:
         """The matrix of one expert in float32 (float64 where it is stored so)."""
@@ -117,9 +147,10 @@ class StoredWeight:
         """The experts stored like this one."""
         return next(run for run in self.runs if expert < run.first + run.count)
 
-    def encoded(self, expert: int, transposed: bool) -> Encoded:
-        """What is stored of one expert, inputs first."""
-        return oriented(self.run_of(expert).encoded(expert), transposed)
+    def encoded(self, expert: int, transposed: bool) -> LazyMatrix:
+        """What is stored of one expert, inputs first: data [in, out], scales and zero points [groups, out]."""
+        found = self.run_of(expert).encoded(expert)
+        return found if transposed else found.mapped(np.transpose)
 
     def decoded(self, expert: int, transposed: bool) -> np.ndarray:
         """The numbers of one expert, inputs first, in float32.
@@ -136,14 +167,6 @@ class StoredWeight:
                     return False
                 release_pages()
         return True
-
-
-def oriented(encoded: Encoded, transposed: bool) -> Encoded:
-    """What is stored of one matrix with inputs first: [in, out], scales [groups, out]."""
-    if transposed:
-        return encoded
-    transposed_parts = (None if part is None else part.T for part in encoded[1:])
-    return Encoded(encoded.data.T, *transposed_parts)
 
 
 def weight_inputs(node: ir.Node) -> dict[str, ir.Value]:

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moec.ir.weights.encode import Encoded
+from moec.ir.weights.encode import StoredMatrix
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.kernels.multiplication import Multiplication
 from moec.targets.cpu.kernels.stored import ZERO_POINTS
 
 
-def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:
+def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
     """The tiles of one expert, flat; ``parts``: gate and up, or one matrix alone, [in, out] each."""
     product, inner, width = _of(problem, expert)
     codes = [_codes(product, part.data[:inner, :width]) for part in parts]
@@ -31,7 +31,7 @@ def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) ->
     return np.ascontiguousarray(tiles).reshape(-1)
 
 
-def pack_scales(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:
+def pack_scales(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
     """The scales of one expert, flat, in the order [tile, group, column]."""
     product, inner, width = _of(problem, expert)
     groups = product.stored.groups(product.padded(inner))
@@ -41,7 +41,7 @@ def pack_scales(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) 
     return _tiled(problem, scales, groups, width, 0).reshape(-1)
 
 
-def pack_zeros(problem: GroupedProblem, expert: int, parts: Sequence[Encoded]) -> np.ndarray:
+def pack_zeros(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
     """The zero points of one expert, flat, in the order of the scales."""
     product, inner, width = _of(problem, expert)
     groups = product.stored.groups(product.padded(inner))

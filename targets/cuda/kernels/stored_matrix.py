@@ -18,12 +18,12 @@ bring a table. Scales and zero points: [columns, groups]; a group is ``group`` c
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from tvm.script import tirx as T
 
-from moec.ir.weights.encode import Encoded
+from moec.ir.weights.encode import Table
 
 _ZERO_POINTS = {"int8": 128, "int4": 8}
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
@@ -90,22 +90,15 @@ class StoredFormat:
         return T.reinterpret("float32", T.Select(exponent == 0, T.int32(1 << 22), exponent << 23))
 
 
-class Packed(NamedTuple):
-    """Arrays of one expert: data [columns, row bytes] uint8, scales [columns, groups], zero points [columns, groups]
-    uint8, or [1, 1] where there is no table."""
-
-    data: np.ndarray
-    scales: np.ndarray
-    zero_points: np.ndarray
-
-
-def pack(stored: StoredFormat, encoded: Encoded) -> Packed:
-    """A matrix [columns, inner] of the graph, its scales along the last axis."""
-    assert encoded.scale is not None
-    scales = np.ascontiguousarray(encoded.scale)
-    zero_points = np.zeros((1, 1), np.uint8) if encoded.zero_point is None else encoded.zero_point.astype(np.uint8)
-    scales = scales.view(np.uint8) if stored.scale_storage == "uint8" else scales
-    return Packed(_bytes(stored, _codes(stored, encoded.data)), scales, zero_points)
+def pack(stored: StoredFormat, table: Table, array: np.ndarray) -> np.ndarray:
+    """A table of a matrix as kernels read it: data [columns, inner] becomes uint8 [columns, row bytes], scales stay
+    [columns, groups], zero points [columns, groups] become uint8."""
+    if table == "data":
+        return _bytes(stored, _codes(stored, array))
+    if table == "zero_point":
+        return array.astype(np.uint8)
+    scales = np.ascontiguousarray(array)
+    return scales.view(np.uint8) if stored.scale_storage == "uint8" else scales
 
 
 def _codes(stored: StoredFormat, data: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import decoding_node
 
-E, D, F, O = 3, 6, 4, 5
+E, D, F, OUT = 3, 6, 4, 5
 FORMATS = [WeightFormat("float32"), WeightFormat("int8"), WeightFormat("int4", 2), WeightFormat("int4", 4, True)]
 
 
@@ -24,8 +24,8 @@ def numbers(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape) + sum(shape)).normal(size=shape).astype(np.float32)
 
 
-PARTS = {"gate": numbers(E, D, F), "up": numbers(E, D, F) + 3, "down": numbers(E, F, O)}
-BIASES = {"gate": numbers(E, F), "up": numbers(E, F) + 3, "down": numbers(E, O)}
+PARTS = {"gate": numbers(E, D, F), "up": numbers(E, D, F) + 3, "down": numbers(E, F, OUT)}
+BIASES = {"gate": numbers(E, F), "up": numbers(E, F) + 3, "down": numbers(E, OUT)}
 
 
 def both(layout: str, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def experts_node(spec: ExpertsSpec, form: WeightFormat, **inputs: ir.Value) -> i
 def test_parts_are_the_same_in_every_layout(layout, transposed, form):
     spec = ExpertsSpec(gate_layout=layout, up_transposed=transposed, down_transposed=not transposed)
     weights = ExpertWeights(experts_node(spec, form))
-    assert (weights.experts, weights.inner, weights.hidden, weights.width) == (E, D, F, O)
+    assert (weights.experts, weights.inner, weights.hidden, weights.width) == (E, D, F, OUT)
     assert weights.parts == (("up", "down") if layout == "none" else ("gate", "up", "down"))
     for part in weights.parts:
         for expert in (1, 0, 2):
@@ -121,6 +121,8 @@ def test_what_is_computed_when_the_model_runs_cannot_be_read():
 
 
 def test_no_kernel_computes_in_float64():
-    node = experts_node(ExpertsSpec(gate_layout="none"), FORMATS[0], down=constant(numbers(E, O, F).astype(np.float64)))
+    node = experts_node(
+        ExpertsSpec(gate_layout="none"), FORMATS[0], down=constant(numbers(E, OUT, F).astype(np.float64))
+    )
     with pytest.raises(UnsupportedError, match="weights are float64; expected"):
         ExpertWeights(node).decoded("down", 0)

@@ -45,7 +45,8 @@ def test_few_rows_of_a_quantised_matrix():
     stored, form = StoredFormat("int4", 32, "float16"), WeightFormat("int4", 32)
     problem = dense_problem(64, 37, stored=stored)
     encoded = encode(_normal(37, 64), form, axis=1)
-    packed = [part[None] for part in pack(stored, encoded)]
+    packed = [pack(stored, "data", encoded.data)[None], pack(stored, "scale", encoded.scale)[None]]
+    packed.append(np.zeros((1, 1, 1), np.uint8))
     numbers, bias = decode(encoded, form, axis=1), _normal(1, 37)
     kernel = build(gemv(problem, lambda total: 2 * total))
     for rows in (0, 1, 7):

@@ -41,9 +41,11 @@ def encoded(form: WeightFormat, width: int, inner: int) -> list[Encoded]:
 
 def packed(stored: StoredFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
     """Data, scales and zero points of all experts; of a gate and its up where there are two."""
-    parts = [[np.stack(arrays) for arrays in zip(*(pack(stored, one) for one in m), strict=True)] for m in matrices]
-    arrays = parts[0] if len(parts) == 1 else [interleave(gate, up) for gate, up in zip(*parts, strict=True)]
-    return arrays if stored.zero_points else [*arrays[:2], np.zeros((1, 1, 1), np.uint8)]
+    arrays = []
+    for table in Encoded._fields if stored.zero_points else ("data", "scale"):
+        parts = [np.stack([pack(stored, table, getattr(one, table)) for one in matrix]) for matrix in matrices]
+        arrays.append(parts[0] if len(parts) == 1 else interleave(*parts))
+    return arrays if stored.zero_points else [*arrays, np.zeros((1, 1, 1), np.uint8)]
 
 
 def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **options: Any) -> None:

@@ -16,8 +16,8 @@ import onnx
 import onnx.parser
 
 import moec
-from moec.passes import pipeline
-from moec.passes.base import Report
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 
 WIDTH, HIDDEN = 16, 24
 

@@ -257,8 +257,8 @@ def opt(
 @app.command()
 def pipeline(level: OptimisationLevel = None, experts: Experts = None, linears: Linears = None) -> None:
     """Print the pipeline that a level and formats stand for; --passes takes such a text."""
-    from moec.passes import pipeline as pipelines
-    from moec.passes.shorthand import with_formats
+    from moec.passes.framework import pipeline as pipelines
+    from moec.passes.framework.shorthand import with_formats
 
     print(with_formats(pipelines.LEVELS[_pipeline(level, None)], experts, linears))
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from moec.frontend.conditions import Conditions
-    from moec.passes.base import Pass, Remark, Report
-    from moec.passes.pipeline import AfterPass
+    from moec.passes.framework.base import Pass, Remark, Report
+    from moec.passes.framework.pipeline import AfterPass
     from moec.runtime.manifest import TensorSpec
     from moec.runtime.model import CompiledModel
     from moec.runtime.writer import Stage
@@ -53,10 +53,10 @@ def compile(
     ``model``: a path, an ``onnx.ModelProto``, an ``onnx_ir.Model``, or a ``torch.nn.Module`` (then ``example_inputs``
     and ``dynamic_shapes`` are what ``torch.export.export`` takes). ``passes``: a level (``O0`` to ``O3``) or a pipeline
     text. ``experts`` and ``linears``: formats to round the weights of experts and of dense products to, written as in
-    :mod:`moec.passes.shorthand`; None leaves them as they are. ``threads``: how many the result runs with; None means
-    every available core. ``output``: where to write the artifact; without it one is kept in a temporary folder as long
-    as the result lives. ``emulate``: run a program for a GPU on the processor. ``progress`` is called with the name of
-    each step as it begins.
+    :mod:`moec.passes.framework.shorthand`; None leaves them as they are. ``threads``: how many the result runs with;
+    None means every available core. ``output``: where to write the artifact; without it one is kept in a temporary
+    folder as long as the result lives. ``emulate``: run a program for a GPU on the processor. ``progress`` is called
+    with the name of each step as it begins.
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
@@ -109,9 +109,9 @@ def write(
     """
     from moec import targets
     from moec.inspect.blocks import moe_blocks
-    from moec.passes import pipeline
-    from moec.passes.base import Report
-    from moec.passes.shorthand import with_formats
+    from moec.passes.framework import pipeline
+    from moec.passes.framework.base import Report
+    from moec.passes.framework.shorthand import with_formats
     from moec.runtime.writer import Context, write_artifact
 
     _check_options(target, passes, experts, linears, verify_each, progress)
@@ -224,10 +224,10 @@ def optimize(
     verify_each: bool = False,
 ) -> tuple[str, list[Remark]]:
     """The text of a model after a pipeline, and the passes' remarks. ``model`` is an ONNX file, or IR text when its
-    name ends in ``.onnxtxt``. ``print_after`` as for :func:`moec.passes.pipeline.run`. Raises MoecError."""
+    name ends in ``.onnxtxt``. ``print_after`` as for :func:`moec.passes.framework.pipeline.run`. Raises MoecError."""
     from moec.ir.text import print_model
-    from moec.passes import pipeline
-    from moec.passes.base import Report
+    from moec.passes.framework import pipeline
+    from moec.passes.framework.base import Report
 
     path, report = pathlib.Path(model), Report()
     parsed = pipeline.parse(passes)
@@ -272,7 +272,7 @@ def _run_passes(
     model: ir.Model, source: Any, passes: tuple[Pass, ...], report: Report, check: AfterPass | None, announce: Progress
 ) -> Iterator[Stage]:
     from moec.ir.text import print_model
-    from moec.passes import pipeline
+    from moec.passes.framework import pipeline
     from moec.runtime.writer import Stage
 
     yield Stage("import", print_model(model), 0.0)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import sympy
 
-    from moec.passes.symbolic import SymbolicValues
+    from moec.passes.shapes.symbolic import SymbolicValues
 
 # Operators whose output holds all values of their first input and no others
 _VALUES_KEPT = frozenset({"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -27,7 +27,7 @@ def input_sizes(model: ir.Model) -> dict[str, str]:
        with room: then the cache need not grow.)
     """
     from moec.ir import shapes
-    from moec.passes.symbolic import SymbolicValues, shape_of
+    from moec.passes.shapes.symbolic import SymbolicValues, shape_of
 
     given = {str(dim) for value in model.graph.inputs for dim in shape_of(value) or [] if dim.is_Symbol}
     if len(given) < 2:
@@ -53,7 +53,7 @@ def _terms(size: sympy.Expr, returned: set[str]) -> list[str]:
 
 def _read_axes(node: ir.Node, values: SymbolicValues) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
     """For the axes that a node reads at all positions below some number: their size, and that number."""
-    from moec.passes.symbolic import shape_of
+    from moec.passes.shapes.symbolic import shape_of
 
     if node.domain != "" or node.op_type not in ("Gather", "GatherND"):
         return
@@ -103,7 +103,7 @@ def _number(value: ir.Value | None, values: SymbolicValues) -> sympy.Expr | None
 
 def _totals(node: ir.Node, values: SymbolicValues) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
     """For GroupQueryAttention: the total length that it is told, and what it is without room in the cache."""
-    from moec.passes.symbolic import shape_of
+    from moec.passes.shapes.symbolic import shape_of
 
     if (node.domain, node.op_type) != ("com.microsoft", "GroupQueryAttention") or len(node.inputs) <= 6:
         return

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def needed_sizes(model: ir.Model) -> list[str]:
     """Conditions on named sizes of the inputs (:mod:`moec.runtime.guards`)."""
     from moec.ir import shapes
-    from moec.passes.rewriting import is_op
+    from moec.passes.graph.edits import is_op
     from moec.runtime.guards import bound_names, parse_guard
     from moec.sampling import tensor_specs
 
@@ -30,8 +30,8 @@ def needed_sizes(model: ir.Model) -> list[str]:
 
 
 def _of_top_k(node: ir.Node) -> Iterator[str]:
-    from moec.passes.rewriting import constant
-    from moec.passes.symbolic import expression
+    from moec.passes.graph.edits import constant
+    from moec.passes.shapes.symbolic import expression
 
     data, count = node.inputs[0], constant(node.inputs[1])
     if data is None or data.shape is None or count is None:

@@ -23,7 +23,7 @@ from moec.verify import compare, tolerance_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moec.passes.base import Pass, Report
+    from moec.passes.framework.base import Pass, Report
 
 NAME = "verify-each"
 MOST_SECONDS = 3.0
@@ -143,7 +143,7 @@ def _covering(model: ir.Model) -> Covering:
     """Inputs that the model is for. Sizes that it leaves open may be fixed by operators of onnxruntime's own."""
     from moec.frontend.conditions import conditions_of, settled
     from moec.input_sizes import input_sizes
-    from moec.passes import pipeline
+    from moec.passes.framework import pipeline
     from moec.runtime.inputs import InputCheck
     from moec.sampling import tensor_specs
 

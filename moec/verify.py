@@ -286,7 +286,7 @@ def _narrowed(specs: Sequence[TensorSpec], compiled: CompiledModel) -> list[Tens
 
 def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
     """The model after the passes of the artifact. ``model`` is changed."""
-    from moec.passes import pipeline
+    from moec.passes.framework import pipeline
 
     pipeline.run(model, pipeline.parse(compiled.describe()["provenance"]["passes"]))
     return model

@@ -1,6 +1,8 @@
 """Rewrites of the graph. ``PASSES`` knows every pass by its pipeline name; a pass's module is imported on first use.
 
-A new pass is one file here with a frozen dataclass (see :mod:`moec.passes.base`) and one line in ``_CLASSES``.
+A new pass is one file here with a frozen dataclass (see :mod:`moec.passes.framework.base`) and one line in
+``_CLASSES``. Folders hold what passes share: ``framework`` (what a pass is, pipelines), ``graph`` (edits), ``shapes``,
+``weights``, and the parts of single passes (``raising``, ``contrib``, ``control_flow``, ``recurrent``).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import functools
 import importlib
 from collections.abc import Callable
 
-from moec.passes.base import Pass
+from moec.passes.framework.base import Pass
 
 _CLASSES = {
     "canonicalize-router": "moec.passes.canonicalize_router:CanonicalizeRouter",

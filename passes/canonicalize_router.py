@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import constant, is_op
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import constant, is_op
 
 
 @dataclasses.dataclass(frozen=True)

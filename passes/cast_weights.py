@@ -11,10 +11,10 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import ProductSpec
 from moec.ir.names import node_name
 from moec.ir.weights.format import FormatName, WeightFormat
-from moec.passes.base import Exactness, Report
-from moec.passes.linears import NONE_FOUND, products_of
-from moec.passes.storage_loss import layer_of, loss
-from moec.passes.weight_storage import set_arithmetic, store
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.weights.linears import NONE_FOUND, products_of
+from moec.passes.weights.loss import layer_of, loss
+from moec.passes.weights.store import set_arithmetic, store
 
 _NAMES: dict[str, FormatName] = {"bf16": "bfloat16", "fp16": "float16"}
 _WIDE = ("float32", "float64")

@@ -12,9 +12,9 @@ import sympy
 
 from moec.errors import MoecError
 from moec.ir.names import node_name
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import constant, is_op
-from moec.passes.symbolic import expression, shape_of
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import constant, is_op
+from moec.passes.shapes.symbolic import expression, shape_of
 
 _MOVES = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators that move or repeat indices without changing which rows they name."""

@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.names import node_name, operator_name
-from moec.passes.base import Exactness, Report
 from moec.passes.contrib import arithmetic, attention, convolution, experts, quantized
-from moec.passes.rewriting import replace_node, value_names
-from moec.passes.writer import NotDecomposableError, Writer
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import replace_node, value_names
+from moec.passes.graph.writer import NotDecomposableError, Writer
 
 DECOMPOSITIONS: dict[str, Callable[[Writer], list[ir.Value | None]]] = {
     "BiasGelu": arithmetic.bias_gelu,

@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.names import node_name
-from moec.passes.base import Exactness, Report
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import is_op, replace_node, value_names
+from moec.passes.graph.writer import NotDecomposableError, Writer, dtype_of, width_of
 from moec.passes.recurrent import cells
 from moec.passes.recurrent.activations import Activation, activations_of
-from moec.passes.rewriting import is_op, replace_node, value_names
-from moec.passes.writer import NotDecomposableError, Writer, dtype_of, width_of
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 """Whether each direction begins at the end."""

@@ -13,8 +13,8 @@ from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.ir.semantics import activated
-from moec.passes.base import Exactness, Report
-from moec.passes.hidden_units import Array, HiddenUnits
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.weights.hidden_units import Array, HiddenUnits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from moec.ir.names import node_name
 from moec.ir.opsets import NEWEST, later_attributes
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import fresh_name
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import fresh_name
 
 EXPANDED = frozenset(
     {

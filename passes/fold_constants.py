@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 
 from moec.ir.weights.stored import decodes_weight
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import is_op, replace_by_tensors
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import is_op, replace_by_tensors
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _KEPT = ("DequantizeLinear", "QuantizeLinear", "Dropout", "BatchNormalization")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import constant, is_op, replace_value
-from moec.passes.symbolic import shape_of
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import constant, is_op, replace_value
+from moec.passes.shapes.symbolic import shape_of
 
 _SWAP_LAST = [0, 1, 3, 2]
 

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
 from moec.ir.names import node_name
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import replace_value
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import replace_value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.weights.stored import weight_runs
-from moec.passes.base import Exactness, Report
-from moec.passes.linears import is_dense_product, is_transposed, make_linear
-from moec.passes.rewriting import is_op
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import is_op
+from moec.passes.weights.linears import is_dense_product, is_transposed, make_linear
 
 
 @dataclasses.dataclass(frozen=True)

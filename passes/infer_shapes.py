@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.passes.base import Exactness, Report
+from moec.passes.framework.base import Exactness, Report
 
 
 @dataclasses.dataclass(frozen=True)

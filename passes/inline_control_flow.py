@@ -11,12 +11,12 @@ import onnx_ir as ir
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.graphs import lift_constants
 from moec.ir.names import node_name
-from moec.passes.base import Exactness, Report
 from moec.passes.control_flow import branches, loops
 from moec.passes.control_flow.bodies import Inliner
-from moec.passes.known_shapes import Names
-from moec.passes.rewriting import is_op, replace_node, value_names
-from moec.passes.writer import NotDecomposableError
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import is_op, replace_node, value_names
+from moec.passes.graph.writer import NotDecomposableError
+from moec.passes.shapes.inference import Names
 
 _INLINED: dict[str, Callable[[Inliner], list[ir.Value]]] = {
     "If": branches.inline_branch,

@@ -13,10 +13,10 @@ from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
 from moec.ir.weights.format import MX_GROUP, WeightFormat
 from moec.ir.weights.stored import weight_inputs
-from moec.passes.base import Exactness, Report
-from moec.passes.quantization import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
-from moec.passes.storage_loss import layer_of, loss
-from moec.passes.weight_storage import store
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.weights.choice import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
+from moec.passes.weights.loss import layer_of, loss
+from moec.passes.weights.store import store
 
 Choice = Literal["int8", "int4", "mxfp4", "keep"]
 

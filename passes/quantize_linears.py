@@ -9,11 +9,11 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
-from moec.passes.base import Exactness, Report
-from moec.passes.linears import NONE_FOUND, make_linears
-from moec.passes.quantization import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
-from moec.passes.storage_loss import layer_of, loss
-from moec.passes.weight_storage import store
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.weights.choice import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
+from moec.passes.weights.linears import NONE_FOUND, make_linears
+from moec.passes.weights.loss import layer_of, loss
+from moec.passes.weights.store import store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from moec.errors import one_line
 from moec.ir import dialect
 from moec.ir.names import node_name
-from moec.passes.base import Exactness, Report
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import is_op
 from moec.passes.raising import batched, dense, loop
 from moec.passes.raising.block import Block, is_contraction
 from moec.passes.raising.chains import check_structure, find_chains
@@ -26,7 +27,6 @@ from moec.passes.raising.router import expert_vectors, propose_routings
 from moec.passes.raising.search import Match, find_match
 from moec.passes.raising.twins import Structure, structure_of, transfer
 from moec.passes.raising.weights import with_factor
-from moec.passes.rewriting import is_op
 
 SELECTIONS = ("TopK", "ArgMax")
 MOST_CUTS = 3

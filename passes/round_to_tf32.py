@@ -12,10 +12,10 @@ from moec.ir.dialect import ProductSpec
 from moec.ir.names import node_name
 from moec.ir.products import rounded_to_tf32
 from moec.ir.weights.stored import weight_inputs
-from moec.passes.base import Exactness, Report
-from moec.passes.linears import NONE_FOUND, products_of
-from moec.passes.storage_loss import layer_of, loss
-from moec.passes.weight_storage import change_numbers, set_arithmetic
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.weights.linears import NONE_FOUND, products_of
+from moec.passes.weights.loss import layer_of, loss
+from moec.passes.weights.store import change_numbers, set_arithmetic
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.base import Exactness, Report
-from moec.passes.rewriting import constant, is_op, replace_value
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import constant, is_op, replace_value
 
 
 @dataclasses.dataclass(frozen=True)

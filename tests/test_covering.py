@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from moec.covering import Coverage, Covering, cover
 from moec.frontend.onnx import import_model
-from moec.passes import pipeline
+from moec.passes.framework import pipeline
 from moec.sampling import random_inputs, size_cases, tensor_specs
 
 from .text_models import model_of

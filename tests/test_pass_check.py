@@ -17,8 +17,9 @@ from moec.compiler import optimize
 from moec.errors import DefectError
 from moec.frontend.onnx import import_model
 from moec.pass_check import NAME, PassCheck
-from moec.passes import PASSES, pipeline
-from moec.passes.base import Loss, Report
+from moec.passes import PASSES
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Loss, Report
 
 from .text_models import model_of
 

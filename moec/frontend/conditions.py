@@ -15,7 +15,7 @@ from moec.sampling import tensor_specs
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moec.passes.base import Report
+    from moec.passes.framework.base import Report
     from moec.runtime.manifest import TensorSpec
 
 KEY = "moec.conditions"

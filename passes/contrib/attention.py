@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.writer import NotDecomposableError, Writer, dtype_of, rank_of, width_of
+from moec.passes.graph.writer import NotDecomposableError, Writer, dtype_of, rank_of, width_of
 
 _INT64 = ir.DataType.INT64
 _INPUTS = {"k_scale": 12, "v_scale": 13, "q_norm_weight": 14, "k_norm_weight": 15}

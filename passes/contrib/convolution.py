@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.writer import NotDecomposableError, Writer, dtype_of, rank_of
+from moec.passes.graph.writer import NotDecomposableError, Writer, dtype_of, rank_of
 
 _LATER_THAN_ANY = np.iinfo(np.int64).max
 

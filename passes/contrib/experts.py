@@ -16,8 +16,8 @@ from moec.ir.contrib_quantized import uses_int8_activations
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, make_node
 from moec.ir.names import node_name
 from moec.passes.contrib.quantized import check_packed, expert_weights
+from moec.passes.graph.writer import NotDecomposableError, Writer, as_float32, dtype_of
 from moec.passes.raising.rewrite import BLOCK_KEY
-from moec.passes.writer import NotDecomposableError, Writer, as_float32, dtype_of
 
 _ACTIVATION = ("activation_type", "swiglu_fusion", "activation_alpha", "activation_beta", "swiglu_limit")
 _NAMES = {"fc1": "up", "fc2": "down", "fc3": "gate"}

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from moec.ir.contrib_quantized import INT8_LEVEL, dequantize, unpack
 from moec.ir.dialect import LinearSpec, make_node
 from moec.ir.weights.stacks import ExpertStack, expert_data
-from moec.passes.writer import NotDecomposableError, Writer, as_float32, dtype_of
+from moec.passes.graph.writer import NotDecomposableError, Writer, as_float32, dtype_of
 
 Array = np.ndarray[Any, Any]
 

@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from moec.ir.graphs import nested_graphs
 from moec.ir.names import node_name
-from moec.passes.known_shapes import Names, annotate
-from moec.passes.symbolic import SymbolicValues, is_named
-from moec.passes.writer import NotDecomposableError, Writer
+from moec.passes.graph.writer import NotDecomposableError, Writer
+from moec.passes.shapes.inference import Names, annotate
+from moec.passes.shapes.symbolic import SymbolicValues, is_named
 
 
 class Inliner(Writer):

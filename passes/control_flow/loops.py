@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.passes.control_flow.bodies import Inliner
-from moec.passes.writer import NotDecomposableError, dtype_of
+from moec.passes.graph.writer import NotDecomposableError, dtype_of
 
 _TRUE = np.array(True)
 

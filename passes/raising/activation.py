@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Iterator
 
 from moec.ir.dialect import Activation, ExpertsSpec, choices
+from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block
-from moec.passes.rewriting import is_op
 
 _LIMITING = ("Clip", "Min", "Max")
 _ADDING = ("Add", "Sub")

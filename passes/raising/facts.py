@@ -15,7 +15,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.interpreter import evaluate
 from moec.ir.weights.stored import WeightRun, weight_runs
-from moec.passes.rewriting import is_op
+from moec.passes.graph.edits import is_op
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.writer import NotDecomposableError, Writer
+from moec.passes.graph.writer import NotDecomposableError, Writer
 
 _DEFAULTS: dict[str, tuple[float | None, ...]] = {
     "Affine": (None, None),

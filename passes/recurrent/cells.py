@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from moec.passes.graph.writer import Writer
 from moec.passes.recurrent.activations import Activation
-from moec.passes.writer import Writer
 
 PEEPHOLES = 7
 

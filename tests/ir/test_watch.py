@@ -10,7 +10,7 @@ from moec.ir.decisions import DECIDING, PLAIN, Takes
 from moec.ir.interpreter import Evaluator
 from moec.ir.intervals import intervals
 from moec.ir.watch import Watch
-from moec.passes import pipeline
+from moec.passes.framework import pipeline
 
 from ..text_models import model_of
 

@@ -11,8 +11,8 @@ import pytest
 from moec.ir import interpreter
 from moec.ir.text import parse_model
 from moec.ir.verifier import verify
-from moec.passes import pipeline
-from moec.passes.base import Report
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>\nagraph '
 

@@ -9,8 +9,8 @@ from moec.ir import interpreter
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, make_node
 from moec.ir.text import parse_model
 from moec.ir.weights.stored import weight_inputs, weight_runs
-from moec.passes import pipeline
-from moec.passes.base import Report
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 
 E, D, F = 6, 128, 64
 

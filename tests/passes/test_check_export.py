@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 
 PASSES = "infer-shapes,fold-shapes,check-export"
 COMBINE = """(float[T,8] logits, float[T,4] x) => (float[A,B] y) <int64[1] k = {2}, int64[1] flat = {-1},

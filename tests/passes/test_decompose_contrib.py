@@ -9,9 +9,9 @@ import pytest
 
 from moec.ir import interpreter
 from moec.ir.text import parse_model
-from moec.passes import pipeline
-from moec.passes.base import Report
 from moec.passes.decompose_contrib import ATTRIBUTES, DECOMPOSITIONS
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1, "moec" : 1]>\ng '
 NORMALIZED = """(float[B,T,4] x, float[B,T,4] s) => (float[B,T,4] y, float[B,T,4] z) <float[4] g = {1, 2, 3, 4}> {

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moec.ir import interpreter
 from moec.ir.dialect import REFUSAL_KEY
-from moec.passes import pipeline
-from moec.passes.base import Report
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 
 PASSES = "infer-shapes,decompose-recurrent,inline-control-flow"
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

@@ -16,9 +16,9 @@ from moec.ir.weights.encode import encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import decoding_node, weight_runs
-from moec.passes import pipeline
-from moec.passes.base import Report
-from moec.passes.hidden_units import zero_rows
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
+from moec.passes.weights.hidden_units import zero_rows
 
 E, D, F = 3, 5, 12
 RANDOM = np.random.default_rng(0)

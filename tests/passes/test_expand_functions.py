@@ -5,8 +5,8 @@ import onnx
 import pytest
 
 from moec.ir.opsets import NEWEST
-from moec.passes.base import Report
 from moec.passes.expand_functions import EXPANDED
+from moec.passes.framework.base import Report
 
 X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
 PASSES = "infer-shapes,expand-functions"

@@ -6,8 +6,8 @@ import pytest
 
 from moec.errors import MoecError
 from moec.ir.text import parse_model
-from moec.passes.base import Report
 from moec.passes.fold_constants import FoldConstants
+from moec.passes.framework.base import Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
 

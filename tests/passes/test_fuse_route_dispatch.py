@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 
 RANDOM = np.random.default_rng(0)
 SHAPES = {"x": 4, "logits": 8}

@@ -8,8 +8,8 @@ import pytest
 from moec.ir import interpreter
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.text import parse_model
-from moec.passes import pipeline
-from moec.passes.base import Report
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>\nagraph '
 PASSES = "infer-shapes,inline-control-flow"

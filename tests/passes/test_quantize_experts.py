@@ -10,8 +10,8 @@ from moec.ir.interpreter import run
 from moec.ir.text import parse_model
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import weight_inputs, weight_runs
-from moec.passes.pipeline import parse, print_pipeline
-from moec.passes.quantization import quantize_activations
+from moec.passes.framework.pipeline import parse, print_pipeline
+from moec.passes.weights.choice import quantize_activations
 
 from .stored_weights import (
     D,

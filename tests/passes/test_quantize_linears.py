@@ -6,7 +6,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.ir.dialect import LinearSpec, spec_of
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 
 from .stored_weights import D, apply, formats_of, last_moec_node, linear_model, relative_error
 

@@ -14,9 +14,9 @@ from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WeightRun, decodes_weight, decoding_node, weight_runs
-from moec.passes.base import Report
-from moec.passes.pipeline import CLEAN_UP, parse
-from moec.passes.pipeline import run as run_passes
+from moec.passes.framework.base import Report
+from moec.passes.framework.pipeline import CLEAN_UP, parse
+from moec.passes.framework.pipeline import run as run_passes
 
 FORMATS = [
     WeightFormat("bfloat16"),

@@ -6,8 +6,8 @@ import onnx
 import pytest
 
 from moec.frontend.onnx import import_model
-from moec.passes import pipeline
-from moec.passes.base import Report
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 
 from .conftest import HEADER
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.frontend.onnx import import_model
-from moec.passes import pipeline
+from moec.passes.framework import pipeline
 
 from ...text_models import give_constants
 
@@ -160,7 +160,7 @@ def texts() -> dict[str, str]:
 def raise_and_compare() -> Callable[..., list[ir.Node]]:
     """Raise a model in place, and check for several T that it still computes the same; returns its moec nodes."""
     from moec.ir import dialect, interpreter, verifier
-    from moec.passes.base import Report
+    from moec.passes.framework.base import Report
     from moec.passes.raise_moe import RaiseMoE
 
     def run(model: ir.Model, report: Report | None = None, tokens: tuple[int, ...] = (0, 1, 7, 40)) -> list[ir.Node]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec, spec_of
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 
 
 def test_swiglu_with_renormalised_router(build, texts, normal, raise_and_compare):

@@ -10,7 +10,7 @@ import pytest
 
 from moec.ir import dialect, interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec, spec_of
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 
 NUMBERS = {

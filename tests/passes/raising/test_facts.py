@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.passes import raise_moe
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 from moec.passes.raising.facts import Facts
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, spec_of
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 
 
 def test_anonymous_weights_are_stacked(build, texts, raise_and_compare):

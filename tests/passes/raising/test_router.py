@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import RouteSpec, spec_of
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 from moec.passes.raising import router
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.ir.weights.stored import weight_runs
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 
 E, D, F = 4, 6, 5
 

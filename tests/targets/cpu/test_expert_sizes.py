@@ -7,9 +7,9 @@ import pytest
 
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.base import Pass, Report
 from moec.passes.cast_weights import CastWeights
 from moec.passes.drop_zero_neurons import DropZeroNeurons
+from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.machine import Machine
 

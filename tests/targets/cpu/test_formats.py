@@ -10,8 +10,8 @@ import pytest
 
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, LinearSpec
-from moec.passes.base import Pass, Report
 from moec.passes.cast_weights import CastWeights
+from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.machine import Machine
 

@@ -9,7 +9,7 @@ import pytest
 
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.passes import pipeline
+from moec.passes.framework import pipeline
 from moec.targets.cpu.machine import Machine
 
 from ..node_models import node_model

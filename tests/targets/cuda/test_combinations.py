@@ -13,8 +13,8 @@ import pytest
 
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.passes.base import Report
 from moec.passes.cast_weights import CastWeights
+from moec.passes.framework.base import Report
 from moec.passes.quantize_experts import QuantizeExperts
 
 from ..node_models import node_model

@@ -13,7 +13,7 @@ import moec
 from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, ProductSpec
-from moec.passes import pipeline
+from moec.passes.framework import pipeline
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.stored_matrix import StoredFormat
 from moec.targets.cuda.moe_kernels import PRODUCTS

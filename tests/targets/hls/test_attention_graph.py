@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir import interpreter
-from moec.passes import pipeline
+from moec.passes.framework import pipeline
 from moec.targets.hls.attention_graph import find_attention
 
 from .graphs import D, GraphBuilder

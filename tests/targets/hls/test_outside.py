@@ -11,7 +11,7 @@ import pytest
 from moec import compiler
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec
-from moec.passes import pipeline
+from moec.passes.framework import pipeline
 from moec.targets.hls.blocks import find_blocks
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.outside import find_outside

@@ -10,8 +10,8 @@ import pytest
 
 from moec import compiler
 from moec.errors import MoecError, UnsupportedError
-from moec.passes import pipeline
-from moec.passes.base import Report
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
 from moec.targets import get_all
 from moec.targets.hls import calibrate, reference

@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from moec import compiler
-from moec.passes import pipeline
-from moec.passes.base import Report
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
 from moec.targets.hls import attention_reference, reference
 from moec.targets.hls.attention_design import AttentionDesign

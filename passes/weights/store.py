@@ -16,7 +16,7 @@ from moec.ir.weights.encode import Table, encode, group_count, scales_of
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
-from moec.passes.rewriting import add_constant, fresh_name, remove_unused
+from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
 
 Array = np.ndarray[Any, Any]
 

@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 import sympy
 
-from moec.passes.rewriting import constant
-from moec.passes.symbolic import SymbolicValues, is_named, shape_of, size
+from moec.passes.graph.edits import constant
+from moec.passes.shapes.symbolic import SymbolicValues, is_named, shape_of, size
 
 Dims = list[Any]
 """One sympy expression for each dimension."""

@@ -14,7 +14,7 @@ from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack, expert_data
 from moec.ir.weights.stored import WeightRun, decoding_node
-from moec.passes.rewriting import add_constant, fresh_name, remove_unused
+from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
 
 Array = np.ndarray[Any, Any]
 

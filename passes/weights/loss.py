@@ -13,7 +13,7 @@ from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.ir.weights.stored import StoredWeight, input_axis, stored_weights
-from moec.passes.base import Loss
+from moec.passes.framework.base import Loss
 
 Array = np.ndarray[Any, Any]
 

@@ -12,9 +12,9 @@ from moec.ir.weights.encode import Encoded, decode, encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import stored_weights, weight_inputs, weight_runs
-from moec.passes.weight_storage import store
+from moec.passes.weights.store import store
 
-from .stored_weights import E, expert_arrays, experts_model
+from ..stored_weights import E, expert_arrays, experts_model
 
 INT4, INT8, FLOAT = WeightFormat("int4", 32), WeightFormat("int8", 32), WeightFormat("float32")
 

@@ -12,8 +12,8 @@ from moec.ir.dialect import ProductSpec
 from moec.ir.names import node_name
 from moec.ir.weights.format import MX_GROUP, WeightFormat
 from moec.ir.weights.stored import input_axis
-from moec.passes.storage_loss import Layer
-from moec.passes.weight_storage import set_arithmetic
+from moec.passes.weights.loss import Layer
+from moec.passes.weights.store import set_arithmetic
 
 QuantizedName = Literal["int8", "int4", "mxfp4"]
 

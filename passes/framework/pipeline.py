@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from moec.errors import MoecError, VerificationError, reporting
 from moec.passes import PASSES
-from moec.passes.base import Pass, Report
+from moec.passes.framework.base import Pass, Report
 
 CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
 _START = (

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from moec.ir import dialect
 from moec.ir.dialect import LinearSpec
 from moec.ir.weights.stored import weight_inputs
-from moec.passes.rewriting import is_op, replace_value
+from moec.passes.graph.edits import is_op, replace_value
 
 NONE_FOUND = "no dense product was found with a constant weight of {} elements (option minimum) or more"
 

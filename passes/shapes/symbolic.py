@@ -15,7 +15,7 @@ import sympy
 
 from moec.errors import MoecError
 from moec.ir.names import node_name
-from moec.passes.rewriting import constant
+from moec.passes.graph.edits import constant
 
 ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""

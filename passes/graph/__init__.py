@@ -1,0 +1,1 @@
+"""Reading and changing a graph: small edits, and writing many nodes."""

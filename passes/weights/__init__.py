@@ -1,0 +1,1 @@
+"""What the passes that change how weights are stored share."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir import dialect, interpreter
-from moec.passes.base import Report
+from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 
 LATE = np.where(np.arange(4096) < 250, 1, 0.5).astype(np.float32)

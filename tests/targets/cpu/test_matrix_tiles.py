@@ -14,8 +14,8 @@ from tvm.script import tirx as T
 
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.base import Pass, Report
 from moec.passes.cast_weights import CastWeights
+from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.multiplication import Multiplication

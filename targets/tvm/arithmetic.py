@@ -23,6 +23,21 @@ def is_unsigned(element: tirx.Expr) -> bool:
     return str(element.ty.dtype).startswith("uint")
 
 
+def converted(element: tirx.Expr, target: str) -> tirx.Expr:
+    """``element`` as another type. An integer that 8 or 16 bits do not hold wraps around, but TVM takes bounds that it
+    knows of the element for bounds of the result: so the bits that are kept are written out."""
+    source, bits = str(element.ty.dtype), {"int8": 8, "uint8": 8, "int16": 16, "uint16": 16}.get(target)
+    if bits is None or not source.startswith(("int", "uint")) or source == target:
+        return element.astype(target)
+    if source.endswith(("int8", "int16")):
+        element, source = element.astype("int32"), "int32"
+    kept = element & tirx.const(2**bits - 1, source)
+    if target.startswith("uint"):
+        return kept.astype(target)
+    sign = tirx.const(2 ** (bits - 1), "int32")
+    return ((kept.astype("int32") ^ sign) - sign).astype(target)
+
+
 def difference(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
     return left + -right if is_float(left) else left - right
 

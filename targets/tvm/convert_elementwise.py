@@ -14,7 +14,7 @@ import onnx_ir as ir
 from tvm import tirx
 
 from moec.errors import UnsupportedError
-from moec.targets.tvm.arithmetic import is_unsigned
+from moec.targets.tvm.arithmetic import converted, is_unsigned
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_elements, emit_elementwise
 from moec.targets.tvm.comparisons import is_nonzero, maximum, minimum
@@ -198,7 +198,7 @@ def _convert_cast(lowering: Lowering, node: ir.Node) -> Any:
         return lowering.tensor(value)
     if target == "bool":
         return emit_elementwise(lowering, [value], is_nonzero, "cast")
-    return emit_elementwise(lowering, [value], lambda x: x.astype(target), "cast")
+    return emit_elementwise(lowering, [value], functools.partial(converted, target=target), "cast")
 
 
 def _convert_bit_shift(lowering: Lowering, node: ir.Node) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 import moec
@@ -118,3 +119,24 @@ def test_what_of_sizes_is_left_to_the_program():
     assert combined(sizes, "Div", "int64", 8, tokens - 9) is None
     assert combined(sizes, "Mod", "int64", 8, tokens) is None
     assert combined(sizes, "Mod", "int64", 8, tokens + 1) is not None
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+@pytest.mark.parametrize("source", ["int64", "int32", "uint64", "int16", "uint8", "int8"])
+def test_a_cast_wraps_around(dtype, source):
+    limits = np.iinfo(source)
+    whole = np.array([0, 1, 127, 128, 255, 256, 300, 32767, 32768, 65535, 65536, -1, -128, -129, -32769], object)
+    x = np.array([number for number in (*whole, limits.min, limits.max) if limits.min <= number <= limits.max], source)
+    to = onnx.TensorProto.DataType.Value(dtype.upper())
+    (found,) = run(f"g ({source}[n] x) => ({dtype}[n] y) {{ y = Cast <to = {to}> (x) }}", x=x)
+    np.testing.assert_array_equal(found, x.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_a_place_that_wraps_around_is_compared_as_what_it_becomes(dtype):
+    """TVM knows that places are not negative."""
+    to = onnx.TensorProto.DataType.Value(dtype.upper())
+    text = f"""g (float[n] x) => (bool[m] y) <int64 zero = {{0}}, int64 one = {{1}}, int32 none = {{0}}> {{
+        n = Size(x) p = Range(zero, n, one) q = Cast <to = {to}> (p) r = Cast <to = 6> (q) y = Less(r, none) }}"""
+    (found,) = run(text, x=np.zeros(70000, np.float32))
+    np.testing.assert_array_equal(found, np.arange(70000).astype(dtype) < 0)

@@ -142,6 +142,12 @@ def test_sizes_that_leave_64_bits_are_not_folded(rewrite, operators):
     assert operators(model)[-2:] == ["Mul", "Add"]
 
 
+def test_a_product_of_sizes_that_leaves_64_bits_wraps_around(rewrite, operators):
+    text = f"""(float[2,3] x) => (int64 y) <{SIZES}, int64 big = {{4611686018427387904}}> {{
+        s = Shape (x) b = Gather (s, zero) p = Mul (b, big) y = Add (p, one) }}"""
+    assert operators(rewrite(text, PASSES, {"x": np.ones((2, 3), np.float32)})) == ["Mul", "Add"]
+
+
 def test_a_range_of_more_numbers_than_python_counts(rewrite, operators):
     text = f"""(float[batch,seq,8] x) => (float[A] y) <{SIZES}, int64 far = {{-9223372036854775807}}> {{
         s = Shape (x) b = Gather (s, zero) none = Mul (b, zero) last = Sub (none, far)

@@ -1,5 +1,7 @@
 """Dense experts: every expert on every token, and mostly-zero weights."""
 
+import re
+
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec, spec_of
@@ -17,6 +19,25 @@ def test_weights_with_their_experts_along_another_axis_of_equal_size(build, text
     text = texts["dense"].replace("tef,efd->ted", "tef,fed->ted")
     _, experts = raise_and_compare(build(text, up=normal(4, 6, 4), down=normal(4, 4, 6)))
     assert spec_of(experts, ExpertsSpec) == ExpertsSpec("relu", "none", up_transposed=True, down_transposed=True)
+
+
+def flat(texts, product="all = Gemm <transB = 1> (x, up)"):
+    """One product with the rows of all experts, whose result is cut into experts behind it."""
+    return re.sub(r"h = Einsum .* \(x, up\)", f"{product}\nh = Reshape (all, by_expert)", texts["dense"])
+
+
+def test_rows_of_all_experts_in_one_matrix(build, texts, normal, raise_and_compare):
+    model = build(flat(texts), up=normal(20, 6), down=normal(4, 5, 6), by_expert=np.array([-1, 4, 5]))
+    _, experts = raise_and_compare(model)
+    assert spec_of(experts, ExpertsSpec) == ExpertsSpec("relu", "none", down_transposed=True)
+
+
+def test_sibling_with_a_row_that_no_expert_has_stays(build, texts, normal, raise_and_compare):
+    text = flat(texts, "more = Gemm <transB = 1> (x, up)\nall = Slice (more, zero, end, one)")
+    arrays = {"up": normal(21, 6), "down": normal(4, 5, 6), "by_expert": np.array([-1, 4, 5]), "end": np.array([20])}
+    report = Report()
+    assert raise_and_compare(build(text, **arrays), report) == []
+    assert "the shapes of its weights fit no layout" in report.remarks[0].message
 
 
 def test_block_of_rank_three(build, texts, normal, raise_and_compare):

@@ -3,10 +3,15 @@
 import re
 
 import numpy as np
+import onnx.parser
+import onnx_ir as ir
 import pytest
 
 from moec.ir import dialect
 from moec.passes.raising import check
+from moec.passes.raising.block import Block
+from moec.passes.raising.facts import Facts
+from moec.passes.raising.twins import structure_of
 
 LAYER = """
     logits = MatMul (x, router)
@@ -64,3 +69,24 @@ def test_a_bias_that_is_zero_in_the_first_layer_alone_is_not_lost(layers, raise_
     assert judged == [False, False]
     biases = [dialect.inputs_of(node)["correction_bias"] for node in nodes[::2]]
     assert biases[0] is None and biases[1].name == "bias_1"
+
+
+def key(x="float[T,6]", logits="float[T,4]", inner=None):
+    """Of a block that multiplies rows of x by a number for each; ``inner``: the known shape of these numbers."""
+    body = "p = Softmax (logits) w = ReduceMax (p) y = Mul (x, w)"
+    text = f'<ir_version: 10, opset_import: ["" : 24]> g ({x} x, {logits} logits) => (float[T,6] y) {{ {body} }}'
+    graph = ir.from_proto(onnx.parser.parse_model(text)).graph
+    nodes, (rows, scores) = list(graph), graph.inputs
+    nodes[1].outputs[0].shape = inner
+    block = Block(Facts(graph), nodes[0], rows, scores, graph.outputs[0], nodes, [], 4, 6)
+    return structure_of(block).key
+
+
+def test_blocks_differ_by_the_types_and_sizes_of_what_they_are_given():
+    assert key() == key("float[N,6]", "float[N,4]")
+    others = [key("float16[T,6]"), key("float[8,6]"), key("float[B,T,6]"), key("float[N,6]"), key("float")]
+    assert len({key(), *others}) == 1 + len(others)
+
+
+def test_what_is_known_of_sizes_inside_makes_no_difference():
+    assert key(inner=ir.Shape(["T", 1])) == key()

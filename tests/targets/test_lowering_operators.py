@@ -57,6 +57,11 @@ CASES: dict[str, tuple[str, str, str]] = {
         "a = Constant<value_ints = [-2]>()\n b = Constant<value_ints = [9223372036854775807]>()\n"
         " x0 = Constant<value_ints = [0]>()\n y = Slice(x, a, b, x0)",
     ),
+    "Slice of as many from the end as a size says": (
+        "float[T] a, float[7] x", "float[N] y",
+        "n = Shape(a)\n m = Constant<value_ints = [-1]>()\n p = Mul(n, m)\n b = Add(p, m)\n"
+        " e = Constant<value_ints = [7]>()\n y = Slice(x, b, e)",
+    ),
     "Slice backwards": (
         X, "float[N,2] y",
         "a = Constant<value_ints = [-1, 3]>()\n b = Constant<value_ints = [-9223372036854775807, 0]>()\n"
@@ -83,6 +88,12 @@ CASES: dict[str, tuple[str, str, str]] = {
     "Tile": (X, "float[N,12] y", "r = Constant<value_ints = [2, 3]>()\n y = Tile(x, r)"),
     "Gather": ("float[5,4] x, int64[T,2] i", "float[T,2,4] y", "y = Gather(x, i)"),
     "Gather a column": (X, "float[T] y", "i = Constant<value_int = -1>()\n y = Gather<axis = 1>(x, i)"),
+    "Gather a list of one column": (
+        X, "float[T,1] y", "i = Constant<value_ints = [-1]>()\n y = Gather<axis = 1>(x, i)",
+    ),
+    "Gather at an index known at run time": (
+        "float[5,4] x, int64[1] i", "float[4] y", "z = Sub(i, i)\n s = Squeeze(z)\n y = Gather(x, s)",
+    ),
     "GatherElements": ("float[5,4] x, int64[T,4] i", FLOAT, "y = GatherElements<axis = 0>(x, i)"),
     "GatherND": ("float[5,4] x, int64[T,1] i", FLOAT, "y = GatherND(x, i)"),
     "GatherND in batches": ("float[T,5,4] x, int64[T,2,1] i", "float[T,2,4] y", "y = GatherND<batch_dims = 1>(x, i)"),

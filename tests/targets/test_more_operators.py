@@ -154,6 +154,16 @@ def test_equals_the_reference(case):
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5, err_msg=f"T = {tokens}")
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint32"])
+def test_a_shift_to_the_right_by_all_bits_or_more_leaves_the_sign(dtype):
+    text = f'({dtype}[N] x, {dtype}[N] by) => ({dtype}[N] y) {{ y = BitShift<direction = "RIGHT">(x, by) }}'
+    model = moec.compile(onnx.parser.parse_model(HEADER.replace("24", "28") + f"agraph {text}"))
+    x, by = (one.ravel() for one in np.meshgrid([0, 1, 2**31 - 1, -1, -(2**31)], [0, 1, 31, 32, 70]))
+    x = x.astype(np.int32).view(dtype)
+    expected = [int(number) >> int(count) for number, count in zip(x, by, strict=True)]
+    np.testing.assert_array_equal(model.run({"x": x, "by": by.astype(dtype)})["y"], np.array(expected, dtype))
+
+
 def test_a_place_between_two_doubles_is_a_double():
     text = "(double[1,1,1,2] x, double[1,1,N,2] g) => (double[1,1,1,N] y) { y = GridSample<align_corners = 1>(x, g) }"
     places = np.linspace(-1, 1, 8)

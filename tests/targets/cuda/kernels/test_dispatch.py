@@ -6,9 +6,11 @@ import functools
 
 import numpy as np
 import pytest
+import tvm
+from tvm import tirx
 
 from moec.targets.cuda.kernels import dispatch, dispatch_many
-from moec.targets.cuda.kernels.dispatch_many import CHUNK_PAIRS
+from moec.targets.cuda.kernels.dispatch_many import CHUNK_PAIRS, chunks_for
 
 from .kernel_runner import Kernel, build
 from .layers import sort_pairs
@@ -90,3 +92,13 @@ def test_three_launches_do_the_same_as_one(experts, block_rows, shapes):
         in_chunks = sort_in_chunks(experts, block_rows, ids.astype(np.int32))
         for one, other in zip(in_chunks, sort_pairs(experts, block_rows, ids), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "pairs, chunks", [(0, 1), (1, 1), (CHUNK_PAIRS, 1), (CHUNK_PAIRS + 1, 2), (10 * CHUNK_PAIRS, 10)]
+)
+def test_tables_have_a_row_for_every_chunk_and_no_more(pairs, chunks):
+    """Whether the number of pairs is known when the kernel is compiled or when it runs."""
+    analyzer, number = tvm.sym.Analyzer(), tirx.Var("pairs", "int64")
+    analyzer.bind(number, tirx.IntImm("int64", pairs))
+    assert chunks_for(pairs) == int(analyzer.simplify(chunks_for(number))) == chunks

@@ -44,8 +44,9 @@ _WORDS = {
 }
 """The words that attributes of ONNX's operators may be, where an operator computes something for any other one too.
 Their schemas say STRING of all."""
-_BOUNDS = ("start", "end")
-"""The attributes of Shape are cut to the rank: the largest int64 is one way to write "to the last axis"."""
+_LARGE = ("start", "end", "value_int")
+"""Numbers of 64 bits. The attributes of Shape are cut to the rank: the largest int64 is one way to write "to the last
+axis"; a constant may be any number."""
 _TRAINING_DOMAINS = ("ai.onnx.training", "ai.onnx.preview.training")
 
 
@@ -207,7 +208,7 @@ def _check_integer(name: str, number: int, place: str) -> None:
     would take for another number."""
     if name in _FLAGS and number not in (0, 1):
         raise MoecError(f"{place} has {name}={number}, expected 0 or 1; the model is inconsistent")
-    if name not in _BOUNDS and not -LARGEST_SIZE <= number <= LARGEST_SIZE:
+    if name not in _LARGE and not -LARGEST_SIZE <= number <= LARGEST_SIZE:
         raise MoecError(
             f"{place} has {name}={number}, expected a number from {-LARGEST_SIZE} to {LARGEST_SIZE}; the model is "
             "inconsistent"

@@ -45,3 +45,13 @@ def test_flags_of_both_values_and_an_open_end_of_a_shape_stay():
     gemm, shape = model.graph
     assert (gemm.attributes["transA"].as_int(), gemm.attributes["transB"].as_int()) == (0, 1)
     assert shape.attributes["end"].as_int() == MOST
+
+
+@pytest.mark.parametrize("number", [MOST, -MOST - 1, 2**31])
+def test_a_constant_may_be_any_number_of_64_bits(number):
+    nodes = [
+        helper.make_node("Constant", [], ["c"], "n", value_int=number),
+        helper.make_node("Add", ["i", "c"], ["s"]),
+        helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT),
+    ]
+    assert import_model(model_of(*nodes)).graph.initializers["c"].const_value.numpy() == number

@@ -142,7 +142,8 @@ def _expressions(tree: ast.AST, script: ast.FunctionDef | None) -> Iterator[tupl
 
 def executing_tests(mutant: Mutant, executed: Executed) -> list[str]:
     """The tests that execute a mutant's operator, those beside its file first, of each the shortest; of what runs on
-    import, and where the file is not that of the map any more, those that execute anything of the file."""
+    import, and where the file is not that of the map any more, those that execute anything of the file, or, where all
+    of it is read by TVMScript's parser, anything of the files that import it."""
     found = executed.of(mutant.path)
     if executed.is_of(mutant.path):
         tests: set[str] = set().union(*(found.get(line, set()) for line in mutant.lines))
@@ -150,7 +151,18 @@ def executing_tests(mutant: Mutant, executed: Executed) -> list[str]:
             return []
     else:
         tests = set()
-    return _nearest_first(mutant.path, tests or set().union(*found.values()), executed.seconds)
+    tests = tests or set().union(*found.values())
+    if found and not tests:
+        tests = set().union(*(lines for path in _importers(mutant.path) for lines in executed.of(path).values()))
+    return _nearest_first(mutant.path, tests, executed.seconds)
+
+
+def _importers(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files that import names of a file."""
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    statement = re.compile(rf"^\s*from (moec\.)?{re.escape(module)} import\b", re.MULTILINE)
+    for folder in FOLDERS:
+        yield from (one for one in sorted((ROOT / folder).rglob("*.py")) if statement.search(one.read_text("utf-8")))
 
 
 def _nearest_first(path: pathlib.Path, tests: Iterable[str], seconds: Mapping[str, float]) -> list[str]:

@@ -119,6 +119,18 @@ def test_of_what_runs_on_import_or_was_changed_all_tests_of_the_file_run(found) 
     assert executing_tests(on_import, changed) == ["tests/ir/g.py::c"]
 
 
+def test_of_a_file_that_only_a_parser_reads_the_tests_of_those_who_import_it_run(found, monkeypatch) -> None:
+    monkeypatch.setattr(mutations, "FOLDERS", ["moec"])
+    (kernel,) = (one for one in found if one.line == 6 and one.new == "!=")
+    user = kernel.path.with_name("g.py")
+    user.write_text("from moec.f import f")
+    kernel.path.with_name("h.py").write_text("from moec.f.g import f")
+    executed: Any = Map({6: set()}, SECONDS)
+    lines = {kernel.path: {6: set()}, user: {3: {"tests/ir/g.py::c"}}}
+    monkeypatch.setattr(executed, "of", lines.__getitem__)
+    assert executing_tests(kernel, executed) == ["tests/ir/g.py::c"]
+
+
 def test_a_script_is_executed_by_who_executes_its_definition(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "f.py"
     path.write_text("def f():\n    @T.prim_func(private=True)\n    def g(a: T.handle):\n        T.store(a, 1, a + 2)\n")

@@ -71,10 +71,20 @@ def test_a_bias_that_is_zero_in_the_first_layer_alone_is_not_lost(layers, raise_
     assert biases[0] is None and biases[1].name == "bias_1"
 
 
-def key(x="float[T,6]", logits="float[T,4]", inner=None):
+def test_a_bias_that_is_zero_in_both_layers_is_not_searched_for_again(layers, raise_and_compare, judged):
+    nodes = raise_and_compare(layers([[0, 0, 0, 0]] * 2))
+    assert judged == [False, True]
+    assert [dialect.inputs_of(node)["correction_bias"] for node in nodes[::2]] == [None, None]
+
+
+CONSTANTS = "float[1] number = {2}, int64[2] places = {1, 2}, float[2] weights = {1, 2}"
+
+
+def key(x="float[T,6]", logits="float[T,4]", constants=CONSTANTS, inner=None):
     """Of a block that multiplies rows of x by a number for each; ``inner``: the known shape of these numbers."""
-    body = "p = Softmax (logits) w = ReduceMax (p) y = Mul (x, w)"
-    text = f'<ir_version: 10, opset_import: ["" : 24]> g ({x} x, {logits} logits) => (float[T,6] y) {{ {body} }}'
+    body = "p = Softmax (logits) w = Numbers (p, number, places, weights) y = Mul (x, w)"
+    text = f"g ({x} x, {logits} logits) => (float[T,6] y) <{constants}> {{ {body} }}"
+    text = f'<ir_version: 10, opset_import: ["" : 24]> {text}'
     graph = ir.from_proto(onnx.parser.parse_model(text)).graph
     nodes, (rows, scores) = list(graph), graph.inputs
     nodes[1].outputs[0].shape = inner
@@ -90,3 +100,17 @@ def test_blocks_differ_by_the_types_and_sizes_of_what_they_are_given():
 
 def test_what_is_known_of_sizes_inside_makes_no_difference():
     assert key(inner=ir.Shape(["T", 1])) == key()
+
+
+@pytest.mark.parametrize(
+    "constant, other, told",
+    [
+        ("number = {2}", "number = {3}", True),
+        ("places = {1, 2}", "places = {1, 3}", True),
+        ("weights = {1, 2}", "weights = {1, 3}", False),
+        ("float[2] weights", "float[1,2] weights", True),
+        ("float[2] weights", "double[2] weights", True),
+    ],
+)
+def test_blocks_of_one_structure_differ_in_weights_alone(constant, other, told):
+    assert (key(constants=CONSTANTS.replace(constant, other)) != key()) == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import pathlib
 import shutil
 import subprocess
@@ -93,3 +94,11 @@ def test_groups_of_whole_steps_go_by_tiles(group: int, step: int | None) -> None
 def test_other_arithmetic_and_machines_have_no_tiles(machine: str, arithmetic: str) -> None:
     product = Multiplication(MACHINES[machine], StoredFormat("bfloat16"), arithmetic)
     assert not product.tiles_used and product.requirements == ()
+
+
+@pytest.mark.parametrize("missing, arithmetic", [("amx-bf16", "bfloat16"), ("amx-int8", "int8")])
+def test_tiles_of_one_element_say_nothing_of_the_other(missing: str, arithmetic: str) -> None:
+    machine = MACHINES["amx"]
+    machine = dataclasses.replace(machine, features=tuple(one for one in machine.features if one != missing))
+    for one, stored in (("bfloat16", "bfloat16"), ("int8", "uint8")):
+        assert Multiplication(machine, StoredFormat(stored), one).tiles_used == (one != arithmetic)

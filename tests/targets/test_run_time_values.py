@@ -158,24 +158,31 @@ def test_pads_and_what_they_are_filled_with():
         wide = np.pad(x, ((1, 1), (1, 1)), constant_values=7)
         expected = wide[1 - top : size + 1 + bottom, 1 - left : 4 + right]
         np.testing.assert_array_equal(model(x, integers(top, left, bottom, right), fill)["y"], expected)
+    several = compiled("g (float[N] x, int64[2] p, float[K] v) => (float[A] y) { y = Pad(x, p, v) }")
+    np.testing.assert_array_equal(several(numbers(2), integers(1, 0), numbers(1))["y"], [1, 1, 2])
+    with pytest.raises(InputError, match="K numbers to fill with; expected one"):
+        several(numbers(2), integers(1, 0), numbers(2))
 
 
-def test_pads_that_repeat_what_negative_ones_leave():
-    text = ", ".join(f"float[M] {mode}" for mode in ("edge", "reflect", "wrap"))
-    nodes = " ".join(f'{mode} = Pad<mode = "{mode}">(x, p)' for mode in ("edge", "reflect", "wrap"))
-    model = compiled(f"g (float[N] x, int64[2] p) => ({text}) {{ {nodes} }}")
-    for size, before, after in itertools.product((2, 3, 6), (-2, -1, 0, 2), (-3, 0, 1, 3)):
-        kept = numbers(size, 1).ravel()[max(-before, 0) : max(size - max(-after, 0), 0)]
-        pads = (max(before, 0), max(after, 0))
-        if len(kept) <= max(pads):
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+def test_pads_that_repeat_what_negative_ones_leave(mode):
+    """Whatever there is to repeat, a result of size 0 needs nothing of it."""
+    model = compiled(f'g (float[N] x, int64[2] p) => (float[M] y) {{ y = Pad<mode = "{mode}">(x, p) }}')
+    for size, before, after in itertools.product((0, 1, 2, 3, 6), (-2, -1, 0, 1, 2), (-3, 0, 1, 3)):
+        x, pads = numbers(size), (max(before, 0), max(after, 0))
+        left = size + before + after - sum(pads)
+        refusal = None
+        if size + before + after < 0:
+            refusal = "a result of size 0 or more"
+        elif size + before + after > 0 and (left <= max(pads) > 0 if mode == "reflect" else left < 1):
+            refusal = "pads below the size" if mode == "reflect" else "something to repeat"
+        if refusal is not None:
+            with pytest.raises(InputError, match=rf"pads \[p_0, p_1\] on axis 0 of size N; expected {refusal}"):
+                model(x, integers(before, after))
             continue
-        found = model(numbers(size, 1).ravel(), integers(before, after))
-        for mode, result in found.items():
-            np.testing.assert_array_equal(result, np.pad(kept, pads, mode))  # type: ignore[call-overload]
-    for mode, expected in (("reflect", "pads below the size"), ("wrap", "something to repeat")):
-        one = compiled(f'g (float[N] x, int64[2] p) => (float[M] y) {{ y = Pad<mode = "{mode}">(x, p) }}')
-        with pytest.raises(InputError, match=rf"pads \[p_0, p_1\] on axis 0 of size N; expected {expected}"):
-            one(numbers(3, 1).ravel(), integers(-3, 2))
+        kept = x[max(-before, 0) :][: max(left, 0)]
+        expected = np.pad(kept, pads, mode) if size + before + after else kept[:0]  # type: ignore[call-overload]
+        np.testing.assert_array_equal(model(x, integers(before, after))["y"], expected, f"{size} {before} {after}")
 
 
 def test_rows_that_a_constant_pad_moves():

@@ -36,7 +36,7 @@ def covered(graph: ir.Model, **options) -> Covering:
 
 def test_a_clamp_is_reached_by_larger_numbers():
     found = covered(model("y = Min (x, limit)"))
-    assert len(found.inputs) == 4 and np.abs(found.inputs[-1]["x"]).max() > 50
+    assert len(found.inputs) == 5 and np.abs(found.inputs[-1]["x"]).max() > 50
     assert found.coverage == Coverage(2, []) and found.coverage.share == 1
 
 
@@ -46,6 +46,11 @@ def test_a_number_of_tokens_is_reached_by_more_of_them():
     assert not found.coverage.unseen and found.inputs[-1]["x"].shape[0] > 600
 
 
+def test_many_tokens_are_among_the_inputs_whatever_is_decided():
+    found = covered(model("y = Neg (x)"))
+    assert found.coverage.share == 1 and found.inputs[-1]["x"].shape[0] == 300
+
+
 def test_the_last_index_is_reached():
     text = "e = Gather (table, i)\n b = Less (e, four)\n y = Where (b, e, limit)"
     assert not covered(model(text, "int64[N] i")).coverage.unseen
@@ -53,7 +58,7 @@ def test_the_last_index_is_reached():
 
 def test_what_nothing_reaches_is_listed_by_node():
     found = covered(model("y = Min (x, huge)"))
-    assert len(found.inputs) == 3 and found.coverage.share == 0.5
+    assert len(found.inputs) == 4 and found.coverage.share == 0.5
     (line,) = found.coverage.unseen
     assert line == "Min node 'y': input 0 > input 1"
 

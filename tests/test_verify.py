@@ -143,7 +143,7 @@ def guarded(tmp_path: pathlib.Path) -> pathlib.Path:
 def test_sizes_are_chosen_inside_of_guards_and_tried_outside(guarded):
     verification = verify(guarded, moec.compile(guarded))
     assert verification.matches and verification.refused == ["20 <= n", "n % 2 == 0"]
-    assert [case.inputs["x"] for case in verification.cases] == [(20, 4)]
+    assert [case.inputs["x"] for case in verification.cases] == [(20, 4), (300, 4)]
 
 
 def test_an_artifact_without_the_guards_of_its_model_differs(guarded, tmp_path):

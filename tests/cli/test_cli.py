@@ -103,7 +103,7 @@ def test_verify_says_the_differences(folder):
     done = moec("verify", folder / "model.onnx", folder / "model.moec", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert [case["inputs"]["ids"] for case in result["cases"]] == [[1], [3], [16]]
+    assert [case["inputs"]["ids"] for case in result["cases"]] == [[1], [3], [16], [300]]
     assert all(case["differences"][0]["absolute"] < 1e-5 for case in result["cases"])
     assert "match" in moec("verify", folder / "model.onnx", folder / "model.moec").stdout
 

@@ -72,7 +72,7 @@ def test_a_bias_that_is_zero_in_the_first_layer_alone_is_not_lost(layers, raise_
 
 
 def test_a_bias_that_is_zero_in_both_layers_is_not_searched_for_again(layers, raise_and_compare, judged):
-    nodes = raise_and_compare(layers([[0, 0, 0, 0]] * 2))
+    nodes = raise_and_compare(layers([[0, 0, 0, 0], [0, 0, 0, -0.0]]))  # which are not one constant
     assert judged == [False, True]
     assert [dialect.inputs_of(node)["correction_bias"] for node in nodes[::2]] == [None, None]
 

@@ -307,7 +307,7 @@ NEVER_TOLD = {
         "Equal node 'b': its result == 1",
     ),
     "only without tokens": (
-        "n = Shape <start = 0, end = 1> (x)\n rest = Mod (n, untried)\n b = Equal (rest, begin)\n",
+        "n = Shape <start = 0, end = 1> (x)\n rest = Mod (n, count_of_none)\n b = Equal (rest, begin)\n",
         "Equal node 'b': its result == 1",
     ),
     "where an entry of x is zero": ("x0 = Gather <axis = 1> (x, zero)\n b = Equal (x0, none)\n", "differs by"),
@@ -319,7 +319,7 @@ def test_a_side_counts_only_where_a_row_tells(build, texts, normal, condition):
     """Rows of zeros make zeros, whatever the weights are, and no token makes none."""
     decision, reason = NEVER_TOLD[condition]
     text = texts["batched"].replace(WEIGHTS, decision + HALVED)
-    weights = {"up": normal(4, 10, 6), "down": normal(4, 6, 5), "untried": np.array([7777], np.int64)}
+    weights = {"up": normal(4, 10, 6), "down": normal(4, 6, 5), "count_of_none": np.array([103], np.int64)}
     model, report = build(text, **weights, **CONSTANTS), Report()
     assert not RaiseMoE().apply(model, report)
     (remark,) = report.remarks

@@ -98,7 +98,7 @@ def hls_options(
     if calibrate is None and max_tokens is None and weight_bits is None and not given:
         return None
     from moec import archive
-    from moec.targets.hls.exploration import Constraints
+    from moec.targets.hls.moe.exploration import Constraints
     from moec.targets.hls.options import HlsOptions
 
     if weight_bits not in (None, 4, 8):

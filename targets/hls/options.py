@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moec.targets.hls.exploration import Constraints
+from moec.targets.hls.moe.exploration import Constraints
 
 
 @dataclasses.dataclass(frozen=True)

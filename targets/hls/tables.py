@@ -13,8 +13,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moec.targets.hls.channels import PROCESSES
-from moec.targets.hls.estimate import RESOURCE_NAMES
+from moec.targets.hls.moe.channels import PROCESSES
+from moec.targets.hls.moe.estimate import RESOURCE_NAMES
 
 _NOT_SYNTHESISED = "estimates: nothing here has been synthesised"
 _PHASES = {

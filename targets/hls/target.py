@@ -14,22 +14,23 @@ from moec.errors import MoecError, UnsupportedError
 from moec.roofline import Roofline
 from moec.sampling import tensor_specs
 from moec.targets.base import Program, Project
-from moec.targets.hls import calibrate, quality, reference
-from moec.targets.hls.attention_design import AttentionShape
-from moec.targets.hls.attention_graph import GraphAttention, find_attention
-from moec.targets.hls.attention_quantize import QuantizedAttention, quantize_attention
-from moec.targets.hls.attention_target import LANES, attention_project, choose_attention, run_attention, shape_of
-from moec.targets.hls.blocks import GraphBlock, find_blocks
-from moec.targets.hls.channels import channels_of
-from moec.targets.hls.design import padded
-from moec.targets.hls.exploration import explore
-from moec.targets.hls.loads import scaled_loads
+from moec.targets.hls.attention.design import AttentionShape
+from moec.targets.hls.attention.graph import GraphAttention, find_attention
+from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
+from moec.targets.hls.attention.target import LANES, attention_project, choose_attention, run_attention, shape_of
+from moec.targets.hls.graph import calibrate
+from moec.targets.hls.graph.outside import find_outside
+from moec.targets.hls.graph.stream_scales import StreamPart, needed_scale, shared_scales
+from moec.targets.hls.hardware.parts import Part, find_part
+from moec.targets.hls.moe import quality, reference
+from moec.targets.hls.moe.blocks import GraphBlock, find_blocks
+from moec.targets.hls.moe.channels import channels_of
+from moec.targets.hls.moe.design import padded
+from moec.targets.hls.moe.exploration import explore
+from moec.targets.hls.moe.loads import scaled_loads
+from moec.targets.hls.moe.project import Description, checked_project, project_files
+from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
 from moec.targets.hls.options import HlsOptions
-from moec.targets.hls.outside import find_outside
-from moec.targets.hls.parts import Part, find_part
-from moec.targets.hls.project import Description, checked_project, project_files
-from moec.targets.hls.quantize import QuantizedBlock, quantize
-from moec.targets.hls.stream_scales import StreamPart, needed_scale, shared_scales
 
 Array = np.ndarray[Any, Any]
 GraphPart = GraphBlock | GraphAttention

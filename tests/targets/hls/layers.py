@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.targets.hls.design import Design
-from moec.targets.hls.float_block import FloatBlock
-from moec.targets.hls.project import Description, project_files
-from moec.targets.hls.quantize import QuantizedBlock, quantize
+from moec.targets.hls.moe.design import Design
+from moec.targets.hls.moe.float_block import FloatBlock
+from moec.targets.hls.moe.project import Description, project_files
+from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
 
 Array = np.ndarray[Any, Any]
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from moec.errors import UnsupportedError
-from moec.targets.hls import attention_reference
-from moec.targets.hls.attention_design import AttentionDesign, AttentionShape
-from moec.targets.hls.attention_project import attention_files
-from moec.targets.hls.attention_quantize import QuantizedAttention, quantize_attention
-from moec.targets.hls.float_attention import FloatAttention
-from moec.targets.hls.lint import lint
+from moec.targets.hls.attention import reference as attention_reference
+from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
+from moec.targets.hls.attention.float_block import FloatAttention
+from moec.targets.hls.attention.project import attention_files
+from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
+from moec.targets.hls.lint.linter import lint
+from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.normalization import FloatNorm
-from moec.targets.hls.quality import signal_to_noise
-from moec.targets.hls.simulator import SimulationError, simulate_timed
+from moec.targets.hls.simulation.simulator import SimulationError, simulate_timed
 
 SHAPE = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
 

@@ -7,16 +7,16 @@ import dataclasses
 import pytest
 
 from moec.errors import UnsupportedError
-from moec.targets.hls.attention_channels import attention_channels
-from moec.targets.hls.attention_design import AttentionDesign, AttentionShape
-from moec.targets.hls.attention_estimate import attention_cycles, attention_dsps, attention_memories, estimate_attention
-from moec.targets.hls.attention_target import choose_attention
-from moec.targets.hls.channels import PROCESSES
-from moec.targets.hls.cycles import MemoryPace
-from moec.targets.hls.design import USUAL_STAGES
-from moec.targets.hls.exploration import Constraints
-from moec.targets.hls.parts import find_part
-from moec.targets.hls.simulator import simulate_timed
+from moec.targets.hls.attention.channels import attention_channels
+from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
+from moec.targets.hls.attention.estimate import attention_cycles, attention_dsps, attention_memories, estimate_attention
+from moec.targets.hls.attention.target import choose_attention
+from moec.targets.hls.hardware.cycles import MemoryPace
+from moec.targets.hls.hardware.parts import find_part
+from moec.targets.hls.moe.channels import PROCESSES
+from moec.targets.hls.moe.design import USUAL_STAGES
+from moec.targets.hls.moe.exploration import Constraints
+from moec.targets.hls.simulation.simulator import simulate_timed
 
 from .test_attention import files_of, float_attention, quantized, tokens_for
 

@@ -8,7 +8,7 @@ import pytest
 
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
-from moec.targets.hls.attention_graph import find_attention
+from moec.targets.hls.attention.graph import find_attention
 
 from .graphs import D, GraphBuilder
 

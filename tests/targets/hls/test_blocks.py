@@ -9,8 +9,8 @@ import pytest
 from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.targets.hls.blocks import find_blocks
-from moec.targets.hls.calibrate import run_with
+from moec.targets.hls.graph.calibrate import run_with
+from moec.targets.hls.moe.blocks import find_blocks
 
 from .graphs import D, E, F, GraphBuilder
 

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from moec.targets.hls import compare_report
-from moec.targets.hls.design import BlockShape, Design
-from moec.targets.hls.estimate import estimate
-from moec.targets.hls.parts import find_part
+from moec.targets.hls.hardware.parts import find_part
+from moec.targets.hls.moe.design import BlockShape, Design
+from moec.targets.hls.moe.estimate import estimate
 
 ESTIMATE = estimate(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4).as_dict()
 MODULE = """<Module><Name>{name}</Name><PerformanceEstimates><SummaryOfLoopLatency><{loop}><Name>{loop}</Name>

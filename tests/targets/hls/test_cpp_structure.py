@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
-from moec.targets.hls.cpp_constants import Constants
-from moec.targets.hls.cpp_source import Source, split_list
-from moec.targets.hls.cpp_structure import Function, functions
+from moec.targets.hls.cpp.constants import Constants
+from moec.targets.hls.cpp.source import Source, split_list
+from moec.targets.hls.cpp.structure import Function, functions
 
 TEXT = """\
 /* for (;;) { */

@@ -9,15 +9,15 @@ import re
 
 import pytest
 
-from moec.targets.hls import parts
-from moec.targets.hls.arithmetic import dsps_of, logic_luts, multiplier_dsps
-from moec.targets.hls.channels import PROCESSES, channels_of
-from moec.targets.hls.cycles import Loader, MemoryPace, count_cycles, tokens_in
-from moec.targets.hls.design import BlockShape, Design
-from moec.targets.hls.estimate import estimate, resources_of
-from moec.targets.hls.loads import even_loads, starving_loads
-from moec.targets.hls.memories import block_rams, memories_of, ultra_rams
-from moec.targets.hls.parts import find_part
+from moec.targets.hls.hardware import parts
+from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts, multiplier_dsps
+from moec.targets.hls.hardware.cycles import Loader, MemoryPace, count_cycles, tokens_in
+from moec.targets.hls.hardware.memories import block_rams, memories_of, ultra_rams
+from moec.targets.hls.hardware.parts import find_part
+from moec.targets.hls.moe.channels import PROCESSES, channels_of
+from moec.targets.hls.moe.design import BlockShape, Design
+from moec.targets.hls.moe.estimate import estimate, resources_of
+from moec.targets.hls.moe.loads import even_loads, starving_loads
 
 LIBRARY = pathlib.Path(parts.__file__).parent / "library"
 M3VIT = BlockShape(197, 192, 768, 16, 4, normalized=False)

@@ -9,11 +9,11 @@ import json
 import pytest
 
 from moec.errors import UnsupportedError
-from moec.targets.hls.design import BlockShape, Design
-from moec.targets.hls.estimate import RESOURCE_NAMES, estimate, resources_of
-from moec.targets.hls.exploration import Constraints, designs_of, explore
-from moec.targets.hls.loads import even_loads, starving_loads
-from moec.targets.hls.parts import find_part
+from moec.targets.hls.hardware.parts import find_part
+from moec.targets.hls.moe.design import BlockShape, Design
+from moec.targets.hls.moe.estimate import RESOURCE_NAMES, estimate, resources_of
+from moec.targets.hls.moe.exploration import Constraints, designs_of, explore
+from moec.targets.hls.moe.loads import even_loads, starving_loads
 
 M3VIT = BlockShape(197, 192, 768, 16, 4, normalized=False)
 SMALL = BlockShape(16, 64, 128, 4, 2)

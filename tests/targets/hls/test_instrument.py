@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
-from moec.targets.hls.cpp_source import Source
-from moec.targets.hls.instrument import instrument
+from moec.targets.hls.cpp.source import Source
+from moec.targets.hls.simulation.instrument import instrument
 
 from .small_design import CALLS, CHANNELS, LOAD, TWICE, source
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moec.targets.hls.cpp_source import Source
-from moec.targets.hls.lint import lint, lint_sources
+from moec.targets.hls.cpp.source import Source
+from moec.targets.hls.lint.linter import lint, lint_sources
 
 from .small_design import CALLS, CHANNELS, LOAD, TWICE, project, source
 

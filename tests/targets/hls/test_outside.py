@@ -12,9 +12,9 @@ from moec import compiler
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline
-from moec.targets.hls.blocks import find_blocks
+from moec.targets.hls.graph.outside import find_outside
+from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.options import HlsOptions
-from moec.targets.hls.outside import find_outside
 
 from .graphs import D, E, F, GraphBuilder
 

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from moec.errors import MoecError
-from moec.targets.hls.parts import PARTS, find_part
-from moec.targets.hls.ports import MOE_MASTERS, connect
+from moec.targets.hls.hardware.parts import PARTS, find_part
+from moec.targets.hls.hardware.ports import MOE_MASTERS, connect
 
 
 @pytest.mark.parametrize("name", ["zcu102", "ZCU102", "xczu9eg", "xczu9eg-ffvb1156-2-e"])

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from moec.errors import MoecError
-from moec.targets.hls.simulator import SimulationError, simulate_functionally, simulate_timed
+from moec.targets.hls.simulation.simulator import SimulationError, simulate_functionally, simulate_timed
 
 from .small_design import CALLS, CHANNELS, LOAD, STORE, TWICE, project, source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from moec.targets.hls.stream_scales import StreamPart, shared_scales
+from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
 
 A, B, C, D, E = (ir.Value(name=name) for name in "abcde")
 

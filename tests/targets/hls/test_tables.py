@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from moec.targets.hls import tables
-from moec.targets.hls.channels import PROCESSES, channels_of
-from moec.targets.hls.design import BlockShape
-from moec.targets.hls.exploration import explore
-from moec.targets.hls.parts import find_part
+from moec.targets.hls.hardware.parts import find_part
+from moec.targets.hls.moe.channels import PROCESSES, channels_of
+from moec.targets.hls.moe.design import BlockShape
+from moec.targets.hls.moe.exploration import explore
 
 
 def printed(*renderables):

@@ -14,12 +14,13 @@ from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
 from moec.targets import get_all
-from moec.targets.hls import calibrate, reference
-from moec.targets.hls.blocks import find_blocks
-from moec.targets.hls.exploration import Constraints
+from moec.targets.hls.graph import calibrate
+from moec.targets.hls.moe import reference
+from moec.targets.hls.moe.blocks import find_blocks
+from moec.targets.hls.moe.exploration import Constraints
+from moec.targets.hls.moe.quantize import quantize
 from moec.targets.hls.options import HlsOptions
-from moec.targets.hls.quantize import quantize
-from moec.targets.hls.simulate import simulate
+from moec.targets.hls.simulation.simulate import simulate
 
 DIGITS = pathlib.Path(__file__).parents[3] / "examples" / "digits"
 OPTIONS = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=32, constraints=Constraints(max_dsp=200))

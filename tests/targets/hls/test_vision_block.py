@@ -14,20 +14,21 @@ from moec import compiler
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
-from moec.targets.hls import attention_reference, reference
-from moec.targets.hls.attention_design import AttentionDesign
-from moec.targets.hls.attention_graph import find_attention
-from moec.targets.hls.attention_project import attention_files
-from moec.targets.hls.attention_quantize import quantize_attention
-from moec.targets.hls.blocks import find_blocks
-from moec.targets.hls.calibrate import run_floats
-from moec.targets.hls.design import Design
+from moec.targets.hls.attention import reference as attention_reference
+from moec.targets.hls.attention.design import AttentionDesign
+from moec.targets.hls.attention.graph import find_attention
+from moec.targets.hls.attention.project import attention_files
+from moec.targets.hls.attention.quantize import quantize_attention
+from moec.targets.hls.graph.calibrate import run_floats
+from moec.targets.hls.graph.stream_scales import StreamPart, needed_scale, shared_scales
+from moec.targets.hls.moe import reference
+from moec.targets.hls.moe.blocks import find_blocks
+from moec.targets.hls.moe.design import Design
+from moec.targets.hls.moe.project import project_files
+from moec.targets.hls.moe.quality import signal_to_noise
+from moec.targets.hls.moe.quantize import quantize
 from moec.targets.hls.options import HlsOptions
-from moec.targets.hls.project import project_files
-from moec.targets.hls.quality import signal_to_noise
-from moec.targets.hls.quantize import quantize
-from moec.targets.hls.simulator import simulate_timed
-from moec.targets.hls.stream_scales import StreamPart, needed_scale, shared_scales
+from moec.targets.hls.simulation.simulator import simulate_timed
 
 from .layers import DESCRIPTION
 

@@ -6,7 +6,7 @@
 
 namespace moec_simulation {
 
-// Exit codes; moec.targets.hls.simulator knows what they stand for.
+// Exit codes; moec.targets.hls.simulation.simulator knows what they stand for.
 enum Fault { deadlock = 42, false_dependence = 43, outside_of_memory = 44, misused_channel = 45, wrong_setting = 46 };
 
 [[noreturn]] inline void fail(Fault fault, const std::string& message) {

@@ -1,0 +1,1 @@
+"""Attention blocks: found in a graph, quantised, designed and written as projects."""

@@ -1,0 +1,69 @@
+"""The channels between the processes of an attention block; names are those of ``templates/attention_block.cpp.j2``."""
+
+from __future__ import annotations
+
+from moec.targets.hls.attention.design import AttentionDesign
+from moec.targets.hls.moe.channels import BEAT_BITS, ITEM_BITS, JOB_BITS, SCALE_BITS, Channel
+from moec.targets.hls.moe.design import INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS
+
+KEY_WEIGHT_BITS, RECIPROCAL_BITS = 8, 20
+
+
+def attention_channels(design: AttentionDesign) -> list[Channel]:
+    return [*_tokens(design), *_products(design), *_heads(design), *_results(design)]
+
+
+def _tokens(design: AttentionDesign) -> list[Channel]:
+    fifos, chunk = design.fifos, INPUT_BITS * design.lanes
+    measured = design.norm_sum_bits + MULTIPLIER_BITS + SCALE_BITS
+    return [
+        Channel("beats_tokens", "read_stream", "measure_tokens", BEAT_BITS, fifos.beats),
+        Channel("beats_norm", "read_stream", "normalize_tokens", BEAT_BITS, fifos.beats),
+        Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.norm_lanes, design.steps_depth),
+        Channel("measured", "measure_tokens", "normalize_tokens", measured, fifos.measured),
+        Channel("normalized", "normalize_tokens", "product_up", chunk, fifos.tokens),
+    ]
+
+
+def _products(design: AttentionDesign) -> list[Channel]:
+    fifos = design.fifos
+    return [
+        Channel("jobs_load_up", "schedule", "load_up", JOB_BITS, fifos.jobs),
+        Channel("jobs_up", "schedule", "product_up", JOB_BITS, fifos.jobs),
+        Channel("items_up", "schedule", "product_up", ITEM_BITS, fifos.items),
+        Channel("jobs_load_down", "schedule 2", "load_down", JOB_BITS, fifos.jobs),
+        Channel("jobs_down", "schedule 2", "product_down", JOB_BITS, fifos.jobs),
+        Channel("items_down", "schedule 2", "product_down", ITEM_BITS, fifos.items),
+        Channel("beats_up", "load_up", "product_up", BEAT_BITS, fifos.weights),
+        Channel("beats_down", "load_down", "product_down", BEAT_BITS, fifos.weights),
+        Channel("jobs_split", "product_up", "split_heads", JOB_BITS, fifos.jobs),
+        Channel("items_split", "product_up", "split_heads", ITEM_BITS, design.items_split_depth),
+    ]
+
+
+def _heads(design: AttentionDesign) -> list[Channel]:
+    fifos, lanes = design.fifos, design.lanes
+    chunk = INPUT_BITS * lanes
+    return [
+        Channel("projected", "product_up", "split_heads", chunk, fifos.rows),
+        Channel("keys_and_queries", "split_heads", "score_keys", chunk, fifos.rows),
+        Channel("values", "split_heads", "mix_values", chunk, fifos.rows),
+        Channel("scores", "score_keys", "weigh_keys", design.score_bits * lanes, fifos.scores),
+        Channel("key_weights", "weigh_keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_weights_depth),
+        Channel("reciprocals", "weigh_keys", "scale_values", RECIPROCAL_BITS, design.reciprocals_depth),
+        Channel("mixed", "mix_values", "scale_values", design.mixed_bits * lanes, fifos.results),
+        Channel("attended", "scale_values", "product_down", chunk, fifos.rows),
+    ]
+
+
+def _results(design: AttentionDesign) -> list[Channel]:
+    fifos, results = design.fifos, RESULT_BITS * design.lanes
+    return [
+        Channel("jobs_end", "product_down", "pass_results", JOB_BITS, fifos.jobs),
+        Channel("items_end", "product_down", "pass_results", ITEM_BITS, design.items_end_depth),
+        Channel("results", "product_down", "pass_results", results, fifos.results),
+        Channel("outputs", "pass_results", "add_residual", results, fifos.results),
+        Channel("beats_residual", "read_residual", "add_residual", BEAT_BITS, fifos.beats),
+        Channel("sums", "add_residual", "pack_tokens", results, fifos.results),
+        Channel("beats_out", "pack_tokens", "write_tokens", BEAT_BITS, fifos.beats),
+    ]

@@ -1,0 +1,151 @@
+"""The hardware of an attention block in numbers.
+
+Its products are those of a MoE block with one expert: keys, values and queries of a head are three hidden tiles of the
+first, and what a head attends to is a tile of the second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.targets.hls.moe.design import (
+    BEAT_BYTES,
+    MOST_ACCUMULATOR_BITS,
+    RESULT_BITS,
+    Norm,
+    bits_for,
+    depth_beside,
+    padded,
+)
+
+KEY, VALUE, QUERY = range(3)
+"""Tiles of a head in the order of computation: queries come last, when what they meet is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionShape:
+    """Sizes are those of the model, before padding. ``tokens``: at most, per call, which is one sequence."""
+
+    tokens: int
+    width: int
+    heads: int
+    head_width: int
+    norm: Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionFifos:
+    """Depths of the channels between processes, in words: what keeps processes busy. Where pipelines demand more, they
+    are those of :class:`AttentionDesign`."""
+
+    tokens: int = 32
+    beats: int = 2
+    """From and to memory, whose masters hold bursts themselves."""
+    measured: int = 2
+    jobs: int = 4
+    items: int = 8
+    weights: int = 128
+    """Two bursts of 4 KiB; tiles themselves are buffered twice."""
+    rows: int = 32
+    """Chunks of keys, values and queries, and of what heads attend to."""
+    scores: int = 4
+    results: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionDesign:
+    """One way to build a block. Each of its four arrays computes ``lanes`` x ``lanes`` products per cycle;
+    ``norm_lanes`` channels are normalised per cycle."""
+
+    shape: AttentionShape
+    lanes: int = 16
+    norm_lanes: int = 8
+    fifos: AttentionFifos = dataclasses.field(default_factory=AttentionFifos)
+
+    @property
+    def width(self) -> int:
+        """Of a token, padded."""
+        return padded(self.shape.width, self.lanes)
+
+    @property
+    def head_width(self) -> int:
+        """Padded."""
+        return padded(self.shape.head_width, self.lanes)
+
+    @property
+    def hidden(self) -> int:
+        """Channels of all heads, padded."""
+        return self.shape.heads * self.head_width
+
+    @property
+    def chunks(self) -> int:
+        """Steps through a row of a head."""
+        return self.head_width // self.lanes
+
+    @property
+    def width_chunks(self) -> int:
+        """Steps through a token."""
+        return self.width // self.lanes
+
+    @property
+    def item_cycles(self) -> int:
+        """In which an array computes a token of a tile."""
+        return self.chunks * self.width_chunks
+
+    @property
+    def steps_depth(self) -> int:
+        """Words of the channel of tokens that are normalised, whose measures come when their last step is through."""
+        return max(self.fifos.tokens, depth_beside(1))
+
+    @property
+    def items_split_depth(self) -> int:
+        """Words of the channel of tokens whose rows are split into heads, each of which is taken with its first row."""
+        return max(self.fifos.items, depth_beside(self.item_cycles, self.width_chunks - 1))
+
+    @property
+    def items_end_depth(self) -> int:
+        """Words of the channel of tokens behind the second product, each of which is taken with its first results."""
+        return max(self.fifos.items, depth_beside(self.item_cycles, self.chunks - 1))
+
+    @property
+    def key_weights_depth(self) -> int:
+        """Words of the channel of keys' weights, which go on while the reciprocal of their sum is in a divider."""
+        return depth_beside(1)
+
+    @property
+    def reciprocals_depth(self) -> int:
+        """Words of the channel of reciprocals, which wait while the values of their queries are being mixed."""
+        return depth_beside(self.chunks)
+
+    @property
+    def key_groups(self) -> int:
+        """Keys are scored ``lanes`` at a time."""
+        return -(-self.shape.tokens // self.lanes)
+
+    @property
+    def norm_sum_bits(self) -> int:
+        """Of the sum of a token's int16 channels."""
+        return RESULT_BITS + bits_for(self.shape.width)
+
+    @property
+    def mixed_bits(self) -> int:
+        """Of values times weights of 8 bits, summed over all keys."""
+        return 16 + bits_for(self.shape.tokens)
+
+    @property
+    def score_bits(self) -> int:
+        """Of the product of two rows of int8."""
+        return 16 + bits_for(self.head_width)
+
+    def why_not(self, widest_sum: int = 0) -> str | None:
+        """The reason why the templates cannot be instantiated with these numbers, or None. ``widest_sum``: the bits
+        that the products' sums need."""
+        if self.lanes not in (8, 16, 32):
+            return f"{self.lanes} lanes; expected 8, 16 or 32, so that a chunk of results fits into a beat"
+        if self.lanes**2 % BEAT_BYTES or self.lanes % self.norm_lanes:
+            return f"{self.norm_lanes} channels per cycle do not divide {self.lanes} lanes"
+        if widest_sum > MOST_ACCUMULATOR_BITS:
+            return f"sums need {widest_sum} bits; a multiplier of the requantisation takes {MOST_ACCUMULATOR_BITS}"
+        if not 0 < self.shape.tokens <= 65535 or not 0 < self.shape.width <= 8192:
+            return f"{self.shape.tokens} tokens of {self.shape.width} channels; there are up to 65535 of up to 8192"
+        return None

@@ -1,0 +1,123 @@
+"""The files of a generated attention block: as ``project.py`` has them for a MoE block, with the same library.
+
+| file in ``data/`` | contents |
+|---|---|
+| ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16 |
+| ``up.bin`` | by head the tiles of its keys, values and queries: parameters of the rows, then their weights by step |
+| ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
+| ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |
+| ``count.bin`` | int32: how many tokens there are |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moec.targets.hls.attention import reference as attention_reference
+from moec.targets.hls.attention.channels import attention_channels
+from moec.targets.hls.attention.design import AttentionDesign
+from moec.targets.hls.attention.estimate import attention_memories
+from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.hardware.parts import find_part
+from moec.targets.hls.hardware.ports import ATTENTION_MASTERS, port_names
+from moec.targets.hls.lint.pragmas import LEAST_VERSION
+from moec.targets.hls.moe import packing
+from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES
+from moec.targets.hls.moe.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
+from moec.targets.hls.moe.quantize import power_table
+from moec.targets.hls.normalization import inverse_roots
+
+Array = np.ndarray[Any, Any]
+
+TOP = "attention_block"
+_TEMPLATES = {
+    "attention_config.h.j2": "src/attention_config.h",
+    "attention_tables.h.j2": "src/attention_tables.h",
+    "attention_block.cpp.j2": "src/attention_block.cpp",
+    "attention_testbench.cpp.j2": "src/testbench.cpp",
+    "attention_readme.md.j2": "README.md",
+    "hls_config.cfg.j2": "hls_config.cfg",
+    "link.cfg.j2": "link.cfg",
+    "run_hls.tcl.j2": "run_hls.tcl",
+    "Makefile.j2": "Makefile",
+    "host.py.j2": "host.py",
+}
+
+
+def attention_files(
+    design: AttentionDesign, block: QuantizedAttention, vectors: Array, *, name: str, device: str, clock: float
+) -> dict[str, bytes]:
+    """Contents by path. ``vectors``: one sequence, int16 [T, d], that the testbench runs; ``clock`` in MHz."""
+    data = _vector_files(design, block, vectors)
+    tokens = -(-2 * design.shape.tokens * design.width // BEAT_BYTES)
+    context = {
+        "name": name,
+        "device": device,
+        "clock": clock,
+        "top": TOP,
+        "design": design,
+        "shape": design.shape,
+        "fifos": design.fifos,
+        "quantized": block,
+        "depth": {key: max(1, len(data[f"{key}.bin"]) // BEAT_BYTES) for key in ("norm", "up", "down")}
+        | {"tokens": tokens},
+        "data": "data",
+        "most_stages": MOST_STAGES,
+        "least_version": LEAST_VERSION,
+        "clock_uncertainty": CLOCK_UNCERTAINTY,
+        "bound_channels": bound_channels(attention_channels(design)),
+        "ports": port_names(find_part(device).memory, ATTENTION_MASTERS),
+        "table_copies": -(-design.lanes // 2),
+        "powers": power_table(),
+        "inverse_roots": inverse_roots(),
+        "listed": listed,
+        "repeated": repeated,
+    }
+    files = {path: render(template, context) for template, path in _TEMPLATES.items()}
+    return {
+        **files,
+        **library_files(attention_memories(design)),
+        **{f"data/{name}": content for name, content in data.items()},
+    }
+
+
+def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: Array) -> dict[str, bytes]:
+    expected = attention_reference.run(block, vectors)
+    return {
+        "norm.bin": packing.pack_norm(block.norm, design.width),
+        "up.bin": _pack_up(design, block),
+        "down.bin": _pack_down(design, block),
+        "tokens.bin": packing.pack_stream(vectors, design.width),
+        "outputs.bin": packing.pack_stream(expected.output, design.width),
+        "count.bin": np.array([len(vectors)], "<i4").tobytes(),
+    }
+
+
+def _pack_up(design: AttentionDesign, block: QuantizedAttention) -> bytes:
+    shape, height = design.shape, design.head_width
+
+    def tiles(rows: Array) -> Array:
+        """[H 3 h, ...] → [H 3, h, ...], h padded."""
+        return packing.widened(rows.reshape(3 * shape.heads, shape.head_width, *rows.shape[1:]), height, axis=1)
+
+    weights = packing.widened(tiles(block.up.weights[0]), design.width, axis=2)
+    biases, multipliers = tiles(block.up.biases[0]), tiles(block.up_multipliers.values[0])
+    parts = []
+    for tile in range(3 * shape.heads):
+        parts.append(packing.parameter_records(biases[tile], multipliers[tile]))
+        parts.append(packing.steps_of(weights[tile], design.lanes, design.lanes))
+    return b"".join(parts)
+
+
+def _pack_down(design: AttentionDesign, block: QuantizedAttention) -> bytes:
+    shape = design.shape
+    by_head = packing.widened(block.down.weights[0].reshape(shape.width, shape.heads, -1), design.head_width, axis=2)
+    by_head = packing.widened(by_head, design.width, axis=0)
+    parts = [packing.steps_of(by_head[:, head], design.lanes, design.lanes) for head in range(shape.heads)]
+    biases, multipliers = block.down.biases[0], block.down_multipliers.values[0]
+    parts.append(
+        packing.parameter_records(*(packing.widened(one, design.width, axis=0) for one in (biases, multipliers)))
+    )
+    return b"".join(parts)

@@ -1,0 +1,116 @@
+"""From the attention blocks of a graph to projects: those that the templates compute and that fit the part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.errors import UnsupportedError
+from moec.targets.base import Project
+from moec.targets.hls.attention import reference as attention_reference
+from moec.targets.hls.attention.channels import attention_channels
+from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
+from moec.targets.hls.attention.estimate import AttentionEstimate, estimate_attention
+from moec.targets.hls.attention.graph import GraphAttention
+from moec.targets.hls.attention.project import attention_files
+from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.moe.design import accumulator_bits
+from moec.targets.hls.moe.estimate import RESOURCE_NAMES
+from moec.targets.hls.moe.exploration import Constraints
+from moec.targets.hls.moe.project import checked_project
+from moec.targets.hls.moe.quality import signal_to_noise
+
+Array = np.ndarray[Any, Any]
+
+LANES = (32, 16, 8)
+
+
+def shape_of(block: GraphAttention, max_tokens: int | None) -> AttentionShape:
+    """Of one sequence. Raises UnsupportedError where neither the graph nor the user says how long it is."""
+    count = None if block.tokens.shape is None else block.tokens.shape[1]
+    tokens = count if isinstance(count, int) else max_tokens
+    if tokens is None:
+        raise UnsupportedError("only the caller knows how long a sequence is; say it with --max-tokens")
+    numbers = block.numbers
+    return AttentionShape(tokens, numbers.width, numbers.heads, numbers.head_width, numbers.norm.kind)
+
+
+def choose_attention(
+    shape: AttentionShape, part: Part, constraints: Constraints, lanes: Sequence[int] = LANES
+) -> AttentionEstimate:
+    """The fastest design that fits. Raises UnsupportedError where none does, saying what is short."""
+    clock, limits = constraints.clock_megahertz or part.clock_megahertz, constraints.limits(part)
+    reasons = []
+    for count in lanes:
+        # All tokens are normalised before the first product starts: a chunk per cycle costs 4 DSPs per lane.
+        design = AttentionDesign(shape, count, count)
+        reason = design.why_not(max(accumulator_bits(size, 8) for size in (design.width, design.hidden)))
+        if reason is None:
+            found = estimate_attention(design, part, clock, constraints.memory_share)
+            needed = {name: (getattr(found.resources, name), getattr(limits, name)) for name in RESOURCE_NAMES}
+            short = [f"{n} {RESOURCE_NAMES[name]} of {most}" for name, (n, most) in needed.items() if n > most]
+            if not short:
+                return found
+            reason = f"it needs {', '.join(short)} on {part.board}"
+        reasons.append(f"with {count} lanes {reason}")
+    raise UnsupportedError(f"no design fits: {reasons[-1] if reasons else 'no number of lanes was allowed'}")
+
+
+def attention_project(
+    name: str,
+    block: GraphAttention,
+    integers: QuantizedAttention,
+    tokens: Array,
+    estimate: AttentionEstimate,
+    common: Mapping[str, Any],
+) -> Project:
+    """``tokens``: the sequences [B, T, d] of the calibration data, the first of which the testbench runs. ``common``:
+    what the reports of all projects of the model say."""
+    vectors = integers.quantized(tokens[0][: estimate.design.shape.tokens])
+    files = attention_files(
+        estimate.design,
+        integers,
+        vectors,
+        name=block.name,
+        device=estimate.part.device,
+        clock=estimate.clock_megahertz,
+    )
+    report = {
+        "node": block.name,
+        "channels": [dataclasses.asdict(channel) for channel in attention_channels(estimate.design)],
+        "quality": {
+            "decibels": compare_attention(block, integers, tokens),
+            "tokens": tokens.shape[0] * tokens.shape[1],
+        },
+        "vectors": len(vectors),
+        **common,
+    }
+    return checked_project(name, files, estimate.as_dict(), report)
+
+
+def run_attention(integers: QuantizedAttention, tokens: Array) -> Array:
+    """Float sequences [B, T, d] through the integers, back in floats."""
+    rows = [attention_reference.run(integers, integers.quantized(sequence)).output for sequence in tokens]
+    return np.stack(rows) * np.float32(integers.output_scale)
+
+
+def compare_attention(block: GraphAttention, integers: QuantizedAttention, tokens: Array) -> dict[str, float | None]:
+    """Signal over quantisation noise by tensor, in dB."""
+    floats = block.numbers.run(tokens)
+    found = [attention_reference.run(integers, integers.quantized(sequence)) for sequence in tokens]
+    scales = {
+        "inputs": integers.input_scale,
+        "query": integers.query_scale,
+        "key": integers.key_scale,
+        "value": integers.value_scale,
+        "attended": integers.attended_scale,
+        "output": integers.output_scale,
+    }
+    return {
+        name: signal_to_noise(getattr(floats, name), np.stack([getattr(one, name) for one in found]) * scale)
+        for name, scale in scales.items()
+    }

@@ -1,0 +1,1 @@
+"""Reading C++ as HLS code is written."""

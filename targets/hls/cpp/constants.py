@@ -1,0 +1,88 @@
+"""Values of the integer constants that a design declares, as far as they can be computed without a compiler."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from moec.targets.hls.cpp.source import Source, split_list
+
+_DECLARED = re.compile(r"\b(?:static\s+)?const(?:expr)?\s+(?:int|long|bool|unsigned)\s+(\w+\s*=[^;]+);")
+_QUALIFIED = re.compile(r"(?:\w+(?:<[\w:\s,]*>)?\s*::\s*)+(\w+)")
+_CHOICE = re.compile(r"\(?\s*([^?()]+)\?([^:()]+):([^()]+?)\s*\)?")
+_OPERATORS: Mapping[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+
+
+class Constants:
+    """Constants are known by the last part of their name; one that is declared with several values is unknown."""
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self._texts: dict[str, str] = {}
+        clashing = set()
+        for source in sources:
+            for name, text in _declared_in(source.code):
+                if self._texts.setdefault(name, text) != text:
+                    clashing.add(name)
+        for name in clashing:
+            del self._texts[name]
+
+    def within(self, code: str) -> Constants:
+        """What is known inside a function whose body is ``code``."""
+        inner = Constants([])
+        inner._texts = {**self._texts, **dict(_declared_in(code))}
+        return inner
+
+    def value(self, expression: str) -> int | None:
+        """None where it is unknown."""
+        return self._value(expression, frozenset())
+
+    def _value(self, expression: str, inside: frozenset[str]) -> int | None:
+        text = _QUALIFIED.sub(r"\1", expression).strip()
+        if choice := _CHOICE.fullmatch(text):
+            condition = self._value(choice[1], inside)
+            return None if condition is None else self._value(choice[2] if condition else choice[3], inside)
+        text = re.sub(r"\bfalse\b", "0", re.sub(r"\btrue\b", "1", text)).replace("/", "//")
+        try:
+            return self._computed(ast.parse(text, mode="eval").body, inside)
+        except (SyntaxError, ZeroDivisionError, ValueError):
+            return None
+
+    def _computed(self, node: ast.AST, inside: frozenset[str]) -> int | None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in self._texts and node.id not in inside:
+            return self._value(self._texts[node.id], inside | {node.id})
+        if isinstance(node, ast.BinOp):
+            parts = (node.left, node.op, node.right)
+        elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+            parts = (node.left, node.ops[0], node.comparators[0])
+        else:
+            return None
+        left, right = self._computed(parts[0], inside), self._computed(parts[2], inside)
+        if left is None or right is None or type(parts[1]) not in _OPERATORS:
+            return None
+        return int(_OPERATORS[type(parts[1])](left, right))
+
+
+def _declared_in(code: str) -> Iterator[tuple[str, str]]:
+    for declaration in _DECLARED.finditer(code):
+        for one in split_list(declaration[1]):
+            name, _, text = one.partition("=")
+            if _QUALIFIED.sub(r"\1", text).strip() != name.strip():  # not one that passes another's value on
+                yield name.strip(), text.strip()

@@ -1,0 +1,1 @@
+"""What is read of a graph around the blocks: dense products, residual streams, calibration, the rest."""

@@ -1,0 +1,200 @@
+"""How long a design takes for one call, by the algebra of its loops.
+
+All loops run with an initiation interval of 1 (their pragmas ask for it, and synthesis reports where it fails), so a
+loop takes as many cycles as it has iterations. Processes run at the same time and wait for each other, thus:
+
+1. Routing is serial: an expert's list is complete only behind the last token. The router loads its weights, then takes
+   tokens at the pace of the slowest of reading, multiplying and selecting.
+2. Jobs (one hidden tile of one expert) run one after the other. While one is computed with, the weights of the next one
+   arrive; a job starts when the one before is done and its weights are there, whichever is later.
+3. Loaders run ahead of the products by the depth of their channels, from the moment that a job is announced.
+4. Results leave at the end, behind the last job.
+5. A pipeline of ``stages`` hands its words on so much later, and ends so much behind its last iteration. How many it
+   has only synthesis knows; here it is the same for all loops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+from moec.targets.hls.moe.design import BEAT_BYTES, INPUT_BITS, RESULT_BITS, ROUTER_WEIGHT_BITS, BlockShape, Design
+
+ROUTER_BIAS_BYTES = 4
+_LOOPS_OF_ROUTER, _LOOPS_OF_ROUTES = 3, 5
+"""Pipelines one behind the other: until the router has its weights; then until tokens are on their way to experts."""
+_LOOPS_OF_RESULTS = {False: 4, True: 5}
+"""Behind the last job: its sums, those of tokens, the residual where there is one, beats, memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPace:
+    """What one master gets of its memory: a beat every ``cycles_per_beat``, the first of a loop ``latency`` later."""
+
+    cycles_per_beat: float = 1.0
+    latency: int = 0
+
+    def cycles(self, beats: int, iterations: int) -> float:
+        """Of a loop of ``iterations`` that transfers ``beats``."""
+        return self.latency + max(iterations, (beats - 1) * self.cycles_per_beat + 1) if iterations else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cycles:
+    """Phases of a call, one after the other, and how long its resources would be busy if nothing else took time."""
+
+    route: int
+    """Until the tokens of all experts are known."""
+    first_weights: int
+    """Until the first tile has arrived."""
+    products: int
+    """The arrays compute."""
+    stalls: int
+    """The arrays wait for weights, or for each other."""
+    results: int
+    """Tokens are written to memory."""
+    weights: int
+    """That the busier loader needs for all tiles: what memory alone would allow."""
+    beats: int
+    """Of weights, both matrices."""
+
+    @property
+    def total(self) -> int:
+        return self.route + self.first_weights + self.products + self.stalls + self.results
+
+    @property
+    def bound_by(self) -> str:
+        """What a faster design would have to speed up first."""
+        candidates = {"products": self.products, "weights": self.weights, "router": self.route}
+        return max(candidates, key=lambda name: candidates[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    items: int
+    cycles: int
+    beats_up: int
+    beats_down: int
+
+
+def tokens_in(shape: BlockShape, loads: Sequence[int]) -> int:
+    """Of the call in which the experts got these numbers of tokens, in the order of experts, shared ones last.
+
+    Raises ValueError where no call can have led to them.
+    """
+    if len(loads) != shape.all_experts:
+        raise ValueError(f"{len(loads)} loads; expected one for each of {shape.all_experts} experts")
+    tokens, rest = divmod(sum(loads[: shape.experts]), shape.slots)
+    if rest or any(load > tokens for load in loads) or any(load != tokens for load in loads[shape.experts :]):
+        raise ValueError(f"loads {list(loads)} are none of tokens that go to {shape.slots} different experts each")
+    return tokens
+
+
+def select_steps(shape: BlockShape) -> int:
+    """Cycles per token of the choice: each expert once, once before where it has a group, and once more where all of
+    them are summed up."""
+    sums_all = shape.scoring == "softmax" and not shape.normalized
+    return shape.experts * (1 + (shape.groups > 1) + sums_all)
+
+
+def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = MemoryPace(), stages: int = 0) -> Cycles:
+    """``loads``: tokens of each expert, shared ones last. Raises ValueError as :func:`tokens_in` does."""
+    tokens = tokens_in(design.shape, loads)
+    route = route_cycles(design, tokens, pace, stages)
+    if not tokens:
+        return Cycles(route, 0, 0, 0, 0, 0, 0)
+    jobs = list(_jobs(design, loads))
+    first, end = _run(design, jobs, pace, stages)
+    products = sum(job.cycles for job in jobs)
+    chunks, result_bytes = tokens * design.output_chunks, design.lanes_out * RESULT_BITS // 8
+    up, down = sum(job.beats_up for job in jobs), sum(job.beats_down for job in jobs)
+    return Cycles(
+        route=route,
+        first_weights=round(first),
+        products=products,
+        stalls=round(end - first - products),
+        # The process that writes waits for the first result from the start: the latency is over when it comes.
+        results=round(dataclasses.replace(pace, latency=0).cycles(_beats(chunks * result_bytes), chunks))
+        + _LOOPS_OF_RESULTS[design.shape.norm != "none"] * stages,
+        weights=round(max(up, down) * pace.cycles_per_beat + len(jobs) * pace.latency),
+        beats=up + down,
+    )
+
+
+def _beats(size: int) -> int:
+    return -(-size // BEAT_BYTES)
+
+
+def _router_start(design: Design, pace: MemoryPace) -> float:
+    """The router takes one weight per cycle, then its biases, from one burst."""
+    experts, weights = design.shape.experts, design.shape.experts * design.width
+    beats = _beats(weights * ROUTER_WEIGHT_BITS // 8) + _beats(experts * ROUTER_BIAS_BYTES)
+    return pace.cycles(beats, weights + experts)
+
+
+def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0) -> int:
+    """Until all tokens have chosen their experts."""
+    start = _router_start(design, pace) + _LOOPS_OF_ROUTER * stages
+    if not tokens:
+        return round(start)
+    token_bytes = design.width * (INPUT_BITS if design.shape.norm == "none" else RESULT_BITS) // 8
+    reads = token_bytes / BEAT_BYTES * pace.cycles_per_beat  # tokens lie side by side: a beat may hold parts of two
+    steps = select_steps(design.shape)
+    per_token = max(reads, design.width // design.router_lanes, steps)
+    return round(start + tokens * per_token + steps + design.shape.all_experts + _LOOPS_OF_ROUTES * stages)
+
+
+def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
+    """In the order in which they are dispatched; experts without tokens have none."""
+    per_item = design.hidden_out_chunks * design.input_chunks
+    up, down = design.parameter_beats_up + design.weight_beats_up, design.weight_beats_down
+    for load in filter(None, loads):
+        tile = _Job(load, load * per_item, up, down)
+        yield from [tile] * (design.tiles - 1)
+        yield dataclasses.replace(tile, beats_down=down + design.parameter_beats_down)
+
+
+class Loader:
+    """Brings the tiles of one matrix through a channel of ``depth`` beats. Times count from the end of routing."""
+
+    def __init__(self, depth: int, pace: MemoryPace, stages: int = 0) -> None:
+        self._depth = depth
+        self._stages = stages
+        self._pace = pace
+        self._free = 0.0
+
+    def arrival(self, beats: int, announced: float, taken_from: float) -> float:
+        """When the last beat of a job is where it is used, if beats are taken from a moment on, one per cycle."""
+        step = self._pace.cycles_per_beat
+        latency = self._pace.latency + self._stages
+        first = max(max(self._free, announced) + latency + 1, self._free + step)
+        unhindered = first + (beats - 1) * step
+        waits = beats > self._depth  # for places in the channel; otherwise a job fits into it before it is taken
+        self._free = max(unhindered, taken_from + (beats - self._depth) * step) if waits else unhindered
+        return max(self._free, taken_from + beats)
+
+
+def _run(design: Design, jobs: Sequence[_Job], pace: MemoryPace, stages: int) -> tuple[float, float]:
+    """When the first job starts, and when the second product is done with the last one."""
+    per_item = jobs[0].cycles // jobs[0].items
+    # The second product reads all hidden units of an item in its first steps, so it waits for the last of them.
+    lag = per_item - design.hidden_in_chunks + stages
+    # What the channel between them holds, and the pipeline of the first.
+    run_ahead = design.hidden_depth // design.hidden_out_chunks * per_item + stages
+    load_up, load_down = (Loader(design.fifos.weights, pace, stages) for _ in range(2))
+    first = start = load_up.arrival(jobs[0].beats_up, 0, 0) + stages
+    start_down = max(load_down.arrival(jobs[0].beats_down, 0, 0) + stages, start + lag)
+    announced = 0.0
+    for job, following in itertools.pairwise(jobs):
+        up = load_up.arrival(following.beats_up, announced, start)
+        down = load_down.arrival(following.beats_down, announced, start_down)
+        # A job is announced behind the items of the one two places before it, when their channel has places for them.
+        announced = max(announced, start + per_item * (job.items - 1 - design.fifos.items))
+        done = max(start + job.cycles, start_down + job.cycles - run_ahead) + stages
+        done_down = start_down + job.cycles + stages
+        # What is still missing of the next tile arrives in a loop of its own.
+        start_down = max(done_down, down + stages if down > done_down - stages else 0)
+        start = max(done, up + stages if up > done - stages else 0, start_down - run_ahead)
+        start_down = max(start_down, start + lag)
+    return first, start_down + jobs[-1].cycles + stages

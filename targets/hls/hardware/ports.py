@@ -1,0 +1,75 @@
+"""Which port of the external memory each AXI master of a design is connected to, and how fast a port is.
+
+Without a mapping the linker connects all masters to one port (UG1393, Mapping Kernel Ports to Memory), where they wait
+for each other. The mapping is in a project's ``link.cfg``; the timed simulation reads it from there.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from moec.targets.hls.hardware.cycles import MemoryPace
+from moec.targets.hls.hardware.parts import ExternalMemory, Part
+from moec.targets.hls.moe.design import BEAT_BYTES, BlockShape
+
+UP, DOWN = "gmem_up", "gmem_down"
+ATTENTION_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens")
+MOE_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens", "gmem_residual")
+"""The bundles of the top function, from busy to idle; the last one only where a block adds its tokens at the end."""
+MEMORY_LATENCY = 64
+"""Cycles, as the pragmas INTERFACE say."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """``of``: port by bundle. A port delivers a beat every ``cycles_per_beat`` cycles of the design, at most one per
+    cycle, all ports together one every ``total_cycles_per_beat``."""
+
+    of: Mapping[str, str]
+    cycles_per_beat: float
+    total_cycles_per_beat: float
+
+    @property
+    def loaders(self) -> MemoryPace:
+        """What each loader of weights gets while both are busy and others are not."""
+        busy = collections.Counter(self.of[loader] for loader in (UP, DOWN))
+        pace = max(max(busy.values()) * self.cycles_per_beat, len(busy) * self.total_cycles_per_beat)
+        return MemoryPace(max(1.0, pace), MEMORY_LATENCY)
+
+    @property
+    def share(self) -> float:
+        """Beats per cycle of one port."""
+        return 1 / self.cycles_per_beat
+
+    @property
+    def total_share(self) -> float | None:
+        """Beats per cycle of all ports together; None where the ports in use cannot ask for as many."""
+        asked = len(set(self.of.values())) / self.cycles_per_beat
+        return None if asked <= 1 / self.total_cycles_per_beat else 1 / self.total_cycles_per_beat
+
+
+def masters_of(shape: BlockShape) -> tuple[str, ...]:
+    """Of a MoE block; a residual is read through one of its own."""
+    return MOE_MASTERS if shape.norm != "none" else MOE_MASTERS[:-1]
+
+
+def connect(part: Part, masters: Sequence[str], clock_megahertz: float, memory_share: float = 1.0) -> Ports:
+    """``masters``: bundles, the busiest first. ``memory_share``: of the peak bandwidth, of a port and of all.
+
+    Raises ValueError for no share of the memory.
+    """
+    if not 0 < memory_share <= 1:
+        raise ValueError(f"memory share {memory_share}; expected more than 0, up to 1")
+    beats = BEAT_BYTES * clock_megahertz * 1e6 / memory_share
+    return Ports(
+        of=port_names(part.memory, masters),
+        cycles_per_beat=max(1.0, beats / part.memory.port_bytes_per_second(clock_megahertz)),
+        total_cycles_per_beat=beats / (part.memory.gigabytes_per_second * 1e9),
+    )
+
+
+def port_names(memory: ExternalMemory, masters: Sequence[str]) -> dict[str, str]:
+    """The busiest have a port of their own; the others share the last one."""
+    return {master: memory.port_name.format(min(place, memory.ports - 1)) for place, master in enumerate(masters)}

@@ -1,0 +1,1 @@
+"""The linter of HLS C++, and its rules."""

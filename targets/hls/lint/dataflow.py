@@ -1,0 +1,175 @@
+"""Rules about DATAFLOW regions: what has to hold so that processes can run side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from moec.targets.hls.cpp.source import closing, split_list
+from moec.targets.hls.cpp.structure import Statement
+from moec.targets.hls.lint.linted import Finding, Linted, Place
+
+_CALL = re.compile(r"\s*(?:[\w]+::)*(\w+)\s*(?:<[^;()]*>)?\s*\((.*)\)\s*;", re.DOTALL)
+_STREAMS = re.compile(r"\s*hls::stream\s*<(?P<type>.*)>\s*(?P<names>\w+\s*[(;,].*)", re.DOTALL)
+_ARRAY = re.compile(r"\s*(?:static\s+)?[\w:<>,\s]+?\b(\w+)\s*\[[^\]]*\]")
+_OTHER = re.compile(r"\s*(?:typedef|using|static_assert|(?:static\s+)?const(?:expr)?)\b")
+_READS = re.compile(r"\s*(?:\.\s*(?:read|read_nb|empty)\s*\(|>>)")
+_WRITES = re.compile(r"\s*(?:\.\s*(?:write|write_nb|full)\s*\(|<<)")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Process:
+    name: str
+    arguments: tuple[str, ...]
+    start: int
+
+
+def simple_regions(linted: Linted) -> Iterator[Finding]:
+    """A region holds declarations of channels and calls of processes that are defined, nothing else (the canonical form
+    of UG1399): other statements become processes of their own, or make the tools give up."""
+    for place in linted.regions:
+        for statement in place.function.body.children:
+            text = _text(place, statement)
+            if _STREAMS.fullmatch(text) or _ARRAY.match(text) or _OTHER.match(text):
+                continue
+            call = _CALL.fullmatch(text)
+            if call is None:
+                message = "a statement that is neither a declaration nor a call; move it into a process"
+                yield place.finding(statement.start, "simple-regions", message)
+            elif call[1] not in linted.by_name:
+                message = f"process {call[1]} is not defined in these sources; correct the name, or include its header"
+                yield place.finding(statement.start, "simple-regions", message)
+
+
+def named_channels(linted: Linted) -> Iterator[Finding]:
+    """Every channel has a depth and its own name, by which reports and simulations call it."""
+    for place in linted.regions:
+        for statement, names, has_depth in _channels(place):
+            if not has_depth:
+                message = f"channels {', '.join(names)} have no depth; declare hls::stream<type, depth>"
+                yield place.finding(statement.start, "named-channels", message)
+            for name, given in names.items():
+                if given != name:
+                    message = f'channel {name} is called "{given}"; declare {name}("{name}")'
+                    yield place.finding(statement.start, "named-channels", message)
+
+
+def single_producer_and_consumer(linted: Linted) -> Iterator[Finding]:
+    """Every channel is written by one process and read by another one, which is called later: a channel is a FIFO, and
+    C simulation runs processes in this order."""
+    for place in linted.regions:
+        processes = _processes(place)
+        for statement, names, _ in _channels(place):
+            for name in names:
+                writers = [process for process in processes if _uses(linted, process, name, _WRITES)]
+                readers = [process for process in processes if _uses(linted, process, name, _READS)]
+                if len(writers) != 1 or len(readers) != 1 or writers == readers:
+                    message = (
+                        f"channel {name} is written by {_listed(writers)} and read by {_listed(readers)}; "
+                        "expected one process each"
+                    )
+                    yield place.finding(statement.start, "single-producer-and-consumer", message)
+                elif readers[0].start < writers[0].start:
+                    message = (
+                        f"channel {name} is read by {readers[0].name} before {writers[0].name} writes; swap the calls"
+                    )
+                    yield place.finding(readers[0].start, "single-producer-and-consumer", message)
+
+
+def one_process_per_array(linted: Linted) -> Iterator[Finding]:
+    """An array, or a port, belongs to one process: shared ones make the tools serialise processes."""
+    for place in linted.regions:
+        arrays = [one.name for one in place.function.parameters if one.is_array or one.is_pointer]
+        texts = [_text(place, statement) for statement in place.function.body.children]
+        arrays += [found[1] for text in texts if not _OTHER.match(text) and (found := _ARRAY.match(text))]
+        for array in arrays:
+            users = [process for process in _processes(place) if array in process.arguments]
+            if len(users) > 1:
+                message = (
+                    f"{array} is used by {_listed(users)}; give it to one process, and pass values through a channel"
+                )
+                yield place.finding(users[1].start, "one-process-per-array", message)
+
+
+def one_master_per_direction(linted: Linted) -> Iterator[Finding]:
+    """Two processes do not read through the same AXI master, nor write: they would wait for each other's bursts."""
+    for place in linted.regions:
+        bundles = {
+            pragma.options.get("port", ""): pragma.options.get("bundle", "")
+            for pragma in place.function.body.pragmas_named("INTERFACE")
+            if "m_axi" in (pragma.options.get("mode"), *pragma.options)
+        }
+        constant = {parameter.name: parameter.type.startswith("const") for parameter in place.function.parameters}
+        users: dict[tuple[str, bool], dict[str, _Process]] = {}
+        for process in _processes(place):
+            for port in set(process.arguments) & set(bundles):
+                users.setdefault((bundles[port], constant.get(port, False)), {})[process.name] = process
+        for (bundle, reads), sharing in users.items():
+            if len(sharing) > 1:
+                message = (
+                    f"{_listed(list(sharing.values()))} {'read' if reads else 'write'} through bundle {bundle}; "
+                    "give each a bundle of its own"
+                )
+                yield place.finding(list(sharing.values())[1].start, "one-master-per-direction", message)
+
+
+def _text(place: Place, statement: Statement) -> str:
+    return place.source.code_and_strings[statement.start : statement.end]
+
+
+def _channels(place: Place) -> Iterator[tuple[Statement, dict[str, str], bool]]:
+    """Declarations of channels: their names with those that they are given, and whether they have a depth."""
+    for statement in place.function.body.children:
+        if match := _STREAMS.fullmatch(_text(place, statement)):
+            names = {}
+            for declared in split_list(match["names"].rstrip().rstrip(";")):
+                given = re.fullmatch(r'(\w+)\s*(?:\(\s*"([^"]*)".*\))?', declared, re.DOTALL)
+                if given:
+                    names[given[1]] = given[2] or ""
+            yield statement, names, len(split_list(match["type"])) == 2
+
+
+def _processes(place: Place) -> list[_Process]:
+    found = []
+    for statement in place.function.body.children:
+        text = _text(place, statement)
+        if not (_STREAMS.fullmatch(text) or _OTHER.match(text)) and (call := _CALL.fullmatch(text)):
+            found.append(_Process(call[1], tuple(split_list(call[2])), statement.start))
+    return found
+
+
+def _uses(linted: Linted, process: _Process, channel: str, how: re.Pattern[str]) -> bool:
+    return any(
+        argument == channel and _uses_parameter(linted, process.name, index, how, frozenset())
+        for index, argument in enumerate(process.arguments)
+    )
+
+
+def _uses_parameter(linted: Linted, name: str, index: int, how: re.Pattern[str], seen: frozenset[str]) -> bool:
+    """Whether a function, or one that it passes the parameter on to, reads or writes it."""
+    place = linted.by_name.get(name)
+    if place is None or index >= len(place.function.parameters) or name in seen:
+        return False
+    parameter = place.function.parameters[index].name
+    for match in re.finditer(rf"(?<![\w.]){parameter}\b", place.text):
+        if how.match(place.text, match.end()):
+            return True
+        passed_on = _argument_at(place.text, match.start())
+        if passed_on and _uses_parameter(linted, *passed_on, how, seen | {name}):
+            return True
+    return False
+
+
+def _argument_at(text: str, position: int) -> tuple[str, int] | None:
+    """The function that is called with what stands at a position, and which argument it is."""
+    for call in re.finditer(r"(\w+)\s*(?:<[^;(){}]*>)?\s*\(", text[:position]):
+        end = closing(text, call.end() - 1)
+        before = text[call.end() : position]
+        if end > position and before.count("(") == before.count(")"):
+            return call[1], len(split_list(before + "_")) - 1
+    return None
+
+
+def _listed(processes: list[_Process]) -> str:
+    return ", ".join(process.name for process in processes) or "nobody"

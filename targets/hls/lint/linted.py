@@ -1,0 +1,81 @@
+"""What rules of the linter look at, and what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+
+from moec.targets.hls.cpp.source import Pragma, Source
+from moec.targets.hls.cpp.structure import Function, Statement, functions
+
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    file: str
+    line: int
+    rule: str
+    message: str
+    """What was found, and what to do."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.rule}: {self.message}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A function and the file that it is in."""
+
+    source: Source
+    function: Function
+
+    def finding(self, position: int, rule: str, message: str) -> Finding:
+        return Finding(self.source.name, self.source.line(position), rule, message)
+
+    @property
+    def text(self) -> str:
+        """The function's body, without comments and pragmas."""
+        return self.source.code[self.function.body.start : self.function.body.end]
+
+    def pragmas(self) -> Iterator[tuple[Pragma, Statement]]:
+        """Each pragma with the block that it stands in."""
+        for statement in self.function.body.walk():
+            for pragma in statement.pragmas:
+                yield pragma, statement
+
+    def loops(self) -> Iterator[tuple[Statement, tuple[Statement, ...]]]:
+        return self.function.body.loops()
+
+
+@dataclasses.dataclass(frozen=True)
+class Linted:
+    """All sources of a design that become hardware."""
+
+    sources: tuple[Source, ...]
+
+    @functools.cached_property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(Place(source, function) for source in self.sources for function in functions(source))
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Place]:
+        return {place.function.name: place for place in self.places}
+
+    @property
+    def regions(self) -> list[Place]:
+        return [place for place in self.places if place.function.body.pragmas_named("DATAFLOW")]
+
+    @functools.cached_property
+    def used(self) -> tuple[Place, ...]:
+        """What regions call, and what that calls; all where there is no region. A library holds more than a design
+        uses, and constants of the rest have no value."""
+        reached = {place.function.name for place in self.regions or self.places}
+        new = reached
+        while new:
+            texts = [self.by_name[name].text for name in new]
+            new = {word for text in texts for word in _WORD.findall(text) if word in self.by_name} - reached
+            reached |= new
+        return tuple(place for place in self.places if place.function.name in reached)

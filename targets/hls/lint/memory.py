@@ -1,0 +1,61 @@
+"""Rules about memories: what must hold so that external ones are read in bursts, and what arrays are built of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from moec.targets.hls.cpp.source import Pragma
+from moec.targets.hls.cpp.structure import Statement
+from moec.targets.hls.lint.linted import Finding, Linted, Place
+
+_CONDITIONS = ("if", "switch")
+_ARRAY = re.compile(r"([\w>]+)\s+(\w+)\s*((?:\[[^\]]*\]\s*)+)(?=;|=\s*[{A-Z])")
+_NO_TYPES = {"return", "else"}
+
+
+def unconditional_accesses(linted: Linted) -> Iterator[Finding]:
+    """In a loop, an access to memory depends on no condition: it would be no burst (UG1448, 214-232), and each beat
+    would take the memory's latency."""
+    for place in linted.places:
+        memories = [one.name for one in place.function.parameters if one.is_pointer and not one.is_array]
+        for loop, _ in place.loops():
+            for statement in loop.walk():
+                if statement.kind in _CONDITIONS:
+                    yield from _accesses(place, statement, memories)
+
+
+def _accesses(place: Place, statement: Statement, memories: list[str]) -> Iterator[Finding]:
+    for memory in memories:
+        for match in re.finditer(rf"(?<![\w.>:]){memory}\s*\[", place.source.code[statement.start : statement.end]):
+            message = (
+                f"memory {memory} is accessed under a condition, so it is no burst; "
+                "pass its beats through a channel, and choose behind it"
+            )
+            yield place.finding(statement.start + match.start(), "unconditional-accesses", message)
+
+
+def bound_storage(linted: Linted) -> Iterator[Finding]:
+    """An array that is not taken apart into registers says what it is built of: the tool's own choice may cost memories
+    that others were to have."""
+    for place in linted.used:
+        for match in _ARRAY.finditer(place.text):
+            name, dimensions = match[2], match[3].count("[")
+            if match[1] in _NO_TYPES or _is_registers(place, name, dimensions):
+                continue
+            if not any(pragma.options.get("variable") == name for pragma in _pragmas(place, "BIND_STORAGE")):
+                message = f"array {name} has no pragma BIND_STORAGE and is not partitioned completely; add one of both"
+                yield place.finding(place.function.body.start + match.start(2), "bound-storage", message)
+
+
+def _is_registers(place: Place, name: str, dimensions: int) -> bool:
+    complete = {
+        pragma.options.get("dim", "1")
+        for pragma in _pragmas(place, "ARRAY_PARTITION")
+        if pragma.options.get("variable") == name and pragma.options.get("type", "complete") == "complete"
+    }
+    return "0" in complete or complete >= {str(dimension + 1) for dimension in range(dimensions)}
+
+
+def _pragmas(place: Place, directive: str) -> list[Pragma]:
+    return [pragma for pragma, _ in place.pragmas() if pragma.directive == directive]

@@ -1,0 +1,114 @@
+"""The MoE blocks of a graph: where each begins and ends, and its numbers.
+
+A block begins at the tokens that both its router and its experts take, and ends with the experts' sum, an expert that
+every token goes to included. Where those tokens are a normalised residual stream that the sum is added to,
+``x + MoE(norm(x))``, the block begins at x and ends with the addition. What is around it stays in the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, is_moec, spec_of
+from moec.ir.mapped_files import release_pages
+from moec.ir.names import node_name
+from moec.ir.weights.experts import ExpertWeights, Part
+from moec.targets.hls.graph.dense_layer import dense_layer, optional, origin
+from moec.targets.hls.graph.residuals import find_residual
+from moec.targets.hls.moe.float_block import FloatBlock
+from moec.targets.hls.moe.shared_expert import find_shared_expert, with_shared
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphBlock:
+    """``tokens``: the value [..., d] that the block takes; ``output``: its result, of the same shape."""
+
+    name: str
+    tokens: ir.Value
+    output: ir.Value
+    numbers: FloatBlock
+
+    def as_tokens(self, array: Array) -> Array:
+        """What the graph holds as the block takes it: float32 [T, d]."""
+        return array.reshape(-1, self.numbers.width).astype(np.float32)
+
+
+def find_blocks(model: ir.Model) -> list[GraphBlock]:
+    """In the order of the graph. Raises UnsupportedError, naming the node, for a block that cannot be cut out."""
+    blocks = []
+    for node in model.graph.all_nodes():
+        if is_moec(node, "MoE") or is_moec(node, "Experts"):
+            try:
+                blocks.append(_block(node))
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{node_name(node)}: {error}") from error
+    return blocks
+
+
+def _block(node: ir.Node) -> GraphBlock:
+    inputs, spec, output = inputs_of(node), spec_of(node, ExpertsSpec), node.outputs[0]
+    route = node if node.op_type == "MoE" else _route_of(inputs)
+    tokens, logits, correction = inputs["x"], inputs_of(route)["logits"], inputs_of(route)["correction_bias"]
+    assert tokens is not None and logits is not None
+    router = dense_layer(logits)
+    if origin(router.input) is not origin(tokens):
+        raise UnsupportedError(
+            f"its router takes {router.input.name!r} and its experts {tokens.name!r}; an HLS block reads one tensor"
+        )
+    numbers = FloatBlock(
+        name=node_name(node),
+        routing=spec_of(route, RouteSpec),
+        experts=spec,
+        router=router.weights,
+        router_bias=router.bias,
+        correction_bias=optional(correction),
+        **_experts(node),
+    )
+    shared = find_shared_expert(tokens, output, spec)
+    if shared is not None:
+        # The same tokens, in the shape of the sum.
+        numbers, tokens, output = with_shared(numbers, shared), shared.up.input, shared.output
+    residual = find_residual(tokens, output)
+    if residual is not None:
+        numbers = dataclasses.replace(numbers, norm=residual.norm)
+        tokens, output = residual.tokens, residual.output
+    return GraphBlock(numbers.name, tokens, output, numbers)
+
+
+def _route_of(inputs: dict[str, ir.Value | None]) -> ir.Node:
+    weights, experts = inputs["weights"], inputs["experts"]
+    route = None if weights is None else origin(weights).producer()
+    if route is None or not is_moec(route, "Route") or experts is None or origin(experts).producer() is not route:
+        raise UnsupportedError("its routing is no moec.Route; an HLS block computes its own")
+    return route
+
+
+def _experts(node: ir.Node) -> dict[str, Any]:
+    """The experts' numbers as :class:`FloatBlock` has them; zeros for hidden units that an expert does not have."""
+    weights = ExpertWeights(node)
+    found: dict[str, Any] = {"gate": None, "gate_bias": None}
+    for part in weights.parts:
+        found[part] = _stacked(weights, part)
+        found[f"{part}_bias"] = _or_zeros(weights.bias(part), found[part].shape[:2])
+    return found
+
+
+def _stacked(weights: ExpertWeights, part: Part) -> Array:
+    """A part of all experts, [E, out, in] in float32."""
+    outputs, inputs = (weights.width, weights.hidden) if part == "down" else (weights.hidden, weights.inner)
+    stacked = np.empty((weights.experts, outputs, inputs), np.float32)
+    for expert in range(weights.experts):
+        stacked[expert] = weights.decoded(part, expert).T
+        release_pages()
+    return stacked
+
+
+def _or_zeros(bias: Array | None, shape: tuple[int, ...]) -> Array:
+    return np.zeros(shape, np.float32) if bias is None else bias

@@ -1,0 +1,105 @@
+"""Weights in the order in which the hardware reads them: every job is one contiguous burst.
+
+| file | contents |
+|---|---|
+| ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16; where tokens are normalised |
+| ``router.bin`` | int16 [E, d], then from a new beat on int32 biases [E] |
+| ``up.bin`` | by expert and tile: parameters of the tile's channels, then its weights by step of the array |
+| ``down.bin`` | by expert: the weights of all tiles by step, then the parameters of its results |
+
+A step of an array takes ``lanes_in`` inputs of ``lanes_out`` rows. Parameters are 8 bytes: bias int32, multiplier
+uint16, padding. int4 weights lie two to a byte, the first in the low half. What pads is zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moec.targets.hls.moe.design import BEAT_BYTES, PARAMETER_BYTES, Design
+from moec.targets.hls.moe.quantize import QuantizedBlock
+from moec.targets.hls.normalization import QuantizedNorm
+
+Array = np.ndarray[Any, Any]
+
+
+def pack_tokens(design: Design, tokens: Array) -> bytes:
+    """int8 [T, d], int16 of a residual stream, padded to the width of the design."""
+    if design.shape.norm != "none":
+        return pack_stream(tokens, design.width)
+    return whole_beats(widened(tokens.astype(np.int8), design.width, axis=1).tobytes())
+
+
+def pack_stream(stream: Array, width: int) -> bytes:
+    """int16 [T, d], a residual stream or results, padded to ``width``."""
+    return whole_beats(widened(stream.astype("<i2"), width, axis=1).tobytes())
+
+
+def pack_router(design: Design, block: QuantizedBlock) -> bytes:
+    weights = widened(block.router.astype("<i2"), design.width, axis=1)
+    return whole_beats(weights.tobytes()) + whole_beats(block.router_bias.astype("<i4").tobytes())
+
+
+def pack_norm(norm: QuantizedNorm, width: int) -> bytes:
+    """Of the channels of a token, padded to ``width``."""
+    return parameter_records(widened(norm.biases, width, axis=0), widened(norm.multipliers, width, axis=0) & 0xFFFF)
+
+
+def pack_up(design: Design, block: QuantizedBlock) -> bytes:
+    projections, tile = design.projections, design.hidden_tile
+    rows = design.hidden * projections
+    parts = []
+    for expert in range(block.shape.all_experts):
+        weights = widened(widened(block.up.weights[expert], rows, axis=0), design.width, axis=1)
+        biases = widened(block.up.biases[expert], rows, axis=0)
+        multipliers = widened(block.up_multipliers.values[expert], rows, axis=0)
+        for first in range(0, rows, tile * projections):
+            channels = slice(first, first + tile * projections)
+            parts.append(parameter_records(biases[channels], multipliers[channels]))
+            parts.append(
+                steps_of(weights[channels], design.lanes_out * projections, design.lanes_in, block.shape.weight_bits)
+            )
+    return b"".join(parts)
+
+
+def pack_down(design: Design, block: QuantizedBlock) -> bytes:
+    parts = []
+    for expert in range(block.shape.all_experts):
+        weights = widened(widened(block.down.weights[expert], design.width, axis=0), design.hidden, axis=1)
+        for first in range(0, design.hidden, design.hidden_tile):
+            columns = slice(first, first + design.hidden_tile)
+            parts.append(steps_of(weights[:, columns], design.lanes_out, design.lanes_in, block.shape.weight_bits))
+        biases = widened(block.down.biases[expert], design.width, axis=0)
+        parts.append(parameter_records(biases, widened(block.down_multipliers.values[expert], design.width, axis=0)))
+    return b"".join(parts)
+
+
+def widened(array: Array, size: int, axis: int) -> Array:
+    """With zeros up to ``size`` along the axis."""
+    padding = [(0, 0)] * array.ndim
+    padding[axis] = (0, size - array.shape[axis])
+    return np.pad(array, padding)
+
+
+def whole_beats(data: bytes) -> bytes:
+    return data + bytes(-len(data) % BEAT_BYTES)
+
+
+def parameter_records(biases: Array, multipliers: Array) -> bytes:
+    """One of 8 bytes per channel."""
+    records = np.zeros((len(biases), PARAMETER_BYTES), np.uint8)
+    records[:, :4] = biases.astype("<i4").view(np.uint8).reshape(-1, 4)
+    records[:, 4:6] = multipliers.astype("<u2").view(np.uint8).reshape(-1, 2)
+    return whole_beats(records.tobytes())
+
+
+def steps_of(weights: Array, rows: int, columns: int, weight_bits: int = 8) -> bytes:
+    """A matrix, a tile of rows x columns after the other, those of one row of tiles first."""
+    height, width = weights.shape
+    tiles = weights.reshape(height // rows, rows, width // columns, columns).transpose(0, 2, 1, 3)
+    flat = np.ascontiguousarray(tiles, np.int8).reshape(-1)
+    if weight_bits == 4:
+        halves = flat.view(np.uint8) & 15
+        return (halves[0::2] | halves[1::2] << 4).astype(np.uint8).tobytes()
+    return flat.tobytes()

@@ -1,0 +1,192 @@
+"""The files of a generated project: sources, testbench with vectors, packed weights, build files.
+
+| path | contents |
+|---|---|
+| ``src/moe_block.cpp``, ``src/block_*.h`` | generated: the top function, the layer's constants and tables |
+| ``src/moec/`` | the header library of processes, the same for all layers |
+| ``src/testbench.cpp``, ``data/`` | test vectors: packed tokens and weights, and what must come out |
+| ``sim/hls_stream.h`` | a model of the vendor's streams, for C simulation with any compiler |
+| ``Makefile``, ``hls_config.cfg``, ``run_hls.tcl`` | C simulation anywhere; synthesis where Vitis is |
+| ``link.cfg`` | which port of the memory each master is connected to |
+| ``host.py`` | floats to tokens as the hardware reads them, and back |
+| ``compare_report.py`` | compares ``estimate.json`` with a synthesis report |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from moec.errors import DefectError
+from moec.targets.base import Project
+from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
+from moec.targets.hls.hardware.parts import find_part
+from moec.targets.hls.hardware.ports import masters_of, port_names
+from moec.targets.hls.lint.linter import lint
+from moec.targets.hls.lint.pragmas import LEAST_VERSION
+from moec.targets.hls.moe import packing, reference
+from moec.targets.hls.moe.channels import Channel, channels_of
+from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, Design
+from moec.targets.hls.moe.quantize import QuantizedBlock, power_table, sigmoid_table
+from moec.targets.hls.normalization import inverse_roots
+
+Array = np.ndarray[Any, Any]
+
+TOP = "moe_block"
+CLOCK_UNCERTAINTY = 12
+"""Percent of the period that scheduling leaves to placement and routing; the tool's own default is 27."""
+_PACKAGE = "moec.targets.hls"
+_TEMPLATES = {
+    "block_config.h.j2": "src/block_config.h",
+    "block_tables.h.j2": "src/block_tables.h",
+    "moe_block.cpp.j2": "src/moe_block.cpp",
+    "testbench.cpp.j2": "src/testbench.cpp",
+    "hls_config.cfg.j2": "hls_config.cfg",
+    "link.cfg.j2": "link.cfg",
+    "run_hls.tcl.j2": "run_hls.tcl",
+    "Makefile.j2": "Makefile",
+    "README.md.j2": "README.md",
+    "host.py.j2": "host.py",
+}
+_NUMBERS_PER_LINE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What people read: the block's name, its routing and experts in words, the device and clock (MHz) it is for."""
+
+    name: str
+    routing: str
+    experts: str
+    device: str
+    clock: float
+
+
+def project_files(design: Design, block: QuantizedBlock, vectors: Array, description: Description) -> dict[str, bytes]:
+    """Contents by path. ``vectors``: tokens [T, d], as integers, that the testbench runs."""
+    data = vector_files(design, block, vectors)
+    context = _context(design, block, description, data)
+    files = {path: render(name, context) for name, path in _TEMPLATES.items()}
+    library = library_files(memories_of(design))
+    return {**files, **library, **{f"data/{name}": content for name, content in data.items()}}
+
+
+def checked_project(name: str, files: dict[str, bytes], estimate: dict[str, Any], report: dict[str, Any]) -> Project:
+    """The project of a block, whose ``report`` names its node: its estimate goes along, and its code has been linted.
+
+    Raises DefectError where the code breaks a rule, for moec made it."""
+    files = {**files, "estimate.json": json.dumps(estimate, indent=1).encode()}
+    findings = lint(files)
+    if findings:
+        raise DefectError(f"{report['node']}: the generated code breaks a rule: {findings[0]}")
+    return Project(name, files, {**report, "estimate": estimate})
+
+
+def library_files(memories: Iterable[Memory]) -> dict[str, bytes]:
+    """The part that all projects share, but for what arrays are built of: a pragma takes no constant for that."""
+    root = importlib.resources.files(_PACKAGE)
+    headers = {
+        f"src/moec/{one.name}": _bound(one.read_text(encoding="utf-8"), memories) for one in _headers(root / "library")
+    }
+    return {
+        **headers,
+        "sim/hls_stream.h": (root / "simulation" / "functional" / "hls_stream.h").read_bytes(),
+        "compare_report.py": (root / "compare_report.py").read_bytes(),
+    }
+
+
+def _bound(header: str, memories: Iterable[Memory]) -> bytes:
+    """With the arrays of the processes in it bound to their storage."""
+    starts = {match[1]: match.start() for match in re.finditer(r"^void (\w+)\(", header, re.MULTILINE)}
+    for memory in memories:
+        if memory.variable and memory.process in starts:
+            pragma = re.compile(rf"(#pragma HLS BIND_STORAGE variable={memory.variable} .*impl=)\w+")
+            found = pragma.search(header, starts[memory.process])
+            if found is not None:
+                header = header[: found.start()] + found[1] + memory.implementation + header[found.end() :]
+    return header.encode()
+
+
+def bound_channels(channels: Iterable[Channel]) -> list[Memory]:
+    """Those that are more than shift registers, which the tool would build of what it likes."""
+    return [memory for memory in channel_memories(channels) if memory.variable]
+
+
+def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[str, bytes]:
+    """Weights, tokens, and what the integer reference makes of them."""
+    expected = reference.run(block, vectors)
+    loads = np.append(expected.loads, len(vectors)).astype("<i4")
+    norm = {} if block.norm is None else {"norm.bin": packing.pack_norm(block.norm, design.width)}
+    return {
+        **norm,
+        "tokens.bin": packing.pack_tokens(design, vectors),
+        "router.bin": packing.pack_router(design, block),
+        "up.bin": packing.pack_up(design, block),
+        "down.bin": packing.pack_down(design, block),
+        "outputs.bin": packing.pack_stream(expected.output, design.width),
+        "loads.bin": loads.tobytes(),
+    }
+
+
+def _context(design: Design, block: QuantizedBlock, description: Description, data: dict[str, bytes]) -> dict[str, Any]:
+    numbers = design.shape.tokens * design.width
+    tokens_in = numbers if design.shape.norm == "none" else 2 * numbers
+    depth = {name[: -len(".bin")]: max(1, len(content) // BEAT_BYTES) for name, content in data.items()}
+    choice_biases = np.zeros(block.shape.experts, np.int64) if block.choice_bias is None else block.choice_bias
+    return {
+        **dataclasses.asdict(description),
+        "top": TOP,
+        "design": design,
+        "shape": design.shape,
+        "fifos": design.fifos,
+        "quantized": block,
+        "depth": {**depth, "tokens_in": -(-tokens_in // BEAT_BYTES), "tokens_out": -(-2 * numbers // BEAT_BYTES)},
+        "data": "data",
+        "most_stages": MOST_STAGES,
+        "least_version": LEAST_VERSION,
+        "clock_uncertainty": CLOCK_UNCERTAINTY,
+        "bound_channels": bound_channels(channels_of(design)),
+        "ports": port_names(find_part(description.device).memory, masters_of(design.shape)),
+        "activation_copies": -(-design.lanes_out // 2),
+        "score_copies": -(-(design.shape.slots + 1) // 2),
+        "powers": power_table(),
+        "sigmoids": sigmoid_table(),
+        "choice_biases": choice_biases,
+        "inverse_roots": inverse_roots(),
+        "listed": listed,
+        "repeated": repeated,
+    }
+
+
+def render(template: str, context: dict[str, Any]) -> bytes:
+    return _environment().get_template(template).render(context).encode()
+
+
+def repeated(macro: str, count: int) -> str:
+    return ", ".join([macro] * count)
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """Comma-separated, continued over lines of a macro."""
+    texts = [str(int(number)) for number in numbers]
+    lines = [", ".join(texts[at : at + _NUMBERS_PER_LINE]) for at in range(0, len(texts), _NUMBERS_PER_LINE)]
+    return ", \\\n    ".join(lines)
+
+
+def _headers(folder: Any) -> list[Any]:
+    return sorted((one for one in folder.iterdir() if one.name.endswith(".h")), key=lambda one: one.name)
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    loader = jinja2.PackageLoader(_PACKAGE, "templates")
+    return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

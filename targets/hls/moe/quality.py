@@ -1,0 +1,72 @@
+"""How far an integer block is from its floats: signal to noise per tensor, and how often routing agrees."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moec.targets.hls.moe import reference
+from moec.targets.hls.moe.float_block import FloatBlock
+from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """``decibels``: signal over quantisation noise by tensor; None where there is no noise or no signal. Of what
+    depends on the routing, only pairs count that both chose. ``agreement``: part of the pairs chosen alike."""
+
+    decibels: dict[str, float | None]
+    agreement: float
+    tokens: int
+
+
+def compare(block: FloatBlock, quantized: QuantizedBlock, tokens: Array) -> Quality:
+    """Both on the same float tokens [N, d]."""
+    floats = block.run(tokens)
+    steps = quantized.quantized(tokens)
+    integers = reference.run(quantized, steps)
+    gates, found_gates = np.zeros(floats.logits.shape), np.zeros(floats.logits.shape)
+    np.put_along_axis(gates, floats.chosen, floats.gates, axis=1)
+    found = integers.gates * (block.routing.scale / GATE_ONE)
+    np.put_along_axis(found_gates, integers.chosen, found, axis=1)
+    alike = (gates != 0) & (found_gates != 0)
+    ours, theirs = (_pairs(chosen, alike, block.shared) for chosen in (floats.chosen, integers.chosen))
+    decibels = {
+        "tokens": signal_to_noise(floats.inputs, integers.inputs * quantized.input_scale),
+        "logits": signal_to_noise(floats.logits, integers.logits * quantized.logit_scale),
+        "gates": signal_to_noise(gates[alike], found_gates[alike]),
+        "hidden": signal_to_noise(floats.hidden[ours], integers.hidden[theirs] * quantized.hidden_scale),
+        "results": signal_to_noise(floats.results[ours], integers.results[theirs] * quantized.result_scale),
+        "output": signal_to_noise(floats.output, integers.output * quantized.output_scale),
+    }
+    pairs = floats.chosen.size
+    return Quality(decibels, float(alike.sum()) / pairs if pairs else 1.0, len(tokens))
+
+
+def compare_outputs(floats: Mapping[str, Array], found: Mapping[str, Array]) -> dict[str, dict[str, float | None]]:
+    """By output of the model: signal to noise, and how often the largest of the last axis is at the same place."""
+    report = {}
+    for name, expected in floats.items():
+        answers = [array.reshape(-1, array.shape[-1]).argmax(axis=1) for array in (expected, found[name]) if array.ndim]
+        same = float((answers[0] == answers[1]).mean()) if answers and len(answers[0]) else None
+        report[name] = {"decibels": signal_to_noise(expected, found[name]), "same_largest": same}
+    return report
+
+
+def signal_to_noise(expected: Array, found: Array) -> float | None:
+    """In dB; None where there is no noise or no signal."""
+    signal = float(np.square(expected.astype(np.float64)).sum())
+    noise = float(np.square(expected.astype(np.float64) - found).sum())
+    return 10 * math.log10(signal / noise) if signal and noise else None
+
+
+def _pairs(chosen: Array, alike: Array, shared: int) -> Array:
+    """Which pairs, by expert and then by token, were chosen by both."""
+    parts = [alike[np.nonzero(chosen == expert)[0], expert] for expert in range(alike.shape[1])]
+    return np.concatenate([*parts, *[np.ones(len(alike), bool)] * shared])

@@ -1,0 +1,331 @@
+"""From a float block to integers: scales from calibration data, and every constant of the hardware that follows.
+
+Activations are int8 with one scale per tensor, weights int8 or int4 with one scale per output channel, the router's
+weights int16, results int16. A scale is the one of a few candidates that loses least on the calibration data (clipping
+rare large values against rounding all others). What is multiplied with a scale on the way becomes an integer multiplier
+of 16 bits and a shift, one shift per product, so that shifts are wires. Functions of one number are tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from moec.errors import UnsupportedError
+from moec.ir import semantics
+from moec.targets.hls.moe.design import BlockShape, Scoring
+from moec.targets.hls.moe.float_block import FloatBlock, FloatResults
+from moec.targets.hls.normalization import QuantizedNorm, quantize_norm, stream_scale_for
+
+Array = np.ndarray[Any, Any]
+
+POWER_ENTRIES, SIGMOID_ENTRIES = 1024, 2048
+SIGMOID_RANGE = 16.0
+"""Beyond it the sigmoid is taken to be constant: 1.1e-7 from its limit."""
+TERM_ONE, GATE_ONE = 1 << 17, 1 << 16
+"""What stands for 1 in a softmax's terms and in a gate."""
+_CLIPPING = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Candidates for the largest number that a scale reaches, as parts of the largest one met."""
+_HEADROOM = 1.25
+"""Results may grow beyond those of the calibration data by this before they saturate."""
+_MOST_BIAS, _MOST_ROUTER_BIAS = 1 << 20, 1 << 30
+"""In steps of the sums that they are added to."""
+_MOST_OFFSET = 384
+"""Of what is added to the up projection, in its quantisation steps: the sum fits into 10 bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Multipliers:
+    """``x * scale`` as ``(x * multiplier + half) >> shift``: 16 bits per channel, one shift for all."""
+
+    values: Array
+    shift: int
+
+    @staticmethod
+    def of(scales: Array) -> Multipliers:
+        """Raises UnsupportedError where 16 bits and a shift cannot say the scales."""
+        largest = float(scales.max())
+        shift = math.floor(math.log2(65535 / largest))
+        if not 1 <= shift <= 40:
+            raise UnsupportedError(
+                f"a scale of {largest:.3g} between two tensors has no 16-bit multiplier; check the calibration data"
+            )
+        values = np.maximum(np.round(scales * 2.0**shift), 1).astype(np.int64)
+        return Multipliers(np.minimum(values, 65535), shift)
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """One matrix per expert as integers: ``weights`` [E, out, in], ``biases`` [E, out] in the steps of the sums, and
+    ``scales`` [E, out], what a step of a weight stands for."""
+
+    weights: Array
+    biases: Array
+    scales: Array
+
+    @property
+    def sum_bits(self) -> int:
+        """That hold any sum of int8 inputs, and every partial one: derived from the weights, not from their number."""
+        largest = np.abs(self.weights).sum(axis=2) * 128 + np.abs(self.biases)
+        return int(largest.max()).bit_length() + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedBlock:
+    """A block in integers. Scales say what a step of a tensor stands for; all else is what the hardware holds.
+
+    ``router`` int16 [E, d], ``router_bias`` int32 [E], ``choice_bias`` [E] in steps of 2^-17 or None.
+    ``up``: gate and up interleaved where gated, [E, 2 f, d]. ``activation``: the table over int8, entry 0 for -128;
+    int16 where gated, int8 else. ``hidden_multiplier``: of activated gate times up. ``up_offset`` and ``up_limit`` are
+    in steps of up. ``shared_gate``: the weight of shared experts, 2^16 for the scale of the routing.
+    ``score``: from logits to places in the table of powers (softmax) or of the sigmoid.
+    """
+
+    shape: BlockShape
+    input_scale: float
+    logit_scale: float
+    gate_scale: float
+    up_scale: float
+    hidden_scale: float
+    result_scale: float
+    output_scale: float
+    router: Array
+    router_bias: Array
+    choice_bias: Array | None
+    up: Projection
+    down: Projection
+    up_multipliers: Multipliers
+    down_multipliers: Multipliers
+    activation: Array
+    hidden_multiplier: Multipliers
+    up_offset: int
+    up_limit: int
+    shared_gate: int
+    score: Multipliers
+    norm: QuantizedNorm | None = None
+
+    @property
+    def token_scale(self) -> float:
+        """What a step of a token in memory stands for."""
+        return self.input_scale if self.norm is None else self.norm.stream_scale
+
+    @property
+    def logit_bits(self) -> int:
+        largest = np.abs(self.router.astype(np.int64)).sum(axis=1) * 128 + np.abs(self.router_bias)
+        return int(largest.max()).bit_length() + 1
+
+    def quantized(self, tokens: Array) -> Array:
+        """Tokens [T, d] as the int8, or int16 where they are normalised, that memory holds; rounded half to even."""
+        return rounded(tokens, self.token_scale, 8 if self.norm is None else 16)
+
+
+def quantize(
+    block: FloatBlock, tokens: Array, *, most_tokens: int, weight_bits: int = 8, stream_scale: float | None = None
+) -> QuantizedBlock:
+    """Calibrate with ``tokens`` [N, d]. ``stream_scale``: of the residual stream, where blocks that share one agreed.
+
+    Raises UnsupportedError, saying why, for what the templates cannot compute, and for calibration data without a
+    finite number.
+    """
+    shape = shape_of(block, most_tokens, weight_bits)
+    if not len(tokens) or not np.isfinite(tokens).all():
+        raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
+    seen = block.run(tokens)
+    input_scale = scale_for(seen.inputs, 8)
+    router_scale = _router_scale(block, input_scale)
+    logit_scale = input_scale * router_scale
+    gate_scale = scale_for(seen.up if seen.gate is None else seen.gate, 8)
+    offset = block.experts.up_offset
+    up_scale = max(scale_for(seen.up, 8), abs(offset) / _MOST_OFFSET)
+    up = project(
+        _interleaved(block.gate, block.up), _interleaved(block.gate_bias, block.up_bias), input_scale, weight_bits
+    )
+    sum_scales = input_scale * up.scales
+    activation, activation_scale = _activation_table(block, gate_scale)
+    hidden_scale = scale_for(seen.hidden, 8) if block.gate is not None else activation_scale
+    down = project(block.down, block.down_bias, hidden_scale, weight_bits)
+    result_scale = _result_scale(seen, block.routing.scale)
+    norm = None
+    if block.norm is not None:
+        stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results * block.routing.scale)
+        result_scale = stream_scale / block.routing.scale
+        norm = quantize_norm(block.name, block.norm, stream_scale, input_scale)
+    limit = block.experts.limit
+    return QuantizedBlock(
+        shape=shape,
+        input_scale=input_scale,
+        logit_scale=logit_scale,
+        gate_scale=gate_scale,
+        up_scale=up_scale,
+        hidden_scale=hidden_scale,
+        result_scale=result_scale,
+        output_scale=result_scale * block.routing.scale,
+        router=np.round(block.router / router_scale).astype(np.int16),
+        router_bias=np.round(block.router_bias / logit_scale).astype(np.int64),
+        choice_bias=None
+        if block.correction_bias is None
+        else np.round(block.correction_bias * TERM_ONE).astype(np.int64),
+        up=up,
+        down=down,
+        up_multipliers=Multipliers.of(sum_scales / _per_row(block, gate_scale, up_scale)),
+        down_multipliers=Multipliers.of(hidden_scale * down.scales / result_scale),
+        activation=activation,
+        hidden_multiplier=Multipliers.of(np.array([activation_scale * up_scale / hidden_scale])),
+        up_offset=round(offset / up_scale),
+        up_limit=127 if limit <= 0 else min(127, round(limit / up_scale)),
+        shared_gate=round(GATE_ONE / block.routing.scale),
+        score=_score(block, logit_scale),
+        norm=norm,
+    )
+
+
+def _router_scale(block: FloatBlock, input_scale: float) -> float:
+    """Of int16 weights, with which biases fit into 32 bits."""
+    largest = float(np.abs(block.router_bias).max())
+    return max(_step(np.abs(block.router).max(), 16), largest / (input_scale * _MOST_ROUTER_BIAS))
+
+
+def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> BlockShape:
+    """What the block asks of hardware. Raises UnsupportedError for what no template computes."""
+    reason = _why_not(block)
+    if reason is not None:
+        raise UnsupportedError(f"{block.name}: {reason}")
+    scoring: Scoring = "sigmoid" if block.routing.score == "sigmoid" else "softmax"
+    return BlockShape(
+        tokens=most_tokens,
+        width=block.width,
+        hidden=block.hidden,
+        experts=block.count,
+        slots=block.routing.k,
+        gated=block.gate is not None,
+        shared=block.shared,
+        scoring=scoring,
+        normalized=block.routing.normalize or block.routing.score == "softmax_topk",
+        groups=block.routing.groups,
+        groups_kept=block.routing.groups_kept if block.routing.groups > 1 else 1,
+        group_sum=block.routing.groups > 1 and block.routing.group_score == "sum_top2",
+        biased_choice=block.correction_bias is not None,
+        weight_bits=4 if weight_bits == 4 else 8,
+        norm="none" if block.norm is None else block.norm.kind,
+    )
+
+
+def _why_not(block: FloatBlock) -> str | None:
+    return _why_no_router(block) or _why_no_experts(block)
+
+
+def _why_no_router(block: FloatBlock) -> str | None:
+    routing = block.routing
+    if routing.score not in ("softmax", "softmax_topk", "sigmoid"):
+        return f"routers with score {routing.score!r}; the templates have softmax, softmax_topk and sigmoid"
+    if routing.selection != "topk" or routing.k > 8:
+        return f"selection {routing.selection!r} of {routing.k}; the templates have the largest 1 to 8"
+    if routing.threshold is not None or routing.capacity > 0:
+        return "thresholds and capacities of a router have no template"
+    if routing.groups > 1 and routing.group_score == "sum_top2" and routing.score != "sigmoid":
+        return f"groups by the sum of two scores with score {routing.score!r}; the templates have them for sigmoid"
+    if block.correction_bias is not None and routing.score != "sigmoid":
+        return f"a bias on the choice with score {routing.score!r}; the templates have it for sigmoid"
+    for name in ("normalize_epsilon", "normalize_floor"):
+        if getattr(routing, name) > 1e-5:
+            return f"{name} {getattr(routing, name)}; the templates divide by the sum itself"
+    if block.shared and not 0 < round(GATE_ONE / routing.scale) < 2 * GATE_ONE:
+        return (
+            f"shared experts beside routed ones that are scaled by {routing.scale}; the gate 1 / scale must be below 2"
+        )
+    return None
+
+
+def _why_no_experts(block: FloatBlock) -> str | None:
+    experts = block.experts
+    if experts.weight_on_input or experts.identity_experts:
+        return "weights on the input and identity experts have no template"
+    if experts.output_limit > 0:
+        return f"output_limit {experts.output_limit}; no template clamps what an expert returns"
+    if block.gate is None and experts.up_offset:
+        return "an offset without a gate has no template"
+    return None
+
+
+def rounded(numbers: Array, scale: float, bits: int) -> Array:
+    """``numbers / scale`` as integers, half to even, saturated."""
+    most = (1 << (bits - 1)) - 1
+    return np.clip(np.round(numbers / scale), -most, most).astype(np.int64)
+
+
+def scale_for(numbers: Array, bits: int) -> float:
+    """The scale of one tensor with the smallest squared error on ``numbers``."""
+    largest = float(np.abs(numbers).max(initial=0.0))
+    if largest == 0:
+        return 1.0
+
+    def loss(scale: float) -> float:
+        return float(np.square(rounded(numbers, scale, bits) * scale - numbers).mean())
+
+    return min((_step(largest * part, bits) for part in _CLIPPING), key=loss)
+
+
+def _step(largest: Any, bits: int) -> float:
+    return float(largest) / ((1 << (bits - 1)) - 1) if largest > 0 else 1.0
+
+
+def project(weights: Array, biases: Array, input_scale: float, bits: int) -> Projection:
+    """``weights`` [E, out, in] and ``biases`` [E, out] of inputs in steps of ``input_scale``."""
+    largest = np.abs(weights).max(axis=2)
+    scales = np.where(largest > 0, largest, 1.0) / ((1 << (bits - 1)) - 1)
+    # A unit that training switched off has weights near 0, but a bias that must fit all the same.
+    scales = np.maximum(scales, np.abs(biases) / (input_scale * _MOST_BIAS))
+    sums = input_scale * scales
+    quantized = np.round(weights / scales[..., None]).astype(np.int8)
+    return Projection(quantized, np.round(biases / sums).astype(np.int64), scales)
+
+
+def _interleaved(gate: Array | None, up: Array) -> Array:
+    """Rows of gate and up by turns; of up alone where there is no gate."""
+    return up if gate is None else np.stack([gate, up], axis=2).reshape(len(up), -1, *up.shape[2:])
+
+
+def _per_row(block: FloatBlock, gate_scale: float, up_scale: float) -> Array:
+    """The step of each row of the first product's results."""
+    return np.resize([gate_scale] if block.gate is None else [gate_scale, up_scale], 2 * block.hidden)[: _rows(block)]
+
+
+def _rows(block: FloatBlock) -> int:
+    return block.hidden * (1 if block.gate is None else 2)
+
+
+def _activation_table(block: FloatBlock, scale: float) -> tuple[Array, float]:
+    """Of every int8, from -128 on, and what a step of it stands for: int16 where it is still multiplied, else int8."""
+    places = ((np.arange(256) - 128) * scale).astype(np.float32)
+    spec = block.experts
+    if block.gate is not None and spec.limit > 0:
+        places = np.minimum(places, np.float32(spec.limit))
+    values = semantics.activated(dataclasses.replace(spec, limit=0.0), None, places)
+    bits = 8 if block.gate is None else 16
+    step = _step(np.abs(values).max(), bits)
+    return rounded(values, step, bits), step
+
+
+def _result_scale(seen: FloatResults, scale: float) -> float:
+    largest = max(float(np.abs(seen.results).max(initial=0.0)), float(np.abs(seen.output).max(initial=0.0)) / scale)
+    return _step(largest * _HEADROOM, 16)
+
+
+def _score(block: FloatBlock, logit_scale: float) -> Multipliers:
+    if block.routing.score == "sigmoid":
+        return Multipliers.of(np.array([logit_scale * SIGMOID_ENTRIES / SIGMOID_RANGE]))
+    return Multipliers.of(np.array([logit_scale * math.log2(math.e) * POWER_ENTRIES]))
+
+
+def power_table() -> Array:
+    """2^-i/1024, 2^17 for 1."""
+    return np.round(2.0 ** (-np.arange(POWER_ENTRIES) / POWER_ENTRIES) * TERM_ONE).astype(np.int64)
+
+
+def sigmoid_table() -> Array:
+    """The sigmoid of i / 128, 2^17 for 1; never 1 itself, so that the sigmoid of the opposite is never 0."""
+    places = np.arange(SIGMOID_ENTRIES) * (SIGMOID_RANGE / SIGMOID_ENTRIES)
+    return np.minimum(np.round(TERM_ONE / (1 + np.exp(-places))), TERM_ONE - 1).astype(np.int64)

@@ -1,0 +1,159 @@
+"""The expert that every token goes to beside those it chooses: found behind a block, and cut into pieces.
+
+An exporter writes it as dense products of the block's own tokens, whose result is added to the block's. Whether what
+lies between the products is the experts' activation is not guessed from the operators: it is computed and compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir import semantics
+from moec.ir.dialect import ExpertsSpec
+from moec.ir.interpreter import EvaluationError, evaluate
+from moec.targets.hls.graph.dense_layer import DenseLayer, dense_layer, origin
+from moec.targets.hls.moe.float_block import FloatBlock
+
+Array = np.ndarray[Any, Any]
+
+_MOST_NODES = 12
+"""Between the products; an activation is spelled in fewer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedExpert:
+    """``output``: the value that is the block's result plus the expert's."""
+
+    output: ir.Value
+    up: DenseLayer
+    gate: DenseLayer | None
+    down: DenseLayer
+
+
+def find_shared_expert(tokens: ir.Value, output: ir.Value, spec: ExpertsSpec) -> SharedExpert | None:
+    """Of a block that takes ``tokens`` and makes ``output``; None where nothing, or something else, is added to it."""
+    found = _added(output)
+    if found is None:
+        return None
+    total, added = found
+    down = _layer(added)
+    if down is None:
+        return None
+    products, between = _products_behind(down.input, tokens)
+    if len(products) != (2 if spec.gated else 1):
+        return None
+    for order in itertools.permutations(products):
+        if _is_activation(spec, order, between, down.input):
+            gate, up = (products[order[0]], products[order[1]]) if spec.gated else (None, products[order[0]])
+            return SharedExpert(total, up, gate, down)
+    return None
+
+
+def with_shared(block: FloatBlock, shared: SharedExpert) -> FloatBlock:
+    """The block with the expert in pieces of as many hidden units as its other experts have; sums do not change."""
+    pieces = -(-len(shared.up.weights) // block.hidden)
+
+    def cut(array: Array, axis: int) -> Array:
+        padding = [(0, 0)] * array.ndim
+        padding[axis] = (0, pieces * block.hidden - array.shape[axis])
+        return np.stack(np.split(np.pad(array, padding), pieces, axis=axis))
+
+    down_bias = np.zeros((pieces, block.width), np.float32)
+    down_bias[0] = shared.down.bias
+    gate, gate_bias = block.gate, block.gate_bias
+    if shared.gate is not None and gate is not None and gate_bias is not None:
+        gate = np.concatenate([gate, cut(shared.gate.weights, 0)])
+        gate_bias = np.concatenate([gate_bias, cut(shared.gate.bias, 0)])
+    return dataclasses.replace(
+        block,
+        up=np.concatenate([block.up, cut(shared.up.weights, 0)]),
+        up_bias=np.concatenate([block.up_bias, cut(shared.up.bias, 0)]),
+        gate=gate,
+        gate_bias=gate_bias,
+        down=np.concatenate([block.down, cut(shared.down.weights, 1)]),
+        down_bias=np.concatenate([block.down_bias, down_bias]),
+        shared=pieces,
+    )
+
+
+def _added(output: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """The sum of the block's output and something else, and that other."""
+    for node in _consumers(output):
+        if node.op_type != "Add" or node.domain:
+            continue
+        left, right = node.inputs
+        assert left is not None and right is not None
+        other = right if origin(left) is output else left
+        return node.outputs[0], origin(other)
+    return None
+
+
+def _consumers(output: ir.Value) -> list[ir.Node]:
+    """Of the value, however its elements are arranged."""
+    found: list[ir.Node] = []
+    pending = [output]
+    while pending:
+        for node in pending.pop().consumers():
+            found.append(node)
+            pending += [value for value in node.outputs if value is not output and origin(value) is output]
+    return found
+
+
+def _layer(value: ir.Value) -> DenseLayer | None:
+    try:
+        return dense_layer(value)
+    except UnsupportedError:
+        return None
+
+
+def _products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[dict[ir.Value, DenseLayer], list[ir.Node]]:
+    """The dense products of the tokens that the hidden units are made of, and the nodes in between; nothing where
+    something else is behind them."""
+    products: dict[ir.Value, DenseLayer] = {}
+    between: list[ir.Node] = []
+    pending = [hidden]
+    while pending:
+        value = pending.pop()
+        if value in products:
+            continue
+        layer = _layer(value)
+        if layer is not None and origin(layer.input) is origin(tokens):
+            products[value] = layer
+            continue
+        node = value.producer()
+        if node is None:
+            if ir.convenience.get_const_tensor(value) is None:
+                return {}, []
+            continue
+        if node not in between:
+            between.append(node)
+            pending += [one for one in node.inputs if one is not None]
+        if len(between) > _MOST_NODES:
+            return {}, []
+    return products, between
+
+
+def _is_activation(spec: ExpertsSpec, order: tuple[ir.Value, ...], between: list[ir.Node], hidden: ir.Value) -> bool:
+    """Whether the nodes compute the experts' hidden units of gate and up, or of up alone."""
+    random = np.random.default_rng(0)
+    rank = len(order[0].shape) if order[0].shape is not None else 2
+    given = [random.normal(0, 3, (*[1] * (rank - 1), 257)).astype(np.float32) for _ in order]
+    gate, up = (given[0], given[1]) if spec.gated else (None, given[0])
+    expected = semantics.activated(spec, gate, up)
+    nodes = sorted(between, key=_positions(between).__getitem__)
+    try:
+        (found,) = evaluate(nodes, dict(zip(order, given, strict=True)), [hidden])
+    except (EvaluationError, ValueError):
+        return False
+    return found.shape == expected.shape and bool(np.allclose(found, expected, rtol=1e-3, atol=1e-4))
+
+
+def _positions(nodes: list[ir.Node]) -> dict[ir.Node, int]:
+    graph = nodes[0].graph if nodes else None
+    return {node: index for index, node in enumerate(graph or ())}

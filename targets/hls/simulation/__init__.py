@@ -1,0 +1,1 @@
+"""Running projects: as C simulation, or with clocks."""

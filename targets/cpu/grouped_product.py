@@ -43,8 +43,8 @@ def check(problem: GroupedProblem) -> None:
     """Raises UnsupportedError for formats that no product takes together."""
     if problem.arithmetic == "float32":
         return
-    allowed = ("bfloat16",) if problem.arithmetic == "bfloat16" else ("uint8", "uint4", "float4_e2m1")
-    wrong = sorted({stored.name for stored in problem.formats if stored.element not in allowed})
+    bfloat16 = problem.arithmetic == "bfloat16"
+    wrong = sorted({one.name for one in problem.formats if (one.element != "bfloat16" if bfloat16 else one.is_float)})
     if wrong:
         raise UnsupportedError(f"{problem.arithmetic} arithmetic with {', '.join(wrong)} weights has no CPU kernel")
     groups = sorted({product.dot_group for product in problem.multiplications})

@@ -19,7 +19,7 @@ from moec.targets.cpu.kernels.convert_rows import convert_rows
 from moec.targets.cpu.kernels.gather import SPARE_ROWS, row_width
 from moec.targets.cpu.kernels.gemm import Epilogue, gemm
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
-from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.kernels.stored import TiledFormat
 from moec.targets.cpu.machine import Machine, tile_of
 from moec.targets.cpu.stored_weights import Parts, add_weights
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
@@ -81,7 +81,7 @@ def multiply_constant(
     dtype = str(left.ty.dtype)
     if dtype not in STORAGE_TYPES:
         raise UnsupportedError(f"no CPU kernel multiplies {dtype}; expected {', '.join(STORAGE_TYPES)}")
-    problem = GroupedProblem(1, right.inner, right.columns, False, machine, (StoredFormat(dtype),))
+    problem = GroupedProblem(1, right.inner, right.columns, False, machine, (TiledFormat(dtype),))
     return multiply_packed(lowering, node, problem, left, right.name, lambda _: [Encoded(right.load())], bias)
 
 

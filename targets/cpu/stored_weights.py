@@ -5,47 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
 from moec.ir.weights.encode import StoredMatrix
-from moec.ir.weights.stored import StoredWeight, WeightRun
+from moec.ir.weights.stored import StoredWeight
 from moec.runtime.tuning import CROSSOVER
 from moec.targets.cpu.kernels import pack_experts
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
-from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.kernels.stored import TiledFormat
 from moec.targets.tvm.heavy import LoweringContext
-
-_ELEMENTS = {"int8": "uint8", "int4": "uint4", "mxfp4": "float4_e2m1"}
-_SCALES = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-    ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
-}
 
 Parts = Callable[[int], Sequence[StoredMatrix]]
 """What is stored of an expert: the matrices [in, out] that share a tile (gate and up), or one alone."""
 
 
-def stored_format(run: WeightRun) -> StoredFormat:
-    """Raises UnsupportedError for element types that no kernel loads."""
-    form = run.kernel_format
-    if not form.quantized:
-        return StoredFormat(form.name)
-    assert run.scale is not None and run.scale.dtype is not None
-    scale = _SCALES[run.scale.dtype]
-    return StoredFormat(_ELEMENTS[form.name], form.group, scale, form.zero_points)
+def formats_by_expert(weight: StoredWeight) -> list[TiledFormat]:
+    """Expert by expert. Raises UnsupportedError for element types that no kernel loads."""
+    return [stored for run in weight.runs for stored in [TiledFormat.of(run)] * run.count]
 
 
-def formats_by_expert(weight: StoredWeight) -> list[StoredFormat]:
-    """Expert by expert. Raises UnsupportedError as :func:`stored_format`."""
-    return [stored for run in weight.runs for stored in [stored_format(run)] * run.count]
-
-
-def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[StoredFormat, ...], tuple[int, ...]]:
+def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[TiledFormat, ...], tuple[int, ...]]:
     """The distinct formats and the one of each expert (nothing if all have the same).
 
     Raises UnsupportedError where ``others``, which share tiles with ``weight``, are stored in another way.

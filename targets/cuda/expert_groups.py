@@ -11,19 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from moec.ir.weights.stored import StoredWeight, WeightRun
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 from moec.targets.tvm.node_lowering import NodeLowering
-
-_SCALES = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-    ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +23,7 @@ class MatrixFormat:
     """How a kernel finds the matrix of an expert: quantised as ``stored`` says, or as floats of ``dtype``."""
 
     dtype: str
-    stored: StoredFormat | None = None
+    stored: PackedFormat | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +49,11 @@ def groups_by_format(products: Sequence[Sequence[StoredWeight]], dtype: str) -> 
     return groups
 
 
-def quantized_format(runs: Sequence[WeightRun]) -> StoredFormat | None:
+def quantized_format(runs: Sequence[WeightRun]) -> PackedFormat | None:
     """The quantised format that all of them have and kernels read; None where they are floats or differ."""
-    scales = {run.scale.dtype for run in runs if run.scale is not None and run.scale.dtype is not None}
-    formats = {run.format for run in runs}
-    if len(formats) != 1 or len(scales) != 1:
-        return None
-    (form,), (scale,) = formats, scales
-    if form.name not in ("int8", "int4", "mxfp4") or scale not in _SCALES:
-        return None
-    return StoredFormat(form.name, form.group, _SCALES[scale], form.zero_points)
+    formats = {PackedFormat.of(run) for run in runs}
+    stored = next(iter(formats))
+    return stored if len(formats) == 1 and not stored.is_float else None
 
 
 def _format_of(runs: Sequence[WeightRun], dtype: str) -> MatrixFormat:

@@ -14,7 +14,7 @@ from moec.ir.weights.stored import StoredWeight
 from moec.runtime.dtypes import dtype_of
 from moec.targets.cuda.expert_groups import quantized_format
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat, pack
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat, pack
 from moec.targets.tvm.node_lowering import NodeLowering
 
 Parts = Callable[[int], Sequence[StoredMatrix]]
@@ -22,19 +22,19 @@ Parts = Callable[[int], Sequence[StoredMatrix]]
 scales."""
 
 
-def common_format(weight: StoredWeight) -> StoredFormat | None:
+def common_format(weight: StoredWeight) -> PackedFormat | None:
     """The quantised format that all of the weight has; None where it is floats, or in several formats."""
     return quantized_format(weight.runs)
 
 
-def parts_of(weights: ExpertWeights, parts: Sequence[Part], stored: StoredFormat | None) -> Parts:
+def parts_of(weights: ExpertWeights, parts: Sequence[Part], stored: PackedFormat | None) -> Parts:
     """These parts of each expert, with zeros for hidden units that it does not have."""
     if stored is not None:
         return lambda expert: [weights.own(part, expert) for part in parts]
     return lambda expert: [Encoded(weights.decoded(part, expert)) for part in parts]
 
 
-def whole_parts(weight: StoredWeight, stored: StoredFormat | None, transposed: bool = True) -> Parts:
+def whole_parts(weight: StoredWeight, stored: PackedFormat | None, transposed: bool = True) -> Parts:
     """The matrix of each expert as it is; ``transposed``: it has the inputs first."""
     if stored is not None:
         return lambda expert: [weight.encoded(expert, transposed)]

@@ -43,7 +43,7 @@ def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed
     both = named("both", T.bind(byte_words(data, [start], lanes)))
     low_bits = _all_lanes(0x0F0F0F0F, lanes)
     halves = [both & low_bits, (both >> _all_lanes(4, lanes)) & low_bits]
-    if product.stored.element == "float4_e2m1":
+    if product.stored.element == "mxfp4":
         halves = [_e2m1(product, half) for half in halves]
     return [T.bind(half) for half in halves]
 

@@ -31,11 +31,11 @@ from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
 from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.multiply import multiply
-from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.kernels.stored import TiledFormat
 from moec.targets.cpu.machine import Machine
 
 _TABLE_COLUMNS = ("format", "data", "scales", "inner", "width")
-FLOAT32 = StoredFormat("float32")
+FLOAT32 = TiledFormat("float32")
 SHARES = 240
 """Parts that the work is cut into; most numbers of threads divide it, and a kernel need not know theirs."""
 TILE_ROWS = 4
@@ -57,7 +57,7 @@ class GroupedProblem:
     width: int
     gated: bool
     machine: Machine
-    formats: tuple[StoredFormat, ...] = (FLOAT32,)
+    formats: tuple[TiledFormat, ...] = (FLOAT32,)
     format_of: tuple[int, ...] = ()
     arithmetic: str = "float32"
     activation_group: int = 0
@@ -167,7 +167,7 @@ def weight_parameters(problem: GroupedProblem) -> list[Parameter]:
         data, scales = problem.lengths(index)
         parameters.append(Parameter(f"weights{index}", (data,), stored.storage))
         if not stored.is_float:
-            parameters.append(Parameter(f"scales{index}", (scales,), scale_storage(stored)))
+            parameters.append(Parameter(f"scales{index}", (scales,), stored.scale_storage))
         if stored.zero_points:
             parameters.append(Parameter(f"zeros{index}", (scales,), "uint8"))
     if not problem.uniform:
@@ -180,11 +180,6 @@ def weight_parameters(problem: GroupedProblem) -> list[Parameter]:
 def out_width(problem: GroupedProblem, filled: int, dtype: str) -> int:
     """Elements from one row of the result to the next."""
     return row_width(max(problem.padded_width, filled), 2 if dtype == "bfloat16" else 4)
-
-
-def scale_storage(stored: StoredFormat) -> str:
-    """The element type of the packed scales; exponents (e8m0) are kept as bytes."""
-    return "uint8" if stored.scale == "float8_e8m0fnu" else stored.scale
 
 
 class _GroupedProduct:

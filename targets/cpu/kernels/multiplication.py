@@ -7,7 +7,7 @@ from typing import Any
 
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.dot import pair_functions
-from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.kernels.stored import TiledFormat
 from moec.targets.cpu.machine import Machine
 
 CROSSOVER_ROWS = {"bfloat16": 3, "int8": 5}
@@ -49,7 +49,7 @@ class Multiplication:
     """How products with weights of one stored format are computed on one machine."""
 
     machine: Machine
-    stored: StoredFormat
+    stored: TiledFormat
     arithmetic: str = "float32"
     activation_group: int = 0
     rows_have_zeros: bool = False

@@ -62,7 +62,7 @@ class _BytesProduct:
         self.stored = StoredTile(product, weights, tile)
 
     def for_many_rows(self) -> WeightSource:
-        if self._product.stored.element == "float4_e2m1":
+        if self._product.stored.element == "mxfp4":
             return self.unpacked()
         return StoredTile(self._product, self._weights, self._tile, streamed=False)
 

@@ -59,7 +59,7 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
     element = product.stored.element
     if product.stored.is_float:
         return data
-    if element == "float4_e2m1":
+    if element == "mxfp4":
         return np.ascontiguousarray(data).view(np.uint8) & 15
     if product.stored.zero_points:
         return data.astype(np.uint8)

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     return kernel
 
 
-def _quantized_kernel(problem: GroupedProblem, stored: StoredFormat, body: Any) -> tirx.PrimFunc:
+def _quantized_kernel(problem: GroupedProblem, stored: PackedFormat, body: Any) -> tirx.PrimFunc:
     inner, width = problem.inner, problem.width
     groups = (1, width, stored.groups(inner))
 

@@ -17,7 +17,7 @@ from moec.targets.cuda.kernels import gemv_tile
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 
 FEW_TOKENS = 16
 """Up to about so many tokens this is the better way."""
@@ -102,7 +102,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
     return kernel
 
 
-def _quantized(problem: GroupedProblem, stored: StoredFormat, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
+def _quantized(problem: GroupedProblem, stored: PackedFormat, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
     E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
     groups = (E, columns, stored.groups(inner))
 

@@ -24,7 +24,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 
 GATE_GROUP = 8
 """Rows of a gated matrix are 8 of the gate, then the 8 of up that belong to them, and so on: both sums of a hidden unit
@@ -55,7 +55,7 @@ class GroupedProblem:
     matrix_dtype: str = "float32"
     out_dtype: str = "float32"
     routing_dtype: str = "float32"
-    stored: StoredFormat | None = None
+    stored: PackedFormat | None = None
     tf32: bool = False
     first_expert: int | None = None
 
@@ -80,7 +80,7 @@ class GroupedProblem:
 class Matrix:
     """The experts' matrices. ``scales`` and ``zero_points`` [E, columns, groups] belong to a quantised one."""
 
-    stored: StoredFormat | None
+    stored: PackedFormat | None
     data: Any
     scales: Any = None
     zero_points: Any = None
@@ -218,7 +218,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     return kernel
 
 
-def _quantized_kernel(problem: GroupedProblem, stored: StoredFormat, body: Any) -> tirx.PrimFunc:
+def _quantized_kernel(problem: GroupedProblem, stored: PackedFormat, body: Any) -> tirx.PrimFunc:
     E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
     groups = (E, columns, stored.groups(inner))
 

@@ -18,41 +18,24 @@ bring a table. Scales and zero points: [columns, groups]; a group is ``group`` c
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tvm.script import tirx as T
 
 from moec.ir.weights.encode import Table
+from moec.targets.tvm.stored_format import StoredFormat
 
 _ZERO_POINTS = {"int8": 128, "int4": 8}
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredFormat:
-    """``group``: consecutive inputs that share a scale, 0 for all of them. ``scale``: how scales are stored; those of
-    ``float8_e8m0fnu`` are powers of two, kept as bytes. ``zero_points``: whether there is a table of them."""
-
-    element: Literal["int8", "int4", "mxfp4"]
-    group: int = 0
-    scale: str = "float32"
-    zero_points: bool = False
-
-    @property
-    def bits(self) -> int:
-        return 8 if self.element == "int8" else 4
-
-    @property
-    def scale_storage(self) -> str:
-        """Element type of the array of scales."""
-        return "uint8" if self.scale == "float8_e8m0fnu" else self.scale
+class PackedFormat(StoredFormat):
+    """A quantised format with rows of bytes, as the module says."""
 
     def row_bytes(self, inner: int) -> int:
         return -(-inner * self.bits // 8)
-
-    def groups(self, inner: int) -> int:
-        return -(-inner // self.group) if self.group else 1
 
     def why_not(self, together: int = 1) -> str | None:
         """The reason why a kernel cannot read this, or None; it reads so many inputs ``together``, with one scale."""
@@ -90,7 +73,7 @@ class StoredFormat:
         return T.reinterpret("float32", T.Select(exponent == 0, T.int32(1 << 22), exponent << 23))
 
 
-def pack(stored: StoredFormat, table: Table, array: np.ndarray) -> np.ndarray:
+def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:
     """A table of a matrix as kernels read it: data [columns, inner] becomes uint8 [columns, row bytes], scales stay
     [columns, groups], zero points [columns, groups] become uint8."""
     if table == "data":
@@ -101,7 +84,7 @@ def pack(stored: StoredFormat, table: Table, array: np.ndarray) -> np.ndarray:
     return scales.view(np.uint8) if stored.scale_storage == "uint8" else scales
 
 
-def _codes(stored: StoredFormat, data: np.ndarray) -> np.ndarray:
+def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
     """Unsigned bytes [columns, inner], one for each number."""
     if stored.element == "mxfp4":
         return np.ascontiguousarray(data).view(np.uint8) & 15
@@ -110,7 +93,7 @@ def _codes(stored: StoredFormat, data: np.ndarray) -> np.ndarray:
     return (data.astype(np.int16) + _ZERO_POINTS[stored.element]).astype(np.uint8)
 
 
-def _bytes(stored: StoredFormat, codes: np.ndarray) -> np.ndarray:
+def _bytes(stored: PackedFormat, codes: np.ndarray) -> np.ndarray:
     if stored.bits == 8:
         return codes
     even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))

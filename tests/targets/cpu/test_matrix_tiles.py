@@ -20,7 +20,7 @@ from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.multiplication import Multiplication
-from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.kernels.stored import TiledFormat
 from moec.targets.cpu.machine import MACHINES, host_has
 
 from ..node_models import node_model
@@ -84,7 +84,7 @@ def test_experts_agree_with_the_interpreter(passes: str) -> None:
     "group, step", [(0, 64), (16, 16), (32, 32), (64, 64), (128, 64), (192, 64), (8, None), (48, None), (96, None)]
 )
 def test_groups_of_whole_steps_go_by_tiles(group: int, step: int | None) -> None:
-    product = Multiplication(MACHINES["amx"], StoredFormat("uint4", group), "int8")
+    product = Multiplication(MACHINES["amx"], TiledFormat("int4", group), "int8")
     assert product.tiles_used == (step is not None)
     assert product.requirements == (() if step is None else ("amx-tile", "amx-int8"))
     assert step is None or product.step_bytes == step
@@ -92,7 +92,7 @@ def test_groups_of_whole_steps_go_by_tiles(group: int, step: int | None) -> None
 
 @pytest.mark.parametrize("machine, arithmetic", [("amx", "float32"), ("avx512bf16", "bfloat16"), ("avx2", "int8")])
 def test_other_arithmetic_and_machines_have_no_tiles(machine: str, arithmetic: str) -> None:
-    product = Multiplication(MACHINES[machine], StoredFormat("bfloat16"), arithmetic)
+    product = Multiplication(MACHINES[machine], TiledFormat("bfloat16"), arithmetic)
     assert not product.tiles_used and product.requirements == ()
 
 

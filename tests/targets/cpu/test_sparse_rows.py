@@ -15,7 +15,7 @@ from moec.targets.cpu.kernels import multiply_float, multiply_pairs, sparse_rows
 from moec.targets.cpu.kernels.dot import pair_functions
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
-from moec.targets.cpu.kernels.stored import StoredFormat
+from moec.targets.cpu.kernels.stored import TiledFormat
 from moec.targets.cpu.machine import Machine
 
 from .kernel_runner import build, machines
@@ -39,7 +39,7 @@ def kernel(machine_name: str, way: str, sparse: str):
     -1 instead of sums, or ``chosen``."""
     machine = Machine.for_name(machine_name)
     stored, arithmetic = WAYS[way]
-    product = Multiplication(machine, StoredFormat(stored), arithmetic)
+    product = Multiplication(machine, TiledFormat(stored), arithmetic)
     ways = {"float32": multiply_float, "bfloat16": multiply_pairs}
 
     def body(rows, weights, where, sums):
@@ -129,10 +129,10 @@ def test_a_nan_is_not_taken_for_a_zero(way):
 
 def test_products_that_go_by_all_inputs():
     machine = Machine.host()
-    assert Multiplication(machine, StoredFormat("float16"), rows_have_zeros=True).skips_zeros
-    assert not Multiplication(machine, StoredFormat("float16")).skips_zeros
-    assert not Multiplication(machine, StoredFormat("uint4", 32), rows_have_zeros=True).skips_zeros
-    assert not Multiplication(machine, StoredFormat("uint8"), "int8", rows_have_zeros=True).skips_zeros
+    assert Multiplication(machine, TiledFormat("float16"), rows_have_zeros=True).skips_zeros
+    assert not Multiplication(machine, TiledFormat("float16")).skips_zeros
+    assert not Multiplication(machine, TiledFormat("int4", 32), rows_have_zeros=True).skips_zeros
+    assert not Multiplication(machine, TiledFormat("int8"), "int8", rows_have_zeros=True).skips_zeros
 
 
 E, d, f, k = 4, 40, 130, 2

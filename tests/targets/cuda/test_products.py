@@ -16,7 +16,7 @@ from moec.ir.dialect import LinearSpec
 from moec.ir.products import rounded_to_tf32
 from moec.targets.cuda.dense_products import choices
 from moec.targets.cuda.kernels.dense_problem import dense_problem
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 from moec.targets.cuda.launch_conditions import NO_LIMIT
 
 from ..node_models import node_model
@@ -137,7 +137,7 @@ def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
         (dense_problem(60, 2**17, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, NO_LIMIT)]),
         (dense_problem(60, 100, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, NO_LIMIT)]),
         (
-            dense_problem(64, 100, stored=StoredFormat("int8", 4), **HALF),
+            dense_problem(64, 100, stored=PackedFormat("int8", 4), **HALF),
             "sm_80",
             [("gemm_simt of 64", 0, NO_LIMIT)],
         ),

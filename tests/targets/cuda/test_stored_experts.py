@@ -15,7 +15,7 @@ from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, ProductSpec
 from moec.passes.framework import pipeline
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 from moec.targets.cuda.moe_kernels import PRODUCTS
 from moec.targets.tvm.selection import select
 
@@ -111,10 +111,10 @@ def test_products_of_experts_in_formats_of_their_own(emulated):
 
 @pytest.mark.parametrize(("architecture", "kernel"), [("sm_80", "grouped_gemm_mma"), ("sm_90a", "grouped_gemm_wgmma")])
 def test_quantised_matrices_reach_tensor_cores(architecture, kernel):
-    stored = StoredFormat("int4", 32, "float16")
+    stored = PackedFormat("int4", 32, "float16")
     problem = GroupedProblem(8, 128, 256, 64, scattered=True, dtype="bfloat16", matrix_dtype="bfloat16", stored=stored)
     assert select(PRODUCTS, problem, architecture).kernel.name == kernel
-    odd = dataclasses.replace(problem, stored=StoredFormat("int4", 20, "float16"))
+    odd = dataclasses.replace(problem, stored=PackedFormat("int4", 20, "float16"))
     assert select(PRODUCTS, odd, architecture).kernel.name == "grouped_gemm_simt"
 
 

@@ -20,7 +20,7 @@ from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 from moec.targets.tvm.attention import AttentionProblem
 
 from ..kernels import kernel_runner
@@ -61,7 +61,7 @@ def _product(kernel: GroupedKernel, architecture: str, block_rows: int) -> Case:
 
 def _quantized_product() -> Case:
     _, architecture, (hidden, _, *others), outputs = _product(grouped_gemm_wgmma, "sm_90a", 64)
-    random, stored = np.random.default_rng(2), StoredFormat("int4", 32, "float16")
+    random, stored = np.random.default_rng(2), PackedFormat("int4", 32, "float16")
     problem = GroupedProblem(2, 384, 256, 64, scattered=True, dtype="float16", stored=stored)
     codes = random.integers(0, 256, (2, 256, 192)).astype(np.uint8)
     scales, no_zero_points = random.random((2, 256, 12)).astype(np.float16), np.zeros((1, 1, 1), np.uint8)

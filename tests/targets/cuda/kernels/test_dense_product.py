@@ -11,7 +11,7 @@ from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.cuda.kernels.gemv import gemv, why_not
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat, pack
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat, pack
 
 from .kernel_runner import build
 from .layers import undefined
@@ -42,7 +42,7 @@ def test_tensor_cores(name):
 
 
 def test_few_rows_of_a_quantised_matrix():
-    stored, form = StoredFormat("int4", 32, "float16"), WeightFormat("int4", 32)
+    stored, form = PackedFormat("int4", 32, "float16"), WeightFormat("int4", 32)
     problem = dense_problem(64, 37, stored=stored)
     encoded = encode(_normal(37, 64), form, axis=1)
     packed = [pack(stored, "data", encoded.data)[None], pack(stored, "scale", encoded.scale)[None]]

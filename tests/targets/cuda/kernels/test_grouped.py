@@ -16,7 +16,7 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as sim
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 
 from .kernel_runner import build
 from .layers import GATED, Data, Layer, assert_matches, compute, undefined
@@ -153,7 +153,7 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
         "200 columns": {"width": 200},
         "hidden units": {"gated": True, "width": 60},
         "one type for both": {"matrix_dtype": "bfloat16"},
-        "groups of 12": {"stored": StoredFormat("int8", 12)},
+        "groups of 12": {"stored": PackedFormat("int8", 12)},
         "float64": {"out_dtype": "float64"},
     }
     assert grouped_gemm_wgmma.why_not(problem) is None

@@ -17,7 +17,7 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as sim
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 
 from .kernel_runner import build, source_of
 from .layers import DTYPES
@@ -43,7 +43,7 @@ def reserve(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
 
 
 @pytest.mark.parametrize("kernel", [simt, mma, gemv])
-@pytest.mark.parametrize("stored", [None, StoredFormat("int8")])
+@pytest.mark.parametrize("stored", [None, PackedFormat("int8")])
 def test_an_expert_far_behind(kernel, stored):
     types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "stored": stored}
     problem = GroupedProblem(E, inner, width, 16, gathered=True, scattered=True, **types)

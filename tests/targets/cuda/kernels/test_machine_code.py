@@ -23,7 +23,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.normalization import normalize
 from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 from moec.targets.cuda.nvcc import compile_source, find_tool
 from moec.targets.tvm.attention import AttentionProblem
 
@@ -44,7 +44,7 @@ def _dense(**fields: Any) -> GroupedProblem:
 
 
 _ATTENTION = AttentionProblem(256, 256, 1 / 16, 4, causal="lengths", softcap=30.0, has_lengths=True)
-INT4 = StoredFormat("int4", 128, "float16")
+INT4 = PackedFormat("int4", 128, "float16")
 SILU = experts_epilogue(ExpertsSpec())
 KERNELS = {
     "route": lambda: route.route(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512),
@@ -66,7 +66,7 @@ KERNELS = {
     ),
     "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
     "dense gemv": lambda: gemv(_dense(), lambda total: total),
-    "dense gemv, int4": lambda: gemv(_dense(stored=StoredFormat("int4", 32, "float16")), lambda total: total),
+    "dense gemv, int4": lambda: gemv(_dense(stored=PackedFormat("int4", 32, "float16")), lambda total: total),
     "mma, tf32": lambda: grouped_gemm_mma(
         GroupedProblem(8, 2048, 768, 128, gated=True, gathered=True, tf32=True), SILU
     ),

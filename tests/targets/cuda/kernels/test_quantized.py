@@ -17,7 +17,7 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as sim
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.cuda.kernels.stored_matrix import StoredFormat, pack
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat, pack
 
 from .kernel_runner import build
 from .layers import DTYPES, TOLERANCES, sort_pairs, undefined
@@ -25,12 +25,12 @@ from .layers import DTYPES, TOLERANCES, sort_pairs, undefined
 RANDOM = np.random.default_rng(0)
 E = 3
 FORMATS = {
-    "int8": (WeightFormat("int8"), StoredFormat("int8")),
-    "int8 in groups": (WeightFormat("int8", 32), StoredFormat("int8", 32, "float16")),
-    "int8 with zero points": (WeightFormat("int8", 32, True), StoredFormat("int8", 32, "float16", True)),
-    "int4": (WeightFormat("int4", 32), StoredFormat("int4", 32, "float16")),
-    "int4 with zero points": (WeightFormat("int4", 64, True), StoredFormat("int4", 64, "float16", True)),
-    "mxfp4": (WeightFormat("mxfp4", 32), StoredFormat("mxfp4", 32, "float8_e8m0fnu")),
+    "int8": (WeightFormat("int8"), PackedFormat("int8")),
+    "int8 in groups": (WeightFormat("int8", 32), PackedFormat("int8", 32, "float16")),
+    "int8 with zero points": (WeightFormat("int8", 32, True), PackedFormat("int8", 32, "float16", True)),
+    "int4": (WeightFormat("int4", 32), PackedFormat("int4", 32, "float16")),
+    "int4 with zero points": (WeightFormat("int4", 64, True), PackedFormat("int4", 64, "float16", True)),
+    "mxfp4": (WeightFormat("mxfp4", 32), PackedFormat("mxfp4", 32, "float8_e8m0fnu")),
 }
 
 
@@ -39,7 +39,7 @@ def encoded(form: WeightFormat, width: int, inner: int) -> list[Encoded]:
     return [encodings.encode(weight, form) for weight in weights]
 
 
-def packed(stored: StoredFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
+def packed(stored: PackedFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
     """Data, scales and zero points of all experts; of a gate and its up where there are two."""
     arrays = []
     for table in Encoded._fields if stored.zero_points else ("data", "scale"):
@@ -120,12 +120,12 @@ def _mxfp4_problem() -> GroupedProblem:
 
 
 def test_what_a_kernel_cannot_read_has_a_reason():
-    problem = GroupedProblem(E, 128, 128, 64, dtype="float16", stored=StoredFormat("int4", 32, "float16"))
+    problem = GroupedProblem(E, 128, 128, 64, dtype="float16", stored=PackedFormat("int4", 32, "float16"))
     assert grouped_gemm_mma.why_not(problem) is None and grouped_gemv.why_not(problem) is None
-    odd = dataclasses.replace(problem, stored=StoredFormat("int4", 20, "float16"))
+    odd = dataclasses.replace(problem, stored=PackedFormat("int4", 20, "float16"))
     assert grouped_gemm_wgmma.why_not(problem) is None and "groups of 20" in grouped_gemm_wgmma.why_not(odd)
     assert "groups of 20 inputs" in grouped_gemm_mma.why_not(odd) and "groups of 20" in grouped_gemv.why_not(odd)
     assert grouped_gemm_simt.why_not(odd) is None
-    scales = dataclasses.replace(problem, stored=StoredFormat("int4", 32, "float64"))
+    scales = dataclasses.replace(problem, stored=PackedFormat("int4", 32, "float64"))
     for module in (grouped_gemm_mma, grouped_gemm_simt, grouped_gemm_wgmma, grouped_gemv):
         assert "scales of type float64" in module.why_not(scales)

@@ -1,0 +1,78 @@
+"""A format of weights as kernels read it: what the graph says, with the type of the scales that are there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.weights.format import ELEMENTS, FormatName
+from moec.ir.weights.stored import WeightRun
+from moec.runtime.dtypes import dtype_of
+
+_SCALES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
+}
+Stored = TypeVar("Stored", bound="StoredFormat")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFormat:
+    """``group``: consecutive inputs that share a scale, 0 for all of them. ``scale``: element type of the scales; those
+    of ``float8_e8m0fnu`` are powers of two, kept as bytes. ``zero_points``: whether there is a table of them. A target
+    adds how it lays them out."""
+
+    element: FormatName
+    group: int = 0
+    scale: str = "float32"
+    zero_points: bool = False
+
+    @classmethod
+    def of(cls: type[Stored], run: WeightRun) -> Stored:
+        """Raises UnsupportedError for element types and types of scales that no kernel loads."""
+        form = run.kernel_format
+        if not form.quantized:
+            return cls(form.name)
+        assert run.scale is not None
+        scale = None if run.scale.dtype is None else _SCALES.get(run.scale.dtype)
+        if scale is None:
+            raise UnsupportedError(f"scales are {run.scale.dtype}; expected {', '.join(_SCALES.values())}")
+        return cls(form.name, form.group, scale, form.zero_points)
+
+    @property
+    def is_float(self) -> bool:
+        return not ELEMENTS[self.element].scales
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight, without scales."""
+        return ELEMENTS[self.element].signed.bitwidth
+
+    @property
+    def scale_storage(self) -> str:
+        """Element type of the array of scales."""
+        return "uint8" if self.scale == "float8_e8m0fnu" else self.scale
+
+    @property
+    def name(self) -> str:
+        """As shown to people, e.g. ``int4 (groups of 32, float16 scales)``."""
+        if self.is_float:
+            return self.element
+        groups = f"groups of {self.group}" if self.group else "per column"
+        return f"{self.element} ({groups}, {self.scale} scales{', zero points' if self.zero_points else ''})"
+
+    def groups(self, inner: int) -> int:
+        """Scales per column."""
+        return -(-inner // self.group) if self.group else 1
+
+    def bits_per_weight(self, inner: int) -> float:
+        """Scales and zero points included."""
+        if self.is_float:
+            return float(self.bits)
+        scale_bits = 8 * dtype_of(self.scale).itemsize
+        return self.bits + (scale_bits + 8 * self.zero_points) * self.groups(inner) / inner

@@ -74,5 +74,5 @@ class StoredFormat:
         """Scales and zero points included."""
         if self.is_float:
             return float(self.bits)
-        scale_bits = 8 * dtype_of(self.scale).itemsize
+        scale_bits = 8 * dtype_of(self.scale_storage).itemsize
         return self.bits + (scale_bits + 8 * self.zero_points) * self.groups(inner) / inner

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir as ir
 
-from moec.ir.decisions import OUTPUT, Condition, Evidence, Given, Rounds, conditions
+from moec.ir.decisions import conditions
 from moec.ir.intervals import Interval
 from moec.ir.names import node_name
+from moec.ir.sides import OUTPUT, Condition, Evidence, Given, Rounds
 
 
 @dataclasses.dataclass(frozen=True)

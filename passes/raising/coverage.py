@@ -13,10 +13,10 @@ from collections.abc import Iterator, Set
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.decisions import Condition, Never, Takes
 from moec.ir.few_numbers import cases, few_numbers
 from moec.ir.interpreter import EvaluationError
 from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
+from moec.ir.sides import Condition, Never, Takes
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
 from moec.passes.raising.facts import Array

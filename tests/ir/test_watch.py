@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.ir.decisions import DECIDING, PLAIN, Takes
+from moec.ir.decisions import DECIDING, PLAIN
 from moec.ir.interpreter import Evaluator
 from moec.ir.intervals import intervals
+from moec.ir.sides import Takes
 from moec.ir.watch import Watch
 from moec.passes.framework import pipeline
 

@@ -27,7 +27,8 @@ from ..node_models import node_model
 from .one_node import compile_model
 
 SOURCE = pathlib.Path(__file__).with_name("matrix_tiles.c")
-E, k = 3, 2
+ROWS = (52, 36, 20, 4, 2)
+"""Of each expert: second blocks with more and fewer rows than a tile has, one small block, and too few for tiles."""
 PASSES: dict[str, Pass] = {
     "bfloat16": CastWeights("bf16"),
     "int8": QuantizeExperts("int8"),
@@ -58,8 +59,7 @@ def emulated_tiles(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.usefixtures("emulated_tiles")
 @pytest.mark.parametrize("passes", PASSES)
 def test_experts_agree_with_the_interpreter(passes: str) -> None:
-    """With so many rows of an expert that some blocks are full, some have more than half of the rows of a tile and
-    some have fewer."""
+    E, tokens = len(ROWS), sum(ROWS)
     d, f = 128, 96
     random = np.random.default_rng(1)
     constants = {
@@ -67,9 +67,9 @@ def test_experts_agree_with_the_interpreter(passes: str) -> None:
         "down": random.standard_normal((E, d, f)).astype(np.float32) / np.sqrt(f, dtype=np.float32),
     }
     case = {
-        "x": random.standard_normal((60, d)).astype(np.float32),
-        "weights": random.random((60, k)).astype(np.float32),
-        "experts": np.stack([np.repeat([0, 1, 2], [36, 20, 4]), np.full(60, -1)], axis=1).astype(np.int32),
+        "x": random.standard_normal((tokens, d)).astype(np.float32),
+        "weights": random.random((tokens, 2)).astype(np.float32),
+        "experts": np.stack([np.repeat(range(E), ROWS), np.full(tokens, -1)], axis=1).astype(np.int32),
     }
     spec = ExpertsSpec("silu", "gate_up")
     model = node_model("Experts", case, constants, spec)

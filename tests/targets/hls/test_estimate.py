@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import json
-import pathlib
 import re
 
 import pytest
 
-from moec.targets.hls.hardware import parts
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts, multiplier_dsps
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace, count_cycles, tokens_in
 from moec.targets.hls.hardware.memories import block_rams, memories_of, ultra_rams
@@ -19,7 +18,7 @@ from moec.targets.hls.moe.design import BlockShape, Design
 from moec.targets.hls.moe.estimate import estimate, resources_of
 from moec.targets.hls.moe.loads import even_loads, starving_loads
 
-LIBRARY = pathlib.Path(parts.__file__).parent / "library"
+LIBRARY = importlib.resources.files("moec.targets.hls") / "library"
 M3VIT = BlockShape(197, 192, 768, 16, 4, normalized=False)
 M3VIT_LOADS = [64, 42, 48, 45, 54, 53, 42, 49, 41, 54, 43, 48, 54, 47, 58, 46]
 EDGE_LOADS = [13, 12, 15, 13, 14, 21, 15, 14, 16, 18, 22, 14, 21, 14, 21, 15]

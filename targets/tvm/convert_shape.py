@@ -60,6 +60,8 @@ def _target_sizes(lowering: Lowering, source: list[Any], shape: ir.Value, zero_c
         return _read_target(lowering, source, target, shape.name or "shape", zero_copies)
     if zero_copies:
         target = [_copied(source, axis) if _is_number(size, 0) else size for axis, size in enumerate(target)]
+    elif any(_is_number(size, 0) for size in target) and any(_is_number(size, -1) for size in target):
+        raise UnsupportedError(f"target shape {target} has a 0 that is meant, so that -1 may be anything; expected one")
     return _resolve_inferred(lowering, source, target)
 
 
@@ -90,8 +92,12 @@ def _read_target(lowering: Lowering, source: list[Any], target: list[Any], name:
     elements = _product((tirx.max(size, 1).astype("float64") for size in sizes), "float64")
     no_overflow = elements <= tirx.const(float(MAXIMUM_SIZE), "float64")
     whole = tirx.EQ(_product(sizes), total)
-    valid = tirx.all(*(size >= -1 for size in given), open_sizes <= 1, no_overflow, whole)
-    needed = lowering.require(valid, f"sizes {source} cannot become those in {name!r}", "as many elements")
+    valid = [*(size >= -1 for size in given), open_sizes <= 1, no_overflow, whole]
+    if not zero_copies:  # beside a 0 that is meant, -1 could be any number
+        zeros = sum((tirx.EQ(size, zero).astype("int64") for size in given), start=zero)
+        valid.append(tirx.any(tirx.EQ(open_sizes, zero), tirx.EQ(zeros, zero)))
+    found = f"sizes {source} cannot become those in {name!r}"
+    needed = lowering.require(tirx.all(*valid), found, "as many elements")
     return lowering.checked_sizes(sizes, needed, name)
 
 

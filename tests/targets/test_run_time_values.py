@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import InputError
+from moec.errors import InputError, UnsupportedError
 
 from .conftest import parse
 
@@ -98,6 +98,19 @@ def test_reshape_copies_and_infers():
     for target in ((5, -1, 1), (-1, -1, 1), (2, 3, 3), (-2, 3, -4), (2**40, 2**40, 0)):
         with pytest.raises(InputError, match="expected as many elements"):
             model(x, integers(*target))
+
+
+def test_reshape_to_a_size_of_zero_that_is_meant():
+    model = compiled("g (float[N,M] x, int64[2] s) => (float[A,B] y) { y = Reshape<allowzero = 1>(x, s) }")
+    for target, shape in (((0, 3), (0, 3)), ((3, 0), (3, 0)), ((-1, 4), (0, 4))):
+        assert model(numbers(0, 2), integers(*target))["y"].shape == shape
+    for target in ((-1, 0), (0, -1), (2, 1)):  # of nothing by nothing, -1 may be anything
+        with pytest.raises(InputError, match="expected as many elements"):
+            model(numbers(0, 2), integers(*target))
+    with pytest.raises(UnsupportedError, match=r"node 'y' \(Reshape\): .* has a 0 that is meant, so that -1"):
+        compiled("""g (float[N,M] x) => (float[A,B] y) <int64[1] open = {-1}> {
+            n = Shape<end = 1>(x)  zero = Sub(n, n)  s = Concat<axis = 0>(open, zero)
+            y = Reshape<allowzero = 1>(x, s) }""")
 
 
 @pytest.mark.parametrize("allowzero", [0, 1])

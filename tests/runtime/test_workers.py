@@ -244,6 +244,7 @@ def interrupt():
     time.sleep(0.2)
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background is born ignoring it
 threading.Thread(target=interrupt).start()
 done = []
 try:

@@ -6,13 +6,13 @@ For growing numbers of tokens every kernel is timed both ways, in turn, so that 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
 from moec.errors import MoecError
 from moec.runtime.guards import holds, parse_guard
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
@@ -21,30 +21,7 @@ if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
 
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
-FIXED_SIZES = "all sizes of the model's inputs are fixed; expected one to vary the number of rows by"
 _ROUNDS = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """Rows per expert, and the seconds of a kernel the first and the second way; on a GPU tokens, and those of the
-    model."""
-
-    rows: float
-    first: float
-    second: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuned:
-    """One crossover: the kernels that read it, its value before and as measured, and the measurements. ``rows`` are
-    tokens on a GPU."""
-
-    name: str
-    kernels: list[str]
-    before: int
-    rows: int
-    points: list[Point]
 
 
 def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step: None) -> list[Tuned]:
@@ -76,19 +53,6 @@ def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step
     compiled.set_crossovers({one.name: one.rows for one in found})
     store_tuned({one.name: one.rows for one in found})
     return found
-
-
-def crossover_of(points: list[Point]) -> int:
-    """The number of rows that, as the crossover, costs least over all points, each measured by its faster way."""
-
-    def cost(crossover: int) -> float:
-        return sum(
-            (point.second if point.rows >= crossover else point.first) / min(point.first, point.second)
-            for point in points
-        )
-
-    candidates = sorted({ALWAYS, NEVER, *(math.ceil(point.rows) for point in points)})
-    return min(candidates, key=cost)
 
 
 def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.tuning import store_tuned
-from moec.tune import FIXED_SIZES, Point, Tuned, crossover_of
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel

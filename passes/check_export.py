@@ -112,8 +112,9 @@ def _check_split(node: ir.Node, sizes: set[sympy.Basic]) -> None:
     parts = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if source is None or parts is None:
         return
-    attribute = node.attributes.get("axis")
-    length = source[0 if attribute is None else attribute.as_int()]
+    length = _along_axis(node, source)
+    if length is None:
+        return
     if length.free_symbols and length.free_symbols <= sizes:
         raise MoecError(
             f"node {node_name(node)!r}: Split cuts an axis of {length} elements into parts of {parts.tolist()}, which "
@@ -157,11 +158,18 @@ def _more_updates_than_rows(node: ir.Node, data: ir.Value, indices: ir.Value) ->
     if is_op(node, "ScatterND"):
         count, available = sympy.prod(updates[:-1]), sympy.prod(rows[: int(updates[-1])])
     else:
-        attribute = node.attributes.get("axis")
-        axis = 0 if attribute is None else attribute.as_int()
-        count, available = updates[axis], rows[axis]
+        count, available = _along_axis(node, updates), _along_axis(node, rows)
+    if count is None or available is None:
+        return False
     surplus = sympy.expand(count - available)
     return bool(surplus.is_nonnegative) and surplus != 0
+
+
+def _along_axis(node: ir.Node, sizes: list[sympy.Expr]) -> sympy.Expr | None:
+    """The size along the node's axis; None for one that is not there, of which whoever lowers the node complains."""
+    attribute = node.attributes.get("axis")
+    axis = 0 if attribute is None else attribute.as_int()
+    return sizes[axis] if -len(sizes) <= axis < len(sizes) else None
 
 
 def _divided(indices: ir.Value) -> bool:

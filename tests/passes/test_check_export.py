@@ -3,7 +3,11 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
+from moec.ir.text import parse_model
+from moec.passes.check_export import CheckExport
 from moec.passes.framework.base import Report
+
+from .conftest import HEADER
 
 PASSES = "infer-shapes,fold-shapes,check-export"
 COMBINE = """(float[T,8] logits, float[T,4] x) => (float[A,B] y) <int64[1] k = {2}, int64[1] flat = {-1},
@@ -96,3 +100,10 @@ def test_experts_without_a_body(rewrite, experts, missing):
     found = warnings(rewrite, text)
     assert len(found) == int(missing)
     assert not missing or "missing: [1]" in found[0]
+
+
+@pytest.mark.parametrize("axis", [2, -3])
+def test_an_axis_that_is_not_there_is_left_to_whoever_lowers_the_node(axis):
+    text = f"""(float[N,4] x, int64[N,4] i) => (float[N,4] y) {{ y = ScatterElements <axis = {axis}> (x, i, x) }}"""
+    model = parse_model(HEADER + text)
+    assert not CheckExport().apply(model, Report())

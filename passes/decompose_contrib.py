@@ -53,6 +53,13 @@ ATTRIBUTES: dict[str, str] = {
 }
 """The attributes that decompositions read, or whose meaning hangs on an input or attribute that they refuse. Operators
 that are not named have none."""
+_FLOATS = f"alpha beta activation_alpha activation_beta activation_gamma epsilon scale softcap swiglu_limit {_NORMS}"
+_TEXTS = "activation activation_type k_quant_type quant_type v_quant_type"
+ATTRIBUTE_TYPES = {
+    **dict.fromkeys(_FLOATS.split(), ir.AttributeType.FLOAT),
+    **dict.fromkeys(_TEXTS.split(), ir.AttributeType.STRING),
+}
+"""The types of attributes that are no integers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +112,12 @@ class DecomposeContrib:
 
 
 def _refuse_unknown_attributes(node: ir.Node) -> None:
-    """Raises NotDecomposableError for an attribute whose meaning nobody here has seen."""
+    """Raises NotDecomposableError for an attribute whose meaning nobody here has seen, or of another type."""
     known = ATTRIBUTES.get(node.op_type, "").split()
-    for name in node.attributes:
+    for name, attribute in node.attributes.items():
         if name not in known:
             raise NotDecomposableError(f"attribute {name} is not known; expected {', '.join(known) or 'none'}")
+        wanted = ATTRIBUTE_TYPES.get(name, ir.AttributeType.INT)
+        if attribute.type != wanted:
+            found, expected = (kind.name.lower() for kind in (attribute.type, wanted))
+            raise NotDecomposableError(f"attribute {name} is of type {found}; expected {expected}")

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
+from moec.ir.names import node_name, operator_name
 from moec.ir.weight_hashes import PREFIX, HashedTensor, content_hash
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -177,6 +178,13 @@ class _Printer:
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         if node.overload:
             operator += f":{node.overload}"
+        for one in node.attributes.values():
+            if not one.is_ref() and one.type not in _PRINTABLE:
+                kind = one.type.name.lower()
+                raise UnsupportedError(
+                    f"node {node_name(node)!r} ({operator_name(node)}): attribute {one.name} is of type {kind}; "
+                    "expected a number, a text, a tensor, a graph, or a list of numbers or texts"
+                )
         attributes = [self._attribute(node.attributes[key], indent) for key in sorted(node.attributes)]
         written = f" <{', '.join(attributes)}>" if attributes else ""
         return f"{name}{outputs}{operator}{written} ({_name_list(node.inputs)})"
@@ -192,8 +200,6 @@ class _Printer:
             tensor = attribute.as_tensor()
             name = "" if _is_inline(tensor) else " _"  # the parser wants a name before a reference to data
             return f"{attribute.name}: tensor = {_tensor_type(tensor)}{name} {_tensor_value(tensor)}"
-        if attribute.type not in _WRITERS:
-            raise UnsupportedError(f"cannot print attribute {attribute.name} of type {attribute.type.name}")
         write = _WRITERS[attribute.type]
         if not isinstance(attribute.value, Sequence) or attribute.type == ir.AttributeType.STRING:
             text = write(attribute.value)
@@ -212,3 +218,4 @@ _WRITERS: dict[ir.AttributeType, Callable[[Any], str]] = {
     ir.AttributeType.STRINGS: _string,
 }
 """How to write an attribute of this type, or one element of it."""
+_PRINTABLE = {*_WRITERS, ir.AttributeType.TENSOR, ir.AttributeType.GRAPH}

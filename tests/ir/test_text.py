@@ -243,3 +243,10 @@ def test_models_with_functions_are_not_printed() -> None:
         <domain: "f", opset_import: ["" : 24]> Twice (a) => (b) { b = Add (a, a) }"""
     with pytest.raises(UnsupportedError, match=r"functions \(f.Twice\)"):
         print_model(read(text))
+
+
+def test_an_attribute_of_no_printable_type_is_named_with_its_node() -> None:
+    node = ir.node("Odd", [], {"kinds": ir.Attr("kinds", ir.AttributeType.TYPE_PROTOS, [])}, name="n")
+    model = ir.Model(ir.Graph([], node.outputs, nodes=[node], opset_imports={"": 21}), ir_version=10)
+    with pytest.raises(UnsupportedError, match=r"node 'n' \(Odd\): attribute kinds is of type type_protos; expected"):
+        print_model(model)

@@ -9,7 +9,7 @@ import pytest
 
 from moec.ir import interpreter
 from moec.ir.text import parse_model
-from moec.passes.decompose_contrib import ATTRIBUTES, DECOMPOSITIONS
+from moec.passes.decompose_contrib import ATTRIBUTE_TYPES, ATTRIBUTES, DECOMPOSITIONS
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 
@@ -109,6 +109,10 @@ STAYS = {
         "(float[T,4] x) => (float[T,4] y) { y = com.microsoft.QuickGelu <beta = 2.0> (x) }",
         "attribute beta is not known; expected alpha",
     ),
+    "an attribute of another type": (
+        '(float[T,4] x) => (float[T,4] y) { y = com.microsoft.QuickGelu <alpha = "2"> (x) }',
+        "attribute alpha is of type string; expected float",
+    ),
     "an attribute of an operator that has none": (
         "(float[T,4] x) => (float[T,4] y) { y = com.microsoft.Gelu <alpha = 1.0> (x) }",
         "attribute alpha is not known; expected none",
@@ -127,6 +131,9 @@ def test_every_attribute_of_onnxruntime_is_known():
     schemas = [one for one in get_all_operator_schema() if one.domain == "com.microsoft"]
     found = {one.name: set(one.attributes) for one in schemas if one.name in DECOMPOSITIONS}
     assert found == {name: set(ATTRIBUTES.get(name, "").split()) for name in found}
+    for schema in (one for one in schemas if one.name in DECOMPOSITIONS):
+        for name, attribute in schema.attributes.items():
+            assert str(attribute.type).rpartition(".")[2] == ATTRIBUTE_TYPES.get(name, ir.AttributeType.INT).name, name
 
 
 @pytest.mark.parametrize("case", STAYS)

@@ -12,7 +12,6 @@ from moec.ir.weights.encode import Encoded, StoredMatrix, Table
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.stored import StoredWeight
 from moec.runtime.dtypes import dtype_of
-from moec.targets.cuda.expert_groups import quantized_format
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat, pack
 from moec.targets.tvm.node_lowering import NodeLowering
@@ -20,11 +19,6 @@ from moec.targets.tvm.node_lowering import NodeLowering
 Parts = Callable[[int], Sequence[StoredMatrix]]
 """The matrices [in, out] of an expert that lie together, gate and up, or one alone; floats are ``Encoded`` without
 scales."""
-
-
-def common_format(weight: StoredWeight) -> PackedFormat | None:
-    """The quantised format that all of the weight has; None where it is floats, or in several formats."""
-    return quantized_format(weight.runs)
 
 
 def parts_of(weights: ExpertWeights, parts: Sequence[Part], stored: PackedFormat | None) -> Parts:

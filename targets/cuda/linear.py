@@ -6,7 +6,8 @@ from tvm import relax
 
 from moec.ir.dialect import LinearSpec, spec_of
 from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
-from moec.targets.cuda.expert_matrices import add_matrix, common_format, whole_parts
+from moec.targets.cuda.expert_groups import quantized_format
+from moec.targets.cuda.expert_matrices import add_matrix, whole_parts
 from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.product_rows import computed_in, uses_tf32
 from moec.targets.tvm.node_lowering import NodeLowering
@@ -17,7 +18,7 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     spec = spec_of(node.node, LinearSpec)
     x, weight = computed_in(node, spec), node.needed_weight("weight")
     width, inner = weight.out_in(spec.transposed)
-    dtype, stored = str(x.ty.dtype), common_format(weight)
+    dtype, stored = str(x.ty.dtype), quantized_format(weight.runs)
     types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": str(node.tensor("x").ty.dtype), "stored": stored}
     types["tf32"] = uses_tf32(spec, dtype)
     problem = dense_problem(inner, width, **types)

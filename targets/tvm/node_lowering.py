@@ -42,10 +42,6 @@ class NodeLowering:
             raise UnsupportedError(f"no kernel takes {dtype} tokens; expected {', '.join(STORAGE_TYPES)}")
         return self.lowering.tensor(value)
 
-    def weight(self, name: str) -> StoredWeight | None:
-        value = self.inputs[name]
-        return None if value is None else StoredWeight.of(value)
-
     def needed_weight(self, name: str) -> StoredWeight:
         return StoredWeight.of(self.input(name))
 

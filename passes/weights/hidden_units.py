@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect
-from moec.ir.weights.encode import decode
+from moec.ir.weights.encode import decode, per_element
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack, expert_data
@@ -42,8 +42,7 @@ class HiddenUnits:
         numbers = _units_first(part, encoded.data)
         if encoded.zero_point is None:
             return zero_rows(numbers, np.zeros((), numbers.dtype))
-        size = len(encoded.data)
-        zeros = np.repeat(encoded.zero_point, self._format(part, expert).group or size, axis=0)[:size]
+        zeros = per_element(encoded.zero_point, self._format(part, expert), len(encoded.data), 0)
         return zero_rows(numbers, _units_first(part, zeros))
 
     def bias(self, part: Part, expert: int) -> Array:

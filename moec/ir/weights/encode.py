@@ -98,8 +98,8 @@ def decode(encoded: StoredMatrix, form: WeightFormat, axis: int = -1) -> Array:
         return numbers
     assert encoded.scale is not None
     if encoded.zero_point is not None:
-        numbers -= _per_element(encoded.zero_point, form, data.shape[axis], axis)
-    return numbers * _per_element(encoded.scale, form, data.shape[axis], axis)
+        numbers -= per_element(encoded.zero_point.astype(np.float32), form, data.shape[axis], axis)
+    return numbers * per_element(encoded.scale.astype(np.float32), form, data.shape[axis], axis)
 
 
 def group_count(size: int, form: WeightFormat) -> int:
@@ -198,6 +198,7 @@ def _range(form: WeightFormat) -> tuple[int, int]:
     return (-127, 127) if form.name == "int8" else (-8, 7)
 
 
-def _per_element(per_group: Array, form: WeightFormat, size: int, axis: int) -> Array:
-    repeated = np.repeat(per_group.astype(np.float32), form.group or max(size, 1), axis=axis)
+def per_element(per_group: Array, form: WeightFormat, size: int, axis: int) -> Array:
+    """Scales or zero points of groups, one for each of the ``size`` inputs along ``axis``."""
+    repeated = np.repeat(per_group, form.group or max(size, 1), axis=axis)
     return np.take(repeated, np.arange(size), axis=axis) if repeated.shape[axis] != size else repeated

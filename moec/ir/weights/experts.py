@@ -10,7 +10,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec
-from moec.ir.weights.encode import Table, decode
+from moec.ir.weights.encode import Table, decode, per_element
 from moec.ir.weights.stored import LazyMatrix, StoredWeight, constant, stored_weights
 
 Array = np.ndarray[Any, Any]
@@ -31,7 +31,8 @@ class ExpertWeights:
         self.spec = dialect.spec_of(node, ExpertsSpec)
         self.operands = stored_weights(node)
         self._inputs = dialect.inputs_of(node)
-        self._last: tuple[Any, ...] = ()
+        self._last: int | None = None
+        self._of_last: dict[str, LazyMatrix] = {}
         self._biases: dict[str, Array] = {}
 
     @property
@@ -74,17 +75,18 @@ class ExpertWeights:
 
     def encoded(self, part: Part, expert: int) -> LazyMatrix:
         """What is stored of a part, inputs first: data [in, out], scales and zero points [groups, out]."""
-        source = self._source(part)
-        stored = self.operands[source].encoded(expert, self.transposed(part))
-        if not self._shares(part):
-            return stored
-        return LazyMatrix(lambda table: self._half(part, self._read(source, expert, table, stored)))
+        whole = self._whole(part, expert)
+        return LazyMatrix(lambda table: self._half(part, whole.read(table))) if self._shares(part) else whole
 
-    def _read(self, source: str, expert: int, table: Table, stored: LazyMatrix) -> Array | None:
-        """An array that holds gate and up, which are asked for in turn: the last one is kept."""
-        if self._last[:1] != ((source, expert, table),):
-            self._last = ((source, expert, table), stored.read(table))
-        return self._last[1]
+    def _whole(self, part: Part, expert: int) -> LazyMatrix:
+        """What is stored in the part's operand. Of the last expert it is kept, for parts are asked for in turn."""
+        source = self._source(part)
+        if self._last != expert:
+            self._last = expert
+            self._of_last.clear()
+        if source not in self._of_last:
+            self._of_last[source] = self.operands[source].encoded(expert, self.transposed(part))
+        return self._of_last[source]
 
     def own(self, part: Part, expert: int) -> LazyMatrix:
         """The same with what stands for zero in the place of hidden units that the expert does not have."""
@@ -100,8 +102,8 @@ class ExpertWeights:
             data, zeros = np.array(found.data), found.zero_point
             data[absent] = 0
             if zeros is not None:
-                group = self.operand(part).run_of(expert).format.group or len(data)
-                data[absent] = np.repeat(zeros, group, axis=0)[: len(data)][absent]
+                form = self.operand(part).run_of(expert).format
+                data[absent] = per_element(zeros, form, len(data), 0)[absent]
             return data
 
         return LazyMatrix(read)

@@ -37,12 +37,19 @@ _WEIGHT_INPUTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class LazyMatrix:
-    """A matrix whose arrays are read, or computed, when they are asked for, and not kept. ``read``: one of them, by the
-    name of its field."""
+    """A matrix whose arrays are read, or computed, when they are first asked for."""
 
-    read: Callable[[Table], Array | None]
+    def __init__(self, read: Callable[[Table], Array | None]) -> None:
+        """``read``: one of the arrays; None where the format has none."""
+        self._read = read
+        self._known: dict[Table, Array | None] = {}
+
+    def read(self, table: Table) -> Array | None:
+        """The array of that name."""
+        if table not in self._known:
+            self._known[table] = self._read(table)
+        return self._known[table]
 
     @property
     def data(self) -> Array:

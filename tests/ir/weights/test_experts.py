@@ -11,9 +11,11 @@ import pytest
 from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, GateLayout
+from moec.ir.weights import stored as stored_module
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.stacks import expert_data
 from moec.ir.weights.stored import decoding_node
 
 E, D, F, OUT = 3, 6, 4, 5
@@ -109,6 +111,18 @@ def test_experts_of_several_formats_are_read_each_in_its_own():
     for expert, form in enumerate(FORMATS[:E]):
         wanted = encode(PARTS["down"][expert], form, 0)
         np.testing.assert_array_equal(weights.decoded("down", expert), decode(wanted, form, 0))
+
+
+@pytest.mark.parametrize("layout", ["separate", "gate_up"])
+def test_each_table_of_an_operand_is_read_once_for_all_parts_of_an_expert(layout, monkeypatch):
+    weights = ExpertWeights(experts_node(ExpertsSpec(gate_layout=layout), FORMATS[3]))
+    read: list[tuple[str | None, int]] = []
+    monkeypatch.setattr(stored_module, "expert_data", lambda v, e: read.append((v.name, e)) or expert_data(v, e))
+    for expert in range(E):
+        for part in weights.parts:
+            weights.decoded(part, expert)
+            weights.encoded(part, expert).scale, weights.encoded(part, expert).scale
+    assert len(read) == 3 * E * len(weights.operands)  # data, scales and zero points
 
 
 def test_what_is_computed_when_the_model_runs_cannot_be_read():

@@ -24,8 +24,8 @@ from peers import AbsentError
 from rich.console import Console
 from rich.table import Table
 
+from moec.common.roofline import Roofline
 from moec.errors import MoecError
-from moec.roofline import Roofline
 from moec.runtime.driver import open_driver
 from moec.runtime.gpu import best_binary
 from moec.targets.cuda.architectures import LIMITS

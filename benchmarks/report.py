@@ -14,7 +14,7 @@ from formats import FORMATS
 from layers import LAYERS
 from results import Results
 
-from moec.roofline import Roofline
+from moec.common.roofline import Roofline
 
 BITS_TOLERANCE = 0.05
 """A peer is compared with moec if its weights take no less memory than that much below moec's."""

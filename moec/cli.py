@@ -159,12 +159,12 @@ def run(
 ) -> None:
     """Run an artifact on the inputs in a file. An artifact holds machine code, which nothing confines: run those of
     people whose programs you would run."""
-    from moec import archive
+    from moec.common import array_files
 
-    archive.check_arrays_destination(outputs)
+    array_files.check_arrays_destination(outputs)
     options: dict[str, Any] = {"emulate": emulate, "architecture": architecture}
     compiled = moec.load(artifact, threads=threads, pages=pages.value, **options)
-    archive.write_arrays(outputs, compiled.run(archive.read_arrays(inputs, compiled.inputs)))
+    array_files.write_arrays(outputs, compiled.run(array_files.read_arrays(inputs, compiled.inputs)))
 
 
 @app.command()
@@ -180,14 +180,14 @@ def verify(
     """Compare an artifact with onnxruntime on the original model. Exit code 1 when an output differs."""
     from rich.text import Text
 
-    from moec import archive
+    from moec.common import array_files
     from moec.inspect import tables
-    from moec.verify import verify as verify_model
+    from moec.tools.verify import verify as verify_model
 
     with shown_progress() as progress:
         compiled = _compiled(model, artifact, emulate, architecture, progress)
         progress("comparing with onnxruntime")
-        arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
+        arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
         verification = verify_model(model, compiled, arrays, tolerance)
     data = verification.as_data()
     print_result(data, as_json, [tables.verification_table(data), *map(Text, verification.coverage.lines())])
@@ -274,13 +274,13 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels."""
-    from moec import archive
-    from moec.bench import bench as bench_model
+    from moec.common import array_files
     from moec.inspect import tables
+    from moec.tools.bench import bench as bench_model
 
     with shown_progress() as progress:
         compiled = moec.load(artifact, threads=threads, pages=pages.value)
-        arrays = None if inputs is None else archive.read_arrays(inputs, compiled.inputs)
+        arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
         progress("timing")
         result = bench_model(compiled, against=against, model_path=model, inputs=arrays)
     print_result(result, as_json, tables.bench_tables(result))
@@ -292,7 +292,7 @@ def tune(
 ) -> None:
     """Measure from how many rows on this machine's kernels should take their second way; every load uses the result."""
     from moec.inspect import tables
-    from moec.tune import tune as tune_model
+    from moec.tools.tune import tune as tune_model
 
     with shown_progress() as progress:
         tuned = tune_model(moec.load(artifact, threads=threads, pages=pages.value), progress)
@@ -340,8 +340,8 @@ def simulate(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show versions, the CPU and its instruction sets, cores, and compilers found. Exit code 2 on a problem."""
-    from moec.doctor import examine
     from moec.inspect import tables
+    from moec.tools.doctor import examine
 
     findings = examine()
     print_result(findings, as_json, tables.doctor_tables(findings))

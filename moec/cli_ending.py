@@ -11,8 +11,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from moec.common.replacing import abandon_unfinished
 from moec.errors import MoecError
-from moec.replacing import abandon_unfinished
 
 INTERRUPTED, CLOSED = 130, 141
 """What shells report of a program that SIGINT and SIGPIPE end."""

@@ -97,11 +97,11 @@ def hls_options(
     given = {name: value for name, value in constraints.items() if value is not None}
     if calibrate is None and max_tokens is None and weight_bits is None and not given:
         return None
-    from moec import archive
+    from moec.common import array_files
     from moec.targets.hls.moe.exploration import Constraints
     from moec.targets.hls.options import HlsOptions
 
     if weight_bits not in (None, 4, 8):
         raise MoecError(f"--weight-bits {weight_bits}: expected 4 or 8")
-    arrays = None if calibrate is None else archive.read_arrays(calibrate, ())
+    arrays = None if calibrate is None else array_files.read_arrays(calibrate, ())
     return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, Constraints(**given))

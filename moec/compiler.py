@@ -14,16 +14,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import moec
-from moec.arguments import check_flags, check_kind, check_optional_text, check_path, shown
+from moec.common.arguments import check_flags, check_kind, check_optional_text, check_path, shown
 from moec.errors import MoecError, UnsupportedError, reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.common.specs import TensorSpec
     from moec.frontend.conditions import Conditions
     from moec.passes.framework.base import Pass, Remark, Report
     from moec.passes.framework.pipeline import AfterPass
-    from moec.runtime.manifest import TensorSpec
     from moec.runtime.model import CompiledModel
     from moec.runtime.writer import Stage
     from moec.targets.base import Program, Target
@@ -108,7 +108,7 @@ def write(
     calibrate an FPGA's projects with, and their limits. Other arguments and errors as for :func:`compile`.
     """
     from moec import targets
-    from moec.inspect.blocks import moe_blocks
+    from moec.ir.blocks import moe_blocks
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
     from moec.passes.framework.shorthand import with_formats
@@ -168,16 +168,17 @@ class _Inputs:
     def guards(self, graph: ir.Model, program: Program) -> list[str]:
         """The guards of a program; ``graph`` is what the passes made, which know more of the sizes inside."""
         from moec.frontend.conditions import settled
-        from moec.needed_sizes import needed_sizes
+        from moec.passes.shapes.needed_sizes import needed_sizes
 
         return settled([*self.conditions.guards, *needed_sizes(graph)], self.specs, program.inputs)
 
 
 def _inputs(graph: ir.Model, source: Any, report: Report) -> _Inputs:
     """Of a model that no pass has changed; what it is limited to is reported."""
+    from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of
-    from moec.input_sizes import input_sizes
-    from moec.sampling import input_limits, tensor_specs
+    from moec.passes.shapes.input_limits import input_limits
+    from moec.passes.shapes.input_sizes import input_sizes
 
     with reporting("reading its inputs", source):
         specs = tensor_specs(graph.graph.inputs)
@@ -207,7 +208,7 @@ def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Repo
 
 def _why_not_raised(graph: ir.Model, report: Report) -> str:
     """What raising warned of, where a target that refuses a model saw no MoE block in it."""
-    from moec.inspect.blocks import moe_blocks
+    from moec.ir.blocks import moe_blocks
 
     warned = [one for one in report.remarks if (one.pass_name, one.severity) == ("raise-moe", "warning")]
     if not warned or moe_blocks(graph):
@@ -287,14 +288,14 @@ def _run_passes(
 
 def _pass_check(graph: ir.Model, source: Any, report: Report) -> AfterPass:
     """What looks after every pass whether the graph computes what it did."""
-    from moec.pass_check import PassCheck
+    from moec.tools.pass_check import PassCheck
 
     with reporting("choosing inputs to compare on after each pass", source):
         return PassCheck(graph, report).after
 
 
 def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:
-    from moec.seals import write_sealed
+    from moec.common.seals import write_sealed
 
     if stage.text is None:
         return

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.dtypes import dtype_of
+from moec.common.roofline import Roofline
+from moec.common.specs import TensorSpec
 from moec.ir.mapped_files import release_pages
-from moec.roofline import Roofline
-from moec.runtime.dtypes import dtype_of
-from moec.runtime.manifest import TensorSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import moec
-from moec.sampling import input_limits, random_inputs, size_cases, tensor_specs
+from moec.common.specs import tensor_specs
+from moec.passes.shapes.input_limits import input_limits
+from moec.tools.sampling import random_inputs, size_cases
 
 
 @pytest.fixture
@@ -121,7 +123,7 @@ def test_random_inputs_stay_in_range(proto):
 
 
 def test_random_inputs_of_masks_and_sums_of_sizes():
-    from moec.runtime.manifest import TensorSpec
+    from moec.common.specs import TensorSpec
 
     specs = [TensorSpec("x", "float16", ("batch", 4)), TensorSpec("mask", "bool", ("batch", "past + n"))]
     cases = size_cases(specs, (1, 3), (1, 3))

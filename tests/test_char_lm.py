@@ -57,7 +57,7 @@ def test_continues_a_prompt(model: moec.CompiledModel, evaluation: ModuleType) -
 
 
 def test_agrees_with_onnxruntime_for_every_size(model: moec.CompiledModel) -> None:
-    from moec.verify import verify
+    from moec.tools.verify import verify
 
     for batch, length in ((1, 1), (3, 5), (1, 97), (17, 33)):
         inputs = {"ids": np.random.default_rng(length).integers(0, 96, (batch, length))}

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.verify import tolerance_of
+from moec.tools.comparison import tolerance_of
 
 ZOO = os.environ.get("MOEC_ZOO", "")
 ONLY = os.environ.get("MOEC_ZOO_ONLY", "")

@@ -8,15 +8,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from moec.common.guards import bound_names, parse_guard, size_names
+from moec.common.specs import tensor_specs
 from moec.errors import MoecError
-from moec.runtime.guards import bound_names, parse_guard, size_names
-from moec.sampling import tensor_specs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.common.specs import TensorSpec
     from moec.passes.framework.base import Report
-    from moec.runtime.manifest import TensorSpec
 
 KEY = "moec.conditions"
 _PASS = "import"
@@ -26,7 +26,7 @@ _NOT_EMPTY = re.compile(r"1 <= \w+")
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """``guards``: conditions on named sizes (:mod:`moec.runtime.guards`), which an artifact checks when it is called.
+    """``guards``: conditions on named sizes (:mod:`moec.common.guards`), which an artifact checks when it is called.
     ``fixed``: sizes that were to be dynamic and became numbers. ``unchecked``: what nobody checks. ``tried``:
     sizes that the export was not for, but that gave the module's results when they were tried."""
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from moec.common.guards import bound_names, parse_guard, size_names
+from moec.common.specs import tensor_specs
 from moec.frontend.conditions import KEY, Conditions
-from moec.runtime.guards import bound_names, parse_guard, size_names
-from moec.sampling import tensor_specs
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -133,7 +133,7 @@ def _reduced(condition: Any) -> Any:
 
 
 def _text(expression: Any) -> str | None:
-    """As :mod:`moec.runtime.guards` reads it; None for what it has no words for."""
+    """As :mod:`moec.common.guards` reads it; None for what it has no words for."""
     text = _nested(expression)
     return None if text is None else ast.unparse(ast.parse(text, mode="eval"))
 

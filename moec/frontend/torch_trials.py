@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moec.runtime.guards import holds, parse_guard
+from moec.common.guards import holds, parse_guard
 
 if TYPE_CHECKING:
     import torch

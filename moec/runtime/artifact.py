@@ -26,8 +26,8 @@ import zipfile
 
 import numpy as np
 
+from moec.common.dtypes import dtype_of
 from moec.errors import ArtifactError, MoecError
-from moec.runtime.dtypes import dtype_of
 from moec.runtime.machine import missing_features
 from moec.runtime.manifest import (
     MANIFEST,

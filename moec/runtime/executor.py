@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from moec.common.specs import TensorSpec
+from moec.common.work import Argument
 from moec.errors import ArtifactError, DefectError, InputError, MoecError
 from moec.runtime.captured_runs import CapturedRuns
 from moec.runtime.device import Device, Host
 from moec.runtime.inputs import InputCheck
 from moec.runtime.machine import check_threads
-from moec.runtime.manifest import TensorSpec
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, Program
 from moec.runtime.workers import Turns, Ways
@@ -30,14 +30,6 @@ _PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
 _NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
 
-@dataclasses.dataclass(frozen=True)
-class Argument:
-    """One argument of a kernel's call, whose memory may be gone after it. ``constant``: it is one of the weights."""
-
-    array: np.ndarray
-    constant: bool
-
-
 Watch = Callable[[str, list[Argument]], None]
 """Is told the name and the arguments of a kernel's call."""
 
@@ -48,7 +40,7 @@ class Executor:
 
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned; those of rank 0 are
     numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``guards``: conditions on the sizes of
-    inputs, see :mod:`moec.runtime.guards`. ``threads`` is at most
+    inputs, see :mod:`moec.common.guards`. ``threads`` is at most
     the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
     ``cuda_graphs``: see :mod:`moec.runtime.captured_runs`.
     """

@@ -6,7 +6,7 @@ import os
 import pathlib
 import stat
 
-from moec import seals
+from moec.common import seals
 from moec.runtime.artifact import checksum
 from moec.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, listed_files
 

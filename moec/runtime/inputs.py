@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from moec.arguments import shown
+from moec.common.arguments import shown
+from moec.common.dtypes import dtype_of
+from moec.common.guards import Expression, computed_sizes, holds, parse_guard, size_names, solve
+from moec.common.specs import TensorSpec
 from moec.errors import InputError
-from moec.runtime.dtypes import dtype_of
-from moec.runtime.guards import Expression, computed_sizes, holds, parse_guard, size_names, solve
-from moec.runtime.manifest import TensorSpec
 from moec.runtime.on_device import OnDevice
 from moec.runtime.tensors import CPU, array_of
 
@@ -22,7 +22,7 @@ class InputCheck:
 
     def __init__(self, specs: Sequence[TensorSpec], device: int = CPU, guards: Sequence[str] = ()) -> None:
         """``device``: the kind, as DLPack counts, of the memory that arrays may be in beside the host's. ``guards``:
-        see :mod:`moec.runtime.guards`; all names in them are bound by ``specs``."""
+        see :mod:`moec.common.guards`; all names in them are bound by ``specs``."""
         self._specs, self._device = tuple(specs), device
         self._names = frozenset(spec.name for spec in specs)
         self._expected = [(spec.name, dtype_of(spec.dtype), spec.shape) for spec in specs]

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 
-from moec.arguments import check_kind
+from moec.common.arguments import check_kind
 from moec.errors import MoecError
 
 CPU_INFORMATION = "/proc/cpuinfo"

@@ -14,9 +14,10 @@ import math
 import re
 from typing import Any
 
+from moec.common.dtypes import dtype_of
+from moec.common.guards import bound_names, parse_guard
+from moec.common.specs import TensorSpec
 from moec.errors import ArtifactError
-from moec.runtime.dtypes import dtype_of
-from moec.runtime.guards import bound_names, parse_guard
 
 FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
@@ -25,18 +26,6 @@ GENERIC = "generic"  # the candidate of kernels without a template: operators in
 WEIGHT_ALIGNMENT = 4096  # one page: weights are mapped, and kernels assume at least 64-byte alignment
 
 _NAME = re.compile(r"[\w.+-]+(?:/[\w.+-]+)*")
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """An input or output. A dimension is an int, or a string naming a dynamic size (0 and up)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +83,7 @@ class Manifest:
     available core. ``input_limits`` says below which value an integer input must stay (token ids: the vocabulary),
     where that is known; ``input_sizes`` which named sizes are the sum of others (past and new tokens: the attention
     mask). ``guards`` are conditions on named sizes of the inputs, outside of which the program would compute something
-    else than the model: see :mod:`moec.runtime.guards`. ``moe_blocks``, ``stages`` and ``remarks`` are plain data for
+    else than the model: see :mod:`moec.common.guards`. ``moe_blocks``, ``stages`` and ``remarks`` are plain data for
     people. ``losses``: what passes that round weights cost each layer.
     """
 

@@ -7,14 +7,15 @@ import os
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from moec.arguments import check_choice, check_flags, check_optional_text, check_path
+from moec.common.arguments import check_choice, check_flags, check_optional_text, check_path
+from moec.common.specs import TensorSpec
 from moec.errors import InputError, MoecError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor, Watch
 from moec.runtime.machine import check_threads
-from moec.runtime.manifest import ProgramEntry, TensorSpec
+from moec.runtime.manifest import ProgramEntry
 from moec.runtime.pages import Pages
 from moec.runtime.tuning import is_crossover, read_tuned
 from moec.runtime.writer import copy_artifact

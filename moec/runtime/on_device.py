@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from moec.common.dtypes import DTYPES
 from moec.errors import InputError
-from moec.runtime.dtypes import DTYPES
 
 _FIRST = 0  # programs run on the first device
 

@@ -1,4 +1,4 @@
-"""Writing artifacts, which replace artifacts and nothing else, see :mod:`moec.replacing`."""
+"""Writing artifacts, which replace artifacts and nothing else, see :mod:`moec.common.replacing`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from moec import seals
+from moec.common import seals
+from moec.common.replacing import check_replaceable, replacing
 from moec.errors import ArtifactError
-from moec.replacing import check_replaceable, replacing
 from moec.runtime.artifact import Artifact, checksum
 from moec.runtime.foreign import foreign_artifact
 from moec.runtime.manifest import (

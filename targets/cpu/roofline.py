@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.roofline import Peak, Roofline
+from moec.common.roofline import Peak, Roofline
 from moec.runtime.machine import check_threads
 from moec.runtime.pages import new_memory
 from moec.runtime.tensors import to_runtime

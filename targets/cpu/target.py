@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from moec.roofline import Roofline
+from moec.common.roofline import Roofline
 from moec.targets.base import Program
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.heavy import HeavyConverter

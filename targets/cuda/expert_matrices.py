@@ -8,10 +8,10 @@ from typing import get_args
 import numpy as np
 from tvm import relax
 
+from moec.common.dtypes import dtype_of
 from moec.ir.weights.encode import Encoded, StoredMatrix, Table
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.stored import StoredWeight
-from moec.runtime.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat, pack
 from moec.targets.tvm.node_lowering import NodeLowering

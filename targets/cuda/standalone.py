@@ -8,14 +8,14 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from moec.common.replacing import check_replaceable
+from moec.common.seals import foreign_file, write_sealed
 from moec.errors import MoecError, UnsupportedError
-from moec.inspect.kernel_calls import CaughtTensor, catch_call
-from moec.replacing import check_replaceable
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import is_inside_name
 from moec.runtime.model import find_kernel
-from moec.seals import foreign_file, write_sealed
 from moec.targets.cuda.pipeline import PREAMBLE
+from moec.tools.kernel_calls import CaughtTensor, catch_call
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _NAME = re.compile(r"[A-Za-z_]\w*")

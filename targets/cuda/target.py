@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from moec.common.roofline import Roofline
 from moec.errors import UnsupportedError
-from moec.roofline import Roofline
 from moec.targets.base import Program
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.tvm.heavy import HeavyConverter

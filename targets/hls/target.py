@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.roofline import Roofline
+from moec.common.specs import tensor_specs
 from moec.errors import MoecError, UnsupportedError
-from moec.roofline import Roofline
-from moec.sampling import tensor_specs
 from moec.targets.base import Program, Project
 from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.attention.graph import GraphAttention, find_attention

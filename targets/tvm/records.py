@@ -11,10 +11,11 @@ import onnx_ir as ir
 import tvm
 from tvm import s_tir, tirx
 
+from moec.common.dtypes import DTYPES
+from moec.common.specs import TensorSpec
+from moec.common.work import intensity
 from moec.ir.names import node_name, operator_name
-from moec.kernel_work import intensity
-from moec.runtime.dtypes import DTYPES
-from moec.runtime.manifest import GENERIC, TensorSpec
+from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.c_expressions import in_c
 from moec.targets.tvm.pipeline import Generated, Optimized

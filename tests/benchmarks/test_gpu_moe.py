@@ -22,8 +22,8 @@ import torch
 from gpu_sorting import PADDING, most_blocks, sort_pairs
 from layers import Layer
 
+from moec.common.roofline import Peak, Roofline
 from moec.ir import interpreter
-from moec.roofline import Peak, Roofline
 
 LAYER = Layer("tiny", 64, 32, 8, 3)
 

@@ -11,7 +11,7 @@ from moec.compiler import import_model
 from moec.errors import InputError
 from moec.frontend.conditions import KEY, Conditions, conditions_of
 from moec.frontend.exported_ranges import RANGES
-from moec.verify import verify
+from moec.tools.verify import verify
 
 
 def exported(ranges: str, shape: str = "s10, s21") -> onnx.ModelProto:

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 import moec
+from moec.common.specs import TensorSpec
 from moec.errors import InputError, MoecError, UnsupportedError
 from moec.frontend.conditions import KEY, Conditions, conditions_of, settled
-from moec.runtime.manifest import TensorSpec
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 

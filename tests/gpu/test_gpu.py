@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import moec
-from moec.tune import tune
-from moec.verify import verify
+from moec.tools.tune import tune
+from moec.tools.verify import verify
 
 from .conftest import DTYPES, EXPERTS, WIDTH
 

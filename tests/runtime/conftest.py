@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 import pytest
 
-from moec.runtime.manifest import TensorSpec
+from moec.common.specs import TensorSpec
 from moec.runtime.writer import Context, Stage, write_artifact
 from moec.targets.base import Candidate, KernelRecord, Program, Weight
 

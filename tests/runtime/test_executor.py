@@ -77,7 +77,7 @@ def test_aligned_arrays_are_not_copied():
 
 @pytest.mark.parametrize("dtype", ["bool", "int32", "float16", "bfloat16", "float8_e4m3fn"])
 def test_tensors_round_trip(dtype):
-    from moec.runtime.dtypes import dtype_of
+    from moec.common.dtypes import dtype_of
 
     array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype_of(dtype))
     back = from_runtime(to_runtime(array))

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.specs import tensor_specs
 from moec.errors import InputError
 from moec.ir.interpreter import Evaluator
 from moec.runtime.inputs import InputCheck
-from moec.sampling import tensor_specs
 
 Array = np.ndarray[Any, Any]
 

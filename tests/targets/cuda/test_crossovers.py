@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 import moec
-from moec import tune_gpu
+from moec.common.specs import TensorSpec
 from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.semantics import moe
 from moec.runtime.artifact import open_artifact
 from moec.runtime.devices import device_of
-from moec.runtime.manifest import TensorSpec
 from moec.runtime.model import CompiledModel
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned, tuning_file
 from moec.targets.cuda import block_dispatch, nvcc
-from moec.tune import tune
+from moec.tools import tune_gpu
+from moec.tools.tune import tune
 
 from ..node_models import node_model
 

@@ -12,12 +12,12 @@ from tvm_ffi import libinfo
 
 import moec
 from moec.errors import MoecError
-from moec.inspect.kernel_calls import catch_call
 from moec.runtime.artifact import open_artifact
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.emulator import library
 from moec.targets.cuda.emulator.kernels import find_kernels
 from moec.targets.cuda.standalone import program_text, write_standalone
+from moec.tools.kernel_calls import catch_call
 
 TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[n,40] x) => (float[n,40] y) { y = Softmax (x) }'
 LAUNCH = re.compile(r"(?P<kernel>\w+)<<<(?P<how>.*)>>>\(")

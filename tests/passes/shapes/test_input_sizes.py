@@ -6,11 +6,11 @@ import onnx
 import pytest
 
 import moec
+from moec.common.specs import TensorSpec
 from moec.errors import MoecError
-from moec.input_sizes import input_sizes
-from moec.runtime.manifest import TensorSpec
-from moec.sampling import outside_cases, random_inputs, size_cases
-from moec.verify import verify
+from moec.passes.shapes.input_sizes import input_sizes
+from moec.tools.sampling import outside_cases, random_inputs, size_cases
+from moec.tools.verify import verify
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>\ng '
 CONSTANTS = """<int64 zero = {0}, int64 one = {1}, int64[1] last = {-1}>"""

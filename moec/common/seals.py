@@ -11,7 +11,7 @@ import os
 import pathlib
 import zipfile
 
-from moec.replacing import replacing
+from moec.common.replacing import replacing
 
 _MARK = b"sealed by moec "
 _LENGTH = len(_MARK) + 2 * hashlib.sha256().digest_size + 1

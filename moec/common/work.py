@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from moec.roofline import FLOAT32
-from moec.runtime.dtypes import dtype_of
-from moec.runtime.executor import Argument
+from moec.common.dtypes import dtype_of
+from moec.common.roofline import FLOAT32
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument of a kernel's call, whose memory may be gone after it. ``constant``: it is one of the weights."""
+
+    array: np.ndarray
+    constant: bool
 
 
 @dataclasses.dataclass(frozen=True)

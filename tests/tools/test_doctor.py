@@ -7,11 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from moec import doctor
 from moec.errors import MoecError
 from moec.inspect import tables
 from moec.runtime.driver import GpuFacts
 from moec.targets.cuda import nvcc
+from moec.tools import doctor
 
 
 class StandInDriver:

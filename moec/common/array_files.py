@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moec.common.dtypes import dtype_of
+from moec.common.replacing import check_replaceable, replacing
+from moec.common.seals import foreign_file, seal_zip
+from moec.common.specs import TensorSpec
 from moec.errors import InputError
-from moec.replacing import check_replaceable, replacing
-from moec.runtime.dtypes import dtype_of
-from moec.runtime.manifest import TensorSpec
-from moec.seals import foreign_file, seal_zip
 
 
 def read_arrays(path: str | os.PathLike[str], specs: Sequence[TensorSpec] = ()) -> dict[str, np.ndarray]:

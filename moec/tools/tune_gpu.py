@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.tuning import store_tuned
+from moec.tools.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
@@ -27,8 +27,8 @@ _ROUNDS = 5
 
 
 def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-    """What :func:`moec.tune.tune` does for a model on a GPU. Each crossover is measured with those before it as they
-    were found, and those behind it as they were before."""
+    """What :func:`moec.tools.tune.tune` does for a model on a GPU. Each crossover is measured with those before it as
+    they were found, and those behind it as they were before."""
     if compiled.gpu is None:
         raise UnsupportedError(
             "the model runs emulated, which takes other times than a GPU; expected one that was loaded on a GPU"
@@ -73,7 +73,7 @@ def _points(compiled: CompiledModel, name: str, rows: int, readers: list[dict[st
 def _inputs(compiled: CompiledModel, tokens: int) -> dict[str, np.ndarray]:
     """Random ones with about so many tokens; many short sequences where there is a batch, for a model may know few
     positions. Raises MoecError for a model without dynamic sizes."""
-    from moec.sampling import random_inputs, size_cases
+    from moec.tools.sampling import random_inputs, size_cases
 
     batch = math.ceil(tokens / _LENGTH)
     (sizes,) = size_cases(compiled.inputs, [math.ceil(tokens / batch)], [batch], compiled.input_sizes, compiled.guards)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from moec.covering import Coverage, Covering, cover
+from moec.common.specs import tensor_specs
 from moec.frontend.onnx import import_model
 from moec.passes.framework import pipeline
-from moec.sampling import random_inputs, size_cases, tensor_specs
+from moec.tools.covering import Coverage, Covering, cover
+from moec.tools.sampling import random_inputs, size_cases
 
-from .text_models import model_of
+from ..text_models import model_of
 
 CONSTANTS = {
     "limit": np.float32(50),
@@ -79,7 +80,7 @@ def test_inputs_that_are_missing_show_nothing():
 
 
 def test_a_large_model_is_not_watched(monkeypatch):
-    monkeypatch.setattr("moec.covering.MOST_WORK", 1)
+    monkeypatch.setattr("moec.tools.covering.MOST_WORK", 1)
     found = covered(model("y = MatMul (x, w)\n", "float[N,4] x, float[4,4] w"))
     assert found.coverage.note is None, "it has no weights"
     found = covered(model("y = Add (x, table)", "float[N,5] x"))

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def needed_sizes(model: ir.Model) -> list[str]:
-    """Conditions on named sizes of the inputs (:mod:`moec.runtime.guards`)."""
+    """Conditions on named sizes of the inputs (:mod:`moec.common.guards`)."""
+    from moec.common.guards import bound_names, parse_guard
+    from moec.common.specs import tensor_specs
     from moec.ir import shapes
     from moec.passes.graph.edits import is_op
-    from moec.runtime.guards import bound_names, parse_guard
-    from moec.sampling import tensor_specs
 
     if not any(is_op(node, "TopK") for node in model.graph):
         return []

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.kernel_work import Work, intensity, work_of
-from moec.runtime.executor import Argument
+from moec.common.work import Argument, Work, intensity, work_of
 
 
 def given(*shapes, dtype=np.float32):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.roofline import Peak, Roofline
+from moec.common.roofline import Peak, Roofline
 
 ROOFLINE = Roofline(
     threads=2,

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.inspect.blocks import moe_blocks
+from moec.ir.blocks import moe_blocks
 from moec.ir.dialect import FORMULATION_KEY, INPUTS, ExpertsSpec, RouteSpec, make_node
 
 

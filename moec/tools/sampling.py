@@ -5,49 +5,16 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.common.dtypes import dtype_of
+from moec.common.guards import holds, parse_guard, parse_size, size_names
+from moec.common.specs import TensorSpec
 from moec.errors import MoecError
-from moec.runtime.dtypes import dtype_of
-from moec.runtime.guards import holds, parse_guard, parse_size, size_names
-from moec.runtime.manifest import TensorSpec
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 _LARGEST = 64
 """Sizes up to here are tried where guards rule out the wanted ones, and those around the numbers in guards."""
-# Operators whose output holds values of their first input and no others
-_VALUES_KEPT = frozenset(
-    {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice"}
-)
-
-
-def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
-    """The specifications of graph inputs; a dimension without a name gets one of its own."""
-    specs = []
-    for value in values:
-        name = value.name or ""
-        sizes = value.shape or ()
-        shape = tuple(
-            size if isinstance(size, int) else size.value or f"{name}_{axis}" for axis, size in enumerate(sizes)
-        )
-        specs.append(TensorSpec(name, value.dtype.numpy().name if value.dtype else "float32", shape))
-    return specs
-
-
-def input_limits(model: ir.Model) -> dict[str, int]:
-    """For each integer input that indexes a tensor (token ids, an embedding), the size it indexes: valid values are
-    below it. Inputs that index nothing of a known size are left out."""
-    limits: dict[str, int] = {}
-    for value in model.graph.inputs:
-        if value.dtype is not None and value.dtype.is_integer():
-            indexed = _indexed_sizes(value)
-            if indexed:
-                limits[value.name or ""] = min(indexed)
-    return limits
 
 
 def size_cases(
@@ -60,9 +27,9 @@ def size_cases(
     """Sizes for every named dynamic dimension, one case for each of ``choices``. Where there are several names, the
     first (the batch, as models are exported) takes ``first_sizes`` instead.
 
-    ``dependent`` sizes follow from others (:func:`moec.input_sizes.input_sizes`). Where one is a sum, what came before
+    ``dependent`` sizes follow from others (:mod:`moec.passes.shapes.input_sizes`). Where one is a sum, what came before
     has the next of ``choices`` as its length and, in the last case, none: a few tokens behind many, and a prompt.
-    Where ``guards`` (:mod:`moec.runtime.guards`) rule sizes out, the nearest that they do not take their place, and no
+    Where ``guards`` (:mod:`moec.common.guards`) rule sizes out, the nearest that they do not take their place, and no
     case comes twice. Raises MoecError where none are found.
     """
     dependent = dependent or {}
@@ -137,30 +104,6 @@ def random_inputs(
         else:
             inputs[spec.name] = generator.standard_normal(shape).astype(dtype)
     return inputs
-
-
-def _indexed_sizes(value: ir.Value) -> list[int]:
-    """The sizes of the axes that ``value`` indexes by Gather, directly or after nodes that keep its values."""
-    sizes, pending, seen = [], [value], {value}
-    while pending:
-        for node, position in pending.pop().uses():
-            if node.op_type == "Gather" and position == 1:
-                size = _gathered_size(node)
-                if size is not None:
-                    sizes.append(size)
-            elif node.op_type in _VALUES_KEPT and position == 0 and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                pending.append(node.outputs[0])
-    return sizes
-
-
-def _gathered_size(node: ir.Node) -> int | None:
-    data = node.inputs[0]
-    if data is None or data.shape is None:
-        return None
-    attribute = node.attributes.get("axis")
-    size = data.shape[attribute.as_int() if attribute else 0]
-    return size if isinstance(size, int) else None
 
 
 def _evaluate(size: int | str, sizes: Mapping[str, int]) -> int:

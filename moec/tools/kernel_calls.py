@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moec.common.work import Argument
 from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
-from moec.runtime.executor import Argument
 from moec.runtime.model import CompiledModel, ready
-from moec.sampling import random_inputs, size_cases
+from moec.tools.sampling import random_inputs, size_cases
 
 Arrays = list[np.ndarray]
 _SIZES = (7, 40, 300)

@@ -8,11 +8,11 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.crossovers import Point, crossover_of
 from moec.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned
 from moec.targets.cpu.machine import host_has
-from moec.tune import tune
+from moec.tools.crossovers import Point, crossover_of
+from moec.tools.tune import tune
 
 E, d, f = 4, 64, 64
 MODEL = """<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>

@@ -1,11 +1,11 @@
 """``--verify-each``: after every pass that changed something, the graph has to compute what it computed before.
 
-The inputs are those that cover the decisions of the imported graph (:mod:`moec.covering`). The reference interpreter
-runs the graphs in float64, so that the order of sums does not show. How much may differ follows from what the pass says
-of its exactness. Of an exact or reassociating one every output has to be what it was, within the tolerance of
-``moec verify``: constants that were folded are rounded. Of a lossy one half of the elements of each output have to
-differ by no more than the losses it reported, those of all layers added up, as a share of the output's root mean
-square: where a router is nearly undecided a token goes to another expert, and then its elements may be anything.
+The inputs are those that cover the decisions of the imported graph (:mod:`moec.tools.covering`). The reference
+interpreter runs the graphs in float64, so that the order of sums does not show. How much may differ follows from what
+the pass says of its exactness. Of an exact or reassociating one every output has to be what it was, within the
+tolerance of ``moec verify``: constants that were folded are rounded. Of a lossy one half of the elements of each output
+have to differ by no more than the losses it reported, those of all layers added up, as a share of the output's root
+mean square: where a router is nearly undecided a token goes to another expert, and then its elements may be anything.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.covering import Covering, Inputs, covering_inputs
 from moec.errors import DefectError, InputError, MoecError, one_line
-from moec.verify import compare, tolerance_of
+from moec.tools.comparison import compare, tolerance_of
+from moec.tools.covering import Covering, Inputs, covering_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -141,11 +141,11 @@ def _typical_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 def _covering(model: ir.Model) -> Covering:
     """Inputs that the model is for. Sizes that it leaves open may be fixed by operators of onnxruntime's own."""
+    from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of, settled
-    from moec.input_sizes import input_sizes
     from moec.passes.framework import pipeline
+    from moec.passes.shapes.input_sizes import input_sizes
     from moec.runtime.inputs import InputCheck
-    from moec.sampling import tensor_specs
 
     narrowed = model.clone()
     pipeline.run(narrowed, pipeline.parse("infer-shapes,decompose-contrib"))

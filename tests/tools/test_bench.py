@@ -6,9 +6,8 @@ import types
 
 import numpy as np
 
-from moec.bench import _kernel_work
-from moec.kernel_work import Work
-from moec.runtime.executor import Argument
+from moec.common.work import Argument, Work
+from moec.tools.bench import _kernel_work
 
 
 def test_calls_of_a_kernel_add_up_and_what_computes_sizes_is_left_out():

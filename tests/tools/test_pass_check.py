@@ -16,12 +16,12 @@ import moec
 from moec.compiler import optimize
 from moec.errors import DefectError
 from moec.frontend.onnx import import_model
-from moec.pass_check import NAME, PassCheck
 from moec.passes import PASSES
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Loss, Report
+from moec.tools.pass_check import NAME, PassCheck
 
-from .text_models import model_of
+from ..text_models import model_of
 
 NUMBERS = {
     "limit": np.float32(50),
@@ -119,7 +119,7 @@ def test_more_tokens_than_any_number_of_the_graph_are_tried() -> None:
 
 
 def test_a_slow_model_is_compared_on_less_and_says_so(monkeypatch) -> None:
-    monkeypatch.setattr("moec.pass_check.MOST_SECONDS", -1)
+    monkeypatch.setattr("moec.tools.pass_check.MOST_SECONDS", -1)
     (remark,) = [one for one in checked(built(), Rewrites()).remarks if one.severity == "warning"]
     assert remark.message.startswith("compared on 1 of ")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.archive import read_arrays, write_arrays
+from moec.common.array_files import read_arrays, write_arrays
+from moec.common.seals import foreign_file, sealed, write_sealed
 from moec.errors import MoecError
-from moec.seals import foreign_file, sealed, write_sealed
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"text\n", bytes(range(256)) * 5000])

@@ -8,7 +8,7 @@ import pytest
 
 import moec
 from moec.errors import InputError
-from moec.needed_sizes import needed_sizes
+from moec.passes.shapes.needed_sizes import needed_sizes
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]> '
 TOP_K = """agraph (float[batch, seq] x) => (float[batch, k] y) <int64[1] k = {3}> { y, i = TopK <axis = %d> (x, k) }"""

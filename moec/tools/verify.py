@@ -10,35 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.arguments import check_kind, check_path
-from moec.covering import Coverage, Covering, cover, covering_inputs
+from moec.common.arguments import check_kind, check_path
 from moec.errors import InputError, MoecError, one_line, reporting
+from moec.tools.comparison import Difference, compare, tolerance_of
+from moec.tools.covering import Coverage, Covering, cover, covering_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moec.runtime.manifest import TensorSpec
+    from moec.common.specs import TensorSpec
     from moec.runtime.model import CompiledModel
 
-# Largest accepted difference, as a share of max(1, the largest expected magnitude), by the narrowest float in the model
-TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # The least tolerance where passes rounded weights, by the arithmetic of the products. Activations that lie between two
 # numbers of a rounding arithmetic may become either, by the last bit of what was computed before.
 ROUNDED_TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "int8": 2e-2}
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """One output of one case. Differences are None where shape or dtype already differ. ``norm``: the Frobenius norm
-    of the difference from the original model, as a share of that of its output."""
-
-    output: str
-    shape: tuple[int, ...]
-    absolute: float | None
-    relative: float | None
-    matches: bool
-    note: str = ""
-    norm: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +85,7 @@ def verify(
 
     An output matches when the largest absolute difference is within ``tolerance`` times the larger of 1 and the largest
     expected magnitude; integers and booleans must be equal. Without ``tolerance`` the narrowest float type of the model
-    decides (:data:`TOLERANCES`).
+    decides (:data:`moec.tools.comparison.TOLERANCES`).
 
     Where passes rounded weights, they are applied to the model again, and the reference interpreter says what is
     expected; the tolerance is at least that of the products' arithmetic (:data:`ROUNDED_TOLERANCES`). How far that is
@@ -171,32 +156,6 @@ def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
         raise MoecError(f"onnxruntime itself cannot run the model on {sizes}: {one_line(error)}") from error
 
 
-def compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> Difference:
-    """Compare one output. NaN equals NaN, and infinities equal themselves."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        note = f"found {found.dtype}{list(found.shape)}, expected {expected.dtype}{list(expected.shape)}"
-        return Difference(name, found.shape, None, None, False, note)
-    if not found.size:
-        return Difference(name, found.shape, 0.0, 0.0, True, norm=0.0)
-    exact = found.dtype.kind in "iub"
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = np.where(same, 0.0, np.abs(found - expected))
-        relative = np.where(same, 0.0, gap / np.abs(expected))
-    finite = np.abs(expected[np.isfinite(expected)])
-    scale = max(1.0, float(finite.max(initial=0.0)))
-    absolute = float(gap.max())
-    matches = absolute <= (0.0 if exact else tolerance * scale)  # False for NaN
-    return Difference(name, found.shape, absolute, float(relative.max()), bool(matches), norm=_norm(gap, finite))
-
-
-def _norm(gap: np.ndarray, expected: np.ndarray) -> float:
-    """The norm of ``gap`` as a share of that of ``expected``."""
-    error, size = float(np.linalg.norm(gap)), float(np.linalg.norm(expected))
-    return error / size if size else 0.0 if error == 0 else float("inf")
-
-
 class _Reference:
     """The original model: in onnxruntime, and where that fails in the reference interpreter, in float64."""
 
@@ -234,7 +193,7 @@ def _as_declared(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
 
 def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.ndarray] | None) -> Covering:
     """What to compare on, and what it shows of the model's decisions."""
-    from moec.sampling import tensor_specs
+    from moec.common.specs import tensor_specs
 
     if inputs is not None:
         return cover(model, [dict(inputs)])
@@ -245,7 +204,9 @@ def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.
 
 def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[str, np.ndarray]]:
     """For each guard, inputs just outside of it."""
-    from moec.sampling import input_limits, outside_cases, random_inputs, size_cases, tensor_specs
+    from moec.common.specs import tensor_specs
+    from moec.passes.shapes.input_limits import input_limits
+    from moec.tools.sampling import outside_cases, random_inputs, size_cases
 
     specs, limits = _narrowed(tensor_specs(model.graph.inputs), compiled), input_limits(model)
     guards = _guards(model, compiled)
@@ -256,8 +217,8 @@ def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[
 
 def _guards(model: ir.Model, compiled: CompiledModel) -> list[str]:
     """Those of the model, and those of the artifact, which should have them all."""
+    from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of, settled
-    from moec.sampling import tensor_specs
 
     specs = tensor_specs(model.graph.inputs)
     wanted = settled(conditions_of(model).guards, specs, _narrowed(specs, compiled))
@@ -334,10 +295,3 @@ def _compare_output(name: str, found: Mapping[str, np.ndarray], expected: np.nda
     if name not in found:
         return Difference(name, (), None, None, False, "the artifact has no such output: it is of another model")
     return compare(name, found[name], expected, tolerance)
-
-
-def tolerance_of(model: ir.Model) -> float:
-    """That of the narrowest float type of the model's weights, inputs and outputs."""
-    values: Sequence[Any] = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
-    names = {value.dtype.numpy().name for value in values if value.dtype is not None}
-    return max((limit for name, limit in TOLERANCES.items() if name in names), default=TOLERANCES["float32"])

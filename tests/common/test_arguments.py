@@ -10,7 +10,7 @@ import pytest
 
 import moec
 from moec.errors import MoecError
-from moec.verify import verify
+from moec.tools.verify import verify
 
 TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }'
 

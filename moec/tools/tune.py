@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
+from moec.common.guards import holds, parse_guard
 from moec.errors import MoecError
-from moec.runtime.guards import holds, parse_guard
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
+from moec.tools.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
@@ -31,7 +31,7 @@ def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step
     and when the file of measured values cannot be written; UnsupportedError for a model whose GPU is emulated.
     """
     if compiled.target.partition(":")[0] == "cuda":
-        from moec.tune_gpu import tune_gpu
+        from moec.tools.tune_gpu import tune_gpu
 
         return tune_gpu(compiled, progress)
     before = compiled.crossovers
@@ -56,7 +56,7 @@ def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step
 
 
 def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
-    from moec.sampling import random_inputs, size_cases
+    from moec.tools.sampling import random_inputs, size_cases
 
     cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS), dependent=compiled.input_sizes)
     if len(cases) == 1:

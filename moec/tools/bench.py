@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec import targets
+from moec.common.work import Work, work_of
 from moec.errors import MoecError
-from moec.kernel_work import Work, work_of
 
 if TYPE_CHECKING:
-    from moec.roofline import Roofline
-    from moec.runtime.executor import Argument
+    from moec.common.roofline import Roofline
+    from moec.common.work import Argument
     from moec.runtime.model import CompiledModel
 
 RIVALS = ("onnxruntime",)
@@ -64,14 +64,14 @@ def _rival(
         raise MoecError(f"cannot compare against {name!r}; known: {', '.join(RIVALS)}")
     if model_path is None:
         raise MoecError(f"comparing against {name} needs the original model: add --model MODEL")
-    from moec.verify import open_session, run_session
+    from moec.tools.verify import open_session, run_session
 
     session = open_session(model_path, threads, rounding_activations=True)
     return lambda inputs: run_session(session, inputs)
 
 
 def _default_cases(compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
-    from moec.sampling import random_inputs, size_cases
+    from moec.tools.sampling import random_inputs, size_cases
 
     cases = size_cases(
         compiled.inputs, _SIZES, first_sizes=(1, 1, 1), dependent=compiled.input_sizes, guards=compiled.guards

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moec.common.guards import LONGEST, bound_names, holds, parse_guard, parse_size, size_names, solve
+from moec.common.specs import TensorSpec
 from moec.errors import InputError
-from moec.runtime.guards import LONGEST, bound_names, holds, parse_guard, parse_size, size_names, solve
 from moec.runtime.inputs import InputCheck
-from moec.runtime.manifest import TensorSpec
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import rich.console
 import moec
 from moec.frontend.conditions import KEY
 from moec.inspect import tables
-from moec.verify import ROUNDED_TOLERANCES, TOLERANCES, Case, Verification, compare, verify
+from moec.tools.comparison import TOLERANCES, compare
+from moec.tools.verify import ROUNDED_TOLERANCES, Case, Verification, verify
 
 
 def floats(*values: float) -> np.ndarray:

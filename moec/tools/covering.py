@@ -1,6 +1,7 @@
 """Inputs for a whole model that show as many sides of its decisions as can be found (:mod:`moec.ir.watch`).
 
-``moec verify`` compares an artifact on them, and ``--verify-each`` the graph after every pass (:mod:`moec.pass_check`).
+``moec verify`` compares an artifact on them, and ``--verify-each`` the graph after every pass
+(:mod:`moec.tools.pass_check`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.runtime.manifest import TensorSpec
-from moec.sampling import input_limits, random_inputs, size_cases
+from moec.common.specs import TensorSpec
+from moec.passes.shapes.input_limits import input_limits
+from moec.tools.sampling import random_inputs, size_cases
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -91,7 +93,7 @@ def cover(
 ) -> Covering:
     """``base``, and what takes further sides: floats of other magnitudes, other indices, more tokens than the numbers
     in the graph. ``specs`` are those of the model's inputs, without which nothing is added; ``dependent`` sizes follow
-    from others (:func:`moec.input_sizes.input_sizes`); and only what ``accepts`` says yes to is added."""
+    from others (:func:`moec.passes.shapes.input_sizes.input_sizes`); and only what ``accepts`` says yes to is added."""
     from moec.ir.interpreter import EvaluationError
 
     weights = _weights(model)

@@ -14,9 +14,9 @@ import threading
 
 import pytest
 
-from moec import replacing as module
+from moec.common import replacing as module
+from moec.common.replacing import check_replaceable, replacing
 from moec.errors import ArtifactError, MoecError
-from moec.replacing import check_replaceable, replacing
 
 OWN, FOREIGN = "own", "foreign"
 
@@ -221,7 +221,7 @@ def test_readers_and_writers_at_once(tmp_path, folder):
 
 KILLED = """
 import os, pathlib, signal, sys
-from moec.replacing import replacing
+from moec.common.replacing import replacing
 with replacing(sys.argv[1], lambda path: None) as aside:
     aside.mkdir()
     (aside / "half").write_text("x")

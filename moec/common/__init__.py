@@ -1,0 +1,1 @@
+"""What several layers share, and what knows none of them."""

@@ -1,0 +1,35 @@
+"""What an input, an output or a parameter is: its name, its element type and its shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """An input or output. A dimension is an int, or a string naming a dynamic size (0 and up)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
+    """The specifications of graph inputs; a dimension without a name gets one of its own."""
+    specs = []
+    for value in values:
+        name = value.name or ""
+        sizes = value.shape or ()
+        shape = tuple(
+            size if isinstance(size, int) else size.value or f"{name}_{axis}" for axis, size in enumerate(sizes)
+        )
+        specs.append(TensorSpec(name, value.dtype.numpy().name if value.dtype else "float32", shape))
+    return specs

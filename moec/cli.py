@@ -318,7 +318,7 @@ def simulate(
 ) -> None:
     """Run an FPGA project's testbench, cycle by cycle, with bounded channels. Exit code 1 where a result differs."""
     from moec.runtime.artifact import open_artifact
-    from moec.targets.hls.simulation.simulate import simulate as simulate_projects
+    from moec.simulators.hls.simulate import simulate as simulate_projects
     from moec.targets.hls.tables import simulation_tables
 
     with shown_progress() as progress:

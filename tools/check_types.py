@@ -1,7 +1,7 @@
 """Run pyright over moec laid out as it is imported.
 
-``passes/`` and ``targets/`` stand at the top of the repository but are the packages ``moec.passes`` and
-``moec.targets``; a static checker cannot follow setuptools' mapping, so it gets a copy instead.
+``passes/``, ``simulators/`` and ``targets/`` stand at the top of the repository but are the packages ``moec.passes``,
+``moec.simulators`` and ``moec.targets``; a static checker cannot follow setuptools' mapping, so it gets a copy instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         package = pathlib.Path(folder, "moec")
         shutil.copytree(ROOT / "moec", package, ignore=ignored)
-        for name in ("passes", "targets"):
+        for name in ("passes", "simulators", "targets"):
             shutil.copytree(ROOT / name, package / name, ignore=ignored)
         pathlib.Path(folder, "pyrightconfig.json").write_text(json.dumps(CONFIG))
         command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--project", folder]

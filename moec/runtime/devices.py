@@ -8,7 +8,7 @@ from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.device import Device
 
-_EMULATORS = {"cuda": "moec.targets.cuda.emulator.device"}
+_EMULATORS = {"cuda": "moec.simulators.cuda.device"}
 """Modules with a function ``emulated_device``, by kind of target. Imported only where emulation is asked for."""
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = ("moec", "passes", "targets")
+FOLDERS = ("moec", "passes", "simulators", "targets")
 MAP = ROOT / ".mutation"
 LINES, SECONDS, SOURCES = MAP / "lines", MAP / "seconds.json", MAP / "sources.json"
 QUICK = "not nightly and not slow"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 from moec.targets.hls.cpp.source import Pragma
 from moec.targets.hls.lint.linted import Finding, Linted, Place
-from moec.targets.hls.simulation.instrument import STYLES
 
 LEAST_VERSION = "2021.2"
 """Of Vitis HLS: the first whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) takes all that is known here, as
 those behind it do. 2020.2 has no ``type=`` of partitions and dependences, no ``dependent=`` and no ``compact=``, and
 skips such pragmas; the words without names that it has (``complete``, ``inter false``) are not relied on."""
+Style = Literal["stp", "frp", "flp"]
+"""A pipeline stalls, runs freely or flushes (UG1399). Without one, the tool chooses."""
+STYLES = get_args(Style)
 _SHAPES = {"variable", "type", "factor", "dim", "off"}
 KNOWN = {
     "AGGREGATE": {"variable", "compact"},

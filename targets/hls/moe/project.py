@@ -97,7 +97,7 @@ def library_files(memories: Iterable[Memory]) -> dict[str, bytes]:
     }
     return {
         **headers,
-        "sim/hls_stream.h": (root / "simulation" / "functional" / "hls_stream.h").read_bytes(),
+        "sim/hls_stream.h": (root / "library" / "sim" / "hls_stream.h").read_bytes(),
         "compare_report.py": (root / "compare_report.py").read_bytes(),
     }
 

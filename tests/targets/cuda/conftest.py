@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -13,26 +11,20 @@ import pytest
 
 from moec import targets
 from moec.runtime.executor import Executor
+from moec.simulators.cuda import device
 from moec.targets.base import Program
 from moec.targets.cuda import nvcc
-from moec.targets.cuda.emulator import device, emulated_library
+
+from ...simulators.cuda.conftest import skip_without_compiler, soon_ready
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
+__all__ = ["soon_ready"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Emulation needs a C++ compiler."""
-    if shutil.which("g++") is None:
-        here = pathlib.Path(__file__).parent
-        for item in items:
-            if here in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason="g++ is not installed"))
-
-
-@pytest.fixture(autouse=True)
-def soon_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests compute little: compiling takes longer than running."""
-    monkeypatch.setattr(device, "emulated_library", functools.partial(emulated_library, soon_ready=True))
+    skip_without_compiler(items, pathlib.Path(__file__).parent)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from tvm_ffi import libinfo
 import moec
 from moec.errors import MoecError
 from moec.runtime.artifact import open_artifact
+from moec.simulators.cuda import library
+from moec.simulators.cuda.kernels import find_kernels
 from moec.targets.cuda import nvcc
-from moec.targets.cuda.emulator import library
-from moec.targets.cuda.emulator.kernels import find_kernels
 from moec.targets.cuda.standalone import program_text, write_standalone
 from moec.tools.kernel_calls import catch_call
 

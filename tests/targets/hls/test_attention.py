@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moec.errors import UnsupportedError
+from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention
@@ -14,7 +15,6 @@ from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_att
 from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.normalization import FloatNorm
-from moec.targets.hls.simulation.simulator import SimulationError, simulate_timed
 
 SHAPE = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
 

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from moec.errors import UnsupportedError
+from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import attention_cycles, attention_dsps, attention_memories, estimate_attention
@@ -16,7 +17,6 @@ from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.moe.channels import PROCESSES
 from moec.targets.hls.moe.design import USUAL_STAGES
 from moec.targets.hls.moe.exploration import Constraints
-from moec.targets.hls.simulation.simulator import simulate_timed
 
 from .test_attention import files_of, float_attention, quantized, tokens_for
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.design import USUAL_STAGES, Design, Fifos
 from moec.targets.hls.normalization import FloatNorm
-from moec.targets.hls.simulation.simulator import simulate_timed
 
 from .layers import float_block, project, quantized, tokens_for
 

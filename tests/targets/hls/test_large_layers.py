@@ -10,8 +10,8 @@ from onnx import TensorProto
 
 from moec import compiler
 from moec.runtime.artifact import open_artifact
+from moec.simulators.hls.simulate import simulate
 from moec.targets.hls.options import HlsOptions
-from moec.targets.hls.simulation.simulate import simulate
 
 TOKENS, D, F, E, SLOTS = 16, 1024, 512, 32, 8
 """Of Granite 3.0 1B-A400M."""

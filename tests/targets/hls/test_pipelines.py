@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.moe.channels import Channel, channels_of
 from moec.targets.hls.moe.design import MOST_STAGES, Design
 from moec.targets.hls.normalization import FloatNorm
-from moec.targets.hls.simulation.simulator import SimulationError, simulate_timed
 
 from . import layers, small_design, test_attention
 

@@ -9,9 +9,9 @@ import pytest
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.simulators.hls.simulator import simulate_functionally
 from moec.targets.hls.moe import quality
 from moec.targets.hls.moe.quantize import Multipliers, quantize
-from moec.targets.hls.simulation.simulator import simulate_functionally
 
 from .layers import float_block, project, quantized, tokens_for
 

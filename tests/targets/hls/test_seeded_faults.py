@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
 from moec.targets.hls.lint.linter import lint
-from moec.targets.hls.simulation.simulator import SimulationError, simulate_functionally, simulate_timed
 
 from .layers import float_block, project, quantized, tokens_for
 

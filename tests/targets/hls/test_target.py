@@ -13,6 +13,7 @@ from moec.errors import MoecError, UnsupportedError
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
+from moec.simulators.hls.simulate import simulate
 from moec.targets import get_all
 from moec.targets.hls.graph import calibrate
 from moec.targets.hls.moe import reference
@@ -20,7 +21,6 @@ from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.quantize import quantize
 from moec.targets.hls.options import HlsOptions
-from moec.targets.hls.simulation.simulate import simulate
 
 DIGITS = pathlib.Path(__file__).parents[3] / "examples" / "digits"
 OPTIONS = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=32, constraints=Constraints(max_dsp=200))

@@ -14,6 +14,7 @@ from moec import compiler
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
+from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.attention.graph import find_attention
@@ -28,7 +29,6 @@ from moec.targets.hls.moe.project import project_files
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.moe.quantize import quantize
 from moec.targets.hls.options import HlsOptions
-from moec.targets.hls.simulation.simulator import simulate_timed
 
 from .layers import DESCRIPTION
 

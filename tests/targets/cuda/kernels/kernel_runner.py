@@ -12,9 +12,9 @@ from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from moec.runtime.tensors import CUDA
-from moec.targets.cuda.emulator import Launch, emulated_library, watch_arrays
-from moec.targets.cuda.emulator.device import emulated_device
-from moec.targets.cuda.emulator.tensor_map import encode_tensor_map
+from moec.simulators.cuda import Launch, emulated_library, watch_arrays
+from moec.simulators.cuda.device import emulated_device
+from moec.simulators.cuda.tensor_map import encode_tensor_map
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import ENCODE_TENSOR_MAP
 from moec.targets.cuda.pipeline import KERNEL_PIPELINE
 

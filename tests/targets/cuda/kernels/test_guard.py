@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from moec.targets.cuda.emulator import emulated_library
+from moec.simulators.cuda import emulated_library
 from moec.targets.cuda.kernels import combine
 
 from . import kernel_runner

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.cuda.emulator.ptx import Instruction, Label, parse
+from moec.simulators.cuda.ptx import Instruction, Label, parse
 
 from .arithmetic import arithmetic
 from .hopper import GROUP, HOPPER, MemoryBarrier, TensorMap

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from moec.targets.cuda.emulator.kernels import find_kernels
+from moec.simulators.cuda.kernels import find_kernels
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.nvcc import compile_source, find_tool
 

@@ -1,0 +1,21 @@
+"""Runs CUDA C on the processor, to find out whether it computes what it should.
+
+A source is compiled by g++. Every CUDA thread is a stack of its own; the threads of a block run in turn on one OS
+thread, from wait to wait. PTX instructions, barriers and asynchronous copies are C++ models in ``include/emulator``;
+``models`` says which instruction is which. One without a model is refused when a library is built.
+
+What is found beside wrong numbers: accesses outside of shared memory, or at addresses that are no multiple of their
+size; reads of bytes that a copy is still bringing, copies over bytes that a product still reads, writes and barriers
+that were not published to the asynchronous proxy; divergence in instructions of a warp, deadlocks, registers that no
+warp group gives back; launches that a driver for the architecture would refuse; assembly that hides from nvcc what it
+does; and, where accesses are watched, races between threads in shared memory and between blocks in global memory.
+
+What is not emulated: clusters of blocks, and blocks that wait for one another.
+"""
+
+from __future__ import annotations
+
+from moec.simulators.cuda.launch import Launch
+from moec.simulators.cuda.library import emulated_library, watch_arrays
+
+__all__ = ["Launch", "emulated_library", "watch_arrays"]

@@ -1,0 +1,49 @@
+"""Makes kernels callable through TVM FFI: for each one C++ function that takes its arguments and its launch apart."""
+
+from __future__ import annotations
+
+import re
+
+from moec.errors import MoecError
+from moec.simulators.cuda.kernels import KernelSource
+from moec.simulators.cuda.launch import Launch
+
+_EXTENT = re.compile(r"(?:blockIdx|threadIdx)\.[xyz]|tirx\.use_dyn_shared_memory")
+_FLAGS = {"tirx.use_programtic_dependent_launch", "tirx.use_cooperative_launch"}
+"""Tags without a value, which change when a kernel starts and not what it computes."""
+
+
+def entry_point(kernel: KernelSource, launch: Launch) -> str:
+    """The C++ of ``__tvm_ffi_<name>``. Raises MoecError for a launch tag that the emulator does not know."""
+    tags = [tag for tag in launch.tags if tag not in _FLAGS]
+    for tag in tags:
+        if not _EXTENT.fullmatch(tag):
+            raise MoecError(
+                f"kernel {kernel.name}: launch tag {tag!r} is not known to the emulator; "
+                "expected blockIdx, threadIdx or tirx.use_dyn_shared_memory; run this kernel on a GPU"
+            )
+    name, count = kernel.name, len(kernel.parameters)
+    fields = "".join(f"  {type_} {field};\n" for type_, field in kernel.parameters)
+    unpacked = ", ".join(f"emulator::argument<{type_}>(values[{i}])" for i, (type_, _) in enumerate(kernel.parameters))
+    passed = ", ".join(f"arguments.{field}" for _, field in kernel.parameters)
+    listed = ", ".join(f'"{tag}"' for tag in tags)
+    return f"""
+struct {name}_arguments {{
+{fields}}};
+static void run_{name}(const void* packed) {{
+  const auto& arguments = *static_cast<const {name}_arguments*>(packed);
+  (void)arguments;
+  {name}({passed});
+}}
+extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_{name}(
+    void*, const TVMFFIAny* values, int32_t count, TVMFFIAny* result) {{
+  *result = TVMFFIAny{{}};
+  return emulator::call("{name}", [=] {{
+    emulator::expect_count(count, {count + len(tags)});
+    static const emulator::Kernel kernel = {{"{name}", run_{name}, {kernel.most_threads}, {kernel.shared_bytes},
+                                            {kernel.pool_alignment}, {kernel.red_zones}}};
+    const {name}_arguments arguments = {{{unpacked}}};
+    emulator::launch(kernel, emulator::shape_of({{{listed}}}, values + {count}), &arguments);
+  }});
+}}
+"""

@@ -1,0 +1,128 @@
+// What is emulated: a block of threads in warps of 32, run in turn by one OS thread.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "../../../fibers/context.h"
+#include "copies.h"
+#include "dialect.h"
+#include "shared_memory.h"
+
+namespace emulator {
+
+constexpr int warp_size = 32;
+constexpr uint32_t all_lanes = 0xffffffffu;
+constexpr size_t stack_bytes = 128 << 10;
+constexpr size_t stack_guard_bytes = 4 << 10;  // kernels are compiled so that no frame jumps over them
+constexpr int named_barriers = 16;
+
+enum class State : uint8_t { ready, waiting, converging, polling, exited };
+
+struct Thread {
+  fibers::Context context;
+  dim3 index;
+  int linear, lane, warp;
+  State state;
+  const char* waits_for;  // an instruction's name, for messages
+  const void* waits_on;   // the barrier it waits on
+  uint32_t converged;     // the lanes that were found to run together
+  CopyGroups copies;      // cp.async of this thread
+  int bulk_group;         // of TMA stores, the one that is being filled
+  uint32_t fences;        // how often it has passed fence.proxy.async
+};
+
+// Lanes of a warp that have arrived at an instruction which they carry out together.
+struct Meeting {
+  const char* instruction;
+  uint32_t mask, arrived;
+  void* arguments[warp_size];
+  void (*carry_out)(Meeting&);
+};
+
+struct Warp {
+  uint32_t live, ready;
+  std::vector<Meeting> meetings;
+};
+
+struct Barrier {
+  int arrived = 0, expected = 0;
+  std::vector<uint32_t> arriving, completed;  // clocks of those that arrive, and did before it opened: see order.h
+};
+
+// An mbarrier that was initialised, and the clocks of those that arrived in this phase and in the one before.
+struct MemoryBarrierClocks {
+  uint32_t address;
+  std::vector<uint32_t> arriving, completed;
+  int initialised_by;      // a thread
+  bool published = false;  // to the asynchronous proxy: that thread has passed a fence since
+};
+
+// Who touched a byte of shared memory, and when: see order.h. Time 0 is never.
+struct Access {
+  uint32_t time = 0;
+  uint16_t thread = 0;
+};
+struct ByteHistory {
+  Access write;
+  Access reads[2];
+  uint32_t fences = 0;  // of the thread that wrote it, up to then
+};
+
+struct BulkCopy;
+struct LateArrival;
+struct WarpGroup;
+
+struct Block {
+  dim3 grid, shape, index;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  Barrier barriers[named_barriers];
+  SharedMemory shared;
+  std::vector<uint32_t> clocks;                      // of each thread a row with an entry for each: see order.h
+  std::vector<ByteHistory> history;                  // of each byte of shared memory
+  std::vector<MemoryBarrierClocks> memory_barriers;  // those that were initialised
+  std::vector<BulkCopy> bulk_copies;                 // TMA copies that are under way
+  std::vector<LateArrival> late_arrivals;            // of cp.async.mbarrier.arrive
+  std::vector<WarpGroup> warp_groups;                // what is under way on the tensor cores
+  uint32_t launch_registers, spare_registers;        // of a thread; of the block, in nobody's hands: see registers.h
+  int live;                                          // threads that have not exited
+  long progress, seen_progress;                      // events that may end a wait, and those that polling has seen
+  fibers::Context scheduler;
+  void (*kernel)(const void* arguments);
+  const void* arguments;
+  std::string error;
+
+  Block();
+  ~Block();
+};
+
+inline thread_local Block* block;
+inline thread_local Thread* thread;
+
+// When what was issued can be seen: at once, or at the last moment that the hardware allows.
+#ifdef EMULATOR_EARLY_COPIES
+constexpr bool copies_complete_early = true;
+#else
+constexpr bool copies_complete_early = false;
+#endif
+#ifdef EMULATOR_EARLY_PRODUCTS
+constexpr bool products_complete_early = true;
+#else
+constexpr bool products_complete_early = false;
+#endif
+
+// Ends the emulation of this block. The stacks of its threads are dropped as they are.
+[[noreturn]] inline void fail(const std::string& what) {
+  block->error = what;
+  fibers::Context abandoned;
+  fibers::switch_context(abandoned, block->scheduler);
+  __builtin_unreachable();
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::thread->index)
+#define blockIdx (emulator::block->index)
+#define blockDim (emulator::block->shape)
+#define gridDim (emulator::block->grid)
+#define warpSize 32

@@ -1,0 +1,200 @@
+// Runs the blocks of a grid, on as many OS threads as there are cores.
+#pragma once
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+
+#include "../../../fibers/stacks.h"
+#include "asynchronous.h"
+#include "barriers.h"
+#include "faults.h"
+#include "warp.h"
+#include "watched_arrays.h"
+
+namespace emulator {
+
+#ifndef EMULATOR_FIRST_THREAD
+#define EMULATOR_FIRST_THREAD 0
+#endif
+
+struct Kernel {
+  const char* name;
+  void (*run)(const void* arguments);
+  size_t most_threads;  // __launch_bounds__; 0 where none are given
+  size_t static_bytes;
+  size_t pool_alignment;  // as declared
+  std::vector<RedZone> red_zones;
+};
+
+struct Shape {
+  dim3 grid, block;
+  size_t dynamic_bytes = 0;
+};
+
+inline dim3 index_in(const dim3& extent, size_t linear) {
+  return {unsigned(linear % extent.x), unsigned(linear / extent.x % extent.y),
+          unsigned(linear / extent.x / extent.y)};
+}
+
+// What the driver would refuse.
+inline void check_shape(const Kernel& kernel, const Shape& shape) {
+  const dim3 &grid = shape.grid, &block = shape.block;
+  const auto refuse = [](const std::string& why) { throw std::invalid_argument("cannot be launched: " + why); };
+  if (!volume(grid) || !volume(block))
+    refuse("its grid " + in_words(grid) + " or block " + in_words(block) + " is empty");
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+    refuse("its grid " + in_words(grid) + " has more than 2147483647 x 65535 x 65535 blocks");
+  if (volume(block) > 1024 || block.z > 64) refuse("its block " + in_words(block) + " has more than 1024 threads");
+  if (kernel.most_threads && volume(block) > kernel.most_threads)
+    refuse("its block " + in_words(block) + " has more threads than __launch_bounds__ says, " +
+           std::to_string(kernel.most_threads));
+  if (kernel.static_bytes > static_shared_limit)
+    refuse("its static shared arrays need " + std::to_string(kernel.static_bytes) + " bytes of 48 KiB");
+  if (kernel.static_bytes + shape.dynamic_bytes > shared_limit)
+    refuse("it needs " + std::to_string(kernel.static_bytes + shape.dynamic_bytes) +
+           " bytes of shared memory of " + std::to_string(shared_limit >> 10) + " KiB");
+}
+
+// The end of a thread: nobody waits for it any longer.
+[[noreturn]] inline void exit_thread() {
+  Thread& me = *thread;
+  check_left_behind(me);
+  Warp& warp = block->warps[me.warp];
+  me.state = State::exited;
+  warp.live &= ~(1u << me.lane);
+  warp.ready &= ~(1u << me.lane);
+  --block->live;
+  ++block->progress;
+  for (size_t i = 0; i < warp.meetings.size();) i = hold_if_complete(me.warp, i) ? 0 : i + 1;
+  for (Barrier& barrier : block->barriers)
+    if (!barrier.expected) open_if_complete(barrier);
+  if (block->live == 0) fibers::switch_context(me.context, block->scheduler);
+  run_thread(*choose_next());
+  __builtin_unreachable();
+}
+
+inline void thread_main() {
+  block->kernel(block->arguments);
+  exit_thread();
+}
+
+inline void start_block(Block& b, fibers::Stacks& stacks, size_t linear) {
+  const size_t count = volume(b.shape);
+  b.index = index_in(b.grid, linear);
+  b.live = int(count);
+  b.progress = 1;
+  b.seen_progress = 0;
+  b.error.clear();
+  for (Barrier& barrier : b.barriers) barrier = Barrier{};
+  b.shared.be_born();
+  reset_asynchronous_state(b);
+  b.threads.resize(count);
+  b.warps.assign((count + warp_size - 1) / warp_size, Warp{});
+  for (size_t i = 0; i < count; ++i) {
+    Thread& t = b.threads[i];
+    t.index = index_in(b.shape, i);
+    t.linear = int(i);
+    t.lane = int(i % warp_size);
+    t.warp = int(i / warp_size);
+    t.state = State::ready;
+    t.waits_for = "its start";
+    t.waits_on = nullptr;
+    t.copies = CopyGroups{};
+    t.bulk_group = 0;
+    t.fences = 0;
+    b.warps[size_t(t.warp)].live |= 1u << t.lane;
+    b.warps[size_t(t.warp)].ready |= 1u << t.lane;
+    fibers::prepare_context(t.context, stacks[i], stack_bytes, thread_main);
+  }
+  start_clocks(b);
+  if (watched) b.history.assign(b.shared.bytes, ByteHistory{});
+}
+
+inline std::string run_block(Block& b, fibers::Stacks& stacks, size_t linear) {
+  start_block(b, stacks, linear);
+  block = &b;
+  thread = &b.threads[EMULATOR_FIRST_THREAD % b.threads.size()];
+  fibers::switch_context(b.scheduler, thread->context);
+  std::string place = "thread " + in_words(thread->index);
+  thread = nullptr;
+  if (b.error.empty()) {
+    if (const char* array = b.shared.overrun_array()) {
+      b.error = std::string("shared memory behind the end of ") + array + " was written";
+      place = "some thread";
+    }
+  }
+  return b.error.empty() ? "" : "block " + in_words(b.index) + ", " + place + ": " + b.error;
+}
+
+// What the OS threads of a launch share.
+struct Outcome {
+  std::mutex guard;
+  size_t next = 0;           // the first block that nobody has taken
+  size_t failed = SIZE_MAX;  // the first block that failed
+  std::string error;
+
+  size_t take() {
+    const std::lock_guard<std::mutex> lock(guard);
+    return failed == SIZE_MAX ? next++ : SIZE_MAX;  // after a failure the others need not start
+  }
+
+  void record(size_t linear, const std::string& what) {
+    const std::lock_guard<std::mutex> lock(guard);
+    if (linear >= failed) return;
+    failed = linear;
+    error = what;
+  }
+};
+
+inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
+  const FaultStacks fault_stacks;
+  // Not kept for the next launch: every library has its own, and a process may have some 65000 mappings in all.
+  fibers::Stacks stacks(volume(shape.block), stack_bytes, stack_guard_bytes);
+  Block b;
+  b.grid = shape.grid;
+  b.shape = shape.block;
+  b.kernel = kernel.run;
+  b.arguments = arguments;
+  b.launch_registers = registers_at_launch(kernel.most_threads ? kernel.most_threads : volume(shape.block));
+  b.shared.reserve(kernel.static_bytes, shape.dynamic_bytes, kernel.pool_alignment, kernel.red_zones);
+  const size_t blocks = volume(shape.grid);
+  for (size_t linear; (linear = outcome.take()) < blocks;) {
+    const std::string error = run_block(b, stacks, linear);
+    if (!error.empty()) outcome.record(linear, error);
+  }
+  b.shared.release();
+}
+
+// Takes blocks until there are none. Its own errors (no memory) are recorded too: nothing may leave an OS thread.
+inline void run_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
+  try {
+    take_blocks(kernel, shape, arguments, outcome);
+  } catch (const std::exception& error) {
+    outcome.record(SIZE_MAX - 1, error.what());
+  }
+}
+
+// The number of OS threads: the environment's MOEC_EMULATOR_THREADS, or one per core, and at most one per block.
+inline size_t worker_count(size_t blocks) {
+  const char* chosen = getenv("MOEC_EMULATOR_THREADS");
+  const long count = chosen ? atol(chosen) : long(std::thread::hardware_concurrency());
+  return std::min(blocks, size_t(std::max(1L, count)));
+}
+
+// Runs a grid to its end. Throws std::exception naming block and thread where the kernel failed.
+inline void launch(const Kernel& kernel, const Shape& shape, const void* arguments) {
+  static std::mutex one_at_a_time;  // as kernels on one stream
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  check_shape(kernel, shape);
+  forget_blocks();
+  const FaultReports reports;
+  Outcome outcome;
+  std::vector<std::thread> helpers;
+  for (size_t i = 1; i < worker_count(volume(shape.grid)); ++i)
+    helpers.emplace_back([&] { run_blocks(kernel, shape, arguments, outcome); });
+  run_blocks(kernel, shape, arguments, outcome);
+  for (std::thread& helper : helpers) helper.join();
+  if (outcome.failed != SIZE_MAX) throw std::runtime_error(outcome.error);
+}
+
+}  // namespace emulator

@@ -1,0 +1,191 @@
+"""Builds the shared library that runs CUDA kernels on the processor."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+from moec.errors import MoecError, UnsupportedError
+from moec.runtime.machine import cpu_features, cpu_name
+from moec.simulators.cuda.entry_points import entry_point
+from moec.simulators.cuda.kernels import find_kernels, place_shared_memory
+from moec.simulators.cuda.launch import Launch
+from moec.simulators.cuda.translate import translate_assembly
+from moec.targets.build_cache import cached
+from moec.targets.cuda.architectures import LIMITS
+
+NEWEST = tuple(LIMITS)[-1]
+
+Completion = Literal["latest", "earliest", "late copies", "late products"]
+"""When asynchronous copies and products can be seen; the last two have the other kind complete early."""
+
+_EARLY = {
+    "EMULATOR_EARLY_COPIES": ("latest", "late copies"),
+    "EMULATOR_EARLY_PRODUCTS": ("latest", "late products"),
+}
+"""Macros that have something complete early, and the completions for which it does not."""
+_INCLUDE = pathlib.Path(__file__).parent / "include"
+_FIBERS = pathlib.Path(__file__).parent.parent / "fibers"
+_OPTIONS = (
+    # C++ as CUDA understands it; sums are not contracted, so that results are the same on every processor.
+    *("-std=c++17", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv"),
+    *("-fno-delete-null-pointer-checks", "-fstack-clash-protection"),  # so that every bad access faults
+    *("-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
+)
+_OPTIMISED = "-O1"
+"""More gains a seventh of the time that kernels run, and takes a third longer to compile them."""
+_SOON_READY = "-Og"
+"""Compiles in two thirds of the time; kernels run half as fast, those for Hopper less."""
+_POISON = "-ftrivial-auto-var-init=pattern"
+"""Variables that a kernel does not initialise hold nonsense, not what happens to be there. Since g++ 12."""
+_WATCH = ("-DEMULATOR_WATCH", "-fsanitize=thread")
+"""The compiler calls ThreadSanitizer's functions; the emulator has its own of these names."""
+_ALIGNED = "-fsanitize=alignment"
+"""The compiler calls a function of UBSan's where an address is no multiple of what a type asks for; see _WATCH."""
+_UNKNOWN_NAME = re.compile(r"error: '?([\w:]+)'? (?:was not declared|has not been declared|does not name a type)")
+_ERROR = re.compile(r"(?:error: |undefined reference to )(.*)")
+
+
+def emulated_library(
+    source: str,
+    launches: Sequence[Launch],
+    *,
+    completion: Completion = "latest",
+    first_thread: int = 0,
+    watch: bool = False,
+    architecture: str = NEWEST,
+    soon_ready: bool = False,
+) -> pathlib.Path:
+    """A shared library that exports every kernel under TVM FFI's C ABI as ``__tvm_ffi_<name>``.
+
+    ``tvm_ffi.load_module`` loads it; its functions take a kernel's arguments and then the values of its launch, as
+    those of TVM's CUDA module do. ``completion``: when asynchronous copies and products can be seen, at the latest or
+    the earliest moment that the hardware allows. Blocks start with ``first_thread``. A kernel whose result depends on
+    either lacks a barrier or a wait. ``watch``: every load and store to shared memory is watched, slowly, and two
+    threads' accesses without a barrier between them are an error; so are those of two blocks to the arrays that
+    :func:`watch_arrays` was given. ``architecture``: whose limits of shared memory hold. ``soon_ready``: for a kernel
+    that has little to compute, compile in less time what runs slower. Libraries are kept in the user's cache.
+
+    Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++ and for a
+    completion or launch that is not known.
+    """
+    if completion not in get_args(Completion):
+        raise MoecError(f"completion {completion!r}: expected one of {', '.join(get_args(Completion))}")
+    if architecture not in LIMITS:
+        raise MoecError(f"architecture {architecture!r}: its limits are not known; expected one of {', '.join(LIMITS)}")
+    translated = emulation_source(source, launches)
+    compiler = _compiler()
+    options = [
+        *_options_of(compiler),
+        _SOON_READY if soon_ready else _OPTIMISED,
+        _ALIGNED,
+        *_includes(),
+        f"-DEMULATOR_FIRST_THREAD={first_thread}",
+        f"-DEMULATOR_SHARED_LIMIT={LIMITS[architecture].shared_bytes}",
+        *(_WATCH if watch else ()),
+    ]
+    options += [f"-D{macro}" for macro, late in _EARLY.items() if completion not in late]
+    name = f"{_key(translated, options)}.so"
+    return cached("emulator", name, lambda path: _compile(translated, [compiler, *options], path))
+
+
+def watch_arrays(library: Any, arrays: Iterable[tuple[int, int]]) -> None:
+    """Have a loaded library that watches hold blocks apart in these arrays, given by address and bytes, and no others:
+    what one block writes no other may read or write in the same launch, but by atomic operations."""
+    library["watch_arrays"](*itertools.chain.from_iterable((ctypes.c_void_p(at), size) for at, size in arrays))
+
+
+def emulation_source(source: str, launches: Sequence[Launch]) -> str:
+    """The C++ of a library: the CUDA source with its assembly replaced by models, and the entry points."""
+    kernels = find_kernels(source)
+    by_name = {kernel.name: kernel for kernel in kernels}
+    for launch in launches:
+        if launch.name not in by_name:
+            raise MoecError(
+                f"kernel {launch.name}: not defined in the CUDA source, which has {', '.join(by_name) or 'none'}; "
+                "give the launches of the same module"
+            )
+    body = translate_assembly(place_shared_memory(source, kernels))
+    return body + "".join(entry_point(by_name[launch.name], launch) for launch in launches)
+
+
+def _includes() -> list[str]:
+    from tvm_ffi import libinfo
+
+    folders = dict.fromkeys([str(_INCLUDE), libinfo.find_include_path(), libinfo.find_dlpack_include_path()])
+    return [f"-I{folder}" for folder in folders]
+
+
+@functools.cache
+def _headers() -> bytes:
+    """What decides how a source is emulated, beside the source."""
+    digest = hashlib.sha256()
+    for folder in (_INCLUDE, _FIBERS):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def _key(translated: str, options: Sequence[str]) -> str:
+    processor = json.dumps([platform.machine(), cpu_name(), sorted(cpu_features())])
+    text = "\0".join([translated, processor, *options])
+    return hashlib.sha256(_headers() + text.encode()).hexdigest()[:24]
+
+
+def _compiler() -> str:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise MoecError("g++ was not found; the CUDA emulator needs it to compile kernels: install a C++ compiler")
+    return compiler
+
+
+@functools.cache
+def _options_of(compiler: str) -> tuple[str, ...]:
+    """The options that this compiler understands."""
+    probe = [compiler, _POISON, "-x", "c++", "-E", os.devnull]
+    understood = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    return (*_OPTIONS, _POISON) if understood else _OPTIONS
+
+
+def _compile(translated: str, command: list[str], library: pathlib.Path) -> None:
+    from tvm_ffi import libinfo
+
+    runtime = pathlib.Path(libinfo.find_libtvm_ffi())
+    with tempfile.TemporaryDirectory() as folder:
+        text, compiled = (pathlib.Path(folder) / name for name in ("kernels.cpp", "kernels.o"))
+        text.write_text(translated, encoding="utf-8")
+        _run([*command, "-include", "emulator/emulator.h", "-c", str(text), "-o", str(compiled)])
+        # Linked apart, for the option that has accesses watched would bring ThreadSanitizer itself.
+        _run([command[0], "-shared", "-pthread", "-Wl,-z,defs", str(compiled), "-o", str(library), str(runtime)])
+
+
+def _run(command: list[str]) -> None:
+    environment = {**os.environ, "LC_ALL": "C"}  # messages with plain quotes
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise _compile_error(done.stderr)
+
+
+def _compile_error(messages: str) -> MoecError:
+    if unknown := _UNKNOWN_NAME.search(messages):
+        return UnsupportedError(
+            f"CUDA function or type {unknown[1]}: the emulator has no model of it; expected one that is defined in "
+            "simulators/cuda/include; write a model, or run this kernel on a GPU"
+        )
+    first = _ERROR.search(messages)
+    return UnsupportedError(
+        f"the CUDA source does not compile for emulation: {first[1] if first else messages.strip()[-500:]}; "
+        "expected CUDA C as TVM generates it"
+    )

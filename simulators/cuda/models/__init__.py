@@ -1,0 +1,10 @@
+"""Which PTX instructions the emulator knows; each module registers those of one kind."""
+
+from __future__ import annotations
+
+from moec.simulators.cuda.models import bulk as bulk
+from moec.simulators.cuda.models import copies as copies
+from moec.simulators.cuda.models import matrix as matrix
+from moec.simulators.cuda.models import memory_barrier as memory_barrier
+from moec.simulators.cuda.models import scalar as scalar
+from moec.simulators.cuda.models import warp_group as warp_group

@@ -1,0 +1,16 @@
+"""Replaces the inline assembly of a CUDA source by calls of the models of its instructions."""
+
+from __future__ import annotations
+
+from moec.simulators.cuda import models as _models  # registers the models  # noqa: F401
+from moec.simulators.cuda.inline_assembly import find_inline_assembly
+from moec.simulators.cuda.instructions import to_cpp
+
+
+def translate_assembly(source: str) -> str:
+    """The source in C++ alone. Raises UnsupportedError for an instruction without a model."""
+    parts, position = [], 0
+    for assembly in find_inline_assembly(source):
+        parts += [source[position : assembly.begin], to_cpp(assembly)]
+        position = assembly.end
+    return "".join([*parts, source[position:]])

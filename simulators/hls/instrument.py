@@ -1,0 +1,250 @@
+"""Makes a copy of delivered HLS sources that the timed simulation can run; those delivered hold no simulation code.
+
+- ``#pragma HLS PIPELINE II=n style=s`` becomes the start of an iteration, n cycles behind the one before, which names
+  the streams that the loop writes: they are written in different stages of the pipeline.
+- Calls in a function with ``#pragma HLS DATAFLOW`` become processes, and its m_axi ports memories.
+- An access through a pointer becomes a beat of a memory. It must stand in a loop whose label starts with ``axi_``; the
+  first beat of such a loop takes the memory's latency.
+- ``#pragma HLS DEPENDENCE ... dependent=false`` becomes a claim that is checked.
+
+Lines stay where they are. What is not understood is an error that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from moec.targets.hls.cpp.source import Pragma, Source
+from moec.targets.hls.cpp.structure import Function, Statement, functions
+from moec.targets.hls.lint.pragmas import STYLES
+
+_MEMORY_LABEL = "axi_"
+_WITHOUT_TIME = {
+    *("AGGREGATE", "ALLOCATION", "ARRAY_PARTITION", "ARRAY_RESHAPE", "BIND_OP", "BIND_STORAGE", "DISAGGREGATE"),
+    *("INLINE", "INTERFACE", "LOOP_FLATTEN", "LOOP_TRIPCOUNT", "STABLE", "UNROLL"),
+}
+"""Pragmas that say how hardware is built, and do not change the cycles that the simulation counts."""
+_IN_LOOPS = {"PIPELINE", "DEPENDENCE"}
+_IN_REGIONS = {"DATAFLOW", "STREAM"}
+_CALL = re.compile(r"(?P<name>[A-Za-z_][\w:]*)\s*(?:<[^;()]*>)?\s*\((?P<arguments>.*)\)\s*;", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_WRITE = re.compile(r"(?<![\w.])([A-Za-z_]\w*)\s*(?:\.\s*write(?:_nb)?\s*\(|<<)")
+_DECLARATION = re.compile(r"(?:hls::stream\s*<|typedef\b|using\b|static_assert\b|(?:static\s+)?const(?:expr)?\b)")
+
+
+def instrument(source: Source) -> str:
+    """The text to simulate. Raises MoecError for code whose time the simulation would not know."""
+    edits = _Edits(source)
+    for function in functions(source):
+        region = function.body.pragmas_named("DATAFLOW")
+        if region:
+            _instrument_region(edits, function, region[0])
+        else:
+            _instrument_loops(edits, function)
+            _instrument_memory(edits, function)
+    for pragma in source.pragmas:
+        if pragma.directive not in _WITHOUT_TIME and pragma not in edits.understood:
+            raise source.error(pragma.start, _not_understood(pragma))
+    return edits.applied()
+
+
+def has_region(source: Source) -> bool:
+    return any(pragma.directive == "DATAFLOW" for pragma in source.pragmas)
+
+
+class _Edits:
+    """Insertions and replacements that keep every line where it is."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.understood: list[Pragma] = []
+        self._edits: list[tuple[int, int, str]] = []
+
+    def insert(self, position: int, text: str) -> None:
+        self._edits.append((position, position, text))
+
+    def replace(self, pragma: Pragma, text: str) -> None:
+        lines = self.source.text.count("\n", pragma.start, pragma.end)
+        self._edits.append((pragma.start, pragma.end, text + "\n" * lines))
+        self.understood.append(pragma)
+
+    def applied(self) -> str:
+        text = self.source.text
+        for start, end, replacement in sorted(self._edits, key=lambda edit: edit[0], reverse=True):
+            text = text[:start] + replacement + text[end:]
+        return f'#line 1 "{self.source.name}"\n{text}'
+
+
+def _not_understood(pragma: Pragma) -> str:
+    if pragma.directive in _IN_LOOPS:
+        place = "expected it in a loop, in front of the loop's statements"
+    elif pragma.directive in _IN_REGIONS:
+        place = "expected it in the body of the function that is the DATAFLOW region"
+    else:
+        known = ", ".join(sorted(_WITHOUT_TIME | _IN_LOOPS | _IN_REGIONS))
+        place = f"the simulation knows {known}"
+    return f"pragma {pragma.words}: {place}"
+
+
+def _instrument_loops(edits: _Edits, function: Function) -> None:
+    guarded: set[int] = set()
+    for loop, around in function.body.loops():
+        if not loop.has("PIPELINE"):
+            _expect_known_cycles(edits.source, loop, around)
+            continue
+        _instrument_pipeline(edits, function, loop)
+        for claim in loop.body.pragmas_named("DEPENDENCE"):
+            edits.replace(claim, _claim(edits.source, claim))
+        memory = [outer for outer in (*around, loop) if outer.label.startswith(_MEMORY_LABEL)]
+        guard = memory[0] if memory else _nest(loop, around)
+        if guard.start not in guarded:
+            guarded.add(guard.start)
+            edits.insert(guard.start, _guard("uses_memory" if memory else "computes"))
+
+
+def _guard(kind: str) -> str:
+    return f"for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::{kind}); moec_loop.enters();) "
+
+
+def _pipelines(loop: Statement) -> list[Pragma]:
+    return [pragma for pragma in loop.body.pragmas if pragma.directive == "PIPELINE" and "off" not in pragma.options]
+
+
+def _is_unrolled(loop: Statement) -> bool:
+    return any(pragma.directive == "UNROLL" and "factor" not in pragma.options for pragma in loop.body.pragmas)
+
+
+def _expect_known_cycles(source: Source, loop: Statement, around: tuple[Statement, ...]) -> None:
+    """A loop that is not pipelined takes no cycles of its own where it is unrolled, or holds loops that take them."""
+    if _is_unrolled(loop) or any(outer.has("PIPELINE") for outer in around):
+        return
+    if not any(inner is not loop and inner.is_loop and not _is_unrolled(inner) for inner in loop.walk()):
+        raise source.error(
+            loop.start,
+            "a loop that is neither pipelined nor unrolled: add #pragma HLS PIPELINE II=1 or #pragma HLS UNROLL",
+        )
+
+
+def _instrument_pipeline(edits: _Edits, function: Function, loop: Statement) -> None:
+    pragma, *more = _pipelines(loop)
+    if problem := _pipeline_problem(loop, pragma, more):
+        raise edits.source.error(pragma.start, problem)
+    style = f"::moec_simulation::Style::{pragma.options.get('style') or STYLES[0]}"
+    written = _written_streams(function, edits.source.code[loop.start : loop.end])
+    arguments = [style, pragma.options.get("II") or "1", *written]
+    edits.replace(pragma, f"::moec_simulation::tick({', '.join(arguments)});")
+
+
+def _written_streams(function: Function, code: str) -> list[str]:
+    """In the order in which the code writes them first."""
+    streams = {parameter.name for parameter in function.parameters if "hls::stream" in parameter.type}
+    return list(dict.fromkeys(name for name in _WRITE.findall(code) if name in streams))
+
+
+def _pipeline_problem(loop: Statement, pragma: Pragma, more: list[Pragma]) -> str:
+    if more:
+        return "two pragmas PIPELINE for the same loop: keep one"
+    if loop.body.children and loop.body.children[0].start < pragma.start:
+        return "pragma PIPELINE behind a statement: put it where the loop's body starts"
+    if pragma.options.get("style", STYLES[0]) not in STYLES:
+        return f"style={pragma.options['style']}: expected one of {', '.join(STYLES)}"
+    if loop.has("UNROLL"):
+        return "a loop that is pipelined and partly unrolled: the simulation counts whole iterations"
+    if any(inner.is_loop and inner.has("PIPELINE") for inner in loop.body.walk()):
+        return "a pipelined loop inside this one, whose pragma has it unrolled: remove one pragma"
+    return ""
+
+
+def _claim(source: Source, pragma: Pragma) -> str:
+    options = pragma.options
+    if "inter" not in (options.get("type"), *options) or options.get("direction", "RAW") != "RAW":
+        problem = "the simulation checks type=inter, and direction=RAW where one is given"
+    elif "variable" not in options:
+        problem = "expected variable="
+    elif options.get("dependent") != "false" and "false" not in options and "distance" not in options:
+        problem = "expected dependent=false or distance="
+    else:
+        variable, distance = options["variable"], options.get("distance", "0")
+        return f'::moec_simulation::independent("{variable}", {variable}, {distance});'
+    raise source.error(pragma.start, f"pragma {pragma.words}: {problem}")
+
+
+def _nest(loop: Statement, around: tuple[Statement, ...]) -> Statement:
+    """The outermost loop of those that are flattened into one: nothing but loops stands between them."""
+    for outer in reversed(around):
+        if outer.body.kind == "block" and len(outer.body.children) != 1:
+            break
+        loop = outer
+    return loop
+
+
+def _instrument_memory(edits: _Edits, function: Function) -> None:
+    """Accesses through the function's pointers."""
+    source, code = edits.source, edits.source.code
+    within = [loop for loop, _ in function.body.loops() if loop.label.startswith(_MEMORY_LABEL)]
+    for parameter in function.parameters:
+        if not parameter.is_pointer or parameter.is_array:
+            continue
+        for match in re.finditer(rf"(?<![\w.>:]){parameter.name}\b", code[function.body.start : function.body.end]):
+            start, end = (function.body.start + position for position in match.span())
+            if _is_argument(code, start, end):
+                continue
+            if not re.match(r"\s*\[", code[end:]):
+                raise source.error(start, f"pointer {parameter.name} is used otherwise than {parameter.name}[index]")
+            if not any(loop.start < start < loop.end for loop in within):
+                raise source.error(
+                    start,
+                    f"memory {parameter.name} is accessed outside of a loop whose label starts with {_MEMORY_LABEL}: "
+                    "move the access into one",
+                )
+            edits.insert(start, "::moec_simulation::memory(")
+            edits.insert(end, ")")
+
+
+def _is_argument(code: str, start: int, end: int) -> bool:
+    return bool(re.search(r"[(,]\s*$", code[:start]) and re.match(r"\s*[,)]", code[end:]))
+
+
+def _instrument_region(edits: _Edits, function: Function, region: Pragma) -> None:
+    source, body = edits.source, function.body
+    names: dict[str, int] = {}
+    memories = "".join(_memories(source, body.pragmas))
+    edits.replace(region, f"::moec_simulation::Region moec_region; {memories}")
+    for statement in body.children:
+        text = source.code[statement.start : statement.end]
+        call = _CALL.fullmatch(text)
+        if statement.kind != "plain" or (call is None and not _DECLARATION.match(text)):
+            raise source.error(
+                statement.start, "expected only calls of processes and declarations of channels in a DATAFLOW region"
+            )
+        if statement.start < region.start:
+            raise source.error(statement.start, "a statement in front of pragma DATAFLOW: put it behind the pragma")
+        if call is None or _DECLARATION.match(text):
+            continue
+        name = call["name"].split("::")[-1]
+        names[name] = names.get(name, 0) + 1
+        shown = name if names[name] == 1 else f"{name} {names[name]}"
+        arguments = " ".join(_NAME.findall(call["arguments"]))
+        edits.insert(statement.start, f'moec_region.add("{shown}", "{arguments}", [&] {{ ')
+        edits.insert(statement.end, " });")
+    for pragma in body.pragmas_named("STREAM"):
+        edits.replace(pragma, _set_depth(source, pragma))
+    edits.insert(body.end - 1, " moec_region.run(); ")
+
+
+def _memories(source: Source, pragmas: tuple[Pragma, ...]) -> Iterator[str]:
+    for pragma in pragmas:
+        if pragma.directive != "INTERFACE" or "m_axi" not in (pragma.options.get("mode"), *pragma.options):
+            continue
+        port, bundle, depth = (pragma.options.get(name) for name in ("port", "bundle", "depth"))
+        if not (port and bundle and depth):
+            raise source.error(pragma.start, f"pragma {pragma.words}: expected port=, bundle= and depth=")
+        yield f'moec_region.memory("{bundle}", "{port}", {port}, {depth}); '
+
+
+def _set_depth(source: Source, pragma: Pragma) -> str:
+    variable, depth = pragma.options.get("variable"), pragma.options.get("depth")
+    if not (variable and depth) or pragma.options.get("type", "fifo") != "fifo":
+        raise source.error(pragma.start, f"pragma {pragma.words}: expected variable=, depth= and no type but fifo")
+    return f"{variable}.set_depth({depth});"

@@ -1,0 +1,82 @@
+"""Simulates the projects of an artifact: right, how fast, and as fast as estimated?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from moec.errors import MoecError
+from moec.runtime.artifact import Artifact
+from moec.runtime.manifest import ProjectEntry
+from moec.simulators.hls.simulator import SimulationError, simulate_timed
+from moec.targets.hls.lint.pragmas import Style
+from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
+
+
+def simulate(
+    artifact: Artifact,
+    project: str | None = None,
+    *,
+    memory_share: float | None = None,
+    fifo_depth: int | None = None,
+    pipeline_depth: int | None = None,
+    pipeline_style: Style | None = None,
+    progress: Callable[[str], None] = lambda _step: None,
+) -> list[dict[str, Any]]:
+    """The testbenches of one project or of all, as plain data: ``passed``, ``message`` where not, ``cycles`` with
+    ``processes`` and ``channels`` where so; ``estimated`` cycles are those of a full call with the loads of the
+    calibration data. ``memory_share``: of a beat per cycle and port; by default what the part's memory gives.
+    ``fifo_depth``: of all channels, in place of those declared. ``pipeline_depth``: stages of all pipelines behind
+    their first; by default as many as estimates count with, and then as many as channels must hold for, which shows
+    that nothing locks up. ``pipeline_style``: of all pipelines, in place of those declared.
+
+    Raises MoecError where the artifact has no such project, and where no compiler or no ap_types headers are found.
+    """
+    held = artifact.manifest.projects
+    if not held:
+        target = artifact.manifest.target
+        raise MoecError(f"{artifact.where}: is compiled for {target} and holds no project to simulate; use moec run")
+    chosen = [one for one in held if project in (None, one.name)]
+    if not chosen:
+        names = ", ".join(one.name for one in held)
+        raise MoecError(f"{artifact.where}: has no project {project!r}; it has {names}")
+    results = []
+    for one in chosen:
+        progress(f"simulating {one.name}")
+        settings = {"fifo_depths": fifo_depth, "pipeline_style": pipeline_style}
+        depths = (USUAL_STAGES, MOST_STAGES) if pipeline_depth is None else (pipeline_depth,)
+        results.append(_simulate(artifact, one, memory_share, depths, settings))
+    return results
+
+
+def _simulate(
+    artifact: Artifact,
+    project: ProjectEntry,
+    memory_share: float | None,
+    pipeline_depths: Sequence[int],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is told is of the first depth."""
+    report = project.report
+    described = {"name": project.name, "node": report["node"], "channels_of": report["channels"]}
+    ports = report["estimate"]["ports"]
+    share = ports["share"] if memory_share is None else memory_share
+    described |= {
+        "tokens": report["vectors"],
+        "estimated": report["estimate"]["cycles"]["total"],
+        "memory_share": share,
+        "ports": ports["of"],
+        "pipeline_depths": list(pipeline_depths),
+    }
+    files = artifact.project_files(project)
+    try:
+        timed, *_ = [
+            simulate_timed(
+                files, memory_share=share, total_share=ports["total_share"], pipeline_depth=depth, **settings
+            )
+            for depth in pipeline_depths
+        ]
+    except SimulationError as error:
+        return {**described, "passed": False, "message": f"{error.kind}: {error}", "details": error.details}
+    return {**described, "passed": True, **dataclasses.asdict(timed)}

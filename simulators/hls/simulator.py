@@ -1,0 +1,258 @@
+"""Runs a project's testbench: as C simulation, or with clocks, bounded channels and memories that take time.
+
+The timed simulation counts the cycles of pipelined loops, of waiting for channels and memories, and of the first beat
+of a burst. It does not count code between loops, and the depth of pipelines only where it is given, for synthesis
+decides on it. Results are the same for every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from moec.errors import MoecError
+from moec.simulators.hls.build import compile_simulation, find_compiler, is_gcc
+from moec.simulators.hls.instrument import has_region, instrument
+from moec.targets.hls.cpp.source import Source
+from moec.targets.hls.hardware.configuration import Configuration, read_configuration
+from moec.targets.hls.lint.pragmas import Style
+
+Kind = Literal[
+    "mismatch",
+    "deadlock",
+    "false dependence",
+    "outside of memory",
+    "misused channel",
+    "wrong setting",
+    "undefined behaviour",
+    "crash",
+]
+FifoDepths = int | Mapping[str, int] | None
+
+_KINDS: dict[int, Kind] = {
+    1: "mismatch",
+    42: "deadlock",
+    43: "false dependence",
+    44: "outside of memory",
+    45: "misused channel",
+    46: "wrong setting",
+    47: "undefined behaviour",
+}
+"""By exit code; those from 42 on are those of timed/runtime/faults.h."""
+_SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=shift", "-fno-sanitize-recover=all", "-g1")
+"""Without shifts: ap_int.h shifts negative numbers to the left, which C++ before 20 leaves undefined."""
+_SANITIZER_SETTINGS = {
+    "ASAN_OPTIONS": "exitcode=47:detect_leaks=0:use_sigaltstack=0",
+    "UBSAN_OPTIONS": "exitcode=47:print_stacktrace=0",
+}
+_POISON = "-ftrivial-auto-var-init=pattern"
+_WATCH = ("-fsanitize=thread", "-fno-threadsafe-statics")
+"""The compiler calls ThreadSanitizer's functions; the simulation has its own of these names."""
+_LARGE_STACK = 'ulimit -s 4194304 2>/dev/null || ulimit -s "$(ulimit -H -s)"; exec "$@"'
+"""C simulation keeps the memories of a design on the stack (KiB)."""
+
+
+class SimulationError(MoecError):
+    """A simulation ended otherwise than it should have. ``details`` is all that it printed."""
+
+    def __init__(self, kind: Kind, message: str, details: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.details = details
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessTimes:
+    """Cycles of one process: when it ended, what it worked and what it waited for."""
+
+    name: str
+    end: int
+    busy: int
+    read_stall: int
+    write_stall: int
+    memory_stall: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelUse:
+    """``peak``: the words that a channel held at most; ``words``: those that passed through it."""
+
+    name: str
+    depth: int
+    peak: int
+    words: int
+    writer: str
+    reader: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedResult:
+    """Of the testbench's first call. ``later_cycles`` are those of its further calls, ``output`` what it printed."""
+
+    cycles: int
+    processes: tuple[ProcessTimes, ...]
+    channels: tuple[ChannelUse, ...]
+    later_cycles: tuple[int, ...]
+    output: str
+
+
+def simulate_functionally(
+    files: Mapping[str, bytes],
+    *,
+    compiler: str = "g++",
+    optimization: Literal["-O0", "-O1", "-O2"] = "-O1",
+    sanitize: bool = False,
+    poison: bool = False,
+    timeout: float = 600,
+) -> str:
+    """What the testbench of a project, given as contents by path, prints in plain C simulation.
+
+    ``sanitize``: accesses outside of arrays and undefined behaviour are errors. ``poison``: variables hold nonsense
+    until something is assigned to them (g++ from 12 on, or clang). ``timeout`` is in seconds.
+
+    Raises SimulationError where the testbench fails, MoecError where it cannot be built.
+    """
+    options = [optimization, *(_SANITIZERS if sanitize else ()), *([_POISON] if poison else ())]
+    linked = [_SANITIZERS[0]] if sanitize else []
+    configuration = read_configuration(files)
+    program = compile_simulation(
+        _texts(files), configuration, "functional", compiler=compiler, options=options, linked=linked
+    )
+    return _run(program, files, configuration, _SANITIZER_SETTINGS, timeout)
+
+
+def simulate_timed(
+    files: Mapping[str, bytes],
+    *,
+    memory_share: float = 1.0,
+    total_share: float | None = None,
+    memory_latency: int = 64,
+    pipeline_depth: int = 0,
+    pipeline_style: Style | None = None,
+    stages: Mapping[str, int] | None = None,
+    memories: Mapping[str, str] | None = None,
+    fifo_depths: FifoDepths = None,
+    watch_dependences: bool = False,
+    compiler: str = "g++",
+    timeout: float = 600,
+) -> TimedResult:
+    """Cycles, stalls and fill of channels of a project, given as contents by path.
+
+    ``memory_share``: the share of a beat per cycle that a port of the memory delivers; ``total_share``: the beats per
+    cycle that all ports deliver together, as many as they can by default; ``memory_latency``: cycles until the first
+    beat of a loop; ``pipeline_depth``: stages of every pipeline behind its first, in which it reads: in order of the
+    code, a loop's first channel is written in the stage behind that, its last one in the last stage, or each where
+    ``stages`` says by its name; ``pipeline_style``: of all pipelines, other than declared;
+    ``memories``: names of ports by AXI bundle, where two bundles share one; by default those of the project's
+    ``link.cfg``. ``fifo_depths``: of all channels, or of
+    some by name, other than declared. ``watch_dependences``: pragmas DEPENDENCE are checked against what loops read,
+    which is slow and needs g++.
+
+    Raises SimulationError for a deadlock, a wrong result or a wrong pragma, MoecError for code that the simulation does
+    not understand.
+    """
+    if not 0 < memory_share <= 1:
+        raise MoecError(f"memory_share={memory_share}: expected a share above 0, up to 1")
+    if watch_dependences and not is_gcc(find_compiler(compiler)):
+        raise MoecError(f"watching dependences with {compiler}, which leaves some loads out: use g++")
+    configuration = read_configuration(files)
+    program = compile_simulation(
+        _instrumented(files, configuration),
+        configuration,
+        "timed",
+        compiler=compiler,
+        options=["-O1", *(_WATCH if watch_dependences else ())],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder) / "report"
+        settings = {
+            "MOEC_BEAT_CYCLES": repr(1 / memory_share),
+            "MOEC_MEMORY_LATENCY": str(memory_latency),
+            "MOEC_PIPELINE_DEPTH": str(pipeline_depth),
+            "MOEC_PIPELINE_STYLE": pipeline_style or "",
+            "MOEC_STAGES": _listed(stages or {}),
+            "MOEC_TOTAL_BEAT_CYCLES": repr(1 / total_share) if total_share else "0",
+            "MOEC_MEMORIES": _listed(dict(configuration.ports) if memories is None else memories),
+            "MOEC_CHANNEL_DEPTHS": _listed({"*": fifo_depths} if isinstance(fifo_depths, int) else fifo_depths or {}),
+            "MOEC_REPORT": str(report),
+        }
+        output = _run(program, files, configuration, settings, timeout)
+        calls = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
+    if not calls:
+        raise MoecError(f"the testbench never called {configuration.top}: nothing was simulated")
+    return _timed_result(calls, output)
+
+
+def _timed_result(calls: Sequence[Mapping[str, Any]], output: str) -> TimedResult:
+    """``calls``: what the simulation reports of each call of the top function."""
+    first, *later = calls
+    return TimedResult(
+        cycles=first["cycles"],
+        processes=tuple(ProcessTimes(**process) for process in first["processes"]),
+        channels=tuple(ChannelUse(**channel) for channel in first["channels"]),
+        later_cycles=tuple(call["cycles"] for call in later),
+        output=output,
+    )
+
+
+def _texts(files: Mapping[str, bytes]) -> dict[str, str]:
+    """C++ alone, without the model of streams that a project carries: the simulation has its own."""
+    names = [
+        name for name in files if name.endswith((".h", ".hpp", ".cpp", ".cc")) and not name.endswith("hls_stream.h")
+    ]
+    return {name: files[name].decode() for name in sorted(names)}
+
+
+def _instrumented(files: Mapping[str, bytes], configuration: Configuration) -> dict[str, str]:
+    sources = [Source(name, text) for name, text in _texts(files).items()]
+    synthesised = [source for source in sources if source.name not in configuration.testbench]
+    if not any(has_region(source) for source in synthesised):
+        raise MoecError(f"no function of {', '.join(configuration.sources)} has #pragma HLS DATAFLOW: nothing to time")
+    return {source.name: instrument(source) if source in synthesised else source.text for source in sources}
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ",".join(f"{name}={value}" for name, value in values.items())
+
+
+def _run(
+    program: pathlib.Path,
+    files: Mapping[str, bytes],
+    configuration: Configuration,
+    settings: Mapping[str, str],
+    timeout: float,
+) -> str:
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for path, data in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        command = ["sh", "-c", _LARGE_STACK, "sh", str(program), *configuration.arguments]
+        environment = {**os.environ, **settings}
+        try:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=timeout
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MoecError(
+                f"simulation of {configuration.top}: not finished in {timeout:g} s; give more time"
+            ) from error
+    if done.returncode != 0:
+        raise _failure(configuration.top, done)
+    return done.stdout
+
+
+def _failure(top: str, done: subprocess.CompletedProcess[str]) -> SimulationError:
+    kind = _KINDS.get(done.returncode, "crash")
+    lines = (done.stdout if kind == "mismatch" else done.stderr).splitlines()
+    said = next((line for line in lines if line.strip()), "")
+    if kind == "crash":
+        by_signal = f"signal {-done.returncode}: an access outside of an array, or the stack is too small"
+        said = f"it ended with {by_signal if done.returncode < 0 else f'exit code {done.returncode}'}; {said}"
+    return SimulationError(kind, f"simulation of {top}: {said}", done.stdout + done.stderr)

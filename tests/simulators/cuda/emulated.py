@@ -1,0 +1,41 @@
+"""Kernels written in CUDA C, run by the emulator on numpy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from moec.runtime.library import load_ffi
+from moec.simulators.cuda import Launch, emulated_library, watch_arrays
+
+TAGS = ("blockIdx.x", "blockIdx.y", "threadIdx.x", "tirx.use_dyn_shared_memory")
+Kernel = Callable[..., None]
+
+
+def load(source: str, *names: str, **options: Any) -> dict[str, Kernel]:
+    """The named kernels of a source. Each takes arrays, addresses and numbers in the order of its parameters, and
+    ``grid``, ``block`` and ``dynamic_bytes``."""
+    path = emulated_library(source, [Launch(name, TAGS) for name in names], **{"soon_ready": True, **options})
+    return {name: _kernel(path, name, watch=bool(options.get("watch"))) for name in names}
+
+
+def load_one(source: str, name: str, **options: Any) -> Kernel:
+    return load(source, name, **options)[name]
+
+
+def _kernel(path: pathlib.Path, name: str, *, watch: bool) -> Kernel:
+    library = load_ffi().load_module(str(path))
+    function = library[name]
+
+    def run(*values: Any, grid: int | tuple[int, int] = 1, block: int = 32, dynamic_bytes: int = 0) -> None:
+        if watch:
+            watch_arrays(library, [(v.ctypes.data, v.nbytes) for v in values if isinstance(v, np.ndarray)])
+        columns, rows = grid if isinstance(grid, tuple) else (grid, 1)
+        passed = [ctypes.c_void_p(v.ctypes.data) if isinstance(v, np.ndarray) else v for v in values]
+        function(*passed, columns, rows, block, dynamic_bytes)
+
+    return run

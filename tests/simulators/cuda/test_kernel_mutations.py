@@ -1,0 +1,183 @@
+"""Each barrier, wait and commit of the project's kernels is needed: without one of them a run is wrong or fails. So is
+what their text tells nvcc."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moec.errors import MoecError
+from moec.simulators.cuda import emulated_library
+from moec.simulators.cuda.translate import translate_assembly
+from moec.targets.cuda.kernels import dispatch
+from moec.targets.cuda.kernels.attention_mma import attention_mma
+from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.tvm.attention import AttentionProblem
+
+from ...targets.cuda.kernels import kernel_runner
+from ...targets.cuda.kernels.layers import Data, GroupedKernel, Layer, sort_pairs, undefined
+
+CALLS = {
+    "barrier": re.compile(r"^ +tvm_builtin_cuda_cta_sync\(\);$", re.MULTILINE),
+    "commit": re.compile(r"^ +tvm_builtin_ptx_cp_async_commit_group\w*\(\);$", re.MULTILINE),
+    "wait": re.compile(r"^ +tvm_builtin_ptx_cp_async_wait_group\w*_[1-9]\(\);$", re.MULTILINE),
+    "wait for a phase": re.compile(r"^ +tvm_builtin_cuda_mbarrier_wait\(.*\);$", re.MULTILINE),
+    "wait for products": re.compile(r"^ +tvm_builtin_ptx_wgmma_wait_group\w*\(\);$", re.MULTILINE),
+    "proxy fence": re.compile(r"^ +tvm_builtin_ptx_fence_proxy\w*\(\);$", re.MULTILINE),
+    "fence of barriers": re.compile(r"^ +tvm_builtin_ptx_fence_mbarrier_init\w*\(\);$", re.MULTILINE),
+}
+FENCE_OF_BARRIERS = "fence of barriers 0"
+"""Needed only where TMA arrives at barriers, which it does not in the quantised product."""
+
+
+Case = tuple[Any, str, list[np.ndarray], int]
+"""A kernel, the architecture that it is for, its arguments, and how many of the last ones are outputs."""
+
+
+def _dispatch() -> Case:
+    ids = np.random.default_rng(0).integers(-1, 40, (64, 2)).astype(np.int32)
+    blocks = dispatch.most_blocks(40, ids.size, 16)
+    outputs = [np.full(size, -7, np.int32) for size in (blocks * 16, blocks, 1)]
+    return dispatch.dispatch(40, 16), "sm_80", [ids, *outputs], 3
+
+
+def _product(kernel: GroupedKernel, architecture: str, block_rows: int) -> Case:
+    layer = Layer(experts=2, inner=256, hidden=384, block_rows=block_rows, dtype="float16")
+    data = Data(layer, np.random.default_rng(0).integers(0, 2, (20, 1)))
+    order = sort_pairs(2, block_rows, data.ids)
+    hidden = np.random.default_rng(1).standard_normal((len(order[0]), 384)).astype(np.float16)
+    arrays = [hidden, data.down, data.down_bias, data.weights, *order, undefined((20, 256), "float32")]
+    return kernel(layer.problems[1], lambda total: total), architecture, arrays, 1
+
+
+def _quantized_product() -> Case:
+    _, architecture, (hidden, _, *others), outputs = _product(grouped_gemm_wgmma, "sm_90a", 64)
+    random, stored = np.random.default_rng(2), PackedFormat("int4", 32, "float16")
+    problem = GroupedProblem(2, 384, 256, 64, scattered=True, dtype="float16", stored=stored)
+    codes = random.integers(0, 256, (2, 256, 192)).astype(np.uint8)
+    scales, no_zero_points = random.random((2, 256, 12)).astype(np.float16), np.zeros((1, 1, 1), np.uint8)
+    kernel = grouped_gemm_wgmma(problem, lambda total: total)
+    return kernel, architecture, [hidden, codes, scales, no_zero_points, *others], outputs
+
+
+def _attention() -> Case:
+    problem, random = AttentionProblem(16, 16, 0.25), np.random.default_rng(0)
+    tensors = [random.standard_normal((1, 1, rows, 16)).astype(np.float16) for rows in (20, 140, 140)]
+    absent = [np.zeros((1, 1, 1, 1), bool), np.zeros(1, np.int64)]
+    return attention_mma(problem, "float16"), "sm_80", [*tensors, *absent, undefined((1, 1, 20, 16), "float16")], 1
+
+
+KERNELS: dict[str, Callable[[], Case]] = {
+    "dispatch": _dispatch,
+    "attention": _attention,
+    "product for Ampere": lambda: _product(grouped_gemm_mma, "sm_80", 16),
+    "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64),
+    "quantised product for Hopper": _quantized_product,
+}
+
+
+def _with_a_switch(source: str) -> tuple[list[str], str]:
+    """The calls, and a source that leaves out the one whose position ``left_out`` is told to."""
+    calls = sorted(
+        (call.start(), call.end(), f"{what} {number}")
+        for what, pattern in CALLS.items()
+        for number, call in enumerate(pattern.finditer(source))
+    )
+    for position, (start, end, _) in reversed(list(enumerate(calls))):
+        source = f"{source[:start]}if (left_out != {position}) {source[start:end].lstrip()}{source[end:]}"
+    declared = 'extern "C" __attribute__((visibility("default"))) int left_out = -1;\n'
+    return [name for *_, name in calls], declared + source
+
+
+NIGHTLY = {"attention", "quantised product for Hopper"}
+"""Their copies and barriers are like those of the products for Ampere and Hopper."""
+
+
+Changed = tuple[kernel_runner.Kernel, pathlib.Path]
+
+
+@pytest.fixture
+def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Changed]:
+    """``changed(kernel, architecture, change)``: the kernel, of a source that was changed, and its library."""
+
+    def build(kernel: Any, architecture: str, change: Callable[[str], str]) -> Changed:
+        paths: list[pathlib.Path] = []
+
+        def changed_library(source: str, launches: Any, **options: Any) -> pathlib.Path:
+            paths.append(emulated_library(change(source), launches, **options))
+            return paths[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel_runner, "emulated_library", changed_library)
+            return kernel_runner.build(kernel, architecture, watch=True), paths[-1]
+
+    return build
+
+
+def _is_noticed(kernel: kernel_runner.Kernel, arrays: list[np.ndarray], expected: list[np.ndarray]) -> bool:
+    try:
+        found = kernel.outputs(len(expected), *arrays)
+    except RuntimeError:
+        return True
+    return not all(np.array_equal(*pair, equal_nan=True) for pair in zip(expected, found, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in NIGHTLY else name for name in KERNELS]
+)
+def test_nothing_can_be_left_out(changed, name):
+    kernel, architecture, arrays, outputs = KERNELS[name]()
+    source = kernel_runner.source_of(kernel, architecture)
+    calls, _ = _with_a_switch(source)
+    switched, path = changed(kernel, architecture, lambda source: _with_a_switch(source)[1])
+    expected = switched.outputs(outputs, *arrays)
+    left_out = ctypes.c_int.in_dll(ctypes.CDLL(str(path)), "left_out")
+    missed = []
+    for position, call in enumerate(calls):
+        left_out.value = position
+        if not _is_noticed(switched, arrays, expected):
+            missed.append(call)
+    if "Hopper" in name:  # TMA and wgmma swizzle by addresses
+        assert "__align__(1024)" in source
+        loose, _ = changed(kernel, architecture, lambda source: source.replace("__align__(1024)", "__align__(64)"))
+        assert _is_noticed(loose, arrays, expected)
+    assert calls and missed == ([FENCE_OF_BARRIERS] if name == "quantised product for Hopper" else [])
+
+
+REGISTERS_ONLY = re.compile(r'asm volatile\("(?:mma|cvt|lop3|prmt)\b')
+ORDERED_BY_OTHERS = re.compile(r"commit_group|wgmma\.mma_async|setmaxnreg")
+"""Instructions that touch no memory, or whose neighbours clobber it."""
+STATEMENT = re.compile(r"asm volatile\((?:[^()\"]|\"[^\"]*\"|\([^()]*(?:\([^()]*\)[^()]*)*\))*\)")
+
+
+def _told_less(source: str) -> Iterator[tuple[str, str]]:
+    """Sources in which one assembly statement is not volatile, or does not clobber memory."""
+    for statement in STATEMENT.finditer(source):
+        text, before, behind = statement[0], source[: statement.start()], source[statement.end() :]
+        if REGISTERS_ONLY.match(text):
+            continue
+        yield f"volatile of {text}", before + text.replace(" volatile", "", 1) + behind
+        if not ORDERED_BY_OTHERS.search(text):
+            yield f"clobber of {text}", before + text.replace('"memory"', "", 1) + behind
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_nvcc_is_told_of_all_effects(name):
+    kernel, architecture, *_ = KERNELS[name]()
+    source = kernel_runner.source_of(kernel, architecture)
+    assert translate_assembly(source)
+    for what, mutant in _told_less(source):
+        with pytest.raises(MoecError, match=r"^inline assembly .*: (is not volatile|does not clobber)"):
+            translate_assembly(mutant)
+            pytest.fail(what)
+    assert name == "dispatch" or any(_told_less(source))

@@ -14,26 +14,24 @@ from moec.ir import dialect
 from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op
-from moec.passes.raising import batched, dense, loop
 from moec.passes.raising.block import Block, is_contraction
 from moec.passes.raising.chains import check_structure, find_chains
 from moec.passes.raising.check import judge
 from moec.passes.raising.cut import cut_blocks, find_logits
 from moec.passes.raising.facts import Facts
 from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import expert_vectors, propose_routings
 from moec.passes.raising.search import Match, find_match
 from moec.passes.raising.twins import Structure, structure_of, transfer
-from moec.passes.raising.weights import with_factor
+from moec.passes.raising.weights import arrangements, with_factor
 
 SELECTIONS = ("TopK", "ArgMax")
 MOST_CUTS = 3
 Known = dict[Hashable, tuple[Structure, Match]]
 """Blocks that were understood by the key of their structure."""
-
-FORMULATIONS = {"batched": batched.propose, "loop": loop.propose, "dense": dense.propose}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,10 +179,9 @@ def _search_block(block: Block) -> Match:
     if not routings:
         raise NotUnderstoodError("no known router makes the weights that this one makes")
     chains = in_expert_order(block, chains, routings[0])
-    for formulation, propose in FORMULATIONS.items():
-        arrangements = propose(block, chains)
-        if arrangements is not None:
-            plain = list(arrangements)
-            scaled = [with_factor(arrangement, v) for v in expert_vectors(block) for arrangement in plain]
-            return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)
-    raise NotUnderstoodError("its experts follow no known formulation")
+    formulation = next((name for name, matches in FORMULATIONS.items() if matches(block, chains)), None)
+    if formulation is None:
+        raise NotUnderstoodError("its experts follow no known formulation")
+    plain = list(arrangements(block.facts, chains, block.E, block.d))
+    scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in plain]
+    return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)

@@ -1,1 +1,1 @@
-"""MoE formulations found in the wild, one file each, and what they share. See :mod:`moec.passes.raise_moe`."""
+"""What finds MoE blocks, checks proposals for them and writes them. See :mod:`moec.passes.raise_moe`."""

@@ -10,15 +10,10 @@ Written by transformers 5 (``batched_mm``), and by hand for small models::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from moec.passes.raising.block import Block
 from moec.passes.raising.chains import Chain, selected_operands
-from moec.passes.raising.weights import Arrangement, arrangements
 
 
-def propose(block: Block, chains: list[Chain]) -> Iterator[Arrangement] | None:
+def matches(block: Block, chains: list[Chain]) -> bool:
     """One chain whose weights are gathered by what the router selects."""
-    if len(chains) != 1 or not selected_operands(block, chains[0]):
-        return None
-    return arrangements(block.facts, chains, block.E, block.d)
+    return len(chains) == 1 and selected_operands(block, chains[0])

@@ -13,15 +13,10 @@ expert are all different. Where the sizes of one trace were baked into such a lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from moec.passes.raising.block import Block
 from moec.passes.raising.chains import Chain, selected_operands
-from moec.passes.raising.weights import Arrangement, arrangements
 
 
-def propose(block: Block, chains: list[Chain]) -> Iterator[Arrangement] | None:
+def matches(block: Block, chains: list[Chain]) -> bool:
     """One chain per expert, fed with rows that the router selects."""
-    if len(chains) < 2 or not all(selected_operands(block, chain) for chain in chains):
-        return None
-    return arrangements(block.facts, chains, block.E, block.d)
+    return len(chains) > 1 and all(selected_operands(block, chain) for chain in chains)

@@ -10,15 +10,10 @@ expert per id, each weighted by its column of the weights::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from moec.passes.raising.block import Block
 from moec.passes.raising.chains import Chain, selected_operands
-from moec.passes.raising.weights import Arrangement, arrangements
 
 
-def propose(block: Block, chains: list[Chain]) -> Iterator[Arrangement] | None:
+def matches(block: Block, chains: list[Chain]) -> bool:
     """Chains that nothing the router selects enters."""
-    if any(selected_operands(block, chain) for chain in chains):
-        return None
-    return arrangements(block.facts, chains, block.E, block.d)
+    return not any(selected_operands(block, chain) for chain in chains)

@@ -1,0 +1,15 @@
+"""MoE formulations found in the wild, one file each: what it looks like, and whether a block's experts are so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moec.passes.raising.block import Block
+from moec.passes.raising.chains import Chain
+from moec.passes.raising.formulations import batched, dense, loop
+
+FORMULATIONS: dict[str, Callable[[Block, list[Chain]], bool]] = {
+    "batched": batched.matches,
+    "loop": loop.matches,
+    "dense": dense.matches,
+}

@@ -18,7 +18,7 @@ from moec.passes.raising.block import Block, is_contraction
 from moec.passes.raising.chains import check_structure, find_chains
 from moec.passes.raising.check import judge
 from moec.passes.raising.cut import cut_blocks, find_logits
-from moec.passes.raising.facts import Facts
+from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.ordering import in_expert_order
@@ -61,14 +61,14 @@ class RaiseMoE:
         understood: set[ir.Node] = set()
         known: Known = {}
         failures: list[_Failure] = []
-        facts = Facts(model.graph)
+        dataflow = DataFlow(model.graph)
         for anchor in [node for node in model.graph if is_op(node, *SELECTIONS)]:
             if anchor in understood:
                 continue
             try:
-                block, match = _understand(facts, anchor, known)
+                block, match = _understand(dataflow, anchor, known)
             except NotUnderstoodError as reason:
-                failures.append(_Failure(anchor, _source(facts, anchor), reason))
+                failures.append(_Failure(anchor, _source(dataflow, anchor), reason))
                 continue
             if block is None or match is None:
                 continue
@@ -98,8 +98,8 @@ class _Failure:
     reason: NotUnderstoodError
 
 
-def _source(facts: Facts, anchor: ir.Node) -> ir.Value | None:
-    return next(iter(find_logits(facts, anchor)), anchor.inputs[0])
+def _source(dataflow: DataFlow, anchor: ir.Node) -> ir.Value | None:
+    return next(iter(find_logits(dataflow, anchor)), anchor.inputs[0])
 
 
 def _one_per_block(failures: list[_Failure]) -> list[_Failure]:
@@ -112,15 +112,15 @@ def _one_per_block(failures: list[_Failure]) -> list[_Failure]:
     return list(nearest.values())
 
 
-def _understand(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
+def _understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
     """The deepest cut around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
     Raises NotUnderstoodError with the nearest miss, the deepest cut's if all are equally far, if there are cuts but
     none is understood.
     """
     reasons: list[NotUnderstoodError] = []
-    for logits in find_logits(facts, anchor):
-        for block in itertools.islice(cut_blocks(facts, anchor, logits), MOST_CUTS):
+    for logits in find_logits(dataflow, anchor):
+        for block in itertools.islice(cut_blocks(dataflow, anchor, logits), MOST_CUTS):
             try:
                 return block, _match_block(block, known)
             except NotUnderstoodError as reason:
@@ -131,19 +131,19 @@ def _understand(facts: Facts, anchor: ir.Node, known: Known) -> tuple[Block | No
                 reasons.append(NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})"))
     if reasons:
         raise min(reasons, key=lambda reason: reason.difference)
-    _report_uncut(facts, anchor)
+    _report_uncut(dataflow, anchor)
     return None, None
 
 
-def _report_uncut(facts: Facts, anchor: ir.Node) -> None:
+def _report_uncut(dataflow: DataFlow, anchor: ir.Node) -> None:
     """Raise NotUnderstoodError if what no block could be cut around does choose among the outputs of a projection.
 
     A selection that nothing is multiplied after (sampling the next token) is not worth a word.
     """
-    logits = find_logits(facts, anchor)
+    logits = find_logits(dataflow, anchor)
     if not logits or not is_contraction(logits[0].producer()):
         return
-    users = list(facts.readers(anchor.outputs))
+    users = list(dataflow.readers(anchor.outputs))
     branches = [node for node in users if node.op_type in ("If", "Loop", "Scan")]
     if branches:
         first = branches[0]
@@ -165,7 +165,7 @@ def _match_twin(block: Block, structure: Structure | None, known: Known) -> Matc
     if structure is None or structure.key not in known:
         return None
     twin, match = known[structure.key]
-    proposal = transfer(match.proposal, twin, structure, block.facts)
+    proposal = transfer(match.proposal, twin, structure, block.dataflow)
     if proposal is None:
         return None
     verdict = judge(block, proposal, has_judged_twin=True)
@@ -182,6 +182,6 @@ def _search_block(block: Block) -> Match:
     formulation = next((name for name, matches in FORMULATIONS.items() if matches(block, chains)), None)
     if formulation is None:
         raise NotUnderstoodError("its experts follow no known formulation")
-    plain = list(arrangements(block.facts, chains, block.E, block.d))
+    plain = list(arrangements(block.dataflow, chains, block.E, block.d))
     scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in plain]
     return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)

@@ -45,7 +45,7 @@ def activations(block: Block, spec: ExpertsSpec) -> Iterator[ExpertsSpec]:
 def _scalars(block: Block, operators: tuple[str, ...]) -> set[float]:
     """Positive scalar constants of the experts' operators of these types."""
     nodes = (node for node in block.expert_nodes() if node.op_type in operators)
-    numbers = (block.facts.scalar(value) for node in nodes for value in node.inputs)
+    numbers = (block.dataflow.scalar(value) for node in nodes for value in node.inputs)
     return {number for number in numbers if number is not None and number > 0}
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moec.ir.interpreter import Evaluator, Watcher
 from moec.ir.names import node_name
-from moec.passes.raising.facts import Array, Facts, follow_data
+from moec.passes.raising.dataflow import Array, DataFlow, follow_data
 
 MOST_TOKENS = 2048
 MOST_NUMBERS = 64
@@ -40,7 +40,7 @@ class Block:
     ``shape_sources`` are values outside of which only the shape is read. E is the width of the logits, d that of x.
     """
 
-    facts: Facts
+    dataflow: DataFlow
     anchor: ir.Node
     x: ir.Value
     logits: ir.Value
@@ -58,12 +58,12 @@ class Block:
     @functools.cached_property
     def from_x(self) -> set[ir.Value]:
         """What depends on elements of x."""
-        return self.facts.dependents([self.x], self.nodes)
+        return self.dataflow.dependents([self.x], self.nodes)
 
     @functools.cached_property
     def selected(self) -> set[ir.Value]:
         """What depends on the logits."""
-        return self.facts.dependents([self.logits], self.nodes)
+        return self.dataflow.dependents([self.logits], self.nodes)
 
     def router_nodes(self) -> list[ir.Node]:
         """Nodes that depend on the logits but on no element of x."""
@@ -153,7 +153,7 @@ class Block:
         feeds = {**self.feeds(x, logits), **(replaced or {})}
         key = (*outputs, *feeds)
         if key not in self._evaluators:
-            nodes = self.facts.between(outputs, stop=feeds.__contains__)
+            nodes = self.dataflow.between(outputs, stop=feeds.__contains__)
             self._evaluators[key] = Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64)
         return self._evaluators[key].run(feeds, watch)
 
@@ -162,7 +162,7 @@ class Block:
         ``row_step``, and no larger where the model fixes it."""
         given = self.feeds(x, logits).items()
         feeds = {value: array if value.dtype is None else array.astype(value.dtype.numpy()) for value, array in given}
-        nodes = self.facts.between([self.y], stop=feeds.__contains__)
+        nodes = self.dataflow.between([self.y], stop=feeds.__contains__)
         return Evaluator(nodes, feeds, [self.y], {"": 24}).run(feeds)[0].reshape(-1, self.d)
 
     def gathers_weights(self) -> bool:
@@ -181,22 +181,22 @@ class Block:
         """The finite numbers that its nodes compute with, and the sizes of their constants, weights left out."""
         weights = {projection.weight for projection in self.projections()}
         used = {value for node in self.nodes for value in node.inputs if value is not None}
-        constants = set(filter(self.facts.constant, used - weights))
-        sizes = {float(size) for value in constants for size in self.facts.shape(value)}
-        small = (self.facts.array(v) for v in constants if np.prod(self.facts.shape(v)) <= MOST_NUMBERS)
+        constants = set(filter(self.dataflow.constant, used - weights))
+        sizes = {float(size) for value in constants for size in self.dataflow.shape(value)}
+        small = (self.dataflow.array(v) for v in constants if np.prod(self.dataflow.shape(v)) <= MOST_NUMBERS)
         arrays = [array.ravel() for array in small if array.dtype.kind in "fiu"]
         return sizes | {float(number) for array in arrays for number in array if np.isfinite(number)}
 
     def counts_tokens(self) -> bool:
         """Whether how many tokens there are, or which place one has, may enter what is computed as a number."""
         return any(_counts(node) for node in self.nodes) or any(
-            is_contraction(node) or _reduces_tokens(self.facts, node) for node in self.router_nodes()
+            is_contraction(node) or _reduces_tokens(self.dataflow, node) for node in self.router_nodes()
         )
 
     def work_per_token(self) -> int:
         """Multiplications, about; of one expert where the graph computes the selected ones alone."""
         weights = {projection.weight for projection in self.projections()}
-        elements = sum(int(np.prod(self.facts.shape(weight))) for weight in weights)
+        elements = sum(int(np.prod(self.dataflow.shape(weight))) for weight in weights)
         return max(1, elements // self.E if self.gathers_weights() or len(weights) > 3 else elements)
 
     def tokens_at_once(self) -> int:
@@ -205,8 +205,8 @@ class Block:
         stacked = [p.weight for p in self.projections()]
         if not 0 < len(stacked) <= 3:
             return MOST_TOKENS
-        elements = sum(int(np.prod(self.facts.shape(weight))) for weight in stacked)
-        k = self.facts.scalar(self.anchor.inputs[1]) if self.anchor.op_type == "TopK" else 1
+        elements = sum(int(np.prod(self.dataflow.shape(weight))) for weight in stacked)
+        k = self.dataflow.scalar(self.anchor.inputs[1]) if self.anchor.op_type == "TopK" else 1
         per_token = 4 * elements // self.E * int(k or 1) if self.gathers_weights() else 8 * elements // self.d
         return max(1, min(MOST_TOKENS, EVALUATION_BUDGET // per_token))
 
@@ -216,16 +216,16 @@ class Block:
 
 
 def _projections(block: Block) -> Iterator[Projection]:
-    facts = block.facts
+    dataflow = block.dataflow
 
     def until(value: ir.Value) -> bool:
-        return value is block.x or value is block.logits or facts.constant(value)
+        return value is block.x or value is block.logits or dataflow.constant(value)
 
     for node in block.expert_nodes():
         if is_contraction(node):
             for operand in node.inputs[:2]:
                 weight = None if operand is None else follow_data(operand, until)
-                if weight is not None and facts.constant(weight) and _is_matrix(facts, weight):
+                if weight is not None and dataflow.constant(weight) and _is_matrix(dataflow, weight):
                     yield Projection(node, weight)
                     break
 
@@ -241,19 +241,19 @@ def _counts(node: ir.Node) -> bool:
     )
 
 
-def _reduces_tokens(facts: Facts, node: ir.Node) -> bool:
+def _reduces_tokens(dataflow: DataFlow, node: ir.Node) -> bool:
     """Whether a reduction goes over another axis than the last."""
     if not node.op_type.startswith("Reduce"):
         return False
     axes = node.inputs[1] if len(node.inputs) > 1 else None
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    if axes is None or shape is None or not facts.constant(axes):
+    if axes is None or shape is None or not dataflow.constant(axes):
         return True
-    return any(int(axis) % len(shape) != len(shape) - 1 for axis in facts.array(axes).ravel())
+    return any(int(axis) % len(shape) != len(shape) - 1 for axis in dataflow.array(axes).ravel())
 
 
-def _is_matrix(facts: Facts, value: ir.Value) -> bool:
-    shape = facts.shape(value)
+def _is_matrix(dataflow: DataFlow, value: ir.Value) -> bool:
+    shape = dataflow.shape(value)
     return len([size for size in shape if size > 1]) >= 2
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import onnx_ir as ir
 
 from moec.passes.raising.block import Block, Projection
-from moec.passes.raising.facts import follow_data
+from moec.passes.raising.dataflow import follow_data
 from moec.passes.raising.failure import NotUnderstoodError
 
 
@@ -43,14 +43,14 @@ def find_chains(block: Block) -> list[Chain]:
     chains = []
     for last in projections:
         if last not in inner:
-            members = sorted(used_by[last] | {last}, key=lambda p: block.facts.order[p.node])
+            members = sorted(used_by[last] | {last}, key=lambda p: block.dataflow.order[p.node])
             chains.append(Chain(tuple(members), tuple(biases.get(member) for member in members)))
     return chains
 
 
 def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Projection, ir.Value]:
     """Constants added to a projection's result before anything else is done with it."""
-    facts = block.facts
+    dataflow = block.dataflow
     biases: dict[Projection, ir.Value] = {}
     for node, projection in by_node.items():
         if node.op_type in ("Gemm", "Linear") and len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -63,12 +63,12 @@ def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Proje
             if data is None or added is None:
                 continue
             source = follow_data(data, lambda v: v.producer() in by_node)
-            bias = follow_data(added, lambda v: facts.constant(v) or v in (block.x, block.logits))
+            bias = follow_data(added, lambda v: dataflow.constant(v) or v in (block.x, block.logits))
             if (
                 source is not None
                 and bias is not None
-                and facts.constant(bias)
-                and max(facts.shape(bias), default=1) > 1
+                and dataflow.constant(bias)
+                and max(dataflow.shape(bias), default=1) > 1
             ):
                 owner = source.producer()
                 assert owner is not None

@@ -15,7 +15,7 @@ from moec.ir.semantics import experts
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
 from moec.passes.raising.coverage import reaching_trials, roundings, watch_block
-from moec.passes.raising.facts import Array
+from moec.passes.raising.dataflow import Array
 from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import Trial, one_token_per_expert, trials
 from moec.passes.raising.weights import ExpertTensor

@@ -19,7 +19,7 @@ from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
 from moec.ir.sides import Condition, Never, Takes
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
-from moec.passes.raising.facts import Array
+from moec.passes.raising.dataflow import Array
 from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import Trial, combined_trials, far_trials
 
@@ -70,10 +70,10 @@ def _cases(block: Block, used: Set[ir.Value]) -> dict[ir.Node, tuple[Condition, 
 
 def _constant(block: Block, used: Set[ir.Value], value: ir.Value, most: int) -> Array | None:
     """The elements of a constant of at most ``most``, unless it is ``used``."""
-    facts = block.facts
-    if value in used or not facts.constant(value) or np.prod(facts.shape(value), dtype=np.int64) > most:
+    dataflow = block.dataflow
+    if value in used or not dataflow.constant(value) or np.prod(dataflow.shape(value), dtype=np.int64) > most:
         return None
-    return facts.array(value)
+    return dataflow.array(value)
 
 
 def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Trial]:

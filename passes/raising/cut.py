@@ -15,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.passes.raising.block import Block, is_contraction, shape_at, symbols_of, width
-from moec.passes.raising.facts import Facts
+from moec.passes.raising.dataflow import DataFlow
 
 MOST_GATEWAYS = 96
 """How far the search for a block's borders goes."""
 
 
-def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
+def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
     """Values that may be the router's logits: from the router's projection, if there is one, to the anchor's input.
 
     Empty when the selection is not made from one value of a known, constant width.
@@ -30,7 +30,7 @@ def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
     if scores is None:
         return []
     chain: list[ir.Value] = []
-    for value in itertools.islice(facts.gateways_before(scores), MOST_GATEWAYS):
+    for value in itertools.islice(dataflow.gateways_before(scores), MOST_GATEWAYS):
         chain.insert(0, value)
         if is_contraction(value.producer()):
             break
@@ -39,27 +39,27 @@ def find_logits(facts: Facts, anchor: ir.Node) -> list[ir.Value]:
     return [v for v in chain if width(v) is not None and width(v) == width(chain[0])]
 
 
-def cut_blocks(facts: Facts, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
+def cut_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
     """Blocks around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
-    given = facts.determined_by([logits])
-    for y in itertools.islice(facts.gateways_after([logits]), MOST_GATEWAYS):
+    given = dataflow.determined_by([logits])
+    for y in itertools.islice(dataflow.gateways_after([logits]), MOST_GATEWAYS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
-        for x in itertools.islice(facts.gateways_before(y, given), 1, MOST_GATEWAYS):
-            block = None if facts.depends(x, logits) else _cut(facts, anchor, x, logits, y)
+        for x in itertools.islice(dataflow.gateways_before(y, given), 1, MOST_GATEWAYS):
+            block = None if dataflow.depends(x, logits) else _cut(dataflow, anchor, x, logits, y)
             if block is not None and len(block.projections()) >= 2 and _maps_rows_to_rows(block):
                 yield block
                 break
 
 
-def _cut(facts: Facts, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
+def _cut(dataflow: DataFlow, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
     """The block between these values, if y can be computed from them, constants and shapes."""
     E, d = width(logits), width(x)
     if E is None or d is None or not _may_be_rows(x) or _counts_differ(x, logits) or _counts_differ(x, y):
         return None
 
     def is_leaf(value: ir.Value) -> bool:
-        return value is x or value is logits or facts.constant(value)
+        return value is x or value is logits or dataflow.constant(value)
 
     nodes: set[ir.Node] = set()
     shapes_read: set[ir.Value] = set()
@@ -77,8 +77,8 @@ def _cut(facts: Facts, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Val
     outside = [v for v in shapes_read if not is_leaf(v) and v.producer() not in nodes]
     if any(v.shape is None for v in outside):
         return None
-    ordered = sorted(nodes, key=facts.order.__getitem__)
-    return Block(facts, anchor, x, logits, y, ordered, outside, E, d)
+    ordered = sorted(nodes, key=dataflow.order.__getitem__)
+    return Block(dataflow, anchor, x, logits, y, ordered, outside, E, d)
 
 
 def _may_be_rows(x: ir.Value) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from moec.ir.interpreter import EvaluationError
 from moec.passes.raising.block import Block
 from moec.passes.raising.chains import Chain
-from moec.passes.raising.facts import Array
+from moec.passes.raising.dataflow import Array
 from moec.passes.raising.router import Routing, as_mixture
 
 

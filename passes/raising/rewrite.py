@@ -19,8 +19,8 @@ BLOCK_KEY = "moec.block"
 
 
 def replace(graph: ir.Graph, block: Block, proposal: Proposal, formulation: str) -> None:
-    """Compute ``block.y`` by Route and Experts, and let the block's facts know. What thereby becomes unused is left to
-    remove-dead-nodes."""
+    """Compute ``block.y`` by Route and Experts, and let the block's data flow know. What thereby becomes unused is left
+    to remove-dead-nodes."""
     name = block.name
     writer = _Writer(graph, block, block.y.name or name)
     logits = writer.rows(block.logits, block.E, "logits")
@@ -38,7 +38,7 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal, formulation: str)
     experts.metadata_props[dialect.FORMULATION_KEY] = formulation
     (y,) = writer.add(experts, block.x.dtype, "y")
     writer.finish(y)
-    block.facts.extend(writer.nodes, before=writer.place)
+    block.dataflow.extend(writer.nodes, before=writer.place)
 
 
 @dataclasses.dataclass
@@ -86,10 +86,10 @@ class _Writer:
 
     def vector(self, value: ir.Value) -> ir.Value:
         """A constant with one number per expert as an initializer [E]."""
-        facts = self.block.facts
-        if value.const_value is not None and facts.shape(value) == (self.block.E,):
+        dataflow = self.block.dataflow
+        if value.const_value is not None and dataflow.shape(value) == (self.block.E,):
             return value
-        return self.constant(facts.array(value).reshape(-1), "correction_bias")
+        return self.constant(dataflow.array(value).reshape(-1), "correction_bias")
 
     def tensor(self, label: str, tensor: ExpertTensor) -> ir.Value:
         """A weight of all experts; each expert's part is made when it is read, or used as stored where that will do."""

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from moec.ir.dialect import RouteSpec
 from moec.ir.semantics import route
 from moec.passes.raising.block import MOST_TOKENS, Block
-from moec.passes.raising.facts import Array
+from moec.passes.raising.dataflow import Array
 
 TOLERANCE = 1e-6
 FIRST = 2
@@ -39,7 +39,7 @@ class Routing:
 
     def run(self, block: Block, logits: Array) -> tuple[Array, Array]:
         """Weights [T,k] in float64 and ids [T,k]."""
-        bias = None if self.correction_bias is None else block.facts.array(self.correction_bias).reshape(-1)
+        bias = None if self.correction_bias is None else block.dataflow.array(self.correction_bias).reshape(-1)
         return route(self.spec, logits, bias, dtype=np.float64)
 
 
@@ -120,7 +120,7 @@ class _View:
 def _observe(block: Block, logits: Array) -> list[_View]:
     nodes = block.router_nodes()
     beyond = (v for n in nodes if n.op_type == "NonZero" or _reads_weights(block, n) for v in n.outputs)
-    dispatch = block.facts.dependents(beyond, nodes)
+    dispatch = block.dataflow.dependents(beyond, nodes)
     values = [v for n in nodes for v in n.outputs if v not in dispatch and v.name]
     x = np.ones((len(logits), block.d))
     arrays = block.evaluate(x, logits, values)
@@ -129,13 +129,13 @@ def _observe(block: Block, logits: Array) -> list[_View]:
 
 def _reads_weights(block: Block, node: ir.Node) -> bool:
     """Whether a node reads a constant larger than anything a router needs, such as weights gathered per token."""
-    facts = block.facts
-    sizes = (np.prod(facts.shape(v), dtype=np.int64) for v in node.inputs if v is not None and facts.constant(v))
+    dataflow = block.dataflow
+    sizes = (np.prod(dataflow.shape(v), dtype=np.int64) for v in node.inputs if v is not None and dataflow.constant(v))
     return any(size > max(block.E**2, block.E * 8) for size in sizes)
 
 
 def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterator[_View]:
-    E, order = block.E, block.facts.order
+    E, order = block.E, block.dataflow.order
     ids = [a.reshape(T, -1) for _, a in found if a.dtype.kind == "i" and a.size % T == 0 and a.size < T * E]
     ids = [a for a in ids if a.shape[1] and a.min() >= 0 and a.max() < E]
     for value, array in found:
@@ -191,7 +191,7 @@ def _numbers(block: Block, operators: frozenset[str] | None = None, *, floats_on
     """Distinct scalar constants of the router, or of its nodes with these operators."""
     nodes = (node for node in block.router_nodes() if operators is None or node.op_type in operators)
     values = (v for node in nodes for v in node.inputs if not (floats_only and v and v.dtype and v.dtype.is_integer()))
-    scalars = (block.facts.scalar(value) for value in values)
+    scalars = (block.dataflow.scalar(value) for value in values)
     return sorted({_shortest(s) for s in scalars if s is not None and np.isfinite(s)})
 
 
@@ -202,9 +202,9 @@ def _shortest(number: float) -> float:
 
 def expert_vectors(block: Block) -> list[ir.Value]:
     """Constants of the router with one number per expert: a correction bias, or a factor per expert."""
-    facts = block.facts
-    values = dict.fromkeys(v for node in block.router_nodes() for v in node.inputs if facts.constant(v))
-    return [v for v in values if v is not None and _is_vector(facts.array(v), block.E)]
+    dataflow = block.dataflow
+    values = dict.fromkeys(v for node in block.router_nodes() for v in node.inputs if dataflow.constant(v))
+    return [v for v in values if v is not None and _is_vector(dataflow.array(v), block.E)]
 
 
 def _is_vector(array: Array, E: int) -> bool:
@@ -213,12 +213,14 @@ def _is_vector(array: Array, E: int) -> bool:
 
 def _group_options(block: Block, k: int) -> list[dict[str, Any]]:
     """No groups, and every (number of groups, groups kept, score of a group) that constants of the router suggest."""
-    facts, E = block.facts, block.E
+    dataflow, E = block.dataflow, block.E
     options: list[dict[str, Any]] = [{}]
     counts: set[int] = set()
     for node in block.router_nodes():
-        if node.op_type == "Reshape" and node.inputs[1] is not None and facts.constant(node.inputs[1]):
-            counts.update(int(size) for size in facts.array(node.inputs[1]).ravel() if 1 < size < E and E % size == 0)
+        if node.op_type == "Reshape" and node.inputs[1] is not None and dataflow.constant(node.inputs[1]):
+            counts.update(
+                int(size) for size in dataflow.array(node.inputs[1]).ravel() if 1 < size < E and E % size == 0
+            )
     kept = {int(n) for n in _numbers(block) if n == int(n)}
     for groups, groups_kept in itertools.product(sorted(counts), sorted(kept)):
         if groups_kept < groups and groups_kept * (E // groups) >= k:

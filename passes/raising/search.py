@@ -15,7 +15,7 @@ from moec.ir.watch import Unseen
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import TOLERANCE, Proposal, difference, judge
-from moec.passes.raising.facts import Array
+from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import drive_all, driving_logits, sample_rows

@@ -6,13 +6,13 @@ import onnx_ir as ir
 
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WeightRun, decoding_node
-from moec.passes.raising.facts import rank_of
+from moec.passes.raising.dataflow import rank_of
 from moec.passes.raising.weights import ExpertTensor
 
 
 def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
     """How the matrix of each expert is stored; None where they are not all quantised alike and just what is wanted."""
-    found = [tensor.facts.stored(part) for part in tensor.parts]
+    found = [tensor.dataflow.stored(part) for part in tensor.parts]
     runs = [run for run in found if run is not None and rank_of(run) == 2 and run.shape == tensor.shape[1:]]
     if tensor.factor is not None or len(runs) != tensor.shape[0]:
         return None

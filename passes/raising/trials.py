@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moec.passes.raising.block import MOST_TOKENS, Block
-from moec.passes.raising.facts import Array
+from moec.passes.raising.dataflow import Array
 from moec.passes.raising.router import Routing
 
 MANY = 300

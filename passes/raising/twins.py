@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
-from moec.passes.raising.facts import Facts
+from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.weights import ExpertTensor
 
 
@@ -51,7 +51,7 @@ def structure_of(block: Block) -> Structure | None:
     return Structure((block.E, block.d, tuple(ends), tuple(nodes), described), tuple(numbers))
 
 
-def transfer(proposal: Proposal, source: Structure, target: Structure, facts: Facts) -> Proposal | None:
+def transfer(proposal: Proposal, source: Structure, target: Structure, dataflow: DataFlow) -> Proposal | None:
     """The proposal for the block of ``target``.
 
     None if it uses a value that is no part of the structure, or if a constant that it does not use differs: a bias that
@@ -62,17 +62,18 @@ def transfer(proposal: Proposal, source: Structure, target: Structure, facts: Fa
     used = proposal.used
     if not used <= counterparts.keys():
         return None
-    unused = ((one, other) for one, other in counterparts.items() if one not in used and facts.constant(other))
-    if not all(one is other or np.array_equal(facts.array(one), facts.array(other)) for one, other in unused):
+    unused = ((one, other) for one, other in counterparts.items() if one not in used and dataflow.constant(other))
+    if not all(one is other or np.array_equal(dataflow.array(one), dataflow.array(other)) for one, other in unused):
         return None
     bias = None if routing.correction_bias is None else counterparts[routing.correction_bias]
-    moved = {name: _moved(tensor, counterparts, facts) for name, tensor in tensors.items()}
+    moved = {name: _moved(tensor, counterparts, dataflow) for name, tensor in tensors.items()}
     return Proposal(dataclasses.replace(routing, correction_bias=bias), proposal.spec, moved)
 
 
-def _moved(tensor: ExpertTensor, counterparts: Mapping[ir.Value, ir.Value], facts: Facts) -> ExpertTensor:
+def _moved(tensor: ExpertTensor, counterparts: Mapping[ir.Value, ir.Value], dataflow: DataFlow) -> ExpertTensor:
     factor = None if tensor.factor is None else counterparts[tensor.factor]
-    return dataclasses.replace(tensor, facts=facts, parts=tuple(counterparts[v] for v in tensor.parts), factor=factor)
+    parts = tuple(counterparts[part] for part in tensor.parts)
+    return dataclasses.replace(tensor, dataflow=dataflow, parts=parts, factor=factor)
 
 
 def _attribute(attribute: ir.Attr) -> tuple[Hashable, ...] | None:
@@ -86,10 +87,11 @@ def _attribute(attribute: ir.Attr) -> tuple[Hashable, ...] | None:
 
 def _describe(block: Block, value: ir.Value, symbols: dict[str, int]) -> Hashable:
     """Type and shape of a value that comes from outside, and its numbers if they say what is computed."""
-    facts = block.facts
-    if facts.constant(value):
-        shape = facts.shape(value)
-        array = facts.array(value) if value.dtype is None or value.dtype.is_integer() or shape in ((), (1,)) else None
+    dataflow = block.dataflow
+    if dataflow.constant(value):
+        shape = dataflow.shape(value)
+        is_told = value.dtype is None or value.dtype.is_integer() or shape in ((), (1,))
+        array = dataflow.array(value) if is_told else None
         told = array is not None and (array.dtype.kind in "iub" or array.size == 1)
         return str(value.dtype), shape, array.tobytes() if array is not None and told else None
     if value not in (block.x, block.logits, *block.shape_sources) or value.shape is None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moec.ir.dialect import ExpertsSpec, GateLayout, LinearSpec, ProductSpec, is_moec, spec_of
 from moec.passes.raising.chains import Chain
-from moec.passes.raising.facts import Array, Facts
+from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 
 FUSED_LAYOUTS: tuple[GateLayout, ...] = ("gate_up", "interleaved", "up_gate")
@@ -25,7 +25,7 @@ class ExpertTensor:
     (its axes of size 1 not counted), or is [E*a,b]. ``factor`` [E] multiplies each expert's entry.
     """
 
-    facts: Facts
+    dataflow: DataFlow
     parts: tuple[ir.Value, ...]
     shape: tuple[int, ...]
     expert_axis: int = 0
@@ -39,28 +39,28 @@ class ExpertTensor:
             self.factor is None
             and len(self.parts) == 1
             and self.expert_axis == 0
-            and (part.const_value is not None or self.facts.stored(part) is not None)
-            and self.facts.shape(part) == self.shape
+            and (part.const_value is not None or self.dataflow.stored(part) is not None)
+            and self.dataflow.shape(part) == self.shape
         )
 
     @property
     def dtype(self) -> ir.DataType:
         dtype = self.parts[0].dtype
-        return dtype if dtype is not None else ir.DataType.from_numpy(self.facts.array(self.parts[0]).dtype)
+        return dtype if dtype is not None else ir.DataType.from_numpy(self.dataflow.array(self.parts[0]).dtype)
 
     def __getitem__(self, expert: int) -> Array:
         """One expert's entry, without touching those of others."""
         if len(self.parts) == 1:
             entry: Array = self._as_stack(self.parts[0])[expert]
         else:
-            entry = self.facts.array(self.parts[expert]).reshape(self.shape[1:])
+            entry = self.dataflow.array(self.parts[expert]).reshape(self.shape[1:])
         if self.factor is None:
             return entry
-        factor = self.facts.array(self.factor).ravel()
+        factor = self.dataflow.array(self.factor).ravel()
         return (entry * factor[expert]).astype(entry.dtype)
 
     def _as_stack(self, part: ir.Value) -> Array:
-        array = self.facts.array(part)
+        array = self.dataflow.array(part)
         squeezed = array.reshape([size for size in array.shape if size > 1])
         return np.moveaxis(squeezed, self.expert_axis, 0).reshape(self.shape)
 
@@ -82,10 +82,12 @@ def with_factor(arrangement: Arrangement, factor: ir.Value) -> Arrangement:
     return Arrangement(arrangement.spec, scaled)
 
 
-def arrangements(facts: Facts, chains: list[Chain], E: int, d: int) -> Iterator[Arrangement]:
+def arrangements(dataflow: DataFlow, chains: list[Chain], E: int, d: int) -> Iterator[Arrangement]:
     """Every reading of the chains' weights as experts of hidden size d that their shapes allow."""
-    weights = [_tensors(facts, [c.projections[i].weight for c in chains], E, 3) for i in range(len(chains[0].biases))]
-    biases = [_bias(facts, [chain.biases[i] for chain in chains], E) for i in range(len(weights))]
+    weights = [
+        _tensors(dataflow, [c.projections[i].weight for c in chains], E, 3) for i in range(len(chains[0].biases))
+    ]
+    biases = [_bias(dataflow, [chain.biases[i] for chain in chains], E) for i in range(len(weights))]
     products = _products(chains)
     orders = [(None, 0, 1)] if len(weights) == 2 else [(0, 1, 2), (1, 0, 2)]
     for order in orders:
@@ -115,27 +117,29 @@ def _products(chains: list[Chain]) -> ProductSpec:
     return found.pop()
 
 
-def _tensors(facts: Facts, parts: list[ir.Value], E: int, rank: int) -> list[ExpertTensor]:
+def _tensors(dataflow: DataFlow, parts: list[ir.Value], E: int, rank: int) -> list[ExpertTensor]:
     """Readings of constants (one for all experts, or one each) as a tensor [E,...] of ``rank`` dimensions."""
     if len(set(parts)) > 1:
-        shapes = {tuple(size for size in facts.shape(part) if size > 1) for part in parts}
+        shapes = {tuple(size for size in dataflow.shape(part) if size > 1) for part in parts}
         shape = next(iter(shapes))
-        return [ExpertTensor(facts, tuple(parts), (E, *shape))] if len(shapes) == 1 and len(shape) == rank - 1 else []
-    shape = [size for size in facts.shape(parts[0]) if size > 1]
+        return (
+            [ExpertTensor(dataflow, tuple(parts), (E, *shape))] if len(shapes) == 1 and len(shape) == rank - 1 else []
+        )
+    shape = [size for size in dataflow.shape(parts[0]) if size > 1]
     found = []
     if len(shape) == rank:
         for axis in (i for i, size in enumerate(shape) if size == E):
-            found.append(ExpertTensor(facts, (parts[0],), (E, *shape[:axis], *shape[axis + 1 :]), axis))
+            found.append(ExpertTensor(dataflow, (parts[0],), (E, *shape[:axis], *shape[axis + 1 :]), axis))
     elif len(shape) == rank - 1 and shape[0] % E == 0:
-        found.append(ExpertTensor(facts, (parts[0],), (E, shape[0] // E, *shape[1:])))
+        found.append(ExpertTensor(dataflow, (parts[0],), (E, shape[0] // E, *shape[1:])))
     return found
 
 
-def _bias(facts: Facts, parts: list[ir.Value | None], E: int) -> ExpertTensor | None:
+def _bias(dataflow: DataFlow, parts: list[ir.Value | None], E: int) -> ExpertTensor | None:
     present = [part for part in parts if part is not None]
     if len(present) != len(parts) or not present:
         return None
-    return next(iter(_tensors(facts, present, E, 2)), None)
+    return next(iter(_tensors(dataflow, present, E, 2)), None)
 
 
 def _specs(tensors: dict[str, ExpertTensor], d: int) -> Iterator[ExpertsSpec]:

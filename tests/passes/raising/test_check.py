@@ -8,7 +8,7 @@ import pytest
 from moec.passes.raising.chains import find_chains
 from moec.passes.raising.check import difference, judge
 from moec.passes.raising.cut import cut_blocks, find_logits
-from moec.passes.raising.facts import Facts
+from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.router import propose_routings
 from moec.passes.raising.search import find_match
 from moec.passes.raising.weights import ExpertTensor, arrangements
@@ -18,10 +18,10 @@ from moec.passes.raising.weights import ExpertTensor, arrangements
 def matched(build, texts, normal):
     """A block and the proposal that agrees with it."""
     model = build(texts["batched"], up=normal(4, 10, 6), down=normal(4, 6, 5))
-    facts = Facts(model.graph)
+    dataflow = DataFlow(model.graph)
     anchor = next(node for node in model.graph if node.op_type == "TopK")
-    block = next(cut_blocks(facts, anchor, find_logits(facts, anchor)[0]))
-    found = list(arrangements(facts, find_chains(block), block.E, block.d))
+    block = next(cut_blocks(dataflow, anchor, find_logits(dataflow, anchor)[0]))
+    found = list(arrangements(dataflow, find_chains(block), block.E, block.d))
     return block, find_match(block, propose_routings(block), found).proposal
 
 
@@ -69,7 +69,7 @@ def test_one_wrong_weight_of_any_expert_is_rejected(matched, expert):
             return entry
 
     down = proposal.tensors["down"]
-    altered = Altered(down.facts, down.parts, down.shape, down.expert_axis)
+    altered = Altered(down.dataflow, down.parts, down.shape, down.expert_axis)
     assert not judge(block, dataclasses.replace(proposal, tensors={**proposal.tensors, "down": altered})).agrees
 
 

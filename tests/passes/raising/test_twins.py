@@ -10,7 +10,7 @@ import pytest
 from moec.ir import dialect
 from moec.passes.raising import check
 from moec.passes.raising.block import Block
-from moec.passes.raising.facts import Facts
+from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.twins import structure_of
 
 LAYER = """
@@ -88,7 +88,7 @@ def key(x="float[T,6]", logits="float[T,4]", constants=CONSTANTS, inner=None):
     graph = ir.from_proto(onnx.parser.parse_model(text)).graph
     nodes, (rows, scores) = list(graph), graph.inputs
     nodes[1].outputs[0].shape = inner
-    block = Block(Facts(graph), nodes[0], rows, scores, graph.outputs[0], nodes, [], 4, 6)
+    block = Block(DataFlow(graph), nodes[0], rows, scores, graph.outputs[0], nodes, [], 4, 6)
     return structure_of(block).key
 
 

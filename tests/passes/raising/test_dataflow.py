@@ -1,11 +1,11 @@
-"""Facts of a graph: kept up to date while blocks are replaced, and answered without reading the whole graph."""
+"""Data flow of a graph: kept up to date while blocks are replaced, and answered without reading the whole graph."""
 
 import onnx_ir as ir
 import pytest
 
 from moec.passes import raise_moe
 from moec.passes.framework.base import Report
-from moec.passes.raising.facts import Facts
+from moec.passes.raising.dataflow import DataFlow
 
 
 @pytest.fixture(params=["batched", "loop"])
@@ -17,12 +17,12 @@ def _values(graph):
     return [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
 
 
-def test_facts_of_a_replaced_block_are_those_of_the_new_graph(build, texts, monkeypatch):
+def test_data_flow_of_a_replaced_block_is_that_of_the_new_graph(build, texts, monkeypatch):
     graphs = []
-    monkeypatch.setattr(raise_moe, "Facts", lambda graph: graphs.append(Facts(graph)) or graphs[-1])
+    monkeypatch.setattr(raise_moe, "DataFlow", lambda graph: graphs.append(DataFlow(graph)) or graphs[-1])
     model = build(texts["loop"])
     assert raise_moe.RaiseMoE().apply(model, Report())
-    (kept,), fresh, nodes = graphs, Facts(model.graph), list(model.graph)
+    (kept,), fresh, nodes = graphs, DataFlow(model.graph), list(model.graph)
     assert len(set(kept.order.values())) == len(nodes)
     assert sorted(kept.order, key=kept.order.__getitem__) == nodes
     assert kept.outputs == fresh.outputs
@@ -34,19 +34,19 @@ def test_facts_of_a_replaced_block_are_those_of_the_new_graph(build, texts, monk
 def test_two_replacements_in_front_of_one_another_keep_the_order(build, texts):
     model = build(texts["loop"])
     graph, last = model.graph, list(model.graph)[-1]
-    facts = Facts(graph)
+    dataflow = DataFlow(graph)
     for _ in range(3):
         new = [ir.node("Identity", [graph.inputs[0]]) for _ in range(2)]
         graph.insert_before(last, new)
-        facts.extend(new, before=last)
+        dataflow.extend(new, before=last)
         last = new[0]
-    assert sorted(facts.order, key=facts.order.__getitem__) == list(graph)
+    assert sorted(dataflow.order, key=dataflow.order.__getitem__) == list(graph)
 
 
 def test_walks_from_a_value_find_what_a_walk_over_all_nodes_finds(model):
-    facts, nodes, values = Facts(model.graph), list(model.graph), _values(model.graph)
+    dataflow, nodes, values = DataFlow(model.graph), list(model.graph), _values(model.graph)
     for source in values:
-        reached = facts.dependents([source], nodes)
-        assert {value for value in values if facts.depends(value, source)} == reached
+        reached = dataflow.dependents([source], nodes)
+        assert {value for value in values if dataflow.depends(value, source)} == reached
         readers = [node for node in nodes if node.op_type != "Shape" and reached.intersection(node.inputs)]
-        assert list(facts.readers([source])) == readers
+        assert list(dataflow.readers([source])) == readers

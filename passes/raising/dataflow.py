@@ -26,9 +26,9 @@ MOVEMENT = frozenset(
 """Operators that move or repeat the elements of their first input and compute nothing."""
 
 
-class Facts:
-    """Constants and node order of one graph. Valid while the graph changes by nothing but what :meth:`extend` tells of,
-    and what becomes unused."""
+class DataFlow:
+    """Constants, node order and data flow of one graph. Valid while the graph changes by nothing but what
+    :meth:`extend` tells of, and what becomes unused."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from moec.passes.raising.block import Block, is_contraction, shape_at, symbols_of, width
 from moec.passes.raising.dataflow import DataFlow
 
-MOST_GATEWAYS = 96
+MOST_DOMINATORS = 96
 """How far the search for a block's borders goes."""
 
 
@@ -30,7 +30,7 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
     if scores is None:
         return []
     chain: list[ir.Value] = []
-    for value in itertools.islice(dataflow.gateways_before(scores), MOST_GATEWAYS):
+    for value in itertools.islice(dataflow.dominators(scores), MOST_DOMINATORS):
         chain.insert(0, value)
         if is_contraction(value.producer()):
             break
@@ -42,10 +42,10 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
 def cut_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
     """Blocks around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
     given = dataflow.determined_by([logits])
-    for y in itertools.islice(dataflow.gateways_after([logits]), MOST_GATEWAYS):
+    for y in itertools.islice(dataflow.post_dominators([logits]), MOST_DOMINATORS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
-        for x in itertools.islice(dataflow.gateways_before(y, given), 1, MOST_GATEWAYS):
+        for x in itertools.islice(dataflow.dominators(y, given), 1, MOST_DOMINATORS):
             block = None if dataflow.depends(x, logits) else _cut(dataflow, anchor, x, logits, y)
             if block is not None and len(block.projections()) >= 2 and _maps_rows_to_rows(block):
                 yield block

@@ -176,8 +176,8 @@ class DataFlow:
                     yield node
                     pending = list(node.outputs)
 
-    def gateways_after(self, values: Iterable[ir.Value]) -> Iterator[ir.Value]:
-        """Values that everything computed from ``values`` passes through (post-dominators), nearest first."""
+    def post_dominators(self, values: Iterable[ir.Value]) -> Iterator[ir.Value]:
+        """The post-dominators of ``values``: what everything computed from them passes through, nearest first."""
         reached = list(values)
         alive_until = max((self._last_data_use(value) for value in reached), default=-1)
         for node in self.readers(reached):
@@ -193,8 +193,8 @@ class DataFlow:
         readers = (node for node in value.consumers() if node.op_type != "Shape")
         return max((self.order.get(node, float("inf")) for node in readers), default=-1)
 
-    def gateways_before(self, value: ir.Value, given: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
-        """Values that all data of ``value`` comes through (dominators), nearest first. ``given`` is constant."""
+    def dominators(self, value: ir.Value, given: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
+        """The dominators of ``value``: what all its data comes through, nearest first. ``given`` counts as constant."""
         pending = {value}
         while pending:
             if len(pending) == 1:

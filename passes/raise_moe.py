@@ -21,11 +21,11 @@ from moec.passes.raising.cut import cut_blocks, find_logits
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.formulations import FORMULATIONS
+from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import expert_vectors, propose_routings
 from moec.passes.raising.search import Match, find_match
-from moec.passes.raising.twins import Structure, structure_of, transfer
 from moec.passes.raising.weights import arrangements, with_factor
 
 SELECTIONS = ("TopK", "ArgMax")
@@ -50,7 +50,8 @@ class RaiseMoE:
            ... dispatch, experts, combine ...
            y = ReduceSum (weighted)
 
-    4. A block equal to an earlier one but for its weights is tried as the same first, on rows that reach every expert.
+    4. A block isomorphic to an earlier one, equal but for its weights, is tried as the same first, on rows
+       that reach every expert.
     """
 
     name: ClassVar[str] = "raise-moe"
@@ -154,21 +155,21 @@ def _report_uncut(dataflow: DataFlow, anchor: ir.Node) -> None:
 
 def _match_block(block: Block, known: Known) -> Match:
     structure = structure_of(block)
-    match = _match_twin(block, structure, known) or _search_block(block)
+    match = _match_isomorphic(block, structure, known) or _search_block(block)
     if structure is not None:
         known.setdefault(structure.key, (structure, match))
     return match
 
 
-def _match_twin(block: Block, structure: Structure | None, known: Known) -> Match | None:
-    """What an equal block was understood as, if this one agrees with it too."""
+def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -> Match | None:
+    """What an isomorphic block was understood as, if this one agrees with it too."""
     if structure is None or structure.key not in known:
         return None
-    twin, match = known[structure.key]
-    proposal = transfer(match.proposal, twin, structure, block.dataflow)
+    earlier, match = known[structure.key]
+    proposal = transfer(match.proposal, earlier, structure, block.dataflow)
     if proposal is None:
         return None
-    verdict = judge(block, proposal, has_judged_twin=True)
+    verdict = judge(block, proposal, isomorphic_agreed=True)
     return dataclasses.replace(match, proposal=proposal, difference=verdict.difference) if verdict.agrees else None
 
 

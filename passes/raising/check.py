@@ -62,14 +62,14 @@ class Verdict:
         return self.difference <= TOLERANCE and not self.unseen
 
 
-def judge(block: Block, proposal: Proposal, *, has_judged_twin: bool = False) -> Verdict:
+def judge(block: Block, proposal: Proposal, *, isomorphic_agreed: bool = False) -> Verdict:
     """Run the cut-out original and the proposal on all trials, and on what it takes to see every side of the
     original's decisions; nothing is searched for once a trial has differed.
 
-    For a block that has an equal one, for which the same proposal passed all trials, only weights can differ: then one
-    trial that drives every expert decides.
+    ``isomorphic_agreed``: the same proposal passed all trials for an isomorphic block. Then only weights can differ,
+    and one trial that drives every expert decides.
     """
-    if has_judged_twin:  # whose decisions were seen; there is nothing to watch
+    if isomorphic_agreed:  # whose decisions were seen; there is nothing to watch
         comparison = _Comparison(block, proposal, Watch([], {}))
         comparison.run_all(one_token_per_expert(block, proposal.routing))
         return comparison.verdict()

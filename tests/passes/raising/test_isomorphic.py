@@ -11,7 +11,7 @@ from moec.ir import dialect
 from moec.passes.raising import check
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import DataFlow
-from moec.passes.raising.twins import structure_of
+from moec.passes.raising.isomorphic import structure_of
 
 LAYER = """
     logits = MatMul (x, router)
@@ -45,12 +45,12 @@ def layers(texts, build, normal):
 
 @pytest.fixture
 def judged(monkeypatch):
-    """For each check of a proposal, whether it was one for a twin."""
+    """For each check of a proposal, whether it was one that had agreed with an isomorphic block."""
     found = []
 
-    def spy(block, proposal, *, has_judged_twin=False):
-        found.append(has_judged_twin)
-        return check.judge(block, proposal, has_judged_twin=has_judged_twin)
+    def spy(block, proposal, *, isomorphic_agreed=False):
+        found.append(isomorphic_agreed)
+        return check.judge(block, proposal, isomorphic_agreed=isomorphic_agreed)
 
     monkeypatch.setattr("moec.passes.raise_moe.judge", spy)
     monkeypatch.setattr("moec.passes.raising.search.judge", spy)

@@ -1,7 +1,7 @@
-"""Blocks of equal structure: the layers of one model differ in their weights only.
+"""Isomorphic blocks, those of equal structure: the layers of one model differ in their weights only.
 
-A block is known once by what it computes with which weights. For an equal block the same proposal is tried first, with
-the weights that stand in the same places, and one trial that reaches every expert's weights decides.
+A block is known once by what it computes with which weights. For an isomorphic block the same proposal is tried first,
+with the weights that stand in the same places, and one trial that reaches every expert's weights decides.
 """
 
 from __future__ import annotations

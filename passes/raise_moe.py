@@ -15,13 +15,13 @@ from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, is_contraction
-from moec.passes.raising.chains import check_structure, find_chains
 from moec.passes.raising.check import judge
 from moec.passes.raising.cut import cut_blocks, find_logits
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
+from moec.passes.raising.mlps import check_structure, find_mlps
 from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import expert_vectors, propose_routings
@@ -174,15 +174,15 @@ def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -
 
 
 def _search_block(block: Block) -> Match:
-    chains = find_chains(block)
-    check_structure(chains, block.E)
+    mlps = find_mlps(block)
+    check_structure(mlps, block.E)
     routings = propose_routings(block)
     if not routings:
         raise NotUnderstoodError("no known router makes the weights that this one makes")
-    chains = in_expert_order(block, chains, routings[0])
-    formulation = next((name for name, matches in FORMULATIONS.items() if matches(block, chains)), None)
+    mlps = in_expert_order(block, mlps, routings[0])
+    formulation = next((name for name, matches in FORMULATIONS.items() if matches(block, mlps)), None)
     if formulation is None:
         raise NotUnderstoodError("its experts follow no known formulation")
-    plain = list(arrangements(block.dataflow, chains, block.E, block.d))
+    plain = list(arrangements(block.dataflow, mlps, block.E, block.d))
     scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in plain]
     return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)

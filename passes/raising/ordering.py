@@ -1,4 +1,4 @@
-"""Which chain is which expert, where every expert has a chain of its own."""
+"""Which MLP is which expert, where every expert has an MLP of its own."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ import numpy as np
 
 from moec.ir.interpreter import EvaluationError
 from moec.passes.raising.block import Block
-from moec.passes.raising.chains import Chain
 from moec.passes.raising.dataflow import Array
+from moec.passes.raising.mlps import Mlp
 from moec.passes.raising.router import Routing, as_mixture
 
 
-def in_expert_order(block: Block, chains: list[Chain], routing: Routing) -> list[Chain]:
-    """The chains sorted by expert id, found out by marking each chain's result and looking for the mark in y.
+def in_expert_order(block: Block, mlps: list[Mlp], routing: Routing) -> list[Mlp]:
+    """The MLPs sorted by expert id, found out by marking each MLP's result and looking for the mark in y.
 
     Where the marks do not show a permutation the order stays as it is, and the check has the last word.
     """
-    if len(chains) != block.E:
-        return chains
+    if len(mlps) != block.E:
+        return mlps
     T = max(block.E, 32)
     T = -(-T // block.row_step) * block.row_step
     logits = np.random.default_rng(4).normal(size=(T, block.E))
     wanted = as_mixture(*routing.run(block, logits), block.E) != 0
     try:
-        reached = _tokens_reached(block, chains, logits)
+        reached = _tokens_reached(block, mlps, logits)
     except (EvaluationError, ValueError):  # a model that fixes its number of tokens may not be able to run this
-        return chains
+        return mlps
     by_expert = {wanted[:, expert].tobytes(): expert for expert in range(block.E)}
-    experts = [by_expert.get(reached[:, chain].tobytes(), -1) for chain in range(block.E)]
+    experts = [by_expert.get(reached[:, mlp].tobytes(), -1) for mlp in range(block.E)]
     if sorted(experts) != list(range(block.E)):
-        return chains
-    return [chains[experts.index(expert)] for expert in range(block.E)]
+        return mlps
+    return [mlps[experts.index(expert)] for expert in range(block.E)]
 
 
-def _tokens_reached(block: Block, chains: list[Chain], logits: Array) -> Array:
-    """[T, chains]: whether a token's y depends on a chain's result. Every chain marks a column of its own."""
-    results = [chain.projections[-1].node.outputs[0] for chain in chains]
+def _tokens_reached(block: Block, mlps: list[Mlp], logits: Array) -> Array:
+    """[T, MLPs]: whether a token's y depends on an MLP's result. Every MLP marks a column of its own."""
+    results = [mlp.projections[-1].node.outputs[0] for mlp in mlps]
     x = np.ones((len(logits), block.d))
     blank = {v: np.zeros_like(a) for v, a in zip(results, block.evaluate(x, logits, results), strict=True)}
     (y,) = block.evaluate(x, logits, [block.y], blank)
     reached = []
-    for start in range(0, len(chains), block.d):
+    for start in range(0, len(mlps), block.d):
         marked = dict(blank)
         for column, value in enumerate(results[start : start + block.d]):
             marked[value] = blank[value].copy()

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.dialect import ExpertsSpec, GateLayout, LinearSpec, ProductSpec, is_moec, spec_of
-from moec.passes.raising.chains import Chain
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.mlps import Mlp
 
 FUSED_LAYOUTS: tuple[GateLayout, ...] = ("gate_up", "interleaved", "up_gate")
 
@@ -82,13 +82,11 @@ def with_factor(arrangement: Arrangement, factor: ir.Value) -> Arrangement:
     return Arrangement(arrangement.spec, scaled)
 
 
-def arrangements(dataflow: DataFlow, chains: list[Chain], E: int, d: int) -> Iterator[Arrangement]:
-    """Every reading of the chains' weights as experts of hidden size d that their shapes allow."""
-    weights = [
-        _tensors(dataflow, [c.projections[i].weight for c in chains], E, 3) for i in range(len(chains[0].biases))
-    ]
-    biases = [_bias(dataflow, [chain.biases[i] for chain in chains], E) for i in range(len(weights))]
-    products = _products(chains)
+def arrangements(dataflow: DataFlow, mlps: list[Mlp], E: int, d: int) -> Iterator[Arrangement]:
+    """Every reading of the MLPs' weights as experts of hidden size d that their shapes allow."""
+    weights = [_tensors(dataflow, [c.projections[i].weight for c in mlps], E, 3) for i in range(len(mlps[0].biases))]
+    biases = [_bias(dataflow, [mlp.biases[i] for mlp in mlps], E) for i in range(len(weights))]
+    products = _products(mlps)
     orders = [(None, 0, 1)] if len(weights) == 2 else [(0, 1, 2), (1, 0, 2)]
     for order in orders:
         gate, up, down = order
@@ -107,9 +105,9 @@ def arrangements(dataflow: DataFlow, chains: list[Chain], E: int, d: int) -> Ite
                     yield Arrangement(dataclasses.replace(spec, **dataclasses.asdict(products)), present)
 
 
-def _products(chains: list[Chain]) -> ProductSpec:
+def _products(mlps: list[Mlp]) -> ProductSpec:
     """How the projections are computed. Raises NotUnderstoodError unless all are in the same way."""
-    nodes = [projection.node for chain in chains for projection in chain.projections]
+    nodes = [projection.node for mlp in mlps for projection in mlp.projections]
     linears = [spec_of(node, LinearSpec) if is_moec(node, "Linear") else ProductSpec() for node in nodes]
     found = {ProductSpec(arithmetic=one.arithmetic, activation_group=one.activation_group) for one in linears}
     if len(found) > 1:

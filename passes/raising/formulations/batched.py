@@ -11,9 +11,9 @@ Written by transformers 5 (``batched_mm``), and by hand for small models::
 from __future__ import annotations
 
 from moec.passes.raising.block import Block
-from moec.passes.raising.chains import Chain, selected_operands
+from moec.passes.raising.mlps import Mlp, selected_operands
 
 
-def matches(block: Block, chains: list[Chain]) -> bool:
-    """One chain whose weights are gathered by what the router selects."""
-    return len(chains) == 1 and selected_operands(block, chains[0])
+def matches(block: Block, mlps: list[Mlp]) -> bool:
+    """One MLP whose weights are gathered by what the router selects."""
+    return len(mlps) == 1 and selected_operands(block, mlps[0])

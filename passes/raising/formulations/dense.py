@@ -11,9 +11,9 @@ expert per id, each weighted by its column of the weights::
 from __future__ import annotations
 
 from moec.passes.raising.block import Block
-from moec.passes.raising.chains import Chain, selected_operands
+from moec.passes.raising.mlps import Mlp, selected_operands
 
 
-def matches(block: Block, chains: list[Chain]) -> bool:
-    """Chains that nothing the router selects enters."""
-    return not any(selected_operands(block, chain) for chain in chains)
+def matches(block: Block, mlps: list[Mlp]) -> bool:
+    """MLPs that nothing the router selects enters."""
+    return not any(selected_operands(block, mlp) for mlp in mlps)

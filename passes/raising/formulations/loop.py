@@ -14,9 +14,9 @@ expert are all different. Where the sizes of one trace were baked into such a lo
 from __future__ import annotations
 
 from moec.passes.raising.block import Block
-from moec.passes.raising.chains import Chain, selected_operands
+from moec.passes.raising.mlps import Mlp, selected_operands
 
 
-def matches(block: Block, chains: list[Chain]) -> bool:
-    """One chain per expert, fed with rows that the router selects."""
-    return len(chains) > 1 and all(selected_operands(block, chain) for chain in chains)
+def matches(block: Block, mlps: list[Mlp]) -> bool:
+    """One MLP per expert, fed with rows that the router selects."""
+    return len(mlps) > 1 and all(selected_operands(block, mlp) for mlp in mlps)

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moec.passes.raising.chains import find_chains
 from moec.passes.raising.check import difference, judge
 from moec.passes.raising.cut import cut_blocks, find_logits
 from moec.passes.raising.dataflow import DataFlow
+from moec.passes.raising.mlps import find_mlps
 from moec.passes.raising.router import propose_routings
 from moec.passes.raising.search import find_match
 from moec.passes.raising.weights import ExpertTensor, arrangements
@@ -21,7 +21,7 @@ def matched(build, texts, normal):
     dataflow = DataFlow(model.graph)
     anchor = next(node for node in model.graph if node.op_type == "TopK")
     block = next(cut_blocks(dataflow, anchor, find_logits(dataflow, anchor)[0]))
-    found = list(arrangements(dataflow, find_chains(block), block.E, block.d))
+    found = list(arrangements(dataflow, find_mlps(block), block.E, block.d))
     return block, find_match(block, propose_routings(block), found).proposal
 
 

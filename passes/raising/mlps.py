@@ -1,6 +1,6 @@
-"""The experts inside a block: chains of projections, and the weights they use.
+"""The experts inside a block: their MLPs, and the weights these use.
 
-A chain is what one expert (or all of them at once, with stacked weights) does to its rows: an up projection, perhaps a
+An MLP is what one expert (or all of them at once, with stacked weights) does to its rows: an up projection, perhaps a
 gate projection, and a down projection that no other projection comes after.
 """
 
@@ -16,15 +16,15 @@ from moec.passes.raising.failure import NotUnderstoodError
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class Mlp:
     """Projections in graph order, the down projection last, and each one's bias constant or None."""
 
     projections: tuple[Projection, ...]
     biases: tuple[ir.Value | None, ...]
 
 
-def find_chains(block: Block) -> list[Chain]:
-    """All chains of a block, in the order of their down projections."""
+def find_mlps(block: Block) -> list[Mlp]:
+    """All MLPs of a block, in the order of their down projections."""
     projections = block.projections()
     by_node = {projection.node: projection for projection in projections}
     behind: dict[ir.Value, frozenset[Projection]] = {}
@@ -40,12 +40,12 @@ def find_chains(block: Block) -> list[Chain]:
         for value in node.outputs:
             behind[value] = before
     biases = _find_biases(block, by_node)
-    chains = []
+    mlps = []
     for last in projections:
         if last not in inner:
             members = sorted(used_by[last] | {last}, key=lambda p: block.dataflow.order[p.node])
-            chains.append(Chain(tuple(members), tuple(biases.get(member) for member in members)))
-    return chains
+            mlps.append(Mlp(tuple(members), tuple(biases.get(member) for member in members)))
+    return mlps
 
 
 def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Projection, ir.Value]:
@@ -76,21 +76,21 @@ def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Proje
     return biases
 
 
-def selected_operands(block: Block, chain: Chain) -> bool:
-    """Whether any operand of the chain's projections depends on what the router selects."""
-    return any(operand in block.selected for projection in chain.projections for operand in projection.node.inputs)
+def selected_operands(block: Block, mlp: Mlp) -> bool:
+    """Whether any operand of the MLP's projections depends on what the router selects."""
+    return any(operand in block.selected for projection in mlp.projections for operand in projection.node.inputs)
 
 
-def check_structure(chains: list[Chain], E: int) -> None:
-    """Raise NotUnderstoodError unless there is one chain, or one per expert, of two or three projections each."""
-    if not chains:
+def check_structure(mlps: list[Mlp], E: int) -> None:
+    """Raise NotUnderstoodError unless there is one MLP, or one per expert, of two or three projections each."""
+    if not mlps:
         raise NotUnderstoodError("nothing in it multiplies tokens with constant weights")
-    if len(chains) not in (1, E):
+    if len(mlps) not in (1, E):
         raise NotUnderstoodError(
-            f"its router chooses among {E} experts, but the graph holds {len(chains)}; an export by tracing leaves out "
+            f"its router chooses among {E} experts, but the graph holds {len(mlps)}; an export by tracing leaves out "
             "experts that no token of the trace reached: export again with an input that reaches every expert"
         )
-    lengths = sorted({len(chain.projections) for chain in chains})
+    lengths = sorted({len(mlp.projections) for mlp in mlps})
     if lengths not in ([2], [3]):
         found = " or ".join(map(str, lengths))
         raise NotUnderstoodError(f"its experts have {found} projections; two or three are understood")

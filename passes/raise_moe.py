@@ -15,8 +15,8 @@ from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, is_contraction
+from moec.passes.raising.candidates import candidate_blocks, find_logits
 from moec.passes.raising.check import judge
-from moec.passes.raising.cut import cut_blocks, find_logits
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.formulations import FORMULATIONS
@@ -29,7 +29,7 @@ from moec.passes.raising.search import Match, find_match
 from moec.passes.raising.weights import arrangements, with_factor
 
 SELECTIONS = ("TopK", "ArgMax")
-MOST_CUTS = 3
+MOST_CANDIDATES = 3
 Known = dict[Hashable, tuple[Structure, Match]]
 """Blocks that were understood by the key of their structure."""
 
@@ -38,11 +38,11 @@ Known = dict[Hashable, tuple[Structure, Match]]
 class RaiseMoE:
     """Replace every recognised MoE block by ``moec.Route`` and ``moec.Experts``.
 
-    1. A selection (TopK, ArgMax) is where the search starts. The block around it is cut out by data flow: logits before
-       it, y behind it, x before both. Shared experts and residual sums stay outside.
+    1. A selection (TopK, ArgMax) is where the search starts. The block around it is a region of the data flow: logits
+       before it, y behind it, x before both. Shared experts and residual sums stay outside.
     2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows for the experts.
-    3. A proposal is applied only if it agrees with the cut-out original on all trials (see ``raising.check``); what
-       looked like experts and does not agree is reported and left as it is::
+    3. A proposal is applied only if it agrees with the original on all trials (see ``raising.check``); what looked
+       like experts and does not agree is reported and left as it is::
 
            logits = MatMul (x, gate)                       logits = MatMul (x, gate)
            p = Softmax (logits)                            w, e = moec.Route <k = 2, normalize = 1> (logits)
@@ -114,14 +114,14 @@ def _one_per_block(failures: list[_Failure]) -> list[_Failure]:
 
 
 def _understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
-    """The deepest cut around ``anchor`` that is understood; (None, None) if it does not select experts at all.
+    """The deepest candidate around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
-    Raises NotUnderstoodError with the nearest miss, the deepest cut's if all are equally far, if there are cuts but
-    none is understood.
+    Raises NotUnderstoodError with the nearest miss, the deepest candidate's if all are equally far, if there are some
+    but none is understood.
     """
     reasons: list[NotUnderstoodError] = []
     for logits in find_logits(dataflow, anchor):
-        for block in itertools.islice(cut_blocks(dataflow, anchor, logits), MOST_CUTS):
+        for block in itertools.islice(candidate_blocks(dataflow, anchor, logits), MOST_CANDIDATES):
             try:
                 return block, _match_block(block, known)
             except NotUnderstoodError as reason:
@@ -132,12 +132,12 @@ def _understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Bloc
                 reasons.append(NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})"))
     if reasons:
         raise min(reasons, key=lambda reason: reason.difference)
-    _report_uncut(dataflow, anchor)
+    _report_no_candidate(dataflow, anchor)
     return None, None
 
 
-def _report_uncut(dataflow: DataFlow, anchor: ir.Node) -> None:
-    """Raise NotUnderstoodError if what no block could be cut around does choose among the outputs of a projection.
+def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
+    """Raise NotUnderstoodError if what has no candidate around it does choose among the outputs of a projection.
 
     A selection that nothing is multiplied after (sampling the next token) is not worth a word.
     """

@@ -1,4 +1,4 @@
-"""The check that disposes: does a proposal compute what the cut-out block computes?"""
+"""The check that disposes: does a proposal compute what the block computes?"""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Verdict:
 
 
 def judge(block: Block, proposal: Proposal, *, isomorphic_agreed: bool = False) -> Verdict:
-    """Run the cut-out original and the proposal on all trials, and on what it takes to see every side of the
+    """Run the original and the proposal on all trials, and on what it takes to see every side of the
     original's decisions; nothing is searched for once a trial has differed.
 
     ``isomorphic_agreed``: the same proposal passed all trials for an isomorphic block. Then only weights can differ,

@@ -1,4 +1,4 @@
-"""Inputs that a cut-out block and a proposal for it are compared on: rows x [T,d] and logits [T,E]."""
+"""Inputs that a block and a proposal for it are compared on: rows x [T,d] and logits [T,E]."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from moec.passes.raising.candidates import candidate_blocks, find_logits
 from moec.passes.raising.check import difference, judge
-from moec.passes.raising.cut import cut_blocks, find_logits
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.mlps import find_mlps
 from moec.passes.raising.router import propose_routings
@@ -20,7 +20,7 @@ def matched(build, texts, normal):
     model = build(texts["batched"], up=normal(4, 10, 6), down=normal(4, 6, 5))
     dataflow = DataFlow(model.graph)
     anchor = next(node for node in model.graph if node.op_type == "TopK")
-    block = next(cut_blocks(dataflow, anchor, find_logits(dataflow, anchor)[0]))
+    block = next(candidate_blocks(dataflow, anchor, find_logits(dataflow, anchor)[0]))
     found = list(arrangements(dataflow, find_mlps(block), block.E, block.d))
     return block, find_match(block, propose_routings(block), found).proposal
 

@@ -1,4 +1,4 @@
-"""Cutting MoE blocks out of a graph: from the input x and the router logits to the output y.
+"""Candidates for MoE blocks, regions of a graph: from the input x and the router logits to the output y.
 
 Nothing here looks at names. A block's output is the first value behind the selection that everything selected passes
 through and that has one row of x's width per token; its input is the nearest value that all data of the experts comes
@@ -39,21 +39,21 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
     return [v for v in chain if width(v) is not None and width(v) == width(chain[0])]
 
 
-def cut_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
-    """Blocks around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
+def candidate_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
+    """Regions around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
     given = dataflow.determined_by([logits])
     for y in itertools.islice(dataflow.post_dominators([logits]), MOST_DOMINATORS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
         for x in itertools.islice(dataflow.dominators(y, given), 1, MOST_DOMINATORS):
-            block = None if dataflow.depends(x, logits) else _cut(dataflow, anchor, x, logits, y)
+            block = None if dataflow.depends(x, logits) else _region(dataflow, anchor, x, logits, y)
             if block is not None and len(block.projections()) >= 2 and _maps_rows_to_rows(block):
                 yield block
                 break
 
 
-def _cut(dataflow: DataFlow, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
-    """The block between these values, if y can be computed from them, constants and shapes."""
+def _region(dataflow: DataFlow, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
+    """The region between these values, if y can be computed from them, constants and shapes."""
     E, d = width(logits), width(x)
     if E is None or d is None or not _may_be_rows(x) or _counts_differ(x, logits) or _counts_differ(x, y):
         return None
@@ -105,6 +105,6 @@ def _maps_rows_to_rows(block: Block) -> bool:
         logits = np.random.default_rng(0).normal(size=(T, block.E)) + 4 * np.eye(block.E)[np.arange(T) % block.E]
         try:
             return block.y_of(np.ones((T, block.d)), logits) is not None
-        except Exception:  # whatever a wrong cut makes the interpreter stumble over
+        except Exception:  # whatever a wrong region makes the interpreter stumble over
             continue
     return False

@@ -16,7 +16,7 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, is_contraction
 from moec.passes.raising.candidates import candidate_blocks, find_logits
-from moec.passes.raising.check import judge
+from moec.passes.raising.check import check_proposal
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.formulations import FORMULATIONS
@@ -169,7 +169,7 @@ def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -
     proposal = transfer(match.proposal, earlier, structure, block.dataflow)
     if proposal is None:
         return None
-    verdict = judge(block, proposal, isomorphic_agreed=True)
+    verdict = check_proposal(block, proposal, isomorphic_agreed=True)
     return dataclasses.replace(match, proposal=proposal, difference=verdict.difference) if verdict.agrees else None
 
 

@@ -62,7 +62,7 @@ class Verdict:
         return self.difference <= TOLERANCE and not self.unseen
 
 
-def judge(block: Block, proposal: Proposal, *, isomorphic_agreed: bool = False) -> Verdict:
+def check_proposal(block: Block, proposal: Proposal, *, isomorphic_agreed: bool = False) -> Verdict:
     """Run the original and the proposal on all trials, and on what it takes to see every side of the
     original's decisions; nothing is searched for once a trial has differed.
 

@@ -14,7 +14,7 @@ from moec.ir.semantics import activated, limited, pairs_by_expert, projections_i
 from moec.ir.watch import Unseen
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
-from moec.passes.raising.check import TOLERANCE, Proposal, difference, judge
+from moec.passes.raising.check import TOLERANCE, Proposal, check_proposal, difference
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
@@ -22,7 +22,7 @@ from moec.passes.raising.trials import drive_all, driving_logits, sample_rows
 from moec.passes.raising.weights import Arrangement
 
 MOST_ROUTINGS = 3
-MOST_JUDGED = 4
+MOST_CHECKED = 4
 FAR = 1e5
 
 
@@ -45,7 +45,7 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
             if found > TOLERANCE:
                 misses.append((found, proposal))
                 continue
-            verdict = judge(block, proposal)
+            verdict = check_proposal(block, proposal)
             if verdict.agrees:
                 return Match(proposal, verdict.difference, verdict.undefined)
             if verdict.difference <= TOLERANCE:
@@ -55,7 +55,7 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
                 f"'{verdict.worst_trial}'"
             )
             rejected.append(NotUnderstoodError(reason, found))
-            if len(rejected) == MOST_JUDGED:
+            if len(rejected) == MOST_CHECKED:
                 raise rejected[0]
     raise rejected[0] if rejected else _nearest_miss(misses)
 

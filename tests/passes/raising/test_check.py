@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moec.passes.raising.candidates import candidate_blocks, find_logits
-from moec.passes.raising.check import difference, judge
+from moec.passes.raising.check import check_proposal, difference
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.mlps import find_mlps
 from moec.passes.raising.router import propose_routings
@@ -27,7 +27,7 @@ def matched(build, texts, normal):
 
 def test_right_proposal_agrees(matched):
     block, proposal = matched
-    verdict = judge(block, proposal)
+    verdict = check_proposal(block, proposal)
     assert verdict.agrees and verdict.difference < 1e-9 and not verdict.undefined
 
 
@@ -45,7 +45,8 @@ def test_right_proposal_agrees(matched):
 )
 def test_changed_experts_are_rejected(matched, change):
     block, proposal = matched
-    assert not judge(block, dataclasses.replace(proposal, spec=dataclasses.replace(proposal.spec, **change))).agrees
+    changed = dataclasses.replace(proposal, spec=dataclasses.replace(proposal.spec, **change))
+    assert not check_proposal(block, changed).agrees
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_changed_experts_are_rejected(matched, change):
 def test_changed_router_is_rejected(matched, change):
     block, proposal = matched
     routing = dataclasses.replace(proposal.routing, spec=dataclasses.replace(proposal.routing.spec, **change))
-    assert not judge(block, dataclasses.replace(proposal, routing=routing)).agrees
+    assert not check_proposal(block, dataclasses.replace(proposal, routing=routing)).agrees
 
 
 @pytest.mark.parametrize("expert", range(4))
@@ -70,7 +71,8 @@ def test_one_wrong_weight_of_any_expert_is_rejected(matched, expert):
 
     down = proposal.tensors["down"]
     altered = Altered(down.dataflow, down.parts, down.shape, down.expert_axis)
-    assert not judge(block, dataclasses.replace(proposal, tensors={**proposal.tensors, "down": altered})).agrees
+    changed = dataclasses.replace(proposal, tensors={**proposal.tensors, "down": altered})
+    assert not check_proposal(block, changed).agrees
 
 
 def test_difference_counts_rows_by_their_own_magnitude():

@@ -44,36 +44,36 @@ def layers(texts, build, normal):
 
 
 @pytest.fixture
-def judged(monkeypatch):
+def checked(monkeypatch):
     """For each check of a proposal, whether it was one that had agreed with an isomorphic block."""
     found = []
 
     def spy(block, proposal, *, isomorphic_agreed=False):
         found.append(isomorphic_agreed)
-        return check.judge(block, proposal, isomorphic_agreed=isomorphic_agreed)
+        return check.check_proposal(block, proposal, isomorphic_agreed=isomorphic_agreed)
 
-    monkeypatch.setattr("moec.passes.raise_moe.judge", spy)
-    monkeypatch.setattr("moec.passes.raising.search.judge", spy)
+    monkeypatch.setattr("moec.passes.raise_moe.check_proposal", spy)
+    monkeypatch.setattr("moec.passes.raising.search.check_proposal", spy)
     return found
 
 
-def test_equal_layers_are_searched_once_and_checked_each(layers, raise_and_compare, judged):
+def test_equal_layers_are_searched_once_and_checked_each(layers, raise_and_compare, checked):
     nodes = raise_and_compare(layers([[0.3, -0.2, 0.1, 0], [0, 0.4, -0.1, 0.2], [0.1, 0, 0, -0.3]]))
     assert [node.op_type for node in nodes] == ["Route", "Experts"] * 3
-    assert judged == [False, True, True]
+    assert checked == [False, True, True]
     assert [dialect.inputs_of(node)["correction_bias"].name for node in nodes[::2]] == ["bias_0", "bias_1", "bias_2"]
 
 
-def test_a_bias_that_is_zero_in_the_first_layer_alone_is_not_lost(layers, raise_and_compare, judged):
+def test_a_bias_that_is_zero_in_the_first_layer_alone_is_not_lost(layers, raise_and_compare, checked):
     nodes = raise_and_compare(layers([[0, 0, 0, 0], [0.3, -0.2, 0.1, 0]]))
-    assert judged == [False, False]
+    assert checked == [False, False]
     biases = [dialect.inputs_of(node)["correction_bias"] for node in nodes[::2]]
     assert biases[0] is None and biases[1].name == "bias_1"
 
 
-def test_a_bias_that_is_zero_in_both_layers_is_not_searched_for_again(layers, raise_and_compare, judged):
+def test_a_bias_that_is_zero_in_both_layers_is_not_searched_for_again(layers, raise_and_compare, checked):
     nodes = raise_and_compare(layers([[0, 0, 0, 0], [0, 0, 0, -0.0]]))  # which are not one constant
-    assert judged == [False, True]
+    assert checked == [False, True]
     assert [dialect.inputs_of(node)["correction_bias"] for node in nodes[::2]] == [None, None]
 
 

@@ -18,38 +18,28 @@ from typing import Annotated, Any
 import typer
 
 import moec
+from moec import targets
 from moec.cli_ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
 from moec.cli_options import (
     Architecture,
     Artifact,
-    Calibrate,
-    Clock,
     Emulate,
     Experts,
-    Form,
     Inputs,
     Json,
     Level,
     Linears,
-    MaxBram,
-    MaxDsp,
-    MaxLut,
-    MaxTokens,
-    MemoryShare,
     Model,
     OptimisationLevel,
     PageKind,
     PagesOption,
-    PipelineStyle,
-    Target,
     Threads,
-    Uram,
     VerifyEach,
-    WeightBits,
-    hls_options,
 )
-from moec.cli_printing import print_remarks, print_result, report_compilation, shown_progress, tables_of_projects
+from moec.cli_printing import print_remarks, print_result, report_compilation, shown_progress
+from moec.cli_targets import STANDALONE, TIR, Form, Target, target_commands, with_target_options
 from moec.errors import DefectError, MoecError, reporting
+from moec.targets.kind import Options
 
 DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
 
@@ -101,10 +91,11 @@ def _top(
 
 
 @app.command("compile")
+@with_target_options
 def compile_model(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the artifact; .zip makes one file.")],
-    target: Target = "cpu",
+    target: Target = targets.DEFAULT,
     level: OptimisationLevel = None,
     passes: Annotated[str | None, typer.Option(help="A pipeline instead of a level; see: moec pipeline -O2")] = None,
     experts: Experts = None,
@@ -113,23 +104,11 @@ def compile_model(
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print the passes' notes, too.")] = False,
-    calibrate: Calibrate = None,
-    max_tokens: MaxTokens = None,
-    weight_bits: WeightBits = None,
-    max_dsp: MaxDsp = None,
-    max_bram: MaxBram = None,
-    max_lut: MaxLut = None,
-    uram: Uram = False,
-    clock: Clock = None,
-    memory_share: MemoryShare = None,
+    options: Options | None = None,
 ) -> None:
     """Compile a model into an artifact. Warnings go to stderr; moec inspect shows them again, with all notes."""
     from moec import compiler
 
-    limits = {"max_dsp": max_dsp, "max_bram18": max_bram, "max_lut": max_lut, "clock_megahertz": clock}
-    hls = hls_options(
-        calibrate, max_tokens, weight_bits, {**limits, "memory_share": memory_share, "use_uram": uram or None}
-    )
     with shown_progress() as progress:
         compiler.write(
             model,
@@ -139,7 +118,7 @@ def compile_model(
             experts=experts,
             linears=linears,
             threads=threads,
-            hls=hls,
+            options=options,
             verify_each=verify_each,
             dump_to=dump_phases_to,
             progress=progress,
@@ -206,7 +185,7 @@ def inspect(
     artifact: Artifact,
     as_json: Json = False,
     kernel: Annotated[str | None, typer.Option(help="Show this kernel's source instead.")] = None,
-    emit: Annotated[Form, typer.Option(help="The form of that source.")] = Form.TIR,
+    emit: Annotated[Form, typer.Option(help="The form of that source.")] = TIR,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where a standalone program goes.")
     ] = None,
@@ -215,23 +194,21 @@ def inspect(
     """Show what is in an artifact: MoE blocks, kernels and why they were chosen, weights, passes, remarks."""
     from moec.inspect import tables
     from moec.runtime.artifact import open_artifact
-    from moec.runtime.model import describe, find_kernel
+    from moec.runtime.description import describe, find_kernel
 
-    if emit is Form.STANDALONE:
+    if emit.value == STANDALONE:
         _write_standalone(artifact, kernel, output, architecture)
         return
     if output is not None:
         raise MoecError("-o is for --emit standalone; other forms are printed")
-    if kernel is None and emit is not Form.TIR:
+    if kernel is None and emit is not TIR:
         raise MoecError(f"--emit {emit.value} shows the source of one kernel; add --kernel K")
     opened = open_artifact(artifact, check_weights=False)
     if kernel is not None:
         print(find_kernel(opened, kernel, architecture).source(emit.value))
         return
     description = describe(opened, architecture)
-    print_result(
-        description, as_json, [*tables.artifact_tables(description), *tables_of_projects(description["projects"])]
-    )
+    print_result(description, as_json, tables.artifact_tables(description))
 
 
 @app.command()
@@ -300,41 +277,8 @@ def tune(
     print_result(data, as_json, tables.tuning_tables(data))
 
 
-@app.command()
-def simulate(
-    artifact: Artifact,
-    project: Annotated[str | None, typer.Option(help="Which of several projects; default: all.")] = None,
-    memory_share: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Beats per cycle and port; default: the part's memory.")
-    ] = None,
-    fifo_depth: Annotated[int | None, typer.Option(min=1, help="Of all channels; default: as declared.")] = None,
-    pipeline_depth: Annotated[
-        int | None, typer.Option(min=0, help="Stages of all pipelines; default: 20 for cycles, 60 for deadlocks.")
-    ] = None,
-    pipeline_style: Annotated[
-        PipelineStyle | None, typer.Option(help="Of all pipelines; default: as declared.", show_choices=True)
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Run an FPGA project's testbench, cycle by cycle, with bounded channels. Exit code 1 where a result differs."""
-    from moec.runtime.artifact import open_artifact
-    from moec.simulators.hls.simulate import simulate as simulate_projects
-    from moec.targets.hls.tables import simulation_tables
-
-    with shown_progress() as progress:
-        opened = open_artifact(artifact)
-        results = simulate_projects(
-            opened,
-            project,
-            memory_share=memory_share,
-            fifo_depth=fifo_depth,
-            pipeline_depth=pipeline_depth,
-            pipeline_style=None if pipeline_style is None else pipeline_style.value,
-            progress=progress,
-        )
-    print_result(results, as_json, simulation_tables(results))
-    if not all(one["passed"] for one in results):
-        raise typer.Exit(DIFFERS)
+for _command in target_commands(DIFFERS):
+    app.command()(_command)
 
 
 @app.command()
@@ -351,7 +295,7 @@ def doctor(as_json: Json = False) -> None:
 
 def _write_standalone(artifact: Path, kernel: str | None, folder: Path | None, architecture: str | None) -> None:
     from moec.runtime.artifact import open_artifact
-    from moec.targets.cuda.standalone import write_standalone
+    from moec.tools.standalone import write_standalone
 
     if kernel is None or folder is None:
         raise MoecError("--emit standalone writes a program of one kernel; add --kernel K and -o DIR")
@@ -367,7 +311,7 @@ def _compiled(
     """The artifact, or what the model compiles to."""
     if artifact is not None:
         return moec.load(artifact, emulate=emulate, architecture=architecture)
-    target = f"cuda:{architecture}" if architecture else "cuda" if emulate else "cpu"
+    target = targets.default(on_device=emulate, architecture=architecture)
     return moec.compile(model, target=target, emulate=emulate, progress=progress)
 
 

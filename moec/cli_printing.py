@@ -17,14 +17,6 @@ _PIPE_WIDTH = 200
 """Columns of tables that go into a file or a pipe."""
 
 
-def tables_of_projects(projects: Iterable[dict[str, Any]]) -> Iterator[RenderableType]:
-    """Of an FPGA's projects, as an artifact describes them."""
-    for project in projects:
-        from moec.targets.hls.tables import project_tables
-
-        yield from project_tables(project)
-
-
 def report_compilation(path: Path, verbose: bool) -> None:
     """An artifact's warnings, or all its remarks; what rounding its weights lost; a summary."""
     from moec.inspect import tables

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import moec
+from moec import targets
 from moec.common.arguments import check_flags, check_kind, check_optional_text, check_path, shown
 from moec.errors import MoecError, UnsupportedError, reporting
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from moec.passes.framework.pipeline import AfterPass
     from moec.runtime.model import CompiledModel
     from moec.runtime.writer import Stage
-    from moec.targets.base import Program, Target
-    from moec.targets.hls.options import HlsOptions
+    from moec.targets.base import Made, Target
+    from moec.targets.kind import Options
 
 Progress = Callable[[str], None]
 _TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
@@ -37,7 +38,7 @@ def compile(
     model: Any,
     example_inputs: Any = None,
     *,
-    target: str = "cpu",
+    target: str = targets.DEFAULT,
     passes: str = "O2",
     threads: int | None = None,
     dynamic_shapes: Any = None,
@@ -64,10 +65,9 @@ def compile(
     from moec.runtime.artifact import open_artifact
     from moec.runtime.model import ready
 
-    check_kind("target", target, str, "a string such as 'cpu' or 'cuda:sm_90a'")
+    targets.check_name(target)
+    targets.program_kind_of(target)  # refuses what makes projects
     check_flags(emulate=emulate)
-    if target.startswith("hls:"):
-        raise MoecError(f"target '{target}' makes projects, not a model to call; write them by moec.compiler.write")
     arguments = (target, passes, example_inputs, dynamic_shapes)
     options: dict[str, Any] = {"experts": experts, "linears": linears, "threads": threads}
     options |= {"verify_each": verify_each, "progress": progress}
@@ -89,7 +89,7 @@ def compile(
 def write(
     model: Any,
     path: str | os.PathLike[str],
-    target: str = "cpu",
+    target: str = targets.DEFAULT,
     passes: str = "O2",
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
@@ -97,17 +97,17 @@ def write(
     experts: str | None = None,
     linears: str | None = None,
     threads: int | None = None,
-    hls: HlsOptions | None = None,
+    options: Options | None = None,
     verify_each: bool = False,
     dump_to: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Compile a model and write the artifact, without loading it: it may be for another machine.
 
-    ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. ``hls``: data to
-    calibrate an FPGA's projects with, and their limits. Other arguments and errors as for :func:`compile`.
+    ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. ``options``:
+    what the target takes beside its name, such as :class:`moec.targets.hls.options.HlsOptions`. Other arguments and
+    errors as for :func:`compile`.
     """
-    from moec import targets
     from moec.ir.blocks import moe_blocks
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
@@ -117,7 +117,7 @@ def write(
     _check_options(target, passes, experts, linears, verify_each, progress)
     _check_surroundings(path, threads, dump_to)
     report, announce = Report(), progress or _silent
-    chain, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, hls)
+    chain, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, options)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes)
     inputs = _inputs(graph, model, report)
@@ -126,18 +126,18 @@ def write(
     announce(f"generating code for {target}")
     with reporting(f"generating code for {target}", model):
         blocks = moe_blocks(graph)
-        programs = _generate(graph, chosen, target, report)
+        made = _generate(graph, chosen, target, report)
     announce("writing the artifact")
     with reporting("writing the artifact", model):
-        told = (inputs.limits, inputs.sizes, inputs.guards(graph, programs[0]))
+        told = (inputs.limits, inputs.sizes, inputs.guards(graph, made[0]))
         remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
-        made = _provenance(model, pipeline.print_pipeline(chain))
-        context = Context(moec.__version__, threads, blocks, *told, stages, remarks, losses, made)
-        write_artifact(path, programs[0], context, *programs[1:])
+        provenance = _provenance(model, pipeline.print_pipeline(chain))
+        context = Context(moec.__version__, threads, blocks, *told, stages, remarks, losses, provenance)
+        write_artifact(path, made[0], context, *made[1:])
 
 
 def _check_options(target: Any, passes: Any, experts: Any, linears: Any, verify_each: Any, progress: Any) -> None:
-    check_kind("target", target, str, "a string such as 'cpu' or 'cuda:sm_90a'")
+    targets.check_name(target)
     check_kind("passes", passes, str, "a level such as 'O2' or the text of a pipeline")
     check_optional_text(experts=experts, linears=linears)
     check_flags(verify_each=verify_each)
@@ -165,12 +165,12 @@ class _Inputs:
     specs: list[TensorSpec]
     conditions: Conditions
 
-    def guards(self, graph: ir.Model, program: Program) -> list[str]:
-        """The guards of a program; ``graph`` is what the passes made, which know more of the sizes inside."""
+    def guards(self, graph: ir.Model, made: Made) -> list[str]:
+        """The guards of what a target made; ``graph`` is what the passes made, which know more of the sizes inside."""
         from moec.frontend.conditions import settled
         from moec.passes.shapes.needed_sizes import needed_sizes
 
-        return settled([*self.conditions.guards, *needed_sizes(graph)], self.specs, program.inputs)
+        return settled([*self.conditions.guards, *needed_sizes(graph)], self.specs, made.inputs)
 
 
 def _inputs(graph: ir.Model, source: Any, report: Report) -> _Inputs:
@@ -195,15 +195,15 @@ def _dumped(stages: Iterable[Stage], folder: str | os.PathLike[str] | None) -> I
         yield stage
 
 
-def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Program]:
-    """The programs of all targets that ``name`` lists; what several warn of is reported once."""
+def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Made]:
+    """What all targets make that ``name`` lists; what several warn of is reported once."""
     try:
-        programs = [one.compile(graph) for one in chosen]
+        made = [one.compile(graph) for one in chosen]
     except UnsupportedError as error:
         raise UnsupportedError(f"{error}{_why_not_raised(graph, report)}") from error
-    for warning in dict.fromkeys(warning for program in programs for warning in program.warnings):
+    for warning in dict.fromkeys(warning for one in made for warning in one.warnings):
         report.warn("generating code", name, warning)
-    return programs
+    return made
 
 
 def _why_not_raised(graph: ir.Model, report: Report) -> str:

@@ -1,70 +1,103 @@
 """Targets by name. A name is a kind, and after a colon what that kind lets one choose: ``cpu``, ``cpu:avx2``,
-``cuda:sm_90a``."""
+``cuda:sm_90a``. Outside of this package nobody names a kind: what differs between them is asked of :func:`kind_of`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import functools
+import importlib
+from typing import TYPE_CHECKING, Any
 
+from moec.common.arguments import check_kind
 from moec.errors import MoecError, UnsupportedError
-from moec.targets.base import Target
+from moec.targets.kind import Form, Kind, Options, ProgramKind
 
 if TYPE_CHECKING:
-    from moec.targets.hls.options import HlsOptions
+    from moec.targets.base import Target
+
+KINDS = {
+    "cpu": "moec.targets.cpu.kind:CpuKind",
+    "cuda": "moec.targets.cuda.kind:CudaKind",
+    "hls": "moec.targets.hls.kind:HlsKind",
+}
+"""The classes of all kinds by name."""
+DEFAULT = "cpu"
+"""What a model is compiled for where nobody says."""
 
 
-def _cpu(name: str) -> Target:
-    from moec.targets.cpu.target import CpuTarget
-
-    return CpuTarget.create(name)
-
-
-def _cuda(name: str) -> Target:
-    from moec.targets.cuda.target import CudaTarget
-
-    return CudaTarget.create(name)
+@functools.cache
+def kinds() -> tuple[Kind, ...]:
+    """All kinds."""
+    places = (place.split(":") for place in KINDS.values())
+    return tuple(getattr(importlib.import_module(module), name)() for module, name in places)
 
 
-def _hls(name: str, options: HlsOptions | None = None) -> Target:
-    from moec.targets.hls.target import HlsTarget
-
-    return HlsTarget.create(name, options)
-
-
-TARGETS: dict[str, Callable[[str], Target]] = {"cpu": _cpu, "cuda": _cuda, "hls": _hls}
-"""Makers of targets by kind; each is given the whole name."""
+@functools.cache
+def forms() -> dict[str, Form]:
+    """All forms that kernels are kept in, by name."""
+    every = (Form("tir", ".tir", "#"), *(form for kind in kinds() for form in kind.forms))
+    return {form.name: form for form in every}
 
 
-def get(name: str) -> Target:
-    """The target of that name. Raises MoecError listing the known kinds, UnsupportedError for an unknown variant."""
-    kind = name.partition(":")[0]
-    if kind not in TARGETS:
-        variants = "with a variant such as cpu:avx2, cuda:sm_80+sm_90a or hls:zcu102"
-        raise MoecError(f"target '{name}' is not known; use one of {', '.join(TARGETS)}, {variants}")
-    return TARGETS[kind](name)
+def kind_of(name: str) -> Kind:
+    """The kind of the targets that ``name`` lists. Raises MoecError, listing the kinds there are, for another."""
+    found = next((kind for kind in kinds() if kind.name == name.partition(":")[0]), None)
+    if found is None:
+        *some, last = (kind.examples[-1] for kind in kinds())
+        variants = f"with a variant such as {', '.join(some)} or {last}"
+        raise MoecError(f"target '{name}' is not known; use one of {', '.join(KINDS)}, {variants}")
+    return found
 
 
-def get_all(name: str, hls: HlsOptions | None = None) -> list[Target]:
+def program_kind_of(name: str) -> ProgramKind:
+    """Likewise, of targets whose models are called. Raises MoecError, too, for those that make something else."""
+    kind = kind_of(name)
+    if not isinstance(kind, ProgramKind):
+        raise MoecError(f"target '{name}' makes projects, not a model to call; write them by moec.compiler.write")
+    return kind
+
+
+def check_name(name: Any) -> None:
+    """Raise MoecError for what cannot be a target's name."""
+    check_kind("target", name, str, "a string such as 'cpu' or 'cuda:sm_90a'")
+
+
+def check_options(name: str, options: Options) -> None:
+    """Raise UnsupportedError for options of another kind than the target's, and what :func:`kind_of` does."""
+    if options.kind != kind_of(name).name:
+        raise UnsupportedError(f"target '{name}': {options.subject}")
+
+
+def default(*, on_device: bool, architecture: str | None = None) -> str:
+    """What a model is compiled for where nobody says more than this: on a device, or for one's architecture."""
+    if not on_device and architecture is None:
+        return DEFAULT
+    kind = next(kind for kind in kinds() if isinstance(kind, ProgramKind) and kind.has_device)
+    return kind.name if architecture is None else f"{kind.name}:{architecture}"
+
+
+def get(name: str, options: Options | None = None) -> Target:
+    """The target of that name. Raises what :func:`check_options` does; UnsupportedError for an unknown variant."""
+    if options is not None:
+        check_options(name, options)
+    return kind_of(name).target(name, options)
+
+
+def get_all(name: str, options: Options | None = None) -> list[Target]:
     """The targets of a name that may list several architectures of one kind, ``cuda:sm_80+sm_90a``: oldest first.
-    ``hls``: options of an FPGA's project. Raises what :func:`get` does, and UnsupportedError for one that is listed
-    twice, for a kind that has no list, and for options that a kind does not have."""
-    kind, _, variants = name.partition(":")
-    if kind == "hls":
-        return [_hls(name, hls)]
-    if hls is not None:
-        raise UnsupportedError(f"target '{name}': calibration data and limits of hardware are for hls:PART")
-    listed = variants.split("+")
+    Raises what :func:`get` does, and UnsupportedError for one that is listed twice, and for a kind that has no list."""
+    kind, listed = kind_of(name), name.partition(":")[2].split("+")
     if len(listed) == 1:
-        return [get(name)]
+        return [get(name, options)]
+    if not kind.takes_several:
+        several = " and ".join(one.name for one in kinds() if one.takes_several)
+        raise UnsupportedError(
+            f"target '{name}': only {several} takes several architectures; choose one, {kind.name}:{listed[0]}"
+        )
     if "" in listed:
         raise UnsupportedError(
-            f"target '{name}': an architecture is missing beside '+'; expected e.g. {kind}:sm_80+sm_90a"
+            f"target '{name}': an architecture is missing beside '+'; expected e.g. {kind.examples[-1]}"
         )
-    if kind != "cuda":
-        raise UnsupportedError(
-            f"target '{name}': only cuda takes several architectures; choose one, {kind}:{listed[0]}"
-        )
-    found = [get(f"{kind}:{variant}") for variant in sorted(listed)]
+    found = [get(f"{kind.name}:{variant}", options) for variant in sorted(listed)]
     twice = next((variant for variant in listed if listed.count(variant) > 1), None)
     if twice is not None:
         raise UnsupportedError(f"target '{name}': {twice} is listed twice; once is enough")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnx_ir as ir
 
 from moec.common.dtypes import dtype_of
-from moec.common.roofline import Roofline
 from moec.common.specs import TensorSpec
 from moec.ir.mapped_files import release_pages
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +150,28 @@ class Project:
 
 
 @dataclasses.dataclass
-class Program:
-    """What a target returns: object files by name, the weights in the order the entry function takes them after the
-    inputs, the kernels, and whole-program sources by file name."""
+class Made:
+    """What a target makes of a model. ``target``: its name."""
 
     target: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    warnings: list[str] = dataclasses.field(default_factory=list, kw_only=True)
+    """What the user should know about it."""
+
+
+@dataclasses.dataclass
+class Projects(Made):
+    """Sources for another tool, in place of a program."""
+
+    projects: list[Project]
+
+
+@dataclasses.dataclass
+class Program(Made):
+    """A model that can be called: object files by name, the weights in the order the entry function takes them after
+    the inputs, the kernels, and whole-program sources by file name."""
+
     objects: dict[str, bytes]
     weights: list[Weight]
     kernels: list[KernelRecord]
@@ -166,24 +182,16 @@ class Program:
     """Of the device (``sm_80``); empty for a program that needs none."""
     binary: bytes | None = None
     """Code for the device; None where there was no compiler for it."""
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    """What the user should know about the program."""
-    projects: list[Project] = dataclasses.field(default_factory=list)
-    """Of a target that makes projects in place of object files."""
 
 
 class Target(Protocol):
-    """A place a model can be compiled for. Implementations register in :data:`moec.targets.TARGETS`."""
+    """A place a model can be compiled for. Made by a :class:`moec.targets.kind.Kind`."""
 
     @property
     def name(self) -> str:
         """As given on the command line, e.g. ``cpu:avx2``."""
         ...
 
-    def compile(self, model: ir.Model) -> Program:
-        """Generate the program. Raises UnsupportedError naming node, operator and opset."""
-        ...
-
-    def measure_roofline(self, threads: int) -> Roofline:
-        """The limits of the machine at hand, whatever variant the target's name asks for."""
+    def compile(self, model: ir.Model) -> Made:
+        """A :class:`Program`, or :class:`Projects`. Raises UnsupportedError naming node, operator and opset."""
         ...

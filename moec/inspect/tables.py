@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moec import targets
+from moec.common.tables import table
 from moec.inspect import experts
 from moec.runtime.manifest import GENERIC, Manifest
 from moec.runtime.tuning import NEVER
@@ -17,28 +18,22 @@ from moec.runtime.tuning import NEVER
 _KERNELS_SHOWN = 10
 
 
-def _device_needs(description: dict[str, Any]) -> list[str]:
-    """The device that a program for a GPU needs."""
-    if not description["target"].startswith("cuda"):
-        return []
-    architectures = " or ".join(description["binaries"])
-    return [f"a GPU that runs {architectures}" if architectures else "a GPU, and nvcc to compile its code"]
-
-
 def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
-    """Everything ``moec inspect`` shows: target, inputs and outputs, MoE blocks, kernels, weights, passes, remarks."""
-    needs = ", ".join([*description["requirements"], *_device_needs(description)]) or "nothing special"
+    """Everything ``moec inspect`` shows: target, inputs and outputs, MoE blocks, kernels, weights, passes, remarks, and
+    what only artifacts for such a target have."""
+    kind = targets.kind_of(description["target"])
+    needs = ", ".join([*description["requirements"], *kind.needs(description)]) or "nothing special"
     yield Text(f"target {description['target']} (needs {needs}), compiled by moec {description['moec_version']}")
     tensors = [
         (kind, one["name"], one["dtype"], _shape(one["shape"]))
         for kind, key in (("input", "inputs"), ("output", "outputs"))
         for one in description[key]
     ]
-    yield _table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
+    yield table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
     blocks, kernels = description["moe_blocks"], description["kernels"]
     yield _blocks_table(blocks)
     if blocks:
-        yield _table("Experts", experts.HEADINGS, experts.expert_rows(blocks, kernels))
+        yield table("Experts", experts.HEADINGS, experts.expert_rows(blocks, kernels))
     for architecture in description["architectures"] or ["" for _ in kernels[:1]]:
         yield from _kernels_tables([one for one in kernels if one["architecture"] == architecture], architecture)
     if description["weights"]:
@@ -46,10 +41,11 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     passes = [
         (one["name"], "yes" if one["changed"] else "no", f"{one['seconds']:.3f}") for one in description["stages"]
     ]
-    yield _table("Passes", ("pass", "changed", "seconds"), passes)
+    yield table("Passes", ("pass", "changed", "seconds"), passes)
     if description["losses"]:
         yield losses_table(description["losses"])
     yield remarks_table(description["remarks"])
+    yield from kind.tables(description)
 
 
 def summary(manifest: Manifest, path: str) -> str:
@@ -61,7 +57,7 @@ def summary(manifest: Manifest, path: str) -> str:
 
 def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
     rows = [(one["severity"], one["pass_name"], one["subject"], one["message"]) for one in remarks]
-    return _table("Remarks", ("", "pass", "about", "remark"), rows)
+    return table("Remarks", ("", "pass", "about", "remark"), rows)
 
 
 def losses_table(losses: Sequence[dict[str, Any]]) -> Table:
@@ -76,7 +72,7 @@ def losses_table(losses: Sequence[dict[str, Any]]) -> Table:
         )
         for one in losses
     ]
-    return _table("Rounded weights", ("layer", "formats", "arithmetic", "error of weights", "of output"), rows)
+    return table("Rounded weights", ("layer", "formats", "arithmetic", "error of weights", "of output"), rows)
 
 
 def verification_table(verification: dict[str, Any]) -> Table:
@@ -100,7 +96,7 @@ def verification_table(verification: dict[str, Any]) -> Table:
     if verification["rounded"]:
         title, norm = "Compared with the rounded model in the reference interpreter", "norm, from the original"
     within = f"within {verification['tolerance']:g}"
-    return _table(title, ("inputs", "output", "shape", "largest abs", "largest rel", norm, within), rows)
+    return table(title, ("inputs", "output", "shape", "largest abs", "largest rel", norm, within), rows)
 
 
 def _reference(cases: Sequence[dict[str, Any]]) -> str:
@@ -117,20 +113,20 @@ def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:
         for name, times in case["milliseconds"].items()
     ]
     weights = "{pages} ({reason})".format_map(result["weights"])
-    yield _table(
+    yield table(
         f"Milliseconds, {result['threads']} threads, weights {weights}", ("inputs", "", "min", "median", "runs"), rows
     )
     yield _roofline_table(result["roofline"])
     headings = ("kernel", "calls", "milliseconds", "10^9 op/s", "GB/s", "share of roofline")
     for case in result["cases"]:
         slowest = [_kernel_cells(row) for row in case["kernels"][:_KERNELS_SHOWN]]
-        yield _table(f"Slowest kernels, {_sizes(case['inputs'])}", headings, slowest)
+        yield table(f"Slowest kernels, {_sizes(case['inputs'])}", headings, slowest)
 
 
 def _roofline_table(roofline: dict[str, Any]) -> RenderableType:
     rows = [("memory read", pages, f"{value:.1f} GB/s") for pages, value in roofline["read_gb_per_s"].items()]
     rows += [(one["arithmetic"], one["unit"], f"{one['gop_per_s']:.0f} * 10^9 op/s") for one in roofline["peaks"]]
-    return _table("This machine at best (the roofline)", ("", "", "measured"), rows)
+    return table("This machine at best (the roofline)", ("", "", "measured"), rows)
 
 
 def _kernel_cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -147,7 +143,7 @@ def tuning_tables(tuned: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
         (one["name"], ", ".join(one["kernels"]), _crossover(one["before"]), _crossover(one["rows"])) for one in tuned
     ]
     title = "Rows, or tokens on a GPU, from which on kernels take their next way"
-    yield _table(title, ("shape", "kernels", "before", "measured"), rows)
+    yield table(title, ("shape", "kernels", "before", "measured"), rows)
 
 
 def _crossover(rows: int) -> str:
@@ -158,17 +154,13 @@ def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:
     keys = ("moec", "python", "system", "cpu", "cores")
     machine = [(key, str(findings[key])) for key in keys]
     machine.append(("vector features", ", ".join(findings["vector_features"]) or "none known"))
-    yield _table("This machine", ("", ""), machine)
+    yield table("This machine", ("", ""), machine)
     versions = [(name, version or "not installed") for name, version in findings["versions"].items()]
-    yield _table("Packages", ("package", "version"), versions)
+    yield table("Packages", ("package", "version"), versions)
     compilers = [(name, path or "not found") for name, path in findings["compilers"].items()]
-    yield _table("Compilers (the CPU target needs none)", ("compiler", "path"), compilers)
-    gpus = [tuple(map(str, one.values())) for one in findings["gpu"]["devices"]]
-    if gpus:
-        title = f"GPUs (driver for CUDA {findings['gpu']['driver_cuda']})"
-        yield _table(title, ("GPU", "compute capability", "memory, GB"), gpus)
-    else:
-        yield Text(f"no GPU: {findings['gpu']['absent']}")
+    yield table("Compilers (the CPU target needs none)", ("compiler", "path"), compilers)
+    for kind in targets.kinds():
+        yield from kind.finding_tables(findings)
     for problem in findings["problems"]:
         yield Text(f"problem: {problem}")
     if not findings["problems"]:
@@ -190,10 +182,10 @@ def _blocks_table(blocks: Sequence[dict[str, Any]]) -> RenderableType:
         "formulation": "raised from",
     }
     rows = [tuple("?" if block[key] is None else str(block[key]) for key in columns) for block in blocks]
-    table = _table("MoE blocks", tuple(columns.values()), rows)
+    listed = table("MoE blocks", tuple(columns.values()), rows)
     if rows:
-        return table
-    return Group(table, Text("no MoE block was recognised; the remarks below say what came nearest"))
+        return listed
+    return Group(listed, Text("no MoE block was recognised; the remarks below say what came nearest"))
 
 
 def _kernels_tables(kernels: Sequence[dict[str, Any]], architecture: str) -> Iterator[Table]:
@@ -209,23 +201,14 @@ def _kernels_tables(kernels: Sequence[dict[str, Any]], architecture: str) -> Ite
             f"{'*' if one['chosen'] else '-'} {one['kernel']}: {one['reason']}" for one in kernel["candidates"]
         )
         selected.append((kernel["name"], f"{kernel['op']}\n{nodes}", "\n".join([kernel["computes"], *considered])))
-    yield _table(f"Kernels{where} (* chosen, - not)", ("kernel", "for", "computes, candidates"), selected)
-    yield _table(f"Generic kernels{where} (operators in plain loops)", ("kernel", "operators", "for"), generic)
+    yield table(f"Kernels{where} (* chosen, - not)", ("kernel", "for", "computes, candidates"), selected)
+    yield table(f"Generic kernels{where} (operators in plain loops)", ("kernel", "operators", "for"), generic)
 
 
 def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:
     rows = [(one["name"], one["dtype"], _shape(one["shape"]), f"{one['bytes']:,}") for one in weights]
     total = sum(one["bytes"] for one in weights)
-    return _table(f"Weights ({total:,} bytes)", ("name", "dtype", "shape", "bytes"), rows)
-
-
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+    return table(f"Weights ({total:,} bytes)", ("name", "dtype", "shape", "bytes"), rows)
 
 
 def _shape(sizes: Sequence[Any]) -> str:

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from moec.common.arguments import check_choice, check_flags, check_optional_text, check_path
 from moec.common.specs import TensorSpec
-from moec.errors import InputError, MoecError, reporting
+from moec.errors import InputError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
+from moec.runtime.description import Kernel, describe, kernels_of
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor, Watch
 from moec.runtime.machine import check_threads
-from moec.runtime.manifest import ProgramEntry
 from moec.runtime.pages import Pages
 from moec.runtime.tuning import is_crossover, read_tuned
 from moec.runtime.writer import copy_artifact
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """One generated kernel: its formula, the nodes it computes, and which kernels were considered for them and why."""
-
-    name: str
-    op: str
-    computes: str
-    nodes: list[str]
-    candidates: list[dict[str, Any]]
-    attributes: dict[str, Any]
-    _artifact: Artifact
-    _sources: dict[str, str]
-
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """The forms :meth:`source` can give."""
-        return tuple(self._sources)
-
-    def source(self, form: str = "tir") -> str:
-        """The kernel as text. Raises MoecError for a form it was not kept in."""
-        if form not in self._sources:
-            raise MoecError(
-                f"kernel {self.name!r} is not available as {form!r}; available: {', '.join(self.forms) or 'none'}"
-            )
-        return self._artifact.text(self._sources[form])
 
 
 class CompiledModel:
@@ -239,48 +211,3 @@ def ready(
     """What :func:`load` does with an artifact that is open."""
     device = device_of(artifact, emulate=emulate, architecture=architecture)
     return CompiledModel(artifact, threads=threads, pages=pages, device=device, cuda_graphs=cuda_graphs)
-
-
-def describe(artifact: Artifact, architecture: str | None = None) -> dict[str, Any]:
-    """What :meth:`CompiledModel.describe` returns, for an artifact that need not run on this machine. ``architecture``:
-    leave the programs for others out."""
-    fields = dataclasses.asdict(artifact.manifest)
-    del fields["files"]
-    wanted = None if architecture is None else artifact.program(architecture).architecture
-    programs = [one for one in fields.pop("programs") if wanted in (None, one["architecture"])]
-    fields["architectures"] = [one["architecture"] for one in programs if one["architecture"]]
-    fields["requirements"] = list(dict.fromkeys(need for one in programs for need in one["requirements"]))
-    fields["binaries"] = {one["architecture"]: one["binary"] for one in programs if one["binary"] is not None}
-    fields["kernels"] = [
-        {**kernel, "architecture": one["architecture"]} for one in programs for kernel in one["kernels"]
-    ]
-    fields["inputs"] = [{**one, "shape": list(one["shape"])} for one in fields["inputs"]]
-    fields["outputs"] = [{**one, "shape": list(one["shape"])} for one in fields["outputs"]]
-    fields["weights"] = [{**one, "shape": list(one["shape"])} for one in fields["weights"]]
-    return fields
-
-
-def kernels_of(artifact: Artifact, program: ProgramEntry) -> dict[str, Kernel]:
-    """A program's kernels by name."""
-    return {
-        record["name"]: Kernel(
-            record["name"],
-            record["op"],
-            record["computes"],
-            record["nodes"],
-            record["candidates"],
-            record["attributes"],
-            artifact,
-            record["sources"],
-        )
-        for record in program.kernels
-    }
-
-
-def find_kernel(artifact: Artifact, name: str, architecture: str | None = None) -> Kernel:
-    """One kernel of the program for an architecture, or for the newest, by name. Raises MoecError, with the names there
-    are, when it has none such."""
-    kernels = kernels_of(artifact, artifact.program(architecture))
-    if name not in kernels:
-        raise MoecError(f"{artifact.where}: has no kernel {name!r}; its kernels: {', '.join(kernels) or 'none'}")
-    return kernels[name]

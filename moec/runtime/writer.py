@@ -11,10 +11,11 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from moec import targets
 from moec.common import seals
 from moec.common.replacing import check_replaceable, replacing
 from moec.errors import ArtifactError
@@ -31,19 +32,7 @@ from moec.runtime.manifest import (
     WeightEntry,
     print_manifest,
 )
-
-if TYPE_CHECKING:
-    from moec.targets.base import KernelRecord, Program, Project, Weight
-
-_SUFFIXES = {
-    "tir": ".tir",
-    "llvm": ".ll",
-    "asm": ".s",
-    "cuda": ".cu",
-    "ptx": ".ptx",
-    "sass": ".sass",
-    "resources": ".txt",
-}
+from moec.targets.base import KernelRecord, Made, Program, Project, Projects, Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +60,9 @@ class Context:
     provenance: dict[str, Any]
 
 
-def write_artifact(path: str | os.PathLike[str], program: Program, context: Context, *others: Program) -> None:
-    """Write a program as a folder, or as one zip when the path ends in ``.zip``; an artifact already there is replaced
-    in one step where it is as moec wrote it (:func:`moec.runtime.foreign.foreign_artifact`).
+def write_artifact(path: str | os.PathLike[str], made: Made, context: Context, *others: Made) -> None:
+    """Write a program or projects as a folder, or as one zip when the path ends in ``.zip``; an artifact already there
+    is replaced in one step where it is as moec wrote it (:func:`moec.runtime.foreign.foreign_artifact`).
 
     ``others``: the same model's programs for newer architectures, oldest first. Weights of equal name and content are
     stored once.
@@ -82,7 +71,7 @@ def write_artifact(path: str | os.PathLike[str], program: Program, context: Cont
     new is left behind and an older artifact is unharmed.
     """
     with _new_folder(path) as folder:
-        _write_files(folder, [program, *others], context)
+        _write_files(folder, [made, *others], context)
 
 
 def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
@@ -142,21 +131,23 @@ class _Files:
         return name
 
 
-def _write_files(folder: pathlib.Path, programs: Sequence[Program], context: Context) -> None:
+def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context) -> None:
     files = _Files(folder)
+    programs = [one for one in made if isinstance(one, Program)]
     weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs)
-    first = programs[0]
+    first = made[0]
     manifest = Manifest(
         moec_version=context.moec_version,
-        target=first.target if len(programs) == 1 else _joint_target(programs),
+        target=first.target if len(made) == 1 else _joint_target(programs),
         inputs=list(first.inputs),
         outputs=list(first.outputs),
         programs=[
             _write_program(files, one, indices, "" if len(programs) == 1 else f"{_file_name(one.architecture)}/")
             for one, indices in zip(programs, positions, strict=True)
-            if one.objects
         ],
-        projects=[_write_project(files, project) for one in programs for project in one.projects],
+        projects=[
+            _write_project(files, project) for one in made if isinstance(one, Projects) for project in one.projects
+        ],
         weights=weights,
         files=files.entries,
         threads=context.threads,
@@ -237,7 +228,7 @@ def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
 
 def _source_files(kernel: KernelRecord) -> Iterator[tuple[str, str, bytes]]:
     for form, text in kernel.sources.items():
-        yield form, f"{_file_name(kernel.name)}{_SUFFIXES.get(form, '.' + _file_name(form))}", text.encode()
+        yield form, f"{_file_name(kernel.name)}{targets.forms()[form].suffix}", text.encode()
 
 
 def _write_weights(

@@ -48,7 +48,7 @@ def bench(
     if against is not None:
         contestants[against] = _rival(against, model_path, compiled.threads)
     cases = [dict(inputs)] if inputs is not None else _default_cases(compiled)
-    roofline = targets.get_all(compiled.target)[0].measure_roofline(compiled.threads)
+    roofline = targets.program_kind_of(compiled.target).measure_roofline(compiled.threads)
     return {
         "threads": compiled.threads,
         "weights": dataclasses.asdict(compiled.placement),

@@ -8,9 +8,9 @@ import shutil
 from typing import Any
 
 import moec
+from moec import targets
 from moec.errors import MoecError
 from moec.runtime import machine
-from moec.runtime.driver import open_driver
 
 PACKAGES = (
     "apache-tvm",
@@ -26,8 +26,7 @@ PACKAGES = (
     "transformers",
 )
 OPTIONAL_PACKAGES = frozenset({"torch", "transformers"})
-COMPILERS = ("cc", "c++", "clang", "vitis_hls", "v++")  # none is needed for the CPU target
-CUDA_TOOLS = ("nvcc", "cuobjdump")  # for code for GPUs, and for showing it
+COMPILERS = ("cc", "c++", "clang")
 VECTOR_FEATURES = (
     "avx2",
     "fma",
@@ -48,9 +47,8 @@ VECTOR_FEATURES = (
 
 
 def examine() -> dict[str, Any]:
-    """Versions, the CPU, cores, GPUs, compilers found, and problems that keep moec from working."""
-    from moec.targets.cuda.nvcc import find_tool
-
+    """Versions, the CPU, cores, compilers found, what each kind of target finds, and problems that keep moec from
+    working."""
     versions = {name: _version(name) for name in PACKAGES}
     problems = [
         f"{name} is not installed"
@@ -64,8 +62,8 @@ def examine() -> dict[str, Any]:
     except (MoecError, ImportError) as error:
         problems.append(str(error))
     features = machine.cpu_features()
-    tools = {name: find_tool(name) for name in CUDA_TOOLS}
-    return {
+    tools = {name: kind.find_tool(name) for kind in targets.kinds() for name in kind.tools}
+    found: dict[str, Any] = {
         "moec": moec.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -77,23 +75,11 @@ def examine() -> dict[str, Any]:
             **{name: shutil.which(name) for name in COMPILERS},
             **{name: None if path is None else str(path) for name, path in tools.items()},
         },
-        "gpu": examine_gpus(),
         "problems": problems,
     }
-
-
-def examine_gpus() -> dict[str, Any]:
-    """The version of CUDA that the driver supports, and each GPU; or in ``absent`` why there is none."""
-    try:
-        driver = open_driver()
-        gpus = [
-            {"name": one.name, "compute_capability": one.capability, "memory_gb": round(one.memory_bytes / 1e9, 1)}
-            for one in driver.gpus()
-        ]
-        version = ".".join(map(str, driver.version))
-    except MoecError as error:
-        return {"driver_cuda": None, "devices": [], "absent": str(error)}
-    return {"driver_cuda": version, "devices": gpus, "absent": None if gpus else "the driver finds no GPU"}
+    for kind in targets.kinds():
+        found |= kind.findings()
+    return found
 
 
 def _version(package: str) -> str | None:

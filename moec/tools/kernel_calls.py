@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from moec.common.work import Argument
 from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.model import CompiledModel, ready
+from moec.targets.kind import CaughtTensor
 from moec.tools.sampling import random_inputs, size_cases
 
 Arrays = list[np.ndarray]
@@ -18,15 +18,6 @@ _SIZES = (7, 40, 300)
 """Of dynamic dimensions."""
 _BATCHES = (1, 2, 3, 4)
 """Of the first dimension, where there are several."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CaughtTensor:
-    """A parameter before and after the call."""
-
-    name: str
-    before: np.ndarray
-    after: np.ndarray
 
 
 def catch_call(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec import targets
 from moec.common.guards import holds, parse_guard
 from moec.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
@@ -30,10 +31,11 @@ def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step
     Nothing is returned for a model without kernels that have one. Raises MoecError for a model without dynamic sizes,
     and when the file of measured values cannot be written; UnsupportedError for a model whose GPU is emulated.
     """
-    if compiled.target.partition(":")[0] == "cuda":
-        from moec.tools.tune_gpu import tune_gpu
+    return targets.program_kind_of(compiled.target).tune(compiled, progress)
 
-        return tune_gpu(compiled, progress)
+
+def tune_kernels(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
+    """What :func:`tune` does for a model on the processor."""
     before = compiled.crossovers
     readers: dict[str, list[str]] = {name: [] for name in before}
     for kernel in compiled.kernels.values():

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from moec.common.roofline import Roofline
 from moec.targets.base import Program
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.heavy import HeavyConverter
@@ -47,9 +46,3 @@ class CpuTarget:
 
         target = tvm.target.Target(self.machine.llvm)
         return compile_program(model, CpuOps(self.machine), target, self.name, self.machine.requirements)
-
-    def measure_roofline(self, threads: int) -> Roofline:
-        """Of this computer, in about a second."""
-        from moec.targets.cpu.roofline import measure_roofline
-
-        return measure_roofline(threads)

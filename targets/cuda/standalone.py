@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moec.common.replacing import check_replaceable
-from moec.common.seals import foreign_file, write_sealed
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import Artifact
-from moec.runtime.manifest import is_inside_name
-from moec.runtime.model import find_kernel
+from moec.runtime.description import find_kernel
 from moec.targets.cuda.pipeline import PREAMBLE
-from moec.tools.kernel_calls import CaughtTensor, catch_call
+from moec.targets.kind import CaughtTensor
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -26,19 +24,26 @@ _USUAL_SIZE = 7
 """Of dynamic dimensions."""
 
 
-def write_standalone(artifact: Artifact, kernel: str, folder: pathlib.Path, architecture: str | None = None) -> None:
-    """Write ``<kernel>.cu`` and ``<kernel>.numbers`` to a folder, which is made where it is missing.
+@dataclasses.dataclass(frozen=True)
+class CudaStandalone:
+    """:class:`moec.targets.kind.Standalone` in CUDA C."""
 
-    The artifact runs emulated for the numbers. Raises what :func:`program_text` does; MoecError for a kernel that
-    computes nothing and a folder that cannot be written, and what emulation raises. Then nothing is written.
-    """
-    if not is_inside_name(kernel):
-        raise MoecError(f"{artifact.where}: kernel {kernel!r} cannot be the name of a file; the artifact was altered")
-    source = program_text(artifact, kernel, architecture)
-    record = _record(artifact, kernel, architecture)
-    names = [one["name"] for one in record["parameters"]]
-    tensors = catch_call(artifact, kernel, names, architecture, _sufficient_size(record["launches"]))
-    _write(folder, {f"{kernel}.cu": source.encode(), f"{kernel}.numbers": numbers_of(tensors)})
+    kernel: str
+    source: str
+    parameters: Sequence[str]
+    least_size: int
+
+    @staticmethod
+    def of(artifact: Artifact, kernel: str, architecture: str | None = None) -> CudaStandalone:
+        """Raises what :func:`program_text` does."""
+        source = program_text(artifact, kernel, architecture)
+        record = _record(artifact, kernel, architecture)
+        names = [one["name"] for one in record["parameters"]]
+        return CudaStandalone(kernel, source, names, _sufficient_size(record["launches"]))
+
+    def files(self, tensors: Sequence[CaughtTensor]) -> dict[str, bytes]:
+        """``<kernel>.cu`` and ``<kernel>.numbers``."""
+        return {f"{self.kernel}.cu": self.source.encode(), f"{self.kernel}.numbers": numbers_of(tensors)}
 
 
 def program_text(artifact: Artifact, kernel: str, architecture: str | None = None) -> str:
@@ -155,16 +160,3 @@ def _tensor_map_code(one: Mapping[str, Any]) -> str:
         del numbers[:count]
     values = [f"{one['tensor']}_ptr", f"CU_TENSOR_MAP_DATA_TYPE_{_MAP_TYPES[one['dtype']]}", *lists, *map(str, numbers)]
     return f"  const CUtensorMap {one['name']} = encode_tensor_map({', '.join(values)});"
-
-
-def _write(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
-    """All files, each complete before it has its name, in the place of nothing but those that moec wrote. Raises
-    MoecError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MoecError(f"{folder}: the program cannot be written: {error.strerror or error}") from error
-    for name in files:
-        check_replaceable(folder / name, foreign_file)
-    for name, content in files.items():
-        write_sealed(folder / name, content, "// ")

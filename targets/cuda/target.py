@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from moec.common.roofline import Roofline
 from moec.errors import UnsupportedError
 from moec.targets.base import Program
 from moec.targets.cuda.architectures import LIMITS
@@ -62,9 +61,3 @@ class CudaTarget:
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
             program = compile_program(model, CudaOps(self.architecture), target, self.name, (), backend)
         return dataclasses.replace(program, architecture=self.architecture)
-
-    def measure_roofline(self, threads: int) -> Roofline:
-        """Raises MoecError where there is no GPU, or no PyTorch that can use it."""
-        from moec.targets.cuda.roofline import measure_roofline
-
-        return measure_roofline(threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -16,6 +16,9 @@ class HlsOptions:
     """``calibration``: inputs of the model by name, which scales are taken from and testbenches are made of; needed.
     ``max_tokens``: of a block in one call, needed where the model does not fix it. ``weight_bits``: of the experts'
     weights. ``constraints``: on the hardware."""
+
+    kind: ClassVar[str] = "hls"
+    subject: ClassVar[str] = "calibration data and limits of hardware are for hls:PART"
 
     calibration: Mapping[str, np.ndarray[Any, Any]] | None = None
     max_tokens: int | None = None

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moec.common.tables import table
 from moec.targets.hls.moe.channels import PROCESSES
 from moec.targets.hls.moe.estimate import RESOURCE_NAMES
 
@@ -48,7 +48,7 @@ def _rest_table(rest: Mapping[str, Any]) -> Table:
         rows.append((one["operator"], str(one["count"]), f"{one['share']:.2%}", ", ".join(one["nodes"]) + more))
     rows += [("?", "1", "unknown size", node) for node in rest["unknown"]]
     title = f"In no project: {rest['share']:.1%} of the model's operations, which the caller computes elsewhere"
-    return _table(title, ("operator", "nodes", "share", ""), rows)
+    return table(title, ("operator", "nodes", "share", ""), rows)
 
 
 def _quality_table(report: Mapping[str, Any]) -> Table:
@@ -60,7 +60,7 @@ def _quality_table(report: Mapping[str, Any]) -> Table:
     title = f"Signal over quantisation noise on {quality['tokens']} calibration tokens"
     if "agreement" in quality:
         title += f"; {quality['agreement']:.2%} of the pairs of token and expert as in floats"
-    return _table(title, ("tensor", "dB", ""), rows)
+    return table(title, ("tensor", "dB", ""), rows)
 
 
 def _decibels(ratio: float | None) -> str:
@@ -93,7 +93,7 @@ def exploration_table(exploration: Mapping[str, Any]) -> Table:
         *("", "lanes", "hidden tile", "router lanes", "weight FIFO", "arrays", "cycles", "starved", "bound by", "ms"),
         *("DSP", "BRAM18", "URAM", "LUT", "FF", "GB/s"),
     )
-    return _table(title, headings, [_design_cells(one) for one in exploration["front"]])
+    return table(title, headings, [_design_cells(one) for one in exploration["front"]])
 
 
 def _design_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -125,15 +125,15 @@ def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text(f"Memory: {_masters_and_ports(estimate['ports']['of'])} (link.cfg)")
     clock = f"{estimate['clock_megahertz']:g} MHz, a beat of weights every {estimate['cycles_per_beat']:.2f} cycles"
     clock += f", pipelines of {estimate['stages']} stages"
-    yield _table(f"Cycles per call at {clock} ({_NOT_SYNTHESISED})", ("phase", "cycles", ""), phases)
+    yield table(f"Cycles per call at {clock} ({_NOT_SYNTHESISED})", ("phase", "cycles", ""), phases)
     resources, available = estimate["resources"], estimate["available"]
     shares = [
         (title, f"{resources[name]:,}", f"{available[name]:,}", _share(resources[name], available[name]))
         for name, title in RESOURCE_NAMES.items()
     ]
     title = f"Resources on {estimate['board']} ({estimate['part']}; LUTs and flip-flops within a factor of two)"
-    yield _table(title, ("", "needed", "there are", "share"), shares)
-    yield _table("Who takes them", ("process", "DSP", "BRAM18", "URAM", "LUT of memories"), _by_process(estimate))
+    yield table(title, ("", "needed", "there are", "share"), shares)
+    yield table("Who takes them", ("process", "DSP", "BRAM18", "URAM", "LUT of memories"), _by_process(estimate))
 
 
 def _masters_and_ports(ports: Mapping[str, str]) -> str:
@@ -196,12 +196,3 @@ def _fill(channel: Mapping[str, Any] | None) -> str:
         return ""
     full = ", full" if channel["peak"] >= channel["depth"] else ""
     return f" (at most {channel['peak']} of {channel['depth']}{full})"
-
-
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.common.roofline import Roofline
 from moec.common.specs import tensor_specs
 from moec.errors import MoecError, UnsupportedError
-from moec.targets.base import Program, Project
+from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.attention.graph import GraphAttention, find_attention
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
@@ -54,7 +53,7 @@ class HlsTarget:
         _, _, part = name.partition(":")
         return HlsTarget(name, find_part(part), options or HlsOptions())
 
-    def compile(self, model: ir.Model) -> Program:
+    def compile(self, model: ir.Model) -> Projects:
         """One project per MoE block, and one per attention block that the templates compute and that fits the part.
 
         Raises UnsupportedError, naming the node, for a block that the templates cannot compute or that does not fit the
@@ -82,7 +81,7 @@ class HlsTarget:
             tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs)
         )
         warnings = [str(rest)] if rest.operators else []
-        return Program(self.name, inputs_of_model, outputs_of_model, {}, [], [], projects=projects, warnings=warnings)
+        return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
 
     def _attention_blocks(self, model: ir.Model) -> tuple[list[GraphAttention], list[str]]:
         """Those that become projects, and why others stay outside."""
@@ -144,10 +143,6 @@ class HlsTarget:
                 projects.append(attention_project(f"attention_{found}", block, integers, sequences, chosen, common))
                 found += 1
         return projects
-
-    def measure_roofline(self, threads: int) -> Roofline:
-        """Raises UnsupportedError: there is nothing to measure on."""
-        raise UnsupportedError("an FPGA's limits are estimated: moec inspect shows them")
 
     def _most_tokens(self, block: GraphBlock) -> int:
         sizes = list(block.tokens.shape or ())[:-1]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import tvm
 from tvm import s_tir, tirx
 
+from moec import targets
 from moec.common.dtypes import DTYPES
 from moec.common.specs import TensorSpec
 from moec.common.work import intensity
@@ -22,7 +23,6 @@ from moec.targets.tvm.pipeline import Generated, Optimized
 
 HOST_NUMBERS = "moec.host_numbers"
 """The attribute that says how many of a kernel's parameters, the first ones, are numbers which only the host reads."""
-_COMMENT = {"tir": "#", "llvm": ";", "asm": "#", "cuda": "//", "ptx": "//", "sass": "//", "resources": "//"}
 _NODES_LISTED = 6
 
 
@@ -39,7 +39,9 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
         text = {"tir": _tir_text(name, functions[name])}
         text |= {form: texts.get(name, "") for form, texts in generated.sources.items()}
         header = _header(record, generated.facts.get(name, []))
-        record.sources = {form: _commented(header, _COMMENT[form]) + source for form, source in text.items()}
+        record.sources = {
+            form: _commented(header, targets.forms()[form].comment) + source for form, source in text.items()
+        }
         records.append(record)
     return records
 

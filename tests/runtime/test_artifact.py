@@ -259,7 +259,7 @@ def test_objects_of_another_architecture(artifact_path, monkeypatch):
 
 
 def test_objects_that_do_not_link(program, context, tmp_path):
-    broken = Program("t", [], [], {"a.o": b"not an object file"}, [], [])
+    broken = Program("cpu", [], [], {"a.o": b"not an object file"}, [], [])
     write_artifact(tmp_path / "a.moec", broken, context)
     with pytest.raises(ArtifactError, match="its object files cannot be linked"):
         load(tmp_path / "a.moec")

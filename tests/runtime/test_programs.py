@@ -9,7 +9,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.runtime.artifact import open_artifact
-from moec.runtime.model import describe
+from moec.runtime.description import describe
 from moec.runtime.writer import write_artifact
 from moec.targets.base import Candidate, KernelRecord, Program, Weight
 

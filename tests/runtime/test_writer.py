@@ -33,7 +33,7 @@ def test_weights_are_page_aligned_and_mapped(program, context, tmp_path):
         Weight("half", (2, 2), "float16", lambda: np.eye(2, dtype=np.float16).T),
     ]
     path = tmp_path / "a.moec"
-    write_artifact(path, Program("t", [], [], {"program.o": b""}, weights, []), context)
+    write_artifact(path, Program("cpu", [], [], {"program.o": b""}, weights, []), context)
     artifact = open_artifact(path)
     assert [weight.offset % 4096 for weight in artifact.manifest.weights] == [0, 0, 0]
     loaded, _ = artifact.weights(artifact.program())
@@ -49,7 +49,7 @@ def test_weights_may_come_in_pieces(context, tmp_path):
         Weight("next", (3,), "uint8", lambda: iter([np.zeros(0, np.uint8), np.arange(3, dtype=np.uint8)])),
     ]
     path = tmp_path / "a.moec"
-    write_artifact(path, Program("t", [], [], {"program.o": b""}, weights, []), context)
+    write_artifact(path, Program("cpu", [], [], {"program.o": b""}, weights, []), context)
     artifact = open_artifact(path)
     loaded, _ = artifact.weights(artifact.program())
     np.testing.assert_array_equal(loaded[0], experts)
@@ -69,7 +69,7 @@ def test_weights_may_come_in_pieces(context, tmp_path):
 def test_a_weight_that_is_not_as_announced_is_a_defect(load, reason, context, tmp_path):
     wrong = Weight("w", (3,), "float32", load)
     with pytest.raises(ValueError, match=rf"'w' was announced as float32\[3\], but {reason}"):
-        write_artifact(tmp_path / "a.moec", Program("t", [], [], {"program.o": b""}, [wrong], []), context)
+        write_artifact(tmp_path / "a.moec", Program("cpu", [], [], {"program.o": b""}, [wrong], []), context)
     assert names_in(tmp_path) == []
 
 

@@ -48,7 +48,7 @@ def shown(findings) -> str:
     ids=["GPU", "no GPU", "no driver"],
 )
 def test_gpus_are_listed_or_it_says_why_there_are_none(monkeypatch, open_driver, lines):
-    monkeypatch.setattr(doctor, "open_driver", open_driver)
+    monkeypatch.setattr("moec.targets.cuda.doctor.open_driver", open_driver)
     findings = doctor.examine()
     text = shown(findings)
     assert all(line in text for line in lines)

@@ -14,7 +14,7 @@ from moec import compiler, targets
 from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import LinearSpec
 from moec.runtime.artifact import open_artifact
-from moec.runtime.model import find_kernel
+from moec.runtime.description import find_kernel
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.standalone import program_text
 

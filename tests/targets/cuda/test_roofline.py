@@ -62,7 +62,7 @@ def test_limits_are_of_what_was_timed(monkeypatch):
     monkeypatch.setattr(roofline, "open_driver", lambda: GPU)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
     monkeypatch.setitem(sys.modules, "torch", stand_in_torch(True))
-    limits = targets.get("cuda").measure_roofline(3)
+    limits = targets.program_kind_of("cuda").measure_roofline(3)
     assert limits.threads == 3
     assert limits.bandwidth == pytest.approx(2**31 / 2e-3)
     assert limits.peak("bfloat16") == pytest.approx(2 * 8192**3 / 2e-3)
@@ -82,4 +82,4 @@ def test_what_is_missing_is_named(monkeypatch, driver, torch, message):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: torch)
     monkeypatch.setitem(sys.modules, "torch", torch)
     with pytest.raises(MoecError, match=message):
-        targets.get("cuda").measure_roofline(1)
+        targets.program_kind_of("cuda").measure_roofline(1)

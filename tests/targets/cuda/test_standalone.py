@@ -16,8 +16,9 @@ from moec.runtime.artifact import open_artifact
 from moec.simulators.cuda import library
 from moec.simulators.cuda.kernels import find_kernels
 from moec.targets.cuda import nvcc
-from moec.targets.cuda.standalone import program_text, write_standalone
+from moec.targets.cuda.standalone import program_text
 from moec.tools.kernel_calls import catch_call
+from moec.tools.standalone import write_standalone
 
 TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[n,40] x) => (float[n,40] y) { y = Softmax (x) }'
 LAUNCH = re.compile(r"(?P<kernel>\w+)<<<(?P<how>.*)>>>\(")

@@ -55,7 +55,7 @@ def granite_layer() -> onnx.ModelProto:
 def test_a_layer_of_granite(tmp_path, part):
     random = np.random.default_rng(1)
     inputs = {"x": random.standard_normal((TOKENS, D)).astype(np.float32)}
-    compiler.write(granite_layer(), tmp_path / "granite.moec", f"hls:{part}", hls=HlsOptions(inputs))
+    compiler.write(granite_layer(), tmp_path / "granite.moec", f"hls:{part}", options=HlsOptions(inputs))
     (result,) = simulate(open_artifact(tmp_path / "granite.moec"))
     assert result["passed"], result
     assert result["estimated"] == pytest.approx(result["cycles"], rel=0.05)

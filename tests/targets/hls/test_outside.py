@@ -71,4 +71,4 @@ def test_a_model_that_was_not_raised_says_why(tmp_path: pathlib.Path):
             node.op_type = "Sin"
     options = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=8)
     with pytest.raises(UnsupportedError, match=r"holds no MoE block; .*; raise-moe: .*: left as ordinary operators: "):
-        compiler.write(model, tmp_path / "never.moec", "hls:zcu102", hls=options)
+        compiler.write(model, tmp_path / "never.moec", "hls:zcu102", options=options)

@@ -29,7 +29,7 @@ OPTIONS = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=32, c
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     path = tmp_path_factory.mktemp("digits") / "digits.moec"
-    compiler.write(DIGITS / "model.onnx", path, "hls:zcu102", hls=OPTIONS)
+    compiler.write(DIGITS / "model.onnx", path, "hls:zcu102", options=OPTIONS)
     return open_artifact(path)
 
 
@@ -75,7 +75,7 @@ def test_accuracy_is_within_half_a_point_of_floats(model):
 
 def refused(options: HlsOptions, target: str = "hls:zcu102", path: pathlib.Path = DIGITS / "model.onnx"):
     with pytest.raises(MoecError) as error:
-        compiler.write(path, pathlib.Path("never.moec"), target, hls=options)
+        compiler.write(path, pathlib.Path("never.moec"), target, options=options)
     assert not pathlib.Path("never.moec").exists()
     return str(error.value)
 

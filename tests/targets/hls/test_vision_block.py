@@ -112,7 +112,7 @@ def test_the_target_makes_both_projects(export, tmp_path):
     sizes = small(export)
     onnx.save(export.build(sizes), tmp_path / "block.onnx")
     options = HlsOptions({"x": export.sample(sizes)})
-    compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", hls=options)
+    compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", options=options)
     artifact = open_artifact(tmp_path / "block.moec")
     moe, attention = artifact.manifest.projects
     assert [one.name for one in (moe, attention)] == ["moe_0", "attention_0"]
@@ -134,7 +134,7 @@ def test_an_attention_that_does_not_fit_stays_outside(export, tmp_path):
     attention.attribute.append(onnx.helper.make_attribute("is_causal", 1))
     onnx.save(model, tmp_path / "block.onnx")
     options = HlsOptions({"x": export.sample(sizes)})
-    compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", hls=options)
+    compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", options=options)
     (project,) = open_artifact(tmp_path / "block.moec").manifest.projects
     assert project.name == "moe_0"
     (reason,) = project.report["outside"]

@@ -1,0 +1,74 @@
+"""What the command line takes from kinds of targets: their names, forms, options and commands."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moec import targets
+from moec.cli_options import Json
+from moec.cli_printing import print_result, shown_progress
+
+STANDALONE = "standalone"
+"""The form in which a kernel is a program of its own."""
+if TYPE_CHECKING:
+    Form = enum.Enum
+else:  # what kinds of targets declare is not known before
+    Form = enum.Enum("Form", {name.upper(): name for name in (*targets.forms(), STANDALONE)}, type=str)
+TIR: Form = Form["TIR"]
+_EXAMPLES = ", ".join(example for kind in targets.kinds() for example in kind.examples)
+Target = Annotated[str, typer.Option(help=f"What to compile for: {_EXAMPLES}, ...")]
+
+
+def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the options that kinds of targets declare; it gets those of its ``target`` as ``options``, and
+    those of another are refused."""
+    readers = [reader for kind in targets.kinds() if (reader := kind.read_options()) is not None]
+
+    def run(**given: Any) -> None:
+        read = [reader(**{name: given.pop(name) for name in _parameters(reader)}) for reader in readers]
+        found = [options for options in read if options is not None]
+        for options in found:
+            targets.check_options(given["target"], options)
+        command(**given, options=found[0] if found else None)
+
+    own = [one for name, one in _parameters(command).items() if name != "options"]
+    return _like(command, run, [*own, *(one for reader in readers for one in _parameters(reader).values())])
+
+
+def target_commands(differs: int) -> list[Callable[..., None]]:
+    """The commands of all kinds of targets, which end with the exit code ``differs`` where something is not as it
+    should be."""
+    return [_printing(command, differs) for kind in targets.kinds() for command in kind.commands()]
+
+
+def _printing(command: Callable[..., Any], differs: int) -> Callable[..., None]:
+    def run(as_json: bool, **given: Any) -> None:
+        with shown_progress() as progress:
+            result = command(**given, progress=progress)
+        print_result(result.data, as_json, result.tables)
+        if not result.as_expected:
+            raise typer.Exit(differs)
+
+    own = [one for name, one in _parameters(command).items() if name != "progress"]
+    json = inspect.Parameter("as_json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=Json)
+    return _like(command, run, [*own, json])
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function, eval_str=True).parameters)
+
+
+def _like(
+    command: Callable[..., Any], run: Callable[..., None], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """``run`` under the name and help of ``command``, with these parameters for typer to read."""
+    made = functools.wraps(command)(run)
+    made.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    made.__annotations__ = {one.name: one.annotation for one in parameters}
+    return made

@@ -1,0 +1,37 @@
+"""What ``moec doctor`` finds out about GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from moec.common.tables import table
+from moec.errors import MoecError
+from moec.runtime.driver import open_driver
+
+
+def examine_gpus() -> dict[str, Any]:
+    """The version of CUDA that the driver supports, and each GPU; or in ``absent`` why there is none."""
+    try:
+        driver = open_driver()
+        gpus = [
+            {"name": one.name, "compute_capability": one.capability, "memory_gb": round(one.memory_bytes / 1e9, 1)}
+            for one in driver.gpus()
+        ]
+        version = ".".join(map(str, driver.version))
+    except MoecError as error:
+        return {"driver_cuda": None, "devices": [], "absent": str(error)}
+    return {"driver_cuda": version, "devices": gpus, "absent": None if gpus else "the driver finds no GPU"}
+
+
+def gpu_tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What :func:`examine_gpus` returns."""
+    gpus = [tuple(map(str, one.values())) for one in found["devices"]]
+    if gpus:
+        title = f"GPUs (driver for CUDA {found['driver_cuda']})"
+        yield table(title, ("GPU", "compute capability", "memory, GB"), gpus)
+    else:
+        yield Text(f"no GPU: {found['absent']}")

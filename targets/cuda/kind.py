@@ -1,0 +1,80 @@
+"""What a GPU of NVIDIA's is as a kind of target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moec.targets.kind import Form, Options, ProgramKind, Standalone
+
+if TYPE_CHECKING:
+    import pathlib
+
+    from rich.console import RenderableType
+
+    from moec.common.roofline import Roofline
+    from moec.runtime.artifact import Artifact
+    from moec.runtime.device import Device
+    from moec.runtime.model import CompiledModel
+    from moec.targets.base import Target
+    from moec.tools.crossovers import Tuned
+
+
+class CudaKind(ProgramKind):
+    """A GPU, by compute capability."""
+
+    name = "cuda"
+    examples = ("cuda", "cuda:sm_80+sm_90a")
+    takes_several = has_device = True
+    forms = (Form("cuda", ".cu", "//"), Form("ptx", ".ptx", "//"), Form("sass", ".sass", "//"))
+    forms += (Form("resources", ".txt", "//"),)
+    tools = ("nvcc", "cuobjdump")
+
+    def target(self, name: str, options: Options | None = None) -> Target:
+        from moec.targets.cuda.target import CudaTarget
+
+        return CudaTarget.create(name)
+
+    def device(self, artifact: Artifact, architecture: str | None) -> Device:
+        from moec.runtime.gpu import gpu
+
+        return gpu(artifact, architecture)
+
+    def emulated_device(self, architecture: str) -> Device:
+        from moec.simulators.cuda.device import emulated_device
+
+        return emulated_device(architecture)
+
+    def standalone(self, artifact: Artifact, kernel: str, architecture: str | None) -> Standalone:
+        from moec.targets.cuda.standalone import CudaStandalone
+
+        return CudaStandalone.of(artifact, kernel, architecture)
+
+    def measure_roofline(self, threads: int) -> Roofline:
+        from moec.targets.cuda.roofline import measure_roofline
+
+        return measure_roofline(threads)
+
+    def tune(self, compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
+        from moec.tools.tune_gpu import tune_gpu
+
+        return tune_gpu(compiled, progress)
+
+    def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
+        architectures = " or ".join(description["binaries"])
+        return [f"a GPU that runs {architectures}" if architectures else "a GPU, and nvcc to compile its code"]
+
+    def find_tool(self, name: str) -> pathlib.Path | None:
+        from moec.targets.cuda.nvcc import find_tool
+
+        return find_tool(name)
+
+    def findings(self) -> Mapping[str, Any]:
+        from moec.targets.cuda.doctor import examine_gpus
+
+        return {"gpu": examine_gpus()}
+
+    def finding_tables(self, findings: Mapping[str, Any]) -> Iterable[RenderableType]:
+        from moec.targets.cuda.doctor import gpu_tables
+
+        return gpu_tables(findings["gpu"])

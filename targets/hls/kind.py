@@ -1,0 +1,43 @@
+"""What an FPGA is as a kind of target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moec.targets.kind import CommandResult, Kind, Options
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from moec.targets.base import Target
+
+
+class HlsKind(Kind):
+    """Projects of HLS C++ for a part."""
+
+    name = "hls"
+    examples = ("hls:zcu102",)
+    tools = ("vitis_hls", "v++")
+
+    def target(self, name: str, options: Options | None = None) -> Target:
+        from moec.targets.hls.options import HlsOptions
+        from moec.targets.hls.target import HlsTarget
+
+        assert options is None or isinstance(options, HlsOptions)
+        return HlsTarget.create(name, options)
+
+    def read_options(self) -> Callable[..., Options | None]:
+        from moec.targets.hls.command_line import read_options
+
+        return read_options
+
+    def commands(self) -> Sequence[Callable[..., CommandResult]]:
+        from moec.targets.hls.command_line import simulate
+
+        return [simulate]
+
+    def tables(self, description: Mapping[str, Any]) -> Iterable[RenderableType]:
+        from moec.targets.hls.tables import project_tables
+
+        return [table for project in description["projects"] for table in project_tables(project)]

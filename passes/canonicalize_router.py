@@ -23,19 +23,30 @@ class CanonicalizeRouter:
        without bias, groups, threshold, capacity and guards of the sum, which see the scores themselves.
     3. softmax_topk weights sum to 1 already: ``normalize`` with epsilon 0 is dropped, under the same conditions.
     4. Groups of which all are kept restrict nothing: they are dropped.
-    5. Scores that a Softmax or a Sigmoid makes for a router that takes them as they are become the router's own::
-
-        s = Softmax (logits)                                  w, e = moec.Route <k = 2, score = "softmax"> (logits)
-        w, e = moec.Route <k = 2, score = "identity"> (s)  →
-
+    5. Scores that a Softmax or a Sigmoid makes for a router that takes them as they are become the router's own.
     6. The k largest of E softmax scores sum to k/E or more: a ``normalize_floor`` below that, without bias and groups,
        is dropped.
 
-    An example of rule 2::
+    By rule 2::
 
-        w, e = moec.Route <k = 2, normalize = 1> (logits)
+        (float[T,8] logits) => (float[T,2] w, int32[T,2] e) {
+           w, e = moec.Route <k = 2, normalize = 1> (logits)
+        }
             ->
-        w, e = moec.Route <k = 2, score = "softmax_topk"> (logits)
+        (float[T,8] logits) => (float[T,2] w, int32[T,2] e) {
+           w, e = moec.Route <k = 2, score = "softmax_topk"> (logits)
+        }
+
+    and, by rule 5::
+
+        (float[T,8] logits) => (float[T,2] w, int32[T,2] e) {
+           s = Softmax <axis = -1> (logits)
+           w, e = moec.Route <k = 2, score = "identity"> (s)
+        }
+            infer-shapes,canonicalize-router,remove-dead-nodes ->
+        (float[T,8] logits) => (float[T,2] w, int32[T,2] e) {
+           w, e = moec.Route <k = 2, score = "softmax"> (logits)
+        }
     """
 
     name: ClassVar[str] = "canonicalize-router"

@@ -34,11 +34,16 @@ class CastWeights:
 
     ::
 
-        y = moec.MoE <k = 2> (x, logits, , up, down)
-            ->
-        up_decoded = Cast <to = 1> (up_bfloat16)
-        down_decoded = Cast <to = 1> (down_bfloat16)
-        y = moec.MoE <k = 2, arithmetic = "bfloat16"> (x, logits, , up_decoded, down_decoded)
+        (float[T,6] x, float[T,4] logits) => (float[T,6] y) <float[4,10,6] up, float[4,6,5] down> {
+           y = moec.MoE <k = 2> (x, logits, , up, down)
+        }
+            cast-weights{dtype=bf16} ->
+        (float[T,6] x, float[T,4] logits) => (float[T,6] y)
+           <bfloat16[4,10,6] up_bfloat16, bfloat16[4,6,5] down_bfloat16> {
+           up_decoded = Cast <to = 1> (up_bfloat16)
+           down_decoded = Cast <to = 1> (down_bfloat16)
+           y = moec.MoE <arithmetic = "bfloat16", k = 2> (x, logits, , up_decoded, down_decoded)
+        }
     """
 
     name: ClassVar[str] = "cast-weights"

@@ -37,6 +37,14 @@ class CheckExport:
 
     5. Such a scatter whose indices are several top-k lists joined: the lists may name the same row.
     6. Comparisons of the chosen experts with some but not all expert ids.
+
+    ::
+
+        (float[T,8] x) => (float[2,8] y) <int64[2] target = {2, 8}> {
+           y = Reshape (x, target)
+        }
+            ->
+        MoecError: node 'y': Reshape makes [2, 8] of a value with 8*T elements
     """
 
     name: ClassVar[str] = "check-export"

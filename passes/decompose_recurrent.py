@@ -50,12 +50,26 @@ class DecomposeRecurrent:
 
     ::
 
-        y = RNN <hidden_size = 8> (x, w, r)
-            ->
-        p = MatMul (x, wt)
-        h, o = Scan <num_scan_inputs = 1, body = b (h, p) => (n, n) {
-            q = MatMul (h, rt); s = Add (p, q); n = Tanh (s) }> (zeros, p)
-        y = Unsqueeze (o, one)
+        (float[3,2,4] x) => (float[3,1,2,5] y) <float[1,5,4] w, float[1,5,5] r> {
+           y = RNN <hidden_size = 5> (x, w, r)
+        }
+            infer-shapes,decompose-recurrent,fold-constants,fold-shapes,simplify,remove-dead-nodes ->
+        (float[3,2,4] x) => (float[3,1,2,5] y)
+           <int64[1] "y.numbers_2" = {1}, float[4,5] "y.Transpose", float[5,5] "y.Transpose_2",
+            int64[2] "y.Concat" = {2, 5}> {
+           "y.MatMul" = MatMul (x, "y.Transpose")
+           "y.ConstantOfShape" = ConstantOfShape <value: tensor = float[1] {0.0}> ("y.Concat")
+           "y.last", "y.outputs" = Scan <body: graph = step (float[] "y.state", float[] "y.x") =>
+              (float[2,5] "y.Tanh", float[2,5] "y.Identity")
+           {
+              "y.MatMul_2" = MatMul ("y.state", "y.Transpose_2")
+              "y.Add" = Add ("y.x", "y.MatMul_2")
+              "y.Tanh" = Tanh ("y.Add")
+              "y.Identity" = Identity ("y.Tanh")
+           }, num_scan_inputs = 1, scan_input_directions = [0], scan_output_directions = [0]>
+              ("y.ConstantOfShape", "y.MatMul")
+           y = Unsqueeze ("y.outputs", "y.numbers_2")
+        }
     """
 
     name: ClassVar[str] = "decompose-recurrent"

@@ -41,10 +41,15 @@ class DropZeroNeurons:
 
     ::
 
-        y = moec.MoE <k = 2, activation = "relu", gate_layout = "none"> (x, logits, , up, down)
+        (float[T,2] x, float[T,2] logits) => (float[T,2] y)
+           <float[2,3,2] up, float[2,2,3] down = {1, 0, 2, 3, 0, 4, 5, 6, 7, 8, 9, 1}> {
+           y = moec.MoE <k = 1, activation = "relu", gate_layout = "none"> (x, logits, , up, down)
+        }
             ->
-        y = moec.MoE <k = 2, activation = "relu", gate_layout = "none", hidden_sizes = [307, 312]>
-            (x, logits, , up_used, down_used)
+        (float[T,2] x, float[T,2] logits) => (float[T,2] y) <float[2,3,2] up_used, float[2,2,3] down_used> {
+           y = moec.MoE <activation = "relu", gate_layout = "none", hidden_sizes = [2, 3], k = 1>
+              (x, logits, , up_used, down_used)
+        }
     """
 
     name: ClassVar[str] = "drop-zero-neurons"

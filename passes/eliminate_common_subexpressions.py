@@ -20,7 +20,16 @@ class EliminateCommonSubexpressions:
 
     ::
 
-        a = Relu (x); b = Relu (x); y = Add (a, b)      ->      a = Relu (x); y = Add (a, a)
+        (float[T] x) => (float[T] y) {
+           a = Relu (x)
+           b = Relu (x)
+           y = Add (a, b)
+        }
+            ->
+        (float[T] x) => (float[T] y) {
+           a = Relu (x)
+           y = Add (a, a)
+        }
     """
 
     name: ClassVar[str] = "eliminate-common-subexpressions"

@@ -58,7 +58,14 @@ class ExpandFunctions:
 
     ::
 
-        y = HardSwish (x)    ->    s = HardSigmoid <alpha = 0.1667, beta = 0.5> (x); y = Mul (x, s)
+        (float[T,4] x) => (float[T,4] y) {
+           y = HardSwish (x)
+        }
+            infer-shapes,expand-functions ->
+        (float[T,4] x) => (float[T,4] y) {
+           HS_X = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)
+           y = Mul (x, HS_X)
+        }
     """
 
     name: ClassVar[str] = "expand-functions"

@@ -45,7 +45,14 @@ class FoldConstants:
 
     ::
 
-        b = Mul (two, three); y = Add (x, b)        ->      y = Add (x, six)
+        (float[T] x) => (float[T] y) <float two = {2}, float three = {3}> {
+           six = Mul (two, three)
+           y = Add (x, six)
+        }
+            fold-constants,remove-dead-nodes ->
+        (float[T] x) => (float[T] y) <float six = {6.0}> {
+           y = Add (x, six)
+        }
     """
 
     name: ClassVar[str] = "fold-constants"

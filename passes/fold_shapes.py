@@ -31,9 +31,16 @@ class FoldShapes:
 
     ::
 
-        s = Shape (x); t = Gather (s, zero); u = Unsqueeze (t, zero); c = Concat (u, four, eight); y = Reshape (x, c)
-            ->
-        (x is [T,32])  y = Reshape (x, [0, 4, 8])
+        (float[T,32] x) => (float[T,4,8] y) <int64[1] zero = {0}, int64[2] parts = {4, 8}> {
+           shape = Shape (x)
+           tokens = Gather (shape, zero)
+           target = Concat <axis = 0> (tokens, parts)
+           y = Reshape (x, target)
+        }
+            fold-shapes,remove-dead-nodes ->
+        (float[T,32] x) => (float[T,4,8] y) <int64[3] y_shape = {0, 4, 8}> {
+           y = Reshape (x, y_shape)
+        }
     """
 
     name: ClassVar[str] = "fold-shapes"

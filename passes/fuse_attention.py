@@ -33,8 +33,19 @@ class FuseAttention:
 
     ::
 
-        t = Transpose <perm = [0, 1, 3, 2]> (k); s = MatMul (q, t); a = Mul (s, scale); m = Add (a, mask)
-        p = Softmax <axis = -1> (m); y = MatMul (p, v)      ->      y = Attention <scale = ...> (q, k, v, mask)
+        (float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,3] v, float[S,P] mask) => (float[B,2,S,3] y)
+           <float half = {0.5}> {
+           t = Transpose <perm = [0, 1, 3, 2]> (k)
+           products = MatMul (q, t)
+           scaled = Mul (products, half)
+           scores = Add (scaled, mask)
+           p = Softmax <axis = -1> (scores)
+           y = MatMul (p, v)
+        }
+            infer-shapes,fuse-attention,remove-dead-nodes ->
+        (float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,3] v, float[S,P] mask) => (float[B,2,S,3] y) {
+           y = Attention <scale = 0.5> (q, k, v, mask)
+        }
     """
 
     name: ClassVar[str] = "fuse-attention"

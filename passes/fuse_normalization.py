@@ -23,8 +23,18 @@ class FuseNormalization:
 
     ::
 
-        q = Mul (x, x); m = ReduceMean <keepdims = 1> (q, [-1]); e = Add (m, epsilon); r = Sqrt (e)
-        n = Div (x, r); y = Mul (n, scale)        ->      y = RMSNormalization <axis = -1> (x, scale)
+        (float[T,8] x) => (float[T,8] y) <float[8] scale, float epsilon = {0.01}, int64[1] last = {-1}> {
+           squares = Mul (x, x)
+           mean = ReduceMean (squares, last)
+           guarded = Add (mean, epsilon)
+           root = Sqrt (guarded)
+           normal = Div (x, root)
+           y = Mul (normal, scale)
+        }
+            infer-shapes,fuse-normalization,remove-dead-nodes ->
+        (float[T,8] x) => (float[T,8] y) <float[8] scale> {
+           y = RMSNormalization <axis = -1, epsilon = 0.01, stash_type = 1> (x, scale)
+        }
     """
 
     name: ClassVar[str] = "fuse-normalization"

@@ -24,10 +24,14 @@ class FuseRouteDispatch:
 
     ::
 
-        w, e = moec.Route <k = 2> (logits)
-        y = moec.Experts <activation = "silu"> (x, w, e, up, down)
+        (float[T,6] x, float[T,4] logits) => (float[T,6] y) <float[4,10,6] up, float[4,6,5] down> {
+           w, e = moec.Route <k = 2> (logits)
+           y = moec.Experts <activation = "silu"> (x, w, e, up, down)
+        }
             ->
-        y = moec.MoE <k = 2, activation = "silu"> (x, logits, , up, down)
+        (float[T,6] x, float[T,4] logits) => (float[T,6] y) <float[4,10,6] up, float[4,6,5] down> {
+           y = moec.MoE <k = 2> (x, logits, , up, down)
+        }
     """
 
     name: ClassVar[str] = "fuse-route-dispatch"

@@ -24,10 +24,15 @@ class FuseStoredWeights:
 
     ::
 
-        w = DequantizeLinear <axis = 0, block_size = 32> (int4_numbers, scales)
-        y = MatMul (x, w)
-            ->
-        y = moec.Linear <transposed = 1> (x, w)
+        (float[T,64] x) => (float[T,8] y) <int8[64,8] numbers, float[2,8] scales> {
+           w = DequantizeLinear <axis = 0, block_size = 32> (numbers, scales)
+           y = MatMul (x, w)
+        }
+            infer-shapes,fuse-stored-weights ->
+        (float[T,64] x) => (float[T,8] y) <int8[64,8] numbers, float[2,8] scales> {
+           w = DequantizeLinear <axis = 0, block_size = 32> (numbers, scales)
+           y = moec.Linear <transposed = 1> (x, w)
+        }
     """
 
     name: ClassVar[str] = "fuse-stored-weights"

@@ -16,7 +16,15 @@ class InferShapes:
 
     ::
 
-        (float[T,4] x)  y = MatMul (x, w[4,8])      ->      <float[T,8] y>  y = MatMul (x, w[4,8])
+        (float[T,4] x) => (float[A,B] y) <float[4,8] w> {
+           h = MatMul (x, w)
+           y = Relu (h)
+        }
+            ->
+        (float[T,4] x) => (float[A,8] y) <float[4,8] w, float[T,8] h> {
+           h = MatMul (x, w)
+           y = Relu (h)
+        }
     """
 
     name: ClassVar[str] = "infer-shapes"

@@ -42,9 +42,33 @@ class InlineControlFlow:
 
     ::
 
-        y = Loop <body = b (i, going, v) => (going, w) { w = Add (v, x) }> (two, , v)
+        (float[T] x) => (float[T] y) <int64 two = {2}, bool yes = {1}> {
+           y = Loop <body = step (int64 i, bool going, float[T] v) => (bool again, float[T] w) {
+              again = Identity (going)
+              w = Add (v, x)
+           }> (two, yes, x)
+        }
+            inline-control-flow,simplify,remove-dead-nodes ->
+        (float[T] x) => (float[T] y) {
+           "y.w" = Add (x, x)
+           y = Add ("y.w", x)
+        }
+
+    and::
+
+        (float[T] x, bool flag) => (float[T] y) {
+           y = If <
+              then_branch = yes () => (float[T] a) { a = Relu (x) },
+              else_branch = no () => (float[T] b) { b = Neg (x) }
+           > (flag)
+        }
             ->
-        y1 = Add (v, x); y = Add (y1, x)
+        (float[T] x, bool flag) => (float[T] y) <int64[0] "y.no_axes" = {}> {
+           "y.a" = Relu (x)
+           "y.b" = Neg (x)
+           "y.condition" = Reshape (flag, "y.no_axes")
+           y = Where ("y.condition", "y.a", "y.b")
+        }
     """
 
     name: ClassVar[str] = "inline-control-flow"

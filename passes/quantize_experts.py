@@ -43,11 +43,17 @@ class QuantizeExperts:
 
     ::
 
-        y = moec.MoE <k = 2> (x, logits, , up, down)
-            ->
-        up_decoded = DequantizeLinear <axis = 2, block_size = 128, output_dtype = 1> (up_int4, up_int4_scale)
-        down_decoded = DequantizeLinear <axis = 2, block_size = 128, output_dtype = 1> (down_int4, down_int4_scale)
-        y = moec.MoE <k = 2, arithmetic = "int8", activation_group = 128> (x, logits, , up_decoded, down_decoded)
+        (float[T,64] x, float[T,4] logits) => (float[T,64] y) <float[4,128,64] up, float[4,64,64] down> {
+           y = moec.MoE <k = 2> (x, logits, , up, down)
+        }
+            quantize-experts{format=int4} ->
+        (float[T,64] x, float[T,4] logits) => (float[T,64] y)
+           <int4[4,128,64] up_int4, float[4,128,1] up_int4_scale,
+            int4[4,64,64] down_int4, float[4,64,1] down_int4_scale> {
+           up_decoded = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (up_int4, up_int4_scale)
+           down_decoded = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (down_int4, down_int4_scale)
+           y = moec.MoE <activation_group = 64, arithmetic = "int8", k = 2> (x, logits, , up_decoded, down_decoded)
+        }
     """
 
     name: ClassVar[str] = "quantize-experts"

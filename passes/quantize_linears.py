@@ -31,10 +31,14 @@ class QuantizeLinears:
 
     ::
 
-        y = MatMul (x, w)
-            ->
-        w_decoded = DequantizeLinear <axis = 0, block_size = 2048, output_dtype = 1> (w_int8, w_int8_scale)
-        y = moec.Linear <transposed = 1, arithmetic = "int8", activation_group = 128> (x, w_decoded)
+        (float[T,64] x) => (float[T,8] y) <float[64,8] w> {
+           y = MatMul (x, w)
+        }
+            quantize-linears{format=int8,minimum=0} ->
+        (float[T,64] x) => (float[T,8] y) <int8[64,8] w_int8, float[1,8] w_int8_scale> {
+           w_decoded = DequantizeLinear <axis = 0, block_size = 64, output_dtype = 1> (w_int8, w_int8_scale)
+           y = moec.Linear <activation_group = 64, arithmetic = "int8", transposed = 1> (x, w_decoded)
+        }
     """
 
     name: ClassVar[str] = "quantize-linears"

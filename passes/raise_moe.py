@@ -42,16 +42,34 @@ class RaiseMoE:
        before it, y behind it, x before both. Shared experts and residual sums stay outside.
     2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows for the experts.
     3. A proposal is applied only if it agrees with the original on all trials (see ``raising.check``); what looked
-       like experts and does not agree is reported and left as it is::
-
-           logits = MatMul (x, gate)                       logits = MatMul (x, gate)
-           p = Softmax (logits)                            w, e = moec.Route <k = 2, normalize = 1> (logits)
-           w, e = TopK (p, two)                       →    y = moec.Experts (x, w, e, up, down)
-           ... dispatch, experts, combine ...
-           y = ReduceSum (weighted)
-
+       like experts and does not agree is reported and left as it is.
     4. A block isomorphic to an earlier one, equal but for its weights, is tried as the same first, on rows
        that reach every expert.
+
+    ::
+
+        (float[T,6] x) => (float[T,6] y)
+           <float[6,4] gate, float[4,6,5] up, float[4,5,6] down, int64[1] k = {2}, int64[1] last = {-1}> {
+           logits = MatMul (x, gate)
+           scores = Softmax <axis = -1> (logits)
+           top, chosen = TopK <axis = -1> (scores, k)
+           total = ReduceSum <keepdims = 1> (top, last)
+           w = Div (top, total)
+           shape = Shape (scores)
+           zeros = ConstantOfShape (shape)
+           mixture = ScatterElements <axis = -1> (zeros, chosen, w)
+           h = Einsum <equation = "td,edf->tef"> (x, up)
+           a = Relu (h)
+           o = Einsum <equation = "tef,efd->ted"> (a, down)
+           y = Einsum <equation = "ted,te->td"> (o, mixture)
+        }
+            infer-shapes,raise-moe,remove-dead-nodes ->
+        (float[T,6] x) => (float[T,6] y) <float[6,4] gate, float[4,6,5] up, float[4,5,6] down> {
+           logits = MatMul (x, gate)
+           "y.weights", "y.experts" = moec.Route <k = 2, normalize = 1> (logits)
+           y = moec.Experts <activation = "relu", down_transposed = 1, gate_layout = "none", up_transposed = 1>
+              (x, "y.weights", "y.experts", up, down)
+        }
     """
 
     name: ClassVar[str] = "raise-moe"

@@ -20,7 +20,14 @@ class RemoveDeadNodes:
 
     ::
 
-        y = Relu (x); z = Exp (y)   returning y     ->      y = Relu (x)   returning y
+        (float[T] x) => (float[T] y) {
+           y = Relu (x)
+           z = Exp (y)
+        }
+            ->
+        (float[T] x) => (float[T] y) {
+           y = Relu (x)
+        }
     """
 
     name: ClassVar[str] = "remove-dead-nodes"

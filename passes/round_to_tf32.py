@@ -28,9 +28,13 @@ class RoundToTf32:
 
     ::
 
-        y = moec.Linear (x, w)
-            ->
-        y = moec.Linear <arithmetic = "tf32"> (x, w_changed)
+        (float[T,64] x) => (float[T,8] y) <float[8,64] w> {
+           y = moec.Linear (x, w)
+        }
+            round-to-tf32{minimum=0} ->
+        (float[T,64] x) => (float[T,8] y) <float[8,64] w_changed> {
+           y = moec.Linear <arithmetic = "tf32"> (x, w_changed)
+        }
     """
 
     name: ClassVar[str] = "round-to-tf32"

@@ -29,7 +29,16 @@ class Simplify:
 
     ::
 
-        a = Transpose <perm = [1, 0]> (x); y = Transpose <perm = [1, 0]> (a)        ->      y = Identity (x)
+        (float[A,B] x) => (float[B,A] y) {
+           a = Transpose <perm = [1, 0]> (x)
+           b = Identity (a)
+           c = Transpose <perm = [1, 0]> (b)
+           y = Transpose <perm = [1, 0]> (c)
+        }
+            simplify,remove-dead-nodes ->
+        (float[A,B] x) => (float[B,A] y) {
+           y = Transpose <perm = [1, 0]> (x)
+        }
 
     A graph output keeps its name: where that needs it, an Identity stays.
     """

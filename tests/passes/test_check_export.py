@@ -3,11 +3,10 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
-from moec.ir.text import parse_model
 from moec.passes.check_export import CheckExport
 from moec.passes.framework.base import Report
 
-from .conftest import HEADER
+from .before_after import model_of
 
 PASSES = "infer-shapes,fold-shapes,check-export"
 COMBINE = """(float[T,8] logits, float[T,4] x) => (float[A,B] y) <int64[1] k = {2}, int64[1] flat = {-1},
@@ -105,5 +104,5 @@ def test_experts_without_a_body(rewrite, experts, missing):
 @pytest.mark.parametrize("axis", [2, -3])
 def test_an_axis_that_is_not_there_is_left_to_whoever_lowers_the_node(axis):
     text = f"""(float[N,4] x, int64[N,4] i) => (float[N,4] y) {{ y = ScatterElements <axis = {axis}> (x, i, x) }}"""
-    model = parse_model(HEADER + text)
+    model = model_of(text)
     assert not CheckExport().apply(model, Report())

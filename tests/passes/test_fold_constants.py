@@ -5,11 +5,10 @@ import onnx_ir as ir
 import pytest
 
 from moec.errors import MoecError
-from moec.ir.text import parse_model
 from moec.passes.fold_constants import FoldConstants
 from moec.passes.framework.base import Report
 
-HEADER = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
+from .before_after import model_of
 
 
 def test_a_computation_of_constants_becomes_one(rewrite, operators):
@@ -59,8 +58,9 @@ def test_a_small_constant_does_not_grow_into_a_large_one(rewrite, operators):
 
 
 def test_a_large_weight_is_transposed_when_it_is_read():
-    model = parse_model(HEADER + "(float[T,20] x, float[30,20] w) => (float[T,30] y) "
-                        "{ t = Transpose <perm = [1,0]> (w) y = MatMul (x, t) }")  # fmt: skip
+    model = model_of(
+        "(float[T,20] x, float[30,20] w) => (float[T,30] y) { t = Transpose <perm = [1,0]> (w) y = MatMul (x, t) }"
+    )
     reads = []
     weight = np.arange(600, dtype=np.float32).reshape(30, 20)
 

@@ -1,0 +1,119 @@
+"""What passes do, as text: the IR before, and the IR after.
+
+A graph is written ``(inputs) => (outputs) <constants> { nodes }``. A constant whose numbers are left out, such as
+``float[4,6,5] up``, is a weight: before it gets random numbers, and after type and shape alone are compared. Types of
+computed values are compared where the text after declares any.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+from moec.ir import interpreter
+from moec.ir.text import print_model
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Remark, Report
+
+HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1, "moec" : 1]>\ngraph '
+_HASH = re.compile(r' = \["location": "sha256:\w+"\]')
+_ARROW = re.compile(r"\s*(?:(?P<passes>\S+) )?->")
+Array = np.ndarray[Any, Any]
+
+
+class Example(NamedTuple):
+    """``passes`` make ``after`` of ``before``; without ``passes`` the pass does that the example stands at."""
+
+    before: str
+    passes: str | None
+    after: str
+
+
+def model_of(text: str) -> ir.Model:
+    """The model that a graph stands for; weights of float32 and int8 get random numbers, others zeros."""
+    proto = onnx.parser.parse_model(HEADER + text)
+    computed = {name for node in proto.graph.node for name in node.output}
+    random = np.random.default_rng(0)
+    for value in proto.graph.value_info:
+        if value.name not in computed:
+            proto.graph.initializer.append(_weight(value, random))
+    return ir.from_proto(proto)
+
+
+def _weight(value: onnx.ValueInfoProto, random: np.random.Generator) -> onnx.TensorProto:
+    dtype = ir.DataType(value.type.tensor_type.elem_type)
+    shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+    if dtype == ir.DataType.FLOAT:
+        data = random.normal(size=shape).astype(np.float32).tobytes()
+    elif dtype == ir.DataType.INT8:
+        data = random.integers(-127, 128, shape, np.int8).tobytes()
+    else:
+        data = bytes(-(-math.prod(shape) * dtype.bitwidth // 8))
+    return onnx.TensorProto(name=value.name, data_type=dtype, dims=shape, raw_data=data)
+
+
+def shown(model: ir.Model, *, types: bool = False) -> list[str]:
+    """The lines of a model's text, without its header, the numbers of weights, and the order of constants."""
+    text = _HASH.sub("", print_model(model, types=types, node_names=False))
+    lines = [line.strip().rstrip(",") for line in text[text.index(" (") :].splitlines()]
+    if "<" in lines:
+        declared = slice(lines.index("<") + 1, lines.index(">"))
+        lines[declared] = sorted(lines[declared])
+    return lines
+
+
+def rewrite(text: str, passes: str, *cases: Mapping[str, Array], report: Report | None = None) -> ir.Model:
+    """The model after ``passes``, which computes on ``cases`` what it computed before, but for rounding."""
+    model = model_of(text)
+    expected = [interpreter.run(model, case) for case in cases]
+    pipeline.run(model, pipeline.parse(passes), report, verify_each=True)
+    for case, wanted in zip(cases, expected, strict=True):
+        found = interpreter.run(model, case)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert found[name].shape == value.shape
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+    return model
+
+
+def check(passes: str, before: str, after: str | None = None, *cases: Mapping[str, Array]) -> list[Remark]:
+    """Assert that ``passes`` make ``after`` of ``before``, or leave it as it is, and that it still computes the same on
+    ``cases``, or else on random numbers, unless a pass is lossy. Returns the remarks."""
+    expected, report = model_of(before if after is None else after), Report()
+    if any(one.exactness == "lossy" for one in pipeline.parse(passes)):
+        assert not cases
+    elif not cases:
+        cases = (_random_inputs(expected),)
+    model = rewrite(before, passes, *cases, report=report)
+    types = any(value.type for node in expected.graph for value in node.outputs if not value.is_graph_output())
+    assert shown(model, types=types) == shown(expected, types=types)
+    return report.remarks
+
+
+def _random_inputs(model: ir.Model) -> dict[str, Array]:
+    """Three of everything that has no fixed size; truth values and small integers where no floats are expected."""
+    random = np.random.default_rng(1)
+
+    def numbers(value: ir.Value) -> Array:
+        assert value.shape is not None and value.dtype is not None
+        shape = [size if isinstance(size, int) else 3 for size in value.shape]
+        return (2 * random.normal(size=shape)).astype(value.dtype.numpy())
+
+    return {value.name or "": numbers(value) for value in model.graph.inputs}
+
+
+def examples(documentation: str) -> Iterator[Example]:
+    """Those of a pass: literal blocks of its documentation with a line ``->`` or ``passes ->``."""
+    for block in re.findall(r"::\n\n((?:(?: {4}.*)?\n)+)", inspect.cleandoc(documentation) + "\n"):
+        lines = block.splitlines()
+        for place, arrow in enumerate(map(_ARROW.fullmatch, lines)):
+            if arrow:
+                yield Example("\n".join(lines[:place]), arrow["passes"], "\n".join(lines[place + 1 :]))

@@ -84,9 +84,8 @@ class DecomposeContrib:
         (float[T,64] x) => (float[T,8] y) <uint8[8,2,16] bytes, float[8,2] scales> {
            y = com.microsoft.MatMulNBits <K = 64, N = 8, bits = 4, block_size = 32> (x, bytes, scales)
         }
-            ->
-        (float[T,64] x) => (float[T,8] y)
-           <uint8[8,2,16] bytes, float[8,2] scales, float[8,2] "y.float", int4[8,64] "y.int4"> {
+            decompose-contrib,remove-dead-nodes ->
+        (float[T,64] x) => (float[T,8] y) <float[8,2] "y.float", int4[8,64] "y.int4"> {
            "y.weight" = DequantizeLinear <axis = 1, block_size = 32, output_dtype = 1> ("y.int4", "y.float")
            y = moec.Linear (x, "y.weight")
         }

@@ -7,6 +7,7 @@ computed values are compared where the text after declares any.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
@@ -38,14 +39,18 @@ class Example(NamedTuple):
 
 
 def model_of(text: str) -> ir.Model:
-    """The model that a graph stands for; weights of float32 and int8 get random numbers, others zeros."""
+    """The model that a graph stands for, without constants that nothing uses; weights of float32 and int8 get random
+    numbers, others zeros."""
     proto = onnx.parser.parse_model(HEADER + text)
     computed = {name for node in proto.graph.node for name in node.output}
     random = np.random.default_rng(0)
     for value in proto.graph.value_info:
         if value.name not in computed:
             proto.graph.initializer.append(_weight(value, random))
-    return ir.from_proto(proto)
+    model = ir.from_proto(proto)
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[name]
+    return model
 
 
 def _weight(value: onnx.ValueInfoProto, random: np.random.Generator) -> onnx.TensorProto:
@@ -94,7 +99,8 @@ def check(passes: str, before: str, after: str | None = None, *cases: Mapping[st
         cases = (_random_inputs(expected),)
     model = rewrite(before, passes, *cases, report=report)
     types = any(value.type for node in expected.graph for value in node.outputs if not value.is_graph_output())
-    assert shown(model, types=types) == shown(expected, types=types)
+    found, wanted = shown(model, types=types), shown(expected, types=types)
+    assert found == wanted, "\n" + "\n".join(difflib.ndiff(wanted, found))
     return report.remarks
 
 

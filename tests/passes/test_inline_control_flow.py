@@ -11,6 +11,8 @@ from moec.ir.text import parse_model
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 
+from .before_after import check
+
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>\nagraph '
 PASSES = "infer-shapes,inline-control-flow"
 X = np.linspace(-2, 3, 12, dtype=np.float32).reshape(4, 3)
@@ -62,9 +64,13 @@ def rewrite():
 
 @pytest.mark.parametrize("condition", [True, False])
 @pytest.mark.parametrize("rows", [0, 1, 3])
-def test_the_branch_of_a_known_condition_stays(rewrite, operators, condition, rows):
-    text = f"(float[N,3] x) => (float[N,3] y) <bool c = {{{int(condition)}}}> {{ y = If (c) {BRANCHES} }}"
-    assert operators(rewrite(text, PASSES, {"x": X[:rows]})) == ["Neg" if condition else "Mul"]
+def test_the_branch_of_a_known_condition_stays(condition, rows):
+    check(
+        f"{PASSES},remove-dead-nodes",
+        f"(float[N,3] x) => (float[N,3] y) <bool c = {{{int(condition)}}}> {{ y = If (c) {BRANCHES} }}",
+        f"(float[N,3] x) => (float[N,3] y) {{ y = {'Neg (x)' if condition else 'Mul (x, x)'} }}",
+        {"x": X[:rows]},
+    )
 
 
 def test_a_condition_that_follows_from_sizes_is_known(rewrite, operators):
@@ -97,6 +103,18 @@ def test_branches_of_other_shapes_stay(rewrite, operators):
 def test_a_loop_becomes_its_steps(rewrite, operators, trips, rows):
     found = operators(rewrite(loop(trips), PASSES, {"x": X[:rows]}))
     assert found.count("Add") == trips and "Loop" not in found
+
+
+def test_the_steps_of_a_loop_are_its_body_one_after_the_other():
+    carrying = """<body = b (int64 i, bool c, float[N,3] v) => (bool d, float[N,3] w) {
+        f = Cast <to = 1> (i)  w = Add (v, f)  d = Identity (c) }>"""
+    check(
+        f"{PASSES},fold-constants,simplify,remove-dead-nodes",
+        f"""(float[N,3] x) => (float[N,3] y) <int64 two = {{2}}, bool yes = {{1}}> {{
+            y = Loop (two, yes, x) {carrying} }}""",
+        """(float[N,3] x) => (float[N,3] y) <float "y.f" = {0}, float "y.f_2" = {1}> {
+            "y.w" = Add (x, "y.f")  y = Add ("y.w", "y.f_2") }""",
+    )
 
 
 def test_a_loop_that_never_runs(rewrite, operators):

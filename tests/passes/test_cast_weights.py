@@ -6,6 +6,7 @@ import pytest
 from moec.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, LinearSpec, spec_of
 
+from .before_after import check
 from .stored_weights import (
     D,
     apply,
@@ -25,6 +26,24 @@ SPECS = {
 BOUNDS = {"bf16": 0.01, "fp16": 0.001}
 """Largest relative error of the output that Gaussian weights may have."""
 NAMES = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def test_weights_are_halves_and_decoded_in_front_of_their_node() -> None:
+    signature = "(float[T,6] x, float[T,4] logits) => (float[T,6] y)"
+    check(
+        "cast-weights{dtype=fp16}",
+        f"{signature} <float[4,10,6] up, float[4,6,5] down> {{ y = moec.MoE <k = 2> (x, logits, , up, down) }}",
+        f"""{signature} <float16[4,10,6] up_float16, float16[4,6,5] down_float16> {{
+            up_decoded = Cast <to = 1> (up_float16)
+            down_decoded = Cast <to = 1> (down_float16)
+            y = moec.MoE <k = 2> (x, logits, , up_decoded, down_decoded) }}""",
+    )
+
+
+def test_dense_products_stay_unless_asked() -> None:
+    text = "(float[T,6] x) => (float[T,4] y) <float[6,4] w> { y = MatMul (x, w) }"
+    check("cast-weights{dtype=fp16}", text)
+    check("cast-weights{dtype=fp16,weights=all}", text)  # it is too small
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -14,6 +14,8 @@ from moec.ir.dialect import REFUSAL_KEY
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 
+from . import before_after
+
 PASSES = "infer-shapes,decompose-recurrent,inline-control-flow"
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 STEPS, WIDTH, HIDDEN = 3, 4, 5
@@ -72,6 +74,30 @@ def check(proto: onnx.ModelProto, batches: tuple[int, ...] = (1, 3)) -> list[str
             assert found[output.name].shape == expected.shape
             np.testing.assert_allclose(found[output.name], expected, rtol=1e-5, atol=2e-6)
     return [node.op_type for node in model.graph]
+
+
+def test_the_inputs_of_all_steps_are_multiplied_at_once():
+    before_after.check(
+        f"{PASSES},fold-constants,fold-shapes,simplify,remove-dead-nodes",
+        """(float[2,3,4] x) => (float[1,3,5] h) <float[1,5,4] w, float[1,5,5] r> {
+            "", h = RNN <hidden_size = 5> (x, w, r) }""",
+        """(float[2,3,4] x) => (float[1,3,5] h)
+            <float[4,5] "h.Transpose", float[5,5] "h.Transpose_2", float[3,5] "h.last.h.MatMul_2",
+            int64 "h.last.number" = {0}, int64 "h.last.number_2" = {1}, int64[1] "h.numbers_3" = {0}> {
+            "h.MatMul" = MatMul (x, "h.Transpose")
+            "h.last.Gather" = Gather <axis = 0> ("h.MatMul", "h.last.number")
+            "h.last.h.Add" = Add ("h.last.Gather", "h.last.h.MatMul_2")
+            "h.last.h.Tanh" = Tanh ("h.last.h.Add")
+            "h.last.Gather_2" = Gather <axis = 0> ("h.MatMul", "h.last.number_2")
+            "h.last.h.MatMul_2_2" = MatMul ("h.last.h.Tanh", "h.Transpose_2")
+            "h.last.h.Add_2" = Add ("h.last.Gather_2", "h.last.h.MatMul_2_2")
+            "h.last.h.Tanh_2" = Tanh ("h.last.h.Add_2")
+            h = Unsqueeze ("h.last.h.Tanh_2", "h.numbers_3") }""",
+    )
+
+
+def test_other_operators_stay():
+    before_after.check("decompose-recurrent", "(float[T,4] x) => (float[T,4] y) { z = Tanh (x) y = Neg (z) }")
 
 
 @pytest.mark.parametrize("operator", list(GATES))

@@ -20,6 +20,8 @@ from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.weights.hidden_units import zero_rows
 
+from . import before_after
+
 E, D, F = 3, 5, 12
 RANDOM = np.random.default_rng(0)
 PLAIN = ExpertsSpec(activation="relu", gate_layout="none")
@@ -126,6 +128,25 @@ def test_units_that_reach_no_output_go_in_every_layout(layout, transposed, biase
     assert isinstance(down, ExpertStack)
     kept = down.expert(0) if transposed else down.expert(0).T
     np.testing.assert_array_equal(kept[:9], weights["down"][0].T[units])
+
+
+SMALL = """(float[T,2] x, float[T,2] logits) => (float[T,2] y) <float[2,3,2] up, float[2,2,3] {down}> {{
+    y = moec.MoE <k = 1, activation = "relu", gate_layout = "none"{sizes}> (x, logits, , {operands}) }}"""
+
+
+def test_the_first_unit_of_one_expert_and_two_of_the_other_go():
+    before_after.check(
+        "drop-zero-neurons",
+        SMALL.format(down="down = {0, 1, 2, 0, 3, 4, 0, 0, 5, 0, 0, 6}", sizes="", operands="up, down"),
+        SMALL.replace("[2,3,2] up", "[2,2,2] up_used")
+        .replace("[2,2,3]", "[2,2,2]")
+        .format(down="down_used", sizes=", hidden_sizes = [2, 1]", operands="up_used, down_used"),
+    )
+
+
+def test_a_unit_that_reaches_one_output_stays():
+    text = SMALL.format(down="down = {1, 0, 2, 0, 3, 4, 5, 0, 5, 0, 6, 0}", sizes="", operands="up, down")
+    before_after.check("drop-zero-neurons", text)
 
 
 def test_stacks_shrink_to_the_largest_expert():

@@ -13,6 +13,7 @@ from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.framework.pipeline import parse, print_pipeline
 from moec.passes.weights.choice import quantize_activations
 
+from .before_after import check
 from .stored_weights import (
     D,
     E,
@@ -42,6 +43,23 @@ def test_the_layer_stays_within_the_bound_of_the_format(form: str, spec: Experts
     assert (loss.layer, loss.arithmetic) == ("layer", "int8") and not report.remarks
     assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 64
     assert not {"up", "down", "gate"} & set(model.graph.initializers), "the float weights are gone"
+
+
+def test_runs_of_experts_with_different_formats_are_joined() -> None:
+    signature = "(float[T,64] x, float[T,4] logits) => (float[T,64] y)"
+    check(
+        "quantize-experts{format=int8,down=keep,experts=0-1}",
+        f"{signature} <float[4,128,64] up, float[4,64,64] down> {{ y = moec.MoE <k = 2> (x, logits, , up, down) }}",
+        f"""{signature} <int8[2,128,64] up_int8, float[2,128,1] up_int8_scale, float[2,128,64] up_float32,
+            float[4,64,64] down> {{
+            up_decoded = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (up_int8, up_int8_scale)
+            up_stored = Concat <axis = 0> (up_decoded, up_float32)
+            y = moec.MoE <k = 2> (x, logits, , up_stored, down) }}""",
+    )
+
+
+def test_a_node_without_experts_stays() -> None:
+    check("quantize-experts{format=int4}", "(float[T,6] x) => (float[T,4] y) <float[6,4] w> { y = MatMul (x, w) }")
 
 
 def test_what_the_report_says_is_what_the_weights_lost() -> None:

@@ -8,6 +8,7 @@ from moec.errors import MoecError
 from moec.ir.dialect import LinearSpec, spec_of
 from moec.passes.framework.base import Report
 
+from .before_after import check
 from .stored_weights import D, apply, formats_of, last_moec_node, linear_model, relative_error
 
 RANDOM = np.random.default_rng(0)
@@ -90,16 +91,21 @@ def test_an_addition_that_is_no_bias_stays(body: str, outputs: str) -> None:
     assert 0 < relative_error(model, before) < BOUNDS["int8"]
 
 
+ONE = "(float[T,64] x) => (float[T,8] y) <float[64,8] w, float[8] b> {{ {} }}"
+
+
 def test_a_bias_joins_the_product() -> None:
-    model = model_of("bias by an add")
-    apply(model, f"quantize-linears{{format=int8,{TINY}}}")
-    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "Linear"]
+    check(
+        f"quantize-linears{{format=int4,group=32,{TINY}}}",
+        ONE.format("h = MatMul (x, w) y = Add (h, b)"),
+        """(float[T,64] x) => (float[T,8] y) <int4[64,8] w_int4, float16[2,8] w_int4_scale, float[8] b> {
+            w_decoded = DequantizeLinear <axis = 0, block_size = 32, output_dtype = 1> (w_int4, w_int4_scale)
+            y = moec.Linear <transposed = 1, arithmetic = "int8", activation_group = 64> (x, w_decoded, b) }""",
+    )
 
 
 def test_small_weights_stay_unless_asked() -> None:
-    model = model_of("matmul")
-    assert apply(model, "quantize-linears{format=int8}").remarks
-    assert [node.op_type for node in model.graph] == ["MatMul"]
+    assert check("quantize-linears{format=int8}", ONE.format("h = MatMul (x, w) y = Add (h, b)"))
 
 
 ROUTER = """

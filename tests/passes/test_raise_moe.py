@@ -12,6 +12,8 @@ from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 
+from .before_after import check
+
 CHAR_LM = Path(__file__).parents[2] / "examples" / "char_lm"
 
 
@@ -57,11 +59,44 @@ def test_raising_twice_changes_nothing_more(char_lm):
     assert not RaiseMoE().apply(char_lm, Report())
 
 
+PASSES = "infer-shapes,raise-moe,remove-dead-nodes"
+SIGNATURE = "(float[T,6] x) => (float[T,6] y)"
+BLOCK = f"""{SIGNATURE} <float[6,4] gate, float[4,6,5] up, float[4,5,6] down, int64[1] k = {{2}}> {{
+    logits = MatMul (x, gate)
+    top, chosen = TopK <axis = -1> (logits, k)
+    w = Softmax <axis = -1> (top)
+    shape = Shape (logits)
+    zeros = ConstantOfShape (shape)
+    mixture = ScatterElements <axis = -1> (zeros, chosen, w)
+    h = Einsum <equation = "td,edf->tef"> (x, up)
+    a = Relu (h)
+    o = Einsum <equation = "tef,efd->ted"> (a, down)
+    routed = Einsum <equation = "ted,te->td"> (o, mixture)
+    y = Add (x, routed) }}"""
+
+
+def test_a_residual_sum_stays_outside():
+    after = f"""{SIGNATURE} <float[6,4] gate, float[4,6,5] up, float[4,5,6] down> {{
+        logits = MatMul (x, gate)
+        "routed.weights", "routed.experts" = moec.Route <k = 2, score = "softmax_topk"> (logits)
+        "routed.y" = moec.Experts <
+            activation = "relu", down_transposed = 1, gate_layout = "none", up_transposed = 1
+        > (x, "routed.weights", "routed.experts", up, down)
+        y = Add (x, "routed.y") }}"""
+    assert not check(PASSES, BLOCK, after)
+
+
+@pytest.mark.parametrize(
+    "of, other, reason",
+    [
+        ("Relu (h)", "Cos (h)", "what it computes is not recognised"),
+        ("Softmax <axis = -1> (top)", "Exp (top)", "no known router makes the weights"),
+    ],
+)
+def test_what_no_proposal_agrees_with_stays_and_is_reported(of, other, reason):
+    (remark,) = check(PASSES, BLOCK.replace(of, other))
+    assert remark.severity == "warning" and "left as ordinary operators" in remark.message and reason in remark.message
+
+
 def test_model_without_experts_is_left_alone():
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=ir.Shape(["T", 4]))
-    node = ir.node("Softmax", [x])
-    node.outputs[0].name = "y"
-    model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 24}, name="g"), ir_version=10)
-    report = Report()
-    assert not RaiseMoE().apply(model, report)
-    assert report.remarks == []
+    assert not check(PASSES, "(float[T,4] x) => (float[T,4] y) { y = Softmax (x) }")

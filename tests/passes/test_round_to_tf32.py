@@ -7,6 +7,7 @@ from moec.ir.dialect import ExpertsSpec, LinearSpec, spec_of
 from moec.ir.products import rounded_to_tf32
 from moec.ir.weights.stored import weight_inputs, weight_runs
 
+from .before_after import check
 from .stored_weights import D, apply, experts_model, formats_of, last_moec_node, linear_model, relative_error
 
 SPECS = {"gated": ExpertsSpec(), "separate": ExpertsSpec("gelu", "separate", down_transposed=True)}
@@ -41,6 +42,24 @@ def test_dense_products_become_linear() -> None:
     apply(model, "round-to-tf32{minimum=0}")
     assert spec_of(last_moec_node(model), LinearSpec) == LinearSpec(arithmetic="tf32", transposed=True)
     assert 0 < relative_error(model, before) < 1e-3
+
+
+def test_weights_keep_their_type_and_the_node_says_tf32() -> None:
+    signature = "(float[T,6] x, float[T,4] logits) => (float[T,6] y)"
+    check(
+        "round-to-tf32",
+        f"{signature} <float[4,10,6] up, float[4,6,5] down> {{ y = moec.MoE <k = 2> (x, logits, , up, down) }}",
+        f"""{signature} <float[4,10,6] up_changed, float[4,6,5] down_changed> {{
+            y = moec.MoE <k = 2, arithmetic = "tf32"> (x, logits, , up_changed, down_changed) }}""",
+    )
+
+
+def test_another_arithmetic_stays() -> None:
+    check(
+        "round-to-tf32",
+        """(float[T,6] x, float[T,4] logits) => (float[T,6] y) <float[4,10,6] up, float[4,6,5] down> {
+            y = moec.MoE <k = 2, arithmetic = "tf32"> (x, logits, , up, down) }""",
+    )
 
 
 def test_other_types_are_left_alone() -> None:

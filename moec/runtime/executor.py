@@ -12,8 +12,7 @@ import numpy as np
 
 from moec.common.specs import TensorSpec
 from moec.common.work import Argument
-from moec.errors import ArtifactError, DefectError, InputError, MoecError
-from moec.runtime.captured_runs import CapturedRuns
+from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.runtime.device import Device, Host
 from moec.runtime.inputs import InputCheck
 from moec.runtime.machine import check_threads
@@ -42,7 +41,7 @@ class Executor:
     numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``guards``: conditions on the sizes of
     inputs, see :mod:`moec.common.guards`. ``threads`` is at most
     the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
-    ``cuda_graphs``: see :mod:`moec.runtime.captured_runs`.
+    ``cuda_graphs``: launch runs of sizes that come again as a whole.
     """
 
     def __init__(
@@ -79,7 +78,9 @@ class Executor:
             ) from error
         tensors = [weight for weight in self._weights if not isinstance(weight, int)]
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in tensors)
-        self._captured = CapturedRuns(self._program, self._weights, self._device) if cuda_graphs else None
+        self._captured = self._device.captured_runs(self._program, self._weights) if cuda_graphs else None
+        if cuda_graphs and self._captured is None:
+            raise UnsupportedError(f"{where}: CUDA graphs need a GPU; load it without cuda_graphs")
         self._is_apart = device is not None
         self._waits = self._is_apart and bool(self._program.waits)
 

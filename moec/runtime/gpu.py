@@ -1,107 +1,136 @@
-"""NVIDIA's GPUs: whether one is there, and code from an artifact that it runs."""
+"""A device with memory and streams of its own, by what TVM's runtime has for every kind of them."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-import pathlib
-import re
-from typing import Any
+import abc
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from moec.errors import ArtifactError, MoecError
-from moec.runtime.artifact import Artifact
-from moec.runtime.device import Gpu
+import numpy as np
+
+from moec.errors import MoecError
 from moec.runtime.device_module import DeviceModule
-from moec.runtime.driver import Driver, open_driver
 from moec.runtime.library import load_ffi
+from moec.runtime.on_device import OnDevice, has_torch
+from moec.runtime.streams import DEFAULT, Streams
+from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime
 
-CUDA_MAJOR = 13
-"""The version of CUDA that TVM's library for GPUs is linked with. A driver serves its own version and older ones."""
-_RUNTIME, _TVM_LIBRARY = f"libcudart.so.{CUDA_MAJOR}", "libtvm_runtime_cuda.so"
-_RUNTIME_PACKAGE = f"nvidia.cu{CUDA_MAJOR}"
-_LOADER = "ffi.Module.load_from_bytes.cuda"
-_HINT = "run it without one by: moec run --emulate, or moec.load(..., emulate=True)"
+if TYPE_CHECKING:
+    from moec.runtime.device import CapturedRuns
+    from moec.runtime.program import Program
+
+ModuleLoader = Callable[[DeviceModule], Any]
+"""Makes a runtime module, whose functions are the kernels, of what is embedded in the host's code."""
+
+_loading = threading.RLock()
+"""Held while a program's code is loaded, which a function finds that the whole process shares."""
 
 
-def gpu(artifact: Artifact, architecture: str | None = None) -> Gpu:
-    """The first GPU, ready to load the artifact's code for ``architecture``, by default the best that it runs.
+class Gpu(abc.ABC):
+    """The first device of a kind. ``module_loader``: what makes its code ready to run. ``architecture``: of that code.
 
-    Raises MoecError where there is no GPU or no driver that is new enough, or where CUDA's runtime library is missing;
-    ArtifactError where the artifact has no code for the GPU.
+    Work goes to the stream that is current in PyTorch where inputs are PyTorch's tensors on the device, and else to the
+    one that ``tvm_ffi`` was told, by default the default stream. A program whose host part waits for the device runs on
+    the default stream, where that reading takes place, and the caller's stream waits for it.
     """
-    try:
-        driver = open_driver()
-    except MoecError as error:
-        raise MoecError(f"{artifact.where}: needs a GPU, but {error}; {_HINT}") from error
-    capability = _check_gpu(driver, artifact.where)
-    programs = artifact.manifest.programs if architecture is None else [artifact.program(architecture)]
-    code = {one.architecture: one.binary for one in programs if one.binary is not None}
-    best = best_binary(list(code), capability, artifact.where)
-    binary = artifact.path(code[best]).read_bytes()
-    _load_libraries()
-    load = load_ffi().get_global_func(_LOADER)
 
-    def load_module(module: DeviceModule) -> Any:
-        return load(module.with_code("cubin", binary))
+    number: ClassVar[int]
+    """The kind of device, as DLPack counts."""
+    blob_loader: ClassVar[str]
+    """The function that host code calls with the device module embedded in it."""
+    streams: ClassVar[Streams]
 
-    return Gpu(load_module, driver, best)
+    def __init__(self, module_loader: ModuleLoader, architecture: str | None = None) -> None:
+        self._module_loader, self.architecture = module_loader, architecture
 
+    @property
+    @abc.abstractmethod
+    def gpu(self) -> str | None:
+        """The name of the GPU; None for an emulated one."""
 
-def _check_gpu(driver: Driver, where: str) -> str:
-    """The compute capability of the first GPU."""
-    gpus = driver.gpus()
-    if not gpus:
-        raise MoecError(f"{where}: needs a GPU, and the driver finds none (see CUDA_VISIBLE_DEVICES); {_HINT}")
-    if driver.version[0] < CUDA_MAJOR:
-        found = ".".join(map(str, driver.version))
-        raise MoecError(
-            f"{where}: needs a driver for CUDA {CUDA_MAJOR}, and the one installed is for {found}; install a newer one"
-        )
-    return gpus[0].capability
+    @abc.abstractmethod
+    def torch_stream(self) -> int:
+        """The address of PyTorch's current stream on the device."""
 
+    @abc.abstractmethod
+    def captured_runs(self, program: Program, weights: Sequence[Any]) -> CapturedRuns | None:
+        """As :meth:`moec.runtime.device.Device.captured_runs`."""
 
-def _load_libraries() -> None:
-    """CUDA's runtime and TVM's part for GPUs, which registers itself. Raises MoecError for one that is missing."""
-    load_ffi()
-    found = importlib.util.find_spec("tvm")
-    assert found is not None and found.origin is not None
-    try:
-        ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(pathlib.Path(found.origin).parent / "lib" / _TVM_LIBRARY), ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise MoecError(
-            f"CUDA's runtime cannot be loaded ({error}); install it with: pip install 'moec[cuda]'"
-        ) from error
+    @abc.abstractmethod
+    def explain(self, error: Exception) -> MoecError | None:
+        """As :meth:`moec.runtime.device.Device.explain`."""
 
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        with _loading:
+            yield from self._loading()
 
-def _runtime_library() -> pathlib.Path:
-    """Of NVIDIA's package where it is installed, of the system else."""
-    try:
-        found = importlib.util.find_spec(_RUNTIME_PACKAGE)
-    except ModuleNotFoundError:
-        found = None
-    for folder in (found.submodule_search_locations or []) if found else []:
-        packaged = pathlib.Path(folder) / "lib" / _RUNTIME
-        if packaged.is_file():
-            return packaged
-    return pathlib.Path(_RUNTIME)
+    def _loading(self) -> Iterator[None]:
+        ffi = load_ffi()
+        before = ffi.get_global_func(self.blob_loader, allow_missing=True)
+        refusals: list[MoecError] = []
 
+        def load(blob: Any) -> Any:
+            try:
+                return self._module_loader(DeviceModule.parse(bytes(blob)))
+            except MoecError as error:
+                refusals.append(error)
+                raise
 
-def best_binary(architectures: list[str], capability: str, where: str) -> str:
-    """The newest of ``architectures`` that a GPU of compute capability ``capability`` (``9.0``) runs: one of its own
-    major version that is not newer; one that ends in ``a`` only on exactly that GPU. Raises ArtifactError."""
-    major, minor = map(int, capability.split("."))
-    fitting = []
-    for name in architectures:
-        match = re.fullmatch(r"sm_(\d+)(\d)(a?)", name)
-        if match is None or int(match[1]) != major or int(match[2]) > minor or (match[3] and int(match[2]) != minor):
-            continue
-        fitting.append((int(match[2]), bool(match[3]), name))
-    if fitting:
-        return max(fitting)[2]
-    if not architectures:
-        raise ArtifactError(f"{where}: holds no code for a GPU, for no nvcc was found; compile it where nvcc is")
-    listed, wanted = ", ".join(architectures), f"sm_{major}{minor}"
-    raise ArtifactError(
-        f"{where}: holds code for {listed}, and the GPU is {wanted}; compile it with --target cuda:{wanted}"
-    )
+        ffi.register_global_func(self.blob_loader, load, override=True)
+        try:
+            yield
+        except Exception:  # on its way through the linker an error loses its type
+            if refusals:
+                raise refusals[0] from None
+            raise
+        finally:
+            if before is None:
+                ffi.remove_global_func(self.blob_loader)
+            else:
+                ffi.register_global_func(self.blob_loader, before, override=True)
+
+    def place(self, array: np.ndarray | OnDevice) -> Any:
+        if isinstance(array, OnDevice):
+            return array.tensor if array.nbytes else new_tensor(array.tensor.shape, array.tensor.dtype, self.number)
+        return self._copied(to_runtime(array), self.number)
+
+    def fetch(self, tensor: Any) -> np.ndarray:
+        return from_runtime(self._copied(tensor, CPU))
+
+    def copy(self, tensor: Any) -> Any:
+        return self._copied(tensor, self.number)
+
+    @contextlib.contextmanager
+    def working(self, arrays: Sequence[np.ndarray | OnDevice], *, waits: bool = False) -> Iterator[None]:
+        stream = self.torch_stream() if has_torch(arrays) else self.streams.current()
+        with self.streams.working_on(stream):
+            if not waits or stream == DEFAULT:
+                yield
+                return
+            with self.streams.working_on(DEFAULT):
+                yield
+            self.streams.let_wait(stream, DEFAULT)
+
+    def finish(self) -> None:
+        self.streams.finish(self.streams.current())
+
+    def _copied(self, tensor: Any, kind: int) -> Any:
+        """A copy of the tensor in the memory of the first device of a kind, in the order of the current stream,
+        complete.
+
+        Copies go to the default stream, which other streams do not wait for.
+        """
+        result = new_tensor(tensor.shape, tensor.dtype, kind)
+        if not math.prod(tensor.shape):
+            return result
+        stream = self.streams.current()
+        if stream != DEFAULT:
+            self.streams.finish(stream)
+        load_ffi().get_global_func("runtime.TVMTensorCopyFromTo")(tensor, result)
+        if stream != DEFAULT:
+            self.streams.finish(DEFAULT)
+        return result

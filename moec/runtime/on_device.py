@@ -56,18 +56,16 @@ def is_torch(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def torch_stream(arrays: Sequence[Any]) -> int | None:
-    """The address of PyTorch's current stream, where one of the arrays is a tensor of PyTorch on a GPU."""
-    if not any(isinstance(array, OnDevice) and array.torch for array in arrays):
-        return None
-    return int(sys.modules["torch"].cuda.current_stream(_FIRST).cuda_stream)
+def has_torch(arrays: Sequence[Any]) -> bool:
+    """Whether one of the arrays is a tensor of PyTorch on a GPU."""
+    return any(isinstance(array, OnDevice) and array.torch for array in arrays)
 
 
 def handed_out(tensor: Any, arrays: Sequence[Any], copy: Callable[[Any], Any] | None) -> Any:
     """A result on the device as the caller of a model on ``arrays`` expects it: a tensor of PyTorch over the same
     memory where one was given, the runtime's own else, which has DLPack. ``copy``, where it has to be one in memory of
     its own, copies the runtime's."""
-    if any(isinstance(array, OnDevice) and array.torch for array in arrays):
+    if has_torch(arrays):
         shared = sys.modules["torch"].from_dlpack(tensor)
         return shared.clone() if copy else shared
     return copy(tensor) if copy else tensor

@@ -17,8 +17,8 @@ from moec.runtime.on_device import OnDevice, on_device
 ALIGNMENT = 16
 """Bytes: kernels take data that begins at a multiple of it, as all memory from malloc does."""
 _CACHE_LINE = 64  # where copies begin: loads of whole lines are fastest there
-CPU, CUDA = 1, 2
-"""DLPack's numbers for the memory of the host and of NVIDIA's GPUs."""
+CPU = 1
+"""DLPack's number for the memory of the host."""
 
 
 def array_of(name: str, value: Any, device: int = CPU) -> np.ndarray | OnDevice:
@@ -59,6 +59,12 @@ def to_runtime(array: np.ndarray) -> Any:
         array = _over_memory(array.ctypes.data, array.nbytes, array).view(array.dtype).reshape(shape)
     tensor = load_ffi().from_dlpack(array, require_alignment=1)
     return _view(tensor, shape, dtype) if is_extension(dtype) else tensor
+
+
+def new_tensor(shape: Any, dtype: Any, kind: int) -> Any:
+    """Memory of the first device of a kind, as DLPack counts, with anything in it."""
+    ffi = load_ffi()
+    return ffi.get_global_func("runtime.TVMTensorAllocWithScope")(ffi.Shape(shape), dtype, ffi.device(kind, 0), None)
 
 
 def from_runtime(tensor: Any) -> np.ndarray:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from moec.runtime.device import Gpu
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.simulators.cuda.launch import Launch
 from moec.simulators.cuda.library import NEWEST, emulated_library
 from moec.simulators.cuda.tensor_map import encode_tensor_map
+from moec.targets.cuda.device.gpu import CudaGpu
 
 _DEVICE_API, _HOST_API = "device_api.cuda", "device_api.cpu"
 _ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 
 
-def emulated_device(architecture: str | None = None) -> Gpu:
+def emulated_device(architecture: str | None = None) -> CudaGpu:
     """A GPU whose memory is the host's and whose kernels are emulated. ``architecture``: of the program to run, whose
     limits hold; by default the newest.
 
@@ -27,7 +27,7 @@ def emulated_device(architecture: str | None = None) -> Gpu:
     host = ffi.get_global_func(_HOST_API)()
     ffi.register_global_func(_DEVICE_API, lambda: host, override=True)
     ffi.register_global_func(_ENCODE_TENSOR_MAP, encode_tensor_map, override=True)
-    return Gpu(functools.partial(_load, architecture or NEWEST), architecture=architecture)
+    return CudaGpu(functools.partial(_load, architecture or NEWEST), architecture=architecture)
 
 
 def _load(architecture: str, module: DeviceModule) -> Any:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from moec.common.tables import table
 from moec.errors import MoecError
-from moec.runtime.driver import open_driver
+from moec.targets.cuda.device.driver import open_driver
 
 
 def examine_gpus() -> dict[str, Any]:

@@ -36,7 +36,7 @@ class CudaKind(ProgramKind):
         return CudaTarget.create(name)
 
     def device(self, artifact: Artifact, architecture: str | None) -> Device:
-        from moec.runtime.gpu import gpu
+        from moec.targets.cuda.device.gpu import gpu
 
         return gpu(artifact, architecture)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from moec.common.roofline import Peak, Roofline
 from moec.errors import MoecError
-from moec.runtime.driver import open_driver
+from moec.targets.cuda.device.driver import open_driver
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _COPY_BYTES = 1 << 30

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from moec.runtime.captured_runs import CapturedRuns
-from moec.runtime.device import new_tensor
 from moec.runtime.library import load_ffi
-from moec.runtime.tensors import from_runtime, to_runtime
+from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime
+from moec.targets.cuda.device.captured_runs import CapturedRuns
+from moec.targets.cuda.device.driver import CUDA
 
 
 class EmulatedDriver:
@@ -70,7 +70,7 @@ class Foreign:
 def on_gpu(array: np.ndarray) -> Any:
     """The runtime's tensor with the array's numbers, in what takes the place of the GPU's memory."""
     source = to_runtime(array)
-    tensor = new_tensor(source.shape, source.dtype, "cuda")
+    tensor = new_tensor(source.shape, source.dtype, CUDA)
     if array.size:
         ctypes.memmove(tensor.data_ptr(), source.data_ptr(), array.nbytes)
     return tensor
@@ -79,6 +79,6 @@ def on_gpu(array: np.ndarray) -> Any:
 def numbers_of(tensor: Any) -> np.ndarray:
     """What a result on the GPU holds."""
     ffi = load_ffi()
-    host = new_tensor(tensor.shape, tensor.dtype, "cpu")
+    host = new_tensor(tensor.shape, tensor.dtype, CPU)
     ffi.get_global_func("runtime.TVMTensorCopyFromTo")(tensor, host)
     return from_runtime(host)

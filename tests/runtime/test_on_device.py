@@ -12,13 +12,15 @@ import pytest
 
 import moec
 from moec.errors import DefectError, InputError, UnsupportedError
-from moec.runtime import streams
 from moec.runtime.artifact import open_artifact
-from moec.runtime.device import new_tensor
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor
 from moec.runtime.library import load_ffi
 from moec.runtime.model import CompiledModel
+from moec.runtime.streams import DEFAULT
+from moec.runtime.tensors import new_tensor
+from moec.targets.cuda.device.driver import CUDA
+from moec.targets.cuda.device.gpu import CudaGpu
 
 from .emulated_gpu import EmulatedDriver, Foreign, numbers_of, on_gpu
 
@@ -87,10 +89,10 @@ def test_inputs_are_read_where_they_are_and_never_handed_out(model):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: new_tensor((3, 5), load_ffi().dtype("float32"), "cuda"), "has size 5 on axis 1; expected 4"),
-        (lambda: new_tensor((3, 4), load_ffi().dtype("float16"), "cuda"), "has dtype float16; expected float32"),
+        (lambda: new_tensor((3, 5), load_ffi().dtype("float32"), CUDA), "has size 5 on axis 1; expected 4"),
+        (lambda: new_tensor((3, 4), load_ffi().dtype("float16"), CUDA), "has dtype float16; expected float32"),
         (
-            lambda: new_tensor((3, 4), load_ffi().dtype("float4_e2m1fn"), "cuda"),
+            lambda: new_tensor((3, 4), load_ffi().dtype("float4_e2m1fn"), CUDA),
             "has dtype float4_e2m1fn; expected one",
         ),
         (
@@ -124,24 +126,24 @@ def torch_on_gpu(monkeypatch):
     fake.Tensor, fake.from_dlpack = TorchTensor, TorchResult
     fake.cuda = types.SimpleNamespace(current_stream=lambda _device: stream)
     monkeypatch.setitem(sys.modules, "torch", fake)
-    monkeypatch.setattr(streams, "_used", {streams.DEFAULT})
+    monkeypatch.setattr(CudaGpu.streams, "_used", {DEFAULT})
 
 
 def test_pytorch_gets_its_own_tensors_on_its_stream(model, torch_on_gpu, monkeypatch):
     waits, used = [], []
-    monkeypatch.setattr(streams, "let_wait", lambda stream, other: waits.append((stream, other)))
+    monkeypatch.setattr(CudaGpu.streams, "let_wait", lambda stream, other: waits.append((stream, other)))
     values = inputs()
     tensors = {name: TorchTensor(tensor) for name, tensor in all_on_gpu(values).items()}
-    model.watch_kernels(tensors, lambda *_: used.append(streams.current_stream()))
+    model.watch_kernels(tensors, lambda *_: used.append(CudaGpu.streams.current()))
     assert set(used) == {99}
-    assert waits == [(99, streams.DEFAULT)]
+    assert waits == [(99, DEFAULT)]
     outputs = model.run(tensors)
     assert all(type(output) is TorchResult for output in outputs.values())
     np.testing.assert_allclose(numbers_of(outputs["y"].tensor), expected(values["x"]), rtol=1e-5)
     assert outputs["same"].tensor.data_ptr() != tensors["more"].tensor.data_ptr()
     model.run(values)
-    assert waits[-1] == (streams.DEFAULT, 99), "work on another stream comes behind"
-    assert streams.current_stream() == streams.DEFAULT
+    assert waits[-1] == (DEFAULT, 99), "work on another stream comes behind"
+    assert CudaGpu.streams.current() == DEFAULT
 
 
 @pytest.fixture
@@ -151,10 +153,10 @@ def data_dependent():
 
 def test_a_program_that_reads_its_own_results_runs_on_the_default_stream(data_dependent, torch_on_gpu, monkeypatch):
     model, waits, used = data_dependent, [], []
-    monkeypatch.setattr(streams, "let_wait", lambda stream, other: waits.append((stream, other)))
+    monkeypatch.setattr(CudaGpu.streams, "let_wait", lambda stream, other: waits.append((stream, other)))
     x = TorchTensor(on_gpu(np.array([0, 1, 0, 2], np.float32)))
-    model.watch_kernels({"x": x}, lambda *_: used.append(streams.current_stream()))
-    assert set(used) == {streams.DEFAULT}
+    model.watch_kernels({"x": x}, lambda *_: used.append(CudaGpu.streams.current()))
+    assert set(used) == {DEFAULT}
     assert waits == [(99, 0), (0, 99), (99, 0)]
     np.testing.assert_array_equal(numbers_of(model.run({"x": x})["y"].tensor), [[1, 3]])
     with pytest.raises(UnsupportedError, match=r"cannot be captured .*tensor_to_shape.*load it without cuda_graphs"):
@@ -248,7 +250,7 @@ def test_memory_of_a_captured_run_stays_its_own(captured):
 
 def test_the_graph_that_was_not_used_for_the_longest_goes(captured, monkeypatch):
     compiled, driver = captured
-    monkeypatch.setattr("moec.runtime.captured_runs._MOST", 2)
+    monkeypatch.setattr("moec.targets.cuda.device.captured_runs._MOST", 2)
     for rows in (1, 1, 2, 2, 1, 3, 3):
         compiled.run(inputs(rows))
     assert [call for call in driver.calls if call.startswith("forget")] == ["forget 2"]

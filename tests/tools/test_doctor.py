@@ -9,8 +9,8 @@ from rich.console import Console
 
 from moec.errors import MoecError
 from moec.inspect import tables
-from moec.runtime.driver import GpuFacts
 from moec.targets.cuda import nvcc
+from moec.targets.cuda.device.driver import GpuFacts
 from moec.tools import doctor
 
 

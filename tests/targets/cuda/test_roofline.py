@@ -10,8 +10,8 @@ import pytest
 
 from moec import targets
 from moec.errors import MoecError
-from moec.runtime.driver import GpuFacts
 from moec.targets.cuda import roofline
+from moec.targets.cuda.device.driver import GpuFacts
 
 
 class StandInDriver:

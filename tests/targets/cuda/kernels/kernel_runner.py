@@ -11,10 +11,10 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
-from moec.runtime.tensors import CUDA
 from moec.simulators.cuda import Launch, emulated_library, watch_arrays
 from moec.simulators.cuda.device import emulated_device
 from moec.simulators.cuda.tensor_map import encode_tensor_map
+from moec.targets.cuda.device.driver import CUDA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import ENCODE_TENSOR_MAP
 from moec.targets.cuda.pipeline import KERNEL_PIPELINE
 

@@ -8,12 +8,13 @@ import pytest
 
 import moec
 from moec.errors import ArtifactError, DefectError, MoecError
-from moec.runtime import devices, gpu
+from moec.runtime import devices
 from moec.runtime.artifact import open_artifact
-from moec.runtime.driver import GpuFacts, open_driver
-from moec.runtime.gpu import best_binary
-from moec.runtime.gpu_errors import explain_gpu_error
 from moec.runtime.library import load_ffi
+from moec.targets.cuda.device import gpu
+from moec.targets.cuda.device.driver import GpuFacts, open_driver
+from moec.targets.cuda.device.errors import explain_gpu_error
+from moec.targets.cuda.device.gpu import best_binary
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from moec.errors import UnsupportedError
-from moec.runtime.device import Gpu, new_tensor
-from moec.runtime.driver import Driver
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Program
-from moec.runtime.streams import current_stream
+from moec.runtime.streams import Streams
+from moec.runtime.tensors import new_tensor
+from moec.targets.cuda.device.driver import CUDA, Driver
 
 _MOST = 32
 """Graphs of a model. Each keeps memory; beyond that many the one that was not used for the longest goes."""
@@ -47,18 +47,15 @@ class _Captured:
 class CapturedRuns:
     """Those of one program, on ``weights`` as they are at capture. Not to be used by two threads at once."""
 
-    def __init__(self, program: Program, weights: Sequence[Any], device: Any) -> None:
-        """Raises UnsupportedError for a program or a device that does not allow it."""
-        driver = device.driver if isinstance(device, Gpu) else None
-        if driver is None:
-            raise UnsupportedError(f"{program.where}: CUDA graphs need a GPU; load it without cuda_graphs")
+    def __init__(self, program: Program, weights: Sequence[Any], driver: Driver, streams: Streams) -> None:
+        """Raises UnsupportedError for a program that does not allow it."""
         if program.waits:
             raise UnsupportedError(
                 f"{program.where}: cannot be captured as a CUDA graph: the host reads what the GPU computed while it "
                 f"runs ({', '.join(program.waits)}), such as sizes that depend on data; load it without cuda_graphs"
             )
         self._program, self._weights = program, weights
-        self._driver: Driver = driver
+        self._driver, self._streams = driver, streams
         self._stream: int | None = None
         self._seen: set[Sizes] = set()
         self._captured: collections.OrderedDict[Sizes, _Captured] = collections.OrderedDict()
@@ -80,7 +77,7 @@ class CapturedRuns:
         else:
             self._captured.move_to_end(sizes)
             self._fill(captured.inputs, arrays)
-        self._driver.launch(captured.graph, current_stream())
+        self._driver.launch(captured.graph, self._streams.current())
         return captured.outputs
 
     def forget(self) -> None:
@@ -90,16 +87,15 @@ class CapturedRuns:
         self._captured.clear()
 
     def _capture(self, arrays: Sequence[np.ndarray | OnDevice]) -> _Captured:
-        inputs = [new_tensor(array.shape, load_ffi().dtype(array.dtype.name), "cuda") for array in arrays]
+        inputs = [new_tensor(array.shape, load_ffi().dtype(array.dtype.name), CUDA) for array in arrays]
         self._fill(inputs, arrays)
         with self._keeping_memory():
             self._program(inputs, self._weights)
         if self._stream is None:
             self._stream = self._driver.new_stream()
-        ffi = load_ffi()
         self._driver.begin_capture(self._stream)
         try:
-            with ffi.use_raw_stream(ffi.device("cuda", 0), self._stream), self._keeping_memory() as memory:
+            with self._streams.switched_to(self._stream), self._keeping_memory() as memory:
                 outputs = self._program(inputs, self._weights)
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first counts
@@ -126,10 +122,10 @@ class CapturedRuns:
             if not size:
                 continue
             if isinstance(array, OnDevice):
-                self._driver.copy_on_device(target.data_ptr(), array.tensor.data_ptr(), size, current_stream())
+                self._driver.copy_on_device(target.data_ptr(), array.tensor.data_ptr(), size, self._streams.current())
             else:
                 source = np.ascontiguousarray(array)
-                self._driver.copy_from_host(target.data_ptr(), source.ctypes.data, size, current_stream())
+                self._driver.copy_from_host(target.data_ptr(), source.ctypes.data, size, self._streams.current())
 
     def _forget_oldest(self) -> None:
         while len(self._captured) > _MOST:

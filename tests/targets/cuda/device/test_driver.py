@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from moec.errors import DefectError, MoecError
-from moec.runtime import driver as driver_module
-from moec.runtime.driver import Driver, GpuFacts, open_driver
+from moec.targets.cuda.device import driver as driver_module
+from moec.targets.cuda.device.driver import Driver, GpuFacts, open_driver
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the library needs g++")
 

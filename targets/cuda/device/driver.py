@@ -13,8 +13,10 @@ import os
 from typing import Any
 
 from moec.errors import DefectError, MoecError
-from moec.runtime.gpu_errors import explain_gpu_error
+from moec.targets.cuda.device.errors import explain_gpu_error
 
+CUDA = 2
+"""DLPack's number for the memory of NVIDIA's GPUs."""
 _LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 _NO_DEVICE = 100
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # attributes of devices

@@ -1,0 +1,140 @@
+"""NVIDIA's GPUs: whether one is there, and code from an artifact that it runs."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from moec.errors import ArtifactError, MoecError
+from moec.runtime.artifact import Artifact
+from moec.runtime.device_module import DeviceModule
+from moec.runtime.gpu import Gpu, ModuleLoader
+from moec.runtime.library import load_ffi
+from moec.runtime.program import Program
+from moec.runtime.streams import Streams
+from moec.targets.cuda.device.captured_runs import CapturedRuns
+from moec.targets.cuda.device.driver import CUDA, Driver, open_driver
+from moec.targets.cuda.device.errors import explain_gpu_error
+
+CUDA_MAJOR = 13
+"""The version of CUDA that TVM's library for GPUs is linked with. A driver serves its own version and older ones."""
+_RUNTIME, _TVM_LIBRARY = f"libcudart.so.{CUDA_MAJOR}", "libtvm_runtime_cuda.so"
+_RUNTIME_PACKAGE = f"nvidia.cu{CUDA_MAJOR}"
+_LOADER = "ffi.Module.load_from_bytes.cuda"
+_HINT = "run it without one by: moec run --emulate, or moec.load(..., emulate=True)"
+
+
+class CudaGpu(Gpu):
+    """``driver``: None where there is none, as in an emulator."""
+
+    number = CUDA
+    blob_loader = _LOADER
+    streams = Streams(CUDA)
+
+    def __init__(
+        self, module_loader: ModuleLoader, driver: Driver | None = None, architecture: str | None = None
+    ) -> None:
+        super().__init__(module_loader, architecture)
+        self.driver = driver
+
+    @property
+    def gpu(self) -> str | None:
+        return None if self.driver is None else self.driver.gpus()[0].name
+
+    def torch_stream(self) -> int:
+        return int(sys.modules["torch"].cuda.current_stream(0).cuda_stream)
+
+    def captured_runs(self, program: Program, weights: Sequence[Any]) -> CapturedRuns | None:
+        return None if self.driver is None else CapturedRuns(program, weights, self.driver, self.streams)
+
+    def explain(self, error: Exception) -> MoecError | None:
+        return explain_gpu_error(str(error))
+
+
+def gpu(artifact: Artifact, architecture: str | None = None) -> CudaGpu:
+    """The first GPU, ready to load the artifact's code for ``architecture``, by default the best that it runs.
+
+    Raises MoecError where there is no GPU or no driver that is new enough, or where CUDA's runtime library is missing;
+    ArtifactError where the artifact has no code for the GPU.
+    """
+    try:
+        driver = open_driver()
+    except MoecError as error:
+        raise MoecError(f"{artifact.where}: needs a GPU, but {error}; {_HINT}") from error
+    capability = _check_gpu(driver, artifact.where)
+    programs = artifact.manifest.programs if architecture is None else [artifact.program(architecture)]
+    code = {one.architecture: one.binary for one in programs if one.binary is not None}
+    best = best_binary(list(code), capability, artifact.where)
+    binary = artifact.path(code[best]).read_bytes()
+    _load_libraries()
+    load = load_ffi().get_global_func(_LOADER)
+
+    def load_module(module: DeviceModule) -> Any:
+        return load(module.with_code("cubin", binary))
+
+    return CudaGpu(load_module, driver, best)
+
+
+def _check_gpu(driver: Driver, where: str) -> str:
+    """The compute capability of the first GPU."""
+    gpus = driver.gpus()
+    if not gpus:
+        raise MoecError(f"{where}: needs a GPU, and the driver finds none (see CUDA_VISIBLE_DEVICES); {_HINT}")
+    if driver.version[0] < CUDA_MAJOR:
+        found = ".".join(map(str, driver.version))
+        raise MoecError(
+            f"{where}: needs a driver for CUDA {CUDA_MAJOR}, and the one installed is for {found}; install a newer one"
+        )
+    return gpus[0].capability
+
+
+def _load_libraries() -> None:
+    """CUDA's runtime and TVM's part for GPUs, which registers itself. Raises MoecError for one that is missing."""
+    load_ffi()
+    found = importlib.util.find_spec("tvm")
+    assert found is not None and found.origin is not None
+    try:
+        ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(pathlib.Path(found.origin).parent / "lib" / _TVM_LIBRARY), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise MoecError(
+            f"CUDA's runtime cannot be loaded ({error}); install it with: pip install 'moec[cuda]'"
+        ) from error
+
+
+def _runtime_library() -> pathlib.Path:
+    """Of NVIDIA's package where it is installed, of the system else."""
+    try:
+        found = importlib.util.find_spec(_RUNTIME_PACKAGE)
+    except ModuleNotFoundError:
+        found = None
+    for folder in (found.submodule_search_locations or []) if found else []:
+        packaged = pathlib.Path(folder) / "lib" / _RUNTIME
+        if packaged.is_file():
+            return packaged
+    return pathlib.Path(_RUNTIME)
+
+
+def best_binary(architectures: list[str], capability: str, where: str) -> str:
+    """The newest of ``architectures`` that a GPU of compute capability ``capability`` (``9.0``) runs: one of its own
+    major version that is not newer; one that ends in ``a`` only on exactly that GPU. Raises ArtifactError."""
+    major, minor = map(int, capability.split("."))
+    fitting = []
+    for name in architectures:
+        match = re.fullmatch(r"sm_(\d+)(\d)(a?)", name)
+        if match is None or int(match[1]) != major or int(match[2]) > minor or (match[3] and int(match[2]) != minor):
+            continue
+        fitting.append((int(match[2]), bool(match[3]), name))
+    if fitting:
+        return max(fitting)[2]
+    if not architectures:
+        raise ArtifactError(f"{where}: holds no code for a GPU, for no nvcc was found; compile it where nvcc is")
+    listed, wanted = ", ".join(architectures), f"sm_{major}{minor}"
+    raise ArtifactError(
+        f"{where}: holds code for {listed}, and the GPU is {wanted}; compile it with --target cuda:{wanted}"
+    )

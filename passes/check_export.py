@@ -11,13 +11,14 @@ import onnx_ir as ir
 import sympy
 
 from moec.errors import MoecError
+from moec.ir.movement import moving
 from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import constant, is_op
 from moec.passes.shapes.symbolic import expression, shape_of
 
-_MOVES = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-"""Operators that move or repeat indices without changing which rows they name."""
+_MOVES = moving(drops=False)
+"""Operators that do not change which rows their indices name."""
 _ADVICE = "export the model again with torch.onnx.export(dynamo=True) and dynamic_shapes"
 
 

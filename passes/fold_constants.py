@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from moec.ir.movement import moving
 from moec.ir.weights.stored import decodes_weight
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op, replace_by_tensors
@@ -17,19 +18,9 @@ from moec.passes.graph.edits import is_op, replace_by_tensors
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _KEPT = ("DequantizeLinear", "QuantizeLinear", "Dropout", "BatchNormalization")
 """Quantised weights are wanted quantised; the other two have a meaning of their own in training."""
-_NEVER_LARGER = (
-    "Cast",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-)
 _BOUNDED_BY_INPUTS = ("Compress", "NonZero", "Unique")
+"""Operators whose results have sizes that depend on data, but at most as many elements as their inputs."""
+_NEVER_LARGER = moving(repeats=False) - {*_BOUNDED_BY_INPUTS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +71,7 @@ class FoldConstants:
         if _elements(node, types) <= self.limit and all(one is None or one.size <= self.limit for one in inputs):
             arrays = _evaluate(node, version, inputs)
             return None if arrays is None else [ir.tensor(array) for array in arrays]
-        lazy = is_op(node, *_NEVER_LARGER) and (node.op_type != "Gather" or inputs[1].size == 1)  # type: ignore[union-attr]
+        lazy = is_op(node, *_NEVER_LARGER) or (is_op(node, "Gather") and inputs[1].size == 1)  # type: ignore[union-attr]
         if not lazy or any(shape is None for _, shape in types):
             return None
         frozen = _Computation(node, version, inputs)

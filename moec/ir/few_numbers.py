@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.movement import moving
+
 Array = np.ndarray[Any, Any]
 MOST_PAIRS = 1 << 12
 """How many pairs of numbers an operator may combine before its result counts as any number."""
@@ -19,10 +21,8 @@ FLAGS = np.array([0.0, 1.0])
 
 READING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 """Operators that read a table, where their data is constant."""
-_MOVING = READING | {
-    *("Compress", "Expand", "Flatten", "Identity", "ReduceMax", "ReduceMin", "Reshape", "Split", "Squeeze"),
-    *("Tile", "Transpose", "Unsqueeze"),
-}
+_KEEPING = moving(casts=False) | {"ReduceMax", "ReduceMin"}
+"""Operators whose results are numbers of their first input."""
 _COMBINING: dict[str, Callable[[Any, Any], Any]] = {
     "Max": np.maximum,
     "Min": np.minimum,
@@ -76,7 +76,7 @@ def _of_type(value: ir.Value) -> Array | None:
 
 def _of_node(node: ir.Node, inputs: list[Array | None]) -> Array | None:
     kind = node.op_type
-    if kind in _MOVING:
+    if kind in _KEEPING:
         return inputs[0]
     if kind == "Cast":
         return _cast(node, inputs[0])

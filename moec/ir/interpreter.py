@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 
 from moec.errors import one_line
 from moec.ir.graphs import nested_graphs
+from moec.ir.movement import moving
 from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.opsets import OPSET, version_for
@@ -44,11 +45,7 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 Watcher = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
 
-_MOVEMENT = frozenset(
-    {"Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
-    | {"Transpose", "Unsqueeze"}
-)
-"""Operators that move the elements of their first input and compute nothing."""
+_MOVING = moving(casts=False)
 _EXPERTS = frozenset({("moec", "Experts"), ("moec", "MoE"), ("com.microsoft", "MoE")})
 """Operators that compute in the type of x and convert the weights of one expert at a time."""
 
@@ -186,7 +183,7 @@ class _Step:
 def _taken_as_they_are(node: ir.Node, inputs: Sequence[Any]) -> Collection[int]:
     """Positions of inputs that need not be widened before ``node`` runs, because it does so piece by piece or not at
     all. One wide input is enough to make the result wide."""
-    if node.domain == "" and node.op_type in _MOVEMENT:
+    if node.domain == "" and node.op_type in _MOVING:
         return range(len(inputs))
     if node.domain == "" and node.op_type == "MatMul":
         return (0,) if inputs[0].size > inputs[1].size else (1,)

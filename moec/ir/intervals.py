@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.movement import moving
+
 Array = np.ndarray[Any, Any]
 MOST_BOUNDS = 1 << 16
 
@@ -114,7 +116,7 @@ def _fixed(*found: Interval) -> Callable[[ir.Node, Sequence[Interval]], list[Int
 
 
 def _moved(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    """All outputs hold elements of the first input."""
+    """All outputs lie between elements of the first input."""
     return [inputs[0].whole] * len(node.outputs)
 
 
@@ -312,13 +314,8 @@ def _compared(relation: str, opposite: str) -> Callable[[ir.Node, Sequence[Inter
     return rule
 
 
-def _kept_size(*operators: str) -> dict[str, Callable[[ir.Node, Sequence[Interval]], list[Interval]]]:
-    return dict.fromkeys(operators, _moved)
-
-
 _RULES: dict[str, Callable[[ir.Node, Sequence[Interval]], list[Interval]]] = {
-    **_kept_size("Compress", "Expand", "Flatten", "GatherElements", "GatherND", "Identity", "ReduceMax"),
-    **_kept_size("ReduceMean", "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    **dict.fromkeys((*moving(casts=False), "ReduceMax", "ReduceMean", "ReduceMin"), _moved),
     **dict.fromkeys(("HardSigmoid", "IsInf", "IsNaN", "Sigmoid", "Softmax", "Xor"), _fixed(UNIT)),
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceSumSquare", "Size", "NonZero"), _fixed(NOT_NEGATIVE)),
     "Abs": _absolute,

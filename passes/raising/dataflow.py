@@ -14,16 +14,11 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.interpreter import evaluate
+from moec.ir.movement import MOVEMENTS
 from moec.ir.weights.stored import WeightRun, weight_runs
 from moec.passes.graph.edits import is_op
 
 Array = np.ndarray[Any, Any]
-
-MOVEMENT = frozenset(
-    {"Cast", "Expand", "Flatten", "Gather", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
-    | {"Transpose", "Unsqueeze"}
-)
-"""Operators that move or repeat the elements of their first input and compute nothing."""
 
 
 class DataFlow:
@@ -233,7 +228,7 @@ def follow_data(value: ir.Value, until: Callable[[ir.Value], bool]) -> ir.Value 
     """Walk back from ``value`` through operators that only move data, to the first value for which ``until`` holds."""
     while not until(value):
         node = value.producer()
-        if node is None or node.op_type not in MOVEMENT or node.inputs[0] is None:
+        if node is None or node.op_type not in MOVEMENTS or node.inputs[0] is None:
             return None
         value = node.inputs[0]
     return value

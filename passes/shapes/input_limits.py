@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.ir.movement import MOVEMENTS
+
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-# Operators whose output holds values of their first input and no others
-_VALUES_KEPT = frozenset(
-    {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice"}
-)
 
 
 def input_limits(model: ir.Model) -> dict[str, int]:
@@ -34,9 +31,9 @@ def _indexed_sizes(value: ir.Value) -> list[int]:
                 size = _gathered_size(node)
                 if size is not None:
                     sizes.append(size)
-            elif node.op_type in _VALUES_KEPT and position == 0 and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                pending.append(node.outputs[0])
+            elif node.op_type in MOVEMENTS and position == 0:
+                pending.extend(output for output in node.outputs if output not in seen)
+                seen.update(node.outputs)
     return sizes
 
 

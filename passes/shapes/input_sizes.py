@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from moec.ir.movement import moving
+
 if TYPE_CHECKING:
     import onnx_ir as ir
     import sympy
 
     from moec.passes.shapes.symbolic import SymbolicValues
 
-# Operators whose output holds all values of their first input and no others
-_VALUES_KEPT = frozenset({"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_COMPLETE = moving(drops=False)
 
 
 def input_sizes(model: ir.Model) -> dict[str, str]:
@@ -85,7 +86,7 @@ def _counts_of_columns(indices: ir.Value, values: SymbolicValues) -> list[sympy.
 def _count(value: ir.Value, values: SymbolicValues) -> sympy.Expr | None:
     """n, for a tensor that holds the numbers from 0 to n - 1 in any arrangement."""
     node = value.producer()
-    while node is not None and node.op_type in _VALUES_KEPT and node.inputs[0] is not None:
+    while node is not None and node.op_type in _COMPLETE and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     if node is None or node.op_type != "Range":
         return None

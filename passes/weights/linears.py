@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.dialect import LinearSpec
+from moec.ir.movement import MOVEMENTS
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.graph.edits import is_op, replace_value
 
@@ -16,8 +17,8 @@ NONE_FOUND = "no dense product was found with a constant weight of {} elements (
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _PASSED_THROUGH = (
-    *("Add", "Cast", "Clip", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul", "Neg", "Reshape", "Sigmoid"),
-    *("Slice", "Softmax", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"),
+    *MOVEMENTS,
+    *("Add", "Clip", "Div", "Mul", "Neg", "Sigmoid", "Softmax", "Sub", "Tanh", "Where"),
 )
 """Operators that logits may pass on their way from the router's product to the routing."""
 

@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import LinearSpec, inputs_of, is_moec, spec_of
+from moec.ir.movement import moving
 from moec.ir.weights.stored import StoredWeight
 
 Array = np.ndarray[Any, Any]
 
-SAME_ELEMENTS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-"""Operators that keep all elements and their order."""
+SAME_ELEMENTS = moving(drops=False, repeats=False, reorders=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,7 @@ class CastWeights:
         if not any([store(node, name, formats) for name, formats in wanted.items()]):
             report.note(self.name, node_name(node), f"nothing to cast: its weights are {before.describe_formats()}")
             return node.op_type == "Linear"
-        if all(one.name == "bfloat16" for formats in wanted.values() for one in formats):
+        if all(form.name == "bfloat16" for formats in wanted.values() for form in formats):
             set_arithmetic(node, ProductSpec(arithmetic="bfloat16"))
         report.losses.append(loss(self.name, before, layer_of(node)))
         return True

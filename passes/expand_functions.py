@@ -92,7 +92,7 @@ class ExpandFunctions:
             for number, (node, function) in enumerate(functions.items()):
                 _call(model, node, function, str(number))
             InlinePass(criteria=lambda function: function.domain == _DOMAIN)(model)
-            for identifier in [one for one in model.functions if one[0] == _DOMAIN]:
+            for identifier in [key for key in model.functions if key[0] == _DOMAIN]:
                 del model.functions[identifier]
             model.graph.opset_imports.pop(_DOMAIN, None)
             shapes.infer(model)
@@ -115,11 +115,11 @@ def _function_of(node: ir.Node) -> onnx.FunctionProto | None:
     if schema.has_function:
         text = schema.get_function_with_opset_version(max(schema.function_opset_versions))
     else:
-        if any(one is not None and one.type is None for one in node.inputs):
+        if any(value is not None and value.type is None for value in node.inputs):
             return None
         assert isinstance(node.graph, ir.Graph)
         newest = max(schema.context_dependent_function_opset_versions)
-        types = [_type_of(one).SerializeToString() for one in node.inputs]
+        types = [_type_of(value).SerializeToString() for value in node.inputs]
         for position, output in enumerate(node.outputs):  # the body computes those that the node leaves out, too
             output.name = output.name or fresh_name(node.graph, f"{node_name(node)}.left_out_{position}")
         proto = ir.serde.serialize_node(node)
@@ -142,7 +142,7 @@ def _call(model: ir.Model, node: ir.Node, function: onnx.FunctionProto, overload
     for name, declared in schema.attributes.items():
         if name not in node.attributes and declared.default_value.name:
             node.attributes.add(ir.serde.deserialize_attribute(declared.default_value))
-    computed = {name for one in function.node for name in one.output}
+    computed = {name for inner in function.node for name in inner.output}
     while function.output[-1] not in computed:  # an optional output that the node does not have
         del function.output[-1]
     function.domain, function.overload = _DOMAIN, overload

@@ -102,13 +102,13 @@ class _Computation:
 
 def _is_constant_computation(node: ir.Node) -> bool:
     """Constants made by nothing but constants; a graph output keeps its node, so that it keeps its name."""
-    if node.domain != "" or node.op_type in (*_RANDOM, *_KEPT) or not any(one is not None for one in node.inputs):
+    if node.domain != "" or node.op_type in (*_RANDOM, *_KEPT) or not any(value is not None for value in node.inputs):
         return False
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return False
     if any(output.is_graph_output() for output in node.outputs) or decodes_weight(node):
         return False
-    return all(one is None or (one.const_value is not None and not one.is_graph_input()) for one in node.inputs)
+    return all(value is None or (value.const_value is not None and not value.is_graph_input()) for value in node.inputs)
 
 
 def _output_types(node: ir.Node, version: int) -> list[_Type] | None:

@@ -207,7 +207,7 @@ class _Rebuild:
             made = self._node("Shape", [value], {"start": axis, "end": axis + 1}, (1,))
         else:
             operator = "Mul" if item.is_Mul else "Add"
-            made, *rest = (self._size(one) for one in item.args)
+            made, *rest = (self._size(term) for term in item.args)
             for other in rest:
                 made = self._node(operator, [made, other], {}, (1,))
         self._made[item] = made
@@ -235,4 +235,4 @@ def _is_canonical(value: ir.Value) -> bool:
         return one_axis and source is not None and source.is_graph_input()
     if not is_op(node, "Concat", "Mul", "Add", "Squeeze"):
         return False
-    return all(one is not None and _is_canonical(one) for one in node.inputs)
+    return all(value is not None and _is_canonical(value) for value in node.inputs)

@@ -61,7 +61,7 @@ def convert(message: bytes, version: int, target: int) -> bytes:
 
 def _readable(text: str) -> str:
     """The first of the errors, in moec's words for a node."""
-    line = next((one for one in _NOISE.sub("", text).splitlines() if one.strip()), "no reason given")
+    line = next((said for said in _NOISE.sub("", text).splitlines() if said.strip()), "no reason given")
     node = _NODE.match(line)
     if node is None:
         return line[:300]

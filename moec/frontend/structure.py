@@ -78,7 +78,7 @@ def _measure(
         key = stack[-1]
         function = model.functions[key]
         called = [node.op_identifier() for node in _all_nodes(function)]
-        missing = [one for one in dict.fromkeys(called) if one in model.functions and one not in sizes]
+        missing = [name for name in dict.fromkeys(called) if name in model.functions and name not in sizes]
         if missing and key in entered:
             raise MoecError(
                 f"{where}: local function {function.domain}.{function.name} calls itself, through {missing[0][1]}; "
@@ -89,13 +89,13 @@ def _measure(
             stack += missing
             continue
         stack.pop()
-        depth = 1 + max((sizes[one][1] for one in called if one in sizes), default=0)
+        depth = 1 + max((sizes[name][1] for name in called if name in sizes), default=0)
         if depth > DEEPEST_CALL:
             raise UnsupportedError(
                 f"{where}: calls of local function {function.domain}.{function.name} are nested more than "
                 f"{DEEPEST_CALL} deep; export the model without local functions"
             )
-        sizes[key] = (sum(sizes.get(one, (1, 0))[0] for one in called), depth)
+        sizes[key] = (sum(sizes.get(name, (1, 0))[0] for name in called), depth)
 
 
 def _all_nodes(graph: Iterable[ir.Node]) -> Iterator[ir.Node]:

@@ -125,7 +125,7 @@ def _reduced(condition: Any) -> Any:
     common = sympy.gcd(left, right)
     left, right = sympy.cancel(left / common), sympy.cancel(right / common)
     for whole, product in ((left, right), (right, left)):
-        divisions = [one for one in product.atoms(sympy.Function) if type(one).__name__ == "FloorDiv"]
+        divisions = [atom for atom in product.atoms(sympy.Function) if type(atom).__name__ == "FloorDiv"]
         for division in divisions:
             if division.args[0] == whole and product == division * division.args[1]:
                 return sympy.Eq(sympy.Mod(whole, division.args[1], evaluate=False), 0, evaluate=False)
@@ -147,7 +147,7 @@ def _nested(expression: Any) -> str | None:
         operands = [_nested(expression.base)] * int(expression.exp)
         kind = "Mul"
     else:
-        operands = [_nested(one) for one in expression.args]
+        operands = [_nested(argument) for argument in expression.args]
     if None in operands or kind not in {*_INFIX, *_FUNCTIONS}:
         return None
     if kind in _FUNCTIONS:

@@ -90,7 +90,7 @@ def _of_node(node: ir.Node, inputs: list[Array | None]) -> Array | None:
         return _united([inputs[0], inputs[2]])
     if kind in _COMBINING and len(inputs) == 2:
         return _combined(_COMBINING[kind], *inputs)
-    if kind in _SHIFTING and any(one is not None and one.size == 1 for one in inputs):
+    if kind in _SHIFTING and any(numbers is not None and numbers.size == 1 for numbers in inputs):
         return _combined(_SHIFTING[kind], *inputs)
     return None
 

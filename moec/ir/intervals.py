@@ -121,11 +121,11 @@ def _moved(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
 
 
 def _united(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    return [_union([one.whole for one in inputs])]
+    return [_union([interval.whole for interval in inputs])]
 
 
 def _union(found: Sequence[Interval]) -> Interval:
-    return Interval(min(one.low for one in found), max(one.high for one in found))
+    return Interval(min(interval.low for interval in found), max(interval.high for interval in found))
 
 
 def _monotone(function: Callable[[float], float]) -> Callable[[ir.Node, Sequence[Interval]], list[Interval]]:
@@ -214,11 +214,11 @@ def _clipped(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
 
 
 def _largest(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    return [Interval(max(one.whole.low for one in inputs), max(one.whole.high for one in inputs))]
+    return [Interval(max(interval.whole.low for interval in inputs), max(interval.whole.high for interval in inputs))]
 
 
 def _smallest(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    return [Interval(min(one.whole.low for one in inputs), min(one.whole.high for one in inputs))]
+    return [Interval(min(interval.whole.low for interval in inputs), min(interval.whole.high for interval in inputs))]
 
 
 def _absolute(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:

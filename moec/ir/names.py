@@ -16,7 +16,7 @@ def node_name(node: ir.Node) -> str:
     A model file may hold any text as a name: what would not stay inside a comment of one line becomes ``_``.
     """
     name = node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
-    return "".join(one if one.isprintable() else "_" for one in _UNSAFE.sub("_", name))
+    return "".join(character if character.isprintable() else "_" for character in _UNSAFE.sub("_", name))
 
 
 def operator_name(node: ir.Node) -> str:

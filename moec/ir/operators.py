@@ -84,7 +84,7 @@ def matmul(a: Array, b: Array) -> Array:
     if a.dtype == b.dtype or min(a.ndim, b.ndim) < 2:
         return np.matmul(a, b).astype(np.result_type(a, b), copy=False)
     leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    left, right = (np.broadcast_to(one, (*leading, *one.shape[-2:])) for one in (a, b))
+    left, right = (np.broadcast_to(matrix, (*leading, *matrix.shape[-2:])) for matrix in (a, b))
     result = np.empty((*leading, a.shape[-2], b.shape[-1]), np.result_type(a, b))
     for index in np.ndindex(*leading):
         if a.dtype == result.dtype:

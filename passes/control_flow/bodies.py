@@ -93,7 +93,7 @@ class Inliner(Writer):
             return yes
         shapes = [list(value.shape or ()) if is_named(value) else None for value in (yes, no)]
         if shapes[0] is None or shapes[0] != shapes[1]:
-            first, second = ("an unknown shape" if one is None else str([str(s) for s in one]) for one in shapes)
+            first, second = ("an unknown shape" if shape is None else str([str(s) for s in shape]) for shape in shapes)
             raise NotDecomposableError(
                 f"whether it computes {what} is known only when the model runs, and that has {first} in one case and "
                 f"{second} in the other; expected equal shapes"
@@ -105,7 +105,7 @@ class Inliner(Writer):
 
     def _adopt(self, node: ir.Node) -> None:
         """Insert a copied node, under new names."""
-        for value in (output for one in _with_nested(node) for output in one.outputs):
+        for value in (output for inner in _with_nested(node) for output in inner.outputs):
             value.shape = None
         node.name = f"{node_name(self.node)}.{node_name(node)}"
         self.insert(node, *(output.name or f"left_out_{index}" for index, output in enumerate(node.outputs)))

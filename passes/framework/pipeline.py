@@ -172,7 +172,7 @@ def _parse_value(where: str, text: str, kind: Any) -> Any:
     if origin in (Union, types.UnionType):
         if text == "none":
             return None
-        (kind,) = (one for one in get_args(kind) if one is not type(None))
+        (kind,) = (argument for argument in get_args(kind) if argument is not type(None))
         return _parse_value(where, text, kind)
     if origin is Literal:
         choices = {str(choice): choice for choice in get_args(kind)}

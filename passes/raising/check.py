@@ -123,7 +123,7 @@ class _Comparison:
         if not telling.any():  # whatever was decided, no row shows it
             if not len(trial.x):  # data that one token makes longer than a slice's bounds is so for all numbers of them
                 newly = set(self.watch.unseen()).difference(seen.unseen())
-                self.failing.update(one for one in newly if one.node.op_type == "Slice")
+                self.failing.update(side for side in newly if side.node.op_type == "Slice")
             return
         if telling.all():
             self.watch.adopt(seen)
@@ -156,7 +156,7 @@ class _Comparison:
 
     def verdict(self, unseen: Sequence[Unseen] = ()) -> Verdict:
         """``unseen`` cannot be shown by any trial. What is taken only where the original fails counts for nothing."""
-        unseen = [*unseen, *(one for one in self.watch.unseen() if one not in self.failing)]
+        unseen = [*unseen, *(side for side in self.watch.unseen() if side not in self.failing)]
         if "every expert" in self.undefined:
             return Verdict(float("inf"), "every expert", self.undefined, unseen)
         return Verdict(self.worst, self.worst_trial, self.undefined, unseen)

@@ -24,7 +24,7 @@ from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import Trial, combined_trials, far_trials
 
 MOST_ENTRIES = 1 << 22
-"""Of larger tables the entries are not looked at."""
+"""The size of a table from which on its entries are not looked at."""
 
 
 def watch_block(block: Block, used: Set[ir.Value]) -> Watch:
@@ -84,7 +84,7 @@ def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Tr
         return
     reached: list[Trial] = []
     for trial in far_trials(block, routing):
-        unseen = {one.node for one in watch.unseen()}
+        unseen = {side.node for side in watch.unseen()}
         if not unseen and not reached:
             break
         if not unseen:  # what was rare is rare here, too, but may tell more

@@ -136,7 +136,7 @@ class DataFlow:
             node = value.producer()
             if node is not None and node not in seen and node.op_type != "Shape" and self.order[node] > start:
                 seen.add(node)
-                pending.extend(one for one in node.inputs if one is not None)
+                pending.extend(operand for operand in node.inputs if operand is not None)
         return False
 
     def determined_by(self, values: Iterable[ir.Value]) -> frozenset[ir.Value]:

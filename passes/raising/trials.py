@@ -173,4 +173,4 @@ def _long_trials(block: Block, most: int) -> Iterator[Trial]:
     steps = sorted({T for n in numbers for T in (n + 1, 2 * n + 4, 2 * n + 6)})
     for T in itertools.takewhile(most.__ge__, steps):
         spread = _trial(block, "very many tokens", np.random.default_rng(6).normal(size=(T, block.E)))
-        yield from (dataclasses.replace(one, long=True) for one in (crowd(block, T), spread))
+        yield from (dataclasses.replace(trial, long=True) for trial in (crowd(block, T), spread))

@@ -109,7 +109,7 @@ def _products(mlps: list[Mlp]) -> ProductSpec:
     """How the projections are computed. Raises NotUnderstoodError unless all are in the same way."""
     nodes = [projection.node for mlp in mlps for projection in mlp.projections]
     linears = [spec_of(node, LinearSpec) if is_moec(node, "Linear") else ProductSpec() for node in nodes]
-    found = {ProductSpec(arithmetic=one.arithmetic, activation_group=one.activation_group) for one in linears}
+    found = {ProductSpec(arithmetic=spec.arithmetic, activation_group=spec.activation_group) for spec in linears}
     if len(found) > 1:
         raise NotUnderstoodError("its projections are computed in different arithmetics")
     return found.pop()

@@ -90,7 +90,7 @@ def _count(value: ir.Value, values: SymbolicValues) -> sympy.Expr | None:
         node = node.inputs[0].producer()
     if node is None or node.op_type != "Range":
         return None
-    start, limit, step = (_number(one, values) for one in node.inputs)
+    start, limit, step = (_number(value, values) for value in node.inputs)
     return limit if start == 0 and step == 1 else None
 
 
@@ -108,7 +108,7 @@ def _totals(node: ir.Node, values: SymbolicValues) -> Iterator[tuple[sympy.Expr,
 
     if (node.domain, node.op_type) != ("com.microsoft", "GroupQueryAttention") or len(node.inputs) <= 6:
         return
-    query, cache = (None if one is None else shape_of(one) for one in (node.inputs[0], node.inputs[3]))
+    query, cache = (None if value is None else shape_of(value) for value in (node.inputs[0], node.inputs[3]))
     total = _number(node.inputs[6], values)
     if query is not None and len(query) == 3 and cache is not None and len(cache) == 4 and total is not None:
         yield total, cache[2] + query[1]

@@ -78,7 +78,7 @@ class SymbolicValues:
         if node.op_type in _OF_SHAPES:
             result = _OF_SHAPES[node.op_type](node)
         elif node.op_type in _OPERATORS:
-            inputs = [self.of(one) for one in node.inputs]
+            inputs = [self.of(value) for value in node.inputs]
             if any(known is None for known, one in zip(inputs, node.inputs, strict=True) if one is not None):
                 return None
             result = _OPERATORS[node.op_type](node, *inputs)
@@ -135,7 +135,7 @@ def _each(function: Callable[..., Any]) -> Callable[..., np.ndarray | None]:
 
     def lifted(node: ir.Node, *arrays: np.ndarray) -> np.ndarray | None:
         broadcast = np.broadcast_arrays(*arrays)
-        flat = [function(*items) for items in zip(*(one.ravel() for one in broadcast), strict=True)]
+        flat = [function(*items) for items in zip(*(array.ravel() for array in broadcast), strict=True)]
         if any(item is None for item in flat):
             return None
         result = np.empty(len(flat), dtype=object)
@@ -183,7 +183,7 @@ def _gather(node: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.ndarray 
 
 
 def _slice(node: ir.Node, data: np.ndarray, *bounds: np.ndarray | None) -> np.ndarray | None:
-    if data.ndim != 1 or any(one is not None and not isinstance(one.ravel()[0], int) for one in bounds):
+    if data.ndim != 1 or any(bound is not None and not isinstance(bound.ravel()[0], int) for bound in bounds):
         return None
     start, end, step = (
         int(bounds[index].ravel()[0]) if len(bounds) > index and bounds[index] is not None else default  # type: ignore[union-attr]
@@ -251,7 +251,7 @@ def _reduce(combine: Callable[[Any], Any]) -> Callable[..., np.ndarray | None]:
 
 
 def _range(node: ir.Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) -> np.ndarray | None:
-    bounds = [one.ravel()[0] for one in (start, limit, delta)]
+    bounds = [bound.ravel()[0] for bound in (start, limit, delta)]
     if any(not isinstance(bound, int) for bound in bounds) or bounds[2] == 0:
         return None
     numbers = range(*bounds)

@@ -37,7 +37,7 @@ class HiddenUnits:
         return _units_first(part, decode(encoded, form, 0) if form.quantized else encoded.data)
 
     def zeros(self, part: Part, expert: int) -> Array:
-        """Of which units all weights of the part are stored as zeros. Looks at little of one without such."""
+        """The units of which all weights of the part are stored as zeros. Looks at little of a part without such."""
         encoded = self.weights.encoded(part, expert)
         numbers = _units_first(part, encoded.data)
         if encoded.zero_point is None:
@@ -55,7 +55,7 @@ class HiddenUnits:
 
     def keep(self, graph: ir.Graph, kept: Sequence[Array], width: int) -> None:
         """Rewrite the node so that of every expert the ``kept`` units come first, among ``width`` in all."""
-        order = [np.concatenate([one, np.setdiff1d(np.arange(self.count), one)])[:width] for one in kept]
+        order = [np.concatenate([units, np.setdiff1d(np.arange(self.count), units)])[:width] for units in kept]
         both = [self._positions_of_both(units) for units in order] if self.weights.spec.fused else order
         for name, positions in {"up": both, "gate": order, "down": order, "up_bias": both, "gate_bias": order}.items():
             value = self._inputs[name]
@@ -65,7 +65,7 @@ class HiddenUnits:
             self._node.replace_input_with(dialect.INPUTS[self._node.op_type].index(name), new)
             remove_unused(graph, value)
         self._node.attributes.pop("hidden_sizes", None)
-        sizes = [len(one) for one in kept]
+        sizes = [len(units) for units in kept]
         if any(size != width for size in sizes):
             self._node.attributes["hidden_sizes"] = ir.AttrInt64s("hidden_sizes", sizes)
 

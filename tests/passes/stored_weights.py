@@ -72,7 +72,7 @@ def last_moec_node(model: ir.Model) -> ir.Node:
 def formats_of(model: ir.Model) -> dict[str, list[str]]:
     """The formats of the runs of every weight of the last moec node."""
     weights = weight_inputs(last_moec_node(model))
-    return {name: [str(one.format) for one in weight_runs(value)] for name, value in weights.items()}
+    return {name: [str(run.format) for run in weight_runs(value)] for name, value in weights.items()}
 
 
 def relative_error(model: ir.Model, before: ir.Model, T: int = 16) -> float:

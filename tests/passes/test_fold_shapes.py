@@ -81,7 +81,7 @@ def test_a_slice_of_sizes_with_bounds_far_outside(rewrite, operators):
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_list_of_sizes_keeps_its_length_in_a_reshape(rewrite, operators, size):
-    """Of [2] sizes to [0], which copies the length, and to [-1]."""
+    """A list of [2] sizes is reshaped to [0], which copies the length, and to [-1]."""
     text = f"""(float[batch,8] x) => (float[batch,8] y) <int64[1] same = {{{size}}}> {{
         s = Shape (x) t = Reshape (s, same) y = Reshape (x, t) }}"""
     cases = [{"x": np.arange(n * 8, dtype=np.float32).reshape(n, 8)} for n in (0, 1, 3)]

@@ -35,7 +35,7 @@ def unchanged(rewrite, operators, text: str, *cases, passes: str = PASSES) -> st
     """The one reason why control flow stays."""
     report = Report()
     model = rewrite(text, passes, *cases, report=report)
-    (node,) = [one for one in model.graph if one.op_type in ("If", "Loop", "Scan")]
+    (node,) = [candidate for candidate in model.graph if candidate.op_type in ("If", "Loop", "Scan")]
     (remark,) = report.remarks
     assert remark.severity == "warning" and node.metadata_props[REFUSAL_KEY] in remark.message
     assert len(operators(model)) == 1  # nothing of a body is left behind

@@ -66,7 +66,7 @@ def test_what_the_report_says_is_what_the_weights_lost() -> None:
     model, arrays = experts_model(GATED), expert_arrays(GATED)
     (loss,) = apply(model, "quantize-experts{format=int4}").losses
     runs = {name: weight_runs(value) for name, value in weight_inputs(last_moec_node(model)).items()}
-    stored = {name: np.stack([one.decoded(e) for one in runs[name] for e in range(E)]) for name in ("up", "down")}
+    stored = {name: np.stack([run.decoded(e) for run in runs[name] for e in range(E)]) for name in ("up", "down")}
     difference = sum(np.square(stored[name] - arrays[name]).sum() for name in stored)
     assert loss.weight_error == pytest.approx((difference / sum(np.square(arrays[n]).sum() for n in stored)) ** 0.5)
     assert loss.formats == {"up": ["int4/64"], "down": ["int4"]}

@@ -18,7 +18,7 @@ import pytest
 )
 def test_activations(decompose, normal, operators, node):
     model = decompose(f"(float[T,8] x) => (float[T,8] y) {{ {node} }}", {"x": normal(5, 8)}, {"b": normal(8)})
-    assert [one.op_type for one in model.graph] == operators
+    assert [node.op_type for node in model.graph] == operators
 
 
 @pytest.mark.parametrize("attributes", ["", "<transA = 1>", "<transB = 1, alpha = 0.5>", "<transA = 1, transB = 1>"])
@@ -71,7 +71,7 @@ def test_fused_gemm(decompose, normal, attributes, operator):
     node = f"y = com.microsoft.FusedGemm <{attributes}> (a, b, c)"
     text = f"(float[{a[0]},{a[1]}] a) => (float[3,5] y) {{ {node} }}"
     model = decompose(text, {"a": normal(*a)}, {"b": normal(*b), "c": normal(5)})
-    assert [one.op_type for one in model.graph] == ["Gemm", operator]
+    assert [node.op_type for node in model.graph] == ["Gemm", operator]
 
 
 def test_fused_gemm_without_addend(decompose, normal):

@@ -129,7 +129,7 @@ def test_rotary_embedding(decompose, normal, positions, attributes):
 
 @pytest.mark.parametrize("positions", [np.array([3]), np.array([[1, 2, 3], [4, 6, 8]])], ids=["offset", "each"])
 def test_rotary_embedding_whose_heads_follow_from_the_caches(decompose, normal, positions):
-    """Of [B,S,hidden], a head is twice as wide as the caches where nothing else says how many there are."""
+    """A head of [B,S,hidden] is twice as wide as the caches where nothing else says how many there are."""
     kind = f"int64[{','.join(map(str, positions.shape))}]"
     text = f"(float[{B},S,{3 * h}] x, {kind} p) => (float[{B},S,{3 * h}] y)"
     model = decompose(

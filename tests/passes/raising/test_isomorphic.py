@@ -81,7 +81,7 @@ CONSTANTS = "float[1] number = {2}, int64[2] places = {1, 2}, float[2] weights =
 
 
 def key(x="float[T,6]", logits="float[T,4]", constants=CONSTANTS, inner=None):
-    """Of a block that multiplies rows of x by a number for each; ``inner``: the known shape of these numbers."""
+    """The key of a block that multiplies rows of x by a number each; ``inner``: the known shape of these numbers."""
     body = "p = Softmax (logits) w = Numbers (p, number, places, weights) y = Mul (x, w)"
     text = f"g ({x} x, {logits} logits) => (float[T,6] y) <{constants}> {{ {body} }}"
     text = f'<ir_version: 10, opset_import: ["" : 24]> {text}'

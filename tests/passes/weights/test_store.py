@@ -51,7 +51,7 @@ def test_runs_are_formed_by_what_experts_become() -> None:
     store(node, "up", [INT4, INT4, INT4, INT8, INT8, INT4])
     assert not read
     runs = weight_runs(weight_inputs(node)["up"])
-    assert [(one.first, one.count, one.format) for one in runs] == [
+    assert [(run.first, run.count, run.format) for run in runs] == [
         (0, 2, INT4),
         (2, 1, INT4),
         (3, 1, INT8),

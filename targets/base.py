@@ -11,18 +11,11 @@ import numpy as np
 
 from moec.common.dtypes import dtype_of
 from moec.common.specs import TensorSpec
+from moec.common.work import WorkModel
 from moec.ir.mapped_files import release_pages
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-
-@dataclasses.dataclass(frozen=True)
-class Eligibility:
-    """Whether a kernel can implement a problem, and why (not)."""
-
-    ok: bool
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +42,29 @@ class TensorMap:
 
 @dataclasses.dataclass(frozen=True)
 class SizeRange:
-    """The sizes, in C, for which a kernel is launched; ``most`` is None where there is no limit."""
+    """The sizes from ``least`` to ``most``, which is None where there is no limit."""
 
-    size: str
-    least: int
-    most: int | None
+    least: int = 0
+    most: int | None = None
 
     def __str__(self) -> str:
-        least = f"{self.least} <= " if self.least > 0 else ""
-        return f"{least}{self.size}" + (f" <= {self.most}" if self.most is not None else "")
+        return f"from {self.least}" if self.most is None else f"{self.least} to {self.most}"
+
+    def may_hold(self, size: int | None) -> bool:
+        """Whether the size may be one of them; None where it is not known now."""
+        return size is None or (self.least <= size and (self.most is None or size <= self.most))
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchCondition:
+    """That ``size``, which is C, is in a range."""
+
+    size: str
+    sizes: SizeRange
+
+    def __str__(self) -> str:
+        least, most = self.sizes.least, self.sizes.most
+        return f"{f'{least} <= ' if least > 0 else ''}{self.size}{'' if most is None else f' <= {most}'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Launch:
     """Asked for at the launch, beside the static ones."""
     static_shared_bytes: int
     tensor_maps: tuple[TensorMap, ...] = ()
-    only_if: SizeRange | None = None
+    only_if: LaunchCondition | None = None
     """None where nothing but an empty grid keeps the host from launching it."""
 
 
@@ -89,10 +96,14 @@ class KernelRecord:
     candidates: list[Candidate]
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    crossovers: tuple[str, ...] = ()
+    """Names of the program's parameters that say for which sizes it, or a way in it, is taken."""
     computes: str = ""
     """In one line: the formula, with shapes."""
     requirements: tuple[str, ...] = ()
     """CPU features (LLVM names) that this kernel uses beyond those that any code for the target may use."""
+    work: WorkModel | None = None
+    """How much work a call is; None where that is its bytes alone."""
     parameters: list[TensorSpec] = dataclasses.field(default_factory=list)
     """Tensors in order, outputs last; a size that is known when it runs is its expression."""
     launches: list[Launch] = dataclasses.field(default_factory=list)

@@ -56,8 +56,16 @@ def record(model: pathlib.Path, target: str, folder: pathlib.Path) -> None:
                 kept.with_suffix(".sha256").write_text(hashlib.sha256(file.read_bytes()).hexdigest() + "\n")
 
 
-def differences(before: pathlib.Path, after: pathlib.Path) -> Iterator[str]:
-    """A line for each file that only one record has, or that differs: the number and both texts of its first line."""
+def lines_of(file: pathlib.Path, code: bool) -> list[str]:
+    """The lines of a record's file; with ``code`` without the comments at the head of a generated text."""
+    lines = file.read_text().splitlines()
+    start = next((i for i, line in enumerate(lines) if not line.startswith(("#", ";", "//"))), 0) if code else 0
+    return lines[start:]
+
+
+def differences(before: pathlib.Path, after: pathlib.Path, *, code: bool = False) -> Iterator[str]:
+    """A line for each file that only one record has, or that differs: the number and both texts of its first line.
+    ``code``: what the heads of generated texts say is not compared."""
     files = sorted({file.relative_to(root) for root in (before, after) for file in root.rglob("*") if file.is_file()})
     if not files:
         yield f"{before} and {after} hold nothing; expected records"
@@ -66,9 +74,11 @@ def differences(before: pathlib.Path, after: pathlib.Path) -> Iterator[str]:
         if not old.exists() or not new.exists():
             yield f"{file}: only in {before if old.exists() else after}"
         elif old.read_bytes() != new.read_bytes():
-            lines = itertools.zip_longest(old.read_text().splitlines(), new.read_text().splitlines(), fillvalue="")
-            number, (left, right) = next((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1])
-            yield f"{file}:{number}\n  - {left}\n  + {right}"
+            pairs = itertools.zip_longest(lines_of(old, code), lines_of(new, code), fillvalue="")
+            found = next(((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1]), None)
+            if found is not None or not code:
+                number, (left, right) = found or (0, ("other bytes", "other bytes"))
+                yield f"{file}:{number}\n  - {left}\n  + {right}"
 
 
 def main() -> int:
@@ -82,9 +92,10 @@ def main() -> int:
     comparer = commands.add_parser("compare")
     comparer.add_argument("before", type=pathlib.Path)
     comparer.add_argument("after", type=pathlib.Path)
+    comparer.add_argument("--code", action="store_true", help="do not compare the comments at the head of each text")
     given = parser.parse_args()
     if given.command == "compare":
-        found = list(differences(given.before, given.after))
+        found = list(differences(given.before, given.after, code=given.code))
         print("\n".join(found) or "no difference")
         return 1 if found else 0
     with ProcessPoolExecutor(given.jobs, max_tasks_per_child=1) as pool:

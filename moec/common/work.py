@@ -1,19 +1,20 @@
 """How much work one call of a kernel is: its operations, and the bytes it has to read and write.
 
 Sizes are those of the call's own arguments. Operations are counted for kernels that are matrix products at heart, a
-multiply-add as two; of experts, and of the keys that a query sees, those that the call really uses are counted.
+multiply-add as two; of experts, and of the keys that a query sees, those that the call really uses are counted. What is
+counted is said by a model that the artifact holds with the kernel.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from moec.common.dtypes import dtype_of
 from moec.common.roofline import FLOAT32
+from moec.errors import ArtifactError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,108 +39,129 @@ class Work:
         return Work(operations, self.bytes_moved + other.bytes_moved, self.arithmetic)
 
 
-def work_of(kernel: str, attributes: Mapping[str, Any], arguments: Sequence[Argument]) -> Work:
-    """``kernel``: which of the target's kernels it is; ``attributes``: what the artifact says about it."""
-    count = _COUNTS.get(kernel)
-    return Work(None, _bytes(arguments)) if count is None else count(attributes, arguments)
+@dataclasses.dataclass(frozen=True)
+class MatmulWork:
+    """A product of rows with one constant matrix [inner, width]; the result is the last argument."""
+
+    inner: int
+    width: int
+    arithmetic: str
+
+    def of(self, arguments: Sequence[Argument]) -> Work:
+        rows = arguments[-1].array.shape[0]
+        return Work(2 * rows * self.inner * self.width, _bytes(arguments), self.arithmetic)
 
 
-_POWERS_OF_TWO = "float8_e8m0fnu"
+@dataclasses.dataclass(frozen=True)
+class GroupedWork:
+    """A product of rows with the matrices of their experts, of which those of experts without rows are not read.
 
+    An expert has ``matrices`` (gate and up, or one) of [inner, width]; where experts differ in size, ``sizes`` are
+    theirs by ``sized`` axis. ``weight_bits`` of a weight, scales included, by format, and the format of each expert
+    (none: all have the first). Among the arguments is the list of blocks (expert, first row, rows), and their number.
+    """
 
-def intensity(attributes: Mapping[str, Any], rows: int) -> float | None:
-    """Operations per byte of memory of a product of ``rows`` rows and one matrix, where each of rows, matrix and
-    results moves once. ``attributes``: what the artifact says about the kernel; None where that is no such product."""
-    if not {"inner", "width", "dtype", "matrix_dtype", "out_dtype"} <= attributes.keys():
-        return None
-    inner, width = attributes["inner"], attributes["width"]
-    weights = inner * width * (2 if attributes.get("gated") else 1)
-    row_bytes = inner * dtype_of(attributes["dtype"]).itemsize + width * dtype_of(attributes["out_dtype"]).itemsize
-    return 2 * rows * weights / (rows * row_bytes + weights * _matrix_bits(attributes) / 8)
+    inner: int
+    width: int
+    matrices: int
+    arithmetic: str
+    weight_bits: tuple[float, ...]
+    format_of: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    sized: Literal["inner", "width"] = "width"
 
+    def of(self, arguments: Sequence[Argument]) -> Work:
+        rows = _rows_by_expert(arguments)
+        operations, bits = 0, 0.0
+        for expert in map(int, np.flatnonzero(rows)):
+            weights = self._weights(expert)
+            operations += 2 * int(rows[expert]) * weights
+            bits += weights * self.weight_bits[self.format_of[expert] if self.format_of else 0]
+        moved = _bytes([argument for argument in arguments if not argument.constant]) + int(bits / 8)
+        return Work(operations, moved, self.arithmetic)
 
-def _matrix_bits(attributes: Mapping[str, Any]) -> float:
-    """Bits of one number of the matrix, its share of a scale included."""
-    stored = attributes.get("stored")
-    if not stored:
-        return 8 * dtype_of(attributes["matrix_dtype"]).itemsize
-    scale_bits = 8 if stored["scale"] == _POWERS_OF_TWO else 8 * dtype_of(stored["scale"]).itemsize
-    return (8 if stored["element"] == "int8" else 4) + scale_bits / (stored["group"] or attributes["inner"])
-
-
-def _bytes(arguments: Sequence[Argument]) -> int:
-    return sum(argument.array.nbytes for argument in arguments)
-
-
-def _gemm(attributes: Mapping[str, Any], arguments: Sequence[Argument]) -> Work:
-    rows = arguments[-1].array.shape[0]
-    operations = 2 * rows * attributes["inner"] * attributes["width"]
-    return Work(operations, _bytes(arguments), attributes["arithmetic"])
-
-
-def _grouped_gemm(attributes: Mapping[str, Any], arguments: Sequence[Argument]) -> Work:
-    """Weights of experts without rows are not read."""
-    rows = _rows_by_expert(arguments)
-    operations, bits = 0, 0.0
-    for expert in np.flatnonzero(rows):
-        weights = _weights_of(attributes, int(expert))
-        operations += 2 * int(rows[expert]) * weights
-        form = attributes["format_of"][expert] if attributes["format_of"] else 0
-        bits += weights * attributes["weight_bits"][form]
-    moved = _bytes([argument for argument in arguments if not argument.constant]) + int(bits / 8)
-    return Work(operations, moved, attributes["arithmetic"])
-
-
-def _weights_of(attributes: Mapping[str, Any], expert: int) -> int:
-    """Of one expert. Where experts differ in size, their hidden units are the outputs of the first product and the
-    inputs of the second."""
-    inner, width, sizes = attributes["inner"], attributes["width"], attributes["hidden_sizes"]
-    if sizes and attributes["rows_out"] == "sorted by expert":
-        width = sizes[expert]
-    elif sizes:
-        inner = sizes[expert]
-    return inner * width * (2 if attributes["gated"] else 1)
+    def _weights(self, expert: int) -> int:
+        inner, width = self.inner, self.width
+        if self.sizes and self.sized == "width":
+            width = self.sizes[expert]
+        elif self.sizes:
+            inner = self.sizes[expert]
+        return self.matrices * inner * width
 
 
 def _rows_by_expert(arguments: Sequence[Argument]) -> np.ndarray:
-    """From the list of blocks (expert, first row, rows) and their number, which follows it."""
     position = next(i for i, one in enumerate(arguments) if one.array.dtype == np.int32 and one.array.shape[1:] == (3,))
     blocks = arguments[position].array[: int(arguments[position + 1].array[0])]
     return np.bincount(blocks[:, 0], weights=blocks[:, 2]) if len(blocks) else np.zeros(0)
 
 
-def _batched_matmul(_attributes: Mapping[str, Any], arguments: Sequence[Argument]) -> Work:
-    left, result = arguments[0].array, arguments[-1].array
-    return Work(2 * result.size * left.shape[-1], _bytes(arguments), str(left.dtype))
+@dataclasses.dataclass(frozen=True)
+class BatchedWork:
+    """Products of batches of matrices: the left factors are the first argument, the results the last."""
+
+    def of(self, arguments: Sequence[Argument]) -> Work:
+        left, result = arguments[0].array, arguments[-1].array
+        return Work(2 * result.size * left.shape[-1], _bytes(arguments), str(left.dtype))
 
 
-def _attention(attributes: Mapping[str, Any], arguments: Sequence[Argument]) -> Work:
-    """Keys in use are read once for each head of keys, whoever sees them."""
-    query, key, value = (argument.array for argument in arguments[:3])
-    batch, heads, queries, head_size = query.shape
-    keys, value_size = key.shape[2], value.shape[3]
-    used = np.full(batch, keys)
-    if attributes["has_lengths"]:
-        used = arguments[-2].array.astype(np.int64).reshape(-1)
-    seen = sum(_keys_seen(attributes["causal"], queries, keys, int(length)) for length in used)
-    operations = 2 * heads * seen * (head_size + value_size)
-    unused = 1 - used.mean() / keys if keys else 0.0
-    moved = _bytes(arguments) - int(unused * (key.nbytes + value.nbytes))
-    return Work(operations, moved, str(query.dtype))
+@dataclasses.dataclass(frozen=True)
+class AttentionWork:
+    """Attention: query, key and value come first, and lengths, if there are any, before the result. Keys in use are
+    read once for each head of keys, whoever sees them. ``causal`` is that of the attention's problem."""
+
+    causal: Literal["", "first", "last", "lengths"]
+    has_lengths: bool
+
+    def of(self, arguments: Sequence[Argument]) -> Work:
+        query, key, value = (argument.array for argument in arguments[:3])
+        batch, heads, queries, head_size = query.shape
+        keys, value_size = key.shape[2], value.shape[3]
+        used = arguments[-2].array.astype(np.int64).reshape(-1) if self.has_lengths else np.full(batch, keys)
+        seen = sum(self._keys_seen(queries, keys, int(length)) for length in used)
+        unused = 1 - used.mean() / keys if keys else 0.0
+        moved = _bytes(arguments) - int(unused * (key.nbytes + value.nbytes))
+        return Work(2 * heads * seen * (head_size + value_size), moved, str(query.dtype))
+
+    def _keys_seen(self, queries: int, keys: int, used: int) -> int:
+        """Pairs of a query and a key that it sees."""
+        if not self.causal:
+            return queries * used
+        offset = {"first": 0, "last": keys - queries, "lengths": used - queries}[self.causal]
+        return int(np.clip(np.arange(1, queries + 1) + offset, 0, used).sum())
 
 
-def _keys_seen(causal: str, queries: int, keys: int, used: int) -> int:
-    """Pairs of a query and a key that it sees."""
-    if not causal:
-        return queries * used
-    offset = {"first": 0, "last": keys - queries, "lengths": used - queries}[causal]
-    return int(np.clip(np.arange(1, queries + 1) + offset, 0, used).sum())
-
-
-_COUNTS: dict[str, Callable[[Mapping[str, Any], Sequence[Argument]], Work]] = {
-    "gemm": _gemm,
-    "grouped_gemm": _grouped_gemm,
-    "grouped_gemm_gated": _grouped_gemm,
-    "batched_matmul": _batched_matmul,
-    "attention": _attention,
+WorkModel = MatmulWork | GroupedWork | BatchedWork | AttentionWork
+_MODELS: dict[str, type[WorkModel]] = {
+    "matmul": MatmulWork,
+    "grouped": GroupedWork,
+    "batched": BatchedWork,
+    "attention": AttentionWork,
 }
+
+
+def work_of(model: WorkModel | None, arguments: Sequence[Argument]) -> Work:
+    """The work of a call; its bytes alone where there is no model."""
+    return Work(None, _bytes(arguments)) if model is None else model.of(arguments)
+
+
+def work_as_data(model: WorkModel | None) -> dict[str, Any] | None:
+    """Plain data, which :func:`parse_work` reads."""
+    if model is None:
+        return None
+    kind = next(name for name, one in _MODELS.items() if type(model) is one)
+    return {"counts": kind, **dataclasses.asdict(model)}
+
+
+def parse_work(data: Mapping[str, Any] | None, where: str) -> WorkModel | None:
+    """A model out of an artifact; ``where`` names the kernel. Raises ArtifactError for one that moec did not write."""
+    if data is None:
+        return None
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    try:
+        return _MODELS[fields.pop("counts")](**fields)
+    except (KeyError, TypeError):
+        raise ArtifactError(f"{where}: its work is none that moec counts; compile the model again") from None
+
+
+def _bytes(arguments: Sequence[Argument]) -> int:
+    return sum(argument.array.nbytes for argument in arguments)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from moec.common.work import WorkModel, parse_work
 from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class CompiledKernel:
     """One generated kernel: its formula, the nodes it computes, and which kernels were considered for them and why."""
 
     name: str
@@ -20,6 +21,9 @@ class Kernel:
     nodes: list[str]
     candidates: list[dict[str, Any]]
     attributes: dict[str, Any]
+    crossovers: tuple[str, ...]
+    """Names of the numbers (:attr:`CompiledModel.crossovers`) that say for which sizes it is taken."""
+    work: WorkModel | None
     _artifact: Artifact
     _sources: dict[str, str]
 
@@ -56,16 +60,18 @@ def describe(artifact: Artifact, architecture: str | None = None) -> dict[str, A
     return fields
 
 
-def kernels_of(artifact: Artifact, program: ProgramEntry) -> dict[str, Kernel]:
+def kernels_of(artifact: Artifact, program: ProgramEntry) -> dict[str, CompiledKernel]:
     """A program's kernels by name."""
     return {
-        record["name"]: Kernel(
+        record["name"]: CompiledKernel(
             record["name"],
             record["op"],
             record["computes"],
             record["nodes"],
             record["candidates"],
             record["attributes"],
+            tuple(record["crossovers"]),
+            parse_work(record["work"], f"{artifact.where}: kernel {record['name']!r}"),
             artifact,
             record["sources"],
         )
@@ -73,7 +79,7 @@ def kernels_of(artifact: Artifact, program: ProgramEntry) -> dict[str, Kernel]:
     }
 
 
-def find_kernel(artifact: Artifact, name: str, architecture: str | None = None) -> Kernel:
+def find_kernel(artifact: Artifact, name: str, architecture: str | None = None) -> CompiledKernel:
     """One kernel of the program for an architecture, or for the newest, by name. Raises MoecError, with the names there
     are, when it has none such."""
     kernels = kernels_of(artifact, artifact.program(architecture))

@@ -19,7 +19,7 @@ from moec.common.guards import bound_names, parse_guard
 from moec.common.specs import TensorSpec
 from moec.errors import ArtifactError
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops

@@ -10,13 +10,13 @@ from moec.common.arguments import check_choice, check_flags, check_optional_text
 from moec.common.specs import TensorSpec
 from moec.errors import InputError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
-from moec.runtime.description import Kernel, describe, kernels_of
+from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor, Watch
 from moec.runtime.machine import check_threads
 from moec.runtime.pages import Pages
-from moec.runtime.tuning import is_crossover, read_tuned
+from moec.runtime.tuning import read_tuned
 from moec.runtime.writer import copy_artifact
 
 
@@ -40,7 +40,9 @@ class CompiledModel:
         weights, self.placement = artifact.weights(program, pages)
         self._artifact = artifact
         named = zip(artifact.weight_entries(program), weights, strict=True)
-        self._crossovers = {entry.name: array for entry, array in named if is_crossover(entry)}
+        self.kernels: dict[str, CompiledKernel] = kernels_of(artifact, program)
+        crossovers = {name for kernel in self.kernels.values() for name in kernel.crossovers}
+        self._crossovers = {entry.name: array for entry, array in named if entry.name in crossovers}
         self._device = device
         # Nothing is known about the times of an emulator.
         if self._crossovers and (device is None or device.gpu is not None):
@@ -56,7 +58,6 @@ class CompiledModel:
             device=device,
             cuda_graphs=cuda_graphs,
         )
-        self.kernels: dict[str, Kernel] = kernels_of(artifact, program)
 
     @property
     def remarks(self) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """What ``moec tune`` measured on this machine: for each kernel shape, from how many rows on its second way is faster.
 
-Kernels that can compute in two ways (dot instructions for few rows, matrix tiles for many) read from a weight named
-``crossover.<shape>`` where one gives way to the other. On a GPU the host reads it, and it counts tokens. The artifact
-holds an estimate; values measured on this machine replace it when an artifact is loaded. They lie in a file of the
-user's cache, one for each kind of processor and each kind of GPU, which several processes may read and write at once:
-writers take turns by a lock, and a file is complete before it has its name.
+Kernels that can compute in two ways (dot instructions for few rows, matrix tiles for many) read from a weight, an int32
+that the artifact names with them, where one gives way to the other. On a GPU the host reads it, and it counts tokens.
+The artifact holds an estimate; values measured on this machine replace it when an artifact is loaded. They lie in a
+file of the user's cache, one for each kind of processor and each kind of GPU, which several processes may read and
+write at once: writers take turns by a lock, and a file is complete before it has its name.
 """
 
 from __future__ import annotations
@@ -19,16 +19,9 @@ from collections.abc import Mapping
 
 from moec.errors import MoecError
 from moec.runtime.machine import cpu_features, cpu_name
-from moec.runtime.manifest import WeightEntry
 
-CROSSOVER = "crossover."
-"""How the names of weights begin that hold a crossover: one int32, rows; of rank 0 where the host reads it."""
 ALWAYS, NEVER = 1, 2**31 - 1
 """Crossovers from which on every number of rows, and none, goes the second way."""
-
-
-def is_crossover(weight: WeightEntry) -> bool:
-    return weight.name.startswith(CROSSOVER) and weight.dtype == "int32" and weight.shape in ((1,), ())
 
 
 def tuning_file(gpu: str | None = None) -> pathlib.Path:

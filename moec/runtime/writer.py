@@ -18,6 +18,7 @@ import numpy as np
 from moec import targets
 from moec.common import seals
 from moec.common.replacing import check_replaceable, replacing
+from moec.common.work import work_as_data
 from moec.errors import ArtifactError
 from moec.runtime.artifact import Artifact, checksum
 from moec.runtime.foreign import foreign_artifact
@@ -220,6 +221,8 @@ def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
         "nodes": list(kernel.nodes),
         "computes": kernel.computes,
         "attributes": kernel.attributes,
+        "crossovers": list(kernel.crossovers),
+        "work": work_as_data(kernel.work),
         "candidates": [dataclasses.asdict(candidate) for candidate in kernel.candidates],
         "parameters": [dataclasses.asdict(parameter) for parameter in kernel.parameters],
         "launches": [dataclasses.asdict(launch) for launch in kernel.launches],

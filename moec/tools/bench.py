@@ -152,9 +152,7 @@ def _kernel_work(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> d
     def watch(name: str, arguments: list[Argument]) -> None:
         if name not in compiled.kernels:  # computes sizes
             return
-        kernel = compiled.kernels[name]
-        chosen = next(candidate["kernel"] for candidate in kernel.candidates if candidate["chosen"])
-        call = work_of(chosen, kernel.attributes, arguments)
+        call = work_of(compiled.kernels[name].work, arguments)
         work[name] = work[name] + call if name in work else call
 
     compiled.watch_kernels(inputs, watch)

@@ -39,8 +39,8 @@ def tune_kernels(compiled: CompiledModel, progress: Callable[[str], None]) -> li
     before = compiled.crossovers
     readers: dict[str, list[str]] = {name: [] for name in before}
     for kernel in compiled.kernels.values():
-        if "crossover" in kernel.attributes:
-            readers[kernel.attributes["crossover"]].append(kernel.name)
+        for name in kernel.crossovers:
+            readers[name].append(kernel.name)
     if not before:
         return []
     points: dict[str, list[Point]] = collections.defaultdict(list)

@@ -38,7 +38,7 @@ def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[T
     found: dict[str, Tuned] = {}
     try:
         for name, rows in before.items():
-            readers = [one for one in kernels if name in one["attributes"].get("crossovers", ())]
+            readers = [one for one in kernels if name in one["crossovers"]]
             progress(f"timing both sides of {name}")
             points = _points(compiled, name, rows, readers)
             # Nothing is known about numbers of tokens beyond those measured.

@@ -1,4 +1,4 @@
-"""Opset 24 Attention: heads split off, new keys put behind the past ones, one kernel over blocks of keys."""
+"""Opset 24 Attention on a CPU."""
 
 from __future__ import annotations
 
@@ -7,48 +7,32 @@ import dataclasses
 import onnx_ir as ir
 from tvm import relax
 
-from moec.targets.base import Eligibility
-from moec.targets.cpu.kernels.attention import attention
-from moec.targets.cpu.kernels.attention_few import FEW_ROWS
-from moec.targets.cpu.machine import Machine, tile_of
-from moec.targets.tvm.attention import AttentionProblem, attention_inputs, attention_problem, joined_heads
+from moec.common.work import AttentionWork
+from moec.targets.cpu.kernels.attention import ATTENTION
+from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import call, refuse_outputs
-from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, by_storage, select
+from moec.targets.tvm.kernel import KernelCall, select
+from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
+from moec.targets.tvm.nodes import call
 
 
-def _blocked(problem: tuple[AttentionProblem, str], machine: Machine) -> Eligibility:
-    static, dtype = problem
-    if static.mask not in ("", *STORAGE_TYPES, "bool"):
-        return Eligibility(False, f"mask of type {static.mask}; the kernel takes bool or a float type")
-    heads = f"{static.heads_per_group} heads of {static.head_size} and {static.value_size} per head of keys"
-    tasks = f"up to {FEW_ROWS} rows share out the keys, more the rows"
-    return by_storage(dtype, f"{heads}; {tasks}; no matrix of scores; {tile_of(machine)}")
-
-
-KERNELS = (Kernel("attention", "y = softmax(q @ k^T * scale + mask) @ v, per head", _blocked),)
-
-
-def lower_attention(lowering: LoweringContext, node: ir.Node, machine: Machine) -> list[relax.Expr]:
-    """Result, present keys and present values.
-
-    Raises UnsupportedError for the scores as an output, for dynamic head sizes and counts, and for a causal mask over
-    a cache to which more or fewer keys are added than there are queries.
-    """
-    refuse_outputs(node, 3)
-    inputs = attention_inputs(lowering, node)
-    problem = attention_problem(node, inputs)
-    batch, heads, queries, _ = inputs.query.ty.shape
-    dtype = str(inputs.query.ty.dtype)
-    operands = [inputs.query, inputs.key, inputs.value, inputs.mask, inputs.lengths]
-    result = call(
-        lowering,
-        node,
-        attention(problem, machine, dtype),
-        [operand for operand in operands if operand is not None],
-        [batch, heads, queries, problem.value_size],
-        dtype,
-        select(KERNELS, (problem, dtype), machine),
-        **dataclasses.asdict(problem),
+def attend(
+    machine: Machine,
+    lowering: LoweringContext,
+    node: ir.Node,
+    inputs: AttentionInputs,
+    problem: AttentionProblem,
+    output: relax.TensorType,
+) -> relax.Expr:
+    """The result; how many rows there are decides when it runs in which way they are shared out."""
+    dtype = str(output.dtype)
+    chosen = select((ATTENTION,), (problem, dtype), machine)
+    given = [inputs.query, inputs.key, inputs.value, inputs.mask, inputs.lengths]
+    called = KernelCall(
+        chosen,
+        ATTENTION.build(problem, machine, dtype),
+        [operand for operand in given if operand is not None],
+        dataclasses.asdict(problem),
+        work=AttentionWork(problem.causal, problem.has_lengths),
     )
-    return [joined_heads(lowering, node, result), inputs.key, inputs.value]
+    return call(lowering, node, called, list(output.shape), dtype)

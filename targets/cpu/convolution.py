@@ -8,21 +8,13 @@ import onnx_ir as ir
 from tvm import relax, tirx
 
 from moec.errors import UnsupportedError
-from moec.targets.base import Eligibility
-from moec.targets.cpu.kernels.convolution import ConvolutionProblem, convolution
+from moec.targets.cpu.kernels.convolution import CONVOLUTION, ConvolutionProblem
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.products import zeros
 from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.kernel import KernelCall, select
 from moec.targets.tvm.nodes import call, reshape, static_size
-from moec.targets.tvm.selection import Kernel, by_storage, select
-
-
-def _direct(dtype: str, machine: Machine) -> Eligibility:
-    return by_storage(dtype, "direct: one sum per element of the result")
-
-
-KERNELS = (Kernel("convolution", "y = x convolved with weight + bias, direct", _direct),)
 
 
 def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:
@@ -54,7 +46,7 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine
         dilations=_plane(dilations, 1),
     )
     dtype = str(x.ty.dtype)
-    chosen = select(KERNELS, dtype, machine)
+    chosen = select((CONVOLUTION,), dtype, machine)
     given = optional_input(node, 2)
     bias = zeros(lowering, problem.outputs, dtype) if given is None else lowering.tensor(given)
     arguments = [
@@ -63,7 +55,8 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine
         bias,
     ]
     result_shape = [shape[0], problem.outputs, *lift, *sizes]
-    result = call(lowering, node, convolution(problem, dtype), arguments, result_shape, dtype, chosen)
+    called = KernelCall(chosen, CONVOLUTION.build(problem, dtype), arguments)
+    result = call(lowering, node, called, result_shape, dtype)
     return reshape(lowering, result, [shape[0], problem.outputs, *sizes])
 
 

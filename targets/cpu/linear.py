@@ -7,11 +7,11 @@ from typing import Any
 from tvm import relax
 
 from moec.ir.dialect import ExpertsSpec, LinearSpec, spec_of
-from moec.targets.cpu.grouped_product import check
+from moec.targets.cpu.expert_steps import check
 from moec.targets.cpu.kernels.activation import activate
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.packed_weights import formats_of
 from moec.targets.cpu.products import multiply_packed
-from moec.targets.cpu.stored_weights import formats_of
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import flatten, reshape
 

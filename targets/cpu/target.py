@@ -12,17 +12,13 @@ from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.heavy import HeavyConverter
 
 
-@dataclasses.dataclass(frozen=True)
-class CpuOps:
+def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
     """All heavy operators on a CPU: the dense ones and those of the moec dialect."""
+    from moec.targets.cpu import dense
+    from moec.targets.cpu.moe import CpuExpertOps
+    from moec.targets.tvm.lower import experts
 
-    machine: Machine
-
-    def converters(self) -> Mapping[str, HeavyConverter]:
-        from moec.targets.cpu.dense import DenseOps
-        from moec.targets.cpu.moe import MoeOps
-
-        return {**DenseOps(self.machine).converters(), **MoeOps(self.machine).converters()}
+    return {**dense.converters(machine), **experts.converters(CpuExpertOps(), machine)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,4 +41,4 @@ class CpuTarget:
         from moec.targets.tvm.program import compile_program
 
         target = tvm.target.Target(self.machine.llvm)
-        return compile_program(model, CpuOps(self.machine), target, self.name, self.machine.requirements)
+        return compile_program(model, converters(self.machine), target, self.name, self.machine.requirements)

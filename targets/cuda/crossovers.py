@@ -1,8 +1,7 @@
-"""Where one way to compute gives way to the next, by the number of tokens: numbers that the host's part reads.
+"""The numbers of tokens for which a way to compute is taken, between crossovers that the host's part reads.
 
-A crossover is a parameter of the program: the artifact holds an estimate, ``moec tune`` measures it on a GPU, and no
-code changes. Whatever the numbers are, one way is taken: of ways in an order, with a crossover between neighbours, the
-first whose next crossover the number of tokens does not reach.
+Whatever the crossovers are, one way is taken: of ways in an order, with a crossover between neighbours, the first whose
+next crossover the number of tokens does not reach.
 """
 
 from __future__ import annotations
@@ -13,19 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax, tirx
 
-from moec.runtime.tuning import CROSSOVER
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.launch_conditions import NO_LIMIT, Bound, launch_between
-from moec.targets.tvm.node_lowering import NodeLowering
-
-
-@dataclasses.dataclass(frozen=True)
-class Crossover:
-    """From how many tokens on the next way is taken. ``number``: the program's parameter."""
-
-    name: str
-    number: relax.Var
-    bound: Bound
+from moec.targets.cuda.launch_conditions import launch_between
+from moec.targets.tvm.crossover import Crossover
+from moec.targets.tvm.heavy import LoweringContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,24 +34,29 @@ class TokenRange:
         return dataclasses.replace(self, missed=(*self.missed, crossover))
 
     @property
-    def numbers(self) -> list[relax.Var]:
+    def names(self) -> tuple[str, ...]:
+        """The crossovers that limit it."""
+        return tuple(one.name for one in (*self.reached, *self.missed))
+
+    def numbers(self, lowering: LoweringContext) -> list[relax.Var]:
         """What a kernel that :meth:`limited` made takes before its own arguments."""
-        return [one.number for one in (*self.reached, *self.missed)]
+        return [_number(lowering, one) for one in (*self.reached, *self.missed)]
 
     def limited(self, kernel: tirx.PrimFunc, parameter: int) -> tirx.PrimFunc:
         """The kernel, launched where the first size of that parameter is one of these numbers."""
-        reached, missed = ([one.bound for one in bounds] for bounds in (self.reached, self.missed))
-        return launch_between(kernel, parameter, 0, reached, missed)
+        return launch_between(kernel, parameter, 0, self.reached, self.missed)
 
-    @property
-    def attributes(self) -> dict[str, str | list[str]]:
-        """What the artifact says about a kernel that runs for these numbers, as they are estimated."""
-        least = max((one.bound.estimate for one in self.reached), default=0)
-        most = min((one.bound.estimate - 1 for one in self.missed), default=NO_LIMIT)
-        names = [one.name for one in (*self.reached, *self.missed)]
-        limited = f"{least} to {most}" if least else f"up to {most}"
-        tokens = f"from {least}" if most == NO_LIMIT else limited
-        return {"tokens": tokens, "crossovers": names} if names else {"tokens": tokens}
+    def __str__(self) -> str:
+        """As they are estimated."""
+        least = max((one.estimate for one in self.reached), default=0)
+        most = min((one.estimate - 1 for one in self.missed), default=None)
+        if most is None:
+            return f"from {least}"
+        return f"{least} to {most}" if least else f"up to {most}"
+
+
+def _number(lowering: LoweringContext, crossover: Crossover) -> relax.Var:
+    return lowering.add_number(crossover.name, lambda: np.array(crossover.estimate, np.int32))
 
 
 def ranges_between(crossovers: Sequence[Crossover]) -> list[TokenRange]:
@@ -70,11 +65,9 @@ def ranges_between(crossovers: Sequence[Crossover]) -> list[TokenRange]:
     return [TokenRange(tuple(crossovers[:way]), tuple(crossovers[way : way + 1])) for way in ways]
 
 
-def add_crossover(node: NodeLowering, shape: str, way: str, estimate: int, highest: int = NO_LIMIT) -> Crossover:
-    """The crossover to a way; nodes of one ``shape`` share it. It counts as ``highest`` where it is higher."""
-    name = f"{CROSSOVER}{node.machine}.{shape}.{way}"
-    number = node.lowering.add_number(name, lambda: np.array(estimate, np.int32))
-    return Crossover(name, number, Bound(estimate, highest))
+def crossover_to(way: str, shape: str, architecture: str, estimate: int, highest: int | None = None) -> Crossover:
+    """The crossover to a way for what has this ``shape``, see :func:`shape_of`."""
+    return Crossover(f"crossover.{architecture}.{shape}.{way}", "tokens", estimate, highest)
 
 
 def shape_of(problems: Sequence[GroupedProblem], slots: int | None) -> str:

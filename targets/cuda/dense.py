@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
-from moec.targets.cuda.attention import lower_attention
-from moec.targets.cuda.products import lower_gemm, lower_matmul, multiply_batches
-from moec.targets.cuda.rows import lower_layer_norm, lower_rms_norm, lower_softmax
+from moec.targets.cuda.attention import attend
+from moec.targets.cuda.kernels.normalization import LAYER_NORM, RMS_NORM
+from moec.targets.cuda.kernels.softmax import SOFTMAX
+from moec.targets.cuda.products import DenseProducts
 from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
-from moec.targets.tvm.einsum import lower_einsum
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
+from moec.targets.tvm.lower import matmul
+from moec.targets.tvm.lower.attention import lower_attention
+from moec.targets.tvm.lower.rows import RowOps
 from moec.targets.tvm.nodes import static_size
 
 
-def _lower_einsum(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
-    return lower_einsum(lowering, node, functools.partial(multiply_batches, lowering))
+def converters(architecture: str) -> Mapping[str, HeavyConverter]:
+    """Of the dense operators, for GPUs of an architecture."""
+
+    def convert_attention(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
+        return lower_attention(lowering, node, functools.partial(attend, architecture))
+
+    return {
+        "Attention": convert_attention,
+        "Conv": lower_convolution,
+        **matmul.converters(DenseProducts(architecture)),
+        **RowOps(architecture, SOFTMAX, RMS_NORM, LAYER_NORM).converters(),
+    }
 
 
 def lower_convolution(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
@@ -49,27 +61,3 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
         return result
     shape = [1, weight.ty.shape[0], *[1] * spatial]
     return relax.op.add(result, relax.op.reshape(lowering.tensor(bias), shape))
-
-
-_SELECTING: Mapping[str, Callable[..., Any]] = {
-    "Attention": lower_attention,
-    "Gemm": lower_gemm,
-    "LayerNormalization": lower_layer_norm,
-    "MatMul": lower_matmul,
-    "RMSNormalization": lower_rms_norm,
-    "Softmax": lower_softmax,
-}
-"""Converters that choose a kernel by the GPU's architecture."""
-_CONVERTERS: Mapping[str, HeavyConverter] = {
-    "Conv": lower_convolution,
-    "Einsum": _lower_einsum,
-}
-
-
-def converters(architecture: str) -> Mapping[str, HeavyConverter]:
-    """Of the dense operators, for GPUs of an architecture."""
-
-    def selecting(lower: Callable[..., Any]) -> HeavyConverter:
-        return lambda lowering, node: lower(lowering, node, architecture)
-
-    return {**_CONVERTERS, **{name: selecting(lower) for name, lower in _SELECTING.items()}}

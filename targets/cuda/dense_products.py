@@ -14,24 +14,25 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax, tirx
+from tvm import relax
 
 from moec.ir.dialect import Activation, ExpertsSpec
-from moec.targets.base import KernelRecord
-from moec.targets.cuda.dense_kernels import PRODUCTS, TILED, DenseLaunch
+from moec.targets.base import SizeRange
 from moec.targets.cuda.expert_matrices import as_stored
 from moec.targets.cuda.kernels.activation import activate
-from moec.targets.cuda.kernels.dense_problem import dense_kernel
-from moec.targets.cuda.kernels.gemv import FEW_ROWS, gemv
+from moec.targets.cuda.kernels.gemv import FEW_ROWS, GEMV
+from moec.targets.cuda.kernels.grouped_gemm_mma import GEMM_MMA
+from moec.targets.cuda.kernels.grouped_gemm_simt import GEMM_SIMT
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import GEMM_WGMMA
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
-from moec.targets.cuda.launch_conditions import NO_LIMIT
-from moec.targets.cuda.launch_ways import Sizes, Way, call_ways
-from moec.targets.cuda.tiles import tile_of
+from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
+from moec.targets.cuda.launch_ways import Way, call_ways
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import flatten, record_of, reshape
-from moec.targets.tvm.selection import Selection, select
+from moec.targets.tvm.kernel import Selection, select
+from moec.targets.tvm.nodes import flatten, reshape
 
+PRODUCTS = (GEMV, GEMM_WGMMA, GEMM_MMA, GEMM_SIMT)
 _PLAIN_ROWS = 64
 """The height of a tile without tensor cores."""
 _BUSY_BLOCKS = 128
@@ -44,33 +45,33 @@ class Choice:
 
     problem: GroupedProblem
     selection: Selection
-    rows: Sizes
+    rows: SizeRange
 
 
 def choices(problem: GroupedProblem, architecture: str) -> list[Choice]:
     """How the product is computed for all numbers of rows, few rows first."""
     few = select(PRODUCTS, DenseLaunch(problem, FEW_ROWS), architecture)
     found, least = [], 0
-    if few.kernel.name == "gemv":
-        found, least = [Choice(problem, few, Sizes(0, FEW_ROWS))], FEW_ROWS + 1
+    if few.kernel is GEMV:
+        found, least = [Choice(problem, few, SizeRange(0, FEW_ROWS))], FEW_ROWS + 1
     for height, most in _heights(problem, architecture):
-        if most >= least:
+        if most is None or most >= least:
             tiled = dataclasses.replace(problem, block_rows=height)
             selection = select(PRODUCTS, DenseLaunch(tiled, most), architecture)
-            found.append(Choice(tiled, selection, Sizes(least, most)))
-            least = most + 1
+            found.append(Choice(tiled, selection, SizeRange(least, most)))
+            least = 0 if most is None else most + 1
     return found
 
 
-def _heights(problem: GroupedProblem, architecture: str) -> Iterator[tuple[int, int]]:
+def _heights(problem: GroupedProblem, architecture: str) -> Iterator[tuple[int, int | None]]:
     """Heights of tiles, lowest first, and the largest number of rows that each is for."""
     tiled = (dataclasses.replace(problem, block_rows=rows) for rows in SHAPES)
-    if any(select(PRODUCTS, DenseLaunch(one, NO_LIMIT), architecture).kernel.name == "gemm_simt" for one in tiled):
-        yield _PLAIN_ROWS, NO_LIMIT
+    if any(select(PRODUCTS, DenseLaunch(one, None), architecture).kernel is GEMM_SIMT for one in tiled):
+        yield _PLAIN_ROWS, None
         return
     tiles_across = -(-problem.columns // COLUMNS)
     for height, higher in zip(SHAPES, [*list(SHAPES)[1:], None], strict=True):
-        yield height, NO_LIMIT if higher is None else higher * _BUSY_BLOCKS // tiles_across
+        yield height, None if higher is None else higher * _BUSY_BLOCKS // tiles_across
 
 
 def multiply_matrix(
@@ -86,29 +87,21 @@ def multiply_matrix(
     of a quantised one, and the bias [1, width]."""
     shape = list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(lowering, x, len(shape) - 1)
-    ways = [
-        Way(_kernel(choice, activation), _record(node, choice, activation), choice.rows)
-        for choice in choices(problem, architecture)
-    ]
+    rows = lowering.assume_shape(rows, [rows.ty.shape[0], problem.inner])
+    ways = [_way(choice, activation) for choice in choices(problem, architecture)]
     output = relax.TensorType((rows.ty.shape[0], problem.width), problem.out_dtype)
-    result = call_ways(lowering, ways, 0, [rows, *operands], output)
+    result = call_ways(lowering, node, ways, 0, [rows, *operands], output)
     return result if len(shape) == 2 else reshape(lowering, result, [*shape[:-1], problem.width])
 
 
-def _kernel(choice: Choice, activation: Activation) -> tirx.PrimFunc:
-    spec = ExpertsSpec(activation=activation)
+def _way(choice: Choice, activation: Activation) -> Way:
+    spec, problem, chosen = ExpertsSpec(activation=activation), choice.problem, choice.selection
 
     def epilogue(total: Any) -> Any:
         return activate(spec, total)
 
-    name = choice.selection.kernel.name
-    return gemv(choice.problem, epilogue) if name == "gemv" else TILED[name](choice.problem, epilogue, dense_kernel)
-
-
-def _record(node: ir.Node, choice: Choice, activation: Activation) -> KernelRecord:
-    attributes = {**dataclasses.asdict(choice.problem), "activation": activation, "rows": str(choice.rows)}
-    attributes |= tile_of(choice.selection.kernel.name, choice.problem)
-    return record_of(node, choice.selection, attributes)
+    attributes = {**problem.facts(), "activation": activation, "rows": str(choice.rows), **chosen.tile_of(problem)}
+    return Way(chosen, chosen.kernel.build(problem, epilogue), choice.rows, attributes)
 
 
 def bias_operand(lowering: LoweringContext, value: ir.Value | None, width: int, factor: float = 1.0) -> relax.Expr:

@@ -16,20 +16,21 @@ from typing import Any
 from tvm import relax, tirx
 
 from moec.ir.dialect import ProductSpec
-from moec.targets.cuda.block_dispatch import BlockDispatch, tiers_for
-from moec.targets.cuda.crossovers import TokenRange, add_crossover, ranges_between, shape_of
-from moec.targets.cuda.kernels import grouped_gemv
-from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
+from moec.targets.cuda.block_dispatch import BlockDispatch, block_heights
+from moec.targets.cuda.crossovers import TokenRange, crossover_to, ranges_between, shape_of
+from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
+from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
+from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS, GROUPED_GEMV
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.round_rows import round_blocks, round_pairs
-from moec.targets.cuda.launch_conditions import NO_LIMIT
-from moec.targets.cuda.moe_kernels import FEW_PRODUCTS, GENERATORS, PRODUCTS, ROUND, RowsProblem
+from moec.targets.cuda.kernels.round_rows import ROUND, round_blocks, round_pairs
 from moec.targets.cuda.product_rows import rounding_of
-from moec.targets.cuda.tiles import tile_of
+from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
-from moec.targets.tvm.selection import Selection
 
+PRODUCTS = (GROUPED_GEMM_WGMMA, GROUPED_GEMM_MMA, GROUPED_GEMM_SIMT)
+"""Of blocks of rows."""
 BLOCK_ROWS = (16, 64, 128)
 """Heights of blocks on tensor cores."""
 _MOST_FEW_TOKENS = 128
@@ -45,16 +46,6 @@ class Product:
 
     problem: GroupedProblem
     operands: Sequence[relax.Expr]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Launch:
-    """A kernel that computes some rows of a result."""
-
-    chosen: Selection
-    kernel: tirx.PrimFunc
-    arguments: Sequence[relax.Expr]
-    attributes: dict[str, Any]
 
 
 class GroupedProducts:
@@ -74,25 +65,26 @@ class GroupedProducts:
         capacity: int = 0,
     ) -> None:
         self._node, self._ids, self._weights = node, ids, weights
-        has_few = all(grouped_gemv.why_not(problem) is None for problem in problems)
+        has_few = all(GROUPED_GEMV.why_not(problem, node.machine) is None for problem in problems)
         slots = static_size(ids.ty.shape[1])
         heights = BLOCK_ROWS if all(self._on_tensor_cores(problem) for problem in problems) else (_PLAIN_ROWS,)
         # At least 16 pairs of every expert, so that the results of few tokens have room too.
         served = tirx.min(self.pairs, experts * max(capacity, FEW_TOKENS)) if capacity else self.pairs
-        tiers = tiers_for(experts, slots, heights, FEW_TOKENS + 1 if has_few else 0)
+        estimates = block_heights(experts, slots, heights, FEW_TOKENS + 1 if has_few else 0)
         shape = shape_of(problems, slots)
         # The results of more tokens, pair by pair, might have no room where capacity limits those in blocks.
         most_few = FEW_TOKENS if capacity else _MOST_FEW_TOKENS
         crossovers = [
-            add_crossover(node, shape, f"blocks_of_{tier.rows}", tier.least, NO_LIMIT if position else most_few + 1)
-            for position, tier in enumerate(tiers)
+            crossover_to(f"blocks_of_{rows}", shape, node.machine, tokens.least, None if position else most_few + 1)
+            for position, (rows, tokens) in enumerate(estimates)
             if has_few or position
         ]
         ranges = ranges_between(crossovers)
         self._few = ranges[0] if has_few else None
         dispatch = BlockDispatch(node, experts, ids, served)
         self._blocks = [
-            dispatch.into_blocks(tier, tokens) for tier, tokens in zip(tiers, ranges[-len(tiers) :], strict=True)
+            dispatch.into_blocks(rows, estimate, tokens)
+            for (rows, estimate), tokens in zip(estimates, ranges[-len(estimates) :], strict=True)
         ]
 
     @property
@@ -117,54 +109,56 @@ class GroupedProducts:
         """The products of ``rows``, which together serve all experts; ``count`` rows in the result."""
         problem = products[0].problem
         output = relax.TensorType((count, problem.width), problem.out_dtype)
-        launches = [launch for product in products for launch in self._launches(product, rows, epilogue, activation)]
-        first, *others = launches
-        (result,) = self._node.call(first.chosen, first.kernel, first.arguments, [output], first.attributes)
-        for one in others:
-            result = self._node.call_on(one.chosen, one.kernel, one.arguments, result, one.attributes)
+        results: list[relax.Var] = []
+        for called in (one for product in products for one in self._calls(product, rows, epilogue, activation)):
+            results = self._node.call_on(called, results) if results else self._node.call(called, [output])
+        (result,) = results
         return result
 
-    def _launches(
+    def _calls(
         self, product: Product, rows: relax.Expr, epilogue: Callable[..., Any], activation: str
-    ) -> Iterator[_Launch]:
+    ) -> Iterator[KernelCall]:
         """Every way that the product takes for some number of tokens."""
         problem, operands = product.problem, [rows, *product.operands, self._weights]
         weights = len(operands) - 1  # the parameter whose first size is the number of tokens
         if self._few is not None:
-            kernel = self._few.limited(grouped_gemv.grouped_gemv(problem, epilogue), weights)
-            arguments = [*self._few.numbers, *operands, self._ids]
+            function = self._few.limited(GROUPED_GEMV.build(problem, epilogue), weights)
+            arguments = [*self._few.numbers(self._node.lowering), *operands, self._ids]
             attributes = _attributes(problem, activation, self._few)
-            yield _Launch(self._node.select(FEW_PRODUCTS, problem), kernel, arguments, attributes)
+            chosen = self._node.select((GROUPED_GEMV,), problem)
+            yield KernelCall(chosen, function, arguments, attributes, self._few.names)
         for blocks in self._blocks:
             tiled = dataclasses.replace(problem, block_rows=blocks.rows)
-            chosen = self._node.select(PRODUCTS, tiled)
-            kernel = GENERATORS[chosen.kernel.name](tiled, epilogue)
-            kernel = blocks.tokens.limited(kernel, weights)
-            arguments = [*blocks.tokens.numbers, *operands, blocks.sorted_pairs, blocks.experts, blocks.count]
-            attributes = _attributes(tiled, activation, blocks.tokens) | tile_of(chosen.kernel.name, tiled)
-            yield _Launch(chosen, kernel, arguments, attributes)
+            chosen, tokens = self._node.select(PRODUCTS, tiled), blocks.tokens
+            function = tokens.limited(chosen.kernel.build(tiled, epilogue), weights)
+            numbers = tokens.numbers(self._node.lowering)
+            arguments = [*numbers, *operands, blocks.sorted_pairs, blocks.experts, blocks.count]
+            attributes = _attributes(tiled, activation, tokens) | chosen.tile_of(tiled)
+            yield KernelCall(chosen, function, arguments, attributes, tokens.names)
 
     def rounded(self, hidden: relax.Var, spec: ProductSpec) -> relax.Var:
         """What the first product made, rounded as arithmetic ``int8`` asks for; every way in the order of its rows."""
         rounding = rounding_of(spec, hidden)
-        chosen = self._node.select(ROUND, RowsProblem(rounding.inner, (rounding.dtype,)))
+
+        def rounded(tokens: TokenRange, function: tirx.PrimFunc, *arguments: relax.Expr) -> relax.Var:
+            given = [*tokens.numbers(self._node.lowering), self._ids, *arguments]
+            attributes = {"group": rounding.group, "tokens": str(tokens)}
+            chosen = self._node.select((ROUND,), rounding)
+            called = KernelCall(chosen, tokens.limited(function, 0), given, attributes, tokens.names)
+            return self._node.call_on(called, [hidden])[0]
+
         if self._few is not None:
-            kernel = self._few.limited(round_pairs(rounding), 0)
-            attributes = {"group": rounding.group, **self._few.attributes}
-            hidden = self._node.call_on(chosen, kernel, [*self._few.numbers, self._ids], hidden, attributes)
+            hidden = rounded(self._few, round_pairs(rounding))
         for blocks in self._blocks:
-            kernel = blocks.tokens.limited(round_blocks(rounding, blocks.rows), 0)
-            attributes = {"group": rounding.group, **blocks.tokens.attributes}
-            arguments = [*blocks.tokens.numbers, self._ids, blocks.sorted_pairs, blocks.count]
-            hidden = self._node.call_on(chosen, kernel, arguments, hidden, attributes)
+            hidden = rounded(blocks.tokens, round_blocks(rounding, blocks.rows), blocks.sorted_pairs, blocks.count)
         return hidden
 
     def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
         """Whether the best kernel for blocks of every height uses them."""
         tiled = (dataclasses.replace(problem, block_rows=rows) for rows in BLOCK_ROWS)
-        return all(self._node.select(PRODUCTS, one).kernel.name != "grouped_gemm_simt" for one in tiled)
+        return all(self._node.select(PRODUCTS, one).kernel is not GROUPED_GEMM_SIMT for one in tiled)
 
 
 def _attributes(problem: GroupedProblem, activation: str, tokens: TokenRange) -> dict[str, Any]:
     """What the artifact says about a product."""
-    return {**dataclasses.asdict(problem), "activation": activation, **tokens.attributes}
+    return {**problem.facts(), "activation": activation, "tokens": str(tokens)}

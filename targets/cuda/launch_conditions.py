@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -26,32 +25,26 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from moec.targets.base import SizeRange
+from moec.targets.tvm.crossover import Crossover
 from moec.targets.tvm.records import HOST_NUMBERS
 
 LAUNCH_IF = "moec.launch_if"
 NO_LIMIT = 2**31 - 1
+"""Stands in the attribute where there is none."""
 
 _LAUNCH = "tirx.call_ffi_kernel"
 _EXTENTS = ("blockIdx.", "threadIdx.")
 
 
-def launch_if(
-    kernel: tirx.PrimFunc, parameter: int, axis: int, *, least: int = 0, most: int = NO_LIMIT
-) -> tirx.PrimFunc:
-    """The kernel, to be launched only if the size of that parameter's axis is from ``least`` to ``most``."""
-    return kernel.with_attr(LAUNCH_IF, {"parameter": parameter, "axis": axis, "least": least, "most": most})
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """A number that the host gets: ``estimate`` is about what it is; it counts as ``highest`` where it is higher."""
-
-    estimate: int
-    highest: int = NO_LIMIT
+def launch_if(kernel: tirx.PrimFunc, parameter: int, axis: int, sizes: SizeRange) -> tirx.PrimFunc:
+    """The kernel, to be launched only if the size of that parameter's axis is one of ``sizes``."""
+    most = NO_LIMIT if sizes.most is None else sizes.most
+    return kernel.with_attr(LAUNCH_IF, {"parameter": parameter, "axis": axis, "least": sizes.least, "most": most})
 
 
 def launch_between(
-    kernel: tirx.PrimFunc, parameter: int, axis: int, reached: Sequence[Bound], missed: Sequence[Bound]
+    kernel: tirx.PrimFunc, parameter: int, axis: int, reached: Sequence[Crossover], missed: Sequence[Crossover]
 ) -> tirx.PrimFunc:
     """The kernel, to be launched only if the size of that parameter's axis is at least each of ``reached`` and below
     each of ``missed``. These numbers, int64, are its first parameters now."""
@@ -63,8 +56,8 @@ def launch_between(
         "axis": axis,
         "least": max((one.estimate for one in reached), default=0),
         "most": min((one.estimate - 1 for one in missed), default=NO_LIMIT),
-        "reached": [one.highest for one in reached],
-        "missed": [one.highest for one in missed],
+        "reached": [NO_LIMIT if one.highest is None else one.highest for one in reached],
+        "missed": [NO_LIMIT if one.highest is None else one.highest for one in missed],
     }
     taking = tirx.PrimFunc([*numbers, *kernel.params], kernel.body, kernel.ret_type, kernel.attrs)
     return taking.with_attrs({LAUNCH_IF: asked, HOST_NUMBERS: len(numbers)})

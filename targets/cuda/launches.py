@@ -10,7 +10,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from moec.targets.base import Launch, SizeRange, TensorMap
+from moec.targets.base import Launch, LaunchCondition, SizeRange, TensorMap
 from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT
 from moec.targets.tvm.c_expressions import in_c
 
@@ -54,17 +54,17 @@ def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Lau
             in_c(extents[_SHARED_BYTES]) if _SHARED_BYTES in extents else "0",
             _static_shared_bytes(functions[function]),
             tuple(one for one in maps if one.name in map(str, arguments)),
-            _size_range(host),
+            _condition(host),
         )
 
 
-def _size_range(host: tirx.PrimFunc) -> SizeRange | None:
+def _condition(host: tirx.PrimFunc) -> LaunchCondition | None:
     asked = host.attrs.get(LAUNCH_IF)
     if asked is None:
         return None
     size = host.params[int(asked["parameter"])].shape[int(asked["axis"])]
     most = int(asked["most"])
-    return SizeRange(in_c(size), int(asked["least"]), None if most == NO_LIMIT else most)
+    return LaunchCondition(in_c(size), SizeRange(int(asked["least"]), None if most == NO_LIMIT else most))
 
 
 def _calls(host: tirx.PrimFunc, operator: str) -> list[tvm.ir.Call]:

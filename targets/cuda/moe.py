@@ -17,77 +17,63 @@ different formats are computed by launches of their own (:mod:`.expert_groups`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from tvm import relax
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import ExpertsSpec, ProductSpec, RouteSpec, spec_of
+from moec.ir.dialect import ExpertsSpec, ProductSpec
 from moec.ir.semantics import activated
 from moec.ir.weights.experts import ExpertWeights
+from moec.ir.weights.stored import StoredWeight
 from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
 from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, parts_of, whole_parts
 from moec.targets.cuda.grouped_products import GroupedProducts, Product
-from moec.targets.cuda.kernels import combine
 from moec.targets.cuda.kernels.activation import experts_epilogue
+from moec.targets.cuda.kernels.combine import COMBINE, SEPARATE
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.linear import lower_linear
-from moec.targets.cuda.moe_kernels import (
-    COMBINE,
-    SEPARATE,
-    RowsProblem,
-)
 from moec.targets.cuda.product_rows import computed_in, uses_tf32
 from moec.targets.cuda.routing import lower_routing
-from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
+from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.lower.experts import Pairs, Routing
 from moec.targets.tvm.node_lowering import NodeLowering
 
 
-def converters(architecture: str) -> Mapping[str, HeavyConverter]:
-    """Of the moec domain, for GPUs of an architecture."""
+class CudaExpertOps:
+    """The GPU's part of :mod:`moec.targets.tvm.lower.experts`."""
 
-    def converter(lower: Callable[[NodeLowering], Any]) -> HeavyConverter:
-        def convert(lowering: LoweringContext, node: ir.Node) -> Any:
-            return lower(NodeLowering(lowering, node, architecture))
+    combine: Kernel = COMBINE
+    separate: Kernel = SEPARATE
 
-        return convert
+    def route(self, node: NodeLowering) -> Routing:
+        return lower_routing(node)
 
-    return {
-        "moec.Route": converter(lower_routing),
-        "moec.Experts": converter(_lower_experts),
-        "moec.GroupedMatMul": converter(_lower_grouped_matmul),
-        "moec.Linear": converter(lower_linear),
-        "moec.MoE": converter(_lower_moe),
-    }
+    def linear(self, node: NodeLowering) -> relax.Expr:
+        return lower_linear(node)
 
+    def experts(self, node: NodeLowering, weights: ExpertWeights, routing: Routing, capacity: int) -> Pairs:
+        return _Experts(node, weights).lower(*routing, capacity)
 
-def _lower_moe(node: NodeLowering) -> relax.Expr:
-    return _Experts(node).lower(*lower_routing(node), spec_of(node.node, RouteSpec).capacity)
-
-
-def _lower_experts(node: NodeLowering) -> relax.Expr:
-    weights, ids = (node.lowering.tensor(node.input(name)) for name in ("weights", "experts"))
-    return _Experts(node).lower(weights, node.cast(ids, "int32"))
+    def grouped_matmul(self, node: NodeLowering, spec: ProductSpec, weight: StoredWeight, routing: Routing) -> Pairs:
+        return _multiply(node, spec, weight, *routing)
 
 
 class _Experts:
     """The experts of a node: two products with an activation between them."""
 
-    def __init__(self, node: NodeLowering) -> None:
-        self._node = node
-        self._weights = ExpertWeights(node.node)
-        self._spec = self._weights.spec
+    def __init__(self, node: NodeLowering, weights: ExpertWeights) -> None:
+        self._node, self._weights, self._spec = node, weights, weights.spec
         _refuse_rounding_of_absent_units(self._spec)
         self._x = computed_in(node, self._spec)
         self._dtype = str(self._x.ty.dtype)
         before = [self._weights.operand(part) for part in self._weights.before]
         self._groups = groups_by_format([before, [self._weights.operand("down")]], self._dtype)
 
-    def lower(self, weights: relax.Expr, ids: relax.Expr, capacity: int = 0) -> relax.Expr:
-        """The layer's output; an expert has at most ``capacity`` pairs, where that is not 0."""
+    def lower(self, weights: relax.Expr, ids: relax.Expr, capacity: int) -> Pairs:
+        """What the experts make; an expert has at most ``capacity`` pairs, where that is not 0."""
         node, spec = self._node, self._spec
         ids = renumbered(node, self._groups, ids)
         problems = [self._problems(group, str(weights.ty.dtype)) for group in self._groups]
@@ -97,8 +83,7 @@ class _Experts:
         hidden = products.multiply(firsts, self._x, products.places, experts_epilogue(spec), spec.activation)
         if spec.arithmetic == "int8":
             hidden = products.rounded(hidden, spec)
-        results = products.multiply(seconds, hidden, products.pairs, lambda total: total)
-        return self._combine(weights, ids, results, every[-1])
+        return Pairs(ids, products.multiply(seconds, hidden, products.pairs, lambda total: total))
 
     def _problems(self, group: ExpertGroup, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
         """What is computed before and behind the activation for a group of experts."""
@@ -147,29 +132,15 @@ class _Experts:
                 bias[expert, size:] = 0
         return interleave(*(bias[..., None] for bias in both))[..., 0] if spec.gated else both[0]
 
-    def _combine(self, weights: relax.Expr, ids: relax.Expr, results: relax.Expr, second: GroupedProblem) -> relax.Expr:
-        node, spec = self._node, self._spec
-        x = node.tensor("x")
-        dtype = str(x.ty.dtype)
-        types: dict[str, Any] = {"weight_dtype": str(weights.ty.dtype), "pair_dtype": str(results.ty.dtype)}
-        options: dict[str, Any] = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
-        kernel = combine.combine(
-            self._weights.experts, second.width, dtype, **options, **types, limit=spec.output_limit
-        )
-        chosen = node.select(COMBINE, RowsProblem(second.width, (dtype, *types.values())))
-        output = relax.TensorType((ids.ty.shape[0], second.width), dtype)
-        return node.call(chosen, kernel, [x, weights, ids, results], [output], options)[0]
 
-
-def _lower_grouped_matmul(node: NodeLowering) -> relax.Expr:
-    spec = spec_of(node.node, ProductSpec)
-    weight, dtype = node.needed_weight("weights"), str(node.tensor("x").ty.dtype)
+def _multiply(
+    node: NodeLowering, spec: ProductSpec, weight: StoredWeight, no_weights: relax.Expr, ids: relax.Expr
+) -> Pairs:
+    """The product of a node that has one, with its bias."""
     x = computed_in(node, spec)
     inner, width = weight.shape
     groups = groups_by_format([[weight]], str(x.ty.dtype))
-    ids = node.cast(node.lowering.tensor(node.input("experts")), "int32")
     ids = renumbered(node, groups, ids)
-    tokens, slots = ids.ty.shape
     bias, wanted = node.bias("bias"), []
     for group in groups:
         (form,) = group.formats
@@ -182,13 +153,8 @@ def _lower_grouped_matmul(node: NodeLowering) -> relax.Expr:
         matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, form.stored), group))
         own = None if bias is None else bias[list(group.experts)]
         wanted.append(Product(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
-    no_weights = node.lowering.emit(relax.op.zeros((tokens, slots), "float32"))
     products = GroupedProducts(node, weight.experts, [product.problem for product in wanted], ids, no_weights)
-    results = products.multiply(wanted, x, products.pairs, lambda total: total)
-    kernel = combine.separate(weight.experts, width, dtype)
-    chosen = node.select(SEPARATE, RowsProblem(width, (dtype,)))
-    output = relax.TensorType((tokens, slots, width), dtype)
-    return node.call(chosen, kernel, [ids, results], [output], {})[0]
+    return Pairs(ids, products.multiply(wanted, x, products.pairs, lambda total: total))
 
 
 def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tvm import relax
 
 from moec.ir.dialect import ProductSpec
-from moec.targets.cuda.kernels.round_rows import Rounding, round_rows
-from moec.targets.cuda.moe_kernels import ROUND, RowsProblem
+from moec.targets.cuda.kernels.round_rows import ROUND, Rounding
+from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import flatten, reshape, static_size
 
@@ -37,7 +37,8 @@ def rounding_of(spec: ProductSpec, rows: relax.Expr) -> Rounding:
 def _rounded(node: NodeLowering, spec: ProductSpec, x: relax.Expr) -> relax.Expr:
     rounding, shape = rounding_of(spec, x), list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(node.lowering, x, len(shape) - 1)
-    chosen = node.select(ROUND, RowsProblem(rounding.inner, (rounding.dtype,)))
     output = relax.TensorType(rows.ty.shape, rounding.dtype)
-    (result,) = node.call(chosen, round_rows(rounding), [rows], [output], {"group": rounding.group})
+    chosen = node.select((ROUND,), rounding)
+    called = KernelCall(chosen, ROUND.build(rounding), [rows], {"group": rounding.group})
+    (result,) = node.call(called, [output])
     return result if len(shape) == 2 else reshape(node.lowering, result, shape)

@@ -5,38 +5,35 @@ from __future__ import annotations
 from tvm import relax
 
 from moec.ir.dialect import RouteSpec, attributes_of, spec_of
-from moec.targets.cuda.kernels import capacity, route
-from moec.targets.cuda.kernels.expert_choice import score_tokens, take_tokens, weigh_tokens
-from moec.targets.cuda.moe_kernels import CAPACITY, ROUTE, SCORE_TOKENS, TAKE_TOKENS, WEIGH_TOKENS
+from moec.targets.cuda.kernels.capacity import CAPACITY
+from moec.targets.cuda.kernels.expert_choice import SCORE_TOKENS, TAKE_TOKENS, WEIGH_TOKENS
+from moec.targets.cuda.kernels.route import ROUTE
+from moec.targets.tvm.kernel import Kernel, KernelCall
+from moec.targets.tvm.lower.route import RouteProblem, lower_route
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.routing import RouteProblem, RoutingKernels, lower_route
-
-_TOKENS_CHOOSE = RoutingKernels(ROUTE, CAPACITY, route.route, capacity.capacity)
 
 
 def lower_routing(node: NodeLowering) -> tuple[relax.Expr, relax.Expr]:
     """Routing weights [T, k] and expert ids [T, k] (int32)."""
     spec = spec_of(node.node, RouteSpec)
-    if spec.selection != "expert_choice":
-        return lower_route(node, _TOKENS_CHOOSE)
-    return _experts_choose(node, spec)
+    return _experts_choose(node, spec) if spec.selection == "expert_choice" else lower_route(node, ROUTE, CAPACITY)
 
 
 def _experts_choose(node: NodeLowering, spec: RouteSpec) -> tuple[relax.Expr, relax.Expr]:
-    value = node.input("logits")
+    value, bias = node.input("logits"), node.inputs["correction_bias"]
     logits, dtype = node.lowering.tensor(value), node.lowering.dtype(value)
     tokens, size = node.lowering.shape(value)
-    experts, bias = int(size), node.inputs["correction_bias"]
-    problem = RouteProblem(spec, experts, dtype)
+    experts = int(size)
+    problem = RouteProblem(spec, experts, dtype, biased=bias is not None)
     attributes = {"experts": experts, "score": spec.score, **attributes_of(spec)}
     biases = [] if bias is None else [node.cast(node.lowering.tensor(bias), "float32")]
-    kernel = score_tokens(spec, experts, dtype, biased=bias is not None)
-    output = relax.TensorType((experts, tokens), "uint32")
-    (keys,) = node.call(node.select(SCORE_TOKENS, problem), kernel, [logits, *biases], [output], attributes)
+
+    def called(kernel: Kernel, *arguments: relax.Expr) -> KernelCall:
+        said = {"capacity": spec.capacity} if kernel is TAKE_TOKENS else attributes
+        return KernelCall(node.select((kernel,), problem), kernel.build(problem), arguments, said)
+
+    (keys,) = node.call(called(SCORE_TOKENS, logits, *biases), [relax.TensorType((experts, tokens), "uint32")])
     ids = relax.TensorType((tokens, experts), "int32")
-    kernel = take_tokens(experts, spec.capacity)
-    (taken,) = node.call(node.select(TAKE_TOKENS, problem), kernel, [keys], [ids], {"capacity": spec.capacity})
-    outputs = [relax.TensorType((tokens, experts), dtype), ids]
-    kernel = weigh_tokens(spec, experts, dtype)
-    weights, chosen = node.call(node.select(WEIGH_TOKENS, problem), kernel, [logits, taken], outputs, attributes)
+    (taken,) = node.call(called(TAKE_TOKENS, keys), [ids])
+    weights, chosen = node.call(called(WEIGH_TOKENS, logits, taken), [relax.TensorType((tokens, experts), dtype), ids])
     return weights, chosen

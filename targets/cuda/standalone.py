@@ -85,7 +85,7 @@ def numbers_of(tensors: Sequence[CaughtTensor]) -> bytes:
 
 def _sufficient_size(launches: Sequence[Mapping[str, Any]]) -> int:
     """A size at which the host launches the kernel, if it is the one it looks at."""
-    ranges = [one["only_if"] for one in launches if one["only_if"] is not None]
+    ranges = [one["only_if"]["sizes"] for one in launches if one["only_if"] is not None]
     if not ranges:
         return _USUAL_SIZE
     most = min((one["most"] for one in ranges if one["most"] is not None), default=_USUAL_SIZE)

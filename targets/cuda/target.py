@@ -16,16 +16,13 @@ _HOST = {"kind": "llvm", "mcpu": "x86-64"}
 _DEFAULT = "sm_80"
 
 
-@dataclasses.dataclass(frozen=True)
-class CudaOps:
-    """All heavy operators on a GPU."""
+def converters(architecture: str) -> Mapping[str, HeavyConverter]:
+    """All heavy operators on a GPU: the dense ones and those of the moec dialect."""
+    from moec.targets.cuda import dense
+    from moec.targets.cuda.moe import CudaExpertOps
+    from moec.targets.tvm.lower import experts
 
-    architecture: str
-
-    def converters(self) -> Mapping[str, HeavyConverter]:
-        from moec.targets.cuda import dense, moe
-
-        return {**dense.converters(self.architecture), **moe.converters(self.architecture)}
+    return {**dense.converters(architecture), **experts.converters(CudaExpertOps(), architecture)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,5 +56,5 @@ class CudaTarget:
         # Loops stay loops in the text: nvcc unrolls where it pays.
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
-            program = compile_program(model, CudaOps(self.architecture), target, self.name, (), backend)
+            program = compile_program(model, converters(self.architecture), target, self.name, (), backend)
         return dataclasses.replace(program, architecture=self.architecture)

@@ -188,11 +188,6 @@ class FunctionBuilder:
         return self._call(symbol, [self.emit(argument) for argument in arguments], output_types, record.name)
 
     def call_kernel_on(
-        self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr], output: relax.Var, record: KernelRecord
-    ) -> relax.Var:
-        return self.call_kernel_on_all(kernel, arguments, [output], record)[0]
-
-    def call_kernel_on_all(
         self,
         kernel: tirx.PrimFunc,
         arguments: Sequence[relax.Expr],

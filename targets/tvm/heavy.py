@@ -98,20 +98,14 @@ class LoweringContext(Protocol):
         ...
 
     def call_kernel_on(
-        self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr], output: relax.Var, record: KernelRecord
-    ) -> relax.Var:
-        """Like :meth:`call_kernel`, for a kernel that may leave ``output``, the result of another, as it is. The result
-        is the same memory, and ``output`` is not to be used any more."""
-        ...
-
-    def call_kernel_on_all(
         self,
         kernel: tirx.PrimFunc,
         arguments: Sequence[relax.Expr],
         outputs: Sequence[relax.Var],
         record: KernelRecord,
     ) -> list[relax.Var]:
-        """Like :meth:`call_kernel_on`, for a kernel with several outputs: all of them are results of others."""
+        """Like :meth:`call_kernel`, for a kernel that may leave ``outputs``, results of others, as they are. Results
+        are the same memory, and ``outputs`` are not to be used any more."""
         ...
 
     def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
@@ -146,12 +140,5 @@ class LoweringContext(Protocol):
 
 
 HeavyConverter = Callable[[LoweringContext, ir.Node], Any]
-"""``(lowering, node) -> relax.Expr`` or a sequence of them, one per output of the node."""
-
-
-class HeavyOps(Protocol):
-    """A target's provider of converters for :data:`HEAVY_OPERATORS`; parts of it are combined by joining the tables."""
-
-    def converters(self) -> Mapping[str, HeavyConverter]:
-        """Converters by operator name (``MatMul``, ``moec.MoE``)."""
-        ...
+"""``(lowering, node) -> relax.Expr`` or a sequence of them, one per output of the node. A target gives one for each of
+:data:`HEAVY_OPERATORS`, by name."""

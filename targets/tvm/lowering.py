@@ -25,7 +25,7 @@ from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder, identifier
-from moec.targets.tvm.heavy import HeavyOps
+from moec.targets.tvm.heavy import HeavyConverter
 from moec.targets.tvm.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, Known
 
 INLINE_ELEMENTS = 16
@@ -46,7 +46,7 @@ class Lowered:
     """Which node a variable of ``main`` was made for, by the variable's name."""
 
 
-def lower(model: ir.Model, heavy: HeavyOps) -> Lowered:
+def lower(model: ir.Model, heavy: Mapping[str, HeavyConverter]) -> Lowered:
     """Lower a whole model. Raises UnsupportedError listing every operator without a converter."""
     return Lowering(model, heavy).run()
 
@@ -54,12 +54,12 @@ def lower(model: ir.Model, heavy: HeavyOps) -> Lowered:
 class Lowering(FunctionBuilder):
     """One run over one model; also the :class:`~moec.targets.tvm.heavy.LoweringContext` of the target's converters."""
 
-    def __init__(self, model: ir.Model, heavy: HeavyOps) -> None:
+    def __init__(self, model: ir.Model, heavy: Mapping[str, HeavyConverter]) -> None:
         from moec.targets.tvm.converters import CONVERTERS
 
         super().__init__()
         self.model = model
-        self._converters = {**CONVERTERS, **heavy.converters()}
+        self._converters = {**CONVERTERS, **heavy}
         self._tensors: dict[ir.Value, relax.Expr] = {}
         self._known: dict[ir.Value, Known] = {}
         self._dimensions: dict[str, tirx.Var] = {}

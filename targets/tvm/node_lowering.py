@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax, tirx
+from tvm import relax
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import inputs_of
 from moec.ir.names import node_name
 from moec.ir.weights.stored import StoredWeight
+from moec.targets.base import KernelRecord
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, KernelCall, Selection, select
 from moec.targets.tvm.nodes import record_of
-from moec.targets.tvm.selection import STORAGE_TYPES, Kernel, Selection, select
 
 
 class NodeLowering:
@@ -61,39 +62,12 @@ class NodeLowering:
     def select(self, kernels: Sequence[Kernel], problem: Any) -> Selection:
         return select(kernels, problem, self.machine)
 
-    def call(
-        self,
-        chosen: Selection,
-        kernel: tirx.PrimFunc,
-        arguments: Sequence[relax.Expr],
-        outputs: Sequence[relax.TensorType],
-        attributes: dict[str, Any],
-        *,
-        requirements: tuple[str, ...] = (),
-    ) -> list[relax.Var]:
-        record = record_of(self.node, chosen, attributes, prefix="moe_")
-        record.requirements = requirements
-        return self.lowering.call_kernel(kernel, arguments, outputs, record)
+    def call(self, called: KernelCall, outputs: Sequence[relax.TensorType]) -> list[relax.Var]:
+        return self.lowering.call_kernel(called.function, called.arguments, outputs, self._record(called))
 
-    def call_on(
-        self,
-        chosen: Selection,
-        kernel: tirx.PrimFunc,
-        arguments: Sequence[relax.Expr],
-        output: relax.Var,
-        attributes: dict[str, Any],
-    ) -> relax.Var:
-        """Call a kernel that may leave the result of another as it is."""
-        return self.call_on_all(chosen, kernel, arguments, [output], attributes)[0]
-
-    def call_on_all(
-        self,
-        chosen: Selection,
-        kernel: tirx.PrimFunc,
-        arguments: Sequence[relax.Expr],
-        outputs: Sequence[relax.Var],
-        attributes: dict[str, Any],
-    ) -> list[relax.Var]:
+    def call_on(self, called: KernelCall, outputs: Sequence[relax.Var]) -> list[relax.Var]:
         """Call a kernel that may leave the results of others as they are."""
-        record = record_of(self.node, chosen, attributes, prefix="moe_")
-        return self.lowering.call_kernel_on_all(kernel, arguments, outputs, record)
+        return self.lowering.call_kernel_on(called.function, called.arguments, outputs, self._record(called))
+
+    def _record(self, called: KernelCall) -> KernelRecord:
+        return record_of(self.node, called, prefix="moe_")

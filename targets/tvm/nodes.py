@@ -13,7 +13,7 @@ from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.selection import Selection
+from moec.targets.tvm.kernel import KernelCall
 
 
 def refuse_outputs(node: ir.Node, first: int) -> None:
@@ -63,26 +63,26 @@ def flatten(lowering: LoweringContext, tensor: relax.Expr, axis: int) -> relax.V
 def call(
     lowering: LoweringContext,
     node: ir.Node,
-    kernel: tirx.PrimFunc,
-    arguments: Sequence[relax.Expr],
+    called: KernelCall,
     shape: Sequence[Any],
     dtype: str,
-    chosen: Selection,
-    **attributes: Any,
 ) -> relax.Var:
     """Call a kernel with one output and record why it was chosen."""
-    record = record_of(node, chosen, attributes)
-    return lowering.call_kernel(kernel, arguments, [relax.TensorType(list(shape), dtype)], record)[0]
+    output = relax.TensorType(list(shape), dtype)
+    return lowering.call_kernel(called.function, called.arguments, [output], record_of(node, called))[0]
 
 
-def record_of(node: ir.Node, chosen: Selection, attributes: dict[str, Any], prefix: str = "") -> KernelRecord:
-    """What the artifact says about a kernel that was chosen for a node; ``prefix`` goes before the symbol's name."""
-    kernel = chosen.kernel
+def record_of(node: ir.Node, called: KernelCall, prefix: str = "") -> KernelRecord:
+    """What the artifact says about a kernel that a node calls; ``prefix`` goes before the symbol's name."""
+    kernel = called.chosen.kernel
     return KernelRecord(
         prefix + kernel.name,
         operator_name(node),
         [node_name(node)],
-        chosen.candidates,
-        attributes,
+        called.chosen.candidates,
+        called.attributes,
         computes=kernel.computes,
+        crossovers=called.crossovers,
+        requirements=called.requires,
+        work=called.work,
     )

@@ -7,7 +7,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 import tvm
@@ -16,14 +16,14 @@ from tvm import relax
 from moec.errors import UnsupportedError
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline
-from moec.targets.tvm.heavy import HeavyOps
+from moec.targets.tvm.heavy import HeavyConverter
 from moec.targets.tvm.lowering import lower
 from moec.targets.tvm.records import kernel_records
 
 
 def compile_program(
     model: ir.Model,
-    heavy: HeavyOps,
+    heavy: Mapping[str, HeavyConverter],
     target: tvm.target.Target,
     name: str,
     requirements: Sequence[str],

@@ -14,7 +14,6 @@ from tvm import s_tir, tirx
 from moec import targets
 from moec.common.dtypes import DTYPES
 from moec.common.specs import TensorSpec
-from moec.common.work import intensity
 from moec.ir.names import node_name, operator_name
 from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
@@ -80,9 +79,9 @@ def _header(record: KernelRecord, facts: Sequence[str]) -> list[str]:
         f"{record.name}: {record.computes}",
         *(f"  {one.name}: {one.dtype}[{', '.join(map(str, one.shape))}]" for one in record.parameters),
         *(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in record.attributes.items() if _says(value)),
+        *([f"crossovers: {', '.join(record.crossovers)}"] if record.crossovers else []),
         *facts,
         *_memory(record.parameters),
-        *_intensity(record.attributes),
         f"{chosen.kernel}: {chosen.reason}",
         f"for {record.op}: {nodes}",
     ]
@@ -111,14 +110,6 @@ def _memory(parameters: Sequence[TensorSpec]) -> list[str]:
         bytes_of[dynamic] = bytes_of.get(dynamic, 0) + DTYPES[one.dtype].itemsize * static
     terms = [f"{count} * {dynamic}" if dynamic else str(count) for dynamic, count in bytes_of.items()]
     return [f"memory: {' + '.join(terms)} bytes in all tensors"]
-
-
-def _intensity(attributes: Mapping[str, Any]) -> list[str]:
-    """Of a product whose matrix is read once: for one row, and for those of a full block."""
-    rows = dict.fromkeys((1, attributes.get("block_rows", 1)))
-    found = [(count, intensity(attributes, count)) for count in rows]
-    said = [f"{value:.1f} with {count} row{'s' if count > 1 else ''}" for count, value in found if value is not None]
-    return [f"arithmetic intensity: {', '.join(said)} (FLOP per byte of memory)"] if said else []
 
 
 def _says(value: Any) -> bool:

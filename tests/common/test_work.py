@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from moec.common.work import Argument, Work, intensity, work_of
+from moec.common.work import (
+    Argument,
+    AttentionWork,
+    BatchedWork,
+    GroupedWork,
+    MatmulWork,
+    Work,
+    parse_work,
+    work_as_data,
+    work_of,
+)
+from moec.errors import ArtifactError
 
 
 def given(*shapes, dtype=np.float32):
@@ -15,16 +28,12 @@ def given(*shapes, dtype=np.float32):
 def test_gemm_counts_its_rows_and_all_it_touches():
     weight = Argument(np.zeros(100, np.int8), constant=True)
     arguments = [*given((8, 64)), weight, *given((5, 32))]  # rows, weight, result
-    attributes = {"inner": 60, "width": 32, "arithmetic": "int8"}
     moved = 8 * 64 * 4 + 100 + 5 * 32 * 4
-    assert work_of("gemm", attributes, arguments) == Work(2 * 5 * 60 * 32, moved, "int8")
+    assert work_of(MatmulWork(60, 32, "int8"), arguments) == Work(2 * 5 * 60 * 32, moved, "int8")
 
 
-def grouped(rows_out="sorted by expert", sizes=()):
-    return {
-        "inner": 64, "width": 32, "gated": True, "format_of": [0, 1, 0], "weight_bits": [8.0, 4.0],
-        "hidden_sizes": list(sizes), "arithmetic": "int8", "rows_out": rows_out,
-    }  # fmt: skip
+def grouped(sizes=(), sized="width"):
+    return GroupedWork(64, 32, 2, "int8", (8.0, 4.0), (0, 1, 0), sizes, sized)
 
 
 def grouped_arguments(*blocks):
@@ -39,27 +48,27 @@ def grouped_arguments(*blocks):
 
 def test_grouped_gemm_counts_experts_with_rows_in_their_formats():
     arguments, other_bytes = grouped_arguments((0, 0, 2), (1, 2, 3), (1, 5, 1))
-    work = work_of("grouped_gemm_gated", grouped(), arguments)
+    work = work_of(grouped(), arguments)
     weights = 2 * 64 * 32
     assert work == Work(2 * 6 * weights, other_bytes + weights + weights // 2, "int8")
 
 
 def test_grouped_gemm_without_rows():
     arguments, other_bytes = grouped_arguments()
-    assert work_of("grouped_gemm", grouped(), arguments) == Work(0, other_bytes, "int8")
+    assert work_of(grouped(), arguments) == Work(0, other_bytes, "int8")
 
 
 @pytest.mark.parametrize(
-    ("rows_out", "weights"),
-    [("sorted by expert", 2 * 64 * 8), ("in the order of the pairs", 2 * 8 * 32)],
+    ("sized", "weights"),
+    [("width", 2 * 64 * 8), ("inner", 2 * 8 * 32)],
 )
-def test_experts_of_other_sizes(rows_out, weights):
+def test_experts_of_other_sizes(sized, weights):
     arguments, _ = grouped_arguments((2, 0, 6))
-    assert work_of("grouped_gemm", grouped(rows_out, (32, 16, 8)), arguments).operations == 2 * 6 * weights
+    assert work_of(grouped((32, 16, 8), sized), arguments).operations == 2 * 6 * weights
 
 
 def test_batched_matmul():
-    assert work_of("batched_matmul", {}, given((2, 3, 5), (2, 5, 7), (2, 3, 7))).operations == 2 * 2 * 3 * 5 * 7
+    assert work_of(BatchedWork(), given((2, 3, 5), (2, 5, 7), (2, 3, 7))).operations == 2 * 2 * 3 * 5 * 7
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,7 @@ def test_batched_matmul():
 )
 def test_attention_counts_the_keys_a_query_sees(causal, pairs):
     arguments = given((2, 4, 3, 16), (2, 2, 10, 16), (2, 2, 10, 8), (2, 4, 3, 8))
-    work = work_of("attention", {"causal": causal, "has_lengths": False}, arguments)
+    work = work_of(AttentionWork(causal, False), arguments)
     assert work.operations == 2 * 2 * 4 * pairs * (16 + 8)
     assert work.bytes_moved == sum(argument.array.nbytes for argument in arguments)
 
@@ -77,14 +86,14 @@ def test_attention_counts_the_keys_in_use():
     operands = given((2, 4, 1, 16), (2, 2, 10, 16), (2, 2, 10, 16))
     lengths = Argument(np.array([4, 6], np.int32), constant=False)
     arguments = [*operands, lengths, *given((2, 4, 1, 16))]
-    work = work_of("attention", {"causal": "lengths", "has_lengths": True}, arguments)
+    work = work_of(AttentionWork("lengths", True), arguments)
     assert work.operations == 2 * 4 * (4 + 6) * 32
     unused = (operands[1].array.nbytes + operands[2].array.nbytes) // 2
     assert work.bytes_moved == sum(argument.array.nbytes for argument in arguments) - unused
 
 
 def test_other_kernels_move_bytes():
-    assert work_of("softmax", {}, given((2, 3), (2, 3))) == Work(None, 48)
+    assert work_of(None, given((2, 3), (2, 3))) == Work(None, 48)
 
 
 def test_calls_add_up():
@@ -93,19 +102,15 @@ def test_calls_add_up():
 
 
 @pytest.mark.parametrize(
-    ("stored", "matrix_bytes"),
-    [
-        (None, 2 * 64 * 32 * 2),
-        ({"element": "int4", "group": 32, "scale": "float16"}, 2 * 64 * 32 * (4 + 16 / 32) / 8),
-        ({"element": "mxfp4", "group": 32, "scale": "float8_e8m0fnu"}, 2 * 64 * 32 * (4 + 8 / 32) / 8),
-        ({"element": "int8", "group": 0, "scale": "float32"}, 2 * 64 * 32 * (8 + 32 / 64) / 8),
-    ],
+    "model",
+    [None, MatmulWork(60, 32, "int8"), grouped((32, 16, 8), "inner"), BatchedWork(), AttentionWork("last", True)],
 )
-def test_intensity_of_a_product_whose_matrix_is_read_once(stored, matrix_bytes):
-    types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "float32"}
-    found = intensity({"inner": 64, "width": 32, "gated": True, "stored": stored, **types}, rows=3)
-    assert found == pytest.approx(3 * 2 * 2 * 64 * 32 / (matrix_bytes + 3 * (64 * 2 + 32 * 4)))
+def test_models_survive_an_artifact(model):
+    data = work_as_data(model)
+    assert parse_work(None if data is None else json.loads(json.dumps(data)), "art") == model
 
 
-def test_what_is_no_product_has_no_intensity():
-    assert intensity({"experts": 8, "dtype": "bfloat16"}, rows=1) is None
+@pytest.mark.parametrize("data", [{}, {"counts": "matmul"}, {"counts": "sums"}, {"counts": "batched", "inner": 3}])
+def test_other_models_are_refused(data):
+    with pytest.raises(ArtifactError, match="kernel 'k': its work is none that moec counts"):
+        parse_work(data, "kernel 'k'")

@@ -11,8 +11,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.runtime import tuning
-from moec.runtime.manifest import WeightEntry
-from moec.runtime.tuning import NEVER, is_crossover, read_tuned, store_tuned, tuning_file
+from moec.runtime.tuning import NEVER, read_tuned, store_tuned, tuning_file
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +68,3 @@ def test_processes_that_write_at_once_lose_nothing(cache):
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert read_tuned() == {f"crossover.{name}.{i}": i + 1 for name in "abc" for i in range(20)}
     json.loads(tuning_file().read_text())
-
-
-def test_a_weight_of_that_name_and_another_shape_is_none():
-    assert is_crossover(WeightEntry("crossover.a", "int32", (1,), 0, 4))
-    assert is_crossover(WeightEntry("crossover.a", "int32", (), 0, 4))
-    assert not is_crossover(WeightEntry("crossover.a", "int32", (0,), 0, 0))
-    assert not is_crossover(WeightEntry("up.crossover", "int32", (1,), 0, 4))

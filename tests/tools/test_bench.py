@@ -11,8 +11,7 @@ from moec.tools.bench import _kernel_work
 
 
 def test_calls_of_a_kernel_add_up_and_what_computes_sizes_is_left_out():
-    chosen = [{"kernel": "other", "chosen": False}, {"kernel": "softmax", "chosen": True}]
-    kernels = {"softmax_1": types.SimpleNamespace(candidates=chosen, attributes={})}
+    kernels = {"softmax_1": types.SimpleNamespace(work=None)}
     given, more = ([Argument(np.zeros(size, np.float32), constant=False)] for size in (3, 5))
 
     def watch_kernels(inputs, watch):

@@ -22,8 +22,9 @@ from moec.targets.cpu.kernels.attention_few import FEW_ROWS, attend_with_few_row
 from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
 from moec.targets.cpu.kernels.attention_problem import Operands
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
-from moec.targets.cpu.machine import Machine
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.cpu.machine import Machine, tile_of
+from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, in_storage, why_not_stored
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 
 @functools.cache
@@ -54,3 +55,24 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
                 attend_with_many_rows(operands, machine)
 
     return emit_kernel(parameters, body)
+
+
+def _how(problem: AttentionProblem, dtype: str, machine: Machine) -> str:
+    heads = f"{problem.heads_per_group} heads of {problem.head_size} and {problem.value_size} per head of keys"
+    tasks = f"up to {FEW_ROWS} rows share out the keys, more the rows"
+    return in_storage(f"{heads}; {tasks}; no matrix of scores; {tile_of(machine)}", dtype)
+
+
+def _why_not(problem: AttentionProblem, dtype: str) -> str | None:
+    if problem.mask not in ("", *STORAGE_TYPES, "bool"):
+        return f"mask of type {problem.mask}; the kernel takes bool or a float type"
+    return why_not_stored(dtype)
+
+
+ATTENTION = Kernel(
+    "attention",
+    "y = softmax(q @ k^T * scale + mask) @ v, per head",
+    attention,
+    how=lambda launch, machine: _how(launch[0], launch[1], machine),
+    why_not=lambda launch, _: _why_not(*launch),
+)

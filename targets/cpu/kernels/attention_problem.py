@@ -8,7 +8,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import loop
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 LOWEST = -3.4028234e38
 """What the largest score of no key is: finite, so that differences to it are."""

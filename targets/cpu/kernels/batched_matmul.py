@@ -7,14 +7,17 @@ Every sum runs over k in ascending order in one accumulator: results depend neit
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import loop
+from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
 from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.machine import Machine, tile_of
+from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 
 ROW_TILES_PER_TASK = 16
 
@@ -102,3 +105,23 @@ def batched_matmul(
             )
 
     return kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class MatmulProblem:
+    """A matrix product of tensors of ``dtype``. ``packed``: sizes and format of the right factor where it is one
+    constant matrix."""
+
+    dtype: str
+    packed: GroupedProblem | None = None
+
+
+BATCHED_MATMUL = Kernel(
+    "batched_matmul",
+    "y[B, M, N] = a[B, M, K] @ b[B, K, N]",
+    batched_matmul,
+    how=lambda product, machine: in_storage(
+        f"copies its columns of the right factor into a panel in every call; {tile_of(machine)}", product.dtype
+    ),
+    why_not=lambda product, _: why_not_stored(product.dtype),
+)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.lower.route import RouteProblem
 
-def capacity(experts: int, limit: int, dtype: str = "float32") -> tirx.PrimFunc:
+
+def capacity(problem: RouteProblem) -> tirx.PrimFunc:
     """``(weights[T, k], experts[T, k], kept_weights[T, k], kept_experts[T, k])``; dropped pairs get id -1 and weight 0.
 
     Sequential, because whether a pair is dropped depends on all pairs before it.
     """
+    experts, limit, dtype = problem.experts, problem.spec.capacity, problem.dtype
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -37,3 +41,14 @@ def capacity(experts: int, limit: int, dtype: str = "float32") -> tirx.PrimFunc:
                 served[expert] = served[expert] + 1
 
     return kernel
+
+
+CAPACITY = Kernel(
+    "capacity",
+    "drops pairs beyond their expert's capacity, later slots first",
+    capacity,
+    how=lambda problem, _: (
+        f"at most {problem.spec.capacity} pairs per expert; "
+        "in one thread, a pair's place depends on all pairs before it"
+    ),
+)

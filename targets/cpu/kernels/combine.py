@@ -10,26 +10,19 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.tvm.activation import within
+from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.lower.experts import CombineProblem
 
 
-def combine(
-    experts: int,
-    width: int,
-    padded_width: int,
-    dtype: str,
-    *,
-    weighted: bool,
-    identity_experts: int,
-    weight_dtype: str,
-    limit: float = 0.0,
-) -> tirx.PrimFunc:
-    """``(x[T, width], weights[T, k], experts[T, k], pairs[P, padded_width], y[T, width])``.
+def combine(problem: CombineProblem) -> tirx.PrimFunc:
+    """``(x[T, width], weights[T, k], experts[T, k], pairs[P, columns], y[T, width])``.
 
     ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``, and
     pairs clamped to [-limit, limit] where ``limit`` > 0; an id in
     [E, E + identity_experts) adds the token itself times its routing weight; any other id adds nothing.
     """
-    E = experts
+    E, width, dtype, limit = problem.experts, problem.width, problem.dtype, problem.limit
+    weighted, identity_experts = problem.weighted, problem.identity_experts
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -44,9 +37,9 @@ def combine(
         slots = T.int64()
         P = T.int64()
         x = T.match_buffer(x_handle, (tokens, width), dtype)
-        weights = T.match_buffer(weights_handle, (tokens, slots), weight_dtype)
+        weights = T.match_buffer(weights_handle, (tokens, slots), problem.weight_dtype)
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
-        pairs = T.match_buffer(pairs_handle, (P, padded_width), "float32")
+        pairs = T.match_buffer(pairs_handle, (P, problem.columns), "float32")
         y = T.match_buffer(y_handle, (tokens, width), dtype)
         for token in parallel_rows(tokens, 4 * width):
             total = T.alloc_buffer((width,), "float32")
@@ -70,10 +63,10 @@ def combine(
     return kernel
 
 
-def separate(experts: int, width: int, padded_width: int, dtype: str) -> tirx.PrimFunc:
-    """``(experts[T, k], pairs[P, padded_width], y[T, k, width])``: the results of all pairs, not summed; zero where the
+def separate(problem: CombineProblem) -> tirx.PrimFunc:
+    """``(experts[T, k], pairs[P, columns], y[T, k, width])``: the results of all pairs, not summed; zero where the
     id is not an expert."""
-    E = experts
+    E, width, dtype = problem.experts, problem.width, problem.dtype
 
     @T.prim_func(s_tir=True)
     def kernel(experts_handle: T.handle, pairs_handle: T.handle, y_handle: T.handle):
@@ -82,7 +75,7 @@ def separate(experts: int, width: int, padded_width: int, dtype: str) -> tirx.Pr
         slots = T.int64()
         P = T.int64()
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
-        pairs = T.match_buffer(pairs_handle, (P, padded_width), "float32")
+        pairs = T.match_buffer(pairs_handle, (P, problem.columns), "float32")
         y = T.match_buffer(y_handle, (tokens, slots, width), dtype)
         for pair in parallel_rows(tokens * slots, width):
             token: T.let = pair // slots
@@ -96,3 +89,23 @@ def separate(experts: int, width: int, padded_width: int, dtype: str) -> tirx.Pr
                     y[token, slot, column] = T.cast(T.float32(0), dtype)
 
     return kernel
+
+
+COMBINE = Kernel(
+    "combine",
+    "y[t] = sum over slots of weights[t, slot] * pairs[t, slot]",
+    combine,
+    how=lambda problem, _: in_storage(
+        f"{problem.width} columns, summed in the order of the slots, no atomics", problem.dtype
+    ),
+    why_not=lambda problem, _: why_not_stored(problem.dtype),
+)
+SEPARATE = Kernel(
+    "separate",
+    "y[t, slot] = pairs[t, slot]; 0 where the slot has no expert",
+    separate,
+    how=lambda problem, _: in_storage(
+        f"{problem.width} columns per pair of token and slot, not summed", problem.dtype, sums=False
+    ),
+    why_not=lambda problem, _: why_not_stored(problem.dtype),
+)

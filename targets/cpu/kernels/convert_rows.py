@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, parallel_rows
 from moec.targets.cpu.kernels.gather import row_width
+from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 
 
 @functools.cache
@@ -26,3 +27,12 @@ def convert_rows(width: int, dtype: str, filled: int, out_dtype: str) -> tirx.Pr
                 T.buffer_store(rows, T.cast(T.float32(0), out_dtype), [row, width + column])
 
     return emit_kernel(parameters, body)
+
+
+CONVERT = Kernel(
+    "convert_rows",
+    "rows[M, K] in another type, zero filled",
+    convert_rows,
+    how=lambda dtype, _: in_storage("one pass over the rows", dtype, sums=False),
+    why_not=lambda dtype, _: why_not_stored(dtype),
+)

@@ -13,6 +13,8 @@ import dataclasses
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionProblem:
@@ -66,3 +68,12 @@ def convolution(problem: ConvolutionProblem, dtype: str = "float32") -> tirx.Pri
                     y[batch, output, r, s] = T.cast(total[0], dtype)
 
     return kernel
+
+
+CONVOLUTION = Kernel(
+    "convolution",
+    "y = x convolved with weight + bias, direct",
+    convolution,
+    how=lambda dtype, _: in_storage("direct: one sum per element of the result", dtype),
+    why_not=lambda dtype, _: why_not_stored(dtype),
+)

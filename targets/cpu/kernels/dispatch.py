@@ -10,6 +10,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.tvm.kernel import Kernel
+
 BLOCK_ROWS = 192
 """Rows of one block: enough to use a weight often per read from memory, few enough to stay in second-level cache. A
 multiple of the row tiles of all machines."""
@@ -79,3 +81,14 @@ def dispatch(experts: int) -> tirx.PrimFunc:
 def most_blocks(experts: int, pairs: int | tirx.PrimExpr) -> int | tirx.PrimExpr:
     """How many blocks there can be at most, for an array of blocks of that length."""
     return pairs // BLOCK_ROWS + experts
+
+
+DISPATCH = Kernel(
+    "dispatch",
+    "order[T * k] = pairs of token and slot sorted by expert",
+    dispatch,
+    how=lambda experts, _: (
+        f"stable counting sort into {experts} experts, cut into blocks of {BLOCK_ROWS} rows; "
+        "one thread, nothing is materialised as one-hot"
+    ),
+)

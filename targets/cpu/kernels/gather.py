@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
+from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 
 SPARE_ROWS = 31
 """Rows behind the last one that matrix tiles may read; nothing has to be in them."""
@@ -106,3 +108,28 @@ def gather_quantized(row_bytes: int, *, weighted: bool, weight_dtype: str = "flo
                 T.buffer_store(row_sums, sums[token, group], [row, group])
 
     return emit_kernel(parameters, body)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatheredRows:
+    """Rows of ``width`` elements of ``dtype``."""
+
+    width: int
+    dtype: str
+
+
+GATHER = Kernel(
+    "gather",
+    "rows[r] = x[order[r] // k]",
+    gather,
+    how=lambda rows, _: in_storage(
+        f"rows of {rows.width} columns side by side for the grouped product", rows.dtype, sums=False
+    ),
+    why_not=lambda rows, _: why_not_stored(rows.dtype),
+)
+GATHER_QUANTIZED = Kernel(
+    "gather_quantized",
+    "rows[r] = quantized x[order[r] // k]",
+    gather_quantized,
+    how=lambda rows, _: f"int8 rows of {rows.width} columns, with scales and sums, side by side",
+)

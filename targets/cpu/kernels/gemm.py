@@ -16,11 +16,13 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.batched_matmul import MatmulProblem
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
 from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel, loop, named
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.multiply import multiply
+from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 
 Epilogue = Callable[[Any], Any]
 
@@ -100,3 +102,20 @@ def gemm(
         Parameter("y", ("M", problem.width), dtype),
     ]
     return emit_kernel(parameters, _Gemm(problem, epilogue).emit, problem.multiplications[0].llvm_functions)
+
+
+def _why_not(product: MatmulProblem) -> str | None:
+    if product.packed is None:
+        return "the right factor is not a constant matrix, so it cannot be packed ahead"
+    return why_not_stored(product.dtype)
+
+
+GEMM = Kernel(
+    "gemm",
+    "y[M, N] = x[M, K] @ weight[K, N] + bias[N]",
+    gemm,
+    how=lambda product, _: in_storage(
+        f"constant weight packed ahead; {product.packed.multiplications[0].how}", product.dtype
+    ),
+    why_not=lambda product, _: _why_not(product),
+)

@@ -33,6 +33,7 @@ from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, 
 from moec.targets.cpu.kernels.multiply import multiply
 from moec.targets.cpu.kernels.stored import TiledFormat
 from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.kernel import Kernel
 
 _TABLE_COLUMNS = ("format", "data", "scales", "inner", "width")
 FLOAT32 = TiledFormat("float32")
@@ -331,3 +332,34 @@ def grouped_gemm(
     ]
     functions = "".join(sorted({product.llvm_functions for product in problem.multiplications}))
     return emit_kernel(parameters, _GroupedProduct(problem, epilogue, scattered, filled).emit, functions)
+
+
+def _how(problem: GroupedProblem) -> str:
+    differing = "" if problem.uniform else "experts differ in format or size: a table says where their tiles lie; "
+    return f"{differing}{'; '.join(product.how for product in problem.multiplications)}"
+
+
+def _why_no_gate(problem: GroupedProblem, machine: Machine) -> str | None:
+    return None if problem.gated else "there is no gate in this product"
+
+
+def _why_not_plain(problem: GroupedProblem, machine: Machine) -> str | None:
+    if not problem.gated:
+        return None
+    return f"the gate would need a product and a result of {problem.width} columns per pair of its own"
+
+
+GROUPED_GEMM_GATED = Kernel(
+    "grouped_gemm_gated",
+    "out[r] = activation(rows[r] @ gate[e] + bias) * (rows[r] @ up[e] + bias), e the expert of row r",
+    grouped_gemm,
+    how=lambda problem, _: f"gate and up columns share a tile; {_how(problem)}",
+    why_not=_why_no_gate,
+)
+GROUPED_GEMM = Kernel(
+    "grouped_gemm",
+    "out[r] = activation(rows[r] @ weight[e] + bias[e]), e the expert of row r",
+    grouped_gemm,
+    how=lambda problem, _: _how(problem),
+    why_not=_why_not_plain,
+)

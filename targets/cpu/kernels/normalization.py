@@ -12,7 +12,9 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import parallel_rows
+from moec.targets.cpu.kernels.rows import row_kernel
 from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.lower.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
 
 
 @T.inline
@@ -97,3 +99,9 @@ def layer_norm(epsilon: float, machine: Machine, dtype: str = "float32") -> tirx
             )
 
     return kernel
+
+
+RMS_NORM = row_kernel("rms_norm", RMS_NORM_FORMULA, lambda rows, machine: rms_norm(rows.epsilon, machine, rows.dtype))
+LAYER_NORM = row_kernel(
+    "layer_norm", LAYER_NORM_FORMULA, lambda rows, machine: layer_norm(rows.epsilon, machine, rows.dtype)
+)

@@ -17,6 +17,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
 from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 
 _MAGNITUDE_BITS, _INFINITY_BITS = 0x7FFFFFFF, 0x7F800000
 _LARGEST = 127.0
@@ -153,3 +154,14 @@ def _numbers(x: Any, usable: Any, divisor: Any, lanes: int) -> Any:
     quotient = T.Select(all_lanes(usable), x / all_lanes(divisor), all_lanes(T.float32(0)))
     bounded = T.max(T.min(quotient, all_lanes(T.float32(_LARGEST))), all_lanes(T.float32(-_LARGEST)))
     return T.cast(T.nearbyint(bounded), f"int32x{lanes}" if lanes > 1 else "int32")
+
+
+QUANTIZE = Kernel(
+    "quantize_rows",
+    "q[r] = round(x[r] / scale), scale = largest of a group / 127",
+    quantize_rows,
+    how=lambda rows, _: in_storage(
+        f"rows of {rows.width} columns to int8, every group by its own scale", rows.dtype, sums=False
+    ),
+    why_not=lambda rows, _: why_not_stored(rows.dtype),
+)

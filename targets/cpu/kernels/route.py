@@ -17,6 +17,8 @@ from moec.targets.cpu.kernels import activation
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.tvm.activation import at_least, total_to_divide_by
+from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.lower.route import RouteProblem
 
 MINUS_INFINITY = float("-inf")
 _LOGIT_WORK = 16
@@ -178,10 +180,11 @@ def _route_token(spec, E, token, logits, bias, weights, chosen):
     _finish(spec, token, ids, mixing, weights, chosen)
 
 
-def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool = False) -> tirx.PrimFunc:
+def route(problem: RouteProblem) -> tirx.PrimFunc:
     """``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``; capacity is left to
     :mod:`.capacity`. Logits and weights have ``dtype``, the bias is float32."""
-    if biased:
+    spec, experts, dtype = problem.spec, problem.experts, problem.dtype
+    if problem.biased:
 
         @T.prim_func(s_tir=True)
         def biased_kernel(
@@ -209,3 +212,16 @@ def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool
             _route_token(spec, experts, token, logits, None, weights, chosen)
 
     return kernel
+
+
+ROUTE = Kernel(
+    "route",
+    "weights[T, k], experts[T, k] = route(logits[T, E])",
+    route,
+    how=lambda problem, _: in_storage(
+        f"one pass per token over {problem.experts} logits, {problem.spec.k} kept by insertion; "
+        "ties go to the lower id",
+        problem.dtype,
+    ),
+    why_not=lambda problem, _: why_not(problem.spec) or why_not_stored(problem.dtype),
+)

@@ -12,7 +12,9 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
+from moec.targets.cpu.kernels.rows import row_kernel
 from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.lower.rows import SOFTMAX_FORMULA
 
 
 @T.inline
@@ -71,3 +73,6 @@ def softmax(machine: Machine, dtype: str = "float32") -> tirx.PrimFunc:
             _store_scaled(y, exponentials, joined[1], row, vectors, whole, lanes)
 
     return kernel
+
+
+SOFTMAX = row_kernel("softmax", SOFTMAX_FORMULA, lambda rows, machine: softmax(machine, rows.dtype))

@@ -14,8 +14,15 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.attention_operands import LOWEST, AttentionOperands, attention_kernel, quotient
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.cuda.kernels.attention_operands import (
+    LOWEST,
+    AttentionLaunch,
+    AttentionOperands,
+    attention_kernel,
+    attention_kernel_of,
+    quotient,
+)
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 FEW_QUERIES = 16
 """Up to so many queries of a head this is the better way."""
@@ -248,3 +255,17 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
             _attend(row, thread, all_largest, all_totals, all_sums)
 
     return attention_kernel(problem, dtype, body)
+
+
+def _why_not_launched(launch: AttentionLaunch) -> str | None:
+    if launch.queries.most is None or launch.queries.most > FEW_QUERIES:
+        return f"more than {FEW_QUERIES} queries; each of them reads the keys again"
+    return None
+
+
+ATTENTION_FEW = attention_kernel_of(
+    "attention_few",
+    attention_few,
+    f"up to {FEW_QUERIES} queries: teams of threads share out the keys of each",
+    _why_not_launched,
+)

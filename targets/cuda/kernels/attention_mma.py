@@ -21,6 +21,7 @@ from moec.targets.cuda.kernels.attention_operands import (
     VALUE_COLUMNS,
     AttentionOperands,
     attention_kernel,
+    attention_kernel_of,
     quotient,
 )
 from moec.targets.cuda.kernels.attention_panels import (
@@ -35,7 +36,7 @@ from moec.targets.cuda.kernels.attention_panels import (
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = KEYS = LINES
 LARGEST_HEAD = 256
@@ -332,3 +333,12 @@ def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         start_row_tiles(operands, ROWS, THREADS, attend)
 
     return attention_kernel(problem, dtype, body)
+
+
+ATTENTION_MMA = attention_kernel_of(
+    "attention_mma",
+    attention_mma,
+    "tensor cores (mma.sync), tiles of 64 rows and 64 keys by cp.async",
+    lambda launch: why_not(launch.problem, launch.dtype),
+    tile=f"{ROWS} rows x {KEYS} keys",
+)

@@ -13,8 +13,10 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.base import SizeRange
+from moec.targets.cuda.kernels.launch import ATTRIBUTES
+from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, why_not_stored
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 LOWEST = -3.4028234e38
 """The largest score of no key: finite, so that differences to it are."""
@@ -24,11 +26,39 @@ VALUE_COLUMNS = 256
 
 def why_not(problem: AttentionProblem, dtype: str) -> str | None:
     """The reason why the kernels cannot compute an attention of tensors of this type, or None."""
-    if dtype not in STORAGE_TYPES:
-        return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
+    reason = why_not_stored(dtype)
+    if reason is not None:
+        return reason
     if problem.mask not in ("", "bool", *STORAGE_TYPES):
         return f"mask of type {problem.mask}; the kernel takes bool, {', '.join(STORAGE_TYPES)}"
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionLaunch:
+    """An attention of tensors of ``dtype``, for some numbers of queries."""
+
+    problem: AttentionProblem
+    dtype: str
+    queries: SizeRange
+
+
+def attention_kernel_of(
+    name: str,
+    build: Callable[[AttentionProblem, str], tirx.PrimFunc],
+    how: str,
+    why_not_launched: Callable[[AttentionLaunch], str | None] = lambda launch: None,
+    tile: str = "",
+) -> Kernel:
+    """A kernel for an :class:`AttentionLaunch` as the selector sees it."""
+    return Kernel(
+        name,
+        "y = softmax(q @ k^T * scale + mask) @ v, per head",
+        build,
+        how=lambda launch, _: f"{how}; no scores in memory",
+        why_not=lambda launch, _: why_not_launched(launch) or why_not(launch.problem, launch.dtype),
+        tile=(lambda problem: tile) if tile else None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

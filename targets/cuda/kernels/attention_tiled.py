@@ -17,9 +17,15 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.attention_operands import LOWEST, AttentionOperands, attention_kernel, quotient
+from moec.targets.cuda.kernels.attention_operands import (
+    LOWEST,
+    AttentionOperands,
+    attention_kernel,
+    attention_kernel_of,
+    quotient,
+)
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = 64
 KEYS = 64
@@ -249,3 +255,11 @@ def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         start_row_tiles(operands, ROWS, THREADS, attend)
 
     return attention_kernel(problem, dtype, body)
+
+
+ATTENTION_TILED = attention_kernel_of(
+    "attention_tiled",
+    attention_tiled,
+    "tiles of 64 rows and 64 keys, float32 multiply-adds",
+    tile=f"{ROWS} rows x {KEYS} keys, {DEPTH} at a time",
+)

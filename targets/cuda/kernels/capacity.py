@@ -19,6 +19,8 @@ from moec.targets.cuda.kernels.ordered_walk import (
     walk_in_order,
     warps_for,
 )
+from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.lower.route import RouteProblem
 
 
 def why_not(experts: int) -> str | None:
@@ -42,9 +44,10 @@ def _drop_all(walk, tokens, kept_weights, kept_experts):
             kept_experts[_pair_at(tokens, place)] = -1
 
 
-def capacity(experts: int, limit: int, dtype: str = "float32") -> tirx.PrimFunc:
+def capacity(problem: RouteProblem) -> tirx.PrimFunc:
     """``(weights[T, k], experts[T, k], kept_weights[T, k], kept_experts[T, k])``; dropped pairs, and those without an
     expert, get id -1 and weight 0. Weights have ``dtype``, experts are int32; T may be 0."""
+    experts, limit, dtype = problem.experts, problem.spec.capacity, problem.dtype
     warps = warps_for(experts)
 
     @T.prim_func
@@ -81,3 +84,14 @@ def capacity(experts: int, limit: int, dtype: str = "float32") -> tirx.PrimFunc:
         start_walk(experts, warps, thread, tokens * slots, counts, drop_those_beyond)
 
     return kernel
+
+
+CAPACITY = Kernel(
+    "capacity",
+    "pairs beyond the capacity of their expert become id -1, weight 0",
+    capacity,
+    how=lambda routing, _: (
+        f"at most {routing.spec.capacity} pairs per expert, in one block of threads: pairs are served in order"
+    ),
+    why_not=lambda routing, _: why_not(routing.experts),
+)

@@ -8,18 +8,12 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
+from moec.targets.cuda.kernels.launch import ATTRIBUTES
 from moec.targets.tvm.activation import within
+from moec.targets.tvm.kernel import Kernel, why_not_stored
+from moec.targets.tvm.lower.experts import CombineProblem
 
 THREADS = 256
-
-
-def why_not(*dtypes: str) -> str | None:
-    """The reason why the kernels of this file cannot load or store tensors of these types, or None."""
-    for dtype in dtypes:
-        if dtype not in STORAGE_TYPES:
-            return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
-    return None
 
 
 def _blocks_per_row(width: int) -> int:
@@ -39,17 +33,7 @@ def _add_slot(how, total, id_of_slot, weight_of_slot, result, own):
             total[0] = total[0] + weight * own()
 
 
-def combine(
-    experts: int,
-    width: int,
-    dtype: str,
-    *,
-    weighted: bool,
-    identity_experts: int = 0,
-    weight_dtype: str = "float32",
-    pair_dtype: str = "float32",
-    limit: float = 0.0,
-) -> tirx.PrimFunc:
+def combine(problem: CombineProblem) -> tirx.PrimFunc:
     """``(x[T, width], weights[T, k], experts[T, k], pairs[T * k, width], y[T, width])``; T may be 0.
 
     ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``, and
@@ -57,7 +41,8 @@ def combine(
     [E, E + identity_experts) adds the token itself times its routing weight; any other id adds nothing. Sums are
     float32.
     """
-    E, blocks = experts, _blocks_per_row(width)
+    E, width, blocks, limit = problem.experts, problem.width, _blocks_per_row(problem.width), problem.limit
+    dtype, how = problem.dtype, (E, problem.identity_experts, problem.weighted)
 
     @T.prim_func
     def kernel(
@@ -72,9 +57,9 @@ def combine(
         slots = T.int32()
         P = T.int32()
         x = T.match_buffer(x_handle, (tokens, width), dtype)
-        weights = T.match_buffer(weights_handle, (tokens, slots), weight_dtype)
+        weights = T.match_buffer(weights_handle, (tokens, slots), problem.weight_dtype)
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
-        pairs = T.match_buffer(pairs_handle, (P, width), pair_dtype)
+        pairs = T.match_buffer(pairs_handle, (P, width), problem.pair_dtype)
         y = T.match_buffer(y_handle, (tokens, width), dtype)
         T.device_entry()
         index = T.cta_id([T.max(tokens, 1) * blocks])
@@ -86,7 +71,7 @@ def combine(
             total[0] = T.float32(0)
             for slot in T.serial(slots):
                 _add_slot(
-                    (E, identity_experts, weighted),
+                    how,
                     total,
                     chosen[token, slot],
                     T.cast(weights[token, slot], "float32"),
@@ -98,10 +83,10 @@ def combine(
     return kernel
 
 
-def separate(experts: int, width: int, dtype: str, *, pair_dtype: str = "float32") -> tirx.PrimFunc:
+def separate(problem: CombineProblem) -> tirx.PrimFunc:
     """``(experts[T, k], pairs[T * k, width], y[T, k, width])``: the results of all pairs, not summed; zero where the id
     is not an expert."""
-    E, blocks = experts, _blocks_per_row(width)
+    E, width, blocks, dtype = problem.experts, problem.width, _blocks_per_row(problem.width), problem.dtype
 
     @T.prim_func
     def kernel(experts_handle: T.handle, pairs_handle: T.handle, y_handle: T.handle):
@@ -110,7 +95,7 @@ def separate(experts: int, width: int, dtype: str, *, pair_dtype: str = "float32
         slots = T.int32()
         P = T.int32()
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
-        pairs = T.match_buffer(pairs_handle, (P, width), pair_dtype)
+        pairs = T.match_buffer(pairs_handle, (P, width), problem.pair_dtype)
         y = T.match_buffer(y_handle, (tokens, slots, width), dtype)
         T.device_entry()
         index = T.cta_id([T.max(tokens * slots, 1) * blocks])
@@ -128,3 +113,16 @@ def separate(experts: int, width: int, dtype: str, *, pair_dtype: str = "float32
             y[T.cast(token, "int64"), slot, column] = T.cast(value[0], dtype)
 
     return kernel
+
+
+_HOW = "one thread per element, slots in their order"
+
+
+def _why_not(problem: CombineProblem, machine: str) -> str | None:
+    return why_not_stored(problem.dtype, problem.weight_dtype, problem.pair_dtype)
+
+
+COMBINE = Kernel(
+    "combine", "y[t] = sum over slots of weight * result of the pair", combine, lambda problem, _: _HOW, _why_not
+)
+SEPARATE = Kernel("separate", "y[t, slot] = result of the pair", separate, lambda problem, _: _HOW, _why_not)

@@ -19,6 +19,7 @@ from moec.targets.cuda.kernels.ordered_walk import (
     walk_in_order,
     warps_for,
 )
+from moec.targets.tvm.kernel import Kernel
 
 PADDING = -1
 """Stands in ``sorted_pairs`` where a block has no more rows."""
@@ -136,3 +137,12 @@ def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
         start_walk(experts, warps, thread, tokens * slots, counts, sort)
 
     return kernel
+
+
+DISPATCH = Kernel(
+    "dispatch",
+    "pairs sorted by expert, padded to blocks",
+    dispatch,
+    how=lambda experts, _: f"stable counting sort into {experts} experts by one block of threads, without atomics",
+    why_not=lambda experts, _: why_not(experts),
+)

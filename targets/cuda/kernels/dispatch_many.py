@@ -12,12 +12,13 @@ The pairs are cut into chunks, each of them walked by a block of threads as in :
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.dispatch import PADDING, describe_blocks, expert_of, scan_blocks
+from moec.targets.cuda.kernels.dispatch import PADDING, describe_blocks, expert_of, scan_blocks, why_not
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP, blocks_for
 from moec.targets.cuda.kernels.ordered_walk import (
     clear_counts,
@@ -26,6 +27,7 @@ from moec.targets.cuda.kernels.ordered_walk import (
     walk_in_order,
     warps_for,
 )
+from moec.targets.tvm.kernel import Kernel
 
 CHUNK_PAIRS = 4096
 """Pairs of a chunk."""
@@ -193,3 +195,22 @@ def scatter_pairs(experts: int) -> tirx.PrimFunc:
         _walk_chunk(experts, tokens * slots, chunk, thread, body)
 
     return kernel
+
+
+def _kernel(name: str, computes: str, build: Callable[..., tirx.PrimFunc], how: str) -> Kernel:
+    return Kernel(name, computes, build, lambda experts, _: how, lambda experts, _: why_not(experts))
+
+
+COUNT_PAIRS = _kernel("count_pairs", "pair_counts[chunk, e]", count_pairs, "one block of threads per 4096 pairs")
+PLACE_CHUNKS = _kernel(
+    "place_chunks",
+    "starts[chunk, e] in the order of experts, then chunks, padded to blocks",
+    place_chunks,
+    "one block of threads adds up the chunks",
+)
+SCATTER_PAIRS = _kernel(
+    "scatter_pairs",
+    "pairs sorted by expert",
+    scatter_pairs,
+    "one block of threads per 4096 pairs, in their order, without atomics",
+)

@@ -13,6 +13,7 @@ All tokens of a call compete. The result is unique, and nothing depends on timin
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -28,6 +29,8 @@ from moec.targets.cuda.kernels.ordered_walk import (
     walk_in_order,
 )
 from moec.targets.cuda.kernels.route_token import finish, mix, score_choices, start_token
+from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.lower.route import RouteProblem
 
 WARPS = 16
 """Of the block of an expert."""
@@ -61,10 +64,11 @@ def _score_token(logits, bias, keys, token):
             keys[T.cast(token.expert(i), "int64"), token.index] = _key(unsigned)
 
 
-def score_tokens(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool = False) -> tirx.PrimFunc:
+def score_tokens(problem: RouteProblem) -> tirx.PrimFunc:
     """``(logits[T, E], correction_bias[E] if biased, keys[E, T])``: logits of ``dtype``, a float32 bias, uint32 keys; T
     is dynamic and may be 0."""
-    if biased:
+    spec, experts, dtype = problem.spec, problem.experts, problem.dtype
+    if problem.biased:
 
         @T.prim_func
         def biased_kernel(logits_handle: T.handle, bias_handle: T.handle, keys_handle: T.handle):
@@ -145,9 +149,10 @@ def _take(experts, capacity, tokens, thread, expert, keys, taken, totals, walk):
     walk_in_order(walk, tie_at, take_first_ties)
 
 
-def take_tokens(experts: int, capacity: int) -> tirx.PrimFunc:
+def take_tokens(problem: RouteProblem) -> tirx.PrimFunc:
     """``(keys[E, T] uint32, taken[T, E] int32)``: ``taken`` holds the expert's id where it is among those that take the
     token, and -1 elsewhere."""
+    experts, capacity = problem.experts, problem.spec.capacity
 
     @T.prim_func
     def kernel(keys_handle: T.handle, taken_handle: T.handle):
@@ -179,8 +184,9 @@ def _weigh_token(logits, taken, weights, chosen, token):
     finish(token, weights, chosen)
 
 
-def weigh_tokens(spec: RouteSpec, experts: int, dtype: str = "float32") -> tirx.PrimFunc:
+def weigh_tokens(problem: RouteProblem) -> tirx.PrimFunc:
     """``(logits[T, E], taken[T, E], weights[T, E], experts[T, E])``: logits and weights of ``dtype``, ids in int32."""
+    spec, experts, dtype = problem.spec, problem.experts, problem.dtype
 
     @T.prim_func
     def kernel(logits_handle: T.handle, taken_handle: T.handle, weights_handle: T.handle, experts_handle: T.handle):
@@ -194,3 +200,24 @@ def weigh_tokens(spec: RouteSpec, experts: int, dtype: str = "float32") -> tirx.
         start_token(spec, experts, tokens, functools.partial(_weigh_token, logits, taken, weights, chosen))
 
     return kernel
+
+
+def _kernel(name: str, computes: str, build: Callable[..., tirx.PrimFunc], how: str) -> Kernel:
+    def refusal(routing: RouteProblem, machine: Any) -> str | None:
+        return why_not(routing.spec, routing.experts, routing.dtype)
+
+    return Kernel(name, computes, build, lambda routing, _: how, refusal)
+
+
+SCORE_TOKENS = _kernel(
+    "score_tokens", "keys[E, T] in the order of what experts choose by", score_tokens, "one warp per token"
+)
+TAKE_TOKENS = _kernel(
+    "take_tokens",
+    "taken[t, e] = e for the tokens with the largest keys[e], else -1",
+    take_tokens,
+    "one block per expert, the smallest key it takes found bit by bit; ties go to the lower token",
+)
+WEIGH_TOKENS = _kernel(
+    "weigh_tokens", "weights[T, E] of the experts that took a token", weigh_tokens, "one warp per token"
+)

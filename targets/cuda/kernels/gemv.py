@@ -17,6 +17,8 @@ from moec.targets.cuda.kernels.dense_problem import dense_kernel
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.launch import WARP, blocks_for
+from moec.targets.cuda.kernels.tiled_kernels import DENSE_FORMULA, DenseLaunch
+from moec.targets.tvm.kernel import Kernel
 
 FEW_ROWS = 16
 """Up to so many rows this is the better way."""
@@ -65,3 +67,19 @@ def gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc
             _store(tile, operands, epilogue, first_row, sums)
 
     return dense_kernel(problem, body)
+
+
+def _why_not_launched(launch: DenseLaunch, architecture: str) -> str | None:
+    reason = why_not(launch.problem)
+    if reason is None and (launch.most is None or launch.most > FEW_ROWS):
+        return f"more than {FEW_ROWS} rows; every {ROWS_PER_WARP} of them read the matrix again"
+    return reason
+
+
+GEMV = Kernel(
+    "gemv",
+    DENSE_FORMULA,
+    gemv,
+    how=lambda launch, _: f"up to {FEW_ROWS} rows: a warp per outputs, which {ROWS_PER_WARP} rows share",
+    why_not=_why_not_launched,
+)

@@ -39,6 +39,7 @@ from moec.targets.cuda.kernels.mma_tile import (
     panel_depth,
 )
 from moec.targets.cuda.kernels.tf32 import ROUND_TO_TF32
+from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 
 _INSTRUCTIONS = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -265,3 +266,12 @@ def grouped_gemm_mma(
             _compute_tile(tile, epilogue)
 
     return form(problem, body)
+
+
+GROUPED_GEMM_MMA, GEMM_MMA = tiled_kernels(
+    "gemm_mma",
+    grouped_gemm_mma,
+    how=lambda problem: "tensor cores (mma.sync), panels by cp.async in several stages",
+    why_not=lambda problem, _: why_not(problem),
+    tile=lambda problem: (COLUMNS, panel_depth(problem.dtype)),
+)

@@ -24,6 +24,7 @@ from moec.targets.cuda.kernels.grouped_problem import (
     load_number,
 )
 from moec.targets.cuda.kernels.tf32 import round_values
+from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 
 COLUMNS = 64
 """Columns of a tile, those of gate and up both counted."""
@@ -201,3 +202,12 @@ def grouped_gemm_simt(
             _store(tile, epilogue, sums)
 
     return form(problem, body)
+
+
+GROUPED_GEMM_SIMT, GEMM_SIMT = tiled_kernels(
+    "gemm_simt",
+    grouped_gemm_simt,
+    how=lambda problem: "float32 multiply-adds, panels in shared memory, any size",
+    why_not=lambda problem, _: why_not(problem),
+    tile=lambda problem: (COLUMNS, DEPTH),
+)

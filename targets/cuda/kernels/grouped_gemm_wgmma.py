@@ -27,6 +27,7 @@ from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, MMA_ROWS, PIECE, Tile, TileShape
 from moec.targets.cuda.kernels.swizzled_pool import SWIZZLE_ALIGNMENT, SwizzledPool
+from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 """The function of the runtime that describes a matrix to the accelerator before the kernel is launched."""
@@ -60,7 +61,7 @@ def why_not(problem: GroupedProblem) -> str | None:
     return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
 
 
-def way_of(problem: GroupedProblem) -> str:
+def _how(problem: GroupedProblem) -> str:
     """How the kernel computes it, in words."""
     matrix = "by TMA" if problem.stored is None else "decoded by the warps that copy"
     return f"tensor cores (wgmma), the matrix {matrix}, warps that copy and warps that compute"
@@ -268,3 +269,16 @@ def grouped_gemm_wgmma(
         _compute(problem, epilogue, operands, matrix_map)
 
     return form(problem, copying if problem.stored is None else decoding)
+
+
+def _why_not_on(problem: GroupedProblem, architecture: str) -> str | None:
+    return why_not(problem) if architecture == "sm_90a" else f"the code is for {architecture}; wgmma needs sm_90a"
+
+
+GROUPED_GEMM_WGMMA, GEMM_WGMMA = tiled_kernels(
+    "gemm_wgmma",
+    grouped_gemm_wgmma,
+    how=_how,
+    why_not=_why_not_on,
+    tile=lambda problem: (tile_columns(problem), DEPTH),
+)

@@ -13,17 +13,15 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels import gemv_tile
-from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
+from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows, why_not
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.tvm.kernel import Kernel
 
 FEW_TOKENS = 16
 """Up to about so many tokens this is the better way."""
 WARPS = 4
-
-why_not = gemv_tile.why_not
 
 
 @T.inline
@@ -135,3 +133,15 @@ def _quantized(problem: GroupedProblem, stored: PackedFormat, epilogue: Callable
         _compute(problem, epilogue, rows, quantized, bias, weights, chosen, out, tokens, slots)
 
     return kernel
+
+
+GROUPED_GEMV = Kernel(
+    "grouped_gemv",
+    "out[pair] = activation(rows[pair] @ matrix[expert of pair].T + bias)",
+    grouped_gemv,
+    how=lambda problem, _: (
+        f"up to {FEW_TOKENS} tokens: a warp per outputs of a pair; blocks of {problem.block_rows} rows, "
+        "grid from the upper bound"
+    ),
+    why_not=lambda problem, _: why_not(problem),
+)

@@ -23,8 +23,10 @@ import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES
+from moec.common.dtypes import dtype_of
+from moec.targets.cuda.kernels.launch import ATTRIBUTES
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.tvm.kernel import why_not_stored
 
 GATE_GROUP = 8
 """Rows of a gated matrix are 8 of the gate, then the 8 of up that belong to them, and so on: both sums of a hidden unit
@@ -64,16 +66,29 @@ class GroupedProblem:
         """Rows of the matrix of one expert: columns of the product, gate and up side by side in groups."""
         return 2 * -(-self.width // GATE_GROUP) * GATE_GROUP if self.gated else self.width
 
+    def facts(self) -> dict[str, Any]:
+        """What the artifact says about it."""
+        rows = dict.fromkeys((1, self.block_rows))
+        said = ", ".join(f"{self.intensity(count):.1f} with {count} row{'s' if count > 1 else ''}" for count in rows)
+        return {**dataclasses.asdict(self), "arithmetic_intensity": f"{said} (FLOP per byte of memory)"}
+
+    def intensity(self, rows: int) -> float:
+        """Operations per byte of memory of so many rows with one matrix, where each of rows, matrix and results moves
+        once."""
+        weights = self.inner * self.width * (2 if self.gated else 1)
+        row_bytes = self.inner * dtype_of(self.dtype).itemsize + self.width * dtype_of(self.out_dtype).itemsize
+        stored = self.stored
+        bits = 8 * dtype_of(self.matrix_dtype).itemsize if stored is None else stored.bits_per_weight(self.inner)
+        return 2 * rows * weights / (rows * row_bytes + weights * bits / 8)
+
     def number(self, expert: Any) -> Any:
         """Which matrix is that of an expert; an id without one gives a number outside [0, ``experts``)."""
         return expert - self.first_expert if self.first_expert else expert
 
     def why_not_stored(self) -> str | None:
         """The reason why kernels cannot load or store this, or None."""
-        for dtype in (self.dtype, self.matrix_dtype, self.out_dtype, self.routing_dtype):
-            if dtype not in STORAGE_TYPES:
-                return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
-        return None if self.stored is None else self.stored.why_not()
+        reason = why_not_stored(self.dtype, self.matrix_dtype, self.out_dtype, self.routing_dtype)
+        return self.stored.why_not() if reason is None and self.stored is not None else reason
 
 
 @dataclasses.dataclass(frozen=True)

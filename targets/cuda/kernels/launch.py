@@ -14,8 +14,6 @@ SHARED_BYTES = 48 * 1024
 """Shared memory that every block may have without asking for more."""
 ATTRIBUTES = {"tirx.is_scheduled": True, "tirx.noalias": True}
 """Of every kernel: no schedule changes it, and its tensors do not overlap."""
-STORAGE_TYPES = ("float32", "float16", "bfloat16")
-"""Element types that kernels load and store; they compute in float32."""
 
 
 def blocks_for(items: Any, per_block: int) -> Any:

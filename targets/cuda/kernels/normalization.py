@@ -12,9 +12,11 @@ from moec.targets.cuda.kernels.row_share import (
     RowLayout,
     reduce_row,
     replace_elements,
+    row_kernel,
     start_rows,
     visit_elements,
 )
+from moec.targets.tvm.lower.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
 
 
 def _scaled(value: Any, column: Any, scale: Any, bias: Any) -> Any:
@@ -98,3 +100,11 @@ def normalize(
         start_rows(layout, M, N, compute)
 
     return kernel
+
+
+RMS_NORM = row_kernel(
+    "rms_norm", RMS_NORM_FORMULA, lambda rows, layout: normalize(layout, rows.epsilon, False, *rows.parameters)
+)
+LAYER_NORM = row_kernel(
+    "layer_norm", LAYER_NORM_FORMULA, lambda rows, layout: normalize(layout, rows.epsilon, True, *rows.parameters)
+)

@@ -16,8 +16,9 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, STORAGE_TYPES, WARP, blocks_for
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP, blocks_for
 from moec.targets.tvm.activation import at_least, at_most
+from moec.targets.tvm.kernel import Kernel, why_not_stored
 
 WARPS = 4
 """Warps of a block."""
@@ -41,11 +42,6 @@ class Rounding:
     def groups(self) -> int:
         """Groups of a row."""
         return -(-self.inner // self.size)
-
-
-def why_not(dtype: str) -> str | None:
-    """The reason why the kernels of this file cannot round rows of this type, or None."""
-    return None if dtype in STORAGE_TYPES else f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
 
 
 def _rounded(x: Any, scale: Any) -> Any:
@@ -139,3 +135,12 @@ def round_blocks(rounding: Rounding, block_rows: int) -> tirx.PrimFunc:
         _round(rounding, P, in_use, rows, rows)
 
     return kernel
+
+
+ROUND = Kernel(
+    "round_rows",
+    "rows[r] = scale * round(rows[r] / scale), a scale for each group",
+    round_rows,
+    how=lambda rounding, _: "one warp per group of a row: largest magnitude / 127 is its scale; rows stay floats",
+    why_not=lambda rounding, _: why_not_stored(rounding.dtype),
+)

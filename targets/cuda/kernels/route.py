@@ -26,6 +26,8 @@ from moec.targets.cuda.kernels.route_token import (
     share_with_warp,
     start_token,
 )
+from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.lower.route import RouteProblem
 
 _NOBODY = 2**31 - 1
 """An expert id that loses every tie."""
@@ -128,11 +130,12 @@ def _route_token(logits, bias, weights, chosen, token):
     finish(token, weights, chosen)
 
 
-def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool = False) -> tirx.PrimFunc:
+def route(problem: RouteProblem) -> tirx.PrimFunc:
     """``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``; capacity is left to
     :mod:`.capacity`. Logits and weights have ``dtype``, the bias is float32, experts are int32; T is dynamic and may
     be 0."""
-    if biased:
+    spec, experts, dtype = problem.spec, problem.experts, problem.dtype
+    if problem.biased:
 
         @T.prim_func
         def biased_kernel(
@@ -160,3 +163,14 @@ def route(spec: RouteSpec, experts: int, dtype: str = "float32", *, biased: bool
         start_token(spec, experts, tokens, functools.partial(_route_token, logits, None, weights, chosen))
 
     return kernel
+
+
+ROUTE = Kernel(
+    "route",
+    "weights[T, k], experts[T, k] = top k of the scores of logits[T, E]",
+    route,
+    how=lambda routing, _: (
+        f"one warp per token, {routing.spec.k} of {routing.experts} kept in registers; ties go to the lower id"
+    ),
+    why_not=lambda routing, _: why_not(routing.spec, routing.experts, routing.dtype),
+)

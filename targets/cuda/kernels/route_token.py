@@ -13,8 +13,9 @@ from tvm.script import tirx as T
 
 from moec.ir.dialect import RouteSpec
 from moec.targets.cuda.kernels import activation
-from moec.targets.cuda.kernels.launch import SHARED_BYTES, STORAGE_TYPES, WARP, blocks_for
+from moec.targets.cuda.kernels.launch import SHARED_BYTES, WARP, blocks_for
 from moec.targets.tvm.activation import at_least, total_to_divide_by
+from moec.targets.tvm.kernel import why_not_stored
 
 MOST_EXPERTS = 1024
 """A lane marks those of its experts that are taken in 32 bits."""
@@ -34,9 +35,7 @@ def why_not(experts: int, dtype: str) -> str | None:
     """The reason why a warp cannot score so many experts, or not from logits of this type; or None."""
     if experts > MOST_EXPERTS:
         return f"{experts} experts; a warp holds the scores of at most {MOST_EXPERTS}"
-    if dtype not in STORAGE_TYPES:
-        return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
-    return None
+    return why_not_stored(dtype)
 
 
 def comparable(score: Any) -> Any:

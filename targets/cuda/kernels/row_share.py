@@ -7,12 +7,15 @@ threads. The order of every sum is fixed: a thread's own elements, then the lane
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import STORAGE_TYPES, WARP
+from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.tvm.kernel import Kernel, why_not_stored
+from moec.targets.tvm.lower.rows import RowProblem
 
 WARP_ELEMENTS = 1024
 _ROWS_PER_BLOCK = 4
@@ -21,11 +24,6 @@ _WARPS_PER_ROW = 8
 """Where it has a block."""
 _LOAD_BYTES = 16
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-def why_not(dtype: str) -> str | None:
-    """The reason why rows of this type cannot be loaded or stored, or None."""
-    return None if dtype in STORAGE_TYPES else f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,3 +137,23 @@ def reduce_row(share, value, operation):
             else:
                 value[0] = T.max(value[0], share.partial[warp])
         T.cuda.cta_sync()
+
+
+def row_kernel(name: str, computes: str, build: Callable[[RowProblem, RowLayout], tirx.PrimFunc]) -> Kernel:
+    """A kernel over rows as the selector sees it."""
+
+    def layout_of(rows: RowProblem) -> RowLayout:
+        return RowLayout(rows.size, rows.dtype)
+
+    def how(rows: RowProblem, machine: Any) -> str:
+        layout = layout_of(rows)
+        threads = "a warp" if layout.warps == 1 else f"a block of {layout.threads} threads"
+        return f"{threads} per row; float32 sums in a fixed order"
+
+    return Kernel(
+        name,
+        computes,
+        lambda rows, _: build(rows, layout_of(rows)),
+        how,
+        why_not=lambda rows, _: why_not_stored(rows.dtype),
+    )

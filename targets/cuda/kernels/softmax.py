@@ -13,9 +13,11 @@ from moec.targets.cuda.kernels.row_share import (
     RowLayout,
     reduce_row,
     replace_elements,
+    row_kernel,
     start_rows,
     visit_elements,
 )
+from moec.targets.tvm.lower.rows import SOFTMAX_FORMULA
 
 
 @T.inline
@@ -61,3 +63,6 @@ def softmax(layout: RowLayout) -> tirx.PrimFunc:
         start_rows(layout, M, N, compute)
 
     return kernel
+
+
+SOFTMAX = row_kernel("softmax", SOFTMAX_FORMULA, lambda rows, layout: softmax(layout))

@@ -21,7 +21,7 @@ from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ...targets.cuda.kernels import kernel_runner
 from ...targets.cuda.kernels.layers import Data, GroupedKernel, Layer, sort_pairs, undefined

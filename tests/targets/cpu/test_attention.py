@@ -13,7 +13,7 @@ from moec.errors import UnsupportedError
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
 from moec.targets.cpu.machine import Machine
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ..attention_cases import PROBLEM, expected, normal, operands, variants
 from .kernel_runner import Kernel, build, machines

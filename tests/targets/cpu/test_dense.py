@@ -22,13 +22,13 @@ def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "na
     import tvm
     from tvm import relax
 
-    from moec.targets.cpu.dense import DenseOps
+    from moec.targets.cpu.dense import converters
     from moec.targets.cpu.machine import Machine
     from moec.targets.tvm import lowering, pipeline
 
     machine = Machine.for_name(machine_name)
     target = tvm.target.Target(machine.llvm)
-    lowered = lowering.lower(model, DenseOps(machine))
+    lowered = lowering.lower(model, converters(machine))
     for record in lowered.kernels.values():
         assert sum(candidate.chosen for candidate in record.candidates) == 1
     executable = pipeline.build(pipeline.optimize(lowered.module, target, lowered.nodes).module, target)

@@ -12,7 +12,7 @@ from moec.targets.cpu.kernels.batched_matmul import batched_matmul
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 from .dense_products import dense, pack
 from .kernel_runner import build, machines

@@ -12,7 +12,7 @@ MACHINE = MACHINES["avx512"]
 
 def _select(dtype: str, constant: tuple[int, int] | None = None):
     from moec.targets.cpu.products import KERNELS, MatmulProblem
-    from moec.targets.tvm.selection import select
+    from moec.targets.tvm.kernel import select
 
     from .dense_products import problem
 
@@ -46,11 +46,11 @@ def test_no_eligible_kernel_is_an_error_with_all_reasons():
 
 
 def test_only_kernels_that_sum_speak_of_sums():
-    from moec.targets.cpu.moe_kernels import GATHER, RESULTS, RowsProblem
+    from moec.targets.cpu.kernels.combine import COMBINE, SEPARATE
+    from moec.targets.cpu.kernels.gather import GATHER, GatheredRows
+    from moec.targets.tvm.lower.experts import CombineProblem
 
-    _, gather = GATHER
-    combine, separate = RESULTS
-    assert gather.can_implement(RowsProblem(64, "float32"), MACHINE).reason.endswith("product; float32 in memory")
-    assert combine.can_implement(RowsProblem(64, "float32"), MACHINE).reason.endswith("float32 in memory, float32 sums")
-    separated = RowsProblem(64, "float32", summed=False)
-    assert separate.can_implement(separated, MACHINE).reason.endswith("not summed; float32 in memory")
+    assert GATHER.how(GatheredRows(64, "float32"), MACHINE).endswith("product; float32 in memory")
+    pairs = CombineProblem(4, 64, "float32")
+    assert COMBINE.how(pairs, MACHINE).endswith("float32 in memory, float32 sums")
+    assert SEPARATE.how(pairs, MACHINE).endswith("not summed; float32 in memory")

@@ -112,7 +112,7 @@ launched.calls = 0
 def test_the_artifact_holds_estimates(load):
     assert load().crossovers == ESTIMATES
     kernel = next(one for one in load().describe()["kernels"] if one["name"] == WAYS["16"])
-    assert kernel["attributes"]["crossovers"] == [f"{SHAPE}16", f"{SHAPE}64"]
+    assert kernel["crossovers"] == [f"{SHAPE}16", f"{SHAPE}64"]
     assert kernel["parameters"][0]["name"] == "rows", "the numbers are the host's alone"
 
 

@@ -8,7 +8,9 @@ import tvm_ffi
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.launch_conditions import ApplyLaunchConditions, Bound, launch_between, launch_if
+from moec.targets.base import SizeRange
+from moec.targets.cuda.launch_conditions import ApplyLaunchConditions, launch_between, launch_if
+from moec.targets.tvm.crossover import Crossover
 
 TAGS = ["blockIdx.x", "threadIdx.x", "tirx.use_dyn_shared_memory"]
 
@@ -60,14 +62,15 @@ def test_other_statements_stay():
     ],
 )
 def test_a_range_of_sizes_can_be_asked_for(limits, conditions):
-    kernel = launch_if(dynamic, 0, 0, **limits)
+    kernel = launch_if(dynamic, 0, 0, SizeRange(**limits))
     text = ApplyLaunchConditions()(tvm.IRModule({"kernel": kernel}))["kernel"].script()
     assert "rows > " in text
     assert [sign for sign in ("rows >= ", "rows <= ") if sign in text] == conditions
 
 
 def test_bounds_can_be_numbers_that_the_host_gets():
-    kernel = launch_between(dynamic, 0, 0, [Bound(17)], [Bound(49), Bound(97, highest=129)])
+    reached, *missed = Crossover("a", "rows", 17), Crossover("b", "rows", 49), Crossover("c", "rows", 97, 129)
+    kernel = launch_between(dynamic, 0, 0, [reached], missed)
     text = ApplyLaunchConditions()(tvm.IRModule({"kernel": kernel}))["kernel"].script()
     assert text.count("if rows > ") == 1
     assert "rows >= reached" in text and "rows < missed" in text and "T.min(missed_1, T.int64(129))" in text

@@ -9,10 +9,10 @@ import pytest
 import moec
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
 from moec.ir.semantics import experts, grouped_matmul, moe
+from moec.targets.base import SizeRange
 from moec.targets.cuda import block_dispatch
-from moec.targets.cuda.block_dispatch import Tier, tiers_for
+from moec.targets.cuda.block_dispatch import block_heights
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
-from moec.targets.cuda.launch_conditions import NO_LIMIT
 
 from ..node_models import node_model
 
@@ -89,7 +89,8 @@ def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
     feeds = {"x": np.zeros((1, inner), dtype), "logits": np.zeros((1, count), dtype)}
     model = moec.compile(node_model("MoE", feeds, {"up": up, "down": down}, route, spec), target=target, emulate=True)
     assert kernel in model.kernels
-    sizes = [1, 0, FEW_TOKENS + 1, *(tier.least for tier in tiers_for(count, 2, (16, 64, 128), FEW_TOKENS + 1)[1:])]
+    heights = block_heights(count, 2, (16, 64, 128), FEW_TOKENS + 1)
+    sizes = [1, 0, FEW_TOKENS + 1, *(tokens.least for _, tokens in heights[1:])]
     for T in sizes:
         x = random.standard_normal((T, inner)).astype(dtype)
         logits = random.standard_normal((T, count)).astype(dtype)
@@ -101,15 +102,15 @@ def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
 @pytest.mark.parametrize(
     ("experts", "slots", "heights", "expected"),
     [
-        (8, 2, (16, 64, 128), [Tier(16, 17, 192), Tier(64, 193, 384), Tier(128, 385, NO_LIMIT)]),
-        (2, 2, (16, 64, 128), [Tier(16, 17, 48), Tier(64, 49, 96), Tier(128, 97, NO_LIMIT)]),
-        (1, 8, (16, 64, 128), [Tier(128, 17, NO_LIMIT)]),
-        (8, None, (16, 64, 128), [Tier(128, 17, NO_LIMIT)]),
-        (8, 2, (64,), [Tier(64, 17, NO_LIMIT)]),
+        (8, 2, (16, 64, 128), [(16, SizeRange(17, 192)), (64, SizeRange(193, 384)), (128, SizeRange(385))]),
+        (2, 2, (16, 64, 128), [(16, SizeRange(17, 48)), (64, SizeRange(49, 96)), (128, SizeRange(97))]),
+        (1, 8, (16, 64, 128), [(128, SizeRange(17))]),
+        (8, None, (16, 64, 128), [(128, SizeRange(17))]),
+        (8, 2, (64,), [(64, SizeRange(17))]),
     ],
 )
 def test_tiers_cover_all_numbers_of_tokens(experts, slots, heights, expected):
-    assert tiers_for(experts, slots, heights, 17) == expected
+    assert block_heights(experts, slots, heights, 17) == expected
 
 
 @pytest.mark.parametrize("one_launch", [FEW_TOKENS, 40])

@@ -17,7 +17,6 @@ from moec.ir.products import rounded_to_tf32
 from moec.targets.cuda.dense_products import choices
 from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat
-from moec.targets.cuda.launch_conditions import NO_LIMIT
 
 from ..node_models import node_model
 
@@ -121,8 +120,8 @@ def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
 @pytest.mark.parametrize(
     "problem, architecture, expected",
     [
-        (dense_problem(64, 100), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, NO_LIMIT)]),
-        (dense_problem(33, 100), "sm_80", [("gemm_simt of 64", 0, NO_LIMIT)]),
+        (dense_problem(64, 100), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, None)]),
+        (dense_problem(33, 100), "sm_80", [("gemm_simt of 64", 0, None)]),
         (
             dense_problem(64, 4096, **HALF),
             "sm_90a",
@@ -130,16 +129,16 @@ def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
                 ("gemv", 0, 16),
                 ("gemm_mma of 16", 17, 256),
                 ("gemm_wgmma of 64", 257, 512),
-                ("gemm_wgmma of 128", 513, NO_LIMIT),
+                ("gemm_wgmma of 128", 513, None),
             ],
         ),
-        (dense_problem(64, 2**17, **HALF), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, NO_LIMIT)]),
-        (dense_problem(60, 2**17, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, NO_LIMIT)]),
-        (dense_problem(60, 100, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, NO_LIMIT)]),
+        (dense_problem(64, 2**17, **HALF), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, None)]),
+        (dense_problem(60, 2**17, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, None)]),
+        (dense_problem(60, 100, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, None)]),
         (
             dense_problem(64, 100, stored=PackedFormat("int8", 4), **HALF),
             "sm_80",
-            [("gemm_simt of 64", 0, NO_LIMIT)],
+            [("gemm_simt of 64", 0, None)],
         ),
     ],
 )

@@ -14,10 +14,10 @@ from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, ProductSpec
 from moec.passes.framework import pipeline
+from moec.targets.cuda.grouped_products import PRODUCTS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat
-from moec.targets.cuda.moe_kernels import PRODUCTS
-from moec.targets.tvm.selection import select
+from moec.targets.tvm.kernel import select
 
 from ..node_models import node_model
 

@@ -17,6 +17,7 @@ from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.tvm.lower.experts import CombineProblem
 
 from .kernel_runner import Kernel, build
 
@@ -99,8 +100,15 @@ def undefined(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 @functools.cache
 def _combine(layer: Layer) -> Kernel:
     spec = layer.spec
-    options = {"weighted": not spec.weight_on_input, "identity_experts": spec.identity_experts}
-    return build(combine.combine(layer.experts, layer.inner, layer.dtype, **options, limit=spec.output_limit))
+    problem = CombineProblem(
+        layer.experts,
+        layer.inner,
+        layer.dtype,
+        weighted=not spec.weight_on_input,
+        identity_experts=spec.identity_experts,
+        limit=spec.output_limit,
+    )
+    return build(combine.combine(problem))
 
 
 @functools.cache

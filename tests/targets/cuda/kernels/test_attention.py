@@ -15,7 +15,7 @@ from moec.targets.cuda.kernels import attention_mma
 from moec.targets.cuda.kernels.attention_few import attention_few
 from moec.targets.cuda.kernels.attention_operands import why_not
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ...attention_cases import ON_NONE, PROBLEM, expected, operands
 from .kernel_runner import Kernel, build

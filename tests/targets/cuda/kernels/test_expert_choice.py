@@ -10,6 +10,7 @@ from moec.ir import semantics
 from moec.ir.dialect import RouteSpec
 from moec.targets.cuda.kernels import expert_choice
 from moec.targets.cuda.kernels.expert_choice import score_tokens, take_tokens, weigh_tokens
+from moec.targets.tvm.lower.route import RouteProblem
 
 from .kernel_runner import build
 
@@ -36,8 +37,9 @@ ROUTERS = {
 def check(spec: RouteSpec, logits_of_calls: list[np.ndarray], bias: np.ndarray | None = None) -> None:
     experts, dtype = spec.k, logits_of_calls[0].dtype
     biases = [] if bias is None else [bias]
-    score = build(score_tokens(spec, experts, dtype.name, biased=bias is not None))
-    take, weigh = build(take_tokens(experts, spec.capacity)), build(weigh_tokens(spec, experts, dtype.name))
+    problem = RouteProblem(spec, experts, dtype.name, biased=bias is not None)
+    score = build(score_tokens(problem))
+    take, weigh = build(take_tokens(problem)), build(weigh_tokens(problem))
     for logits in logits_of_calls:
         tokens = len(logits)
         keys = score(logits, *biases, np.zeros((experts, tokens), np.uint32))

@@ -16,6 +16,8 @@ from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.pipeline import sources_of
+from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.lower.route import RouteProblem
 
 from .kernel_runner import source_of
 
@@ -28,13 +30,13 @@ def _product(rows: int, dtype: str = "bfloat16") -> GroupedProblem:
 
 
 KERNELS: dict[str, Callable[[], Any]] = {
-    "route": lambda: route.route(RouteSpec(k=2), 8),
+    "route": lambda: route.route(RouteProblem(RouteSpec(k=2), 8)),
     "dispatch": lambda: dispatch.dispatch(8, 16),
     "grouped_gemm_mma": lambda: grouped_gemm_mma(_product(16), SILU),
     "grouped_gemm_simt": lambda: grouped_gemm_simt(_product(64, "float32"), SILU),
     "grouped_gemm_wgmma": lambda: grouped_gemm_wgmma(_product(64), SILU),
     "grouped_gemv": lambda: grouped_gemv(_product(16), SILU),
-    "combine": lambda: combine.combine(8, 64, "bfloat16", weighted=True),
+    "combine": lambda: combine.combine(CombineProblem(8, 64, "bfloat16", weighted=True)),
 }
 
 

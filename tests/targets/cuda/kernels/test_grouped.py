@@ -17,6 +17,7 @@ from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as w
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.tvm.lower.experts import CombineProblem
 
 from .kernel_runner import build
 from .layers import GATED, Data, Layer, assert_matches, compute, undefined
@@ -116,7 +117,7 @@ def test_a_row_does_not_depend_on_the_other_rows():
 
 
 def test_results_of_pairs_are_kept_apart():
-    kernel = build(combine.separate(4, 20, "float16"))
+    kernel = build(combine.separate(CombineProblem(4, 20, "float16")))
     ids, pairs = RANDOM.integers(-1, 6, (7, 3)).astype(np.int32), RANDOM.standard_normal((21, 20), np.float32)
     y = kernel(ids, pairs, undefined((7, 3, 20), "float16"))
     served = (ids >= 0) & (ids < 4)
@@ -162,4 +163,21 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
     assert "blocks of 20 rows" in grouped_gemm_simt.why_not(dataclasses.replace(problem, block_rows=20))
     assert "float64" in grouped_gemm_simt.why_not(dataclasses.replace(problem, dtype="float64"))
     assert "reads 8 at once" in grouped_gemv.why_not(dataclasses.replace(problem, inner=100))
-    assert "float64" in combine.why_not("float32", "float64") and combine.why_not("float32", "float16") is None
+    mixed = CombineProblem(4, 20, "float32", pair_dtype="float16")
+    assert combine.COMBINE.why_not(mixed, "sm_80") is None
+    assert "float64" in combine.COMBINE.why_not(dataclasses.replace(mixed, weight_dtype="float64"), "sm_80")
+
+
+@pytest.mark.parametrize(
+    ("stored", "matrix_bytes"),
+    [
+        (None, 2 * 64 * 32 * 2),
+        (PackedFormat("int4", 32, "float16"), 2 * 64 * 32 * (4 + 16 / 32) / 8),
+        (PackedFormat("mxfp4", 32, "float8_e8m0fnu"), 2 * 64 * 32 * (4 + 8 / 32) / 8),
+        (PackedFormat("int8"), 2 * 64 * 32 * (8 + 32 / 64) / 8),
+    ],
+)
+def test_intensity_where_the_matrix_is_read_once(stored, matrix_bytes):
+    types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "float32"}
+    found = GroupedProblem(8, 64, 32, gated=True, stored=stored, **types).intensity(rows=3)
+    assert found == pytest.approx(3 * 2 * 2 * 64 * 32 / (matrix_bytes + 3 * (64 * 2 + 32 * 4)))

@@ -10,6 +10,7 @@ import pytest
 
 from moec.simulators.cuda import emulated_library
 from moec.targets.cuda.kernels import combine
+from moec.targets.tvm.lower.experts import CombineProblem
 
 from . import kernel_runner
 from .layers import undefined
@@ -26,7 +27,7 @@ def moved(by: int, source: str, launches: list, **options: object) -> object:
 @pytest.mark.parametrize("by", [-1, 0, 1])
 def test_a_number_beside_an_array_cannot_be_read(monkeypatch, by):
     monkeypatch.setattr(kernel_runner, "emulated_library", functools.partial(moved, by))
-    run = kernel_runner.build(combine.separate(4, 20, "float16"))
+    run = kernel_runner.build(combine.separate(CombineProblem(4, 20, "float16")))
     ids, pairs = np.zeros((7, 3), np.int32), np.arange(420, dtype=np.float32).reshape(21, 20)
     if by == 0:
         y = run(ids, pairs, undefined((7, 3, 20), "float16"))

@@ -18,6 +18,7 @@ from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.tvm.lower.experts import CombineProblem
 
 from .kernel_runner import build, source_of
 from .layers import DTYPES
@@ -69,9 +70,13 @@ def test_an_expert_far_behind(kernel, stored):
     assert pair == 0 or not result[:slots].any()
 
 
+def _combined(**options: Any) -> CombineProblem:
+    return CombineProblem(256, 7168, "bfloat16", **options)
+
+
 LARGE_BUFFERS = {
-    "combine": (lambda: combine.combine(256, 7168, "bfloat16", weighted=True, identity_experts=1), {"x", "pairs", "y"}),
-    "separate": (lambda: combine.separate(256, 7168, "bfloat16"), {"pairs", "y"}),
+    "combine": (lambda: combine.combine(_combined(weighted=True, identity_experts=1)), {"x", "pairs", "y"}),
+    "separate": (lambda: combine.separate(_combined()), {"pairs", "y"}),
     "round": (lambda: round_blocks(Rounding(7168, 128), 64), {"rows"}),
 }
 """Kernels of which a block has to run for every row, and the tensors with a row per token or pair."""

@@ -25,7 +25,8 @@ from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
 from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 from moec.targets.cuda.nvcc import compile_source, find_tool
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.lower.route import RouteProblem
 
 from ..ptx.machine import Program
 from .kernel_runner import source_of
@@ -47,7 +48,7 @@ _ATTENTION = AttentionProblem(256, 256, 1 / 16, 4, causal="lengths", softcap=30.
 INT4 = PackedFormat("int4", 128, "float16")
 SILU = experts_epilogue(ExpertsSpec())
 KERNELS = {
-    "route": lambda: route.route(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512),
+    "route": lambda: route.route(RouteProblem(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512)),
     "dispatch": lambda: dispatch.dispatch(256, 64),
     "scatter_pairs": lambda: dispatch_many.scatter_pairs(256),
     "take_tokens": lambda: expert_choice.take_tokens(256, 64),

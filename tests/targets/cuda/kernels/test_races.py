@@ -11,6 +11,7 @@ from moec.targets.cuda.kernels import dispatch, dispatch_many, expert_choice, ro
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
+from moec.targets.tvm.lower.route import RouteProblem
 
 from .kernel_runner import build
 from .layers import Data, Layer, assert_matches
@@ -28,7 +29,7 @@ def test_routing_in_order():
     spec = RouteSpec(k=4, score="sigmoid", groups=4, groups_kept=2, group_score="sum_top2", normalize=True)
     logits = RANDOM.standard_normal((5, 40), np.float32)
     outputs = np.zeros((5, 4), np.float32), np.zeros((5, 4), np.int32)
-    _, experts = build(route.route(spec, 40), watch=True).outputs(2, logits, *outputs)
+    _, experts = build(route.route(RouteProblem(spec, 40)), watch=True).outputs(2, logits, *outputs)
     np.testing.assert_array_equal(experts, semantics.route(spec, logits)[1])
 
 
@@ -56,8 +57,9 @@ def test_dispatch_of_chunks_in_order():
 
 
 def test_experts_choose_in_order():
+    spec = RouteSpec(k=3, selection="expert_choice", capacity=100)
     keys = RANDOM.integers(0, 4, (3, 600)).astype(np.uint32)
-    taken = build(expert_choice.take_tokens(3, 100), watch=True)(keys, np.zeros((600, 3), np.int32))
+    taken = build(expert_choice.take_tokens(RouteProblem(spec, 3)), watch=True)(keys, np.zeros((600, 3), np.int32))
     best = np.sort(np.argsort(-keys.astype(np.int64), axis=1, kind="stable")[:, :100])
     np.testing.assert_array_equal(np.nonzero(taken.T >= 0)[1].reshape(3, 100), best)
 

@@ -63,5 +63,6 @@ def test_only_rows_in_use_change():
 
 
 def test_a_type_that_is_not_stored_has_a_reason():
-    assert [round_rows.why_not(dtype) for dtype in DTYPES] == [None] * 3
-    assert "float64" in round_rows.why_not("float64")
+    why_not = round_rows.ROUND.why_not
+    assert [why_not(Rounding(8, 0, np.dtype(dtype).name), "sm_80") for dtype in DTYPES] == [None] * 3
+    assert "float64" in why_not(Rounding(8, 0, "float64"), "sm_80")

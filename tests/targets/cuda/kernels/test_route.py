@@ -11,6 +11,7 @@ import pytest
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec
 from moec.targets.cuda.kernels import capacity, route
+from moec.targets.tvm.lower.route import RouteProblem
 
 from .kernel_runner import build
 
@@ -74,7 +75,7 @@ ROUTERS = {
 @pytest.mark.parametrize("name", list(ROUTERS))
 def test_router(name):
     spec, experts = ROUTERS[name]
-    kernel = build(route.route(spec, experts))
+    kernel = build(route.route(RouteProblem(spec, experts)))
     for tokens in TOKENS:
         check(kernel, spec, 2 * RANDOM.standard_normal((tokens, experts), np.float32))
 
@@ -84,24 +85,24 @@ def test_router(name):
 )
 def test_ties_and_numbers_that_are_none(score):
     spec = RouteSpec(k=3, score=score)
-    check(build(route.route(spec, 8)), spec, ODD_LOGITS)
+    check(build(route.route(RouteProblem(spec, 8))), spec, ODD_LOGITS)
 
 
 @pytest.mark.parametrize("group_score", ["max", "sum_top2"])
 def test_groups_with_ties_and_numbers_that_are_none(group_score):
     spec = RouteSpec(k=4, score="identity", groups=4, groups_kept=2, group_score=group_score)
-    check(build(route.route(spec, 8)), spec, ODD_LOGITS)
+    check(build(route.route(RouteProblem(spec, 8))), spec, ODD_LOGITS)
 
 
 def test_sparse_mixer_with_ties_and_numbers_that_are_none():
     spec = RouteSpec(k=2, score="sparsemixer", jitter=0.01)
-    check(build(route.route(spec, 8)), spec, ODD_LOGITS)
+    check(build(route.route(RouteProblem(spec, 8))), spec, ODD_LOGITS)
 
 
 def test_a_bias_moves_the_choice_and_not_the_weight():
     spec = RouteSpec(k=4, score="sigmoid")
     logits, bias = RANDOM.standard_normal((37, 64), np.float32), RANDOM.standard_normal(64, np.float32)
-    check(build(route.route(spec, 64, biased=True)), spec, logits, bias)
+    check(build(route.route(RouteProblem(spec, 64, biased=True))), spec, logits, bias)
     assert (semantics.route(spec, logits, bias)[1] != semantics.route(spec, logits)[1]).any()
 
 
@@ -109,7 +110,7 @@ def test_a_bias_moves_the_choice_and_not_the_weight():
 def test_half_precision(dtype):
     spec = RouteSpec(k=8, normalize=True)
     logits = RANDOM.standard_normal((37, 1024)).astype(dtype)
-    check(build(route.route(spec, 1024, np.dtype(dtype).name)), spec, logits, tolerance=1e-2)
+    check(build(route.route(RouteProblem(spec, 1024, np.dtype(dtype).name))), spec, logits, tolerance=1e-2)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -119,7 +120,7 @@ def test_capacity_serves_first_choices_first(tokens):
     routed = semantics.route(dataclasses.replace(spec, capacity=0), logits)
     expected = semantics.route(spec, logits)
     outputs = np.full((tokens, 3), 7, np.float32), np.full((tokens, 3), -7, np.int32)
-    weights, experts = build(capacity.capacity(16, 20)).outputs(2, *routed, *outputs)
+    weights, experts = build(capacity.capacity(RouteProblem(spec, 16))).outputs(2, *routed, *outputs)
     np.testing.assert_array_equal(experts, expected[1])
     np.testing.assert_array_equal(weights, expected[0])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.targets.cuda.kernels import row_share
 from moec.targets.cuda.kernels.normalization import normalize
 from moec.targets.cuda.kernels.row_share import RowLayout
-from moec.targets.cuda.kernels.softmax import softmax
+from moec.targets.cuda.kernels.softmax import SOFTMAX, softmax
+from moec.targets.tvm.lower.rows import RowProblem
 
 from .kernel_runner import build
 from .layers import DTYPES, undefined
@@ -72,4 +72,5 @@ def test_normalisation(name, centred):
 
 
 def test_what_cannot_be_loaded_has_a_reason():
-    assert "float64" in row_share.why_not("float64") and row_share.why_not("float16") is None
+    assert SOFTMAX.why_not(RowProblem(40, "float16"), "sm_80") is None
+    assert "float64" in SOFTMAX.why_not(RowProblem(40, "float64"), "sm_80")

@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 from moec.ir.dialect import RouteSpec
 from moec.targets.cuda.kernels import dispatch, route
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
+from moec.targets.tvm.lower.route import RouteProblem
 
 from .kernel_runner import source_of
 
@@ -36,7 +37,7 @@ def test_names_and_loops_stay():
 
 
 @pytest.mark.parametrize(
-    "kernel", [route.route(RouteSpec(k=8), 256), dispatch.dispatch(256, 64)], ids=["route", "dispatch"]
+    "kernel", [route.route(RouteProblem(RouteSpec(k=8), 256)), dispatch.dispatch(256, 64)], ids=["route", "dispatch"]
 )
 def test_no_value_stays_hidden(kernel):
     source = source_of(kernel)

@@ -10,7 +10,7 @@ import numpy as np
 from moec.targets.cuda.kernels.attention_few import attention_few
 from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
-from moec.targets.tvm.attention import AttentionProblem
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ...attention_cases import expected, operands
 from .launches import Launch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from tvm import relax
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import reshape, static_size, transpose
+from moec.targets.tvm.nodes import refuse_outputs, reshape, static_size, transpose
 
 Causal = Literal["", "first", "last", "lengths"]
 
@@ -54,7 +55,26 @@ class AttentionInputs:
     new_keys: Any
 
 
-def attention_inputs(lowering: LoweringContext, node: ir.Node) -> AttentionInputs:
+Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, relax.TensorType], relax.Expr]
+"""A target's part: the result [B, H, S, Dv], of that type."""
+
+
+def lower_attention(lowering: LoweringContext, node: ir.Node, attend: Attend) -> list[relax.Expr]:
+    """Result, present keys and present values.
+
+    Raises UnsupportedError for the scores as an output, for dynamic head sizes and counts, and for a causal mask over
+    a cache to which more or fewer keys are added than there are queries.
+    """
+    refuse_outputs(node, 3)
+    inputs = _attention_inputs(lowering, node)
+    problem = _attention_problem(node, inputs)
+    batch, heads, queries, _ = inputs.query.ty.shape
+    output = relax.TensorType([batch, heads, queries, problem.value_size], str(inputs.query.ty.dtype))
+    result = attend(lowering, node, inputs, problem, output)
+    return [_joined_heads(lowering, node, result), inputs.key, inputs.value]
+
+
+def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> AttentionInputs:
     query = _heads(lowering, node, 0, "q_num_heads")
     new_key, new_value = (_heads(lowering, node, position, "kv_num_heads") for position in (1, 2))
     past_key, past_value, used = (optional_input(node, position) for position in (4, 5, 6))
@@ -65,7 +85,7 @@ def attention_inputs(lowering: LoweringContext, node: ir.Node) -> AttentionInput
     return AttentionInputs(query, key, value, _mask(lowering, node, key), lengths, new_key.ty.shape[2])
 
 
-def joined_heads(lowering: LoweringContext, node: ir.Node, result: relax.Expr) -> relax.Expr:
+def _joined_heads(lowering: LoweringContext, node: ir.Node, result: relax.Expr) -> relax.Expr:
     """The result [B, H, S, Dv] as the node has it: [B, S, H * Dv] where its query has rank 3."""
     if len(lowering.shape(required_input(node, 0))) == 4:
         return result
@@ -124,7 +144,7 @@ def _check_sizes(inputs: AttentionInputs) -> None:
             raise UnsupportedError(f"the {what} is {' and '.join(map(str, sizes))}; expected the same")
 
 
-def attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProblem:
+def _attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProblem:
     _check_sizes(inputs)
     head_size, value_size = (static_size(tensor.ty.shape[3]) for tensor in (inputs.query, inputs.value))
     if head_size is None or value_size is None:

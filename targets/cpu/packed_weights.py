@@ -10,11 +10,11 @@ from tvm import relax
 from moec.errors import UnsupportedError
 from moec.ir.weights.encode import StoredMatrix
 from moec.ir.weights.stored import StoredWeight
-from moec.runtime.tuning import CROSSOVER
 from moec.targets.cpu.kernels import pack_experts
 from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
 from moec.targets.cpu.kernels.stored import TiledFormat
+from moec.targets.tvm.crossover import Crossover
 from moec.targets.tvm.heavy import LoweringContext
 
 Parts = Callable[[int], Sequence[StoredMatrix]]
@@ -39,29 +39,32 @@ def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[Tiled
     return distinct, tuple(map(distinct.index, formats)) if len(distinct) > 1 else ()
 
 
-def crossover_name(problem: GroupedProblem) -> str | None:
-    """The weight that holds the crossover of products of this shape, which all of them share; None if there is none."""
+def crossover_of(problem: GroupedProblem) -> Crossover | None:
+    """From how many rows of an expert on products of this shape use matrix tiles; None if they never do."""
     if not any(product.tiles_used for product in problem.multiplications):
         return None
     formats = "+".join(stored.name for stored in problem.formats)
     sizes = f"{problem.experts}x{problem.inner}x{problem.width}{'x2' if problem.gated else ''}"
-    return f"{CROSSOVER}{problem.arithmetic}.{formats}.{sizes}"
+    name = f"crossover.{problem.arithmetic}.{formats}.{sizes}"
+    return Crossover(name, "rows", CROSSOVER_ROWS[problem.arithmetic])
 
 
 def add_weights(lowering: LoweringContext, name: str, problem: GroupedProblem, parts: Parts) -> list[relax.Var]:
     """The packed arrays as parameters of the program, in the order in which the kernel takes them."""
+    crossover = crossover_of(problem)
     packers = {"weights": pack_experts.pack_data, "scales": pack_experts.pack_scales, "zeros": pack_experts.pack_zeros}
 
     def loader(role: str) -> Callable[[], np.ndarray | Iterator[np.ndarray]]:
         kind = role.rstrip("0123456789")
         if kind == "table":
             return problem.table
-        if kind == "crossover":
-            return lambda: np.array([CROSSOVER_ROWS[problem.arithmetic]], np.int32)
+        if crossover is not None and kind == "crossover":
+            estimate = crossover.estimate
+            return lambda: np.array([estimate], np.int32)
         experts = problem.experts_in(int(role[len(kind) :]))
         return lambda: (packers[kind](problem, expert, parts(expert)) for expert in experts)
 
-    names = {"crossover": crossover_name(problem)}
+    names = {} if crossover is None else {"crossover": crossover.name}
     return [
         lowering.add_weight(
             names.get(one.name) or f"{name}.{one.name}", [int(size) for size in one.shape], one.dtype, loader(one.name)

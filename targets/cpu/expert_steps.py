@@ -1,4 +1,4 @@
-"""Rows sorted by expert, and their products with the experts' weights: the steps that the MoE operators share."""
+"""The steps that the MoE operators share on a CPU: rows sorted by expert, and their products with weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
+from moec.common.work import GroupedWork
 from moec.errors import UnsupportedError
 from moec.targets.cpu.kernels import dispatch, gather, grouped_gemm
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
-from moec.targets.cpu.kernels.quantize_rows import QuantizedRows, quantize_rows
-from moec.targets.cpu.moe_kernels import DISPATCH, GATHER, PRODUCTS, QUANTIZE, RowsProblem
-from moec.targets.cpu.stored_weights import crossover_name
+from moec.targets.cpu.kernels.gather import GATHER, GATHER_QUANTIZED, GatheredRows
+from moec.targets.cpu.kernels.grouped_gemm import GROUPED_GEMM, GROUPED_GEMM_GATED, GroupedProblem
+from moec.targets.cpu.kernels.quantize_rows import QUANTIZE, QuantizedRows
+from moec.targets.cpu.packed_weights import crossover_of
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.kernel import KernelCall, select
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import record_of
-from moec.targets.tvm.selection import select
+
+PRODUCTS = (GROUPED_GEMM_GATED, GROUPED_GEMM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +71,13 @@ def quantized_rows(
         relax.TensorType((rows, quantized.scales), "float32"),
         relax.TensorType((rows, quantized.sums), "int32"),
     ]
-    chosen = select(QUANTIZE, RowsProblem(problem.inner, dtype), problem.machine)
-    record = record_of(node, chosen, {"width": problem.inner, "group": problem.activation_group})
-    return lowering.call_kernel(quantize_rows(quantized, problem.machine), [x], outputs, record)
+    attributes = {"width": problem.inner, "group": problem.activation_group}
+    function, chosen = QUANTIZE.build(quantized, problem.machine), select((QUANTIZE,), quantized, problem.machine)
+    record = record_of(node, KernelCall(chosen, function, [x], attributes))
+    return lowering.call_kernel(function, [x], outputs, record)
 
 
-class GroupedProducts:
+class ExpertSteps:
     """The steps for one node."""
 
     def __init__(self, node: NodeLowering) -> None:
@@ -89,8 +93,9 @@ class GroupedProducts:
             relax.TensorType((1,), "int32"),
         ]
         attributes = {"experts": experts, "block_rows": dispatch.BLOCK_ROWS}
-        chosen = self._node.select(DISPATCH, experts)
-        return Sorted(*self._node.call(chosen, dispatch.dispatch(experts), [ids], outputs, attributes))
+        chosen = self._node.select((dispatch.DISPATCH,), experts)
+        called = KernelCall(chosen, dispatch.dispatch(experts), [ids], attributes)
+        return Sorted(*self._node.call(called, outputs))
 
     def gather(
         self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: GroupedProblem, weighted: bool
@@ -101,12 +106,13 @@ class GroupedProducts:
             return self._gather_quantized(x, weights, ordered, problem, weighted)
         dtype, out_dtype = str(x.ty.dtype), problem.arithmetic
         options = {"weighted": weighted, "weight_dtype": str(weights.ty.dtype), "out_dtype": out_dtype}
-        kernel = gather.gather(problem.inner, dtype, filled=problem.padded_inner, **options)
+        function = GATHER.build(problem.inner, dtype, filled=problem.padded_inner, **options)
         width = gather.row_width(problem.padded_inner, 2 if out_dtype == "bfloat16" else 4)
         output = relax.TensorType((ordered.pairs + gather.SPARE_ROWS, width), out_dtype)
-        chosen = self._node.select(GATHER, RowsProblem(problem.inner, dtype))
+        chosen = self._node.select((GATHER,), GatheredRows(problem.inner, dtype))
         arguments = [x, weights, ordered.order, ordered.offsets]
-        return tuple(self._node.call(chosen, kernel, arguments, [output], {"weighted": weighted, "rows": out_dtype}))
+        attributes = {"weighted": weighted, "rows": out_dtype}
+        return tuple(self._node.call(KernelCall(chosen, function, arguments, attributes), [output]))
 
     def _gather_quantized(
         self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: GroupedProblem, weighted: bool
@@ -115,10 +121,11 @@ class GroupedProducts:
         pairs = ordered.pairs + gather.SPARE_ROWS
         outputs = [relax.TensorType((pairs, tensor.ty.shape[1]), str(tensor.ty.dtype)) for tensor in tokens]
         row_bytes = int(tokens[0].ty.shape[1])
-        kernel = gather.gather_quantized(row_bytes, weighted=weighted, weight_dtype=str(weights.ty.dtype))
-        chosen = self._node.select(GATHER, RowsProblem(problem.inner, "int8", quantized=True))
+        function = GATHER_QUANTIZED.build(row_bytes, weighted=weighted, weight_dtype=str(weights.ty.dtype))
+        chosen = self._node.select((GATHER_QUANTIZED,), GatheredRows(problem.inner, "int8"))
         arguments = [*tokens, weights, ordered.order, ordered.offsets]
-        return tuple(self._node.call(chosen, kernel, arguments, outputs, {"weighted": weighted, "rows": "int8"}))
+        attributes = {"weighted": weighted, "rows": "int8"}
+        return tuple(self._node.call(KernelCall(chosen, function, arguments, attributes), outputs))
 
     def quantize(self, x: relax.Expr, problem: GroupedProblem, rows: Any) -> Rows:
         return tuple(quantized_rows(self._node.lowering, self._node.node, problem, x, rows))
@@ -141,7 +148,8 @@ class GroupedProducts:
         filled, out_dtype, spare = 0, "float32", 0
         if next_problem is not None and next_problem.arithmetic != "int8":
             filled, out_dtype, spare = next_problem.padded_inner, next_problem.arithmetic, gather.SPARE_ROWS
-        kernel = grouped_gemm.grouped_gemm(
+        chosen = self._node.select(PRODUCTS, problem)
+        function = chosen.kernel.build(
             problem,
             epilogue,
             input_width=int(rows[0].ty.shape[1]),
@@ -151,25 +159,44 @@ class GroupedProducts:
         )
         width = grouped_gemm.out_width(problem, filled, out_dtype)
         output = relax.TensorType((ordered.pairs + spare, width), out_dtype)
-        arguments = [*rows, ordered.order, ordered.blocks, ordered.block_count, *weights, bias]
-        rows_out = "in the order of the pairs" if scattered else "sorted by expert"
-        return self._node.call(
-            self._node.select(PRODUCTS, problem),
-            kernel,
-            arguments,
-            [output],
-            {**product_attributes(problem), **attributes, "rows_out": rows_out},
-            requirements=tuple(
-                dict.fromkeys(feature for one in problem.multiplications for feature in one.requirements)
-            ),
-        )[0]
+        called = KernelCall(
+            chosen,
+            function,
+            [*rows, ordered.order, ordered.blocks, ordered.block_count, *weights, bias],
+            {**product_attributes(problem), **attributes, "scattered": scattered},
+            crossovers_of(problem),
+            requires=tuple(dict.fromkeys(feature for one in problem.multiplications for feature in one.requirements)),
+            work=_work_of(problem),
+        )
+        return self._node.call(called, [output])[0]
+
+
+def _work_of(problem: GroupedProblem) -> GroupedWork:
+    return GroupedWork(
+        problem.inner,
+        problem.width,
+        2 if problem.gated else 1,
+        problem.arithmetic,
+        tuple(_weight_bits(problem)),
+        problem.format_of,
+        problem.widths or problem.inners,
+        "width" if problem.widths else "inner",
+    )
+
+
+def _weight_bits(problem: GroupedProblem) -> list[float]:
+    return [round(stored.bits_per_weight(problem.inner), 3) for stored in problem.formats]
+
+
+def crossovers_of(problem: GroupedProblem) -> tuple[str, ...]:
+    """Names of the crossovers that a product reads."""
+    crossover = crossover_of(problem)
+    return () if crossover is None else (crossover.name,)
 
 
 def product_attributes(problem: GroupedProblem) -> dict[str, Any]:
     """What the artifact says about a grouped product."""
-    crossover = crossover_name(problem)
     return {
-        **({} if crossover is None else {"crossover": crossover}),
         "experts": problem.experts,
         "inner": problem.inner,
         "width": problem.width,
@@ -177,7 +204,7 @@ def product_attributes(problem: GroupedProblem) -> dict[str, Any]:
         "formats": [stored.name for stored in problem.formats],
         "format_of": list(problem.format_of),
         "hidden_sizes": list(problem.widths or problem.inners),
-        "weight_bits": [round(stored.bits_per_weight(problem.inner), 3) for stored in problem.formats],
+        "weight_bits": _weight_bits(problem),
         "arithmetic": problem.arithmetic,
         "activation_group": problem.activation_group,
         "skips_zeros": problem.skips_zeros,

@@ -1,0 +1,98 @@
+"""A kernel as one thing: what it computes, which problems it can do and how, and what makes it.
+
+A kernel stands in the file that makes it. An operator has a tuple of them in order of preference, of which the first
+that can do the problem is taken: a new kernel is a file, and one more row before those it outdoes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax, tirx
+
+from moec.common.work import WorkModel
+from moec.errors import UnsupportedError
+from moec.targets.base import Candidate
+
+STORAGE_TYPES = ("float32", "float16", "bfloat16")
+"""Element types that kernels load and store; they compute in float32."""
+
+
+def never(problem: Any, machine: Any) -> None:
+    """No reason against any problem."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """``computes``: the formula, in one line. ``build`` makes the function; of kernels between which an operator
+    chooses, all take the same arguments. ``how`` says in words how a problem is done, and ``why_not`` why it cannot be
+    (None where it can); both depend on the problem and the machine alone. ``tile``: what a block of threads computes at
+    a time, in words."""
+
+    name: str
+    computes: str
+    build: Callable[..., tirx.PrimFunc]
+    how: Callable[[Any, Any], str]
+    why_not: Callable[[Any, Any], str | None] = never
+    tile: Callable[[Any], str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The kernel that was chosen, and the account of all that were considered."""
+
+    kernel: Kernel
+    candidates: list[Candidate]
+
+    def tile_of(self, problem: Any) -> dict[str, str]:
+        """What the artifact says about the kernel's tile; nothing where it has none."""
+        return {} if self.kernel.tile is None else {"tile": self.kernel.tile(problem)}
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelCall:
+    """A function of the kernel that was chosen, what it takes, and what the artifact says about it: ``attributes`` in
+    words and numbers, ``crossovers`` by name, and CPU features that it ``requires`` beyond those of any code for the
+    target."""
+
+    chosen: Selection
+    function: tirx.PrimFunc
+    arguments: Sequence[relax.Expr]
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    crossovers: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    work: WorkModel | None = None
+
+
+def select(kernels: Sequence[Kernel], problem: Any, machine: Any) -> Selection:
+    """The first kernel that can do the problem: ``kernels`` is in order of preference.
+
+    Raises UnsupportedError giving every kernel's reason if none can.
+    """
+    reasons = [kernel.why_not(problem, machine) for kernel in kernels]
+    winner = next((kernel for kernel, reason in zip(kernels, reasons, strict=True) if reason is None), None)
+    if winner is None:
+        given = "; ".join(f"{kernel.name}: {reason}" for kernel, reason in zip(kernels, reasons, strict=True))
+        raise UnsupportedError(f"no kernel can compute it: {given}")
+    candidates = []
+    for kernel, reason in zip(kernels, reasons, strict=True):
+        words = kernel.how(problem, machine) if reason is None else reason
+        beaten = reason is None and kernel is not winner
+        words = f"{words}; {winner.name} is preferred" if beaten else words
+        candidates.append(Candidate(kernel.name, reason is None, words, kernel is winner))
+    return Selection(winner, candidates)
+
+
+def why_not_stored(*dtypes: str) -> str | None:
+    """The reason why kernels cannot load or store tensors of these types, or None."""
+    for dtype in dtypes:
+        if dtype not in STORAGE_TYPES:
+            return f"element type {dtype}; the kernel takes {', '.join(STORAGE_TYPES)}"
+    return None
+
+
+def in_storage(how: str, dtype: str, *, sums: bool = True) -> str:
+    """How a kernel does its work, and how it stores its tensors; ``sums``: whether any sums are part of it."""
+    return f"{how}; {dtype} in memory{', float32 sums' if sums else ''}"

@@ -1,0 +1,43 @@
+"""Routing on any target: logits to weights and ids, and what a capacity drops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tvm import relax
+
+from moec.ir.dialect import RouteSpec, attributes_of, spec_of
+from moec.targets.tvm.kernel import Kernel, KernelCall
+from moec.targets.tvm.node_lowering import NodeLowering
+
+
+@dataclasses.dataclass(frozen=True)
+class RouteProblem:
+    """Routing with logits of type ``dtype`` over E experts; ``biased``: with correction biases, in float32."""
+
+    spec: RouteSpec
+    experts: int
+    dtype: str = "float32"
+    biased: bool = False
+
+
+def lower_route(node: NodeLowering, route: Kernel, capacity: Kernel) -> tuple[relax.Expr, relax.Expr]:
+    """Routing weights [T, k] and expert ids [T, k], by a target's kernels. ``route.build(problem)`` takes logits (and
+    biases) and gives both; ``capacity.build(problem)`` takes and gives both."""
+    spec = spec_of(node.node, RouteSpec)
+    logits, bias = node.input("logits"), node.inputs["correction_bias"]
+    tokens, experts = node.lowering.shape(logits)
+    dtype = node.lowering.dtype(logits)
+    problem = RouteProblem(spec, int(experts), dtype, biased=bias is not None)
+    arguments = [node.lowering.tensor(logits)]
+    if bias is not None:
+        arguments.append(node.cast(node.lowering.tensor(bias), "float32"))
+    outputs = [relax.TensorType((tokens, spec.k), dtype), relax.TensorType((tokens, spec.k), "int32")]
+    attributes = {"experts": int(experts), "score": spec.score, **attributes_of(spec)}
+    chosen = node.select((route,), problem)
+    weights, ids = node.call(KernelCall(chosen, route.build(problem), arguments, attributes), outputs)
+    if spec.capacity > 0 and spec.selection == "topk":
+        chosen = node.select((capacity,), problem)
+        called = KernelCall(chosen, capacity.build(problem), [weights, ids], {"capacity": spec.capacity})
+        weights, ids = node.call(called, outputs)
+    return weights, ids

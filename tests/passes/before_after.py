@@ -92,16 +92,21 @@ def rewrite(text: str, passes: str, *cases: Mapping[str, Array], report: Report 
 def check(passes: str, before: str, after: str | None = None, *cases: Mapping[str, Array]) -> list[Remark]:
     """Assert that ``passes`` make ``after`` of ``before``, or leave it as it is, and that it still computes the same on
     ``cases``, or else on random numbers, unless a pass is lossy. Returns the remarks."""
-    expected, report = model_of(before if after is None else after), Report()
+    after, report = before if after is None else after, Report()
     if any(one.exactness == "lossy" for one in pipeline.parse(passes)):
         assert not cases
     elif not cases:
-        cases = (_random_inputs(expected),)
-    model = rewrite(before, passes, *cases, report=report)
+        cases = (_random_inputs(model_of(before)),)
+    assert_shown(rewrite(before, passes, *cases, report=report), after)
+    return report.remarks
+
+
+def assert_shown(model: ir.Model, text: str) -> None:
+    """The model is what ``text`` says."""
+    expected = model_of(text)
     types = any(value.type for node in expected.graph for value in node.outputs if not value.is_graph_output())
     found, wanted = shown(model, types=types), shown(expected, types=types)
     assert found == wanted, "\n" + "\n".join(difflib.ndiff(wanted, found))
-    return report.remarks
 
 
 def _random_inputs(model: ir.Model) -> dict[str, Array]:

@@ -8,7 +8,7 @@ from moec.errors import MoecError
 from moec.passes.fold_constants import FoldConstants
 from moec.passes.framework.base import Report
 
-from .before_after import check, model_of
+from .before_after import assert_shown, check, model_of
 
 PASSES = "fold-constants,remove-dead-nodes"
 
@@ -35,17 +35,17 @@ def test_what_depends_on_an_input_is_not_folded():
     check(PASSES, "(float[T] x) => (float[T] y) <float two = {2}> { s = Mul (x, two) y = Add (s, two) }")
 
 
-def test_random_operators_and_quantisation_stay(rewrite, operators):
+def test_random_operators_and_quantisation_stay(rewrite):
     text = """(float[T] x) => (float[T] y) <int8[1] q = {3}, float scale = {0.5}, float[1] like = {0}> {
         w = DequantizeLinear (q, scale) r = RandomNormalLike (like) s = Add (w, r) y = Add (x, s) }"""
-    assert operators(rewrite(text, "fold-constants")) == ["DequantizeLinear", "RandomNormalLike", "Add", "Add"]
+    assert_shown(rewrite(text, "fold-constants"), text)
 
 
-def test_an_operator_without_a_reference_stays(rewrite, operators):
+def test_an_operator_without_a_reference_stays(rewrite):
     text = """(float[1,1,1,1] x) => (float[1,1,1,1] y)
         <float[1,1,1,1] image = {2}, float[1,5] region = {0, 0, 0, 0, 0}> {
         s = MaxRoiPool <pooled_shape = [1, 1]> (image, region) y = Add (x, s) }"""
-    assert operators(rewrite(text, "fold-constants")) == ["MaxRoiPool", "Add"]
+    assert_shown(rewrite(text, "fold-constants"), text)
 
 
 def test_running_out_of_memory_is_not_hidden(rewrite, monkeypatch):

@@ -146,8 +146,8 @@ def _call(model: ir.Model, node: ir.Node, function: onnx.FunctionProto, overload
     while function.output[-1] not in computed:  # an optional output that the node does not have
         del function.output[-1]
     function.domain, function.overload = _DOMAIN, overload
-    for one in function.opset_import:
-        one.version = model.graph.opset_imports.get(one.domain, one.version)
+    for opset in function.opset_import:
+        opset.version = model.graph.opset_imports.get(opset.domain, opset.version)
     node.domain, node.overload = _DOMAIN, overload
     model.graph.opset_imports[_DOMAIN] = 1
     made = ir.serde.deserialize_function(function)

@@ -178,11 +178,11 @@ class _Printer:
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         if node.overload:
             operator += f":{node.overload}"
-        for one in node.attributes.values():
-            if not one.is_ref() and one.type not in _PRINTABLE:
-                kind = one.type.name.lower()
+        for attribute in node.attributes.values():
+            if not attribute.is_ref() and attribute.type not in _PRINTABLE:
+                kind = attribute.type.name.lower()
                 raise UnsupportedError(
-                    f"node {node_name(node)!r} ({operator_name(node)}): attribute {one.name} is of type {kind}; "
+                    f"node {node_name(node)!r} ({operator_name(node)}): attribute {attribute.name} is of type {kind}; "
                     "expected a number, a text, a tensor, a graph, or a list of numbers or texts"
                 )
         attributes = [self._attribute(node.attributes[key], indent) for key in sorted(node.attributes)]

@@ -56,13 +56,13 @@ class Inliner(Writer):
             inside.replace_all_uses_with(outside)
         copied = list(copy)
         copy.remove(copied)
-        for one in copied:
-            tensor = ir.convenience.get_const_tensor(one.outputs[0]) if one.op_type == "Constant" else None
+        for node in copied:
+            tensor = ir.convenience.get_const_tensor(node.outputs[0]) if node.op_type == "Constant" else None
             if tensor is None:
-                self._adopt(one)
+                self._adopt(node)
             else:
-                given[one.outputs[0]] = self._constant_like(tensor, str(one.outputs[0].name))
-                one.outputs[0].replace_all_uses_with(given[one.outputs[0]])
+                given[node.outputs[0]] = self._constant_like(tensor, str(node.outputs[0].name))
+                node.outputs[0].replace_all_uses_with(given[node.outputs[0]])
         return [given.get(value, value) for value in results]
 
     def undo(self) -> None:

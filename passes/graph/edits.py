@@ -102,7 +102,7 @@ def remove_unused(graph: ir.Graph, value: ir.Value) -> None:
     if node is None:
         graph.initializers.pop(str(value.name), None)
         return
-    inputs = [one for one in node.inputs if one is not None]
+    inputs = [operand for operand in node.inputs if operand is not None]
     graph.remove(node, safe=True)
-    for one in inputs:
-        remove_unused(graph, one)
+    for operand in inputs:
+        remove_unused(graph, operand)

@@ -1,4 +1,4 @@
-"""Experts' weights in 8 or 4 bits."""
+"""Experts' weights in 8 bits or fewer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import onnx_ir as ir
 from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
-from moec.ir.weights.format import MX_GROUP, WeightFormat
+from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.weights.choice import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
+from moec.passes.weights.choice import check_options, input_sizes, quantize_activations, resolve_format
 from moec.passes.weights.loss import layer_of, loss
 from moec.passes.weights.store import store
 
-Choice = Literal["int8", "int4", "mxfp4", "keep"]
+Choice = Literal[QuantizedName, "keep"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,11 @@ class QuantizeExperts:
        ``experts`` restricts the pass to some ids: ``0-3+8`` are 0, 1, 2, 3 and 8. Runs of consecutive experts with
        different formats are joined by Concat.
     3. ``group``: consecutive inputs that share a scale, 0 for all. Without it, int8 has one scale per output channel,
-       mxfp4 groups of 32, and int4 those that other weights of the node have, or else the largest of 128, 64 and 32
-       that divides the inputs of every projection (32 where none does: then the last group is shorter).
-       ``zero_points`` stores int8 and int4 unsigned.
-    4. Products are computed in int8 once every weight of the node is quantised; until then their arithmetic stays.
+       fp8 too, mxfp4 groups of 32, and int4 those that other weights of the node have, or else the largest of 128, 64
+       and 32 that divides the inputs of every projection (32 where none does: then the last group is shorter). int3 and
+       int2 have groups of 64 or 32 likewise. ``zero_points`` stores integers unsigned.
+    4. Products are computed in int8 once every weight of the node is quantised to anything but fp8; until then their
+       arithmetic stays.
        ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are 128, or
        192, 96, 64 or 32 where 128 does not divide all inputs or is no multiple of the weights' groups; those of the
        weights where none does, and all activations of a token where weights have groups of several sizes.
@@ -83,8 +84,9 @@ class QuantizeExperts:
             return False
         sizes = input_sizes(before)
         others = {form.group for weight in before.weights.values() for form in weight.formats} - {0}
-        if "mxfp4" in {self._choice(name) for name in before.weights}:
-            others.add(MX_GROUP)
+        for choice in map(self._choice, before.weights):
+            only = () if choice == "keep" else ELEMENTS[choice].groups
+            others |= set(only) if len(only) == 1 else set()
         wanted = {name: self._wanted(node, name, one.formats, sizes, others) for name, one in before.weights.items()}
         if not any([store(node, name, formats) for name, formats in wanted.items()]):
             report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")

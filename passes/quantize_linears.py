@@ -1,4 +1,4 @@
-"""Dense layers' weights in 8 or 4 bits."""
+"""Dense layers' weights in 8 bits or fewer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
+from moec.ir.weights.format import QuantizedName
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.weights.choice import QuantizedName, check_options, input_sizes, quantize_activations, resolve_format
+from moec.passes.weights.choice import check_options, input_sizes, quantize_activations, resolve_format
 from moec.passes.weights.linears import NONE_FOUND, make_linears
 from moec.passes.weights.loss import layer_of, loss
 from moec.passes.weights.store import store

@@ -28,6 +28,7 @@ from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.opsets import OPSET, version_for
 from moec.ir.semantics import experts, grouped_matmul, linear, moe, route
+from moec.ir.weights.stored import WIDTH
 
 __all__ = [
     "EvaluationError",
@@ -87,6 +88,7 @@ class Evaluator:
         function_protos = [ir.serde.serialize_function(function) for function in functions]
         for proto in (*protos, *(node for function in function_protos for node in function.node)):
             _name_unused_outputs(proto)
+            _forget_width(proto)
             if self._dtype is not None:
                 _widen_node(proto)
         # Feeds may have any name. One declared input makes onnx.reference resolve operators that depend on their input
@@ -275,6 +277,15 @@ def _name_unused_outputs(node: onnx.NodeProto) -> None:
         for body in (attribute.g, *attribute.graphs):
             for inner in body.node:
                 _name_unused_outputs(inner)
+
+
+def _forget_width(node: onnx.NodeProto) -> None:
+    """How many bits of a type are used (:mod:`moec.ir.weights.stored`) changes no number, and onnx.reference refuses
+    attributes that it does not know."""
+    if node.op_type == "DequantizeLinear":
+        kept = [attribute for attribute in node.attribute if attribute.name != WIDTH]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def _widen_node(node: onnx.NodeProto) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 from moec.errors import MoecError
+from moec.ir.weights.format import QuantizedName
 
-_FORMAT = re.compile(r"(?P<name>int8|int4|mxfp4)(?:/(?P<group>\d+))?(?P<zero_points>z)?")
+_NAMES = get_args(QuantizedName)
+_FORMAT = re.compile(rf"(?P<name>{'|'.join(_NAMES)})(?:/(?P<group>\d+))?(?P<zero_points>z)?")
 _CASTS = ("bf16", "fp16")
 _TF32 = "tf32"
-EXPECTED = "tf32, bf16, fp16, int8, int4 or mxfp4; groups and zero points may follow: int8/64, int4/32z"
+FORMATS = f"tf32, bf16, fp16, {', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
+EXPECTED = f"{FORMATS}; groups and zero points may follow: int8/64, int4/32z"
 
 
 def with_formats(passes: str, experts: str | None = None, linears: str | None = None) -> str:

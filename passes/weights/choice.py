@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Literal
 
 import onnx_ir as ir
 
 from moec.errors import MoecError
 from moec.ir.dialect import ProductSpec
 from moec.ir.names import node_name
-from moec.ir.weights.format import MX_GROUP, WeightFormat
+from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 from moec.ir.weights.stored import input_axis
 from moec.passes.weights.loss import Layer
 from moec.passes.weights.store import set_arithmetic
-
-QuantizedName = Literal["int8", "int4", "mxfp4"]
 
 GROUPS = (128, 64, 32)
 """Sizes of groups that kernels are made for, from the fewest scales to the most."""
@@ -23,14 +20,18 @@ ACTIVATION_GROUPS = (128, 192, 96, 64, 32)
 """Sizes of groups of activations, from the best on: sums are scaled once per group, so small ones take time."""
 
 
-def check_options(pass_name: str, names: set[str | None], group: int | None, zero_points: bool) -> None:
+def check_options(pass_name: str, names: Set[str | None], group: int | None, zero_points: bool) -> None:
     """Raises MoecError for groups or zero points that a format does not have."""
     if group is not None and group < 0:
         raise MoecError(f"{pass_name}: group is {group}; expected a positive number, or 0 for one scale per channel")
-    if "mxfp4" in names and group not in (None, MX_GROUP):
-        raise MoecError(f"{pass_name}: mxfp4 has groups of {MX_GROUP}, found group={group}; leave the option out")
-    if "mxfp4" in names and zero_points:
-        raise MoecError(f"{pass_name}: mxfp4 has no zero points; leave the option out")
+    for name, elements in ELEMENTS.items():
+        if name not in names:
+            continue
+        if elements.groups and group not in (None, *elements.groups):
+            groups = " or ".join(map(str, elements.groups))
+            raise MoecError(f"{pass_name}: {name} has groups of {groups}, found group={group}; leave the option out")
+        if zero_points and not elements.whole:
+            raise MoecError(f"{pass_name}: {name} has no zero points; leave the option out")
 
 
 def input_sizes(layer: Layer) -> list[int]:
@@ -43,22 +44,24 @@ def resolve_format(
 ) -> WeightFormat:
     """The format with its group. ``sizes``: the inputs of all weights of the layer; ``others``: the groups that other
     weights of it have, for kernels are made for one size of groups."""
-    if name == "mxfp4":
-        return WeightFormat(name, MX_GROUP)
-    if group is None and name == "int4":
-        group = next(iter(others)) if len(others) == 1 else _common_group(sizes) or GROUPS[-1]
+    elements = ELEMENTS[name]
+    allowed = elements.groups or GROUPS
+    if group is None and elements.bits < 8:
+        shared = next(iter(others)) if len(others) == 1 else None
+        group = shared if shared in allowed else _common_group(sizes, allowed) or allowed[-1]
     group = group or 0
-    return WeightFormat(name, 0 if group >= max(sizes) else group, zero_points)
+    return WeightFormat(name, 0 if group >= max(sizes) and not elements.groups else group, zero_points)
 
 
 def quantize_activations(
     node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int], asked: int | None = None
 ) -> None:
-    """Let the products of a node be computed in int8, if all formats of its weights are quantised. Activations share
-    scales in larger groups than weights do, if all inputs divide into them, or in the groups ``asked`` for.
+    """Let the products of a node be computed in int8, if the numbers of all its weights, or twice these, are integers
+    of 8 bits. Activations share scales in larger groups than weights do, if all inputs divide into them, or in the
+    groups ``asked`` for.
 
     Raises MoecError for groups asked for that do not fit the inputs or the groups of the weights."""
-    if not all(form.quantized for form in formats):
+    if not all(form.quantized and form.elements.fits_bytes for form in formats):
         return
     groups = {form.group for form in formats} - {0}
     if asked is not None:
@@ -85,6 +88,6 @@ def _activation_group(groups: Set[int], sizes: Sequence[int]) -> int:
     return next((group for group in whole if all(size % group == 0 for size in sizes)), of_weights)
 
 
-def _common_group(sizes: Sequence[int]) -> int:
-    """The largest group that divides all sizes; 0 when none does."""
-    return next((group for group in GROUPS if all(size % group == 0 for size in sizes)), 0)
+def _common_group(sizes: Sequence[int], groups: Sequence[int]) -> int:
+    """The first of the groups that divides all sizes; 0 when none does."""
+    return next((group for group in groups if all(size % group == 0 for size in sizes)), 0)

@@ -47,7 +47,9 @@ def check(problem: GroupedProblem) -> None:
     if problem.arithmetic == "float32":
         return
     bfloat16 = problem.arithmetic == "bfloat16"
-    wrong = sorted({one.name for one in problem.formats if (one.element != "bfloat16" if bfloat16 else one.is_float)})
+    wrong = sorted(
+        {one.name for one in problem.formats if (one.element != "bfloat16" if bfloat16 else not one.fits_bytes)}
+    )
     if wrong:
         raise UnsupportedError(f"{problem.arithmetic} arithmetic with {', '.join(wrong)} weights has no CPU kernel")
     groups = sorted({product.dot_group for product in problem.multiplications})

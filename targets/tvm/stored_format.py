@@ -49,9 +49,14 @@ class StoredFormat:
         return not ELEMENTS[self.element].scales
 
     @property
+    def fits_bytes(self) -> bool:
+        """Whether integer products take its numbers."""
+        return ELEMENTS[self.element].fits_bytes and not self.is_float
+
+    @property
     def bits(self) -> int:
         """Bits of one weight, without scales."""
-        return ELEMENTS[self.element].signed.bitwidth
+        return ELEMENTS[self.element].bits
 
     @property
     def scale_storage(self) -> str:

@@ -161,7 +161,9 @@ def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("format=fp8", "expected one of int8, int4, mxfp4"),
+        ("format=int5", "expected one of int8, int4, int3, int2, mxfp4, fp8"),
+        ("format=int3,group=128", "int3 has groups of 64 or 32, found group=128"),
+        ("format=fp8,zero_points=true", "fp8 has no zero points"),
         ("format=mxfp4,group=64", "mxfp4 has groups of 32, found group=64"),
         ("format=int4,down=mxfp4,group=128", "mxfp4 has groups of 32"),
         ("format=mxfp4,zero_points=true", "mxfp4 has no zero points"),

@@ -14,19 +14,25 @@ format        stored                          scale                             
 ``int8`` z    uint8 and zero points           (maximum - minimum) / 255            2/255
 ``int4``      int4, -8 to 7                   largest element, with its sign, / -8  1/8
 ``int4`` z    uint4 and zero points           (maximum - minimum) / 15             2/15
+``int3``      int4, -4 to 3                   largest element, with its sign, / -4  1/4
+``int3`` z    uint4, 0 to 7, and zero points  (maximum - minimum) / 7              2/7
+``int2``      int2, -2 to 1                   largest element, with its sign, / -2  1/2
+``int2`` z    uint2 and zero points           (maximum - minimum) / 3              2/3
 ``mxfp4``     float4 e2m1 (OCP MX)            2 ** (floor(log2(largest)) - 2)      1/4
+``fp8``       float8 e4m3 (OCP)               largest / 448                        1/28
 ============  ==============================  ===================================  ====================================
 
 z: with zero points; their range always contains 0. Imported int8 weights may hold -128 too. The errors hold where the
 scale is a normal number of its type; in groups whose scale is a subnormal float16 (largest element below 0.008 for
 int8, 0.0005 for int4), rounding the scale adds up to 4e-6. Letting the largest element of an int4 group be -8 makes the
-error of Gaussian weights 12% smaller than -7 to 7 does.
+error of Gaussian weights 12% smaller than -7 to 7 does. The scale of an fp8 group of 128 inputs is that of 128 x 128
+weights: as many consecutive outputs have the same one (DeepSeek-V3's layout, arXiv 2412.19437, section 3.3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import ml_dtypes
@@ -36,7 +42,9 @@ from moec.ir.weights.format import WeightFormat
 
 Array = np.ndarray[Any, Any]
 
-_LARGEST_MX = 6.0
+_LARGEST_MX, _LARGEST_FP8 = 6.0, 448.0
+_FP8_BLOCK = 128
+"""Outputs that share the scale of a group of as many inputs."""
 _ELEMENTS_AT_ONCE = 1 << 16
 
 
@@ -115,8 +123,7 @@ def _by_rows(
     moved = np.moveaxis(weight, axis, -1)
     size = moved.shape[-1]
     rows = moved.reshape(math.prod(moved.shape[:-1]), size)
-    step = max(1, _ELEMENTS_AT_ONCE // max(size, 1))
-    blocks = [compute(_groups(rows[start : start + step], form)) for start in range(0, max(len(rows), 1), step)]
+    blocks = [compute(_groups(rows[start:end], form)) for start, end in _portions(moved.shape, form)]
     results: list[Array | None] = []
     for parts in zip(*blocks, strict=True):
         known = [part for part in parts if part is not None]
@@ -126,6 +133,21 @@ def _by_rows(
         whole = np.concatenate(known).reshape(*moved.shape[:-1], known[0].shape[-1])
         results.append(np.ascontiguousarray(np.moveaxis(whole, -1, axis)))
     return results
+
+
+def _portions(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[int, int]]:
+    """Where portions of the rows of matrices [..., outputs, inputs] begin and end; rows that share scales stay
+    together."""
+    outputs, count = (shape[-2] if len(shape) > 1 else 1), math.prod(shape[:-1])
+    if form.name == "fp8" and form.group == _FP8_BLOCK:
+        for first in range(0, count, max(outputs, 1)):
+            for start in range(first, first + outputs, _FP8_BLOCK):
+                yield start, min(start + _FP8_BLOCK, first + outputs)
+        if count:
+            return
+    step = max(1, _ELEMENTS_AT_ONCE // max(*shape[-1:], 1))
+    for start in range(0, max(count, 1), step):
+        yield start, start + step
 
 
 def _groups(rows: Array, form: WeightFormat) -> Array:
@@ -142,14 +164,16 @@ def _scales(groups: Array, form: WeightFormat) -> tuple[Array, Array | None]:
         raise ValueError(f"it holds an infinity or a NaN, which {form.name} cannot")
     if form.name == "mxfp4":
         return _shared_exponents(groups), None
-    levels = 255 if form.name == "int8" else 15
+    if form.name == "fp8":
+        return _float_scales(groups, form), None
+    lowest, levels = _range(form)[0], (1 << form.elements.bits) - 1
     low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
     if form.zero_points:
         exact = (high - low) / np.float32(levels)
     elif form.name == "int8":
         exact = np.maximum(-low, high) / np.float32(127)
     else:
-        exact = np.where(-low >= high, low, high) / np.float32(-8)
+        exact = np.where(-low >= high, low, high) / np.float32(lowest)
     with np.errstate(over="ignore"):
         scale = exact.astype(form.scale_type.numpy())
     if not np.isfinite(scale).all():
@@ -165,6 +189,8 @@ def _encoded(groups: Array, form: WeightFormat, size: int) -> tuple[Array, Array
     quotient = _quotient(groups, scale[..., None])
     if form.name == "mxfp4":
         numbers = np.clip(quotient, -_LARGEST_MX, _LARGEST_MX)
+    elif form.name == "fp8":
+        numbers = np.clip(quotient, -_LARGEST_FP8, _LARGEST_FP8)
     else:
         zero = 0 if zero_point is None else zero_point[..., None].astype(np.float32)
         numbers = np.clip(np.rint(quotient) + zero, *_range(form))
@@ -173,10 +199,12 @@ def _encoded(groups: Array, form: WeightFormat, size: int) -> tuple[Array, Array
 
 
 def _stored(numbers: Array, form: WeightFormat) -> Array:
-    """Whole numbers (of mxfp4 any) in the type they are stored in. Numpy's 4-bit integers are bytes with the number in
-    their lower half; made so, they take a fifth of the time of a conversion."""
-    dtype = form.data_type.numpy()
-    return (numbers.astype(np.int8) & 15).view(dtype) if form.name == "int4" else numbers.astype(dtype)
+    """Numbers, whole ones where the format has these, in the type they are stored in. Numpy's integers of fewer bits
+    are bytes with the number in their lower bits; made so, they take a fifth of the time of a conversion."""
+    dtype, bits = form.data_type.numpy(), form.data_type.bitwidth
+    if form.elements.whole and bits < 8:
+        return (numbers.astype(np.int8) & ((1 << bits) - 1)).view(dtype)
+    return numbers.astype(dtype)
 
 
 def _quotient(numbers: Array, scale: Array) -> Array:
@@ -191,11 +219,20 @@ def _shared_exponents(groups: Array) -> Array:
     return (np.clip(exponents - 3, -127, 127) + 127).astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
 
 
+def _float_scales(groups: Array, form: WeightFormat) -> Array:
+    """The scales that bring the largest element of a group, or of its block (:func:`_portions`), to that of fp8."""
+    largest = np.abs(groups).max(-1)
+    if form.group == _FP8_BLOCK:
+        largest = np.broadcast_to(largest.max(0, keepdims=True, initial=0), largest.shape)
+    return (largest / np.float32(_LARGEST_FP8)).astype(form.scale_type.numpy())
+
+
 def _range(form: WeightFormat) -> tuple[int, int]:
-    """The smallest and the largest stored number."""
+    """The smallest and the largest stored integer."""
+    bits = form.elements.bits
     if form.zero_points:
-        return (0, 255) if form.name == "int8" else (0, 15)
-    return (-127, 127) if form.name == "int8" else (-8, 7)
+        return 0, (1 << bits) - 1
+    return (-127, 127) if form.name == "int8" else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
 
 
 def per_element(per_group: Array, form: WeightFormat, size: int, axis: int) -> Array:

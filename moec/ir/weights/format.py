@@ -7,7 +7,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-FormatName = Literal["float64", "float32", "float16", "bfloat16", "int8", "int4", "mxfp4"]
+QuantizedName = Literal["int8", "int4", "int3", "int2", "mxfp4", "fp8"]
+FormatName = Literal["float64", "float32", "float16", "bfloat16", QuantizedName]
 
 MX_GROUP = 32
 
@@ -18,15 +19,31 @@ class Elements:
 
     ``signed``: its type; ``unsigned``: that with zero points. ``error``: the largest error of an element as a share of
     its group's largest one (of a float, of itself), without zero points. ``scales``: the types of a scale for all
-    inputs and of one for a group of them; empty for floats. ``group``: how many inputs share a scale, where there is no
-    choice.
+    inputs and of one for a group of them; empty for floats. ``groups``: how many inputs may share a scale (0 for all of
+    them), where there is no free choice. ``width``: bits that are used, where the type has more.
     """
 
     signed: ir.DataType
     error: float = 0.0
     unsigned: ir.DataType | None = None
     scales: tuple[ir.DataType, ...] = ()
-    group: int | None = None
+    groups: tuple[int, ...] = ()
+    width: int | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight, without scales."""
+        return self.width or self.signed.bitwidth
+
+    @property
+    def whole(self) -> bool:
+        """Whether what is stored are integers."""
+        return self.unsigned is not None
+
+    @property
+    def fits_bytes(self) -> bool:
+        """Whether its numbers, or twice these, are integers of 8 bits: integer products take them."""
+        return self.whole or self.bits < 8
 
     def takes_scales(self, dtype: ir.DataType) -> bool:
         """Whether scales of this type may stand beside them: exponents where there are no others, else floats."""
@@ -35,6 +52,7 @@ class Elements:
 
 
 _BY_GROUP = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT)
 _EXPONENTS = (ir.DataType.FLOAT8E8M0, ir.DataType.FLOAT8E8M0)
 ELEMENTS: dict[FormatName, Elements] = {
     "float64": Elements(ir.DataType.DOUBLE),
@@ -43,7 +61,10 @@ ELEMENTS: dict[FormatName, Elements] = {
     "bfloat16": Elements(ir.DataType.BFLOAT16, 1 / 256),
     "int8": Elements(ir.DataType.INT8, 1 / 254, ir.DataType.UINT8, _BY_GROUP),
     "int4": Elements(ir.DataType.INT4, 1 / 8, ir.DataType.UINT4, _BY_GROUP),
-    "mxfp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 4, None, _EXPONENTS, MX_GROUP),
+    "int3": Elements(ir.DataType.INT4, 1 / 4, ir.DataType.UINT4, _BY_GROUP, (64, 32), width=3),
+    "int2": Elements(ir.DataType.INT2, 1 / 2, ir.DataType.UINT2, _BY_GROUP, (64, 32)),
+    "mxfp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 4, None, _EXPONENTS, (MX_GROUP,)),
+    "fp8": Elements(ir.DataType.FLOAT8E4M3FN, 1 / 28, None, _FLOATS),
 }
 
 
@@ -56,9 +77,9 @@ class WeightFormat:
     zero_points: bool = False
 
     def __post_init__(self) -> None:
-        only = self.elements.group
-        if only is not None and self.group != only:
-            raise ValueError(f"{self.name} has groups of {only}, not {self.group}")
+        groups = self.elements.groups
+        if groups and self.group not in groups:
+            raise ValueError(f"{self.name} has groups of {' or '.join(map(str, groups))}, not {self.group}")
         if self.zero_points and self.elements.unsigned is None:
             raise ValueError(f"{self.name} has no zero points")
         if self.group < 0 or (self.group and not self.quantized):
@@ -87,10 +108,12 @@ class WeightFormat:
         return self.elements.scales[bool(self.group)]
 
     def __str__(self) -> str:
-        group = f"/{self.group}" if self.group and self.elements.group is None else ""
+        group = f"/{self.group}" if self.group and len(self.elements.groups) != 1 else ""
         return f"{self.name}{group}{'z' if self.zero_points else ''}"
 
 
-def name_of(dtype: ir.DataType) -> FormatName | None:
-    """The format that has elements of this type; None if there is none."""
-    return next((name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned)), None)
+def name_of(dtype: ir.DataType, width: int | None = None) -> FormatName | None:
+    """The format that has elements of this type, of which it uses ``width`` bits (None: all); None if there is none."""
+    return next(
+        (name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned) and one.width == width), None
+    )

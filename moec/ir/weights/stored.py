@@ -5,7 +5,8 @@ The weight operand of a moec node is one of
 - a constant: stored as it is;
 - ``Cast(constant)`` of float16 or bfloat16;
 - ``DequantizeLinear <axis, block_size> (constant, scales[, zero points])``; ``axis`` is that of the inputs (``in`` of
-  [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.weights.format`;
+  [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.weights.format`; an attribute
+  ``width`` says of how many bits they are where their type has more, for ONNX has no type of three bits;
 - ``Concat <axis = 0>`` of these: runs of consecutive experts, each with a format of its own.
 
 :func:`decodes_weight` recognises these nodes, so that passes which compute constants leave them alone.
@@ -24,11 +25,12 @@ from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import Table, decode
-from moec.ir.weights.format import ELEMENTS, WeightFormat, name_of
+from moec.ir.weights.format import ELEMENTS, FormatName, WeightFormat, name_of
 from moec.ir.weights.stacks import expert_data
 
 Array = np.ndarray[Any, Any]
 
+WIDTH = "width"
 _WEIGHT_INPUTS = {
     "Experts": ("up", "down", "gate"),
     "MoE": ("up", "down", "gate"),
@@ -219,6 +221,8 @@ def decoding_node(
         operands = [data, scale] if zero_point is None else [data, scale, zero_point]
         size = int(data.shape.numpy()[axis])
         attributes = {"axis": axis % data.shape.rank(), "block_size": min(form.group or size, size)}
+        if form.elements.width is not None:
+            attributes[WIDTH] = form.elements.width
         node = ir.node("DequantizeLinear", operands, {**attributes, "output_dtype": int(dtype)})
     node.outputs[0].dtype, node.outputs[0].shape = dtype, data.shape
     return node
@@ -302,15 +306,21 @@ def _quantized_run(value: ir.Value, node: ir.Node, first: int) -> WeightRun:
             f"{block}; expected blocks along the inputs of a matrix, or of one matrix per expert"
         )
     size = int(found.shape.numpy()[axis])
-    form = _format(value, (found.dtype, scales.dtype), block, size, zero_point is not None)
+    width = node.attributes[WIDTH].as_int() if WIDTH in node.attributes else None
+    name = name_of(found.dtype, width)
+    form = _format(value, name, (found.dtype, scales.dtype), block, size, zero_point is not None)
     return WeightRun(first, _count(found), form, data, scale, zero_point, axis - (rank - 2))
 
 
 def _format(
-    value: ir.Value, types: tuple[ir.DataType, ir.DataType], block: int, size: int, has_zero_points: bool
+    value: ir.Value,
+    name: FormatName | None,
+    types: tuple[ir.DataType, ir.DataType],
+    block: int,
+    size: int,
+    has_zero_points: bool,
 ) -> WeightFormat:
     data_type, scale_type = types
-    name = name_of(data_type)
     if name is None or not ELEMENTS[name].takes_scales(scale_type):
         raise UnsupportedError(f"weight {value.name}: {data_type} elements with {scale_type} scales are not supported")
     elements = ELEMENTS[name]
@@ -319,11 +329,13 @@ def _format(
         raise UnsupportedError(
             f"weight {value.name}: {data_type} {found} zero points; expected signed elements without, or unsigned with"
         )
-    if elements.group is None:
+    if not elements.groups:
         return WeightFormat(name, 0 if block >= size else block, has_zero_points)
-    if min(block, size) != min(elements.group, size):
-        raise UnsupportedError(f"weight {value.name}: {name} in groups of {block}; expected {elements.group}")
-    return WeightFormat(name, elements.group)
+    group = next((one for one in sorted(elements.groups) if min(block, size) == min(one, size)), None)
+    if group is None:
+        expected = " or ".join(map(str, elements.groups))
+        raise UnsupportedError(f"weight {value.name}: {name} in groups of {block}; expected {expected}")
+    return WeightFormat(name, group, has_zero_points)
 
 
 def _count(tensor: ir.TensorProtocol) -> int:

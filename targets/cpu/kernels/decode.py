@@ -16,8 +16,8 @@ PREFETCH_BYTES = 2048
 """How far ahead of their use weights are prefetched."""
 
 
-def _all_lanes(number: int, lanes: int) -> Any:
-    return T.broadcast(T.int32(number), lanes)
+def _all_lanes(number: Any, lanes: int) -> Any:
+    return T.broadcast(T.int32(number) if isinstance(number, int) else number, lanes)
 
 
 def pair(data: Any, start: Any, lanes: int) -> tuple[Any, Any]:
@@ -25,27 +25,42 @@ def pair(data: Any, start: Any, lanes: int) -> tuple[Any, Any]:
     return pair_floats(T.bind(pair_words(data, [start], lanes)), lanes)
 
 
-def quad_bytes(product: Multiplication) -> int:
-    """Bytes of a tile that hold four inputs of all columns."""
-    return product.columns * product.stored.bits // 2
-
-
 def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed: bool = True) -> list[Any]:
     """The ``index``-th four inputs of all columns: one vector of words per ``lanes`` columns, a word holding four
     unsigned bytes, that is stored numbers. ``streamed``: prefetched."""
-    lanes, size = product.machine.lanes, quad_bytes(product)
-    start = named("start", T.bind(tile.data + index * size))
+    lanes, stored = product.machine.lanes, product.stored
+    size = product.columns * stored.bits // 2 * stored.quads
+    together, position = (index, 0) if stored.quads == 1 else (index // stored.quads, index % stored.quads)
+    start = named("start", T.bind(tile.data + together * size))
     if streamed:
         for line in range(0, size, 64):
             prefetch(data[start + PREFETCH_BYTES + line])
-    if product.stored.bits == 8:
+    if stored.bits == 8:
         return [T.bind(byte_words(data, [start + 4 * lanes * v], lanes)) for v in range(product.vectors)]
+    if stored.bits < 4:
+        return _few_bits(product, data, start, position)
     both = named("both", T.bind(byte_words(data, [start], lanes)))
-    low_bits = _all_lanes(0x0F0F0F0F, lanes)
-    halves = [both & low_bits, (both >> _all_lanes(4, lanes)) & low_bits]
-    if product.stored.element == "mxfp4":
+    halves = [_bits(both, 0, 4, lanes), _bits(both, 4, 4, lanes)]
+    if stored.element == "mxfp4":
         halves = [_e2m1(product, half) for half in halves]
     return [T.bind(half) for half in halves]
+
+
+def _bits(words: Any, first: Any, count: int, lanes: int) -> Any:
+    """Of every byte of the words so many bits from ``first`` on."""
+    return (words >> _all_lanes(first, lanes)) & _all_lanes(((1 << count) - 1) * 0x01010101, lanes)
+
+
+def _few_bits(product: Multiplication, data: Any, start: Any, position: Any) -> list[Any]:
+    """The ``position``-th quad of those that lie together from ``start`` on, of numbers of two or three bits."""
+    lanes, place = product.machine.lanes, named("place", T.bind(T.cast(position, "int32")))
+    low = named("low", T.bind(byte_words(data, [start + position // 2 * (4 * lanes)], lanes)))
+    numbers = [_bits(low, place % 2 * 4 + 2 * v, 2, lanes) for v in range(product.vectors)]
+    if product.stored.bits == 3:
+        high = named("high", T.bind(byte_words(data, [start + 8 * lanes], lanes)))
+        thirds = [_bits(high, place * 2 + v, 1, lanes) for v in range(product.vectors)]
+        numbers = [number | (third << _all_lanes(2, lanes)) for number, third in zip(numbers, thirds, strict=True)]
+    return [T.bind(number) for number in numbers]
 
 
 def _e2m1(product: Multiplication, codes: Any) -> Any:
@@ -58,6 +73,16 @@ def _e2m1(product: Multiplication, codes: Any) -> Any:
     operands = T.reinterpret(bytes_type, repeated), T.reinterpret(bytes_type, codes)
     found = T.call_llvm_pure_intrin(bytes_type, product.machine.byte_shuffle, *operands)
     return T.reinterpret(f"int32x{lanes}", found)
+
+
+def _e4m3(codes: Any, lanes: int) -> Any:
+    """The numbers of codes of float8 e4m3, as float32: sign, exponent and fraction go where float32 has them, whose
+    exponents count from 127, those of e4m3 from 7. The code without sign 127 is not a number."""
+    magnitude = codes & _all_lanes(127, lanes)
+    bits = ((codes & _all_lanes(128, lanes)) << _all_lanes(24, lanes)) | (magnitude << _all_lanes(20, lanes))
+    number = T.reinterpret(f"float32x{lanes}", bits) * T.broadcast(T.float32(2.0**120), lanes)
+    nan = T.broadcast(T.float32(float("nan")), lanes)
+    return T.Select(magnitude == _all_lanes(127, lanes), nan, number)
 
 
 def scale(product: Multiplication, scales: Any, start: Any, v: int) -> Any:
@@ -85,7 +110,7 @@ def zero(product: Multiplication, zeros: Any, start: Any, v: int) -> Any:
 
 def store_quad(product: Multiplication, weights: Weights, tile: Tile, index: Any, panel: Any, row: Any) -> None:
     """Emit the decoding of the ``index``-th four inputs into four rows of ``panel`` [inputs, columns], as float32."""
-    lanes = product.machine.lanes
+    lanes, is_e4m3 = product.machine.lanes, product.stored.element == "fp8"
     group = index * 4 // product.stored.group if product.stored.group else 0
     scales = named("scales", T.bind(tile.scales + group * product.columns))
     for v, vector in enumerate(quad(product, weights.data, tile, index)):
@@ -93,5 +118,6 @@ def store_quad(product: Multiplication, weights: Weights, tile: Tile, index: Any
         offset = named("offset", T.bind(zero(product, weights.zeros, scales, v)))
         for position in range(4):
             number = (vector >> _all_lanes(8 * position, lanes)) & _all_lanes(255, lanes)
-            value = T.cast(number - offset, f"float32x{lanes}") * factor
+            value = _e4m3(number, lanes) if is_e4m3 else T.cast(number - offset, f"float32x{lanes}")
+            value = value * factor
             T.buffer_store(panel, value, [row + position, T.ramp(v * lanes, 1, lanes)])

@@ -117,7 +117,7 @@ class Multiplication:
 
     def tile_elements_of(self, padded: Any) -> Any:
         """The same from the padded number of inputs, which may be an expression."""
-        return padded * self.columns // (1 if self.stored.bits > 4 else 2)
+        return padded * self.columns if self.stored.is_float else padded * self.columns * self.stored.bits // 8
 
     def tile_scales(self, inner: int) -> int:
         """Scales per tile."""

@@ -6,6 +6,8 @@ expert: it needs the memory of one.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -25,10 +27,24 @@ def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatrix
     step = product.stored.step
     if step > 1:
         tiles = tiles.reshape(len(tiles), tiles.shape[1] // step, step, problem.columns).swapaxes(2, 3)
-    if product.stored.bits == 4:
+    if product.stored.bits < 8 and not product.stored.is_float:
         half = problem.columns // 2
-        tiles = tiles[:, :, :half] | (tiles[:, :, half:] << 4)
+        tiles = _packed(tiles[:, :, :half], tiles[:, :, half:], product.stored.bits)
     return np.ascontiguousarray(tiles).reshape(-1)
+
+
+def _packed(first: np.ndarray, second: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers of the first and the second vector, [tile, quads, columns, 4] each, in bytes."""
+    if bits == 4:
+        return first | (second << 4)
+    both = (first & 3) | ((second & 3) << 2)
+    low = both[:, 0::2] | (both[:, 1::2] << 4)
+    if bits == 2:
+        return low
+    thirds = (first >> 2) | ((second >> 2) << 1)
+    high = functools.reduce(operator.or_, (thirds[:, quad::4] << (2 * quad) for quad in range(4)))
+    blocks = [low[:, 0::2], low[:, 1::2], high]
+    return np.stack(blocks, axis=2)
 
 
 def pack_scales(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
@@ -61,6 +77,8 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
         return data
     if element == "mxfp4":
         return np.ascontiguousarray(data).view(np.uint8) & 15
+    if element == "fp8":
+        return np.ascontiguousarray(data).view(np.uint8)
     if product.stored.zero_points:
         return data.astype(np.uint8)
     return (data.astype(np.int16) + ZERO_POINTS[element]).astype(np.uint8)

@@ -13,7 +13,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.grouped_problem import GATE_GROUP, GroupedProblem
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.launch import WARP, neighbours
 from moec.targets.cuda.kernels.tf32 import round_values
 
 COLUMNS_PER_WARP = 4
@@ -112,7 +112,7 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
     zeros = T.alloc_local((COLUMNS_PER_WARP,), "int32")
     partial = T.alloc_local((1,), "float32")
     for c in T.unroll(COLUMNS_PER_WARP):
-        for v in T.vectorized(bytes_read):
+        for v in neighbours(bytes_read):
             codes[c, v] = matrix.data[T.cast(expert, "int64"), tile.column(c), part * bytes_read + v]
         scales[c] = matrix.scale(expert, tile.column(c), part * count)
         zeros[c] = matrix.zero(expert, tile.column(c), part * count)
@@ -121,7 +121,7 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
         for c in T.unroll(COLUMNS_PER_WARP):
             partial[0] = T.float32(0)
             for v in T.unroll(count):
-                code: T.let = stored.code(codes[c, v * stored.bits // 8], v)
+                code: T.let = stored.code(lambda byte: codes[c, byte], v)
                 partial[0] = partial[0] + values[v] * stored.number(code, zeros[c])
             sums[r, c] = sums[r, c] + partial[0] * scales[c]
 

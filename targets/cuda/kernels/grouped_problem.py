@@ -118,7 +118,7 @@ class Matrix:
     def code(self, expert: Any, column: Any, k: Any) -> Any:
         """The stored bits of input ``k``, int32."""
         assert self.stored is not None
-        return self.stored.code(self.data[T.cast(expert, "int64"), column, k * self.stored.bits // 8], k)
+        return self.stored.code(lambda byte: self.data[T.cast(expert, "int64"), column, byte], k)
 
 
 @T.inline

@@ -20,3 +20,8 @@ def blocks_for(items: Any, per_block: int) -> Any:
     """Blocks of a grid for ``items`` (int32): at least one, for CUDA launches no empty grid. Kernels check what is
     theirs."""
     return T.max(T.ceildiv(items, per_block), 1)
+
+
+def neighbours(count: int) -> Any:
+    """A loop over so many neighbouring bytes: at once, where there is such a load."""
+    return T.vectorized(count) if count & (count - 1) == 0 else T.unroll(count)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
+from moec.targets.cuda.kernels.launch import neighbours
 from moec.targets.cuda.kernels.mma_tile import DEPTH, PIECE, PIECES, Tile
 
 
@@ -40,7 +41,7 @@ def fetch(tile, fetched, panel):
     for i in T.unroll(lines_of(tile)):
         # The last column stands for those behind it, whose sums are not stored.
         column: T.let = tile.column_or_last(tile.first_column + tile.line(i))
-        for v in T.vectorized(piece_bytes(tile)):
+        for v in neighbours(piece_bytes(tile)):
             fetched.codes[i, v] = matrix.data[
                 T.cast(expert, "int64"), column, (panel * PIECES + tile.piece) * piece_bytes(tile) + v
             ]
@@ -54,7 +55,7 @@ def decode(tile, fetched, stage):
     numbers = T.alloc_local((PIECE,), tile.problem.dtype)
     for i in T.unroll(lines_of(tile)):
         for v in T.unroll(PIECE):
-            code: T.let = stored.code(fetched.codes[i, v * stored.bits // 8], v)
+            code: T.let = stored.code(lambda byte: fetched.codes[i, byte], v)
             number: T.let = stored.number(code, fetched.zeros[i]) * fetched.scales[i]
             numbers[v] = T.cast(number, tile.problem.dtype)
         for v in T.vectorized(PIECE):

@@ -9,6 +9,12 @@ element     row                                        one number
 ``int4``    bytes of two, the even input in the lower  (4 bits - zero point) * scale
             half
 ``mxfp4``   as int4                                    the OCP MX code e2m1 of the 4 bits, times scale
+``int2``    bytes of four, the first input in the      (2 bits - zero point) * scale
+            lowest bits
+``int3``    three bytes for eight: the lower two bits  (3 bits - zero point) * scale
+            as int2, then the third ones, the first
+            input's lowest
+``fp8``     inner bytes                                the OCP code e4m3 of the byte, times scale
 ==========  =========================================  ================================================================
 
 Integers are stored unsigned. Symmetric ones have the middle of the range as their zero point, known to the code; others
@@ -18,6 +24,7 @@ bring a table. Scales and zero points: [columns, groups]; a group is ``group`` c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +33,7 @@ from tvm.script import tirx as T
 from moec.ir.weights.encode import Table
 from moec.targets.tvm.stored_format import StoredFormat
 
-_ZERO_POINTS = {"int8": 128, "int4": 8}
+_ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2}
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
 
 
@@ -35,7 +42,7 @@ class PackedFormat(StoredFormat):
     """A quantised format with rows of bytes, as the module says."""
 
     def row_bytes(self, inner: int) -> int:
-        return -(-inner * self.bits // 8)
+        return -(-inner // 8) * 3 if self.bits == 3 else -(-inner * self.bits // 8)
 
     def why_not(self, together: int = 1) -> str | None:
         """The reason why a kernel cannot read this, or None; it reads so many inputs ``together``, with one scale."""
@@ -45,13 +52,21 @@ class PackedFormat(StoredFormat):
             return f"groups of {self.group} inputs; the kernel reads {together} with one scale"
         return None
 
-    def code(self, byte: Any, k: Any) -> Any:
-        """The bits of input ``k`` out of its byte, int32."""
-        wide = T.cast(byte, "int32")
-        return wide if self.bits == 8 else (wide >> (k % 2 * 4)) & 15
+    def code(self, read: Callable[[Any], Any], k: Any) -> Any:
+        """The bits of input ``k``, int32. ``read``: a byte of the row, or of eight inputs of it if k counts these."""
+        if self.bits == 3:
+            low, high = (T.cast(read(k // 8 * 3 + byte), "int32") for byte in (k % 8 // 4, 2))
+            return ((low >> (k % 4 * 2)) & 3) | (((high >> (k % 8)) & 1) << 2)
+        wide = T.cast(read(k * self.bits // 8), "int32")
+        return wide if self.bits == 8 else (wide >> (k % (8 // self.bits) * self.bits)) & ((1 << self.bits) - 1)
 
     def number(self, code: Any, zero: Any) -> Any:
         """What the bits say, float32, without scale. All are exact in float16 and bfloat16."""
+        if self.element == "fp8":
+            # The same for e4m3, whose exponents count from 7; its largest code is not a number.
+            bits = ((code & 128) << 24) | ((code & 127) << 20)
+            number = T.reinterpret("float32", bits) * T.float32(2.0**120)
+            return T.Select(code & 127 == 127, T.float32(float("nan")), number)
         if self.element != "mxfp4":
             return T.cast(code - zero, "float32")
         # Sign, exponent and fraction go where float32 has them; its exponents count from 127, those of e2m1 from 1.
@@ -88,6 +103,8 @@ def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
     """Unsigned bytes [columns, inner], one for each number."""
     if stored.element == "mxfp4":
         return np.ascontiguousarray(data).view(np.uint8) & 15
+    if stored.element == "fp8":
+        return np.ascontiguousarray(data).view(np.uint8)
     if stored.zero_points:
         return data.astype(np.uint8)
     return (data.astype(np.int16) + _ZERO_POINTS[stored.element]).astype(np.uint8)
@@ -96,5 +113,18 @@ def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
 def _bytes(stored: PackedFormat, codes: np.ndarray) -> np.ndarray:
     if stored.bits == 8:
         return codes
-    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
-    return even[:, 0::2] | (even[:, 1::2] << 4)
+    if stored.bits == 4:
+        even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+        return even[:, 0::2] | (even[:, 1::2] << 4)
+    eights = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8))).reshape(len(codes), -1, 8)
+    low = _joined((eights & 3).reshape(len(codes), -1, 4), 2)
+    if stored.bits == 2:
+        return low[:, : stored.row_bytes(codes.shape[1])]
+    thirds = _joined(eights >> 2, 1)
+    return np.concatenate([low.reshape(len(codes), -1, 2), thirds[..., None]], axis=2).reshape(len(codes), -1)
+
+
+def _joined(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes of the numbers [..., count] of so many bits, the first one lowest."""
+    shifts = bits * np.arange(numbers.shape[-1], dtype=np.uint8)
+    return np.bitwise_or.reduce(numbers << shifts, axis=-1)

@@ -18,7 +18,13 @@ FORMATS = [
     WeightFormat("int4", 64),
     WeightFormat("int4", 128),
     WeightFormat("int4", 32, zero_points=True),
+    WeightFormat("int3", 32),
+    WeightFormat("int3", 64, zero_points=True),
+    WeightFormat("int2", 64),
+    WeightFormat("int2", 32, zero_points=True),
     WeightFormat("mxfp4", 32),
+    WeightFormat("fp8"),
+    WeightFormat("fp8", 128),
 ]
 QUANTIZED = [form for form in FORMATS if form.quantized]
 SHAPES = [(3, 128), (5, 2, 300), (1, 1), (4, 33), (0, 64)]
@@ -36,6 +42,8 @@ def largest_of_group(weight: np.ndarray, form: WeightFormat) -> np.ndarray:
     for start in range(0, weight.shape[-1], form.group or weight.shape[-1]):
         part = np.s_[..., start : start + (form.group or weight.shape[-1])]
         largest[part] = np.abs(weight[part]).max(-1, keepdims=True)
+    if str(form) == "fp8/128":  # fewer outputs than a block has
+        largest = np.broadcast_to(largest.max(-2, keepdims=True, initial=0), weight.shape)
     return largest
 
 
@@ -44,7 +52,7 @@ def largest_of_group(weight: np.ndarray, form: WeightFormat) -> np.ndarray:
 def test_every_element_keeps_its_error_bound(form: WeightFormat, shape: tuple[int, ...]) -> None:
     weight = weights(shape)
     encoded = encode(weight, form)
-    bound = 2 / (255 if form.name == "int8" else 15) if form.zero_points else form.elements.error
+    bound = 2 / ((1 << form.elements.bits) - 1) if form.zero_points else form.elements.error
     reference = largest_of_group(weight, form) if form.quantized else np.abs(weight)
     assert encoded.data.dtype == form.data_type.numpy() and encoded.data.shape == weight.shape
     # a float16 scale is off by up to 1/2048
@@ -168,6 +176,9 @@ def test_gaussian_weights_lose_what_the_documentation_says() -> None:
         (WeightFormat("int4", 32), 0.086),
         (WeightFormat("int4", 128), 0.103),
         (WeightFormat("int4", 32, zero_points=True), 0.081),
+        (WeightFormat("int3", 32), 0.174),
+        (WeightFormat("int2", 32), 0.362),
+        (WeightFormat("fp8"), 0.0265),
         (WeightFormat("mxfp4", 32), 0.114),
     ]:
         found = np.linalg.norm(decode(encode(weight, form), form) - weight) / np.linalg.norm(weight)
@@ -178,6 +189,8 @@ def test_gaussian_weights_lose_what_the_documentation_says() -> None:
     "name, group, zero_points, message",
     [
         ("mxfp4", 64, False, "mxfp4 has groups of 32"),
+        ("int3", 128, False, "int3 has groups of 64 or 32, not 128"),
+        ("fp8", 0, True, "fp8 has no zero points"),
         ("mxfp4", 32, True, "no zero points"),
         ("bfloat16", 0, True, "no zero points"),
         ("float16", 32, False, "no groups"),
@@ -187,3 +200,18 @@ def test_gaussian_weights_lose_what_the_documentation_says() -> None:
 def test_formats_that_do_not_exist(name: str, group: int, zero_points: bool, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeightFormat(name, group, zero_points)
+
+
+@pytest.mark.parametrize("shape, axis", [((300, 200), -1), ((2, 300, 200), -1), ((200, 300), -2)])
+def test_a_block_of_fp8_has_one_scale_for_128_outputs(shape: tuple[int, ...], axis: int) -> None:
+    weight = weights(shape)
+    encoded = encode(weight, WeightFormat("fp8", 128), axis)
+    assert encoded.scale is not None
+    scale = np.moveaxis(encoded.scale, axis, -1).reshape(-1, 300, 2)
+    moved = np.moveaxis(weight, axis, -1).reshape(-1, 300, 200)
+    for outputs in (slice(0, 128), slice(128, 256), slice(256, 300)):
+        for group, inputs in enumerate((slice(0, 128), slice(128, 200))):
+            largest = np.abs(moved[:, outputs, inputs]).max((1, 2))
+            np.testing.assert_allclose(
+                scale[:, outputs, group], np.broadcast_to(largest[:, None] / 448, scale[:, outputs, group].shape), 1e-6
+            )

@@ -27,7 +27,10 @@ FORMATS = [
     WeightFormat("int4"),
     WeightFormat("int4", 32),
     WeightFormat("int4", 32, zero_points=True),
+    WeightFormat("int3", 32, zero_points=True),
+    WeightFormat("int2", 64),
     WeightFormat("mxfp4", 32),
+    WeightFormat("fp8"),
 ]
 RANDOM = np.random.default_rng(0)
 

@@ -20,6 +20,11 @@ from moec.passes.framework.shorthand import with_formats
         ("bf16", "fp16", "O2,cast-weights{dtype=bf16},cast-weights{dtype=fp16,weights=linears}"),
         ("tf32", "tf32", "O2,round-to-tf32{weights=experts},round-to-tf32{weights=linears}"),
         (None, "mxfp4", "O2,quantize-linears{format=mxfp4}"),
+        (
+            "fp8/128",
+            "int3/32z",
+            "O2,quantize-experts{format=fp8,group=128},quantize-linears{format=int3,group=32,zero_points=true}",
+        ),
     ],
 )
 def test_formats_become_passes_behind_all_others(experts: str | None, linears: str | None, expected: str) -> None:
@@ -32,7 +37,9 @@ def test_an_empty_pipeline_gets_no_leading_comma() -> None:
     assert with_formats("", "int8") == "quantize-experts{format=int8}"
 
 
-@pytest.mark.parametrize("text", ["fp8", "int4/", "int4z/32", "bf16/32", ""])
+@pytest.mark.parametrize("text", ["int5", "int4/", "int4z/32", "bf16/32", ""])
 def test_formats_that_do_not_exist(text: str) -> None:
-    with pytest.raises(MoecError, match=r"linears: no format .*; expected tf32, bf16, fp16, int8, int4 or mxfp4"):
+    with pytest.raises(
+        MoecError, match=r"linears: no format .*; expected tf32, bf16, fp16, int8, int4, int3, int2, mxfp4 or fp8"
+    ):
         with_formats("O2", linears=text)

@@ -30,6 +30,12 @@ FORMATS = {
     "int8 with zero points": (WeightFormat("int8", 32, True), PackedFormat("int8", 32, "float16", True)),
     "int4": (WeightFormat("int4", 32), PackedFormat("int4", 32, "float16")),
     "int4 with zero points": (WeightFormat("int4", 64, True), PackedFormat("int4", 64, "float16", True)),
+    "int3": (WeightFormat("int3", 32), PackedFormat("int3", 32, "float16")),
+    "int3 with zero points": (WeightFormat("int3", 64, True), PackedFormat("int3", 64, "float16", True)),
+    "int2": (WeightFormat("int2", 64), PackedFormat("int2", 64, "float16")),
+    "int2 with zero points": (WeightFormat("int2", 32, True), PackedFormat("int2", 32, "float16", True)),
+    "fp8": (WeightFormat("fp8"), PackedFormat("fp8")),
+    "fp8 in blocks": (WeightFormat("fp8", 128), PackedFormat("fp8", 128)),
     "mxfp4": (WeightFormat("mxfp4", 32), PackedFormat("mxfp4", 32, "float8_e8m0fnu")),
 }
 
@@ -81,7 +87,15 @@ def test_few_tokens(name):
 
 
 @pytest.mark.parametrize(
-    "name, rows, gated", [("int8", 16, False), ("int4 with zero points", 64, True), ("mxfp4", 128, False)]
+    "name, rows, gated",
+    [
+        ("int8", 16, False),
+        ("int4 with zero points", 64, True),
+        ("mxfp4", 128, False),
+        ("int3 with zero points", 16, True),
+        ("int2", 16, False),
+        ("fp8 in blocks", 16, False),
+    ],
 )
 def test_tensor_cores(name, rows, gated):
     check(mma, name, GroupedProblem(E, 320, 128, rows, gated=gated, dtype="float16"), tokens=70)
@@ -92,6 +106,8 @@ def test_tensor_cores(name, rows, gated):
     [
         ("int8 with zero points", 64, True, {"completion": "earliest"}),
         ("int4", 128, False, {}),
+        ("int3", 64, False, {}),
+        ("fp8", 64, False, {}),
         ("mxfp4", 64, False, {"first_thread": 77}),
     ],
 )

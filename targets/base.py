@@ -193,6 +193,8 @@ class Program(Made):
     """Of the device (``sm_80``); empty for a program that needs none."""
     binary: bytes | None = None
     """Code for the device; None where there was no compiler for it."""
+    binary_suffix: str = ""
+    """How the name of its file ends."""
 
 
 class Target(Protocol):

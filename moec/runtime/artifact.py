@@ -169,7 +169,7 @@ def check_machine(artifact: Artifact) -> None:
     if refusal:
         raise ArtifactError(
             f"{where}: was compiled for {manifest.target}, which uses matrix tiles (amx-tile), but {refusal}; "
-            "compile the model with a smaller --target, e.g. cpu:avx512bf16"
+            f"compile the model with a smaller --target, e.g. {manifest.target.partition(':')[0]}:avx512bf16"
         )
 
 

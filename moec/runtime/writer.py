@@ -176,7 +176,7 @@ def _write_program(files: _Files, program: Program, weights: list[int], place: s
         files.write(f"src/{place}{_file_name(name)}", text.encode())
     binary = None
     if program.binary is not None:
-        binary = files.write(f"device/{_file_name(program.architecture)}.cubin", program.binary)
+        binary = files.write(f"device/{_file_name(program.architecture)}{program.binary_suffix}", program.binary)
     return ProgramEntry(
         architecture=program.architecture,
         objects=[files.write(f"objects/{place}{_file_name(name)}", data) for name, data in program.objects.items()],

@@ -57,4 +57,4 @@ class CudaTarget:
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
             program = compile_program(model, converters(self.architecture), target, self.name, (), backend)
-        return dataclasses.replace(program, architecture=self.architecture)
+        return dataclasses.replace(program, architecture=self.architecture, binary_suffix=".cubin")

@@ -22,7 +22,7 @@ def weight(name: str, value: float) -> Weight:
 def two_programs(context, tmp_path):
     kernel = KernelRecord("product", "MatMul", ["n"], [Candidate("k", True, "it fits", True)], sources={"tir": "one"})
     old = Program("cuda:sm_80", [], [], {"a.o": b"old"}, [weight("w", 1), weight("v", 1)], [kernel])
-    old = dataclasses.replace(old, architecture="sm_80", binary=b"code for sm_80")
+    old = dataclasses.replace(old, architecture="sm_80", binary=b"code for sm_80", binary_suffix=".cubin")
     newer = dataclasses.replace(kernel, sources={"tir": "two"})
     new = Program("cuda:sm_90a", [], [], {"a.o": b"new"}, [weight("v", 2), weight("u", 1), weight("w", 1)], [newer])
     new = dataclasses.replace(new, architecture="sm_90a", requirements=["avx2"])

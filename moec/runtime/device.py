@@ -13,7 +13,7 @@ from moec.runtime.on_device import OnDevice
 from moec.runtime.tensors import CPU, from_runtime, to_runtime
 
 if TYPE_CHECKING:
-    from moec.runtime.program import Program
+    from moec.runtime.program import LoadedProgram
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
@@ -76,7 +76,7 @@ class Device(Protocol):
         """Wait for all that the calling thread has put there."""
         ...
 
-    def captured_runs(self, program: Program, weights: Sequence[Any]) -> CapturedRuns | None:
+    def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
         """Those of a program on ``weights`` as they are when it is captured; None where there are none. Raises
         UnsupportedError for a program that cannot be captured."""
         ...
@@ -112,7 +112,7 @@ class Host:
     def finish(self) -> None:
         pass
 
-    def captured_runs(self, program: Program, weights: Sequence[Any]) -> CapturedRuns | None:
+    def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
         return None
 
     def explain(self, error: Exception) -> MoecError | None:

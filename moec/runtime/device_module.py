@@ -16,7 +16,7 @@ _ARGUMENT_BYTES = 4  # a type code, bits and lanes; and, in a list of its own, o
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelCall:
+class DeviceCall:
     """How the host calls a kernel: the arguments, then one number for each of ``launch`` (``blockIdx.x``, ...)."""
 
     name: str
@@ -28,7 +28,7 @@ class KernelCall:
 class DeviceModule:
     """A blob, taken apart."""
 
-    kernels: tuple[KernelCall, ...]
+    kernels: tuple[DeviceCall, ...]
     code: bytes
     _table: bytes
     """The kernels as they were written."""
@@ -72,14 +72,14 @@ class _Reader:
         return self.bytes().decode()
 
 
-def _read_kernel(reader: _Reader) -> KernelCall:
+def _read_kernel(reader: _Reader) -> DeviceCall:
     reader.text()  # the key, which is the name
     name = reader.text()
     arguments = reader.number()
     reader.bytes(arguments * _ARGUMENT_BYTES)
     launch = tuple(reader.text() for _ in range(reader.number()))
     reader.bytes(reader.number() * _ARGUMENT_BYTES)
-    return KernelCall(name, arguments, launch)
+    return DeviceCall(name, arguments, launch)
 
 
 def _counted(data: bytes) -> bytes:

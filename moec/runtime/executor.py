@@ -17,7 +17,7 @@ from moec.runtime.device import Device, Host
 from moec.runtime.inputs import InputCheck
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
-from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, Program
+from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, LoadedProgram
 from moec.runtime.workers import Turns, Ways
 
 _REQUIREMENT = "; expected "
@@ -68,7 +68,7 @@ class Executor:
         self._ways = Ways(self.threads if device is None else 1, self._turns)
         self._weight_arrays = list(weights)
         try:
-            self._program = Program(objects, where, self._device)
+            self._program = LoadedProgram(objects, where, self._device)
             self._weights = [self._device.place(array) if array.ndim else int(array) for array in weights]
         except MoecError:
             raise

@@ -20,7 +20,7 @@ from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime
 
 if TYPE_CHECKING:
     from moec.runtime.device import CapturedRuns
-    from moec.runtime.program import Program
+    from moec.runtime.program import LoadedProgram
 
 ModuleLoader = Callable[[DeviceModule], Any]
 """Makes a runtime module, whose functions are the kernels, of what is embedded in the host's code."""
@@ -56,7 +56,7 @@ class Gpu(abc.ABC):
         """The address of PyTorch's current stream on the device."""
 
     @abc.abstractmethod
-    def captured_runs(self, program: Program, weights: Sequence[Any]) -> CapturedRuns | None:
+    def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
         """As :meth:`moec.runtime.device.Device.captured_runs`."""
 
     @abc.abstractmethod

@@ -32,7 +32,7 @@ Instrument = Callable[..., int]
 """Called before and after each call with the function, its name, whether it is before, the result and the arguments."""
 
 
-class Program:
+class LoadedProgram:
     """What linked object files hold. Not to be run by two threads at once."""
 
     def __init__(self, objects: Sequence[pathlib.Path], where: str, device: Device) -> None:

@@ -11,7 +11,7 @@ from moec.ir import dialect
 from moec.ir.weights.stacks import ExpertStack
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
-from moec.passes.raising.stored import stacked, stored_runs
+from moec.passes.raising.stored_experts import stacked, stored_runs
 from moec.passes.raising.weights import ExpertTensor
 
 BLOCK_KEY = "moec.block"

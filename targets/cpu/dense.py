@@ -13,7 +13,7 @@ from moec.targets.cpu.convolution import lower_convolution
 from moec.targets.cpu.kernels.normalization import LAYER_NORM, RMS_NORM
 from moec.targets.cpu.kernels.softmax import SOFTMAX
 from moec.targets.cpu.machine import Machine
-from moec.targets.cpu.products import PackedProducts
+from moec.targets.cpu.matmul import PackedProducts
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.lower import matmul
 from moec.targets.tvm.lower.attention import lower_attention

@@ -13,7 +13,7 @@ from moec.common.work import GroupedWork
 from moec.errors import UnsupportedError
 from moec.targets.cpu.kernels import dispatch, gather, grouped_gemm
 from moec.targets.cpu.kernels.gather import GATHER, GATHER_QUANTIZED, GatheredRows
-from moec.targets.cpu.kernels.grouped_gemm import GROUPED_GEMM, GROUPED_GEMM_GATED, GroupedProblem
+from moec.targets.cpu.kernels.grouped_gemm import GROUPED_GEMM, GROUPED_GEMM_GATED, PackedProduct
 from moec.targets.cpu.kernels.quantize_rows import QUANTIZE, QuantizedRows
 from moec.targets.cpu.packed_weights import crossover_of
 from moec.targets.tvm.heavy import LoweringContext
@@ -42,7 +42,7 @@ Rows = tuple[relax.Expr, ...]
 """The left factor of a product: the rows; with int8 arithmetic also their scales and sums."""
 
 
-def check(problem: GroupedProblem) -> None:
+def check(problem: PackedProduct) -> None:
     """Raises UnsupportedError for formats that no product takes together."""
     if problem.arithmetic == "float32":
         return
@@ -60,7 +60,7 @@ def check(problem: GroupedProblem) -> None:
 
 
 def quantized_rows(
-    lowering: LoweringContext, node: ir.Node, problem: GroupedProblem, x: relax.Expr, rows: Any
+    lowering: LoweringContext, node: ir.Node, problem: PackedProduct, x: relax.Expr, rows: Any
 ) -> list[relax.Var]:
     """``x`` [M, at least inner] as int8 rows with scales and sums; ``rows`` of memory, at least M."""
     product = problem.multiplications[0]
@@ -100,7 +100,7 @@ class ExpertSteps:
         return Sorted(*self._node.call(called, outputs))
 
     def gather(
-        self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: GroupedProblem, weighted: bool
+        self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: PackedProduct, weighted: bool
     ) -> Rows:
         """The tokens of every pair in the order of the experts, as the product takes them; times the routing weights if
         ``weighted``."""
@@ -117,7 +117,7 @@ class ExpertSteps:
         return tuple(self._node.call(KernelCall(chosen, function, arguments, attributes), [output]))
 
     def _gather_quantized(
-        self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: GroupedProblem, weighted: bool
+        self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: PackedProduct, weighted: bool
     ) -> Rows:
         tokens = self.quantize(x, problem, x.ty.shape[0])
         pairs = ordered.pairs + gather.SPARE_ROWS
@@ -129,12 +129,12 @@ class ExpertSteps:
         attributes = {"weighted": weighted, "rows": "int8"}
         return tuple(self._node.call(KernelCall(chosen, function, arguments, attributes), outputs))
 
-    def quantize(self, x: relax.Expr, problem: GroupedProblem, rows: Any) -> Rows:
+    def quantize(self, x: relax.Expr, problem: PackedProduct, rows: Any) -> Rows:
         return tuple(quantized_rows(self._node.lowering, self._node.node, problem, x, rows))
 
     def multiply(
         self,
-        problem: GroupedProblem,
+        problem: PackedProduct,
         rows: Rows,
         ordered: Sorted,
         weights: list[relax.Var],
@@ -142,7 +142,7 @@ class ExpertSteps:
         epilogue: Callable[..., Any],
         attributes: dict[str, Any],
         *,
-        next_problem: GroupedProblem | None = None,
+        next_problem: PackedProduct | None = None,
     ) -> relax.Expr:
         """The product of the rows. With ``next_problem``, results stay sorted by expert, as its left factor; else they
         go back to the order of the pairs, in float32."""
@@ -173,7 +173,7 @@ class ExpertSteps:
         return self._node.call(called, [output])[0]
 
 
-def _work_of(problem: GroupedProblem) -> GroupedWork:
+def _work_of(problem: PackedProduct) -> GroupedWork:
     return GroupedWork(
         problem.inner,
         problem.width,
@@ -186,17 +186,17 @@ def _work_of(problem: GroupedProblem) -> GroupedWork:
     )
 
 
-def _weight_bits(problem: GroupedProblem) -> list[float]:
+def _weight_bits(problem: PackedProduct) -> list[float]:
     return [round(stored.bits_per_weight(problem.inner), 3) for stored in problem.formats]
 
 
-def crossovers_of(problem: GroupedProblem) -> tuple[str, ...]:
+def crossovers_of(problem: PackedProduct) -> tuple[str, ...]:
     """Names of the crossovers that a product reads."""
     crossover = crossover_of(problem)
     return () if crossover is None else (crossover.name,)
 
 
-def product_attributes(problem: GroupedProblem) -> dict[str, Any]:
+def product_attributes(problem: PackedProduct) -> dict[str, Any]:
     """What the artifact says about a grouped product."""
     return {
         "experts": problem.experts,

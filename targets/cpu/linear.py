@@ -9,9 +9,9 @@ from tvm import relax
 from moec.ir.dialect import ExpertsSpec, LinearSpec, spec_of
 from moec.targets.cpu.expert_steps import check
 from moec.targets.cpu.kernels.activation import activate
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
+from moec.targets.cpu.matmul import multiply_packed
 from moec.targets.cpu.packed_weights import formats_of
-from moec.targets.cpu.products import multiply_packed
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import flatten, reshape
 
@@ -23,7 +23,7 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     width, inner = weight.out_in(spec.transposed)
     formats, _ = formats_of(weight)
     arithmetic = {"arithmetic": spec.arithmetic, "activation_group": spec.activation_group}
-    problem = GroupedProblem(1, inner, width, False, node.machine, formats, **arithmetic)
+    problem = PackedProduct(1, inner, width, False, node.machine, formats, **arithmetic)
     check(problem)
     shape = list(x.ty.shape)
     bias = node.inputs["bias"]

@@ -32,7 +32,7 @@ from moec.targets.cpu.kernels.activation import experts_epilogue
 from moec.targets.cpu.kernels.capacity import CAPACITY
 from moec.targets.cpu.kernels.combine import COMBINE, SEPARATE
 from moec.targets.cpu.kernels.gather import SPARE_ROWS
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.route import ROUTE
 from moec.targets.cpu.linear import lower_linear
 from moec.targets.cpu.packed_weights import add_weights, formats_of
@@ -95,7 +95,7 @@ class _Experts:
         second = _problem(node, spec, weights.operand("down"), inner=hidden, width=weights.width, inners=sizes)
         self._second = self._skipping_zeros(second) if spec.activation in _ACTIVATIONS_WITH_ZEROS else second
 
-    def _skipping_zeros(self, second: GroupedProblem) -> GroupedProblem:
+    def _skipping_zeros(self, second: PackedProduct) -> PackedProduct:
         """The product of the hidden values without those that are zero; with them where a weight is infinite or NaN,
         for then zero times it is NaN."""
         skipping = dataclasses.replace(second, rows_have_zeros=True)
@@ -133,7 +133,7 @@ class _Experts:
             return (hidden,)
         return steps.quantize(hidden, self._second, ordered.pairs + SPARE_ROWS)
 
-    def _packed(self, problem: GroupedProblem, parts: Sequence[Part]) -> list[relax.Var]:
+    def _packed(self, problem: PackedProduct, parts: Sequence[Part]) -> list[relax.Var]:
         """The parts that share tiles, named by the last operand that holds one."""
         weights = self._weights
         name = f"{weights.operand(parts[-1]).name}.tiles"
@@ -151,9 +151,9 @@ def _problem(
     gated: bool = False,
     inners: tuple[int, ...] = (),
     widths: tuple[int, ...] = (),
-) -> GroupedProblem:
+) -> PackedProduct:
     formats, format_of = formats_of(*weights)
-    problem = GroupedProblem(
+    problem = PackedProduct(
         weights[0].experts,
         inner,
         width,
@@ -170,7 +170,7 @@ def _problem(
     return problem
 
 
-def _add_bias(node: NodeLowering, role: str, problem: GroupedProblem, parts: Sequence[np.ndarray | None]) -> relax.Expr:
+def _add_bias(node: NodeLowering, role: str, problem: PackedProduct, parts: Sequence[np.ndarray | None]) -> relax.Expr:
     shapes = [part.shape for part in parts if part is not None]
     expected = (problem.experts, problem.width)
     if any(shape != expected for shape in shapes):

@@ -11,9 +11,9 @@ from moec.errors import UnsupportedError
 from moec.ir.weights.encode import StoredMatrix
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cpu.kernels import pack_experts
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
+from moec.targets.cpu.kernels.grouped_gemm import PackedProduct, weight_parameters
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
-from moec.targets.cpu.kernels.stored import TiledFormat
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.tvm.crossover import Crossover
 from moec.targets.tvm.heavy import LoweringContext
 
@@ -39,7 +39,7 @@ def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[Tiled
     return distinct, tuple(map(distinct.index, formats)) if len(distinct) > 1 else ()
 
 
-def crossover_of(problem: GroupedProblem) -> Crossover | None:
+def crossover_of(problem: PackedProduct) -> Crossover | None:
     """From how many rows of an expert on products of this shape use matrix tiles; None if they never do."""
     if not any(product.tiles_used for product in problem.multiplications):
         return None
@@ -49,7 +49,7 @@ def crossover_of(problem: GroupedProblem) -> Crossover | None:
     return Crossover(name, "rows", CROSSOVER_ROWS[problem.arithmetic])
 
 
-def add_weights(lowering: LoweringContext, name: str, problem: GroupedProblem, parts: Parts) -> list[relax.Var]:
+def add_weights(lowering: LoweringContext, name: str, problem: PackedProduct, parts: Parts) -> list[relax.Var]:
     """The packed arrays as parameters of the program, in the order in which the kernel takes them."""
     crossover = crossover_of(problem)
     packers = {"weights": pack_experts.pack_data, "scales": pack_experts.pack_scales, "zeros": pack_experts.pack_zeros}

@@ -14,7 +14,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from moec.ir.weights.stored import StoredWeight, WeightRun
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.node_lowering import NodeLowering
 
 

@@ -13,7 +13,7 @@ from moec.ir.weights.encode import Encoded, StoredMatrix, Table
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat, pack
+from moec.targets.cuda.kernels.packed_format import PackedFormat, pack
 from moec.targets.tvm.node_lowering import NodeLowering
 
 Parts = Callable[[int], Sequence[StoredMatrix]]

@@ -23,7 +23,7 @@ _QUOTED = re.compile(r"'(\w+)'")
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class PtxasReport:
     """By function; the name is empty for what is said of no function."""
 
     resources: dict[str, str]
@@ -32,7 +32,7 @@ class Report:
     """Warnings, and remarks such as that products on tensor cores are serialised, in the compiler's words."""
 
 
-def read_report(text: str, source: str) -> Report:
+def read_report(text: str, source: str) -> PtxasReport:
     """``text``: what ``nvcc -Xptxas -v`` said when it compiled ``source``."""
     used, stack = dict[str, str](), dict[str, str]()
     advisories = dict[str, list[str]]()
@@ -47,7 +47,7 @@ def read_report(text: str, source: str) -> Report:
         elif not _ROUTINE.match(line):
             for name, advice in _advice(line, source):
                 advisories.setdefault(name, []).append(advice)
-    return Report({name: f"{used[name]}\n{stack[name]}\n" for name in used if name in stack}, advisories)
+    return PtxasReport({name: f"{used[name]}\n{stack[name]}\n" for name in used if name in stack}, advisories)
 
 
 def _advice(line: str, source: str) -> Iterator[tuple[str, str]]:

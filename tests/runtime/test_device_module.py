@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from moec.errors import ArtifactError
-from moec.runtime.device_module import DeviceModule, KernelCall
+from moec.runtime.device_module import DeviceCall, DeviceModule
 
 
 def counted(data: bytes) -> bytes:
@@ -34,7 +34,7 @@ BLOB = counted(b"cuda") + number(1) + KERNEL + counted(b"source")
 
 def test_says_how_kernels_are_called():
     module = DeviceModule.parse(BLOB)
-    assert module.kernels == (KernelCall("scale_kernel", 2, ("blockIdx.x", "threadIdx.x")),)
+    assert module.kernels == (DeviceCall("scale_kernel", 2, ("blockIdx.x", "threadIdx.x")),)
     assert module.code == b"source"
 
 

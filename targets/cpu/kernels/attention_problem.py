@@ -15,7 +15,7 @@ LOWEST = -3.4028234e38
 
 
 @dataclasses.dataclass(frozen=True)
-class Operands:
+class AttentionOperands:
     """The buffers of one call; see :func:`moec.targets.cpu.kernels.attention.attention`."""
 
     problem: AttentionProblem

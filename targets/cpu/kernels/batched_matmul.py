@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import loop
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine, tile_of
 from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
@@ -113,7 +113,7 @@ class MatmulProblem:
     constant matrix."""
 
     dtype: str
-    packed: GroupedProblem | None = None
+    packed: PackedProduct | None = None
 
 
 BATCHED_MATMUL = Kernel(

@@ -10,7 +10,7 @@ from moec.targets.cpu.kernels.dot import byte_words, pair_floats, pair_words
 from moec.targets.cpu.kernels.emit import named
 from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weights
 from moec.targets.cpu.kernels.register_tile import prefetch
-from moec.targets.cpu.kernels.stored import E2M1_HALVES, ZERO_POINTS
+from moec.targets.cpu.kernels.tiled_format import E2M1_HALVES, ZERO_POINTS
 
 PREFETCH_BYTES = 2048
 """How far ahead of their use weights are prefetched."""

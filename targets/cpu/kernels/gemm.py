@@ -1,7 +1,7 @@
 """Matrix product with a weight known at compile time: ``y[M, N] = activation(x[M, K] @ w[K, N] + bias[N])``.
 
 M is dynamic (0 and up), K and N are static and of any size. The weight is packed once, at compile time, in tiles of
-columns (:mod:`moec.targets.cpu.kernels.stored`): the weight of one expert, so to say, that serves every row.
+columns (:mod:`moec.targets.cpu.kernels.tiled_format`): the weight of one expert, so to say, that serves every row.
 
 Tasks are (block of rows, column tile) pairs with the column tile running fastest: with few rows the threads share the
 weight's columns and each streams its part once; with many rows a block of x stays in the second-level cache.
@@ -19,7 +19,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.kernels.batched_matmul import MatmulProblem
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
 from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel, loop, named
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem, weight_parameters
+from moec.targets.cpu.kernels.grouped_gemm import PackedProduct, weight_parameters
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.multiply import multiply
 from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
@@ -27,7 +27,7 @@ from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 Epilogue = Callable[[Any], Any]
 
 
-def row_parameters(problem: GroupedProblem, input_width: int, dtype: str) -> list[Parameter]:
+def row_parameters(problem: PackedProduct, input_width: int, dtype: str) -> list[Parameter]:
     """The left factor: rows of ``dtype`` with float32 arithmetic, else as the arithmetic has them."""
     rows = Parameter("rows", ("R", input_width), dtype)
     if problem.arithmetic != "int8":
@@ -38,7 +38,7 @@ def row_parameters(problem: GroupedProblem, input_width: int, dtype: str) -> lis
 class _Gemm:
     """The code of one kernel, while it is emitted."""
 
-    def __init__(self, problem: GroupedProblem, epilogue: Epilogue) -> None:
+    def __init__(self, problem: PackedProduct, epilogue: Epilogue) -> None:
         self._problem, self._epilogue = problem, epilogue
         self._product: Multiplication = problem.multiplications[0]
 
@@ -86,7 +86,7 @@ class _Gemm:
 
 
 def gemm(
-    problem: GroupedProblem, *, input_width: int, dtype: str = "float32", epilogue: Epilogue = lambda total: total
+    problem: PackedProduct, *, input_width: int, dtype: str = "float32", epilogue: Epilogue = lambda total: total
 ) -> tirx.PrimFunc:
     """``(rows[R, input_width] (, row_scales[R, A], row_sums[R, S]), weights..., bias[N], y[M, N])``, R >= M.
 

@@ -31,7 +31,7 @@ from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
 from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.multiply import multiply
-from moec.targets.cpu.kernels.stored import TiledFormat
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.kernel import Kernel
 
@@ -44,7 +44,7 @@ TILE_ROWS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupedProblem:
+class PackedProduct:
     """Static facts of a grouped product. ``width`` counts the outputs of a row: the columns of the weights, or the
     hidden units where a gate and an up column make one output (``gated``).
 
@@ -150,7 +150,7 @@ class GroupedProblem:
         return (self.experts, self.column_tiles, self.columns)
 
 
-def row_parameters(problem: GroupedProblem, input_width: int) -> list[Parameter]:
+def row_parameters(problem: PackedProduct, input_width: int) -> list[Parameter]:
     """The left factor, as :mod:`moec.targets.cpu.kernels.gather` and :mod:`.quantize_rows` make it."""
     if problem.arithmetic != "int8":
         return [Parameter("rows", ("R", input_width), problem.arithmetic)]
@@ -161,7 +161,7 @@ def row_parameters(problem: GroupedProblem, input_width: int) -> list[Parameter]
     ]
 
 
-def weight_parameters(problem: GroupedProblem) -> list[Parameter]:
+def weight_parameters(problem: PackedProduct) -> list[Parameter]:
     """The right factor: of every format its flat arrays, then the table of experts that differ, then the crossover."""
     parameters = []
     for index, stored in enumerate(problem.formats):
@@ -178,7 +178,7 @@ def weight_parameters(problem: GroupedProblem) -> list[Parameter]:
     return parameters
 
 
-def out_width(problem: GroupedProblem, filled: int, dtype: str) -> int:
+def out_width(problem: PackedProduct, filled: int, dtype: str) -> int:
     """Elements from one row of the result to the next."""
     return row_width(max(problem.padded_width, filled), 2 if dtype == "bfloat16" else 4)
 
@@ -186,7 +186,7 @@ def out_width(problem: GroupedProblem, filled: int, dtype: str) -> int:
 class _GroupedProduct:
     """The code of one kernel, while it is emitted."""
 
-    def __init__(self, problem: GroupedProblem, epilogue: Callable[..., Any], scattered: bool, filled: int) -> None:
+    def __init__(self, problem: PackedProduct, epilogue: Callable[..., Any], scattered: bool, filled: int) -> None:
         self._problem, self._epilogue = problem, epilogue
         self._scattered, self._filled = scattered, filled
 
@@ -304,7 +304,7 @@ class _GroupedProduct:
 
 
 def grouped_gemm(
-    problem: GroupedProblem,
+    problem: PackedProduct,
     epilogue: Callable[..., Any],
     *,
     input_width: int,
@@ -334,16 +334,16 @@ def grouped_gemm(
     return emit_kernel(parameters, _GroupedProduct(problem, epilogue, scattered, filled).emit, functions)
 
 
-def _how(problem: GroupedProblem) -> str:
+def _how(problem: PackedProduct) -> str:
     differing = "" if problem.uniform else "experts differ in format or size: a table says where their tiles lie; "
     return f"{differing}{'; '.join(product.how for product in problem.multiplications)}"
 
 
-def _why_no_gate(problem: GroupedProblem, machine: Machine) -> str | None:
+def _why_no_gate(problem: PackedProduct, machine: Machine) -> str | None:
     return None if problem.gated else "there is no gate in this product"
 
 
-def _why_not_plain(problem: GroupedProblem, machine: Machine) -> str | None:
+def _why_not_plain(problem: PackedProduct, machine: Machine) -> str | None:
     if not problem.gated:
         return None
     return f"the gate would need a product and a result of {problem.width} columns per pair of its own"

@@ -2,7 +2,7 @@
 
 A tile register has 16 rows of 64 bytes. One instruction multiplies a tile of activations [16 rows, 64 bytes of K] by a
 tile of weights [16 words of K, 16 columns] into 16 x 16 sums; the words hold two bfloat16 or four bytes, in the order
-in which :mod:`moec.targets.cpu.kernels.stored` keeps them (Intel 64 and IA-32 Architectures Software Developer's
+in which :mod:`moec.targets.cpu.kernels.tiled_format` keeps them (Intel 64 and IA-32 Architectures Software Developer's
 Manual, volume 1, chapter 18). Two tiles of rows by two of columns use every loaded tile twice, which hides the loads.
 
 Tiles are loaded whole: up to :data:`ROWS` - 1 rows behind the last one are read, and their sums are not used.

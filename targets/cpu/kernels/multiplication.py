@@ -7,7 +7,7 @@ from typing import Any
 
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.dot import pair_functions
-from moec.targets.cpu.kernels.stored import TiledFormat
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
 
 CROSSOVER_ROWS = {"bfloat16": 3, "int8": 5}

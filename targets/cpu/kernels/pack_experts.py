@@ -1,4 +1,4 @@
-"""Packing of weights into the tile order of :mod:`moec.targets.cpu.kernels.stored`.
+"""Packing of weights into the tile order of :mod:`moec.targets.cpu.kernels.tiled_format`.
 
 All layouts of :class:`~moec.ir.dialect.ExpertsSpec` end here: the kernels know one order only. Packing goes expert by
 expert: it needs the memory of one.
@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moec.ir.weights.encode import StoredMatrix
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.multiplication import Multiplication
-from moec.targets.cpu.kernels.stored import ZERO_POINTS
+from moec.targets.cpu.kernels.tiled_format import ZERO_POINTS
 
 
-def pack_data(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
+def pack_data(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
     """The tiles of one expert, flat; ``parts``: gate and up, or one matrix alone, [in, out] each."""
     product, inner, width = _of(problem, expert)
     codes = [_codes(product, part.data[:inner, :width]) for part in parts]
@@ -47,7 +47,7 @@ def _packed(first: np.ndarray, second: np.ndarray, bits: int) -> np.ndarray:
     return np.stack(blocks, axis=2)
 
 
-def pack_scales(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
+def pack_scales(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
     """The scales of one expert, flat, in the order [tile, group, column]."""
     product, inner, width = _of(problem, expert)
     groups = product.stored.groups(product.padded(inner))
@@ -57,7 +57,7 @@ def pack_scales(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatr
     return _tiled(problem, scales, groups, width, 0).reshape(-1)
 
 
-def pack_zeros(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
+def pack_zeros(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
     """The zero points of one expert, flat, in the order of the scales."""
     product, inner, width = _of(problem, expert)
     groups = product.stored.groups(product.padded(inner))
@@ -65,7 +65,7 @@ def pack_zeros(problem: GroupedProblem, expert: int, parts: Sequence[StoredMatri
     return _tiled(problem, zeros, groups, width, 0).reshape(-1)
 
 
-def _of(problem: GroupedProblem, expert: int) -> tuple[Multiplication, int, int]:
+def _of(problem: PackedProduct, expert: int) -> tuple[Multiplication, int, int]:
     index, inner, width = problem.sizes(expert)
     return problem.multiplications[index], inner, width
 
@@ -84,7 +84,7 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
     return (data.astype(np.int16) + ZERO_POINTS[element]).astype(np.uint8)
 
 
-def _tiled(problem: GroupedProblem, parts: Sequence[np.ndarray], rows: int, width: int, fill: int) -> np.ndarray:
+def _tiled(problem: PackedProduct, parts: Sequence[np.ndarray], rows: int, width: int, fill: int) -> np.ndarray:
     """Parts [at most rows, width] (gate and up, or one alone) as [tile, rows, columns], filled up with ``fill``."""
     tiles, tile_width = problem.tiles_for(width), problem.tile_width
     tiled = np.full((tiles, rows, len(parts), tile_width), fill, parts[0].dtype)
@@ -95,7 +95,7 @@ def _tiled(problem: GroupedProblem, parts: Sequence[np.ndarray], rows: int, widt
     return tiled.reshape(tiles, rows, problem.columns)
 
 
-def pack_bias(problem: GroupedProblem, parts: Sequence[np.ndarray | None]) -> Iterator[np.ndarray]:
+def pack_bias(problem: PackedProduct, parts: Sequence[np.ndarray | None]) -> Iterator[np.ndarray]:
     """Biases [E, width] (gate and up, or one alone; None for zeros) as [column tile, columns] in float32, expert by
     expert."""
     for expert in range(problem.experts):

@@ -22,7 +22,7 @@ import numpy as np
 from moec.errors import UnsupportedError
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice
-from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Program
+from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, LoadedProgram
 from moec.runtime.streams import Streams
 from moec.runtime.tensors import new_tensor
 from moec.targets.cuda.device.driver import CUDA, Driver
@@ -47,7 +47,7 @@ class _Captured:
 class CapturedRuns:
     """Those of one program, on ``weights`` as they are at capture. Not to be used by two threads at once."""
 
-    def __init__(self, program: Program, weights: Sequence[Any], driver: Driver, streams: Streams) -> None:
+    def __init__(self, program: LoadedProgram, weights: Sequence[Any], driver: Driver, streams: Streams) -> None:
         """Raises UnsupportedError for a program that does not allow it."""
         if program.waits:
             raise UnsupportedError(

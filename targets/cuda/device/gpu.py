@@ -15,7 +15,7 @@ from moec.runtime.artifact import Artifact
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.gpu import Gpu, ModuleLoader
 from moec.runtime.library import load_ffi
-from moec.runtime.program import Program
+from moec.runtime.program import LoadedProgram
 from moec.runtime.streams import Streams
 from moec.targets.cuda.device.captured_runs import CapturedRuns
 from moec.targets.cuda.device.driver import CUDA, Driver, open_driver
@@ -49,7 +49,7 @@ class CudaGpu(Gpu):
     def torch_stream(self) -> int:
         return int(sys.modules["torch"].cuda.current_stream(0).cuda_stream)
 
-    def captured_runs(self, program: Program, weights: Sequence[Any]) -> CapturedRuns | None:
+    def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
         return None if self.driver is None else CapturedRuns(program, weights, self.driver, self.streams)
 
     def explain(self, error: Exception) -> MoecError | None:

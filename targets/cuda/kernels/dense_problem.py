@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows, why_not
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.kernel import Kernel
 
 FEW_TOKENS = 16

@@ -25,7 +25,7 @@ from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.launch import ATTRIBUTES
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.kernel import why_not_stored
 
 GATE_GROUP = 8
@@ -196,7 +196,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     R is T where rows are gathered and P where not, Q is T * k where results are scattered and P where not. Bias is
     float32; the weights are read only where the problem is weighted. All sizes but E, inner and width are dynamic.
     A quantised matrix is ``matrix[E, columns, row bytes], scales[E, columns, groups], zero_points[E, columns, groups]``
-    in this place, or ``zero_points[1, 1, 1]`` where there is no table; see :mod:`.stored_matrix`.
+    in this place, or ``zero_points[1, 1, 1]`` where there is no table; see :mod:`.packed_format`.
     """
     if problem.stored is not None:
         return _quantized_kernel(problem, problem.stored, body)

@@ -16,7 +16,7 @@ import numpy as np
 from moec.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention
-from moec.targets.hls.moe.quantize import POWER_ENTRIES, Multipliers, Projection, project, rounded, scale_for
+from moec.targets.hls.moe.quantize import POWER_ENTRIES, Multipliers, QuantizedProjection, project, rounded, scale_for
 from moec.targets.hls.normalization import QuantizedNorm, quantize_norm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
@@ -39,8 +39,8 @@ class QuantizedAttention:
     key_scale: float
     value_scale: float
     attended_scale: float
-    up: Projection
-    down: Projection
+    up: QuantizedProjection
+    down: QuantizedProjection
     up_multipliers: Multipliers
     down_multipliers: Multipliers
     score: Multipliers

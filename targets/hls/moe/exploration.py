@@ -80,7 +80,7 @@ class Constraints:
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class CostedDesign:
     """A design that fits. ``starved``: its cycles where loads are about as unfortunate as they can be."""
 
     estimate: Estimate
@@ -113,8 +113,8 @@ class Exploration:
     loads: Sequence[int]
     considered: int
     fitting: int
-    front: Sequence[Candidate]
-    chosen: Candidate
+    front: Sequence[CostedDesign]
+    chosen: CostedDesign
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as an artifact keeps it."""
@@ -171,12 +171,13 @@ def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[
     return found
 
 
-def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads: Sequence[int]) -> list[Candidate]:
+def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads: Sequence[int]) -> list[CostedDesign]:
     clock = constraints.clock_megahertz or part.clock_megahertz
     ports = connect(part, masters_of(designs[0].shape), clock, constraints.memory_share)
     expected, starved = (_Timing(one, ports.loaders) for one in (loads, starving_loads(designs[0].shape)))
     return [
-        Candidate(assemble(design, part, clock, ports, expected.of(design)), starved.of(design)) for design in designs
+        CostedDesign(assemble(design, part, clock, ports, expected.of(design)), starved.of(design))
+        for design in designs
     ]
 
 
@@ -196,31 +197,31 @@ class _Timing:
         return dataclasses.replace(self._known[base], route=route)
 
 
-def _costs(candidate: Candidate) -> tuple[int, ...]:
+def _costs(candidate: CostedDesign) -> tuple[int, ...]:
     resources = candidate.estimate.resources
     return candidate.estimate.cycles.total, resources.dsp, resources.bram18, resources.uram, resources.lut
 
 
-def _pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _pareto_front(candidates: Sequence[CostedDesign]) -> list[CostedDesign]:
     """From fast to slow; of equals, the first."""
 
-    def speed(candidate: Candidate) -> int:
+    def speed(candidate: CostedDesign) -> int:
         return math.floor(math.log(candidate.estimate.cycles.total, _AS_FAST))
 
-    front: list[Candidate] = []
+    front: list[CostedDesign] = []
     for candidate in sorted(candidates, key=lambda one: (speed(one), *_costs(one)[1:], _costs(one)[0])):
         if not any(_as_cheap(other, candidate) for other in front):
             front.append(candidate)
     return sorted(front, key=_costs)
 
 
-def _as_cheap(one: Candidate, other: Candidate) -> bool:
+def _as_cheap(one: CostedDesign, other: CostedDesign) -> bool:
     *blocks, luts = _costs(one)[1:]
     *other_blocks, other_luts = _costs(other)[1:]
     return all(a <= b for a, b in zip(blocks, other_blocks, strict=True)) and luts <= other_luts * _AS_SMALL
 
 
-def _choose(front: Sequence[Candidate], part: Part) -> Candidate:
+def _choose(front: Sequence[CostedDesign], part: Part) -> CostedDesign:
     fastest = min(candidate.estimate.cycles.total for candidate in front)
     fast = [candidate for candidate in front if candidate.estimate.cycles.total <= fastest * _FAST_ENOUGH]
     return min(fast, key=lambda candidate: (_fullest(candidate.estimate.resources, part), _costs(candidate)))

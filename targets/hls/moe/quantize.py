@@ -58,7 +58,7 @@ class Multipliers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Projection:
+class QuantizedProjection:
     """One matrix per expert as integers: ``weights`` [E, out, in], ``biases`` [E, out] in the steps of the sums, and
     ``scales`` [E, out], what a step of a weight stands for."""
 
@@ -95,8 +95,8 @@ class QuantizedBlock:
     router: Array
     router_bias: Array
     choice_bias: Array | None
-    up: Projection
-    down: Projection
+    up: QuantizedProjection
+    down: QuantizedProjection
     up_multipliers: Multipliers
     down_multipliers: Multipliers
     activation: Array
@@ -272,7 +272,7 @@ def _step(largest: Any, bits: int) -> float:
     return float(largest) / ((1 << (bits - 1)) - 1) if largest > 0 else 1.0
 
 
-def project(weights: Array, biases: Array, input_scale: float, bits: int) -> Projection:
+def project(weights: Array, biases: Array, input_scale: float, bits: int) -> QuantizedProjection:
     """``weights`` [E, out, in] and ``biases`` [E, out] of inputs in steps of ``input_scale``."""
     largest = np.abs(weights).max(axis=2)
     scales = np.where(largest > 0, largest, 1.0) / ((1 << (bits - 1)) - 1)
@@ -280,7 +280,7 @@ def project(weights: Array, biases: Array, input_scale: float, bits: int) -> Pro
     scales = np.maximum(scales, np.abs(biases) / (input_scale * _MOST_BIAS))
     sums = input_scale * scales
     quantized = np.round(weights / scales[..., None]).astype(np.int8)
-    return Projection(quantized, np.round(biases / sums).astype(np.int64), scales)
+    return QuantizedProjection(quantized, np.round(biases / sums).astype(np.int64), scales)
 
 
 def _interleaved(gate: Array | None, up: Array) -> Array:

@@ -20,7 +20,7 @@ from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ...targets.cuda.kernels import kernel_runner

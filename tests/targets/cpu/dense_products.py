@@ -6,14 +6,14 @@ import numpy as np
 
 from moec.ir.weights.encode import Encoded
 from moec.targets.cpu.kernels.gemm import gemm
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
+from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.pack_experts import pack_data
-from moec.targets.cpu.kernels.stored import TiledFormat
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
 
 
-def problem(inner: int, columns: int, machine: Machine, storage: str = "float32") -> GroupedProblem:
-    return GroupedProblem(1, inner, columns, False, machine, (TiledFormat(storage),))
+def problem(inner: int, columns: int, machine: Machine, storage: str = "float32") -> PackedProduct:
+    return PackedProduct(1, inner, columns, False, machine, (TiledFormat(storage),))
 
 
 def dense(inner: int, columns: int, machine: Machine, storage: str = "float32"):

@@ -20,7 +20,7 @@ from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.multiplication import Multiplication
-from moec.targets.cpu.kernels.stored import TiledFormat
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import MACHINES, host_has
 
 from ..node_models import node_model

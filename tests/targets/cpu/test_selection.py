@@ -11,7 +11,7 @@ MACHINE = MACHINES["avx512"]
 
 
 def _select(dtype: str, constant: tuple[int, int] | None = None):
-    from moec.targets.cpu.products import KERNELS, MatmulProblem
+    from moec.targets.cpu.matmul import KERNELS, MatmulProblem
     from moec.targets.tvm.kernel import select
 
     from .dense_products import problem

@@ -15,7 +15,7 @@ from moec.targets.cpu.kernels import multiply_float, multiply_pairs, sparse_rows
 from moec.targets.cpu.kernels.dot import pair_functions
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
-from moec.targets.cpu.kernels.stored import TiledFormat
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
 
 from .kernel_runner import build, machines

@@ -16,7 +16,7 @@ from moec.ir.dialect import ExpertsSpec, ProductSpec
 from moec.passes.framework import pipeline
 from moec.targets.cuda.grouped_products import PRODUCTS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.kernel import select
 
 from ..node_models import node_model

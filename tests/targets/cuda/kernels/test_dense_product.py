@@ -11,7 +11,7 @@ from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.cuda.kernels.gemv import gemv, why_not
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat, pack
+from moec.targets.cuda.kernels.packed_format import PackedFormat, pack
 
 from .kernel_runner import build
 from .layers import undefined

@@ -16,8 +16,8 @@ from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 from moec.targets.tvm.lower.experts import CombineProblem
 
 from .kernel_runner import build, source_of

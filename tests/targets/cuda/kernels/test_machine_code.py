@@ -21,9 +21,9 @@ from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.normalization import normalize
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
 from moec.targets.cuda.nvcc import compile_source, find_tool
 from moec.targets.tvm.lower.attention import AttentionProblem
 from moec.targets.tvm.lower.route import RouteProblem

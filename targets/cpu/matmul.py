@@ -17,8 +17,8 @@ from moec.targets.cpu.kernels.batched_matmul import BATCHED_MATMUL, MatmulProble
 from moec.targets.cpu.kernels.convert_rows import CONVERT
 from moec.targets.cpu.kernels.gather import SPARE_ROWS, row_width
 from moec.targets.cpu.kernels.gemm import GEMM, Epilogue
-from moec.targets.cpu.kernels.grouped_gemm import GroupedProblem
-from moec.targets.cpu.kernels.stored import TiledFormat
+from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
+from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.packed_weights import Parts, add_weights
 from moec.targets.tvm.heavy import LoweringContext
@@ -40,7 +40,7 @@ class PackedProducts:
     ) -> relax.Expr:
         """``left[M, K] @ right + bias`` with the matrix packed at compile time."""
         dtype: Any = str(left.ty.dtype)
-        problem = GroupedProblem(1, right.inner, right.columns, False, self.machine, (TiledFormat(dtype),))
+        problem = PackedProduct(1, right.inner, right.columns, False, self.machine, (TiledFormat(dtype),))
         name = f"{right.value.name}{'.transposed' if right.transposed else ''}"
         addend = None if bias is None else _addend(lowering, bias, right.columns, dtype)
         return multiply_packed(lowering, node, problem, left, name, lambda _: [Encoded(right.load(lowering))], addend)
@@ -70,7 +70,7 @@ def _addend(lowering: LoweringContext, bias: Bias, columns: int, dtype: str) -> 
 def multiply_packed(
     lowering: LoweringContext,
     node: ir.Node,
-    problem: GroupedProblem,
+    problem: PackedProduct,
     left: relax.Expr,
     name: str,
     parts: Parts,
@@ -103,7 +103,7 @@ def multiply_packed(
     return call(lowering, node, called, [rows, problem.width], dtype)
 
 
-def _rows(lowering: LoweringContext, node: ir.Node, problem: GroupedProblem, left: relax.Expr) -> list[relax.Expr]:
+def _rows(lowering: LoweringContext, node: ir.Node, problem: PackedProduct, left: relax.Expr) -> list[relax.Expr]:
     """The left factor as the product takes it: itself where its type and width are right."""
     dtype, rows = str(left.ty.dtype), left.ty.shape[0]
     if problem.arithmetic == "float32" and problem.padded_inner == problem.inner:

@@ -16,7 +16,7 @@ from moec.ir.dialect import LinearSpec
 from moec.ir.products import rounded_to_tf32
 from moec.targets.cuda.dense_products import choices
 from moec.targets.cuda.kernels.dense_problem import dense_problem
-from moec.targets.cuda.kernels.stored_matrix import PackedFormat
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 
 from ..node_models import node_model
 

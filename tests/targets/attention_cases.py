@@ -22,20 +22,52 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def operands(problem: AttentionProblem, queries: int, keys: int, batch: int = 2, groups: int = 2) -> dict:
-    """Query, key, value, and what the problem has of mask and lengths."""
+    """Query, key, value, and what the problem has of mask and lengths; the same numbers whatever ran before, for where
+    a mask hides all keys, rounding decides."""
+    random = np.random.default_rng([queries, keys, batch, groups])
     heads = groups * problem.heads_per_group
     arrays = {
-        "query": normal(batch, heads, queries, problem.head_size),
-        "key": normal(batch, groups, keys, problem.head_size),
-        "value": normal(batch, groups, keys, problem.value_size),
+        "query": random.standard_normal(
+            (
+                batch,
+                heads,
+                queries,
+                problem.head_size,
+            ),
+            np.float32,
+        ),
+        "key": random.standard_normal(
+            (
+                batch,
+                groups,
+                keys,
+                problem.head_size,
+            ),
+            np.float32,
+        ),
+        "value": random.standard_normal(
+            (
+                batch,
+                groups,
+                keys,
+                problem.value_size,
+            ),
+            np.float32,
+        ),
     }
     if problem.mask:
         sizes = [1 if one else size for one, size in zip(problem.mask_broadcast, (batch, heads, queries), strict=True)]
-        mask = normal(*sizes, keys)
+        mask = random.standard_normal(
+            (
+                *sizes,
+                keys,
+            ),
+            np.float32,
+        )
         arrays["mask"] = mask > -1 if problem.mask == "bool" else np.where(mask > -1, mask, -np.inf)
         arrays["mask"] = arrays["mask"].astype(problem.mask)
     if problem.has_lengths:
-        arrays["lengths"] = RANDOM.integers(0, keys + 1, batch)
+        arrays["lengths"] = random.integers(0, keys + 1, batch)
     return arrays
 
 

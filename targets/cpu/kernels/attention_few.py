@@ -48,13 +48,16 @@ class _KeyBlock:
     ) -> None:
         self._operands, self._lanes, self._width = operands, machine.lanes, 2 * machine.column_tile
         self._task, self._sums, self._statistics = task, sums, statistics
-        head, groups = T.bind(task // chunks), T.bind(T.max(operands.groups, T.int64(1)))
-        self._group, self._batch = T.bind(head % groups), T.bind(head // groups)
-        self._first_key = T.bind(task % chunks * KEYS_PER_TASK)
+        head, groups = (
+            named("head", T.bind(task // chunks)),
+            named("groups", T.bind(T.max(operands.groups, T.int64(1)))),
+        )
+        self._group, self._batch = named("group", T.bind(head % groups)), named("batch", T.bind(head // groups))
+        self._first_key = named("first_key", T.bind(task % chunks * KEYS_PER_TASK))
         remaining = operands.used_keys(self._batch) - self._first_key
-        self._count = T.bind(T.max(T.min(T.int64(KEYS_PER_TASK), remaining), T.int64(0)))
-        self._query = T.alloc_buffer((operands.problem.head_size,), "float32")
-        self._scores = T.alloc_buffer((FEW_ROWS, KEYS_PER_TASK), "float32")
+        self._count = named("count", T.bind(T.max(T.min(T.int64(KEYS_PER_TASK), remaining), T.int64(0))))
+        self._query = named("query", T.alloc_buffer((operands.problem.head_size,), "float32"))
+        self._scores = named("scores", T.alloc_buffer((FEW_ROWS, KEYS_PER_TASK), "float32"))
 
     def emit(self) -> None:
         rows = named("rows", T.bind(T.min(self._operands.rows, T.int64(FEW_ROWS))))
@@ -71,7 +74,7 @@ class _KeyBlock:
             T.buffer_store(self._query, element * T.float32(problem.scale), [d])
         with loop("key", T.serial(self._count)) as key:
             self._compute_score(row, key)
-        lanes, whole = self._lanes, T.bind(self._count // self._lanes)
+        lanes, whole = self._lanes, named("whole", T.bind(self._count // self._lanes))
         frontier = named("frontier", T.bind(operands.frontier(self._batch, query)))
         with loop("vector", T.serial(whole)) as vector, loop("lane", T.vectorized(lanes)) as lane:
             self._mask_score(row, head, query, frontier, vector * lanes + lane)
@@ -106,7 +109,7 @@ class _KeyBlock:
 
     def _exponentiate(self, row: Any) -> None:
         """Turn a row of scores into exponentials relative to its largest score; note that and their sum."""
-        lanes, vectors = self._lanes, T.bind(T.ceildiv(self._count, T.int64(self._lanes)))
+        lanes, vectors = self._lanes, named("vectors", T.bind(T.ceildiv(self._count, T.int64(self._lanes))))
         partial = named("partial", T.alloc_buffer((lanes,), "float32"))
         number = named("number", T.alloc_buffer((2,), "float32"))
         with loop("lane", T.vectorized(lanes)) as lane:
@@ -148,8 +151,8 @@ class _KeyBlock:
 def _join(operands: AttentionOperands, item: Any, chunks: Any, sums: Any, statistics: Any) -> None:
     """Emit the sum over the blocks of keys for one row of one head of keys and values, numbered by ``item``."""
     size, rows = operands.problem.value_size, operands.rows
-    row, head = T.bind(item % rows), T.bind(item // rows)
-    group, batch = T.bind(head % operands.groups), T.bind(head // operands.groups)
+    row, head = named("row", T.bind(item % rows)), named("head", T.bind(item // rows))
+    group, batch = named("group", T.bind(head % operands.groups)), named("batch", T.bind(head // operands.groups))
     number = named("number", T.alloc_buffer((2,), "float32"))
     joined = named("joined", T.alloc_buffer((size,), "float32"))
     T.buffer_store(number, T.float32(LOWEST), [_LARGEST])

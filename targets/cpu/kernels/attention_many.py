@@ -54,16 +54,18 @@ class _RowBlock:
         self._columns, self._height = machine.column_tile, 1 << (machine.row_tile.bit_length() - 1)
         self._block = COLUMN_TILES * self._columns
         self._batch, self._group, self._first_row = batch, group, first_row
-        self._rows = T.bind(T.min(T.int64(self._block), operands.rows - first_row))
-        self._queries = T.alloc_buffer((problem.head_size, self._block), "float32")
-        self._keys = T.alloc_buffer((KEYS_PER_BLOCK, problem.head_size), "float32")
-        self._values = T.alloc_buffer((KEYS_PER_BLOCK, problem.value_size), "float32")
-        self._scores = T.alloc_buffer((KEYS_PER_BLOCK, self._block), "float32")
-        self._sums = T.alloc_buffer((self._block, problem.value_size), "float32")
-        self._largest, self._total, self._rescale = (T.alloc_buffer((self._block,), "float32") for _ in range(3))
-        self._frontier = T.alloc_buffer((self._block,), "int64")
-        self._numbers = T.alloc_buffer((6,), "float32")
-        self._flags = T.alloc_buffer((2,), "int32")
+        self._rows = named("rows", T.bind(T.min(T.int64(self._block), operands.rows - first_row)))
+        self._queries = named("queries", T.alloc_buffer((problem.head_size, self._block), "float32"))
+        self._keys = named("keys", T.alloc_buffer((KEYS_PER_BLOCK, problem.head_size), "float32"))
+        self._values = named("values", T.alloc_buffer((KEYS_PER_BLOCK, problem.value_size), "float32"))
+        self._scores = named("scores", T.alloc_buffer((KEYS_PER_BLOCK, self._block), "float32"))
+        self._sums = named("sums", T.alloc_buffer((self._block, problem.value_size), "float32"))
+        self._largest, self._total, self._rescale = (
+            named(name, T.alloc_buffer((self._block,), "float32")) for name in ("largest", "total", "rescale")
+        )
+        self._frontier = named("frontier", T.alloc_buffer((self._block,), "int64"))
+        self._numbers = named("numbers", T.alloc_buffer((6,), "float32"))
+        self._flags = named("flags", T.alloc_buffer((2,), "int32"))
 
     def emit(self) -> None:
         used = named("used", T.bind(T.max(self._operands.used_keys(self._batch), T.int64(0))))
@@ -142,7 +144,7 @@ class _RowBlock:
         operands, lanes = self._operands, self._lanes
         one_head, one_query = operands.problem.mask_broadcast[1:]
         first, last = self._query(T.int64(0)), self._query(self._rows - 1)
-        highest, size = (T.alloc_buffer((lanes,), "float32") for _ in range(2))
+        highest, size = (named(name, T.alloc_buffer((lanes,), "float32")) for name in ("highest", "size"))
         with loop("lane", T.vectorized(lanes)) as lane:
             T.buffer_store(highest, T.float32(float("-inf")), [lane])
             T.buffer_store(size, T.float32(0), [lane])
@@ -152,7 +154,7 @@ class _RowBlock:
             T.buffer_store(highest, T.max(highest[lane], added), [lane])
             T.buffer_store(size, size[lane] + T.abs(added), [lane])
 
-        heads, whole = 1 if one_head else operands.problem.heads_per_group, T.bind(count // lanes)
+        heads, whole = 1 if one_head else operands.problem.heads_per_group, named("whole", T.bind(count // lanes))
         with (
             loop("head", T.serial(heads)) as head,
             loop("query", T.serial(1 if one_query else last - first + 1)) as query,
@@ -187,7 +189,7 @@ class _RowBlock:
     def _compute_scores(self) -> None:
         height, columns = self._height, self._columns
         with loop("step", T.serial(KEYS_PER_BLOCK // height)) as step, self._tiles() as tile:
-            first, start = T.bind(step * height), T.bind(tile * columns)
+            first, start = named("first", T.bind(step * height)), named("start", T.bind(tile * columns))
             sums = accumulate(
                 height,
                 columns,
@@ -234,7 +236,7 @@ class _RowBlock:
     def _exponentiate(self, tile: Any) -> None:
         """Turn scores into exponentials relative to the largest score so far, and update the running sums."""
         columns = self._columns
-        largest, partial = (T.alloc_buffer((columns,), "float32") for _ in range(2))
+        largest, partial = (named(name, T.alloc_buffer((columns,), "float32")) for name in ("largest", "partial"))
         start = named("start", T.bind(tile * columns))
         with loop("lane", T.vectorized(columns)) as lane:
             T.buffer_store(largest, self._largest[start + lane], [lane])

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import loop
+from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 LOWEST = -3.4028234e38
@@ -44,11 +44,11 @@ class AttentionOperands:
         return self.query.shape[2] * self.problem.heads_per_group
 
     def query_of(self, row: Any) -> Any:
-        return T.bind(row // self.problem.heads_per_group)
+        return named("position", T.bind(row // self.problem.heads_per_group))
 
     def head_of(self, group: Any, row: Any) -> Any:
         ratio = self.problem.heads_per_group
-        return T.bind(group * ratio + row % ratio)
+        return named("head", T.bind(group * ratio + row % ratio))
 
     def used_keys(self, batch: Any) -> Any:
         """How many keys of a batch are in use."""

@@ -75,7 +75,9 @@ def test_blocks_of_hidden_keys(hidden, padding):
     arrays["mask"] = causal_mask(200, 260, hidden)
     arrays["mask"][..., :padding] = hidden
     found = built(MASKED, Machine.host())(*arrays.values(), np.empty((2, 4, 200, 24), np.float32))
-    np.testing.assert_allclose(found, expected(MASKED, arrays, None), rtol=1e-4, atol=1e-4)
+    # Beside 1e4 float32 has steps of 2**-10: a score that is rounded to the next one has a weight off by so much.
+    tolerance = 1e-3 if hidden == -1e4 else 1e-4
+    np.testing.assert_allclose(found, expected(MASKED, arrays, None), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("queries", [3, 200])

@@ -48,7 +48,8 @@ def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed
 
 def _bits(words: Any, first: Any, count: int, lanes: int) -> Any:
     """Of every byte of the words so many bits from ``first`` on."""
-    return (words >> _all_lanes(first, lanes)) & _all_lanes(((1 << count) - 1) * 0x01010101, lanes)
+    words = words if isinstance(first, int) and first == 0 else words >> _all_lanes(first, lanes)
+    return words & _all_lanes(((1 << count) - 1) * 0x01010101, lanes)
 
 
 def _few_bits(product: Multiplication, data: Any, start: Any, position: Any) -> list[Any]:

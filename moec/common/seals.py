@@ -31,6 +31,14 @@ def sealed(content: bytes, comment: str) -> bytes:
     return above + _seal(hashlib.sha256(above))
 
 
+def unsealed(data: bytes, comment: str) -> bytes | None:
+    """What :func:`sealed` was given, with the newline at its end; None for anything else, or a damaged file."""
+    above, seal = data[:-_LENGTH], data[-_LENGTH:]
+    if seal != _seal(hashlib.sha256(above)) or not above.endswith(comment.encode()):
+        return None
+    return above[: len(above) - len(comment.encode())]
+
+
 def seal_zip(path: pathlib.Path) -> None:
     """Give a complete zip a seal."""
     with zipfile.ZipFile(path, "a") as archive:

@@ -31,7 +31,7 @@ def load_ffi() -> ModuleType:
         raise MoecError("the TVM runtime is not installed: pip install apache-tvm==0.27.0.post1")
     library = pathlib.Path(found.origin).parent / "lib" / _LIBRARY_NAMES.get(sys.platform, "libtvm_runtime.so")
     os.environ.setdefault(_SPIN_VARIABLE, str(_SPINS))  # read when the first worker starts
-    with _without_torch():
+    with without_torch():
         import tvm_ffi
     try:
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
@@ -66,8 +66,9 @@ def configure_pool(count: int) -> None:
 
 
 @contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-    """tvm_ffi imports torch where it is installed, which takes seconds and which running a model does not need."""
+def without_torch() -> Iterator[None]:
+    """Inside, torch is not imported if it has not been before: TVM does where it is installed, which takes a second and
+    which neither compiling nor running a model needs."""
     if "torch" in sys.modules:
         yield
         return

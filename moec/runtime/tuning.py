@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 import platform
 import secrets
 from collections.abc import Mapping
 
+from moec.common.user_cache import user_cache
 from moec.errors import MoecError
 from moec.runtime.machine import cpu_features, cpu_name
 
@@ -25,17 +25,17 @@ ALWAYS, NEVER = 1, 2**31 - 1
 
 
 def tuning_file(gpu: str | None = None) -> pathlib.Path:
-    """Where the values for this kind of processor, or for that GPU, are kept: in ``$XDG_CACHE_HOME``, by default
-    ``~/.cache``."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folder = pathlib.Path(cache) if cache and os.path.isabs(cache) else pathlib.Path.home() / ".cache"
+    """Where the values for this kind of processor, or for that GPU, are kept: in the user's cache. Raises OSError."""
     processor = json.dumps([gpu] if gpu else [platform.machine(), cpu_name(), sorted(cpu_features())])
-    return folder / "moec" / "tuning" / f"{hashlib.sha256(processor.encode()).hexdigest()[:16]}.json"
+    return user_cache() / "tuning" / f"{hashlib.sha256(processor.encode()).hexdigest()[:16]}.json"
 
 
 def read_tuned(gpu: str | None = None) -> dict[str, int]:
     """The measured crossovers by name; nothing where nothing was measured. Raises MoecError for a damaged file."""
-    path = tuning_file(gpu)
+    try:
+        path = tuning_file(gpu)
+    except OSError:
+        return {}  # there is no home folder
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -65,7 +65,8 @@ def store_tuned(values: Mapping[str, int], gpu: str | None = None) -> pathlib.Pa
     path = tuning_file(gpu)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         with filelock.FileLock(path.with_suffix(".lock")):
             measured = {"gpu": gpu} if gpu else {"cpu": cpu_name()}
             content = {**measured, "crossovers": {**read_tuned(gpu), **values}}

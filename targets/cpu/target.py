@@ -36,8 +36,7 @@ class CpuTarget:
 
     def compile(self, model: ir.Model) -> Program:
         """Raises UnsupportedError naming node, operator and opset."""
-        import tvm
-
+        from moec.targets.tvm import tvm
         from moec.targets.tvm.program import compile_program
 
         target = tvm.target.Target(self.machine.llvm)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 
 from moec.errors import DefectError
 from moec.targets.cuda.nvcc_report import EXPECTED, read_report
+from moec.targets.kernel_cache import Files, through_cache
 
 MISSING = (
     "no nvcc was found on PATH, under CUDA_HOME or in Python's packages: the artifact holds CUDA C but no code for a "
@@ -21,6 +24,10 @@ MISSING = (
 _INSTALLED = pathlib.Path("/usr/local/cuda")
 _PACKAGED = ("nvidia.cu13", "nvidia.cuda_nvcc")
 """Where NVIDIA's packages on PyPI put it."""
+_OPTIONS = ("-std=c++17", "-O3", f"-diag-suppress={','.join(EXPECTED)}", "-Xptxas", "-v")
+_OPTION_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+"""Of the environment, from which nvcc takes options too."""
+_CUBIN, _TEXTS = "cubin", "texts"
 _PTX_ENTRY = re.compile(
     r"^\.visible \.entry (?P<name>\w+)\(.*?(?=^\.(?:visible|weak|func|extern)\b|\Z)", re.MULTILINE | re.DOTALL
 )
@@ -60,26 +67,35 @@ def find_tool(name: str) -> pathlib.Path | None:
 
 
 def compile_source(source: str, architecture: str) -> Compiled | None:
-    """Code for ``architecture`` (``sm_80``), or None where there is no nvcc. Raises DefectError where nvcc refuses the
-    source, for moec made it."""
+    """Code for ``architecture`` (``sm_80``), from the cache where it was made before; None where there is no nvcc.
+    Raises DefectError where nvcc refuses the source, for moec made it."""
     nvcc = find_tool("nvcc")
     if nvcc is None:
         return None
+    options = [*_OPTIONS, f"-arch={architecture}"]
+    followed_from = [source, *options, *(_version(find_tool(tool)) for tool in ("nvcc", "cuobjdump"))]
+    followed_from += [f"{name}={os.environ.get(name, '')}" for name in _OPTION_VARIABLES]
+
+    def make(_name: str) -> Files:
+        compiled = _compile(nvcc, source, options)
+        texts = {name: text for name, text in vars(compiled).items() if name != _CUBIN}
+        return {_CUBIN: compiled.cubin, _TEXTS: json.dumps(texts).encode()}
+
+    files = through_cache({"source": "\0".join(followed_from)}, make)["source"]
+    return Compiled(files[_CUBIN], **json.loads(files[_TEXTS]))
+
+
+def _version(tool: pathlib.Path | None) -> str:
+    return "" if tool is None else _run([str(tool), "--version"])
+
+
+def _compile(nvcc: pathlib.Path, source: str, options: Sequence[str]) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "kernels.cu")
         path.write_text(source)
         cubin, ptx = path.with_suffix(".cubin"), path.with_suffix(".ptx")
-        options = [
-            f"-arch={architecture}",
-            "-std=c++17",
-            "-O3",
-            f"-diag-suppress={','.join(EXPECTED)}",
-            "-Xptxas",
-            "-v",
-            "--keep",
-            f"--keep-dir={folder}",
-        ]
-        report = read_report(_run([str(nvcc), "-cubin", *options, str(path), "-o", str(cubin)]), source)
+        command = [str(nvcc), "-cubin", *options, "--keep", f"--keep-dir={folder}", str(path), "-o", str(cubin)]
+        report = read_report(_run(command), source)
         sass = _disassembled(cubin)
         return Compiled(
             cubin.read_bytes(),

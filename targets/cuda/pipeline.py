@@ -6,19 +6,18 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import tvm
-from tvm import relax, s_tir, tirx
+from tvm import s_tir, tirx
+from tvm.tirx.build import split_host_device_mods
 
 from moec.targets.cuda.kernels.lower_by_form import LowerByForm
 from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
 from moec.targets.cuda.launches import LaunchRecorder, facts_of
 from moec.targets.cuda.nvcc import MISSING, compile_source
 from moec.targets.cuda.schedule import ScheduleForGpu, allocation_phases
+from moec.targets.tvm import host_code
 from moec.targets.tvm.pipeline import Backend, Generated
-
-KERNEL_PIPELINE = "moec_cuda"
 
 PREAMBLE = "preamble.cuh"
 """The file of an artifact's sources that holds what comes before all kernels."""
@@ -83,29 +82,23 @@ def kernel_phases() -> list[tvm.transform.Pass]:
     ]
 
 
-def _kernel_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
-    sequence = tvm.ir.transform.Sequential
-    # Without simplification, which would put what names are bound to in their place.
-    finish_device = sequence([tirx.transform.LowerWarpMemory(), tirx.transform.LowerIntrin()])
-    return sequence(kernel_phases()), s_tir.pipeline.finalize_host_passes, lambda: finish_device
-
-
-def device_module(executable: relax.VMExecutable) -> Any:
-    """TVM's module of the device's code; None where nothing runs on the device."""
-    modules = [inner for outer in executable.mod.imports for inner in outer.imports if inner.kind == "cuda"]
-    return modules[0] if modules else None
-
-
 def _cuda_code(
-    architecture: str, recorder: LaunchRecorder, executable: relax.VMExecutable, kernels: Sequence[str]
+    architecture: str, recorder: LaunchRecorder, module: tvm.IRModule, target: tvm.target.Target
 ) -> Generated:
-    module = device_module(executable)
-    if module is None:
-        return Generated({"cuda": {}})
-    source = module.inspect_source()
+    host, device = lowered_kernels(module, target)
+    objects = {"kernels.o": host_code.compile_host(host, target.host)}
+    if device is None:
+        return Generated(objects, {"cuda": {}})
+    kernels = [symbol.name_hint for symbol in module.functions]
+    code = tvm.get_global_func("target.build.cuda")(device, target)
+    source = code.inspect_source()
     launches = {kernel: recorder.launches.get(kernel, []) for kernel in kernels}
     generated = Generated(
-        {"cuda": sources_of(source, kernels)}, launches=launches, files={PREAMBLE: preamble_of(source)}
+        objects,
+        {"cuda": sources_of(source, kernels)},
+        launches=launches,
+        files={PREAMBLE: preamble_of(source)},
+        device=code,
     )
     compiled = compile_source(source, architecture)
     resources: dict[str, str] = {}
@@ -126,6 +119,16 @@ def _cuda_code(
                 generated.sources[form] = _by_kernel(functions, kernels)
     facts = {kernel: facts_of(launches[kernel], resources) for kernel in kernels}
     return dataclasses.replace(generated, facts=facts, binary=None if compiled is None else compiled.cubin)
+
+
+def lowered_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, tvm.IRModule | None]:
+    """The host's functions, and those of the device, if any, as code is generated of them."""
+    sequence = tvm.ir.transform.Sequential
+    module = sequence([tirx.transform.BindTarget(target), *kernel_phases()])(module)
+    host, devices = split_host_device_mods(module)
+    # Without simplification, which would put what names are bound to in their place.
+    finish_device = sequence([tirx.transform.LowerWarpMemory(), tirx.transform.LowerIntrin()])
+    return s_tir.pipeline.finalize_host_passes()(host), next((finish_device(one) for one in devices.values()), None)
 
 
 def _by_kernel(functions: dict[str, str], kernels: Sequence[str]) -> dict[str, str]:
@@ -165,9 +168,6 @@ def _called_by(code: str, helpers: dict[str, str]) -> set[str]:
     return called
 
 
-tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _kernel_pipeline)
-
-
 def backend_for(architecture: str, recorder: LaunchRecorder) -> Backend:
     """For GPUs of an architecture, ``sm_80``. ``recorder`` takes part in the compilation."""
-    return Backend(ScheduleForGpu(), KERNEL_PIPELINE, functools.partial(_cuda_code, architecture, recorder))
+    return Backend(ScheduleForGpu(), functools.partial(_cuda_code, architecture, recorder))

@@ -44,8 +44,7 @@ class CudaTarget:
 
     def compile(self, model: ir.Model) -> Program:
         """Raises UnsupportedError naming node, operator and opset."""
-        import tvm
-
+        from moec.targets.tvm import tvm  # isort: skip (first, so that torch is not imported)
         from moec.targets.cuda.launches import LaunchRecorder
         from moec.targets.cuda.pipeline import backend_for
         from moec.targets.tvm.program import compile_program

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -11,9 +11,10 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from moec.targets.base import Launch
-from moec.targets.tvm import sources
+from moec.targets.tvm import host_code
 from moec.targets.tvm.argument_alignment import LowerArgumentAlignment
 from moec.targets.tvm.bound_storage import BoundStorage
+from moec.targets.tvm.compact_buffers import CompactGenericBuffers
 from moec.targets.tvm.guard_parallel import GuardParallelLoops
 from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
@@ -82,7 +83,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         lower.LowerInitBlock(),
         lower.PlanAndUpdateBufferAllocationLocation(),
         lower.ConvertBlocksToOpaque(),
-        lower.CompactBufferAllocation(),
+        CompactGenericBuffers(),
         lower.LowerMatchBuffer(),
         lower.StmtSimplify(),
         lower.LowerOpaqueBlock(),
@@ -107,7 +108,6 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         # The calling convention: arguments are unpacked, and their shapes and types checked.
         LowerArgumentAlignment(),
         loops.VerifyMemory(),
-        loops.AnnotateEntryFunc(),
         loops.SplitHostDevice(),
         loops.MakePackedAPI(),
         loops.BF16StorageLegalize(),
@@ -121,13 +121,16 @@ def _cpu_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What came out. ``sources``: text by form (llvm, cuda, ...) and kernel; ``facts``: lines about a kernel, for the
-    heads of its texts; ``files``: text that is of no single kernel, by the name of its file."""
+    """What came out. ``objects``: object files by name; ``sources``: text by form (llvm, cuda, ...) and kernel;
+    ``facts``: lines about a kernel, for the heads of its texts; ``files``: text that is of no single kernel, by the
+    name of its file; ``device``: TVM's module of a device's code; ``binary``: what its compiler made of that."""
 
+    objects: dict[str, bytes]
     sources: dict[str, dict[str, str]]
     facts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     launches: dict[str, list[Launch]] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    device: Any = None
     binary: bytes | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
 
@@ -138,20 +141,21 @@ class Backend:
 
     schedule: tvm.transform.Pass
     """Gives threads to the kernels that do not come finished from a target."""
-    kernel_pipeline: str
-    """The name under which TVM knows the phases from TIR to code."""
-    generated: Callable[[relax.VMExecutable, Sequence[str]], Generated]
-    """What was generated for the kernels of these names."""
+    generate: Callable[[tvm.IRModule, tvm.target.Target], Generated]
+    """Makes code of kernels."""
 
 
-def _cpu_code(executable: relax.VMExecutable, kernels: Sequence[str]) -> Generated:
-    libraries = list(executable.mod.imports)
-    llvm, assembly = ("\n".join(one.inspect_source(form) for one in libraries) for form in ("ll", "asm"))
-    return Generated({"llvm": sources.llvm_of(llvm, kernels), "asm": sources.assembly_of(assembly, kernels)})
+def _cpu_code(kernels: tvm.IRModule, target: tvm.target.Target) -> Generated:
+    compiled = host_code.compile_kernels(kernels, target, KERNEL_PIPELINE)
+    forms = {"llvm": host_code.LLVM, "asm": host_code.ASSEMBLY}
+    return Generated(
+        {f"{name}.o": files[host_code.OBJECT] for name, files in compiled.items()},
+        {form: {name: files[kept].decode() for name, files in compiled.items()} for form, kept in forms.items()},
+    )
 
 
 tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _cpu_pipeline)
-CPU = Backend(ScheduleGenericKernels(), KERNEL_PIPELINE, _cpu_code)
+CPU = Backend(ScheduleGenericKernels(), _cpu_code)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +183,19 @@ def optimize(
     return Optimized(rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names})
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target, backend: Backend = CPU) -> relax.VMExecutable:
-    """Generate code for an optimised module: one LLVM module, and one of the device if the target has one."""
-    phases = tvm.ir.transform.Sequential(executable_phases())
-    return relax.build(module, target=target, relax_pipeline=phases, tir_pipeline=backend.kernel_pipeline)
+def build(
+    module: tvm.IRModule, target: tvm.target.Target, backend: Backend = CPU
+) -> tuple[relax.VMExecutable, Generated]:
+    """The instructions of the VM for an optimised module, and the code of the kernels that they call."""
+    with target:
+        module = tvm.ir.transform.Sequential(executable_phases())(module)
+    builder = relax.ExecBuilder()
+    left = tvm.get_global_func("relax.VMCodeGen")(builder, module)
+    kernels = {symbol: one for symbol, one in left.functions.items() if isinstance(one, tirx.PrimFunc)}
+    generated = backend.generate(tvm.IRModule(kernels), target)
+    # TVM links instructions with a library: one without code, for the kernels' objects are made one by one.
+    library = host_code.code_of(tvm.IRModule({}), target.host or target)
+    if generated.device is not None:
+        library.import_module(generated.device)
+    linked = tvm.get_global_func("relax.VMLink")(builder, target, library, [], {})
+    return relax.VMExecutable(linked), generated

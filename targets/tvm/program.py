@@ -34,15 +34,14 @@ def compile_program(
     lowered = lower(model, heavy)
     with _integers_in_range():
         optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
-        executable = pipeline.build(optimized.module, target, backend)
-    generated = backend.generated(executable, list(optimized.names.values()))
+        executable, generated = pipeline.build(optimized.module, target, backend)
     kernels = kernel_records(lowered.kernels, optimized, generated)
     needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
     return Program(
         target=name,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
-        objects=object_files(executable),
+        objects={**object_files(executable), **generated.objects},
         weights=lowered.weights,
         kernels=kernels,
         sources={"main.relax": optimized.module["main"].script(), **generated.files},

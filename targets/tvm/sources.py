@@ -1,9 +1,8 @@
-"""The source of single kernels, cut out of the text of the whole LLVM or assembly module."""
+"""What people read of a kernel in the text of its LLVM or assembly module."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 SYMBOL_PREFIX = "__tvm_ffi_"
 """What TVM puts in front of a kernel's name in the object file."""
@@ -24,23 +23,19 @@ _NOISE = re.compile(
 """Debug annotations, and the lists of predecessors that LLVM prints after a label."""
 
 
-def llvm_of(module: str, kernels: Iterable[str]) -> dict[str, str]:
-    """LLVM IR by kernel, parallel bodies that it calls included, debug annotations left out."""
-    return _cut(_LLVM_FUNCTION, module, kernels)
+def llvm_of(module: str, kernel: str) -> str:
+    """LLVM IR of a kernel, parallel bodies that it calls included, debug annotations left out."""
+    return _cut(_LLVM_FUNCTION, module, kernel)
 
 
-def assembly_of(module: str, kernels: Iterable[str]) -> dict[str, str]:
-    """Assembly by kernel, parallel bodies that it calls included, debug directives left out."""
-    return _cut(_ASSEMBLY_FUNCTION, module, kernels)
+def assembly_of(module: str, kernel: str) -> str:
+    """Assembly of a kernel, parallel bodies that it calls included, debug directives left out."""
+    return _cut(_ASSEMBLY_FUNCTION, module, kernel)
 
 
-def _cut(pattern: re.Pattern[str], module: str, kernels: Iterable[str]) -> dict[str, str]:
+def _cut(pattern: re.Pattern[str], module: str, kernel: str) -> str:
     functions = {match["name"]: _NOISE.sub("", match[0]) for match in pattern.finditer(module)}
-    return {
-        kernel: "\n".join(functions[name] for name in _reachable(functions, SYMBOL_PREFIX + kernel))
-        for kernel in kernels
-        if SYMBOL_PREFIX + kernel in functions
-    }
+    return "\n".join(functions[name] for name in _reachable(functions, SYMBOL_PREFIX + kernel))
 
 
 def _reachable(functions: dict[str, str], entry: str) -> list[str]:

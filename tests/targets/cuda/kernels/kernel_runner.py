@@ -16,7 +16,7 @@ from moec.simulators.cuda.device import emulated_device
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 from moec.targets.cuda.device.driver import CUDA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import ENCODE_TENSOR_MAP
-from moec.targets.cuda.pipeline import KERNEL_PIPELINE
+from moec.targets.cuda.pipeline import lowered_kernels
 
 from ...guarded import guarded
 
@@ -89,11 +89,8 @@ def _compiled(kernel: tirx.PrimFunc, architecture: str) -> tuple[Any, tvm.IRModu
     """The code for the host, the module of the device, and its CUDA C."""
     target = tvm.target.Target({"kind": "cuda", "arch": architecture}, host={"kind": "llvm"})
     module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
-    phases, finish_host, finish_device = tvm.tirx.get_tir_pipeline(KERNEL_PIPELINE)
     with tvm.transform.PassContext(config=_LOOPS_STAY_LOOPS):
-        lowered = phases(tirx.transform.BindTarget(target)(module))
-    host, devices = split_host_device_mods(lowered)
-    ((device_target, device),) = devices.items()
-    device = finish_device()(device)
-    source = codegen_build(device, device_target).inspect_source()
-    return codegen_build(finish_host()(host), target.host), device, source
+        host, device = lowered_kernels(module, target)
+    assert device is not None
+    source = codegen_build(device, target).inspect_source()
+    return codegen_build(host, target.host), device, source

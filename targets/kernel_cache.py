@@ -1,0 +1,87 @@
+"""Code that was generated before is not generated again: it lies in the user's cache under the hash of all it follows
+from.
+
+That is its text before the phases that generate code, and the versions of these phases, TVM and LLVM. What is read
+back was sealed when it was written; where anything is wrong with it, or with the folder, the code is generated as if
+there were no cache. ``MOEC_KERNEL_CACHE=off`` turns the cache off.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+
+from moec import targets
+from moec.errors import MoecError
+from moec.targets.build_cache import KERNELS, keep, recall
+
+VARIABLE = "MOEC_KERNEL_CACHE"
+_USED = {"on": True, "off": False}
+
+Files = dict[str, bytes]
+"""What was generated of one thing, by form: an object file, texts."""
+
+
+def through_cache(made_of: Mapping[str, str], make: Callable[[str], Files]) -> dict[str, Files]:
+    """What ``make`` returns for each name, taken from the cache where it is there.
+
+    ``made_of``: for each name, all that what ``make`` returns follows from but for versions.
+    Raises what ``make`` raises, and MoecError where the environment's variable is neither ``on`` nor ``off``.
+    """
+    if not cache_is_used():
+        return {name: make(name) for name in made_of}
+    keys = {name: _key(text) for name, text in made_of.items()}
+    found = {name: _unpacked(recall(KERNELS, key)) for name, key in keys.items()}
+    made = {name: make(name) for name, files in found.items() if files is None}
+    if made:
+        keep(KERNELS, {keys[name]: _packed(files) for name, files in made.items()})
+    return {name: made[name] if files is None else files for name, files in found.items()}
+
+
+def cache_is_used() -> bool:
+    """Whether the environment lets the cache be used. Raises MoecError where it says neither."""
+    asked = os.environ.get(VARIABLE, "on")
+    if asked not in _USED:
+        raise MoecError(f"the environment's variable {VARIABLE} is {asked!r}; expected one of {', '.join(_USED)}")
+    return _USED[asked]
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(f"{_versions()}\0{text}".encode()).hexdigest()
+
+
+@functools.cache
+def _versions() -> str:
+    """Of all that generates code: moec's part of it by its source, which changes more often than its version."""
+    from tvm.target import codegen
+
+    digest = hashlib.sha256()
+    for folder in map(pathlib.Path, targets.__path__):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    packages = [importlib.metadata.version(name) for name in ("moec", "apache-tvm", "apache-tvm-ffi")]
+    return json.dumps([*packages, str(codegen.llvm_version_major()), digest.hexdigest()])
+
+
+def _packed(files: Files) -> bytes:
+    """As a zip: with a fixed time, and quickly."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for form, content in files.items():
+            archive.writestr(zipfile.ZipInfo(form), content, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def _unpacked(content: bytes | None) -> Files | None:
+    """None where there is nothing."""
+    if content is None:
+        return None
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {form: archive.read(form) for form in archive.namelist()}

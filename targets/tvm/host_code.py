@@ -1,0 +1,86 @@
+"""Code for a processor, kernel by kernel: LLVM's text, assembly, and the object file that is assembled from it.
+
+LLVM generates machine code once, as text. The object file is made by LLVM's assembler from that text, which takes a
+twentieth of the time that generating the code again would.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import re
+import tempfile
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from moec.targets.kernel_cache import Files, through_cache
+from moec.targets.tvm.sources import assembly_of, llvm_of
+
+OBJECT, LLVM, ASSEMBLY = "o", "ll", "s"
+_LAYOUT = re.compile(r"^target [^\n]*$", re.MULTILINE)
+_TARGET = re.compile(r'^!\d+ = (!\{i32 \d+, !"tvm_target", [^\n]*\})$', re.MULTILINE)
+_ESCAPED = str.maketrans({"\\": r"\5C", '"': r"\22", "\n": r"\0A"})
+
+
+def compile_kernels(module: tvm.IRModule, target: tvm.target.Target, pipeline: str) -> dict[str, Files]:
+    """Every kernel of a module by name, in its forms. ``pipeline``: the name of the phases from TIR to code."""
+    functions = dict(sorted((symbol.name_hint, function) for symbol, function in module.functions.items()))
+    surroundings = _surroundings(target, pipeline)
+    made_of = {name: f"{surroundings}\0{tvm.ir.save_json(function)}" for name, function in functions.items()}
+
+    def make(name: str) -> Files:
+        library = tirx.build(tvm.IRModule({name: functions[name]}), target=target, pipeline=pipeline)
+        llvm, assembly = library.inspect_source("ll"), library.inspect_source("asm")
+        return {
+            OBJECT: assemble(assembly, llvm),
+            LLVM: llvm_of(llvm, name).encode(),
+            ASSEMBLY: assembly_of(assembly, name).encode(),
+        }
+
+    return through_cache(made_of, make)
+
+
+def compile_host(module: tvm.IRModule, target: tvm.target.Target) -> bytes:
+    """The object file of functions that are as LLVM takes them."""
+    functions = [tvm.ir.save_json(function) for function in module.functions.values()]
+    made_of = "\0".join([_surroundings(target, "none"), *functions])
+    files = through_cache({"host": made_of}, lambda _name: {OBJECT: object_of(code_of(module, target))})
+    return files["host"][OBJECT]
+
+
+def assemble(assembly: str, llvm: str) -> bytes:
+    """The object file of a text in assembly. ``llvm``: the module that it was generated from, which says for which
+    processor. Raises TVMError where LLVM does not understand the text."""
+    target = _TARGET.search(llvm)
+    flags = f"!llvm.module.flags = !{{!0}}\n!0 = {target[1]}\n" if target else ""
+    lines = f'module asm "{assembly.translate(_ESCAPED)}"\n'
+    with tempfile.TemporaryDirectory() as folder:
+        text = pathlib.Path(folder, "kernel.ll")
+        text.write_text("\n".join(_LAYOUT.findall(llvm)) + "\n" + lines + flags)
+        return object_of(tvm.runtime.load_module(str(text)))
+
+
+def object_of(module: Any) -> bytes:
+    """The object file of one of TVM's modules."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "module.o")
+        module.write_to_file(str(path))
+        return path.read_bytes()
+
+
+@functools.cache
+def _build() -> Any:
+    return tvm.get_global_func("target.build.llvm")
+
+
+def code_of(module: tvm.IRModule, target: tvm.target.Target) -> Any:
+    """TVM's module of the code of functions that are as LLVM takes them."""
+    return _build()(module, target)
+
+
+def _surroundings(target: tvm.target.Target, pipeline: str) -> str:
+    """What code follows from beside its text."""
+    context = tvm.transform.PassContext.current()
+    return "\0".join([str(target), str(target.host), pipeline, str(context.opt_level), str(dict(context.config))])

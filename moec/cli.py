@@ -282,11 +282,20 @@ for _command in target_commands(DIFFERS):
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Show versions, the CPU and its instruction sets, cores, and compilers found. Exit code 2 on a problem."""
+def doctor(
+    as_json: Json = False,
+    clear_cache: Annotated[
+        bool, typer.Option("--clear-cache", help="Remove the kernels and programs that moec has kept; look afterwards.")
+    ] = False,
+) -> None:
+    """Show versions, the CPU and its instruction sets, cores, compilers found, and what is kept in the user's cache.
+    Exit code 2 on a problem."""
     from moec.inspect import tables
+    from moec.targets.build_cache import clear
     from moec.tools.doctor import examine
 
+    if clear_cache:
+        clear()
     findings = examine()
     print_result(findings, as_json, tables.doctor_tables(findings))
     if findings["problems"]:

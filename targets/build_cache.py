@@ -17,6 +17,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO
 
 from moec.common.seals import sealed, unsealed
 from moec.common.user_cache import user_cache
@@ -166,7 +167,7 @@ def _is_own(status: os.stat_result) -> bool:
 
 
 @contextlib.contextmanager
-def _opened_file(folder: int, name: str) -> Iterator:
+def _opened_file(folder: int, name: str) -> Iterator[BinaryIO]:
     file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     with open(file, "rb") as opened:
         if not _is_own(os.fstat(file)):

@@ -161,6 +161,14 @@ def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:
     yield table("Compilers (the CPU target needs none)", ("compiler", "path"), compilers)
     for kind in targets.kinds():
         yield from kind.finding_tables(findings)
+    kept = [
+        (one["kind"], one["folder"], str(one["entries"]), f"{one['bytes'] / 1e6:.1f}", f"{one['limit'] / 1e6:.0f}")
+        for one in findings["cache"]
+    ]
+    yield table("Cache of compiled code", ("kind", "folder", "entries", "MB", "limit, MB"), kept)
+    for one in findings["cache"]:
+        if one["refused"]:
+            yield Text(f"the cache of {one['kind']} is not used: {one['refused']}")
     for problem in findings["problems"]:
         yield Text(f"problem: {problem}")
     if not findings["problems"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 import shutil
@@ -49,6 +50,8 @@ VECTOR_FEATURES = (
 def examine() -> dict[str, Any]:
     """Versions, the CPU, cores, compilers found, what each kind of target finds, and problems that keep moec from
     working."""
+    from moec.targets.build_cache import usage
+
     versions = {name: _version(name) for name in PACKAGES}
     problems = [
         f"{name} is not installed"
@@ -75,6 +78,7 @@ def examine() -> dict[str, Any]:
             **{name: shutil.which(name) for name in COMPILERS},
             **{name: None if path is None else str(path) for name, path in tools.items()},
         },
+        "cache": [dataclasses.asdict(one) for one in usage()],
         "problems": problems,
     }
     for kind in targets.kinds():

@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from tvm import tirx
-from tvm.tirx.build import codegen_build, split_host_device_mods
+from tvm.tirx.build import codegen_build
 
 from moec.simulators.cuda import Launch, emulated_library, watch_arrays
 from moec.simulators.cuda.device import emulated_device

@@ -1,0 +1,81 @@
+"""Kernels from the cache are those that would be compiled."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.errors import MoecError
+from moec.targets import build_cache, get, kernel_cache
+from moec.targets.build_cache import KERNELS
+from moec.targets.kernel_cache import VARIABLE, through_cache
+
+MODEL = "g (float[B,8] x) => (float[B,8] y) { s = Softmax (x)  e = Exp (s)  y = Add (e, x) }"
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "on")
+    return tmp_path / "moec" / KERNELS
+
+
+def program(target: str = "cpu:avx2"):
+    from moec.ir.text import parse_model
+
+    return get(target).compile(parse_model(f'<ir_version: 10, opset_import: ["" : 24]> {MODEL}'))
+
+
+def contents(target: str = "cpu:avx2"):
+    made = program(target)
+    return made.objects, [kernel.sources for kernel in made.kernels], made.sources
+
+
+def test_with_and_without_the_cache_a_program_is_the_same(folder, monkeypatch):
+    first = contents()
+    entries = {file.name for file in folder.iterdir()}
+    assert entries
+    monkeypatch.setattr(kernel_cache, "keep", lambda *_: pytest.fail("all of it was kept already"))
+    assert contents() == first
+    monkeypatch.setenv(VARIABLE, "off")
+    monkeypatch.setattr(kernel_cache, "recall", lambda *_: pytest.fail("the cache is off"))
+    assert contents() == first
+
+
+def test_damaged_entries_are_compiled_anew(folder):
+    first = contents()
+    kept = {file: file.read_bytes() for file in folder.iterdir()}
+    for file, content in kept.items():
+        file.write_bytes(content[: len(content) // 2])
+    assert contents() == first
+    assert {file: file.read_bytes() for file in folder.iterdir()} == kept
+
+
+def test_another_machine_is_another_entry(folder):
+    first = contents()
+    before = set(folder.iterdir())
+    assert contents("cpu:sse4")[0] != first[0]
+    assert len(set(folder.iterdir())) == 2 * len(before)
+
+
+def test_other_versions_are_other_entries(monkeypatch):
+    made = through_cache({"one": "text"}, lambda _: {"o": b"old"})
+    assert through_cache({"one": "text"}, lambda _: {"o": b"new"}) == made
+    assert through_cache({"one": "other"}, lambda _: {"o": b"new"}) == {"one": {"o": b"new"}}
+    monkeypatch.setattr(kernel_cache, "_versions", lambda: "of another day")
+    assert through_cache({"one": "text"}, lambda _: {"o": b"new"}) == {"one": {"o": b"new"}}
+
+
+def test_without_a_home_models_compile(monkeypatch):
+    first = contents()
+
+    def homeless():
+        raise OSError("the user has no home folder")
+
+    monkeypatch.setattr(build_cache, "user_cache", homeless)
+    assert contents() == first
+
+
+def test_the_variable_is_on_or_off(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "maybe")
+    with pytest.raises(MoecError, match=f"{VARIABLE} is 'maybe'; expected one of on, off"):
+        through_cache({}, lambda _: {})

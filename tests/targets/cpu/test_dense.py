@@ -31,7 +31,12 @@ def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "na
     lowered = lowering.lower(model, converters(machine))
     for record in lowered.kernels.values():
         assert sum(candidate.chosen for candidate in record.candidates) == 1
-    executable = pipeline.build(pipeline.optimize(lowered.module, target, lowered.nodes).module, target)
+    executable = relax.build(
+        pipeline.optimize(lowered.module, target, lowered.nodes).module,
+        target=target,
+        relax_pipeline=tvm.ir.transform.Sequential(pipeline.executable_phases()),
+        tir_pipeline=pipeline.KERNEL_PIPELINE,
+    )
     function = relax.VirtualMachine(executable, tvm.cpu())["main"]
     arguments = [inputs[spec.name] for spec in lowered.inputs] + [weight.array() for weight in lowered.weights]
     results = function(*(tvm.runtime.tensor(np.ascontiguousarray(argument)) for argument in arguments))

@@ -1,0 +1,41 @@
+"""docs/cpu.md shows what moec makes of the example, line by line."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from moec import compiler
+
+ROOT = pathlib.Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture(scope="module")
+def art(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "char_lm.moec"
+    compiler.write(ROOT / "examples" / "char_lm" / "model.onnx", path, "cpu:avx2")
+    return path
+
+
+def test_the_head_of_the_kernel(art):
+    text = (art / "src" / "moe_grouped_gemm.tir").read_text().splitlines()
+    shown = [line.strip() for line in PAGE if line.startswith("    # ")]
+    assert shown and set(shown) <= set(text)
+
+
+def test_the_inner_loops(art):
+    shown = [line.strip() for line in PAGE if "\t" in line]
+    assembly = [line.strip() for line in (art / "src" / "moe_grouped_gemm.s").read_text().splitlines()]
+    assert any(assembly[at : at + len(shown)] == shown for at in range(len(assembly))) and len(shown) == 7
+    tir = [line.strip() for line in (art / "src" / "moe_grouped_gemm.tir").read_text().splitlines()]
+    loops = [line.strip() for line in PAGE if line.strip().startswith("for ") and line.endswith(":")]
+    assert len(loops) == 3 and any(tir[at : at + 1] + tir[at + 2 : at + 4] == loops for at in range(len(tir)))
+
+
+def test_the_node_and_its_kernels(art):
+    (node,) = [line.strip() for line in PAGE if "moec.MoE <" in line]
+    assert node in (art / "ir" / "17-fuse-route-dispatch.onnxtxt").read_text()
+    names = [line.split("`")[1] for line in PAGE if line.startswith("| `moe_")]
+    assert len(names) == 6 and all((art / "src" / f"{name}.tir").exists() for name in names)

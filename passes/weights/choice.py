@@ -45,12 +45,18 @@ def resolve_format(
     """The format with its group. ``sizes``: the inputs of all weights of the layer; ``others``: the groups that other
     weights of it have, for kernels are made for one size of groups."""
     elements = ELEMENTS[name]
-    allowed = elements.groups or GROUPS
     if group is None and elements.bits < 8:
-        shared = next(iter(others)) if len(others) == 1 else None
-        group = shared if shared in allowed else _common_group(sizes, allowed) or allowed[-1]
+        group = _usual_group(elements.groups, sizes, others)
     group = group or 0
     return WeightFormat(name, 0 if group >= max(sizes) and not elements.groups else group, zero_points)
+
+
+def _usual_group(allowed: Sequence[int], sizes: Sequence[int], others: Set[int]) -> int:
+    """The group where none is asked for: that of the other weights, if it is one of those ``allowed`` (empty: any)."""
+    if len(others) == 1 and (not allowed or others <= set(allowed)):
+        return next(iter(others))
+    groups = allowed or GROUPS
+    return _common_group(sizes, groups) or groups[-1]
 
 
 def quantize_activations(

@@ -73,7 +73,7 @@ def compile_source(source: str, architecture: str) -> Compiled | None:
     if nvcc is None:
         return None
     options = [*_OPTIONS, f"-arch={architecture}"]
-    followed_from = [source, *options, *(_version(find_tool(tool)) for tool in ("nvcc", "cuobjdump"))]
+    followed_from = [source, *options, *(_version(tool) for tool in (nvcc, find_tool("cuobjdump")))]
     followed_from += [f"{name}={os.environ.get(name, '')}" for name in _OPTION_VARIABLES]
 
     def make(_name: str) -> Files:

@@ -109,6 +109,13 @@ def test_quantised_weights_stay_as_they_are() -> None:
     assert not again.losses
 
 
+@pytest.mark.parametrize("form, expected", [("int4", "int4/16"), ("int3", "int3/64"), ("mxfp4", "mxfp4")])
+def test_weights_take_the_group_of_the_others_if_they_may(form: str, expected: str) -> None:
+    model = experts_model(GATED)
+    apply(model, f"quantize-experts{{format=int8,group=16,down=keep}},quantize-experts{{format={form}}}")
+    assert formats_of(model) == {"up": ["int8/16"], "down": [expected]}
+
+
 def test_grouped_matmul_is_quantised_too() -> None:
     text = """<ir_version: 11, opset_import: ["" : 24, "moec" : 1]>
         g (float[T,128] x, int32[T,2] e) => (float[T,2,8] y)

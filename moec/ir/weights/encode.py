@@ -138,14 +138,15 @@ def _by_rows(
 def _portions(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[int, int]]:
     """Where portions of the rows of matrices [..., outputs, inputs] begin and end; rows that share scales stay
     together."""
-    outputs, count = (shape[-2] if len(shape) > 1 else 1), math.prod(shape[:-1])
+    outputs, size = (1, *shape)[-2:]
+    count = math.prod(shape[:-1])
     if form.name == "fp8" and form.group == _FP8_BLOCK:
         for first in range(0, count, max(outputs, 1)):
             for start in range(first, first + outputs, _FP8_BLOCK):
                 yield start, min(start + _FP8_BLOCK, first + outputs)
         if count:
             return
-    step = max(1, _ELEMENTS_AT_ONCE // max(*shape[-1:], 1))
+    step = max(1, _ELEMENTS_AT_ONCE // max(size, 1))
     for start in range(0, max(count, 1), step):
         yield start, start + step
 

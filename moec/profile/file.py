@@ -1,0 +1,218 @@
+"""The ``.moeprof`` file: a zip of plain arrays (``.npy``, not compressed) under a JSON head, sealed as moec's own.
+
+::
+
+    profile.json                        version, model and data with their hashes, and one entry per layer
+    <key>/<array>.npy                   arrays over all experts of the layer
+    <key>/<array>/<expert>.npy          arrays of one expert
+    input<n>/<array>.npy                rows and moment of the value that linears read
+
+Two profiles of one model merge: sums add up, of rows an even selection stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.common.replacing import replacing
+from moec.common.seals import foreign_file, seal_zip
+from moec.errors import MoecError
+from moec.ir.names import node_name
+from moec.profile.keys import key_of
+from moec.profile.measures import ExpertsMeasures, LinearMeasures
+
+Array = np.ndarray[Any, Any]
+
+VERSION = 1
+_HEAD = "profile.json"
+_LARGEST_HEAD = 64 << 20
+_LARGEST_ARRAY = 4 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The head's entry of one layer. ``input``: of a linear, the number of the value it reads."""
+
+    key: str
+    kind: str
+    name: str
+    inner: int
+    tokens: int
+    experts: int = 0
+    k: int = 0
+    hidden: int = 0
+    parts: tuple[str, ...] = ()
+    next_key: str | None = None
+    input: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """``model``: ``name`` and ``sha256``; ``data``: one ``name``, ``sha256`` and number of ``tokens`` for each piece;
+    ``passes``: the pipeline whose result was measured; ``formats``: those whose errors were."""
+
+    model: dict[str, str]
+    data: list[dict[str, Any]]
+    passes: str
+    formats: list[str]
+    layers: list[Layer]
+
+
+class Profile:
+    """A profile that is open for reading."""
+
+    def __init__(self, path: str | os.PathLike[str], archive: zipfile.ZipFile, head: Head) -> None:
+        self.path, self.head = os.fspath(path), head
+        self._archive = archive
+        self._layers = {layer.key: layer for layer in head.layers}
+        self._names = set(archive.namelist())
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> Profile:
+        """Open a profile. Raises MoecError for a file that is none, is damaged or of another version."""
+        try:
+            archive = zipfile.ZipFile(path)
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise MoecError(f"{path}: holds compressed entries; expected a profile as moec profile writes it")
+            if archive.getinfo(_HEAD).file_size > _LARGEST_HEAD:
+                raise MoecError(f"{path}: its head is larger than {_LARGEST_HEAD} bytes")
+            data = json.loads(archive.read(_HEAD))
+        except OSError as error:
+            raise MoecError(f"{path}: the profile cannot be read: {error.strerror or error}") from error
+        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+            raise MoecError(f"{path}: is not a profile; make one with moec profile MODEL --data DATA -o P") from error
+        return Profile(path, archive, _head(path, data))
+
+    def experts(self, node: ir.Node) -> ExpertsMeasures:
+        """What is known of a ``moec.MoE`` or ``moec.Experts`` node. Raises MoecError where that is nothing: the profile
+        is of another model, or of one after other passes."""
+        layer = self._layer(node, "experts")
+        return self._experts_of(layer)
+
+    def linear(self, node: ir.Node) -> LinearMeasures:
+        """What is known of a ``moec.Linear`` node. Raises MoecError as :meth:`experts`."""
+        layer = self._layer(node, "linear")
+
+        def read(name: str) -> Array | None:
+            shared = name in ("rows", "moment_in", "measured")
+            return self.array(f"input{layer.input}/{name}" if shared else f"{layer.key}/{name}")
+
+        return LinearMeasures(layer.key, layer.name, layer.inner, layer.tokens, read)
+
+    def all_experts(self) -> Iterator[ExpertsMeasures]:
+        """All layers of experts, in the order of the graph."""
+        return (self._experts_of(layer) for layer in self.head.layers if layer.kind == "experts")
+
+    def _experts_of(self, layer: Layer) -> ExpertsMeasures:
+        sizes = (layer.experts, layer.k, layer.inner, layer.hidden)
+        told = (layer.parts, layer.tokens, layer.next_key)
+        return ExpertsMeasures(layer.key, layer.name, *sizes, *told, lambda name: self.array(f"{layer.key}/{name}"))
+
+    def _layer(self, node: ir.Node, kind: str) -> Layer:
+        layer = self._layers.get(key_of(node))
+        if layer is not None and layer.kind == kind:
+            return layer
+        raise MoecError(
+            f"{self.path}: node {node_name(node)}: nothing was measured of its weights; expected a profile of this "
+            f"model after the passes {self.head.passes!r} (it is of {self.head.model.get('name')!r}); make one with "
+            "moec profile, or use it before passes that change weights"
+        )
+
+    def names(self) -> Iterable[str]:
+        """The names of all arrays."""
+        return (name.removesuffix(".npy") for name in self._archive.namelist() if name != _HEAD)
+
+    def array(self, name: str) -> Array | None:
+        """An array by its name in the file; None where there is none. Raises MoecError for one that is damaged."""
+        entry = f"{name}.npy"
+        if entry not in self._names:
+            return None
+        try:
+            if self._archive.getinfo(entry).file_size > _LARGEST_ARRAY:
+                raise ValueError("too large")
+            with self._archive.open(entry) as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise MoecError(f"{self.path}: the array {name} is damaged; make the profile anew") from error
+
+    def close(self) -> None:
+        self._archive.close()
+
+
+def write_profile(path: str | os.PathLike[str], head: Head, arrays: Iterable[tuple[str, Array]]) -> None:
+    """Write a profile in the place of nothing, or of a file of moec's own. Raises MoecError."""
+    with replacing(path, foreign_file) as aside:
+        with zipfile.ZipFile(aside, "x") as archive:
+            data = {"version": VERSION, **dataclasses.asdict(head)}
+            archive.writestr(_HEAD, json.dumps(data, indent=1))
+            for name, array in arrays:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, np.ascontiguousarray(array), allow_pickle=False)
+        seal_zip(aside)
+
+
+def merge(path: str | os.PathLike[str], profiles: list[Profile]) -> None:
+    """Write one profile of what several say. Raises MoecError where they are not of one model, passes and formats."""
+    first = profiles[0]
+    for other in profiles[1:]:
+        for what in ("model", "passes", "formats"):
+            mine, found = getattr(first.head, what), getattr(other.head, what)
+            if mine != found:
+                raise MoecError(f"{other.path}: its {what} are {found!r}, those of {first.path} are {mine!r}")
+        if [layer.key for layer in other.head.layers] != [layer.key for layer in first.head.layers]:
+            raise MoecError(f"{other.path}: its layers are not those of {first.path}; merge profiles of one model")
+    layers = [
+        dataclasses.replace(same[0], tokens=sum(layer.tokens for layer in same))
+        for same in zip(*(profile.head.layers for profile in profiles), strict=True)
+    ]
+    data = [piece for profile in profiles for piece in profile.head.data]
+    write_profile(path, dataclasses.replace(first.head, layers=layers, data=data), _merged(profiles))
+
+
+def _merged(profiles: list[Profile]) -> Iterator[tuple[str, Array]]:
+    for name in dict.fromkeys(name for profile in profiles for name in profile.names()):
+        found = [array for profile in profiles if (array := profile.array(name)) is not None]
+        yield name, _MERGE.get(_concept(name), _summed)(found)
+
+
+def _concept(name: str) -> str:
+    """``rows`` of ``0f3a.../rows/17``."""
+    return name.split("/")[1]
+
+
+def _summed(arrays: list[Array]) -> Array:
+    return np.sum(arrays, axis=0, dtype=arrays[0].dtype)
+
+
+def _selected(arrays: list[Array]) -> Array:
+    """As many rows as the largest has, evenly from all."""
+    joined = np.concatenate(arrays)
+    return joined[np.linspace(0, len(joined) - 1, max(map(len, arrays))).astype(int)] if len(joined) else joined
+
+
+_MERGE: Mapping[str, Callable[[list[Array]], Array]] = dict.fromkeys(
+    ("rows", "row_gates", "sample", "sample_gates"), _selected
+)
+"""How arrays merge that are no sums."""
+
+
+def _head(path: str | os.PathLike[str], data: Any) -> Head:
+    if not isinstance(data, dict) or "version" not in data:
+        raise MoecError(f"{path}: is not a profile; make one with moec profile MODEL --data DATA -o P")
+    if data["version"] != VERSION:
+        raise MoecError(
+            f"{path}: is a profile of version {data['version']}; this moec reads version {VERSION}: make it anew"
+        )
+    try:
+        layers = [Layer(**{**layer, "parts": tuple(layer["parts"])}) for layer in data["layers"]]
+        return Head(data["model"], data["data"], data["passes"], data["formats"], layers)
+    except (KeyError, TypeError) as error:
+        raise MoecError(f"{path}: the head of the profile is damaged ({error}); make it anew") from error

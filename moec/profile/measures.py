@@ -1,0 +1,144 @@
+"""What is known of a layer: sums over the tokens it saw, which add up over data, and a few of its rows.
+
+Sizes: E experts, k experts per token, d inputs, f hidden units, B bins of a histogram, n rows that were kept, P parts
+(gate, where there is one, up, down).
+
+Of experts:
+
+====================  ==========  ======================================================================================
+``count``             [E]         tokens that came to the expert
+``gate_sum``          [E]         sum of their weights
+``gate_histogram``    [E,B]       their weights, as shares of all weights of the token, in B equal bins from 0 to 1
+``ratio_histogram``   [k,B]       the weight of the i-th choice of a token as a share of its first
+``pairs``             [E,E]       tokens that both experts see
+``following``         [E,E']      of these tokens, those that expert e' of the next layer sees
+``measured``          [E]         rows that the sums below are of; from ``ENOUGH`` * d rows on, more change little
+``output_norm``       [E]         sum of |f(x)|, f without its weight
+``saliency``          [E]         sum of g |f(x)|, g the weight as a share of all weights of the token (REAP,
+                                  arXiv 2510.13999, with weights renormalised)
+``hidden``            [E,f]       sum of g |h|, h the hidden units
+``moment_in``         [E][d,d]    sum of g x x^T; x is what the expert sees
+``moment_hidden``     [E][f,f]    sum of g h h^T
+``rows``              [E][n,d]    some of the expert's rows
+``row_gates``         [E][n]      their weights, as they are
+``error``             {F: [E,P]}  sum over ``rows`` of g^2 |f(x) - f'(x)|^2, f' with that part alone in format F
+``energy``            [E]         sum over ``rows`` of g^2 |f(x)|^2
+``sample``            [n,d]       some tokens of the layer
+``sample_gates``      [n,E]       the weights of all experts for them, 0 for those not chosen
+====================  ==========  ======================================================================================
+
+Of linears: ``rows`` [n,K], ``moment_in`` [K,K] = sum of x x^T, ``measured``, ``error`` {F: scalar}, ``energy``. Layers
+that read the same value share rows and moment in the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+BINS = 32
+ENOUGH = 8
+ROWS = 64
+"""Rows that are kept of each expert, and, times four, of each linear; tokens of a layer: eight times as many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsMeasures:
+    """Of a layer of experts; arrays as the module says. What is large is read when it is asked for."""
+
+    key: str
+    name: str
+    experts: int
+    k: int
+    inner: int
+    hidden: int
+    parts: tuple[str, ...]
+    tokens: int
+    next_key: str | None
+    read: Callable[[str], Array | None]
+
+    def array(self, name: str) -> Array:
+        """One of the arrays over all experts. Raises KeyError where the profile does not have it."""
+        found = self.read(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    @property
+    def count(self) -> Array:
+        return self.array("count")
+
+    @property
+    def measured(self) -> Array:
+        return self.array("measured")
+
+    def moment_in(self, expert: int) -> Array:
+        """Sum of g x x^T, [d,d] float32; zeros for an expert that no row reached."""
+        return unpacked(self.array(f"moment_in/{expert}"), self.inner)
+
+    def moment_hidden(self, expert: int) -> Array:
+        """Sum of g h h^T, [f,f] float32; zeros for an expert that no row reached."""
+        return unpacked(self.array(f"moment_hidden/{expert}"), self.hidden)
+
+    def rows(self, expert: int) -> Array:
+        """Some rows that the expert saw, [n,d]; n may be 0."""
+        return self.array(f"rows/{expert}")
+
+    def row_gates(self, expert: int) -> Array:
+        """Their weights [n]."""
+        return self.array(f"row_gates/{expert}")
+
+    def error(self, form: str) -> Array | None:
+        """[E,P]; None where the format was not measured."""
+        return self.read(f"error/{form}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearMeasures:
+    """Of a dense product."""
+
+    key: str
+    name: str
+    inner: int
+    tokens: int
+    read: Callable[[str], Array | None]
+
+    @property
+    def measured(self) -> int:
+        """Rows behind the moment."""
+        found = self.read("measured")
+        return 0 if found is None else int(found)
+
+    def moment_in(self) -> Array:
+        """Sum of x x^T, [K,K] float32."""
+        found = self.read("moment_in")
+        assert found is not None
+        return unpacked(found, self.inner)
+
+    def rows(self) -> Array:
+        """Some of its inputs, [n,K]."""
+        found = self.read("rows")
+        assert found is not None
+        return found
+
+    def error(self, form: str) -> float | None:
+        """Sum over ``rows`` of |y - y'|^2; None where the format was not measured."""
+        found = self.read(f"error/{form}")
+        return None if found is None else float(found)
+
+
+def packed(moment: Array) -> Array:
+    """The lower triangle of a symmetric matrix [n,n], row by row: [n (n + 1) / 2]."""
+    return moment[np.tril_indices(len(moment))]
+
+
+def unpacked(triangle: Array, size: int) -> Array:
+    """The symmetric matrix [size,size] of what :func:`packed` made."""
+    moment = np.zeros((size, size), triangle.dtype)
+    moment[np.tril_indices(size)] = triangle
+    return moment + np.tril(moment, -1).T

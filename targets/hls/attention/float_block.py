@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.normalization import FloatNorm
+from moec.targets.hls.normalization import FloatNorm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 
@@ -63,6 +63,12 @@ class FloatAttention:
         attended = attended.swapaxes(1, 2).reshape(batch, count, self.heads * self.head_width)
         results = attended @ self.output.T + self.output_bias
         return FloatAttentionResults(inputs, query, key, value, attended, results, tokens + results)
+
+    def needed_scale(self, tokens: Array) -> float:
+        """What a step of the residual stream stands for at least, by its sequences [B, T, d] and what the block makes
+        of them."""
+        seen = self.run(tokens)
+        return stream_scale_for(tokens, seen.output, seen.results)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""From the attention blocks of a graph to projects: those that the templates compute and that fit the part."""
+"""From the attention blocks of a graph to projects: what :mod:`moec.targets.hls.block` asks of a kind."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.targets.base import Project
@@ -14,23 +15,27 @@ from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import AttentionEstimate, estimate_attention
-from moec.targets.hls.attention.graph import GraphAttention
+from moec.targets.hls.attention.graph import GraphAttention, find_attention
 from moec.targets.hls.attention.project import attention_files
-from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.hardware.parts import Part
-from moec.targets.hls.moe.design import accumulator_bits
+from moec.targets.hls.moe.design import accumulator_bits, padded
 from moec.targets.hls.moe.estimate import RESOURCE_NAMES
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.project import checked_project
 from moec.targets.hls.moe.quality import signal_to_noise
+from moec.targets.hls.options import HlsOptions
 
 Array = np.ndarray[Any, Any]
 
-LANES = (32, 16, 8)
+_LANES = (32, 16, 8)
 
 
 def shape_of(block: GraphAttention, max_tokens: int | None) -> AttentionShape:
-    """Of one sequence. Raises UnsupportedError where neither the graph nor the user says how long it is."""
+    """The sizes of the block for one sequence.
+
+    Raises UnsupportedError where neither the graph nor the user says how long it is.
+    """
     count = None if block.tokens.shape is None else block.tokens.shape[1]
     tokens = count if isinstance(count, int) else max_tokens
     if tokens is None:
@@ -40,7 +45,7 @@ def shape_of(block: GraphAttention, max_tokens: int | None) -> AttentionShape:
 
 
 def choose_attention(
-    shape: AttentionShape, part: Part, constraints: Constraints, lanes: Sequence[int] = LANES
+    shape: AttentionShape, part: Part, constraints: Constraints, lanes: Sequence[int] = _LANES
 ) -> AttentionEstimate:
     """The fastest design that fits. Raises UnsupportedError where none does, saying what is short."""
     clock, limits = constraints.clock_megahertz or part.clock_megahertz, constraints.limits(part)
@@ -60,42 +65,80 @@ def choose_attention(
     raise UnsupportedError(f"no design fits: {reasons[-1] if reasons else 'no number of lanes was allowed'}")
 
 
-def attention_project(
-    name: str,
-    block: GraphAttention,
-    integers: QuantizedAttention,
-    tokens: Array,
-    estimate: AttentionEstimate,
-    common: Mapping[str, Any],
-) -> Project:
-    """``tokens``: the sequences [B, T, d] of the calibration data, the first of which the testbench runs. ``common``:
-    what the reports of all projects of the model say."""
-    vectors = integers.quantized(tokens[0][: estimate.design.shape.tokens])
-    files = attention_files(
-        estimate.design,
-        integers,
-        vectors,
-        name=block.name,
-        device=estimate.part.device,
-        clock=estimate.clock_megahertz,
-    )
-    report = {
-        "node": block.name,
-        "channels": [dataclasses.asdict(channel) for channel in attention_channels(estimate.design)],
-        "quality": {
-            "decibels": compare_attention(block, integers, tokens),
-            "tokens": tokens.shape[0] * tokens.shape[1],
-        },
-        "vectors": len(vectors),
-        **common,
-    }
-    return checked_project(name, files, estimate.as_dict(), report)
+@dataclasses.dataclass(frozen=True)
+class AttentionBlock:
+    """An attention block on its way to a project."""
+
+    kind: ClassVar[str] = "attention"
+
+    graph: GraphAttention
+    part: Part
+    options: HlsOptions
+
+    @classmethod
+    def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[list[AttentionBlock], list[str]]:
+        """Those that the templates compute and that fit the part; the others stay outside."""
+        found, outside = find_attention(model)
+        fitting = []
+        for graph in found:
+            try:
+                choose_attention(shape_of(graph, options.max_tokens), part, options.constraints)
+            except UnsupportedError as error:
+                outside.append(f"{graph.name}: {error}")
+            else:
+                fitting.append(cls(graph, part, options))
+        return fitting, outside
+
+    def needed_scale(self, tokens: Array) -> float:
+        return self.graph.numbers.needed_scale(tokens)
+
+    def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerAttentionBlock:
+        """Sequences [B, T, d]. Raises what :func:`~moec.targets.hls.attention.quantize.quantize_attention` does."""
+        most = shape_of(self.graph, self.options.max_tokens).tokens
+        quantized = quantize_attention(self.graph.numbers, tokens, most_tokens=most, stream_scale=stream_scale)
+        return IntegerAttentionBlock(self, quantized)
 
 
-def run_attention(integers: QuantizedAttention, tokens: Array) -> Array:
-    """Float sequences [B, T, d] through the integers, back in floats."""
-    rows = [attention_reference.run(integers, integers.quantized(sequence)).output for sequence in tokens]
-    return np.stack(rows) * np.float32(integers.output_scale)
+@dataclasses.dataclass(frozen=True)
+class IntegerAttentionBlock:
+    """An attention block in integers, and the block that it was made of."""
+
+    block: AttentionBlock
+    quantized: QuantizedAttention
+
+    def run(self, tokens: Array) -> Array:
+        """Float sequences [B, T, d] through the integers, back in floats."""
+        quantized = self.quantized
+        rows = [attention_reference.run(quantized, quantized.quantized(sequence)).output for sequence in tokens]
+        return np.stack(rows) * np.float32(quantized.output_scale)
+
+    def project(self, name: str, tokens: Array, common: Mapping[str, Any], earlier: Sequence[Project]) -> Project:
+        """Sequences [B, T, d]. Of the numbers of lanes with which a design fits, one is preferred with which tokens are
+        padded as those of an earlier project are."""
+        graph, quantized = self.block.graph, self.quantized
+        widths = {project.report.get("channel_width") for project in earlier}
+        lanes = sorted(_LANES, key=lambda count: padded(quantized.shape.width, count) not in widths)
+        estimate = choose_attention(quantized.shape, self.block.part, self.block.options.constraints, lanes)
+        vectors = quantized.quantized(tokens[0][: estimate.design.shape.tokens])
+        files = attention_files(
+            estimate.design,
+            quantized,
+            vectors,
+            name=graph.name,
+            device=estimate.part.device,
+            clock=estimate.clock_megahertz,
+        )
+        report = {
+            "node": graph.name,
+            "channels": [dataclasses.asdict(channel) for channel in attention_channels(estimate.design)],
+            "quality": {
+                "decibels": compare_attention(graph, quantized, tokens),
+                "tokens": tokens.shape[0] * tokens.shape[1],
+            },
+            "vectors": len(vectors),
+            **common,
+        }
+        return checked_project(name, files, estimate.as_dict(), report)
 
 
 def compare_attention(block: GraphAttention, integers: QuantizedAttention, tokens: Array) -> dict[str, float | None]:

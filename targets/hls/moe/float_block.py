@@ -9,7 +9,7 @@ import numpy as np
 
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.targets.hls.normalization import FloatNorm
+from moec.targets.hls.normalization import FloatNorm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 
@@ -76,6 +76,14 @@ class FloatBlock:
             tokens, logits, gates, chosen, _joined(ups, self.hidden), joined, _joined(hiddens, self.hidden),
             _joined(results, self.width), output,
         )  # fmt: skip
+
+    def needed_scale(self, tokens: Array) -> float | None:
+        """What a step of the residual stream stands for at least, by its tokens [T, d] and what the block makes of
+        them; None without a norm."""
+        if self.norm is None:
+            return None
+        seen = self.run(tokens)
+        return stream_scale_for(tokens, seen.output, seen.results * self.routing.scale)
 
     def _expert(self, expert: int, rows: Array) -> tuple[Array, Array | None, Array, Array]:
         """Up, gate, hidden units and results of one expert."""

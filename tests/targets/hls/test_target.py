@@ -15,11 +15,13 @@ from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulate import simulate
 from moec.targets import get_all
+from moec.targets.hls import target as hls_target
 from moec.targets.hls.graph import calibrate
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.quantize import quantize
+from moec.targets.hls.moe.target import MoeBlock
 from moec.targets.hls.options import HlsOptions
 
 DIGITS = pathlib.Path(__file__).parents[3] / "examples" / "digits"
@@ -126,6 +128,21 @@ def test_an_unsupported_router_is_refused(change, said, model):
     block = dataclasses.replace(found.numbers, routing=dataclasses.replace(found.numbers.routing, **change))
     with pytest.raises(UnsupportedError, match=said):
         quantize(block, np.ones((4, 32), np.float32), most_tokens=4)
+
+
+def test_a_block_of_another_kind_needs_nothing_of_the_target(model, monkeypatch):
+    class Other(MoeBlock):
+        kind = "other"
+
+        @classmethod
+        def find(cls, model, part, options):
+            found, _ = super().find(model, part, options)
+            return found, ["a reason"]
+
+    monkeypatch.setattr(hls_target, "BLOCKS", (Other,))
+    (target,) = get_all("hls:zcu102", OPTIONS)
+    (project,) = target.compile(model).projects
+    assert (project.name, project.report["outside"]) == ("other_0", ["a reason"])
 
 
 def test_a_model_without_experts_is_refused(model):

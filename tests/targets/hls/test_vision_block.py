@@ -21,7 +21,7 @@ from moec.targets.hls.attention.graph import find_attention
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.graph.calibrate import run_floats
-from moec.targets.hls.graph.stream_scales import StreamPart, needed_scale, shared_scales
+from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.moe.design import Design
@@ -57,7 +57,7 @@ def chain(export, sizes, folder, attention_design, moe_design):
     x = export.sample(sizes)
     floats = run_floats(model, [attention, moe], {"x": x})
     parts = [
-        StreamPart(one.tokens, one.output, needed_scale(one.numbers, tokens))
+        StreamPart(one.tokens, one.output, one.numbers.needed_scale(tokens))
         for one, tokens in zip((attention, moe), floats.tokens, strict=True)
     ]
     scale, same = shared_scales(parts)

@@ -1,0 +1,135 @@
+"""From the MoE blocks of a graph to projects: what :mod:`moec.targets.hls.block` asks of a kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import MoecError, UnsupportedError
+from moec.targets.base import Project
+from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.moe import quality, reference
+from moec.targets.hls.moe.blocks import GraphBlock, find_blocks
+from moec.targets.hls.moe.channels import channels_of
+from moec.targets.hls.moe.exploration import Exploration, explore
+from moec.targets.hls.moe.loads import scaled_loads
+from moec.targets.hls.moe.project import Description, checked_project, project_files
+from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
+from moec.targets.hls.options import HlsOptions
+
+Array = np.ndarray[Any, Any]
+
+_MOST_VECTORS = 256
+"""Tokens of a testbench: C simulation takes seconds for as many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeBlock:
+    """A MoE block on its way to a project."""
+
+    kind: ClassVar[str] = "moe"
+
+    graph: GraphBlock
+    part: Part
+    options: HlsOptions
+
+    @classmethod
+    def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[list[MoeBlock], list[str]]:
+        """None stays outside. Raises UnsupportedError for a model without one, and, naming the node, for a block that
+        cannot be cut out."""
+        blocks = find_blocks(model)
+        if not blocks:
+            raise UnsupportedError("holds no MoE block; --target hls makes projects of MoE blocks")
+        return [cls(block, part, options) for block in blocks], []
+
+    def needed_scale(self, tokens: Array) -> float | None:
+        return self.graph.numbers.needed_scale(tokens)
+
+    def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerMoeBlock:
+        """Tokens [N, d]. Raises what :func:`~moec.targets.hls.moe.quantize.quantize` does, and MoecError where nobody
+        says how many tokens there are at most."""
+        quantized = quantize(
+            self.graph.numbers,
+            tokens,
+            most_tokens=self._most_tokens(),
+            weight_bits=self.options.weight_bits,
+            stream_scale=stream_scale,
+        )
+        return IntegerMoeBlock(self, quantized)
+
+    def _most_tokens(self) -> int:
+        sizes = list(self.graph.tokens.shape or ())[:-1]
+        fixed = all(isinstance(size, int) for size in sizes)
+        if self.options.max_tokens is None and not (sizes and fixed):
+            shape = ", ".join(map(str, self.graph.tokens.shape or ("?",)))
+            raise MoecError(
+                f"{self.graph.name}: takes [{shape}] tokens, a number that only the caller knows; "
+                "say what memories on the chip have to hold with --max-tokens"
+            )
+        return self.options.max_tokens or math.prod(int(size) for size in sizes if isinstance(size, int))
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerMoeBlock:
+    """A MoE block in integers, and the block that it was made of."""
+
+    block: MoeBlock
+    quantized: QuantizedBlock
+
+    def run(self, tokens: Array) -> Array:
+        """Float tokens [N, d] through the integers, back in floats."""
+        return reference.run(self.quantized, self.quantized.quantized(tokens)).output * self.quantized.output_scale
+
+    def project(self, name: str, tokens: Array, common: Mapping[str, Any], earlier: Sequence[Project]) -> Project:
+        """Tokens [N, d]. Raises UnsupportedError, naming the node, where no design fits the part."""
+        graph, quantized = self.block.graph, self.quantized
+        steps = quantized.quantized(tokens)
+        exploration = self._explore(steps)
+        estimate = exploration.chosen.estimate
+        description = Description(
+            graph.name,
+            routing=_words(graph.numbers.routing),
+            experts=_words(graph.numbers.experts),
+            device=self.block.part.device,
+            clock=estimate.clock_megahertz,
+        )
+        vectors = steps[: min(quantized.shape.tokens, _MOST_VECTORS)]
+        files = project_files(estimate.design, quantized, vectors, description)
+        report = {
+            "node": graph.name,
+            "exploration": exploration.as_dict(),
+            "channels": [dataclasses.asdict(channel) for channel in channels_of(estimate.design)],
+            "quality": dataclasses.asdict(quality.compare(graph.numbers, quantized, tokens)),
+            "channel_width": estimate.design.width,
+            "vectors": len(vectors),
+            **common,
+        }
+        return checked_project(name, files, estimate.as_dict(), report)
+
+    def _explore(self, steps: Array) -> Exploration:
+        """Designs for experts that get as many tokens as those of the calibration data, ``steps`` [N, d], give them."""
+        quantized = self.quantized
+        shape = dataclasses.replace(
+            quantized.shape, up_sum_bits=quantized.up.sum_bits, down_sum_bits=quantized.down.sum_bits
+        )
+        counted = reference.run(quantized, steps).loads[: shape.experts].tolist()
+        try:
+            loads = scaled_loads(shape, counted, len(steps))
+            return explore(shape, self.block.part, self.block.options.constraints, loads)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{self.block.graph.name}: {error}") from error
+
+
+def _words(spec: Any) -> str:
+    """The fields that are not the default."""
+    parts: Sequence[str] = [
+        f"{field.name.replace('_', ' ')} {getattr(spec, field.name)}"
+        for field in dataclasses.fields(spec)
+        if getattr(spec, field.name) != field.default
+    ]
+    return ", ".join(parts) or "the default"

@@ -20,6 +20,9 @@ from moec.targets.tvm.heavy import HeavyConverter
 from moec.targets.tvm.lowering import lower
 from moec.targets.tvm.records import kernel_records
 
+_INSTRUCTIONS = "devc.o"
+"""What TVM calls the object file of the instructions, the only one of an executable whose library has no code."""
+
 
 def compile_program(
     model: ir.Model,
@@ -41,7 +44,7 @@ def compile_program(
         target=name,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
-        objects={**object_files(executable), **generated.objects},
+        objects={_INSTRUCTIONS: object_files(executable)[_INSTRUCTIONS], **generated.objects},
         weights=lowered.weights,
         kernels=kernels,
         sources={"main.relax": optimized.module["main"].script(), **generated.files},

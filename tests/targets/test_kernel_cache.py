@@ -31,6 +31,12 @@ def contents(target: str = "cpu:avx2"):
     return made.objects, [kernel.sources for kernel in made.kernels], made.sources
 
 
+def test_every_object_has_code(folder):
+    """That of the instructions, and one of each kernel."""
+    made = program()
+    assert set(made.objects) == {"devc.o", *(f"{kernel.name}.o" for kernel in made.kernels)}
+
+
 def test_with_and_without_the_cache_a_program_is_the_same(folder, monkeypatch):
     first = contents()
     entries = {file.name for file in folder.iterdir()}

@@ -43,7 +43,7 @@ from moec.ir.weights.format import WeightFormat
 Array = np.ndarray[Any, Any]
 
 _LARGEST_MX, _LARGEST_FP8 = 6.0, 448.0
-_FP8_BLOCK = 128
+FP8_BLOCK = 128
 """Outputs that share the scale of a group of as many inputs."""
 _ELEMENTS_AT_ONCE = 1 << 16
 
@@ -140,10 +140,10 @@ def _portions(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[int,
     together."""
     outputs, size = (1, *shape)[-2:]
     count = math.prod(shape[:-1])
-    if form.name == "fp8" and form.group == _FP8_BLOCK:
+    if form.name == "fp8" and form.group == FP8_BLOCK:
         for first in range(0, count, max(outputs, 1)):
-            for start in range(first, first + outputs, _FP8_BLOCK):
-                yield start, min(start + _FP8_BLOCK, first + outputs)
+            for start in range(first, first + outputs, FP8_BLOCK):
+                yield start, min(start + FP8_BLOCK, first + outputs)
         if count:
             return
     step = max(1, _ELEMENTS_AT_ONCE // max(size, 1))
@@ -181,25 +181,31 @@ def _scales(groups: Array, form: WeightFormat) -> tuple[Array, Array | None]:
         raise ValueError(f"{np.abs(groups).max():.3g} needs a scale beyond the range of float16; choose larger groups")
     if not form.zero_points:
         return scale, None
-    return scale, _stored(np.clip(np.rint(_quotient(-low, scale)), 0, levels), form)
+    return scale, stored(np.clip(np.rint(_quotient(-low, scale)), 0, levels), form)
 
 
 def _encoded(groups: Array, form: WeightFormat, size: int) -> tuple[Array, Array, Array | None]:
     """Data, scale and zero point of rows that have ``size`` elements without the zeros that fill the last group."""
     scale, zero_point = _scales(groups, form)
-    quotient = _quotient(groups, scale[..., None])
-    if form.name == "mxfp4":
-        numbers = np.clip(quotient, -_LARGEST_MX, _LARGEST_MX)
-    elif form.name == "fp8":
-        numbers = np.clip(quotient, -_LARGEST_FP8, _LARGEST_FP8)
-    else:
-        zero = 0 if zero_point is None else zero_point[..., None].astype(np.float32)
-        numbers = np.clip(np.rint(quotient) + zero, *_range(form))
-    rows = numbers.reshape(len(groups), groups.shape[1] * groups.shape[2])
-    return _stored(rows[:, :size], form), scale, zero_point
+    zero = None if zero_point is None else zero_point[..., None].astype(np.float32)
+    rows = numbers_within(groups, scale[..., None], zero, form).reshape(len(groups), groups.shape[1] * groups.shape[2])
+    return stored(rows[:, :size], form), scale, zero_point
 
 
-def _stored(numbers: Array, form: WeightFormat) -> Array:
+def numbers_within(weight: Array, scale: Array, zero_point: Array | None, form: WeightFormat) -> Array:
+    """What :func:`stored` takes for a float32 weight: the nearest numbers in the range of the format, in float32,
+    integers of it rounded. Scales and zero points (float32) broadcast to the weight."""
+    numbers = _quotient(weight, scale)
+    if not form.elements.whole:
+        largest = _LARGEST_MX if form.name == "mxfp4" else _LARGEST_FP8
+        return np.clip(numbers, -largest, largest, out=numbers)
+    np.rint(numbers, out=numbers)
+    if zero_point is not None:
+        numbers += zero_point
+    return np.clip(numbers, *_range(form), out=numbers)
+
+
+def stored(numbers: Array, form: WeightFormat) -> Array:
     """Numbers, whole ones where the format has these, in the type they are stored in. Numpy's integers of fewer bits
     are bytes with the number in their lower bits; made so, they take a fifth of the time of a conversion."""
     dtype, bits = form.data_type.numpy(), form.data_type.bitwidth
@@ -223,7 +229,7 @@ def _shared_exponents(groups: Array) -> Array:
 def _float_scales(groups: Array, form: WeightFormat) -> Array:
     """The scales that bring the largest element of a group, or of its block (:func:`_portions`), to that of fp8."""
     largest = np.abs(groups).max(-1)
-    if form.group == _FP8_BLOCK:
+    if form.group == FP8_BLOCK:
         largest = np.broadcast_to(largest.max(0, keepdims=True, initial=0), largest.shape)
     return (largest / np.float32(_LARGEST_FP8)).astype(form.scale_type.numpy())
 

@@ -8,10 +8,12 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
+from moec.ir.names import node_name
 from moec.ir.weights.stored import weight_runs
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op
 from moec.passes.weights.linears import is_dense_product, is_transposed, make_linear
+from moec.passes.weights.scale_groups import put_in_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,9 @@ class FuseStoredWeights:
 
     1. A MatMul whose right matrix is ``DequantizeLinear`` of constants becomes ``moec.Linear``, and so does a Gemm that
        multiplies by one and at most adds a bias [N]. A bias that an Add gives the MatMul joins it.
-    2. The groups that share a scale lie along the inputs of the product; other weights stay as they are.
+    2. One scale per output of the product, or one for the whole matrix, becomes groups as large as there are inputs, or
+       as kernels read them; zero points that are all zero are dropped from signed elements.
+    3. The groups that share a scale lie along the inputs of the product; other weights stay as they are, with a note.
 
     ::
 
@@ -41,19 +45,40 @@ class FuseStoredWeights:
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
         for node in list(model.graph):
-            if node.graph is not None and is_dense_product(node) and _is_stored(node):
+            if (
+                node.graph is None
+                or not is_dense_product(node)
+                or not is_op(_weight(node).producer(), "DequantizeLinear")
+            ):
+                continue
+            changed |= put_in_groups(model.graph, node, _input_axis(node))
+            stays = _why_not(node)
+            if stays is None:
                 make_linear(model.graph, node)
                 changed = True
+            else:
+                report.note(self.name, node_name(node), f"the product takes its weight as floats: {stays}")
         return changed
 
 
-def _is_stored(product: ir.Node) -> bool:
-    """Whether the weight is quantised in groups of the product's inputs."""
+def _multiplies_decoded(node: ir.Node) -> bool:
+    return is_dense_product(node) and is_op(_weight(node).producer(), "DequantizeLinear")
+
+
+def _weight(product: ir.Node) -> ir.Value:
     weight = product.inputs[1]
-    if weight is None or not is_op(weight.producer(), "DequantizeLinear"):
-        return False
+    assert weight is not None
+    return weight
+
+
+def _input_axis(product: ir.Node) -> int:
+    return 0 if is_transposed(product) else 1
+
+
+def _why_not(product: ir.Node) -> str | None:
+    """Why the weight is not quantised in groups of the product's inputs; None where it is."""
     try:
-        (run,) = weight_runs(weight)
-    except UnsupportedError:  # it is computed, or quantised in a way that no kernel reads
-        return False
-    return run.axis == (0 if is_transposed(product) else 1)
+        (run,) = weight_runs(_weight(product))
+    except UnsupportedError as error:  # it is computed, or quantised in a way that no kernel reads
+        return str(error)
+    return None if run.axis == _input_axis(product) else "its scales stand for groups of outputs"

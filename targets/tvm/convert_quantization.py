@@ -10,8 +10,9 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from moec.errors import UnsupportedError
+from moec.ir.interpreter import evaluate
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
-from moec.targets.tvm.constants import dtype_name
+from moec.targets.tvm.constants import constant_of, dtype_name, dtype_of
 from moec.targets.tvm.lowering import Converter, Lowering
 
 Reader = Callable[..., tirx.Expr]
@@ -53,7 +54,25 @@ def _of_shape(lowering: Lowering, value: ir.Value, shape: list[Any]) -> relax.Ex
     return lowering.tensor_of_shape(value, shape)
 
 
+def _decoded(lowering: Lowering, node: ir.Node) -> relax.Expr | None:
+    """The floats that constants of a type make in which nothing computes: of fewer than 8 bits, or float8. They are
+    made when weights are written; None for a type that the program can decode."""
+    data, output = constant_of(required_input(node, 0)), node.outputs[0]
+    given = [constant_of(value) for value in node.inputs if value is not None]
+    if data is None or (data.dtype.is_integer() and data.dtype.bitwidth >= 8) or None in given:
+        return None
+    opset = lowering.model.graph.opset_imports[""]
+
+    def load() -> np.ndarray:
+        return evaluate([node], {}, [output], opset)[0]
+
+    return lowering.add_weight(str(output.name), data.shape.numpy(), dtype_of(output), load)
+
+
 def _convert_dequantize(lowering: Lowering, node: ir.Node) -> Any:
+    decoded = _decoded(lowering, node)
+    if decoded is not None:
+        return decoded
     scale_at = _parameter(lowering, node, 1)
     zero_at = None if optional_input(node, 2) is None else _parameter(lowering, node, 2)
     given = attribute(node, "output_dtype", 0)

@@ -18,7 +18,8 @@ from typing import Annotated, Any
 import typer
 
 import moec
-from moec import targets
+from moec import cli_data, targets
+from moec.cli_data import pipeline_of
 from moec.cli_ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
 from moec.cli_options import (
     Architecture,
@@ -27,7 +28,6 @@ from moec.cli_options import (
     Experts,
     Inputs,
     Json,
-    Level,
     Linears,
     Model,
     OptimisationLevel,
@@ -114,7 +114,7 @@ def compile_model(
             model,
             output,
             target,
-            _pipeline(level, passes),
+            pipeline_of(level, passes),
             experts=experts,
             linears=linears,
             threads=threads,
@@ -225,7 +225,7 @@ def opt(
     from moec import compiler
 
     text, remarks = compiler.optimize(
-        model, _pipeline(level, passes), print_after=print_ir_after or (), verify_each=verify_each
+        model, pipeline_of(level, passes), print_after=print_ir_after or (), verify_each=verify_each
     )
     print(text)
     print_remarks(dataclasses.asdict(remark) for remark in remarks)
@@ -237,7 +237,7 @@ def pipeline(level: OptimisationLevel = None, experts: Experts = None, linears: 
     from moec.passes.framework import pipeline as pipelines
     from moec.passes.framework.shorthand import with_formats
 
-    print(with_formats(pipelines.LEVELS[_pipeline(level, None)], experts, linears))
+    print(with_formats(pipelines.LEVELS[pipeline_of(level, None)], experts, linears))
 
 
 @app.command()
@@ -277,6 +277,7 @@ def tune(
     print_result(data, as_json, tables.tuning_tables(data))
 
 
+app.command()(cli_data.profile)
 for _command in target_commands(DIFFERS):
     app.command()(_command)
 
@@ -322,9 +323,3 @@ def _compiled(
         return moec.load(artifact, emulate=emulate, architecture=architecture)
     target = targets.default(on_device=emulate, architecture=architecture)
     return moec.compile(model, target=target, emulate=emulate, progress=progress)
-
-
-def _pipeline(level: Level | None, passes: str | None) -> str:
-    if level is not None and passes is not None:
-        raise MoecError("-O and --passes exclude each other: a level may stand inside a pipeline, e.g. --passes O1,...")
-    return passes if passes is not None else f"O{(level or Level.O2).value}"

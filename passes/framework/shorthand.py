@@ -6,7 +6,7 @@ import re
 from typing import get_args
 
 from moec.errors import MoecError
-from moec.ir.weights.format import QuantizedName
+from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 
 _NAMES = get_args(QuantizedName)
 _FORMAT = re.compile(rf"(?P<name>{'|'.join(_NAMES)})(?:/(?P<group>\d+))?(?P<zero_points>z)?")
@@ -42,10 +42,27 @@ def _linears_pass(text: str | None) -> str | None:
     return None if text is None else f"quantize-linears{{{_options('linears', text)}}}"
 
 
-def _options(what: str, text: str) -> str:
+def parse_format(what: str, text: str) -> WeightFormat:
+    """The quantised format that is written so; without a group, formats of fewer than 8 bits have groups of 32. Raises
+    MoecError, which names ``what``, for one that does not exist."""
+    found = _match(what, text)
+    name, digits = found["name"], found["group"]
+    try:
+        usual = 32 if ELEMENTS[name].bits < 8 else 0
+        return WeightFormat(name, usual if digits is None else int(digits), found["zero_points"] is not None)
+    except ValueError as error:
+        raise MoecError(f"{what}: no format {text!r}: {error}") from error
+
+
+def _match(what: str, text: str) -> re.Match[str]:
     found = _FORMAT.fullmatch(text)
     if found is None:
         raise MoecError(f"{what}: no format {text!r}; expected {EXPECTED}")
+    return found
+
+
+def _options(what: str, text: str) -> str:
+    found = _match(what, text)
     options = [f"format={found['name']}"]
     if found["group"] is not None:
         options.append(f"group={found['group']}")

@@ -1,0 +1,72 @@
+"""Commands that take data: ``moec profile`` measures a model's layers on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moec.cli_options import Json, Level, Model, OptimisationLevel, Threads
+from moec.cli_printing import print_result, shown_progress
+from moec.errors import MoecError
+
+Data = Annotated[
+    list[Path],
+    typer.Option("--data", help="An .npz file of inputs, a folder of them, or a text; may be given several times."),
+]
+Tokenizer = Annotated[Path | None, typer.Option(help="The tokenizer.json that makes tokens of text.")]
+Length = Annotated[int, typer.Option(min=2, help="Tokens in a row of text.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows of text in a batch.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Use so many rows of each text alone.")]
+
+
+def pipeline_of(level: Level | None, passes: str | None) -> str:
+    """The pipeline text that ``-O`` or ``--passes`` ask for."""
+    if level is not None and passes is not None:
+        raise MoecError("-O and --passes exclude each other: a level may stand inside a pipeline, e.g. --passes O1,...")
+    return passes if passes is not None else f"O{(level or Level.O2).value}"
+
+
+def profile(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .moeprof file to write.")],
+    level: OptimisationLevel = None,
+    passes: Annotated[str | None, typer.Option(help="Measure the model after this pipeline.")] = None,
+    tokenizer: Tokenizer = None,
+    length: Length = 256,
+    batch: Batch = 8,
+    rows: Rows = None,
+    formats: Annotated[
+        str | None, typer.Option(help="Formats whose errors are measured; default: int8,int4/32,int3/32,int2/32.")
+    ] = None,
+    moments: Annotated[
+        bool, typer.Option(help="Keep second moments, which gptq and awq need: most of the time and of the file.")
+    ] = True,
+    merge: Annotated[
+        list[Path] | None, typer.Option(metavar="P", help="Add what this profile of the same model says.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run MODEL on data and write what its experts do there: what passes need that specialise experts."""
+    from moec.inspect.profiles import measured_tables
+    from moec.tools.data import Text
+    from moec.tools.profiling import FORMATS, measure
+
+    with shown_progress() as progress:
+        measured = measure(
+            model,
+            data,
+            output,
+            passes=pipeline_of(level, passes),
+            text=Text(tokenizer, length, batch, rows),
+            formats=formats or FORMATS,
+            moments=moments,
+            merge_with=merge or (),
+            threads=threads,
+            progress=progress,
+        )
+    print_result(dataclasses.asdict(measured), as_json, measured_tables(measured, str(output)))

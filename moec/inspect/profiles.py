@@ -1,0 +1,39 @@
+"""What ``moec profile`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from moec.common.tables import table
+
+if TYPE_CHECKING:
+    from moec.tools.profiling.driver import LayerSummary, Measured
+
+_HEADINGS = ("layer", "experts", "tokens", "least used", "with few tokens", "data needed")
+
+
+def measured_tables(measured: Measured, path: str) -> Iterator[RenderableType]:
+    """The layers of experts with what their profile lacks, and a summary."""
+    if measured.layers:
+        yield table("Experts", _HEADINGS, [_row(one) for one in measured.layers])
+    share = measured.seconds / measured.run_seconds if measured.run_seconds else 0.0
+    yield Text(
+        f"{path}: {measured.tokens} tokens in {measured.batches} batches, {len(measured.layers)} layers of experts, "
+        f"{measured.linears} linears; {measured.seconds:.1f} s, {share:.1f} times the {measured.run_seconds:.1f} s in "
+        "which the model ran"
+    )
+
+
+def _row(one: LayerSummary) -> tuple[str, ...]:
+    if not one.few:
+        needed = "enough"
+    elif one.more is None:
+        needed = "unknown: an expert saw none"
+    else:
+        needed = f"{one.more + 1:.1f} times this"
+    few = f"{one.few} under {one.enough}" if one.few else ""
+    return one.name, str(one.experts), str(one.tokens), str(one.least), few, needed

@@ -1,0 +1,151 @@
+"""Data that models are measured and judged on: batches of inputs from ``.npz`` files or from text."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.common.array_files import read_arrays
+from moec.common.dtypes import dtype_of
+from moec.common.specs import TensorSpec
+from moec.errors import MoecError
+
+Array = np.ndarray[Any, Any]
+Batch = dict[str, Array]
+
+_BESIDE_TOKENS = {
+    "attention_mask": lambda shape: np.ones(shape, np.int64),
+    "position_ids": lambda shape: np.broadcast_to(np.arange(shape[-1]), shape),
+    "token_type_ids": lambda shape: np.zeros(shape, np.int64),
+}
+"""Inputs beside token ids that text says, by the names that models give their inputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """How text becomes batches: ``tokenizer`` is a ``tokenizer.json``; rows of ``length`` tokens, ``batch`` at a time,
+    ``limit`` in all."""
+
+    tokenizer: pathlib.Path | None = None
+    length: int = 256
+    batch: int = 8
+    limit: int | None = None
+
+
+class Data:
+    """Batches for a model, one after another; read as they are asked for, as often as they are.
+
+    ``path``: an ``.npz`` file of inputs by name (a batch; with one more axis than the model's inputs have, several), a
+    folder of such files in the order of their names, or a text file (UTF-8), for which a tokenizer is needed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], specs: Sequence[TensorSpec], text: Text | None = None) -> None:
+        """Raises MoecError for data that cannot be read or does not fit the inputs."""
+        self.path, self._specs, self._text = pathlib.Path(path), list(specs), text or Text()
+        if not self.path.exists():
+            raise MoecError(f"{path}: no such file; expected .npz files of inputs, or text")
+        self._files = self._listed()
+        self._tokens = None if self._files[0].suffix == ".npz" else self._tokenized()
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def sha256(self) -> str:
+        """Of the bytes of all files, in their order."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._tokens is not None:
+            yield from self._of_tokens(self._tokens)
+            return
+        for file in self._files:
+            yield from self._of_file(file)
+
+    def _listed(self) -> list[pathlib.Path]:
+        if not self.path.is_dir():
+            return [self.path]
+        files = sorted(self.path.glob("*.npz"))
+        if not files:
+            raise MoecError(f"{self.path}: holds no .npz file; expected a folder of them")
+        return files
+
+    def _of_file(self, path: pathlib.Path) -> Iterator[Batch]:
+        arrays = read_arrays(path, self._specs)
+        names = {spec.name for spec in self._specs}
+        if missing := sorted(names - arrays.keys()):
+            raise MoecError(f"{path}: has no array {missing[0]!r}; expected the model's inputs: {sorted(names)}")
+        spare = {array.ndim - len(spec.shape) for spec in self._specs for array in (arrays[spec.name],)}
+        if spare not in ({0}, {1}):
+            shapes = ", ".join(f"{spec} is {list(arrays[spec.name].shape)}" for spec in self._specs)
+            raise MoecError(f"{path}: arrays do not fit the inputs, or all of them with an axis of batches: {shapes}")
+        whole = {name: arrays[name] for name in names}
+        batches = [whole] if spare == {0} else _unstacked(whole, path)
+        for batch in batches:
+            yield {name: self._finite(path, name, array) for name, array in batch.items()}
+
+    def _finite(self, path: pathlib.Path, name: str, array: Array) -> Array:
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise MoecError(f"{path}: the input {name!r} holds NaN; data to measure on has to be numbers")
+        return array
+
+    def _tokenized(self) -> Array:
+        text = self._text
+        if text.tokenizer is None:
+            raise MoecError(f"{self.path}: text needs a tokenizer: add --tokenizer tokenizer.json, or give .npz files")
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise MoecError("text needs the package tokenizers; install moec[text]") from error
+        try:
+            content = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MoecError(
+                f"{self.path}: cannot be read as text: {getattr(error, 'strerror', None) or error}"
+            ) from error
+        try:
+            tokenizer = Tokenizer.from_str(text.tokenizer.read_text(encoding="utf-8"))
+        except Exception as error:
+            raise MoecError(f"{text.tokenizer}: is not a tokenizer.json that tokenizers can read ({error})") from error
+        lines = content.splitlines(keepends=True)
+        return np.array([id for one in tokenizer.encode_batch(lines, add_special_tokens=False) for id in one.ids])
+
+    def _of_tokens(self, tokens: Array) -> Iterator[Batch]:
+        length, batch = self._text.length, self._text.batch
+        rows = tokens[: len(tokens) // length * length].reshape(-1, length)[: self._text.limit]
+        if not len(rows):
+            raise MoecError(f"{self.path}: holds {len(tokens)} tokens, fewer than one row of {length}; give --length")
+        tokens_name, others = self._inputs_of_text()
+        for start in range(0, len(rows), batch):
+            ids = rows[start : start + batch]
+            beside = {spec.name: _BESIDE_TOKENS[spec.name](ids.shape) for spec in others}
+            specs = {spec.name: dtype_of(spec.dtype) for spec in self._specs}
+            yield {name: array.astype(specs[name]) for name, array in {tokens_name: ids, **beside}.items()}
+
+    def _inputs_of_text(self) -> tuple[str, list[TensorSpec]]:
+        """The input that takes token ids [rows, length], and those that follow from these."""
+        others = [spec for spec in self._specs if spec.name in _BESIDE_TOKENS]
+        ids = [spec for spec in self._specs if spec not in others]
+        if len(ids) != 1 or len(ids[0].shape) != 2 or dtype_of(ids[0].dtype).kind not in "iu":
+            listed = ", ".join(map(str, self._specs))
+            raise MoecError(
+                f"{self.path}: text gives token ids [rows, length] and {', '.join(_BESIDE_TOKENS)}; the model takes "
+                f"{listed}: give .npz files of all of them"
+            )
+        return ids[0].name, others
+
+
+def _unstacked(arrays: Mapping[str, Array], path: pathlib.Path) -> Iterator[Batch]:
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1:
+        raise MoecError(f"{path}: arrays hold different numbers of batches: {sorted(counts)}")
+    return ({name: array[index] for name, array in arrays.items()} for index in range(counts.pop()))

@@ -1,0 +1,242 @@
+"""``moec profile``: from a model and data to a profile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+import moec
+from moec import compiler
+from moec.common.replacing import check_replaceable
+from moec.common.seals import foreign_file
+from moec.common.specs import tensor_specs
+from moec.errors import MoecError, reporting
+from moec.ir.dialect import LinearSpec, is_moec, spec_of
+from moec.ir.names import node_name
+from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.stored import stored_weights
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
+from moec.passes.framework.shorthand import parse_format
+from moec.passes.weights.linears import make_linears
+from moec.profile.file import Head, Layer, Profile, merge, write_profile
+from moec.tools.data import Data, Text
+from moec.tools.profiling.formats import experts_errors, linear_errors
+from moec.tools.profiling.sums import ExpertsSums, InputSums
+from moec.tools.profiling.taps import Tap, observe
+
+Array = np.ndarray[Any, Any]
+
+FORMATS = "int8,int4/32,int3/32,int2/32"
+"""Whose errors are measured unless others are asked for."""
+FEW = 128
+"""Tokens below which an expert's numbers say little."""
+_LEAST_LINEAR = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSummary:
+    """A layer of experts: tokens it saw, those of its ``least`` used expert, how many experts saw a ``few``, fewer than
+    ``enough``, and how many times more data, beside this, would give that expert as many (None where it saw none)."""
+
+    name: str
+    experts: int
+    tokens: int
+    least: int
+    few: int
+    more: float | None
+    enough: int = FEW
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a profile was made of. ``run_seconds``: those in which the model ran, of all ``seconds``."""
+
+    tokens: int
+    batches: int
+    run_seconds: float
+    seconds: float
+    layers: list[LayerSummary]
+    linears: int
+
+
+@reporting("profiling")
+def measure(
+    model: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    passes: str = "O2",
+    text: Text | None = None,
+    formats: str = FORMATS,
+    moments: bool = True,
+    merge_with: Sequence[str | os.PathLike[str]] = (),
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda _step: None,
+) -> Measured:
+    """Run a model on data and write what its layers do there as a profile.
+
+    ``passes``: the pipeline after which it is measured; ``formats``: those whose errors are (``int4/32,int8``);
+    ``moments``: whether to keep second moments, which GPTQ needs, and which are most of the file; ``merge_with``:
+    profiles of the same model to add. Raises MoecError for a model, data or formats that cannot be used, numbers that
+    are not finite, profiles of another model, and a file that cannot be written.
+    """
+    start = time.perf_counter()
+    check_replaceable(output, foreign_file)
+    others = [Profile.read(path) for path in merge_with]
+    forms = [parse_format("formats", one.strip()) for one in formats.split(",") if one.strip()]
+    progress("importing")
+    graph = compiler.import_model(model)
+    sources = [Data(path, tensor_specs(graph.graph.inputs), text) for path in data]
+    progress(f"running {passes}")
+    pipeline.run(graph, pipeline.parse(passes), Report())
+    list(make_linears(graph.graph, _LEAST_LINEAR, routers=False))
+    taps = observe(graph.graph)
+    if not taps:
+        raise MoecError(f"{model}: no MoE block was raised and no dense product found; nothing can be measured")
+    progress("compiling")
+    with tempfile.TemporaryDirectory(prefix=".moec-profile-", dir=pathlib.Path(output).absolute().parent) as folder:
+        sums = _Sums(taps, pathlib.Path(folder), moments)
+        compiled = moec.compile(graph, passes="", threads=threads)
+        sums.run(compiled, sources, progress)
+        head = Head(_source(model), sums.pieces, passes, [str(form) for form in forms], sums.layers())
+        made = pathlib.Path(folder, "made") if others else output
+        write_profile(made, head, sums.arrays(forms, progress))
+        if others:
+            merge(output, [Profile.read(made), *others])
+        return sums.summary(time.perf_counter() - start)
+
+
+def _source(model: str | os.PathLike[str]) -> dict[str, str]:
+    from moec.runtime.artifact import checksum
+
+    path = pathlib.Path(model)
+    return {"name": path.name, "sha256": checksum(path).sha256}
+
+
+class _Sums:
+    """Those of all layers of a model."""
+
+    def __init__(self, taps: Sequence[Tap], folder: pathlib.Path, moments: bool) -> None:
+        self._folder, self._moments = folder, moments
+        self._taps = list({tap.key: tap for tap in taps}.values())  # layers of equal weights are one
+        self._experts: dict[str, ExpertsSums] = {}
+        self._inputs: dict[str, InputSums] = {}
+        self._next: dict[str, str] = {}
+        self.pieces: list[dict[str, Any]] = []
+        self._batches, self._tokens, self._run_seconds = 0, 0, 0.0
+
+    def run(self, compiled: moec.CompiledModel, sources: Sequence[Data], progress: Callable[[str], None]) -> None:
+        for data in sources:
+            before = self._tokens
+            for batch in data:
+                self._batches += 1
+                _check_limits(batch, compiled.input_limits, data.path)
+                progress(f"{data.name}: batch {self._batches}, {self._tokens} tokens seen")
+                start = time.perf_counter()
+                outputs = compiled.run(batch)
+                self._run_seconds += time.perf_counter() - start
+                self._add(outputs, f"{data.path}, batch {self._batches}")
+            self.pieces.append({"name": data.name, "sha256": data.sha256(), "tokens": self._tokens - before})
+
+    def _add(self, outputs: Mapping[str, Array], where: str) -> None:
+        rows: dict[str, Array] = {}
+        last: tuple[str, Array] | None = None
+        for tap in self._taps:
+            name = tap.inputs["x"]
+            if name not in rows:
+                rows[name] = _finite(tap.rows(outputs), f"{where}: what node {node_name(tap.node)} reads")
+            if is_moec(tap.node, "Linear"):
+                continue
+            weights, ids = tap.routed(outputs)
+            weights = _finite(weights, f"{where}: the weights of experts of node {node_name(tap.node)}")
+            chosen = self._of_experts(tap, ids.shape[1]).add(rows[name], weights, ids)
+            if last is not None and len(last[1]) == len(chosen):
+                self._next[last[0]] = tap.key
+                self._experts[last[0]].add_following(last[1], chosen)
+            last = tap.key, chosen
+        for name in dict.fromkeys(tap.inputs["x"] for tap in self._taps if is_moec(tap.node, "Linear")):
+            self._of_input(name, rows[name].shape[1]).add(rows[name])
+        self._tokens += max(map(len, rows.values()))
+
+    def _of_experts(self, tap: Tap, k: int) -> ExpertsSums:
+        if tap.key not in self._experts:
+            self._experts[tap.key] = ExpertsSums(tap.node, k, self._folder, tap.key, self._moments)
+        return self._experts[tap.key]
+
+    def _of_input(self, name: str, size: int) -> InputSums:
+        if name not in self._inputs:
+            self._inputs[name] = InputSums(size, self._folder, f"input{len(self._inputs)}", self._moments)
+        return self._inputs[name]
+
+    def layers(self) -> list[Layer]:
+        """Entries of the profile's head."""
+        return [self._linear(tap) if is_moec(tap.node, "Linear") else self._expert(tap) for tap in self._taps]
+
+    def _linear(self, tap: Tap) -> Layer:
+        sums, number = self._inputs[tap.inputs["x"]], list(self._inputs).index(tap.inputs["x"])
+        return Layer(tap.key, "linear", node_name(tap.node), sums.size, sums.tokens, input=number)
+
+    def _expert(self, tap: Tap) -> Layer:
+        sums = self._experts[tap.key]
+        weights, name = sums.weights, node_name(tap.node)
+        sizes = (weights.inner, sums.tokens, weights.experts, sums.k, weights.hidden)
+        return Layer(tap.key, "experts", name, *sizes, weights.parts, self._next.get(tap.key))
+
+    def arrays(self, forms: Sequence[WeightFormat], progress: Callable[[str], None]) -> Iterator[tuple[str, Array]]:
+        for number, sums in enumerate(self._inputs.values()):
+            yield from ((f"input{number}/{name}", array) for name, array in sums.arrays())
+        for position, tap in enumerate(self._taps):
+            progress(f"layer {position + 1} of {len(self._taps)}: errors of formats")
+            yield from ((f"{tap.key}/{name}", array) for name, array in self._layer_arrays(tap, forms))
+
+    def _layer_arrays(self, tap: Tap, forms: Sequence[WeightFormat]) -> Iterator[tuple[str, Array]]:
+        if is_moec(tap.node, "Linear"):
+            yield from linear_errors(_matrix(tap.node), self._inputs[tap.inputs["x"]].rows(), forms)
+            return
+        sums = self._experts[tap.key]
+        yield from sums.arrays()
+        yield from experts_errors(sums, forms)
+
+    def summary(self, seconds: float) -> Measured:
+        layers = []
+        for tap in self._taps:
+            with contextlib.suppress(KeyError):
+                layers.append(_summary(node_name(tap.node), self._experts[tap.key]))
+        linears = sum(is_moec(tap.node, "Linear") for tap in self._taps)
+        return Measured(self._tokens, self._batches, self._run_seconds, seconds, layers, linears)
+
+
+def _summary(name: str, sums: ExpertsSums) -> LayerSummary:
+    least = int(sums.count.min())
+    more = None if least == 0 else max(0.0, FEW / least - 1)
+    return LayerSummary(name, len(sums.count), sums.tokens, least, int((sums.count < FEW).sum()), more)
+
+
+def _matrix(node: ir.Node) -> Array:
+    """The weight [K,N] of a linear."""
+    weight = stored_weights(node)["weight"].run_of(0).decoded(0)
+    return weight if spec_of(node, LinearSpec).transposed else weight.T
+
+
+def _check_limits(batch: Mapping[str, Array], limits: Mapping[str, int], path: pathlib.Path) -> None:
+    for name, limit in limits.items():
+        array = batch[name]
+        if array.size and not 0 <= array.min() <= array.max() < limit:
+            found = f"{array.min()} to {array.max()}"
+            raise MoecError(f"{path}: the input {name!r} holds {found}; expected 0 to {limit - 1}")
+
+
+def _finite(array: Array, what: str) -> Array:
+    if not np.isfinite(array).all():
+        raise MoecError(f"{what}: holds a NaN or an infinity; data to measure on has to give numbers")
+    return array

@@ -1,0 +1,112 @@
+"""The ``.moeprof`` file: what is read is what was written; what was not written so is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from moec.errors import MoecError
+from moec.profile import Profile
+from moec.profile.file import Head, Layer, merge, write_profile
+from moec.profile.measures import packed, unpacked
+
+LAYER = Layer("0123456789abcdef", "experts", "moe", inner=2, tokens=3, experts=2, k=1, hidden=2, parts=("up", "down"))
+HEAD = Head({"name": "m.onnx", "sha256": "00"}, [{"name": "d", "tokens": 3}], "O2", ["int8"], [LAYER])
+ARRAYS = [("0123456789abcdef/count", np.array([1, 2])), ("0123456789abcdef/rows/0", np.array([[1.0, 2.0]]))]
+
+
+def written(path, head=HEAD, arrays=ARRAYS):
+    write_profile(path, head, arrays)
+    return Profile.read(path)
+
+
+def test_what_was_written_is_read(tmp_path):
+    profile = written(tmp_path / "p")
+    (layer,) = profile.all_experts()
+    assert profile.head == HEAD
+    assert layer.count.tolist() == [1, 2]
+    assert layer.rows(0).tolist() == [[1, 2]]
+    assert layer.error("int8") is None
+
+
+def test_merging_adds_counts_and_selects_rows(tmp_path):
+    one = written(tmp_path / "one")
+    two = written(tmp_path / "two", arrays=[(name, array + 4) for name, array in ARRAYS])
+    merge(tmp_path / "both", [one, two])
+    both = Profile.read(tmp_path / "both")
+    (layer,) = both.all_experts()
+    assert layer.tokens == 6
+    assert layer.count.tolist() == [6, 8]
+    assert len(layer.rows(0)) == 1
+    assert [piece["tokens"] for piece in both.head.data] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passes": "O1"}, r"two: its passes are 'O1', those of .*one are 'O2'"),
+        ({"model": {"name": "n.onnx"}}, r"two: its model are"),
+        ({"layers": []}, r"two: its layers are not those of"),
+    ],
+)
+def test_profiles_of_something_else_do_not_merge(changes, message, tmp_path):
+    one = written(tmp_path / "one")
+    two = written(tmp_path / "two", Head(**{**HEAD.__dict__, **changes}), [])
+    with pytest.raises(MoecError, match=message):
+        merge(tmp_path / "both", [one, two])
+    assert not (tmp_path / "both").exists()
+
+
+def test_no_file_of_another_is_replaced(tmp_path):
+    (tmp_path / "p").write_text("mine")
+    with pytest.raises(MoecError, match="did not write"):
+        write_profile(tmp_path / "p", HEAD, ARRAYS)
+    assert (tmp_path / "p").read_text() == "mine"
+    written(tmp_path / "q")
+    written(tmp_path / "q")
+
+
+def archive(path, head, compression=zipfile.ZIP_STORED, **entries):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("profile.json", head if isinstance(head, str) else json.dumps(head))
+        for name, data in entries.items():
+            file.writestr(f"0123456789abcdef/{name}.npy", data)
+
+
+def test_what_is_no_profile_is_refused(tmp_path):
+    path = tmp_path / "p"
+    with pytest.raises(MoecError, match="cannot be read: No such file"):
+        Profile.read(path)
+    path.write_text("text")
+    with pytest.raises(MoecError, match="is not a profile; make one with moec profile"):
+        Profile.read(path)
+    for head, message in [
+        ("{", "is not a profile"),
+        ([], "is not a profile"),
+        ({"version": 0}, "version 0; this moec reads version 1"),
+        ({"version": 1, "layers": []}, "head of the profile is damaged"),
+        ({"version": 1, "layers": [{"parts": [], "of": 1}]}, "head of the profile is damaged"),
+    ]:
+        archive(path, head)
+        with pytest.raises(MoecError, match=message):
+            Profile.read(path)
+    archive(path, "{}", zipfile.ZIP_DEFLATED)
+    with pytest.raises(MoecError, match="compressed"):
+        Profile.read(path)
+
+
+def test_damaged_arrays_are_named(tmp_path):
+    head = json.loads(zipfile.ZipFile(written(tmp_path / "good").path).read("profile.json"))
+    archive(tmp_path / "p", head, count=b"\x93NUMPY\x01\x00")
+    (layer,) = Profile.read(tmp_path / "p").all_experts()
+    with pytest.raises(MoecError, match="the array 0123456789abcdef/count is damaged"):
+        _ = layer.count
+
+
+def test_triangles():
+    matrix = np.array([[1.0, 2, 4], [2, 3, 5], [4, 5, 6]])
+    assert packed(matrix).tolist() == [1, 2, 3, 4, 5, 6]
+    assert unpacked(packed(matrix), 3).tolist() == matrix.tolist()

@@ -1,0 +1,182 @@
+"""Profiles against sums computed from the model's own routing, one token at a time."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import moec
+from moec import compiler
+from moec.errors import MoecError
+from moec.ir import dialect, semantics
+from moec.ir.dialect import RouteSpec
+from moec.passes.framework import pipeline
+from moec.profile import Profile
+from moec.profile.keys import keep_key, key_of, measurable
+from moec.profile.measures import BINS
+from moec.tools.profiling import measure
+from moec.tools.profiling.sums import Rows
+
+EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "char_lm"
+
+
+def prepared() -> ir.Model:
+    graph = compiler.import_model(EXAMPLE / "model.onnx")
+    pipeline.run(graph, pipeline.parse("O2"))
+    return graph
+
+
+def measured(folder: pathlib.Path, ids: np.ndarray, name: str = "p", **options) -> Profile:
+    np.savez(folder / f"{name}.npz", ids=ids)
+    measure(EXAMPLE / "model.onnx", [folder / f"{name}.npz"], folder / f"{name}.moeprof", **options)
+    return Profile.read(folder / f"{name}.moeprof")
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 96, (3, 11))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, ids: np.ndarray) -> Profile:
+    return measured(tmp_path_factory.mktemp("profile"), ids)
+
+
+@pytest.fixture(scope="module")
+def reads(ids: np.ndarray) -> list[tuple[ir.Node, np.ndarray, np.ndarray]]:
+    """Layers with x and logits, as a second compilation gives them."""
+    graph = prepared()
+    nodes = list(measurable(graph.graph))
+    for position, node in enumerate(nodes):
+        for name in ("x", "logits"):
+            value = dialect.inputs_of(node)[name]
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].name, copy.outputs[0].type = f"{name}{position}", value.type
+            copy.outputs[0].shape = value.shape
+            graph.graph.append(copy)
+            graph.graph.outputs.append(copy.outputs[0])
+    graph.graph.opset_imports["moec"] = 1
+    outputs = moec.compile(graph, passes="").run({"ids": ids})
+    return [(node, outputs[f"x{at}"], outputs[f"logits{at}"]) for at, node in enumerate(nodes)]
+
+
+def test_counts_weights_pairs_and_transitions(made, reads):
+    chosen = []
+    for node, _, logits in reads:
+        found = made.experts(node)
+        gates, experts = semantics.route(dialect.spec_of(node, RouteSpec), logits)
+        count, gate_sum, pairs = np.zeros(8), np.zeros(8), np.zeros((8, 8))
+        for own, weights in zip(experts, gates, strict=True):
+            for expert, gate in zip(own, weights, strict=True):
+                count[expert] += 1
+                gate_sum[expert] += gate
+                for other in own:
+                    pairs[expert, other] += 1
+        chosen.append(experts)
+        assert found.count.tolist() == count.tolist()
+        assert found.array("pairs").tolist() == pairs.tolist()
+        np.testing.assert_allclose(found.array("gate_sum"), gate_sum, rtol=1e-5)
+        assert found.array("gate_histogram").sum(axis=1).tolist() == count.tolist()
+        assert found.array("ratio_histogram")[0].tolist() == [0] * (BINS - 1) + [len(logits)]
+    following = np.zeros((8, 8))
+    for first, second in zip(*chosen, strict=True):
+        for one in first:
+            following[one, second] += 1
+    layer = made.experts(reads[0][0])
+    assert layer.array("following").tolist() == following.tolist()
+    assert layer.next_key == made.experts(reads[1][0]).key
+
+
+def test_moments_norms_and_rows(made, reads):
+    for node, x, logits in reads:
+        found = made.experts(node)
+        gates, experts = semantics.route(dialect.spec_of(node, RouteSpec), logits)
+        inputs = dialect.inputs_of(node)
+        weights = {name: None if value is None else value.const_value.numpy() for name, value in inputs.items()
+                   if name in dialect.EXPERT_WEIGHTS}  # fmt: skip
+        spec = dialect.spec_of(node, dialect.ExpertsSpec)
+        for expert in range(8):
+            tokens, slots = np.nonzero(experts == expert)
+            rows, gate = x[tokens], gates[tokens, slots]
+            own = {name: None if one is None else one[expert] for name, one in weights.items()}
+            hidden = semantics.activated(spec, *semantics.projections_in(spec, rows, own))
+            y = hidden @ (own["down"] if spec.down_transposed else own["down"].T)
+            share = gate / gates[tokens].sum(axis=1)
+            np.testing.assert_allclose(found.moment_in(expert), (rows * gate[:, None]).T @ rows, atol=1e-4)
+            np.testing.assert_allclose(found.moment_hidden(expert), (hidden * gate[:, None]).T @ hidden, atol=1e-4)
+            norms = np.linalg.norm(y, axis=1)
+            np.testing.assert_allclose(found.array("output_norm")[expert], norms.sum(), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(found.array("saliency")[expert], share @ norms, rtol=1e-4, atol=1e-6)
+            assert np.array_equal(found.rows(expert), rows)
+            assert np.array_equal(found.row_gates(expert), gate)
+
+
+def test_fewer_bits_cost_more_and_only_where_tokens_came(made):
+    for layer in made.all_experts():
+        errors = [layer.error(form) for form in made.head.formats]
+        reached = layer.count > 0
+        assert len(made.head.formats) == 4
+        assert layer.parts == ("gate", "up", "down")
+        for finer, coarser in itertools.pairwise(errors):
+            assert (finer.sum(axis=0) < coarser.sum(axis=0)).all()
+        assert all((error[reached] > 0).all() and not error[~reached].any() for error in errors)
+
+
+def test_profiles_of_two_halves_merge_to_that_of_both(made, ids, tmp_path):
+    first = measured(tmp_path, ids[:1], "first")
+    both = measured(tmp_path, ids[1:], "both", merge_with=[first.path])
+    assert [piece["tokens"] for piece in both.head.data] == [22, 11]
+    for one, other in zip(both.all_experts(), made.all_experts(), strict=True):
+        assert one.tokens == other.tokens == ids.size
+        assert one.count.tolist() == other.count.tolist()
+        assert one.array("pairs").tolist() == other.array("pairs").tolist()
+        for expert in range(8):
+            np.testing.assert_allclose(one.moment_in(expert), other.moment_in(expert), atol=1e-4)
+            assert len(one.rows(expert)) == len(one.row_gates(expert)) <= max(one.count)
+
+
+def test_a_layer_is_known_after_its_weights_change_only_if_that_was_noted(made):
+    node = next(measurable(prepared().graph))
+    changed = ir.tensor(np.ones((8, 64, 48), np.float32))
+    keep_key(node)
+    dialect.inputs_of(node)["down"].const_value = changed
+    assert made.experts(node).tokens == 33
+    node.metadata_props.clear()
+    with pytest.raises(MoecError, match=r"nothing was measured of its weights.*after the passes 'O2'.*'model.onnx'"):
+        made.experts(node)
+    assert key_of(node) not in {layer.key for layer in made.head.layers}
+
+
+def test_without_moments_and_formats(ids, tmp_path):
+    small = measured(tmp_path, ids, moments=False, formats="")
+    (layer, _) = small.all_experts()
+    assert layer.error("int8") is None
+    with pytest.raises(KeyError, match="moment_in/0"):
+        layer.moment_in(0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"other": np.zeros((1, 4), np.int64)}, r"bad.npz: has no array 'ids'; expected the model's inputs: \['ids'\]"),
+        ({"ids": np.zeros(4, np.int64)}, r"bad.npz: arrays do not fit the inputs.*ids int64\[batch,seq\] is \[4\]"),
+        ({"ids": np.zeros((1, 4), np.float32)}, r"float32"),
+        ({"ids": np.full((1, 4), 96)}, r"bad.npz: the input 'ids' holds 96 to 96; expected 0 to 95"),
+    ],
+)
+def test_data_that_does_not_fit_leaves_no_profile(arrays, message, tmp_path):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(MoecError, match=message):
+        measure(EXAMPLE / "model.onnx", [tmp_path / "bad.npz"], tmp_path / "p.moeprof")
+    assert [one.name for one in tmp_path.iterdir()] == ["bad.npz"]
+
+
+def test_rows_are_kept_evenly():
+    rows = Rows(4)
+    for start, end in ((0, 3), (3, 3), (3, 10), (10, 17)):
+        rows.add(np.arange(start, end, dtype=np.float32)[:, None])
+    assert rows.arrays((1,))[0].ravel().tolist() == [0, 8, 16]

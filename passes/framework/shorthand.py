@@ -46,7 +46,8 @@ def parse_format(what: str, text: str) -> WeightFormat:
     """The quantised format that is written so; without a group, formats of fewer than 8 bits have groups of 32. Raises
     MoecError, which names ``what``, for one that does not exist."""
     found = _match(what, text)
-    name, digits = found["name"], found["group"]
+    (name,) = (name for name in _NAMES if name == found["name"])
+    digits = found["group"]
     try:
         usual = 32 if ELEMENTS[name].bits < 8 else 0
         return WeightFormat(name, usual if digits is None else int(digits), found["zero_points"] is not None)

@@ -273,7 +273,7 @@ def tune(
 
     with shown_progress() as progress:
         tuned = tune_model(moec.load(artifact, threads=threads, pages=pages.value), progress)
-    data = [dataclasses.asdict(one) for one in tuned]
+    data = [dataclasses.asdict(crossover) for crossover in tuned]
     print_result(data, as_json, tables.tuning_tables(data))
 
 

@@ -43,8 +43,8 @@ def print_result(data: Any, as_json: bool, renderables: Iterable[RenderableType]
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    for one in renderables:
-        console.print(one)
+    for renderable in renderables:
+        console.print(renderable)
 
 
 @contextlib.contextmanager

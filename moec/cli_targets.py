@@ -38,7 +38,7 @@ def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
         command(**given, options=found[0] if found else None)
 
     own = [one for name, one in _parameters(command).items() if name != "options"]
-    return _like(command, run, [*own, *(one for reader in readers for one in _parameters(reader).values())])
+    return _like(command, run, [*own, *(parameter for reader in readers for parameter in _parameters(reader).values())])
 
 
 def target_commands(differs: int) -> list[Callable[..., None]]:
@@ -70,5 +70,5 @@ def _like(
     """``run`` under the name and help of ``command``, with these parameters for typer to read."""
     made = functools.wraps(command)(run)
     made.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    made.__annotations__ = {one.name: one.annotation for one in parameters}
+    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return made

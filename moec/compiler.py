@@ -130,7 +130,7 @@ def write(
     announce("writing the artifact")
     with reporting("writing the artifact", model):
         told = (inputs.limits, inputs.sizes, inputs.guards(graph, made[0]))
-        remarks, losses = ([dataclasses.asdict(one) for one in many] for many in (report.remarks, report.losses))
+        remarks, losses = ([dataclasses.asdict(entry) for entry in many] for many in (report.remarks, report.losses))
         provenance = _provenance(model, pipeline.print_pipeline(chain))
         context = Context(moec.__version__, threads, blocks, *told, stages, remarks, losses, provenance)
         write_artifact(path, made[0], context, *made[1:])
@@ -174,7 +174,7 @@ class _Inputs:
 
 
 def _inputs(graph: ir.Model, source: Any, report: Report) -> _Inputs:
-    """Of a model that no pass has changed; what it is limited to is reported."""
+    """The inputs of a model that no pass has changed; what it is limited to is reported."""
     from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of
     from moec.passes.shapes.input_limits import input_limits
@@ -198,10 +198,10 @@ def _dumped(stages: Iterable[Stage], folder: str | os.PathLike[str] | None) -> I
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Made]:
     """What all targets make that ``name`` lists; what several warn of is reported once."""
     try:
-        made = [one.compile(graph) for one in chosen]
+        made = [target.compile(graph) for target in chosen]
     except UnsupportedError as error:
         raise UnsupportedError(f"{error}{_why_not_raised(graph, report)}") from error
-    for warning in dict.fromkeys(warning for one in made for warning in one.warnings):
+    for warning in dict.fromkeys(warning for program in made for warning in program.warnings):
         report.warn("generating code", name, warning)
     return made
 
@@ -210,7 +210,7 @@ def _why_not_raised(graph: ir.Model, report: Report) -> str:
     """What raising warned of, where a target that refuses a model saw no MoE block in it."""
     from moec.ir.blocks import moe_blocks
 
-    warned = [one for one in report.remarks if (one.pass_name, one.severity) == ("raise-moe", "warning")]
+    warned = [remark for remark in report.remarks if (remark.pass_name, remark.severity) == ("raise-moe", "warning")]
     if not warned or moe_blocks(graph):
         return ""
     more = f" (and {len(warned) - 1} more)" if len(warned) > 1 else ""
@@ -232,7 +232,7 @@ def optimize(
 
     path, report = pathlib.Path(model), Report()
     parsed = pipeline.parse(passes)
-    unknown = set(print_after) - {"all", *(one.name for one in parsed)}
+    unknown = set(print_after) - {"all", *(named.name for named in parsed)}
     if unknown:
         raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")
     graph = _read_text_form(path) if path.suffix == ".onnxtxt" else import_model(path)
@@ -277,13 +277,13 @@ def _run_passes(
     from moec.runtime.writer import Stage
 
     yield Stage("import", print_model(model), 0.0)
-    for one in passes:
-        announce(one.name)
+    for step in passes:
+        announce(step.name)
         start = time.perf_counter()
-        with reporting(one.name, source):
-            changed = pipeline.run(model, (one,), report, verify_each=check is not None, on_pass=check)
+        with reporting(step.name, source):
+            changed = pipeline.run(model, (step,), report, verify_each=check is not None, on_pass=check)
         seconds = time.perf_counter() - start
-        yield Stage(one.name, print_model(model) if changed else None, seconds)
+        yield Stage(step.name, print_model(model) if changed else None, seconds)
 
 
 def _pass_check(graph: ir.Model, source: Any, report: Report) -> AfterPass:

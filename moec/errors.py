@@ -26,7 +26,7 @@ class MoecError(Exception):
     characters, and of a message of more than 4,000, only the two ends are shown."""
 
     def __init__(self, *arguments: Any) -> None:
-        super().__init__(*(_ends(one) if isinstance(one, str) else one for one in arguments))
+        super().__init__(*(_ends(argument) if isinstance(argument, str) else argument for argument in arguments))
 
 
 class UnsupportedError(MoecError):
@@ -108,7 +108,7 @@ def _node_at(traceback: TracebackType | None) -> str | None:
 
     found = None
     while traceback is not None:
-        nodes = [one for one in traceback.tb_frame.f_locals.values() if isinstance(one, ir.Node)]
+        nodes = [value for value in traceback.tb_frame.f_locals.values() if isinstance(value, ir.Node)]
         found = nodes[-1] if nodes else found
         traceback = traceback.tb_next
     return None if found is None else f"node {node_name(found)!r} ({operator_name(found)})"

@@ -100,7 +100,7 @@ def _drop(graph: ir.Graph, units: HiddenUnits) -> str | None:
     for expert in range(units.weights.experts):
         kept.append(_contributing(units, expert))
         release_pages()
-    counts, before = [len(one) for one in kept], sum(units.weights.sizes)
+    counts, before = [len(neurons) for neurons in kept], sum(units.weights.sizes)
     width = max(1, *counts)
     if sum(counts) == before and width == units.count:
         return None

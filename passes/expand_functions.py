@@ -80,7 +80,7 @@ class ExpandFunctions:
         changed = False
         while True:
             functions = {}
-            for node in [one for one in model.graph if _is_expanded(one) and one not in reported]:
+            for node in [found for found in model.graph if _is_expanded(found) and found not in reported]:
                 function = _function_of(node)
                 if function is None:
                     report.warn(self.name, node_name(node), f"{node.op_type} stays: types of its inputs are not known")

@@ -68,7 +68,7 @@ class FoldConstants:
 
     def _fold(self, node: ir.Node, types: list[_Type], version: int) -> list[ir.TensorProtocol] | None:
         inputs = [None if value is None else value.const_value for value in node.inputs]
-        if _elements(node, types) <= self.limit and all(one is None or one.size <= self.limit for one in inputs):
+        if _elements(node, types) <= self.limit and all(array is None or array.size <= self.limit for array in inputs):
             arrays = _evaluate(node, version, inputs)
             return None if arrays is None else [ir.tensor(array) for array in arrays]
         lazy = is_op(node, *_NEVER_LARGER) or (is_op(node, "Gather") and inputs[1].size == 1)  # type: ignore[union-attr]
@@ -143,7 +143,8 @@ def _elements(node: ir.Node, types: list[_Type]) -> float:
     if all(shape is not None for _, shape in types):
         return sum(float(np.prod(shape, dtype=float)) for _, shape in types if shape is not None)
     if is_op(node, *_BOUNDED_BY_INPUTS):
-        return sum(one.const_value.size * max(1, len(one.const_value.shape)) for one in node.inputs if one is not None)  # type: ignore[union-attr]
+        constants = [value.const_value for value in node.inputs if value is not None]
+        return sum(constant.size * max(1, len(constant.shape)) for constant in constants if constant is not None)
     return float("inf")
 
 

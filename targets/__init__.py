@@ -89,7 +89,7 @@ def get_all(name: str, options: Options | None = None) -> list[Target]:
     if len(listed) == 1:
         return [get(name, options)]
     if not kind.takes_several:
-        several = " and ".join(one.name for one in kinds() if one.takes_several)
+        several = " and ".join(known.name for known in kinds() if known.takes_several)
         raise UnsupportedError(
             f"target '{name}': only {several} takes several architectures; choose one, {kind.name}:{listed[0]}"
         )

@@ -190,7 +190,7 @@ class Program(Made):
     requirements: list[str] = dataclasses.field(default_factory=list)
     """CPU features (LLVM names, e.g. ``avx512f``) or device properties that the objects need at run time."""
     architecture: str = ""
-    """Of the device (``sm_80``); empty for a program that needs none."""
+    """The architecture of the device (``sm_80``); empty for a program that needs none."""
     binary: bytes | None = None
     """Code for the device; None where there was no compiler for it."""
     binary_suffix: str = ""

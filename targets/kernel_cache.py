@@ -59,7 +59,7 @@ def _key(text: str) -> str:
 
 @functools.cache
 def _versions() -> str:
-    """Of all that generates code: moec's part of it by its source, which changes more often than its version."""
+    """The versions of all that generates code; moec's part by its source, which changes more often than its version."""
     from tvm.target import codegen
 
     digest = hashlib.sha256()

@@ -88,7 +88,7 @@ class Kind(abc.ABC):
     takes_several: ClassVar[bool] = False
     """Whether a name may list several variants, for one artifact: ``cuda:sm_80+sm_90a``."""
     forms: ClassVar[tuple[Form, ...]] = ()
-    """Of kernels' sources, beside TIR."""
+    """The forms of kernels' sources, beside TIR."""
     tools: ClassVar[tuple[str, ...]] = ()
     """Programs of others that its users may have, for ``moec doctor``."""
 

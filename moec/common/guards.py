@@ -153,13 +153,13 @@ def _names(tree: ast.expr) -> tuple[str, ...]:
 
 def _condition(node: ast.expr) -> Callable[[Sizes], bool]:
     if isinstance(node, ast.BoolOp):
-        parts = [_condition(one) for one in node.values]
+        parts = [_condition(value) for value in node.values]
         joined = all if isinstance(node.op, ast.And) else any
         return lambda sizes: joined(part(sizes) for part in parts)
     if not isinstance(node, ast.Compare):
         raise ValueError(f"{ast.unparse(node)!r} is no comparison")
-    operands = [_number(one) for one in (node.left, *node.comparators)]
-    tests = [_known(_COMPARISONS, type(one), node) for one in node.ops]
+    operands = [_number(operand) for operand in (node.left, *node.comparators)]
+    tests = [_known(_COMPARISONS, type(comparison), node) for comparison in node.ops]
 
     def compare(sizes: Sizes) -> bool:
         values = [operand(sizes) for operand in operands]
@@ -183,7 +183,7 @@ def _number(node: ast.expr) -> Callable[[Sizes], int]:
         return lambda sizes: compute(left(sizes), right(sizes))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1 and not node.keywords:
         function = _known(_FUNCTIONS, node.func.id, node)
-        arguments = [_number(one) for one in node.args]
+        arguments = [_number(argument) for argument in node.args]
         return lambda sizes: function(argument(sizes) for argument in arguments)
     raise ValueError(f"{ast.unparse(node)!r} is neither a size nor arithmetic")
 

@@ -57,6 +57,6 @@ class Roofline:
 
     @staticmethod
     def from_data(data: dict[str, Any]) -> Roofline:
-        peaks = (Peak(one["arithmetic"], one["unit"], one["gop_per_s"] * 1e9) for one in data["peaks"])
+        peaks = (Peak(peak["arithmetic"], peak["unit"], peak["gop_per_s"] * 1e9) for peak in data["peaks"])
         bandwidths = {pages: value * 1e9 for pages, value in data["read_gb_per_s"].items()}
         return Roofline(data["threads"], bandwidths, tuple(peaks))

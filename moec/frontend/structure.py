@@ -115,7 +115,7 @@ def _cycle(graph: ir.Graph) -> list[ir.Node]:
             path = [start]
             while path:
                 following = next(
-                    (one for one in _used_nodes(path[-1]) if one.graph is body and one not in finished), None
+                    (node for node in _used_nodes(path[-1]) if node.graph is body and node not in finished), None
                 )
                 if following is None:
                     finished.add(path.pop())

@@ -166,8 +166,8 @@ def _fixed(inputs: dict[str, Any]) -> Iterator[str]:
 def _assertions(program: torch.export.ExportedProgram, environment: Any) -> Iterator[str]:
     """What the module asserts about numbers and tensors that it computes."""
     for symbol in program.range_constraints:
-        for one in environment.deferred_runtime_asserts.get(symbol, ()):
-            yield str(one.expr)
+        for assertion in environment.deferred_runtime_asserts.get(symbol, ()):
+            yield str(assertion.expr)
     for node in program.graph.nodes:
         if "_assert_async" in str(node.target):
             yield str(node.args[-1]) if isinstance(node.args[-1], str) else f"{node.args[0]} of {node.name}"

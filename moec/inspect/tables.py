@@ -25,9 +25,9 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     needs = ", ".join([*description["requirements"], *kind.needs(description)]) or "nothing special"
     yield Text(f"target {description['target']} (needs {needs}), compiled by moec {description['moec_version']}")
     tensors = [
-        (kind, one["name"], one["dtype"], _shape(one["shape"]))
+        (kind, tensor["name"], tensor["dtype"], _shape(tensor["shape"]))
         for kind, key in (("input", "inputs"), ("output", "outputs"))
-        for one in description[key]
+        for tensor in description[key]
     ]
     yield table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
     blocks, kernels = description["moe_blocks"], description["kernels"]
@@ -35,11 +35,14 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     if blocks:
         yield table("Experts", experts.HEADINGS, experts.expert_rows(blocks, kernels))
     for architecture in description["architectures"] or ["" for _ in kernels[:1]]:
-        yield from _kernels_tables([one for one in kernels if one["architecture"] == architecture], architecture)
+        yield from _kernels_tables(
+            [kernel for kernel in kernels if kernel["architecture"] == architecture], architecture
+        )
     if description["weights"]:
         yield _weights_table(description["weights"])
     passes = [
-        (one["name"], "yes" if one["changed"] else "no", f"{one['seconds']:.3f}") for one in description["stages"]
+        (stage["name"], "yes" if stage["changed"] else "no", f"{stage['seconds']:.3f}")
+        for stage in description["stages"]
     ]
     yield table("Passes", ("pass", "changed", "seconds"), passes)
     if description["losses"]:
@@ -50,13 +53,13 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
 
 def summary(manifest: Manifest, path: str) -> str:
     """The one line that ends a compilation; kernels are counted by program."""
-    kernels = " + ".join(str(len(one.kernels)) for one in manifest.programs)
+    kernels = " + ".join(str(len(program.kernels)) for program in manifest.programs)
     made = f"{kernels} kernels" if kernels else f"{len(manifest.projects)} projects in {path}/projects"
     return f"{path}: {len(manifest.moe_blocks)} MoE blocks, {made}"
 
 
 def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
-    rows = [(one["severity"], one["pass_name"], one["subject"], one["message"]) for one in remarks]
+    rows = [(remark["severity"], remark["pass_name"], remark["subject"], remark["message"]) for remark in remarks]
     return table("Remarks", ("", "pass", "about", "remark"), rows)
 
 
@@ -64,13 +67,13 @@ def losses_table(losses: Sequence[dict[str, Any]]) -> Table:
     """What rounding cost: relative errors against the layer as it was, of its weights and of its output."""
     rows = [
         (
-            one["layer"],
-            ", ".join(f"{name} {'+'.join(formats)}" for name, formats in one["formats"].items()),
-            one["arithmetic"],
-            f"{one['weight_error']:.2%}",
-            f"{one['output_error']:.2%}",
+            loss["layer"],
+            ", ".join(f"{name} {'+'.join(formats)}" for name, formats in loss["formats"].items()),
+            loss["arithmetic"],
+            f"{loss['weight_error']:.2%}",
+            f"{loss['output_error']:.2%}",
         )
-        for one in losses
+        for loss in losses
     ]
     return table("Rounded weights", ("layer", "formats", "arithmetic", "error of weights", "of output"), rows)
 
@@ -125,7 +128,7 @@ def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:
 
 def _roofline_table(roofline: dict[str, Any]) -> RenderableType:
     rows = [("memory read", pages, f"{value:.1f} GB/s") for pages, value in roofline["read_gb_per_s"].items()]
-    rows += [(one["arithmetic"], one["unit"], f"{one['gop_per_s']:.0f} * 10^9 op/s") for one in roofline["peaks"]]
+    rows += [(peak["arithmetic"], peak["unit"], f"{peak['gop_per_s']:.0f} * 10^9 op/s") for peak in roofline["peaks"]]
     return table("This machine at best (the roofline)", ("", "", "measured"), rows)
 
 
@@ -140,7 +143,13 @@ def tuning_tables(tuned: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
         yield Text("nothing to tune: no kernel of the artifact has two ways to compute")
         return
     rows = [
-        (one["name"], ", ".join(one["kernels"]), _crossover(one["before"]), _crossover(one["rows"])) for one in tuned
+        (
+            crossover["name"],
+            ", ".join(crossover["kernels"]),
+            _crossover(crossover["before"]),
+            _crossover(crossover["rows"]),
+        )
+        for crossover in tuned
     ]
     title = "Rows, or tokens on a GPU, from which on kernels take their next way"
     yield table(title, ("shape", "kernels", "before", "measured"), rows)
@@ -162,13 +171,19 @@ def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:
     for kind in targets.kinds():
         yield from kind.finding_tables(findings)
     kept = [
-        (one["kind"], one["folder"], str(one["entries"]), f"{one['bytes'] / 1e6:.1f}", f"{one['limit'] / 1e6:.0f}")
-        for one in findings["cache"]
+        (
+            folder["kind"],
+            folder["folder"],
+            str(folder["entries"]),
+            f"{folder['bytes'] / 1e6:.1f}",
+            f"{folder['limit'] / 1e6:.0f}",
+        )
+        for folder in findings["cache"]
     ]
     yield table("Cache of compiled code", ("kind", "folder", "entries", "MB", "limit, MB"), kept)
-    for one in findings["cache"]:
-        if one["refused"]:
-            yield Text(f"the cache of {one['kind']} is not used: {one['refused']}")
+    for folder in findings["cache"]:
+        if folder["refused"]:
+            yield Text(f"the cache of {folder['kind']} is not used: {folder['refused']}")
     for problem in findings["problems"]:
         yield Text(f"problem: {problem}")
     if not findings["problems"]:
@@ -202,11 +217,12 @@ def _kernels_tables(kernels: Sequence[dict[str, Any]], architecture: str) -> Ite
     selected, generic = [], []
     for kernel in kernels:
         nodes = kernel["nodes"][0] if len(kernel["nodes"]) == 1 else f"{len(kernel['nodes'])} nodes"
-        if [one["kernel"] for one in kernel["candidates"]] == [GENERIC]:
+        if [candidate["kernel"] for candidate in kernel["candidates"]] == [GENERIC]:
             generic.append((kernel["name"], kernel["op"], nodes))
             continue
         considered = (
-            f"{'*' if one['chosen'] else '-'} {one['kernel']}: {one['reason']}" for one in kernel["candidates"]
+            f"{'*' if candidate['chosen'] else '-'} {candidate['kernel']}: {candidate['reason']}"
+            for candidate in kernel["candidates"]
         )
         selected.append((kernel["name"], f"{kernel['op']}\n{nodes}", "\n".join([kernel["computes"], *considered])))
     yield table(f"Kernels{where} (* chosen, - not)", ("kernel", "for", "computes, candidates"), selected)
@@ -214,8 +230,8 @@ def _kernels_tables(kernels: Sequence[dict[str, Any]], architecture: str) -> Ite
 
 
 def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:
-    rows = [(one["name"], one["dtype"], _shape(one["shape"]), f"{one['bytes']:,}") for one in weights]
-    total = sum(one["bytes"] for one in weights)
+    rows = [(weight["name"], weight["dtype"], _shape(weight["shape"]), f"{weight['bytes']:,}") for weight in weights]
+    total = sum(weight["bytes"] for weight in weights)
     return table(f"Weights ({total:,} bytes)", ("name", "dtype", "shape", "bytes"), rows)
 
 

@@ -116,7 +116,9 @@ def _is_generated(dim: int | ir.SymbolicDim) -> bool:
 
 def _adopt(graph: ir.Graph, proto: onnx.GraphProto, given: onnx.GraphProto) -> None:
     """Take over the inferred types, matching values by name; what is as it was ``given`` is left alone."""
-    inferred, before = ({info.name: info.type for info in (*one.value_info, *one.output)} for one in (proto, given))
+    inferred, before = (
+        {info.name: info.type for info in (*described.value_info, *described.output)} for described in (proto, given)
+    )
     for value in (*graph.outputs, *(output for node in graph for output in node.outputs)):
         kind = inferred.get(value.name or "")
         if kind is not None and kind.WhichOneof("value") is not None and kind != before.get(value.name or ""):

@@ -49,7 +49,7 @@ ROWS = 64
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsMeasures:
-    """Of a layer of experts; arrays as the module says. What is large is read when it is asked for."""
+    """What is measured of a layer of experts; arrays as the module says. What is large is read when it is asked for."""
 
     key: str
     name: str
@@ -100,7 +100,7 @@ class ExpertsMeasures:
 
 @dataclasses.dataclass(frozen=True)
 class LinearMeasures:
-    """Of a dense product."""
+    """What is measured of a dense product."""
 
     key: str
     name: str

@@ -75,9 +75,9 @@ class Artifact:
             )
         if architecture is None:
             return programs[-1]
-        found = next((one for one in programs if one.architecture == architecture), None)
+        found = next((program for program in programs if program.architecture == architecture), None)
         if found is None:
-            held = ", ".join(one.architecture for one in programs if one.architecture)
+            held = ", ".join(program.architecture for program in programs if program.architecture)
             has = f"its programs are for {held}" if held else f"it is compiled for {self.manifest.target} alone"
             raise MoecError(f"{self.where}: has no program for architecture {architecture!r}; {has}")
         return found
@@ -150,7 +150,7 @@ def _open(path: pathlib.Path, check_weights: bool) -> Artifact:
 def check_machine(artifact: Artifact) -> None:
     """Raise ArtifactError when this machine cannot execute the artifact's objects. If it can, this process may."""
     manifest, where = artifact.manifest, artifact.where
-    requirements = list(dict.fromkeys(one for program in manifest.programs for one in program.requirements))
+    requirements = list(dict.fromkeys(feature for program in manifest.programs for feature in program.requirements))
     for path in (path for program in manifest.programs for path in artifact.object_paths(program)):
         with path.open("rb") as file:
             header = file.read(20)

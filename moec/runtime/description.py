@@ -47,16 +47,18 @@ def describe(artifact: Artifact, architecture: str | None = None) -> dict[str, A
     fields = dataclasses.asdict(artifact.manifest)
     del fields["files"]
     wanted = None if architecture is None else artifact.program(architecture).architecture
-    programs = [one for one in fields.pop("programs") if wanted in (None, one["architecture"])]
-    fields["architectures"] = [one["architecture"] for one in programs if one["architecture"]]
-    fields["requirements"] = list(dict.fromkeys(need for one in programs for need in one["requirements"]))
-    fields["binaries"] = {one["architecture"]: one["binary"] for one in programs if one["binary"] is not None}
+    programs = [program for program in fields.pop("programs") if wanted in (None, program["architecture"])]
+    fields["architectures"] = [program["architecture"] for program in programs if program["architecture"]]
+    fields["requirements"] = list(dict.fromkeys(need for program in programs for need in program["requirements"]))
+    fields["binaries"] = {
+        program["architecture"]: program["binary"] for program in programs if program["binary"] is not None
+    }
     fields["kernels"] = [
-        {**kernel, "architecture": one["architecture"]} for one in programs for kernel in one["kernels"]
+        {**kernel, "architecture": program["architecture"]} for program in programs for kernel in program["kernels"]
     ]
-    fields["inputs"] = [{**one, "shape": list(one["shape"])} for one in fields["inputs"]]
-    fields["outputs"] = [{**one, "shape": list(one["shape"])} for one in fields["outputs"]]
-    fields["weights"] = [{**one, "shape": list(one["shape"])} for one in fields["weights"]]
+    fields["inputs"] = [{**tensor, "shape": list(tensor["shape"])} for tensor in fields["inputs"]]
+    fields["outputs"] = [{**tensor, "shape": list(tensor["shape"])} for tensor in fields["outputs"]]
+    fields["weights"] = [{**tensor, "shape": list(tensor["shape"])} for tensor in fields["weights"]]
     return fields
 
 

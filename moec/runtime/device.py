@@ -41,7 +41,7 @@ class Device(Protocol):
 
     @property
     def architecture(self) -> str | None:
-        """Of the program that it runs, where an artifact has several; None for the newest."""
+        """The architecture of the program that it runs, where an artifact has several; None for the newest."""
         ...
 
     @property

@@ -120,7 +120,9 @@ class Executor:
 
         def instrument(_function: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
             if before and not symbol.startswith(BUILTIN):
-                calls.append((symbol, [tuple(one.shape) for one in arguments if hasattr(one, "data_ptr")]))
+                calls.append(
+                    (symbol, [tuple(argument.shape) for argument in arguments if hasattr(argument, "data_ptr")])
+                )
             return NO_INSTRUMENT_ACTION
 
         self._run_instrumented(values, instrument)

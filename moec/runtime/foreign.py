@@ -25,8 +25,8 @@ def foreign_artifact(path: pathlib.Path) -> str | None:
         return "is a folder that holds something else than an artifact"
     folders = {parent.as_posix() for name in files for parent in pathlib.PurePath(name).parents}
     for root, names_of_folders, names in os.walk(path, onerror=_raise):
-        for one in (*names_of_folders, *names):
-            entry = pathlib.Path(root, one)
+        for inside in (*names_of_folders, *names):
+            entry = pathlib.Path(root, inside)
             name = entry.relative_to(path).as_posix()
             mode = entry.lstat().st_mode
             if name == MANIFEST or (name in folders and stat.S_ISDIR(mode)):

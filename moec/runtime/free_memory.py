@@ -50,8 +50,8 @@ def _left_in_groups() -> list[int]:
         else:
             continue
         group = root / path.lstrip("/")
-        left += [_left_in(one, names) for one in (group, *group.parents) if one.is_relative_to(root)]
-    return [one for one in left if one is not None]
+        left += [_left_in(folder, names) for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    return [number for number in left if number is not None]
 
 
 def _left_in(group: pathlib.Path, names: _Names) -> int | None:

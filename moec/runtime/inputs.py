@@ -89,7 +89,7 @@ class InputCheck:
 
     def _wrong_size(self, size: Expression[int], sizes: Mapping[Any, int]) -> InputError:
         name, axis = self._place(size.text)
-        known = [self._found(one, sizes) for one in size.names if one in sizes]
+        known = [self._found(known_name, sizes) for known_name in size.names if known_name in sizes]
         given = f"where {', '.join(known)}" if known else f"for a whole number {', '.join(size.names)}"
         return InputError(f"input {name!r} has size {sizes[size.text]} on axis {axis}; expected {size} {given}")
 

@@ -36,7 +36,7 @@ def missing_features(requirements: list[str]) -> list[str]:
     available = cpu_features()
     if not available:
         return []
-    return [one for one in requirements if _plain(_LINUX_NAMES.get(one, one)) not in available]
+    return [feature for feature in requirements if _plain(_LINUX_NAMES.get(feature, feature)) not in available]
 
 
 @functools.cache

@@ -168,20 +168,20 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
     return Manifest(
         moec_version=field("moec_version", str),
         target=field("target", str),
-        inputs=[_read_tensor(one, f"{where}: inputs") for one in records("inputs")],
-        outputs=[_read_tensor(one, f"{where}: outputs") for one in records("outputs")],
-        programs=[_read_program(one, f"{where}: programs") for one in records("programs")],
-        weights=[_read_weight(one, f"{where}: weights") for one in records("weights")],
+        inputs=[_read_tensor(entry, f"{where}: inputs") for entry in records("inputs")],
+        outputs=[_read_tensor(entry, f"{where}: outputs") for entry in records("outputs")],
+        programs=[_read_program(entry, f"{where}: programs") for entry in records("programs")],
+        weights=[_read_weight(entry, f"{where}: weights") for entry in records("weights")],
         files={name: _read_file(one, f"{where}: file {name!r}") for name, one in field("files", dict).items()},
-        projects=[_read_project(one, f"{where}: projects") for one in records("projects")],
+        projects=[_read_project(entry, f"{where}: projects") for entry in records("projects")],
         threads=None if content.get("threads") is None else field("threads", int),
         input_limits={name: _typed(limits, name, int, where) for name in limits},
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
         guards=_list_of(content, "guards", str, where),
         moe_blocks=records("moe_blocks"),
-        stages=[_checked_stage(one, f"{where}: stages") for one in records("stages")],
+        stages=[_checked_stage(entry, f"{where}: stages") for entry in records("stages")],
         remarks=records("remarks"),
-        losses=[_checked_loss(one, f"{where}: losses") for one in records("losses")],
+        losses=[_checked_loss(entry, f"{where}: losses") for entry in records("losses")],
         provenance=field("provenance", dict),
     )
 
@@ -193,7 +193,7 @@ def _read_program(record: dict[str, Any], where: str) -> ProgramEntry:
         weights=_list_of(record, "weights", int, where),
         requirements=_list_of(record, "requirements", str, where),
         binary=None if record.get("binary") is None else _typed(record, "binary", str, where),
-        kernels=[_checked_kernel(one, f"{where}: kernels") for one in _list_of(record, "kernels", dict, where)],
+        kernels=[_checked_kernel(entry, f"{where}: kernels") for entry in _list_of(record, "kernels", dict, where)],
     )
 
 
@@ -217,7 +217,7 @@ def _read_weight(record: dict[str, Any], where: str) -> WeightEntry:
     name, dtype = _typed(record, "name", str, where), _typed(record, "dtype", str, where)
     shape = _typed(record, "shape", list, where)
     offset, size = _typed(record, "offset", int, where), _typed(record, "bytes", int, where)
-    if not all(_is_size(one) for one in (*shape, offset, size)):
+    if not all(_is_size(number) for number in (*shape, offset, size)):
         raise ArtifactError(f"{where}: {name!r} has a negative or non-integer size")
     if math.prod(shape) * dtype_of(dtype).itemsize != size:
         raise ArtifactError(f"{where}: {name!r} is {dtype}{shape}, which is not {size} bytes")

@@ -250,9 +250,9 @@ def _check_that_threads_start(count: int) -> None:
     started: list[threading.Thread] = []
     try:
         for _ in range(count):
-            one = threading.Thread(target=leave.wait)
-            one.start()
-            started.append(one)
+            thread = threading.Thread(target=leave.wait)
+            thread.start()
+            started.append(thread)
     except RuntimeError as error:
         raise MoecError(
             f"{count} threads cannot be started: the system allows this process or user no more (ulimit -u, or a "
@@ -260,8 +260,8 @@ def _check_that_threads_start(count: int) -> None:
         ) from error
     finally:
         leave.set()
-        for one in started:
-            one.join()
+        for thread in started:
+            thread.join()
 
 
 _held: list[Turns] = []

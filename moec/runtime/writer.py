@@ -134,7 +134,7 @@ class _Files:
 
 def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context) -> None:
     files = _Files(folder)
-    programs = [one for one in made if isinstance(one, Program)]
+    programs = [part for part in made if isinstance(part, Program)]
     weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs)
     first = made[0]
     manifest = Manifest(
@@ -147,7 +147,7 @@ def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context) -
             for one, indices in zip(programs, positions, strict=True)
         ],
         projects=[
-            _write_project(files, project) for one in made if isinstance(one, Projects) for project in one.projects
+            _write_project(files, project) for part in made if isinstance(part, Projects) for project in part.projects
         ],
         weights=weights,
         files=files.entries,

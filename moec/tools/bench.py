@@ -146,7 +146,7 @@ def _kernel_times(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> 
 
 
 def _kernel_work(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> dict[str, Work]:
-    """Of all calls of one run together."""
+    """The work of each kernel in all calls of one run together."""
     work: dict[str, Work] = {}
 
     def watch(name: str, arguments: list[Argument]) -> None:

@@ -51,7 +51,7 @@ class Coverage:
             yield f"decisions not watched: {self.note}"
             return
         yield f"decisions: {self.sides - len(self.unseen)} of {self.sides} sides were taken ({self.share:.0%})"
-        yield from (f"  never taken: {one}" for one in self.unseen)
+        yield from (f"  never taken: {side}" for side in self.unseen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def cover(
         if after is not None and (not place or len(after.unseen()) < len(runs.watch.unseen())):
             runs.watch = after
             chosen.append(inputs)
-    return Covering(chosen, Coverage(runs.watch.sides, [str(one) for one in runs.watch.unseen()]))
+    return Covering(chosen, Coverage(runs.watch.sides, [str(side) for side in runs.watch.unseen()]))
 
 
 def _unwatched(base: Sequence[Inputs], why: str) -> Covering:

@@ -78,7 +78,7 @@ def examine() -> dict[str, Any]:
             **{name: shutil.which(name) for name in COMPILERS},
             **{name: None if path is None else str(path) for name, path in tools.items()},
         },
-        "cache": [dataclasses.asdict(one) for one in usage()],
+        "cache": [dataclasses.asdict(folder) for folder in usage()],
         "problems": problems,
     }
     for kind in targets.kinds():

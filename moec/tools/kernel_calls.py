@@ -15,9 +15,9 @@ from moec.tools.sampling import random_inputs, size_cases
 
 Arrays = list[np.ndarray]
 _SIZES = (7, 40, 300)
-"""Of dynamic dimensions."""
+"""Sizes of dynamic dimensions."""
 _BATCHES = (1, 2, 3, 4)
-"""Of the first dimension, where there are several."""
+"""Sizes of the first dimension, where there are several."""
 
 
 def catch_call(
@@ -34,7 +34,7 @@ def catch_call(
             for before, after in _calls(model, kernel, random_inputs(model.inputs, sizes, model.input_limits, seed)):
                 changed = any(one.tobytes() != other.tobytes() for one, other in zip(before, after, strict=True))
                 if changed and seed == 0:
-                    return [CaughtTensor(*one) for one in zip(names, before, after, strict=True)]
+                    return [CaughtTensor(*tensor) for tensor in zip(names, before, after, strict=True)]
     raise MoecError(
         f"{artifact.where}: kernel {kernel!r} computes nothing on random inputs with dynamic sizes of "
         f"{', '.join(map(str, tried))}; choose another kernel"

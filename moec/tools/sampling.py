@@ -64,7 +64,9 @@ def _nearest(
 ) -> dict[str, int] | None:
     """The sizes near ``case`` for which what the guards say is ``wanted``."""
     parsed = [parse_guard(guard) for guard in guards]
-    free = list(dict.fromkeys(name for one in parsed for of in one.names for name in size_names(dependent.get(of, of))))
+    free = list(
+        dict.fromkeys(name for guard in parsed for of in guard.names for name in size_names(dependent.get(of, of)))
+    )
     numbers = [int(digits) for guard in guards for digits in re.findall(r"\b\d{1,6}\b", guard)]
     tried = {
         *range(_LARGEST + 1),

@@ -52,8 +52,8 @@ def tune_kernels(compiled: CompiledModel, progress: Callable[[str], None]) -> li
             seconds = [sum(times.get(kernel, 0.0) for kernel in kernels) for times in (first, second)]
             points[name].append(Point(rows, *seconds))
     found = [Tuned(name, readers[name], before[name], crossover_of(points[name]), points[name]) for name in before]
-    compiled.set_crossovers({one.name: one.rows for one in found})
-    store_tuned({one.name: one.rows for one in found})
+    compiled.set_crossovers({crossover.name: crossover.rows for crossover in found})
+    store_tuned({crossover.name: crossover.rows for crossover in found})
     return found
 
 

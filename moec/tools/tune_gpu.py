@@ -38,19 +38,19 @@ def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[T
     found: dict[str, Tuned] = {}
     try:
         for name, rows in before.items():
-            readers = [one for one in kernels if name in one["crossovers"]]
+            readers = [kernel for kernel in kernels if name in kernel["crossovers"]]
             progress(f"timing both sides of {name}")
             points = _points(compiled, name, rows, readers)
             # Nothing is known about numbers of tokens beyond those measured.
             least, most = int(points[0].rows), int(points[-1].rows)
             measured = min(max(crossover_of(points), least), most + 1)
-            found[name] = Tuned(name, [one["name"] for one in readers], rows, measured, points)
+            found[name] = Tuned(name, [kernel["name"] for kernel in readers], rows, measured, points)
             compiled.set_crossovers({name: measured})
     except BaseException:
         compiled.set_crossovers(before)
         raise
     if found:
-        store_tuned({one.name: one.rows for one in found.values()}, compiled.gpu)
+        store_tuned({crossover.name: crossover.rows for crossover in found.values()}, compiled.gpu)
     return list(found.values())
 
 
@@ -87,7 +87,7 @@ def _inputs(compiled: CompiledModel, tokens: int) -> dict[str, np.ndarray]:
 
 def _tokens(compiled: CompiledModel, inputs: Mapping[str, Any], readers: list[dict[str, Any]]) -> int:
     """The number that the host compares with a crossover in a run on these inputs."""
-    by_name = {one["name"]: one for one in readers}
+    by_name = {kernel["name"]: kernel for kernel in readers}
     for name, shapes in compiled.shapes_of_calls(inputs):
         if name not in by_name:
             continue

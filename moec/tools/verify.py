@@ -38,7 +38,7 @@ class Case:
 
     @property
     def matches(self) -> bool:
-        return all(one.matches for one in self.differences)
+        return all(difference.matches for difference in self.differences)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def verify(
     model = import_model(model_path)
     losses = compiled.describe()["losses"]
     if tolerance is None:
-        tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[one["arithmetic"]] for one in losses), 0.0)
+        tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[loss["arithmetic"]] for loss in losses), 0.0)
     covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
     rounded = _rounded_model(model.clone(), compiled) if losses else None
@@ -148,7 +148,7 @@ def open_session(
 def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs by name. Raises MoecError when onnxruntime cannot run the model on these inputs."""
     names = [output.name for output in session.get_outputs()]
-    known = {one.name for one in session.get_inputs()}
+    known = {taken.name for taken in session.get_inputs()}
     try:
         return dict(zip(names, session.run(names, {k: v for k, v in inputs.items() if k in known}), strict=True))
     except Exception as error:

@@ -144,7 +144,7 @@ def _rotated(write: Writer, heads: _Heads, step: _Step) -> _Heads:
     }
     positions = _given_positions(write, step) or step.positions
     query, key = (
-        write.add("RotaryEmbedding", one, cosine, sine, positions, **attributes) for one in (heads.query, heads.key)
+        write.add("RotaryEmbedding", rows, cosine, sine, positions, **attributes) for rows in (heads.query, heads.key)
     )
     return _Heads(query, key, heads.value)
 
@@ -181,8 +181,8 @@ def _attend(write: Writer, query: ir.Value, keys: ir.Value, values: ir.Value, st
     if sink is not None:
         visible = write.add("Add", visible, write.numbers(1), label="visible")
         keys, values = (
-            write.add("Pad", one, write.numbers(1, 0), None, write.numbers(2), label="behind_sink")
-            for one in (keys, values)
+            write.add("Pad", value, write.numbers(1, 0), None, write.numbers(2), label="behind_sink")
+            for value in (keys, values)
         )
     attributes = {name: write.attribute(name, 0.0) for name in ("scale", "softcap")}
     given = {name: number for name, number in attributes.items() if number}

@@ -78,7 +78,7 @@ def parse(text: str) -> tuple[Pass, ...]:
 
 def print_pipeline(passes: Sequence[Pass]) -> str:
     """The text that :func:`parse` reads back as the same passes; options at their default are left out."""
-    return ",".join(_print_pass(one) for one in passes)
+    return ",".join(_print_pass(step) for step in passes)
 
 
 def run(
@@ -103,18 +103,18 @@ def run(
     if verify_each:
         _verify(model, "before the first pass")
     any_changed = False
-    for one in passes:
+    for step in passes:
         start = time.perf_counter()
-        with reporting(one.name):
-            changed = one.apply(model, report)
+        with reporting(step.name):
+            changed = step.apply(model, report)
         seconds = time.perf_counter() - start
         any_changed |= changed
         if verify_each:
-            _verify(model, f"after {one.name}")
-        if one.name in print_after or "all" in print_after:
-            _print_model(model, one.name)
+            _verify(model, f"after {step.name}")
+        if step.name in print_after or "all" in print_after:
+            _print_model(model, step.name)
         if on_pass is not None:
-            on_pass(one, seconds, changed)
+            on_pass(step, seconds, changed)
     return any_changed
 
 

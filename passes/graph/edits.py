@@ -79,7 +79,11 @@ def replace_node(node: ir.Node, values: Sequence[ir.Value | None]) -> None:
 
 def value_names(graph: ir.Graph) -> set[str]:
     """All names of values, those inside bodies included."""
-    values = [*graph.inputs, *graph.initializers.values(), *(one for node in graph.all_nodes() for one in node.outputs)]
+    values = [
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(output for node in graph.all_nodes() for output in node.outputs),
+    ]
     return {value.name for value in values if value.name}
 
 

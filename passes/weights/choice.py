@@ -77,7 +77,11 @@ def quantize_activations(
 
 
 def _check_activation_group(node: ir.Node, group: int, groups: Set[int], sizes: Sequence[int]) -> None:
-    if group >= 0 and not (group and any(size % group for size in sizes)) and not any(group % one for one in groups):
+    if (
+        group >= 0
+        and not (group and any(size % group for size in sizes))
+        and not any(group % other for other in groups)
+    ):
         return
     fits = f"divides the numbers of inputs, {sorted(set(sizes))}"
     fits += f", and that the weights' groups divide, {sorted(groups)}" if groups else ""

@@ -19,7 +19,7 @@ _POOL = re.compile(
     r"extern __shared__\s+(?:(?:alignas|__align__)\s*\((\d+)\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*\[\s*\]\s*;"
 )
 _LEAST_ALIGNMENT = 16
-"""Of a pool that declares none."""
+"""The alignment, in bytes, of a pool that declares none."""
 _RED_ZONE_BYTES = 64
 
 
@@ -46,7 +46,7 @@ class KernelSource:
     """As ``__launch_bounds__`` says; 0 where it says nothing."""
     arrays: tuple[StaticArray, ...]
     pool_alignment: int
-    """Of the memory that is asked for at the launch, as declared."""
+    """The alignment of the memory that is asked for at the launch, as declared."""
     begin: int
     end: int
     """Where the definition lies in the source, up to the next one."""

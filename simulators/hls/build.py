@@ -141,7 +141,7 @@ def _version(compiler: str) -> str:
 
 @functools.cache
 def _versions(compiler: str) -> str:
-    """Of everything that a program is made of beside the project."""
+    """The versions of everything that a program is made of beside the project."""
     digest = hashlib.sha256()
     for folder in (_HERE, _FIBERS, *_STREAMS.values(), ap_types()):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -37,16 +37,16 @@ def simulate(
     if not held:
         target = artifact.manifest.target
         raise MoecError(f"{artifact.where}: is compiled for {target} and holds no project to simulate; use moec run")
-    chosen = [one for one in held if project in (None, one.name)]
+    chosen = [candidate for candidate in held if project in (None, candidate.name)]
     if not chosen:
-        names = ", ".join(one.name for one in held)
+        names = ", ".join(candidate.name for candidate in held)
         raise MoecError(f"{artifact.where}: has no project {project!r}; it has {names}")
     results = []
-    for one in chosen:
-        progress(f"simulating {one.name}")
+    for candidate in chosen:
+        progress(f"simulating {candidate.name}")
         settings = {"fifo_depths": fifo_depth, "pipeline_style": pipeline_style}
         depths = (USUAL_STAGES, MOST_STAGES) if pipeline_depth is None else (pipeline_depth,)
-        results.append(_simulate(artifact, one, memory_share, depths, settings))
+        results.append(_simulate(artifact, candidate, memory_share, depths, settings))
     return results
 
 

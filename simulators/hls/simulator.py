@@ -93,7 +93,7 @@ class ChannelUse:
 
 @dataclasses.dataclass(frozen=True)
 class TimedResult:
-    """Of the testbench's first call. ``later_cycles`` are those of its further calls, ``output`` what it printed."""
+    """What the testbench's first call took. ``later_cycles``: of its further calls; ``output``: what it printed."""
 
     cycles: int
     processes: tuple[ProcessTimes, ...]

@@ -21,7 +21,7 @@ from moec.targets.tvm.lower.rows import RowOps
 
 
 def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
-    """Of the dense operators, for a machine."""
+    """The converters of the dense operators, for a machine."""
 
     def convert_attention(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
         return lower_attention(lowering, node, functools.partial(attend, machine))

@@ -48,7 +48,11 @@ def check(problem: PackedProduct) -> None:
         return
     bfloat16 = problem.arithmetic == "bfloat16"
     wrong = sorted(
-        {one.name for one in problem.formats if (one.element != "bfloat16" if bfloat16 else not one.fits_bytes)}
+        {
+            stored.name
+            for stored in problem.formats
+            if (stored.element != "bfloat16" if bfloat16 else not stored.fits_bytes)
+        }
     )
     if wrong:
         raise UnsupportedError(f"{problem.arithmetic} arithmetic with {', '.join(wrong)} weights has no CPU kernel")
@@ -167,7 +171,11 @@ class ExpertSteps:
             [*rows, ordered.order, ordered.blocks, ordered.block_count, *weights, bias],
             {**product_attributes(problem), **attributes, "scattered": scattered},
             crossovers_of(problem),
-            requires=tuple(dict.fromkeys(feature for one in problem.multiplications for feature in one.requirements)),
+            requires=tuple(
+                dict.fromkeys(
+                    feature for multiplication in problem.multiplications for feature in multiplication.requirements
+                )
+            ),
             work=_work_of(problem),
         )
         return self._node.call(called, [output])[0]

@@ -67,7 +67,10 @@ def add_weights(lowering: LoweringContext, name: str, problem: PackedProduct, pa
     names = {} if crossover is None else {"crossover": crossover.name}
     return [
         lowering.add_weight(
-            names.get(one.name) or f"{name}.{one.name}", [int(size) for size in one.shape], one.dtype, loader(one.name)
+            names.get(parameter.name) or f"{name}.{parameter.name}",
+            [int(size) for size in parameter.shape],
+            parameter.dtype,
+            loader(parameter.name),
         )
-        for one in weight_parameters(problem)
+        for parameter in weight_parameters(problem)
     ]

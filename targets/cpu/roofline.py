@@ -31,7 +31,11 @@ def measure_roofline(threads: int | None = None) -> Roofline:
     threads = check_threads(threads)
     machine = Machine.host()
     bandwidths = {kind: _best_bandwidth(kind, threads) for kind in page_kinds()}
-    return Roofline(threads, bandwidths, tuple(_measure_peak(one, machine, threads) for one in instructions(machine)))
+    return Roofline(
+        threads,
+        bandwidths,
+        tuple(_measure_peak(instruction, machine, threads) for instruction in instructions(machine)),
+    )
 
 
 def page_kinds() -> list[str]:

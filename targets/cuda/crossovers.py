@@ -36,11 +36,11 @@ class TokenRange:
     @property
     def names(self) -> tuple[str, ...]:
         """The crossovers that limit it."""
-        return tuple(one.name for one in (*self.reached, *self.missed))
+        return tuple(crossover.name for crossover in (*self.reached, *self.missed))
 
     def numbers(self, lowering: LoweringContext) -> list[relax.Var]:
         """What a kernel that :meth:`limited` made takes before its own arguments."""
-        return [_number(lowering, one) for one in (*self.reached, *self.missed)]
+        return [_number(lowering, crossover) for crossover in (*self.reached, *self.missed)]
 
     def limited(self, kernel: tirx.PrimFunc, parameter: int) -> tirx.PrimFunc:
         """The kernel, launched where the first size of that parameter is one of these numbers."""
@@ -48,8 +48,8 @@ class TokenRange:
 
     def __str__(self) -> str:
         """As they are estimated."""
-        least = max((one.estimate for one in self.reached), default=0)
-        most = min((one.estimate - 1 for one in self.missed), default=None)
+        least = max((crossover.estimate for crossover in self.reached), default=0)
+        most = min((crossover.estimate - 1 for crossover in self.missed), default=None)
         if most is None:
             return f"from {least}"
         return f"{least} to {most}" if least else f"up to {most}"
@@ -60,7 +60,7 @@ def _number(lowering: LoweringContext, crossover: Crossover) -> relax.Var:
 
 
 def ranges_between(crossovers: Sequence[Crossover]) -> list[TokenRange]:
-    """Of each way, where neighbours have these crossovers between them."""
+    """The range of each way, where neighbours have these crossovers between them."""
     ways = range(len(crossovers) + 1)
     return [TokenRange(tuple(crossovers[:way]), tuple(crossovers[way : way + 1])) for way in ways]
 

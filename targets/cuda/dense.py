@@ -22,7 +22,7 @@ from moec.targets.tvm.nodes import static_size
 
 
 def converters(architecture: str) -> Mapping[str, HeavyConverter]:
-    """Of the dense operators, for GPUs of an architecture."""
+    """The converters of the dense operators, for GPUs of an architecture."""
 
     def convert_attention(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
         return lower_attention(lowering, node, functools.partial(attend, architecture))

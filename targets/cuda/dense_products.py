@@ -66,7 +66,7 @@ def choices(problem: GroupedProblem, architecture: str) -> list[Choice]:
 def _heights(problem: GroupedProblem, architecture: str) -> Iterator[tuple[int, int | None]]:
     """Heights of tiles, lowest first, and the largest number of rows that each is for."""
     tiled = (dataclasses.replace(problem, block_rows=rows) for rows in SHAPES)
-    if any(select(PRODUCTS, DenseLaunch(one, None), architecture).kernel is GEMM_SIMT for one in tiled):
+    if any(select(PRODUCTS, DenseLaunch(product, None), architecture).kernel is GEMM_SIMT for product in tiled):
         yield _PLAIN_ROWS, None
         return
     tiles_across = -(-problem.columns // COLUMNS)

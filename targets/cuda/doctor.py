@@ -18,8 +18,8 @@ def examine_gpus() -> dict[str, Any]:
     try:
         driver = open_driver()
         gpus = [
-            {"name": one.name, "compute_capability": one.capability, "memory_gb": round(one.memory_bytes / 1e9, 1)}
-            for one in driver.gpus()
+            {"name": gpu.name, "compute_capability": gpu.capability, "memory_gb": round(gpu.memory_bytes / 1e9, 1)}
+            for gpu in driver.gpus()
         ]
         version = ".".join(map(str, driver.version))
     except MoecError as error:
@@ -29,7 +29,7 @@ def examine_gpus() -> dict[str, Any]:
 
 def gpu_tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     """What :func:`examine_gpus` returns."""
-    gpus = [tuple(map(str, one.values())) for one in found["devices"]]
+    gpus = [tuple(map(str, device.values())) for device in found["devices"]]
     if gpus:
         title = f"GPUs (driver for CUDA {found['driver_cuda']})"
         yield table(title, ("GPU", "compute capability", "memory, GB"), gpus)

@@ -30,7 +30,7 @@ from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
 
 PRODUCTS = (GROUPED_GEMM_WGMMA, GROUPED_GEMM_MMA, GROUPED_GEMM_SIMT)
-"""Of blocks of rows."""
+"""Kernels for blocks of rows."""
 BLOCK_ROWS = (16, 64, 128)
 """Heights of blocks on tensor cores."""
 _MOST_FEW_TOKENS = 128
@@ -110,7 +110,7 @@ class GroupedProducts:
         problem = products[0].problem
         output = relax.TensorType((count, problem.width), problem.out_dtype)
         results: list[relax.Var] = []
-        for called in (one for product in products for one in self._calls(product, rows, epilogue, activation)):
+        for called in (call for product in products for call in self._calls(product, rows, epilogue, activation)):
             results = self._node.call_on(called, results) if results else self._node.call(called, [output])
         (result,) = results
         return result
@@ -156,7 +156,7 @@ class GroupedProducts:
     def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
         """Whether the best kernel for blocks of every height uses them."""
         tiled = (dataclasses.replace(problem, block_rows=rows) for rows in BLOCK_ROWS)
-        return all(self._node.select(PRODUCTS, one).kernel is not GROUPED_GEMM_SIMT for one in tiled)
+        return all(self._node.select(PRODUCTS, product).kernel is not GROUPED_GEMM_SIMT for product in tiled)
 
 
 def _attributes(problem: GroupedProblem, activation: str, tokens: TokenRange) -> dict[str, Any]:

@@ -54,10 +54,10 @@ def launch_between(
     asked = {
         "parameter": parameter + len(numbers),
         "axis": axis,
-        "least": max((one.estimate for one in reached), default=0),
-        "most": min((one.estimate - 1 for one in missed), default=NO_LIMIT),
-        "reached": [NO_LIMIT if one.highest is None else one.highest for one in reached],
-        "missed": [NO_LIMIT if one.highest is None else one.highest for one in missed],
+        "least": max((crossover.estimate for crossover in reached), default=0),
+        "most": min((crossover.estimate - 1 for crossover in missed), default=NO_LIMIT),
+        "reached": [NO_LIMIT if crossover.highest is None else crossover.highest for crossover in reached],
+        "missed": [NO_LIMIT if crossover.highest is None else crossover.highest for crossover in missed],
     }
     taking = tirx.PrimFunc([*numbers, *kernel.params], kernel.body, kernel.ret_type, kernel.attrs)
     return taking.with_attrs({LAUNCH_IF: asked, HOST_NUMBERS: len(numbers)})

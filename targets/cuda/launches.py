@@ -48,12 +48,12 @@ def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Lau
         extents = dict(zip(tags, list(call.args)[len(call.args) - len(tags) :], strict=True))
         yield Launch(
             function,
-            tuple(_argument(one) for one in arguments),
+            tuple(_argument(argument) for argument in arguments),
             _along(extents, "blockIdx"),
             _along(extents, "threadIdx"),
             in_c(extents[_SHARED_BYTES]) if _SHARED_BYTES in extents else "0",
             _static_shared_bytes(functions[function]),
-            tuple(one for one in maps if one.name in map(str, arguments)),
+            tuple(tensor_map for tensor_map in maps if tensor_map.name in map(str, arguments)),
             _condition(host),
         )
 

@@ -26,7 +26,7 @@ _PACKAGED = ("nvidia.cu13", "nvidia.cuda_nvcc")
 """Where NVIDIA's packages on PyPI put it."""
 _OPTIONS = ("-std=c++17", "-O3", f"-diag-suppress={','.join(EXPECTED)}", "-Xptxas", "-v")
 _OPTION_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
-"""Of the environment, from which nvcc takes options too."""
+"""Variables of the environment, from which nvcc takes options too."""
 _CUBIN, _TEXTS = "cubin", "texts"
 _PTX_ENTRY = re.compile(
     r"^\.visible \.entry (?P<name>\w+)\(.*?(?=^\.(?:visible|weak|func|extern)\b|\Z)", re.MULTILINE | re.DOTALL
@@ -48,7 +48,7 @@ class Compiled:
     sass: dict[str, str]
     resources: dict[str, str]
     advisories: dict[str, list[str]]
-    """Of nvcc and ptxas; under an empty name what is said of no function."""
+    """What nvcc and ptxas advise, by function; under an empty name what is said of no function."""
 
 
 def find_tool(name: str) -> pathlib.Path | None:

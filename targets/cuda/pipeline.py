@@ -128,7 +128,9 @@ def lowered_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tv
     host, devices = split_host_device_mods(module)
     # Without simplification, which would put what names are bound to in their place.
     finish_device = sequence([tirx.transform.LowerWarpMemory(), tirx.transform.LowerIntrin()])
-    return s_tir.pipeline.finalize_host_passes()(host), next((finish_device(one) for one in devices.values()), None)
+    return s_tir.pipeline.finalize_host_passes()(host), next(
+        (finish_device(device) for device in devices.values()), None
+    )
 
 
 def _by_kernel(functions: dict[str, str], kernels: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from moec.targets.cuda.device.driver import open_driver
 _DTYPES = ("float32", "float16", "bfloat16")
 _COPY_BYTES = 1 << 30
 _SIZE = 8192
-"""Of the square matrices."""
+"""Rows of the square matrices."""
 _REPETITIONS = 10
 
 

@@ -21,7 +21,7 @@ _FUNCTIONS = {"max": ">", "min": "<"}
 """Functions in expressions of sizes, by the comparison that says whether the first of two is it."""
 _MAP_TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 _USUAL_SIZE = 7
-"""Of dynamic dimensions."""
+"""What a dynamic dimension is where nothing says its size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CudaStandalone:
         """Raises what :func:`program_text` does."""
         source = program_text(artifact, kernel, architecture)
         record = _record(artifact, kernel, architecture)
-        names = [one["name"] for one in record["parameters"]]
+        names = [parameter["name"] for parameter in record["parameters"]]
         return CudaStandalone(kernel, source, names, _sufficient_size(record["launches"]))
 
     def files(self, tensors: Sequence[CaughtTensor]) -> dict[str, bytes]:
@@ -63,33 +63,35 @@ def program_text(artifact: Artifact, kernel: str, architecture: str | None = Non
         "preamble": _preamble(artifact, program.architecture),
         "kernels": code,
         "parameters": str(len(record["parameters"])),
-        "encode": _template("tensor_map") if any(one["tensor_maps"] for one in record["launches"]) else "",
+        "encode": _template("tensor_map") if any(launch["tensor_maps"] for launch in record["launches"]) else "",
         "launches": "\n".join(_launch_code(kernel, record)),
     }
     return string.Template(_template("standalone")).substitute(values)
 
 
 def _record(artifact: Artifact, kernel: str, architecture: str | None) -> dict[str, Any]:
-    return next(one for one in artifact.program(architecture).kernels if one["name"] == kernel)
+    return next(record for record in artifact.program(architecture).kernels if record["name"] == kernel)
 
 
 def numbers_of(tensors: Sequence[CaughtTensor]) -> bytes:
     """The file that the program reads; the template says how it is made up."""
     lines = []
-    for one in tensors:
-        array = one.before
-        lines.append(" ".join(map(str, (one.name, array.dtype.name, array.itemsize, array.ndim, *array.shape))) + "\n")
-    data = [array.tobytes() for one in tensors for array in (one.before, one.after)]
+    for tensor in tensors:
+        array = tensor.before
+        lines.append(
+            " ".join(map(str, (tensor.name, array.dtype.name, array.itemsize, array.ndim, *array.shape))) + "\n"
+        )
+    data = [array.tobytes() for tensor in tensors for array in (tensor.before, tensor.after)]
     return "".join([*lines, "\n"]).encode() + b"".join(data)
 
 
 def _sufficient_size(launches: Sequence[Mapping[str, Any]]) -> int:
     """A size at which the host launches the kernel, if it is the one it looks at."""
-    ranges = [one["only_if"]["sizes"] for one in launches if one["only_if"] is not None]
+    ranges = [launch["only_if"]["sizes"] for launch in launches if launch["only_if"] is not None]
     if not ranges:
         return _USUAL_SIZE
-    most = min((one["most"] for one in ranges if one["most"] is not None), default=_USUAL_SIZE)
-    return max(min(most, _USUAL_SIZE), *(one["least"] for one in ranges))
+    most = min((sizes["most"] for sizes in ranges if sizes["most"] is not None), default=_USUAL_SIZE)
+    return max(min(most, _USUAL_SIZE), *(sizes["least"] for sizes in ranges))
 
 
 def _preamble(artifact: Artifact, architecture: str) -> str:
@@ -105,7 +107,7 @@ def _template(name: str) -> str:
 def _launch_code(kernel: str, record: Mapping[str, Any]) -> Iterator[str]:
     """Lines of ``main``: tensors and sizes by their names, and the launches. Raises UnsupportedError."""
     parameters = record["parameters"]
-    tensors = [f"{one['name']}_ptr" for one in parameters]
+    tensors = [f"{tensor['name']}_ptr" for tensor in parameters]
     yield "  // The kernel's tensors, called as in its text, and their sizes."
     for index, name in enumerate(tensors):
         yield f"  const Tensor& {name} = tensors[{index}];"
@@ -115,7 +117,9 @@ def _launch_code(kernel: str, record: Mapping[str, Any]) -> Iterator[str]:
             if isinstance(size, str) and _NAME.fullmatch(size):
                 sizes.setdefault(size, f"{name}.shape[{axis}]")
     for launch in record["launches"]:
-        _refuse_unknown(kernel, launch, {*tensors, *sizes, *(one["name"] for one in launch["tensor_maps"])})
+        _refuse_unknown(
+            kernel, launch, {*tensors, *sizes, *(tensor_map["name"] for tensor_map in launch["tensor_maps"])}
+        )
     yield from (f"  const int64_t {size} = {value};" for size, value in sizes.items())
     launches = [line for launch in record["launches"] for line in _one_launch(launch)]
     for name, comparison in _FUNCTIONS.items():
@@ -135,8 +139,8 @@ def _refuse_unknown(kernel: str, launch: Mapping[str, Any], known: set[str]) -> 
 
 
 def _one_launch(launch: Mapping[str, Any]) -> Iterator[str]:
-    for one in launch["tensor_maps"]:
-        yield _tensor_map_code(one)
+    for tensor_map in launch["tensor_maps"]:
+        yield _tensor_map_code(tensor_map)
     function, shared = launch["function"], launch["shared_bytes"]
     if shared != "0":
         yield f"  check(cudaFuncSetAttribute({function}, cudaFuncAttributeMaxDynamicSharedMemorySize, {shared}),"

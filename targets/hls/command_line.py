@@ -17,7 +17,7 @@ _option = functools.partial(typer.Option, rich_help_panel="For --target hls:PART
 
 
 class PipelineStyle(str, enum.Enum):
-    """Of an FPGA's pipelines: stalling, free running, flushing."""
+    """How an FPGA's pipelines behave: stalling, free running, flushing."""
 
     STP = "stp"
     FRP = "frp"
@@ -82,4 +82,4 @@ def simulate(
         pipeline_style=None if pipeline_style is None else pipeline_style.value,
         progress=progress,
     )
-    return CommandResult(results, simulation_tables(results), all(one["passed"] for one in results))
+    return CommandResult(results, simulation_tables(results), all(result["passed"] for result in results))

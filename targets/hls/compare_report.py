@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 TAGS = {"dsp": ("DSP", "DSP48E"), "bram18": ("BRAM_18K",), "uram": ("URAM",), "lut": ("LUT",), "flip_flops": ("FF",)}
-"""Of a report, by the name of the estimate; older versions say DSP48E."""
+"""The tags of a report by the names of the estimate; older versions say DSP48E."""
 ROUGH = ("lut", "flip_flops")
 """Resources that estimates only model roughly."""
 _LOOP_MODULE = "_Pipeline_"

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 ROOT_ENTRIES, ROOT_FIRST = 2048, 512
 """Places of the table of inverse roots; those before the first are never asked for."""
 FRACTION_BITS = 12
-"""Of a normalised number, before its channel's scale: it is at most the root of the number of channels."""
+"""The fraction bits of a normalised number, before its channel's scale; it is at most the root of the channels."""
 _MOST_MULTIPLIER, _MOST_BIAS = (1 << (MULTIPLIER_BITS - 1)) - 1, (1 << 31) - 1
 _MOST_SHIFT = 30
 """So that half of what is shifted away is no larger than a bias."""

@@ -43,9 +43,18 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def _rest_table(rest: Mapping[str, Any]) -> Table:
     rows = []
-    for one in rest["operators"]:
-        more = f", {one['count'] - len(one['nodes'])} more" if one["count"] > len(one["nodes"]) else ""
-        rows.append((one["operator"], str(one["count"]), f"{one['share']:.2%}", ", ".join(one["nodes"]) + more))
+    for operator in rest["operators"]:
+        more = (
+            f", {operator['count'] - len(operator['nodes'])} more" if operator["count"] > len(operator["nodes"]) else ""
+        )
+        rows.append(
+            (
+                operator["operator"],
+                str(operator["count"]),
+                f"{operator['share']:.2%}",
+                ", ".join(operator["nodes"]) + more,
+            )
+        )
     rows += [("?", "1", "unknown size", node) for node in rest["unknown"]]
     title = f"In no project: {rest['share']:.1%} of the model's operations, which the caller computes elsewhere"
     return table(title, ("operator", "nodes", "share", ""), rows)
@@ -69,16 +78,18 @@ def _decibels(ratio: float | None) -> str:
 
 def simulation_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
     """What ``simulate`` returns."""
-    for one in results:
-        yield Text(f"{one['name']} ({one['node']}): {'PASS' if one['passed'] else 'FAIL: ' + one['message']}")
-        if one["passed"]:
-            estimated = f"{one['estimated']:,} estimated for a full call"
-            first, *more = one["pipeline_depths"]
+    for result in results:
+        yield Text(
+            f"{result['name']} ({result['node']}): {'PASS' if result['passed'] else 'FAIL: ' + result['message']}"
+        )
+        if result["passed"]:
+            estimated = f"{result['estimated']:,} estimated for a full call"
+            first, *more = result["pipeline_depths"]
             also = f", and nothing locks up with {more[0]}" if more else ""
-            yield Text(f"{one['tokens']} tokens; {estimated}")
-            yield Text(f"{_masters_and_ports(one['ports'])}, {one['memory_share']:.2f} beats per cycle and port")
+            yield Text(f"{result['tokens']} tokens; {estimated}")
+            yield Text(f"{_masters_and_ports(result['ports'])}, {result['memory_share']:.2f} beats per cycle and port")
             yield Text(f"predicted with pipelines of {first} stages{also}")
-            yield dataflow_picture(one["channels_of"], one)
+            yield dataflow_picture(result["channels_of"], result)
 
 
 def exploration_table(exploration: Mapping[str, Any]) -> Table:
@@ -93,7 +104,7 @@ def exploration_table(exploration: Mapping[str, Any]) -> Table:
         *("", "lanes", "hidden tile", "router lanes", "weight FIFO", "arrays", "cycles", "starved", "bound by", "ms"),
         *("DSP", "BRAM18", "URAM", "LUT", "FF", "GB/s"),
     )
-    return table(title, headings, [_design_cells(one) for one in exploration["front"]])
+    return table(title, headings, [_design_cells(design) for design in exploration["front"]])
 
 
 def _design_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -164,8 +175,8 @@ def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[
     ``channels``: name, producer, consumer, bits and depth of each; ``simulation``: cycles, processes and channels as
     ``TimedResult`` has them, as plain data.
     """
-    used = {one["name"]: one for one in simulation["channels"]} if simulation else {}
-    times = {one["name"]: one for one in simulation["processes"]} if simulation else {}
+    used = {channel["name"]: channel for channel in simulation["channels"]} if simulation else {}
+    times = {process["name"]: process for process in simulation["processes"]} if simulation else {}
     width = max(len(channel["name"]) for channel in channels)
     lines = [
         f"Dataflow, timed simulation: {simulation['cycles']:,} cycles" if simulation else "Dataflow, not simulated"

@@ -23,7 +23,7 @@ class LowerArgumentAlignment:
         types = [parameter.ty for parameter in function.params]
 
         def lowered(found: tirx.BufferType) -> tirx.BufferType:
-            return _lowered(found) if any(found.same_as(one) for one in types) else found
+            return _lowered(found) if any(found.same_as(kind) for kind in types) else found
 
         return tvm_ffi.structural_map(function, [(tirx.BufferType, lowered)])
 

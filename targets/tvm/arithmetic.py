@@ -50,7 +50,7 @@ def product(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 
 
 def quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    """Of floats."""
+    """The quotient of floats."""
     if not _is_zero(left):
         return left / right
     has_none = tirx.Or(is_nan(right), tirx.EQ(right, tirx.const(0, right.ty.dtype)))
@@ -58,7 +58,8 @@ def quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 
 
 def truncated_quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    """Of integers, towards zero; over 0 itself, for ONNX leaves that open, and over -1 its negative, modulo 2^bits."""
+    """The quotient of integers, rounded towards zero. ONNX leaves open what x / 0 is: here it is 0. Over -1 it is the
+    negative of x, modulo 2^bits."""
     found = tirx.truncdiv(left, divisor_of_remainder(right))
     if is_unsigned(right):
         return found

@@ -45,8 +45,8 @@ def _is_at_most_one_of(size: Any, whole: Any) -> bool:
     if not isinstance(size, tirx.Min):
         return False
     pair = [size.a, size.b]
-    return any(isinstance(one, tirx.IntImm) and int(one) == 1 for one in pair) and any(
-        one.same_as(whole) for one in pair
+    return any(isinstance(number, tirx.IntImm) and int(number) == 1 for number in pair) and any(
+        number.same_as(whole) for number in pair
     )
 
 

@@ -136,7 +136,7 @@ def _convolution(
         inner = [te.reduce_axis((0, size), name=f"k{axis}") for axis, size in enumerate(windows.kernel)]
 
         def element(n: tirx.Expr, output: tirx.Expr, *at: tirx.Expr) -> tirx.Expr:
-            places = windows.positions(at, [one.var for one in inner])
+            places = windows.positions(at, [axis.var for axis in inner])
             source = tirx.floordiv(output, outputs) * channels + channel.var
             number = _integer(data(n, source, *places), None if x_zero is None else _at(x_zero, source))
             weight = _integer(weights(output, channel, *inner), None if w_zero is None else _at(w_zero, output))

@@ -41,7 +41,7 @@ def _convert_batch_normalization(lowering: Lowering, node: ir.Node) -> Any:
 
     def build(x: te.Tensor, *parameters: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
-            scale, bias, mean, variance = (one(at[1]).astype(wide) for one in parameters)
+            scale, bias, mean, variance = (parameter(at[1]).astype(wide) for parameter in parameters)
             normal = (x(*at).astype(wide) - mean) / tirx.sqrt(variance + tirx.const(epsilon, wide))
             return (normal * scale + bias).astype(dtype)
 

@@ -58,7 +58,7 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
     if fill is not None and not constant_fill:
         count = lowering.sizes.product(lowering.dimensions(fill))
         needed += lowering.require(lowering.sizes.same(count, 1), f"{count} numbers to fill with", "one")
-    return lowering.compute(build, [lowering.tensor(one) for one in values], "pad", needed)
+    return lowering.compute(build, [lowering.tensor(value) for value in values], "pad", needed)
 
 
 def _kept(lowering: Lowering, size: Any, before: Any, after: Any) -> tuple[Any, Any]:

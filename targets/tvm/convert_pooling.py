@@ -20,7 +20,7 @@ def _windows(lowering: Lowering, node: ir.Node) -> tuple[Windows, list[Any]]:
     sizes = lowering.dimensions(required_input(node, 0))
     if len(sizes) < 3:
         raise UnsupportedError(f"the input has {len(sizes)} axes; expected N, C and spatial ones")
-    kernel = [int(one) for one in attribute(node, "kernel_shape")]
+    kernel = [int(size) for size in attribute(node, "kernel_shape")]
     return Windows.of(node, sizes[2:], kernel, lowering.sizes), sizes[2:]
 
 
@@ -43,7 +43,7 @@ def _pooled(
         shape = [*source.shape[:2], *(lowering.sizes.expression(count) for count in windows.counts)]
 
         def reduced(n: tirx.Expr, c: tirx.Expr, *outputs: tirx.Expr) -> Any:
-            places = windows.positions(outputs, [one.var for one in inner])
+            places = windows.positions(outputs, [axis.var for axis in inner])
             here = tirx.if_then_else(
                 all_inside(places, spatial), element(source(n, c, *places).astype(wide)), outside(wide)
             )
@@ -125,7 +125,7 @@ def _max_pool_with_indices(lowering: Lowering, node: ir.Node) -> Any:
         shape = [*source.shape[:2], *(lowering.sizes.expression(count) for count in windows.counts)]
 
         def reduced(n: tirx.Expr, c: tirx.Expr, *outputs: tirx.Expr) -> Any:
-            places = windows.positions(outputs, [one.var for one in inner])
+            places = windows.positions(outputs, [axis.var for axis in inner])
             here = all_inside(places, spatial)
             index: Any = tirx.IntImm("int64", 0)
             ordered = list(zip(places, spatial, strict=True))

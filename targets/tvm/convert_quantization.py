@@ -44,8 +44,8 @@ def _tensors(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
         axis = normalized_axis(attribute(node, "axis", 1), len(sizes))
         blocks = lowering.sizes.quotient([sizes[axis] + block - 1], [block]) if block else sizes[axis]
         own = [blocks if a == axis else size for a, size in enumerate(sizes)] if block else [blocks]
-    given = [one for one in (scale, optional_input(node, 2)) if one is not None]
-    return [lowering.tensor(value), *(_of_shape(lowering, one, own) for one in given)]
+    given = [operand for operand in (scale, optional_input(node, 2)) if operand is not None]
+    return [lowering.tensor(value), *(_of_shape(lowering, operand, own) for operand in given)]
 
 
 def _of_shape(lowering: Lowering, value: ir.Value, shape: list[Any]) -> relax.Expr:

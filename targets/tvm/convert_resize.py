@@ -107,7 +107,7 @@ def _samples(place: tirx.Expr, axis: _Axis, node: ir.Node) -> list[tuple[tirx.Ex
 def _convert_resize(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     sizes = lowering.dimensions(value)
-    axes = [normalized_axis(one, len(sizes)) for one in attribute(node, "axes", range(len(sizes)))]
+    axes = [normalized_axis(named, len(sizes)) for named in attribute(node, "axes", range(len(sizes)))]
     mode = attribute(node, "coordinate_transformation_mode", "half_pixel")
     cropped = mode == "tf_crop_and_resize"
     scales, wanted = optional_input(node, 2), optional_input(node, 3)
@@ -152,7 +152,7 @@ def _convert_resize(lowering: Lowering, node: ir.Node) -> Any:
 
         return te.compute(shape, element, name="resize")
 
-    tensors = [lowering.tensor(one) for one in (value, *operands)]
+    tensors = [lowering.tensor(operand) for operand in (value, *operands)]
     return lowering.compute(build, tensors, "resize")[0]
 
 
@@ -181,8 +181,8 @@ def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[A
 
     Read when the model runs, one beyond what a memory holds is as good as infinite, and a negative one is refused.
     """
-    given = [lowering.constant(one) for one in operands]
-    if all(one is not None for one in given) and all(isinstance(size, int) for size in sizes):
+    given = [lowering.constant(operand) for operand in operands]
+    if all(constant is not None for constant in given) and all(isinstance(size, int) for size in sizes):
         count = len(sizes)
         parts = [given[0][count + i] - given[0][i] if cropped else 1.0 for i in range(count)]  # type: ignore[index]
         return [
@@ -204,7 +204,7 @@ def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[A
 
         return te.compute((len(sizes),), element, name="sizes")
 
-    (vector,) = lowering.compute(build, [lowering.tensor(one) for one in operands], "resized")
+    (vector,) = lowering.compute(build, [lowering.tensor(operand) for operand in operands], "resized")
     return lowering.runtime_sizes(lowering.value_of(vector))
 
 

@@ -63,7 +63,8 @@ def _requirements(lowering: Lowering, values: list[ir.Value], tokens: list[Any],
     caches, positions = values[:2], values[2:]
     rows = lowering.dimensions(caches[0])[:1] if positions else tokens
     needed: list[Requirement] = []
-    for value, wanted, width in (*((one, rows, [pairs]) for one in caches), *((one, tokens, []) for one in positions)):
+    expected_sizes = [(cache, rows, [pairs]) for cache in caches] + [(ids, tokens, []) for ids in positions]
+    for value, wanted, width in expected_sizes:
         sizes = lowering.dimensions(value)
         found, expected = f"input {value.name!r} has sizes {sizes}", f"{[*wanted, *width]}, or wider"
         if len(sizes) != len(wanted) + len(width):

@@ -83,7 +83,7 @@ def _transposed_sizes(
     if wanted is None:
         wanted = [simplify(size * strides[axis]) for axis, size in enumerate(spatial)]
     totals = [lowering.sizes.at_least(simplify(whole[axis] - wanted[axis]), 0) for axis in range(rank)]
-    halves = [one // 2 if isinstance(one, int) else simplify(tirx.floordiv(one, 2)) for one in totals]
+    halves = [total // 2 if isinstance(total, int) else simplify(tirx.floordiv(total, 2)) for total in totals]
     if automatic != "SAME_UPPER":
         halves = [simplify(total - half) for total, half in zip(totals, halves, strict=True)]
     return halves, list(wanted)

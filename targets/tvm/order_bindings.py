@@ -38,7 +38,7 @@ def _ordered(block: relax.BindingBlock) -> relax.BindingBlock:
         pending = [(binding, iter(_needed(binding, definitions)))]
         while pending:
             current, needed = pending[-1]
-            following = next((one for one in needed if one.var not in placed), None)
+            following = next((candidate for candidate in needed if candidate.var not in placed), None)
             if following is not None:
                 pending.append((following, iter(_needed(following, definitions))))
                 continue

@@ -33,7 +33,7 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
         given = own.get(before)
         nodes = optimized.nodes[name]
         record = dataclasses.replace(given, name=name) if given else _generic_record(name, nodes)
-        record.parameters = [_parameter(one) for one in _tensors(functions[name])]
+        record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
         record.launches = generated.launches.get(name, [])
         text = {"tir": _tir_text(name, functions[name])}
         text |= {form: texts.get(name, "") for form, texts in generated.sources.items()}
@@ -77,7 +77,10 @@ def _header(record: KernelRecord, facts: Sequence[str]) -> list[str]:
         nodes += f", ... ({len(record.nodes)} in all)"
     return [
         f"{record.name}: {record.computes}",
-        *(f"  {one.name}: {one.dtype}[{', '.join(map(str, one.shape))}]" for one in record.parameters),
+        *(
+            f"  {parameter.name}: {parameter.dtype}[{', '.join(map(str, parameter.shape))}]"
+            for parameter in record.parameters
+        ),
         *(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in record.attributes.items() if _says(value)),
         *([f"crossovers: {', '.join(record.crossovers)}"] if record.crossovers else []),
         *facts,
@@ -102,12 +105,12 @@ def _parameter(parameter: tirx.Var) -> TensorSpec:
 def _memory(parameters: Sequence[TensorSpec]) -> list[str]:
     """How many bytes all tensors have, by the sizes that are known when the kernel runs."""
     bytes_of: dict[str, int] = {}
-    for one in parameters:
-        if one.dtype not in DTYPES:
+    for parameter in parameters:
+        if parameter.dtype not in DTYPES:
             return []
-        dynamic = " * ".join(f"({size})" if " " in size else size for size in one.shape if isinstance(size, str))
-        static = math.prod(size for size in one.shape if isinstance(size, int))
-        bytes_of[dynamic] = bytes_of.get(dynamic, 0) + DTYPES[one.dtype].itemsize * static
+        dynamic = " * ".join(f"({size})" if " " in size else size for size in parameter.shape if isinstance(size, str))
+        static = math.prod(size for size in parameter.shape if isinstance(size, int))
+        bytes_of[dynamic] = bytes_of.get(dynamic, 0) + DTYPES[parameter.dtype].itemsize * static
     terms = [f"{count} * {dynamic}" if dynamic else str(count) for dynamic, count in bytes_of.items()]
     return [f"memory: {' + '.join(terms)} bytes in all tensors"]
 
@@ -120,7 +123,7 @@ def _says(value: Any) -> bool:
 def _plain(value: Any) -> str:
     if not isinstance(value, (list, tuple)):
         return str(value)
-    return (", " if any(isinstance(one, str) for one in value) else " x ").join(map(str, value))
+    return (", " if any(isinstance(part, str) for part in value) else " x ").join(map(str, value))
 
 
 def _commented(lines: Sequence[str], mark: str) -> str:

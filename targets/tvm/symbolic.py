@@ -261,7 +261,7 @@ def combined(sizes: Sizes, name: str, dtype: str, left: Any, right: Any) -> Any:
         return sizes.quotient([left], [right])  # by 0 there is no result, so that it may be what it is elsewhere
     if name in ("Div", "Mod") and not sizes.less(0, right):
         return None
-    numbers = [one for one in (left, right) if isinstance(one, int)]
+    numbers = [side for side in (left, right) if isinstance(side, int)]
     if len(numbers) == 2:
         bits = 8 * np.dtype(dtype).itemsize
         lowest = 0 if dtype.startswith("u") else -(1 << bits - 1)

@@ -34,7 +34,7 @@ class Windows:
         if len(spatial) != rank:
             raise UnsupportedError(f"a window of {rank} axes over {len(spatial)} spatial ones; expected as many")
         strides, dilations = steps(node, "strides", rank), steps(node, "dilations", rank)
-        pads = [int(one) for one in attribute(node, "pads", [0] * 2 * rank)]
+        pads = [int(pad) for pad in attribute(node, "pads", [0] * 2 * rank)]
         if min(kernel, default=1) < 1:
             raise UnsupportedError(f"a window of {list(kernel)}; expected 1 or more on each axis")
         spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
@@ -47,12 +47,12 @@ class Windows:
                 sizes.at_least(sizes.simplify((count - 1) * stride + span - size), 0)
                 for count, stride, span, size in zip(counts, strides, spans, spatial, strict=True)
             ]
-            smaller = [_quotient(sizes, one, 2) for one in missing]
+            smaller = [_quotient(sizes, needed, 2) for needed in missing]
             larger = [sizes.simplify(one - half) for one, half in zip(missing, smaller, strict=True)]
             before, after = (smaller, larger) if automatic == "SAME_UPPER" else (larger, smaller)
             return Windows(list(kernel), strides, dilations, before, after, counts)
         before, after = (pads[:rank], pads[rank:]) if automatic == "NOTSET" else ([0] * rank, [0] * rank)
-        counts = [_count(sizes, *one, ceil=ceil) for one in zip(spatial, before, after, spans, strides, strict=True)]
+        counts = [_count(sizes, *axis, ceil=ceil) for axis in zip(spatial, before, after, spans, strides, strict=True)]
         return Windows(list(kernel), strides, dilations, before, after, counts)
 
     def positions(self, outputs: Sequence[Any], inside: Sequence[Any]) -> list[Any]:

@@ -331,7 +331,7 @@ def _format(
         )
     if not elements.groups:
         return WeightFormat(name, 0 if block >= size else block, has_zero_points)
-    group = next((one for one in sorted(elements.groups) if min(block, size) == min(one, size)), None)
+    group = next((allowed for allowed in sorted(elements.groups) if min(block, size) == min(allowed, size)), None)
     if group is None:
         expected = " or ".join(map(str, elements.groups))
         raise UnsupportedError(f"weight {value.name}: {name} in groups of {block}; expected {expected}")

@@ -47,7 +47,7 @@ def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed
 
 
 def _bits(words: Any, first: Any, count: int, lanes: int) -> Any:
-    """Of every byte of the words so many bits from ``first`` on."""
+    """``count`` bits of every byte of the words, from bit ``first`` on."""
     words = words if isinstance(first, int) and first == 0 else words >> _all_lanes(first, lanes)
     return words & _all_lanes(((1 << count) - 1) * 0x01010101, lanes)
 

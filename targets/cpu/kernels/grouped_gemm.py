@@ -239,7 +239,7 @@ class _GroupedProduct:
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any
     ) -> Iterator[tuple[Any, Multiplication, Weights, Tile]]:
-        """Of every format: when it is the expert's, how it is multiplied, its arrays, and where the tile lies."""
+        """For every format: when it is the expert's, how it is multiplied, its arrays, and where the tile lies."""
         problem = self._problem
         for index, product in enumerate(problem.multiplications):
             crossover = T.cast(operands["crossover"][0], "int64") if product.tiles_used else None

@@ -77,7 +77,7 @@ _TILES = bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
 def instructions(machine: Machine) -> list[Instruction]:
     """Those that the machine has."""
     table = _AARCH64 if _is_aarch64(machine) else _X86
-    return [one for one in table if not one.feature or one.feature in machine.features]
+    return [instruction for instruction in table if not instruction.feature or instruction.feature in machine.features]
 
 
 def operations_per_round(instruction: Instruction) -> int:

@@ -83,7 +83,7 @@ class UnpackedTile:
 
     @property
     def _bytes(self) -> int:
-        """Of a vector."""
+        """The bytes of a vector."""
         return 4 * self._product.machine.lanes
 
     def _place(self, v: int) -> Any:

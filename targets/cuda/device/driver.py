@@ -72,7 +72,7 @@ class Driver:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Of CUDA, that it supports."""
+        """The version of CUDA that the driver supports."""
         found = self._number("cuDriverGetVersion")
         return found // 1000, found % 1000 // 10
 

@@ -68,7 +68,7 @@ def gpu(artifact: Artifact, architecture: str | None = None) -> CudaGpu:
         raise MoecError(f"{artifact.where}: needs a GPU, but {error}; {_HINT}") from error
     capability = _check_gpu(driver, artifact.where)
     programs = artifact.manifest.programs if architecture is None else [artifact.program(architecture)]
-    code = {one.architecture: one.binary for one in programs if one.binary is not None}
+    code = {program.architecture: program.binary for program in programs if program.binary is not None}
     best = best_binary(list(code), capability, artifact.where)
     binary = artifact.path(code[best]).read_bytes()
     _load_libraries()
@@ -108,7 +108,7 @@ def _load_libraries() -> None:
 
 
 def _runtime_library() -> pathlib.Path:
-    """Of NVIDIA's package where it is installed, of the system else."""
+    """The library of NVIDIA's package where that is installed, and that of the system else."""
     try:
         found = importlib.util.find_spec(_RUNTIME_PACKAGE)
     except ModuleNotFoundError:

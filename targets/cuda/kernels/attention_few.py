@@ -31,7 +31,7 @@ LANES = 8
 TEAMS = 32
 THREADS = LANES * TEAMS
 _MOST_KEYS, _REGISTER_BYTES = 4, 256
-"""Of the keys that a team reads at once: how many, and what a lane may hold of them and their values."""
+"""How many keys a team reads at once, and the bytes of them and their values that a lane may hold in registers."""
 _LOAD_BYTES = 16
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -96,7 +96,7 @@ class _Tile:
         return -(-self.operands.slice_columns // (2 * MMA_COLUMNS)) * 2
 
     def row(self, lower: Any) -> Any:
-        """Of the two rows of which this lane has scores and sums."""
+        """One of the two rows of which this lane has scores and sums."""
         return self.warp * MMA_ROWS + lower * 8 + self.lane // 4
 
     def column(self, step: Any) -> Any:

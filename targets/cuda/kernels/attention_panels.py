@@ -57,7 +57,7 @@ def copy_queries(tile):
 
 @T.inline
 def copy_keys(tile, first_key):
-    """Of keys that are not in use no byte is read."""
+    """Copies keys; of keys that are not in use no byte is read."""
     rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
     batch: T.let = T.cast(rows.batch, "int64")
     last: T.let = T.max(operands.used_keys(rows.batch), 1) - 1

@@ -43,7 +43,7 @@ def chunks_for(pairs: Any) -> Any:
 
 
 def _warps(experts: int) -> int:
-    """Of the block of a chunk."""
+    """The warps in the block of a chunk."""
     return min(_MOST_WARPS, warps_for(experts))
 
 

@@ -33,7 +33,7 @@ from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.route import RouteProblem
 
 WARPS = 16
-"""Of the block of an expert."""
+"""The warps in the block of an expert."""
 _SIGN = 1 << 31
 _TIE, _NO_TIE = 0, 1
 """Ids that the walk over the tokens sees: it counts ties."""

@@ -40,8 +40,8 @@ _SWIZZLE = 3  # of 128 bytes, for the accelerator and for wgmma
 _L2_PROMOTION = 2  # to 128 bytes
 _TENSOR_COPY = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _REGISTERS = {"copying": (40, 232), "decoding": (104, 200)}
-"""Of a thread of the group that copies (and decodes), and of one of two groups that compute: together no more than the
-168 per thread at the start."""
+"""Registers of a thread of the group that copies (and decodes), and of one of two groups that compute: together no more
+than the 168 per thread at the start."""
 
 
 def why_not(problem: GroupedProblem) -> str | None:
@@ -82,7 +82,7 @@ class _Ring:
 
     @property
     def column_bytes(self) -> int:
-        """Of a panel of columns."""
+        """The bytes of a panel of columns."""
         return int(self.column_panels.shape[1]) * DEPTH * 2
 
 

@@ -13,7 +13,7 @@ ALL_LANES = 0xFFFFFFFF
 SHARED_BYTES = 48 * 1024
 """Shared memory that every block may have without asking for more."""
 ATTRIBUTES = {"tirx.is_scheduled": True, "tirx.noalias": True}
-"""Of every kernel: no schedule changes it, and its tensors do not overlap."""
+"""Attributes of every kernel: no schedule changes it, and its tensors do not overlap."""
 
 
 def blocks_for(items: Any, per_block: int) -> Any:

@@ -13,7 +13,7 @@ from moec.targets.cuda.kernels.launch import WARP
 COLUMNS = 128
 """Columns of a usual tile, those of gate and up both counted."""
 LINE_BYTES = 128
-"""Of a line of a panel."""
+"""The bytes of a line of a panel."""
 PIECES = 8
 """Pieces of a line: the 16 bytes that are copied at once."""
 DEPTH = 64

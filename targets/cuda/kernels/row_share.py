@@ -50,7 +50,7 @@ class RowLayout:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """The threads of a block."""
         return self.rows * self.warps * WARP
 
     @property

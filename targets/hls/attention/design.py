@@ -64,7 +64,7 @@ class AttentionDesign:
 
     @property
     def width(self) -> int:
-        """Of a token, padded."""
+        """Channels of a token, padded."""
         return padded(self.shape.width, self.lanes)
 
     @property
@@ -124,17 +124,17 @@ class AttentionDesign:
 
     @property
     def norm_sum_bits(self) -> int:
-        """Of the sum of a token's int16 channels."""
+        """Bits of the sum of a token's int16 channels."""
         return RESULT_BITS + bits_for(self.shape.width)
 
     @property
     def mixed_bits(self) -> int:
-        """Of values times weights of 8 bits, summed over all keys."""
+        """Bits of values times weights of 8 bits, summed over all keys."""
         return 16 + bits_for(self.shape.tokens)
 
     @property
     def score_bits(self) -> int:
-        """Of the product of two rows of int8."""
+        """Bits of the product of two rows of int8."""
         return 16 + bits_for(self.head_width)
 
     def why_not(self, widest_sum: int = 0) -> str | None:

@@ -52,7 +52,7 @@ from moec.targets.hls.moe.design import (
 from moec.targets.hls.moe.estimate import RESOURCE_NAMES, Resources, ports_as_dict
 
 _ARRAYS = 4
-"""Of ``lanes`` x ``lanes`` products: projections, scores, values, output."""
+"""How many arrays of ``lanes`` x ``lanes`` products there are: projections, scores, values, output."""
 _LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_RESULTS = 4, 5, 10
 """Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores; and
 behind these to memory."""
@@ -81,7 +81,7 @@ class AttentionCycles:
     results: int
     """The last query leaves."""
     beats: int
-    """Of weights, both matrices."""
+    """Beats that read the weights of both matrices."""
     bound_by: str
     """What a faster design would have to speed up first."""
 
@@ -130,7 +130,7 @@ class AttentionEstimate:
 def estimate_attention(
     design: AttentionDesign, part: Part, clock_megahertz: float, memory_share: float = 1.0
 ) -> AttentionEstimate:
-    """Of a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
+    """The costs of a design, in a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
     ports = connect(part, ATTENTION_MASTERS, clock_megahertz, memory_share)
     dsps, memories = attention_dsps(design), attention_memories(design)
     luts = _logic_luts(design) + sum(memory.luts for memory in memories)
@@ -146,7 +146,7 @@ def estimate_attention(
 
 
 def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0) -> AttentionCycles:
-    """Of a call with ``tokens`` tokens, one at least. ``stages``: of each pipeline."""
+    """The cycles of a call with ``tokens`` tokens, one at least. ``stages``: of each pipeline."""
     steps, heads = design.width // design.norm_lanes, design.shape.heads
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
     norm_beats = design.width * PARAMETER_BYTES / BEAT_BYTES

@@ -30,7 +30,7 @@ _MOST_NODES = 32
 _PROBES = 16
 """Random vectors beside the unit vectors."""
 _TOLERANCE = 1e-4
-"""Of what a matrix computes, as a part of its largest result."""
+"""The error that is allowed of what a matrix computes, as a part of its largest result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def find_attention(model: ir.Model) -> tuple[list[GraphAttention], list[str]]:
 
 def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
     _expect_plain(node)
-    query, key, value = (one for one in node.inputs[:3] if one is not None)
+    query, key, value = (operand for operand in node.inputs[:3] if operand is not None)
     normalize = _normalization_of(query)
     tokens, normalized = normalize.inputs[0], normalize.outputs[0]
     assert tokens is not None
@@ -97,7 +97,7 @@ def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
 
 
 def _expect_plain(node: ir.Node) -> None:
-    if any(one is not None for one in node.inputs[3:]):
+    if any(operand is not None for operand in node.inputs[3:]):
         raise UnsupportedError("it has a mask, a cache or lengths; the attention block of the templates has none")
     for name, usual in (("is_causal", 0), ("softcap", 0.0)):
         attribute = node.attributes.get(name)
@@ -111,11 +111,11 @@ def _normalization_of(value: ir.Value) -> ir.Node:
     """The nearest normalisation of tokens that a value is computed from."""
     pending = [value]
     for _ in range(_MOST_NODES):
-        producers = [producer for one in pending if (producer := one.producer()) is not None]
+        producers = [producer for needed in pending if (producer := needed.producer()) is not None]
         for producer in producers:
             if producer.op_type in NORMS and producer.domain == "":
                 return producer
-        pending = [one for producer in producers for one in producer.inputs if one is not None]
+        pending = [operand for producer in producers for operand in producer.inputs if operand is not None]
     raise UnsupportedError("its queries are not made of a LayerNormalization or RMSNormalization")
 
 
@@ -126,7 +126,7 @@ def _addition_of(result: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Node]
         user = only_use(value)
         if user is None:
             break
-        others = [one for one in user.inputs if one is not value and one is not None]
+        others = [operand for operand in user.inputs if operand is not value and operand is not None]
         if user.op_type == "Add" and len(others) == 1 and origin(others[0]) is origin(tokens):
             return value, user
         value = user.outputs[0]
@@ -155,7 +155,7 @@ def _matrices(
     parts = []
     for batch in _batches(source, probes, heads):
         try:
-            parts.append([_by_token(one, batch.shape) for one in evaluate(model, {source: batch}, results)])
+            parts.append([_by_token(result, batch.shape) for result in evaluate(model, {source: batch}, results)])
         except ValueError as error:
             raise UnsupportedError(f"{results[0].name!r} is not made of {source.name!r} alone: {error}") from error
     found = []

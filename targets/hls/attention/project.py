@@ -118,6 +118,6 @@ def _pack_down(design: AttentionDesign, block: QuantizedAttention) -> bytes:
     parts = [packing.steps_of(by_head[:, head], design.lanes, design.lanes) for head in range(shape.heads)]
     biases, multipliers = block.down.biases[0], block.down_multipliers.values[0]
     parts.append(
-        packing.parameter_records(*(packing.widened(one, design.width, axis=0) for one in (biases, multipliers)))
+        packing.parameter_records(*(packing.widened(column, design.width, axis=0) for column in (biases, multipliers)))
     )
     return b"".join(parts)

@@ -74,7 +74,7 @@ def quantize_attention(
     seen = block.run(tokens)
     stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results)
     input_scale = scale_for(seen.inputs, 8)
-    query_scale, key_scale, value_scale = (scale_for(one, 8) for one in (seen.query, seen.key, seen.value))
+    query_scale, key_scale, value_scale = (scale_for(tensor, 8) for tensor in (seen.query, seen.key, seen.value))
     attended_scale = scale_for(seen.attended, 8)
     up = project(
         _by_head(block.key, block.value, block.query),

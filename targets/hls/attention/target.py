@@ -154,6 +154,6 @@ def compare_attention(block: GraphAttention, integers: QuantizedAttention, token
         "output": integers.output_scale,
     }
     return {
-        name: signal_to_noise(getattr(floats, name), np.stack([getattr(one, name) for one in found]) * scale)
+        name: signal_to_noise(getattr(floats, name), np.stack([getattr(result, name) for result in found]) * scale)
         for name, scale in scales.items()
     }

@@ -82,7 +82,7 @@ class Constants:
 
 def _declared_in(code: str) -> Iterator[tuple[str, str]]:
     for declaration in _DECLARED.finditer(code):
-        for one in split_list(declaration[1]):
-            name, _, text = one.partition("=")
+        for item in split_list(declaration[1]):
+            name, _, text = item.partition("=")
             if _QUALIFIED.sub(r"\1", text).strip() != name.strip():  # not one that passes another's value on
                 yield name.strip(), text.strip()

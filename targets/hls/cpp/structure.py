@@ -30,7 +30,7 @@ class Statement:
     """What stands in the parentheses behind the keyword."""
     children: tuple[Statement, ...] = ()
     pragmas: tuple[Pragma, ...] = ()
-    """Of a block: those that stand in it, and in no block inside."""
+    """The pragmas of a block: those that stand in it, and in no block inside."""
 
     @property
     def is_loop(self) -> bool:
@@ -219,7 +219,7 @@ def _without_template(header: str) -> str:
 
 
 def _name_and_parameters(header: str) -> tuple[str, tuple[Parameter, ...]] | None:
-    """Of the header of a function, without its template parameters; None for any other."""
+    """The name and parameters in the header of a function, without its template parameters; None for any other."""
     if not re.search(r"\)\s*(?:const|noexcept|override|final|\s)*$", header) or "=" in header.split("(")[0]:
         return None
     depth, position = 0, 0

@@ -31,8 +31,10 @@ def dense_layer(value: ir.Value) -> DenseLayer:
     """The layer that makes a value. Raises UnsupportedError, saying what was found, where none does."""
     node, added = origin(value).producer(), None
     if node is not None and node.op_type == "Add":
-        product = next((one for one in node.inputs if one is not None and one.producer() is not None), None)
-        others = [one for one in node.inputs if one is not product]
+        product = next(
+            (operand for operand in node.inputs if operand is not None and operand.producer() is not None), None
+        )
+        others = [operand for operand in node.inputs if operand is not product]
         node = None if product is None else origin(product).producer()
         added = None if others[0] is None else constant(others[0])
     if node is None or node.op_type not in ("MatMul", "Gemm", "Linear") or node.inputs[0] is None:
@@ -40,8 +42,8 @@ def dense_layer(value: ir.Value) -> DenseLayer:
         raise UnsupportedError(f"{value.name!r} comes from {found}; expected tokens @ weights, with or without a bias")
     weights, bias = _matrix(node)
     total = np.zeros(len(weights), np.float32)
-    for one in (bias, added):
-        total = total if one is None else total + np.broadcast_to(one.reshape(-1), total.shape)
+    for vector in (bias, added):
+        total = total if vector is None else total + np.broadcast_to(vector.reshape(-1), total.shape)
     return DenseLayer(node.inputs[0], weights, total)
 
 

@@ -52,7 +52,9 @@ class Outside:
     unknown: tuple[str, ...]
 
     def __str__(self) -> str:
-        listed = ", ".join(f"{one.count} {one.operator} ({one.share:.1%})" for one in self.operators)
+        listed = ", ".join(
+            f"{operator.count} {operator.operator} ({operator.share:.1%})" for operator in self.operators
+        )
         return f"{self.share:.1%} of the operations are in no project: {listed}"
 
 
@@ -73,7 +75,7 @@ def find_outside(model: ir.Model, parts: Sequence[Replaceable], feeds: Mapping[i
     operators.sort(key=lambda one: (-one.operations, one.operator))
     return Outside(
         tuple(operators),
-        sum(one.operations for one in operators) / total,
+        sum(operator.operations for operator in operators) / total,
         tuple(node_name(node) for node, count in counted.items() if count is None),
     )
 
@@ -92,7 +94,7 @@ def _nodes_of(part: Replaceable) -> Iterable[ir.Node]:
         node = None if value is part.tokens else value.producer()
         if node is not None and node not in found:
             found.add(node)
-            pending += [one for one in node.inputs if one is not None]
+            pending += [operand for operand in node.inputs if operand is not None]
     return found
 
 
@@ -146,12 +148,12 @@ class _Sizes:
         return 2 * math.prod(self.shape(node.inputs[1])[1:]) * math.prod(self.shape(node.outputs[0]))
 
     def _experts(self, node: ir.Node) -> int:
-        """Of the experts that tokens choose."""
+        """The operations of the experts that tokens choose."""
         inputs, spec = inputs_of(node), spec_of(node, ExpertsSpec)
         tokens = math.prod(self.shape(inputs["x"])[:-1])
         chosen = spec_of(node, RouteSpec).k if is_moec(node, "MoE") else self.shape(inputs["experts"])[-1]
         matrices = [inputs["up"], inputs["down"], *([inputs["gate"]] if spec.gate_layout == "separate" else [])]
-        return 2 * tokens * chosen * sum(math.prod(self.shape(one)[1:]) for one in matrices)
+        return 2 * tokens * chosen * sum(math.prod(self.shape(matrix)[1:]) for matrix in matrices)
 
 
 class _UnknownSizeError(Exception):

@@ -43,7 +43,7 @@ def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     addition, value = _until_addition(result)
     if addition is None or tokens is None or not _is_last_axis(normalize, tokens):
         return None
-    others = [one for one in addition.inputs if one is not value]
+    others = [operand for operand in addition.inputs if operand is not value]
     if len(others) != 1 or others[0] is None or origin(others[0]) is not origin(tokens):
         return None
     return Residual(tokens, addition.outputs[0], norm_of(normalize))

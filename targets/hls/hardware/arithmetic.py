@@ -23,14 +23,14 @@ from moec.targets.hls.normalization import FRACTION_BITS
 
 PRODUCTS_PER_DSP = 2
 _MULTIPLIER_OPERANDS = (26, 17)
-"""Of a DSP48E2, without the sign."""
+"""The bits of both operands of a DSP48E2, without the sign."""
 _TERM_BITS, _RECIPROCAL_BITS = GATE_BITS + 1, 34
 PACKED_PRODUCTS = 4
 """Products that are summed in one word before it is split."""
 LOWER_FIELD_BITS = 18
 
 ROUNDING_LUTS = 60
-"""Of adding a half, shifting and saturating."""
+"""The LUTs that add a half, shift and saturate."""
 _COMPARISON_LUTS = 40
 """Per expert and slot: keeping the best in order, and finding the expert's token list."""
 CONTROL_LUTS, MASTER_LUTS = 3000, 1100

@@ -36,7 +36,7 @@ class MemoryPace:
     latency: int = 0
 
     def cycles(self, beats: int, iterations: int) -> float:
-        """Of a loop of ``iterations`` that transfers ``beats``."""
+        """The cycles of a loop of ``iterations`` that transfers ``beats``."""
         return self.latency + max(iterations, (beats - 1) * self.cycles_per_beat + 1) if iterations else 0
 
 
@@ -57,7 +57,7 @@ class Cycles:
     weights: int
     """That the busier loader needs for all tiles: what memory alone would allow."""
     beats: int
-    """Of weights, both matrices."""
+    """Beats that read the weights of both matrices."""
 
     @property
     def total(self) -> int:
@@ -79,7 +79,7 @@ class _Job:
 
 
 def tokens_in(shape: BlockShape, loads: Sequence[int]) -> int:
-    """Of the call in which the experts got these numbers of tokens, in the order of experts, shared ones last.
+    """The tokens of the call in which experts got these numbers of tokens, in the order of experts, shared ones last.
 
     Raises ValueError where no call can have led to them.
     """

@@ -63,7 +63,7 @@ class Memory:
     blocks: int
     """Block RAMs of 18 Kbit, or UltraRAMs, of all copies."""
     luts: int
-    """Of all copies."""
+    """The LUTs of all copies."""
     variable: str = ""
 
     @property
@@ -147,7 +147,7 @@ def _weights(design: Design) -> list[Memory]:
 
 
 def parameter_memory(process: str, rows: int, words: int) -> Memory:
-    """Of two tiles: a word holds what a beat does, of neighbouring rows."""
+    """The memory for the parameters of two tiles: a word holds what a beat does, of neighbouring rows."""
     per_word = BEAT_BYTES // PARAMETER_BYTES
     bits, copies = per_word * PARAMETER_WORD_BITS, 2 * rows // per_word
     return array_memory("parameters", process, bits, words, copies, variable="parameters")
@@ -195,7 +195,7 @@ def channel_memories(channels: Iterable[Channel]) -> list[Memory]:
 
 
 def norm_memories(width: int, lanes: int) -> list[Memory]:
-    """Of processes that normalise ``lanes`` of ``width`` channels per cycle."""
+    """The memories of processes that normalise ``lanes`` of ``width`` channels per cycle."""
     steps = width // lanes
     return [
         array_memory("inverse roots", "measure_tokens", MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS),

@@ -152,7 +152,7 @@ PARTS = (
 def find_part(name: str) -> Part:
     """Raises MoecError for a name that no part has, listing all."""
     for part in PARTS:
-        if name.lower() in (one.lower() for one in part.names):
+        if name.lower() in (alias.lower() for alias in part.names):
             return part
     known = ", ".join(f"{part.board} ({part.device})" for part in PARTS)
     raise MoecError(f"unknown FPGA part {name!r}; expected a board or its device: {known}")

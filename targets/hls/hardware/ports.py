@@ -51,7 +51,7 @@ class Ports:
 
 
 def masters_of(shape: BlockShape) -> tuple[str, ...]:
-    """Of a MoE block; a residual is read through one of its own."""
+    """The masters of a MoE block; a residual is read through one of its own."""
     return MOE_MASTERS if shape.norm != "none" else MOE_MASTERS[:-1]
 
 

@@ -80,7 +80,9 @@ def single_producer_and_consumer(linted: Linted) -> Iterator[Finding]:
 def one_process_per_array(linted: Linted) -> Iterator[Finding]:
     """An array, or a port, belongs to one process: shared ones make the tools serialise processes."""
     for place in linted.regions:
-        arrays = [one.name for one in place.function.parameters if one.is_array or one.is_pointer]
+        arrays = [
+            parameter.name for parameter in place.function.parameters if parameter.is_array or parameter.is_pointer
+        ]
         texts = [_text(place, statement) for statement in place.function.body.children]
         arrays += [found[1] for text in texts if not _OTHER.match(text) and (found := _ARRAY.match(text))]
         for array in arrays:

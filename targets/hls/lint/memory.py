@@ -18,7 +18,9 @@ def unconditional_accesses(linted: Linted) -> Iterator[Finding]:
     """In a loop, an access to memory depends on no condition: it would be no burst (UG1448, 214-232), and each beat
     would take the memory's latency."""
     for place in linted.places:
-        memories = [one.name for one in place.function.parameters if one.is_pointer and not one.is_array]
+        memories = [
+            parameter.name for parameter in place.function.parameters if parameter.is_pointer and not parameter.is_array
+        ]
         for loop, _ in place.loops():
             for statement in loop.walk():
                 if statement.kind in _CONDITIONS:

@@ -10,7 +10,7 @@ from moec.targets.hls.cpp.source import Pragma
 from moec.targets.hls.lint.linted import Finding, Linted, Place
 
 LEAST_VERSION = "2021.2"
-"""Of Vitis HLS: the first whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) takes all that is known here, as
+"""The first Vitis HLS whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) takes all that is known here, as
 those behind it do. 2020.2 has no ``type=`` of partitions and dependences, no ``dependent=`` and no ``compact=``, and
 skips such pragmas; the words without names that it has (``complete``, ``inter false``) are not relied on."""
 Style = Literal["stp", "frp", "flp"]
@@ -193,7 +193,7 @@ def _is_parameter(place: Place, name: str) -> bool:
 
 
 def _dimensions(place: Place, name: str) -> list[int]:
-    """Of each declaration of a variable in a function, the number of its array dimensions."""
+    """The number of array dimensions of each declaration of a variable in a function."""
     declaration = rf"[\w>\]*&,]\s*(?<![\w.]){name}\s*((?:\[[^\]]*\]\s*)*)(?=[;,=({{])"
     return [match[1].count("[") for match in re.finditer(declaration, place.text)]
 

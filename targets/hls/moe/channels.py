@@ -12,7 +12,7 @@ from moec.targets.hls.moe.design import BEAT_BYTES, GATE_BITS, INPUT_BITS, MULTI
 EXPERT_BITS, COUNT_BITS = 8, 16
 _TILE_BITS, _FLAGS = 16, 3
 SCALE_BITS = 6
-"""Of the exponent of a token's variance."""
+"""Bits of the exponent of a token's variance."""
 PARAMETER_WORD_BITS = 48
 """Bias (32 bits) and multiplier (16 bits) of an output channel."""
 JOB_BITS = EXPERT_BITS + _TILE_BITS + COUNT_BITS + _FLAGS
@@ -48,7 +48,7 @@ PROCESSES = (
     "pack_tokens",
     "write_tokens",
 )
-"""Of all kinds of blocks, in the order of the data."""
+"""The processes of all kinds of blocks, in the order of the data."""
 
 
 @dataclasses.dataclass(frozen=True)

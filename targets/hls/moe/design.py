@@ -13,16 +13,16 @@ Scoring = Literal["softmax", "sigmoid"]
 Norm = Literal["none", "layer", "rms"]
 LargeArrays = Literal["bram", "uram"]
 BEAT_BYTES = 64
-"""Of one transfer on an AXI bus of 512 bits."""
+"""The bytes of one transfer on an AXI bus of 512 bits."""
 PARAMETER_BYTES = 8
-"""Of an output channel's bias (32 bits), multiplier (16 bits) and padding."""
+"""The bytes of an output channel's bias (32 bits), multiplier (16 bits) and padding."""
 MOST_ACCUMULATOR_BITS = 27
 """One multiplier of a DSP48E2 takes 27 x 18 bits; a wider sum would need two to be scaled."""
 MOST_STAGES = 60
-"""Of a pipeline, from its reads to its last write, that channels are deep enough for. The longest way is through a
-divider of 34 bits, which is as deep, and some multiplications around it."""
+"""The most stages of a pipeline, from its reads to its last write, that channels are deep enough for. The longest way
+is through a divider of 34 bits, which is as deep, and some multiplications around it."""
 USUAL_STAGES = 20
-"""Of a pipeline, that cycles are counted with: what a reader expects of these loops; synthesis decides."""
+"""The stages of a pipeline that cycles are counted with: what a reader expects of these loops; synthesis decides."""
 INPUT_BITS, ROUTER_WEIGHT_BITS, MULTIPLIER_BITS, GATE_BITS, RESULT_BITS = 8, 16, 16, 17, 16
 
 
@@ -32,14 +32,15 @@ def bits_for(count: int) -> int:
 
 
 def accumulator_bits(terms: int, weight_bits: int) -> int:
-    """Of a sum of ``terms`` products of int8 and a weight: with a bit for the sign, and one for a bias as large."""
+    """The bits that a sum of ``terms`` products of int8 and a weight needs: one is for the sign, and one for a bias as
+    large."""
     return (INPUT_BITS - 1) + (weight_bits - 1) + bits_for(terms) + 2
 
 
 def depth_beside(iterations_per_word: int, iterations_behind: int = 0) -> int:
-    """Of a channel whose reader takes each word together with one of another channel that the same loop writes
-    ``iterations_behind`` iterations later, and in a later stage. A pipeline that stalls (``style=stp``) moves as a
-    whole: until that other word has left its last stage, there must be room for all that its first stages write.
+    """The depth of a channel whose reader takes each word together with one of another channel that the same loop
+    writes ``iterations_behind`` iterations later, and in a later stage. A pipeline that stalls (``style=stp``) moves as
+    a whole: until that other word has left its last stage, there must be room for all that its first stages write.
     """
     return (MOST_STAGES + iterations_behind) // iterations_per_word + 2
 
@@ -69,17 +70,17 @@ class BlockShape:
     """Whether weights of a token are divided by their sum over the chosen experts."""
     groups: int = 1
     groups_kept: int = 1
-    """Of ``groups`` of experts, those whose experts stay candidates."""
+    """How many of the ``groups`` of experts are kept: their experts stay candidates."""
     group_sum: bool = False
     """Whether a group is as good as the sum of its two best experts, else as its best."""
     biased_choice: bool = False
     """Whether a bias moves the choice of experts, and not their weights."""
     weight_bits: Literal[4, 8] = 8
     norm: Norm = "none"
-    """Of the tokens, which are then a residual stream that the result is added to."""
+    """How tokens are normalised; they are then a residual stream that the result is added to."""
     up_sum_bits: int | None = None
     down_sum_bits: int | None = None
-    """Of the products' sums where the weights are known; without them, what any weights could need."""
+    """Bits of the products' sums where the weights are known; without them, what any weights could need."""
 
     @property
     def all_experts(self) -> int:
@@ -128,7 +129,7 @@ class Design:
 
     @property
     def width(self) -> int:
-        """Of a token, padded."""
+        """Channels of a token, padded."""
         return padded(self.shape.width, max(self.lanes_in, self.lanes_out))
 
     @property
@@ -193,7 +194,7 @@ class Design:
 
     @property
     def lane_bytes(self) -> int:
-        """Of the weights that one array takes per cycle: a column of ``lanes_in`` for each of ``lanes_out`` rows."""
+        """Bytes of weights that one array takes per cycle: a column of ``lanes_in`` for each of ``lanes_out`` rows."""
         return self.lanes_in * self.lanes_out * self.shape.weight_bits // 8
 
     @property
@@ -238,12 +239,12 @@ class Design:
 
     @property
     def norm_sum_bits(self) -> int:
-        """Of the sum of a token's int16 channels."""
+        """Bits of the sum of a token's int16 channels."""
         return RESULT_BITS + bits_for(self.shape.width)
 
     @property
     def combined_bits(self) -> int:
-        """Of a sum of results times gates."""
+        """Bits of a sum of results times gates."""
         return RESULT_BITS + GATE_BITS + bits_for(self.shape.all_slots)
 
     def why_not(self) -> str | None:

@@ -63,7 +63,7 @@ class Estimate:
 
     @property
     def gigabytes_per_second(self) -> float:
-        """Of weights, on average over a call."""
+        """The rate at which weights are read, on average over a call."""
         return self.cycles.beats * BEAT_BYTES / (self.milliseconds * 1e6)
 
     def as_dict(self) -> dict[str, Any]:

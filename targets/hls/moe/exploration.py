@@ -35,15 +35,15 @@ ROUTER_LANES = (1, 2, 4, 8, 16, 32)
 WEIGHT_FIFOS = (32, 128)
 """Beats: one fits into LUT RAM, the other holds two bursts."""
 _MOST_MEGAHERTZ = 891
-"""Of a DSP48E2 in the fastest speed grade of UltraScale+ (DS925 and DS926, DSP48 switching characteristics)."""
+"""A DSP48E2's clock in the fastest speed grade of UltraScale+ (DS925 and DS926, DSP48 switching characteristics)."""
 _AS_FAST, _AS_SMALL = 1.01, 1.05
 """What estimates cannot tell from 1: of cycles, and of LUTs."""
 _FAST_ENOUGH = 1.05
-"""Of the fastest design's cycles: what a smaller one may take to be chosen in its place."""
+"""The cycles that a smaller design may take to be chosen in the fastest one's place, as a part of its."""
 
 DEFAULT_SHARES: Mapping[str, float] = {"dsp": 0.8, "bram18": 0.8, "uram": 0.8, "lut": 0.7, "flip_flops": 0.5}
-"""Of a part that a design may take by default, so that it meets its clock and leaves room for a platform: the limits of
-Vivado's report_failfast (UG1292, UltraFast Timing Closure)."""
+"""The shares of a part that a design may take by default, so that it meets its clock and leaves room for a platform:
+the limits of Vivado's report_failfast (UG1292, UltraFast Timing Closure)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Exploration:
             "loads": list(self.loads),
             "considered": self.considered,
             "fitting": self.fitting,
-            "front": [{**one.as_dict(), "chosen": one is self.chosen} for one in self.front],
+            "front": [{**candidate.as_dict(), "chosen": candidate is self.chosen} for candidate in self.front],
         }
 
 
@@ -174,7 +174,7 @@ def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[
 def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads: Sequence[int]) -> list[CostedDesign]:
     clock = constraints.clock_megahertz or part.clock_megahertz
     ports = connect(part, masters_of(designs[0].shape), clock, constraints.memory_share)
-    expected, starved = (_Timing(one, ports.loaders) for one in (loads, starving_loads(designs[0].shape)))
+    expected, starved = (_Timing(counts, ports.loaders) for counts in (loads, starving_loads(designs[0].shape)))
     return [
         CostedDesign(assemble(design, part, clock, ports, expected.of(design)), starved.of(design))
         for design in designs

@@ -50,7 +50,7 @@ class FloatBlock:
 
     @property
     def count(self) -> int:
-        """Of experts that the router chooses among."""
+        """How many experts the router chooses among."""
         return len(self.up) - self.shared
 
     def run(self, tokens: Array) -> FloatResults:

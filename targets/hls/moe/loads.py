@@ -14,8 +14,8 @@ def even_loads(shape: BlockShape) -> list[int]:
 
 
 def scaled_loads(shape: BlockShape, counted: Sequence[int], tokens: int) -> list[int]:
-    """Of a full call whose tokens choose like the ``tokens`` that were ``counted``: shares rounded down, and what is
-    left to those that lost most by it, so that no pair is missing."""
+    """The loads of a full call whose tokens choose like the ``tokens`` that were ``counted``: shares rounded down, and
+    what is left to those that lost most by it, so that no pair is missing."""
     shares = [int(count) * shape.tokens / tokens for count in counted]
     loads = [int(share) for share in shares]
     by_loss = sorted(range(len(shares)), key=lambda expert: loads[expert] - shares[expert])

@@ -42,7 +42,7 @@ def pack_router(design: Design, block: QuantizedBlock) -> bytes:
 
 
 def pack_norm(norm: QuantizedNorm, width: int) -> bytes:
-    """Of the channels of a token, padded to ``width``."""
+    """The parameters of the channels of a token, padded to ``width``."""
     return parameter_records(widened(norm.biases, width, axis=0), widened(norm.multipliers, width, axis=0) & 0xFFFF)
 
 

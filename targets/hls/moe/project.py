@@ -93,7 +93,8 @@ def library_files(memories: Iterable[Memory]) -> dict[str, bytes]:
     """The part that all projects share, but for what arrays are built of: a pragma takes no constant for that."""
     root = importlib.resources.files(_PACKAGE)
     headers = {
-        f"src/moec/{one.name}": _bound(one.read_text(encoding="utf-8"), memories) for one in _headers(root / "library")
+        f"src/moec/{header.name}": _bound(header.read_text(encoding="utf-8"), memories)
+        for header in _headers(root / "library")
     }
     return {
         **headers,
@@ -181,7 +182,7 @@ def listed(numbers: Iterable[int]) -> str:
 
 
 def _headers(folder: Any) -> list[Any]:
-    return sorted((one for one in folder.iterdir() if one.name.endswith(".h")), key=lambda one: one.name)
+    return sorted((file for file in folder.iterdir() if file.name.endswith(".h")), key=lambda file: file.name)
 
 
 @functools.cache

@@ -34,7 +34,7 @@ _HEADROOM = 1.25
 _MOST_BIAS, _MOST_ROUTER_BIAS = 1 << 20, 1 << 30
 """In steps of the sums that they are added to."""
 _MOST_OFFSET = 384
-"""Of what is added to the up projection, in its quantisation steps: the sum fits into 10 bits."""
+"""The most that is added to the up projection, in its quantisation steps: the sum fits into 10 bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ def quantize(
 
 
 def _router_scale(block: FloatBlock, input_scale: float) -> float:
-    """Of int16 weights, with which biases fit into 32 bits."""
+    """The scale of int16 weights with which biases fit into 32 bits."""
     largest = float(np.abs(block.router_bias).max())
     return max(_step(np.abs(block.router).max(), 16), largest / (input_scale * _MOST_ROUTER_BIAS))
 
@@ -298,7 +298,8 @@ def _rows(block: FloatBlock) -> int:
 
 
 def _activation_table(block: FloatBlock, scale: float) -> tuple[Array, float]:
-    """Of every int8, from -128 on, and what a step of it stands for: int16 where it is still multiplied, else int8."""
+    """The activation of every int8, from -128 on, and what a step of it stands for: int16 where it is still multiplied,
+    int8 else."""
     places = ((np.arange(256) - 128) * scale).astype(np.float32)
     spec = block.experts
     if block.gate is not None and spec.limit > 0:

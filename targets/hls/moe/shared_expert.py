@@ -37,7 +37,8 @@ class SharedExpert:
 
 
 def find_shared_expert(tokens: ir.Value, output: ir.Value, spec: ExpertsSpec) -> SharedExpert | None:
-    """Of a block that takes ``tokens`` and makes ``output``; None where nothing, or something else, is added to it."""
+    """The shared expert of a block that takes ``tokens`` and makes ``output``; None where nothing, or something else,
+    is added to it."""
     found = _added(output)
     if found is None:
         return None
@@ -95,7 +96,7 @@ def _added(output: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _consumers(output: ir.Value) -> list[ir.Node]:
-    """Of the value, however its elements are arranged."""
+    """The nodes that take the value, however its elements are arranged."""
     found: list[ir.Node] = []
     pending = [output]
     while pending:
@@ -133,7 +134,7 @@ def _products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[dict[ir.Value,
             continue
         if node not in between:
             between.append(node)
-            pending += [one for one in node.inputs if one is not None]
+            pending += [operand for operand in node.inputs if operand is not None]
         if len(between) > _MOST_NODES:
             return {}, []
     return products, between

@@ -62,11 +62,11 @@ class ExpertOps(Protocol):
     separate: Kernel
 
     def route(self, node: NodeLowering) -> Routing:
-        """Of ``moec.Route`` and ``moec.MoE``."""
+        """Lowers the routing of ``moec.Route`` and ``moec.MoE``."""
         ...
 
     def linear(self, node: NodeLowering) -> relax.Expr:
-        """Of ``moec.Linear``."""
+        """Lowers ``moec.Linear``."""
         ...
 
     def experts(self, node: NodeLowering, weights: ExpertWeights, routing: Routing, capacity: int) -> Pairs:

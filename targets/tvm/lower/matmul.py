@@ -87,7 +87,7 @@ def _lower_matmul(products: MatrixProducts, lowering: LoweringContext, node: ir.
     if len(right_shape) == 1:
         factor, columns = reshape(lowering, factor, [*right_shape, 1]), []
     batch = lowering.broadcast_shape([shape[:-2], right_shape[:-2]])
-    factors = [_as_batches(lowering, one, batch) for one in (left, factor)]
+    factors = [_as_batches(lowering, operand, batch) for operand in (left, factor)]
     result = products.of_batches(lowering, node, *factors)
     return reshape(lowering, result, [*batch, *shape[:-1][-1:], *columns])
 
@@ -106,7 +106,7 @@ def _lower_gemm(products: MatrixProducts, lowering: LoweringContext, node: ir.No
         result = products.with_constant(lowering, node, left, matrix, None)
     else:
         factor = transpose(lowering, lowering.tensor(right), [1, 0] if transposed else [0, 1])
-        batches = [reshape(lowering, one, [1, *one.ty.shape]) for one in (left, factor)]
+        batches = [reshape(lowering, operand, [1, *operand.ty.shape]) for operand in (left, factor)]
         batch = products.of_batches(lowering, node, *batches)
         result = reshape(lowering, batch, list(batch.ty.shape)[1:])
     result = lowering.emit(_scaled(result, alpha))

@@ -19,6 +19,7 @@ _CLASSES = {
     "check-export": "moec.passes.check_export:CheckExport",
     "decompose-contrib": "moec.passes.decompose_contrib:DecomposeContrib",
     "decompose-recurrent": "moec.passes.decompose_recurrent:DecomposeRecurrent",
+    "drop-dead-experts": "moec.passes.drop_dead_experts:DropDeadExperts",
     "drop-zero-neurons": "moec.passes.drop_zero_neurons:DropZeroNeurons",
     "eliminate-common-subexpressions": ("moec.passes.eliminate_common_subexpressions:EliminateCommonSubexpressions"),
     "expand-functions": "moec.passes.expand_functions:ExpandFunctions",

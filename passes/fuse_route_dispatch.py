@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
+from moec.ir.expert_ids import other_user, routing_of
 from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import replace_value
@@ -20,7 +22,8 @@ class FuseRouteDispatch:
 
     1. The Experts node takes weights and experts, in this order, from one Route.
     2. Nothing else uses them: no second Experts node, no graph output, no node that rescales the weights. Otherwise
-       both nodes stay and a note says who the other user is.
+       both nodes stay and a note says who the other user is. They stay, too, where experts share weights, by a table
+       of ids between the two (:mod:`moec.ir.expert_ids`).
 
     ::
 
@@ -53,27 +56,19 @@ class FuseRouteDispatch:
 
 def _obstacle(experts_node: ir.Node) -> str | None:
     """Why this Experts node keeps its Route apart; None when they can be fused."""
-    inputs = dialect.inputs_of(experts_node)
-    weights, experts = inputs["weights"], inputs["experts"]
-    route = experts.producer() if experts is not None else None
-    if weights is None or route is None or not dialect.is_moec(route, "Route"):
-        return "not fused with a router: its experts input does not come from a moec.Route"
-    if weights is not route.outputs[0] or experts is not route.outputs[1]:
-        return "not fused with its router: the weights are changed between moec.Route and moec.Experts"
-    for output in route.outputs:
-        if output.is_graph_output():
-            return f"not fused with its router: {output.name!r} is an output of the model"
-        others = [user for user, _ in output.uses() if user is not experts_node]
-        if others:
-            return f"not fused with its router: {others[0].op_type} uses {output.name!r} too"
-    return None
+    try:
+        routing = routing_of(experts_node)
+    except UnsupportedError as error:
+        return f"not fused with a router: {error}"
+    if routing.table is not None:
+        return "not fused with its router: a table of ids says which experts share weights"
+    user = other_user(experts_node, routing.route)
+    return None if user is None else f"not fused with its router: {user}"
 
 
 def _fuse(graph: ir.Graph, experts_node: ir.Node) -> None:
     inputs = dialect.inputs_of(experts_node)
-    assert inputs["experts"] is not None
-    route = inputs["experts"].producer()
-    assert route is not None
+    route = routing_of(experts_node).route
     routing = dialect.inputs_of(route)
     fused = dialect.make_node(
         "MoE",

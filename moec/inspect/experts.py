@@ -27,6 +27,21 @@ def expert_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, An
     ]
 
 
+def origin_rows(blocks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """One row for each MoE block that has not the experts that it had at first: ``1+5 are one; without 7
+    (drop-dead-experts: its logit is -inf)``. Experts are named by their first ids."""
+    return [(block["name"], _became(block["origins"])) for block in blocks if block.get("origins")]
+
+
+def _became(origins: dict[str, Any]) -> str:
+    joined = ["+".join(map(str, group)) for group in origins["experts"] if len(group) > 1]
+    by_reason: dict[str, list[str]] = {}
+    for expert, reason in origins["removed"].items():
+        by_reason.setdefault(reason, []).append(str(expert))
+    gone = [f"without {', '.join(experts)} ({reason})" for reason, experts in by_reason.items()]
+    return "; ".join([*(f"{experts} are one" for experts in joined), *gone])
+
+
 def by_ranges(values: Sequence[Any]) -> str:
     """What each expert has: one value where all have the same, else a line that is short for any number of experts."""
     if not values:

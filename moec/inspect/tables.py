@@ -34,6 +34,8 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     yield _blocks_table(blocks)
     if blocks:
         yield table("Experts", experts.HEADINGS, experts.expert_rows(blocks, kernels))
+    if origins := experts.origin_rows(blocks):
+        yield table("What became of experts", ("block", "experts, by the ids that they had"), origins)
     for architecture in description["architectures"] or ["" for _ in kernels[:1]]:
         yield from _kernels_tables(
             [kernel for kernel in kernels if kernel["architecture"] == architecture], architecture

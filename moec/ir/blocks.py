@@ -9,7 +9,17 @@ from typing import Any
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, attributes_of, inputs_of, is_moec, spec_of
+from moec.ir.dialect import (
+    FORMULATION_KEY,
+    ORIGIN_KEY,
+    ExpertsSpec,
+    RouteSpec,
+    attributes_of,
+    inputs_of,
+    is_moec,
+    spec_of,
+)
+from moec.ir.origins import origins_of
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 
 _NOT_ACTIVATION = (
@@ -30,7 +40,8 @@ def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
     ``router`` and ``activation`` are for people: the function and whatever is not the default. ``routing`` and
     ``experts`` hold all attributes. ``formats`` says for each weight (up, down, gate) in which format every expert has
     it; a weight that is computed is missing. Sizes are None where the model does not fix them; router fields are None
-    for experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised.
+    for experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised, and
+    ``origins`` (:class:`moec.ir.origins.Origins`) for those that have the experts that they had at first.
     """
     return [_describe(node) for node in model.graph.all_nodes() if is_moec(node, "MoE") or is_moec(node, "Experts")]
 
@@ -52,7 +63,14 @@ def _describe(node: ir.Node) -> dict[str, Any]:
         "dtype": _dtype(inputs["up"]),
         "formats": _formats(node),
         "formulation": node.metadata_props.get(FORMULATION_KEY),
+        "origins": _origins(node, experts, spec),
     }
+
+
+def _origins(node: ir.Node, experts: int | None, spec: ExpertsSpec) -> dict[str, Any] | None:
+    if ORIGIN_KEY not in node.metadata_props or experts is None:
+        return None
+    return dataclasses.asdict(origins_of(node, experts + spec.identity_experts))
 
 
 def _describe_router(node: ir.Node) -> dict[str, Any]:

@@ -32,6 +32,8 @@ import onnx_ir as ir
 DOMAIN = "moec"
 FORMULATION_KEY = "moec.formulation"
 """Key of a node's metadata: the way of writing the block that it was raised from."""
+ORIGIN_KEY = "moec.origin"
+"""Key of a node's metadata: what became of the experts that it had at first (:mod:`moec.ir.origins`)."""
 REFUSAL_KEY = "moec.refusal"
 """Key of a node's metadata: why an operator of onnxruntime's own was not spelled in ONNX and moec."""
 

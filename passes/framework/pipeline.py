@@ -29,8 +29,8 @@ LEVELS = {
     "O0": _START,
     "O1": f"{_START},raise-moe,{CLEAN_UP}",
     "O2": (
-        f"{_START},raise-moe,canonicalize-router,fuse-route-dispatch,drop-zero-neurons,"
-        f"fuse-normalization,fuse-attention,{CLEAN_UP}"
+        f"{_START},raise-moe,remove-dead-nodes,canonicalize-router,drop-dead-experts,fuse-route-dispatch,"
+        f"drop-zero-neurons,fuse-normalization,fuse-attention,{CLEAN_UP}"
     ),
 }
 LEVELS["O3"] = LEVELS["O2"]
@@ -42,8 +42,8 @@ DESCRIPTIONS = {
     ),
     "O1": "O0, and MoE blocks become one operator each",
     "O2": (
-        "O1, and routing is fused with dispatch, experts lose hidden units that contribute nothing, normalisation and "
-        "attention become one operator each (the default)"
+        "O1, and experts that no token needs are dropped, routing is fused with dispatch, experts lose hidden units "
+        "that contribute nothing, normalisation and attention become one operator each (the default)"
     ),
     "O3": "the same as O2: no further pass exists yet",
 }

@@ -72,7 +72,9 @@ class _Writer:
             return value
         target = self.constant(np.array([-1, width]), f"{label}.rows_shape")
         node = ir.node("Reshape", [value, target], name=f"{self.name}.{label}.rows")
-        return self.add(node, value.dtype, f"{label}.rows")[0]
+        (rows,) = self.add(node, value.dtype, f"{label}.rows")
+        rows.shape = ir.Shape([None, width])
+        return rows
 
     def cast(self, value: ir.Value, dtype: ir.DataType | None, label: str) -> ir.Value:
         """``value`` in another type, where models mix types (a router in float32 within a model in float16)."""

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir import dialect
 from moec.ir.weights.encode import decode, per_element
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.stacks import ExpertStack, expert_data
-from moec.ir.weights.stored import WeightRun, decoding_node
-from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+from moec.passes.weights.selection import Selection, select
 
 Array = np.ndarray[Any, Any]
 
@@ -29,7 +26,6 @@ class HiddenUnits:
         self.weights = ExpertWeights(node)
         self.count = self.weights.hidden
         self._node = node
-        self._inputs = dialect.inputs_of(node)
 
     def numbers(self, part: Part, expert: int) -> Array:
         """One expert's weights [unit, ...] of the part, in float32 where they are stored quantised."""
@@ -57,13 +53,9 @@ class HiddenUnits:
         """Rewrite the node so that of every expert the ``kept`` units come first, among ``width`` in all."""
         order = [np.concatenate([units, np.setdiff1d(np.arange(self.count), units)])[:width] for units in kept]
         both = [self._positions_of_both(units) for units in order] if self.weights.spec.fused else order
+        everyone = range(self.weights.experts)
         for name, positions in {"up": both, "gate": order, "down": order, "up_bias": both, "gate_bias": order}.items():
-            value = self._inputs[name]
-            if value is None:
-                continue
-            new = self._cut(graph, name, value, positions)
-            self._node.replace_input_with(dialect.INPUTS[self._node.op_type].index(name), new)
-            remove_unused(graph, value)
+            select(graph, self._node, name, Selection(everyone, self._axis(name), positions))
         self._node.attributes.pop("hidden_sizes", None)
         sizes = [len(units) for units in kept]
         if any(size != width for size in sizes):
@@ -81,65 +73,10 @@ class HiddenUnits:
             return np.stack([2 * units, 2 * units + 1], axis=1).ravel()
         return np.concatenate([units, self.count + units])
 
-    def _cut(self, graph: ir.Graph, name: str, value: ir.Value, positions: Sequence[Array]) -> ir.Value:
-        """The operand with these positions of each expert alone; every run of experts keeps its format."""
-        if name not in self.weights.operands:
-            return _cut_constant(graph, value, self._axis(name), positions)
-        parts = [self._cut_run(graph, name, value, run, positions) for run in self.weights.operands[name].runs]
-        if len(parts) == 1:
-            return parts[0]
-        joined = ir.node("Concat", parts, {"axis": 0})
-        assert parts[0].shape is not None
-        joined.outputs[0].shape = ir.Shape((self.weights.experts, *parts[0].shape[1:]))
-        return self._inserted(graph, joined, value)
-
-    def _cut_run(
-        self, graph: ir.Graph, name: str, replaced: ir.Value, run: WeightRun, positions: Sequence[Array]
-    ) -> ir.Value:
-        axis, own = self._axis(name), positions[run.first : run.first + run.count]
-        data = _cut_constant(graph, run.data, axis, own)
-        scale, zero_point = (
-            part if part is None or _shared(part, axis) else _cut_constant(graph, part, axis, own)
-            for part in (run.scale, run.zero_point)
-        )
-        assert replaced.dtype is not None
-        if not run.format.quantized and data.dtype == replaced.dtype:
-            return data
-        inputs_axis = 0 if run.axis is None else 1 + run.axis
-        return self._inserted(
-            graph, decoding_node(run.format, data, scale, zero_point, inputs_axis, replaced.dtype), replaced
-        )
-
-    def _inserted(self, graph: ir.Graph, new: ir.Node, replaced: ir.Value) -> ir.Value:
-        """The output of a new node that makes what a value was, but for its number of units."""
-        output = new.outputs[0]
-        output.name, output.type = fresh_name(graph, f"{replaced.name}_used"), replaced.type
-        graph.insert_before(self._node, new)
-        return output
-
 
 def _units_first(part: Part, matrix: Array) -> Array:
     """A part [in, out] with its units first."""
     return matrix if part == "down" else matrix.T
-
-
-def _shared(value: ir.Value, axis: int) -> bool:
-    """Whether one element serves all positions of the axis, as the scale of an output does for its inputs."""
-    assert value.const_value is not None
-    return value.const_value.shape[axis] == 1
-
-
-def _cut_constant(graph: ir.Graph, value: ir.Value, axis: int, positions: Sequence[Array]) -> ir.Value:
-    tensor = value.const_value
-    assert tensor is not None
-    shape = list(tensor.shape.numpy())
-    shape[axis] = len(positions[0])
-
-    def load(expert: int) -> Array:
-        return np.take(expert_data(value, expert), positions[expert], axis - 1)
-
-    name = fresh_name(graph, f"{value.name}_used")
-    return add_constant(graph, ExpertStack(name, tensor.dtype, shape, load), name)
 
 
 _READ_FIRST = (1, 64)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moec.inspect.experts import by_ranges, expert_rows
+from moec.inspect.experts import by_ranges, expert_rows, origin_rows
 
 
 def block(**changes: Any) -> dict[str, Any]:
@@ -63,3 +63,13 @@ def test_experts_that_differ_are_told_apart():
 def test_what_is_unknown_is_a_question_mark():
     (row,) = expert_rows([block(formats={}, intermediate_size=None)], [])
     assert row[1:4] == ("?", "?", "?")
+
+
+def test_one_line_says_what_became_of_experts():
+    removed = {"7": "a: dead", "9": "a: dead", "8": "b: zero"}
+    changed = block(origins={"experts": [[0], [1, 5], [2]], "removed": removed})
+    joined = block(name="layer.1", origins={"experts": [[0, 1]], "removed": {}})
+    assert origin_rows([changed, joined, block(origins=None), block()]) == [
+        ("layer.0", "1+5 are one; without 7, 9 (a: dead); without 8 (b: zero)"),
+        ("layer.1", "0+1 are one"),
+    ]

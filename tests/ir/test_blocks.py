@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.errors import MoecError
 from moec.ir.blocks import moe_blocks
 from moec.ir.dialect import FORMULATION_KEY, INPUTS, ExpertsSpec, RouteSpec, make_node
+from moec.ir.origins import Origins, set_origins
 
 
 def _model(routing: RouteSpec, experts: ExpertsSpec, *, biased: bool = False) -> ir.Model:
@@ -90,3 +92,18 @@ def test_every_expert_has_its_size_and_formats():
     node.replace_input_with(INPUTS["MoE"].index("down"), ir.val("stored", const_value=weights))
     (block,) = moe_blocks(model)
     assert block["formats"] == {"down": ["float16"] * 8}
+
+
+def test_a_block_tells_what_became_of_its_experts():
+    model = _model(RouteSpec(k=2), ExpertsSpec())
+    assert moe_blocks(model)[0]["origins"] is None
+    origins = Origins((*((expert,) for expert in range(7)), (7, 9)), {8: "some-pass: why"})
+    set_origins(model.graph.node(0), origins)
+    assert moe_blocks(model)[0]["origins"] == {"experts": origins.experts, "removed": {8: "some-pass: why"}}
+
+
+def test_metadata_of_another_number_of_experts_is_refused():
+    model = _model(RouteSpec(k=2), ExpertsSpec())
+    set_origins(model.graph.node(0), Origins(((0,),)))
+    with pytest.raises(MoecError, match=r"layer\.0\.moe: metadata moec\.origin"):
+        moe_blocks(model)

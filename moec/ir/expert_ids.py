@@ -1,0 +1,82 @@
+"""Where the expert ids of a node come from: a router, or a router and a table behind it.
+
+Experts with equal weights may be stored once, and experts that contribute nothing not at all. Then a constant table
+stands between ``moec.Route`` and ``moec.Experts``: ``Gather <axis = 0> (table, experts)``, int32 [R + 1] for a router
+of R experts. Entry r is the id of expert r among those of the node, or -1 for one that contributes nothing; the last
+entry is -1, which a pair that was not dispatched thereby keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir import dialect
+from moec.ir.weights.stored import constant
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """The ``moec.Route`` or ``moec.MoE`` node that chooses experts, and what a table makes of its R ids; None without a
+    table."""
+
+    route: ir.Node
+    table: tuple[int, ...] | None = None
+
+
+def routing_of(node: ir.Node) -> Routing:
+    """Of a ``moec.MoE`` node, or a ``moec.Experts`` node that takes weights and ids from one ``moec.Route``.
+
+    Raises UnsupportedError, saying what was found, for any other.
+    """
+    if dialect.is_moec(node, "MoE"):
+        return Routing(node)
+    inputs = dialect.inputs_of(node)
+    weights, ids, table = inputs["weights"], inputs["experts"], None
+    if ids is not None and (found := _table_behind(ids)) is not None:
+        ids, table = found
+    route = ids.producer() if ids is not None else None
+    if route is None or not dialect.is_moec(route, "Route") or ids is not route.outputs[1]:
+        raise UnsupportedError("its experts input does not come from a moec.Route")
+    if weights is not route.outputs[0]:
+        raise UnsupportedError("the weights are changed between moec.Route and moec.Experts")
+    return Routing(route, table)
+
+
+def other_user(experts: ir.Node, route: ir.Node) -> str | None:
+    """Who but an Experts node uses the routing that feeds it, in words; None for a ``moec.MoE`` node."""
+    if experts is route:
+        return None
+    ids = dialect.inputs_of(experts)["experts"]
+    assert ids is not None
+    for value in (*route.outputs, ids):
+        if value.is_graph_output():
+            return f"{value.name!r} is an output of the model"
+        others = [user for user, _ in value.uses() if user is not experts and ids not in user.outputs]
+        if others:
+            return f"{others[0].op_type} uses {value.name!r} too"
+    return None
+
+
+def table_node(ids: ir.Value, table: ir.Value) -> ir.Node:
+    """The node that maps ids by a table."""
+    node = ir.node("Gather", [table, ids], {"axis": 0})
+    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.INT32), ids.shape
+    return node
+
+
+def _table_behind(mapped: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """The ids that a table maps, and its entries but for the last; None where ``mapped`` is no such result."""
+    node = mapped.producer()
+    if node is None or node.domain or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return None
+    tensor, ids = constant(node.inputs[0]), node.inputs[1]
+    if tensor is None or ids is None or tensor.dtype != ir.DataType.INT32 or len(tensor.shape) != 1:
+        return None
+    entries = np.asarray(tensor.numpy())
+    if not len(entries) or entries[-1] != -1 or entries.min() < -1:
+        return None
+    return ids, tuple(int(entry) for entry in entries[:-1])

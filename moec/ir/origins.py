@@ -1,0 +1,78 @@
+"""What became of the experts that a layer had at first: which of them each present expert is, and why others are gone.
+
+Passes that remove or join experts write it into the metadata of ``moec.Experts`` and ``moec.MoE`` nodes, under
+``ORIGIN_KEY``, as JSON: ``{"experts": [[0], [1, 5], [2]], "removed": {"7": "drop-dead-experts: its logit is -inf"}}``.
+A node without such metadata has all the experts that it had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import onnx_ir as ir
+
+from moec.errors import MoecError
+from moec.ir.dialect import ORIGIN_KEY
+from moec.ir.names import node_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Origins:
+    """``experts[e]``: the first ids of the experts that expert e is made of, identity experts behind the others.
+    ``removed``: why an expert is gone, by its first id: the name of the pass, a colon, the reason."""
+
+    experts: tuple[tuple[int, ...], ...]
+    removed: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    def regrouped(self, groups: Sequence[Collection[int]], why: Mapping[int, str]) -> Origins:
+        """After present experts ``groups[i]`` became expert i. ``why`` says of each present expert in no group what
+        removed it."""
+        made_of = (sorted(first for expert in group for first in self.experts[expert]) for group in groups)
+        gone = {first: why[expert] for expert in sorted(why) for first in self.experts[expert]}
+        return Origins(tuple(map(tuple, made_of)), {**self.removed, **gone})
+
+
+def origins_of(node: ir.Node, count: int) -> Origins:
+    """What the metadata of a node of ``count`` experts, identity experts included, says.
+
+    Raises MoecError for metadata that says something else than the module does.
+    """
+    text = node.metadata_props.get(ORIGIN_KEY)
+    if text is None:
+        return Origins(tuple((expert,) for expert in range(count)))
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not _is_well_formed(content) or len(content["experts"]) != count:
+        raise MoecError(
+            f"node {node_name(node)}: metadata {ORIGIN_KEY} is {text[:80]!r}; expected the origins of {count} experts "
+            'as {"experts": [[0], ...], "removed": {"7": "why", ...}}; remove it from the model'
+        )
+    removed = {int(first): reason for first, reason in content["removed"].items()}
+    return Origins(tuple(map(tuple, content["experts"])), removed)
+
+
+def set_origins(node: ir.Node, origins: Origins) -> None:
+    """Write the metadata of a node."""
+    removed = {str(first): origins.removed[first] for first in sorted(origins.removed)}
+    node.metadata_props[ORIGIN_KEY] = json.dumps({"experts": origins.experts, "removed": removed})
+
+
+def _is_well_formed(content: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(content, dict) or set(content) != {"experts", "removed"}:
+        return False
+    experts, removed = content["experts"], content["removed"]
+    return (
+        isinstance(experts, list)
+        and all(isinstance(group, list) and all(map(_is_id, group)) for group in experts)
+        and isinstance(removed, dict)
+        and all(first.isdecimal() and first.isascii() and isinstance(why, str) for first, why in removed.items())
+    )
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0

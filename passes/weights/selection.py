@@ -1,0 +1,107 @@
+"""Some experts of a node's operand, or some positions of each, in whatever formats the operand is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir import dialect
+from moec.ir.weights.stacks import ExpertStack, expert_data
+from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, weight_inputs
+from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The experts of an operand [E,...] that stay, in this order; an expert may be named several times.
+
+    ``positions[i]``: what stays along ``axis`` of the i-th of them, as many for each; empty where everything does.
+    """
+
+    experts: Sequence[int]
+    axis: int = 1
+    positions: Sequence[Array] = ()
+
+
+def select(graph: ir.Graph, node: ir.Node, name: str, selection: Selection) -> None:
+    """Let a moec node have a selection of its operand ``name``, which is a constant [E,...] or a stored weight.
+
+    New constants make themselves when they are read, one expert at a time. Each run of experts keeps its format.
+    """
+    value = dialect.inputs_of(node)[name]
+    if value is None:
+        return
+    if name in weight_inputs(node):
+        new = _of_weight(graph, node, value, selection)
+    else:
+        new = _of_constant(graph, value, 0, selection)
+    node.replace_input_with(dialect.INPUTS[node.op_type].index(name), new)
+    remove_unused(graph, value)
+
+
+def _of_weight(graph: ir.Graph, node: ir.Node, value: ir.Value, selection: Selection) -> ir.Value:
+    parts = [_of_run(graph, node, value, run, own) for run, own in _by_run(StoredWeight.of(value), selection)]
+    if len(parts) == 1:
+        return parts[0]
+    joined = ir.node("Concat", parts, {"axis": 0})
+    assert parts[0].shape is not None
+    joined.outputs[0].shape = ir.Shape((len(selection.experts), *parts[0].shape[1:]))
+    return _inserted(graph, node, joined, value)
+
+
+def _by_run(weight: StoredWeight, selection: Selection) -> Iterator[tuple[WeightRun, Selection]]:
+    """Consecutive experts of the selection that are stored in one run."""
+    places = range(len(selection.experts))
+    for run, group in itertools.groupby(places, lambda place: weight.run_of(selection.experts[place])):
+        own = list(group)
+        positions = [selection.positions[place] for place in own] if selection.positions else ()
+        yield run, dataclasses.replace(selection, experts=[selection.experts[i] for i in own], positions=positions)
+
+
+def _of_run(graph: ir.Graph, node: ir.Node, value: ir.Value, run: WeightRun, selection: Selection) -> ir.Value:
+    data, scale, zero_point = (
+        None if part is None else _of_constant(graph, part, run.first, selection)
+        for part in (run.data, run.scale, run.zero_point)
+    )
+    assert data is not None and value.dtype is not None
+    if not run.format.quantized and data.dtype == value.dtype:
+        return data
+    inputs_axis = 0 if run.axis is None else 1 + run.axis
+    return _inserted(graph, node, decoding_node(run.format, data, scale, zero_point, inputs_axis, value.dtype), value)
+
+
+def _inserted(graph: ir.Graph, node: ir.Node, new: ir.Node, replaced: ir.Value) -> ir.Value:
+    """The output of a new node that makes a selection of what a value was."""
+    output = new.outputs[0]
+    output.name, output.type = _name(graph, replaced), replaced.type
+    graph.insert_before(node, new)
+    return output
+
+
+def _of_constant(graph: ir.Graph, value: ir.Value, first: int, selection: Selection) -> ir.Value:
+    """The selection of a constant [E',...] that begins with the expert ``first``. One element of the axis that serves
+    all positions, as the scale of an output does for its inputs, stays."""
+    tensor = value.const_value
+    assert tensor is not None
+    shape = [len(selection.experts), *tensor.shape.numpy()[1:]]
+    positions = selection.positions if shape[selection.axis] > 1 else ()
+    if positions:
+        shape[selection.axis] = len(positions[0])
+
+    def load(place: int) -> Array:
+        data = expert_data(value, selection.experts[place] - first)
+        return np.take(data, positions[place], selection.axis - 1) if positions else data
+
+    name = _name(graph, value)
+    return add_constant(graph, ExpertStack(name, tensor.dtype, shape, load), name)
+
+
+def _name(graph: ir.Graph, value: ir.Value) -> str:
+    return fresh_name(graph, f"{str(value.name).removesuffix('_used')}_used")

@@ -33,7 +33,7 @@ from results import Results
 from timing import interleaved, pause, summary
 from worker import FailedError, Worker
 
-from moec.runtime.machine import available_cores
+from moec.common.cores import available_cores
 from moec.targets.cpu.roofline import MemoryReader, measure_roofline
 
 TOKENS = (1, 4, 16, 64, 256, 1024)

@@ -14,16 +14,18 @@ from moec.ir.names import node_name
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.base import Exactness, Report
+from moec.passes.weights.calibration import Calibration, Method, opened
 from moec.passes.weights.choice import check_options, input_sizes, quantize_activations, resolve_format
 from moec.passes.weights.loss import layer_of, loss
 from moec.passes.weights.store import store
+from moec.profile import Profile
 
 Choice = Literal[QuantizedName, "keep"]
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeExperts:
-    """Stores the weights of experts in ``format``, rounded to nearest, and quantises activations to match.
+    """Stores the weights of experts in ``format`` and quantises activations to match.
 
     1. Applies to ``moec.Experts``, ``moec.MoE`` and ``moec.GroupedMatMul`` whose weights are constants in any float
        format. Weights that are quantised already stay as they are, so that the pass can be applied several times.
@@ -39,8 +41,15 @@ class QuantizeExperts:
        ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are 128, or
        192, 96, 64 or 32 where 128 does not divide all inputs or is no multiple of the weights' groups; those of the
        weights where none does, and all activations of a token where weights have groups of several sizes.
-    5. A weight with an infinity or a NaN is an error: only floats can hold it.
-    6. The error of weights and outputs goes into the report, layer by layer.
+    5. ``method``: ``rtn`` rounds to nearest, with scales that the largest elements need. The others read from
+       ``profile``, a file that ``moec profile`` makes, what inputs every expert sees: ``awq`` rounds to nearest with
+       scales that are searched for, where errors count as their inputs' mean squares
+       (:mod:`moec.passes.weights.scale_search`); ``gptq`` rounds, with such scales, so that weights make up for each
+       other's errors (:mod:`moec.passes.weights.gptq`). For an expert that saw fewer rows than a quarter of a weight's
+       inputs, all inputs of that weight count the same.
+    6. A weight with an infinity or a NaN is an error: only floats can hold it.
+    7. The error of weights and outputs goes into the report, layer by layer: on rows of the profile, if there is one,
+       else on generated ones.
 
     ::
 
@@ -55,6 +64,14 @@ class QuantizeExperts:
            down_decoded = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (down_int4, down_int4_scale)
            y = moec.MoE <activation_group = 64, arithmetic = "int8", k = 2> (x, logits, , up_decoded, down_decoded)
         }
+
+    ::
+
+        (float[T,64] x, float[T,4] logits) => (float[T,64] y) <float[4,128,64] up, float[4,64,64] down> {
+           y = moec.MoE <k = 2> (x, logits, , up, down)
+        }
+            quantize-experts{format=int4,method=gptq} ->
+        MoecError: quantize-experts: method=gptq needs to know the inputs of the weights; expected profile=FILE
     """
 
     name: ClassVar[str] = "quantize-experts"
@@ -68,15 +85,18 @@ class QuantizeExperts:
     down: Choice | None = None
     gate: Choice | None = None
     experts: str | None = None
+    method: Method = "rtn"
+    profile: str | None = None
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         check_options(self.name, {self.format, self.up, self.down, self.gate}, self.group, self.zero_points)
         nodes = [node for node in model.graph if is_moec(node) and node.op_type != "Linear" and weight_inputs(node)]
         if not nodes:
             report.warn(self.name, "model", "nothing to quantise: no MoE block was raised before this pass")
-        return any([self._quantize(node, report) for node in nodes])
+        with opened(self.name, self.method, self.profile) as profile:
+            return any([self._quantize(node, profile, report) for node in nodes])
 
-    def _quantize(self, node: ir.Node, report: Report) -> bool:
+    def _quantize(self, node: ir.Node, profile: Profile | None, report: Report) -> bool:
         try:
             before = layer_of(node)
         except UnsupportedError as error:
@@ -88,12 +108,15 @@ class QuantizeExperts:
             only = () if choice == "keep" else ELEMENTS[choice].groups
             others |= set(only) if len(only) == 1 else set()
         wanted = {name: self._wanted(node, name, one.formats, sizes, others) for name, one in before.weights.items()}
-        if not any([store(node, name, formats) for name, formats in wanted.items()]):
+        if all(one.formats == wanted[name] for name, one in before.weights.items()):
             report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
             return False
+        calibration = Calibration(profile, node, self.method)
+        for name, formats in wanted.items():
+            store(node, name, formats, calibration.encoder(name))
         every = {form for formats in wanted.values() for form in formats}
         quantize_activations(node, every, sizes, self.activation_group)
-        report.losses.append(loss(self.name, before, layer_of(node)))
+        report.losses.append(loss(self.name, before, layer_of(node), calibration.rows))
         return True
 
     def _choice(self, name: str) -> Choice:

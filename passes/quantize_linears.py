@@ -11,22 +11,24 @@ from moec.errors import UnsupportedError
 from moec.ir.names import node_name
 from moec.ir.weights.format import QuantizedName
 from moec.passes.framework.base import Exactness, Report
+from moec.passes.weights.calibration import Calibration, Method, opened
 from moec.passes.weights.choice import check_options, input_sizes, quantize_activations, resolve_format
 from moec.passes.weights.linears import NONE_FOUND, make_linears
 from moec.passes.weights.loss import layer_of, loss
 from moec.passes.weights.store import store
+from moec.profile import Profile
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeLinears:
-    """Stores the weights of dense products in ``format``, rounded to nearest, and quantises activations to match.
+    """Stores the weights of dense products in ``format`` and quantises activations to match.
 
     1. A MatMul with a constant matrix on the right, with the constant bias [N] that an Add may give its result, and a
        Gemm that multiplies by one and at most adds a bias [N], become ``moec.Linear``; Linear nodes that are there
        already are quantised likewise.
     2. Left alone: weights of fewer than ``minimum`` elements, those that are quantised already, and (without
        ``routers``) the products that make the logits of a router, where small errors choose other experts.
-    3. ``group``, ``zero_points`` and ``activation_group`` as for quantize-experts.
+    3. ``group``, ``zero_points``, ``activation_group``, ``method`` and ``profile`` as for quantize-experts.
     4. A weight with an infinity or a NaN is an error: only floats can hold it.
     5. The error of weight and output goes into the report, layer by layer.
 
@@ -51,17 +53,20 @@ class QuantizeLinears:
     activation_group: int | None = None
     routers: bool = False
     minimum: int = 65536
+    method: Method = "rtn"
+    profile: str | None = None
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         check_options(self.name, {self.format}, self.group, self.zero_points)
         nodes = list(make_linears(model.graph, self.minimum, self.routers))
         if not nodes:
             report.warn(self.name, "model", f"nothing to quantise: {NONE_FOUND.format(self.minimum)}")
-        for node in nodes:
-            self._quantize(node, report)
+        with opened(self.name, self.method, self.profile) as profile:
+            for node in nodes:
+                self._quantize(node, profile, report)
         return bool(nodes)
 
-    def _quantize(self, node: ir.Node, report: Report) -> None:
+    def _quantize(self, node: ir.Node, profile: Profile | None, report: Report) -> None:
         try:
             before = layer_of(node)
         except UnsupportedError as error:
@@ -73,6 +78,7 @@ class QuantizeLinears:
             return
         sizes = input_sizes(before)
         form = resolve_format(self.format, self.group, self.zero_points, sizes)
-        store(node, "weight", [form])
+        calibration = Calibration(profile, node, self.method)
+        store(node, "weight", [form], calibration.encoder("weight"))
         quantize_activations(node, {form}, sizes, self.activation_group)
-        report.losses.append(loss(self.name, before, layer_of(node)))
+        report.losses.append(loss(self.name, before, layer_of(node), calibration.rows))

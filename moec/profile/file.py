@@ -155,7 +155,7 @@ def write_profile(path: str | os.PathLike[str], head: Head, arrays: Iterable[tup
             archive.writestr(_HEAD, json.dumps(data, indent=1))
             for name, array in arrays:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, np.ascontiguousarray(array), allow_pickle=False)
+                    np.lib.format.write_array(entry, np.asarray(array, order="C"), allow_pickle=False)
         seal_zip(aside)
 
 

@@ -64,10 +64,7 @@ class ExpertsMeasures:
 
     def array(self, name: str) -> Array:
         """One of the arrays over all experts. Raises KeyError where the profile does not have it."""
-        found = self.read(name)
-        if found is None:
-            raise KeyError(name)
-        return found
+        return _needed(self.read(name), name)
 
     @property
     def count(self) -> Array:
@@ -100,7 +97,7 @@ class ExpertsMeasures:
 
 @dataclasses.dataclass(frozen=True)
 class LinearMeasures:
-    """What is measured of a dense product."""
+    """What is measured of a dense product. Raises KeyError as :class:`ExpertsMeasures`."""
 
     key: str
     name: str
@@ -116,20 +113,22 @@ class LinearMeasures:
 
     def moment_in(self) -> Array:
         """Sum of x x^T, [K,K] float32."""
-        found = self.read("moment_in")
-        assert found is not None
-        return unpacked(found, self.inner)
+        return unpacked(_needed(self.read("moment_in"), "moment_in"), self.inner)
 
     def rows(self) -> Array:
         """Some of its inputs, [n,K]."""
-        found = self.read("rows")
-        assert found is not None
-        return found
+        return _needed(self.read("rows"), "rows")
 
     def error(self, form: str) -> float | None:
         """Sum over ``rows`` of |y - y'|^2; None where the format was not measured."""
         found = self.read(f"error/{form}")
         return None if found is None else float(found)
+
+
+def _needed(found: Array | None, name: str) -> Array:
+    if found is None:
+        raise KeyError(name)
+    return found
 
 
 def packed(moment: Array) -> Array:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 
 from moec.common.arguments import check_kind
+from moec.common.cores import available_cores
 from moec.errors import MoecError
 
 CPU_INFORMATION = "/proc/cpuinfo"
@@ -63,14 +63,6 @@ def _cpu_information() -> dict[str, str]:
     for key, _, value in pairs:
         entries.setdefault(key.strip(), value.strip())
     return entries
-
-
-@functools.cache
-def available_cores() -> tuple[int, ...]:
-    """The cores this process may use when first asked, before any thread pool narrows a thread's affinity."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def check_threads(threads: int | None) -> int:

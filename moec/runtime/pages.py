@@ -18,9 +18,9 @@ from typing import Literal
 
 import numpy as np
 
+from moec.common.cores import available_cores
 from moec.errors import ArtifactError, MoecError
 from moec.runtime.free_memory import available_memory
-from moec.runtime.machine import available_cores
 
 Pages = Literal["auto", "mapped", "huge"]
 HUGE_PAGE = 2 << 20

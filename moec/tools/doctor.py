@@ -10,6 +10,7 @@ from typing import Any
 
 import moec
 from moec import targets
+from moec.common.cores import available_cores
 from moec.errors import MoecError
 from moec.runtime import machine
 
@@ -72,7 +73,7 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": machine.cpu_name(),
         "vector_features": [name for name in VECTOR_FEATURES if name in features],
-        "cores": len(machine.available_cores()),
+        "cores": len(available_cores()),
         "versions": versions,
         "compilers": {
             **{name: shutil.which(name) for name in COMPILERS},

@@ -19,7 +19,7 @@ import numpy as np
 
 from moec.ir.weights.encode import Encoded
 from moec.ir.weights.format import WeightFormat
-from moec.passes.weights.scale_search import Scales, rounded, search_scales
+from moec.passes.weights.scale_search import Scales, nearest, rounded, search_scales
 from moec.passes.weights.tiles import TILE, lower_factor, product
 
 Array = np.ndarray[Any, Any]
@@ -33,16 +33,16 @@ def gptq(weight: Array, form: WeightFormat, moment: Array) -> Encoded:
     """``weight`` [in,out] (float32) in a quantised format; ``moment`` [in,in]: the sum of x x^T over the inputs x, or
     any multiple of it.
 
-    For no output is the error on these inputs larger than rounding to nearest with the same scales makes it. Raises
-    ValueError as :func:`moec.ir.weights.encode.encode`, and for a moment that no inputs have.
+    For no output is the error on these inputs larger than rounding to nearest with the same scales makes it. A moment
+    of zeros stands for inputs that are not known. Raises ValueError as :func:`moec.ir.weights.encode.encode`, and for a
+    moment that no inputs have.
     """
-    mean = _mean_square(moment)
-    if not mean:
-        return nearest(weight, form, np.ones(len(weight)))
-    moment = moment / mean
-    importance = np.diagonal(moment) + _DAMPENING
-    order = np.argsort(-importance, kind="stable")
+    importance = importance_of(moment)
+    if not np.diagonal(moment).any():
+        return nearest(weight, form, importance)
     scales = search_scales(weight, importance, form)
+    moment = moment / np.diagonal(moment).mean(dtype=np.float64)
+    order = np.argsort(-importance, kind="stable")
     each = scales.of_inputs(form, len(weight))
     rounding = _Rounding(weight[order], each.picked(order), form)
     ordered = moment[np.ix_(order, order)]
@@ -54,12 +54,13 @@ def gptq(weight: Array, form: WeightFormat, moment: Array) -> Encoded:
     return scales.stored_with(numbers, form)
 
 
-def nearest(weight: Array, form: WeightFormat, importance: Array) -> Encoded:
-    """``weight`` [in,out] rounded to nearest, with the scales that are best for inputs of that importance [in]. Errors
-    as for :func:`moec.ir.weights.encode.encode`."""
-    scales = search_scales(weight, importance, form)
-    numbers, _ = rounded(weight, scales.of_inputs(form, len(weight)), form)
-    return scales.stored_with(numbers, form)
+def importance_of(moment: Array) -> Array:
+    """What the square of an error of each input counts [in]: its mean square, and a little for inputs that were zero,
+    as a share of the mean; ones for a moment of zeros. Raises ValueError for what is no moment."""
+    squares = np.diagonal(moment).astype(np.float64)
+    if not np.isfinite(moment).all() or squares.min(initial=0) < 0:
+        raise ValueError("the second moment of its inputs is negative or not finite")
+    return squares / squares.mean() + _DAMPENING if squares.any() else np.ones(len(squares))
 
 
 class _Rounding:
@@ -101,14 +102,6 @@ class _Rounding:
         self.numbers[one], decoded = rounded(target, self._scales.picked(one), self._form)
         self.errors[one] = self._weight[one] - decoded
         return decoded
-
-
-def _mean_square(moment: Array) -> float:
-    """Of the inputs, times their number; 0 where there are none, or all are zero."""
-    mean = float(np.diagonal(moment).mean(dtype=np.float64))
-    if not np.isfinite(moment).all() or mean < 0:
-        raise ValueError("the second moment of its inputs is negative or not finite")
-    return mean
 
 
 def _factor(moment: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,11 @@ def layer_of(node: ir.Node) -> Layer:
     return Layer(node, dialect.spec_of(node, kind), stored_weights(node), biases)
 
 
-def loss(pass_name: str, before: Layer, after: Layer) -> Loss:
-    """Compare a layer with what it was, on some experts and on generated rows (standard normal, always the same)."""
+def loss(
+    pass_name: str, before: Layer, after: Layer, seen: Callable[[int], Array | None] = lambda expert: None
+) -> Loss:
+    """Compare a layer with what it was, on some experts: on rows that each of these has ``seen``, or, where none are
+    known, on generated ones (standard normal, always the same)."""
     weights, outputs, generator = _Difference(), _Difference(), np.random.default_rng(0)
     experts = _sampled(before)
     for expert in experts:
@@ -63,6 +67,8 @@ def loss(pass_name: str, before: Layer, after: Layer) -> Loss:
         name, first = next(iter(old.items()))
         width = first.shape[input_axis(before.node, name)]
         rows = generator.normal(size=(-(-_ROWS // len(experts)), width)).astype(np.float32)
+        known = seen(expert)
+        rows = rows if known is None else known.astype(np.float32)
         for name in old:
             weights.add(old[name], new[name])
         outputs.add(_output(before, expert, old, rows), _output(after, expert, new, rows))

@@ -84,6 +84,13 @@ def search_scales(weight: Array, importance: Array, form: WeightFormat) -> Scale
     return Scales(scale, zero_point)
 
 
+def nearest(weight: Array, form: WeightFormat, importance: Array) -> Encoded:
+    """``weight`` [in,out] rounded to nearest with the scales that :func:`search_scales` finds."""
+    scales = search_scales(weight, importance, form)
+    numbers, _ = rounded(weight, scales.of_inputs(form, len(weight)), form)
+    return scales.stored_with(numbers, form)
+
+
 class _Search:
     """That for one group [group,out] of inputs, whose errors count as their square after ``factor`` [group,1]."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,20 +13,26 @@ import onnx_ir as ir
 from moec.errors import MoecError
 from moec.ir.dialect import INPUTS, ProductSpec
 from moec.ir.names import node_name
-from moec.ir.weights.encode import Table, encode, group_count, scales_of
+from moec.ir.weights.encode import Encoded, Table, encode, group_count, scales_of
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
 from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+from moec.passes.weights.kept import KeptExperts
 
 Array = np.ndarray[Any, Any]
 
 
-def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat]) -> bool:
+Encoder = Callable[[Array, WeightFormat, int, int], Encoded]
+"""Makes what is stored of a matrix, as the graph has it, in a quantised format: from the matrix, the format, the axis
+of the inputs and the expert. Raises ValueError as :func:`moec.ir.weights.encode.encode`."""
+
+
+def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat], encoder: Encoder | None = None) -> bool:
     """Store expert e of the weight operand ``name`` in format ``wanted[e]``; return whether that changes anything.
 
-    The new constants compute themselves when they are read. Reading one raises MoecError for a number that its format
-    cannot hold.
+    The new constants compute themselves when they are read, and are rounded to nearest; those in a quantised format
+    that an ``encoder`` makes are made at once. A number that its format cannot hold raises MoecError when it is made.
     """
     value = weight_inputs(node)[name]
     weight = StoredWeight.of(value)
@@ -33,7 +40,11 @@ def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat]) -> bool:
         return False
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    parts = [_Segment(node, name, segment, form).add_to(graph) for segment, form in _segments(weight, wanted)]
+    segments = [_Segment(node, name, segment, form) for segment, form in _segments(weight, wanted)]
+    if encoder is not None:
+        for segment in segments:
+            segment.make(encoder)
+    parts = [segment.add_to(graph) for segment in segments]
     joined = parts[0]
     if len(parts) > 1:
         joint = ir.node("Concat", parts, {"axis": 0})
@@ -105,6 +116,20 @@ class _Segment:
         first = experts[0][1]
         self._kept = first if first.format == form else None
         self._waiting: dict[tuple[int, str], Array] = {}
+        self._made: KeptExperts | None = None
+
+    def make(self, encoder: Encoder) -> None:
+        """Make what is stored of all experts that are quantised now."""
+        if self._kept is not None or not self._form.quantized:
+            return
+
+        def encoded(index: int) -> Encoded:
+            expert, run = self._experts[index]
+            with self._of(expert):
+                return encoder(run.decoded(expert), self._form, self._axis, expert)
+
+        shape = self._experts[0][1].shape
+        self._made = KeptExperts(len(self._experts), encoded, _bytes_at_work(*shape, shape[self._axis]))
 
     def add_to(self, graph: ir.Graph) -> ir.Value:
         """Add the constants, and the node that decodes them where their type is not that of the operand."""
@@ -145,11 +170,19 @@ class _Segment:
 
     def _load(self, index: int, table: Table) -> Array:
         """One table of one expert."""
+        if self._made is not None:
+            return self._made.read(index, table)
         expert, run = self._experts[index]
         if self._kept is not None:
             return _needed(run.encoded(expert).read(table))
-        try:
+        with self._of(expert):
             return self._encoded(index, lambda: run.decoded(expert), table)
+
+    @contextlib.contextmanager
+    def _of(self, expert: int) -> Iterator[None]:
+        """Around what encodes an expert: says which it is in errors."""
+        try:
+            yield
         except ValueError as error:
             of = f" of expert {expert}" if self._rank == 3 else ""
             raise MoecError(f"{self._where}{of}: {error}") from None
@@ -167,6 +200,11 @@ class _Segment:
             return data
         scale, zero_point = scales_of(decoded(), self._form, self._axis)
         return _needed(scale if table == "scale" else zero_point)
+
+
+def _bytes_at_work(rows: int, columns: int, inputs: int) -> int:
+    """About what an encoder takes for one matrix: several of it in float32, and of moments of its inputs in float64."""
+    return 6 * 4 * rows * columns + 6 * 8 * inputs * inputs
 
 
 def _needed(array: Array | None) -> Array:

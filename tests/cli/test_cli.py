@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from moec.common.cores import available_cores
 from moec.ir.text import parse_model
-from moec.runtime import machine
 
 
 def moec(*arguments, **options):
@@ -179,7 +179,7 @@ def test_doctor_knows_the_machine():
     done = moec("doctor", "--json")
     assert done.returncode == 0, done.stdout
     findings = json.loads(done.stdout)
-    assert findings["cores"] == len(machine.available_cores())
+    assert findings["cores"] == len(available_cores())
     assert findings["versions"]["apache-tvm"] == "0.27.0.post1"
 
 

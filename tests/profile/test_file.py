@@ -32,6 +32,15 @@ def test_what_was_written_is_read(tmp_path):
     assert layer.error("int8") is None
 
 
+def test_a_number_alone_stays_one(tmp_path):
+    name = "input0/measured"
+    profiles = [written(tmp_path / str(number), arrays=[(name, np.array(number))]) for number in (3, 4)]
+    merge(tmp_path / "both", profiles)
+    for profile, number in zip([*profiles, Profile.read(tmp_path / "both")], (3, 4, 7), strict=True):
+        found = profile.array(name)
+        assert found is not None and (found.shape, int(found)) == ((), number)
+
+
 def test_merging_adds_counts_and_selects_rows(tmp_path):
     one = written(tmp_path / "one")
     two = written(tmp_path / "two", arrays=[(name, array + 4) for name, array in ARRAYS])

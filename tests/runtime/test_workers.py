@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 
+from moec.common.cores import available_cores
 from moec.errors import MoecError
 from moec.runtime import workers
-from moec.runtime.machine import available_cores
 from moec.runtime.model import load
 from moec.runtime.workers import Turns, Ways, run_with
 

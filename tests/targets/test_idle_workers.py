@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from moec.runtime.machine import available_cores
+from moec.common.cores import available_cores
 
 TEXT = "agraph (float[R,1024] x) => (float[R,1024] y) { y = Exp (x) }"
 

@@ -22,14 +22,6 @@ def weight_of(inputs: int, outputs: int) -> Array:
     return np.random.default_rng(0).normal(size=(inputs, outputs)).astype(np.float32)
 
 
-def rows_of(inputs: int, count: int, seed: int = 1) -> Array:
-    """Inputs [count,in] in float32."""
-    random, channels = np.random.default_rng(seed), np.random.default_rng(2)
-    mixing, sizes = channels.normal(size=(inputs // 8, inputs)), np.exp(0.5 * channels.normal(size=inputs))
-    hidden = random.normal(size=(count, inputs // 8)) @ mixing / np.sqrt(inputs // 8)
-    return ((hidden + 0.3 * random.normal(size=(count, inputs))) * sizes).astype(np.float32)
-
-
 def moment_of(rows: Array) -> Array:
     return rows.T @ rows
 

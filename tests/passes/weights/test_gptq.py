@@ -11,9 +11,11 @@ import pytest
 
 from moec.ir.weights.encode import Encoded, encode
 from moec.ir.weights.format import WeightFormat
-from moec.passes.weights.gptq import gptq, nearest
+from moec.passes.weights.gptq import gptq, importance_of
+from moec.passes.weights.scale_search import nearest
 
-from .measured import FORMATS, errors_of, moment_of, rows_of, weight_of
+from ..profiles import rows_of
+from .measured import FORMATS, errors_of, moment_of, weight_of
 
 _INPUTS, _OUTPUTS = 256, 96
 _NO_WORSE = 1 + 1e-4
@@ -40,9 +42,9 @@ def test_the_error_is_at_most_half_of_that_of_rounding_to_nearest(form: WeightFo
 def test_no_output_is_worse_than_rounded_to_nearest_with_the_same_scales(form: WeightFormat, count: int) -> None:
     weight, rows = weight_of(128, 300), rows_of(128, count)
     moment = moment_of(rows)
-    importance = np.diagonal(moment) / np.diagonal(moment).mean() + 0.01
     lost = errors_of(weight, gptq(weight, form, moment), form, rows)
-    assert (lost <= errors_of(weight, nearest(weight, form, importance), form, rows) * _NO_WORSE + 1e-4).all()
+    before = errors_of(weight, nearest(weight, form, importance_of(moment)), form, rows)
+    assert (lost <= before * _NO_WORSE + 1e-4).all()
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-3, 1e30])

@@ -5,9 +5,10 @@ import pytest
 
 from moec.ir.weights.encode import encode
 from moec.ir.weights.format import WeightFormat
-from moec.passes.weights.gptq import nearest
+from moec.passes.weights.scale_search import nearest
 
-from .measured import FORMATS, errors_of, rows_of, weight_of
+from ..profiles import rows_of
+from .measured import FORMATS, errors_of, weight_of
 
 _NO_WORSE = 1 + 1e-6
 

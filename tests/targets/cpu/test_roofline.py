@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tvm
 
-from moec.runtime.machine import available_cores
+from moec.common.cores import available_cores
 from moec.targets.cpu.kernels.peak import instructions, operations_per_round, peak
 from moec.targets.cpu.machine import MACHINES
 from moec.targets.cpu.roofline import MemoryReader, measure_roofline, page_kinds

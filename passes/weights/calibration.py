@@ -1,0 +1,113 @@
+"""Encoding weights by what a profile knows of their inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import MoecError
+from moec.ir.dialect import is_moec
+from moec.ir.names import node_name
+from moec.ir.weights.encode import Encoded
+from moec.ir.weights.format import WeightFormat
+from moec.passes.weights.gptq import gptq, importance_of
+from moec.passes.weights.scale_search import nearest
+from moec.passes.weights.store import Encoder
+from moec.profile import Profile
+from moec.profile.keys import keep_key
+from moec.profile.measures import ExpertsMeasures, LinearMeasures
+
+Array = np.ndarray[Any, Any]
+Method = Literal["rtn", "gptq", "awq"]
+_FEWEST_ROWS = 1 / 4
+"""Rows per input below which a moment is not used: it would fit these rows and no others."""
+
+
+@contextlib.contextmanager
+def opened(pass_name: str, method: Method, path: str | None) -> Iterator[Profile | None]:
+    """The profile at ``path``, open; None for none. Raises MoecError where a method needs one, and for a file that is
+    none."""
+    if path is None:
+        if method != "rtn":
+            raise MoecError(
+                f"{pass_name}: method={method} needs to know the inputs of the weights; "
+                "expected profile=FILE, which moec profile MODEL --data DATA -o FILE makes"
+            )
+        yield None
+        return
+    with contextlib.closing(Profile.read(path)) as profile:
+        yield profile
+
+
+class Calibration:
+    """What a profile knows of the inputs of one node's weights; without a profile nothing.
+
+    Notes on the node what it was measured as. Raises MoecError where the profile does not know the node.
+    """
+
+    def __init__(self, profile: Profile | None, node: ir.Node, method: Method) -> None:
+        self._method = method
+        self._measures = None
+        if profile is not None:
+            self._measures = profile.linear(node) if is_moec(node, "Linear") else profile.experts(node)
+            self._where = f"{profile.path}: node {node_name(node)}"
+            keep_key(node)
+
+    def rows(self, expert: int) -> Array | None:
+        """Some of the inputs [n,in] of an expert, or of the dense product; None where none are known."""
+        measures = self._measures
+        if measures is None:
+            return None
+        with self._reading():
+            found = measures.rows() if isinstance(measures, LinearMeasures) else measures.rows(expert)
+        return found if len(found) else None
+
+    def encoder(self, name: str) -> Encoder | None:
+        """That of the weight operand ``name``; None for the method that uses no inputs. Where too few inputs were seen,
+        all count the same."""
+        measures = self._measures
+        if self._method == "rtn" or measures is None:
+            return None
+
+        def encode(weight: Array, form: WeightFormat, axis: int, expert: int) -> Encoded:
+            matrix = np.ascontiguousarray(np.moveaxis(weight, axis, 0), np.float32)
+            with self._reading():
+                moment = _moment(measures, name, expert, len(matrix))
+            data, scale, zero_point = self._rounded(matrix, form, moment)
+            others = (one if one is None else _inputs_at(axis, one) for one in (scale, zero_point))
+            return Encoded(_inputs_at(axis, data), *others)
+
+        return encode
+
+    def _rounded(self, matrix: Array, form: WeightFormat, moment: Array) -> Encoded:
+        if self._method == "gptq":
+            return gptq(matrix, form, moment)
+        return nearest(matrix, form, importance_of(moment))
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyError as error:
+            raise MoecError(f"{self._where}: the profile lacks {error}; make it anew, with second moments") from None
+        except (ValueError, IndexError) as error:
+            raise MoecError(f"{self._where}: the profile is damaged ({error}); make it anew") from None
+
+
+def _inputs_at(axis: int, table: Array) -> Array:
+    """A table whose first axis is that of the inputs."""
+    return np.ascontiguousarray(np.moveaxis(table, 0, axis))
+
+
+def _moment(measures: LinearMeasures | ExpertsMeasures, name: str, expert: int, size: int) -> Array:
+    """The second moment [in,in] of a weight's inputs; zeros where too few were seen."""
+    linear = isinstance(measures, LinearMeasures)
+    if (measures.measured if linear else measures.measured[expert]) < size * _FEWEST_ROWS:
+        return np.zeros((size, size), np.float32)
+    if linear:
+        return measures.moment_in()
+    return measures.moment_hidden(expert) if name == "down" else measures.moment_in(expert)

@@ -1,0 +1,76 @@
+"""Profiles of layers in tests: what would be measured if every expert saw inputs of its own."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir import dialect, semantics
+from moec.ir.dialect import ExpertsSpec
+from moec.ir.weights.experts import ExpertWeights
+from moec.ir.weights.stored import weight_inputs
+from moec.profile.file import Head, Layer, write_profile
+from moec.profile.keys import key_of
+from moec.profile.measures import packed
+
+from .stored_weights import last_moec_node
+
+Array = np.ndarray[Any, Any]
+
+
+def rows_of(inputs: int, count: int, seed: int = 1) -> Array:
+    """Inputs [count,in] in float32 as layers have them: of few directions, in channels of different sizes."""
+    random, channels = np.random.default_rng(seed), np.random.default_rng(2)
+    mixing, sizes = channels.normal(size=(inputs // 8, inputs)), np.exp(0.5 * channels.normal(size=inputs))
+    hidden = random.normal(size=(count, inputs // 8)) @ mixing / np.sqrt(inputs // 8)
+    return ((hidden + 0.3 * random.normal(size=(count, inputs))) * sizes).astype(np.float32)
+
+
+def hidden_of(node: ir.Node, expert: int, rows: Array) -> Array:
+    """The hidden units [n,f] that an expert makes of rows; zeros for those that it does not have."""
+    spec, inputs = dialect.spec_of(node, ExpertsSpec), dialect.inputs_of(node)
+    own = {
+        name: None if value is None or value.const_value is None else value.const_value.numpy()[expert]
+        for name, value in inputs.items()
+        if name in dialect.EXPERT_WEIGHTS
+    }
+    hidden = semantics.activated(spec, *semantics.projections_in(spec, rows, own))
+    if spec.hidden_sizes:
+        hidden[:, spec.hidden_sizes[expert] :] = 0
+    return hidden
+
+
+def write_experts(path: pathlib.Path, model: ir.Model, counts: list[int], moments: bool = True) -> pathlib.Path:
+    """The profile of the last node, whose expert e saw ``counts[e]`` rows, made with seed e."""
+    node = last_moec_node(model)
+    weights, key, arrays = ExpertWeights(node), key_of(node), []
+    sizes = {"inner": weights.inner, "experts": weights.experts, "hidden": weights.hidden, "k": 1}
+    for expert, count in enumerate(counts):
+        rows = rows_of(weights.inner, count, expert)
+        hidden = hidden_of(node, expert, rows)
+        arrays.append((f"rows/{expert}", rows[:64]))
+        if moments:
+            arrays.append((f"moment_in/{expert}", packed(rows.T @ rows)))
+            arrays.append((f"moment_hidden/{expert}", packed(hidden.T @ hidden)))
+    arrays.append(("measured", np.array(counts)))
+    layer = Layer(key, "experts", "layer", tokens=sum(counts), parts=weights.parts, **sizes)
+    return _written(path, layer, [(f"{key}/{name}", array) for name, array in arrays])
+
+
+def write_linear(path: pathlib.Path, model: ir.Model, count: int) -> pathlib.Path:
+    """The profile of the last node, a Linear of 128 inputs that saw ``count`` rows."""
+    node = last_moec_node(model)
+    inner = 128
+    assert inner in weight_inputs(node)["weight"].shape  # type: ignore[operator]
+    rows = rows_of(inner, count)
+    arrays = {"rows": rows[:256], "moment_in": packed(rows.T @ rows), "measured": np.array(count)}
+    layer = Layer(key_of(node), "linear", "layer", inner=inner, tokens=count, input=0)
+    return _written(path, layer, [(f"input0/{name}", array) for name, array in arrays.items()])
+
+
+def _written(path: pathlib.Path, layer: Layer, arrays: list[tuple[str, Array]]) -> pathlib.Path:
+    write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", [], [layer]), arrays)
+    return path

@@ -18,7 +18,7 @@ from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.tvm.activation import at_least, total_to_divide_by
 from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.lower.route import RouteProblem, why_not_scored
 
 MINUS_INFINITY = float("-inf")
 _LOGIT_WORK = 16
@@ -34,13 +34,14 @@ _SCORES = {
     "sigmoid_topk": lambda x: x,
 }
 """Elementwise scores; those named ``_topk`` become a softmax or a sigmoid of the selected ones."""
+_IMPLEMENTED = {*_SCORES, "softmax", "sparsemixer"}
 
 
 def why_not(spec: RouteSpec) -> str | None:
     """The reason why :func:`route` cannot do this routing, or None."""
     if spec.selection == "expert_choice":
         return "expert_choice lets experts choose among all tokens; this kernel looks at one token at a time"
-    return None
+    return why_not_scored(spec, _IMPLEMENTED)
 
 
 def _comparable(score: Any) -> Any:

@@ -43,7 +43,7 @@ def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
     """The reason why the kernels of this file cannot do this routing, or None."""
     if spec.selection != "expert_choice":
         return f"selection is {spec.selection}; here experts choose tokens"
-    return route_token.why_not(experts, dtype)
+    return route_token.why_not(spec, experts, dtype)
 
 
 def _key(choice: Any) -> Any:

@@ -37,7 +37,7 @@ def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
     """The reason why :func:`route` cannot do this routing, or None."""
     if spec.selection == "expert_choice":
         return "expert_choice lets experts choose among all tokens; this kernel looks at one token at a time"
-    return route_token.why_not(experts, dtype)
+    return route_token.why_not(spec, experts, dtype)
 
 
 @T.inline

@@ -16,6 +16,7 @@ from moec.targets.cuda.kernels import activation
 from moec.targets.cuda.kernels.launch import SHARED_BYTES, WARP, blocks_for
 from moec.targets.tvm.activation import at_least, total_to_divide_by
 from moec.targets.tvm.kernel import why_not_stored
+from moec.targets.tvm.lower.route import why_not_scored
 
 MOST_EXPERTS = 1024
 """A lane marks those of its experts that are taken in 32 bits."""
@@ -28,14 +29,17 @@ _SCORES = {
     "sqrt_softplus": lambda x: T.sqrt(activation.softplus(x)),
     "relu": lambda x: at_least(x, 0.0),
 }
-"""Elementwise scores; with the others the logits themselves are the scores, or a softmax follows."""
+"""Elementwise scores."""
+_LOGITS = ("identity", "softmax_topk", "sigmoid_topk")
+"""Scores that are the logits themselves; those named ``_topk`` become a softmax or a sigmoid of the selected ones."""
+_IMPLEMENTED = {*_SCORES, *_LOGITS, "softmax", "sparsemixer"}
 
 
-def why_not(experts: int, dtype: str) -> str | None:
-    """The reason why a warp cannot score so many experts, or not from logits of this type; or None."""
+def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
+    """The reason why a warp cannot score so, so many experts, or from logits of this type; or None."""
     if experts > MOST_EXPERTS:
         return f"{experts} experts; a warp holds the scores of at most {MOST_EXPERTS}"
-    return why_not_stored(dtype)
+    return why_not_scored(spec, _IMPLEMENTED) or why_not_stored(dtype)
 
 
 def comparable(score: Any) -> Any:

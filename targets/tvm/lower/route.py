@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from tvm import relax
 
@@ -19,6 +20,11 @@ class RouteProblem:
     experts: int
     dtype: str = "float32"
     biased: bool = False
+
+
+def why_not_scored(spec: RouteSpec, scores: Collection[str]) -> str | None:
+    """The reason why a kernel that implements ``scores`` cannot do this routing, or None."""
+    return None if spec.score in scores else f"score {spec.score!r}; the kernel has {', '.join(sorted(scores))}"
 
 
 def lower_route(node: NodeLowering, route: Kernel, capacity: Kernel) -> tuple[relax.Expr, relax.Expr]:

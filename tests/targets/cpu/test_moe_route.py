@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import RouteSpec
+from moec.ir import semantics
+from moec.ir.dialect import RouteSpec, choices
 from moec.ir.semantics import route
+from moec.targets.cpu.kernels.route import why_not
 
 from .one_node import compile_node
 
@@ -83,6 +85,19 @@ def test_half_precision_logits_are_routed_in_float32() -> None:
     assert weights.dtype == np.float16
     np.testing.assert_array_equal(experts, expected_experts)
     np.testing.assert_allclose(weights, expected_weights, rtol=2e-3)
+
+
+def test_a_score_that_only_the_dialect_and_its_semantics_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, logits = RouteSpec(2, score="cubed"), np.ones((1, E), np.float32)
+    monkeypatch.setitem(semantics.SCORES, "cubed", lambda x: x**3)
+    assert route(spec, logits)[0].tolist() == [[1, 1]]
+    with pytest.raises(UnsupportedError, match=r"block.*score 'cubed'; the kernel has identity, relu, "):
+        compile_node("Route", {"logits": logits}, {}, spec)
+
+
+@pytest.mark.parametrize("score", choices(RouteSpec, "score"))
+def test_every_score_of_the_dialect_is_routed(score: str) -> None:
+    assert why_not(RouteSpec(2, score=score)) is None
 
 
 def test_expert_choice_is_refused_with_the_reason() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -73,3 +75,5 @@ def test_what_experts_cannot_choose_from_has_a_reason():
     assert "1025 experts" in expert_choice.why_not(spec, 1025, "float32")
     assert "selection is topk" in expert_choice.why_not(RouteSpec(k=4), 8, "float32")
     assert "float64" in expert_choice.why_not(spec, 8, "float64")
+    made_up = dataclasses.replace(spec, score="cubed")
+    assert "score 'cubed'" in expert_choice.why_not(made_up, 8, "float32")

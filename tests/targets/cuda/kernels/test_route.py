@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moec.ir import semantics
-from moec.ir.dialect import RouteSpec
+from moec.ir.dialect import RouteSpec, choices
 from moec.targets.cuda.kernels import capacity, route
 from moec.targets.tvm.lower.route import RouteProblem
 
@@ -125,10 +125,16 @@ def test_capacity_serves_first_choices_first(tokens):
     np.testing.assert_array_equal(weights, expected[0])
 
 
+@pytest.mark.parametrize("score", choices(RouteSpec, "score"))
+def test_every_score_of_the_dialect_is_routed(score):
+    assert route.why_not(RouteSpec(k=2, score=score), 8, "float32") is None
+
+
 def test_what_cannot_be_routed_has_a_reason():
     assert route.why_not(RouteSpec(k=2), 1024, "float32") is None
     assert "one token at a time" in route.why_not(RouteSpec(k=8, selection="expert_choice", capacity=2), 8, "float32")
     assert "1025 experts" in route.why_not(RouteSpec(k=2), 1025, "float32")
     assert "float64" in route.why_not(RouteSpec(k=2), 8, "float64")
+    assert "score 'cubed'; the kernel has identity" in route.why_not(RouteSpec(k=2, score="cubed"), 8, "float32")
     assert capacity.why_not(512) is None
     assert "20000 experts" in capacity.why_not(20000)

@@ -278,6 +278,7 @@ def tune(
 
 
 app.command()(cli_data.profile)
+app.command()(cli_data.plan)
 for _command in target_commands(DIFFERS):
     app.command()(_command)
 

@@ -70,3 +70,24 @@ def profile(
             progress=progress,
         )
     print_result(dataclasses.asdict(measured), as_json, measured_tables(measured, str(output)))
+
+
+def plan(
+    model: Model,
+    profile: Annotated[Path, typer.Option(help="The .moeprof file that moec profile made of MODEL.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The JSON file to write.")],
+    avg: Annotated[float, typer.Option(min=1, max=32, help="Bits per weight, of all together, without scales.")],
+    level: OptimisationLevel = None,
+    passes: Annotated[str | None, typer.Option(help="The pipeline that MODEL was profiled after.")] = None,
+    formats: Annotated[str | None, typer.Option(help="Those to choose from: int8+int4/32+int2/32.")] = None,
+    linears: Annotated[bool, typer.Option(help="Plan the weights of dense products, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose a format for every expert and write it as a plan, to be edited and given to assign-bits{plan=...}."""
+    from moec.inspect.profiles import plan_table
+    from moec.tools.planning import write_plan
+
+    options = {"passes": pipeline_of(level, passes), "formats": formats, "linears": linears}
+    with shown_progress() as progress:
+        planned = write_plan(model, profile, avg, output, **options, progress=progress)
+    print_result([dataclasses.asdict(one) for one in planned], as_json, [plan_table(planned)])

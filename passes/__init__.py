@@ -14,6 +14,7 @@ from collections.abc import Callable
 from moec.passes.framework.base import Pass
 
 _CLASSES = {
+    "assign-bits": "moec.passes.assign_bits:AssignBits",
     "canonicalize-router": "moec.passes.canonicalize_router:CanonicalizeRouter",
     "cast-weights": "moec.passes.cast_weights:CastWeights",
     "check-export": "moec.passes.check_export:CheckExport",

@@ -8,16 +8,15 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.errors import MoecError
 from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.weights.calibration import Calibration, Method, opened
-from moec.passes.weights.choice import check_options, input_sizes, quantize_activations, resolve_format
-from moec.passes.weights.loss import layer_of, loss
-from moec.passes.weights.store import store
+from moec.passes.weights.calibration import Method, opened
+from moec.passes.weights.change_formats import change_formats, readable_layer
+from moec.passes.weights.choice import check_options, input_sizes, resolve_format
 from moec.profile import Profile
 
 Choice = Literal[QuantizedName, "keep"]
@@ -97,10 +96,8 @@ class QuantizeExperts:
             return any([self._quantize(node, profile, report) for node in nodes])
 
     def _quantize(self, node: ir.Node, profile: Profile | None, report: Report) -> bool:
-        try:
-            before = layer_of(node)
-        except UnsupportedError as error:
-            report.warn(self.name, node_name(node), f"not quantised: {error}")
+        before = readable_layer(self.name, node, report)
+        if before is None:
             return False
         sizes = input_sizes(before)
         others = {form.group for weight in before.weights.values() for form in weight.formats} - {0}
@@ -108,16 +105,7 @@ class QuantizeExperts:
             only = () if choice == "keep" else ELEMENTS[choice].groups
             others |= set(only) if len(only) == 1 else set()
         wanted = {name: self._wanted(node, name, one.formats, sizes, others) for name, one in before.weights.items()}
-        if all(one.formats == wanted[name] for name, one in before.weights.items()):
-            report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
-            return False
-        calibration = Calibration(profile, node, self.method)
-        for name, formats in wanted.items():
-            store(node, name, formats, calibration.encoder(name))
-        every = {form for formats in wanted.values() for form in formats}
-        quantize_activations(node, every, sizes, self.activation_group)
-        report.losses.append(loss(self.name, before, layer_of(node), calibration.rows))
-        return True
+        return change_formats(self.name, before, wanted, profile, self.method, report, self.activation_group)
 
     def _choice(self, name: str) -> Choice:
         return getattr(self, name, None) or self.format

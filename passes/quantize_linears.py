@@ -7,15 +7,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name
 from moec.ir.weights.format import QuantizedName
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.weights.calibration import Calibration, Method, opened
-from moec.passes.weights.choice import check_options, input_sizes, quantize_activations, resolve_format
+from moec.passes.weights.calibration import Method, opened
+from moec.passes.weights.change_formats import change_formats, readable_layer
+from moec.passes.weights.choice import check_options, input_sizes, resolve_format
 from moec.passes.weights.linears import NONE_FOUND, make_linears
-from moec.passes.weights.loss import layer_of, loss
-from moec.passes.weights.store import store
 from moec.profile import Profile
 
 
@@ -67,18 +64,10 @@ class QuantizeLinears:
         return bool(nodes)
 
     def _quantize(self, node: ir.Node, profile: Profile | None, report: Report) -> None:
-        try:
-            before = layer_of(node)
-        except UnsupportedError as error:
-            report.warn(self.name, node_name(node), f"not quantised: {error}")
+        before = readable_layer(self.name, node, report)
+        if before is None:
             return
-        (old,) = before.weights["weight"].formats
-        if old.quantized:
-            report.note(self.name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
-            return
-        sizes = input_sizes(before)
-        form = resolve_format(self.format, self.group, self.zero_points, sizes)
-        calibration = Calibration(profile, node, self.method)
-        store(node, "weight", [form], calibration.encoder("weight"))
-        quantize_activations(node, {form}, sizes, self.activation_group)
-        report.losses.append(loss(self.name, before, layer_of(node), calibration.rows))
+        (form,) = before.weights["weight"].formats
+        if not form.quantized:
+            form = resolve_format(self.format, self.group, self.zero_points, input_sizes(before))
+        change_formats(self.name, before, {"weight": [form]}, profile, self.method, report, self.activation_group)

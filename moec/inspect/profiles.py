@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -11,6 +11,7 @@ from rich.text import Text
 from moec.common.tables import table
 
 if TYPE_CHECKING:
+    from moec.tools.planning import Planned
     from moec.tools.profiling.driver import LayerSummary, Measured
 
 _HEADINGS = ("layer", "experts", "tokens", "least used", "with few tokens", "data needed")
@@ -37,3 +38,13 @@ def _row(one: LayerSummary) -> tuple[str, ...]:
         needed = f"{one.more + 1:.1f} times this"
     few = f"{one.few} under {one.enough}" if one.few else ""
     return one.name, str(one.experts), str(one.tokens), str(one.least), few, needed
+
+
+def plan_table(planned: Sequence[Planned]) -> RenderableType:
+    """How many experts of each layer have which format."""
+    rows = [
+        (one.name, name, ", ".join(f"{count} x {form}" for form, count in sorted(counts.items())))
+        for one in planned
+        for name, counts in one.formats.items()
+    ]
+    return table("Plan", ("layer", "weight", "formats"), rows)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect, semantics
-from moec.ir.dialect import ExpertsSpec
+from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import weight_inputs
+from moec.passes.framework.shorthand import parse_format
 from moec.profile.file import Head, Layer, write_profile
-from moec.profile.keys import key_of
+from moec.profile.keys import key_of, measurable
 from moec.profile.measures import packed
+from moec.tools.profiling.formats import experts_errors
+from moec.tools.profiling.sums import ExpertsSums
 
 from .stored_weights import last_moec_node
 
@@ -73,4 +77,22 @@ def write_linear(path: pathlib.Path, model: ir.Model, count: int) -> pathlib.Pat
 
 def _written(path: pathlib.Path, layer: Layer, arrays: list[tuple[str, Array]]) -> pathlib.Path:
     write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", [], [layer]), arrays)
+    return path
+
+
+def write_measured(path: pathlib.Path, model: ir.Model, formats: str, tokens: int = 96) -> pathlib.Path:
+    """The profile of all layers of experts, as if random tokens had come to each; the last expert sees none."""
+    forms = [parse_format("formats", one) for one in formats.split("+")]
+    layers, arrays = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for node in measurable(model.graph):
+            key, weights = key_of(node), ExpertWeights(node)
+            sums = ExpertsSums(node, 2, pathlib.Path(folder), key, True)
+            logits = np.random.default_rng(0).normal(size=(tokens, weights.experts - 1)).astype(np.float32)
+            sums.add(rows_of(weights.inner, tokens), *semantics.route(RouteSpec(2), logits))
+            found = [*sums.arrays(), *experts_errors(sums, forms)]
+            arrays += [(f"{key}/{name}", array) for name, array in found]
+            sizes = (weights.inner, tokens, weights.experts, 2, weights.hidden, weights.parts)
+            layers.append(Layer(key, "experts", "layer", *sizes))
+        write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", formats.split("+"), layers), arrays)
     return path

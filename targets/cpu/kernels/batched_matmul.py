@@ -13,7 +13,7 @@ import functools
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import loop
+from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine, tile_of
@@ -51,7 +51,7 @@ def _store(sums: Sums, width: int, y, batch, row, first_column, count) -> None:
                     T.buffer_store(y, T.cast(total[j], y.dtype), [batch, row + i, first_column + j])
         with T.Else():
             # The sums stay in registers only if every index of theirs is a constant: hence the copy.
-            copy = T.alloc_buffer((width,), "float32")
+            copy = named("copy", T.alloc_buffer((width,), "float32"))
             for i, total in sums.rows():
                 with loop("j", T.vectorized(width)) as j:
                     T.buffer_store(copy, total[j], [j])

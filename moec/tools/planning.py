@@ -1,0 +1,64 @@
+"""``moec plan``: the formats that assign-bits would choose, as a file to read and edit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Callable
+
+from moec import compiler
+from moec.common.replacing import check_replaceable, replacing
+from moec.errors import MoecError, reporting
+from moec.passes.assign_bits import assignable, choices
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
+from moec.passes.weights.bits import plan_bits
+from moec.passes.weights.plan import plan_text
+from moec.profile import Profile
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """How many experts' weights of a layer get each format."""
+
+    name: str
+    formats: dict[str, dict[str, int]]
+
+
+@reporting("planning")
+def write_plan(
+    model: str | os.PathLike[str],
+    profile: str | os.PathLike[str],
+    average: float,
+    output: str | os.PathLike[str],
+    *,
+    passes: str = "O2",
+    formats: str | None = None,
+    linears: bool = False,
+    progress: Callable[[str], None] = lambda _step: None,
+) -> list[Planned]:
+    """Write the plan of a model after ``passes``; options as those of assign-bits. Raises MoecError as that does, and
+    where a file is there already: plans are edited by people."""
+    check_replaceable(output, _edited)
+    progress(f"running {passes}")
+    graph = compiler.import_model(model)
+    pipeline.run(graph, pipeline.parse(passes), Report())
+    nodes = assignable(graph.graph, linears)
+    if not nodes:
+        raise MoecError(f"{os.fspath(model)}: no MoE block was raised; there is nothing to plan")
+    progress("choosing formats")
+    with contextlib.closing(Profile.read(profile)) as known:
+        plans = plan_bits(nodes, known, choices(formats, known), average)
+    told = {"profile": pathlib.Path(profile).name, "avg": average, "passes": passes}
+    with replacing(output, _edited) as aside:
+        aside.write_text(plan_text(plans, told), encoding="utf-8")
+    return [
+        Planned(plan.name, {name: dict(Counter(formats)) for name, formats in plan.formats.items()}) for plan in plans
+    ]
+
+
+def _edited(_path: pathlib.Path) -> str:
+    return "is there already; plans are edited by people, so choose another path"

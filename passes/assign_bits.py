@@ -1,0 +1,136 @@
+"""Formats for every expert and projection, chosen by what each costs the outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.errors import MoecError
+from moec.ir.dialect import is_moec
+from moec.ir.names import node_name
+from moec.ir.weights.format import WeightFormat
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.framework.shorthand import parse_format
+from moec.passes.weights.bits import plan_bits
+from moec.passes.weights.calibration import Method, opened
+from moec.passes.weights.change_formats import change_formats, readable_layer
+from moec.passes.weights.linears import make_linears
+from moec.passes.weights.loss import Layer
+from moec.passes.weights.plan import KEEP, LayerPlan, read_plan
+from moec.profile import Profile
+from moec.profile.keys import key_of
+
+
+@dataclasses.dataclass(frozen=True)
+class AssignBits:
+    """Stores every expert's weights in a format of its own: those with the least error that have ``avg`` bits together.
+
+    1. Applies to ``moec.Experts`` and ``moec.MoE`` and, with ``linears``, to dense products of 65,536 weights or more.
+       Weights that are quantised already stay as they are.
+    2. ``profile``, a file that ``moec profile`` makes, holds for every expert, projection and format how much the
+       output changes when that weight alone has that format, on the tokens that came to the expert, weighted as these
+       were. Over the whole model at once, formats are chosen so that the sum of these errors is the least that ``avg``
+       bits per weight allow, scales not counted (:mod:`moec.passes.weights.allocation`). Gate and up get one format
+       where one operand holds both.
+    3. ``formats``: those to choose from, ``int4/32+int2/32``; by default all that the profile holds errors of.
+    4. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken in the place of ``avg``.
+    5. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
+    6. The error of weights and outputs goes into the report, layer by layer.
+
+    ::
+
+        (float[T,64] x, float[T,4] logits) => (float[T,64] y) <float[4,64,64] up, float[4,64,64] down> {
+           y = moec.MoE <activation = "relu", gate_layout = "none", k = 2> (x, logits, , up, down)
+        }
+            assign-bits{avg=6,profile=PROFILE,formats=int8+int4/32,method=rtn} ->
+        (float[T,64] x, float[T,4] logits) => (float[T,64] y)
+           <int8[3,64,64] up_int8, float[3,64,1] up_int8_scale, int4[1,64,64] up_int4, float16[1,64,2] up_int4_scale,
+            int4[1,64,64] down_int4, float16[1,64,2] down_int4_scale, int8[1,64,64] down_int8,
+            float[1,64,1] down_int8_scale, int4[2,64,64] down_int4_2, float16[2,64,2] down_int4_scale_2> {
+           up_decoded = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (up_int8, up_int8_scale)
+           up_decoded_2 = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1> (up_int4, up_int4_scale)
+           up_stored = Concat <axis = 0> (up_decoded, up_decoded_2)
+           down_decoded = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1> (down_int4, down_int4_scale)
+           down_decoded_2 = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (down_int8, down_int8_scale)
+           down_decoded_3 = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1>
+                                             (down_int4_2, down_int4_scale_2)
+           down_stored = Concat <axis = 0> (down_decoded, down_decoded_2, down_decoded_3)
+           y = moec.MoE <activation = "relu", activation_group = 64, arithmetic = "int8", gate_layout = "none", k = 2>
+                        (x, logits, "", up_stored, down_stored)
+        }
+    """
+
+    name: ClassVar[str] = "assign-bits"
+    exactness: ClassVar[Exactness] = "lossy"
+
+    avg: float | None = None
+    profile: str | None = None
+    plan: str | None = None
+    formats: str | None = None
+    linears: bool = False
+    method: Method = "gptq"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        self._check()
+        nodes = assignable(model.graph, self.linears)
+        if not nodes:
+            report.warn(self.name, "model", "nothing to assign bits to: no MoE block was raised before this pass")
+        with opened(self.name, self.method, self.profile) as profile:
+            plans = self._plans(nodes, profile)
+            changed = [self._apply(node, plans.pop(key_of(node), None), profile, report) for node in nodes]
+        if plans:
+            other = next(iter(plans.values()))
+            raise MoecError(f"{self.plan}: layer {other.layer} ({other.name}) is not in this model")
+        return any(changed) or self.linears
+
+    def _apply(self, node: ir.Node, plan: LayerPlan | None, profile: Profile | None, report: Report) -> bool:
+        before = None if plan is None else readable_layer(self.name, node, report)
+        if plan is None or before is None:
+            return False
+        wanted = _wanted(before, plan, self.plan or self.name)
+        return change_formats(self.name, before, wanted, profile, self.method, report)
+
+    def _check(self) -> None:
+        if (self.avg is None) == (self.plan is None):
+            raise MoecError(f"{self.name}: expected one of avg=BITS and plan=FILE")
+        if self.profile is None and (self.plan is None or self.method != "rtn"):
+            raise MoecError(f"{self.name}: expected profile=FILE, which moec profile MODEL --data DATA -o FILE makes")
+
+    def _plans(self, nodes: Sequence[ir.Node], profile: Profile | None) -> dict[str, LayerPlan]:
+        if self.plan is not None:
+            return read_plan(self.plan)
+        assert profile is not None and self.avg is not None
+        return {plan.layer: plan for plan in plan_bits(nodes, profile, choices(self.formats, profile), self.avg)}
+
+
+def assignable(graph: ir.Graph, linears: bool) -> list[ir.Node]:
+    """The nodes whose weights get formats: layers of experts and, with ``linears``, dense products."""
+    found = [node for node in graph if is_moec(node, "MoE") or is_moec(node, "Experts")]
+    return [*found, *make_linears(graph, 65536, routers=False)] if linears else found
+
+
+def choices(formats: str | None, profile: Profile) -> list[WeightFormat]:
+    """The formats that a text lists; those of the profile for None."""
+    listed = profile.head.formats if formats is None else formats.split("+")
+    if not listed:
+        raise MoecError(f"{profile.path}: holds errors of no format; profile with --formats, e.g. int8,int4/32,int2/32")
+    return [parse_format("formats", one) for one in listed]
+
+
+def _wanted(layer: Layer, plan: LayerPlan, where: str) -> dict[str, list[WeightFormat]]:
+    """The formats of a layer's experts, by operand, as a plan has them."""
+    wanted, place = {}, f"{where}: layer {plan.layer} ({node_name(layer.node)})"
+    for name, texts in plan.formats.items():
+        if name not in layer.weights:
+            raise MoecError(f"{place}: has no weight {name!r}; expected {' or '.join(layer.weights)}")
+        old = layer.weights[name].formats
+        if len(texts) != len(old):
+            raise MoecError(f"{place}: {name}: {len(texts)} formats for {len(old)} experts; give one for each")
+        wanted[name] = [
+            form if text == KEEP else parse_format(f"{place}: {name}", text)
+            for form, text in zip(old, texts, strict=True)
+        ]
+    return wanted

@@ -1,0 +1,50 @@
+"""Giving a layer's weights other formats: the weights, activations to match, and what it lost in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.names import node_name
+from moec.ir.weights.format import WeightFormat
+from moec.passes.framework.base import Report
+from moec.passes.weights.calibration import Calibration, Method
+from moec.passes.weights.choice import input_sizes, quantize_activations
+from moec.passes.weights.loss import Layer, layer_of, loss
+from moec.passes.weights.store import store
+from moec.profile import Profile
+
+
+def readable_layer(pass_name: str, node: ir.Node, report: Report) -> Layer | None:
+    """The layer as it is; None, and a warning, for weights in no way that moec stores them."""
+    try:
+        return layer_of(node)
+    except UnsupportedError as error:
+        report.warn(pass_name, node_name(node), f"not quantised: {error}")
+        return None
+
+
+def change_formats(
+    pass_name: str,
+    before: Layer,
+    wanted: Mapping[str, Sequence[WeightFormat]],
+    profile: Profile | None,
+    method: Method,
+    report: Report,
+    activation_group: int | None = None,
+) -> bool:
+    """Store expert e of the weight ``name`` in format ``wanted[name][e]``; say whether that changes anything."""
+    node = before.node
+    if all(weight.formats == list(wanted.get(name, weight.formats)) for name, weight in before.weights.items()):
+        report.note(pass_name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
+        return False
+    calibration = Calibration(profile, node, method)
+    for name, formats in wanted.items():
+        store(node, name, formats, calibration.encoder(name))
+    after = layer_of(node)
+    every = {form for weight in after.weights.values() for form in weight.formats}
+    quantize_activations(node, every, input_sizes(before), activation_group)
+    report.losses.append(loss(pass_name, before, layer_of(node), calibration.rows))
+    return True

@@ -1,0 +1,59 @@
+"""From a profile to a plan that is edited and compiled, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+from typer.testing import CliRunner
+
+from moec.cli import app
+from moec.errors import MoecError
+
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "char_lm"
+
+
+def moec(*arguments: object):
+    return CliRunner().invoke(app, [str(one) for one in arguments], catch_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("profile") / "p.moeprof"
+    done = moec("profile", EXAMPLE / "model.onnx", "--data", EXAMPLE / "inputs.npz", "-o", path)
+    assert done.exit_code == 0
+    assert "388 tokens in 1 batches, 2 layers of experts" in done.output
+    return path
+
+
+def test_a_plan_is_edited_and_compiled(profile, tmp_path):
+    path, artifact = tmp_path / "plan.json", tmp_path / "m.moec"
+    done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, "--avg", 3.5, "-o", path)
+    assert done.exit_code == 0
+    plan = json.loads(path.read_text())
+    assert plan["avg"] == 3.5 and len(plan["layers"]) == 2
+    plan["layers"][0]["formats"]["down"][3] = "int8"
+    path.write_text(json.dumps(plan))
+    done = moec(
+        "compile", EXAMPLE / "model.onnx", "-o", artifact, "--passes", f"O2,assign-bits{{plan={path},method=rtn}}"
+    )
+    assert done.exit_code == 0
+    blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
+    assert blocks[0]["formats"]["down"] == plan["layers"][0]["formats"]["down"]
+    assert blocks[1]["formats"] == plan["layers"][1]["formats"]
+
+
+def test_no_plan_is_replaced(profile, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text("{}")
+    done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, "--avg", 3.5, "-o", path)
+    assert isinstance(done.exception, MoecError)
+    assert "is there already; plans are edited by people" in str(done.exception)
+    assert path.read_text() == "{}"
+
+
+def test_an_average_that_cannot_be_had_leaves_nothing(profile, tmp_path):
+    done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, "--avg", 1.5, "-o", tmp_path / "plan.json")
+    assert "avg=1.5 cannot be met with int8+int4/32+int3/32+int2/32; the least is 2" in str(done.exception)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.errors import MoecError
+from moec.ir.dialect import ExpertsSpec
+from moec.ir.weights.stored import StoredWeight, weight_inputs
+from moec.passes.framework import pipeline
+from moec.passes.weights.bits import plan_bits
+from moec.passes.weights.plan import plan_text
+from moec.profile import Profile
+from moec.profile.keys import key_of
+
+from .profiles import write_measured
+from .stored_weights import E, apply, experts_model, last_moec_node, relative_error
+
+FORMATS = "int8+int4/32+int3/32+int2/32"
+SPECS = [ExpertsSpec(), ExpertsSpec("relu", "none", up_transposed=True), ExpertsSpec("gelu", "separate")]
+
+
+@pytest.fixture(scope="module", params=SPECS, ids=["gated", "plain", "separate"])
+def spec(request: pytest.FixtureRequest) -> ExpertsSpec:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def profile(spec: ExpertsSpec, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_measured(tmp_path_factory.mktemp("profile") / "p", experts_model(spec), FORMATS)
+
+
+def all_formats(model: ir.Model) -> dict[str, list[str]]:
+    """The format of every expert."""
+    weights = weight_inputs(last_moec_node(model))
+    return {name: [str(form) for form in StoredWeight.of(value).formats] for name, value in weights.items()}
+
+
+def average_bits(model: ir.Model) -> float:
+    """Of all elements of all weights."""
+    weights = [StoredWeight.of(value) for value in weight_inputs(last_moec_node(model)).values()]
+    bits = [(form.elements.bits, np.prod(one.shape)) for one in weights for form in one.formats]
+    return float(sum(each * size for each, size in bits) / sum(size for _, size in bits))
+
+
+@pytest.mark.parametrize("average", [2, 2.5, 3.5, 5, 8])
+def test_bits_stay_within_the_average_and_more_lose_less(average, spec, profile):
+    model, before = experts_model(spec), experts_model(spec)
+    report = apply(model, f"assign-bits{{avg={average},profile={profile},method=rtn}}")
+    assert average - 0.75 < average_bits(model) <= average
+    assert 0 < relative_error(model, before) < {2: 0.8, 2.5: 0.8, 3.5: 0.5, 5: 0.3, 8: 0.03}[average]
+    (loss,) = report.losses
+    assert loss.layer == "layer"
+
+
+def test_mixed_bits_lose_less_than_even_ones(spec, profile):
+    measured = Profile.read(profile)
+    layer = next(measured.all_experts())
+    forms = [StoredWeight.of(value) for value in weight_inputs(last_moec_node(experts_model(spec))).values()]
+    assert len(forms) == len(weight_inputs(last_moec_node(experts_model(spec))))
+    model, even = experts_model(spec), experts_model(spec)
+    apply(model, f"assign-bits{{avg=3,profile={profile},method=rtn}}")
+    apply(even, "quantize-experts{format=int3,group=32}")
+    assert error_of(model, layer) < error_of(even, layer)
+
+
+def error_of(model: ir.Model, layer) -> float:
+    """The sum that is minimised, of the formats that a model's experts have."""
+    total = 0.0
+    for name, formats in ((n, StoredWeight.of(v).formats) for n, v in weight_inputs(last_moec_node(model)).items()):
+        parts = [part for part in layer.parts if part == name or (name == "up" and "gate" not in weight_inputs(
+            last_moec_node(model)) and part == "gate")]  # fmt: skip
+        for expert, form in enumerate(formats[:-1]):  # the last sees no token
+            error = layer.error(str(form))[expert]
+            kept = len(layer.rows(expert))
+            total += sum(error[layer.parts.index(part)] for part in parts) * layer.count[expert] / kept
+    return total
+
+
+def test_an_expert_that_saw_nothing_gets_the_fewest_bits(spec, profile):
+    model = experts_model(spec)
+    apply(model, f"assign-bits{{avg=3.5,profile={profile},method=rtn}}")
+    formats = [StoredWeight.of(value).formats for value in weight_inputs(last_moec_node(model)).values()]
+    assert all(one[-1].elements.bits == min(form.elements.bits for form in one) for one in formats)
+
+
+def test_a_plan_is_applied_as_it_is_edited(spec, profile, tmp_path):
+    model = experts_model(spec)
+    node = last_moec_node(model)
+    with_profile = Profile.read(profile)
+    (plan,) = plan_bits([node], with_profile, [*map(form_of, FORMATS.split("+"))], 3.5)
+    plan.formats["down"] = ["int8", "keep", *["int4/32z"] * (E - 2)]
+    (tmp_path / "plan.json").write_text(plan_text([plan], {}))
+    apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
+    assert all_formats(model)["down"] == ["int8", "float32", *["int4/32z"] * (E - 2)]
+
+
+def form_of(text: str):
+    from moec.passes.framework.shorthand import parse_format
+
+    return parse_format("test", text)
+
+
+def test_weights_that_are_quantised_stay(spec, profile):
+    model = experts_model(spec)
+    apply(model, f"quantize-experts{{format=int8,experts=0-2,method=rtn,profile={profile}}}")
+    apply(model, f"assign-bits{{avg=2,profile={profile},method=rtn}}")
+    assert all(one == ["int8", "int8", "int8", "int2/32", "int2/32", "int2/32"] for one in all_formats(model).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", r"assign-bits: expected one of avg=BITS and plan=FILE"),
+        ("avg=3", r"assign-bits: .*profile=FILE, which moec profile MODEL"),
+        ("avg=3,plan=p", r"assign-bits: expected one of avg=BITS and plan=FILE"),
+        ("avg=1.5,profile={profile}", r"avg=1.5 cannot be met with int8\+int4/32\+int3/32\+int2/32; the least is 2"),
+        ("avg=3,profile={profile},formats=mxfp4", r"holds no errors of mxfp4, only of int8, int4/32, int3/32, int2/32"),
+        ("avg=3,profile={profile},formats=int5", r"formats: no format 'int5'"),
+        ("plan={profile},method=rtn", r"is not JSON|cannot be read"),
+        ("avg=3,profile=nothing.moeprof", r"nothing.moeprof: the profile cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message, spec, profile):
+    with pytest.raises(MoecError, match=message):
+        apply(experts_model(spec), f"assign-bits{{{options.format(profile=profile)}}}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layer: layer["formats"].update(up=["int8"]), r"up: 1 formats for 6 experts; give one for each"),
+        (lambda layer: layer["formats"].update(gates=["int8"] * 6), r"has no weight 'gates'; expected up or down"),
+        (lambda layer: layer["formats"].update(up=["int9"] * 6), r"up: no format 'int9'"),
+        (lambda layer: layer.update(layer="f" * 16), r"layer f{16} \(layer\) is not in this model"),
+    ],
+)
+def test_a_plan_that_was_edited_wrongly_is_refused(change, message, tmp_path):
+    model = experts_model(SPECS[0])
+    layer = {"layer": key_of(last_moec_node(model)), "name": "layer", "formats": {"up": ["int8"] * 6}}
+    change(layer)
+    (tmp_path / "plan.json").write_text(json.dumps({"version": 1, "layers": [layer]}))
+    with pytest.raises(MoecError, match=message):
+        apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
+
+
+def test_a_profile_of_another_model_is_refused(spec, profile):
+    model = experts_model(spec)
+    down = weight_inputs(last_moec_node(model))["down"]
+    down.const_value = ir.tensor(-down.const_value.numpy())
+    with pytest.raises(MoecError, match="node layer: nothing was measured of its weights"):
+        apply(model, f"assign-bits{{avg=3,profile={profile}}}")
+
+
+def test_a_model_without_experts_stays(profile):
+    text = f"assign-bits{{avg=3,profile={profile}}}"
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 24}, name="g"), ir_version=11)
+    assert not pipeline.run(model, pipeline.parse(text))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir import dialect
+from moec.ir.rule import known_size
 from moec.ir.weights.stored import constant
 
 
@@ -30,20 +31,29 @@ class Routing:
 def routing_of(node: ir.Node) -> Routing:
     """Of a ``moec.MoE`` node, or a ``moec.Experts`` node that takes weights and ids from one ``moec.Route``.
 
-    Raises UnsupportedError, saying what was found, for any other.
+    Raises UnsupportedError, saying what was found, for any other, and for a table of ids that the node does not have.
     """
     if dialect.is_moec(node, "MoE"):
         return Routing(node)
     inputs = dialect.inputs_of(node)
     weights, ids, table = inputs["weights"], inputs["experts"], None
-    if ids is not None and (found := _table_behind(ids)) is not None:
+    if ids is not None and (found := table_behind(ids)) is not None:
         ids, table = found
     route = ids.producer() if ids is not None else None
     if route is None or not dialect.is_moec(route, "Route") or ids is not route.outputs[1]:
         raise UnsupportedError("its experts input does not come from a moec.Route")
     if weights is not route.outputs[0]:
         raise UnsupportedError("the weights are changed between moec.Route and moec.Experts")
+    stored = known_size(inputs["up"], 0)
+    if table is not None and stored is not None:
+        check_table(table, stored + dialect.spec_of(node, dialect.ExpertsSpec).identity_experts)
     return Routing(route, table)
+
+
+def check_table(table: tuple[int, ...], count: int) -> None:
+    """Raises UnsupportedError for an id that is none of ``count`` experts."""
+    if max(table, default=-1) >= count:
+        raise UnsupportedError(f"a table behind moec.Route has the id {max(table)}; there are {count} experts")
 
 
 def other_user(experts: ir.Node, route: ir.Node) -> str | None:
@@ -68,7 +78,7 @@ def table_node(ids: ir.Value, table: ir.Value) -> ir.Node:
     return node
 
 
-def _table_behind(mapped: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
+def table_behind(mapped: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
     """The ids that a table maps, and its entries but for the last; None where ``mapped`` is no such result."""
     node = mapped.producer()
     if node is None or node.domain or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:

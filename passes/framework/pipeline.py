@@ -29,8 +29,8 @@ LEVELS = {
     "O0": _START,
     "O1": f"{_START},raise-moe,{CLEAN_UP}",
     "O2": (
-        f"{_START},raise-moe,remove-dead-nodes,canonicalize-router,drop-dead-experts,fuse-route-dispatch,"
-        f"drop-zero-neurons,fuse-normalization,fuse-attention,{CLEAN_UP}"
+        f"{_START},raise-moe,remove-dead-nodes,canonicalize-router,drop-dead-experts,drop-zero-neurons,"
+        f"fold-trivial-experts,merge-equal-experts,fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}"
     ),
 }
 LEVELS["O3"] = LEVELS["O2"]
@@ -42,8 +42,9 @@ DESCRIPTIONS = {
     ),
     "O1": "O0, and MoE blocks become one operator each",
     "O2": (
-        "O1, and experts that no token needs are dropped, routing is fused with dispatch, experts lose hidden units "
-        "that contribute nothing, normalisation and attention become one operator each (the default)"
+        "O1, and experts that no token needs are dropped, experts lose hidden units that contribute nothing, equal "
+        "experts are stored once, routing is fused with dispatch, normalisation and attention become one operator each "
+        "(the default)"
     ),
     "O3": "the same as O2: no further pass exists yet",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, INPUTS, RouteSpec
 from moec.ir.expert_ids import other_user, routing_of, table_node
+from moec.ir.names import node_name
 from moec.ir.origins import origins_of, set_origins
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import constant
+from moec.passes.framework.base import Report
 from moec.passes.graph.columns import keep_columns
 from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
 from moec.passes.weights.selection import Selection, select
@@ -155,7 +157,7 @@ class ExpertSet:
         replaced, ids = self.node.inputs[place], self.route.outputs[1]
         assert replaced is not None
         entries = ir.tensor(np.array([*table, -1], np.int32))
-        mapping = table_node(ids, add_constant(graph, entries, fresh_name(graph, f"{ids.name}_stored_as")))
+        mapping = table_node(ids, add_constant(graph, entries, fresh_name(graph, f"{ids.name}_table")))
         mapping.outputs[0].name = fresh_name(graph, f"{ids.name}_stored")
         graph.insert_before(self.node, mapping)
         self.node.replace_input_with(place, mapping.outputs[0])
@@ -167,3 +169,34 @@ def _set(node: ir.Node, name: str, value: Any, default: Any) -> None:
     node.attributes.pop(name, None)
     if value != default:
         node.attributes[name] = ir.convenience.convert_attribute(name, value)
+
+
+def share_weights(
+    name: str,
+    graph: ir.Graph,
+    report: Report,
+    stored_as: Callable[[ExpertSet], Sequence[int]],
+    why: str = "",
+) -> bool:
+    """What passes do that only change where experts are stored: apply :meth:`ExpertSet.share` to the layers of a model
+    and report it; whether any changed. ``why``: what removes experts that are stored as -1."""
+    changed = False
+    for node in list(graph):
+        if not (dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")):
+            continue
+        try:
+            experts = ExpertSet(node)
+        except UnsupportedError:  # fuse-route-dispatch says which layers have no router of their own
+            continue
+        targets = stored_as(experts)
+        needed = len({target for target in targets if target >= 0})
+        if needed == experts.stored:
+            continue
+        found = f"of {experts.stored} experts, {needed} need to be stored"
+        if experts.route is node:
+            report.note(name, node_name(node), f"{found}; run this pass before fuse-route-dispatch")
+            continue
+        experts.share(graph, targets, {expert: f"{name}: {why}" for expert, to in enumerate(targets) if to < 0})
+        report.note(name, node_name(node), f"{found}; the others are gone")
+        changed = True
+    return changed

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, is_moec, spec_of
+from moec.ir.expert_ids import check_table, table_behind
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.ir.weights.experts import ExpertWeights, Part
@@ -54,7 +55,7 @@ def find_blocks(model: ir.Model) -> list[GraphBlock]:
 
 def _block(node: ir.Node) -> GraphBlock:
     inputs, spec, output = inputs_of(node), spec_of(node, ExpertsSpec), node.outputs[0]
-    route = node if node.op_type == "MoE" else _route_of(inputs)
+    route, table = (node, None) if node.op_type == "MoE" else _route_of(inputs)
     tokens, logits, correction = inputs["x"], inputs_of(route)["logits"], inputs_of(route)["correction_bias"]
     assert tokens is not None and logits is not None
     router = dense_layer(logits)
@@ -69,7 +70,7 @@ def _block(node: ir.Node) -> GraphBlock:
         router=router.weights,
         router_bias=router.bias,
         correction_bias=optional(correction),
-        **_experts(node),
+        **_experts(node, table),
     )
     shared = find_shared_expert(tokens, output, spec)
     if shared is not None:
@@ -82,21 +83,35 @@ def _block(node: ir.Node) -> GraphBlock:
     return GraphBlock(numbers.name, tokens, output, numbers)
 
 
-def _route_of(inputs: dict[str, ir.Value | None]) -> ir.Node:
-    weights, experts = inputs["weights"], inputs["experts"]
+def _route_of(inputs: dict[str, ir.Value | None]) -> tuple[ir.Node, tuple[int, ...] | None]:
+    """The router, and the table (:mod:`moec.ir.expert_ids`) behind it, if there is one."""
+    weights, experts, table = inputs["weights"], inputs["experts"], None
+    ids = None if experts is None else origin(experts)
+    if ids is not None and (found := table_behind(ids)) is not None:
+        ids, table = origin(found[0]), found[1]
     route = None if weights is None else origin(weights).producer()
-    if route is None or not is_moec(route, "Route") or experts is None or origin(experts).producer() is not route:
+    if route is None or not is_moec(route, "Route") or ids is None or ids.producer() is not route:
         raise UnsupportedError("its routing is no moec.Route; an HLS block computes its own")
-    return route
+    return route, table
 
 
-def _experts(node: ir.Node) -> dict[str, Any]:
-    """The experts' numbers as :class:`FloatBlock` has them; zeros for hidden units that an expert does not have."""
+def _experts(node: ir.Node, table: tuple[int, ...] | None) -> dict[str, Any]:
+    """The experts' numbers as :class:`FloatBlock` has them, by the router's ids; zeros for hidden units that an expert
+    does not have, and for experts that contribute nothing."""
     weights = ExpertWeights(node)
     found: dict[str, Any] = {"gate": None, "gate_bias": None}
     for part in weights.parts:
         found[part] = _stacked(weights, part)
         found[f"{part}_bias"] = _or_zeros(weights.bias(part), found[part].shape[:2])
+    if table is None:
+        return found
+    check_table(table, weights.experts)
+    return {name: None if one is None else _by_id(one, np.array(table)) for name, one in found.items()}
+
+
+def _by_id(numbers: Array, table: Array) -> Array:
+    found = numbers[table]
+    found[table < 0] = 0
     return found
 
 

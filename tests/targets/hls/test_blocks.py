@@ -54,6 +54,29 @@ def test_the_numbers_compute_what_the_graph_does(norm, shared):
     np.testing.assert_allclose(*found.values(), *interpreter.run(model, {"x": x}).values(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_table_of_ids_is_followed():
+    """Experts 1 and 3 share weights, and expert 2 contributes nothing."""
+    graph = GraphBuilder()
+    rows = graph.rows(graph.x)
+    model = graph.model(graph.like_x(graph.shared_moe(rows, graph.dense(rows, E), SWIGLU, [1, 0, -1, 0])))
+    x = np.random.default_rng(1).normal(0, 1, (2, T, D)).astype(np.float32)
+    (block,) = blocks = find_blocks(model)
+    assert block.numbers.up.shape[0] == E
+    found = run_with(model, blocks, {"x": x}, lambda _index, tokens: block.numbers.run(tokens).output)
+    np.testing.assert_allclose(*found.values(), *interpreter.run(model, {"x": x}).values(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_of_ids_that_no_expert_has_is_refused():
+    graph = GraphBuilder()
+    rows = graph.rows(graph.x)
+    model = graph.model(graph.shared_moe(rows, graph.dense(rows, E), SWIGLU, [0, 1, 2, 3]))
+    node = next(one for one in model.graph if one.op_type == "Experts")
+    table = node.inputs[2].producer()
+    table.replace_input_with(0, graph.constant(np.array([0, 1, 9, 3, -1], np.int32)))
+    with pytest.raises(UnsupportedError, match="has the id 9; there are 4 experts"):
+        find_blocks(model)
+
+
 def test_a_block_of_a_residual_stream_ends_with_the_addition():
     model = block_with(GraphBuilder(), norm="LayerNormalization")
     (block,) = find_blocks(model)

@@ -1,8 +1,9 @@
-"""Commands that take data: ``moec profile`` measures a model's layers on it."""
+"""Commands that take data: ``moec profile`` measures a model's layers on it, ``moec evaluate`` judges models by it."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -91,3 +92,42 @@ def plan(
     with shown_progress() as progress:
         planned = write_plan(model, profile, avg, output, **options, progress=progress)
     print_result([dataclasses.asdict(one) for one in planned], as_json, [plan_table(planned)])
+
+
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL|ART...", help="Artifacts, or ONNX files to compile.")],
+    data: Data,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="loss, perplexity, top1 (need labels), kl or cosine (against the first); may be repeated."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="An .npz file of labels; default: labels in the data, or the next tokens.")
+    ] = None,
+    output_name: Annotated[str | None, typer.Option(help="The output that is judged, where several may be.")] = None,
+    tokenizer: Tokenizer = None,
+    length: Length = 256,
+    batch: Batch = 8,
+    rows: Rows = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run models on the same data side by side: how good each is, how large, and how sure the differences are."""
+    from moec.inspect.evaluation import evaluation_tables, nan_notes
+    from moec.tools.data import Text
+    from moec.tools.evaluate import evaluate as evaluate_models
+
+    with shown_progress() as progress:
+        evaluation = evaluate_models(
+            models,
+            data,
+            metrics=metric or (),
+            labels=labels,
+            output=output_name,
+            text=Text(tokenizer, length, batch, rows),
+            threads=threads,
+            progress=progress,
+        )
+    print_result(evaluation.as_data(), as_json, evaluation_tables(evaluation))
+    for note in nan_notes(evaluation):
+        print(f"note: {note}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from moec.ir.dialect import (
     spec_of,
 )
 from moec.ir.origins import origins_of
+from moec.ir.weights.format import ELEMENTS
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 
 _NOT_ACTIVATION = (
@@ -65,6 +67,21 @@ def _describe(node: ir.Node) -> dict[str, Any]:
         "formulation": node.metadata_props.get(FORMULATION_KEY),
         "origins": _origins(node, experts, spec),
     }
+
+
+def expert_bits(blocks: Sequence[Mapping[str, Any]]) -> float | None:
+    """Bits of a weight on average over all experts of :func:`moe_blocks`, without scales; None where nothing is known
+    of any."""
+    bits = weights = 0
+    for block in blocks:
+        joined = block["gate_layout"] not in ("none", "separate")
+        for name, formats in block["formats"].items():
+            sizes = block["experts"]["hidden_sizes"] or [block["intermediate_size"] or 0] * len(formats)
+            for form, size in zip(formats, sizes, strict=True):
+                own = (block["hidden_size"] or 0) * size * (2 if name == "up" and joined else 1)
+                weights += own
+                bits += own * ELEMENTS[form.partition("/")[0].rstrip("z")].bits
+    return bits / weights if weights else None
 
 
 def _origins(node: ir.Node, experts: int | None, spec: ExpertsSpec) -> dict[str, Any] | None:

@@ -43,11 +43,19 @@ class Data:
 
     ``path``: an ``.npz`` file of inputs by name (a batch; with one more axis than the model's inputs have, several), a
     folder of such files in the order of their names, or a text file (UTF-8), for which a tokenizer is needed.
+    ``beside``: an array that batches have, too, where the ``.npz`` file has it: labels.
     """
 
-    def __init__(self, path: str | os.PathLike[str], specs: Sequence[TensorSpec], text: Text | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        specs: Sequence[TensorSpec],
+        text: Text | None = None,
+        beside: str | None = None,
+    ) -> None:
         """Raises MoecError for data that cannot be read or does not fit the inputs."""
         self.path, self._specs, self._text = pathlib.Path(path), list(specs), text or Text()
+        self._beside: set[str] = set() if beside is None else {beside}
         if not self.path.exists():
             raise MoecError(f"{path}: no such file; expected .npz files of inputs, or text")
         self._files = self._listed()
@@ -88,7 +96,7 @@ class Data:
         if spare not in ({0}, {1}):
             shapes = ", ".join(f"{spec} is {list(arrays[spec.name].shape)}" for spec in self._specs)
             raise MoecError(f"{path}: arrays do not fit the inputs, or all of them with an axis of batches: {shapes}")
-        whole = {name: arrays[name] for name in names}
+        whole = {name: arrays[name] for name in names | (self._beside & arrays.keys())}
         batches = [whole] if spare == {0} else _unstacked(whole, path)
         for batch in batches:
             yield {name: self._finite(path, name, array) for name, array in batch.items()}
@@ -133,15 +141,34 @@ class Data:
 
     def _inputs_of_text(self) -> tuple[str, list[TensorSpec]]:
         """The input that takes token ids [rows, length], and those that follow from these."""
-        others = [spec for spec in self._specs if spec.name in _BESIDE_TOKENS]
-        ids = [spec for spec in self._specs if spec not in others]
-        if len(ids) != 1 or len(ids[0].shape) != 2 or dtype_of(ids[0].dtype).kind not in "iu":
+        ids = token_input(self._specs)
+        others = [spec for spec in self._specs if spec != ids]
+        if ids is None or not {spec.name for spec in others} <= _BESIDE_TOKENS.keys():
             listed = ", ".join(map(str, self._specs))
             raise MoecError(
                 f"{self.path}: text gives token ids [rows, length] and {', '.join(_BESIDE_TOKENS)}; the model takes "
                 f"{listed}: give .npz files of all of them"
             )
-        return ids[0].name, others
+        return ids.name, others
+
+
+def token_input(specs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """The one input that takes token ids [rows, length]; None for a model that is fed otherwise."""
+    found = [
+        spec
+        for spec in specs
+        if spec.name not in _BESIDE_TOKENS and len(spec.shape) == 2 and dtype_of(spec.dtype).kind in "iu"
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def check_limits(batch: Mapping[str, Array], limits: Mapping[str, int], path: pathlib.Path) -> None:
+    """Raise MoecError where an input holds a number that indexes nothing, such as an id beyond the vocabulary."""
+    for name, limit in limits.items():
+        array = batch[name]
+        if array.size and not 0 <= array.min() <= array.max() < limit:
+            found = f"{array.min()} to {array.max()}"
+            raise MoecError(f"{path}: the input {name!r} holds {found}; expected 0 to {limit - 1}")
 
 
 def _unstacked(arrays: Mapping[str, Array], path: pathlib.Path) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.errors import MoecError
-from moec.ir.blocks import moe_blocks
+from moec.ir.blocks import expert_bits, moe_blocks
 from moec.ir.dialect import FORMULATION_KEY, INPUTS, ExpertsSpec, RouteSpec, make_node
 from moec.ir.origins import Origins, set_origins
 
@@ -107,3 +107,11 @@ def test_metadata_of_another_number_of_experts_is_refused():
     set_origins(model.graph.node(0), Origins(((0,),)))
     with pytest.raises(MoecError, match=r"layer\.0\.moe: metadata moec\.origin"):
         moe_blocks(model)
+
+
+def test_bits_of_experts_are_an_average_over_weights():
+    experts = {"gate_layout": "gate_up", "hidden_size": 16, "experts": {"hidden_sizes": (8, 24)}}
+    formats = {"up": ["int4/32z", "float32"], "down": ["int8", "fp8"]}
+    up, down = 2 * 16 * (8 * 4 + 24 * 32), 16 * (8 * 8 + 24 * 8)
+    assert expert_bits([{**experts, "formats": formats}]) == (up + down) / (3 * 16 * 32)
+    assert expert_bits(moe_blocks(_model(RouteSpec(k=2), ExpertsSpec()))) is None  # its weights are inputs

@@ -29,7 +29,7 @@ from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import make_linears
 from moec.profile.file import Head, Layer, Profile, merge, write_profile
-from moec.tools.data import Data, Text
+from moec.tools.data import Data, Text, check_limits
 from moec.tools.profiling.formats import experts_errors, linear_errors
 from moec.tools.profiling.sums import ExpertsSums, InputSums
 from moec.tools.profiling.taps import Tap, observe
@@ -140,7 +140,7 @@ class _Sums:
             before = self._tokens
             for batch in data:
                 self._batches += 1
-                _check_limits(batch, compiled.input_limits, data.path)
+                check_limits(batch, compiled.input_limits, data.path)
                 progress(f"{data.name}: batch {self._batches}, {self._tokens} tokens seen")
                 start = time.perf_counter()
                 outputs = compiled.run(batch)
@@ -226,14 +226,6 @@ def _matrix(node: ir.Node) -> Array:
     """The weight [K,N] of a linear."""
     weight = stored_weights(node)["weight"].run_of(0).decoded(0)
     return weight if spec_of(node, LinearSpec).transposed else weight.T
-
-
-def _check_limits(batch: Mapping[str, Array], limits: Mapping[str, int], path: pathlib.Path) -> None:
-    for name, limit in limits.items():
-        array = batch[name]
-        if array.size and not 0 <= array.min() <= array.max() < limit:
-            found = f"{array.min()} to {array.max()}"
-            raise MoecError(f"{path}: the input {name!r} holds {found}; expected 0 to {limit - 1}")
 
 
 def _finite(array: Array, what: str) -> Array:

@@ -1,0 +1,48 @@
+"""What ``moec evaluate`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from moec.common.tables import table
+
+if TYPE_CHECKING:
+    from moec.tools.evaluate import Evaluation, Judged, Quality
+
+
+def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
+    """A row for each model, and how to read it."""
+    metrics = list(evaluation.models[0].qualities)
+    headings = ("model", "weights, bytes", "bits of experts", *metrics)
+    yield table(f"Output {evaluation.output}", headings, [_row(one) for one in evaluation.models])
+    predictions = f", {evaluation.predictions} predictions" if evaluation.predictions else ""
+    yield Text(f"{evaluation.rows} rows{predictions}")
+    if len(evaluation.models) > 1:
+        yield Text(f"in brackets: {evaluation.method}")
+
+
+def nan_notes(evaluation: Evaluation) -> Iterator[str]:
+    """A line for every model that made NaN."""
+    for one in evaluation.models:
+        if one.nan_outputs:
+            yield (
+                f"{one.name}: {one.nan_outputs} elements of {evaluation.output} are NaN, in {one.nan_rows} of "
+                f"{evaluation.rows} rows"
+            )
+
+
+def _row(one: Judged) -> tuple[str, ...]:
+    bits = "-" if one.expert_bits is None else f"{one.expert_bits:.2f}"
+    return one.name, f"{one.weight_bytes:,}", bits, *map(quality_text, one.qualities.values())
+
+
+def quality_text(quality: Quality) -> str:
+    """``1.3912 (+0.013 ± 0.0021)``"""
+    if quality.difference is None:
+        return f"{quality.value:#.5g}"
+    interval = "" if quality.interval is None else f" ± {quality.interval:.2g}"
+    return f"{quality.value:#.5g} ({quality.difference:+.2g}{interval})"

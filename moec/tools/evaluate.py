@@ -1,0 +1,245 @@
+"""``moec evaluate``: several models on the same data, side by side, and how sure their differences are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import moec
+from moec.common.specs import TensorSpec
+from moec.errors import MoecError, reporting
+from moec.ir.blocks import expert_bits
+from moec.tools import paired
+from moec.tools.data import Batch, Data, Text, check_limits, token_input
+from moec.tools.labels import LABELS, Judge, Positions, judged_output
+from moec.tools.metrics import METRICS, metric_named, values_of
+
+Array = np.ndarray[Any, Any]
+ModelOrPath = str | os.PathLike[str] | moec.CompiledModel
+
+METHOD = (
+    "difference to the first model, plus or minus half of its 95% confidence interval, paired over rows: the standard "
+    "error of the rows' differences, times Student's t"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """A metric of one model. ``difference``: how much larger it is than the first model's, and ``interval`` half of its
+    95% confidence interval (:mod:`moec.tools.paired`); None for the first model, and where the data is a single row."""
+
+    value: float
+    difference: float | None = None
+    interval: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One model. ``weight_bytes``: of all its weights as they lie in memory; ``expert_bits``: of a weight of its
+    experts, on average, without scales. ``nan_outputs``: how many elements of the output were NaN, in ``nan_rows``
+    rows."""
+
+    name: str
+    weight_bytes: int
+    expert_bits: float | None
+    nan_outputs: int
+    nan_rows: int
+    qualities: dict[str, Quality]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Models in the order in which they were given, on ``rows`` rows of data. ``predictions``: positions with labels,
+    0 where no metric needs these."""
+
+    output: str
+    rows: int
+    predictions: int
+    models: list[Judged]
+    method: str = METHOD
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data for JSON, which has no NaN and no infinity: they are ``"nan"``, ``"inf"``, ``"-inf"``."""
+        return _finite(dataclasses.asdict(self))
+
+
+@reporting("evaluating")
+def evaluate(
+    models: Sequence[ModelOrPath],
+    data: Sequence[str | os.PathLike[str]],
+    *,
+    metrics: Sequence[str] = (),
+    labels: str | os.PathLike[str] | None = None,
+    output: str | None = None,
+    text: Text | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda _step: None,
+) -> Evaluation:
+    """Run every model on the same data and compare what comes out.
+
+    ``models``: artifacts, ONNX files (which are compiled first, at O2), or compiled models. ``metrics``: ``loss`` (nats
+    per prediction), ``perplexity`` (its exponential) and ``top1`` (share of predictions that are right) need labels;
+    ``kl`` (nats per position, of the first model's softmax over the last axis from this one's) and ``cosine`` compare
+    with the first model. Without any, ``loss`` and ``top1`` where there are labels, else ``kl`` and ``cosine``.
+
+    ``labels``: a file of them, integers with a number for every vector of the output (-100: does not count); by default
+    the array ``labels`` of the data, or in a model that takes token ids [rows, length] and makes [rows, length,
+    vocabulary] the next token. ``output``: the one that is judged, where several may be. Padding, where
+    ``attention_mask`` is 0, does not count.
+
+    Raises MoecError for models that take different inputs, data and labels that do not fit them, metrics that need what
+    is not there, and an artifact that cannot be loaded.
+    """
+    chosen = list(dict.fromkeys(metrics))
+    with_first = [name for name in chosen if metric_named(name).with_first]
+    if not models:
+        raise MoecError("no model to evaluate; give artifacts or ONNX files")
+    if with_first and len(models) == 1:
+        raise MoecError(f"{with_first[0]} compares with the first model; give at least two")
+    contestants = [_loaded(model, at, threads, progress) for at, model in enumerate(models)]
+    _check_alike(contestants)
+    first = contestants[0][1]
+    judged = judged_output(first.outputs, token_input(first.inputs) is not None, output)
+    sources = [Data(path, first.inputs, text, LABELS) for path in data]
+    run = _Run(contestants, judged, Judge(first.inputs, judged, labels), chosen)
+    for batch, where in _batches(sources, first.input_limits, progress):
+        run.add(batch, where)
+    return run.result()
+
+
+def _loaded(
+    model: ModelOrPath, at: int, threads: int | None, progress: Callable[[str], None]
+) -> tuple[str, moec.CompiledModel]:
+    if isinstance(model, moec.CompiledModel):
+        return f"model {at + 1}", model
+    path = pathlib.Path(model)
+    progress(f"{path}")
+    if path.is_dir() or path.suffix == ".zip":
+        return str(model), moec.load(path, threads=threads)
+    return str(model), moec.compile(path, threads=threads)
+
+
+def _check_alike(contestants: Sequence[tuple[str, moec.CompiledModel]]) -> None:
+    """That all take inputs of the same names, types and numbers of axes."""
+    (first_name, first), *others = contestants
+    for name, model in others:
+        if _kinds(model.inputs) != _kinds(first.inputs):
+            takes, expected = (", ".join(map(str, one.inputs)) for one in (model, first))
+            raise MoecError(f"{name}: takes {takes}, and {first_name} takes {expected}; expected the same model")
+
+
+def _kinds(specs: Sequence[TensorSpec]) -> set[tuple[str, str, int]]:
+    return {(spec.name, spec.dtype, len(spec.shape)) for spec in specs}
+
+
+def _batches(
+    sources: Sequence[Data], limits: dict[str, int], progress: Callable[[str], None]
+) -> Iterator[tuple[Batch, str]]:
+    for data in sources:
+        for number, batch in enumerate(data, 1):
+            progress(f"{data.name}: batch {number}")
+            check_limits(batch, limits, data.path)
+            yield batch, f"{data.path}, batch {number}"
+
+
+class _Run:
+    """The sums of all models over rows of data; batches are added one after another."""
+
+    def __init__(
+        self,
+        models: Sequence[tuple[str, moec.CompiledModel]],
+        output: TensorSpec,
+        judge: Judge,
+        metrics: Sequence[str],
+    ) -> None:
+        self._models, self._output, self._judge, self._metrics = models, output, judge, list(metrics)
+        self._sums: dict[tuple[int, str], list[Array]] = {}
+        self._counts: dict[str, list[Array]] = {}
+        self._nan = np.zeros((len(models), 2), np.int64)
+        self._rows = 0
+
+    def add(self, batch: Batch, where: str) -> None:
+        outputs = [self._outputs_of(name, model, batch, where) for name, model in self._models]
+        for at, found in enumerate(outputs):
+            if found.shape != outputs[0].shape:
+                raise MoecError(
+                    f"{self._models[at][0]}: makes {self._output.name} {list(found.shape)} of {where}, and "
+                    f"{self._models[0][0]} makes {list(outputs[0].shape)}; expected the same model"
+                )
+            nan = np.isnan(found.reshape(len(found), -1))
+            self._nan[at] += nan.sum(), nan.any(axis=1).sum()
+        self._choose_metrics(batch, where)
+        self._rows += len(outputs[0])
+        labelled = self._judge.positions(batch, outputs[0], where)
+        everywhere = self._judge.all_positions(batch, outputs[0])
+        for name in self._metrics:
+            positions = everywhere if METRICS[name].with_first else labelled
+            for at, found in enumerate(outputs):
+                self._add_values(at, name, found, outputs[0], positions)
+
+    def _add_values(self, at: int, name: str, found: Array, first: Array, positions: Positions) -> None:
+        other = first if positions.labels is None else positions.labels
+        sums, counts = values_of(METRICS[name], found, other, positions.counted)
+        kept = counts > 0
+        self._sums.setdefault((at, name), []).append(sums[kept])
+        if at == 0:
+            self._counts.setdefault(name, []).append(counts[kept])
+
+    def _outputs_of(self, name: str, model: moec.CompiledModel, batch: Batch, where: str) -> Array:
+        try:
+            outputs = model.run({spec.name: batch[spec.name] for spec in model.inputs})
+        except MoecError as error:
+            raise type(error)(f"{name}: {where}: {error}") from error
+        if self._output.name not in outputs:
+            raise MoecError(f"{name}: has no output {self._output.name!r}, as the first has: it has {sorted(outputs)}")
+        return outputs[self._output.name]
+
+    def _choose_metrics(self, batch: Batch, where: str) -> None:
+        labelled = self._judge.has_labels(batch)
+        if not self._metrics:
+            if not labelled and len(self._models) == 1:
+                raise MoecError(f"{where}: has no labels to judge by; add --labels FILE, or give two models to compare")
+            self._metrics = ["loss", "top1"] if labelled else ["kl", "cosine"]
+        needing = [name for name in self._metrics if not METRICS[name].with_first]
+        if needing and not labelled:
+            raise MoecError(
+                f"{where}: {needing[0]} needs labels; expected an array {LABELS!r} beside the inputs, --labels FILE, "
+                "or a model that takes token ids [rows, length] and makes [rows, length, vocabulary]"
+            )
+
+    def result(self) -> Evaluation:
+        self._judge.finish()
+        counts = {name: np.concatenate(pieces) for name, pieces in self._counts.items()}
+        if not counts or not all(count.size for count in counts.values()):
+            raise MoecError("the data holds no position to judge; expected rows, of two tokens or more where they tell")
+        predictions = [int(count.sum()) for name, count in counts.items() if not METRICS[name].with_first]
+        models = [self._judged(at, counts) for at in range(len(self._models))]
+        return Evaluation(self._output.name, self._rows, max(predictions, default=0), models)
+
+    def _judged(self, at: int, counts: dict[str, Array]) -> Judged:
+        name, model = self._models[at]
+        described = model.describe()
+        qualities = {metric: self._quality(at, metric, counts[metric]) for metric in self._metrics}
+        bits, size = expert_bits(described["moe_blocks"]), sum(one["bytes"] for one in described["weights"])
+        elements, rows = map(int, self._nan[at])
+        return Judged(name, size, bits, elements, rows, qualities)
+
+    def _quality(self, at: int, metric: str, counts: Array) -> Quality:
+        own, first = (np.concatenate(self._sums[one, metric]) for one in (at, 0))
+        exponential = METRICS[metric].exponential
+        value = paired.quality(own, counts, exponential)
+        return Quality(value, *(paired.difference(own, first, counts, exponential) if at else ()))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data

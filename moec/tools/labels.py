@@ -1,0 +1,128 @@
+"""What models are judged by: which of their outputs, at which positions, against which labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.common.array_files import read_arrays
+from moec.common.dtypes import dtype_of
+from moec.common.specs import TensorSpec
+from moec.errors import MoecError
+from moec.tools.data import token_input
+
+Array = np.ndarray[Any, Any]
+
+LABELS = "labels"
+"""The array of a file of inputs, or of labels alone, that holds labels."""
+IGNORED = -100
+"""The label of a position that does not count, as PyTorch's losses have it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """Which vectors of an output [rows, ..., classes] count, and the ``labels`` [rows, ...] of these; None where
+    nothing says what is right."""
+
+    counted: Array
+    labels: Array | None = None
+
+
+def judged_output(outputs: Sequence[TensorSpec], tokens: bool, name: str | None) -> TensorSpec:
+    """The output that is judged: the one of that name; else the only one of floats; of several, in a model of
+    ``tokens``, the only one [rows, length, vocabulary]. Raises MoecError where that leaves none or several."""
+    floats = [spec for spec in outputs if dtype_of(spec.dtype).kind not in "iub" and len(spec.shape) > 1]
+    chosen = [spec for spec in floats if spec.name == name] if name is not None else floats
+    if len(chosen) > 1 and tokens:
+        chosen = [spec for spec in chosen if len(spec.shape) == 3]
+    if len(chosen) == 1:
+        return chosen[0]
+    listed = ", ".join(map(str, outputs))
+    if name is not None:
+        raise MoecError(f"no output {name!r} of floats with an axis of classes behind that of rows; there are {listed}")
+    raise MoecError(f"{len(chosen)} outputs may be meant, of {listed}; say which one to judge: --output-name NAME")
+
+
+class Judge:
+    """Finds labels for batches, in the order of the data. ``path``: a file of them, for all rows of the data; without
+    one they are an array of the data's own or, in a language model, the next tokens."""
+
+    def __init__(
+        self, inputs: Sequence[TensorSpec], output: TensorSpec, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Raises MoecError for a file without labels."""
+        tokens = token_input(inputs)
+        self._tokens = tokens.name if tokens is not None and len(output.shape) == 3 else None
+        self._path, self._labels, self._row = path, None if path is None else _read(path), 0
+
+    def positions(self, batch: Mapping[str, Array], output: Array, where: str) -> Positions:
+        """Of one batch, for metrics that need labels. Raises MoecError for labels that do not fit the output [rows,
+        ..., classes]; ``where`` names the batch."""
+        if self._labels is not None:
+            labels = self._labels[self._row : self._row + len(output)]
+            self._row += len(output)
+            return _labelled(labels, output, f"{self._path}, {where}")
+        if LABELS in batch:
+            return _labelled(batch[LABELS], output, where)
+        if self._tokens is None:
+            return Positions(np.zeros(output.shape[:-1], bool))
+        ids = batch[self._tokens]
+        if ids.shape != output.shape[:2]:
+            raise MoecError(f"{where}: tokens are {list(ids.shape)}, the output is {list(output.shape)}; give --labels")
+        following = np.full(ids.shape, IGNORED)
+        following[:, :-1] = np.where(_mask(batch, ids), ids, IGNORED)[:, 1:]
+        return _labelled(following, output, where)
+
+    def all_positions(self, batch: Mapping[str, Array], output: Array) -> Positions:
+        """Of one batch, for metrics that need no labels: all that are not padding."""
+        counted = np.ones(output.shape[:-1], bool)
+        if self._tokens is not None and batch[self._tokens].shape == counted.shape:
+            counted &= _mask(batch, batch[self._tokens])
+        return Positions(counted)
+
+    def has_labels(self, batch: Mapping[str, Array]) -> bool:
+        return self._labels is not None or LABELS in batch or self._tokens is not None
+
+    def finish(self) -> None:
+        """Raises MoecError where labels are left."""
+        if self._labels is not None and len(self._labels) != self._row:
+            raise MoecError(f"{self._path}: holds labels of {len(self._labels)} rows; the data has {self._row}")
+
+
+def _mask(batch: Mapping[str, Array], ids: Array) -> Array:
+    """Which tokens [rows, length] are no padding. A mask may begin with what came before them."""
+    mask = batch.get("attention_mask")
+    length = ids.shape[1]
+    if mask is None or mask.ndim != 2 or len(mask) != len(ids) or mask.shape[1] < length:
+        return np.ones(ids.shape, bool)
+    return mask[:, mask.shape[1] - length :] != 0
+
+
+def _labelled(labels: Array, output: Array, where: str) -> Positions:
+    if labels.dtype.kind not in "iu":
+        raise MoecError(f"{where}: labels are {labels.dtype}; expected integers")
+    if labels.shape != output.shape[:-1]:
+        raise MoecError(
+            f"{where}: labels are {list(labels.shape)}; expected {list(output.shape[:-1])}, one for each vector of the "
+            f"output {list(output.shape)}"
+        )
+    labels, classes = labels.astype(np.int64), output.shape[-1]
+    counted = labels != IGNORED
+    wrong = labels[counted & ((labels < 0) | (labels >= classes))]
+    if wrong.size:
+        raise MoecError(f"{where}: there is a label {wrong[0]}; expected 0 to {classes - 1}, or {IGNORED} for none")
+    return Positions(counted, labels)
+
+
+def _read(path: str | os.PathLike[str]) -> Array:
+    arrays = read_arrays(pathlib.Path(path))
+    if LABELS in arrays:
+        return arrays[LABELS]
+    if len(arrays) != 1:
+        raise MoecError(f"{path}: holds {sorted(arrays)}; expected one array, or one that is named {LABELS!r}")
+    return next(iter(arrays.values()))

@@ -1,0 +1,97 @@
+"""How good a model's outputs are, position by position: what :mod:`moec.tools.evaluate` averages.
+
+A position is what the output has a vector [classes] for: a token of a row, or the row itself. All numbers are computed
+in float64, log-softmax after the largest logit was subtracted. A NaN in a vector makes its numbers NaN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from moec.errors import MoecError
+
+Array = np.ndarray[Any, Any]
+
+_BLOCK = 1 << 21
+"""Elements that are computed in float64 at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """``of(found, other)``: a number for every vector of ``found`` [positions, classes], float64. ``other`` is what it
+    is compared with: labels [positions], or with ``with_first`` the vectors of the first model."""
+
+    of: Callable[[Array, Array], Array]
+    with_first: bool = False
+    exponential: bool = False
+    """Whether it is the exponential of the mean, not the mean."""
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _loss(found: Array, labels: Array) -> Array:
+    return -np.take_along_axis(_log_softmax(found), labels[:, None], axis=-1)[:, 0]
+
+
+def _top1(found: Array, labels: Array) -> Array:
+    """Of equal logits the first counts."""
+    return np.where(np.isnan(found).any(axis=-1), np.nan, found.argmax(axis=-1) == labels)
+
+
+def _divergence(found: Array, first: Array) -> Array:
+    """The sum of ``p * log(p / q)`` where p, of the first model, is not 0."""
+    expected, log = _log_softmax(first), _log_softmax(found)
+    terms = np.exp(expected) * (expected - log)
+    return np.where(np.isneginf(expected), np.where(np.isnan(log), np.nan, 0), terms).sum(axis=-1)
+
+
+def _cosine(found: Array, first: Array) -> Array:
+    """1 for two vectors of zeros, 0 for one."""
+    sizes = np.linalg.norm(found, axis=-1), np.linalg.norm(first, axis=-1)
+    product = sizes[0] * sizes[1]
+    both = (sizes[0] == 0) & (sizes[1] == 0)
+    return np.where(both, 1.0, np.where(product == 0, 0.0, (found * first).sum(axis=-1) / product))
+
+
+METRICS = {
+    "loss": Metric(_loss),
+    "perplexity": Metric(_loss, exponential=True),
+    "top1": Metric(_top1),
+    "kl": Metric(_divergence, with_first=True),
+    "cosine": Metric(_cosine, with_first=True),
+}
+
+
+def metric_named(name: str) -> Metric:
+    """Raises MoecError for a name that no metric has."""
+    if name not in METRICS:
+        raise MoecError(f"no metric {name!r}; expected {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def values_of(metric: Metric, found: Array, other: Array, counted: Array) -> tuple[Array, Array]:
+    """``sums`` [rows] of the metric over the counted positions of each row, and how many these are [rows]; float64.
+
+    ``found`` is [rows, ..., classes], ``counted`` says which of its positions [rows, ...] count, ``other`` is as
+    :class:`Metric` says, with positions likewise.
+    """
+    classes = found.shape[-1]
+    vectors = found.reshape(-1, classes)
+    others = other.reshape(-1, classes) if metric.with_first else other.reshape(-1)
+    chosen = np.flatnonzero(counted)
+    values = np.zeros(counted.size)
+    step = max(1, _BLOCK // max(1, classes))
+    with np.errstate(all="ignore"):  # NaN and infinities are results
+        for at in range(0, len(chosen), step):
+            block = chosen[at : at + step]
+            compared = others[block].astype(np.float64) if metric.with_first else others[block]
+            values[block] = metric.of(vectors[block].astype(np.float64), compared)
+    per_row = (len(counted), counted.size // max(1, len(counted)))
+    return values.reshape(per_row).sum(axis=1), counted.reshape(per_row).sum(axis=1).astype(np.float64)

@@ -1,0 +1,205 @@
+"""Models side by side, against numbers computed from their tables of logits."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import moec
+from moec.errors import MoecError
+from moec.tools.evaluate import Evaluation, evaluate
+from moec.tools.paired import quantile_of_t
+
+V = 5
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+IDS = np.random.default_rng(0).integers(0, V, (6, 7))
+
+
+def table(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((V, V)).astype(np.float32)
+
+
+def bigrams(logits: np.ndarray, mask: bool = False) -> moec.CompiledModel:
+    """ids [rows, length] → logits [rows, length, V], the row of a table for each token."""
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["rows", "length"])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", "length", V])]
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["logits"])]
+    if mask:
+        inputs.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["rows", "length"]))
+        outputs.append(helper.make_tensor_value_info("masked", TensorProto.INT64, ["rows", "length"]))
+        nodes.append(helper.make_node("Mul", ["ids", "attention_mask"], ["masked"]))
+    graph = helper.make_graph(nodes, "bigrams", inputs, outputs, [onnx.numpy_helper.from_array(logits, "table")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return moec.compile(proto, passes="O0", threads=1)
+
+
+@pytest.fixture(scope="module")
+def models() -> list[moec.CompiledModel]:
+    return [bigrams(table(1)), bigrams(table(2))]
+
+
+def saved(path: pathlib.Path, **arrays: Any) -> pathlib.Path:
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path) -> pathlib.Path:
+    return saved(tmp_path / "data.npz", ids=IDS)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=-1, keepdims=True))
+
+
+def losses(seed: int, ids: np.ndarray = IDS) -> np.ndarray:
+    """[rows, length - 1]: minus the log of the next token's probability."""
+    return -log_softmax(table(seed))[ids[:, :-1], ids[:, 1:]]
+
+
+def values(evaluation: Evaluation, metric: str) -> list[float]:
+    return [one.qualities[metric].value for one in evaluation.models]
+
+
+def test_loss_perplexity_and_top1_of_next_tokens(models, data):
+    found = evaluate(models, [data], metrics=["loss", "perplexity", "top1"])
+    means = [losses(seed).mean() for seed in (1, 2)]
+    np.testing.assert_allclose(values(found, "loss"), means, rtol=1e-12)
+    np.testing.assert_allclose(values(found, "perplexity"), np.exp(means), rtol=1e-12)
+    right = [(table(seed)[IDS[:, :-1]].argmax(axis=-1) == IDS[:, 1:]).mean() for seed in (1, 2)]
+    np.testing.assert_allclose(values(found, "top1"), right, rtol=1e-12)
+    assert (found.rows, found.predictions, found.output) == (6, 36, "logits")
+    assert [one.name for one in found.models] == ["model 1", "model 2"]
+    assert [one.weight_bytes for one in found.models] == [V * V * 4] * 2
+
+
+def test_a_difference_has_the_interval_of_the_rows_own_differences(models, data):
+    found = evaluate([*models, models[0]], [data], metrics=["loss", "perplexity"])
+    rows = (losses(2) - losses(1)).mean(axis=1)
+    half = 2.5706 * rows.std(ddof=1) / np.sqrt(6)
+    first, second, again = (one.qualities["loss"] for one in found.models)
+    assert (first.difference, first.interval) == (None, None)
+    np.testing.assert_allclose([second.difference, second.interval], [rows.mean(), half], rtol=2e-3)
+    assert (again.difference, again.interval) == (0, 0)
+    own, other = (np.exp(losses(seed).mean()) * losses(seed).mean(axis=1) for seed in (2, 1))
+    interval = 2.5706 * (own - other).std(ddof=1) / np.sqrt(6)
+    np.testing.assert_allclose(found.models[1].qualities["perplexity"].interval, interval, rtol=2e-3)
+
+
+def test_rows_count_as_they_hold_positions(models, tmp_path):
+    pieces = [saved(tmp_path / f"{at}.npz", ids=ids) for at, ids in enumerate((IDS[:2], IDS[2:5, :3]))]
+    found = evaluate(models, pieces, metrics=["loss"])
+    means = [np.concatenate([losses(seed, IDS[:2]).ravel(), losses(seed, IDS[2:5, :3]).ravel()]) for seed in (1, 2)]
+    np.testing.assert_allclose(values(found, "loss"), [one.mean() for one in means], rtol=1e-12)
+    assert (found.rows, found.predictions) == (5, 18)
+
+
+def test_divergence_and_cosine_compare_with_the_first(models, data):
+    found = evaluate(models, [data], metrics=["kl", "cosine"])
+    first, second = (table(seed)[IDS].astype(np.float64) for seed in (1, 2))
+    log = [log_softmax(one) for one in (first, second)]
+    divergence = (np.exp(log[0]) * (log[0] - log[1])).sum(axis=-1).mean()
+    norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    np.testing.assert_allclose(values(found, "kl"), [0, divergence], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(values(found, "cosine"), [1, ((first * second).sum(axis=-1) / norms).mean()], rtol=1e-10)
+    assert found.predictions == 0
+
+
+def test_logits_may_be_minus_infinity_or_large(data):
+    logits = table(1) * 1e30
+    logits[:, 0] = -np.inf
+    found = evaluate([bigrams(logits), bigrams(logits)], [data], metrics=["kl", "top1"])
+    assert values(found, "kl") == [0, 0]
+    expected = (logits[IDS[:, :-1]].argmax(axis=-1) == IDS[:, 1:]).mean()
+    assert values(found, "top1") == [expected] * 2
+
+
+def test_what_is_no_number_is_counted_and_stays_one(models, data):
+    broken = table(1)
+    broken[2, 3] = np.nan
+    found = evaluate([models[0], bigrams(broken)], [data], metrics=["loss", "top1", "kl"])
+    assert all(np.isnan(values(found, metric)[1]) for metric in ("loss", "top1", "kl"))
+    assert (found.models[0].nan_outputs, found.models[1].nan_outputs) == (0, (IDS == 2).sum())
+    assert found.models[1].nan_rows == (IDS == 2).any(axis=1).sum()
+    assert found.as_data()["models"][1]["qualities"]["loss"]["value"] == "nan"
+
+
+def test_padding_does_not_count(tmp_path):
+    mask = np.ones_like(IDS)
+    mask[:, 4:] = 0
+    data = saved(tmp_path / "d.npz", ids=IDS, attention_mask=mask)
+    found = evaluate([bigrams(table(1), mask=True)], [data], metrics=["loss"])
+    np.testing.assert_allclose(values(found, "loss"), [losses(1, IDS[:, :4]).mean()], rtol=1e-12)
+    assert found.predictions == 18
+
+
+def test_labels_of_the_data_and_of_a_file_come_before_next_tokens(models, tmp_path):
+    labels = np.random.default_rng(3).integers(0, V, IDS.shape)
+    labels[0, :3] = -100
+    inside = saved(tmp_path / "inside.npz", ids=IDS, labels=labels)
+    outside = saved(tmp_path / "outside.npz", ids=IDS.reshape(3, 2, 7))  # three batches
+    counted = labels != -100
+    expected = -log_softmax(table(1))[IDS[counted], labels[counted]]
+    for found in (
+        evaluate(models, [inside], metrics=["loss"]),
+        evaluate(models, [outside], metrics=["loss"], labels=saved(tmp_path / "labels.npz", anything=labels)),
+    ):
+        np.testing.assert_allclose(values(found, "loss")[0], expected.mean(), rtol=1e-12)
+        assert found.predictions == labels.size - 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (IDS[:5], r"labels.npz, .*batch 1: labels are \[5, 7\]; expected \[6, 7\]"),
+        (np.concatenate([IDS, IDS]), r"labels.npz: holds labels of 12 rows; the data has 6"),
+        (IDS + 1, r"there is a label 5; expected 0 to 4, or -100 for none"),
+        (IDS.astype(np.float32), r"labels are float32; expected integers"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(models, data, tmp_path, labels, message):
+    with pytest.raises(MoecError, match=message):
+        evaluate(models, [data], metrics=["loss"], labels=saved(tmp_path / "labels.npz", labels=labels))
+
+
+def test_metrics_need_what_they_compare_with(models, data):
+    with pytest.raises(MoecError, match="no metric 'accuracy'; expected loss, perplexity"):
+        evaluate(models, [data], metrics=["accuracy"])
+    with pytest.raises(MoecError, match="kl compares with the first model; give at least two"):
+        evaluate(models[:1], [data], metrics=["kl"])
+    with pytest.raises(MoecError, match="no output 'loss'"):
+        evaluate(models, [data], output="loss")
+    assert list(evaluate(models, [data]).models[0].qualities) == ["loss", "top1"]
+
+
+def test_data_without_a_prediction_is_refused(models, tmp_path):
+    with pytest.raises(MoecError, match="holds no position to judge"):
+        evaluate(models, [saved(tmp_path / "d.npz", ids=IDS[:, :1])], metrics=["loss"])
+    with pytest.raises(MoecError, match="'ids' holds 0 to 5; expected 0 to 4"):
+        evaluate(models, [saved(tmp_path / "large.npz", ids=IDS + (IDS == 4))], metrics=["loss"])
+
+
+def test_models_of_other_inputs_are_refused(models, data):
+    with pytest.raises(MoecError, match=r"model 2: takes .*attention_mask.*, and model 1 takes ids.*the same model"):
+        evaluate([models[0], bigrams(table(1), mask=True)], [data])
+
+
+def test_quantiles_are_those_of_tables():
+    tabulated = {1: 12.706, 2: 4.303, 4: 2.776, 5: 2.571, 10: 2.228, 30: 2.042, 120: 1.980}
+    for degrees, value in tabulated.items():
+        assert quantile_of_t(degrees) == pytest.approx(value, rel=2e-3)
+
+
+def test_the_examples_have_the_quality_that_they_say(tmp_path):
+    held_out = evaluate([EXAMPLES / "char_lm" / "model.onnx"], [EXAMPLES / "char_lm" / "heldout.npz"])
+    assert round(values(held_out, "loss")[0], 4) == 1.3783
+    digits = EXAMPLES / "digits"
+    read = evaluate([digits / "model.onnx"], [digits / "inputs.npz"], labels=digits / "labels.npz")
+    assert values(read, "top1") == [432 / 450]
+    with pytest.raises(MoecError, match="has no labels to judge by; add --labels FILE, or give two models"):
+        evaluate([digits / "model.onnx"], [digits / "inputs.npz"])

@@ -8,13 +8,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.ir.semantics import activated
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.weights.hidden_units import Array, HiddenUnits
+from moec.passes.weights.hidden_units import Array, HiddenUnits, readable_units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class DropZeroNeurons:
         for node in list(model.graph):
             if not (dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")):
                 continue
-            units = _units_of(node)
+            units = readable_units(node)
             if isinstance(units, str):
                 left_alone.setdefault(units, []).append(node)
                 continue
@@ -73,25 +72,6 @@ class DropZeroNeurons:
             others = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
             report.note(self.name, f"{node_name(nodes[0])}{others}", f"not looked at: {reason}")
         return changed
-
-
-def _units_of(node: ir.Node) -> HiddenUnits | str:
-    """The node's hidden units, or why they are not looked at."""
-    inputs = dialect.inputs_of(node)
-    for name in ("up_bias", "gate_bias"):
-        bias = inputs[name]
-        if bias is not None and (bias.const_value is None or bias.is_graph_input()):
-            return f"{name} is computed when the model runs"
-    try:
-        units = HiddenUnits(node)
-    except UnsupportedError as error:
-        return str(error)
-    if units.weights.spec.arithmetic == "int8":
-        return "hidden values are quantised together; run this pass before quantize-experts"
-    grouped = next((run for run in units.weights.operands["down"].runs if run.format.group), None)
-    if grouped is not None:
-        return f"down is {grouped.format}, in groups of units; run this pass before quantize-experts"
-    return units
 
 
 def _drop(graph: ir.Graph, units: HiddenUnits) -> str | None:

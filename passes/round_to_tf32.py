@@ -62,7 +62,7 @@ class RoundToTf32:
             report.note(self.name, node_name(node), f"not rounded: {reason}; expected float32 for all")
             return node.op_type == "Linear"
         for name in weight_inputs(node):
-            change_numbers(node, name, rounded_to_tf32)
+            change_numbers(node, name, lambda numbers, _expert: rounded_to_tf32(numbers))
         set_arithmetic(node, ProductSpec(arithmetic="tf32"))
         report.losses.append(loss(self.name, before, layer_of(node)))
         return True

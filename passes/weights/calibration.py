@@ -62,7 +62,7 @@ class Calibration:
         measures = self._measures
         if measures is None:
             return None
-        with self._reading():
+        with profile_reading(self._where):
             found = measures.rows() if isinstance(measures, LinearMeasures) else measures.rows(expert)
         return found if len(found) else None
 
@@ -75,7 +75,7 @@ class Calibration:
 
         def encode(weight: Array, form: WeightFormat, axis: int, expert: int) -> Encoded:
             matrix = np.ascontiguousarray(np.moveaxis(weight, axis, 0), np.float32)
-            with self._reading():
+            with profile_reading(self._where):
                 moment = _moment(measures, name, expert, len(matrix))
             data, scale, zero_point = self._rounded(matrix, form, moment)
             others = (one if one is None else _inputs_at(axis, one) for one in (scale, zero_point))
@@ -88,14 +88,16 @@ class Calibration:
             return gptq(matrix, form, moment)
         return nearest(matrix, form, importance_of(moment))
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except KeyError as error:
-            raise MoecError(f"{self._where}: the profile lacks {error}; make it anew, with second moments") from None
-        except (ValueError, IndexError) as error:
-            raise MoecError(f"{self._where}: the profile is damaged ({error}); make it anew") from None
+
+@contextlib.contextmanager
+def profile_reading(where: str) -> Iterator[None]:
+    """Around what reads arrays of a profile: says where in errors, and what to do about them."""
+    try:
+        yield
+    except KeyError as error:
+        raise MoecError(f"{where}: the profile lacks {error}; make it anew, with second moments") from None
+    except (ValueError, IndexError) as error:
+        raise MoecError(f"{where}: the profile is damaged ({error}); make it anew") from None
 
 
 def _inputs_at(axis: int, table: Array) -> Array:

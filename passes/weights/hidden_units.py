@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
+from moec.ir import dialect
 from moec.ir.weights.encode import decode, per_element
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
@@ -72,6 +74,25 @@ class HiddenUnits:
         if self.weights.spec.gate_layout == "interleaved":
             return np.stack([2 * units, 2 * units + 1], axis=1).ravel()
         return np.concatenate([units, self.count + units])
+
+
+def readable_units(node: ir.Node) -> HiddenUnits | str:
+    """The node's hidden units, or why they are not looked at."""
+    inputs = dialect.inputs_of(node)
+    for name in ("up_bias", "gate_bias"):
+        bias = inputs[name]
+        if bias is not None and (bias.const_value is None or bias.is_graph_input()):
+            return f"{name} is computed when the model runs"
+    try:
+        units = HiddenUnits(node)
+    except UnsupportedError as error:
+        return str(error)
+    if units.weights.spec.arithmetic == "int8":
+        return "hidden values are quantised together; run this pass before quantize-experts"
+    grouped = next((run for run in units.weights.operands["down"].runs if run.format.group), None)
+    if grouped is not None:
+        return f"down is {grouped.format}, in groups of units; run this pass before quantize-experts"
+    return units
 
 
 def _units_first(part: Part, matrix: Array) -> Array:

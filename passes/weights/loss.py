@@ -60,6 +60,18 @@ def loss(
 ) -> Loss:
     """Compare a layer with what it was, on some experts: on rows that each of these has ``seen``, or, where none are
     known, on generated ones (standard normal, always the same)."""
+    weights, outputs = _compared(before, after, seen)
+    arithmetic = after.spec.arithmetic
+    return Loss(pass_name, node_name(after.node), after.formats, arithmetic, weights.relative, outputs.relative)
+
+
+def output_error(before: Layer, after: Layer, seen: Callable[[int], Array | None]) -> float:
+    """The error of the outputs alone, of layers whose weights may differ in shape."""
+    return _compared(before, after, seen)[1].relative
+
+
+def _compared(before: Layer, after: Layer, seen: Callable[[int], Array | None]) -> tuple[_Difference, _Difference]:
+    """The differences of weights, those of equal shape, and of outputs."""
     weights, outputs, generator = _Difference(), _Difference(), np.random.default_rng(0)
     experts = _sampled(before)
     for expert in experts:
@@ -70,11 +82,11 @@ def loss(
         known = seen(expert)
         rows = rows if known is None else known.astype(np.float32)
         for name in old:
-            weights.add(old[name], new[name])
+            if old[name].shape == new[name].shape:
+                weights.add(old[name], new[name])
         outputs.add(_output(before, expert, old, rows), _output(after, expert, new, rows))
         release_pages()
-    arithmetic = after.spec.arithmetic
-    return Loss(pass_name, node_name(after.node), after.formats, arithmetic, weights.relative, outputs.relative)
+    return weights, outputs
 
 
 def _sampled(layer: Layer) -> list[int]:

@@ -57,15 +57,15 @@ def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat], encoder: Enc
     return True
 
 
-def change_numbers(node: ir.Node, name: str, change: Callable[[Array], Array]) -> None:
-    """Store what ``change`` makes of the numbers of a weight operand in the place of them, in the same type; of floats
-    alone. One expert is computed at a time, when it is read."""
+def change_numbers(node: ir.Node, name: str, change: Callable[[Array, int], Array]) -> None:
+    """Store what ``change`` makes of the numbers of a weight operand, and of the number of the expert, in the place of
+    them, in the same type; of floats alone. One expert is computed at a time, when it is read."""
     graph, value = node.graph, weight_inputs(node)[name]
     assert isinstance(graph, ir.Graph) and value.shape is not None and value.dtype is not None
     weight = StoredWeight.of(value)
 
     def load(index: int) -> Array:
-        return change(weight.run_of(index).encoded(index).data)
+        return change(weight.run_of(index).encoded(index).data, index)
 
     changed = fresh_name(graph, f"{_base_name(value)}_changed")
     shape = tuple(int(size) for size in value.shape.numpy())

@@ -80,14 +80,16 @@ def _written(path: pathlib.Path, layer: Layer, arrays: list[tuple[str, Array]]) 
     return path
 
 
-def write_measured(path: pathlib.Path, model: ir.Model, formats: str, tokens: int = 96) -> pathlib.Path:
+def write_measured(
+    path: pathlib.Path, model: ir.Model, formats: str, tokens: int = 96, moments: bool = True
+) -> pathlib.Path:
     """The profile of all layers of experts, as if random tokens had come to each; the last expert sees none."""
     forms = [parse_format("formats", one) for one in formats.split("+")]
     layers, arrays = [], []
     with tempfile.TemporaryDirectory() as folder:
         for node in measurable(model.graph):
             key, weights = key_of(node), ExpertWeights(node)
-            sums = ExpertsSums(node, 2, pathlib.Path(folder), key, True)
+            sums = ExpertsSums(node, 2, pathlib.Path(folder), key, moments)
             logits = np.random.default_rng(0).normal(size=(tokens, weights.experts - 1)).astype(np.float32)
             sums.add(rows_of(weights.inner, tokens), *semantics.route(RouteSpec(2), logits))
             found = [*sums.arrays(), *experts_errors(sums, forms)]

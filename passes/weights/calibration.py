@@ -29,8 +29,8 @@ _FEWEST_ROWS = 1 / 4
 
 @contextlib.contextmanager
 def opened(pass_name: str, method: Method, path: str | None) -> Iterator[Profile | None]:
-    """The profile at ``path``, open; None for none. Raises MoecError where a method needs one, and for a file that is
-    none."""
+    """Open the profile at ``path``; yield None without a path. Raises MoecError when the method needs a profile and
+    there is none, and for a file that is no profile."""
     if path is None:
         if method != "rtn":
             raise MoecError(
@@ -44,9 +44,10 @@ def opened(pass_name: str, method: Method, path: str | None) -> Iterator[Profile
 
 
 class Calibration:
-    """What a profile knows of the inputs of one node's weights; without a profile nothing.
+    """What a profile knows of the inputs of one node's weights; without a profile, nothing.
 
-    Notes on the node what it was measured as. Raises MoecError where the profile does not know the node.
+    Making one notes on the node which layer of the profile it is, for its weights change next. Raises MoecError when
+    the profile does not know the node.
     """
 
     def __init__(self, profile: Profile | None, node: ir.Node, method: Method) -> None:
@@ -58,7 +59,7 @@ class Calibration:
             keep_key(node)
 
     def rows(self, expert: int) -> Array | None:
-        """Some of the inputs [n,in] of an expert, or of the dense product; None where none are known."""
+        """Return some inputs [n,in] of an expert, or of the dense product; None when none are known."""
         measures = self._measures
         if measures is None:
             return None
@@ -67,8 +68,8 @@ class Calibration:
         return found if len(found) else None
 
     def encoder(self, name: str) -> Encoder | None:
-        """That of the weight operand ``name``; None for the method that uses no inputs. Where too few inputs were seen,
-        all count the same."""
+        """Return what encodes the weight operand ``name``; None for the method that uses no inputs. For an expert that
+        saw too few inputs, all inputs count the same."""
         measures = self._measures
         if self._method == "rtn" or measures is None:
             return None
@@ -78,8 +79,8 @@ class Calibration:
             with profile_reading(self._where):
                 moment = _moment(measures, name, expert, len(matrix))
             data, scale, zero_point = self._rounded(matrix, form, moment)
-            others = (one if one is None else _inputs_at(axis, one) for one in (scale, zero_point))
-            return Encoded(_inputs_at(axis, data), *others)
+            tables = (None if table is None else _inputs_at(axis, table) for table in (scale, zero_point))
+            return Encoded(_inputs_at(axis, data), *tables)
 
         return encode
 
@@ -101,12 +102,12 @@ def profile_reading(where: str) -> Iterator[None]:
 
 
 def _inputs_at(axis: int, table: Array) -> Array:
-    """A table whose first axis is that of the inputs."""
+    """Move the first axis of a table, that of the inputs, to ``axis``."""
     return np.ascontiguousarray(np.moveaxis(table, 0, axis))
 
 
 def _moment(measures: LinearMeasures | ExpertsMeasures, name: str, expert: int, size: int) -> Array:
-    """The second moment [in,in] of a weight's inputs; zeros where too few were seen."""
+    """Return the second moment [in,in] of a weight's inputs; zeros when too few were seen."""
     linear = isinstance(measures, LinearMeasures)
     if (measures.measured if linear else measures.measured[expert]) < size * _FEWEST_ROWS:
         return np.zeros((size, size), np.float32)

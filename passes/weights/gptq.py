@@ -30,12 +30,11 @@ _MOST_DAMPENING = 1e3
 
 
 def gptq(weight: Array, form: WeightFormat, moment: Array) -> Encoded:
-    """``weight`` [in,out] (float32) in a quantised format; ``moment`` [in,in]: the sum of x x^T over the inputs x, or
-    any multiple of it.
+    """Quantise ``weight`` [in,out] (float32). ``moment`` [in,in] is the sum of x x^T over the inputs x, or any multiple
+    of it; zeros mean that the inputs are not known.
 
-    For no output is the error on these inputs larger than rounding to nearest with the same scales makes it. A moment
-    of zeros stands for inputs that are not known. Raises ValueError as :func:`moec.ir.weights.encode.encode`, and for a
-    moment that no inputs have.
+    No output's error on these inputs is larger than rounding to nearest with the same scales makes it. Raises
+    ValueError as :func:`moec.ir.weights.encode.encode` does, and for a matrix that is no second moment.
     """
     importance = importance_of(moment)
     if not np.diagonal(moment).any():
@@ -55,8 +54,9 @@ def gptq(weight: Array, form: WeightFormat, moment: Array) -> Encoded:
 
 
 def importance_of(moment: Array) -> Array:
-    """What the square of an error of each input counts [in]: its mean square, and a little for inputs that were zero,
-    as a share of the mean; ones for a moment of zeros. Raises ValueError for what is no moment."""
+    """Return how much the squared error of each input counts [in]: the input's mean square, as a share of the mean of
+    all, plus a little for inputs that were always zero. For a moment of zeros these are ones. Raises ValueError for a
+    matrix that is no second moment."""
     squares = np.diagonal(moment).astype(np.float64)
     if not np.isfinite(moment).all() or squares.min(initial=0) < 0:
         raise ValueError("the second moment of its inputs is negative or not finite")
@@ -64,9 +64,9 @@ def importance_of(moment: Array) -> Array:
 
 
 class _Rounding:
-    """A weight [in,out] whose inputs are rounded in turn, all outputs at once; scales are those of each input.
+    """Rounds a weight [in,out] one input after another, all outputs at once. ``scales`` has an entry for each input.
 
-    ``numbers``: those rounded to; ``errors``: the weight without what these stand for.
+    ``numbers`` holds what the weight is rounded to, ``errors`` the weight minus what those numbers stand for.
     """
 
     def __init__(self, weight: Array, scales: Scales, form: WeightFormat) -> None:
@@ -74,7 +74,7 @@ class _Rounding:
         self.numbers, self.errors = np.zeros_like(weight), np.zeros_like(weight)
 
     def in_turn(self, factor: Array) -> None:
-        """From the first to the last; ``factor``: R."""
+        """Round all inputs from the first to the last; ``factor`` is R."""
         narrow = factor.astype(np.float32)
         for start in range(0, len(self._weight), TILE):
             inputs = slice(start, start + TILE)
@@ -86,26 +86,26 @@ class _Rounding:
                 targets[place + 1 :] -= inverse[place, place + 1 :, None] * missing
 
     def again(self, moment: Array) -> None:
-        """Each to what is best given all others; ``moment``: H in float32."""
+        """Round every input to what is best given all others; ``moment`` is H in float32."""
         pulls = product(moment, self.errors)
         for start in range(0, len(self._weight), TILE):
             inputs = slice(start, start + TILE)
             before, pull, near = self.errors[inputs].copy(), pulls[inputs].copy(), moment[inputs, inputs]
             for place in range(len(pull)):
-                one = start + place
-                self._round(one, self._weight[one] - self.errors[one] + pull[place] / near[place, place])
-                pull[place + 1 :] += near[place + 1 :, place, None] * (self.errors[one] - before[place])
+                row = start + place
+                self._round(row, self._weight[row] - self.errors[row] + pull[place] / near[place, place])
+                pull[place + 1 :] += near[place + 1 :, place, None] * (self.errors[row] - before[place])
             pulls += product(moment[:, inputs], self.errors[inputs] - before)
 
-    def _round(self, one: int, target: Array) -> Array:
-        """Give an input the numbers nearest to a target [out]; return what they stand for."""
-        self.numbers[one], decoded = rounded(target, self._scales.picked(one), self._form)
-        self.errors[one] = self._weight[one] - decoded
+    def _round(self, row: int, target: Array) -> Array:
+        """Round the weights of one input to the numbers nearest to ``target`` [out]; return what they stand for."""
+        self.numbers[row], decoded = rounded(target, self._scales.picked(row), self._form)
+        self.errors[row] = self._weight[row] - decoded
         return decoded
 
 
 def _factor(moment: Array) -> Array:
-    """The upper triangular R with R R^T = ``moment``, dampened as far as needed."""
+    """Return the upper triangular R with R R^T = ``moment``; the moment is dampened as far as that needs."""
     dampening = _DAMPENING
     while dampening <= _MOST_DAMPENING:
         dampened = moment + dampening * np.eye(len(moment))
@@ -117,5 +117,5 @@ def _factor(moment: Array) -> Array:
 
 
 def _costs(errors: Array, moment: Array) -> Array:
-    """What the errors [in,out] of each output cost: e^T H e."""
+    """Return what the errors [in,out] cost each output [out]: e^T H e."""
     return (errors * product(moment.astype(np.float32), errors)).sum(axis=0, dtype=np.float64)

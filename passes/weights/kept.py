@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, get_args
 
@@ -18,41 +19,53 @@ from moec.ir.weights.encode import Encoded, Table
 Array = np.ndarray[Any, Any]
 
 _MOST_BYTES = 4 << 30
+"""Memory for all experts that are made at once."""
+_ALIGNMENT = 16
 
 
 class KeptExperts:
-    """The tables of ``count`` experts, each made by ``make(index)``, for which ``bytes_each`` of memory are taken.
+    """Calls ``make(index)`` for each of ``count`` experts, in parallel, and keeps the results.
 
-    They lie in a temporary file that is deleted already, and are mapped from there. Raises what ``make`` raises, of
-    several the first expert's, and MoecError where the file cannot be written.
+    Each call takes about ``bytes_each`` of memory, which limits how many run at once. The results lie in a temporary
+    file without a name, which is mapped; elements of less than a byte take a byte there. Raises what ``make`` raises
+    (for the first expert that fails), and MoecError when the file cannot be written.
     """
 
     def __init__(self, count: int, make: Callable[[int], Encoded], bytes_each: int) -> None:
         self._places: dict[tuple[int, Table], tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
-        self._writing = threading.Lock()
+        self._lock = threading.Lock()
         workers = max(1, min(len(available_cores()), _MOST_BYTES // bytes_each))
-        with tempfile.NamedTemporaryFile(prefix="moec-weights-") as file, ThreadPoolExecutor(workers) as pool:
-            made = [pool.submit(lambda index: self._keep(index, make(index), file), index) for index in range(count)]
-            try:
-                for one in made:
-                    one.result()
+        with contextlib.ExitStack() as stack:
+            with _writing():
+                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="moec-weights-"))
+            pool = stack.enter_context(ThreadPoolExecutor(workers))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            futures = [pool.submit(lambda index: self._keep(index, make(index), file), index) for index in range(count)]
+            for future in futures:
+                future.result()
+            with _writing():
                 file.flush()
-                self._mapped = map_file(file.name)
-            except OSError as error:
-                problem = f"{tempfile.gettempdir()}: weights cannot be kept there ({error.strerror or error})"
-                raise MoecError(f"{problem}; set TMPDIR to a folder with space") from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+            self._mapped = map_file(file.name)
 
     def read(self, index: int, table: Table) -> Array:
-        """One table of one expert, read-only."""
+        """Return one table of one expert, read-only."""
         start, shape, dtype = self._places[index, table]
         size = int(np.prod(shape)) * dtype.itemsize
         return self._mapped[start : start + size].view(dtype).reshape(shape)
 
     def _keep(self, index: int, encoded: Encoded, file: IO[bytes]) -> None:
-        with self._writing:
+        with self._lock, _writing():
             for table, array in zip(get_args(Table), encoded, strict=True):
                 if array is not None:
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
                     self._places[index, table] = file.tell(), array.shape, array.dtype
                     file.write(array.tobytes())
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"{tempfile.gettempdir()}: weights cannot be kept there ({error.strerror or error})"
+        raise MoecError(f"{problem}; set TMPDIR to a folder with space") from error

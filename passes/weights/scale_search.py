@@ -35,13 +35,14 @@ _MOVABLE_ZERO_BITS = 3
 
 
 class Scales(NamedTuple):
-    """Scales as they are stored, and zero points in float32; per group [groups,out], or per input [in,out]."""
+    """Scales in the type that they are stored in, and zero points in float32. Both have an entry for each group
+    [groups,out] or for each input [in,out]."""
 
     scale: Array
     zero_point: Array | None
 
     def of_inputs(self, form: WeightFormat, size: int) -> Scales:
-        """Those of each of ``size`` inputs, scales in float32."""
+        """Repeat the entries of groups for each of ``size`` inputs, with scales in float32."""
         zero = self.zero_point
         return Scales(
             per_element(self.scale.astype(np.float32), form, size, 0),
@@ -49,18 +50,18 @@ class Scales(NamedTuple):
         )
 
     def picked(self, inputs: Array | int) -> Scales:
-        """Those of some of the inputs, where there are scales for each."""
+        """Return the entries of some rows."""
         return Scales(self.scale[inputs], None if self.zero_point is None else self.zero_point[inputs])
 
     def stored_with(self, numbers: Array, form: WeightFormat) -> Encoded:
-        """The matrix of ``numbers`` [in,out], which :func:`rounded` returned for these scales."""
+        """Put ``numbers`` [in,out], which :func:`rounded` returned for these scales, together with the scales."""
         zero = self.zero_point
         return Encoded(stored(numbers, form), self.scale, None if zero is None else stored(zero, form))
 
 
 def rounded(weight: Array, scales: Scales, form: WeightFormat) -> tuple[Array, Array]:
-    """The numbers nearest to a weight, zero points added, and the weight that they stand for, both in float32. Scales
-    broadcast to the weight."""
+    """Return the numbers nearest to a weight, with zero points added, and the weight that they stand for, both in
+    float32. Scales broadcast to the weight."""
     scale = scales.scale.astype(np.float32, copy=False)
     numbers = numbers_within(weight, scale, scales.zero_point, form)
     if not form.elements.whole:
@@ -69,8 +70,8 @@ def rounded(weight: Array, scales: Scales, form: WeightFormat) -> tuple[Array, A
 
 
 def search_scales(weight: Array, importance: Array, form: WeightFormat) -> Scales:
-    """The scales [groups,out] of a weight [in,out] in float32; ``importance`` [in]: what the square of an error of each
-    input counts. Raises ValueError as :func:`moec.ir.weights.encode.encode`."""
+    """Find the scales [groups,out] of ``weight`` [in,out] (float32). ``importance`` [in] says how much each input's
+    squared error counts. Raises ValueError as :func:`moec.ir.weights.encode.encode` does."""
     first, zero = scales_of(weight, form, 0)
     scale, zero_point = first.copy(), None if zero is None else zero.astype(np.float32)
     size, factor = form.group or len(weight), np.sqrt(importance).astype(np.float32)[:, None]
@@ -85,14 +86,15 @@ def search_scales(weight: Array, importance: Array, form: WeightFormat) -> Scale
 
 
 def nearest(weight: Array, form: WeightFormat, importance: Array) -> Encoded:
-    """``weight`` [in,out] rounded to nearest with the scales that :func:`search_scales` finds."""
+    """Round ``weight`` [in,out] to nearest, with the scales that :func:`search_scales` finds."""
     scales = search_scales(weight, importance, form)
     numbers, _ = rounded(weight, scales.of_inputs(form, len(weight)), form)
     return scales.stored_with(numbers, form)
 
 
 class _Search:
-    """That for one group [group,out] of inputs, whose errors count as their square after ``factor`` [group,1]."""
+    """Searches the scales of one group of inputs [group,out]. Errors are multiplied by ``factor`` [group,1] before they
+    are squared."""
 
     def __init__(self, weight: Array, factor: Array, form: WeightFormat) -> None:
         self._weight, self._factor, self._form = weight, factor, form
@@ -107,7 +109,7 @@ class _Search:
         return best
 
     def _try(self, candidate: Scales, best: Scales) -> None:
-        """Put the candidate's scales into the best ones where their error is smaller."""
+        """Copy the candidate's scales to ``best`` for the outputs whose error they make smaller."""
         _, difference = rounded(self._weight, candidate, self._form)
         difference -= self._weight
         difference *= self._factor
@@ -121,7 +123,7 @@ class _Search:
             np.copyto(best.zero_point, candidate.zero_point, where=better)
 
     def _fitted(self, scales: Scales) -> Scales:
-        """The scales with the least error for the integers that these lead to."""
+        """Return the scales with the least error for the integers that ``scales`` lead to."""
         numbers, _ = rounded(self._weight, scales, self._form)
         if scales.zero_point is not None:
             numbers -= scales.zero_point
@@ -132,7 +134,7 @@ class _Search:
 
 
 def _candidates(first: Scales, form: WeightFormat) -> Iterator[Scales]:
-    """Those of rounding to nearest, then others."""
+    """Yield the scales of rounding to nearest, then others."""
     wide, zero, bits = first.scale.astype(np.float32), first.zero_point, form.elements.bits
     for share in _shares(form):
         scale = (wide * np.float32(share)).astype(first.scale.dtype)
@@ -149,6 +151,6 @@ def _shares(form: WeightFormat) -> tuple[float, ...]:
 
 
 def _sums_of_blocks(error: Array) -> Array:
-    """For each output the sum of all outputs that share its scales."""
+    """Return for each output the sum over all outputs that share its scales."""
     starts = np.arange(0, len(error), FP8_BLOCK)
     return np.repeat(np.add.reduceat(error, starts), FP8_BLOCK)[: len(error)]

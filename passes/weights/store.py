@@ -119,7 +119,7 @@ class _Segment:
         self._made: KeptExperts | None = None
 
     def make(self, encoder: Encoder) -> None:
-        """Make what is stored of all experts that are quantised now."""
+        """Encode all experts now, if the segment is one that becomes quantised."""
         if self._kept is not None or not self._form.quantized:
             return
 
@@ -180,7 +180,7 @@ class _Segment:
 
     @contextlib.contextmanager
     def _of(self, expert: int) -> Iterator[None]:
-        """Around what encodes an expert: says which it is in errors."""
+        """Name the weight and the expert in errors of what encodes it."""
         try:
             yield
         except ValueError as error:
@@ -203,7 +203,8 @@ class _Segment:
 
 
 def _bytes_at_work(rows: int, columns: int, inputs: int) -> int:
-    """About what an encoder takes for one matrix: several of it in float32, and of moments of its inputs in float64."""
+    """Return about how much memory an encoder takes for one matrix: several copies in float32, and several of the
+    second moment of its inputs in float64."""
     return 6 * 4 * rows * columns + 6 * 8 * inputs * inputs
 
 

@@ -14,6 +14,7 @@ from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.weights import gptq
+from moec.tools.profiling import measure
 
 from ..profiles import hidden_of, rows_of, write_experts, write_linear
 from ..stored_weights import D, E, F, apply, expert_arrays, experts_model, formats_of, last_moec_node, linear_model
@@ -159,3 +160,18 @@ def test_nothing_is_done_twice_to_what_is_quantised(tmp_path) -> None:
     profile = write_experts(tmp_path / "p", experts_model(SPECS["fused"]), SEEN)
     again = apply(model, f"quantize-experts{{format=int4,method=gptq,profile={profile}}}")
     assert "nothing to quantise" in again.remarks[0].message and not again.losses
+
+
+def test_passes_read_what_moec_profile_measures(tmp_path) -> None:
+    weight = np.random.default_rng(0).normal(size=(D, 512)).astype(np.float32)
+    model, path = linear_model("y = MatMul (x, w)", {"w": weight}, "float[T,512] y"), tmp_path / "model.onnx"
+    ir.save(model, path)
+    np.savez(tmp_path / "data.npz", x=rows_of(D, 1000))
+    measure(path, [tmp_path / "data.npz"], tmp_path / "p", formats="")
+    losses = {}
+    for method in ("rtn", "gptq"):
+        (loss,) = apply(
+            ir.load(path), f"quantize-linears{{format=int4,method={method},profile={tmp_path / 'p'}}}"
+        ).losses
+        losses[method] = loss.output_error
+    assert losses["gptq"] < 0.5 * losses["rtn"]

@@ -39,19 +39,23 @@ def check_tensors(proto: onnx.ModelProto, folder: Path | None, where: str) -> No
 
 
 def map_weights(model: ir.Model) -> None:
-    """Let external weights of one file share one memory map, and weights of 4 bits and fewer stay packed until read.
+    """Let external weights of one file share one memory map, copy weights inside the model's file out of it once, and
+    let those of 4 bits and fewer stay packed until read.
 
-    ONNX IR maps the whole file for each tensor: some thousand weights of a large model exhaust the address space.
+    ONNX IR maps the whole file for each tensor: some thousand weights of a large model exhaust the address space. And
+    whenever one expert is read of a weight inside the model's file, it would copy all of them.
     """
     maps: dict[str, np.ndarray] = {}
     for value in (value for graph in model.graphs() for value in graph.initializers.values()):
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.size > 0:
+        if tensor is None or tensor.size == 0:
+            continue
+        if isinstance(tensor, ir.ExternalTensor):
             if tensor.path not in maps:
                 maps[tensor.path] = map_file(tensor.path)
             start = tensor.offset or 0
             value.const_value = _over_bytes(maps[tensor.path][start : start + tensor.nbytes], tensor)
-        elif isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype.bitwidth < 8 and tensor.raw.HasField("raw_data"):
+        elif isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
             value.const_value = _over_bytes(np.frombuffer(tensor.raw.raw_data, np.uint8), tensor)
 
 

@@ -119,3 +119,15 @@ def test_tensors_whose_data_and_shape_disagree():
     refuse(model_of(nodes, initializers=[typed]), "tensor 'w' holds 2 values, expected 4")
     typed.data_type = 999
     refuse(model_of(nodes, initializers=[typed]), "element type 999")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, bool])
+def test_weights_inside_the_file_are_copied_once(dtype):
+    """One expert of them is read without the others."""
+    numbers = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    constants = [numpy_helper.from_array(numbers, "w"), numpy_helper.from_array(numbers[:0], "empty")]
+    model = import_model(model_of([helper.make_node("Add", ["x", "x"], ["y"])], initializers=constants))
+    tensor = model.graph.initializers["w"].const_value
+    assert tensor is not None
+    np.testing.assert_array_equal(tensor.numpy(), numbers)
+    assert np.shares_memory(tensor.numpy(), tensor.numpy())

@@ -13,7 +13,8 @@ from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.framework.pipeline import parse, print_pipeline
 from moec.passes.weights.choice import quantize_activations
 
-from .before_after import check
+from .before_after import check, model_of
+from .profiles import write_experts
 from .stored_weights import (
     D,
     E,
@@ -55,6 +56,21 @@ def test_runs_of_experts_with_different_formats_are_joined() -> None:
             up_decoded = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (up_int8, up_int8_scale)
             up_stored = Concat <axis = 0> (up_decoded, up_float32)
             y = moec.MoE <k = 2> (x, logits, , up_stored, down) }}""",
+    )
+
+
+def test_what_is_calibrated_is_stored_like_what_is_not(tmp_path) -> None:
+    before = """(float[T,64] x, float[T,4] logits) => (float[T,64] y) <float[4,128,64] up, float[4,64,64] down> {
+        y = moec.MoE <k = 2> (x, logits, , up, down) }"""
+    profile = write_experts(tmp_path / "p", model_of(before), [500] * 4)
+    check(
+        f"quantize-experts{{format=int4,group=32,zero_points=true,down=keep,method=gptq,profile={profile}}}",
+        before,
+        """(float[T,64] x, float[T,4] logits) => (float[T,64] y) <uint4[4,128,64] up_int4,
+            float16[4,128,2] up_int4_scale, uint4[4,128,2] up_int4_zero_point, float[4,64,64] down> {
+            up_decoded = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1>
+                (up_int4, up_int4_scale, up_int4_zero_point)
+            y = moec.MoE <k = 2> (x, logits, , up_decoded, down) }""",
     )
 
 

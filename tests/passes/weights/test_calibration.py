@@ -13,7 +13,7 @@ from moec.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import weight_inputs, weight_runs
-from moec.passes.weights import gptq
+from moec.passes.weights import gptq, kept
 from moec.tools.profiling import measure
 
 from ..profiles import hidden_of, rows_of, write_experts, write_linear
@@ -82,6 +82,17 @@ def test_experts_are_made_once_whoever_reads_them(tmp_path, monkeypatch) -> None
                 assert tensor is not None and tensor.const_value is not None
                 assert tensor.const_value.numpy().shape == tuple(tensor.shape or ())
     assert len(made) == 2 * E
+
+
+def test_bits_are_the_same_for_any_number_of_workers(tmp_path, monkeypatch) -> None:
+    profile, digests = write_experts(tmp_path / "p", experts_model(SPECS["fused"]), SEEN), set()
+    for workers in (1, 5):
+        monkeypatch.setattr(kept, "available_cores", lambda count=workers: range(count))
+        model = experts_model(SPECS["fused"])
+        apply(model, f"quantize-experts{{format=int4,group=32,method=gptq,profile={profile}}}")
+        (run,) = weight_runs(weight_inputs(last_moec_node(model))["up"])
+        digests.add(b"".join(run.decoded(expert).tobytes() for expert in range(E)))
+    assert len(digests) == 1
 
 
 def test_chosen_experts_alone_are_made(tmp_path) -> None:

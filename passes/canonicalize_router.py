@@ -20,12 +20,12 @@ class CanonicalizeRouter:
 
     1. A ``correction_bias`` of zeros moves no choice: it is dropped.
     2. renormalise(topk(softmax(x))) = softmax(topk(x)): softmax keeps order, and the sum over all experts cancels. Only
-       without bias, groups, threshold, capacity and guards of the sum, which see the scores themselves.
+       without bias, groups, thresholds, capacity and guards of the sum, which see the scores themselves.
     3. softmax_topk weights sum to 1 already: ``normalize`` with epsilon 0 is dropped, under the same conditions.
     4. Groups of which all are kept restrict nothing: they are dropped.
     5. Scores that a Softmax or a Sigmoid makes for a router that takes them as they are become the router's own.
-    6. The k largest of E softmax scores sum to k/E or more: a ``normalize_floor`` below that, without bias and groups,
-       is dropped.
+    6. The k largest of E softmax scores sum to k/E or more: a ``normalize_floor`` below that, without bias,
+       groups and thresholds, is dropped.
 
     By rule 2::
 
@@ -125,7 +125,8 @@ def _rewrite_spec(node: ir.Node) -> bool:
 def _canonical(spec: RouteSpec, E: int | None, *, biased: bool) -> RouteSpec:
     if spec.groups > 1 and spec.groups_kept == spec.groups:
         spec = dataclasses.replace(spec, groups=1, groups_kept=1)
-    largest = not biased and spec.selection == "topk" and spec.groups == 1 and spec.threshold is None
+    thresholds = spec.threshold is not None or spec.relative_threshold > 0
+    largest = not biased and spec.selection == "topk" and spec.groups == 1 and not thresholds
     if largest and spec.score == "softmax" and E is not None and spec.normalize_floor < spec.k / E:
         spec = dataclasses.replace(spec, normalize_floor=0.0)
     only_selected = largest and spec.capacity == 0 and spec.normalize_epsilon == 0.0 and spec.normalize_floor == 0.0

@@ -64,7 +64,8 @@ class RouteSpec:
        ``all`` takes every expert in id order (k = E: dense mixtures); ``expert_choice`` lets every expert take the
        ``capacity`` tokens it scores highest (k = E, id -1 where not taken).
     4. Weights are ``s`` at the selected ids; those at or below ``threshold`` (if not None) are dropped (id -1,
-       weight 0).
+       weight 0), and then those whose magnitude is below ``relative_threshold`` (0 to 1) times the largest magnitude
+       of the token, which itself and what equals it always stay; a NaN is below nothing and counts as no magnitude.
     5. ``normalize``: weights are divided by (their sum over the k selected + ``normalize_epsilon``), but by no less
        than ``normalize_floor`` (if > 0).
     6. Weights are multiplied by ``scale``.
@@ -84,6 +85,7 @@ class RouteSpec:
     group_score: GroupScore = "max"
     jitter: float = 0.0
     threshold: float | None = None
+    relative_threshold: float = 0.0
     capacity: int = 0
 
 

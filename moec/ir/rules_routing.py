@@ -60,6 +60,12 @@ def _groups(node: ir.Node) -> str | None:
     return f"k is {spec.k}, but the kept groups hold only {candidates} experts" if spec.k > candidates else None
 
 
+@ROUTING.add("relative-threshold", "Route", "MoE")
+def _relative_threshold(node: ir.Node) -> str | None:
+    share = _routed(node)[0].relative_threshold
+    return None if 0 <= share <= 1 else f"relative_threshold is {share:g}; expected a share of the largest, 0 to 1"
+
+
 @ROUTING.add("normalization", "Route", "MoE")
 def _normalization(node: ir.Node) -> str | None:
     spec, _ = _routed(node)

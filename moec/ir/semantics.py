@@ -190,6 +190,13 @@ def _beyond_capacity(capacity: int, ids: Array) -> Array:
     return full.reshape(ids.T.shape).T
 
 
+def _below_largest(share: float, weights: Array) -> Array:
+    """Which weights [T,k] have a magnitude below ``share`` times the largest of their token."""
+    magnitudes = np.abs(weights)
+    largest = np.where(np.isnan(magnitudes), 0, magnitudes).max(axis=1, keepdims=True, initial=0)
+    return magnitudes < magnitudes.dtype.type(share) * largest
+
+
 @_silently
 def route(
     spec: RouteSpec, logits: Array, correction_bias: Array | None = None, *, dtype: DTypeLike | None = None
@@ -205,6 +212,9 @@ def route(
     if spec.threshold is not None:  # 4
         ids = np.where(weights > spec.threshold, ids, -1)
     weights = np.where(ids < 0, 0, weights)
+    if spec.relative_threshold > 0:
+        ids = np.where(_below_largest(spec.relative_threshold, weights), -1, ids)
+        weights = np.where(ids < 0, 0, weights)
     if spec.normalize:  # 5
         total = weights.sum(axis=1, keepdims=True) + spec.normalize_epsilon
         weights = weights / (np.maximum(total, spec.normalize_floor) if spec.normalize_floor > 0 else total)

@@ -54,6 +54,9 @@ def route_one_token(spec: RouteSpec, logits: list[float], bias: list[float]) -> 
     if spec.threshold is not None:
         ids = [i if w > spec.threshold else -1 for i, w in zip(ids, weights, strict=True)]
         weights = [w if i >= 0 else 0.0 for i, w in zip(ids, weights, strict=True)]
+    least = spec.relative_threshold * max(map(abs, weights))
+    ids = [i if abs(w) >= least else -1 for i, w in zip(ids, weights, strict=True)]
+    weights = [w if i >= 0 else 0.0 for i, w in zip(ids, weights, strict=True)]
     total = max(sum(weights) + spec.normalize_epsilon, spec.normalize_floor or -INFINITY)
     if spec.normalize:
         weights = [w / total if i >= 0 else 0.0 for i, w in zip(ids, weights, strict=True)]
@@ -76,6 +79,10 @@ ROUTERS = [
     RouteSpec(k=2, groups=2, groups_kept=1),
     RouteSpec(k=4, threshold=0.15, normalize=True),
     RouteSpec(k=4, score="sigmoid", threshold=0.6),
+    RouteSpec(k=4, score="sigmoid", threshold=0.4, relative_threshold=0.7, normalize=True, scale=2.5),
+    RouteSpec(k=3, relative_threshold=0.5),
+    RouteSpec(k=6, score="identity", relative_threshold=0.4),
+    RouteSpec(k=4, score="softmax_topk", relative_threshold=1.0, normalize=True),
 ]
 
 
@@ -129,6 +136,30 @@ def test_a_nan_weight_never_passes_a_threshold() -> None:
     assert ids.tolist() == [[-1]] and weights.tolist() == [[0]]
 
 
+@pytest.mark.parametrize(
+    ("logits", "kept"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], [0, 1, 2]),
+        ([4.0, 2.0, 1.9, 0.0], [0, 1, -1]),
+        ([2.0, -4.0, -1.9, -4.1], [-1, -1, 1, 3]),
+        ([0.0, 0.0, 0.0, -1.0], [0, 1, 2]),
+        ([INFINITY, 1.0, INFINITY, 0.0], [0, 2, -1]),
+        ([math.nan, 1.0, math.nan, math.nan], [1, 0, 2]),
+    ],
+    ids=["equal", "half", "magnitudes", "zeros", "infinities", "nan"],
+)
+def test_weights_below_a_share_of_the_largest_are_dropped(logits: list[float], kept: list[int]) -> None:
+    spec = RouteSpec(k=len(kept), score="identity", relative_threshold=0.5)
+    weights, ids = route(spec, np.array([logits]))
+    assert ids[0].tolist() == kept
+    np.testing.assert_array_equal(weights[0], [0 if i < 0 else logits[i] for i in ids[0]])
+
+
+def test_the_weights_that_are_left_sum_to_one() -> None:
+    weights, ids = route(RouteSpec(k=3, normalize=True, relative_threshold=0.9), np.array([[0.0, 3.0, 3.0, 1.0]]))
+    assert ids.tolist() == [[1, 2, -1]] and weights.tolist() == [[0.5, 0.5, 0]]
+
+
 def test_nothing_above_the_threshold_leaves_zero_weights_also_when_normalising() -> None:
     weights, ids = route(RouteSpec(k=2, threshold=0.9, normalize=True), np.zeros((1, 4)))
     assert ids.tolist() == [[-1, -1]] and weights.tolist() == [[0, 0]]
@@ -179,6 +210,12 @@ def test_pairs_below_the_threshold_take_no_place_in_an_expert() -> None:
     logits = np.array([[0.0, -1.0], [2.0, -1.0]])
     _, ids = route(RouteSpec(k=1, score="identity", threshold=1.0, capacity=1), logits)
     assert ids.tolist() == [[-1], [0]]
+
+
+def test_pairs_below_the_relative_threshold_take_no_place_in_an_expert() -> None:
+    logits = np.array([[2.0, 0.5], [0.5, 2.0]])
+    _, ids = route(RouteSpec(k=2, score="identity", relative_threshold=0.5, capacity=1), logits)
+    assert ids.tolist() == [[0, -1], [1, -1]]
 
 
 def sparse_mixer_one_token(logits: list[float], jitter: float, rounds: int) -> tuple[list[float], list[int]]:

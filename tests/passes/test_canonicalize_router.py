@@ -42,6 +42,8 @@ def test_renormalised_softmax_becomes_softmax_over_the_selected(attributes, bias
         (", normalize = 1", "bias"),
         (", normalize = 1, groups = 4, groups_kept = 2", ""),
         (", normalize = 1, threshold = 0.2", ""),
+        (", normalize = 1, relative_threshold = 0.5", ""),
+        (", normalize = 1, normalize_floor = 0.2, relative_threshold = 0.5", ""),
         (", normalize = 1, capacity = 3", ""),
     ],
 )

@@ -138,13 +138,28 @@ def _sparse_mixer(spec, E, token, logits, original, remaining, ids, mixing):
 
 
 @T.inline
+def _drop_below_largest(spec, ids, mixing):
+    largest = T.alloc_buffer((1,), "float32")
+    largest[0] = T.float32(0)
+    for j in T.serial(spec.k):
+        largest[0] = T.max(largest[0], T.Select(T.isnan(mixing[j]), T.float32(0), T.abs(mixing[j])))
+    for j in T.serial(spec.k):
+        if T.abs(mixing[j]) < T.float32(spec.relative_threshold) * largest[0]:
+            ids[j] = -1
+            mixing[j] = T.float32(0)
+
+
+@T.inline
 def _finish(spec, token, ids, mixing, weights, chosen):
     total = T.alloc_buffer((1,), "float32")
     total[0] = T.float32(0)
-    for j in T.serial(spec.k):
-        if spec.threshold is not None:
+    if spec.threshold is not None:
+        for j in T.serial(spec.k):
             ids[j] = T.Select(mixing[j] > T.float32(spec.threshold), ids[j], -1)
             mixing[j] = T.Select(ids[j] < 0, T.float32(0), mixing[j])
+    if spec.relative_threshold > 0:
+        _drop_below_largest(spec, ids, mixing)
+    for j in T.serial(spec.k):
         total[0] = total[0] + mixing[j]
     if spec.normalize:
         total[0] = total_to_divide_by(spec, total[0])

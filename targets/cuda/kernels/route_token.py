@@ -239,11 +239,8 @@ def mix(token):
 
 
 @T.inline
-def finish(token, weights, chosen):
-    """Threshold, normalisation and scale, and the results."""
+def _drop_at_threshold(token):
     spec = T.meta_var(token.spec)
-    total = T.alloc_local((1,), "float32")
-    total[0] = T.float32(0)
     for step in T.serial(per_lane(spec.k)):
         slot: T.let = step * WARP + token.lane
         if slot < spec.k:
@@ -256,6 +253,41 @@ def finish(token, weights, chosen):
             if spec.selection == "expert_choice":  # decided here, the one below when the kernel runs  # noqa: SIM102
                 if token.ids[token.warp, slot] < 0:
                     token.mixing[token.warp, slot] = T.float32(0)
+
+
+@T.inline
+def _drop_below_largest(token):
+    spec = T.meta_var(token.spec)
+    largest = T.alloc_local((1,), "float32")
+    largest[0] = T.float32(0)
+    for step in T.serial(per_lane(spec.k)):
+        slot: T.let = step * WARP + token.lane
+        if slot < spec.k:
+            weight: T.let = token.mixing[token.warp, slot]
+            largest[0] = T.max(largest[0], T.Select(T.isnan(weight), T.float32(0), T.abs(weight)))
+    largest[0] = T.cuda.warp_reduce(largest[0], "max")
+    for step in T.serial(per_lane(spec.k)):
+        slot: T.let = step * WARP + token.lane
+        if slot < spec.k:
+            below: T.let = T.abs(token.mixing[token.warp, slot]) < T.float32(spec.relative_threshold) * largest[0]
+            if below:
+                token.ids[token.warp, slot] = -1
+                token.mixing[token.warp, slot] = T.float32(0)
+
+
+@T.inline
+def finish(token, weights, chosen):
+    """Thresholds, normalisation and scale, and the results."""
+    spec = T.meta_var(token.spec)
+    total = T.alloc_local((1,), "float32")
+    total[0] = T.float32(0)
+    if spec.threshold is not None or spec.selection == "expert_choice":
+        _drop_at_threshold(token)
+    if spec.relative_threshold > 0:
+        _drop_below_largest(token)
+    for step in T.serial(per_lane(spec.k)):
+        slot: T.let = step * WARP + token.lane
+        if slot < spec.k:
             total[0] = total[0] + token.mixing[token.warp, slot]
     if spec.normalize:
         total[0] = total_to_divide_by(spec, T.cuda.warp_reduce(total[0], "sum"))

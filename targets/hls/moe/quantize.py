@@ -223,7 +223,7 @@ def _why_no_router(block: FloatBlock) -> str | None:
         return f"routers with score {routing.score!r}; the templates have softmax, softmax_topk and sigmoid"
     if routing.selection != "topk" or routing.k > 8:
         return f"selection {routing.selection!r} of {routing.k}; the templates have the largest 1 to 8"
-    if routing.threshold is not None or routing.capacity > 0:
+    if routing.threshold is not None or routing.relative_threshold > 0 or routing.capacity > 0:
         return "thresholds and capacities of a router have no template"
     if routing.groups > 1 and routing.group_score == "sum_top2" and routing.score != "sigmoid":
         return f"groups by the sum of two scores with score {routing.score!r}; the templates have them for sigmoid"

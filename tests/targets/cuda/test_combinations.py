@@ -29,6 +29,7 @@ ROUTERS = {
     "sqrt softplus": RouteSpec(3, "sqrt_softplus", normalize=True),
     "sparse mixer": RouteSpec(2, "sparsemixer", jitter=0.01),
     "threshold": RouteSpec(4, threshold=0.2),
+    "relative threshold": RouteSpec(4, relative_threshold=0.7, normalize=True),
     "capacity": RouteSpec(2, capacity=9),
     "all": RouteSpec(8, selection="all"),
     "expert choice": RouteSpec(8, selection="expert_choice", capacity=5),

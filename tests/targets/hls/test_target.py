@@ -121,6 +121,7 @@ def test_limits_of_hardware_are_for_hls():
         ({"score": "relu"}, "score 'relu'"),
         ({"groups": 2, "groups_kept": 1, "group_score": "sum_top2"}, "groups by the sum"),
         ({"k": 8, "selection": "all"}, "selection 'all'"),
+        ({"relative_threshold": 0.5}, "thresholds and capacities of a router have no template"),
     ],
 )
 def test_an_unsupported_router_is_refused(change, said, model):

@@ -33,6 +33,10 @@ ROUTERS = {
         RouteSpec(k=5, selection="expert_choice", capacity=20, score="identity", threshold=-0.2, scale=2.0),
         ml_dtypes.bfloat16,
     ),
+    "share of the largest": (
+        RouteSpec(k=16, selection="expert_choice", capacity=9, relative_threshold=0.5, normalize=True),
+        np.float32,
+    ),
 }
 
 

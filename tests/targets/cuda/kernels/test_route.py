@@ -66,6 +66,8 @@ ROUTERS = {
     ),
     "groups by their best": (RouteSpec(k=4, groups=4, groups_kept=2), 64),
     "threshold": (RouteSpec(k=4, score="sigmoid", threshold=0.8, normalize=True), 64),
+    "share of the largest": (RouteSpec(k=4, relative_threshold=0.5, normalize=True, scale=2.5), 64),
+    "share of more slots than lanes": (RouteSpec(k=40, score="identity", threshold=-1.0, relative_threshold=0.3), 257),
     "all": (RouteSpec(k=40, selection="all"), 40),
     "more slots than lanes": (RouteSpec(k=40, score="softmax_topk", normalize=True), 257),
     "one expert": (RouteSpec(k=1), 1),
@@ -85,6 +87,13 @@ def test_router(name):
 )
 def test_ties_and_numbers_that_are_none(score):
     spec = RouteSpec(k=3, score=score)
+    check(build(route.route(RouteProblem(spec, 8))), spec, ODD_LOGITS)
+
+
+@pytest.mark.parametrize("score", ["softmax", "softmax_topk", "identity"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_share_of_the_largest_with_ties_and_numbers_that_are_none(score, share):
+    spec = RouteSpec(k=5, score=score, relative_threshold=share)
     check(build(route.route(RouteProblem(spec, 8))), spec, ODD_LOGITS)
 
 

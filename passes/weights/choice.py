@@ -69,9 +69,9 @@ def quantize_activations(
     Raises MoecError for groups asked for that do not fit the inputs or the groups of the weights."""
     if not all(form.quantized and form.elements.fits_bytes for form in formats):
         return
-    groups = {form.group for form in formats} - {0}
+    groups = {form.group for form in formats}
     if asked is not None:
-        _check_activation_group(node, asked, groups, sizes)
+        _check_activation_group(node, asked, groups - {0}, sizes)
     group = _activation_group(groups, sizes) if asked is None else asked
     set_arithmetic(node, ProductSpec(arithmetic="int8", activation_group=group))
 
@@ -90,10 +90,13 @@ def _check_activation_group(node: ir.Node, group: int, groups: Set[int], sizes: 
 
 
 def _activation_group(groups: Set[int], sizes: Sequence[int]) -> int:
-    """The best group for weights that have ``groups``."""
-    if len(groups) > 1:
+    """The best group for weights that have ``groups``, 0 where all inputs share a scale. Kernels sum up products of one
+    size of groups in a node: where some weights have none, it is that of the activations."""
+    if len(groups - {0}) > 1:
         return 0
     of_weights = max(groups, default=0)
+    if of_weights and 0 in groups:
+        return of_weights
     whole = (group for group in ACTIVATION_GROUPS if not of_weights or group % of_weights == 0)
     return next((group for group in whole if all(size % group == 0 for size in sizes)), of_weights)
 

@@ -7,17 +7,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import moec
 from moec.errors import MoecError
-from moec.ir.dialect import ExpertsSpec
+from moec.ir.dialect import ExpertsSpec, spec_of
+from moec.ir.interpreter import run
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 from moec.passes.framework import pipeline
 from moec.passes.weights.bits import plan_bits
-from moec.passes.weights.plan import plan_text
+from moec.passes.weights.plan import LayerPlan, plan_text
 from moec.profile import Profile
 from moec.profile.keys import key_of
 
-from .profiles import write_measured
-from .stored_weights import E, apply, experts_model, last_moec_node, relative_error
+from .profiles import rows_of, write_measured
+from .stored_weights import D, E, apply, experts_model, last_moec_node, relative_error
 
 FORMATS = "int8+int4/32+int3/32+int2/32"
 SPECS = [ExpertsSpec(), ExpertsSpec("relu", "none", up_transposed=True), ExpertsSpec("gelu", "separate")]
@@ -85,6 +87,19 @@ def test_an_expert_that_saw_nothing_gets_the_fewest_bits(spec, profile):
     apply(model, f"assign-bits{{avg=3.5,profile={profile},method=rtn}}")
     formats = [StoredWeight.of(value).formats for value in weight_inputs(last_moec_node(model)).values()]
     assert all(one[-1].elements.bits == min(form.elements.bits for form in one) for one in formats)
+
+
+def test_formats_without_groups_beside_others_run(spec, tmp_path):
+    """Kernels sum up products in one size of groups: that of the activations is then the one that weights have."""
+    model = experts_model(spec)
+    node = last_moec_node(model)
+    plan = {name: ["int8", "int2/32", *["int4/32"] * (E - 2)] for name in weight_inputs(node)}
+    (tmp_path / "plan.json").write_text(plan_text([LayerPlan(key_of(node), "layer", plan)], {}))
+    apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
+    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 32
+    compiled = moec.compile(model, passes="")
+    inputs = {"x": rows_of(D, 33), "logits": np.random.default_rng(0).normal(size=(33, E)).astype(np.float32)}
+    np.testing.assert_allclose(compiled.run(inputs)["y"], run(model, inputs)["y"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_plan_is_applied_as_it_is_edited(spec, profile, tmp_path):

@@ -58,7 +58,7 @@ class AssignBits:
            down_decoded_3 = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1>
                                              (down_int4_2, down_int4_scale_2)
            down_stored = Concat <axis = 0> (down_decoded, down_decoded_2, down_decoded_3)
-           y = moec.MoE <activation = "relu", activation_group = 64, arithmetic = "int8", gate_layout = "none", k = 2>
+           y = moec.MoE <activation = "relu", activation_group = 32, arithmetic = "int8", gate_layout = "none", k = 2>
                         (x, logits, "", up_stored, down_stored)
         }
     """

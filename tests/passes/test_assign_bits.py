@@ -97,7 +97,7 @@ def test_formats_without_groups_beside_others_run(spec, tmp_path):
     (tmp_path / "plan.json").write_text(plan_text([LayerPlan(key_of(node), "layer", plan)], {}))
     apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
     assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 32
-    compiled = moec.compile(model, passes="")
+    compiled = moec.compile(experts_model(spec), passes=f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
     inputs = {"x": rows_of(D, 33), "logits": np.random.default_rng(0).normal(size=(33, E)).astype(np.float32)}
     np.testing.assert_allclose(compiled.run(inputs)["y"], run(model, inputs)["y"], rtol=1e-3, atol=1e-4)
 

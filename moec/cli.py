@@ -280,6 +280,7 @@ def tune(
 app.command()(cli_data.profile)
 app.command()(cli_data.plan)
 app.command()(cli_data.evaluate)
+app.command()(cli_data.sweep)
 for _command in target_commands(DIFFERS):
     app.command()(_command)
 

@@ -1,4 +1,5 @@
-"""Commands that take data: ``moec profile`` measures a model's layers on it, ``moec evaluate`` judges models by it."""
+"""Commands that take data: ``moec profile`` measures a model's layers on it, ``moec evaluate`` and ``moec sweep``
+judge models by it."""
 
 from __future__ import annotations
 
@@ -21,6 +22,14 @@ Tokenizer = Annotated[Path | None, typer.Option(help="The tokenizer.json that ma
 Length = Annotated[int, typer.Option(min=2, help="Tokens in a row of text.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows of text in a batch.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Use so many rows of each text alone.")]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(help="loss, perplexity, top1 (need labels), kl or cosine (against the first); may be repeated."),
+]
+Labels = Annotated[
+    Path | None, typer.Option(help="An .npz file of labels; default: labels in the data, or the next tokens.")
+]
+OutputName = Annotated[str | None, typer.Option(help="The output that is judged, where several may be.")]
 
 
 def pipeline_of(level: Level | None, passes: str | None) -> str:
@@ -97,14 +106,9 @@ def plan(
 def evaluate(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL|ART...", help="Artifacts, or ONNX files to compile.")],
     data: Data,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="loss, perplexity, top1 (need labels), kl or cosine (against the first); may be repeated."),
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="An .npz file of labels; default: labels in the data, or the next tokens.")
-    ] = None,
-    output_name: Annotated[str | None, typer.Option(help="The output that is judged, where several may be.")] = None,
+    metric: Metric = None,
+    labels: Labels = None,
+    output_name: OutputName = None,
     tokenizer: Tokenizer = None,
     length: Length = 256,
     batch: Batch = 8,
@@ -131,3 +135,63 @@ def evaluate(
     print_result(evaluation.as_data(), as_json, evaluation_tables(evaluation))
     for note in nan_notes(evaluation):
         print(f"note: {note}", file=sys.stderr)
+
+
+def sweep(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder that gets sweep.json.")],
+    profile: Annotated[
+        Path | None, typer.Option(help="The .moeprof file that moec profile made of MODEL, which gptq and avg need.")
+    ] = None,
+    formats: Annotated[str | None, typer.Option(help="Formats of experts' weights: int8,int4/32,int2.")] = None,
+    methods: Annotated[str | None, typer.Option(help="How weights are rounded: rtn,gptq,awq.")] = None,
+    avg: Annotated[str | None, typer.Option(help="Averages of bits that assign-bits keeps to: 2,2.5,4.")] = None,
+    passes: Annotated[list[str] | None, typer.Option(help="One more pipeline; may be repeated.")] = None,
+    metric: Metric = None,
+    labels: Labels = None,
+    output_name: OutputName = None,
+    tokenizer: Tokenizer = None,
+    length: Length = 256,
+    batch: Batch = 8,
+    rows: Rows = None,
+    threads: Threads = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the artifacts in DIR.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile MODEL by many pipelines, judge and time each, and mark those that no other beats. What DIR/sweep.json
+    knows already is not run again."""
+    from moec.inspect import sweeps
+    from moec.tools.data import Text
+    from moec.tools.sweeping import driver, variants
+
+    pipelines = variants(
+        passes or (), formats=_listed(formats), averages=_listed(avg), methods=_listed(methods), profile=profile
+    )
+    with shown_progress() as progress:
+        swept = driver.sweep(
+            model,
+            data,
+            output,
+            pipelines,
+            metrics=metric or (),
+            labels=labels,
+            output=output_name,
+            text=Text(tokenizer, length, batch, rows),
+            threads=threads,
+            keep=keep,
+            progress=progress,
+        )
+    print_result(sweeps.sweep_data(swept), as_json, sweeps.sweep_tables(swept))
+    for chain, failure in swept.failures.items():
+        print(f"note: {sweeps.label(chain)}: {failure}", file=sys.stderr)
+    try:
+        sweeps.draw(swept, output / driver.PLOT)
+    except MoecError as error:
+        print(f"note: {error}", file=sys.stderr)
+    if swept.failures:
+        raise MoecError(f"{len(swept.failures)} of {len(pipelines)} variants could not be made; the notes say why")
+
+
+def _listed(text: str | None) -> list[str]:
+    return [one.strip() for one in (text or "").split(",") if one.strip()]

@@ -38,6 +38,13 @@ def check_tensors(proto: onnx.ModelProto, folder: Path | None, where: str) -> No
             _check_typed_data(tensor, place)
 
 
+def external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
+    """The files in which tensors of a checked model lie, by their names."""
+    tensors = [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return [folder / place for place in sorted(places)]
+
+
 def map_weights(model: ir.Model) -> None:
     """Let external weights of one file share one memory map, copy weights inside the model's file out of it once, and
     let those of 4 bits and fewer stay packed until read.

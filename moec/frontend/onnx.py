@@ -46,6 +46,16 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     return model
 
 
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The file of a model and those of its external data. Raises MoecError for a file that cannot be read as ONNX, and
+    for data that is missing or outside the model's folder."""
+    path = Path(path)
+    proto, folder = _parse(path), path.absolute().parent
+    _check_message(proto, str(path))
+    external_data.check_tensors(proto, folder, str(path))
+    return [path, *external_data.external_files(proto, folder)]
+
+
 def _read(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> tuple[ir.Model, str]:
     if isinstance(source, ir.Model):
         return source.clone(), "model"

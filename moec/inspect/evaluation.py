@@ -40,9 +40,9 @@ def _row(one: Judged) -> tuple[str, ...]:
     return one.name, f"{one.weight_bytes:,}", bits, *map(quality_text, one.qualities.values())
 
 
-def quality_text(quality: Quality) -> str:
-    """``1.3912 (+0.013 ± 0.0021)``"""
-    if quality.difference is None:
+def quality_text(quality: Quality, alone: bool = False) -> str:
+    """``1.3912 (+0.013 ± 0.0021)``; ``alone``: without the difference."""
+    if quality.difference is None or alone:
         return f"{quality.value:#.5g}"
     interval = "" if quality.interval is None else f" ± {quality.interval:.2g}"
     return f"{quality.value:#.5g} ({quality.difference:+.2g}{interval})"

@@ -47,7 +47,7 @@ def bench(
     contestants: dict[str, Callable[[Mapping[str, np.ndarray]], Any]] = {"moec": compiled.run}
     if against is not None:
         contestants[against] = _rival(against, model_path, compiled.threads)
-    cases = [dict(inputs)] if inputs is not None else _default_cases(compiled)
+    cases = [dict(inputs)] if inputs is not None else default_cases(compiled)
     roofline = targets.program_kind_of(compiled.target).measure_roofline(compiled.threads)
     return {
         "threads": compiled.threads,
@@ -70,7 +70,8 @@ def _rival(
     return lambda inputs: run_session(session, inputs)
 
 
-def _default_cases(compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
+def default_cases(compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
+    """The inputs that :func:`bench` takes where it is given none."""
     from moec.tools.sampling import random_inputs, size_cases
 
     cases = size_cases(
@@ -85,19 +86,7 @@ def _bench_case(
     inputs: Mapping[str, np.ndarray],
     roofline: Roofline,
 ) -> dict[str, Any]:
-    for _ in range(_WARM_UP):
-        for run in contestants.values():
-            run(inputs)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    end = time.perf_counter() + _SECONDS * len(contestants)
-    for count in range(_ROUNDS_AT_MOST):
-        if count >= _ROUNDS_AT_LEAST and time.perf_counter() > end:
-            break
-        for name, run in contestants.items():
-            time.sleep(_PAUSE)
-            start = time.perf_counter()
-            run(inputs)
-            seconds[name].append(time.perf_counter() - start)
+    seconds = alternate(contestants, inputs)
     return {
         "inputs": {name: list(value.shape) for name, value in inputs.items()},
         "milliseconds": {
@@ -106,6 +95,29 @@ def _bench_case(
         },
         "kernels": _kernel_rows(compiled, inputs, roofline),
     }
+
+
+def alternate(
+    contestants: Mapping[str, Callable[[Mapping[str, np.ndarray]], Any]],
+    inputs: Mapping[str, np.ndarray],
+    limit: float = _SECONDS,
+) -> dict[str, list[float]]:
+    """The seconds of every run of each contestant. They take turns, at least 7 times, and then until ``limit`` seconds
+    for each are over."""
+    for _ in range(_WARM_UP):
+        for run in contestants.values():
+            run(inputs)
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    end = time.perf_counter() + limit * len(contestants)
+    for count in range(_ROUNDS_AT_MOST):
+        if count >= _ROUNDS_AT_LEAST and time.perf_counter() > end:
+            break
+        for name, run in contestants.items():
+            time.sleep(_PAUSE)
+            start = time.perf_counter()
+            run(inputs)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def _kernel_rows(compiled: CompiledModel, inputs: Mapping[str, np.ndarray], roofline: Roofline) -> list[dict[str, Any]]:

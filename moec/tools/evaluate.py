@@ -66,7 +66,7 @@ class Evaluation:
 
     def as_data(self) -> dict[str, Any]:
         """Plain data for JSON, which has no NaN and no infinity: they are ``"nan"``, ``"inf"``, ``"-inf"``."""
-        return _finite(dataclasses.asdict(self))
+        return finite(dataclasses.asdict(self))
 
 
 @reporting("evaluating")
@@ -237,9 +237,10 @@ class _Run:
         return Quality(value, *(paired.difference(own, first, counts, exponential) if at else ()))
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Plain data with the numbers that JSON lacks as text."""
     if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data

@@ -29,6 +29,7 @@ class Metric:
     with_first: bool = False
     exponential: bool = False
     """Whether it is the exponential of the mean, not the mean."""
+    more_is_better: bool = False
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -63,9 +64,9 @@ def _cosine(found: Array, first: Array) -> Array:
 METRICS = {
     "loss": Metric(_loss),
     "perplexity": Metric(_loss, exponential=True),
-    "top1": Metric(_top1),
+    "top1": Metric(_top1, more_is_better=True),
     "kl": Metric(_divergence, with_first=True),
-    "cosine": Metric(_cosine, with_first=True),
+    "cosine": Metric(_cosine, with_first=True, more_is_better=True),
 }
 
 

@@ -1,13 +1,15 @@
-"""Commands that take data: what moec evaluate prints, and what it refuses."""
+"""Commands that take data: what moec evaluate and moec sweep print, and what they refuse."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from .test_cli import assert_refused, mlp, moec
 
@@ -69,3 +71,67 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path):
     np.savez(tmp_path / "labels.npz", labels=np.zeros(3, np.int64))
     refused = evaluated(folder, art, "--labels", tmp_path / "labels.npz")
     assert_refused(refused, "labels.npz", "labels are [3]; expected [11]")
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory):
+    """x [n,64] → an MoE layer of 4 relu experts; layer.onnx and x.npz."""
+    generator = np.random.default_rng(0)
+    shapes = {"router": (64, 4), "up": (4, 64, 64), "down": (4, 64, 64)}
+    arrays = {name: generator.normal(size=shape).astype(np.float32) / 8 for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("MatMul", ["x", "router"], ["logits"]),
+        helper.make_node(
+            "MoE", ["x", "logits", "up", "", "down"], ["y"], domain="com.microsoft", activation_type="relu", k=2
+        ),
+    ]
+    sides = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 64]) for name in "xy"]
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "layer", sides[:1], sides[1:], tensors)
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    folder = tmp_path_factory.mktemp("layer")
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), folder / "layer.onnx")
+    np.savez(folder / "x.npz", x=generator.normal(size=(12, 64)).astype(np.float32))
+    return folder
+
+
+def swept(layer, output, *arguments):
+    return moec("sweep", layer / "layer.onnx", "--data", layer / "x.npz", "-o", output, "--threads", 1, *arguments)
+
+
+def test_a_sweep_marks_its_front_and_is_not_run_twice(layer, tmp_path):
+    done = swept(layer, tmp_path, "--formats", "int8,int2", "--keep")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^  [123] +(\S+) ", done.stdout, re.MULTILINE)
+    assert rows == ["O2", "quantize-experts{format=int8}", "quantize-experts{format=int2}"]
+    assert "Pareto front of kl" in done.stdout
+    assert len(list(tmp_path.glob("*.moec"))) == 3
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    assert (tmp_path / "sweep.png").exists() == drawn
+    assert drawn == ("matplotlib is not installed: no plot" not in done.stderr)
+    again = swept(layer, tmp_path, "--formats", "int8,int2", "--keep", "--json")
+    assert again.returncode == 0, again.stderr
+    variants = json.loads(again.stdout)
+    assert [one["expert_bits"] for one in variants] == [32, 8, 2]
+    assert all("weights, bytes" in one["fronts"] for one in variants)
+    assert len(list(tmp_path.glob("*.moec"))) == 3
+
+
+def test_a_plot_without_matplotlib_is_one_note(tmp_path, monkeypatch):
+    from moec.errors import MoecError
+    from moec.inspect import sweeps
+    from moec.tools.sweeping import Sweep
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(MoecError, match=r"matplotlib is not installed: no plot; pip install 'moec\[plot\]'"):
+        sweeps.draw(Sweep([]), tmp_path / "sweep.png")
+
+
+def test_sweeps_that_cannot_be_are_one_line(layer, tmp_path):
+    assert_refused(swept(layer, tmp_path, "--avg", "3"), "avg=3 needs a profile")
+    assert_refused(swept(layer, tmp_path, "--passes", "O2,nothing"), "unknown pass 'nothing'")
+    assert_refused(swept(layer, tmp_path / "a" / "b", "--formats", "int4"), "cannot be made")
+    done = swept(layer, tmp_path, "--passes", "O2,quantize-experts{format=int4,experts=9}")
+    assert done.returncode == 2
+    assert "note: quantize-experts{format=int4,experts=9}: " in done.stderr
+    assert "1 of 2 variants could not be made" in done.stderr

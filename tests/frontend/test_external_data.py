@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from moec.frontend.onnx import import_model
+from moec.errors import MoecError
+from moec.frontend.onnx import files_of, import_model
 from moec.ir import interpreter
 from moec.ir.opsets import OPSET
 
@@ -45,6 +46,14 @@ def test_weights_stay_in_their_file(tmp_path):
         file.truncate(rows * 4)
     weight = import_model(path).graph.initializers["w"].const_value
     assert map_behind(weight) is not None
+
+
+def test_the_files_of_a_model_are_its_own_and_its_data(tmp_path):
+    path = external(tmp_path)
+    assert files_of(path) == [path, tmp_path / "weights.bin"]
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(MoecError, match=r"'weights.bin' is missing"):
+        files_of(path)
 
 
 def test_weights_of_one_file_share_one_map(tmp_path):

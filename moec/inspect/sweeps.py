@@ -1,0 +1,115 @@
+"""What ``moec sweep`` prints and draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import io
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from moec.common.seals import write_sealed
+from moec.common.tables import table
+from moec.errors import MoecError
+from moec.inspect.evaluation import quality_text
+from moec.tools.evaluate import METHOD, Quality, finite
+
+if TYPE_CHECKING:
+    from moec.tools.sweeping import Sweep
+
+_PROFILE = re.compile(r",profile=[^,}]*")
+
+
+def label(pipeline: str) -> str:
+    """A pipeline in short: without the level before it, and without the name of its profile."""
+    return _PROFILE.sub("", pipeline).removeprefix("O2,")
+
+
+def sweep_tables(sweep: Sweep) -> Iterator[RenderableType]:
+    """A row for each variant, with stars where no other is both as good and as cheap."""
+    metrics, costs, fronts = list(sweep.variants[0].qualities), sweep.costs(), sweep.fronts()
+    rows = [
+        (
+            str(at + 1),
+            label(variant.pipeline),
+            *(quality_text(variant.qualities[metric], alone=at == 0) for metric in metrics),
+            *(_cost(values[at]) + _star(fronts[name][at]) for name, values in costs.items()),
+        )
+        for at, variant in enumerate(sweep.variants)
+    ]
+    yield table("Variants", ("", "passes behind O2", *metrics, *costs), rows)
+    yield Text(f"*: on the Pareto front of {sweep.metric} and this cost")
+    yield Text(
+        "time: medians, as a share of the first variant's, which ran in turns with each on this machine; its own share "
+        "shows how much chance is in them"
+    )
+    milliseconds = ", ".join(f"{case} {times.milliseconds:.3f} ms" for case, times in sweep.variants[0].times.items())
+    yield Text(f"that of the first: {milliseconds}")
+    yield Text(f"in brackets: {METHOD}")
+    if sweep.reused:
+        yield Text(f"{sweep.reused} of {len(sweep.variants)} variants were there already")
+
+
+def sweep_data(sweep: Sweep) -> list[dict[str, Any]]:
+    """Plain data: for each variant its fields as in ``sweep.json``, less its key, and ``fronts``, the costs whose front
+    it is on."""
+    fronts = sweep.fronts()
+    described = []
+    for at, variant in enumerate(sweep.variants):
+        fields = finite(dataclasses.asdict(variant))
+        del fields["key"]
+        described.append({**fields, "fronts": [name for name, marks in fronts.items() if marks[at]]})
+    return described
+
+
+def draw(sweep: Sweep, path: pathlib.Path) -> None:
+    """Quality over each cost, as a PNG. Raises MoecError where matplotlib is not installed, or something that moec did
+    not write is there."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MoecError("matplotlib is not installed: no plot; pip install 'moec[plot]' makes one next time")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    costs, fronts = sweep.costs(), sweep.fronts()
+    listed = "\n".join(f"{at}  {label(variant.pipeline)}" for at, variant in enumerate(sweep.variants, 1))
+    figure = Figure(figsize=(3.5 * len(costs), 4 + 0.12 * len(sweep.variants)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for panel, (name, values) in zip(panels, costs.items(), strict=True):
+        _draw_panel(panel, values, [variant.qualities[sweep.metric] for variant in sweep.variants], fronts[name])
+        panel.set_xlabel(name)
+        if not name.startswith("time"):
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    panels[0].set_ylabel(sweep.metric)
+    figure.supxlabel(listed, fontsize=7, x=0.01, ha="left")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    write_sealed(path, image.getvalue(), "")
+
+
+def _draw_panel(panel: Any, costs: Sequence[float | None], qualities: Sequence[Quality], front: Sequence[bool]) -> None:
+    """Points with their numbers and, from the first's quality, half of the interval; a line along the front."""
+    for number, (cost, quality) in enumerate(zip(costs, qualities, strict=True), 1):
+        if cost is not None:
+            panel.errorbar(cost, quality.value, quality.interval, fmt="o", color="gray", markersize=3, linewidth=0.7)
+            panel.annotate(str(number), (cost, quality.value), (3, 3), textcoords="offset points", fontsize=7)
+    places = zip(costs, qualities, front, strict=True)
+    line = sorted((cost, quality.value) for cost, quality, marked in places if cost is not None and marked)
+    panel.plot([cost for cost, _ in line], [value for _, value in line], "o-", color="tab:blue", markersize=4)
+    panel.grid(alpha=0.3)
+
+
+def _cost(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def _star(on_front: bool) -> str:
+    return " *" if on_front else ""

@@ -1,0 +1,238 @@
+"""Running a sweep: what is not known yet is compiled, judged against the first variant and timed in turns with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import moec
+from moec import compiler
+from moec.common.replacing import check_replaceable
+from moec.common.seals import foreign_file
+from moec.errors import DefectError, MoecError, one_line, reporting
+from moec.frontend.onnx import files_of
+from moec.passes.framework import pipeline
+from moec.tools.bench import alternate, default_cases
+from moec.tools.data import Data, Text
+from moec.tools.evaluate import evaluate
+from moec.tools.metrics import METRICS, metric_named
+from moec.tools.sweeping.file import NAME, Times, Variant, foreign, read_variants, write_variants
+from moec.tools.sweeping.front import on_front
+
+PLOT = "sweep.png"
+_SECONDS = 1.0
+"""How long each case of a variant is timed."""
+
+Progress = Callable[[str], None]
+Inputs = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Variants in the order that was asked for; ``reused``: how many had been run before; ``failures``: one line for
+    each pipeline that came to nothing."""
+
+    variants: list[Variant]
+    reused: int = 0
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        """The one that fronts are made of: the first."""
+        return next(iter(self.variants[0].qualities))
+
+    def costs(self) -> dict[str, list[float | None]]:
+        """What each variant costs, by the name of the cost: bytes of weights, bits of a weight of its experts, and for
+        each case its time as a share of the first's, which was measured in turns with it."""
+        costs: dict[str, list[float | None]] = {
+            "weights, bytes": [one.weight_bytes for one in self.variants],
+            "bits of experts": [one.expert_bits for one in self.variants],
+        }
+        for case in self.variants[0].times:
+            costs[f"time, {case}"] = [one.times[case].share for one in self.variants]
+        return costs
+
+    def fronts(self) -> dict[str, list[bool]]:
+        """For each cost which variants no other beats in it and in quality."""
+        sign = -1 if METRICS[self.metric].more_is_better else 1
+        losses = [sign * one.qualities[self.metric].value for one in self.variants]
+        return {name: on_front(list(zip(costs, losses, strict=True))) for name, costs in self.costs().items()}
+
+
+@reporting("sweeping")
+def sweep(
+    model: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    pipelines: Sequence[str],
+    *,
+    metrics: Sequence[str] = (),
+    labels: str | os.PathLike[str] | None = None,
+    output: str | None = None,
+    text: Text | None = None,
+    threads: int | None = None,
+    keep: bool = False,
+    progress: Progress = lambda _step: None,
+) -> Sweep:
+    """Compile a model by every pipeline, judge and time what comes out, and write ``sweep.json`` into ``folder``, which
+    is made where it is not there.
+
+    ``pipelines``: the first is what others are compared with; see :func:`moec.tools.sweeping.variants`. ``metrics``,
+    ``labels``, ``output`` and ``text`` as for :func:`moec.tools.evaluate.evaluate`. ``keep``: leave artifacts in the
+    folder. What ``sweep.json`` says of the same model, data, files and pipelines, by this version of moec, is not run
+    again, and each variant is there as soon as it was run. A pipeline that fails is noted, unless it is the first.
+
+    Raises MoecError for a model, data or pipelines that cannot be used, and a folder that holds what moec did not
+    write.
+    """
+    place = _prepared(pathlib.Path(folder), model)
+    known = read_variants(place)
+    progress("reading")
+    settings = {"metrics": list(metrics), "output": output, "threads": threads}
+    told = _Told(model, data, labels, text or Text(), {**settings, "first": _written_out(pipelines[0])})
+    keys = [told.key(one) for one in pipelines]
+    judged = functools.partial(evaluate, metrics=metrics, labels=labels, output=output, text=text, threads=threads)
+    runner = _Runner(model, data, pipelines[0], place if keep else None, judged, text, threads)
+    found: list[Variant] = []
+    failures: dict[str, str] = {}
+    reused = 0
+    for number, (chain, key) in enumerate(zip(pipelines, keys, strict=True), 1):
+        old = next((one for one in known if one.key == key), None)
+        if old is not None and (not keep or _is_kept(place, old)):
+            found.append(old)
+            reused += 1
+            continue
+        try:
+            made = runner.run(chain, key, lambda step, at=number: progress(f"{at} of {len(pipelines)}: {step}"))
+        except MoecError as error:
+            if number == 1 or isinstance(error, DefectError):
+                raise
+            failures[chain] = one_line(error)
+            continue
+        found.append(made)
+        known = [one for one in known if one.key != key] + [made]
+        write_variants(place, known)
+    return Sweep(found, reused, failures)
+
+
+def _prepared(folder: pathlib.Path, model: str | os.PathLike[str]) -> pathlib.Path:
+    if not pathlib.Path(model).exists():
+        raise MoecError(f"{model}: no such file; expected an ONNX model")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MoecError(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
+    check_replaceable(folder / NAME, foreign)
+    check_replaceable(folder / PLOT, foreign_file)
+    return folder
+
+
+def _is_kept(folder: pathlib.Path, variant: Variant) -> bool:
+    return variant.artifact is not None and (folder / variant.artifact).is_dir()
+
+
+class _Told:
+    """Everything but the pipeline that a variant's numbers depend on."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        data: Sequence[str | os.PathLike[str]],
+        labels: str | os.PathLike[str] | None,
+        text: Text,
+        settings: dict[str, Any],
+    ) -> None:
+        for name in settings["metrics"]:
+            metric_named(name)
+        self._common = {
+            "moec": moec.__version__,
+            "model": [_sha256(path) for path in files_of(model)],
+            "data": [Data(path, (), text).sha256() for path in data],
+            "labels": None if labels is None else _sha256(pathlib.Path(labels)),
+            "text": [text.tokenizer and _sha256(text.tokenizer), text.length, text.batch, text.limit],
+            **settings,
+        }
+        self._hash = functools.cache(_sha256)
+
+    def key(self, chain: str) -> dict[str, Any]:
+        """That of a pipeline. Raises MoecError for one that cannot be read."""
+        files = {path: self._hash(pathlib.Path(path)) for one in pipeline.parse(chain) for path in _files(one)}
+        return {**self._common, "pipeline": _written_out(chain), "files": files}
+
+
+def _written_out(chain: str) -> str:
+    return pipeline.print_pipeline(pipeline.parse(chain))
+
+
+def _files(one: Any) -> Iterator[str]:
+    """The files that a pass's options name."""
+    for field in dataclasses.fields(one):
+        value = getattr(one, field.name)
+        if isinstance(value, str) and pathlib.Path(value).is_file():
+            yield value
+
+
+def _sha256(path: pathlib.Path) -> str:
+    from moec.runtime.artifact import checksum
+
+    try:
+        return checksum(path).sha256
+    except OSError as error:
+        raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+class _Runner:
+    """Compiles, judges and times variants; the first is compiled when one of them has to be."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        data: Sequence[str | os.PathLike[str]],
+        first: str,
+        kept: pathlib.Path | None,
+        judged: Callable[..., Any],
+        text: Text | None,
+        threads: int | None,
+    ) -> None:
+        self._model, self._data, self._first_chain, self._kept = model, data, first, kept
+        self._judged, self._text, self._threads = judged, text, threads
+        self._first: moec.CompiledModel | None = None
+
+    def run(self, chain: str, key: dict[str, Any], progress: Progress) -> Variant:
+        artifact = f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]}.moec"
+        compiled = self._compiled(chain, None if self._kept is None else self._kept / artifact, progress)
+        if self._first is None:
+            own = chain == self._first_chain
+            self._first = compiled if own else self._compiled(self._first_chain, None, progress)
+        _, judged = self._judged([self._first, compiled], self._data, progress=progress).models
+        progress("timing")
+        batch = next(iter(Data(self._data[0], compiled.inputs, self._text)))
+        cases = [*default_cases(compiled)[:1], batch]
+        return Variant(
+            key,
+            chain,
+            judged.weight_bytes,
+            judged.expert_bits,
+            judged.nan_outputs,
+            judged.qualities,
+            dict(map(functools.partial(_timed, self._first, compiled), cases)),
+            None if self._kept is None else artifact,
+        )
+
+    def _compiled(self, chain: str, output: pathlib.Path | None, progress: Progress) -> moec.CompiledModel:
+        return compiler.compile(self._model, passes=chain, threads=self._threads, output=output, progress=progress)
+
+
+def _timed(first: moec.CompiledModel, own: moec.CompiledModel, inputs: Inputs) -> tuple[str, Times]:
+    case = ", ".join(f"{name}{list(array.shape)}" for name, array in inputs.items())
+    seconds = alternate({"first": first.run, "own": own.run}, inputs, _SECONDS)
+    return case, Times(*(statistics.median(seconds[name]) * 1e3 for name in ("own", "first")))

@@ -1,0 +1,115 @@
+"""``sweep.json``: what a sweep found of each variant, so that none has to run twice.
+
+::
+
+    {
+     "version": 1,
+     "variants": [{"key": {...}, "pipeline": "O2,...", "weight_bytes": ..., "qualities": {...}, ...}],
+     "digest": "..."
+    }
+
+``key`` holds everything that the numbers depend on but the machine: hashes of the model, the data and the files that
+the pipeline names, the pipeline with its levels written out, what was measured, the version of moec. ``digest`` tells
+that moec wrote the file and nobody changed it; it is no signature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from moec.common.replacing import replacing
+from moec.errors import MoecError
+from moec.tools.evaluate import Quality, finite
+
+VERSION = 1
+NAME = "sweep.json"
+_LARGEST = 256 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Median milliseconds of a variant and, taken in turns with it, of the first."""
+
+    milliseconds: float
+    first: float
+
+    @property
+    def share(self) -> float:
+        """Of the first's time."""
+        return self.milliseconds / self.first
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What was found of one pipeline. ``times`` by the sizes of the inputs, in words; ``artifact``: the folder beside
+    ``sweep.json`` where it was kept. The other fields are those of :class:`moec.tools.evaluate.Judged`."""
+
+    key: dict[str, Any]
+    pipeline: str
+    weight_bytes: int
+    expert_bits: float | None
+    nan_outputs: int
+    qualities: dict[str, Quality]
+    times: dict[str, Times]
+    artifact: str | None = None
+
+
+def read_variants(folder: pathlib.Path) -> list[Variant]:
+    """Those of the folder's ``sweep.json``; none where there is no such file. Raises MoecError for a file that is none
+    of moec's, or was changed."""
+    path = folder / NAME
+    if not path.exists():
+        return []
+    why = foreign(path)
+    if why is not None:
+        raise MoecError(f"{path}: {why}; remove it or choose another folder")
+    try:
+        return [_variant(one) for one in json.loads(path.read_bytes())["variants"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MoecError(f"{path}: holds no variants as this moec writes them; remove it") from error
+
+
+def write_variants(folder: pathlib.Path, variants: Sequence[Variant]) -> None:
+    """Replaces ``sweep.json`` in one step. Raises MoecError where another file is there, or it cannot be written."""
+    content = {"version": VERSION, "variants": [finite(dataclasses.asdict(variant)) for variant in variants]}
+    text = json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
+    with replacing(folder / NAME, foreign) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def foreign(path: pathlib.Path) -> str | None:
+    """Why a file is not ``sweep.json`` as moec wrote it; None where it is. Raises OSError."""
+    if path.is_dir():
+        return "is a folder, not a file"
+    if path.stat().st_size > _LARGEST:
+        return f"is larger than {_LARGEST} bytes, not a file of a sweep"
+    try:
+        content = json.loads(path.read_bytes())
+        digest = content.pop("digest")
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
+        return "is a file that moec did not write"
+    if digest != _digest(content):
+        return "is a file that was changed since moec wrote it"
+    return None if content.get("version") == VERSION else f"is of version {content.get('version')}, not {VERSION}"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _variant(data: dict[str, Any]) -> Variant:
+    qualities = {
+        name: Quality(float(one["value"]), _number(one["difference"]), _number(one["interval"]))
+        for name, one in data["qualities"].items()
+    }
+    times = {case: Times(**one) for case, one in data["times"].items()}
+    return Variant(**{**data, "qualities": qualities, "times": times})
+
+
+def _number(value: float | str | None) -> float | None:
+    return None if value is None else float(value)

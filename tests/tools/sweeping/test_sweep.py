@@ -1,0 +1,175 @@
+"""Sweeps of the language model: what runs, what does not run twice, what is on the front."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from moec.errors import MoecError
+from moec.tools.data import Text
+from moec.tools.evaluate import Quality, evaluate
+from moec.tools.sweeping import driver, sweep, variants
+from moec.tools.sweeping.driver import Sweep
+from moec.tools.sweeping.file import Times, Variant, read_variants
+from moec.tools.sweeping.front import on_front
+
+MODEL = pathlib.Path(__file__).parents[3] / "examples" / "char_lm" / "model.onnx"
+PIPELINES = ["O2", "O2,quantize-experts{format=int4}"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("data") / "data.npz"
+    np.savez(path, ids=np.load(MODEL.parent / "heldout.npz")["ids"][:4])
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, data: pathlib.Path) -> tuple[pathlib.Path, Sweep]:
+    folder = tmp_path_factory.mktemp("sweep") / "made"
+    return folder, sweep(MODEL, [data], folder, PIPELINES, metrics=["loss", "kl"], threads=1, keep=True)
+
+
+def again(swept: tuple[pathlib.Path, Sweep], data: pathlib.Path, pipelines: list[str], **options) -> Sweep:
+    return sweep(MODEL, [data], swept[0], pipelines, **{"metrics": ["loss", "kl"], "threads": 1, **options})
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments, **_options):
+        raise AssertionError("something was compiled")
+
+    monkeypatch.setattr(driver.compiler, "compile", refuse)
+
+
+def test_variants_are_judged_against_the_first_and_timed(swept, data):
+    folder, found = swept
+    first, second = found.variants
+    assert (found.reused, found.failures, found.metric) == (0, {}, "loss")
+    assert (first.expert_bits, second.expert_bits) == (32, 4)
+    assert second.weight_bytes < first.weight_bytes / 2
+    assert first.qualities["kl"].value == 0 == first.qualities["loss"].difference
+    judged = evaluate([folder / first.artifact, folder / second.artifact], [data], metrics=["loss", "kl"])
+    assert [one.qualities for one in judged.models][1] == second.qualities
+    assert list(second.times) == ["ids[1, 1]", "ids[4, 97]"]
+    assert all(times.milliseconds > 0 and times.first > 0 for times in second.times.values())
+    assert found.fronts()["weights, bytes"] == [True, True]
+
+
+def test_what_is_known_does_not_run_again(swept, data, no_compiler):
+    for pipelines in (PIPELINES, PIPELINES[:1]):
+        found = again(swept, data, pipelines)
+        assert found.reused == len(pipelines)
+        assert found.variants == swept[1].variants[: len(pipelines)]
+
+
+def test_other_data_settings_and_pipelines_run(swept, data, no_compiler, tmp_path):
+    other = tmp_path / "other.npz"
+    np.savez(other, ids=np.load(data)["ids"][:3])
+    for changed in (
+        lambda: again(swept, other, PIPELINES),
+        lambda: again(swept, data, PIPELINES, metrics=["loss"]),
+        lambda: again(swept, data, PIPELINES, text=Text(length=8)),
+        lambda: again(swept, data, [PIPELINES[0], "O1"]),
+    ):
+        with pytest.raises(MoecError, match="something was compiled"):
+            changed()
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(data, tmp_path, monkeypatch, swept):
+    compiled = []
+    compile_model = driver.compiler.compile
+
+    def interrupted(model, **options):
+        compiled.append(options["passes"])
+        if len(compiled) == 2:
+            raise KeyboardInterrupt
+        return compile_model(model, **options)
+
+    monkeypatch.setattr(driver.compiler, "compile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(MODEL, [data], tmp_path, PIPELINES, threads=1)
+    assert [variant.pipeline for variant in read_variants(tmp_path)] == PIPELINES[:1]
+    found = sweep(MODEL, [data], tmp_path, PIPELINES, threads=1)
+    assert found.reused == 1
+    assert compiled[2:] == [PIPELINES[1], PIPELINES[0]]  # the first, to compare with
+    assert found.variants[1].qualities["loss"] == swept[1].variants[1].qualities["loss"]
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_a_variant_that_cannot_be_made_is_noted(data, swept):
+    found = again(swept, data, [PIPELINES[0], "O2,quantize-experts{format=int4,group=7,experts=90}"])
+    assert len(found.variants) == 1
+    assert "90" in next(iter(found.failures.values()))
+
+
+def test_files_of_others_are_refused(data, tmp_path, swept):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(MoecError, match=r"sweep.json: is a file that moec did not write"):
+        sweep(MODEL, [data], tmp_path, PIPELINES)
+    text = (swept[0] / "sweep.json").read_text()
+    (tmp_path / "sweep.json").write_text(text.replace('"weight_bytes": ', '"weight_bytes": 1'))
+    with pytest.raises(MoecError, match="was changed since moec wrote it"):
+        sweep(MODEL, [data], tmp_path, PIPELINES)
+    assert json.loads(text)["version"] == 1
+    with pytest.raises(MoecError, match="no such file; expected an ONNX model"):
+        sweep(tmp_path / "none.onnx", [data], tmp_path / "other", PIPELINES)
+    assert not (tmp_path / "other").exists()
+
+
+def test_numbers_that_json_lacks_come_back(tmp_path):
+    from moec.tools.sweeping.file import write_variants
+
+    quality = {"loss": Quality(float("inf"), 0.5, None)}
+    variant = Variant({"a": [None]}, "O2", 1, None, 3, quality, {"x[1]": Times(1.0, 2.0)})
+    write_variants(tmp_path, [variant])
+    assert read_variants(tmp_path) == [variant]
+
+
+def test_the_front_is_what_no_other_beats():
+    assert on_front([(1, 5), (2, 4), (2, 5), (3, 4), (None, 0), (9, 1), (0, float("nan"))]) == [
+        True, True, False, False, False, True, False,
+    ]  # fmt: skip
+    assert on_front([(1, 1), (1, 1)]) == [True, True]
+    assert on_front([]) == []
+
+
+def test_more_of_top1_is_better():
+    def variant(top1: float, size: int) -> Variant:
+        return Variant({}, "O2", size, None, 0, {"top1": Quality(top1)}, {})
+
+    assert Sweep([variant(0.9, 2), variant(0.8, 1), variant(0.7, 1)]).fronts()["weights, bytes"] == [True, True, False]
+
+
+def test_pipelines_are_products_of_what_is_asked():
+    assert variants(formats=["int4/32", "bf16"], methods=["rtn", "gptq"], profile="p") == [
+        "O2",
+        "O2,quantize-experts{format=int4,group=32}",
+        "O2,quantize-experts{format=int4,group=32,method=gptq,profile=p}",
+        "O2,cast-weights{dtype=bf16}",
+    ]
+    assert variants(["O1", "O2"], averages=["3"], methods=["gptq"], profile="p") == [
+        "O2",
+        "O2,assign-bits{avg=3,method=gptq,profile=p}",
+        "O1",
+    ]
+    assert len(variants()) == 5
+    assert len(variants(profile="p")) == 1 + 4 * 2 + 5 * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"averages": ["3"]}, "avg=3 needs a profile; add --profile FILE"),
+        ({"methods": ["gptq"]}, "gptq needs a profile"),
+        ({"formats": ["int5"]}, "no format 'int5'"),
+        ({"formats": ["int4"], "methods": ["best"], "profile": "p"}, "found 'best', expected one of rtn, gptq"),
+        ({"passes": ["O9"]}, "unknown pass 'O9'"),
+    ],
+)
+def test_what_no_pipeline_can_say_is_refused(options, message):
+    with pytest.raises(MoecError, match=message):
+        variants(**options)

@@ -34,6 +34,7 @@ _CLASSES = {
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
     "inline-control-flow": "moec.passes.inline_control_flow:InlineControlFlow",
     "merge-equal-experts": "moec.passes.merge_equal_experts:MergeEqualExperts",
+    "prune-experts": "moec.passes.prune_experts:PruneExperts",
     "prune-hidden-units": "moec.passes.prune_hidden_units:PruneHiddenUnits",
     "quantize-experts": "moec.passes.quantize_experts:QuantizeExperts",
     "quantize-linears": "moec.passes.quantize_linears:QuantizeLinears",

@@ -2,7 +2,8 @@
 
 Passes that remove or join experts write it into the metadata of ``moec.Experts`` and ``moec.MoE`` nodes, under
 ``ORIGIN_KEY``, as JSON: ``{"experts": [[0], [1, 5], [2]], "removed": {"7": "drop-dead-experts: its logit is -inf"}}``.
-A node without such metadata has all the experts that it had.
+Where they say why an expert became part of another, ``"joined": {"5": "merge-experts: ..."}`` comes on top. A node
+without such metadata has all the experts that it had.
 """
 
 from __future__ import annotations
@@ -22,17 +23,22 @@ from moec.ir.names import node_name
 @dataclasses.dataclass(frozen=True)
 class Origins:
     """``experts[e]``: the first ids of the experts that expert e is made of, identity experts behind the others.
-    ``removed``: why an expert is gone, by its first id: the name of the pass, a colon, the reason."""
+    ``removed``: why an expert is gone, by its first id: the name of the pass, a colon, the reason. ``joined``: the same
+    of experts that became part of another."""
 
     experts: tuple[tuple[int, ...], ...]
     removed: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    joined: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     def regrouped(self, groups: Sequence[Collection[int]], why: Mapping[int, str]) -> Origins:
         """After present experts ``groups[i]`` became expert i. ``why`` says of each present expert in no group what
-        removed it."""
+        removed it, and may say of others why they became part of one."""
         made_of = (sorted(first for expert in group for first in self.experts[expert]) for group in groups)
-        gone = {first: why[expert] for expert in sorted(why) for first in self.experts[expert]}
-        return Origins(tuple(map(tuple, made_of)), {**self.removed, **gone})
+        left = {expert for group in groups for expert in group}
+        reasons = [(expert, first) for expert in sorted(why) for first in self.experts[expert]]
+        gone = {first: why[expert] for expert, first in reasons if expert not in left}
+        joined = {first: why[expert] for expert, first in reasons if expert in left}
+        return Origins(tuple(map(tuple, made_of)), {**self.removed, **gone}, {**self.joined, **joined})
 
 
 def origins_of(node: ir.Node, count: int) -> Origins:
@@ -52,25 +58,36 @@ def origins_of(node: ir.Node, count: int) -> Origins:
             f"node {node_name(node)}: metadata {ORIGIN_KEY} is {text[:80]!r}; expected the origins of {count} experts "
             'as {"experts": [[0], ...], "removed": {"7": "why", ...}}; remove it from the model'
         )
-    removed = {int(first): reason for first, reason in content["removed"].items()}
-    return Origins(tuple(map(tuple, content["experts"])), removed)
+    removed, joined = (
+        {int(first): reason for first, reason in content.get(name, {}).items()} for name in ("removed", "joined")
+    )
+    return Origins(tuple(map(tuple, content["experts"])), removed, joined)
 
 
 def set_origins(node: ir.Node, origins: Origins) -> None:
     """Write the metadata of a node."""
-    removed = {str(first): origins.removed[first] for first in sorted(origins.removed)}
-    node.metadata_props[ORIGIN_KEY] = json.dumps({"experts": origins.experts, "removed": removed})
+    removed, joined = (
+        {str(first): reasons[first] for first in sorted(reasons)} for reasons in (origins.removed, origins.joined)
+    )
+    content = {"experts": origins.experts, "removed": removed, **({"joined": joined} if joined else {})}
+    node.metadata_props[ORIGIN_KEY] = json.dumps(content)
 
 
 def _is_well_formed(content: Any) -> TypeGuard[dict[str, Any]]:
-    if not isinstance(content, dict) or set(content) != {"experts", "removed"}:
+    if not isinstance(content, dict) or set(content) - {"joined"} != {"experts", "removed"}:
         return False
-    experts, removed = content["experts"], content["removed"]
+    experts = content["experts"]
     return (
         isinstance(experts, list)
         and all(isinstance(group, list) and all(map(_is_id, group)) for group in experts)
-        and isinstance(removed, dict)
-        and all(first.isdecimal() and first.isascii() and isinstance(why, str) for first, why in removed.items())
+        and _are_reasons(content["removed"])
+        and _are_reasons(content.get("joined", {}))
+    )
+
+
+def _are_reasons(reasons: Any) -> bool:
+    return isinstance(reasons, dict) and all(
+        first.isdecimal() and first.isascii() and isinstance(why, str) for first, why in reasons.items()
     )
 
 

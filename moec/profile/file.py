@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ from moec.common.replacing import replacing
 from moec.common.seals import foreign_file, seal_zip
 from moec.errors import MoecError
 from moec.ir.names import node_name
-from moec.profile.keys import key_of
-from moec.profile.measures import ExpertsMeasures, LinearMeasures
+from moec.profile.keys import MEASURED_KEY, measured_as
+from moec.profile.measures import ExpertsMeasures, LinearMeasures, selected
 
 Array = np.ndarray[Any, Any]
 
@@ -92,14 +92,24 @@ class Profile:
         return Profile(path, archive, _head(path, data))
 
     def experts(self, node: ir.Node) -> ExpertsMeasures:
-        """What is known of a ``moec.MoE`` or ``moec.Experts`` node. Raises MoecError where that is nothing: the profile
-        is of another model, or of one after other passes."""
-        layer = self._layer(node, "experts")
-        return self._experts_of(layer)
+        """What is known of the experts that a ``moec.MoE`` or ``moec.Experts`` node has, also where it had others
+        beside them when it was measured. Raises MoecError where that is nothing: the profile is of another model, or of
+        one after other passes."""
+        layer, experts = self._layer(node, "experts")
+        measures = self._experts_of(layer)
+        if experts is None:
+            return measures
+        try:
+            return selected(measures, experts)
+        except ValueError as error:
+            raise MoecError(
+                f"{self.path}: node {node_name(node)}: its metadata {MEASURED_KEY} names {error}; remove it from the "
+                "model and make the profile anew"
+            ) from None
 
     def linear(self, node: ir.Node) -> LinearMeasures:
         """What is known of a ``moec.Linear`` node. Raises MoecError as :meth:`experts`."""
-        layer = self._layer(node, "linear")
+        layer, _ = self._layer(node, "linear")
 
         def read(name: str) -> Array | None:
             shared = name in ("rows", "moment_in", "measured")
@@ -116,10 +126,12 @@ class Profile:
         told = (layer.parts, layer.tokens, layer.next_key)
         return ExpertsMeasures(layer.key, layer.name, *sizes, *told, lambda name: self.array(f"{layer.key}/{name}"))
 
-    def _layer(self, node: ir.Node, kind: str) -> Layer:
-        layer = self._layers.get(key_of(node))
-        if layer is not None and layer.kind == kind:
-            return layer
+    def _layer(self, node: ir.Node, kind: str) -> tuple[Layer, Sequence[int] | None]:
+        """The layer that a node was measured as, and which of its experts the node has; None for all."""
+        for key, experts in measured_as(node).items():
+            layer = self._layers.get(key)
+            if layer is not None and layer.kind == kind:
+                return layer, experts
         raise MoecError(
             f"{self.path}: node {node_name(node)}: nothing was measured of its weights; expected a profile of this "
             f"model after the passes {self.head.passes!r} (it is of {self.head.model.get('name')!r}); make one with "

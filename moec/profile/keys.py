@@ -1,21 +1,34 @@
-"""Which layer a measurement is of: layers are known by their weights, for names and numbers of nodes change."""
+"""Which layer a measurement is of: layers are known by their weights, for names and numbers of nodes change.
+
+A pass that changes weights, but not what they are measured as, leaves a note in the metadata of the node, under
+``MEASURED_KEY``: ``0123456789abcdef``, the key that the layer had. One that leaves experts out notes a new key, and
+behind it those of the layer before, each with the numbers that the experts left have there:
+``89abcdef01234567 0123456789abcdef:0,2,5``. A profile that was made before or after may then be used.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from moec.errors import MoecError
 from moec.ir.dialect import is_moec
+from moec.ir.names import node_name
 from moec.ir.weights.stored import stored_weights
 
 MEASURED_KEY = "moec.measured"
-"""Key of a node's metadata: the key of the layer in the profile, where a pass has changed the weights since."""
+"""Key of a node's metadata: the keys of the layer in profiles, where a pass has changed the weights since."""
 _SAMPLED = 64
 """Rows of a matrix whose numbers are looked at."""
 _DIGITS = 16
+_MOST_NUMBER = 9
+_ENTRY = re.compile(
+    rf"(?P<key>[0-9a-f]{{{_DIGITS}}})(?::(?P<experts>\d{{1,{_MOST_NUMBER}}}(?:,\d{{1,{_MOST_NUMBER}}})*))?"
+)
 
 
 def key_of(node: ir.Node) -> str:
@@ -27,7 +40,7 @@ def key_of(node: ir.Node) -> str:
     """
     known = node.metadata_props.get(MEASURED_KEY)
     if known is not None:
-        return known
+        return next(iter(_parsed(node, known)))
     digest = hashlib.sha256(node.op_type.encode() if is_moec(node, "Linear") else b"experts")
     for name, weight in stored_weights(node).items():
         digest.update(f"{name} {weight.experts} {weight.shape}".encode())
@@ -40,7 +53,43 @@ def key_of(node: ir.Node) -> str:
 
 def keep_key(node: ir.Node) -> None:
     """Note on a node what it is measured as. A pass that uses a profile does so before it changes weights."""
-    node.metadata_props[MEASURED_KEY] = key_of(node)
+    node.metadata_props.setdefault(MEASURED_KEY, key_of(node))
+
+
+def measured_as(node: ir.Node) -> Mapping[str, Sequence[int] | None]:
+    """The keys under which profiles may know a node, the latest first, each with the numbers that the node's experts
+    have there; None where these are those of the node. Raises MoecError for metadata that says no such thing."""
+    known = node.metadata_props.get(MEASURED_KEY)
+    return {key_of(node): None} if known is None else _parsed(node, known)
+
+
+def keep_experts(node: ir.Node, kept: Sequence[int]) -> None:
+    """Note on a node which experts of those that it was measured with it has from now on. It is a layer of its own to
+    profiles that are made afterwards; nothing happens to a node without a note."""
+    if MEASURED_KEY not in node.metadata_props:
+        return
+    known = measured_as(node)
+    listed = ",".join(map(str, kept))
+    entries = [hashlib.sha256(f"{next(iter(known))}:{listed}".encode()).hexdigest()[:_DIGITS]]
+    for key, experts in known.items():
+        numbers = kept if experts is None else [experts[expert] for expert in kept]
+        entries.append(f"{key}:{','.join(map(str, numbers))}")
+    node.metadata_props[MEASURED_KEY] = " ".join(entries)
+
+
+def _parsed(node: ir.Node, text: str) -> dict[str, Sequence[int] | None]:
+    found = [_ENTRY.fullmatch(entry) for entry in text.split(" ")]
+    entries = {entry["key"]: entry["experts"] for entry in found if entry is not None}
+    counts = {experts.count(",") for experts in entries.values() if experts is not None}
+    if None in found or next(iter(entries.values())) is not None or len(counts) > 1:
+        raise MoecError(
+            f"node {node_name(node)}: metadata {MEASURED_KEY} is {text[:80]!r}; expected keys of layers in profiles, "
+            "such as '89abcdef01234567 0123456789abcdef:0,2,5'; remove it from the model"
+        )
+    return {
+        key: None if experts is None else [int(number) for number in experts.split(",")]
+        for key, experts in entries.items()
+    }
 
 
 def measurable(graph: ir.Graph) -> Iterator[ir.Node]:

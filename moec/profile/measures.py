@@ -34,7 +34,7 @@ that read the same value share rows and moment in the file.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,33 @@ class ExpertsMeasures:
     def error(self, form: str) -> Array | None:
         """[E,P]; None where the format was not measured."""
         return self.read(f"error/{form}")
+
+
+_ALL_OF_LAYER = frozenset({"ratio_histogram", "sample"})
+"""What is measured of no single expert."""
+_BY_TOKEN = frozenset({"sample_gates"})
+_OF_PAIRS = frozenset({"pairs"})
+
+
+def selected(measures: ExpertsMeasures, experts: Sequence[int]) -> ExpertsMeasures:
+    """The measures of some experts of a layer, in this order, as they were when all were there: the tokens and weights
+    of the others are not given to these. Raises ValueError for an expert that the layer does not have."""
+    if not all(0 <= expert < measures.experts for expert in experts):
+        raise ValueError(f"experts {list(experts)} of {measures.experts}")
+    whole, numbers = measures.read, list(experts)
+
+    def read(name: str) -> Array | None:
+        concept, _, expert = name.partition("/")
+        if expert.isdecimal():
+            return whole(f"{concept}/{numbers[int(expert)]}")
+        found = whole(name)
+        if found is None or concept in _ALL_OF_LAYER:
+            return found
+        if concept in _BY_TOKEN:
+            return found[:, numbers]
+        return found[numbers][:, numbers] if concept in _OF_PAIRS else found[numbers]
+
+    return dataclasses.replace(measures, experts=len(numbers), read=read)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from moec.passes.framework.base import Report
 from moec.passes.graph.columns import keep_columns
 from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
 from moec.passes.weights.selection import Selection, select
+from moec.profile.keys import MEASURED_KEY, keep_experts
 
 
 class ExpertSet:
@@ -95,11 +96,13 @@ class ExpertSet:
             f"the groups kept hold {candidates} experts, of which {spec.k} are chosen" if candidates < spec.k else None
         )
 
-    def keep(self, graph: ir.Graph, kept: Sequence[int], why: Mapping[int, str]) -> None:
+    def keep(
+        self, graph: ir.Graph, kept: Sequence[int], why: Mapping[int, str], joined: Mapping[int, int] | None = None
+    ) -> None:
         """Rewrite the layer so that it has the experts ``kept`` alone, in this order. The router chooses among them.
 
-        ``why``: what removed each of the others, by its id. Raises UnsupportedError where :meth:`feasible` says why
-        not.
+        ``why``: what removed each of the others, by its id; ``joined``: of those that a kept expert has taken up, that
+        one. Raises UnsupportedError where :meth:`feasible` says why not.
         """
         reason = self.feasible(kept)
         if reason is not None:
@@ -109,7 +112,9 @@ class ExpertSet:
         self._store(graph, [expert for expert in kept if expert < self.stored])
         identity = sum(expert >= self.stored for expert in kept)
         _set(self.node, "identity_experts", identity, 0)
-        set_origins(self.node, origins.regrouped([[expert] for expert in kept], why))
+        groups = [[expert, *(other for other, to in (joined or {}).items() if to == expert)] for expert in kept]
+        set_origins(self.node, origins.regrouped(groups, why))
+        self._note_measured(groups)
 
     def share(self, graph: ir.Graph, stored_as: Sequence[int], why: Mapping[int, str]) -> None:
         """Let stored expert e have the weights of stored expert ``stored_as[e]``, or contribute nothing where that is
@@ -130,6 +135,15 @@ class ExpertSet:
         self._store(graph, needed)
         groups = [[one for one, to in enumerate(targets) if to == target] for target in range(len(place) - 1)]
         set_origins(self.node, origins.regrouped(groups, why))
+        self._note_measured(groups)
+
+    def _note_measured(self, groups: Sequence[Sequence[int]]) -> None:
+        """Tell profiles which stored experts are left. What was made of several is measured as none of them."""
+        stored = [group for group in groups if min(group) < self.stored]
+        if all(len(group) == 1 for group in stored):
+            keep_experts(self.node, [expert for (expert,) in stored])
+        else:
+            self.node.metadata_props.pop(MEASURED_KEY, None)
 
     def _cut_router(self, graph: ir.Graph, kept: Sequence[int]) -> None:
         spec, names = self.routing, INPUTS[self.route.op_type]

@@ -1,0 +1,171 @@
+"""Which layers lose experts, how many each keeps, and which: those with the highest scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import MoecError, UnsupportedError
+from moec.ir import dialect
+from moec.ir.names import node_name
+from moec.passes.framework.base import Report
+from moec.passes.weights.expert_set import ExpertSet
+from moec.profile.measures import ExpertsMeasures
+
+Array = np.ndarray[Any, Any]
+PerLayer = Literal["uniform", "global"]
+UNSEEN = -1.0
+"""The score of an expert that no token came to."""
+_LAYERS = re.compile(r"\d{1,6}(-\d{1,6})?(\+\d{1,6}(-\d{1,6})?)*")
+
+
+def layers_of(pass_name: str, graph: ir.Graph, text: str | None, report: Report) -> list[ir.Node]:
+    """The layers of experts that a text such as ``0-3+7`` names, in the order of the graph; all for None.
+
+    Raises MoecError for a text that is none such, and for a layer that the model does not have.
+    """
+    nodes = [node for node in graph if dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")]
+    if not nodes:
+        report.warn(pass_name, "model", "no expert goes: no MoE block was raised before this pass")
+    if text is None or not nodes:
+        return nodes
+    if not _LAYERS.fullmatch(text):
+        raise MoecError(f"{pass_name}: layers is {text!r}; expected numbers and ranges of layers, such as 0-3+7")
+    wanted: set[int] = set()
+    for part in text.split("+"):
+        first, _, last = part.partition("-")
+        wanted.update(range(int(first), int(last or first) + 1))
+    if not wanted or max(wanted) >= len(nodes):
+        raise MoecError(f"{pass_name}: layers is {text!r}; the model has the layers 0 to {len(nodes) - 1}")
+    return [node for number, node in enumerate(nodes) if number in wanted]
+
+
+def expert_set(pass_name: str, node: ir.Node, report: Report) -> ExpertSet | None:
+    """The experts of a layer; None where they cannot be taken away, of which the report says why."""
+    try:
+        experts = ExpertSet(node)
+    except UnsupportedError as error:
+        report.warn(pass_name, node_name(node), f"keeps all experts: {error}")
+        return None
+    if feasible_counts(experts):
+        return experts
+    reason = experts.feasible(range(experts.routed)) or "its groups cannot be smaller"
+    report.warn(pass_name, node_name(node), f"keeps all experts: {reason}")
+    return None
+
+
+def feasible_counts(experts: ExpertSet) -> list[int]:
+    """So many stored experts may stay; each group then has as many as the others."""
+    groups = experts.routing.groups
+    if groups > 1 and experts.identity:
+        return []
+    scores = np.zeros(experts.stored)
+    return [
+        count
+        for count in range(groups, experts.stored + 1, groups)
+        if experts.feasible(best(experts, scores, count)) is None
+    ]
+
+
+def best(experts: ExpertSet, scores: Array, count: int) -> list[int]:
+    """The ``count`` stored experts with the highest scores [stored], as many of each group, ties to the lower id, and
+    all identity experts; in ascending order."""
+    groups = experts.routing.groups
+    size = experts.stored // groups
+    kept: list[int] = []
+    for group in range(groups):
+        order = np.argsort(-scores[group * size : (group + 1) * size], kind="stable")
+        kept += sorted(int(expert) + group * size for expert in order[: count // groups])
+    return [*kept, *range(experts.stored, experts.routed)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A layer whose experts have scores [stored], the lowest of which go first."""
+
+    experts: ExpertSet
+    scores: Array
+
+    @property
+    def name(self) -> str:
+        return node_name(self.experts.node)
+
+
+def check_keep(pass_name: str, keep: float) -> None:
+    """Raises MoecError for what is neither a share nor a number."""
+    if not 0 < keep <= 1 and not (math.isfinite(keep) and keep > 1 and keep == int(keep)):
+        raise MoecError(
+            f"{pass_name}: keep is {keep:g}; expected a share of the experts, above 0, up to 1, or the number that a "
+            "layer keeps"
+        )
+
+
+def uniform_counts(pass_name: str, layers: Sequence[ExpertSet], keep: float) -> list[int]:
+    """How many stored experts each layer keeps: the same share of each, or the same number.
+
+    Raises MoecError, naming the nearest number, for one that a layer cannot have.
+    """
+    return [_uniform_count(pass_name, experts, keep) for experts in layers]
+
+
+def _uniform_count(pass_name: str, experts: ExpertSet, keep: float) -> int:
+    feasible, groups = feasible_counts(experts), experts.routing.groups
+    wanted = int(keep) if keep > 1 else groups * _rounded(keep * experts.stored / groups)
+    if wanted in feasible:
+        return wanted
+    nearest = min(feasible, key=lambda count: abs(count - wanted))
+    raise MoecError(
+        f"{pass_name}: node {node_name(experts.node)}: cannot keep {wanted} of {experts.stored} experts, of which "
+        f"{experts.routing.k} are chosen in {groups} group{'s' if groups > 1 else ''}; the nearest it can is {nearest}"
+    )
+
+
+def global_counts(pass_name: str, layers: Sequence[Scored], keep: float) -> list[int]:
+    """How many stored experts each layer keeps where the share, or the number times layers, is that of all together:
+    the lowest scores of all layers go, as shares of the mean of their layer.
+
+    Raises MoecError, naming the nearest number, for one that the layers cannot have.
+    """
+    counts = [layer.experts.stored for layer in layers]
+    least = [feasible_counts(layer.experts)[0] for layer in layers]
+    wanted = int(keep) * len(layers) if keep > 1 else _rounded(keep * sum(counts))
+    if not sum(least) <= wanted <= sum(counts):
+        raise MoecError(
+            f"{pass_name}: cannot keep {wanted} of {sum(counts)} experts in {len(layers)} layers; the nearest they can "
+            f"is {min(max(wanted, sum(least)), sum(counts))}"
+        )
+    steps = sorted((score, place) for place, layer in enumerate(layers) for score in _steps(layer))
+    for _, place in steps:
+        size = layers[place].experts.routing.groups
+        if counts[place] - size >= least[place] and sum(counts) - size >= wanted:
+            counts[place] -= size
+    return counts
+
+
+def _steps(layer: Scored) -> list[float]:
+    """What it costs to take one expert more of each group, from the lowest to the highest."""
+    by_group = np.sort(layer.scores.reshape(layer.experts.routing.groups, -1), axis=1).mean(axis=0)
+    seen = layer.scores[layer.scores > 0]
+    return [float(score) for score in (by_group / seen.mean() if len(seen) else by_group)]
+
+
+def _rounded(number: float) -> int:
+    return math.floor(number + 0.5)
+
+
+def saliency(measures: ExpertsMeasures) -> Array:
+    """REAP's scores [E]."""
+    measured = measures.measured
+    return np.divide(measures.array("saliency"), measured, out=np.full(len(measured), UNSEEN), where=measured > 0)
+
+
+def frequency(measures: ExpertsMeasures) -> Array:
+    """How many tokens came to each expert [E]."""
+    count = measures.count.astype(np.float64)
+    return np.where(count > 0, count, UNSEEN)

@@ -13,9 +13,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
-from moec.targets.cuda.kernels.packed_format import PackedFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,26 +69,8 @@ def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
 
     A quantised matrix is three tensors, as in :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
     """
-    if problem.stored is not None:
-        return _quantized_kernel(problem, problem.stored, body)
     inner, width = problem.inner, problem.width
-
-    @T.prim_func
-    def kernel(rows_handle: T.handle, matrix_handle: T.handle, bias_handle: T.handle, out_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
-        M = T.int32()
-        rows = T.match_buffer(rows_handle, (M, inner), problem.dtype)
-        matrix = T.match_buffer(matrix_handle, (1, width, inner), problem.matrix_dtype)
-        bias = T.match_buffer(bias_handle, (1, width), "float32")
-        out = T.match_buffer(out_handle, (M, width), problem.out_dtype)
-        body(DenseOperands(problem, rows, Matrix(None, matrix), bias, out, M))
-
-    return kernel
-
-
-def _quantized_kernel(problem: GroupedProblem, stored: PackedFormat, body: Any) -> tirx.PrimFunc:
-    inner, width = problem.inner, problem.width
-    groups = (1, width, stored.groups(inner))
+    matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
     def kernel(
@@ -103,12 +84,12 @@ def _quantized_kernel(problem: GroupedProblem, stored: PackedFormat, body: Any) 
         T.func_attr(ATTRIBUTES)
         M = T.int32()
         rows = T.match_buffer(rows_handle, (M, inner), problem.dtype)
-        matrix = T.match_buffer(matrix_handle, (1, width, stored.row_bytes(inner)), "uint8")
-        scales = T.match_buffer(scales_handle, groups, stored.scale_storage)
-        zero_points = T.match_buffer(zero_points_handle, groups if stored.zero_points else (1, 1, 1), "uint8")
+        matrix = T.match_buffer(matrix_handle, *matrix_type)
+        scales = T.match_buffer(scales_handle, *scales_type)
+        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
         bias = T.match_buffer(bias_handle, (1, width), "float32")
         out = T.match_buffer(out_handle, (M, width), problem.out_dtype)
-        quantized = T.meta_var(Matrix(stored, matrix, scales, zero_points))
-        body(DenseOperands(problem, rows, quantized, bias, out, M))
+        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points))
+        body(DenseOperands(problem, rows, stored, bias, out, M))
 
-    return kernel
+    return with_tables_needed(kernel, problem)

@@ -14,9 +14,8 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows, why_not
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
-from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.kernel import Kernel
 
 FEW_TOKENS = 16
@@ -70,39 +69,8 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
     ``weighted``, it is multiplied by the pair's weight. ``epilogue`` is ``f(gate, up)`` where gated, else ``f(sum)``.
     T may be 0. The problem's rows of a block, and whether it is ``scattered``, say nothing here.
     """
-    if problem.stored is not None:
-        return _quantized(problem, problem.stored, epilogue)
     E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
-
-    @T.prim_func
-    def kernel(
-        rows_handle: T.handle,
-        matrix_handle: T.handle,
-        bias_handle: T.handle,
-        weights_handle: T.handle,
-        experts_handle: T.handle,
-        out_handle: T.handle,
-    ):
-        T.func_attr(ATTRIBUTES)
-        R = T.int32()
-        tokens = T.int32()
-        slots = T.int32()
-        Q = T.int32()
-        rows = T.match_buffer(rows_handle, (R, inner), problem.dtype)
-        matrix = T.match_buffer(matrix_handle, (E, columns, inner), problem.matrix_dtype)
-        bias = T.match_buffer(bias_handle, (E, columns), "float32")
-        weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
-        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
-        out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
-        T.device_entry()
-        _compute(problem, epilogue, rows, Matrix(None, matrix), bias, weights, chosen, out, tokens, slots)
-
-    return kernel
-
-
-def _quantized(problem: GroupedProblem, stored: PackedFormat, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
-    E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
-    groups = (E, columns, stored.groups(inner))
+    matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
     def kernel(
@@ -121,18 +89,18 @@ def _quantized(problem: GroupedProblem, stored: PackedFormat, epilogue: Callable
         slots = T.int32()
         Q = T.int32()
         rows = T.match_buffer(rows_handle, (R, inner), problem.dtype)
-        matrix = T.match_buffer(matrix_handle, (E, columns, stored.row_bytes(inner)), "uint8")
-        scales = T.match_buffer(scales_handle, groups, stored.scale_storage)
-        zero_points = T.match_buffer(zero_points_handle, groups if stored.zero_points else (1, 1, 1), "uint8")
+        matrix = T.match_buffer(matrix_handle, *matrix_type)
+        scales = T.match_buffer(scales_handle, *scales_type)
+        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
         bias = T.match_buffer(bias_handle, (E, columns), "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
         T.device_entry()
-        quantized = T.meta_var(Matrix(stored, matrix, scales, zero_points))
-        _compute(problem, epilogue, rows, quantized, bias, weights, chosen, out, tokens, slots)
+        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points))
+        _compute(problem, epilogue, rows, stored, bias, weights, chosen, out, tokens, slots)
 
-    return kernel
+    return with_tables_needed(kernel, problem)
 
 
 GROUPED_GEMV = Kernel(

@@ -66,6 +66,16 @@ class GroupedProblem:
         """Rows of the matrix of one expert: columns of the product, gate and up side by side in groups."""
         return 2 * -(-self.width // GATE_GROUP) * GATE_GROUP if self.gated else self.width
 
+    @property
+    def matrix_types(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and element type of the matrices, their scales and their zero points; of one where there is none."""
+        rows, stored, none = (self.experts, self.columns), self.stored, (1, 1, 1)
+        if stored is None:
+            return [((*rows, self.inner), self.matrix_dtype), (none, "float32"), (none, "uint8")]
+        groups = (*rows, stored.groups(self.inner))
+        tables = [(groups, stored.scale_storage), (groups if stored.zero_points else none, "uint8")]
+        return [((*rows, stored.row_bytes(self.inner)), "uint8"), *tables]
+
     def facts(self) -> dict[str, Any]:
         """What the artifact says about it."""
         rows = dict.fromkeys((1, self.block_rows))
@@ -198,44 +208,8 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     A quantised matrix is ``matrix[E, columns, row bytes], scales[E, columns, groups], zero_points[E, columns, groups]``
     in this place, or ``zero_points[1, 1, 1]`` where there is no table; see :mod:`.packed_format`.
     """
-    if problem.stored is not None:
-        return _quantized_kernel(problem, problem.stored, body)
     E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
-
-    @T.prim_func
-    def kernel(
-        rows_handle: T.handle,
-        matrix_handle: T.handle,
-        bias_handle: T.handle,
-        weights_handle: T.handle,
-        pairs_handle: T.handle,
-        blocks_handle: T.handle,
-        count_handle: T.handle,
-        out_handle: T.handle,
-    ):
-        T.func_attr(ATTRIBUTES)
-        R = T.int32()
-        tokens = T.int32()
-        slots = T.int32()
-        P = T.int32()
-        B = T.int32()
-        Q = T.int32()
-        rows = T.match_buffer(rows_handle, (R, inner), problem.dtype)
-        matrix = T.match_buffer(matrix_handle, (E, columns, inner), problem.matrix_dtype)
-        bias = T.match_buffer(bias_handle, (E, columns), "float32")
-        weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
-        pairs = T.match_buffer(pairs_handle, (P,), "int32")
-        blocks = T.match_buffer(blocks_handle, (B,), "int32")
-        count = T.match_buffer(count_handle, (1,), "int32")
-        out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
-        body(Operands(problem, rows, Matrix(None, matrix), bias, weights, pairs, blocks, count, out, slots, B))
-
-    return kernel
-
-
-def _quantized_kernel(problem: GroupedProblem, stored: PackedFormat, body: Any) -> tirx.PrimFunc:
-    E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
-    groups = (E, columns, stored.groups(inner))
+    matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
     def kernel(
@@ -258,19 +232,28 @@ def _quantized_kernel(problem: GroupedProblem, stored: PackedFormat, body: Any) 
         B = T.int32()
         Q = T.int32()
         rows = T.match_buffer(rows_handle, (R, inner), problem.dtype)
-        matrix = T.match_buffer(matrix_handle, (E, columns, stored.row_bytes(inner)), "uint8")
-        scales = T.match_buffer(scales_handle, groups, stored.scale_storage)
-        zero_points = T.match_buffer(zero_points_handle, groups if stored.zero_points else (1, 1, 1), "uint8")
+        matrix = T.match_buffer(matrix_handle, *matrix_type)
+        scales = T.match_buffer(scales_handle, *scales_type)
+        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
         bias = T.match_buffer(bias_handle, (E, columns), "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
         pairs = T.match_buffer(pairs_handle, (P,), "int32")
         blocks = T.match_buffer(blocks_handle, (B,), "int32")
         count = T.match_buffer(count_handle, (1,), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
-        quantized = T.meta_var(Matrix(stored, matrix, scales, zero_points))
-        body(Operands(problem, rows, quantized, bias, weights, pairs, blocks, count, out, slots, B))
+        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points))
+        body(Operands(problem, rows, stored, bias, weights, pairs, blocks, count, out, slots, B))
 
-    return kernel
+    return with_tables_needed(kernel, problem)
+
+
+def with_tables_needed(kernel: tirx.PrimFunc, problem: GroupedProblem) -> tirx.PrimFunc:
+    """A kernel whose matrix, scales and zero points are its parameters 1, 2 and 3: without the last two where the
+    matrix is not quantised."""
+    if problem.stored is not None:
+        return kernel
+    kept = [*kernel.params[:2], *kernel.params[4:]]
+    return tirx.PrimFunc(kept, kernel.body, kernel.ret_type, kernel.attrs)
 
 
 def interleave(gate: np.ndarray, up: np.ndarray) -> np.ndarray:

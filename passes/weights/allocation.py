@@ -52,10 +52,10 @@ def allocate(errors: Array, costs: Array, budget: float) -> Array:
 def _exact(errors: Array, costs: Array, budget: int) -> Array:
     """``best[b]`` is the least error of the items so far that together cost at most b."""
     best = np.zeros(budget + 1)
-    taken = np.zeros((len(errors), budget + 1), np.int8)
+    taken = np.zeros((len(errors), budget + 1), np.min_scalar_type(errors.shape[1]))
     for item, (error, cost) in enumerate(zip(errors, costs, strict=True)):
         before, best = best, np.full(budget + 1, np.inf)
-        for choice in range(len(error)):
+        for choice in np.flatnonzero(cost <= budget):
             with_it = np.full(budget + 1, np.inf)
             with_it[cost[choice] :] = before[: budget + 1 - cost[choice]] + error[choice]
             better = with_it < best

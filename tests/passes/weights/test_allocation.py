@@ -54,3 +54,13 @@ def test_a_budget_below_the_cheapest_is_refused_with_what_they_cost():
     with pytest.raises(ValueError, match=f"^{least:g}$"):
         allocate(errors, costs, least - 1)
     assert total(costs, allocate(errors, costs, least)) == least
+
+
+def test_a_choice_that_alone_costs_more_than_the_budget_is_not_taken():
+    errors, costs = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 8.0], [1.0, 2.0]])
+    assert allocate(errors, costs, 5).tolist() == [0, 1]
+
+
+def test_more_choices_than_a_byte_counts():
+    errors, costs = np.arange(300.0)[::-1][None], np.arange(1.0, 301.0)[None]
+    assert allocate(errors, costs, 290).tolist() == [289]

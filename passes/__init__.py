@@ -42,6 +42,7 @@ _CLASSES = {
     "remove-dead-nodes": "moec.passes.remove_dead_nodes:RemoveDeadNodes",
     "round-to-tf32": "moec.passes.round_to_tf32:RoundToTf32",
     "simplify": "moec.passes.simplify:Simplify",
+    "skip-experts": "moec.passes.skip_experts:SkipExperts",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,29 @@ def write_linear(path: pathlib.Path, model: ir.Model, count: int) -> pathlib.Pat
     arrays = {"rows": rows[:256], "moment_in": packed(rows.T @ rows), "measured": np.array(count)}
     layer = Layer(key_of(node), "linear", "layer", inner=inner, tokens=count, input=0)
     return _written(path, layer, [(f"input0/{name}", array) for name, array in arrays.items()])
+
+
+def write_gates(
+    path: pathlib.Path,
+    model: ir.Model,
+    gates: Sequence[Array],
+    norms: Sequence[float] | None = None,
+    k: int = 2,
+    tokens: Sequence[int] | None = None,
+) -> pathlib.Path:
+    """The profile of all layers of experts as far as routing goes. Of each layer: ``gates`` [n,E] of a sample, the mean
+    norm of what its experts return, by default 1, and the tokens that there were, by default n."""
+    layers, arrays = [], []
+    told = zip(gates, norms or [1.0] * len(gates), tokens or [len(own) for own in gates], strict=True)
+    for node, (own, norm, count) in zip(measurable(model.graph), told, strict=True):
+        key, weights = key_of(node), ExpertWeights(node)
+        measured = np.full(weights.experts, len(own))
+        found = {"measured": measured, "output_norm": norm * measured, "sample_gates": own.astype(np.float32)}
+        arrays += [(f"{key}/{name}", array) for name, array in found.items()]
+        sizes = (count, weights.experts, k, weights.hidden, weights.parts)
+        layers.append(Layer(key, "experts", "layer", weights.inner, *sizes))
+    write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", [], layers), arrays)
+    return path
 
 
 def _written(path: pathlib.Path, layer: Layer, arrays: list[tuple[str, Array]]) -> pathlib.Path:

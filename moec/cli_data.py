@@ -6,13 +6,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moec.cli_options import Json, Level, Model, OptimisationLevel, Threads
 from moec.cli_printing import print_result, shown_progress
 from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from moec.tools.sweeping import Sweep
 
 Data = Annotated[
     list[Path],
@@ -161,15 +164,15 @@ def sweep(
 ) -> None:
     """Compile MODEL by many pipelines, judge and time each, and mark those that no other beats. What DIR/sweep.json
     knows already is not run again."""
-    from moec.inspect import sweeps
     from moec.tools.data import Text
-    from moec.tools.sweeping import driver, variants
+    from moec.tools.sweeping import sweep as sweep_models
+    from moec.tools.sweeping import variants
 
     pipelines = variants(
         passes or (), formats=_listed(formats), averages=_listed(avg), methods=_listed(methods), profile=profile
     )
     with shown_progress() as progress:
-        swept = driver.sweep(
+        swept = sweep_models(
             model,
             data,
             output,
@@ -182,15 +185,24 @@ def sweep(
             keep=keep,
             progress=progress,
         )
+    _report_sweep(swept, output, as_json)
+
+
+def _report_sweep(swept: Sweep, folder: Path, as_json: bool) -> None:
+    """Raises MoecError where variants failed."""
+    from moec.inspect import sweeps
+    from moec.tools.sweeping.driver import PLOT
+
     print_result(sweeps.sweep_data(swept), as_json, sweeps.sweep_tables(swept))
     for chain, failure in swept.failures.items():
         print(f"note: {sweeps.label(chain)}: {failure}", file=sys.stderr)
     try:
-        sweeps.draw(swept, output / driver.PLOT)
+        sweeps.draw(swept, folder / PLOT)
     except MoecError as error:
         print(f"note: {error}", file=sys.stderr)
     if swept.failures:
-        raise MoecError(f"{len(swept.failures)} of {len(pipelines)} variants could not be made; the notes say why")
+        tried = len(swept.failures) + len(swept.variants)
+        raise MoecError(f"{len(swept.failures)} of {tried} variants could not be made; the notes say why")
 
 
 def _listed(text: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 import moec
 from moec.errors import MoecError
+from moec.tools.data import Text
 from moec.tools.evaluate import Evaluation, evaluate
 from moec.tools.paired import quantile_of_t
 
@@ -182,6 +183,19 @@ def test_data_without_a_prediction_is_refused(models, tmp_path):
         evaluate(models, [saved(tmp_path / "d.npz", ids=IDS[:, :1])], metrics=["loss"])
     with pytest.raises(MoecError, match="'ids' holds 0 to 5; expected 0 to 4"):
         evaluate(models, [saved(tmp_path / "large.npz", ids=IDS + (IDS == 4))], metrics=["loss"])
+
+
+def test_rows_of_text(models, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: number for number, word in enumerate("abcde")}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("\n".join(" ".join("abcde"[one] for one in row) for row in IDS))
+    text = Text(tmp_path / "tokenizer.json", length=7, batch=4)
+    found = evaluate(models, [tmp_path / "text.txt"], metrics=["loss"], text=text)
+    np.testing.assert_allclose(values(found, "loss"), [losses(1).mean(), losses(2).mean()], rtol=1e-12)
+    assert found.rows == 6
 
 
 def test_models_of_other_inputs_are_refused(models, data):

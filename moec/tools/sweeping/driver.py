@@ -91,30 +91,27 @@ def sweep(
     folder. What ``sweep.json`` says of the same model, data, files and pipelines, by this version of moec, is not run
     again, and each variant is there as soon as it was run. A pipeline that fails is noted, unless it is the first.
 
-    Raises MoecError for a model, data or pipelines that cannot be used, and a folder that holds what moec did not
-    write.
+    Raises MoecError for a model, data or pipelines that cannot be used, and a folder with files that are not moec's.
     """
+    if not pipelines:
+        raise MoecError("no pipeline to try; expected at least one, such as O2")
     place = _prepared(pathlib.Path(folder), model)
     known = read_variants(place)
     progress("reading")
-    settings = {"metrics": list(metrics), "output": output, "threads": threads}
-    told = _Told(model, data, labels, text or Text(), {**settings, "first": _written_out(pipelines[0])})
-    keys = [told.key(one) for one in pipelines]
+    settings = {"metrics": list(metrics), "output": output, "threads": threads, "first": _written_out(pipelines[0])}
+    keys = list(map(Keys(model, data, labels, text or Text(), settings).of, pipelines))
     judged = functools.partial(evaluate, metrics=metrics, labels=labels, output=output, text=text, threads=threads)
     runner = _Runner(model, data, pipelines[0], place if keep else None, judged, text, threads)
-    found: list[Variant] = []
-    failures: dict[str, str] = {}
-    reused = 0
-    for number, (chain, key) in enumerate(zip(pipelines, keys, strict=True), 1):
+    found, failures, reused = [], {}, 0
+    for at, (chain, key) in enumerate(zip(pipelines, keys, strict=True)):
         old = next((one for one in known if one.key == key), None)
         if old is not None and (not keep or _is_kept(place, old)):
-            found.append(old)
-            reused += 1
+            found, reused = [*found, old], reused + 1
             continue
         try:
-            made = runner.run(chain, key, lambda step, at=number: progress(f"{at} of {len(pipelines)}: {step}"))
+            made = runner.run(chain, key, _numbered(progress, at + 1, len(pipelines)))
         except MoecError as error:
-            if number == 1 or isinstance(error, DefectError):
+            if at == 0 or isinstance(error, DefectError):
                 raise
             failures[chain] = one_line(error)
             continue
@@ -122,6 +119,10 @@ def sweep(
         known = [one for one in known if one.key != key] + [made]
         write_variants(place, known)
     return Sweep(found, reused, failures)
+
+
+def _numbered(progress: Progress, number: int, count: int) -> Progress:
+    return lambda step: progress(f"variant {number} of {count}: {step}")
 
 
 def _prepared(folder: pathlib.Path, model: str | os.PathLike[str]) -> pathlib.Path:
@@ -140,8 +141,8 @@ def _is_kept(folder: pathlib.Path, variant: Variant) -> bool:
     return variant.artifact is not None and (folder / variant.artifact).is_dir()
 
 
-class _Told:
-    """Everything but the pipeline that a variant's numbers depend on."""
+class Keys:
+    """Everything that a variant's numbers depend on but the machine: equal keys, equal variants."""
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ class _Told:
         }
         self._hash = functools.cache(_sha256)
 
-    def key(self, chain: str) -> dict[str, Any]:
+    def of(self, chain: str) -> dict[str, Any]:
         """That of a pipeline. Raises MoecError for one that cannot be read."""
         files = {path: self._hash(pathlib.Path(path)) for one in pipeline.parse(chain) for path in _files(one)}
         return {**self._common, "pipeline": _written_out(chain), "files": files}

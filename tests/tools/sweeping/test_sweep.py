@@ -12,7 +12,7 @@ from moec.errors import MoecError
 from moec.tools.data import Text
 from moec.tools.evaluate import Quality, evaluate
 from moec.tools.sweeping import driver, sweep, variants
-from moec.tools.sweeping.driver import Sweep
+from moec.tools.sweeping.driver import Keys, Sweep
 from moec.tools.sweeping.file import Times, Variant, read_variants
 from moec.tools.sweeping.front import on_front
 
@@ -77,6 +77,19 @@ def test_other_data_settings_and_pipelines_run(swept, data, no_compiler, tmp_pat
     ):
         with pytest.raises(MoecError, match="something was compiled"):
             changed()
+
+
+def test_a_key_tells_changed_files_apart(data, tmp_path):
+    profile = tmp_path / "p.moeprof"
+    profile.write_bytes(b"one")
+    pipeline = f"O2,assign-bits{{avg=3,profile={profile}}}"
+    keys = [Keys(MODEL, [data], None, Text(), {"metrics": []}).of(pipeline)]
+    profile.write_bytes(b"two")
+    keys.append(Keys(MODEL, [data], None, Text(), {"metrics": []}).of(pipeline))
+    keys.append(Keys(MODEL, [data], data, Text(), {"metrics": []}).of(pipeline))
+    assert keys[0] != keys[1] != keys[2]
+    assert keys[1] == Keys(MODEL, [data], None, Text(), {"metrics": []}).of(pipeline)
+    assert json.loads(json.dumps(keys)) == keys
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(data, tmp_path, monkeypatch, swept):

@@ -101,7 +101,7 @@ class SkipExperts:
         if reason is not None:
             report.note(self.name, node_name(node), f"keeps all calls: {reason}")
             return _Layer(experts, sample, [Way(experts.routing.k, 0.0, sample.calls, 0.0)])
-        check_measured(experts.routing, measures, where)
+        check_measured(experts, measures, where)
         method = "ratio" if experts.correction_bias is not None else self.method
         return _Layer(experts, sample, ways_of(experts.routing, sample, method, self.lowest))
 

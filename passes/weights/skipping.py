@@ -12,6 +12,7 @@ from moec.errors import MoecError
 from moec.ir.dialect import RouteSpec
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.expert_set import ExpertSet
+from moec.profile.keys import key_of
 from moec.profile.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
@@ -117,10 +118,12 @@ def why_not(experts: ExpertSet, method: Method, lowest: int) -> str | None:
     return None
 
 
-def check_measured(spec: RouteSpec, measures: ExpertsMeasures, where: str) -> None:
-    """Raises MoecError for a profile of a layer with another k."""
-    if measures.k != spec.k:
-        raise MoecError(
-            f"{where}: it was measured with {measures.k} experts per token, but has {spec.k}; profile the model after "
-            "the passes before this one (moec profile --passes)"
-        )
+def check_measured(experts: ExpertSet, measures: ExpertsMeasures, where: str) -> None:
+    """Raises MoecError for a profile of the layer when its tokens went to other experts."""
+    k, found = experts.routing.k, None
+    if measures.k != k:
+        found = f"it was measured with {measures.k} experts per token, but has {k}"
+    elif measures.key != key_of(experts.node):
+        found = "experts were removed since it was measured, and tokens go to others in their place"
+    if found is not None:
+        raise MoecError(f"{where}: {found}; profile the model after the passes before this one (moec profile --passes)")

@@ -243,6 +243,17 @@ def test_a_profile_of_another_k_or_another_model_is_refused(tmp_path):
         pipeline.run(model_of(two_layers()), pipeline.parse(f"skip-experts{{keep=0.5,profile={profile}}}"))
 
 
+def test_a_profile_from_before_experts_were_removed_is_refused(tmp_path):
+    model = experts_model(ExpertsSpec("relu", "none"))
+    profile = write_measured(tmp_path / "before", model, "int8")
+    apply(model, f"prune-experts{{keep=3,profile={profile}}}")
+    with pytest.raises(MoecError, match=r"experts were removed since it was measured, .*; profile the model after"):
+        apply(model, f"skip-experts{{keep=0.5,profile={profile}}}")
+    profile = write_measured(tmp_path / "after", model, "int8")
+    apply(model, f"skip-experts{{keep=0.5,profile={profile}}}")
+    assert spec_of(last_moec_node(model), RouteSpec).relative_threshold > 0
+
+
 def test_a_profile_that_is_none_is_refused(tmp_path):
     with pytest.raises(MoecError, match=r"none.moeprof: the profile cannot be read"):
         pipeline.run(model_of(layer()), pipeline.parse(f"skip-experts{{keep=0.5,profile={tmp_path}/none.moeprof}}"))

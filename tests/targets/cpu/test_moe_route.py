@@ -82,6 +82,19 @@ def test_minus_infinity_and_nan_are_chosen_last_and_by_lower_id() -> None:
     assert experts[1].tolist() == [7, 0, 1]
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_share_of_the_largest_with_ties_and_numbers_that_are_none(share: float) -> None:
+    spec, nan, infinity = RouteSpec(5, score="identity", relative_threshold=share), np.nan, np.inf
+    odd = [[0] * 6, [nan, 1, nan, 0.4, nan, 1], [nan] * 6, [infinity, 1, infinity, 0, 1, -9], [1, 2, 4, -4, -1, -8]]
+    logits = np.full((len(odd), E), nan, np.float32)
+    logits[:, :6] = odd
+    weights, experts = compile_node("Route", {"logits": logits}, {}, spec)(logits=logits)
+    expected_weights, expected_experts = route(spec, logits)
+    np.testing.assert_array_equal(experts, expected_experts)
+    np.testing.assert_array_equal(weights, expected_weights)
+    assert (experts == -1).any() and (np.isnan(weights) & (experts >= 0)).any()
+
+
 def test_half_precision_logits_are_routed_in_float32() -> None:
     logits = np.random.default_rng(0).standard_normal((9, E)).astype(np.float16)
     run = compile_node("Route", {"logits": logits}, {}, SPECS["softmax"])

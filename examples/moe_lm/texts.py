@@ -44,8 +44,7 @@ def brown() -> str:
         tagged = [archive.extractfile(one).read().decode("latin-1") for one in files]
     lines = (" ".join(word.rpartition("/")[0] for word in line.split()) for text in tagged for line in text.split("\n"))
     plain = "\n".join(line for line in lines if line)
-    plain = re.sub(r" ([.,;:?!])", r"\1", plain.replace("`` ", '"').replace(" ''", '"'))
-    return plain
+    return re.sub(r" ([.,;:?!])", r"\1", plain.replace("`` ", '"').replace(" ''", '"'))
 
 
 def python() -> str:

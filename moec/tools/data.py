@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from moec.errors import MoecError
 
 Array = np.ndarray[Any, Any]
 Batch = dict[str, Array]
+
+_LINES_AT_ONCE = 2000
 
 _BESIDE_TOKENS = {
     "attention_mask": lambda shape: np.ones(shape, np.int64),
@@ -124,8 +127,12 @@ class Data:
             tokenizer = Tokenizer.from_str(text.tokenizer.read_text(encoding="utf-8"))
         except Exception as error:
             raise MoecError(f"{text.tokenizer}: is not a tokenizer.json that tokenizers can read ({error})") from error
-        lines = content.splitlines(keepends=True)
-        return np.array([id for one in tokenizer.encode_batch(lines, add_special_tokens=False) for id in one.ids])
+        return np.array(list(itertools.islice(_ids(tokenizer, content), self._most())))
+
+    def _most(self) -> int | None:
+        """Tokens that are used; None for all."""
+        text = self._text
+        return None if text.limit is None else text.limit * text.length
 
     def _of_tokens(self, tokens: Array) -> Iterator[Batch]:
         length, batch = self._text.length, self._text.batch
@@ -176,3 +183,11 @@ def _unstacked(arrays: Mapping[str, Array], path: pathlib.Path) -> Iterator[Batc
     if len(counts) != 1:
         raise MoecError(f"{path}: arrays hold different numbers of batches: {sorted(counts)}")
     return ({name: array[index] for name, array in arrays.items()} for index in range(counts.pop()))
+
+
+def _ids(tokenizer: Any, content: str) -> Iterator[int]:
+    """The tokens of a text, made a few thousand lines at a time, as they are asked for."""
+    lines = content.splitlines(keepends=True)
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        for encoded in tokenizer.encode_batch(lines[start : start + _LINES_AT_ONCE], add_special_tokens=False):
+            yield from encoded.ids

@@ -1,0 +1,137 @@
+"""What specialised experts cost a language model, on text that nothing was chosen by.
+
+``python benchmarks/specialisation.py MODEL TOKENIZER TEXTS --calibrate brown``: MODEL and TOKENIZER are those of
+``examples/moe_lm``, TEXTS the folder of its ``texts.py``. Every variant that uses data is made three times, with
+profiles of other rows of the calibration text; all are judged on the same held-out rows of every text. Prints a table:
+the change of the perplexity against the float model in percent, mean over the three and, behind it, how far the others
+are from it. Results are kept in ``--output``, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import tempfile
+
+import numpy as np
+from tokenizers import Tokenizer
+
+import moec
+from moec.tools.evaluate import evaluate
+from moec.tools.profiling import measure
+
+TEXTS = ("brown", "python", "bible")
+LENGTH, JUDGED, CALIBRATED, SEEDS = 128, 160, 320, (0, 1, 2)
+FORMATS = ("int8", "int4,group=32", "int3,group=32", "int2,group=32")
+EVEN, ODD = "+".join(map(str, range(0, 16, 2))), "+".join(map(str, range(1, 16, 2)))
+
+
+def variants() -> dict[str, str]:
+    """Pipelines behind O2 by what they are called; PROFILE is put in for each seed."""
+    found = {f"{form.partition(',')[0]} nearest": f"quantize-experts{{format={form}}}" for form in FORMATS}
+    gptq = "method=gptq,profile=PROFILE"
+    for form in FORMATS:
+        found[f"{form.partition(',')[0]} gptq"] = f"quantize-experts{{format={form},{gptq}}}"
+    found["int2 and int3 in turns, gptq"] = (
+        f"quantize-experts{{format=int3,group=32,experts={EVEN},{gptq}}},"
+        f"quantize-experts{{format=int2,group=32,experts={ODD},{gptq}}}"
+    )
+    for bits in (3.5, 3.0, 2.5):
+        found[f"assign-bits {bits}, gptq"] = f"assign-bits{{avg={bits},profile=PROFILE}}"
+    for method in ("reap", "frequency", "random"):
+        seeded = ",seed=SEED" if method == "random" else ""
+        found[f"12 of 16 experts, {method}"] = f"prune-experts{{keep=12,method={method},profile=PROFILE{seeded}}}"
+    found["12 of 16 experts, ream"] = "merge-experts{keep=12,method=ream,profile=PROFILE}"
+    found["12 of 16 experts, hc-smoe"] = "merge-experts{keep=12,method=hc-smoe,profile=PROFILE}"
+    for keep in (0.9, 0.8, 0.7):
+        found[f"{keep:.0%} of the calls, by ratio"] = f"skip-experts{{keep={keep},profile=PROFILE,method=ratio}}"
+    found["50% of the calls: one expert a token"] = "skip-experts{keep=0.5,profile=PROFILE,method=k}"
+    found["3/4 of the hidden units"] = "prune-hidden-units{keep=0.75,profile=PROFILE}"
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=pathlib.Path)
+    parser.add_argument("tokenizer", type=pathlib.Path)
+    parser.add_argument("texts", type=pathlib.Path)
+    parser.add_argument("--calibrate", choices=TEXTS, default="brown")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("specialisation.json"))
+    parser.add_argument("--only", help="Variants whose names hold this.")
+    options = parser.parse_args()
+    known = json.loads(options.output.read_text()) if options.output.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        run(options, pathlib.Path(folder), known)
+    print_table(known)
+
+
+def run(options: argparse.Namespace, folder: pathlib.Path, known: dict[str, dict[str, list[float]]]) -> None:
+    held_out = {}
+    for text in TEXTS:
+        held_out[text] = folder / f"{text}.npz"
+        np.savez(held_out[text], ids=rows_of(options, f"{text}.heldout")[:JUDGED].reshape(-1, 32, LENGTH))
+    if "float" not in known:
+        known["float"] = {text: [loss] for text, loss in losses(options.model, "O2", held_out).items()}
+    for name, passes in variants().items():
+        if options.only is not None and options.only not in name:
+            continue
+        for seed in SEEDS if "PROFILE" in passes else SEEDS[:1]:
+            if len(known.get(name, {}).get(TEXTS[0], ())) > seed:
+                continue
+            chosen = passes.replace("SEED", str(seed))
+            if "PROFILE" in passes:
+                chosen = chosen.replace("PROFILE", str(profiled(options, folder, seed)))
+            for text, loss in losses(options.model, f"O2,{chosen}", held_out).items():
+                known.setdefault(name, {}).setdefault(text, []).append(loss)
+            options.output.write_text(json.dumps(known, indent=1))
+            print(name, seed, {text: round(of[-1], 4) for text, of in known[name].items()}, flush=True)
+
+
+def rows_of(options: argparse.Namespace, name: str) -> np.ndarray:
+    """All rows of a text as ids [rows, length]."""
+    tokenizer = Tokenizer.from_file(str(options.tokenizer))
+    lines = (options.texts / f"{name}.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    ids = np.array([id for one in tokenizer.encode_batch(lines) for id in one.ids])
+    return ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+
+
+def profiled(options: argparse.Namespace, folder: pathlib.Path, seed: int) -> pathlib.Path:
+    path = folder / f"{seed}.moeprof"
+    if not path.exists():
+        rows = rows_of(options, options.calibrate)
+        chosen = np.random.default_rng(seed).choice(len(rows), CALIBRATED, replace=False)
+        np.savez(folder / "seen.npz", ids=rows[np.sort(chosen)].reshape(-1, 32, LENGTH))
+        measure(options.model, [folder / "seen.npz"], path)
+    return path
+
+
+def losses(model: pathlib.Path, passes: str, held_out: dict[str, pathlib.Path]) -> dict[str, float]:
+    compiled = moec.compile(model, passes=passes)
+    found = {}
+    for text, data in held_out.items():
+        (judged,) = evaluate([compiled], [data], metrics=["loss"]).models
+        found[text] = judged.qualities["loss"].value
+    return found
+
+
+def print_table(known: dict[str, dict[str, list[float]]]) -> None:
+    base = {text: values[0] for text, values in known["float"].items()}
+    print("| variant |", " | ".join(TEXTS), "|")
+    print("|---|" + "---|" * len(TEXTS))
+    print("| float: perplexity |", " | ".join(f"{math.exp(base[text]):.2f}" for text in TEXTS), "|")
+    for name, by_text in known.items():
+        if name != "float":
+            cells = [cell([100 * math.expm1(loss - base[text]) for loss in by_text[text]]) for text in TEXTS]
+            print(f"| {name} |", " | ".join(cells), "|")
+
+
+def cell(changes: list[float]) -> str:
+    mean = float(np.mean(changes))
+    spread = f" ± {max(abs(change - mean) for change in changes):.2f}" if len(changes) > 1 else ""
+    return f"{mean:+.2f}%{spread}"
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,7 @@ _CLASSES = {
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
     "inline-control-flow": "moec.passes.inline_control_flow:InlineControlFlow",
     "merge-equal-experts": "moec.passes.merge_equal_experts:MergeEqualExperts",
+    "merge-experts": "moec.passes.merge_experts:MergeExperts",
     "prune-experts": "moec.passes.prune_experts:PruneExperts",
     "prune-hidden-units": "moec.passes.prune_hidden_units:PruneHiddenUnits",
     "quantize-experts": "moec.passes.quantize_experts:QuantizeExperts",

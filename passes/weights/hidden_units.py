@@ -54,22 +54,22 @@ class HiddenUnits:
     def keep(self, graph: ir.Graph, kept: Sequence[Array], width: int) -> None:
         """Rewrite the node so that of every expert the ``kept`` units come first, among ``width`` in all."""
         order = [np.concatenate([units, np.setdiff1d(np.arange(self.count), units)])[:width] for units in kept]
-        both = [self._positions_of_both(units) for units in order] if self.weights.spec.fused else order
+        both = [self.positions_of_both(units) for units in order] if self.weights.spec.fused else order
         everyone = range(self.weights.experts)
         for name, positions in {"up": both, "gate": order, "down": order, "up_bias": both, "gate_bias": order}.items():
-            select(graph, self._node, name, Selection(everyone, self._axis(name), positions))
+            select(graph, self._node, name, Selection(everyone, self.axis(name), positions))
         self._node.attributes.pop("hidden_sizes", None)
         sizes = [len(units) for units in kept]
         if any(size != width for size in sizes):
             self._node.attributes["hidden_sizes"] = ir.AttrInt64s("hidden_sizes", sizes)
 
-    def _axis(self, name: str) -> int:
+    def axis(self, name: str) -> int:
         """The axis of the units in an operand: that of the inputs of down and that of the outputs of the others."""
         if name == "down":
             return 1 if self.weights.spec.down_transposed else 2
         return 2 if self.weights.spec.up_transposed and name in ("up", "gate") else 1
 
-    def _positions_of_both(self, units: Array) -> Array:
+    def positions_of_both(self, units: Array) -> Array:
         """The positions of gate and up of the units where one weight holds both, in the order of its layout."""
         if self.weights.spec.gate_layout == "interleaved":
             return np.stack([2 * units, 2 * units + 1], axis=1).ravel()

@@ -15,7 +15,7 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.shorthand import parse_format
-from moec.profile.file import Head, Layer, write_profile
+from moec.profile.file import Head, Layer, Profile, write_profile
 from moec.profile.keys import key_of, measurable
 from moec.profile.measures import packed
 from moec.tools.profiling.formats import experts_errors
@@ -121,4 +121,14 @@ def write_measured(
             sizes = (weights.inner, tokens, weights.experts, 2, weights.hidden, weights.parts)
             layers.append(Layer(key, "experts", "layer", *sizes))
         write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", formats.split("+"), layers), arrays)
+    return path
+
+
+def with_measures(path: pathlib.Path, *layers: dict[str, Array]) -> pathlib.Path:
+    """The same profile with other arrays, of each layer some."""
+    profile = Profile.read(path)
+    arrays = {name: profile.array(name) for name in profile.names()}
+    for layer, others in zip(profile.all_experts(), layers, strict=True):
+        arrays |= {f"{layer.key}/{name}": array for name, array in others.items()}
+    write_profile(path, profile.head, ((name, array) for name, array in arrays.items() if array is not None))
     return path

@@ -15,11 +15,10 @@ from moec.ir.origins import origins_of
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.profile import Profile
-from moec.profile.file import write_profile
 from moec.profile.keys import MEASURED_KEY, measurable
 
 from .before_after import check, model_of
-from .profiles import write_measured
+from .profiles import with_measures, write_measured
 from .stored_weights import E, apply, expert_arrays, experts_model, last_moec_node
 
 LAYER = """(float[T,8] x, float[T,{count}] logits) => (float[T,8] y)
@@ -48,17 +47,7 @@ def layer(routing: str = "k = 2", *, stored: int = 8, identity: int = 0, bias: s
 
 def profiled(model: ir.Model, path: pathlib.Path, **scores: np.ndarray) -> pathlib.Path:
     """A profile of the model, in which ``scores`` stand in the place of what was measured."""
-    made = write_measured(path, model, "int8")
-    with_scores(made, scores)
-    return made
-
-
-def with_scores(path: pathlib.Path, scores: dict[str, np.ndarray]) -> None:
-    profile = Profile.read(path)
-    arrays = {name: profile.array(name) for name in profile.names()}
-    for found in profile.all_experts():
-        arrays |= {f"{found.key}/{name}": array for name, array in scores.items()}
-    write_profile(path, profile.head, arrays.items())
+    return with_measures(write_measured(path, model, "int8"), scores)
 
 
 def left(model: ir.Model) -> list[list[int]]:
@@ -126,7 +115,7 @@ def test_tokens_that_never_chose_them_do_not_miss_them(spec, T, tmp_path):
     logits = np.random.default_rng(T).normal(size=(T, E)).astype(np.float32)
     logits[:, -1] = -30
     logits[:, 3] = -30
-    with_scores(path, {"saliency": np.array([1.0, 2, 3, 0.5, 4, 0])})
+    with_measures(path, {"saliency": np.array([1.0, 2, 3, 0.5, 4, 0])})
     before = outputs(model, logits, 128)
     apply(model, f"prune-experts{{keep=4,profile={path}}}")
     assert left(model) == [[0, 1, 2, 4]]
@@ -171,7 +160,7 @@ ROUTER_BEFORE = ROUTER.format(matrix="float[8,4] matrix", bias="float[4] bias = 
 
 def test_a_router_loses_its_columns(tmp_path):
     path = write_measured(tmp_path / "p", model_of(ROUTER_BEFORE), "int8")
-    with_scores(path, {"saliency": np.array([1.0, 8, 2, 3]), "measured": np.ones(4)})
+    with_measures(path, {"saliency": np.array([1.0, 8, 2, 3]), "measured": np.ones(4)})
     after = ROUTER.format(matrix="float[8,3] matrix_used", bias="float[3] bias_used = {1, 2, 3}", count=3, s="_used")
     check(f"infer-shapes,prune-experts{{keep=0.75,profile={path}}}", ROUTER_BEFORE, after)
 
@@ -212,13 +201,8 @@ def two_layers() -> ir.Model:
 
 def of_two_layers(tmp_path: pathlib.Path, first: list[float], second: list[float]) -> tuple[ir.Model, pathlib.Path]:
     model = two_layers()
-    path = write_measured(tmp_path / "p", model, "int8")
-    profile = Profile.read(path)
-    arrays = {name: profile.array(name) for name in profile.names()}
-    for found, scores in zip(profile.all_experts(), (first, second), strict=True):
-        arrays |= {f"{found.key}/saliency": np.array(scores), f"{found.key}/measured": np.ones(len(scores))}
-    write_profile(path, profile.head, arrays.items())
-    return model, path
+    scores = ({"saliency": np.array(one), "measured": np.ones(len(one))} for one in (first, second))
+    return model, with_measures(write_measured(tmp_path / "p", model, "int8"), *scores)
 
 
 def test_over_all_layers_the_lowest_go_as_shares_of_their_layer(tmp_path):
@@ -260,7 +244,7 @@ def test_later_passes_find_the_experts_that_are_left(tmp_path):
     spec = ExpertsSpec()
     model = experts_model(spec)
     path = write_measured(tmp_path / "p", model, "int8+int4/32", tokens=400)
-    with_scores(path, {"saliency": np.array([1.0, 9, 9, 2, 9, 9]), "measured": np.array([1, 8, 8, 1, 8, 8])})
+    with_measures(path, {"saliency": np.array([1.0, 9, 9, 2, 9, 9]), "measured": np.array([1, 8, 8, 1, 8, 8])})
     whole = next(Profile.read(path).all_experts())
     apply(model, f"prune-experts{{keep=4,profile={path}}}")
     measures, kept = Profile.read(path).experts(last_moec_node(model)), left(model)[0]

@@ -10,7 +10,8 @@ import numpy as np
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
-from moec.tools.profiling.sums import ExpertsSums, expert_output
+from moec.ir.weights.outputs import expert_output
+from moec.tools.profiling.sums import ExpertsSums
 
 Array = np.ndarray[Any, Any]
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.semantics import activated, limited, pairs_by_expert
+from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.experts import ExpertWeights
+from moec.ir.weights.outputs import expert_output
 from moec.profile.measures import BINS, ENOUGH, ROWS, packed
 
 Array = np.ndarray[Any, Any]
@@ -172,24 +173,6 @@ class InputSums:
         yield from (("measured", np.array(self._measured)), ("rows", self.rows()))
         if self._moment is not None:
             yield "moment_in", self._moment.packed(0)
-
-
-def expert_output(
-    weights: ExpertWeights, expert: int, rows: Array, parts: dict[str, Array] | None = None
-) -> tuple[Array, Array]:
-    """Hidden units [n,f] and output [n,width] of rows [n,d]; ``parts`` are used in the place of the expert's own."""
-
-    def project(part: Any, inputs: Array) -> Array:
-        given = (parts or {}).get(part)
-        product = inputs @ (weights.decoded(part, expert) if given is None else given)
-        bias = weights.bias(part)
-        return product if bias is None else product + bias[expert].astype(np.float32)
-
-    spec = weights.spec
-    with np.errstate(all="ignore"):
-        hidden = activated(spec, project("gate", rows) if spec.gated else None, project("up", rows))
-        hidden[:, weights.sizes[expert] :] = 0
-        return hidden, limited(spec, project("down", hidden))
 
 
 def _shares(gates: Array) -> Array:

@@ -186,16 +186,24 @@ def inspect(
     as_json: Json = False,
     kernel: Annotated[str | None, typer.Option(help="Show this kernel's source instead.")] = None,
     emit: Annotated[Form, typer.Option(help="The form of that source.")] = TIR,
+    expert: Annotated[
+        str | None, typer.Option(metavar="LAYER:EXPERT", help="Show what became of this expert instead, and why.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where a standalone program goes.")
     ] = None,
     architecture: Architecture = None,
 ) -> None:
     """Show what is in an artifact: MoE blocks, kernels and why they were chosen, weights, passes, remarks."""
+    from rich.text import Text
+
     from moec.inspect import tables
+    from moec.inspect.one_expert import became, find_expert
     from moec.runtime.artifact import open_artifact
     from moec.runtime.description import describe, find_kernel
 
+    if expert is not None and kernel is not None:
+        raise MoecError("--expert and --kernel exclude each other: each shows one thing")
     if emit.value == STANDALONE:
         _write_standalone(artifact, kernel, output, architecture)
         return
@@ -208,6 +216,10 @@ def inspect(
         print(find_kernel(opened, kernel, architecture).source(emit.value))
         return
     description = describe(opened, architecture)
+    if expert is not None:
+        found = find_expert(description["moe_blocks"], expert)
+        print_result(found, as_json, [Text(became(found))])
+        return
     print_result(description, as_json, tables.artifact_tables(description))
 
 

@@ -1,0 +1,73 @@
+"""What became of one expert, and why: of its first id, which passes keep in metadata (:mod:`moec.ir.origins`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moec.errors import MoecError
+
+
+def find_expert(blocks: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:
+    """What ``describe()`` says in its blocks of the expert ``LAYER:EXPERT``: the number of a block, or its name, and
+    the number that the expert had at first.
+
+    ``layer``, ``expert``; ``number``: that which it has now, None for one that is gone; ``with``: the first ids of
+    those that are one with it; ``why``: the pass and its reason, where one removed it or made it part of another;
+    ``hidden_units`` and ``formats``, by weight, where it has any. Raises MoecError for what is no expert.
+    """
+    layer, colon, number = text.rpartition(":")
+    if not colon or not (number.isascii() and number.isdecimal()):
+        raise MoecError(f"--expert {text!r}: expected LAYER:EXPERT, such as 3:17")
+    block, expert = _block(blocks, layer), int(number)
+    origins = block.get("origins") or {"experts": [[one] for one in range(_count(block))], "removed": {}}
+    place = next((place for place, group in enumerate(origins["experts"]) if expert in group), None)
+    reasons = {int(first): why for name in ("removed", "joined") for first, why in origins.get(name, {}).items()}
+    if place is None and expert not in reasons:
+        last = max([*reasons, *(first for group in origins["experts"] for first in group)], default=-1)
+        raise MoecError(f"--expert {text!r}: layer {block['name']} has no expert {expert}; it had 0 to {last}")
+    group = [] if place is None else origins["experts"][place]
+    return {
+        "layer": block["name"],
+        "expert": expert,
+        "number": place,
+        "with": [first for first in group if first != expert],
+        "why": reasons.get(expert),
+        **_stored(block, place),
+    }
+
+
+def became(found: dict[str, Any]) -> str:
+    """One line for people, of what :func:`find_expert` found."""
+    start, why = f"layer {found['layer']}: expert {found['expert']}", found["why"]
+    if found["number"] is None:
+        return f"{start} is gone ({why})"
+    others = f", one with {', '.join(map(str, found['with']))}" if found["with"] else ""
+    units = "" if found["hidden_units"] is None else f"; {found['hidden_units']} hidden units"
+    formats = ", ".join(f"{name} {form}" for name, form in found["formats"].items())
+    return f"{start} is number {found['number']}{others}{f' ({why})' if why else ''}{units}{formats and f'; {formats}'}"
+
+
+def _block(blocks: Sequence[dict[str, Any]], layer: str) -> dict[str, Any]:
+    names = [block["name"] for block in blocks]
+    if layer.isascii() and layer.isdecimal() and int(layer) < len(blocks):
+        return blocks[int(layer)]
+    if layer in names:
+        return blocks[names.index(layer)]
+    listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names)) or "none"
+    raise MoecError(f"--expert: no layer {layer!r}; there are {listed}")
+
+
+def _count(block: dict[str, Any]) -> int:
+    return (block["num_experts"] or 0) + block["experts"]["identity_experts"]
+
+
+def _stored(block: dict[str, Any], place: int | None) -> dict[str, Any]:
+    """Sizes and formats of the expert in a place; none for one that returns its input."""
+    if place is None or place >= (block["num_experts"] or 0):
+        return {"hidden_units": None, "formats": {}}
+    sizes = block["experts"]["hidden_sizes"]
+    return {
+        "hidden_units": sizes[place] if sizes else block["intermediate_size"],
+        "formats": {name: formats[place] for name, formats in block["formats"].items()},
+    }

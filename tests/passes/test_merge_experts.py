@@ -268,6 +268,22 @@ def test_narrower_types_stay(tmp_path):
     np.testing.assert_allclose(outputs(model, logits_of(20)), before, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_models_in_narrower_types_are_averaged_in_them(dtype, tmp_path):
+    model = with_copies(ExpertsSpec(), {3: 0})
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        if value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(dtype.numpy()), name=value.name)
+        value.dtype = dtype
+    first = {name: model.graph.initializers[name].const_value.numpy()[0] for name in ("up", "down", "up_bias")}
+    merged(model, tmp_path, "keep=5,method=hc-smoe")
+    assert became(model)[0] == (0, 3)
+    for name, array in first.items():
+        found = inputs_of(last_moec_node(model))[name]
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found.const_value.numpy()[0], array)
+
+
 @pytest.mark.parametrize("method", ["ream", "hc-smoe"])
 def test_quantised_weights_stay(method, tmp_path):
     model = experts_model(ExpertsSpec())

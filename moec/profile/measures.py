@@ -12,7 +12,7 @@ Of experts:
 ``ratio_histogram``   [k,B]       the weight of the i-th choice of a token as a share of its first
 ``pairs``             [E,E]       tokens that both experts see
 ``following``         [E,E']      of these tokens, those that expert e' of the next layer sees
-``measured``          [E]         rows that the sums below are of; from ``ENOUGH`` * d rows on, more change little
+``measured``          [E]         rows that the sums below are of; not more than :func:`enough`
 ``output_norm``       [E]         sum of |f(x)|, f without its weight
 ``saliency``          [E]         sum of g |f(x)|, g the weight as a share of all weights of the token (REAP,
                                   arXiv 2510.13999, with weights renormalised)
@@ -42,9 +42,13 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 BINS = 32
-ENOUGH = 8
 ROWS = 64
 """Rows that are kept of each expert, and, times four, of each linear; tokens of a layer: eight times as many."""
+
+
+def enough(inputs: int) -> int:
+    """Rows of so many inputs from which on more change sums over them little."""
+    return max(2048, 2 * inputs)
 
 
 @dataclasses.dataclass(frozen=True)

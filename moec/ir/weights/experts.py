@@ -109,11 +109,13 @@ class ExpertWeights:
         return LazyMatrix(read)
 
     def decoded(self, part: Part, expert: int) -> Array:
-        """The numbers [in, out] in float32, zeros for hidden units that the expert does not have.
+        """The numbers [in, out] in float32, zeros for hidden units that the expert does not have. One axis is dense, as
+        halves of interleaved weights are not: others numpy multiplies slowly.
 
         Raises UnsupportedError for float64, which no kernel computes in.
         """
-        return decode(self.own(part, expert), self.operand(part).run_of(expert).kernel_format, 0)
+        numbers = decode(self.own(part, expert), self.operand(part).run_of(expert).kernel_format, 0)
+        return numbers if numbers.itemsize in numbers.strides else np.ascontiguousarray(numbers)
 
     def bias(self, part: Part) -> Array | None:
         """The biases [E, out] of a part; None where there are none.

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.outputs import expert_output
-from moec.profile.measures import BINS, ENOUGH, ROWS, packed
+from moec.profile.measures import BINS, ROWS, enough, packed
 
 Array = np.ndarray[Any, Any]
 
@@ -82,7 +82,7 @@ class ExpertsSums:
         self._sample.add(x, dense)
         for expert, tokens, slots in pairs_by_expert(ids):
             self._rows[expert].add(x[tokens], gates[tokens, slots])
-            left = max(0, ENOUGH * self.weights.inner - int(self._measured[expert]))
+            left = max(0, enough(self.weights.inner) - int(self._measured[expert]))
             tokens, slots = tokens[:left], slots[:left]
             if len(tokens):
                 self._add_expert(expert, x[tokens], gates[tokens, slots], shares[tokens, slots])
@@ -161,7 +161,7 @@ class InputSums:
         """Rows [T,K]."""
         self.tokens += len(x)
         self._rows.add(x)
-        x = x[: max(0, ENOUGH * self.size - self._measured)]
+        x = x[: max(0, enough(self.size) - self._measured)]
         self._measured += len(x)
         if self._moment is not None and len(x):
             self._moment.add(0, x)

@@ -89,7 +89,10 @@ def plan(
     model: Model,
     profile: Annotated[Path, typer.Option(help="The .moeprof file that moec profile made of MODEL.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The JSON file to write.")],
-    avg: Annotated[float, typer.Option(min=1, max=32, help="Bits per weight, of all together, without scales.")],
+    avg: Annotated[
+        float | None, typer.Option(min=1, max=32, help="Bits per weight, of all together, without scales.")
+    ] = None,
+    megabytes: Annotated[float | None, typer.Option(min=0, help="Instead: of these weights, scales and all.")] = None,
     level: OptimisationLevel = None,
     passes: Annotated[str | None, typer.Option(help="The pipeline that MODEL was profiled after.")] = None,
     formats: Annotated[str | None, typer.Option(help="Those to choose from: int8+int4/32+int2/32.")] = None,
@@ -98,11 +101,14 @@ def plan(
 ) -> None:
     """Choose a format for every expert and write it as a plan, to be edited and given to assign-bits{plan=...}."""
     from moec.inspect.profiles import plan_table
+    from moec.passes.weights.bits import Budget
     from moec.tools.planning import write_plan
 
+    if (avg is None) == (megabytes is None):
+        raise MoecError("expected one of --avg and --megabytes")
     options = {"passes": pipeline_of(level, passes), "formats": formats, "linears": linears}
     with shown_progress() as progress:
-        planned = write_plan(model, profile, avg, output, **options, progress=progress)
+        planned = write_plan(model, profile, Budget(avg, megabytes), output, **options, progress=progress)
     print_result([dataclasses.asdict(one) for one in planned], as_json, [plan_table(planned)])
 
 

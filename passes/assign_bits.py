@@ -14,7 +14,7 @@ from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.framework.shorthand import parse_format
-from moec.passes.weights.bits import plan_bits
+from moec.passes.weights.bits import Budget, plan_bits
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
 from moec.passes.weights.linears import make_linears
@@ -33,10 +33,11 @@ class AssignBits:
     2. ``profile``, a file that ``moec profile`` makes, holds for every expert, projection and format how much the
        output changes when that weight alone has that format, on the tokens that came to the expert, weighted as these
        were. Over the whole model at once, formats are chosen so that the sum of these errors is the least that ``avg``
-       bits per weight allow, scales not counted (:mod:`moec.passes.weights.allocation`). Gate and up get one format
+       bits per weight allow, scales not counted (:mod:`moec.passes.weights.allocation`), or ``megabytes`` (millions of
+       bytes) for all these weights, scales counted. Gate and up get one format
        where one operand holds both.
     3. ``formats``: those to choose from, ``int4/32+int2/32``; by default all that the profile holds errors of.
-    4. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken in the place of ``avg``.
+    4. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
     5. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
     6. The error of weights and outputs goes into the report, layer by layer.
 
@@ -67,6 +68,7 @@ class AssignBits:
     exactness: ClassVar[Exactness] = "lossy"
 
     avg: float | None = None
+    megabytes: float | None = None
     profile: str | None = None
     plan: str | None = None
     formats: str | None = None
@@ -94,16 +96,17 @@ class AssignBits:
         return change_formats(self.name, before, wanted, profile, self.method, report)
 
     def _check(self) -> None:
-        if (self.avg is None) == (self.plan is None):
-            raise MoecError(f"{self.name}: expected one of avg=BITS and plan=FILE")
+        if sum(one is not None for one in (self.avg, self.megabytes, self.plan)) != 1:
+            raise MoecError(f"{self.name}: expected one of avg=BITS, megabytes=SIZE and plan=FILE")
         if self.profile is None and (self.plan is None or self.method != "rtn"):
             raise MoecError(f"{self.name}: expected profile=FILE, which moec profile MODEL --data DATA -o FILE makes")
 
     def _plans(self, nodes: Sequence[ir.Node], profile: Profile | None) -> dict[str, LayerPlan]:
         if self.plan is not None:
             return read_plan(self.plan)
-        assert profile is not None and self.avg is not None
-        return {plan.layer: plan for plan in plan_bits(nodes, profile, choices(self.formats, profile), self.avg)}
+        assert profile is not None
+        budget = Budget(self.avg, self.megabytes)
+        return {plan.layer: plan for plan in plan_bits(nodes, profile, choices(self.formats, profile), budget)}
 
 
 def assignable(graph: ir.Graph, linears: bool) -> list[ir.Node]:

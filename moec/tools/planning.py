@@ -15,7 +15,7 @@ from moec.errors import MoecError, reporting
 from moec.passes.assign_bits import assignable, choices
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
-from moec.passes.weights.bits import plan_bits
+from moec.passes.weights.bits import Budget, plan_bits
 from moec.passes.weights.plan import plan_text
 from moec.profile import Profile
 
@@ -32,7 +32,7 @@ class Planned:
 def write_plan(
     model: str | os.PathLike[str],
     profile: str | os.PathLike[str],
-    average: float,
+    budget: Budget,
     output: str | os.PathLike[str],
     *,
     passes: str = "O2",
@@ -51,8 +51,8 @@ def write_plan(
         raise MoecError(f"{os.fspath(model)}: no MoE block was raised; there is nothing to plan")
     progress("choosing formats")
     with contextlib.closing(Profile.read(profile)) as known:
-        plans = plan_bits(nodes, known, choices(formats, known), average)
-    told = {"profile": pathlib.Path(profile).name, "avg": average, "passes": passes}
+        plans = plan_bits(nodes, known, choices(formats, known), budget)
+    told = {"profile": pathlib.Path(profile).name, **budget.told, "passes": passes}
     with replacing(output, _edited) as aside:
         aside.write_text(plan_text(plans, told), encoding="utf-8")
     return [

@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import MoecError
-from moec.ir.dialect import is_moec
+from moec.ir.dialect import LinearSpec, is_moec, spec_of
 from moec.ir.names import node_name
+from moec.ir.weights.encode import group_count
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight, stored_weights
@@ -26,36 +27,77 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """The matrix of one expert in one operand. ``errors`` [formats]: what each adds to the sum over all tokens of the
-    squared error of the layer's output; ``elements`` it has."""
+    """The matrix of one expert in one operand, of so many ``inputs`` and ``outputs``. ``errors`` [formats]: what each
+    adds to the sum over all tokens of the squared error of the layer's output."""
 
     node: ir.Node
     operand: str
     expert: int
-    elements: int
+    inputs: int
+    outputs: int
     errors: Array
+
+    def bits(self, form: WeightFormat, *, scales: bool) -> float:
+        """Of the matrix in a format, with its scales and zero points or without."""
+        elements = float(self.inputs * self.outputs * form.elements.bits)
+        if not scales:
+            return elements
+        each = form.scale_type.bitwidth + (form.elements.bits if form.zero_points else 0)
+        return elements + self.outputs * group_count(self.inputs, form) * each
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What weights may take: ``average`` bits each, scales not counted, or ``megabytes`` (millions) in all, with
+    them."""
+
+    average: float | None = None
+    megabytes: float | None = None
+
+    @property
+    def told(self) -> dict[str, float]:
+        """The budget in the names of the options."""
+        named = {"avg": self.average, "megabytes": self.megabytes}
+        return {name: amount for name, amount in named.items() if amount is not None}
+
+    def costs(self, items: Sequence[Item], forms: Sequence[WeightFormat]) -> Array:
+        """What each item costs in each format, in bits [items, formats]."""
+        with_scales = self.megabytes is not None
+        return np.array([[item.bits(form, scales=with_scales) for form in forms] for item in items])
+
+    def most(self, items: Sequence[Item]) -> float:
+        """Bits of all items together."""
+        if self.megabytes is not None:
+            return self.megabytes * 8e6
+        assert self.average is not None
+        return self.average * sum(item.inputs * item.outputs for item in items)
+
+    def refusal(self, items: Sequence[Item], forms: Sequence[WeightFormat], least: float) -> str:
+        """That ``least`` bits are too many, in the words of the budget."""
+        listed = "+".join(map(str, forms))
+        if self.megabytes is not None:
+            nearest = math.ceil(least / 8e3) / 1e3
+            return f"megabytes={self.megabytes:g} cannot be met with {listed}; the least is {nearest:g}"
+        nearest = math.ceil(least / sum(item.inputs * item.outputs for item in items) * 100) / 100
+        return f"avg={self.average:g} cannot be met with {listed}; the least is {nearest:g}"
 
 
 def plan_bits(
-    nodes: Sequence[ir.Node], profile: Profile, forms: Sequence[WeightFormat], average: float
+    nodes: Sequence[ir.Node], profile: Profile, forms: Sequence[WeightFormat], budget: Budget
 ) -> list[LayerPlan]:
-    """Formats for all floating-point weights of the nodes, whose elements have ``average`` bits at most together, not
-    counting scales. Weights that are quantised already keep their format, and count for nothing.
+    """The formats with the least error that a budget allows all floating-point weights of the nodes. Weights that are
+    quantised already keep their format, and count for nothing.
 
-    Raises MoecError where the profile lacks a node or the errors of a format, and for an average that cannot be had.
+    Raises MoecError where the profile lacks a node or the errors of a format, and for a budget that cannot be met.
     """
     items = [item for node in nodes for item in _items(node, profile, forms)]
     if not items:
         return []
-    sizes = np.array([item.elements for item in items], np.float64)
-    bits = np.array([form.elements.bits for form in forms], np.float64)
     errors = np.stack([item.errors for item in items])
     try:
-        chosen = allocate(errors, sizes[:, None] * bits, average * float(sizes.sum()))
+        chosen = allocate(errors, budget.costs(items, forms), budget.most(items))
     except ValueError as error:
-        least = math.ceil(float(str(error)) / float(sizes.sum()) * 100) / 100
-        listed = "+".join(map(str, forms))
-        raise MoecError(f"avg={average:g} cannot be met with {listed}; the least is {least:g}") from error
+        raise MoecError(budget.refusal(items, forms, float(str(error)))) from error
     return _plans(items, [forms[choice] for choice in chosen])
 
 
@@ -80,16 +122,18 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
     errors[:, measures.count == 0] = _unseen(errors, measures.count)
     for operand, weight in weights.operands.items():
         columns = [at for at, part in enumerate(weights.parts) if weights.operand(part) is weight]
+        outputs, inputs = weight.out_in(weights.transposed(weights.parts[columns[0]]))
         for expert in _floats(weight):
-            yield Item(node, operand, expert, math.prod(weight.shape), errors[:, expert, columns].sum(axis=1))
+            yield Item(node, operand, expert, inputs, outputs, errors[:, expert, columns].sum(axis=1))
 
 
 def _linear_items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> Iterator[Item]:
     measures, weight = profile.linear(node), stored_weights(node)["weight"]
     found = [measures.error(str(form)) for form in forms]
     errors = np.array([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
+    outputs, inputs = weight.out_in(spec_of(node, LinearSpec).transposed)
     for expert in _floats(weight):
-        yield Item(node, "weight", expert, math.prod(weight.shape), errors * measures.tokens / len(measures.rows()))
+        yield Item(node, "weight", expert, inputs, outputs, errors * measures.tokens / len(measures.rows()))
 
 
 def _floats(weight: StoredWeight) -> Iterator[int]:

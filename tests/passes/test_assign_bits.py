@@ -13,7 +13,7 @@ from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.ir.interpreter import run
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 from moec.passes.framework import pipeline
-from moec.passes.weights.bits import plan_bits
+from moec.passes.weights.bits import Budget, plan_bits
 from moec.passes.weights.plan import LayerPlan, plan_text
 from moec.profile import Profile
 from moec.profile.keys import key_of
@@ -56,6 +56,30 @@ def test_bits_stay_within_the_average_and_more_lose_less(average, spec, profile)
     assert 0 < relative_error(model, before) < {2: 0.8, 2.5: 0.8, 3.5: 0.5, 5: 0.3, 8: 0.03}[average]
     (loss,) = report.losses
     assert loss.layer == "layer"
+
+
+def stored_bytes(model: ir.Model) -> int:
+    """Of all weights of the last node with their scales, each in as many bits as its format has."""
+    total = 0
+    for value in weight_inputs(last_moec_node(model)).values():
+        for run_ in StoredWeight.of(value).runs:
+            total += run_.count * int(np.prod(run_.shape)) * run_.format.elements.bits
+            total += 0 if run_.scale is None else run_.scale.const_value.size * run_.scale.dtype.bitwidth
+    return total // 8
+
+
+@pytest.mark.parametrize("megabytes", [0.05, 0.06, 0.08])
+def test_bytes_stay_within_the_budget_scales_and_all(megabytes, spec, profile):
+    model = experts_model(spec)
+    apply(model, f"assign-bits{{megabytes={megabytes},profile={profile},method=rtn}}")
+    most = min(megabytes * 1e6, stored_bytes(eight_bits(spec)))
+    assert 0.9 * most < stored_bytes(model) <= most
+
+
+def eight_bits(spec: ExpertsSpec) -> ir.Model:
+    model = experts_model(spec)
+    apply(model, "quantize-experts{format=int8}")
+    return model
 
 
 def test_mixed_bits_lose_less_than_even_ones(spec, profile):
@@ -106,7 +130,7 @@ def test_a_plan_is_applied_as_it_is_edited(spec, profile, tmp_path):
     model = experts_model(spec)
     node = last_moec_node(model)
     with_profile = Profile.read(profile)
-    (plan,) = plan_bits([node], with_profile, [*map(form_of, FORMATS.split("+"))], 3.5)
+    (plan,) = plan_bits([node], with_profile, [*map(form_of, FORMATS.split("+"))], Budget(3.5))
     plan.formats["down"] = ["int8", "keep", *["int4/32z"] * (E - 2)]
     (tmp_path / "plan.json").write_text(plan_text([plan], {}))
     apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
@@ -129,10 +153,12 @@ def test_weights_that_are_quantised_stay(spec, profile):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", r"assign-bits: expected one of avg=BITS and plan=FILE"),
+        ("", r"assign-bits: expected one of avg=BITS, megabytes=SIZE and plan=FILE"),
         ("avg=3", r"assign-bits: .*profile=FILE, which moec profile MODEL"),
-        ("avg=3,plan=p", r"assign-bits: expected one of avg=BITS and plan=FILE"),
+        ("avg=3,plan=p", r"assign-bits: expected one of avg=BITS, megabytes=SIZE and plan=FILE"),
         ("avg=1.5,profile={profile}", r"avg=1.5 cannot be met with int8\+int4/32\+int3/32\+int2/32; the least is 2"),
+        ("avg=3,megabytes=1,profile={profile}", r"assign-bits: expected one of avg=BITS, megabytes=SIZE"),
+        ("megabytes=0.02,profile={profile}", r"megabytes=0.02 cannot be met with .*; the least is 0.0\d+"),
         ("avg=3,profile={profile},formats=mxfp4", r"holds no errors of mxfp4, only of int8, int4/32, int3/32, int2/32"),
         ("avg=3,profile={profile},formats=int5", r"formats: no format 'int5'"),
         ("plan={profile},method=rtn", r"is not JSON|cannot be read"),

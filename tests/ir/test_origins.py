@@ -36,6 +36,14 @@ def test_what_is_written_is_read_back():
     assert origins_of(node, 2) == origins
 
 
+def test_why_an_expert_became_part_of_another_is_written_too():
+    node = ir.Node("moec", "Experts", [])
+    joined = origins_of(node, 3).regrouped([[0, 2]], {1: "x: gone", 2: "y: alike"})
+    assert joined == Origins(((0, 2),), {1: "x: gone"}, {2: "y: alike"})
+    set_origins(node, joined)
+    assert origins_of(node, 1) == joined
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -51,6 +59,7 @@ def test_what_is_written_is_read_back():
         {"experts": [[0], [1]], "removed": {"x": "why"}},
         {"experts": [[0], [1]], "removed": {"2": 3}},
         {"experts": [[0], [1]], "removed": {}, "more": 1},
+        {"experts": [[0], [1]], "removed": {}, "joined": {"x": "why"}},
     ],
 )
 def test_other_metadata_is_an_error_of_one_line(content):

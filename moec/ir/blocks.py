@@ -20,7 +20,7 @@ from moec.ir.dialect import (
     is_moec,
     spec_of,
 )
-from moec.ir.origins import origins_of
+from moec.ir.origins import origins_data, origins_of
 from moec.ir.weights.format import ELEMENTS
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 
@@ -43,7 +43,7 @@ def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
     ``experts`` hold all attributes. ``formats`` says for each weight (up, down, gate) in which format every expert has
     it; a weight that is computed is missing. Sizes are None where the model does not fix them; router fields are None
     for experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised, and
-    ``origins`` (:class:`moec.ir.origins.Origins`) for those that have the experts that they had at first.
+    ``origins`` (:mod:`moec.ir.origins`) for those that have the experts that they had at first.
     """
     return [_describe(node) for node in model.graph.all_nodes() if is_moec(node, "MoE") or is_moec(node, "Experts")]
 
@@ -87,7 +87,7 @@ def expert_bits(blocks: Sequence[Mapping[str, Any]]) -> float | None:
 def _origins(node: ir.Node, experts: int | None, spec: ExpertsSpec) -> dict[str, Any] | None:
     if ORIGIN_KEY not in node.metadata_props or experts is None:
         return None
-    return dataclasses.asdict(origins_of(node, experts + spec.identity_experts))
+    return origins_data(origins_of(node, experts + spec.identity_experts))
 
 
 def _describe_router(node: ir.Node) -> dict[str, Any]:

@@ -66,11 +66,16 @@ def origins_of(node: ir.Node, count: int) -> Origins:
 
 def set_origins(node: ir.Node, origins: Origins) -> None:
     """Write the metadata of a node."""
+    node.metadata_props[ORIGIN_KEY] = json.dumps(origins_data(origins))
+
+
+def origins_data(origins: Origins) -> dict[str, Any]:
+    """Origins as JSON has them."""
     removed, joined = (
         {str(first): reasons[first] for first in sorted(reasons)} for reasons in (origins.removed, origins.joined)
     )
-    content = {"experts": origins.experts, "removed": removed, **({"joined": joined} if joined else {})}
-    node.metadata_props[ORIGIN_KEY] = json.dumps(content)
+    experts = [list(group) for group in origins.experts]
+    return {"experts": experts, "removed": removed, **({"joined": joined} if joined else {})}
 
 
 def _is_well_formed(content: Any) -> TypeGuard[dict[str, Any]]:

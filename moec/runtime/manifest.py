@@ -154,6 +154,8 @@ def is_inside_name(name: str) -> bool:
 
 
 def _digest(content: dict[str, Any]) -> str:
+    """Of the content as it is read back: a key that is a number is text in JSON, and sorts as such."""
+    content = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

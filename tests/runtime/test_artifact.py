@@ -33,6 +33,12 @@ def test_manifest_round_trips(artifact_path):
     assert parse_manifest(print_manifest(manifest), "test") == manifest
 
 
+def test_numbers_as_keys_are_read_back(artifact_path):
+    """They are text in JSON, and sort as such: 10 before 9."""
+    changed = dataclasses.replace(manifest_of(artifact_path), provenance={"source": {9: "nine", 10: "ten"}})
+    assert parse_manifest(print_manifest(changed), "test").provenance == {"source": {"9": "nine", "10": "ten"}}
+
+
 def test_holds_what_people_read(artifact_path):
     artifact = open_artifact(artifact_path)
     assert artifact.text("ir/00-import.onnxtxt") == "the imported model"

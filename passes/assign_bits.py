@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from moec.errors import MoecError
-from moec.ir.dialect import is_moec
+from moec.ir.dialect import has_experts
 from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Exactness, Report
@@ -17,7 +17,7 @@ from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.bits import Budget, plan_bits
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
-from moec.passes.weights.linears import make_linears
+from moec.passes.weights.linears import MINIMUM, make_linears
 from moec.passes.weights.loss import Layer
 from moec.passes.weights.plan import KEEP, LayerPlan, read_plan
 from moec.profile import Profile
@@ -111,8 +111,8 @@ class AssignBits:
 
 def assignable(graph: ir.Graph, linears: bool) -> list[ir.Node]:
     """The nodes whose weights get formats: layers of experts and, with ``linears``, dense products."""
-    found = [node for node in graph if is_moec(node, "MoE") or is_moec(node, "Experts")]
-    return [*found, *make_linears(graph, 65536, routers=False)] if linears else found
+    found = [node for node in graph if has_experts(node)]
+    return [*found, *make_linears(graph, MINIMUM, routers=False)] if linears else found
 
 
 def choices(formats: str | None, profile: Profile) -> list[WeightFormat]:

@@ -12,7 +12,7 @@ from moec.ir.dialect import ProductSpec
 from moec.ir.names import node_name
 from moec.ir.weights.format import FormatName, WeightFormat
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.weights.linears import NONE_FOUND, products_of
+from moec.passes.weights.linears import MINIMUM, NONE_FOUND, products_of
 from moec.passes.weights.loss import layer_of, loss
 from moec.passes.weights.store import set_arithmetic, store
 
@@ -52,7 +52,7 @@ class CastWeights:
     dtype: Literal["bf16", "fp16"]
     weights: Literal["experts", "linears", "all"] = "experts"
     routers: bool = False
-    minimum: int = 65536
+    minimum: int = MINIMUM
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         nodes = list(products_of(model.graph, self.weights, self.minimum, self.routers))

@@ -9,14 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
-from moec.ir import dialect
 from moec.ir.dialect import RouteSpec
 from moec.ir.names import node_name
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.minus_infinite import minus_infinite
-from moec.passes.weights.expert_set import ExpertSet
+from moec.passes.weights.expert_set import ExpertSet, expert_sets
 
 Array = np.ndarray[Any, Any]
 
@@ -62,19 +60,14 @@ class DropDeadExperts:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
-        for node in list(model.graph):
-            if not (dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")):
-                continue
-            try:
-                experts = ExpertSet(node)
-            except UnsupportedError:  # fuse-route-dispatch says which layers have no router of their own
-                continue
+        for experts in expert_sets(model.graph):
             dead = _never_used(experts)
             if not dead:
                 continue
             found = f"of {experts.routed} experts, no token needs {', '.join(map(str, dead))}"
             gone, reason = self._drop(model.graph, experts, dead)
-            report.note(self.name, node_name(node), f"{found}; {len(gone)} are gone{reason and f', for {reason}'}")
+            what = f"{found}; {len(gone)} are gone{reason and f', for {reason}'}"
+            report.note(self.name, node_name(experts.node), what)
             changed |= bool(gone)
         return changed
 

@@ -58,7 +58,7 @@ class DropZeroNeurons:
         changed = False
         left_alone: dict[str, list[ir.Node]] = {}
         for node in list(model.graph):
-            if not (dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")):
+            if not dialect.has_experts(node):
                 continue
             units = readable_units(node)
             if isinstance(units, str):

@@ -67,7 +67,7 @@ class PruneHiddenUnits:
             raise MoecError(f"{self.name}: keep is {self.keep:g}; expected a share of the units, above 0, up to 1")
         if self.multiple < 1:
             raise MoecError(f"{self.name}: multiple is {self.multiple}; expected 1 or more")
-        nodes = [node for node in model.graph if dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")]
+        nodes = [node for node in model.graph if dialect.has_experts(node)]
         if not nodes:
             report.warn(self.name, "model", "nothing to prune: no MoE block was raised before this pass")
         profile = Profile.read(self.profile)  # what down becomes reads it, when it is read itself

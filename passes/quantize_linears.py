@@ -12,7 +12,7 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
 from moec.passes.weights.choice import check_options, input_sizes, resolve_format
-from moec.passes.weights.linears import NONE_FOUND, make_linears
+from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
 from moec.profile import Profile
 
 
@@ -49,7 +49,7 @@ class QuantizeLinears:
     zero_points: bool = False
     activation_group: int | None = None
     routers: bool = False
-    minimum: int = 65536
+    minimum: int = MINIMUM
     method: Method = "rtn"
     profile: str | None = None
 

@@ -13,7 +13,7 @@ from moec.ir.names import node_name
 from moec.ir.products import rounded_to_tf32
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.weights.linears import NONE_FOUND, products_of
+from moec.passes.weights.linears import MINIMUM, NONE_FOUND, products_of
 from moec.passes.weights.loss import layer_of, loss
 from moec.passes.weights.store import change_numbers, set_arithmetic
 
@@ -42,7 +42,7 @@ class RoundToTf32:
 
     weights: Literal["experts", "linears", "all"] = "all"
     routers: bool = False
-    minimum: int = 65536
+    minimum: int = MINIMUM
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         nodes = list(products_of(model.graph, self.weights, self.minimum, self.routers))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError
-from moec.ir.dialect import is_moec
+from moec.ir.dialect import has_experts, is_moec
 from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.allocation import allocate
@@ -88,7 +88,7 @@ class SkipExperts:
 
     def _layer(self, node: ir.Node, profile: Profile, report: Report) -> _Layer | None:
         """What may become of a layer of experts; None for another node, and for one that no profile can know."""
-        if not (is_moec(node, "MoE") or is_moec(node, "Experts")):
+        if not has_experts(node):
             return None
         where = f"{profile.path}: node {node_name(node)}"
         try:

@@ -11,7 +11,7 @@ from rich.text import Text
 from moec.common.tables import table
 
 if TYPE_CHECKING:
-    from moec.tools.evaluate import Evaluation, Judged, Quality
+    from moec.tools.evaluate import Evaluation, Judged, MetricValue
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
@@ -40,7 +40,7 @@ def _row(one: Judged) -> tuple[str, ...]:
     return one.name, f"{one.weight_bytes:,}", bits, *map(quality_text, one.qualities.values())
 
 
-def quality_text(quality: Quality, alone: bool = False) -> str:
+def quality_text(quality: MetricValue, alone: bool = False) -> str:
     """``1.3912 (+0.013 ± 0.0021)``; ``alone``: without the difference."""
     if quality.difference is None or alone:
         return f"{quality.value:#.5g}"

@@ -17,7 +17,7 @@ from moec.common.seals import write_sealed
 from moec.common.tables import table
 from moec.errors import MoecError
 from moec.inspect.evaluation import quality_text
-from moec.tools.evaluate import METHOD, Quality, finite
+from moec.tools.evaluate import METHOD, MetricValue, finite
 
 if TYPE_CHECKING:
     from moec.tools.sweeping import Sweep
@@ -93,7 +93,9 @@ def draw(sweep: Sweep, path: pathlib.Path) -> None:
     write_sealed(path, image.getvalue(), "")
 
 
-def _draw_panel(panel: Any, costs: Sequence[float | None], qualities: Sequence[Quality], front: Sequence[bool]) -> None:
+def _draw_panel(
+    panel: Any, costs: Sequence[float | None], qualities: Sequence[MetricValue], front: Sequence[bool]
+) -> None:
     """Points with their numbers and, from the first's quality, half of the interval; a line along the front."""
     for number, (cost, quality) in enumerate(zip(costs, qualities, strict=True), 1):
         if cost is not None:

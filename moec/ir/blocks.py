@@ -16,6 +16,7 @@ from moec.ir.dialect import (
     ExpertsSpec,
     RouteSpec,
     attributes_of,
+    has_experts,
     inputs_of,
     is_moec,
     spec_of,
@@ -45,7 +46,7 @@ def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
     for experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised, and
     ``origins`` (:mod:`moec.ir.origins`) for those that have the experts that they had at first.
     """
-    return [_describe(node) for node in model.graph.all_nodes() if is_moec(node, "MoE") or is_moec(node, "Experts")]
+    return [_describe(node) for node in model.graph.all_nodes() if has_experts(node)]
 
 
 def _describe(node: ir.Node) -> dict[str, Any]:

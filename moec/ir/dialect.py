@@ -257,6 +257,11 @@ def is_moec(node: ir.Node, op_type: str | None = None) -> bool:
     return node.domain == DOMAIN and (op_type is None or node.op_type == op_type)
 
 
+def has_experts(node: ir.Node) -> bool:
+    """Whether a node is a layer of experts, with its routing (``MoE``) or behind it (``Experts``)."""
+    return is_moec(node, "MoE") or is_moec(node, "Experts")
+
+
 def choices(kind: type, field: str) -> tuple[str, ...]:
     """The allowed values of an enumerated attribute, e.g. ``choices(RouteSpec, "score")``."""
     return get_args(get_type_hints(kind)[field])

@@ -38,7 +38,7 @@ _LARGEST_ARRAY = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class LayerEntry:
     """The head's entry of one layer. ``input``: of a linear, the number of the value it reads."""
 
     key: str
@@ -63,7 +63,7 @@ class Head:
     data: list[dict[str, Any]]
     passes: str
     formats: list[str]
-    layers: list[Layer]
+    layers: list[LayerEntry]
 
 
 class Profile:
@@ -121,12 +121,12 @@ class Profile:
         """All layers of experts, in the order of the graph."""
         return (self._experts_of(layer) for layer in self.head.layers if layer.kind == "experts")
 
-    def _experts_of(self, layer: Layer) -> ExpertsMeasures:
+    def _experts_of(self, layer: LayerEntry) -> ExpertsMeasures:
         sizes = (layer.experts, layer.k, layer.inner, layer.hidden)
         told = (layer.parts, layer.tokens, layer.next_key)
         return ExpertsMeasures(layer.key, layer.name, *sizes, *told, lambda name: self.array(f"{layer.key}/{name}"))
 
-    def _layer(self, node: ir.Node, kind: str) -> tuple[Layer, Sequence[int] | None]:
+    def _layer(self, node: ir.Node, kind: str) -> tuple[LayerEntry, Sequence[int] | None]:
         """The layer that a node was measured as, and which of its experts the node has; None for all."""
         for key, experts in measured_as(node).items():
             layer = self._layers.get(key)
@@ -224,7 +224,7 @@ def _head(path: str | os.PathLike[str], data: Any) -> Head:
             f"{path}: is a profile of version {data['version']}; this moec reads version {VERSION}: make it anew"
         )
     try:
-        layers = [Layer(**{**layer, "parts": tuple(layer["parts"])}) for layer in data["layers"]]
+        layers = [LayerEntry(**{**layer, "parts": tuple(layer["parts"])}) for layer in data["layers"]]
         return Head(data["model"], data["data"], data["passes"], data["formats"], layers)
     except (KeyError, TypeError) as error:
         raise MoecError(f"{path}: the head of the profile is damaged ({error}); make it anew") from error

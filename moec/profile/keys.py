@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import MoecError
-from moec.ir.dialect import is_moec
+from moec.ir.dialect import has_experts, is_moec
 from moec.ir.names import node_name
 from moec.ir.weights.stored import stored_weights
 
@@ -95,5 +95,5 @@ def _parsed(node: ir.Node, text: str) -> dict[str, Sequence[int] | None]:
 def measurable(graph: ir.Graph) -> Iterator[ir.Node]:
     """The nodes that are measured: experts and linears."""
     for node in graph:
-        if is_moec(node, "MoE") or is_moec(node, "Experts") or is_moec(node, "Linear"):
+        if has_experts(node) or is_moec(node, "Linear"):
             yield node

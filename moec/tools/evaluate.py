@@ -30,7 +30,7 @@ METHOD = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Quality:
+class MetricValue:
     """A metric of one model. ``difference``: how much larger it is than the first model's, and ``interval`` half of its
     95% confidence interval (:mod:`moec.tools.paired`); None for the first model, and where the data is a single row."""
 
@@ -50,7 +50,7 @@ class Judged:
     expert_bits: float | None
     nan_outputs: int
     nan_rows: int
-    qualities: dict[str, Quality]
+    qualities: dict[str, MetricValue]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +230,11 @@ class _Run:
         elements, rows = map(int, self._nan[at])
         return Judged(name, size, bits, elements, rows, qualities)
 
-    def _quality(self, at: int, metric: str, counts: Array) -> Quality:
+    def _quality(self, at: int, metric: str, counts: Array) -> MetricValue:
         own, first = (np.concatenate(self._sums[one, metric]) for one in (at, 0))
         exponential = METRICS[metric].exponential
         value = paired.quality(own, counts, exponential)
-        return Quality(value, *(paired.difference(own, first, counts, exponential) if at else ()))
+        return MetricValue(value, *(paired.difference(own, first, counts, exponential) if at else ()))
 
 
 def finite(data: Any) -> Any:

@@ -35,7 +35,7 @@ class _Step(NamedTuple):
 
 
 def allocate(errors: Array, costs: Array, budget: float) -> Array:
-    """A choice [N] for each item; ``errors`` and ``costs`` are [N,C], an infinite error is no choice.
+    """A choice [N] for each item; ``errors`` and ``costs`` are [N,C], an infinite error or NaN is no choice.
 
     Raises ValueError where even the cheapest choices cost more than the budget; the message says how much they do.
     """

@@ -93,6 +93,10 @@ def plan_bits(
     items = [item for node in nodes for item in _items(node, profile, forms)]
     if not items:
         return []
+    for item in items:
+        if not np.isfinite(item.errors).any():
+            where = f"node {node_name(item.node)}: weight {item.operand} of expert {item.expert}"
+            raise MoecError(f"{where}: has no finite error in any of {'+'.join(map(str, forms))}; does it hold a NaN?")
     errors = np.stack([item.errors for item in items])
     try:
         chosen = allocate(errors, budget.costs(items, forms), budget.most(items))
@@ -131,9 +135,10 @@ def _linear_items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]
     measures, weight = profile.linear(node), stored_weights(node)["weight"]
     found = [measures.error(str(form)) for form in forms]
     errors = np.array([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
+    errors = errors * (measures.tokens / max(1, len(measures.rows())))
     outputs, inputs = weight.out_in(spec_of(node, LinearSpec).transposed)
     for expert in _floats(weight):
-        yield Item(node, "weight", expert, inputs, outputs, errors * measures.tokens / len(measures.rows()))
+        yield Item(node, "weight", expert, inputs, outputs, errors)
 
 
 def _floats(weight: StoredWeight) -> Iterator[int]:
@@ -144,7 +149,7 @@ def _known(profile: Profile, form: WeightFormat, error: Any) -> Any:
     if error is None:
         formats = ", ".join(profile.head.formats)
         raise MoecError(f"{profile.path}: holds no errors of {form}, only of {formats}; profile with --formats {form}")
-    return np.where(np.isnan(error), np.inf, error)
+    return error
 
 
 def _scale(count: Array, kept: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -185,6 +185,16 @@ def _set(node: ir.Node, name: str, value: Any, default: Any) -> None:
         node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
 
+def expert_sets(graph: ir.Graph) -> Iterator[ExpertSet]:
+    """Those of the layers of a graph that have a router of their own; fuse-route-dispatch says which do not."""
+    for node in [node for node in graph if dialect.has_experts(node)]:
+        try:
+            experts = ExpertSet(node)
+        except UnsupportedError:
+            continue
+        yield experts
+
+
 def share_weights(
     name: str,
     graph: ir.Graph,
@@ -195,13 +205,8 @@ def share_weights(
     """What passes do that only change where experts are stored: apply :meth:`ExpertSet.share` to the layers of a model
     and report it; whether any changed. ``why``: what removes experts that are stored as -1."""
     changed = False
-    for node in list(graph):
-        if not (dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")):
-            continue
-        try:
-            experts = ExpertSet(node)
-        except UnsupportedError:  # fuse-route-dispatch says which layers have no router of their own
-            continue
+    for experts in expert_sets(graph):
+        node = experts.node
         targets = stored_as(experts)
         needed = len({target for target in targets if target >= 0})
         if needed == experts.stored:

@@ -30,7 +30,7 @@ def layers_of(pass_name: str, graph: ir.Graph, text: str | None, report: Report)
 
     Raises MoecError for a text that is none such, and for a layer that the model does not have.
     """
-    nodes = [node for node in graph if dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Experts")]
+    nodes = [node for node in graph if dialect.has_experts(node)]
     if not nodes:
         report.warn(pass_name, "model", "no expert goes: no MoE block was raised before this pass")
     if text is None or not nodes:

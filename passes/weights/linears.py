@@ -13,6 +13,8 @@ from moec.ir.movement import MOVEMENTS
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.graph.edits import is_op, replace_value
 
+MINIMUM = 65536
+"""Elements that a dense product's weight has at least, unless a pass is told otherwise."""
 NONE_FOUND = "no dense product was found with a constant weight of {} elements (option minimum) or more"
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

@@ -15,7 +15,7 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.shorthand import parse_format
-from moec.profile.file import Head, Layer, Profile, write_profile
+from moec.profile.file import Head, LayerEntry, Profile, write_profile
 from moec.profile.keys import key_of, measurable
 from moec.profile.measures import packed
 from moec.tools.profiling.formats import experts_errors
@@ -61,7 +61,7 @@ def write_experts(path: pathlib.Path, model: ir.Model, counts: list[int], moment
             arrays.append((f"moment_in/{expert}", packed(rows.T @ rows)))
             arrays.append((f"moment_hidden/{expert}", packed(hidden.T @ hidden)))
     arrays.append(("measured", np.array(counts)))
-    layer = Layer(key, "experts", "layer", tokens=sum(counts), parts=weights.parts, **sizes)
+    layer = LayerEntry(key, "experts", "layer", tokens=sum(counts), parts=weights.parts, **sizes)
     return _written(path, layer, [(f"{key}/{name}", array) for name, array in arrays])
 
 
@@ -72,7 +72,7 @@ def write_linear(path: pathlib.Path, model: ir.Model, count: int) -> pathlib.Pat
     assert inner in weight_inputs(node)["weight"].shape  # type: ignore[operator]
     rows = rows_of(inner, count)
     arrays = {"rows": rows[:256], "moment_in": packed(rows.T @ rows), "measured": np.array(count)}
-    layer = Layer(key_of(node), "linear", "layer", inner=inner, tokens=count, input=0)
+    layer = LayerEntry(key_of(node), "linear", "layer", inner=inner, tokens=count, input=0)
     return _written(path, layer, [(f"input0/{name}", array) for name, array in arrays.items()])
 
 
@@ -94,12 +94,12 @@ def write_gates(
         found = {"measured": measured, "output_norm": norm * measured, "sample_gates": own.astype(np.float32)}
         arrays += [(f"{key}/{name}", array) for name, array in found.items()]
         sizes = (count, weights.experts, k, weights.hidden, weights.parts)
-        layers.append(Layer(key, "experts", "layer", weights.inner, *sizes))
+        layers.append(LayerEntry(key, "experts", "layer", weights.inner, *sizes))
     write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", [], layers), arrays)
     return path
 
 
-def _written(path: pathlib.Path, layer: Layer, arrays: list[tuple[str, Array]]) -> pathlib.Path:
+def _written(path: pathlib.Path, layer: LayerEntry, arrays: list[tuple[str, Array]]) -> pathlib.Path:
     write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", [], [layer]), arrays)
     return path
 
@@ -119,7 +119,7 @@ def write_measured(
             found = [*sums.arrays(), *experts_errors(sums, forms)]
             arrays += [(f"{key}/{name}", array) for name, array in found]
             sizes = (weights.inner, tokens, weights.experts, 2, weights.hidden, weights.parts)
-            layers.append(Layer(key, "experts", "layer", *sizes))
+            layers.append(LayerEntry(key, "experts", "layer", *sizes))
         write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", formats.split("+"), layers), arrays)
     return path
 

@@ -196,6 +196,15 @@ def test_a_profile_of_another_model_is_refused(spec, profile):
         apply(model, f"assign-bits{{avg=3,profile={profile}}}")
 
 
+def test_weights_that_no_format_holds_are_named(spec, profile):
+    node, measured = last_moec_node(experts_model(spec)), Profile.read(profile)
+    damaged = np.full((E, len(next(measured.all_experts()).parts)), np.nan)
+    read = measured.array
+    measured.array = lambda name: damaged if "error/" in name else read(name)
+    with pytest.raises(MoecError, match=r"node layer: weight up of expert 0: has no finite error in any of int8;"):
+        plan_bits([node], measured, [form_of("int8")], Budget(8))
+
+
 def test_a_model_without_experts_stays(profile):
     text = f"assign-bits{{avg=3,profile={profile}}}"
     model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 24}, name="g"), ir_version=11)

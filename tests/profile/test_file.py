@@ -10,10 +10,12 @@ import pytest
 
 from moec.errors import MoecError
 from moec.profile import Profile
-from moec.profile.file import Head, Layer, merge, write_profile
+from moec.profile.file import Head, LayerEntry, merge, write_profile
 from moec.profile.measures import packed, unpacked
 
-LAYER = Layer("0123456789abcdef", "experts", "moe", inner=2, tokens=3, experts=2, k=1, hidden=2, parts=("up", "down"))
+LAYER = LayerEntry(
+    "0123456789abcdef", "experts", "moe", inner=2, tokens=3, experts=2, k=1, hidden=2, parts=("up", "down")
+)
 HEAD = Head({"name": "m.onnx", "sha256": "00"}, [{"name": "d", "tokens": 3}], "O2", ["int8"], [LAYER])
 ARRAYS = [("0123456789abcdef/count", np.array([1, 2])), ("0123456789abcdef/rows/0", np.array([[1.0, 2.0]]))]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -27,8 +26,8 @@ from moec.ir.weights.stored import stored_weights
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
-from moec.passes.weights.linears import make_linears
-from moec.profile.file import Head, Layer, Profile, merge, write_profile
+from moec.passes.weights.linears import MINIMUM, make_linears
+from moec.profile.file import Head, LayerEntry, Profile, merge, write_profile
 from moec.tools.data import Data, Text, check_limits
 from moec.tools.profiling.formats import experts_errors, linear_errors
 from moec.tools.profiling.sums import ExpertsSums, InputSums
@@ -40,7 +39,6 @@ FORMATS = "int8,int4/32,int3/32,int2/32"
 """Whose errors are measured unless others are asked for."""
 FEW = 128
 """Tokens below which an expert's numbers say little."""
-_LEAST_LINEAR = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ def measure(
     sources = [Data(path, tensor_specs(graph.graph.inputs), text) for path in data]
     progress(f"running {passes}")
     pipeline.run(graph, pipeline.parse(passes), Report())
-    list(make_linears(graph.graph, _LEAST_LINEAR, routers=False))
+    list(make_linears(graph.graph, MINIMUM, routers=False))
     taps = observe(graph.graph)
     if not taps:
         raise MoecError(f"{model}: no MoE block was raised and no dense product found; nothing can be measured")
@@ -146,6 +144,8 @@ class _Sums:
                 outputs = compiled.run(batch)
                 self._run_seconds += time.perf_counter() - start
                 self._add(outputs, f"{data.path}, batch {self._batches}")
+            if self._tokens == before:
+                raise MoecError(f"{data.path}: holds no token; nothing can be measured")
             self.pieces.append({"name": data.name, "sha256": data.sha256(), "tokens": self._tokens - before})
 
     def _add(self, outputs: Mapping[str, Array], where: str) -> None:
@@ -178,19 +178,19 @@ class _Sums:
             self._inputs[name] = InputSums(size, self._folder, f"input{len(self._inputs)}", self._moments)
         return self._inputs[name]
 
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[LayerEntry]:
         """Entries of the profile's head."""
         return [self._linear(tap) if is_moec(tap.node, "Linear") else self._expert(tap) for tap in self._taps]
 
-    def _linear(self, tap: Tap) -> Layer:
+    def _linear(self, tap: Tap) -> LayerEntry:
         sums, number = self._inputs[tap.inputs["x"]], list(self._inputs).index(tap.inputs["x"])
-        return Layer(tap.key, "linear", node_name(tap.node), sums.size, sums.tokens, input=number)
+        return LayerEntry(tap.key, "linear", node_name(tap.node), sums.size, sums.tokens, input=number)
 
-    def _expert(self, tap: Tap) -> Layer:
+    def _expert(self, tap: Tap) -> LayerEntry:
         sums = self._experts[tap.key]
         weights, name = sums.weights, node_name(tap.node)
         sizes = (weights.inner, sums.tokens, weights.experts, sums.k, weights.hidden)
-        return Layer(tap.key, "experts", name, *sizes, weights.parts, self._next.get(tap.key))
+        return LayerEntry(tap.key, "experts", name, *sizes, weights.parts, self._next.get(tap.key))
 
     def arrays(self, forms: Sequence[WeightFormat], progress: Callable[[str], None]) -> Iterator[tuple[str, Array]]:
         for number, sums in enumerate(self._inputs.values()):
@@ -208,11 +208,9 @@ class _Sums:
         yield from experts_errors(sums, forms)
 
     def summary(self, seconds: float) -> Measured:
-        layers = []
-        for tap in self._taps:
-            with contextlib.suppress(KeyError):
-                layers.append(_summary(node_name(tap.node), self._experts[tap.key]))
-        linears = sum(is_moec(tap.node, "Linear") for tap in self._taps)
+        taps = [tap for tap in self._taps if not is_moec(tap.node, "Linear")]
+        layers = [_summary(node_name(tap.node), self._experts[tap.key]) for tap in taps]
+        linears = len(self._taps) - len(taps)
         return Measured(self._tokens, self._batches, self._run_seconds, seconds, layers, linears)
 
 

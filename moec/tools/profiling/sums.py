@@ -30,7 +30,7 @@ class Moment:
         return packed(np.asarray(self._sums[index]))
 
 
-class Rows:
+class KeptRows:
     """A few rows, evenly from all that came: every ``stride``-th, where the stride doubles when they get too many."""
 
     def __init__(self, most: int) -> None:
@@ -65,7 +65,7 @@ class ExpertsSums:
         self._gates, self._ratios = np.zeros((experts, BINS), np.int64), np.zeros((k, BINS), np.int64)
         self._pairs, self._hidden = np.zeros((experts, experts), np.int64), np.zeros((experts, hidden))
         self._following: Array | None = None
-        self._rows, self._sample = [Rows(ROWS) for _ in range(experts)], Rows(8 * ROWS)
+        self._rows, self._sample = [KeptRows(ROWS) for _ in range(experts)], KeptRows(8 * ROWS)
         self._moments: tuple[Moment, Moment] | None = None
         if moments:
             sizes = (("in", self.weights.inner), ("hidden", hidden))
@@ -154,7 +154,7 @@ class InputSums:
 
     def __init__(self, size: int, folder: pathlib.Path, name: str, moments: bool) -> None:
         self.tokens = self._measured = 0
-        self.size, self._rows = size, Rows(4 * ROWS)
+        self.size, self._rows = size, KeptRows(4 * ROWS)
         self._moment = Moment(folder, name, 1, size) if moments else None
 
     def add(self, x: Array) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from moec.common.replacing import replacing
 from moec.errors import MoecError
-from moec.tools.evaluate import Quality, finite
+from moec.tools.evaluate import MetricValue, finite
 
 VERSION = 1
 NAME = "sweep.json"
@@ -54,7 +54,7 @@ class Variant:
     weight_bytes: int
     expert_bits: float | None
     nan_outputs: int
-    qualities: dict[str, Quality]
+    qualities: dict[str, MetricValue]
     times: dict[str, Times]
     artifact: str | None = None
 
@@ -104,7 +104,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _variant(data: dict[str, Any]) -> Variant:
     qualities = {
-        name: Quality(float(one["value"]), _number(one["difference"]), _number(one["interval"]))
+        name: MetricValue(float(one["value"]), _number(one["difference"]), _number(one["interval"]))
         for name, one in data["qualities"].items()
     }
     times = {case: Times(**one) for case, one in data["times"].items()}

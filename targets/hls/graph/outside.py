@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, is_moec, spec_of
+from moec.ir.dialect import ExpertsSpec, RouteSpec, has_experts, inputs_of, is_moec, spec_of
 from moec.ir.names import node_name
 from moec.targets.hls.graph.calibrate import Replaceable
 
@@ -111,7 +111,7 @@ class _Sizes:
     def operations(self, node: ir.Node) -> int | None:
         """None where a size is unknown."""
         try:
-            if is_moec(node, "MoE") or is_moec(node, "Experts"):
+            if has_experts(node):
                 return self._experts(node)
             return _COUNTS.get(node.op_type, _Sizes._results)(self, node)
         except _UnknownSizeError:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, is_moec, spec_of
+from moec.ir.dialect import ExpertsSpec, RouteSpec, has_experts, inputs_of, is_moec, spec_of
 from moec.ir.expert_ids import check_table, table_behind
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
@@ -45,7 +45,7 @@ def find_blocks(model: ir.Model) -> list[GraphBlock]:
     """In the order of the graph. Raises UnsupportedError, naming the node, for a block that cannot be cut out."""
     blocks = []
     for node in model.graph.all_nodes():
-        if is_moec(node, "MoE") or is_moec(node, "Experts"):
+        if has_experts(node):
             try:
                 blocks.append(_block(node))
             except UnsupportedError as error:

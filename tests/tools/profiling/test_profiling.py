@@ -19,7 +19,7 @@ from moec.profile import Profile
 from moec.profile.keys import keep_key, key_of, measurable
 from moec.profile.measures import BINS
 from moec.tools.profiling import measure
-from moec.tools.profiling.sums import Rows
+from moec.tools.profiling.sums import KeptRows
 
 EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "char_lm"
 
@@ -175,8 +175,16 @@ def test_data_that_does_not_fit_leaves_no_profile(arrays, message, tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["bad.npz"]
 
 
+def test_data_without_a_token_leaves_no_profile(tmp_path):
+    for ids in (np.zeros((0, 2, 4), np.int64), np.zeros((2, 0), np.int64)):
+        np.savez(tmp_path / "none.npz", ids=ids)
+        with pytest.raises(MoecError, match=r"none\.npz: holds no token; nothing can be measured"):
+            measure(EXAMPLE / "model.onnx", [tmp_path / "none.npz"], tmp_path / "p.moeprof")
+    assert [one.name for one in tmp_path.iterdir()] == ["none.npz"]
+
+
 def test_rows_are_kept_evenly():
-    rows = Rows(4)
+    rows = KeptRows(4)
     for start, end in ((0, 3), (3, 3), (3, 10), (10, 17)):
         rows.add(np.arange(start, end, dtype=np.float32)[:, None])
     assert rows.arrays((1,))[0].ravel().tolist() == [0, 8, 16]

@@ -10,7 +10,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.tools.data import Text
-from moec.tools.evaluate import Quality, evaluate
+from moec.tools.evaluate import MetricValue, evaluate
 from moec.tools.sweeping import driver, sweep, variants
 from moec.tools.sweeping.driver import Keys, Sweep
 from moec.tools.sweeping.file import Times, Variant, read_variants
@@ -136,7 +136,7 @@ def test_files_of_others_are_refused(data, tmp_path, swept):
 def test_numbers_that_json_lacks_come_back(tmp_path):
     from moec.tools.sweeping.file import write_variants
 
-    quality = {"loss": Quality(float("inf"), 0.5, None)}
+    quality = {"loss": MetricValue(float("inf"), 0.5, None)}
     variant = Variant({"a": [None]}, "O2", 1, None, 3, quality, {"x[1]": Times(1.0, 2.0)})
     write_variants(tmp_path, [variant])
     assert read_variants(tmp_path) == [variant]
@@ -152,7 +152,7 @@ def test_the_front_is_what_no_other_beats():
 
 def test_more_of_top1_is_better():
     def variant(top1: float, size: int) -> Variant:
-        return Variant({}, "O2", size, None, 0, {"top1": Quality(top1)}, {})
+        return Variant({}, "O2", size, None, 0, {"top1": MetricValue(top1)}, {})
 
     assert Sweep([variant(0.9, 2), variant(0.8, 1), variant(0.7, 1)]).fronts()["weights, bytes"] == [True, True, False]
 

@@ -7,9 +7,13 @@ import pathlib
 
 import numpy as np
 
+from moec.passes.framework.pipeline import LEVELS
+
 DISTINCT_EXPERTS = 5
 """Experts with numbers of their own; the others repeat them, each in memory of its own, so that making the weights of
 a layer takes seconds. A power of two would hide that an expert was mistaken for another."""
+PASSES = LEVELS["O2"].replace("merge-equal-experts,", "")
+"""moec's default pipeline but for the pass that would find these repetitions and store each expert once."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What was measured, in one JSON file that is complete after every cell."""
+"""What was measured: in one JSON file that is complete after every cell, and as a table."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ class Results:
         unfinished = self._path.with_suffix(".part")
         unfinished.write_text(json.dumps(self._cells, indent=1) + "\n")
         os.replace(unfinished, self._path)
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows with the same keys as a table in Markdown."""
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")

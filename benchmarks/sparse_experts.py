@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from layers import LAYERS, Case, Layer, make_cases
 from peers import onnx_layer
+from results import print_rows
 from timing import interleaved, summary, timed
 
 VARIANTS = ("dense", "units", "activations")
@@ -128,13 +129,6 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def print_markdown(rows: Sequence[dict[str, Any]]) -> None:
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zeros", type=float, default=0.9, help="share of zero units and of zero activations")
@@ -147,7 +141,7 @@ def main() -> None:
     built = {variant: contestants(layer, variant, args.zeros, args.threads) for variant in VARIANTS}
     rows = [row for tokens in args.tokens for row in measure(layer, tokens, built, args.seconds)]
     print(f"{layer}, fp32, {args.threads} threads, {args.zeros:.0%} zeros\n")
-    print_markdown(rows)
+    print_rows(rows)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from formats import Format
-from layers import Layer, Weights
+from layers import PASSES, Layer, Weights
 
 from peers import Built, onnx_layer
 
-_PASSES = {
+_QUANTIZERS = {
     "fp32": (),
     "bf16": ("cast-weights{dtype=bf16}",),
     "int8": ("quantize-experts{format=int8}",),
@@ -27,7 +27,7 @@ class Moec:
     def build(self, variant: str, layer: Layer, form: Format, weights: Weights, threads: int) -> Built:
         import moec
 
-        passes = ",".join(("O2", *_PASSES[form.name]))
+        passes = ",".join((PASSES, *_QUANTIZERS[form.name]))
         if variant == _PER_TOKEN:
             passes = passes.replace("int8}", "int8,activation_group=0}")
         model = moec.compile(str(onnx_layer.moe_model(weights)), passes=passes, threads=threads)

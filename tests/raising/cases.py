@@ -1,0 +1,102 @@
+"""Layers after chains of rewrites, from a seed: what became of each, and which rewrites a failure needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from .blocks import Layer, draw_layer, feeds_for, model_of
+from .edit import Array, copied, with_types
+from .judge import Verdict, judge, outputs_of
+from .registry import REWRITES, ROUNDS
+from .rewrites.whole import LAST
+
+MOST_STEPS = 12
+Step = tuple[str, int]
+"""A rewrite's name, and the seed of where it is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    layer: Layer
+    steps: tuple[Step, ...] = ()
+
+    def __str__(self) -> str:
+        chain = " -> ".join(f"{name} ({seed})" for name, seed in self.steps)
+        return f"[{self.layer}] {chain or 'as it is'}"
+
+
+def draw_case(seed: int) -> Case:
+    """A layer and 1 to 12 rewrites, each of which finds something to do."""
+    random = np.random.default_rng(seed)
+    layer, names = draw_layer(random), list(REWRITES)
+    length = int(random.integers(1, MOST_STEPS + 1))
+    model, steps = model_of(layer), []
+    for _ in range(10 * length):
+        step = (names[random.integers(len(names))], int(random.integers(1000)))
+        after = _applied(model, step)
+        if after is not None:
+            model, steps = after, [*steps, step]
+        if len(steps) == length or (steps and steps[-1][0] == LAST):
+            break
+    return Case(layer, tuple(steps))
+
+
+def rewritten(case: Case) -> onnx.ModelProto:
+    """The layer after its steps. Steps that find nothing do nothing."""
+    model = model_of(case.layer)
+    for step in case.steps:
+        model = _applied(model, step) or model
+    return ir.to_proto(model)
+
+
+def _applied(model: ir.Model, step: Step) -> ir.Model | None:
+    name, seed = step
+    return REWRITES[name](with_types(copied(model)), np.random.default_rng(seed))
+
+
+@functools.lru_cache(maxsize=64)
+def _expected(layer: Layer) -> list[list[Array]]:
+    return outputs_of(ir.to_proto(model_of(layer)), feeds_for(layer))
+
+
+def verdict_of(case: Case) -> Verdict:
+    rounds = any(name in ROUNDS for name, _ in case.steps)
+    return judge(rewritten(case), feeds_for(case.layer), _expected(case.layer), 1, rounds)
+
+
+def alone(name: str, count: int, seed: int = 0) -> Iterator[tuple[Case, Verdict]]:
+    """A rewrite alone, on as many layers that are raised without it; fewer where it finds nothing to do on most."""
+    found = 0
+    for number in range(40 * count):
+        layer = draw_layer(np.random.default_rng([seed, number]))
+        case = Case(layer, ((name, number),))
+        if found == count:
+            return
+        if _applied(model_of(layer), case.steps[0]) is None or is_gap(layer):
+            continue
+        found += 1
+        yield case, verdict_of(case)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_gap(layer: Layer) -> bool:
+    """Whether a layer is not raised even as it is."""
+    return verdict_of(Case(layer)).status != "raised"
+
+
+def smallest(case: Case, verdict: Verdict) -> Case:
+    """With the fewest steps after which it ends as it did: what fails needs all of them."""
+    position = 0
+    while position < len(case.steps):
+        fewer = dataclasses.replace(case, steps=case.steps[:position] + case.steps[position + 1 :])
+        if verdict_of(fewer).status == verdict.status:
+            case = fewer
+        else:
+            position += 1
+    return case

@@ -1,0 +1,133 @@
+"""The graph around the numbers: names, order, constants, functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper
+
+from ..edit import Writer, array_of, nodes, some
+from ..registry import rewrite
+
+
+@rewrite
+def names_shuffled(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    kept = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
+    own = [value for value in values if value.name not in kept]
+    for place, value in zip(random.permutation(len(own)), own, strict=True):
+        value.name = f"renamed_{place}_{random.integers(1 << 30)}"
+    for node in model.graph:
+        node.name = None
+    return model
+
+
+@rewrite
+def nodes_reordered(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    """Another order in which every node stands behind those that it depends on."""
+    graph, done, order = model.graph, set[ir.Node](), []
+    waiting = list(graph)
+    while waiting:
+        ready = [node for node in waiting if all(p is None or p in done for p in map(_producer, node.inputs))]
+        node = ready[random.integers(len(ready))]
+        order.append(node)
+        done.add(node)
+        waiting.remove(node)
+    if order == list(graph):
+        return None
+    graph.remove(order)
+    graph.extend(order)
+    return model
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+@rewrite
+def constants_as_nodes(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    chosen = some(random, [value for value in model.graph.initializers.values() if value.uses()])
+    for value in chosen:
+        tensor = ir.tensor(array_of(value))  # type: ignore[arg-type]
+        new = Writer(model, next(iter(model.graph))).op("Constant", value=tensor)
+        for user, place in list(value.uses()):
+            user.replace_input_with(place, new)
+    return model if chosen else None
+
+
+@rewrite
+def shapes_dropped(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = value.type = None
+    return model
+
+
+@rewrite
+def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    """Neighbours in the order of the graph become a call of a local function."""
+    proto = ir.to_proto(model)
+    every = list(proto.graph.node)
+    if len(every) < 2:
+        return None
+    start = int(random.integers(len(every) - 1))
+    end = int(random.integers(start + 1, min(start + 9, len(every)))) + 1
+    inside, outside = every[start:end], [*every[:start], *every[end:]]
+    if any(node.domain.startswith("local") for node in inside):
+        return None
+    made = {name for node in inside for name in node.output}
+    taken = dict.fromkeys(name for node in inside for name in node.input if name and name not in made)
+    wanted = {name for node in outside for name in node.input} | {value.name for value in proto.graph.output}
+    given = [name for node in inside for name in node.output if name in wanted]
+    name = f"part_{len(proto.functions)}"
+    proto.functions.append(helper.make_function("local", name, list(taken), given, inside, proto.opset_import))
+    call = helper.make_node(name, list(taken), given, domain="local")
+    del proto.graph.node[:]
+    proto.graph.node.extend([*every[:start], call, *every[end:]])
+    if not any(opset.domain == "local" for opset in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid("local", 1))
+    return ir.from_proto(proto)
+
+
+@rewrite
+def value_computed_twice(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    """Users of a value share it no more."""
+    shared = [node for node in model.graph if len(node.outputs) == 1 and len(node.outputs[0].uses()) > 1]
+    chosen = some(random, shared)
+    for node in chosen[:8]:
+        attributes = {name: found.value for name, found in node.attributes.items()}
+        again = Writer(model, node).op(node.op_type, *node.inputs, domain=node.domain, **attributes)
+        user, place = list(node.outputs[0].uses())[-1]
+        user.replace_input_with(place, again)
+    return model if chosen else None
+
+
+@rewrite
+def no_op_if(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    """A node stands in the branch of an If whose condition is constant."""
+    found = [node for node in nodes(model, "Softmax", "Mul", "MatMul", "Sigmoid") if len(node.outputs) == 1]
+    if not found:
+        return None
+    proto = ir.to_proto(model)
+    place = list(model.graph).index(found[random.integers(len(found))])
+    node = proto.graph.node[place]
+    branches = [_branch(node, name) for name in ("then", "else")]
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), f"condition_{place}"))
+    call = helper.make_node(
+        "If", [f"condition_{place}"], list(node.output), then_branch=branches[0], else_branch=branches[1]
+    )
+    del proto.graph.node[place]
+    proto.graph.node.insert(place, call)
+    return ir.from_proto(proto)
+
+
+def _branch(node: onnx.NodeProto, name: str) -> onnx.GraphProto:
+    inner = onnx.NodeProto()
+    inner.CopyFrom(node)
+    inner.output[:] = [f"{node.output[0]}_{name}"]
+    if name == "else":
+        inner = helper.make_node("Identity", [node.input[0]], list(inner.output))
+    value = helper.make_tensor_value_info(inner.output[0], onnx.TensorProto.FLOAT, None)
+    return helper.make_graph([inner], name, [], [value])

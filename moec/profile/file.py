@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -162,37 +163,81 @@ class Profile:
 def write_profile(path: str | os.PathLike[str], head: Head, arrays: Iterable[tuple[str, Array]]) -> None:
     """Write a profile in the place of nothing, or of a file of moec's own. Raises MoecError."""
     with replacing(path, foreign_file) as aside:
-        with zipfile.ZipFile(aside, "x") as archive:
-            data = {"version": VERSION, **dataclasses.asdict(head)}
-            archive.writestr(_HEAD, json.dumps(data, indent=1))
-            for name, array in arrays:
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, np.asarray(array, order="C"), allow_pickle=False)
-        seal_zip(aside)
+        write_new(aside, head, arrays)
 
 
-def merge(path: str | os.PathLike[str], profiles: list[Profile]) -> None:
-    """Write one profile of what several say. Raises MoecError where they are not of one model, passes and formats."""
-    first = profiles[0]
-    for other in profiles[1:]:
-        for what in ("model", "passes", "formats"):
-            mine, found = getattr(first.head, what), getattr(other.head, what)
-            if mine != found:
-                raise MoecError(f"{other.path}: its {what} are {found!r}, those of {first.path} are {mine!r}")
-        if [layer.key for layer in other.head.layers] != [layer.key for layer in first.head.layers]:
-            raise MoecError(f"{other.path}: its layers are not those of {first.path}; merge profiles of one model")
+def write_new(path: pathlib.Path, head: Head, arrays: Iterable[tuple[str, Array]]) -> None:
+    """Write a profile where nothing is. Raises OSError."""
+    with zipfile.ZipFile(path, "x") as archive:
+        data = {"version": VERSION, **dataclasses.asdict(head)}
+        archive.writestr(_HEAD, json.dumps(data, indent=1))
+        for name, array in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asarray(array, order="C"), allow_pickle=False)
+    seal_zip(path)
+
+
+def check_mergeable(path: str, head: Head, other: Profile) -> None:
+    """Raise MoecError where a profile is not of the model, passes and formats that ``head``, of ``path``, says."""
+    mine, found = head.model, other.head.model
+    if mine.get("sha256") != found.get("sha256"):
+        shown = [f"{model.get('name')} of SHA-256 {model.get('sha256', '')[:12]}" for model in (found, mine)]
+        raise MoecError(
+            f"{other.path}: its model is {shown[0]}, that of {path} is {shown[1]}; merge those of one model"
+        )
+    for what in ("passes", "formats"):
+        mine, found = getattr(head, what), getattr(other.head, what)
+        if mine != found:
+            raise MoecError(f"{other.path}: its {what} are {found!r}, those of {path} are {mine!r}")
+    if [layer.key for layer in other.head.layers] != [layer.key for layer in head.layers]:
+        raise MoecError(f"{other.path}: its layers are not those of {path}; make it anew with this moec")
+
+
+def merge(path: pathlib.Path, profiles: list[Profile]) -> None:
+    """Write one profile of what several say, where nothing is. Raises MoecError as :func:`check_mergeable`, and
+    OSError."""
+    first, *others = profiles
+    for other in others:
+        check_mergeable(first.path, first.head, other)
     layers = [
         dataclasses.replace(same[0], tokens=sum(layer.tokens for layer in same))
         for same in zip(*(profile.head.layers for profile in profiles), strict=True)
     ]
     data = [piece for profile in profiles for piece in profile.head.data]
-    write_profile(path, dataclasses.replace(first.head, layers=layers, data=data), _merged(profiles))
+    write_new(path, dataclasses.replace(first.head, layers=layers, data=data), _merged(profiles))
 
 
 def _merged(profiles: list[Profile]) -> Iterator[tuple[str, Array]]:
+    inputs = {layer.key: layer for layer in profiles[0].head.layers}
     for name in dict.fromkeys(name for profile in profiles for name in profile.names()):
         found = [array for profile in profiles if (array := profile.array(name)) is not None]
+        if _concept(name) in _OF_ROWS and len(found) == len(profiles):
+            shares = _shares(profiles, inputs[name.split("/")[0]])
+            found = [(array.T * share).T for array, share in zip(found, shares, strict=True)]
         yield name, _MERGE.get(_concept(name), _summed)(found)
+
+
+def _shares(profiles: list[Profile], layer: LayerEntry) -> Array:
+    """What sums over rows are multiplied with [profiles] or [profiles,E] to be sums over as many rows as are kept: each
+    row stands for the tokens of its profile that were not kept."""
+    linear = layer.kind == "linear"
+    names = [f"input{layer.input}/rows"] if linear else [f"{layer.key}/rows/{one}" for one in range(layer.experts)]
+    kept = np.array([[_length(profile, name) for name in names] for profile in profiles])
+    seen = np.array([_tokens(profile, layer) for profile in profiles])
+    each = np.divide(seen * kept.max(axis=0), kept * seen.sum(axis=0), out=np.zeros(kept.shape), where=kept > 0)
+    return each[:, 0] if linear else each
+
+
+def _length(profile: Profile, name: str) -> int:
+    found = profile.array(name)
+    return 0 if found is None else len(found)
+
+
+def _tokens(profile: Profile, layer: LayerEntry) -> Array:
+    """What came to each expert, or to the linear [1]."""
+    count = profile.array(f"{layer.key}/count")
+    own = next(one.tokens for one in profile.head.layers if one.key == layer.key)
+    return np.array([own]) if count is None else count
 
 
 def _concept(name: str) -> str:
@@ -210,6 +255,8 @@ def _selected(arrays: list[Array]) -> Array:
     return joined[np.linspace(0, len(joined) - 1, max(map(len, arrays))).astype(int)] if len(joined) else joined
 
 
+_OF_ROWS = ("error", "energy")
+"""Sums over rows that are kept, of which few are."""
 _MERGE: Mapping[str, Callable[[list[Array]], Array]] = dict.fromkeys(
     ("rows", "row_gates", "sample", "sample_gates"), _selected
 )

@@ -164,11 +164,11 @@ def _needed(found: Array | None, name: str) -> Array:
 
 def packed(moment: Array) -> Array:
     """The lower triangle of a symmetric matrix [n,n], row by row: [n (n + 1) / 2]."""
-    return moment[np.tril_indices(len(moment))]
+    return moment[np.tri(len(moment), dtype=bool)]
 
 
 def unpacked(triangle: Array, size: int) -> Array:
     """The symmetric matrix [size,size] of what :func:`packed` made."""
     moment = np.zeros((size, size), triangle.dtype)
-    moment[np.tril_indices(size)] = triangle
+    moment[np.tri(size, dtype=bool)] = triangle
     return moment + np.tril(moment, -1).T

@@ -18,7 +18,6 @@ from moec.passes.framework.shorthand import parse_format
 from moec.profile.file import Head, LayerEntry, Profile, write_profile
 from moec.profile.keys import key_of, measurable
 from moec.profile.measures import packed
-from moec.tools.profiling.formats import experts_errors
 from moec.tools.profiling.sums import ExpertsSums
 
 from .stored_weights import last_moec_node
@@ -116,8 +115,7 @@ def write_measured(
             sums = ExpertsSums(node, 2, pathlib.Path(folder), key, moments)
             logits = np.random.default_rng(0).normal(size=(tokens, weights.experts - 1)).astype(np.float32)
             sums.add(rows_of(weights.inner, tokens), *semantics.route(RouteSpec(2), logits))
-            found = [*sums.arrays(), *experts_errors(sums, forms)]
-            arrays += [(f"{key}/{name}", array) for name, array in found]
+            arrays += [(f"{key}/{name}", array) for name, array in sums.arrays(forms)]
             sizes = (weights.inner, tokens, weights.experts, 2, weights.hidden, weights.parts)
             layers.append(LayerEntry(key, "experts", "layer", *sizes))
         write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", formats.split("+"), layers), arrays)

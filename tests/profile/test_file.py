@@ -55,11 +55,31 @@ def test_merging_adds_counts_and_selects_rows(tmp_path):
     assert [piece["tokens"] for piece in both.head.data] == [3, 3]
 
 
+def test_errors_of_merged_profiles_are_of_the_rows_that_are_kept(tmp_path):
+    """400 tokens, 2 rows kept, and 100, 1 kept: the mean error of all is 0.8 of the first and 0.2 of the other."""
+    profiles = []
+    for name, count, kept, error in (("one", 400, 2, 6.0), ("two", 100, 1, 8.0)):
+        arrays = {
+            "count": np.array([count, 0]), "error/int4": np.array([[error], [0]]), "rows/0": np.zeros((kept, 2)),
+            "rows/1": np.zeros((0, 2)), "energy": np.array([error, 0]),
+        }  # fmt: skip
+        keyed = [(f"{LAYER.key}/{one}", array) for one, array in arrays.items()]
+        profiles.append(written(tmp_path / name, arrays=keyed))
+    merge(tmp_path / "both", profiles)
+    (layer,) = Profile.read(tmp_path / "both").all_experts()
+    assert len(layer.rows(0)) == 2
+    assert layer.error("int4").tolist() == [[2 * (0.8 * 3 + 0.2 * 8)], [0]]
+    assert layer.array("energy").tolist() == [8, 0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"passes": "O1"}, r"two: its passes are 'O1', those of .*one are 'O2'"),
-        ({"model": {"name": "n.onnx"}}, r"two: its model are"),
+        (
+            {"model": {"name": "n.onnx", "sha256": "22"}},
+            r"two: its model is n\.onnx of SHA-256 22, that of .*one is .*; merge those of one model",
+        ),
         ({"layers": []}, r"two: its layers are not those of"),
     ],
 )

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from moec.ir.semantics import activated, limited
-from moec.ir.weights.experts import ExpertWeights
+from moec.ir.weights.experts import ExpertWeights, Part
 
 Array = np.ndarray[Any, Any]
 
 
 def expert_output(
-    weights: ExpertWeights, expert: int, rows: Array, parts: dict[str, Array] | None = None
+    weights: ExpertWeights, expert: int, rows: Array, parts: Mapping[Part, Array] | None = None
 ) -> tuple[Array, Array]:
     """Hidden units [n,f] and output [n,width] of rows [n,d]; ``parts`` are used in the place of the expert's own."""
+    if parts is None:
+        parts = {part: weights.decoded(part, expert) for part in weights.parts}
+    before: dict[Part, Array] = {part: projected(weights, expert, part, rows, parts[part]) for part in weights.before}
+    hidden = hidden_units(weights, expert, before)
+    return hidden, down_projected(weights, expert, hidden, parts["down"])
 
-    def project(part: Any, inputs: Array) -> Array:
-        given = (parts or {}).get(part)
-        product = inputs @ (weights.decoded(part, expert) if given is None else given)
-        bias = weights.bias(part)
+
+def projected(weights: ExpertWeights, expert: int, part: Part, inputs: Array, matrix: Array) -> Array:
+    """Inputs [n,in] times the matrix [in,out] of a part, with the expert's bias."""
+    bias = weights.bias(part)
+    with np.errstate(all="ignore"):
+        product = inputs @ matrix
         return product if bias is None else product + bias[expert].astype(np.float32)
 
-    spec = weights.spec
+
+def hidden_units(weights: ExpertWeights, expert: int, before: Mapping[Part, Array]) -> Array:
+    """The hidden units [n,f] of what the parts before the activation give."""
     with np.errstate(all="ignore"):
-        hidden = activated(spec, project("gate", rows) if spec.gated else None, project("up", rows))
+        hidden = activated(weights.spec, before.get("gate"), before["up"])
         hidden[:, weights.sizes[expert] :] = 0
-        return hidden, limited(spec, project("down", hidden))
+        return hidden
+
+
+def down_projected(weights: ExpertWeights, expert: int, hidden: Array, matrix: Array) -> Array:
+    """The output [n,width] of hidden units [n,f] and the matrix [f,width] of the part down."""
+    with np.errstate(all="ignore"):
+        return limited(weights.spec, projected(weights, expert, "down", hidden, matrix))

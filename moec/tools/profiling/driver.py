@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,11 +14,12 @@ import onnx_ir as ir
 
 import moec
 from moec import compiler
-from moec.common.replacing import check_replaceable
+from moec.common.replacing import check_replaceable, replacing
 from moec.common.seals import foreign_file
 from moec.common.specs import tensor_specs
 from moec.errors import MoecError, reporting
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
+from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import stored_weights
@@ -27,11 +27,13 @@ from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, make_linears
-from moec.profile.file import Head, LayerEntry, Profile, merge, write_profile
+from moec.profile.file import Head, LayerEntry, Profile, check_mergeable, merge, write_new
+from moec.runtime.machine import check_threads
 from moec.tools.data import Data, Text, check_limits
-from moec.tools.profiling.formats import experts_errors, linear_errors
+from moec.tools.profiling.formats import linear_errors
 from moec.tools.profiling.sums import ExpertsSums, InputSums
 from moec.tools.profiling.taps import Tap, observe
+from moec.tools.profiling.workers import Run, workers
 
 Array = np.ndarray[Any, Any]
 
@@ -101,17 +103,23 @@ def measure(
     taps = observe(graph.graph)
     if not taps:
         raise MoecError(f"{model}: no MoE block was raised and no dense product found; nothing can be measured")
+    layers = [LayerEntry(key, "", "", 0, 0) for key in dict.fromkeys(tap.key for tap in taps)]
+    head = Head(_source(model), [], passes, [str(form) for form in forms], layers)
+    for other in others:
+        check_mergeable(os.fspath(output), head, other)
     progress("compiling")
-    with tempfile.TemporaryDirectory(prefix=".moec-profile-", dir=pathlib.Path(output).absolute().parent) as folder:
-        sums = _Sums(taps, pathlib.Path(folder), moments)
-        compiled = moec.compile(graph, passes="", threads=threads)
-        sums.run(compiled, sources, progress)
-        head = Head(_source(model), sums.pieces, passes, [str(form) for form in forms], sums.layers())
-        made = pathlib.Path(folder, "made") if others else output
-        write_profile(made, head, sums.arrays(forms, progress))
+    with replacing(output, foreign_file) as aside:
+        folder = aside.with_name(f"{aside.name}.rows")  # which goes with it
+        folder.mkdir()
+        sums = _Sums(taps, folder, moments)
+        sums.run(moec.compile(graph, passes="", threads=threads), sources, progress)
+        head = dataclasses.replace(head, data=sums.pieces, layers=sums.layers())
+        with workers(check_threads(threads)) as run:
+            made = folder / "made" if others else aside
+            write_new(made, head, sums.arrays(forms, progress, run))
         if others:
-            merge(output, [Profile.read(made), *others])
-        return sums.summary(time.perf_counter() - start)
+            merge(aside, [Profile.read(made), *others])
+    return sums.summary(time.perf_counter() - start)
 
 
 def _source(model: str | os.PathLike[str]) -> dict[str, str]:
@@ -192,20 +200,22 @@ class _Sums:
         sizes = (weights.inner, sums.tokens, weights.experts, sums.k, weights.hidden)
         return LayerEntry(tap.key, "experts", name, *sizes, weights.parts, self._next.get(tap.key))
 
-    def arrays(self, forms: Sequence[WeightFormat], progress: Callable[[str], None]) -> Iterator[tuple[str, Array]]:
-        for number, sums in enumerate(self._inputs.values()):
-            yield from ((f"input{number}/{name}", array) for name, array in sums.arrays())
-        for position, tap in enumerate(self._taps):
-            progress(f"layer {position + 1} of {len(self._taps)}: errors of formats")
-            yield from ((f"{tap.key}/{name}", array) for name, array in self._layer_arrays(tap, forms))
+    def arrays(
+        self, forms: Sequence[WeightFormat], progress: Callable[[str], None], run: Run
+    ) -> Iterator[tuple[str, Array]]:
+        for number, found in enumerate(run(InputSums.arrays, self._inputs.values())):
+            yield from ((f"input{number}/{name}", array) for name, array in found.items())
+        linears = [tap for tap in self._taps if is_moec(tap.node, "Linear")]
+        for tap, found in zip(linears, run(lambda tap: self._errors(tap, forms), linears), strict=True):
+            yield from ((f"{tap.key}/{name}", array) for name, array in found.items())
+        for position, (key, sums) in enumerate(self._experts.items()):
+            progress(f"layer {position + 1} of {len(self._experts)}: second moments and errors of formats")
+            yield from ((f"{key}/{name}", array) for name, array in sums.arrays(forms, run))
 
-    def _layer_arrays(self, tap: Tap, forms: Sequence[WeightFormat]) -> Iterator[tuple[str, Array]]:
-        if is_moec(tap.node, "Linear"):
-            yield from linear_errors(_matrix(tap.node), self._inputs[tap.inputs["x"]].rows(), forms)
-            return
-        sums = self._experts[tap.key]
-        yield from sums.arrays()
-        yield from experts_errors(sums, forms)
+    def _errors(self, tap: Tap, forms: Sequence[WeightFormat]) -> dict[str, Array]:
+        found = linear_errors(_matrix(tap.node), self._inputs[tap.inputs["x"]].rows(), forms)
+        release_pages()
+        return found
 
     def summary(self, seconds: float) -> Measured:
         taps = [tap for tap in self._taps if not is_moec(tap.node, "Linear")]

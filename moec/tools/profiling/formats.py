@@ -1,50 +1,50 @@
-"""The error of each expert, and of each linear, when one weight alone is stored in another format."""
+"""The error of an expert, and of a linear, when one weight alone is stored in another format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import decode, encode
+from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.outputs import expert_output
-from moec.tools.profiling.sums import ExpertsSums
+from moec.ir.weights.outputs import down_projected, hidden_units, projected
 
 Array = np.ndarray[Any, Any]
 
 
-def experts_errors(sums: ExpertsSums, forms: Sequence[WeightFormat]) -> Iterator[tuple[str, Array]]:
-    """``energy`` [E] and ``error/<format>`` [E,P] over the rows that were kept, in the order of the parts."""
-    weights = sums.weights
-    energy = np.zeros(weights.experts)
-    errors = {form: np.zeros((weights.experts, len(weights.parts))) for form in forms}
-    for expert in range(weights.experts):
-        rows, gates = sums.rows(expert)
-        if not len(rows):
-            continue
-        if weights.spec.weight_on_input:
-            rows, gates = rows * gates[:, None], np.ones_like(gates)
-        own: dict[str, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
-        expected = expert_output(weights, expert, rows, own)[1] * gates[:, None]
-        energy[expert] = _energy(expected)
-        for form in forms:
-            for column, part in enumerate(weights.parts):
-                changed = {**own, part: rounded(own[part], form)}
-                found = expert_output(weights, expert, rows, changed)[1] * gates[:, None]
-                errors[form][expert, column] = _energy(found - expected)
-        release_pages()
-    yield "energy", energy
-    yield from ((f"error/{form}", error) for form, error in errors.items())
+def expert_errors(
+    weights: ExpertWeights,
+    expert: int,
+    inputs: tuple[Array, Array],
+    own: Mapping[Part, Array],
+    forms: Sequence[WeightFormat],
+) -> tuple[float, Array]:
+    """The energy, and the errors [F,P] in the order of formats and parts; ``inputs``: rows [n,d] and the weights [n] of
+    what comes out; ``own``: the expert's matrices [in,out]. What a part does not change is computed once."""
+    rows, gates = inputs
+    before: dict[Part, Array] = {part: projected(weights, expert, part, rows, own[part]) for part in weights.before}
+    hidden = hidden_units(weights, expert, before)
+    expected = down_projected(weights, expert, hidden, own["down"])
+    errors = np.zeros((len(forms), len(weights.parts)))
+    for row, form in enumerate(forms):
+        for column, part in enumerate(weights.parts):
+            changed = rounded(own[part], form)
+            if part == "down":
+                found = down_projected(weights, expert, hidden, changed)
+            else:
+                moved = hidden_units(weights, expert, {**before, part: projected(weights, expert, part, rows, changed)})
+                found = down_projected(weights, expert, moved, own["down"])
+            errors[row, column] = _energy((found - expected) * gates[:, None])
+    return _energy(expected * gates[:, None]), errors
 
 
-def linear_errors(weight: Array, rows: Array, forms: Sequence[WeightFormat]) -> Iterator[tuple[str, Array]]:
+def linear_errors(weight: Array, rows: Array, forms: Sequence[WeightFormat]) -> dict[str, Array]:
     """``energy`` and ``error/<format>`` of rows [n,K] and a weight [K,N]."""
-    yield "energy", np.array(_energy(rows @ weight))
-    for form in forms:
-        yield f"error/{form}", np.array(_energy(rows @ (rounded(weight, form) - weight)))
+    errors = {f"error/{form}": np.array(_energy(rows @ (rounded(weight, form) - weight))) for form in forms}
+    return {"energy": np.array(_energy(rows @ weight)), **errors}
 
 
 def rounded(matrix: Array, form: WeightFormat) -> Array:

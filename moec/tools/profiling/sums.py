@@ -1,33 +1,52 @@
-"""Sums over what layers see; the arrays of :mod:`moec.profile.measures`, batch by batch."""
+"""Sums over what layers see; the arrays of :mod:`moec.profile.measures`, batch by batch.
+
+Batch by batch, tokens are counted and those that sums need are written to a file, each once for all experts of a layer.
+At the end, expert by expert, everything is computed that takes products of matrices. So a second moment is in memory
+only while it is made, and at most as many rows of it are kept as :func:`moec.profile.measures.enough` says.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.mapped_files import map_file, release_pages
 from moec.ir.semantics import pairs_by_expert
-from moec.ir.weights.experts import ExpertWeights
+from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.outputs import expert_output
 from moec.profile.measures import BINS, ROWS, enough, packed
+from moec.tools.profiling.formats import expert_errors
+from moec.tools.profiling.workers import Run
 
 Array = np.ndarray[Any, Any]
 
+_AT_ONCE = 2048
+"""Rows that are multiplied at once."""
 
-class Moment:
-    """A sum of x x^T [n,n], in a file: those of a model together may be larger than its weights."""
 
-    def __init__(self, folder: pathlib.Path, name: str, count: int, size: int) -> None:
-        self._sums = np.memmap(folder / f"{name}.sums", np.float32, "w+", shape=(count, size, size))
+class StoredRows:
+    """Rows [n,size] in a file."""
 
-    def add(self, index: int, rows: Array) -> None:
-        self._sums[index] += rows.T @ rows
+    def __init__(self, path: pathlib.Path, size: int) -> None:
+        self._path, self._size, self.count = path, size, 0
 
-    def packed(self, index: int) -> Array:
-        return packed(np.asarray(self._sums[index]))
+    def add(self, rows: Array) -> None:
+        """Raises OSError for a full disk."""
+        with self._path.open("ab") as file:
+            file.write(np.ascontiguousarray(rows, np.float32).data)
+        self.count += len(rows)
+
+    def read(self) -> Array:
+        """All of them in float32, mapped."""
+        if not self.count * self._size:
+            return np.zeros((self.count, self._size), np.float32)
+        return map_file(self._path).view(np.float32).reshape(self.count, self._size)
 
 
 class KeptRows:
@@ -37,12 +56,15 @@ class KeptRows:
         self._most, self._stride, self._seen = most, 1, 0
         self._kept: list[tuple[Array, ...]] = []
 
-    def add(self, *columns: Array) -> None:
-        """Arrays of equal length."""
+    def due(self, count: int) -> slice:
+        """Which of the next ``count`` rows :meth:`add` has to be given."""
         first = -self._seen % self._stride
-        chosen = (column[first :: self._stride] for column in columns)
-        self._kept += [tuple(np.array(one) for one in row) for row in zip(*chosen, strict=True)]
-        self._seen += len(columns[0])
+        self._seen += count
+        return slice(first, count, self._stride)
+
+    def add(self, *columns: Array) -> None:
+        """Arrays of equal length: what was due."""
+        self._kept += [tuple(np.array(one) for one in row) for row in zip(*columns, strict=True)]
         while len(self._kept) > self._most:
             self._kept, self._stride = self._kept[::2], 2 * self._stride
 
@@ -54,39 +76,84 @@ class KeptRows:
         )
 
 
+@dataclasses.dataclass
+class _Seen:
+    """Pairs of one expert that its sums are of: places of their tokens among the stored rows, and weights."""
+
+    places: list[Array] = dataclasses.field(default_factory=list)
+    gates: list[Array] = dataclasses.field(default_factory=list)
+    shares: list[Array] = dataclasses.field(default_factory=list)
+    count: int = 0
+
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """Places, weights and shares [n]."""
+        columns = ((self.places, np.int64), (self.gates, np.float32), (self.shares, np.float32))
+        places, gates, shares = (np.concatenate([np.empty(0, dtype), *known]) for known, dtype in columns)
+        return places, gates, shares
+
+    def add(self, places: Array, gates: Array, shares: Array) -> None:
+        for known, new in zip((self.places, self.gates, self.shares), (places, gates, shares), strict=True):
+            known.append(new)
+        self.count += len(places)
+
+
+@dataclasses.dataclass
+class _Expert:
+    """What is measured of one expert."""
+
+    output_norm: float
+    saliency: float
+    hidden: Array
+    moments: dict[str, Array]
+    energy: float = 0.0
+    errors: Array | None = None
+
+
 class ExpertsSums:
     """Of a layer of experts."""
 
     def __init__(self, node: ir.Node, k: int, folder: pathlib.Path, name: str, moments: bool) -> None:
+        self._node, self._moments = node, moments
         self.weights, self.k, self.tokens = ExpertWeights(node), k, 0
-        experts, hidden = self.weights.experts, self.weights.hidden
-        self._count, self._measured = np.zeros(experts, np.int64), np.zeros(experts, np.int64)
-        self._gate_sum, self._output_norm, self._saliency = (np.zeros(experts) for _ in range(3))
+        experts = self.weights.experts
+        self._count, self._gate_sum = np.zeros(experts, np.int64), np.zeros(experts)
         self._gates, self._ratios = np.zeros((experts, BINS), np.int64), np.zeros((k, BINS), np.int64)
-        self._pairs, self._hidden = np.zeros((experts, experts), np.int64), np.zeros((experts, hidden))
+        self._pairs = np.zeros((experts, experts), np.int64)
         self._following: Array | None = None
         self._rows, self._sample = [KeptRows(ROWS) for _ in range(experts)], KeptRows(8 * ROWS)
-        self._moments: tuple[Moment, Moment] | None = None
-        if moments:
-            sizes = (("in", self.weights.inner), ("hidden", hidden))
-            first, second = (Moment(folder, f"{name}.{what}", experts, size) for what, size in sizes)
-            self._moments = first, second
+        self._seen, self._stored = (
+            [_Seen() for _ in range(experts)],
+            StoredRows(folder / f"{name}.x", self.weights.inner),
+        )
 
     def add(self, x: Array, gates: Array, ids: Array) -> Array:
-        """Tokens [T,d], their weights and ids [T,k]; returns which experts [T,E] they go to."""
+        """Tokens [T,d], their weights and ids [T,k]; returns which experts [T,E] they go to. Raises OSError for a full
+        disk."""
         self.tokens += len(x)
         ids = np.where(ids < self.weights.experts, ids, -1)  # others give back their input
         gates = np.where(ids < 0, 0, gates)
-        shares = _shares(gates)
-        chosen, dense = self._add_counts(gates, shares, ids)
-        self._sample.add(x, dense)
-        for expert, tokens, slots in pairs_by_expert(ids):
-            self._rows[expert].add(x[tokens], gates[tokens, slots])
-            left = max(0, enough(self.weights.inner) - int(self._measured[expert]))
-            tokens, slots = tokens[:left], slots[:left]
-            if len(tokens):
-                self._add_expert(expert, x[tokens], gates[tokens, slots], shares[tokens, slots])
+        chosen, dense = self._add_counts(gates, shares := _shares(gates), ids)
+        due = self._sample.due(len(x))
+        self._sample.add(x[due], dense[due])
+        pairs = list(pairs_by_expert(ids))
+        for expert, tokens, slots in pairs:
+            due = self._rows[expert].due(len(tokens))
+            self._rows[expert].add(x[tokens[due]], gates[tokens[due], slots[due]])
+        self._store(x, gates, shares, pairs)
         return chosen
+
+    def _store(self, x: Array, gates: Array, shares: Array, pairs: Sequence[tuple[int, Array, Array]]) -> None:
+        """Store the tokens that any expert needs for its sums."""
+        most = enough(self.weights.inner)
+        needed = np.zeros(len(x), bool)
+        wanted = [(expert, *(one[: most - self._seen[expert].count] for one in pair)) for expert, *pair in pairs]
+        for _, tokens, _ in wanted:
+            needed[tokens] = True
+        places = self._stored.count + np.cumsum(needed) - 1
+        for expert, tokens, slots in wanted:
+            self._seen[expert].add(places[tokens], gates[tokens, slots], shares[tokens, slots])
+        if needed.any():
+            self._stored.add(x[needed])
 
     def add_following(self, chosen: Array, following: Array) -> None:
         """What tokens [T,E] the experts see, and which [T,E'] those of the next layer."""
@@ -112,32 +179,63 @@ class ExpertsSums:
         self._pairs += np.rint(chosen.T @ chosen).astype(np.int64)
         return chosen, dense
 
-    def _add_expert(self, expert: int, x: Array, gates: Array, shares: Array) -> None:
-        rows = x * gates[:, None] if self.weights.spec.weight_on_input else x
-        hidden, y = expert_output(self.weights, expert, rows)
-        norms, roots = np.linalg.norm(y, axis=1), np.sqrt(np.abs(gates))[:, None]
-        self._measured[expert] += len(x)
-        self._output_norm[expert] += norms.sum()
-        self._saliency[expert] += shares @ norms
-        self._hidden[expert] += np.abs(gates) @ np.abs(hidden)
-        if self._moments is not None:
-            for moment, inputs in zip(self._moments, (rows, hidden), strict=True):
-                moment.add(expert, inputs * roots)
-
-    def arrays(self) -> Iterator[tuple[str, Array]]:
-        """All arrays but errors by name."""
-        yield from (("count", self._count), ("measured", self._measured), ("gate_sum", self._gate_sum))
-        yield from (("gate_histogram", self._gates), ("ratio_histogram", self._ratios), ("pairs", self._pairs))
-        yield from (("output_norm", self._output_norm), ("saliency", self._saliency), ("hidden", self._hidden))
+    def arrays(self, forms: Sequence[WeightFormat], run: Run = map) -> Iterator[tuple[str, Array]]:
+        """All arrays by name; ``run`` is :func:`map`, or what does it on threads."""
+        yield from (("count", self._count), ("gate_sum", self._gate_sum), ("pairs", self._pairs))
+        yield from (("gate_histogram", self._gates), ("ratio_histogram", self._ratios))
+        yield "measured", np.array([seen.count for seen in self._seen])
         if self._following is not None:
             yield "following", np.rint(self._following).astype(np.int64)
         sample, gates = self._sample.arrays((self.weights.inner,), (self.weights.experts,))
         yield from (("sample", sample), ("sample_gates", gates))
-        for expert in range(self.weights.experts):
+        x, measured = self._stored.read(), []
+        for expert, found in enumerate(run(lambda expert: self._measured(x, expert, forms), range(len(self._count)))):
             rows, row_gates = self.rows(expert)
             yield from ((f"rows/{expert}", rows), (f"row_gates/{expert}", row_gates))
-            for name, moment in zip(("moment_in", "moment_hidden"), self._moments or (), strict=False):
-                yield f"{name}/{expert}", moment.packed(expert)
+            yield from ((f"{name}/{expert}", moment) for name, moment in found.moments.items())
+            found.moments.clear()
+            measured.append(found)
+        for name in ("output_norm", "saliency", "hidden", "energy"):
+            yield name, np.array([getattr(found, name) for found in measured])
+        errors = np.array([found.errors for found in measured]).swapaxes(0, 1)
+        yield from ((f"error/{form}", error) for form, error in zip(forms, errors, strict=True))
+
+    def _measured(self, x: Array, expert: int, forms: Sequence[WeightFormat]) -> _Expert:
+        """What needs products; ``x``: the stored tokens."""
+        weights = ExpertWeights(self._node)  # of the calling thread alone: it keeps what was read last
+        if not self._seen[expert].count:
+            found = self._summed(weights, expert, x, {})
+            found.errors = np.zeros((len(forms), len(weights.parts)))
+            return found
+        own: dict[Part, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
+        found = self._summed(weights, expert, x, own)
+        rows, gates = self.rows(expert)
+        if weights.spec.weight_on_input:
+            rows, gates = rows * gates[:, None], np.ones_like(gates)
+        found.energy, found.errors = expert_errors(weights, expert, (rows, gates), own, forms)
+        release_pages()
+        return found
+
+    def _summed(self, weights: ExpertWeights, expert: int, x: Array, own: dict[Part, Array]) -> _Expert:
+        places, all_gates, all_shares = self._seen[expert].arrays()
+        moments = {"moment_in": weights.inner, "moment_hidden": weights.hidden} if self._moments else {}
+        sums = {name: np.zeros((size, size), np.float32) for name, size in moments.items()}
+        found = _Expert(0.0, 0.0, np.zeros(weights.hidden), {})
+        for start in range(0, len(places), _AT_ONCE):
+            these = slice(start, start + _AT_ONCE)
+            rows, gates, shares = x[places[these]], np.abs(all_gates[these]), all_shares[these]
+            if weights.spec.weight_on_input:
+                rows *= all_gates[these, None]
+            hidden, y = expert_output(weights, expert, rows, own)
+            norms, roots = np.linalg.norm(y, axis=1), np.sqrt(gates)[:, None]
+            found.output_norm += norms.sum()
+            found.saliency += shares @ norms
+            found.hidden += gates @ np.abs(hidden)
+            for moment, inputs in zip(sums.values(), (rows, hidden), strict=False):
+                inputs *= roots
+                moment += inputs.T @ inputs
+        found.moments = {name: packed(moment) for name, moment in sums.items()}
+        return found
 
     def rows(self, expert: int) -> tuple[Array, Array]:
         """The rows [n,d] that were kept of an expert, and their weights [n]."""
@@ -153,26 +251,29 @@ class InputSums:
     """Of a value that linears read."""
 
     def __init__(self, size: int, folder: pathlib.Path, name: str, moments: bool) -> None:
-        self.tokens = self._measured = 0
-        self.size, self._rows = size, KeptRows(4 * ROWS)
-        self._moment = Moment(folder, name, 1, size) if moments else None
+        self.tokens, self.size, self._moments = 0, size, moments
+        self._rows, self._stored = KeptRows(4 * ROWS), StoredRows(folder / f"{name}.x", size)
 
     def add(self, x: Array) -> None:
-        """Rows [T,K]."""
+        """Rows [T,K]. Raises OSError for a full disk."""
         self.tokens += len(x)
-        self._rows.add(x)
-        x = x[: max(0, enough(self.size) - self._measured)]
-        self._measured += len(x)
-        if self._moment is not None and len(x):
-            self._moment.add(0, x)
+        self._rows.add(x[self._rows.due(len(x))])
+        x = x[: enough(self.size) - self._stored.count]
+        if len(x):
+            self._stored.add(x)
 
     def rows(self) -> Array:
         return self._rows.arrays((self.size,))[0]
 
-    def arrays(self) -> Iterator[tuple[str, Array]]:
-        yield from (("measured", np.array(self._measured)), ("rows", self.rows()))
-        if self._moment is not None:
-            yield "moment_in", self._moment.packed(0)
+    def arrays(self) -> dict[str, Array]:
+        found = {"measured": np.array(self._stored.count), "rows": self.rows()}
+        if self._moments:
+            moment, x = np.zeros((self.size, self.size), np.float32), self._stored.read()
+            for start in range(0, len(x), _AT_ONCE):
+                rows = x[start : start + _AT_ONCE]
+                moment += rows.T @ rows
+            found["moment_in"] = packed(moment)
+        return found
 
 
 def _shares(gates: Array) -> Array:

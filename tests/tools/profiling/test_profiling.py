@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import resource
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from moec.profile.keys import keep_key, key_of, measurable
 from moec.profile.measures import BINS
 from moec.tools.profiling import measure
 from moec.tools.profiling.sums import KeptRows
+from moec.tools.profiling.workers import workers
 
 EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "char_lm"
 
@@ -186,5 +188,59 @@ def test_data_without_a_token_leaves_no_profile(tmp_path):
 def test_rows_are_kept_evenly():
     rows = KeptRows(4)
     for start, end in ((0, 3), (3, 3), (3, 10), (10, 17)):
-        rows.add(np.arange(start, end, dtype=np.float32)[:, None])
+        new = np.arange(start, end, dtype=np.float32)[:, None]
+        rows.add(new[rows.due(len(new))])
     assert rows.arrays((1,))[0].ravel().tolist() == [0, 8, 16]
+
+
+def test_sums_are_of_the_first_rows_and_counts_of_all(made, ids, tmp_path, monkeypatch):
+    """Five rows suffice here: sums are of the first five that came, counts of all."""
+    monkeypatch.setattr("moec.tools.profiling.sums.enough", lambda _inputs: 5)
+    few = measured(tmp_path, ids)
+    for layer, whole in zip(few.all_experts(), made.all_experts(), strict=True):
+        assert layer.count.tolist() == whole.count.tolist()
+        assert layer.measured.tolist() == np.minimum(whole.count, 5).tolist()
+        for expert in range(8):
+            rows, gates = whole.rows(expert)[:5], whole.row_gates(expert)[:5]
+            np.testing.assert_allclose(layer.moment_in(expert), (rows * gates[:, None]).T @ rows, atol=1e-4)
+
+
+def test_the_number_of_threads_does_not_show(ids, tmp_path):
+    one, two = (measured(tmp_path, ids, str(threads), threads=threads) for threads in (1, 2))
+    for name in one.names():
+        first, second = one.array(name), two.array(name)
+        assert first is not None and second is not None
+        assert first.tobytes() == second.tobytes(), name
+
+
+def test_workers_multiply_on_their_own_threads():
+    from threadpoolctl import threadpool_info
+
+    with workers(2) as run:
+        known = [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
+        assert list(run(lambda number: 2 * number, range(5))) == [0, 2, 4, 6, 8]
+    assert known and set(known) == {1}
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(ids, tmp_path, monkeypatch):
+    np.savez(tmp_path / "in.npz", ids=ids)
+    compile_whole, limit = moec.compile, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def compile_and_fill(*arguments, **options):
+        compiled = compile_whole(*arguments, **options)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limit[1]))
+        return compiled
+
+    monkeypatch.setattr(moec, "compile", compile_and_fill)
+    try:
+        with pytest.raises(MoecError, match=r"p\.moeprof: was not written: File too large"):
+            measure(EXAMPLE / "model.onnx", [tmp_path / "in.npz"], tmp_path / "p.moeprof")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [one.name for one in tmp_path.iterdir()] == ["in.npz"]
+
+
+def test_another_models_profile_is_refused_before_anything_runs(made, ids, tmp_path, monkeypatch):
+    monkeypatch.setattr(moec, "compile", lambda *_, **__: pytest.fail("was compiled"))
+    with pytest.raises(MoecError, match=r"p\.moeprof: its formats are .*'int4/32'.*, those of .* are"):
+        measured(tmp_path, ids, formats="int8", merge_with=[made.path])

@@ -1,0 +1,42 @@
+"""Threads that measure experts side by side, and whose number does not show in the results."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+
+class Run(Protocol):
+    """What :func:`map` does, on one thread or on several."""
+
+    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterator[Any]: ...
+
+
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[Run]:
+    """Yield a function that maps over items on ``count`` threads, in order, at most one result more than threads
+    waiting.
+
+    Each thread multiplies matrices on its own: BLAS would split products among threads, and another number of them
+    gives other last bits.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threadpool_limits(1, "blas"))
+        pool = stack.enter_context(ThreadPoolExecutor(count))
+        stack.callback(pool.shutdown, cancel_futures=True)
+
+        def run(function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterator[Any]:
+            waiting: collections.deque[Future[Any]] = collections.deque()
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+        yield run

@@ -103,7 +103,7 @@ def _pack_up(design: AttentionDesign, block: QuantizedAttention) -> bytes:
         return packing.widened(rows.reshape(3 * shape.heads, shape.head_width, *rows.shape[1:]), height, axis=1)
 
     weights = packing.widened(tiles(block.up.weights[0]), design.width, axis=2)
-    biases, multipliers = tiles(block.up.biases[0]), tiles(block.up_multipliers.values[0])
+    biases, multipliers = tiles(block.up.biases[0]), tiles(block.up.multipliers.values[0])
     parts = []
     for tile in range(3 * shape.heads):
         parts.append(packing.parameter_records(biases[tile], multipliers[tile]))
@@ -116,7 +116,7 @@ def _pack_down(design: AttentionDesign, block: QuantizedAttention) -> bytes:
     by_head = packing.widened(block.down.weights[0].reshape(shape.width, shape.heads, -1), design.head_width, axis=2)
     by_head = packing.widened(by_head, design.width, axis=0)
     parts = [packing.steps_of(by_head[:, head], design.lanes, design.lanes) for head in range(shape.heads)]
-    biases, multipliers = block.down.biases[0], block.down_multipliers.values[0]
+    biases, multipliers = block.down.biases[0], block.down.multipliers.values[0]
     parts.append(
         packing.parameter_records(*(packing.widened(column, design.width, axis=0) for column in (biases, multipliers)))
     )

@@ -16,7 +16,8 @@ import numpy as np
 from moec.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention
-from moec.targets.hls.moe.quantize import POWER_ENTRIES, Multipliers, QuantizedProjection, project, rounded, scale_for
+from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, project
+from moec.targets.hls.moe.quantize import POWER_ENTRIES, rounded, scale_for
 from moec.targets.hls.normalization import QuantizedNorm, quantize_norm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
@@ -41,8 +42,6 @@ class QuantizedAttention:
     attended_scale: float
     up: QuantizedProjection
     down: QuantizedProjection
-    up_multipliers: Multipliers
-    down_multipliers: Multipliers
     score: Multipliers
     mixed_one: int
     mixed_shift: int
@@ -76,14 +75,15 @@ def quantize_attention(
     input_scale = scale_for(seen.inputs, 8)
     query_scale, key_scale, value_scale = (scale_for(tensor, 8) for tensor in (seen.query, seen.key, seen.value))
     attended_scale = scale_for(seen.attended, 8)
+    rows = np.repeat([key_scale, value_scale, query_scale], block.head_width)
     up = project(
         _by_head(block.key, block.value, block.query),
         _by_head(block.key_bias, block.value_bias, block.query_bias),
         input_scale,
+        np.tile(rows, block.heads),
         8,
     )
-    down = project(block.output[None], block.output_bias[None], attended_scale, 8)
-    rows = np.repeat([key_scale, value_scale, query_scale], block.head_width)
+    down = project(block.output[None], block.output_bias[None], attended_scale, np.full(block.width, stream_scale), 8)
     mixed_scale = value_scale / attended_scale
     mixed_shift = math.floor(math.log2(KEY_WEIGHT_ONE * _MOST_RECIPROCAL / mixed_scale))
     score_scale = query_scale * key_scale * block.scale * math.log2(math.e) * POWER_ENTRIES
@@ -101,8 +101,6 @@ def quantize_attention(
         attended_scale=attended_scale,
         up=up,
         down=down,
-        up_multipliers=Multipliers.of(input_scale * up.scales / np.tile(rows, block.heads)),
-        down_multipliers=Multipliers.of(attended_scale * down.scales / stream_scale),
         score=Multipliers.of(np.array([score_scale])),
         mixed_one=round(mixed_scale * 2**mixed_shift),
         mixed_shift=mixed_shift,

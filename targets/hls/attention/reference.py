@@ -9,7 +9,7 @@ import numpy as np
 
 from moec.targets.hls.attention.design import KEY, QUERY, VALUE
 from moec.targets.hls.attention.quantize import KEY_WEIGHT_ONE, QuantizedAttention
-from moec.targets.hls.moe.reference import powers_of, product, requantized, saturated
+from moec.targets.hls.moe.reference import powers_of, product, projected, saturated
 
 Array = np.ndarray[Any, Any]
 
@@ -32,16 +32,15 @@ def run(block: QuantizedAttention, tokens: Array) -> IntegerAttentionResults:
     """One sequence, int16 [T, d], through the block."""
     shape = block.shape
     inputs = block.norm.run(tokens)
-    projected = requantized(product(inputs, block.up.weights[0]) + block.up.biases[0], block.up_multipliers, 0, 8)
-    rows = projected.reshape(len(tokens), shape.heads, 3, shape.head_width).transpose(2, 1, 0, 3)
+    by_head = (len(tokens), shape.heads, 3, shape.head_width)
+    rows = projected(inputs, block.up, 0, 8).reshape(by_head).transpose(2, 1, 0, 3)
     weights = np.stack([weigh(block, query, key) for query, key in zip(rows[QUERY], rows[KEY], strict=True)])
     mixed = np.stack([product(one, value.T) for one, value in zip(weights, rows[VALUE], strict=True)])
     sums = np.maximum(weights.sum(axis=2, keepdims=True), 1)
     half = 1 << (block.mixed_shift - 1)
     attended = saturated((mixed * ((block.mixed_one + (sums >> 1)) // sums) + half) >> block.mixed_shift, 8)
     attended = attended.transpose(1, 0, 2).reshape(len(tokens), shape.heads * shape.head_width)
-    sums_down = product(attended, block.down.weights[0]) + block.down.biases[0]
-    output = saturated(requantized(sums_down, block.down_multipliers, 0, 16) + tokens, 16).astype(np.int16)
+    output = saturated(projected(attended, block.down, 0, 16) + tokens, 16).astype(np.int16)
     return IntegerAttentionResults(inputs, rows[QUERY], rows[KEY], rows[VALUE], weights, attended, output)
 
 

@@ -28,8 +28,12 @@ class DenseLayer:
 
 
 def dense_layer(value: ir.Value) -> DenseLayer:
-    """The layer that makes a value. Raises UnsupportedError, saying what was found, where none does."""
+    """The layer that makes a value, or of whose outputs it has some. Raises UnsupportedError, saying what was found,
+    where none does."""
     node, added = origin(value).producer(), None
+    if node is not None and node.op_type == "Gather" and node.inputs[0] is not None and _takes_columns(node):
+        layer, columns = dense_layer(node.inputs[0]), constant(node.inputs[1]).astype(np.int64)
+        return dataclasses.replace(layer, weights=layer.weights[columns], bias=layer.bias[columns])
     if node is not None and node.op_type == "Add":
         product = next(
             (operand for operand in node.inputs if operand is not None and operand.producer() is not None), None
@@ -45,6 +49,14 @@ def dense_layer(value: ir.Value) -> DenseLayer:
     for vector in (bias, added):
         total = total if vector is None else total + np.broadcast_to(vector.reshape(-1), total.shape)
     return DenseLayer(node.inputs[0], weights, total)
+
+
+def _takes_columns(node: ir.Node) -> bool:
+    """Whether a Gather takes constant places of the last axis, as routers that lost experts do."""
+    value, places = node.inputs
+    tensor = None if places is None else ir.convenience.get_const_tensor(places)
+    last = None if value is None or value.shape is None else value.shape.rank() - 1
+    return tensor is not None and len(tensor.shape) == 1 and node.attributes["axis"].as_int() in (-1, last)
 
 
 def _matrix(node: ir.Node) -> tuple[Array, Array | None]:

@@ -99,10 +99,14 @@ def logic_luts(design: Design) -> int:
     groups = design.lanes_in // PACKED_PRODUCTS
     adders = design.projections * lanes * groups * (LOWER_FIELD_BITS + design.sum_bits_up)
     adders += lanes * groups * (LOWER_FIELD_BITS + design.sum_bits_down)
+    if shape.group:
+        adders += lanes * (design.projections * design.total_bits_up + design.total_bits_down)
     rounding = (design.projections + (1 if shape.gated else 0) + 1) * lanes * ROUNDING_LUTS
     router = shape.experts * design.logit_bits * (1 + design.router_lanes // PACKED_PRODUCTS)
     routing = shape.experts * shape.slots * _COMPARISON_LUTS + _RECIPROCAL_BITS**2
     combining = lanes * design.combined_bits
+    if shape.group:  # results lose their fraction beside the sums of groups
+        rounding += (design.projections + 1) * lanes * ROUNDING_LUTS
     return adders + rounding + router + routing + combining + CONTROL_LUTS + len(OUTSTANDING) * MASTER_LUTS
 
 

@@ -148,7 +148,8 @@ def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0)
 def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
     """In the order in which they are dispatched; experts without tokens have none."""
     per_item = design.hidden_out_chunks * design.input_chunks
-    up, down = design.parameter_beats_up + design.weight_beats_up, design.weight_beats_down
+    up = design.parameter_beats_up + design.multiplier_beats_up + design.weight_beats_up
+    down = design.multiplier_beats_down + design.weight_beats_down
     for load in filter(None, loads):
         tile = _Job(load, load * per_item, up, down)
         yield from [tile] * (design.tiles - 1)

@@ -128,7 +128,7 @@ def _large_arrays(design: Design) -> list[Memory]:
     lanes, storage = design.lanes_out, design.large_arrays
     return [
         array_memory("tokens", "product_up", INPUT_BITS * design.lanes_in, words, 1, storage, "rows"),
-        array_memory("partial sums", "product_down", design.sum_bits_down * lanes, words, 1, storage, "partial"),
+        array_memory("partial sums", "product_down", design.total_bits_down * lanes, words, 1, storage, "partial"),
         array_memory("combined results", "combine", design.combined_bits * lanes, words, 1, storage, "rows"),
     ]
 
@@ -137,12 +137,25 @@ def _weights(design: Design) -> list[Memory]:
     """Two tiles of each matrix, one to compute with and one that arrives, and their parameters."""
     words = design.hidden_out_chunks * design.input_chunks
     found = []
-    for process, banks, rows, channels in (
-        ("product_up", design.banks_up, design.projections * design.lanes_out, design.projections * design.hidden_tile),
-        ("product_down", design.banks_down, design.lanes_out, design.width),
+    for process, banks, rows, channels, multipliers in (
+        (
+            "product_up",
+            design.banks_up,
+            design.projections * design.lanes_out,
+            design.projections * design.hidden_tile,
+            design.multiplier_beats_up,
+        ),
+        ("product_down", design.banks_down, design.lanes_out, design.width, design.multiplier_beats_down),
     ):
         found.append(array_memory("weights", process, BEAT_BITS, words, 2 * banks, variable="weights"))
         found.append(parameter_memory(process, rows, channels // rows))
+        if multipliers:
+            per_tile = -(-rows * MULTIPLIER_BITS // BEAT_BITS)
+            found.append(
+                array_memory(
+                    "multipliers", process, BEAT_BITS, multipliers // per_tile, 2 * per_tile, variable="multipliers"
+                )
+            )
     return found
 
 

@@ -28,14 +28,23 @@ inline ap_int<BITS> saturate(const ap_int<WIDE>& value) {
     return ap_int<BITS>(value);
 }
 
+// Bits that hold a value of WIDE bits and the half that rounds it.
+constexpr int with_half(int wide, int shift) { return wide > shift ? wide + 1 : shift + 2; }
+
+// value / 2^SHIFT, rounded half up.
+template <int SHIFT, int WIDE>
+inline ap_int<with_half(WIDE, SHIFT)> shift_down(const ap_int<WIDE>& value) {
+#pragma HLS INLINE
+    const ap_int<with_half(WIDE, SHIFT)> sum = value + (ap_int<with_half(WIDE, SHIFT)>(1) << (SHIFT - 1));
+    return sum >> SHIFT;
+}
+
 // value * multiplier / 2^SHIFT, rounded half up and saturated. One DSP48E2 while value has at most 27 bits.
 template <int BITS, int SHIFT, int WIDE>
 inline ap_int<BITS> requantize(const ap_int<WIDE>& value, const ap_uint<16>& multiplier) {
 #pragma HLS INLINE
-    const int PRODUCT_BITS = WIDE + 18 > SHIFT + 2 ? WIDE + 18 : SHIFT + 2;  // that hold the half as well
-    ap_int<PRODUCT_BITS> product = value * ap_int<17>(multiplier);
-    product += ap_int<PRODUCT_BITS>(1) << (SHIFT - 1);
-    return saturate<BITS, PRODUCT_BITS>(product >> SHIFT);
+    const ap_int<WIDE + 17> product = value * ap_int<17>(multiplier);
+    return saturate<BITS>(shift_down<SHIFT>(product));
 }
 
 // The dot products of LANES inputs with two rows of weights, which begin at row0 and row1 of a word. Both weights of a

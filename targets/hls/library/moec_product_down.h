@@ -1,26 +1,28 @@
 // Process: the second product. Hidden units are used as they come; sums of an expert's tiles stay on the chip.
 #ifndef MOEC_PRODUCT_DOWN_H
 #define MOEC_PRODUCT_DOWN_H
-#include "moec_weights.h"
+#include "moec_groups.h"
 
 namespace moec {
 
-// Beat i of what is loaded for a tile: weights, then, with an expert's last tile, the parameters of its results.
+// Beat i of what is loaded for a tile: multipliers, weights, then, with an expert's last tile, the parameters of its results.
 template <class Block>
 inline void store_down(int beat, const beat_t& data,
                        typename types<Block>::weights_t weights[sizes<Block>::BANKS_DOWN][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
-                       parameters_t parameters[sizes<Block>::PARAMETER_BANKS_DOWN][sizes<Block>::WIDTH_CHUNKS]) {
+                       parameters_t parameters[sizes<Block>::PARAMETER_BANKS_DOWN][sizes<Block>::WIDTH_CHUNKS],
+                       multipliers_t multipliers[sizes<Block>::MULTIPLIER_BANKS_DOWN][sizes<Block>::MULTIPLIER_WORDS_DOWN]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
-    if (beat < S::WEIGHT_BEATS_DOWN) store_weights<Block, S::BANKS_DOWN, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat, data, weights);
-    else store_parameters<S::PARAMETER_BANKS_DOWN, S::WIDTH_CHUNKS>(beat - S::WEIGHT_BEATS_DOWN, data, parameters);
+    if (beat < S::MULTIPLIER_BEATS_DOWN) store_multipliers<S::MULTIPLIER_BANKS_DOWN, S::MULTIPLIER_WORDS_DOWN>(beat, data, multipliers);
+    else if (beat < S::TILE_BEATS_DOWN) store_weights<Block, S::BANKS_DOWN, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat - S::MULTIPLIER_BEATS_DOWN, data, weights);
+    else store_parameters<S::PARAMETER_BANKS_DOWN, S::WIDTH_CHUNKS>(beat - S::TILE_BEATS_DOWN, data, parameters);
 }
 
 // What is loaded for a job; nothing for the end.
 template <class Block> inline int beats_down(const job_t& job) {
 #pragma HLS INLINE
     if (job.end) return 0;
-    return sizes<Block>::WEIGHT_BEATS_DOWN + (job.last ? sizes<Block>::PARAMETER_BEATS_DOWN : 0);
+    return sizes<Block>::TILE_BEATS_DOWN + (job.last ? sizes<Block>::PARAMETER_BEATS_DOWN : 0);
 }
 
 // results: LANES outputs of an item at a time, after the last tile of its expert; the job is passed on then.
@@ -30,7 +32,7 @@ void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::str
                   hls::stream<typename types<Block>::results_t>& results) {
     typedef sizes<Block> S;
     typedef typename types<Block>::weights_t weights_t;
-    typedef lanes_t<Block::SUM_BITS_DOWN, Block::LANES> partial_t;
+    typedef lanes_t<Block::TOTAL_BITS_DOWN, Block::LANES> partial_t;
     partial_t partial[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=partial compact=bit
 #pragma HLS BIND_STORAGE variable=partial type=ram_s2p impl=bram
@@ -44,19 +46,26 @@ void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::str
 #pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=1
 #pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=2
 #pragma HLS BIND_STORAGE variable=parameters type=ram_s2p impl=lutram
+    multipliers_t multipliers[2][S::MULTIPLIER_BANKS_DOWN][S::MULTIPLIER_WORDS_DOWN];
+#pragma HLS AGGREGATE variable=multipliers compact=bit
+#pragma HLS ARRAY_PARTITION variable=multipliers type=complete dim=1
+#pragma HLS ARRAY_PARTITION variable=multipliers type=complete dim=2
+#pragma HLS BIND_STORAGE variable=multipliers type=ram_s2p impl=lutram
     typename types<Block>::chunk_t units[S::TILE_CHUNKS];
 #pragma HLS AGGREGATE variable=units compact=bit
 #pragma HLS ARRAY_PARTITION variable=units type=complete
-    ap_int<Block::SUM_BITS_DOWN> sums[Block::LANES];
+    ap_int<Block::SUM_BITS_DOWN> sums[Block::LANES];  // of a group
 #pragma HLS ARRAY_PARTITION variable=sums type=complete
+    ap_int<Block::TOTAL_BITS_DOWN> totals[Block::LANES];
+#pragma HLS ARRAY_PARTITION variable=totals type=complete
     bool current = false;
     job_t job = jobs.read();
     const int first_beats = beats_down<Block>(job);
 down_first_tile:
     for (int i = 0; i < first_beats; i++) {
-#pragma HLS LOOP_TRIPCOUNT min=S::WEIGHT_BEATS_DOWN max=S::WEIGHT_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
+#pragma HLS LOOP_TRIPCOUNT min=S::TILE_BEATS_DOWN max=S::TILE_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
 #pragma HLS PIPELINE II=1 style=stp
-        store_down<Block>(i, beats.read(), weights[0], parameters[0]);
+        store_down<Block>(i, beats.read(), weights[0], parameters[0], multipliers[0]);
     }
     if (job.end) jobs_on.write(job);
 down_jobs:
@@ -78,11 +87,12 @@ down_jobs:
 #pragma HLS DEPENDENCE variable=partial type=inter dependent=false
 // The tile that arrives is in other memories than the one that is computed with.
 #pragma HLS DEPENDENCE variable=weights type=inter dependent=false
-// The same holds for their parameters.
+// The same holds for their parameters and multipliers.
 #pragma HLS DEPENDENCE variable=parameters type=inter dependent=false
+#pragma HLS DEPENDENCE variable=multipliers type=inter dependent=false
                     beat_t beat;
                     if (arrived < wanted && beats.read_nb(beat)) {
-                        store_down<Block>(arrived, beat, weights[!current], parameters[!current]);
+                        store_down<Block>(arrived, beat, weights[!current], parameters[!current], multipliers[!current]);
                         arrived++;
                     }
                     if (d == 0) units[unit] = hidden.read();
@@ -90,6 +100,10 @@ down_jobs:
                         const item_t item = items.read();
                         if (job.last) items_on.write(item);
                     }
+                    ap_uint<16> of_group[Block::LANES];
+#pragma HLS ARRAY_PARTITION variable=of_group type=complete
+                    read_multipliers<Block::LANES, S::MULTIPLIER_BANKS_DOWN, S::MULTIPLIER_WORDS_DOWN>(
+                        multipliers[current], d * S::GROUPS_DOWN + unit / S::GROUP_CHUNKS, of_group);
                     weights_t step[S::BANKS_DOWN];
 #pragma HLS ARRAY_PARTITION variable=step type=complete
                     for (int b = 0; b < S::BANKS_DOWN; b++) {
@@ -100,10 +114,11 @@ down_jobs:
                         const partial_t before = partial[i * S::WIDTH_CHUNKS + d];
                         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
-                            sums[o] = job.first ? ap_int<Block::SUM_BITS_DOWN>(0) : before.lane[o];
+                            totals[o] = job.first ? ap_int<Block::TOTAL_BITS_DOWN>(0) : before.lane[o];
                         }
                     }
-                    multiply_array<Block, Block::LANES, Block::SUM_BITS_DOWN>(units[unit], step, sums);
+                    accumulate<Block, Block::LANES, Block::SHIFT_DOWN, Block::SUM_BITS_DOWN, Block::TOTAL_BITS_DOWN>(
+                        unit, S::TILE_CHUNKS, units[unit], step, of_group, sums, totals);
                     if (unit == S::TILE_CHUNKS - 1) {
                         ap_uint<48> of_row[Block::LANES];
 #pragma HLS ARRAY_PARTITION variable=of_row type=complete
@@ -113,9 +128,9 @@ down_jobs:
                         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
                             const parameter_t parameter = parameter_of(of_row[o]);
-                            const ap_int<Block::SUM_BITS_DOWN> biased = sums[o] + parameter.bias;
-                            after.lane[o] = sums[o];
-                            result.lane[o] = requantize<16, Block::SHIFT_DOWN, Block::SUM_BITS_DOWN>(biased, parameter.multiplier);
+                            const ap_int<Block::TOTAL_BITS_DOWN> biased = totals[o] + parameter.bias;
+                            after.lane[o] = totals[o];
+                            result.lane[o] = result_of<Block, 16, Block::SHIFT_DOWN, Block::TOTAL_BITS_DOWN>(biased, parameter.multiplier);
                         }
                         if (job.last) results.write(result);
                         else partial[i * S::WIDTH_CHUNKS + d] = after;
@@ -125,9 +140,9 @@ down_jobs:
         }
     down_rest_of_tile:
         for (; arrived < wanted; arrived++) {
-#pragma HLS LOOP_TRIPCOUNT min=0 max=S::WEIGHT_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
+#pragma HLS LOOP_TRIPCOUNT min=0 max=S::TILE_BEATS_DOWN+S::PARAMETER_BEATS_DOWN
 #pragma HLS PIPELINE II=1 style=stp
-            store_down<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
+            store_down<Block>(arrived, beats.read(), weights[!current], parameters[!current], multipliers[!current]);
         }
         if (next.end) jobs_on.write(next);
         job = next;

@@ -1,36 +1,38 @@
 // Process: the first product and the activation, hidden tile by hidden tile.
 #ifndef MOEC_PRODUCT_UP_H
 #define MOEC_PRODUCT_UP_H
-#include "moec_weights.h"
+#include "moec_groups.h"
 
 namespace moec {
 
 // The hidden unit of one channel, or of two neighbours where gated: activation(gate) * (up + UP_OFFSET).
 template <class Block>
-inline ap_int<8> activate(int lane, const ap_int<Block::SUM_BITS_UP> sums[sizes<Block>::PROJECTIONS],
+inline ap_int<8> activate(int lane, const ap_int<Block::TOTAL_BITS_UP> totals[sizes<Block>::PROJECTIONS],
                           const ap_uint<48> parameters[sizes<Block>::PROJECTIONS]) {
 #pragma HLS INLINE
-    typedef ap_int<Block::SUM_BITS_UP> sum_t;
-    const ap_int<8> first = requantize<8, Block::SHIFT_UP, Block::SUM_BITS_UP>(sums[0], parameter_of(parameters[0]).multiplier);
+    const ap_int<8> first = result_of<Block, 8, Block::SHIFT_UP, Block::TOTAL_BITS_UP>(totals[0], parameter_of(parameters[0]).multiplier);
     const ap_int<16> activated = Block::activation_table(lane, first);
     if (!Block::GATED) return ap_int<8>(activated);
     const int last = sizes<Block>::PROJECTIONS - 1;
-    ap_int<8> up = requantize<8, Block::SHIFT_UP, Block::SUM_BITS_UP>(sums[last], parameter_of(parameters[last]).multiplier);
+    ap_int<8> up = result_of<Block, 8, Block::SHIFT_UP, Block::TOTAL_BITS_UP>(totals[last], parameter_of(parameters[last]).multiplier);
     if (up > Block::UP_LIMIT) up = Block::UP_LIMIT;
     if (up < -Block::UP_LIMIT) up = -Block::UP_LIMIT;
     const ap_int<27> product = activated * ap_int<11>(up + ap_int<10>(Block::UP_OFFSET));
     return requantize<8, Block::HIDDEN_SHIFT, 27>(product, ap_uint<16>(Block::HIDDEN_MULTIPLIER));
 }
 
-// Beat i of what is loaded for a tile: parameters, then weights.
+// Beat i of what is loaded for a tile: parameters, multipliers, then weights.
 template <class Block>
 inline void store_up(int beat, const beat_t& data,
                      typename types<Block>::weights_t weights[sizes<Block>::BANKS_UP][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
-                     parameters_t parameters[sizes<Block>::PARAMETER_BANKS_UP][sizes<Block>::TILE_CHUNKS]) {
+                     parameters_t parameters[sizes<Block>::PARAMETER_BANKS_UP][sizes<Block>::TILE_CHUNKS],
+                     multipliers_t multipliers[sizes<Block>::MULTIPLIER_BANKS_UP][sizes<Block>::MULTIPLIER_WORDS_UP]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
+    const int first = S::PARAMETER_BEATS_UP + S::MULTIPLIER_BEATS_UP;
     if (beat < S::PARAMETER_BEATS_UP) store_parameters<S::PARAMETER_BANKS_UP, S::TILE_CHUNKS>(beat, data, parameters);
-    else store_weights<Block, S::BANKS_UP, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat - S::PARAMETER_BEATS_UP, data, weights);
+    else if (beat < first) store_multipliers<S::MULTIPLIER_BANKS_UP, S::MULTIPLIER_WORDS_UP>(beat - S::PARAMETER_BEATS_UP, data, multipliers);
+    else store_weights<Block, S::BANKS_UP, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat - first, data, weights);
 }
 
 // Holds the tokens of the call, and two tiles of weights: one is computed with while the next one arrives. Jobs and items
@@ -55,9 +57,16 @@ void product_up(int tokens, hls::stream<typename types<Block>::chunk_t>& inputs,
 #pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=1
 #pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=2
 #pragma HLS BIND_STORAGE variable=parameters type=ram_s2p impl=lutram
-    ap_int<Block::SUM_BITS_UP> sums[S::ROWS_UP];
+    multipliers_t multipliers[2][S::MULTIPLIER_BANKS_UP][S::MULTIPLIER_WORDS_UP];
+#pragma HLS AGGREGATE variable=multipliers compact=bit
+#pragma HLS ARRAY_PARTITION variable=multipliers type=complete dim=1
+#pragma HLS ARRAY_PARTITION variable=multipliers type=complete dim=2
+#pragma HLS BIND_STORAGE variable=multipliers type=ram_s2p impl=lutram
+    ap_int<Block::SUM_BITS_UP> sums[S::ROWS_UP];  // of a group
 #pragma HLS ARRAY_PARTITION variable=sums type=complete
-    const int TILE_BEATS = S::PARAMETER_BEATS_UP + S::WEIGHT_BEATS_UP;
+    ap_int<Block::TOTAL_BITS_UP> totals[S::ROWS_UP];
+#pragma HLS ARRAY_PARTITION variable=totals type=complete
+    const int TILE_BEATS = S::TILE_BEATS_UP;
 up_read_tokens:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
@@ -71,7 +80,7 @@ up_read_tokens:
     up_first_tile:
         for (int i = 0; i < TILE_BEATS; i++) {
 #pragma HLS PIPELINE II=1 style=stp
-            store_up<Block>(i, beats.read(), weights[0], parameters[0]);
+            store_up<Block>(i, beats.read(), weights[0], parameters[0], multipliers[0]);
         }
     }
 up_jobs:
@@ -93,11 +102,12 @@ up_jobs:
 #pragma HLS PIPELINE II=1 style=stp
 // The tile that arrives is in other memories than the one that is computed with.
 #pragma HLS DEPENDENCE variable=weights type=inter dependent=false
-// The same holds for their parameters.
+// The same holds for their parameters and multipliers.
 #pragma HLS DEPENDENCE variable=parameters type=inter dependent=false
+#pragma HLS DEPENDENCE variable=multipliers type=inter dependent=false
                     beat_t beat;
                     if (arrived < wanted && beats.read_nb(beat)) {
-                        store_up<Block>(arrived, beat, weights[!current], parameters[!current]);
+                        store_up<Block>(arrived, beat, weights[!current], parameters[!current], multipliers[!current]);
                         arrived++;
                     }
                     if (unit == 0 && d == 0) {
@@ -107,6 +117,10 @@ up_jobs:
                     ap_uint<48> of_row[S::ROWS_UP];
 #pragma HLS ARRAY_PARTITION variable=of_row type=complete
                     read_parameters<S::PARAMETER_BANKS_UP, S::TILE_CHUNKS>(parameters[current], unit, of_row);
+                    ap_uint<16> of_group[S::ROWS_UP];
+#pragma HLS ARRAY_PARTITION variable=of_group type=complete
+                    read_multipliers<S::ROWS_UP, S::MULTIPLIER_BANKS_UP, S::MULTIPLIER_WORDS_UP>(
+                        multipliers[current], unit * S::GROUPS_UP + d / S::GROUP_CHUNKS, of_group);
                     weights_t step[S::BANKS_UP];
 #pragma HLS ARRAY_PARTITION variable=step type=complete
                     for (int b = 0; b < S::BANKS_UP; b++) {
@@ -116,16 +130,17 @@ up_jobs:
                     if (d == 0) {
                         for (int r = 0; r < S::ROWS_UP; r++) {
 #pragma HLS UNROLL
-                            sums[r] = parameter_of(of_row[r]).bias;
+                            totals[r] = parameter_of(of_row[r]).bias;
                         }
                     }
-                    multiply_array<Block, S::ROWS_UP, Block::SUM_BITS_UP>(rows[int(item.token) * S::WIDTH_CHUNKS + d], step, sums);
+                    accumulate<Block, S::ROWS_UP, Block::SHIFT_UP, Block::SUM_BITS_UP, Block::TOTAL_BITS_UP>(
+                        d, S::WIDTH_CHUNKS, rows[int(item.token) * S::WIDTH_CHUNKS + d], step, of_group, sums, totals);
                     if (d == S::WIDTH_CHUNKS - 1) {
                         chunk_t units;
                         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
                             const int first = o * S::PROJECTIONS;
-                            units.lane[o] = activate<Block>(o, &sums[first], &of_row[first]);
+                            units.lane[o] = activate<Block>(o, &totals[first], &of_row[first]);
                         }
                         hidden.write(units);
                     }
@@ -136,7 +151,7 @@ up_jobs:
         for (; arrived < wanted; arrived++) {
 #pragma HLS LOOP_TRIPCOUNT min=0 max=TILE_BEATS
 #pragma HLS PIPELINE II=1 style=stp
-            store_up<Block>(arrived, beats.read(), weights[!current], parameters[!current]);
+            store_up<Block>(arrived, beats.read(), weights[!current], parameters[!current], multipliers[!current]);
         }
         job = next;
         current = !current;

@@ -32,6 +32,10 @@ struct parameter_t {
 };
 struct parameters_t { ap_uint<48> of[PARAMETERS_PER_BEAT]; };  // of neighbouring channels: what a beat holds
 
+// What sums of groups of inputs are multiplied with, of neighbouring rows: what a beat holds.
+const int MULTIPLIERS_PER_BEAT = BEAT_BITS / 16;
+struct multipliers_t { ap_uint<16> of[MULTIPLIERS_PER_BEAT]; };
+
 // Work that travels through the pipeline: one hidden tile of one expert.
 struct job_t {
     ap_uint<8> expert;
@@ -64,6 +68,19 @@ template <class Block> struct sizes {
     static const int PARAMETER_BEATS_DOWN = blocks_of(Block::WIDTH, PARAMETERS_PER_BEAT);
     static const int PARAMETER_BANKS_UP = ROWS_UP / PARAMETERS_PER_BEAT;  // memories that hold the parameters of all rows
     static const int PARAMETER_BANKS_DOWN = LANES / PARAMETERS_PER_BEAT;
+    // Multipliers of groups: a place is those of all rows for one group. A beat is one place, a part, or several.
+    static const bool GROUPED = Block::GROUP > 0;                        // else a channel has one multiplier
+    static const int GROUP_CHUNKS = GROUPED ? Block::GROUP / LANES : 1;  // steps through a group
+    static const int GROUPS_UP = blocks_of(WIDTH_CHUNKS, GROUP_CHUNKS);  // of a token
+    static const int GROUPS_DOWN = blocks_of(TILE_CHUNKS, GROUP_CHUNKS);  // of a tile
+    static const int MULTIPLIER_BANKS_UP = blocks_of(ROWS_UP, MULTIPLIERS_PER_BEAT);
+    static const int MULTIPLIER_BANKS_DOWN = blocks_of(LANES, MULTIPLIERS_PER_BEAT);
+    static const int MULTIPLIER_WORDS_UP = blocks_of(TILE_CHUNKS * GROUPS_UP, MULTIPLIER_BANKS_UP * MULTIPLIERS_PER_BEAT / ROWS_UP);
+    static const int MULTIPLIER_WORDS_DOWN = blocks_of(WIDTH_CHUNKS * GROUPS_DOWN, MULTIPLIER_BANKS_DOWN * MULTIPLIERS_PER_BEAT / LANES);
+    static const int MULTIPLIER_BEATS_UP = GROUPED ? MULTIPLIER_BANKS_UP * MULTIPLIER_WORDS_UP : 0;
+    static const int MULTIPLIER_BEATS_DOWN = GROUPED ? MULTIPLIER_BANKS_DOWN * MULTIPLIER_WORDS_DOWN : 0;
+    static const int TILE_BEATS_UP = PARAMETER_BEATS_UP + MULTIPLIER_BEATS_UP + WEIGHT_BEATS_UP;
+    static const int TILE_BEATS_DOWN = MULTIPLIER_BEATS_DOWN + WEIGHT_BEATS_DOWN;
     static const int ALL_EXPERTS = Block::EXPERTS + Block::SHARED;
     static const int CHOICE_BITS = Block::LOGIT_BITS > 34 ? Block::LOGIT_BITS : 34;  // of what experts are chosen by
     static const int COMBINED_BITS = 16 + 17 + bits_for(Block::SLOTS + Block::SHARED);
@@ -76,6 +93,8 @@ template <class Block> struct sizes {
     static_assert(Block::HIDDEN % Block::HIDDEN_TILE == 0 && Block::HIDDEN_TILE % LANES == 0, "so are hidden units");
     static_assert(LANES % Block::ROUTER_LANES == 0, "the router takes chunks apart");
     static_assert(Block::SUM_BITS_UP <= 27 && Block::SUM_BITS_DOWN <= 27, "wider sums need two multipliers each");
+    static_assert(Block::GROUP % LANES == 0, "a group is whole steps");
+    static_assert(!GROUPED || Block::HIDDEN_TILE % Block::GROUP == 0, "a group of hidden units is in one tile");
     static_assert(Block::WEIGHT_BITS == 8 || Block::WEIGHT_BITS == 4, "weights are int8 or int4");
 };
 

@@ -27,14 +27,14 @@ load_jobs:
     }
 }
 
-// memory, tile by tile: the parameters of its channels, then its weights.
+// memory, tile by tile: the parameters of its channels, the multipliers of its groups, then its weights.
 template <class Block> void load_up(const beat_t* memory, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
-    load_tiles<Block, sizes<Block>::PARAMETER_BEATS_UP + sizes<Block>::WEIGHT_BEATS_UP, 0>(memory, jobs, beats);
+    load_tiles<Block, sizes<Block>::TILE_BEATS_UP, 0>(memory, jobs, beats);
 }
 
-// memory, expert by expert: the weights of all tiles, then the parameters of the results.
+// memory, expert by expert: the multipliers and weights of all tiles, then the parameters of the results.
 template <class Block> void load_down(const beat_t* memory, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
-    load_tiles<Block, sizes<Block>::WEIGHT_BEATS_DOWN, sizes<Block>::PARAMETER_BEATS_DOWN>(memory, jobs, beats);
+    load_tiles<Block, sizes<Block>::TILE_BEATS_DOWN, sizes<Block>::PARAMETER_BEATS_DOWN>(memory, jobs, beats);
 }
 
 // Beat i of parameters goes to memory i % BANKS, so that a step reads those of all rows at once.

@@ -23,6 +23,7 @@ from moec.targets.hls.graph.dense_layer import dense_layer, optional, origin
 from moec.targets.hls.graph.residuals import find_residual
 from moec.targets.hls.moe.float_block import FloatBlock
 from moec.targets.hls.moe.shared_expert import find_shared_expert, with_shared
+from moec.targets.hls.moe.stored_steps import stored_steps
 
 Array = np.ndarray[Any, Any]
 
@@ -99,14 +100,18 @@ def _experts(node: ir.Node, table: tuple[int, ...] | None) -> dict[str, Any]:
     """The experts' numbers as :class:`FloatBlock` has them, by the router's ids; zeros for hidden units that an expert
     does not have, and for experts that contribute nothing."""
     weights = ExpertWeights(node)
+    stored = stored_steps(weights)
     found: dict[str, Any] = {"gate": None, "gate_bias": None}
     for part in weights.parts:
         found[part] = _stacked(weights, part)
         found[f"{part}_bias"] = _or_zeros(weights.bias(part), found[part].shape[:2])
-    if table is None:
-        return found
-    check_table(table, weights.experts)
-    return {name: None if one is None else _by_id(one, np.array(table)) for name, one in found.items()}
+    if table is not None:
+        check_table(table, weights.experts)
+        ids = np.array(table)
+        found = {name: None if one is None else _by_id(one, ids) for name, one in found.items()}
+        if stored is not None:
+            stored = dataclasses.replace(stored, of={part: _by_id(steps, ids) for part, steps in stored.of.items()})
+    return {**found, "stored": stored}
 
 
 def _by_id(numbers: Array, table: Array) -> Array:

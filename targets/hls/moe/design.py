@@ -23,6 +23,10 @@ MOST_STAGES = 60
 is through a divider of 34 bits, which is as deep, and some multiplications around it."""
 USUAL_STAGES = 20
 """The stages of a pipeline that cycles are counted with: what a reader expects of these loops; synthesis decides."""
+FRACTION_BITS = 6
+"""Of totals of groups: what rounding each group adds is small beside the rounding of the result."""
+_USUAL_TOTAL_BITS = 10
+"""Beyond a result's: the fraction of a total, and how far inputs that never come may carry it."""
 INPUT_BITS, ROUTER_WEIGHT_BITS, MULTIPLIER_BITS, GATE_BITS, RESULT_BITS = 8, 16, 16, 17, 16
 
 
@@ -43,6 +47,12 @@ def depth_beside(iterations_per_word: int, iterations_behind: int = 0) -> int:
     a whole: until that other word has left its last stage, there must be room for all that its first stages write.
     """
     return (MOST_STAGES + iterations_behind) // iterations_per_word + 2
+
+
+def multiplier_beats(rows: int, places: int) -> int:
+    """Transfers of the multipliers of ``rows`` at each of ``places``: a beat is one place, a part, or several."""
+    per_beat = BEAT_BYTES * 8 // MULTIPLIER_BITS
+    return -(-rows // per_beat) * -(-places // max(1, per_beat // rows))
 
 
 def padded(size: int, multiple: int) -> int:
@@ -76,11 +86,16 @@ class BlockShape:
     biased_choice: bool = False
     """Whether a bias moves the choice of experts, and not their weights."""
     weight_bits: Literal[4, 8] = 8
+    group: int = 0
+    """How many inputs share a scale of a weight; 0: all of them."""
     norm: Norm = "none"
     """How tokens are normalised; they are then a residual stream that the result is added to."""
     up_sum_bits: int | None = None
     down_sum_bits: int | None = None
-    """Bits of the products' sums where the weights are known; without them, what any weights could need."""
+    """Bits of the products' sums, each of a group, where the weights are known; without them, what any could need."""
+    up_total_bits: int | None = None
+    down_total_bits: int | None = None
+    """The same of the sums of all groups."""
 
     @property
     def all_experts(self) -> int:
@@ -226,12 +241,37 @@ class Design:
         return -(-self.width * PARAMETER_BYTES // BEAT_BYTES)
 
     @property
+    def multiplier_beats_up(self) -> int:
+        """Transfers of the multipliers of a tile's groups."""
+        groups = -(-self.width // self.shape.group) if self.shape.group else 0
+        return multiplier_beats(self.projections * self.lanes_out, self.hidden_out_chunks * groups)
+
+    @property
+    def multiplier_beats_down(self) -> int:
+        groups = self.hidden_tile // self.shape.group if self.shape.group else 0
+        return multiplier_beats(self.lanes_out, self.output_chunks * groups)
+
+    @property
     def sum_bits_up(self) -> int:
-        return self.shape.up_sum_bits or accumulator_bits(self.width, self.shape.weight_bits)
+        terms = self.shape.group or self.width
+        return self.shape.up_sum_bits or accumulator_bits(terms, self.shape.weight_bits)
 
     @property
     def sum_bits_down(self) -> int:
-        return self.shape.down_sum_bits or accumulator_bits(self.hidden, self.shape.weight_bits)
+        terms = self.shape.group or self.hidden
+        return self.shape.down_sum_bits or accumulator_bits(terms, self.shape.weight_bits)
+
+    @property
+    def total_bits_up(self) -> int:
+        if not self.shape.group:
+            return self.sum_bits_up
+        return self.shape.up_total_bits or INPUT_BITS + _USUAL_TOTAL_BITS
+
+    @property
+    def total_bits_down(self) -> int:
+        if not self.shape.group:
+            return self.sum_bits_down
+        return self.shape.down_total_bits or RESULT_BITS + _USUAL_TOTAL_BITS
 
     @property
     def logit_bits(self) -> int:
@@ -257,6 +297,8 @@ class Design:
             return f"{self.lane_bytes} bytes of weights per step are no whole number of beats of {BEAT_BYTES}"
         if self.hidden_tile % self.lanes_out:
             return f"tiles of {self.hidden_tile} hidden units are no multiple of {self.lanes_out} lanes"
+        if self.shape.group and self.hidden_tile % self.shape.group:
+            return f"tiles of {self.hidden_tile} hidden units are no multiple of a group of {self.shape.group}"
         if self.lanes_in % self.router_lanes:
             return f"{self.router_lanes} router lanes do not divide {self.lanes_in}"
         if self.sum_bits_down > MOST_ACCUMULATOR_BITS or self.sum_bits_up > MOST_ACCUMULATOR_BITS:

@@ -9,6 +9,7 @@ import numpy as np
 
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.targets.hls.moe.stored_steps import StoredSteps
 from moec.targets.hls.normalization import FloatNorm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
@@ -22,6 +23,7 @@ class FloatBlock:
     [E, d, f] with biases [E, f] and [E, d]. ``gate`` and ``gate_bias`` are None where experts are not gated,
     ``correction_bias`` where nothing moves the choice. The specs say the rest; layouts in them no longer count.
     The last ``shared`` experts see every token with weight 1, beside those that the router chooses.
+    ``stored``: the steps of weights that are integers already.
     With a ``norm`` the tokens are a residual stream: they are normalised first, and added to the experts' sum.
     """
 
@@ -39,6 +41,7 @@ class FloatBlock:
     down_bias: Array
     shared: int = 0
     norm: FloatNorm | None = None
+    stored: StoredSteps | None = None
 
     @property
     def width(self) -> int:

@@ -4,11 +4,12 @@
 |---|---|
 | ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16; where tokens are normalised |
 | ``router.bin`` | int16 [E, d], then from a new beat on int32 biases [E] |
-| ``up.bin`` | by expert and tile: parameters of the tile's channels, then its weights by step of the array |
-| ``down.bin`` | by expert: the weights of all tiles by step, then the parameters of its results |
+| ``up.bin`` | by expert and tile: parameters of the tile's channels, multipliers of groups, then weights by step |
+| ``down.bin`` | by expert: multipliers of groups and weights by step of all tiles, then the parameters of its results |
 
 A step of an array takes ``lanes_in`` inputs of ``lanes_out`` rows. Parameters are 8 bytes: bias int32, multiplier
-uint16, padding. int4 weights lie two to a byte, the first in the low half. What pads is zero.
+uint16 (0 where groups have theirs), padding. Multipliers of groups are uint16, those of the rows of a step side by
+side. int4 weights lie two to a byte, the first in the low half. What pads is zero.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ def pack_up(design: Design, block: QuantizedBlock) -> bytes:
     for expert in range(block.shape.all_experts):
         weights = widened(widened(block.up.weights[expert], rows, axis=0), design.width, axis=1)
         biases = widened(block.up.biases[expert], rows, axis=0)
-        multipliers = widened(block.up_multipliers.values[expert], rows, axis=0)
+        multipliers = widened(block.up.multipliers.values[expert], rows, axis=0)
         for first in range(0, rows, tile * projections):
             channels = slice(first, first + tile * projections)
-            parts.append(parameter_records(biases[channels], multipliers[channels]))
+            parts.append(_scaling(biases[channels], multipliers[channels], design.lanes_out * projections))
             parts.append(
                 steps_of(weights[channels], design.lanes_out * projections, design.lanes_in, block.shape.weight_bits)
             )
@@ -67,11 +68,17 @@ def pack_down(design: Design, block: QuantizedBlock) -> bytes:
     parts = []
     for expert in range(block.shape.all_experts):
         weights = widened(widened(block.down.weights[expert], design.width, axis=0), design.hidden, axis=1)
+        multipliers = widened(block.down.multipliers.values[expert], design.width, axis=0)
+        if block.down.group:
+            multipliers = widened(multipliers, design.hidden // block.down.group, axis=1)
         for first in range(0, design.hidden, design.hidden_tile):
             columns = slice(first, first + design.hidden_tile)
+            if block.down.group:
+                of_tile = multipliers[:, first // block.down.group : (first + design.hidden_tile) // block.down.group]
+                parts.append(group_records(of_tile, design.lanes_out))
             parts.append(steps_of(weights[:, columns], design.lanes_out, design.lanes_in, block.shape.weight_bits))
         biases = widened(block.down.biases[expert], design.width, axis=0)
-        parts.append(parameter_records(biases, widened(block.down_multipliers.values[expert], design.width, axis=0)))
+        parts.append(parameter_records(biases, np.zeros_like(biases) if block.down.group else multipliers))
     return b"".join(parts)
 
 
@@ -92,6 +99,19 @@ def parameter_records(biases: Array, multipliers: Array) -> bytes:
     records[:, :4] = biases.astype("<i4").view(np.uint8).reshape(-1, 4)
     records[:, 4:6] = multipliers.astype("<u2").view(np.uint8).reshape(-1, 2)
     return whole_beats(records.tobytes())
+
+
+def _scaling(biases: Array, multipliers: Array, rows: int) -> bytes:
+    """The parameters of channels, and the multipliers [channels, groups] of their groups where they have some."""
+    if multipliers.ndim == 1:
+        return parameter_records(biases, multipliers)
+    return parameter_records(biases, np.zeros_like(biases)) + group_records(multipliers, rows)
+
+
+def group_records(multipliers: Array, rows: int) -> bytes:
+    """[channels, groups]: for every ``rows`` channels, and then every group, those of its rows. Whole beats."""
+    places = multipliers.reshape(-1, rows, multipliers.shape[1]).transpose(0, 2, 1)
+    return whole_beats(places.astype("<u2").tobytes())
 
 
 def steps_of(weights: Array, rows: int, columns: int, weight_bits: int = 8) -> bytes:

@@ -33,7 +33,7 @@ from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.lint.pragmas import LEAST_VERSION
 from moec.targets.hls.moe import packing, reference
 from moec.targets.hls.moe.channels import Channel, channels_of
-from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, Design
+from moec.targets.hls.moe.design import BEAT_BYTES, FRACTION_BITS, MOST_STAGES, Design
 from moec.targets.hls.moe.quantize import QuantizedBlock, power_table, sigmoid_table
 from moec.targets.hls.normalization import inverse_roots
 
@@ -151,6 +151,7 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "depth": {**depth, "tokens_in": -(-tokens_in // BEAT_BYTES), "tokens_out": -(-2 * numbers // BEAT_BYTES)},
         "data": "data",
         "most_stages": MOST_STAGES,
+        "fraction_bits": FRACTION_BITS,
         "least_version": LEAST_VERSION,
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_channels": bound_channels(channels_of(design)),

@@ -1,9 +1,10 @@
 """From a float block to integers: scales from calibration data, and every constant of the hardware that follows.
 
-Activations are int8 with one scale per tensor, weights int8 or int4 with one scale per output channel, the router's
-weights int16, results int16. A scale is the one of a few candidates that loses least on the calibration data (clipping
-rare large values against rounding all others). What is multiplied with a scale on the way becomes an integer multiplier
-of 16 bits and a shift, one shift per product, so that shifts are wires. Functions of one number are tables.
+Activations are int8 with one scale per tensor, weights int8 or int4 with one scale per output channel or, where they
+are stored so, per group of inputs; the router's weights int16, results int16. A scale of activations is the one of a
+few candidates that loses least on the calibration data (clipping rare large values against rounding all others). What
+is multiplied with a scale on the way becomes an integer multiplier of 16 bits and a shift, one shift per product, so
+that shifts are wires. Functions of one number are tables.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from moec.errors import UnsupportedError
 from moec.ir import semantics
 from moec.targets.hls.moe.design import BlockShape, Scoring
 from moec.targets.hls.moe.float_block import FloatBlock, FloatResults
+from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, project
 from moec.targets.hls.normalization import QuantizedNorm, quantize_norm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
@@ -31,46 +33,10 @@ _CLIPPING = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Candidates for the largest number that a scale reaches, as parts of the largest one met."""
 _HEADROOM = 1.25
 """Results may grow beyond those of the calibration data by this before they saturate."""
-_MOST_BIAS, _MOST_ROUTER_BIAS = 1 << 20, 1 << 30
-"""In steps of the sums that they are added to."""
+_MOST_ROUTER_BIAS = 1 << 30
+"""In steps of the sums that it is added to."""
 _MOST_OFFSET = 384
 """The most that is added to the up projection, in its quantisation steps: the sum fits into 10 bits."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Multipliers:
-    """``x * scale`` as ``(x * multiplier + half) >> shift``: 16 bits per channel, one shift for all."""
-
-    values: Array
-    shift: int
-
-    @staticmethod
-    def of(scales: Array) -> Multipliers:
-        """Raises UnsupportedError where 16 bits and a shift cannot say the scales."""
-        largest = float(scales.max())
-        shift = math.floor(math.log2(65535 / largest))
-        if not 1 <= shift <= 40:
-            raise UnsupportedError(
-                f"a scale of {largest:.3g} between two tensors has no 16-bit multiplier; check the calibration data"
-            )
-        values = np.maximum(np.round(scales * 2.0**shift), 1).astype(np.int64)
-        return Multipliers(np.minimum(values, 65535), shift)
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizedProjection:
-    """One matrix per expert as integers: ``weights`` [E, out, in], ``biases`` [E, out] in the steps of the sums, and
-    ``scales`` [E, out], what a step of a weight stands for."""
-
-    weights: Array
-    biases: Array
-    scales: Array
-
-    @property
-    def sum_bits(self) -> int:
-        """That hold any sum of int8 inputs, and every partial one: derived from the weights, not from their number."""
-        largest = np.abs(self.weights).sum(axis=2) * 128 + np.abs(self.biases)
-        return int(largest.max()).bit_length() + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +63,6 @@ class QuantizedBlock:
     choice_bias: Array | None
     up: QuantizedProjection
     down: QuantizedProjection
-    up_multipliers: Multipliers
-    down_multipliers: Multipliers
     activation: Array
     hidden_multiplier: Multipliers
     up_offset: int
@@ -140,13 +104,8 @@ def quantize(
     gate_scale = scale_for(seen.up if seen.gate is None else seen.gate, 8)
     offset = block.experts.up_offset
     up_scale = max(scale_for(seen.up, 8), abs(offset) / _MOST_OFFSET)
-    up = project(
-        _interleaved(block.gate, block.up), _interleaved(block.gate_bias, block.up_bias), input_scale, weight_bits
-    )
-    sum_scales = input_scale * up.scales
     activation, activation_scale = _activation_table(block, gate_scale)
     hidden_scale = scale_for(seen.hidden, 8) if block.gate is not None else activation_scale
-    down = project(block.down, block.down_bias, hidden_scale, weight_bits)
     result_scale = _result_scale(seen, block.routing.scale)
     norm = None
     if block.norm is not None:
@@ -168,10 +127,16 @@ def quantize(
         choice_bias=None
         if block.correction_bias is None
         else np.round(block.correction_bias * TERM_ONE).astype(np.int64),
-        up=up,
-        down=down,
-        up_multipliers=Multipliers.of(sum_scales / _per_row(block, gate_scale, up_scale)),
-        down_multipliers=Multipliers.of(hidden_scale * down.scales / result_scale),
+        up=_up(block, shape, input_scale, _per_row(block, gate_scale, up_scale)),
+        down=project(
+            block.down,
+            block.down_bias,
+            hidden_scale,
+            np.full(block.width, result_scale),
+            shape.weight_bits,
+            group=shape.group,
+            steps=None if block.stored is None else block.stored.of["down"],
+        ),
         activation=activation,
         hidden_multiplier=Multipliers.of(np.array([activation_scale * up_scale / hidden_scale])),
         up_offset=round(offset / up_scale),
@@ -179,6 +144,20 @@ def quantize(
         shared_gate=round(GATE_ONE / block.routing.scale),
         score=_score(block, logit_scale),
         norm=norm,
+    )
+
+
+def _up(block: FloatBlock, shape: BlockShape, input_scale: float, result_scales: Array) -> QuantizedProjection:
+    """Gate and up, interleaved."""
+    stored = None if block.stored is None else block.stored.of
+    return project(
+        _interleaved(block.gate, block.up),
+        _interleaved(block.gate_bias, block.up_bias),
+        input_scale,
+        result_scales,
+        shape.weight_bits,
+        group=shape.group,
+        steps=None if stored is None else _interleaved(stored.get("gate"), stored["up"]),
     )
 
 
@@ -193,6 +172,9 @@ def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> Block
     reason = _why_not(block)
     if reason is not None:
         raise UnsupportedError(f"{block.name}: {reason}")
+    stored = block.stored
+    if stored is not None:
+        weight_bits = stored.bits if stored.whole else max(stored.bits, weight_bits)
     scoring: Scoring = "sigmoid" if block.routing.score == "sigmoid" else "softmax"
     return BlockShape(
         tokens=most_tokens,
@@ -209,6 +191,7 @@ def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> Block
         group_sum=block.routing.groups > 1 and block.routing.group_score == "sum_top2",
         biased_choice=block.correction_bias is not None,
         weight_bits=4 if weight_bits == 4 else 8,
+        group=0 if stored is None else stored.group,
         norm="none" if block.norm is None else block.norm.kind,
     )
 
@@ -270,17 +253,6 @@ def scale_for(numbers: Array, bits: int) -> float:
 
 def _step(largest: Any, bits: int) -> float:
     return float(largest) / ((1 << (bits - 1)) - 1) if largest > 0 else 1.0
-
-
-def project(weights: Array, biases: Array, input_scale: float, bits: int) -> QuantizedProjection:
-    """``weights`` [E, out, in] and ``biases`` [E, out] of inputs in steps of ``input_scale``."""
-    largest = np.abs(weights).max(axis=2)
-    scales = np.where(largest > 0, largest, 1.0) / ((1 << (bits - 1)) - 1)
-    # A unit that training switched off has weights near 0, but a bias that must fit all the same.
-    scales = np.maximum(scales, np.abs(biases) / (input_scale * _MOST_BIAS))
-    sums = input_scale * scales
-    quantized = np.round(weights / scales[..., None]).astype(np.int8)
-    return QuantizedProjection(quantized, np.round(biases / sums).astype(np.int64), scales)
 
 
 def _interleaved(gate: Array | None, up: Array) -> Array:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.moe.quantize import GATE_ONE, Multipliers, QuantizedBlock, power_table, sigmoid_table
+from moec.targets.hls.moe.design import FRACTION_BITS
+from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection
+from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, power_table, sigmoid_table
 
 Array = np.ndarray[Any, Any]
 
@@ -45,12 +47,9 @@ def run(block: QuantizedBlock, tokens: Array) -> IntegerResults:
     parts = []
     for expert in range(shape.all_experts):
         rows, gates_of = _rows_of(block, expert, chosen, gates)
-        before = requantized(
-            product(tokens[rows], block.up.weights[expert]) + block.up.biases[expert], block.up_multipliers, expert, 8
-        )
+        before = projected(tokens[rows], block.up, expert, 8)
         hidden = activate(block, before)
-        sums = product(hidden, block.down.weights[expert]) + block.down.biases[expert]
-        result = requantized(sums, block.down_multipliers, expert, 16)
+        result = projected(hidden, block.down, expert, 16)
         combined[rows] += result * gates_of
         parts.append((before, hidden, result))
     before, hidden, results = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -78,10 +77,22 @@ def saturated(numbers: Array, bits: int) -> Array:
     return np.clip(numbers, -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
 
 
-def requantized(sums: Array, multipliers: Multipliers, expert: int, bits: int) -> Array:
-    """Rounded half up."""
-    shift = multipliers.shift
-    return saturated((sums * multipliers.values[expert] + (1 << (shift - 1))) >> shift, bits)
+def projected(rows: Array, projection: QuantizedProjection, expert: int, bits: int) -> Array:
+    """Rows [P, in] of an expert → results [P, out]. With groups, the sum of each is scaled by itself."""
+    weights, multipliers = projection.weights[expert], projection.multipliers
+    if not projection.group:
+        sums = product(rows, weights) + projection.biases[expert]
+        return saturated(shifted(sums * multipliers.values[expert], multipliers.shift), bits)
+    totals = np.tile(projection.biases[expert], (len(rows), 1))
+    for place, inputs in enumerate(projection.groups):
+        sums = product(rows[:, inputs], weights[:, inputs])
+        totals += shifted(sums * multipliers.values[expert][:, place], multipliers.shift)
+    return saturated(shifted(totals, FRACTION_BITS), bits)
+
+
+def shifted(numbers: Array, shift: int) -> Array:
+    """Divided by 2^shift, rounded half up."""
+    return (numbers + (1 << (shift - 1))) >> shift
 
 
 def choose(block: QuantizedBlock, logits: Array) -> Array:

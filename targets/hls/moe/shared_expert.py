@@ -71,6 +71,10 @@ def with_shared(block: FloatBlock, shared: SharedExpert) -> FloatBlock:
     if shared.gate is not None and gate is not None and gate_bias is not None:
         gate = np.concatenate([gate, cut(shared.gate.weights, 0)])
         gate_bias = np.concatenate([gate_bias, cut(shared.gate.bias, 0)])
+    stored = block.stored
+    if stored is not None:
+        rounded = {part: np.pad(steps, [(0, pieces), (0, 0), (0, 0)]) for part, steps in stored.of.items()}
+        stored = dataclasses.replace(stored, whole=False, of=rounded)
     return dataclasses.replace(
         block,
         up=np.concatenate([block.up, cut(shared.up.weights, 0)]),
@@ -80,6 +84,7 @@ def with_shared(block: FloatBlock, shared: SharedExpert) -> FloatBlock:
         down=np.concatenate([block.down, cut(shared.down.weights, 1)]),
         down_bias=np.concatenate([block.down_bias, down_bias]),
         shared=pieces,
+        stored=stored,
     )
 
 

@@ -115,7 +115,11 @@ class IntegerMoeBlock:
         """Designs for experts that get as many tokens as those of the calibration data, ``steps`` [N, d], give them."""
         quantized = self.quantized
         shape = dataclasses.replace(
-            quantized.shape, up_sum_bits=quantized.up.sum_bits, down_sum_bits=quantized.down.sum_bits
+            quantized.shape,
+            up_sum_bits=quantized.up.sum_bits,
+            down_sum_bits=quantized.down.sum_bits,
+            up_total_bits=quantized.up.total_bits,
+            down_total_bits=quantized.down.total_bits,
         )
         counted = reference.run(quantized, steps).loads[: shape.experts].tolist()
         try:

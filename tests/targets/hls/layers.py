@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from moec.targets.hls.moe.design import Design
 from moec.targets.hls.moe.float_block import FloatBlock
 from moec.targets.hls.moe.project import Description, project_files
 from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
+from moec.targets.hls.moe.stored_steps import StoredSteps
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +54,24 @@ def float_block(
         down_bias=normal(count, width, scale=0.1),
         shared=shared,
     )
+
+
+def in_groups(block: FloatBlock, bits: Literal[4, 8], group: int, floats: Sequence[int] = ()) -> FloatBlock:
+    """The block with weights that are integers of ``bits`` already, those of the experts ``floats`` excepted; ``group``
+    inputs share a step, 0: all."""
+    rounded, steps = {}, {}
+    for part in ("gate", "up", "down"):
+        weights = getattr(block, part)
+        if weights is None:
+            continue
+        size = group or weights.shape[2]
+        starts = np.arange(0, weights.shape[2], size)
+        steps[part] = np.maximum.reduceat(np.abs(weights), starts, axis=2) / ((1 << (bits - 1)) - 1)
+        of_input = np.repeat(steps[part], size, axis=2)[..., : weights.shape[2]]
+        rounded[part] = np.round(weights / np.where(of_input > 0, of_input, 1)).astype(np.float32) * of_input
+        for expert in floats:
+            rounded[part][expert], steps[part][expert] = weights[expert], 0
+    return dataclasses.replace(block, **rounded, stored=StoredSteps(bits, group, not floats, steps))
 
 
 def tokens_for(block: FloatBlock, count: int, seed: int = 1) -> Array:

@@ -11,7 +11,8 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_functionally
 from moec.targets.hls.moe import quality
-from moec.targets.hls.moe.quantize import Multipliers, quantize
+from moec.targets.hls.moe.projection import Multipliers
+from moec.targets.hls.moe.quantize import quantize
 
 from .layers import float_block, project, quantized, tokens_for
 
@@ -51,7 +52,8 @@ def test_scales_without_a_multiplier_are_refused(scale):
 def test_a_shift_beyond_the_width_of_the_product_rounds_right():
     """Results far below one step of the output, of both signs, are zeros."""
     block = quantized(float_block(RouteSpec(2), RELU, width=8, hidden=8, seed=3))
-    values = np.full_like(block.down_multipliers.values, 40000)
-    block = dataclasses.replace(block, down_multipliers=Multipliers(values, 39))
+    values = np.full_like(block.down.multipliers.values, 40000)
+    down = dataclasses.replace(block.down, multipliers=Multipliers(values, 39))
+    block = dataclasses.replace(block, down=down)
     steps = np.random.default_rng(0).integers(-127, 128, (7, 8))
     assert "PASS" in simulate_functionally(project(block, steps, lanes_in=8, lanes_out=8, hidden_tile=8))

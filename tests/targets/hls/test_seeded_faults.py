@@ -27,7 +27,7 @@ template <class Block>
 void load_both(const beat_t* up, const beat_t* down, hls::stream<job_t>& jobs_up, hls::stream<job_t>& jobs_down,
                hls::stream<beat_t>& beats_up, hls::stream<beat_t>& beats_down) {
     typedef sizes<Block> S;
-    const int UP = S::PARAMETER_BEATS_UP + S::WEIGHT_BEATS_UP;
+    const int UP = S::TILE_BEATS_UP;
     const int DOWN = S::TILES * S::WEIGHT_BEATS_DOWN + S::PARAMETER_BEATS_DOWN;
 load_jobs:
     while (true) {
@@ -105,7 +105,7 @@ def test_an_entry_of_the_chosen_experts_is_not_initialised(files):
 def test_a_claim_of_independence_is_false(files):
     """Sums are carried from one iteration to the next, which C simulation gets right whatever the pragma says."""
     assert "PASS" in simulate_timed(files, watch_dependences=True).output
-    claim = "// false\n#pragma HLS DEPENDENCE variable=sums type=inter dependent=false\n"
+    claim = "// false\n#pragma HLS DEPENDENCE variable=totals type=inter dependent=false\n"
     start = (
         "up_inputs:\n                for (int d = 0; d < S::WIDTH_CHUNKS; d++) {\n#pragma HLS PIPELINE II=1 style=stp\n"
     )
@@ -113,7 +113,7 @@ def test_a_claim_of_independence_is_false(files):
     assert lint(wrong) == []
     error = failure(lambda: simulate_timed(wrong, watch_dependences=True))
     assert error.kind == "false dependence"
-    assert "process product_up reads element 0 of sums 1 iterations behind" in str(error)
+    assert "process product_up reads element 0 of totals 1 iterations behind" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""Experts whose weights are integers already: what a step of each stands for, as the hardware takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from moec.errors import UnsupportedError
+from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.weights.format import WeightFormat
+
+Array = np.ndarray[Any, Any]
+
+_SMALLEST_GROUP, _LARGEST_GROUP = 32, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredSteps:
+    """``bits``: that hold all integers. ``group``: inputs that share a step in all matrices, 0 for all inputs; larger
+    ones are several of them. ``whole``: whether no expert is stored as floats. ``of``: steps [E, out, groups] by part,
+    0 for an expert that is."""
+
+    bits: Literal[4, 8]
+    group: int
+    whole: bool
+    of: Mapping[str, Array]
+
+
+def stored_steps(weights: ExpertWeights) -> StoredSteps | None:
+    """None where all weights are floats. Raises UnsupportedError for a format that the templates do not have."""
+    formats = {part: weights.operand(part).formats for part in weights.parts}
+    for part, of_experts in formats.items():
+        for expert, form in enumerate(of_experts):
+            if not _is_taken(form):
+                raise UnsupportedError(
+                    f"the {part} weights of expert {expert} are {form}; FPGA projects take floats, int8 and int4, "
+                    "without zero points, per channel or in groups of 32, 64 or 128"
+                )
+    integers = [form for of_experts in formats.values() for form in of_experts if form.quantized]
+    if not integers:
+        return None
+    sizes = [form.group for form in integers if form.group]
+    group = math.gcd(_LARGEST_GROUP, *sizes) if sizes else 0
+    return StoredSteps(
+        bits=8 if any(form.name == "int8" for form in integers) else 4,
+        group=group,
+        whole=all(form.quantized for of_experts in formats.values() for form in of_experts),
+        of={part: _steps(weights, part, group) for part in weights.parts},
+    )
+
+
+def _is_taken(form: WeightFormat) -> bool:
+    if not form.quantized:
+        return True
+    return form.name in ("int8", "int4") and not form.zero_points and form.group % _SMALLEST_GROUP == 0
+
+
+def _steps(weights: ExpertWeights, part: Part, group: int) -> Array:
+    outputs, inputs = (weights.width, weights.hidden) if part == "down" else (weights.hidden, weights.inner)
+    groups = -(-inputs // group) if group else 1
+    steps = np.zeros((weights.experts, outputs, groups), np.float32)
+    for expert, form in enumerate(weights.operand(part).formats):
+        scale = weights.encoded(part, expert).scale if form.quantized else None
+        if scale is not None:
+            copies = form.group // group if form.group else groups
+            steps[expert] = np.repeat(scale.T.astype(np.float32), copies, axis=1)[:, :groups]
+    return steps

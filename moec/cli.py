@@ -126,6 +126,31 @@ def compile_model(
     report_compilation(output, verbose)
 
 
+@app.command("import")
+def import_model(
+    model: Model,
+    report: Annotated[
+        bool, typer.Option("--report", help="List every block: what was established, and why it was not raised.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for MoE blocks in a model without compiling it: how many are raised to one operator, and how many look like
+    one and stay ordinary operators."""
+    from moec import compiler
+    from moec.inspect import tables
+
+    with shown_progress() as progress:
+        progress("looking for MoE blocks")
+        raised, unraised = compiler.find_blocks(model)
+    rows = [dataclasses.asdict(one) for one in unraised]
+    if as_json:
+        print_result({"raised": raised, "unraised": rows}, True, ())
+        return
+    if report:
+        print_result(None, False, [tables.found_blocks_table(raised, rows)])
+    print(f"{model}: {len(raised)} MoE blocks are raised, {len(rows)} more look like one and are not")
+
+
 @app.command()
 def run(
     artifact: Artifact,

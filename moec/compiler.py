@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from moec.common.specs import TensorSpec
     from moec.frontend.conditions import Conditions
-    from moec.passes.framework.base import Pass, Remark, Report
+    from moec.passes.framework.base import Pass, Remark, Report, Unraised
     from moec.passes.framework.pipeline import AfterPass
     from moec.runtime.model import CompiledModel
     from moec.runtime.writer import Stage
@@ -240,6 +240,19 @@ def optimize(
     with reporting("optimizing", path):
         pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after, on_pass=check)
         return print_model(graph), report.remarks
+
+
+def find_blocks(model: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[Unraised]]:
+    """The MoE blocks of an ONNX file as :func:`moec.ir.blocks.moe_blocks` describes them, and what looks like one and
+    is not raised. Raises MoecError."""
+    from moec.ir.blocks import moe_blocks
+    from moec.passes.framework import pipeline
+    from moec.passes.framework.base import Report
+
+    graph, report = import_model(model), Report()
+    with reporting("looking for MoE blocks", model):
+        pipeline.run(graph, pipeline.parse("O1"), report)
+        return moe_blocks(graph), report.unraised
 
 
 def _read_text_form(path: pathlib.Path) -> ir.Model:

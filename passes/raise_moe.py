@@ -12,9 +12,9 @@ import onnx_ir as ir
 from moec.errors import one_line
 from moec.ir import dialect
 from moec.ir.names import node_name
-from moec.passes.framework.base import Exactness, Report
+from moec.passes.framework.base import Exactness, Report, Unraised
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import Block, is_contraction
+from moec.passes.raising.block import Block, is_contraction, width
 from moec.passes.raising.candidates import candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
 from moec.passes.raising.dataflow import DataFlow
@@ -26,6 +26,7 @@ from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import expert_vectors, propose_routings
 from moec.passes.raising.search import Match, find_match
+from moec.passes.raising.unraised import resemblances, why_no_candidate
 from moec.passes.raising.weights import arrangements, with_factor
 
 SELECTIONS = ("TopK", "ArgMax")
@@ -43,7 +44,9 @@ class RaiseMoE:
     2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows for the experts.
     3. A proposal is applied only if it agrees with the original on all trials (see ``raising.check``); what looked
        like experts and does not agree is reported and left as it is.
-    4. A block isomorphic to an earlier one, equal but for its weights, is tried as the same first, on rows
+    4. What resembles a mixture and gives no region to try (scores that weigh all experts, a table of experts, a
+       selection among other things than columns of logits) gets a note.
+    5. A block isomorphic to an earlier one, equal but for its weights, is tried as the same first, on rows
        that reach every expert.
 
     ::
@@ -96,8 +99,19 @@ class RaiseMoE:
             self._tell(report, block, match)
             changed = True
         for failure in _one_per_block([failure for failure in failures if failure.anchor not in understood]):
-            report.warn(self.name, node_name(failure.anchor), f"left as ordinary operators: {failure.reason}")
+            self._tell_failure(report, dataflow, failure)
+        for found in resemblances(dataflow, list(model.graph), understood):
+            report.note(self.name, found.node, f"left as ordinary operators: {found.reason}")
+            report.unraised.append(found)
         return changed
+
+    def _tell_failure(self, report: Report, dataflow: DataFlow, failure: _Failure) -> None:
+        name, anchor = node_name(failure.anchor), failure.anchor
+        tell = report.note if failure.reason.resembles else report.warn
+        tell(self.name, name, f"left as ordinary operators: {failure.reason}")
+        k = 1 if anchor.op_type == "ArgMax" else dataflow.scalar(anchor.inputs[1])
+        experts = None if failure.source is None else width(failure.source)
+        report.unraised.append(Unraised(name, str(failure.reason), experts, None if k is None else int(k)))
 
     def _tell(self, report: Report, block: Block, match: Match) -> None:
         if match.undefined:
@@ -159,16 +173,22 @@ def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
 
     A selection that nothing is multiplied after (sampling the next token) is not worth a word.
     """
+    users = list(dataflow.readers(anchor.outputs))
+    if any(map(dialect.is_moec, users)):
+        return
+    reason = why_no_candidate(dataflow, anchor)
     logits = find_logits(dataflow, anchor)
     if not logits or not is_contraction(logits[0].producer()):
+        if reason is not None:
+            raise NotUnderstoodError(reason, resembles=True)
         return
-    users = list(dataflow.readers(anchor.outputs))
     branches = [node for node in users if node.op_type in ("If", "Loop", "Scan")]
     if branches:
         first = branches[0]
         raise NotUnderstoodError(f"control flow depends on its selection ({first.op_type} node {node_name(first)})")
-    if sum(map(is_contraction, users)) >= 2 and not any(map(dialect.is_moec, users)):
-        raise NotUnderstoodError("no part of the graph behind it makes one row per token from one row per token")
+    if reason is not None:
+        sure = sum(map(is_contraction, users)) >= 2
+        raise NotUnderstoodError(reason, resembles=not sure)
 
 
 def _match_block(block: Block, known: Known) -> Match:

@@ -60,6 +60,15 @@ def summary(manifest: Manifest, path: str) -> str:
     return f"{path}: {len(manifest.moe_blocks)} MoE blocks, {made}"
 
 
+def found_blocks_table(raised: Sequence[dict[str, Any]], unraised: Sequence[dict[str, Any]]) -> Table:
+    """What looks like an MoE block: ``raised`` as :func:`moec.ir.blocks.moe_blocks` describes them."""
+    rows = [("yes", one["name"], one["num_experts"], one["top_k"], one["router"], one["formulation"]) for one in raised]
+    rows += [("no", one["node"], one["experts"], one["top_k"], one["router"], one["reason"]) for one in unraised]
+    cells = [tuple("?" if cell in (None, "") else str(cell) for cell in row) for row in rows]
+    headings = ("raised", "node", "experts", "top-k", "router", "written as, or why not")
+    return table("What looks like an MoE block", headings, cells)
+
+
 def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
     rows = [(remark["severity"], remark["pass_name"], remark["subject"], remark["message"]) for remark in remarks]
     return table("Remarks", ("", "pass", "about", "remark"), rows)

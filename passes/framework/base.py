@@ -39,12 +39,25 @@ class Loss:
     output_error: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Unraised:
+    """What looks like a mixture of experts and stays as it is: the node that shows it, and why. ``experts`` and
+    ``top_k`` are None and ``router`` is empty where they were not established."""
+
+    node: str
+    reason: str
+    experts: int | None = None
+    top_k: int | None = None
+    router: str = ""
+
+
 @dataclasses.dataclass
 class Report:
-    """Collects remarks and losses over a whole compilation."""
+    """Collects remarks, losses, and what was not raised over a whole compilation."""
 
     remarks: list[Remark] = dataclasses.field(default_factory=list)
     losses: list[Loss] = dataclasses.field(default_factory=list)
+    unraised: list[Unraised] = dataclasses.field(default_factory=list)
 
     def note(self, pass_name: str, subject: str, message: str) -> None:
         self.remarks.append(Remark(pass_name, subject, message))

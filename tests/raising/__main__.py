@@ -5,6 +5,7 @@ python -m tests.raising alone --only "as einsum"  # those whose names contain a 
 python -m tests.raising chains 200 --seed 3       # after 1 to 12 rewrites; failures with the fewest that they need
 python -m tests.raising case 17                   # the chain of seed 17, again
 python -m tests.raising layers 100                # layers as they are
+python -m tests.raising formulations              # modules in PyTorch, through both exporters
 """
 
 from __future__ import annotations
@@ -79,6 +80,27 @@ def _layers(arguments: argparse.Namespace) -> None:
     print(table(sorted(results, key=lambda result: result[0])))
 
 
+def _formulations(arguments: argparse.Namespace) -> None:
+    from .exports import EXPORTERS, NotExportedError, verdict_of
+    from .formulations import FORMULATIONS
+
+    results = []
+    for name, kind in FORMULATIONS.items():
+        if arguments.only not in name:
+            continue
+        for exporter in EXPORTERS:
+            said = "" if not kind.fits else f" (outside of the dialect: {kind.fits})"
+            try:
+                verdict = verdict_of(name, exporter)
+            except NotExportedError as error:
+                print(f"{name}, {exporter}: not exported: {error}", flush=True)
+                continue
+            group = "outside of the dialect" if kind.fits else "in the dialect"
+            results += [(f"{exporter}, {group}", verdict)]
+            print(f"{name}, {exporter}: {verdict.status}{said}: {verdict.detail}", flush=True)
+    print(table(sorted(results, key=lambda result: result[0])))
+
+
 def _case(arguments: argparse.Namespace) -> None:
     case = draw_case(arguments.seed)
     verdict = verdict_of(case)
@@ -100,6 +122,9 @@ def main() -> None:
         several = commands.add_parser(name)
         several.add_argument("count", type=int)
         several.set_defaults(command=command)
+    formulations = commands.add_parser("formulations")
+    formulations.add_argument("--only", default="")
+    formulations.set_defaults(command=_formulations)
     single = commands.add_parser("case")
     single.add_argument("seed", type=int)
     single.add_argument("--save", help="Write the model there.")

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.errors import DefectError, MoecError
 from moec.frontend.onnx import import_model
 from moec.ir import dialect, interpreter
 from moec.passes.framework import pipeline
@@ -27,9 +27,9 @@ EXACT, ROUNDED = 1e-4, 3e-2
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """``refused``: not raised, and a remark says why; ``silent``: not raised, and none does; ``wrong``: the result is
-    another than before the passes; ``crash``: an error; ``unequal``: the model to judge is not what it should be, so
-    that nothing was judged."""
+    """``refused``: not raised, and a remark says why, or it is another model than it should be and is refused as such;
+    ``silent``: not raised, and none does; ``wrong``: the result is another than before the passes; ``crash``: an error;
+    ``unequal``: the model is not what it should be, so that nothing was judged."""
 
     status: Status
     detail: str = ""
@@ -38,16 +38,21 @@ class Verdict:
 def judge(model: onnx.ModelProto, feeds: Feeds, expected: list[list[Array]], blocks: int, rounds: bool) -> Verdict:
     """``expected`` are the outputs for each of ``feeds``; ``blocks`` how many MoE blocks there are to raise."""
     tolerance = ROUNDED if rounds else EXACT
-    report = Report()
+    report, different, before, after = Report(), "", [], []
     try:
         graph = import_model(model)
-        before = list(_computed(graph, feeds))
+        try:
+            before = list(_computed(graph, feeds))
+            different = _difference(before, expected, tolerance)
+        except interpreter.EvaluationError as error:
+            different = str(error)
         pipeline.run(graph, pipeline.parse("O2"), report)
-        after = list(_computed(graph, feeds))
+        if not different:
+            after = list(_computed(graph, feeds))
     except Exception as error:  # whatever it is, it is what there is to tell of this model
-        kind = "" if isinstance(error, MoecError) else f"{type(error).__name__}: "
-        return Verdict("crash", kind + " ".join(str(error).split()))
-    different = _difference(before, expected, tolerance)
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        refused = different and isinstance(error, MoecError) and not isinstance(error, DefectError)
+        return Verdict("refused" if refused else "crash", said)
     if different:
         return Verdict("unequal", f"before all passes, {different}")
     different = _difference(after, before, tolerance)
@@ -55,8 +60,7 @@ def judge(model: onnx.ModelProto, feeds: Feeds, expected: list[list[Array]], blo
         return Verdict("wrong", different)
     if sum(dialect.is_moec(node, "MoE") or dialect.is_moec(node, "Route") for node in graph.graph) >= blocks:
         return Verdict("raised")
-    reasons = [remark for remark in report.remarks if remark.pass_name == RaiseMoE.name]
-    reasons = [remark for remark in reasons if remark.severity == "warning"]
+    reasons = [remark for remark in report.remarks if remark.pass_name == RaiseMoE.name and "left as" in remark.message]
     if reasons:
         return Verdict("refused", f"{reasons[0].subject}: {reasons[0].message}")
     return Verdict("silent")

@@ -1,0 +1,167 @@
+"""What looks like a mixture of experts where there is no block to try: so that it is not passed over in silence.
+
+Nothing here decides anything: whoever reads a remark does. Two things are looked for. A selection that data of several
+products with constant weights meets, or that such products come behind. And, without any selection, scores of a
+projection that weigh the results of as many experts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator
+
+import onnx_ir as ir
+
+from moec.ir.movement import MOVEMENTS
+from moec.ir.names import node_name
+from moec.passes.framework.base import Unraised
+from moec.passes.raising.block import CONTRACTIONS, width
+from moec.passes.raising.candidates import find_logits
+from moec.passes.raising.dataflow import DataFlow, follow_data
+
+PRODUCTS = CONTRACTIONS | {"Conv"}
+SCORES = frozenset({"Relu", "Sigmoid", "Softmax"})
+SELECTIONS = frozenset({"ArgMax", "TopK"})
+MEETINGS = frozenset({"Einsum", "Gemm", "MatMul", "Mul"})
+MOST_NODES = 4096
+"""How far a search for products goes."""
+MOST_EXPERTS = 1024
+"""Scores of more are activations of hidden units."""
+MOST_STEPS = 64
+"""How far in front of a selection the router's product may be."""
+
+
+def has_weight(dataflow: DataFlow, node: ir.Node) -> bool:
+    """Whether a node multiplies data with constant weights: a matrix, or several."""
+    if node.op_type not in PRODUCTS:
+        return False
+    return any(len(_matrix(dataflow, operand)) >= 2 for operand in node.inputs[:2] if operand is not None)
+
+
+def _matrix(dataflow: DataFlow, operand: ir.Value) -> tuple[int, ...]:
+    """The sizes beyond 1 of the constant that an operand is, or is taken from; none for data."""
+    weight = follow_data(operand, dataflow.constant)
+    return () if weight is None else tuple(size for size in dataflow.shape(weight) if size > 1)
+
+
+def router_of(dataflow: DataFlow, scores: ir.Value) -> ir.Node | None:
+    """The product of data with a constant matrix that scores come from; None where they come from something else."""
+    for value in itertools.islice(dataflow.dominators(scores), MOST_STEPS):
+        node = value.producer()
+        if node is not None and node.op_type in PRODUCTS:
+            return node if has_weight(dataflow, node) else None
+    return None
+
+
+def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
+    """Why no block is found around a selection that looks like one of experts; None where it does not."""
+    scores = anchor.inputs[0]
+    router = None if scores is None else router_of(dataflow, scores)
+    if scores is None or router is None or _products_met(dataflow, anchor, scores) < 2:
+        return None
+    if width(scores) is None:
+        return "it selects along an axis of no constant size, in which the number of experts was expected"
+    if router.outputs[0] not in find_logits(dataflow, anchor):
+        return "other operators than scores stand between its router's product and it, so that no logits were found"
+    return "no part of the graph behind it makes one row per token from one row per token"
+
+
+def _products_met(dataflow: DataFlow, anchor: ir.Node, scores: ir.Value) -> int:
+    """How many products with constant weights the selection chooses among: behind it, or in front of where its result
+    meets other data."""
+    before = set(_upstream(scores))
+    behind = list(itertools.islice(dataflow.readers(anchor.outputs), MOST_NODES))
+    reached = {value for node in behind for value in node.outputs}.union(anchor.outputs)
+    found = {node for node in behind if has_weight(dataflow, node)}
+    for node in behind:
+        if node.op_type in MEETINGS or node.op_type in MOVEMENTS:
+            others = [value for value in node.inputs if value is not None and value not in reached]
+            found.update(n for value in others for n in _upstream(value) if n not in before and has_weight(dataflow, n))
+    return len(found)
+
+
+def _upstream(value: ir.Value) -> Iterator[ir.Node]:
+    """The nodes that a value's data is computed by, nearest first."""
+    pending, seen = [value], set[ir.Node]()
+    while pending and len(seen) < MOST_NODES:
+        node = pending.pop(0).producer()
+        if node is None or node in seen or node.op_type == "Shape":
+            continue
+        seen.add(node)
+        yield node
+        pending.extend(operand for operand in node.inputs if operand is not None)
+
+
+def resemblances(dataflow: DataFlow, nodes: Collection[ir.Node], understood: Collection[ir.Node]) -> Iterator[Unraised]:
+    """Mixtures in which no scores are selected by. ``understood`` are the nodes of blocks that were raised."""
+    for node in nodes:
+        if node in understood:
+            continue
+        if _is_mixture(dataflow, node):
+            reason = "it weighs all of its experts for every token, and nothing selects among them"
+            yield Unraised(node_name(node), reason, width(node.outputs[0]))
+        elif _is_table(dataflow, node):
+            yield Unraised(node_name(node), "a table gives the experts of a token, not a router's logits")
+
+
+def _is_mixture(dataflow: DataFlow, node: ir.Node) -> bool:
+    """Whether a node's scores weigh the results of as many experts, each of which computes every token."""
+    E = width(node.outputs[0]) if node.op_type in SCORES else None
+    if E is None or not 2 <= E <= MOST_EXPERTS or router_of(dataflow, node.outputs[0]) is None:
+        return False
+    before = set(_upstream(node.outputs[0]))
+    return _weighed(dataflow, node.outputs[0], E, before, strict=node.op_type != "Softmax")
+
+
+def _is_table(dataflow: DataFlow, node: ir.Node) -> bool:
+    """Whether a node gathers from a constant table of ids, by which products with constant weights are chosen."""
+    if node.op_type != "Gather":
+        return False
+    table, places = node.inputs
+    if table is None or places is None or dataflow.constant(places) or not dataflow.constant(table):
+        return False
+    if table.dtype != ir.DataType.INT64 or len(dataflow.shape(table)) != 1:
+        return False
+    return _products_met(dataflow, node, places) >= 2
+
+
+def _weighed(dataflow: DataFlow, scores: ir.Value, E: int, before: set[ir.Node], *, strict: bool) -> bool:
+    """Whether scores meet E experts: one stack of results, or several in turn. ``strict``: as many products as experts
+    have, in one stack, for gates of other kinds (of heads of attention, of cells) are written likewise."""
+    turns = 0
+    pending, seen = [scores], {scores}
+    while pending and len(seen) < MOST_NODES:
+        value = pending.pop()
+        for node in value.consumers():
+            if node.op_type in SELECTIONS or node.domain == "moec":
+                return False
+            others = [v for v in node.inputs if v is not None and v not in seen and not dataflow.constant(v)]
+            data = [v for v in others if not _comes_from(v, scores, before)]
+            if node.op_type in MEETINGS and data:
+                stacked, products = _products_behind(dataflow, data[0], E, before)
+                if stacked or (products >= (2 * E if strict else 2) and _has_axis(data[0], E)):
+                    return True
+                turns += products >= 1 and width(value) in (1, None)
+            elif node.op_type in MOVEMENTS or node.op_type in ("Div", "Mul", "Where", "ReduceSum", "Cast", "Greater"):
+                fresh = [output for output in node.outputs if output not in seen]
+                seen.update(fresh)
+                pending.extend(fresh)
+    return turns >= E and not strict
+
+
+def _comes_from(value: ir.Value, scores: ir.Value, before: set[ir.Node]) -> bool:
+    """Whether a value is computed from the scores, or from what these come from, without any further product."""
+    return not any(
+        node.op_type in PRODUCTS for node in _upstream(value) if node not in before and node is not scores.producer()
+    )
+
+
+def _products_behind(dataflow: DataFlow, value: ir.Value, E: int, before: set[ir.Node]) -> tuple[bool, int]:
+    """Whether a product that a value comes from has weights of E experts in one constant, and how many there are."""
+    products = [node for node in _upstream(value) if node not in before and has_weight(dataflow, node)]
+    shapes = [_matrix(dataflow, operand) for node in products for operand in node.inputs[:2] if operand is not None]
+    return any(len(shape) >= 3 and E in shape for shape in shapes), len(products)
+
+
+def _has_axis(value: ir.Value, E: int) -> bool:
+    return value.shape is not None and E in list(value.shape)[:-1]

@@ -1,0 +1,157 @@
+"""What looks like a mixture of experts where no block is found: it is told, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
+
+from ..before_after import model_of
+
+STACKS = "float[6,4] gate, float[4,6,5] up, float[4,5,6] down"
+EXPERTS = """
+    h = Einsum <equation = "td,edf->tef"> (x, up)
+    a = Relu (h)
+    o = Einsum <equation = "tef,efd->ted"> (a, down)
+"""
+SOFT = f"""(float[T,6] x) => (float[T,6] y) <{STACKS}> {{
+    logits = MatMul (x, gate)
+    scores = Softmax <axis = -1> (logits)
+    {EXPERTS}
+    y = Einsum <equation = "ted,te->td"> (o, scores) }}"""
+UNROLLED = """(float[T,6] x) => (float[T,6] y)
+    <float[6,2] gate, float[6,6] first, float[6,6] second, int64[1] zero = {0}, int64[1] one = {1}> {
+    logits = MatMul (x, gate)
+    scores = Softmax <axis = -1> (logits)
+    w0 = Gather <axis = 1> (scores, zero)
+    w1 = Gather <axis = 1> (scores, one)
+    o0 = MatMul (x, first)
+    o1 = MatMul (x, second)
+    y0 = Mul (o0, w0)
+    y1 = Mul (o1, w1)
+    y = Add (y0, y1) }"""
+TABLE = f"""(float[T,6] x, int64[T] tokens) => (float[T,6] y)
+    <{STACKS}, int64[3] table = {{0, 2, 3}}, int64 depth = {{4}}, float[2] values> {{
+    chosen = Gather <axis = 0> (table, tokens)
+    scores = OneHot <axis = -1> (chosen, depth, values)
+    {EXPERTS}
+    y = Einsum <equation = "ted,te->td"> (o, scores) }}"""
+COLUMNS = f"""(float[T,6] x) => (float[T,6] y)
+    <float[4,6] gate, float[4,6,5] up, float[4,5,6] down, int64[1] k = {{2}}, float zero> {{
+    turned = Transpose <perm = [1, 0]> (x)
+    logits = MatMul (gate, turned)
+    top, chosen = TopK <axis = 0> (logits, k)
+    w = Softmax <axis = 0> (top)
+    shape = Shape (logits)
+    zeros = Expand (zero, shape)
+    columns = ScatterElements <axis = 0> (zeros, chosen, w)
+    scores = Transpose <perm = [1, 0]> (columns)
+    {EXPERTS}
+    y = Einsum <equation = "ted,te->td"> (o, scores) }}"""
+BEHIND = """(float[T,6] x) => (float[T,6] y)
+    <float[6,4] gate, float[4,6,6] first, float[4,6,6] second, int64[1] k = {1}, int64[1] axis = {1}> {
+    gated = MatMul (x, gate)
+    turned = Transpose <perm = [1, 0]> (gated)
+    back = Transpose <perm = [1, 0]> (turned)
+    logits = Mul (back, back)
+    top, chosen = TopK <axis = -1> (logits, k)
+    flat = Squeeze (chosen, axis)
+    one = Gather <axis = 0> (first, flat)
+    two = Gather <axis = 0> (second, flat)
+    column = Unsqueeze (x, axis)
+    h = MatMul (column, one)
+    a = Sin (h)
+    o = MatMul (a, two)
+    y = Squeeze (o, axis) }"""
+
+
+def unraised(text: str) -> Report:
+    report = Report()
+    pipeline.run(model_of(text), pipeline.parse("infer-shapes,raise-moe"), report)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("text", "experts", "reason"),
+    [
+        (SOFT, 4, "it weighs all of its experts for every token"),
+        (UNROLLED, 2, "it weighs all of its experts for every token"),
+        (SOFT.replace("Softmax <axis = -1>", "Relu"), 4, "it weighs all of its experts for every token"),
+        (TABLE, None, "a table gives the experts of a token"),
+        (COLUMNS, None, "it selects along an axis of no constant size"),
+    ],
+)
+def test_it_is_told_and_stays(text, experts, reason):
+    report = unraised(text)
+    (found,), (remark,) = report.unraised, report.remarks
+    assert found.experts == experts
+    assert found.reason.startswith(reason)
+    assert (remark.subject, remark.severity) == (found.node, "note")
+    assert remark.message == f"left as ordinary operators: {found.reason}"
+
+
+def test_a_selection_that_no_block_is_found_around_is_told():
+    (found,) = unraised(BEHIND).unraised
+    assert (found.experts, found.top_k) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # a gated MLP: as many scores as hidden units
+        """(float[T,6] x) => (float[T,6] y) <float[6,4] gate, float[6,4] up, float[4,6] down> {
+            g = MatMul (x, gate)
+            s = Sigmoid (g)
+            u = MatMul (x, up)
+            a = Mul (s, u)
+            y = MatMul (a, down) }""",
+        # attention: scores of two computed values
+        """(float[6,6] x) => (float[6,6] y) <float[6,6] q, float[6,6] k, float[6,6] v> {
+            queries = MatMul (x, q)
+            keys = MatMul (x, k)
+            values = MatMul (x, v)
+            turned = Transpose <perm = [1, 0]> (keys)
+            logits = MatMul (queries, turned)
+            scores = Softmax <axis = -1> (logits)
+            y = MatMul (scores, values) }""",
+        # a classifier, and sampling from it
+        """(float[T,6] x) => (float[T,1] y, int64[T,1] chosen) <float[6,6] w, float[6,4] v, int64[1] k = {1}> {
+            h = MatMul (x, w)
+            a = Relu (h)
+            logits = MatMul (a, v)
+            scores = Softmax <axis = -1> (logits)
+            y, chosen = TopK <axis = -1> (scores, k) }""",
+        # a gate of two halves of a cell
+        """(float[T,6] x) => (float[T,6] y) <float[6,12] gate, float[6,6] w, float[6,6] v> {
+            g = MatMul (x, gate)
+            s = Sigmoid (g)
+            r, z = Split <axis = 1, num_outputs = 2> (s)
+            a = MatMul (x, w)
+            b = MatMul (x, v)
+            c = Mul (r, a)
+            d = Mul (z, b)
+            y = Add (c, d) }""",
+    ],
+)
+def test_other_networks_are_not_taken_for_mixtures(text):
+    report = unraised(text)
+    assert not report.unraised
+    assert not report.remarks
+
+
+def test_a_raised_block_is_not_told_of_twice():
+    text = SOFT.replace("Softmax <axis = -1> (logits)", "Softmax <axis = -1> (kept)").replace(
+        "logits = MatMul (x, gate)",
+        """logits = MatMul (x, gate)
+        top, chosen = TopK <axis = -1> (logits, k)
+        shape = Shape (logits)
+        lowest = Expand (low, shape)
+        kept = ScatterElements <axis = -1> (lowest, chosen, top)""",
+    )
+    text = text.replace(STACKS, f"{STACKS}, int64[1] k = {{2}}, float low = {{-inf}}")
+    report = Report()
+    model = model_of(text)
+    pipeline.run(model, pipeline.parse("infer-shapes,raise-moe,remove-dead-nodes"), report)
+    assert [node.op_type for node in model.graph if node.domain == "moec"] == ["Route", "Experts"]
+    assert not report.unraised

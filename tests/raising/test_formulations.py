@@ -1,0 +1,41 @@
+"""Mixtures of experts written in PyTorch, through both exporters: those that the dialect can say are raised."""
+
+from __future__ import annotations
+
+import pytest
+
+from ..products import sampled
+
+pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
+
+from .exports import EXPORTERS, NotExportedError, verdict_of
+from .formulations import FORMULATIONS
+
+GAPS = {
+    "balancing loss returned",
+    "gshard capacity never reached",
+    "gshard capacity of two",
+    "shared expert comes first",
+    "shared expert of the same shape",
+    "switch dropped tokens in a dense mixture",
+    "weights returned",
+}
+"""Formulations that the dialect can say and that are not raised. Who closes a gap takes it out of here."""
+
+
+@pytest.mark.parametrize(("name", "exporter"), sampled([*FORMULATIONS], EXPORTERS, 30))
+def test_a_formulation_is_raised_or_refused(name, exporter):
+    """``unequal``: the exporter wrote another function."""
+    try:
+        verdict = verdict_of(name, exporter)
+    except NotExportedError as error:
+        pytest.skip(f"it cannot be exported: {error}")
+    if name in GAPS or FORMULATIONS[name].fits:
+        assert verdict.status in ("raised", "refused", "unequal"), f"{verdict.status}: {verdict.detail}"
+    else:
+        assert verdict.status in ("raised", "unequal"), f"{verdict.status}: {verdict.detail}"
+
+
+def test_what_does_not_fit_the_dialect_says_why():
+    assert sum(bool(kind.fits) for kind in FORMULATIONS.values()) >= 20
+    assert sum(not kind.fits for kind in FORMULATIONS.values()) >= 40

@@ -15,15 +15,19 @@ GAPS = {
     "balancing loss returned",
     "gshard capacity never reached",
     "gshard capacity of two",
+    "relu router",
     "shared expert comes first",
     "shared expert of the same shape",
+    "soft mixture",
+    "straight through",
     "switch dropped tokens in a dense mixture",
+    "threshold",
     "weights returned",
 }
 """Formulations that the dialect can say and that are not raised. Who closes a gap takes it out of here."""
 
 
-@pytest.mark.parametrize(("name", "exporter"), sampled([*FORMULATIONS], EXPORTERS, 30))
+@pytest.mark.parametrize(("name", "exporter"), sampled([*FORMULATIONS], EXPORTERS, 45))
 def test_a_formulation_is_raised_or_refused(name, exporter):
     """``unequal``: the exporter wrote another function."""
     try:

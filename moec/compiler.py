@@ -271,15 +271,13 @@ def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = N
     if _is_torch_module(model):
         from moec.frontend import pytorch
 
-        if example_inputs is None:
-            raise MoecError(f"{type(model).__name__}: compiling a PyTorch module needs example_inputs=(...)")
         return pytorch.import_module(model, example_inputs, dynamic_shapes)
     if example_inputs is not None or dynamic_shapes is not None:
         raise MoecError("example_inputs and dynamic_shapes are for PyTorch modules; an ONNX model carries its shapes")
-    from moec.frontend import onnx
+    from moec.frontend import huggingface, onnx
 
     with reporting("importing", model):
-        return onnx.import_model(model)
+        return huggingface.import_folder(model) if huggingface.is_folder(model) else onnx.import_model(model)
 
 
 def _run_passes(
@@ -336,6 +334,10 @@ def _describe_source(model: Any) -> dict[str, Any]:
     if not isinstance(model, (str, os.PathLike)):
         return {"kind": f"{type(model).__module__}.{type(model).__qualname__}"}
     path = pathlib.Path(model)
+    if path.is_dir():
+        from moec.frontend.huggingface import CONFIG
+
+        return {"kind": "folder", "name": path.resolve().name, "sha256": checksum(path / CONFIG).sha256}
     return {"kind": "file", "name": path.name, "sha256": checksum(path).sha256}
 
 

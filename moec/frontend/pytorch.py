@@ -12,7 +12,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.conditions import Conditions
@@ -25,27 +25,44 @@ _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 """Changes the colour of a terminal."""
 
 
-def import_module(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any = None) -> ir.Model:
+class Weights(Protocol):
+    """Where a module's weights come from when its own are placeholders."""
+
+    @property
+    def names(self) -> set[str]:
+        """Those of the module's parameters and buffers that are placeholders."""
+
+    def bind(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
+        """Make constants in ``graph`` of values by name, which are no constants yet."""
+
+
+def import_module(
+    module: torch.nn.Module, example_inputs: Any = None, dynamic_shapes: Any = None, weights: Weights | None = None
+) -> ir.Model:
     """Export ``module`` and import the result.
 
     ``example_inputs`` is a tuple of positional or a dict of keyword arguments; ``dynamic_shapes`` is what
-    ``torch.export.export`` takes (without it every size is fixed to the example's). Outputs of a module that returns
-    a mapping (as transformers models do) are named after its keys.
+    ``torch.export.export`` takes (without it every size is fixed to the example's). Without both, a text model of
+    transformers gets those of :mod:`moec.frontend.text_inputs`. Outputs of a module that returns a mapping (as
+    transformers models do) are named after its keys. ``weights``: used in the place of the module's own.
 
-    Raises MoecError when torch is not installed or the module is in training mode, and UnsupportedError when PyTorch
-    cannot export the module.
+    Raises MoecError when torch is not installed, the module is in training mode or inputs are missing, and
+    UnsupportedError when PyTorch cannot export the module.
     """
     torch = _import_torch()
     if module.training:
         raise MoecError(
             f"{type(module).__name__} is in training mode, but only inference is compiled: call module.eval() first"
         )
+    example_inputs, dynamic_shapes, surroundings = _inputs(module, example_inputs, dynamic_shapes)
     arguments = _arguments(example_inputs)
-    with _exportable_experts(module), _quiet(), torch.no_grad():
+    with surroundings, _exportable_experts(module), _quiet(), torch.no_grad():
         try:
             with _sizes_from_zero():
                 program = torch.export.export(module, *arguments, dynamic_shapes=dynamic_shapes, strict=False)
-            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=weights is None)
+            if weights is not None:
+                _optimize(exported, weights)
         except Exception as error:  # torch raises many unrelated types here; the user needs its reason, not ours
             raise UnsupportedError(_explain(module, error)) from error
         conditions = _conditions(module, arguments, program, exported.exported_program)
@@ -57,6 +74,33 @@ def import_module(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: 
     from moec.frontend.onnx import import_model
 
     return import_model(model)
+
+
+def _inputs(
+    module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any
+) -> tuple[Any, Any, contextlib.AbstractContextManager[None]]:
+    """Example inputs and dynamic shapes as they are given, or else those of a text model, which has no cache then."""
+    from moec.frontend.text_inputs import text_inputs, without_cache
+
+    if example_inputs is not None:
+        return example_inputs, dynamic_shapes, contextlib.nullcontext()
+    made = text_inputs(module)
+    if made is None:
+        raise MoecError(f"{type(module).__name__}: compiling a PyTorch module needs example_inputs=(...)")
+    return made.example, dynamic_shapes or made.dynamic_shapes, without_cache(module)
+
+
+def _optimize(exported: Any, weights: Weights) -> None:
+    """What PyTorch's exporter does at its end, with weights that it cannot look into: it would fold them into copies,
+    and placeholders into constants that mean nothing."""
+    graph = exported.model.graph
+    values = {name: graph.initializers.pop(name) for name in list(graph.initializers) if name in weights.names}
+    for value in values.values():
+        value.const_value = None
+    graph.inputs.extend(values.values())
+    exported.optimize()
+    graph.inputs[:] = [value for value in graph.inputs if value.name not in values]
+    weights.bind(graph, values)
 
 
 def _conditions(module: torch.nn.Module, arguments: Any, program: Any, converted: Any) -> Conditions:

@@ -1,0 +1,211 @@
+"""Which tensors of a checkpoint are which parameter of a module, and giving them to the exported graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import MoecError, UnsupportedError, one_line
+from moec.frontend.huggingface.safetensors import FileTensor
+from moec.frontend.huggingface.weights import Conversion, Weight
+from moec.ir.weights.encode import Table
+from moec.ir.weights.stored import decoding_node
+
+if TYPE_CHECKING:
+    import torch
+
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """``weights``: by the names of the module's parameters and buffers; parameters that are shared have all their
+    names."""
+
+    weights: Mapping[str, Weight]
+
+    @staticmethod
+    def of(module: torch.nn.Module, tensors: Mapping[str, FileTensor], config: dict[str, Any], where: str) -> Binding:
+        """Raises MoecError for tensors that are missing or do not fit the module, UnsupportedError for formats that
+        moec does not read as they are."""
+        from moec.frontend.huggingface.quantised import decode_names
+
+        weights = _renamed(module, decode_names(tensors, config, where), where)
+        state = module.state_dict(keep_vars=True)
+        names: dict[int, list[str]] = {}
+        for name, tensor in state.items():
+            names.setdefault(id(tensor), []).append(name)
+            if name in weights and weights[name].data.shape != tuple(tensor.shape):
+                raise MoecError(
+                    f"{weights[name].where}: is {list(weights[name].data.shape)}, but config.json asks for "
+                    f"{list(tensor.shape)} ({name}); they do not belong together, download both again"
+                )
+        every: dict[str, Weight] = {}
+        optional = getattr(module, "_keys_to_ignore_on_load_missing", None) or ()
+        for shared in names.values():
+            found = next((weights[name] for name in shared if name in weights), None)
+            if found is not None:
+                every |= dict.fromkeys(shared, found)
+            elif not any(re.search(pattern, shared[0]) for pattern in optional):
+                raise MoecError(
+                    f"{where}: no tensor of its files is {shared[0]}, which config.json asks for; download the model "
+                    "again, with all of its files"
+                )
+        return Binding(every)
+
+    @property
+    def names(self) -> set[str]:
+        """All constants that the graph gets from the checkpoint."""
+        return set(self.weights)
+
+    def bind(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
+        """Make constants of ``values``, placeholders by name, in the graph that uses them. Raises UnsupportedError for
+        quantised embeddings."""
+        for name, value in values.items():
+            (_bind_floats if self.weights[name].form is None else _bind_stored)(graph, value, self.weights[name])
+
+
+def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str) -> dict[str, Weight]:
+    """The weights by the names of the module's parameters, as transformers maps them when it loads a checkpoint."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    mapping = get_model_conversion_mapping(module)  # type: ignore[arg-type]
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix, state = str(getattr(module, "base_model_prefix", "")), module.state_dict()
+    found: dict[str, Weight] = {}
+    conversions: dict[str, Conversion] = {}
+    for name in sorted(weights, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if target not in state and name in state:
+            target, pattern = rename_source_key(name, [], [], prefix, state)
+        if target not in state:
+            continue
+        if pattern is None:
+            found[target] = weights[name]
+            continue
+        conversion = Conversion(by_pattern[pattern], target, {}, module)
+        conversions.setdefault(target, conversion).sources.setdefault(pattern, []).append(weights[name])
+    for target, conversion in conversions.items():
+        try:
+            found |= conversion.weights()
+        except MoecError:
+            raise
+        except Exception as error:  # what PyTorch raises for tensors whose sizes do not fit together
+            raise MoecError(
+                f"{where}: {target} cannot be made of the tensors in its files ({type(error).__name__}: "
+                f"{one_line(error)}); they do not belong to this config.json"
+            ) from error
+    return found
+
+
+def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
+    """A constant of the value's type. Rows of a table are converted when they are picked, all else when it is read."""
+    array = weight.data
+    lookups = [user for user, index in value.uses() if user.op_type == "Gather" and not user.domain and index == 0]
+    if array.dtype in _HALVES and lookups:
+        table = _constant(graph, f"{value.name}.table", array.tensor())
+        for node in lookups:
+            _cast_behind(graph, node, table, value.dtype)
+    if not value.uses():
+        return
+    assert value.dtype is not None
+    if array.dtype != value.dtype:
+        array = array.mapped(functools.partial(_converted, dtype=value.dtype), value.dtype, array.shape)
+    value.const_value = array.tensor()
+    value.const_value.name = value.name
+    graph.register_initializer(value)
+
+
+def _converted(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    return array.astype(dtype.numpy())
+
+
+def _cast_behind(graph: ir.Graph, lookup: ir.Node, table: ir.Value, dtype: ir.DataType | None) -> None:
+    old = lookup.outputs[0]
+    lookup.replace_input_with(0, table)
+    cast = ir.node("Cast", [old], {"to": int(dtype or ir.DataType.FLOAT)})
+    new = cast.outputs[0]
+    new.name, new.type, new.shape = f"{old.name}_as_float", old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    cast.replace_input_with(0, old)
+    old.type = ir.TensorType(table.dtype) if table.dtype is not None else None
+    graph.insert_after(lookup, cast)
+
+
+def _bind_stored(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
+    """Constants as they are stored and the nodes that decode them, the way round in which the graph uses them."""
+    assert weight.form is not None and value.dtype is not None
+    turned = [user for user, _ in value.uses() if _turns(user)]
+    if len(turned) < len(value.uses()):
+        _check_own_order(weight)
+        if any(user.op_type == "Gather" and len(weight.data.shape) == 2 for user, _ in value.uses()):
+            raise UnsupportedError(
+                f"{weight.where}: an embedding in {weight.form}; moec has quantised tables of products alone, keep the "
+                "embedding in floats"
+            )
+        decoded = _decoded(graph, str(value.name), weight, value.dtype)
+        for user, index in tuple(value.uses()):
+            if user not in turned:
+                user.replace_input_with(index, decoded)
+    if turned:
+        decoded = _decoded(graph, f"{value.name}.T", weight.transposed(), value.dtype)
+        for node in turned:
+            if weight.order is not None:
+                _put_inputs_in_order(graph, node.outputs[0], weight)
+            node.outputs[0].replace_all_uses_with(decoded)
+            graph.remove(node, safe=True)
+
+
+def _check_own_order(weight: Weight, fits: bool = False) -> None:
+    if weight.order is not None and not fits:
+        raise UnsupportedError(
+            f"{weight.where}: its inputs are in an order of their own (act-order), and moec has that of dense products "
+            "alone; quantise without act-order"
+        )
+
+
+def _put_inputs_in_order(graph: ir.Graph, matrix: ir.Value, weight: Weight) -> None:
+    """Let products with the matrix [in,out] take their inputs in its order."""
+    assert weight.order is not None
+    for product, index in matrix.uses():
+        _check_own_order(weight, fits=product.op_type == "MatMul" and not product.domain and index == 1)
+        order = _constant(graph, f"{product.outputs[0].name}.order", ir.tensor(weight.order.astype(np.int64)))
+        pick = ir.node("Gather", [product.inputs[0], order], {"axis": -1})
+        pick.outputs[0].name = f"{product.outputs[0].name}.in_order"
+        graph.insert_before(product, pick)
+        product.replace_input_with(0, pick.outputs[0])
+
+
+def _turns(node: ir.Node) -> bool:
+    """Whether it exchanges the two axes of a matrix."""
+    if node.op_type != "Transpose" or node.domain or node.outputs[0].is_graph_output():
+        return False
+    order = node.attributes.get("perm")
+    return order is not None and list(order.as_ints()) == [1, 0]
+
+
+def _decoded(graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType) -> ir.Value:
+    tables: dict[Table, ir.Value] = {
+        table: _constant(graph, f"{name}.{table}", array.tensor()) for table, array in weight.tables.items()
+    }
+    assert weight.form is not None
+    node = decoding_node(weight.form, tables["data"], tables.get("scale"), tables.get("zero_point"), weight.axis, dtype)
+    node.outputs[0].name = f"{name}.decoded"
+    graph.insert_before(graph[0], node)
+    return node.outputs[0]
+
+
+def _constant(graph: ir.Graph, name: str, tensor: ir.LazyTensor | ir.Tensor) -> ir.Value:
+    tensor.name = name
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value

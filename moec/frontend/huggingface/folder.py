@@ -1,0 +1,119 @@
+"""A model's folder: what lies in it, and whether moec can make a model of it. No code of the folder is ever run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import MoecError, UnsupportedError
+from moec.frontend.huggingface.safetensors import FileTensor, read_file
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+CONFIG = "config.json"
+_INDEX = "model.safetensors.index.json"
+_LARGEST_JSON = 256 << 20
+"""Bytes; indexes of the largest models have some tens of megabytes."""
+
+
+def is_folder(source: Any) -> bool:
+    """Whether a source of a model is the path of a folder, which then has to be one of the Hugging Face hub."""
+    return isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
+
+
+def import_folder(path: str | os.PathLike[str]) -> ir.Model:
+    """The model of a folder with ``config.json`` and safetensors, as a text model: ``input_ids`` [batch, length],
+    both dynamic, and no cache. It computes in float32; weights stay in their files until they are read.
+
+    Raises MoecError for a folder that is not complete or whose files do not fit together, UnsupportedError for models
+    that transformers does not know, that bring code of their own, or that are quantised in a way moec does not read.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    tensors = read_tensors(folder)
+    from moec.frontend.huggingface.binding import Binding
+    from moec.frontend.huggingface.skeleton import build
+    from moec.frontend.pytorch import import_module
+
+    module = build(config, str(folder))
+    return import_module(module, weights=Binding.of(module, tensors, config, str(folder)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json``. Raises MoecError where there is none, or none that names a type of model."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise MoecError(
+            f"{folder}: has no {CONFIG}; expected an ONNX file, or a folder of a Hugging Face model with {CONFIG} and "
+            "safetensors files"
+        )
+    config = _read_json(path)
+    if not isinstance(config.get("model_type"), str):
+        raise MoecError(f"{path}: names no model_type; download the model again, or write it with save_pretrained")
+    return config
+
+
+def read_tensors(folder: Path) -> dict[str, FileTensor]:
+    """The tensors of all safetensors files of a folder, which may be symbolic links, as in the cache of the hub.
+
+    Raises MoecError where there are none, or where index and files do not fit together.
+    """
+    index = folder / _INDEX
+    if index.is_file():
+        return _read_shards(folder, index)
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return read_file(found[0])
+    if found:
+        raise MoecError(f"{folder}: has {len(found)} safetensors files and no {_INDEX}; download the index, too")
+    pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if pickled:
+        raise UnsupportedError(
+            f"{folder}: its weights are pickled ({pickled[0].name}), which is never opened, for that can run any code; "
+            'convert them where you trust them: python -c "import sys, transformers as t; '
+            "t.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto').save_pretrained(sys.argv[2])\" "
+            f"{folder} NEW_FOLDER"
+        )
+    raise MoecError(f"{folder}: has no weights; expected model.safetensors, or {_INDEX} and the files it names")
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, FileTensor]:
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise MoecError(f"{index}: has no weight_map; download it again")
+    shards: dict[str, dict[str, FileTensor]] = {}
+    for name, shard in places.items():
+        if not isinstance(shard, str) or shard in ("", ".", "..") or "\0" in shard or {"/", "\\"} & set(shard):
+            raise MoecError(f"{index}: tensor {name!r} lies in {str(shard)[:200]!r}; expected the name of a file there")
+        if shard not in shards:
+            shards[shard] = read_file(folder / shard)
+        if name not in shards[shard]:
+            raise MoecError(
+                f"{index}: tensor {name!r} should lie in {shard}, which does not have it; index and files do not "
+                "belong together, download them again"
+            )
+    for shard, tensors in shards.items():
+        for name in tensors:
+            if places.get(name) != shard:
+                raise MoecError(
+                    f"{folder / shard}: holds tensor {name!r}, which {_INDEX} does not say; index and files do not "
+                    "belong together, download them again"
+                )
+    return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise MoecError(f"{path}: has {path.stat().st_size} bytes, too many for such a file; download it again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise MoecError(f"{path}: is no JSON ({' '.join(str(error).split())[:100]}); download it again") from error
+    if not isinstance(content, dict):
+        raise MoecError(f"{path}: holds a {type(content).__name__}, expected an object; download it again")
+    return content

@@ -1,0 +1,37 @@
+"""Checkpoints that others quantised: what their tensors mean, format by format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moec.errors import UnsupportedError
+from moec.frontend.huggingface.quantised import awq, compressed, fp8, gptq, mxfp4
+from moec.frontend.huggingface.safetensors import FileTensor
+from moec.frontend.huggingface.weights import Weight
+
+_METHODS = {
+    "gptq": gptq.decode,
+    "awq": awq.decode,
+    "compressed-tensors": compressed.decode,
+    "mxfp4": mxfp4.decode,
+    "fp8": fp8.decode,
+}
+
+
+def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], where: str) -> dict[str, Weight]:
+    """The weights of a checkpoint by the names that they would have as floats. ``quantization_config`` of
+    ``config.json`` says how they are stored.
+
+    Raises UnsupportedError for methods and layouts that moec does not read, MoecError for tensors that do not fit.
+    """
+    settings = config.get("quantization_config")
+    if settings is None:
+        return {name: Weight.of(tensor) for name, tensor in tensors.items()}
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if method not in _METHODS:
+        raise UnsupportedError(
+            f"{where}: config.json says it is quantised by {str(method)[:100]!r}; moec reads {', '.join(_METHODS)}; "
+            "use another checkpoint of the model, and --experts and --linears"
+        )
+    return _METHODS[method](tensors, settings, where)

@@ -1,0 +1,127 @@
+"""compressed-tensors, as llm-compressor writes it. Of a product [out,in]:
+
+- ``pack-quantized``: ``weight_packed`` int32 [out, in*bits/32], numbers one after the other, lowest bits first, plus
+  2^(bits-1); ``weight_shape``; ``weight_scale`` [out,groups]; maybe ``weight_zero_point`` int32 [out*bits/32, groups],
+  packed along the outputs in the same way; maybe ``weight_g_idx`` [in], the group of each input.
+- ``int-quantized``: ``weight`` int8, ``weight_scale`` [out,1] or for all, maybe ``weight_zero_point`` int8 like it.
+- ``float-quantized``: ``weight`` float8 e4m3, ``weight_scale`` per output, for all, or per block.
+
+A weight is scale * (number - zero point). What activations were to be rounded to is not followed: they stay floats.
+Source: compressors/{pack_quantized,naive_quantized} and quantization/lifecycle/forward.py of that package.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import MoecError, UnsupportedError
+from moec.frontend.huggingface.quantised import fp8, packing
+from moec.frontend.huggingface.quantised.gptq import reordered
+from moec.frontend.huggingface.quantised.packing import Parts
+from moec.frontend.huggingface.safetensors import FileTensor
+from moec.frontend.huggingface.weights import LazyArray, Weight
+
+_FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
+_PACKED, _SCALE, _ZERO, _SHAPE, _INDEX = (
+    f".weight_{end}" for end in ("packed", "scale", "zero_point", "shape", "g_idx")
+)
+
+
+def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
+    """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
+    form = settings.get("format")
+    if form not in _FORMATS:
+        raise UnsupportedError(
+            f"{where}: compressed-tensors in the format {str(form)[:60]!r}; moec reads {', '.join(_FORMATS)}"
+        )
+    if form == "pack-quantized":
+        return packing.decoded(tensors, _PACKED, (_SCALE, _ZERO, _SHAPE, _INDEX), _packed)
+    read = functools.partial(_plain, block=_block(settings, where))
+    return fp8.decoded_where_scaled(tensors, _SCALE, read, (_ZERO,))
+
+
+def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
+    """The block that scales of all groups of weights stand for; None where there are no blocks."""
+    groups = settings.get("config_groups")
+    found = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+    blocks = {str(one.get("block_structure")): one.get("block_structure") for one in found if isinstance(one, dict)}
+    block = next(iter(blocks.values()), None) if len(blocks) == 1 else None
+    if block is None:
+        return None
+    if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
+        raise UnsupportedError(f"{where}: block_structure is {str(block)[:60]}; expected two whole numbers")
+    return block[0], block[1]
+
+
+def _packed(where: str, parts: Parts) -> Weight:
+    words = packing.part(parts, _PACKED, (ir.DataType.INT32,), 2)
+    scales = packing.part(parts, _SCALE, _FLOATS, 2)
+    found = packing.part(parts, _SHAPE, (ir.DataType.INT64, ir.DataType.INT32), 1).numpy().tolist()
+    out, size = found if len(found) == 2 else (-1, -1)
+    bits = next((bits for bits in packing.WHOLE if words.shape == (out, -(-size * bits // 32))), None)
+    if bits is None:
+        raise UnsupportedError(
+            f"{where}: is {list(words.shape)} for a weight_shape of {found}; moec reads matrices of 4 and 8 bits"
+        )
+    zeros = None
+    if _ZERO in parts:
+        stored = packing.part(parts, _ZERO, (ir.DataType.INT32,), 2)
+        packing.check_shape(stored, (-(-out * bits // 32), scales.shape[1]))
+        zeros = functools.partial(_zeros, stored, bits, out)
+    weight = packing.whole_numbers(
+        where,
+        bits,
+        (out, size),
+        lambda: packing.unpacked(words.numpy(), bits)[:, :size],
+        packing.scales_of(scales),
+        zeros,
+    )
+    if _INDEX not in parts:
+        return weight
+    assert weight.form is not None
+    index = packing.part(parts, _INDEX, (ir.DataType.INT32, ir.DataType.INT64), 1)
+    order = packing.in_groups(where, index, (out, size), weight.form.group)
+    return weight if order is None else reordered(weight, order)
+
+
+def _zeros(stored: FileTensor, bits: int, out: int) -> packing.Array:
+    return packing.unpacked(stored.numpy().T, bits)[:, :out].T
+
+
+def _plain(where: str, parts: Parts, block: tuple[int, int] | None) -> Weight:
+    if parts[".weight"].dtype != ir.DataType.INT8:
+        if _ZERO in parts:
+            raise UnsupportedError(f"{parts[_ZERO].where}: zero points of float8; moec has none")
+        return fp8.weight_of(where, parts, _SCALE, block)
+    numbers = packing.part(parts, ".weight", (ir.DataType.INT8,), 2)
+    out = numbers.shape[0]
+    scale = _per_output(parts[_SCALE], out, _FLOATS)
+    zeros = None
+    if _ZERO in parts:
+        zero = _per_output(parts[_ZERO], out, (ir.DataType.INT8,))
+        zeros = functools.partial(_unsigned, zero)
+    data = LazyArray(numbers.dtype, numbers.shape, numbers.numpy)
+    shape = (out, numbers.shape[1])
+    return packing.whole_numbers(where, 8, shape, functools.partial(_unsigned, data), scale, zeros)
+
+
+def _unsigned(array: LazyArray) -> packing.Array:
+    return (array.read().astype(np.int16) + 128).astype(np.uint8)
+
+
+def _per_output(tensor: FileTensor, out: int, dtypes: tuple[ir.DataType, ...]) -> LazyArray:
+    """Numbers [out,groups], of which there may be one for all."""
+    if tensor.dtype not in dtypes:
+        raise UnsupportedError(f"{tensor.where}: is {tensor.dtype.name.lower()}; expected another type")
+    if len(tensor.shape) == 2 and tensor.shape[0] == out:
+        return packing.scales_of(tensor)
+    if tensor.shape not in ((), (1,), (1, 1), (out,)):
+        raise MoecError(f"{tensor.where}: is {list(tensor.shape)}; expected one for each of {out} outputs, or for all")
+    array = packing.scales_of(tensor)
+    return array.mapped(lambda found: np.resize(found, (out, 1)), array.dtype, (out, 1))

@@ -1,0 +1,76 @@
+"""GPTQ, as AutoGPTQ and GPTQModel write it.
+
+Of a product [out,in]: ``qweight`` int32 [in*bits/32, out], numbers one after the other along the inputs; ``scales``
+[groups, out]; ``qzeros`` int32 [groups, out*bits/32], one after the other along the outputs, less one in format 1
+(``checkpoint_format`` gptq), as they are in format 2; ``g_idx`` [in], the group of each input. A weight is
+scale[g] * (number - zero[g]) with zero = (stored + 1) mod 2^bits in format 1. Source: ``QuantLinear.forward`` of
+auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.frontend.huggingface.quantised import packing
+from moec.frontend.huggingface.quantised.packing import Array, Parts
+from moec.frontend.huggingface.safetensors import FileTensor
+from moec.frontend.huggingface.weights import Weight
+
+_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
+_INT32 = (ir.DataType.INT32,)
+_FORMATS = {"gptq": 1, "gptq_v2": 0}
+"""What is to be added to the zero points that are stored."""
+
+
+def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
+    """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
+    bits, form = settings.get("bits"), settings.get("checkpoint_format", "gptq")
+    if bits not in packing.WHOLE or form not in _FORMATS:
+        raise UnsupportedError(
+            f"{where}: GPTQ of {str(bits)[:20]} bits in the format {str(form)[:40]!r}; moec reads 4 and 8 bits in gptq "
+            "and gptq_v2"
+        )
+    zeros = [tensor for name, tensor in tensors.items() if name.endswith(".qzeros") and tensor.dtype in _INT32]
+    symmetric = all((_zeros(tensor, bits, _FORMATS[form]) == 2 ** (bits - 1)).all() for tensor in zeros)
+    one = functools.partial(_weight, bits=bits, added=_FORMATS[form], symmetric=symmetric)
+    return packing.decoded(tensors, ".qweight", (".qzeros", ".scales", ".g_idx"), one)
+
+
+def _zeros(tensor: FileTensor, bits: int, added: int) -> Array:
+    """Zero points [groups,out]."""
+    return (packing.unpacked(tensor.numpy(), bits) + np.uint8(added)) & np.uint8(2**bits - 1)
+
+
+def _weight(where: str, parts: Parts, bits: int, added: int, symmetric: bool) -> Weight:
+    words = packing.part(parts, ".qweight", _INT32, 2)
+    scales = packing.part(parts, ".scales", _FLOATS, 2)
+    zeros = packing.part(parts, ".qzeros", _INT32, 2)
+    shape = (words.shape[1], words.shape[0] * 32 // bits)
+    packing.check_shape(scales, (scales.shape[0], shape[0]))
+    packing.check_shape(zeros, (scales.shape[0], shape[0] * bits // 32))
+    weight = packing.whole_numbers(
+        where,
+        bits,
+        shape,
+        lambda: packing.unpacked(words.numpy().T, bits),
+        packing.scales_of(scales, turned=True),
+        None if symmetric else lambda: _zeros(zeros, bits, added).T,
+    )
+    if ".g_idx" not in parts:
+        return weight
+    assert weight.form is not None
+    order = packing.in_groups(where, packing.part(parts, ".g_idx", _INT32, 1), shape, weight.form.group)
+    return weight if order is None else reordered(weight, order)
+
+
+def reordered(weight: Weight, order: Array) -> Weight:
+    """The weight [out,in] whose stored inputs lie in another order, brought into that in which groups are together."""
+    data = weight.data.mapped(lambda numbers: numbers[:, order], weight.data.dtype, weight.data.shape)
+    return dataclasses.replace(weight, tables={**weight.tables, "data": data}, order=order)

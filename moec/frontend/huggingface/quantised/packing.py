@@ -1,0 +1,132 @@
+"""What the formats have in common: numbers of few bits in larger words, groups of inputs, and tensors that belong
+together by the ends of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import MoecError, UnsupportedError
+from moec.frontend.huggingface.safetensors import FileTensor
+from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.ir.weights.format import FormatName, WeightFormat
+
+Array = np.ndarray[Any, Any]
+WHOLE: dict[int, tuple[FormatName, Any, Any]] = {
+    4: ("int4", ml_dtypes.int4, ml_dtypes.uint4),
+    8: ("int8", np.int8, np.uint8),
+}
+"""By bits: the format, and the types of its numbers without zero points and with."""
+Parts = dict[str, FileTensor]
+Decoder = Callable[[str, Parts], Weight]
+
+
+def decoded(
+    tensors: Mapping[str, FileTensor], first: str, others: Collection[str], decode: Decoder, name: str = ".weight"
+) -> dict[str, Weight]:
+    """The weights of a checkpoint: where a name ends in ``first``, those of the same beginning that end in ``others``
+    are parts of one weight, which gets ``name`` as its end; ``decode`` gets where it is and its parts by these ends.
+    All other tensors are weights as they are."""
+    starts = [full.removesuffix(first) for full in tensors if full.endswith(first)]
+    parts = {
+        start: {end: tensors[start + end] for end in (first, *others) if start + end in tensors} for start in starts
+    }
+    used = {start + end for start, found in parts.items() for end in found}
+    weights = {full: Weight.of(tensor) for full, tensor in tensors.items() if full not in used}
+    return weights | {start + name: decode(found[first].where, found) for start, found in parts.items()}
+
+
+def part(parts: Parts, end: str, dtypes: Collection[ir.DataType], rank: int) -> FileTensor:
+    """The part whose name ends so. Raises MoecError where it is missing, or of another type or rank."""
+    if end not in parts:
+        raise MoecError(f"{next(iter(parts.values())).where}: has no {end.strip('._')} beside it; download it again")
+    found = parts[end]
+    if found.dtype not in dtypes or len(found.shape) != rank:
+        expected = " or ".join(dtype.name.lower() for dtype in dtypes)
+        raise UnsupportedError(
+            f"{found.where}: is {found.dtype.name.lower()} {list(found.shape)}; expected {expected} of {rank} axes"
+        )
+    return found
+
+
+def check_shape(tensor: FileTensor, expected: tuple[int, ...]) -> None:
+    """Raises MoecError for another shape."""
+    if tensor.shape != expected:
+        raise MoecError(
+            f"{tensor.where}: is {list(tensor.shape)}, but the tensors beside it ask for {list(expected)}; they do not "
+            "belong together, download the model again"
+        )
+
+
+def unpacked(words: Array, bits: int) -> Array:
+    """The numbers of 4 or 8 bits in words along the last axis, the lowest bits first, as uint8."""
+    stored = np.ascontiguousarray(words).view(np.uint8)
+    if bits == 8:
+        return stored
+    pairs = np.stack([stored & 15, stored >> 4], axis=-1)
+    return pairs.reshape(*stored.shape[:-1], -1)
+
+
+def whole_numbers(
+    where: str,
+    bits: int,
+    shape: tuple[int, int],
+    numbers: Callable[[], Array],
+    scale: LazyArray,
+    zeros: Callable[[], Array] | None,
+) -> Weight:
+    """The weight [out,in] = scale * (number - zero) of numbers and zeros [out,groups] from 0 to 2^bits - 1, as uint8;
+    without ``zeros`` these are 2^(bits-1) and the numbers are stored less it. ``scale`` is [out,groups]."""
+    name, signed, unsigned = WHOLE[bits]
+    middle = 2 ** (bits - 1)
+    group = group_of(where, shape, scale.shape)
+    if zeros is None:
+        data = lazy(lambda: (numbers().astype(np.int16) - middle).astype(signed), signed, shape)
+        return Weight(where, {"data": data, "scale": scale}, WeightFormat(name, group))
+    data = lazy(lambda: numbers().astype(unsigned), unsigned, shape)
+    zero = lazy(lambda: zeros().astype(unsigned), unsigned, scale.shape)
+    return Weight(where, {"data": data, "scale": scale, "zero_point": zero}, WeightFormat(name, group, True))
+
+
+def group_of(where: str, shape: tuple[int, ...], scales: tuple[int, ...]) -> int:
+    """How many of ``shape``'s inputs share a scale, 0 for all of them. Raises MoecError where sizes do not fit."""
+    size, groups = shape[-1], scales[-1]
+    if scales[:-1] != shape[:-1] or groups == 0 or size % groups:
+        raise MoecError(f"{where}: {list(shape)} has scales for {list(scales)}; expected a scale per group of inputs")
+    return 0 if groups == 1 else size // groups
+
+
+def scales_of(tensor: FileTensor, turned: bool = False) -> LazyArray:
+    """Scales [out,groups] in float16, float32, or, for bfloat16, in float32, which has all of its numbers; ``turned``:
+    the tensor is [groups,out]."""
+    array = LazyArray(tensor.dtype, tensor.shape, tensor.numpy)
+    if turned:
+        array = array.mapped(np.transpose, tensor.dtype, tensor.shape[::-1])
+    if tensor.dtype == ir.DataType.BFLOAT16:
+        array = array.mapped(lambda scale: scale.astype(np.float32), ir.DataType.FLOAT, array.shape)
+    return array
+
+
+def lazy(read: Callable[[], Array], dtype: Any, shape: tuple[int, ...]) -> LazyArray:
+    """An array of a type of numpy."""
+    return LazyArray(ir.DataType.from_numpy(np.dtype(dtype)), shape, read)
+
+
+def in_groups(where: str, index: FileTensor, shape: tuple[int, int], group: int) -> Array | None:
+    """The order of inputs in which groups lie side by side, for ``index`` [in], the group of each; None where they do.
+
+    Raises UnsupportedError where groups differ in size.
+    """
+    check_shape(index, (shape[1],))
+    found = index.numpy()
+    groups = np.arange(shape[1]) // (group or max(shape[1], 1))
+    if np.array_equal(found, groups):
+        return None
+    order = np.argsort(found, kind="stable")
+    if not np.array_equal(found[order], groups):
+        raise UnsupportedError(f"{where}: its groups (g_idx) are of different sizes, and moec has equal ones alone")
+    return order

@@ -1,0 +1,147 @@
+"""A model of transformers by its configuration alone, with numbers in the place of its weights that take no memory."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import MoecError, UnsupportedError, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+
+def build(config: dict[str, Any], where: str) -> torch.nn.Module:
+    """The module that a ``config.json`` describes, in float32 and for inference.
+
+    Its parameters are random numbers whose rows overlap in memory (entry [i,j] is number i+j of a short list), so that
+    modules of any size can be traced, and even run, with next to no memory. Buffers are what they should be.
+
+    Raises MoecError where torch or transformers are missing, UnsupportedError for a type of model that transformers
+    does not have itself, and for configurations that it refuses.
+    """
+    transformers = _import_transformers(where)
+    kind = config["model_type"]
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if kind not in known:
+        if "auto_map" in config:
+            raise UnsupportedError(
+                f"{where}: model type {kind!r} comes with code of its own (trust_remote_code), which moec never runs; "
+                "export the model to ONNX where you trust it, and compile the file"
+            )
+        raise UnsupportedError(
+            f"{where}: model type {kind!r} is not known to transformers {transformers.__version__}; "
+            'a newer one may know it: pip install -U "transformers"'
+        )
+    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    try:
+        with _quiet(), _without_memory():
+            settings = known[kind].from_dict(plain)
+            module = _make(_class_of(transformers, settings, config, where), settings)
+    except MoecError:
+        raise
+    except Exception as error:  # configurations raise whatever their numbers lead to
+        raise UnsupportedError(
+            f"{where}: transformers cannot make a {kind} of its config.json ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    _give_placeholders(module)
+    return module.eval()
+
+
+def _import_transformers(where: str) -> Any:
+    try:
+        import torch  # noqa: F401
+        import transformers.conversion_mapping
+        import transformers.models.auto.configuration_auto
+    except ImportError as error:
+        raise MoecError(
+            f'{where}: a folder of a Hugging Face model needs PyTorch and transformers 5: pip install -U "moec[torch]"'
+        ) from error
+    return transformers
+
+
+def _class_of(transformers: Any, settings: Any, config: dict[str, Any], where: str) -> Any:
+    """The class that ``architectures`` names, else the language model of this type."""
+    named = config.get("architectures")
+    names = named if isinstance(named, list) else []
+    for name in names:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(settings) in causal:
+        return causal[type(settings)]
+    raise UnsupportedError(
+        f"{where}: config.json names the architectures {str(names)[:200]}, of which transformers has none; expected a "
+        "language model such as MixtralForCausalLM"
+    )
+
+
+def _make(kind: Any, settings: Any) -> torch.nn.Module:
+    import torch
+
+    for attention in ("sdpa", "eager"):
+        try:
+            return kind._from_config(settings, dtype=torch.float32, attn_implementation=attention)
+        except ValueError as error:
+            if attention == "eager" or "scaled_dot_product" not in str(error):
+                raise
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _without_memory() -> Iterator[None]:
+    """What is made without numbers (``torch.empty``, as parameters are) gets no memory; all else does."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Meta(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            options = dict(kwargs or {})
+            if func is torch.empty:
+                options["device"] = "meta"
+            return func(*args, **options)
+
+    with Meta():
+        yield
+
+
+def _give_placeholders(module: torch.nn.Module) -> None:
+    """Shared parameters stay shared."""
+    import torch
+
+    made: dict[int, tuple[Any, Any]] = {}
+    generator = torch.Generator().manual_seed(0)
+
+    def placeholder(tensor: torch.Tensor) -> torch.Tensor:
+        numbers = torch.randn(max(1, sum(tensor.shape)), generator=generator) / max(1, tensor.shape[-1:].numel()) ** 0.5
+        return numbers.to(tensor.dtype).as_strided(tensor.shape, (1,) * tensor.ndim)
+
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                new = torch.nn.Parameter(placeholder(parameter), requires_grad=False)
+                made[id(parameter)] = (parameter, new)  # the old one stays, so that its id does
+            part._parameters[name] = made[id(parameter)][1]
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                part._buffers[name] = placeholder(buffer)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What transformers says about configurations is not about what moec makes of them."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,200 @@
+"""Weights of a checkpoint as they are stored, and what transformers makes of several of them, without reading any."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.frontend.huggingface.safetensors import FileTensor
+from moec.ir.weights.encode import Table
+from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.stacks import ExpertStack
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, Any]
+_MOVING = ("MergeModulelist", "Concatenate", "Chunk", "Transpose", "Interleave")
+"""Operations of transformers that move rows and columns as they are, so that scales can move with them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+    """An array that is made when it is read. ``expert`` makes entry e of the first axis alone, where that is less."""
+
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    read: Callable[[], Array]
+    expert: Callable[[int], Array] | None = None
+
+    def entry(self, index: int) -> Array:
+        """One entry of the first axis."""
+        return self.expert(index) if self.expert is not None else self.read()[index]
+
+    def mapped(self, change: Callable[[Array], Array], dtype: ir.DataType, shape: Sequence[int]) -> LazyArray:
+        """What ``change`` makes of it; of the array's entries, too, where it has three axes or more."""
+        by_expert = len(self.shape) > 2 and len(shape) > 2
+        return LazyArray(
+            dtype,
+            tuple(shape),
+            lambda: change(self.read()),
+            (lambda index: change(self.entry(index))) if by_expert else None,
+        )
+
+    def tensor(self) -> ir.LazyTensor:
+        """The same as a tensor of the IR."""
+        if len(self.shape) == 3:
+            return ExpertStack(None, self.dtype, self.shape, lambda index: np.asarray(self.entry(index)))
+        return ir.LazyTensor(lambda: ir.Tensor(self.read(), dtype=self.dtype), self.dtype, ir.Shape(self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A weight: floats (``form`` is None, ``data`` the only table), or what is stored of it in a format.
+
+    Quantised data is [...,out,in] where ``axis``, that of the inputs, is -1, and [...,in,out] where it is -2; scales
+    and zero points are the same, with groups in the place of inputs. ``order``: that of the product's inputs in which
+    the matrix has them, where it is not their own. ``where`` names it in messages.
+    """
+
+    where: str
+    tables: Mapping[Table, LazyArray]
+    form: WeightFormat | None = None
+    axis: int = -1
+    order: Array | None = None
+
+    @staticmethod
+    def of(tensor: FileTensor) -> Weight:
+        """The tensor of a file, as it is."""
+        return Weight(tensor.where, {"data": LazyArray(tensor.dtype, tensor.shape, tensor.numpy)})
+
+    @property
+    def data(self) -> LazyArray:
+        return self.tables["data"]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What weights have in common that can be joined."""
+        return self.form, self.axis, {table: array.dtype for table, array in self.tables.items()}
+
+    def transposed(self) -> Weight:
+        """The same with inputs and outputs exchanged."""
+        tables = {
+            name: array.mapped(_turned, array.dtype, (*array.shape[:-2], array.shape[-1], array.shape[-2]))
+            for name, array in self.tables.items()
+        }
+        return dataclasses.replace(self, tables=tables, axis=-3 - self.axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What transformers does to tensors of a checkpoint to make parameters of them: a ``WeightConverter`` of
+    ``transformers.core_model_loading``, for the parameter ``target``. ``sources``: weights by pattern."""
+
+    converter: Any
+    target: str
+    sources: dict[str, list[Weight]]
+    module: torch.nn.Module
+
+    def weights(self) -> dict[str, Weight]:
+        """The parameters that it makes, by name. Raises UnsupportedError for quantised weights that are not alike, or
+        that are changed in any other way than being moved."""
+        every = [weight for weights in self.sources.values() for weight in weights]
+        first = every[0]
+        self._check(every)
+        found: dict[str, dict[Table, LazyArray]] = {}
+        for table, like in first.tables.items():
+            for name, shape in self._shapes(table).items():
+                read = functools.partial(self._read, table, name)
+                expert = functools.partial(self._read_expert, table, name) if self._is_by_expert() else None
+                found.setdefault(name, {})[table] = LazyArray(like.dtype, shape, read, expert)
+        flips = sum(type(operation).__name__ == "Transpose" for operation in self.converter.operations) % 2
+        axis = -3 - first.axis if flips else first.axis
+        return {name: Weight(first.where, tables, first.form, axis) for name, tables in found.items()}
+
+    def _check(self, weights: list[Weight]) -> None:
+        first = weights[0]
+        odd = next((weight for weight in weights if weight.kind != first.kind), None)
+        if odd is not None:
+            raise UnsupportedError(
+                f"{odd.where}: is stored in another way than {first.where}, but both are part of {self.target}; "
+                "quantise them alike"
+            )
+        ordered = next((weight for weight in weights if weight.order is not None), None)
+        if ordered is not None:
+            raise UnsupportedError(
+                f"{ordered.where}: its inputs are in an order of their own (act-order), and {self.target} is made of "
+                "several such matrices, for which moec has one order of inputs; quantise without act-order"
+            )
+        names = [type(operation).__name__ for operation in self.converter.operations]
+        if first.form is not None and not set(names) <= set(_MOVING):
+            raise UnsupportedError(
+                f"{first.where}: is {first.form}, and transformers computes {self.target} of it by {', '.join(names)}, "
+                "which scales cannot follow; use a checkpoint that is not quantised"
+            )
+
+    def _is_by_expert(self) -> bool:
+        first = self.converter.operations[0]
+        return type(first).__name__ == "MergeModulelist" and first.dim == 0
+
+    def _shapes(self, table: Table) -> dict[str, tuple[int, ...]]:
+        import torch
+
+        inputs = {
+            pattern: [torch.empty(weight.tables[table].shape, dtype=torch.uint8, device="meta") for weight in weights]
+            for pattern, weights in self.sources.items()
+        }
+        return {name: tuple(made.shape) for name, made in self._converted(inputs).items()}
+
+    def _read(self, table: Table, name: str) -> Array:
+        return self._computed(table, name, self.sources)
+
+    def _read_expert(self, table: Table, name: str, expert: int) -> Array:
+        one = {pattern: weights[expert : expert + 1] for pattern, weights in self.sources.items()}
+        return self._computed(table, name, one)[0]
+
+    def _computed(self, table: Table, name: str, sources: dict[str, list[Weight]]) -> Array:
+        inputs = {
+            pattern: [_bits(weight.tables[table].read()) for weight in weights] for pattern, weights in sources.items()
+        }
+        found = self._converted(inputs)[name]
+        return found.contiguous().numpy().view(next(iter(sources.values()))[0].tables[table].dtype.numpy())
+
+    def _converted(self, tensors: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+        for operation in self.converter.operations:
+            tensors = operation.convert(
+                tensors,
+                source_patterns=self.converter.source_patterns,
+                target_patterns=self.converter.target_patterns,
+                full_layer_name=self.target,
+                model=self.module,
+                config=self.module.config,
+                missing_keys=None,
+            )
+        full = self.target.replace("*.", "0.")
+        found = {name: made[0] if isinstance(made, list) else made for name, made in tensors.items()}
+        key = next((name for name in found if name in full), None)
+        if key is None:
+            return found
+        before, _, behind = full.partition(key)
+        return {before + name + behind: made for name, made in found.items()}
+
+
+def _turned(array: Array) -> Array:
+    return np.swapaxes(array, -1, -2)
+
+
+def _bits(array: Array) -> torch.Tensor:
+    """Elements as integers of the same size: PyTorch has not all the types that numpy has, and moves them alone."""
+    import torch
+
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:  # PyTorch warns of those; nothing writes here
+        array = array.copy()
+    return torch.from_numpy(array.view(f"i{array.itemsize}"))

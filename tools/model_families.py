@@ -1,0 +1,220 @@
+"""Compiles a tiny random model of every family of MoE language models that the installed transformers has, from a
+folder that save_pretrained wrote, compares it with PyTorch's eager mode, and writes docs/models.md.
+
+    python tools/model_families.py            # all families, some seconds to minutes each
+    python tools/model_families.py mixtral    # these alone: prints their rows and writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "models.md"
+SECONDS = 600
+SHAPES = ((1, 1), (2, 7), (3, 40), (1, 300))
+"""Batch and length of what is compared; the last is longer than the chunks and windows that models have."""
+EXPERTS, CHOSEN = 8, 2
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "shared_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 24,
+    "n_routed_experts": EXPERTS,
+    "num_experts": EXPERTS,
+    "num_local_experts": EXPERTS,
+    "moe_num_experts": EXPERTS,
+    "num_experts_per_tok": CHOSEN,
+    "num_experts_per_token": CHOSEN,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_expert_group": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "sliding_window": 16,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 512,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "mamba_d_state": 8,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_expand": 2,
+    "mamba_dt_rank": 4,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 8,
+    "n_groups": 2,
+}
+"""For fields of any configuration that has them."""
+OWN_SIZES: dict[str, dict[str, Any]] = {
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "dbrx": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 512},
+    "doge": {"is_moe": True, "num_experts": 16, "sliding_window": None},
+    "gemma4_text": {"enable_moe_block": True, "top_k_experts": CHOSEN},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "hunyuan_v1_moe": {"moe_topk": CHOSEN},
+    "ernie4_5_moe": {"moe_k": CHOSEN, "moe_layer_start_index": 1},
+    "aria_text": {"moe_topk": CHOSEN},
+    "longcat_flash": {"num_layers": 1, "moe_topk": CHOSEN, "zero_expert_num": 2, "expert_ffn_hidden_size": 24},
+    "llama4_text": {"intermediate_size_mlp": 48, "attention_chunk_size": 16, "num_experts_per_tok": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 16},
+    "nemotron_h": {"hybrid_override_pattern": "ME*E", "num_hidden_layers": 4},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+}
+
+
+def tiny_config(kind: type) -> Any:
+    """A small configuration of this class, with more than one expert."""
+    known = kind().to_dict()
+    chosen = {name: value for name, value in SIZES.items() if name in known}
+    return kind(**{**chosen, **OWN_SIZES.get(kind.model_type, {})})  # type: ignore[attr-defined]
+
+
+def families() -> dict[str, tuple[type, type]]:
+    """Configurations and language models, by type of model, whose configuration speaks of experts."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found: dict[str, tuple[type, type]] = {}
+    for kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+        try:
+            names = kind().to_dict()
+        except Exception:  # some need arguments
+            continue
+        if kind.model_type == "dbrx" or any("expert" in name for name in names):
+            found.setdefault(kind.model_type, (kind, MODEL_FOR_CAUSAL_LM_MAPPING[kind]))
+    return dict(sorted(found.items()))
+
+
+def random_model(family: str) -> Any:
+    """A module whose routers are decided: weights as large as their sums need, and correction biases."""
+    import torch
+
+    kind, model = families()[family]
+    torch.manual_seed(0)
+    module = model(tiny_config(kind)).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+        for name, buffer in module.named_buffers():
+            if "correction_bias" in name:
+                buffer.uniform_(-0.1, 0.1)
+    return module
+
+
+def examine(family: str) -> dict[str, Any]:
+    """What became of one family."""
+    import numpy as np
+    import torch
+
+    import moec
+
+    row: dict[str, Any] = {"family": family, "compiles": False, "raised": 0, "layers": 0, "error": None, "reason": ""}
+    try:
+        module = random_model(family)
+    except Exception as error:
+        return row | {"reason": f"no tiny model: {type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+    row["layers"] = count_layers(module)
+    with tempfile.TemporaryDirectory() as folder:
+        module.save_pretrained(folder)
+        start = time.perf_counter()
+        try:
+            compiled = moec.compile(folder)
+        except moec.MoecError as error:
+            return row | {"reason": str(error).replace(f"{folder}: ", "")[:300]}
+        row |= {"compiles": True, "seconds": round(time.perf_counter() - start, 1)}
+        description = compiled.describe()
+        row["raised"] = len(description["moe_blocks"])
+        warned = [entry for entry in description["remarks"] if entry["severity"] == "warning"]
+        row["reason"] = "; ".join(f"{entry['subject']}: {entry['message']}"[:200] for entry in warned[:2])
+        worst = 0.0
+        for shape in SHAPES:
+            ids = np.random.default_rng(sum(shape)).integers(3, 90, shape)
+            with torch.no_grad():
+                expected = module(input_ids=torch.from_numpy(ids), use_cache=False).logits.numpy()
+            try:
+                found = compiled.run({"input_ids": ids})["logits"]
+            except moec.MoecError as error:
+                row["reason"] = f"{shape}: {error}"[:300]
+                return row | {"error": worst}
+            worst = max(worst, float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())))
+    return row | {"error": worst}
+
+
+def count_layers(module: Any) -> int:
+    """Modules that hold all experts of a layer: lists or stacks of weights with an entry for each."""
+    found = {
+        name
+        for name, part in module.named_modules()
+        if name.rsplit(".", 1)[-1] in ("experts", "input_linear")
+        and (
+            hasattr(part, "down_proj")
+            or hasattr(part, "num_experts")
+            or hasattr(part, "mlp")
+            or len(list(part.children()))
+        )
+    }
+    return len(found)
+
+
+def in_own_process(family: str) -> dict[str, Any]:
+    """The same; a process that dies or takes too long is a row like any other."""
+    command = [sys.executable, __file__, "--row", family]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        reason = f"more than {SECONDS} s"
+    except (IndexError, ValueError):
+        reason = f"the process ended with {done.returncode}: {' '.join(done.stderr.splitlines()[-1:])[:200]}"
+    return {"family": family, "compiles": False, "raised": 0, "layers": 0, "error": None, "reason": reason}
+
+
+def table_row(row: dict[str, Any]) -> str:
+    error = "" if row["error"] is None else f"{row['error']:.0e}"
+    reason = row["reason"].replace("|", "\\|")
+    return f"| `{row['family']}` | {'yes' if row['compiles'] else 'no'} | {row['raised']} | {error} | {reason} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.row:
+        print(json.dumps(examine(arguments.row)))
+        return
+    for family in arguments.families or families():
+        print(table_row(in_own_process(family)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,7 @@ from moec.cli_options import (
     OptimisationLevel,
     PageKind,
     PagesOption,
+    Source,
     Threads,
     VerifyEach,
 )
@@ -93,7 +94,7 @@ def _top(
 @app.command("compile")
 @with_target_options
 def compile_model(
-    model: Model,
+    model: Source,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the artifact; .zip makes one file.")],
     target: Target = targets.DEFAULT,
     level: OptimisationLevel = None,

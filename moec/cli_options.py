@@ -27,6 +27,9 @@ class PageKind(str, enum.Enum):
 
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
+Source = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="An ONNX file, or the folder of a Hugging Face model (safetensors).")
+]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
 Experts = Annotated[

@@ -51,8 +51,10 @@ def compile(
 ) -> CompiledModel:
     """Compile a model and load the result.
 
-    ``model``: a path, an ``onnx.ModelProto``, an ``onnx_ir.Model``, or a ``torch.nn.Module`` (then ``example_inputs``
-    and ``dynamic_shapes`` are what ``torch.export.export`` takes). ``passes``: a level (``O0`` to ``O3``) or a pipeline
+    ``model``: the path of an ONNX file or of the folder of a Hugging Face model
+    (:func:`moec.frontend.huggingface.import_folder`), an ``onnx.ModelProto``, an ``onnx_ir.Model``, or a
+    ``torch.nn.Module`` (then ``example_inputs`` and ``dynamic_shapes`` are what ``torch.export.export`` takes; a text
+    model of transformers needs neither). ``passes``: a level (``O0`` to ``O3``) or a pipeline
     text. ``experts`` and ``linears``: formats to round the weights of experts and of dense products to, written as in
     :mod:`moec.passes.framework.shorthand`; None leaves them as they are. ``threads``: how many the result runs with;
     None means every available core. ``output``: where to write the artifact; without it one is kept in a temporary

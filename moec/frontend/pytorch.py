@@ -31,9 +31,11 @@ class Weights(Protocol):
     @property
     def names(self) -> set[str]:
         """Those of the module's parameters and buffers that are placeholders."""
+        ...
 
     def bind(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
         """Make constants in ``graph`` of values by name, which are no constants yet."""
+        ...
 
 
 def import_module(
@@ -73,7 +75,10 @@ def import_module(
 
     from moec.frontend.onnx import import_model
 
-    return import_model(model)
+    imported = import_model(model)
+    if weights is not None:
+        _bind(imported.graph, weights)
+    return imported
 
 
 def _inputs(
@@ -92,13 +97,18 @@ def _inputs(
 
 def _optimize(exported: Any, weights: Weights) -> None:
     """What PyTorch's exporter does at its end, with weights that it cannot look into: it would fold them into copies,
-    and placeholders into constants that mean nothing."""
+    and placeholders into constants that mean nothing. They are inputs of the graph until :func:`_bind`."""
     graph = exported.model.graph
     values = {name: graph.initializers.pop(name) for name in list(graph.initializers) if name in weights.names}
     for value in values.values():
         value.const_value = None
     graph.inputs.extend(values.values())
     exported.optimize()
+
+
+def _bind(graph: ir.Graph, weights: Weights) -> None:
+    """Give the weights that are inputs to the graph, which is at the opset where they can be stored in any format."""
+    values = {str(value.name): value for value in graph.inputs if value.name in weights.names}
     graph.inputs[:] = [value for value in graph.inputs if value.name not in values]
     weights.bind(graph, values)
 

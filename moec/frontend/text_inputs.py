@@ -44,7 +44,8 @@ def text_inputs(module: torch.nn.Module) -> TextInputs | None:
 @contextlib.contextmanager
 def without_cache(module: torch.nn.Module) -> Iterator[None]:
     """While it lasts, the module returns no keys and values of its attention."""
-    configs = [part.config for part in module.modules() if hasattr(getattr(part, "config", None), "use_cache")]
+    found: list[Any] = [getattr(part, "config", None) for part in module.modules()]
+    configs = [config for config in found if hasattr(config, "use_cache")]
     before = [config.use_cache for config in configs]
     for config in configs:
         config.use_cache = False

@@ -178,7 +178,7 @@ def _put_inputs_in_order(graph: ir.Graph, matrix: ir.Value, weight: Weight) -> N
     assert weight.order is not None
     for product, index in matrix.uses():
         _check_own_order(weight, fits=product.op_type == "MatMul" and not product.domain and index == 1)
-        order = _constant(graph, f"{product.outputs[0].name}.order", ir.tensor(weight.order.astype(np.int64)))
+        order = _constant(graph, f"{product.outputs[0].name}.order", ir.Tensor(weight.order.astype(np.int64)))
         pick = ir.node("Gather", [product.inputs[0], order], {"axis": -1})
         pick.outputs[0].name = f"{product.outputs[0].name}.in_order"
         graph.insert_before(product, pick)
@@ -204,8 +204,10 @@ def _decoded(graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType) -> 
     return node.outputs[0]
 
 
-def _constant(graph: ir.Graph, name: str, tensor: ir.LazyTensor | ir.Tensor) -> ir.Value:
+def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     tensor.name = name
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value

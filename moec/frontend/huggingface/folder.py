@@ -37,8 +37,14 @@ def import_folder(path: str | os.PathLike[str]) -> ir.Model:
     from moec.frontend.huggingface.binding import Binding
     from moec.frontend.huggingface.skeleton import build
     from moec.frontend.pytorch import import_module
+    from moec.frontend.text_inputs import text_inputs
 
     module = build(config, str(folder))
+    if text_inputs(module) is None:
+        raise UnsupportedError(
+            f"{folder}: {type(module).__name__} takes no input_ids; folders of text models are compiled, for others "
+            "pass the module and example inputs to moec.compile"
+        )
     return import_module(module, weights=Binding.of(module, tensors, config, str(folder)))
 
 

@@ -182,6 +182,11 @@ def test_without_transformers(whole: pathlib.Path, monkeypatch: pytest.MonkeyPat
     refuse(whole, r'needs PyTorch and transformers 5: pip install -U "moec\[torch\]"')
 
 
+def test_a_model_of_images(broken: pathlib.Path) -> None:
+    change_config(broken, model_type="vit", architectures=["ViTModel"])
+    refuse(broken, "ViTModel takes no input_ids; folders of text models are compiled", UnsupportedError)
+
+
 def test_a_class_that_is_no_model(broken: pathlib.Path) -> None:
     change_config(broken, architectures=["AutoConfig"])
     assert import_folder(broken).graph.outputs[0].name == "logits"

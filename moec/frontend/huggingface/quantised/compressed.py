@@ -51,12 +51,9 @@ def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
     groups = settings.get("config_groups")
     found = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
     blocks = {str(one.get("block_structure")): one.get("block_structure") for one in found if isinstance(one, dict)}
-    block = next(iter(blocks.values()), None) if len(blocks) == 1 else None
-    if block is None:
+    if len(blocks) != 1:
         return None
-    if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
-        raise UnsupportedError(f"{where}: block_structure is {str(block)[:60]}; expected two whole numbers")
-    return block[0], block[1]
+    return packing.block_of(next(iter(blocks.values())), "block_structure", where)
 
 
 def _packed(where: str, parts: Parts) -> Weight:

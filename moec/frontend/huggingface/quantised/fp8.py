@@ -27,12 +27,8 @@ _SCALES = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT16, ir.Data
 
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
     """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
-    block = settings.get("weight_block_size")
-    sizes = block if isinstance(block, list) else [None]
-    if block is not None and (len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes)):
-        raise UnsupportedError(f"{where}: weight_block_size is {str(block)[:60]}; expected two whole numbers")
-    size = (sizes[0], sizes[1]) if block is not None else None
-    read = functools.partial(weight_of, end=".weight_scale_inv", block=size)
+    block = packing.block_of(settings.get("weight_block_size"), "weight_block_size", where)
+    read = functools.partial(weight_of, end=".weight_scale_inv", block=block)
     return decoded_where_scaled(tensors, ".weight_scale_inv", read)
 
 

@@ -100,6 +100,15 @@ def group_of(where: str, shape: tuple[int, ...], scales: tuple[int, ...]) -> int
     return 0 if groups == 1 else size // groups
 
 
+def block_of(value: Any, key: str, where: str) -> tuple[int, int] | None:
+    """Outputs and inputs that share a scale, as a configuration says it; None where it says nothing."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or not all(type(size) is int and size > 0 for size in value):
+        raise UnsupportedError(f"{where}: {key} is {str(value)[:60]}; expected two whole numbers")
+    return value[0], value[1]
+
+
 def scales_of(tensor: FileTensor, turned: bool = False) -> LazyArray:
     """Scales [out,groups] in float16, float32, or, for bfloat16, in float32, which has all of its numbers; ``turned``:
     the tensor is [groups,out]."""

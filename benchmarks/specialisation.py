@@ -28,6 +28,13 @@ FORMATS = ("int8", "int4,group=32", "int3,group=32", "int2,group=32")
 EVEN, ODD = "+".join(map(str, range(0, 16, 2))), "+".join(map(str, range(1, 16, 2)))
 
 
+REPAIRS = {
+    "rescaled": "rescale-experts{profile=PROFILE}",
+    "router tuned": "tune-router{profile=PROFILE}",
+    "both": "rescale-experts{profile=PROFILE},tune-router{profile=PROFILE}",
+}
+
+
 def variants() -> dict[str, str]:
     """Pipelines behind O2 by what they are called; PROFILE is put in for each seed."""
     found = {f"{form.partition(',')[0]} nearest": f"quantize-experts{{format={form}}}" for form in FORMATS}
@@ -45,6 +52,10 @@ def variants() -> dict[str, str]:
         found[f"12 of 16 experts, {method}"] = f"prune-experts{{keep=12,method={method},profile=PROFILE{seeded}}}"
     found["12 of 16 experts, ream"] = "merge-experts{keep=12,method=ream,profile=PROFILE}"
     found["12 of 16 experts, hc-smoe"] = "merge-experts{keep=12,method=hc-smoe,profile=PROFILE}"
+    for name, passes in list(found.items()):
+        for repair, more in REPAIRS.items():
+            if name.startswith("12 of 16") or (name in ("int3 nearest", "int2 nearest") and repair == "rescaled"):
+                found[f"{name}, {repair}"] = f"{passes},{more}"
     for keep in (0.9, 0.8, 0.7):
         found[f"{keep:.0%} of the calls, by ratio"] = f"skip-experts{{keep={keep},profile=PROFILE,method=ratio}}"
     found["50% of the calls: one expert a token"] = "skip-experts{keep=0.5,profile=PROFILE,method=k}"

@@ -41,9 +41,11 @@ _CLASSES = {
     "quantize-linears": "moec.passes.quantize_linears:QuantizeLinears",
     "raise-moe": "moec.passes.raise_moe:RaiseMoE",
     "remove-dead-nodes": "moec.passes.remove_dead_nodes:RemoveDeadNodes",
+    "rescale-experts": "moec.passes.rescale_experts:RescaleExperts",
     "round-to-tf32": "moec.passes.round_to_tf32:RoundToTf32",
     "simplify": "moec.passes.simplify:Simplify",
     "skip-experts": "moec.passes.skip_experts:SkipExperts",
+    "tune-router": "moec.passes.tune_router:TuneRouter",
 }
 
 

@@ -48,12 +48,16 @@ class AssignBits:
         }
             assign-bits{avg=6,profile=PROFILE,formats=int8+int4/32,method=rtn} ->
         (float[T,64] x, float[T,4] logits) => (float[T,64] y)
-           <int8[3,64,64] up_int8, float[3,64,1] up_int8_scale, int4[1,64,64] up_int4, float16[1,64,2] up_int4_scale,
-            int4[1,64,64] down_int4, float16[1,64,2] down_int4_scale, int8[1,64,64] down_int8,
-            float[1,64,1] down_int8_scale, int4[2,64,64] down_int4_2, float16[2,64,2] down_int4_scale_2> {
+           <int8[1,64,64] up_int8, float[1,64,1] up_int8_scale, int4[1,64,64] up_int4, float16[1,64,2] up_int4_scale,
+            int8[1,64,64] up_int8_2, float[1,64,1] up_int8_scale_2, int4[1,64,64] up_int4_2,
+            float16[1,64,2] up_int4_scale_2, int4[1,64,64] down_int4, float16[1,64,2] down_int4_scale,
+            int8[2,64,64] down_int8, float[2,64,1] down_int8_scale, int4[1,64,64] down_int4_2,
+            float16[1,64,2] down_int4_scale_2> {
            up_decoded = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (up_int8, up_int8_scale)
            up_decoded_2 = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1> (up_int4, up_int4_scale)
-           up_stored = Concat <axis = 0> (up_decoded, up_decoded_2)
+           up_decoded_3 = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (up_int8_2, up_int8_scale_2)
+           up_decoded_4 = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1> (up_int4_2, up_int4_scale_2)
+           up_stored = Concat <axis = 0> (up_decoded, up_decoded_2, up_decoded_3, up_decoded_4)
            down_decoded = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1> (down_int4, down_int4_scale)
            down_decoded_2 = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (down_int8, down_int8_scale)
            down_decoded_3 = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1>

@@ -18,6 +18,7 @@ from moec.passes.weights.fewer_experts import check_keep, expert_set, layers_of,
 from moec.passes.weights.grouping import Grouping, by_centroids, by_clusters
 from moec.passes.weights.merging import Averages, unmergeable
 from moec.profile import Profile
+from moec.profile.keys import keep_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,9 @@ class MergeExperts:
     3. Averages are computed when they are read, one expert at a time. Weights that are quantised stay, with a warning:
        this pass comes before quantize-experts. What cannot lose experts stays as in prune-experts; ``layers`` is as
        there.
-    4. Metadata says which experts are one, and why (:mod:`moec.ir.origins`). What a profile says of a layer does not
-       hold afterwards: passes behind this one need a profile of the model after it (``moec profile --passes``).
+    4. Metadata says which experts are one, and why (:mod:`moec.ir.origins`). What a profile says of experts does not
+       hold afterwards: passes behind this one that use it need a profile of the model after it (``moec profile
+       --passes``). Those that use what it says of the layer (rescale-experts, tune-router) do not.
 
     ::
 
@@ -114,6 +116,7 @@ class MergeExperts:
         if not into:
             report.note(self.name, name, f"keeps all {count} experts")
             return False
+        keep_key(experts.node)
         node = with_route(graph, experts.node) if self.method == "hc-smoe" else experts.node
         averages = Averages(graph, node, grouping.groups)
         averages.store()

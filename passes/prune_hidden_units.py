@@ -18,7 +18,7 @@ from moec.passes.weights.hidden_units import HiddenUnits, readable_units
 from moec.passes.weights.loss import layer_of, output_error
 from moec.passes.weights.store import change_numbers
 from moec.profile import Profile
-from moec.profile.keys import MEASURED_KEY
+from moec.profile.keys import keep_key, keep_layer
 from moec.profile.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
@@ -39,8 +39,8 @@ class PruneHiddenUnits:
        the data, they give what all gave (least squares by the second moment of the hidden units; as in OBC, arXiv
        2208.11580, for whole units at once).
     3. Left alone are layers whose products are in int8, or whose down has groups of units: this pass comes before
-       quantize-experts. What the profile knows of a layer does not hold afterwards: passes behind this one need a
-       profile of the model after it (``moec profile --passes``).
+       quantize-experts. What the profile knows of experts does not hold afterwards: passes behind this one that use it
+       need a profile of the model after it (``moec profile --passes``).
     4. The error of the outputs, on the rows of the profile, goes into the report.
 
     ::
@@ -83,6 +83,7 @@ class PruneHiddenUnits:
             report.note(self.name, node_name(node), f"nothing to prune: {width} units are kept of {units.count}")
             return False
         measures, before = profile.experts(node), layer_of(node)
+        keep_key(node)
         with profile_reading(f"{profile.path}: node {node_name(node)}"):
             kept = [_kept(units, measures, expert, width) for expert in range(units.weights.experts)]
             changed = _compensation(units, measures, kept)
@@ -90,7 +91,7 @@ class PruneHiddenUnits:
             if self.compensate:
                 change_numbers(node, "down", lambda numbers, expert: changed(expert).astype(numbers.dtype))
             error = output_error(before, layer_of(node), lambda expert: _rows(measures, expert))
-        node.metadata_props.pop(MEASURED_KEY, None)
+        keep_layer(node)
         report.note(
             self.name,
             node_name(node),

@@ -7,7 +7,8 @@
     <key>/<array>/<expert>.npy          arrays of one expert
     input<n>/<array>.npy                rows and moment of the value that linears read
 
-Two profiles of one model merge: sums add up, of rows an even selection stays.
+Two profiles of one model merge: sums add up, of rows an even selection stays. Version 1 had no ``sample_output``; what
+needs it refuses such a profile, everything else reads it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from moec.profile.measures import ExpertsMeasures, LinearMeasures, selected
 
 Array = np.ndarray[Any, Any]
 
-VERSION = 1
+VERSION = 2
+_READ = (1, VERSION)
 _HEAD = "profile.json"
 _LARGEST_HEAD = 64 << 20
 _LARGEST_ARRAY = 4 << 30
@@ -65,6 +67,7 @@ class Head:
     passes: str
     formats: list[str]
     layers: list[LayerEntry]
+    version: int = VERSION
 
 
 class Profile:
@@ -108,6 +111,11 @@ class Profile:
                 "model and make the profile anew"
             ) from None
 
+    def layer(self, node: ir.Node) -> ExpertsMeasures:
+        """What is known of the layer of experts that a node stands in the place of, with the experts that it had then.
+        Raises MoecError as :meth:`experts`."""
+        return self._experts_of(self._layer(node, "experts", whole=True)[0])
+
     def linear(self, node: ir.Node) -> LinearMeasures:
         """What is known of a ``moec.Linear`` node. Raises MoecError as :meth:`experts`."""
         layer, _ = self._layer(node, "linear")
@@ -127,11 +135,12 @@ class Profile:
         told = (layer.parts, layer.tokens, layer.next_key)
         return ExpertsMeasures(layer.key, layer.name, *sizes, *told, lambda name: self.array(f"{layer.key}/{name}"))
 
-    def _layer(self, node: ir.Node, kind: str) -> tuple[LayerEntry, Sequence[int] | None]:
-        """The layer that a node was measured as, and which of its experts the node has; None for all."""
+    def _layer(self, node: ir.Node, kind: str, whole: bool = False) -> tuple[LayerEntry, Sequence[int] | None]:
+        """The layer that a node was measured as, and which of its experts the node has, None for all. ``whole``: also
+        where it has none of them any more."""
         for key, experts in measured_as(node).items():
             layer = self._layers.get(key)
-            if layer is not None and layer.kind == kind:
+            if layer is not None and layer.kind == kind and (whole or experts is None or experts):
                 return layer, experts
         raise MoecError(
             f"{self.path}: node {node_name(node)}: nothing was measured of its weights; expected a profile of this "
@@ -169,8 +178,7 @@ def write_profile(path: str | os.PathLike[str], head: Head, arrays: Iterable[tup
 def write_new(path: pathlib.Path, head: Head, arrays: Iterable[tuple[str, Array]]) -> None:
     """Write a profile where nothing is. Raises OSError."""
     with zipfile.ZipFile(path, "x") as archive:
-        data = {"version": VERSION, **dataclasses.asdict(head)}
-        archive.writestr(_HEAD, json.dumps(data, indent=1))
+        archive.writestr(_HEAD, json.dumps(dataclasses.asdict(head), indent=1))
         for name, array in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.asarray(array, order="C"), allow_pickle=False)
@@ -185,7 +193,7 @@ def check_mergeable(path: str, head: Head, other: Profile) -> None:
         raise MoecError(
             f"{other.path}: its model is {shown[0]}, that of {path} is {shown[1]}; merge those of one model"
         )
-    for what in ("passes", "formats"):
+    for what in ("version", "passes", "formats"):
         mine, found = getattr(head, what), getattr(other.head, what)
         if mine != found:
             raise MoecError(f"{other.path}: its {what} are {found!r}, those of {path} are {mine!r}")
@@ -258,7 +266,7 @@ def _selected(arrays: list[Array]) -> Array:
 _OF_ROWS = ("error", "energy")
 """Sums over rows that are kept, of which few are."""
 _MERGE: Mapping[str, Callable[[list[Array]], Array]] = dict.fromkeys(
-    ("rows", "row_gates", "sample", "sample_gates"), _selected
+    ("rows", "row_gates", "sample", "sample_gates", "sample_output"), _selected
 )
 """How arrays merge that are no sums."""
 
@@ -266,12 +274,13 @@ _MERGE: Mapping[str, Callable[[list[Array]], Array]] = dict.fromkeys(
 def _head(path: str | os.PathLike[str], data: Any) -> Head:
     if not isinstance(data, dict) or "version" not in data:
         raise MoecError(f"{path}: is not a profile; make one with moec profile MODEL --data DATA -o P")
-    if data["version"] != VERSION:
+    if data["version"] not in _READ:
         raise MoecError(
-            f"{path}: is a profile of version {data['version']}; this moec reads version {VERSION}: make it anew"
+            f"{path}: is a profile of version {data['version']}; this moec reads versions {_READ[0]} to {_READ[-1]}: "
+            "make it anew"
         )
     try:
         layers = [LayerEntry(**{**layer, "parts": tuple(layer["parts"])}) for layer in data["layers"]]
-        return Head(data["model"], data["data"], data["passes"], data["formats"], layers)
+        return Head(data["model"], data["data"], data["passes"], data["formats"], layers, data["version"])
     except (KeyError, TypeError) as error:
         raise MoecError(f"{path}: the head of the profile is damaged ({error}); make it anew") from error

@@ -3,7 +3,8 @@
 A pass that changes weights, but not what they are measured as, leaves a note in the metadata of the node, under
 ``MEASURED_KEY``: ``0123456789abcdef``, the key that the layer had. One that leaves experts out notes a new key, and
 behind it those of the layer before, each with the numbers that the experts left have there:
-``89abcdef01234567 0123456789abcdef:0,2,5``. A profile that was made before or after may then be used.
+``89abcdef01234567 0123456789abcdef:0,2,5``. A profile that was made before or after may then be used. One after which
+no expert is what it was leaves no numbers: ``89abcdef01234567 0123456789abcdef:`` stands in the place of that layer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _SAMPLED = 64
 _DIGITS = 16
 _MOST_NUMBER = 9
 _ENTRY = re.compile(
-    rf"(?P<key>[0-9a-f]{{{_DIGITS}}})(?::(?P<experts>\d{{1,{_MOST_NUMBER}}}(?:,\d{{1,{_MOST_NUMBER}}})*))?"
+    rf"(?P<key>[0-9a-f]{{{_DIGITS}}})(?::(?P<experts>|\d{{1,{_MOST_NUMBER}}}(?:,\d{{1,{_MOST_NUMBER}}})*))?"
 )
 
 
@@ -58,7 +59,8 @@ def keep_key(node: ir.Node) -> None:
 
 def measured_as(node: ir.Node) -> Mapping[str, Sequence[int] | None]:
     """The keys under which profiles may know a node, the latest first, each with the numbers that the node's experts
-    have there; None where these are those of the node. Raises MoecError for metadata that says no such thing."""
+    have there: None where these are those of the node, none where the layer is known, but no expert of it is left.
+    Raises MoecError for metadata that says no such thing."""
     known = node.metadata_props.get(MEASURED_KEY)
     return {key_of(node): None} if known is None else _parsed(node, known)
 
@@ -72,22 +74,33 @@ def keep_experts(node: ir.Node, kept: Sequence[int]) -> None:
     listed = ",".join(map(str, kept))
     entries = [hashlib.sha256(f"{next(iter(known))}:{listed}".encode()).hexdigest()[:_DIGITS]]
     for key, experts in known.items():
-        numbers = kept if experts is None else [experts[expert] for expert in kept]
+        numbers = kept if experts is None else [experts[expert] for expert in kept if experts]
         entries.append(f"{key}:{','.join(map(str, numbers))}")
     node.metadata_props[MEASURED_KEY] = " ".join(entries)
+
+
+def keep_layer(node: ir.Node) -> None:
+    """Note on a node that its experts are none of those that it was measured with, and that it stands in the place of
+    their layer. It is a layer of its own to profiles that are made afterwards; nothing happens to a node without a
+    note."""
+    if MEASURED_KEY not in node.metadata_props:
+        return
+    known = measured_as(node)
+    del node.metadata_props[MEASURED_KEY]
+    node.metadata_props[MEASURED_KEY] = " ".join([key_of(node), *(f"{key}:" for key in known)])
 
 
 def _parsed(node: ir.Node, text: str) -> dict[str, Sequence[int] | None]:
     found = [_ENTRY.fullmatch(entry) for entry in text.split(" ")]
     entries = {entry["key"]: entry["experts"] for entry in found if entry is not None}
-    counts = {experts.count(",") for experts in entries.values() if experts is not None}
+    counts = {experts.count(",") for experts in entries.values() if experts}
     if None in found or next(iter(entries.values())) is not None or len(counts) > 1:
         raise MoecError(
             f"node {node_name(node)}: metadata {MEASURED_KEY} is {text[:80]!r}; expected keys of layers in profiles, "
             "such as '89abcdef01234567 0123456789abcdef:0,2,5'; remove it from the model"
         )
     return {
-        key: None if experts is None else [int(number) for number in experts.split(",")]
+        key: None if experts is None else [int(number) for number in experts.split(",") if number]
         for key, experts in entries.items()
     }
 

@@ -25,6 +25,7 @@ Of experts:
 ``energy``            [E]         sum over ``rows`` of g^2 |f(x)|^2
 ``sample``            [n,d]       some tokens of the layer
 ``sample_gates``      [n,E]       the weights of all experts for them, 0 for those not chosen
+``sample_output``     [n,width]   what the layer made of them, computed in float32
 ====================  ==========  ======================================================================================
 
 Of linears: ``rows`` [n,K], ``moment_in`` [K,K] = sum of x x^T, ``measured``, ``error`` {F: scalar}, ``energy``. Layers
@@ -99,7 +100,7 @@ class ExpertsMeasures:
         return self.read(f"error/{form}")
 
 
-_ALL_OF_LAYER = frozenset({"ratio_histogram", "sample"})
+_ALL_OF_LAYER = frozenset({"ratio_histogram", "sample", "sample_output"})
 """What is measured of no single expert."""
 _BY_TOKEN = frozenset({"sample_gates"})
 _OF_PAIRS = frozenset({"pairs"})

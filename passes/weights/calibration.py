@@ -46,8 +46,8 @@ def opened(pass_name: str, method: Method, path: str | None) -> Iterator[Profile
 class Calibration:
     """What a profile knows of the inputs of one node's weights; without a profile, nothing.
 
-    Making one notes on the node which layer of the profile it is, for its weights change next. Raises MoecError when
-    the profile does not know the node.
+    Making one notes on the node which layer of a profile it is, for its weights change next. Raises MoecError when the
+    profile does not know the node.
     """
 
     def __init__(self, profile: Profile | None, node: ir.Node, method: Method) -> None:
@@ -56,7 +56,7 @@ class Calibration:
         if profile is not None:
             self._measures = profile.linear(node) if is_moec(node, "Linear") else profile.experts(node)
             self._where = f"{profile.path}: node {node_name(node)}"
-            keep_key(node)
+        keep_key(node)
 
     def rows(self, expert: int) -> Array | None:
         """Return some inputs [n,in] of an expert, or of the dense product; None when none are known."""
@@ -96,7 +96,8 @@ def profile_reading(where: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise MoecError(f"{where}: the profile lacks {error}; make it anew, with second moments") from None
+        more = ", with second moments" if "moment" in str(error) else ""
+        raise MoecError(f"{where}: the profile lacks {error}; make it anew{more}") from None
     except (ValueError, IndexError) as error:
         raise MoecError(f"{where}: the profile is damaged ({error}); make it anew") from None
 

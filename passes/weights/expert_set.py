@@ -21,7 +21,7 @@ from moec.passes.framework.base import Report
 from moec.passes.graph.columns import keep_columns
 from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
 from moec.passes.weights.selection import Selection, select
-from moec.profile.keys import MEASURED_KEY, keep_experts
+from moec.profile.keys import keep_experts, keep_layer
 
 
 class ExpertSet:
@@ -138,12 +138,12 @@ class ExpertSet:
         self._note_measured(groups)
 
     def _note_measured(self, groups: Sequence[Sequence[int]]) -> None:
-        """Tell profiles which stored experts are left. What was made of several is measured as none of them."""
+        """Tell profiles which stored experts are left: none where one was made of several."""
         stored = [group for group in groups if min(group) < self.stored]
         if all(len(group) == 1 for group in stored):
             keep_experts(self.node, [expert for (expert,) in stored])
         else:
-            self.node.metadata_props.pop(MEASURED_KEY, None)
+            keep_layer(self.node)
 
     def _cut_router(self, graph: ir.Graph, kept: Sequence[int]) -> None:
         spec, names = self.routing, INPUTS[self.route.op_type]

@@ -70,6 +70,11 @@ def output_error(before: Layer, after: Layer, seen: Callable[[int], Array | None
     return _compared(before, after, seen)[1].relative
 
 
+def output_of(layer: Layer, expert: int, rows: Array) -> Array:
+    """What one expert of a layer makes of rows [n,d] where its weight is 1: [n,width], in the type of the rows."""
+    return _output(layer, expert, _matrices(layer, expert), rows)
+
+
 def _compared(before: Layer, after: Layer, seen: Callable[[int], Array | None]) -> tuple[_Difference, _Difference]:
     """The differences of weights, those of equal shape, and of outputs."""
     weights, outputs, generator = _Difference(), _Difference(), np.random.default_rng(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,14 +15,14 @@ from moec.errors import MoecError
 from moec.ir.dialect import INPUTS, ProductSpec
 from moec.ir.names import node_name
 from moec.ir.weights.encode import Encoded, Table, encode, group_count, scales_of
-from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.format import WeightFormat, name_of
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
 from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
 from moec.passes.weights.kept import KeptExperts
 
 Array = np.ndarray[Any, Any]
-
+_ADDED = re.compile(r"(_decoded(_\d+)?)?(_stored(_\d+)?)?$")
 
 Encoder = Callable[[Array, WeightFormat, int, int], Encoded]
 """Makes what is stored of a matrix, as the graph has it, in a quantised format: from the matrix, the format, the axis
@@ -44,8 +45,25 @@ def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat], encoder: Enc
     if encoder is not None:
         for segment in segments:
             segment.make(encoder)
-    parts = [segment.add_to(graph) for segment in segments]
-    joined = parts[0]
+    _put(node, name, [segment.add_to(graph) for segment in segments])
+    return True
+
+
+def scale_experts(node: ir.Node, name: str, factors: Sequence[float]) -> None:
+    """Multiply the weight operand ``name`` of expert e by ``factors[e]``: numbers stored as floats, and of others the
+    scales, each rounded to the type that it has. One expert is computed at a time, when it is read; then a number
+    beyond the range of its type raises MoecError. Exponents (of mxfp4) cannot be scaled."""
+    weight, graph = StoredWeight.of(weight_inputs(node)[name]), node.graph
+    assert isinstance(graph, ir.Graph)
+    kept = _segments(weight, weight.formats)
+    segments = [_Segment(node, name, segment, form, factors) for segment, form in kept]
+    _put(node, name, [segment.add_to(graph) for segment in segments])
+
+
+def _put(node: ir.Node, name: str, parts: Sequence[ir.Value]) -> None:
+    """Let runs of consecutive experts be the weight operand ``name``."""
+    graph, value, joined = node.graph, weight_inputs(node)[name], parts[0]
+    assert isinstance(graph, ir.Graph)
     if len(parts) > 1:
         joint = ir.node("Concat", parts, {"axis": 0})
         joined = joint.outputs[0]
@@ -54,7 +72,6 @@ def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat], encoder: Enc
         graph.insert_before(node, joint)
     node.replace_input_with(INPUTS[node.op_type].index(name), joined)
     remove_unused(graph, value)
-    return True
 
 
 def change_numbers(node: ir.Node, name: str, change: Callable[[Array, int], Array]) -> None:
@@ -85,7 +102,7 @@ def set_arithmetic(node: ir.Node, spec: ProductSpec) -> None:
 
 def _base_name(value: ir.Value) -> str:
     """The name of a weight without what an earlier pass added here."""
-    return str(value.name).removesuffix("_stored").removesuffix("_decoded")
+    return _ADDED.sub("", str(value.name))
 
 
 def _segments(
@@ -104,10 +121,18 @@ def _segments(
 
 
 class _Segment:
-    """Experts of one weight that are stored together."""
+    """Experts of one weight that are stored together. ``factors``: what each of all experts is multiplied by, where it
+    keeps its format."""
 
-    def __init__(self, node: ir.Node, name: str, experts: list[tuple[int, WeightRun]], form: WeightFormat) -> None:
-        self._node, self._name, self._experts, self._form = node, name, experts, form
+    def __init__(
+        self,
+        node: ir.Node,
+        name: str,
+        experts: list[tuple[int, WeightRun]],
+        form: WeightFormat,
+        factors: Sequence[float] | None = None,
+    ) -> None:
+        self._node, self._name, self._experts, self._form, self._factors = node, name, experts, form, factors
         self._where = f"node {node_name(node)}: weight {name}"  # the node may be gone when the data is read
         value = weight_inputs(node)[name]
         assert value.shape is not None and value.dtype is not None
@@ -174,9 +199,18 @@ class _Segment:
             return self._made.read(index, table)
         expert, run = self._experts[index]
         if self._kept is not None:
-            return _needed(run.encoded(expert).read(table))
+            return self._scaled(_needed(run.encoded(expert).read(table)), expert, table)
         with self._of(expert):
             return self._encoded(index, lambda: run.decoded(expert), table)
+
+    def _scaled(self, array: Array, expert: int, table: Table) -> Array:
+        """A table of an expert that keeps its format."""
+        if self._factors is None or table != ("scale" if self._form.quantized else "data"):
+            return array
+        name = name_of(ir.DataType.from_numpy(array.dtype))
+        assert name is not None
+        with self._of(expert):
+            return encode(array.astype(np.float64) * self._factors[expert], WeightFormat(name)).data
 
     @contextlib.contextmanager
     def _of(self, expert: int) -> Iterator[None]:

@@ -15,6 +15,8 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.shorthand import parse_format
+from moec.passes.graph.router_product import router_product
+from moec.passes.weights.expert_set import expert_sets
 from moec.profile.file import Head, LayerEntry, Profile, write_profile
 from moec.profile.keys import key_of, measurable
 from moec.profile.measures import packed
@@ -119,6 +121,27 @@ def write_measured(
             sizes = (weights.inner, tokens, weights.experts, 2, weights.hidden, weights.parts)
             layers.append(LayerEntry(key, "experts", "layer", *sizes))
         write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", formats.split("+"), layers), arrays)
+    return path
+
+
+def write_routed(path: pathlib.Path, model: ir.Model, tokens: int = 512) -> pathlib.Path:
+    """The profile of all layers of experts whose logits are a product of their tokens, which go where these say."""
+    layers, arrays = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for experts in expert_sets(model.graph):
+            node, spec, weights, key = experts.node, experts.routing, experts.weights, key_of(experts.node)
+            x = dialect.inputs_of(node)["x"]
+            router = None if x is None else router_product(experts.logits, x)
+            assert router is not None
+            sums, rows = (
+                ExpertsSums(node, spec.k, pathlib.Path(folder), key, moments=True),
+                rows_of(weights.inner, tokens),
+            )
+            sums.add(rows, *semantics.route(spec, router(rows)))
+            arrays += [(f"{key}/{name}", array) for name, array in sums.arrays([])]
+            sizes = (weights.inner, tokens, weights.experts, spec.k, weights.hidden, weights.parts)
+            layers.append(LayerEntry(key, "experts", "layer", *sizes))
+        write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", [], layers), arrays)
     return path
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir import interpreter
-from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, make_node
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, attributes_of, make_node
 from moec.ir.text import parse_model
 from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.framework import pipeline
@@ -43,6 +43,34 @@ def experts_model(spec: ExpertsSpec, arrays: dict[str, np.ndarray] | None = None
     graph = ir.Graph([x, logits], node.outputs, nodes=[node], initializers=constants_used, opset_imports=imports)
     graph.name = "layer"
     return ir.Model(graph, ir_version=11)
+
+
+def routed_model(
+    spec: ExpertsSpec, routing: RouteSpec | None = None, arrays: dict[str, np.ndarray] | None = None, gap: int = -1
+) -> ir.Model:
+    """x [T,D] → y [T,D]: the layer of :func:`experts_model` with other ``routing``, whose logits are a product of x.
+    Expert ``gap`` is never chosen."""
+    model, random = experts_model(spec, arrays), np.random.default_rng(4)
+    (node,), count = model.graph, E + spec.identity_experts
+    matrix, bias = random.normal(size=(D, count)) / np.sqrt(D), random.normal(size=count) / 4
+    if gap >= 0:
+        bias[gap] = -20
+    constants = {"matrix": matrix, "bias": bias}
+    for name, array in constants.items():
+        model.graph.register_initializer(ir.val(name, const_value=ir.tensor(array.astype(np.float32), name=name)))
+    x, old = model.graph.inputs
+    product = ir.node("Gemm", [x, *(model.graph.initializers[name] for name in constants)])
+    product.outputs[0].name, product.outputs[0].type = "logits", old.type
+    product.outputs[0].shape = ir.Shape(("T", count))
+    model.graph.insert_before(node, product)
+    node.replace_input_with(1, product.outputs[0])
+    del model.graph.inputs[1]
+    old.name = "unused"
+    if routing is not None:
+        node.attributes.clear()
+        for name, value in attributes_of(routing, spec).items():
+            node.attributes[name] = ir.convenience.convert_attribute(name, value)
+    return model
 
 
 def linear_model(body: str, constants: dict[str, np.ndarray], outputs: str = "float[T,64] y") -> ir.Model:

@@ -12,7 +12,7 @@ from moec.passes.framework import pipeline
 from moec.passes.remove_dead_nodes import RemoveDeadNodes
 
 from .before_after import check, examples, model_of
-from .profiles import write_measured
+from .profiles import write_measured, write_routed
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -21,7 +21,11 @@ def test_examples(name, tmp_path):
     assert found, f"{name}: its docstring has no example; give a graph before, an arrow, and the graph after"
     for before, passes, after in found:
         if passes is not None and "PROFILE" in passes:
-            path = write_measured(tmp_path / "profile", model_of(before), "int8+int4/32+int2/32")
+            path, model = tmp_path / "profile", model_of(before)
+            if "logits =" in before:
+                write_routed(path, model)
+            else:
+                write_measured(path, model, "int8+int4/32+int2/32")
             passes = passes.replace("PROFILE", str(path))
         refusal = re.fullmatch(r"\s*MoecError: (.*)", after)
         if refusal is None:

@@ -311,9 +311,11 @@ def test_what_is_merged_needs_a_new_profile(method, tmp_path):
     assert len(origins_of(last_moec_node(model), 4).removed) == 1
     with pytest.raises(MoecError, match="nothing was measured of its weights"):
         apply(model, f"quantize-experts{{format=int4,method=gptq,profile={path}}}")
+    assert Profile.read(path).layer(last_moec_node(model)).experts == E
     again = write_measured(tmp_path / "again", model, "int8", tokens=300)
     assert Profile.read(again).experts(last_moec_node(model)).experts == 4
-    apply(model, f"quantize-experts{{format=int4,method=gptq,profile={again}}}")
+    apply(model, f"quantize-experts{{format=int4,method=gptq,profile={again}}},prune-experts{{keep=3,profile={again}}}")
+    assert [Profile.read(one).layer(last_moec_node(model)).experts for one in (path, again)] == [E, 4]
 
 
 def test_layer_by_layer_with_the_profile_refreshed(tmp_path):

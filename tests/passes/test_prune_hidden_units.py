@@ -94,6 +94,7 @@ def test_what_is_pruned_may_be_pruned_and_quantised_further_after_a_new_profile(
     model, _ = pruned(spec, profile, 0.5)
     with pytest.raises(MoecError, match="nothing was measured of its weights"):
         apply(model, f"quantize-experts{{format=int4,method=gptq,profile={profile}}}")
+    assert Profile.read(profile).layer(last_moec_node(model)).hidden == F
     again = write_measured(tmp_path / "p", model, "int8")
     apply(model, f"quantize-experts{{format=int4,group=32,method=gptq,profile={again}}}")
     assert relative_error(model, pruned(spec, profile, 0.5)[0]) < 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 
@@ -72,6 +73,13 @@ def test_errors_of_merged_profiles_are_of_the_rows_that_are_kept(tmp_path):
     assert layer.array("energy").tolist() == [8, 0]
 
 
+def test_a_profile_of_the_version_before_is_read(tmp_path):
+    head = dataclasses.replace(HEAD, version=1)
+    assert written(tmp_path / "one", head).head == head
+    merge(tmp_path / "both", [Profile.read(tmp_path / "one"), written(tmp_path / "two", head)])
+    assert Profile.read(tmp_path / "both").head.version == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -80,6 +88,7 @@ def test_errors_of_merged_profiles_are_of_the_rows_that_are_kept(tmp_path):
             {"model": {"name": "n.onnx", "sha256": "22"}},
             r"two: its model is n\.onnx of SHA-256 22, that of .*one is .*; merge those of one model",
         ),
+        ({"version": 1}, r"two: its version are 1, those of .*one are 2"),
         ({"layers": []}, r"two: its layers are not those of"),
     ],
 )
@@ -117,7 +126,7 @@ def test_what_is_no_profile_is_refused(tmp_path):
     for head, message in [
         ("{", "is not a profile"),
         ([], "is not a profile"),
-        ({"version": 0}, "version 0; this moec reads version 1"),
+        ({"version": 0}, "version 0; this moec reads versions 1 to 2"),
         ({"version": 1, "layers": []}, "head of the profile is damaged"),
         ({"version": 1, "layers": [{"parts": [], "of": 1}]}, "head of the profile is damaged"),
     ]:

@@ -50,30 +50,31 @@ class StoredRows:
 
 
 class KeptRows:
-    """A few rows, evenly from all that came: every ``stride``-th, where the stride doubles when they get too many."""
+    """A few rows, in the order in which they came, each of all with the same chance and always the same: every row gets
+    a number by a generator, and those with the smallest stay. (Every n-th row would often be the same place of a text.)
+    """
 
     def __init__(self, most: int) -> None:
-        self._most, self._stride, self._seen = most, 1, 0
-        self._kept: list[tuple[Array, ...]] = []
+        self._most, self._random, self._numbers = most, np.random.default_rng(0), np.zeros(0)
+        self._kept: list[Array] = []
+        self._staying = np.zeros(0, np.int64)
 
-    def due(self, count: int) -> slice:
-        """Which of the next ``count`` rows :meth:`add` has to be given."""
-        first = -self._seen % self._stride
-        self._seen += count
-        return slice(first, count, self._stride)
+    def due(self, count: int) -> Array:
+        """Which of the next ``count`` rows :meth:`add` has to be given: their places, ascending."""
+        numbers = np.concatenate([self._numbers, self._random.random(count)])
+        kept, old = np.sort(np.argsort(numbers, kind="stable")[: self._most]), len(self._numbers)
+        self._numbers, self._staying = numbers[kept], kept[kept < old]
+        return kept[kept >= old] - old
 
     def add(self, *columns: Array) -> None:
         """Arrays of equal length: what was due."""
-        self._kept += [tuple(np.array(one) for one in row) for row in zip(*columns, strict=True)]
-        while len(self._kept) > self._most:
-            self._kept, self._stride = self._kept[::2], 2 * self._stride
+        old = self._kept or [column[:0] for column in columns]
+        self._kept = [np.concatenate([one[self._staying], new]) for one, new in zip(old, columns, strict=True)]
 
     def arrays(self, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
         """What was kept of each column; ``shapes``: those of one row."""
-        return tuple(
-            np.array([row[column] for row in self._kept], np.float32).reshape(len(self._kept), *shape)
-            for column, shape in enumerate(shapes)
-        )
+        kept = self._kept or [np.zeros((0, *shape)) for shape in shapes]
+        return tuple(np.ascontiguousarray(column, np.float32) for column in kept)
 
 
 @dataclasses.dataclass
@@ -130,11 +131,13 @@ class ExpertsSums:
         """Tokens [T,d], their weights and ids [T,k]; returns which experts [T,E] they go to. Raises OSError for a full
         disk."""
         self.tokens += len(x)
-        ids = np.where(ids < self.weights.experts, ids, -1)  # others give back their input
+        stored = ids < self.weights.experts  # others give back their input
+        kept_input = np.where(stored, 0, gates).sum(axis=1)
+        ids = np.where(stored, ids, -1)
         gates = np.where(ids < 0, 0, gates)
         chosen, dense = self._add_counts(gates, shares := _shares(gates), ids)
         due = self._sample.due(len(x))
-        self._sample.add(x[due], dense[due])
+        self._sample.add(x[due], dense[due], kept_input[due])
         pairs = list(pairs_by_expert(ids))
         for expert, tokens, slots in pairs:
             due = self._rows[expert].due(len(tokens))
@@ -186,8 +189,9 @@ class ExpertsSums:
         yield "measured", np.array([seen.count for seen in self._seen])
         if self._following is not None:
             yield "following", np.rint(self._following).astype(np.int64)
-        sample, gates = self._sample.arrays((self.weights.inner,), (self.weights.experts,))
+        sample, gates, kept_input = self._sample.arrays((self.weights.inner,), (self.weights.experts,), ())
         yield from (("sample", sample), ("sample_gates", gates))
+        yield "sample_output", self._output(sample, gates, kept_input)
         x, measured = self._stored.read(), []
         for expert, found in enumerate(run(lambda expert: self._measured(x, expert, forms), range(len(self._count)))):
             rows, row_gates = self.rows(expert)
@@ -236,6 +240,22 @@ class ExpertsSums:
                 moment += inputs.T @ inputs
         found.moments = {name: packed(moment) for name, moment in sums.items()}
         return found
+
+    def _output(self, x: Array, gates: Array, kept_input: Array) -> Array:
+        """What the layer makes of tokens [n,d], [n,width]: by its experts, with the weights [n,E], and by those that
+        give back their input, whose weights are ``kept_input`` [n] together."""
+        output = np.zeros((len(x), self.weights.width), np.float32)
+        for expert in range(self.weights.experts):
+            (tokens,) = np.nonzero(gates[:, expert])
+            if len(tokens):
+                rows, own = x[tokens], gates[tokens, expert, None]
+                if self.weights.spec.weight_on_input:
+                    rows, own = rows * own, np.ones_like(own)
+                output[tokens] += own * expert_output(self.weights, expert, rows)[1]
+                release_pages()
+        if kept_input.any():
+            output += kept_input[:, None] * x
+        return output
 
     def rows(self, expert: int) -> tuple[Array, Array]:
         """The rows [n,d] that were kept of an expert, and their weights [n]."""

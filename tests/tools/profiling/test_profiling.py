@@ -14,14 +14,16 @@ import moec
 from moec import compiler
 from moec.errors import MoecError
 from moec.ir import dialect, semantics
-from moec.ir.dialect import RouteSpec
+from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
 from moec.passes.framework import pipeline
 from moec.profile import Profile
 from moec.profile.keys import keep_key, key_of, measurable
 from moec.profile.measures import BINS
 from moec.tools.profiling import measure
-from moec.tools.profiling.sums import KeptRows
+from moec.tools.profiling.sums import ExpertsSums, KeptRows
 from moec.tools.profiling.workers import workers
+
+from ...passes.stored_weights import D, E, experts_model
 
 EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "char_lm"
 
@@ -117,6 +119,26 @@ def test_moments_norms_and_rows(made, reads):
             assert np.array_equal(found.row_gates(expert), gate)
 
 
+@pytest.mark.parametrize(
+    "spec", [ExpertsSpec(), ExpertsSpec("relu", "none", weight_on_input=True), ExpertsSpec(identity_experts=2)]
+)
+def test_the_sample_holds_what_the_layer_returns(spec, tmp_path):
+    """Also where pairs are dropped, and where experts give back their input."""
+    node, random = experts_model(spec).graph.node(0), np.random.default_rng(0)
+    x, logits = (random.normal(size=(40, size)).astype(np.float32) for size in (D, E + spec.identity_experts))
+    gates, ids = semantics.route(RouteSpec(3, threshold=0.15), logits)
+    sums = ExpertsSums(node, 3, tmp_path, "layer", moments=False)
+    sums.add(x, gates, ids)
+    weights = [dialect.inputs_of(node)[name] for name in EXPERT_WEIGHTS]
+    expected = semantics.experts(
+        spec, x, gates, ids, *(None if value is None else value.const_value.numpy() for value in weights)
+    )
+    assert (ids < 0).any()
+    found = dict(sums.arrays([]))
+    np.testing.assert_array_equal(found["sample"], x)
+    np.testing.assert_allclose(found["sample_output"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_fewer_bits_cost_more_and_only_where_tokens_came(made):
     for layer in made.all_experts():
         errors = [layer.error(form) for form in made.head.formats]
@@ -185,12 +207,29 @@ def test_data_without_a_token_leaves_no_profile(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["none.npz"]
 
 
-def test_rows_are_kept_evenly():
+@pytest.mark.parametrize("period", [1, 8, 128])
+def test_rows_are_kept_with_the_same_chance_whatever_their_place_in_a_text(period):
+    """In the order in which they came, and the same ones however batches are cut."""
+    places = np.arange(128 * 64) % period
+    whole, parts = KeptRows(512), KeptRows(512)
+    due = whole.due(len(places))
+    whole.add(due, places[due])
+    for start, end in itertools.pairwise((0, 5, 5, 700, 8000, len(places))):
+        due = start + parts.due(end - start)
+        parts.add(due, places[due])
+    rows, kept = whole.arrays((), ())
+    assert len(rows) == 512 and (np.diff(rows) > 0).all()
+    np.testing.assert_array_equal(parts.arrays((), ())[0], rows)
+    assert abs(rows.mean() / len(places) - 0.5) < 0.05
+    assert abs(np.mean(kept) - (period - 1) / 2) < 0.1 * period
+
+
+def test_few_rows_are_all_kept():
     rows = KeptRows(4)
-    for start, end in ((0, 3), (3, 3), (3, 10), (10, 17)):
-        new = np.arange(start, end, dtype=np.float32)[:, None]
+    assert rows.arrays((2,))[0].shape == (0, 2)
+    for new in (np.zeros((0, 2)), np.arange(6).reshape(3, 2)):
         rows.add(new[rows.due(len(new))])
-    assert rows.arrays((1,))[0].ravel().tolist() == [0, 8, 16]
+    assert rows.arrays((2,))[0].tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_sums_are_of_the_first_rows_and_counts_of_all(made, ids, tmp_path, monkeypatch):

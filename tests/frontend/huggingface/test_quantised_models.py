@@ -19,8 +19,10 @@ from tests.frontend.huggingface.models import change_config, mixtral, saved, tor
 from tests.frontend.huggingface.test_quantised import along
 
 safetensors = pytest.importorskip("safetensors.numpy")
+torch_files = pytest.importorskip("safetensors.torch")
 GROUP, BITS = 32, 4
 RNG = np.random.default_rng(0)
+VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 
 def gptq(weight: np.ndarray, order: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -91,3 +93,60 @@ def test_experts_in_orders_of_their_own_are_refused(tmp_path: pathlib.Path) -> N
     quantise(folder, ("experts",), ("experts",))
     with pytest.raises(UnsupportedError, match=r"\(act-order\), and model.layers.0.mlp.experts.* is made of several"):
         import_folder(folder)
+
+
+def replace_weights(
+    folder: pathlib.Path, plain: dict[str, Any], stored: dict[str, Any], settings: dict[str, Any]
+) -> Any:
+    """Puts ``stored`` into a folder; returns the model that ``plain``, the same as floats, stands for."""
+    path = folder / "model.safetensors"
+    torch_files.save_file(plain, path, metadata={"format": "pt"})
+    module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    torch_files.save_file(stored, path, metadata={"format": "pt"})
+    change_config(folder, quantization_config=settings)
+    return module
+
+
+def test_blocks_of_float8_stay(tmp_path: pathlib.Path) -> None:
+    folder = saved(mixtral(num_hidden_layers=1, hidden_size=256, intermediate_size=192), tmp_path)
+    plain = torch_files.load_file(folder / "model.safetensors")
+    stored = dict(plain)
+    for name, weight in list(plain.items()):
+        if "experts" in name or "_proj" in name:
+            out, size = weight.shape
+            scale = torch.rand(-(-out // 128), -(-size // 128)) / 64 + 0.01
+            wide = scale.repeat_interleave(128, 0)[:out].repeat_interleave(128, 1)[:, :size]
+            stored[name] = (weight / wide).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = scale
+            plain[name] = stored[name].float() * wide
+    module = replace_weights(folder, plain, stored, {"quant_method": "fp8", "weight_block_size": [128, 128]})
+    model = optimised(folder)
+    assert formats(model, "MoE") == [{"fp8/128"}]
+    assert formats(model, "Linear") == [{"fp8/128"}] * 4
+    agree(model, module)
+
+
+def test_experts_of_gpt_oss_stay_in_mxfp4(tmp_path: pathlib.Path) -> None:
+    config = transformers.GptOssConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0,
+        max_position_embeddings=128, layer_types=["full_attention"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = saved(transformers.GptOssForCausalLM(config).eval(), tmp_path)
+    plain = torch_files.load_file(folder / "model.safetensors")
+    stored = dict(plain)
+    for name, weight in list(plain.items()):
+        if name.endswith(("gate_up_proj", "down_proj")):
+            E, size, out = weight.shape
+            codes = RNG.integers(0, 16, (E, out, size // 32, 32))
+            scales = RNG.integers(120, 125, (E, out, size // 32)).astype(np.uint8)
+            stored[f"{name}_blocks"] = torch.from_numpy((codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8))
+            stored[f"{name}_scales"] = torch.from_numpy(scales)
+            del stored[name]
+            numbers = np.concatenate([VALUES, -VALUES])[codes] * np.exp2(scales[..., None] - np.float32(127))
+            plain[name] = torch.from_numpy(numbers.reshape(E, out, size).swapaxes(1, 2).copy())
+    module = replace_weights(folder, plain, stored, {"quant_method": "mxfp4"})
+    model = optimised(folder)
+    assert formats(model, "MoE") == [{"mxfp4"}]
+    agree(model, module)

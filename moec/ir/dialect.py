@@ -9,7 +9,12 @@ operator           inputs                                                       
                                                                                                experts[T,k] (int32)
 ``Experts``        x[T,d], weights[T,k], experts[T,k], up, down, gate?, up_bias?, down_bias?,   y[T,d]
                    gate_bias?
-``GroupedMatMul``  x[T,K], weights[E,K,N], experts[T,k], bias?[E,N]                            y[T,k,N]
+``Dispatch``       experts[T,k]                                                                offsets[E+1],
+                                                                                               positions[T,k],
+                                                                                               tokens[T*k],
+                                                                                               owners[T*k] (all int32)
+``GroupedMatMul``  x[R,K], weights[E,K,N], offsets[E+1], bias?[E,N]                            y[R,N]
+``Combine``        rows[R,N], weights[T,k], positions[T,k]                                     y[T,N]
 ``MoE``            x[T,d], logits[T,E], correction_bias?, up, down, gate?, up_bias?,           y[T,d]
                    down_bias?, gate_bias?
 ``Linear``         x[...,K], weight[N,K], bias?[N]                                             y[...,N]
@@ -17,9 +22,10 @@ operator           inputs                                                       
 
 An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
 All meaning is in the attributes, which are the fields of :class:`RouteSpec` (``Route``), :class:`ExpertsSpec`
-(``Experts``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec` (``Linear``); a ``MoE`` node has those
-of ``Route`` and ``Experts``. The reference semantics are in :mod:`moec.ir.semantics`. In which formats weights may be
-stored is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
+(``Experts``), :class:`DispatchSpec` (``Dispatch``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec`
+(``Linear``); ``Combine`` has none, a ``MoE`` node those of ``Route`` and ``Experts``. The reference semantics are in
+:mod:`moec.ir.semantics` and :mod:`moec.ir.semantics_dispatch`. In which formats weights may be stored is not said by
+these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
 """
 
 from __future__ import annotations
@@ -166,11 +172,36 @@ class ExpertsSpec(ProductSpec):
         return (first, second) if self.gate_layout == "gate_up" else (second, first)
 
 
+@dataclasses.dataclass(frozen=True)
+class DispatchSpec:
+    """Experts of any form are graphs over dispatched rows: the pairs (token, slot), sorted by their expert.
+
+    ``Dispatch`` says which pair each of the R = T * k rows is. Rows are sorted stably by expert, so that pairs of one
+    expert keep the order of tokens, then slots; pairs that are not dispatched come last, in that order, too.
+
+    - ``offsets``: the rows ``offsets[e]`` to ``offsets[e + 1]`` are those of expert e; at ``offsets[E]`` begin the
+      rows of pairs that are not dispatched.
+    - ``positions``: the row of every pair; -1 for one that is not dispatched.
+    - ``tokens``: the token of every row. ``Gather(x, tokens)`` are the dispatched rows of x [T,d].
+    - ``owners``: the expert of every row, E - 1 where there is none. ``Gather(table, owners)`` gives each row what its
+      expert has in a table [E,...]: a bias, a scale, the weights of a norm.
+
+    ``GroupedMatMul`` multiplies the rows of each expert with its matrix; rows from ``offsets[E]`` on become zero.
+    ``Combine`` adds up a token's rows, each times its weight, in the order of the slots; a position of -1 adds nothing.
+    Whatever stands between the three sees each row alone. What a row of no expert holds there does not matter.
+    ``expert_count``: E.
+    """
+
+    expert_count: int
+
+
 EXPERT_WEIGHTS = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
 INPUTS: dict[str, tuple[str, ...]] = {
     "Route": ("logits", "correction_bias"),
     "Experts": ("x", "weights", "experts", *EXPERT_WEIGHTS),
-    "GroupedMatMul": ("x", "weights", "experts", "bias"),
+    "Dispatch": ("experts",),
+    "GroupedMatMul": ("x", "weights", "offsets", "bias"),
+    "Combine": ("rows", "weights", "positions"),
     "MoE": ("x", "logits", "correction_bias", *EXPERT_WEIGHTS),
     "Linear": ("x", "weight", "bias"),
 }
@@ -178,20 +209,24 @@ OPTIONAL_INPUTS = frozenset({"correction_bias", "gate", "up_bias", "down_bias", 
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "Route": ("weights", "experts"),
     "Experts": ("y",),
+    "Dispatch": ("offsets", "positions", "tokens", "owners"),
     "GroupedMatMul": ("y",),
+    "Combine": ("y",),
     "MoE": ("y",),
     "Linear": ("y",),
 }
 SPECS: dict[str, tuple[type, ...]] = {
     "Route": (RouteSpec,),
     "Experts": (ExpertsSpec,),
+    "Dispatch": (DispatchSpec,),
     "GroupedMatMul": (ProductSpec,),
+    "Combine": (),
     "MoE": (RouteSpec, ExpertsSpec),
     "Linear": (LinearSpec,),
 }
 
-AnySpec = RouteSpec | ProductSpec
-Spec = TypeVar("Spec", RouteSpec, ProductSpec, LinearSpec, ExpertsSpec)
+AnySpec = RouteSpec | DispatchSpec | ProductSpec
+Spec = TypeVar("Spec", RouteSpec, DispatchSpec, ProductSpec, LinearSpec, ExpertsSpec)
 
 
 def attributes_of(*specs: AnySpec) -> dict[str, Any]:
@@ -208,8 +243,8 @@ def attributes_of(*specs: AnySpec) -> dict[str, Any]:
 def spec_of(node: ir.Node, kind: type[Spec]) -> Spec:
     """Read a spec back from a node. Absent attributes take their defaults.
 
-    Raises KeyError when an attribute without a default (``k``) is missing. Values are not judged here: that is the
-    verifier's work, whose messages name node and rule.
+    Raises KeyError when an attribute without a default (``k``, ``expert_count``) is missing. Values are not judged
+    here: that is the verifier's work, whose messages name node and rule.
     """
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}

@@ -27,7 +27,7 @@ from moec.ir.movement import moving
 from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.opsets import OPSET, version_for
-from moec.ir.semantics import experts, grouped_matmul, linear, moe, route
+from moec.ir.semantics import experts, linear, moe, route
 from moec.ir.weights.stored import WIDTH
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "Evaluator",
     "evaluate",
     "experts",
-    "grouped_matmul",
     "linear",
     "moe",
     "route",
@@ -189,6 +188,8 @@ def _taken_as_they_are(node: ir.Node, inputs: Sequence[Any]) -> Collection[int]:
         return range(len(inputs))
     if node.domain == "" and node.op_type == "MatMul":
         return (0,) if inputs[0].size > inputs[1].size else (1,)
+    if (node.domain, node.op_type) == ("moec", "GroupedMatMul"):
+        return range(1, len(inputs))
     return range(2, len(inputs)) if (node.domain, node.op_type) in _EXPERTS else ()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx.reference.op_run import OpRun
 
-from moec.ir import contrib, contrib_attention, contrib_quantized, dialect, semantics
+from moec.ir import contrib, contrib_attention, contrib_quantized, dialect, semantics, semantics_dispatch
 from moec.ir.attention import attention
 from moec.ir.products import product
 
@@ -40,8 +40,12 @@ def _moe(*inputs: Array | None, **attributes: Any) -> Array:
     return semantics.moe(*specs, *inputs)
 
 
+def _dispatch(*inputs: Array, **attributes: Any) -> tuple[Array, ...]:
+    return semantics_dispatch.dispatch(_spec(dialect.DispatchSpec, attributes), *inputs)
+
+
 def _grouped_matmul(*inputs: Array | None, **attributes: Any) -> Array:
-    return semantics.grouped_matmul(_spec(dialect.ProductSpec, attributes), *inputs)
+    return semantics_dispatch.grouped_matmul(_spec(dialect.ProductSpec, attributes), *inputs)
 
 
 def _linear(*inputs: Array | None, **attributes: Any) -> Array:
@@ -235,7 +239,9 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("moec", "Route"): _route,
     ("moec", "Experts"): _experts,
+    ("moec", "Dispatch"): _dispatch,
     ("moec", "GroupedMatMul"): _grouped_matmul,
+    ("moec", "Combine"): semantics_dispatch.combine,
     ("moec", "Linear"): _linear,
     ("moec", "MoE"): _moe,
     ("com.microsoft", "BiasGelu"): contrib.bias_gelu,

@@ -89,6 +89,9 @@ _RANKS: dict[str, int | None] = {
     "logits": 2,
     "weights": 2,
     "experts": 2,
+    "rows": 2,
+    "offsets": 1,
+    "positions": 2,
     "correction_bias": 1,
     "up": 3,
     "down": 3,
@@ -113,12 +116,23 @@ def _ranks(node: ir.Node) -> str | None:
 # --- types
 
 
-@_FORM.add("experts-int32")
-def _experts_int32(node: ir.Node) -> str | None:
-    experts = node.outputs[1] if node.op_type == "Route" else dialect.inputs_of(node).get("experts")
-    if experts is None or experts.dtype in (None, ir.DataType.INT32):
-        return None
-    return f"experts is {experts.dtype}; expert ids are INT32"
+_INT32 = {
+    "experts": "expert ids are INT32",
+    "offsets": "places of rows are INT32",
+    "positions": "places of rows are INT32",
+    "tokens": "places of tokens are INT32",
+    "owners": "expert ids are INT32",
+}
+"""Inputs and outputs that hold ids and places."""
+
+
+@_FORM.add("ids-int32")
+def _ids_int32(node: ir.Node) -> str | None:
+    outputs = zip(dialect.OUTPUTS[node.op_type], node.outputs, strict=True)
+    for name, value in (*dialect.inputs_of(node).items(), *outputs):
+        if name in _INT32 and value is not None and value.dtype not in (None, ir.DataType.INT32):
+            return f"{name} is {value.dtype}; {_INT32[name]}"
+    return None
 
 
 @_FORM.add("float-routing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moec.ir import dialect
-from moec.ir.dialect import ExpertsSpec, LinearSpec
+from moec.ir.dialect import DispatchSpec, ExpertsSpec, LinearSpec
 from moec.ir.rule import Rules, disagreement, first_of, known_size, weight_axes
 
 PRODUCTS = Rules()
@@ -25,6 +25,14 @@ def _linear_sizes(node: ir.Node) -> str | None:
 
 
 # --- experts
+
+
+@PRODUCTS.add("dispatched-experts", "Dispatch")
+def _dispatched_experts(node: ir.Node) -> str | None:
+    if "expert_count" not in node.attributes:
+        return "lacks attribute expert_count, the number of experts"
+    count = dialect.spec_of(node, DispatchSpec).expert_count
+    return None if count >= 1 else f"expert_count is {count}; expected at least one expert"
 
 
 @PRODUCTS.add("gate-input", "Experts", "MoE")
@@ -111,11 +119,11 @@ def _bias_size(node: ir.Node) -> str | None:
     )
 
 
-@PRODUCTS.add("pairs", "Experts", "GroupedMatMul")
+@PRODUCTS.add("pairs", "Experts", "Combine")
 def _pairs(node: ir.Node) -> str | None:
     inputs = dialect.inputs_of(node)
-    routing = [name for name in ("weights", "experts") if node.op_type == "Experts" or name == "experts"]
-    tokens = {name: known_size(inputs[name], 0) for name in ("x", *routing)}
+    routing = ("weights", "experts" if node.op_type == "Experts" else "positions")
+    tokens = {name: known_size(inputs.get(name), 0) for name in ("x", *routing)}
     slots = {name: known_size(inputs[name], 1) for name in routing}
     return first_of(disagreement("number of tokens", tokens), disagreement("number of experts per token", slots))
 
@@ -128,9 +136,11 @@ def _token_count(node: ir.Node) -> str | None:
 
 @PRODUCTS.add("grouped-sizes", "GroupedMatMul")
 def _grouped_sizes(node: ir.Node) -> str | None:
-    x, weights, _, bias = dialect.inputs_of(node).values()
+    x, weights, offsets, bias = dialect.inputs_of(node).values()
+    bounds = known_size(offsets, 0)
+    counts = {"weights": known_size(weights, 0), "bias": known_size(bias, 0)}
     return first_of(
-        disagreement("number of experts", {"weights": known_size(weights, 0), "bias": known_size(bias, 0)}),
+        disagreement("number of experts", {**counts, "offsets": None if bounds is None else bounds - 1}),
         disagreement("input size", {"x": known_size(x, 1), "weights": known_size(weights, 1)}),
         disagreement("output size", {"weights": known_size(weights, 2), "bias": known_size(bias, 1)}),
     )

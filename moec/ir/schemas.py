@@ -61,11 +61,34 @@ def _route(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Ty
     return [_tensor(inputs[0], pairs), _tensor(onnx.TensorProto.INT32, pairs)]
 
 
-def _grouped_matmul(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
-    x, weights, experts = _dimensions(inputs[0], 2), _dimensions(inputs[1], 3), _dimensions(inputs[2], 2)
-    if x is None or weights is None or experts is None:
+def _product(left: Dimension, right: Dimension) -> Dimension:
+    """One size times another, of which at most one is a name; nothing is known about the product of two names."""
+    if left.HasField("dim_value") and right.HasField("dim_value"):
+        return _size(left.dim_value * right.dim_value)
+    for named, number in ((left, right), (right, left)):
+        if named.dim_param and number.HasField("dim_value"):
+            name = named.dim_param if named.dim_param.isidentifier() else f"({named.dim_param})"
+            return Dimension(dim_param=name if number.dim_value == 1 else f"{number.dim_value}*{name}")
+    return Dimension()
+
+
+def _dispatch(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    pairs = _dimensions(inputs[0], 2)
+    if pairs is None or "expert_count" not in attributes:
         return []
-    return [_tensor(inputs[0], [*experts, weights[2]])]
+    rows = [_product(*pairs)]
+    shapes = [[_size(attributes["expert_count"] + 1)], pairs, rows, rows]
+    return [_tensor(onnx.TensorProto.INT32, shape) for shape in shapes]
+
+
+def _grouped_matmul(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    x, weights = _dimensions(inputs[0], 2), _dimensions(inputs[1], 3)
+    return [] if x is None or weights is None else [_tensor(inputs[0], [x[0], weights[2]])]
+
+
+def _combine(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    rows, weights = _dimensions(inputs[0], 2), _dimensions(inputs[1], 2)
+    return [] if rows is None or weights is None else [_tensor(inputs[0], [weights[0], rows[1]])]
 
 
 def _linear(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
@@ -101,7 +124,9 @@ def _fused_gemm(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> li
 INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Route"): _route,
     (dialect.DOMAIN, "Experts"): _like_first,
+    (dialect.DOMAIN, "Dispatch"): _dispatch,
     (dialect.DOMAIN, "GroupedMatMul"): _grouped_matmul,
+    (dialect.DOMAIN, "Combine"): _combine,
     (dialect.DOMAIN, "MoE"): _like_first,
     (dialect.DOMAIN, "Linear"): _linear,
     ("com.microsoft", "BiasGelu"): _like_first,
@@ -121,6 +146,7 @@ INFERENCE: dict[tuple[str, str], Inference] = {
 
 _ATTRIBUTES = {
     (dialect.DOMAIN, "Route"): ("k",),
+    (dialect.DOMAIN, "Dispatch"): ("expert_count",),
     (dialect.DOMAIN, "Linear"): ("transposed",),
     ("com.microsoft", "MatMulNBits"): ("N",),
     ("com.microsoft", "FusedGemm"): ("transA", "transB"),

@@ -33,7 +33,7 @@ class Stack(Protocol):
     def __getitem__(self, expert: Any, /) -> Array: ...
 
 
-def _silently(function: Callable[..., Any]) -> Callable[..., Any]:
+def silently(function: Callable[..., Any]) -> Callable[..., Any]:
     """Infinities and NaN in the data are the caller's business and no reason for numpy to print warnings."""
 
     @functools.wraps(function)
@@ -44,7 +44,7 @@ def _silently(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _compute_dtype(result: np.dtype[Any]) -> np.dtype[Any]:
+def compute_dtype(result: np.dtype[Any]) -> np.dtype[Any]:
     """float32 for narrow floats (bfloat16 has no numpy arithmetic of its own), otherwise the type itself."""
     return np.dtype(np.float32) if result.itemsize < 4 else result
 
@@ -197,7 +197,7 @@ def _below_largest(share: float, weights: Array) -> Array:
     return magnitudes < magnitudes.dtype.type(share) * largest
 
 
-@_silently
+@silently
 def route(
     spec: RouteSpec, logits: Array, correction_bias: Array | None = None, *, dtype: DTypeLike | None = None
 ) -> tuple[Array, Array]:
@@ -206,7 +206,7 @@ def route(
     A weight that is not greater than ``threshold`` is dropped, a NaN too. The comments number the steps of RouteSpec.
     """
     result_dtype = np.dtype(dtype or logits.dtype)
-    compute = _compute_dtype(result_dtype)
+    compute = compute_dtype(result_dtype)
     bias = None if correction_bias is None else correction_bias.astype(compute)
     weights, ids = _scores_at_selected(spec, logits.astype(compute), bias)  # 1, 2, 3
     if spec.threshold is not None:  # 4
@@ -224,7 +224,7 @@ def route(
     return np.where(ids < 0, 0, weights).astype(result_dtype), ids.astype(np.int32)
 
 
-def _project(spec: ProductSpec, rows: Array, weight: Array, bias: Array | None, transposed: bool) -> Array:
+def project(spec: ProductSpec, rows: Array, weight: Array, bias: Array | None, transposed: bool) -> Array:
     projected = product(rounded_rows(spec, rows), weight if transposed else weight.T)
     return projected if bias is None else projected + bias.astype(rows.dtype)
 
@@ -238,12 +238,12 @@ def projections_in(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array |
     the names of ``EXPERT_WEIGHTS``."""
     up, gate = weights["up"], weights["gate"]
     assert up is not None
-    projected = _project(spec, rows, up, weights["up_bias"], spec.up_transposed)
+    projected = project(spec, rows, up, weights["up_bias"], spec.up_transposed)
     if not spec.gated:
         return None, projected
     if spec.gate_layout == "separate":
         assert gate is not None
-        return _project(spec, rows, gate, weights["gate_bias"], spec.up_transposed), projected
+        return project(spec, rows, gate, weights["gate_bias"], spec.up_transposed), projected
     return spec.gate_and_up(projected)
 
 
@@ -268,7 +268,7 @@ def _expert(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array | None],
     hidden = activated(spec, *projections_in(spec, rows, weights))
     if hidden_size is not None:
         hidden, down = hidden[:, :hidden_size], down[:hidden_size] if spec.down_transposed else down[:, :hidden_size]
-    return limited(spec, _project(spec, hidden, down, weights["down_bias"], spec.down_transposed))
+    return limited(spec, project(spec, hidden, down, weights["down_bias"], spec.down_transposed))
 
 
 def pairs_by_expert(ids: Array) -> Iterator[tuple[int, Array, Array]]:
@@ -278,12 +278,12 @@ def pairs_by_expert(ids: Array) -> Iterator[tuple[int, Array, Array]]:
         yield int(expert), tokens, slots
 
 
-def _check_ids(ids: Array, count: int) -> None:
+def check_ids(ids: Array, count: int) -> None:
     if ids.size and not -1 <= ids.min() <= ids.max() < count:
         raise ValueError(f"expert ids lie in [{ids.min()}, {ids.max()}]; allowed are -1 to {count - 1}")
 
 
-@_silently
+@silently
 def experts(
     spec: ExpertsSpec,
     x: Array,
@@ -303,10 +303,10 @@ def experts(
     Raises ValueError for an id that is neither -1, nor an expert, nor an identity expert.
     """
     result_dtype = np.dtype(dtype or x.dtype)
-    compute = _compute_dtype(result_dtype)
+    compute = compute_dtype(result_dtype)
     x, weights = x.astype(compute), weights.astype(compute)
     E = up.shape[0]
-    _check_ids(experts, E + spec.identity_experts)
+    check_ids(experts, E + spec.identity_experts)
     stacked = {
         "up": up,
         "down": down,
@@ -327,37 +327,14 @@ def experts(
     return pairs.sum(axis=1).astype(result_dtype)
 
 
-@_silently
-def grouped_matmul(
-    spec: ProductSpec,
-    x: Array,
-    weights: Array,
-    experts: Array,
-    bias: Array | None = None,
-    *,
-    dtype: DTypeLike | None = None,
-) -> Array:
-    """``moec.GroupedMatMul``: x [T,K], weights [E,K,N], experts [T,k], bias [E,N] → y [T,k,N], zero where the id is -1.
-
-    Raises ValueError for an id that is neither -1 nor an expert.
-    """
-    result_dtype = np.dtype(dtype or x.dtype)
-    x = x.astype(_compute_dtype(result_dtype))
-    _check_ids(experts, weights.shape[0])
-    y = np.zeros((*experts.shape, weights.shape[2]), x.dtype)
-    for expert, tokens, slots in pairs_by_expert(experts):
-        y[tokens, slots] = _project(spec, x[tokens], weights[expert], None if bias is None else bias[expert], True)
-    return y.astype(result_dtype)
-
-
-@_silently
+@silently
 def linear(
     spec: LinearSpec, x: Array, weight: Array, bias: Array | None = None, *, dtype: DTypeLike | None = None
 ) -> Array:
     """``moec.Linear``: x [...,K], weight [N,K] (or [K,N] where transposed), bias [N] → y [...,N]."""
     result_dtype = np.dtype(dtype or x.dtype)
-    rows = x.astype(_compute_dtype(result_dtype)).reshape(-1, x.shape[-1])
-    y = _activate(spec.activation, _project(spec, rows, weight, bias, spec.transposed))
+    rows = x.astype(compute_dtype(result_dtype)).reshape(-1, x.shape[-1])
+    y = _activate(spec.activation, project(spec, rows, weight, bias, spec.transposed))
     return y.reshape(*x.shape[:-1], y.shape[-1]).astype(result_dtype)
 
 

@@ -13,6 +13,7 @@ from moec.ir import dialect, semantics
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
+from moec.ir.semantics_dispatch import grouped_matmul
 from moec.ir.weights.stored import StoredWeight, input_axis, stored_weights
 from moec.passes.framework.base import Loss
 
@@ -109,13 +110,13 @@ def _output(layer: Layer, expert: int, matrices: dict[str, Array], rows: Array) 
     spec = layer.spec
     if isinstance(spec, LinearSpec):
         return semantics.linear(spec, rows, matrices["weight"], layer.biases.get("bias"))
-    ids = np.zeros((len(rows), 1), np.int32)
     stacks = {name: matrix[None] for name, matrix in matrices.items()}
     biases = {name: bias[expert : expert + 1] for name, bias in layer.biases.items()}
     if isinstance(spec, ExpertsSpec):
+        ids = np.zeros((len(rows), 1), np.int32)
         alone = dataclasses.replace(spec, hidden_sizes=spec.hidden_sizes[expert : expert + 1])
         return semantics.experts(alone, rows, np.ones(ids.shape, np.float32), ids, **stacks, **biases)
-    return semantics.grouped_matmul(spec, rows, stacks["weights"], ids, biases.get("bias"))
+    return grouped_matmul(spec, rows, stacks["weights"], np.array([0, len(rows)]), biases.get("bias"))
 
 
 class _Difference:

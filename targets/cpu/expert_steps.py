@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -102,6 +102,15 @@ class ExpertSteps:
         chosen = self._node.select((dispatch.DISPATCH,), experts)
         called = KernelCall(chosen, dispatch.dispatch(experts), [ids], attributes)
         return Sorted(*self._node.call(called, outputs))
+
+    def dispatch_rows(self, ids: relax.Expr, experts: int) -> Sequence[relax.Expr]:
+        """Offsets, positions, tokens and owners of the rows that ``moec.Dispatch`` makes of ids [T, k]."""
+        tokens, slots = ids.ty.shape
+        shapes = [(experts + 1,), (tokens, slots), (tokens * slots,), (tokens * slots,)]
+        outputs = [relax.TensorType(shape, "int32") for shape in shapes]
+        chosen = self._node.select((dispatch.DISPATCH_ROWS,), experts)
+        called = KernelCall(chosen, dispatch.dispatch_rows(experts), [ids], {"experts": experts})
+        return self._node.call(called, outputs)
 
     def gather(
         self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: PackedProduct, weighted: bool

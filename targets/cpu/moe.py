@@ -3,7 +3,9 @@
 ======================  ==============================================================================================
 ``moec.Route``          route (, capacity)
 ``moec.Experts``        dispatch, gather, grouped_gemm with the activation, grouped_gemm back to pair order, combine
-``moec.GroupedMatMul``  dispatch, gather, grouped_gemm back to pair order, separate
+``moec.Dispatch``       dispatch_rows
+``moec.GroupedMatMul``  dispatch (of sorted rows, into blocks), gather, grouped_gemm, trim
+``moec.Combine``        combine_placed
 ``moec.MoE``            those of Route, then those of Experts
 ``moec.Linear``         gemm
 ======================  ==============================================================================================
@@ -30,7 +32,7 @@ from moec.targets.cpu.expert_steps import ExpertSteps, Sorted, check
 from moec.targets.cpu.kernels import pack_experts
 from moec.targets.cpu.kernels.activation import experts_epilogue
 from moec.targets.cpu.kernels.capacity import CAPACITY
-from moec.targets.cpu.kernels.combine import COMBINE, SEPARATE
+from moec.targets.cpu.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
 from moec.targets.cpu.kernels.gather import SPARE_ROWS
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.route import ROUTE
@@ -49,7 +51,11 @@ class CpuExpertOps:
     """The processor's part of :mod:`moec.targets.tvm.lower.experts`."""
 
     combine: Kernel = COMBINE
-    separate: Kernel = SEPARATE
+    combine_placed: Kernel = COMBINE_PLACED
+    trim: Kernel = TRIM
+
+    def dispatch(self, node: NodeLowering, ids: relax.Expr, experts: int) -> Sequence[relax.Expr]:
+        return ExpertSteps(node).dispatch_rows(ids, experts)
 
     def route(self, node: NodeLowering) -> Routing:
         return lower_route(node, ROUTE, CAPACITY)

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import relax
+from tvm import relax, te, tirx
 
 from moec.targets.base import SizeRange
 from moec.targets.cuda.crossovers import TokenRange, crossover_to, per_token
+from moec.targets.cuda.kernels.describe_rows import DESCRIBE_ROWS, describe_rows
 from moec.targets.cuda.kernels.dispatch import DISPATCH, most_blocks
 from moec.targets.cuda.kernels.dispatch_many import COUNT_PAIRS, PLACE_CHUNKS, SCATTER_PAIRS, chunks_for
 from moec.targets.tvm.kernel import Kernel, KernelCall
@@ -92,3 +93,24 @@ class BlockDispatch:
         attributes = {"experts": self._experts, "block_rows": rows, "tokens": str(tokens)}
         chosen = self._node.select((kernel,), self._experts)
         return KernelCall(chosen, function, given, attributes, tokens.names)
+
+
+def dispatch_rows(node: NodeLowering, ids: relax.Expr, experts: int) -> list[relax.Var]:
+    """Offsets, positions, tokens and owners of the rows that ``moec.Dispatch`` makes of ids [T, k]: pairs of no expert
+    are sorted behind those of the last."""
+    (chosen,) = node.lowering.compute(lambda ids: _with_outside(ids, experts), [ids], "experts_or_outside")
+    slots, pairs = ids.ty.shape[1], ids.ty.shape[0] * ids.ty.shape[1]
+    blocks = BlockDispatch(node, experts + 1, chosen, pairs).into_blocks(1, SizeRange(0), TokenRange())
+    shapes = [(experts + 1,), (ids.ty.shape[0], slots), (pairs,), (pairs,)]
+    outputs = [relax.TensorType(shape, "int32") for shape in shapes]
+    arguments = [blocks.sorted_pairs, blocks.experts]
+    selected = node.select((DESCRIBE_ROWS,), experts)
+    return node.call(KernelCall(selected, describe_rows(experts), arguments, {"experts": experts}), outputs)
+
+
+def _with_outside(ids: te.Tensor, experts: int) -> te.Tensor:
+    def expert(*at: Any) -> Any:
+        is_expert = tirx.all(ids(*at) >= 0, ids(*at) < experts)
+        return tirx.if_then_else(is_expert, ids(*at), tirx.IntImm("int32", experts))
+
+    return te.compute(ids.shape, expert, name="experts_or_outside")

@@ -4,7 +4,9 @@
 ``moec.Route``          route (, capacity); three kernels where experts choose tokens (:mod:`.routing`)
 ``moec.Experts``        dispatch, grouped product of gathered rows with the activation, grouped product back to the
                         order of the pairs, combine
-``moec.GroupedMatMul``  dispatch, grouped product back to the order of the pairs, separate
+``moec.Dispatch``       dispatch into blocks of one row, describe_rows
+``moec.GroupedMatMul``  dispatch, grouped product of rows that have one expert each, trim
+``moec.Combine``        combine_placed
 ``moec.MoE``            those of Route, then those of Experts: five launches, or four for few tokens
 ``moec.Linear``         one product, in one of several ways by the number of rows (:mod:`.dense_products`)
 ======================  ==============================================================================================
@@ -28,11 +30,12 @@ from moec.ir.dialect import ExpertsSpec, ProductSpec
 from moec.ir.semantics import activated
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import StoredWeight
+from moec.targets.cuda.block_dispatch import dispatch_rows
 from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
 from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, parts_of, whole_parts
 from moec.targets.cuda.grouped_products import GroupedProducts, Product
 from moec.targets.cuda.kernels.activation import experts_epilogue
-from moec.targets.cuda.kernels.combine import COMBINE, SEPARATE
+from moec.targets.cuda.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.linear import lower_linear
 from moec.targets.cuda.product_rows import computed_in, uses_tf32
@@ -46,7 +49,11 @@ class CudaExpertOps:
     """The GPU's part of :mod:`moec.targets.tvm.lower.experts`."""
 
     combine: Kernel = COMBINE
-    separate: Kernel = SEPARATE
+    combine_placed: Kernel = COMBINE_PLACED
+    trim: Kernel = TRIM
+
+    def dispatch(self, node: NodeLowering, ids: relax.Expr, experts: int) -> Sequence[relax.Expr]:
+        return dispatch_rows(node, ids, experts)
 
     def route(self, node: NodeLowering) -> Routing:
         return lower_routing(node)

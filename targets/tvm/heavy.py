@@ -41,7 +41,9 @@ HEAVY_OPERATORS = frozenset(
         "RMSNormalization",
         "moec.Route",
         "moec.Experts",
+        "moec.Dispatch",
         "moec.GroupedMatMul",
+        "moec.Combine",
         "moec.Linear",
         "moec.MoE",
     }
@@ -54,6 +56,11 @@ class LoweringContext(Protocol):
 
     def tensor(self, value: ir.Value) -> relax.Expr:
         """The value as a Relax tensor; its dims are in ``.ty.shape``. Constants become inline or weight parameters."""
+        ...
+
+    def tensor_of_shape(self, value: ir.Value, sizes: Sequence[Any]) -> relax.Expr:
+        """The value as a tensor of these sizes; where they may differ, that is checked when the program runs. Raises
+        UnsupportedError where they do differ."""
         ...
 
     def is_constant(self, value: ir.Value | None) -> bool:

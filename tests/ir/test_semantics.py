@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moec.ir.dialect import Arithmetic, ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
+from moec.ir.dialect import ExpertsSpec, LinearSpec, RouteSpec
 from moec.ir.products import rounded_rows
-from moec.ir.semantics import erf, experts, grouped_matmul, linear, moe, route
+from moec.ir.semantics import erf, experts, linear, moe, route
 
 
 def activate(name: str, x: float, alpha: float) -> float:
@@ -115,23 +115,6 @@ def test_an_id_out_of_range_is_refused(wrong: int) -> None:
         experts(spec, np.ones((1, 4)), np.ones((1, 1)), np.array([[wrong]], np.int32), **weights)
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 5])
-def test_grouped_matmul_is_what_the_loop_computes(tokens: int) -> None:
-    generator = np.random.default_rng(0)
-    x, weights, bias = (
-        generator.normal(size=(tokens, 3)),
-        generator.normal(size=(4, 3, 2)),
-        generator.normal(size=(4, 2)),
-    )
-    ids = generator.integers(-1, 4, size=(tokens, 2), dtype=np.int32)
-    y = grouped_matmul(ProductSpec(), x, weights, ids, bias)
-    assert y.shape == (tokens, 2, 2)
-    for token, slot in np.ndindex(tokens, 2):
-        expert = ids[token, slot]
-        expected = x[token] @ weights[expert] + bias[expert] if expert >= 0 else np.zeros(2)
-        np.testing.assert_allclose(y[token, slot], expected, rtol=1e-12)
-
-
 @pytest.mark.parametrize(
     "spec",
     [
@@ -168,16 +151,6 @@ def test_both_products_of_an_expert_round_their_rows() -> None:
         np.abs(y - experts(ExpertsSpec("relu", "none"), x, np.ones((3, 1)), np.zeros((3, 1), int), up, down)).max()
         > 1e-4
     )
-
-
-@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16", "int8"])
-def test_grouped_matmul_rounds_its_rows(arithmetic: Arithmetic) -> None:
-    generator = np.random.default_rng(0)
-    spec = ProductSpec(arithmetic=arithmetic)
-    x, weights = generator.normal(size=(5, 8)), generator.normal(size=(2, 8, 3))
-    ids = np.array([[0], [1], [0], [-1], [1]], np.int32)
-    expected = grouped_matmul(ProductSpec(), rounded_rows(spec, x), weights, ids)
-    np.testing.assert_array_equal(grouped_matmul(spec, x, weights, ids), expected)
 
 
 @pytest.mark.parametrize("shape", [(8,), (0, 8), (3, 8), (2, 1, 3, 8)])

@@ -24,30 +24,38 @@ def test_moec_operators_and_what_follows_them() -> None:
     body = """
         w, e = moec.Route <k = 2> (logits)
         y = moec.Experts (x, w, e, up, down)
-        p = moec.GroupedMatMul (x, up, e)
+        o, a, b, c = moec.Dispatch <expert_count = 8> (e)
+        r = Gather (x, b)
+        p = moec.GroupedMatMul (r, up, o)
+        s = moec.Combine (p, w, a)
         m = moec.MoE <k = 2> (x, logits, "", up, down)
-        a = Add (y, m)
+        sum = Add (y, m)
         l = moec.Linear (x, row)
         t = moec.Linear <transposed = 1> (x, row)
-        s = ReduceSum <keepdims = 0> (p, one)
-        n = Shape (a)
-        b = Reshape (s, n)
+        n = Shape (sum)
+        shaped = Reshape (s, n)
         z = Cast <to = 7> (e)"""
     signature = (
-        "(float16[T,64] x, float[T,8] logits, float16[8,64,64] up, float16[8,64,32] down, float16[48,64] row) => (z, b)"
+        "(float16[T,64] x, float[T,8] logits, float16[8,64,64] up, float16[8,64,32] down, float16[48,64] row) => "
+        "(z, shaped)"
     )
-    assert infer(body, signature.replace("(z, b)", "(z, b, l, t)"), "int64[1] one = {1}") == {
+    assert infer(body, signature.replace("(z, shaped)", "(z, shaped, l, t, c)")) == {
         "w": "FLOAT[T,2]",
         "e": "INT32[T,2]",
         "y": "FLOAT16[T,64]",
-        "p": "FLOAT16[T,2,64]",
+        "o": "INT32[9]",
+        "a": "INT32[T,2]",
+        "b": "INT32[2*T]",
+        "c": "INT32[2*T]",
+        "r": "FLOAT16[2*T,64]",
+        "p": "FLOAT16[2*T,64]",
+        "s": "FLOAT16[T,64]",
         "m": "FLOAT16[T,64]",
-        "a": "FLOAT16[T,64]",
+        "sum": "FLOAT16[T,64]",
         "l": "FLOAT16[T,48]",
         "t": "FLOAT16[T,64]",
-        "s": "FLOAT16[T,64]",
         "n": "INT64[2]",
-        "b": "FLOAT16[T,64]",
+        "shaped": "FLOAT16[T,64]",
         "z": "INT64[T,2]",
     }
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.errors import VerificationError
-from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec, make_node
+from moec.ir.dialect import DispatchSpec, ExpertsSpec, LinearSpec, ProductSpec, RouteSpec, make_node
 from moec.ir.rules import RULES
 from moec.ir.verifier import verify, violations
 
@@ -28,7 +28,7 @@ SHAPES: dict[str, Shape] = {
 ROUTE = ("logits", "correction_bias")
 EXPERTS = ("x", "weights", "experts", "up", "down", "up_bias", "down_bias")
 SEPARATE = ("x", "weights", "experts", "up", "down", "gate", "gate_bias")
-GROUPED = {"x": ("T", 8), "weights": (4, 8, 5), "experts": ("T", 2), "bias": (4, 5)}
+GROUPED = {"x": ("R", 8), "weights": (4, 8, 5), "offsets": (5,), "bias": (4, 5)}
 MOE = ("x", "logits", "correction_bias", "up", "down", "up_bias", "down_bias")
 
 
@@ -41,12 +41,16 @@ def model_with(node: ir.Node) -> ir.Model:
 
 
 def node_of(
-    op_type: str, names: tuple[str, ...], *specs: RouteSpec | ProductSpec, types: dict | None = None, **shapes: Shape
+    op_type: str,
+    names: tuple[str, ...],
+    *specs: RouteSpec | DispatchSpec | ProductSpec,
+    types: dict | None = None,
+    **shapes: Shape,
 ) -> ir.Node:
     """A node whose inputs have the usual shapes and types, but for what is given."""
     values = {}
     for name in names:
-        usual = ir.DataType.INT32 if name == "experts" else ir.DataType.FLOAT
+        usual = ir.DataType.INT32 if name in ("experts", "offsets", "positions") else ir.DataType.FLOAT
         values[name] = ir.val(name, (types or {}).get(name, usual), shapes.get(name, SHAPES.get(name)))
     return make_node(op_type, values, *specs)
 
@@ -67,6 +71,15 @@ def grouped(**changes) -> ir.Node:
     return node_of("GroupedMatMul", tuple(GROUPED), **{**GROUPED, **changes})
 
 
+def dispatch(spec: DispatchSpec | None = None, **changes) -> ir.Node:
+    return node_of("Dispatch", ("experts",), spec or DispatchSpec(4), **changes)
+
+
+def combine(**changes) -> ir.Node:
+    shapes = {"rows": ("R", 8), "weights": ("T", 2), "positions": ("T", 2), **changes}
+    return node_of("Combine", ("rows", "weights", "positions"), **shapes)
+
+
 def linear(spec: LinearSpec | None = None, **changes) -> ir.Node:
     shapes = {"x": ("B", "T", 8), "weight": (5, 8), "bias": (5,), **changes}
     return node_of("Linear", ("x", "weight", "bias"), spec or LinearSpec(), **shapes)
@@ -80,6 +93,18 @@ def with_attribute(node: ir.Node, attribute: ir.Attr) -> ir.Node:
 def without_k() -> ir.Node:
     node = route()
     del node.attributes["k"]
+    return node
+
+
+def without_expert_count() -> ir.Node:
+    node = dispatch()
+    del node.attributes["expert_count"]
+    return node
+
+
+def with_wide_owners() -> ir.Node:
+    node = dispatch()
+    node.outputs[3].dtype = ir.DataType.INT64
     return node
 
 
@@ -122,6 +147,9 @@ VALID: dict[str, Callable[[], ir.Node]] = {
     "linear": linear,
     "linear on a vector": lambda: linear(x=(8,)),
     "transposed linear": lambda: linear(LinearSpec(transposed=True, arithmetic="bfloat16"), weight=(8, 5)),
+    "dispatch": dispatch,
+    "combine": combine,
+    "combine of numbers of rows and tokens": lambda: combine(rows=(7, 8), weights=(5, 2), positions=(5, 2)),
     "grouped": grouped,
     "grouped without bias": lambda: node_of("GroupedMatMul", tuple(GROUPED)[:3], **GROUPED),
 }
@@ -174,8 +202,17 @@ BROKEN: list[tuple[str, str, Callable[[], ir.Node]]] = [
     ("rank", "logits has rank 3", lambda: route(logits=(1, "T", 4))),
     ("rank", "up has rank 2", lambda: experts(up=(12, 8))),
     ("rank", "weights has rank 2", lambda: grouped(weights=(8, 5))),
-    ("experts-int32", "experts is INT64", lambda: experts(types={"experts": ir.DataType.INT64})),
-    ("experts-int32", "experts is INT64", with_wide_ids),
+    ("ids-int32", "experts is INT64", lambda: experts(types={"experts": ir.DataType.INT64})),
+    ("ids-int32", "experts is INT64", with_wide_ids),
+    ("ids-int32", "owners is INT64", with_wide_owners),
+    ("ids-int32", "offsets is INT64", lambda: grouped(types={"offsets": ir.DataType.INT64})),
+    ("ids-int32", "positions is FLOAT", lambda: combine(types={"positions": ir.DataType.FLOAT})),
+    ("rank", "experts has rank 1", lambda: dispatch(experts=("T",))),
+    ("rank", "offsets has rank 2", lambda: grouped(offsets=(4, 2))),
+    ("rank", "rows has rank 3", lambda: combine(rows=("T", 2, 8))),
+    ("float-routing", "weights is INT32", lambda: combine(types={"weights": ir.DataType.INT32})),
+    ("dispatched-experts", "lacks attribute expert_count", without_expert_count),
+    ("dispatched-experts", "expert_count is 0", lambda: dispatch(DispatchSpec(0))),
     ("float-routing", "logits is INT32", lambda: route(types={"logits": ir.DataType.INT32})),
     ("float-routing", "weights is BOOL", lambda: experts(types={"weights": ir.DataType.BOOL})),
     ("dtype", "down is FLOAT16", lambda: experts(types={"down": ir.DataType.FLOAT16})),
@@ -219,9 +256,11 @@ BROKEN: list[tuple[str, str, Callable[[], ir.Node]]] = [
     ("bias-size", "6 in gate, 5 in gate_bias", lambda: separate(gate_bias=(4, 5))),
     ("pairs", "tokens differs: 5 in x, 6 in weights", lambda: experts(x=(5, 8), weights=(6, 2))),
     ("pairs", "per token differs: 2 in weights, 3 in experts", lambda: experts(experts=("T", 3))),
-    ("pairs", "tokens differs", lambda: grouped(x=(5, 8), experts=(6, 2))),
+    ("pairs", "tokens differs: 5 in weights, 6 in positions", lambda: combine(weights=(5, 2), positions=(6, 2))),
+    ("pairs", "per token differs: 2 in weights, 3 in positions", lambda: combine(positions=("T", 3))),
     ("token-count", "5 in x, 6 in logits", lambda: moe(x=(5, 8), logits=(6, 4))),
     ("grouped-sizes", "experts differs", lambda: grouped(bias=(3, 5))),
+    ("grouped-sizes", "experts differs: 4 in weights, 4 in bias, 3 in offsets", lambda: grouped(offsets=(4,))),
     ("grouped-sizes", "input size differs", lambda: grouped(x=("T", 7))),
     ("grouped-sizes", "output size differs", lambda: grouped(bias=(4, 6))),
 ]

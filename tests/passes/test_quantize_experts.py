@@ -134,16 +134,16 @@ def test_weights_take_the_group_of_the_others_if_they_may(form: str, expected: s
 
 def test_grouped_matmul_is_quantised_too() -> None:
     text = """<ir_version: 11, opset_import: ["" : 24, "moec" : 1]>
-        g (float[T,128] x, int32[T,2] e) => (float[T,2,8] y)
-        <float[6,128,8] w = ["location": "sha256:0000000000000000"]> { y = moec.GroupedMatMul (x, w, e) }"""
+        g (float[R,128] x, int32[7] o) => (float[R,8] y)
+        <float[6,128,8] w = ["location": "sha256:0000000000000000"]> { y = moec.GroupedMatMul (x, w, o) }"""
     model = parse_model(text)
     weight = np.random.default_rng(0).normal(size=(E, D, 8)).astype(np.float32)
     model.graph.initializers["w"].const_value = ir.tensor(weight, name="w")
-    x, ids = np.ones((3, D), np.float32), np.array([[0, 1], [5, -1], [2, 2]], np.int32)
-    expected = run(model, {"x": x, "e": ids})["y"]
+    x, offsets = np.ones((6, D), np.float32), np.array([0, 1, 2, 4, 4, 4, 5], np.int32)
+    expected = run(model, {"x": x, "o": offsets})["y"]
     apply(model, "quantize-experts{format=int4}")
     assert formats_of(model) == {"weights": ["int4"]}, "128 inputs are one group of 128"
-    found = run(model, {"x": x, "e": ids})["y"]
+    found = run(model, {"x": x, "o": offsets})["y"]
     assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.25
 
 

@@ -5,13 +5,15 @@ Tokens are independent and every sum has one fixed order: no atomics, and the sa
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import parallel_rows
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
 from moec.targets.tvm.activation import within
 from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
-from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
 
 
 def combine(problem: CombineProblem) -> tirx.PrimFunc:
@@ -63,32 +65,54 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
     return kernel
 
 
-def separate(problem: CombineProblem) -> tirx.PrimFunc:
-    """``(experts[T, k], pairs[P, columns], y[T, k, width])``: the results of all pairs, not summed; zero where the
-    id is not an expert."""
+def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
+    """``(rows[R, width], weights[T, k], positions[T, k], y[T, width])``: the weighted sum of the rows of a token; a
+    position outside [0, R) adds nothing."""
+    width, dtype = problem.width, problem.dtype
+    parameters = [
+        Parameter("rows", ("R", width), dtype),
+        Parameter("weights", ("T", "k"), problem.weight_dtype),
+        Parameter("positions", ("T", "k"), "int32"),
+        Parameter("y", ("T", width), dtype),
+    ]
+
+    def body(rows: Any, weights: Any, positions: Any, y: Any) -> None:
+        with loop("token", parallel_rows(weights.shape[0], 4 * width)) as token:
+            total = named("total", T.alloc_buffer((width,), "float32"))
+            with loop("column", T.serial(width)) as column:
+                T.buffer_store(total, T.float32(0), [column])
+            with loop("slot", T.serial(weights.shape[1])) as slot:
+                row = named("row", T.bind(T.cast(positions[token, slot], "int64")))
+                weight = named("weight", T.bind(T.cast(weights[token, slot], "float32")))
+                with T.If(T.And(row >= 0, row < rows.shape[0])), T.Then(), loop("column", T.serial(width)) as column:
+                    result = total[column] + weight * T.cast(rows[row, column], "float32")
+                    T.buffer_store(total, result, [column])
+            with loop("column", T.serial(width)) as column:
+                T.buffer_store(y, T.cast(total[column], dtype), [token, column])
+
+    return emit_kernel(parameters, body)
+
+
+def trim(problem: CombineProblem) -> tirx.PrimFunc:
+    """``(experts[R, 1], rows[R, columns], y[R, width])``: the rows without their padding; zero where the id is not an
+    expert."""
     E, width, dtype = problem.experts, problem.width, problem.dtype
+    parameters = [
+        Parameter("experts", ("R", 1), "int32"),
+        Parameter("rows", ("R", problem.columns), "float32"),
+        Parameter("y", ("R", width), dtype),
+    ]
 
-    @T.prim_func(s_tir=True)
-    def kernel(experts_handle: T.handle, pairs_handle: T.handle, y_handle: T.handle):
-        T.func_attr({"tirx.noalias": True})
-        tokens = T.int64()
-        slots = T.int64()
-        P = T.int64()
-        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
-        pairs = T.match_buffer(pairs_handle, (P, problem.columns), "float32")
-        y = T.match_buffer(y_handle, (tokens, slots, width), dtype)
-        for pair in parallel_rows(tokens * slots, width):
-            token: T.let = pair // slots
-            slot: T.let = pair % slots
-            expert: T.let = chosen[token, slot]
-            if T.And(expert >= 0, expert < E):
-                for column in T.serial(width):
-                    y[token, slot, column] = T.cast(pairs[pair, column], dtype)
-            else:
-                for column in T.serial(width):
-                    y[token, slot, column] = T.cast(T.float32(0), dtype)
+    def body(experts: Any, rows: Any, y: Any) -> None:
+        with loop("row", parallel_rows(rows.shape[0], width)) as row:
+            expert = named("expert", T.bind(experts[row, 0]))
+            with T.If(T.And(expert >= 0, expert < E)):
+                with T.Then(), loop("column", T.serial(width)) as column:
+                    T.buffer_store(y, T.cast(rows[row, column], dtype), [row, column])
+                with T.Else(), loop("column", T.serial(width)) as column:
+                    T.buffer_store(y, T.cast(T.float32(0), dtype), [row, column])
 
-    return kernel
+    return emit_kernel(parameters, body)
 
 
 COMBINE = Kernel(
@@ -100,12 +124,19 @@ COMBINE = Kernel(
     ),
     why_not=lambda problem, _: why_not_stored(problem.dtype),
 )
-SEPARATE = Kernel(
-    "separate",
-    "y[t, slot] = pairs[t, slot]; 0 where the slot has no expert",
-    separate,
+COMBINE_PLACED = Kernel(
+    "combine_placed",
+    "y[t] = sum over slots of weights[t, slot] * rows[positions[t, slot]]",
+    combine_placed,
     how=lambda problem, _: in_storage(
-        f"{problem.width} columns per pair of token and slot, not summed", problem.dtype, sums=False
+        f"{problem.width} columns, summed in the order of the slots, no atomics", problem.dtype
     ),
+    why_not=lambda problem, _: why_not_stored(problem.dtype, problem.weight_dtype),
+)
+TRIM = Kernel(
+    "trim",
+    "y[r] = rows[r] without padding; 0 where the row has no expert",
+    trim,
+    how=lambda problem, _: in_storage(f"{problem.width} columns per row", problem.dtype, sums=False),
     why_not=lambda problem, _: why_not_stored(problem.dtype),
 )

@@ -7,9 +7,13 @@ is sequential: it takes about a nanosecond per pair and pass, against some micro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
 from moec.targets.tvm.kernel import Kernel
 
 BLOCK_ROWS = 192
@@ -78,6 +82,50 @@ def dispatch(experts: int) -> tirx.PrimFunc:
     return kernel
 
 
+def dispatch_rows(experts: int) -> tirx.PrimFunc:
+    """``(experts[T, k], offsets[E + 1], positions[T, k], tokens[P], owners[P])``, all int32, with P = T * k: what
+    :class:`~moec.ir.dialect.DispatchSpec` says. Ids outside [0, E) are not dispatched."""
+    parameters = [
+        Parameter("chosen", ("T", "k"), "int32"),
+        Parameter("offsets", (experts + 1,), "int32"),
+        Parameter("positions", ("T", "k"), "int32"),
+        Parameter("tokens", ("P",), "int32"),
+        Parameter("owners", ("P",), "int32"),
+    ]
+
+    def body(chosen: Any, offsets: Any, positions: Any, tokens: Any, owners: Any) -> None:
+        place = named("place", T.alloc_buffer((experts + 1,), "int32"))
+
+        def set_place(expert: Any, value: Any) -> None:
+            T.buffer_store(place, value, [expert])
+
+        def of_pairs(what: Callable[[Any, Any, Any], None]) -> None:
+            """For every pair in order; what is not dispatched comes as that of an expert behind the last."""
+            with loop("token", T.serial(chosen.shape[0])) as token, loop("slot", T.serial(chosen.shape[1])) as slot:
+                id_ = chosen[token, slot]
+                known = T.And(id_ >= 0, id_ < experts)
+                what(token, slot, named("expert", T.bind(T.Select(known, id_, T.int32(experts)))))
+
+        def sort(token: Any, slot: Any, expert: Any) -> None:
+            row = named("row", T.bind(place[expert]))
+            T.buffer_store(positions, T.Select(expert < experts, row, T.int32(-1)), [token, slot])
+            T.buffer_store(tokens, T.cast(token, "int32"), [row])
+            T.buffer_store(owners, T.min(expert, experts - 1), [row])
+            set_place(expert, row + 1)
+
+        with loop("e", T.serial(experts + 1)) as e:
+            set_place(e, T.int32(0))
+        of_pairs(lambda token, slot, expert: set_place(expert, place[expert] + 1))
+        T.buffer_store(offsets, T.int32(0), [0])
+        with loop("e", T.serial(experts)) as e:
+            T.buffer_store(offsets, offsets[e] + place[e], [e + 1])
+        with loop("e", T.serial(experts + 1)) as e:
+            set_place(e, offsets[e])
+        of_pairs(sort)
+
+    return emit_kernel(parameters, body)
+
+
 def most_blocks(experts: int, pairs: int | tirx.PrimExpr) -> int | tirx.PrimExpr:
     """How many blocks there can be at most, for an array of blocks of that length."""
     return pairs // BLOCK_ROWS + experts
@@ -91,4 +139,10 @@ DISPATCH = Kernel(
         f"stable counting sort into {experts} experts, cut into blocks of {BLOCK_ROWS} rows; "
         "one thread, nothing is materialised as one-hot"
     ),
+)
+DISPATCH_ROWS = Kernel(
+    "dispatch_rows",
+    "rows = pairs of token and slot sorted by expert; offsets, positions, tokens and owners of them",
+    dispatch_rows,
+    how=lambda experts, _: f"stable counting sort into {experts} experts and a place for pairs of none; one thread",
 )

@@ -46,6 +46,11 @@ def find_blocks(model: ir.Model) -> list[GraphBlock]:
     """In the order of the graph. Raises UnsupportedError, naming the node, for a block that cannot be cut out."""
     blocks = []
     for node in model.graph.all_nodes():
+        if is_moec(node, "Dispatch"):
+            raise UnsupportedError(
+                f"{node_name(node)}: moec.Dispatch: its experts are a graph over dispatched rows; the templates "
+                "compute moec.Experts and no experts of other forms"
+            )
         if has_experts(node):
             try:
                 blocks.append(_block(node))

@@ -1,21 +1,26 @@
 """The operators of the moec dialect on any target: which converters there are, and what is common before and behind the
-products of the experts. A target gives its kernels and the products (:class:`ExpertOps`)."""
+products of the experts. A target gives its kernels and the products (:class:`ExpertOps`).
+
+``GroupedMatMul`` is the product of pairs that have one slot: its rows are the tokens, and each has one expert or none.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import onnx_ir as ir
-from tvm import relax
+from tvm import relax, te
 
-from moec.ir.dialect import ProductSpec, RouteSpec, spec_of
+from moec.errors import UnsupportedError
+from moec.ir.dialect import DispatchSpec, ProductSpec, RouteSpec, spec_of
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.nodes import static_size
 
 Routing = tuple[relax.Expr, relax.Expr]
 """Weights [T, k] and expert ids [T, k] (int32)."""
@@ -32,7 +37,7 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class CombineProblem:
-    """The rows of pairs back to tokens, weighted and summed, or only brought back.
+    """The rows of pairs back to tokens, weighted and summed, or only without their padding.
 
     Ids in [0, ``experts``) have a row of ``width`` columns (``pair_width`` in memory); ids behind them, as many as
     ``identity_experts``, stand for the token itself. Rows are clamped to [-limit, limit] where ``limit`` > 0.
@@ -54,12 +59,27 @@ class CombineProblem:
         return self.width if self.pair_width is None else self.pair_width
 
 
+@dataclasses.dataclass(frozen=True)
+class PlacedRows:
+    """Rows of ``width`` columns that lie where positions say."""
+
+    width: int
+    dtype: str
+    weight_dtype: str
+
+
 class ExpertOps(Protocol):
-    """What differs between targets. ``combine.build(problem)`` takes x, weights, ids, rows and y; ``separate.build`` of
-    the same problem ids, rows and y[T, k, width]."""
+    """What differs between targets. ``combine.build(problem)`` takes x, weights, ids, rows and y; ``trim.build`` of
+    the same problem ids[R, 1], rows and y[R, width]; ``combine_placed.build`` of :class:`PlacedRows` takes rows,
+    weights, positions and y."""
 
     combine: Kernel
-    separate: Kernel
+    combine_placed: Kernel
+    trim: Kernel
+
+    def dispatch(self, node: NodeLowering, ids: relax.Expr, experts: int) -> Sequence[relax.Expr]:
+        """Lowers ``moec.Dispatch``; ids outside [0, ``experts``) are not dispatched."""
+        ...
 
     def route(self, node: NodeLowering) -> Routing:
         """Lowers the routing of ``moec.Route`` and ``moec.MoE``."""
@@ -74,7 +94,8 @@ class ExpertOps(Protocol):
         ...
 
     def grouped_matmul(self, node: NodeLowering, spec: ProductSpec, weight: StoredWeight, routing: Routing) -> Pairs:
-        """One product with a bias; the weights of the routing are zeros, which are not read."""
+        """The rows x [R, K] times the matrices of their experts, with a bias; routing [R, 1], of whose weights, zeros,
+        none is read."""
         ...
 
 
@@ -97,7 +118,9 @@ def converters(ops: ExpertOps, machine: Any) -> Mapping[str, HeavyConverter]:
     return {
         "moec.Route": converter(ops.route),
         "moec.Experts": converter(lower_experts),
+        "moec.Dispatch": converter(lambda node: _lower_dispatch(ops, node)),
         "moec.GroupedMatMul": converter(lambda node: _lower_grouped_matmul(ops, node)),
+        "moec.Combine": converter(lambda node: _lower_combine(ops, node)),
         "moec.Linear": converter(ops.linear),
         "moec.MoE": converter(lower_moe),
     }
@@ -123,16 +146,51 @@ def _lower_experts(ops: ExpertOps, node: NodeLowering, routing: Routing, capacit
     return node.call(KernelCall(chosen, function, [x, weights, pairs.ids, pairs.rows], attributes), [output])[0]
 
 
-def _lower_grouped_matmul(ops: ExpertOps, node: NodeLowering) -> relax.Expr:
-    spec, weight = spec_of(node.node, ProductSpec), node.needed_weight("weights")
+def _lower_dispatch(ops: ExpertOps, node: NodeLowering) -> Sequence[relax.Expr]:
     ids = node.cast(node.lowering.tensor(node.input("experts")), "int32")
-    no_weights = node.lowering.emit(relax.op.zeros(ids.ty.shape, "float32"))
-    pairs = ops.grouped_matmul(node, spec, weight, (no_weights, ids))
+    return ops.dispatch(node, ids, spec_of(node.node, DispatchSpec).expert_count)
+
+
+def _lower_grouped_matmul(ops: ExpertOps, node: NodeLowering) -> relax.Expr:
+    lowering, weight, x = node.lowering, node.needed_weight("weights"), node.tensor("x")
+    offsets = lowering.tensor_of_shape(node.input("offsets"), [weight.experts + 1])
+    rows = x.ty.shape[0]
+    (ids,) = lowering.compute(
+        lambda offsets: _experts_of_rows(offsets, rows, weight.experts),
+        [node.cast(offsets, "int32")],
+        "experts_of_rows",
+    )
+    no_weights = lowering.emit(relax.op.zeros(ids.ty.shape, "float32"))
+    pairs = ops.grouped_matmul(node, spec_of(node.node, ProductSpec), weight, (no_weights, ids))
     _, width = weight.shape
-    problem = _combine_problem(pairs, weight.experts, width, str(node.tensor("x").ty.dtype))
-    output = relax.TensorType((*pairs.ids.ty.shape, width), problem.dtype)
-    chosen, function = node.select((ops.separate,), problem), ops.separate.build(problem)
+    problem = _combine_problem(pairs, weight.experts, width, str(x.ty.dtype))
+    output = relax.TensorType((rows, width), problem.dtype)
+    chosen, function = node.select((ops.trim,), problem), ops.trim.build(problem)
     return node.call(KernelCall(chosen, function, [pairs.ids, pairs.rows]), [output])[0]
+
+
+def _experts_of_rows(offsets: te.Tensor, rows: Any, experts: int) -> te.Tensor:
+    """The expert [R, 1] of each row, ``experts`` for a row of none; whatever the offsets are, in [0, ``experts``]."""
+    expert = te.reduce_axis((0, experts), name="expert")
+
+    def begun(row: Any, _: Any) -> Any:
+        """How many experts end at or before the row."""
+        return te.sum((offsets[expert + 1].astype("int64") <= row).astype("int32"), axis=expert)
+
+    return te.compute((rows, 1), begun, name="experts_of_rows")
+
+
+def _lower_combine(ops: ExpertOps, node: NodeLowering) -> relax.Expr:
+    lowering = node.lowering
+    rows, weights = (lowering.tensor(node.input(name)) for name in ("rows", "weights"))
+    positions = node.cast(lowering.tensor_of_shape(node.input("positions"), weights.ty.shape), "int32")
+    width = static_size(rows.ty.shape[1])
+    if width is None:
+        raise UnsupportedError("rows have a dynamic number of columns; expected a number that is known now")
+    problem = PlacedRows(width, str(rows.ty.dtype), str(weights.ty.dtype))
+    output = relax.TensorType((weights.ty.shape[0], width), problem.dtype)
+    chosen, function = node.select((ops.combine_placed,), problem), ops.combine_placed.build(problem)
+    return node.call(KernelCall(chosen, function, [rows, weights, positions]), [output])[0]
 
 
 def _combine_problem(pairs: Pairs, experts: int, width: int, dtype: str, **options: Any) -> CombineProblem:

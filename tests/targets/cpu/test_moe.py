@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import ExpertsSpec, ProductSpec, RouteSpec
-from moec.ir.semantics import experts, grouped_matmul, moe
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.ir.semantics import experts, moe
 from moec.targets.cpu.machine import MACHINES, Machine, host_has
 
 from .one_node import compile_node, lower_node
@@ -160,30 +160,6 @@ MOE_SPEC = RouteSpec(k, normalize=True)
 def compiled_moe():
     feeds = {"x": np.zeros((1, d), np.float32), "logits": np.zeros((1, E), np.float32)}
     return compile_node("MoE", feeds, weights_of(SPECS["swiglu"], False), MOE_SPEC, SPECS["swiglu"])
-
-
-@pytest.mark.parametrize("biased", [False, True])
-def test_grouped_matmul_keeps_the_slots_apart(biased: bool) -> None:
-    random = np.random.default_rng(11)
-    constants = {"weights": random.standard_normal((E, d, f)).astype(np.float32)}
-    if biased:
-        constants["bias"] = random.standard_normal((E, f)).astype(np.float32)
-    feeds = {"x": np.zeros((1, d), np.float32), "experts": np.zeros((1, k), np.int64)}
-    run = compile_node("GroupedMatMul", feeds, constants)
-    for T in (0, 1, 77):
-        x, chosen = random.standard_normal((T, d)).astype(np.float32), random.integers(-1, E, (T, k))
-        (y,) = run(x=x, experts=chosen)
-        np.testing.assert_allclose(
-            y, grouped_matmul(ProductSpec(), x, experts=chosen, **constants, dtype=np.float64), rtol=1e-5, atol=2e-5
-        )
-
-
-def test_ids_behind_the_last_expert_give_zeros() -> None:
-    weight = np.random.default_rng(12).standard_normal((E, d, f)).astype(np.float32)
-    x, ids = np.ones((4, d), np.float32), np.array([[E, 0], [1, E + 1], [E - 1, E], [E, E]])
-    (y,) = compile_node("GroupedMatMul", {"x": x, "experts": ids}, {"weights": weight})(x=x, experts=ids)
-    allowed = np.where(ids < E, ids, -1)
-    np.testing.assert_allclose(y, grouped_matmul(ProductSpec(), x, weight, allowed), rtol=1e-5, atol=2e-5)
 
 
 def test_weights_computed_at_run_time_are_refused() -> None:

@@ -46,11 +46,11 @@ def test_no_eligible_kernel_is_an_error_with_all_reasons():
 
 
 def test_only_kernels_that_sum_speak_of_sums():
-    from moec.targets.cpu.kernels.combine import COMBINE, SEPARATE
+    from moec.targets.cpu.kernels.combine import COMBINE, TRIM
     from moec.targets.cpu.kernels.gather import GATHER, GatheredRows
     from moec.targets.tvm.lower.experts import CombineProblem
 
     assert GATHER.how(GatheredRows(64, "float32"), MACHINE).endswith("product; float32 in memory")
     pairs = CombineProblem(4, 64, "float32")
     assert COMBINE.how(pairs, MACHINE).endswith("float32 in memory, float32 sums")
-    assert SEPARATE.how(pairs, MACHINE).endswith("not summed; float32 in memory")
+    assert TRIM.how(pairs, MACHINE).endswith("per row; float32 in memory")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import moec
-from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
-from moec.ir.semantics import experts, grouped_matmul, moe
+from moec.ir.dialect import ExpertsSpec, LinearSpec, RouteSpec
+from moec.ir.semantics import experts, moe
 from moec.targets.base import SizeRange
 from moec.targets.cuda import block_dispatch
 from moec.targets.cuda.block_dispatch import block_heights
@@ -128,20 +128,6 @@ def test_dispatch_in_one_launch_and_in_three(monkeypatch, program_of, emulated, 
         ids = random.integers(-1, E, (T, k)).astype(np.int32)
         y = run({"x": x, "weights": shares, "experts": ids})["y"]
         np.testing.assert_allclose(y, experts(spec, x, shares, ids, **weights, dtype=np.float64), rtol=1e-4, atol=1e-4)
-
-
-def test_grouped_matmul(emulated):
-    d = 20
-    random = np.random.default_rng(2)
-    weight = random.standard_normal((E, d, 11), dtype=np.float32)
-    feeds = {"x": np.zeros((1, d), np.float32), "experts": np.zeros((1, k), np.int32)}
-    run = emulated(node_model("GroupedMatMul", feeds, {"weights": weight}, ProductSpec()))
-    for T in (0, 1, 9):
-        for ids in choices(T, E):
-            x = random.standard_normal((T, d), dtype=np.float32)
-            y = run({"x": x, "experts": ids.astype(np.int32)})["y"]
-            expected = grouped_matmul(ProductSpec(), x, weight, ids, dtype=np.float64)
-            np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

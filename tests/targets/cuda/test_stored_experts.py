@@ -12,7 +12,7 @@ import pytest
 import moec
 from moec.errors import UnsupportedError
 from moec.ir import interpreter
-from moec.ir.dialect import ExpertsSpec, ProductSpec
+from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline
 from moec.targets.cuda.grouped_products import PRODUCTS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
@@ -84,29 +84,6 @@ def test_rounded_tokens_on_tensor_cores(without_nvcc):
         inputs = case(tokens, dtype, sizes[0])
         y, expected = program.run(inputs)["y"], interpreter.run(model, inputs, dtype=np.float64)["y"]
         assert np.linalg.norm(y - expected) <= 4e-3 * np.linalg.norm(expected)
-
-
-def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
-    random = np.random.default_rng(2)
-    constants = {"weights": random.standard_normal((E, inner, 24)).astype(np.float16)}
-    feeds = {"x": np.zeros((1, inner), np.float32), "experts": np.zeros((1, k), np.int32)}
-    model = node_model("GroupedMatMul", feeds, constants, ProductSpec())
-    inputs = {name: case(9)[name] for name in feeds}
-    expected = interpreter.run(model, inputs, dtype=np.float64)["y"]
-    np.testing.assert_allclose(emulated(model)(inputs)["y"], expected, rtol=1e-4, atol=1e-4)
-    assert "float16" in {weight.dtype for weight in program_of(model).weights}
-
-
-def test_products_of_experts_in_formats_of_their_own(emulated):
-    """Two formats take as many bytes, for as many experts."""
-    passes = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int4,group=64,experts=1-2}"
-    random = np.random.default_rng(2)
-    constants = {"weights": random.standard_normal((E, inner, 24), dtype=np.float32)}
-    feeds = {name: array for name, array in case(9).items() if name != "weights"}
-    model = node_model("GroupedMatMul", feeds, constants, ProductSpec())
-    pipeline.run(model, pipeline.parse(passes))
-    expected = interpreter.run(model, feeds, dtype=np.float64)["y"]
-    np.testing.assert_allclose(emulated(model)(feeds)["y"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("architecture", "kernel"), [("sm_80", "grouped_gemm_mma"), ("sm_90a", "grouped_gemm_wgmma")])

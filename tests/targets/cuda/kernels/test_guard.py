@@ -20,18 +20,18 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fau
 
 def moved(by: int, source: str, launches: list, **options: object) -> object:
     """The library of a kernel that reads ``by`` numbers beside those that it should."""
-    assert source.count("pairs_ptr[") == 1
-    return emulated_library(source.replace("pairs_ptr[", f"pairs_ptr[{by} + "), launches, **options)
+    assert source.count("rows_ptr[") == 1
+    return emulated_library(source.replace("rows_ptr[", f"rows_ptr[{by} + "), launches, **options)
 
 
 @pytest.mark.parametrize("by", [-1, 0, 1])
 def test_a_number_beside_an_array_cannot_be_read(monkeypatch, by):
     monkeypatch.setattr(kernel_runner, "emulated_library", functools.partial(moved, by))
-    run = kernel_runner.build(combine.separate(CombineProblem(4, 20, "float16")))
-    ids, pairs = np.zeros((7, 3), np.int32), np.arange(420, dtype=np.float32).reshape(21, 20)
+    run = kernel_runner.build(combine.trim(CombineProblem(4, 20, "float16")))
+    ids, pairs = np.zeros((21, 1), np.int32), np.arange(420, dtype=np.float32).reshape(21, 20)
     if by == 0:
-        y = run(ids, pairs, undefined((7, 3, 20), "float16"))
-        np.testing.assert_array_equal(y, pairs.reshape(7, 3, 20))
+        y = run(ids, pairs, undefined((21, 20), "float16"))
+        np.testing.assert_array_equal(y, pairs)
         return
     with pytest.raises(RuntimeError, match="which is outside of every array"):
-        run(ids, pairs, undefined((7, 3, 20), "float16"))
+        run(ids, pairs, undefined((21, 20), "float16"))

@@ -18,7 +18,7 @@ from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks
-from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
 
 from .kernel_runner import build, source_of
 from .layers import DTYPES
@@ -76,7 +76,11 @@ def _combined(**options: Any) -> CombineProblem:
 
 LARGE_BUFFERS = {
     "combine": (lambda: combine.combine(_combined(weighted=True, identity_experts=1)), {"x", "pairs", "y"}),
-    "separate": (lambda: combine.separate(_combined()), {"pairs", "y"}),
+    "trim": (lambda: combine.trim(_combined()), {"rows", "y"}),
+    "combine_placed": (
+        lambda: combine.combine_placed(PlacedRows(7168, "bfloat16", "float32")),
+        {"rows", "y"},
+    ),
     "round": (lambda: round_blocks(Rounding(7168, 128), 64), {"rows"}),
 }
 """Kernels of which a block has to run for every row, and the tensors with a row per token or pair."""

@@ -10,6 +10,7 @@ are from it. Results are kept in ``--output``, so an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -59,6 +60,9 @@ def variants() -> dict[str, str]:
     for keep in (0.9, 0.8, 0.7):
         found[f"{keep:.0%} of the calls, by ratio"] = f"skip-experts{{keep={keep},profile=PROFILE,method=ratio}}"
     found["50% of the calls: one expert a token"] = "skip-experts{keep=0.5,profile=PROFILE,method=k}"
+    for rank, base in itertools.product((32, 16), ("shared", "none")):
+        words = {"shared": "with a shared base", "none": "without a base"}[base]
+        found[f"rank {rank} of 64, {words}"] = f"low-rank-experts{{rank={rank},base={base},profile=PROFILE}}"
     found["3/4 of the hidden units"] = "prune-hidden-units{keep=0.75,profile=PROFILE}"
     return found
 

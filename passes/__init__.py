@@ -33,6 +33,7 @@ _CLASSES = {
     "fuse-stored-weights": "moec.passes.fuse_stored_weights:FuseStoredWeights",
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
     "inline-control-flow": "moec.passes.inline_control_flow:InlineControlFlow",
+    "low-rank-experts": "moec.passes.low_rank_experts:LowRankExperts",
     "merge-equal-experts": "moec.passes.merge_equal_experts:MergeEqualExperts",
     "merge-experts": "moec.passes.merge_experts:MergeExperts",
     "prune-experts": "moec.passes.prune_experts:PruneExperts",

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.dialect import ExpertsSpec, GateLayout, LinearSpec, ProductSpec, is_moec, spec_of
-from moec.passes.raising.dataflow import Array, DataFlow
+from moec.ir.weights.stacks import expert_data
+from moec.passes.raising.dataflow import Array, DataFlow, rank_of
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.mlps import Mlp
 
@@ -51,13 +52,24 @@ class ExpertTensor:
     def __getitem__(self, expert: int) -> Array:
         """One expert's entry, without touching those of others."""
         if len(self.parts) == 1:
-            entry: Array = self._as_stack(self.parts[0])[expert]
+            entry = self._of_all(self.parts[0], expert)
         else:
             entry = self.dataflow.array(self.parts[expert]).reshape(self.shape[1:])
         if self.factor is None:
             return entry
         factor = self.dataflow.array(self.factor).ravel()
         return (entry * factor[expert]).astype(entry.dtype)
+
+    def _of_all(self, part: ir.Value, expert: int) -> Array:
+        """One expert's entry of a constant for all. Made alone where experts lie one after the other: a constant that
+        computes itself would compute all of them each time."""
+        run = self.dataflow.stored(part)
+        if self.is_as_stored and part.const_value is not None:
+            return expert_data(part, expert)
+        if self.is_as_stored and run is not None and rank_of(run) == 3:
+            return run.decoded(expert)
+        entry: Array = self._as_stack(part)[expert]
+        return entry
 
     def _as_stack(self, part: ir.Value) -> Array:
         array = self.dataflow.array(part)

@@ -25,7 +25,13 @@ from moec.tools.profiling import measure
 
 TEXTS = ("brown", "python", "bible")
 LENGTH, JUDGED, CALIBRATED, SEEDS = 128, 160, 320, (0, 1, 2)
-FORMATS = ("int8", "int4,group=32", "int3,group=32", "int2,group=32")
+FORMATS = {
+    "int8": "int8",
+    "int4": "int4,group=32",
+    "int4z": "int4,group=32,zero_points=true",
+    "int3": "int3,group=32",
+    "int2": "int2,group=32",
+}
 EVEN, ODD = "+".join(map(str, range(0, 16, 2))), "+".join(map(str, range(1, 16, 2)))
 
 
@@ -38,10 +44,10 @@ REPAIRS = {
 
 def variants() -> dict[str, str]:
     """Pipelines behind O2 by what they are called; PROFILE is put in for each seed."""
-    found = {f"{form.partition(',')[0]} nearest": f"quantize-experts{{format={form}}}" for form in FORMATS}
+    found = {f"{name} nearest": f"quantize-experts{{format={form}}}" for name, form in FORMATS.items()}
     gptq = "method=gptq,profile=PROFILE"
-    for form in FORMATS:
-        found[f"{form.partition(',')[0]} gptq"] = f"quantize-experts{{format={form},{gptq}}}"
+    for name, form in FORMATS.items():
+        found[f"{name} gptq"] = f"quantize-experts{{format={form},{gptq}}}"
     found["int2 and int3 in turns, gptq"] = (
         f"quantize-experts{{format=int3,group=32,experts={EVEN},{gptq}}},"
         f"quantize-experts{{format=int2,group=32,experts={ODD},{gptq}}}"

@@ -91,7 +91,7 @@ class Profile:
             data = json.loads(archive.read(_HEAD))
         except OSError as error:
             raise MoecError(f"{path}: the profile cannot be read: {error.strerror or error}") from error
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        except (zipfile.BadZipFile, KeyError, ValueError, RecursionError) as error:
             raise MoecError(f"{path}: is not a profile; make one with moec profile MODEL --data DATA -o P") from error
         return Profile(path, archive, _head(path, data))
 
@@ -222,6 +222,9 @@ def _merged(profiles: list[Profile]) -> Iterator[tuple[str, Array]]:
         if _concept(name) in _OF_ROWS and len(found) == len(profiles):
             shares = _shares(profiles, inputs[name.split("/")[0]])
             found = [(array.T * share).T for array, share in zip(found, shares, strict=True)]
+        if _concept(name) == "prior_error" and len(found) == len(profiles):
+            tokens = np.array([_layer_tokens(profile, name.split("/")[0]) for profile in profiles])
+            found = [array * share for array, share in zip(found, tokens / max(1, tokens.sum()), strict=True)]
         yield name, _MERGE.get(_concept(name), _summed)(found)
 
 
@@ -244,8 +247,11 @@ def _length(profile: Profile, name: str) -> int:
 def _tokens(profile: Profile, layer: LayerEntry) -> Array:
     """What came to each expert, or to the linear [1]."""
     count = profile.array(f"{layer.key}/count")
-    own = next(one.tokens for one in profile.head.layers if one.key == layer.key)
-    return np.array([own]) if count is None else count
+    return np.array([_layer_tokens(profile, layer.key)]) if count is None else count
+
+
+def _layer_tokens(profile: Profile, key: str) -> int:
+    return next(one.tokens for one in profile.head.layers if one.key == key)
 
 
 def _concept(name: str) -> str:

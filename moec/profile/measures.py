@@ -22,6 +22,8 @@ Of experts:
 ``rows``              [E][n,d]    some of the expert's rows
 ``row_gates``         [E][n]      their weights, as they are
 ``error``             {F: [E,P]}  sum over ``rows`` of g^2 |f(x) - f'(x)|^2, f' with that part alone in format F
+``prior_error``       {F: [E,P]}  the same, but the mean over some tokens of the layer, as if these had come to the
+                                  expert, each with the mean weight of the layer's calls
 ``energy``            [E]         sum over ``rows`` of g^2 |f(x)|^2
 ``sample``            [n,d]       some tokens of the layer
 ``sample_gates``      [n,E]       the weights of all experts for them, 0 for those not chosen
@@ -45,11 +47,27 @@ Array = np.ndarray[Any, Any]
 BINS = 32
 ROWS = 64
 """Rows that are kept of each expert, and, times four, of each linear; tokens of a layer: eight times as many."""
+PRIOR_SHARE = 1 / 20
+"""What any expert is taken to have seen beside its own tokens: any of the layer's, so many as this share of what the
+mean expert saw. Other data than what was measured comes to other experts. A larger share costs data like the profile's
+more than it saves on others."""
+PRIOR_ROWS = 32
+"""Rows that stand for those tokens where errors of formats are measured."""
 
 
 def enough(inputs: int) -> int:
     """Rows of so many inputs from which on more change sums over them little."""
-    return max(2048, 2 * inputs)
+    return max(8192, 2 * inputs)
+
+
+def mean_weight(gates: Array) -> float:
+    """The mean size of the weights of expert calls, of weights [n,E] that are 0 where there is no call."""
+    return float(np.abs(gates).sum()) / max(1, np.count_nonzero(gates))
+
+
+def evenly(rows: Array, most: int) -> Array:
+    """So many of the rows [n,...], or all."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +116,17 @@ class ExpertsMeasures:
     def error(self, form: str) -> Array | None:
         """[E,P]; None where the format was not measured."""
         return self.read(f"error/{form}")
+
+    def total_error(self, form: str) -> Array | None:
+        """[E,P] the error of all tokens that came to each expert, and of those that it is taken to have seen beside
+        them (:data:`PRIOR_SHARE`); None where the format was not measured. Raises KeyError as :meth:`array`."""
+        own = self.error(form)
+        if own is None:
+            return None
+        kept = np.array([len(self.rows(expert)) for expert in range(self.experts)])
+        of_own = np.divide(self.count, kept, out=np.zeros(self.experts), where=kept > 0)
+        of_others = PRIOR_SHARE * self.count.mean()
+        return own * of_own[:, None] + self.array(f"prior_error/{form}") * of_others
 
 
 _ALL_OF_LAYER = frozenset({"ratio_histogram", "sample", "sample_output"})

@@ -12,8 +12,10 @@ _NAMES = get_args(QuantizedName)
 _FORMAT = re.compile(rf"(?P<name>{'|'.join(_NAMES)})(?:/(?P<group>\d+))?(?P<zero_points>z)?")
 _CASTS = ("bf16", "fp16")
 _TF32 = "tf32"
-FORMATS = f"tf32, bf16, fp16, {', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
-EXPECTED = f"{FORMATS}; groups and zero points may follow: int8/64, int4/32z"
+_QUANTIZED = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
+FORMATS = f"tf32, bf16, fp16, {_QUANTIZED}"
+_FOLLOWING = "groups and zero points may follow: int8/64, int4/32z"
+EXPECTED = f"{FORMATS}; {_FOLLOWING}"
 
 
 def with_formats(passes: str, experts: str | None = None, linears: str | None = None) -> str:
@@ -45,7 +47,7 @@ def _linears_pass(text: str | None) -> str | None:
 def parse_format(what: str, text: str) -> WeightFormat:
     """The quantised format that is written so; without a group, formats of fewer than 8 bits have groups of 32. Raises
     MoecError, which names ``what``, for one that does not exist."""
-    found = _match(what, text)
+    found = _match(what, text, f"{_QUANTIZED}; {_FOLLOWING}")
     (name,) = (name for name in _NAMES if name == found["name"])
     digits = found["group"]
     try:
@@ -55,10 +57,10 @@ def parse_format(what: str, text: str) -> WeightFormat:
         raise MoecError(f"{what}: no format {text!r}: {error}") from error
 
 
-def _match(what: str, text: str) -> re.Match[str]:
+def _match(what: str, text: str, expected: str = EXPECTED) -> re.Match[str]:
     found = _FORMAT.fullmatch(text)
     if found is None:
-        raise MoecError(f"{what}: no format {text!r}; expected {EXPECTED}")
+        raise MoecError(f"{what}: no format {text!r}; expected {expected}")
     return found
 
 

@@ -41,7 +41,7 @@ def allocate(errors: Array, costs: Array, budget: float) -> Array:
     """
     least = float(np.where(np.isfinite(errors), costs, np.inf).min(axis=1).sum())
     if least > budget * (1 + 1e-9):
-        raise ValueError(f"{least:.6g}")
+        raise ValueError(f"{least:.15g}")
     measure = float(np.gcd.reduce(costs.astype(np.int64), axis=None)) if np.array_equal(costs, np.rint(costs)) else 0.0
     most = min(budget, float(costs.max(axis=1).sum()))
     if measure and errors.size * (most / measure + 1) <= _EXACT:

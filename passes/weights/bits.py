@@ -18,6 +18,7 @@ from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight, stored_weights
 from moec.passes.weights.allocation import allocate
+from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.plan import KEEP, LayerPlan
 from moec.profile import Profile
 from moec.profile.keys import key_of
@@ -53,6 +54,11 @@ class Budget:
 
     average: float | None = None
     megabytes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, amount in self.told.items():
+            if not math.isfinite(amount):
+                raise MoecError(f"{name} is {amount}; expected a number")
 
     @property
     def told(self) -> dict[str, float]:
@@ -120,10 +126,9 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
         yield from _linear_items(node, profile, forms)
         return
     measures, weights = profile.experts(node), ExpertWeights(node)
-    found = [measures.error(str(form)) for form in forms]
+    with profile_reading(f"{profile.path}: node {node_name(node)}"):
+        found = [measures.total_error(str(form)) for form in forms]
     errors = np.stack([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
-    errors = errors * _scale(measures.count, np.array([len(measures.rows(e)) for e in range(weights.experts)]))[:, None]
-    errors[:, measures.count == 0] = _unseen(errors, measures.count)
     for operand, weight in weights.operands.items():
         columns = [at for at, part in enumerate(weights.parts) if weights.operand(part) is weight]
         outputs, inputs = weight.out_in(weights.transposed(weights.parts[columns[0]]))
@@ -150,13 +155,3 @@ def _known(profile: Profile, form: WeightFormat, error: Any) -> Any:
         formats = ", ".join(profile.head.formats)
         raise MoecError(f"{profile.path}: holds no errors of {form}, only of {formats}; profile with --formats {form}")
     return error
-
-
-def _scale(count: Array, kept: Array) -> Array:
-    """From the rows that were kept of an expert to all that it saw."""
-    return np.divide(count, kept, out=np.zeros(len(count)), where=kept > 0)
-
-
-def _unseen(errors: Array, count: Array) -> Array:
-    """[formats, 1, parts]: for an expert that saw nothing, what one token costs the others on average."""
-    return errors.sum(axis=1, keepdims=True) / max(1, int(count.sum()))

@@ -13,13 +13,16 @@ from moec.errors import MoecError
 from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
 from moec.ir.weights.encode import Encoded
+from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.outputs import expert_output
 from moec.passes.weights.gptq import gptq, importance_of
 from moec.passes.weights.scale_search import nearest
 from moec.passes.weights.store import Encoder
+from moec.passes.weights.tiles import product
 from moec.profile import Profile
 from moec.profile.keys import keep_key
-from moec.profile.measures import ExpertsMeasures, LinearMeasures
+from moec.profile.measures import PRIOR_SHARE, ExpertsMeasures, LinearMeasures, mean_weight
 
 Array = np.ndarray[Any, Any]
 Method = Literal["rtn", "gptq", "awq"]
@@ -52,10 +55,12 @@ class Calibration:
 
     def __init__(self, profile: Profile | None, node: ir.Node, method: Method) -> None:
         self._method = method
-        self._measures = None
+        self._measures = self._weights = None
         if profile is not None:
             self._measures = profile.linear(node) if is_moec(node, "Linear") else profile.experts(node)
             self._where = f"{profile.path}: node {node_name(node)}"
+            if isinstance(self._measures, ExpertsMeasures) and method != "rtn":
+                self._weights = ExpertWeights(node)
         keep_key(node)
 
     def rows(self, expert: int) -> Array | None:
@@ -68,21 +73,36 @@ class Calibration:
         return found if len(found) else None
 
     def encoder(self, name: str) -> Encoder | None:
-        """Return what encodes the weight operand ``name``; None for the method that uses no inputs. For an expert that
-        saw too few inputs, all inputs count the same."""
-        measures = self._measures
-        if self._method == "rtn" or measures is None:
+        """Return what encodes the weight operand ``name``; None for the method that uses no inputs. Where too few
+        inputs are known, all count the same."""
+        if self._method == "rtn" or self._measures is None:
             return None
 
         def encode(weight: Array, form: WeightFormat, axis: int, expert: int) -> Encoded:
             matrix = np.ascontiguousarray(np.moveaxis(weight, axis, 0), np.float32)
             with profile_reading(self._where):
-                moment = _moment(measures, name, expert, len(matrix))
+                moment = self._moment(name, expert, len(matrix))
             data, scale, zero_point = self._rounded(matrix, form, moment)
             tables = (None if table is None else _inputs_at(axis, table) for table in (scale, zero_point))
             return Encoded(_inputs_at(axis, data), *tables)
 
         return encode
+
+    def _moment(self, name: str, expert: int, size: int) -> Array:
+        """Return the second moment [in,in] of a weight's inputs; zeros when too few were seen."""
+        measures, weights = self._measures, self._weights
+        if isinstance(measures, LinearMeasures):
+            known = measures.measured >= size * _FEWEST_ROWS
+            return measures.moment_in() if known else np.zeros((size, size), np.float32)
+        assert measures is not None and weights is not None
+        others, weight = measures.array("sample"), mean_weight(measures.array("sample_gates"))
+        if measures.measured[expert] + len(others) < size * _FEWEST_ROWS:
+            return np.zeros((size, size), np.float32)
+        others = others * weight if weights.spec.weight_on_input else others
+        others = expert_output(weights, expert, others)[0] if name == "down" else others
+        count = PRIOR_SHARE * float(measures.measured.mean())
+        prior = product(others.T, others) * np.float32(weight * count / max(1, len(others)))
+        return prior + (measures.moment_hidden(expert) if name == "down" else measures.moment_in(expert))
 
     def _rounded(self, matrix: Array, form: WeightFormat, moment: Array) -> Encoded:
         if self._method == "gptq":
@@ -105,13 +125,3 @@ def profile_reading(where: str) -> Iterator[None]:
 def _inputs_at(axis: int, table: Array) -> Array:
     """Move the first axis of a table, that of the inputs, to ``axis``."""
     return np.ascontiguousarray(np.moveaxis(table, 0, axis))
-
-
-def _moment(measures: LinearMeasures | ExpertsMeasures, name: str, expert: int, size: int) -> Array:
-    """Return the second moment [in,in] of a weight's inputs; zeros when too few were seen."""
-    linear = isinstance(measures, LinearMeasures)
-    if (measures.measured if linear else measures.measured[expert]) < size * _FEWEST_ROWS:
-        return np.zeros((size, size), np.float32)
-    if linear:
-        return measures.moment_in()
-    return measures.moment_hidden(expert) if name == "down" else measures.moment_in(expert)

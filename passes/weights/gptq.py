@@ -7,8 +7,9 @@ paper's algorithm without the inverse of H. Scales are found before (:mod:`moec.
 inputs may come in the order of their size, the largest first, wherever their groups lie.
 
 The first inputs were rounded before the errors of the last were known. So all are rounded again in turn, each to what
-is best given all others (coordinate descent, QuantEase, arXiv 2309.01885), which never raises the cost: once, for that
-takes as long as the rest, and another time gains half as much.
+is best given all others (coordinate descent, QuantEase, arXiv 2309.01885), which never raises the cost. Integers that
+were moved so far want other scales: each group's is fitted, in turn, to what costs least given all others, and the
+inputs are rounded once more.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ Array = np.ndarray[Any, Any]
 _DAMPENING = 0.01
 """What is added to the diagonal of a moment, as a share of its mean: the paper's."""
 _MOST_DAMPENING = 1e3
+_FITS = 2
+"""How often scales are fitted to what was rounded with them. Each takes as long as rounding once; the second gains
+half as much as the first."""
 
 
 def gptq(weight: Array, form: WeightFormat, moment: Array) -> Encoded:
@@ -45,12 +49,18 @@ def gptq(weight: Array, form: WeightFormat, moment: Array) -> Encoded:
     each = scales.of_inputs(form, len(weight))
     rounding = _Rounding(weight[order], each.picked(order), form)
     ordered = moment[np.ix_(order, order)]
+    dampened = (ordered + _DAMPENING * np.eye(len(order))).astype(np.float32)
     rounding.in_turn(_factor(ordered))
-    rounding.again((ordered + _DAMPENING * np.eye(len(order))).astype(np.float32))
+    rounding.again(dampened)
+    groups = np.arange(len(weight)) // (form.group or max(1, len(weight)))
+    fitted = Scales(scales.scale.copy(), scales.zero_point)
+    for _ in range(_FITS if form.elements.whole else 0):
+        rounding.fit(fitted.scale, groups[order], dampened)
+        rounding.again(dampened)
     numbers, plain_decoded = rounded(weight, each, form)
     better = _costs(rounding.errors, ordered) <= _costs((weight - plain_decoded)[order], ordered)
     numbers[order] = np.where(better, rounding.numbers, numbers[order])
-    return scales.stored_with(numbers, form)
+    return Scales(np.where(better, fitted.scale, scales.scale), scales.zero_point).stored_with(numbers, form)
 
 
 def importance_of(moment: Array) -> Array:
@@ -96,6 +106,26 @@ class _Rounding:
                 self._round(row, self._weight[row] - self.errors[row] + pull[place] / near[place, place])
                 pull[place + 1 :] += near[place + 1 :, place, None] * (self.errors[row] - before[place])
             pulls += product(moment[:, inputs], self.errors[inputs] - before)
+
+    def fit(self, scale: Array, groups: Array, moment: Array) -> None:
+        """Give every group the scale that is best for its numbers given all others. ``scale`` [groups,out] is changed
+        in place; ``groups`` [in] says which one an input has; ``moment`` is H in float32."""
+        each, zero = self._scales
+        pulls = product(moment, self.errors)
+        for group, entry in enumerate(scale):
+            inputs = np.flatnonzero(groups == group)
+            numbers = self.numbers[inputs] if zero is None else self.numbers[inputs] - zero[inputs]
+            weighted = product(moment[:, inputs], numbers)
+            squares, wish = (numbers * weighted[inputs]).sum(axis=0), (numbers * pulls[inputs]).sum(axis=0)
+            old = entry.astype(np.float32)
+            with np.errstate(over="ignore"):
+                new = (old + np.divide(wish, squares, out=np.zeros_like(old), where=squares > 0)).astype(scale.dtype)
+            usable = np.isfinite(new) & (new != 0)
+            scale[group] = np.where(usable, new, entry)
+            change = scale[group].astype(np.float32) - old
+            each[inputs] += change
+            self.errors[inputs] -= numbers * change
+            pulls -= weighted * change
 
     def _round(self, row: int, target: Array) -> Array:
         """Round the weights of one input to the numbers nearest to ``target`` [out]; return what they stand for."""

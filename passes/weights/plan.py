@@ -51,7 +51,7 @@ def read_plan(path: str | os.PathLike[str]) -> dict[str, LayerPlan]:
         data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise MoecError(f"{path}: the plan cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MoecError(f"{path}: is not JSON: {error}; expected a plan as moec plan writes it") from error
     if not isinstance(data, dict) or not isinstance(data.get("layers"), list):
         raise MoecError(f"{path}: holds no list of layers; expected a plan as moec plan writes it")

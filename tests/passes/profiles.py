@@ -49,8 +49,11 @@ def hidden_of(node: ir.Node, expert: int, rows: Array) -> Array:
     return hidden
 
 
-def write_experts(path: pathlib.Path, model: ir.Model, counts: list[int], moments: bool = True) -> pathlib.Path:
-    """The profile of the last node, whose expert e saw ``counts[e]`` rows, made with seed e."""
+def write_experts(
+    path: pathlib.Path, model: ir.Model, counts: list[int], moments: bool = True, sampled: int = 0
+) -> pathlib.Path:
+    """The profile of the last node, whose expert e saw ``counts[e]`` rows, made with seed e. ``sampled``: tokens of the
+    layer that are known beside them."""
     node = last_moec_node(model)
     weights, key, arrays = ExpertWeights(node), key_of(node), []
     sizes = {"inner": weights.inner, "experts": weights.experts, "hidden": weights.hidden, "k": 1}
@@ -62,6 +65,8 @@ def write_experts(path: pathlib.Path, model: ir.Model, counts: list[int], moment
             arrays.append((f"moment_in/{expert}", packed(rows.T @ rows)))
             arrays.append((f"moment_hidden/{expert}", packed(hidden.T @ hidden)))
     arrays.append(("measured", np.array(counts)))
+    arrays.append(("sample", rows_of(weights.inner, sampled, len(counts))))
+    arrays.append(("sample_gates", np.ones((sampled, len(counts)), np.float32)))
     layer = LayerEntry(key, "experts", "layer", tokens=sum(counts), parts=weights.parts, **sizes)
     return _written(path, layer, [(f"{key}/{name}", array) for name, array in arrays])
 

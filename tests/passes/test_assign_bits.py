@@ -17,6 +17,7 @@ from moec.passes.weights.bits import Budget, plan_bits
 from moec.passes.weights.plan import LayerPlan, plan_text
 from moec.profile import Profile
 from moec.profile.keys import key_of
+from moec.profile.measures import PRIOR_SHARE
 
 from .profiles import rows_of, write_measured
 from .stored_weights import D, E, apply, experts_model, last_moec_node, relative_error
@@ -100,9 +101,8 @@ def error_of(model: ir.Model, layer) -> float:
         parts = [part for part in layer.parts if part == name or (name == "up" and "gate" not in weight_inputs(
             last_moec_node(model)) and part == "gate")]  # fmt: skip
         for expert, form in enumerate(formats[:-1]):  # the last sees no token
-            error = layer.error(str(form))[expert]
-            kept = len(layer.rows(expert))
-            total += sum(error[layer.parts.index(part)] for part in parts) * layer.count[expert] / kept
+            error = layer.total_error(str(form))[expert]
+            total += sum(error[layer.parts.index(part)] for part in parts)
     return total
 
 
@@ -111,6 +111,23 @@ def test_an_expert_that_saw_nothing_gets_the_fewest_bits(spec, profile):
     apply(model, f"assign-bits{{avg=3.5,profile={profile},method=rtn}}")
     formats = [StoredWeight.of(value).formats for value in weight_inputs(last_moec_node(model)).values()]
     assert all(one[-1].elements.bits == min(form.elements.bits for form in one) for one in formats)
+
+
+def test_an_expert_that_saw_nothing_counts_as_if_it_had_seen_a_few_of_the_tokens(profile):
+    measured = Profile.read(profile)
+    layer = next(measured.all_experts())
+    errors = layer.total_error("int3/32")
+    assert layer.count[-1] == 0 and layer.error("int3/32")[-1].sum() == 0
+    share = errors[-1].sum() / errors[:-1].sum(axis=1).mean()
+    assert 0.3 * PRIOR_SHARE < share < 3 * PRIOR_SHARE
+
+
+def test_a_profile_without_what_stands_for_other_tokens_is_refused(spec, profile):
+    node, measured = last_moec_node(experts_model(spec)), Profile.read(profile)
+    read = measured.array
+    measured.array = lambda name: None if "prior_error" in name else read(name)
+    with pytest.raises(MoecError, match="node layer: the profile lacks 'prior_error/int8'; make it anew"):
+        plan_bits([node], measured, [form_of("int8")], Budget(8))
 
 
 def test_formats_without_groups_beside_others_run(spec, tmp_path):
@@ -157,6 +174,9 @@ def test_weights_that_are_quantised_stay(spec, profile):
         ("avg=3", r"assign-bits: .*profile=FILE, which moec profile MODEL"),
         ("avg=3,plan=p", r"assign-bits: expected one of avg=BITS, megabytes=SIZE and plan=FILE"),
         ("avg=1.5,profile={profile}", r"avg=1.5 cannot be met with int8\+int4/32\+int3/32\+int2/32; the least is 2"),
+        ("avg=nan,profile={profile}", r"^avg is nan; expected a number$"),
+        ("megabytes=inf,profile={profile}", r"^megabytes is inf; expected a number$"),
+        ("avg=6,profile={profile},formats=int8", r"^avg=6 cannot be met with int8; the least is 8$"),
         ("avg=3,megabytes=1,profile={profile}", r"assign-bits: expected one of avg=BITS, megabytes=SIZE"),
         ("megabytes=0.02,profile={profile}", r"megabytes=0.02 cannot be met with .*; the least is 0.0\d+"),
         ("avg=3,profile={profile},formats=mxfp4", r"holds no errors of mxfp4, only of int8, int4/32, int3/32, int2/32"),
@@ -175,7 +195,8 @@ def test_what_cannot_be_is_refused(options, message, spec, profile):
     [
         (lambda layer: layer["formats"].update(up=["int8"]), r"up: 1 formats for 6 experts; give one for each"),
         (lambda layer: layer["formats"].update(gates=["int8"] * 6), r"has no weight 'gates'; expected up or down"),
-        (lambda layer: layer["formats"].update(up=["int9"] * 6), r"up: no format 'int9'"),
+        (lambda layer: layer["formats"].update(up=["int9"] * 6), r"up: no format 'int9'; expected int8, int4"),
+        (lambda layer: layer["formats"].update(up=["fp16"] * 6), r"up: no format 'fp16'; expected int8, int4"),
         (lambda layer: layer.update(layer="f" * 16), r"layer f{16} \(layer\) is not in this model"),
     ],
 )

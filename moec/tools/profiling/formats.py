@@ -19,16 +19,18 @@ def expert_errors(
     weights: ExpertWeights,
     expert: int,
     inputs: tuple[Array, Array],
+    others: tuple[Array, Array],
     own: Mapping[Part, Array],
     forms: Sequence[WeightFormat],
-) -> tuple[float, Array]:
-    """The energy, and the errors [F,P] in the order of formats and parts; ``inputs``: rows [n,d] and the weights [n] of
-    what comes out; ``own``: the expert's matrices [in,out]. What a part does not change is computed once."""
-    rows, gates = inputs
+) -> tuple[float, Array, Array]:
+    """The energy of ``inputs``, and the errors [F,P] of these and, for each row on average, of ``others``, in the order
+    of formats and parts; both are rows [n,d] and the weights [n] of what comes out; ``own``: the expert's matrices [in,out]. What a part does
+    not change is computed once."""
+    kept, (rows, gates) = len(inputs[0]), map(np.concatenate, zip(inputs, others, strict=True))
     before: dict[Part, Array] = {part: projected(weights, expert, part, rows, own[part]) for part in weights.before}
     hidden = hidden_units(weights, expert, before)
     expected = down_projected(weights, expert, hidden, own["down"])
-    errors = np.zeros((len(forms), len(weights.parts)))
+    errors, of_others = (np.zeros((len(forms), len(weights.parts))) for _ in range(2))
     for row, form in enumerate(forms):
         for column, part in enumerate(weights.parts):
             changed = rounded(own[part], form)
@@ -37,8 +39,10 @@ def expert_errors(
             else:
                 moved = hidden_units(weights, expert, {**before, part: projected(weights, expert, part, rows, changed)})
                 found = down_projected(weights, expert, moved, own["down"])
-            errors[row, column] = _energy((found - expected) * gates[:, None])
-    return _energy(expected * gates[:, None]), errors
+            difference = (found - expected) * gates[:, None]
+            errors[row, column] = _energy(difference[:kept])
+            of_others[row, column] = _energy(difference[kept:]) / max(1, len(difference) - kept)
+    return _energy(expected[:kept] * gates[:kept, None]), errors, of_others
 
 
 def linear_errors(weight: Array, rows: Array, forms: Sequence[WeightFormat]) -> dict[str, Array]:

@@ -20,7 +20,7 @@ from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.outputs import expert_output
-from moec.profile.measures import BINS, ROWS, enough, packed
+from moec.profile.measures import BINS, PRIOR_ROWS, ROWS, enough, evenly, mean_weight, packed
 from moec.tools.profiling.formats import expert_errors
 from moec.tools.profiling.workers import Run
 
@@ -108,6 +108,7 @@ class _Expert:
     moments: dict[str, Array]
     energy: float = 0.0
     errors: Array | None = None
+    prior_errors: Array | None = None
 
 
 class ExpertsSums:
@@ -201,24 +202,28 @@ class ExpertsSums:
             measured.append(found)
         for name in ("output_norm", "saliency", "hidden", "energy"):
             yield name, np.array([getattr(found, name) for found in measured])
-        errors = np.array([found.errors for found in measured]).swapaxes(0, 1)
-        yield from ((f"error/{form}", error) for form, error in zip(forms, errors, strict=True))
+        for name, errors in (
+            ("error", [found.errors for found in measured]),
+            ("prior_error", [found.prior_errors for found in measured]),
+        ):
+            by_form = np.array(errors).swapaxes(0, 1)
+            yield from ((f"{name}/{form}", error) for form, error in zip(forms, by_form, strict=True))
 
     def _measured(self, x: Array, expert: int, forms: Sequence[WeightFormat]) -> _Expert:
         """What needs products; ``x``: the stored tokens."""
         weights = ExpertWeights(self._node)  # of the calling thread alone: it keeps what was read last
-        if not self._seen[expert].count:
-            found = self._summed(weights, expert, x, {})
-            found.errors = np.zeros((len(forms), len(weights.parts)))
-            return found
         own: dict[Part, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
         found = self._summed(weights, expert, x, own)
-        rows, gates = self.rows(expert)
-        if weights.spec.weight_on_input:
-            rows, gates = rows * gates[:, None], np.ones_like(gates)
-        found.energy, found.errors = expert_errors(weights, expert, (rows, gates), own, forms)
+        inputs, others = (_weighted(weights, pair) for pair in (self.rows(expert), self._prior_rows()))
+        found.energy, found.errors, found.prior_errors = expert_errors(weights, expert, inputs, others, own, forms)
         release_pages()
         return found
+
+    def _prior_rows(self) -> tuple[Array, Array]:
+        """A few tokens [n,d] of the layer, and the mean weight of its calls for each [n]."""
+        sample, gates = self._sample.arrays((self.weights.inner,), (self.weights.experts,))
+        rows = evenly(sample, PRIOR_ROWS)
+        return rows, np.full(len(rows), mean_weight(gates), np.float32)
 
     def _summed(self, weights: ExpertWeights, expert: int, x: Array, own: dict[Part, Array]) -> _Expert:
         places, all_gates, all_shares = self._seen[expert].arrays()
@@ -294,6 +299,12 @@ class InputSums:
                 moment += rows.T @ rows
             found["moment_in"] = packed(moment)
         return found
+
+
+def _weighted(weights: ExpertWeights, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Rows as an expert reads them, and the weights of what it makes of them."""
+    rows, gates = inputs
+    return (rows * gates[:, None], np.ones_like(gates)) if weights.spec.weight_on_input else inputs
 
 
 def _shares(gates: Array) -> Array:

@@ -69,6 +69,22 @@ def test_experts_that_were_hardly_seen_have_searched_scales_alone(tmp_path, monk
     assert np.isfinite(loss.output_error) and loss.output_error < 0.3
 
 
+def test_an_expert_that_saw_nothing_is_rounded_by_the_tokens_of_the_layer(tmp_path) -> None:
+    errors, counts, last = {}, [1000] * (E - 1) + [0], E - 1
+    others = rows_of(D, 1000, seed=99)
+    for sampled in (0, 512):
+        model, before = experts_model(SPECS["fused"]), experts_model(SPECS["fused"])
+        profile = write_experts(tmp_path / str(sampled), model, counts, sampled=sampled)
+        apply(model, f"quantize-experts{{format=int4,group=32,method=gptq,profile={profile}}}")
+        node, old = last_moec_node(model), last_moec_node(before)
+        for part in ("up", "down"):
+            inputs = hidden_of(old, last, others) if part == "down" else others
+            change = ExpertWeights(node).decoded(part, last) - ExpertWeights(old).decoded(part, last)
+            errors[part, sampled] = np.linalg.norm(inputs @ change)
+    assert errors["up", 512] < 0.5 * errors["up", 0]
+    assert errors["down", 512] < 0.9 * errors["down", 0]
+
+
 def test_experts_are_made_once_whoever_reads_them(tmp_path, monkeypatch) -> None:
     made: list[int] = []
     factor = gptq._factor

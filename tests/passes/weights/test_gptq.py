@@ -11,6 +11,7 @@ import pytest
 
 from moec.ir.weights.encode import Encoded, encode
 from moec.ir.weights.format import WeightFormat
+from moec.passes.weights import gptq as gptq_module
 from moec.passes.weights.gptq import gptq, importance_of
 from moec.passes.weights.scale_search import nearest
 
@@ -45,6 +46,17 @@ def test_no_output_is_worse_than_rounded_to_nearest_with_the_same_scales(form: W
     lost = errors_of(weight, gptq(weight, form, moment), form, rows)
     before = errors_of(weight, nearest(weight, form, importance_of(moment)), form, rows)
     assert (lost <= before * _NO_WORSE + 1e-4).all()
+
+
+@pytest.mark.parametrize("name", ["int4", "int3", "int2"])
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_scales_are_fitted_to_what_was_rounded_with_them(name, zero_points: bool, monkeypatch) -> None:
+    weight, rows, form = weight_of(_INPUTS, _OUTPUTS), rows_of(_INPUTS, 2000), WeightFormat(name, 32, zero_points)
+    lost = []
+    for fits in (0, 1, 2):
+        monkeypatch.setattr(gptq_module, "_FITS", fits)
+        lost.append(np.linalg.norm(errors_of(weight, gptq(weight, form, moment_of(rows)), form, rows)))
+    assert lost[2] < lost[1] < lost[0]
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-3, 1e30])

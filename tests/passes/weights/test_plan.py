@@ -22,6 +22,7 @@ def test_what_is_written_is_read(tmp_path):
     ("change", "message"),
     [
         (lambda data: "[", "is not JSON"),
+        (lambda data: "[" * 100_000, "is not JSON"),
         (lambda data: [data], "holds no list of layers"),
         (lambda data: {**data, "layers": {}}, "holds no list of layers"),
         (lambda data: {**data, "version": 2}, "version 2; this moec reads version 1"),

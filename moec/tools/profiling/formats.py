@@ -23,9 +23,9 @@ def expert_errors(
     own: Mapping[Part, Array],
     forms: Sequence[WeightFormat],
 ) -> tuple[float, Array, Array]:
-    """The energy of ``inputs``, and the errors [F,P] of these and, for each row on average, of ``others``, in the order
-    of formats and parts; both are rows [n,d] and the weights [n] of what comes out; ``own``: the expert's matrices [in,out]. What a part does
-    not change is computed once."""
+    """The energy of ``inputs``, and errors [F,P] in the order of formats and parts: the sums over ``inputs``, and the
+    means over ``others``. Both are rows [n,d] and the weights [n] of what comes out; ``own``: the expert's matrices
+    [in,out]. What a part does not change is computed once."""
     kept, (rows, gates) = len(inputs[0]), map(np.concatenate, zip(inputs, others, strict=True))
     before: dict[Part, Array] = {part: projected(weights, expert, part, rows, own[part]) for part in weights.before}
     hidden = hidden_units(weights, expert, before)

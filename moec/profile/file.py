@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -160,7 +161,7 @@ class Profile:
         try:
             if self._archive.getinfo(entry).file_size > _LARGEST_ARRAY:
                 raise ValueError("too large")
-            with self._archive.open(entry) as file:
+            with _ONE_AT_A_TIME, self._archive.open(entry) as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
         except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise MoecError(f"{self.path}: the array {name} is damaged; make the profile anew") from error
@@ -269,6 +270,9 @@ def _selected(arrays: list[Array]) -> Array:
     return joined[np.linspace(0, len(joined) - 1, max(map(len, arrays))).astype(int)] if len(joined) else joined
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""numpy parses the heads of arrays by ``ast``, which several threads of CPython 3.11 must not do at once
+(github.com/python/cpython/issues/106905)."""
 _OF_ROWS = ("error", "energy")
 """Sums over rows that are kept, of which few are."""
 _MERGE: Mapping[str, Callable[[list[Array]], Array]] = dict.fromkeys(

@@ -221,7 +221,7 @@ class ExpertsSums:
 
     def _prior_rows(self) -> tuple[Array, Array]:
         """A few tokens [n,d] of the layer, and the mean weight of its calls for each [n]."""
-        sample, gates = self._sample.arrays((self.weights.inner,), (self.weights.experts,))
+        sample, gates, _ = self._sample.arrays((self.weights.inner,), (self.weights.experts,), ())
         rows = evenly(sample, PRIOR_ROWS)
         return rows, np.full(len(rows), mean_weight(gates), np.float32)
 

@@ -34,8 +34,8 @@ class AssignBits:
        output changes when that weight alone has that format, on the tokens that came to the expert, weighted as these
        were. Over the whole model at once, formats are chosen so that the sum of these errors is the least that ``avg``
        bits per weight allow, scales not counted (:mod:`moec.passes.weights.allocation`), or ``megabytes`` (millions of
-       bytes) for all these weights, scales counted. Gate and up get one format
-       where one operand holds both.
+       bytes) for all these weights, scales counted. Gate and up of an expert get one format, for kernels read them
+       together.
     3. ``formats``: those to choose from, ``int4/32+int2/32``; by default all that the profile holds errors of.
     4. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
     5. ``method`` rounds, as in quantize-experts, and activations are quantised to match.

@@ -28,11 +28,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """The matrix of one expert in one operand, of so many ``inputs`` and ``outputs``. ``errors`` [formats]: what each
-    adds to the sum over all tokens of the squared error of the layer's output."""
+    """The matrices of one expert in operands that share a format, of so many ``inputs`` and, together, ``outputs``.
+    ``errors`` [formats]: what each adds to the sum over all tokens of the squared error of the layer's output."""
 
     node: ir.Node
-    operand: str
+    operands: tuple[str, ...]
     expert: int
     inputs: int
     outputs: int
@@ -101,7 +101,7 @@ def plan_bits(
         return []
     for item in items:
         if not np.isfinite(item.errors).any():
-            where = f"node {node_name(item.node)}: weight {item.operand} of expert {item.expert}"
+            where = f"node {node_name(item.node)}: weight {' and '.join(item.operands)} of expert {item.expert}"
             raise MoecError(f"{where}: has no finite error in any of {'+'.join(map(str, forms))}; does it hold a NaN?")
     errors = np.stack([item.errors for item in items])
     try:
@@ -116,8 +116,9 @@ def _plans(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[LayerP
     for item, form in zip(items, chosen, strict=True):
         empty = LayerPlan(key_of(item.node), node_name(item.node), {})
         plan = plans.setdefault(id(item.node), empty)
-        experts = stored_weights(item.node)[item.operand].experts
-        plan.formats.setdefault(item.operand, [KEEP] * experts)[item.expert] = str(form)
+        for operand in item.operands:
+            experts = stored_weights(item.node)[operand].experts
+            plan.formats.setdefault(operand, [KEEP] * experts)[item.expert] = str(form)
     return list(plans.values())
 
 
@@ -129,11 +130,13 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
     with profile_reading(f"{profile.path}: node {node_name(node)}"):
         found = [measures.total_error(str(form)) for form in forms]
     errors = np.stack([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
-    for operand, weight in weights.operands.items():
-        columns = [at for at, part in enumerate(weights.parts) if weights.operand(part) is weight]
-        outputs, inputs = weight.out_in(weights.transposed(weights.parts[columns[0]]))
-        for expert in _floats(weight):
-            yield Item(node, operand, expert, inputs, outputs, errors[:, expert, columns].sum(axis=1))
+    for parts in (weights.before, ("down",)):  # kernels read gate and up together, in one format
+        held = {name: weight for name, weight in weights.operands.items() if weight in map(weights.operand, parts)}
+        columns = [weights.parts.index(part) for part in parts]
+        outputs, inputs = weights.operand(parts[0]).out_in(weights.transposed(parts[0]))
+        for expert in sorted(set.intersection(*(set(_floats(weight)) for weight in held.values()))):
+            each = errors[:, expert, columns].sum(axis=1)
+            yield Item(node, tuple(held), expert, inputs, outputs * len(held), each)
 
 
 def _linear_items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> Iterator[Item]:
@@ -143,7 +146,7 @@ def _linear_items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]
     errors = errors * (measures.tokens / max(1, len(measures.rows())))
     outputs, inputs = weight.out_in(spec_of(node, LinearSpec).transposed)
     for expert in _floats(weight):
-        yield Item(node, "weight", expert, inputs, outputs, errors)
+        yield Item(node, ("weight",), expert, inputs, outputs, errors)
 
 
 def _floats(weight: StoredWeight) -> Iterator[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli_options import Json, Level, Model, OptimisationLevel, Threads
+from moec.cli_options import Emulate, Json, Level, Model, OptimisationLevel, Threads
 from moec.cli_printing import print_result, shown_progress
 from moec.errors import MoecError
 
@@ -58,6 +58,9 @@ def profile(
     moments: Annotated[
         bool, typer.Option(help="Keep second moments, which gptq and awq need: most of the time and of the file.")
     ] = True,
+    minimum: Annotated[
+        int, typer.Option(min=0, help="Elements that a dense product's weight has at least to be measured.")
+    ] = 65536,
     merge: Annotated[
         list[Path] | None, typer.Option(metavar="P", help="Add what this profile of the same model says.")
     ] = None,
@@ -78,6 +81,7 @@ def profile(
             text=Text(tokenizer, length, batch, rows),
             formats=formats or FORMATS,
             moments=moments,
+            minimum=minimum,
             merge_with=merge or (),
             threads=threads,
             progress=progress,
@@ -123,6 +127,7 @@ def evaluate(
     batch: Batch = 8,
     rows: Rows = None,
     threads: Threads = None,
+    emulate: Emulate = False,
     as_json: Json = False,
 ) -> None:
     """Run models on the same data side by side: how good each is, how large, and how sure the differences are."""
@@ -139,6 +144,7 @@ def evaluate(
             output=output_name,
             text=Text(tokenizer, length, batch, rows),
             threads=threads,
+            emulate=emulate,
             progress=progress,
         )
     print_result(evaluation.as_data(), as_json, evaluation_tables(evaluation))

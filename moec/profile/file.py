@@ -143,10 +143,11 @@ class Profile:
             layer = self._layers.get(key)
             if layer is not None and layer.kind == kind and (whole or experts is None or experts):
                 return layer, experts
+        small = ", with --minimum where the product is small" if kind == "linear" else ""
         raise MoecError(
             f"{self.path}: node {node_name(node)}: nothing was measured of its weights; expected a profile of this "
             f"model after the passes {self.head.passes!r} (it is of {self.head.model.get('name')!r}); make one with "
-            "moec profile, or use it before passes that change weights"
+            f"moec profile{small}, or use it before passes that change weights"
         )
 
     def names(self) -> Iterable[str]:

@@ -22,6 +22,8 @@ Batch = dict[str, Array]
 
 _LINES_AT_ONCE = 2000
 
+_LENGTH = 2
+"""The axis of a cache of keys or values that counts the tokens before."""
 _BESIDE_TOKENS = {
     "attention_mask": lambda shape: np.ones(shape, np.int64),
     "position_ids": lambda shape: np.broadcast_to(np.arange(shape[-1]), shape),
@@ -142,7 +144,7 @@ class Data:
         tokens_name, others = self._inputs_of_text()
         for start in range(0, len(rows), batch):
             ids = rows[start : start + batch]
-            beside = {spec.name: _BESIDE_TOKENS[spec.name](ids.shape) for spec in others}
+            beside = {spec.name: _beside(spec, ids.shape) for spec in others}
             specs = {spec.name: dtype_of(spec.dtype) for spec in self._specs}
             yield {name: array.astype(specs[name]) for name, array in {tokens_name: ids, **beside}.items()}
 
@@ -150,11 +152,11 @@ class Data:
         """The input that takes token ids [rows, length], and those that follow from these."""
         ids = token_input(self._specs)
         others = [spec for spec in self._specs if spec != ids]
-        if ids is None or not {spec.name for spec in others} <= _BESIDE_TOKENS.keys():
+        if ids is None or not all(spec.name in _BESIDE_TOKENS or _is_cache(spec) for spec in others):
             listed = ", ".join(map(str, self._specs))
             raise MoecError(
-                f"{self.path}: text gives token ids [rows, length] and {', '.join(_BESIDE_TOKENS)}; the model takes "
-                f"{listed}: give .npz files of all of them"
+                f"{self.path}: text gives token ids [rows, length], {', '.join(_BESIDE_TOKENS)} and empty "
+                f"caches past*; the model takes {listed}: give .npz files of all of them"
             )
         return ids.name, others
 
@@ -167,6 +169,20 @@ def token_input(specs: Sequence[TensorSpec]) -> TensorSpec | None:
         if spec.name not in _BESIDE_TOKENS and len(spec.shape) == 2 and dtype_of(spec.dtype).kind in "iu"
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _is_cache(spec: TensorSpec) -> bool:
+    """Whether an input is a cache of earlier tokens that can be empty: of the rows' number, else of known sizes, but
+    for the length in [rows, heads, length, size]."""
+    rest = [size for axis, size in enumerate(spec.shape[1:], 1) if not (axis == _LENGTH and len(spec.shape) == 4)]
+    return spec.name.startswith("past") and len(spec.shape) > 1 and all(isinstance(size, int) for size in rest)
+
+
+def _beside(spec: TensorSpec, shape: tuple[int, int]) -> Array:
+    """What stands beside token ids of that shape in an input that follows from them."""
+    if spec.name in _BESIDE_TOKENS:
+        return _BESIDE_TOKENS[spec.name](shape)
+    return np.zeros([shape[0], *(0 if isinstance(size, str) else size for size in spec.shape[1:])])
 
 
 def check_limits(batch: Mapping[str, Array], limits: Mapping[str, int], path: pathlib.Path) -> None:

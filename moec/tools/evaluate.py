@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 
 import moec
+from moec import targets
 from moec.common.specs import TensorSpec
 from moec.errors import MoecError, reporting
 from moec.ir.blocks import expert_bits
+from moec.runtime.artifact import open_artifact
+from moec.runtime.model import ready
+from moec.targets.kind import ProgramKind
 from moec.tools import paired
 from moec.tools.data import Batch, Data, Text, check_limits, token_input
 from moec.tools.labels import LABELS, Judge, Positions, judged_output
@@ -79,6 +83,7 @@ def evaluate(
     output: str | None = None,
     text: Text | None = None,
     threads: int | None = None,
+    emulate: bool = False,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Evaluation:
     """Run every model on the same data and compare what comes out.
@@ -91,7 +96,7 @@ def evaluate(
     ``labels``: a file of them, integers with a number for every vector of the output (-100: does not count); by default
     the array ``labels`` of the data, or in a model that takes token ids [rows, length] and makes [rows, length,
     vocabulary] the next token. ``output``: the one that is judged, where several may be. Padding, where
-    ``attention_mask`` is 0, does not count.
+    ``attention_mask`` is 0, does not count. ``emulate``: run artifacts for a GPU on the processor.
 
     Raises MoecError for models that take different inputs, data and labels that do not fit them, metrics that need what
     is not there, and an artifact that cannot be loaded.
@@ -102,7 +107,7 @@ def evaluate(
         raise MoecError("no model to evaluate; give artifacts or ONNX files")
     if with_first and len(models) == 1:
         raise MoecError(f"{with_first[0]} compares with the first model; give at least two")
-    contestants = [_loaded(model, at, threads, progress) for at, model in enumerate(models)]
+    contestants = _loaded(models, threads, emulate, progress)
     _check_alike(contestants)
     first = contestants[0][1]
     judged = judged_output(first.outputs, token_input(first.inputs) is not None, output)
@@ -114,15 +119,31 @@ def evaluate(
 
 
 def _loaded(
-    model: ModelOrPath, at: int, threads: int | None, progress: Callable[[str], None]
-) -> tuple[str, moec.CompiledModel]:
-    if isinstance(model, moec.CompiledModel):
-        return f"model {at + 1}", model
-    path = pathlib.Path(model)
-    progress(f"{path}")
-    if path.is_dir() or path.suffix == ".zip":
-        return str(model), moec.load(path, threads=threads)
-    return str(model), moec.compile(path, threads=threads)
+    models: Sequence[ModelOrPath], threads: int | None, emulate: bool, progress: Callable[[str], None]
+) -> list[tuple[str, moec.CompiledModel]]:
+    """Models and their names. What cannot run here is refused before anything is compiled."""
+    found: dict[int, tuple[str, moec.CompiledModel]] = {}
+    for compiles in (False, True):
+        for at, model in enumerate(models):
+            if isinstance(model, moec.CompiledModel):
+                found[at] = f"model {at + 1}", model
+                continue
+            path = pathlib.Path(model)
+            if compiles == (path.is_dir() or path.suffix == ".zip"):
+                continue
+            progress(f"{path}")
+            made = moec.compile(path, threads=threads) if compiles else _artifact(path, threads, emulate)
+            found[at] = str(model), made
+    return [found[at] for at in range(len(models))]
+
+
+@reporting("loading")
+def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> moec.CompiledModel:
+    """``emulate`` is for those alone that run on a device."""
+    artifact = open_artifact(path)
+    kind = targets.kind_of(artifact.manifest.target)
+    on_device = isinstance(kind, ProgramKind) and kind.has_device
+    return ready(artifact, threads=threads, emulate=emulate and on_device)
 
 
 def _check_alike(contestants: Sequence[tuple[str, moec.CompiledModel]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,21 @@ def test_verifies_emulated(folder):
     done = moec("verify", folder / "model.onnx", folder / "art", "--emulate")
     assert done.returncode == 0, done.stderr
     assert "match" in done.stdout
+
+
+def test_evaluates_emulated_beside_a_model_for_the_processor(folder):
+    evaluate = (
+        "evaluate",
+        folder / "model.onnx",
+        folder / "art",
+        "--data",
+        folder / "inputs.npz",
+        "--metric",
+        "cosine",
+    )
+    done = moec(*evaluate, "--emulate", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["models"][1]["qualities"]["cosine"]["value"] == pytest.approx(1, abs=1e-5)
 
 
 def test_shows_the_text_of_a_kernel(folder):

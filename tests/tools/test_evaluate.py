@@ -54,6 +54,13 @@ def data(tmp_path) -> pathlib.Path:
     return saved(tmp_path / "data.npz", ids=IDS)
 
 
+def test_what_cannot_run_here_is_refused_before_anything_is_compiled(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(moec, "compile", lambda *_, **__: pytest.fail("was compiled"))
+    (tmp_path / "art").mkdir()
+    with pytest.raises(MoecError, match="art"):
+        evaluate([tmp_path / "model.onnx", tmp_path / "art"], [data])
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=-1, keepdims=True))
 

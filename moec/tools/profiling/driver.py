@@ -26,7 +26,7 @@ from moec.ir.weights.stored import stored_weights
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
-from moec.passes.weights.linears import MINIMUM, make_linears
+from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
 from moec.profile.file import Head, LayerEntry, Profile, check_mergeable, merge, write_new
 from moec.runtime.machine import check_threads
 from moec.tools.data import Data, Text, check_limits
@@ -79,6 +79,7 @@ def measure(
     text: Text | None = None,
     formats: str = FORMATS,
     moments: bool = True,
+    minimum: int = MINIMUM,
     merge_with: Sequence[str | os.PathLike[str]] = (),
     threads: int | None = None,
     progress: Callable[[str], None] = lambda _step: None,
@@ -86,8 +87,9 @@ def measure(
     """Run a model on data and write what its layers do there as a profile.
 
     ``passes``: the pipeline after which it is measured; ``formats``: those whose errors are (``int4/32,int8``);
-    ``moments``: whether to keep second moments, which GPTQ needs, and which are most of the file; ``merge_with``:
-    profiles of the same model to add. Raises MoecError for a model, data or formats that cannot be used, numbers that
+    ``moments``: whether to keep second moments, which GPTQ needs, and which are most of the file;
+    ``minimum``: elements that the weight of a dense product has at least to be measured; ``merge_with``: profiles of
+    the same model to add. Raises MoecError for a model, data or formats that cannot be used, numbers that
     are not finite, profiles of another model, and a file that cannot be written.
     """
     start = time.perf_counter()
@@ -99,10 +101,10 @@ def measure(
     sources = [Data(path, tensor_specs(graph.graph.inputs), text) for path in data]
     progress(f"running {passes}")
     pipeline.run(graph, pipeline.parse(passes), Report())
-    list(make_linears(graph.graph, MINIMUM, routers=False))
+    list(make_linears(graph.graph, minimum, routers=False))
     taps = observe(graph.graph)
     if not taps:
-        raise MoecError(f"{model}: no MoE block was raised and no dense product found; nothing can be measured")
+        raise MoecError(f"{model}: no MoE block was raised, and {NONE_FOUND.format(minimum)}; nothing can be measured")
     layers = [LayerEntry(key, "", "", 0, 0) for key in dict.fromkeys(tap.key for tap in taps)]
     head = Head(_source(model), [], passes, [str(form) for form in forms], layers)
     for other in others:

@@ -224,6 +224,18 @@ def test_rows_are_kept_with_the_same_chance_whatever_their_place_in_a_text(perio
     assert abs(np.mean(kept) - (period - 1) / 2) < 0.1 * period
 
 
+def test_small_dense_products_are_measured_where_asked(ids, tmp_path):
+    np.savez(tmp_path / "in.npz", ids=ids)
+    found = measure(EXAMPLE / "model.onnx", [tmp_path / "in.npz"], tmp_path / "p.moeprof", minimum=0)
+    assert found.linears > 0
+    passes = "O2,quantize-linears{{format=int4,method=gptq,profile={},minimum=0}}"
+    compiled = moec.compile(EXAMPLE / "model.onnx", passes=passes.format(tmp_path / "p.moeprof"))
+    assert len(compiled.describe()["losses"]) == found.linears
+    small = measured(tmp_path, ids)
+    with pytest.raises(MoecError, match=r"make one with moec profile, with --minimum where the product is small"):
+        moec.compile(EXAMPLE / "model.onnx", passes=passes.format(small.path))
+
+
 def test_few_rows_are_all_kept():
     rows = KeptRows(4)
     assert rows.arrays((2,))[0].shape == (0, 2)

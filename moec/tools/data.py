@@ -97,6 +97,10 @@ class Data:
         names = {spec.name for spec in self._specs}
         if missing := sorted(names - arrays.keys()):
             raise MoecError(f"{path}: has no array {missing[0]!r}; expected the model's inputs: {sorted(names)}")
+        for spec in self._specs:
+            if arrays[spec.name].dtype != dtype_of(spec.dtype):
+                found = arrays[spec.name].dtype
+                raise MoecError(f"{path}: the input {spec.name!r} is {found}; expected {spec.dtype}: convert it")
         spare = {array.ndim - len(spec.shape) for spec in self._specs for array in (arrays[spec.name],)}
         if spare not in ({0}, {1}):
             shapes = ", ".join(f"{spec} is {list(arrays[spec.name].shape)}" for spec in self._specs)

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.errors import MoecError
 from moec.ir.mapped_files import map_file, release_pages
+from moec.ir.names import node_name
 from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
@@ -184,7 +186,8 @@ class ExpertsSums:
         return chosen, dense
 
     def arrays(self, forms: Sequence[WeightFormat], run: Run = map) -> Iterator[tuple[str, Array]]:
-        """All arrays by name; ``run`` is :func:`map`, or what does it on threads."""
+        """All arrays by name; ``run`` is :func:`map`, or what does it on threads. Raises MoecError for sums that
+        overflow."""
         yield from (("count", self._count), ("gate_sum", self._gate_sum), ("pairs", self._pairs))
         yield from (("gate_histogram", self._gates), ("ratio_histogram", self._ratios))
         yield "measured", np.array([seen.count for seen in self._seen])
@@ -195,6 +198,7 @@ class ExpertsSums:
         yield "sample_output", self._output(sample, gates, kept_input)
         x, measured = self._stored.read(), []
         for expert, found in enumerate(run(lambda expert: self._measured(x, expert, forms), range(len(self._count)))):
+            self._check(expert, found)
             rows, row_gates = self.rows(expert)
             yield from ((f"rows/{expert}", rows), (f"row_gates/{expert}", row_gates))
             yield from ((f"{name}/{expert}", moment) for name, moment in found.moments.items())
@@ -208,6 +212,13 @@ class ExpertsSums:
         ):
             by_form = np.array(errors).swapaxes(0, 1)
             yield from ((f"{name}/{form}", error) for form, error in zip(forms, by_form, strict=True))
+
+    def _check(self, expert: int, found: _Expert) -> None:
+        """Raise MoecError where sums are beyond what float32 holds."""
+        sums = [found.output_norm, found.saliency, found.energy, found.hidden, *found.moments.values()]
+        if not all(np.isfinite(one).all() for one in sums):
+            where = f"node {node_name(self._node)}: expert {expert}"
+            raise MoecError(f"{where}: sums over what it reads or gives are not finite; expected data of usual sizes")
 
     def _measured(self, x: Array, expert: int, forms: Sequence[WeightFormat]) -> _Expert:
         """What needs products; ``x``: the stored tokens."""
@@ -242,7 +253,8 @@ class ExpertsSums:
             found.hidden += gates @ np.abs(hidden)
             for moment, inputs in zip(sums.values(), (rows, hidden), strict=False):
                 inputs *= roots
-                moment += inputs.T @ inputs
+                with np.errstate(all="ignore"):
+                    moment += inputs.T @ inputs
         found.moments = {name: packed(moment) for name, moment in sums.items()}
         return found
 

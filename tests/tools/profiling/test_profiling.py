@@ -188,7 +188,7 @@ def test_without_moments_and_formats(ids, tmp_path):
     [
         ({"other": np.zeros((1, 4), np.int64)}, r"bad.npz: has no array 'ids'; expected the model's inputs: \['ids'\]"),
         ({"ids": np.zeros(4, np.int64)}, r"bad.npz: arrays do not fit the inputs.*ids int64\[batch,seq\] is \[4\]"),
-        ({"ids": np.zeros((1, 4), np.float32)}, r"float32"),
+        ({"ids": np.zeros((1, 4), np.float32)}, r"bad.npz: the input 'ids' is float32; expected int64: convert it"),
         ({"ids": np.full((1, 4), 96)}, r"bad.npz: the input 'ids' holds 96 to 96; expected 0 to 95"),
     ],
 )
@@ -234,6 +234,14 @@ def test_small_dense_products_are_measured_where_asked(ids, tmp_path):
     small = measured(tmp_path, ids)
     with pytest.raises(MoecError, match=r"make one with moec profile, with --minimum where the product is small"):
         moec.compile(EXAMPLE / "model.onnx", passes=passes.format(small.path))
+
+
+def test_sums_that_overflow_are_refused(tmp_path):
+    node = next(measurable(prepared().graph))
+    sums = ExpertsSums(node, 1, tmp_path, "layer", moments=True)
+    sums.add(np.full((2, sums.weights.inner), 1e30, np.float32), np.ones((2, 1), np.float32), np.zeros((2, 1), int))
+    with pytest.raises(MoecError, match=r"node .*: expert 0: sums over what it reads or gives are not finite"):
+        list(sums.arrays([]))
 
 
 def test_few_rows_are_all_kept():

@@ -14,7 +14,7 @@ from moec.errors import MoecError
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
 from moec.ir.names import node_name
 from moec.ir.weights.encode import group_count
-from moec.ir.weights.experts import ExpertWeights
+from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight, stored_weights
 from moec.passes.weights.allocation import allocate
@@ -130,7 +130,8 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
     with profile_reading(f"{profile.path}: node {node_name(node)}"):
         found = [measures.total_error(str(form)) for form in forms]
     errors = np.stack([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
-    for parts in (weights.before, ("down",)):  # kernels read gate and up together, in one format
+    together: tuple[tuple[Part, ...], ...] = (weights.before, ("down",))
+    for parts in together:  # kernels read gate and up together, in one format
         held = {name: weight for name, weight in weights.operands.items() if weight in map(weights.operand, parts)}
         columns = [weights.parts.index(part) for part in parts]
         outputs, inputs = weights.operand(parts[0]).out_in(weights.transposed(parts[0]))

@@ -154,7 +154,7 @@ class _Rebuild:
 
     def __init__(self, graph: ir.Graph, values: SymbolicValues) -> None:
         self._graph, self._values = graph, values
-        self._first = next(iter(graph), None)
+        self._first: ir.Node | None = None  # known once it is needed: what was first may be folded away before
         self._made: dict[Any, ir.Value] = {}
         self._sources: dict[sympy.Expr, tuple[ir.Value, int]] = {}
         for value in graph.inputs:
@@ -218,7 +218,7 @@ class _Rebuild:
     ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes=attributes)
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape(shape)
-        assert self._first is not None
+        self._first = self._first or next(iter(self._graph))
         self._graph.insert_before(self._first, node)
         return node.outputs[0]
 

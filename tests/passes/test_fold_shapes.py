@@ -162,3 +162,18 @@ def test_a_range_of_more_numbers_than_python_counts(rewrite, operators):
         s = Shape (x) b = Gather (s, zero) none = Mul (b, zero) last = Sub (none, far)
         r = Range (last, far, one) c = Cast <to = 1> (r) y = Relu (c) }}"""
     assert "Relu" in operators(rewrite(text, PASSES))
+
+
+def test_the_first_node_may_disappear():
+    """Sizes are written at the start of the graph, wherever that is by then."""
+    check(
+        "fold-shapes,remove-dead-nodes",
+        """(float[batch,8] x) => (float[B,8] y)
+            <int64 zero = {0}, int64[1] two = {2}, int64[1] eight = {8}, int64[2] fits = {1, 1}, float[1,8] row> {
+            e = Expand (x, fits) s = Shape (e) b = Gather (s, zero) n = Mul (b, two)
+            t = Concat <axis = 0> (n, eight) r = Expand (row, t) y = Concat <axis = 0> (e, r) }""",
+        """(float[batch,8] x) => (float[B,8] y) <int64[1] size_2 = {2}, int64[1] size_8 = {8}, float[1,8] row> {
+            val_0 = Shape <end = 1, start = 0> (x) val_1 = Mul (size_2, val_0)
+            val_2 = Concat <axis = 0> (val_1, size_8) r = Expand (row, val_2) y = Concat <axis = 0> (x, r) }""",
+        *({"x": np.ones((count, 8), np.float32)} for count in (0, 1, 3)),
+    )

@@ -13,18 +13,30 @@ from .formulations import FORMULATIONS
 
 GAPS = {
     "balancing loss returned",
+    "expert choice",
+    "gathered halves of weights",
+    "grouped convolutions",
     "gshard capacity never reached",
     "gshard capacity of two",
+    "keep above the kth logit",
+    "multiplied and summed",
+    "normalised by l1",
+    "pointwise convolutions",
     "relu router",
     "shared expert comes first",
     "shared expert of the same shape",
+    "slots in turn",
     "soft mixture",
-    "straight through",
     "switch dropped tokens in a dense mixture",
     "threshold",
+    "two large linears",
+    "weights in embeddings",
     "weights returned",
 }
 """Formulations that the dialect can say and that are not raised. Who closes a gap takes it out of here."""
+
+SILENT = {"hash of tokens", "multiplied and summed"}
+"""Those of which nothing is said, from one exporter or from both."""
 
 
 @pytest.mark.parametrize(("name", "exporter"), sampled([*FORMULATIONS], EXPORTERS, 45))
@@ -35,7 +47,8 @@ def test_a_formulation_is_raised_or_refused(name, exporter):
     except NotExportedError as error:
         pytest.skip(f"it cannot be exported: {error}")
     if name in GAPS or FORMULATIONS[name].fits:
-        assert verdict.status in ("raised", "refused", "unequal"), f"{verdict.status}: {verdict.detail}"
+        allowed = ("raised", "refused", "unequal", *(["silent"] if name in SILENT else []))
+        assert verdict.status in allowed, f"{verdict.status}: {verdict.detail}"
     else:
         assert verdict.status in ("raised", "unequal"), f"{verdict.status}: {verdict.detail}"
 

@@ -23,11 +23,12 @@ from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.mlps import check_structure, find_mlps
 from moec.passes.raising.ordering import in_expert_order
+from moec.passes.raising.probing import probe_experts
 from moec.passes.raising.rewrite import replace
-from moec.passes.raising.router import expert_vectors, propose_routings
+from moec.passes.raising.router import Routing, expert_vectors, propose_routings
 from moec.passes.raising.search import Match, find_match
 from moec.passes.raising.unraised import resemblances, why_no_candidate
-from moec.passes.raising.weights import arrangements, with_factor
+from moec.passes.raising.weights import Arrangement, arrangements, with_factor
 
 SELECTIONS = ("TopK", "ArgMax")
 MOST_CANDIDATES = 3
@@ -212,15 +213,42 @@ def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -
 
 
 def _search_block(block: Block) -> Match:
-    mlps = find_mlps(block)
-    check_structure(mlps, block.E)
     routings = propose_routings(block)
     if not routings:
         raise NotUnderstoodError("no known router makes the weights that this one makes")
-    mlps = in_expert_order(block, mlps, routings[0])
+    try:
+        return _find_match(block, routings, *_read_experts(block, routings[0]))
+    except NotUnderstoodError as reason:
+        if reason.undecided:
+            raise
+        read = reason
+    try:
+        arrangement, formulation = probe_experts(block, routings)
+        return _find_match(block, routings, [arrangement], formulation)
+    except NotUnderstoodError as reason:
+        raise _both(routings[0], read, reason) from None
+
+
+def _both(routing: Routing, read: NotUnderstoodError, probed: NotUnderstoodError) -> NotUnderstoodError:
+    """What is known of a block that neither reading nor probing understands."""
+    if read.difference != probed.difference:
+        return min(read, probed, key=lambda reason: reason.difference)
+    found = f"its router chooses {routing.spec.k} experts by {routing.spec.score}, but"
+    return NotUnderstoodError(f"{found} {read}{'' if str(read) == str(probed) else f'; {probed}'}", read.difference)
+
+
+def _read_experts(block: Block, routing: Routing) -> tuple[list[Arrangement], str]:
+    """What may be the experts' weights by the operators that read them, and the formulation: plain spellings need no
+    more, and nothing has to be computed. Raises NotUnderstoodError for all others."""
+    mlps = find_mlps(block)
+    check_structure(mlps, block.E)
+    mlps = in_expert_order(block, mlps, routing)
     formulation = next((name for name, matches in FORMULATIONS.items() if matches(block, mlps)), None)
     if formulation is None:
         raise NotUnderstoodError("its experts follow no known formulation")
-    plain = list(arrangements(block.dataflow, mlps, block.E, block.d))
+    return list(arrangements(block.dataflow, mlps, block.E, block.d)), formulation
+
+
+def _find_match(block: Block, routings: list[Routing], plain: list[Arrangement], formulation: str) -> Match:
     scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in plain]
     return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)

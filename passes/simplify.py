@@ -26,6 +26,11 @@ class Simplify:
     6. Squeeze undone by Unsqueeze with the same axes, and the reverse.
     7. Expand to constant sizes that the input has, or to nothing but ones.
     8. Concat of one input, Sum, Max, Min of one input, Split into one part.
+    9. Mul and Div by 1, Add and Sub of 0 (but for the sign of zeros), where the result has the shape of the other
+       operand; Pad by nothing.
+    10. ReduceSum, ReduceMean, ReduceMax, ReduceMin and ReduceProd over axes of size 1: the input, without these axes
+        where they are not kept.
+    11. Transpose behind a Softmax or a function of single elements, of which it is the only user, goes before it.
 
     ::
 
@@ -73,10 +78,10 @@ def _input(node: ir.Node) -> ir.Value | None:
     return node.inputs[0]
 
 
-def _producer(node: ir.Node, op_type: str) -> ir.Node | None:
-    """The node that makes the first input, when it has this operator."""
+def _producer(node: ir.Node, *op_types: str) -> ir.Node | None:
+    """The node that makes the first input, when it has one of these operators."""
     before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-    return before if is_op(before, op_type) else None
+    return before if is_op(before, *op_types) else None
 
 
 def _integers(value: ir.Value | None) -> list[int] | None:
@@ -180,6 +185,43 @@ def _expand(node: ir.Node) -> ir.Value | None:
     return None
 
 
+def _neutral(node: ir.Node) -> ir.Value | None:
+    """The operand beside a constant that changes nothing."""
+    nothing = 1 if node.op_type in ("Mul", "Div") else 0
+    for place in (1,) if node.op_type in ("Div", "Sub") else (0, 1):
+        array, other = constant(node.inputs[place]), node.inputs[1 - place]
+        if array is not None and other is not None and (array == nothing).all() and _same_shape(other, node.outputs[0]):
+            return other
+    return None
+
+
+def _pad(node: ir.Node) -> ir.Value | None:
+    pads = _integers(node.inputs[1])
+    return node.inputs[0] if pads is not None and not any(pads) else None
+
+
+def _reduce(node: ir.Node) -> ir.Value | None:
+    axes = _reduced_ones(node)
+    return node.inputs[0] if axes is not None and node.attributes.get_int("keepdims", 1) else None
+
+
+def _reduced_ones(node: ir.Node) -> list[int] | None:
+    """The axes that a reduction goes over, if there are some and all of them are known to be of size 1."""
+    source = node.inputs[0]
+    axes = _integers(node.inputs[1]) if len(node.inputs) > 1 else None
+    if not axes or source is None or source.shape is None:
+        return None
+    return axes if all(source.shape[axis] == 1 for axis in axes) else None
+
+
+def _reduce_to_squeeze(node: ir.Node) -> bool:
+    if _reduced_ones(node) is None:
+        return False
+    node.op_type = "Squeeze"
+    node.attributes.clear()
+    return True
+
+
 def _single_input(node: ir.Node) -> ir.Value | None:
     return node.inputs[0] if len(node.inputs) == 1 else None
 
@@ -200,6 +242,28 @@ def _merge_transposes(node: ir.Node) -> bool:
     return True
 
 
+def _transpose_earlier(node: ir.Node) -> bool:
+    before = _producer(node, *_KEEPING_PLACES)
+    permutation = _permutation(node)
+    if before is None or permutation is None:
+        return False
+    graph, result = node.graph, before.outputs[0]
+    if len(result.uses()) > 1 or result.is_graph_output():
+        return False
+    assert isinstance(graph, ir.Graph)
+    transpose = ir.node("Transpose", [before.inputs[0]], {"perm": permutation})
+    transpose.outputs[0].type, transpose.outputs[0].shape = result.type, node.outputs[0].shape
+    graph.insert_before(before, transpose)
+    before.replace_input_with(0, transpose.outputs[0])
+    if before.op_type.endswith("Softmax"):
+        axis = permutation.index(before.attributes.get_int("axis", -1) % len(permutation))
+        before.attributes["axis"] = ir.AttrInt64("axis", axis)
+    result.shape = node.outputs[0].shape
+    replace_value(node.outputs[0], result)
+    graph.remove(node, safe=True)
+    return True
+
+
 def _merge_reshapes(node: ir.Node) -> bool:
     """The first Reshape only matters to the second where that copies a size by 0."""
     before = _producer(node, "Reshape")
@@ -213,20 +277,32 @@ def _merge_reshapes(node: ir.Node) -> bool:
     return True
 
 
+_KEEPING_PLACES = ("Exp", "LogSoftmax", "Relu", "Sigmoid", "Softmax", "Softplus", "Tanh")
+_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
 _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
+    "Add": _neutral,
     "Cast": _cast,
     "Concat": _single_input,
+    "Div": _neutral,
     "Dropout": _dropout,
     "Expand": _expand,
     "Identity": _input,
     "Max": _single_input,
     "Min": _single_input,
+    "Mul": _neutral,
+    "Pad": _pad,
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _single_output,
     "Squeeze": _squeeze,
+    "Sub": _neutral,
     "Sum": _single_input,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    **dict.fromkeys(_REDUCTIONS, _reduce),
 }
-_MERGES: dict[str, Callable[[ir.Node], bool]] = {"Reshape": _merge_reshapes, "Transpose": _merge_transposes}
+_MERGES: dict[str, Callable[[ir.Node], bool]] = {
+    "Reshape": _merge_reshapes,
+    "Transpose": lambda node: _merge_transposes(node) or _transpose_earlier(node),
+    **dict.fromkeys(_REDUCTIONS, _reduce_to_squeeze),
+}

@@ -18,7 +18,7 @@ MOST_NUMBERS = 64
 EVALUATION_BUDGET = 1 << 28
 """Bytes of intermediate results per evaluation that depend on the number of tokens."""
 
-CONTRACTIONS = frozenset({"MatMul", "Gemm", "Einsum", "Linear"})
+CONTRACTIONS = frozenset({"Conv", "Einsum", "Gemm", "Linear", "MatMul"})
 
 
 def is_contraction(node: ir.Node | None) -> bool:
@@ -105,7 +105,7 @@ class Block:
     @property
     def row_step(self) -> int:
         """Numbers of tokens must be multiples of this, where the model fixes some of x's dimensions."""
-        if rank(self.x) == 2 and not self.shape_sources:
+        if rank(self.x) == 2 and not self.shape_sources and not self.rows_are_fixed:
             return 1
         return int(np.prod(shape_at(self.x, {})[:-1]))
 
@@ -209,6 +209,15 @@ class Block:
         k = self.dataflow.scalar(self.anchor.inputs[1]) if self.anchor.op_type == "TopK" else 1
         per_token = 4 * elements // self.E * int(k or 1) if self.gathers_weights() else 8 * elements // self.d
         return max(1, min(MOST_TOKENS, EVALUATION_BUDGET // per_token))
+
+    def products(self) -> list[ir.Node]:
+        """Contractions of data with what does not depend on x: with weights, perhaps of the selected experts."""
+        found = []
+        for node in filter(is_contraction, self.expert_nodes()):
+            factors = [value for value in node.inputs[:2] if value not in self.from_x]
+            if len(factors) == 1 and self.dataflow.scalar(factors[0]) is None:
+                found.append(node)
+        return found
 
     def projections(self) -> list[Projection]:
         """Contractions of data with constants, in graph order."""

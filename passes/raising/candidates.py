@@ -36,7 +36,8 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
             break
     else:
         chain = [scores]
-    return [v for v in chain if width(v) is not None and width(v) == width(chain[0])]
+    E = next((width(value) for value in chain if width(value) is not None), None)
+    return [value for value in chain if E is not None and width(value) == E]
 
 
 def candidate_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
@@ -47,7 +48,7 @@ def candidate_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> I
             continue
         for x in itertools.islice(dataflow.dominators(y, given), 1, MOST_DOMINATORS):
             block = None if dataflow.depends(x, logits) else _region(dataflow, anchor, x, logits, y)
-            if block is not None and len(block.projections()) >= 2 and _maps_rows_to_rows(block):
+            if block is not None and len(block.products()) >= 2 and _maps_rows_to_rows(block):
                 yield block
                 break
 

@@ -104,6 +104,18 @@ class DataFlow:
         array = self.array(value)
         return float(array.reshape(())) if array.dtype.kind in "fiu" else None
 
+    def is_mask(self, value: ir.Value) -> bool:
+        """Whether a constant holds one number alone, as what sums start from, or one beside 0 or an infinity, as masks
+        and one-hot tables do."""
+        if self.stored(value) is not None:
+            return False
+        flat = self.array(value).reshape(-1)
+        if flat.size == 0 or np.unique(flat[:64]).size > 2:
+            return False
+        is_first = flat == flat[0]
+        others = flat[~is_first]
+        return others.size == 0 or bool((others == others[0]).all() and ({flat[0], others[0]} & {0, np.inf, -np.inf}))
+
     def between(self, outputs: Iterable[ir.Value], stop: Callable[[ir.Value], bool]) -> list[ir.Node]:
         """The nodes that compute ``outputs`` from the values at which ``stop`` says so, in graph order."""
         found: set[ir.Node] = set()

@@ -5,10 +5,14 @@ class NotUnderstoodError(Exception):
     """The block looks like a mixture of experts, but something in it is beyond the dialect or beyond the matchers.
 
     ``difference`` tells how far the nearest proposal was from what the block computes for a few tokens; infinite where
-    none was made. ``resembles``: nothing was tried, for it only resembles a mixture of experts.
+    none was made. ``resembles``: nothing was tried, for it only resembles a mixture of experts. ``undecided``: a
+    proposal agreed on all trials, but a decision of the block was never seen whole.
     """
 
-    def __init__(self, reason: str, difference: float = float("inf"), *, resembles: bool = False) -> None:
+    def __init__(
+        self, reason: str, difference: float = float("inf"), *, resembles: bool = False, undecided: bool = False
+    ) -> None:
         super().__init__(reason)
         self.difference = difference
         self.resembles = resembles
+        self.undecided = undecided

@@ -72,8 +72,8 @@ def transfer(proposal: Proposal, source: Structure, target: Structure, dataflow:
 
 def _moved(tensor: ExpertTensor, counterparts: Mapping[ir.Value, ir.Value], dataflow: DataFlow) -> ExpertTensor:
     factor = None if tensor.factor is None else counterparts[tensor.factor]
-    parts = tuple(counterparts[part] for part in tensor.parts)
-    return dataclasses.replace(tensor, dataflow=dataflow, parts=parts, factor=factor)
+    places = tuple(dataclasses.replace(place, part=counterparts[place.part]) for place in tensor.places)
+    return dataclasses.replace(tensor, dataflow=dataflow, places=places, factor=factor)
 
 
 def _attribute(attribute: ir.Attr) -> tuple[Hashable, ...] | None:

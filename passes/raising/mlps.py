@@ -86,10 +86,7 @@ def check_structure(mlps: list[Mlp], E: int) -> None:
     if not mlps:
         raise NotUnderstoodError("nothing in it multiplies tokens with constant weights")
     if len(mlps) not in (1, E):
-        raise NotUnderstoodError(
-            f"its router chooses among {E} experts, but the graph holds {len(mlps)}; an export by tracing leaves out "
-            "experts that no token of the trace reached: export again with an input that reaches every expert"
-        )
+        raise NotUnderstoodError(f"the graph holds {len(mlps)} MLPs for {E} experts")
     lengths = sorted({len(mlp.projections) for mlp in mlps})
     if lengths not in ([2], [3]):
         found = " or ".join(map(str, lengths))

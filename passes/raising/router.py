@@ -128,10 +128,11 @@ def _observe(block: Block, logits: Array) -> list[_View]:
 
 
 def _reads_weights(block: Block, node: ir.Node) -> bool:
-    """Whether a node reads a constant larger than anything a router needs, such as weights gathered per token."""
+    """Whether a node reads a constant larger than anything a router needs but masks, such as weights per token."""
     dataflow = block.dataflow
-    sizes = (np.prod(dataflow.shape(v), dtype=np.int64) for v in node.inputs if v is not None and dataflow.constant(v))
-    return any(size > max(block.E**2, block.E * 8) for size in sizes)
+    constants = (value for value in node.inputs if value is not None and dataflow.constant(value))
+    large = [v for v in constants if np.prod(dataflow.shape(v), dtype=np.int64) > max(block.E**2, block.E * 8)]
+    return not all(map(dataflow.is_mask, large))
 
 
 def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterator[_View]:

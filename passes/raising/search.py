@@ -49,7 +49,7 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
             if verdict.agrees:
                 return Match(proposal, verdict.difference, verdict.undefined)
             if verdict.difference <= TOLERANCE:
-                raise NotUnderstoodError(_undecided(verdict.unseen), found)
+                raise NotUnderstoodError(_undecided(verdict.unseen), found, undecided=True)
             reason = (
                 f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "
                 f"'{verdict.worst_trial}'"

@@ -109,7 +109,11 @@ def _in_parts(block: Block, name: str, logits: Array) -> Iterator[Trial]:
 
 def drive_all(block: Block, routing: Routing, T: int) -> Array:
     """Logits of T tokens or more for which the routing selects every expert that a logit can make it select."""
-    logits = driving_logits(T, block.E, routing.spec.k)
+    return reaching_all(block, routing, driving_logits(T, block.E, routing.spec.k))
+
+
+def reaching_all(block: Block, routing: Routing, logits: Array) -> Array:
+    """The logits, and more of them for experts that the routing does not select by these."""
     for logit in (8.0, 64.0):  # a correction bias, or groups, may stand against what the logits prefer
         missing = np.setdiff1d(np.arange(block.E), routing.run(block, logits)[1])
         more = np.random.default_rng(5).normal(size=(len(missing), block.E))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,29 +21,47 @@ FUSED_LAYOUTS: tuple[GateLayout, ...] = ("gate_up", "interleaved", "up_gate")
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertTensor:
-    """A tensor with one entry per expert along its first axis, made from one constant or from one per expert.
+class Place:
+    """Where in a constant one expert's entry lies: the element it starts at, and by how many elements the next along
+    each of its axes is away."""
 
-    ``shape`` is [E,a,b] for weights and [E,a] for biases. The single constant has its experts along ``expert_axis``
-    (its axes of size 1 not counted), or is [E*a,b]. ``factor`` [E] multiplies each expert's entry.
+    part: ir.Value
+    start: int
+    strides: tuple[int, ...]
+
+    def reaches(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The first and the last element of an entry of this shape."""
+        ends = [stride * (size - 1) for stride, size in zip(self.strides, shape, strict=True)]
+        return self.start + sum(end for end in ends if end < 0), self.start + sum(end for end in ends if end > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertTensor:
+    """A tensor with one entry per expert along its first axis, read from one constant or from several.
+
+    ``shape`` is [E,a,b] for weights and [E,a] for biases. ``factor`` [E] multiplies each expert's entry.
     """
 
     dataflow: DataFlow
-    parts: tuple[ir.Value, ...]
     shape: tuple[int, ...]
-    expert_axis: int = 0
+    places: tuple[Place, ...]
     factor: ir.Value | None = None
 
     @property
+    def parts(self) -> tuple[ir.Value, ...]:
+        """The constants, each once."""
+        return tuple(dict.fromkeys(place.part for place in self.places))
+
+    @functools.cached_property
     def is_as_stored(self) -> bool:
         """Whether the constant can be used as it is."""
         part = self.parts[0]
         return (
             self.factor is None
             and len(self.parts) == 1
-            and self.expert_axis == 0
             and (part.const_value is not None or self.dataflow.stored(part) is not None)
             and self.dataflow.shape(part) == self.shape
+            and self.places == tuple(in_turn(part, self.shape))
         )
 
     @property
@@ -51,30 +71,30 @@ class ExpertTensor:
 
     def __getitem__(self, expert: int) -> Array:
         """One expert's entry, without touching those of others."""
-        if len(self.parts) == 1:
-            entry = self._of_all(self.parts[0], expert)
-        else:
-            entry = self.dataflow.array(self.parts[expert]).reshape(self.shape[1:])
+        entry = self._entry(self.places[expert], expert)
         if self.factor is None:
             return entry
         factor = self.dataflow.array(self.factor).ravel()
         return (entry * factor[expert]).astype(entry.dtype)
 
-    def _of_all(self, part: ir.Value, expert: int) -> Array:
-        """One expert's entry of a constant for all. Made alone where experts lie one after the other: a constant that
-        computes itself would compute all of them each time."""
-        run = self.dataflow.stored(part)
-        if self.is_as_stored and part.const_value is not None:
-            return expert_data(part, expert)
+    def _entry(self, place: Place, expert: int) -> Array:
+        """Made alone where experts lie one after the other: a constant that computes itself would compute all of them
+        each time."""
+        run = self.dataflow.stored(place.part)
+        if self.is_as_stored and place.part.const_value is not None:
+            return expert_data(place.part, expert)
         if self.is_as_stored and run is not None and rank_of(run) == 3:
             return run.decoded(expert)
-        entry: Array = self._as_stack(part)[expert]
-        return entry
+        array = self.dataflow.array(place.part).reshape(-1)
+        strides = [stride * array.itemsize for stride in place.strides]
+        return np.lib.stride_tricks.as_strided(array[place.start :], self.shape[1:], strides, writeable=False)
 
-    def _as_stack(self, part: ir.Value) -> Array:
-        array = self.dataflow.array(part)
-        squeezed = array.reshape([size for size in array.shape if size > 1])
-        return np.moveaxis(squeezed, self.expert_axis, 0).reshape(self.shape)
+
+def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[Place]:
+    """Entries of a constant of this shape, along one of its axes."""
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    for expert in range(shape[axis]):
+        yield Place(part, expert * strides[axis], (*strides[:axis], *strides[axis + 1 :]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,18 +151,19 @@ def _tensors(dataflow: DataFlow, parts: list[ir.Value], E: int, rank: int) -> li
     """Readings of constants (one for all experts, or one each) as a tensor [E,...] of ``rank`` dimensions."""
     if len(set(parts)) > 1:
         shapes = {tuple(size for size in dataflow.shape(part) if size > 1) for part in parts}
-        shape = next(iter(shapes))
-        return (
-            [ExpertTensor(dataflow, tuple(parts), (E, *shape))] if len(shapes) == 1 and len(shape) == rank - 1 else []
-        )
-    shape = [size for size in dataflow.shape(parts[0]) if size > 1]
-    found = []
-    if len(shape) == rank:
-        for axis in (i for i, size in enumerate(shape) if size == E):
-            found.append(ExpertTensor(dataflow, (parts[0],), (E, *shape[:axis], *shape[axis + 1 :]), axis))
-    elif len(shape) == rank - 1 and shape[0] % E == 0:
-        found.append(ExpertTensor(dataflow, (parts[0],), (E, shape[0] // E, *shape[1:])))
-    return found
+        shape = (1, *next(iter(shapes)))
+        if len(shapes) > 1 or len(shape) != rank:
+            return []
+        places = tuple(place for part in parts for place in in_turn(part, shape))
+        return [ExpertTensor(dataflow, (E, *shape[1:]), places)]
+    shape = tuple(size for size in dataflow.shape(parts[0]) if size > 1)
+    axes = [axis for axis, size in enumerate(shape) if size == E] if len(shape) == rank else []
+    if len(shape) == rank - 1 and shape[0] % E == 0:
+        shape, axes = (E, shape[0] // E, *shape[1:]), [0]
+    return [
+        ExpertTensor(dataflow, (E, *shape[:axis], *shape[axis + 1 :]), tuple(in_turn(parts[0], shape, axis)))
+        for axis in axes
+    ]
 
 
 def _bias(dataflow: DataFlow, parts: list[ir.Value | None], E: int) -> ExpertTensor | None:
@@ -158,7 +179,8 @@ def _specs(tensors: dict[str, ExpertTensor], d: int) -> Iterator[ExpertsSpec]:
     for up_transposed, down_transposed in itertools.product((False, True), repeat=2):
         width_in, width = (up[1], up[2]) if up_transposed else (up[2], up[1])
         f, width_out = (down[1], down[2]) if down_transposed else (down[2], down[1])
-        if width_in != d or width_out != d:
+        widths = {"up_bias": width, "gate_bias": width, "down_bias": d}
+        if width_in != d or width_out != d or any(tensors[b].shape[1] != n for b, n in widths.items() if b in tensors):
             continue
         layouts: tuple[GateLayout, ...] = ()
         if gate is not None:

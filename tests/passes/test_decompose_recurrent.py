@@ -82,12 +82,11 @@ def test_the_inputs_of_all_steps_are_multiplied_at_once():
         """(float[2,3,4] x) => (float[1,3,5] h) <float[1,5,4] w, float[1,5,5] r> {
             "", h = RNN <hidden_size = 5> (x, w, r) }""",
         """(float[2,3,4] x) => (float[1,3,5] h)
-            <float[4,5] "h.Transpose", float[5,5] "h.Transpose_2", float[3,5] "h.last.h.MatMul_2",
+            <float[4,5] "h.Transpose", float[5,5] "h.Transpose_2",
             int64 "h.last.number" = {0}, int64 "h.last.number_2" = {1}, int64[1] "h.numbers_3" = {0}> {
             "h.MatMul" = MatMul (x, "h.Transpose")
             "h.last.Gather" = Gather <axis = 0> ("h.MatMul", "h.last.number")
-            "h.last.h.Add" = Add ("h.last.Gather", "h.last.h.MatMul_2")
-            "h.last.h.Tanh" = Tanh ("h.last.h.Add")
+            "h.last.h.Tanh" = Tanh ("h.last.Gather")
             "h.last.Gather_2" = Gather <axis = 0> ("h.MatMul", "h.last.number_2")
             "h.last.h.MatMul_2_2" = MatMul ("h.last.h.Tanh", "h.Transpose_2")
             "h.last.h.Add_2" = Add ("h.last.Gather_2", "h.last.h.MatMul_2_2")

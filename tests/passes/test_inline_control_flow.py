@@ -110,13 +110,13 @@ def test_a_loop_becomes_its_steps(rewrite, operators, trips, rows):
 
 def test_the_steps_of_a_loop_are_its_body_one_after_the_other():
     carrying = """<body = b (int64 i, bool c, float[N,3] v) => (bool d, float[N,3] w) {
-        f = Cast <to = 1> (i)  w = Add (v, f)  d = Identity (c) }>"""
+        f = Cast <to = 1> (i)  w = Sub (f, v)  d = Identity (c) }>"""
     check(
         f"{PASSES},fold-constants,simplify,remove-dead-nodes",
         f"""(float[N,3] x) => (float[N,3] y) <int64 two = {{2}}, bool yes = {{1}}> {{
             y = Loop (two, yes, x) {carrying} }}""",
         """(float[N,3] x) => (float[N,3] y) <float "y.f" = {0}, float "y.f_2" = {1}> {
-            "y.w" = Add (x, "y.f")  y = Add ("y.w", "y.f_2") }""",
+            "y.w" = Sub ("y.f", x)  y = Sub ("y.f_2", "y.w") }""",
     )
 
 

@@ -28,6 +28,14 @@ PASSES = "infer-shapes,simplify,remove-dead-nodes"
         ("", "b = Transpose (r) a = Transpose <perm = [2,1,0]> (b)"),
         ("float share = {0.5}, bool training = {0}", "a = Dropout (r, share, training)"),
         ("", "a = Concat <axis = 1> (r)"),
+        ("float one = {1}", "a = Mul (r, one)"),
+        ("float[4] ones = {1, 1, 1, 1}", "a = Mul (ones, r)"),
+        ("float one = {1}", "a = Div (r, one)"),
+        ("float[1] zero = {0}", "a = Add (zero, r)"),
+        ("float zero = {0}", "a = Sub (r, zero)"),
+        ("int64[6] pads = {0, 0, 0, 0, 0, 0}", "a = Pad (r, pads)"),
+        ("int64[1] axis = {1}", "b = Unsqueeze (r, axis) c = ReduceSum (b, axis) a = Squeeze (c, axis)"),
+        ("int64[1] axis = {1}", "b = Unsqueeze (r, axis) a = ReduceMean <keepdims = 0> (b, axis)"),
     ],
 )
 def test_a_no_op_disappears(constants, body):
@@ -46,7 +54,15 @@ def test_a_no_op_disappears(constants, body):
             "a = Slice (r, s, e, axes, step)",
             ["Slice"],
         ),
-        ("", "a = Transpose <perm = [0,2,1]> (r)", ["Transpose"]),
+        ("", "b = Cos (r) a = Transpose <perm = [0,2,1]> (b)", ["Cos", "Transpose"]),
+        ("float two = {2}", "a = Mul (two, r)", ["Mul"]),
+        ("float one = {1}", "a = Div (one, r)", ["Div"]),
+        ("float zero = {0}", "a = Sub (zero, r)", ["Sub"]),
+        ("float[2,1,1,1] ones = {1, 1}", "b = Mul (r, ones) a = ReduceMax <keepdims = 0> (b)", ["Mul", "ReduceMax"]),
+        ("int64[6] pads = {0, 0, 0, 0, 0, 1}", "a = Pad (r, pads)", ["Pad"]),
+        ("int64[1] axis = {1}", "a = ReduceSum (r, axis)", ["ReduceSum"]),
+        ("", "a = ReduceSum (r)", ["ReduceSum"]),
+        ("", "a = ReduceSum <noop_with_empty_axes = 0, keepdims = 1> (r)", ["ReduceSum"]),
         ("int64[1] i = {1}, int64[1] j = {0}", "b = Unsqueeze (r, i) a = Unsqueeze (b, j)", ["Unsqueeze", "Unsqueeze"]),
         ("int64[4] more = {1, 1, 1, 1}", "a = Expand (r, more)", ["Expand"]),
         ("int64[2] p = {-1, 4}, int64[3] q = {0, 2, 2}", "b = Reshape (r, p) a = Reshape (b, q)", ["Reshape"] * 2),
@@ -101,3 +117,16 @@ def test_an_input_that_is_an_output_keeps_both_names():
 
 def test_dropout_with_a_used_mask_stays():
     check("simplify", "(float[T] x) => (float[T] y, bool[T] mask) { y, mask = Dropout (x) }")
+
+
+def test_a_transpose_goes_before_what_keeps_places():
+    before = "(float[T,3] x) => (float[3,T] y) { s = Softmax <axis = 1> (x) y = Transpose <perm = [1,0]> (s) }"
+    after = "(float[T,3] x) => (float[3,T] y) { val_0 = Transpose <perm = [1,0]> (x) y = Softmax <axis = 0> (val_0) }"
+    check(PASSES, before, after, {"x": np.arange(6, dtype=np.float32).reshape(2, 3)})
+
+
+def test_sibling_whose_result_has_another_user_stays(rewrite, operators):
+    text = """(float[T,3] x) => (float[3,T] y, float[T,3] z) {
+        s = Softmax <axis = 1> (x) y = Transpose <perm = [1,0]> (s) z = Neg (s)
+    }"""
+    assert operators(rewrite(text, PASSES)) == ["Softmax", "Transpose", "Neg"]

@@ -32,12 +32,21 @@ def test_rows_of_all_experts_in_one_matrix(build, texts, normal, raise_and_compa
     assert spec_of(experts, ExpertsSpec) == ExpertsSpec("relu", "none", down_transposed=True)
 
 
-def test_sibling_with_a_row_that_no_expert_has_stays(build, texts, normal, raise_and_compare):
+def test_a_row_that_no_expert_has_is_left_out(build, texts, normal, raise_and_compare):
     text = flat(texts, "more = Gemm <transB = 1> (x, up)\nall = Slice (more, zero, end, one)")
     arrays = {"up": normal(21, 6), "down": normal(4, 5, 6), "by_expert": np.array([-1, 4, 5]), "end": np.array([20])}
+    _, experts = raise_and_compare(build(text, **arrays))
+    np.testing.assert_array_equal(experts.inputs[3].const_value.numpy(), arrays["up"][:20].reshape(4, 5, 6))
+
+
+def test_sibling_without_a_row_for_every_expert_stays(build, texts, normal, raise_and_compare):
+    """Two experts have a hidden unit in common."""
+    text = flat(texts, "fewer = Gemm <transB = 1> (x, up)\nall = Gather <axis = 1> (fewer, rows_of_units)")
+    rows = np.array([*range(19), 0])
+    arrays = {"up": normal(19, 6), "down": normal(4, 5, 6), "by_expert": np.array([-1, 4, 5]), "rows_of_units": rows}
     report = Report()
     assert raise_and_compare(build(text, **arrays), report) == []
-    assert "the shapes of its weights fit no layout" in report.remarks[0].message
+    assert "its 19 hidden units are no equal number for each of 4 experts" in report.remarks[0].message
 
 
 def test_block_of_rank_three(build, texts, normal, raise_and_compare):

@@ -26,7 +26,7 @@ def test_sibling_with_a_missing_expert_is_refused(build, texts, raise_and_compar
     assert raise_and_compare(build(texts["loop without expert 3"]), report) == []
     (remark,) = report.remarks
     assert remark.severity == "warning"
-    assert "among 4 experts, but the graph holds 3" in remark.message
+    assert "the graph holds 3 MLPs for 4 experts; of 4 experts expert 3 adds nothing to y" in remark.message
 
 
 def test_sibling_that_scatters_without_a_sum_is_refused(build, texts, raise_and_compare):

@@ -1,0 +1,72 @@
+"""What each expert contributes to y, told apart by the router's weights, which are known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.passes.raising.block import Block
+from moec.passes.raising.dataflow import Array
+from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.router import Routing, as_mixture
+from moec.passes.raising.trials import reaching_all
+
+TOLERANCE = 1e-6
+MOST_WORK = 1 << 34
+"""Multiplications that one evaluation of a block may take, of which probing needs some dozens."""
+Given = Sequence[Mapping[ir.Value, Array]]
+"""Values that are not computed but given, for each run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """Tokens n, of which every expert is given some, cut into runs that the block can compute at once, and the mixtures
+    [n,E] that the router makes of their logits."""
+
+    block: Block
+    logits: list[Array]
+    mixture: Array
+
+    @staticmethod
+    def of(block: Block, routing: Routing) -> Mixing:
+        """Raises NotUnderstoodError unless every expert can be told apart by these tokens."""
+        E, step = block.E, max(block.row_step, 1)
+        logits = reaching_all(block, routing, np.random.default_rng(9).normal(size=(4 * E + 16, E)) * 2)
+        size = step if block.rows_are_fixed else -(-min(len(logits), block.tokens_at_once()) // step) * step
+        runs = -(-len(logits) // size)
+        if runs * size * block.work_per_token() > MOST_WORK:
+            raise NotUnderstoodError("it is too large for its experts to be probed")
+        parts = np.split(np.resize(logits, (runs * size, E)), runs)
+        mixture = np.concatenate([as_mixture(*routing.run(block, part), E) for part in parts])
+        if np.linalg.matrix_rank(mixture) < E:
+            raise NotUnderstoodError("its experts cannot be told apart: the router gives some of them no weight")
+        return Mixing(block, parts, mixture)
+
+    def run(self, x: Array, outputs: list[ir.Value], given: Given | Mapping[ir.Value, Array] = ()) -> list[list[Array]]:
+        """The block's values ``outputs`` of each run, all tokens of which are the row x [d]."""
+        found = []
+        for number, logits in enumerate(self.logits):
+            replaced = given if isinstance(given, Mapping) else given[number] if given else {}
+            found.append(self.block.evaluate(np.tile(x, (len(logits), 1)), logits, outputs, replaced))
+        return found
+
+    def explains_y(self) -> bool:
+        """Whether y of equal tokens is a mixture, whatever the experts are; not if they get weighted tokens."""
+        (x,) = np.random.default_rng(3).normal(size=(1, self.block.d))
+        y = np.concatenate([y.reshape(-1, self.block.d) for (y,) in self.run(x, [self.block.y])])
+        return self.of_experts(y, on_input=False) is not None
+
+    def y(self, given: Given) -> Array:
+        """y [n,d]."""
+        zeros = np.zeros(self.block.d)
+        return np.concatenate([y.reshape(-1, self.block.d) for (y,) in self.run(zeros, [self.block.y], given)])
+
+    def of_experts(self, y: Array, *, on_input: bool) -> Array | None:
+        """The experts' parts [E,d] of y [n,d]; None if y is no mixture of them. ``on_input``: weighted before."""
+        weights = (self.mixture != 0).astype(float) if on_input else self.mixture
+        parts = np.linalg.lstsq(weights, y, rcond=None)[0]
+        apart = np.abs(weights @ parts - y).max(initial=0)
+        return parts if apart <= TOLERANCE * np.abs(y).max(initial=1e-300) else None

@@ -1,0 +1,84 @@
+"""The hidden units of experts, found by what the activation makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from moec.passes.raising.dataflow import Array
+from moec.passes.raising.failure import NotUnderstoodError
+
+NEAR = 1e-5
+FAR = 0.7
+"""Steps along which the activation is looked at: one shows its slope, one crosses zero, where relu bends."""
+SAME = 1e-3
+"""Share of a slope within which two are the same."""
+ATTEMPTS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """Which projections each result of the activation is made of: ``up`` [n], the number of a projection, -1 where
+    there is none; ``gate`` [n] likewise, -1 everywhere where experts have no gate."""
+
+    up: Array
+    gate: Array
+
+
+def find_units(activation: Callable[[Array], Array], projections: Array) -> Units:
+    """Which elements of an activation's input its output is computed of, and which of two is the gate.
+
+    ``activation`` maps an input [p] to an output [n]; ``projections`` [p] says which projection each element of the
+    input holds, -1 for none. One bit of these numbers at a time, all projections that have it are moved: an output that
+    follows one of them spells its number, and one that follows two spells both, for they differ in slope. Of two, the
+    one in which the output is affine is ``up``.
+
+    Raises NotUnderstoodError if an output follows neither one projection nor two.
+    """
+    count = int(projections.max(initial=-1)) + 1
+    bits = [(projections >> bit & 1) * (projections >= 0) for bit in range(max(1, (count - 1).bit_length()))]
+    up, gate, unclear = _decode(activation, 0, projections, bits)
+    for seed in range(1, ATTEMPTS):  # from elsewhere, where other slopes are alike
+        if not unclear.any():
+            break
+        again = _decode(activation, seed, projections, bits)
+        up, gate = np.where(unclear, again[0], up), np.where(unclear, again[1], gate)
+        unclear &= again[2]
+    gated = gate >= 0
+    if unclear.any() or (gated.any() and (gated != (up >= 0)).any()):
+        raise NotUnderstoodError("its activation is no function of one projection each, nor of a gate and a projection")
+    return Units(up, gate)
+
+
+def _decode(
+    activation: Callable[[Array], Array], seed: int, projections: Array, bits: list[Array]
+) -> tuple[Array, Array, Array]:
+    """Numbers of the up and the gate projection of each output, -1 for none, and where slopes are too alike to tell."""
+    base = np.random.default_rng(seed).uniform(0.4, 1, len(projections)) * (projections >= 0)
+    start = activation(base)
+
+    def moved(by: float, mask: Array) -> Array:
+        return activation(base + by * mask) - start
+
+    whole = moved(NEAR, (projections >= 0).astype(float))
+    slopes = np.stack([moved(NEAR, mask) for mask in bits])
+    bends = np.stack([moved(-2 * FAR, mask) - 2 * moved(-FAR, mask) for mask in bits])
+    size = np.maximum(np.abs(slopes).max(axis=0), np.abs(whole))
+    alike = SAME * size
+
+    def equal(one: Array, other: Array | float) -> Array:
+        return np.abs(one - other) <= alike
+
+    apart = ~equal(slopes, whole) & ~equal(slopes, 0.0)
+    two, highest = apart.any(axis=0), len(bits) - 1 - apart[::-1].argmax(axis=0)
+    first = np.where(two, np.take_along_axis(slopes, highest[None], 0)[0], whole)
+    second = whole - first
+    unclear = two & (np.abs(first - second) <= 4 * alike)
+    weights = 1 << np.arange(len(bits))[:, None]
+    numbers = [((equal(slopes, s) | equal(slopes, whole)) * weights).sum(axis=0) for s in (first, second)]
+    is_up = np.abs(np.take_along_axis(bends, highest[None], 0)[0]) <= 1e-9 * np.maximum(1, size)
+    up = np.where(two & ~is_up, numbers[1], numbers[0])
+    gate = np.where(two, np.where(is_up, numbers[1], numbers[0]), -1)
+    return np.where(size > 0, up, -1), np.where(size > 0, gate, -1), unclear & (size > 0)

@@ -97,6 +97,13 @@ def plan(
         float | None, typer.Option(min=1, max=32, help="Bits per weight, of all together, without scales.")
     ] = None,
     megabytes: Annotated[float | None, typer.Option(min=0, help="Instead: of these weights, scales and all.")] = None,
+    microseconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="Instead: predicted time that decoding a token waits for these weights."),
+    ] = None,
+    gigabytes_per_second: Annotated[
+        float | None, typer.Option(min=0, help="What memory is read at; default: as measured on this processor.")
+    ] = None,
     level: OptimisationLevel = None,
     passes: Annotated[str | None, typer.Option(help="The pipeline that MODEL was profiled after.")] = None,
     formats: Annotated[str | None, typer.Option(help="Those to choose from: int8+int4/32+int2/32.")] = None,
@@ -105,14 +112,16 @@ def plan(
 ) -> None:
     """Choose a format for every expert and write it as a plan, to be edited and given to assign-bits{plan=...}."""
     from moec.inspect.profiles import plan_table
-    from moec.passes.weights.bits import Budget
-    from moec.tools.planning import write_plan
+    from moec.tools.planning import budget_of, write_plan
 
-    if (avg is None) == (megabytes is None):
-        raise MoecError("expected one of --avg and --megabytes")
+    if sum(one is not None for one in (avg, megabytes, microseconds)) != 1:
+        raise MoecError("expected one of --avg, --megabytes and --microseconds")
+    if microseconds is None and gigabytes_per_second is not None:
+        raise MoecError("--gigabytes-per-second is of use with --microseconds alone; leave it out")
+    budget = budget_of(avg, megabytes, microseconds, gigabytes_per_second)
     options = {"passes": pipeline_of(level, passes), "formats": formats, "linears": linears}
     with shown_progress() as progress:
-        planned = write_plan(model, profile, Budget(avg, megabytes), output, **options, progress=progress)
+        planned = write_plan(model, profile, budget, output, **options, progress=progress)
     print_result([dataclasses.asdict(one) for one in planned], as_json, [plan_table(planned)])
 
 

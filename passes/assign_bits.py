@@ -14,7 +14,7 @@ from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.framework.shorthand import parse_format
-from moec.passes.weights.bits import Budget, plan_bits
+from moec.passes.weights.bits import GIGABYTES_PER_SECOND, Budget, plan_bits
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
 from moec.passes.weights.linears import MINIMUM, make_linears
@@ -26,20 +26,23 @@ from moec.profile.keys import key_of
 
 @dataclasses.dataclass(frozen=True)
 class AssignBits:
-    """Stores every expert's weights in a format of its own: those with the least error that have ``avg`` bits together.
+    """Stores every expert's weights in a format of its own: those with the least error that a budget allows.
 
     1. Applies to ``moec.Experts`` and ``moec.MoE`` and, with ``linears``, to dense products of 65,536 weights or more.
        Weights that are quantised already stay as they are.
     2. ``profile``, a file that ``moec profile`` makes, holds for every expert, projection and format how much the
        output changes when that weight alone has that format, on the tokens that came to the expert, weighted as these
-       were. Over the whole model at once, formats are chosen so that the sum of these errors is the least that ``avg``
-       bits per weight allow, scales not counted (:mod:`moec.passes.weights.allocation`), or ``megabytes`` (millions of
-       bytes) for all these weights, scales counted. Gate and up of an expert get one format, for kernels read them
-       together.
-    3. ``formats``: those to choose from, ``int4/32+int2/32``; by default all that the profile holds errors of.
-    4. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
-    5. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
-    6. The error of weights and outputs goes into the report, layer by layer.
+       were. Over the whole model at once, formats are chosen so that the sum of these errors is the least that the
+       budget allows (:mod:`moec.passes.weights.allocation`). Gate and up of an expert get one format, for kernels read
+       them together.
+    3. The budget is one of: ``avg`` bits per weight, scales not counted; ``megabytes`` (millions of bytes) for all
+       these weights, scales counted; ``microseconds`` that decoding a token is predicted to wait for them: bytes,
+       scales counted, times the calls per token that the profile saw (dense products: 1), over the bandwidth of memory,
+       ``gigabytes_per_second``. By time, bits of an expert that is rarely called cost little.
+    4. ``formats``: those to choose from, ``int4/32+int2/32``; by default all that the profile holds errors of.
+    5. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
+    6. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
+    7. The error of weights and outputs goes into the report, layer by layer.
 
     ::
 
@@ -66,6 +69,28 @@ class AssignBits:
            y = moec.MoE <activation = "relu", activation_group = 32, arithmetic = "int8", gate_layout = "none", k = 2>
                         (x, logits, "", up_stored, down_stored)
         }
+
+    The first two of these experts get every token, the third none: its bits cost no time.
+
+    ::
+
+        (float[T,64] x, float[T,3] logits) => (float[T,64] y) <float[3,64,64] up, float[3,64,64] down> {
+           y = moec.MoE <activation = "relu", gate_layout = "none", k = 2> (x, logits, , up, down)
+        }
+            assign-bits{microseconds=9.3,gigabytes_per_second=1,profile=PROFILE,formats=int8+int4/32,method=rtn} ->
+        (float[T,64] x, float[T,3] logits) => (float[T,64] y)
+           <int4[2,64,64] up_int4, float16[2,64,2] up_int4_scale, int8[1,64,64] up_int8, float[1,64,1] up_int8_scale,
+            int4[2,64,64] down_int4, float16[2,64,2] down_int4_scale, int8[1,64,64] down_int8,
+            float[1,64,1] down_int8_scale> {
+           up_decoded = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1> (up_int4, up_int4_scale)
+           up_decoded_2 = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (up_int8, up_int8_scale)
+           up_stored = Concat <axis = 0> (up_decoded, up_decoded_2)
+           down_decoded = DequantizeLinear <axis = 2, block_size = 32, output_dtype = 1> (down_int4, down_int4_scale)
+           down_decoded_2 = DequantizeLinear <axis = 2, block_size = 64, output_dtype = 1> (down_int8, down_int8_scale)
+           down_stored = Concat <axis = 0> (down_decoded, down_decoded_2)
+           y = moec.MoE <activation = "relu", activation_group = 32, arithmetic = "int8", gate_layout = "none", k = 2>
+                        (x, logits, "", up_stored, down_stored)
+        }
     """
 
     name: ClassVar[str] = "assign-bits"
@@ -73,6 +98,8 @@ class AssignBits:
 
     avg: float | None = None
     megabytes: float | None = None
+    microseconds: float | None = None
+    gigabytes_per_second: float = GIGABYTES_PER_SECOND
     profile: str | None = None
     plan: str | None = None
     formats: str | None = None
@@ -100,8 +127,8 @@ class AssignBits:
         return change_formats(self.name, before, wanted, profile, self.method, report)
 
     def _check(self) -> None:
-        if sum(one is not None for one in (self.avg, self.megabytes, self.plan)) != 1:
-            raise MoecError(f"{self.name}: expected one of avg=BITS, megabytes=SIZE and plan=FILE")
+        if sum(one is not None for one in (self.avg, self.megabytes, self.microseconds, self.plan)) != 1:
+            raise MoecError(f"{self.name}: expected one of avg=BITS, megabytes=SIZE, microseconds=TIME and plan=FILE")
         if self.profile is None and (self.plan is None or self.method != "rtn"):
             raise MoecError(f"{self.name}: expected profile=FILE, which moec profile MODEL --data DATA -o FILE makes")
 
@@ -109,7 +136,7 @@ class AssignBits:
         if self.plan is not None:
             return read_plan(self.plan)
         assert profile is not None
-        budget = Budget(self.avg, self.megabytes)
+        budget = Budget(self.avg, self.megabytes, self.microseconds, self.gigabytes_per_second)
         return {plan.layer: plan for plan in plan_bits(nodes, profile, choices(self.formats, profile), budget)}
 
 

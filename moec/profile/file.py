@@ -195,7 +195,11 @@ def check_mergeable(path: str, head: Head, other: Profile) -> None:
         raise MoecError(
             f"{other.path}: its model is {shown[0]}, that of {path} is {shown[1]}; merge those of one model"
         )
-    for what in ("version", "passes", "formats"):
+    if other.head.version != head.version:
+        raise MoecError(
+            f"{other.path}: is of version {other.head.version}, {path} of version {head.version}; make the older anew"
+        )
+    for what in ("passes", "formats"):
         mine, found = getattr(head, what), getattr(other.head, what)
         if mine != found:
             raise MoecError(f"{other.path}: its {what} are {found!r}, those of {path} are {mine!r}")

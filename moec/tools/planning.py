@@ -9,7 +9,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Callable
 
-from moec import compiler
+from moec import compiler, targets
 from moec.common.replacing import check_replaceable, replacing
 from moec.errors import MoecError, reporting
 from moec.passes.assign_bits import assignable, choices
@@ -18,6 +18,7 @@ from moec.passes.framework.base import Report
 from moec.passes.weights.bits import Budget, plan_bits
 from moec.passes.weights.plan import plan_text
 from moec.profile import Profile
+from moec.runtime.machine import check_threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,22 @@ def write_plan(
     return [
         Planned(plan.name, {name: dict(Counter(formats)) for name, formats in plan.formats.items()}) for plan in plans
     ]
+
+
+def budget_of(
+    average: float | None,
+    megabytes: float | None,
+    microseconds: float | None,
+    gigabytes_per_second: float | None,
+) -> Budget:
+    """The budget; where it is a time and nobody says how fast memory is, as all cores of this machine read it, in three
+    digits: that takes about a second. Raises MoecError for amounts that are none."""
+    if microseconds is None:
+        return Budget(average, megabytes)
+    if gigabytes_per_second is None:
+        roofline = targets.program_kind_of(targets.DEFAULT).measure_roofline(check_threads(None))
+        gigabytes_per_second = float(f"{roofline.bandwidth / 1e9:.3g}")
+    return Budget(average, megabytes, microseconds, gigabytes_per_second)
 
 
 def _edited(_path: pathlib.Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,11 +26,16 @@ from moec.profile.keys import key_of
 
 Array = np.ndarray[Any, Any]
 
+GIGABYTES_PER_SECOND = 30.0
+"""What memory is taken to be read at where nobody says."""
+_ROUNDED_UP = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
+
 
 @dataclasses.dataclass(frozen=True)
 class Item:
     """The matrices of one expert in operands that share a format, of so many ``inputs`` and, together, ``outputs``.
-    ``errors`` [formats]: what each adds to the sum over all tokens of the squared error of the layer's output."""
+    ``errors`` [formats]: what each adds to the sum over all tokens of the squared error of the layer's output.
+    ``calls``: the share of the tokens that they are multiplied with."""
 
     node: ir.Node
     operands: tuple[str, ...]
@@ -37,6 +43,7 @@ class Item:
     inputs: int
     outputs: int
     errors: Array
+    calls: float = 1.0
 
     def bits(self, form: WeightFormat, *, scales: bool) -> float:
         """Of the matrix in a format, with its scales and zero points or without."""
@@ -49,43 +56,54 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What weights may take: ``average`` bits each, scales not counted, or ``megabytes`` (millions) in all, with
-    them."""
+    """What weights may take: ``average`` bits each, scales not counted; or, with them, ``megabytes`` (millions) in all;
+    or ``microseconds`` of a token's decoding.
+
+    That time is predicted: one token alone computes so little that it waits for its weights to be read
+    (:mod:`moec.common.roofline`). So it is the bytes of each matrix times its calls per token, over the bandwidth of
+    memory.
+    """
 
     average: float | None = None
     megabytes: float | None = None
+    microseconds: float | None = None
+    gigabytes_per_second: float = GIGABYTES_PER_SECOND
 
     def __post_init__(self) -> None:
         for name, amount in self.told.items():
-            if not math.isfinite(amount):
-                raise MoecError(f"{name} is {amount}; expected a number")
+            if not 0 < amount < math.inf:
+                raise MoecError(f"{name} is {amount:g}; expected a number above 0")
 
     @property
     def told(self) -> dict[str, float]:
         """The budget in the names of the options."""
-        named = {"avg": self.average, "megabytes": self.megabytes}
+        named = {"avg": self.average, "megabytes": self.megabytes, "microseconds": self.microseconds}
+        if self.microseconds is not None:
+            named["gigabytes_per_second"] = self.gigabytes_per_second
         return {name: amount for name, amount in named.items() if amount is not None}
 
     def costs(self, items: Sequence[Item], forms: Sequence[WeightFormat]) -> Array:
-        """What each item costs in each format, in bits [items, formats]."""
-        with_scales = self.megabytes is not None
-        return np.array([[item.bits(form, scales=with_scales) for form in forms] for item in items])
+        """The bits of each item in each format [items, formats]; within a time, those that are read for a token."""
+        bits = np.array([[item.bits(form, scales=self.average is None) for form in forms] for item in items])
+        return bits if self.microseconds is None else bits * np.array([[item.calls] for item in items])
 
     def most(self, items: Sequence[Item]) -> float:
-        """Bits of all items together."""
-        if self.megabytes is not None:
-            return self.megabytes * 8e6
-        assert self.average is not None
-        return self.average * sum(item.inputs * item.outputs for item in items)
+        """What :meth:`costs` of all items may be together."""
+        amount = next(iter(self.told.values()))
+        return amount * self._bits_of_one(items)
 
     def refusal(self, items: Sequence[Item], forms: Sequence[WeightFormat], least: float) -> str:
         """That ``least`` bits are too many, in the words of the budget."""
-        listed = "+".join(map(str, forms))
-        if self.megabytes is not None:
-            nearest = math.ceil(least / 8e3) / 1e3
-            return f"megabytes={self.megabytes:g} cannot be met with {listed}; the least is {nearest:g}"
-        nearest = math.ceil(least / sum(item.inputs * item.outputs for item in items) * 100) / 100
-        return f"avg={self.average:g} cannot be met with {listed}; the least is {nearest:g}"
+        name, amount = next(iter(self.told.items()))
+        nearest = float(_ROUNDED_UP.create_decimal_from_float(least / self._bits_of_one(items) * (1 - 1e-9)))
+        predicted = "" if self.microseconds is None else f", as predicted with {self.gigabytes_per_second:g} GB/s"
+        return f"{name}={amount:g} cannot be met with {'+'.join(map(str, forms))}; the least is {nearest:g}{predicted}"
+
+    def _bits_of_one(self, items: Sequence[Item]) -> float:
+        """The bits that one of what the budget counts stands for."""
+        if self.microseconds is not None:
+            return self.gigabytes_per_second * 8e3
+        return 8e6 if self.megabytes is not None else float(sum(item.inputs * item.outputs for item in items))
 
 
 def plan_bits(
@@ -129,6 +147,7 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
     measures, weights = profile.experts(node), ExpertWeights(node)
     with profile_reading(f"{profile.path}: node {node_name(node)}"):
         found = [measures.total_error(str(form)) for form in forms]
+        calls = measures.count / max(1, measures.tokens)
     errors = np.stack([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
     together: tuple[tuple[Part, ...], ...] = (weights.before, ("down",))
     for parts in together:  # kernels read gate and up together, in one format
@@ -137,7 +156,7 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
         outputs, inputs = weights.operand(parts[0]).out_in(weights.transposed(parts[0]))
         for expert in sorted(set.intersection(*(set(_floats(weight)) for weight in held.values()))):
             each = errors[:, expert, columns].sum(axis=1)
-            yield Item(node, tuple(held), expert, inputs, outputs * len(held), each)
+            yield Item(node, tuple(held), expert, inputs, outputs * len(held), each, float(calls[expert]))
 
 
 def _linear_items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> Iterator[Item]:

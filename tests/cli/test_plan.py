@@ -57,3 +57,50 @@ def test_an_average_that_cannot_be_had_leaves_nothing(profile, tmp_path):
     done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, "--avg", 1.5, "-o", tmp_path / "plan.json")
     assert "avg=1.5 cannot be met with int8+int4/32+int3/32+int2/32; the least is 2" in str(done.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_time_per_token_is_predicted_by_the_memory_that_is_measured(profile, tmp_path):
+    def planned(name: str, *options: object) -> dict:
+        chosen = ("--microseconds", 1, "--linears", *options)
+        done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, *chosen, "-o", tmp_path / name)
+        assert done.exit_code == 0, done.exception
+        return json.loads((tmp_path / name).read_text())
+
+    told = planned("told", "--gigabytes-per-second", 1000)
+    assert told["microseconds"] == 1 and told["gigabytes_per_second"] == 1000
+    assert {form for layer in told["layers"] for one in layer["formats"].values() for form in one} == {"int8"}
+    measured = planned("measured", "--microseconds", 10000)["gigabytes_per_second"]
+    assert 0.1 < measured < 10000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--avg", 3, "--microseconds", 5), "expected one of --avg, --megabytes and --microseconds"),
+        ((), "expected one of --avg, --megabytes and --microseconds"),
+        (("--avg", 3, "--gigabytes-per-second", 5), "--gigabytes-per-second is of use with --microseconds alone"),
+        (("--microseconds", 5, "--gigabytes-per-second", 0), "gigabytes_per_second is 0; expected a number above 0"),
+        (("--microseconds", 0, "--gigabytes-per-second", 5), "microseconds is 0; expected a number above 0"),
+        (("--microseconds", 0.001, "--gigabytes-per-second", 5), "as predicted with 5 GB/s"),
+    ],
+)
+def test_times_that_cannot_be_leave_nothing(options, message, profile, tmp_path):
+    done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, *options, "-o", tmp_path / "plan.json")
+    assert isinstance(done.exception, MoecError) and message in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_by_a_profile_of_formats_with_zero_points_is_compiled(tmp_path):
+    profile, path, artifact = tmp_path / "p.moeprof", tmp_path / "plan.json", tmp_path / "m.moec"
+    listed = ("--formats", "int4/32z,int3/32z,int2/32z")
+    done = moec("profile", EXAMPLE / "model.onnx", "--data", EXAMPLE / "inputs.npz", "-o", profile, *listed)
+    assert done.exit_code == 0, done.exception
+    options = ("--profile", profile, "--avg", 3, "--linears", "-o", path)
+    done = moec("plan", EXAMPLE / "model.onnx", *options)
+    assert done.exit_code == 0, done.exception
+    passes = f"O2,assign-bits{{plan={path},profile={profile},linears=true}}"
+    done = moec("compile", EXAMPLE / "model.onnx", "-o", artifact, "--passes", passes)
+    assert done.exit_code == 0, done.exception
+    blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
+    found = {form for block in blocks for formats in block["formats"].values() for form in formats}
+    assert len(found) > 1 and found <= {"int4/32z", "int3/32z", "int2/32z"}

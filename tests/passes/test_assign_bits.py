@@ -13,14 +13,14 @@ from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.ir.interpreter import run
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 from moec.passes.framework import pipeline
-from moec.passes.weights.bits import Budget, plan_bits
+from moec.passes.weights.bits import Budget, Item, plan_bits
 from moec.passes.weights.plan import LayerPlan, plan_text
 from moec.profile import Profile
 from moec.profile.keys import key_of
 from moec.profile.measures import PRIOR_SHARE
 
 from .profiles import rows_of, write_measured
-from .stored_weights import D, E, apply, experts_model, last_moec_node, relative_error
+from .stored_weights import D, E, F, apply, experts_model, last_moec_node, relative_error
 
 FORMATS = "int8+int4/32+int3/32+int2/32"
 SPECS = [ExpertsSpec(), ExpertsSpec("relu", "none", up_transposed=True), ExpertsSpec("gelu", "separate")]
@@ -77,6 +77,8 @@ def stored_bytes(model: ir.Model) -> int:
         for run_ in StoredWeight.of(value).runs:
             total += run_.count * int(np.prod(run_.shape)) * run_.format.elements.bits
             total += 0 if run_.scale is None else run_.scale.const_value.size * run_.scale.dtype.bitwidth
+            zeros = run_.zero_point
+            total += 0 if zeros is None else zeros.const_value.size * run_.format.elements.bits
     return total // 8
 
 
@@ -92,6 +94,109 @@ def eight_bits(spec: ExpertsSpec) -> ir.Model:
     model = experts_model(spec)
     apply(model, "quantize-experts{format=int8}")
     return model
+
+
+def expected_microseconds(model: ir.Model, layer, gigabytes_per_second: float) -> float:
+    """The bytes of each expert, scales and all, times its calls per token, over the bandwidth."""
+    bits = 0.0
+    for value in weight_inputs(last_moec_node(model)).values():
+        weight = StoredWeight.of(value)
+        elements = int(np.prod(weight.shape)) if len(weight.shape) == 2 else int(np.prod(weight.shape[-2:]))
+        for form, calls in zip(weight.formats, layer.count / layer.tokens, strict=True):
+            group = form.group or (F if value.name.startswith("down") else D)
+            scales = elements // group * {8: 32, 4: 16, 3: 16, 2: 16}[form.elements.bits]
+            bits += calls * (elements * form.elements.bits + scales)
+    return bits / 8 / gigabytes_per_second / 1e3
+
+
+@pytest.mark.parametrize("microseconds", [1.6, 2.0, 3.0])
+def test_the_predicted_time_stays_within_the_budget(microseconds, spec, profile):
+    model, layer = experts_model(spec), next(Profile.read(profile).all_experts())
+    told = f"microseconds={microseconds},gigabytes_per_second=10"
+    apply(model, f"assign-bits{{{told},profile={profile},method=rtn}}")
+    most = min(microseconds, expected_microseconds(eight_bits(spec), layer, 10))
+    assert 0.85 * most < expected_microseconds(model, layer, 10) <= most
+
+
+def test_a_faster_memory_leaves_time_for_more_bits(spec, profile):
+    found = []
+    for speed in (10, 20):
+        model = experts_model(spec)
+        apply(model, f"assign-bits{{microseconds=1.6,gigabytes_per_second={speed},profile={profile},method=rtn}}")
+        found.append(average_bits(model))
+    assert found[0] < found[1]
+
+
+def test_by_time_an_expert_that_is_never_called_keeps_the_most_bits(spec, profile):
+    """Its bits cost no time; by size or on average it gets the fewest."""
+    model = experts_model(spec)
+    apply(model, f"assign-bits{{microseconds=2,gigabytes_per_second=10,profile={profile},method=rtn}}")
+    for formats in all_formats(model).values():
+        assert formats[-1] == "int8" and set(formats[:-1]) != {"int8"}
+
+
+def test_an_infeasible_time_names_the_nearest_that_is_feasible(spec, profile):
+    def planned(microseconds: str) -> None:
+        told = f"microseconds={microseconds},gigabytes_per_second=10,profile={profile},method=rtn"
+        apply(experts_model(spec), f"assign-bits{{{told}}}")
+
+    with pytest.raises(
+        MoecError, match=r"^microseconds=0.1 cannot be met with .*, as predicted with 10 GB/s"
+    ) as refused:
+        planned("0.1")
+    least = str(refused.value).split("the least is ")[1].split(",")[0]
+    planned(least)
+    with pytest.raises(MoecError, match="cannot be met"):
+        planned(f"{float(least) * 0.998}")
+
+
+def test_dense_products_are_read_for_every_token():
+    node, errors = last_moec_node(experts_model(SPECS[0])), np.zeros(1)
+    items = [Item(node, ("up",), 0, 32, 8, errors, calls=0.25), Item(node, ("up",), 0, 32, 8, errors)]
+    costs = Budget(microseconds=1).costs(items, [form_of("int4/32")])
+    assert costs.tolist() == [[0.25 * (32 * 8 * 4 + 8 * 16)], [32 * 8 * 4 + 8 * 16]]
+
+
+@pytest.mark.parametrize("budget", [Budget(megabytes=1.0), Budget(microseconds=1.0)])
+def test_the_least_that_is_named_can_be_had_however_large_it_is(budget):
+    """1234567.9 megabytes are no 1.23457e+06 megabytes."""
+    bits = 1234567.9 * (8e6 if budget.megabytes else 8e3 * budget.gigabytes_per_second)
+    least = float(budget.refusal([], [], bits).split("the least is ")[1].split(",")[0])
+    assert 1234567.9 <= least < 1.001 * 1234567.9
+
+
+ZERO_POINTS = "int8/32z+int4/32z+int3/32z+int2/32z"
+
+
+@pytest.mark.parametrize("budget", ["avg=3", "megabytes=0.06", "microseconds=2,gigabytes_per_second=10"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_formats_with_zero_points(budget, method, tmp_path):
+    spec = SPECS[0]
+    path = write_measured(tmp_path / "p", experts_model(spec), ZERO_POINTS)
+    model = experts_model(spec)
+    apply(model, f"assign-bits{{{budget},profile={path},method={method}}}")
+    formats = {one for formats in all_formats(model).values() for one in formats}
+    assert len(formats) > 1 and formats <= set(ZERO_POINTS.split("+"))
+    assert budget != "megabytes=0.06" or 0.9 * 60_000 < stored_bytes(model) <= 60_000
+    compiled = moec.compile(experts_model(spec), passes=f"assign-bits{{{budget},profile={path},method={method}}}")
+    inputs = {"x": rows_of(D, 33), "logits": np.random.default_rng(0).normal(size=(33, E)).astype(np.float32)}
+    np.testing.assert_allclose(compiled.run(inputs)["y"], run(model, inputs)["y"], rtol=1e-3, atol=1e-4)
+
+
+def test_of_formats_that_cost_the_same_that_with_the_smaller_error_is_taken(tmp_path):
+    listed = ["int8", "int4/32z", "int4/32", "int2/32z", "int2/32"]
+    path = write_measured(tmp_path / "p", experts_model(SPECS[1]), "+".join(listed))
+    model = experts_model(SPECS[1])
+    apply(model, f"assign-bits{{avg=4,profile={path},method=rtn}}")
+    layer, compared = next(Profile.read(path).all_experts()), 0
+    for name, formats in all_formats(model).items():
+        for expert, form in enumerate(formats):
+            twin = form.removesuffix("z") if form.endswith("z") else f"{form}z"
+            if twin in listed:
+                taken, other = (layer.total_error(one)[expert, layer.parts.index(name)] for one in (form, twin))
+                assert taken <= other
+                compared += 1
+    assert compared > 4
 
 
 def test_mixed_bits_lose_less_than_even_ones(spec, profile):
@@ -181,12 +286,23 @@ def test_weights_that_are_quantised_stay(spec, profile):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", r"assign-bits: expected one of avg=BITS, megabytes=SIZE and plan=FILE"),
+        ("", r"assign-bits: expected one of avg=BITS, megabytes=SIZE, microseconds=TIME and plan=FILE"),
         ("avg=3", r"assign-bits: .*profile=FILE, which moec profile MODEL"),
-        ("avg=3,plan=p", r"assign-bits: expected one of avg=BITS, megabytes=SIZE and plan=FILE"),
+        ("avg=3,plan=p", r"assign-bits: expected one of avg=BITS, megabytes=SIZE, microseconds=TIME and plan=FILE"),
+        (
+            "megabytes=1,microseconds=1,profile={profile}",
+            r"expected one of avg=BITS, megabytes=SIZE, microseconds=TIME",
+        ),
+        ("microseconds=0,profile={profile}", r"^microseconds is 0; expected a number above 0$"),
+        ("microseconds=-1,profile={profile}", r"^microseconds is -1; expected a number above 0$"),
+        ("microseconds=nan,profile={profile}", r"^microseconds is nan; expected a number above 0$"),
+        ("microseconds=1,gigabytes_per_second=0,profile={profile}", r"^gigabytes_per_second is 0; expected a number"),
+        ("microseconds=1,gigabytes_per_second=nan,profile={profile}", r"^gigabytes_per_second is nan; expected a"),
+        ("microseconds=1,gigabytes_per_second=1e-320,profile={profile}", r"cannot be met with .*; the least is inf"),
+        ("megabytes=-1,profile={profile}", r"^megabytes is -1; expected a number above 0$"),
         ("avg=1.5,profile={profile}", r"avg=1.5 cannot be met with int8\+int4/32\+int3/32\+int2/32; the least is 2"),
-        ("avg=nan,profile={profile}", r"^avg is nan; expected a number$"),
-        ("megabytes=inf,profile={profile}", r"^megabytes is inf; expected a number$"),
+        ("avg=nan,profile={profile}", r"^avg is nan; expected a number above 0$"),
+        ("megabytes=inf,profile={profile}", r"^megabytes is inf; expected a number above 0$"),
         ("avg=6,profile={profile},formats=int8", r"^avg=6 cannot be met with int8; the least is 8$"),
         ("avg=3,megabytes=1,profile={profile}", r"assign-bits: expected one of avg=BITS, megabytes=SIZE"),
         ("megabytes=0.02,profile={profile}", r"megabytes=0.02 cannot be met with .*; the least is 0.0\d+"),

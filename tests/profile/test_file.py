@@ -88,7 +88,7 @@ def test_a_profile_of_the_version_before_is_read(tmp_path):
             {"model": {"name": "n.onnx", "sha256": "22"}},
             r"two: its model is n\.onnx of SHA-256 22, that of .*one is .*; merge those of one model",
         ),
-        ({"version": 1}, r"two: its version are 1, those of .*one are 2"),
+        ({"version": 1}, r"two: is of version 1, .*one of version 2; make the older anew"),
         ({"layers": []}, r"two: its layers are not those of"),
     ],
 )

@@ -33,6 +33,10 @@ class Weights(Protocol):
         """Those of the module's parameters and buffers that are placeholders."""
         ...
 
+    def products(self) -> contextlib.AbstractContextManager[Any]:
+        """While it lasts, PyTorch computes with the placeholders and takes little memory for it."""
+        ...
+
     def bind(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
         """Make constants in ``graph`` of values by name, which are no constants yet."""
         ...
@@ -67,7 +71,8 @@ def import_module(
                 _optimize(exported, weights)
         except Exception as error:  # torch raises many unrelated types here; the user needs its reason, not ours
             raise UnsupportedError(_explain(module, error)) from error
-        conditions = _conditions(module, arguments, program, exported.exported_program)
+        with contextlib.nullcontext() if weights is None else weights.products():
+            conditions = _conditions(module, arguments, program, exported.exported_program)
     model = exported.model
     for value, name in zip(model.graph.outputs, _output_names(program), strict=False):
         value.name = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError, one_line
+from moec.frontend.huggingface.placeholders import products_without_memory
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import Conversion, Weight
 from moec.ir.weights.encode import Table
@@ -63,6 +65,10 @@ class Binding:
     def names(self) -> set[str]:
         """All constants that the graph gets from the checkpoint."""
         return set(self.weights)
+
+    def products(self) -> contextlib.AbstractContextManager[Any]:
+        """While it lasts, PyTorch computes with the module's placeholders and takes little memory for it."""
+        return products_without_memory()
 
     def bind(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
         """Make constants of ``values``, placeholders by name, in the graph that uses them. Raises UnsupportedError for

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import MoecError, UnsupportedError, one_line
+from moec.frontend.huggingface.placeholders import placeholder
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 def build(config: dict[str, Any], where: str) -> torch.nn.Module:
     """The module that a ``config.json`` describes, in float32 and for inference.
 
-    Its parameters are random numbers whose rows overlap in memory (entry [i,j] is number i+j of a short list), so that
-    modules of any size can be traced, and even run, with next to no memory. Buffers are what they should be.
+    Its parameters are placeholders (:mod:`moec.frontend.huggingface.placeholders`), so that modules of any size can be
+    traced, and even run, with next to no memory. Buffers are what they should be.
 
     Raises MoecError where torch or transformers are missing, UnsupportedError for a type of model that transformers
     does not have itself, and for configurations that it refuses.
@@ -115,21 +116,18 @@ def _give_placeholders(module: torch.nn.Module) -> None:
     made: dict[int, tuple[Any, Any]] = {}
     generator = torch.Generator().manual_seed(0)
 
-    def placeholder(tensor: torch.Tensor) -> torch.Tensor:
-        numbers = torch.randn(max(1, sum(tensor.shape)), generator=generator) / max(1, tensor.shape[-1:].numel()) ** 0.5
-        return numbers.to(tensor.dtype).as_strided(tensor.shape, (1,) * tensor.ndim)
-
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is None:
                 continue
             if id(parameter) not in made:
-                new = torch.nn.Parameter(placeholder(parameter), requires_grad=False)
+                like = placeholder(parameter.shape, parameter.dtype, generator)
+                new = torch.nn.Parameter(like, requires_grad=False)
                 made[id(parameter)] = (parameter, new)  # the old one stays, so that its id does
             part._parameters[name] = made[id(parameter)][1]
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.is_meta:
-                part._buffers[name] = placeholder(buffer)
+                part._buffers[name] = placeholder(buffer.shape, buffer.dtype, generator)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from moec.errors import one_line
 from moec.ir import dialect
+from moec.ir.interpreter import EvaluationError
 from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report, Unraised
 from moec.passes.graph.edits import is_op
@@ -222,6 +223,8 @@ def _search_block(block: Block) -> Match:
         if reason.undecided:
             raise
         read = reason
+    except (EvaluationError, IndexError, ValueError) as error:  # shapes that only look as if they fit
+        read = NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})")
     try:
         arrangement, formulation = probe_experts(block, routings)
         return _find_match(block, routings, [arrangement], formulation)

@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moec import torch as torch
     from moec.compiler import compile, import_model
     from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError, VerificationError
     from moec.runtime.model import CompiledModel, load
@@ -51,6 +52,8 @@ def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(home), name)
+    if name == "torch":
+        return importlib.import_module("moec.torch")
     raise AttributeError(f"module 'moec' has no attribute {name!r}")
 
 

@@ -1,0 +1,130 @@
+"""moec's kernels for the experts of transformers' models that PyTorch runs eagerly.
+
+>>> import moec
+>>> moec.torch.experts(model)  # or experts(model, format="int4/32")
+>>> model.generate(**inputs)
+
+Needs transformers 5 and a model in the processor's memory. Everything but the experts stays PyTorch's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from moec.common.arguments import check_optional_text
+from moec.errors import InputError, MoecError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+    from moec.runtime.model import CompiledModel
+
+NAME = "moec"
+"""Of the implementation, as ``set_experts_implementation`` takes it; one with a format is ``moec:int4/32``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A compiled experts module. ``storages`` stay alive, so that no other weights come to lie at their addresses."""
+
+    model: CompiledModel
+    key: tuple[Any, ...]
+    storages: tuple[Any, ...]
+
+
+_layers: weakref.WeakKeyDictionary[torch.nn.Module, _Layer] = weakref.WeakKeyDictionary()
+_compiling = threading.Lock()
+
+
+def register(format: str | None = None) -> str:
+    """Make moec known to transformers as an implementation of experts, and return its name: ``moec``, or with a
+    ``format`` of the weights (as ``moec compile --experts`` takes it) ``moec:int4/32``.
+
+    ``model.set_experts_implementation`` and ``from_pretrained(..., experts_implementation="moec")`` then take it.
+    Raises MoecError for a format that does not exist, and without transformers 5.
+    """
+    from moec.passes.framework.shorthand import with_formats
+
+    check_optional_text(format=format)
+    with_formats("", format)
+    try:
+        from transformers.integrations.moe import ExpertsInterface
+    except ImportError as error:
+        raise MoecError('experts in eager PyTorch need transformers 5: pip install "transformers>=5" torch') from error
+    name = NAME if format is None else f"{NAME}:{format}"
+    ExpertsInterface.register(name, functools.partial(_forward, format))
+    return name
+
+
+def experts(model: Any, format: str | None = None) -> None:
+    """Let moec compute the experts of a model of transformers from now on, for inference.
+
+    A layer is compiled at its first call, and again where its parameters have changed; its packed weights lie in a
+    temporary folder beside the parameters that the model keeps. ``format``: what to round the experts' weights to, as
+    ``moec compile --experts`` takes it; None leaves them as they are. Products are computed in float32. What is written
+    behind PyTorch's back, by ``parameter.data`` in place, is not noticed.
+
+    Raises UnsupportedError, naming the module, for experts that compute what moec's do not, and for a model without
+    experts that transformers dispatches; the model is then as it was.
+    """
+    from moec.frontend.huggingface.experts import expert_weights, experts_spec, is_experts
+
+    name = register(format)
+    select = getattr(model, "set_experts_implementation", None)
+    found = {where: module for where, module in model.named_modules() if is_experts(module)} if select else {}
+    if select is None or not found:
+        raise UnsupportedError(
+            f"{type(model).__name__}: it has no experts whose implementation transformers lets choose; expected a "
+            "model of transformers 5 with such: leave it as it is, or compile it with moec.compile"
+        )
+    for where, module in found.items():
+        expert_weights(module, where)
+        experts_spec(module, where)
+    select(name)
+
+
+def _forward(format: str | None, module: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+    """What transformers calls in the place of an experts module's forward: hidden_states [T,d], top_k_index [T,k],
+    top_k_weights [T,k] → [T,d]. Raises InputError where gradients would be needed."""
+    import torch
+
+    where = type(module).__name__
+    parameters = tuple(module.parameters(recurse=False))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden_states, top_k_weights, *parameters)):
+        raise InputError(
+            f"{where}: gradients are wanted, and moec computes inference only: call the model under torch.no_grad(), "
+            'or set_experts_implementation("eager") for training'
+        )
+    layer = _layer(module, parameters, top_k_index.shape[-1], format, where)
+    values = {"x": hidden_states.float(), "weights": top_k_weights.float(), "experts": top_k_index.long()}
+    outputs = layer.run({name: value.detach().contiguous() for name, value in values.items()})
+    return torch.from_numpy(outputs["y"]).to(hidden_states.dtype)
+
+
+def _layer(module: Any, parameters: tuple[Any, ...], k: int, format: str | None, where: str) -> CompiledModel:
+    if any(parameter.is_inference() for parameter in parameters):
+        raise UnsupportedError(
+            f"{where}: its parameters were made under torch.inference_mode(), where PyTorch does not count changes: "
+            "load the model outside of it"
+        )
+    key = (k, format, *((parameter.data_ptr(), parameter._version) for parameter in parameters))
+    found = _layers.get(module)
+    if found is None or found.key != key:
+        with _compiling:
+            found = _layers.get(module)
+            if found is None or found.key != key:
+                found = _layers[module] = _compile(module, parameters, key, where)
+    return found.model
+
+
+def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], where: str) -> _Layer:
+    from moec.compiler import compile
+    from moec.frontend.huggingface.experts import experts_model
+
+    k, format = key[:2]
+    storages = tuple(parameter.untyped_storage() for parameter in parameters)
+    return _Layer(compile(experts_model(module, k, where), experts=format), key, storages)

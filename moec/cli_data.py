@@ -108,6 +108,9 @@ def plan(
     passes: Annotated[str | None, typer.Option(help="The pipeline that MODEL was profiled after.")] = None,
     formats: Annotated[str | None, typer.Option(help="Those to choose from: int8+int4/32+int2/32.")] = None,
     linears: Annotated[bool, typer.Option(help="Plan the weights of dense products, too.")] = False,
+    sensitivities: Annotated[
+        Path | None, typer.Option(help="How much errors of each layer count, as moec.tools.sensitivities wrote it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose a format for every expert and write it as a plan, to be edited and given to assign-bits{plan=...}."""
@@ -120,6 +123,7 @@ def plan(
         raise MoecError("--gigabytes-per-second is of use with --microseconds alone; leave it out")
     budget = budget_of(avg, megabytes, microseconds, gigabytes_per_second)
     options = {"passes": pipeline_of(level, passes), "formats": formats, "linears": linears}
+    options["sensitivities"] = sensitivities
     with shown_progress() as progress:
         planned = write_plan(model, profile, budget, output, **options, progress=progress)
     print_result([dataclasses.asdict(one) for one in planned], as_json, [plan_table(planned)])

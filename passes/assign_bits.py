@@ -40,9 +40,11 @@ class AssignBits:
        scales counted, times the calls per token that the profile saw (dense products: 1), over the bandwidth of memory,
        ``gigabytes_per_second``. By time, bits of an expert that is rarely called cost little.
     4. ``formats``: those to choose from, ``int4/32+int2/32``; by default all that the profile holds errors of.
-    5. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
-    6. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
-    7. The error of weights and outputs goes into the report, layer by layer.
+    5. ``sensitivities`` is a file that says what errors of each layer count (:mod:`moec.passes.weights.sensitivities`);
+       without it those of all layers count alike.
+    6. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
+    7. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
+    8. The error of weights and outputs goes into the report, layer by layer.
 
     ::
 
@@ -103,6 +105,7 @@ class AssignBits:
     profile: str | None = None
     plan: str | None = None
     formats: str | None = None
+    sensitivities: str | None = None
     linears: bool = False
     method: Method = "gptq"
 
@@ -137,7 +140,8 @@ class AssignBits:
             return read_plan(self.plan)
         assert profile is not None
         budget = Budget(self.avg, self.megabytes, self.microseconds, self.gigabytes_per_second)
-        return {plan.layer: plan for plan in plan_bits(nodes, profile, choices(self.formats, profile), budget)}
+        plans = plan_bits(nodes, profile, choices(self.formats, profile), budget, self.sensitivities)
+        return {plan.layer: plan for plan in plans}
 
 
 def assignable(graph: ir.Graph, linears: bool) -> list[ir.Node]:

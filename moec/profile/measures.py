@@ -49,8 +49,7 @@ ROWS = 64
 """Rows that are kept of each expert, and, times four, of each linear; tokens of a layer: eight times as many."""
 PRIOR_SHARE = 1 / 20
 """What any expert is taken to have seen beside its own tokens: any of the layer's, so many as this share of what the
-mean expert saw. Other data than what was measured comes to other experts. A larger share costs data like the profile's
-more than it saves on others."""
+mean expert saw. Other data than what was measured comes to other experts."""
 PRIOR_ROWS = 32
 """Rows that stand for those tokens where errors of formats are measured."""
 

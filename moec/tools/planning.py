@@ -39,6 +39,7 @@ def write_plan(
     passes: str = "O2",
     formats: str | None = None,
     linears: bool = False,
+    sensitivities: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> list[Planned]:
     """Write the plan of a model after ``passes``; options as those of assign-bits. Raises MoecError as that does, and
@@ -52,8 +53,9 @@ def write_plan(
         raise MoecError(f"{os.fspath(model)}: no MoE block was raised; there is nothing to plan")
     progress("choosing formats")
     with contextlib.closing(Profile.read(profile)) as known:
-        plans = plan_bits(nodes, known, choices(formats, known), budget)
+        plans = plan_bits(nodes, known, choices(formats, known), budget, sensitivities)
     told = {"profile": pathlib.Path(profile).name, **budget.told, "passes": passes}
+    told |= {} if sensitivities is None else {"sensitivities": pathlib.Path(sensitivities).name}
     with replacing(output, _edited) as aside:
         aside.write_text(plan_text(plans, told), encoding="utf-8")
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from moec.ir.weights.stored import StoredWeight, stored_weights
 from moec.passes.weights.allocation import allocate
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.plan import KEEP, LayerPlan
+from moec.passes.weights.sensitivities import read_sensitivities
 from moec.profile import Profile
 from moec.profile.keys import key_of
 
@@ -107,14 +109,21 @@ class Budget:
 
 
 def plan_bits(
-    nodes: Sequence[ir.Node], profile: Profile, forms: Sequence[WeightFormat], budget: Budget
+    nodes: Sequence[ir.Node],
+    profile: Profile,
+    forms: Sequence[WeightFormat],
+    budget: Budget,
+    sensitivities: str | os.PathLike[str] | None = None,
 ) -> list[LayerPlan]:
     """The formats with the least error that a budget allows all floating-point weights of the nodes. Weights that are
-    quantised already keep their format, and count for nothing.
+    quantised already keep their format, and count for nothing. ``sensitivities``: a file of what the errors of each
+    layer are multiplied with (:mod:`moec.passes.weights.sensitivities`).
 
-    Raises MoecError where the profile lacks a node or the errors of a format, and for a budget that cannot be met.
+    Raises MoecError where the profile or the file lacks a node, or the profile the errors of a format, and for a budget
+    that cannot be met.
     """
     items = [item for node in nodes for item in _items(node, profile, forms)]
+    items = items if sensitivities is None else _weighted(items, sensitivities)
     if not items:
         return []
     for item in items:
@@ -127,6 +136,20 @@ def plan_bits(
     except ValueError as error:
         raise MoecError(budget.refusal(items, forms, float(str(error)))) from error
     return _plans(items, [forms[choice] for choice in chosen])
+
+
+def _weighted(items: Sequence[Item], path: str | os.PathLike[str]) -> list[Item]:
+    """The items with errors as they count by a file of sensitivities."""
+    weights, found = read_sensitivities(path), []
+    for item in items:
+        key = key_of(item.node)
+        if key not in weights:
+            raise MoecError(
+                f"{path}: node {node_name(item.node)}: has no weight of this layer ({key}); expected the sensitivities "
+                "of this model, of every layer that gets formats"
+            )
+        found.append(dataclasses.replace(item, errors=item.errors * weights[key]))
+    return found
 
 
 def _plans(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[LayerPlan]:

@@ -23,15 +23,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moec.errors import MoecError
+from moec.passes.weights.layers_file import VERSION, read_entries
 
-VERSION = 1
 KEEP = "keep"
-_LARGEST = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,33 +43,17 @@ class LayerPlan:
 
 def read_plan(path: str | os.PathLike[str]) -> dict[str, LayerPlan]:
     """The layers of a plan by their keys. Raises MoecError for a file that is no plan, and for what is wrong in one."""
-    try:
-        if pathlib.Path(path).stat().st_size > _LARGEST:
-            raise MoecError(f"{path}: is larger than {_LARGEST} bytes; expected a plan as moec plan writes it")
-        data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MoecError(f"{path}: the plan cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise MoecError(f"{path}: is not JSON: {error}; expected a plan as moec plan writes it") from error
-    if not isinstance(data, dict) or not isinstance(data.get("layers"), list):
-        raise MoecError(f"{path}: holds no list of layers; expected a plan as moec plan writes it")
-    if data.get("version") != VERSION:
-        raise MoecError(f"{path}: is a plan of version {data.get('version')}; this moec reads version {VERSION}")
-    layers = [_layer(path, position, layer) for position, layer in enumerate(data["layers"])]
-    found = {layer.layer: layer for layer in layers}
-    if len(found) < len(layers):
-        raise MoecError(f"{path}: names a layer twice; say once what becomes of it")
-    return found
+    entries = read_entries(path, "plan", "moec plan", {"layer", "name", "formats"})
+    return {key: _layer(path, position, entry) for position, (key, entry) in enumerate(entries.items())}
 
 
-def _layer(path: str | os.PathLike[str], position: int, data: Any) -> LayerPlan:
-    where = f"{path}: layer {position}"
-    if not isinstance(data, dict) or set(data) != {"layer", "name", "formats"}:
-        raise MoecError(f"{where}: expected the fields layer, name and formats")
+def _layer(path: str | os.PathLike[str], position: int, data: dict[str, Any]) -> LayerPlan:
     formats = data["formats"]
     lists = isinstance(formats, dict) and all(isinstance(one, list) for one in formats.values())
     if not lists or not all(isinstance(text, str) for one in formats.values() for text in one):
-        raise MoecError(f"{where}: formats: expected a list of formats for each weight, one per expert")
+        raise MoecError(
+            f"{path}: layer {position}: formats: expected a list of formats for each weight, one per expert"
+        )
     return LayerPlan(str(data["layer"]), str(data["name"]), formats)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,12 +14,14 @@ from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.ir.interpreter import run
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 from moec.passes.framework import pipeline
-from moec.passes.weights.bits import Budget, Item, plan_bits
+from moec.passes.weights.bits import Budget, plan_bits
 from moec.passes.weights.plan import LayerPlan, plan_text
+from moec.passes.weights.sensitivities import sensitivities_text
 from moec.profile import Profile
 from moec.profile.keys import key_of
 from moec.profile.measures import PRIOR_SHARE
 
+from .before_after import model_of
 from .profiles import rows_of, write_measured
 from .stored_weights import D, E, F, apply, experts_model, last_moec_node, relative_error
 
@@ -150,19 +153,49 @@ def test_an_infeasible_time_names_the_nearest_that_is_feasible(spec, profile):
         planned(f"{float(least) * 0.998}")
 
 
-def test_dense_products_are_read_for_every_token():
-    node, errors = last_moec_node(experts_model(SPECS[0])), np.zeros(1)
-    items = [Item(node, ("up",), 0, 32, 8, errors, calls=0.25), Item(node, ("up",), 0, 32, 8, errors)]
-    costs = Budget(microseconds=1).costs(items, [form_of("int4/32")])
-    assert costs.tolist() == [[0.25 * (32 * 8 * 4 + 8 * 16)], [32 * 8 * 4 + 8 * 16]]
+TWO_LAYERS = """(float[T,64] x, float[T,4] logits) => (float[T,64] y)
+    <float[4,64,64] up, float[4,64,64] down, float[4,64,64] up2, float[4,64,64] down2> {
+        h = moec.MoE <k = 2, activation = "relu", gate_layout = "none"> (x, logits, , up, down)
+        y = moec.MoE <k = 2, activation = "relu", gate_layout = "none"> (h, logits, , up2, down2) }"""
 
 
-@pytest.mark.parametrize("budget", [Budget(megabytes=1.0), Budget(microseconds=1.0)])
-def test_the_least_that_is_named_can_be_had_however_large_it_is(budget):
-    """1234567.9 megabytes are no 1.23457e+06 megabytes."""
-    bits = 1234567.9 * (8e6 if budget.megabytes else 8e3 * budget.gigabytes_per_second)
-    least = float(budget.refusal([], [], bits).split("the least is ")[1].split(",")[0])
-    assert 1234567.9 <= least < 1.001 * 1234567.9
+def with_sensitivities(folder: pathlib.Path, weights: Sequence[float], layers: int = 2) -> ir.Model:
+    """The two layers of text with formats as they are given when errors count so."""
+    model, path = model_of(TWO_LAYERS), folder / "sensitivities"
+    keys = [(key_of(node), str(at)) for at, node in enumerate(model.graph)]
+    path.write_text(sensitivities_text(dict(zip(keys[:layers], weights, strict=False))))
+    profile = write_measured(folder / "p", model, "int8+int2/32")
+    told = f"avg=5,profile={profile},sensitivities={path},method=rtn"
+    apply(model, f"assign-bits{{{told}}}")
+    return model
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_layer_whose_errors_count_more_gets_the_bits(first, tmp_path):
+    model = with_sensitivities(tmp_path, (1e6, 1) if first else (1, 1e6))
+    bits = [
+        np.mean(
+            [form.elements.bits for value in weight_inputs(node).values() for form in StoredWeight.of(value).formats]
+        )
+        for node in model.graph
+        if node.op_type == "MoE"
+    ]
+    assert (bits[0] > 7 and bits[1] < 3) if first else (bits[0] < 3 and bits[1] > 7)
+
+
+def test_sensitivities_of_another_model_or_without_a_layer_are_refused(spec, profile, tmp_path):
+    with pytest.raises(
+        MoecError, match=r"sensitivities: node .*: has no weight of this layer \([0-9a-f]{16}\); expected"
+    ):
+        with_sensitivities(tmp_path, [1], layers=1)
+    with pytest.raises(MoecError, match=r"sensitivities: node layer: has no weight of this layer"):
+        told = f"avg=3,profile={profile},sensitivities={tmp_path / 'sensitivities'}"
+        apply(experts_model(spec), f"assign-bits{{{told}}}")
+
+
+def test_a_negative_sensitivity_is_refused(tmp_path):
+    with pytest.raises(MoecError, match=r"\(1\): weight is -1; expected a number, 0 or more"):
+        with_sensitivities(tmp_path, (1, -1))
 
 
 ZERO_POINTS = "int8/32z+int4/32z+int3/32z+int2/32z"

@@ -27,7 +27,7 @@ def test_what_is_written_is_read(tmp_path):
         (lambda data: {**data, "layers": {}}, "holds no list of layers"),
         (lambda data: {**data, "version": 2}, "version 2; this moec reads version 1"),
         (lambda data: {**data, "layers": [*data["layers"], *data["layers"]]}, "names a layer twice"),
-        (lambda data: {**data, "layers": [{"layer": "a"}]}, "layer 0: expected the fields layer, name and formats"),
+        (lambda data: {**data, "layers": [{"layer": "a"}]}, "layer 0: expected the fields formats, layer, name"),
         (
             lambda data: {**data, "layers": [{**data["layers"][0], "formats": {"up": "int4"}}]},
             "layer 0: formats: expected a list of formats for each weight, one per expert",

@@ -1,0 +1,43 @@
+"""Files of sensitivities: written, read, and refused when they are edited wrongly."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from moec.errors import MoecError
+from moec.passes.weights.sensitivities import read_sensitivities, sensitivities_text
+
+WEIGHTS = {("0123456789abcdef", "first"): 34.5, ("89abcdef01234567", "second"): 0.0}
+
+
+def test_what_is_written_is_read(tmp_path):
+    (tmp_path / "s").write_text(sensitivities_text(WEIGHTS))
+    assert read_sensitivities(tmp_path / "s") == {"0123456789abcdef": 34.5, "89abcdef01234567": 0.0}
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), 10**400, "1", True, None])
+def test_what_is_no_weight_is_refused(weight, tmp_path):
+    data = json.loads(sensitivities_text(WEIGHTS))
+    data["layers"][1]["weight"] = weight
+    (tmp_path / "s").write_text(json.dumps(data))
+    with pytest.raises(MoecError, match=r"s: layer 89abcdef01234567 \(second\): weight is .*; expected a number, 0 or"):
+        read_sensitivities(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: "[", "is not JSON: .*; expected a file of sensitivities as moec.tools.sensitivities writes it"),
+        (lambda data: {**data, "layers": {}}, "holds no list of layers"),
+        (lambda data: {**data, "version": 2}, "is a file of sensitivities of version 2; this moec reads version 1"),
+        (lambda data: {**data, "layers": data["layers"] * 2}, "names a layer twice"),
+        (lambda data: {**data, "layers": [{"layer": "a"}]}, "layer 0: expected the fields layer, name, weight"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(change, message, tmp_path):
+    changed = change(json.loads(sensitivities_text(WEIGHTS)))
+    (tmp_path / "s").write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    with pytest.raises(MoecError, match=message):
+        read_sensitivities(tmp_path / "s")

@@ -6,12 +6,14 @@ two results that differ by rounding, the nearer one can be told.
 
 Weights are never serialised. They are handed to the operators as arrays, memory-mapped where the model's file is, and
 become float64 only where an operator computes with them: a block that gathers the weights of a few experts never holds
-those of all experts twice. A value is dropped as soon as the last node has used it.
+those of all experts twice. Of a stack that makes its experts when they are read, those that are picked are made, anew
+each time. A value is dropped as soon as the last node has used it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.opsets import OPSET, version_for
 from moec.ir.semantics import experts, linear, moe, route
+from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WIDTH
 
 __all__ = [
@@ -130,6 +133,8 @@ class Evaluator:
         inputs = [value if index in kept else self._widen(value) for index, value in enumerate(inputs)]
         context = {"context": values} if operator.need_context() else {}
         try:
+            if isinstance(inputs[0] if inputs else None, ExpertStack):
+                inputs = _picked(step.node, *inputs)
             values.update({name: self._widen(values[name]) for name in step.captured})
             outputs = operator.run(*inputs, **context)
         except MemoryError:
@@ -143,9 +148,10 @@ class Evaluator:
         for name in step.last_uses:
             values.pop(name, None)
 
-    def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array]:
-        """All values from outside that are not fed, by name."""
-        constants: dict[str, Array] = {}
+    def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array | ExpertStack]:
+        """All values from outside that are not fed, by name; stacks from which experts are picked alone as they are."""
+        constants: dict[str, Array | ExpertStack] = {}
+        read = {value for node in nodes for value in _read_whole(node)}.union(self._outputs)
         known: dict[str, ir.Value] = {}
         computed = {output for node in nodes for output in node.outputs}
         for value in (*_uses(nodes), *self._outputs):
@@ -156,7 +162,8 @@ class Evaluator:
             tensor = ir.convenience.get_const_tensor(value)
             if tensor is None:
                 raise ValueError(f"value {value.name!r} is not constant and nothing here computes or feeds it")
-            constants[_name(value)] = tensor.numpy()
+            is_picked = isinstance(tensor, ExpertStack) and value not in read
+            constants[_name(value)] = tensor if is_picked else tensor.numpy()
         return constants
 
     def _widen(self, array: Any) -> Any:
@@ -191,6 +198,26 @@ def _taken_as_they_are(node: ir.Node, inputs: Sequence[Any]) -> Collection[int]:
     if (node.domain, node.op_type) == ("moec", "GroupedMatMul"):
         return range(1, len(inputs))
     return range(2, len(inputs)) if (node.domain, node.op_type) in _EXPERTS else ()
+
+
+def _read_whole(node: ir.Node) -> Iterator[ir.Value]:
+    """Values that ``node`` takes from outside; not the one from whose first axis it picks."""
+    axis = {"Gather": "axis", "GatherND": "batch_dims"}.get("" if node.domain else node.op_type)
+    picks = axis is not None and node.attributes.get_int(axis, 0) == 0
+    return itertools.islice(_uses([node]), 1 if picks else 0, None)
+
+
+def _picked(node: ir.Node, stack: ExpertStack, indices: Array) -> list[Array]:
+    """The data and the indices of a Gather or GatherND from a stack, with the experts that it needs alone."""
+    count, *shape = stack.shape.numpy()
+    ids = indices if node.op_type == "Gather" else indices[..., 0]
+    chosen, places = np.unique(ids, return_inverse=True)
+    if chosen.size and not -count <= chosen[0] <= chosen[-1] < count:
+        raise IndexError(f"picks experts {chosen[0]} to {chosen[-1]} of {count}")
+    experts = [stack.expert(int(expert) % count) for expert in chosen]
+    data = np.stack(experts) if experts else np.zeros((0, *shape), stack.dtype.numpy())
+    places = places.reshape(ids.shape)
+    return [data, places if ids is indices else np.concatenate([places[..., None], indices[..., 1:]], -1)]
 
 
 def _mark_last_uses(steps: Sequence[_Step], kept: set[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec, make_node
 from moec.ir.interpreter import EvaluationError, Evaluator, evaluate, run
+from moec.ir.weights.stacks import ExpertStack
 
 
 def model_of(body: str, signature: str, constants: str = "float[1] unused") -> ir.Model:
@@ -391,3 +392,57 @@ def test_values_live_until_their_last_use() -> None:
     outputs = run(model, {"x": np.array([2, -1], np.float32)})
     np.testing.assert_array_equal(outputs["y"], [2, 0])
     np.testing.assert_array_equal(outputs["b"], [-2, 0])
+
+
+def picking(body: str, read: list[int]) -> ir.Model:
+    """A model with a stack [3,2,2] in bfloat16 that notes which experts were made of it."""
+    model = model_of(body, "(int64[T] ids) => (y)", "bfloat16[3,2,2] w = {0,0,0,0,0,0,0,0,0,0,0,0}")
+
+    def load(expert: int) -> np.ndarray:
+        read.append(expert)
+        return np.full((2, 2), expert + 1, ml_dtypes.bfloat16)
+
+    model.graph.initializers["w"].const_value = ExpertStack("w", ir.DataType.BFLOAT16, (3, 2, 2), load)
+    return model
+
+
+_GATHER = "p = Gather (w, ids)\n y = Cast <to = 1> (p)"
+_GATHER_ND = """
+    last = Constant <value_ints = [-1]> ()
+    column = Unsqueeze (ids, last)
+    p = GatherND (w, column)
+    y = Cast <to = 1> (p)"""
+
+
+@pytest.mark.parametrize("body", [_GATHER, _GATHER_ND])
+@pytest.mark.parametrize("dtype", [None, np.float64])
+@pytest.mark.parametrize(("ids", "made"), [([2, 0, 2], [0, 2]), ([-1], [2]), ([], [])])
+def test_of_a_stack_the_experts_that_are_picked_are_made(
+    body: str, ids: list[int], made: list[int], dtype: type | None
+) -> None:
+    read: list[int] = []
+    model = picking(body, read)
+    y = run(model, {"ids": np.array(ids, np.int64)}, dtype=dtype)["y"]
+    np.testing.assert_array_equal(y, np.broadcast_to((np.array(ids) % 3 + 1).reshape(-1, 1, 1), (len(ids), 2, 2)))
+    assert y.dtype == (dtype or np.float32)
+    assert read == made
+
+
+def test_rows_are_picked_from_the_experts_that_they_are_part_of() -> None:
+    read: list[int] = []
+    model = picking("pairs = Constant <value: tensor = int64[2,2] {2,1,0,-1}> ()\n y = GatherND (w, pairs)", read)
+    y = run(model, {"ids": np.zeros(0, np.int64)})["y"]
+    np.testing.assert_array_equal(y.astype(float), [[3, 3], [1, 1]])
+    assert read == [0, 2]
+
+
+@pytest.mark.parametrize("body", ["y = Gather <axis = 1> (w, ids)", "p = Gather (w, ids)\n y = MatMul (p, w)"])
+def test_a_stack_that_is_read_in_another_way_is_made_as_a_whole(body: str) -> None:
+    read: list[int] = []
+    run(picking(body, read), {"ids": np.array([1, 0, 1], np.int64)}, dtype=np.float64)
+    assert read == [0, 1, 2]
+
+
+def test_picking_an_expert_that_a_stack_does_not_have() -> None:
+    with pytest.raises(EvaluationError, match=r"Gather.*experts 1 to 3 of 3"):
+        run(picking("y = Gather (w, ids)", []), {"ids": np.array([3, 1], np.int64)})

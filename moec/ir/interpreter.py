@@ -214,8 +214,9 @@ def _picked(node: ir.Node, stack: ExpertStack, indices: Array) -> list[Array]:
     chosen, places = np.unique(ids, return_inverse=True)
     if chosen.size and not -count <= chosen[0] <= chosen[-1] < count:
         raise IndexError(f"picks experts {chosen[0]} to {chosen[-1]} of {count}")
-    experts = [stack.expert(int(expert) % count) for expert in chosen]
-    data = np.stack(experts) if experts else np.zeros((0, *shape), stack.dtype.numpy())
+    data = np.empty((len(chosen), *shape), stack.dtype.numpy())
+    for place, expert in enumerate(chosen):
+        data[place] = stack.expert(int(expert) % count)
     places = places.reshape(ids.shape)
     return [data, places if ids is indices else np.concatenate([places[..., None], indices[..., 1:]], -1)]
 

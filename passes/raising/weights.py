@@ -78,16 +78,22 @@ class ExpertTensor:
         return (entry * factor[expert]).astype(entry.dtype)
 
     def _entry(self, place: Place, expert: int) -> Array:
-        """Made alone where experts lie one after the other: a constant that computes itself would compute all of them
-        each time."""
         run = self.dataflow.stored(place.part)
-        if self.is_as_stored and place.part.const_value is not None:
-            return expert_data(place.part, expert)
         if self.is_as_stored and run is not None and rank_of(run) == 3:
             return run.decoded(expert)
-        array = self.dataflow.array(place.part).reshape(-1)
+        array, first = self._around(place)
         strides = [stride * array.itemsize for stride in place.strides]
-        return np.lib.stride_tricks.as_strided(array[place.start :], self.shape[1:], strides, writeable=False)
+        return np.lib.stride_tricks.as_strided(array[place.start - first :], self.shape[1:], strides, writeable=False)
+
+    def _around(self, place: Place) -> tuple[Array, int]:
+        """Elements of the constant that hold the entry, and the place of the first of them: those of one index of its
+        first axis where they do, for a constant that computes itself would compute all of them each time."""
+        shape = self.dataflow.shape(place.part)
+        size = math.prod(shape[1:])
+        first, last = (element // size for element in place.reaches(self.shape[1:])) if size else (0, -1)
+        if place.part.const_value is not None and len(shape) > 1 and first == last:
+            return expert_data(place.part, first).reshape(-1), first * size
+        return self.dataflow.array(place.part).reshape(-1), 0
 
 
 def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[Place]:

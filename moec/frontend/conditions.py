@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moec.common.guards import bound_names, parse_guard, size_names
 from moec.common.specs import tensor_specs
 from moec.errors import MoecError
+from moec.frontend.size_names import renamed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,6 +40,11 @@ class Conditions:
     def names(self) -> set[str]:
         """The sizes that guards are about."""
         return {name for guard in self.guards for name in parse_guard(guard).names}
+
+    def renamed(self, names: Mapping[str, str]) -> Conditions:
+        """The same with other names of sizes."""
+        fields = dataclasses.asdict(self).items()
+        return Conditions(**{kind: tuple(renamed(text, names) for text in texts) for kind, texts in fields})
 
     def attach(self, model: ir.Model) -> None:
         """Put them into the model's metadata, which ONNX files keep."""
@@ -110,7 +116,7 @@ def settled(guards: Sequence[str], before: Sequence[TensorSpec], after: Sequence
             for name, size in zip(old.shape, new.shape, strict=True)
             if isinstance(name, str) and isinstance(size, int)
         }
-    return [re.sub(r"[^\W\d]\w*", lambda name: str(known.get(name[0], name[0])), guard) for guard in guards]
+    return [renamed(guard, {name: str(size) for name, size in known.items()}) for guard in guards]
 
 
 def _where(names: Sequence[str], specs: Sequence[TensorSpec]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.conditions import Conditions
+from moec.frontend.size_names import rename_sizes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,6 +61,7 @@ def import_module(
         raise MoecError(
             f"{type(module).__name__} is in training mode, but only inference is compiled: call module.eval() first"
         )
+    is_text = example_inputs is None
     example_inputs, dynamic_shapes, surroundings = _inputs(module, example_inputs, dynamic_shapes)
     arguments = _arguments(example_inputs)
     with surroundings, _exportable_experts(module), _quiet(), torch.no_grad():
@@ -76,6 +78,10 @@ def import_module(
     model = exported.model
     for value, name in zip(model.graph.outputs, _output_names(program), strict=False):
         value.name = name
+    if is_text:
+        names = _names_of_sizes(exported.exported_program)
+        rename_sizes(model, names)
+        conditions = conditions.renamed(names)
     conditions.attach(model)
 
     from moec.frontend.onnx import import_model
@@ -98,6 +104,19 @@ def _inputs(
     if made is None:
         raise MoecError(f"{type(module).__name__}: compiling a PyTorch module needs example_inputs=(...)")
     return made.example, dynamic_shapes or made.dynamic_shapes, without_cache(module)
+
+
+def _names_of_sizes(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """What the sizes of a text model's inputs are called, by the names that PyTorch made up."""
+    from moec.frontend.text_inputs import SIZES
+    from moec.frontend.torch_guards import known_inputs
+
+    names: dict[str, str] = {}
+    for label, value in known_inputs(program).items():
+        for dim, name in zip(value.shape, SIZES, strict=True):
+            if not isinstance(dim, int) and dim.node.expr.is_Symbol:
+                names.setdefault(str(dim.node.expr), f"{label}_{name}" if name in names.values() else name)
+    return names
 
 
 def _optimize(exported: Any, weights: Weights) -> None:

@@ -7,7 +7,7 @@ To ONNX the name of a size is any text; to passes it is an expression, for expor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 
 import onnx_ir as ir
 
@@ -32,6 +32,19 @@ def name_sizes(model: ir.Model, kept: Set[str] = frozenset()) -> None:
             names.add(renamed[text])
     for value in values if renamed else ():
         value.shape = ir.Shape([_renamed(dim, renamed) for dim in value.shape or ()])
+
+
+def rename_sizes(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Give sizes of a model other names, which none of its sizes has, inside expressions, too."""
+    for value in _values(model):
+        if value.shape is not None:
+            dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+            value.shape = ir.Shape([renamed(dim, names) if isinstance(dim, str) else dim for dim in dims])
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """An expression of sizes, or a condition on them, with other names."""
+    return re.sub(r"[^\W\d]\w*", lambda name: names.get(name[0], name[0]), text)
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

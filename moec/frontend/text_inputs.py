@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _SHAPE = (2, 7)
 """Batch and length: no number that a module may have for another reason."""
+SIZES = ("batch", "length")
+"""What the axes of token ids are called."""
 _IDS = ("input_ids", "decoder_input_ids")
 
 

@@ -1,7 +1,7 @@
 import onnx_ir as ir
 import pytest
 
-from moec.frontend.size_names import name_sizes
+from moec.frontend.size_names import name_sizes, rename_sizes, renamed
 
 
 def model_with(*shapes):
@@ -58,3 +58,10 @@ def test_a_name_of_usual_length_is_not_cut():
     model = model_with([name])
     name_sizes(model)
     assert shapes_of(model) == [[name]]
+
+
+def test_sizes_are_renamed_inside_expressions():
+    model = model_with(["s7", 3], ["s7*s70", "s70 + 1"], [None, "s1"])
+    rename_sizes(model, {"s7": "batch", "s70": "length"})
+    assert shapes_of(model) == [["batch", 3], ["batch*length", "length + 1"], [None, "s1"]]
+    assert renamed("s7 % 2 == 0 and s77 <= 9", {"s7": "batch"}) == "batch % 2 == 0 and s77 <= 9"

@@ -162,8 +162,10 @@ class Evaluator:
             tensor = ir.convenience.get_const_tensor(value)
             if tensor is None:
                 raise ValueError(f"value {value.name!r} is not constant and nothing here computes or feeds it")
-            is_picked = isinstance(tensor, ExpertStack) and value not in read
-            constants[_name(value)] = tensor if is_picked else tensor.numpy()
+            if isinstance(tensor, ExpertStack) and value not in read:
+                constants[_name(value)] = tensor
+            else:
+                constants[_name(value)] = tensor.numpy()
         return constants
 
     def _widen(self, array: Any) -> Any:

@@ -63,10 +63,11 @@ def register(format: str | None = None) -> str:
 def experts(model: Any, format: str | None = None) -> None:
     """Let moec compute the experts of a model of transformers from now on, for inference.
 
-    A layer is compiled at its first call, and again where its parameters have changed; its packed weights lie in a
-    temporary folder beside the parameters that the model keeps. ``format``: what to round the experts' weights to, as
-    ``moec compile --experts`` takes it; None leaves them as they are. Products are computed in float32. What is written
-    behind PyTorch's back, by ``parameter.data`` in place, is not noticed.
+    A layer is compiled at its first call, for as many threads as PyTorch has then, and again where its parameters have
+    changed; its packed weights lie in a temporary folder beside the parameters that the model keeps. ``format``: what
+    to round the experts' weights to, as ``moec compile --experts`` takes it; None leaves them as they are. Products are
+    computed in float32, or as the format says. What is written behind PyTorch's back, by ``parameter.data`` in place,
+    is not noticed.
 
     Raises UnsupportedError, naming the module, for experts that compute what moec's do not, and for a model without
     experts that transformers dispatches; the model is then as it was.
@@ -122,9 +123,13 @@ def _layer(module: Any, parameters: tuple[Any, ...], k: int, format: str | None,
 
 
 def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], where: str) -> _Layer:
+    import torch
+
+    from moec.common.cores import available_cores
     from moec.compiler import compile
     from moec.frontend.huggingface.experts import experts_model
 
     k, format = key[:2]
     storages = tuple(parameter.untyped_storage() for parameter in parameters)
-    return _Layer(compile(experts_model(module, k, where), experts=format), key, storages)
+    threads = min(torch.get_num_threads(), len(available_cores()))
+    return _Layer(compile(experts_model(module, k, where), experts=format, threads=threads), key, storages)

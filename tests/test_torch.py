@@ -163,6 +163,26 @@ def test_a_compiled_layer_goes_with_its_module(mixtral: Any) -> None:
     assert compiled() is None
 
 
+def test_layers_have_the_threads_of_pytorch(mixtral: Any) -> None:
+    model, before = copy.deepcopy(mixtral), torch.get_num_threads()
+    moec.torch.experts(model)
+    torch.set_num_threads(1)
+    try:
+        logits(model)
+    finally:
+        torch.set_num_threads(before)
+    assert moec.torch._layers[layer_of(model)].model.threads == 1
+
+
+def test_compiling_the_whole_model_leaves_the_choice_as_it_is(mixtral: Any) -> None:
+    model = copy.deepcopy(mixtral)
+    expected = logits(model)
+    moec.torch.experts(model)
+    whole = moec.compile(model)
+    assert model.config._experts_implementation == "moec"
+    close(whole.run({"input_ids": PROMPT.numpy()})["logits"], expected, 1e-5)
+
+
 def test_gradients_are_refused(mixtral: Any) -> None:
     model = copy.deepcopy(mixtral)
     moec.torch.experts(model)

@@ -18,6 +18,9 @@ MOST_NUMBERS = 64
 EVALUATION_BUDGET = 1 << 28
 """Bytes of intermediate results per evaluation that depend on the number of tokens."""
 
+SUM_TOLERANCE = 1e-9
+"""Share of the summands by which a sum in float64 may be off."""
+
 CONTRACTIONS = frozenset({"Conv", "Einsum", "Gemm", "Linear", "MatMul"})
 
 
@@ -38,6 +41,8 @@ class Block:
     """A part of a graph that computes y from x and logits, constants and the shapes of other values.
 
     ``shape_sources`` are values outside of which only the shape is read. E is the width of the logits, d that of x.
+    ``start`` [T,d], where there is one, is computed without the logits, and y is the sum of it and of what the experts
+    make (see :mod:`moec.passes.raising.starts`). Evaluations take it to be zeros: their y is the rest.
     """
 
     dataflow: DataFlow
@@ -49,6 +54,7 @@ class Block:
     shape_sources: list[ir.Value]
     E: int
     d: int
+    start: ir.Value | None = None
     _evaluators: dict[tuple[ir.Value, ...], Evaluator] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -57,8 +63,9 @@ class Block:
 
     @functools.cached_property
     def from_x(self) -> set[ir.Value]:
-        """What depends on elements of x."""
-        return self.dataflow.dependents([self.x], self.nodes)
+        """What depends on elements of x, or of what y starts from."""
+        sources = [self.x] if self.start is None else [self.x, self.start]
+        return self.dataflow.dependents(sources, self.nodes)
 
     @functools.cached_property
     def selected(self) -> set[ir.Value]:
@@ -83,7 +90,14 @@ class Block:
         feeds[self.x] = x.reshape(x.shape if rank(self.x) == 2 else shape_at(self.x, sizes))
         leading = feeds[self.x].shape[:-1] if rank(self.logits) == rank(self.x) else (len(x),)
         feeds[self.logits] = logits.reshape(*leading, self.E)
-        return feeds
+        return {**feeds, **self._start_of(np.zeros_like(x))}
+
+    def _start_of(self, rows: Array) -> dict[ir.Value, Array]:
+        """Rows [T,d] as what y starts from, if it does."""
+        if self.start is None:
+            return {}
+        sizes = self._symbol_sizes(len(rows) // max(self.row_step, 1))
+        return {self.start: rows if rank(self.start) == 2 else rows.reshape(shape_at(self.x, sizes))}
 
     def _symbol_sizes(self, units: int) -> dict[str, int]:
         """Sizes for the symbols of x's shape whose product is ``units``: two sequences where that is possible, or
@@ -116,26 +130,41 @@ class Block:
     def y_of(self, x: Array, logits: Array, watch: Watcher | None = None) -> Array | None:
         """The block's output [T,d] in float64, for any T: rows are added where the model wants more of them.
 
-        None if the output is not one row of width d per token.
+        None if the output is not one row of width d per token, or not the sum of ``start`` and of something else.
         """
+        found = self._y_of(x, logits, None, watch)
+        if self.start is None or found is None:
+            return found
+        given = np.random.default_rng(11).normal(size=x.shape) * np.resize([1.0, 60.0, 8.0], len(x))[:, None]
+        moved = self._y_of(x, logits, given, watch)
+        return found if moved is not None and _is_sum(moved, given, found) else None
+
+    def _y_of(self, x: Array, logits: Array, start: Array | None, watch: Watcher | None) -> Array | None:
         T, size = len(x), self._tokens_per_run(len(x))
         parts = [np.zeros((0, self.d))]
-        for start, (y,) in zip(range(0, T or 1, size or 1), self.values_on(x, logits, [self.y], watch), strict=True):
+        runs = self.values_on(x, logits, [self.y], watch, start)
+        for first, (y,) in zip(range(0, T or 1, size or 1), runs, strict=True):
             if y.size != size * self.d:
                 return None
-            parts.append(y.reshape(size, self.d)[: T - start])
+            parts.append(y.reshape(size, self.d)[: T - first])
         return np.concatenate(parts)
 
     def values_on(
-        self, x: Array, logits: Array, outputs: list[ir.Value], watch: Watcher | None = None
+        self,
+        x: Array,
+        logits: Array,
+        outputs: list[ir.Value],
+        watch: Watcher | None = None,
+        start: Array | None = None,
     ) -> list[list[Array]]:
-        """The block's values ``outputs`` for any T, once for each run that it takes: see :meth:`y_of`."""
+        """The block's values ``outputs`` for any T, once for each run that it takes: see :meth:`y_of`. ``start`` [T,d]
+        are other rows than zeros for what y starts from."""
         size, found = self._tokens_per_run(len(x)), []
-        for start in range(0, len(x) or 1, size or 1):
-            rows = [a[start : start + size] for a in (x, logits)]
+        for first in range(0, len(x) or 1, size or 1):
+            rows = [a[first : first + size] for a in (x, logits, np.zeros_like(x) if start is None else start)]
             padding = size - len(rows[0])
             filled = [np.concatenate([a, np.ones((padding, a.shape[1]))]) for a in rows]
-            found.append(self.evaluate(filled[0], filled[1], outputs, watch=watch))
+            found.append(self.evaluate(filled[0], filled[1], outputs, self._start_of(filled[2]), watch))
         return found
 
     def _tokens_per_run(self, T: int) -> int:
@@ -222,6 +251,13 @@ class Block:
     def projections(self) -> list[Projection]:
         """Contractions of data with constants, in graph order."""
         return list(_projections(self))
+
+
+def _is_sum(y: Array, start: Array, rest: Array) -> bool:
+    """Whether y is start + rest, all [T,d], where the rest is finite."""
+    with np.errstate(all="ignore"):
+        apart = np.abs(y - start - rest) > SUM_TOLERANCE * (np.abs(start) + np.abs(rest))
+    return not (apart | ~np.isfinite(y))[np.isfinite(rest)].any()
 
 
 def _projections(block: Block) -> Iterator[Projection]:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from moec.passes.raising.block import Block, is_contraction, shape_at, symbols_of, width
 from moec.passes.raising.dataflow import DataFlow
+from moec.passes.raising.starts import starts
 
 MOST_DOMINATORS = 96
 """How far the search for a block's borders goes."""
@@ -41,26 +42,45 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
 
 
 def candidate_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
-    """Regions around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y."""
+    """Regions around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y.
+    Where y is the sum of a value computed without the logits and of something else, the region without that comes
+    before the region with it."""
     given = dataflow.determined_by([logits])
     for y in itertools.islice(dataflow.post_dominators([logits]), MOST_DOMINATORS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
-        for x in itertools.islice(dataflow.dominators(y, given), 1, MOST_DOMINATORS):
-            block = None if dataflow.depends(x, logits) else _region(dataflow, anchor, x, logits, y)
-            if block is not None and len(block.products()) >= 2 and _maps_rows_to_rows(block):
-                yield block
-                break
+        block = next(_regions(dataflow, anchor, logits, y, given), None)
+        if block is not None:
+            for start in starts(block):
+                yield from itertools.islice(_regions(dataflow, anchor, logits, y, given | {start}, start), 1)
+            yield block
 
 
-def _region(dataflow: DataFlow, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value) -> Block | None:
+def _regions(
+    dataflow: DataFlow,
+    anchor: ir.Node,
+    logits: ir.Value,
+    y: ir.Value,
+    given: frozenset[ir.Value],
+    start: ir.Value | None = None,
+) -> Iterator[Block]:
+    """Regions that make rows y of rows x, x nearest to y first."""
+    for x in itertools.islice(dataflow.dominators(y, given), 1, MOST_DOMINATORS):
+        block = None if dataflow.depends(x, logits) else _region(dataflow, anchor, x, logits, y, start)
+        if block is not None and len(block.products()) >= 2 and _maps_rows_to_rows(block):
+            yield block
+
+
+def _region(
+    dataflow: DataFlow, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value, start: ir.Value | None
+) -> Block | None:
     """The region between these values, if y can be computed from them, constants and shapes."""
     E, d = width(logits), width(x)
     if E is None or d is None or not _may_be_rows(x) or _counts_differ(x, logits) or _counts_differ(x, y):
         return None
 
     def is_leaf(value: ir.Value) -> bool:
-        return value is x or value is logits or dataflow.constant(value)
+        return value is x or value is logits or value is start or dataflow.constant(value)
 
     nodes: set[ir.Node] = set()
     shapes_read: set[ir.Value] = set()
@@ -79,7 +99,7 @@ def _region(dataflow: DataFlow, anchor: ir.Node, x: ir.Value, logits: ir.Value, 
     if any(v.shape is None for v in outside):
         return None
     ordered = sorted(nodes, key=dataflow.order.__getitem__)
-    return Block(dataflow, anchor, x, logits, y, ordered, outside, E, d)
+    return Block(dataflow, anchor, x, logits, y, ordered, outside, E, d, start)
 
 
 def _may_be_rows(x: ir.Value) -> bool:

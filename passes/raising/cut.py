@@ -62,7 +62,7 @@ def find_cut(block: Block, x: Array, logits: Array) -> Cut:
 
 def _affine_in(block: Block, nodes: list[ir.Node], affine: Collection[ir.Node]) -> set[ir.Value]:
     """Values in which, together, y is affine."""
-    inside, behind = set(nodes), {block.y}
+    inside, behind = set(nodes), {block.y} if block.start is None else {block.y, block.start}
     for node in reversed(nodes):
         for value in node.outputs:
             readers = [reader for reader in value.consumers() if reader in inside and reader.op_type != "Shape"]

@@ -37,7 +37,7 @@ def structure_of(block: Block) -> Structure | None:
     def number(value: ir.Value | None) -> int:
         return -1 if value is None else numbers.setdefault(value, len(numbers))
 
-    ends = [number(value) for value in (block.x, block.logits)]
+    ends = [number(value) for value in (block.x, block.logits, block.start)]
     nodes = []
     for node in block.nodes:
         attributes = tuple(_attribute(node.attributes[name]) for name in sorted(node.attributes))

@@ -113,9 +113,12 @@ class _Writer:
         return value
 
     def finish(self, y: ir.Value) -> None:
-        """Let y [T,d] take the place of the block's output, in the shape that has."""
-        old, x = self.block.y, self.block.x
+        """Let y [T,d], and what the block starts from, take the place of the block's output, in the shape that has."""
+        old, x, start = self.block.y, self.block.x, self.block.start
         y = self.cast(y, old.dtype, "y")
+        if start is not None:
+            node = ir.node("Add", [self.rows(start, self.block.d, "start"), y], name=f"{self.name}.sum")
+            (y,) = self.add(node, old.dtype, "sum")
         if old.shape is None or len(old.shape) != 2:
             shape = ir.node("Shape", [x], name=f"{self.name}.shape")
             (target,) = self.add(shape, ir.DataType.INT64, "shape")

@@ -174,7 +174,7 @@ def run(
 
 @app.command()
 def verify(
-    model: Model,
+    model: Source,
     artifact: Annotated[Path | None, typer.Argument(metavar="[ART]", help="Default: compile MODEL first.")] = None,
     inputs: Inputs = None,
     tolerance: Annotated[float | None, typer.Option(min=0, help="Default: by the model's narrowest float.")] = None,
@@ -182,7 +182,8 @@ def verify(
     architecture: Architecture = None,
     as_json: Json = False,
 ) -> None:
-    """Compare an artifact with onnxruntime on the original model. Exit code 1 when an output differs."""
+    """Compare an artifact with onnxruntime on the original model, or on a folder's with the reference interpreter. Exit
+    code 1 when an output differs."""
     from rich.text import Text
 
     from moec.common import array_files

@@ -13,6 +13,7 @@ import pytest
 import moec
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.folder import import_folder, is_folder
+from moec.tools.verify import verify
 from tests.frontend.huggingface.models import agree, blocks, change_config, mixtral, rounded, saved, torch
 
 
@@ -55,7 +56,13 @@ def test_a_folder_is_compiled(whole: pathlib.Path) -> None:
     compiled = moec.compile(whole)
     agree(compiled, mixtral())
     assert blocks(compiled) == [(4, 2), (4, 2)]
-    assert [spec["name"] for spec in compiled.describe()["inputs"]] == ["input_ids"]
+    assert [(spec["name"], spec["shape"]) for spec in compiled.describe()["inputs"]] == [
+        ("input_ids", ["batch", "length"])
+    ]
+    verification = verify(whole, compiled)
+    assert verification.matches
+    assert verification.failures == []
+    assert any("reads no folders" in note for note in verification.notes)
 
 
 def test_shards_in_bfloat16_with_a_shared_embedding_are_computed_with_in_float32(sharded: pathlib.Path) -> None:

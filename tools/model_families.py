@@ -105,6 +105,8 @@ def tiny_config(kind: type) -> Any:
     """A small configuration of this class, with more than one expert."""
     known = kind().to_dict()
     chosen = {name: value for name, value in SIZES.items() if name in known}
+    if "kv_lora_rank" in known:  # latent attention has as many heads of keys as of queries
+        chosen["num_key_value_heads"] = SIZES["num_attention_heads"]
     return kind(**{**chosen, **OWN_SIZES.get(kind.model_type, {})})  # type: ignore[attr-defined]
 
 

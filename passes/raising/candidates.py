@@ -46,7 +46,7 @@ def candidate_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> I
     Where y is the sum of a value computed without the logits and of something else, the region without that comes
     before the region with it."""
     given = dataflow.determined_by([logits])
-    for y in itertools.islice(dataflow.post_dominators([logits]), MOST_DOMINATORS):
+    for y in itertools.islice(dataflow.post_dominators([logits], given), MOST_DOMINATORS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
         block = next(_regions(dataflow, anchor, logits, y, given), None)

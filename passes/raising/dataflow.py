@@ -183,21 +183,39 @@ class DataFlow:
                     yield node
                     pending = list(node.outputs)
 
-    def post_dominators(self, values: Iterable[ir.Value]) -> Iterator[ir.Value]:
-        """The post-dominators of ``values``: what everything computed from them passes through, nearest first."""
+    def post_dominators(
+        self, values: Iterable[ir.Value], given: frozenset[ir.Value] = frozenset()
+    ) -> Iterator[ir.Value]:
+        """The post-dominators of ``values``: what everything computed from them passes through, nearest first. What
+        ``given`` values are returned as, or are read for that leads to such alone, is beside the way."""
         reached = list(values)
-        alive_until = max((self._last_data_use(value) for value in reached), default=-1)
+        beside = given.difference(self._on_the_way(given), reached)
+        alive_until = max((self._last_data_use(value, beside) for value in reached), default=-1)
         for node in self.readers(reached):
+            if not beside.isdisjoint(node.outputs):
+                continue
             position = self.order[node]
             if len(node.outputs) == 1 and alive_until <= position:
                 yield node.outputs[0]
             for value in node.outputs:
-                last_use = float("inf") if value in self.outputs else self._last_data_use(value)
-                alive_until = max(alive_until, last_use)
+                returned = value in self.outputs and value not in given
+                alive_until = max(alive_until, float("inf") if returned else self._last_data_use(value, beside))
 
-    def _last_data_use(self, value: ir.Value) -> float:
-        """Position of the last node that uses the data of ``value``; bodies of If and Loop come after everything."""
-        readers = (node for node in value.consumers() if node.op_type != "Shape")
+    def _on_the_way(self, given: frozenset[ir.Value]) -> set[ir.Value]:
+        """All outputs of the producers of those of ``given`` that something beyond ``given`` is computed from."""
+        found: set[ir.Value] = set()
+        pending = [v for v in given if any(n.op_type != "Shape" and given.isdisjoint(n.outputs) for n in v.consumers())]
+        while pending:
+            node = pending.pop().producer()
+            if node is not None and node.outputs[0] not in found:
+                found.update(node.outputs)
+                pending.extend(value for value in node.inputs if value in given)
+        return found
+
+    def _last_data_use(self, value: ir.Value, beside: frozenset[ir.Value]) -> float:
+        """Position of the last node that uses the data of ``value``, but for those that make what is ``beside``; bodies
+        of If and Loop come after everything."""
+        readers = (n for n in value.consumers() if n.op_type != "Shape" and beside.isdisjoint(n.outputs))
         return max((self.order.get(node, float("inf")) for node in readers), default=-1)
 
     def dominators(self, value: ir.Value, given: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:

@@ -12,7 +12,6 @@ from .exports import EXPORTERS, NotExportedError, verdict_of
 from .formulations import FORMULATIONS
 
 GAPS = {
-    "balancing loss returned",
     "copy experts",
     "expert choice",
     "experts of different sizes",
@@ -28,7 +27,6 @@ GAPS = {
     "sort and split",
     "switch dropped tokens in a dense mixture",
     "threshold",
-    "weights returned",
 }
 """Formulations that the dialect can say and that are not raised. Who closes a gap takes it out of here."""
 

@@ -50,3 +50,18 @@ def test_walks_from_a_value_find_what_a_walk_over_all_nodes_finds(model):
         assert {value for value in values if dataflow.depends(value, source)} == reached
         readers = [node for node in nodes if node.op_type != "Shape" and reached.intersection(node.inputs)]
         assert list(dataflow.readers([source])) == readers
+
+
+@pytest.mark.parametrize("returned", ["weights", "something of the weights", "something of y"])
+def test_what_a_router_returns_leads_past_the_block(build, texts, raise_and_compare, returned):
+    """Only what experts make has to pass through y."""
+    model = build(texts["loop"])
+    source = next(v for v in _values(model.graph) if v.name == ("y_2" if returned == "something of y" else "w"))
+    if returned != "weights":
+        node = ir.node("Exp", [source])
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "more", source.type, source.shape
+        model.graph.append(node)
+        source = node.outputs[0]
+    model.graph.outputs.append(source)
+    raised = [node.op_type for node in raise_and_compare(model)]
+    assert raised == ([] if returned == "something of y" else ["Route", "Experts"])

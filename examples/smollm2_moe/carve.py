@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 Array = np.ndarray[Any, Any]
 
-LENGTH, ROWS, CALIBRATED, JUDGED = 128, 16, 128, 64
+LENGTH, ROWS, CALIBRATED, JUDGED = 128, 8, 64, 16
 """Tokens of a row, rows of a batch, rows that carving looks at, and rows of a text to judge by."""
 FIRING = 10  # hidden units that fire for a token: those of the largest magnitudes
 ROUNDS = 8  # of clustering, at most

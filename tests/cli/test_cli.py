@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import onnx
@@ -67,11 +66,13 @@ def folder(tmp_path_factory):
 
 def test_help_is_quick():
     moec("--help")  # warm the file cache
-    start = time.perf_counter()
+    start = os.times()
     done = moec("--help")
     assert done.returncode == 0
     assert "compile" in done.stdout
-    assert time.perf_counter() - start < 1.0  # 0.3 s when nothing else runs
+    end = os.times()
+    spent = end.children_user + end.children_system - start.children_user - start.children_system
+    assert spent < 0.7  # of the processor, whatever else runs; 0.25 s where nothing does
 
 
 def test_help_imports_nothing_heavy():

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.interpreter import evaluate
 from moec.ir.movement import MOVEMENTS
+from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WeightRun, weight_runs
 from moec.passes.graph.edits import is_op
 
@@ -109,7 +110,13 @@ class DataFlow:
         and one-hot tables do."""
         if self.stored(value) is not None:
             return False
-        flat = self.array(value).reshape(-1)
+        if isinstance(value.const_value, ExpertStack) and not self._is_mask(value.const_value.expert(0)):
+            return False  # one expert says so: a stack that computes itself would compute all of them
+        return self._is_mask(self.array(value))
+
+    @staticmethod
+    def _is_mask(array: Array) -> bool:
+        flat = array.reshape(-1)
         if flat.size == 0 or np.unique(flat[:64]).size > 2:
             return False
         is_first = flat == flat[0]

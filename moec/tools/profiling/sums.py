@@ -125,10 +125,8 @@ class ExpertsSums:
         self._pairs = np.zeros((experts, experts), np.int64)
         self._following: Array | None = None
         self._rows, self._sample = [KeptRows(ROWS) for _ in range(experts)], KeptRows(8 * ROWS)
-        self._seen, self._stored = (
-            [_Seen() for _ in range(experts)],
-            StoredRows(folder / f"{name}.x", self.weights.inner),
-        )
+        self._seen = [_Seen() for _ in range(experts)]
+        self._stored = StoredRows(folder / f"{name}.x", self.weights.inner)
 
     def add(self, x: Array, gates: Array, ids: Array) -> Array:
         """Tokens [T,d], their weights and ids [T,k]; returns which experts [T,E] they go to. Raises OSError for a full
@@ -196,8 +194,9 @@ class ExpertsSums:
         sample, gates, kept_input = self._sample.arrays((self.weights.inner,), (self.weights.experts,), ())
         yield from (("sample", sample), ("sample_gates", gates))
         yield "sample_output", self._output(sample, gates, kept_input)
-        x, measured = self._stored.read(), []
-        for expert, found in enumerate(run(lambda expert: self._measured(x, expert, forms), range(len(self._count)))):
+        x, prior, measured = self._stored.read(), self._weighted(*_prior(sample, gates)), []
+        every = run(lambda expert: self._measured(x, expert, prior, forms), range(len(self._count)))
+        for expert, found in enumerate(every):
             self._check(expert, found)
             rows, row_gates = self.rows(expert)
             yield from ((f"rows/{expert}", rows), (f"row_gates/{expert}", row_gates))
@@ -220,21 +219,19 @@ class ExpertsSums:
             where = f"node {node_name(self._node)}: expert {expert}"
             raise MoecError(f"{where}: sums over what it reads or gives are not finite; expected data of usual sizes")
 
-    def _measured(self, x: Array, expert: int, forms: Sequence[WeightFormat]) -> _Expert:
-        """What needs products; ``x``: the stored tokens."""
+    def _measured(self, x: Array, expert: int, prior: tuple[Array, Array], forms: Sequence[WeightFormat]) -> _Expert:
+        """What needs products; ``x``: the stored tokens; ``prior``: rows that stand for those of any expert."""
         weights = ExpertWeights(self._node)  # of the calling thread alone: it keeps what was read last
         own: dict[Part, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
         found = self._summed(weights, expert, x, own)
-        inputs, others = (_weighted(weights, pair) for pair in (self.rows(expert), self._prior_rows()))
-        found.energy, found.errors, found.prior_errors = expert_errors(weights, expert, inputs, others, own, forms)
+        inputs = self._weighted(*self.rows(expert))
+        found.energy, found.errors, found.prior_errors = expert_errors(weights, expert, inputs, prior, own, forms)
         release_pages()
         return found
 
-    def _prior_rows(self) -> tuple[Array, Array]:
-        """A few tokens [n,d] of the layer, and the mean weight of its calls for each [n]."""
-        sample, gates, _ = self._sample.arrays((self.weights.inner,), (self.weights.experts,), ())
-        rows = evenly(sample, PRIOR_ROWS)
-        return rows, np.full(len(rows), mean_weight(gates), np.float32)
+    def _weighted(self, rows: Array, gates: Array) -> tuple[Array, Array]:
+        """Rows [n,d] as an expert reads them, and the weights [n] of what it makes of them."""
+        return (rows * gates[:, None], np.ones_like(gates)) if self.weights.spec.weight_on_input else (rows, gates)
 
     def _summed(self, weights: ExpertWeights, expert: int, x: Array, own: dict[Part, Array]) -> _Expert:
         places, all_gates, all_shares = self._seen[expert].arrays()
@@ -265,10 +262,8 @@ class ExpertsSums:
         for expert in range(self.weights.experts):
             (tokens,) = np.nonzero(gates[:, expert])
             if len(tokens):
-                rows, own = x[tokens], gates[tokens, expert, None]
-                if self.weights.spec.weight_on_input:
-                    rows, own = rows * own, np.ones_like(own)
-                output[tokens] += own * expert_output(self.weights, expert, rows)[1]
+                rows, own = self._weighted(x[tokens], gates[tokens, expert])
+                output[tokens] += own[:, None] * expert_output(self.weights, expert, rows)[1]
                 release_pages()
         if kept_input.any():
             output += kept_input[:, None] * x
@@ -313,10 +308,10 @@ class InputSums:
         return found
 
 
-def _weighted(weights: ExpertWeights, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Rows as an expert reads them, and the weights of what it makes of them."""
-    rows, gates = inputs
-    return (rows * gates[:, None], np.ones_like(gates)) if weights.spec.weight_on_input else inputs
+def _prior(sample: Array, gates: Array) -> tuple[Array, Array]:
+    """A few tokens [n,d] of the layer's sample, and the mean weight of its calls for each [n]."""
+    rows = evenly(sample, PRIOR_ROWS)
+    return rows, np.full(len(rows), mean_weight(gates), np.float32)
 
 
 def _shares(gates: Array) -> Array:

@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import sympy
 
+from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import add_constant, constant, fresh_name, is_op, replace_by_tensors, replace_value
+from moec.passes.graph.edits import constant, fresh_name, is_op, replace_by_tensors, replace_value
 from moec.passes.shapes.inference import Names, allows_zero, annotate
 from moec.passes.shapes.symbolic import SymbolicValues, shape_of
 

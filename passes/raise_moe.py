@@ -16,7 +16,7 @@ from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report, Unraised
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, is_contraction, width
-from moec.passes.raising.candidates import candidate_blocks, find_logits
+from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
@@ -31,7 +31,6 @@ from moec.passes.raising.search import Match, find_match
 from moec.passes.raising.unraised import resemblances, why_no_candidate
 from moec.passes.raising.weights import Arrangement, arrangements, with_factor
 
-SELECTIONS = ("TopK", "ArgMax")
 MOST_CANDIDATES = 3
 Known = dict[Hashable, tuple[Structure, Match]]
 """Blocks that were understood by the key of their structure."""

@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect
+from moec.ir.graphs import add_constant
 from moec.ir.names import node_name
 from moec.ir.weights.stored import StoredWeight, constant, weight_inputs
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.sampled_layer import SampledLayer, sampled_layer
 from moec.passes.weights.store import scale_experts
 from moec.profile import Profile

@@ -1,10 +1,19 @@
-"""Graphs that hold graphs (the bodies of If, Loop and Scan)."""
+"""Graphs that hold graphs (the bodies of If, Loop and Scan), and constants of graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import onnx_ir as ir
+
+
+def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """A new initializer. ``name`` must be new in the graph."""
+    tensor.name = name
+    shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:

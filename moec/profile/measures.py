@@ -65,8 +65,8 @@ def mean_weight(gates: Array) -> float:
 
 
 def evenly(rows: Array, most: int) -> Array:
-    """So many of the rows [n,...], or all."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+    """So many of the rows [n,...], evenly spaced; all, as they are, where there are no more."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import TypeGuard
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.graphs import add_constant
+
 
 def is_op(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
     """Whether this is a node of the ONNX domain with one of these operators."""
@@ -19,15 +21,6 @@ def constant(value: ir.Value | None, limit: int = 1024) -> np.ndarray | None:
     if value is None or value.const_value is None or value.is_graph_input() or value.const_value.size > limit:
         return None
     return value.const_value.numpy()
-
-
-def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-    """A new initializer. ``name`` must be new in the graph."""
-    tensor.name = name
-    shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
-    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def replace_by_tensors(node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:

@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.dialect import LinearSpec
+from moec.ir.graphs import add_constant
 from moec.ir.weights.stored import constant
-from moec.passes.graph.edits import add_constant, fresh_name, is_op, remove_unused
+from moec.passes.graph.edits import fresh_name, is_op, remove_unused
 
 Array = np.ndarray[Any, Any]
 _KEEP_ORDER = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")

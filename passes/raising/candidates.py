@@ -18,6 +18,8 @@ from moec.passes.raising.block import Block, is_contraction, shape_at, symbols_o
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.starts import starts
 
+SELECTIONS = frozenset({"ArgMax", "TopK"})
+"""Operators around which blocks are looked for."""
 MOST_DOMINATORS = 96
 """How far the search for a block's borders goes."""
 

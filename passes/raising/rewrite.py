@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect
+from moec.ir.graphs import add_constant
 from moec.ir.weights.stacks import ExpertStack
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
@@ -84,7 +85,7 @@ class _Writer:
         return self.add(node, dtype, f"{label}.cast")[0]
 
     def constant(self, array: np.ndarray, label: str) -> ir.Value:
-        return self._initializer(ir.tensor(array, name=f"{self.name}.{label}"))
+        return add_constant(self.graph, ir.tensor(array), f"{self.name}.{label}")
 
     def vector(self, value: ir.Value) -> ir.Value:
         """A constant with one number per expert as an initializer [E]."""
@@ -103,14 +104,8 @@ class _Writer:
             for constant in constants:
                 self.graph.register_initializer(constant)
             return self.add(node, tensor.dtype, label)[0]
-        return self._initializer(ExpertStack(f"{self.name}.{label}", tensor.dtype, tensor.shape, tensor.__getitem__))
-
-    def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(
-            name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
+        stack = ExpertStack(None, tensor.dtype, tensor.shape, tensor.__getitem__)
+        return add_constant(self.graph, stack, f"{self.name}.{label}")
 
     def finish(self, y: ir.Value) -> None:
         """Let y [T,d], and what the block starts from, take the place of the block's output, in the shape that has."""

@@ -12,16 +12,15 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
+from moec.ir.dialect import is_moec
 from moec.ir.movement import MOVEMENTS
 from moec.ir.names import node_name
 from moec.passes.framework.base import Unraised
-from moec.passes.raising.block import CONTRACTIONS, width
-from moec.passes.raising.candidates import find_logits
+from moec.passes.raising.block import is_contraction, width
+from moec.passes.raising.candidates import SELECTIONS, find_logits
 from moec.passes.raising.dataflow import DataFlow, follow_data
 
-PRODUCTS = CONTRACTIONS | {"Conv"}
 SCORES = frozenset({"Relu", "Sigmoid", "Softmax"})
-SELECTIONS = frozenset({"ArgMax", "TopK"})
 MEETINGS = frozenset({"Einsum", "Gemm", "MatMul", "Mul"})
 MOST_NODES = 4096
 """How far a search for products goes."""
@@ -33,7 +32,7 @@ MOST_STEPS = 64
 
 def has_weight(dataflow: DataFlow, node: ir.Node) -> bool:
     """Whether a node multiplies data with constant weights: a matrix, or several."""
-    if node.op_type not in PRODUCTS:
+    if not is_contraction(node):
         return False
     return any(len(_matrix(dataflow, operand)) >= 2 for operand in node.inputs[:2] if operand is not None)
 
@@ -48,7 +47,7 @@ def router_of(dataflow: DataFlow, scores: ir.Value) -> ir.Node | None:
     """The product of data with a constant matrix that scores come from; None where they come from something else."""
     for value in itertools.islice(dataflow.dominators(scores), MOST_STEPS):
         node = value.producer()
-        if node is not None and node.op_type in PRODUCTS:
+        if node is not None and is_contraction(node):
             return node if has_weight(dataflow, node) else None
     return None
 
@@ -133,7 +132,7 @@ def _weighed(dataflow: DataFlow, scores: ir.Value, E: int, before: set[ir.Node],
     while pending and len(seen) < MOST_NODES:
         value = pending.pop()
         for node in value.consumers():
-            if node.op_type in SELECTIONS or node.domain == "moec":
+            if node.op_type in SELECTIONS or is_moec(node):
                 return False
             others = [v for v in node.inputs if v is not None and v not in seen and not dataflow.constant(v)]
             data = [v for v in others if not _comes_from(v, scores, before)]
@@ -152,7 +151,7 @@ def _weighed(dataflow: DataFlow, scores: ir.Value, E: int, before: set[ir.Node],
 def _comes_from(value: ir.Value, scores: ir.Value, before: set[ir.Node]) -> bool:
     """Whether a value is computed from the scores, or from what these come from, without any further product."""
     return not any(
-        node.op_type in PRODUCTS for node in _upstream(value) if node not in before and node is not scores.producer()
+        is_contraction(node) for node in _upstream(value) if node not in before and node is not scores.producer()
     )
 
 

@@ -13,13 +13,14 @@ from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, INPUTS, RouteSpec
 from moec.ir.expert_ids import other_user, routing_of, table_node
+from moec.ir.graphs import add_constant
 from moec.ir.names import node_name
 from moec.ir.origins import origins_of, set_origins
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Report
 from moec.passes.graph.columns import keep_columns
-from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.selection import Selection, select
 from moec.profile.keys import keep_experts, keep_layer
 

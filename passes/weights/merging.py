@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS
+from moec.ir.graphs import add_constant
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.stored import StoredWeight, constant, weight_inputs
-from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.hidden_units import HiddenUnits
 from moec.passes.weights.store import change_numbers, store
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.graphs import add_constant
 from moec.ir.weights.format import ELEMENTS, name_of
 from moec.ir.weights.stored import constant
-from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+from moec.passes.graph.edits import fresh_name, remove_unused
 
 Array = np.ndarray[Any, Any]
 

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect
+from moec.ir.graphs import add_constant
 from moec.ir.weights.stacks import ExpertStack, expert_data
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, weight_inputs
-from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+from moec.passes.graph.edits import fresh_name, remove_unused
 
 Array = np.ndarray[Any, Any]
 

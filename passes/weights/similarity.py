@@ -15,6 +15,7 @@ from moec.ir.weights.outputs import expert_output
 from moec.passes.graph.router_product import router_product
 from moec.passes.weights.expert_set import ExpertSet
 from moec.passes.weights.tiles import product
+from moec.profile.measures import evenly
 
 Array = np.ndarray[Any, Any]
 _MOST_OUTPUTS = 1 << 26
@@ -70,11 +71,6 @@ def matching_units(weights: ExpertWeights, experts: Sequence[int], tokens: Array
         )
         orders.append(_assigned(np.round(alike, _DECIMALS)))
     return orders
-
-
-def evenly(rows: Array, most: int) -> Array:
-    """At most so many of the rows."""
-    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
 def _of_units(weights: ExpertWeights, expert: int, rows: Array, size: int) -> tuple[Array, Array]:

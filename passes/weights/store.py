@@ -13,12 +13,13 @@ import onnx_ir as ir
 
 from moec.errors import MoecError
 from moec.ir.dialect import INPUTS, ProductSpec
+from moec.ir.graphs import add_constant
 from moec.ir.names import node_name
 from moec.ir.weights.encode import Encoded, Table, encode, group_count, scales_of
 from moec.ir.weights.format import WeightFormat, name_of
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
-from moec.passes.graph.edits import add_constant, fresh_name, remove_unused
+from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.kept import KeptExperts
 
 Array = np.ndarray[Any, Any]

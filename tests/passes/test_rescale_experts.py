@@ -14,10 +14,10 @@ import moec
 from moec.errors import MoecError
 from moec.ir import interpreter, semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of
+from moec.ir.graphs import add_constant
 from moec.ir.weights.experts import ExpertWeights
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
-from moec.passes.graph.edits import add_constant
 from moec.passes.weights.store import scale_experts
 from moec.profile import Profile
 from moec.profile.file import write_profile

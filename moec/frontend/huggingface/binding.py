@@ -16,6 +16,7 @@ from moec.errors import MoecError, UnsupportedError, one_line
 from moec.frontend.huggingface.placeholders import products_without_memory
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import Conversion, Weight
+from moec.ir.graphs import add_constant
 from moec.ir.weights.encode import Table
 from moec.ir.weights.stored import decoding_node
 
@@ -118,7 +119,7 @@ def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
     array = weight.data
     lookups = [user for user, index in value.uses() if user.op_type == "Gather" and not user.domain and index == 0]
     if array.dtype in _HALVES and lookups:
-        table = _constant(graph, f"{value.name}.table", array.tensor())
+        table = add_constant(graph, array.tensor(), f"{value.name}.table")
         for node in lookups:
             _cast_behind(graph, node, table, value.dtype)
     if not value.uses():
@@ -184,7 +185,7 @@ def _put_inputs_in_order(graph: ir.Graph, matrix: ir.Value, weight: Weight) -> N
     assert weight.order is not None
     for product, index in matrix.uses():
         _check_own_order(weight, fits=product.op_type == "MatMul" and not product.domain and index == 1)
-        order = _constant(graph, f"{product.outputs[0].name}.order", ir.Tensor(weight.order.astype(np.int64)))
+        order = add_constant(graph, ir.Tensor(weight.order.astype(np.int64)), f"{product.outputs[0].name}.order")
         pick = ir.node("Gather", [product.inputs[0], order], {"axis": -1})
         pick.outputs[0].name = f"{product.outputs[0].name}.in_order"
         graph.insert_before(product, pick)
@@ -201,19 +202,10 @@ def _turns(node: ir.Node) -> bool:
 
 def _decoded(graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType) -> ir.Value:
     tables: dict[Table, ir.Value] = {
-        table: _constant(graph, f"{name}.{table}", array.tensor()) for table, array in weight.tables.items()
+        table: add_constant(graph, array.tensor(), f"{name}.{table}") for table, array in weight.tables.items()
     }
     assert weight.form is not None
     node = decoding_node(weight.form, tables["data"], tables.get("scale"), tables.get("zero_point"), weight.axis, dtype)
     node.outputs[0].name = f"{name}.decoded"
     graph.insert_before(graph[0], node)
     return node.outputs[0]
-
-
-def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    tensor.name = name
-    value = ir.Value(
-        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, GateLayout
+from moec.ir.graphs import add_constant
 from moec.ir.semantics import activated
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def experts_model(module: Any, k: int, where: str) -> ir.Model:
     x, shares, ids = _value("x", "FLOAT", d), _value("weights", "FLOAT", k), _value("experts", "INT64", k)
     graph = ir.Graph([x, shares, ids], [], nodes=[], opset_imports={"": 24, dialect.DOMAIN: 1}, name="experts")
     operands = {name: _operand(graph, name, parameter.detach()) for name, parameter in weights.items()}
-    count, none = _constant(graph, "E", np.int64(E)), _constant(graph, "none", np.int64(-1))
+    count, none = (add_constant(graph, ir.tensor(np.int64(n)), name) for name, n in (("E", E), ("none", -1)))
     stored = _computed(graph, "stored", "Where", _computed(graph, "is_stored", "Less", ids, count), ids, none)
     dispatched = _computed(graph, "dispatched", "Cast", stored, to=ir.DataType.INT32)
     given = {"x": x, "weights": shares, "experts": dispatched}
@@ -68,18 +69,10 @@ def _value(name: str, dtype: str, size: int) -> ir.Value:
 
 
 def _operand(graph: ir.Graph, name: str, parameter: torch.Tensor) -> ir.Value:
-    value = _constant(graph, name, parameter)
+    value = add_constant(graph, ir.tensor(parameter), name)
     if value.dtype == ir.DataType.FLOAT:
         return value
     return _computed(graph, f"{name}_as_float", "Cast", value, to=ir.DataType.FLOAT)
-
-
-def _constant(graph: ir.Graph, name: str, numbers: Any) -> ir.Value:
-    tensor = ir.tensor(numbers, name=name)
-    shape = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _computed(graph: ir.Graph, name: str, op_type: str, *operands: ir.Value, **attributes: Any) -> ir.Value:

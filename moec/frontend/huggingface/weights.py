@@ -33,6 +33,11 @@ class LazyArray:
     read: Callable[[], Array]
     expert: Callable[[int], Array] | None = None
 
+    @staticmethod
+    def of(tensor: FileTensor) -> LazyArray:
+        """The tensor of a file, as it is."""
+        return LazyArray(tensor.dtype, tensor.shape, tensor.numpy)
+
     def entry(self, index: int) -> Array:
         """One entry of the first axis."""
         return self.expert(index) if self.expert is not None else self.read()[index]
@@ -72,7 +77,7 @@ class Weight:
     @staticmethod
     def of(tensor: FileTensor) -> Weight:
         """The tensor of a file, as it is."""
-        return Weight(tensor.where, {"data": LazyArray(tensor.dtype, tensor.shape, tensor.numpy)})
+        return Weight(tensor.where, {"data": LazyArray.of(tensor)})
 
     @property
     def data(self) -> LazyArray:

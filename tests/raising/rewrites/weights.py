@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -29,44 +30,52 @@ def _use_instead(old: ir.Value, new: ir.Value, but: ir.Node | None = None) -> No
             user.replace_input_with(place, new)
 
 
-@rewrite
-def stack_as_concat_of_experts(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
-    """Stacked weights [E,...] as a Concat of [1,...] or of unsqueezed [...]."""
-    chosen = some(random, _weights(model, 3))
+def _spell(
+    model: ir.Model,
+    random: np.random.Generator,
+    ranks: tuple[int, ...],
+    spelled: Callable[[Writer, np.ndarray], ir.Value],
+) -> ir.Model | None:
+    """Some constants of these ranks as what ``spelled`` writes of their numbers."""
+    chosen = some(random, _weights(model, *ranks))
     for value in chosen:
         array = array_of(value)
         assert array is not None
-        write = Writer(model, _first_user(model, [value]))
-        parts = [write.constant(part.copy()) for part in array]
-        _use_instead(value, write.op("Concat", *(write.op("Unsqueeze", part, ints(0)) for part in parts), axis=0))
+        _use_instead(value, spelled(Writer(model, _first_user(model, [value])), array))
     return model if chosen else None
+
+
+@rewrite
+def stack_as_concat_of_experts(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    """Stacked weights [E,...] as a Concat of [1,...] or of unsqueezed [...]."""
+
+    def spelled(write: Writer, array: np.ndarray) -> ir.Value:
+        parts = [write.constant(part.copy()) for part in array]
+        return write.op("Concat", *(write.op("Unsqueeze", part, ints(0)) for part in parts), axis=0)
+
+    return _spell(model, random, (3,), spelled)
 
 
 @rewrite
 def stack_as_rows_of_a_matrix(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """Stacked weights [E,a,b] stored as [E*a,b] and reshaped."""
-    chosen = some(random, _weights(model, 3))
-    for value in chosen:
-        array = array_of(value)
-        assert array is not None
-        write = Writer(model, _first_user(model, [value]))
-        stored = write.constant(array.reshape(-1, array.shape[2]))
-        _use_instead(value, write.op("Reshape", stored, ints(*array.shape)))
-    return model if chosen else None
+
+    def spelled(write: Writer, array: np.ndarray) -> ir.Value:
+        return write.op("Reshape", write.constant(array.reshape(-1, array.shape[2])), ints(*array.shape))
+
+    return _spell(model, random, (3,), spelled)
 
 
 @rewrite
 def stack_stored_otherwise(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """Stacked weights [E,a,b] stored with their axes in another order."""
-    chosen = some(random, _weights(model, 3))
-    for value in chosen:
-        array = array_of(value)
-        assert array is not None
-        write = Writer(model, _first_user(model, [value]))
+
+    def spelled(write: Writer, array: np.ndarray) -> ir.Value:
         order = [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)][random.integers(4)]
         stored = write.constant(np.ascontiguousarray(array.transpose(order)))
-        _use_instead(value, write.op("Transpose", stored, perm=[int(place) for place in np.argsort(order)]))
-    return model if chosen else None
+        return write.op("Transpose", stored, perm=[int(place) for place in np.argsort(order)])
+
+    return _spell(model, random, (3,), spelled)
 
 
 @rewrite
@@ -247,13 +256,7 @@ def gate_and_up_interleaved(model: ir.Model, random: np.random.Generator) -> ir.
 @rewrite
 def weights_scaled_and_back(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
     """Stored times four, multiplied by a quarter when used: what a scale for each tensor looks like."""
-    chosen = some(random, _weights(model, 2, 3))
-    for value in chosen:
-        array = array_of(value)
-        assert array is not None
-        write = Writer(model, _first_user(model, [value]))
-        _use_instead(value, write.op("Mul", write.constant(array * 4), 0.25))
-    return model if chosen else None
+    return _spell(model, random, (2, 3), lambda write, array: write.op("Mul", write.constant(array * 4), 0.25))
 
 
 @rewrite

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.frontend.huggingface.quantised import packing
@@ -22,8 +21,6 @@ from moec.frontend.huggingface.weights import Weight
 _BITS = 4
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where the number of each of eight outputs lies in its word."""
-_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
-_INT32 = (ir.DataType.INT32,)
 
 
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
@@ -37,9 +34,9 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
 
 
 def _weight(where: str, parts: Parts) -> Weight:
-    words = packing.part(parts, ".qweight", _INT32, 2)
-    scales = packing.part(parts, ".scales", _FLOATS, 2)
-    zeros = packing.part(parts, ".qzeros", _INT32, 2)
+    words = packing.part(parts, ".qweight", packing.INT32, 2)
+    scales = packing.part(parts, ".scales", packing.FLOATS, 2)
+    zeros = packing.part(parts, ".qzeros", packing.INT32, 2)
     shape = (words.shape[1] * 8, words.shape[0])
     packing.check_shape(scales, (scales.shape[0], shape[0]))
     packing.check_shape(zeros, (scales.shape[0], words.shape[1]))

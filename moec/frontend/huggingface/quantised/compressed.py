@@ -21,13 +21,11 @@ import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.quantised import fp8, packing
-from moec.frontend.huggingface.quantised.gptq import reordered
 from moec.frontend.huggingface.quantised.packing import Parts
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import LazyArray, Weight
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
-_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
 _PACKED, _SCALE, _ZERO, _SHAPE, _INDEX = (
     f".weight_{end}" for end in ("packed", "scale", "zero_point", "shape", "g_idx")
 )
@@ -57,8 +55,8 @@ def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
 
 
 def _packed(where: str, parts: Parts) -> Weight:
-    words = packing.part(parts, _PACKED, (ir.DataType.INT32,), 2)
-    scales = packing.part(parts, _SCALE, _FLOATS, 2)
+    words = packing.part(parts, _PACKED, packing.INT32, 2)
+    scales = packing.part(parts, _SCALE, packing.FLOATS, 2)
     found = packing.part(parts, _SHAPE, (ir.DataType.INT64, ir.DataType.INT32), 1).numpy().tolist()
     out, size = found if len(found) == 2 else (-1, -1)
     bits = next((bits for bits in packing.WHOLE if words.shape == (out, -(-size * bits // 32))), None)
@@ -68,7 +66,7 @@ def _packed(where: str, parts: Parts) -> Weight:
         )
     zeros = None
     if _ZERO in parts:
-        stored = packing.part(parts, _ZERO, (ir.DataType.INT32,), 2)
+        stored = packing.part(parts, _ZERO, packing.INT32, 2)
         packing.check_shape(stored, (-(-out * bits // 32), scales.shape[1]))
         zeros = functools.partial(_zeros, stored, bits, out)
     weight = packing.whole_numbers(
@@ -81,10 +79,7 @@ def _packed(where: str, parts: Parts) -> Weight:
     )
     if _INDEX not in parts:
         return weight
-    assert weight.form is not None
-    index = packing.part(parts, _INDEX, (ir.DataType.INT32, ir.DataType.INT64), 1)
-    order = packing.in_groups(where, index, (out, size), weight.form.group)
-    return weight if order is None else reordered(weight, order)
+    return packing.in_groups(weight, packing.part(parts, _INDEX, (ir.DataType.INT32, ir.DataType.INT64), 1))
 
 
 def _zeros(stored: FileTensor, bits: int, out: int) -> packing.Array:
@@ -98,12 +93,12 @@ def _plain(where: str, parts: Parts, block: tuple[int, int] | None) -> Weight:
         return fp8.weight_of(where, parts, _SCALE, block)
     numbers = packing.part(parts, ".weight", (ir.DataType.INT8,), 2)
     out = numbers.shape[0]
-    scale = _per_output(parts[_SCALE], out, _FLOATS)
+    scale = _per_output(parts[_SCALE], out, packing.FLOATS)
     zeros = None
     if _ZERO in parts:
         zero = _per_output(parts[_ZERO], out, (ir.DataType.INT8,))
         zeros = functools.partial(_unsigned, zero)
-    data = LazyArray(numbers.dtype, numbers.shape, numbers.numpy)
+    data = LazyArray.of(numbers)
     shape = (out, numbers.shape[1])
     return packing.whole_numbers(where, 8, shape, functools.partial(_unsigned, data), scale, zeros)
 

@@ -22,7 +22,7 @@ from moec.frontend.huggingface.weights import LazyArray, Weight
 from moec.ir.weights.format import WeightFormat
 
 _FP8 = (ir.DataType.FLOAT8E4M3FN,)
-_SCALES = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT16, ir.DataType.FLOAT8E8M0)
+_SCALES = (*packing.FLOATS, ir.DataType.FLOAT8E8M0)
 
 
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
@@ -70,7 +70,7 @@ def weight_of(where: str, parts: Parts, end: str, block: tuple[int, int] | None)
         )
     shape = (out, -(-size // group) if group else 1)
     scale = LazyArray(ir.DataType.FLOAT, shape, lambda: expand(scales.numpy().astype(np.float32)))
-    data = LazyArray(numbers.dtype, numbers.shape, numbers.numpy)
+    data = LazyArray.of(numbers)
     return Weight(where, {"data": data, "scale": scale}, WeightFormat("fp8", group))
 
 

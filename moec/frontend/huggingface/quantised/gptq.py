@@ -9,13 +9,11 @@ auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.frontend.huggingface.quantised import packing
@@ -23,8 +21,6 @@ from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import Weight
 
-_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
-_INT32 = (ir.DataType.INT32,)
 _FORMATS = {"gptq": 1, "gptq_v2": 0}
 """What is to be added to the zero points that are stored."""
 
@@ -37,7 +33,7 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
             f"{where}: GPTQ of {str(bits)[:20]} bits in the format {str(form)[:40]!r}; moec reads 4 and 8 bits in gptq "
             "and gptq_v2"
         )
-    zeros = [tensor for name, tensor in tensors.items() if name.endswith(".qzeros") and tensor.dtype in _INT32]
+    zeros = [tensor for name, tensor in tensors.items() if name.endswith(".qzeros") and tensor.dtype in packing.INT32]
     symmetric = all((_zeros(tensor, bits, _FORMATS[form]) == 2 ** (bits - 1)).all() for tensor in zeros)
     one = functools.partial(_weight, bits=bits, added=_FORMATS[form], symmetric=symmetric)
     return packing.decoded(tensors, ".qweight", (".qzeros", ".scales", ".g_idx"), one)
@@ -49,9 +45,9 @@ def _zeros(tensor: FileTensor, bits: int, added: int) -> Array:
 
 
 def _weight(where: str, parts: Parts, bits: int, added: int, symmetric: bool) -> Weight:
-    words = packing.part(parts, ".qweight", _INT32, 2)
-    scales = packing.part(parts, ".scales", _FLOATS, 2)
-    zeros = packing.part(parts, ".qzeros", _INT32, 2)
+    words = packing.part(parts, ".qweight", packing.INT32, 2)
+    scales = packing.part(parts, ".scales", packing.FLOATS, 2)
+    zeros = packing.part(parts, ".qzeros", packing.INT32, 2)
     shape = (words.shape[1], words.shape[0] * 32 // bits)
     packing.check_shape(scales, (scales.shape[0], shape[0]))
     packing.check_shape(zeros, (scales.shape[0], shape[0] * bits // 32))
@@ -65,12 +61,4 @@ def _weight(where: str, parts: Parts, bits: int, added: int, symmetric: bool) ->
     )
     if ".g_idx" not in parts:
         return weight
-    assert weight.form is not None
-    order = packing.in_groups(where, packing.part(parts, ".g_idx", _INT32, 1), shape, weight.form.group)
-    return weight if order is None else reordered(weight, order)
-
-
-def reordered(weight: Weight, order: Array) -> Weight:
-    """The weight [out,in] whose stored inputs lie in another order, brought into that in which groups are together."""
-    data = weight.data.mapped(lambda numbers: numbers[:, order], weight.data.dtype, weight.data.shape)
-    return dataclasses.replace(weight, tables={**weight.tables, "data": data}, order=order)
+    return packing.in_groups(weight, packing.part(parts, ".g_idx", packing.INT32, 1))

@@ -3,6 +3,7 @@ together by the ends of their names."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ WHOLE: dict[int, tuple[FormatName, Any, Any]] = {
     8: ("int8", np.int8, np.uint8),
 }
 """By bits: the format, and the types of its numbers without zero points and with."""
+FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
+INT32 = (ir.DataType.INT32,)
 Parts = dict[str, FileTensor]
 Decoder = Callable[[str, Parts], Weight]
 
@@ -112,7 +115,7 @@ def block_of(value: Any, key: str, where: str) -> tuple[int, int] | None:
 def scales_of(tensor: FileTensor, turned: bool = False) -> LazyArray:
     """Scales [out,groups] in float16, float32, or, for bfloat16, in float32, which has all of its numbers; ``turned``:
     the tensor is [groups,out]."""
-    array = LazyArray(tensor.dtype, tensor.shape, tensor.numpy)
+    array = LazyArray.of(tensor)
     if turned:
         array = array.mapped(np.transpose, tensor.dtype, tensor.shape[::-1])
     if tensor.dtype == ir.DataType.BFLOAT16:
@@ -125,17 +128,23 @@ def lazy(read: Callable[[], Array], dtype: Any, shape: tuple[int, ...]) -> LazyA
     return LazyArray(ir.DataType.from_numpy(np.dtype(dtype)), shape, read)
 
 
-def in_groups(where: str, index: FileTensor, shape: tuple[int, int], group: int) -> Array | None:
-    """The order of inputs in which groups lie side by side, for ``index`` [in], the group of each; None where they do.
+def in_groups(weight: Weight, index: FileTensor) -> Weight:
+    """The weight [out,in] with its stored inputs in the order in which groups lie side by side, for ``index`` [in], the
+    group of each; as it is where they do.
 
-    Raises UnsupportedError where groups differ in size.
+    Raises MoecError for an index of another size, UnsupportedError where groups differ in size.
     """
-    check_shape(index, (shape[1],))
+    assert weight.form is not None
+    size = weight.data.shape[1]
+    check_shape(index, (size,))
     found = index.numpy()
-    groups = np.arange(shape[1]) // (group or max(shape[1], 1))
+    groups = np.arange(size) // (weight.form.group or max(size, 1))
     if np.array_equal(found, groups):
-        return None
+        return weight
     order = np.argsort(found, kind="stable")
     if not np.array_equal(found[order], groups):
-        raise UnsupportedError(f"{where}: its groups (g_idx) are of different sizes, and moec has equal ones alone")
-    return order
+        raise UnsupportedError(
+            f"{weight.where}: its groups (g_idx) are of different sizes, and moec has equal ones alone"
+        )
+    data = weight.data.mapped(lambda numbers: numbers[:, order], weight.data.dtype, weight.data.shape)
+    return dataclasses.replace(weight, tables={**weight.tables, "data": data}, order=order)

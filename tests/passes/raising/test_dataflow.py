@@ -1,8 +1,10 @@
 """Data flow of a graph: kept up to date while blocks are replaced, and answered without reading the whole graph."""
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.ir.weights.stacks import ExpertStack
 from moec.passes import raise_moe
 from moec.passes.framework.base import Report
 from moec.passes.raising.dataflow import DataFlow
@@ -65,3 +67,30 @@ def test_what_a_router_returns_leads_past_the_block(build, texts, raise_and_comp
     model.graph.outputs.append(source)
     raised = [node.op_type for node in raise_and_compare(model)]
     assert raised == ([] if returned == "something of y" else ["Route", "Experts"])
+
+
+@pytest.mark.parametrize(
+    "numbers, mask, made",
+    [
+        ("random", False, [0]),
+        ("zeros", True, [0, 0, 1, 2]),
+        ("one of them random", False, [0, 0, 1, 2]),
+        ("zeros and minus infinity", True, [0, 0, 1, 2]),
+        ("one number each, but not of all", False, [0, 0, 1, 2]),
+    ],
+)
+def test_one_expert_of_a_stack_tells_that_it_holds_no_mask(build, texts, normal, numbers, mask, made):
+    stack = np.zeros((3, 2, 5), np.float32)
+    if numbers == "random":
+        stack = normal(3, 2, 5)
+    elif numbers == "one of them random":
+        stack[1] = normal(2, 5)
+    elif numbers == "zeros and minus infinity":
+        stack[:, 0] = -np.inf
+    elif numbers == "one number each, but not of all":
+        stack[0], stack[1:] = 1, 2
+    read = []
+    tensor = ExpertStack("s", ir.DataType.FLOAT, stack.shape, lambda expert: read.append(expert) or stack[expert])
+    value = ir.Value(name="s", const_value=tensor)
+    assert DataFlow(build(texts["loop"]).graph).is_mask(value) is mask
+    assert read == made

@@ -109,7 +109,12 @@ class Manifest:
 def print_manifest(manifest: Manifest) -> str:
     """The text of ``manifest.json``; :func:`parse_manifest` reads it back."""
     content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
-    return json.dumps({**content, "digest": _digest(content)}, indent=1)
+    return json.dumps({**content, "digest": digest_of(manifest)}, indent=1)
+
+
+def digest_of(manifest: Manifest) -> str:
+    """The digest that ``manifest.json`` holds; it follows from the checksums of all files of the artifact, too."""
+    return _digest({"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:

@@ -15,6 +15,7 @@ from moec.runtime.device import Device
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor, Watch
 from moec.runtime.machine import check_threads
+from moec.runtime.manifest import digest_of
 from moec.runtime.pages import Pages
 from moec.runtime.tuning import read_tuned
 from moec.runtime.writer import copy_artifact
@@ -86,6 +87,11 @@ class CompiledModel:
     def guards(self) -> list[str]:
         """Conditions on the named sizes of the inputs, outside of which :meth:`run` refuses to run."""
         return self._artifact.manifest.guards
+
+    @property
+    def digest(self) -> str:
+        """What tells the artifact from all others, wherever it lies: SHA-256 of its manifest, as hexadecimal digits."""
+        return digest_of(self._artifact.manifest)
 
     @property
     def gpu(self) -> str | None:

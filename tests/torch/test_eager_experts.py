@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import gc
+import importlib
 import weakref
 from typing import Any
 
@@ -19,6 +20,8 @@ torch = pytest.importorskip("torch", reason='needs the extra "torch": pip instal
 transformers = pytest.importorskip(
     "transformers", minversion="5.0", reason='needs the extra "torch": pip install "moec[torch]"'
 )
+
+eager_experts = importlib.import_module("moec.torch.eager_experts")
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -156,7 +159,7 @@ def test_a_compiled_layer_goes_with_its_module(mixtral: Any) -> None:
     model = copy.deepcopy(mixtral)
     moec.torch.experts(model)
     logits(model)
-    compiled = weakref.ref(moec.torch._layers[layer_of(model)].model)
+    compiled = weakref.ref(eager_experts._layers[layer_of(model)].model)
     assert compiled() is not None
     del model
     gc.collect()
@@ -171,7 +174,7 @@ def test_layers_have_the_threads_of_pytorch(mixtral: Any) -> None:
         logits(model)
     finally:
         torch.set_num_threads(before)
-    assert moec.torch._layers[layer_of(model)].model.threads == 1
+    assert eager_experts._layers[layer_of(model)].model.threads == 1
 
 
 def test_compiling_the_whole_model_leaves_the_choice_as_it_is(mixtral: Any) -> None:

@@ -1,0 +1,139 @@
+"""A compiled model as an operator of PyTorch: ``torch.ops.moec.run(inputs, digest)``.
+
+Programs that hold the operator name the model by the digest of its manifest, which is the same wherever the artifact
+lies. Whoever runs such a program in another process loads the artifact there first, by ``as_module(moec.load(...))``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moec.common.dtypes import is_extension
+from moec.common.guards import parse_size, size_names
+from moec.errors import InputError, MoecError
+
+if TYPE_CHECKING:
+    from moec.common.specs import TensorSpec
+    from moec.runtime.model import CompiledModel
+
+_library = torch.library.Library("moec", "DEF")
+_library.define("run(Tensor[] inputs, str digest) -> Tensor[]")
+
+_models: dict[str, weakref.WeakSet[CompiledModel]] = {}
+"""By their digest; models of one digest compute the same."""
+
+
+class CompiledModule(torch.nn.Module):
+    """A compiled model as a module without parameters. Made by :func:`as_module`."""
+
+    def __init__(self, model: CompiledModel) -> None:
+        super().__init__()
+        self.model = model
+        self._digest = model.digest
+        self._inputs = [spec.name for spec in model.inputs]
+        self._outputs = [spec.name for spec in model.outputs]
+        _models.setdefault(self._digest, weakref.WeakSet()).add(model)
+
+    def forward(self, *arguments: torch.Tensor, **named: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = {**dict(zip(self._inputs, arguments, strict=False)), **named}
+        if len(values) != len(arguments) + len(named) or values.keys() != set(self._inputs):
+            raise InputError(
+                f"{len(arguments)} inputs by position and {', '.join(named) or 'none'} by name; "
+                f"expected each of {', '.join(self._inputs)} once"
+            )
+        results = torch.ops.moec.run([values[name] for name in self._inputs], self._digest)
+        return dict(zip(self._outputs, results, strict=True))
+
+    def extra_repr(self) -> str:
+        return f"{', '.join(map(str, self.model.inputs))} -> {', '.join(map(str, self.model.outputs))}"
+
+
+def as_module(model: CompiledModel) -> CompiledModule:
+    """The model as a ``torch.nn.Module``: tensors in, by position or name, and a dict of tensors by name out.
+
+    Contiguous, 16-byte aligned inputs in the processor's memory are not copied, others are; outputs are memory of the
+    caller. It runs in eager PyTorch, ``torch.compile`` and ``torch.export``, with sizes as dynamic as the model's, and
+    raises what ``model.run`` raises. Gradients are refused by an InputError.
+
+    The model lives as long as the module; a program that was exported of the module needs it alive.
+    """
+    return CompiledModule(model)
+
+
+def _model(digest: str) -> CompiledModel:
+    model = next(iter(_models.get(digest, ())), None)
+    if model is None:
+        raise MoecError(
+            f"the compiled model {digest[:12]} that this program calls is not loaded: keep the module that "
+            "moec.torch.as_module(moec.load(PATH)) makes of its artifact while the program runs"
+        )
+    return model
+
+
+def _run(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
+    model = _model(digest)
+    tensors = [tensor.detach().resolve_conj().resolve_neg().contiguous() for tensor in inputs]
+    outputs = model.run({spec.name: tensor for spec, tensor in zip(model.inputs, tensors, strict=True)})
+    return [tensor_of(value) for value in outputs.values()]
+
+
+def tensor_of(value: Any) -> torch.Tensor:
+    """A tensor over the memory of what a model returned."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if is_extension(value.dtype):
+        dtype = getattr(torch, value.dtype.name)
+        return torch.from_numpy(value.view(f"u{value.itemsize}")).view(dtype)
+    return torch.from_numpy(value)
+
+
+def _run_for_gradients(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
+    """What is called where PyTorch records for gradients: it hands on what needs none."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        raise InputError(
+            "gradients are wanted, and a compiled model computes inference only: call it under torch.no_grad(), or "
+            "with inputs that are .detach()-ed"
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.moec.run(inputs, digest)
+
+
+def _shapes(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
+    """Empty results, by the sizes of the inputs, which may be symbols. Sizes that follow from data are symbols, too."""
+    model = _model(digest)
+    sizes: dict[str, Any] = {}
+    for spec, tensor in zip(model.inputs, inputs, strict=True):
+        _bind(spec, tensor, sizes)
+    device = next((tensor.device for tensor in inputs if tensor.device.type != "cpu"), torch.device("cpu"))
+    return [
+        torch.empty([_size(size, sizes) for size in spec.shape], dtype=getattr(torch, spec.dtype), device=device)
+        for spec in model.outputs
+    ]
+
+
+def _bind(spec: TensorSpec, tensor: torch.Tensor, sizes: dict[str, Any]) -> None:
+    """Take the named sizes of an input into ``sizes``; Raises InputError for another type or rank."""
+    if tensor.dtype != getattr(torch, spec.dtype) or tensor.dim() != len(spec.shape):
+        raise InputError(f"input {spec.name!r} is {tensor.dtype} of rank {tensor.dim()}; expected {spec}")
+    for found, size in zip(tensor.shape, spec.shape, strict=True):
+        if isinstance(size, int):
+            torch._check(found == size)
+        elif size_names(size) == (size,):
+            torch._check(sizes.setdefault(size, found) == found)
+
+
+def _size(size: int | str, sizes: Mapping[str, Any]) -> Any:
+    if isinstance(size, int):
+        return size
+    if sizes.keys() >= set(size_names(size)):
+        return parse_size(size)(sizes)
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+_library.impl("run", _run, "CompositeExplicitAutograd")
+_library.impl("run", _run_for_gradients, "Autograd")
+torch.library.register_fake("moec::run", _shapes, lib=_library)

@@ -1,0 +1,163 @@
+"""Compiled models as operators of PyTorch: eager, exported, compiled again."""
+
+from __future__ import annotations
+
+import gc
+import io
+from typing import Any
+
+import onnx
+import pytest
+
+import moec
+from moec.errors import InputError, MoecError
+
+torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
+
+TEXT = """<ir_version: 10, opset_import: ["" : 24]>
+    g (float[N,4] x, float[N,4] z) => (float[N,4] sum, float[M,4] both)
+    { sum = Add (x, z)  both = Concat <axis = 0> (x, z) }"""
+"""The second result has twice as many rows."""
+
+
+def compiled(text: str) -> moec.CompiledModel:
+    return moec.compile(onnx.parser.parse_model(text), threads=1)
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    return moec.torch.as_module(compiled(TEXT))
+
+
+def inputs(N: int) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(N)
+    return torch.randn(N, 4, generator=generator), torch.randn(N, 4, generator=generator)
+
+
+def check(found: dict[str, Any], x: Any, z: Any) -> None:
+    assert torch.equal(found["sum"], x + z)
+    assert torch.equal(found["both"], torch.cat([x, z]))
+
+
+@pytest.mark.parametrize("N", [0, 1, 5])
+def test_tensors_in_tensors_out(module: Any, N: int) -> None:
+    x, z = inputs(N)
+    check(module(x, z=z), x, z)
+
+
+def test_views_are_read_as_what_they_show(module: Any) -> None:
+    x, z = inputs(5)
+    negated = torch.view_as_complex(torch.randn(5, 4, 2)).conj().imag
+    assert negated.is_neg()
+    check(module(negated, z.t().contiguous().t()), negated, z)
+    check(
+        module(torch.cat([z, x]).flatten()[3:23].view(5, 4), x[:1].expand(5, 4)),
+        torch.cat([z, x]).flatten()[3:23].view(5, 4),
+        x[:1].expand(5, 4),
+    )
+
+
+def test_contiguous_inputs_are_not_copied() -> None:
+    """What is read in place is seen to change while the operator waits for nothing: the runtime gets its address."""
+    module = moec.torch.as_module(compiled(TEXT))
+    seen: list[int] = []
+    run = module.model._executor._program
+
+    def watched(tensors: Any, weights: Any) -> Any:
+        seen.extend(tensor.data_ptr() for tensor in tensors)
+        return run(tensors, weights)
+
+    module.model._executor._program = watched
+    x, z = inputs(5)
+    module(x, z)
+    assert seen == [x.data_ptr(), z.data_ptr()]
+
+
+def test_results_of_16_bits_keep_their_type() -> None:
+    text = '<ir_version: 10, opset_import: ["" : 24]> g (bfloat16[N] x) => (bfloat16[N] y) { y = Add (x, x) }'
+    x = torch.arange(5, dtype=torch.bfloat16)
+    (y,) = moec.torch.as_module(compiled(text))(x).values()
+    assert torch.equal(y, x + x)
+
+
+def test_an_exported_program_runs_for_all_sizes(module: Any) -> None:
+    dynamic = torch.export.Dim.DYNAMIC
+    wrapped = Doubled(module)
+    program = torch.export.export(wrapped, inputs(3), dynamic_shapes=({0: dynamic}, {0: dynamic}))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    loaded = torch.export.load(buffer).module()
+    for N in (2, 3, 9):
+        x, z = inputs(N)
+        check(loaded(x, z), 2 * x, z)
+
+
+class Doubled(torch.nn.Module):
+    """The module between other operators."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.inner = module
+
+    def forward(self, x: Any, z: Any) -> dict[str, Any]:
+        return self.inner(2 * x, z)
+
+
+def test_torch_compile_keeps_it_in_one_graph(module: Any) -> None:
+    torch._dynamo.reset()
+    again = torch.compile(Doubled(module), backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for N in (2, 3, 9):
+            x, z = inputs(N)
+            check(again(x, z), 2 * x, z)
+
+
+def test_pytorch_finds_no_fault_with_the_operator(module: Any) -> None:
+    torch.library.opcheck(torch.ops.moec.run.default, (list(inputs(3)), module.model.digest))
+
+
+def test_gradients_are_refused(module: Any) -> None:
+    x, z = inputs(3)
+    x.requires_grad_()
+    with pytest.raises(InputError, match=r"^gradients are wanted, and a compiled model computes inference only: "):
+        module(x, z)
+    with torch.no_grad():
+        check(module(x, z), x, z)
+    with torch.inference_mode():
+        check(module(*inputs(4)), *inputs(4))
+
+
+def test_a_model_that_is_gone_is_missed() -> None:
+    module = moec.torch.as_module(compiled(TEXT.replace("Add", "Sub")))
+    digest = module.model.digest
+    del module
+    gc.collect()
+    with pytest.raises(MoecError, match=rf"^the compiled model {digest[:12]} that this program calls is not loaded: "):
+        torch.ops.moec.run(list(inputs(3)), digest)
+
+
+def test_another_copy_of_the_artifact_is_the_same_model(module: Any, tmp_path: Any) -> None:
+    module.model.save(tmp_path / "copy.moec")
+    copy = moec.torch.as_module(moec.load(tmp_path / "copy.moec"))
+    assert copy.model.digest == module.model.digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "message"),
+    [
+        (1, {}, "1 inputs by position and none by name; expected each of x, z once"),
+        (2, {"x": 0}, "2 inputs by position and x by name; expected each of x, z once"),
+        (1, {"y": 0}, "1 inputs by position and y by name; expected each of x, z once"),
+    ],
+)
+def test_inputs_that_are_not_the_models_are_refused(module: Any, arguments: int, named: Any, message: str) -> None:
+    values = inputs(3)
+    with pytest.raises(InputError, match=message):
+        module(*values[:arguments], **{name: values[position] for name, position in named.items()})
+
+
+def test_a_wrong_type_is_refused_when_exporting(module: Any) -> None:
+    x, z = inputs(3)
+    with pytest.raises(Exception, match=r"input 'x' is torch.float64 of rank 2; expected x float32\[N,4\]"):
+        torch.export.export(module, (x.double(), z))

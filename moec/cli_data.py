@@ -59,8 +59,12 @@ def profile(
         bool, typer.Option(help="Keep second moments, which gptq and awq need: most of the time and of the file.")
     ] = True,
     minimum: Annotated[
-        int, typer.Option(min=0, help="Elements that a dense product's weight has at least to be measured.")
-    ] = 65536,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Elements that a dense product's weight has at least to be measured; default: as of quantize-linears.",
+        ),
+    ] = None,
     merge: Annotated[
         list[Path] | None, typer.Option(metavar="P", help="Add what this profile of the same model says.")
     ] = None,
@@ -69,6 +73,7 @@ def profile(
 ) -> None:
     """Run MODEL on data and write what its experts do there: what passes need that specialise experts."""
     from moec.inspect.profiles import measured_tables
+    from moec.passes.weights.linears import MINIMUM
     from moec.tools.data import Text
     from moec.tools.profiling import FORMATS, measure
 
@@ -81,7 +86,7 @@ def profile(
             text=Text(tokenizer, length, batch, rows),
             formats=formats or FORMATS,
             moments=moments,
-            minimum=minimum,
+            minimum=MINIMUM if minimum is None else minimum,
             merge_with=merge or (),
             threads=threads,
             progress=progress,

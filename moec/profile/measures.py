@@ -12,7 +12,9 @@ Of experts:
 ``ratio_histogram``   [k,B]       the weight of the i-th choice of a token as a share of its first
 ``pairs``             [E,E]       tokens that both experts see
 ``following``         [E,E']      of these tokens, those that expert e' of the next layer sees
-``measured``          [E]         rows that the sums below are of; not more than :func:`enough`
+``measured``          [E]         rows that the sums below are of; not more than :func:`enough`. Those of outputs and
+                                  hidden units are computed of :func:`enough_outputs`, each of which then counts as
+                                  several
 ``output_norm``       [E]         sum of |f(x)|, f without its weight
 ``saliency``          [E]         sum of g |f(x)|, g the weight as a share of all weights of the token (REAP,
                                   arXiv 2510.13999, with weights renormalised)
@@ -57,6 +59,11 @@ PRIOR_ROWS = 32
 def enough(inputs: int) -> int:
     """Rows of so many inputs from which on more change sums over them little."""
     return max(8192, 2 * inputs)
+
+
+def enough_outputs(hidden: int) -> int:
+    """Of these, rows whose hidden units, so many, and outputs are computed: sums over them stand for all."""
+    return max(2048, 4 * hidden)
 
 
 def mean_weight(gates: Array) -> float:

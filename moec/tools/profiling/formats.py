@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from moec.ir.semantics import activated, limited
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.outputs import down_projected, hidden_units, projected
+from moec.ir.weights.outputs import hidden_units, projected
+from moec.profile.measures import evenly
 
 Array = np.ndarray[Any, Any]
+
+SAMPLED = 128
+"""Outputs of a part that are rounded to tell the error of all."""
 
 
 def expert_errors(
@@ -25,24 +30,44 @@ def expert_errors(
 ) -> tuple[float, Array, Array]:
     """The energy of ``inputs``, and errors [F,P] in the order of formats and parts: the sums over ``inputs``, and the
     means over ``others``. Both are rows [n,d] and the weights [n] of what comes out; ``own``: the expert's matrices
-    [in,out]. What a part does not change is computed once."""
+    [in,out]. What a part does not change is computed once.
+
+    Of a part of more than :data:`SAMPLED` outputs so many are rounded, and the error is taken to be that of as many
+    others, too: how rounding errs in one output says nothing of how it errs in another.
+    """
     kept, (rows, gates) = len(inputs[0]), map(np.concatenate, zip(inputs, others, strict=True))
     before: dict[Part, Array] = {part: projected(weights, expert, part, rows, own[part]) for part in weights.before}
     hidden = hidden_units(weights, expert, before)
-    expected = down_projected(weights, expert, hidden, own["down"])
+    sums = projected(weights, expert, "down", hidden, own["down"])
+    expected = limited(weights.spec, sums)
     errors, of_others = (np.zeros((len(forms), len(weights.parts))) for _ in range(2))
-    for row, form in enumerate(forms):
-        for column, part in enumerate(weights.parts):
-            changed = rounded(own[part], form)
-            if part == "down":
-                found = down_projected(weights, expert, hidden, changed)
-            else:
-                moved = hidden_units(weights, expert, {**before, part: projected(weights, expert, part, rows, changed)})
-                found = down_projected(weights, expert, moved, own["down"])
-            difference = (found - expected) * gates[:, None]
-            errors[row, column] = _energy(difference[:kept])
-            of_others[row, column] = _energy(difference[kept:]) / max(1, len(difference) - kept)
+    for column, part in enumerate(weights.parts):
+        size = weights.width if part == "down" else weights.sizes[expert]
+        chosen = evenly(np.arange(size), SAMPLED)
+        for row, form in enumerate(forms):
+            with np.errstate(all="ignore"):
+                change = (hidden if part == "down" else rows) @ _rounding(own[part], form, chosen)
+                if part == "down":
+                    difference = limited(weights.spec, sums[:, chosen] + change) - expected[:, chosen]
+                else:
+                    units = {one: found[:, chosen] + (change if one == part else 0) for one, found in before.items()}
+                    moved = activated(weights.spec, units.get("gate"), units["up"]) - hidden[:, chosen]
+                    difference = limited(weights.spec, sums + moved @ own["down"][chosen]) - expected
+                difference *= gates[:, None]
+            share = len(chosen) / size if size else 1.0
+            errors[row, column] = _energy(difference[:kept]) / share
+            of_others[row, column] = _energy(difference[kept:]) / share / max(1, len(difference) - kept)
     return _energy(expected[:kept] * gates[:kept, None]), errors, of_others
+
+
+def _rounding(matrix: Array, form: WeightFormat, chosen: Array) -> Array:
+    """What rounding to a format adds to those outputs of a matrix [in, out]; NaN where any of it cannot be rounded,
+    which shows in the output with the largest number."""
+    if not matrix.size:
+        return np.zeros((len(matrix), len(chosen)), np.float32)
+    largest = int(np.abs(matrix).max(axis=0).argmax())
+    some = matrix[:, [*chosen, largest]]
+    return (rounded(some, form) - some)[:, :-1]
 
 
 def linear_errors(weight: Array, rows: Array, forms: Sequence[WeightFormat]) -> dict[str, Array]:

@@ -22,7 +22,7 @@ from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.outputs import expert_output
-from moec.profile.measures import BINS, PRIOR_ROWS, ROWS, enough, evenly, mean_weight, packed
+from moec.profile.measures import BINS, PRIOR_ROWS, ROWS, enough, enough_outputs, evenly, mean_weight, packed
 from moec.tools.profiling.formats import expert_errors
 from moec.tools.profiling.workers import Run
 
@@ -234,26 +234,37 @@ class ExpertsSums:
         return (rows * gates[:, None], np.ones_like(gates)) if self.weights.spec.weight_on_input else (rows, gates)
 
     def _summed(self, weights: ExpertWeights, expert: int, x: Array, own: dict[Part, Array]) -> _Expert:
-        places, all_gates, all_shares = self._seen[expert].arrays()
-        moments = {"moment_in": weights.inner, "moment_hidden": weights.hidden} if self._moments else {}
-        sums = {name: np.zeros((size, size), np.float32) for name, size in moments.items()}
+        places, gates, shares = self._seen[expert].arrays()
         found = _Expert(0.0, 0.0, np.zeros(weights.hidden), {})
+        if self._moments:
+            found.moments["moment_in"] = packed(self._moment_in(x, places, gates))
+        hidden_moment = np.zeros((weights.hidden, weights.hidden), np.float32)
+        some = evenly(np.arange(len(places)), enough_outputs(weights.hidden))
+        for start in range(0, len(some), _AT_ONCE):
+            these = some[start : start + _AT_ONCE]
+            rows, sizes = self._weighted(x[places[these]], gates[these])[0], np.abs(gates[these])
+            hidden, y = expert_output(weights, expert, rows, own)
+            norms = np.linalg.norm(y, axis=1)
+            found.output_norm += norms.sum()
+            found.saliency += shares[these] @ norms
+            found.hidden += sizes @ np.abs(hidden)
+            if self._moments:
+                _add_moment(hidden_moment, hidden, sizes)
+        stands_for = len(places) / max(1, len(some))
+        found.output_norm *= stands_for
+        found.saliency *= stands_for
+        found.hidden *= stands_for
+        if self._moments:
+            found.moments["moment_hidden"] = packed(hidden_moment) * np.float32(stands_for)
+        return found
+
+    def _moment_in(self, x: Array, places: Array, gates: Array) -> Array:
+        moment = np.zeros((x.shape[1], x.shape[1]), np.float32)
         for start in range(0, len(places), _AT_ONCE):
             these = slice(start, start + _AT_ONCE)
-            rows, gates, shares = x[places[these]], np.abs(all_gates[these]), all_shares[these]
-            if weights.spec.weight_on_input:
-                rows *= all_gates[these, None]
-            hidden, y = expert_output(weights, expert, rows, own)
-            norms, roots = np.linalg.norm(y, axis=1), np.sqrt(gates)[:, None]
-            found.output_norm += norms.sum()
-            found.saliency += shares @ norms
-            found.hidden += gates @ np.abs(hidden)
-            for moment, inputs in zip(sums.values(), (rows, hidden), strict=False):
-                inputs *= roots
-                with np.errstate(all="ignore"):
-                    moment += inputs.T @ inputs
-        found.moments = {name: packed(moment) for name, moment in sums.items()}
-        return found
+            rows, _ = self._weighted(x[places[these]], gates[these])
+            _add_moment(moment, rows, np.abs(gates[these]))
+        return moment
 
     def _output(self, x: Array, gates: Array, kept_input: Array) -> Array:
         """What the layer makes of tokens [n,d], [n,width]: by its experts, with the weights [n,E], and by those that
@@ -306,6 +317,13 @@ class InputSums:
                 moment += rows.T @ rows
             found["moment_in"] = packed(moment)
         return found
+
+
+def _add_moment(moment: Array, rows: Array, sizes: Array) -> None:
+    """Add the sum of g x x^T of rows [n,size], which change, and sizes of weights [n]."""
+    rows *= np.sqrt(sizes)[:, None]
+    with np.errstate(all="ignore"):
+        moment += rows.T @ rows
 
 
 def _prior(sample: Array, gates: Array) -> tuple[Array, Array]:

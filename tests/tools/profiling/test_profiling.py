@@ -15,6 +15,8 @@ from moec import compiler
 from moec.errors import MoecError
 from moec.ir import dialect, semantics
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
+from moec.ir.weights.experts import ExpertWeights
+from moec.ir.weights.outputs import expert_output
 from moec.passes.framework import pipeline
 from moec.profile import Profile
 from moec.profile.keys import keep_key, key_of, measurable
@@ -262,6 +264,22 @@ def test_sums_are_of_the_first_rows_and_counts_of_all(made, ids, tmp_path, monke
         for expert in range(8):
             rows, gates = whole.rows(expert)[:5], whole.row_gates(expert)[:5]
             np.testing.assert_allclose(layer.moment_in(expert), (rows * gates[:, None]).T @ rows, atol=1e-4)
+
+
+def test_outputs_of_some_rows_stand_for_those_of_all(made, ids, tmp_path, monkeypatch):
+    monkeypatch.setattr("moec.tools.profiling.sums.enough_outputs", lambda _hidden: 2)
+    few, whole = (next(profile.all_experts()) for profile in (measured(tmp_path, ids), made))
+    expert = int(whole.count.argmax())
+    count = int(whole.count[expert])
+    ends = whole.rows(expert)[[0, -1]]
+    assert count > 4
+    np.testing.assert_array_equal(few.moment_in(expert), whole.moment_in(expert))
+    for name in ("output_norm", "saliency", "hidden"):
+        some, every = few.array(name)[expert], whole.array(name)[expert]
+        assert not np.allclose(some, every)
+    node = next(node for node in measurable(prepared().graph) if key_of(node) == whole.key)
+    norms = np.linalg.norm(expert_output(ExpertWeights(node), expert, ends)[1], axis=1)
+    np.testing.assert_allclose(few.array("output_norm")[expert], norms.mean() * count, rtol=1e-5)
 
 
 def test_the_number_of_threads_does_not_show(ids, tmp_path):

@@ -225,8 +225,8 @@ def _search_block(block: Block) -> Match:
     except (EvaluationError, IndexError, ValueError) as error:  # shapes that only look as if they fit
         read = NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})")
     try:
-        arrangement, formulation = probe_experts(block, routings)
-        return _find_match(block, routings, [arrangement], formulation)
+        arrangement, formulation, likely = probe_experts(block, routings)
+        return _find_match(block, likely, [arrangement], formulation)
     except NotUnderstoodError as reason:
         raise _both(routings[0], read, reason) from None
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import constant, is_op, replace_value
+from moec.passes.graph.edits import constant, fresh_name, is_op, replace_node, replace_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,10 @@ class Simplify:
        operand; Pad by nothing.
     10. ReduceSum, ReduceMean, ReduceMax, ReduceMin and ReduceProd over axes of size 1: the input, without these axes
         where they are not kept.
-    11. Transpose behind a Softmax or a function of single elements, of which it is the only user, goes before it.
+    11. Transpose behind a Softmax, a TopK or a function of single elements goes before it, where it is the only user or
+        all users are the same Transpose.
+    12. Neg of a Neg; Sub of a Neg becomes Add, and Add of a Neg Sub; Sub of a short constant vector becomes Add of its
+        negative.
 
     ::
 
@@ -61,7 +65,7 @@ class Simplify:
 def _sweep(graph: ir.Graph) -> bool:
     changed = False
     for node in list(graph):
-        rule = _RULES.get(node.op_type) if node.domain == "" else None
+        rule = _RULES.get(node.op_type) if node.domain == "" and node.graph is graph else None
         if rule is None:
             continue
         replacement = rule(node)
@@ -247,20 +251,51 @@ def _transpose_earlier(node: ir.Node) -> bool:
     permutation = _permutation(node)
     if before is None or permutation is None:
         return False
-    graph, result = node.graph, before.outputs[0]
-    if len(result.uses()) > 1 or result.is_graph_output():
+    behind = [user for result in before.outputs for user in result.consumers()]
+    if any(result.is_graph_output() for result in before.outputs) or not all(
+        is_op(user, "Transpose") and _permutation(user) == permutation for user in behind
+    ):
         return False
+    graph, shape = node.graph, node.outputs[0].shape
     assert isinstance(graph, ir.Graph)
     transpose = ir.node("Transpose", [before.inputs[0]], {"perm": permutation})
-    transpose.outputs[0].type, transpose.outputs[0].shape = result.type, node.outputs[0].shape
+    if len(before.outputs) == 1:
+        transpose.outputs[0].type, transpose.outputs[0].shape = before.outputs[0].type, shape
     graph.insert_before(before, transpose)
     before.replace_input_with(0, transpose.outputs[0])
-    if before.op_type.endswith("Softmax"):
+    if before.op_type in _ALONG_AN_AXIS:
         axis = permutation.index(before.attributes.get_int("axis", -1) % len(permutation))
         before.attributes["axis"] = ir.AttrInt64("axis", axis)
-    result.shape = node.outputs[0].shape
-    replace_value(node.outputs[0], result)
-    graph.remove(node, safe=True)
+    for user in behind:
+        result = user.inputs[0]
+        assert result is not None
+        result.shape = user.outputs[0].shape
+        replace_node(user, [result])
+    return True
+
+
+def _add_without_negative(node: ir.Node) -> bool:
+    """a - (-b) as a + b, and a + (-b) as a - b."""
+    for place in (1,) if node.op_type == "Sub" else (1, 0):
+        added = node.inputs[place]
+        negative = None if added is None else added.producer()
+        if is_op(negative, "Neg"):
+            operands = [node.inputs[1 - place], negative.inputs[0]]
+            for number, operand in enumerate(operands):
+                node.replace_input_with(number, operand)
+            node.op_type = "Add" if node.op_type == "Sub" else "Sub"
+            return True
+    return False
+
+
+def _add_negative_vector(node: ir.Node) -> bool:
+    vector, subtracted, graph = constant(node.inputs[1]), node.inputs[1], node.graph
+    if vector is None or subtracted is None or vector.size < 2 or vector.dtype.kind != "f":
+        return False
+    assert isinstance(graph, ir.Graph)
+    negative = add_constant(graph, ir.tensor(-vector), fresh_name(graph, f"{subtracted.name}_negative"))
+    node.replace_input_with(1, negative)
+    node.op_type = "Add"
     return True
 
 
@@ -277,7 +312,8 @@ def _merge_reshapes(node: ir.Node) -> bool:
     return True
 
 
-_KEEPING_PLACES = ("Exp", "LogSoftmax", "Relu", "Sigmoid", "Softmax", "Softplus", "Tanh")
+_ALONG_AN_AXIS = ("LogSoftmax", "Softmax", "TopK")
+_KEEPING_PLACES = ("Exp", "Relu", "Sigmoid", "Softplus", "Tanh", *_ALONG_AN_AXIS)
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
 _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
     "Add": _neutral,
@@ -289,6 +325,7 @@ _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
     "Identity": _input,
     "Max": _single_input,
     "Min": _single_input,
+    "Neg": lambda node: before.inputs[0] if (before := _producer(node, "Neg")) is not None else None,
     "Mul": _neutral,
     "Pad": _pad,
     "Reshape": _reshape,
@@ -302,7 +339,9 @@ _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
     **dict.fromkeys(_REDUCTIONS, _reduce),
 }
 _MERGES: dict[str, Callable[[ir.Node], bool]] = {
+    "Add": _add_without_negative,
     "Reshape": _merge_reshapes,
+    "Sub": lambda node: _add_without_negative(node) or _add_negative_vector(node),
     "Transpose": lambda node: _merge_transposes(node) or _transpose_earlier(node),
     **dict.fromkeys(_REDUCTIONS, _reduce_to_squeeze),
 }

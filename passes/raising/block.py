@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from moec.ir.interpreter import Evaluator, Watcher
 from moec.ir.names import node_name
+from moec.passes.graph.edits import is_op
 from moec.passes.raising.dataflow import Array, DataFlow, follow_data
 
 MOST_TOKENS = 2048
@@ -24,8 +25,20 @@ SUM_TOLERANCE = 1e-9
 CONTRACTIONS = frozenset({"Conv", "Einsum", "Gemm", "Linear", "MatMul"})
 
 
+def factors(node: ir.Node | None) -> list[ir.Value]:
+    """The operands of a contraction, as which a sum of products of elements counts; empty for all else."""
+    if node is not None and node.op_type == "ReduceSum" and node.inputs[0] is not None:
+        product = node.inputs[0].producer()
+        return [value for value in product.inputs if value is not None] if is_op(product, "Mul") else []
+    return [v for v in node.inputs[:2] if v is not None] if node is not None and node.op_type in CONTRACTIONS else []
+
+
 def is_contraction(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type in CONTRACTIONS
+    """Whether a node multiplies data and adds up; elements that are multiplied and then added up have to be data and
+    constants."""
+    if node is None or node.op_type in CONTRACTIONS:
+        return node is not None
+    return any(value.const_value is not None and value.const_value.size > 1 for value in factors(node))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,9 +255,9 @@ class Block:
     def products(self) -> list[ir.Node]:
         """Contractions of data with what does not depend on x: with weights, perhaps of the selected experts."""
         found = []
-        for node in filter(is_contraction, self.expert_nodes()):
-            factors = [value for value in node.inputs[:2] if value not in self.from_x]
-            if len(factors) == 1 and self.dataflow.scalar(factors[0]) is None:
+        for node in self.expert_nodes():
+            others = [value for value in factors(node) if value not in self.from_x]
+            if len(others) == 1 and self.dataflow.scalar(others[0]) is None:
                 found.append(node)
         return found
 
@@ -268,8 +281,8 @@ def _projections(block: Block) -> Iterator[Projection]:
 
     for node in block.expert_nodes():
         if is_contraction(node):
-            for operand in node.inputs[:2]:
-                weight = None if operand is None else follow_data(operand, until)
+            for operand in factors(node):
+                weight = follow_data(operand, until)
                 if weight is not None and dataflow.constant(weight) and _is_matrix(dataflow, weight):
                     yield Projection(node, weight)
                     break

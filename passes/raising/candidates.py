@@ -32,15 +32,21 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
     scores = anchor.inputs[0]
     if scores is None:
         return []
-    chain: list[ir.Value] = []
-    for value in itertools.islice(dataflow.dominators(scores), MOST_DOMINATORS):
-        chain.insert(0, value)
-        if is_contraction(value.producer()):
-            break
-    else:
-        chain = [scores]
-    E = next((width(value) for value in chain if width(value) is not None), None)
+    chain = router_chain(dataflow, scores)[0] or [scores]
+    E = next((width(value) for value in chain if width(value) not in (None, 1)), None)
     return [value for value in chain if E is not None and width(value) == E]
+
+
+def router_chain(dataflow: DataFlow, scores: ir.Value) -> tuple[list[ir.Value], list[ir.Node]]:
+    """The values that all scores come through, from the result of the router's product on, and the nodes that make
+    this: one contraction or, of a weight in parts, several. Both empty where there is no product."""
+    chain: list[ir.Value] = []
+    for value, source in itertools.pairwise(itertools.islice(dataflow.dominators(scores), MOST_DOMINATORS)):
+        chain.insert(0, value)
+        products = [node for node in dataflow.between([value], {source}.__contains__) if is_contraction(node)]
+        if products:
+            return chain, products
+    return [], []
 
 
 def candidate_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:

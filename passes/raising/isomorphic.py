@@ -72,8 +72,10 @@ def transfer(proposal: Proposal, source: Structure, target: Structure, dataflow:
 
 def _moved(tensor: ExpertTensor, counterparts: Mapping[ir.Value, ir.Value], dataflow: DataFlow) -> ExpertTensor:
     factor = None if tensor.factor is None else counterparts[tensor.factor]
-    places = tuple(dataclasses.replace(place, part=counterparts[place.part]) for place in tensor.places)
-    return dataclasses.replace(tensor, dataflow=dataflow, places=places, factor=factor)
+    entries = tuple(
+        tuple(dataclasses.replace(place, part=counterparts[place.part]) for place in entry) for entry in tensor.entries
+    )
+    return dataclasses.replace(tensor, dataflow=dataflow, entries=entries, factor=factor)
 
 
 def _attribute(attribute: ir.Attr) -> tuple[Hashable, ...] | None:

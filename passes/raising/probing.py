@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -23,45 +23,62 @@ from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.labels import Labels, whole
 from moec.passes.raising.mixing import TOLERANCE, Mixing
 from moec.passes.raising.neurons import Units, find_units
+from moec.passes.raising.owners import find_owners
+from moec.passes.raising.pieces import sampled
 from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import sample_rows
-from moec.passes.raising.weights import FUSED_LAYOUTS, Arrangement, ExpertTensor, Place
+from moec.passes.raising.weights import FUSED_LAYOUTS, Arrangement, Entry, ExpertTensor
 
 MOST_ROUTINGS = 8
 Summands = list[dict[ir.Value, Array]]
 """Constants that are added up: see :meth:`Labels.summands`."""
 
 
-def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, str]:
-    """The weights of a block's experts, and the formulation that the block is written in. Of several routings that one
-    is taken of whose mixtures y is. Raises NotUnderstoodError with what is not as it is in a mixture of MLPs."""
-    mixings = [Mixing.of(block, routing) for routing in routings[:MOST_ROUTINGS]]
-    mixing = next((mixing for mixing in mixings if mixing.explains_y()), mixings[0])
+def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, str, list[Routing]]:
+    """The weights of a block's experts, the formulation that the block is written in, and the routings, those first of
+    whose mixtures y is. Raises NotUnderstoodError with what is not as it is in a mixture of MLPs."""
+    mixings = {routing: Mixing.of(block, routing) for routing in routings[:MOST_ROUTINGS]}
+    explaining = [routing for routing, mixing in mixings.items() if mixing.explains_y()]
+    likely = explaining or routings
+    mixing = mixings[likely[0]]
     cut = find_cut(block, sample_rows(len(mixing.logits[0]), block.d), mixing.logits[0])
-    arrangement = _Probe(block, mixing, cut, Labels.of(block)).arrangement()
+    labels = Labels.of(block)
+    try:
+        arrangement = _Probe(block, mixing, cut, labels, bool(explaining)).arrangement()
+    except NotUnderstoodError:
+        labels = labels.with_copies()
+        if not labels.copies:
+            raise
+        arrangement = _Probe(block, mixing, cut, labels, bool(explaining)).arrangement()
     parts = {part for tensor in arrangement.tensors.values() for part in tensor.parts}
     gathered = any(value in parts for node in block.router_nodes() for value in node.inputs)
     if block.selected.isdisjoint(cut.inner):
-        return arrangement, "dense"
-    return arrangement, "batched" if gathered else "loop"
+        return arrangement, "dense", likely
+    return arrangement, "batched" if gathered else "loop", likely
 
 
 @dataclasses.dataclass(frozen=True)
 class _Projections:
-    """Labels of what enters the hidden units: ``weights`` [n,inputs] of some inputs, and ``biases`` [n], 0 for none.
-    ``of_element`` tells which of these each element of the values before the activation holds, -1 for none."""
+    """Labels of what enters the hidden units: ``weights`` [n,m] of some inputs, ``columns`` [m], and ``biases`` [n], 0
+    for none. ``scales`` [n,2] are what both are multiplied by. ``of_element`` tells which of these each element of the
+    values before the activation holds, -1 for none."""
 
     weights: Array
+    columns: Array
     biases: Array
+    scales: Array
     of_element: Array
 
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
+    """``scaled``: what multiplies weights beside tokens is a constant, not a weight from the router."""
+
     block: Block
     mixing: Mixing
     cut: Cut
     labels: Labels
+    scaled: bool
 
     def arrangement(self) -> Arrangement:
         projections = self._projections()
@@ -71,7 +88,7 @@ class _Probe:
         gates = np.zeros(len(projections.biases), np.int64)
         gates[units.up[units.up >= 0]] = units.gate[units.up >= 0]
         gate = self._entering(projections, gates[members]) if (units.gate >= 0).any() else None
-        return _arranged(self.block, members.shape[1], up, gate, self._leaving(units, members))
+        return _arranged(self.labels, up, gate, self._leaving(units, members))
 
     def _inner(self, x: Array, summands: Summands) -> Array:
         """All elements before the activation where every token is x [d] and weights are a sum of constants."""
@@ -92,10 +109,6 @@ class _Probe:
         found = self.mixing.run(np.zeros(self.block.d), self.cut.outer)
         return [[array.shape for array in run] for run in found]
 
-    @functools.cached_property
-    def _inputs(self) -> Array:
-        return _some(self.block.d)
-
     def _projections(self) -> _Projections:
         numbers, ones, d = self.labels.summands(), self.labels.ones(), self.block.d
         unit = np.eye(1, d)[0]
@@ -103,19 +116,23 @@ class _Probe:
         scale = self._inner(unit, ones) - biased
         fixed = self._inner(0 * unit, numbers)
         held = np.flatnonzero(scale)
-        labels = [self._inner(np.roll(unit, place), numbers)[held] - fixed[held] for place in self._inputs]
-        weights = whole(np.stack(labels, axis=1) / scale[held, None])
+
+        def read(column: int) -> Array:
+            return whole((self._inner(np.roll(unit, column), numbers)[held] - fixed[held]) / scale[held])
+
         biases = whole(np.divide(fixed, biased, out=np.zeros_like(fixed), where=biased != 0))[held]
-        _, first, number = np.unique(weights[:, 0], return_index=True, return_inverse=True)
+        labels = read(0)
+        _, first, number = np.unique(labels, return_index=True, return_inverse=True)
+        columns, weights = sampled(lambda column: (read(column) if column else labels)[first], d)
         of_element = np.full(scale.shape, -1)
         of_element[held] = number
-        return _Projections(weights[first], biases[first], of_element)
+        scales = np.stack([scale, biased], axis=1)[held][first]
+        return _Projections(weights, columns, biases[first], scales, of_element)
 
     def _members(self, units: Units) -> Array:
         """The up projections [E,f] of each expert's hidden units."""
         E, known = self.block.E, np.unique(units.up[units.up >= 0])
-        marks = np.random.default_rng(0).normal(size=len(known))
-        sizes, sums = (self._result(units, known, values)[:, 0] for values in (np.ones(len(known)), marks))
+        sizes = self._result(units, known, np.ones(len(known)))[:, 0]
         missing = np.flatnonzero(np.abs(sizes) <= TOLERANCE * np.abs(sizes).max())
         if missing.size:
             raise NotUnderstoodError(
@@ -125,14 +142,8 @@ class _Probe:
         if len(known) % E:
             raise NotUnderstoodError(f"its {len(known)} hidden units are no equal number for each of {E} experts")
         f = len(known) // E
-        sums = sums * f / sizes
-        for inner in (size for size in range(f, 0, -1) if f % size == 0):
-            blocks = marks.reshape(f // inner, E, inner).sum(axis=(0, 2))
-            same = np.abs(sums[:, None] - blocks) <= TOLERANCE * f
-            if (same.sum(axis=1) == 1).all() and (same.sum(axis=0) == 1).all():
-                grouped = known.reshape(f // inner, E, inner).transpose(1, 0, 2).reshape(E, f)
-                return grouped[same.argmax(axis=1)]
-        raise NotUnderstoodError("which hidden unit belongs to which expert is not to be seen")
+        owners = find_owners(lambda values: self._result(units, known, values)[:, 0] * f / sizes, len(known), E)
+        return known[np.argsort(owners, kind="stable").reshape(E, f)]
 
     def _result(self, units: Units, known: Array, values: Array, summands: Summands | None = None) -> Array:
         """Each expert's result [E,d] where its hidden units ``known``, named by their up projections, are ``values``;
@@ -164,112 +175,131 @@ class _Probe:
                 return parts
         raise NotUnderstoodError("y is no sum of its experts' results, weighted by the router")
 
-    def _entering(self, projections: _Projections, members: Array) -> _Entries:
-        """Places of the weights [f,d] and biases [f] of each expert's projections."""
-        f = members.shape[1]
-        indices = [np.arange(f), self._inputs]
-        return self._entries(projections.weights[members], projections.biases[members], indices, indices[:1])
+    def _entering(self, projections: _Projections, members: Array) -> _Matrices:
+        """Weights [f,d] and biases [f] of each expert's projections."""
+        scales = projections.scales[members]
+        if self.scaled and not np.allclose(scales, scales[:, :1], rtol=TOLERANCE):
+            raise NotUnderstoodError("the hidden units of an expert are scaled one by one")
+        weights, biases = projections.weights[members], projections.biases[members]
+        return self._matrices(weights, projections.columns, biases, scales[:, 0])
 
-    def _leaving(self, units: Units, members: Array) -> _Entries:
-        """Places of the weights [f,d] and biases [d] from the hidden units to y."""
-        f = members.shape[1]
+    def _matrices(self, weights: Array, columns: Array, biases: Array, scales: Array) -> _Matrices:
+        return _Matrices(weights, columns, biases, scales if self.scaled else np.ones_like(scales))
+
+    def _leaving(self, units: Units, members: Array) -> _Matrices:
+        """Weights [d,f] and biases [d] from the hidden units to y."""
         numbers, known = self.labels.summands(), np.sort(members, axis=None)
-        scale = self._result(units, known, np.isin(known, members[:, 0]).astype(float))
-        found = []
-        for place in _some(f):
-            one = np.isin(known, members[:, place]).astype(float)
-            found.append(self._result(units, known, one, numbers) / scale)
+
+        def one(column: int) -> Array:
+            return np.isin(known, members[:, column]).astype(float)
+
+        scale = self._result(units, known, one(0))
+        columns, weights = sampled(
+            lambda column: whole(self._result(units, known, one(column), numbers) / scale), members.shape[1]
+        )
         biased, fixed = self._at_rest, self._labels_at_rest
         biases = np.divide(fixed, biased, out=np.zeros_like(fixed), where=np.abs(biased) > TOLERANCE)
-        indices = [_some(f), np.arange(self.block.d)]
-        return self._entries(whole(np.stack(found, axis=1)), whole(biases), indices, indices[1:])
+        return self._matrices(weights, columns, whole(biases), np.stack([scale, biased], axis=2)[:, 0])
 
-    def _entries(self, weights: Array, biases: Array, indices: list[Array], bias_indices: list[Array]) -> _Entries:
-        if (biases == 0).any() and biases.any():
+
+@dataclasses.dataclass(frozen=True)
+class _Matrices:
+    """Labels of the weights [E,rows,m] of each expert at some columns [m], and of its biases [E,rows]: 0 for none.
+    ``scales`` [E,2] are what both are multiplied by."""
+
+    weights: Array
+    columns: Array
+    biases: Array
+    scales: Array
+
+    def __post_init__(self) -> None:
+        if (self.biases == 0).any() and self.biases.any():
             raise NotUnderstoodError("some of its experts have biases, and others none")
-        return _Entries(
-            tuple(self.labels.place(labels, indices) for labels in weights),
-            tuple(self.labels.place(labels, bias_indices) for labels in biases) if biases.any() else None,
-        )
+
+    def with_rows_of(self, other: _Matrices, layout: GateLayout) -> _Matrices:
+        """The rows of both, these first but for interleaved ones."""
+
+        def joined(one: Array, two: Array) -> Array:
+            if layout != "interleaved":
+                return np.concatenate([one, two], axis=1)
+            return np.stack([one, two], axis=2).reshape(len(one), -1, *one.shape[2:])
+
+        weights, biases = joined(self.weights, other.weights), joined(self.biases, other.biases)
+        return _Matrices(weights, self.columns, biases, self.scales)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entries:
-    """Places of each expert's weights [f,d], and of its biases if it has any."""
+    """Places of each expert's weights [rows,columns], and of its biases if it has any."""
 
-    weights: tuple[Place, ...]
-    biases: tuple[Place, ...] | None
+    weights: tuple[Entry, ...]
+    biases: tuple[Entry, ...] | None
+
+    @staticmethod
+    def of(labels: Labels, matrices: _Matrices) -> _Entries:
+        scales = [[float(f"{scale:.9g}") for scale in own] for own in matrices.scales]  # what is beyond is noise
+        weights = tuple(
+            labels.entry(own, matrices.columns, scale) for own, (scale, _) in zip(matrices.weights, scales, strict=True)
+        )
+        if not matrices.biases.any():
+            return _Entries(weights, None)
+        return _Entries(weights, tuple(map(labels.vector, matrices.biases, (scale for _, scale in scales))))
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether none of them is in pieces."""
+        return all(len(entry) == 1 for entry in (*self.weights, *(self.biases or ())))
+
+    @property
+    def rows_are_closer(self) -> bool:
+        """Whether elements of one column lie side by side, not those of one row."""
+        by_row, by_column = self.weights[0][0].strides
+        return abs(by_row) < abs(by_column)
 
 
-def _arranged(block: Block, f: int, up: _Entries, gate: _Entries | None, down: _Entries) -> Arrangement:
-    """The arrangement that says these places with as few tensors as they allow."""
-    E, d, dataflow = block.E, block.d, block.dataflow
-    layout: GateLayout = "none" if gate is None else "separate"
-    rows = f
-    if gate is not None:
-        fused = next(iter(_fused(gate, up, f)), None)
-        if fused is not None:
-            (layout, up), gate, rows = fused, None, 2 * f
-    up_transposed, down_transposed = _rows_are_closer(up), not _rows_are_closer(down)
+def _arranged(labels: Labels, up: _Matrices, gate: _Matrices | None, down: _Matrices) -> Arrangement:
+    """The arrangement that says where these lie with as few tensors as they allow."""
     tensors: dict[str, ExpertTensor] = {}
 
-    def add(name: str, entries: _Entries, rows: int, turned: bool, bias: int) -> None:
-        shape = (E, d, rows) if turned else (E, rows, d)
-        places = [dataclasses.replace(p, strides=p.strides[::-1]) if turned else p for p in entries.weights]
-        tensors[name] = ExpertTensor(dataflow, shape, tuple(places))
-        if entries.biases is not None:
-            tensors[f"{name}_bias"] = ExpertTensor(dataflow, (E, bias), entries.biases)
+    def add(name: str, entries: _Entries, turned: bool) -> None:
+        weights = tuple(tuple(p.turned for p in entry) if turned else entry for entry in entries.weights)
+        for key, own in ((name, weights), (f"{name}_bias", entries.biases)):
+            if own is not None:
+                sizes = (max(place.box[axis].stop for place in own[0]) for axis in range(len(own[0][0].at)))
+                tensors[key] = ExpertTensor(labels.block.dataflow, (len(own), *sizes), own)
 
-    add("up", up, rows, up_transposed, rows)
-    add("down", down, f, not down_transposed, d)
+    layout: GateLayout = "none" if gate is None else "separate"
+    first = _Entries.of(labels, up)
     if gate is not None:
-        add("gate", gate, f, up_transposed, f)
-    spec = ExpertsSpec(gate_layout=layout, up_transposed=up_transposed, down_transposed=down_transposed)
+        fused = next(_fused(labels, gate, up), None)
+        if fused is None:
+            add("gate", _Entries.of(labels, gate), first.rows_are_closer)
+        else:
+            layout, first = fused
+    last = _Entries.of(labels, down)
+    add("up", first, first.rows_are_closer)
+    add("down", last, last.rows_are_closer)
+    spec = ExpertsSpec(gate_layout=layout, up_transposed=first.rows_are_closer, down_transposed=last.rows_are_closer)
     return Arrangement(spec, tensors)
 
 
-def _rows_are_closer(entries: _Entries) -> bool:
-    """Whether the hidden units of one input lie side by side, not the inputs of one hidden unit."""
-    by_row, by_column = entries.weights[0].strides
-    return abs(by_row) < abs(by_column)
-
-
-def _fused(gate: _Entries, up: _Entries, f: int) -> Iterator[tuple[GateLayout, _Entries]]:
+def _fused(labels: Labels, gate: _Matrices, up: _Matrices) -> Iterator[tuple[GateLayout, _Entries]]:
     """Layouts in which the rows of gate and up are those of one tensor, and that tensor."""
+    if gate.biases.any() != up.biases.any() or not np.allclose(gate.scales, up.scales, rtol=TOLERANCE):
+        return
     for layout in FUSED_LAYOUTS:
-        first, second = (up, gate) if layout == "up_gate" else (gate, up)
-        weights = _joined(first.weights, second.weights, f, layout == "interleaved")
-        if weights is None or (first.biases is None) != (second.biases is None):
+        one, two = (up, gate) if layout == "up_gate" else (gate, up)
+        try:
+            entries = _Entries.of(labels, one.with_rows_of(two, layout))
+        except NotUnderstoodError:
             continue
-        biases = None
-        if first.biases is not None and second.biases is not None:
-            biases = _joined(first.biases, second.biases, f, layout == "interleaved")
-            if biases is None:
-                continue
-        yield layout, _Entries(weights, biases)
-
-
-def _joined(first: Sequence[Place], second: Sequence[Place], f: int, interleaved: bool) -> tuple[Place, ...] | None:
-    """For each expert the place of 2f rows: those of the first and then of the second, or in turns."""
-    found = []
-    for one, other in zip(first, second, strict=True):
-        step = one.strides[0] // 2 if interleaved else one.strides[0]
-        away = step if interleaved else f * step
-        place = Place(one.part, one.start, (step, *one.strides[1:]))
-        if other != Place(one.part, one.start + away, one.strides) or (interleaved and one.strides[0] % 2):
-            return None
-        found.append(place)
-    return tuple(found)
+        if entries.are_whole:
+            yield layout, entries
 
 
 def _listed(experts: Array) -> str:
     more = f" (nor do {len(experts) - 1} others)" if len(experts) > 1 else ""
     return f"expert {experts[0]} adds nothing to y{more}"
-
-
-def _some(count: int) -> Array:
-    """A few of so many indices: the first two, one in the middle and the last."""
-    return np.unique([0, min(1, count - 1), count // 2, count - 1])
 
 
 def _flat(runs: list[list[Array]]) -> Array:

@@ -13,9 +13,9 @@ from moec.passes.raising.weights import ExpertTensor, in_turn
 def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
     """How the matrix of each expert is stored; None where they are not all quantised alike and just what is wanted."""
     found = [tensor.dataflow.stored(part) for part in tensor.parts]
-    whole = tuple(place for part in tensor.parts for place in in_turn(part, (1, *tensor.shape[1:])))
+    whole = tuple(entry for part in tensor.parts for entry in in_turn(part, (1, *tensor.shape[1:])))
     runs = [run for run in found if run is not None and rank_of(run) == 2 and run.shape == tensor.shape[1:]]
-    if tensor.factor is not None or len(runs) != tensor.shape[0] or tensor.places != whole:
+    if tensor.factor is not None or len(runs) != tensor.shape[0] or tensor.entries != whole:
         return None
     kinds = {(run.format, run.axis, run.scale.dtype if run.scale is not None else None) for run in runs}
     return runs if len(kinds) == 1 else None

@@ -16,8 +16,8 @@ from moec.ir.dialect import is_moec
 from moec.ir.movement import MOVEMENTS
 from moec.ir.names import node_name
 from moec.passes.framework.base import Unraised
-from moec.passes.raising.block import is_contraction, width
-from moec.passes.raising.candidates import SELECTIONS, find_logits
+from moec.passes.raising.block import factors, is_contraction, width
+from moec.passes.raising.candidates import SELECTIONS, find_logits, router_chain
 from moec.passes.raising.dataflow import DataFlow, follow_data
 
 SCORES = frozenset({"Relu", "Sigmoid", "Softmax"})
@@ -26,15 +26,13 @@ MOST_NODES = 4096
 """How far a search for products goes."""
 MOST_EXPERTS = 1024
 """Scores of more are activations of hidden units."""
-MOST_STEPS = 64
-"""How far in front of a selection the router's product may be."""
 
 
 def has_weight(dataflow: DataFlow, node: ir.Node) -> bool:
     """Whether a node multiplies data with constant weights: a matrix, or several."""
     if not is_contraction(node):
         return False
-    return any(len(_matrix(dataflow, operand)) >= 2 for operand in node.inputs[:2] if operand is not None)
+    return any(len(_matrix(dataflow, operand)) >= 2 for operand in factors(node))
 
 
 def _matrix(dataflow: DataFlow, operand: ir.Value) -> tuple[int, ...]:
@@ -43,13 +41,11 @@ def _matrix(dataflow: DataFlow, operand: ir.Value) -> tuple[int, ...]:
     return () if weight is None else tuple(size for size in dataflow.shape(weight) if size > 1)
 
 
-def router_of(dataflow: DataFlow, scores: ir.Value) -> ir.Node | None:
-    """The product of data with a constant matrix that scores come from; None where they come from something else."""
-    for value in itertools.islice(dataflow.dominators(scores), MOST_STEPS):
-        node = value.producer()
-        if node is not None and is_contraction(node):
-            return node if has_weight(dataflow, node) else None
-    return None
+def router_of(dataflow: DataFlow, scores: ir.Value) -> ir.Value | None:
+    """The result of the product of data with a constant matrix that scores come from; None where they come from
+    something else."""
+    chain, products = router_chain(dataflow, scores)
+    return chain[0] if any(has_weight(dataflow, node) for node in products) else None
 
 
 def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
@@ -60,7 +56,7 @@ def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
         return None
     if width(scores) is None:
         return "it selects along an axis of no constant size, in which the number of experts was expected"
-    if router.outputs[0] not in find_logits(dataflow, anchor):
+    if router not in find_logits(dataflow, anchor):
         return "other operators than scores stand between its router's product and it, so that no logits were found"
     return "no part of the graph behind it makes one row per token from one row per token"
 
@@ -158,7 +154,7 @@ def _comes_from(value: ir.Value, scores: ir.Value, before: set[ir.Node]) -> bool
 def _products_behind(dataflow: DataFlow, value: ir.Value, E: int, before: set[ir.Node]) -> tuple[bool, int]:
     """Whether a product that a value comes from has weights of E experts in one constant, and how many there are."""
     products = [node for node in _upstream(value) if node not in before and has_weight(dataflow, node)]
-    shapes = [_matrix(dataflow, operand) for node in products for operand in node.inputs[:2] if operand is not None]
+    shapes = [_matrix(dataflow, operand) for node in products for operand in factors(node)]
     return any(len(shape) >= 3 and E in shape for shape in shapes), len(products)
 
 

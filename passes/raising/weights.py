@@ -22,17 +22,35 @@ FUSED_LAYOUTS: tuple[GateLayout, ...] = ("gate_up", "interleaved", "up_gate")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where in a constant one expert's entry lies: the element it starts at, and by how many elements the next along
-    each of its axes is away."""
+    """Where in a constant a piece of one expert's entry lies: the element it starts at, and by how many elements the
+    next along each of its axes is away. ``at``: the index in the entry that the piece of this ``shape`` begins at.
+    Elements are multiplied by ``scale``."""
 
     part: ir.Value
     start: int
     strides: tuple[int, ...]
+    shape: tuple[int, ...]
+    at: tuple[int, ...]
+    scale: float = 1.0
 
-    def reaches(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The first and the last element of an entry of this shape."""
-        ends = [stride * (size - 1) for stride, size in zip(self.strides, shape, strict=True)]
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """The indices of the entry that it holds."""
+        return tuple(slice(first, first + size) for first, size in zip(self.at, self.shape, strict=True))
+
+    @property
+    def turned(self) -> Place:
+        """The same piece of the transposed entry."""
+        return Place(self.part, self.start, self.strides[::-1], self.shape[::-1], self.at[::-1], self.scale)
+
+    def reaches(self) -> tuple[int, int]:
+        """The first and the last element of the constant that it holds."""
+        ends = [stride * (size - 1) for stride, size in zip(self.strides, self.shape, strict=True)]
         return self.start + sum(end for end in ends if end < 0), self.start + sum(end for end in ends if end > 0)
+
+
+Entry = tuple[Place, ...]
+"""The pieces that one expert's entry is made of: one, or several that lie apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +62,13 @@ class ExpertTensor:
 
     dataflow: DataFlow
     shape: tuple[int, ...]
-    places: tuple[Place, ...]
+    entries: tuple[Entry, ...]
     factor: ir.Value | None = None
 
     @property
     def parts(self) -> tuple[ir.Value, ...]:
         """The constants, each once."""
-        return tuple(dict.fromkeys(place.part for place in self.places))
+        return tuple(dict.fromkeys(place.part for entry in self.entries for place in entry))
 
     @functools.cached_property
     def is_as_stored(self) -> bool:
@@ -61,7 +79,7 @@ class ExpertTensor:
             and len(self.parts) == 1
             and (part.const_value is not None or self.dataflow.stored(part) is not None)
             and self.dataflow.shape(part) == self.shape
-            and self.places == tuple(in_turn(part, self.shape))
+            and self.entries == tuple(in_turn(part, self.shape))
         )
 
     @property
@@ -71,36 +89,47 @@ class ExpertTensor:
 
     def __getitem__(self, expert: int) -> Array:
         """One expert's entry, without touching those of others."""
-        entry = self._entry(self.places[expert], expert)
+        entry = self._entry(expert)
         if self.factor is None:
             return entry
         factor = self.dataflow.array(self.factor).ravel()
         return (entry * factor[expert]).astype(entry.dtype)
 
-    def _entry(self, place: Place, expert: int) -> Array:
-        run = self.dataflow.stored(place.part)
+    def _entry(self, expert: int) -> Array:
+        places = self.entries[expert]
+        run = self.dataflow.stored(places[0].part)
         if self.is_as_stored and run is not None and rank_of(run) == 3:
             return run.decoded(expert)
+        if len(places) == 1:
+            return self._piece(places[0])
+        entry = np.empty(self.shape[1:], self.dtype.numpy())
+        for place in places:
+            entry[place.box] = self._piece(place)
+        return entry
+
+    def _piece(self, place: Place) -> Array:
         array, first = self._around(place)
         strides = [stride * array.itemsize for stride in place.strides]
-        return np.lib.stride_tricks.as_strided(array[place.start - first :], self.shape[1:], strides, writeable=False)
+        piece = np.lib.stride_tricks.as_strided(array[place.start - first :], place.shape, strides, writeable=False)
+        return piece if place.scale == 1 else (piece * place.scale).astype(piece.dtype)
 
     def _around(self, place: Place) -> tuple[Array, int]:
-        """Elements of the constant that hold the entry, and the place of the first of them: those of one index of its
+        """Elements of the constant that hold the piece, and the place of the first of them: those of one index of its
         first axis where they do, for a constant that computes itself would compute all of them each time."""
         shape = self.dataflow.shape(place.part)
         size = math.prod(shape[1:])
-        first, last = (element // size for element in place.reaches(self.shape[1:])) if size else (0, -1)
+        first, last = (element // size for element in place.reaches()) if size else (0, -1)
         if place.part.const_value is not None and len(shape) > 1 and first == last:
-            return expert_data(place.part, first).reshape(-1), first * size
-        return self.dataflow.array(place.part).reshape(-1), 0
+            return np.ascontiguousarray(expert_data(place.part, first)).reshape(-1), first * size
+        return np.ascontiguousarray(self.dataflow.array(place.part)).reshape(-1), 0
 
 
-def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[Place]:
+def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[Entry]:
     """Entries of a constant of this shape, along one of its axes."""
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    own, size = ((*of[:axis], *of[axis + 1 :]) for of in (strides, shape))
     for expert in range(shape[axis]):
-        yield Place(part, expert * strides[axis], (*strides[:axis], *strides[axis + 1 :]))
+        yield (Place(part, expert * strides[axis], own, size, (0,) * len(own)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +189,8 @@ def _tensors(dataflow: DataFlow, parts: list[ir.Value], E: int, rank: int) -> li
         shape = (1, *next(iter(shapes)))
         if len(shapes) > 1 or len(shape) != rank:
             return []
-        places = tuple(place for part in parts for place in in_turn(part, shape))
-        return [ExpertTensor(dataflow, (E, *shape[1:]), places)]
+        entries = tuple(entry for part in parts for entry in in_turn(part, shape))
+        return [ExpertTensor(dataflow, (E, *shape[1:]), entries)]
     shape = tuple(size for size in dataflow.shape(parts[0]) if size > 1)
     axes = [axis for axis, size in enumerate(shape) if size == E] if len(shape) == rank else []
     if len(shape) == rank - 1 and shape[0] % E == 0:

@@ -36,6 +36,7 @@ PASSES = "infer-shapes,simplify,remove-dead-nodes"
         ("int64[6] pads = {0, 0, 0, 0, 0, 0}", "a = Pad (r, pads)"),
         ("int64[1] axis = {1}", "b = Unsqueeze (r, axis) c = ReduceSum (b, axis) a = Squeeze (c, axis)"),
         ("int64[1] axis = {1}", "b = Unsqueeze (r, axis) a = ReduceMean <keepdims = 0> (b, axis)"),
+        ("", "b = Neg (r) a = Neg (b)"),
     ],
 )
 def test_a_no_op_disappears(constants, body):
@@ -130,3 +131,31 @@ def test_sibling_whose_result_has_another_user_stays(rewrite, operators):
         s = Softmax <axis = 1> (x) y = Transpose <perm = [1,0]> (s) z = Neg (s)
     }"""
     assert operators(rewrite(text, PASSES)) == ["Softmax", "Transpose", "Neg"]
+
+
+def test_equal_transposes_go_before_a_selection_and_its_scores(rewrite, operators):
+    """Logits as experts by tokens: selected along columns."""
+    text = """(float[4,T] x) => (float[T,2] y, int64[T,2] ids, float[T,4] z) <int64[1] k = {2}> {
+        s = Softmax <axis = 0> (x) top, chosen = TopK <axis = 0> (s, k)
+        y = Transpose <perm = [1,0]> (top) ids = Transpose <perm = [1,0]> (chosen) z = Transpose <perm = [1,0]> (s)
+    }"""
+    feeds = {"x": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)}
+    assert operators(rewrite(text, PASSES, feeds)) == ["Transpose", "Softmax", "TopK"]
+
+
+@pytest.mark.parametrize(("before", "after"), [("Sub (x, n)", "Add (x, x)"), ("Add (n, x)", "Sub (x, x)")])
+def test_a_negative_is_added_without_its_sign(before, after):
+    signature = "(float[T] x) => (float[T] y)"
+    feeds = {"x": np.arange(3, dtype=np.float32)}
+    check(PASSES, f"{signature} {{ n = Neg (x) y = {before} }}", f"{signature} {{ y = {after} }}", feeds)
+
+
+def test_a_vector_is_not_subtracted_but_its_negative_added():
+    signature = "(float[T,2] x) => (float[T,2] y)"
+    before = f"{signature} <float[2] v = {{1, -2}}> {{ y = Sub (x, v) }}"
+    after = f"{signature} <float[2] v_negative = {{-1, 2}}> {{ y = Add (x, v_negative) }}"
+    check(PASSES, before, after, {"x": np.ones((3, 2), np.float32)})
+
+
+def test_sibling_a_number_stays_subtracted():
+    check(PASSES, "(float[T] x) => (float[T] y) <float v = {1}> { y = Sub (x, v) }")

@@ -14,9 +14,9 @@ from .blocks import Layer, draw_layer, feeds_for, model_of
 from .edit import Array, copied, with_types
 from .judge import Verdict, judge, outputs_of
 from .registry import REWRITES, ROUNDS
-from .rewrites.whole import LAST
+from .rewrites.whole import LAST, OTHER_TYPES
 
-MOST_STEPS = 12
+LEAST_STEPS, MOST_STEPS = 30, 40
 Step = tuple[str, int]
 """A rewrite's name, and the seed of where it is done."""
 
@@ -32,18 +32,20 @@ class Case:
 
 
 def draw_case(seed: int) -> Case:
-    """A layer and 1 to 12 rewrites, each of which finds something to do."""
+    """A layer and 30 to 40 rewrites, each of which finds something to do; where that is possible, all is in float16
+    after one in eight."""
     random = np.random.default_rng(seed)
-    layer, names = draw_layer(random), list(REWRITES)
-    length = int(random.integers(1, MOST_STEPS + 1))
+    layer, names = draw_layer(random), [name for name in REWRITES if name not in (LAST, OTHER_TYPES)]
+    length = int(random.integers(LEAST_STEPS, MOST_STEPS + 1))
     model, steps = model_of(layer), []
-    for _ in range(10 * length):
+    while len(steps) < length:
         step = (names[random.integers(len(names))], int(random.integers(1000)))
         after = _applied(model, step)
         if after is not None:
             model, steps = after, [*steps, step]
-        if len(steps) == length or (steps and steps[-1][0] == LAST):
-            break
+    last = (LAST, 0)
+    if random.random() < 1 / 8 and _applied(model, last) is not None:
+        steps.append(last)
     return Case(layer, tuple(steps))
 
 

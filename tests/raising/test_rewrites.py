@@ -14,28 +14,10 @@ from .cases import alone, draw_case, is_gap, rewritten, smallest, verdict_of
 from .edit import copied, with_types
 from .judge import outputs_of
 from .registry import REWRITES, ROUNDS
-from .rewrites.whole import LAST
+from .rewrites.whole import LAST, OTHER_TYPES
 
-GAPS = frozenset(
-    {
-        "gather of weights as one hot product",
-        "gather of weights as equal and product",
-        "gather of flattened weights",
-        "product as convolution",
-        "rows as length of a convolution",
-        "product row by row",
-        "product as sum of products",
-        "product of two shards",
-        "outputs in two shards",
-        "logits of experts by tokens",
-        "gate and up merged",
-        "subtraction of the negative",
-        "gate and up split as gathered weights",
-        "products in float16",
-        "all in float16",
-    }
-)
-"""Rewrites after which some layers are not raised. Who closes a gap takes it out of here."""
+GAPS = frozenset({OTHER_TYPES})
+"""Rewrites after which some layers are not raised."""
 TYPICAL = (
     *(Layer(formulation=formulation) for formulation in FORMULATIONS),
     *(
@@ -99,7 +81,7 @@ def test_chains_of_rewrites_are_never_raised_wrongly():
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("first", range(1000, 4000, 100))
+@pytest.mark.parametrize("first", range(1000, 3000, 100))
 def test_many_chains_of_rewrites_are_never_raised_wrongly(first):
     assert_never_wrong(range(first, first + 100))
 

@@ -70,7 +70,7 @@ def test_one_wrong_weight_of_any_expert_is_rejected(matched, expert):
             return entry
 
     down = proposal.tensors["down"]
-    altered = Altered(down.dataflow, down.shape, down.places)
+    altered = Altered(down.dataflow, down.shape, down.entries)
     changed = dataclasses.replace(proposal, tensors={**proposal.tensors, "down": altered})
     assert not check_proposal(block, changed).agrees
 

@@ -180,6 +180,7 @@ def gate_and_up_split_as_gathered_weights(model: ir.Model, random: np.random.Gen
                 node.op_type == "MatMul"
                 and gather is not None
                 and gather.op_type == "Gather"
+                and array_of(gather.inputs[0]) is not None
                 and _split_of(split.inputs[0])
             ):  # type: ignore[arg-type]
                 found.append((split, chain[1:-1], node, gather.outputs[0]))

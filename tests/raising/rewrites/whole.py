@@ -15,6 +15,9 @@ from ..registry import ROUNDS, register, rewrite
 
 LAST = "all in float16"
 """The rewrite behind which no other is done: those write constants in float32."""
+OTHER_TYPES = "products in float16"
+"""The rewrite after which another function is computed: where numbers are rounded, others come out than without, so
+that a block in which it is done is left as it is."""
 
 
 @rewrite

@@ -1,0 +1,85 @@
+"""Which hidden unit belongs to which expert, by what it adds to the expert's result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from moec.passes.raising.dataflow import Array
+from moec.passes.raising.failure import NotUnderstoodError
+
+TOLERANCE = 1e-6
+AT_ONCE = 24
+"""Units that are told apart by one evaluation: a power of two each, and their sum says which an expert has."""
+MOST_ASKED = 64 * AT_ONCE
+
+
+def find_owners(results: Callable[[Array], Array], count: int, E: int) -> Array:
+    """The expert [count] of each hidden unit. ``results`` maps values of the units [count] to the sums [E] of those
+    that each expert has; all experts have equally many.
+
+    Raises NotUnderstoodError if the units of an expert lie in too many places.
+    """
+    marks = np.random.default_rng(0).normal(size=count)
+    sums = results(marks)
+    for owners in _guesses(_Asked(results, count), marks, sums):
+        if np.abs(np.bincount(owners, marks, E) - sums).max() <= TOLERANCE * count and _evenly(owners, E):
+            return owners
+    raise NotUnderstoodError("which hidden unit belongs to which expert is not to be seen")
+
+
+def _evenly(owners: Array, E: int) -> bool:
+    return bool((np.bincount(owners, minlength=E) == len(owners) // E).all())
+
+
+def _guesses(asked: _Asked, marks: Array, sums: Array) -> Iterator[Array]:
+    """Experts one after another, or in turns with some units each; then runs of units whose ends are of one expert."""
+    count, E = len(marks), len(sums)
+    f = count // E
+    sizes = [size for size in range(f, 0, -1) if f % size == 0]
+    for size in sizes:
+        turns = np.arange(count) // size % E
+        same = np.abs(sums[:, None] - np.bincount(turns, marks, E)) <= TOLERANCE * f
+        if (same.sum(axis=0) == 1).all():
+            yield same.argmax(axis=0)[turns]
+    size = f
+    while size:
+        yield asked.by_halving(size)
+        size //= 2
+
+
+class _Asked:
+    """Units whose experts are known."""
+
+    def __init__(self, results: Callable[[Array], Array], count: int) -> None:
+        self._results, self._owners = results, np.full(count, -1)
+
+    def by_halving(self, size: int) -> Array:
+        """The experts of all units, where runs of at most ``size`` are taken for one expert's if their ends are."""
+        count = len(self._owners)
+        found = np.zeros(count, np.int64)
+        runs = [(first, min(first + size, count) - 1) for first in range(0, count, size)]
+        while runs:
+            self._ask({unit for run in runs for unit in run})
+            apart = []
+            for first, last in runs:
+                found[first : last + 1] = self._owners[first]
+                if self._owners[first] != self._owners[last]:
+                    middle = (first + last) // 2
+                    apart += [(first, middle), (middle + 1, last)]
+            runs = apart
+        return found
+
+    def _ask(self, units: set[int]) -> None:
+        wanted = np.array(sorted(unit for unit in units if self._owners[unit] < 0))
+        if (self._owners >= 0).sum() + len(wanted) > MOST_ASKED:
+            raise NotUnderstoodError("the hidden units of an expert lie in too many places")
+        for start in range(0, len(wanted), AT_ONCE):
+            some = wanted[start : start + AT_ONCE]
+            values = np.zeros(len(self._owners))
+            values[some] = 2.0 ** np.arange(len(some))
+            bits = np.rint(self._results(values)).astype(np.int64)[:, None] >> np.arange(len(some)) & 1
+            if (bits.sum(axis=0) != 1).any():
+                raise NotUnderstoodError("which hidden unit belongs to which expert is not to be seen")
+            self._owners[some] = bits.argmax(axis=0)

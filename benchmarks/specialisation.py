@@ -1,10 +1,11 @@
 """What specialised experts cost a language model, on text that nothing was chosen by.
 
 ``python benchmarks/specialisation.py MODEL TOKENIZER TEXTS --calibrate brown``: MODEL and TOKENIZER are those of
-``examples/moe_lm``, TEXTS the folder of its ``texts.py``. Every variant that uses data is made three times, with
-profiles of other rows of the calibration text; all are judged on the same held-out rows of every text. Prints a table:
-the change of the perplexity against the float model in percent, mean over the three and, behind it, how far the others
-are from it. Results are kept in ``--output``, so an interrupted run goes on.
+``examples/moe_lm`` or ``examples/smollm2_moe``, TEXTS the folder that the former's ``texts.py`` makes. Every variant that
+uses data is made ``--seeds`` times, with profiles of other rows of the calibration text; all are judged on the same
+held-out rows of every text. Prints a table: the change of the perplexity against the float model in percent, mean over
+the seeds and, behind it, how far the furthest is from it. Results are kept in ``--output``, so an interrupted run goes
+on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -24,7 +26,7 @@ from moec.tools.evaluate import evaluate
 from moec.tools.profiling import measure
 
 TEXTS = ("brown", "python", "bible")
-LENGTH, JUDGED, CALIBRATED, SEEDS = 128, 160, 320, (0, 1, 2)
+LENGTH, BATCH = 128, 32
 FORMATS = {
     "int8": "int8",
     "int4": "int4,group=32",
@@ -56,16 +58,17 @@ def variants() -> dict[str, str]:
         found[f"assign-bits {bits}, gptq"] = f"assign-bits{{avg={bits},profile=PROFILE}}"
     for method in ("reap", "frequency", "random"):
         seeded = ",seed=SEED" if method == "random" else ""
-        found[f"12 of 16 experts, {method}"] = f"prune-experts{{keep=12,method={method},profile=PROFILE{seeded}}}"
-    found["12 of 16 experts, ream"] = "merge-experts{keep=12,method=ream,profile=PROFILE}"
-    found["12 of 16 experts, hc-smoe"] = "merge-experts{keep=12,method=hc-smoe,profile=PROFILE}"
+        found[f"3/4 of the experts, {method}"] = f"prune-experts{{keep=0.75,method={method},profile=PROFILE{seeded}}}"
+    found["3/4 of the experts, ream"] = "merge-experts{keep=0.75,method=ream,profile=PROFILE}"
+    found["3/4 of the experts, hc-smoe"] = "merge-experts{keep=0.75,method=hc-smoe,profile=PROFILE}"
     for name, passes in list(found.items()):
         for repair, more in REPAIRS.items():
-            if name.startswith("12 of 16") or (name in ("int3 nearest", "int2 nearest") and repair == "rescaled"):
+            if name.startswith("3/4 of the experts") or (name in ("int3 nearest", "int2 nearest") and repair == "rescaled"):
                 found[f"{name}, {repair}"] = f"{passes},{more}"
     for keep in (0.9, 0.8, 0.7):
         found[f"{keep:.0%} of the calls, by ratio"] = f"skip-experts{{keep={keep},profile=PROFILE,method=ratio}}"
-    found["50% of the calls: one expert a token"] = "skip-experts{keep=0.5,profile=PROFILE,method=k}"
+    for keep in (0.75, 0.5):
+        found[f"{keep:.0%} of the calls, by k"] = f"skip-experts{{keep={keep},profile=PROFILE,method=k}}"
     for rank, base in itertools.product((32, 16), ("shared", "none")):
         words = {"shared": "with a shared base", "none": "without a base"}[base]
         found[f"rank {rank} of 64, {words}"] = f"low-rank-experts{{rank={rank},base={base},profile=PROFILE}}"
@@ -79,27 +82,31 @@ def main() -> None:
     parser.add_argument("tokenizer", type=pathlib.Path)
     parser.add_argument("texts", type=pathlib.Path)
     parser.add_argument("--calibrate", choices=TEXTS, default="brown")
+    parser.add_argument("--judge", nargs="+", choices=TEXTS, default=list(TEXTS))
+    parser.add_argument("--rows", type=int, default=160, help="Rows of each text that variants are judged on.")
+    parser.add_argument("--calibration-rows", type=int, default=320)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("specialisation.json"))
-    parser.add_argument("--only", help="Variants whose names hold this.")
+    parser.add_argument("--only", default="", help="Variants whose names this regular expression is found in.")
     options = parser.parse_args()
     known = json.loads(options.output.read_text()) if options.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         run(options, pathlib.Path(folder), known)
-    print_table(known)
+    print_table(known, options.judge)
 
 
 def run(options: argparse.Namespace, folder: pathlib.Path, known: dict[str, dict[str, list[float]]]) -> None:
     held_out = {}
-    for text in TEXTS:
+    for text in options.judge:
         held_out[text] = folder / f"{text}.npz"
-        np.savez(held_out[text], ids=rows_of(options, f"{text}.heldout")[:JUDGED].reshape(-1, 32, LENGTH))
+        np.savez(held_out[text], ids=batches(rows_of(options, f"{text}.heldout")[: options.rows]))
     if "float" not in known:
         known["float"] = {text: [loss] for text, loss in losses(options.model, "O2", held_out).items()}
     for name, passes in variants().items():
-        if options.only is not None and options.only not in name:
+        if not re.search(options.only, name):
             continue
-        for seed in SEEDS if "PROFILE" in passes else SEEDS[:1]:
-            if len(known.get(name, {}).get(TEXTS[0], ())) > seed:
+        for seed in range(options.seeds if "PROFILE" in passes else 1):
+            if len(known.get(name, {}).get(options.judge[0], ())) > seed:
                 continue
             chosen = passes.replace("SEED", str(seed))
             if "PROFILE" in passes:
@@ -118,12 +125,17 @@ def rows_of(options: argparse.Namespace, name: str) -> np.ndarray:
     return ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
 
 
+def batches(rows: np.ndarray) -> np.ndarray:
+    """Ids [rows, length] as [batches, rows of one, length]."""
+    return rows.reshape(-1, min(BATCH, len(rows)), LENGTH)
+
+
 def profiled(options: argparse.Namespace, folder: pathlib.Path, seed: int) -> pathlib.Path:
     path = folder / f"{seed}.moeprof"
     if not path.exists():
         rows = rows_of(options, options.calibrate)
-        chosen = np.random.default_rng(seed).choice(len(rows), CALIBRATED, replace=False)
-        np.savez(folder / "seen.npz", ids=rows[np.sort(chosen)].reshape(-1, 32, LENGTH))
+        chosen = np.random.default_rng(seed).choice(len(rows), options.calibration_rows, replace=False)
+        np.savez(folder / "seen.npz", ids=batches(rows[np.sort(chosen)]))
         measure(options.model, [folder / "seen.npz"], path)
     return path
 
@@ -137,14 +149,14 @@ def losses(model: pathlib.Path, passes: str, held_out: dict[str, pathlib.Path]) 
     return found
 
 
-def print_table(known: dict[str, dict[str, list[float]]]) -> None:
+def print_table(known: dict[str, dict[str, list[float]]], texts: list[str]) -> None:
     base = {text: values[0] for text, values in known["float"].items()}
-    print("| variant |", " | ".join(TEXTS), "|")
-    print("|---|" + "---|" * len(TEXTS))
-    print("| float: perplexity |", " | ".join(f"{math.exp(base[text]):.2f}" for text in TEXTS), "|")
+    print("| variant |", " | ".join(texts), "|")
+    print("|---|" + "---|" * len(texts))
+    print("| float: perplexity |", " | ".join(f"{math.exp(base[text]):.2f}" for text in texts), "|")
     for name, by_text in known.items():
         if name != "float":
-            cells = [cell([100 * math.expm1(loss - base[text]) for loss in by_text[text]]) for text in TEXTS]
+            cells = [cell([100 * math.expm1(loss - base[text]) for loss in by_text[text]]) for text in texts]
             print(f"| {name} |", " | ".join(cells), "|")
 
 

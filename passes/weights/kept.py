@@ -18,7 +18,7 @@ from moec.ir.weights.encode import Encoded, Table
 
 Array = np.ndarray[Any, Any]
 
-_MOST_BYTES = 4 << 30
+_MOST_BYTES = 3 << 29
 """Memory for all experts that are made at once."""
 _ALIGNMENT = 16
 

@@ -1,8 +1,8 @@
 """What specialised experts cost a language model, on text that nothing was chosen by.
 
 ``python benchmarks/specialisation.py MODEL TOKENIZER TEXTS --calibrate brown``: MODEL and TOKENIZER are those of
-``examples/moe_lm`` or ``examples/smollm2_moe``, TEXTS the folder that the former's ``texts.py`` makes. Every variant that
-uses data is made ``--seeds`` times, with profiles of other rows of the calibration text; all are judged on the same
+``examples/moe_lm`` or ``examples/smollm2_moe``, TEXTS the folder that the former's ``texts.py`` makes. Every variant
+that uses data is made ``--seeds`` times, with profiles of other rows of the calibration text; all are judged on the same
 held-out rows of every text. Prints a table: the change of the perplexity against the float model in percent, mean over
 the seeds and, behind it, how far the furthest is from it. Results are kept in ``--output``, so an interrupted run goes
 on.
@@ -63,7 +63,8 @@ def variants() -> dict[str, str]:
     found["3/4 of the experts, hc-smoe"] = "merge-experts{keep=0.75,method=hc-smoe,profile=PROFILE}"
     for name, passes in list(found.items()):
         for repair, more in REPAIRS.items():
-            if name.startswith("3/4 of the experts") or (name in ("int3 nearest", "int2 nearest") and repair == "rescaled"):
+            rounded = name in ("int3 nearest", "int2 nearest") and repair == "rescaled"
+            if rounded or name.startswith("3/4 of the experts"):
                 found[f"{name}, {repair}"] = f"{passes},{more}"
     for keep in (0.9, 0.8, 0.7):
         found[f"{keep:.0%} of the calls, by ratio"] = f"skip-experts{{keep={keep},profile=PROFILE,method=ratio}}"

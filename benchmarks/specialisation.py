@@ -2,10 +2,10 @@
 
 ``python benchmarks/specialisation.py MODEL TOKENIZER TEXTS --calibrate brown``: MODEL and TOKENIZER are those of
 ``examples/moe_lm`` or ``examples/smollm2_moe``, TEXTS the folder that the former's ``texts.py`` makes. Every variant
-that uses data is made ``--seeds`` times, with profiles of other rows of the calibration text; all are judged on the same
-held-out rows of every text. Prints a table: the change of the perplexity against the float model in percent, mean over
-the seeds and, behind it, how far the furthest is from it. Results are kept in ``--output``, so an interrupted run goes
-on.
+that uses data is made ``--seeds`` times, with profiles of other rows of the calibration text; all are judged on the
+same held-out rows of every text. Prints a table: the change of the perplexity against the float model in percent, mean
+over the seeds and, behind it, how far the furthest is from it. Results are kept in ``--output``, so an interrupted run
+goes on.
 """
 
 from __future__ import annotations

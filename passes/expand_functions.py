@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import onnx
 import onnx_ir as ir
 
+from moec.ir.graphs import lift_constants
 from moec.ir.names import node_name
 from moec.ir.opsets import NEWEST, later_attributes
 from moec.passes.framework.base import Exactness, Report
@@ -95,6 +96,7 @@ class ExpandFunctions:
             for identifier in [key for key in model.functions if key[0] == _DOMAIN]:
                 del model.functions[identifier]
             model.graph.opset_imports.pop(_DOMAIN, None)
+            lift_constants(model)
             shapes.infer(model)
             changed = True
 

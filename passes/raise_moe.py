@@ -32,8 +32,14 @@ from moec.passes.raising.unraised import resemblances, why_no_candidate
 from moec.passes.raising.weights import Arrangement, arrangements, with_factor
 
 MOST_CANDIDATES = 3
-Known = dict[Hashable, tuple[Structure, Match]]
-"""Blocks that were understood by the key of their structure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Blocks that were understood by the key of their structure, and why others were not by their borders."""
+
+    understood: dict[Hashable, tuple[Structure, Match]] = dataclasses.field(default_factory=dict)
+    refused: dict[Hashable, NotUnderstoodError] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +88,7 @@ class RaiseMoE:
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
         understood: set[ir.Node] = set()
-        known: Known = {}
+        known = Known()
         failures: list[_Failure] = []
         dataflow = DataFlow(model.graph)
         for anchor in [node for node in model.graph if is_op(node, *SELECTIONS)]:
@@ -159,10 +165,10 @@ def _understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Bloc
                 return block, _match_block(block, known)
             except NotUnderstoodError as reason:
                 reasons.append(reason)
-            except MemoryError:
-                reasons.append(NotUnderstoodError("there is not enough memory to check what it computes"))
-            except Exception as error:  # a graph may hold anything; what stumbles over it has not understood it
-                reasons.append(NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})"))
+            if reasons[-1].undecided:
+                break  # what cannot be seen in a block is in those around it, too
+        if any(reason.is_mixture for reason in reasons):
+            break  # what is not understood are the experts; from scores on instead of logits they are the same
     if reasons:
         raise min(reasons, key=lambda reason: reason.difference)
     _report_no_candidate(dataflow, anchor)
@@ -193,18 +199,32 @@ def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
 
 
 def _match_block(block: Block, known: Known) -> Match:
-    structure = structure_of(block)
-    match = _match_isomorphic(block, structure, known) or _search_block(block)
-    if structure is not None:
-        known.setdefault(structure.key, (structure, match))
-    return match
+    """What a block is understood as. Raises NotUnderstoodError, whatever stumbles over it."""
+    borders = block.x, block.logits, block.y, block.start
+    if borders in known.refused:  # routers that select in groups first lead to a block several times
+        raise known.refused[borders]
+    try:
+        structure = structure_of(block)
+        match = _match_isomorphic(block, structure, known) or _search_block(block)
+    except NotUnderstoodError as error:
+        reason = error
+    except MemoryError:
+        reason = NotUnderstoodError("there is not enough memory to check what it computes")
+    except Exception as error:  # a graph may hold anything; what stumbles over it has not understood it
+        reason = NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})")
+    else:
+        if structure is not None:
+            known.understood.setdefault(structure.key, (structure, match))
+        return match
+    known.refused[borders] = reason
+    raise reason
 
 
 def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -> Match | None:
     """What an isomorphic block was understood as, if this one agrees with it too."""
-    if structure is None or structure.key not in known:
+    if structure is None or structure.key not in known.understood:
         return None
-    earlier, match = known[structure.key]
+    earlier, match = known.understood[structure.key]
     proposal = transfer(match.proposal, earlier, structure, block.dataflow)
     if proposal is None:
         return None
@@ -236,7 +256,8 @@ def _both(routing: Routing, read: NotUnderstoodError, probed: NotUnderstoodError
     if read.difference != probed.difference:
         return min(read, probed, key=lambda reason: reason.difference)
     found = f"its router chooses {routing.spec.k} experts by {routing.spec.score}, but"
-    return NotUnderstoodError(f"{found} {read}{'' if str(read) == str(probed) else f'; {probed}'}", read.difference)
+    reason = f"{found} {read}{'' if str(read) == str(probed) else f'; {probed}'}"
+    return NotUnderstoodError(reason, read.difference, is_mixture=probed.is_mixture)
 
 
 def _read_experts(block: Block, routing: Routing) -> tuple[list[Arrangement], str]:

@@ -33,7 +33,8 @@ class Simplify:
         where they are not kept.
     11. Transpose behind a Softmax, a TopK or a function of single elements goes before it, where it is the only user or
         all users are the same Transpose.
-    12. Neg of a Neg; Sub of a Neg becomes Add, and Add of a Neg Sub; Sub of a short constant vector becomes Add of its
+    12. Where by a constant that chooses one side alone.
+    13. Neg of a Neg; Sub of a Neg becomes Add, and Add of a Neg Sub; Sub of a short constant vector becomes Add of its
         negative.
 
     ::
@@ -199,6 +200,14 @@ def _neutral(node: ir.Node) -> ir.Value | None:
     return None
 
 
+def _where(node: ir.Node) -> ir.Value | None:
+    condition = constant(node.inputs[0])
+    if condition is None or (condition.any() and not condition.all()):
+        return None
+    chosen = node.inputs[1 if condition.all() else 2]
+    return chosen if chosen is not None and _same_shape(chosen, node.outputs[0]) else None
+
+
 def _pad(node: ir.Node) -> ir.Value | None:
     pads = _integers(node.inputs[1])
     return node.inputs[0] if pads is not None and not any(pads) else None
@@ -336,6 +345,7 @@ _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
     "Sum": _single_input,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    "Where": _where,
     **dict.fromkeys(_REDUCTIONS, _reduce),
 }
 _MERGES: dict[str, Callable[[ir.Node], bool]] = {

@@ -129,14 +129,14 @@ class Block:
             sizes[symbols[-1]] = units
         return sizes
 
-    @property
+    @functools.cached_property
     def row_step(self) -> int:
         """Numbers of tokens must be multiples of this, where the model fixes some of x's dimensions."""
         if rank(self.x) == 2 and not self.shape_sources and not self.rows_are_fixed:
             return 1
         return int(np.prod(shape_at(self.x, {})[:-1]))
 
-    @property
+    @functools.cached_property
     def rows_are_fixed(self) -> bool:
         return self.x.shape is not None and self.x.shape.is_static()
 
@@ -343,6 +343,11 @@ def shape_at(value: ir.Value, sizes: dict[str, int]) -> list[int]:
     found: list[int] = []
     for dim in value.shape:
         if isinstance(dim, ir.SymbolicDim):
-            dim = dim.evaluate({symbol: sizes.get(symbol, 1) for symbol in dim.free_symbols()})
+            known = None if dim.value is None else sizes.get(dim.value)
+            dim = (
+                known
+                if known is not None
+                else dim.evaluate({symbol: sizes.get(symbol, 1) for symbol in dim.free_symbols()})
+            )
         found.append(dim if isinstance(dim, int) else 0)
     return found

@@ -47,7 +47,8 @@ def find_cut(block: Block, x: Array, logits: Array) -> Cut:
     read = (value for node in nodes if node not in affine for value in node.inputs)
     inner = dict.fromkeys(_without_scalars(block, v) for v in read if v is not None and v in before)
     behind = _affine_in(block, nodes, affine)
-    outer = [value for node in nodes if node not in affine for value in node.outputs if value in behind]
+    made = (value for node in nodes if node not in affine for value in node.outputs)
+    outer = dict.fromkeys(_behind_scalars(block, value) for value in made if value in behind)
     around = next(
         (n for n in nodes if n in affine and n.outputs[0] in behind and not behind.issuperset(affine[n])), None
     )
@@ -57,7 +58,7 @@ def find_cut(block: Block, x: Array, logits: Array) -> Cut:
         )
     if not inner or not outer:
         raise NotUnderstoodError("no activation lies between two affine maps")
-    return Cut(list(inner), outer)
+    return Cut(list(inner), list(outer))
 
 
 def _affine_in(block: Block, nodes: list[ir.Node], affine: Collection[ir.Node]) -> set[ir.Value]:
@@ -73,12 +74,24 @@ def _affine_in(block: Block, nodes: list[ir.Node], affine: Collection[ir.Node]) 
 
 def _without_scalars(block: Block, value: ir.Value) -> ir.Value:
     """The value that this one is a multiple of, plus a number: that, too, belongs to the activation."""
-    while (node := value.producer()) is not None:
-        data = [operand for operand in node.inputs if operand is not None and block.dataflow.scalar(operand) is None]
-        if len(data) != 1 or not is_op(node, "Add", "Div", "Mul", "Neg", "Sub"):
-            break
-        value = data[0]
+    while (data := _scaled(block, value.producer())) is not None:
+        value = data
     return value
+
+
+def _behind_scalars(block: Block, value: ir.Value) -> ir.Value:
+    """The last value that is a multiple of this one, plus a number."""
+    while len(readers := value.consumers()) == 1 and _scaled(block, readers[0]) is value and value is not block.y:
+        value = readers[0].outputs[0]
+    return value
+
+
+def _scaled(block: Block, node: ir.Node | None) -> ir.Value | None:
+    """What a node multiplies with a number, or adds one to; None if it does anything else."""
+    if not is_op(node, "Add", "Div", "Mul", "Neg", "Sub"):
+        return None
+    data = [operand for operand in node.inputs if operand is not None and block.dataflow.scalar(operand) is None]
+    return data[0] if len(data) == 1 else None
 
 
 def _affine_nodes(block: Block, nodes: list[ir.Node], x: Array, logits: Array) -> dict[ir.Node, list[ir.Value]]:

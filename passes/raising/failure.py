@@ -6,13 +6,21 @@ class NotUnderstoodError(Exception):
 
     ``difference`` tells how far the nearest proposal was from what the block computes for a few tokens; infinite where
     none was made. ``resembles``: nothing was tried, for it only resembles a mixture of experts. ``undecided``: a
-    proposal agreed on all trials, but a decision of the block was never seen whole.
+    proposal agreed on all trials, but a decision of the block was never seen whole. ``is_mixture``: what the block
+    computes is a sum of what experts make, weighted by its router, whatever experts are.
     """
 
     def __init__(
-        self, reason: str, difference: float = float("inf"), *, resembles: bool = False, undecided: bool = False
+        self,
+        reason: str,
+        difference: float = float("inf"),
+        *,
+        resembles: bool = False,
+        undecided: bool = False,
+        is_mixture: bool = False,
     ) -> None:
         super().__init__(reason)
         self.difference = difference
         self.resembles = resembles
         self.undecided = undecided
+        self.is_mixture = is_mixture

@@ -13,7 +13,7 @@ from moec.passes.raising.failure import NotUnderstoodError
 NEAR = 1e-5
 FAR = 0.7
 """Steps along which the activation is looked at: one shows its slope, one crosses zero, where relu bends."""
-SAME = 1e-3
+SAME = 2e-4
 """Share of a slope within which two are the same."""
 ATTEMPTS = 4
 
@@ -64,7 +64,6 @@ def _decode(
 
     whole = moved(NEAR, (projections >= 0).astype(float))
     slopes = np.stack([moved(NEAR, mask) for mask in bits])
-    bends = np.stack([moved(-2 * FAR, mask) - 2 * moved(-FAR, mask) for mask in bits])
     size = np.maximum(np.abs(slopes).max(axis=0), np.abs(whole))
     alike = SAME * size
 
@@ -78,6 +77,9 @@ def _decode(
     unclear = two & (np.abs(first - second) <= 4 * alike)
     weights = 1 << np.arange(len(bits))[:, None]
     numbers = [((equal(slopes, s) | equal(slopes, whole)) * weights).sum(axis=0) for s in (first, second)]
+    bends = np.zeros_like(slopes)
+    for bit in np.unique(highest[two & (size > 0)]):
+        bends[bit] = moved(-2 * FAR, bits[bit]) - 2 * moved(-FAR, bits[bit])
     is_up = np.abs(np.take_along_axis(bends, highest[None], 0)[0]) <= 1e-9 * np.maximum(1, size)
     up = np.where(two & ~is_up, numbers[1], numbers[0])
     gate = np.where(two, np.where(is_up, numbers[1], numbers[0]), -1)

@@ -41,20 +41,27 @@ def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, s
     explaining = [routing for routing, mixing in mixings.items() if mixing.explains_y()]
     likely = explaining or routings
     mixing = mixings[likely[0]]
-    cut = find_cut(block, sample_rows(len(mixing.logits[0]), block.d), mixing.logits[0])
-    labels = Labels.of(block)
     try:
-        arrangement = _Probe(block, mixing, cut, labels, bool(explaining)).arrangement()
-    except NotUnderstoodError:
-        labels = labels.with_copies()
-        if not labels.copies:
-            raise
-        arrangement = _Probe(block, mixing, cut, labels, bool(explaining)).arrangement()
+        cut = find_cut(block, sample_rows(len(mixing.logits[0]), block.d), mixing.logits[0])
+        arrangement = _arrangement(block, mixing, cut, scaled=bool(explaining))
+    except NotUnderstoodError as reason:
+        raise NotUnderstoodError(str(reason), is_mixture=bool(explaining)) from None
     parts = {part for tensor in arrangement.tensors.values() for part in tensor.parts}
     gathered = any(value in parts for node in block.router_nodes() for value in node.inputs)
     if block.selected.isdisjoint(cut.inner):
         return arrangement, "dense", likely
     return arrangement, "batched" if gathered else "loop", likely
+
+
+def _arrangement(block: Block, mixing: Mixing, cut: Cut, *, scaled: bool) -> Arrangement:
+    labels = Labels.of(block)
+    try:
+        return _Probe(block, mixing, cut, labels, scaled).arrangement()
+    except NotUnderstoodError:
+        labels = labels.with_copies()
+        if not labels.copies:
+            raise
+    return _Probe(block, mixing, cut, labels, scaled).arrangement()
 
 
 @dataclasses.dataclass(frozen=True)

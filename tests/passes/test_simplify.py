@@ -37,6 +37,8 @@ PASSES = "infer-shapes,simplify,remove-dead-nodes"
         ("int64[1] axis = {1}", "b = Unsqueeze (r, axis) c = ReduceSum (b, axis) a = Squeeze (c, axis)"),
         ("int64[1] axis = {1}", "b = Unsqueeze (r, axis) a = ReduceMean <keepdims = 0> (b, axis)"),
         ("", "b = Neg (r) a = Neg (b)"),
+        ("bool yes = {1}, float zero = {0}", "a = Where (yes, r, zero)"),
+        ("bool[4] no = {0, 0, 0, 0}, float zero = {0}", "a = Where (no, zero, r)"),
     ],
 )
 def test_a_no_op_disappears(constants, body):

@@ -14,9 +14,13 @@ from .products import Linear, linears, plus_bias
 
 
 def _weights(model: ir.Model, *ranks: int) -> list[ir.Value]:
-    """Constants that nodes use, floats."""
+    """Constants that nodes use, but for those in branches, floats."""
     values = [value for value in model.graph.initializers.values() if value.uses() and rank(value) in ranks]
-    return [value for value in values if value.dtype == ir.DataType.FLOAT]
+    return [
+        value
+        for value in values
+        if value.dtype == ir.DataType.FLOAT and all(user.graph is model.graph for user, _ in value.uses())
+    ]
 
 
 def _first_user(model: ir.Model, values: list[ir.Value]) -> ir.Node:

@@ -20,6 +20,7 @@ _KEPT = ("DequantizeLinear", "QuantizeLinear", "Dropout", "BatchNormalization")
 """Quantised weights are wanted quantised; the other two have a meaning of their own in training."""
 _BOUNDED_BY_INPUTS = ("Compress", "NonZero", "Unique")
 """Operators whose results have sizes that depend on data, but at most as many elements as their inputs."""
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _NEVER_LARGER = moving(repeats=False) - {*_BOUNDED_BY_INPUTS}
 
 
@@ -31,8 +32,8 @@ class FoldConstants:
     2. A larger result of an operator that makes nothing larger than its input (Transpose, Reshape, Slice, ...) becomes
        a constant that computes itself when it is read: a weight stays in its file.
     3. Everything else stays: large results are cheaper to compute than to store. So do random operators,
-       (de)quantisation, and the nodes that say in which format a weight of a moec operator is stored
-       (:mod:`moec.ir.weights.stored`).
+       (de)quantisation, large floats in 16 bits that are cast to float32, and the nodes that say in which format a weight
+       of a moec operator is stored (:mod:`moec.ir.weights.stored`).
 
     ::
 
@@ -71,7 +72,7 @@ class FoldConstants:
         if _elements(node, types) <= self.limit and all(array is None or array.size <= self.limit for array in inputs):
             arrays = _evaluate(node, version, inputs)
             return None if arrays is None else [ir.tensor(array) for array in arrays]
-        lazy = is_op(node, *_NEVER_LARGER) or (is_op(node, "Gather") and inputs[1].size == 1)  # type: ignore[union-attr]
+        lazy = (is_op(node, *_NEVER_LARGER) and not _widens(node, types)) or (is_op(node, "Gather") and inputs[1].size == 1)  # type: ignore[union-attr]
         if not lazy or any(shape is None for _, shape in types):
             return None
         frozen = _Computation(node, version, inputs)
@@ -79,6 +80,12 @@ class FoldConstants:
             ir.LazyTensor(functools.partial(frozen.output, index), dtype=dtype, shape=ir.Shape(shape or ()))
             for index, (dtype, shape) in enumerate(types)
         ]
+
+
+def _widens(node: ir.Node, types: list[_Type]) -> bool:
+    """Whether it makes float32 of fewer bits."""
+    stored = node.inputs[0].const_value if node.op_type == "Cast" and node.inputs[0] is not None else None
+    return stored is not None and stored.dtype in _HALVES and types[0][0] == ir.DataType.FLOAT
 
 
 _Type = tuple[ir.DataType, "tuple[int, ...] | None"]

@@ -1,4 +1,4 @@
-"""Dense products with quantised weights."""
+"""Dense products with weights in fewer than 32 bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
-from moec.ir.weights.stored import weight_runs
+from moec.ir.weights.stored import constant, weight_runs
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op
 from moec.passes.weights.linears import is_dense_product, is_transposed, make_linear
@@ -18,13 +18,15 @@ from moec.passes.weights.scale_groups import put_in_groups
 
 @dataclasses.dataclass(frozen=True)
 class FuseStoredWeights:
-    """Lets products read quantised weights as they are stored, as quantisers in the QDQ format write them.
+    """Lets products read weights as they are stored: quantised, as quantisers in the QDQ format write them, or in 16 bits.
 
     1. A MatMul whose right matrix is ``DequantizeLinear`` of constants becomes ``moec.Linear``, and so does a Gemm that
        multiplies by one and at most adds a bias [N]. A bias that an Add gives the MatMul joins it.
     2. One scale per output of the product, or one for the whole matrix, becomes groups as large as there are inputs, or
        as kernels read them; zero points that are all zero are dropped from signed elements.
     3. The groups that share a scale lie along the inputs of the product; other weights stay as they are, with a note.
+    4. A matrix that is ``Cast`` to float of a constant in float16 or bfloat16 is read in 16 bits likewise. The product is
+       computed in float32, so nothing is rounded.
 
     ::
 
@@ -45,11 +47,13 @@ class FuseStoredWeights:
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
         for node in list(model.graph):
-            if (
-                node.graph is None
-                or not is_dense_product(node)
-                or not is_op(_weight(node).producer(), "DequantizeLinear")
-            ):
+            if node.graph is None or not is_dense_product(node):  # an Add that became a bias is in no graph
+                continue
+            if _is_in_16_bits(_weight(node)):
+                make_linear(model.graph, node)
+                changed = True
+                continue
+            if not is_op(_weight(node).producer(), "DequantizeLinear"):
                 continue
             changed |= put_in_groups(model.graph, node, _input_axis(node))
             stays = _why_not(node)
@@ -61,8 +65,13 @@ class FuseStoredWeights:
         return changed
 
 
-def _multiplies_decoded(node: ir.Node) -> bool:
-    return is_dense_product(node) and is_op(_weight(node).producer(), "DequantizeLinear")
+def _is_in_16_bits(weight: ir.Value) -> bool:
+    """Whether it is a float32 copy of a constant in 16 bits."""
+    node = weight.producer()
+    if not is_op(node, "Cast") or weight.dtype != ir.DataType.FLOAT:
+        return False
+    stored = constant(node.inputs[0])
+    return stored is not None and stored.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _weight(product: ir.Node) -> ir.Value:

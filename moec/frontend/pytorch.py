@@ -56,6 +56,9 @@ def import_module(
     Raises MoecError when torch is not installed, the module is in training mode or inputs are missing, and
     UnsupportedError when PyTorch cannot export the module.
     """
+    from moec.frontend.huggingface.exportable import exportable
+    from moec.frontend.torch_complex import complex_as_pairs
+
     torch = _import_torch()
     if module.training:
         raise MoecError(
@@ -64,7 +67,7 @@ def import_module(
     is_text = example_inputs is None
     example_inputs, dynamic_shapes, surroundings = _inputs(module, example_inputs, dynamic_shapes)
     arguments = _arguments(example_inputs)
-    with surroundings, _exportable_experts(module), _quiet(), torch.no_grad():
+    with surroundings, exportable(module), complex_as_pairs(), _quiet(), torch.no_grad():
         try:
             with _sizes_from_zero():
                 program = torch.export.export(module, *arguments, dynamic_shapes=dynamic_shapes, strict=False)
@@ -167,23 +170,6 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         f"example_inputs is a {type(example_inputs).__name__}; expected a tuple of positional or a dict of keyword "
         "inputs"
     )
-
-
-@contextlib.contextmanager
-def _exportable_experts(module: torch.nn.Module) -> Iterator[None]:
-    """transformers runs experts as a data-dependent Python loop by default, which torch.export cannot trace; its
-    ``batched_mm`` implementation computes the same and can be. Restored on leaving."""
-    config = getattr(module, "config", None)
-    current = getattr(config, "_experts_implementation", None)
-    select = getattr(module, "set_experts_implementation", None)
-    if select is None or current is None or current == "batched_mm":
-        yield
-        return
-    select("batched_mm")
-    try:
-        yield
-    finally:
-        select(current)
 
 
 def _sizes_from_zero() -> contextlib.AbstractContextManager[Any]:

@@ -87,7 +87,8 @@ class DataFlow:
         return self._arrays[value]
 
     def stored(self, value: ir.Value) -> WeightRun | None:
-        """How a quantised weight is stored; None for every other value. Remembered: the value may outlive its node."""
+        """How a weight in fewer than 32 bits is stored; None for every other value. Remembered: the value may outlive its
+        node."""
         if value not in self._stored:
             self._stored[value] = _stored(value)
         return self._stored[value]
@@ -108,7 +109,8 @@ class DataFlow:
     def is_mask(self, value: ir.Value) -> bool:
         """Whether a constant holds one number alone, as what sums start from, or one beside 0 or an infinity, as masks
         and one-hot tables do."""
-        if self.stored(value) is not None:
+        run = self.stored(value)
+        if run is not None and (run.format.quantized or not self._is_mask(run.decoded(0))):
             return False
         if isinstance(value.const_value, ExpertStack) and not self._is_mask(value.const_value.expert(0)):
             return False  # one expert says so: a stack that computes itself would compute all of them
@@ -241,13 +243,13 @@ class DataFlow:
 
 
 def _stored(value: ir.Value) -> WeightRun | None:
-    if not is_op(value.producer(), "DequantizeLinear"):
+    if not is_op(value.producer(), "DequantizeLinear", "Cast"):
         return None
     try:
         (run,) = weight_runs(value)
     except UnsupportedError:  # it is no weight, or of no format that experts can have
         return None
-    return run
+    return run if run.format.elements.bits < 32 else None
 
 
 def _is_initial(value: ir.Value) -> bool:

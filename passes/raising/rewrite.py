@@ -104,8 +104,8 @@ class _Writer:
             for constant in constants:
                 self.graph.register_initializer(constant)
             return self.add(node, tensor.dtype, label)[0]
-        stack = ExpertStack(None, tensor.dtype, tensor.shape, tensor.__getitem__)
-        return add_constant(self.graph, stack, f"{self.name}.{label}")
+        stack = ExpertStack(None, tensor.stored_dtype, tensor.shape, tensor.stored_entry)
+        return self.cast(add_constant(self.graph, stack, f"{self.name}.{label}"), tensor.dtype, label)
 
     def finish(self, y: ir.Value) -> None:
         """Let y [T,d], and what the block starts from, take the place of the block's output, in the shape that has."""

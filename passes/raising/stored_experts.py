@@ -11,7 +11,7 @@ from moec.passes.raising.weights import ExpertTensor, in_turn
 
 
 def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
-    """How the matrix of each expert is stored; None where they are not all quantised alike and just what is wanted."""
+    """How the matrix of each expert is stored; None where they are not all stored alike in fewer bits and just what is wanted."""
     found = [tensor.dataflow.stored(part) for part in tensor.parts]
     whole = tuple(entry for part in tensor.parts for entry in in_turn(part, (1, *tensor.shape[1:])))
     runs = [run for run in found if run is not None and rank_of(run) == 2 and run.shape == tensor.shape[1:]]
@@ -26,8 +26,8 @@ def stacked(runs: list[WeightRun], name: str, dtype: ir.DataType) -> tuple[ir.No
     first = runs[0]
     operands = {"data": first.data, "scale": first.scale, "zero_point": first.zero_point}
     stacks = {role: _stack(runs, role, like, name) for role, like in operands.items() if like is not None}
-    assert first.axis is not None
-    decoded = (stacks["data"], stacks.get("scale"), stacks.get("zero_point"), first.axis - 2, dtype)
+    axis = -1 if first.axis is None else first.axis - 2
+    decoded = (stacks["data"], stacks.get("scale"), stacks.get("zero_point"), axis, dtype)
     return decoding_node(first.format, *decoded), list(stacks.values())
 
 

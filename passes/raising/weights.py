@@ -95,14 +95,31 @@ class ExpertTensor:
         factor = self.dataflow.array(self.factor).ravel()
         return (entry * factor[expert]).astype(entry.dtype)
 
+    @functools.cached_property
+    def stored_dtype(self) -> ir.DataType:
+        """The type in 16 bits that matrices of experts are stored in, where they are and nothing multiplies them; else
+        :attr:`dtype`."""
+        runs = [self.dataflow.stored(part) for part in self.parts]
+        types = {None if run is None or run.format.quantized else run.data.dtype for run in runs}
+        plain = self.factor is None and all(place.scale == 1 for entry in self.entries for place in entry)
+        found = next(iter(types)) if len(types) == 1 and plain and len(self.shape) == 3 else None
+        return self.dtype if found is None else found
+
+    def stored_entry(self, expert: int) -> Array:
+        """One expert's entry in :attr:`stored_dtype`."""
+        return self[expert] if self.stored_dtype == self.dtype else self._placed(expert, self.stored_dtype)
+
     def _entry(self, expert: int) -> Array:
-        places = self.entries[expert]
-        run = self.dataflow.stored(places[0].part)
+        run = self.dataflow.stored(self.entries[expert][0].part)
         if self.is_as_stored and run is not None and rank_of(run) == 3:
             return run.decoded(expert)
+        return self._placed(expert, self.dtype)
+
+    def _placed(self, expert: int, dtype: ir.DataType) -> Array:
+        places = self.entries[expert]
         if len(places) == 1:
-            return self._piece(places[0])
-        entry = np.empty(self.shape[1:], self.dtype.numpy())
+            return self._piece(places[0]).astype(dtype.numpy(), copy=False)
+        entry = np.empty(self.shape[1:], dtype.numpy())
         for place in places:
             entry[place.box] = self._piece(place)
         return entry
@@ -116,12 +133,14 @@ class ExpertTensor:
     def _around(self, place: Place) -> tuple[Array, int]:
         """Elements of the constant that hold the piece, and the place of the first of them: those of one index of its
         first axis where they do, for a constant that computes itself would compute all of them each time."""
-        shape = self.dataflow.shape(place.part)
+        run = self.dataflow.stored(place.part)
+        part = place.part if run is None or run.format.quantized else run.data
+        shape = self.dataflow.shape(part)
         size = math.prod(shape[1:])
         first, last = (element // size for element in place.reaches()) if size else (0, -1)
-        if place.part.const_value is not None and len(shape) > 1 and first == last:
-            return np.ascontiguousarray(expert_data(place.part, first)).reshape(-1), first * size
-        return np.ascontiguousarray(self.dataflow.array(place.part)).reshape(-1), 0
+        if part.const_value is not None and len(shape) > 1 and first == last:
+            return np.ascontiguousarray(expert_data(part, first)).reshape(-1), first * size
+        return np.ascontiguousarray(self.dataflow.array(part)).reshape(-1), 0
 
 
 def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[Entry]:

@@ -18,6 +18,7 @@ from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import Conversion, Weight
 from moec.ir.graphs import add_constant
 from moec.ir.weights.encode import Table
+from moec.ir.weights.format import WeightFormat, name_of
 from moec.ir.weights.stored import decoding_node
 
 if TYPE_CHECKING:
@@ -115,14 +116,11 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
 
 
 def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
-    """A constant of the value's type. Rows of a table are converted when they are picked, all else when it is read."""
+    """A constant of the value's type. Matrices and tables in 16 bits stay so: of a table, rows are converted when they
+    are picked, and a matrix is as :func:`_bind_stored` leaves it."""
     array = weight.data
-    lookups = [user for user, index in value.uses() if user.op_type == "Gather" and not user.domain and index == 0]
-    if array.dtype in _HALVES and lookups:
-        table = add_constant(graph, array.tensor(), f"{value.name}.table")
-        for node in lookups:
-            _cast_behind(graph, node, table, value.dtype)
-    if not value.uses():
+    if array.dtype in _HALVES and len(array.shape) > 1:
+        _bind_halves(graph, value, weight)
         return
     assert value.dtype is not None
     if array.dtype != value.dtype:
@@ -134,6 +132,18 @@ def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
 
 def _converted(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
     return array.astype(dtype.numpy())
+
+
+def _bind_halves(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
+    lookups = [user for user, index in value.uses() if user.op_type == "Gather" and not user.domain and index == 0]
+    if lookups:
+        table = add_constant(graph, weight.data.tensor(), f"{value.name}.table")
+        for node in lookups:
+            _cast_behind(graph, node, table, value.dtype)
+    name = name_of(weight.data.dtype)
+    assert name is not None
+    if value.uses():
+        _bind_stored(graph, value, dataclasses.replace(weight, form=WeightFormat(name)))
 
 
 def _cast_behind(graph: ir.Graph, lookup: ir.Node, table: ir.Value, dtype: ir.DataType | None) -> None:

@@ -18,6 +18,8 @@ _INDEX = "model.safetensors.index.json"
 _LARGEST_JSON = 256 << 20
 """Bytes; indexes of the largest models have some tens of megabytes."""
 
+_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+
 
 def is_folder(source: Any) -> bool:
     """Whether a source of a model is the path of a folder, which then has to be one of the Hugging Face hub."""
@@ -115,7 +117,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
             raise MoecError(f"{path}: has {path.stat().st_size} bytes, too many for such a file; download it again")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except OSError as error:
         raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -123,3 +125,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MoecError(f"{path}: holds a {type(content).__name__}, expected an object; download it again")
     return content
+
+
+def _special_float(found: dict[str, Any]) -> Any:
+    """transformers writes numbers that JSON has not as ``{"__float__": "Infinity"}``."""
+    return _FLOATS.get(found["__float__"], found) if found.keys() == {"__float__"} else found

@@ -1,0 +1,82 @@
+"""Experts of modules that transformers runs by loops over those that tokens chose, with a copy of the weights per token:
+what its ``batched_mm`` does for the modules that have its experts interface (``transformers/integrations/moe.py``).
+
+The number of tokens that an expert gets depends on data, for which torch.export has no loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def dbrx(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
+    """The forward of ``DbrxExperts``: x [B,T,d], ids and weights [BT,k]; returns [B,T,d]."""
+    rows, ids = hidden_states.reshape(-1, self.hidden_size), top_k_index.reshape(-1)
+    w1, v1, w2 = (
+        weight.view(self.num_experts, self.ffn_hidden_size, self.hidden_size)
+        for weight in (self.mlp.w1, self.mlp.v1, self.mlp.w2)
+    )
+    rows = rows.repeat_interleave(top_k_index.shape[-1], dim=0)
+    hidden = self.mlp.activation_fn(_times(w1[ids], rows)) * _times(v1[ids], rows)
+    made = (hidden.unsqueeze(1) @ w2[ids]).squeeze(1)
+    return _summed(made, top_k_weights).view(hidden_states.shape)
+
+
+def longcat(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
+    """The forward of ``LongcatFlashExperts``, the last of which return their input: x [T,d], ids and weights [T,k]."""
+    import torch
+
+    stored = top_k_index < self.num_routed_experts
+    ids = torch.where(stored, top_k_index, 0).reshape(-1)
+    rows = hidden_states.repeat_interleave(top_k_index.shape[-1], dim=0)
+    gate, up = _times(self.gate_up_proj[ids], rows).chunk(2, dim=-1)
+    made = _times(self.down_proj[ids], self.act_fn(gate) * up)
+    passed = torch.where(stored, 0.0, top_k_weights).sum(-1, keepdim=True)
+    return _summed(made, torch.where(stored, top_k_weights, 0.0)) + hidden_states * passed
+
+
+def jetmoe(self: Any, layer_input: torch.Tensor) -> torch.Tensor:
+    """The forward of ``JetMoeMoE``: x [B,T,d]."""
+    rows = layer_input.reshape(-1, layer_input.shape[-1])
+    ids, weights = _chosen(self.router, rows)
+    repeated = rows.repeat_interleave(ids.shape[-1], dim=0)
+    gate, up = _times(self.input_linear.weight[ids.reshape(-1)], repeated).chunk(2, dim=-1)
+    made = _times(self.output_linear.weight[ids.reshape(-1)], self.activation(gate) * up)
+    return _summed(made, weights).view(layer_input.shape) + self.bias
+
+
+def jetmoe_queries(self: Any, layer_input: torch.Tensor) -> tuple[torch.Tensor, None, Any]:
+    """``map`` of ``JetMoeMoA``: queries [B,T,k,n] of x [B,T,d], and what :func:`jetmoe_outputs` takes."""
+    rows = layer_input.reshape(-1, layer_input.shape[-1])
+    ids, weights = _chosen(self.router, rows)
+    made = _times(self.input_linear.weight[ids.reshape(-1)], rows.repeat_interleave(ids.shape[-1], dim=0))
+    return made.view(*layer_input.shape[:2], self.top_k, -1), None, (ids, weights)
+
+
+def jetmoe_outputs(self: Any, layer_input: torch.Tensor, chosen: Any) -> torch.Tensor:
+    """``reduce`` of ``JetMoeMoA``: x [B,T,d] of attention's [B,T,k,n]."""
+    ids, weights = chosen
+    made = _times(self.output_linear.weight[ids.reshape(-1)], layer_input.reshape(-1, layer_input.shape[-1]))
+    return _summed(made, weights).view(*layer_input.shape[:2], -1) + self.bias
+
+
+def _chosen(router: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and weights [T,k] of JetMoe's router."""
+    import torch
+
+    logits, ids = router.layer(rows).float().topk(router.top_k, dim=1)
+    return ids, torch.softmax(logits, dim=1).type_as(rows)
+
+
+def _times(matrices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Matrices [n,out,in] times rows [n,in]."""
+    return (matrices @ rows.unsqueeze(-1)).squeeze(-1)
+
+
+def _summed(made: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sums [T,d] of rows [Tk,d]; weights [T,k]."""
+    weighted = made * weights.reshape(-1, 1)
+    return weighted.view(*weights.shape, made.shape[-1]).sum(1)

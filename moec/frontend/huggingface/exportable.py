@@ -1,0 +1,76 @@
+"""Parts of models of transformers that torch.export cannot trace, and what stands in for them while it does."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from moec.frontend.huggingface import batched_experts, recurrences
+
+if TYPE_CHECKING:
+    import torch
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch_chunk_gated_delta_rule": recurrences.gated_delta_rule,
+    "chunk_kimi_delta_attention": recurrences.gated_delta_rule,
+    "mamba_selective_scan": recurrences.selective_scan,
+}
+"""By their names in the file that defines a model."""
+_METHODS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("DbrxExperts", "forward"): batched_experts.dbrx,
+    ("LongcatFlashExperts", "forward"): batched_experts.longcat,
+    ("JetMoeMoE", "forward"): batched_experts.jetmoe,
+    ("JetMoeMoA", "map"): batched_experts.jetmoe_queries,
+    ("JetMoeMoA", "reduce"): batched_experts.jetmoe_outputs,
+    ("MiniMaxLightningAttention", "forward"): recurrences.lightning_attention,
+}
+"""By class and name."""
+_MODELS = "transformers.models."
+
+
+@contextlib.contextmanager
+def exportable(module: torch.nn.Module) -> Iterator[None]:
+    """While it lasts, the models of transformers in ``module`` compute what they compute by operations that torch.export
+    can trace: experts by ``batched_mm``, recurrences and loops over chosen experts without loops."""
+    parts = [part for part in module.modules() if type(part).__module__.startswith(_MODELS)]
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(_batched_experts(part))
+            for (kind, name), method in _METHODS.items():
+                if type(part).__name__ == kind:
+                    stack.enter_context(_replaced(part, name, types.MethodType(method, part)))
+        for file in {type(part).__module__ for part in parts}:
+            for name, function in _FUNCTIONS.items():
+                if hasattr(sys.modules[file], name):
+                    stack.enter_context(_replaced(sys.modules[file], name, function))
+        yield
+
+
+@contextlib.contextmanager
+def _batched_experts(part: torch.nn.Module) -> Iterator[None]:
+    """transformers runs experts as a data-dependent Python loop by default; its ``batched_mm`` computes the same."""
+    current = getattr(getattr(part, "config", None), "_experts_implementation", None)
+    select = getattr(part, "set_experts_implementation", None)
+    if select is None or current is None or current == "batched_mm":
+        yield
+        return
+    select("batched_mm")
+    try:
+        yield
+    finally:
+        select(current)
+
+
+@contextlib.contextmanager
+def _replaced(holder: Any, name: str, new: Any) -> Iterator[None]:
+    before = vars(holder).get(name)
+    setattr(holder, name, new)
+    try:
+        yield
+    finally:
+        delattr(holder, name)  # a module finds the method of its class again
+        if before is not None:
+            setattr(holder, name, before)

@@ -1,0 +1,212 @@
+"""Recurrences over a sequence, as modules of transformers have them, written without a loop over its length.
+
+torch.export unrolls loops, so that one over tokens or chunks would hold for a single length. What such a loop does to its
+state is an affine map for each step, and maps are composed in any order: prefixes by doubling (Hillis and Steele, "Data
+parallel algorithms", 1986) take as many rounds as the length has bits. Within a chunk of 64 tokens the delta rule is
+a triangular system (Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024).
+
+Functions have the signatures of those of transformers that they stand in for; none takes or gives back a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+_ROUNDS = 18
+"""Prefixes reach back over 2^18 tokens; longer sequences are refused."""
+_LONGEST = 1 << _ROUNDS
+
+
+def gated_delta_rule(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    chunk_size: int = 64,
+    initial_state: Any = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Linear attention by the gated delta rule, ``torch_chunk_gated_delta_rule`` and ``chunk_kimi_delta_attention``.
+
+    ``query`` and ``key`` [B,T,h,K], ``value`` [B,T,H,V], H a multiple of h; ``g`` [B,T,H], or [B,T,H,K] with a decay
+    for each channel, is the logarithm of what the state decays by; ``beta`` [B,T,H]. Returns [B,T,H,V].
+    """
+    import torch
+
+    _check_stateless(initial_state, output_final_state)
+    length, repeats = key.shape[1], value.shape[2] // key.shape[2]
+    if repeats > 1:
+        query, key = query.repeat_interleave(repeats, dim=2), key.repeat_interleave(repeats, dim=2)
+    if use_qk_l2norm_in_kernel:
+        query, key = _normalized(query.float()), _normalized(key.float())
+    decay = g.unsqueeze(-1) if g.dim() == 3 else g
+    query, key, new, decay, beta = (
+        _in_chunks(one, chunk_size) for one in (query, key, value, decay, beta.unsqueeze(-1))
+    )
+    query = query * query.shape[-1] ** -0.5
+    decay = decay.cumsum(dim=3)
+    scaled = key * beta
+
+    place = torch.arange(chunk_size)
+    earlier = place[:, None] > place[None, :]
+    pairs = _pairs(scaled, key, decay, earlier)
+    attention = _pairs(query, key, decay, earlier | (place[:, None] == place[None, :]))
+    solution = _unit_lower_inverse(pairs, place)
+    new, read = solution @ (new * beta), solution @ (scaled * decay.exp())
+
+    last = decay[:, :, :, -1:]
+    written = (key * (last - decay).exp()).transpose(-1, -2)
+    kept = torch.eye(key.shape[-1]) * last.exp().transpose(-1, -2) - written @ read
+    before = _states_before(kept, written @ new, torch.matmul, chunk_size)
+    found = (query * decay.exp()) @ before + attention @ (new - read @ before)
+    return _in_sequence(found, length).to(value.dtype), None
+
+
+def selective_scan(
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_: Any,
+) -> torch.Tensor:
+    """Mamba's selective scan, ``mamba_selective_scan``.
+
+    ``hidden_states``, ``dt`` and ``z`` [B,d,T]; ``A`` [d,n]; ``B`` and ``C`` [B,n,T]; ``D`` and ``delta_bias`` [d].
+    Returns [B,d,T].
+    """
+    import torch
+
+    _check_stateless(None, return_last_state)
+    if delta_bias is not None:
+        dt = dt + delta_bias[:, None]
+    if delta_softplus:
+        dt = torch.nn.functional.softplus(dt)
+    decays = (A[None, :, None, :] * dt[..., None]).exp()
+    states = _prefixes(decays, dt[..., None] * B.transpose(1, 2)[:, None] * hidden_states[..., None], torch.mul, 1)
+    found = (states * C.transpose(1, 2)[:, None]).sum(-1)
+    if D is not None:
+        found = found + hidden_states * D[:, None]
+    return found if z is None else found * torch.nn.functional.silu(z)
+
+
+def lightning_attention(
+    self: Any, hidden_states: torch.Tensor, position_embeddings: Any, attention_mask: torch.Tensor | None, **_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The forward of ``MiniMaxLightningAttention``: linear attention whose state decays by a constant of the head.
+
+    ``hidden_states`` [B,T,d]. Returns the output [B,T,d], and zeros in the place of the state.
+    """
+    import torch
+
+    batch, length = hidden_states.shape[:2]
+    made = self.act_fn(self.qkv_proj(hidden_states))
+    if attention_mask is not None:
+        made = made * attention_mask[:, :, None].to(made.dtype)
+    made = made.reshape(batch, length, self.num_attention_heads, 3 * self.head_dim)
+    query, key, value = (_in_chunks(part, self.block_size) for part in made.split(self.head_dim, dim=3))
+    written = (key * self.key_decay[:, None]).transpose(-1, -2) @ value
+    kept = (-self.slope_rate * self.block_size).exp()[:, None] * torch.ones_like(written[..., :1, :1])
+    before = _states_before(kept, written, torch.mul, self.block_size)
+    nearby = (query @ key.transpose(-1, -2)) * self.diagonal_decay[:, :, None]
+    found = nearby @ value + (query * self.query_decay[:, None]) @ before
+    joined = _in_sequence(found, length).reshape(batch, length, self.num_attention_heads * self.head_dim)
+    gated = torch.nn.functional.sigmoid(self.output_gate(hidden_states)) * self.norm(joined)
+    return self.out_proj(gated), torch.zeros(1)
+
+
+def _check_stateless(initial: Any, asks_for_last: bool) -> None:
+    if initial is not None or asks_for_last:
+        raise UnsupportedError("a recurrence is exported without its state: leave use_cache off")
+
+
+def _normalized(rows: torch.Tensor) -> torch.Tensor:
+    return rows * ((rows * rows).sum(dim=-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def _in_chunks(sequence: torch.Tensor, size: int) -> torch.Tensor:
+    """[B,T,H,n] as [B,H,chunks,size,n] in float32, with zeros behind the end."""
+    import torch
+
+    batch, length, heads, width = sequence.shape
+    place = torch.arange((length + size - 1) // size * size)
+    padded = sequence.float().transpose(1, 2).index_select(2, place.clamp(max=length - 1))
+    padded = torch.where((place < length)[:, None], padded, 0.0)
+    return padded.reshape(batch, heads, (length + size - 1) // size, size, width)
+
+
+def _in_sequence(chunks: torch.Tensor, length: int) -> torch.Tensor:
+    """[B,H,chunks,size,n] as [B,T,H,n]."""
+    import torch
+
+    return chunks.flatten(2, 3).index_select(2, torch.arange(length)).transpose(1, 2)
+
+
+def _pairs(left: torch.Tensor, right: torch.Tensor, decay: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Products [...,C,C] of rows i of ``left`` and j of ``right`` [...,C,K], decayed from j to i, where ``seen``. What
+    is not seen is left out before exp, which could overflow there."""
+    import torch
+
+    between = decay.unsqueeze(-2) - decay.unsqueeze(-3)
+    factors = torch.where(seen[..., None], between, float("-inf")).exp()
+    if decay.shape[-1] == 1:
+        return (left @ right.transpose(-1, -2)) * factors.squeeze(-1)
+    return (left.unsqueeze(-2) * right.unsqueeze(-3) * factors).sum(-1)
+
+
+def _unit_lower_inverse(lower: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """The inverse of one plus the strictly lower triangular ``lower`` [...,C,C]: that of blocks twice as large from that
+    of blocks [[a,0],[b,c]], whose lower left is -c^-1 b a^-1. As stable as substitution, in log C rounds."""
+    import torch
+
+    inverse = torch.eye(lower.shape[-1]).expand_as(lower)
+    size = 1
+    while size < lower.shape[-1]:
+        block = place // size
+        joined = (block[:, None] == block[None, :] + 1) & (block[:, None] % 2 == 1)
+        inverse = inverse - inverse @ torch.where(joined, lower, 0.0) @ inverse
+        size *= 2
+    return inverse
+
+
+def _states_before(
+    kept: torch.Tensor, written: torch.Tensor, times: Callable[[Any, Any], Any], chunk: int
+) -> torch.Tensor:
+    """The state that every chunk (axis 2) starts from, where each makes ``kept`` times the state plus ``written``."""
+    return _earlier(_prefixes(kept, written, times, chunk), 1)
+
+
+def _prefixes(kept: torch.Tensor, written: torch.Tensor, times: Callable[[Any, Any], Any], tokens: int) -> torch.Tensor:
+    """The states after each step (axis 2), from zero on. A step is of that many ``tokens``."""
+    import torch
+
+    torch._check(written.shape[2] * tokens <= _LONGEST)
+    by = 1
+    while by * tokens < _LONGEST:
+        written = times(kept, _earlier(written, by)) + written
+        kept = times(kept, _earlier(kept, by))  # zero where nothing is that early: the state there is zero, too
+        by *= 2
+    return written
+
+
+def _earlier(steps: torch.Tensor, by: int) -> torch.Tensor:
+    """Entries ``by`` places earlier along axis 2; zeros before the first."""
+    import torch
+
+    place = torch.arange(steps.shape[2]) - by
+    moved = steps.index_select(2, place.clamp(min=0))
+    return torch.where((place >= 0).reshape(-1, *(1,) * (steps.dim() - 3)), moved, 0.0)

@@ -1,0 +1,75 @@
+"""Complex numbers as pairs of real tensors, while PyTorch exports: ONNX has no operators on complex numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_ALIKE = ("contiguous", "expand", "flatten", "permute", "reshape", "squeeze", "to", "transpose", "unsqueeze", "view")
+"""Methods that do to real and imaginary parts what they do to the whole."""
+
+
+class Pairs:
+    """What modules do with a complex tensor, of its parts; two such are multiplied and added."""
+
+    def __init__(self, real: torch.Tensor, imag: torch.Tensor) -> None:
+        self.real, self.imag = real, imag
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ALIKE:
+            return lambda *args, **kwargs: Pairs(
+                getattr(self.real, name)(*args, **kwargs), getattr(self.imag, name)(*args, **kwargs)
+            )
+        if name in ("shape", "device", "ndim"):
+            return getattr(self.real, name)
+        raise AttributeError(f"a complex tensor's {name} is nothing that moec exports")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        import torch
+
+        if func is torch.view_as_real:
+            return torch.stack([args[0].real, args[0].imag], dim=-1)
+        if func is torch.Tensor.mul or func is torch.mul:
+            return args[1] * args[0] if isinstance(args[1], Pairs) else args[0] * args[1]
+        return NotImplemented
+
+    def __getitem__(self, index: Any) -> Pairs:
+        return Pairs(self.real[index], self.imag[index])
+
+    def __mul__(self, other: Any) -> Pairs:
+        if not isinstance(other, Pairs):
+            return Pairs(self.real * other, self.imag * other)
+        return Pairs(
+            self.real * other.real - self.imag * other.imag, self.real * other.imag + self.imag * other.real
+        )
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Pairs) -> Pairs:
+        return Pairs(self.real + other.real, self.imag + other.imag)
+
+    def conj(self) -> Pairs:
+        return Pairs(self.real, -self.imag)
+
+
+def complex_as_pairs() -> contextlib.AbstractContextManager[Any]:
+    """While it lasts, ``torch.polar``, ``torch.complex`` and ``torch.view_as_complex`` return :class:`Pairs`, which
+    ``torch.view_as_real`` takes."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.polar:
+                return Pairs(args[0] * torch.cos(args[1]), args[0] * torch.sin(args[1]))
+            if func is torch.complex:
+                return Pairs(*args)
+            if func is torch.view_as_complex:
+                return Pairs(args[0][..., 0], args[0][..., 1])
+            return func(*args, **(kwargs or {}))
+
+    return Mode()

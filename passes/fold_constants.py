@@ -32,8 +32,8 @@ class FoldConstants:
     2. A larger result of an operator that makes nothing larger than its input (Transpose, Reshape, Slice, ...) becomes
        a constant that computes itself when it is read: a weight stays in its file.
     3. Everything else stays: large results are cheaper to compute than to store. So do random operators,
-       (de)quantisation, large floats in 16 bits that are cast to float32, and the nodes that say in which format a weight
-       of a moec operator is stored (:mod:`moec.ir.weights.stored`).
+       (de)quantisation, large floats in 16 bits that are cast to float32, and the nodes that say in which format a
+       weight of a moec operator is stored (:mod:`moec.ir.weights.stored`).
 
     ::
 
@@ -72,7 +72,9 @@ class FoldConstants:
         if _elements(node, types) <= self.limit and all(array is None or array.size <= self.limit for array in inputs):
             arrays = _evaluate(node, version, inputs)
             return None if arrays is None else [ir.tensor(array) for array in arrays]
-        lazy = (is_op(node, *_NEVER_LARGER) and not _widens(node, types)) or (is_op(node, "Gather") and inputs[1].size == 1)  # type: ignore[union-attr]
+        lazy = (is_op(node, *_NEVER_LARGER) and not _widens(node, types)) or (
+            is_op(node, "Gather") and inputs[1].size == 1
+        )  # type: ignore[union-attr]
         if not lazy or any(shape is None for _, shape in types):
             return None
         frozen = _Computation(node, version, inputs)

@@ -18,15 +18,15 @@ from moec.passes.weights.scale_groups import put_in_groups
 
 @dataclasses.dataclass(frozen=True)
 class FuseStoredWeights:
-    """Lets products read weights as they are stored: quantised, as quantisers in the QDQ format write them, or in 16 bits.
+    """Lets products read weights as they are stored: as quantisers in the QDQ format write them, or in 16 bits.
 
     1. A MatMul whose right matrix is ``DequantizeLinear`` of constants becomes ``moec.Linear``, and so does a Gemm that
        multiplies by one and at most adds a bias [N]. A bias that an Add gives the MatMul joins it.
     2. One scale per output of the product, or one for the whole matrix, becomes groups as large as there are inputs, or
        as kernels read them; zero points that are all zero are dropped from signed elements.
     3. The groups that share a scale lie along the inputs of the product; other weights stay as they are, with a note.
-    4. A matrix that is ``Cast`` to float of a constant in float16 or bfloat16 is read in 16 bits likewise. The product is
-       computed in float32, so nothing is rounded.
+    4. A matrix that is ``Cast`` to float of a constant in float16 or bfloat16 is read in 16 bits likewise. The product
+       is computed in float32, so nothing is rounded.
 
     ::
 

@@ -29,12 +29,14 @@ _NOT_EMPTY = re.compile(r"1 <= \w+")
 class Conditions:
     """``guards``: conditions on named sizes (:mod:`moec.common.guards`), which an artifact checks when it is called.
     ``fixed``: sizes that were to be dynamic and became numbers. ``unchecked``: what nobody checks. ``tried``:
-    sizes that the export was not for, but that gave the module's results when they were tried."""
+    sizes that the export was not for, but that gave the module's results when they were tried. ``unused``: tensors of
+    the model's files that nothing was made of."""
 
     guards: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def names(self) -> set[str]:
@@ -67,6 +69,14 @@ class Conditions:
             )
         for size in self.tried:
             report.note(_PASS, size, "PyTorch exported for other sizes; this one gave the module's results when tried")
+        if self.unused:
+            more = f" and {len(self.unused) - _SHOWN} more" if len(self.unused) > _SHOWN else ""
+            report.warn(
+                _PASS,
+                ", ".join(self.unused[:_SHOWN]) + more,
+                "nothing of the model is made of these tensors of its files: transformers has no part for them, or "
+                "config.json asks for none",
+            )
         for size in self.fixed:
             report.warn(
                 _PASS,
@@ -90,7 +100,7 @@ def read(model: ir.Model, where: str) -> Conditions:
     try:
         content = json.loads(model.metadata_props[KEY])
         kinds = [field.name for field in dataclasses.fields(Conditions)]
-        found = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})
+        found = Conditions(**{kind: tuple(map(_printable, content.get(kind, ()))) for kind in kinds})
         _ = found.names
     except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise MoecError(f"{where}: its metadata {KEY!r} cannot be read ({error}); export the model again") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_ALIKE = ("contiguous", "expand", "flatten", "permute", "reshape", "squeeze", "to", "transpose", "unsqueeze", "view")
+_ALIKE = ("contiguous", "expand", "flatten", "permute", "reshape", "squeeze", "transpose", "unsqueeze", "view")
 """Methods that do to real and imaginary parts what they do to the whole."""
 
 
@@ -43,14 +43,18 @@ class Pairs:
     def __mul__(self, other: Any) -> Pairs:
         if not isinstance(other, Pairs):
             return Pairs(self.real * other, self.imag * other)
-        return Pairs(
-            self.real * other.real - self.imag * other.imag, self.real * other.imag + self.imag * other.real
-        )
+        return Pairs(self.real * other.real - self.imag * other.imag, self.real * other.imag + self.imag * other.real)
 
     __rmul__ = __mul__
 
     def __add__(self, other: Pairs) -> Pairs:
         return Pairs(self.real + other.real, self.imag + other.imag)
+
+    def to(self, target: Any) -> Pairs:
+        """On a device; types of complex numbers are all the same here."""
+        import torch
+
+        return self if isinstance(target, torch.dtype) else Pairs(self.real.to(target), self.imag.to(target))
 
     def conj(self) -> Pairs:
         return Pairs(self.real, -self.imag)

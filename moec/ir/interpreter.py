@@ -51,6 +51,8 @@ Watcher = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
 _MOVING = moving(casts=False)
 _EXPERTS = frozenset({("moec", "Experts"), ("moec", "MoE"), ("com.microsoft", "MoE")})
 """Operators that compute in the type of x and convert the weights of one expert at a time."""
+_BY_EXPERT = _EXPERTS - {("com.microsoft", "MoE")}
+"""Those that ask a stack for one expert's weights at a time."""
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype"})
@@ -133,8 +135,12 @@ class Evaluator:
         inputs = [value if index in kept else self._widen(value) for index, value in enumerate(inputs)]
         context = {"context": values} if operator.need_context() else {}
         try:
+            if step.node in self._casts:
+                values[operator.output[0]] = _cast(step.node, inputs[0])
+                return
             if isinstance(inputs[0] if inputs else None, ExpertStack):
                 inputs = _picked(step.node, *inputs)
+            inputs = [_Parts(value) if isinstance(value, ExpertStack) else value for value in inputs]
             values.update({name: self._widen(values[name]) for name in step.captured})
             outputs = operator.run(*inputs, **context)
         except MemoryError:
@@ -152,6 +158,9 @@ class Evaluator:
         """All values from outside that are not fed, by name; stacks from which experts are picked alone as they are."""
         constants: dict[str, Array | ExpertStack] = {}
         read = {value for node in nodes for value in _read_whole(node)}.union(self._outputs)
+        self._casts = {node for node in nodes if _casts_stack(node) and node.outputs[0] not in read}
+        others = (node for node in nodes if node not in self._casts)
+        read = {value for node in others for value in _read_whole(node)}.union(self._outputs)
         known: dict[str, ir.Value] = {}
         computed = {output for node in nodes for output in node.outputs}
         for value in (*_uses(nodes), *self._outputs):
@@ -202,8 +211,33 @@ def _taken_as_they_are(node: ir.Node, inputs: Sequence[Any]) -> Collection[int]:
     return range(2, len(inputs)) if (node.domain, node.op_type) in _EXPERTS else ()
 
 
+class _Parts:
+    """A :class:`moec.ir.semantics.Stack` whose parts are made when they are asked for."""
+
+    def __init__(self, stack: ExpertStack) -> None:
+        self.shape = tuple(stack.shape.numpy())
+        self._stack = stack
+
+    def __getitem__(self, expert: Any) -> Array:
+        return self._stack.expert(int(expert))
+
+
+def _casts_stack(node: ir.Node) -> bool:
+    return (node.domain, node.op_type) == ("", "Cast") and isinstance(
+        ir.convenience.get_const_tensor(node.inputs[0]) if node.inputs[0] is not None else None, ExpertStack
+    )
+
+
+def _cast(node: ir.Node, stack: ExpertStack) -> ExpertStack:
+    """The same in another type, whose parts are cast when they are made."""
+    dtype = ir.DataType(node.attributes["to"].as_int())
+    return ExpertStack(None, dtype, stack.shape.numpy(), lambda expert: stack.expert(expert).astype(dtype.numpy()))
+
+
 def _read_whole(node: ir.Node) -> Iterator[ir.Value]:
-    """Values that ``node`` takes from outside; not the one from whose first axis it picks."""
+    """Values that ``node`` takes from outside; not the one from whose first axis it picks, nor weights by expert."""
+    if (node.domain, node.op_type) in _BY_EXPERT:
+        return (value for value in node.inputs[:2] if value is not None)
     axis = {"Gather": "axis", "GatherND": "batch_dims"}.get("" if node.domain else node.op_type)
     picks = axis is not None and node.attributes.get_int(axis, 0) == 0
     return itertools.islice(_uses([node]), 1 if picks else 0, None)

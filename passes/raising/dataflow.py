@@ -87,8 +87,8 @@ class DataFlow:
         return self._arrays[value]
 
     def stored(self, value: ir.Value) -> WeightRun | None:
-        """How a weight in fewer than 32 bits is stored; None for every other value. Remembered: the value may outlive its
-        node."""
+        """How a weight in fewer than 32 bits is stored; None for every other value. Remembered: the value may outlive
+        its node."""
         if value not in self._stored:
             self._stored[value] = _stored(value)
         return self._stored[value]

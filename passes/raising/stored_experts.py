@@ -11,7 +11,7 @@ from moec.passes.raising.weights import ExpertTensor, in_turn
 
 
 def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
-    """How the matrix of each expert is stored; None where they are not all stored alike in fewer bits and just what is wanted."""
+    """How the matrix of each expert is stored; None where they are not all alike in fewer bits, and what is wanted."""
     found = [tensor.dataflow.stored(part) for part in tensor.parts]
     whole = tuple(entry for part in tensor.parts for entry in in_turn(part, (1, *tensor.shape[1:])))
     runs = [run for run in found if run is not None and rank_of(run) == 2 and run.shape == tensor.shape[1:]]

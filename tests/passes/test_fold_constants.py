@@ -83,3 +83,10 @@ def test_a_large_weight_is_transposed_when_it_is_read():
     assert [node.op_type for node in model.graph] == ["MatMul"]
     assert not reads
     np.testing.assert_array_equal(model.graph.initializers["t"].const_value.numpy(), weight.T)
+
+
+@pytest.mark.parametrize(("size", "folded"), [(2, True), (300, False)])
+def test_large_floats_in_16_bits_stay(rewrite, size, folded):
+    text = f"(float[T,{size}] x) => (float[T,{size}] y) <bfloat16[{size},{size}] w> "
+    model = rewrite(text + "{ wide = Cast <to = 1> (w) y = MatMul (x, wide) }", PASSES)
+    assert ("Cast" not in [node.op_type for node in model.graph]) is folded

@@ -86,3 +86,15 @@ def test_siblings_that_stay(case):
     )
     text = f"(float[T,6] x) => (float[T,4] y) {constants} {{ w = {decode} y = {product} }}"
     check(PASSES, text, None, ROWS)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bits(dtype):
+    start = f"(float[T,6] x) => (float[T,4] y) <{dtype}[6,4] data> {{ w = Cast <to = 1> (data) "
+    check(PASSES, f"{start} y = MatMul (x, w) }}", f"{start} y = moec.Linear <transposed = 1> (x, w) }}", ROWS)
+
+
+def test_sibling_cast_to_16_bits_stays():
+    check(
+        PASSES, "(float16[T,6] x) => (float16[T,4] y) <float[6,4] data> { w = Cast <to = 10> (data) y = MatMul (x, w) }"
+    )

@@ -1,5 +1,5 @@
-"""Experts of modules that transformers runs by loops over those that tokens chose, with a copy of the weights per token:
-what its ``batched_mm`` does for the modules that have its experts interface (``transformers/integrations/moe.py``).
+"""Experts that transformers runs by a loop over those that tokens chose, with a copy of the weights per token: what its
+``batched_mm`` does for the modules that have its experts interface (``transformers/integrations/moe.py``).
 
 The number of tokens that an expert gets depends on data, for which torch.export has no loop.
 """

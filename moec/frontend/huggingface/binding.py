@@ -30,9 +30,10 @@ _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 @dataclasses.dataclass(frozen=True)
 class Binding:
     """``weights``: by the names of the module's parameters and buffers; parameters that are shared have all their
-    names."""
+    names. ``unused``: tensors of the checkpoint that the module has no place for, and is not known to ignore."""
 
     weights: Mapping[str, Weight]
+    unused: tuple[str, ...] = ()
 
     @staticmethod
     def of(module: torch.nn.Module, tensors: Mapping[str, FileTensor], config: dict[str, Any], where: str) -> Binding:
@@ -40,7 +41,7 @@ class Binding:
         moec does not read as they are."""
         from moec.frontend.huggingface.quantised import decode_names
 
-        weights = _renamed(module, decode_names(tensors, config, where), where)
+        weights, unused = _renamed(module, decode_names(tensors, config, where), where)
         state = module.state_dict(keep_vars=True)
         names: dict[int, list[str]] = {}
         for name, tensor in state.items():
@@ -61,7 +62,9 @@ class Binding:
                     f"{where}: no tensor of its files is {shared[0]}, which config.json asks for; download the model "
                     "again, with all of its files"
                 )
-        return Binding(every)
+        ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+        rest = (ascii(name)[1:-1] for name in unused if not any(re.search(pattern, name) for pattern in ignored))
+        return Binding(every, tuple(rest))
 
     @property
     def names(self) -> set[str]:
@@ -79,8 +82,9 @@ class Binding:
             (_bind_floats if self.weights[name].form is None else _bind_stored)(graph, value, self.weights[name])
 
 
-def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str) -> dict[str, Weight]:
-    """The weights by the names of the module's parameters, as transformers maps them when it loads a checkpoint."""
+def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str) -> tuple[dict[str, Weight], list[str]]:
+    """The weights by the names of the module's parameters, as transformers maps them when it loads a checkpoint, and
+    the names of those that it maps to nothing."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -91,11 +95,13 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
     prefix, state = str(getattr(module, "base_model_prefix", "")), module.state_dict()
     found: dict[str, Weight] = {}
     conversions: dict[str, Conversion] = {}
+    unused: list[str] = []
     for name in sorted(weights, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if target not in state and name in state:
             target, pattern = rename_source_key(name, [], [], prefix, state)
         if target not in state:
+            unused.append(name)
             continue
         if pattern is None:
             found[target] = weights[name]
@@ -112,7 +118,7 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
                 f"{where}: {target} cannot be made of the tensors in its files ({type(error).__name__}: "
                 f"{one_line(error)}); they do not belong to this config.json"
             ) from error
-    return found
+    return found, unused
 
 
 def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:

@@ -33,8 +33,8 @@ _MODELS = "transformers.models."
 
 @contextlib.contextmanager
 def exportable(module: torch.nn.Module) -> Iterator[None]:
-    """While it lasts, the models of transformers in ``module`` compute what they compute by operations that torch.export
-    can trace: experts by ``batched_mm``, recurrences and loops over chosen experts without loops."""
+    """While it lasts, the models of transformers in ``module`` compute what they compute by operations that
+    torch.export can trace: experts by ``batched_mm``, recurrences and loops over chosen experts without loops."""
     parts = [part for part in module.modules() if type(part).__module__.startswith(_MODELS)]
     with contextlib.ExitStack() as stack:
         for part in parts:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import MoecError, UnsupportedError
+from moec.frontend import conditions
 from moec.frontend.huggingface.safetensors import FileTensor, read_file
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def import_folder(path: str | os.PathLike[str]) -> ir.Model:
 
     Raises MoecError for a folder that is not complete or whose files do not fit together, UnsupportedError for models
     that transformers does not know, that bring code of their own, or that are quantised in a way moec does not read.
+    Tensors that nothing is made of become a remark.
     """
     folder = Path(path)
     config = read_config(folder)
@@ -47,7 +50,11 @@ def import_folder(path: str | os.PathLike[str]) -> ir.Model:
             f"{folder}: {type(module).__name__} takes no input_ids; folders of text models are compiled, for others "
             "pass the module and example inputs to moec.compile"
         )
-    return import_module(module, weights=Binding.of(module, tensors, config, str(folder)))
+    binding = Binding.of(module, tensors, config, str(folder))
+    imported = import_module(module, weights=binding)
+    known = conditions.read(imported, str(folder))
+    dataclasses.replace(known, unused=binding.unused).attach(imported)
+    return imported
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Recurrences over a sequence, as modules of transformers have them, written without a loop over its length.
 
-torch.export unrolls loops, so that one over tokens or chunks would hold for a single length. What such a loop does to its
-state is an affine map for each step, and maps are composed in any order: prefixes by doubling (Hillis and Steele, "Data
-parallel algorithms", 1986) take as many rounds as the length has bits. Within a chunk of 64 tokens the delta rule is
-a triangular system (Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024).
+torch.export unrolls loops, so that one over tokens or chunks would hold for a single length. What such a loop does to
+its state is an affine map for each step, and maps are composed in any order: prefixes by doubling (Hillis and Steele,
+"Data parallel algorithms", 1986) take as many rounds as the length has bits. Within a chunk of 64 tokens the delta rule
+is a triangular system (Yang et al., "Parallelizing linear transformers with the delta rule over sequence
+length", 2024).
 
 Functions have the signatures of those of transformers that they stand in for; none takes or gives back a state.
 """
@@ -169,8 +170,8 @@ def _pairs(left: torch.Tensor, right: torch.Tensor, decay: torch.Tensor, seen: t
 
 
 def _unit_lower_inverse(lower: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """The inverse of one plus the strictly lower triangular ``lower`` [...,C,C]: that of blocks twice as large from that
-    of blocks [[a,0],[b,c]], whose lower left is -c^-1 b a^-1. As stable as substitution, in log C rounds."""
+    """The inverse of one plus the strictly lower triangular ``lower`` [...,C,C]: that of blocks twice as large from
+    that of blocks [[a,0],[b,c]], whose lower left is -c^-1 b a^-1. As stable as substitution, in log C rounds."""
     import torch
 
     inverse = torch.eye(lower.shape[-1]).expand_as(lower)

@@ -12,9 +12,13 @@ import pytest
 
 import moec
 from moec.errors import MoecError, UnsupportedError
+from moec.frontend import conditions
 from moec.frontend.huggingface.folder import import_folder, is_folder
 from moec.tools.verify import verify
 from tests.frontend.huggingface.models import agree, blocks, change_config, mixtral, rounded, saved, torch
+
+WIDE = {"tie_word_embeddings": True, "intermediate_size": 640}
+"""Experts that are large enough to stay in 16 bits."""
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +28,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    module = mixtral(tie_word_embeddings=True).to(torch.bfloat16)
-    return saved(module, tmp_path_factory.mktemp("sharded"), max_shard_size="40KB")
+    module = mixtral(**WIDE).to(torch.bfloat16)
+    return saved(module, tmp_path_factory.mktemp("sharded"), max_shard_size="400KB")
 
 
 @pytest.fixture
@@ -68,8 +72,12 @@ def test_a_folder_is_compiled(whole: pathlib.Path) -> None:
 def test_shards_in_bfloat16_with_a_shared_embedding_are_computed_with_in_float32(sharded: pathlib.Path) -> None:
     assert len(list(sharded.glob("*.safetensors"))) > 1
     compiled = moec.compile(sharded)
-    agree(compiled, rounded(mixtral(tie_word_embeddings=True), torch.bfloat16))
+    agree(compiled, rounded(mixtral(**WIDE), torch.bfloat16))
     assert blocks(compiled) == [(4, 2), (4, 2)]
+    formats = {
+        name for block in compiled.describe()["moe_blocks"] for names in block["formats"].values() for name in names
+    }
+    assert formats == {"bfloat16"}
 
 
 def test_a_module_needs_no_example_inputs() -> None:
@@ -107,6 +115,14 @@ def test_without_config(broken: pathlib.Path) -> None:
 def test_config_that_says_nothing(broken: pathlib.Path, text: str, message: str) -> None:
     (broken / "config.json").write_text(text, encoding="latin-1")
     refuse(broken, message)
+
+
+def test_tensors_that_nothing_uses(broken: pathlib.Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = broken / "model.safetensors"
+    save_file({**load_file(path), "adapter.weight": torch.ones(2)}, path)
+    assert conditions.read(import_folder(broken), "").unused == ("adapter.weight",)
 
 
 def test_without_weights(broken: pathlib.Path) -> None:

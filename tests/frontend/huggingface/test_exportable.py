@@ -1,0 +1,114 @@
+"""What stands in for parts of models while they are exported computes what they compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moec.errors import UnsupportedError
+from moec.frontend.huggingface import recurrences
+from moec.frontend.huggingface.exportable import exportable
+from tests.frontend.huggingface.models import torch, transformers
+
+SIZES = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "num_experts_per_tok": 2, "num_local_experts": 4, "moe_topk": 2,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Dbrx": {
+        "d_model": 16,
+        "n_heads": 2,
+        "n_layers": 1,
+        "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "LongcatFlash": {
+        "num_layers": 1,
+        "n_routed_experts": 4,
+        "zero_expert_num": 2,
+        "expert_ffn_hidden_size": 8,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "ffn_hidden_size": 24,
+    },
+    "JetMoe": {"kv_channels": 8},
+    "MiniMax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 16},
+    "Jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 4,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+    },
+}
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def module(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    kind = getattr(transformers, f"{request.param}Config")
+    given = {**{name: value for name, value in SIZES.items() if hasattr(kind(), name)}, **FAMILIES[request.param]}
+    made = getattr(transformers, f"{request.param}ForCausalLM")(kind(**given)).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+    return made
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 37)])
+def test_models_compute_the_same(module: Any, shape: tuple[int, int]) -> None:
+    ids = torch.randint(3, 32, shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = module(input_ids=ids, use_cache=False).logits
+        with exportable(module):
+            found = module(input_ids=ids, use_cache=False).logits
+        again = module(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert torch.equal(again, expected)
+    assert not any("forward" in vars(part) for part in module.modules())
+
+
+def delta_rule(query: Any, key: Any, value: Any, g: Any, beta: Any) -> Any:
+    """The recurrence as its authors define it, step by step."""
+    query, key = (rows / (rows.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for rows in (query, key))
+    state, found = torch.zeros(*key.shape[:1], *key.shape[2:], value.shape[-1]), []
+    for t in range(key.shape[1]):
+        decay = g[:, t].exp()
+        state = state * (decay[..., None] if g.dim() == 4 else decay[..., None, None])
+        known = (state * key[:, t, ..., None]).sum(-2)
+        state = state + key[:, t, ..., None] * ((value[:, t] - known) * beta[:, t, :, None])[..., None, :]
+        found.append((state * query[:, t, ..., None]).sum(-2) * key.shape[-1] ** -0.5)
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 200])
+@pytest.mark.parametrize("channels", [False, True], ids=["a decay for each head", "one for each channel"])
+def test_gated_delta_rule(length: int, channels: bool) -> None:
+    generator = torch.Generator().manual_seed(length)
+    query, key, value = (torch.randn(2, length, 3, 8, generator=generator) for _ in range(3))
+    beta = torch.rand(2, length, 3, generator=generator)
+    g = -torch.rand(2, length, 3, *([8] if channels else []), generator=generator)
+    found, state = recurrences.gated_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True)
+    torch.testing.assert_close(found, delta_rule(query, key, value, g, beta), rtol=0, atol=1e-5)
+    assert state is None
+
+
+def test_keys_that_are_all_alike_lose_nothing() -> None:
+    """The triangular systems are as badly conditioned as they get: powers of these matrices would overflow."""
+    query, value = torch.randn(2, 1, 130, 1, 8, generator=torch.Generator().manual_seed(0))
+    key, beta, g = torch.ones(1, 130, 1, 8), torch.ones(1, 130, 1), torch.zeros(1, 130, 1)
+    found, _ = recurrences.gated_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True)
+    torch.testing.assert_close(found, delta_rule(query, key, value, g, beta), rtol=0, atol=1e-4)
+
+
+def test_states_are_refused() -> None:
+    rows = torch.ones(1, 2, 1, 4)
+    with pytest.raises(UnsupportedError, match="without its state: leave use_cache off"):
+        recurrences.gated_delta_rule(rows, rows, rows, rows[..., 0], rows[..., 0], output_final_state=True)

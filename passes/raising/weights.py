@@ -118,16 +118,17 @@ class ExpertTensor:
     def _placed(self, expert: int, dtype: ir.DataType) -> Array:
         places = self.entries[expert]
         if len(places) == 1:
-            return self._piece(places[0]).astype(dtype.numpy(), copy=False)
+            return self._piece(places[0], dtype)
         entry = np.empty(self.shape[1:], dtype.numpy())
         for place in places:
-            entry[place.box] = self._piece(place)
+            entry[place.box] = self._piece(place, dtype)
         return entry
 
-    def _piece(self, place: Place) -> Array:
+    def _piece(self, place: Place, dtype: ir.DataType) -> Array:
         array, first = self._around(place)
         strides = [stride * array.itemsize for stride in place.strides]
         piece = np.lib.stride_tricks.as_strided(array[place.start - first :], place.shape, strides, writeable=False)
+        piece = piece.astype(dtype.numpy(), copy=False)
         return piece if place.scale == 1 else (piece * place.scale).astype(piece.dtype)
 
     def _around(self, place: Place) -> tuple[Array, int]:

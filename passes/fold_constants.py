@@ -72,9 +72,8 @@ class FoldConstants:
         if _elements(node, types) <= self.limit and all(array is None or array.size <= self.limit for array in inputs):
             arrays = _evaluate(node, version, inputs)
             return None if arrays is None else [ir.tensor(array) for array in arrays]
-        lazy = (is_op(node, *_NEVER_LARGER) and not _widens(node, types)) or (
-            is_op(node, "Gather") and inputs[1].size == 1
-        )  # type: ignore[union-attr]
+        narrow = is_op(node, *_NEVER_LARGER) and not _widens(node, types)
+        lazy = narrow or (is_op(node, "Gather") and inputs[1].size == 1)  # type: ignore[union-attr]
         if not lazy or any(shape is None for _, shape in types):
             return None
         frozen = _Computation(node, version, inputs)

@@ -1,4 +1,4 @@
-"""The pass that finds MoE blocks and replaces each by one Route and one Experts operator."""
+"""The pass that finds MoE blocks and replaces each by Route and Experts, or by a graph over dispatched rows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from moec.passes.raising.block import Block, is_contraction, width
 from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
 from moec.passes.raising.dataflow import DataFlow
-from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.failure import NoResultError, NotUnderstoodError
 from moec.passes.raising.formulations import FORMULATIONS
+from moec.passes.raising.given_weights import given_routing, weighed_blocks
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.mlps import check_structure, find_mlps
 from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.probing import probe_experts
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import Routing, expert_vectors, propose_routings
-from moec.passes.raising.search import Match, find_match
+from moec.passes.raising.row_proposal import propose_rows
+from moec.passes.raising.search import Match, checked, find_match
 from moec.passes.raising.unraised import resemblances, why_no_candidate
 from moec.passes.raising.weights import Arrangement, arrangements, with_factor
 
@@ -44,16 +46,20 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class RaiseMoE:
-    """Replace every recognised MoE block by ``moec.Route`` and ``moec.Experts``.
+    """Replace every recognised MoE block by ``moec.Route`` and ``moec.Experts``, or a graph over dispatched rows.
 
     1. A selection (TopK, ArgMax) is where the search starts. The block around it is a region of the data flow: logits
        before it, y behind it, x before both. Shared experts and residual sums stay outside.
     2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows for the experts.
     3. A proposal is applied only if it agrees with the original on all trials (see ``raising.check``); what looked
        like experts and does not agree is reported and left as it is.
-    4. What resembles a mixture and gives no region to try (scores that weigh all experts, a table of experts, a
-       selection among other things than columns of logits) gets a note.
-    5. A block isomorphic to an earlier one, equal but for its weights, is tried as the same first, on rows
+    4. What resembles a mixture and is not raised (scores that weigh all experts, a table of experts, a selection among
+       other things than columns of logits) gets a note.
+    5. Experts that are no MLPs become ``moec.Dispatch``, a graph over dispatched rows, and ``moec.Combine``
+       (:mod:`moec.passes.raising.row_proposal`).
+    6. Where no known router makes the weights, or nothing selects, the weights themselves take the place of the logits
+       (:mod:`moec.passes.raising.given_weights`), with a note. Not where others use the experts' results, too.
+    7. A block isomorphic to an earlier one, equal but for its weights, is tried as the same first, on rows
        that reach every expert.
 
     ::
@@ -86,47 +92,85 @@ class RaiseMoE:
     exactness: ClassVar[Exactness] = "reassociating"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        changed = False
-        understood: set[ir.Node] = set()
-        known = Known()
-        failures: list[_Failure] = []
-        dataflow = DataFlow(model.graph)
-        for anchor in [node for node in model.graph if is_op(node, *SELECTIONS)]:
-            if anchor in understood:
-                continue
+        raising = _Raising(self.name, model.graph, DataFlow(model.graph), report)
+        failures = [
+            failure
+            for anchor in [node for node in model.graph if is_op(node, *SELECTIONS)]
+            if (failure := raising.around(anchor)) is not None
+        ]
+        for failure in _one_per_block([failure for failure in failures if failure.anchor not in raising.understood]):
+            if not raising.behind_selection(failure):
+                raising.tell_failure(failure)
+        for node, found in resemblances(raising.dataflow, list(model.graph), raising.understood):
+            if not raising.behind(node.outputs[0], node, found.reason):
+                report.note(self.name, found.node, f"left as ordinary operators: {found.reason}")
+                report.unraised.append(found)
+        return raising.changed
+
+
+@dataclasses.dataclass
+class _Raising:
+    """What has become of a graph so far. ``understood`` are the nodes of blocks that were raised."""
+
+    pass_name: str
+    graph: ir.Graph
+    dataflow: DataFlow
+    report: Report
+    understood: set[ir.Node] = dataclasses.field(default_factory=set)
+    known: Known = dataclasses.field(default_factory=Known)
+    changed: bool = False
+
+    def around(self, anchor: ir.Node) -> _Failure | None:
+        """Raise the block around a selection, or tell why there is none."""
+        if anchor in self.understood:
+            return None
+        try:
+            block, match = _understand(self.dataflow, anchor, self.known)
+        except NotUnderstoodError as reason:
+            return _Failure(anchor, _source(self.dataflow, anchor), reason)
+        if block is not None and match is not None:
+            self._replace(block, match)
+        return None
+
+    def behind_selection(self, failure: _Failure) -> bool:
+        """Raise the experts behind a selection whose router was not understood, as :meth:`behind` does."""
+        source, reason = failure.source, failure.reason
+        if source is None or reason.is_mixture:
+            return False
+        return self.behind(source, failure.anchor, str(reason))
+
+    def behind(self, source: ir.Value, anchor: ir.Node, reason: str) -> bool:
+        """Raise the experts that values made of ``source`` weigh, whatever makes these, and say whether that was
+        possible. ``reason``: why the block was not raised with its router."""
+        for block in weighed_blocks(self.dataflow, source, anchor):
             try:
-                block, match = _understand(dataflow, anchor, known)
-            except NotUnderstoodError as reason:
-                failures.append(_Failure(anchor, _source(dataflow, anchor), reason))
+                match = _match_block(block, self.known, given_routing(block))
+            except NotUnderstoodError:  # why the block stays is known already
                 continue
-            if block is None or match is None:
-                continue
-            understood.update(block.nodes)
-            replace(model.graph, block, match.proposal, match.formulation)
-            self._tell(report, block, match)
-            changed = True
-        for failure in _one_per_block([failure for failure in failures if failure.anchor not in understood]):
-            self._tell_failure(report, dataflow, failure)
-        for found in resemblances(dataflow, list(model.graph), understood):
-            report.note(self.name, found.node, f"left as ordinary operators: {found.reason}")
-            report.unraised.append(found)
-        return changed
+            self._replace(block, match)
+            self.understood.update(self.dataflow.between([block.logits], lambda value: value is source))
+            self.report.note(self.pass_name, block.name, f"its router stays as ordinary operators: {reason}")
+            return True
+        return False
 
-    def _tell_failure(self, report: Report, dataflow: DataFlow, failure: _Failure) -> None:
-        name, anchor = node_name(failure.anchor), failure.anchor
-        tell = report.note if failure.reason.resembles else report.warn
-        tell(self.name, name, f"left as ordinary operators: {failure.reason}")
-        k = 1 if anchor.op_type == "ArgMax" else dataflow.scalar(anchor.inputs[1])
-        experts = None if failure.source is None else width(failure.source)
-        report.unraised.append(Unraised(name, str(failure.reason), experts, None if k is None else int(k)))
-
-    def _tell(self, report: Report, block: Block, match: Match) -> None:
+    def _replace(self, block: Block, match: Match) -> None:
+        self.understood.update(block.nodes)
+        replace(self.graph, block, match.proposal, match.formulation)
+        self.changed = True
         if match.undefined:
             trials = ", ".join(f"'{trial}'" for trial in match.undefined)
             why = next(iter(match.undefined.values()))
-            report.note(
-                self.name, block.name, f"the original fails on trials {trials} ({why}); the raised block does not"
+            self.report.note(
+                self.pass_name, block.name, f"the original fails on trials {trials} ({why}); the raised block does not"
             )
+
+    def tell_failure(self, failure: _Failure) -> None:
+        name, anchor = node_name(failure.anchor), failure.anchor
+        tell = self.report.note if failure.reason.resembles else self.report.warn
+        tell(self.pass_name, name, f"left as ordinary operators: {failure.reason}")
+        k = 1 if anchor.op_type == "ArgMax" else self.dataflow.scalar(anchor.inputs[1])
+        experts = None if failure.source is None else width(failure.source)
+        self.report.unraised.append(Unraised(name, str(failure.reason), experts, None if k is None else int(k)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,14 +242,15 @@ def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
         raise NotUnderstoodError(reason, resembles=not sure)
 
 
-def _match_block(block: Block, known: Known) -> Match:
-    """What a block is understood as. Raises NotUnderstoodError, whatever stumbles over it."""
-    borders = block.x, block.logits, block.y, block.start
+def _match_block(block: Block, known: Known, given: Routing | None = None) -> Match:
+    """What a block is understood as. Raises NotUnderstoodError, whatever stumbles over it. ``given``: its routing,
+    which is not to be found out then."""
+    borders = block.x, block.logits, block.y, block.start, block.weighing
     if borders in known.refused:  # routers that select in groups first lead to a block several times
         raise known.refused[borders]
     try:
         structure = structure_of(block)
-        match = _match_isomorphic(block, structure, known) or _search_block(block)
+        match = _match_isomorphic(block, structure, known) or _search_block(block, given)
     except NotUnderstoodError as error:
         reason = error
     except MemoryError:
@@ -232,8 +277,8 @@ def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -
     return dataclasses.replace(match, proposal=proposal, difference=verdict.difference) if verdict.agrees else None
 
 
-def _search_block(block: Block) -> Match:
-    routings = propose_routings(block)
+def _search_block(block: Block, given: Routing | None) -> Match:
+    routings = propose_routings(block) if given is None else [given]
     if not routings:
         raise NotUnderstoodError("no known router makes the weights that this one makes")
     try:
@@ -248,7 +293,16 @@ def _search_block(block: Block) -> Match:
         arrangement, formulation, likely = probe_experts(block, routings)
         return _find_match(block, likely, [arrangement], formulation)
     except NotUnderstoodError as reason:
-        raise _both(routings[0], read, reason) from None
+        if reason.undecided:
+            raise
+        probed = reason
+    try:
+        return checked(block, propose_rows(block, routings))
+    except NoResultError:
+        pass
+    except NotUnderstoodError as reason:
+        probed = NotUnderstoodError(str(reason), reason.difference, is_mixture=True)
+    raise _both(routings[0], read, probed)
 
 
 def _both(routing: Routing, read: NotUnderstoodError, probed: NotUnderstoodError) -> NotUnderstoodError:

@@ -238,6 +238,8 @@ def _read_whole(node: ir.Node) -> Iterator[ir.Value]:
     """Values that ``node`` takes from outside; not the one from whose first axis it picks, nor weights by expert."""
     if (node.domain, node.op_type) in _BY_EXPERT:
         return (value for value in node.inputs[:2] if value is not None)
+    if (node.domain, node.op_type) == ("moec", "GroupedMatMul"):
+        return (value for place, value in enumerate(node.inputs) if place != 1 and value is not None)
     axis = {"Gather": "axis", "GatherND": "batch_dims"}.get("" if node.domain else node.op_type)
     picks = axis is not None and node.attributes.get_int(axis, 0) == 0
     return itertools.islice(_uses([node]), 1 if picks else 0, None)

@@ -49,6 +49,24 @@ class Projection:
     weight: ir.Value
 
 
+@dataclasses.dataclass(frozen=True)
+class Weighing:
+    """What is known of weights [T,E] without their numbers: that none is negative, and how many of a token, at
+    ``most``, are not 0."""
+
+    never_negative: bool
+    most: int
+
+    def held(self, weights: Array) -> Array:
+        """Such weights, made of any numbers."""
+        if not self.never_negative:
+            return weights
+        order = np.argsort(-weights, axis=1, kind="stable")
+        chosen = np.zeros(weights.shape, bool)
+        np.put_along_axis(chosen, order[:, : self.most], True, axis=1)
+        return np.where(chosen, np.maximum(weights, 0), 0)
+
+
 @dataclasses.dataclass
 class Block:
     """A part of a graph that computes y from x and logits, constants and the shapes of other values.
@@ -56,6 +74,7 @@ class Block:
     ``shape_sources`` are values outside of which only the shape is read. E is the width of the logits, d that of x.
     ``start`` [T,d], where there is one, is computed without the logits, and y is the sum of it and of what the experts
     make (see :mod:`moec.passes.raising.starts`). Evaluations take it to be zeros: their y is the rest.
+    ``weighing``: the logits are weights, and what is known of these; evaluations are given none that differ.
     """
 
     dataflow: DataFlow
@@ -68,6 +87,7 @@ class Block:
     E: int
     d: int
     start: ir.Value | None = None
+    weighing: Weighing | None = None
     _evaluators: dict[tuple[ir.Value, ...], Evaluator] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -102,6 +122,7 @@ class Block:
         }
         feeds[self.x] = x.reshape(x.shape if rank(self.x) == 2 else shape_at(self.x, sizes))
         leading = feeds[self.x].shape[:-1] if rank(self.logits) == rank(self.x) else (len(x),)
+        logits = logits if self.weighing is None else self.weighing.held(logits)
         feeds[self.logits] = logits.reshape(*leading, self.E)
         return {**feeds, **self._start_of(np.zeros_like(x))}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,8 +15,9 @@ from moec.ir.semantics import experts
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
 from moec.passes.raising.coverage import reaching_trials, roundings, watch_block
-from moec.passes.raising.dataflow import Array
+from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.router import Routing
+from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.trials import Trial, one_token_per_expert, trials
 from moec.passes.raising.weights import ExpertTensor
 
@@ -41,6 +42,11 @@ class Proposal:
         parts = (value for tensor in self.tensors.values() for value in (*tensor.parts, tensor.factor))
         return {value for value in (self.routing.correction_bias, *parts) if value is not None}
 
+    def moved(self, counterparts: Mapping[ir.Value, ir.Value], routing: Routing, dataflow: DataFlow) -> Proposal:
+        """The same with other constants."""
+        tensors = {name: tensor.moved(counterparts, dataflow) for name, tensor in self.tensors.items()}
+        return Proposal(routing, self.spec, tensors)
+
     def run(self, block: Block, x: Array, logits: Array) -> Array:
         """y [T,d] in float64 for rows x [T,d] and logits [T,E]."""
         weights, ids = self.routing.run(block, logits)
@@ -62,7 +68,7 @@ class Verdict:
         return self.difference <= TOLERANCE and not self.unseen
 
 
-def check_proposal(block: Block, proposal: Proposal, *, isomorphic_agreed: bool = False) -> Verdict:
+def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic_agreed: bool = False) -> Verdict:
     """Run the original and the proposal on all trials, and on what it takes to see every side of the
     original's decisions; nothing is searched for once a trial has differed.
 
@@ -88,7 +94,7 @@ class _Comparison:
     """Trials so far, and what they showed."""
 
     block: Block
-    proposal: Proposal
+    proposal: Proposal | RowProposal
     watch: Watch
     worst: float = 0.0
     worst_trial: str = ""

@@ -24,3 +24,7 @@ class NotUnderstoodError(Exception):
         self.resembles = resembles
         self.undecided = undecided
         self.is_mixture = is_mixture
+
+
+class NoResultError(NotUnderstoodError):
+    """No value of the block holds the result of some expert."""

@@ -7,7 +7,7 @@ with the weights that stand in the same places, and one trial that reaches every
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,7 @@ import onnx_ir as ir
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
 from moec.passes.raising.dataflow import DataFlow
-from moec.passes.raising.weights import ExpertTensor
+from moec.passes.raising.row_proposal import RowProposal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,34 +48,26 @@ def structure_of(block: Block) -> Structure | None:
     ends.append(number(block.y))
     symbols: dict[str, int] = {}
     described = tuple(_describe(block, value, symbols) for value in numbers)
-    return Structure((block.E, block.d, tuple(ends), tuple(nodes), described), tuple(numbers))
+    return Structure((block.E, block.d, block.weighing, tuple(ends), tuple(nodes), described), tuple(numbers))
 
 
-def transfer(proposal: Proposal, source: Structure, target: Structure, dataflow: DataFlow) -> Proposal | None:
+def transfer(
+    proposal: Proposal | RowProposal, source: Structure, target: Structure, dataflow: DataFlow
+) -> Proposal | RowProposal | None:
     """The proposal for the block of ``target``.
 
     None if it uses a value that is no part of the structure, or if a constant that it does not use differs: a bias that
     is zero in one layer need not be in the next.
     """
     counterparts = dict(zip(source.values, target.values, strict=True))
-    routing, tensors = proposal.routing, proposal.tensors
-    used = proposal.used
+    routing, used = proposal.routing, proposal.used
     if not used <= counterparts.keys():
         return None
     unused = ((one, other) for one, other in counterparts.items() if one not in used and dataflow.constant(other))
     if not all(one is other or np.array_equal(dataflow.array(one), dataflow.array(other)) for one, other in unused):
         return None
     bias = None if routing.correction_bias is None else counterparts[routing.correction_bias]
-    moved = {name: _moved(tensor, counterparts, dataflow) for name, tensor in tensors.items()}
-    return Proposal(dataclasses.replace(routing, correction_bias=bias), proposal.spec, moved)
-
-
-def _moved(tensor: ExpertTensor, counterparts: Mapping[ir.Value, ir.Value], dataflow: DataFlow) -> ExpertTensor:
-    factor = None if tensor.factor is None else counterparts[tensor.factor]
-    entries = tuple(
-        tuple(dataclasses.replace(place, part=counterparts[place.part]) for place in entry) for entry in tensor.entries
-    )
-    return dataclasses.replace(tensor, dataflow=dataflow, entries=entries, factor=factor)
+    return proposal.moved(counterparts, dataclasses.replace(routing, correction_bias=bias), dataflow)
 
 
 def _attribute(attribute: ir.Attr) -> tuple[Hashable, ...] | None:

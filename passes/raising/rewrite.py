@@ -1,4 +1,4 @@
-"""Writing the raised operators into the graph."""
+"""Writing the raised operators into the graph: Route and Experts, or a graph over dispatched rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from moec.ir.graphs import add_constant
 from moec.ir.weights.stacks import ExpertStack
 from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
+from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.stored_experts import stacked, stored_runs
 from moec.passes.raising.weights import ExpertTensor
 
@@ -19,7 +20,7 @@ BLOCK_KEY = "moec.block"
 """Metadata of Route and Experts nodes: the name under which a block is described to the user."""
 
 
-def replace(graph: ir.Graph, block: Block, proposal: Proposal, formulation: str) -> None:
+def replace(graph: ir.Graph, block: Block, proposal: Proposal | RowProposal, formulation: str) -> None:
     """Compute ``block.y`` by Route and Experts, and let the block's data flow know. What thereby becomes unused is left
     to remove-dead-nodes."""
     name = block.name
@@ -32,12 +33,15 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal, formulation: str)
     route = dialect.make_node("Route", route_inputs, proposal.routing.spec, name=f"{name}.route")
     weights, experts_ids = writer.add(route, block.logits.dtype, "weights", "experts")
     experts_ids.dtype = ir.DataType.INT32
-    tensors = {key: writer.tensor(key, tensor) for key, tensor in proposal.tensors.items()}
     weights = writer.cast(weights, block.x.dtype, "weights")
-    inputs: dict[str, ir.Value | None] = {"x": x, "weights": weights, "experts": experts_ids, **tensors}
-    experts = dialect.make_node("Experts", inputs, proposal.spec, name=f"{name}.experts")
-    experts.metadata_props[dialect.FORMULATION_KEY] = formulation
-    (y,) = writer.add(experts, block.x.dtype, "y")
+    if isinstance(proposal, RowProposal):
+        y = proposal.write(writer, x, weights, experts_ids)
+    else:
+        tensors = {key: writer.tensor(key, tensor) for key, tensor in proposal.tensors.items()}
+        inputs: dict[str, ir.Value | None] = {"x": x, "weights": weights, "experts": experts_ids, **tensors}
+        experts = dialect.make_node("Experts", inputs, proposal.spec, name=f"{name}.experts")
+        experts.metadata_props[dialect.FORMULATION_KEY] = formulation
+        (y,) = writer.add(experts, block.x.dtype, "y")
     writer.finish(y)
     block.dataflow.extend(writer.nodes, before=writer.place)
 

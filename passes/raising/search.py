@@ -18,6 +18,7 @@ from moec.passes.raising.check import TOLERANCE, Proposal, check_proposal, diffe
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
+from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.trials import drive_all, driving_logits, sample_rows
 from moec.passes.raising.weights import Arrangement
 
@@ -30,7 +31,7 @@ FAR = 1e5
 class Match:
     """An accepted proposal, with the trials on which the original itself fails, and the formulation it was found in."""
 
-    proposal: Proposal
+    proposal: Proposal | RowProposal
     difference: float
     undefined: dict[str, str]
     formulation: str = ""
@@ -45,19 +46,30 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
             if found > TOLERANCE:
                 misses.append((found, proposal))
                 continue
-            verdict = check_proposal(block, proposal)
-            if verdict.agrees:
-                return Match(proposal, verdict.difference, verdict.undefined)
-            if verdict.difference <= TOLERANCE:
-                raise NotUnderstoodError(_undecided(verdict.unseen), found, undecided=True)
-            reason = (
-                f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "
-                f"'{verdict.worst_trial}'"
-            )
-            rejected.append(NotUnderstoodError(reason, found))
+            try:
+                return checked(block, proposal, found)
+            except NotUnderstoodError as reason:
+                if reason.undecided:
+                    raise
+                rejected.append(reason)
             if len(rejected) == MOST_CHECKED:
                 raise rejected[0]
     raise rejected[0] if rejected else _nearest_miss(misses)
+
+
+def checked(block: Block, proposal: Proposal | RowProposal, found: float = 0.0) -> Match:
+    """A proposal that passes the check. Raises NotUnderstoodError for any other; ``found``: how far it was from the
+    original on a few tokens."""
+    verdict = check_proposal(block, proposal)
+    if verdict.agrees:
+        return Match(proposal, verdict.difference, verdict.undefined)
+    if verdict.difference <= TOLERANCE:
+        raise NotUnderstoodError(_undecided(verdict.unseen), found, undecided=True)
+    raise NotUnderstoodError(
+        f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "
+        f"'{verdict.worst_trial}'",
+        found,
+    )
 
 
 def _tried(block: Block, routing: Routing, arrangements: list[Arrangement]) -> Iterator[tuple[float, Proposal]]:
@@ -143,7 +155,9 @@ class _Probe:
         return y
 
 
-def _describe(proposal: Proposal) -> str:
+def _describe(proposal: Proposal | RowProposal) -> str:
+    if isinstance(proposal, RowProposal):
+        return str(proposal)
     route, spec = proposal.routing.spec, proposal.spec
     return f"router {route.score} top-{route.k}, activation {spec.activation}, gate layout {spec.gate_layout}"
 

@@ -87,16 +87,19 @@ def _upstream(value: ir.Value) -> Iterator[ir.Node]:
         pending.extend(operand for operand in node.inputs if operand is not None)
 
 
-def resemblances(dataflow: DataFlow, nodes: Collection[ir.Node], understood: Collection[ir.Node]) -> Iterator[Unraised]:
-    """Mixtures in which no scores are selected by. ``understood`` are the nodes of blocks that were raised."""
+def resemblances(
+    dataflow: DataFlow, nodes: Collection[ir.Node], understood: Collection[ir.Node]
+) -> Iterator[tuple[ir.Node, Unraised]]:
+    """Mixtures in which no scores are selected by, each with the node that makes scores, or ids. ``understood`` are the
+    nodes of blocks that were raised."""
     for node in nodes:
         if node in understood:
             continue
         if _is_mixture(dataflow, node):
             reason = "it weighs all of its experts for every token, and nothing selects among them"
-            yield Unraised(node_name(node), reason, width(node.outputs[0]))
+            yield node, Unraised(node_name(node), reason, width(node.outputs[0]))
         elif _is_table(dataflow, node):
-            yield Unraised(node_name(node), "a table gives the experts of a token, not a router's logits")
+            yield node, Unraised(node_name(node), "a table gives the experts of a token, not a router's logits")
 
 
 def _is_mixture(dataflow: DataFlow, node: ir.Node) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -37,6 +37,10 @@ class Place:
     def box(self) -> tuple[slice, ...]:
         """The indices of the entry that it holds."""
         return tuple(slice(first, first + size) for first, size in zip(self.at, self.shape, strict=True))
+
+    def moved(self, counterparts: Mapping[ir.Value, ir.Value]) -> Place:
+        """The same piece of another constant."""
+        return dataclasses.replace(self, part=counterparts[self.part])
 
     @property
     def turned(self) -> Place:
@@ -86,6 +90,12 @@ class ExpertTensor:
     def dtype(self) -> ir.DataType:
         dtype = self.parts[0].dtype
         return dtype if dtype is not None else ir.DataType.from_numpy(self.dataflow.array(self.parts[0]).dtype)
+
+    def moved(self, counterparts: Mapping[ir.Value, ir.Value], dataflow: DataFlow) -> ExpertTensor:
+        """The tensor that is read from other constants in the same way."""
+        factor = None if self.factor is None else counterparts[self.factor]
+        entries = tuple(tuple(place.moved(counterparts) for place in entry) for entry in self.entries)
+        return dataclasses.replace(self, dataflow=dataflow, entries=entries, factor=factor)
 
     def __getitem__(self, expert: int) -> Array:
         """One expert's entry, without touching those of others."""

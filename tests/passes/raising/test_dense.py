@@ -63,38 +63,6 @@ def test_residual_sum_stays_outside(build, texts, normal, raise_and_compare):
     assert model.graph.outputs[0].producer().op_type == "Add"
 
 
-def test_sibling_with_soft_gate_is_not_taken_for_top_k(build, texts, normal, raise_and_compare):
-    text = texts["dense"].replace("(o, mixture)", "(o, scores)")
-    report = Report()
-    assert raise_and_compare(build(text, up=normal(4, 6, 5), down=normal(4, 5, 6)), report) == []
-
-
-def test_sibling_where_tokens_depend_on_each_other_stays(build, texts, normal, raise_and_compare):
-    text = (
-        texts["dense"]
-        .replace("(o, mixture)", "(o, kept)")
-        .replace(
-            "h = Einsum",
-            "used = Cast <to = 1> (is_used)\n"
-            "count = CumSum (used, token_axis)\n"
-            "fits = LessOrEqual (count, capacity)\n"
-            "fits_as_number = Cast <to = 1> (fits)\n"
-            "kept = Mul (mixture, fits_as_number)\n"
-            "h = Einsum",
-        )
-    )
-    text = text.replace("used = Cast", "is_used = Greater (mixture, nothing)\n used = Cast")
-    extra = {
-        "token_axis": np.array(0),
-        "capacity": np.array(100, np.float32),
-        "nothing": np.array(0, np.float32),
-    }
-    report = Report()
-    model = build(text, up=normal(4, 6, 5), down=normal(4, 5, 6), **extra)
-    assert raise_and_compare(model, report) == []
-    assert "all tokens to one expert" in report.remarks[0].message
-
-
 def test_sibling_that_samples_has_no_block(build, raise_and_compare):
     text = "values, found = TopK <axis = -1> (x, k)\n p = Softmax (values)\n shape = Shape (x)\n"
     text += "zeros = ConstantOfShape (shape)\n y = ScatterElements <axis = -1> (zeros, found, p)\n"

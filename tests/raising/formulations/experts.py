@@ -68,32 +68,24 @@ class ClampedSwiGlu(_Experts):
 
 @formulation
 class MishActivation(_Experts):
-    fits = "no such activation"
-
     def expert(self) -> nn.Module:
         return nn.Sequential(nn.Linear(D, F), nn.Mish(), nn.Linear(F, D))
 
 
 @formulation
 class ThreeLayers(_Experts):
-    fits = "experts have two products one after another"
-
     def expert(self) -> nn.Module:
         return nn.Sequential(nn.Linear(D, F), nn.ReLU(), nn.Linear(F, F), nn.ReLU(), nn.Linear(F, D))
 
 
 @formulation
 class OneLinear(_Experts):
-    fits = "experts have two products one after another; GroupedMatMul is not raised to"
-
     def expert(self) -> nn.Module:
         return nn.Linear(D, D)
 
 
 @formulation
 class NormInsideOfExperts(_Experts):
-    fits = "nothing but an activation between the products"
-
     def expert(self) -> nn.Module:
         return nn.Sequential(nn.Linear(D, F), nn.LayerNorm(F), nn.GELU(), nn.Linear(F, D))
 
@@ -102,8 +94,6 @@ class NormInsideOfExperts(_Experts):
 class NormInFrontOfEachExpert(_Experts):
     """Each with a scale of its own, which its weights could take in."""
 
-    fits = "rows that every expert normalises for itself"
-
     def expert(self) -> nn.Module:
         return nn.Sequential(nn.LayerNorm(D), nn.Linear(D, F), nn.GELU(), nn.Linear(F, D))
 
@@ -111,8 +101,6 @@ class NormInFrontOfEachExpert(_Experts):
 @formulation
 class ResidualInsideOfExperts(_Experts):
     """An expert adds its input, which weights of another width could say."""
-
-    fits = "no residual inside of an expert"
 
     def expert(self) -> nn.Module:
         class Residual(nn.Module):

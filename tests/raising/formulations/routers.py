@@ -156,8 +156,6 @@ class Threshold(_Routed):
 
 @formulation
 class TopP(_Routed):
-    fits = "no selection by a cumulative probability"
-
     def mixture(self, x: Tensor) -> Tensor:
         scores = self.router(x).softmax(dim=-1)
         ordered, ids = torch.sort(scores, dim=-1, descending=True)
@@ -185,8 +183,6 @@ class StraightThrough(_Routed):
 
 @formulation
 class EqualWeights(_Routed):
-    fits = "weights that no score gives"
-
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         ids = torch.topk(self.router(x), K).indices
         return torch.full_like(ids, 1, dtype=x.dtype) / K, ids
@@ -260,8 +256,6 @@ class SoftMixture(_Routed):
 class ProductOfTwoRouters(_Routed):
     """Hierarchical: a group by one router, an expert of it by another."""
 
-    fits = "a weight that two scores make"
-
     def more(self) -> None:
         self.groups, self.within = nn.Linear(D, 2), nn.Linear(D, E)
 
@@ -286,8 +280,6 @@ class LoopWithSigmoidScores(_Routed):
 @formulation
 class SecondRouterForWeights(_Routed):
     """One router chooses, another weighs."""
-
-    fits = "weights by other logits than those that select"
 
     def more(self) -> None:
         self.weigher = nn.Linear(D, E)

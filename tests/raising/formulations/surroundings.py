@@ -172,8 +172,6 @@ class TwoTasks(_Surrounded):
 class TwoRoutersOfTheSameExperts(_Surrounded):
     """Both choose two, and results are added."""
 
-    fits = "experts whose results two selections share"
-
     def more(self) -> None:
         self.other = nn.Linear(D, E)
 

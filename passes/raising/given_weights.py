@@ -1,0 +1,119 @@
+"""Mixtures whose weights come from no router of the dialect: what makes the weights stays as it is.
+
+A value with a weight for every expert of every token [T,E] takes the place of the logits, and every expert that it
+gives a weight is chosen. Thresholds, shares of a probability, two routers whose products or sums weigh, tables of
+tokens, places that run out: whatever it is, the experts behind it are raised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.dialect import RouteSpec
+from moec.ir.intervals import MOST_BOUNDS, intervals
+from moec.passes.graph.edits import is_op
+from moec.passes.raising.block import Block, Weighing, is_contraction, width
+from moec.passes.raising.candidates import candidate_blocks
+from moec.passes.raising.dataflow import Array, DataFlow
+from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.router import Routing
+
+MOST_VALUES = 4
+"""How many values behind a router are tried as weights."""
+MOST_BEHIND = 64
+"""How many values behind a router are looked at."""
+MOST_REGIONS = 2
+MOST_EXPERTS = 1024
+
+
+def weighed_blocks(dataflow: DataFlow, source: ir.Value, anchor: ir.Node) -> Iterator[Block]:
+    """Blocks whose logits are weights [T,E] that everything computed from ``source`` comes through, those nearest to
+    the experts first."""
+    given = dataflow.determined_by([source])
+    behind = itertools.islice(dataflow.post_dominators([source], given), MOST_BEHIND)
+    weights = [value for value in (source, *behind) if _may_weigh(value)]
+    for value in weights[: -MOST_VALUES - 1 : -1]:
+        weighing = Weighing(_never_negative(dataflow, value), _most_chosen(dataflow, value) or width(value) or 0)
+        for block in itertools.islice(candidate_blocks(dataflow, anchor, value), MOST_REGIONS):
+            yield dataclasses.replace(block, weighing=weighing)
+
+
+def given_routing(block: Block) -> Routing:
+    """The routing that weighs experts by the logits themselves. Raises NotUnderstoodError where experts compute the
+    tokens that are chosen for them and all tokens might be chosen, or where others use the experts' results, too: then
+    more would be computed than before."""
+    inside = set(block.nodes)
+    for node in block.expert_nodes():
+        if node.outputs[0] not in block.selected and any(
+            value.is_graph_output() or any(u not in inside and u.op_type != "Shape" for u in value.consumers())
+            for value in node.outputs
+        ):
+            raise NotUnderstoodError("other results than y are made of its experts' results")
+    weighing = block.weighing
+    if weighing is not None and weighing.never_negative:
+        every = weighing.most == block.E
+        return Routing(RouteSpec(weighing.most, "relu", "all" if every else "topk", threshold=0.0))
+    if any(value in block.selected for projection in block.projections() for value in projection.node.inputs):
+        raise NotUnderstoodError("its weights may be negative, so that they do not tell who is chosen")
+    return Routing(RouteSpec(block.E, "identity", "all"))
+
+
+def _may_weigh(value: ir.Value) -> bool:
+    E = width(value)
+    return E is not None and 2 <= E <= MOST_EXPERTS and value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _never_negative(dataflow: DataFlow, value: ir.Value) -> bool:
+    """Whether weights are 0 or more, whatever the router's projection gives."""
+
+    def constant(one: ir.Value) -> Array | None:
+        return dataflow.array(one) if dataflow.constant(one) and _elements(dataflow, one) <= MOST_BOUNDS else None
+
+    nodes = dataflow.between([value], lambda v: dataflow.constant(v) or is_contraction(v.producer()))
+    return bool(intervals(nodes, {}, constant)[value].whole.low >= 0) if nodes else False
+
+
+def _most_chosen(dataflow: DataFlow, value: ir.Value) -> int | None:
+    """How many weights of a token are not 0, at most; None where that is not to be seen."""
+    node, rank = value.producer(), len(value.shape) if value.shape is not None else 0
+    if node is None:
+        return None
+    if node.op_type == "ScatterElements" and node.attributes.get_int("axis", 0) in (-1, rank - 1):
+        data, ids = node.inputs[:2]
+        return width(ids) if ids is not None and data is not None and _is_zero(dataflow, data) else None
+    if node.op_type == "OneHot" and node.attributes.get_int("axis", -1) in (-1, rank - 1):
+        off_on = node.inputs[2]
+        return 1 if dataflow.constant(off_on) and off_on is not None and dataflow.array(off_on)[0] == 0 else None
+    if node.op_type == "Equal":
+        return 1 if any(v is not None and _are_ids(dataflow, v) for v in node.inputs) else None
+    factors = node.inputs if node.op_type in ("And", "Mul") else node.inputs[:1] if node.op_type == "Cast" else ()
+    found = [_most_chosen(dataflow, v) for v in factors if v is not None and width(v) == width(value)]
+    return min((count for count in found if count is not None), default=None)
+
+
+def _is_zero(dataflow: DataFlow, value: ir.Value) -> bool:
+    nodes = dataflow.between([value], lambda v: dataflow.constant(v) or is_op(v.producer(), "Shape"))
+    if not nodes:
+        return dataflow.constant(value) and not dataflow.array(value).any()
+    known = intervals(nodes, {}, lambda v: dataflow.array(v) if dataflow.constant(v) else None)
+    return known[value].whole == (0.0, 0.0)
+
+
+def _are_ids(dataflow: DataFlow, value: ir.Value) -> bool:
+    """Whether a constant holds different numbers along its last axis."""
+    if not dataflow.constant(value):
+        return False
+    array = dataflow.array(value)
+    return array.ndim > 0 and array.size == array.shape[-1] == np.unique(array).size
+
+
+def _elements(dataflow: DataFlow, value: ir.Value) -> int:
+    count = 1
+    for size in dataflow.shape(value):
+        count *= size
+    return count

@@ -1,0 +1,234 @@
+"""Reading what one expert does to its rows from the nodes between x and its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.dialect import LinearSpec, ProductSpec, is_moec, spec_of
+from moec.ir.names import node_name
+from moec.passes.raising.block import Block
+from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, whole
+from moec.passes.raising.weights import Place
+
+MOST_STEPS = 256
+# fmt: off
+ELEMENTWISE = frozenset({
+    "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor",
+    "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "LessOrEqual", "Log",
+    "Max", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu",
+    "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu",
+    "Where", "Xor",
+})
+# fmt: on
+SHAPING = frozenset({"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+SELECTING = frozenset({"Compress", "Gather", "GatherElements", "GatherND", "Slice", "Split"})
+NORMALIZING = frozenset({"LayerNormalization", "RMSNormalization"})
+ALONG = frozenset({"LogSoftmax", "LpNormalization", "Softmax"})
+REDUCING = frozenset({"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"})
+
+
+def steps_of(block: Block, result: ir.Value) -> list[Step]:
+    """The steps from rows of x to the rows of an expert's result, the last of which makes it.
+
+    Raises NotUnderstoodError for a node that does not treat each row alone, or that nothing is known of.
+    """
+    reading = _Reading(block)
+    last = reading.read(result)
+    if last != len(reading.steps) - 1:
+        reading.add("Identity", (last,), result)
+    return reading.steps
+
+
+class _Reading:
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.steps = [Step("Rows", (), dtype=block.x.dtype, width=block.d)]
+        self._known: dict[ir.Value, int] = {block.x: ROWS}
+
+    def read(self, value: ir.Value | None) -> int:
+        """The step that makes the rows of a value."""
+        if value is not None and value in self._known:
+            return self._known[value]
+        node = None if value is None else value.producer()
+        if value is None or node is None or value not in self.block.from_x or len(self.steps) > MOST_STEPS:
+            raise NotUnderstoodError("its experts read something else than tokens and constants")
+        self._known[value] = self._rule(node)(node, value)
+        return self._known[value]
+
+    def _rule(self, node: ir.Node) -> Callable[[ir.Node, ir.Value], int]:
+        if is_moec(node, "Linear"):
+            return self._linear
+        operator = node.op_type if not node.domain else ""
+        if operator in SELECTING and any(v in self.block.selected for v in node.inputs[1:]):
+            return self._selecting
+        for operators, rule in (
+            (ELEMENTWISE, self._elementwise),
+            (SHAPING, self._shaping),
+            (NORMALIZING, self._normalizing),
+            (ALONG, self._along),
+            (REDUCING, self._reducing),
+            ({"MatMul"}, self._matmul),
+            ({"Gemm"}, self._gemm),
+            ({"Slice"}, self._slice),
+            ({"Split"}, self._split),
+            ({"Concat"}, self._concat),
+        ):
+            if operator in operators:
+                return rule
+        raise _not_by_rows(node)
+
+    def add(self, operator: str, inputs: Sequence[Operand], value: ir.Value, **more: object) -> int:
+        width = value.shape[-1] if value.shape is not None and len(value.shape) else None
+        known = width if isinstance(width, int) else None
+        self.steps.append(Step(operator, tuple(inputs), dtype=value.dtype, width=known, **more))  # type: ignore[arg-type]
+        return len(self.steps) - 1
+
+    def _elementwise(self, node: ir.Node, value: ir.Value) -> int:
+        inputs = [self._row_operand(node, operand) for operand in node.inputs]
+        return self.add(node.op_type, inputs, value, attributes=_attributes(node))
+
+    def _row_operand(self, node: ir.Node, operand: ir.Value | None) -> Operand:
+        """Rows, or a constant that meets each row."""
+        if operand is None:
+            return None
+        if not self.block.dataflow.constant(operand):
+            return self.read(operand)
+        shape = self.block.dataflow.shape(operand)
+        if math.prod(shape) == 1:
+            return whole(operand, ())
+        if math.prod(shape) != shape[-1]:
+            raise _not_by_rows(node)
+        return whole(operand, shape[-1:])
+
+    def _shaping(self, node: ir.Node, value: ir.Value) -> int:
+        """The rows stay, whatever is done to the axes in front of them."""
+        data = node.inputs[0]
+        if data is None or data.shape is None or value.shape is None:
+            raise _not_by_rows(node)
+        if node.op_type == "Transpose":
+            rank = len(data.shape)
+            if node.attributes.get_ints("perm", list(range(rank))[::-1])[-1] != rank - 1:
+                raise _not_by_rows(node)
+        elif not isinstance(data.shape[-1], int) or data.shape[-1] != value.shape[-1]:
+            raise _not_by_rows(node)
+        return self.read(data)
+
+    def _selecting(self, node: ir.Node, value: ir.Value) -> int:
+        """Some of the rows, which the router picks."""
+        data = node.inputs[0]
+        if data is None or value.shape is None or data.shape is None or data.shape[-1] != value.shape[-1]:
+            raise _not_by_rows(node)
+        return self.read(data)
+
+    def _normalizing(self, node: ir.Node, value: ir.Value) -> int:
+        _check_last(node, node.attributes.get_int("axis", -1))
+        inputs = [self.read(node.inputs[0]), *(self._row_operand(node, v) for v in node.inputs[1:])]
+        if any(output.uses() for output in node.outputs[1:]) or any(isinstance(v, int) for v in inputs[1:]):
+            raise _not_by_rows(node)
+        return self.add(node.op_type, inputs, value, attributes=_attributes(node, axis=-1))
+
+    def _along(self, node: ir.Node, value: ir.Value) -> int:
+        _check_last(node, node.attributes.get_int("axis", -1))
+        return self.add(node.op_type, [self.read(node.inputs[0])], value, attributes=_attributes(node, axis=-1))
+
+    def _reducing(self, node: ir.Node, value: ir.Value) -> int:
+        (axis,) = self._integers(node, 1) or (0,)
+        _check_last(node, axis)
+        if node.attributes.get_int("keepdims", 1) != 1:
+            raise _not_by_rows(node)
+        return self.add(node.op_type, [self.read(node.inputs[0]), (-1,)], value, attributes=_attributes(node))
+
+    def _slice(self, node: ir.Node, value: ir.Value) -> int:
+        starts, ends = self._integers(node, 1), self._integers(node, 2)
+        axes = self._integers(node, 3) or tuple(range(len(starts)))
+        steps = self._integers(node, 4) or (1,) * len(starts)
+        if len(axes) != 1:
+            raise _not_by_rows(node)
+        _check_last(node, axes[0])
+        return self.add("Slice", [self.read(node.inputs[0]), starts, ends, (-1,), steps], value)
+
+    def _split(self, node: ir.Node, value: ir.Value) -> int:
+        _check_last(node, node.attributes.get_int("axis", 0))
+        widths = [output.shape[-1] if output.shape is not None else None for output in node.outputs]
+        place = list(node.outputs).index(value)
+        before = [width for width in widths[: place + 1] if isinstance(width, int)]
+        if len(before) != place + 1:
+            raise _not_by_rows(node)
+        start, end = sum(before[:-1]), sum(before)
+        return self.add("Slice", [self.read(node.inputs[0]), (start,), (end,), (-1,), (1,)], value)
+
+    def _concat(self, node: ir.Node, value: ir.Value) -> int:
+        _check_last(node, node.attributes.get_int("axis", 0))
+        inputs = [self.read(operand) for operand in node.inputs]
+        return self.add("Concat", inputs, value, attributes=(("axis", -1),))
+
+    def _matmul(self, node: ir.Node, value: ir.Value) -> int:
+        return self.add(PRODUCT, [self.read(node.inputs[0]), self._matrix(node, node.inputs[1]), None], value)
+
+    def _gemm(self, node: ir.Node, value: ir.Value) -> int:
+        factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
+        if factors != [1.0, 1.0] or node.attributes.get_int("transA", 0):
+            raise _not_by_rows(node)
+        weight = self._matrix(node, node.inputs[1])
+        weight = weight.turned if node.attributes.get_int("transB", 0) else weight
+        return self._biased(node, weight, value, ProductSpec())
+
+    def _linear(self, node: ir.Node, value: ir.Value) -> int:
+        spec = spec_of(node, LinearSpec)
+        if spec.activation != "identity":
+            raise _not_by_rows(node)
+        weight = self._matrix(node, node.inputs[1])
+        product = ProductSpec(arithmetic=spec.arithmetic, activation_group=spec.activation_group)
+        return self._biased(node, weight if spec.transposed else weight.turned, value, product)
+
+    def _biased(self, node: ir.Node, weight: Place, value: ir.Value, product: ProductSpec) -> int:
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        added = None if bias is None else self._row_operand(node, bias)
+        if not isinstance(added, Place | None) or (added is not None and added.shape != weight.shape[1:]):
+            raise _not_by_rows(node)
+        return self.add(PRODUCT, [self.read(node.inputs[0]), weight, added], value, product=product)
+
+    def _matrix(self, node: ir.Node, value: ir.Value | None) -> Place:
+        dataflow = self.block.dataflow
+        if value is None or not dataflow.constant(value):
+            raise _not_by_rows(node)
+        shape = dataflow.shape(value)
+        if len(shape) < 2 or math.prod(shape[:-2]) != 1:
+            raise _not_by_rows(node)
+        return whole(value, shape[-2:])
+
+    def _integers(self, node: ir.Node, position: int) -> tuple[int, ...]:
+        """A constant vector of integers; none where the input is absent."""
+        value = node.inputs[position] if position < len(node.inputs) else None
+        if value is None:
+            return ()
+        if not self.block.dataflow.constant(value):
+            raise _not_by_rows(node)
+        return tuple(int(number) for number in np.ravel(self.block.dataflow.array(value)))
+
+
+def _not_by_rows(node: ir.Node) -> NotUnderstoodError:
+    return NotUnderstoodError(
+        f"{node.op_type} node {node_name(node)} inside of an expert is nothing that is done to each of its rows"
+    )
+
+
+def _check_last(node: ir.Node, axis: int) -> None:
+    data = node.inputs[0]
+    if axis != -1 and (data is None or data.shape is None or axis != len(data.shape) - 1):
+        raise _not_by_rows(node)
+
+
+def _attributes(node: ir.Node, **changed: int) -> tuple[tuple[str, Hashable], ...]:
+    found: dict[str, Hashable] = dict(changed)
+    for name, attribute in node.attributes.items():
+        value = attribute.value
+        if not isinstance(value, int | float | str | list | tuple):
+            raise _not_by_rows(node)
+        found.setdefault(name, tuple(value) if isinstance(value, list) else value)
+    return tuple(sorted(found.items()))

@@ -1,0 +1,103 @@
+"""What an expert does to its rows, step by step, and how such steps of all experts become those of one graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.dialect import ProductSpec
+from moec.passes.raising.dataflow import Array, DataFlow
+from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.weights import ExpertTensor, Place, in_turn
+
+PLAIN = ProductSpec()
+ROWS = 0
+"""The step whose result are the rows of x."""
+PRODUCT = "Product"
+"""Rows times a matrix, and a bias if there is one; all other steps are operators of ONNX."""
+
+
+def whole(value: ir.Value, shape: tuple[int, ...]) -> Place:
+    """All of a constant, in another shape that leaves the order of elements: a matrix [K,N], or a vector [n] or a
+    number that meets each row."""
+    ((place,),) = in_turn(value, (1, *shape))
+    return place
+
+
+Operand = int | tuple[int, ...] | Place | ExpertTensor | None
+"""The result of a step by its number; integers; a constant, of one expert or shared by all; one of all experts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """An operator on rows [R,...]. ``attributes`` by name. ``dtype`` and ``width`` are those of the result, None where
+    they are not known."""
+
+    operator: str
+    inputs: tuple[Operand, ...]
+    attributes: tuple[tuple[str, Hashable], ...] = ()
+    product: ProductSpec = PLAIN
+    dtype: ir.DataType | None = None
+    width: int | None = None
+
+    @property
+    def kind(self) -> Hashable:
+        """What is equal where experts do the same with other constants."""
+        places = tuple(operand if isinstance(operand, int | tuple | None) else "constant" for operand in self.inputs)
+        return self.operator, places, self.attributes, self.product
+
+
+def joined(dataflow: DataFlow, experts: Sequence[Sequence[Step]]) -> list[Step]:
+    """The steps of all experts at once. Raises NotUnderstoodError where they do not do the same."""
+    first, *others = experts
+    for other in others:
+        if [step.kind for step in other] != [step.kind for step in first]:
+            raise NotUnderstoodError("its experts do not all consist of the same operators")
+    found = []
+    for steps in zip(*experts, strict=True):
+        operands = zip(*(step.inputs for step in steps), strict=True)
+        inputs = tuple(_joined(dataflow, steps[0], operand) for operand in operands)
+        found.append(dataclasses.replace(steps[0], inputs=inputs))
+    return found
+
+
+def _joined(dataflow: DataFlow, step: Step, operands: tuple[Operand, ...]) -> Operand:
+    first = operands[0]
+    if not isinstance(first, Place):
+        return first
+    places = [place for place in operands if isinstance(place, Place)]
+    if all(place == first for place in places) or _same_number(dataflow, places):
+        return first
+    shapes = {place.shape for place in places}
+    if len(shapes) > 1:
+        raise NotUnderstoodError(f"its experts differ in size ({step.operator} with {_listed(shapes)})")
+    return ExpertTensor(dataflow, (len(places), *(first.shape or (1,))), tuple((_as_row(place),) for place in places))
+
+
+def _as_row(place: Place) -> Place:
+    return place if place.shape else dataclasses.replace(place, strides=(1,), shape=(1,), at=(0,))
+
+
+def _same_number(dataflow: DataFlow, places: list[Place]) -> bool:
+    if any(math.prod(place.shape) != 1 for place in places):
+        return False
+    return len({(float(numbers_of(dataflow, place).reshape(())), place.shape) for place in places}) == 1
+
+
+def numbers_of(dataflow: DataFlow, place: Place) -> Array:
+    """The elements of a constant."""
+    tensor = ExpertTensor(dataflow, (1, *(place.shape or (1,))), ((_as_row(place),),))
+    return np.asarray(tensor[0]).reshape(place.shape)
+
+
+def _listed(shapes: set[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape)) for shape in sorted(shapes))
+
+
+def shared(step: Step) -> bool:
+    """Whether all experts do the same with the same constants."""
+    return not any(isinstance(operand, ExpertTensor) for operand in step.inputs)

@@ -1,0 +1,107 @@
+"""Mixtures whose weights are those of no known router: it stays, and the experts are raised."""
+
+import numpy as np
+import pytest
+
+from moec.ir import dialect, interpreter
+from moec.ir.dialect import RouteSpec, spec_of
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
+from moec.passes.raise_moe import RaiseMoE
+
+from ..before_after import check, model_of
+
+SIGNATURE = "(float[T,6] x) => (float[T,6] y)"
+STACKS = "float[6,4] gate, float[4,6,5] up, float[4,5,6] down"
+EXPERTS = """h = Einsum <equation = "td,edf->tef"> (x, up)
+    a = Relu (h)
+    o = Einsum <equation = "tef,efd->ted"> (a, down)
+    y = Einsum <equation = "ted,te->td"> (o, weights)"""
+RAISED = """y = moec.Experts <activation = "relu", down_transposed = 1, gate_layout = "none", up_transposed = 1>
+        (x, "y.weights", "y.experts", up, down)"""
+PASSES = "infer-shapes,raise-moe,remove-dead-nodes"
+
+SOFT = """logits = MatMul (x, gate)
+    weights = Softmax <axis = -1> (logits)"""
+EVERY = '"y.weights", "y.experts" = moec.Route <k = 4, score = "relu", selection = "all", threshold = 0.0> (weights)'
+CHOSEN = """logits = MatMul (x, gate)
+    top, chosen = TopK <axis = -1> (logits, two)
+    raised = Exp (top)
+    shape = Shape (logits)
+    zeros = ConstantOfShape (shape)
+    weights = ScatterElements <axis = -1> (zeros, chosen, raised)"""
+TWO = '"y.weights", "y.experts" = moec.Route <k = 2, score = "relu", threshold = 0.0> (weights)'
+
+
+@pytest.mark.parametrize(
+    ("router", "route"),
+    [
+        pytest.param(SOFT, EVERY, id="all"),
+        pytest.param(SOFT.replace("Softmax <axis = -1>", "Relu"), EVERY, id="those above zero"),
+        pytest.param(CHOSEN, TWO, id="two that an unknown function weighs"),
+    ],
+)
+def test_experts_are_raised_behind_a_router_that_stays(router, route):
+    constants = f"{STACKS}, int64[1] two = {{2}}" if "two" in router else STACKS
+    (remark,) = check(
+        PASSES,
+        f"{SIGNATURE} <{constants}> {{ {router}\n {EXPERTS} }}",
+        f"{SIGNATURE} <{constants}> {{ {router}\n {route}\n {RAISED} }}",
+    )
+    assert remark.message.startswith("its router stays as ordinary operators: ")
+
+
+PRODUCT = """logits = MatMul (x, gate)
+    soft = Softmax <axis = -1> (logits)
+    signed = Tanh (logits)
+    weights = Mul (soft, signed)"""
+
+
+def test_weights_that_may_be_negative_leave_nobody_out(normal):
+    """Behind a softmax, for that is what is looked for where nothing selects."""
+    model = model_of(f"{SIGNATURE} <{STACKS}> {{ {PRODUCT}\n {EXPERTS} }}")
+    x = normal(9, 6)
+    before = interpreter.run(model, {"x": x})["y"]
+    pipeline.run(model, pipeline.parse(PASSES))
+    (route,) = [node for node in model.graph if dialect.is_moec(node, "Route")]
+    assert spec_of(route, RouteSpec) == RouteSpec(k=4, score="identity", selection="all")
+    np.testing.assert_allclose(interpreter.run(model, {"x": x})["y"], before, atol=1e-5)
+
+
+def test_places_that_run_out_stay_with_the_router(build, texts, normal, raise_and_compare):
+    """The weights of later tokens depend on earlier ones; what experts make of a token does not."""
+    model = build(limited(texts, "mixture"), up=normal(4, 6, 5), down=normal(4, 5, 6), **LIMITS)
+    report = Report()
+    route, _ = raise_and_compare(model, report)
+    assert spec_of(route, RouteSpec) == RouteSpec(k=2, score="relu", threshold=0.0)
+    assert "CumSum" in {node.op_type for node in model.graph}
+
+
+LIMITS = {"token_axis": np.array(0), "capacity": np.array(3, np.float32), "nothing": np.array(0, np.float32)}
+
+
+def limited(texts, weights: str) -> str:
+    """The first tokens alone have an expert, counted per expert whatever their slot."""
+    kept = f"""is_used = Greater ({weights}, nothing)
+        used = Cast <to = 1> (is_used)
+        count = CumSum (used, token_axis)
+        fits = LessOrEqual (count, capacity)
+        as_number = Cast <to = 1> (fits)
+        kept = Mul ({weights}, as_number)
+        h = Einsum"""
+    return texts["dense"].replace("(o, mixture)", "(o, kept)").replace("h = Einsum", kept)
+
+
+def test_sibling_where_experts_see_other_tokens_stays(build, texts, normal, raise_and_compare):
+    text = texts["dense"].replace("(o, mixture)", "(o, scores)").replace("Relu (h)", "CumSum (h, scalar_zero)")
+    report = Report()
+    assert raise_and_compare(build(text, up=normal(4, 6, 5), down=normal(4, 5, 6)), report) == []
+    assert report.unraised
+
+
+def test_sibling_whose_results_others_use_stays():
+    """Two mixtures of the same experts: raised, they would be computed twice."""
+    text = f"(float[T,6] x) => (float[T,6] y, float[T,4,6] o) <{STACKS}> {{ {SOFT}\n {EXPERTS} }}"
+    model = model_of(text)
+    RaiseMoE().apply(model, Report())
+    assert not any(dialect.is_moec(node) for node in model.graph)

@@ -1,4 +1,4 @@
-"""Products of parameters that are too many to run every time."""
+"""Parameters that are too many to run every time."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def sampled(first: Iterable[Any], second: Iterable[Any], share: int) -> list[Any
         name = "-".join(str(part.id or part.values[0]) for part in parts)
         pairs.append(pytest.param(*(part.values[0] for part in parts), marks=marks, id=name))
     return pairs
+
+
+def thinned(names: str | tuple[str, ...], values: Iterable[Any], share: int) -> pytest.MarkDecorator:
+    """``parametrize`` of which one in ``share`` of the values always runs, the first among them; the others are left
+    to ``-m nightly``."""
+    several = not isinstance(names, str) or "," in names
+    parameters = []
+    for i, value in enumerate(values):
+        marked = hasattr(value, "marks")
+        parts = value.values if marked else value if several else (value,)
+        marks = [*(value.marks if marked else ()), *([pytest.mark.nightly] if i % share else [])]
+        parameters.append(pytest.param(*parts, marks=marks, id=value.id if marked else None))
+    return pytest.mark.parametrize(names, parameters)
 
 
 def _parameter(value: Any) -> Any:

@@ -21,6 +21,7 @@ from moec.profile import Profile
 from moec.profile.keys import key_of
 from moec.profile.measures import PRIOR_SHARE
 
+from ..products import thinned
 from .before_after import model_of
 from .profiles import rows_of, write_measured
 from .stored_weights import D, E, F, apply, experts_model, last_moec_node, relative_error
@@ -202,7 +203,7 @@ ZERO_POINTS = "int8/32z+int4/32z+int3/32z+int2/32z"
 
 
 @pytest.mark.parametrize("budget", ["avg=3", "megabytes=0.06", "microseconds=2,gigabytes_per_second=10"])
-@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+@thinned("method", ["rtn", "gptq", "awq"], 2)
 def test_formats_with_zero_points(budget, method, tmp_path):
     spec = SPECS[0]
     path = write_measured(tmp_path / "p", experts_model(spec), ZERO_POINTS)

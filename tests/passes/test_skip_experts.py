@@ -14,6 +14,7 @@ from moec.ir.semantics import route
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 
+from ..products import thinned
 from .before_after import assert_shown, model_of
 from .profiles import write_gates, write_measured
 from .stored_weights import apply, experts_model, last_moec_node
@@ -161,7 +162,7 @@ def test_as_many_calls_are_left_as_were_asked_for(keep, method, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-@pytest.mark.parametrize(("text", "options"), [(layer(), "keep=0.75"), (apart(2), "keep=0.5,method=k")])
+@thinned(("text", "options"), [(layer(), "keep=0.75"), (apart(2), "keep=0.5,method=k")], 2)
 def test_what_is_compiled_computes_the_same(text, options, target, tmp_path):
     model, _ = skip(tmp_path, text, options, GATES)
     compiled = moec.compile(model, passes="O1", target=target, emulate=target == "cuda", threads=1)

@@ -18,6 +18,7 @@ from moec.ir.verifier import verify
 from moec.passes.framework import pipeline
 from moec.targets.hls.options import HlsOptions
 
+from ..products import thinned
 from .dispatched_cases import FORMS, E, choices, d, expected, f, inputs, k, model_of
 
 
@@ -67,7 +68,7 @@ FORMATS = [
 MIXED = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int8,experts=1}"
 
 
-@pytest.mark.parametrize("passes", [*FORMATS, MIXED])
+@thinned("passes", [*FORMATS, MIXED], 2)
 def test_weights_in_every_format(passes: str) -> None:
     form, given = FORMS["three layers"], inputs(40, next(choices(40)))
     model = model_of(form)

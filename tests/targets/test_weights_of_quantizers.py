@@ -17,6 +17,7 @@ from moec.passes.framework import pipeline
 from moec.targets.cuda import nvcc
 
 from ..passes.raising.conftest import BATCHED, INTEGERS, ROUTER
+from ..products import thinned
 from .node_models import node_model
 
 D, F, E, K = 64, 96, 4, 2
@@ -149,7 +150,7 @@ def test_nan_codes_stay_nan(name):
     compare(MODELS[name](), nan=True)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@thinned("name", MODELS, 3)
 def test_nan_codes_stay_nan_on_a_gpu(name, monkeypatch):
     monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
     compare(MODELS[name](), nan=True, target="cuda")
@@ -171,7 +172,7 @@ def layer_with_nan_codes(group: int) -> ir.Model:
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-@pytest.mark.parametrize("group", [0, 32])
+@thinned("group", [0, 32], 2)
 def test_nan_codes_of_experts_reach_those_who_choose_them(target, group, monkeypatch):
     """Also where relu makes zeros of all tokens: zero times NaN is NaN."""
     monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)

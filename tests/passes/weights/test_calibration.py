@@ -16,6 +16,7 @@ from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.weights import gptq, kept
 from moec.tools.profiling import measure
 
+from ...products import thinned
 from ..profiles import hidden_of, rows_of, write_experts, write_linear
 from ..stored_weights import D, E, F, apply, expert_arrays, experts_model, formats_of, last_moec_node, linear_model
 
@@ -44,7 +45,7 @@ def part_errors(model: ir.Model, before: ir.Model) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("form", ["int4,group=32", "int3"])
+@thinned("form", ["int4,group=32", "int3"], 2)
 def test_each_part_makes_up_for_its_errors(form: str, spec: ExpertsSpec, tmp_path) -> None:
     errors = {}
     for method in ("rtn", "awq", "gptq"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ...products import thinned
 from .ampere_product import SOURCE, AmpereProduct
 from .mutation import NO_FAULT, SCHEDULES, Fault, Mutants
 
@@ -34,7 +35,7 @@ def mutants() -> Mutants:
     return Mutants(SOURCE, FAULTS)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@thinned("schedule", SCHEDULES, 3)
 def test_without_faults_every_schedule_agrees(product, mutants, schedule):
     assert not product.wrong(mutants.kernel(NO_FAULT, schedule))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ...products import thinned
 from .hopper_product import SOURCE, HopperProduct
 from .mutation import NO_FAULT, SCHEDULES, Fault, Mutants
 
@@ -44,7 +45,7 @@ def mutants() -> Mutants:
     return Mutants(SOURCE, {**FAULTS, "array before the pool": Fault(POOL, ARRAY_BEFORE + POOL)})
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@thinned("schedule", SCHEDULES, 3)
 def test_without_faults_every_schedule_agrees(product, mutants, schedule):
     assert not product.wrong(mutants.kernel(NO_FAULT, schedule))
 

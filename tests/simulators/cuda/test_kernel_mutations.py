@@ -98,8 +98,8 @@ def _with_a_switch(source: str) -> tuple[list[str], str]:
     return [name for *_, name in calls], declared + source
 
 
-NIGHTLY = {"attention", "quantised product for Hopper"}
-"""Their copies and barriers are like those of the products for Ampere and Hopper."""
+QUICK = {"product for Ampere", "dispatch"}
+"""What the others copy and wait for is like what these do."""
 
 
 Changed = tuple[kernel_runner.Kernel, pathlib.Path]
@@ -133,7 +133,7 @@ def _is_noticed(kernel: kernel_runner.Kernel, arrays: list[np.ndarray], expected
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in NIGHTLY else name for name in KERNELS]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in KERNELS]
 )
 def test_nothing_can_be_left_out(changed, name):
     kernel, architecture, arrays, outputs = KERNELS[name]()

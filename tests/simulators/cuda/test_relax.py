@@ -7,7 +7,6 @@ from typing import Any
 
 import ml_dtypes  # gives numpy the type bfloat16  # noqa: F401
 import numpy as np
-import pytest
 import tvm
 from tvm import relax
 from tvm.s_tir import dlight
@@ -15,6 +14,8 @@ from tvm.s_tir import dlight
 from moec.runtime.library import load_objects
 from moec.simulators.cuda.device import emulated_device
 from moec.targets.tvm.program import object_files
+
+from ...products import thinned
 
 TARGET = {"kind": "cuda", "arch": "sm_80"}
 TOLERANCES = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-1}
@@ -69,7 +70,7 @@ def _run(module: tvm.IRModule, folder: Any, *arrays: np.ndarray) -> np.ndarray:
 CASES = [(name, dtype) for name in OPERATORS for dtype in TOLERANCES if (name, dtype) not in LOCK_STEP]
 
 
-@pytest.mark.parametrize(("name", "dtype"), CASES)
+@thinned(("name", "dtype"), CASES, 3)
 def test_generic_kernels(tmp_path, monkeypatch, name, dtype):
     monkeypatch.setattr(tvm.support.nvcc, "compile_cuda", lambda *_, **__: b"")
     operator, expected = OPERATORS[name]

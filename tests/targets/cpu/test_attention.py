@@ -15,6 +15,7 @@ from moec.targets.cpu.kernels.attention_few import FEW_ROWS
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.lower.attention import AttentionProblem
 
+from ...products import thinned
 from ..attention_cases import PROBLEM, expected, normal, operands, variants
 from .kernel_runner import Kernel, build, machines
 from .test_dense import _check, _model, _run
@@ -42,7 +43,7 @@ def check(problem: AttentionProblem, machine: Machine, dtype: type = np.float32,
 
 
 @pytest.mark.parametrize("name", machines("sse4", "avx2", "avx512", "neon"))
-@pytest.mark.parametrize("problem", [PROBLEM, AttentionProblem(1, 7, 1.0), AttentionProblem(64, 33, 0.1, 3)], ids=str)
+@thinned("problem", [PROBLEM, AttentionProblem(1, 7, 1.0), AttentionProblem(64, 33, 0.1, 3)], 2)
 def test_any_size_on_every_machine(problem, name):
     check(problem, Machine.for_name(name))
 
@@ -52,7 +53,7 @@ def test_half_precision(dtype, tolerance):
     check(PROBLEM, Machine.host(), dtype, tolerance)
 
 
-@pytest.mark.parametrize("problem", list(variants()), ids=str)
+@thinned("problem", list(variants()), 3)
 def test_masks(problem):
     check(problem, Machine.host())
 

@@ -8,6 +8,8 @@ import pytest
 from moec.errors import UnsupportedError
 from moec.ir import interpreter
 
+from ...products import thinned
+
 ROWS = [0, 1, 7, 40]
 
 
@@ -63,7 +65,7 @@ def test_matmul_by_a_constant(normal, rows, machine_name):
     _check(model, {"x": normal(2, rows, 37)}, machine_name)
 
 
-@pytest.mark.parametrize(
+@thinned(
     "left, right, result",
     [
         ("T,5", "5,9", "T,9"),
@@ -74,6 +76,7 @@ def test_matmul_by_a_constant(normal, rows, machine_name):
         ("5", "B,5,9", "B,9"),
         ("B,T,5", "5", "B,T"),
     ],
+    2,
 )
 def test_matmul_of_two_activations_broadcasts(normal, left, right, result):
     model = _model(f"g (float[{left}] a, float[{right}] b) => (float[{result}] y) {{ y = MatMul (a, b) }}")
@@ -82,7 +85,7 @@ def test_matmul_of_two_activations_broadcasts(normal, left, right, result):
     _check(model, {"a": normal(*shapes[0]), "b": normal(*shapes[1])})
 
 
-@pytest.mark.parametrize("attributes", ["", "<transB = 1>", "<transA = 1, alpha = 0.5, beta = 2.0>"])
+@thinned("attributes", ["", "<transB = 1>", "<transA = 1, alpha = 0.5, beta = 2.0>"], 2)
 @pytest.mark.parametrize("constant", [True, False])
 def test_gemm(normal, attributes, constant):
     weight = normal(6, 9).T.copy() if "transB" in attributes else normal(6, 9)

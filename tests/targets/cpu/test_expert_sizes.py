@@ -13,7 +13,7 @@ from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.machine import Machine
 
-from ...products import sampled
+from ...products import sampled, thinned
 from ..node_models import node_model
 from .one_node import compile_model, lower_node
 
@@ -64,7 +64,7 @@ FEEDS = {
 }
 
 
-@pytest.mark.parametrize("name, passes", sampled(SPECS, PASSES, 2))
+@pytest.mark.parametrize("name, passes", sampled(SPECS, PASSES, 4))
 def test_what_lies_behind_the_last_unit_has_no_effect(name, passes):
     spec = ExpertsSpec(**{**vars(SPECS[name]), "hidden_sizes": SIZES})
     model = node_model("Experts", FEEDS, weights(spec), spec)
@@ -82,9 +82,7 @@ def test_kernels_say_how_many_hidden_units_each_expert_has():
     assert [(one["inner"], one["width"]) for one in products] == [(d, f), (f, d)]
 
 
-@pytest.mark.parametrize(
-    "passes", [pytest.param(one, marks=pytest.mark.nightly) if one in ("bfloat16", "int8") else one for one in PASSES]
-)
+@thinned("passes", PASSES, 3)
 def test_zero_neurons_are_dropped_before_weights_are_rounded(passes):
     spec, constants = SPECS["swiglu"], weights(SPECS["swiglu"])
     for expert, size in enumerate(SIZES):

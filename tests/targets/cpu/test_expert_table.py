@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from moec.ir import interpreter
 from moec.targets.cpu.machine import Machine
 
 from ...passes.before_after import model_of
+from ...products import thinned
 from .one_node import compile_model
 
 MODEL = """(float[T,8] x, float[T,5] logits) => (float[T,8] y)
@@ -19,7 +19,7 @@ MODEL = """(float[T,8] x, float[T,5] logits) => (float[T,8] y)
 }"""
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 7, 64])
+@thinned("tokens", [0, 1, 7, 64], 2)
 def test_pairs_find_the_weights_of_their_experts(tokens):
     model = model_of(MODEL)
     random = np.random.default_rng(tokens)

@@ -15,7 +15,7 @@ from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.targets.cpu.machine import Machine
 
-from ...products import sampled
+from ...products import sampled, thinned
 from ..node_models import node_model
 from .kernel_runner import machines
 from .one_node import compile_model
@@ -107,20 +107,14 @@ def check(passes: str, spec: str, d: int, f: int, machine: str) -> None:
         assert error < (1e-6 if arithmetic is None else 1e-3)
 
 
-NIGHTLY = {"int8 in groups", "int4 in groups of 128", "int4 with zero points"}
-"""Their kernels differ from others' in a constant, or run for one of the machines below."""
-
-
-@pytest.mark.parametrize(
-    "passes", [pytest.param(one, marks=pytest.mark.nightly) if one in NIGHTLY else one for one in PASSES]
-)
+@thinned("passes", PASSES, 3)
 def test_formats_agree_with_the_interpreter(passes):
     check(passes, "swiglu", 128, 192, "native")
 
 
 STORED = ["bfloat16", "int8", "int4 in groups of 32", "mxfp4", "int4 and int8"]
-LAYOUTS = sampled(STORED, ["separate", "relu", "sizes"], 3)
-ON_MACHINES = sampled(machines(), ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4"], 5)
+LAYOUTS = sampled(STORED, ["separate", "relu", "sizes"], 5)
+ON_MACHINES = sampled(machines(), ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4"], 8)
 
 
 @pytest.mark.parametrize("passes, spec", LAYOUTS)

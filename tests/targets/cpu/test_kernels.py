@@ -14,6 +14,7 @@ from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.lower.attention import AttentionProblem
 
+from ...products import thinned
 from .dense_products import dense, pack
 from .kernel_runner import build, machines
 
@@ -76,7 +77,7 @@ def _cases(machine: Machine):
     }
 
 
-@pytest.mark.parametrize("name", list(_cases(Machine.for_name("avx2"))))
+@thinned("name", list(_cases(Machine.for_name("avx2"))), 3)
 def test_results_are_bit_identical_for_any_number_of_threads(name, in_pool):
     machine = Machine.host()
     kernel, inputs, shape = _cases(machine)[name]

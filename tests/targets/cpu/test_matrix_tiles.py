@@ -23,6 +23,7 @@ from moec.targets.cpu.kernels.multiplication import Multiplication
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import MACHINES, host_has
 
+from ...products import thinned
 from ..node_models import node_model
 from .one_node import compile_model
 
@@ -57,7 +58,7 @@ def emulated_tiles(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="emulation needs a compiler")
 @pytest.mark.skipif(not host_has(MACHINES["avx512bf16"].features), reason="the rest of the code needs AVX-512 BF16")
 @pytest.mark.usefixtures("emulated_tiles")
-@pytest.mark.parametrize("passes", PASSES)
+@thinned("passes", PASSES, 2)
 def test_experts_agree_with_the_interpreter(passes: str) -> None:
     E, tokens = len(ROWS), sum(ROWS)
     d, f = 128, 96

@@ -17,6 +17,7 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.semantics import experts, moe
 from moec.targets.cpu.machine import MACHINES, Machine, host_has
 
+from ...products import thinned
 from .one_node import compile_node, lower_node
 
 E, d, f, k = 6, 45, 37, 3
@@ -91,8 +92,8 @@ def expected(name: str, case: dict[str, np.ndarray]) -> np.ndarray:
     return experts(SPECS[name], **case, **weights_of(SPECS[name], name in BIASED), dtype=np.float64)
 
 
-@pytest.mark.parametrize("name", SPECS)
-@settings(max_examples=10, deadline=None)
+@thinned("name", SPECS, 2)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_experts_agree_with_the_semantics(name: str, data: st.DataObject) -> None:
     case = data.draw(routed(E + SPECS[name].identity_experts))

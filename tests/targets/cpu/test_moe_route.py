@@ -15,6 +15,7 @@ from moec.ir.dialect import RouteSpec, choices
 from moec.ir.semantics import route
 from moec.targets.cpu.kernels.route import why_not
 
+from ...products import thinned
 from .one_node import compile_node
 
 E = 12
@@ -63,7 +64,7 @@ def logits(draw: st.DrawFn) -> np.ndarray:
     return values.astype(np.float32)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@thinned("name", SPECS, 2)
 @settings(max_examples=20, deadline=None)
 @given(logits=logits())
 def test_route_agrees_with_the_semantics(name: str, logits: np.ndarray) -> None:

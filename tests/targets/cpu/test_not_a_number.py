@@ -12,6 +12,7 @@ from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline
 from moec.targets.cpu.machine import Machine
 
+from ...products import thinned
 from ..node_models import node_model
 from .one_node import compile_model
 
@@ -69,7 +70,7 @@ def check(run, model, case: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("stored", PASSES)
+@thinned("stored", PASSES, 3)
 def test_in_the_rows(stored, bad, tokens):
     run, model = clean_layer("swiglu", stored)
     case = feeds(tokens)
@@ -80,7 +81,7 @@ def test_in_the_rows(stored, bad, tokens):
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@thinned("bad", [np.nan, np.inf, -np.inf], 2)
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
 def test_in_the_routing_weights(stored, bad, tokens):
     run, model = clean_layer("gelu", stored)
@@ -91,7 +92,7 @@ def test_in_the_routing_weights(stored, bad, tokens):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["up", "down"])
-@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@thinned("stored", ["float32", "bfloat16", "float16"], 3)
 @pytest.mark.parametrize("spec", ["swiglu", "relu"])
 def test_in_the_weights_of_an_expert(spec, stored, name, bad):
     """With relu, hidden units that came out zero must not be skipped: zero times infinity is NaN."""

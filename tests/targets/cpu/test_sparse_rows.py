@@ -18,6 +18,7 @@ from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, 
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
 
+from ...products import thinned
 from .kernel_runner import build, machines
 from .one_node import compile_node, lower_node
 
@@ -90,7 +91,7 @@ def weights_of(machine: str, way: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("machine", MACHINES)
+@thinned("machine", MACHINES, 2)
 def test_skipping_zeros_changes_no_bit(machine, way):
     weights = weights_of(machine, way)
     for nonzero in (0, 7, INNER):
@@ -161,7 +162,7 @@ def expert_weights(spec: ExpertsSpec) -> dict[str, np.ndarray]:
     return {name: weight.astype(dtype) for name, weight in weights.items()}
 
 
-@pytest.mark.parametrize("name", ["relu", "relu2", "gated", "bfloat16"])
+@thinned("name", ["relu", "relu2", "gated", "bfloat16"], 2)
 def test_experts_with_many_zeros(name):
     spec, weights = SPECS[name], expert_weights(SPECS[name])
     dtype = np.dtype(weights["up"].dtype)

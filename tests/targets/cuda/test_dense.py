@@ -10,6 +10,8 @@ import pytest
 from moec.errors import UnsupportedError
 from moec.ir import interpreter
 
+from ...products import thinned
+
 ATTENTION = "q_num_heads = 4, kv_num_heads = 2"
 GRAPHS = {
     "matmul": "(float[B,T,5] x, float[B,5,6] w) => (float[B,T,6] y) { y = MatMul (x, w) }",
@@ -49,7 +51,7 @@ def _inputs(model: ir.Model, T: int) -> dict[str, np.ndarray]:
     return values
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@thinned("name", GRAPHS, 3)
 def test_equals_the_interpreter(emulated, name):
     model = _model(GRAPHS[name])
     run = emulated(model)

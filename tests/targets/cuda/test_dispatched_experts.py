@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import pytest
 
 from moec.ir import interpreter
 from moec.ir.dialect import DispatchSpec
@@ -13,10 +12,11 @@ from moec.ir.text import parse_model
 from moec.passes.framework import pipeline
 from moec.targets.cuda import block_dispatch
 
+from ...products import thinned
 from ..dispatched_cases import FORMS, E, choices, expected, inputs, k, model_of
 
 
-@pytest.mark.parametrize("name", FORMS)
+@thinned("name", FORMS, 2)
 def test_a_gpu_computes_what_dense_experts_do(emulated, name):
     run = emulated(model_of(FORMS[name]))
     cases = [inputs(7, ids) for ids in choices(7)] + [inputs(tokens, next(choices(tokens))) for tokens in (0, 1, 25)]

@@ -18,6 +18,7 @@ from moec.targets.cuda.dense_products import choices
 from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 
+from ...products import thinned
 from ..node_models import node_model
 
 RANDOM = np.random.default_rng(0)
@@ -63,7 +64,7 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@thinned("name", GRAPHS, 2)
 def test_equals_the_interpreter(emulated, name):
     text, shape = GRAPHS[name]
     constants = {"w": _numbers(*shape), **({"b": _numbers(9)} if " b)" in text else {})}

@@ -14,6 +14,7 @@ from moec.targets.cuda import block_dispatch
 from moec.targets.cuda.block_dispatch import block_heights
 from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
 
+from ...products import thinned
 from ..node_models import node_model
 
 E, k = 5, 3
@@ -57,7 +58,7 @@ def choices(T: int, most: int) -> list[np.ndarray]:
     return [distinct, np.full((T, k), 2), random.integers(-1, most, (T, k)), np.full((T, k), -1)]
 
 
-@pytest.mark.parametrize("name", SPECS)
+@thinned("name", SPECS, 2)
 def test_experts(emulated, name):
     spec, weights, d = SPECS[name], weights_of(name), SIZES.get(name, (20, 24))[0]
     feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
@@ -71,13 +72,14 @@ def test_experts(emulated, name):
             np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
+@thinned(
     ("dtype", "target", "kernel"),
     [
         (np.float16, "cuda", "moe_grouped_gemm_mma"),
         (ml_dtypes.bfloat16, "cuda", "moe_grouped_gemm_mma"),
         (ml_dtypes.bfloat16, "cuda:sm_90a", "moe_grouped_gemm_wgmma"),
     ],
+    2,
 )
 def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
     """Sizes that tensor cores take, and numbers of tokens for every height of a block."""

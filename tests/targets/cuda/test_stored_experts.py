@@ -19,6 +19,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.kernel import select
 
+from ...products import thinned
 from ..node_models import node_model
 
 E, k, inner, hidden = 5, 2, 64, 32
@@ -58,7 +59,7 @@ def case(tokens: int, dtype: type = np.float32, inner: int = inner) -> dict[str,
     return {"x": x, "weights": weights, "experts": random.integers(-1, E, (tokens, k)).astype(np.int32)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@thinned("name", CASES, 2)
 def test_experts_stay_as_they_are_stored(program_of, emulated, name):
     spec, passes, share = CASES[name]
     model = layer(spec)

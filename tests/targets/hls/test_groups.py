@@ -15,6 +15,7 @@ from moec.targets.hls.moe import quality, reference
 from moec.targets.hls.moe.design import USUAL_STAGES, Design
 from moec.targets.hls.moe.estimate import resources_of
 
+from ...products import thinned
 from .layers import float_block, in_groups, project, quantized, tokens_for
 
 SWIGLU, GELU = ExpertsSpec("silu", "separate"), ExpertsSpec("gelu", "none")
@@ -31,7 +32,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("experts, bits, group, sizes, design", VARIANTS)
+@thinned("experts, bits, group, sizes, design", VARIANTS, 2)
 def test_c_simulation_equals_the_reference(experts, bits, group, sizes, design):
     block = in_groups(float_block(RouteSpec(2), experts, **sizes), bits, group)
     integers = quantized(block, weight_bits=bits)
@@ -82,7 +83,7 @@ def test_a_unit_of_zeros_takes_no_bits_from_the_multipliers_of_others():
         assert quality.compare(one, quantized(one), tokens_for(block, 64)).decibels["results"] > 28
 
 
-@pytest.mark.parametrize("name", ["SUM_BITS_UP", "SUM_BITS_DOWN", "TOTAL_BITS_UP", "TOTAL_BITS_DOWN"])
+@thinned("name", ["SUM_BITS_UP", "SUM_BITS_DOWN", "TOTAL_BITS_UP", "TOTAL_BITS_DOWN"], 2)
 def test_sums_and_totals_are_as_wide_as_the_weights_demand_and_no_wider(name):
     """Weights and inputs that reach the widest sums there are."""
     block = in_groups(float_block(RouteSpec(2), ExpertsSpec("relu", "none"), width=64, hidden=64), 4, 32)

@@ -11,6 +11,7 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
 from moec.targets.hls.moe.design import Fifos
 
+from ...products import thinned
 from .layers import float_block, project, quantized, tokens_for
 
 RELU, GELU = ExpertsSpec("relu", "none"), ExpertsSpec("gelu", "none")
@@ -51,7 +52,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("routing, experts, sizes, design", VARIANTS)
+@thinned("routing, experts, sizes, design", VARIANTS, 3)
 @pytest.mark.parametrize("bits", [8, pytest.param(4, marks=nightly)])
 def test_c_simulation_equals_the_reference(routing, experts, sizes, design, bits):
     block = float_block(routing, experts, **sizes)

@@ -28,6 +28,7 @@ from moec.targets.hls.options import HlsOptions
 from moec.tools.profiling import measure
 
 from ...passes.stored_weights import experts_model, last_moec_node
+from ...products import thinned
 from .graphs import D, E, GraphBuilder
 
 DIGITS = pathlib.Path(__file__).parents[3] / "examples" / "digits"
@@ -73,7 +74,7 @@ FEWER = [
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("hls4ml") is None, reason="hls4ml is not installed")
-@pytest.mark.parametrize("passes, sizes", FEWER)
+@thinned("passes, sizes", FEWER, 2)
 def test_projects_compute_what_the_interpreter_does(passes, sizes, profile):
     """C simulation equals the integers bit for bit, and these are near the interpreter."""
     model = after(passes.format(profile))

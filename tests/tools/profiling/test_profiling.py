@@ -26,6 +26,7 @@ from moec.tools.profiling.sums import ExpertsSums, KeptRows
 from moec.tools.profiling.workers import workers
 
 from ...passes.stored_weights import D, E, experts_model
+from ...products import thinned
 
 EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "char_lm"
 
@@ -185,14 +186,18 @@ def test_without_moments_and_formats(ids, tmp_path):
         layer.moment_in(0)
 
 
-@pytest.mark.parametrize(
+@thinned(
     ("arrays", "message"),
     [
-        ({"other": np.zeros((1, 4), np.int64)}, r"bad.npz: has no array 'ids'; expected the model's inputs: \['ids'\]"),
+        (
+            {"other": np.zeros((1, 4), np.int64)},
+            r"bad.npz: has no array 'ids'; expected the model's inputs: \['ids'\]",
+        ),
         ({"ids": np.zeros(4, np.int64)}, r"bad.npz: arrays do not fit the inputs.*ids int64\[batch,seq\] is \[4\]"),
         ({"ids": np.zeros((1, 4), np.float32)}, r"bad.npz: the input 'ids' is float32; expected int64: convert it"),
         ({"ids": np.full((1, 4), 96)}, r"bad.npz: the input 'ids' holds 96 to 96; expected 0 to 95"),
     ],
+    3,
 )
 def test_data_that_does_not_fit_leaves_no_profile(arrays, message, tmp_path):
     np.savez(tmp_path / "bad.npz", **arrays)

@@ -17,6 +17,7 @@ from moec.targets.cuda.kernels.attention_operands import why_not
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
 from moec.targets.tvm.lower.attention import AttentionProblem
 
+from ....products import thinned
 from ...attention_cases import ON_NONE, PROBLEM, expected, operands
 from .kernel_runner import Kernel, build
 
@@ -50,7 +51,7 @@ def attend(kernel: Kernel, problem: AttentionProblem, arrays: dict[str, np.ndarr
     return kernel(query, arrays["key"], arrays["value"], mask, lengths, result)
 
 
-@pytest.mark.parametrize(
+@thinned(
     "name, generate",
     [
         (name, generate)
@@ -58,6 +59,7 @@ def attend(kernel: Kernel, problem: AttentionProblem, arrays: dict[str, np.ndarr
         for generate in SIZES
         if (name, generate) not in (("added mask", attention_few), ("odd sizes", attention_tiled))
     ],
+    3,
 )
 def test_equals_the_operator(name, generate):
     problem = PROBLEMS[name]
@@ -92,13 +94,14 @@ def test_tensor_cores(name):
         np.testing.assert_allclose(found, expected(problem, arrays), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(
+@thinned(
     "generate, dtype, tolerance",
     [
         (attention_few, ml_dtypes.bfloat16, 3e-2),
         (attention_tiled, np.float16, 4e-3),
         (attention_mma.attention_mma, np.float16, 4e-3),
     ],
+    2,
 )
 def test_half_precision_in_any_order_of_threads(generate, dtype, tolerance):
     kernel = build(generate(HALF, np.dtype(dtype).name), watch=True, first_thread=77, completion="earliest")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
@@ -13,6 +12,7 @@ from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.packed_format import PackedFormat, pack
 
+from ....products import thinned
 from .kernel_runner import build
 from .layers import undefined
 
@@ -29,7 +29,7 @@ def _normal(*shape: int) -> np.ndarray:
     return RANDOM.standard_normal(shape, np.float32)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@thinned("name", KERNELS, 2)
 def test_tensor_cores(name):
     problem, generate, architecture = KERNELS[name]
     kernel = build(generate(problem, lambda total: total, dense_kernel), architecture)

@@ -6,7 +6,6 @@ import dataclasses
 
 import ml_dtypes
 import numpy as np
-import pytest
 
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec
@@ -14,6 +13,7 @@ from moec.targets.cuda.kernels import expert_choice
 from moec.targets.cuda.kernels.expert_choice import score_tokens, take_tokens, weigh_tokens
 from moec.targets.tvm.lower.route import RouteProblem
 
+from ....products import thinned
 from .kernel_runner import build
 
 RANDOM = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def check(spec: RouteSpec, logits_of_calls: list[np.ndarray], bias: np.ndarray |
         )
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@thinned("name", ROUTERS, 3)
 def test_experts_take_their_best_tokens(name):
     spec, dtype = ROUTERS[name]
     bias = RANDOM.standard_normal(spec.k, np.float32) if spec.groups > 1 else None

@@ -19,6 +19,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.lower.experts import CombineProblem
 
+from ....products import thinned
 from .kernel_runner import build
 from .layers import GATED, Data, Layer, assert_matches, compute, undefined
 
@@ -39,7 +40,7 @@ def combinations(*quick: tuple[int, str], dtypes: tuple[str, ...]) -> list[Any]:
 
 @pytest.mark.parametrize(
     "block_rows, dtype",
-    combinations((16, "float32"), (64, "float16"), (128, "bfloat16"), dtypes=("float32", "float16", "bfloat16")),
+    combinations((16, "float32"), dtypes=("float32", "float16", "bfloat16")),
 )
 def test_any_size_without_tensor_cores(block_rows, dtype):
     layer = Layer(experts=5, inner=33, hidden=45, block_rows=block_rows, dtype=dtype)
@@ -49,7 +50,7 @@ def test_any_size_without_tensor_cores(block_rows, dtype):
 
 @pytest.mark.parametrize(
     "block_rows, dtype",
-    combinations((16, "float16"), (64, "bfloat16"), (128, "float16"), dtypes=("float16", "bfloat16")),
+    combinations((64, "bfloat16"), dtypes=("float16", "bfloat16")),
 )
 def test_tensor_cores(block_rows, dtype):
     layer = Layer(experts=3, inner=384, hidden=128, block_rows=block_rows, dtype=dtype)
@@ -57,14 +58,14 @@ def test_tensor_cores(block_rows, dtype):
         assert_matches(Data(layer, random_ids(layer, tokens)), mma)
 
 
-@pytest.mark.parametrize("block_rows, inner, dtype", [(64, 128, "float16"), (128, 512, "bfloat16")])
+@thinned("block_rows, inner, dtype", [(64, 128, "float16"), (128, 512, "bfloat16")], 2)
 def test_tensor_cores_that_read_shared_memory(block_rows, inner, dtype):
     layer = Layer(experts=3, inner=inner, hidden=128, block_rows=block_rows, dtype=dtype)
     for tokens in (0, 1, 100):
         assert_matches(Data(layer, random_ids(layer, tokens)), wgmma)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@thinned("dtype", ["float32", "float16", "bfloat16"], 3)
 def test_few_tokens(dtype):
     layer = Layer(experts=7, inner=264, hidden=72, block_rows=16, dtype=dtype)
     for tokens in (0, 1, 7, 16):
@@ -81,7 +82,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("kernel", [simt, mma, gemv])
-@pytest.mark.parametrize("variant", list(VARIANTS))
+@thinned("variant", list(VARIANTS), 3)
 def test_variants_of_experts(kernel, variant):
     layer = Layer(experts=3, inner=128, hidden=128, block_rows=16, spec=VARIANTS[variant], dtype="float16")
     assert_matches(Data(layer, random_ids(layer, 16)), kernel)
@@ -102,7 +103,7 @@ def test_all_tokens_to_one_expert(kernel):
     assert_matches(Data(layer, np.full((100, 2), 2)), kernel)
 
 
-@pytest.mark.parametrize("kernel", [simt, gemv])
+@thinned("kernel", [simt, gemv], 2)
 def test_many_experts_few_of_them_used(kernel):
     layer = Layer(experts=256, inner=16, hidden=8, block_rows=16)
     assert_matches(Data(layer, np.array([[255, 0], [13, 255]])), kernel)

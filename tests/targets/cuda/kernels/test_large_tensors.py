@@ -20,6 +20,7 @@ from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks
 from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
 
+from ....products import thinned
 from .kernel_runner import build, source_of
 from .layers import DTYPES
 
@@ -43,7 +44,7 @@ def reserve(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
     return tensor, view
 
 
-@pytest.mark.parametrize("kernel", [simt, mma, gemv])
+@thinned("kernel", [simt, mma, gemv], 2)
 @pytest.mark.parametrize("stored", [None, PackedFormat("int8")])
 def test_an_expert_far_behind(kernel, stored):
     types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "stored": stored}

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import pytest
 
 from moec.ir.weights import encode as encodings
 from moec.ir.weights.encode import Encoded
@@ -19,6 +18,7 @@ from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.packed_format import PackedFormat, pack
 
+from ....products import thinned
 from .kernel_runner import build
 from .layers import DTYPES, TOLERANCES, sort_pairs, undefined
 
@@ -76,17 +76,17 @@ def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **op
     np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCES[problem.dtype] * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@thinned("name", list(FORMATS), 4)
 def test_any_size_without_tensor_cores(name):
     check(simt, name, GroupedProblem(E, 70, 20, 16, gated=name == "int4"))
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@thinned("name", list(FORMATS), 3)
 def test_few_tokens(name):
     check(gemv, name, GroupedProblem(E, 72, 20, 16, gated=name == "mxfp4", dtype="float16"), tokens=3)
 
 
-@pytest.mark.parametrize(
+@thinned(
     "name, rows, gated",
     [
         ("int8", 16, False),
@@ -96,12 +96,13 @@ def test_few_tokens(name):
         ("int2", 16, False),
         ("fp8 in blocks", 16, False),
     ],
+    2,
 )
 def test_tensor_cores(name, rows, gated):
     check(mma, name, GroupedProblem(E, 320, 128, rows, gated=gated, dtype="float16"), tokens=70)
 
 
-@pytest.mark.parametrize(
+@thinned(
     "name, rows, gated, options",
     [
         ("int8 with zero points", 64, True, {"completion": "earliest"}),
@@ -110,6 +111,7 @@ def test_tensor_cores(name, rows, gated):
         ("fp8", 64, False, {}),
         ("mxfp4", 64, False, {"first_thread": 77}),
     ],
+    3,
 )
 def test_tensor_cores_that_read_shared_memory(name, rows, gated, options):
     problem = GroupedProblem(E, 384, 128, rows, gated=gated, dtype="bfloat16")

@@ -13,13 +13,14 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as sim
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.tvm.lower.route import RouteProblem
 
+from ....products import thinned
 from .kernel_runner import build
 from .layers import Data, Layer, assert_matches
 
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("kernel, block_rows, inner", [(simt, 16, 20), (mma, 16, 384), (wgmma, 64, 512)])
+@thinned("kernel, block_rows, inner", [(simt, 16, 20), (mma, 16, 384), (wgmma, 64, 512)], 2)
 def test_accesses_to_shared_memory_are_ordered(kernel, block_rows, inner):
     layer = Layer(experts=2, inner=inner, hidden=128, block_rows=block_rows, dtype="float16")
     assert_matches(Data(layer, RANDOM.integers(0, 2, (9, 2))), kernel, watch=True)
@@ -71,7 +72,7 @@ def test_experts_choose_in_order():
         *(pytest.param(*other, marks=pytest.mark.nightly) for other in [("earliest", 0), ("latest", 77)]),
     ],
 )
-@pytest.mark.parametrize("kernel, block_rows, inner", [(mma, 64, 384), (wgmma, 64, 512)])
+@thinned("kernel, block_rows, inner", [(mma, 64, 384), (wgmma, 64, 512)], 2)
 def test_any_schedule(kernel, block_rows, inner, completion, first_thread):
     layer = Layer(experts=2, inner=inner, hidden=128, block_rows=block_rows, dtype="float16")
     data = Data(layer, RANDOM.integers(0, 2, (40, 2)))

@@ -11,6 +11,7 @@ from moec.ir.products import rounded_rows
 from moec.targets.cuda.kernels import round_rows
 from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks, round_pairs
 
+from ....products import thinned
 from .kernel_runner import build
 from .layers import DTYPES, sort_pairs
 
@@ -36,7 +37,7 @@ def expected(rows: np.ndarray, group: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("inner", "group"), [(72, 0), (72, 32), (5, 128)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@thinned("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], 2)
 def test_every_row(inner, group, dtype):
     kernel = build(round_rows.round_rows(Rounding(inner, group, np.dtype(dtype).name)))
     for count in (0, 1, 7):

@@ -13,6 +13,7 @@ from moec.ir.dialect import RouteSpec, choices
 from moec.targets.cuda.kernels import capacity, route
 from moec.targets.tvm.lower.route import RouteProblem
 
+from ....products import thinned
 from .kernel_runner import build
 
 RANDOM = np.random.default_rng(0)
@@ -74,7 +75,7 @@ ROUTERS = {
 }
 
 
-@pytest.mark.parametrize("name", list(ROUTERS))
+@thinned("name", list(ROUTERS), 3)
 def test_router(name):
     spec, experts = ROUTERS[name]
     kernel = build(route.route(RouteProblem(spec, experts)))
@@ -90,7 +91,7 @@ def test_ties_and_numbers_that_are_none(score):
     check(build(route.route(RouteProblem(spec, 8))), spec, ODD_LOGITS)
 
 
-@pytest.mark.parametrize("score", ["softmax", "softmax_topk", "identity"])
+@thinned("score", ["softmax", "softmax_topk", "identity"], 2)
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_share_of_the_largest_with_ties_and_numbers_that_are_none(score, share):
     spec = RouteSpec(k=5, score=score, relative_threshold=share)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from moec.targets.cuda.kernels.normalization import normalize
 from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import SOFTMAX, softmax
 from moec.targets.tvm.lower.rows import RowProblem
 
+from ....products import thinned
 from .kernel_runner import build
 from .layers import DTYPES, undefined
 
@@ -37,7 +37,7 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@thinned("name", LAYOUTS, 2)
 def test_softmax(name):
     layout, size, tolerance = LAYOUTS[name]
     kernel = build(softmax(layout))
@@ -55,7 +55,7 @@ def test_softmax_of_what_is_not_finite():
     _assert_close(y[3:], _softmax(x[3:].astype(np.float64)), 1e-6)
 
 
-@pytest.mark.parametrize("name, centred", list(zip(LAYOUTS, [False, True, True, False], strict=True)))
+@thinned("name, centred", list(zip(LAYOUTS, [False, True, True, False], strict=True)), 2)
 def test_normalisation(name, centred):
     layout, size, tolerance = LAYOUTS[name]
     types = ["float32", "float16"] if centred else [layout.dtype]

@@ -23,9 +23,9 @@ def sampled(first: Iterable[Any], second: Iterable[Any], share: int) -> list[Any
     return pairs
 
 
-def thinned(names: str | tuple[str, ...], values: Iterable[Any], share: int) -> pytest.MarkDecorator:
+def thinned(names: str | tuple[str, ...], values: Iterable[Any], share: int, **options: Any) -> pytest.MarkDecorator:
     """``parametrize`` of which one in ``share`` of the values always runs, the first among them; the others are left
-    to ``-m nightly``."""
+    to ``-m nightly``. ``options``: those of ``parametrize``."""
     several = not isinstance(names, str) or "," in names
     parameters = []
     for i, value in enumerate(values):
@@ -33,7 +33,7 @@ def thinned(names: str | tuple[str, ...], values: Iterable[Any], share: int) -> 
         parts = value.values if marked else value if several else (value,)
         marks = [*(value.marks if marked else ()), *([pytest.mark.nightly] if i % share else [])]
         parameters.append(pytest.param(*parts, marks=marks, id=value.id if marked else None))
-    return pytest.mark.parametrize(names, parameters)
+    return pytest.mark.parametrize(names, parameters, **options)
 
 
 def _parameter(value: Any) -> Any:

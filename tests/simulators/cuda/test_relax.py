@@ -70,7 +70,7 @@ def _run(module: tvm.IRModule, folder: Any, *arrays: np.ndarray) -> np.ndarray:
 CASES = [(name, dtype) for name in OPERATORS for dtype in TOLERANCES if (name, dtype) not in LOCK_STEP]
 
 
-@thinned(("name", "dtype"), CASES, 3)
+@thinned(("name", "dtype"), CASES, 6)
 def test_generic_kernels(tmp_path, monkeypatch, name, dtype):
     monkeypatch.setattr(tvm.support.nvcc, "compile_cuda", lambda *_, **__: b"")
     operator, expected = OPERATORS[name]

@@ -8,6 +8,7 @@ import pytest
 
 from moec.errors import UnsupportedError
 
+from ...products import thinned
 from .emulated import load, load_one
 
 COLUMNS = 24
@@ -138,7 +139,7 @@ def test_misuse_is_an_error(kernels, name, block, problem):
         kernels[name](a.view(np.uint16), b.view(np.uint16), given, np.zeros((2, SUMS, 128), np.float32), block=block)
 
 
-@pytest.mark.parametrize("publish", [PUBLISH, ""])
+@thinned("publish", [PUBLISH, ""], 2)
 def test_what_threads_stored_has_to_be_published(publish):
     kernel = load_one(HELPERS + _kernel("stored", "bf16", publish=publish), "stored", watch=True)
     a, b, given = _numbers(ml_dtypes.bfloat16)

@@ -43,7 +43,7 @@ def check(problem: AttentionProblem, machine: Machine, dtype: type = np.float32,
 
 
 @pytest.mark.parametrize("name", machines("sse4", "avx2", "avx512", "neon"))
-@thinned("problem", [PROBLEM, AttentionProblem(1, 7, 1.0), AttentionProblem(64, 33, 0.1, 3)], 2)
+@thinned("problem", [PROBLEM, AttentionProblem(1, 7, 1.0), AttentionProblem(64, 33, 0.1, 3)], 2, ids=str)
 def test_any_size_on_every_machine(problem, name):
     check(problem, Machine.for_name(name))
 
@@ -53,7 +53,7 @@ def test_half_precision(dtype, tolerance):
     check(PROBLEM, Machine.host(), dtype, tolerance)
 
 
-@thinned("problem", list(variants()), 3)
+@thinned("problem", list(variants()), 3, ids=str)
 def test_masks(problem):
     check(problem, Machine.host())
 

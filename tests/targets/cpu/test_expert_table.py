@@ -19,7 +19,7 @@ MODEL = """(float[T,8] x, float[T,5] logits) => (float[T,8] y)
 }"""
 
 
-@thinned("tokens", [0, 1, 7, 64], 2)
+@thinned("tokens", [0, 1, 7, 64], 4)
 def test_pairs_find_the_weights_of_their_experts(tokens):
     model = model_of(MODEL)
     random = np.random.default_rng(tokens)

@@ -16,7 +16,7 @@ from ...products import thinned
 from ..dispatched_cases import FORMS, E, choices, expected, inputs, k, model_of
 
 
-@thinned("name", FORMS, 2)
+@thinned("name", FORMS, 4)
 def test_a_gpu_computes_what_dense_experts_do(emulated, name):
     run = emulated(model_of(FORMS[name]))
     cases = [inputs(7, ids) for ids in choices(7)] + [inputs(tokens, next(choices(tokens))) for tokens in (0, 1, 25)]

@@ -88,7 +88,7 @@ def test_tensor_cores_with_less_than_a_tile(emulated):
         _check(run, model, _numbers(T, 72, dtype=np.float16), 1e-3)
 
 
-@pytest.mark.parametrize("form, dtype", [("int4,group=32", np.float32), ("int8", ml_dtypes.bfloat16)])
+@thinned("form, dtype", [("int4,group=32", np.float32), ("int8", ml_dtypes.bfloat16)], 2)
 def test_quantised_weights_stay_packed(form, dtype):
     weight = _numbers(136, 128, dtype=np.float32) / 8
     bias = _numbers(136)

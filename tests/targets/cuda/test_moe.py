@@ -58,7 +58,7 @@ def choices(T: int, most: int) -> list[np.ndarray]:
     return [distinct, np.full((T, k), 2), random.integers(-1, most, (T, k)), np.full((T, k), -1)]
 
 
-@thinned("name", SPECS, 2)
+@thinned("name", SPECS, 4)
 def test_experts(emulated, name):
     spec, weights, d = SPECS[name], weights_of(name), SIZES.get(name, (20, 24))[0]
     feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
@@ -79,7 +79,7 @@ def test_experts(emulated, name):
         (ml_dtypes.bfloat16, "cuda", "moe_grouped_gemm_mma"),
         (ml_dtypes.bfloat16, "cuda:sm_90a", "moe_grouped_gemm_wgmma"),
     ],
-    2,
+    3,
 )
 def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
     """Sizes that tensor cores take, and numbers of tokens for every height of a block."""
@@ -115,7 +115,7 @@ def test_tiers_cover_all_numbers_of_tokens(experts, slots, heights, expected):
     assert block_heights(experts, slots, heights, 17) == expected
 
 
-@pytest.mark.parametrize("one_launch", [FEW_TOKENS, 40])
+@thinned("one_launch", [FEW_TOKENS, 40], 2)
 def test_dispatch_in_one_launch_and_in_three(monkeypatch, program_of, emulated, one_launch):
     """40: both are in the program, and the number of tokens decides; 16: no number of tokens is left for one launch."""
     monkeypatch.setattr(block_dispatch, "ONE_LAUNCH_TOKENS", one_launch)

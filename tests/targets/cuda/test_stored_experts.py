@@ -59,7 +59,7 @@ def case(tokens: int, dtype: type = np.float32, inner: int = inner) -> dict[str,
     return {"x": x, "weights": weights, "experts": random.integers(-1, E, (tokens, k)).astype(np.int32)}
 
 
-@thinned("name", CASES, 2)
+@thinned("name", CASES, 4)
 def test_experts_stay_as_they_are_stored(program_of, emulated, name):
     spec, passes, share = CASES[name]
     model = layer(spec)

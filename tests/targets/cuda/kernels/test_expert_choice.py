@@ -58,7 +58,7 @@ def check(spec: RouteSpec, logits_of_calls: list[np.ndarray], bias: np.ndarray |
         )
 
 
-@thinned("name", ROUTERS, 3)
+@thinned("name", ROUTERS, 5)
 def test_experts_take_their_best_tokens(name):
     spec, dtype = ROUTERS[name]
     bias = RANDOM.standard_normal(spec.k, np.float32) if spec.groups > 1 else None

@@ -76,12 +76,12 @@ def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **op
     np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCES[problem.dtype] * np.abs(expected).max())
 
 
-@thinned("name", list(FORMATS), 4)
+@thinned("name", list(FORMATS), 6)
 def test_any_size_without_tensor_cores(name):
     check(simt, name, GroupedProblem(E, 70, 20, 16, gated=name == "int4"))
 
 
-@thinned("name", list(FORMATS), 3)
+@thinned("name", list(FORMATS), 6)
 def test_few_tokens(name):
     check(gemv, name, GroupedProblem(E, 72, 20, 16, gated=name == "mxfp4", dtype="float16"), tokens=3)
 
@@ -96,7 +96,7 @@ def test_few_tokens(name):
         ("int2", 16, False),
         ("fp8 in blocks", 16, False),
     ],
-    2,
+    3,
 )
 def test_tensor_cores(name, rows, gated):
     check(mma, name, GroupedProblem(E, 320, 128, rows, gated=gated, dtype="float16"), tokens=70)

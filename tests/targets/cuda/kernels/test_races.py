@@ -20,7 +20,7 @@ from .layers import Data, Layer, assert_matches
 RANDOM = np.random.default_rng(0)
 
 
-@thinned("kernel, block_rows, inner", [(simt, 16, 20), (mma, 16, 384), (wgmma, 64, 512)], 2)
+@thinned("kernel, block_rows, inner", [(simt, 16, 20), (mma, 16, 384), (wgmma, 64, 512)], 3)
 def test_accesses_to_shared_memory_are_ordered(kernel, block_rows, inner):
     layer = Layer(experts=2, inner=inner, hidden=128, block_rows=block_rows, dtype="float16")
     assert_matches(Data(layer, RANDOM.integers(0, 2, (9, 2))), kernel, watch=True)

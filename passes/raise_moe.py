@@ -135,14 +135,17 @@ class _Raising:
     def behind_selection(self, failure: _Failure) -> bool:
         """Raise the experts behind a selection whose router was not understood, as :meth:`behind` does."""
         source, reason = failure.source, failure.reason
-        if source is None or reason.is_mixture:
+        if source is None:
             return False
-        return self.behind(source, failure.anchor, str(reason))
+        return self.behind(source, failure.anchor, str(reason), width(source) if reason.is_mixture else None)
 
-    def behind(self, source: ir.Value, anchor: ir.Node, reason: str) -> bool:
+    def behind(self, source: ir.Value, anchor: ir.Node, reason: str, refused: int | None = None) -> bool:
         """Raise the experts that values made of ``source`` weigh, whatever makes these, and say whether that was
-        possible. ``reason``: why the block was not raised with its router."""
+        possible. ``reason``: why the block was not raised with its router; ``refused``: a number of experts that are
+        known not to be understood."""
         for block in weighed_blocks(self.dataflow, source, anchor):
+            if refused == block.E:
+                continue
             try:
                 match = _match_block(block, self.known, given_routing(block))
             except NotUnderstoodError:  # why the block stays is known already

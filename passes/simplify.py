@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -36,6 +37,7 @@ class Simplify:
     12. Where by a constant that chooses one side alone.
     13. Neg of a Neg; Sub of a Neg becomes Add, and Add of a Neg Sub; Sub of a short constant vector becomes Add of its
         negative.
+    14. Einsum of three operands, two of which multiply to one no larger than they are: these first.
 
     ::
 
@@ -66,15 +68,14 @@ class Simplify:
 def _sweep(graph: ir.Graph) -> bool:
     changed = False
     for node in list(graph):
-        rule = _RULES.get(node.op_type) if node.domain == "" and node.graph is graph else None
-        if rule is None:
+        if node.domain or node.graph is not graph:
             continue
-        replacement = rule(node)
+        rule, merge = _RULES.get(node.op_type), _MERGES.get(node.op_type)
+        replacement = None if rule is None else rule(node)
         if replacement is not None and replace_value(node.outputs[0], replacement):
             graph.remove(node, safe=True)
             changed = True
         elif replacement is None:
-            merge = _MERGES.get(node.op_type)
             changed |= merge is not None and merge(node)
     return changed
 
@@ -321,6 +322,46 @@ def _merge_reshapes(node: ir.Node) -> bool:
     return True
 
 
+def _multiply_first(node: ir.Node) -> bool:
+    """Two operands of an Einsum of three become their product, as large as one of them."""
+    terms, arrow, result = node.attributes.get_string("equation", "").replace(" ", "").partition("->")
+    letters = terms.split(",")
+    if len(letters) != 3 or not arrow or "." in terms or any(len(set(term)) < len(term) for term in letters):
+        return False
+    for few, many in itertools.permutations(range(3), 2):
+        third = 3 - few - many
+        kept = [letter for letter in letters[many] if letter in letters[few]]
+        if kept != list(letters[few]) or len(letters[third]) <= len(letters[many]):
+            continue
+        absent = [axis for axis, letter in enumerate(letters[many]) if letter not in kept]
+        product = _product(node, node.inputs[many], node.inputs[few], absent)
+        operands = [product, node.inputs[third]]
+        node.resize_inputs(2)
+        for place, operand in enumerate(operands):
+            node.replace_input_with(place, operand)
+        node.attributes["equation"] = ir.AttrString("equation", f"{letters[many]},{letters[third]}->{result}")
+        return True
+    return False
+
+
+def _product(node: ir.Node, many: ir.Value | None, few: ir.Value | None, absent: list[int]) -> ir.Value:
+    """A value times another that lacks some of its axes, in front of ``node``."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph) and many is not None and few is not None
+    name = fresh_name(graph, f"{few.name}_spread")
+    if absent:
+        axes = add_constant(graph, ir.tensor(np.array(absent, np.int64)), fresh_name(graph, f"{name}_axes"))
+        spread = ir.node("Unsqueeze", [few, axes])
+        spread.outputs[0].name, spread.outputs[0].type = name, few.type
+        graph.insert_before(node, spread)
+        few = spread.outputs[0]
+    times = ir.node("Mul", [many, few])
+    (product,) = times.outputs
+    product.name, product.type, product.shape = fresh_name(graph, f"{many.name}_times"), many.type, many.shape
+    graph.insert_before(node, times)
+    return product
+
+
 _ALONG_AN_AXIS = ("LogSoftmax", "Softmax", "TopK")
 _KEEPING_PLACES = ("Exp", "Relu", "Sigmoid", "Softplus", "Tanh", *_ALONG_AN_AXIS)
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
@@ -350,6 +391,7 @@ _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
 }
 _MERGES: dict[str, Callable[[ir.Node], bool]] = {
     "Add": _add_without_negative,
+    "Einsum": _multiply_first,
     "Reshape": _merge_reshapes,
     "Sub": lambda node: _add_without_negative(node) or _add_negative_vector(node),
     "Transpose": lambda node: _merge_transposes(node) or _transpose_earlier(node),

@@ -113,7 +113,7 @@ def _is_mixture(dataflow: DataFlow, node: ir.Node) -> bool:
 
 def _is_table(dataflow: DataFlow, node: ir.Node) -> bool:
     """Whether a node gathers from a constant table of ids, by which products with constant weights are chosen."""
-    if node.op_type != "Gather":
+    if node.op_type not in ("Gather", "GatherND"):
         return False
     table, places = node.inputs
     if table is None or places is None or dataflow.constant(places) or not dataflow.constant(table):

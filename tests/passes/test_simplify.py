@@ -161,3 +161,36 @@ def test_a_vector_is_not_subtracted_but_its_negative_added():
 
 def test_sibling_a_number_stays_subtracted():
     check(PASSES, "(float[T] x) => (float[T] y) <float v = {1}> { y = Sub (x, v) }")
+
+
+SIGNATURE_OF_THREE = "(float[T,E] a, float[T] b, float[T,E,D] c) => (float[T,D] y)"
+
+
+@pytest.mark.parametrize("equation", ["te,t,ted->td", "t,te,ted->td"])
+def test_small_operands_of_an_einsum_are_multiplied_first(equation):
+    feeds = {
+        name: np.random.default_rng(0).normal(size=(3, 2, 4)[:rank]) for name, rank in (("a", 2), ("b", 1), ("c", 3))
+    }
+    operands = "a, b, c" if equation.startswith("te,") else "b, a, c"
+    check(
+        PASSES,
+        f'{SIGNATURE_OF_THREE} {{ y = Einsum <equation = "{equation}"> ({operands}) }}',
+        f"""{SIGNATURE_OF_THREE} <int64[1] b_spread_axes = {{1}}> {{
+            b_spread = Unsqueeze (b, b_spread_axes)
+            a_times = Mul (a, b_spread)
+            y = Einsum <equation = "te,ted->td"> (a_times, c) }}""",
+        {name: array.astype(np.float32) for name, array in feeds.items()},
+    )
+
+
+@pytest.mark.parametrize("equation", ["te,dt,ted->td", "te,tf,ted->td"])
+def test_sibling_whose_product_would_be_larger_or_turned_stays(equation):
+    a, b, c = (
+        f"float[{','.join(term.upper())}] {name}" for name, term in zip("abc", equation[:-4].split(","), strict=True)
+    )
+    y = ",".join(equation[-2:].upper())
+    feeds = {
+        name: np.ones([2] * len(term), np.float32) for name, term in zip("abc", equation[:-4].split(","), strict=True)
+    }
+    text = f'({a}, {b}, {c}) => (float[{y}] y) {{ y = Einsum <equation = "{equation}"> (a, b, c) }}'
+    check(PASSES, text, None, feeds)

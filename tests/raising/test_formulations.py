@@ -17,14 +17,9 @@ GAPS = {
     "experts of different sizes",
     "gshard capacity never reached",
     "gshard capacity of two",
-    "multiplied and summed",
     "shared up projection",
-    "switch dropped tokens in a dense mixture",
 }
 """Formulations that the dialect can say and that are not raised. Who closes a gap takes it out of here."""
-
-SILENT = {"hash of tokens", "multiplied and summed"}
-"""Those of which nothing is said, from one exporter or from both."""
 
 
 @pytest.mark.parametrize(("name", "exporter"), sampled([*FORMULATIONS], EXPORTERS, 45))
@@ -35,12 +30,11 @@ def test_a_formulation_is_raised_or_refused(name, exporter):
     except NotExportedError as error:
         pytest.skip(f"it cannot be exported: {error}")
     if name in GAPS or FORMULATIONS[name].fits:
-        allowed = ("raised", "refused", "unequal", *(["silent"] if name in SILENT else []))
-        assert verdict.status in allowed, f"{verdict.status}: {verdict.detail}"
+        assert verdict.status in ("raised", "refused", "unequal"), f"{verdict.status}: {verdict.detail}"
     else:
         assert verdict.status in ("raised", "unequal"), f"{verdict.status}: {verdict.detail}"
 
 
 def test_what_does_not_fit_the_dialect_says_why():
-    assert sum(bool(kind.fits) for kind in FORMULATIONS.values()) >= 10
-    assert sum(not kind.fits for kind in FORMULATIONS.values()) >= 70
+    assert sum(bool(kind.fits) for kind in FORMULATIONS.values()) >= 5
+    assert sum(not kind.fits for kind in FORMULATIONS.values()) >= 80

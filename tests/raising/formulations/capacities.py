@@ -69,8 +69,6 @@ class SwitchDroppedTokensInADenseMixture(_Slots):
 class PrioritisedByWeight(_Slots):
     """V-MoE: the most certain tokens choose first."""
 
-    fits = "no capacity in the order of weights"
-
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.router(x).softmax(dim=-1).max(dim=-1)
         order = torch.argsort(weights, descending=True)
@@ -128,7 +126,6 @@ class MixtureOfDepths(_Slots):
 class SequenceOfItsOwnCapacity(_Slots):
     """Every sequence of [B,S,d] has room for two tokens at each expert."""
 
-    fits = "no capacity that is counted in each sequence"
     sequences = True
 
     def forward(self, x: Tensor) -> Tensor:

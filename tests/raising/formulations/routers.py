@@ -190,7 +190,6 @@ class EqualWeights(_Routed):
 
 @formulation
 class HashOfTokens(_Routed):
-    fits = "experts that a table of tokens gives, not logits"
     tokens = True
 
     def more(self) -> None:

@@ -49,7 +49,7 @@ Array = np.ndarray[Any, Any]
 BINS = 32
 ROWS = 64
 """Rows that are kept of each expert, and, times four, of each linear; tokens of a layer: eight times as many."""
-PRIOR_SHARE = 1 / 20
+PRIOR_SHARE = 1 / 5
 """What any expert is taken to have seen beside its own tokens: any of the layer's, so many as this share of what the
 mean expert saw. Other data than what was measured comes to other experts."""
 PRIOR_ROWS = 32

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -42,6 +41,7 @@ def compile(
     passes: str = "O2",
     threads: int | None = None,
     dynamic_shapes: Any = None,
+    cache: bool = False,
     experts: str | None = None,
     linears: str | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -52,14 +52,15 @@ def compile(
     """Compile a model and load the result.
 
     ``model``: the path of an ONNX file or of the folder of a Hugging Face model
-    (:func:`moec.frontend.huggingface.import_folder`), an ``onnx.ModelProto``, an ``onnx_ir.Model``, or a
-    ``torch.nn.Module`` (then ``example_inputs`` and ``dynamic_shapes`` are what ``torch.export.export`` takes; a text
-    model of transformers needs neither). ``passes``: a level (``O0`` to ``O3``) or a pipeline
-    text. ``experts`` and ``linears``: formats to round the weights of experts and of dense products to, written as in
-    :mod:`moec.passes.framework.shorthand`; None leaves them as they are. ``threads``: how many the result runs with;
-    None means every available core. ``output``: where to write the artifact; without it one is kept in a temporary
-    folder as long as the result lives. ``emulate``: run a program for a GPU on the processor. ``progress`` is called
-    with the name of each step as it begins.
+    (:func:`moec.frontend.huggingface.import_folder`), an ``onnx.ModelProto``, an ``onnx_ir.Model``, what
+    ``torch.export.export`` or ``torch.onnx.export`` returned, or a ``torch.nn.Module`` (then ``example_inputs`` and
+    ``dynamic_shapes`` are what ``torch.export.export`` takes; a text model of transformers needs neither).
+    ``cache``: let such a model take keys and values, and return them (:mod:`moec.frontend.text_cache`).
+    ``passes``: a level (``O0`` to ``O3``) or a pipeline text. ``experts`` and ``linears``: formats to round the weights
+    of experts and of dense products to, written as in :mod:`moec.passes.framework.shorthand`; None leaves them as they
+    are. ``threads``: how many the result runs with; None means every available core. ``output``: where to write the
+    artifact; without it one is kept in a temporary folder as long as the result lives. ``emulate``: run a program for a
+    GPU on the processor. ``progress`` is called with the name of each step as it begins.
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
@@ -71,7 +72,7 @@ def compile(
     targets.program_kind_of(target)  # refuses what makes projects
     check_flags(emulate=emulate)
     arguments = (target, passes, example_inputs, dynamic_shapes)
-    options: dict[str, Any] = {"experts": experts, "linears": linears, "threads": threads}
+    options: dict[str, Any] = {"cache": cache, "experts": experts, "linears": linears, "threads": threads}
     options |= {"verify_each": verify_each, "progress": progress}
     if output is not None:
         write(model, output, *arguments, **options)
@@ -96,6 +97,7 @@ def write(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     *,
+    cache: bool = False,
     experts: str | None = None,
     linears: str | None = None,
     threads: int | None = None,
@@ -117,11 +119,12 @@ def write(
     from moec.runtime.writer import Context, write_artifact
 
     _check_options(target, passes, experts, linears, verify_each, progress)
+    check_flags(cache=cache)
     _check_surroundings(path, threads, dump_to)
     report, announce = Report(), progress or _silent
     chain, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, options)
     announce("importing")
-    graph = import_model(model, example_inputs, dynamic_shapes)
+    graph = import_model(model, example_inputs, dynamic_shapes, cache)
     inputs = _inputs(graph, model, report)
     check = _pass_check(graph, model, report) if verify_each else None
     stages = list(_dumped(_run_passes(graph, model, chain, report, check, announce), dump_to))
@@ -268,18 +271,21 @@ def _read_text_form(path: pathlib.Path) -> ir.Model:
         return parse_model(text)
 
 
-def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
+def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, cache: bool = False) -> ir.Model:
     """The model as ONNX IR at the working opset, before any pass. Sources and errors as for :func:`compile`."""
-    if _is_torch_module(model):
+    from moec.frontend import sources
+
+    if sources.is_torch(model, "nn.Module"):
         from moec.frontend import pytorch
 
-        return pytorch.import_module(model, example_inputs, dynamic_shapes)
+        return pytorch.import_module(model, example_inputs, dynamic_shapes, cache=cache)
     if example_inputs is not None or dynamic_shapes is not None:
-        raise MoecError("example_inputs and dynamic_shapes are for PyTorch modules; an ONNX model carries its shapes")
-    from moec.frontend import huggingface, onnx
-
+        raise MoecError(
+            "example_inputs and dynamic_shapes are for PyTorch modules; an exported model carries its shapes"
+        )
+    sources.check(model)
     with reporting("importing", model):
-        return huggingface.import_folder(model) if huggingface.is_folder(model) else onnx.import_model(model)
+        return sources.import_exported(model, cache)
 
 
 def _run_passes(
@@ -317,12 +323,6 @@ def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:
     except OSError as error:
         raise MoecError(f"{folder}: the phases cannot be written: {error.strerror or error}") from error
     write_sealed(folder / f"{index:02d}-{stage.name}.onnxtxt", stage.text.encode(), "# ")
-
-
-def _is_torch_module(model: Any) -> bool:
-    """Whether it is a torch.nn.Module, without importing torch: if it is one, torch is imported already."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(model, torch.nn.Module)
 
 
 def _provenance(model: Any, passes: str) -> dict[str, Any]:

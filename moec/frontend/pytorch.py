@@ -44,13 +44,18 @@ class Weights(Protocol):
 
 
 def import_module(
-    module: torch.nn.Module, example_inputs: Any = None, dynamic_shapes: Any = None, weights: Weights | None = None
+    module: torch.nn.Module,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    weights: Weights | None = None,
+    cache: bool = False,
 ) -> ir.Model:
     """Export ``module`` and import the result.
 
     ``example_inputs`` is a tuple of positional or a dict of keyword arguments; ``dynamic_shapes`` is what
     ``torch.export.export`` takes (without it every size is fixed to the example's). Without both, a text model of
-    transformers gets those of :mod:`moec.frontend.text_inputs`. Outputs of a module that returns a mapping (as
+    transformers gets those of :mod:`moec.frontend.text_inputs`, with ``cache`` those of
+    :mod:`moec.frontend.text_cache`, too. Outputs of a module that returns a mapping (as
     transformers models do) are named after its keys. ``weights``: used in the place of the module's own.
 
     Raises MoecError when torch is not installed, the module is in training mode or inputs are missing, and
@@ -60,14 +65,16 @@ def import_module(
     from moec.frontend.torch_complex import complex_as_pairs
 
     torch = _import_torch()
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    _check_weights(module)
     if module.training:
         raise MoecError(
             f"{type(module).__name__} is in training mode, but only inference is compiled: call module.eval() first"
         )
     is_text = example_inputs is None
-    example_inputs, dynamic_shapes, surroundings = _inputs(module, example_inputs, dynamic_shapes)
+    example_inputs, dynamic_shapes, surroundings = _inputs(module, example_inputs, dynamic_shapes, cache)
     arguments = _arguments(example_inputs)
-    with surroundings, exportable(module), complex_as_pairs(), _quiet(), torch.no_grad():
+    with surroundings, exportable(module), complex_as_pairs(), quiet(), torch.no_grad():
         try:
             with _sizes_from_zero():
                 program = torch.export.export(module, *arguments, dynamic_shapes=dynamic_shapes, strict=False)
@@ -79,44 +86,82 @@ def import_module(
         with contextlib.nullcontext() if weights is None else weights.products():
             conditions = _conditions(module, arguments, program, exported.exported_program)
     model = exported.model
-    for value, name in zip(model.graph.outputs, _output_names(program), strict=False):
-        value.name = name
+    _name_outputs(model, program)
     if is_text:
         names = _names_of_sizes(exported.exported_program)
         rename_sizes(model, names)
         conditions = conditions.renamed(names)
-    conditions.attach(model)
-
-    from moec.frontend.onnx import import_model
-
-    imported = import_model(model)
+    imported = _imported(model, conditions)
     if weights is not None:
         _bind(imported.graph, weights)
     return imported
 
 
+def import_program(program: torch.export.ExportedProgram) -> ir.Model:
+    """Import what ``torch.export.export`` returned; guards of the export hold for the model, too. Raises
+    UnsupportedError where PyTorch has no ONNX operators for it."""
+    torch = _import_torch()
+    with quiet(), torch.no_grad():
+        try:
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+        except Exception as error:  # as above
+            raise UnsupportedError(_explain(program, error)) from error
+    return import_onnx_program(exported, program)
+
+
+def import_onnx_program(exported: Any, program: torch.export.ExportedProgram | None = None) -> ir.Model:
+    """Import what ``torch.onnx.export`` returned, which it made of ``program``."""
+    converted, model = exported.exported_program, exported.model.clone()
+    if converted is None:
+        return _imported(model, Conditions())
+    source = converted if program is None else program
+    _name_outputs(model, source)
+    return _imported(model, _conditions(source.module(), source.example_inputs, source, converted))
+
+
+def _imported(model: ir.Model, conditions: Conditions) -> ir.Model:
+    from moec.frontend.onnx import import_model
+
+    conditions.attach(model)
+    return import_model(model)
+
+
+def _name_outputs(model: ir.Model, program: torch.export.ExportedProgram) -> None:
+    for value, name in zip(model.graph.outputs, _output_names(program), strict=False):
+        value.name = name
+
+
 def _inputs(
-    module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any
+    module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any, cache: bool
 ) -> tuple[Any, Any, contextlib.AbstractContextManager[None]]:
-    """Example inputs and dynamic shapes as they are given, or else those of a text model, which has no cache then."""
+    """Example inputs and dynamic shapes as they are given, or else those of a text model, with a cache where asked."""
+    from moec.frontend.huggingface.exportable import exportable
+    from moec.frontend.text_cache import cache_inputs, with_cache
     from moec.frontend.text_inputs import text_inputs, without_cache
 
+    if example_inputs is not None and cache:
+        raise MoecError("cache=True makes the inputs of a text model of transformers; leave example_inputs out")
     if example_inputs is not None:
         return example_inputs, dynamic_shapes, contextlib.nullcontext()
     made = text_inputs(module)
     if made is None:
         raise MoecError(f"{type(module).__name__}: compiling a PyTorch module needs example_inputs=(...)")
-    return made.example, dynamic_shapes or made.dynamic_shapes, without_cache(module)
+    if not cache:
+        return made.example, dynamic_shapes or made.dynamic_shapes, without_cache(module)
+    with exportable(module):
+        made = cache_inputs(module, made)
+    return made.example, dynamic_shapes or made.dynamic_shapes, with_cache(module, made)
 
 
 def _names_of_sizes(program: torch.export.ExportedProgram) -> dict[str, str]:
     """What the sizes of a text model's inputs are called, by the names that PyTorch made up."""
-    from moec.frontend.text_inputs import SIZES
+    from moec.frontend import text_cache, text_inputs
     from moec.frontend.torch_guards import known_inputs
 
     names: dict[str, str] = {}
     for label, value in known_inputs(program).items():
-        for dim, name in zip(value.shape, SIZES, strict=True):
+        axes = text_cache.SIZES if label.startswith(text_cache.PAST) else text_inputs.SIZES
+        for dim, name in zip(value.shape, axes, strict=True):
             if not isinstance(dim, int) and dim.node.expr.is_Symbol:
                 names.setdefault(str(dim.node.expr), f"{label}_{name}" if name in names.values() else name)
     return names
@@ -146,9 +191,22 @@ def _conditions(module: torch.nn.Module, arguments: Any, program: Any, converted
     from moec.frontend.torch_trials import Trial, let_in
 
     found = conditions_of(program, converted, type(module).__name__)
+    if arguments is None:
+        return found
     trial = Trial(module, converted, arguments, list(known_inputs(converted).values()))
     guards, tried = let_in(found.guards, trial)
     return dataclasses.replace(found, guards=tuple(guards), tried=tuple(tried))
+
+
+def _check_weights(module: torch.nn.Module) -> None:
+    empty = next(
+        (name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta), None
+    )
+    if empty is not None:
+        raise MoecError(
+            f"{type(module).__name__}: {empty} is on the meta device, which holds no numbers; give the module its "
+            'weights first, by module.to_empty(device="cpu") and load_state_dict, or from_pretrained'
+        )
 
 
 def _import_torch() -> Any:
@@ -181,17 +239,19 @@ def _sizes_from_zero() -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter's notes on optional packages and deprecations are not about the user's model."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:
@@ -211,7 +271,7 @@ def _output_names(program: torch.export.ExportedProgram) -> list[str]:
     return names
 
 
-def _explain(module: torch.nn.Module, error: BaseException) -> str:
+def _explain(module: Any, error: BaseException) -> str:
     """One line, with what went wrong first: PyTorch wraps it in advice, in colours."""
     cause = error
     while cause.__cause__ is not None:

@@ -115,6 +115,10 @@ def _reduced(condition: Any) -> Any:
     """Without what both sides have as a factor, for people; as strict as before, or stricter where that is zero."""
     import sympy
 
+    if isinstance(condition, sympy.Ne):
+        left, right = condition.args
+        common = sympy.gcd(left, right)  # a size among it may be zero, of which no side is another
+        return sympy.Ne(left / common, right / common, evaluate=False) if common.is_Integer and common else condition
     if not isinstance(condition, sympy.Eq):
         return condition
     left, right = condition.args

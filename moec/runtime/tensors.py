@@ -31,6 +31,8 @@ def array_of(name: str, value: Any, device: int = CPU) -> np.ndarray | OnDevice:
         raise InputError(f"input {name!r} is a {type(value).__name__}; expected a numpy array or a torch tensor")
     if getattr(value, "requires_grad", False):  # whether DLPack refuses these depends on how it is reached
         raise InputError(f"input {name!r} requires gradients, and only inference is compiled: call .detach() on it")
+    if hasattr(value, "resolve_neg"):  # PyTorch's: what is no plain memory is copied, as arrays of numpy are
+        value = value.resolve_conj().resolve_neg().contiguous()
     try:
         tensor = load_ffi().from_dlpack(value, require_alignment=1)
     except Exception as error:  # each library refuses in its own type (gradients, devices, layouts)

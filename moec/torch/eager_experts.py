@@ -123,13 +123,18 @@ def _layer(module: Any, parameters: tuple[Any, ...], k: int, format: str | None,
 
 
 def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], where: str) -> _Layer:
-    import torch
-
-    from moec.common.cores import available_cores
     from moec.compiler import compile
     from moec.frontend.huggingface.experts import experts_model
 
     k, format = key[:2]
     storages = tuple(parameter.untyped_storage() for parameter in parameters)
-    threads = min(torch.get_num_threads(), len(available_cores()))
-    return _Layer(compile(experts_model(module, k, where), experts=format, threads=threads), key, storages)
+    return _Layer(compile(experts_model(module, k, where), experts=format, threads=pytorch_threads()), key, storages)
+
+
+def pytorch_threads() -> int:
+    """As many threads as PyTorch has, which may be told to take more than there are cores."""
+    import torch
+
+    from moec.common.cores import available_cores
+
+    return min(torch.get_num_threads(), len(available_cores()))

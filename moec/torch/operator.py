@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from moec.common.specs import TensorSpec
     from moec.runtime.model import CompiledModel
 
-_library = torch.library.Library("moec", "DEF")
-_library.define("run(Tensor[] inputs, str digest) -> Tensor[]")
+library = torch.library.Library("moec", "DEF")
+library.define("run(Tensor[] inputs, str digest) -> Tensor[]")
 
 _models: dict[str, weakref.WeakSet[CompiledModel]] = {}
 """By their digest; models of one digest compute the same."""
@@ -75,14 +75,16 @@ def _model(digest: str) -> CompiledModel:
 
 
 def _run(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
-    model = _model(digest)
-    tensors = [tensor.detach().resolve_conj().resolve_neg().contiguous() for tensor in inputs]
-    outputs = model.run({spec.name: tensor for spec, tensor in zip(model.inputs, tensors, strict=True)})
-    return [tensor_of(value) for value in outputs.values()]
+    return called(_model(digest), inputs)
 
 
-def tensor_of(value: Any) -> torch.Tensor:
-    """A tensor over the memory of what a model returned."""
+def called(model: CompiledModel, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The results of a model for its inputs by position, over the memory that it returns."""
+    outputs = model.run({spec.name: tensor.detach() for spec, tensor in zip(model.inputs, inputs, strict=True)})
+    return [_tensor(value) for value in outputs.values()]
+
+
+def _tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if is_extension(value.dtype):
@@ -91,9 +93,14 @@ def tensor_of(value: Any) -> torch.Tensor:
     return torch.from_numpy(value)
 
 
+def wants_gradients(inputs: Sequence[Any]) -> bool:
+    """Whether PyTorch records what is computed from these, as far as they are tensors."""
+    return torch.is_grad_enabled() and any(getattr(value, "requires_grad", False) for value in inputs)
+
+
 def _run_for_gradients(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
     """What is called where PyTorch records for gradients: it hands on what needs none."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+    if wants_gradients(inputs):
         raise InputError(
             "gradients are wanted, and a compiled model computes inference only: call it under torch.no_grad(), or "
             "with inputs that are .detach()-ed"
@@ -134,6 +141,6 @@ def _size(size: int | str, sizes: Mapping[str, Any]) -> Any:
     return torch.library.get_ctx().new_dynamic_size()
 
 
-_library.impl("run", _run, "CompositeExplicitAutograd")
-_library.impl("run", _run_for_gradients, "Autograd")
-torch.library.register_fake("moec::run", _shapes, lib=_library)
+library.impl("run", _run, "CompositeExplicitAutograd")
+library.impl("run", _run_for_gradients, "Autograd")
+torch.library.register_fake("moec::run", _shapes, lib=library)

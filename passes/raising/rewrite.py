@@ -20,6 +20,10 @@ BLOCK_KEY = "moec.block"
 """Metadata of Route and Experts nodes: the name under which a block is described to the user."""
 
 
+REPLACES_KEY = "moec.replaces"
+"""Metadata of a block's last node: the name of the value that its output took the place of."""
+
+
 def replace(graph: ir.Graph, block: Block, proposal: Proposal | RowProposal, formulation: str) -> None:
     """Compute ``block.y`` by Route and Experts, and let the block's data flow know. What thereby becomes unused is left
     to remove-dead-nodes."""
@@ -124,6 +128,9 @@ class _Writer:
             node = ir.node("Reshape", [y, target], {"allowzero": 1}, name=f"{self.name}.restore")
             (y,) = self.add(node, old.dtype, "restored")
         y.shape = old.shape
+        last = y.producer()
+        assert last is not None
+        last.metadata_props[REPLACES_KEY] = str(old.name)
         if old.is_graph_output():
             y.name, old.name = old.name, f"{self.name}.replaced"
         ir.convenience.replace_all_uses_with(old, y, replace_graph_outputs=True)

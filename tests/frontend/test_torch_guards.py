@@ -45,6 +45,12 @@ def compiled(function: Callable[..., torch.Tensor], arguments: tuple[Any, ...], 
     return moec.compile(Function(function).eval(), arguments, dynamic_shapes=(dims,), passes="O0")
 
 
+def test_a_multiple_of_a_size_that_differs_from_one_number_is_a_size_that_does() -> None:
+    found = conditions(lambda x: x * 2 if 8 * x.shape[1] != 8 else x * 3, (X,), {1: DYNAMIC})
+    (guard,) = found.guards
+    assert guard.endswith(" != 1") and guard.removesuffix(" != 1").isidentifier()
+
+
 def test_a_branch_on_a_size_is_checked() -> None:
     def branch(x: torch.Tensor) -> torch.Tensor:
         return x * 2 if x.shape[1] <= 16 else x * 3

@@ -28,9 +28,10 @@ def is_folder(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
 
 
-def import_folder(path: str | os.PathLike[str]) -> ir.Model:
+def import_folder(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
     """The model of a folder with ``config.json`` and safetensors, as a text model: ``input_ids`` [batch, length],
-    both dynamic, and no cache. It computes in float32; weights stay in their files until they are read.
+    both dynamic, and with ``cache`` the tensors of :mod:`moec.frontend.text_cache`. It computes in float32; weights
+    stay in their files until they are read.
 
     Raises MoecError for a folder that is not complete or whose files do not fit together, UnsupportedError for models
     that transformers does not know, that bring code of their own, or that are quantised in a way moec does not read.
@@ -51,7 +52,7 @@ def import_folder(path: str | os.PathLike[str]) -> ir.Model:
             "pass the module and example inputs to moec.compile"
         )
     binding = Binding.of(module, tensors, config, str(folder))
-    imported = import_module(module, weights=binding)
+    imported = import_module(module, weights=binding, cache=cache)
     known = conditions.read(imported, str(folder))
     dataclasses.replace(known, unused=binding.unused).attach(imported)
     return imported

@@ -1,0 +1,82 @@
+"""What may be compiled, by its type or the name of its file; and what to do with what may not."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES = {
+    ".safetensors": "holds weights and no model; pass the folder that it lies in, with config.json, or its module",
+    ".gguf": "is a GGUF file, which is not read; pass the folder of the model that it was made of",
+    ".pt2": "is an exported program; load it where you trust it, and pass what torch.export.load returns",
+    **dict.fromkeys(
+        (".bin", ".pt", ".pth", ".ckpt", ".pkl"),
+        "is pickled, which is never opened, for that can run any code; load it into its module where you trust it, and "
+        "pass the module",
+    ),
+}
+
+
+def is_torch(source: Any, name: str) -> bool:
+    """Whether it is of a class of PyTorch, such as ``nn.Module``; if it is, torch is imported already."""
+    kind: Any = sys.modules.get("torch")
+    for part in name.split("."):
+        kind = getattr(kind, part, None)
+    return kind is not None and isinstance(source, kind)
+
+
+def import_exported(source: Any, cache: bool) -> ir.Model:
+    """The model of anything but a module; ``cache`` is for folders. Raises what the frontends raise."""
+    from moec.frontend import huggingface, onnx
+
+    if huggingface.is_folder(source):
+        return huggingface.import_folder(source, cache)
+    if cache:
+        raise MoecError(
+            "cache=True is for text models of transformers and their folders; what was exported is as it is"
+        )
+    if is_torch(source, "export.ExportedProgram"):
+        from moec.frontend import pytorch
+
+        return pytorch.import_program(source)
+    if is_torch(source, "onnx.ONNXProgram"):
+        from moec.frontend import pytorch
+
+        return pytorch.import_onnx_program(source)
+    return onnx.import_model(source)
+
+
+def check(source: Any) -> None:
+    """Raise MoecError, saying what to pass instead, for what is no model but often taken for one."""
+    if isinstance(source, Mapping):
+        raise MoecError(
+            "cannot compile a dict; if these are weights, load them into their module by load_state_dict and pass that"
+        )
+    if is_torch(source, "Tensor"):
+        raise MoecError("cannot compile a tensor; pass the module that computes with it")
+    if not isinstance(source, (str, os.PathLike)) or not isinstance(os.fspath(source), str):
+        return
+    path = Path(source)
+    if not path.exists():
+        if (
+            isinstance(source, str)
+            and _HUB_NAME.fullmatch(source)
+            and path.suffix != ".onnx"
+            and not path.parent.exists()
+        ):
+            raise MoecError(
+                f"{source}: no such file or folder, and nothing is downloaded; of a model on the Hugging Face hub get "
+                f"the folder by: hf download {source} --local-dir {path.name}"
+            )
+    elif path.suffix in _FILES and path.is_file():
+        raise MoecError(f"{source}: {_FILES[path.suffix]}")

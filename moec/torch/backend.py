@@ -1,0 +1,144 @@
+"""``torch.compile(model, backend="moec")``: MoE blocks by moec, the rest by another backend.
+
+A graph that dynamo made is imported like any other model, with its parameters as weights, and raised. In the place of
+a block, the graph then calls an operator (:mod:`moec.torch.region`); what is left goes to Inductor, or to the backend
+that ``options={"rest": NAME}`` names. PyTorch finds this backend by the entry point ``torch_dynamo_backends``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from moec.common.arguments import check_optional_text
+from moec.errors import MoecError, UnsupportedError, one_line
+from moec.torch.blocks import Block, find_blocks
+from moec.torch.graphs import Functional, functional
+from moec.torch.operator import wants_gradients
+from moec.torch.region import Region
+
+log = logging.getLogger("moec.torch")
+
+_OPTIONS = {"rest": "inductor", "experts": None}
+
+
+def backend(
+    graph: GraphModule, arguments: list[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+) -> Callable[..., Any]:
+    """The graph as a function of ``arguments``, as ``torch.compile`` asks its backends for.
+
+    ``options``: ``rest`` names the backend for everything but MoE blocks (``inductor``; ``eager`` needs no compiler),
+    ``experts`` the format to round experts' weights to, as for ``moec.compile``. ``mode`` is for ``rest``'s ears alone,
+    and ignored. A graph without MoE blocks, one that moec cannot read, and one whose results need gradients go to
+    ``rest`` as a whole, which is said in the log ``moec.torch``. Raises MoecError for options that do not exist.
+    """
+    chosen = _chosen(options)
+    rest = torch._dynamo.lookup_backend(chosen["rest"])
+    if wants_gradients(arguments):
+        log.warning("a graph is left to %s: its results need gradients, and moec computes inference only: call it "
+                    "under torch.no_grad()", chosen["rest"])  # fmt: skip
+        return rest(graph, arguments)
+    try:
+        found, regions = _with_blocks(graph, arguments, chosen["experts"])
+    except Exception as error:  # PyTorch's exporters raise many unrelated types; the graph runs without moec as well
+        log.warning("a graph is left to %s: %s", chosen["rest"], one_line(error))
+        return rest(graph, arguments)
+    log.info("%d MoE blocks of a graph are computed by moec: %s", len(regions), ", ".join(one.name for one in regions))
+    compiled, positions = rest(found.graph, list(found.tensors)), found.positions
+
+    def run(*arguments: Any, regions: Collection[Region] = regions) -> Any:  # which are alive as long as this is
+        return compiled(*(arguments[position] for position in positions))
+
+    return run
+
+
+def _chosen(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    from moec.passes.framework.shorthand import with_formats
+
+    chosen = {**_OPTIONS, **(options or {})}
+    unknown = sorted(chosen.keys() - _OPTIONS.keys())
+    if unknown:
+        raise MoecError(f"backend moec has no option {unknown[0]!r}; expected {' or '.join(_OPTIONS)}")
+    check_optional_text(**chosen)
+    with_formats("", chosen["experts"])
+    return chosen
+
+
+def _with_blocks(graph: GraphModule, arguments: Sequence[Any], experts: str | None) -> tuple[Functional, list[Region]]:
+    """The graph with its blocks replaced. Raises UnsupportedError where there are none."""
+    found = functional(graph, arguments)
+    weights = found.weights
+    if any(weight.is_inference() for weight in weights.values()):
+        raise UnsupportedError("parameters were made under torch.inference_mode(), where PyTorch counts no changes")
+    nodes = {node.name: node for node in found.graph.graph.nodes if node.op in ("call_function", "placeholder")}
+    blocks = find_blocks(found.model, _tensors(weights), nodes.keys() - weights.keys())
+    if not blocks:
+        raise UnsupportedError("no MoE block was found in it")
+    regions = [_replace(found, block, nodes, experts) for block in blocks]
+    found.graph.graph.eliminate_dead_code()
+    left = {user for name in found.grouped for user in nodes[name].users if user.target != torch.ops.moec.block.default}
+    if left:
+        raise UnsupportedError("a grouped product in it belongs to no MoE block that was found")
+    for node in found.graph.graph.nodes:
+        node.meta.pop("val", None)  # of the export, which is none of the rest's business
+    found.graph.recompile()
+    return found, regions
+
+
+def _tensors(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    import onnx_ir as ir
+
+    return {name: ir.tensor(tensor.detach(), name=name) for name, tensor in weights.items()}
+
+
+def _replace(found: Functional, block: Block, nodes: Mapping[str, Node], experts: str | None) -> Region:
+    """Let the graph call a region for the block. What only the block's nodes needed is left without users."""
+    output, inputs = nodes[block.output], [nodes[name] for name in block.inputs]
+    inside = _between(inputs, output)
+    sizes = [node for node in inside if _is_size(node)]
+    weights = [node for node in inside if node.op == "placeholder"]
+    if not found.weights.keys() >= {node.name for node in weights}:
+        raise UnsupportedError(f"the MoE block of {output.name} depends on more than {', '.join(block.inputs)}")
+    names = [node.name for node in weights]
+
+    def model(tensors: Sequence[torch.Tensor]) -> Any:
+        given = _tensors({**found.weights, **dict(zip(names, tensors, strict=True))})
+        again = (one for one in find_blocks(found.model, given, {*block.inputs, block.output}))
+        return next((one.model for one in again if (one.inputs, one.output) == (block.inputs, block.output)), None)
+
+    region = Region(output.name, _extracted(found.graph, [*inputs, *sizes, *weights], inside, output), model, experts)
+    with found.graph.graph.inserting_before(output):
+        call = found.graph.graph.call_function(torch.ops.moec.block.default, (inputs, sizes, weights, region.number))
+    output.replace_all_uses_with(call)
+    return region
+
+
+def _between(inputs: Sequence[Node], output: Node) -> list[Node]:
+    """The nodes that make ``output`` of ``inputs`` and sizes, in order, itself included."""
+    found, waiting = set(inputs), [output]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(() if _is_size(node) else node.all_input_nodes)
+    return [node for node in output.graph.nodes if node in found and node not in inputs]
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, int))
+
+
+def _extracted(module: GraphModule, inputs: Sequence[Node], inside: Sequence[Node], output: Node) -> GraphModule:
+    """A copy of the nodes ``inside`` as a function of ``inputs``."""
+    graph, made = Graph(), {}
+    for node in inputs:
+        made[node] = graph.placeholder(node.name)
+    for node in inside:
+        if node not in made:
+            made[node] = graph.node_copy(node, made.__getitem__)
+    graph.output(made[output])
+    return GraphModule(module, graph)

@@ -1,0 +1,71 @@
+"""MoE blocks of an imported graph whose weights are inputs still: which values they lie between, each as a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+
+import onnx_ir as ir
+
+from moec.ir import dialect
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
+from moec.passes.raising.rewrite import REPLACES_KEY
+
+_RAISING = "O0,raise-moe,remove-dead-nodes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """``model`` computes the value named ``output`` from those named ``inputs``, and holds its weights."""
+
+    inputs: tuple[str, ...]
+    output: str
+    model: ir.Model
+
+
+def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], known: Collection[str]) -> list[Block]:
+    """The MoE blocks that raising finds where inputs of ``model`` are ``weights``, each between values that are
+    ``known``, the nearest ones. A block without such is left out. ``model`` stays as it is."""
+    model = model.clone()
+    for value in [value for value in model.graph.inputs if value.name in weights]:
+        model.graph.inputs.remove(value)
+        value.const_value = weights[str(value.name)]
+        model.graph.register_initializer(value)
+    pipeline.run(model, pipeline.parse(_RAISING), Report())
+    varying = set(_varying(model.graph))
+    return list(filter(None, (_block(model, node, known, varying) for node in model.graph)))
+
+
+def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values that depend on inputs."""
+    found = set(graph.inputs)
+    yield from found
+    for node in graph:
+        if not found.isdisjoint(node.inputs):
+            found.update(node.outputs)
+            yield from node.outputs
+
+
+def _block(model: ir.Model, node: ir.Node, known: Collection[str], varying: Collection[ir.Value]) -> Block | None:
+    """The block whose last node is ``node``; None where that is no block's."""
+    replaced = node.metadata_props.get(REPLACES_KEY)
+    if replaced is None or replaced not in known:
+        return None
+    inputs: dict[ir.Value, None] = {}
+    seen, waiting = {node}, [node]
+    while waiting:
+        for value in waiting.pop().inputs:
+            if value is None or value not in varying:
+                continue
+            producer = value.producer()
+            if value.name in known:
+                inputs[value] = None
+            elif producer is None:
+                return None
+            elif producer not in seen:
+                seen.add(producer)
+                waiting.append(producer)
+    graph = ir.convenience.extract(model.graph, list(inputs), [node.outputs[0]])
+    graph.opset_imports.setdefault(dialect.DOMAIN, 1)
+    return Block(tuple(str(value.name) for value in inputs), replaced, ir.Model(graph, ir_version=model.ir_version))

@@ -1,0 +1,64 @@
+"""Text models with keys and values in and out: tokens one by one give what all of them give at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moec
+from moec.errors import MoecError
+
+torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
+transformers = pytest.importorskip(
+    "transformers", minversion="5.0", reason='needs the extra "torch": pip install "moec[torch]"'
+)
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_experts_per_tok": 2, "num_local_experts": 4, "max_position_embeddings": 64,
+    "head_dim": 8, "sliding_window": 8, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def tiny(family: str) -> Any:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SIZES)
+    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+
+def decoded(model: moec.CompiledModel, ids: Any, first: int) -> Any:
+    """Logits of ``first`` tokens at once and the others one by one."""
+    past = {spec.name: np.empty((len(ids), 2, 0, 8), np.float32) for spec in model.inputs if spec.name != "input_ids"}
+    logits = []
+    for part in np.split(ids, range(first, ids.shape[1]), axis=1):
+        outputs = model.run({"input_ids": part, **past})
+        logits.append(outputs["logits"])
+        past = {name: outputs[name.replace("past", "present")] for name in past}
+    return np.concatenate(logits, axis=1)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["Mixtral", "GptOss"])
+def test_tokens_one_by_one(family: str) -> None:
+    """Windows of 8 tokens, which are shorter than the text."""
+    module = tiny(family)
+    model = moec.compile(module, cache=True, threads=1)
+    assert [str(spec) for spec in model.inputs[:2]] == [
+        "input_ids int64[batch,length]",
+        "past_key_0 float32[batch,2,past,8]",
+    ]
+    ids = np.random.default_rng(0).integers(1, 64, (3, 11))
+    with torch.no_grad():
+        expected = module(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(decoded(model, ids, 6), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_keeps_no_keys_and_values_is_refused() -> None:
+    with pytest.raises(MoecError, match=r"^Linear: compiling a PyTorch module needs example_inputs"):
+        moec.compile(torch.nn.Linear(2, 2).eval(), cache=True)
+    with pytest.raises(MoecError, match=r"^cache=True makes the inputs of a text model of transformers; leave"):
+        moec.compile(torch.nn.Linear(2, 2).eval(), (torch.ones(2),), cache=True)
+    with pytest.raises(MoecError, match=r"^cache is 1 of type int; expected True or False$"):
+        moec.compile(torch.nn.Linear(2, 2).eval(), cache=1)  # type: ignore[arg-type]

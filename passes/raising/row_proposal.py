@@ -14,6 +14,7 @@ from moec.ir import dialect
 from moec.ir.dialect import DispatchSpec, LinearSpec
 from moec.ir.interpreter import Evaluator
 from moec.ir.weights.stacks import ExpertStack
+from moec.passes.raising import simple_experts
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.expert_results import expert_results
@@ -23,15 +24,12 @@ from moec.passes.raising.probing import MOST_ROUTINGS
 from moec.passes.raising.router import Routing
 from moec.passes.raising.row_reading import NORMALIZING, steps_of
 from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, joined, numbers_of, shared, whole
+from moec.passes.raising.simple_experts import SimpleExperts
 from moec.passes.raising.weights import ExpertTensor, Place
 
 
-class Writing(Protocol):
+class Writing(simple_experts.Writing, Protocol):
     """Where nodes and constants go: into a graph, or aside to be tried."""
-
-    def add(self, node: ir.Node, dtype: ir.DataType | None, *outputs: str) -> tuple[ir.Value, ...]: ...
-
-    def constant(self, array: Array, label: str) -> ir.Value: ...
 
     def tensor(self, label: str, tensor: ExpertTensor) -> ir.Value: ...
 
@@ -44,6 +42,8 @@ class RowProposal:
     experts: int
     dataflow: DataFlow
     steps: tuple[Step, ...]
+    simple: SimpleExperts | None = None
+    """Experts that take no steps; ``experts`` counts the others."""
 
     @functools.cached_property
     def used(self) -> set[ir.Value]:
@@ -70,7 +70,13 @@ class RowProposal:
 
     def write(self, writing: Writing, x: ir.Value, weights: ir.Value, ids: ir.Value) -> ir.Value:
         """The nodes that make y [T,d] of x [T,d] and of weights and ids [T,k]."""
-        return _Graph(writing, self.dataflow, self.experts, x, ids).write(self.steps, weights)
+        stored = ids if self.simple is None else self.simple.stored_ids(writing, ids)
+        label = "y" if self.simple is None else "stored_y"
+        y = _Graph(writing, self.dataflow, self.experts, x, stored).write(self.steps, weights, label)
+        dtype = self.steps[ROWS].dtype
+        if self.simple is None or dtype is None:
+            return y
+        return self.simple.add_to(writing, y, x, weights, ids, dtype)
 
     def moved(self, counterparts: Mapping[ir.Value, ir.Value], routing: Routing, dataflow: DataFlow) -> RowProposal:
         """The same with other constants."""
@@ -81,7 +87,7 @@ class RowProposal:
             return one.moved(counterparts, dataflow) if isinstance(one, ExpertTensor) else one
 
         steps = (dataclasses.replace(step, inputs=tuple(map(operand, step.inputs))) for step in self.steps)
-        return RowProposal(routing, self.experts, dataflow, tuple(steps))
+        return RowProposal(routing, self.experts, dataflow, tuple(steps), self.simple)
 
     def __str__(self) -> str:
         route = self.routing.spec
@@ -95,11 +101,14 @@ def propose_rows(block: Block, routings: Sequence[Routing]) -> RowProposal:
     if routing is None or mixing is None:
         raise NoResultError("y is no sum of its experts' results, weighted by the router")
     results = expert_results(block, mixing)
-    missing = sorted(set(range(block.E)) - results.keys())
-    if missing:
-        raise NoResultError(f"no value was found that is the result of expert {missing[0]}")
-    experts = [steps_of(block, results[expert]) for expert in range(block.E)]
-    return RowProposal(routing, block.E, block.dataflow, tuple(joined(block.dataflow, experts)))
+    stored, simple = tuple(sorted(results)), None
+    if len(stored) < block.E:
+        simple = SimpleExperts.of(block, mixing, list(results.values()), stored) if stored else None
+        if simple is None:
+            missing = min(set(range(block.E)) - results.keys())
+            raise NoResultError(f"no value was found that is the result of expert {missing}")
+    steps = joined(block.dataflow, [steps_of(block, results[expert]) for expert in stored])
+    return RowProposal(routing, len(stored), block.dataflow, tuple(steps), simple)
 
 
 class _Draft:
@@ -134,7 +143,7 @@ class _Graph:
         self._of_rows: dict[int, ir.Value] = {}
         self._steps: Sequence[Step] = ()
 
-    def write(self, steps: Sequence[Step], weights: ir.Value) -> ir.Value:
+    def write(self, steps: Sequence[Step], weights: ir.Value, label: str) -> ir.Value:
         self._steps = steps
         for number, step in enumerate(steps):
             if number == ROWS:
@@ -149,7 +158,7 @@ class _Graph:
             "weights": weights,
             "positions": self._positions,
         }
-        return self._writing.add(dialect.make_node("Combine", combined), steps[ROWS].dtype, "y")[0]
+        return self._writing.add(dialect.make_node("Combine", combined), steps[ROWS].dtype, label)[0]
 
     def _rows(self, number: int) -> ir.Value:
         if number not in self._of_rows:

@@ -8,7 +8,7 @@ import moec
 from moec.ir import interpreter
 from moec.passes.framework.base import Report
 
-from ..before_after import check
+from ..before_after import check, model_of
 
 ROUTER = """logits = MatMul (x, gate)
     scores = Softmax <axis = -1> (logits)
@@ -56,6 +56,55 @@ def test_weights_of_their_own_are_grouped_and_common_ones_multiply_tokens():
     assert not check("infer-shapes,raise-moe,remove-dead-nodes", before, after)
 
 
+SIMPLE = f"""(float[T,6] x) => (float[T,6] y)
+    <float[6,4] gate, float[6,6] a0, float[6,6] a1, float[6] vector, int64[1] one = {{1}}> {{
+    {ROUTER}
+    w0, w1, w2, w3 = Split <axis = 1, num_outputs = 4> (mixture)
+    o0 = MatMul (x, a0)
+    y0 = Mul (o0, w0)
+    o1 = MatMul (x, a1)
+    y1 = Mul (o1, w1)
+    y2 = Mul (x, w2)
+    y3 = Mul (vector, w3)
+    sum = Add (y0, y1)
+    more = Add (sum, y2)
+    y = Add (more, y3) }}"""
+SIMPLE_RAISED = """(float[T,6] x) => (float[T,6] y)
+    <float[6,4] gate, int32[5] "y.stored" = {0, 1, -1, -1, -1}, float[2,6,6] "y.step_1.weight",
+     float[5] "y.copies" = {0, 0, 1, 0, 0}, int64[1] "y.slots" = {1}, int32[5] "y.vector_of" = {-1, -1, -1, 0, -1},
+     float[1,6] "y.vectors"> {
+    logits = MatMul (x, gate)
+    "y.weights", "y.experts" = moec.Route <k = 1> (logits)
+    "y.stored_ids" = Gather <axis = 0> ("y.stored", "y.experts")
+    "y.offsets", "y.positions", "y.tokens", "y.owners" = moec.Dispatch <expert_count = 2> ("y.stored_ids")
+    "y.rows_0" = Gather <axis = 0> (x, "y.tokens")
+    "y.step_1" = moec.GroupedMatMul ("y.rows_0", "y.step_1.weight", "y.offsets")
+    "y.stored_y" = moec.Combine ("y.step_1", "y.weights", "y.positions")
+    "y.copied" = Gather <axis = 0> ("y.copies", "y.experts")
+    "y.copied_shares" = Mul ("y.weights", "y.copied")
+    "y.copied_share" = ReduceSum <keepdims = 1> ("y.copied_shares", "y.slots")
+    "y.copied_tokens" = Mul (x, "y.copied_share")
+    "y.with_copies" = Add ("y.stored_y", "y.copied_tokens")
+    "y.vector_ids" = Gather <axis = 0> ("y.vector_of", "y.experts")
+    "y.vector_sums" = moec.Combine ("y.vectors", "y.weights", "y.vector_ids")
+    y = Add ("y.with_copies", "y.vector_sums") }"""
+
+
+def test_experts_that_copy_or_are_constant_store_nothing():
+    assert not check("infer-shapes,raise-moe,remove-dead-nodes", SIMPLE, SIMPLE_RAISED)
+
+
+def test_experts_that_return_zeros_store_nothing(build, normal, raise_and_compare):
+    text = SIMPLE[SIMPLE.index("logits") : SIMPLE.rindex("y3 =")].replace("x, gate", "x, router") + "y = Add (y0, y1)"
+    nodes = raise_and_compare(build(text, a0=normal(6, 6), a1=normal(6, 6)))
+    assert [node.op_type for node in nodes] == ["Route", "Dispatch", "GroupedMatMul", "Combine"]
+
+
+def test_sibling_that_bends_its_tokens_is_no_copy():
+    (remark,) = check("infer-shapes,raise-moe,remove-dead-nodes", SIMPLE.replace("Mul (x, w2)", "Max (x, w2)"))
+    assert "left as ordinary operators" in remark.message
+
+
 THREE_LAYERS = """
     m_{e} = Gemm <transB = 1> (a_{e}, middle_{e}, middle_bias_{e})
     v_{e} = Relu (m_{e})
@@ -101,10 +150,11 @@ def test_experts_of_a_loop(deep, raise_and_compare, middle):
     assert not report.remarks
 
 
+@pytest.mark.parametrize("form", ["norm", "simple"])
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_targets_compute_it(deep, target):
+def test_targets_compute_it(deep, form, target):
     """All tokens of one kind go to one expert, and others have none."""
-    model = deep(NORMED)
+    model = deep(NORMED) if form == "norm" else model_of(SIMPLE)
     x = np.random.default_rng(3).normal(size=(7, 6)).astype(np.float32)
     cases = [x[:0], x[:1], x, np.tile(x[:1], (9, 1))]
     expected = [interpreter.run(model, {"x": case})["y"] for case in cases]

@@ -213,8 +213,6 @@ class CopyExperts(Mixture):
 class ZeroExperts(Mixture):
     """The last expert returns nothing."""
 
-    fits = "no experts that return zeros"
-
     def make(self) -> None:
         self.experts = several(SwiGlu, E - 1)
 
@@ -229,8 +227,6 @@ class ZeroExperts(Mixture):
 @formulation
 class ConstantExperts(Mixture):
     """MoE++: the last expert returns a learned vector."""
-
-    fits = "no experts that return a vector"
 
     def make(self) -> None:
         self.experts, self.vector = several(SwiGlu, E - 1), nn.Parameter(torch.randn(D))

@@ -1,0 +1,119 @@
+"""Experts that multiply nothing: they return zeros, a vector, or a multiple of their token (MoE++, arXiv 2410.07348).
+
+What they add to y is found by fitting: it is affine in the token, with weights that are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir import dialect
+from moec.ir.expert_ids import table_node
+from moec.passes.raising.block import Block
+from moec.passes.raising.dataflow import Array
+from moec.passes.raising.mixing import Mixing
+
+TOLERANCE = 1e-8
+
+
+class Writing(Protocol):
+    """Where nodes and constants go."""
+
+    def add(self, node: ir.Node, dtype: ir.DataType | None, *outputs: str) -> tuple[ir.Value, ...]: ...
+
+    def constant(self, array: Array, label: str) -> ir.Value: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SimpleExperts:
+    """``stored``: the ids of the other experts. Each adds its entry of ``copies`` [E] times the token, and its entry of
+    ``vectors`` [E,d]."""
+
+    stored: tuple[int, ...]
+    copies: Array
+    vectors: Array
+
+    @staticmethod
+    def of(
+        block: Block, mixing: Mixing, results: Collection[ir.Value], stored: tuple[int, ...]
+    ) -> SimpleExperts | None:
+        """Those that are not ``stored``, of which ``results`` hold what they make; None where one is not simple."""
+        simple = np.setdiff1d(np.arange(block.E), stored)
+        random = np.random.default_rng(10)
+        rows, rest = [], []
+        for logits in mixing.logits:
+            x = random.normal(size=(len(logits), block.d))
+            made = block.evaluate(x, logits, list(results))
+            zeros = {value: np.zeros_like(array) for value, array in zip(results, made, strict=True)}
+            rows.append(x)
+            rest.append(block.evaluate(x, logits, [block.y], zeros)[0].reshape(-1, block.d))
+        fitted = _fitted(np.concatenate(rows), np.concatenate(rest), mixing.mixture[:, simple])
+        if fitted is None:
+            return None
+        copies, vectors = np.zeros(block.E), np.zeros((block.E, block.d))
+        copies[simple], vectors[simple] = fitted
+        return SimpleExperts(stored, copies, vectors)
+
+    def stored_ids(self, writing: Writing, ids: ir.Value) -> ir.Value:
+        """Ids [T,k] among the experts that are stored, -1 for others."""
+        table = np.full(len(self.copies) + 1, -1, np.int32)
+        table[list(self.stored)] = np.arange(len(self.stored))
+        node = table_node(ids, writing.constant(table, "stored"))
+        return writing.add(node, ir.DataType.INT32, "stored_ids")[0]
+
+    def add_to(
+        self, writing: Writing, y: ir.Value, x: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
+    ) -> ir.Value:
+        """y [T,d] with what these experts add."""
+        if self.copies.any():
+            y = self._with_copies(writing, y, x, weights, ids, dtype)
+        if self.vectors.any():
+            y = self._with_vectors(writing, y, weights, ids, dtype)
+        return y
+
+    def _with_copies(
+        self, writing: Writing, y: ir.Value, x: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
+    ) -> ir.Value:
+        factors = writing.constant(np.append(self.copies, 0).astype(dtype.numpy()), "copies")
+        axis = writing.constant(np.array([1], np.int64), "slots")
+        (factor,) = writing.add(ir.node("Gather", [factors, ids], {"axis": 0}), dtype, "copied")
+        (share,) = writing.add(ir.node("Mul", [weights, factor]), dtype, "copied_shares")
+        (total,) = writing.add(ir.node("ReduceSum", [share, axis], {"keepdims": 1}), dtype, "copied_share")
+        (copies,) = writing.add(ir.node("Mul", [x, total]), dtype, "copied_tokens")
+        return writing.add(ir.node("Add", [y, copies]), dtype, "with_copies")[0]
+
+    def _with_vectors(
+        self, writing: Writing, y: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
+    ) -> ir.Value:
+        """The vectors are rows that every token which chose them adds up."""
+        experts = np.flatnonzero(self.vectors.any(axis=1))
+        table = np.full(len(self.copies) + 1, -1, np.int32)
+        table[experts] = np.arange(len(experts))
+        (places,) = writing.add(table_node(ids, writing.constant(table, "vector_of")), ir.DataType.INT32, "vector_ids")
+        rows = writing.constant(self.vectors[experts].astype(dtype.numpy()), "vectors")
+        operands: dict[str, ir.Value | None] = {"rows": rows, "weights": weights, "positions": places}
+        (sums,) = writing.add(dialect.make_node("Combine", operands), dtype, "vector_sums")
+        return writing.add(ir.node("Add", [y, sums]), dtype, "with_vectors")[0]
+
+
+def _fitted(x: Array, rest: Array, mixture: Array) -> tuple[Array, Array] | None:
+    """Factors [m] and vectors [m,d] of experts whose weights [n,m] make ``rest`` [n,d] of rows x [n,d]; None where
+    nothing does."""
+    factors, vectors = [], []
+    for column, wanted in zip(x.T, rest.T, strict=True):
+        design = np.concatenate([mixture * column[:, None], mixture], axis=1)
+        found = np.linalg.lstsq(design, wanted, rcond=None)[0]
+        if np.abs(design @ found - wanted).max() > TOLERANCE * max(1.0, np.abs(rest).max()):
+            return None
+        factors.append(found[: mixture.shape[1]])
+        vectors.append(found[mixture.shape[1] :])
+    copies = np.mean(factors, axis=0)
+    if np.abs(factors - copies).max() > TOLERANCE * max(1.0, np.abs(copies).max()):
+        return None
+    near = np.array(vectors).T
+    return np.where(np.abs(copies) > TOLERANCE, copies, 0), np.where(np.abs(near) > TOLERANCE, near, 0)

@@ -188,9 +188,10 @@ class _Reading:
 
     def _biased(self, node: ir.Node, weight: Place, value: ir.Value, product: ProductSpec) -> int:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        added = None if bias is None else self._row_operand(node, bias)
-        if not isinstance(added, Place | None) or (added is not None and added.shape != weight.shape[1:]):
+        dataflow, width = self.block.dataflow, weight.shape[1:]
+        if bias is not None and (not dataflow.constant(bias) or math.prod(dataflow.shape(bias)) != width[0]):
             raise _not_by_rows(node)
+        added = None if bias is None else whole(bias, width)
         return self.add(PRODUCT, [self.read(node.inputs[0]), weight, added], value, product=product)
 
     def _matrix(self, node: ir.Node, value: ir.Value | None) -> Place:

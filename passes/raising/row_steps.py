@@ -52,7 +52,8 @@ class Step:
 
 
 def joined(dataflow: DataFlow, experts: Sequence[Sequence[Step]]) -> list[Step]:
-    """The steps of all experts at once. Raises NotUnderstoodError where they do not do the same."""
+    """The steps of all experts at once; smaller experts are filled up with zeros. Raises NotUnderstoodError where they
+    do not do the same."""
     first, *others = experts
     for other in others:
         if [step.kind for step in other] != [step.kind for step in first]:
@@ -61,7 +62,8 @@ def joined(dataflow: DataFlow, experts: Sequence[Sequence[Step]]) -> list[Step]:
     for steps in zip(*experts, strict=True):
         operands = zip(*(step.inputs for step in steps), strict=True)
         inputs = tuple(_joined(dataflow, steps[0], operand) for operand in operands)
-        found.append(dataclasses.replace(steps[0], inputs=inputs))
+        widths = [step.width for step in steps if step.width is not None]
+        found.append(dataclasses.replace(steps[0], inputs=inputs, width=max(widths, default=None)))
     return found
 
 
@@ -72,10 +74,11 @@ def _joined(dataflow: DataFlow, step: Step, operands: tuple[Operand, ...]) -> Op
     places = [place for place in operands if isinstance(place, Place)]
     if all(place == first for place in places) or _same_number(dataflow, places):
         return first
-    shapes = {place.shape for place in places}
-    if len(shapes) > 1:
-        raise NotUnderstoodError(f"its experts differ in size ({step.operator} with {_listed(shapes)})")
-    return ExpertTensor(dataflow, (len(places), *(first.shape or (1,))), tuple((_as_row(place),) for place in places))
+    shapes = [place.shape or (1,) for place in places]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise NotUnderstoodError(f"{step.operator} of some of its experts takes a matrix, of others a vector")
+    largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+    return ExpertTensor(dataflow, (len(places), *largest), tuple((_as_row(place),) for place in places))
 
 
 def _as_row(place: Place) -> Place:
@@ -92,10 +95,6 @@ def numbers_of(dataflow: DataFlow, place: Place) -> Array:
     """The elements of a constant."""
     tensor = ExpertTensor(dataflow, (1, *(place.shape or (1,))), ((_as_row(place),),))
     return np.asarray(tensor[0]).reshape(place.shape)
-
-
-def _listed(shapes: set[tuple[int, ...]]) -> str:
-    return ", ".join(str(list(shape)) for shape in sorted(shapes))
 
 
 def shared(step: Step) -> bool:

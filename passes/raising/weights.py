@@ -54,7 +54,7 @@ class Place:
 
 
 Entry = tuple[Place, ...]
-"""The pieces that one expert's entry is made of: one, or several that lie apart."""
+"""The pieces that one expert's entry is made of: one, or several that lie apart. What none holds is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +127,9 @@ class ExpertTensor:
 
     def _placed(self, expert: int, dtype: ir.DataType) -> Array:
         places = self.entries[expert]
-        if len(places) == 1:
+        if len(places) == 1 and places[0].shape == self.shape[1:]:
             return self._piece(places[0], dtype)
-        entry = np.empty(self.shape[1:], dtype.numpy())
+        entry = np.zeros(self.shape[1:], dtype.numpy())
         for place in places:
             entry[place.box] = self._piece(place, dtype)
         return entry

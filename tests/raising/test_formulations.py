@@ -14,7 +14,6 @@ from .formulations import FORMULATIONS
 GAPS = {
     "copy experts",
     "expert choice",
-    "experts of different sizes",
     "gshard capacity never reached",
     "gshard capacity of two",
     "shared up projection",

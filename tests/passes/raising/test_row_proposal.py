@@ -56,6 +56,29 @@ def test_weights_of_their_own_are_grouped_and_common_ones_multiply_tokens():
     assert not check("infer-shapes,raise-moe,remove-dead-nodes", before, after)
 
 
+def sized(normal, *sizes: int) -> dict[str, np.ndarray]:
+    """Weights of experts with so many hidden units."""
+    arrays = {}
+    for e, f in enumerate(sizes):
+        arrays |= {f"up_{e}": normal(f, 6), f"up_bias_{e}": normal(f), f"down_{e}": normal(6, f)}
+    return arrays
+
+
+@pytest.mark.parametrize("bent", ["Gelu", "Cos"])
+def test_smaller_experts_are_filled_up(build, texts, normal, raise_and_compare, bent):
+    """Hidden units that an expert does not have lead to zeros, whatever the operators between make of them."""
+    nodes = raise_and_compare(build(texts["loop"].replace("Gelu", bent), **sized(normal, 5, 3, 4, 1)))
+    assert [node.op_type for node in nodes] == ["Route", "Dispatch", "GroupedMatMul", "GroupedMatMul", "Combine"]
+
+
+def test_sibling_whose_size_matters_stays(build, texts, normal, raise_and_compare):
+    """A softmax over more hidden units is another."""
+    report = Report()
+    model = build(texts["loop"].replace("Gelu", "Softmax"), **sized(normal, 5, 3, 5, 5))
+    assert raise_and_compare(model, report) == []
+    assert "operators on the rows of each expert) differs by" in report.remarks[0].message
+
+
 SIMPLE = f"""(float[T,6] x) => (float[T,6] y)
     <float[6,4] gate, float[6,6] a0, float[6,6] a1, float[6] vector, int64[1] one = {{1}}> {{
     {ROUTER}

@@ -23,17 +23,18 @@ def moec(*arguments: object):
 
 @pytest.fixture
 def soft(tmp_path) -> pathlib.Path:
-    """Two experts, both for every token."""
+    """Two experts, both for every token, that see the tokens before it."""
     nodes = """
         logits = MatMul (x, gate)
         scores = Softmax <axis = -1> (logits)
         h = Einsum <equation = "td,edf->tef"> (x, up)
-        a = Relu (h)
+        seen = CumSum (h, first)
+        a = Relu (seen)
         o = Einsum <equation = "tef,efd->ted"> (a, down)
         y = Einsum <equation = "ted,te->td"> (o, scores)
     """
     shapes = {"gate": (4, 2), "up": (2, 4, 3), "down": (2, 3, 4)}
-    weights = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    weights = {name: np.ones(shape, np.float32) for name, shape in shapes.items()} | {"first": np.array(0)}
     onnx.save(model_of(nodes, weights), tmp_path / "soft.onnx")
     return tmp_path / "soft.onnx"
 

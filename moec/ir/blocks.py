@@ -13,6 +13,7 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import (
     FORMULATION_KEY,
     ORIGIN_KEY,
+    DispatchSpec,
     ExpertsSpec,
     RouteSpec,
     attributes_of,
@@ -21,6 +22,7 @@ from moec.ir.dialect import (
     is_moec,
     spec_of,
 )
+from moec.ir.expert_ids import table_behind
 from moec.ir.origins import origins_data, origins_of
 from moec.ir.weights.format import ELEMENTS
 from moec.ir.weights.stored import StoredWeight, weight_inputs
@@ -47,6 +49,28 @@ def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
     ``origins`` (:mod:`moec.ir.origins`) for those that have the experts that they had at first.
     """
     return [_describe(node) for node in model.graph.all_nodes() if has_experts(node)]
+
+
+def dispatched_blocks(model: ir.Model) -> list[dict[str, Any]]:
+    """One entry for each ``moec.Dispatch`` node: its experts are a graph over dispatched rows. ``num_experts`` counts
+    those that have rows; router fields are as in :func:`moe_blocks`."""
+    return [
+        {
+            "name": node.name or node.outputs[0].name or "",
+            "op": "moec.Dispatch",
+            "num_experts": spec_of(node, DispatchSpec).expert_count,
+            **_router_of(_route_behind(node.inputs[0]), node.inputs[0]),
+            "formulation": "a graph over dispatched rows",
+        }
+        for node in model.graph.all_nodes()
+        if is_moec(node, "Dispatch")
+    ]
+
+
+def _route_behind(ids: ir.Value | None) -> ir.Node | None:
+    """What chooses the experts, where a table may stand between."""
+    mapped = None if ids is None else table_behind(ids)
+    return _producer(ids if mapped is None else mapped[0])
 
 
 def _describe(node: ir.Node) -> dict[str, Any]:
@@ -92,9 +116,14 @@ def _origins(node: ir.Node, experts: int | None, spec: ExpertsSpec) -> dict[str,
 
 
 def _describe_router(node: ir.Node) -> dict[str, Any]:
-    source = node if is_moec(node, "MoE") else _producer(inputs_of(node)["weights"])
+    if is_moec(node, "MoE"):
+        return _router_of(node, None)
+    return _router_of(_producer(inputs_of(node)["weights"]), inputs_of(node)["experts"])
+
+
+def _router_of(source: ir.Node | None, selected: ir.Value | None) -> dict[str, Any]:
+    """The router fields of experts that ``source`` chooses, if it is one, as ids ``selected`` [T,k]."""
     if source is None or not (is_moec(source, "MoE") or is_moec(source, "Route")):
-        selected = inputs_of(node)["experts"]
         return {"top_k": _size(selected, 1), "router": None, "routing": None, "has_correction_bias": None}
     spec = spec_of(source, RouteSpec)
     biased = inputs_of(source)["correction_bias"] is not None

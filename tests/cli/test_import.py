@@ -58,6 +58,29 @@ def test_a_report_as_json(soft):
     assert [(block["experts"], block["top_k"]) for block in found["unraised"]] == [(2, None)]
 
 
+def test_experts_of_any_form_are_counted(tmp_path):
+    """Three layers each, of which all experts share the first."""
+    nodes = """
+        logits = MatMul (x, gate)
+        scores = Softmax <axis = -1> (logits)
+        w0, w1 = Split <axis = -1, num_outputs = 2> (scores)
+        h = MatMul (x, common)
+        a = Sin (h)
+        o0 = MatMul (a, first)
+        o1 = MatMul (a, second)
+        y0 = Mul (o0, w0)
+        y1 = Mul (o1, w1)
+        y = Add (y0, y1)
+    """
+    random = np.random.default_rng(0)
+    shapes = {"gate": (4, 2), "common": (4, 4), "first": (4, 4), "second": (4, 4)}
+    weights = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    onnx.save(model_of(nodes, weights), tmp_path / "deep.onnx")
+    (found,) = json.loads(moec("import", tmp_path / "deep.onnx", "--json").stdout)["raised"]
+    assert (found["num_experts"], found["top_k"]) == (2, 2)
+    assert found["formulation"] == "a graph over dispatched rows"
+
+
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_text("no model")
     done = moec("import", tmp_path / "model.onnx")

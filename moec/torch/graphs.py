@@ -51,24 +51,22 @@ def functional(graph: GraphModule, arguments: Sequence[Any]) -> Functional:
     tensors = tuple(arguments[index] for index in positions)
     placeholders = graph.graph.find_nodes(op="placeholder")
     known = [placeholders[index].meta["example_value"] for index in positions]
-    module = _OfTensors(graph, [_source(node, known) for node in placeholders], positions)
+    pure = _OfTensors(graph, [_source(node, known) for node in placeholders], positions)
     # Dynamo's own fake tensors and symbols are none of this export's business.
     with tracing(None), quiet(), torch.no_grad():
         shapes = {"tensors": tuple(_dynamic_sizes(value) for value in known)}
         detached = tuple(tensor.detach() for tensor in tensors)
-        program = torch.export.export(module.eval(), detached, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(pure.eval(), detached, dynamic_shapes=shapes, strict=False)
         grouped = frozenset(_without_grouped_products(program.graph_module))
         exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None and exported.exported_program is not None
     signature = exported.exported_program.graph_signature
     if signature.user_inputs_to_mutate or signature.buffers_to_mutate:
         raise UnsupportedError("the graph changes its inputs in place")
-    flat = exported.exported_program.module(check_guards=False)
-    assert isinstance(flat, GraphModule)
-    flat.graph.set_codegen(CodeGen())
-    for name, value in [item for item in vars(flat).items() if isinstance(item[1], torch.Tensor)]:
-        delattr(flat, name)  # constants, which other backends look for among the buffers
-        flat.register_buffer(name, value, persistent=False)
+    module = exported.exported_program.module(check_guards=False)
+    assert isinstance(module, GraphModule)
+    module.graph.set_codegen(CodeGen())
+    flat = GraphModule(module, module.graph)  # of no class of its own, which caches of compiled graphs cannot name
     return Functional(flat, import_model(exported.model), positions, tensors, grouped)
 
 

@@ -55,6 +55,17 @@ def test_tokens_one_by_one(family: str) -> None:
     np.testing.assert_allclose(decoded(model, ids, 6), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.nightly
+def test_a_folder(tmp_path: Any) -> None:
+    module = tiny("Mixtral")
+    module.save_pretrained(tmp_path)
+    ids = np.random.default_rng(0).integers(1, 64, (3, 11))
+    with torch.no_grad():
+        expected = module(torch.from_numpy(ids)).logits.numpy()
+    found = decoded(moec.compile(tmp_path, cache=True, threads=1), ids, 6)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_what_keeps_no_keys_and_values_is_refused() -> None:
     with pytest.raises(MoecError, match=r"^Linear: compiling a PyTorch module needs example_inputs"):
         moec.compile(torch.nn.Linear(2, 2).eval(), cache=True)

@@ -106,9 +106,16 @@ def test_graph_breaks(caplog: Any) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm"])
-def test_a_model_of_transformers(caplog: Any, experts: str, dtype: Any) -> None:
+@pytest.mark.parametrize(
+    ("experts", "dtype", "rest"),
+    [
+        ("grouped_mm", torch.float32, "eager"),
+        ("grouped_mm", torch.bfloat16, "eager"),
+        ("batched_mm", torch.float32, "eager"),
+        ("grouped_mm", torch.float32, "inductor"),
+    ],
+)
+def test_a_model_of_transformers(caplog: Any, experts: str, dtype: Any, rest: str) -> None:
     caplog.set_level(logging.INFO, "moec.torch")
     transformers = pytest.importorskip("transformers", minversion="5.0")
     config = transformers.MixtralConfig(
@@ -117,7 +124,7 @@ def test_a_model_of_transformers(caplog: Any, experts: str, dtype: Any) -> None:
     )  # fmt: skip
     module = transformers.AutoModelForCausalLM.from_config(config).eval().to(dtype)
     module.set_experts_implementation(experts)
-    fast = compiled(module)
+    fast = compiled(module, rest=rest)
     with torch.no_grad():
         for shape in ((2, 7), (3, 11), (1, 30)):
             ids = torch.randint(0, 64, shape)

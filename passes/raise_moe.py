@@ -15,7 +15,7 @@ from moec.ir.interpreter import EvaluationError
 from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report, Unraised
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import Block, is_contraction, width
+from moec.passes.raising.block import Block, experts_of, is_contraction
 from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
 from moec.passes.raising.dataflow import DataFlow
@@ -137,7 +137,7 @@ class _Raising:
         source, reason = failure.source, failure.reason
         if source is None:
             return False
-        return self.behind(source, failure.anchor, str(reason), width(source) if reason.is_mixture else None)
+        return self.behind(source, failure.anchor, str(reason), experts_of(source) if reason.is_mixture else None)
 
     def behind(self, source: ir.Value, anchor: ir.Node, reason: str, refused: int | None = None) -> bool:
         """Raise the experts that values made of ``source`` weigh, whatever makes these, and say whether that was
@@ -172,7 +172,7 @@ class _Raising:
         tell = self.report.note if failure.reason.resembles else self.report.warn
         tell(self.pass_name, name, f"left as ordinary operators: {failure.reason}")
         k = 1 if anchor.op_type == "ArgMax" else self.dataflow.scalar(anchor.inputs[1])
-        experts = None if failure.source is None else width(failure.source)
+        experts = None if failure.source is None else experts_of(failure.source)
         self.report.unraised.append(Unraised(name, str(failure.reason), experts, None if k is None else int(k)))
 
 

@@ -28,11 +28,11 @@ class Simplify:
     6. Squeeze undone by Unsqueeze with the same axes, and the reverse.
     7. Expand to constant sizes that the input has, or to nothing but ones.
     8. Concat of one input, Sum, Max, Min of one input, Split into one part.
-    9. Mul and Div by 1, Add and Sub of 0 (but for the sign of zeros), where the result has the shape of the other
+    9. Mul, Div and Pow by 1, Add and Sub of 0 (but for the sign of zeros), where the result has the shape of the other
        operand; Pad by nothing.
     10. ReduceSum, ReduceMean, ReduceMax, ReduceMin and ReduceProd over axes of size 1: the input, without these axes
         where they are not kept.
-    11. Transpose behind a Softmax, a TopK or a function of single elements goes before it, where it is the only user or
+    11. Transpose behind a Softmax or a function of single elements goes before it, where it is the only user or
         all users are the same Transpose.
     12. Where by a constant that chooses one side alone.
     13. Neg of a Neg; Sub of a Neg becomes Add, and Add of a Neg Sub; Sub of a short constant vector becomes Add of its
@@ -193,8 +193,8 @@ def _expand(node: ir.Node) -> ir.Value | None:
 
 def _neutral(node: ir.Node) -> ir.Value | None:
     """The operand beside a constant that changes nothing."""
-    nothing = 1 if node.op_type in ("Mul", "Div") else 0
-    for place in (1,) if node.op_type in ("Div", "Sub") else (0, 1):
+    nothing = 1 if node.op_type in ("Mul", "Div", "Pow") else 0
+    for place in (1,) if node.op_type in ("Div", "Pow", "Sub") else (0, 1):
         array, other = constant(node.inputs[place]), node.inputs[1 - place]
         if array is not None and other is not None and (array == nothing).all() and _same_shape(other, node.outputs[0]):
             return other
@@ -261,25 +261,22 @@ def _transpose_earlier(node: ir.Node) -> bool:
     permutation = _permutation(node)
     if before is None or permutation is None:
         return False
-    behind = [user for result in before.outputs for user in result.consumers()]
-    if any(result.is_graph_output() for result in before.outputs) or not all(
+    result, graph = before.outputs[0], node.graph
+    behind = result.consumers()
+    if result.is_graph_output() or not all(
         is_op(user, "Transpose") and _permutation(user) == permutation for user in behind
     ):
         return False
-    graph, shape = node.graph, node.outputs[0].shape
     assert isinstance(graph, ir.Graph)
     transpose = ir.node("Transpose", [before.inputs[0]], {"perm": permutation})
-    if len(before.outputs) == 1:
-        transpose.outputs[0].type, transpose.outputs[0].shape = before.outputs[0].type, shape
+    transpose.outputs[0].type, transpose.outputs[0].shape = result.type, node.outputs[0].shape
     graph.insert_before(before, transpose)
     before.replace_input_with(0, transpose.outputs[0])
-    if before.op_type in _ALONG_AN_AXIS:
+    if before.op_type.endswith("Softmax"):
         axis = permutation.index(before.attributes.get_int("axis", -1) % len(permutation))
         before.attributes["axis"] = ir.AttrInt64("axis", axis)
+    result.shape = node.outputs[0].shape
     for user in behind:
-        result = user.inputs[0]
-        assert result is not None
-        result.shape = user.outputs[0].shape
         replace_node(user, [result])
     return True
 
@@ -362,8 +359,7 @@ def _product(node: ir.Node, many: ir.Value | None, few: ir.Value | None, absent:
     return product
 
 
-_ALONG_AN_AXIS = ("LogSoftmax", "Softmax", "TopK")
-_KEEPING_PLACES = ("Exp", "Relu", "Sigmoid", "Softplus", "Tanh", *_ALONG_AN_AXIS)
+_KEEPING_PLACES = ("Exp", "LogSoftmax", "Relu", "Sigmoid", "Softmax", "Softplus", "Tanh")
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
 _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
     "Add": _neutral,
@@ -378,6 +374,7 @@ _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
     "Neg": lambda node: before.inputs[0] if (before := _producer(node, "Neg")) is not None else None,
     "Mul": _neutral,
     "Pad": _pad,
+    "Pow": _neutral,
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _single_output,

@@ -69,6 +69,12 @@ class Watch:
             if (node, place) in self._open
         ]
 
+    def dismiss(self, nodes: Iterable[ir.Node]) -> None:
+        """Take all sides of these nodes for seen."""
+        for node in nodes:
+            self._conditions.pop(node, None)
+        self._open = {key for key in self._open if key[0] in self._conditions}
+
     @property
     def sides(self) -> int:
         """How many sides there are, the excluded ones included."""

@@ -71,7 +71,7 @@ class Weighing:
 class Block:
     """A part of a graph that computes y from x and logits, constants and the shapes of other values.
 
-    ``shape_sources`` are values outside of which only the shape is read. E is the width of the logits, d that of x.
+    ``shape_sources`` are values outside of which only the shape is read. E is the number of experts, d the width of x.
     ``start`` [T,d], where there is one, is computed without the logits, and y is the sum of it and of what the experts
     make (see :mod:`moec.passes.raising.starts`). Evaluations take it to be zeros: their y is the rest.
     ``weighing``: the logits are weights, and what is known of these; evaluations are given none that differ.
@@ -105,6 +105,11 @@ class Block:
         """What depends on the logits."""
         return self.dataflow.dependents([self.logits], self.nodes)
 
+    @property
+    def experts_first(self) -> bool:
+        """Whether logits are [E,T], not [T,E]."""
+        return width(self.logits) is None
+
     def router_nodes(self) -> list[ir.Node]:
         """Nodes that depend on the logits but on no element of x."""
         return [n for n in self.nodes if n.outputs[0] in self.selected and n.outputs[0] not in self.from_x]
@@ -123,7 +128,7 @@ class Block:
         feeds[self.x] = x.reshape(x.shape if rank(self.x) == 2 else shape_at(self.x, sizes))
         leading = feeds[self.x].shape[:-1] if rank(self.logits) == rank(self.x) else (len(x),)
         logits = logits if self.weighing is None else self.weighing.held(logits)
-        feeds[self.logits] = logits.reshape(*leading, self.E)
+        feeds[self.logits] = logits.T if self.experts_first else logits.reshape(*leading, self.E)
         return {**feeds, **self._start_of(np.zeros_like(x))}
 
     def _start_of(self, rows: Array) -> dict[ir.Value, Array]:
@@ -347,6 +352,14 @@ def width(value: ir.Value) -> int | None:
         return None
     last = value.shape[-1]
     return last if isinstance(last, int) else None
+
+
+def experts_of(logits: ir.Value) -> int | None:
+    """How many experts there are if these are logits: [...,E], or [E,T] for any number of tokens."""
+    if width(logits) is not None or logits.shape is None or len(logits.shape) != 2:
+        return width(logits)
+    first = logits.shape[0]
+    return first if isinstance(first, int) else None
 
 
 def symbols_of(value: ir.Value) -> list[str]:

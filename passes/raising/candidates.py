@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.raising.block import Block, is_contraction, shape_at, symbols_of, width
+from moec.passes.raising.block import Block, experts_of, is_contraction, shape_at, symbols_of, width
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.starts import starts
 
@@ -33,8 +33,8 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
     if scores is None:
         return []
     chain = router_chain(dataflow, scores)[0] or [scores]
-    E = next((width(value) for value in chain if width(value) not in (None, 1)), None)
-    return [value for value in chain if E is not None and width(value) == E]
+    E = next((count for value in chain if (count := experts_of(value)) not in (None, 1)), None)
+    return [value for value in chain if E is not None and experts_of(value) == E]
 
 
 def router_chain(dataflow: DataFlow, scores: ir.Value) -> tuple[list[ir.Value], list[ir.Node]]:
@@ -83,8 +83,10 @@ def _region(
     dataflow: DataFlow, anchor: ir.Node, x: ir.Value, logits: ir.Value, y: ir.Value, start: ir.Value | None
 ) -> Block | None:
     """The region between these values, if y can be computed from them, constants and shapes."""
-    E, d = width(logits), width(x)
-    if E is None or d is None or not _may_be_rows(x) or _counts_differ(x, logits) or _counts_differ(x, y):
+    E, d = experts_of(logits), width(x)
+    if E is None or d is None or not _may_be_rows(x) or _counts_differ(x, y):
+        return None
+    if width(logits) is not None and _counts_differ(x, logits):
         return None
 
     def is_leaf(value: ir.Value) -> bool:

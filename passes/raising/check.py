@@ -14,7 +14,7 @@ from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import experts
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
-from moec.passes.raising.coverage import reaching_trials, roundings, watch_block
+from moec.passes.raising.coverage import idle_nodes, reaching_trials, roundings, watch_block
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.router import Routing
 from moec.passes.raising.row_proposal import RowProposal
@@ -81,6 +81,9 @@ def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic
         return comparison.verdict()
     comparison = _Comparison(block, proposal, watch_block(block, proposal.used))
     comparison.run_all(trials(block, proposal.routing))
+    if comparison.agrees and comparison.watch.unseen():
+        start = next(one_token_per_expert(block, proposal.routing))
+        comparison.watch.dismiss(idle_nodes(block, comparison.watch, start))
     if comparison.agrees:
         comparison.run_all(reaching_trials(block, proposal.routing, comparison.watch))
     rounded = roundings(block)

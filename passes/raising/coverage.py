@@ -18,11 +18,15 @@ from moec.ir.interpreter import EvaluationError
 from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
 from moec.ir.sides import Condition, Never, Takes
 from moec.ir.watch import Unseen, Watch
+from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import Trial, combined_trials, far_trials
 
+SHIFTS = (1.0, 10.0, 0.01)
+IDLE = 1e-9
+"""Share of y by which it may be off where something else was computed that it is independent of."""
 MOST_ENTRIES = 1 << 22
 """The size of a table from which on its entries are not looked at."""
 
@@ -74,6 +78,30 @@ def _constant(block: Block, used: Set[ir.Value], value: ir.Value, most: int) -> 
     if value in used or not dataflow.constant(value) or np.prod(dataflow.shape(value), dtype=np.int64) > most:
         return None
     return dataflow.array(value)
+
+
+def idle_nodes(block: Block, watch: Watch, trial: Trial) -> list[ir.Node]:
+    """Extremes with unseen sides, of whose results y is independent, whichever numbers they are: the maximum that a
+    softmax subtracts decides nothing. None where the trial cannot be run as it is."""
+    if block.rows_are_fixed or len(trial.x) % max(block.row_step, 1):
+        return []
+    nodes = dict.fromkeys(side.node for side in watch.unseen() if is_op(side.node, "ReduceMax", "ReduceMin"))
+    try:
+        return [node for node in nodes if _is_idle(block, node.outputs[0], trial)]
+    except EvaluationError:
+        return []
+
+
+def _is_idle(block: Block, result: ir.Value, trial: Trial) -> bool:
+    y, array = block.evaluate(trial.x, trial.logits, [block.y, result])
+    if array.dtype.kind != "f":
+        return False
+    for seed, size in enumerate(SHIFTS):
+        shift = np.random.default_rng(seed).normal(size=array.shape) * size
+        (moved,) = block.evaluate(trial.x, trial.logits, [block.y], {result: array + shift})
+        if not np.allclose(moved, y, rtol=IDLE, atol=IDLE * np.abs(y).max(initial=0)):
+            return False
+    return True
 
 
 def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Trial]:

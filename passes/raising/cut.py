@@ -123,7 +123,8 @@ def _is_affine(node: ir.Node, moving: list[ir.Value], arrays: Mapping[ir.Value, 
     steps = {v: random.normal(size=arrays[v].shape) * FAR * np.abs(arrays[v]).max(initial=1.0) for v in moving}
     try:
         evaluator = Evaluator([node], given, list(node.outputs), {"": 24}, dtype=np.float64)
-        at = [evaluator.run({v: a + n * steps[v] if v in steps else a for v, a in given.items()}) for n in range(3)]
+        with np.errstate(all="ignore"):
+            at = [evaluator.run({v: a + n * steps[v] if v in steps else a for v, a in given.items()}) for n in range(3)]
     except EvaluationError:
         return False
     return all(map(_on_a_line, *at))

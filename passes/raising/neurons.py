@@ -10,7 +10,7 @@ import numpy as np
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
 
-NEAR = 1e-5
+NEAR = 1e-6
 FAR = 0.7
 """Steps along which the activation is looked at: one shows its slope, one crosses zero, where relu bends."""
 SAME = 2e-4

@@ -57,11 +57,11 @@ def _arrangement(block: Block, mixing: Mixing, cut: Cut, *, scaled: bool) -> Arr
     labels = Labels.of(block)
     try:
         return _Probe(block, mixing, cut, labels, scaled).arrangement()
-    except NotUnderstoodError:
-        labels = labels.with_copies()
-        if not labels.copies:
-            raise
-    return _Probe(block, mixing, cut, labels, scaled).arrangement()
+    except NotUnderstoodError as reason:
+        try:
+            return _Probe(block, mixing, cut, labels.with_copies(), scaled, merged=True).arrangement()
+        except NotUnderstoodError:
+            raise reason from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +79,15 @@ class _Projections:
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
-    """``scaled``: what multiplies weights beside tokens is a constant, not a weight from the router."""
+    """``scaled``: what multiplies weights beside tokens is a constant, not a weight from the router. ``merged``: where
+    two projections are always equal, a copy of some weights is stored elsewhere, and they are one."""
 
     block: Block
     mixing: Mixing
     cut: Cut
     labels: Labels
     scaled: bool
+    merged: bool = False
 
     def arrangement(self) -> Arrangement:
         projections = self._projections()
@@ -130,6 +132,10 @@ class _Probe:
         biases = whole(np.divide(fixed, biased, out=np.zeros_like(fixed), where=biased != 0))[held]
         labels = read(0)
         _, first, number = np.unique(labels, return_index=True, return_inverse=True)
+        if self.merged:
+            tokens = np.random.default_rng(1).normal(size=(2, d))
+            values = np.stack([self._inner(token, [{}])[held][first] for token in tokens])
+            number = _equal_columns(values)[number]
         columns, weights = sampled(lambda column: (read(column) if column else labels)[first], d)
         of_element = np.full(scale.shape, -1)
         of_element[held] = number
@@ -302,6 +308,18 @@ def _fused(labels: Labels, gate: _Matrices, up: _Matrices) -> Iterator[tuple[Gat
             continue
         if entries.are_whole:
             yield layout, entries
+
+
+def _equal_columns(values: Array) -> Array:
+    """For each column of [m,n] the number of the first of those that are equal to it but for rounding."""
+    order = np.lexsort(values)
+    step = np.abs(np.diff(values[:, order], axis=1)).max(axis=0, initial=0)
+    group = np.cumsum([0, *(step > TOLERANCE * np.abs(values).max())])
+    first = np.full(group[-1] + 1, len(order))
+    np.minimum.at(first, group, order)
+    found = np.empty(len(order), np.int64)
+    found[order] = first[group]
+    return found
 
 
 def _listed(experts: Array) -> str:

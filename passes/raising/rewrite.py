@@ -77,6 +77,11 @@ class _Writer:
 
     def rows(self, value: ir.Value, width: int, label: str) -> ir.Value:
         """``value`` as a matrix with one row per token."""
+        if value is self.block.logits and self.block.experts_first:
+            node = ir.node("Transpose", [value], {"perm": [1, 0]}, name=f"{self.name}.{label}.rows")
+            (rows,) = self.add(node, value.dtype, f"{label}.rows")
+            rows.shape = ir.Shape([None, width])
+            return rows
         if value.shape is not None and len(value.shape) == 2:
             return value
         target = self.constant(np.array([-1, width]), f"{label}.rows_shape")

@@ -137,21 +137,27 @@ def _reads_weights(block: Block, node: ir.Node) -> bool:
 
 def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterator[_View]:
     E, order = block.E, block.dataflow.order
-    ids = [a.reshape(T, -1) for _, a in found if a.dtype.kind == "i" and a.size % T == 0 and a.size < T * E]
+    ids = [_rows(a, T, E) for _, a in found if a.dtype.kind == "i" and a.size % T == 0 and a.size < T * E]
     ids = [a for a in ids if a.shape[1] and a.min() >= 0 and a.max() < E]
     for value, array in found:
         producer = value.producer()
         if array.dtype.kind != "f" or array.size % T or producer is None:
             continue
-        rows = array.reshape(T, -1)
+        rows = _rows(array, T, E)
         for chosen in ids:
             if chosen.shape == rows.shape:
                 yield _View(as_mixture(rows, chosen, E), chosen.shape[1], order[producer])
         if rows.shape[1] == E:
-            mixture = array.reshape(E, T).T if array.shape[0] == E != T else rows
-            k = int((mixture != 0).sum(axis=1).max())
+            k = int((rows != 0).sum(axis=1).max())
             if 0 < k < E:
-                yield _View(mixture, k, order[producer])
+                yield _View(rows, k, order[producer])
+
+
+def _rows(array: Array, T: int, E: int) -> Array:
+    """An array with n numbers for each token as [T,n], whether tokens are its first axes or, as [n,T], its last."""
+    n = array.size // T
+    turned = array.shape[0] == n != T and (n == E or array.shape[1:2] == (T,))
+    return array.reshape(n, T).T if turned else array.reshape(T, n)
 
 
 def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:

@@ -54,8 +54,6 @@ def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
     router = None if scores is None else router_of(dataflow, scores)
     if scores is None or router is None or _products_met(dataflow, anchor, scores) < 2:
         return None
-    if width(scores) is None:
-        return "it selects along an axis of no constant size, in which the number of experts was expected"
     if router not in find_logits(dataflow, anchor):
         return "other operators than scores stand between its router's product and it, so that no logits were found"
     return "no part of the graph behind it makes one row per token from one row per token"

@@ -84,7 +84,6 @@ def unraised(text: str) -> Report:
         (UNROLLED, 2, "it weighs all of its experts for every token"),
         (returning_results(SOFT.replace("Softmax <axis = -1>", "Relu")), 4, "it weighs all of its experts"),
         (returning_results(TABLE), None, "a table gives the experts of a token"),
-        (returning_results(COLUMNS), None, "it selects along an axis of no constant size"),
     ],
 )
 def test_it_is_told_and_stays(text, experts, reason):
@@ -94,6 +93,12 @@ def test_it_is_told_and_stays(text, experts, reason):
     assert found.reason.startswith(reason)
     assert (remark.subject, remark.severity) == (found.node, "note")
     assert remark.message == f"left as ordinary operators: {found.reason}"
+
+
+def test_logits_of_experts_by_tokens_are_tried():
+    (found,) = unraised(returning_results(COLUMNS)).unraised
+    assert (found.experts, found.top_k) == (4, 2)
+    assert found.reason.startswith("what it computes is not recognised")
 
 
 def test_a_selection_that_no_block_is_found_around_is_told():

@@ -75,8 +75,8 @@ def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir
     start = int(random.integers(len(every) - 1))
     end = int(random.integers(start + 1, min(start + 9, len(every)))) + 1
     inside, outside = every[start:end], [*every[:start], *every[end:]]
-    if any(node.domain.startswith("local") for node in inside):
-        return None
+    if any(node.domain.startswith("local") or node.op_type == "If" for node in inside):
+        return None  # no function of functions, nor branches, which use values from outside
     made = {name for node in inside for name in node.output}
     taken = dict.fromkeys(name for node in inside for name in node.input if name and name not in made)
     wanted = {name for node in outside for name in node.input} | {value.name for value in proto.graph.output}

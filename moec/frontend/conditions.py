@@ -98,9 +98,9 @@ def read(model: ir.Model, where: str) -> Conditions:
     if KEY not in model.metadata_props:
         return Conditions()
     try:
-        content = json.loads(model.metadata_props[KEY])
+        content = {"unused": [], **json.loads(model.metadata_props[KEY])}  # files of before have no such key
         kinds = [field.name for field in dataclasses.fields(Conditions)]
-        found = Conditions(**{kind: tuple(map(_printable, content.get(kind, ()))) for kind in kinds})
+        found = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})
         _ = found.names
     except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise MoecError(f"{where}: its metadata {KEY!r} cannot be read ({error}); export the model again") from error

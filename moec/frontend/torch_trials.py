@@ -30,10 +30,13 @@ def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]
     """The guards that are left, and those that were let in (``seq = 1``)."""
     excluded: dict[str, set[int]] = {}
     kept: list[str] = []
+    more: list[str] = []
     for guard in guards:
         found = _SMALL.fullmatch(guard)
         if found is None:
-            kept.append(guard)
+            wider, ones = _widened(guard, agrees)
+            kept.append(wider)
+            more += ones
             continue
         name, test = found["range"] or found["name"], parse_guard(guard)
         excluded.setdefault(name, set()).update(value for value in (0, 1) if not holds(test, {name: value}))
@@ -48,7 +51,17 @@ def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]
         rejected = {value for value in values if (name, value) not in accepted}
         if rejected:
             kept.append({0: f"1 <= {name}", 1: f"{name} != 1", 2: f"2 <= {name}"}[sum(rejected) + (len(rejected) > 1)])
-    return kept, [f"{name} = {value}" for name, value in sorted(accepted)]
+    return kept, [*(f"{name} = {value}" for name, value in sorted(accepted)), *dict.fromkeys(more)]
+
+
+def _widened(guard: str, agrees: Agrees) -> tuple[str, list[str]]:
+    """Another guard, maybe about several sizes; where it excludes that all are 1 and that agrees, it or that."""
+    test = parse_guard(guard)
+    ones = dict.fromkeys(test.names, 1)
+    if holds(test, ones) or not agrees(ones):
+        return guard, []
+    equal = " and ".join(f"{name} == 1" for name in ones)
+    return f"({guard}) or ({equal})", [equal.replace("==", "=")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,6 +143,14 @@ def test_one_token_is_let_in_where_the_module_agrees() -> None:
     assert found.guards == () and len(found.tried) == 1 and found.tried[0].endswith(" = 1")
 
 
+def test_a_single_token_is_let_in_where_the_module_agrees() -> None:
+    """What excludes it is about two sizes, and stays for others."""
+    found = conditions(lambda x: x * 2 if x.shape[0] * x.shape[1] != 1 else x + x, (X,), {0: DYNAMIC, 1: DYNAMIC})
+    (guard,) = found.guards
+    assert " != 1) or (" in guard and guard.count(" == 1") == 2
+    assert len(found.tried) == 1 and found.tried[0].count(" = 1") == 2
+
+
 def test_trials_do_not_rest_on_examples_of_zeros() -> None:
     found = conditions(lambda x: x * 2 if x.shape[1] != 1 else x * 3, (torch.zeros(2, 8),), {1: DYNAMIC})
     assert len(found.guards) == 1 and not found.tried

@@ -138,11 +138,12 @@ class Evaluator:
             if step.node in self._casts:
                 values[operator.output[0]] = _cast(step.node, inputs[0])
                 return
-            if isinstance(inputs[0] if inputs else None, ExpertStack):
+            picked = isinstance(inputs[0] if inputs else None, ExpertStack)
+            if picked:
                 inputs = _picked(step.node, *inputs)
             inputs = [_Parts(value) if isinstance(value, ExpertStack) else value for value in inputs]
             values.update({name: self._widen(values[name]) for name in step.captured})
-            outputs = operator.run(*inputs, **context)
+            outputs = inputs if picked and len(inputs) == 1 else operator.run(*inputs, **context)
         except MemoryError:
             raise
         except Exception as error:  # whatever numpy or the operator's own checks raise
@@ -246,17 +247,19 @@ def _read_whole(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _picked(node: ir.Node, stack: ExpertStack, indices: Array) -> list[Array]:
-    """The data and the indices of a Gather or GatherND from a stack, with the experts that it needs alone."""
+    """What a Gather or GatherND picks from a stack: of whole experts the result, for a copy of such weights costs as much
+    again; of parts of them the data, of the experts that it needs alone, and the indices."""
     count, *shape = stack.shape.numpy()
     ids = indices if node.op_type == "Gather" else indices[..., 0]
     chosen, places = np.unique(ids, return_inverse=True)
     if chosen.size and not -count <= chosen[0] <= chosen[-1] < count:
         raise IndexError(f"picks experts {chosen[0]} to {chosen[-1]} of {count}")
-    data = np.empty((len(chosen), *shape), stack.dtype.numpy())
-    for place, expert in enumerate(chosen):
-        data[place] = stack.expert(int(expert) % count)
     places = places.reshape(ids.shape)
-    return [data, places if ids is indices else np.concatenate([places[..., None], indices[..., 1:]], -1)]
+    picks_whole = ids is indices or indices.shape[-1] == 1
+    data = np.empty((*(ids.shape if picks_whole else chosen.shape), *shape), stack.dtype.numpy())
+    for place, expert in enumerate(chosen):
+        data[places == place if picks_whole else place] = stack.expert(int(expert) % count)
+    return [data] if picks_whole else [data, np.concatenate([places[..., None], indices[..., 1:]], -1)]
 
 
 def _mark_last_uses(steps: Sequence[_Step], kept: set[str]) -> None:

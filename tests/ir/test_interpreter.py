@@ -414,7 +414,10 @@ _GATHER_ND = """
     y = Cast <to = 1> (p)"""
 
 
-@pytest.mark.parametrize("body", [_GATHER, _GATHER_ND])
+_GATHER_CAST = "wide = Cast <to = 1> (w)\n y = Gather (wide, ids)"
+
+
+@pytest.mark.parametrize("body", [_GATHER, _GATHER_ND, _GATHER_CAST])
 @pytest.mark.parametrize("dtype", [None, np.float64])
 @pytest.mark.parametrize(("ids", "made"), [([2, 0, 2], [0, 2]), ([-1], [2]), ([], [])])
 def test_of_a_stack_the_experts_that_are_picked_are_made(
@@ -436,7 +439,14 @@ def test_rows_are_picked_from_the_experts_that_they_are_part_of() -> None:
     assert read == [0, 2]
 
 
-@pytest.mark.parametrize("body", ["y = Gather <axis = 1> (w, ids)", "p = Gather (w, ids)\n y = MatMul (p, w)"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Gather <axis = 1> (w, ids)",
+        "p = Gather (w, ids)\n y = MatMul (p, w)",
+        "wide = Cast <to = 1> (w)\n p = Gather (wide, ids)\n y = MatMul (p, wide)",
+    ],
+)
 def test_a_stack_that_is_read_in_another_way_is_made_as_a_whole(body: str) -> None:
     read: list[int] = []
     run(picking(body, read), {"ids": np.array([1, 0, 1], np.int64)}, dtype=np.float64)

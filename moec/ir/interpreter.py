@@ -247,8 +247,8 @@ def _read_whole(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _picked(node: ir.Node, stack: ExpertStack, indices: Array) -> list[Array]:
-    """What a Gather or GatherND picks from a stack: of whole experts the result, for a copy of such weights costs as much
-    again; of parts of them the data, of the experts that it needs alone, and the indices."""
+    """What a Gather or GatherND picks from a stack: of whole experts the result, for a copy of such weights costs as
+    much again; of parts of them the data, of the experts that it needs alone, and the indices."""
     count, *shape = stack.shape.numpy()
     ids = indices if node.op_type == "Gather" else indices[..., 0]
     chosen, places = np.unique(ids, return_inverse=True)

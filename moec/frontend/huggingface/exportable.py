@@ -17,6 +17,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch_chunk_gated_delta_rule": recurrences.gated_delta_rule,
     "chunk_kimi_delta_attention": recurrences.gated_delta_rule,
     "mamba_selective_scan": recurrences.selective_scan,
+    "mamba2_chunk_scan": recurrences.chunk_scan,
 }
 """By their names in the file that defines a model."""
 _METHODS: dict[tuple[str, str], Callable[..., Any]] = {

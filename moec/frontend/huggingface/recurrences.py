@@ -105,6 +105,48 @@ def selective_scan(
     return found if z is None else found * torch.nn.functional.silu(z)
 
 
+def chunk_scan(
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    chunk_size: int,
+    D: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
+    initial_states: Any = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    **_: Any,
+) -> torch.Tensor:
+    """Mamba 2's scan, ``mamba2_chunk_scan``.
+
+    ``hidden_states`` [B,T,H,P], ``dt`` [B,T,H]; ``A``, ``D`` and ``dt_bias`` [H]; ``B`` and ``C`` [B,T,g,n], H a
+    multiple of g. Returns [B,T,H,P].
+    """
+    import torch
+
+    _check_stateless(initial_states, return_final_states)
+    length, heads = hidden_states.shape[1:3]
+    if dt_bias is not None:
+        dt = dt + dt_bias
+    if dt_softplus:
+        dt = torch.nn.functional.softplus(dt)
+    dt = dt.clamp(*dt_limit).float().unsqueeze(-1)
+    key, query = (part.repeat_interleave(heads // part.shape[2], dim=2) for part in (B, C))
+    parts = (query, key, hidden_states.float() * dt, A.float()[:, None] * dt)
+    query, key, value, decay = (_in_chunks(part, chunk_size) for part in parts)
+    decay = decay.cumsum(dim=3)
+    place = torch.arange(chunk_size)
+    attention = _pairs(query, key, decay, place[:, None] >= place[None, :])
+    last = decay[:, :, :, -1:]
+    written = (key * (last - decay).exp()).transpose(-1, -2) @ value
+    before = _states_before(last.exp(), written, torch.mul, chunk_size)
+    found = _in_sequence((query * decay.exp()) @ before + attention @ value, length)
+    return found if D is None else found + hidden_states.float() * D[:, None]
+
+
 def lightning_attention(
     self: Any, hidden_states: torch.Tensor, position_embeddings: Any, attention_mask: torch.Tensor | None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,14 +182,16 @@ def _normalized(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _in_chunks(sequence: torch.Tensor, size: int) -> torch.Tensor:
-    """[B,T,H,n] as [B,H,chunks,size,n] in float32, with zeros behind the end."""
+    """[B,T,H,n] as [B,H,chunks,size,n] in float32, with zeros behind the end: those of one chunk more than there have
+    to be, for PyTorch tells a size of 1 from others."""
     import torch
 
     batch, length, heads, width = sequence.shape
-    place = torch.arange((length + size - 1) // size * size)
+    chunks = (length + size - 1) // size + 1
+    place = torch.arange(chunks * size)
     padded = sequence.float().transpose(1, 2).index_select(2, place.clamp(max=length - 1))
     padded = torch.where((place < length)[:, None], padded, 0.0)
-    return padded.reshape(batch, heads, (length + size - 1) // size, size, width)
+    return padded.reshape(batch, heads, chunks, size, width)
 
 
 def _in_sequence(chunks: torch.Tensor, length: int) -> torch.Tensor:

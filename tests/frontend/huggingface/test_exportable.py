@@ -39,6 +39,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "JetMoe": {"kv_channels": 8},
     "MiniMax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 16},
+    "GraniteMoeHybrid": {
+        "layer_types": ["mamba", "attention"],
+        "mamba_d_state": 8,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_expand": 2,
+        "mamba_n_groups": 2,
+        "mamba_chunk_size": 16,
+        "shared_intermediate_size": 24,
+    },
     "Jamba": {
         "attn_layer_period": 2,
         "attn_layer_offset": 1,

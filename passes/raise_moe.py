@@ -19,7 +19,7 @@ from moec.passes.raising.block import Block, experts_of, is_contraction
 from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
 from moec.passes.raising.dataflow import DataFlow
-from moec.passes.raising.failure import NoResultError, NotUnderstoodError
+from moec.passes.raising.failure import NoResultError, NotUnderstoodError, left_out
 from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.given_weights import given_routing, weighed_blocks
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
@@ -28,7 +28,7 @@ from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.probing import probe_experts
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import Routing, expert_vectors, propose_routings
-from moec.passes.raising.row_proposal import propose_rows
+from moec.passes.raising.row_proposal import RowProposal, propose_rows
 from moec.passes.raising.search import Match, checked, find_match
 from moec.passes.raising.unraised import resemblances, why_no_candidate
 from moec.passes.raising.weights import Arrangement, arrangements, with_factor
@@ -160,6 +160,8 @@ class _Raising:
         self.understood.update(block.nodes)
         replace(self.graph, block, match.proposal, match.formulation)
         self.changed = True
+        if isinstance(match.proposal, RowProposal) and (absent := match.proposal.absent):
+            self.report.warn(self.pass_name, block.name, left_out(absent, block.E))
         if match.undefined:
             trials = ", ".join(f"'{trial}'" for trial in match.undefined)
             why = next(iter(match.undefined.values()))

@@ -1,5 +1,7 @@
 """Why a block is left as it is."""
 
+from collections.abc import Sequence
+
 
 class NotUnderstoodError(Exception):
     """The block looks like a mixture of experts, but something in it is beyond the dialect or beyond the matchers.
@@ -28,3 +30,12 @@ class NotUnderstoodError(Exception):
 
 class NoResultError(NotUnderstoodError):
     """No value of the block holds the result of some expert."""
+
+
+def left_out(experts: Sequence[int], E: int) -> str:
+    """What is said of experts that add nothing to y, of so many."""
+    more = f" (nor do {len(experts) - 1} others)" if len(experts) > 1 else ""
+    return (
+        f"of {E} experts expert {experts[0]} adds nothing to y{more}; an export by tracing leaves out experts that no "
+        "token of the trace reached: if the model has them, export again with an input that reaches every expert"
+    )

@@ -19,7 +19,7 @@ from moec.ir.dialect import ExpertsSpec, GateLayout
 from moec.passes.raising.block import Block
 from moec.passes.raising.cut import Cut, find_cut
 from moec.passes.raising.dataflow import Array
-from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.failure import NotUnderstoodError, left_out
 from moec.passes.raising.labels import Labels, whole
 from moec.passes.raising.mixing import TOLERANCE, Mixing
 from moec.passes.raising.neurons import Units, find_units
@@ -148,10 +148,7 @@ class _Probe:
         sizes = self._result(units, known, np.ones(len(known)))[:, 0]
         missing = np.flatnonzero(np.abs(sizes) <= TOLERANCE * np.abs(sizes).max())
         if missing.size:
-            raise NotUnderstoodError(
-                f"of {E} experts {_listed(missing)}; an export by tracing leaves out experts that no token of the "
-                "trace reached: export again with an input that reaches every expert"
-            )
+            raise NotUnderstoodError(left_out(missing.tolist(), E))
         if len(known) % E:
             raise NotUnderstoodError(f"its {len(known)} hidden units are no equal number for each of {E} experts")
         f = len(known) // E
@@ -320,11 +317,6 @@ def _equal_columns(values: Array) -> Array:
     found = np.empty(len(order), np.int64)
     found[order] = first[group]
     return found
-
-
-def _listed(experts: Array) -> str:
-    more = f" (nor do {len(experts) - 1} others)" if len(experts) > 1 else ""
-    return f"expert {experts[0]} adds nothing to y{more}"
 
 
 def _flat(runs: list[list[Array]]) -> Array:

@@ -54,6 +54,11 @@ class RowProposal:
         bias = self.routing.correction_bias
         return own | common | ({bias} if bias is not None else set())
 
+    @property
+    def absent(self) -> list[int]:
+        """The ids of experts that add nothing to y."""
+        return [] if self.simple is None else self.simple.absent
+
     def run(self, block: Block, x: Array, logits: Array) -> Array:
         """y [T,d] in float64 for rows x [T,d] and logits [T,E]."""
         weights, ids = self.routing.run(block, logits)

@@ -59,6 +59,13 @@ class SimpleExperts:
         copies[simple], vectors[simple] = fitted
         return SimpleExperts(stored, copies, vectors)
 
+    @property
+    def absent(self) -> list[int]:
+        """The ids of those that add nothing."""
+        adds = (self.copies != 0) | self.vectors.any(axis=1)
+        adds[list(self.stored)] = True
+        return np.flatnonzero(~adds).tolist()
+
     def stored_ids(self, writing: Writing, ids: ir.Value) -> ir.Value:
         """Ids [T,k] among the experts that are stored, -1 for others."""
         table = np.full(len(self.copies) + 1, -1, np.int32)

@@ -60,7 +60,8 @@ def check(source: Any) -> None:
     """Raise MoecError, saying what to pass instead, for what is no model but often taken for one."""
     if isinstance(source, Mapping):
         raise MoecError(
-            "cannot compile a dict; if these are weights, load them into their module by load_state_dict and pass that"
+            "cannot compile a dict; expected a model: if these are weights, load them into their module by "
+            "load_state_dict and pass that"
         )
     if is_torch(source, "Tensor"):
         raise MoecError("cannot compile a tensor; pass the module that computes with it")

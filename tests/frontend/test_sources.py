@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[Callable[[pathlib.Path], Any], str]] = {
     "pickled": (lambda at: file(at, "pytorch_model.bin"), r"pytorch_model\.bin: is pickled, which is never opened"),
     "saved program": (lambda at: file(at, "model.pt2"), r"model\.pt2: is an exported program; .*torch\.export\.load"),
     "gguf": (lambda at: file(at, "model.gguf"), r"model\.gguf: is a GGUF file, which is not read; pass the folder"),
-    "state dict": (lambda _: affine().state_dict(), r"^cannot compile a dict; if these are weights, load them"),
+    "state dict": (lambda _: affine().state_dict(), r"^cannot compile a dict; expected a model: if these are weights"),
     "tensor": (lambda _: X[0], r"^cannot compile a tensor; pass the module that computes with it$"),
     "hub name": (lambda _: "Qwen/Qwen3-30B-A3B", r"^Qwen/Qwen3-30B-A3B: .* hf download Qwen/Qwen3-30B-A3B --local-"),
     "no file": (lambda at: str(at / "model.onnx"), r"model\.onnx: no such file; expected an ONNX model$"),

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.ir.movement import moving
-from moec.ir.weights.stored import decodes_weight
+from moec.ir.weights.stored import decodes_weight, widens_halves
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op, replace_by_tensors
 
@@ -20,7 +20,6 @@ _KEPT = ("DequantizeLinear", "QuantizeLinear", "Dropout", "BatchNormalization")
 """Quantised weights are wanted quantised; the other two have a meaning of their own in training."""
 _BOUNDED_BY_INPUTS = ("Compress", "NonZero", "Unique")
 """Operators whose results have sizes that depend on data, but at most as many elements as their inputs."""
-_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _NEVER_LARGER = moving(repeats=False) - {*_BOUNDED_BY_INPUTS}
 
 
@@ -72,7 +71,7 @@ class FoldConstants:
         if _elements(node, types) <= self.limit and all(array is None or array.size <= self.limit for array in inputs):
             arrays = _evaluate(node, version, inputs)
             return None if arrays is None else [ir.tensor(array) for array in arrays]
-        narrow = is_op(node, *_NEVER_LARGER) and not _widens(node, types)
+        narrow = is_op(node, *_NEVER_LARGER) and not widens_halves(node)
         lazy = narrow or (is_op(node, "Gather") and inputs[1].size == 1)  # type: ignore[union-attr]
         if not lazy or any(shape is None for _, shape in types):
             return None
@@ -81,12 +80,6 @@ class FoldConstants:
             ir.LazyTensor(functools.partial(frozen.output, index), dtype=dtype, shape=ir.Shape(shape or ()))
             for index, (dtype, shape) in enumerate(types)
         ]
-
-
-def _widens(node: ir.Node, types: list[_Type]) -> bool:
-    """Whether it makes float32 of fewer bits."""
-    stored = node.inputs[0].const_value if node.op_type == "Cast" and node.inputs[0] is not None else None
-    return stored is not None and stored.dtype in _HALVES and types[0][0] == ir.DataType.FLOAT
 
 
 _Type = tuple[ir.DataType, "tuple[int, ...] | None"]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
-from moec.ir.weights.stored import constant, weight_runs
+from moec.ir.weights.stored import weight_runs, widens_halves
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op
 from moec.passes.weights.linears import is_dense_product, is_transposed, make_linear
@@ -49,7 +49,7 @@ class FuseStoredWeights:
         for node in list(model.graph):
             if node.graph is None or not is_dense_product(node):  # an Add that became a bias is in no graph
                 continue
-            if _is_in_16_bits(_weight(node)):
+            if widens_halves(_weight(node).producer()):
                 make_linear(model.graph, node)
                 changed = True
                 continue
@@ -63,15 +63,6 @@ class FuseStoredWeights:
             else:
                 report.note(self.name, node_name(node), f"the product takes its weight as floats: {stays}")
         return changed
-
-
-def _is_in_16_bits(weight: ir.Value) -> bool:
-    """Whether it is a float32 copy of a constant in 16 bits."""
-    node = weight.producer()
-    if not is_op(node, "Cast") or weight.dtype != ir.DataType.FLOAT:
-        return False
-    stored = constant(node.inputs[0])
-    return stored is not None and stored.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _weight(product: ir.Node) -> ir.Value:

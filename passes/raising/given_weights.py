@@ -22,13 +22,13 @@ from moec.passes.raising.candidates import candidate_blocks
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
+from moec.passes.raising.unraised import MOST_EXPERTS
 
 MOST_VALUES = 4
 """How many values behind a router are tried as weights."""
 MOST_BEHIND = 64
 """How many values behind a router are looked at."""
 MOST_REGIONS = 2
-MOST_EXPERTS = 1024
 
 
 def weighed_blocks(dataflow: DataFlow, source: ir.Value, anchor: ir.Node) -> Iterator[Block]:

@@ -262,6 +262,14 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return ir.convenience.get_const_tensor(value)
 
 
+def widens_halves(node: ir.Node | None) -> TypeGuard[ir.Node]:
+    """Whether it makes float32 of a constant that is stored as floats in 16 bits."""
+    if not _is(node, "Cast") or node.attributes.get_int("to", 0) != ir.DataType.FLOAT:
+        return False
+    stored = constant(node.inputs[0])
+    return stored is not None and stored.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
 def _parts(value: ir.Value) -> Iterator[ir.Value]:
     node = value.producer()
     if not _is(node, "Concat"):

@@ -114,7 +114,7 @@ def measure(
         folder = aside.with_name(f"{aside.name}.rows")  # which goes with it
         folder.mkdir()
         sums = _Sums(taps, folder, moments)
-        sums.run(moec.compile(graph, passes="", threads=threads), sources, progress)
+        sums.run(_compiled(graph, folder / "model.moec", threads), sources, progress)
         head = dataclasses.replace(head, data=sums.pieces, layers=sums.layers())
         with workers(check_threads(threads)) as run:
             made = folder / "made" if others else aside
@@ -122,6 +122,13 @@ def measure(
         if others:
             merge(aside, [Profile.read(made), *others])
     return sums.summary(time.perf_counter() - start)
+
+
+def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> moec.CompiledModel:
+    """The model as it is run here: beside the profile, since temporary folders often are memory, and its weights mapped,
+    so that those of a large model leave memory again."""
+    compiler.write(graph, path, passes="", threads=threads)
+    return moec.load(path, pages="mapped", check_weights=False)
 
 
 def _source(model: str | os.PathLike[str]) -> dict[str, str]:

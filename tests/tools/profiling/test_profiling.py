@@ -7,6 +7,8 @@ import pathlib
 import resource
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -28,18 +30,52 @@ from moec.tools.profiling.workers import workers
 from ...passes.stored_weights import D, E, experts_model
 from ...products import thinned
 
-EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "char_lm"
+WIDTH, UNITS, VOCABULARY = 64, 48, 96
+MODEL = f"""<ir_version: 10, opset_import: ["" : 21, "moec" : 1]>
+model (int64[batch,seq] ids) => (float[batch,seq,{VOCABULARY}] y) {{
+    embedded = Gather (table, ids)
+    width = Constant <value_ints = [-1, {WIDTH}]> ()
+    x0 = Reshape (embedded, width)
+    logits0 = MatMul (x0, router0)
+    m0 = moec.MoE <k = 2, gate_layout = "separate"> (x0, logits0, , up0, down0, gate0)
+    x1 = Add (x0, m0)
+    logits1 = MatMul (x1, router1)
+    m1 = moec.MoE <k = 2, gate_layout = "separate"> (x1, logits1, , up1, down1, gate1)
+    x2 = Add (x1, m1)
+    shape = Shape (embedded)
+    last = Reshape (x2, shape)
+    y = MatMul (last, head)
+}}"""
 
 
-def prepared() -> ir.Model:
-    graph = compiler.import_model(EXAMPLE / "model.onnx")
+def written(path: pathlib.Path) -> pathlib.Path:
+    """A model of tokens with two layers of eight experts."""
+    proto, random = onnx.parser.parse_model(MODEL), np.random.default_rng(0)
+    shapes = {"table": (VOCABULARY, WIDTH), "head": (WIDTH, VOCABULARY)}
+    for layer in "01":
+        shapes |= {f"router{layer}": (WIDTH, 8), f"down{layer}": (8, WIDTH, UNITS)}
+        shapes |= {f"{name}{layer}": (8, UNITS, WIDTH) for name in ("gate", "up")}
+    for name, shape in shapes.items():
+        array = random.normal(size=shape, scale=2 / np.sqrt(shape[-1])).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return written(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+def prepared(model: pathlib.Path) -> ir.Model:
+    graph = compiler.import_model(model)
     pipeline.run(graph, pipeline.parse("O2"))
     return graph
 
 
-def measured(folder: pathlib.Path, ids: np.ndarray, name: str = "p", **options) -> Profile:
+def measured(model: pathlib.Path, folder: pathlib.Path, ids: np.ndarray, name: str = "p", **options) -> Profile:
     np.savez(folder / f"{name}.npz", ids=ids)
-    measure(EXAMPLE / "model.onnx", [folder / f"{name}.npz"], folder / f"{name}.moeprof", **options)
+    measure(model, [folder / f"{name}.npz"], folder / f"{name}.moeprof", **options)
     return Profile.read(folder / f"{name}.moeprof")
 
 
@@ -49,14 +85,14 @@ def ids() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, ids: np.ndarray) -> Profile:
-    return measured(tmp_path_factory.mktemp("profile"), ids)
+def made(model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, ids: np.ndarray) -> Profile:
+    return measured(model, tmp_path_factory.mktemp("profile"), ids)
 
 
 @pytest.fixture(scope="module")
-def reads(ids: np.ndarray) -> list[tuple[ir.Node, np.ndarray, np.ndarray]]:
+def reads(model: pathlib.Path, ids: np.ndarray) -> list[tuple[ir.Node, np.ndarray, np.ndarray]]:
     """Layers with x and logits, as a second compilation gives them."""
-    graph = prepared()
+    graph = prepared(model)
     nodes = list(measurable(graph.graph))
     for position, node in enumerate(nodes):
         for name in ("x", "logits"):
@@ -153,9 +189,9 @@ def test_fewer_bits_cost_more_and_only_where_tokens_came(made):
         assert all((error[reached] > 0).all() and not error[~reached].any() for error in errors)
 
 
-def test_profiles_of_two_halves_merge_to_that_of_both(made, ids, tmp_path):
-    first = measured(tmp_path, ids[:1], "first")
-    both = measured(tmp_path, ids[1:], "both", merge_with=[first.path])
+def test_profiles_of_two_halves_merge_to_that_of_both(model, made, ids, tmp_path):
+    first = measured(model, tmp_path, ids[:1], "first")
+    both = measured(model, tmp_path, ids[1:], "both", merge_with=[first.path])
     assert [piece["tokens"] for piece in both.head.data] == [22, 11]
     for one, other in zip(both.all_experts(), made.all_experts(), strict=True):
         assert one.tokens == other.tokens == ids.size
@@ -166,8 +202,8 @@ def test_profiles_of_two_halves_merge_to_that_of_both(made, ids, tmp_path):
             assert len(one.rows(expert)) == len(one.row_gates(expert)) <= max(one.count)
 
 
-def test_a_layer_is_known_after_its_weights_change_only_if_that_was_noted(made):
-    node = next(measurable(prepared().graph))
+def test_a_layer_is_known_after_its_weights_change_only_if_that_was_noted(model, made):
+    node = next(measurable(prepared(model).graph))
     changed = ir.tensor(np.ones((8, 64, 48), np.float32))
     keep_key(node)
     dialect.inputs_of(node)["down"].const_value = changed
@@ -178,8 +214,8 @@ def test_a_layer_is_known_after_its_weights_change_only_if_that_was_noted(made):
     assert key_of(node) not in {layer.key for layer in made.head.layers}
 
 
-def test_without_moments_and_formats(ids, tmp_path):
-    small = measured(tmp_path, ids, moments=False, formats="")
+def test_without_moments_and_formats(model, ids, tmp_path):
+    small = measured(model, tmp_path, ids, moments=False, formats="")
     (layer, _) = small.all_experts()
     assert layer.error("int8") is None
     with pytest.raises(KeyError, match="moment_in/0"):
@@ -199,18 +235,18 @@ def test_without_moments_and_formats(ids, tmp_path):
     ],
     3,
 )
-def test_data_that_does_not_fit_leaves_no_profile(arrays, message, tmp_path):
+def test_data_that_does_not_fit_leaves_no_profile(model, arrays, message, tmp_path):
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(MoecError, match=message):
-        measure(EXAMPLE / "model.onnx", [tmp_path / "bad.npz"], tmp_path / "p.moeprof")
+        measure(model, [tmp_path / "bad.npz"], tmp_path / "p.moeprof")
     assert [one.name for one in tmp_path.iterdir()] == ["bad.npz"]
 
 
-def test_data_without_a_token_leaves_no_profile(tmp_path):
+def test_data_without_a_token_leaves_no_profile(model, tmp_path):
     for ids in (np.zeros((0, 2, 4), np.int64), np.zeros((2, 0), np.int64)):
         np.savez(tmp_path / "none.npz", ids=ids)
         with pytest.raises(MoecError, match=r"none\.npz: holds no token; nothing can be measured"):
-            measure(EXAMPLE / "model.onnx", [tmp_path / "none.npz"], tmp_path / "p.moeprof")
+            measure(model, [tmp_path / "none.npz"], tmp_path / "p.moeprof")
     assert [one.name for one in tmp_path.iterdir()] == ["none.npz"]
 
 
@@ -231,20 +267,20 @@ def test_rows_are_kept_with_the_same_chance_whatever_their_place_in_a_text(perio
     assert abs(np.mean(kept) - (period - 1) / 2) < 0.1 * period
 
 
-def test_small_dense_products_are_measured_where_asked(ids, tmp_path):
+def test_small_dense_products_are_measured_where_asked(model, ids, tmp_path):
     np.savez(tmp_path / "in.npz", ids=ids)
-    found = measure(EXAMPLE / "model.onnx", [tmp_path / "in.npz"], tmp_path / "p.moeprof", minimum=0)
+    found = measure(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof", minimum=0)
     assert found.linears > 0
     passes = "O2,quantize-linears{{format=int4,method=gptq,profile={},minimum=0}}"
-    compiled = moec.compile(EXAMPLE / "model.onnx", passes=passes.format(tmp_path / "p.moeprof"))
+    compiled = moec.compile(model, passes=passes.format(tmp_path / "p.moeprof"))
     assert len(compiled.describe()["losses"]) == found.linears
-    small = measured(tmp_path, ids)
+    small = measured(model, tmp_path, ids)
     with pytest.raises(MoecError, match=r"make one with moec profile, with --minimum where the product is small"):
-        moec.compile(EXAMPLE / "model.onnx", passes=passes.format(small.path))
+        moec.compile(model, passes=passes.format(small.path))
 
 
-def test_sums_that_overflow_are_refused(tmp_path):
-    node = next(measurable(prepared().graph))
+def test_sums_that_overflow_are_refused(model, tmp_path):
+    node = next(measurable(prepared(model).graph))
     sums = ExpertsSums(node, 1, tmp_path, "layer", moments=True)
     sums.add(np.full((2, sums.weights.inner), 1e30, np.float32), np.ones((2, 1), np.float32), np.zeros((2, 1), int))
     with pytest.raises(MoecError, match=r"node .*: expert 0: sums over what it reads or gives are not finite"):
@@ -259,10 +295,10 @@ def test_few_rows_are_all_kept():
     assert rows.arrays((2,))[0].tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_sums_are_of_the_first_rows_and_counts_of_all(made, ids, tmp_path, monkeypatch):
+def test_sums_are_of_the_first_rows_and_counts_of_all(model, made, ids, tmp_path, monkeypatch):
     """Five rows suffice here: sums are of the first five that came, counts of all."""
     monkeypatch.setattr("moec.tools.profiling.sums.enough", lambda _inputs: 5)
-    few = measured(tmp_path, ids)
+    few = measured(model, tmp_path, ids)
     for layer, whole in zip(few.all_experts(), made.all_experts(), strict=True):
         assert layer.count.tolist() == whole.count.tolist()
         assert layer.measured.tolist() == np.minimum(whole.count, 5).tolist()
@@ -271,9 +307,9 @@ def test_sums_are_of_the_first_rows_and_counts_of_all(made, ids, tmp_path, monke
             np.testing.assert_allclose(layer.moment_in(expert), (rows * gates[:, None]).T @ rows, atol=1e-4)
 
 
-def test_outputs_of_some_rows_stand_for_those_of_all(made, ids, tmp_path, monkeypatch):
+def test_outputs_of_some_rows_stand_for_those_of_all(model, made, ids, tmp_path, monkeypatch):
     monkeypatch.setattr("moec.tools.profiling.sums.enough_outputs", lambda _hidden: 2)
-    few, whole = (next(profile.all_experts()) for profile in (measured(tmp_path, ids), made))
+    few, whole = (next(profile.all_experts()) for profile in (measured(model, tmp_path, ids), made))
     expert = int(whole.count.argmax())
     count = int(whole.count[expert])
     ends = whole.rows(expert)[[0, -1]]
@@ -282,13 +318,13 @@ def test_outputs_of_some_rows_stand_for_those_of_all(made, ids, tmp_path, monkey
     for name in ("output_norm", "saliency", "hidden"):
         some, every = few.array(name)[expert], whole.array(name)[expert]
         assert not np.allclose(some, every)
-    node = next(node for node in measurable(prepared().graph) if key_of(node) == whole.key)
+    node = next(node for node in measurable(prepared(model).graph) if key_of(node) == whole.key)
     norms = np.linalg.norm(expert_output(ExpertWeights(node), expert, ends)[1], axis=1)
     np.testing.assert_allclose(few.array("output_norm")[expert], norms.mean() * count, rtol=1e-5)
 
 
-def test_the_number_of_threads_does_not_show(ids, tmp_path):
-    one, two = (measured(tmp_path, ids, str(threads), threads=threads) for threads in (1, 2))
+def test_the_number_of_threads_does_not_show(model, ids, tmp_path):
+    one, two = (measured(model, tmp_path, ids, str(threads), threads=threads) for threads in (1, 2))
     for name in one.names():
         first, second = one.array(name), two.array(name)
         assert first is not None and second is not None
@@ -304,25 +340,25 @@ def test_workers_multiply_on_their_own_threads():
     assert known and set(known) == {1}
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(ids, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_nothing(model, ids, tmp_path, monkeypatch):
     np.savez(tmp_path / "in.npz", ids=ids)
-    compile_whole, limit = moec.compile, resource.getrlimit(resource.RLIMIT_FSIZE)
+    load, limit = moec.load, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def compile_and_fill(*arguments, **options):
-        compiled = compile_whole(*arguments, **options)
+    def load_and_fill(*arguments, **options):
+        loaded = load(*arguments, **options)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limit[1]))
-        return compiled
+        return loaded
 
-    monkeypatch.setattr(moec, "compile", compile_and_fill)
+    monkeypatch.setattr(moec, "load", load_and_fill)
     try:
         with pytest.raises(MoecError, match=r"p\.moeprof: was not written: File too large"):
-            measure(EXAMPLE / "model.onnx", [tmp_path / "in.npz"], tmp_path / "p.moeprof")
+            measure(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [one.name for one in tmp_path.iterdir()] == ["in.npz"]
 
 
-def test_another_models_profile_is_refused_before_anything_runs(made, ids, tmp_path, monkeypatch):
-    monkeypatch.setattr(moec, "compile", lambda *_, **__: pytest.fail("was compiled"))
+def test_another_models_profile_is_refused_before_anything_runs(model, made, ids, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler, "write", lambda *_, **__: pytest.fail("was compiled"))
     with pytest.raises(MoecError, match=r"p\.moeprof: its formats are .*'int4/32'.*, those of .* are"):
-        measured(tmp_path, ids, formats="int8", merge_with=[made.path])
+        measured(model, tmp_path, ids, formats="int8", merge_with=[made.path])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from moec.cli import app
 from moec.errors import MoecError
 
-EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "char_lm"
+from ..language_model import VOCABULARY, language_model
 
 
 def moec(*arguments: object):
@@ -19,50 +20,60 @@ def moec(*arguments: object):
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return language_model(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("data") / "in.npz"
+    np.savez(path, ids=np.random.default_rng(0).integers(0, VOCABULARY, (4, 97)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory, model: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
     path = tmp_path_factory.mktemp("profile") / "p.moeprof"
-    done = moec("profile", EXAMPLE / "model.onnx", "--data", EXAMPLE / "inputs.npz", "-o", path)
+    done = moec("profile", model, "--data", data, "-o", path)
     assert done.exit_code == 0
     assert "388 tokens in 1 batches, 2 layers of experts" in done.output
     return path
 
 
-def test_a_plan_is_edited_and_compiled(profile, tmp_path):
+def test_a_plan_is_edited_and_compiled(model, profile, tmp_path):
     path, artifact = tmp_path / "plan.json", tmp_path / "m.moec"
-    done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, "--avg", 3.5, "-o", path)
+    done = moec("plan", model, "--profile", profile, "--avg", 3.5, "-o", path)
     assert done.exit_code == 0
     plan = json.loads(path.read_text())
     assert plan["avg"] == 3.5 and len(plan["layers"]) == 2
     plan["layers"][0]["formats"]["down"][3] = "int8"
     path.write_text(json.dumps(plan))
-    done = moec(
-        "compile", EXAMPLE / "model.onnx", "-o", artifact, "--passes", f"O2,assign-bits{{plan={path},method=rtn}}"
-    )
+    done = moec("compile", model, "-o", artifact, "--passes", f"O2,assign-bits{{plan={path},method=rtn}}")
     assert done.exit_code == 0
     blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
     assert blocks[0]["formats"]["down"] == plan["layers"][0]["formats"]["down"]
     assert blocks[1]["formats"] == plan["layers"][1]["formats"]
 
 
-def test_no_plan_is_replaced(profile, tmp_path):
+def test_no_plan_is_replaced(model, profile, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text("{}")
-    done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, "--avg", 3.5, "-o", path)
+    done = moec("plan", model, "--profile", profile, "--avg", 3.5, "-o", path)
     assert isinstance(done.exception, MoecError)
     assert "is there already; plans are edited by people" in str(done.exception)
     assert path.read_text() == "{}"
 
 
-def test_an_average_that_cannot_be_had_leaves_nothing(profile, tmp_path):
-    done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, "--avg", 1.5, "-o", tmp_path / "plan.json")
+def test_an_average_that_cannot_be_had_leaves_nothing(model, profile, tmp_path):
+    done = moec("plan", model, "--profile", profile, "--avg", 1.5, "-o", tmp_path / "plan.json")
     assert "avg=1.5 cannot be met with int8+int4/32+int3/32+int2/32; the least is 2" in str(done.exception)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_time_per_token_is_predicted_by_the_memory_that_is_measured(profile, tmp_path):
+def test_a_time_per_token_is_predicted_by_the_memory_that_is_measured(model, profile, tmp_path):
     def planned(name: str, *options: object) -> dict:
         chosen = ("--microseconds", 1, "--linears", *options)
-        done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, *chosen, "-o", tmp_path / name)
+        done = moec("plan", model, "--profile", profile, *chosen, "-o", tmp_path / name)
         assert done.exit_code == 0, done.exception
         return json.loads((tmp_path / name).read_text())
 
@@ -84,22 +95,22 @@ def test_a_time_per_token_is_predicted_by_the_memory_that_is_measured(profile, t
         (("--microseconds", 0.001, "--gigabytes-per-second", 5), "as predicted with 5 GB/s"),
     ],
 )
-def test_times_that_cannot_be_leave_nothing(options, message, profile, tmp_path):
-    done = moec("plan", EXAMPLE / "model.onnx", "--profile", profile, *options, "-o", tmp_path / "plan.json")
+def test_times_that_cannot_be_leave_nothing(model, options, message, profile, tmp_path):
+    done = moec("plan", model, "--profile", profile, *options, "-o", tmp_path / "plan.json")
     assert isinstance(done.exception, MoecError) and message in str(done.exception)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_by_a_profile_of_formats_with_zero_points_is_compiled(tmp_path):
+def test_a_plan_by_a_profile_of_formats_with_zero_points_is_compiled(model, data, tmp_path):
     profile, path, artifact = tmp_path / "p.moeprof", tmp_path / "plan.json", tmp_path / "m.moec"
     listed = ("--formats", "int4/32z,int3/32z,int2/32z")
-    done = moec("profile", EXAMPLE / "model.onnx", "--data", EXAMPLE / "inputs.npz", "-o", profile, *listed)
+    done = moec("profile", model, "--data", data, "-o", profile, *listed)
     assert done.exit_code == 0, done.exception
     options = ("--profile", profile, "--avg", 3, "--linears", "-o", path)
-    done = moec("plan", EXAMPLE / "model.onnx", *options)
+    done = moec("plan", model, *options)
     assert done.exit_code == 0, done.exception
     passes = f"O2,assign-bits{{plan={path},profile={profile},linears=true}}"
-    done = moec("compile", EXAMPLE / "model.onnx", "-o", artifact, "--passes", passes)
+    done = moec("compile", model, "-o", artifact, "--passes", passes)
     assert done.exit_code == 0, done.exception
     blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
     found = {form for block in blocks for formats in block["formats"].values() for form in formats}

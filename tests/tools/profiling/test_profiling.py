@@ -7,8 +7,6 @@ import pathlib
 import resource
 
 import numpy as np
-import onnx
-import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -27,44 +25,14 @@ from moec.tools.profiling import measure
 from moec.tools.profiling.sums import ExpertsSums, KeptRows
 from moec.tools.profiling.workers import workers
 
+from ...language_model import language_model
 from ...passes.stored_weights import D, E, experts_model
 from ...products import thinned
-
-WIDTH, UNITS, VOCABULARY = 64, 48, 96
-MODEL = f"""<ir_version: 10, opset_import: ["" : 21, "moec" : 1]>
-model (int64[batch,seq] ids) => (float[batch,seq,{VOCABULARY}] y) {{
-    embedded = Gather (table, ids)
-    width = Constant <value_ints = [-1, {WIDTH}]> ()
-    x0 = Reshape (embedded, width)
-    logits0 = MatMul (x0, router0)
-    m0 = moec.MoE <k = 2, gate_layout = "separate"> (x0, logits0, , up0, down0, gate0)
-    x1 = Add (x0, m0)
-    logits1 = MatMul (x1, router1)
-    m1 = moec.MoE <k = 2, gate_layout = "separate"> (x1, logits1, , up1, down1, gate1)
-    x2 = Add (x1, m1)
-    shape = Shape (embedded)
-    last = Reshape (x2, shape)
-    y = MatMul (last, head)
-}}"""
-
-
-def written(path: pathlib.Path) -> pathlib.Path:
-    """A model of tokens with two layers of eight experts."""
-    proto, random = onnx.parser.parse_model(MODEL), np.random.default_rng(0)
-    shapes = {"table": (VOCABULARY, WIDTH), "head": (WIDTH, VOCABULARY)}
-    for layer in "01":
-        shapes |= {f"router{layer}": (WIDTH, 8), f"down{layer}": (8, WIDTH, UNITS)}
-        shapes |= {f"{name}{layer}": (8, UNITS, WIDTH) for name in ("gate", "up")}
-    for name, shape in shapes.items():
-        array = random.normal(size=shape, scale=2 / np.sqrt(shape[-1])).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.save(proto, path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return written(tmp_path_factory.mktemp("model") / "model.onnx")
+    return language_model(tmp_path_factory.mktemp("model") / "model.onnx")
 
 
 def prepared(model: pathlib.Path) -> ir.Model:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,25 +18,39 @@ from moec.tools.sweeping.driver import Keys, Sweep
 from moec.tools.sweeping.file import Times, Variant, read_variants
 from moec.tools.sweeping.front import on_front
 
-MODEL = pathlib.Path(__file__).parents[3] / "examples" / "char_lm" / "model.onnx"
+from ...language_model import VOCABULARY, language_model
+
 PIPELINES = ["O2", "O2,quantize-experts{format=int4}"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return language_model(tmp_path_factory.mktemp("model") / "model.onnx")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("data") / "data.npz"
-    np.savez(path, ids=np.load(MODEL.parent / "heldout.npz")["ids"][:4])
+    np.savez(path, ids=np.random.default_rng(0).integers(0, VOCABULARY, (4, 97)))
     return path
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, data: pathlib.Path) -> tuple[pathlib.Path, Sweep]:
+def swept(
+    tmp_path_factory: pytest.TempPathFactory, model: pathlib.Path, data: pathlib.Path
+) -> tuple[pathlib.Path, Sweep]:
     folder = tmp_path_factory.mktemp("sweep") / "made"
-    return folder, sweep(MODEL, [data], folder, PIPELINES, metrics=["loss", "kl"], threads=1, keep=True)
+    return folder, sweep(model, [data], folder, PIPELINES, metrics=["loss", "kl"], threads=1, keep=True)
 
 
-def again(swept: tuple[pathlib.Path, Sweep], data: pathlib.Path, pipelines: list[str], **options) -> Sweep:
-    return sweep(MODEL, [data], swept[0], pipelines, **{"metrics": ["loss", "kl"], "threads": 1, **options})
+@pytest.fixture
+def again(swept: tuple[pathlib.Path, Sweep], model: pathlib.Path, data: pathlib.Path) -> Callable[..., Sweep]:
+    """The sweep once more, with other ``pipelines``, ``data`` or options."""
+
+    def run(pipelines: list[str], data: pathlib.Path = data, **options: Any) -> Sweep:
+        return sweep(model, [data], swept[0], pipelines, **{"metrics": ["loss", "kl"], "threads": 1, **options})
+
+    return run
 
 
 @pytest.fixture
@@ -59,40 +75,40 @@ def test_variants_are_judged_against_the_first_and_timed(swept, data):
     assert found.fronts()["weights, bytes"] == [True, True]
 
 
-def test_what_is_known_does_not_run_again(swept, data, no_compiler):
+def test_what_is_known_does_not_run_again(swept, again, no_compiler):
     for pipelines in (PIPELINES, PIPELINES[:1]):
-        found = again(swept, data, pipelines)
+        found = again(pipelines)
         assert found.reused == len(pipelines)
         assert found.variants == swept[1].variants[: len(pipelines)]
 
 
-def test_other_data_settings_and_pipelines_run(swept, data, no_compiler, tmp_path):
+def test_other_data_settings_and_pipelines_run(again, data, no_compiler, tmp_path):
     other = tmp_path / "other.npz"
     np.savez(other, ids=np.load(data)["ids"][:3])
     for changed in (
-        lambda: again(swept, other, PIPELINES),
-        lambda: again(swept, data, PIPELINES, metrics=["loss"]),
-        lambda: again(swept, data, PIPELINES, text=Text(length=8)),
-        lambda: again(swept, data, [PIPELINES[0], "O1"]),
+        lambda: again(PIPELINES, other),
+        lambda: again(PIPELINES, metrics=["loss"]),
+        lambda: again(PIPELINES, text=Text(length=8)),
+        lambda: again([PIPELINES[0], "O1"]),
     ):
         with pytest.raises(MoecError, match="something was compiled"):
             changed()
 
 
-def test_a_key_tells_changed_files_apart(data, tmp_path):
+def test_a_key_tells_changed_files_apart(model, data, tmp_path):
     profile = tmp_path / "p.moeprof"
     profile.write_bytes(b"one")
     pipeline = f"O2,assign-bits{{avg=3,profile={profile}}}"
-    keys = [Keys(MODEL, [data], None, Text(), {"metrics": []}).of(pipeline)]
+    keys = [Keys(model, [data], None, Text(), {"metrics": []}).of(pipeline)]
     profile.write_bytes(b"two")
-    keys.append(Keys(MODEL, [data], None, Text(), {"metrics": []}).of(pipeline))
-    keys.append(Keys(MODEL, [data], data, Text(), {"metrics": []}).of(pipeline))
+    keys.append(Keys(model, [data], None, Text(), {"metrics": []}).of(pipeline))
+    keys.append(Keys(model, [data], data, Text(), {"metrics": []}).of(pipeline))
     assert keys[0] != keys[1] != keys[2]
-    assert keys[1] == Keys(MODEL, [data], None, Text(), {"metrics": []}).of(pipeline)
+    assert keys[1] == Keys(model, [data], None, Text(), {"metrics": []}).of(pipeline)
     assert json.loads(json.dumps(keys)) == keys
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(data, tmp_path, monkeypatch, swept):
+def test_an_interrupted_sweep_goes_on_where_it_stopped(model, data, tmp_path, monkeypatch, swept):
     compiled = []
     compile_model = driver.compiler.compile
 
@@ -104,29 +120,29 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(data, tmp_path, monkeypat
 
     monkeypatch.setattr(driver.compiler, "compile", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sweep(MODEL, [data], tmp_path, PIPELINES, threads=1)
+        sweep(model, [data], tmp_path, PIPELINES, threads=1)
     assert [variant.pipeline for variant in read_variants(tmp_path)] == PIPELINES[:1]
-    found = sweep(MODEL, [data], tmp_path, PIPELINES, threads=1)
+    found = sweep(model, [data], tmp_path, PIPELINES, threads=1)
     assert found.reused == 1
     assert compiled[2:] == [PIPELINES[1], PIPELINES[0]]  # the first, to compare with
     assert found.variants[1].qualities["loss"] == swept[1].variants[1].qualities["loss"]
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
-def test_a_variant_that_cannot_be_made_is_noted(data, swept):
-    found = again(swept, data, [PIPELINES[0], "O2,quantize-experts{format=int4,group=7,experts=90}"])
+def test_a_variant_that_cannot_be_made_is_noted(again):
+    found = again([PIPELINES[0], "O2,quantize-experts{format=int4,group=7,experts=90}"])
     assert len(found.variants) == 1
     assert "90" in next(iter(found.failures.values()))
 
 
-def test_files_of_others_are_refused(data, tmp_path, swept):
+def test_files_of_others_are_refused(model, data, tmp_path, swept):
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(MoecError, match=r"sweep.json: is a file that moec did not write"):
-        sweep(MODEL, [data], tmp_path, PIPELINES)
+        sweep(model, [data], tmp_path, PIPELINES)
     text = (swept[0] / "sweep.json").read_text()
     (tmp_path / "sweep.json").write_text(text.replace('"weight_bytes": ', '"weight_bytes": 1'))
     with pytest.raises(MoecError, match="was changed since moec wrote it"):
-        sweep(MODEL, [data], tmp_path, PIPELINES)
+        sweep(model, [data], tmp_path, PIPELINES)
     assert json.loads(text)["version"] == 1
     with pytest.raises(MoecError, match="no such file; expected an ONNX model"):
         sweep(tmp_path / "none.onnx", [data], tmp_path / "other", PIPELINES)

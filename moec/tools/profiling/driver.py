@@ -125,8 +125,8 @@ def measure(
 
 
 def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> moec.CompiledModel:
-    """The model as it is run here: beside the profile, for temporary folders often are memory, and its weights mapped, so
-    that those of a large model can leave memory again."""
+    """The model as it is run here: beside the profile, for temporary folders often are memory, and its weights mapped,
+    so that those of a large model can leave memory again."""
     compiler.write(graph, path, passes="", threads=threads)
     return moec.load(path, pages="mapped", check_weights=False)
 

@@ -42,6 +42,7 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     operators.check_operators(model, where)
     model = opset.convert(model, where)
     lift_constants(model)
+    operators.check_dialect(model, where)
     _drop_unused_imports(model)
     return model
 

@@ -13,6 +13,7 @@ from moec.errors import MoecError, UnsupportedError
 from moec.frontend import opset
 from moec.ir import dialect
 from moec.ir.names import node_name
+from moec.ir.verifier import violations
 
 CONTRIB_DOMAIN = "com.microsoft"
 LARGEST_SIZE = 2**31 - 1
@@ -64,6 +65,13 @@ def check_operators(model: ir.Model, where: str) -> None:
             _check_standard(node, place, version)
         elif node.domain != "":
             _check_custom(node, place, model.graph.opset_imports.get(node.domain))
+
+
+def check_dialect(model: ir.Model, where: str) -> None:
+    """Raises MoecError for a node of the moec dialect that breaks one of its rules: saved graphs can be edited."""
+    if any(dialect.is_moec(node) for node in ir.traversal.RecursiveGraphIterator(model.graph)):
+        for message in violations(model):
+            raise MoecError(f"{where}: {message}")
 
 
 def check_types(model: ir.Model, where: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -55,3 +56,16 @@ def test_a_constant_may_be_any_number_of_64_bits(number):
         helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT),
     ]
     assert import_model(model_of(*nodes)).graph.initializers["c"].const_value.numpy() == number
+
+
+def test_nodes_of_the_dialect_keep_its_rules():
+    """A saved graph was edited: the weights of gates stand where the correction bias is expected."""
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21, "moec" : 1]>
+    graph (float[T,8] x, float[T,4] logits) => (float[T,8] y)
+    <float[4,6,8] gate = {}, float[4,6,8] up = {}, float[4,8,6] down = {}> {
+        y = moec.MoE <k = 2> (x, logits, gate, up, down)
+    }""")
+    for tensor in model.graph.initializer:
+        tensor.raw_data = bytes(4 * int(np.prod(tensor.dims)))
+    with pytest.raises(MoecError, match=r"^model: node y \(moec.MoE\) breaks rule rank: correction_bias has rank 3"):
+        import_model(model)

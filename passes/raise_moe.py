@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Hashable
@@ -19,9 +20,10 @@ from moec.passes.raising.block import Block, experts_of, is_contraction
 from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
 from moec.passes.raising.dataflow import DataFlow
+from moec.passes.raising.diagnosis import diagnosed
 from moec.passes.raising.failure import NoResultError, NotUnderstoodError, left_out
 from moec.passes.raising.formulations import FORMULATIONS
-from moec.passes.raising.given_weights import given_routing, weighed_blocks
+from moec.passes.raising.given_weights import given_routing, placed_routings, weighed_blocks
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.mlps import check_structure, find_mlps
 from moec.passes.raising.ordering import in_expert_order
@@ -102,9 +104,10 @@ class RaiseMoE:
             if not raising.behind_selection(failure):
                 raising.tell_failure(failure)
         for node, found in resemblances(raising.dataflow, list(model.graph), raising.understood):
-            if not raising.behind(node.outputs[0], node, found.reason):
-                report.note(self.name, found.node, f"left as ordinary operators: {found.reason}")
-                report.unraised.append(found)
+            why = raising.behind(node.outputs[0], node, found.reason)
+            if why is not None:
+                report.note(self.name, found.node, f"left as ordinary operators: {why}")
+                report.unraised.append(dataclasses.replace(found, reason=why))
         return raising.changed
 
 
@@ -133,28 +136,32 @@ class _Raising:
         return None
 
     def behind_selection(self, failure: _Failure) -> bool:
-        """Raise the experts behind a selection whose router was not understood, as :meth:`behind` does."""
+        """Whether the experts behind a selection whose router was not understood could be raised, as :meth:`behind`
+        does."""
         source, reason = failure.source, failure.reason
         if source is None:
             return False
-        return self.behind(source, failure.anchor, str(reason), experts_of(source) if reason.is_mixture else None)
+        refused = experts_of(source) if reason.is_mixture else None
+        return self.behind(source, failure.anchor, str(reason), refused) is None
 
-    def behind(self, source: ir.Value, anchor: ir.Node, reason: str, refused: int | None = None) -> bool:
-        """Raise the experts that values made of ``source`` weigh, whatever makes these, and say whether that was
-        possible. ``reason``: why the block was not raised with its router; ``refused``: a number of experts that are
-        known not to be understood."""
+    def behind(self, source: ir.Value, anchor: ir.Node, reason: str, refused: int | None = None) -> str | None:
+        """Raise the experts that values made of ``source`` weigh, whatever makes these. None if that was possible, or
+        else why not. ``reason``: why the block was not raised with its router; ``refused``: a number of experts that
+        are known not to be understood."""
+        why = reason
         for block in weighed_blocks(self.dataflow, source, anchor):
             if refused == block.E:
                 continue
             try:
                 match = _match_block(block, self.known, given_routing(block))
-            except NotUnderstoodError:  # why the block stays is known already
+            except NotUnderstoodError as error:
+                why = f"{reason}; {diagnosed(block, [], error)}"
                 continue
             self._replace(block, match)
             self.understood.update(self.dataflow.between([block.logits], lambda value: value is source))
             self.report.note(self.pass_name, block.name, f"its router stays as ordinary operators: {reason}")
-            return True
-        return False
+            return None
+        return why
 
     def _replace(self, block: Block, match: Match) -> None:
         self.understood.update(block.nodes)
@@ -162,6 +169,9 @@ class _Raising:
         self.changed = True
         if isinstance(match.proposal, RowProposal) and (absent := match.proposal.absent):
             self.report.warn(self.pass_name, block.name, left_out(absent, block.E))
+        if match.proposal.routing.places is not None:
+            kept = "no known router gives tokens the places that this one gives them"
+            self.report.note(self.pass_name, block.name, f"its router stays as ordinary operators: {kept}")
         if match.undefined:
             trials = ", ".join(f"'{trial}'" for trial in match.undefined)
             why = next(iter(match.undefined.values()))
@@ -283,7 +293,22 @@ def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -
 
 
 def _search_block(block: Block, given: Routing | None) -> Match:
-    routings = propose_routings(block) if given is None else [given]
+    if given is not None:
+        return _match_experts(block, [given])
+    routings = propose_routings(block)
+    try:
+        return _match_experts(block, routings)
+    except NotUnderstoodError as error:
+        reason = error
+    placed = [] if reason.undecided else placed_routings(block)
+    if placed:
+        with contextlib.suppress(NotUnderstoodError):  # why the block stays is known already
+            return _match_experts(block, placed)
+    raise diagnosed(block, routings, reason)
+
+
+def _match_experts(block: Block, routings: list[Routing]) -> Match:
+    """Experts that do with one of these routings what the block does. Raises NotUnderstoodError."""
     if not routings:
         raise NotUnderstoodError("no known router makes the weights that this one makes")
     try:

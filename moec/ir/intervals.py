@@ -266,8 +266,33 @@ def _gathered(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
 
 def _chosen_between(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
     low, high = inputs[0].whole
-    chosen = [*([inputs[1].whole] if high > 0 else []), *([inputs[2].whole] if low < 1 else [])]
-    return [_union(chosen)]
+    yes, no = (_where(node, place, inputs[place].whole) for place in (1, 2))
+    return [_union([*([yes] if high > 0 else []), *([no] if low < 1 else [])])]
+
+
+_ORDERS = {
+    "Less": (True, True),
+    "LessOrEqual": (True, False),
+    "Greater": (False, True),
+    "GreaterOrEqual": (False, False),
+}
+"""Comparisons: whether what is left lies below, and whether it may not be equal."""
+
+
+def _where(choice: ir.Node, place: int, known: Interval) -> Interval:
+    """What an input of a Where can be where it is chosen, if the condition compares it with a constant."""
+    condition, value = choice.inputs[0], choice.inputs[place]
+    node = None if condition is None else condition.producer()
+    if node is None or value is None or node.op_type not in _ORDERS or node.inputs[0] is not value:
+        return known
+    bound = node.inputs[1].const_value if node.inputs[1] is not None else None
+    if bound is None or not 0 < bound.size <= MOST_BOUNDS:
+        return known
+    below, strict = _ORDERS[node.op_type] if place == 1 else tuple(not one for one in _ORDERS[node.op_type])
+    step = 1.0 if strict and value.dtype is not None and value.dtype.is_integer() else 0.0
+    ends = (-math.inf, float(bound.numpy().max()) - step) if below else (float(bound.numpy().min()) + step, math.inf)
+    low, high = _meet(known, Interval(*ends))
+    return Interval(float(low), float(high)) if low <= high else known
 
 
 def _scattered(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:

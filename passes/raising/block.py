@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -38,7 +39,20 @@ def is_contraction(node: ir.Node | None) -> bool:
     constants."""
     if node is None or node.op_type in CONTRACTIONS:
         return node is not None
-    return any(value.const_value is not None and value.const_value.size > 1 for value in factors(node))
+    return any(_is_fixed(value) and math.prod(_sizes(value)) > 1 for value in factors(node))
+
+
+def _is_fixed(value: ir.Value | None) -> bool:
+    """Whether a value is a constant, or computed from constants alone, such as a weight that is stored scaled."""
+    if value is None or value.const_value is not None:
+        return True
+    node = value.producer()
+    return node is not None and bool(node.inputs) and all(map(_is_fixed, node.inputs))
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    shape = value.shape if value.const_value is None else value.const_value.shape
+    return tuple(shape.numpy()) if shape is not None and shape.is_static() else ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from moec.passes.raising.block import Block, experts_of, is_contraction, shape_at, symbols_of, width
+from moec.passes.graph.edits import is_op
+from moec.passes.raising.block import Block, experts_of, factors, is_contraction, shape_at, symbols_of, width
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.starts import starts
 
@@ -38,15 +39,32 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
 
 
 def router_chain(dataflow: DataFlow, scores: ir.Value) -> tuple[list[ir.Value], list[ir.Node]]:
-    """The values that all scores come through, from the result of the router's product on, and the nodes that make
-    this: one contraction or, of a weight in parts, several. Both empty where there is no product."""
+    """The values that all scores come through, from the result of the router's product on, or from its columns of a
+    product that makes others as well, and the nodes that make this: one contraction or, of a weight in parts, several.
+    Both empty where there is no product."""
     chain: list[ir.Value] = []
     for value, source in itertools.pairwise(itertools.islice(dataflow.dominators(scores), MOST_DOMINATORS)):
         chain.insert(0, value)
-        products = [node for node in dataflow.between([value], {source}.__contains__) if is_contraction(node)]
+        products = [node for node in dataflow.between([value], {source}.__contains__) if _projects(dataflow, node)]
         if products:
-            return chain, products
+            return chain[_last_taken(chain) :], products
     return [], []
+
+
+def _projects(dataflow: DataFlow, node: ir.Node) -> bool:
+    """Whether a node is a contraction, but for a sum that is spelled as a product with ones."""
+    return is_contraction(node) and not any(dataflow.constant(v) and dataflow.is_mask(v) for v in factors(node))
+
+
+def _last_taken(chain: list[ir.Value]) -> int:
+    """The place of the last value that holds some columns of the value before it; 0 where there is none."""
+    counts = map(experts_of, chain)
+    narrower = (
+        place
+        for place, (before, after) in enumerate(itertools.pairwise(counts), 1)
+        if is_op(chain[place].producer(), "Gather", "Slice", "Split") and before and after and after < before
+    )
+    return max(narrower, default=0)
 
 
 def candidate_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -23,6 +25,9 @@ from moec.passes.raising.weights import ExpertTensor
 
 TOLERANCE = 1e-5
 """Largest difference allowed between a row of y and the original's, relative to the row's largest entry."""
+SHARE_OF_ROUNDING = 1 / 2
+"""The same as a share of what rounding y to its type does, where that is more: in 16 bits hidden units are rounded by
+that much, and so are the numbers of their activation, such as the root in a gelu."""
 
 ROUNDING = 1e-4
 """The same of a trial in float32."""
@@ -53,19 +58,32 @@ class Proposal:
         return experts(self.spec, x, weights, ids, **self.tensors, dtype=np.float64)
 
 
+def tolerance(block: Block) -> float:
+    """Largest difference allowed between a row of y and the original's, relative to the row's largest entry."""
+    if any(value.dtype is None or value.dtype.bitwidth > 16 for value in (block.x, block.y)):
+        return TOLERANCE
+    assert block.y.dtype is not None
+    return max(TOLERANCE, SHARE_OF_ROUNDING * float(ml_dtypes.finfo(block.y.dtype.numpy()).eps) / 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """``difference`` is the worst over all trials; ``undefined`` are the trials the original cannot run, and why;
-    ``unseen`` the sides of its decisions that no trial took and no interval excludes."""
+    """``difference`` is the worst over all trials, ``tolerance`` what is allowed; ``undefined`` are the trials the
+    original cannot run, and why; ``unseen`` the sides of its decisions that no trial took and no interval excludes."""
 
     difference: float
+    tolerance: float
     worst_trial: str
     undefined: dict[str, str]
     unseen: list[Unseen]
 
     @property
     def agrees(self) -> bool:
-        return self.difference <= TOLERANCE and not self.unseen
+        return self.is_near and not self.unseen
+
+    @property
+    def is_near(self) -> bool:
+        return self.difference <= self.tolerance
 
 
 def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic_agreed: bool = False) -> Verdict:
@@ -109,7 +127,7 @@ class _Comparison:
         for trial in chosen:
             self._run(trial)
             release_pages()
-            if self.worst > TOLERANCE:
+            if not self.agrees:
                 return
 
     def _run(self, trial: Trial) -> None:
@@ -157,7 +175,11 @@ class _Comparison:
 
     @property
     def agrees(self) -> bool:
-        return self.worst <= TOLERANCE
+        return self.worst <= self.tolerance
+
+    @functools.cached_property
+    def tolerance(self) -> float:
+        return tolerance(self.block)
 
     def _note(self, trial: Trial, found: float) -> None:
         if found > self.worst:
@@ -167,8 +189,8 @@ class _Comparison:
         """``unseen`` cannot be shown by any trial. What is taken only where the original fails counts for nothing."""
         unseen = [*unseen, *(side for side in self.watch.unseen() if side not in self.failing)]
         if "every expert" in self.undefined:
-            return Verdict(float("inf"), "every expert", self.undefined, unseen)
-        return Verdict(self.worst, self.worst_trial, self.undefined, unseen)
+            return Verdict(float("inf"), self.tolerance, "every expert", self.undefined, unseen)
+        return Verdict(self.worst, self.tolerance, self.worst_trial, self.undefined, unseen)
 
 
 def difference(got: Array, want: Array | None) -> float:

@@ -3,6 +3,10 @@
 A value with a weight for every expert of every token [T,E] takes the place of the logits, and every expert that it
 gives a weight is chosen. Thresholds, shares of a probability, two routers whose products or sums weigh, tables of
 tokens, places that run out: whatever it is, the experts behind it are raised.
+
+Where experts compute the tokens at their places (GShard, arXiv 2006.16668), weights are [T,E,C]. A token stands at one
+place of an expert at most, so that the sums [T,E] are its weights; the logits stay where they are, for not every
+[T,E,C] is of this kind, and that the router's is shows in the check.
 """
 
 from __future__ import annotations
@@ -61,6 +65,24 @@ def given_routing(block: Block) -> Routing:
     if any(value in block.selected for projection in block.projections() for value in projection.node.inputs):
         raise NotUnderstoodError("its weights may be negative, so that they do not tell who is chosen")
     return Routing(RouteSpec(block.E, "identity", "all"))
+
+
+def placed_routings(block: Block) -> list[Routing]:
+    """Routings that weigh experts by weights [T,E,C] of the router, those that experts' results meet last first."""
+    tokens = block.logits.shape[0] if block.logits.shape is not None else None
+    met = dict.fromkeys(value for node in reversed(block.expert_nodes()) for value in node.inputs if value is not None)
+    return [
+        Routing(RouteSpec(block.E, "relu", "all", threshold=0.0), places=value)
+        for value in met
+        if value in block.selected and _has_places(value, tokens, block.E) and _never_negative(block.dataflow, value)
+    ]
+
+
+def _has_places(value: ir.Value, tokens: object, E: int) -> bool:
+    shape = value.shape
+    if shape is None or len(shape) != 3 or value.dtype is None or not value.dtype.is_floating_point():
+        return False
+    return shape[0] == tokens and shape[1] == E and isinstance(shape[2], int)
 
 
 def _may_weigh(value: ir.Value) -> bool:

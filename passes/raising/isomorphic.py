@@ -67,7 +67,8 @@ def transfer(
     if not all(one is other or np.array_equal(dataflow.array(one), dataflow.array(other)) for one, other in unused):
         return None
     bias = None if routing.correction_bias is None else counterparts[routing.correction_bias]
-    return proposal.moved(counterparts, dataclasses.replace(routing, correction_bias=bias), dataflow)
+    places = None if routing.places is None else counterparts[routing.places]
+    return proposal.moved(counterparts, dataclasses.replace(routing, correction_bias=bias, places=places), dataflow)
 
 
 def _attribute(attribute: ir.Attr) -> tuple[Hashable, ...] | None:

@@ -9,7 +9,6 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.weights.stacks import ExpertStack
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array, DataFlow
@@ -20,22 +19,16 @@ from moec.passes.raising.weights import Entry, Place
 
 ROUNDING = 1e-3
 MOST_PIECES = 64
-FEW = 64
-"""Elements that tell most constants apart."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
     """Constants of a block that may be weights and biases of its experts, and the label of the first element of each.
-    Labels begin with 1. Those of two constants never follow each other, lest they be taken for one.
-
-    ``copies``: constants that hold the same elements in the same order as one of ``parts``, and its number.
-    """
+    Labels begin with 1. Those of two constants never follow each other, lest they be taken for one."""
 
     block: Block
     parts: list[ir.Value]
     starts: Array
-    copies: dict[ir.Value, int]
 
     @staticmethod
     def of(block: Block) -> Labels:
@@ -43,32 +36,21 @@ class Labels:
         used = dict.fromkeys(v for node in block.nodes for v in node.inputs if v is not None and dataflow.constant(v))
         routers = _constants_of_router(block)
         weights = [value for value in used if value not in routers and _may_be_weight(block, value)]
-        return Labels(block, weights, _starts(dataflow, weights), {})
-
-    def with_copies(self) -> Labels:
-        """One label for elements of constants that hold the same: experts that are computed in several places may have
-        a copy in each."""
-        dataflow, copies = self.block.dataflow, _copies(self.block.dataflow, self.parts)
-        parts = [part for part in self.parts if part not in copies]
-        numbers = {value: parts.index(part) for value, part in copies.items()}
-        return Labels(self.block, parts, _starts(dataflow, parts), numbers)
-
-    @property
-    def _all(self) -> dict[ir.Value, int]:
-        """All constants with the number of that one of ``parts`` that they are or copy."""
-        return {**{part: number for number, part in enumerate(self.parts)}, **self.copies}
+        return Labels(block, weights, _starts(dataflow, weights))
 
     def summands(self) -> list[dict[ir.Value, Array]]:
         """Constants whose sum holds the labels: what comes of them, which is linear, has to be added up. None takes
         memory: the first holds where each constant starts, the others how far elements are away along an axis."""
-        shapes = {value: self.block.dataflow.shape(value) for value in self._all}
-        found = [{v: np.broadcast_to(float(self.starts[number]), shapes[v]) for v, number in self._all.items()}]
+        shapes = {part: self.block.dataflow.shape(part) for part in self.parts}
+        found = [
+            {v: np.broadcast_to(float(start), shapes[v]) for v, start in zip(self.parts, self.starts, strict=False)}
+        ]
         for axis in range(max(map(len, shapes.values()), default=0)):
             found.append({value: _away(shape, axis) for value, shape in shapes.items()})
         return found
 
     def ones(self) -> list[dict[ir.Value, Array]]:
-        return [{value: np.broadcast_to(1.0, self.block.dataflow.shape(value)) for value in self._all}]
+        return [{value: np.broadcast_to(1.0, self.block.dataflow.shape(value)) for value in self.parts}]
 
     def entry(self, labels: Array, columns: Array, scale: float) -> Entry:
         """The places of an entry from the labels [rows,m] that it holds at some of its columns, and what all of them
@@ -118,24 +100,6 @@ def _may_be_weight(block: Block, value: ir.Value) -> bool:
     if value.dtype is not None and not value.dtype.is_floating_point():
         return False
     return math.prod(dataflow.shape(value)) > 1 and not dataflow.is_mask(value)
-
-
-def _copies(dataflow: DataFlow, values: list[ir.Value]) -> dict[ir.Value, ir.Value]:
-    """Those of the values that hold the same elements in the same order as an earlier one, which is returned for each.
-    Constants that compute themselves when they are read are not looked at."""
-    found: dict[ir.Value, ir.Value] = {}
-    known: dict[bytes, list[ir.Value]] = {}
-    for value in values:
-        if isinstance(value.const_value, ExpertStack) or dataflow.stored(value) is not None:
-            continue
-        array = dataflow.array(value).reshape(-1)
-        alike = known.setdefault(array[:FEW].tobytes(), [])
-        same = next((other for other in alike if np.array_equal(dataflow.array(other).reshape(-1), array)), None)
-        if same is None:
-            alike.append(value)
-        else:
-            found[value] = same
-    return found
 
 
 def _constants_of_router(block: Block) -> set[ir.Value]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,10 +12,13 @@ import onnx_ir as ir
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
-from moec.passes.raising.router import Routing, as_mixture
+from moec.passes.raising.router import Routing, as_mixture, sample_logits
 from moec.passes.raising.trials import reaching_all
 
 TOLERANCE = 1e-6
+DECIMALS = 6
+"""To which mixtures of equal weights are equal."""
+MOST_MIXTURES = 8
 MOST_WORK = 1 << 34
 """Multiplications that one evaluation of a block may take, of which probing needs some dozens."""
 Given = Sequence[Mapping[ir.Value, Array]]
@@ -24,26 +28,35 @@ Given = Sequence[Mapping[ir.Value, Array]]
 @dataclasses.dataclass(frozen=True)
 class Mixing:
     """Tokens n, of which every expert is given some, cut into runs that the block can compute at once, and the mixtures
-    [n,E] that the router makes of their logits."""
+    [n,E] that the router makes of their logits.
+
+    ``by_slot`` [n,k*E] are the weights of each expert as a token's first choice, as its second, and so on, where what
+    experts add is told apart by these: each choice may have a copy of all experts' weights.
+    """
 
     block: Block
     logits: list[Array]
     mixture: Array
+    by_slot: Array | None = None
 
     @staticmethod
-    def of(block: Block, routing: Routing) -> Mixing:
+    def of(block: Block, routing: Routing, *, by_slot: bool = False) -> Mixing:
         """Raises NotUnderstoodError unless every expert can be told apart by these tokens."""
         E, step = block.E, max(block.row_step, 1)
-        logits = reaching_all(block, routing, np.random.default_rng(9).normal(size=(4 * E + 16, E)) * 2)
+        tokens = 4 * E * (routing.spec.k if by_slot else 1) + 16
+        logits = reaching_all(block, routing, np.random.default_rng(9).normal(size=(tokens, E)) * 2)
         size = step if block.rows_are_fixed else -(-min(len(logits), block.tokens_at_once()) // step) * step
         runs = -(-len(logits) // size)
         if runs * size * block.work_per_token() > MOST_WORK:
             raise NotUnderstoodError("it is too large for its experts to be probed")
         parts = np.split(np.resize(logits, (runs * size, E)), runs)
-        mixture = np.concatenate([as_mixture(*routing.run(block, part), E) for part in parts])
-        if np.linalg.matrix_rank(mixture) < E:
+        choices = [routing.run(block, part) for part in parts]
+        mixture = np.concatenate([as_mixture(*chosen, E) for chosen in choices])
+        slots = np.concatenate([_by_slot(*chosen, E) for chosen in choices]) if by_slot else None
+        told_apart_by = mixture if slots is None else slots
+        if np.linalg.matrix_rank(told_apart_by) < told_apart_by.shape[1]:
             raise NotUnderstoodError("its experts cannot be told apart: the router gives some of them no weight")
-        return Mixing(block, parts, mixture)
+        return Mixing(block, parts, mixture, slots)
 
     def run(self, x: Array, outputs: list[ir.Value], given: Given | Mapping[ir.Value, Array] = ()) -> list[list[Array]]:
         """The block's values ``outputs`` of each run, all tokens of which are the row x [d]."""
@@ -65,8 +78,38 @@ class Mixing:
         return np.concatenate([y.reshape(-1, self.block.d) for (y,) in self.run(zeros, [self.block.y], given)])
 
     def of_experts(self, y: Array, *, on_input: bool) -> Array | None:
-        """The experts' parts [E,d] of y [n,d]; None if y is no mixture of them. ``on_input``: weighted before."""
-        weights = (self.mixture != 0).astype(float) if on_input else self.mixture
+        """The experts' parts [E,d] of y [n,d], those of first choices; None if y is no mixture of them. ``on_input``:
+        weighted before."""
+        weights = self.mixture if self.by_slot is None else self.by_slot
+        weights = (weights != 0).astype(float) if on_input else weights
         parts = np.linalg.lstsq(weights, y, rcond=None)[0]
         apart = np.abs(weights @ parts - y).max(initial=0)
-        return parts if apart <= TOLERANCE * np.abs(y).max(initial=1e-300) else None
+        return parts[: self.block.E] if apart <= TOLERANCE * np.abs(y).max(initial=1e-300) else None
+
+
+def explaining_routings(block: Block, routings: Sequence[Routing]) -> list[Routing]:
+    """Those of whose mixtures y is, whatever experts are; of many that make different mixtures the first are tried.
+
+    Raises NotUnderstoodError if experts can be told apart by none.
+    """
+    logits = sample_logits(block.E)[: block.row_step if block.rows_are_fixed else None]
+    alike: dict[bytes, list[Routing]] = {}
+    for routing in routings:
+        mixture = as_mixture(*routing.run(block, logits), block.E)
+        alike.setdefault(np.round(mixture, DECIMALS).tobytes(), []).append(routing)
+    found: list[Routing] = []
+    reason = None
+    for same in itertools.islice(alike.values(), MOST_MIXTURES):
+        try:
+            found += same if Mixing.of(block, same[0]).explains_y() else []
+        except NotUnderstoodError as error:
+            reason = error
+    if reason is not None and not found:
+        raise reason
+    return found
+
+
+def _by_slot(weights: Array, ids: Array, E: int) -> Array:
+    """Weights [T,k] and ids [T,k] as a matrix [T,k*E]; ids of -1 are left out."""
+    slots = ids + np.arange(ids.shape[1]) * E
+    return as_mixture(weights, np.where(ids < 0, -1, slots), ids.shape[1] * E)

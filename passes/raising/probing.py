@@ -21,7 +21,7 @@ from moec.passes.raising.cut import Cut, find_cut
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError, left_out
 from moec.passes.raising.labels import Labels, whole
-from moec.passes.raising.mixing import TOLERANCE, Mixing
+from moec.passes.raising.mixing import TOLERANCE, Mixing, explaining_routings
 from moec.passes.raising.neurons import Units, find_units
 from moec.passes.raising.owners import find_owners
 from moec.passes.raising.pieces import sampled
@@ -29,7 +29,6 @@ from moec.passes.raising.router import Routing
 from moec.passes.raising.trials import sample_rows
 from moec.passes.raising.weights import FUSED_LAYOUTS, Arrangement, Entry, ExpertTensor
 
-MOST_ROUTINGS = 8
 Summands = list[dict[ir.Value, Array]]
 """Constants that are added up: see :meth:`Labels.summands`."""
 
@@ -37,13 +36,12 @@ Summands = list[dict[ir.Value, Array]]
 def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, str, list[Routing]]:
     """The weights of a block's experts, the formulation that the block is written in, and the routings, those first of
     whose mixtures y is. Raises NotUnderstoodError with what is not as it is in a mixture of MLPs."""
-    mixings = {routing: Mixing.of(block, routing) for routing in routings[:MOST_ROUTINGS]}
-    explaining = [routing for routing, mixing in mixings.items() if mixing.explains_y()]
+    explaining = explaining_routings(block, routings)
     likely = explaining or routings
-    mixing = mixings[likely[0]]
+    mixing = Mixing.of(block, likely[0])
     try:
         cut = find_cut(block, sample_rows(len(mixing.logits[0]), block.d), mixing.logits[0])
-        arrangement = _arrangement(block, mixing, cut, scaled=bool(explaining))
+        arrangement = _arrangement(block, likely[0], cut, scaled=bool(explaining))
     except NotUnderstoodError as reason:
         raise NotUnderstoodError(str(reason), is_mixture=bool(explaining)) from None
     parts = {part for tensor in arrangement.tensors.values() for part in tensor.parts}
@@ -53,13 +51,14 @@ def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, s
     return arrangement, "batched" if gathered else "loop", likely
 
 
-def _arrangement(block: Block, mixing: Mixing, cut: Cut, *, scaled: bool) -> Arrangement:
+def _arrangement(block: Block, routing: Routing, cut: Cut, *, scaled: bool) -> Arrangement:
     labels = Labels.of(block)
     try:
-        return _Probe(block, mixing, cut, labels, scaled).arrangement()
+        return _Probe(block, Mixing.of(block, routing), cut, labels, scaled).arrangement()
     except NotUnderstoodError as reason:
         try:
-            return _Probe(block, mixing, cut, labels.with_copies(), scaled, merged=True).arrangement()
+            by_slot = Mixing.of(block, routing, by_slot=True)
+            return _Probe(block, by_slot, cut, labels, scaled, merged=True).arrangement()
         except NotUnderstoodError:
             raise reason from None
 
@@ -80,7 +79,8 @@ class _Projections:
 @dataclasses.dataclass(frozen=True)
 class _Probe:
     """``scaled``: what multiplies weights beside tokens is a constant, not a weight from the router. ``merged``: where
-    two projections are always equal, a copy of some weights is stored elsewhere, and they are one."""
+    two projections are always equal, a copy of some weights is stored elsewhere, and they are one; weights of down are
+    those of tokens' first choices."""
 
     block: Block
     mixing: Mixing
@@ -149,11 +149,21 @@ class _Probe:
         missing = np.flatnonzero(np.abs(sizes) <= TOLERANCE * np.abs(sizes).max())
         if missing.size:
             raise NotUnderstoodError(left_out(missing.tolist(), E))
+        if self._are_shared(units, known, sizes):
+            raise NotUnderstoodError(
+                "its experts share their hidden units: they differ in what these are multiplied by"
+            )
         if len(known) % E:
             raise NotUnderstoodError(f"its {len(known)} hidden units are no equal number for each of {E} experts")
         f = len(known) // E
         owners = find_owners(lambda values: self._result(units, known, values)[:, 0] * f / sizes, len(known), E)
         return known[np.argsort(owners, kind="stable").reshape(E, f)]
+
+    def _are_shared(self, units: Units, known: Array, sizes: Array) -> bool:
+        """Whether every hidden unit adds to what every expert makes, of which ``sizes`` [E] is that of all units."""
+        marks = np.random.default_rng(2).normal(size=len(known))
+        shares = self._result(units, known, marks)[:, 0] / sizes
+        return bool(np.abs(shares - marks.mean()).max() <= TOLERANCE)
 
     def _result(self, units: Units, known: Array, values: Array, summands: Summands | None = None) -> Array:
         """Each expert's result [E,d] where its hidden units ``known``, named by their up projections, are ``values``;

@@ -29,13 +29,13 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal | RowProposal, for
     to remove-dead-nodes."""
     name = block.name
     writer = _Writer(graph, block, block.y.name or name)
-    logits = writer.rows(block.logits, block.E, "logits")
+    bias, places = proposal.routing.correction_bias, proposal.routing.places
+    logits = writer.rows(block.logits, block.E, "logits") if places is None else writer.sums(places)
     x = writer.rows(block.x, block.d, "x")
-    bias = proposal.routing.correction_bias
     correction_bias = None if bias is None else writer.vector(bias)
     route_inputs = {"logits": logits, "correction_bias": correction_bias}
     route = dialect.make_node("Route", route_inputs, proposal.routing.spec, name=f"{name}.route")
-    weights, experts_ids = writer.add(route, block.logits.dtype, "weights", "experts")
+    weights, experts_ids = writer.add(route, logits.dtype, "weights", "experts")
     experts_ids.dtype = ir.DataType.INT32
     weights = writer.cast(weights, block.x.dtype, "weights")
     if isinstance(proposal, RowProposal):
@@ -89,6 +89,14 @@ class _Writer:
         (rows,) = self.add(node, value.dtype, f"{label}.rows")
         rows.shape = ir.Shape([None, width])
         return rows
+
+    def sums(self, places: ir.Value) -> ir.Value:
+        """Weights [T,E] of weights at places [T,E,C]."""
+        axis = self.constant(np.array([-1]), "places_axis")
+        node = ir.node("ReduceSum", [places, axis], {"keepdims": 0}, name=f"{self.name}.sums")
+        (sums,) = self.add(node, places.dtype, "sums")
+        sums.shape = ir.Shape(places.shape[:2]) if places.shape is not None else None
+        return sums
 
     def cast(self, value: ir.Value, dtype: ir.DataType | None, label: str) -> ir.Value:
         """``value`` in another type, where models mix types (a router in float32 within a model in float16)."""

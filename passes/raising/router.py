@@ -32,15 +32,26 @@ SCORES = ("softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sqrt_softplus",
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """A proposal: what the router does, and the correction bias [E] if it has one."""
+    """A proposal: what the router does, and the correction bias [E] if it has one.
+
+    ``places`` [T,E,C] are weights that the router, which stays as it is, gives tokens at each of an expert's places.
+    Their sums over these [T,E] are what experts are chosen by, instead of the logits.
+    """
 
     spec: RouteSpec
     correction_bias: ir.Value | None = None
+    places: ir.Value | None = None
 
     def run(self, block: Block, logits: Array) -> tuple[Array, Array]:
         """Weights [T,k] in float64 and ids [T,k]."""
         bias = None if self.correction_bias is None else block.dataflow.array(self.correction_bias).reshape(-1)
-        return route(self.spec, logits, bias, dtype=np.float64)
+        scores = logits if self.places is None else _sums(block, self.places, logits)
+        return route(self.spec, scores, bias, dtype=np.float64)
+
+
+def _sums(block: Block, places: ir.Value, logits: Array) -> Array:
+    runs = block.values_on(np.ones((len(logits), block.d)), logits, [places])
+    return np.concatenate([weights.sum(axis=-1) for (weights,) in runs])[: len(logits)]
 
 
 def propose_routings(block: Block) -> list[Routing]:

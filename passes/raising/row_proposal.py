@@ -19,8 +19,7 @@ from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.expert_results import expert_results
 from moec.passes.raising.failure import NoResultError
-from moec.passes.raising.mixing import Mixing
-from moec.passes.raising.probing import MOST_ROUTINGS
+from moec.passes.raising.mixing import Mixing, explaining_routings
 from moec.passes.raising.router import Routing
 from moec.passes.raising.row_reading import NORMALIZING, steps_of
 from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, joined, numbers_of, shared, whole
@@ -101,10 +100,10 @@ class RowProposal:
 
 def propose_rows(block: Block, routings: Sequence[Routing]) -> RowProposal:
     """What the experts of a block do to their rows. Raises NotUnderstoodError where that is not to be seen."""
-    explained = ((routing, Mixing.of(block, routing)) for routing in routings[:MOST_ROUTINGS])
-    routing, mixing = next(((r, m) for r, m in explained if m.explains_y()), (None, None))
-    if routing is None or mixing is None:
+    routing = next(iter(explaining_routings(block, routings)), None)
+    if routing is None:
         raise NoResultError("y is no sum of its experts' results, weighted by the router")
+    mixing = Mixing.of(block, routing)
     results = expert_results(block, mixing)
     stored, simple = tuple(sorted(results)), None
     if len(stored) < block.E:

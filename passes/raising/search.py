@@ -14,7 +14,7 @@ from moec.ir.semantics import activated, limited, pairs_by_expert, projections_i
 from moec.ir.watch import Unseen
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
-from moec.passes.raising.check import TOLERANCE, Proposal, check_proposal, difference
+from moec.passes.raising.check import TOLERANCE, Proposal, check_proposal, difference, tolerance
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
@@ -41,20 +41,32 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
     """The first proposal that passes the check. Raises NotUnderstoodError with the nearest miss."""
     rejected: list[NotUnderstoodError] = []
     misses: list[tuple[float, Proposal]] = []
+    for found, proposal in _worth_a_check(block, routings, arrangements, misses):
+        try:
+            return checked(block, proposal, found)
+        except NotUnderstoodError as reason:
+            if reason.undecided:
+                raise
+            rejected.append(reason)
+        if len(rejected) == MOST_CHECKED:
+            raise rejected[0]
+    raise rejected[0] if rejected else _nearest_miss(misses)
+
+
+def _worth_a_check(
+    block: Block, routings: list[Routing], arrangements: list[Arrangement], misses: list[tuple[float, Proposal]]
+) -> Iterator[tuple[float, Proposal]]:
+    """Proposals that agree on a few tokens; then, nearest first, those that do within the rounding of 16 bits. All
+    others go to ``misses``."""
+    near = tolerance(block)
+    rounded: list[tuple[float, Proposal]] = []
     for routing in routings[:MOST_ROUTINGS]:
         for found, proposal in _tried(block, routing, arrangements):
-            if found > TOLERANCE:
-                misses.append((found, proposal))
-                continue
-            try:
-                return checked(block, proposal, found)
-            except NotUnderstoodError as reason:
-                if reason.undecided:
-                    raise
-                rejected.append(reason)
-            if len(rejected) == MOST_CHECKED:
-                raise rejected[0]
-    raise rejected[0] if rejected else _nearest_miss(misses)
+            if found <= TOLERANCE:
+                yield found, proposal
+            else:
+                (rounded if found <= near else misses).append((found, proposal))
+    yield from sorted(rounded, key=lambda miss: miss[0])
 
 
 def checked(block: Block, proposal: Proposal | RowProposal, found: float = 0.0) -> Match:
@@ -63,7 +75,7 @@ def checked(block: Block, proposal: Proposal | RowProposal, found: float = 0.0) 
     verdict = check_proposal(block, proposal)
     if verdict.agrees:
         return Match(proposal, verdict.difference, verdict.undefined)
-    if verdict.difference <= TOLERANCE:
+    if verdict.is_near:
         raise NotUnderstoodError(_undecided(verdict.unseen), found, undecided=True)
     raise NotUnderstoodError(
         f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "

@@ -16,6 +16,7 @@ from moec.ir.dialect import is_moec
 from moec.ir.movement import MOVEMENTS
 from moec.ir.names import node_name
 from moec.passes.framework.base import Unraised
+from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import factors, is_contraction, width
 from moec.passes.raising.candidates import SELECTIONS, find_logits, router_chain
 from moec.passes.raising.dataflow import DataFlow, follow_data
@@ -56,7 +57,23 @@ def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
         return None
     if router not in find_logits(dataflow, anchor):
         return "other operators than scores stand between its router's product and it, so that no logits were found"
+    further = _further_selection(dataflow, anchor)
+    if further is not None:
+        node = f"{further.op_type} node {node_name(further)}"
+        return f"experts are chosen by a further selection among what it chose ({node})"
     return "no part of the graph behind it makes one row per token from one row per token"
+
+
+def _further_selection(dataflow: DataFlow, anchor: ir.Node) -> ir.Node | None:
+    """A selection among what another one chose, without a product between the two."""
+    reached = set(anchor.outputs)
+    for node in dataflow.readers(anchor.outputs):
+        if reached.isdisjoint(node.inputs) or is_contraction(node):
+            continue
+        if is_op(node, *SELECTIONS):
+            return node
+        reached.update(node.outputs)
+    return None
 
 
 def _products_met(dataflow: DataFlow, anchor: ir.Node, scores: ir.Value) -> int:

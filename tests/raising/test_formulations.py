@@ -12,10 +12,7 @@ from .exports import EXPORTERS, NotExportedError, verdict_of
 from .formulations import FORMULATIONS
 
 GAPS = {
-    "copy experts",
     "expert choice",
-    "gshard capacity never reached",
-    "gshard capacity of two",
     "shared up projection",
     "sort and split",
 }

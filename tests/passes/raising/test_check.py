@@ -3,8 +3,13 @@
 import dataclasses
 
 import numpy as np
+import onnx.parser
 import pytest
 
+from moec.frontend.onnx import import_model
+from moec.ir import dialect
+from moec.ir.dialect import ExpertsSpec, spec_of
+from moec.passes.framework import pipeline
 from moec.passes.raising.candidates import candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal, difference
 from moec.passes.raising.dataflow import DataFlow
@@ -12,6 +17,8 @@ from moec.passes.raising.mlps import find_mlps
 from moec.passes.raising.router import propose_routings
 from moec.passes.raising.search import find_match
 from moec.passes.raising.weights import ExpertTensor, arrangements
+
+from ...text_models import give_constants
 
 
 @pytest.fixture
@@ -73,6 +80,39 @@ def test_one_wrong_weight_of_any_expert_is_rejected(matched, expert):
     altered = Altered(down.dataflow, down.shape, down.entries)
     changed = dataclasses.replace(proposal, tensors={**proposal.tensors, "down": altered})
     assert not check_proposal(block, changed).agrees
+
+
+GELU = """<ir_version: 10, opset_import: ["" : 24]> block (float16[T,6] x) => (float16[T,6] y) {
+    logits = MatMul (x, gate)
+    scores = Softmax <axis = -1> (logits)
+    w, chosen = TopK <axis = -1> (scores, k)
+    shape = Shape (scores)
+    zeros = Expand (zero, shape)
+    mixture = ScatterElements <axis = -1> (zeros, chosen, w)
+    h = Einsum <equation = "td,edf->tef"> (x, up)
+    cube = Pow (h, three)
+    bend = Mul (cube, cubic)
+    bent = Add (h, bend)
+    inner = Mul (bent, root)
+    tanh = Tanh (inner)
+    raised = Add (tanh, one)
+    halved = Mul (raised, half)
+    a = Mul (h, halved)
+    o = Einsum <equation = "tef,efd->ted"> (a, down)
+    y = Einsum <equation = "ted,te->td"> (o, mixture) }"""
+NUMBERS = {"zero": 0, "one": 1, "half": 0.5, "three": 3, "root": np.sqrt(2 / np.pi)}
+
+
+@pytest.mark.parametrize(("cubic", "activation"), [(0.044715, "gelu_tanh"), (0.0455, None)])
+def test_numbers_of_an_activation_may_be_rounded_to_16_bits(normal, cubic, activation):
+    """But may not differ by more than that."""
+    numbers = {**NUMBERS, "cubic": cubic, "gate": normal(6, 4), "up": normal(4, 6, 5), "down": normal(4, 5, 6)}
+    proto = onnx.parser.parse_model(GELU)
+    give_constants(proto, {"k": np.array([2])} | {name: np.float16(value) for name, value in numbers.items()})
+    model = import_model(proto)
+    pipeline.run(model, pipeline.parse(f"{pipeline.CLEAN_UP},raise-moe"))
+    found = [spec_of(node, ExpertsSpec).activation for node in model.graph if dialect.is_moec(node, "Experts")]
+    assert found == ([] if activation is None else [activation])
 
 
 def test_difference_counts_rows_by_their_own_magnitude():

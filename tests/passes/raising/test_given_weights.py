@@ -105,3 +105,49 @@ def test_sibling_whose_results_others_use_stays():
     model = model_of(text)
     RaiseMoE().apply(model, Report())
     assert not any(dialect.is_moec(node) for node in model.graph)
+
+
+PLACED = """
+    shape = Shape (scores)
+    zeros = ConstantOfShape (shape)
+    mixture = ScatterElements <axis = -1> (zeros, chosen, w)
+    is_used = Greater (mixture, nothing)
+    used = Cast <to = 1> (is_used)
+    count = CumSum <reverse = 1> (used, token_axis)
+    fits = LessOrEqual (count, capacity)
+    fitting = Cast <to = 1> (fits)
+    kept = Mul (mixture, fitting)
+    column = Unsqueeze (count, minus_one)
+    stands = Equal (column, places)
+    place = Cast <to = 1> (stands)
+    kept_column = Unsqueeze (kept, minus_one)
+    combine = Mul (kept_column, place)
+    is_given = Greater (combine, nothing)
+    given = Cast <to = 1> (is_given)
+    slots = Einsum <equation = "tec,td->ecd"> (given, x)
+    h = MatMul (slots, up)
+    a = Relu (h)
+    o = MatMul (a, down)
+    y = Einsum <equation = "tec,ecd->td"> (combine, o)
+"""
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_experts_whose_tokens_have_places_are_raised_behind_a_router_that_stays(
+    build, texts, normal, raise_and_compare, shared
+):
+    """Unless tokens without a place share the last one."""
+    text = texts["router"] + PLACED
+    if shared:
+        text = text.replace("kept = Mul (mixture, fitting)", "kept = Identity (mixture)")
+        text = text.replace("Unsqueeze (count, minus_one)", "Unsqueeze (at, minus_one)")
+        text = text.replace("column = Unsqueeze (at", "at = Min (count, capacity)\n column = Unsqueeze (at")
+    weights = {"up": normal(4, 6, 5), "down": normal(4, 5, 6), "places": np.array([1, 2, 3], np.float32)}
+    report = Report()
+    nodes = raise_and_compare(build(text, **weights, **LIMITS), report)
+    if shared:
+        assert nodes == [] and "left as ordinary operators" in report.remarks[0].message
+        return
+    route, _ = nodes
+    assert spec_of(route, RouteSpec) == RouteSpec(k=4, score="relu", selection="all", threshold=0.0)
+    assert report.remarks[0].message.startswith("its router stays as ordinary operators: ")

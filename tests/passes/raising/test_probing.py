@@ -103,25 +103,47 @@ def test_gathered_gate_and_up_are_split_and_biased_apart(build, texts, normal, r
     assert raised(build, raise_and_compare, text, **arrays) == ExpertsSpec("silu", "gate_up")
 
 
+SLOT = """
+    id_{s} = Slice (chosen, from_{s}, to_{s}, one)
+    ids_{s} = Reshape (id_{s}, minus_one)
+    w_{s} = Slice (w, from_{s}, to_{s}, one)
+    up_{s}s = Gather <axis = 0> (up, ids_{s})
+    down_{s}s = Gather <axis = 0> (down, ids_{s})
+    x_{s} = Unsqueeze (x, minus_one)
+    h_{s} = MatMul (up_{s}s, x_{s})
+    a_{s} = Relu (h_{s})
+    o_{s} = MatMul (down_{s}s, a_{s})
+    y_{s} = Squeeze (o_{s}, minus_one)
+    part_{s} = Mul (y_{s}, w_{s})
+"""
+SLOTS = SLOT.replace("{s}", "0") + SLOT.replace("{s}", "1") + "y = Add (part_0, part_1)\n"
+BOUNDS = {f"{name}_{s}": np.array([s + step]) for s in (0, 1) for name, step in (("from", 0), ("to", 1))}
+
+
 def test_slots_are_unrolled(build, texts, normal, raise_and_compare):
     """A copy of the experts for each of the k slots, not for each of the E experts."""
-    slot = """
-        id_{s} = Slice (chosen, from_{s}, to_{s}, one)
-        ids_{s} = Reshape (id_{s}, minus_one)
-        w_{s} = Slice (w, from_{s}, to_{s}, one)
-        up_{s}s = Gather <axis = 0> (up, ids_{s})
-        down_{s}s = Gather <axis = 0> (down, ids_{s})
-        x_{s} = Unsqueeze (x, minus_one)
-        h_{s} = MatMul (up_{s}s, x_{s})
-        a_{s} = Relu (h_{s})
-        o_{s} = MatMul (down_{s}s, a_{s})
-        y_{s} = Squeeze (o_{s}, minus_one)
-        part_{s} = Mul (y_{s}, w_{s})
-    """
-    text = texts["router"] + slot.replace("{s}", "0") + slot.replace("{s}", "1") + "y = Add (part_0, part_1)\n"
-    arrays = {f"{name}_{s}": np.array([s + step]) for s in (0, 1) for name, step in (("from", 0), ("to", 1))}
-    spec = raised(build, raise_and_compare, text, up=normal(4, 5, 6), down=normal(4, 6, 5), **arrays)
+    weights = {"up": normal(4, 5, 6), "down": normal(4, 6, 5)}
+    spec = raised(build, raise_and_compare, texts["router"] + SLOTS, **weights, **BOUNDS)
     assert spec == ExpertsSpec("relu", "none")
+
+
+COPY = """
+    hot_1 = OneHot <axis = 0> (ids_1, depth, off_on)
+    rows_1 = MatMul (down_copy, hot_1)
+    turned_1 = Transpose <perm = [1, 0]> (rows_1)
+    down_1s = Reshape (turned_1, down_shape)
+"""
+
+
+@pytest.mark.parametrize("change", [0, 1e-3])
+def test_the_second_slot_has_a_copy_of_weights_in_another_layout(build, texts, normal, raise_and_compare, change):
+    """Where it is no copy, second choices are other experts than first ones, and the block stays as it is."""
+    text = replace_lines(texts["router"] + SLOTS, "down_1s = Gather <axis = 0> (down, ids_1)", COPY)
+    down, more = normal(4, 6, 5), {"depth": np.array(4), "off_on": np.array([0, 1], np.float32)}
+    more |= {"down_copy": down.reshape(4, 30).T * np.float32(1 + change), "down_shape": np.array([-1, 6, 5])}
+    model, report = build(text, up=normal(4, 5, 6), down=down, **more, **BOUNDS), Report()
+    nodes = [node.op_type for node in raise_and_compare(model, report)]
+    assert nodes == ([] if change else ["Route", "Experts"]), [remark.message for remark in report.remarks]
 
 
 def test_one_product_for_all_experts(build, texts, normal, raise_and_compare):

@@ -109,6 +109,30 @@ def test_router_of_several_layers_ends_before_its_last_product(build, texts, nor
     assert route.inputs[0].name == "logits"
 
 
+PRODUCTS = {
+    "a product whose other columns are something else": "both = MatMul (x, wide)\n logits, other = Split <axis = -1> "
+    "(both, columns)",
+    "elements that are multiplied by a scaled weight and added up": "column = Unsqueeze (x, minus_one)\n"
+    "whole = Mul (router, factor)\n products = Mul (column, whole)\n logits = ReduceSum <keepdims = 0> (products, one)",
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_logits_are_what_a_product_makes_for_experts(build, texts, normal, raise_and_compare, product):
+    text = texts["batched"].replace("logits = MatMul (x, router)", PRODUCTS[product])
+    weights = {"wide": normal(6, 11), "columns": np.array([4, 7]), "up": normal(4, 10, 6), "down": normal(4, 6, 5)}
+    route, _ = raise_and_compare(build(text, **weights, **EXTRA))
+    assert route.inputs[0].name == "logits"
+
+
+def test_a_sum_that_is_a_product_with_ones_makes_no_logits(build, texts, normal, raise_and_compare):
+    softmax = "e = Exp (logits)\n t = MatMul (e, ones)\n scores = Div (e, t)"
+    text = texts["batched"].replace("scores = Softmax <axis = -1> (logits)", softmax)
+    weights = {"ones": np.ones((4, 1), np.float32), "up": normal(4, 10, 6), "down": normal(4, 6, 5)}
+    route, _ = raise_and_compare(build(text, **weights))
+    assert route.inputs[0].name == "logits"
+
+
 def test_ids_of_experts_are_not_tried_as_scales(build, texts, monkeypatch):
     """A loop compares with every id: trying each as a scale would make raising cubic in the number of experts."""
     tried = []

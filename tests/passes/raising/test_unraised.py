@@ -66,6 +66,51 @@ BEHIND = """(float[T,6] x) => (float[T,6] y)
     y = Squeeze (o, axis) }"""
 
 
+CHOSEN_TOKENS = f"""(float[T,6] x) => (float[T,6] y) <{STACKS},
+    int64[1] k = {{2}}, int64[1] last = {{-1}}, int64[2] rows = {{-1, 6}}, int64[2] column = {{-1, 1}}, float zero> {{
+    logits = MatMul (x, gate)
+    scores = Softmax <axis = -1> (logits)
+    turned = Transpose <perm = [1, 0]> (scores)
+    w, tokens = TopK <axis = -1> (turned, k)
+    taken = Gather <axis = 0> (x, tokens)
+    h = MatMul (taken, up)
+    a = Relu (h)
+    o = MatMul (a, down)
+    w_column = Unsqueeze (w, last)
+    weighted = Mul (o, w_column)
+    results = Reshape (weighted, rows)
+    places = Reshape (tokens, column)
+    shape = Shape (x)
+    zeros = Expand (zero, shape)
+    y = ScatterND <reduction = "add"> (zeros, places, results) }}"""
+PRODUCT_KEYS = """(float[T,6] x) => (float[T,6] y) <float[6,4] one, float[6,4] other, float[16,6] up, float[16,6] down,
+    int64[1] k = {2}, int64[1] first = {1}, int64[1] second = {2}, int64[2] pairs = {-1, 4}, int64 four = {4}> {
+    logits = MatMul (x, one)
+    others = MatMul (x, other)
+    v, i = TopK <axis = -1> (logits, k)
+    u, j = TopK <axis = -1> (others, k)
+    v3 = Unsqueeze (v, second)
+    u3 = Unsqueeze (u, first)
+    sums = Add (v3, u3)
+    scores = Reshape (sums, pairs)
+    i3 = Unsqueeze (i, second)
+    j3 = Unsqueeze (j, first)
+    tens = Mul (i3, four)
+    numbers = Add (tens, j3)
+    all = Reshape (numbers, pairs)
+    best, chosen = TopK <axis = -1> (scores, k)
+    ids = GatherElements <axis = 1> (all, chosen)
+    ups = Gather <axis = 0> (up, ids)
+    x_column = Unsqueeze (x, second)
+    h3 = MatMul (ups, x_column)
+    h = Squeeze (h3, second)
+    a = Relu (h)
+    w = Softmax <axis = -1> (best)
+    weighted = Mul (a, w)
+    downs = Gather <axis = 0> (down, ids)
+    y = Einsum <equation = "tk,tkd->td"> (weighted, downs) }"""
+
+
 def returning_results(text: str) -> str:
     """With what every expert makes of every token as a further output."""
     return text.replace("=> (float[T,6] y)", "=> (float[T,6] y, float[T,4,6] o)")
@@ -104,6 +149,18 @@ def test_logits_of_experts_by_tokens_are_tried():
 def test_a_selection_that_no_block_is_found_around_is_told():
     (found,) = unraised(BEHIND).unraised
     assert (found.experts, found.top_k) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (CHOSEN_TOKENS, "it chooses tokens for experts, not experts for tokens"),
+        (PRODUCT_KEYS, "experts are chosen by a further selection among what it chose (TopK node best)"),
+        (returning_results(SOFT), "other results than y are made of its experts' results"),
+    ],
+)
+def test_the_cause_is_told_not_the_nearest_miss(text, reason):
+    assert reason in unraised(text).unraised[0].reason
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def other_opset(model: ir.Model, random: np.random.Generator) -> ir.Model | None
     if any(node.domain for node in model.graph) or model.functions:
         return None
     try:
-        return ir.from_proto(
-            version_converter.convert_version(ir.to_proto(model), versions[random.integers(len(versions))])
-        )
+        proto = version_converter.convert_version(ir.to_proto(model), versions[random.integers(len(versions))])
+        onnx.checker.check_model(proto)  # the converter keeps attributes that older versions do not have
+        return ir.from_proto(proto)
     except (RuntimeError, onnx.checker.ValidationError, version_converter.ConvertError):
         return None
 
@@ -69,10 +69,15 @@ def onnxscript_optimiser(model: ir.Model, random: np.random.Generator) -> ir.Mod
 
 @rewrite
 def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
-    """A Cast makes them float32 when they are used. Numbers are rounded."""
-    weights = [value for value in model.graph.initializers.values() if is_float(value) and value.uses()]
-    chosen = some(random, [value for value in weights if value.shape is not None and len(value.shape) >= 2])
-    for value in chosen:
+    """A Cast makes them float32 when they are used. Numbers are rounded, those of a weight that is stored several times
+    in all of these places: else an expert would be another one in each."""
+    made = [*model.graph.initializers.values(), *(node.outputs[0] for node in nodes(model, "Constant"))]
+    weights = [value for value in made if is_float(value) and value.uses() and value.shape and value.shape.numpy()]
+    chosen = some(random, [value for value in weights if len(value.shape or ()) >= 2])
+    rounded: dict[ir.Value, None] = dict.fromkeys(chosen)
+    for one in chosen:
+        rounded.update((value, None) for value in weights if _share_numbers(one, value))
+    for value in rounded:
         array = array_of(value)
         assert array is not None
         write = Writer(model, next(iter(model.graph)))
@@ -80,6 +85,12 @@ def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> i
         for user, place in list(value.uses()):
             user.replace_input_with(place, new)
     return model if chosen else None
+
+
+def _share_numbers(one: ir.Value, other: ir.Value) -> bool:
+    """Whether two weights have numbers in common, but for powers of two."""
+    found = [np.frexp(np.abs(array))[0] for value in (one, other) if (array := array_of(value)) is not None]
+    return bool(np.setdiff1d(np.intersect1d(*found), [0, 0.5]).size)
 
 
 @rewrite

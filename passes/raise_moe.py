@@ -16,9 +16,10 @@ from moec.ir.interpreter import EvaluationError
 from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report, Unraised
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import Block, experts_of, is_contraction
+from moec.passes.raising.block import Block, experts_of
 from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
+from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.diagnosis import diagnosed
 from moec.passes.raising.failure import NoResultError, NotUnderstoodError, left_out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -12,7 +11,7 @@ import onnx_ir as ir
 
 from moec.ir.interpreter import Evaluator, Watcher
 from moec.ir.names import node_name
-from moec.passes.graph.edits import is_op
+from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.dataflow import Array, DataFlow, follow_data
 
 MOST_TOKENS = 2048
@@ -22,37 +21,6 @@ EVALUATION_BUDGET = 1 << 28
 
 SUM_TOLERANCE = 1e-9
 """Share of the summands by which a sum in float64 may be off."""
-
-CONTRACTIONS = frozenset({"Conv", "Einsum", "Gemm", "Linear", "MatMul"})
-
-
-def factors(node: ir.Node | None) -> list[ir.Value]:
-    """The operands of a contraction, as which a sum of products of elements counts; empty for all else."""
-    if node is not None and node.op_type == "ReduceSum" and node.inputs[0] is not None:
-        product = node.inputs[0].producer()
-        return [value for value in product.inputs if value is not None] if is_op(product, "Mul") else []
-    return [v for v in node.inputs[:2] if v is not None] if node is not None and node.op_type in CONTRACTIONS else []
-
-
-def is_contraction(node: ir.Node | None) -> bool:
-    """Whether a node multiplies data and adds up; elements that are multiplied and then added up have to be data and
-    constants."""
-    if node is None or node.op_type in CONTRACTIONS:
-        return node is not None
-    return any(_is_fixed(value) and math.prod(_sizes(value)) > 1 for value in factors(node))
-
-
-def _is_fixed(value: ir.Value | None) -> bool:
-    """Whether a value is a constant, or computed from constants alone, such as a weight that is stored scaled."""
-    if value is None or value.const_value is not None:
-        return True
-    node = value.producer()
-    return node is not None and bool(node.inputs) and all(map(_is_fixed, node.inputs))
-
-
-def _sizes(value: ir.Value) -> tuple[int, ...]:
-    shape = value.shape if value.const_value is None else value.const_value.shape
-    return tuple(shape.numpy()) if shape is not None and shape.is_static() else ()
 
 
 @dataclasses.dataclass(frozen=True)

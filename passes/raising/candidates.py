@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import Block, experts_of, factors, is_contraction, shape_at, symbols_of, width
+from moec.passes.raising.block import Block, experts_of, shape_at, symbols_of, width
+from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.starts import starts
 
@@ -52,8 +53,9 @@ def router_chain(dataflow: DataFlow, scores: ir.Value) -> tuple[list[ir.Value], 
 
 
 def _projects(dataflow: DataFlow, node: ir.Node) -> bool:
-    """Whether a node is a contraction, but for a sum that is spelled as a product with ones."""
-    return is_contraction(node) and not any(dataflow.constant(v) and dataflow.is_mask(v) for v in factors(node))
+    """Whether a node is a contraction, but for a sum that is spelled as a product with ones, or with nothing."""
+    constants = [value for value in factors(node) if dataflow.constant(value)]
+    return is_contraction(node) and not any(0 in dataflow.shape(v) or dataflow.is_mask(v) for v in constants)
 
 
 def _last_taken(chain: list[ir.Value]) -> int:

@@ -21,8 +21,9 @@ import onnx_ir as ir
 from moec.ir.dialect import RouteSpec
 from moec.ir.intervals import MOST_BOUNDS, intervals
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import Block, Weighing, is_contraction, width
+from moec.passes.raising.block import Block, Weighing, width
 from moec.passes.raising.candidates import candidate_blocks
+from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing

@@ -17,8 +17,9 @@ from moec.ir.movement import MOVEMENTS
 from moec.ir.names import node_name
 from moec.passes.framework.base import Unraised
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import factors, is_contraction, width
+from moec.passes.raising.block import width
 from moec.passes.raising.candidates import SELECTIONS, find_logits, router_chain
+from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.dataflow import DataFlow, follow_data
 
 SCORES = frozenset({"Relu", "Sigmoid", "Softmax"})

@@ -106,12 +106,13 @@ def _affine_nodes(block: Block, nodes: list[ir.Node], x: Array, logits: Array) -
     for node in nodes:
         moving = [value for value in dict.fromkeys(node.inputs) if value is not None and value in block.from_x]
         attributes = tuple(sorted((name, repr(attribute.value)) for name, attribute in node.attributes.items()))
-        places = tuple(value in block.from_x for value in node.inputs)
+        places = tuple("moves" if value in moving else dataflow.scalar(value) for value in node.inputs)
         key = node.domain, node.op_type, attributes, places
-        if key not in known:
-            known[key] = _is_affine(node, moving, arrays)
-        if known[key]:
+        affine = known[key] if key in known else _is_affine(node, moving, arrays)
+        if affine:
             found[node] = moving
+        if all(np.isfinite(arrays[value]).all() for value in moving):  # what overflows tells nothing of other nodes
+            known[key] = affine
     return found
 
 

@@ -127,6 +127,35 @@ def test_slots_are_unrolled(build, texts, normal, raise_and_compare):
     assert spec == ExpertsSpec("relu", "none")
 
 
+GELU_BY_EXP = """
+    square_{s} = Mul (h_{s}, h_{s})
+    cube_{s} = Mul (square_{s}, h_{s})
+    bend_{s} = Mul (cube_{s}, cubic)
+    bent_{s} = Add (h_{s}, bend_{s})
+    inner_{s} = Mul (bent_{s}, minus_root)
+    e_{s} = Exp (inner_{s})
+    total_{s} = Add (unit, e_{s})
+    share_{s} = Reciprocal (total_{s})
+    a_{s} = Mul (h_{s}, share_{s})
+"""
+BIASED = """
+    bias_{s} = Gather <axis = 0> (down_bias, ids_{s})
+    biased_{s} = Add (bias_{s}, y_{s})
+    part_{s} = Mul (biased_{s}, w_{s})
+"""
+
+
+def test_what_overflows_tells_nothing_of_other_nodes(build, texts, normal, raise_and_compare):
+    """Biases are added to what experts make as 1 is to the exponential of a large number."""
+    slot = replace_lines(SLOT, "a_{s} = Relu (h_{s})", GELU_BY_EXP)
+    slot = replace_lines(slot, "part_{s} = Mul (y_{s}, w_{s})", BIASED)
+    text = texts["router"] + slot.replace("{s}", "0") + slot.replace("{s}", "1") + "y = Add (part_0, part_1)\n"
+    numbers = {"cubic": 0.044715, "minus_root": -2 * np.sqrt(2 / np.pi), "unit": 1}
+    weights = {name: np.float32(number) for name, number in numbers.items()}
+    weights |= {"up": normal(4, 5, 6), "down": normal(4, 6, 5), "down_bias": normal(4, 6)}
+    assert raised(build, raise_and_compare, text, **weights, **BOUNDS) == ExpertsSpec("gelu_tanh", "none")
+
+
 COPY = """
     hot_1 = OneHot <axis = 0> (ids_1, depth, off_on)
     rows_1 = MatMul (down_copy, hot_1)

@@ -74,10 +74,9 @@ def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> i
     made = [*model.graph.initializers.values(), *(node.outputs[0] for node in nodes(model, "Constant"))]
     weights = [value for value in made if is_float(value) and value.uses() and value.shape and value.shape.numpy()]
     chosen = some(random, [value for value in weights if len(value.shape or ()) >= 2])
-    rounded: dict[ir.Value, None] = dict.fromkeys(chosen)
-    for one in chosen:
-        rounded.update((value, None) for value in weights if _share_numbers(one, value))
-    for value in rounded:
+    for one in chosen:  # and for those that join
+        chosen += [value for value in weights if value not in chosen and _share_numbers(one, value)]
+    for value in chosen:
         array = array_of(value)
         assert array is not None
         write = Writer(model, next(iter(model.graph)))

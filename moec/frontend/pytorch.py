@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from moec.common.garbage import no_collection
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.conditions import Conditions
 from moec.frontend.size_names import rename_sizes
@@ -43,6 +44,7 @@ class Weights(Protocol):
         ...
 
 
+@no_collection()
 def import_module(
     module: torch.nn.Module,
     example_inputs: Any = None,
@@ -63,6 +65,7 @@ def import_module(
     """
     from moec.frontend.huggingface.exportable import exportable
     from moec.frontend.torch_complex import complex_as_pairs
+    from moec.frontend.torch_decompositions import decompose_one_by_one
 
     torch = _import_torch()
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
@@ -78,6 +81,7 @@ def import_module(
         try:
             with _sizes_from_zero():
                 program = torch.export.export(module, *arguments, dynamic_shapes=dynamic_shapes, strict=False)
+            decompose_one_by_one(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=weights is None)
             if weights is not None:
                 _optimize(exported, weights)

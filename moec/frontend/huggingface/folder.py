@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moec.common.garbage import no_collection
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions
 from moec.frontend.huggingface.safetensors import FileTensor, read_file
@@ -28,6 +29,7 @@ def is_folder(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
 
 
+@no_collection()
 def import_folder(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
     """The model of a folder with ``config.json`` and safetensors, as a text model: ``input_ids`` [batch, length],
     both dynamic, and with ``cache`` the tensors of :mod:`moec.frontend.text_cache`. It computes in float32; weights

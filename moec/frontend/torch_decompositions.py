@@ -1,0 +1,187 @@
+"""Operators that PyTorch's ONNX exporter does not know, decomposed one by one.
+
+``torch.onnx.export`` calls :meth:`torch.export.ExportedProgram.run_decompositions`, which traces the whole program once
+more, in functional form. That takes longer than the export itself, for the few operators of a model that need it. Where
+none of them has to be seen together with others, replacing each by itself leads to the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import Graph, Node
+
+Table = Mapping[Any, Callable[..., Any]]
+"""Decompositions by operator, as ``run_decompositions`` takes them."""
+
+
+class _TogetherError(Exception):
+    """Operators of the program cannot be treated one by one."""
+
+
+def decompose_one_by_one(program: torch.export.ExportedProgram) -> None:
+    """Let ``program.run_decompositions`` replace operators one by one. It traces the program as before where there are
+    bodies of control flow, sizes that depend on each other or on data, or tensors that change in place while others may
+    share their memory."""
+    traced = program.run_decompositions
+
+    def run_decompositions(decomp_table: Table) -> torch.export.ExportedProgram:
+        try:
+            return _decomposed(program, decomp_table)
+        except _TogetherError:
+            return traced(dict(decomp_table))
+
+    program.run_decompositions = run_decompositions  # type: ignore[method-assign, assignment]
+
+
+def _decomposed(program: torch.export.ExportedProgram, table: Table) -> torch.export.ExportedProgram:
+    import torch
+    from torch._guards import detect_fake_mode
+
+    mode = detect_fake_mode([node.meta.get("val") for node in program.graph.nodes])
+    depends_on_data = any("unbacked_bindings" in node.meta for node in program.graph.nodes)
+    if mode is None or depends_on_data or _has_relations(mode.shape_env):
+        raise _TogetherError
+    signature = copy.deepcopy(program.graph_signature)
+    expansion = _Expansion(torch.fx.Graph(), mode, table)
+    for node in program.graph.nodes:
+        new = expansion.add(node)
+        if isinstance(new, torch.fx.Node) and new.name != node.name:
+            signature.replace_all_uses(node.name, new.name)
+    return torch.export.ExportedProgram(
+        program.graph_module,
+        expansion.graph,
+        signature,
+        program.state_dict,
+        program.range_constraints,
+        program.module_call_graph,
+        program.example_inputs,
+        program.constants,
+        verifiers=[program.verifier],
+    )
+
+
+def _has_relations(environment: Any) -> bool:
+    """Whether sizes depend on each other, of which tracing again finds out more."""
+    return any(len(environment.replace(guard.expr).free_symbols) > 1 for guard in environment.guards)
+
+
+class _Expansion:
+    """Nodes of a graph, and what became of them in ``graph``: nodes, numbers, or tuples and lists of them."""
+
+    def __init__(self, graph: Graph, mode: Any, table: Table) -> None:
+        self.graph, self._mode, self._table = graph, mode, table
+        self._new: dict[Node, Any] = {}
+
+    def add(self, node: Node) -> Any:
+        import torch
+
+        if node.op == "get_attr":  # of a body
+            raise _TogetherError
+        if node.op != "call_function":
+            new = self.graph.node_copy(node, self._new.__getitem__)
+        else:
+            in_place = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+            target = self._out_of_place(node) if in_place else node.target
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self._new.__getitem__)
+            new = self._call(target, args, kwargs, node)
+            if in_place:
+                self._new[node.args[0]] = new
+        self._new[node] = new
+        return new
+
+    def _out_of_place(self, node: Node) -> Any:
+        """The operator that makes what ``node`` changes its first argument to, if nothing else can see the change but
+        what comes after."""
+        import torch
+
+        changed, packet = node.args[0], node.target.overloadpacket
+        written = [argument for argument in node.target._schema.arguments if argument.alias_info is not None]
+        target = getattr(getattr(torch.ops, node.target.namespace), packet.__name__.removesuffix("_"))
+        if target is packet or written != node.target._schema.arguments[:1] or not isinstance(changed, torch.fx.Node):
+            raise _TogetherError
+        maker = changed.args[0] if changed.target is operator.getitem else changed
+        others = [maker, *(user for user in changed.users if user in self._new)]
+        if not all(isinstance(each.target, torch._ops.OpOverload) and _is_fresh(each.target) for each in others):
+            raise _TogetherError
+        target = getattr(target, node.target._overloadname)
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
+        with self._mode:
+            made = target(*args, **kwargs)
+        if made.dtype != changed.meta["val"].dtype:
+            raise _TogetherError
+        return target
+
+    def _call(self, target: Any, args: Any, kwargs: Any, like: Node) -> Any:
+        """The results of a call in the place of the node ``like``, decomposed where that has to be."""
+        if target is operator.getitem and not hasattr(args[0], "op"):
+            return args[0][args[1]]
+        if _is_known(target, self._table):
+            new = self.graph.create_node("call_function", target, args, kwargs, name=like.name)
+            new.meta = like.meta.copy()
+            return new
+        return self._decomposed(target, args, kwargs, like)
+
+    def _decomposed(self, target: Any, args: Any, kwargs: Any, like: Node) -> Any:
+        import torch
+        from torch.fx.experimental.proxy_tensor import make_fx
+        from torch.utils._pytree import tree_flatten, tree_unflatten
+
+        leaves, structure = tree_flatten((args, kwargs))
+        nodes = [leaf for leaf in leaves if isinstance(leaf, torch.fx.Node)]
+
+        def call(*values: Any) -> Any:
+            given = iter(values)
+            args, kwargs = tree_unflatten(
+                [next(given) if isinstance(leaf, torch.fx.Node) else leaf for leaf in leaves], structure
+            )
+            return target(*args, **kwargs)
+
+        with self._mode:
+            traced = make_fx(call, decomposition_table=dict(self._table))(*(node.meta["val"] for node in nodes))
+        inner: dict[Node, Any] = {}
+        given = iter(nodes)
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                inner[node] = next(given)
+            elif node.op == "output":
+                return torch.fx.map_arg(node.args[0], inner.__getitem__)
+            elif node.op == "call_function" and _is_known(node.target, self._table):
+                inner[node] = self.graph.node_copy(node, inner.__getitem__)
+                inner[node].meta = {**like.meta, "val": node.meta.get("val")}
+            else:
+                raise _TogetherError
+        raise AssertionError
+
+
+def _is_known(target: Any, table: Table) -> bool:
+    """Whether an operator stays as it is. Those without a decomposition do, and compositions of others that are left
+    out of ``table``, where nothing that they return shares memory with their arguments."""
+    import torch
+
+    if not isinstance(target, torch._ops.OpOverload):
+        if isinstance(target, torch._ops.OperatorBase):
+            raise _TogetherError
+        return True
+    if target._schema.is_mutable:
+        raise _TogetherError
+    return target not in table and (_is_fresh(target) or not _is_composed(target))
+
+
+def _is_composed(target: Any) -> bool:
+    import torch
+
+    return target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def _is_fresh(target: Any) -> bool:
+    """Whether what an operator returns is its own."""
+    import torch
+
+    is_view = any(result.alias_info is not None for result in target._schema.returns)
+    return not (is_view or target._schema.is_mutable or torch.Tag.maybe_aliasing_or_mutating in target.tags)

@@ -86,30 +86,33 @@ class _Expansion:
         if node.op != "call_function":
             new = self.graph.node_copy(node, self._new.__getitem__)
         else:
-            in_place = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-            target = self._out_of_place(node) if in_place else node.target
+            target: Any = node.target
+            changed: Any = None
+            if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+                changed = node.args[0]
+                target = self._out_of_place(target, changed, node)
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self._new.__getitem__)
             new = self._call(target, args, kwargs, node)
-            if in_place:
-                self._new[node.args[0]] = new
+            if changed is not None:
+                self._new[changed] = new
         self._new[node] = new
         return new
 
-    def _out_of_place(self, node: Node) -> Any:
+    def _out_of_place(self, in_place: Any, changed: Any, node: Node) -> Any:
         """The operator that makes what ``node`` changes its first argument to, if nothing else can see the change but
         what comes after."""
         import torch
 
-        changed, packet = node.args[0], node.target.overloadpacket
-        written = [argument for argument in node.target._schema.arguments if argument.alias_info is not None]
-        target = getattr(getattr(torch.ops, node.target.namespace), packet.__name__.removesuffix("_"))
-        if target is packet or written != node.target._schema.arguments[:1] or not isinstance(changed, torch.fx.Node):
+        arguments, packet = in_place._schema.arguments, in_place.overloadpacket
+        written = [argument for argument in arguments if argument.alias_info is not None]
+        target = getattr(getattr(torch.ops, in_place.namespace), packet.__name__.removesuffix("_"))
+        if target is packet or written != arguments[:1] or not isinstance(changed, torch.fx.Node):
             raise _TogetherError
-        maker = changed.args[0] if changed.target is operator.getitem else changed
-        others = [maker, *(user for user in changed.users if user in self._new)]
-        if not all(isinstance(each.target, torch._ops.OpOverload) and _is_fresh(each.target) for each in others):
+        maker: Any = changed.args[0] if changed.target is operator.getitem else changed
+        others = [each.target for each in (maker, *changed.users) if each is maker or each in self._new]
+        if not all(isinstance(other, torch._ops.OpOverload) and _is_fresh(other) for other in others):
             raise _TogetherError
-        target = getattr(target, node.target._overloadname)
+        target = getattr(target, in_place._overloadname)
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
         with self._mode:
             made = target(*args, **kwargs)

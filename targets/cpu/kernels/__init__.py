@@ -1,5 +1,5 @@
 """Kernels for CPUs: one idea per file, each a function from static sizes and a machine to a TIR function."""
 
-from moec.targets.tvm import quick_macros
+from moec.targets.tvm import quick_script
 
-quick_macros.install()
+quick_script.install()

@@ -31,7 +31,7 @@ from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.probing import probe_experts
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import Routing, expert_vectors, propose_routings
-from moec.passes.raising.row_proposal import RowProposal, propose_rows
+from moec.passes.raising.row_proposal import propose_rows
 from moec.passes.raising.search import Match, checked, find_match
 from moec.passes.raising.unraised import resemblances, why_no_candidate
 from moec.passes.raising.weights import Arrangement, arrangements, with_factor
@@ -168,8 +168,10 @@ class _Raising:
         self.understood.update(block.nodes)
         replace(self.graph, block, match.proposal, match.formulation)
         self.changed = True
-        if isinstance(match.proposal, RowProposal) and (absent := match.proposal.absent):
-            self.report.warn(self.pass_name, block.name, left_out(absent, block.E))
+        if absent := match.proposal.absent:
+            traced = match.formulation != "batched"
+            tell = self.report.warn if traced else self.report.note
+            tell(self.pass_name, block.name, left_out(absent, block.E, traced=traced))
         if match.proposal.routing.places is not None:
             kept = "no known router gives tokens the places that this one gives them"
             self.report.note(self.pass_name, block.name, f"its router stays as ordinary operators: {kept}")
@@ -358,5 +360,6 @@ def _read_experts(block: Block, routing: Routing) -> tuple[list[Arrangement], st
 
 
 def _find_match(block: Block, routings: list[Routing], plain: list[Arrangement], formulation: str) -> Match:
-    scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in plain]
+    every = [arrangement for arrangement in plain if not arrangement.ids]
+    scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in every]
     return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)

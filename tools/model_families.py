@@ -34,6 +34,7 @@ a row have not been tried.
 SHAPES = ((1, 1), (2, 7), (3, 40), (1, 300))
 """Batch and length of what is compared; the last is longer than the chunks and windows that models have."""
 EXPERTS, CHOSEN = 8, 2
+EXPERT_CLASSES = ("DogeCDMoE", "JetMoeMoE")
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -95,6 +96,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": EXPERTS, "moe_top_k": CHOSEN},
     },
+    "beam": {"mlp_layer_types": ["dense", "sparse"]},
     "doge": {"is_moe": True, "num_experts": 16, "sliding_window": None},
     "gemma4_text": {"enable_moe_block": True, "top_k_experts": CHOSEN},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
@@ -149,15 +151,15 @@ def random_model(family: str) -> Any:
             if parameter.dim() >= 2:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
         for name, buffer in module.named_buffers():
-            if "correction_bias" in name:
+            if "bias" in name and buffer.dim() == 1 and buffer.is_floating_point():
                 buffer.uniform_(-0.1, 0.1)
     return module
 
 
 def expert_layers(module: Any) -> int:
-    """How many of its parts hold experts: modules of that name in most families, of that class in JetMoe."""
+    """How many of its parts hold experts: modules of that name in most families, of their own classes in others."""
     parts = module.named_modules()
-    return sum(name.endswith(".experts") or type(part).__name__ == "JetMoeMoE" for name, part in parts)
+    return sum(name.endswith(".experts") or type(part).__name__ in EXPERT_CLASSES for name, part in parts)
 
 
 def examine(family: str) -> dict[str, Any]:

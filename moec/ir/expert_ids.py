@@ -9,6 +9,8 @@ entry is -1, which a pair that was not dispatched thereby keeps.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +19,8 @@ from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.rule import known_size
 from moec.ir.weights.stored import constant
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,11 @@ def table_node(ids: ir.Value, table: ir.Value) -> ir.Node:
     node = ir.node("Gather", [table, ids], {"axis": 0})
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.INT32), ids.shape
     return node
+
+
+def mapped(table: Sequence[int], ids: Array) -> Array:
+    """Ids [T,k] by a table without its last entry; as they are where it is empty."""
+    return np.append(table, -1).astype(ids.dtype)[ids] if table else ids
 
 
 def table_behind(mapped: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:

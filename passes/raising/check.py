@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.dialect import ExpertsSpec
+from moec.ir.expert_ids import mapped
 from moec.ir.interpreter import EvaluationError
 from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import experts
@@ -35,11 +36,18 @@ ROUNDING = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """Everything that is needed to write the raised operators."""
+    """Everything that is needed to write the raised operators. ``ids``: for each id of the router that of an expert
+    whose weights these are, -1 for one that adds nothing; empty where they are the same."""
 
     routing: Routing
     spec: ExpertsSpec
     tensors: dict[str, ExpertTensor]
+    ids: tuple[int, ...] = ()
+
+    @property
+    def absent(self) -> list[int]:
+        """The router's ids of experts that add nothing to y."""
+        return [expert for expert, stored in enumerate(self.ids) if stored < 0]
 
     @property
     def used(self) -> set[ir.Value]:
@@ -50,12 +58,12 @@ class Proposal:
     def moved(self, counterparts: Mapping[ir.Value, ir.Value], routing: Routing, dataflow: DataFlow) -> Proposal:
         """The same with other constants."""
         tensors = {name: tensor.moved(counterparts, dataflow) for name, tensor in self.tensors.items()}
-        return Proposal(routing, self.spec, tensors)
+        return Proposal(routing, self.spec, tensors, self.ids)
 
     def run(self, block: Block, x: Array, logits: Array) -> Array:
         """y [T,d] in float64 for rows x [T,d] and logits [T,E]."""
         weights, ids = self.routing.run(block, logits)
-        return experts(self.spec, x, weights, ids, **self.tensors, dtype=np.float64)
+        return experts(self.spec, x, weights, mapped(self.ids, ids), **self.tensors, dtype=np.float64)
 
 
 def tolerance(block: Block) -> float:

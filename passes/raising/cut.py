@@ -27,16 +27,25 @@ TOLERANCE = 1e-10
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """``inner``: the last values that are affine in x, which the activation reads. ``outer``: the first values, made by
-    the activation, in which together y is affine."""
+    the activation, in which together y is affine. ``around``: a node by which y is affine in x without the activation,
+    as where experts return their token; None where there is none."""
 
     inner: list[ir.Value]
     outer: list[ir.Value]
+    around: ir.Node | None = None
+
+    def why_around(self) -> NotUnderstoodError:
+        """The reason against a block all of whose experts have hidden units."""
+        assert self.around is not None
+        return NotUnderstoodError(
+            f"y is affine in something that is affine in x (node {node_name(self.around)}): a way around the activation"
+        )
 
 
 def find_cut(block: Block, x: Array, logits: Array) -> Cut:
     """Around the activation of a block, for rows x [T,d] whose routing is fixed by logits [T,E].
 
-    Raises NotUnderstoodError if there is no activation, or a way from x to y around it.
+    Raises NotUnderstoodError if there is no activation.
     """
     nodes = block.expert_nodes()
     affine = _affine_nodes(block, nodes, x, logits)
@@ -52,13 +61,9 @@ def find_cut(block: Block, x: Array, logits: Array) -> Cut:
     around = next(
         (n for n in nodes if n in affine and n.outputs[0] in behind and not behind.issuperset(affine[n])), None
     )
-    if around is not None:
-        raise NotUnderstoodError(
-            f"y is affine in something that is affine in x (node {node_name(around)}): a way around the activation"
-        )
     if not inner or not outer:
         raise NotUnderstoodError("no activation lies between two affine maps")
-    return Cut(list(inner), list(outer))
+    return Cut(list(inner), list(outer), around)
 
 
 def _affine_in(block: Block, nodes: list[ir.Node], affine: Collection[ir.Node]) -> set[ir.Value]:

@@ -32,10 +32,13 @@ class NoResultError(NotUnderstoodError):
     """No value of the block holds the result of some expert."""
 
 
-def left_out(experts: Sequence[int], E: int) -> str:
-    """What is said of experts that add nothing to y, of so many."""
+def left_out(experts: Sequence[int], E: int, *, traced: bool) -> str:
+    """What is said of experts that add nothing to y, of so many. ``traced``: experts were written one by one."""
     more = f" (nor do {len(experts) - 1} others)" if len(experts) > 1 else ""
+    found = f"of {E} experts expert {experts[0]} adds nothing to y{more}"
+    if not traced:
+        return found
     return (
-        f"of {E} experts expert {experts[0]} adds nothing to y{more}; an export by tracing leaves out experts that no "
+        f"{found}; an export by tracing leaves out experts that no "
         "token of the trace reached: if the model has them, export again with an input that reaches every expert"
     )

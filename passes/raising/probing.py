@@ -19,13 +19,14 @@ from moec.ir.dialect import ExpertsSpec, GateLayout
 from moec.passes.raising.block import Block
 from moec.passes.raising.cut import Cut, find_cut
 from moec.passes.raising.dataflow import Array
-from moec.passes.raising.failure import NotUnderstoodError, left_out
+from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.labels import Labels, whole
 from moec.passes.raising.mixing import TOLERANCE, Mixing, explaining_routings
 from moec.passes.raising.neurons import Units, find_units
 from moec.passes.raising.owners import find_owners
 from moec.passes.raising.pieces import sampled
 from moec.passes.raising.router import Routing
+from moec.passes.raising.simple_experts import SimpleExperts
 from moec.passes.raising.trials import sample_rows
 from moec.passes.raising.weights import FUSED_LAYOUTS, Arrangement, Entry, ExpertTensor
 
@@ -92,12 +93,27 @@ class _Probe:
     def arrangement(self) -> Arrangement:
         projections = self._projections()
         units = find_units(self._activation, projections.of_element)
-        members = self._members(units)
+        stored = self._stored(units)
+        members = self._members(units, stored)
         up = self._entering(projections, members)
         gates = np.zeros(len(projections.biases), np.int64)
         gates[units.up[units.up >= 0]] = units.gate[units.up >= 0]
         gate = self._entering(projections, gates[members]) if (units.gate >= 0).any() else None
-        return _arranged(self.labels, up, gate, self._leaving(units, members))
+        arranged = _arranged(self.labels, up, gate, self._leaving(units, stored, members))
+        if len(stored) < self.block.E:
+            return self._with_simple(arranged, stored)
+        if self.cut.around is not None:
+            raise self.cut.why_around()
+        return arranged
+
+    def _with_simple(self, arranged: Arrangement, stored: Array) -> Arrangement:
+        """The arrangement of the experts ``stored``, where the others return zeros or their token."""
+        simple = SimpleExperts.of(self.block, self.mixing, self.cut.outer, tuple(stored.tolist()))
+        if simple is None or simple.ids is None:
+            missing = np.setdiff1d(np.arange(self.block.E), stored)
+            raise NotUnderstoodError(f"expert {missing[0]} is no MLP, and neither returns zeros nor its token")
+        spec = dataclasses.replace(arranged.spec, identity_experts=max(0, max(simple.ids) + 1 - len(stored)))
+        return Arrangement(spec, arranged.tensors, () if simple.ids == tuple(range(self.block.E)) else simple.ids)
 
     def _inner(self, x: Array, summands: Summands) -> Array:
         """All elements before the activation where every token is x [d] and weights are a sum of constants."""
@@ -142,27 +158,31 @@ class _Probe:
         scales = np.stack([scale, biased], axis=1)[held][first]
         return _Projections(weights, columns, biases[first], scales, of_element)
 
-    def _members(self, units: Units) -> Array:
-        """The up projections [E,f] of each expert's hidden units."""
-        E, known = self.block.E, np.unique(units.up[units.up >= 0])
-        sizes = self._result(units, known, np.ones(len(known)))[:, 0]
-        missing = np.flatnonzero(np.abs(sizes) <= TOLERANCE * np.abs(sizes).max())
-        if missing.size:
-            raise NotUnderstoodError(left_out(missing.tolist(), E))
-        if self._are_shared(units, known, sizes):
-            raise NotUnderstoodError(
-                "its experts share their hidden units: they differ in what these are multiplied by"
-            )
-        if len(known) % E:
+    def _stored(self, units: Units) -> Array:
+        """The ids of experts that have hidden units."""
+        sizes = self._sizes(units)
+        return np.flatnonzero(np.abs(sizes) > TOLERANCE * np.abs(sizes).max())
+
+    def _sizes(self, units: Units) -> Array:
+        """The first element of each expert's result [E] where all hidden units and weights are 1."""
+        known = np.unique(units.up[units.up >= 0])
+        return self._result(units, known, np.ones(len(known)))[:, 0]
+
+    def _members(self, units: Units, stored: Array) -> Array:
+        """The up projections [E,f] of the hidden units of each expert that is stored."""
+        E, known, sizes = len(stored), np.unique(units.up[units.up >= 0]), self._sizes(units)[stored]
+        if E > 1 and self._are_shared(units, known, stored, sizes):
+            raise NotUnderstoodError("its experts share their hidden units: they differ in what these are multiplied by")
+        if not E or len(known) % E:
             raise NotUnderstoodError(f"its {len(known)} hidden units are no equal number for each of {E} experts")
         f = len(known) // E
-        owners = find_owners(lambda values: self._result(units, known, values)[:, 0] * f / sizes, len(known), E)
+        owners = find_owners(lambda values: self._result(units, known, values)[stored, 0] * f / sizes, len(known), E)
         return known[np.argsort(owners, kind="stable").reshape(E, f)]
 
-    def _are_shared(self, units: Units, known: Array, sizes: Array) -> bool:
+    def _are_shared(self, units: Units, known: Array, stored: Array, sizes: Array) -> bool:
         """Whether every hidden unit adds to what every expert makes, of which ``sizes`` [E] is that of all units."""
         marks = np.random.default_rng(2).normal(size=len(known))
-        shares = self._result(units, known, marks)[:, 0] / sizes
+        shares = self._result(units, known, marks)[stored, 0] / sizes
         return bool(np.abs(shares - marks.mean()).max() <= TOLERANCE)
 
     def _result(self, units: Units, known: Array, values: Array, summands: Summands | None = None) -> Array:
@@ -206,18 +226,18 @@ class _Probe:
     def _matrices(self, weights: Array, columns: Array, biases: Array, scales: Array) -> _Matrices:
         return _Matrices(weights, columns, biases, scales if self.scaled else np.ones_like(scales))
 
-    def _leaving(self, units: Units, members: Array) -> _Matrices:
-        """Weights [d,f] and biases [d] from the hidden units to y."""
+    def _leaving(self, units: Units, stored: Array, members: Array) -> _Matrices:
+        """Weights [d,f] and biases [d] from the hidden units of each expert that is stored to y."""
         numbers, known = self.labels.summands(), np.sort(members, axis=None)
 
         def one(column: int) -> Array:
             return np.isin(known, members[:, column]).astype(float)
 
-        scale = self._result(units, known, one(0))
+        scale = self._result(units, known, one(0))[stored]
         columns, weights = sampled(
-            lambda column: whole(self._result(units, known, one(column), numbers) / scale), members.shape[1]
+            lambda column: whole(self._result(units, known, one(column), numbers)[stored] / scale), members.shape[1]
         )
-        biased, fixed = self._at_rest, self._labels_at_rest
+        biased, fixed = self._at_rest[stored], self._labels_at_rest[stored]
         biases = np.divide(fixed, biased, out=np.zeros_like(fixed), where=np.abs(biased) > TOLERANCE)
         return self._matrices(weights, columns, whole(biases), np.stack([scale, biased], axis=2)[:, 0])
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect
+from moec.ir.expert_ids import table_node
 from moec.ir.graphs import add_constant
 from moec.ir.weights.stacks import ExpertStack
 from moec.passes.raising.block import Block
@@ -41,6 +42,9 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal | RowProposal, for
     if isinstance(proposal, RowProposal):
         y = proposal.write(writer, x, weights, experts_ids)
     else:
+        if proposal.ids:
+            table = writer.constant(np.array([*proposal.ids, -1], np.int32), "stored")
+            (experts_ids,) = writer.add(table_node(experts_ids, table), ir.DataType.INT32, "stored_ids")
         tensors = {key: writer.tensor(key, tensor) for key, tensor in proposal.tensors.items()}
         inputs: dict[str, ir.Value | None] = {"x": x, "weights": weights, "experts": experts_ids, **tensors}
         experts = dialect.make_node("Experts", inputs, proposal.spec, name=f"{name}.experts")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec
+from moec.ir.expert_ids import mapped
 from moec.ir.interpreter import EvaluationError
 from moec.ir.products import rounded_rows
 from moec.ir.semantics import activated, limited, pairs_by_expert, projections_in
@@ -88,11 +89,12 @@ def _tried(block: Block, routing: Routing, arrangements: list[Arrangement]) -> I
     """All proposals with their difference from the original on a few tokens and outputs."""
     probe = _Probe.of(block, routing)
     for arrangement in arrangements:
-        inner = {placed: probe.project(arrangement, placed) for placed in (False, True)}
-        down = probe.down(arrangement)
+        own = dataclasses.replace(probe, ids=mapped(arrangement.ids, probe.ids))
+        inner = {placed: own.project(arrangement, placed) for placed in (False, True)}
+        down = own.down(arrangement)
         for spec in activations(block, arrangement.spec):
-            y = probe.finish(spec, inner[spec.weight_on_input], down)
-            yield difference(y, probe.y), Proposal(routing, spec, arrangement.tensors)
+            y = own.finish(spec, inner[spec.weight_on_input], down, arrangement.tensors["down"].shape[0])
+            yield difference(y, own.y), Proposal(routing, spec, arrangement.tensors, arrangement.ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,16 +133,16 @@ class _Probe:
             return _Probe(x[kept], weights[kept], ids[kept], outputs, None if y is None else y[kept][:, outputs])
         raise NotUnderstoodError("the original cannot be run, not even with every expert selected")
 
-    def _pairs(self) -> Iterator[tuple[int, Array, Array]]:
-        """Every selected expert, its tokens [n], and their weights for it [n,1]."""
-        for expert, tokens, slots in pairs_by_expert(self.ids):
+    def _pairs(self, stored: int) -> Iterator[tuple[int, Array, Array]]:
+        """Every selected expert of those that are stored, its tokens [n], and their weights for it [n,1]."""
+        for expert, tokens, slots in pairs_by_expert(np.where(self.ids < stored, self.ids, -1)):
             yield expert, tokens, self.weights[tokens, slots, None]
 
     def project(self, arrangement: Arrangement, weight_on_input: bool) -> list[tuple[Array | None, Array]]:
         """Gate and up projections of each selected expert."""
         found = []
-        for expert, tokens, scale in self._pairs():
-            tensors = arrangement.tensors
+        tensors = arrangement.tensors
+        for expert, tokens, scale in self._pairs(tensors["down"].shape[0]):
             parts = {name: tensors[name][expert] if name in tensors else None for name in EXPERT_WEIGHTS}
             rows = self.x[tokens] * scale if weight_on_input else self.x[tokens]
             found.append(projections_in(arrangement.spec, rows, parts))
@@ -150,18 +152,22 @@ class _Probe:
         """Weights [f, outputs] and bias of each selected expert's down projection."""
         weight, bias = arrangement.tensors["down"], arrangement.tensors.get("down_bias")
         found = []
-        for expert, _, _ in self._pairs():
+        for expert, _, _ in self._pairs(weight.shape[0]):
             columns = weight[expert] if arrangement.spec.down_transposed else weight[expert].T
             found.append((columns[:, self.outputs].astype(np.float64), bias[expert][self.outputs] if bias else 0.0))
         return found
 
     def finish(
-        self, spec: ExpertsSpec, inner: list[tuple[Array | None, Array]], down: list[tuple[Array, Array | float]]
+        self,
+        spec: ExpertsSpec,
+        inner: list[tuple[Array | None, Array]],
+        down: list[tuple[Array, Array | float]],
+        stored: int,
     ) -> Array:
-        """y [n, outputs] for an activation."""
-        y = np.zeros((len(self.x), len(self.outputs)))
+        """y [n, outputs] for an activation; experts from ``stored`` on return their token."""
+        y = self.x[:, self.outputs] * np.where(self.ids < stored, 0, self.weights).sum(axis=1, keepdims=True)
         with np.errstate(all="ignore"):
-            for (_, tokens, scale), projected, (columns, bias) in zip(self._pairs(), inner, down, strict=True):
+            for (_, tokens, scale), projected, (columns, bias) in zip(self._pairs(stored), inner, down, strict=True):
                 result = limited(spec, rounded_rows(spec, activated(spec, *projected)) @ columns + bias)
                 y[tokens] += result if spec.weight_on_input else result * scale
         return y

@@ -66,6 +66,18 @@ class SimpleExperts:
         adds[list(self.stored)] = True
         return np.flatnonzero(~adds).tolist()
 
+    @property
+    def ids(self) -> tuple[int, ...] | None:
+        """For each id of the router the id among the stored experts, from their number on for one that returns its
+        token, -1 for one that returns zeros; None where there are others."""
+        copied = np.abs(self.copies - 1) <= TOLERANCE
+        if self.vectors.any() or (self.copies[~copied] != 0).any():
+            return None
+        ids = np.full(len(self.copies), -1)
+        ids[list(self.stored)] = np.arange(len(self.stored))
+        ids[copied] = len(self.stored) + np.arange(np.count_nonzero(copied))
+        return tuple(ids.tolist())
+
     def stored_ids(self, writing: Writing, ids: ir.Value) -> ir.Value:
         """Ids [T,k] among the experts that are stored, -1 for others."""
         table = np.full(len(self.copies) + 1, -1, np.int32)

@@ -164,10 +164,12 @@ def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[E
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """A proposal for the experts' weights; the spec's activation is still open."""
+    """A proposal for the experts' weights; the spec's activation is still open. ``ids``: for each id of the router that
+    of an expert here, -1 for none; empty where they are the same."""
 
     spec: ExpertsSpec
     tensors: dict[str, ExpertTensor]
+    ids: tuple[int, ...] = ()
 
 
 def with_factor(arrangement: Arrangement, factor: ir.Value) -> Arrangement:

@@ -81,3 +81,48 @@ def test_factor_per_expert_goes_into_the_down_projection(build, texts, normal, r
     down, factor = normal(4, 6, 5), normal(4)
     _, experts = raise_and_compare(build(text, up=normal(4, 10, 6), down=down, factor=factor))
     np.testing.assert_allclose(experts.inputs[4].const_value.numpy(), down * factor[:, None, None])
+
+
+def with_simple(text: str, returned: str) -> str:
+    """Experts of which only the first three are stored; ``returned``: what the fourth adds to ``stored_y``."""
+    chosen = """is_simple = Equal (chosen, last)
+        kept = Where (is_simple, first, chosen)
+        w_kept = Where (is_simple, none, w)
+        x3 = Unsqueeze"""
+    text = text.replace("x3 = Unsqueeze", chosen).replace("Reshape (chosen,", "Reshape (kept,")
+    text = text.replace("Reshape (w,", "Reshape (w_kept,").replace("y = ReduceSum", "stored_y = ReduceSum")
+    return f"{text}\n{returned}\n"
+
+
+NUMBERS = {"last": np.array(3), "first": np.array(0), "none": np.array(0, np.float32)}
+PASSED = """w_passed = Where (is_simple, w, none)
+    share = ReduceSum <keepdims = 1> (w_passed, one)
+    passed = Mul (x, share)
+    """
+
+
+def test_an_expert_that_returns_its_token_is_an_identity_expert(build, texts, normal, raise_and_compare):
+    text = with_simple(texts["batched"], PASSED + "y = Add (stored_y, passed)")
+    report = Report()
+    model = build(text, up=normal(3, 10, 6), down=normal(3, 6, 5), **NUMBERS)
+    _, experts = raise_and_compare(model, report)
+    assert spec_of(experts, ExpertsSpec) == ExpertsSpec("silu", "gate_up", identity_experts=1)
+    assert [value.name for value in experts.inputs[3:5]] == ["up", "down"] and not report.remarks
+
+
+def test_an_expert_that_adds_nothing_is_not_dispatched(build, texts, normal, raise_and_compare):
+    report = Report()
+    text = with_simple(texts["batched"], "y = Identity (stored_y)")
+    _, experts = raise_and_compare(build(text, up=normal(3, 10, 6), down=normal(3, 6, 5), **NUMBERS), report)
+    table = experts.inputs[2].producer().inputs[0]
+    assert table.const_value.numpy().tolist() == [0, 1, 2, -1, -1]
+    (remark,) = report.remarks
+    assert (remark.severity, remark.message) == ("note", "of 4 experts expert 3 adds nothing to y")
+
+
+def test_sibling_whose_expert_returns_half_of_its_token_stays(build, texts, normal, raise_and_compare):
+    text = with_simple(texts["batched"], PASSED + "halved = Mul (passed, half)\n y = Add (stored_y, halved)")
+    report = Report()
+    model = build(text, up=normal(3, 10, 6), down=normal(3, 6, 5), half=np.array(0.5, np.float32), **NUMBERS)
+    assert raise_and_compare(model, report) == []
+    assert "expert 3 is no MLP, and neither returns zeros nor its token" in report.remarks[0].message

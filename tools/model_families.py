@@ -68,9 +68,16 @@ SIZES: dict[str, Any] = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
     "sliding_window": 16,
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     "index_head_dim": 16,
-    "index_topk": 512,
+    "index_topk": 16,
+    "unpadded_vocab_size": 96,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": 16,
+    "d_rel": 8,
+    "rel_extent": 16,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
@@ -98,7 +105,14 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     },
     "beam": {"mlp_layer_types": ["dense", "sparse"]},
     "doge": {"is_moe": True, "num_experts": 16, "sliding_window": None},
-    "gemma4_text": {"enable_moe_block": True, "top_k_experts": CHOSEN},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "top_k_experts": CHOSEN,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "global_head_dim": 8,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+    },
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "hunyuan_v1_moe": {"moe_topk": CHOSEN},
     "ernie4_5_moe": {"moe_k": CHOSEN, "moe_layer_start_index": 1},
@@ -111,6 +125,65 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "zaya": {"num_experts_per_tok": 1},
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"], "num_mtp_layers": 0},
+    "deepseek_v4": {
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 16},
+        "mlp_layer_types": ["hash_moe", "moe"],
+        "o_groups": 2,
+        "o_lora_rank": 8,
+    },
+    "flint": {"layer_types": ["full_attention", "sliding_attention"], "mlp_only_layers": [0]},
+    "glm_moe_dsa": {"indexer_types": ["full", "shared"]},
+    "hy_v4": {"indexer_types": ["full", "shared"]},
+    "inkling_text": {"layer_types": ["hybrid_sliding", "hybrid"], "mlp_layer_types": ["dense", "sparse"]},
+    "inkling2_text": {"layer_types": ["hybrid_sliding", "hybrid"], "n_layers_per_attn_res_block": 1},
+    "inkling2_loop_text": {
+        "num_hidden_layers": 3,
+        "layer_types": ["hybrid_sliding", "hybrid", "hybrid"],
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 2,
+        "loop_num_passes": 2,
+        "loop_gate_rank": 8,
+    },
+    "kimi_linear": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "q_lora_rank": None,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+    },
+    "kolibri1": {"layer_types": ["sliding_attention", "full_attention"]},
+    "lara_mini": {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "sliding_attention", "full_attention"],
+    },
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "dense_intermediate_size": 48,
+        "rotary_dim": 4,
+        "index_n_heads": 2,
+        "index_block_size": 16,
+        "index_topk_blocks": 2,
+    },
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "indexed_attention"],
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "ple_layer_ids": [1],
+        "ple_embed_dim": 32,
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 50,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 1,
+        "indexer_n_heads": 16,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+    },
 }
 
 
@@ -153,6 +226,8 @@ def random_model(family: str) -> Any:
         for name, buffer in module.named_buffers():
             if "bias" in name and buffer.dim() == 1 and buffer.is_floating_point():
                 buffer.uniform_(-0.1, 0.1)
+            elif name.endswith("tid2eid"):  # the experts of each token
+                buffer.copy_(torch.rand(len(buffer), EXPERTS).argsort(1)[:, : buffer.shape[1]])
     return module
 
 

@@ -30,13 +30,15 @@ class Conditions:
     """``guards``: conditions on named sizes (:mod:`moec.common.guards`), which an artifact checks when it is called.
     ``fixed``: sizes that were to be dynamic and became numbers. ``unchecked``: what nobody checks. ``tried``:
     sizes that the export was not for, but that gave the module's results when they were tried. ``unused``: tensors of
-    the model's files that nothing was made of."""
+    the model's files that nothing was made of. ``wide``: the guards that leave in all sizes that the model's
+    configuration is for."""
 
     guards: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
 
     @property
     def names(self) -> set[str]:
@@ -55,11 +57,13 @@ class Conditions:
 
     def report(self, specs: Sequence[TensorSpec], report: Report) -> None:
         """Say what the artifact is limited to."""
-        if self.guards:
-            shortest = sorted(self.guards, key=len)
+        for guard in self.wide:
+            report.note(_PASS, guard, "other sizes are refused; the model's configuration is for no other either")
+        if narrow := [guard for guard in self.guards if guard not in self.wide]:
+            shortest = sorted(narrow, key=len)
             more = f" and {len(shortest) - _SHOWN} more" if len(shortest) > _SHOWN else ""
             names = dict.fromkeys(name for guard in shortest[:_SHOWN] for name in parse_guard(guard).names)
-            is_narrow = any(_NOT_EMPTY.fullmatch(guard) is None for guard in self.guards)
+            is_narrow = any(_NOT_EMPTY.fullmatch(guard) is None for guard in narrow)
             (report.warn if is_narrow else report.note)(
                 _PASS,
                 ", ".join(shortest[:_SHOWN]) + more,
@@ -98,7 +102,7 @@ def read(model: ir.Model, where: str) -> Conditions:
     if KEY not in model.metadata_props:
         return Conditions()
     try:
-        content = {"unused": [], **json.loads(model.metadata_props[KEY])}  # files of before have no such key
+        content = {"unused": [], "wide": [], **json.loads(model.metadata_props[KEY])}  # files of before have no such keys
         kinds = [field.name for field in dataclasses.fields(Conditions)]
         found = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})
         _ = found.names

@@ -64,8 +64,10 @@ def import_module(
     UnsupportedError when PyTorch cannot export the module.
     """
     from moec.frontend.huggingface.exportable import exportable
+    from moec.frontend.text_inputs import wide_guards
     from moec.frontend.torch_complex import complex_as_pairs
     from moec.frontend.torch_decompositions import decompose_one_by_one
+    from moec.frontend.torch_guards import drop_certain_guards
 
     torch = _import_torch()
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
@@ -82,6 +84,7 @@ def import_module(
             with _sizes_from_zero():
                 program = torch.export.export(module, *arguments, dynamic_shapes=dynamic_shapes, strict=False)
             decompose_one_by_one(program)
+            drop_certain_guards(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=weights is None)
             if weights is not None:
                 _optimize(exported, weights)
@@ -95,6 +98,7 @@ def import_module(
         names = _names_of_sizes(exported.exported_program)
         rename_sizes(model, names)
         conditions = conditions.renamed(names)
+        conditions = dataclasses.replace(conditions, wide=tuple(wide_guards(module, conditions.guards)))
     imported = _imported(model, conditions)
     if weights is not None:
         _bind(imported.graph, weights)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ def text_inputs(module: torch.nn.Module) -> TextInputs | None:
         {name: torch.ones(_SHAPE, dtype=torch.int64) for name in wanted if name in names},
         {name: {0: dynamic, 1: dynamic} for name in wanted if name in names},
     )
+
+
+def wide_guards(module: torch.nn.Module, guards: Iterable[str]) -> Iterator[str]:
+    """Those of the guards on a text model's sizes that leave in every length that its configuration is for."""
+    longest = getattr(module.config, "max_position_embeddings", None)
+    for guard in guards:
+        bound = re.fullmatch(rf"{SIZES[1]} <= (\d+)", guard)
+        if bound is not None and isinstance(longest, int) and int(bound[1]) >= longest:
+            yield guard
 
 
 @contextlib.contextmanager

@@ -71,6 +71,20 @@ def conditions_of(
     return Conditions(tuple(guards), tuple(_fixed(inputs)), tuple(dict.fromkeys(unchecked)))
 
 
+def drop_certain_guards(program: torch.export.ExportedProgram) -> None:
+    """Let the conversion to ONNX not check that the least of several sizes is no more than one of them: it runs guards
+    as Python, and Python's ``min`` would decide which is the least."""
+    program._guards_code = [code for code in program._guards_code if not _says_least(code)]
+
+
+def _says_least(code: str) -> bool:
+    test = ast.parse(code.strip(), mode="eval").body
+    if not isinstance(test, ast.Compare) or not isinstance(test.left, ast.Call) or len(test.ops) > 1:
+        return False
+    least = isinstance(test.left.func, ast.Name) and test.left.func.id == "min" and isinstance(test.ops[0], ast.LtE)
+    return least and ast.unparse(test.comparators[0]) in map(ast.unparse, test.left.args)
+
+
 def _environment(program: torch.export.ExportedProgram) -> Any:
     from torch._guards import detect_fake_mode
 
@@ -107,8 +121,18 @@ def _conditions(environment: Any) -> Iterator[Any]:
     for guard in environment.guards:
         condition = environment.replace(guard.expr)
         bounds = bound_sympy(condition, environment.var_to_range)
-        if not (bounds.is_singleton() and bounds.lower == sympy.true):
+        if not (bounds.is_singleton() and bounds.lower == sympy.true) and not _is_least(condition):
             yield condition
+
+
+def _is_least(condition: Any) -> bool:
+    """Whether a condition says that the least of several is no more than one of them."""
+    import sympy
+
+    if not isinstance(condition, sympy.LessThan):
+        return False
+    left, right = condition.args
+    return type(left).__name__ == "Min" and right in left.args
 
 
 def _reduced(condition: Any) -> Any:

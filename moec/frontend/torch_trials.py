@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SMALL = re.compile(r"(?:[12] <= (?P<range>\w+)(?P<most> <= \d+)?|(?P<name>\w+) (?:!= [01]|> [01]))")
 """Guards against 0 and 1, maybe with an upper bound that stays."""
+_NOT_ALL_ONES = re.compile(r"\w+(?: \* \w+)+ != 1")
 _TOLERANCE = 1e-3
 
 Agrees = Callable[[Mapping[str, int]], bool]
@@ -35,7 +36,7 @@ def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]
         found = _SMALL.fullmatch(guard)
         if found is None:
             wider, ones = _widened(guard, agrees)
-            kept.append(wider)
+            kept += wider
             more += ones
             continue
         name, test = found["range"] or found["name"], parse_guard(guard)
@@ -54,14 +55,16 @@ def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]
     return kept, [*(f"{name} = {value}" for name, value in sorted(accepted)), *dict.fromkeys(more)]
 
 
-def _widened(guard: str, agrees: Agrees) -> tuple[str, list[str]]:
-    """Another guard, maybe about several sizes; where it excludes that all are 1 and that agrees, it or that."""
+def _widened(guard: str, agrees: Agrees) -> tuple[list[str], list[str]]:
+    """Another guard, maybe about several sizes; where it excludes that all are 1 and that agrees, it or that, and none
+    where it excludes no more."""
     test = parse_guard(guard)
     ones = dict.fromkeys(test.names, 1)
     if holds(test, ones) or not agrees(ones):
-        return guard, []
+        return [guard], []
     equal = " and ".join(f"{name} == 1" for name in ones)
-    return f"({guard}) or ({equal})", [equal.replace("==", "=")]
+    left = [] if _NOT_ALL_ONES.fullmatch(guard) else [f"({guard}) or ({equal})"]
+    return left, [equal.replace("==", "=")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import moec
 from moec.common.specs import TensorSpec
 from moec.errors import InputError, MoecError, UnsupportedError
 from moec.frontend.conditions import KEY, Conditions, conditions_of, settled
+from moec.frontend.text_inputs import wide_guards
+from moec.passes.framework.base import Report
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 
@@ -144,11 +147,19 @@ def test_one_token_is_let_in_where_the_module_agrees() -> None:
 
 
 def test_a_single_token_is_let_in_where_the_module_agrees() -> None:
-    """What excludes it is about two sizes, and stays for others."""
-    found = conditions(lambda x: x * 2 if x.shape[0] * x.shape[1] != 1 else x + x, (X,), {0: DYNAMIC, 1: DYNAMIC})
-    (guard,) = found.guards
-    assert " != 1) or (" in guard and guard.count(" == 1") == 2
-    assert len(found.tried) == 1 and found.tried[0].count(" = 1") == 2
+    """What excludes it is about two sizes, and stays for others, where it excludes others."""
+
+    def doubled(x: torch.Tensor, is_other: bool) -> torch.Tensor:
+        return x * 2 if is_other else x + x
+
+    for function, kept in (
+        (lambda x: doubled(x, x.shape[0] * x.shape[1] != 1), 0),
+        (lambda x: doubled(x, x.shape[0] + x.shape[1] > 2), 1),
+    ):
+        found = conditions(function, (X,), {0: DYNAMIC, 1: DYNAMIC})
+        assert len(found.guards) == kept
+        assert all(") or (" in guard and guard.count(" == 1") == 2 for guard in found.guards)
+        assert len(found.tried) == 1 and found.tried[0].count(" = 1") == 2
 
 
 def test_trials_do_not_rest_on_examples_of_zeros() -> None:
@@ -225,3 +236,11 @@ def test_metadata_that_nobody_vouches_for(tmp_path, metadata: str, message: str)
 def test_guards_follow_sizes_that_become_numbers() -> None:
     before, after = TensorSpec("x", "float32", ("s", "t")), TensorSpec("x", "float32", ("s", 8))
     assert settled(["s <= t", "st > t"], [before], [after]) == ["s <= 8", "st > 8"]
+
+
+@pytest.mark.parametrize(("longest", "severity"), [(64, "note"), (65, "warning")])
+def test_a_bound_is_a_note_where_the_configuration_is_for_no_longer_inputs(longest: int, severity: str) -> None:
+    module: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=longest))
+    guards, report = ("1 <= length", "length <= 64"), Report()
+    Conditions(guards, wide=tuple(wide_guards(module, guards))).report([TensorSpec("ids", "int64", ("length",))], report)
+    assert max(remark.severity for remark in report.remarks) == severity

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from moec.frontend.huggingface import batched_experts, recurrences
+from moec.frontend.huggingface import batched_experts, block_attention, dynamic_sizes, recurrences
 
 if TYPE_CHECKING:
     import torch
@@ -27,15 +27,25 @@ _METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("JetMoeMoA", "map"): batched_experts.jetmoe_queries,
     ("JetMoeMoA", "reduce"): batched_experts.jetmoe_outputs,
     ("MiniMaxLightningAttention", "forward"): recurrences.lightning_attention,
+    ("MiniMaxM3VLIndexer", "forward"): block_attention.minimax_indexer,
+    ("MiniMaxM3VLIndexer", "build_block_mask"): block_attention.minimax_mask,
+    ("Qwen4ExpTextNGramEmbedding", "_shift_right_ignore_eos"): recurrences.tokens_before,
+    ("Qwen4ExpTextQSAIndexer", "forward"): block_attention.qwen_indexer,
+    ("DeepseekV4HCACompressor", "forward"): block_attention.deepseek_heavy,
+    ("DeepseekV4CSACompressor", "forward"): block_attention.deepseek_sparse,
+    ("DeepseekV4Indexer", "forward"): block_attention.deepseek_indexer,
 }
 """By class and name."""
+_BUILTINS: dict[str, Callable[..., Any]] = {"max": dynamic_sizes.largest, "min": dynamic_sizes.smallest}
+"""By their names in every file that defines a model."""
 _MODELS = "transformers.models."
 
 
 @contextlib.contextmanager
 def exportable(module: torch.nn.Module) -> Iterator[None]:
     """While it lasts, the models of transformers in ``module`` compute what they compute by operations that
-    torch.export can trace: experts by ``batched_mm``, recurrences and loops over chosen experts without loops."""
+    torch.export can trace: experts by ``batched_mm``, recurrences and loops over chosen experts without loops, the
+    smaller of two sizes without a decision which one that is."""
     parts = [part for part in module.modules() if type(part).__module__.startswith(_MODELS)]
     with contextlib.ExitStack() as stack:
         for part in parts:
@@ -44,9 +54,9 @@ def exportable(module: torch.nn.Module) -> Iterator[None]:
                 if type(part).__name__ == kind:
                     stack.enter_context(_replaced(part, name, types.MethodType(method, part)))
         for file in {type(part).__module__ for part in parts}:
-            for name, function in _FUNCTIONS.items():
-                if hasattr(sys.modules[file], name):
-                    stack.enter_context(_replaced(sys.modules[file], name, function))
+            known = {name: function for name, function in _FUNCTIONS.items() if hasattr(sys.modules[file], name)}
+            for name, function in {**known, **_BUILTINS}.items():
+                stack.enter_context(_replaced(sys.modules[file], name, function))
         yield
 
 

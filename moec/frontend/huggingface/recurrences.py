@@ -44,7 +44,7 @@ def gated_delta_rule(
     import torch
 
     _check_stateless(initial_state, output_final_state)
-    length, repeats = key.shape[1], value.shape[2] // key.shape[2]
+    length, repeats = _checked_length(key.shape[1]), value.shape[2] // key.shape[2]
     if repeats > 1:
         query, key = query.repeat_interleave(repeats, dim=2), key.repeat_interleave(repeats, dim=2)
     if use_qk_l2norm_in_kernel:
@@ -93,6 +93,7 @@ def selective_scan(
     import torch
 
     _check_stateless(None, return_last_state)
+    _checked_length(dt.shape[2])
     if delta_bias is not None:
         dt = dt + delta_bias[:, None]
     if delta_softplus:
@@ -128,7 +129,7 @@ def chunk_scan(
     import torch
 
     _check_stateless(initial_states, return_final_states)
-    length, heads = hidden_states.shape[1:3]
+    length, heads = _checked_length(hidden_states.shape[1]), hidden_states.shape[2]
     if dt_bias is not None:
         dt = dt + dt_bias
     if dt_softplus:
@@ -156,7 +157,7 @@ def lightning_attention(
     """
     import torch
 
-    batch, length = hidden_states.shape[:2]
+    batch, length = hidden_states.shape[0], _checked_length(hidden_states.shape[1])
     made = self.act_fn(self.qkv_proj(hidden_states))
     if attention_mask is not None:
         made = made * attention_mask[:, :, None].to(made.dtype)
@@ -172,9 +173,29 @@ def lightning_attention(
     return self.out_proj(gated), torch.zeros(1)
 
 
+def tokens_before(self: Any, token_ids: torch.Tensor, shift: int) -> torch.Tensor:
+    """``_shift_right_ignore_eos`` of ``Qwen4ExpTextNGramEmbedding``: the ids [B,T] of tokens ``shift`` places earlier,
+    and that of an end where one lies between or there is none."""
+    import torch
+
+    place = torch.arange(token_ids.shape[1])
+    found, is_known = token_ids, place >= shift
+    for back in range(1, shift + 1):
+        found = token_ids.index_select(1, (place - back).clamp(min=0))
+        is_known = is_known & (found != self.eos_token_id)
+    return torch.where(is_known, found, self.eos_token_id)
+
+
 def _check_stateless(initial: Any, asks_for_last: bool) -> None:
     if initial is not None or asks_for_last:
         raise UnsupportedError("a recurrence is exported without its state: leave use_cache off")
+
+
+def _checked_length(length: int) -> int:
+    import torch
+
+    torch._check(length <= _LONGEST)
+    return length
 
 
 def _normalized(rows: torch.Tensor) -> torch.Tensor:
@@ -236,10 +257,8 @@ def _states_before(
 
 
 def _prefixes(kept: torch.Tensor, written: torch.Tensor, times: Callable[[Any, Any], Any], tokens: int) -> torch.Tensor:
-    """The states after each step (axis 2), from zero on. A step is of that many ``tokens``."""
-    import torch
-
-    torch._check(written.shape[2] * tokens <= _LONGEST)
+    """The states after each step (axis 2), from zero on. A step is of that many ``tokens``; those that begin later than
+    the longest sequence ends mean nothing."""
     by = 1
     while by * tokens < _LONGEST:
         written = times(kept, _earlier(written, by)) + written

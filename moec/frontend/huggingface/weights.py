@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 Array = np.ndarray[Any, Any]
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
 _MOVING = ("MergeModulelist", "Concatenate", "Chunk", "Transpose", "Interleave")
 """Operations of transformers that move rows and columns as they are, so that scales can move with them."""
 
@@ -166,10 +167,13 @@ class Conversion:
 
     def _computed(self, table: Table, name: str, sources: dict[str, list[Weight]]) -> Array:
         inputs = {
-            pattern: [_bits(weight.tables[table].read()) for weight in weights] for pattern, weights in sources.items()
+            pattern: [_elements(weight.tables[table].read()) for weight in weights]
+            for pattern, weights in sources.items()
         }
-        found = self._converted(inputs)[name]
-        return found.contiguous().numpy().view(next(iter(sources.values()))[0].tables[table].dtype.numpy())
+        given = next(iter(inputs.values()))[0].dtype
+        found = self._converted(inputs)[name].to(given).contiguous()  # operations may take what they are given apart
+        wanted = next(iter(sources.values()))[0].tables[table].dtype.numpy()
+        return found.view(_integers(wanted)).numpy().view(wanted)
 
     def _converted(self, tensors: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
         for operation in self.converter.operations:
@@ -195,11 +199,19 @@ def _turned(array: Array) -> Array:
     return np.swapaxes(array, -1, -2)
 
 
-def _bits(array: Array) -> torch.Tensor:
-    """Elements as integers of the same size: PyTorch has not all the types that numpy has, and moves them alone."""
+def _elements(array: Array) -> torch.Tensor:
+    """Floats as PyTorch's; elements of types that are only moved, as integers of the same size."""
     import torch
 
     array = np.ascontiguousarray(array)
     if not array.flags.writeable:  # PyTorch warns of those; nothing writes here
         array = array.copy()
-    return torch.from_numpy(array.view(f"i{array.itemsize}"))
+    integers = torch.from_numpy(array.view(f"i{array.itemsize}"))
+    return integers.view(getattr(torch, array.dtype.name)) if array.dtype.name in _FLOATS else integers
+
+
+def _integers(dtype: np.dtype[Any]) -> torch.dtype:
+    """Those of PyTorch that are as large as elements of a type."""
+    import torch
+
+    return {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]

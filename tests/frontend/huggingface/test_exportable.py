@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+import moec
 from moec.errors import UnsupportedError
-from moec.frontend.huggingface import recurrences
+from moec.frontend.huggingface import dynamic_sizes, recurrences
 from moec.frontend.huggingface.exportable import exportable
 from tests.frontend.huggingface.models import torch, transformers
 
@@ -56,13 +58,57 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mamba_d_state": 4,
         "mamba_dt_rank": 4,
     },
+    "MiniMaxM3VL": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "dense_intermediate_size": 24,
+        "shared_intermediate_size": 24,
+        "rotary_dim": 4,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_block_size": 8,
+        "index_topk_blocks": 2,
+    },
+    "Qwen4Exp": {
+        "layer_types": ["linear_attention", "indexed_attention"],
+        "num_experts": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "ple_layer_ids": [1],
+        "ple_embed_dim": 16,
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 20,
+        "split_ngram_parts": 1,
+        "indexer_n_heads": 8,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
+    "DeepseekV4": {
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "q_lora_rank": 8,
+        "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+        "mlp_layer_types": ["moe", "moe"],
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "sliding_window": 8,
+        "index_n_heads": 8,
+        "index_head_dim": 16,
+        "index_topk": 4,
+    },
 }
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
 def module(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
-    kind = getattr(transformers, f"{request.param}Config")
+    kind = getattr(transformers, f"{request.param}TextConfig", None) or getattr(transformers, f"{request.param}Config")
     given = {**{name: value for name, value in SIZES.items() if hasattr(kind(), name)}, **FAMILIES[request.param]}
     made = getattr(transformers, f"{request.param}ForCausalLM")(kind(**given)).eval()
     with torch.no_grad():
@@ -83,6 +129,22 @@ def test_models_compute_the_same(module: Any, shape: tuple[int, int]) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
     assert torch.equal(again, expected)
     assert not any("forward" in vars(part) for part in module.modules())
+
+
+def test_the_smaller_of_two_sizes_is_no_decision() -> None:
+    class Best(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.topk(dynamic_sizes.smallest(4, x.shape[1]), dim=1).values
+
+    model = moec.compile(Best().eval(), (torch.ones(1, 3),), dynamic_shapes=({1: torch.export.Dim.DYNAMIC},))
+    assert not any("<=" in guard and "1 <=" not in guard for guard in model.guards)
+    for length in (3, 9):
+        x = np.random.default_rng(0).permutation(length).astype(np.float32)[None]
+        np.testing.assert_array_equal(model(x)["output"], -np.sort(-x)[:, :4])
+
+
+def test_smallest_and_largest_of_all_else_are_those_of_python() -> None:
+    assert (dynamic_sizes.smallest(3, 2), dynamic_sizes.largest([1, 2], key=lambda n: -n)) == (2, 1)
 
 
 def delta_rule(query: Any, key: Any, value: Any, g: Any, beta: Any) -> Any:

@@ -1,0 +1,196 @@
+"""Attention to blocks of keys that an indexer chooses, without decisions by how many blocks there are.
+
+Modules of transformers pad a last block where it is short, and leave out what they do to blocks where there are none;
+torch.export would decide for one of these ways. Here there always is a last block that is not full, which no query sees.
+
+Functions have the signatures of those of transformers that they stand in for; none takes a cache.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import UnsupportedError
+from moec.frontend.huggingface.dynamic_sizes import smallest
+
+if TYPE_CHECKING:
+    import torch
+
+
+def minimax_indexer(
+    self: Any, hidden_states: torch.Tensor, position_embeddings: Any, cache: Any, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """The forward of ``MiniMaxM3VLIndexer``, but for its result, which :func:`minimax_mask` takes: whether a query of
+    x [B,T,d] attends to a block of keys, [B,H,T,n]."""
+    import torch
+
+    _check_stateless(cache)
+    batch, length, _ = hidden_states.shape
+    query = self.q_norm(self.q_proj(hidden_states).view(batch, length, -1, self.head_dim)).transpose(1, 2)
+    key = self.k_norm(self.k_proj(hidden_states).view(batch, length, 1, self.head_dim)).transpose(1, 2)
+    cos, sin = (part[..., : self.head_dim] for part in position_embeddings)
+    query, key = _rotation(self)(query, key, cos, sin)
+    scores = (query.float() @ key.float().transpose(-1, -2)).transpose(2, 3)
+    place = torch.arange(_count(length, self.block_size) * self.block_size).view(1, 1, -1, self.block_size, 1)
+    scores = _blocks(scores.flatten(0, 1), self.block_size).unflatten(0, (batch, -1))
+    scores = torch.where(place <= position_ids[:, None, None, None, :], scores, float("-inf"))
+    best = scores.amax(dim=3).transpose(2, 3)
+    back = (position_ids // self.block_size)[:, None, :, None] - torch.arange(best.shape[-1])
+    best = torch.where((back >= 0) & (back < self.local_blocks), float("inf"), best)
+    return _chosen(best, self.topk_blocks)
+
+
+def minimax_mask(
+    self: Any,
+    block_indices: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    key_length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    position_ids: torch.Tensor,
+) -> torch.Tensor:
+    """``build_block_mask`` of ``MiniMaxM3VLIndexer``, of what :func:`minimax_indexer` returns: [B,H,T,T]."""
+    import torch
+
+    keys = torch.arange(key_length)
+    kept = block_indices.index_select(-1, keys // self.block_size)
+    kept = kept.repeat_interleave(self.config.num_attention_heads // block_indices.shape[1], dim=1)
+    if attention_mask is None:
+        seen = keys <= position_ids[:, None, :, None]
+    else:
+        seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+    return torch.where(kept & seen, torch.zeros((), dtype=dtype), torch.finfo(dtype).min)
+
+
+def qwen_indexer(
+    self: Any, hidden_states: torch.Tensor, position_embeddings: Any, attention_mask: torch.Tensor, cache: Any
+) -> torch.Tensor:
+    """The forward of ``Qwen4ExpTextQSAIndexer`` where every query sees all tokens before it: [B,1,T,T]."""
+    import torch
+
+    _check_stateless(cache)
+    batch, length, _ = hidden_states.shape
+    size, width = self.compress_ratio, self.index_head_dim
+    parts = [self.index_n_heads * width, self.index_kv_heads * width]
+    query, key = torch.split(self.index_qk_proj(hidden_states), parts, dim=-1)
+    cos, sin = position_embeddings
+    query = self.q_layernorm(query.reshape(batch, length, -1, width))
+    query = _rotation(self)(query, cos=cos, sin=sin, unsqueeze_dim=2).float()
+    key = self.k_layernorm(_blocks(key, size).float().mean(dim=2)).unsqueeze(2)
+    cos, sin = (_blocks(part, size)[:, :, 0] for part in position_embeddings)
+    key = _rotation(self)(key, cos=cos, sin=sin, unsqueeze_dim=2).float()
+    scores = torch.relu(query @ key.permute(0, 2, 3, 1)).sum(dim=2) * width**-0.5
+    place, block = torch.arange(length), torch.arange(key.shape[1])
+    full = block < ((place + 1) // size)[:, None]
+    chosen = _chosen(torch.where(full, scores, float("-inf")), self.block_topk) | ~full
+    kept = chosen.index_select(-1, place // size) & (place <= place[:, None])
+    return kept.unsqueeze(1)
+
+
+def deepseek_heavy(
+    self: Any, hidden_states: torch.Tensor, q_residual: Any, position_ids: torch.Tensor, cache: Any, layer_idx: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The forward of ``DeepseekV4HCACompressor``: keys [B,1,n,w] of blocks, and what is added to logits [B,1,T,n]."""
+    _check_stateless(cache)
+    values = _blocks(self.kv_proj(hidden_states), self.compress_rate)
+    gates = _blocks(self.gate_proj(hidden_states), self.compress_rate) + self.position_bias
+    keys = _compressed(self, values, gates)
+    return keys.unsqueeze(1), _bias(_full(self, position_ids, keys).expand(keys.shape[0], -1, -1))
+
+
+def deepseek_sparse(
+    self: Any, hidden_states: torch.Tensor, q_residual: Any, position_ids: torch.Tensor, cache: Any, layer_idx: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The forward of ``DeepseekV4CSACompressor``; as :func:`deepseek_heavy`."""
+    keys = _overlapping(self, hidden_states)
+    return keys.unsqueeze(1), _bias(self.indexer(hidden_states, q_residual, position_ids, cache, layer_idx))
+
+
+def deepseek_indexer(
+    self: Any, hidden_states: torch.Tensor, q_residual: Any, position_ids: torch.Tensor, cache: Any, layer_idx: int
+) -> torch.Tensor:
+    """The forward of ``DeepseekV4Indexer``, but for its result: whether a query attends to a block [B,T,n]."""
+    import torch
+
+    _check_stateless(cache)
+    batch, length, _ = hidden_states.shape
+    keys = _overlapping(self, hidden_states)
+    cos, sin = self.rotary_emb(hidden_states, position_ids=position_ids, layer_type=self.rope_layer_type)
+    query = self.q_b_proj(q_residual).view(batch, length, -1, self.head_dim).transpose(1, 2)
+    scores = self.scorer(_rotation(self)(query, cos, sin).transpose(1, 2), keys, hidden_states)
+    scores = torch.where(_full(self, position_ids, keys), scores, float("-inf"))
+    return _chosen(scores, self.index_topk)
+
+
+def _overlapping(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Keys [B,n,w] of blocks: of the second half of what is made of their tokens, and of the first half of what is made
+    of those of the block before."""
+    import torch
+
+    size, width = self.compress_rate, self.head_dim
+    values = _blocks(self.kv_proj(hidden_states), size)
+    gates = _blocks(self.gate_proj(hidden_states), size) + self.position_bias
+    block = torch.arange(values.shape[1])
+    values, gates = (
+        torch.cat([part.index_select(1, (block - 1).clamp(min=0))[..., :width], part[..., width:]], dim=2)
+        for part in (values, gates)
+    )
+    has_values = (block[:, None] > 0) | (torch.arange(2 * size) >= size)
+    return _compressed(self, values, torch.where(has_values[..., None], gates, float("-inf")))
+
+
+def _compressed(self: Any, values: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    """Keys [B,n,w]: means of ``values`` [B,n,m,w], weighted by ``gates``, and rotated by where their block begins."""
+    import torch
+
+    keys = self.kv_norm((values * gates.softmax(dim=2)).sum(dim=2))
+    places = (torch.arange(keys.shape[1]) * self.compress_rate).unsqueeze(0).expand(keys.shape[0], -1)
+    cos, sin = self.rotary_emb(keys, position_ids=places, layer_type=self.rope_layer_type)
+    return _rotation(self)(keys.unsqueeze(1), cos, sin).squeeze(1)
+
+
+def _full(self: Any, position_ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Whether all tokens of a block are there at a query [B,T,n]."""
+    import torch
+
+    return torch.arange(keys.shape[1]) < ((position_ids + 1) // self.compress_rate).unsqueeze(-1)
+
+
+def _bias(kept: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.where(kept, 0.0, float("-inf")).unsqueeze(1)
+
+
+def _chosen(scores: torch.Tensor, most: int) -> torch.Tensor:
+    """Whether an entry is among the ``most`` highest along the last axis, and none of -inf."""
+    import torch
+
+    best = scores.topk(smallest(most, scores.shape[-1]), dim=-1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & (scores > float("-inf"))
+
+
+def _count(length: int, size: int) -> int:
+    """How many blocks hold so many tokens, and one more, for PyTorch tells a size of 1 from others."""
+    return (length + size - 1) // size + 1
+
+
+def _blocks(sequence: torch.Tensor, size: int) -> torch.Tensor:
+    """[B,T,w] as [B,n,size,w], with copies of the last token behind the end."""
+    import torch
+
+    batch, length, width = sequence.shape
+    count = _count(length, size)
+    place = torch.arange(count * size).clamp(max=length - 1)
+    return sequence.index_select(1, place).reshape(batch, count, size, width)
+
+
+def _rotation(self: Any) -> Any:
+    """What the file that defines a module rotates queries and keys by."""
+    return sys.modules[type(self).__module__].apply_rotary_pos_emb
+
+
+def _check_stateless(cache: Any) -> None:
+    if cache is not None:
+        raise UnsupportedError("attention to blocks of keys is exported without a cache")

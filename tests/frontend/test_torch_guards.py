@@ -242,5 +242,7 @@ def test_guards_follow_sizes_that_become_numbers() -> None:
 def test_a_bound_is_a_note_where_the_configuration_is_for_no_longer_inputs(longest: int, severity: str) -> None:
     module: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=longest))
     guards, report = ("1 <= length", "length <= 64"), Report()
-    Conditions(guards, wide=tuple(wide_guards(module, guards))).report([TensorSpec("ids", "int64", ("length",))], report)
+    Conditions(guards, wide=tuple(wide_guards(module, guards))).report(
+        [TensorSpec("ids", "int64", ("length",))], report
+    )
     assert max(remark.severity for remark in report.remarks) == severity

@@ -172,7 +172,9 @@ class _Probe:
         """The up projections [E,f] of the hidden units of each expert that is stored."""
         E, known, sizes = len(stored), np.unique(units.up[units.up >= 0]), self._sizes(units)[stored]
         if E > 1 and self._are_shared(units, known, stored, sizes):
-            raise NotUnderstoodError("its experts share their hidden units: they differ in what these are multiplied by")
+            raise NotUnderstoodError(
+                "its experts share their hidden units: they differ in what these are multiplied by"
+            )
         if not E or len(known) % E:
             raise NotUnderstoodError(f"its {len(known)} hidden units are no equal number for each of {E} experts")
         f = len(known) // E

@@ -1,7 +1,8 @@
 """Attention to blocks of keys that an indexer chooses, without decisions by how many blocks there are.
 
 Modules of transformers pad a last block where it is short, and leave out what they do to blocks where there are none;
-torch.export would decide for one of these ways. Here there always is a last block that is not full, which no query sees.
+torch.export would decide for one of these ways. Here there always is a last block that is not full, and no query sees
+it.
 
 Functions have the signatures of those of transformers that they stand in for; none takes a cache.
 """

@@ -1,5 +1,5 @@
-"""Python's ``min`` and ``max`` of sizes that are dynamic: an expression of them, where Python itself would compare them and
-thereby have torch.export decide for one way (``topk(min(2048, length))``)."""
+"""Python's ``min`` and ``max`` of sizes that are dynamic: an expression of them, where Python itself would compare them
+and thereby have torch.export decide for one way (``topk(min(2048, length))``)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from moec.passes.raising.candidates import candidate_blocks
 from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import Routing, sample_logits
 from moec.passes.raising.unraised import MOST_EXPERTS
 
 MOST_VALUES = 4
@@ -70,20 +70,29 @@ def given_routing(block: Block) -> Routing:
 
 def placed_routings(block: Block) -> list[Routing]:
     """Routings that weigh experts by weights [T,E,C] of the router, those that experts' results meet last first."""
-    tokens = block.logits.shape[0] if block.logits.shape is not None else None
+    if block.experts_first:
+        return []
     met = dict.fromkeys(value for node in reversed(block.expert_nodes()) for value in node.inputs if value is not None)
     return [
-        Routing(RouteSpec(block.E, "relu", "all", threshold=0.0), places=value)
+        _placed_routing(block, value)
         for value in met
-        if value in block.selected and _has_places(value, tokens, block.E) and _never_negative(block.dataflow, value)
+        if value in block.selected and _has_places(value, block.logits) and _never_negative(block.dataflow, value)
     ]
 
 
-def _has_places(value: ir.Value, tokens: object, E: int) -> bool:
-    shape = value.shape
-    if shape is None or len(shape) != 3 or value.dtype is None or not value.dtype.is_floating_point():
+def _placed_routing(block: Block, places: ir.Value) -> Routing:
+    """As many experts as a token has places at, alone or among others; whether that is enough shows in the check."""
+    routing = Routing(RouteSpec(block.E, "relu", "all", threshold=0.0), places=places)
+    logits = sample_logits(block.E)
+    k = max(int((routing.run(block, part)[1] >= 0).sum(axis=1).max()) for part in (logits[:1], logits))
+    return routing if k == block.E else dataclasses.replace(routing, spec=RouteSpec(k, "relu", threshold=0.0))
+
+
+def _has_places(value: ir.Value, logits: ir.Value) -> bool:
+    """Whether a value may be weights [...,E,C] for logits [...,E]."""
+    if value.shape is None or logits.shape is None or value.dtype is None or not value.dtype.is_floating_point():
         return False
-    return shape[0] == tokens and shape[1] == E and isinstance(shape[2], int)
+    return list(value.shape)[:-1] == list(logits.shape)
 
 
 def _may_weigh(value: ir.Value) -> bool:

@@ -31,7 +31,7 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal | RowProposal, for
     name = block.name
     writer = _Writer(graph, block, block.y.name or name)
     bias, places = proposal.routing.correction_bias, proposal.routing.places
-    logits = writer.rows(block.logits, block.E, "logits") if places is None else writer.sums(places)
+    logits = writer.rows(block.logits if places is None else writer.sums(places), block.E, "logits")
     x = writer.rows(block.x, block.d, "x")
     correction_bias = None if bias is None else writer.vector(bias)
     route_inputs = {"logits": logits, "correction_bias": correction_bias}
@@ -95,11 +95,11 @@ class _Writer:
         return rows
 
     def sums(self, places: ir.Value) -> ir.Value:
-        """Weights [T,E] of weights at places [T,E,C]."""
+        """Weights [...,E] of weights at places [...,E,C]."""
         axis = self.constant(np.array([-1]), "places_axis")
         node = ir.node("ReduceSum", [places, axis], {"keepdims": 0}, name=f"{self.name}.sums")
         (sums,) = self.add(node, places.dtype, "sums")
-        sums.shape = ir.Shape(places.shape[:2]) if places.shape is not None else None
+        sums.shape = None if places.shape is None else ir.Shape(places.shape[:-1])
         return sums
 
     def cast(self, value: ir.Value, dtype: ir.DataType | None, label: str) -> ir.Value:

@@ -34,7 +34,7 @@ SCORES = ("softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sqrt_softplus",
 class Routing:
     """A proposal: what the router does, and the correction bias [E] if it has one.
 
-    ``places`` [T,E,C] are weights that the router, which stays as it is, gives tokens at each of an expert's places.
+    ``places`` [...,E,C] are weights that the router, which stays as it is, gives tokens at each of an expert's places.
     Their sums over these [T,E] are what experts are chosen by, instead of the logits.
     """
 
@@ -51,7 +51,7 @@ class Routing:
 
 def _sums(block: Block, places: ir.Value, logits: Array) -> Array:
     runs = block.values_on(np.ones((len(logits), block.d)), logits, [places])
-    return np.concatenate([weights.sum(axis=-1) for (weights,) in runs])[: len(logits)]
+    return np.concatenate([weights.sum(axis=-1).reshape(-1, block.E) for (weights,) in runs])[: len(logits)]
 
 
 def propose_routings(block: Block) -> list[Routing]:

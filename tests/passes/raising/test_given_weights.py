@@ -149,5 +149,5 @@ def test_experts_whose_tokens_have_places_are_raised_behind_a_router_that_stays(
         assert nodes == [] and "left as ordinary operators" in report.remarks[0].message
         return
     route, _ = nodes
-    assert spec_of(route, RouteSpec) == RouteSpec(k=4, score="relu", selection="all", threshold=0.0)
+    assert spec_of(route, RouteSpec) == RouteSpec(k=2, score="relu", threshold=0.0)
     assert report.remarks[0].message.startswith("its router stays as ordinary operators: ")

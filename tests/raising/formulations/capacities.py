@@ -54,6 +54,23 @@ class SwitchCapacityOfThree(_Slots):
 
 
 @formulation
+class SwitchCapacityOfEachSequence(_Slots):
+    """Mesh TensorFlow: places are counted in every sequence of [B,S,d]."""
+
+    sequences = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, ids = self.router(x).softmax(dim=-1).max(dim=-1)
+        mask = functional.one_hot(ids, E).to(x.dtype)
+        place = torch.cumsum(mask, dim=1) * mask
+        where = place.unsqueeze(-1) == torch.arange(1, 4)
+        combine = weights[..., None, None] * where.to(x.dtype)
+        places = torch.einsum("bsec,bsd->becd", where.to(x.dtype), x)
+        results = torch.einsum("becf,efd->becd", torch.einsum("becd,edf->becf", places, self.up).relu(), self.down)
+        return torch.einsum("bsec,becd->bsd", combine, results)
+
+
+@formulation
 class SwitchDroppedTokensInADenseMixture(_Slots):
     """Tokens beyond the capacity get nothing; experts compute all tokens."""
 

@@ -224,17 +224,17 @@ for _spelling in (
     _of("ScatterElements", _spelling, _mixture)
 
 
-def _mask_of_rows(node: ir.Node) -> bool:
-    return rank(node.inputs[0]) == 2
-
-
-def transposed_non_zero(write: Writer, node: ir.Node) -> tuple[ir.Value | None, ...]:
-    """Places in the transpose come in another order."""
-    turned = write.op("NonZero", write.op("Transpose", node.inputs[0], perm=[1, 0]))
-    return (write.op("Gather", turned, ints(1, 0), axis=0),)
-
-
-_of("NonZero", transposed_non_zero, _mask_of_rows)
+@rewrite
+def transposed_non_zero(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
+    """Places in the transpose come in another order: in all NonZero nodes, for two of one mask belong together."""
+    found = [node for node in nodes(model, "NonZero") if rank(node.inputs[0]) == 2]
+    if not found or any(node.op_type == "NonZero" for function in model.functions.values() for node in function):
+        return None
+    for node in found:
+        write = Writer(model, node)
+        turned = write.op("NonZero", write.op("Transpose", node.inputs[0], perm=[1, 0]))
+        substitute(node, write.op("Gather", turned, ints(1, 0), axis=0))
+    return model
 
 
 @rewrite

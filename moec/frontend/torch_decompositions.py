@@ -105,14 +105,14 @@ class _Expansion:
 
         arguments, packet = in_place._schema.arguments, in_place.overloadpacket
         written = [argument for argument in arguments if argument.alias_info is not None]
-        target = getattr(getattr(torch.ops, in_place.namespace), packet.__name__.removesuffix("_"))
-        if target is packet or written != arguments[:1] or not isinstance(changed, torch.fx.Node):
+        target = getattr(getattr(torch.ops, in_place.namespace), packet.__name__.removesuffix("_"), None)
+        target = getattr(target, in_place._overloadname, None)
+        if target in (None, in_place) or written != arguments[:1] or not isinstance(changed, torch.fx.Node):
             raise _TogetherError
         maker: Any = changed.args[0] if changed.target is operator.getitem else changed
         others = [each.target for each in (maker, *changed.users) if each is maker or each in self._new]
         if not all(isinstance(other, torch._ops.OpOverload) and _is_fresh(other) for other in others):
             raise _TogetherError
-        target = getattr(target, in_place._overloadname)
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
         with self._mode:
             made = target(*args, **kwargs)

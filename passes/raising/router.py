@@ -222,11 +222,8 @@ def expert_vectors(block: Block) -> list[ir.Value]:
     """Constants of the router with one number per expert: a correction bias, or a factor per expert."""
     dataflow = block.dataflow
     values = dict.fromkeys(v for node in block.router_nodes() for v in node.inputs if dataflow.constant(v))
-    return [v for v in values if v is not None and _is_vector(dataflow.array(v), block.E)]
-
-
-def _is_vector(array: Array, E: int) -> bool:
-    return array.size == E and array.dtype.kind == "f"
+    sized = [v for v in values if v is not None and math.prod(dataflow.shape(v)) == block.E]
+    return [v for v in sized if dataflow.array(v).dtype.kind == "f"]
 
 
 def _group_options(block: Block, k: int) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from moec.ir.dialect import RouteSpec, spec_of
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 from moec.passes.raising import router
+from moec.passes.raising.candidates import candidate_blocks, find_logits
+from moec.passes.raising.dataflow import DataFlow
 
 SPELLINGS = {
     "softmax over the selected": (
@@ -140,3 +142,14 @@ def test_ids_of_experts_are_not_tried_as_scales(build, texts, monkeypatch):
     monkeypatch.setattr(router, "_grid", lambda *arguments: (tried.append(one) or one for one in grid(*arguments)))
     RaiseMoE().apply(build(texts["loop"]), Report())
     assert tried and {routing.spec.scale for routing in tried} == {1.0}
+
+
+def test_weights_of_experts_are_not_read_for_vectors(build, texts, normal, monkeypatch):
+    """They depend on the choice of experts, as the router's own constants do, and are large."""
+    graph = build(texts["batched"], up=normal(4, 10, 6), down=normal(4, 6, 5)).graph
+    dataflow = DataFlow(graph)
+    anchor = next(node for node in graph if node.op_type == "TopK")
+    block = next(candidate_blocks(dataflow, anchor, find_logits(dataflow, anchor)[0]))
+    assert {value.name for node in block.router_nodes() for value in node.inputs} >= {"up", "down"}
+    monkeypatch.setattr(DataFlow, "array", lambda self, value: pytest.fail(f"reads {value.name}"))
+    assert router.expert_vectors(block) == []

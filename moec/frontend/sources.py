@@ -43,7 +43,7 @@ def import_exported(source: Any, cache: bool) -> ir.Model:
         return huggingface.import_folder(source, cache)
     if cache:
         raise MoecError(
-            "cache=True is for text models of transformers and their folders; what was exported is as it is"
+            "has the inputs that it was exported with; a cache is for text models of transformers and their folders"
         )
     if is_torch(source, "export.ExportedProgram"):
         from moec.frontend import pytorch

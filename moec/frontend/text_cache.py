@@ -33,7 +33,7 @@ def cache_inputs(module: torch.nn.Module, made: TextInputs) -> TextInputs:
 
     name = type(module).__name__
     if set(made.example) != {"input_ids"} or not hasattr(module.config, "use_cache"):
-        raise MoecError(f"{name}: cache=True is for text decoders of transformers; compile it without")
+        raise MoecError(f"{name}: a cache is for text decoders of transformers; compile it without")
     ids = made.example["input_ids"][:, :1].expand(-1, _LENGTH)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         kept = module(input_ids=ids, use_cache=True).past_key_values
@@ -41,7 +41,7 @@ def cache_inputs(module: torch.nn.Module, made: TextInputs) -> TextInputs:
     other = next((type(layer).__name__ for layer in layers if type(layer).__name__ not in _PLAIN), None)
     if not layers or other is not None:
         raise UnsupportedError(
-            f"{name}: it keeps {other or 'no cache'}, and cache=True is for keys and values alone; compile it without"
+            f"{name}: it keeps {other or 'no cache'}, and a cache here is of keys and values alone; compile it without"
         )
     dynamic, example, shapes = torch.export.Dim.DYNAMIC, {**made.example}, {**made.dynamic_shapes}
     for index, layer in enumerate(layers):

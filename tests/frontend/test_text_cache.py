@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import moec
+from moec.cli import app
 from moec.errors import MoecError
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
@@ -20,6 +23,8 @@ SIZES = {
     "num_key_value_heads": 2, "num_experts_per_tok": 2, "num_local_experts": 4, "max_position_embeddings": 64,
     "head_dim": 8, "sliding_window": 8, "pad_token_id": 0,
 }  # fmt: skip
+
+CHAR_LM = pathlib.Path(__file__).parents[2] / "examples" / "char_lm" / "model.onnx"
 
 
 def tiny(family: str) -> Any:
@@ -62,11 +67,19 @@ def test_a_folder(tmp_path: Any) -> None:
     ids = np.random.default_rng(0).integers(1, 64, (3, 11))
     with torch.no_grad():
         expected = module(torch.from_numpy(ids)).logits.numpy()
-    found = decoded(moec.compile(tmp_path, cache=True, threads=1), ids, 6)
+    done = CliRunner().invoke(
+        app, ["compile", str(tmp_path), "-o", str(tmp_path / "a.moec"), "--cache", "--threads", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    found = decoded(moec.load(tmp_path / "a.moec"), ids, 6)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_keeps_no_keys_and_values_is_refused() -> None:
+    with pytest.raises(
+        MoecError, match=r"model\.onnx: has the inputs that it was exported with; a cache is for text models"
+    ):
+        moec.compile(CHAR_LM, cache=True)
     with pytest.raises(MoecError, match=r"^Linear: compiling a PyTorch module needs example_inputs"):
         moec.compile(torch.nn.Linear(2, 2).eval(), cache=True)
     with pytest.raises(MoecError, match=r"^cache=True makes the inputs of a text model of transformers; leave"):

@@ -22,6 +22,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import DTypeLike
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from moec.errors import one_line
 from moec.ir.graphs import nested_graphs
@@ -108,7 +109,7 @@ class Evaluator:
         except Exception as error:  # an operator it lacks, in a version it lacks, with an attribute it cannot take
             raise EvaluationError(f"the reference interpreter cannot run these nodes: {one_line(error)}") from error
         self._steps = [
-            _Step(node, operator, [_name(v) for v in _captured(node)])
+            _Step(node, operator, _run_of(operator), [_name(v) for v in _captured(node)])
             for node, operator in zip(computed, operators, strict=True)
         ]
         _mark_last_uses(self._steps, {_name(value) for value in self._outputs})
@@ -138,12 +139,12 @@ class Evaluator:
             if step.node in self._casts:
                 values[operator.output[0]] = _cast(step.node, inputs[0])
                 return
-            picked = isinstance(inputs[0] if inputs else None, ExpertStack)
+            picked = bool(inputs) and type(inputs[0]) is ExpertStack  # isinstance is slow where there are protocols
             if picked:
                 inputs = _picked(step.node, *inputs)
-            inputs = [_Parts(value) if isinstance(value, ExpertStack) else value for value in inputs]
+            inputs = [_Parts(value) if type(value) is ExpertStack else value for value in inputs]
             values.update({name: self._widen(values[name]) for name in step.captured})
-            outputs = inputs if picked and len(inputs) == 1 else operator.run(*inputs, **context)
+            outputs = inputs if picked and len(inputs) == 1 else step.run(*inputs, **context)
         except MemoryError:
             raise
         except Exception as error:  # whatever numpy or the operator's own checks raise
@@ -192,12 +193,24 @@ class Evaluator:
 
 @dataclasses.dataclass
 class _Step:
-    """A node, the operator that computes it, and the outer values its bodies capture."""
+    """A node, the operator that computes it and how to call that, and the outer values its bodies capture."""
 
     node: ir.Node
     operator: Any
+    run: Callable[..., Sequence[Any]]
     captured: list[str]
     last_uses: list[str] = dataclasses.field(default_factory=list)
+
+
+def _run_of(operator: Any) -> Callable[..., Sequence[Any]]:
+    """What ``operator.run`` does, which takes as long as small arrays do themselves: it collects the attributes anew
+    and checks types that the operators of onnx have by themselves."""
+    if type(operator).run is not OpRun.run or operator.has_subgraph or operator.has_linked_attribute:
+        return operator.run
+    attributes = {name: getattr(operator, name) for name in operator.attributes_names_}
+    return lambda *inputs, **context: [
+        np.array(made) if np.isscalar(made) else made for made in operator._run(*inputs, **attributes, **context)
+    ]
 
 
 def _taken_as_they_are(node: ir.Node, inputs: Sequence[Any]) -> Collection[int]:

@@ -20,6 +20,7 @@ from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.expert_results import expert_results
 from moec.passes.raising.failure import NoResultError
 from moec.passes.raising.mixing import Mixing, explaining_routings
+from moec.passes.raising.pair_reading import pair_steps
 from moec.passes.raising.router import Routing
 from moec.passes.raising.row_reading import NORMALIZING, steps_of
 from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, joined, numbers_of, shared, whole
@@ -105,9 +106,11 @@ def propose_rows(block: Block, routings: Sequence[Routing]) -> RowProposal:
         raise NoResultError("y is no sum of its experts' results, weighted by the router")
     mixing = Mixing.of(block, routing)
     results = expert_results(block, mixing)
+    if not results:
+        return RowProposal(routing, block.E, block.dataflow, tuple(pair_steps(block)))
     stored, simple = tuple(sorted(results)), None
     if len(stored) < block.E:
-        simple = SimpleExperts.of(block, mixing, list(results.values()), stored) if stored else None
+        simple = SimpleExperts.of(block, mixing, list(results.values()), stored)
         if simple is None:
             missing = min(set(range(block.E)) - results.keys())
             raise NoResultError(f"no value was found that is the result of expert {missing}")

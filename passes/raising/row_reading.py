@@ -37,18 +37,23 @@ def steps_of(block: Block, result: ir.Value) -> list[Step]:
 
     Raises NotUnderstoodError for a node that does not treat each row alone, or that nothing is known of.
     """
-    reading = _Reading(block)
-    last = reading.read(result)
-    if last != len(reading.steps) - 1:
-        reading.add("Identity", (last,), result)
-    return reading.steps
+    return Reading(block).steps_to(result)
 
 
-class _Reading:
+class Reading:
+    """Steps by the values that hold their results."""
+
     def __init__(self, block: Block) -> None:
         self.block = block
         self.steps = [Step("Rows", (), dtype=block.x.dtype, width=block.d)]
         self._known: dict[ir.Value, int] = {block.x: ROWS}
+
+    def steps_to(self, result: ir.Value) -> list[Step]:
+        """The steps, the last of which makes the rows of a value."""
+        last = self.read(result)
+        if last != len(self.steps) - 1:
+            self.add("Identity", (last,), result)
+        return self.steps
 
     def read(self, value: ir.Value | None) -> int:
         """The step that makes the rows of a value."""
@@ -80,7 +85,7 @@ class _Reading:
         ):
             if operator in operators:
                 return rule
-        raise _not_by_rows(node)
+        raise not_by_rows(node)
 
     def add(self, operator: str, inputs: Sequence[Operand], value: ir.Value, **more: object) -> int:
         width = value.shape[-1] if value.shape is not None and len(value.shape) else None
@@ -102,34 +107,34 @@ class _Reading:
         if math.prod(shape) == 1:
             return whole(operand, ())
         if math.prod(shape) != shape[-1]:
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         return whole(operand, shape[-1:])
 
     def _shaping(self, node: ir.Node, value: ir.Value) -> int:
         """The rows stay, whatever is done to the axes in front of them."""
         data = node.inputs[0]
         if data is None or data.shape is None or value.shape is None:
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         if node.op_type == "Transpose":
             rank = len(data.shape)
             if node.attributes.get_ints("perm", list(range(rank))[::-1])[-1] != rank - 1:
-                raise _not_by_rows(node)
+                raise not_by_rows(node)
         elif not isinstance(data.shape[-1], int) or data.shape[-1] != value.shape[-1]:
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         return self.read(data)
 
     def _selecting(self, node: ir.Node, value: ir.Value) -> int:
         """Some of the rows, which the router picks."""
         data = node.inputs[0]
         if data is None or value.shape is None or data.shape is None or data.shape[-1] != value.shape[-1]:
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         return self.read(data)
 
     def _normalizing(self, node: ir.Node, value: ir.Value) -> int:
         _check_last(node, node.attributes.get_int("axis", -1))
         inputs = [self.read(node.inputs[0]), *(self._row_operand(node, v) for v in node.inputs[1:])]
         if any(output.uses() for output in node.outputs[1:]) or any(isinstance(v, int) for v in inputs[1:]):
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         return self.add(node.op_type, inputs, value, attributes=_attributes(node, axis=-1))
 
     def _along(self, node: ir.Node, value: ir.Value) -> int:
@@ -140,7 +145,7 @@ class _Reading:
         (axis,) = self._integers(node, 1) or (0,)
         _check_last(node, axis)
         if node.attributes.get_int("keepdims", 1) != 1:
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         return self.add(node.op_type, [self.read(node.inputs[0]), (-1,)], value, attributes=_attributes(node))
 
     def _slice(self, node: ir.Node, value: ir.Value) -> int:
@@ -148,7 +153,7 @@ class _Reading:
         axes = self._integers(node, 3) or tuple(range(len(starts)))
         steps = self._integers(node, 4) or (1,) * len(starts)
         if len(axes) != 1:
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         _check_last(node, axes[0])
         return self.add("Slice", [self.read(node.inputs[0]), starts, ends, (-1,), steps], value)
 
@@ -158,7 +163,7 @@ class _Reading:
         place = list(node.outputs).index(value)
         before = [width for width in widths[: place + 1] if isinstance(width, int)]
         if len(before) != place + 1:
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         start, end = sum(before[:-1]), sum(before)
         return self.add("Slice", [self.read(node.inputs[0]), (start,), (end,), (-1,), (1,)], value)
 
@@ -173,7 +178,7 @@ class _Reading:
     def _gemm(self, node: ir.Node, value: ir.Value) -> int:
         factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
         if factors != [1.0, 1.0] or node.attributes.get_int("transA", 0):
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         weight = self._matrix(node, node.inputs[1])
         weight = weight.turned if node.attributes.get_int("transB", 0) else weight
         return self._biased(node, weight, value, ProductSpec())
@@ -181,7 +186,7 @@ class _Reading:
     def _linear(self, node: ir.Node, value: ir.Value) -> int:
         spec = spec_of(node, LinearSpec)
         if spec.activation != "identity":
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         weight = self._matrix(node, node.inputs[1])
         product = ProductSpec(arithmetic=spec.arithmetic, activation_group=spec.activation_group)
         return self._biased(node, weight if spec.transposed else weight.turned, value, product)
@@ -190,17 +195,17 @@ class _Reading:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         dataflow, width = self.block.dataflow, weight.shape[1:]
         if bias is not None and (not dataflow.constant(bias) or math.prod(dataflow.shape(bias)) != width[0]):
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         added = None if bias is None else whole(bias, width)
         return self.add(PRODUCT, [self.read(node.inputs[0]), weight, added], value, product=product)
 
     def _matrix(self, node: ir.Node, value: ir.Value | None) -> Place:
         dataflow = self.block.dataflow
         if value is None or not dataflow.constant(value):
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         shape = dataflow.shape(value)
         if len(shape) < 2 or math.prod(shape[:-2]) != 1:
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         return whole(value, shape[-2:])
 
     def _integers(self, node: ir.Node, position: int) -> tuple[int, ...]:
@@ -209,11 +214,12 @@ class _Reading:
         if value is None:
             return ()
         if not self.block.dataflow.constant(value):
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         return tuple(int(number) for number in np.ravel(self.block.dataflow.array(value)))
 
 
-def _not_by_rows(node: ir.Node) -> NotUnderstoodError:
+def not_by_rows(node: ir.Node) -> NotUnderstoodError:
+    """That a node of an expert is none that treats each row alone."""
     return NotUnderstoodError(
         f"{node.op_type} node {node_name(node)} inside of an expert is nothing that is done to each of its rows"
     )
@@ -222,7 +228,7 @@ def _not_by_rows(node: ir.Node) -> NotUnderstoodError:
 def _check_last(node: ir.Node, axis: int) -> None:
     data = node.inputs[0]
     if axis != -1 and (data is None or data.shape is None or axis != len(data.shape) - 1):
-        raise _not_by_rows(node)
+        raise not_by_rows(node)
 
 
 def _attributes(node: ir.Node, **changed: int) -> tuple[tuple[str, Hashable], ...]:
@@ -230,6 +236,6 @@ def _attributes(node: ir.Node, **changed: int) -> tuple[tuple[str, Hashable], ..
     for name, attribute in node.attributes.items():
         value = attribute.value
         if not isinstance(value, int | float | str | list | tuple):
-            raise _not_by_rows(node)
+            raise not_by_rows(node)
         found.setdefault(name, tuple(value) if isinstance(value, list) else value)
     return tuple(sorted(found.items()))

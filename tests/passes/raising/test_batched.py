@@ -15,12 +15,20 @@ def test_swiglu_with_renormalised_router(build, texts, normal, raise_and_compare
     assert experts.metadata_props["moec.block"]
 
 
-def test_sibling_whose_activation_is_unknown_stays(build, texts, normal, raise_and_compare):
+def test_experts_whose_activation_is_unknown_are_a_graph_over_rows(build, texts, normal, raise_and_compare):
+    up, down = normal(4, 10, 6), normal(4, 6, 5)
     text = texts["batched"].replace("Sigmoid (g)", "Sin (g)")
+    raised = raise_and_compare(build(text, up=up, down=down))
+    assert [node.op_type for node in raised] == ["Route", "Dispatch", "GroupedMatMul", "GroupedMatMul", "Combine"]
+    np.testing.assert_array_equal(raised[2].inputs[1].const_value.numpy(), up.swapaxes(1, 2))
+
+
+def test_sibling_whose_pairs_depend_on_each_other_stays(build, texts, normal, raise_and_compare):
+    text = texts["batched"].replace("Sigmoid (g)", "CumSum (g, scalar_zero)")
     report = Report()
     assert raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5)), report) == []
     (remark,) = report.remarks
-    assert remark.severity == "warning" and "not recognised" in remark.message
+    assert remark.severity == "warning" and "depends on other tokens" in remark.message
 
 
 def test_sibling_whose_router_is_unknown_stays(build, texts, normal, raise_and_compare):

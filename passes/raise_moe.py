@@ -24,6 +24,7 @@ from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.diagnosis import diagnosed
 from moec.passes.raising.failure import NoResultError, NotUnderstoodError, left_out
 from moec.passes.raising.formulations import FORMULATIONS
+from moec.passes.raising.given_choices import choices, spread
 from moec.passes.raising.given_weights import given_routing, placed_routings, weighed_blocks
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.mlps import check_structure, find_mlps
@@ -61,7 +62,8 @@ class RaiseMoE:
     5. Experts that are no MLPs become ``moec.Dispatch``, a graph over dispatched rows, and ``moec.Combine``
        (:mod:`moec.passes.raising.row_proposal`).
     6. Where no known router makes the weights, or nothing selects, the weights themselves take the place of the logits
-       (:mod:`moec.passes.raising.given_weights`), with a note. Not where others use the experts' results, too.
+       (:mod:`moec.passes.raising.given_weights`), with a note. Not where others use the experts' results, too. Where
+       only chosen ids have weights, these are spread to all experts (:mod:`moec.passes.raising.given_choices`).
     7. A block isomorphic to an earlier one, equal but for its weights, is tried as the same first, on rows
        that reach every expert.
 
@@ -101,8 +103,11 @@ class RaiseMoE:
             for anchor in [node for node in model.graph if is_op(node, *SELECTIONS)]
             if (failure := raising.around(anchor)) is not None
         ]
-        for failure in _one_per_block([failure for failure in failures if failure.anchor not in raising.understood]):
-            if not raising.behind_selection(failure):
+        failures = [failure for failure in failures if failure.anchor not in raising.understood]
+        failures = [failure for failure in _one_per_block(failures) if not raising.behind_selection(failure)]
+        raising.given_choices()
+        for failure in failures:
+            if failure.anchor not in raising.understood:
                 raising.tell_failure(failure)
         for node, found in resemblances(raising.dataflow, list(model.graph), raising.understood):
             why = raising.behind(node.outputs[0], node, found.reason)
@@ -163,6 +168,22 @@ class _Raising:
             self.report.note(self.pass_name, block.name, f"its router stays as ordinary operators: {reason}")
             return None
         return why
+
+    def given_choices(self) -> None:
+        """Raise experts whose weights are still gathered, by ids and with weights of whatever origin."""
+        for choice in list(choices(self.dataflow, self.graph)):
+            made = None if self.understood.issuperset(choice.readers) else spread(self.graph, self.dataflow, choice)
+            if made is None:
+                continue
+            self.dataflow = DataFlow(self.graph)
+            if (
+                self.behind(made.mixture, made.selection, "its experts are not chosen by scores of theirs alone")
+                is None
+            ):
+                self.understood.update(choice.selections(self.dataflow))
+            else:
+                made.undo(self.graph)
+                self.dataflow = DataFlow(self.graph)
 
     def _replace(self, block: Block, match: Match) -> None:
         self.understood.update(block.nodes)

@@ -1,0 +1,168 @@
+"""Mixtures whose experts are chosen by what is no selection among scores of theirs alone: a table of tokens, or a
+router that shares out weights among other things, too. What chooses and weighs stays as it is.
+
+Where tokens gather the weights of their experts by ids [T,k], and results are multiplied by weights [T,k], these are
+spread to weights of all experts [T,E], and ids and weights are chosen from there. The graph computes what it did, but
+for the order of a token's experts, and :mod:`moec.passes.raising.given_weights` knows what is left to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.graphs import add_constant
+from moec.ir.movement import moving
+from moec.ir.names import node_name
+from moec.passes.graph.edits import is_op
+from moec.passes.raising.contractions import is_contraction
+from moec.passes.raising.dataflow import DataFlow
+
+_SHAPING = moving(drops=False, repeats=False, reorders=False)
+MOST_READERS = 64
+"""How far behind gathered weights the product with a token's weights is looked for."""
+
+Use = tuple[ir.Node, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which of ``experts`` tokens are given to, ``ids`` [T,k] (int64), with which ``weights`` [T,k]. Both are read by
+    experts at their ``uses``."""
+
+    ids: ir.Value
+    weights: ir.Value
+    experts: int
+    uses: tuple[tuple[Use, ...], tuple[Use, ...]]
+
+    @property
+    def readers(self) -> list[ir.Node]:
+        """The nodes of experts that read ids and weights."""
+        return [node for uses in self.uses for node, _ in uses]
+
+    def selections(self, dataflow: DataFlow) -> list[ir.Node]:
+        """The nodes that make the ids."""
+        return dataflow.between([self.ids], lambda value: is_contraction(value.producer()))
+
+
+def choices(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
+    """Those of which at least two stacks of weights are gathered, as experts need."""
+    gathers: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        if is_op(node, "Gather", "GatherND") and _is_stack(dataflow, node.inputs[0]):
+            ids = _source(node.inputs[1])
+            if ids.dtype == ir.DataType.INT64 and _are_pairs(ids) and not dataflow.constant(ids):
+                gathers.setdefault(ids, []).append(node)
+    for ids, nodes in gathers.items():
+        counts = {dataflow.shape(node.inputs[0])[0] for node in nodes if node.inputs[0] is not None}
+        product = _weighed(dataflow, nodes, ids)
+        if len(nodes) < 2 or len(counts) > 1 or product is None:
+            continue
+        readers = [(node, 1) for node in nodes]
+        uses = tuple(_uses(dataflow, readers, ids)), tuple(_uses(dataflow, [product], _source(_operand(product))))
+        yield Choice(ids, _source(_operand(product)), counts.pop(), uses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A choice as a selection among weights of all experts: ``mixture`` [T,E], and the ``selection`` that takes k of
+    them."""
+
+    choice: Choice
+    mixture: ir.Value
+    selection: ir.Node
+    nodes: tuple[ir.Node, ...]
+
+    def undo(self, graph: ir.Graph) -> None:
+        """Change the graph back."""
+        for uses, value in zip(self.choice.uses, (self.choice.ids, self.choice.weights), strict=True):
+            for node, index in uses:
+                node.replace_input_with(index, value)
+        graph.remove(self.nodes)
+
+
+def spread(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> Spread | None:
+    """Change the graph to choose experts by a mixture. None, and no change, where ids are read before weights are
+    made."""
+    ids, weights = choice.ids, choice.weights
+    first = min(choice.readers, key=dataflow.order.__getitem__)
+    made = [dataflow.order[node] for value in (ids, weights) if (node := value.producer()) is not None]
+    if any(order >= dataflow.order[first] for order in made) or ids.shape is None or weights.dtype is None:
+        return None
+    nodes: list[ir.Node] = []
+    name = f"{node_name(first)}.choice"
+
+    def add(op_type: str, label: str, *inputs: ir.Value, outputs: int = 1, **attributes: object) -> ir.Node:
+        node = ir.node(op_type, inputs, attributes, num_outputs=outputs, name=f"{name}.{label}")  # type: ignore[arg-type]
+        for number, output in enumerate(node.outputs):
+            output.name = f"{name}.{label}.{number}"
+        nodes.append(node)
+        return node
+
+    def constant(*numbers: int) -> ir.Value:
+        return add_constant(graph, ir.tensor(np.array(numbers, np.int64)), f"{name}.{len(nodes)}")
+
+    rows = add("Shape", "rows", ids, start=0, end=1).outputs[0]
+    shape = add("Concat", "shape", rows, constant(choice.experts), axis=0).outputs[0]
+    zero = ir.tensor(np.zeros(1, weights.dtype.numpy()))
+    zeros = add("ConstantOfShape", "zeros", shape, value=zero).outputs[0]
+    mixture = add("ScatterElements", "mixture", zeros, ids, weights, axis=1, reduction="add").outputs[0]
+    selection = add("TopK", "chosen", mixture, constant(int(ids.shape[1])), outputs=2, axis=-1)
+    for value in (zeros, mixture):
+        value.shape, value.dtype = ir.Shape([ids.shape[0], choice.experts]), weights.dtype
+    for value, like in zip(selection.outputs, (weights, ids), strict=True):
+        value.shape, value.dtype = like.shape, like.dtype
+    rows.dtype = shape.dtype = ir.DataType.INT64
+    graph.insert_before(first, nodes)
+    for uses, value in zip(choice.uses, reversed(selection.outputs), strict=True):
+        for node, index in uses:
+            node.replace_input_with(index, value)
+    return Spread(choice, mixture, selection, tuple(nodes))
+
+
+def _is_stack(dataflow: DataFlow, value: ir.Value | None) -> bool:
+    """Whether a value holds a matrix for each expert."""
+    return value is not None and dataflow.constant(value) and len(dataflow.shape(value)) == 3
+
+
+def _source(value: ir.Value | None) -> ir.Value:
+    """The value of which this one is another shape or type."""
+    assert value is not None
+    while (node := value.producer()) is not None and node.op_type in _SHAPING and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def _are_pairs(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) == 2 and isinstance(value.shape[1], int)
+
+
+def _weighed(dataflow: DataFlow, gathers: list[ir.Node], ids: ir.Value) -> Use | None:
+    """The first product of what is made of gathered weights with weights [T,k], and which operand these are."""
+    reached = {value for node in gathers for value in node.outputs}
+    for _, node in zip(range(MOST_READERS), dataflow.readers(reached), strict=False):
+        others = [index for index, value in enumerate(node.inputs) if value is not None and value not in reached]
+        if is_op(node, "Mul") and len(others) == 1:
+            weights = _source(node.inputs[others[0]])
+            is_float = weights.dtype is not None and weights.dtype.is_floating_point()
+            if is_float and _are_pairs(weights) and weights.shape == ids.shape and not dataflow.constant(weights):
+                return node, others[0]
+        reached.update(node.outputs)
+    return None
+
+
+def _operand(use: Use) -> ir.Value | None:
+    node, index = use
+    return node.inputs[index]
+
+
+def _uses(dataflow: DataFlow, readers: list[Use], source: ir.Value) -> Iterator[Use]:
+    """Where a value is read on its way to those that read it in another shape."""
+    between = dataflow.between([v for use in readers if (v := _operand(use)) is not None], lambda v: v is source)
+    wanted = {*between, *(node for node, _ in readers)}
+    for node, index in source.uses():
+        if node in wanted and (node in between or (node, index) in readers):
+            yield node, index

@@ -1,0 +1,40 @@
+"""Experts whose ids and weights come from anywhere are raised, and what makes these stays."""
+
+import numpy as np
+import pytest
+
+from moec.ir.dialect import RouteSpec, spec_of
+from moec.passes.framework.base import Report
+
+SHARED = """other = MatMul (x, column)
+    share = Sigmoid (other)
+    both = Add (total, share)
+    w = Div (top, both)"""
+TABLE = """best = ArgMax <axis = -1, keepdims = 0> (logits)
+    chosen = Gather <axis = 0> (table, best)
+    w = GatherElements <axis = -1> (scores, chosen)"""
+
+
+@pytest.mark.parametrize("router", [SHARED, TABLE], ids=["weights that others share", "a table"])
+def test_experts_are_raised_and_what_chooses_them_stays(build, texts, normal, raise_and_compare, router):
+    text = texts["batched"].replace("w = Div (top, total)", router)
+    if router is TABLE:
+        text = text.replace("top, chosen = TopK <axis = -1> (scores, k)", "").replace(
+            "total = ReduceSum <keepdims = 1> (top, minus_one)", ""
+        )
+    given = {"column": normal(6, 1), "table": np.array([[0, 1], [1, 1], [3, 2], [0, 3]])}
+    report = Report()
+    route, experts = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), **given), report)
+    assert spec_of(route, RouteSpec) == RouteSpec(2, "relu", threshold=0.0)
+    assert [value.name for value in experts.inputs[3:5]] == ["up", "down"]
+    (remark,) = report.remarks
+    assert remark.severity == "note" and remark.message.startswith("its router stays as ordinary operators: ")
+
+
+def test_sibling_whose_weights_may_be_negative_stays(build, texts, normal, raise_and_compare):
+    text = texts["batched"].replace("w = Div (top, total)", SHARED.replace("Div (top, both)", "Sub (top, share)"))
+    model = build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), column=normal(6, 1))
+    before = [node.op_type for node in model.graph]
+    report = Report()
+    assert raise_and_compare(model, report) == []
+    assert [node.op_type for node in model.graph] == before and report.remarks[0].severity == "warning"

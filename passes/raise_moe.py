@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -22,7 +22,7 @@ from moec.passes.raising.check import check_proposal
 from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.diagnosis import diagnosed
-from moec.passes.raising.failure import NoResultError, NotUnderstoodError, left_out
+from moec.passes.raising.failure import NoResultError, NoRouterError, NotUnderstoodError, left_out
 from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.given_choices import choices, spread
 from moec.passes.raising.given_weights import given_routing, placed_routings, weighed_blocks
@@ -104,9 +104,9 @@ class RaiseMoE:
             if (failure := raising.around(anchor)) is not None
         ]
         failures = [failure for failure in failures if failure.anchor not in raising.understood]
-        failures = [failure for failure in _one_per_block(failures) if not raising.behind_selection(failure)]
-        raising.given_choices()
-        for failure in failures:
+        left = [failure for failure in _one_per_block(failures) if not raising.behind_selection(failure)]
+        raising.given_choices(failures)
+        for failure in left:
             if failure.anchor not in raising.understood:
                 raising.tell_failure(failure)
         for node, found in resemblances(raising.dataflow, list(model.graph), raising.understood):
@@ -169,18 +169,21 @@ class _Raising:
             return None
         return why
 
-    def given_choices(self) -> None:
-        """Raise experts whose weights are still gathered, by ids and with weights of whatever origin."""
+    def given_choices(self, failures: Sequence[_Failure]) -> None:
+        """Raise experts whose weights are still gathered, by ids and with weights of whatever origin. Not where a known
+        router agreed at first: it failed for what it, or the experts, do beside."""
+        refused = {failure.anchor for failure in failures if not isinstance(failure.reason, NoRouterError)}
         for choice in list(choices(self.dataflow, self.graph)):
-            made = None if self.understood.issuperset(choice.readers) else spread(self.graph, self.dataflow, choice)
+            selections = choice.selections(self.dataflow)
+            if self.understood.issuperset(choice.readers) or not refused.isdisjoint(selections):
+                continue
+            made = spread(self.graph, self.dataflow, choice)
             if made is None:
                 continue
             self.dataflow = DataFlow(self.graph)
-            if (
-                self.behind(made.mixture, made.selection, "its experts are not chosen by scores of theirs alone")
-                is None
-            ):
-                self.understood.update(choice.selections(self.dataflow))
+            reason = "its experts are not chosen and weighed by scores of theirs alone"
+            if self.behind(made.mixture, made.selection, reason) is None:
+                self.understood.update(selections)
             else:
                 made.undo(self.graph)
                 self.dataflow = DataFlow(self.graph)
@@ -334,7 +337,7 @@ def _search_block(block: Block, given: Routing | None) -> Match:
 def _match_experts(block: Block, routings: list[Routing]) -> Match:
     """Experts that do with one of these routings what the block does. Raises NotUnderstoodError."""
     if not routings:
-        raise NotUnderstoodError("no known router makes the weights that this one makes")
+        raise NoRouterError("no known router makes the weights that this one makes")
     try:
         return _find_match(block, routings, *_read_experts(block, routings[0]))
     except NotUnderstoodError as reason:
@@ -355,7 +358,8 @@ def _match_experts(block: Block, routings: list[Routing]) -> Match:
     except NoResultError:
         pass
     except NotUnderstoodError as reason:
-        probed = NotUnderstoodError(str(reason), reason.difference, is_mixture=True)
+        if not block.gathers_weights():  # of those, any operators on rows can be read, and say nothing of the router
+            probed = NotUnderstoodError(str(reason), reason.difference, is_mixture=True)
     raise _both(routings[0], read, probed)
 
 

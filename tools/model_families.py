@@ -44,6 +44,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 512,
+    "model_max_length": 512,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -32,6 +32,10 @@ class NoResultError(NotUnderstoodError):
     """No value of the block holds the result of some expert."""
 
 
+class NoRouterError(NotUnderstoodError):
+    """No known router makes the weights of a block."""
+
+
 def left_out(experts: Sequence[int], E: int, *, traced: bool) -> str:
     """What is said of experts that add nothing to y, of so many. ``traced``: experts were written one by one."""
     more = f" (nor do {len(experts) - 1} others)" if len(experts) > 1 else ""

@@ -173,8 +173,8 @@ def _chosen(scores: torch.Tensor, most: int) -> torch.Tensor:
 
 
 def _count(length: int, size: int) -> int:
-    """How many blocks hold so many tokens, and one more, for PyTorch tells a size of 1 from others."""
-    return (length + size - 1) // size + 1
+    """How many blocks hold so many tokens, and more of them, for PyTorch tells a size of 1 from others."""
+    return length // size + 2
 
 
 def _blocks(sequence: torch.Tensor, size: int) -> torch.Tensor:

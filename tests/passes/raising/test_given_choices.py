@@ -6,22 +6,28 @@ import pytest
 from moec.ir.dialect import RouteSpec, spec_of
 from moec.passes.framework.base import Report
 
-SHARED = """other = MatMul (x, column)
+SHARED = """biased = Add (scores, bias)
+    top, chosen = TopK <axis = -1> (biased, k)
+    own = GatherElements <axis = -1> (logits, chosen)
+    part = Sigmoid (own)
+    other = MatMul (x, column)
     share = Sigmoid (other)
-    both = Add (total, share)
-    w = Div (top, both)"""
+    both = Add (part, share)
+    w = Div (part, both)"""
 TABLE = """best = ArgMax <axis = -1, keepdims = 0> (logits)
     chosen = Gather <axis = 0> (table, best)
     w = GatherElements <axis = -1> (scores, chosen)"""
 
 
+def with_router(texts, router: str) -> str:
+    """Experts behind logits and scores of which ``router`` makes ``chosen`` and ``w``."""
+    before, _, behind = texts["batched"].partition("top, chosen")
+    return f"{before}{router}\n{behind.partition('w = Div (top, total)')[2]}"
+
+
 @pytest.mark.parametrize("router", [SHARED, TABLE], ids=["weights that others share", "a table"])
 def test_experts_are_raised_and_what_chooses_them_stays(build, texts, normal, raise_and_compare, router):
-    text = texts["batched"].replace("w = Div (top, total)", router)
-    if router is TABLE:
-        text = text.replace("top, chosen = TopK <axis = -1> (scores, k)", "").replace(
-            "total = ReduceSum <keepdims = 1> (top, minus_one)", ""
-        )
+    text = with_router(texts, router)
     given = {"column": normal(6, 1), "table": np.array([[0, 1], [1, 1], [3, 2], [0, 3]])}
     report = Report()
     route, experts = raise_and_compare(build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), **given), report)
@@ -32,7 +38,7 @@ def test_experts_are_raised_and_what_chooses_them_stays(build, texts, normal, ra
 
 
 def test_sibling_whose_weights_may_be_negative_stays(build, texts, normal, raise_and_compare):
-    text = texts["batched"].replace("w = Div (top, total)", SHARED.replace("Div (top, both)", "Sub (top, share)"))
+    text = with_router(texts, SHARED.replace("Div (part, both)", "Sub (part, share)"))
     model = build(text, up=normal(4, 10, 6), down=normal(4, 6, 5), column=normal(6, 1))
     before = [node.op_type for node in model.graph]
     report = Report()

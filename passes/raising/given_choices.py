@@ -18,6 +18,7 @@ from moec.ir.graphs import add_constant
 from moec.ir.movement import moving
 from moec.ir.names import node_name
 from moec.passes.graph.edits import is_op
+from moec.passes.raising.block import width
 from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import DataFlow
 
@@ -90,7 +91,8 @@ def spread(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> Spread | None
     ids, weights = choice.ids, choice.weights
     first = min(choice.readers, key=dataflow.order.__getitem__)
     made = [dataflow.order[node] for value in (ids, weights) if (node := value.producer()) is not None]
-    if any(order >= dataflow.order[first] for order in made) or ids.shape is None or weights.dtype is None:
+    k, dtype = width(ids), weights.dtype
+    if any(order >= dataflow.order[first] for order in made) or ids.shape is None or k is None or dtype is None:
         return None
     nodes: list[ir.Node] = []
     name = f"{node_name(first)}.choice"
@@ -107,15 +109,15 @@ def spread(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> Spread | None
 
     rows = add("Shape", "rows", ids, start=0, end=1).outputs[0]
     shape = add("Concat", "shape", rows, constant(choice.experts), axis=0).outputs[0]
-    zero = ir.tensor(np.zeros(1, weights.dtype.numpy()))
+    zero = ir.tensor(np.zeros(1, dtype.numpy()))
     zeros = add("ConstantOfShape", "zeros", shape, value=zero).outputs[0]
     mixture = add("ScatterElements", "mixture", zeros, ids, weights, axis=1, reduction="add").outputs[0]
-    selection = add("TopK", "chosen", mixture, constant(int(ids.shape[1])), outputs=2, axis=-1)
+    selection = add("TopK", "chosen", mixture, constant(k), outputs=2, axis=-1)
     for value in (zeros, mixture):
-        value.shape, value.dtype = ir.Shape([ids.shape[0], choice.experts]), weights.dtype
+        value.shape, value.type = ir.Shape([ids.shape[0], choice.experts]), weights.type
     for value, like in zip(selection.outputs, (weights, ids), strict=True):
-        value.shape, value.dtype = like.shape, like.dtype
-    rows.dtype = shape.dtype = ir.DataType.INT64
+        value.shape, value.type = like.shape, like.type
+    rows.type = shape.type = ids.type
     graph.insert_before(first, nodes)
     for uses, value in zip(choice.uses, reversed(selection.outputs), strict=True):
         for node, index in uses:

@@ -248,16 +248,16 @@ def optimize(
 
 
 def find_blocks(model: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[Unraised]]:
-    """The MoE blocks of an ONNX file as :func:`moec.ir.blocks.moe_blocks` and ``dispatched_blocks`` describe them, and
-    what looks like one and is not raised. Raises MoecError."""
-    from moec.ir.blocks import dispatched_blocks, moe_blocks
+    """The MoE blocks of an ONNX file as :func:`moec.ir.blocks.moe_blocks` describes them, and what looks like one and
+    is not raised. Raises MoecError."""
+    from moec.ir.blocks import moe_blocks
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
 
     graph, report = import_model(model), Report()
     with reporting("looking for MoE blocks", model):
         pipeline.run(graph, pipeline.parse("O1"), report)
-        return [*moe_blocks(graph), *dispatched_blocks(graph)], report.unraised
+        return moe_blocks(graph), report.unraised
 
 
 def _read_text_form(path: pathlib.Path) -> ir.Model:

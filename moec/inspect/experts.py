@@ -9,11 +9,12 @@ from typing import Any
 MOST_RANGES = 16
 """More experts that differ from their neighbours are summed up."""
 HEADINGS = ("block", "hidden units", "gate and up", "down", "arithmetic", "products by")
+PRODUCT_HEADINGS = ("block", "product", "matrices", "formats", "arithmetic", "product by")
 
 
 def expert_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One row for each MoE block, from what ``describe()`` says. Experts that differ are listed by ranges of their
-    numbers: ``0-3: 512, 4: 96``."""
+    """One row for each MoE block whose experts are MLPs, from what ``describe()`` says. Experts that differ are listed
+    by ranges of their numbers: ``0-3: 512, 4: 96``."""
     return [
         (
             block["name"],
@@ -21,9 +22,26 @@ def expert_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, An
             _stored(block["formats"], ("gate", "up")),
             _stored(block["formats"], ("down",)),
             _arithmetic(block["experts"]),
-            "\n".join(kernel["name"] for kernel in kernels if _multiplies(kernel, block["name"])),
+            _kernels(kernels, block["name"]),
         )
         for block in blocks
+        if block["experts"] is not None
+    ]
+
+
+def product_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One row for each product of the experts that are graphs over dispatched rows."""
+    return [
+        (
+            block["name"],
+            product["name"],
+            f"{product['inputs']} x {product['outputs']}",
+            _stored(block["formats"], (product["name"],)),
+            _arithmetic(product),
+            _kernels(kernels, product["name"]),
+        )
+        for block in blocks
+        for product in block.get("products", ())
     ]
 
 
@@ -83,6 +101,6 @@ def _arithmetic(spec: dict[str, Any]) -> str:
     return f"{spec['arithmetic']}, groups of {group}" if group else spec["arithmetic"]
 
 
-def _multiplies(kernel: dict[str, Any], block: str) -> bool:
-    """Products, and nothing else, say the formats of their weights."""
-    return block in kernel["nodes"] and "formats" in kernel["attributes"]
+def _kernels(kernels: Sequence[dict[str, Any]], node: str) -> str:
+    """Those that multiply for a node; products, and nothing else, say the formats of their weights."""
+    return "\n".join(one["name"] for one in kernels if node in one["nodes"] and "formats" in one["attributes"])

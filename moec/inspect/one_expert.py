@@ -59,14 +59,14 @@ def _block(blocks: Sequence[dict[str, Any]], layer: str) -> dict[str, Any]:
 
 
 def _count(block: dict[str, Any]) -> int:
-    return (block["num_experts"] or 0) + block["experts"]["identity_experts"]
+    return (block["num_experts"] or 0) + (block["experts"] or {}).get("identity_experts", 0)
 
 
 def _stored(block: dict[str, Any], place: int | None) -> dict[str, Any]:
     """Sizes and formats of the expert in a place; none for one that returns its input."""
     if place is None or place >= (block["num_experts"] or 0):
         return {"hidden_units": None, "formats": {}}
-    sizes = block["experts"]["hidden_sizes"]
+    sizes = (block["experts"] or {}).get("hidden_sizes")
     return {
         "hidden_units": sizes[place] if sizes else block["intermediate_size"],
         "formats": {name: formats[place] for name, formats in block["formats"].items()},

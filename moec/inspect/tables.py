@@ -32,8 +32,10 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     yield table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
     blocks, kernels = description["moe_blocks"], description["kernels"]
     yield _blocks_table(blocks)
-    if blocks:
-        yield table("Experts", experts.HEADINGS, experts.expert_rows(blocks, kernels))
+    if rows := experts.expert_rows(blocks, kernels):
+        yield table("Experts", experts.HEADINGS, rows)
+    if products := experts.product_rows(blocks, kernels):
+        yield table("Experts as graphs over dispatched rows", experts.PRODUCT_HEADINGS, products)
     if origins := experts.origin_rows(blocks):
         yield table("What became of experts", ("block", "experts, by the ids that they had"), origins)
     for architecture in description["architectures"] or ["" for _ in kernels[:1]]:

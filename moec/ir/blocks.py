@@ -15,6 +15,7 @@ from moec.ir.dialect import (
     ORIGIN_KEY,
     DispatchSpec,
     ExpertsSpec,
+    ProductSpec,
     RouteSpec,
     attributes_of,
     has_experts,
@@ -23,7 +24,8 @@ from moec.ir.dialect import (
     spec_of,
 )
 from moec.ir.expert_ids import table_behind
-from moec.ir.origins import origins_data, origins_of
+from moec.ir.names import node_name
+from moec.ir.origins import Origins, origins_data, origins_of
 from moec.ir.weights.format import ELEMENTS
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 
@@ -36,41 +38,66 @@ _NOT_ACTIVATION = (
     "activation_group",
     "hidden_sizes",
 )
+_WITHOUT_ROWS = "no matrix is its own: it returns zeros, a vector or a multiple of its token"
 
 
 def moe_blocks(model: ir.Model) -> list[dict[str, Any]]:
-    """One entry for each ``moec.MoE`` node and each ``moec.Experts`` node (with the ``moec.Route`` that feeds it, where
-    one does), in the order of the graph.
+    """One entry for each ``moec.MoE`` node, each ``moec.Experts`` node (with the ``moec.Route`` that feeds it, where
+    one does), and each ``moec.Dispatch`` node, whose experts are a graph over dispatched rows, in the graph's order.
 
     ``router`` and ``activation`` are for people: the function and whatever is not the default. ``routing`` and
     ``experts`` hold all attributes. ``formats`` says for each weight (up, down, gate) in which format every expert has
     it; a weight that is computed is missing. Sizes are None where the model does not fix them; router fields are None
     for experts whose routing is not a ``moec.Route``, ``formulation`` is None for blocks that were not raised, and
     ``origins`` (:mod:`moec.ir.origins`) for those that have the experts that they had at first.
+
+    Of a graph over dispatched rows, ``num_experts`` counts the experts that have rows, ``products`` are its products
+    by matrices of their own, with numbers of inputs and outputs, and ``formats`` has these products in the place of
+    weights; ``experts``, ``activation``, ``gate_layout`` and the sizes of the layer are None.
     """
-    return [_describe(node) for node in model.graph.all_nodes() if has_experts(node)]
-
-
-def dispatched_blocks(model: ir.Model) -> list[dict[str, Any]]:
-    """One entry for each ``moec.Dispatch`` node: its experts are a graph over dispatched rows. ``num_experts`` counts
-    those that have rows; router fields are as in :func:`moe_blocks`."""
+    products: dict[ir.Value | None, list[ir.Node]] = {}
+    nodes = list(model.graph.all_nodes())
+    for node in nodes:
+        if is_moec(node, "GroupedMatMul"):
+            products.setdefault(inputs_of(node)["offsets"], []).append(node)
     return [
-        {
-            "name": node.name or node.outputs[0].name or "",
-            "op": "moec.Dispatch",
-            "num_experts": spec_of(node, DispatchSpec).expert_count,
-            **_router_of(_route_behind(node.inputs[0]), node.inputs[0]),
-            "formulation": "a graph over dispatched rows",
-        }
-        for node in model.graph.all_nodes()
-        if is_moec(node, "Dispatch")
+        _describe(node) if has_experts(node) else _describe_dispatched(node, products.get(node.outputs[0], []))
+        for node in nodes
+        if has_experts(node) or is_moec(node, "Dispatch")
     ]
 
 
-def _route_behind(ids: ir.Value | None) -> ir.Node | None:
-    """What chooses the experts, where a table may stand between."""
-    mapped = None if ids is None else table_behind(ids)
-    return _producer(ids if mapped is None else mapped[0])
+def _describe_dispatched(node: ir.Node, products: Sequence[ir.Node]) -> dict[str, Any]:
+    ids = node.inputs[0]
+    table = None if ids is None else table_behind(ids)
+    count, weights = spec_of(node, DispatchSpec).expert_count, [inputs_of(product)["weights"] for product in products]
+    return {
+        "name": node_name(node),
+        "op": "moec.Dispatch",
+        "num_experts": count,
+        "hidden_size": None,
+        "intermediate_size": None,
+        **_router_of(_producer(ids if table is None else table[0]), ids),
+        "activation": None,
+        "gate_layout": None,
+        "experts": None,
+        "has_bias": any(inputs_of(product)["bias"] is not None for product in products),
+        "dtype": _dtype(weights[0]) if weights else None,
+        "formats": {node_name(product): own["weights"] for product in products if (own := _formats(product))},
+        "formulation": "a graph over dispatched rows",
+        "origins": None if table is None else origins_data(_origins_by_table(table[1], count)),
+        "products": [
+            {"name": node_name(product), "inputs": _size(weight, 1), "outputs": _size(weight, 2)}
+            | dataclasses.asdict(spec_of(product, ProductSpec))
+            for product, weight in zip(products, weights, strict=True)
+        ],
+    }
+
+
+def _origins_by_table(table: Sequence[int], count: int) -> Origins:
+    """Experts by the ids that a router gives them."""
+    groups = tuple(tuple(one for one, row in enumerate(table) if row == place) for place in range(count))
+    return Origins(groups, {one: _WITHOUT_ROWS for one, row in enumerate(table) if row < 0})
 
 
 def _describe(node: ir.Node) -> dict[str, Any]:
@@ -99,14 +126,22 @@ def expert_bits(blocks: Sequence[Mapping[str, Any]]) -> float | None:
     of any."""
     bits = weights = 0
     for block in blocks:
-        joined = block["gate_layout"] not in ("none", "separate")
         for name, formats in block["formats"].items():
-            sizes = block["experts"]["hidden_sizes"] or [block["intermediate_size"] or 0] * len(formats)
-            for form, size in zip(formats, sizes, strict=True):
-                own = (block["hidden_size"] or 0) * size * (2 if name == "up" and joined else 1)
+            for form, own in zip(formats, _elements(block, name), strict=True):
                 weights += own
                 bits += own * ELEMENTS[form.partition("/")[0].rstrip("z")].bits
     return bits / weights if weights else None
+
+
+def _elements(block: Mapping[str, Any], name: str) -> list[int]:
+    """How many elements the weight ``name`` of each expert has; 0 where that is not known."""
+    count = len(block["formats"][name])
+    for product in block.get("products", ()):
+        if product["name"] == name:
+            return [(product["inputs"] or 0) * (product["outputs"] or 0)] * count
+    sizes = block["experts"]["hidden_sizes"] or [block["intermediate_size"] or 0] * count
+    halves = 2 if name == "up" and block["gate_layout"] not in ("none", "separate") else 1
+    return [(block["hidden_size"] or 0) * size * halves for size in sizes]
 
 
 def _origins(node: ir.Node, experts: int | None, spec: ExpertsSpec) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moec.inspect.experts import by_ranges, expert_rows, origin_rows
+from moec.inspect.experts import by_ranges, expert_rows, origin_rows, product_rows
 
 
 def block(**changes: Any) -> dict[str, Any]:
@@ -73,3 +73,13 @@ def test_one_line_says_what_became_of_experts():
         ("layer.0", "1+5 are one; without 7, 9 (a: dead); without 8 (b: zero)"),
         ("layer.1", "0+1 are one"),
     ]
+
+
+def test_every_product_over_dispatched_rows_has_a_row():
+    sizes = {"inputs": 16, "outputs": 24, "arithmetic": "int8", "activation_group": 0}
+    dispatched = {"name": "layer.0", "experts": None, "formats": {"widen": ["int4", "int8"]}}
+    dispatched["products"] = [{"name": "widen", **sizes}]
+    kernels = [kernel("dispatch", "layer.0"), kernel("product", "widen", formats=["int4", "int8"])]
+    assert expert_rows([dispatched], kernels) == []
+    (row,) = product_rows([block(), dispatched], kernels)
+    assert row == ("layer.0", "widen", "16 x 24", "0: int4, 1: int8", "int8", "product")

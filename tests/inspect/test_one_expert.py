@@ -67,3 +67,9 @@ def test_a_layer_without_changes_has_the_experts_that_it_had():
 def test_what_is_no_expert_is_refused(text, message):
     with pytest.raises(MoecError, match=message):
         find_expert([block()], text)
+
+
+def test_experts_over_dispatched_rows_tell_the_format_of_each_product():
+    dispatched = {"name": "layer.1", "num_experts": 2, "intermediate_size": None, "experts": None, "origins": None}
+    found = find_expert([{**dispatched, "formats": {"widen": ["int4", "int8"]}}], "0:1")
+    assert became(found) == "layer layer.1: expert 1 is number 1; widen int8"

@@ -8,7 +8,8 @@ import pytest
 
 from moec.errors import MoecError
 from moec.ir.blocks import expert_bits, moe_blocks
-from moec.ir.dialect import FORMULATION_KEY, INPUTS, ExpertsSpec, RouteSpec, make_node
+from moec.ir.dialect import FORMULATION_KEY, INPUTS, DispatchSpec, ExpertsSpec, RouteSpec, make_node
+from moec.ir.expert_ids import table_node
 from moec.ir.origins import Origins, set_origins
 
 
@@ -116,3 +117,26 @@ def test_bits_of_experts_are_an_average_over_weights():
     up, down = 2 * 16 * (8 * 4 + 24 * 32), 16 * (8 * 8 + 24 * 8)
     assert expert_bits([{**experts, "formats": formats}]) == (up + down) / (3 * 16 * 32)
     assert expert_bits(moe_blocks(_model(RouteSpec(k=2), ExpertsSpec()))) is None  # its weights are inputs
+
+
+def test_experts_that_are_a_graph_over_dispatched_rows_are_a_block():
+    """Of four experts, 0 and 2 share their matrices and 1 has none."""
+    route = make_node("Route", {"logits": ir.val("logits", shape=["T", 4])}, RouteSpec(k=2))
+    table = ir.val("table", const_value=ir.tensor(np.array([0, -1, 0, 1, -1], np.int32)))
+    ids = table_node(route.outputs[1], table)
+    dispatch = make_node("Dispatch", {"experts": ids.outputs[0]}, DispatchSpec(2), name="layer.0")
+    stored = np.zeros((2, 16, 24), np.float16)
+    weight = ir.val(
+        "weight", const_value=ir.tensor(stored), shape=stored.shape, type=ir.TensorType(ir.DataType.FLOAT16)
+    )
+    given = {"x": ir.val("rows"), "weights": weight, "offsets": dispatch.outputs[0]}
+    product = make_node("GroupedMatMul", given, name="widen")
+    nodes = [route, ids, dispatch, product]
+    graph = ir.Graph([], list(product.outputs), nodes=nodes, opset_imports={"": 24, "moec": 1})
+    (block,) = moe_blocks(ir.Model(graph, ir_version=10))
+    expected = {"name": "layer.0", "num_experts": 2, "top_k": 2, "router": "softmax", "dtype": "float16"}
+    assert {key: block[key] for key in expected} == expected
+    assert block["formats"] == {"widen": ["float16", "float16"]}
+    assert [(one["name"], one["inputs"], one["outputs"]) for one in block["products"]] == [("widen", 16, 24)]
+    assert block["origins"]["experts"] == [[0, 2], [3]] and list(block["origins"]["removed"]) == ["1"]
+    assert expert_bits([block]) == 16

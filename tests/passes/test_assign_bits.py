@@ -202,7 +202,7 @@ def test_a_negative_sensitivity_is_refused(tmp_path):
 ZERO_POINTS = "int8/32z+int4/32z+int3/32z+int2/32z"
 
 
-@pytest.mark.parametrize("budget", ["avg=3", "megabytes=0.06", "microseconds=2,gigabytes_per_second=10"])
+@thinned("budget", ["avg=3", "megabytes=0.06", "microseconds=2,gigabytes_per_second=10"], 2)
 @thinned("method", ["rtn", "gptq", "awq"], 2)
 def test_formats_with_zero_points(budget, method, tmp_path):
     spec = SPECS[0]

@@ -112,15 +112,19 @@ def write(
     what the target takes beside its name, such as :class:`moec.targets.hls.options.HlsOptions`. Other arguments and
     errors as for :func:`compile`.
     """
+    from moec.frontend import sources
+
+    _check_options(target, passes, experts, linears, verify_each, progress)
+    check_flags(cache=cache)
+    sources.check(model)  # before anything heavy is imported: a name that was mistyped is answered at once
+    _check_surroundings(path, threads, dump_to)
+
     from moec.ir.blocks import moe_blocks
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
     from moec.passes.framework.shorthand import with_formats
     from moec.runtime.writer import Context, write_artifact
 
-    _check_options(target, passes, experts, linears, verify_each, progress)
-    check_flags(cache=cache)
-    _check_surroundings(path, threads, dump_to)
     report, announce = Report(), progress or _silent
     chain, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, options)
     announce("importing")

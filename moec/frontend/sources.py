@@ -79,5 +79,6 @@ def check(source: Any) -> None:
                 f"{source}: no such file or folder, and nothing is downloaded; of a model on the Hugging Face hub get "
                 f"the folder by: hf download {source} --local-dir {path.name}"
             )
-    elif path.suffix in _FILES and path.is_file():
+        raise MoecError(f"{source}: no such file; expected an ONNX model, or the folder of a Hugging Face model")
+    if path.suffix in _FILES and path.is_file():
         raise MoecError(f"{source}: {_FILES[path.suffix]}")

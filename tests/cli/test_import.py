@@ -34,7 +34,8 @@ def soft(tmp_path) -> pathlib.Path:
         y = Einsum <equation = "ted,te->td"> (o, scores)
     """
     shapes = {"gate": (4, 2), "up": (2, 4, 3), "down": (2, 3, 4)}
-    weights = {name: np.ones(shape, np.float32) for name, shape in shapes.items()} | {"first": np.array(0)}
+    normal = np.random.default_rng(0).standard_normal
+    weights = {name: normal(shape, np.float32) for name, shape in shapes.items()} | {"first": np.array(0)}
     onnx.save(model_of(nodes, weights), tmp_path / "soft.onnx")
     return tmp_path / "soft.onnx"
 

@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[Callable[[pathlib.Path], Any], str]] = {
     "state dict": (lambda _: affine().state_dict(), r"^cannot compile a dict; expected a model: if these are weights"),
     "tensor": (lambda _: X[0], r"^cannot compile a tensor; pass the module that computes with it$"),
     "hub name": (lambda _: "Qwen/Qwen3-30B-A3B", r"^Qwen/Qwen3-30B-A3B: .* hf download Qwen/Qwen3-30B-A3B --local-"),
-    "no file": (lambda at: str(at / "model.onnx"), r"model\.onnx: no such file; expected an ONNX model$"),
+    "no file": (lambda at: str(at / "model.onnx"), r"model\.onnx: no such file; expected an ONNX model, or the folder"),
     "empty folder": (str, r": has no config\.json; expected an ONNX file, or a folder of a Hugging Face model"),
     "training mode": (lambda _: torch.nn.Linear(2, 2), r"^Linear is in training mode, .*: call module\.eval\(\) first"),
     "no example inputs": (lambda _: affine(), r"^Affine: compiling a PyTorch module needs example_inputs=\(\.\.\.\)$"),

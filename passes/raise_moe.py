@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -25,7 +25,12 @@ from moec.passes.raising.diagnosis import diagnosed
 from moec.passes.raising.failure import NoResultError, NoRouterError, NotUnderstoodError, left_out
 from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.given_choices import choices, spread
-from moec.passes.raising.given_weights import given_routing, placed_routings, weighed_blocks
+from moec.passes.raising.given_weights import (
+    blocks_weighed_by,
+    given_routing,
+    placed_routings,
+    weighed_blocks,
+)
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.mlps import check_structure, find_mlps
 from moec.passes.raising.ordering import in_expert_order
@@ -154,10 +159,12 @@ class _Raising:
         """Raise the experts that values made of ``source`` weigh, whatever makes these. None if that was possible, or
         else why not. ``reason``: why the block was not raised with its router; ``refused``: a number of experts that
         are known not to be understood."""
+        blocks = (block for block in weighed_blocks(self.dataflow, source, anchor) if refused != block.E)
+        return self._first_of(blocks, source, reason)
+
+    def _first_of(self, blocks: Iterator[Block], source: ir.Value, reason: str) -> str | None:
         why = reason
-        for block in weighed_blocks(self.dataflow, source, anchor):
-            if refused == block.E:
-                continue
+        for block in blocks:
             try:
                 match = _match_block(block, self.known, given_routing(block))
             except NotUnderstoodError as error:
@@ -182,7 +189,8 @@ class _Raising:
                 continue
             self.dataflow = DataFlow(self.graph)
             reason = "its experts are not chosen and weighed by scores of theirs alone"
-            if self.behind(made.mixture, made.selection, reason) is None:
+            blocks = blocks_weighed_by(self.dataflow, made.mixture, made.selection)
+            if self._first_of(blocks, made.mixture, reason) is None:
                 self.understood.update(selections)
             else:
                 made.undo(self.graph)

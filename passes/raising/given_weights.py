@@ -43,9 +43,14 @@ def weighed_blocks(dataflow: DataFlow, source: ir.Value, anchor: ir.Node) -> Ite
     behind = itertools.islice(dataflow.post_dominators([source], given), MOST_BEHIND)
     weights = [value for value in (source, *behind) if _may_weigh(value)]
     for value in weights[: -MOST_VALUES - 1 : -1]:
-        weighing = Weighing(_never_negative(dataflow, value), _most_chosen(dataflow, value) or width(value) or 0)
-        for block in itertools.islice(candidate_blocks(dataflow, anchor, value), MOST_REGIONS):
-            yield dataclasses.replace(block, weighing=weighing)
+        yield from blocks_weighed_by(dataflow, value, anchor)
+
+
+def blocks_weighed_by(dataflow: DataFlow, weights: ir.Value, anchor: ir.Node) -> Iterator[Block]:
+    """Blocks whose logits are these weights [T,E]."""
+    weighing = Weighing(_never_negative(dataflow, weights), _most_chosen(dataflow, weights) or width(weights) or 0)
+    for block in itertools.islice(candidate_blocks(dataflow, anchor, weights), MOST_REGIONS):
+        yield dataclasses.replace(block, weighing=weighing)
 
 
 def given_routing(block: Block) -> Routing:

@@ -109,7 +109,10 @@ class _Expansion:
         target = getattr(target, in_place._overloadname, None)
         if target in (None, in_place) or written != arguments[:1] or not isinstance(changed, torch.fx.Node):
             raise _TogetherError
-        maker: Any = changed.args[0] if changed.target is operator.getitem else changed
+        owner: Any = changed
+        while _is_view(owner) and len(owner.args[0].users) == 1:
+            owner = owner.args[0]
+        maker: Any = owner.args[0] if owner.target is operator.getitem else owner
         others = [each.target for each in (maker, *changed.users) if each is maker or each in self._new]
         if not all(isinstance(other, torch._ops.OpOverload) and _is_fresh(other) for other in others):
             raise _TogetherError
@@ -174,6 +177,15 @@ def _is_known(target: Any, table: Table) -> bool:
     if target._schema.is_mutable:
         raise _TogetherError
     return target not in table and (_is_fresh(target) or not _is_composed(target))
+
+
+def _is_view(node: Node) -> bool:
+    """Whether what a node makes may share the memory of its first argument, which only has another form then."""
+    import torch
+
+    target = node.target
+    is_operator = isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
+    return is_operator and not _is_fresh(target) and isinstance(node.args[0], torch.fx.Node)
 
 
 def _is_composed(target: Any) -> bool:

@@ -49,6 +49,12 @@ def own(x: Any) -> Any:
     return values.reshape(-1)
 
 
+def view_of_its_own(x: Any) -> Any:
+    made = (x @ torch.ones(4, 1)).squeeze(-1)
+    made += 1
+    return made
+
+
 def chunks(x: Any) -> Any:
     left, right = x.to(torch.float64).chunk(2, dim=-1)
     return {"product": left * right, "same": x.to(torch.float32)}
@@ -58,6 +64,7 @@ def chunks(x: Any) -> Any:
     ("function", "made", "gone"),
     [
         (own, aten.div.Tensor, aten.div_.Tensor),
+        (view_of_its_own, aten.add.Tensor, aten.add_.Tensor),
         (chunks, aten._to_copy.default, aten.to.dtype),
         (chunks, aten.split_with_sizes.default, aten.chunk.default),
         (lambda x: torch.nn.functional.linear(x, torch.ones(3, 4)), aten.linear.default, aten.addmm.default),

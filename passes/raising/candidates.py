@@ -53,9 +53,12 @@ def router_chain(dataflow: DataFlow, scores: ir.Value) -> tuple[list[ir.Value], 
 
 
 def _projects(dataflow: DataFlow, node: ir.Node) -> bool:
-    """Whether a node is a contraction, but for a sum that is spelled as a product with ones, or with nothing."""
-    constants = [value for value in factors(node) if dataflow.constant(value)]
-    return is_contraction(node) and not any(0 in dataflow.shape(v) or dataflow.is_mask(v) for v in constants)
+    """Whether a node is a contraction, but for a sum that is spelled as one, of a single operand or with ones."""
+    operands = factors(node)
+    if not is_contraction(node) or len(operands) < 2:
+        return False
+    constants = [value for value in operands if dataflow.constant(value)]
+    return not any(0 in dataflow.shape(value) or dataflow.is_mask(value) for value in constants)
 
 
 def _last_taken(chain: list[ir.Value]) -> int:

@@ -25,10 +25,8 @@ from moec.passes.raising.trials import Trial, one_token_per_expert, trials
 from moec.passes.raising.weights import ExpertTensor
 
 TOLERANCE = 1e-5
-"""Largest difference allowed between a row of y and the original's, relative to the row's largest entry."""
-SHARE_OF_ROUNDING = 1 / 2
-"""The same as a share of what rounding y to its type does, where that is more: in 16 bits hidden units are rounded by
-that much, and so are the numbers of their activation, such as the root in a gelu."""
+"""Largest difference allowed between a row of y and the original's, relative to the row's largest entry; for 16 bits
+see :func:`tolerance`."""
 
 ROUNDING = 1e-4
 """The same of a trial in float32."""
@@ -67,11 +65,12 @@ class Proposal:
 
 
 def tolerance(block: Block) -> float:
-    """Largest difference allowed between a row of y and the original's, relative to the row's largest entry."""
+    """Largest difference allowed between a row of y and the original's, relative to the row's largest entry: in 16 bits
+    what rounding y does, if that is more, for so are hidden units rounded, and the numbers of their activation."""
     if any(value.dtype is None or value.dtype.bitwidth > 16 for value in (block.x, block.y)):
         return TOLERANCE
     assert block.y.dtype is not None
-    return max(TOLERANCE, SHARE_OF_ROUNDING * float(ml_dtypes.finfo(block.y.dtype.numpy()).eps) / 2)
+    return max(TOLERANCE, float(ml_dtypes.finfo(block.y.dtype.numpy()).eps) / 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,8 +127,12 @@ def test_logits_are_what_a_product_makes_for_experts(build, texts, normal, raise
     assert route.inputs[0].name == "logits"
 
 
-def test_a_sum_that_is_a_product_with_ones_makes_no_logits(build, texts, normal, raise_and_compare):
-    softmax = "e = Exp (logits)\n t = MatMul (e, ones)\n scores = Div (e, t)"
+@pytest.mark.parametrize("total", ["MatMul (e, ones)", 'Einsum <equation = "te,eo->to"> (e, ones)', "summed"])
+def test_a_sum_that_is_spelled_as_a_product_makes_no_logits(build, texts, normal, raise_and_compare, total):
+    lines = f"t = {total}"
+    if total == "summed":
+        lines = 'sum = Einsum <equation = "te->t"> (e)\n t = Unsqueeze (sum, minus_one)'
+    softmax = f"e = Exp (logits)\n {lines}\n scores = Div (e, t)"
     text = texts["batched"].replace("scores = Softmax <axis = -1> (logits)", softmax)
     weights = {"ones": np.ones((4, 1), np.float32), "up": normal(4, 10, 6), "down": normal(4, 6, 5)}
     route, _ = raise_and_compare(build(text, **weights))

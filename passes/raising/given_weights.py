@@ -21,7 +21,7 @@ import onnx_ir as ir
 from moec.ir.dialect import RouteSpec
 from moec.ir.intervals import MOST_BOUNDS, intervals
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import Block, Weighing, width
+from moec.passes.raising.block import Block, Weighing, experts_of, width
 from moec.passes.raising.candidates import candidate_blocks
 from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import Array, DataFlow
@@ -48,7 +48,8 @@ def weighed_blocks(dataflow: DataFlow, source: ir.Value, anchor: ir.Node) -> Ite
 
 def blocks_weighed_by(dataflow: DataFlow, weights: ir.Value, anchor: ir.Node) -> Iterator[Block]:
     """Blocks whose logits are these weights [T,E]."""
-    weighing = Weighing(_never_negative(dataflow, weights), _most_chosen(dataflow, weights) or width(weights) or 0)
+    most = None if width(weights) is None else _most_chosen(dataflow, weights)
+    weighing = Weighing(_never_negative(dataflow, weights), most or experts_of(weights) or 0)
     for block in itertools.islice(candidate_blocks(dataflow, anchor, weights), MOST_REGIONS):
         yield dataclasses.replace(block, weighing=weighing)
 
@@ -101,7 +102,7 @@ def _has_places(value: ir.Value, logits: ir.Value) -> bool:
 
 
 def _may_weigh(value: ir.Value) -> bool:
-    E = width(value)
+    E = experts_of(value)
     return E is not None and 2 <= E <= MOST_EXPERTS and value.dtype is not None and value.dtype.is_floating_point()
 
 
@@ -116,7 +117,7 @@ def _never_negative(dataflow: DataFlow, value: ir.Value) -> bool:
 
 
 def _most_chosen(dataflow: DataFlow, value: ir.Value) -> int | None:
-    """How many weights of a token are not 0, at most; None where that is not to be seen."""
+    """How many weights [...,E] of a token are not 0, at most; None where that is not to be seen."""
     node, rank = value.producer(), len(value.shape) if value.shape is not None else 0
     if node is None:
         return None

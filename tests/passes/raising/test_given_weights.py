@@ -51,6 +51,21 @@ def test_experts_are_raised_behind_a_router_that_stays(router, route):
     assert remark.message.startswith("its router stays as ordinary operators: ")
 
 
+def test_weights_may_be_experts_by_tokens(build, normal, raise_and_compare):
+    """All that are no less than the second, behind a Transpose."""
+    text = f"""logits = MatMul (x, router)
+        top, chosen = TopK <axis = -1> (logits, k)
+        second = ReduceMin <keepdims = 1> (top, minus_one)
+        is_less = Less (logits, second)
+        masked = Where (is_less, low, logits)
+        turned = Transpose <perm = [1, 0]> (masked)
+        weights = Softmax <axis = 0> (turned)
+        {EXPERTS.replace("te->td", "et->td")}"""
+    low = np.array(-np.inf, np.float32)
+    route, _ = raise_and_compare(build(text, up=normal(4, 6, 5), down=normal(4, 5, 6), low=low))
+    assert spec_of(route, RouteSpec) == RouteSpec(k=4, score="relu", selection="all", threshold=0.0)
+
+
 PRODUCT = """logits = MatMul (x, gate)
     soft = Softmax <axis = -1> (logits)
     signed = Tanh (logits)

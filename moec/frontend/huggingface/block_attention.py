@@ -33,8 +33,9 @@ def minimax_indexer(
     cos, sin = (part[..., : self.head_dim] for part in position_embeddings)
     query, key = _rotation(self)(query, key, cos, sin)
     scores = (query.float() @ key.float().transpose(-1, -2)).transpose(2, 3)
-    place = torch.arange(_count(length, self.block_size) * self.block_size).view(1, 1, -1, self.block_size, 1)
-    scores = _blocks(scores.flatten(0, 1), self.block_size).unflatten(0, (batch, -1))
+    count = _count(length, self.block_size)
+    place = (torch.arange(count) * self.block_size).view(1, 1, count, 1, 1) + torch.arange(self.block_size)[:, None]
+    scores = _blocks(scores.flatten(0, 1), self.block_size).unflatten(0, (batch, self.num_heads))
     scores = torch.where(place <= position_ids[:, None, None, None, :], scores, float("-inf"))
     best = scores.amax(dim=3).transpose(2, 3)
     back = (position_ids // self.block_size)[:, None, :, None] - torch.arange(best.shape[-1])
@@ -173,8 +174,8 @@ def _chosen(scores: torch.Tensor, most: int) -> torch.Tensor:
 
 
 def _count(length: int, size: int) -> int:
-    """How many blocks hold so many tokens, and more of them, for PyTorch tells a size of 1 from others."""
-    return length // size + 2
+    """How many blocks hold so many tokens, and one more, for PyTorch tells a size of 1 from others."""
+    return (length + size - 1) // size + 1
 
 
 def _blocks(sequence: torch.Tensor, size: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import sympy
 
 from moec.passes.graph.edits import constant
-from moec.passes.shapes.symbolic import SymbolicValues, is_named, shape_of, size
+from moec.passes.shapes.symbolic import SymbolicValues, is_named, shape_of, size, text_of
 
 Dims = list[Any]
 """One sympy expression for each dimension."""
@@ -55,7 +55,7 @@ class Names:
 
 
 def to_shape(dims: list[Any]) -> ir.Shape:
-    return ir.Shape([int(dim) if isinstance(dim, int | sympy.Integer) else str(dim) for dim in dims])
+    return ir.Shape([int(dim) if isinstance(dim, int | sympy.Integer) else text_of(dim) for dim in dims])
 
 
 def broadcast(*shapes: list[Any]) -> Dims | None:

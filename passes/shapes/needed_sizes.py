@@ -31,11 +31,11 @@ def needed_sizes(model: ir.Model) -> list[str]:
 
 def _of_top_k(node: ir.Node) -> Iterator[str]:
     from moec.passes.graph.edits import constant
-    from moec.passes.shapes.symbolic import expression
+    from moec.passes.shapes.symbolic import expression, text_of
 
     data, count = node.inputs[0], constant(node.inputs[1])
     if data is None or data.shape is None or count is None:
         return
     size = expression(data.shape[node.attributes.get_int("axis", -1)])
     if size is not None and not size.is_number:
-        yield f"{int(count.item())} <= {size}"
+        yield f"{int(count.item())} <= {text_of(size)}"

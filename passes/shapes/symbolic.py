@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import sympy
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.str import StrPrinter
 
 from moec.errors import MoecError
 from moec.ir.names import node_name
@@ -19,6 +21,8 @@ from moec.passes.graph.edits import constant
 
 ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""
+
+_ATOM = PRECEDENCE["Atom"]
 
 
 def size(name: str) -> sympy.Symbol:
@@ -36,6 +40,35 @@ def expression(dim: int | ir.SymbolicDim) -> sympy.Expr | None:
     if parsed is None:
         return None
     return parsed.xreplace({symbol: size(symbol.name) for symbol in parsed.free_symbols})
+
+
+class _Text(StrPrinter):
+    """Prints whole numbers in the grammar of :mod:`moec.common.guards`. Methods have the names that sympy looks for."""
+
+    def _print_floor(self, quotient: sympy.Expr) -> str:
+        above, below = sympy.fraction(sympy.together(quotient.args[0]))
+        return f"({self.parenthesize(above, _ATOM, strict=True)}//{self.parenthesize(below, _ATOM, strict=True)})"
+
+    def _print_Mod(self, rest: sympy.Expr) -> str:  # noqa: N802
+        above, below = rest.args
+        return f"({self.parenthesize(above, _ATOM, strict=True)} % {self.parenthesize(below, _ATOM, strict=True)})"
+
+    def _print_Pow(self, power: sympy.Pow, rational: bool = False) -> str:  # noqa: N802
+        base, times = power.args
+        if not isinstance(times, sympy.Integer) or times < 1:
+            return str(super()._print_Pow(power, rational))
+        return "*".join([self.parenthesize(base, _ATOM, strict=True)] * int(times))
+
+    def _print_Min(self, least: sympy.Expr) -> str:  # noqa: N802
+        return f"min({', '.join(map(self._print, least.args))})"
+
+    def _print_Max(self, most: sympy.Expr) -> str:  # noqa: N802
+        return f"max({', '.join(map(self._print, most.args))})"
+
+
+def text_of(size: sympy.Expr) -> str:
+    """A size as :func:`moec.common.guards.parse_size` and dimensions of ONNX IR read it."""
+    return str(_Text().doprint(size))
 
 
 def shape_of(value: ir.Value) -> list[sympy.Expr] | None:

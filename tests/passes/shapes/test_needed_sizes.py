@@ -35,6 +35,25 @@ def test_what_needs_nothing(text):
     assert needed_sizes(moec.import_model(model_of(text))) == []
 
 
+def test_sizes_of_blocks_are_divided():
+    """One block for every four elements that are there, and another one."""
+    model = moec.compile(
+        model_of("""agraph (float[seq] x) => (float[k] y)
+        <int64[1] k = {3}, int64[1] four = {4}, int64[1] one = {1}, int64[1] begin = {0}> {
+            length = Shape (x)
+            whole = Div (length, four)
+            count = Add (whole, one)
+            blocks = Expand (one, count)
+            places = CumSum (blocks, begin)
+            numbers = Cast <to = 1> (places)
+            y, i = TopK (numbers, k)
+        }""")
+    )
+    np.testing.assert_array_equal(model(np.ones(8, np.float32))["y"], [3, 2, 1])
+    with pytest.raises(InputError, match=r"cannot run where seq = 7"):
+        model(np.ones(7, np.float32))
+
+
 def test_shorter_inputs_are_refused():
     model = moec.compile(model_of(TOP_K % 1))
     np.testing.assert_array_equal(model(np.array([[1, 4, 2, 3]], np.float32))["y"], [[4, 3, 2]])

@@ -13,7 +13,7 @@ from moec.errors import MoecError, UnsupportedError
 from moec.frontend import opset
 from moec.ir import dialect
 from moec.ir.names import node_name
-from moec.ir.verifier import violations
+from moec.ir.verifier import dialect_violations
 
 CONTRIB_DOMAIN = "com.microsoft"
 LARGEST_SIZE = 2**31 - 1
@@ -69,9 +69,8 @@ def check_operators(model: ir.Model, where: str) -> None:
 
 def check_dialect(model: ir.Model, where: str) -> None:
     """Raises MoecError for a node of the moec dialect that breaks one of its rules: saved graphs can be edited."""
-    if any(dialect.is_moec(node) for node in ir.traversal.RecursiveGraphIterator(model.graph)):
-        for message in violations(model):
-            raise MoecError(f"{where}: {message}")
+    for message in dialect_violations(model):
+        raise MoecError(f"{where}: {message}")
 
 
 def check_types(model: ir.Model, where: str) -> None:

@@ -208,9 +208,14 @@ def _run_of(operator: Any) -> Callable[..., Sequence[Any]]:
     if type(operator).run is not OpRun.run or operator.has_subgraph or operator.has_linked_attribute:
         return operator.run
     attributes = {name: getattr(operator, name) for name in operator.attributes_names_}
-    return lambda *inputs, **context: [
-        np.array(made) if np.isscalar(made) else made for made in operator._run(*inputs, **attributes, **context)
-    ]
+
+    def run(*inputs: Any, **context: Any) -> list[Any]:
+        made = operator._run(*inputs, **attributes, **context)
+        if not isinstance(made, tuple):  # GridSample of no elements
+            raise TypeError(f"{type(operator).__name__} gives {type(made).__name__}; expected a tuple of its outputs")
+        return [np.array(one) if np.isscalar(one) else one for one in made]
+
+    return run
 
 
 def _taken_as_they_are(node: ir.Node, inputs: Sequence[Any]) -> Collection[int]:

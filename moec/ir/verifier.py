@@ -25,6 +25,11 @@ def verify(model: ir.Model) -> None:
 def violations(model: ir.Model) -> Iterator[str]:
     """All violations, in the order of the graph: its structure first, then at most one per node of the dialect."""
     yield from _structure(model.graph, set(), {})
+    yield from dialect_violations(model)
+
+
+def dialect_violations(model: ir.Model) -> Iterator[str]:
+    """Violations of the rules of the dialect alone, at most one per node."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if dialect.is_moec(node):
             yield from _node(node)

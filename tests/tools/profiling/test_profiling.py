@@ -66,13 +66,13 @@ def reads(model: pathlib.Path, ids: np.ndarray) -> list[tuple[ir.Node, np.ndarra
         for name in ("x", "logits"):
             value = dialect.inputs_of(node)[name]
             copy = ir.node("Identity", [value])
-            copy.outputs[0].name, copy.outputs[0].type = f"{name}{position}", value.type
+            copy.outputs[0].name, copy.outputs[0].type = f"{name} of {position}", value.type
             copy.outputs[0].shape = value.shape
             graph.graph.append(copy)
             graph.graph.outputs.append(copy.outputs[0])
     graph.graph.opset_imports["moec"] = 1
     outputs = moec.compile(graph, passes="").run({"ids": ids})
-    return [(node, outputs[f"x{at}"], outputs[f"logits{at}"]) for at, node in enumerate(nodes)]
+    return [(node, outputs[f"x of {at}"], outputs[f"logits of {at}"]) for at, node in enumerate(nodes)]
 
 
 def test_counts_weights_pairs_and_transitions(made, reads):

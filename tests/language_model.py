@@ -38,3 +38,9 @@ def language_model(path: pathlib.Path) -> pathlib.Path:
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     onnx.save(proto, path)
     return path
+
+
+def some_tokens(path: pathlib.Path) -> pathlib.Path:
+    """Writes data for it: four texts of 97 tokens."""
+    np.savez(path, ids=np.random.default_rng(0).integers(0, VOCABULARY, (4, 97)))
+    return path

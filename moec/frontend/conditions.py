@@ -102,11 +102,8 @@ def read(model: ir.Model, where: str) -> Conditions:
     if KEY not in model.metadata_props:
         return Conditions()
     try:
-        content = {
-            "unused": [],
-            "wide": [],
-            **json.loads(model.metadata_props[KEY]),
-        }  # files of before have no such keys
+        older = {"unused": [], "wide": []}  # what files of before have no keys of
+        content = {**older, **json.loads(model.metadata_props[KEY])}
         kinds = [field.name for field in dataclasses.fields(Conditions)]
         found = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})
         _ = found.names

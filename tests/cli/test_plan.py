@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import pathlib
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from moec.cli import app
 from moec.errors import MoecError
 
-from ..language_model import VOCABULARY, language_model
+from ..language_model import language_model, some_tokens
 
 
 def moec(*arguments: object):
@@ -26,9 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("data") / "in.npz"
-    np.savez(path, ids=np.random.default_rng(0).integers(0, VOCABULARY, (4, 97)))
-    return path
+    return some_tokens(tmp_path_factory.mktemp("data") / "in.npz")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from moec.tools.sweeping.driver import Keys, Sweep
 from moec.tools.sweeping.file import Times, Variant, read_variants
 from moec.tools.sweeping.front import on_front
 
-from ...language_model import VOCABULARY, language_model
+from ...language_model import language_model, some_tokens
 
 PIPELINES = ["O2", "O2,quantize-experts{format=int4}"]
 
@@ -30,9 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("data") / "data.npz"
-    np.savez(path, ids=np.random.default_rng(0).integers(0, VOCABULARY, (4, 97)))
-    return path
+    return some_tokens(tmp_path_factory.mktemp("data") / "data.npz")
 
 
 @pytest.fixture(scope="module")

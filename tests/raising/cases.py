@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from .blocks import Layer, draw_layer, feeds_for, model_of
-from .edit import Array, copied, with_types
+from .edit import Array, with_types
 from .judge import Verdict, judge, outputs_of
 from .registry import REWRITES, ROUNDS
 from .rewrites.whole import LAST, OTHER_TYPES
@@ -37,29 +37,36 @@ def draw_case(seed: int) -> Case:
     random = np.random.default_rng(seed)
     layer, names = draw_layer(random), [name for name in REWRITES if name not in (LAST, OTHER_TYPES)]
     length = int(random.integers(LEAST_STEPS, MOST_STEPS + 1))
-    model, steps = model_of(layer), []
-    while len(steps) < length:
+    case = Case(layer)
+    while len(case.steps) < length:
         step = (names[random.integers(len(names))], int(random.integers(1000)))
-        after = _applied(model, step)
-        if after is not None:
-            model, steps = after, [*steps, step]
+        if _applied(case, step) is not None:
+            case = _followed(case, step)
     last = (LAST, 0)
-    if random.random() < 1 / 8 and _applied(model, last) is not None:
-        steps.append(last)
-    return Case(layer, tuple(steps))
+    return _followed(case, last) if random.random() < 1 / 8 and _applied(case, last) is not None else case
+
+
+def _followed(case: Case, step: Step) -> Case:
+    return dataclasses.replace(case, steps=(*case.steps, step))
 
 
 def rewritten(case: Case) -> onnx.ModelProto:
     """The layer after its steps. Steps that find nothing do nothing."""
-    model = model_of(case.layer)
-    for step in case.steps:
-        model = _applied(model, step) or model
-    return ir.to_proto(model)
+    return ir.to_proto(_model(case))
 
 
-def _applied(model: ir.Model, step: Step) -> ir.Model | None:
+def _model(case: Case) -> ir.Model:
+    if not case.steps:
+        return model_of(case.layer)
+    before = dataclasses.replace(case, steps=case.steps[:-1])
+    return _applied(before, case.steps[-1]) or _model(before)
+
+
+@functools.lru_cache(maxsize=64)
+def _applied(case: Case, step: Step) -> ir.Model | None:
+    """None where the step finds nothing. Nobody changes the model: drawn chains are judged, and many begin alike."""
     name, seed = step
-    return REWRITES[name](with_types(copied(model)), np.random.default_rng(seed))
+    return REWRITES[name](with_types(_model(case)), np.random.default_rng(seed))
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,7 +87,7 @@ def alone(name: str, count: int, seed: int = 0) -> Iterator[tuple[Case, Verdict]
         case = Case(layer, ((name, number),))
         if found == count:
             return
-        if _applied(model_of(layer), case.steps[0]) is None or is_gap(layer):
+        if _applied(Case(layer), case.steps[0]) is None or is_gap(layer):
             continue
         found += 1
         yield case, verdict_of(case)

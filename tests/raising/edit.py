@@ -120,12 +120,8 @@ def detour(model: ir.Model, value: ir.Value, way: Callable[[Writer, ir.Value], i
 
 
 def with_types(model: ir.Model) -> ir.Model:
-    """The model with types and shapes of its values as far as ONNX's inference finds them."""
+    """A copy of the model with types and shapes of its values as far as ONNX's inference finds them."""
     return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
-
-
-def copied(model: ir.Model) -> ir.Model:
-    return ir.from_proto(ir.to_proto(model))
 
 
 def rank(value: ir.Value | None) -> int | None:

@@ -11,7 +11,7 @@ from ..instruments.outcomes import compare
 from ..products import sampled
 from .blocks import FORMULATIONS, ROUTERS, Layer, draw_layer, feeds_for, model_of
 from .cases import alone, draw_case, is_gap, rewritten, smallest, verdict_of
-from .edit import copied, with_types
+from .edit import with_types
 from .judge import outputs_of
 from .registry import REWRITES, ROUNDS
 from .rewrites.whole import LAST, OTHER_TYPES
@@ -36,16 +36,20 @@ def test_a_rewrite_finds_its_place_and_changes_nothing_to_onnxruntime(name):
     """On the first typical layer where it finds something to do, twice, so that names do not clash."""
     for layer in TYPICAL:
         model = model_of(layer)
-        once = REWRITES[name](with_types(copied(model)), np.random.default_rng(1))
+        once = REWRITES[name](with_types(model), np.random.default_rng(1))
         if once is not None:
             break
     else:
         pytest.fail("it finds nothing to do on any layer")
-    again = None if name == LAST else REWRITES[name](with_types(copied(once)), np.random.default_rng(2))
-    expected = outputs_of(ir.to_proto(model), feeds_for(layer))
-    found = outputs_of(ir.to_proto(again or once), feeds_for(layer))
+    again = None if name == LAST else REWRITES[name](with_types(once), np.random.default_rng(2))
+    assert_same_outputs(again or once, model, layer, 2e-2 if name in ROUNDS else 2e-5)
+
+
+def assert_same_outputs(model: ir.Model, original: ir.Model, layer: Layer, tolerance: float) -> None:
+    expected = outputs_of(ir.to_proto(original), feeds_for(layer))
+    found = outputs_of(ir.to_proto(model), feeds_for(layer))
     for (right,), (array,) in zip(expected, found, strict=True):
-        np.testing.assert_allclose(array, right, atol=2e-2 if name in ROUNDS else 2e-5)
+        np.testing.assert_allclose(array, right, atol=tolerance)
 
 
 def test_what_finds_nothing_leaves_a_model_alone():
@@ -53,6 +57,14 @@ def test_what_finds_nothing_leaves_a_model_alone():
     model = model_of(layer)
     assert REWRITES["split as slices"](model, np.random.default_rng(0)) is None
     assert ir.to_proto(model) == ir.to_proto(model_of(layer))
+
+
+def test_a_function_returns_what_a_branch_reads():
+    layer = Layer()
+    branched = REWRITES["no op if"](model_of(layer), np.random.default_rng(0))
+    cases = (REWRITES["subgraph into a function"](with_types(branched), np.random.default_rng(i)) for i in range(20))
+    for model in filter(None, cases):
+        assert_same_outputs(model, branched, layer, 2e-5)
 
 
 @pytest.mark.parametrize(("name", "seed"), sampled([*REWRITES], range(3), 12))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -79,7 +81,7 @@ def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir
         return None  # no function of functions, nor branches, which use values from outside
     made = {name for node in inside for name in node.output}
     taken = dict.fromkeys(name for node in inside for name in node.input if name and name not in made)
-    wanted = {name for node in outside for name in node.input} | {value.name for value in proto.graph.output}
+    wanted = {name for node in outside for name in _read(node)} | {value.name for value in proto.graph.output}
     given = [name for node in inside for name in node.output if name in wanted]
     name = f"part_{len(proto.functions)}"
     proto.functions.append(helper.make_function("local", name, list(taken), given, inside, proto.opset_import))
@@ -89,6 +91,14 @@ def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir
     if not any(opset.domain == "local" for opset in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid("local", 1))
     return ir.from_proto(proto)
+
+
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of what a node reads, in its branches too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _read(inner)
 
 
 @rewrite

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moec.compiler import compile, import_model
     from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError, VerificationError
     from moec.runtime.model import CompiledModel, load
+    from moec.runtime.session import Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "DefectError",
     "InputError",
     "MoecError",
+    "Session",
     "UnsupportedError",
     "VerificationError",
     "compile",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "moec.compiler": ("compile", "import_model"),
     "moec.runtime.model": ("CompiledModel", "load"),
+    "moec.runtime.session": ("Session",),
     "moec.errors": (
         "ArtifactError",
         "DefectError",

@@ -120,6 +120,7 @@ def write(
     _check_surroundings(path, threads, dump_to)
 
     from moec.ir.blocks import moe_blocks
+    from moec.ir.states import states_of
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
     from moec.passes.framework.shorthand import with_formats
@@ -138,7 +139,7 @@ def write(
         made = _generate(graph, chosen, target, report)
     announce("writing the artifact")
     with reporting("writing the artifact", model):
-        told = (inputs.limits, inputs.sizes, inputs.guards(graph, made[0]))
+        told = (inputs.limits, inputs.sizes, inputs.guards(graph, made[0]), states_of(graph))
         remarks, losses = ([dataclasses.asdict(entry) for entry in many] for many in (report.remarks, report.losses))
         provenance = _provenance(model, pipeline.print_pipeline(chain))
         context = Context(moec.__version__, threads, blocks, *told, stages, remarks, losses, provenance)

@@ -31,6 +31,7 @@ _CLASSES = {
     "fuse-normalization": "moec.passes.fuse_normalization:FuseNormalization",
     "fuse-route-dispatch": "moec.passes.fuse_route_dispatch:FuseRouteDispatch",
     "fuse-stored-weights": "moec.passes.fuse_stored_weights:FuseStoredWeights",
+    "hold-cache": "moec.passes.hold_cache:HoldCache",
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
     "inline-control-flow": "moec.passes.inline_control_flow:InlineControlFlow",
     "low-rank-experts": "moec.passes.low_rank_experts:LowRankExperts",

@@ -22,6 +22,22 @@ class TensorSpec:
         return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
 
 
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a model keeps from one run for the next: its output ``output`` is given back as its input ``input``.
+
+    ``axis``: the one along which new entries are written behind those of before, such as that of the tokens in keys and
+    values; None where each run replaces the whole, as in recurrences."""
+
+    input: str
+    output: str
+    axis: int | None
+
+    def __str__(self) -> str:
+        how = "replaced by each run" if self.axis is None else f"written along axis {self.axis}"
+        return f"{self.input} <- {self.output}, {how}"
+
+
 def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
     """The specifications of graph inputs; a dimension without a name gets one of its own."""
     specs = []

@@ -30,6 +30,9 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
         for tensor in description[key]
     ]
     yield table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
+    if states := description["states"]:
+        rows = [(one["input"], one["output"], "the whole" if one["axis"] is None else one["axis"]) for one in states]
+        yield table("States", ("input of the next run", "output", "written along axis"), rows)
     blocks, kernels = description["moe_blocks"], description["kernels"]
     yield _blocks_table(blocks)
     if rows := experts.expert_rows(blocks, kernels):

@@ -16,10 +16,10 @@ from typing import Any
 
 from moec.common.dtypes import dtype_of
 from moec.common.guards import bound_names, parse_guard
-from moec.common.specs import TensorSpec
+from moec.common.specs import State, TensorSpec
 from moec.errors import ArtifactError
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -83,8 +83,9 @@ class Manifest:
     available core. ``input_limits`` says below which value an integer input must stay (token ids: the vocabulary),
     where that is known; ``input_sizes`` which named sizes are the sum of others (past and new tokens: the attention
     mask). ``guards`` are conditions on named sizes of the inputs, outside of which the program would compute something
-    else than the model: see :mod:`moec.common.guards`. ``moe_blocks``, ``stages`` and ``remarks`` are plain data for
-    people. ``losses``: what passes that round weights cost each layer.
+    else than the model: see :mod:`moec.common.guards`. ``states``: outputs that the next run takes as inputs.
+    ``moe_blocks``, ``stages`` and ``remarks`` are plain data for people. ``losses``: what passes that round weights
+    cost each layer.
     """
 
     moec_version: str
@@ -99,6 +100,7 @@ class Manifest:
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
     guards: list[str] = dataclasses.field(default_factory=list)
+    states: list[State] = dataclasses.field(default_factory=list)
     moe_blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     remarks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -135,6 +137,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         raise ArtifactError(f"{where}: {MANIFEST} was altered (its digest differs); compile the model again")
     manifest = _read_fields(content, where)
     _check_guards(manifest, where)
+    _check_states(manifest, where)
     _check_programs(manifest, where)
     _check_files(manifest, where)
     _check_weights(manifest, where)
@@ -185,6 +188,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         input_limits={name: _typed(limits, name, int, where) for name in limits},
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
         guards=_list_of(content, "guards", str, where),
+        states=[_read_state(entry, f"{where}: states") for entry in records("states")],
         moe_blocks=records("moe_blocks"),
         stages=[_checked_stage(entry, f"{where}: stages") for entry in records("stages")],
         remarks=records("remarks"),
@@ -218,6 +222,11 @@ def _read_tensor(record: dict[str, Any], where: str) -> TensorSpec:
     if not all(isinstance(size, str) or _is_size(size) for size in shape):
         raise ArtifactError(f"{where}: {name!r} has shape {shape}; expected sizes and names of dynamic sizes")
     return TensorSpec(name, dtype, tuple(shape))
+
+
+def _read_state(record: dict[str, Any], where: str) -> State:
+    axis = None if record.get("axis") is None else _typed(record, "axis", int, where)
+    return State(_typed(record, "input", str, where), _typed(record, "output", str, where), axis)
 
 
 def _read_weight(record: dict[str, Any], where: str) -> WeightEntry:
@@ -279,6 +288,21 @@ def _check_guards(manifest: Manifest, where: str) -> None:
             raise ArtifactError(
                 f"{where}: guard {text[:80]!r} is about {sorted(unbound)[0]!r}, which is no input's size"
             )
+
+
+def _check_states(manifest: Manifest, where: str) -> None:
+    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (manifest.inputs, manifest.outputs))
+    for state in manifest.states:
+        given, kept = inputs.get(state.input), outputs.get(state.output)
+        if given is None or kept is None:
+            raise ArtifactError(f"{where}: state {state} names no input and output of the model")
+        if given.dtype != kept.dtype or len(given.shape) != len(kept.shape):
+            raise ArtifactError(f"{where}: state {state} cannot be given back: it is {kept}, and the input {given}")
+        if state.axis is not None and not 0 <= state.axis < len(given.shape):
+            raise ArtifactError(f"{where}: state {state} has no such axis: it is {given}")
+    for names in ([state.input for state in manifest.states], [state.output for state in manifest.states]):
+        if len(set(names)) != len(names):
+            raise ArtifactError(f"{where}: two states have one input or output: {', '.join(names)}")
 
 
 def _check_programs(manifest: Manifest, where: str) -> None:

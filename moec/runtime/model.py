@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from moec.common.arguments import check_choice, check_flags, check_optional_text, check_path
-from moec.common.specs import TensorSpec
+from moec.common.specs import State, TensorSpec
 from moec.errors import InputError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.description import CompiledKernel, describe, kernels_of
@@ -19,6 +19,9 @@ from moec.runtime.manifest import digest_of
 from moec.runtime.pages import Pages
 from moec.runtime.tuning import read_tuned
 from moec.runtime.writer import copy_artifact
+
+if TYPE_CHECKING:
+    from moec.runtime.session import Session
 
 
 class CompiledModel:
@@ -89,6 +92,11 @@ class CompiledModel:
         return self._artifact.manifest.guards
 
     @property
+    def states(self) -> list[State]:
+        """The outputs that the next run takes as inputs: what :meth:`session` keeps."""
+        return self._artifact.manifest.states
+
+    @property
     def digest(self) -> str:
         """What tells the artifact from all others, wherever it lies: SHA-256 of its manifest, as hexadecimal digits."""
         return digest_of(self._artifact.manifest)
@@ -123,6 +131,16 @@ class CompiledModel:
         if twice:
             raise InputError(f"input {twice[0]!r} is given both by position and by name")
         return self.run({**positional, **named})
+
+    def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
+        """A :class:`moec.Session` of a language model: each run goes on from the tokens before.
+
+        ``max_tokens``: the most that it will hold, None where nothing has to limit them. ``batch``: sequences side by
+        side. Raises InputError for a model without token ids or logits, or with states of a size that nothing tells.
+        """
+        from moec.runtime.session import Session
+
+        return Session(self, max_tokens, batch)
 
     def time_kernels(self, inputs: Mapping[str, Any]) -> list[tuple[str, float]]:
         """Run once and return the (name, seconds) of every kernel call in order."""

@@ -18,6 +18,7 @@ import numpy as np
 from moec import targets
 from moec.common import seals
 from moec.common.replacing import check_replaceable, replacing
+from moec.common.specs import State
 from moec.common.work import work_as_data
 from moec.errors import ArtifactError
 from moec.runtime.artifact import Artifact, checksum
@@ -55,6 +56,7 @@ class Context:
     input_limits: dict[str, int]
     input_sizes: dict[str, str]
     guards: list[str]
+    states: list[State]
     stages: Sequence[Stage]
     remarks: list[dict[str, Any]]
     losses: list[dict[str, Any]]
@@ -156,6 +158,7 @@ def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context) -
         input_limits=context.input_limits,
         input_sizes=context.input_sizes,
         guards=context.guards,
+        states=context.states,
         stages=_write_stages(files, context.stages),
         remarks=context.remarks,
         losses=context.losses,

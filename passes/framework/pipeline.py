@@ -23,7 +23,7 @@ from moec.passes.framework.base import Pass, Report
 CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
 _START = (
     "infer-shapes,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
-    f"{CLEAN_UP},fuse-stored-weights,check-export"
+    f"{CLEAN_UP},fuse-stored-weights,check-export,hold-cache"
 )
 LEVELS = {
     "O0": _START,
@@ -38,7 +38,8 @@ DESCRIPTIONS = {
     "O0": (
         "loops that end and branches become what they compute, onnxruntime's own operators standard ones, operators "
         "without kernels the functions that define them, clean-up (constants, shapes, no-ops, repeated and unused "
-        "nodes), products read quantised weights as they are stored, and a look for wrong exports"
+        "nodes), products read quantised weights as they are stored, a look for wrong exports, and marks where "
+        "outputs are the next run's inputs"
     ),
     "O1": "O0, and MoE blocks become one operator each",
     "O2": (

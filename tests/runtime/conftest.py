@@ -57,6 +57,7 @@ def context() -> Context:
         input_limits={"ids": 7},
         input_sizes={"total": "past + rows"},
         guards=[],
+        states=[],
         stages=[Stage("import", "the imported model", 0.0), Stage("raise-moe", None, 0.1)],
         losses=[
             {

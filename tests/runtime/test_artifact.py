@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from moec.common.specs import State
 from moec.errors import ArtifactError, InputError, MoecError
 from moec.runtime import artifact as artifacts
 from moec.runtime import machine
@@ -72,6 +73,13 @@ def test_saved_copies_run(artifact_path, tmp_path, inputs, name):
     assert {entry.name for entry in tmp_path.iterdir()} == {"model.moec", name}
 
 
+def test_states_are_described(artifact_path):
+    rewrite_manifest(artifact_path, states=[State("ids", "ids_out", None)])
+    model = load(artifact_path)
+    assert model.states == [State("ids", "ids_out", None)]
+    assert model.describe()["states"] == [{"input": "ids", "output": "ids_out", "axis": None}]
+
+
 # --- everything wrong is one line ------------------------------------------------------------------------------------
 
 
@@ -98,7 +106,7 @@ def test_manifest_that_is_not_json(artifact_path, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 7"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 8"):
         load(artifact_path)
 
 
@@ -328,3 +336,20 @@ def _with_weight(path: pathlib.Path, change: dict) -> str:
     content = json.loads((path / MANIFEST).read_text())
     content["weights"][0].update(change)
     return signed(content)
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ([State("nothing", "ids_out", None)], "names no input and output"),
+        ([State("ids", "nothing", None)], "names no input and output"),
+        ([State("x", "ids_out", None)], "cannot be given back"),
+        ([State("ids", "ids_out", 2)], "has no such axis"),
+        ([State("ids", "ids_out", -1)], "has no such axis"),
+        ([State("ids", "ids_out", 1), State("ids", "ids_out", 0)], "two states have one input or output: ids, ids"),
+    ],
+)
+def test_states_have_to_fit(artifact_path, states, message):
+    rewrite_manifest(artifact_path, states=states)
+    with pytest.raises(ArtifactError, match=message):
+        load(artifact_path)

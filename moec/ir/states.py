@@ -1,0 +1,39 @@
+"""The states of a model: which output of a run is which input of the next. One place in its metadata says so.
+
+The pass ``hold-cache`` writes them, under ``STATES_KEY``, as JSON:
+``[{"input": "past", "output": "present", "axis": 2}]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from moec.common.specs import State
+from moec.errors import MoecError
+
+STATES_KEY = "moec.states"
+
+
+def set_states(model: ir.Model, states: Sequence[State]) -> bool:
+    """Write the metadata of a model; return whether it changed."""
+    text = json.dumps([dataclasses.asdict(state) for state in states])
+    if model.metadata_props.get(STATES_KEY, "[]") == text:
+        return False
+    model.metadata_props[STATES_KEY] = text
+    return True
+
+
+def states_of(model: ir.Model) -> list[State]:
+    """What :func:`set_states` wrote; none where it never did. Raises MoecError for other metadata."""
+    text = model.metadata_props.get(STATES_KEY, "[]")
+    try:
+        return [State(**entry) for entry in json.loads(text)]
+    except (ValueError, RecursionError, TypeError) as error:
+        raise MoecError(
+            f"metadata {STATES_KEY!r} is {text[:80]!r}; expected what the pass hold-cache writes: run it, or remove it "
+            "from the model"
+        ) from error

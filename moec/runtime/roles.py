@@ -1,0 +1,148 @@
+"""What each input of a language model is for, as far as a session can tell, and what it is then filled with.
+
+Token ids are the integers that index an embedding, an attention mask is as long as past and new tokens together: types,
+shapes and the manifest tell. What these leave open, the names of the interface tell: ``input_ids``, ``attention_mask``,
+``position_ids``, ``cache_position``, and ONNX's own ``write_indices`` and ``nonpad_kv_seqlen``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from moec.common.dtypes import dtype_of
+from moec.common.guards import parse_size
+from moec.common.specs import State, TensorSpec
+from moec.errors import InputError
+
+Role = Literal["mask", "positions", "past", "total"]
+_NAMED: dict[str, Role] = {
+    "attention_mask": "mask",
+    "position_ids": "positions",
+    "cache_position": "positions",
+    "write_indices": "past",
+    "nonpad_kv_seqlen": "total",
+}
+_IDS, _LOGITS = "input_ids", "logits"
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """``ids``: the input of token ids [batch, new]. ``limit``: the number that they stay below, where known.
+    ``filled``: the inputs that follow from the number of tokens. ``asked``: those that the caller gives by name.
+    ``logits``: the output [batch, new, vocabulary]."""
+
+    ids: TensorSpec
+    limit: int | None
+    filled: Mapping[str, tuple[Role, TensorSpec]]
+    asked: tuple[TensorSpec, ...]
+    logits: TensorSpec
+
+    @property
+    def mask(self) -> str | None:
+        """The name of the attention mask."""
+        return next((name for name, (role, _) in self.filled.items() if role == "mask"), None)
+
+    def values(self, mask: np.ndarray, new: int) -> dict[str, np.ndarray]:
+        """What the inputs are filled with, for a ``mask`` bool [batch, past + new] of the tokens that count."""
+        batch, total = mask.shape
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, total - new :]
+        found: dict[Role, np.ndarray] = {
+            "mask": mask,
+            "positions": positions,
+            "past": np.full(batch, total - new),
+            "total": np.full(batch, total),
+        }
+        values = {}
+        for name, (role, spec) in self.filled.items():
+            value = np.arange(total - new, total) if role == "positions" and len(spec.shape) == 1 else found[role]
+            values[name] = np.ascontiguousarray(value.astype(dtype_of(spec.dtype)))
+        return values
+
+
+def roles_of(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    states: Sequence[State],
+    limits: Mapping[str, int],
+    sizes: Mapping[str, str],
+) -> Roles:
+    """``limits`` and ``sizes``: the manifest's. Raises InputError for a model without token ids or without logits."""
+    held = {state.input for state in states}
+    free = [spec for spec in inputs if spec.name not in held]
+    ids = _token_ids(free, limits)
+    filled = {
+        spec.name: (role, spec) for spec in free if spec is not ids and (role := _role(spec, ids, sizes)) is not None
+    }
+    asked = tuple(spec for spec in free if spec is not ids and spec.name not in filled)
+    kept = {state.output for state in states}
+    logits = _logits([spec for spec in outputs if spec.name not in kept])
+    return Roles(ids, limits.get(ids.name), filled, asked, logits)
+
+
+def _token_ids(free: Sequence[TensorSpec], limits: Mapping[str, int]) -> TensorSpec:
+    integers = [spec for spec in free if dtype_of(spec.dtype).kind in "iu" and len(spec.shape) == 2]
+    named = [spec for spec in integers if spec.name == _IDS]
+    indexing = [spec for spec in integers if spec.name in limits and spec.name not in _NAMED]
+    found = named or indexing
+    if len(found) != 1:
+        listed = ", ".join(map(str, free)) or "none"
+        raise InputError(
+            f"the model has {len(found) or 'no'} inputs that could be token ids: integers [batch, length] that index "
+            f"an embedding, or {_IDS!r}; its inputs: {listed}; sessions are for language models: use run instead"
+        )
+    return found[0]
+
+
+def _role(spec: TensorSpec, ids: TensorSpec, sizes: Mapping[str, str]) -> Role | None:
+    named = _NAMED.get(spec.name)
+    is_integer = dtype_of(spec.dtype).kind in "iu"
+    if named == "positions":
+        is_counted = len(spec.shape) == 1 or (len(spec.shape) == 2 and spec.shape[1] == ids.shape[1])
+        return named if is_integer and is_counted else None
+    if named in ("past", "total"):
+        return named if is_integer and len(spec.shape) == 1 else None
+    if len(spec.shape) != 2:
+        return None
+    length = str(spec.shape[1])
+    terms = sizes.get(length, length).split(" + ")
+    return "mask" if named == "mask" or (len(terms) > 1 and str(ids.shape[1]) in terms) else None
+
+
+def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
+    scores = [spec for spec in outputs if len(spec.shape) == 3 and dtype_of(spec.dtype).kind not in "iub"]
+    named = [spec for spec in scores if spec.name == _LOGITS]
+    found = named or scores
+    if len(found) != 1:
+        listed = ", ".join(map(str, outputs)) or "none"
+        raise InputError(
+            f"the model has {len(found) or 'no'} outputs that could be logits [batch, length, vocabulary]; its outputs "
+            f"beside states: {listed}; sessions are for language models: use run instead"
+        )
+    return found[0]
+
+
+def first_shape(spec: TensorSpec, axis: int | None, sizes: Mapping[str, int], room: int | None) -> tuple[int, ...]:
+    """The shape of a state before the first token. ``sizes``: the known ones by name; ``room``: how long the axis is
+    that is written along, None for one that grows from nothing. Raises InputError for a size that nothing tells."""
+    shape = []
+    for place, size in enumerate(spec.shape):
+        if isinstance(size, int):
+            shape.append(size)
+        elif place == axis:
+            shape.append(room or 0)
+        else:
+            shape.append(_size(size, sizes, spec))
+    return tuple(shape)
+
+
+def _size(text: str, sizes: Mapping[str, int], spec: TensorSpec) -> int:
+    try:
+        return parse_size(text)(sizes)
+    except (ValueError, KeyError, ZeroDivisionError):
+        raise InputError(
+            f"state {spec}: nothing tells how large its size {text!r} is; give that input a fixed size in the model"
+        ) from None

@@ -1,0 +1,238 @@
+"""Sessions: what a language model keeps from one run for the next, so that each token is computed once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.common.arguments import shown
+from moec.common.dtypes import dtype_of
+from moec.common.specs import State, TensorSpec
+from moec.errors import InputError
+from moec.runtime.roles import Roles, first_shape, roles_of
+
+if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
+
+
+class Session:
+    """One conversation with a language model, or ``batch`` of them side by side. Made by
+    :meth:`moec.CompiledModel.session`. A model may have several at once, each for one thread at a time.
+
+    A model without states runs all tokens again each time, with the same results.
+    """
+
+    def __init__(self, model: CompiledModel, max_tokens: int | None = None, batch: int = 1) -> None:
+        _check_count("batch", batch)
+        if max_tokens is not None:
+            _check_count("max_tokens", max_tokens)
+        self._model = model
+        self._roles = roles_of(model.inputs, model.outputs, model.states, model.input_limits, model.input_sizes)
+        self._states = _States.empty(model, self._roles, max_tokens, batch)
+        self._mask = np.ones((batch, 0), bool)
+        self._seen = np.zeros((batch, 0), dtype_of(self._roles.ids.dtype))  # of a model without states
+        self._most = _least(max_tokens, self._states.room)
+        self._lock = threading.Lock()
+
+    @property
+    def length(self) -> int:
+        """The number of tokens so far, padding included."""
+        return self._mask.shape[1]
+
+    @property
+    def batch(self) -> int:
+        """The number of sequences side by side."""
+        return self._mask.shape[0]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that it holds; None where nothing limits them."""
+        return self._most
+
+    def run(self, ids: Any, **inputs: Any) -> np.ndarray:
+        """Run on the next tokens. ``ids``: integers [batch, new], or [new] where the batch is 1. Returns logits float32
+        [batch, new, vocabulary] (of some models for the last token alone: [batch, 1, vocabulary]).
+
+        ``inputs``: those that the model takes beside, by name. Attention masks, positions and the like
+        (:mod:`moec.runtime.roles`) are filled in where they are not given: every token counts. Rows of different
+        lengths are padded on the left, with an ``attention_mask`` [batch, new] that is 0 there; what earlier runs were
+        given is kept. Positions then count the tokens that the mask leaves in. What a padded token does is the model's
+        matter: onnxruntime's GroupQueryAttention counts a mask's ones and sees no padding on the left.
+
+        Raises InputError, and leaves the session as it was, for ids of another shape or beyond the vocabulary, more
+        tokens than ``max_tokens``, inputs that are missing or unknown or that :meth:`moec.CompiledModel.run` refuses,
+        and where another thread is using the session.
+        """
+        with self._used():
+            ids = self._checked_ids(ids)
+            mask = np.concatenate([self._mask, self._new_mask(ids, inputs)], axis=1)
+            seen = self._seen if self._states else np.concatenate([self._seen, ids], axis=1)
+            fed = ids if self._states else seen
+            filled = self._roles.values(mask, fed.shape[1])
+            given = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
+            outputs = self._model.run({**given, **self._states.inputs()})
+            states = self._states.after(outputs)
+            logits = np.asarray(outputs[self._roles.logits.name])[:, -ids.shape[1] :].astype(np.float32)
+            self._states, self._mask = states, mask
+            self._seen = seen
+            return logits
+
+    def fork(self) -> Session:
+        """Another session that goes on from here. Raises InputError where another thread is using this one."""
+        with self._used():
+            other = object.__new__(Session)
+            other._model, other._roles, other._most = self._model, self._roles, self._most
+            other._states, other._mask, other._seen = self._states.fork(), self._mask, self._seen
+            other._lock = threading.Lock()
+            return other
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens. Raises InputError for more than there are, for a model with a
+        state that each run replaces, and where another thread is using the session."""
+        with self._used():
+            if not _is_whole(length) or not 0 <= length <= self.length:
+                raise InputError(f"truncate to {shown(length)} tokens; expected a whole number from 0 to {self.length}")
+            self._states = self._states.truncated(length, self.length)
+            self._mask, self._seen = self._mask[:, :length], self._seen[:, :length]
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise InputError("the session is being used by another thread; give each thread one of its own, or fork it")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _checked_ids(self, ids: Any) -> np.ndarray:
+        try:
+            array = np.asarray(ids)
+        except (ValueError, TypeError):  # rows of different lengths, say
+            array = np.empty(0, object)
+        array = array[None] if array.ndim == 1 and self.batch == 1 else array
+        if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[0] != self.batch or not array.size:
+            found = f"{array.dtype}{list(array.shape)}" if array.dtype != object else shown(ids)
+            raise InputError(f"token ids are {found}; expected integers [{self.batch}, 1 or more]")
+        limit = self._roles.limit
+        if array.min() < 0 or (limit is not None and array.max() >= limit):
+            bad = int(array.min()) if array.min() < 0 else int(array.max())
+            raise InputError(f"token id {bad} is outside of the vocabulary; expected 0 to {(limit or 1 << 63) - 1}")
+        total = self.length + array.shape[1]
+        if self._most is not None and total > self._most:
+            raise InputError(
+                f"the session would hold {total} tokens ({self.length} and {array.shape[1]} new ones), and its "
+                f"max_tokens is {self._most}; truncate it, or make one for more"
+            )
+        return np.ascontiguousarray(array, dtype_of(self._roles.ids.dtype))
+
+    def _new_mask(self, ids: np.ndarray, inputs: Mapping[str, Any]) -> np.ndarray:
+        name = self._roles.mask
+        if name is None or name not in inputs:
+            return np.ones(ids.shape, bool)
+        mask = np.asarray(inputs[name])
+        if mask.shape != ids.shape or mask.dtype.kind not in "iubf":
+            raise InputError(
+                f"input {name!r} is {mask.dtype}{list(mask.shape)}; expected numbers {list(ids.shape)}: of the new "
+                "tokens, 0 where one does not count"
+            )
+        return mask != 0
+
+    def _checked_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the caller gives beside the mask, which is kept here."""
+        known = {*self._roles.filled, *(spec.name for spec in self._roles.asked)}
+        for name in inputs:
+            if name not in known:
+                listed = ", ".join(sorted(known)) or "none"
+                raise InputError(
+                    f"unknown input {name!r}; a session fills in token ids and states, and takes: {listed}"
+                )
+        missing = [str(spec) for spec in self._roles.asked if spec.name not in inputs]
+        if missing:
+            raise InputError(f"nothing tells what these inputs are; give them by name: {', '.join(missing)}")
+        return {name: value for name, value in inputs.items() if name != self._roles.mask}
+
+
+class _States:
+    """The states between two runs. Never changed: a run makes new ones, so that one which fails leaves the old.
+
+    ``rooms``: for states whose size stays what it is (caches with room), how many tokens fit in, by input.
+    """
+
+    def __init__(self, states: Sequence[State], arrays: Mapping[str, Any], rooms: Mapping[str, int]) -> None:
+        self._states, self._arrays, self._rooms = states, arrays, rooms
+
+    def __bool__(self) -> bool:
+        return bool(self._states)
+
+    @classmethod
+    def empty(cls, model: CompiledModel, roles: Roles, max_tokens: int | None, batch: int) -> _States:
+        """Those before the first token: zeros. Raises InputError for states of a size that nothing tells."""
+        inputs, outputs = ({spec.name: spec for spec in specs} for specs in (model.inputs, model.outputs))
+        sizes = _known_sizes(roles.ids, model.input_sizes, batch)
+        arrays, rooms = {}, {}
+        for state in model.states:
+            spec, axis = inputs[state.input], state.axis
+            room = None if axis is None or spec.shape[axis] != outputs[state.output].shape[axis] else spec.shape[axis]
+            if isinstance(room, str) and max_tokens is None:
+                raise InputError(f"state {state} has room for as many tokens as it is told; give max_tokens")
+            tokens = max_tokens if isinstance(room, str) else room
+            own = {**sizes, **({spec.shape[0]: batch} if axis != 0 and isinstance(spec.shape[0], str) else {})}
+            arrays[state.input] = np.zeros(first_shape(spec, axis, own, tokens), dtype_of(spec.dtype))
+            if tokens is not None:
+                rooms[state.input] = tokens
+        return cls(model.states, arrays, rooms)
+
+    @property
+    def room(self) -> int | None:
+        """How many tokens fit in; None where nothing limits them."""
+        return min(self._rooms.values(), default=None)
+
+    def inputs(self) -> dict[str, Any]:
+        """What a run takes."""
+        return dict(self._arrays)
+
+    def after(self, outputs: Mapping[str, Any]) -> _States:
+        """Those that a run gave."""
+        return _States(self._states, {state.input: outputs[state.output] for state in self._states}, self._rooms)
+
+    def fork(self) -> _States:
+        """Their like, which another session may go on from."""
+        return self
+
+    def truncated(self, length: int, before: int) -> _States:
+        """Those of the first ``length`` of ``before`` tokens. Raises InputError for a state that tokens cannot be taken
+        out of."""
+        if length == before:
+            return self
+        arrays = {}
+        for state in self._states:
+            array, axis = self._arrays[state.input], state.axis
+            if axis is None or (state.input not in self._rooms and array.shape[axis] != before):
+                raise InputError(f"the session cannot be truncated: state {state}; fork it before the tokens to forget")
+            kept = array if state.input in self._rooms else array[(slice(None),) * axis + (slice(length),)]
+            arrays[state.input] = np.ascontiguousarray(kept)
+        return _States(self._states, arrays, self._rooms)
+
+
+def _known_sizes(ids: TensorSpec, sums: Mapping[str, str], batch: int) -> dict[str, int]:
+    known = {ids.shape[0]: batch} if isinstance(ids.shape[0], str) else {}
+    if isinstance(ids.shape[0], int) and ids.shape[0] != batch:
+        raise InputError(f"the model is for {ids.shape[0]} sequences side by side, and batch is {batch}")
+    return {**known, **{name: batch for name, total in sums.items() if total in known}}
+
+
+def _least(*numbers: int | None) -> int | None:
+    return min((number for number in numbers if number is not None), default=None)
+
+
+def _check_count(name: str, number: Any) -> None:
+    if not _is_whole(number) or number < 1:
+        raise InputError(f"{name} is {shown(number)}; expected a whole number from 1 up")
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)

@@ -1,0 +1,177 @@
+"""Which output of a run the next run takes as an input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.common.specs import State
+from moec.ir.movement import moving
+from moec.ir.states import set_states
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import constant, is_op
+
+_LONGEST_UPDATE = 16
+"""Nodes between a state and what replaces it; a decay, a sum and a choice are a handful."""
+_MOVES = moving()
+_COMBINES = frozenset(["Add", "Concat", "Div", "Exp", "Max", "Min", "Mul", "Neg", "Sub", "Sum", "Where"])
+_CACHES = {1: 4, 2: 5}
+"""Present keys and values among the outputs of Attention, and past ones among its inputs."""
+_TENSOR_SCATTER_AXIS = -2
+_POSITIONS = 2
+"""The axis of positions in the keys and values of Attention."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldCache:
+    """Marks states: inputs that hold what an output of the run before held (:mod:`moec.ir.states`).
+
+    It computes nothing anew, and looks at what the graph computes and never at names. Needs inferred shapes.
+
+    1. An output that is an input with something behind it along one axis: by Concat, the past and present keys and
+       values of Attention, or TensorScatter, all also with axes in another order (Transpose). The input may be padded
+       behind first. Concat needs an axis whose size is not fixed.
+    2. An output of the type and shape of an input that at most 16 nodes make from it, each moving elements or combining
+       them one by one: the last columns of a convolution's input, a recurrent state that decays and is added to. This
+       is a state only beside other inputs with a size that it does not have, the length of a sequence: whatever else
+       has one shape at both ends is a layer.
+    3. An output that could be of several inputs, or an input of several outputs, stays unmarked, with a remark.
+
+    ::
+
+        (float[B,S,4] new, float[B,P,4] past, float[B,4] kept) => (float[B,R,4] present, float[B,4] next)
+           <float half = {0.5}, int64[1] positions = {1}> {
+           present = Concat <axis = 1> (past, new)
+           sum = ReduceSum <keepdims = 0> (new, positions)
+           decayed = Mul (kept, half)
+           next = Add (decayed, sum)
+        }
+            infer-shapes,hold-cache ->
+        (float[B,S,4] new, float[B,P,4] past, float[B,4] kept) => (float[B,R,4] present, float[B,4] next)
+           <float half = {0.5}, int64[1] positions = {1}> {
+           present = Concat <axis = 1> (past, new)
+           sum = ReduceSum <keepdims = 0> (new, positions)
+           decayed = Mul (kept, half)
+           next = Add (decayed, sum)
+        }
+    """
+
+    name: ClassVar[str] = "hold-cache"
+    exactness: ClassVar[Exactness] = "exact"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        found = {output: _sources(output, model.graph) for output in model.graph.outputs}
+        times = Counter(value for sources in found.values() for value, _ in sources)
+        states = []
+        for output, sources in found.items():
+            names = ", ".join(repr(value.name) for value, _ in sources)
+            if len(sources) > 1:
+                self._leave(output, f"each of {names}", report)
+            elif sources and times[sources[0][0]] > 1:
+                self._leave(output, f"{names}, as other outputs could", report)
+            elif sources:
+                states.append(State(str(sources[0][0].name), str(output.name), sources[0][1]))
+        return set_states(model, states)
+
+    def _leave(self, output: ir.Value, what: str, report: Report) -> None:
+        report.note(
+            self.name, str(output.name), f"no state, for it could be the next of {what}; sessions ask for these"
+        )
+
+
+def _sources(output: ir.Value, graph: ir.Graph) -> list[tuple[ir.Value, int | None]]:
+    """The inputs that the output may be the next of, and the axis along which it has more."""
+    written = _written(output)
+    if written is not None:
+        return [written]
+    return [(value, None) for value in _replaced(output) if _is_beside_a_sequence(value, graph)]
+
+
+def _written(output: ir.Value) -> tuple[ir.Value, int] | None:
+    """The input that an output is with something behind it, and the axis."""
+    if output.shape is None:
+        return None
+    value: ir.Value | None = output
+    order, axis = list(range(len(output.shape))), None  # where the axes of the output, and the axis, are in ``value``
+    while value is not None and not value.is_graph_input():
+        node = value.producer()
+        if is_op(node, "Transpose"):
+            moves = list(node.attributes.get_ints("perm", [*reversed(order)]))
+            order, axis = [moves[place] for place in order], None if axis is None else moves[axis]
+        elif not is_op(node, "Identity"):
+            along = None if node is None else _axis_written(node, value)
+            if along is None or axis not in (None, along):
+                return None
+            axis = along
+        value = node.inputs[_CACHES.get(value.index() or 0, 0) if node.op_type == "Attention" else 0]
+    if value is None or axis is None or order != sorted(order) or value.dtype != output.dtype:
+        return None
+    return (value, axis) if _can_be_given_back(value, output, axis) else None
+
+
+def _axis_written(node: ir.Node, value: ir.Value) -> int | None:
+    """The axis of ``value`` along which the node writes behind what it is given; None where it does something else."""
+    rank = 0 if value.shape is None else len(value.shape)
+    if is_op(node, "Concat") or (is_op(node, "TensorScatter") and _is_linear(node)):
+        return node.attributes.get_int("axis", _TENSOR_SCATTER_AXIS) % max(rank, 1)
+    if is_op(node, "Pad") and node.attributes.get_string("mode", "constant") == "constant":
+        axes = constant(node.inputs[3]) if len(node.inputs) > 3 else None
+        return int(axes.item()) % max(rank, 1) if axes is not None and axes.size == 1 and _is_behind(node) else None
+    return _POSITIONS if is_op(node, "Attention") and value.index() in _CACHES else None
+
+
+def _is_linear(scatter: ir.Node) -> bool:
+    return scatter.attributes.get_string("mode", "linear") == "linear"
+
+
+def _is_behind(pad: ir.Node) -> bool:
+    """Whether a Pad of one axis adds nothing in front."""
+    pads = pad.inputs[1]
+    node = None if pads is None else pads.producer()
+    front = constant(node.inputs[0] if is_op(node, "Concat") else pads)
+    return front is not None and front.size > 0 and front.ravel()[0] == 0
+
+
+def _can_be_given_back(value: ir.Value, output: ir.Value, axis: int) -> bool:
+    """Whether the input takes what the output is: its size along the axis is not fixed, or the output has that size."""
+    if value.shape is None or output.shape is None or len(value.shape) != len(output.shape):
+        return False
+    return not isinstance(value.shape[axis], int) or value.shape[axis] == output.shape[axis]
+
+
+def _replaced(output: ir.Value) -> Iterator[ir.Value]:
+    """The inputs of the same type and shape that a short path of nodes makes the output from."""
+    reached = pending = {output: None}
+    for _ in range(_LONGEST_UPDATE):
+        pending = {operand: None for value in pending for operand in _combined(value) if operand not in reached}
+        reached = {**reached, **pending}
+    for value in reached:
+        is_alike = value.dtype == output.dtype and value.shape is not None and value.shape == output.shape
+        if is_alike and value is not output and value.is_graph_input():
+            yield value
+
+
+def _combined(value: ir.Value) -> list[ir.Value]:
+    """What a node moves or combines, element by element, to make the value; nothing where it does something else."""
+    node = value.producer()
+    if node is None or node.domain != "":
+        return []
+    if node.op_type in _MOVES:
+        operands = node.inputs[:1]
+    else:
+        operands = node.inputs[node.op_type == "Where" :] if node.op_type in _COMBINES else ()
+    return [operand for operand in operands if operand is not None]
+
+
+def _is_beside_a_sequence(state: ir.Value, graph: ir.Graph) -> bool:
+    """Whether another input has a size that is not fixed and that the state does not have."""
+    return any(
+        size not in (state.shape or ())
+        for value in graph.inputs
+        for size in value.shape or ()
+        if value is not state and not isinstance(size, int)
+    )

@@ -1,0 +1,207 @@
+"""Sessions: runs one after the other compute what one run of everything computes."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import moec
+from moec.errors import InputError
+from moec.runtime.model import CompiledModel
+
+HEADER = '<ir_version: 10, opset_import: ["" : 24]>\ngraph '
+TABLE = "<float[5,4] table = {" + ",".join(str(round(np.sin(3 * n), 3)) for n in range(20)) + "}, {}> {{ "
+BODY = "e = Gather (table, ids) x = Unsqueeze (e, one) "
+
+
+def compiled(inputs: str, outputs: str, body: str, constants: str = "int64[1] one = {1}") -> CompiledModel:
+    text = f"{HEADER}({inputs}) => ({outputs}) {TABLE.replace('{}', constants).replace('{{', '{')}{body} }}"
+    return moec.compile(onnx.parser.parse_model(text))
+
+
+@pytest.fixture(scope="module")
+def attending() -> CompiledModel:
+    """Causal attention over keys and values that grow, under a mask."""
+    cache = "float[B,1,P,4] k, float[B,1,P,4] v"
+    return compiled(
+        f"int64[B,S] ids, int64[B,M] attention_mask, {cache}",
+        "float[B,S,4] logits, float[B,1,R,4] pk, float[B,1,R,4] pv",
+        BODY + "seen = Cast <to = 9> (attention_mask) mask = Unsqueeze (seen, places) "
+        "y, pk, pv = Attention <is_causal = 1> (x, x, x, mask, k, v) logits = Squeeze (y, one)",
+        "int64[1] one = {1}, int64[2] places = {1, 2}",
+    )
+
+
+@pytest.fixture(scope="module")
+def recurrent() -> CompiledModel:
+    """The sum of everything before, as a state that is replaced."""
+    return compiled(
+        "int64[B,S] ids, float[B,1,4] kept",
+        "float[B,S,4] logits, float[B,1,4] next",
+        "e = Gather (table, ids) sum = ReduceSum <keepdims = 1> (e, one) next = Add (kept, sum) "
+        "so_far = CumSum (e, axis) logits = Add (so_far, kept)",
+        "int64[1] one = {1}, int64 axis = {1}",
+    )
+
+
+@pytest.fixture(scope="module")
+def stateless() -> CompiledModel:
+    return compiled(
+        "int64[B,S] ids, int64[B,S] position_ids",
+        "float[B,S,4] logits",
+        "e = Gather (table, ids) p = Cast <to = 1> (position_ids) q = Unsqueeze (p, two) "
+        "so_far = CumSum (e, axis) logits = Add (so_far, q)",
+        "int64[1] two = {2}, int64 axis = {1}",
+    )
+
+
+@pytest.fixture(params=["attending", "recurrent", "stateless"])
+def model(request) -> CompiledModel:
+    return request.getfixturevalue(request.param)
+
+
+IDS = np.array([[1, 2, 3, 4, 0, 1], [4, 4, 0, 1, 2, 2]])
+
+
+def test_runs_go_on_from_those_before(model):
+    whole = model.session(batch=2).run(IDS)
+    assert whole.shape == (2, 6, 4) and whole.dtype == np.float32
+    session = model.session(batch=2)
+    parts = [session.run(IDS[:, start:end]) for start, end in ((0, 3), (3, 4), (4, 6))]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-6)
+    assert session.length == 6
+    alone = model.session()
+    alone.run(IDS[0, :5])
+    np.testing.assert_allclose(alone.run(IDS[0, 5:])[0], whole[0, 5:], rtol=1e-5, atol=1e-6)
+
+
+def test_forks_go_their_own_ways(model):
+    session = model.session()
+    session.run([1, 2])
+    other = session.fork()
+    first, second = session.run([3]), other.run([4])
+    assert session.length == other.length == 3
+    np.testing.assert_array_equal(model.session().run([1, 2, 3])[:, 2:], first)
+    np.testing.assert_array_equal(model.session().run([1, 2, 4])[:, 2:], second)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["attending", "stateless"])
+def test_truncated_tokens_are_forgotten(name, request):
+    model = request.getfixturevalue(name)
+    session = model.session()
+    session.run([1, 2, 3])
+    session.truncate(1)
+    assert session.length == 1
+    np.testing.assert_allclose(session.run([4])[0, 0], model.session().run([1, 4])[0, 1], rtol=1e-5)
+    with pytest.raises(InputError, match="truncate to 3 of type int tokens; expected a whole number from 0 to 2"):
+        session.truncate(3)
+
+
+def test_a_state_that_is_replaced_cannot_be_truncated(recurrent):
+    session = recurrent.session()
+    session.run([1, 2])
+    session.truncate(2)
+    with pytest.raises(InputError, match="cannot be truncated: state kept <- next, replaced by each run; fork it"):
+        session.truncate(1)
+    assert session.length == 2
+
+
+def test_padding_on_the_left_does_not_count(attending):
+    session = attending.session(batch=2)
+    mask = np.ones((2, 3), np.int64)
+    mask[0, :2] = 0
+    first = session.run(IDS[:, :3], attention_mask=mask)
+    then = session.run(IDS[:, 3:])
+    whole = attending.session().run(IDS[:1, 2:])
+    np.testing.assert_allclose(np.concatenate([first[0, 2:], then[0]]), whole[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match=r"'attention_mask' is int64\[2, 2\]; expected numbers \[2, 3\]"):
+        session.run(IDS[:, :3], attention_mask=mask[:, :2])
+
+
+def test_positions_count_what_the_mask_leaves_in(stateless, attending):
+    roles = stateless.session()._roles
+    mask = np.array([[False, True, True, True], [True, True, True, True]])
+    np.testing.assert_array_equal(roles.values(mask, 2)["position_ids"], [[1, 2], [2, 3]])
+    assert attending.session()._roles.values(mask, 2)["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_caches_with_room():
+    model = compiled(
+        "int64[B,S] ids, int64[B] write_indices, float[B,C,4] cache",
+        "float[B,S,4] logits, float[B,C,4] next",
+        "e = Gather (table, ids) next = TensorScatter <axis = 1> (cache, e, write_indices) "
+        "s = ReduceSum <keepdims = 1> (next, one) logits = Add (e, s)",
+    )
+    with pytest.raises(InputError, match="has room for as many tokens as it is told; give max_tokens"):
+        model.session()
+    session = model.session(max_tokens=3)
+    session.run([1, 2])
+    np.testing.assert_allclose(session.run([3]), model.session(4).run([1, 2, 3])[:, 2:], rtol=1e-5)
+    with pytest.raises(InputError, match=r"hold 4 tokens \(3 and 1 new ones\), and its max_tokens is 3"):
+        session.run([1])
+
+
+def test_what_cannot_be_run_leaves_the_session_as_it_was(model):
+    session = model.session(max_tokens=4)
+    session.run([1, 2])
+    for ids, message in (
+        ([1, 2, 3], r"would hold 5 tokens \(2 and 3 new ones\), and its max_tokens is 4"),
+        ([5], "token id 5 is outside of the vocabulary; expected 0 to 4"),
+        ([-1], "token id -1 is outside"),
+        ([], r"token ids are float64\[1, 0\]"),
+        ([1.5], r"token ids are float64\[1, 1\]; expected integers \[1, 1 or more\]"),
+        ([[1], [2]], r"token ids are int64\[2, 1\]"),
+        ([[1], [2, 3]], "token ids are of type list"),
+    ):
+        with pytest.raises(InputError, match=message):
+            session.run(ids)
+    with pytest.raises(InputError, match="unknown input 'other'"):
+        session.run([1], other=1)
+    assert session.length == 2
+    np.testing.assert_array_equal(session.run([3]), model.session().run([1, 2, 3])[:, 2:])
+
+
+def test_inputs_that_nothing_tells_are_asked_for():
+    model = compiled(
+        "int64[B,S] ids, float scale", "float[B,S,4] logits", "e = Gather (table, ids) logits = Mul (e, scale)"
+    )
+    session = model.session()
+    with pytest.raises(InputError, match=r"give them by name: scale float32\[\]"):
+        session.run([1])
+    twice = session.run([1], scale=np.array(2, np.float32))
+    np.testing.assert_allclose(twice, 2 * model.session().run([1], scale=np.array(1, np.float32)))
+
+
+def test_other_models_have_no_sessions():
+    with pytest.raises(InputError, match="has no inputs that could be token ids"):
+        compiled("float[B,S] x", "float[B,S] y", "y = Neg (x)").session()
+    with pytest.raises(InputError, match="has no outputs that could be logits"):
+        compiled("int64[B,S] ids", "int64[B,S] y", "e = Gather (table, ids) y = Neg (ids)").session()
+
+
+def test_one_thread_at_a_time(attending):
+    session, refused = attending.session(), []
+
+    def intrude() -> None:
+        for use in (lambda: session.run([1]), session.fork, lambda: session.truncate(0)):
+            try:
+                use()
+            except InputError as error:
+                refused.append(str(error))
+
+    with session._used():
+        thread = threading.Thread(target=intrude)
+        thread.start()
+        thread.join()
+    assert len(refused) == 3 and all("used by another thread" in message for message in refused)
+    session.run([1])
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"max_tokens": 0}, {"batch": True}, {"max_tokens": 1.5}])
+def test_counts_are_whole_numbers(attending, options):
+    with pytest.raises(InputError, match=f"{next(iter(options))} is .*; expected a whole number from 1 up"):
+        attending.session(**options)

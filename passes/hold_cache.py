@@ -97,18 +97,19 @@ def _written(output: ir.Value) -> tuple[ir.Value, int] | None:
         return None
     value: ir.Value | None = output
     order, axis = list(range(len(output.shape))), None  # where the axes of the output, and the axis, are in ``value``
-    while value is not None and not value.is_graph_input():
-        node = value.producer()
+    while value is not None and (node := value.producer()) is not None:
         if is_op(node, "Transpose"):
             moves = list(node.attributes.get_ints("perm", [*reversed(order)]))
             order, axis = [moves[place] for place in order], None if axis is None else moves[axis]
         elif not is_op(node, "Identity"):
-            along = None if node is None else _axis_written(node, value)
+            along = _axis_written(node, value)
             if along is None or axis not in (None, along):
                 return None
             axis = along
         value = node.inputs[_CACHES.get(value.index() or 0, 0) if node.op_type == "Attention" else 0]
-    if value is None or axis is None or order != sorted(order) or value.dtype != output.dtype:
+    if value is None or not value.is_graph_input():
+        return None
+    if axis is None or order != sorted(order) or value.dtype != output.dtype:
         return None
     return (value, axis) if _can_be_given_back(value, output, axis) else None
 

@@ -74,9 +74,11 @@ def roles_of(
     held = {state.input for state in states}
     free = [spec for spec in inputs if spec.name not in held]
     ids = _token_ids(free, limits)
-    filled = {
-        spec.name: (role, spec) for spec in free if spec is not ids and (role := _role(spec, ids, sizes)) is not None
-    }
+    filled: dict[str, tuple[Role, TensorSpec]] = {}
+    for spec in free:
+        role = None if spec is ids else _role(spec, ids, sizes)
+        if role is not None:
+            filled[spec.name] = (role, spec)
     asked = tuple(spec for spec in free if spec is not ids and spec.name not in filled)
     kept = {state.output for state in states}
     logits = _logits([spec for spec in outputs if spec.name not in kept])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from moec.common.dtypes import dtype_of
-from moec.common.specs import TensorSpec
+from moec.common.specs import HeldState, TensorSpec
 from moec.common.work import WorkModel
 from moec.ir.mapped_files import release_pages
 
@@ -195,6 +195,8 @@ class Program(Made):
     """Code for the device; None where there was no compiler for it."""
     binary_suffix: str = ""
     """How the name of its file ends."""
+    held: list[HeldState] = dataclasses.field(default_factory=list)
+    """States that it keeps in place."""
 
 
 class Target(Protocol):

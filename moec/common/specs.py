@@ -38,6 +38,19 @@ class State:
         return f"{self.input} <- {self.output}, {how}"
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldState:
+    """A state that a program holds in place: what it takes for ``input`` is pages (:mod:`moec.targets.tvm.held_states`)
+    of elements of ``dtype``, of which it uses as many numbers along ``axis`` as the input has, and behind which it
+    writes ``growth`` more, an expression of the inputs' sizes; together they are ``output``."""
+
+    input: str
+    output: str
+    axis: int
+    dtype: str
+    growth: str
+
+
 def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
     """The specifications of graph inputs; a dimension without a name gets one of its own."""
     specs = []

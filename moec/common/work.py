@@ -107,15 +107,17 @@ class BatchedWork:
 @dataclasses.dataclass(frozen=True)
 class AttentionWork:
     """Attention: query, key and value come first, and lengths, if there are any, before the result. Keys in use are
-    read once for each head of keys, whoever sees them. ``causal`` is that of the attention's problem."""
+    read once for each head of keys, whoever sees them. ``causal`` is that of the attention's problem; ``paged``: keys
+    and values are [pages, batch, heads, page, size]."""
 
     causal: Literal["", "first", "last", "lengths"]
     has_lengths: bool
+    paged: bool = False
 
     def of(self, arguments: Sequence[Argument]) -> Work:
         query, key, value = (argument.array for argument in arguments[:3])
         batch, heads, queries, head_size = query.shape
-        keys, value_size = key.shape[2], value.shape[3]
+        keys, value_size = key.shape[-2] * (key.shape[0] if self.paged else 1), value.shape[-1]
         used = arguments[-2].array.astype(np.int64).reshape(-1) if self.has_lengths else np.full(batch, keys)
         seen = sum(self._keys_seen(queries, keys, int(length)) for length in used)
         unused = 1 - used.mean() / keys if keys else 0.0

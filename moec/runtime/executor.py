@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from moec.common.specs import TensorSpec
+from moec.common.specs import HeldState, TensorSpec
 from moec.common.work import Argument
 from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.runtime.device import Device, Host
+from moec.runtime.held import HeldStates
 from moec.runtime.inputs import InputCheck
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
@@ -29,6 +30,8 @@ _PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
 _NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
 
+Pages = Mapping[str, np.ndarray]
+"""Of each state that a program holds, by the name of the input, the pages it lies in."""
 Watch = Callable[[str, list[Argument]], None]
 """Is told the name and the arguments of a kernel's call."""
 
@@ -41,7 +44,7 @@ class Executor:
     numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``guards``: conditions on the sizes of
     inputs, see :mod:`moec.common.guards`. ``threads`` is at most
     the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
-    ``cuda_graphs``: launch runs of sizes that come again as a whole.
+    ``cuda_graphs``: launch runs of sizes that come again as a whole. ``held``: states for which it takes pages.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Executor:
         where: str = "program",
         device: Device | None = None,
         cuda_graphs: bool = False,
+        held: Sequence[HeldState] = (),
     ) -> None:
         """Raises ArtifactError where the objects do not link, UnsupportedError where graphs cannot be had, and what the
         device raises for code that it cannot run and weights that it cannot hold."""
@@ -63,6 +67,7 @@ class Executor:
         self.threads = check_threads(threads)
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, guards)
+        self._held = HeldStates(held, self.inputs, self.outputs) if held else None
         self._turns = Turns()
         # Where a device computes, threads have nothing to do, and its current stream is the calling thread's.
         self._ways = Ways(self.threads if device is None else 1, self._turns)
@@ -84,12 +89,13 @@ class Executor:
         self._is_apart = device is not None
         self._waits = self._is_apart and bool(self._program.waits)
 
-    def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name: arrays, or tensors on the device where one was given. Raises InputError for values that
+    def run(self, values: Mapping[str, Any], pages: Pages | None = None) -> dict[str, Any]:
+        """The outputs by name: arrays, or tensors on the device where one was given. With ``pages``, states are written
+        to there and are no outputs, and of their values the shape alone counts. Raises InputError for values that
         do not fit the inputs' specifications or that the program cannot combine, MoecError for what the device cannot
         do, and DefectError when it fails for any other reason."""
         arrays = self._check(values)
-        return self._ways.run(tuple([array.shape for array in arrays]), lambda: self._call(arrays))
+        return self._ways.run(tuple([array.shape for array in arrays]), lambda: self._call(arrays, pages=pages))
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again, whose arrays the caller has changed; runs captured before are forgotten."""
@@ -107,7 +113,7 @@ class Executor:
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
         with self._working(arrays):
-            tensors = [self._device.place(array) for array in arrays]
+            tensors = self._arguments(arrays, None)
             self._device.finish()
             start = time.perf_counter()
             self._program(tensors, self._weights)
@@ -169,17 +175,33 @@ class Executor:
         with self._program.instrumented(instrument):
             self._call(arrays, captured=False)
 
-    def _call(self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True) -> dict[str, Any]:
+    def _call(
+        self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True, pages: Pages | None = None
+    ) -> dict[str, Any]:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
         with self._working(arrays):
-            results, borrowed = self._compute(arrays, captured)
+            results, borrowed = self._compute(arrays, captured, pages)
             outputs: list[Any] = results if there else [self._device.fetch(tensor) for tensor in results]
+        if self._held is not None:
+            return self._with_states(outputs, borrowed, pages)
         for position, is_borrowed in enumerate(borrowed):
             if there:
                 outputs[position] = handed_out(results[position], arrays, self._device.copy if is_borrowed else None)
             elif is_borrowed:
                 outputs[position] = outputs[position].copy()
         return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
+
+    def _with_states(self, outputs: list[Any], borrowed: Sequence[bool], pages: Pages | None) -> dict[str, Any]:
+        """The outputs by name where the program holds states; those are left out where their pages were given."""
+        assert self._held is not None
+        states = dict.fromkeys(self._held.outputs) if pages else self._held.results(outputs, self.outputs)
+        named: dict[str, Any] = {}
+        for position, spec in enumerate(self.outputs):
+            if position in states:
+                named[spec.name] = states[position]
+            else:
+                named[spec.name] = outputs[position].copy() if borrowed[position] else outputs[position]
+        return {name: output for name, output in named.items() if output is not None}
 
     @contextlib.contextmanager
     def _working(self, arrays: Sequence[np.ndarray | OnDevice]) -> Iterator[None]:
@@ -192,16 +214,25 @@ class Executor:
         except Exception as error:
             raise self._device.explain(error) or self._explain(error, arrays) from error
 
-    def _compute(self, arrays: Sequence[np.ndarray | OnDevice], captured: bool) -> tuple[list[Any], list[bool]]:
+    def _arguments(self, arrays: Sequence[np.ndarray | OnDevice], pages: Pages | None) -> list[Any]:
+        """What the program takes before the weights."""
+        if self._held is None:
+            return [self._device.place(array) for array in arrays]
+        given = [self._device.place(array) for array in self._held.with_pages(arrays, pages)]
+        return [*given, self._held.lengths(arrays)]
+
+    def _compute(
+        self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: Pages | None
+    ) -> tuple[list[Any], list[bool]]:
         """The results there, and which of them the caller must not get but a copy of."""
         if self._captured is not None and captured:
             replayed = self._captured.replay(arrays)
             if replayed is not None:
                 return list(replayed), [True] * len(replayed)
-        tensors = [self._device.place(array) for array in arrays]
+        tensors = self._arguments(arrays, pages)
         results = self._program(tensors, self._weights)
         # An input or a weight passed through is copied: writing to the output must not change either.
-        inputs = {tensor.data_ptr() for tensor in tensors}
+        inputs = {tensor.data_ptr() for tensor in tensors[: len(arrays)]}
         kept = self._weight_addresses
         if len(results) != len(self.outputs):
             raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")

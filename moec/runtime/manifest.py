@@ -15,8 +15,8 @@ import re
 from typing import Any
 
 from moec.common.dtypes import dtype_of
-from moec.common.guards import bound_names, parse_guard
-from moec.common.specs import State, TensorSpec
+from moec.common.guards import Expression, bound_names, parse_guard, parse_size
+from moec.common.specs import HeldState, State, TensorSpec
 from moec.errors import ArtifactError
 
 FORMAT_VERSION = 8
@@ -53,8 +53,8 @@ class ProgramEntry:
 
     ``architecture``: of the device it is for (``sm_80``), empty where it needs none. ``weights``: positions in the
     manifest's list, in the order the entry function takes them after the inputs. ``requirements``: features of the
-    processor. ``binary``: the file of code for the device, None where there was no compiler for it. ``kernels`` are
-    plain data for people.
+    processor. ``binary``: the file of code for the device, None where there was no compiler for it. ``held``: states
+    for which it takes pages. ``kernels`` are plain data for people.
     """
 
     architecture: str
@@ -62,6 +62,7 @@ class ProgramEntry:
     weights: list[int]
     requirements: list[str] = dataclasses.field(default_factory=list)
     binary: str | None = None
+    held: list[HeldState] = dataclasses.field(default_factory=list)
     kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -139,6 +140,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     _check_guards(manifest, where)
     _check_states(manifest, where)
     _check_programs(manifest, where)
+    _check_held(manifest, where)
     _check_files(manifest, where)
     _check_weights(manifest, where)
     return manifest
@@ -204,8 +206,16 @@ def _read_program(record: dict[str, Any], where: str) -> ProgramEntry:
         weights=_list_of(record, "weights", int, where),
         requirements=_list_of(record, "requirements", str, where),
         binary=None if record.get("binary") is None else _typed(record, "binary", str, where),
+        held=[_read_held(entry, f"{where}: held") for entry in _list_of(record, "held", dict, where)],
         kernels=[_checked_kernel(entry, f"{where}: kernels") for entry in _list_of(record, "kernels", dict, where)],
     )
+
+
+def _read_held(record: dict[str, Any], where: str) -> HeldState:
+    kinds = {"input": str, "output": str, "axis": int, "dtype": str, "growth": str}
+    fields = {key: _typed(record, key, kind, where) for key, kind in kinds.items()}
+    dtype_of(fields["dtype"])
+    return HeldState(**fields)
 
 
 def _read_project(record: dict[str, Any], where: str) -> ProjectEntry:
@@ -313,6 +323,24 @@ def _check_programs(manifest: Manifest, where: str) -> None:
         strays = [index for index in program.weights if not 0 <= index < len(manifest.weights)]
         if strays:
             raise ArtifactError(f"{where}: a program takes weight {strays[0]} of {len(manifest.weights)}")
+
+
+def _check_held(manifest: Manifest, where: str) -> None:
+    inputs, outputs = {spec.name: spec for spec in manifest.inputs}, {spec.name for spec in manifest.outputs}
+    bound = bound_names([spec.shape for spec in manifest.inputs])
+    for state in (state for program in manifest.programs for state in program.held):
+        spec = inputs.get(state.input)
+        if spec is None or state.output not in outputs or not 0 <= state.axis < len(spec.shape):
+            raise ArtifactError(f"{where}: it holds a state from {state.input!r} to {state.output!r}, which it has not")
+        if not set(_growth(state, where).names) <= bound or not isinstance(spec.shape[state.axis], str):
+            raise ArtifactError(f"{where}: the state {state.input!r} grows by {state.growth!r}, which no input says")
+
+
+def _growth(state: HeldState, where: str) -> Expression[int]:
+    try:
+        return parse_size(state.growth)
+    except ValueError as error:
+        raise ArtifactError(f"{where}: growth {state.growth[:80]!r} cannot be read: {error}") from error
 
 
 def _check_files(manifest: Manifest, where: str) -> None:

@@ -61,6 +61,7 @@ class CompiledModel:
             where=artifact.where,
             device=device,
             cuda_graphs=cuda_graphs,
+            held=program.held,
         )
 
     @property

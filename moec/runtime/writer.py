@@ -186,6 +186,7 @@ def _write_program(files: _Files, program: Program, weights: list[int], place: s
         weights=weights,
         requirements=list(program.requirements),
         binary=binary,
+        held=list(program.held),
         kernels=[
             {
                 **_kernel_fields(kernel),

@@ -11,6 +11,7 @@ from moec.common.work import AttentionWork
 from moec.targets.cpu.kernels.attention import ATTENTION
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.held_states import HeldTensor
 from moec.targets.tvm.kernel import KernelCall, select
 from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.nodes import call
@@ -27,12 +28,13 @@ def attend(
     """The result; how many rows there are decides when it runs in which way they are shared out."""
     dtype = str(output.dtype)
     chosen = select((ATTENTION,), (problem, dtype), machine)
-    given = [inputs.query, inputs.key, inputs.value, inputs.mask, inputs.lengths]
+    keys = [tensor.pages if isinstance(tensor, HeldTensor) else tensor for tensor in (inputs.key, inputs.value)]
+    given = [inputs.query, *keys, inputs.mask, inputs.lengths]
     called = KernelCall(
         chosen,
         ATTENTION.build(problem, machine, dtype),
         [operand for operand in given if operand is not None],
         dataclasses.asdict(problem),
-        work=AttentionWork(problem.causal, problem.has_lengths),
+        work=AttentionWork(problem.causal, problem.has_lengths, bool(problem.paged)),
     )
     return call(lowering, node, called, list(output.shape), dtype)

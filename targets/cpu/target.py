@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -36,8 +37,10 @@ class CpuTarget:
 
     def compile(self, model: ir.Model) -> Program:
         """Raises UnsupportedError naming node, operator and opset."""
+        from moec.targets.cpu.states import append_state
         from moec.targets.tvm import tvm
         from moec.targets.tvm.program import compile_program
 
-        target = tvm.target.Target(self.machine.llvm)
-        return compile_program(model, converters(self.machine), target, self.name, self.machine.requirements)
+        target, append = tvm.target.Target(self.machine.llvm), functools.partial(append_state, self.machine)
+        heavy = converters(self.machine)
+        return compile_program(model, heavy, target, self.name, self.machine.requirements, append=append)

@@ -25,6 +25,9 @@ def _convert_concat(lowering: Lowering, node: ir.Node) -> Any:
     known = [part for value in values if (part := lowering.known(value)) is not None]
     if len(known) == len(values):
         return Known(np.concatenate([part.elements for part in known], axis), known[0].dtype)
+    held = lowering.held(values[0])
+    if held is not None and held.continued is node.outputs[0]:
+        return lowering.appended(node, held, lowering.tensor(values[1]))
     common, needed = _common_sizes(lowering, shapes, axis)
     ends: list[Any] = []
     for shape in shapes:

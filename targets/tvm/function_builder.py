@@ -193,9 +193,10 @@ class FunctionBuilder:
         arguments: Sequence[relax.Expr],
         outputs: Sequence[relax.Var],
         record: KernelRecord,
+        numbers: Sequence[Any] = (),
     ) -> list[relax.Var]:
         symbol = self._add_recorded_kernel(kernel, record)
-        given = [*(self.emit(argument) for argument in arguments), *outputs]
+        given = [*numbers, *(self.emit(argument) for argument in arguments), *outputs]
         positions = list(range(len(given) - len(outputs), len(given)))
         types = [output.ty for output in outputs]
         result = self.emit(relax.op.call_tir_inplace(symbol, given, positions, types), record.name)

@@ -29,6 +29,8 @@ from moec.targets.base import KernelRecord, Loader
 if TYPE_CHECKING:
     from tvm import relax, tirx
 
+    from moec.targets.tvm.held_states import HeldTensor
+
 HEAVY_OPERATORS = frozenset(
     {
         "MatMul",
@@ -110,9 +112,11 @@ class LoweringContext(Protocol):
         arguments: Sequence[relax.Expr],
         outputs: Sequence[relax.Var],
         record: KernelRecord,
+        numbers: Sequence[Any] = (),
     ) -> list[relax.Var]:
         """Like :meth:`call_kernel`, for a kernel that may leave ``outputs``, results of others, as they are. Results
-        are the same memory, and ``outputs`` are not to be used any more."""
+        are the same memory, and ``outputs`` are not to be used any more. ``numbers``: sizes that the kernel takes
+        before all tensors."""
         ...
 
     def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
@@ -135,6 +139,18 @@ class LoweringContext(Protocol):
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
         """A copy of the tensor with another expression for its shape, checked when the program runs; the tensor itself
         where it is known to have it."""
+        ...
+
+    def held(self, value: ir.Value | None) -> HeldTensor | None:
+        """The value in pages, if it lies there."""
+        ...
+
+    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr) -> HeldTensor:
+        """The state after ``new`` was written behind what is in use, which leaves that as it is."""
+        ...
+
+    def filled(self, held: HeldTensor) -> relax.Var:
+        """How much of a state is in use, as int64 for each entry of its first axis."""
         ...
 
     def value_of(self, tensor: relax.Expr) -> ir.Value:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
 
+from moec.common.specs import HeldState
 from moec.errors import UnsupportedError
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.names import node_name, operator_name
@@ -26,6 +27,8 @@ from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder, identifier
 from moec.targets.tvm.heavy import HeavyConverter
+from moec.targets.tvm.held_states import Append, AppendProblem, HeldTensor, held_states
+from moec.targets.tvm.nodes import static_size
 from moec.targets.tvm.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, Known
 
 INLINE_ELEMENTS = 16
@@ -44,21 +47,28 @@ class Lowered:
     """The target's own kernels by symbol name."""
     nodes: dict[str, ir.Node]
     """Which node a variable of ``main`` was made for, by the variable's name."""
+    held: list[HeldState]
+    """For these, ``main`` takes pages in place of inputs and returns them in place of outputs; how much of each is in
+    use follows the inputs, as one shape."""
 
 
-def lower(model: ir.Model, heavy: Mapping[str, HeavyConverter]) -> Lowered:
-    """Lower a whole model. Raises UnsupportedError listing every operator without a converter."""
-    return Lowering(model, heavy).run()
+def lower(model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None = None) -> Lowered:
+    """Lower a whole model. ``append``: how the target writes behind states that it holds; None where it holds none.
+    Raises UnsupportedError listing every operator without a converter."""
+    return Lowering(model, heavy, append).run()
 
 
 class Lowering(FunctionBuilder):
     """One run over one model; also the :class:`~moec.targets.tvm.heavy.LoweringContext` of the target's converters."""
 
-    def __init__(self, model: ir.Model, heavy: Mapping[str, HeavyConverter]) -> None:
+    def __init__(self, model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None) -> None:
         from moec.targets.tvm.converters import CONVERTERS
 
         super().__init__()
-        self.model = model
+        self.model, self._append = model, append
+        self._states = {} if append is None else held_states(model.graph)
+        self._held: dict[ir.Value, HeldTensor] = {}
+        self._filled: dict[str, relax.Var] = {}
         self._converters = {**CONVERTERS, **heavy}
         self._tensors: dict[ir.Value, relax.Expr] = {}
         self._known: dict[ir.Value, Known] = {}
@@ -70,8 +80,9 @@ class Lowering(FunctionBuilder):
         self._refuse_unknown_operators()
         graph = self.model.graph
         inputs = [self._declare_input(value) for value in graph.inputs]
+        in_use = self._declare_lengths()
         with self._builder.function("main"):
-            self._builder.begin_scope(inputs)
+            self._builder.begin_scope([*inputs, *in_use])
             with self._builder.dataflow():
                 for node in graph:
                     if not decodes_weight(node):  # its user reads the weight as it is stored
@@ -79,17 +90,24 @@ class Lowering(FunctionBuilder):
                 results = [self._result(value) for value in graph.outputs]
                 output = self._builder.emit_output(relax.Tuple(results))
             self._builder.end_scope()
-            parameters = [*inputs, *(variable for variable, _ in self._weights.values())]
+            parameters = [*inputs, *in_use, *(variable for variable, _ in self._weights.values())]
             self._builder.emit_func_output(output, params=parameters)
         module = self._builder.get()
-        module["main"] = module["main"].with_attr("num_input", len(inputs))
+        module["main"] = module["main"].with_attr("num_input", len(inputs) + len(in_use))
         return Lowered(
             module,
-            [self._specification(value, variable) for value, variable in zip(graph.inputs, inputs, strict=True)],
-            [self._specification(value, tensor) for value, tensor in zip(graph.outputs, results, strict=True)],
+            [
+                self._specification(value, self._held.get(value, tensor))
+                for value, tensor in zip(graph.inputs, inputs, strict=True)
+            ],
+            [
+                self._specification(value, self._held.get(value, tensor))
+                for value, tensor in zip(graph.outputs, results, strict=True)
+            ],
             [weight for _, weight in self._weights.values()],
             self._kernels,
             self._nodes,
+            [state for state, _ in self._states.values()],
         )
 
     def _refuse_unknown_operators(self) -> None:
@@ -124,6 +142,8 @@ class Lowering(FunctionBuilder):
         for output, value in zip(node.outputs, results, strict=False):
             if isinstance(value, Known):
                 self._known[output] = value
+            elif isinstance(value, HeldTensor):
+                self._held[output] = value
             elif value is not None:
                 self._tensors[output] = self.emit(value, output.name or node.op_type)
 
@@ -155,9 +175,24 @@ class Lowering(FunctionBuilder):
             users = "".join(f" to {operator_name(use.node)}" for use in list(value.uses())[:1])
             users = users or ", which no operator takes,"
             raise UnsupportedError(f"input {value.name!r}{users}: {error}") from error
+        if value in self._states:
+            return self._declare_pages(value, dimensions, dtype)
         variable = relax.Var(identifier(value.name), relax.TensorType(dimensions, dtype))
         self._tensors[value] = variable
         return variable
+
+    def _declare_pages(self, value: ir.Value, dimensions: list[Any], dtype: str) -> relax.Var:
+        state, output = self._states[value]
+        length, dimensions[state.axis] = dimensions[state.axis], self.sizes.variable("page")
+        sizes = [self.sizes.variable("pages"), *dimensions]
+        pages = relax.Var(identifier(value.name), relax.TensorType(sizes, state.dtype))
+        self._held[value] = HeldTensor(pages, state.axis, length, dtype, output)
+        return pages
+
+    def _declare_lengths(self) -> list[relax.Var]:
+        """How much of the states is in use, as a parameter of its own: their pages do not say."""
+        lengths = list(dict.fromkeys(held.length for held in self._held.values()))
+        return [relax.Var("lengths", relax.ShapeType(lengths))] if lengths else []
 
     def _dimension(self, name: str) -> tirx.Var | int:
         """The size of that name. Exporters write a size they fixed as the name "16"."""
@@ -170,12 +205,14 @@ class Lowering(FunctionBuilder):
     def _result(self, value: ir.Value) -> relax.Var:
         """The tensor of a graph output; a copy where it would otherwise share memory with an input or a constant."""
         self._node = value.producer()
+        if value in self._held:
+            return self.emit(self._held[value].pages)
         tensor = self.tensor(value)
         if tensor in self._computed:
             return tensor
         return self.compute(lambda source: te.compute(source.shape, lambda *i: source(*i)), [tensor], "copy")[0]
 
-    def _specification(self, value: ir.Value, tensor: relax.Expr) -> TensorSpec:
+    def _specification(self, value: ir.Value, tensor: relax.Expr | HeldTensor) -> TensorSpec:
         names = [str(size) if not isinstance(size, int) else size for size in map(self.sizes.simplify, tensor.ty.shape)]
         if value.shape is not None and len(value.shape) == len(names):  # exporters declare ranks that are not so
             names = [
@@ -195,11 +232,36 @@ class Lowering(FunctionBuilder):
     def tensor(self, value: ir.Value) -> relax.Expr:
         """The value as a Relax tensor. Known values become code here, large constants weights."""
         if value not in self._tensors:
-            if value in self._known:
+            if value in self._held:
+                held = self._held[value]
+                self._tensors[value] = self.compute(held.gathered(), [held.pages], "gathered")[0]
+            elif value in self._known:
                 self._tensors[value] = self.materialise(self._known[value], value.name or "known")
             else:
                 self._tensors[value] = self._constant_tensor(value)
         return self._tensors[value]
+
+    def held(self, value: ir.Value | None) -> HeldTensor | None:
+        return None if value is None else self._held.get(value)
+
+    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr) -> HeldTensor:
+        assert self._append is not None, "a target that holds states can write behind them"
+        added = list(new.ty.shape)
+        length = self.sizes.simplify(past.length + added[past.axis])
+        sizes = [static_size(size) for size in past.ty.shape]
+        problem = AppendProblem(
+            tuple(sizes[: past.axis]), tuple(sizes[past.axis + 1 :]), str(new.ty.dtype), past.stored
+        )
+        pages = self._append(self, node, problem, past, self.emit(new))
+        return dataclasses.replace(past, pages=pages, length=length, continued=None)
+
+    def filled(self, held: HeldTensor) -> relax.Var:
+        count, length = held.ty.shape[0], self.sizes.expression(held.length)
+        text = f"{count}: {length}"
+        if text not in self._filled:
+            made = self.compute(lambda: te.compute((count,), lambda _: length, name="filled"), [], "filled")
+            self._filled[text] = made[0]
+        return self._filled[text]
 
     def tensor_of_shape(self, value: ir.Value, sizes: Sequence[Any]) -> relax.Expr:
         """The value as a tensor of these sizes; where they may differ, that is checked when the program runs.
@@ -256,8 +318,9 @@ class Lowering(FunctionBuilder):
 
     def dimensions(self, value: ir.Value) -> list[Any]:
         """Like :meth:`shape`, with ints for the static dims."""
-        if value in self._tensors:
-            return [self.sizes.simplify(size) for size in self._tensors[value].ty.shape]
+        tensor = self._held.get(value) or self._tensors.get(value)
+        if tensor is not None:
+            return [self.sizes.simplify(size) for size in tensor.ty.shape]
         if value in self._known:
             return list(self._known[value].elements.shape)
         data = constant_of(value)
@@ -266,8 +329,9 @@ class Lowering(FunctionBuilder):
         return [int(size) for size in data.shape.numpy()]
 
     def dtype(self, value: ir.Value) -> str:
-        if value in self._tensors:
-            return str(self._tensors[value].ty.dtype)
+        tensor = self._held.get(value) or self._tensors.get(value)
+        if tensor is not None:
+            return str(tensor.ty.dtype)
         if value in self._known:
             return self._known[value].dtype
         return dtype_of(value)

@@ -17,6 +17,7 @@ from moec.errors import UnsupportedError
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline
 from moec.targets.tvm.heavy import HeavyConverter
+from moec.targets.tvm.held_states import Append
 from moec.targets.tvm.lowering import lower
 from moec.targets.tvm.records import kernel_records
 
@@ -31,10 +32,12 @@ def compile_program(
     name: str,
     requirements: Sequence[str],
     backend: pipeline.Backend = pipeline.CPU,
+    append: Append | None = None,
 ) -> Program:
     """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
-    use; kernels that are used add theirs. Raises UnsupportedError naming node, operator and opset."""
-    lowered = lower(model, heavy)
+    use; kernels that are used add theirs. ``append``: how it writes behind states, if it holds any. Raises
+    UnsupportedError naming node, operator and opset."""
+    lowered = lower(model, heavy, append)
     with _integers_in_range():
         optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
         executable, generated = pipeline.build(optimized.module, target, backend)
@@ -51,6 +54,7 @@ def compile_program(
         requirements=list(dict.fromkeys(needed)),
         binary=generated.binary,
         warnings=generated.warnings,
+        held=lowered.held,
     )
 
 

@@ -43,9 +43,14 @@ def prim_func(
         kernel = te.create_prim_func([*inputs, *extra, *outputs], "int64").without_attr("global_symbol")
     if extra or requirements:
         kernel = kernel.with_attr("op_pattern", OPAQUE)
-    kernel = checking(kernel, [_assertion(requirement) for requirement in requirements])
+    kernel = checked(kernel, requirements)
     # Kernels with variables of their own: FuseTIR maps them to sizes of the caller, and must not map one to itself.
     return s_tir.renew_defs(kernel), extra
+
+
+def checked(kernel: tirx.PrimFunc, requirements: Sequence[Requirement]) -> tirx.PrimFunc:
+    """The kernel, which looks first whether they hold."""
+    return checking(kernel, [_assertion(requirement) for requirement in requirements])
 
 
 def _assertion(requirement: Requirement) -> tirx.AssertStmt:

@@ -26,7 +26,7 @@ from moec.targets.base import Program, Weight
 
 from .forged_manifests import manifest_of, rewrite_manifest, rewrite_program, signed
 
-PROGRAM = {"architecture": "", "objects": [], "weights": [0], "requirements": [], "kernels": []}
+PROGRAM = {"architecture": "", "objects": [], "weights": [0], "requirements": [], "held": [], "kernels": []}
 
 
 def test_manifest_round_trips(artifact_path):

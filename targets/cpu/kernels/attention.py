@@ -32,13 +32,17 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
     """The kernel ``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv] (, mask[B|1, H|1, S|1, L]) (, lengths[B]),
     result[B, H, S, Dv])``.
 
-    H is ``heads_per_group`` times G, and L at least the number of keys in use. B, G, S (queries) and P (keys) are
-    dynamic and may be 0; ``dtype`` is how all but mask and lengths are stored, arithmetic is float32. A query that
-    sees no key gives zeros.
+    Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored, and a page
+    holds a multiple of ``KEYS_PER_TASK`` keys unless there is only one. H is ``heads_per_group`` times G, and L at
+    least the number of keys in use. B, G, S (queries), P (keys) and pages are dynamic and may be 0; ``dtype`` is how
+    all but mask and lengths are stored, arithmetic is float32. A query that sees no key gives zeros.
     """
-    shapes = {"query": ("B", "H", "S", problem.head_size), "key": ("B", "G", "P", problem.head_size)}
-    parameters = [Parameter(name, shape, dtype) for name, shape in shapes.items()]
-    parameters.append(Parameter("value", ("B", "G", "P", problem.value_size), dtype))
+    keys, stored = (("pages", "B", "G", "page"), problem.paged) if problem.paged else (("B", "G", "P"), dtype)
+    parameters = [
+        Parameter("query", ("B", "H", "S", problem.head_size), dtype),
+        Parameter("key", (*keys, problem.head_size), stored),
+        Parameter("value", (*keys, problem.value_size), stored),
+    ]
     if problem.mask:
         sizes = [1 if one else size for one, size in zip(problem.mask_broadcast, "BHS", strict=True)]
         parameters.append(Parameter("mask", (*sizes, "L"), problem.mask))

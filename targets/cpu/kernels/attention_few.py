@@ -54,6 +54,7 @@ class _KeyBlock:
         )
         self._group, self._batch = named("group", T.bind(head % groups)), named("batch", T.bind(head // groups))
         self._first_key = named("first_key", T.bind(task % chunks * KEYS_PER_TASK))
+        *self._head, self._start = operands.place_of(self._batch, self._group, self._first_key)
         remaining = operands.used_keys(self._batch) - self._first_key
         self._count = named("count", T.bind(T.max(T.min(T.int64(KEYS_PER_TASK), remaining), T.int64(0))))
         self._query = named("query", T.alloc_buffer((operands.problem.head_size,), "float32"))
@@ -91,7 +92,7 @@ class _KeyBlock:
             T.buffer_store(partial, T.float32(0), [lane])
         for start, width in column_parts(self._operands.problem.head_size, lanes):
             with loop("lane", T.vectorized(width)) as lane:
-                element = self._operands.key[self._batch, self._group, self._first_key + key, start + lane]
+                element = self._operands.key[(*self._head, self._start + key, start + lane)]
                 product = T.cast(element, "float32") * self._query[start + lane]
                 T.buffer_store(partial, partial[lane] + product, [lane])
         T.buffer_store(self._scores, sum_of_lanes(partial[T.ramp(0, 1, lanes)], lanes), [row, key])
@@ -141,7 +142,7 @@ class _KeyBlock:
                 width,
                 self._count,
                 lambda i, key: self._scores[row + i, key],
-                lambda key, d, start=start: value[self._batch, self._group, self._first_key + key, start + d],
+                lambda key, d, start=start: T.cast(value[(*self._head, self._start + key, start + d)], "float32"),
             )
             for i, total in sums.rows():
                 with loop("d", T.vectorized(width)) as d:

@@ -74,7 +74,7 @@ class _RowBlock:
             first_key = named("first_key", T.bind(step * KEYS_PER_BLOCK))
             count = named("count", T.bind(T.min(T.int64(KEYS_PER_BLOCK), used - first_key)))
             self._measure_mask(first_key, count)
-            place = self._batch, self._group, first_key
+            place = self._operands.place_of(self._batch, self._group, first_key)
             load_block(self._operands.key, place, count, self._keys)
             load_block(self._operands.value, place, count, self._values)
             self._find_whether_weights_vanish()

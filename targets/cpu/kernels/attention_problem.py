@@ -32,11 +32,24 @@ class AttentionOperands:
 
     @property
     def groups(self) -> Any:
-        return self.key.shape[1]
+        return self.key.shape[2 if self.problem.paged else 1]
 
     @property
     def keys(self) -> Any:
-        return self.key.shape[2]
+        return self.key.shape[0] * self.key.shape[3] if self.problem.paged else self.key.shape[2]
+
+    def place_of(self, batch: Any, group: Any, first: Any) -> tuple[Any, ...]:
+        """Where in the tensors of keys and values a block of keys begins, its last number counting keys. Pages, if
+        there are several, hold whole blocks."""
+        if not self.problem.paged:
+            return batch, group, first
+        size = named("size", T.bind(T.max(self.key.shape[3], T.int64(1))))
+        return (
+            named("page", T.bind(first // size)),
+            batch,
+            group,
+            named("start", T.bind(first % size)),
+        )
 
     @property
     def rows(self) -> Any:
@@ -79,12 +92,12 @@ class AttentionOperands:
         return T.cast(entry, "float32")
 
 
-def load_block(source: Any, place: tuple[Any, Any, Any], count: Any, block: Any) -> None:
-    """Emit the copy of ``count`` rows of ``source``, from ``place`` [batch, group, row] on, into ``block`` [rows, D];
-    the rows behind them become zero."""
-    batch, group, first = place
+def load_block(source: Any, place: tuple[Any, ...], count: Any, block: Any) -> None:
+    """Emit the copy of ``count`` rows of ``source``, from ``place`` [..., row] on, into ``block`` [rows, D]; the rows
+    behind them become zero."""
+    *head, first = place
     rows, size = block.shape
     with loop("row", T.serial(count)) as row, loop("d", T.vectorized(size)) as d:
-        T.buffer_store(block, T.cast(source[batch, group, first + row, d], "float32"), [row, d])
+        T.buffer_store(block, T.cast(source[(*head, first + row, d)], "float32"), [row, d])
     with loop("row", T.serial(rows - count)) as row, loop("d", T.vectorized(size)) as d:
         T.buffer_store(block, T.float32(0), [count + row, d])

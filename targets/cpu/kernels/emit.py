@@ -25,10 +25,13 @@ class Parameter:
     dtype: str
 
 
-def emit_kernel(parameters: Sequence[Parameter], body: Callable[..., None], llvm: str = "") -> tirx.PrimFunc:
+def emit_kernel(
+    parameters: Sequence[Parameter], body: Callable[..., None], llvm: str = "", numbers: Sequence[str] = ()
+) -> tirx.PrimFunc:
     """A kernel whose code ``body(**buffers)`` emits; the buffers are those of the parameters, by name.
 
-    ``llvm``: functions in LLVM's assembly that the code calls.
+    ``llvm``: functions in LLVM's assembly that the code calls. ``numbers``: names of integers that it takes before all
+    tensors; ``body`` gets them, too.
     """
     with IRBuilder() as builder:
         with prim_func(s_tir=True):
@@ -37,6 +40,7 @@ def emit_kernel(parameters: Sequence[Parameter], body: Callable[..., None], llvm
             for name in dict.fromkeys(size for parameter in parameters for size in parameter.shape):
                 if isinstance(name, str):
                     sizes[name] = IRBuilder.name(name, T.int64())
+            values = {name: T.arg(name, T.int64()) for name in numbers}
             handles = [T.arg(f"{parameter.name}_handle", T.handle()) for parameter in parameters]
             buffers = {}
             for parameter, handle in zip(parameters, handles, strict=True):
@@ -44,7 +48,7 @@ def emit_kernel(parameters: Sequence[Parameter], body: Callable[..., None], llvm
                 buffer = T.match_buffer(handle, shape, parameter.dtype, align=64, layout=None)
                 buffers[parameter.name] = IRBuilder.name(parameter.name, buffer)
             with T.attr(0, "pragma_import_llvm", llvm) if llvm else contextlib.nullcontext():
-                body(**buffers)
+                body(**values, **buffers)
         return builder.get()
 
 

@@ -14,9 +14,12 @@ from tvm import relax
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.held_states import HeldTensor
 from moec.targets.tvm.nodes import refuse_outputs, reshape, static_size, transpose
 
 Causal = Literal["", "first", "last", "lengths"]
+Keys = relax.Expr | HeldTensor
+"""Keys or values, in ordinary memory or in pages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class AttentionProblem:
     query] whether the mask has size 1 there. ``has_lengths``: how many of the keys are in use is given per batch.
     ``causal``: query i sees keys 0 to i + offset, the offset being 0 where the queries belong to the ``first`` keys,
     P - S where they belong to the ``last``, and ``lengths[b]`` - S where they belong to the last that are in use.
+    ``paged``: the type as which keys and values lie in pages, [pages, B, G, page, D], if they do.
     ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
     """
 
@@ -37,6 +41,7 @@ class AttentionProblem:
     heads_per_group: int = 1
     causal: Causal = ""
     softcap: float = 0.0
+    paged: str = ""
     mask: str = ""
     mask_broadcast: tuple[bool, bool, bool] = (True, True, True)
     has_lengths: bool = False
@@ -45,11 +50,11 @@ class AttentionProblem:
 @dataclasses.dataclass(frozen=True)
 class AttentionInputs:
     """Query [B, H, S, D], key [B, G, P, D] and value [B, G, P, Dv], past ones included, mask with four axes, the number
-    of keys in use [B], and how many keys are new."""
+    of keys in use [B], and how many keys are new. Keys and values lie in pages both or neither."""
 
     query: relax.Expr
-    key: relax.Expr
-    value: relax.Expr
+    key: Keys
+    value: Keys
     mask: relax.Expr | None
     lengths: relax.Expr | None
     new_keys: Any
@@ -59,30 +64,37 @@ Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, 
 """A target's part: the result [B, H, S, Dv], of that type."""
 
 
-def lower_attention(lowering: LoweringContext, node: ir.Node, attend: Attend) -> list[relax.Expr]:
+def lower_attention(lowering: LoweringContext, node: ir.Node, attend: Attend) -> list[Keys]:
     """Result, present keys and present values.
 
     Raises UnsupportedError for the scores as an output, for dynamic head sizes and counts, and for a causal mask over
     a cache to which more or fewer keys are added than there are queries.
     """
     refuse_outputs(node, 3)
-    inputs = _attention_inputs(lowering, node)
+    inputs, present = _attention_inputs(lowering, node)
     problem = _attention_problem(node, inputs)
     batch, heads, queries, _ = inputs.query.ty.shape
     output = relax.TensorType([batch, heads, queries, problem.value_size], str(inputs.query.ty.dtype))
     result = attend(lowering, node, inputs, problem, output)
-    return [_joined_heads(lowering, node, result), inputs.key, inputs.value]
+    return [_joined_heads(lowering, node, result), *present]
 
 
-def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> AttentionInputs:
+def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[AttentionInputs, list[Keys]]:
+    """What the attention takes, and its keys and values with what was before them, which are results, too."""
     query = _heads(lowering, node, 0, "q_num_heads")
-    new_key, new_value = (_heads(lowering, node, position, "kv_num_heads") for position in (1, 2))
     past_key, past_value, used = (optional_input(node, position) for position in (4, 5, 6))
     if past_key is not None and used is not None:
         raise UnsupportedError("it has both past_key and nonpad_kv_seqlen; the operator allows one of them")
-    key, value = _with_past(lowering, new_key, past_key), _with_past(lowering, new_value, past_value)
-    lengths = None if used is None else lowering.tensor(used)
-    return AttentionInputs(query, key, value, _mask(lowering, node, key), lengths, new_key.ty.shape[2])
+    present = [_with_past(lowering, node, *given) for given in ((1, past_key), (2, past_value))]
+    key, value = present
+    if isinstance(key, HeldTensor) and isinstance(value, HeldTensor) and used is None and key.lies_as(value):
+        lengths = lowering.filled(key)
+    else:
+        key, value = (_gathered(lowering, tensor) for tensor in present)
+        lengths = None if used is None else lowering.tensor(used)
+    added = lowering.shape(required_input(node, 1))
+    new_keys = added[2] if len(added) == 4 else added[1]
+    return AttentionInputs(query, key, value, _mask(lowering, node, key), lengths, new_keys), present
 
 
 def _joined_heads(lowering: LoweringContext, node: ir.Node, result: relax.Expr) -> relax.Expr:
@@ -108,14 +120,27 @@ def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) 
     return transpose(lowering, split, [0, 2, 1, 3])
 
 
-def _with_past(lowering: LoweringContext, new: relax.Expr, past: ir.Value | None) -> relax.Expr:
-    """``new`` [B, G, S, D] behind the past [B, G, P - S, D], if there is one."""
+def _with_past(lowering: LoweringContext, node: ir.Node, position: int, past: ir.Value | None) -> Keys:
+    """Keys or values [B, G, P, D]: those of an input behind the past ones, if there are any."""
+    held = lowering.held(required_input(node, position))
+    if past is None and held is not None and len(held.ty.shape) == 4:
+        return held
+    new, before = _heads(lowering, node, position, "kv_num_heads"), lowering.held(past)
     if past is None:
         return new
+    if before is not None and before.continued in node.outputs:
+        return lowering.appended(node, before, new)
     return lowering.convert_as("Concat", [past, lowering.value_of(new)], {"axis": 2})[0]
 
 
-def _mask(lowering: LoweringContext, node: ir.Node, key: relax.Expr) -> relax.Expr | None:
+def _gathered(lowering: LoweringContext, tensor: Keys) -> relax.Expr:
+    """The tensor in ordinary memory."""
+    if not isinstance(tensor, HeldTensor):
+        return tensor
+    return lowering.compute(tensor.gathered(), [tensor.pages], "gathered")[0]
+
+
+def _mask(lowering: LoweringContext, node: ir.Node, key: Keys) -> relax.Expr | None:
     """The mask as [B|1, H|1, S|1, L]."""
     given = optional_input(node, 3)
     if given is None:
@@ -161,6 +186,7 @@ def _attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProbl
         heads_per_group=_heads_per_group(inputs.query.ty.shape[1], inputs.key.ty.shape[1]),
         causal=_causal(node, inputs),
         softcap=float(attribute(node, "softcap", 0.0)),
+        paged=inputs.key.stored if isinstance(inputs.key, HeldTensor) else "",
         mask="" if inputs.mask is None else str(inputs.mask.ty.dtype),
         mask_broadcast=broadcast,
         has_lengths=inputs.lengths is not None,
@@ -183,10 +209,10 @@ def _causal(node: ir.Node, inputs: AttentionInputs) -> Causal:
     """Where among the keys the queries belong; see :class:`AttentionProblem`."""
     if not attribute(node, "is_causal", 0):
         return ""
-    if inputs.lengths is not None:
+    if optional_input(node, 6) is not None:
         return "lengths"
     if optional_input(node, 4) is None:
         return "first"
     if not tvm_ffi.structural_equal(inputs.new_keys, inputs.query.ty.shape[2]):
         raise UnsupportedError("is_causal with past_key needs as many new keys as there are queries")
-    return "last"
+    return "last" if inputs.lengths is None else "lengths"

@@ -61,7 +61,7 @@ def lower(model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append |
 class Lowering(FunctionBuilder):
     """One run over one model; also the :class:`~moec.targets.tvm.heavy.LoweringContext` of the target's converters."""
 
-    def __init__(self, model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None) -> None:
+    def __init__(self, model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None = None) -> None:
         from moec.targets.tvm.converters import CONVERTERS
 
         super().__init__()

@@ -1,0 +1,129 @@
+"""States that grow in place: what a run with pages computes is what the same graph computes with everything copied."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import moec
+from moec.errors import InputError
+from moec.ir.interpreter import run
+from moec.runtime.held import PAGE
+
+HEAD = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
+PASTS = "float[b,2,p,16] pk, float[b,2,p,16] pv"
+NEW = "float[b,4,s,16] q, float[b,2,s,16] k, float[b,2,s,16] v"
+RESULTS = "float[b,4,s,16] y, float[b,2,n,16] nk, float[b,2,n,16] nv"
+BODIES = {
+    "attention": 'y, nk, nv = Attention<is_causal = 1>(q, k, v, "", pk, pv)',
+    "masked": "nk = Concat<axis = 2>(pk, k)\n nv = Concat<axis = -2>(pv, v)\n y = Attention(q, nk, nv, mask)",
+    "another reader": "nk = Concat<axis = 2>(pk, k)\n nv = Concat<axis = 2>(pv, v)\n twice = Add(nv, nv)\n y = Attention(q, nk, twice)",
+}
+
+
+def model(body: str, inputs: str = f"{NEW}, {PASTS}", results: str = RESULTS) -> onnx.ModelProto:
+    inputs = f"{inputs}, float[b,1,s,n] mask" if "mask" in body else inputs
+    return onnx.parser.parse_model(f"{HEAD} ({inputs}) => ({results}) {{\n {body}\n}}")
+
+
+def feeds(names: list[str], batch: int, new: int, past: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(new + 7 * past)
+    shapes = {
+        "q": (batch, 4, new, 16), "k": (batch, 2, new, 16), "v": (batch, 2, new, 16), "pk": (batch, 2, past, 16),
+        "pv": (batch, 2, past, 16), "mask": (batch, 1, new, past + new),
+    }  # fmt: skip
+    return {name: random.standard_normal(shapes[name], dtype=np.float32) for name in names}
+
+
+def held(compiled: moec.CompiledModel) -> list[str]:
+    return [state.input for state in compiled._artifact.program().held]
+
+
+def pages_of(state: np.ndarray, room: int) -> np.ndarray:
+    """The state [b, heads, p, size] in pages with room for so many more; NaN lies where nothing does."""
+    length = state.shape[2]
+    pages = np.full((-(-(length + room) // PAGE), *state.shape[:2], PAGE, state.shape[3]), np.nan, state.dtype)
+    for number in range(length):
+        pages[number // PAGE, :, :, number % PAGE] = state[:, :, number]
+    return pages
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_what_is_held_is_what_would_be_copied(body):
+    graph = model(BODIES[body])
+    compiled = moec.compile(graph)
+    assert held(compiled) == ["pk", "pv"]
+    for batch, new, past in (
+        (1, 1, 0),
+        (1, 1, 5),
+        (2, 3, 300),
+        (1, 40, 77),
+        (0, 1, 4),
+        (2, 0, 3),
+        (1, 1, 2 * PAGE - 1),
+    ):
+        values = feeds([spec.name for spec in compiled.inputs], batch, new, past)
+        found, wanted = compiled.run(values), run(moec.import_model(graph), values)
+        for name in ("y", "nk", "nv"):
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        pages = {name: pages_of(values[name], new) for name in ("pk", "pv")}
+        shapes = {name: np.broadcast_to(np.float32(0), values[name].shape) for name in ("pk", "pv")}
+        in_pages = compiled._executor.run({**values, **shapes}, pages)
+        assert list(in_pages) == ["y"]
+        np.testing.assert_array_equal(in_pages["y"], found["y"])
+        for name, result in (("pk", "nk"), ("pv", "nv")):
+            np.testing.assert_array_equal(pages[name], pages_of(found[result], 0))
+
+
+def test_pages_without_room_are_refused_before_anything_is_written():
+    compiled = moec.compile(model(BODIES["attention"]))
+    values = feeds([spec.name for spec in compiled.inputs], 1, 2, PAGE - 1)
+    pages = {name: pages_of(values[name], 0) for name in ("pk", "pv")}
+    before = {name: array.copy() for name, array in pages.items()}
+    with pytest.raises(InputError, match="a state outgrows its memory"):
+        compiled._executor.run(values, pages)
+    for name in pages:
+        np.testing.assert_array_equal(pages[name], before[name])
+
+
+@pytest.mark.parametrize(
+    ("body", "pasts"),
+    [
+        ("nk = Concat<axis = 2>(pk, k, k)\n nv = Concat<axis = 2>(pv, v, v)\n y = Attention(q, nk, nv)", PASTS),
+        (
+            "nk = Concat<axis = 2>(pk, k)\n nv = Concat<axis = 2>(pv, v)\n y = Attention(q, nk, nv)",
+            PASTS.replace("p,", "5,"),
+        ),
+    ],
+    ids=["by two parts", "from one size"],
+)
+def test_what_does_not_grow_by_one_part_or_has_one_size_is_copied(body, pasts):
+    graph = model(body, f"{NEW}, {pasts}")
+    compiled = moec.compile(graph)
+    assert held(compiled) == []
+    values = feeds([spec.name for spec in compiled.inputs], 1, 2, 5)
+    np.testing.assert_allclose(
+        compiled.run(values)["y"], run(moec.import_model(graph), values)["y"], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_past_that_is_continued_twice_is_held_for_one_of_them():
+    results = "float[b,2,n,16] one, float[b,2,n,16] two"
+    graph = model("one = Concat<axis = 2>(pk, k)\n two = Concat<axis = 2>(pk, v)", f"{NEW}, {PASTS}", results)
+    compiled = moec.compile(graph)
+    assert held(compiled) == ["pk"]
+    values = feeds([spec.name for spec in compiled.inputs], 2, 3, 4)
+    found = compiled.run(values)
+    np.testing.assert_array_equal(found["one"], np.concatenate([values["pk"], values["k"]], 2))
+    np.testing.assert_array_equal(found["two"], np.concatenate([values["pk"], values["v"]], 2))
+
+
+def test_any_input_may_be_the_one_that_grows():
+    body = "nk = Concat<axis = 2>(k, pk)\n nv = Concat<axis = 2>(v, pv)\n y = Attention(q, nk, nv)"
+    compiled = moec.compile(model(body))
+    assert held(compiled) == ["k", "v"]
+    values = feeds([spec.name for spec in compiled.inputs], 2, 3, 4)
+    found, wanted = compiled.run(values), run(moec.import_model(model(body)), values)
+    for name in ("y", "nk", "nv"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5)

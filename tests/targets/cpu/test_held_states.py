@@ -15,10 +15,11 @@ HEAD = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
 PASTS = "float[b,2,p,16] pk, float[b,2,p,16] pv"
 NEW = "float[b,4,s,16] q, float[b,2,s,16] k, float[b,2,s,16] v"
 RESULTS = "float[b,4,s,16] y, float[b,2,n,16] nk, float[b,2,n,16] nv"
+JOINED = "nk = Concat<axis = 2>(pk, k)\n nv = Concat<axis = -2>(pv, v)\n "
 BODIES = {
     "attention": 'y, nk, nv = Attention<is_causal = 1>(q, k, v, "", pk, pv)',
-    "masked": "nk = Concat<axis = 2>(pk, k)\n nv = Concat<axis = -2>(pv, v)\n y = Attention(q, nk, nv, mask)",
-    "another reader": "nk = Concat<axis = 2>(pk, k)\n nv = Concat<axis = 2>(pv, v)\n twice = Add(nv, nv)\n y = Attention(q, nk, twice)",
+    "masked": f"{JOINED} y = Attention(q, nk, nv, mask)",
+    "another reader": f"{JOINED} twice = Add(nv, nv)\n y = Attention(q, nk, twice)",
 }
 
 
@@ -91,10 +92,7 @@ def test_pages_without_room_are_refused_before_anything_is_written():
     ("body", "pasts"),
     [
         ("nk = Concat<axis = 2>(pk, k, k)\n nv = Concat<axis = 2>(pv, v, v)\n y = Attention(q, nk, nv)", PASTS),
-        (
-            "nk = Concat<axis = 2>(pk, k)\n nv = Concat<axis = 2>(pv, v)\n y = Attention(q, nk, nv)",
-            PASTS.replace("p,", "5,"),
-        ),
+        (f"{JOINED} y = Attention(q, nk, nv)", PASTS.replace("p,", "5,")),
     ],
     ids=["by two parts", "from one size"],
 )

@@ -14,7 +14,7 @@ from moec.common.specs import HeldState, TensorSpec
 from moec.common.work import Argument
 from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.runtime.device import Device, Host
-from moec.runtime.held import HeldStates
+from moec.runtime.held import HeldStates, StateMemory
 from moec.runtime.inputs import InputCheck
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
@@ -89,13 +89,29 @@ class Executor:
         self._is_apart = device is not None
         self._waits = self._is_apart and bool(self._program.waits)
 
-    def run(self, values: Mapping[str, Any], pages: Pages | None = None) -> dict[str, Any]:
-        """The outputs by name: arrays, or tensors on the device where one was given. With ``pages``, states are written
-        to there and are no outputs, and of their values the shape alone counts. Raises InputError for values that
+    def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name: arrays, or tensors on the device where one was given. Raises InputError for values that
         do not fit the inputs' specifications or that the program cannot combine, MoecError for what the device cannot
         do, and DefectError when it fails for any other reason."""
         arrays = self._check(values)
-        return self._ways.run(tuple([array.shape for array in arrays]), lambda: self._call(arrays, pages=pages))
+        return self._ways.run(tuple([array.shape for array in arrays]), lambda: self._call(arrays))
+
+    @property
+    def held(self) -> Sequence[HeldState]:
+        """The states that the program can keep in place."""
+        return self._held.states if self._held is not None else ()
+
+    def run_in_place(self, values: Mapping[str, Any], memory: StateMemory) -> dict[str, Any]:
+        """Like :meth:`run`, where the program reads the states that it holds from ``memory``, and writes what is new
+        behind them: they are no values and no outputs. Where it fails, they are what they were."""
+        assert self._held is not None, "a program that holds states"
+        held, arrays = self._held, self._check({**values, **memory.stand_ins()})
+        growths = held.growths(arrays)
+        pages = memory.pages(growths)
+        kind = tuple([pages.get(spec.name, one).shape for spec, one in zip(self.inputs, arrays, strict=True)])
+        outputs = self._ways.run(kind, lambda: self._call(arrays, pages=pages))
+        memory.grow(growths)
+        return outputs
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again, whose arrays the caller has changed; runs captured before are forgotten."""

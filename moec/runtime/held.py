@@ -10,10 +10,12 @@ import numpy as np
 from moec.common.dtypes import dtype_of
 from moec.common.guards import Expression, computed_sizes, parse_size, solve
 from moec.common.specs import HeldState, TensorSpec
+from moec.errors import MoecError
 from moec.runtime.library import load_ffi
 
 PAGE = 256
 """Numbers of the growing axis in a page, where there is more than one page: kernels read blocks of at most so many."""
+_FIRST_PAGES = 16
 
 
 class HeldStates:
@@ -43,23 +45,23 @@ class HeldStates:
         """The arrays with pages in place of states: those that are given, or new ones of one page that is just large
         enough and begins with the state."""
         given = list(arrays)
-        sizes = {} if pages is not None else self._sizes(arrays)
-        for state, at, growth in zip(self.states, self.inputs, self._growth, strict=True):
-            given[at] = pages[state.input] if pages is not None else _one_page(arrays[at], state, growth(sizes))
+        growths = {} if pages is not None else self.growths(arrays)
+        for state, at in zip(self.states, self.inputs, strict=True):
+            name = state.input
+            given[at] = pages[name] if pages is not None else _one_page(arrays[at], state, growths[name])
         return given
+
+    def growths(self, arrays: Sequence[Any]) -> dict[str, int]:
+        """How much a run on these inputs adds to each state."""
+        shapes = [(spec.shape, array.shape) for spec, array in zip(self._specs, arrays, strict=True)]
+        sizes: dict[Any, int] = {size: found for spec, shape in shapes for size, found in zip(spec, shape, strict=True)}
+        for size in self._computed:
+            solve(size, sizes)
+        return {state.input: growth(sizes) for state, growth in zip(self.states, self._growth, strict=True)}
 
     def results(self, results: Sequence[np.ndarray], specs: Sequence[TensorSpec]) -> dict[int, np.ndarray]:
         """The states among a program's results, by position, out of new pages as :meth:`with_pages` makes them."""
         return {at: results[at][0].astype(dtype_of(specs[at].dtype), copy=False) for at in self.outputs}
-
-    def _sizes(self, arrays: Sequence[Any]) -> dict[Any, int]:
-        shapes = [(spec.shape, array.shape) for spec, array in zip(self._specs, arrays, strict=True)]
-        sizes: dict[Any, int] = {
-            size: found for shape, sizes in shapes for size, found in zip(shape, sizes, strict=True)
-        }
-        for size in self._computed:
-            solve(size, sizes)
-        return sizes
 
 
 def _one_page(past: np.ndarray, state: HeldState, growth: int) -> np.ndarray:
@@ -68,3 +70,71 @@ def _one_page(past: np.ndarray, state: HeldState, growth: int) -> np.ndarray:
     pages = np.empty((1, *shape), dtype_of(state.dtype))
     pages[(0, *[slice(None)] * state.axis, slice(length))] = past
     return pages
+
+
+class StateMemory:
+    """The pages of states between runs, by the names of their inputs. Memory is taken from the system when it is first
+    written to.
+
+    ``shapes``: of each state while it is empty; ``tokens``: how much will be written at most. Where that is None, what
+    is there is copied once in a while, into twice the memory.
+    """
+
+    def __init__(self, states: Sequence[HeldState], shapes: Mapping[str, Sequence[int]], tokens: int | None) -> None:
+        self._states = {state.input: state for state in states}
+        self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.lengths = dict.fromkeys(self._states, 0)
+        room = -(-tokens // PAGE) if tokens is not None else _FIRST_PAGES
+        self._pages = {name: self._new_pages(name, room) for name in self._states}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._states
+
+    def stand_ins(self) -> dict[str, np.ndarray]:
+        """For each state an array of its shape, which takes no memory and means nothing."""
+        return {name: np.broadcast_to(np.float32(0), self._shape(name, self.lengths[name])) for name in self._states}
+
+    def pages(self, growths: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """As many pages of each state as hold it and what is to be written. Raises MoecError where there is no memory
+        for them."""
+        return {name: self._pages_for(name, self.lengths[name] + growth) for name, growth in growths.items()}
+
+    def grow(self, growths: Mapping[str, int]) -> None:
+        """Take what was written as a part of the states."""
+        for name, growth in growths.items():
+            self.lengths[name] += growth
+
+    def truncate(self, length: int) -> None:
+        """Forget what lies behind."""
+        self.lengths = dict.fromkeys(self._states, length)
+
+    def copy(self) -> StateMemory:
+        other = object.__new__(StateMemory)
+        other._states, other._shapes, other.lengths = self._states, self._shapes, dict(self.lengths)
+        other._pages = {name: self._new_pages(name, len(pages)) for name, pages in self._pages.items()}
+        for name, pages in self._pages.items():
+            used = -(-self.lengths[name] // PAGE)
+            other._pages[name][:used] = pages[:used]
+        return other
+
+    def _pages_for(self, name: str, length: int) -> np.ndarray:
+        needed, pages = -(-length // PAGE), self._pages[name]
+        if needed > len(pages):
+            used = -(-self.lengths[name] // PAGE)
+            self._pages[name] = self._new_pages(name, max(needed, 2 * len(pages)))
+            self._pages[name][:used] = pages[:used]
+        return self._pages[name][:needed]
+
+    def _new_pages(self, name: str, count: int) -> np.ndarray:
+        shape, dtype = (count, *self._shape(name, PAGE)), dtype_of(self._states[name].dtype)
+        try:
+            return np.empty(shape, dtype)
+        except (MemoryError, ValueError) as error:  # ValueError: more than any machine has
+            raise MoecError(
+                f"there is no memory for {count * PAGE} tokens of state {name!r} ({dtype}{list(shape)}); "
+                "make a session for fewer tokens (max_tokens)"
+            ) from error
+
+    def _shape(self, name: str, length: int) -> tuple[int, ...]:
+        shape, axis = self._shapes[name], self._states[name].axis
+        return (*shape[:axis], length, *shape[axis + 1 :])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from moec.common.arguments import check_choice, check_flags, check_optional_text, check_path
-from moec.common.specs import State, TensorSpec
+from moec.common.specs import HeldState, State, TensorSpec
 from moec.errors import InputError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor, Watch
+from moec.runtime.held import StateMemory
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import digest_of
 from moec.runtime.pages import Pages
@@ -121,6 +122,16 @@ class CompiledModel:
         Raises InputError when names, dtypes, ranks or sizes do not fit; MoecError when the GPU is out of memory.
         """
         return self._executor.run(inputs)
+
+    @property
+    def held(self) -> Sequence[HeldState]:
+        """The states that :meth:`run_in_place` keeps where they lie; others are copied by each run."""
+        return self._executor.held
+
+    def run_in_place(self, inputs: Mapping[str, Any], memory: StateMemory) -> dict[str, Any]:
+        """Like :meth:`run`, with the states of :attr:`held` in ``memory``, which are neither inputs nor outputs then;
+        see :meth:`session`. Raises MoecError where they outgrow the system's memory."""
+        return self._executor.run_in_place(inputs, memory)
 
     def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """Like :meth:`run`, with inputs by position, by name, or both."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moec.common.arguments import shown
 from moec.common.dtypes import dtype_of
-from moec.common.specs import State, TensorSpec
 from moec.errors import InputError
-from moec.runtime.roles import Roles, first_shape, roles_of
+from moec.runtime.roles import roles_of
+from moec.runtime.session_states import SessionStates
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
@@ -32,7 +32,7 @@ class Session:
             _check_count("max_tokens", max_tokens)
         self._model = model
         self._roles = roles_of(model.inputs, model.outputs, model.states, model.input_limits, model.input_sizes)
-        self._states = _States.empty(model, self._roles, max_tokens, batch)
+        self._states = SessionStates.empty(model, self._roles, max_tokens, batch)
         self._mask = np.ones((batch, 0), bool)
         self._seen = np.zeros((batch, 0), dtype_of(self._roles.ids.dtype))  # of a model without states
         self._most = _least(max_tokens, self._states.room)
@@ -74,8 +74,7 @@ class Session:
             fed = ids if self._states else seen
             filled = self._roles.values(mask, fed.shape[1])
             given = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
-            outputs = self._model.run({**given, **self._states.inputs()})
-            states = self._states.after(outputs)
+            outputs, states = self._states.run(given)
             logits = np.asarray(outputs[self._roles.logits.name])[:, -ids.shape[1] :].astype(np.float32)
             self._states, self._mask = states, mask
             self._seen = seen
@@ -155,75 +154,6 @@ class Session:
         if missing:
             raise InputError(f"nothing tells what these inputs are; give them by name: {', '.join(missing)}")
         return {name: value for name, value in inputs.items() if name != self._roles.mask}
-
-
-class _States:
-    """The states between two runs. Never changed: a run makes new ones, so that one which fails leaves the old.
-
-    ``rooms``: for states whose size stays what it is (caches with room), how many tokens fit in, by input.
-    """
-
-    def __init__(self, states: Sequence[State], arrays: Mapping[str, Any], rooms: Mapping[str, int]) -> None:
-        self._states, self._arrays, self._rooms = states, arrays, rooms
-
-    def __bool__(self) -> bool:
-        return bool(self._states)
-
-    @classmethod
-    def empty(cls, model: CompiledModel, roles: Roles, max_tokens: int | None, batch: int) -> _States:
-        """Those before the first token: zeros. Raises InputError for states of a size that nothing tells."""
-        inputs, outputs = ({spec.name: spec for spec in specs} for specs in (model.inputs, model.outputs))
-        sizes = _known_sizes(roles.ids, model.input_sizes, batch)
-        arrays, rooms = {}, {}
-        for state in model.states:
-            spec, axis = inputs[state.input], state.axis
-            room = None if axis is None or spec.shape[axis] != outputs[state.output].shape[axis] else spec.shape[axis]
-            if isinstance(room, str) and max_tokens is None:
-                raise InputError(f"state {state} has room for as many tokens as it is told; give max_tokens")
-            tokens = max_tokens if isinstance(room, str) else room
-            own = {**sizes, **({spec.shape[0]: batch} if axis != 0 and isinstance(spec.shape[0], str) else {})}
-            arrays[state.input] = np.zeros(first_shape(spec, axis, own, tokens), dtype_of(spec.dtype))
-            if tokens is not None:
-                rooms[state.input] = tokens
-        return cls(model.states, arrays, rooms)
-
-    @property
-    def room(self) -> int | None:
-        """How many tokens fit in; None where nothing limits them."""
-        return min(self._rooms.values(), default=None)
-
-    def inputs(self) -> dict[str, Any]:
-        """What a run takes."""
-        return dict(self._arrays)
-
-    def after(self, outputs: Mapping[str, Any]) -> _States:
-        """Those that a run gave."""
-        return _States(self._states, {state.input: outputs[state.output] for state in self._states}, self._rooms)
-
-    def fork(self) -> _States:
-        """Their like, which another session may go on from."""
-        return self
-
-    def truncated(self, length: int, before: int) -> _States:
-        """Those of the first ``length`` of ``before`` tokens. Raises InputError for a state that tokens cannot be taken
-        out of."""
-        if length == before:
-            return self
-        arrays = {}
-        for state in self._states:
-            array, axis = self._arrays[state.input], state.axis
-            if axis is None or (state.input not in self._rooms and array.shape[axis] != before):
-                raise InputError(f"the session cannot be truncated: state {state}; fork it before the tokens to forget")
-            kept = array if state.input in self._rooms else array[(slice(None),) * axis + (slice(length),)]
-            arrays[state.input] = np.ascontiguousarray(kept)
-        return _States(self._states, arrays, self._rooms)
-
-
-def _known_sizes(ids: TensorSpec, sums: Mapping[str, str], batch: int) -> dict[str, int]:
-    known = {ids.shape[0]: batch} if isinstance(ids.shape[0], str) else {}
-    if isinstance(ids.shape[0], int) and ids.shape[0] != batch:
-        raise InputError(f"the model is for {ids.shape[0]} sequences side by side, and batch is {batch}")
-    return {**known, **{name: batch for name, total in sums.items() if total in known}}
 
 
 def _least(*numbers: int | None) -> int | None:

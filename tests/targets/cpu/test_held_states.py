@@ -7,9 +7,9 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.errors import InputError
+from moec.errors import InputError, MoecError
 from moec.ir.interpreter import run
-from moec.runtime.held import PAGE
+from moec.runtime.held import PAGE, StateMemory
 
 HEAD = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
 PASTS = "float[b,2,p,16] pk, float[b,2,p,16] pv"
@@ -38,7 +38,15 @@ def feeds(names: list[str], batch: int, new: int, past: int) -> dict[str, np.nda
 
 
 def held(compiled: moec.CompiledModel) -> list[str]:
-    return [state.input for state in compiled._artifact.program().held]
+    return [state.input for state in compiled.held]
+
+
+def memory_of(compiled: moec.CompiledModel, values: dict[str, np.ndarray], room: int) -> StateMemory:
+    """Memory that holds the pasts."""
+    memory = StateMemory(compiled.held, {name: values[name].shape for name in held(compiled)}, 0)
+    memory._pages = {name: pages_of(values[name], room) for name in held(compiled)}
+    memory.lengths = {name: values[name].shape[2] for name in held(compiled)}
+    return memory
 
 
 def pages_of(state: np.ndarray, room: int) -> np.ndarray:
@@ -68,24 +76,48 @@ def test_what_is_held_is_what_would_be_copied(body):
         found, wanted = compiled.run(values), run(moec.import_model(graph), values)
         for name in ("y", "nk", "nv"):
             np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
-        pages = {name: pages_of(values[name], new) for name in ("pk", "pv")}
-        shapes = {name: np.broadcast_to(np.float32(0), values[name].shape) for name in ("pk", "pv")}
-        in_pages = compiled._executor.run({**values, **shapes}, pages)
-        assert list(in_pages) == ["y"]
-        np.testing.assert_array_equal(in_pages["y"], found["y"])
+        memory = memory_of(compiled, values, new)
+        others = {name: array for name, array in values.items() if name not in held(compiled)}
+        in_place = compiled.run_in_place(others, memory)
+        assert list(in_place) == ["y"] and set(memory.lengths.values()) == {past + new}
+        np.testing.assert_array_equal(in_place["y"], found["y"])
         for name, result in (("pk", "nk"), ("pv", "nv")):
-            np.testing.assert_array_equal(pages[name], pages_of(found[result], 0))
+            np.testing.assert_array_equal(memory._pages[name], pages_of(found[result], 0))
 
 
-def test_pages_without_room_are_refused_before_anything_is_written():
+def test_pages_without_room_are_refused_before_anything_is_written(monkeypatch):
     compiled = moec.compile(model(BODIES["attention"]))
     values = feeds([spec.name for spec in compiled.inputs], 1, 2, PAGE - 1)
-    pages = {name: pages_of(values[name], 0) for name in ("pk", "pv")}
-    before = {name: array.copy() for name, array in pages.items()}
+    memory, untouched = memory_of(compiled, values, 0), memory_of(compiled, values, 0)
+    monkeypatch.setattr(memory, "_pages_for", lambda name, _: memory._pages[name])
     with pytest.raises(InputError, match="a state outgrows its memory"):
-        compiled._executor.run(values, pages)
-    for name in pages:
-        np.testing.assert_array_equal(pages[name], before[name])
+        compiled.run_in_place({name: values[name] for name in "qkv"}, memory)
+    for name in held(compiled):
+        np.testing.assert_array_equal(memory._pages[name], untouched._pages[name])
+    assert memory.lengths == untouched.lengths
+
+
+def test_memory_grows_where_its_end_is_not_known():
+    compiled = moec.compile(model(BODIES["attention"]))
+    values = feeds([spec.name for spec in compiled.inputs], 1, 3 * PAGE, 0)
+    memory = StateMemory(compiled.held, {name: values[name].shape for name in held(compiled)}, None)
+    memory._pages = {name: pages[:1] for name, pages in memory._pages.items()}
+    whole = compiled.run(values)["y"]
+    for start in range(0, 3 * PAGE, 100):
+        part = {name: values[name][:, :, start : start + 100] for name in "qkv"}
+        copy = memory.copy()
+        found = compiled.run_in_place({name: np.ascontiguousarray(one) for name, one in part.items()}, memory)["y"]
+        np.testing.assert_allclose(found, whole[:, :, start : start + 100], rtol=1e-5, atol=1e-5)
+        assert set(copy.lengths.values()) == {start}
+    memory.truncate(5)
+    again = compiled.run_in_place({name: values[name][:, :, 5:6].copy() for name in "qkv"}, memory)["y"]
+    np.testing.assert_allclose(again, whole[:, :, 5:6], rtol=1e-5, atol=1e-5)
+
+
+def test_more_tokens_than_any_machine_has_memory_for():
+    compiled = moec.compile(model(BODIES["attention"]))
+    with pytest.raises(MoecError, match=r"no memory for \d+ tokens of state 'pk'.*max_tokens"):
+        StateMemory(compiled.held, {name: (1, 2, 0, 16) for name in held(compiled)}, 1 << 58)
 
 
 @pytest.mark.parametrize(

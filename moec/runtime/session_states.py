@@ -1,0 +1,105 @@
+"""The states of a session: held in place where the program can, else fed back from run to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.common.dtypes import dtype_of
+from moec.common.specs import TensorSpec
+from moec.errors import InputError
+from moec.runtime.held import StateMemory
+from moec.runtime.roles import Roles, first_shape
+
+if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
+
+
+class SessionStates:
+    """The states between two runs; one that fails leaves them as they were.
+
+    ``arrays``: by input, those that are given to each run and come back from it. ``rooms``: for those whose size stays
+    what it is (caches with room), how many tokens fit in, by input. ``memory``: of those that the program holds.
+    """
+
+    def __init__(
+        self, model: CompiledModel, arrays: Mapping[str, Any], rooms: Mapping[str, int], memory: StateMemory | None
+    ) -> None:
+        self._model, self._arrays, self._rooms, self._memory = model, arrays, rooms, memory
+
+    def __bool__(self) -> bool:
+        return bool(self._model.states)
+
+    @classmethod
+    def empty(cls, model: CompiledModel, roles: Roles, max_tokens: int | None, batch: int) -> SessionStates:
+        """Those before the first token: zeros. Raises InputError for states of a size that nothing tells."""
+        inputs, outputs = ({spec.name: spec for spec in specs} for specs in (model.inputs, model.outputs))
+        sizes = _known_sizes(roles.ids, model.input_sizes, batch)
+        held = {state.input: state for state in model.held}
+        arrays, rooms, shapes = {}, {}, {}
+        for state in model.states:
+            spec, axis = inputs[state.input], state.axis
+            room = None if axis is None or spec.shape[axis] != outputs[state.output].shape[axis] else spec.shape[axis]
+            if isinstance(room, str) and max_tokens is None:
+                raise InputError(f"state {state} has room for as many tokens as it is told; give max_tokens")
+            tokens = max_tokens if isinstance(room, str) else room
+            own = {**sizes, **({spec.shape[0]: batch} if axis != 0 and isinstance(spec.shape[0], str) else {})}
+            shape = first_shape(spec, axis, own, tokens)
+            if state.input in held:
+                shapes[state.input] = shape
+                continue
+            arrays[state.input] = np.zeros(shape, dtype_of(spec.dtype))
+            if tokens is not None:
+                rooms[state.input] = tokens
+        in_place = [state for name, state in held.items() if name in shapes]
+        return cls(model, arrays, rooms, StateMemory(in_place, shapes, max_tokens) if in_place else None)
+
+    @property
+    def room(self) -> int | None:
+        """How many tokens fit in; None where nothing limits them."""
+        return min(self._rooms.values(), default=None)
+
+    def run(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], SessionStates]:
+        """The outputs of a run, and the states after it."""
+        given = {**inputs, **self._arrays}
+        memory = self._memory
+        outputs = self._model.run(given) if memory is None else self._model.run_in_place(given, memory)
+        arrays = {state.input: outputs[state.output] for state in self._model.states if state.input in self._arrays}
+        return outputs, self._with(arrays)
+
+    def fork(self) -> SessionStates:
+        """Their like, which another session may go on from."""
+        copied = self._memory.copy() if self._memory is not None else None
+        return SessionStates(self._model, self._arrays, self._rooms, copied)
+
+    def _with(self, arrays: Mapping[str, Any]) -> SessionStates:
+        return SessionStates(self._model, arrays, self._rooms, self._memory)
+
+    def truncated(self, length: int, before: int) -> SessionStates:
+        """Those of the first ``length`` of ``before`` tokens. Raises InputError for a state that tokens cannot be taken
+        out of."""
+        if length == before:
+            return self
+        lengths = {} if self._memory is None else self._memory.lengths
+        arrays = {}
+        for state in self._model.states:
+            name, axis = state.input, state.axis
+            found = lengths.get(name) if axis is None or name in lengths else self._arrays[name].shape[axis]
+            if axis is None or (name not in self._rooms and found != before):
+                raise InputError(f"the session cannot be truncated: state {state}; fork it before the tokens to forget")
+            if name not in lengths:
+                array = self._arrays[name]
+                kept = array if name in self._rooms else array[(slice(None),) * axis + (slice(length),)]
+                arrays[name] = np.ascontiguousarray(kept)
+        if self._memory is not None:
+            self._memory.truncate(length)
+        return self._with(arrays)
+
+
+def _known_sizes(ids: TensorSpec, sums: Mapping[str, str], batch: int) -> dict[str, int]:
+    known = {ids.shape[0]: batch} if isinstance(ids.shape[0], str) else {}
+    if isinstance(ids.shape[0], int) and ids.shape[0] != batch:
+        raise InputError(f"the model is for {ids.shape[0]} sequences side by side, and batch is {batch}")
+    return {**known, **{name: batch for name, total in sums.items() if total in known}}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moec import torch as torch
     from moec.compiler import compile, import_model
     from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError, VerificationError
+    from moec.runtime.generation import Generation, generate
     from moec.runtime.model import CompiledModel, load
     from moec.runtime.session import Session
 
@@ -26,12 +27,14 @@ __all__ = [
     "ArtifactError",
     "CompiledModel",
     "DefectError",
+    "Generation",
     "InputError",
     "MoecError",
     "Session",
     "UnsupportedError",
     "VerificationError",
     "compile",
+    "generate",
     "import_model",
     "load",
 ]
@@ -39,6 +42,7 @@ __all__ = [
 _HOMES = {
     "moec.compiler": ("compile", "import_model"),
     "moec.runtime.model": ("CompiledModel", "load"),
+    "moec.runtime.generation": ("Generation", "generate"),
     "moec.runtime.session": ("Session",),
     "moec.errors": (
         "ArtifactError",

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 import moec
-from moec import cli_data, targets
+from moec import cli_data, cli_text, targets
 from moec.cli_data import pipeline_of
 from moec.cli_ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
 from moec.cli_options import (
@@ -103,6 +103,9 @@ def compile_model(
     linears: Linears = None,
     threads: Threads = None,
     cache: Annotated[bool, typer.Option("--cache", help="Of a folder: take and return keys and values.")] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json to keep for moec generate; default: that of a folder.")
+    ] = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print the passes' notes, too.")] = False,
@@ -120,6 +123,7 @@ def compile_model(
             cache=cache,
             experts=experts,
             linears=linears,
+            tokenizer=tokenizer,
             threads=threads,
             options=options,
             verify_each=verify_each,
@@ -318,6 +322,7 @@ def tune(
     print_result(data, as_json, tables.tuning_tables(data))
 
 
+app.command()(cli_text.generate)
 app.command()(cli_data.profile)
 app.command()(cli_data.plan)
 app.command()(cli_data.evaluate)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from moec.common.specs import TensorSpec
+    from moec.common.tokenizers import TextFiles
     from moec.frontend.conditions import Conditions
     from moec.passes.framework.base import Pass, Remark, Report, Unraised
     from moec.passes.framework.pipeline import AfterPass
@@ -44,6 +45,7 @@ def compile(
     cache: bool = False,
     experts: str | None = None,
     linears: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     emulate: bool = False,
     verify_each: bool = False,
@@ -58,9 +60,11 @@ def compile(
     ``cache``: let such a model take keys and values, and return them (:mod:`moec.frontend.text_cache`).
     ``passes``: a level (``O0`` to ``O3``) or a pipeline text. ``experts`` and ``linears``: formats to round the weights
     of experts and of dense products to, written as in :mod:`moec.passes.framework.shorthand`; None leaves them as they
-    are. ``threads``: how many the result runs with; None means every available core. ``output``: where to write the
-    artifact; without it one is kept in a temporary folder as long as the result lives. ``emulate``: run a program for a
-    GPU on the processor. ``progress`` is called with the name of each step as it begins.
+    are. ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to keep in the artifact for
+    :func:`moec.generate`; by default that of a model's folder. ``threads``: how many the result runs with; None means
+    every available core. ``output``: where to write the artifact; without it one is kept in a temporary folder as long
+    as the result lives. ``emulate``: run a program for a GPU on the processor. ``progress`` is called with the name of
+    each step as it begins.
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
@@ -73,7 +77,7 @@ def compile(
     check_flags(emulate=emulate)
     arguments = (target, passes, example_inputs, dynamic_shapes)
     options: dict[str, Any] = {"cache": cache, "experts": experts, "linears": linears, "threads": threads}
-    options |= {"verify_each": verify_each, "progress": progress}
+    options |= {"tokenizer": tokenizer, "verify_each": verify_each, "progress": progress}
     if output is not None:
         write(model, output, *arguments, **options)
         return ready(open_artifact(output, check_weights=False), emulate=emulate)  # it was written a moment ago
@@ -100,6 +104,7 @@ def write(
     cache: bool = False,
     experts: str | None = None,
     linears: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     options: Options | None = None,
     verify_each: bool = False,
@@ -118,6 +123,7 @@ def write(
     check_flags(cache=cache)
     sources.check(model)  # before anything heavy is imported: a name that was mistyped is answered at once
     _check_surroundings(path, threads, dump_to)
+    text = _text_files(model, tokenizer)
 
     from moec.ir.blocks import moe_blocks
     from moec.ir.states import states_of
@@ -142,7 +148,7 @@ def write(
         told = (inputs.limits, inputs.sizes, inputs.guards(graph, made[0]), states_of(graph))
         remarks, losses = ([dataclasses.asdict(entry) for entry in many] for many in (report.remarks, report.losses))
         provenance = _provenance(model, pipeline.print_pipeline(chain))
-        context = Context(moec.__version__, threads, blocks, *told, stages, remarks, losses, provenance)
+        context = Context(moec.__version__, threads, blocks, *told, stages, remarks, losses, provenance, text)
         write_artifact(path, made[0], context, *made[1:])
 
 
@@ -164,6 +170,15 @@ def _check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
     if dump_to is not None:
         check_path("dump_to", dump_to)
     check_destination(path)
+
+
+def _text_files(model: Any, tokenizer: Any) -> TextFiles | None:
+    from moec.frontend.text_files import read_text_files, text_files_of
+
+    if tokenizer is None:
+        return text_files_of(model)
+    check_path("tokenizer", tokenizer)
+    return read_text_files(tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@
     projects/       in place of these, for an FPGA: sources that another tool builds
     weights.bin     the constants in the kernels' layouts, page-aligned: mapped, or copied into huge pages
     ir/             the model after each stage, as text
+    text/           of a language model: tokenizer and chat template
     src/            what was generated: TIR, LLVM IR, assembly, CUDA C
 
 Everything is checked before use: manifest, file sizes, checksums, CPU features. Checking ``weights.bin`` reads all of

@@ -19,7 +19,7 @@ from moec.common.guards import Expression, bound_names, parse_guard, parse_size
 from moec.common.specs import HeldState, State, TensorSpec
 from moec.errors import ArtifactError
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -76,6 +76,17 @@ class ProjectEntry:
 
 
 @dataclasses.dataclass
+class TextEntry:
+    """What makes token ids of text, and text of them: the files of a ``tokenizer.json`` and of a chat template (None
+    where there is none), the ids that end a text, and special tokens by the names that templates know them by."""
+
+    tokenizer: str
+    chat_template: str | None
+    end_ids: list[int]
+    special_tokens: dict[str, str]
+
+
+@dataclasses.dataclass
 class Manifest:
     """Everything about an artifact but the bytes of its files.
 
@@ -85,6 +96,7 @@ class Manifest:
     where that is known; ``input_sizes`` which named sizes are the sum of others (past and new tokens: the attention
     mask). ``guards`` are conditions on named sizes of the inputs, outside of which the program would compute something
     else than the model: see :mod:`moec.common.guards`. ``states``: outputs that the next run takes as inputs.
+    ``text``: of a language model that takes text.
     ``moe_blocks``, ``stages`` and ``remarks`` are plain data for people. ``losses``: what passes that round weights
     cost each layer.
     """
@@ -102,6 +114,7 @@ class Manifest:
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
     guards: list[str] = dataclasses.field(default_factory=list)
     states: list[State] = dataclasses.field(default_factory=list)
+    text: TextEntry | None = None
     moe_blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     remarks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -191,6 +204,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
         guards=_list_of(content, "guards", str, where),
         states=[_read_state(entry, f"{where}: states") for entry in records("states")],
+        text=None if content.get("text") is None else _read_text(field("text", dict), f"{where}: text"),
         moe_blocks=records("moe_blocks"),
         stages=[_checked_stage(entry, f"{where}: stages") for entry in records("stages")],
         remarks=records("remarks"),
@@ -237,6 +251,16 @@ def _read_tensor(record: dict[str, Any], where: str) -> TensorSpec:
 def _read_state(record: dict[str, Any], where: str) -> State:
     axis = None if record.get("axis") is None else _typed(record, "axis", int, where)
     return State(_typed(record, "input", str, where), _typed(record, "output", str, where), axis)
+
+
+def _read_text(record: dict[str, Any], where: str) -> TextEntry:
+    tokens = _typed(record, "special_tokens", dict, where)
+    return TextEntry(
+        tokenizer=_typed(record, "tokenizer", str, where),
+        chat_template=None if record.get("chat_template") is None else _typed(record, "chat_template", str, where),
+        end_ids=_list_of(record, "end_ids", int, where),
+        special_tokens={name: _typed(tokens, name, str, where) for name in tokens},
+    )
 
 
 def _read_weight(record: dict[str, Any], where: str) -> WeightEntry:
@@ -351,7 +375,9 @@ def _check_files(manifest: Manifest, where: str) -> None:
     sources = [path for program in programs for kernel in program.kernels for path in kernel["sources"].values()]
     code = [name for program in programs for name in (*program.objects, program.binary) if name is not None]
     stages = [stage["file"] for stage in manifest.stages]
-    for name in (*code, *sources, *stages, WEIGHTS):
+    text = manifest.text
+    texts = [name for name in (text.tokenizer, text.chat_template) if name is not None] if text is not None else []
+    for name in (*code, *sources, *stages, *texts, WEIGHTS):
         if name not in manifest.files:
             raise ArtifactError(f"{where}: {name!r} is used but not listed among the files")
 

@@ -144,6 +144,11 @@ class CompiledModel:
             raise InputError(f"input {twice[0]!r} is given both by position and by name")
         return self.run({**positional, **named})
 
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact that it was loaded from."""
+        return self._artifact
+
     def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
         """A :class:`moec.Session` of a language model: each run goes on from the tokens before.
 

@@ -53,6 +53,11 @@ class Session:
         """The most tokens that it holds; None where nothing limits them."""
         return self._most
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether the model keeps states, so that a run computes the new tokens alone."""
+        return bool(self._states)
+
     def run(self, ids: Any, **inputs: Any) -> np.ndarray:
         """Run on the next tokens. ``ids``: integers [batch, new], or [new] where the batch is 1. Returns logits float32
         [batch, new, vocabulary] (of some models for the last token alone: [batch, 1, vocabulary]).

@@ -19,6 +19,7 @@ from moec import targets
 from moec.common import seals
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.specs import State
+from moec.common.tokenizers import TextFiles
 from moec.common.work import work_as_data
 from moec.errors import ArtifactError
 from moec.runtime.artifact import Artifact, checksum
@@ -31,6 +32,7 @@ from moec.runtime.manifest import (
     Manifest,
     ProgramEntry,
     ProjectEntry,
+    TextEntry,
     WeightEntry,
     print_manifest,
 )
@@ -61,6 +63,7 @@ class Context:
     remarks: list[dict[str, Any]]
     losses: list[dict[str, Any]]
     provenance: dict[str, Any]
+    text: TextFiles | None = None
 
 
 def write_artifact(path: str | os.PathLike[str], made: Made, context: Context, *others: Made) -> None:
@@ -159,12 +162,23 @@ def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context) -
         input_sizes=context.input_sizes,
         guards=context.guards,
         states=context.states,
+        text=None if context.text is None else _write_text(files, context.text),
         stages=_write_stages(files, context.stages),
         remarks=context.remarks,
         losses=context.losses,
         provenance=context.provenance,
     )
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")
+
+
+def _write_text(files: _Files, text: TextFiles) -> TextEntry:
+    template = text.chat_template
+    return TextEntry(
+        tokenizer=files.write("text/tokenizer.json", text.tokenizer.encode()),
+        chat_template=None if template is None else files.write("text/chat_template.jinja", template.encode()),
+        end_ids=list(text.end_ids),
+        special_tokens=text.special_tokens,
+    )
 
 
 def _joint_target(programs: Sequence[Program]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from moec.common.array_files import read_arrays
 from moec.common.dtypes import dtype_of
 from moec.common.specs import TensorSpec
+from moec.common.tokenizers import tokenizer_of
 from moec.errors import MoecError
 
 Array = np.ndarray[Any, Any]
@@ -120,19 +121,12 @@ class Data:
         if text.tokenizer is None:
             raise MoecError(f"{self.path}: text needs a tokenizer: add --tokenizer tokenizer.json, or give .npz files")
         try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MoecError("text needs the package tokenizers; install moec[text]") from error
-        try:
             content = self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise MoecError(
                 f"{self.path}: cannot be read as text: {getattr(error, 'strerror', None) or error}"
             ) from error
-        try:
-            tokenizer = Tokenizer.from_str(text.tokenizer.read_text(encoding="utf-8"))
-        except Exception as error:
-            raise MoecError(f"{text.tokenizer}: is not a tokenizer.json that tokenizers can read ({error})") from error
+        tokenizer = tokenizer_of(text.tokenizer.read_text(encoding="utf-8"), text.tokenizer)
         return np.array(list(itertools.islice(_ids(tokenizer, content), self._most())))
 
     def _most(self) -> int | None:

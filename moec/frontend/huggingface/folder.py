@@ -68,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: has no {CONFIG}; expected an ONNX file, or a folder of a Hugging Face model with {CONFIG} and "
             "safetensors files"
         )
-    config = _read_json(path)
+    config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise MoecError(f"{path}: names no model_type; download the model again, or write it with save_pretrained")
     return config
@@ -99,7 +99,7 @@ def read_tensors(folder: Path) -> dict[str, FileTensor]:
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, FileTensor]:
-    places = _read_json(index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise MoecError(f"{index}: has no weight_map; download it again")
     shards: dict[str, dict[str, FileTensor]] = {}
@@ -123,7 +123,8 @@ def _read_shards(folder: Path, index: Path) -> dict[str, FileTensor]:
     return {name: shards[shard][name] for name, shard in places.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file of a folder holds. Raises MoecError for a file that is none."""
     try:
         if path.stat().st_size > _LARGEST_JSON:
             raise MoecError(f"{path}: has {path.stat().st_size} bytes, too many for such a file; download it again")

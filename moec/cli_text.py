@@ -1,0 +1,123 @@
+"""Commands of language models: ``moec generate`` writes text."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moec.cli_options import Artifact, Json, PageKind, PagesOption, Threads
+from moec.cli_printing import print_result
+from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from moec.runtime.generation import Generation
+
+_STDIN = "-"
+
+
+def generate(
+    artifact: Artifact,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="The text to go on from; - reads it from stdin; repeatable.")
+    ] = None,
+    prompt_file: Annotated[
+        list[Path] | None, typer.Option("--prompt-file", help="A file that is a prompt; repeatable.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 128,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The most of prompt and text together.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text; repeatable.")] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the most likely that add up to this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw from those this share as likely as the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: make tokens that were there less likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn; the same seed gives the same text.")] = 0,
+    threads: Threads = None,
+    pages: PagesOption = PageKind.AUTO,
+    as_json: Json = False,
+) -> None:
+    """Go on writing from prompts. Text goes to standard output as it comes; on a terminal, tokens per second to
+    stderr."""
+    import moec
+
+    prompts = _prompts(prompt or [], prompt_file or [])
+    model = moec.load(artifact, threads=threads, pages=pages.value)
+    shown = _Shown(len(prompts))
+    found = moec.generate(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        max_tokens=max_tokens,
+        chat=chat,
+        stop=stop or [],
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        on_text=None if as_json else shown,
+    )
+    if not as_json:
+        shown.end()
+    if as_json:
+        print_result([dataclasses.asdict(one) for one in found], True, ())
+    if not model.states:
+        note = "the model keeps no states, so that each token runs all before it again; compile it with its cache"
+        print(f"note: {note}", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(_speed(found), file=sys.stderr)
+
+
+class _Shown:
+    """Texts on standard output, each on lines of its own; between several, on a terminal, whose they are."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._next = count, 0
+
+    def __call__(self, place: int, text: str) -> None:
+        self._begin(place)
+        print(text, end="", flush=True)
+
+    def end(self) -> None:
+        self._begin(self._count - 1)
+        print(flush=True)
+
+    def _begin(self, place: int) -> None:
+        while self._next <= place:
+            if self._next:
+                print(flush=True)
+            self._next += 1
+            if self._count > 1 and sys.stderr.isatty():
+                print(f"prompt {self._next} of {self._count}", file=sys.stderr)
+
+
+def _prompts(given: list[str], files: list[Path]) -> list[str]:
+    """All prompts; a line end at the end of a file or of standard input is none of theirs."""
+    texts = [_read(sys.stdin.buffer.read, "standard input") if text == _STDIN else text for text in given]
+    texts += [_read(path.read_bytes, str(path)) for path in files]
+    if not texts:
+        raise MoecError("there is no prompt; give --prompt TEXT, --prompt - for standard input, or --prompt-file FILE")
+    return texts
+
+
+def _read(read: Callable[[], bytes], where: str) -> str:
+    try:
+        return read().decode("utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoecError(f"{where}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _speed(found: list[Generation]) -> str:
+    prompt, prefill = sum(one.prompt_tokens for one in found), sum(one.prefill_seconds for one in found)
+    new, decode = sum(max(len(one.ids) - 1, 0) for one in found), sum(one.decode_seconds for one in found)
+    ended = ", ".join(dict.fromkeys(one.ended for one in found))
+    parts = [f"prompt {prompt} tokens, {prompt / prefill:.1f} tokens/s"]
+    parts += [f"text {sum(len(one.ids) for one in found)} tokens, {new / decode:.1f} tokens/s"] if new else []
+    return f"{'; '.join(parts)}; ended by {ended}"

@@ -1,0 +1,91 @@
+"""What a language model needs beside its graph to take text: tokenizer, chat template, special tokens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from moec.common.tokenizers import TextFiles
+from moec.errors import MoecError
+from moec.frontend.huggingface.folder import CONFIG, read_json
+
+TOKENIZER = "tokenizer.json"
+_TOKENIZER_CONFIG, _GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+_TEMPLATE = "chat_template.jinja"
+_LARGEST_TEMPLATE = 1 << 20
+"""Bytes; templates have some thousands."""
+
+
+def read_text_files(path: str | os.PathLike[str]) -> TextFiles:
+    """Those of a ``tokenizer.json``, or of the folder of a Hugging Face model.
+
+    Ids that end a text are those of ``generation_config.json``, else of ``config.json``; where neither lies beside the
+    tokenizer, all of its special tokens. Raises MoecError for files that are missing or say something else.
+    """
+    path = Path(path)
+    folder, file = (path, path / TOKENIZER) if path.is_dir() else (path.parent, path)
+    if not file.is_file():
+        raise MoecError(f"{path}: expected a {TOKENIZER}, or a folder that has one")
+    content = read_json(file)
+    if not isinstance(content.get("model"), dict):
+        raise MoecError(f"{file}: is not a {TOKENIZER}: it has no model; download it again")
+    beside = _optional(folder / _TOKENIZER_CONFIG)
+    tokens = {name: _content(token) for name, token in beside.items() if name.endswith("_token")}
+    return TextFiles(
+        file.read_text(encoding="utf-8"),
+        _template(folder, beside),
+        _end_ids(folder, content),
+        {name: token for name, token in tokens.items() if token is not None},
+    )
+
+
+def text_files_of(source: Any) -> TextFiles | None:
+    """Those of the folder of a Hugging Face model; None for other sources, and where it has no tokenizer."""
+    if not isinstance(source, (str, os.PathLike)) or not (Path(source) / TOKENIZER).is_file():
+        return None
+    return read_text_files(source)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _content(token: Any) -> str | None:
+    """A special token is written as text, or as an object that holds its text."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _template(folder: Path, beside: dict[str, Any]) -> str | None:
+    path = folder / _TEMPLATE
+    if path.is_file():
+        if path.stat().st_size > _LARGEST_TEMPLATE:
+            raise MoecError(f"{path}: has {path.stat().st_size} bytes, too many for a template; download it again")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise MoecError(f"{path}: cannot be read as text: {error}") from error
+    found = beside.get("chat_template")
+    if isinstance(found, list):  # several by name
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _end_ids(folder: Path, tokenizer: dict[str, Any]) -> tuple[int, ...]:
+    for name in (_GENERATION_CONFIG, CONFIG):
+        config = _optional(folder / name)
+        text_config = config.get("text_config")
+        inner = text_config if isinstance(text_config, dict) else {}
+        found = config.get("eos_token_id", inner.get("eos_token_id"))
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
+            raise MoecError(
+                f"{folder / name}: eos_token_id is {str(found)[:80]}; expected the id of a token, or a list"
+            )
+        if ids:
+            return tuple(dict.fromkeys(ids))
+    added = tokenizer.get("added_tokens")
+    special = [token for token in added or [] if isinstance(token, dict) and token.get("special") is True]
+    return tuple(token["id"] for token in special if isinstance(token.get("id"), int))

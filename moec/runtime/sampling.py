@@ -1,0 +1,114 @@
+"""How the next token is chosen: pure functions of logits [vocabulary].
+
+What is ruled out has the logit -inf. ``Sampling`` applies them in the order of transformers: repetition penalty,
+temperature, top-k, top-p, min-p, and a draw from the softmax of what is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from moec.common.arguments import check_kind
+from moec.errors import MoecError
+
+Logits = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """``temperature`` 0 takes the most likely token, and then nothing is drawn. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0
+    and ``repetition_penalty`` 1 do nothing. Raises MoecError for numbers outside of what each can be."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0, math.inf)
+        _check("top_p", self.top_p, 0, 1, above=True)
+        _check("min_p", self.min_p, 0, 1)
+        _check("repetition_penalty", self.repetition_penalty, 0, math.inf, above=True)
+        for name, number in (("top_k", self.top_k), ("seed", self.seed)):
+            check_kind(name, number, int, "a whole number from 0 up")
+            _check(name, number, 0, math.inf)
+        if self.temperature == 0 and (self.top_k, self.top_p, self.min_p) != (0, 1, 0):
+            raise MoecError("top_k, top_p and min_p choose what to draw from; give a temperature above 0 with them")
+
+    def choose(self, logits: Logits, seen: Logits, random: np.random.Generator) -> int:
+        """The next token. ``seen``: bool [vocabulary], the tokens so far. Raises MoecError for logits that are NaN."""
+        if np.isnan(logits).any():
+            raise MoecError("the model's logits are not numbers (NaN): its weights or what it was given overflow")
+        logits = repetition_penalty(logits.astype(np.float64), seen, self.repetition_penalty)
+        if self.temperature == 0:
+            return int(np.argmax(logits))  # of equal ones the first
+        logits = min_p(top_p(top_k(logits / self.temperature, self.top_k), self.top_p), self.min_p)
+        return draw(logits, random)
+
+
+def repetition_penalty(logits: Logits, seen: Logits, penalty: float) -> Logits:
+    """Positive logits of tokens that were seen divided by the penalty, others multiplied (Keskar et al., "CTRL",
+    arXiv 1909.05858, with the sign that transformers gave it)."""
+    return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def top_k(logits: Logits, k: int) -> Logits:
+    """The k largest, of equal ones the first, and nothing else; all where k is 0 (Fan et al., "Hierarchical neural
+    story generation", arXiv 1805.04833)."""
+    if k == 0 or k >= logits.size:
+        return logits
+    return _only(logits, _descending(logits)[:k])
+
+
+def top_p(logits: Logits, p: float) -> Logits:
+    """The fewest most likely tokens whose probabilities add up to p or more (nucleus sampling, Holtzman et al., "The
+    curious case of neural text degeneration", arXiv 1904.09751)."""
+    if p >= 1:
+        return logits
+    order = _descending(logits)
+    before = np.cumsum(probabilities(logits)[order]) - probabilities(logits)[order]
+    return _only(logits, order[(before < p) | (np.arange(order.size) == 0)])
+
+
+def min_p(logits: Logits, p: float) -> Logits:
+    """The tokens that are at least p times as likely as the likeliest (Nguyen et al., "Turning up the heat: min-p
+    sampling", arXiv 2407.01082)."""
+    found = probabilities(logits)
+    return np.where(found >= p * found.max(), logits, -np.inf)
+
+
+def draw(logits: Logits, random: np.random.Generator) -> int:
+    """A token by its probability: where a uniform number falls among their sums."""
+    sums = np.cumsum(probabilities(logits))
+    place = int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
+    return min(place, int(np.flatnonzero(logits > -np.inf)[-1]))  # the last sum may be rounded down
+
+
+def probabilities(logits: Logits) -> Logits:
+    """Their softmax, float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    return shifted / shifted.sum()
+
+
+def _descending(logits: Logits) -> Logits:
+    """Places from the largest to the smallest, equal ones in their order."""
+    return np.argsort(-logits, kind="stable")
+
+
+def _only(logits: Logits, places: Logits) -> Logits:
+    kept = np.full_like(logits, -np.inf)
+    kept[places] = logits[places]
+    return kept
+
+
+def _check(name: str, number: Any, least: float, most: float, *, above: bool = False) -> None:
+    check_kind(name, number, (int, float), "a number")
+    if not (least < number if above else least <= number) or not number <= most or math.isinf(number):
+        reach = f"{'above' if above else 'from'} {least}{' up' if math.isinf(most) and not above else ''}"
+        raise MoecError(f"{name} is {number}; expected a number {reach}{'' if math.isinf(most) else f' to {most}'}")

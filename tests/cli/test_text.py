@@ -1,0 +1,54 @@
+"""moec generate: text on standard output, and one line on stderr for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.runtime.bigrams import model_of
+
+from .test_cli import assert_refused, moec
+
+NOTE = "note: the model keeps no states, so that each token runs all before it again; compile it with its cache\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    model_of("abc dé€f", folder, output=folder / "model.moec")
+    (folder / "prompt.txt").write_text("abc\n")
+    return folder
+
+
+def generate(folder, *arguments, **options):
+    return moec("generate", folder / "model.moec", *arguments, **options)
+
+
+def test_texts_come_in_the_order_of_their_prompts(folder):
+    done = generate(folder, "--prompt", "ab", "--prompt", "-", "--prompt-file", folder / "prompt.txt", input="abc d\n")
+    assert (done.returncode, done.stderr) == (0, NOTE)
+    assert done.stdout == "c dé€f\né€f\n dé€f\n"
+
+
+def test_json(folder):
+    done = generate(folder, "--prompt", "ab", "--stop", "€", "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert (found["text"], found["ended"], found["prompt_tokens"]) == ("c dé", "stop", 2)
+
+
+def test_draws_are_the_same_for_the_same_seed(folder):
+    arguments = ("--prompt", "ab", "--temperature", 3, "--top-k", 50, "--max-new-tokens", 9, "--json", "--seed")
+    first, again, other = (json.loads(generate(folder, *arguments, seed).stdout)[0]["ids"] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_what_is_wrong_is_one_line(folder):
+    assert_refused(generate(folder), "there is no prompt; give --prompt TEXT")
+    assert_refused(generate(folder, "--prompt", ""), "prompt 1 is '', of which the tokenizer makes no tokens")
+    assert_refused(generate(folder, "--prompt", "ab", "--max-tokens", 1), "has 2 tokens, and the session holds 1 more")
+    assert_refused(generate(folder, "--prompt", "a", "--chat"), "holds no chat template")
+    assert_refused(generate(folder, "--prompt", "a", "--top-k", 3), "give a temperature above 0")
+    assert_refused(generate(folder, "--prompt-file", folder / "none"), "none: cannot be read as text: No such file")
+    assert_refused(moec("generate", folder, "--prompt", "a"), "is not a moec artifact")

@@ -1,0 +1,47 @@
+"""Text from folders of Hugging Face models: the tokens that transformers' greedy search takes."""
+
+from __future__ import annotations
+
+import pytest
+
+import moec
+from tests.frontend.huggingface.models import change_config, saved, torch, transformers
+from tests.runtime.bigrams import tokenizer_json
+
+SIZES = {
+    "vocab_size": 258, "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "num_experts": 4,
+    "num_experts_per_tok": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "GraniteMoe"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_greedy_tokens_are_those_of_transformers(family, cache, tmp_path):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SIZES)
+    module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+    tokenizer_json(saved(module, tmp_path) / "tokenizer.json")
+    prompt = "Grüße aus der Welt"
+    ids = torch.tensor([ids_of(tmp_path, prompt)])
+    with torch.no_grad():
+        expected = module.generate(ids, do_sample=False, max_new_tokens=20, eos_token_id=257)[
+            0, ids.shape[1] :
+        ].tolist()
+    end = expected[5]  # a token that ends the text here, and is then none of it
+    change_config(tmp_path, eos_token_id=end)
+    model = moec.compile(tmp_path, cache=cache)
+    assert bool(model.states) == cache
+    (found,) = moec.generate(model, prompt, max_new_tokens=20)
+    assert (found.ids, found.ended) == (expected[: expected.index(end)], "end")
+
+
+def ids_of(folder, prompt: str) -> list[int]:
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(prompt).ids

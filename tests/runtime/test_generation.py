@@ -1,0 +1,139 @@
+"""Text from models: what comes out, piece by piece, and what ends it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import moec
+from moec.errors import InputError, MoecError
+from moec.runtime.text_codec import TextStream
+
+from .bigrams import model_of, tokenizer_json
+
+TEXT = "abc dé€f𝄞z."
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_of(TEXT, tmp_path_factory.mktemp("bigrams"))
+
+
+def test_a_text_goes_on_to_its_end(model):
+    pieces = []
+    (found,) = moec.generate(model, "abc", on_text=lambda place, piece: pieces.append((place, piece)))
+    assert found.text == TEXT[3:] and found.ended == "end" and found.prompt_tokens == 3
+    assert [piece for _, piece in pieces] == list(TEXT[3:])  # characters, never parts of one
+    assert len(found.ids) == len(TEXT[3:].encode())
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "ended"),
+    [
+        ({"max_new_tokens": 2}, "c ", "length"),
+        ({"max_new_tokens": 4}, "c d", "length"),  # the fifth is the first half of é
+        ({"max_tokens": 4}, "c d", "full"),
+        ({"stop": ["é€"]}, "c d", "stop"),
+        ({"stop": "f"}, "c dé€", "stop"),
+        ({"stop": ["z.!", "€f", "f"]}, "c dé", "stop"),
+        ({"stop": [".."]}, "c dé€f𝄞z.", "end"),
+    ],
+)
+def test_what_ends_a_text(model, options, text, ended):
+    (found,) = moec.generate(model, "ab", **options)
+    assert (found.text, found.ended) == (text, ended)
+
+
+def test_prompts_are_independent_and_draws_follow_the_seed(model):
+    options = {"temperature": 3.0, "max_new_tokens": 12}
+    both = moec.generate(model, ["ab", "ab"], seed=1, **options)
+    assert both[0].ids != both[1].ids  # each draws numbers of its own
+    assert both[0].ids == moec.generate(model, "ab", seed=1, **options)[0].ids
+    assert both[0].ids != moec.generate(model, "ab", seed=2, **options)[0].ids
+
+
+def test_a_prompt_without_tokens_or_with_too_many_is_refused(model):
+    with pytest.raises(MoecError, match="prompt 2 is '', of which the tokenizer makes no tokens"):
+        moec.generate(model, ["a", ""])
+    with pytest.raises(InputError, match="the prompt has 3 tokens, and the session holds 2 more"):
+        moec.generate(model, "abc", max_tokens=2)
+    with pytest.raises(MoecError, match="expected 1 or more, and no empty string"):
+        moec.generate(model, "a", stop=[""])
+    with pytest.raises(MoecError, match="expected 1 or more"):
+        moec.generate(model, "a", max_new_tokens=0)
+
+
+def test_a_chat_puts_prompts_into_the_template(tmp_path):
+    template = (
+        "{% for m in messages %}{{ m.content }}{{ other_token }}{% endfor %}{% if add_generation_prompt %}c{% endif %}"
+    )
+    config = {"chat_template": [{"name": "default", "template": template}], "other_token": {"content": "b"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (found,) = moec.generate(model_of(TEXT, tmp_path), "a", chat=True, max_new_tokens=1)
+    assert (found.text, found.prompt_tokens) == (" ", 3)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages.__class__.__mro__ }}", "its chat template fails: .*unsafe"),
+        ("{{ raise_exception('no such role') }}", "its chat template fails: no such role; generate without --chat"),
+        ("{% if %}", "its chat template fails"),
+        ("{{ 1 / 0 }}", "its chat template fails: division by zero"),
+    ],
+)
+def test_templates_that_fail_or_reach_for_more(tmp_path, template, message):
+    (tmp_path / "chat_template.jinja").write_text(template)
+    model = model_of(TEXT, tmp_path)
+    with pytest.raises(MoecError, match=message):
+        moec.generate(model, "a", chat=True)
+
+
+def test_what_an_artifact_lacks_is_said(model):
+    with pytest.raises(MoecError, match="holds no chat template; generate without --chat"):
+        moec.generate(model, "a", chat=True)
+    without = moec.compile(_identity())
+    with pytest.raises(MoecError, match="holds no tokenizer; compile the model with --tokenizer"):
+        moec.generate(without, "a")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"model": {"type": "none such"}}')
+    broken = moec.compile(_identity(), tokenizer=path)
+    with pytest.raises(MoecError, match=r"text/tokenizer.json: is not a tokenizer.json that tokenizers can read"):
+        moec.generate(broken, "a")
+
+
+def test_a_model_of_something_else_writes_no_text(tmp_path):
+    other = moec.compile(_identity(), tokenizer=tokenizer_json(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="no inputs that could be token ids"):
+        moec.generate(other, "a")
+
+
+def test_the_tokenizer_is_kept(model, tmp_path):
+    model.save(tmp_path / "copy.zip")
+    copy = moec.load(tmp_path / "copy.zip")
+    assert moec.generate(copy, "abc")[0].text == TEXT[3:]
+    assert copy.describe()["text"]["end_ids"] == [256, 257]  # no configuration says: all special tokens
+    (tmp_path / "copy.moec").mkdir()
+    model.save(tmp_path / "copy.moec")
+    (tmp_path / "copy.moec/text/tokenizer.json").write_text("{}")
+    with pytest.raises(moec.ArtifactError, match="truncated or altered"):
+        moec.load(tmp_path / "copy.moec")
+
+
+def test_bytes_that_are_no_text_are_not_held_for_ever():
+    stream = TextStream(lambda ids: bytes(ids).decode("utf-8", "replace"), [], [])
+    assert [stream.push(0xFF) for _ in range(7)] == [""] * 7
+    assert stream.push(0xFF) == "\ufffd" * 8
+    assert stream.push(0xC3) == "" and stream.push(0xA9) == "é"
+    assert stream.push(0xC3) == "" and stream.rest() == ""
+
+
+def _identity():
+    import onnx.parser
+
+    text = '<ir_version: 10, opset_import: ["" : 21]>\ngraph (float[B,4] x) => (float[B,4] y) { y = Neg (x) }'
+    return onnx.parser.parse_model(text)

@@ -24,7 +24,7 @@ class Simplify:
     3. Slice with step 1 that takes all: from 0 to the end along every axis it names, or known to keep the shape.
     4. Transpose that permutes nothing; Transpose of a Transpose becomes one.
     5. Reshape of a Reshape becomes the second alone, unless that copies sizes (0) of the first's result; Reshape to the
-       shape the input has, when all of it is known.
+       shape that the input has, or had before other Reshapes, when all of it is known.
     6. Squeeze undone by Unsqueeze with the same axes, and the reverse.
     7. Expand to constant sizes that the input has, or to nothing but ones.
     8. Concat of one input, Sum, Max, Min of one input, Split into one part.
@@ -159,9 +159,14 @@ def _permutation(node: ir.Node) -> list[int] | None:
 
 
 def _reshape(node: ir.Node) -> ir.Value | None:
-    source = node.inputs[0]
-    assert source is not None
-    return source if _same_shape(source, node.outputs[0]) else None
+    before: ir.Node | None = node
+    while is_op(before, "Reshape"):
+        source = before.inputs[0]
+        assert source is not None
+        if _same_shape(source, node.outputs[0]):
+            return source
+        before = source.producer()
+    return None
 
 
 def _squeeze(node: ir.Node) -> ir.Value | None:

@@ -227,7 +227,8 @@ def expert_vectors(block: Block) -> list[ir.Value]:
 
 
 def _group_options(block: Block, k: int) -> list[dict[str, Any]]:
-    """No groups, and every (number of groups, groups kept, score of a group) that constants of the router suggest."""
+    """No groups, and every (number of groups, groups kept, score of a group) that constants of the router suggest, or
+    rounds of ArgMax, each of which may keep one group."""
     dataflow, E = block.dataflow, block.E
     options: list[dict[str, Any]] = [{}]
     counts: set[int] = set()
@@ -236,7 +237,8 @@ def _group_options(block: Block, k: int) -> list[dict[str, Any]]:
             counts.update(
                 int(size) for size in dataflow.array(node.inputs[1]).ravel() if 1 < size < E and E % size == 0
             )
-    kept = {int(n) for n in _numbers(block) if n == int(n)}
+    rounds = sum(node.op_type == "ArgMax" for node in block.router_nodes())
+    kept = {*range(1, rounds + 1), *(int(n) for n in _numbers(block) if n == int(n))}
     for groups, groups_kept in itertools.product(sorted(counts), sorted(kept)):
         if groups_kept < groups and groups_kept * (E // groups) >= k:
             for group_score in ("max", "sum_top2") if E // groups >= 2 else ("max",):

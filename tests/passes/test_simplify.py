@@ -107,6 +107,17 @@ def test_two_transposes_and_two_reshapes_become_one():
     )
 
 
+@pytest.mark.parametrize(("target", "stays"), [("Shape (r)", False), ("Shape (z)", True)])
+def test_reshapes_that_lead_back_to_a_shape_go(target, stays):
+    """Unless the shape is another."""
+    signature = "(float[A,B] x, float[B,A] z) => (float[C,D] y) <int64[1] p = {-1}>"
+    last = "a = Reshape (f, s) y = Neg (a)"
+    before = f"{signature} {{ r = Relu (x) f = Reshape (r, p) s = {target} {last} }}"
+    after = before if stays else f"{signature} {{ r = Relu (x) y = Neg (r) }}".replace(" <int64[1] p = {-1}>", "")
+    feeds = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "z": np.zeros((3, 2), np.float32)}
+    check("infer-shapes,simplify,remove-dead-nodes", before, after, feeds)
+
+
 def test_a_graph_output_keeps_its_name():
     check(
         PASSES,

@@ -10,7 +10,7 @@ from ..instruments.outcomes import Case as CompiledCase
 from ..instruments.outcomes import compare
 from ..products import sampled
 from .blocks import FORMULATIONS, ROUTERS, Layer, draw_layer, feeds_for, model_of
-from .cases import alone, draw_case, is_gap, rewritten, smallest, verdict_of
+from .cases import Case, alone, draw_case, is_gap, rewritten, smallest, verdict_of
 from .edit import with_types
 from .judge import outputs_of
 from .registry import REWRITES, ROUNDS
@@ -75,27 +75,37 @@ def test_layers_are_raised_after_one_rewrite(name, seed):
         assert verdict.status in allowed, f"{verdict.status}: {case}: {verdict.detail}"
 
 
+def test_groups_that_rounds_of_argmax_keep_are_found():
+    """No constant of such a router says how many."""
+    case = Case(Layer(router="groups", E=6), (("top k by rounds of argmax", 0), ("division by reciprocal", 0)))
+    assert verdict_of(case).status == "raised"
+
+
 def test_layers_as_they_are_are_raised():
     for seed in range(6):
         layer = draw_layer(np.random.default_rng(seed))
         assert not is_gap(layer), str(layer)
 
 
-def assert_never_wrong(seeds: range) -> None:
+def raised_of(seeds: range) -> int:
+    """How many chains are raised; fails where one is neither raised nor refused with a reason."""
+    raised = 0
     for case in map(draw_case, seeds):
         verdict = verdict_of(case)
-        if verdict.status in ("wrong", "crash", "unequal"):
+        if verdict.status not in ("raised", "refused"):
             pytest.fail(f"{verdict.status}: {smallest(case, verdict)}: {verdict.detail}")
+        raised += verdict.status == "raised"
+    return raised
 
 
 def test_chains_of_rewrites_are_never_raised_wrongly():
-    assert_never_wrong(range(3))
+    raised_of(range(3))
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("first", range(1000, 3000, 100))
 def test_many_chains_of_rewrites_are_never_raised_wrongly(first):
-    assert_never_wrong(range(first, first + 100))
+    assert raised_of(range(first, first + 100)) >= 96  # 99 of 100 are, on average
 
 
 @pytest.mark.nightly

@@ -30,8 +30,9 @@ def nodes_reordered(model: ir.Model, random: np.random.Generator) -> ir.Model | 
     """Another order in which every node stands behind those that it depends on."""
     graph, done, order = model.graph, set[ir.Node](), []
     waiting = list(graph)
+    needed = {node: {p for value in _read(node) if (p := value.producer()) in waiting} for node in waiting}
     while waiting:
-        ready = [node for node in waiting if all(p is None or p in done for p in map(_producer, node.inputs))]
+        ready = [node for node in waiting if done.issuperset(needed[node])]
         node = ready[random.integers(len(ready))]
         order.append(node)
         done.add(node)
@@ -43,8 +44,12 @@ def nodes_reordered(model: ir.Model, random: np.random.Generator) -> ir.Model | 
     return model
 
 
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, in its branches too."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        for inner in attribute.as_graph() if attribute.type == ir.AttributeType.GRAPH else ():
+            yield from _read(inner)
 
 
 @rewrite
@@ -76,12 +81,12 @@ def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir
         return None
     start = int(random.integers(len(every) - 1))
     end = int(random.integers(start + 1, min(start + 9, len(every)))) + 1
-    inside, outside = every[start:end], [*every[:start], *every[end:]]
+    inside, outside = every[start:end], [*list(model.graph)[:start], *list(model.graph)[end:]]
     if any(node.domain.startswith("local") or node.op_type == "If" for node in inside):
         return None  # no function of functions, nor branches, which use values from outside
     made = {name for node in inside for name in node.output}
     taken = dict.fromkeys(name for node in inside for name in node.input if name and name not in made)
-    wanted = {name for node in outside for name in _read(node)} | {value.name for value in proto.graph.output}
+    wanted = {value.name for node in outside for value in _read(node)} | {value.name for value in proto.graph.output}
     given = [name for node in inside for name in node.output if name in wanted]
     name = f"part_{len(proto.functions)}"
     proto.functions.append(helper.make_function("local", name, list(taken), given, inside, proto.opset_import))
@@ -91,14 +96,6 @@ def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir
     if not any(opset.domain == "local" for opset in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid("local", 1))
     return ir.from_proto(proto)
-
-
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of what a node reads, in its branches too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from _read(inner)
 
 
 @rewrite

@@ -12,7 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionOperands
-from moec.targets.cpu.kernels.elementary import exponential, sum_of_lanes
+from moec.targets.cpu.kernels.elementary import exponential, sums_of_lanes
 from moec.targets.cpu.kernels.emit import column_parts, loop, named
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
@@ -57,25 +57,62 @@ class _KeyBlock:
         *self._head, self._start = operands.place_of(self._batch, self._group, self._first_key)
         remaining = operands.used_keys(self._batch) - self._first_key
         self._count = named("count", T.bind(T.max(T.min(T.int64(KEYS_PER_TASK), remaining), T.int64(0))))
-        self._query = named("query", T.alloc_buffer((operands.problem.head_size,), "float32"))
+        self._query = named("query", T.alloc_buffer((FEW_ROWS, operands.problem.head_size), "float32"))
+        self._partial = named("partial", T.alloc_buffer((ROW_TILE, self._lanes, self._lanes), "float32"))
         self._scores = named("scores", T.alloc_buffer((FEW_ROWS, KEYS_PER_TASK), "float32"))
 
     def emit(self) -> None:
         rows = named("rows", T.bind(T.min(self._operands.rows, T.int64(FEW_ROWS))))
         with loop("row", T.serial(rows)) as row:
-            self._compute_scores(row)
+            self._load_query(row)
+        emit_row_tiles(rows, ROW_TILE, self._compute_scores)
+        with loop("row", T.serial(rows)) as row:
+            self._mask_scores(row)
             self._exponentiate(row)
         emit_row_tiles(rows, ROW_TILE, self._add_values)
 
-    def _compute_scores(self, row: Any) -> None:
+    def _load_query(self, row: Any) -> None:
         operands, problem = self._operands, self._operands.problem
         head, query = operands.head_of(self._group, row), operands.query_of(row)
         with loop("d", T.serial(problem.head_size)) as d:
             element = T.cast(operands.query[self._batch, head, query, d], "float32")
-            T.buffer_store(self._query, element * T.float32(problem.scale), [d])
-        with loop("key", T.serial(self._count)) as key:
-            self._compute_score(row, key)
-        lanes, whole = self._lanes, named("whole", T.bind(self._count // self._lanes))
+            T.buffer_store(self._query, element * T.float32(problem.scale), [row, d])
+
+    def _compute_scores(self, row: Any, height: int) -> None:
+        """Emit the products of some rows with all keys: as many keys at a time as a vector has lanes, lane by lane, and
+        then the sums over the lanes of all of them."""
+        lanes = self._lanes
+        with loop("step", T.serial(T.ceildiv(self._count, T.int64(lanes)))) as step:
+            first = named("first", T.bind(step * lanes))
+            with loop("key", T.serial(T.min(T.int64(lanes), self._count - first))) as key:
+                for i in range(height):
+                    self._multiply(row + i, i, first, key)
+            for i in range(height):
+                vectors = [self._partial[i, key, T.ramp(0, 1, lanes)] for key in range(lanes)]
+                T.buffer_store(self._scores, sums_of_lanes(vectors, lanes), [row + i, T.ramp(first, 1, lanes)])
+
+    def _multiply(self, row: Any, place: int, first: Any, key: Any) -> None:
+        """Emit the products of a row with one key, as many sums as there are lanes."""
+        lanes, size = self._lanes, self._operands.problem.head_size
+        keys, start = self._operands.key, self._start + first + key
+
+        def product(at: Any) -> Any:
+            return T.cast(keys[(*self._head, start, at)], "float32") * self._query[row, at]
+
+        with loop("lane", T.vectorized(lanes)) as lane:
+            total = T.float32(0)
+            for begin in range(0, size - lanes + 1, lanes):
+                total = product(begin + lane) + total
+            T.buffer_store(self._partial, total, [place, key, lane])
+        for begin, width in column_parts(size % lanes, lanes):
+            with loop("lane", T.vectorized(width)) as lane:
+                total = product(size - size % lanes + begin + lane) + self._partial[place, key, lane]
+                T.buffer_store(self._partial, total, [place, key, lane])
+
+    def _mask_scores(self, row: Any) -> None:
+        operands, lanes = self._operands, self._lanes
+        head, query = operands.head_of(self._group, row), operands.query_of(row)
+        whole = named("whole", T.bind(self._count // lanes))
         frontier = named("frontier", T.bind(operands.frontier(self._batch, query)))
         with loop("vector", T.serial(whole)) as vector, loop("lane", T.vectorized(lanes)) as lane:
             self._mask_score(row, head, query, frontier, vector * lanes + lane)
@@ -83,19 +120,6 @@ class _KeyBlock:
             self._mask_score(row, head, query, frontier, whole * lanes + rest)
         with loop("rest", T.serial(T.ceildiv(self._count, T.int64(lanes)) * lanes - self._count)) as rest:
             T.buffer_store(self._scores, T.float32(float("-inf")), [row, self._count + rest])
-
-    def _compute_score(self, row: Any, key: Any) -> None:
-        """Emit the product of the query with one key, lane by lane and then over the lanes."""
-        lanes = self._lanes
-        partial = named("partial", T.alloc_buffer((lanes,), "float32"))
-        with loop("lane", T.vectorized(lanes)) as lane:
-            T.buffer_store(partial, T.float32(0), [lane])
-        for start, width in column_parts(self._operands.problem.head_size, lanes):
-            with loop("lane", T.vectorized(width)) as lane:
-                element = self._operands.key[(*self._head, self._start + key, start + lane)]
-                product = T.cast(element, "float32") * self._query[start + lane]
-                T.buffer_store(partial, partial[lane] + product, [lane])
-        T.buffer_store(self._scores, sum_of_lanes(partial[T.ramp(0, 1, lanes)], lanes), [row, key])
 
     def _mask_score(self, row: Any, head: Any, query: Any, frontier: Any, key: Any) -> None:
         problem, score = self._operands.problem, self._scores[row, key]

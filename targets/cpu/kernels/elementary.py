@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 from tvm.script import tirx as T
+
+from moec.targets.cpu.kernels.emit import named
 
 _LOWEST, _HIGHEST = -87.33654, 88.72283
 _LOG2_E = 1.44269504
@@ -55,10 +57,18 @@ def _power_of_two(exponent: tirx.Expr) -> tirx.Expr:
     return T.reinterpret("float32", (exponent + 127) << 23)
 
 
-def sum_of_lanes(vector: tirx.Expr, lanes: int) -> tirx.Expr:
-    """The sum of a float32 vector of a power of two of lanes, halves added to each other until one lane is left."""
-    if lanes == 1:
-        return vector
-    whole, half = tirx.Var("halves", f"float32x{lanes}"), lanes // 2
-    parts = [tirx.Shuffle([whole], [tirx.IntImm("int32", start + i) for i in range(half)]) for start in (0, half)]
-    return tirx.Let(whole, vector, sum_of_lanes(parts[0] + parts[1], half))
+def sums_of_lanes(vectors: Sequence[tirx.Expr], lanes: int) -> tirx.Expr:
+    """Of as many float32 vectors as they have lanes, a power of two, the vector of the sums of each: neighbours are added
+    up until one lane is left of each, for two vectors at once."""
+    while len(vectors) > 1:
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [named("sums", T.bind(_neighbours(*pair, lanes))) for pair in pairs]
+    return vectors[0]
+
+
+def _neighbours(left: tirx.Expr, right: tirx.Expr, lanes: int) -> tirx.Expr:
+    """The sums of neighbouring lanes of two vectors side by side."""
+    even, odd = (
+        tirx.Shuffle([left, right], [tirx.IntImm("int32", 2 * i + first) for i in range(lanes)]) for first in (0, 1)
+    )
+    return even + odd

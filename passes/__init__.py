@@ -16,6 +16,7 @@ from moec.passes.framework.base import Pass
 _CLASSES = {
     "assign-bits": "moec.passes.assign_bits:AssignBits",
     "canonicalize-router": "moec.passes.canonicalize_router:CanonicalizeRouter",
+    "cast-states": "moec.passes.cast_states:CastStates",
     "cast-weights": "moec.passes.cast_weights:CastWeights",
     "check-export": "moec.passes.check_export:CheckExport",
     "decompose-contrib": "moec.passes.decompose_contrib:DecomposeContrib",

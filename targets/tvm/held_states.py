@@ -97,19 +97,19 @@ def held_states(graph: ir.Graph) -> dict[ir.Value, tuple[HeldState, ir.Value]]:
     found: dict[ir.Value, tuple[HeldState, ir.Value]] = {}
     known = bound_names([_sizes(value) for value in graph.inputs])
     for output in graph.outputs:
-        pair = _past_and_growth(output)
-        if pair is None or pair[0] in found or not pair[0].is_graph_input() or pair[0].is_graph_output():
+        past, new, growth, axis = _continuation(output) or (None, None, 0, 0)
+        if past is None or past in found or not past.is_graph_input() or past.is_graph_output():
             continue
-        past, growth, axis = pair
         size, dtype = _sizes(past)[axis], dtype_of(past)
         grows = isinstance(size, str) and size_names(size) == (size,)
         if grows and dtype in STORAGE_TYPES and set(size_names(growth)) <= known - {""}:
-            found[past] = HeldState(past.name or "", output.name or "", axis, dtype, str(growth)), output
+            state = HeldState(past.name or "", output.name or "", axis, _rounded_type(new) or dtype, str(growth))
+            found[past] = state, output
     return found
 
 
-def _past_and_growth(output: ir.Value) -> tuple[ir.Value, int | str, int] | None:
-    """The state that an output continues, how much is put behind it, and the axis."""
+def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | None:
+    """The state that an output continues, what is put behind it and how much that is, and the axis."""
     node = output.producer()
     operator = "" if node is None else operator_name(node)
     if node is not None and operator == "Concat" and len(node.inputs) == 2:
@@ -126,7 +126,16 @@ def _past_and_growth(output: ir.Value) -> tuple[ir.Value, int | str, int] | None
         added = [added[0], "", added[1], added[2]]
     if not sizes or len(sizes) != len(added):
         return None
-    return past, added[axis], axis % len(sizes)
+    return past, new, added[axis], axis % len(sizes)
+
+
+def _rounded_type(value: ir.Value | None) -> str | None:
+    """The type of 16 bits to which a value was rounded, if it was."""
+    node = None if value is None else value.producer()
+    if node is None or operator_name(node) != "Cast" or node.inputs[0] is None or node.inputs[0].dtype is None:
+        return None
+    dtype = dtype_of(node.inputs[0])
+    return dtype if dtype in ("float16", "bfloat16") else None
 
 
 def _sizes(value: ir.Value) -> list[int | str]:

@@ -58,8 +58,8 @@ def _power_of_two(exponent: tirx.Expr) -> tirx.Expr:
 
 
 def sums_of_lanes(vectors: Sequence[tirx.Expr], lanes: int) -> tirx.Expr:
-    """Of as many float32 vectors as they have lanes, a power of two, the vector of the sums of each: neighbours are added
-    up until one lane is left of each, for two vectors at once."""
+    """The sum of each of as many float32 vectors as they have lanes, a power of two, as one vector: neighbours are
+    added up until one lane is left of each, for two vectors at once."""
     while len(vectors) > 1:
         pairs = zip(vectors[::2], vectors[1::2], strict=True)
         vectors = [named("sums", T.bind(_neighbours(*pair, lanes))) for pair in pairs]

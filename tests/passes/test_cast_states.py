@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import moec
+from moec.errors import MoecError
+
+from .before_after import check
+
+HEAD = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
+
+
+def test_what_is_new_is_rounded() -> None:
+    signature = "(float[B,S,4] new, float[B,P,4] past) => (float[B,R,4] present)"
+    check(
+        "infer-shapes,hold-cache,cast-states{dtype=bf16}",
+        f"{signature} {{\n present = Concat <axis = 1> (past, new)\n}}",
+        f"""{signature} {{
+           new_bfloat16 = Cast <to = 16> (new)
+           new_rounded = Cast <to = 1> (new_bfloat16)
+           present = Concat <axis = 1> (past, new_rounded)
+        }}""",
+    )
+
+
+def test_keys_and_values_of_attention() -> None:
+    signature = (
+        "(float[B,2,S,8] q, float[B,2,S,8] k, float[B,2,S,8] v, float[B,2,P,8] pk, float[B,2,P,8] pv) => "
+        "(float[B,2,S,8] y, float[B,2,R,8] nk, float[B,2,R,8] nv)"
+    )
+    check(
+        "infer-shapes,hold-cache,cast-states{dtype=fp16}",
+        f'{signature} {{\n y, nk, nv = Attention (q, k, v, "", pk, pv)\n}}',
+        f"""{signature} {{
+           k_float16 = Cast <to = 10> (k)
+           k_rounded = Cast <to = 1> (k_float16)
+           v_float16 = Cast <to = 10> (v)
+           v_rounded = Cast <to = 1> (v_float16)
+           y, nk, nv = Attention (q, k_rounded, v_rounded, , pk, pv)
+        }}""",
+    )
+
+
+def test_states_that_are_replaced_stay_as_they_are() -> None:
+    text = """(float[B,S,4] x, float[B,4] kept) => (float[B,4] next) <int64[1] one = {1}, float half = {0.5}> {
+       sum = ReduceSum <keepdims = 0> (x, one)
+       decayed = Mul (kept, half)
+       next = Add (decayed, sum)
+    }"""
+    remarks = check("infer-shapes,hold-cache,cast-states{dtype=fp16}", text, text)
+    (remark,) = remarks
+    assert remark.subject == "next" and "not cast: expected float32 that is put behind what was there" in remark.message
+
+
+def test_a_model_without_states_is_told_of() -> None:
+    text = "(float[B,4] x) => (float[B,4] y) {\n y = Neg (x)\n}"
+    remarks = check("hold-cache,cast-states{dtype=fp16}", text, text)
+    assert "nothing to cast: hold-cache found no state" in remarks[0].message
+    with pytest.raises(MoecError, match="dtype"):
+        moec.compile(onnx.parser.parse_model(HEAD + text), passes="O0,cast-states{dtype=int8}")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_programs_store_half_the_bytes(dtype) -> None:
+    text = """(float[B,2,S,16] q, float[B,2,S,16] k, float[B,2,P,16] pk, float[B,2,P,16] pv) =>
+        (float[B,2,S,16] y, float[B,2,N,16] nk, float[B,2,N,16] nv) {
+       y, nk, nv = Attention <is_causal = 1> (q, k, q, "", pk, pv)
+    }"""
+    graph = onnx.parser.parse_model(HEAD + text)
+    rounding, exact = moec.compile(graph, passes=f"O2,cast-states{{dtype={dtype}}}"), moec.compile(graph)
+    assert {state.dtype for state in rounding.held} == {{"fp16": "float16", "bf16": "bfloat16"}[dtype]}
+    random = np.random.default_rng(0)
+    shapes = {"q": (1, 2, 3, 16), "k": (1, 2, 3, 16), "pk": (1, 2, 40, 16), "pv": (1, 2, 40, 16)}
+    values = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    found, wanted = rounding.run(values), exact.run(values)
+    bound = {"fp16": 1 / 2048, "bf16": 1 / 256}[dtype]
+    for name in ("nk", "nv"):
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], wanted[name], rtol=bound, atol=1e-7)
+        assert (found[name] != wanted[name]).any()
+    np.testing.assert_allclose(found["y"], wanted["y"], rtol=0, atol=8 * bound)

@@ -291,15 +291,34 @@ def bench(
     against: Annotated[str | None, typer.Option(help="Also time this: onnxruntime.")] = None,
     model: Annotated[Path | None, typer.Option(help="The original model, for --against.")] = None,
     inputs: Inputs = None,
+    prefill: Annotated[int | None, typer.Option(help="Time sessions instead: a prompt of so many tokens.")] = None,
+    decode: Annotated[int | None, typer.Option(help="Of sessions: so many tokens one by one.")] = None,
+    depth: Annotated[str | None, typer.Option(help="Of sessions: behind so many tokens; several with commas.")] = None,
+    repetitions: Annotated[int, typer.Option(help="Of sessions.")] = 5,
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
     as_json: Json = False,
 ) -> None:
-    """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels."""
+    """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels; or sessions of a language
+    model, in tokens per second."""
     from moec.common import array_files
     from moec.inspect import tables
     from moec.tools.bench import bench as bench_model
+    from moec.tools.bench_session import DECODE, PREFILL, bench_session, read_depths
 
+    if (prefill, decode, depth) != (None, None, None):
+        if against or inputs:
+            raise MoecError("--prefill, --decode and --depth time sessions, --against and --inputs single runs")
+        depths = read_depths(depth or "0")
+        if prefill is None and decode is None:
+            prefill, decode = PREFILL, DECODE
+        with shown_progress() as progress:
+            compiled = moec.load(artifact, threads=threads, pages=pages.value)
+            timed = bench_session(
+                compiled, prefill=prefill, decode=decode, depths=depths, repetitions=repetitions, progress=progress
+            )
+        print_result(timed, as_json, [tables.sessions_table(timed)])
+        return
     with shown_progress() as progress:
         compiled = moec.load(artifact, threads=threads, pages=pages.value)
         arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)

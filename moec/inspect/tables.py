@@ -142,6 +142,19 @@ def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:
         yield table(f"Slowest kernels, {_sizes(case['inputs'])}", headings, slowest)
 
 
+def sessions_table(result: dict[str, Any]) -> Table:
+    """Tokens per second, as llama-bench names the tests."""
+    rows = []
+    for test in result["tests"]:
+        rate = test["tokens_per_second"]
+        spread = f"{rate['mean']:.2f} ± {rate['deviation']:.2f}"
+        name = test["test"] + (f" @ d{test['depth']}" if test["depth"] else "")
+        rows.append((name, spread, f"{rate['median']:.2f}", f"{rate['min']:.2f}", str(len(test["seconds"]))))
+    weights = "{pages} ({reason})".format_map(result["weights"])
+    title = f"Tokens per second, {result['threads']} threads, weights {weights}"
+    return table(title, ("test", "mean ± deviation", "median", "min", "runs"), rows)
+
+
 def _roofline_table(roofline: dict[str, Any]) -> RenderableType:
     rows = [("memory read", pages, f"{value:.1f} GB/s") for pages, value in roofline["read_gb_per_s"].items()]
     rows += [(peak["arithmetic"], peak["unit"], f"{peak['gop_per_s']:.0f} * 10^9 op/s") for peak in roofline["peaks"]]

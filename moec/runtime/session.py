@@ -54,6 +54,12 @@ class Session:
         return self._most
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        size = self._roles.logits.shape[2]
+        return self._roles.limit or (size if isinstance(size, int) else 1)
+
+    @property
     def is_incremental(self) -> bool:
         """Whether the model keeps states, so that a run computes the new tokens alone."""
         return bool(self._states)

@@ -1,0 +1,111 @@
+"""Times sessions of a language model in the manner of llama-bench: prompts (``pp``) and tokens one by one (``tg``),
+behind other tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.errors import MoecError
+from moec.runtime.generation import prefilled
+
+if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
+    from moec.runtime.session import Session
+
+Progress = Callable[[str], None]
+PREFILL, DECODE = 512, 64
+"""Tokens that are timed where nobody says how many."""
+
+
+def bench_session(
+    model: CompiledModel,
+    *,
+    prefill: int | None = None,
+    decode: int | None = None,
+    depths: Sequence[int] = (0,),
+    repetitions: int = 5,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Plain data: for each depth the seconds, and the tokens per second, of a prompt of ``prefill`` tokens and of
+    ``decode`` tokens one after the other, in a session that holds ``depth`` tokens. Every repetition goes on from the
+    same session; one before them is not counted. Ids are random, the same in every call; nothing is sampled.
+
+    Raises MoecError for numbers that cannot be; InputError for a model that is no language model or takes fewer tokens.
+    """
+    lengths = {"pp": prefill, "tg": decode}
+    wrong = [number for number in (prefill, decode, repetitions) if number is not None and number < 1]
+    if wrong or min(depths, default=-1) < 0 or lengths == {"pp": None, "tg": None}:
+        raise MoecError(
+            "expected prefill, decode and repetitions from 1 up, at least one of the first, depths from 0 up"
+        )
+    tests = [(kind, length) for kind, length in lengths.items() if length is not None]
+    rows, announce = [], progress or _silent
+    for depth in depths:
+        session = model.session(max_tokens=depth + max(length for _, length in tests))
+        ids = np.random.default_rng(0).integers(0, session.vocabulary, session.max_tokens).tolist()
+        if depth:
+            announce(f"filling a session with {depth} tokens")
+            prefilled(session, ids[:depth])
+        for kind, length in tests:
+            announce(f"timing {kind}{length} behind {depth} tokens")
+            part = ids[depth : depth + length]
+            rows.append(_row(kind, depth, length, _seconds(session, _RUNS[kind], part, repetitions)))
+    return {"threads": model.threads, "weights": dataclasses.asdict(model.placement), "tests": rows}
+
+
+def read_depths(text: str) -> list[int]:
+    """``0,2048``. Raises MoecError for other text."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise MoecError(f"depth is {text!r}; expected numbers of tokens, separated by commas: 0,2048")
+    return [int(part) for part in parts]
+
+
+def _silent(_step: str) -> None:
+    pass
+
+
+def _prefill(session: Session, ids: list[int]) -> None:
+    prefilled(session, ids)
+
+
+def _decode(session: Session, ids: list[int]) -> None:
+    for place in range(len(ids)):
+        session.run(ids[place : place + 1])
+
+
+_RUNS = {"pp": _prefill, "tg": _decode}
+
+
+def _seconds(
+    session: Session, run: Callable[[Session, list[int]], None], ids: list[int], repetitions: int
+) -> list[float]:
+    seconds = []
+    for _ in range(1 + repetitions):
+        fork = session.fork()
+        start = time.perf_counter()
+        run(fork, ids)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def _row(kind: str, depth: int, length: int, seconds: Sequence[float]) -> dict[str, Any]:
+    rates = [length / one for one in seconds]
+    return {
+        "test": f"{kind}{length}",
+        "depth": depth,
+        "tokens": length,
+        "seconds": list(seconds),
+        "tokens_per_second": {
+            "mean": statistics.fmean(rates),
+            "deviation": statistics.stdev(rates) if len(rates) > 1 else 0.0,
+            "median": statistics.median(rates),
+            "min": min(rates),
+        },
+    }

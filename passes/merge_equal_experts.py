@@ -95,7 +95,9 @@ def _everything(experts: ExpertSet, expert: int) -> Iterator[Array]:
     for name, weight in experts.weights.operands.items():
         matrix = _matrix(experts, name, expert)
         yield np.frombuffer(str(weight.run_of(expert).format).encode(), np.uint8)
-        yield from (table for table in (matrix.data, matrix.scale, matrix.zero_point) if table is not None)
+        yield from (
+            table for table in (matrix.data, matrix.scale, matrix.zero_point, matrix.minimum) if table is not None
+        )
     for bias in _biases(experts):
         yield bias[expert]
 

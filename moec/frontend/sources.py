@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = {
     ".safetensors": "holds weights and no model; pass the folder that it lies in, with config.json, or its module",
-    ".gguf": "is a GGUF file, which is not read; pass the folder of the model that it was made of",
     ".pt2": "is an exported program; load it where you trust it, and pass what torch.export.load returns",
     **dict.fromkeys(
         (".bin", ".pt", ".pth", ".ckpt", ".pkl"),
@@ -37,13 +36,16 @@ def is_torch(source: Any, name: str) -> bool:
 
 def import_exported(source: Any, cache: bool) -> ir.Model:
     """The model of anything but a module; ``cache`` is for folders. Raises what the frontends raise."""
-    from moec.frontend import huggingface, onnx
+    from moec.frontend import gguf, huggingface, onnx
 
     if huggingface.is_folder(source):
         return huggingface.import_folder(source, cache)
+    if gguf.is_file(source):
+        return gguf.import_file(source, cache)
     if cache:
         raise MoecError(
-            "has the inputs that it was exported with; a cache is for text models of transformers and their folders"
+            "has the inputs that it was exported with; a cache is for text models of transformers, their folders and "
+            "GGUF files"
         )
     if is_torch(source, "export.ExportedProgram"):
         from moec.frontend import pytorch
@@ -79,6 +81,8 @@ def check(source: Any) -> None:
                 f"{source}: no such file or folder, and nothing is downloaded; of a model on the Hugging Face hub get "
                 f"the folder by: hf download {source} --local-dir {path.name}"
             )
-        raise MoecError(f"{source}: no such file; expected an ONNX model, or the folder of a Hugging Face model")
+        raise MoecError(
+            f"{source}: no such file; expected an ONNX model, a GGUF file, or the folder of a Hugging Face model"
+        )
     if path.suffix in _FILES and path.is_file():
         raise MoecError(f"{source}: {_FILES[path.suffix]}")

@@ -53,6 +53,7 @@ class Item:
         if not scales:
             return elements
         each = form.scale_type.bitwidth + (form.elements.bits if form.zero_points else 0)
+        each += form.scale_type.bitwidth * form.minima
         return elements + self.outputs * group_count(self.inputs, form) * each
 
 

@@ -37,6 +37,8 @@ class HiddenUnits:
     def zeros(self, part: Part, expert: int) -> Array:
         """The units of which all weights of the part are stored as zeros. Looks at little of a part without such."""
         encoded = self.weights.encoded(part, expert)
+        if self._format(part, expert).minima:
+            return zero_rows(self.numbers(part, expert), np.zeros((), np.float32))
         numbers = _units_first(part, encoded.data)
         if encoded.zero_point is None:
             return zero_rows(numbers, np.zeros((), numbers.dtype))

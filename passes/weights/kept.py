@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, get_args
+from typing import IO, Any
 
 import numpy as np
 
@@ -55,7 +55,8 @@ class KeptExperts:
 
     def _keep(self, index: int, encoded: Encoded, file: IO[bytes]) -> None:
         with self._lock, _writing():
-            for table, array in zip(get_args(Table), encoded, strict=True):
+            tables: tuple[Table, ...] = ("data", "scale", "zero_point")
+            for table, array in zip(tables, encoded, strict=True):
                 if array is not None:
                     file.write(bytes(-file.tell() % _ALIGNMENT))
                     self._places[index, table] = file.tell(), array.shape, array.dtype

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.graphs import add_constant
+from moec.ir.weights.minima import less_minima
 from moec.ir.weights.stacks import ExpertStack, expert_data
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, weight_inputs
 from moec.passes.graph.edits import fresh_name, remove_unused
@@ -67,15 +68,19 @@ def _by_run(weight: StoredWeight, selection: Selection) -> Iterator[tuple[Weight
 
 
 def _of_run(graph: ir.Graph, node: ir.Node, value: ir.Value, run: WeightRun, selection: Selection) -> ir.Value:
-    data, scale, zero_point = (
+    data, scale, zero_point, minimum = (
         None if part is None else _of_constant(graph, part, run.first, selection)
-        for part in (run.data, run.scale, run.zero_point)
+        for part in (run.data, run.scale, run.zero_point, run.minimum)
     )
     assert data is not None and value.dtype is not None
     if not run.format.quantized and data.dtype == value.dtype:
         return data
     inputs_axis = 0 if run.axis is None else 1 + run.axis
-    return _inserted(graph, node, decoding_node(run.format, data, scale, zero_point, inputs_axis, value.dtype), value)
+    decoding = decoding_node(run.format, data, scale, zero_point, inputs_axis, value.dtype)
+    decoded = _inserted(graph, node, decoding, value)
+    if minimum is None:
+        return decoded
+    return less_minima(graph, node, decoded, minimum, inputs_axis, run.format.group)
 
 
 def _inserted(graph: ir.Graph, node: ir.Node, new: ir.Node, replaced: ir.Value) -> ir.Value:

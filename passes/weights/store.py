@@ -17,6 +17,7 @@ from moec.ir.graphs import add_constant
 from moec.ir.names import node_name
 from moec.ir.weights.encode import Encoded, Table, encode, group_count, scales_of
 from moec.ir.weights.format import WeightFormat, name_of
+from moec.ir.weights.minima import less_minima
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
 from moec.passes.graph.edits import fresh_name, remove_unused
@@ -175,7 +176,11 @@ class _Segment:
         decoding = decoding_node(self._form, data, scale, zero_point, self._axis, self._dtype)
         decoding.outputs[0].name = fresh_name(graph, f"{self._wish}_decoded")
         graph.insert_before(self._node, decoding)
-        return decoding.outputs[0]
+        if not self._form.minima:
+            return decoding.outputs[0]
+        assert scale is not None and scale.dtype is not None
+        minimum = self._constant(graph, "_minimum", "minimum", self._scale_shape(), scale.dtype)
+        return less_minima(graph, self._node, decoding.outputs[0], minimum, self._axis, self._form.group)
 
     def _data_shape(self) -> tuple[int, ...]:
         tensor = ir.convenience.get_const_tensor(self._experts[0][1].data)
@@ -206,7 +211,7 @@ class _Segment:
 
     def _scaled(self, array: Array, expert: int, table: Table) -> Array:
         """A table of an expert that keeps its format."""
-        if self._factors is None or table != ("scale" if self._form.quantized else "data"):
+        if self._factors is None or table not in (("scale", "minimum") if self._form.quantized else ("data",)):
             return array
         name = name_of(ir.DataType.from_numpy(array.dtype))
         assert name is not None

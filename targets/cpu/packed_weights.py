@@ -52,7 +52,12 @@ def crossover_of(problem: PackedProduct) -> Crossover | None:
 def add_weights(lowering: LoweringContext, name: str, problem: PackedProduct, parts: Parts) -> list[relax.Var]:
     """The packed arrays as parameters of the program, in the order in which the kernel takes them."""
     crossover = crossover_of(problem)
-    packers = {"weights": pack_experts.pack_data, "scales": pack_experts.pack_scales, "zeros": pack_experts.pack_zeros}
+    packers = {
+        "weights": pack_experts.pack_data,
+        "scales": pack_experts.pack_scales,
+        "zeros": pack_experts.pack_zeros,
+        "minima": pack_experts.pack_minima,
+    }
 
     def loader(role: str) -> Callable[[], np.ndarray | Iterator[np.ndarray]]:
         kind = role.rstrip("0123456789")

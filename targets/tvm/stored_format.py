@@ -25,12 +25,14 @@ Stored = TypeVar("Stored", bound="StoredFormat")
 class StoredFormat:
     """``group``: consecutive inputs that share a scale, 0 for all of them. ``scale``: element type of the scales; those
     of ``float8_e8m0fnu`` are powers of two, kept as bytes. ``zero_points``: whether there is a table of them. A target
-    adds how it lays them out."""
+    adds how it lays them out. ``minima``: whether there is a table of floats, of the type of the scales, that are
+    subtracted."""
 
     element: FormatName
     group: int = 0
     scale: str = "float32"
     zero_points: bool = False
+    minima: bool = False
 
     @classmethod
     def of(cls: type[Stored], run: WeightRun) -> Stored:
@@ -42,7 +44,7 @@ class StoredFormat:
         scale = None if run.scale.dtype is None else _SCALES.get(run.scale.dtype)
         if scale is None:
             raise UnsupportedError(f"scales are {run.scale.dtype}; expected {', '.join(_SCALES.values())}")
-        return cls(form.name, form.group, scale, form.zero_points)
+        return cls(form.name, form.group, scale, form.zero_points, form.minima)
 
     @property
     def is_float(self) -> bool:
@@ -51,7 +53,7 @@ class StoredFormat:
     @property
     def fits_bytes(self) -> bool:
         """Whether integer products take its numbers."""
-        return ELEMENTS[self.element].fits_bytes and not self.is_float
+        return ELEMENTS[self.element].fits_bytes and not self.is_float and not self.minima
 
     @property
     def bits(self) -> int:
@@ -69,7 +71,8 @@ class StoredFormat:
         if self.is_float:
             return self.element
         groups = f"groups of {self.group}" if self.group else "per column"
-        return f"{self.element} ({groups}, {self.scale} scales{', zero points' if self.zero_points else ''})"
+        others = f"{', zero points' if self.zero_points else ''}{', minima' if self.minima else ''}"
+        return f"{self.element} ({groups}, {self.scale} scales{others})"
 
     def groups(self, inner: int) -> int:
         """Scales per column."""
@@ -80,4 +83,4 @@ class StoredFormat:
         if self.is_float:
             return float(self.bits)
         scale_bits = 8 * dtype_of(self.scale_storage).itemsize
-        return self.bits + (scale_bits + 8 * self.zero_points) * self.groups(inner) / inner
+        return self.bits + (scale_bits * (1 + self.minima) + 8 * self.zero_points) * self.groups(inner) / inner

@@ -50,11 +50,11 @@ _SHORT = 64
 """Elements of a group up to which numpy finds extremes faster side by side."""
 
 
-Table = Literal["data", "scale", "zero_point"]
+Table = Literal["data", "scale", "zero_point", "minimum"]
 
 
 class StoredMatrix(Protocol):
-    """A matrix as it is stored; scale and zero point have one entry per group along the axis of the inputs."""
+    """A matrix as it is stored; scale, zero point and minimum have one entry per group along the axis of the inputs."""
 
     @property
     def data(self) -> Array: ...
@@ -62,22 +62,30 @@ class StoredMatrix(Protocol):
     def scale(self) -> Array | None: ...
     @property
     def zero_point(self) -> Array | None: ...
+    @property
+    def minimum(self) -> Array | None: ...
 
 
 class Encoded(NamedTuple):
-    """One whose arrays are there."""
+    """One whose arrays are there; nothing that is encoded has minima."""
 
     data: Array
     scale: Array | None = None
     zero_point: Array | None = None
+
+    @property
+    def minimum(self) -> None:
+        return None
 
 
 def encode(weight: Array, form: WeightFormat, axis: int = -1) -> Encoded:
     """``weight`` in another format; ``axis`` is that of the inputs.
 
     Raises ValueError for a number that the format cannot hold: an infinity or NaN in a quantised format, and one beyond
-    the range of float16 or of float16 scales.
+    the range of float16 or of float16 scales; and for a format with minima, in which weights come alone.
     """
+    if form.minima:
+        raise ValueError(f"nothing is rounded to {form}")
     if form.quantized:
         size = weight.shape[axis]
         data, scale, zero_point = _by_rows(weight, form, axis, lambda groups: _encoded(groups, form, size))
@@ -109,7 +117,10 @@ def decode(encoded: StoredMatrix, form: WeightFormat, axis: int = -1) -> Array:
     assert encoded.scale is not None
     if encoded.zero_point is not None:
         numbers -= per_element(encoded.zero_point.astype(np.float32), form, data.shape[axis], axis)
-    return numbers * per_element(encoded.scale.astype(np.float32), form, data.shape[axis], axis)
+    numbers = numbers * per_element(encoded.scale.astype(np.float32), form, data.shape[axis], axis)
+    if encoded.minimum is not None:
+        numbers -= per_element(encoded.minimum.astype(np.float32), form, data.shape[axis], axis)
+    return numbers
 
 
 def group_count(size: int, form: WeightFormat) -> int:

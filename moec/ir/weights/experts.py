@@ -93,6 +93,11 @@ class ExpertWeights:
         found = self.encoded(part, expert)
         if not self.spec.hidden_sizes:
             return found
+        form = self.operand(part).run_of(expert).format
+        if form.minima:
+            raise UnsupportedError(
+                f"{part} is stored as {form}, which has no zero; expected every expert to have all units"
+            )
         size = self.sizes[expert]
         absent = (slice(size, None), slice(None)) if part == "down" else (slice(None), slice(size, None))
 
@@ -102,7 +107,6 @@ class ExpertWeights:
             data, zeros = np.array(found.data), found.zero_point
             data[absent] = 0
             if zeros is not None:
-                form = self.operand(part).run_of(expert).format
                 data[absent] = per_element(zeros, form, len(data), 0)[absent]
             return data
 

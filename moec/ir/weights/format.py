@@ -17,10 +17,11 @@ MX_GROUP = 32
 class Elements:
     """What a format stores of each weight.
 
-    ``signed``: its type; ``unsigned``: that with zero points. ``error``: the largest error of an element as a share of
-    its group's largest one (of a float, of itself), without zero points. ``scales``: the types of a scale for all
-    inputs and of one for a group of them; empty for floats. ``groups``: how many inputs may share a scale (0 for all of
-    them), where there is no free choice. ``width``: bits that are used, where the type has more.
+    ``signed``: its type; ``unsigned``: that with zero points or minima. ``error``: the largest error of an element as a
+    share of its group's largest one (of a float, of itself), without zero points. ``scales``: the types of a scale for
+    all inputs and of one for a group of them; empty for floats. ``groups``: how many inputs may share a scale (0 for
+    all of them), where there is no free choice; ``found``: the same in files of others, which no pass
+    chooses. ``width``: bits that are used, where the type has more.
     """
 
     signed: ir.DataType
@@ -28,6 +29,7 @@ class Elements:
     unsigned: ir.DataType | None = None
     scales: tuple[ir.DataType, ...] = ()
     groups: tuple[int, ...] = ()
+    found: tuple[int, ...] = ()
     width: int | None = None
 
     @property
@@ -61,8 +63,8 @@ ELEMENTS: dict[FormatName, Elements] = {
     "bfloat16": Elements(ir.DataType.BFLOAT16, 1 / 256),
     "int8": Elements(ir.DataType.INT8, 1 / 254, ir.DataType.UINT8, _BY_GROUP),
     "int4": Elements(ir.DataType.INT4, 1 / 8, ir.DataType.UINT4, _BY_GROUP),
-    "int3": Elements(ir.DataType.INT4, 1 / 4, ir.DataType.UINT4, _BY_GROUP, (64, 32), width=3),
-    "int2": Elements(ir.DataType.INT2, 1 / 2, ir.DataType.UINT2, _BY_GROUP, (64, 32)),
+    "int3": Elements(ir.DataType.INT4, 1 / 4, ir.DataType.UINT4, _BY_GROUP, (64, 32), (16,), width=3),
+    "int2": Elements(ir.DataType.INT2, 1 / 2, ir.DataType.UINT2, _BY_GROUP, (64, 32), (16,)),
     "mxfp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 4, None, _EXPONENTS, (MX_GROUP,)),
     "fp8": Elements(ir.DataType.FLOAT8E4M3FN, 1 / 28, None, _FLOATS),
 }
@@ -70,18 +72,25 @@ ELEMENTS: dict[FormatName, Elements] = {
 
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
-    """How a weight is stored. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel)."""
+    """How a weight is stored. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel).
+
+    With ``zero_points`` a stored number q means scale * (q - zero point), with ``minima`` scale * q - minimum; the
+    minimum of a group is a float of the type of its scale. Weights of others have minima; nothing is rounded to them.
+    """
 
     name: FormatName
     group: int = 0
     zero_points: bool = False
+    minima: bool = False
 
     def __post_init__(self) -> None:
         groups = self.elements.groups
-        if groups and self.group not in groups:
+        if groups and self.group not in (*groups, *self.elements.found):
             raise ValueError(f"{self.name} has groups of {' or '.join(map(str, groups))}, not {self.group}")
         if self.zero_points and self.elements.unsigned is None:
             raise ValueError(f"{self.name} has no zero points")
+        if self.minima and (self.zero_points or not self.group or self.elements.unsigned is None):
+            raise ValueError(f"{self.name} in groups of {self.group} has no minima")
         if self.group < 0 or (self.group and not self.quantized):
             raise ValueError(f"{self.name} has no groups of {self.group}")
 
@@ -99,7 +108,7 @@ class WeightFormat:
     def data_type(self) -> ir.DataType:
         """That of its elements."""
         unsigned = self.elements.unsigned
-        return unsigned if self.zero_points and unsigned is not None else self.elements.signed
+        return unsigned if (self.zero_points or self.minima) and unsigned is not None else self.elements.signed
 
     @property
     def scale_type(self) -> ir.DataType:
@@ -109,7 +118,7 @@ class WeightFormat:
 
     def __str__(self) -> str:
         group = f"/{self.group}" if self.group and len(self.elements.groups) != 1 else ""
-        return f"{self.name}{group}{'z' if self.zero_points else ''}"
+        return f"{self.name}{group}{'z' if self.zero_points else ''}{'m' if self.minima else ''}"
 
 
 def name_of(dtype: ir.DataType, width: int | None = None) -> FormatName | None:

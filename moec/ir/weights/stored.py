@@ -7,6 +7,8 @@ The weight operand of a moec node is one of
 - ``DequantizeLinear <axis, block_size> (constant, scales[, zero points])``; ``axis`` is that of the inputs (``in`` of
   [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.weights.format`; an attribute
   ``width`` says of how many bits they are where their type has more, for ONNX has no type of three bits;
+- ``Sub (DequantizeLinear(numbers, scales), Gather <axis> (minima, groups))`` of unsigned numbers: a minimum for every
+  group, of the type of the scales; ``groups`` [in] (int64) says of which group each input is, one after the other;
 - ``Concat <axis = 0>`` of these: runs of consecutive experts, each with a format of its own.
 
 :func:`decodes_weight` recognises these nodes, so that passes which compute constants leave them alone.
@@ -26,6 +28,7 @@ from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import Table, decode
 from moec.ir.weights.format import ELEMENTS, FormatName, WeightFormat, name_of
+from moec.ir.weights.minima import minima_of
 from moec.ir.weights.stacks import expert_data
 
 Array = np.ndarray[Any, Any]
@@ -67,6 +70,10 @@ class LazyMatrix:
     def zero_point(self) -> Array | None:
         return self.read("zero_point")
 
+    @property
+    def minimum(self) -> Array | None:
+        return self.read("minimum")
+
     def mapped(self, change: Callable[[Array], Array]) -> LazyMatrix:
         """One whose arrays are what ``change`` makes of them."""
         return LazyMatrix(lambda table: None if (array := self.read(table)) is None else change(array))
@@ -86,6 +93,7 @@ class WeightRun:
     scale: ir.Value | None = None
     zero_point: ir.Value | None = None
     axis: int | None = None
+    minimum: ir.Value | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -157,7 +165,7 @@ class StoredWeight:
         return next(run for run in self.runs if expert < run.first + run.count)
 
     def encoded(self, expert: int, transposed: bool) -> LazyMatrix:
-        """What is stored of one expert, inputs first: data [in, out], scales and zero points [groups, out]."""
+        """What is stored of one expert, inputs first: data [in, out], scales, zero points, minima [groups, out]."""
         found = self.run_of(expert).encoded(expert)
         return found if transposed else found.mapped(np.transpose)
 
@@ -230,10 +238,13 @@ def decoding_node(
 
 def decodes_weight(node: ir.Node | None) -> bool:
     """Whether the node stands between a stored weight and the moec node that multiplies by it."""
-    if not _is(node, "Cast", "DequantizeLinear", "Concat"):
+    if not _is(node, "Cast", "DequantizeLinear", "Concat", "Sub", "Gather"):
+        return False
+    if node.op_type == "Sub" and minima_of(node) is None:
         return False
     return any(
-        value in weight_inputs(user).values() or (_is(user, "Concat") and decodes_weight(user))
+        (node.op_type != "Gather" and value in weight_inputs(user).values())
+        or (_is(user, "Concat", "Sub", "Gather") and decodes_weight(user))
         for value in node.outputs
         for user, _ in value.uses()
     )
@@ -287,6 +298,8 @@ def _run(value: ir.Value, first: int) -> WeightRun:
     node = value.producer()
     if _is(node, "DequantizeLinear"):
         return _quantized_run(value, node, first)
+    if _is(node, "Sub") and (found := minima_of(node)) is not None:
+        return _run_with_minima(value, *found, first)
     data = node.inputs[0] if _is(node, "Cast") else value
     tensor = constant(data)
     if data is None or tensor is None:
@@ -300,7 +313,7 @@ def _run(value: ir.Value, first: int) -> WeightRun:
     return WeightRun(first, _count(tensor), WeightFormat(name), data)
 
 
-def _quantized_run(value: ir.Value, node: ir.Node, first: int) -> WeightRun:
+def _quantized_run(value: ir.Value, node: ir.Node, first: int, has_minima: bool = False) -> WeightRun:
     data, scale, zero_point = (*node.inputs, None)[:3]
     found, scales = constant(data), constant(scale)
     if data is None or found is None or scales is None or (zero_point is not None and constant(zero_point) is None):
@@ -316,8 +329,33 @@ def _quantized_run(value: ir.Value, node: ir.Node, first: int) -> WeightRun:
     size = int(found.shape.numpy()[axis])
     width = node.attributes[WIDTH].as_int() if WIDTH in node.attributes else None
     name = name_of(found.dtype, width)
-    form = _format(value, name, (found.dtype, scales.dtype), block, size, zero_point is not None)
+    form = _format(value, name, (found.dtype, scales.dtype), block, size, zero_point is not None, has_minima)
     return WeightRun(first, _count(found), form, data, scale, zero_point, axis - (rank - 2))
+
+
+def _run_with_minima(value: ir.Value, decoding: ir.Node, spread: ir.Node, first: int) -> WeightRun:
+    minimum = spread.inputs[0]
+    cast = None if minimum is None else minimum.producer()
+    minimum = cast.inputs[0] if _is(cast, "Cast") else minimum
+    found, groups = constant(minimum), constant(spread.inputs[1])
+    if minimum is None or found is None or groups is None or len(decoding.inputs) != 2:
+        raise UnsupportedError(f"weight {value.name}: has minima that are computed, or zero points beside them")
+    run = _quantized_run(value, decoding, first, has_minima=True)
+    assert run.scale is not None and run.axis is not None
+    scales = constant(run.scale)
+    assert scales is not None
+    size, axis = run.shape[run.axis], len(scales.shape) - 2 + run.axis % 2
+    if (
+        found.dtype != scales.dtype
+        or found.shape != scales.shape
+        or spread.attributes.get_int("axis", 0) % len(scales.shape) != axis
+        or not np.array_equal(groups.numpy(), np.arange(size) // run.format.group)
+    ):
+        raise UnsupportedError(
+            f"weight {value.name}: has minima {found.dtype}{list(found.shape)} beside scales "
+            f"{scales.dtype}{list(scales.shape)}; expected one for each scale, of its group"
+        )
+    return dataclasses.replace(run, minimum=minimum)
 
 
 def _format(
@@ -327,23 +365,27 @@ def _format(
     block: int,
     size: int,
     has_zero_points: bool,
+    has_minima: bool,
 ) -> WeightFormat:
     data_type, scale_type = types
     if name is None or not ELEMENTS[name].takes_scales(scale_type):
         raise UnsupportedError(f"weight {value.name}: {data_type} elements with {scale_type} scales are not supported")
     elements = ELEMENTS[name]
-    if has_zero_points != (data_type == elements.unsigned):
+    if (has_zero_points or has_minima) != (data_type == elements.unsigned):
         found = "with" if has_zero_points else "without"
         raise UnsupportedError(
             f"weight {value.name}: {data_type} {found} zero points; expected signed elements without, or unsigned with"
         )
     if not elements.groups:
-        return WeightFormat(name, 0 if block >= size else block, has_zero_points)
-    group = next((allowed for allowed in sorted(elements.groups) if min(block, size) == min(allowed, size)), None)
+        return WeightFormat(name, 0 if block >= size and not has_minima else block, has_zero_points, has_minima)
+    group = next(
+        (allowed for allowed in sorted((*elements.groups, *elements.found)) if min(block, size) == min(allowed, size)),
+        None,
+    )
     if group is None:
         expected = " or ".join(map(str, elements.groups))
         raise UnsupportedError(f"weight {value.name}: {name} in groups of {block}; expected {expected}")
-    return WeightFormat(name, group, has_zero_points)
+    return WeightFormat(name, group, has_zero_points, has_minima)
 
 
 def _count(tensor: ir.TensorProtocol) -> int:

@@ -104,6 +104,8 @@ def scale(product: Multiplication, scales: Any, start: Any, v: int) -> Any:
 def zero(product: Multiplication, zeros: Any, start: Any, v: int) -> Any:
     """The zero points of the ``v``-th vector of columns as int32."""
     lanes = product.machine.lanes
+    if product.stored.minima:
+        return _all_lanes(0, lanes)
     if not product.stored.zero_points:
         return _all_lanes(ZERO_POINTS[product.stored.element], lanes)
     return T.cast(zeros[T.ramp(start + v * lanes, 1, lanes)], f"int32x{lanes}")
@@ -121,4 +123,6 @@ def store_quad(product: Multiplication, weights: Weights, tile: Tile, index: Any
             number = (vector >> _all_lanes(8 * position, lanes)) & _all_lanes(255, lanes)
             value = _e4m3(number, lanes) if is_e4m3 else T.cast(number - offset, f"float32x{lanes}")
             value = value * factor
+            if product.stored.minima:
+                value = value - scale(product, weights.minima, scales, v)
             T.buffer_store(panel, value, [row + position, T.ramp(v * lanes, 1, lanes)])

@@ -32,6 +32,7 @@ class Weights:
     data: Any
     scales: Any = None
     zeros: Any = None
+    minima: Any = None
     crossover: Any = None
 
 

@@ -65,6 +65,14 @@ def pack_zeros(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix
     return _tiled(problem, zeros, groups, width, 0).reshape(-1)
 
 
+def pack_minima(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
+    """The minima of one expert, flat, in the order of the scales."""
+    product, inner, width = _of(problem, expert)
+    groups = product.stored.groups(product.padded(inner))
+    minima = [part.minimum[:groups, :width] for part in parts if part.minimum is not None]
+    return _tiled(problem, minima, groups, width, 0).reshape(-1)
+
+
 def _of(problem: PackedProduct, expert: int) -> tuple[Multiplication, int, int]:
     index, inner, width = problem.sizes(expert)
     return problem.multiplications[index], inner, width
@@ -79,7 +87,7 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(data).view(np.uint8) & 15
     if element == "fp8":
         return np.ascontiguousarray(data).view(np.uint8)
-    if product.stored.zero_points:
+    if product.stored.zero_points or product.stored.minima:
         return data.astype(np.uint8)
     return (data.astype(np.int16) + ZERO_POINTS[element]).astype(np.uint8)
 

@@ -1,0 +1,43 @@
+"""The architectures of llama.cpp that moec makes models of: one file for those that are alike, over shared parts.
+
+A builder returns the logits [B,S,V]. Formulas and names of tensors and hyperparameters are those of llama.cpp
+(``src/models/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.frontend.gguf.architectures import (
+    dbrx,
+    deepseek2,
+    gemma,
+    gpt_oss,
+    granite,
+    lfm2,
+    llama,
+    olmo2,
+    phi,
+    qwen2moe,
+    sigmoid_routed,
+)
+from moec.frontend.gguf.builder import Builder
+
+_FILES = (llama, qwen2moe, olmo2, granite, gemma, gpt_oss, phi, sigmoid_routed, dbrx, lfm2, deepseek2)
+ARCHITECTURES: dict[str, Callable[[Builder], ir.Value]] = {
+    name: build for file in _FILES for name, build in file.ARCHITECTURES.items()
+}
+"""By ``general.architecture``."""
+
+
+def build(builder: Builder) -> ir.Value:
+    """The logits of the file's architecture. Raises UnsupportedError for one that moec does not know."""
+    name = builder.given.architecture
+    if name not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"{builder.file.path}: is a model of the architecture {name[:60]!r}; moec knows {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name](builder)

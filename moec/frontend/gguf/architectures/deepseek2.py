@@ -1,0 +1,171 @@
+"""DeepSeek-V2, V3 and R1: latent attention (arXiv 2405.04434), first dense layers, then experts beside shared ones.
+
+Newer files hold the matrices that make keys and values of the latent one by head (``attn_k_b``, ``attn_v_b``). Queries
+then meet the latent itself: all heads share one key, of which the first part is the value, and the cache holds nothing
+else. Older files hold both in one matrix (``attn_kv_b``), and keys and values are those of every head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.frontend.gguf import formats
+from moec.frontend.gguf.builder import BATCH, FLOAT, PAST_LENGTH, Builder
+from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attend_heads, with_past
+from moec.frontend.gguf.parts.decoder import decoder
+from moec.frontend.gguf.parts.embedding import embed
+from moec.frontend.gguf.parts.feed_forward import Router, experts, gated, score_of, with_shared
+from moec.frontend.gguf.parts.rope import Rope
+
+_SOFTMAX = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """``plain`` elements of a key do not rotate, ``rotated`` ones do; ``query_rank`` is 0 where queries have none."""
+
+    heads: int
+    plain: int
+    rotated: int
+    value: int
+    rank: int
+    query_rank: int
+    absorbed: bool
+
+
+def build(build: Builder) -> ir.Value:
+    given, sizes, inner = build.given, _sizes(build), build.given.whole("feed_forward_length")
+    rope = Rope(build, sizes.rotated, interleaved=True)
+    normalize, scale = given.flag("expert_weights_norm", False), given.number("expert_weights_scale", 0.0)
+    router = Router.of(build, score_of(build, _SOFTMAX), normalize, correction="allowed").scaled(scale)
+    own, shared = given.whole("expert_feed_forward_length"), given.whole("expert_shared_count", least=0)
+    dense = given.whole("leading_dense_block_count", 0, least=0)
+    score_scale = _score_scale(rope, sizes)
+
+    def attend(x: ir.Value, layer: int) -> ir.Value:
+        return _attention(build, x, layer, sizes, rope, score_scale)
+
+    def feed_forward(x: ir.Value, layer: int) -> ir.Value:
+        if layer < dense:
+            return gated(build, x, layer, inner)
+        return with_shared(build, x, experts(build, x, layer, router, own), layer, own * shared)
+
+    return build.head(decoder(build, embed(build), attend, feed_forward))
+
+
+def _sizes(build: Builder) -> _Sizes:
+    given = build.given
+    heads, rotated = given.whole("attention.head_count"), given.whole("rope.dimension_count")
+    given.whole("attention.head_count_kv", heads)
+    key, value = given.whole("attention.key_length"), given.whole("attention.value_length")
+    absorbed = "attention.key_length_mla" in given
+    if absorbed:
+        key, value = given.whole("attention.key_length_mla"), given.whole("attention.value_length_mla")
+    rank, query_rank = given.whole("attention.kv_lora_rank"), given.whole("attention.q_lora_rank", 0, least=0)
+    query_rank = query_rank if build.has("blk.0.attn_q_a.weight") else 0
+    return _Sizes(heads, key - rotated, rotated, value, rank, query_rank, absorbed)
+
+
+def _score_scale(rope: Rope, sizes: _Sizes) -> float:
+    """By what scores are multiplied: YaRN's stretch is taken off cosines and sines, and comes back squared."""
+    scaling = rope.scaling
+    longer = math.log(scaling.factor)
+    stretch = scaling.attention_factor * (1 + 0.1 * longer) * (1 + 0.1 * scaling.log_factor * longer)
+    return stretch * stretch / math.sqrt(sizes.plain + sizes.rotated)
+
+
+def _attention(build: Builder, x: ir.Value, layer: int, sizes: _Sizes, rope: Rope, scale: float) -> ir.Value:
+    write, name = build.write, f"blk.{layer}"
+    query = _query(build, x, name, sizes)
+    both = build.linear(x, f"{name}.attn_kv_a_mqa", build.width, sizes.rank + sizes.rotated)
+    latent, position = write.split(both, sizes.rank, sizes.rotated, axis=-1, label=f"{name}.attn_kv_a")
+    latent = build.rms_norm(latent, f"{name}.attn_kv_a_norm", sizes.rank)
+    position = write.heads(position, 1, sizes.rotated, f"{name}.attn_k_pe")
+    way = _with_latent_cache if sizes.absorbed else _with_keys_of_heads
+    result = way(build, layer, query, latent, position, sizes, rope, scale)
+    joined = write.joined(result, sizes.heads * sizes.value, f"{name}.attention")
+    return build.linear(joined, f"{name}.attn_output", sizes.heads * sizes.value, build.width)
+
+
+def _query(build: Builder, x: ir.Value, name: str, sizes: _Sizes) -> ir.Value:
+    """Queries [B,H,S,plain+rotated], of which nothing is rotated yet."""
+    size = sizes.plain + sizes.rotated
+    if not sizes.query_rank:
+        query = build.linear(x, f"{name}.attn_q", build.width, sizes.heads * size)
+    else:
+        low = build.linear(x, f"{name}.attn_q_a", build.width, sizes.query_rank)
+        low = build.rms_norm(low, f"{name}.attn_q_a_norm", sizes.query_rank)
+        query = build.linear(low, f"{name}.attn_q_b", sizes.query_rank, sizes.heads * size)
+    return build.write.heads(query, sizes.heads, size, f"{name}.attn_q")
+
+
+def _with_latent_cache(
+    build: Builder,
+    layer: int,
+    query: ir.Value,
+    latent: ir.Value,
+    position: ir.Value,
+    sizes: _Sizes,
+    rope: Rope,
+    scale: float,
+) -> ir.Value:
+    """[B,H,S,value] of one key [B,1,S,rank+rotated] for all heads."""
+    write, name, width = build.write, f"blk.{layer}", sizes.rank + sizes.rotated
+    past = build.past("key", layer, (BATCH, 1, PAST_LENGTH, width)) if build.with_cache else None
+    plain, turning = write.split(query, sizes.plain, sizes.rotated, axis=-1, label=f"{name}.attn_q")
+    into = _by_head(build, f"{name}.attn_k_b.weight", (sizes.heads, sizes.rank, sizes.plain))
+    met = write.op("MatMul", plain, into, label=f"{name}.attn_q.met")
+    query = write.op("Concat", met, rope(turning, f"{name}.attn_q_pe"), axis=-1, label=f"{name}.attn_q.latent")
+    row = write.op("Unsqueeze", latent, write.numbers(1))
+    key = write.op("Concat", row, rope(position, f"{name}.attn_k_pe"), axis=-1, label=f"{name}.attn_k.latent")
+    key = with_past(build, "key", layer, past, key)
+    value = write.split(key, sizes.rank, sizes.rotated, axis=-1, label=f"{name}.attn_v.latent")[0]
+    heads = Heads(sizes.heads, 1, width, sizes.rank)
+    found = attend_heads(build, layer, query, key, value, heads, AttentionForm(scale=scale))
+    out = _by_head(build, f"{name}.attn_v_b.weight", (sizes.heads, sizes.value, sizes.rank))
+    return write.op("MatMul", found, out, label=f"{name}.attn_v_b")
+
+
+def _by_head(build: Builder, name: str, shape: tuple[int, int, int]) -> ir.Value:
+    """Matrices [H,out,in] as [H,in,out] in float32: products of batches read no stored weights."""
+    tensor = build.tensor(name, *shape)
+    build.float_tables.append(name)
+    turned = ir.Shape((shape[0], shape[2], shape[1]))
+    made = ir.LazyTensor(lambda: ir.tensor(np.ascontiguousarray(formats.decoded(tensor).swapaxes(1, 2))), FLOAT, turned)
+    return build.write.weight(made, name)
+
+
+def _with_keys_of_heads(
+    build: Builder,
+    layer: int,
+    query: ir.Value,
+    latent: ir.Value,
+    position: ir.Value,
+    sizes: _Sizes,
+    rope: Rope,
+    scale: float,
+) -> ir.Value:
+    """[B,H,S,value] of keys and values of every head."""
+    write, name, size = build.write, f"blk.{layer}", sizes.plain + sizes.rotated
+    past = [
+        build.past(kind, layer, (BATCH, sizes.heads, PAST_LENGTH, width)) if build.with_cache else None
+        for kind, width in (("key", size), ("value", sizes.value))
+    ]
+    both = build.linear(latent, f"{name}.attn_kv_b", sizes.rank, sizes.heads * (sizes.plain + sizes.value))
+    both = write.heads(both, sizes.heads, sizes.plain + sizes.value, f"{name}.attn_kv_b")
+    plain_key, value = write.split(both, sizes.plain, sizes.value, axis=-1, label=f"{name}.attn_kv_b")
+    plain, turning = write.split(query, sizes.plain, sizes.rotated, axis=-1, label=f"{name}.attn_q")
+    query = write.op("Concat", plain, rope(turning, f"{name}.attn_q_pe"), axis=-1, label=f"{name}.attn_q.whole")
+    ones = write.numbers(1, sizes.heads, 1, 1)
+    turned = write.op("Expand", rope(position, f"{name}.attn_k_pe"), ones)
+    key = write.op("Concat", plain_key, turned, axis=-1, label=f"{name}.attn_k.whole")
+    key, value = with_past(build, "key", layer, past[0], key), with_past(build, "value", layer, past[1], value)
+    heads = Heads(sizes.heads, sizes.heads, size, sizes.value)
+    return attend_heads(build, layer, query, key, value, heads, AttentionForm(scale=scale))
+
+
+ARCHITECTURES = {"deepseek2": build}

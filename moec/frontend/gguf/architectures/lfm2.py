@@ -1,0 +1,62 @@
+"""LFM2 and LFM2-MoE: most layers are a gated short convolution, which keeps its last inputs; the others attend. In the
+MoE, experts are chosen by sigmoids that a bias corrects, behind first dense layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.frontend.gguf.builder import BATCH, Builder
+from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
+from moec.frontend.gguf.parts.decoder import decoder
+from moec.frontend.gguf.parts.embedding import embed
+from moec.frontend.gguf.parts.feed_forward import Router, experts, gated, score_of
+from moec.frontend.gguf.parts.rope import Rope
+
+_BEHIND_ALL = np.iinfo(np.int64).max
+
+
+def build(build: Builder) -> ir.Value:
+    given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    rope, taps = Rope(build, heads[0].size, interleaved=False), given.whole("shortconv.l_cache", least=2)
+    is_moe = given.architecture == "lfm2moe"
+    router = Router.of(build, score_of(build), correction="needed") if is_moe else None
+    own = given.whole("expert_feed_forward_length") if is_moe else 0
+    dense = given.whole("leading_dense_block_count", 0, least=0) if is_moe else build.layers
+    form = AttentionForm(window=given.whole("attention.sliding_window", 0, least=0) if not is_moe else 0, norm="head")
+
+    def mix(x: ir.Value, layer: int) -> ir.Value:
+        if heads[layer].groups:
+            return attention(build, x, layer, heads[layer], rope, form)
+        return _short_convolution(build, x, layer, taps)
+
+    def feed_forward(x: ir.Value, layer: int) -> ir.Value:
+        if router is None or layer < dense:
+            return gated(build, x, layer, inner)
+        return experts(build, x, layer, router, own)
+
+    return build.head(decoder(build, embed(build), mix, feed_forward), norm="token_embd_norm")
+
+
+def _short_convolution(build: Builder, x: ir.Value, layer: int, taps: int) -> ir.Value:
+    """``c * conv(b * x)`` of three projections; the convolution is causal, and each channel has its own ``taps``."""
+    write, name, width = build.write, f"blk.{layer}.shortconv", build.width
+    both = build.linear(x, f"{name}.in_proj", width, 3 * width)
+    before, after, inputs = write.split(both, width, width, width, axis=-1, label=name)
+    rows = write.op("Transpose", write.op("Mul", before, inputs), perm=[0, 2, 1], label=f"{name}.channels")
+    if build.with_cache:
+        rows = write.op(
+            "Concat", build.past("conv", layer, (BATCH, width, taps - 1)), rows, axis=2, label=f"{name}.rows"
+        )
+        axis = write.numbers(2)
+        kept = write.op("Slice", rows, write.numbers(1 - taps), write.numbers(_BEHIND_ALL), axis, label=f"{name}.kept")
+        build.keep("conv", layer, kept)
+    else:
+        rows = write.op("Pad", rows, write.numbers(taps - 1, 0), None, write.numbers(2), label=f"{name}.rows")
+    weight = write.constant(build.numbers(f"{name}.conv.weight", width, taps)[:, None], f"{name}.conv")
+    mixed = write.op("Conv", rows, weight, group=width, kernel_shape=[taps], label=f"{name}.mixed")
+    back = write.op("Transpose", mixed, perm=[0, 2, 1], label=f"{name}.tokens")
+    return build.linear(write.op("Mul", after, back), f"{name}.out_proj", width, width)
+
+
+ARCHITECTURES = {"lfm2": build, "lfm2moe": build}

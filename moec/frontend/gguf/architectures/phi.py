@@ -1,0 +1,31 @@
+"""Phi-3 and Phi-3.5-MoE: one matrix for queries, keys and values, in Phi-3 one for gate and up, tables of factors for
+long contexts, norms and products with biases in the MoE. Windows are not used, as in llama.cpp."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.parts.attention import Heads, attention
+from moec.frontend.gguf.parts.decoder import decoder
+from moec.frontend.gguf.parts.embedding import embed
+from moec.frontend.gguf.parts.feed_forward import Router, experts, gated
+from moec.frontend.gguf.parts.rope import Rope
+
+
+def build(build: Builder) -> ir.Value:
+    given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    given.whole("attention.sliding_window", 0, least=0)
+    rope = Rope(build, heads[0].size, interleaved=False)
+    router = Router.of(build) if given.whole("expert_count", 0, least=0) else None
+
+    def attend(x: ir.Value, layer: int) -> ir.Value:
+        return attention(build, x, layer, heads[layer], rope)
+
+    def feed_forward(x: ir.Value, layer: int) -> ir.Value:
+        return gated(build, x, layer, inner) if router is None else experts(build, x, layer, router, inner)
+
+    return build.head(decoder(build, embed(build), attend, feed_forward))
+
+
+ARCHITECTURES = {"phi3": build, "phimoe": build}

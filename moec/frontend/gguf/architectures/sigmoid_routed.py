@@ -1,0 +1,71 @@
+"""GLM-4.5, dots.llm1 and ERNIE 4.5 (MoE): first dense layers, then experts beside a shared one, chosen by a score that
+a bias corrects."""
+
+from __future__ import annotations
+
+import functools
+
+import onnx_ir as ir
+
+from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
+from moec.frontend.gguf.parts.decoder import Norms, decoder
+from moec.frontend.gguf.parts.embedding import embed
+from moec.frontend.gguf.parts.feed_forward import Router, experts, gated, score_of, with_shared
+from moec.frontend.gguf.parts.rope import Rope
+
+_SIGMOID = 2
+
+
+def build(
+    build: Builder, norm: str = "head", feed_forward_norm: str = "ffn_norm", gating: int | None = None
+) -> ir.Value:
+    """``gating``: the score function where metadata names none. GLM-4.5 has norms of queries and keys in some sizes."""
+    given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    form = AttentionForm(norm=norm if build.has("blk.0.attn_q_norm.weight") else "")
+    normalize, scale = given.flag("expert_weights_norm", False), given.number("expert_weights_scale", 0.0)
+    router = Router.of(build, score_of(build, gating), normalize, correction="allowed").scaled(scale)
+    own, shared = given.whole("expert_feed_forward_length"), given.whole("expert_shared_count", 0, least=0)
+    dense = given.whole("leading_dense_block_count", 0, least=0)
+    rope = Rope(build, heads[0].size, interleaved=False)
+
+    def attend(x: ir.Value, layer: int) -> ir.Value:
+        return attention(build, x, layer, heads[layer], rope, form)
+
+    def feed_forward(x: ir.Value, layer: int) -> ir.Value:
+        if layer < dense:
+            return gated(build, x, layer, inner)
+        return with_shared(build, x, experts(build, x, layer, router, own), layer, own * shared)
+
+    norms = Norms(feed_forward=feed_forward_norm)
+    return build.head(decoder(build, embed(build), attend, feed_forward, norms))
+
+
+def build_ernie(build: Builder) -> ir.Value:
+    """Softmax scores that a bias corrects; experts in every ``interleave_moe_layer_step``-th layer."""
+    given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    is_moe = given.architecture == "ernie4_5-moe"
+    router = Router.of(build, correction="allowed") if is_moe else None
+    own = given.whole("expert_feed_forward_length") if is_moe else 0
+    shared = given.whole("expert_shared_feed_forward_length", 0, least=0)
+    given.whole("expert_shared_count", 0, least=0)  # the length above is that of all of them
+    dense, step = given.whole("leading_dense_block_count", 0, least=0), given.whole("interleave_moe_layer_step", 1)
+    rope = Rope(build, heads[0].size, interleaved=True)
+
+    def attend(x: ir.Value, layer: int) -> ir.Value:
+        return attention(build, x, layer, heads[layer], rope)
+
+    def feed_forward(x: ir.Value, layer: int) -> ir.Value:
+        if router is None or layer < dense or (layer + 1) % step:
+            return gated(build, x, layer, inner)
+        return with_shared(build, x, experts(build, x, layer, router, own), layer, shared)
+
+    return build.head(decoder(build, embed(build), attend, feed_forward))
+
+
+ARCHITECTURES = {
+    "glm4moe": functools.partial(build, feed_forward_norm="post_attention_norm", gating=_SIGMOID),
+    "dots1": build,
+    "ernie4_5": build_ernie,
+    "ernie4_5-moe": build_ernie,
+}

@@ -1,0 +1,254 @@
+"""From blocks of ggml to stored weights: each number, scale and minimum is the one that the file holds, in float32.
+
+A row of a matrix is cut into blocks of 32 weights, those of the K formats of 256, which are cut into groups again.
+Layouts: the structures and ``dequantize_row_*`` of ggml (``ggml-common.h``, ``ggml-quants.c``).
+
+========  ================================================  ==========================================  ======  ======
+type      a weight is                                       becomes                                     bits    there
+========  ================================================  ==========================================  ======  ======
+Q4_0      d * (q - 8)                                       int4 in groups of 32, float16 scales        4.5     4.5
+Q4_1      d * q + m                                         uint4 in groups of 32, float16 minima       5       5
+Q5_0      d * (q - 16)                                      int8 in groups of 32, float16 scales        8.5     5.5
+Q5_1      d * q + m                                         uint8 in groups of 32, float16 minima       9       6
+Q8_0      d * q                                             int8 in groups of 32, float16 scales        8.5     8.5
+MXFP4     2^(e - 127) * e2m1                                float4 in groups of 32, scales 2^n          4.25    4.25
+Q2_K      (d * s) * q - dmin * m, in groups of 16           uint2, float32 scales and minima            6       2.625
+Q3_K      (d * (s - 32)) * (q - 4), in groups of 16         int3, float32 scales                        5       3.4375
+Q4_K      (d * s) * q - dmin * m, in groups of 32           uint4, float32 scales and minima            6       4.5
+Q5_K      (d * s) * q - dmin * m, in groups of 32           uint8, float32 scales and minima            10      5.5
+Q6_K      (d * s) * (q - 32), in groups of 16               int8, float32 scales                        10      6.5625
+========  ================================================  ==========================================  ======  ======
+
+``bits`` of a weight in an artifact, ``there`` in the file: products of two levels of scales need a float32, and there
+are no elements of five or six bits. A scale of MXFP4 that is 255 is not a number, as OCP says; ggml reads 2^128.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from moec.frontend.gguf.reader import BLOCKS, GgufTensor
+from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.ir.weights.encode import Table
+from moec.ir.weights.format import FormatName, WeightFormat
+
+Array = np.ndarray[Any, Any]
+Tables = dict[Table, Array]
+"""Of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block]."""
+_SUPER = 256
+
+FLOATS: dict[str, ir.DataType] = {
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantised:
+    """A type of tensors: the format that its weights are in, the type of scales, and what reads blocks."""
+
+    form: WeightFormat
+    scale: ir.DataType
+    read: Callable[[Array], Tables]
+
+    @property
+    def tables(self) -> list[Table]:
+        return ["data", "scale", *(["minimum"] if self.form.minima else [])]
+
+    def dtype(self, table: Table) -> ir.DataType:
+        return self.form.data_type if table == "data" else self.scale
+
+
+def weight_of(tensor: GgufTensor) -> Weight:
+    """A matrix or a stack of matrices as it is stored. Nothing is read before it is needed."""
+    if tensor.kind in FLOATS:
+        return Weight(tensor.where, {"data": LazyArray(FLOATS[tensor.kind], tensor.shape, lambda: floats(tensor))})
+    kind = QUANTISED[tensor.kind]
+    tables: dict[Table, LazyArray] = {table: _lazy(tensor, kind, table) for table in kind.tables}
+    return Weight(tensor.where, tables, kind.form)
+
+
+def floats(tensor: GgufTensor) -> Array:
+    """The numbers of a tensor that is stored as floats: a view of the mapped file."""
+    return tensor.blocks.reshape(-1).view(FLOATS[tensor.kind].numpy().newbyteorder("<")).reshape(tensor.shape)
+
+
+def decoded(tensor: GgufTensor) -> Array:
+    """All numbers in float32."""
+    if tensor.kind in FLOATS:
+        return floats(tensor).astype(np.float32)
+    kind, blocks = QUANTISED[tensor.kind], tensor.blocks
+    tables = kind.read(blocks.reshape(-1, blocks.shape[-1]))
+    groups = tables["data"].astype(np.float32).reshape(*tables["scale"].shape, -1)
+    groups = groups * tables["scale"].astype(np.float32)[..., None]
+    if "minimum" in tables:
+        groups = groups - tables["minimum"].astype(np.float32)[..., None]
+    return groups.reshape(tensor.shape)
+
+
+def stored_bits(kind: str) -> tuple[float, float]:
+    """The bits of a weight in an artifact, with scales and minima, and in the file."""
+    _, weights, size = next(block for block in BLOCKS.values() if block[0] == kind)
+    if kind in FLOATS:
+        return FLOATS[kind].bitwidth, FLOATS[kind].bitwidth
+    found = QUANTISED[kind]
+    return found.form.elements.bits + found.scale.bitwidth * (
+        1 + found.form.minima
+    ) / found.form.group, 8 * size / weights
+
+
+def _lazy(tensor: GgufTensor, kind: Quantised, table: Table) -> LazyArray:
+    rows = tensor.blocks.shape[:-2]
+    shape = tensor.shape if table == "data" else (*rows, tensor.shape[-1] // kind.form.group)
+    dtype = kind.dtype(table)
+
+    def read(part: Array) -> Array:
+        found = kind.read(part.reshape(-1, part.shape[-1]))[table]
+        return found.reshape(*part.shape[:-2], -1)
+
+    return LazyArray(dtype, shape, lambda: read(tensor.blocks), lambda expert: read(tensor.blocks[expert]))
+
+
+# --- blocks of 32: the low halves of the bytes are the first 16 weights
+
+
+def _half(blocks: Array, first: int) -> Array:
+    """A float16 of each block, [n, 1]."""
+    return np.ascontiguousarray(blocks[:, first : first + 2]).view("<f2")
+
+
+def _nibbles(packed: Array) -> Array:
+    return np.concatenate([packed & 15, packed >> 4], axis=-1)
+
+
+def _int4(numbers: Array) -> Array:
+    """Numbers less 8, in the bits of int4."""
+    return ((numbers - 8) & 15).astype(np.int8).view(ml_dtypes.int4)
+
+
+def _q4_0(blocks: Array) -> Tables:
+    return {"data": _int4(_nibbles(blocks[:, 2:])), "scale": _half(blocks, 0)}
+
+
+def _q4_1(blocks: Array) -> Tables:
+    data = _nibbles(blocks[:, 4:]).view(ml_dtypes.uint4)
+    return {"data": data, "scale": _half(blocks, 0), "minimum": -_half(blocks, 2)}
+
+
+def _fifth_bits(blocks: Array, first: int) -> Array:
+    """The 32 bits of four bytes, 16 each."""
+    return np.unpackbits(blocks[:, first : first + 4], axis=-1, bitorder="little") << 4
+
+
+def _q5_0(blocks: Array) -> Tables:
+    numbers = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)
+    return {"data": numbers.astype(np.int8) - np.int8(16), "scale": _half(blocks, 0)}
+
+
+def _q5_1(blocks: Array) -> Tables:
+    numbers = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)
+    return {"data": numbers, "scale": _half(blocks, 0), "minimum": -_half(blocks, 2)}
+
+
+def _q8_0(blocks: Array) -> Tables:
+    return {"data": np.ascontiguousarray(blocks[:, 2:]).view(np.int8), "scale": _half(blocks, 0)}
+
+
+def _mxfp4(blocks: Array) -> Tables:
+    exponents = np.ascontiguousarray(blocks[:, :1]).view(ml_dtypes.float8_e8m0fnu)
+    return {"data": _nibbles(blocks[:, 1:]).view(ml_dtypes.float4_e2m1fn), "scale": exponents}
+
+
+# --- blocks of 256, whose groups have small whole numbers as scales and minima
+
+
+def _wide(blocks: Array, first: int) -> Array:
+    """A float16 of each block as float32, [n, 1]."""
+    return _half(blocks, first).astype(np.float32)
+
+
+def _shifted(packed: Array, width: int, bits: int, fields: int) -> Array:
+    """Fields of ``bits`` bits of bytes [n, bytes]: of every ``width`` bytes all lowest fields, then the next ones."""
+    parts = packed.reshape(len(packed), -1, 1, width) >> (bits * np.arange(fields, dtype=np.uint8))[:, None]
+    return (parts & ((1 << bits) - 1)).reshape(len(packed), -1)
+
+
+def _six_bits(packed: Array) -> tuple[Array, Array]:
+    """The 8 scales and 8 minima of six bits in 12 bytes: ``get_scale_min_k4`` of ggml."""
+    low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=-1)
+    minima = np.concatenate([middle & 63, (high >> 4) | ((middle >> 6) << 4)], axis=-1)
+    return scales, minima
+
+
+def _q2_k(blocks: Array) -> Tables:
+    scales, packed = blocks[:, :16], blocks[:, 16:80]
+    return {
+        "data": _shifted(packed, 32, 2, 4).view(ml_dtypes.uint2),
+        "scale": _wide(blocks, 80) * (scales & 15),
+        "minimum": _wide(blocks, 82) * (scales >> 4),
+    }
+
+
+def _q3_k(blocks: Array) -> Tables:
+    third = _shifted(blocks[:, :32], 32, 1, 8) << 2
+    numbers = _shifted(blocks[:, 32:96], 32, 2, 4) | third
+    low, high = _nibbles(blocks[:, 96:104]), blocks[:, 104:108]
+    scales = low | (_shifted(high, 4, 2, 4) << 4)
+    return {
+        "data": ((numbers - 4) & 15).astype(np.int8).view(ml_dtypes.int4),
+        "scale": _wide(blocks, 108) * (scales.astype(np.float32) - 32),
+    }
+
+
+def _q4_k(blocks: Array) -> Tables:
+    scales, minima = _six_bits(blocks[:, 4:16])
+    numbers = _shifted(blocks[:, 16:], 32, 4, 2)
+    return {
+        "data": numbers.view(ml_dtypes.uint4),
+        "scale": _wide(blocks, 0) * scales,
+        "minimum": _wide(blocks, 2) * minima,
+    }
+
+
+def _q5_k(blocks: Array) -> Tables:
+    scales, minima = _six_bits(blocks[:, 4:16])
+    numbers = _shifted(blocks[:, 48:], 32, 4, 2) | (_shifted(blocks[:, 16:48], 32, 1, 8) << 4)
+    return {"data": numbers, "scale": _wide(blocks, 0) * scales, "minimum": _wide(blocks, 2) * minima}
+
+
+def _q6_k(blocks: Array) -> Tables:
+    low, high = _shifted(blocks[:, :128], 64, 4, 2), _shifted(blocks[:, 128:192], 32, 2, 4)
+    scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
+    numbers = (low | (high << 4)).astype(np.int8) - np.int8(32)
+    return {"data": numbers, "scale": _wide(blocks, 208) * scales}
+
+
+def _row(
+    name: FormatName, group: int, scale: ir.DataType, read: Callable[[Array], Tables], minima: bool = False
+) -> Quantised:
+    return Quantised(WeightFormat(name, group, minima=minima), scale, read)
+
+
+_with_minima = functools.partial(_row, minima=True)
+QUANTISED: dict[str, Quantised] = {
+    "Q4_0": _row("int4", 32, ir.DataType.FLOAT16, _q4_0),
+    "Q4_1": _with_minima("int4", 32, ir.DataType.FLOAT16, _q4_1),
+    "Q5_0": _row("int8", 32, ir.DataType.FLOAT16, _q5_0),
+    "Q5_1": _with_minima("int8", 32, ir.DataType.FLOAT16, _q5_1),
+    "Q8_0": _row("int8", 32, ir.DataType.FLOAT16, _q8_0),
+    "MXFP4": _row("mxfp4", 32, ir.DataType.FLOAT8E8M0, _mxfp4),
+    "Q2_K": _with_minima("int2", 16, ir.DataType.FLOAT, _q2_k),
+    "Q3_K": _row("int3", 16, ir.DataType.FLOAT, _q3_k),
+    "Q4_K": _with_minima("int4", 32, ir.DataType.FLOAT, _q4_k),
+    "Q5_K": _with_minima("int8", 32, ir.DataType.FLOAT, _q5_k),
+    "Q6_K": _row("int8", 16, ir.DataType.FLOAT, _q6_k),
+}

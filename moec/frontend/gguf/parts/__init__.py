@@ -1,0 +1,1 @@
+"""Parts of decoders that several architectures are made of."""

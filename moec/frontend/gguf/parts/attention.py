@@ -1,0 +1,165 @@
+"""Attention of a decoder's layer: projections, heads, past keys and values, windows, sinks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.frontend.gguf.builder import BATCH, PAST_LENGTH, Builder
+from moec.frontend.gguf.parts.rope import Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """Heads of a layer: queries, keys and values, and the sizes of a key and of a value."""
+
+    queries: int
+    groups: int
+    size: int
+    value_size: int
+
+    @staticmethod
+    def of(build: Builder) -> list[Heads]:
+        """Those of each layer. A layer of no groups has no attention. Raises MoecError for heads that do not fit."""
+        given, layers = build.given, build.layers
+        queries = given.by_layer("attention.head_count", layers)
+        groups = given.by_layer("attention.head_count_kv", layers, queries[0], least=0)
+        size = given.whole("attention.key_length", build.width // queries[0])
+        value_size = given.whole("attention.value_length", build.width // queries[0])
+        for heads, shared in zip(queries, groups, strict=True):
+            if shared and heads % shared:
+                raise UnsupportedError(f"{given.where}: {heads} query heads cannot share {shared} heads of keys")
+        return [Heads(*counts, size, value_size) for counts in zip(queries, groups, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionForm:
+    """What architectures differ in. ``window``: of how many tokens, its own included, a token sees keys; 0 for all.
+    ``scale`` of the scores: 1 / sqrt(size) where it is None. ``softcap``: what bounds scores, 0 for nothing.
+    ``norm``: of queries and keys, ``head`` by head or ``all`` heads together. ``norm_last``: after the rotation.
+    ``clamp``: what queries, keys and values are clamped to, 0 for nothing. ``sinks``: whether each head has a logit
+    that takes weight and gives nothing."""
+
+    window: int = 0
+    scale: float | None = None
+    softcap: float = 0.0
+    norm: str = ""
+    clamp: float = 0.0
+    sinks: bool = False
+
+
+def attention(
+    build: Builder, x: ir.Value, layer: int, heads: Heads, rope: Rope | None, form: AttentionForm = AttentionForm()
+) -> ir.Value:
+    """What a layer's attention adds to the residual stream, from its normalised input x [B,S,D]."""
+    name = f"blk.{layer}"
+    query, key, value = _projections(build, x, name, heads, form)
+    if form.norm == "all":
+        query = build.rms_norm(query, f"{name}.attn_q_norm", heads.queries * heads.size)
+        key = build.rms_norm(key, f"{name}.attn_k_norm", heads.groups * heads.size)
+    write = build.write
+    query = write.heads(query, heads.queries, heads.size, f"{name}.attn_q")
+    key = write.heads(key, heads.groups, heads.size, f"{name}.attn_k")
+    value = write.heads(value, heads.groups, heads.value_size, f"{name}.attn_v")
+    if form.norm == "head":
+        query = build.rms_norm(query, f"{name}.attn_q_norm", heads.size)
+        key = build.rms_norm(key, f"{name}.attn_k_norm", heads.size)
+    past_key = _past(build, "key", layer, heads.groups, heads.size)
+    past_value = _past(build, "value", layer, heads.groups, heads.value_size)
+    if rope is not None:
+        query, key = rope(query, f"{name}.attn_q.rotated"), rope(key, f"{name}.attn_k.rotated")
+    key, value = with_past(build, "key", layer, past_key, key), with_past(build, "value", layer, past_value, value)
+    result = attend_heads(build, layer, query, key, value, heads, form)
+    result = write.joined(result, heads.queries * heads.value_size, f"{name}.attention")
+    return build.linear(result, f"{name}.attn_output", heads.queries * heads.value_size, build.width)
+
+
+def _projections(
+    build: Builder, x: ir.Value, name: str, heads: Heads, form: AttentionForm
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Queries, keys and values [B,S,heads*size], which one matrix may make together."""
+    sizes = heads.queries * heads.size, heads.groups * heads.size, heads.groups * heads.value_size
+    if build.has(f"{name}.attn_qkv.weight"):
+        joined = build.linear(x, f"{name}.attn_qkv", build.width, sum(sizes))
+        parts = build.write.split(_clamped(build, joined, form.clamp), *sizes, axis=-1, label=f"{name}.attn_qkv")
+    else:
+        names = ("attn_q", "attn_k", "attn_v")
+        parts = [
+            _clamped(build, build.linear(x, f"{name}.{part}", build.width, size), form.clamp)
+            for part, size in zip(names, sizes, strict=True)
+        ]
+    return parts[0], parts[1], parts[2]
+
+
+def _clamped(build: Builder, x: ir.Value, limit: float) -> ir.Value:
+    return build.write.op("Clip", x, build.write.scalar(-limit), build.write.scalar(limit)) if limit else x
+
+
+def _past(build: Builder, kind: str, layer: int, groups: int, size: int) -> ir.Value | None:
+    if not build.with_cache:
+        return None
+    return build.past(kind, layer, (BATCH, groups, PAST_LENGTH, size))
+
+
+def with_past(build: Builder, kind: str, layer: int, past: ir.Value | None, new: ir.Value) -> ir.Value:
+    """New keys or values [B,G,S,h] behind the past ones, which then are the layer's present ones."""
+    if past is None:
+        return new
+    present = build.write.op("Concat", past, new, axis=2, label=f"blk.{layer}.{kind}s")
+    build.keep(kind, layer, present)
+    return present
+
+
+def attend_heads(
+    build: Builder, layer: int, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, form: AttentionForm
+) -> ir.Value:
+    """The result [B,H,S,value_size] of queries [B,H,S,h], which belong to the last of keys and values [B,G,P+S,h]."""
+    write, name = build.write, f"blk.{layer}"
+    attributes = {"scale": heads.size**-0.5 if form.scale is None else form.scale}
+    if form.softcap:
+        attributes["softcap"] = form.softcap
+    mask, lengths = _window_mask(build, form.window) if form.window else None, None
+    if form.sinks:
+        key, value = (
+            write.op("Pad", tensor, write.numbers(1, 0), None, write.numbers(2), label=f"{name}.behind_sink")
+            for tensor in (key, value)
+        )
+        mask = _with_sinks(build, layer, mask, heads.queries)
+    if form.sinks or build.with_cache:
+        used = write.op("Add", build.total, write.numbers(1)) if form.sinks else build.total
+        lengths = write.op("Expand", used, build.batch, label=f"{name}.visible")
+    inputs = [query, key, value, mask, None, None, lengths]
+    while inputs[-1] is None:
+        inputs.pop()
+    return write.op("Attention", *inputs, is_causal=1, label=f"{name}.attention", **attributes)
+
+
+def _window_mask(build: Builder, window: int) -> ir.Value:
+    """Which keys lie in the window of each query, bool [S,P+S]; those behind a query are masked by causality."""
+    if window not in build.windows:
+        write = build.write
+        last = write.op("Squeeze", build.total, write.numbers(0))
+        columns = write.op("Range", write.whole(0), last, write.whole(1), label="keys")
+        first = write.op("Sub", build.positions, write.whole(window), label="before_window")
+        build.windows[window] = write.op(
+            "Greater", columns, write.op("Unsqueeze", first, write.numbers(1)), label="window"
+        )
+    return build.windows[window]
+
+
+def _with_sinks(build: Builder, layer: int, mask: ir.Value | None, heads: int) -> ir.Value:
+    """What is added to the scores [1,H,S|1,1+P+S] of a key of zeros, which is the sink, and of the others."""
+    write, name = build.write, f"blk.{layer}.attn_sinks"
+    sinks = build.numbers(f"{name}.weight", heads).reshape(1, heads, 1, 1)
+    column = write.constant(sinks, name)
+    pads = write.op("Concat", write.numbers(0), build.total, axis=0)
+    added = write.op("Pad", column, pads, None, write.numbers(3), label=f"{name}.added")
+    if mask is None:
+        return added
+    one = write.constant(np.ones((1, 1), bool), "sees_sink")
+    shape = write.op("Concat", write.op("Shape", mask, start=0, end=1), write.numbers(1), axis=0)
+    visible = write.op("Concat", write.op("Expand", one, shape), mask, axis=1)
+    return write.op("Where", visible, added, write.scalar(-np.inf), label=f"{name}.mask")

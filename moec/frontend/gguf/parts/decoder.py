@@ -1,0 +1,49 @@
+"""The frame of a decoder's layers: norms, attention, MLP, and what is added to the residual stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from moec.frontend.gguf.builder import Builder
+
+Step = Callable[[ir.Value, int], ir.Value]
+"""What a layer computes from a normalised input [B,S,D]; the second argument is the layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Norms:
+    """Names of norms before and after attention and MLP; None for one that is not there. ``layer``: whether they take
+    the mean off."""
+
+    attention: str | None = "attn_norm"
+    after_attention: str | None = None
+    feed_forward: str | None = "ffn_norm"
+    after_feed_forward: str | None = None
+    layer: bool = False
+
+
+def decoder(
+    build: Builder, x: ir.Value, attend: Step, feed_forward: Step, norms: Norms = Norms(), residual: float = 1.0
+) -> ir.Value:
+    """The residual stream [B,S,D] behind all layers; ``residual``: what each addition to it is multiplied with."""
+    steps = (
+        ("attended", norms.attention, attend, norms.after_attention),
+        ("out", norms.feed_forward, feed_forward, norms.after_feed_forward),
+    )
+    for layer in range(build.layers):
+        for label, before, step, after in steps:
+            y = step(_normal(build, x, layer, before, norms.layer), layer)
+            y = _normal(build, y, layer, after, norms.layer)
+            y = build.write.scaled(y, residual, f"blk.{layer}.{label}.scaled")
+            x = build.write.op("Add", x, y, label=f"blk.{layer}.{label}")
+    return x
+
+
+def _normal(build: Builder, x: ir.Value, layer: int, name: str | None, is_layer_norm: bool) -> ir.Value:
+    if name is None:
+        return x
+    norm = build.layer_norm if is_layer_norm else build.rms_norm
+    return norm(x, f"blk.{layer}.{name}")

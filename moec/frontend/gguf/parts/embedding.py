@@ -1,0 +1,77 @@
+"""Rows of the embedding table by token ids; of a quantised table, rows are decoded when they are picked."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.frontend.gguf import formats
+from moec.frontend.gguf.builder import FLOAT, Builder
+from moec.frontend.gguf.formats import Quantised
+from moec.frontend.gguf.reader import GgufTensor
+
+_NAME = "token_embd.weight"
+
+
+def embed(build: Builder, scale: float = 1.0) -> ir.Value:
+    """The rows [B,S,D] of ``input_ids`` in float32, times ``scale``."""
+    write = build.write
+    tensor = build.tensor(_NAME, build.vocabulary, build.width)
+    if tensor.kind in formats.FLOATS:
+        table = write.weight(formats.weight_of(tensor).data.tensor(), f"{_NAME}.rows")
+        rows = write.op("Gather", table, build.ids, axis=0, label="embedding")
+        rows = rows if tensor.kind == "F32" else write.op("Cast", rows, to=int(FLOAT), label="embedding.float")
+    else:
+        rows = _decoded(build, tensor, formats.QUANTISED[tensor.kind])
+    return write.scaled(rows, scale, "embedding.scaled")
+
+
+def _decoded(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
+    if not kind.form.elements.whole:
+        build.float_tables.append(_NAME)
+        made = ir.LazyTensor(lambda: ir.tensor(formats.decoded(tensor)), FLOAT, ir.Shape(tensor.shape))
+        return build.write.op("Gather", build.write.weight(made, f"{_NAME}.rows"), build.ids, axis=0)
+    write, group = build.write, kind.form.group
+    groups = build.width // group
+    is_whole = kind.form.elements.signed.bitwidth == 8
+    numbers = _bytes(build, tensor) if is_whole else _halves(build, tensor, kind)
+    numbers = write.reshape(write.op("Cast", numbers, to=int(FLOAT)), 0, 0, groups, group)
+    if not is_whole and not kind.form.minima:
+        numbers = write.op("Sub", numbers, write.scalar(8.0))
+    value = write.op("Mul", numbers, _of_groups(build, tensor, "scale"))
+    if kind.form.minima:
+        value = write.op("Sub", value, _of_groups(build, tensor, "minimum"))
+    return write.reshape(value, 0, 0, build.width, label="embedding")
+
+
+def _bytes(build: Builder, tensor: GgufTensor) -> ir.Value:
+    """The stored numbers [B,S,D] of 8 bits."""
+    table = build.write.weight(formats.weight_of(tensor).data.tensor(), f"{_NAME}.rows")
+    return build.write.op("Gather", table, build.ids, axis=0, label="embedding.numbers")
+
+
+def _halves(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
+    """The stored numbers [B,S,D] of at most 4 bits, signed ones plus 8. Programs have no elements of less than a byte:
+    the first half of a row lies in the lower bits, the second in the upper."""
+    write, half = build.write, build.width // 2
+    data = formats.weight_of(tensor).data
+
+    def load() -> ir.TensorProtocol:
+        numbers = data.read().astype(np.int8) + (0 if kind.form.minima else 8)
+        return ir.tensor((numbers[:, :half] | (numbers[:, half:] << 4)).view(np.uint8))
+
+    packed = ir.LazyTensor(load, ir.DataType.UINT8, ir.Shape((build.vocabulary, half)))
+    rows = write.op("Gather", write.weight(packed, f"{_NAME}.rows"), build.ids, axis=0, label="embedding.bytes")
+    low = write.op("BitwiseAnd", rows, write.constant(np.array(15, np.uint8), "low_bits"))
+    high = write.op("BitShift", rows, write.constant(np.array(4, np.uint8), "four"), direction="RIGHT")
+    return write.op("Concat", low, high, axis=-1, label="embedding.numbers")
+
+
+def _of_groups(build: Builder, tensor: GgufTensor, table: formats.Table) -> ir.Value:
+    """Scales or minima of the picked rows, [B,S,groups,1] in float32."""
+    write = build.write
+    array = formats.weight_of(tensor).tables[table].tensor()
+    found = write.op("Gather", write.weight(array, f"{_NAME}.{table}.rows"), build.ids, axis=0)
+    if array.dtype != FLOAT:
+        found = write.op("Cast", found, to=int(FLOAT))
+    return write.op("Unsqueeze", found, write.numbers(-1))

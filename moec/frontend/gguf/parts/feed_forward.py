@@ -1,0 +1,137 @@
+"""What stands behind attention: one MLP, or experts with a router."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.frontend.gguf.builder import Builder
+from moec.ir.dialect import Activation, ExpertsSpec, LinearSpec, RouteSpec, ScoreFunction
+
+_SMALLEST_SUM = 6.103515625e-5
+"""What llama.cpp divides routing weights by at least, the smallest normal float16."""
+_GATES: dict[int, ScoreFunction] = {1: "softmax", 2: "sigmoid", 3: "softmax_topk", 4: "sqrt_softplus"}
+"""``expert_gating_func`` of metadata."""
+_SWIGLU = ExpertsSpec()
+
+
+def gated(
+    build: Builder, x: ir.Value, layer: int, inner: int, end: str = "", activation: Activation = "silu"
+) -> ir.Value:
+    """``down(activation(gate(x)) * up(x))`` with the matrices ``ffn_gate``, ``ffn_up`` and ``ffn_down``, whose names go
+    on with ``end``; one matrix ``ffn_up`` may hold gate and up (Phi-3)."""
+    write, name = build.write, f"blk.{layer}"
+    if build.has(f"{name}.ffn_gate{end}.weight"):
+        weight = build.matrix(f"{name}.ffn_gate{end}.weight", inner, build.width)
+        bias = build.optional_vector(f"{name}.ffn_gate{end}.bias", inner)
+        spec = LinearSpec(activation=activation)
+        gate = write.moec("Linear", f"{name}.ffn_gate{end}", spec, x=x, weight=weight, bias=bias)[0]
+        up = build.linear(x, f"{name}.ffn_up{end}", build.width, inner)
+    else:
+        both = build.linear(x, f"{name}.ffn_up{end}", build.width, 2 * inner)
+        first, up = write.split(both, inner, inner, axis=-1, label=f"{name}.ffn_up{end}")
+        gate = _activated(build, first, activation)
+    hidden = write.op("Mul", gate, up, label=f"{name}.ffn_hidden{end}")
+    return build.linear(hidden, f"{name}.ffn_down{end}", inner, build.width)
+
+
+def _activated(build: Builder, x: ir.Value, activation: Activation) -> ir.Value:
+    if activation != "silu":
+        raise UnsupportedError(f"{build.given.where}: gate and up in one matrix with {activation}; moec knows silu")
+    return build.write.op("Mul", x, build.write.op("Sigmoid", x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """How a router of ``experts`` chooses, for :class:`~moec.ir.dialect.RouteSpec`. ``correction``: whether a tensor
+    ``exp_probs_b`` moves the choice: ``needed``, ``allowed`` or not (``none``)."""
+
+    experts: int
+    spec: RouteSpec
+    correction: Literal["none", "allowed", "needed"] = "none"
+
+    @staticmethod
+    def of(build: Builder, score: ScoreFunction = "softmax", normalize: bool = True, **options: Any) -> Router:
+        """The router with ``score`` over ``expert_count`` experts, of which ``expert_used_count`` are used.
+        Raises MoecError for counts that do not fit."""
+        given = build.given
+        experts, used = given.whole("expert_count"), given.whole("expert_used_count")
+        if used > experts:
+            raise UnsupportedError(f"{given.where}: {used} of {experts} experts are to be used")
+        groups = given.whole("expert_group_count", 0, least=0)
+        kept = given.whole("expert_group_used_count", 0, least=0)
+        limits: dict[str, Any] = {}
+        if groups > 1:
+            if experts % groups or not 0 < kept < groups or used > kept * (experts // groups) or experts == groups:
+                raise UnsupportedError(
+                    f"{given.where}: {kept} of {groups} groups are kept, of {experts} experts, of which {used} are used"
+                )
+            limits = {"groups": groups, "groups_kept": kept, "group_score": "sum_top2"}
+        floor = {"normalize": True, "normalize_floor": _SMALLEST_SUM} if normalize else {}
+        return Router(experts, RouteSpec(used, score, **floor, **limits), **options)
+
+    def scaled(self, scale: float) -> Router:
+        """The same with weights times ``scale``; 0 stands for 1."""
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, scale=scale or 1.0))
+
+
+def score_of(build: Builder, default: int | None = None) -> ScoreFunction:
+    """The score function that metadata names. Raises UnsupportedError for one that moec does not know."""
+    number = build.given.whole("expert_gating_func", default, least=0)
+    number = number or default or 0
+    if number not in _GATES:
+        raise UnsupportedError(f"{build.given.where}: expert_gating_func is {number}; moec knows {list(_GATES)}")
+    return _GATES[number]
+
+
+def experts(
+    build: Builder, x: ir.Value, layer: int, router: Router, inner: int, spec: ExpertsSpec = _SWIGLU
+) -> ir.Value:
+    """The sum [B,S,D] of the experts that a layer's router chooses for each token of x."""
+    write, name, count = build.write, f"blk.{layer}", router.experts
+    rows = write.reshape(x, -1, build.width, label=f"{name}.tokens")
+    logits = build.linear(rows, f"{name}.ffn_gate_inp", build.width, count)
+    weights, ids = write.moec(
+        "Route", f"{name}.route", router.spec, logits=logits, correction_bias=_correction(build, name, router)
+    )
+    shapes = {"gate": (inner, build.width), "up": (inner, build.width), "down": (build.width, inner)}
+    if build.has(f"{name}.ffn_gate_up_exps.weight"):
+        layout, parts = "gate_up", {"up": "ffn_gate_up_exps", "down": "ffn_down_exps"}
+        shapes["up"] = (2 * inner, build.width)
+    else:
+        layout, parts = "separate", {part: f"ffn_{part}_exps" for part in ("up", "down", "gate")}
+    operands: dict[str, ir.Value | None] = {
+        part: build.matrix(f"{name}.{label}.weight", count, *shapes[part]) for part, label in parts.items()
+    }
+    for part, label in parts.items():
+        operands[f"{part}_bias"] = build.optional_vector(f"{name}.{label}.bias", count, shapes[part][0])
+    spec = dataclasses.replace(spec, gate_layout=layout)
+    y = write.moec("Experts", f"{name}.experts", spec, x=rows, weights=weights, experts=ids, **operands)[0]
+    return write.op("Reshape", y, write.op("Shape", x), label=f"{name}.experts.tokens")
+
+
+def _correction(build: Builder, name: str, router: Router) -> ir.Value | None:
+    label = f"{name}.exp_probs_b.bias"
+    if router.correction == "none" or (router.correction == "allowed" and not build.has(label)):
+        return None
+    return build.vector(label, router.experts)
+
+
+def with_shared(
+    build: Builder, x: ir.Value, routed: ir.Value, layer: int, inner: int, is_gated: bool = False
+) -> ir.Value:
+    """The experts' sum and that of a shared expert of ``inner`` units, where ``inner`` is not 0; ``is_gated``: that is
+    weighed by the sigmoid of a product with x (Qwen2)."""
+    if not inner:
+        return routed
+    write, name = build.write, f"blk.{layer}"
+    shared = gated(build, x, layer, inner, "_shexp")
+    if is_gated:
+        gate = build.vector(f"{name}.ffn_gate_inp_shexp.weight", build.width)
+        column = write.op("Unsqueeze", gate, write.numbers(1))
+        weight = write.op("Sigmoid", write.op("MatMul", x, column), label=f"{name}.ffn_gate_inp_shexp")
+        shared = write.op("Mul", shared, weight)
+    return write.op("Add", routed, shared, label=f"{name}.with_shared")

@@ -1,0 +1,158 @@
+"""Rotary position embedding with the scalings that files ask for.
+
+Frequencies follow ``ggml_rope_ext``: element pair i of n turns by ``position * base^(-2i/n) / factor_i``, where factors
+are those of a tensor ``rope_freqs`` (Llama 3). Linear scaling divides all of them; YaRN (arXiv 2309.00071) those of
+pairs that turn rarely within the original context, between them a ramp, and turns also stretch the result. With
+``longrope`` (Phi-3) a table of factors is used where all tokens together are more than the original context, and
+another where they are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.frontend.gguf.builder import FLOAT, Builder
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """How frequencies are scaled. ``factor``: by which a context is longer than the ``original`` one. ``log_factor``:
+    that of DeepSeek's ``mscale_all_dim``, 0 where there is none."""
+
+    kind: str = "none"
+    factor: float = 1.0
+    original: int = 0
+    attention: float = 1.0
+    fast: float = 32.0
+    slow: float = 1.0
+    log_factor: float = 0.0
+
+    @property
+    def is_yarn(self) -> bool:
+        return self.kind == "yarn" and self.factor != 1.0
+
+    @property
+    def attention_factor(self) -> float:
+        """What YaRN multiplies cosines and sines with, before :attr:`stretch`: ``yarn_attn_factor`` of llama.cpp."""
+        if not self.is_yarn:
+            return self.attention
+        found = _magnitude(self.factor, 1.0)
+        if self.log_factor:
+            own = self.log_factor if self.log_factor != 1.0 else 1.0
+            found = _magnitude(self.factor, own) / _magnitude(self.factor, self.log_factor)
+        return found / (1 + 0.1 * math.log(self.factor)) * self.attention
+
+    @property
+    def stretch(self) -> float:
+        """What all cosines and sines are multiplied with."""
+        return self.attention_factor * (1 + 0.1 * math.log(self.factor) if self.is_yarn else 1.0)
+
+
+def _magnitude(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def scaling_of(build: Builder) -> Scaling:
+    """What the metadata says of scaling. Raises UnsupportedError for a kind that moec does not know."""
+    given = build.given
+    kind = given.text("rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise UnsupportedError(f"{given.where}: rope.scaling.type is {kind!r}; moec knows none, linear, yarn, longrope")
+    factor = given.number("rope.scaling.factor", given.number("rope.scale_linear", 0.0)) or 1.0
+    context = given.whole("context_length", 1 << 20)
+    log_factor = given.number("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
+    return Scaling(
+        kind,
+        1.0 if kind == "none" else factor,
+        given.whole("rope.scaling.original_context_length", context),
+        given.number("rope.scaling.attn_factor", 1.0),
+        given.number("rope.scaling.yarn_beta_fast", 32.0),
+        given.number("rope.scaling.yarn_beta_slow", 1.0),
+        log_factor,
+    )
+
+
+def frequencies(size: int, base: float, scaling: Scaling, factors: Array | None = None) -> Array:
+    """By how much each of ``size / 2`` pairs turns from one position to the next, float32."""
+    pairs = np.arange(size // 2)
+    plain = base ** (-2.0 * pairs / size) / (1.0 if factors is None else factors.astype(np.float64))
+    scaled = plain / scaling.factor
+    if scaling.is_yarn:
+        low, high = (_turns_at(size, base, scaling, turns) for turns in (scaling.fast, scaling.slow))
+        first, last = max(0, math.floor(low)), min(size - 1, math.ceil(high))
+        kept = 1 - np.clip((pairs - first) / max(0.001, last - first), 0, 1)
+        scaled = scaled * (1 - kept) + plain * kept
+    return scaled.astype(np.float32)
+
+
+def _turns_at(size: int, base: float, scaling: Scaling, turns: float) -> float:
+    """The pair that turns so many times within the original context."""
+    return size * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+
+class Rope:
+    """Rotates the first ``size`` elements of heads [B,H,S,h]. ``interleaved``: neighbours are pairs, as in Llama's
+    files; otherwise element i and i + size/2."""
+
+    def __init__(
+        self,
+        build: Builder,
+        size: int,
+        interleaved: bool,
+        base: float | None = None,
+        scaling: Scaling | None = None,
+        label: str = "rope",
+    ) -> None:
+        """Raises UnsupportedError for a scaling that moec does not know, MoecError for factors that do not fit."""
+        given = build.given
+        self.size = given.whole("rope.dimension_count", size)
+        if self.size % 2:
+            raise UnsupportedError(f"{given.where}: rope.dimension_count is {self.size}; expected an even number")
+        self._build, self._interleaved, self._label = build, interleaved, label
+        self.scaling = scaling_of(build) if scaling is None else scaling
+        own_base = given.number("rope.freq_base", 10_000.0)
+        self._base = own_base if base is None else base
+
+    def __call__(self, x: ir.Value, label: str) -> ir.Value:
+        attributes = {"interleaved": int(self._interleaved), "rotary_embedding_dim": self.size}
+        return self._build.write.op("RotaryEmbedding", x, *self._angles, label=label, **attributes)
+
+    @functools.cached_property
+    def _angles(self) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines [B,S,size/2], made when a layer first asks, for its past tells where positions begin."""
+        build, write, label = self._build, self._build.write, self._label
+        positions = write.op("Cast", build.positions, to=int(FLOAT), label=f"{label}.positions")
+        column = write.op("Unsqueeze", positions, write.numbers(1))
+        angles = write.op("Mul", column, self._turns(), label=f"{label}.angles")
+        shape = write.op("Concat", build.batch, write.numbers(1, 1), axis=0)
+        results = []
+        for op_type in ("Cos", "Sin"):
+            turned = write.scaled(write.op(op_type, angles), self.scaling.stretch, f"{label}.stretched")
+            results.append(write.op("Expand", turned, shape, label=f"{label}.{op_type.lower()}"))
+        return results[0], results[1]
+
+    def _turns(self) -> ir.Value:
+        """The frequencies [1,size/2]."""
+        build, write, half = self._build, self._build.write, self.size // 2
+        if self.scaling.kind == "longrope":
+            long, short = (
+                write.constant(self._row(build.numbers(f"rope_factors_{which}.weight", half)), f"rope.{which}")
+                for which in ("long", "short")
+            )
+            is_long = write.op("Greater", build.total, write.numbers(self.scaling.original))
+            return write.op("Where", is_long, long, short)
+        name = "rope_freqs.weight"
+        factors = build.numbers(name, half) if build.has(name) else None
+        return write.constant(self._row(factors), "rope.frequencies")
+
+    def _row(self, factors: Array | None) -> Array:
+        return frequencies(self.size, self._base, self.scaling, factors)[None]

@@ -1,0 +1,26 @@
+"""Which layers see a window of the keys."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moec.errors import MoecError
+from moec.frontend.gguf.builder import Builder
+
+
+def windows_of(build: Builder, pattern: int, default: int = 0) -> list[int]:
+    """The window of each layer, 0 for one that sees all keys. Every ``pattern``-th layer does, unless metadata says
+    another number, or for each layer whether it has a window. Raises MoecError for other metadata."""
+    given, key = build.given, "attention.sliding_window_pattern"
+    size = given.whole("attention.sliding_window", default, least=0)
+    listed = given.listed(key)
+    if listed is None:
+        pattern = given.whole(key, pattern, least=0)
+        has_window = [not pattern or layer % pattern < pattern - 1 for layer in range(build.layers)]
+    elif len(listed) < build.layers or not np.isin(listed, (0, 1)).all():
+        raise MoecError(
+            f"{given.where}: {key} says {len(listed)} things of {build.layers} layers; expected one of each"
+        )
+    else:
+        has_window = [bool(flag) for flag in listed[: build.layers]]
+    return [size if windowed else 0 for windowed in has_window]

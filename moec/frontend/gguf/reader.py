@@ -1,0 +1,263 @@
+"""GGUF files, mapped: metadata and a table of tensors, checked, and nothing of the weights read before it is needed.
+
+The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: the letters ``GGUF``, a version
+(2 or 3), the numbers of tensors and of metadata entries; entries of a key, a type and a value; for each tensor a name,
+sizes, the innermost first, a type and an offset behind the header, which is filled up to a multiple of the alignment.
+Strings and arrays bring their length. The package ``gguf`` reads the same, but believes all of these numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moec.errors import MoecError, UnsupportedError
+from moec.ir.mapped_files import map_file
+
+Array = np.ndarray[Any, Any]
+
+MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_MOST_AXES = 4
+_LONGEST_NAME = 65_535
+_DEFAULT_ALIGNMENT = 32
+_STRING, _ARRAY = 8, 9
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Types of metadata by their number: what ``struct`` calls those of a fixed size."""
+_SMALLEST_ENTRY, _SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
+"""Bytes of an entry, and of a description, whose name is empty."""
+
+BLOCKS: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
+}
+"""Types of tensors by their number: name, weights of a block, bytes of a block."""
+_OTHERS = {
+    9: "Q8_1",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    34: "TQ1_0",
+    35: "TQ2_0",
+}
+"""Names of types that are not read, for messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufTensor:
+    """A tensor as it lies in the file. ``where`` names both, for messages; ``kind`` is its type; ``shape`` is that of
+    the weights as numpy has it, the innermost size last; ``blocks`` [..., blocks of a row, bytes of a block] (uint8)
+    is a view of the mapped file."""
+
+    where: str
+    kind: str
+    shape: tuple[int, ...]
+    blocks: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufFile:
+    """``metadata``: values by key, numbers and text as Python has them, arrays of numbers as numpy's, arrays of text as
+    lists. ``tensors`` by name."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+
+def is_file(source: Any) -> bool:
+    """Whether a source of a model is the path of a GGUF file, by its name or its first bytes."""
+    if not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
+        return False
+    if Path(source).suffix == ".gguf":
+        return True
+    try:
+        with open(source, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def read_file(path: str | os.PathLike[str]) -> GgufFile:
+    """Read the header of a GGUF file and map the rest.
+
+    Raises MoecError, naming the file and the entry or tensor, for what is no GGUF file, is truncated, or whose counts,
+    lengths, offsets or names do not fit; UnsupportedError for versions and types of tensors that moec does not read.
+    """
+    path = Path(path)
+    try:
+        stored = map_file(path) if path.stat().st_size else np.zeros(0, np.uint8)
+    except OSError as error:
+        raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    cursor = _Cursor(path, stored)
+    tensor_count, entry_count = _counts(cursor)
+    metadata: dict[str, Any] = {}
+    for _ in range(entry_count):
+        key = cursor.text("the key of a metadata entry", _LONGEST_NAME)
+        if key in metadata:
+            raise MoecError(f"{path}: has the metadata key {key!r} twice; the file is damaged, download it again")
+        metadata[key] = cursor.value(f"metadata {key!r}")
+    _check_whole(path, metadata)
+    described: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    for _ in range(tensor_count):
+        name, description = _description(cursor)
+        if name in described:
+            raise MoecError(f"{path}: has the tensor {name!r} twice; the file is damaged, download it again")
+        described[name] = description
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment <= 0 or alignment % 8:
+        raise MoecError(f"{path}: general.alignment is {str(alignment)[:40]}; expected a multiple of 8")
+    data = stored[-(-cursor.position // alignment) * alignment :]
+    tensors = {name: _tensor(path, name, *about, alignment, data) for name, about in described.items()}
+    return GgufFile(path, metadata, tensors)
+
+
+class _Cursor:
+    """Reads a header forwards; nothing is taken that the file does not have."""
+
+    def __init__(self, path: Path, stored: Array) -> None:
+        self.path, self._stored, self.position = path, stored, 0
+
+    @property
+    def left(self) -> int:
+        return len(self._stored) - self.position
+
+    def take(self, count: int, what: str) -> bytes:
+        if count > self.left:
+            raise MoecError(
+                f"{self.path}: {what} asks for {count} bytes at {self.position}, but the file has "
+                f"{len(self._stored)}; it is truncated or damaged, download it again"
+            )
+        self.position += count
+        return self._stored[self.position - count : self.position].tobytes()
+
+    def number(self, code: str, what: str) -> Any:
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}"), what))[0]
+
+    def count(self, smallest: int, what: str) -> int:
+        """A number of things of which each takes ``smallest`` bytes or more of what is left."""
+        found = self.number("Q", what)
+        if found * smallest > self.left:
+            raise MoecError(
+                f"{self.path}: {what} is {found}, more than the {self.left} bytes behind it can hold; the file is "
+                "truncated or damaged, download it again"
+            )
+        return found
+
+    def text(self, what: str, longest: int | None = None) -> str:
+        length = self.count(1, f"the length of {what}")
+        if longest is not None and length > longest:
+            raise MoecError(f"{self.path}: {what} has {length} bytes; the file is damaged, download it again")
+        try:
+            return self.take(length, what).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise MoecError(f"{self.path}: {what} is no UTF-8; the file is damaged, download it again") from error
+
+    def value(self, what: str) -> Any:
+        kind = self.number("I", f"the type of {what}")
+        if kind == _STRING:
+            return self.text(what)
+        if kind == _ARRAY:
+            return self._array(what)
+        return self.number(self._code(kind, what), what)
+
+    def _array(self, what: str) -> list[str] | Array:
+        kind = self.number("I", f"the type of {what}")
+        if kind == _STRING:
+            return [self.text(what) for _ in range(self.count(8, f"the length of {what}"))]
+        code = self._code(kind, what)
+        dtype = np.dtype(code).newbyteorder("<")
+        count = self.count(dtype.itemsize, f"the length of {what}")
+        return np.frombuffer(self.take(count * dtype.itemsize, what), dtype)
+
+    def _code(self, kind: int, what: str) -> str:
+        if kind not in _NUMBERS:
+            raise MoecError(f"{self.path}: {what} is of the type {kind}, which GGUF does not have; download it again")
+        return _NUMBERS[kind]
+
+
+def _counts(cursor: _Cursor) -> tuple[int, int]:
+    """How many tensors and metadata entries follow."""
+    if cursor.left < len(MAGIC) or cursor.take(len(MAGIC), "its beginning") != MAGIC:
+        raise MoecError(f"{cursor.path}: does not begin with GGUF, so it is no GGUF file; download it again")
+    version = cursor.number("I", "the version")
+    if version not in _VERSIONS:
+        known = " and ".join(map(str, _VERSIONS))
+        problem = "is big-endian" if version >> 16 and not version & 0xFFFF else f"is of version {version}"
+        raise UnsupportedError(f"{cursor.path}: {problem}; moec reads little-endian GGUF of versions {known}")
+    tensors = cursor.count(_SMALLEST_TENSOR, "the number of tensors")
+    return tensors, cursor.count(_SMALLEST_ENTRY, "the number of metadata entries")
+
+
+def _check_whole(path: Path, metadata: dict[str, Any]) -> None:
+    parts = metadata.get("split.count", 0)
+    if parts not in (0, 1):
+        raise UnsupportedError(
+            f"{path}: is one of {str(parts)[:20]} parts of a model; make one file of them: llama-gguf-split --merge "
+            f"{path.name} model.gguf"
+        )
+
+
+def _description(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+    """Name, shape, number of the type, and offset of a tensor."""
+    name = cursor.text("the name of a tensor", _LONGEST_NAME)
+    what = f"tensor {name!r}"
+    axes = cursor.number("I", what)
+    if not 0 < axes <= _MOST_AXES:
+        raise MoecError(f"{cursor.path}: {what} has {axes} axes; expected 1 to {_MOST_AXES}, download the file again")
+    shape = tuple(cursor.number("Q", what) for _ in range(axes))[::-1]
+    if not all(shape):
+        raise MoecError(f"{cursor.path}: {what} is {list(shape)}; an axis of size 0 is none, download the file again")
+    return name, (shape, cursor.number("I", what), cursor.number("Q", what))
+
+
+def _tensor(
+    path: Path, name: str, shape: tuple[int, ...], kind: int, offset: int, alignment: int, data: Array
+) -> GgufTensor:
+    where = f"{path}: tensor {name!r}"
+    if kind not in BLOCKS:
+        names = ", ".join(known for known, _, _ in BLOCKS.values())
+        raise UnsupportedError(f"{where}: is stored as {_OTHERS.get(kind, f'type {kind}')}; moec reads {names}")
+    label, weights, size = BLOCKS[kind]
+    if shape[-1] % weights:
+        raise MoecError(f"{where}: has rows of {shape[-1]} weights, no multiple of the {weights} of {label}")
+    if offset % alignment:
+        raise MoecError(f"{where}: lies at byte {offset}, no multiple of {alignment}; the file is damaged")
+    rows = (*shape[:-1], shape[-1] // weights, size)
+    length = math.prod(rows)
+    if offset + length > len(data):
+        raise MoecError(
+            f"{where}: lies at bytes {offset} to {offset + length} of the data, but there are {len(data)}; the file is "
+            "truncated, download it again"
+        )
+    return GgufTensor(where, label, shape, data[offset : offset + length].reshape(rows))

@@ -1,0 +1,107 @@
+"""Writes GGUF files, right ones and wrong ones, and encodes weights in the formats that have a simple rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+ALIGNMENT = 32
+KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
+
+
+@dataclasses.dataclass
+class Stored:
+    """A tensor: the number of its type, its shape as numpy has it, its bytes, and its offset in a wrong file."""
+
+    kind: int
+    shape: tuple[int, ...]
+    data: bytes
+    offset: int | None = None
+
+
+def write_file(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored], version: int = 3) -> Path:
+    """Write a file of these entries and tensors."""
+    path.write_bytes(file_bytes(list(metadata.items()), list(tensors.items()), version))
+    return path
+
+
+def file_bytes(metadata: list[tuple[str, Any]], tensors: list[tuple[str, Stored]], version: int = 3) -> bytes:
+    """The bytes of such a file, in which keys and names may come twice."""
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
+    for key, value in metadata:
+        head += text(key) + value_bytes(value)
+    data = b""
+    for name, stored in tensors:
+        data += bytes(-len(data) % ALIGNMENT)
+        offset = len(data) if stored.offset is None else stored.offset
+        sizes = struct.pack(f"<I{len(stored.shape)}Q", len(stored.shape), *stored.shape[::-1])
+        head += text(name) + sizes + struct.pack("<IQ", stored.kind, offset)
+        data += stored.data
+    return head + bytes(-len(head) % ALIGNMENT) + data
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def value_bytes(value: Any) -> bytes:
+    """A metadata value with its type: whole numbers are uint32, others float32."""
+    if isinstance(value, bytes):  # as it is
+        return value
+    if isinstance(value, list):
+        kind, parts = _parts(value)
+        return struct.pack("<IIQ", 9, kind, len(value)) + b"".join(parts)
+    kind, parts = _parts([value])
+    return struct.pack("<I", kind) + parts[0]
+
+
+def _parts(values: list[Any]) -> tuple[int, list[bytes]]:
+    if all(isinstance(value, str) for value in values):
+        return 8, [text(value) for value in values]
+    kind, code = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}[type(values[0])]
+    return kind, [struct.pack(f"<{code}", value) for value in values]
+
+
+def stored(array: Array, kind: str = "F32") -> Stored:
+    """An array in a format, each number rounded to it."""
+    if kind == "F32":
+        data = array.astype("<f4").tobytes()
+    elif kind == "F16":
+        data = array.astype("<f2").tobytes()
+    elif kind == "BF16":
+        data = (array.astype("<f4").view(np.uint32) >> 16).astype("<u2").tobytes()
+    else:
+        data = _BLOCKS[kind](array.astype(np.float32).reshape(-1, 32)).tobytes()
+    return Stored(KINDS[kind], array.shape, data)
+
+
+def _q8_0(blocks: Array) -> Array:
+    scale = (np.abs(blocks).max(1, keepdims=True) / 127).astype("<f2")
+    numbers = np.rint(blocks / scale.astype(np.float32)).clip(-127, 127).astype(np.int8)
+    return np.concatenate([scale.view(np.uint8), numbers.view(np.uint8)], axis=1)
+
+
+def _nibbles(numbers: Array) -> Array:
+    numbers = numbers.astype(np.uint8)
+    return numbers[:, :16] | (numbers[:, 16:] << 4)
+
+
+def _q4_0(blocks: Array) -> Array:
+    scale = (np.abs(blocks).max(1, keepdims=True) / 7).astype("<f2")
+    numbers = np.rint(blocks / scale.astype(np.float32)).clip(-8, 7) + 8
+    return np.concatenate([scale.view(np.uint8), _nibbles(numbers)], axis=1)
+
+
+def _q4_1(blocks: Array) -> Array:
+    low = blocks.min(1, keepdims=True).astype("<f2")
+    scale = ((blocks.max(1, keepdims=True) - low) / 15).astype("<f2")
+    numbers = np.rint((blocks - low.astype(np.float32)) / scale.astype(np.float32)).clip(0, 15)
+    return np.concatenate([scale.view(np.uint8), low.view(np.uint8), _nibbles(numbers)], axis=1)
+
+
+_BLOCKS = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1}

@@ -1,0 +1,163 @@
+"""Logits of a tiny model of every architecture are llama.cpp's (tools/gguf_models.py wrote them), with a cache, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import moec
+from moec.errors import MoecError, UnsupportedError
+from moec.frontend.gguf import import_file
+from moec.ir.interpreter import run
+from moec.ir.verifier import verify
+from moec.ir.weights.stored import stored_weights
+
+from .gguf_files import stored
+from .tiny_models import IDS, MODELS, Tiny, write_model
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "gguf_logits.npz"
+LOOSE = ("gemma", "gemma2", "gemma3")
+"""llama.cpp takes GELU from a table in float16."""
+SPLIT = 7
+"""Tokens of the first call where there is a cache; those of some architectures leave their window in the second."""
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    return dict(np.load(GOLDEN))
+
+
+def agree(found: np.ndarray, expected: np.ndarray, name: str) -> None:
+    limit = (2e-3 if name in LOOSE else 1e-5) * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits(name: str, tmp_path: Path, expected: dict[str, Any]) -> None:
+    model = import_file(write_model(name, tmp_path / "model.gguf"))
+    verify(model)
+    agree(run(model, {"input_ids": np.stack([IDS, IDS])})["logits"][1], expected[name], name)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "long" not in name])
+def test_logits_with_a_cache(name: str, tmp_path: Path, expected: dict[str, Any]) -> None:
+    model = import_file(write_model(name, tmp_path / "model.gguf"), cache=True)
+    past = {
+        value.name: np.zeros([_first(size) for size in value.shape], np.float32) for value in model.graph.inputs[1:]
+    }
+    found = []
+    for ids in (IDS[:SPLIT], IDS[SPLIT:]):
+        results = run(model, {"input_ids": ids[None], **past})
+        found.append(results.pop("logits")[0])
+        past = {name.replace("present", "past"): value for name, value in results.items()}
+    agree(np.concatenate(found), expected[name], name)
+
+
+def _first(size: Any) -> int:
+    return size if isinstance(size, int) else {"batch": 1, "past": 0}[str(size)]
+
+
+def test_compiled(tmp_path: Path) -> None:
+    path = write_model("mixtral", tmp_path / "model.gguf", "Q4_1")
+    model = import_file(path)
+    nodes = [node for node in model.graph if node.op_type == "Experts"]
+    found = {str(one.formats[0]) for node in nodes for one in stored_weights(node).values()}
+    assert found == {"int4/32m"}
+    expected = run(model, {"input_ids": IDS[None]})["logits"]
+    compiled = moec.compile(path, cache=True)
+    assert len(compiled.describe()["moe_blocks"]) == 2
+    empty = {spec["name"]: np.zeros((1, 2, 0, 8), np.float32) for spec in compiled.describe()["inputs"][1:]}
+    results = compiled.run({"input_ids": IDS[None], **empty})
+    np.testing.assert_allclose(results["logits"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert results["present_key_1"].shape == (1, 2, len(IDS), 8)
+
+
+def changed(tmp_path: Path, name: str = "llama", **given: Any) -> Path:
+    """A model with other hyperparameters, or tensors where a name begins with ``blk``; None for one that is missing."""
+    architecture, make, options = MODELS[name]
+    tiny = Tiny(architecture, "F32")
+    make(tiny, **options)
+    for key, value in given.items():
+        table: dict[str, Any] = tiny.tensors if isinstance(value, np.ndarray) or key.startswith("blk") else tiny.given
+        if value is None:
+            del table[key]
+        else:
+            table[key] = stored(value) if isinstance(value, np.ndarray) else value
+    return tiny.write(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"rope.scaling.alpha": 1.5},
+            "llama.rope.scaling.alpha = 1.5: moec does not know what this hyperparameter does",
+        ),
+        ({"rope.scaling.type": "dynamic"}, "rope.scaling.type is 'dynamic'; moec knows none, linear, yarn, longrope"),
+        ({"attention.causal": False}, "llama.attention.causal = False is not supported"),
+        ({"rope.dimension_count": 7}, "rope.dimension_count is 7; expected an even number"),
+        ({"attention.head_count": 3}, "3 query heads cannot share 2 heads of keys"),
+        (
+            {"blk.0.attn_q_norm.weight": np.ones(8)},
+            "'blk.0.attn_q_norm.weight': moec does not know what this tensor does",
+        ),
+    ],
+)
+def test_what_is_not_known_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        import_file(changed(tmp_path, **given))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"embedding_length": 0}, "llama.embedding_length is 0; expected a whole number from 1 on"),
+        ({"block_count": 1 << 30}, "llama.block_count is 1073741824; expected 1 to 1024"),
+        ({"block_count": 3}, "has no tensor 'blk.2.attn_norm.weight', which a model of llama needs"),
+        ({"feed_forward_length": 63}, r"'blk.0.ffn_gate.weight': is \[64, 32\], but the metadata asks for \[63, 32\]"),
+        ({"blk.1.ffn_up.weight": None}, "has no tensor 'blk.1.ffn_up.weight'"),
+        (
+            {"attention.layer_norm_rms_epsilon": None},
+            "llama.attention.layer_norm_rms_epsilon is missing; expected a number",
+        ),
+        ({"attention.head_count": "4"}, "llama.attention.head_count is 4; expected a whole number"),
+        ({"attention.head_count_kv": [2]}, r"llama.attention.head_count_kv is \[2\]; expected 2 whole numbers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(MoecError, match=message) as caught:
+        import_file(changed(tmp_path, **given))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    path = Tiny("rwkv6", "F32").write(tmp_path / "model.gguf")
+    with pytest.raises(UnsupportedError, match="is a model of the architecture 'rwkv6'; moec knows llama, qwen2"):
+        import_file(path)
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    given = {"block_count": 3, "nextn_predict_layers": 1, "blk.2.nextn.eh_proj.weight": np.ones((4, 4))}
+    model = import_file(changed(tmp_path, **given))
+    assert "blk.2.nextn.eh_proj.weight" in model.metadata_props["moec.conditions"]
+    assert not any("blk.2" in str(value.name) for node in model.graph for value in node.outputs)
+
+
+def test_groups_of_experts_have_to_fit(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="2 of 4 groups are kept, of 6 experts"):
+        import_file(changed(tmp_path, "deepseek2", expert_group_count=4))
+
+
+def test_the_graph_is_made_of_what_it_says(tmp_path: Path) -> None:
+    model = import_file(write_model("qwen3moe", tmp_path / "model.gguf"), cache=True)
+    assert [value.name for value in model.graph.inputs] == ["input_ids"] + [
+        f"past_{kind}_{layer}" for layer in range(2) for kind in ("key", "value")
+    ]
+    assert model.graph.outputs[0].name == "logits" and model.graph.outputs[1].name == "present_key_0"
+    assert {node.op_type for node in model.graph if node.domain == "moec"} == {"Linear", "Route", "Experts"}
+    assert model.graph.inputs[1].dtype == ir.DataType.FLOAT

@@ -1,0 +1,102 @@
+"""Compiles a tiny random model of every architecture of GGUF files, and one for every format of weights, compares
+logits with llama.cpp's, and writes docs/gguf.md and what tests expect (tests/golden/gguf_logits.npz).
+
+    python tools/gguf_models.py          # needs llama-cpp-python; some seconds for each model
+
+llama.cpp computes in float32 throughout, keys and values too, on weights in float32: the same numbers where the file
+holds others, for it rounds what it multiplies with those to 8 bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENT, GOLDEN = ROOT / "docs" / "gguf.md", ROOT / "tests" / "golden" / "gguf_logits.npz"
+MARK = "<!-- rows -->"
+Array = np.ndarray[Any, Any]
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    sys.path.insert(0, str(ROOT))
+    tiny = importlib.import_module("tests.frontend.gguf.tiny_models")
+    expected, rows = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "model.gguf")
+        for name, (architecture, _, _) in tiny.MODELS.items():
+            expected[name] = reference(tiny.write_model(name, path), tiny.IDS)
+            rows.append(f"| `{architecture}` | {name} | {_row(path, tiny.IDS, expected[name])} |")
+            print(rows[-1], flush=True)
+        formats = [_format_row(tiny, pathlib.Path(folder), kind) for kind in tiny.FORMATS]
+    np.savez_compressed(GOLDEN, **expected)
+    head, *_ = DOCUMENT.read_text().split(MARK)
+    tables = [ARCHITECTURES, *rows, "", FORMATS, *formats]
+    DOCUMENT.write_text(f"{head}{MARK}\n\n" + "\n".join(tables) + "\n")
+
+
+ARCHITECTURES = "| architecture | model | MoE layers | error |\n|---|---|---|---|"
+FORMATS = "| format | bits in the file | in an artifact | error |\n|---|---|---|---|"
+
+
+def _row(path: pathlib.Path, ids: Array, expected: Array) -> str:
+    """How many layers of experts there are, and how far off the largest of all logits is, as a share of the largest."""
+    import moec
+
+    model = moec.compile(path)
+    found = model.run({"input_ids": ids[None]})["logits"][0]
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    return f"{len(model.describe()['moe_blocks'])} | {error:.0e}"
+
+
+def _format_row(tiny: Any, folder: pathlib.Path, kind: str) -> str:
+    """A Mixtral of which all matrices are in the format, against llama.cpp on the same numbers in float32."""
+    from moec.frontend.gguf import formats, reader
+
+    files = importlib.import_module("tests.frontend.gguf.gguf_files")
+    path, floats = folder / "model.gguf", folder / "floats.gguf"
+    file = reader.read_file(tiny.write_model("mixtral", path, kind))
+    decoded = {name: files.stored(formats.decoded(tensor)) for name, tensor in file.tensors.items()}
+    files.write_file(floats, file.metadata, decoded)
+    bits, there = formats.stored_bits(kind)
+    error = _row(path, tiny.IDS, reference(floats, tiny.IDS)).rsplit("| ", 1)[1]
+    return f"| {kind} | {there:g} | {bits:g} | {error} |"
+
+
+def reference(path: pathlib.Path, ids: Array) -> Array:
+    """llama.cpp's logits [S,V] of a file."""
+    import llama_cpp as llama
+
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+    if not model:
+        raise SystemExit(f"{path}: llama.cpp does not load it")
+    settings = llama.llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = 256, 256, 256
+    settings.type_k = settings.type_v = 0  # float32
+    settings.flash_attn_type = 0
+    context = llama.llama_init_from_model(model, settings)
+    batch = llama.llama_batch_init(len(ids), 0, 1)
+    batch.n_tokens = len(ids)
+    for place, token in enumerate(ids):
+        batch.token[place], batch.pos[place], batch.logits[place] = int(token), place, 1
+        batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+    if llama.llama_decode(context, batch):
+        raise SystemExit(f"{path}: llama.cpp does not run it")
+    size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+    rows = [np.ctypeslib.as_array(llama.llama_get_logits_ith(context, i), (size,)).copy() for i in range(len(ids))]
+    llama.llama_batch_free(batch)
+    llama.llama_free(context)
+    llama.llama_model_free(model)
+    return np.stack(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,10 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     if states := description["states"]:
         rows = [(one["input"], one["output"], "the whole" if one["axis"] is None else one["axis"]) for one in states]
         yield table("States", ("input of the next run", "output", "written along axis"), rows)
+    if text := description["text"]:
+        template = "a chat template" if text["chat_template"] else "no chat template"
+        ends = ", ".join(map(str, text["end_ids"])) or "none"
+        yield Text(f"takes text: it holds a tokenizer and {template}; ids that end a text: {ends}")
     blocks, kernels = description["moe_blocks"], description["kernels"]
     yield _blocks_table(blocks)
     if rows := experts.expert_rows(blocks, kernels):

@@ -154,7 +154,7 @@ def prefilled(session: Session, ids: Sequence[int]) -> np.ndarray:
     room = session.max_tokens
     if room is not None and session.length + len(ids) > room:
         raise InputError(f"the prompt has {len(ids)} tokens, and the session holds {room - session.length} more")
-    step = PART if session.is_incremental else len(ids)
+    step = (session.fixed_length or PART) if session.is_incremental else len(ids)
     last = (len(ids) - 1) // step * step
     for start in range(0, last, step):
         session.run(ids[start : start + step])

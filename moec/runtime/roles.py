@@ -103,8 +103,7 @@ def _role(spec: TensorSpec, ids: TensorSpec, sizes: Mapping[str, str]) -> Role |
     named = _NAMED.get(spec.name)
     is_integer = dtype_of(spec.dtype).kind in "iu"
     if named == "positions":
-        is_counted = len(spec.shape) == 1 or (len(spec.shape) == 2 and spec.shape[1] == ids.shape[1])
-        return named if is_integer and is_counted else None
+        return named if is_integer and len(spec.shape) in (1, 2) else None
     if named in ("past", "total"):
         return named if is_integer and len(spec.shape) == 1 else None
     if len(spec.shape) != 2:

@@ -60,6 +60,12 @@ class Session:
         return self._roles.limit or (size if isinstance(size, int) else 1)
 
     @property
+    def fixed_length(self) -> int | None:
+        """How many tokens each run has to be given; None where that is free."""
+        length = self._roles.ids.shape[1]
+        return length if isinstance(length, int) else None
+
+    @property
     def is_incremental(self) -> bool:
         """Whether the model keeps states, so that a run computes the new tokens alone."""
         return bool(self._states)
@@ -72,7 +78,7 @@ class Session:
         (:mod:`moec.runtime.roles`) are filled in where they are not given: every token counts. Rows of different
         lengths are padded on the left, with an ``attention_mask`` [batch, new] that is 0 there; what earlier runs were
         given is kept. Positions then count the tokens that the mask leaves in. What a padded token does is the model's
-        matter: onnxruntime's GroupQueryAttention counts a mask's ones and sees no padding on the left.
+        matter: onnxruntime's GroupQueryAttention counts a mask's ones, and so wants padding on the right.
 
         Raises InputError, and leaves the session as it was, for ids of another shape or beyond the vocabulary, more
         tokens than ``max_tokens``, inputs that are missing or unknown or that :meth:`moec.CompiledModel.run` refuses,

@@ -52,3 +52,9 @@ def test_what_is_wrong_is_one_line(folder):
     assert_refused(generate(folder, "--prompt", "a", "--top-k", 3), "give a temperature above 0")
     assert_refused(generate(folder, "--prompt-file", folder / "none"), "none: cannot be read as text: No such file")
     assert_refused(moec("generate", folder, "--prompt", "a"), "is not a moec artifact")
+
+
+def test_inspect_says_what_an_artifact_has_for_text(folder):
+    done = moec("inspect", folder / "model.moec")
+    assert "it holds a tokenizer and no chat template; ids that end a text: 256, 257" in done.stdout
+    assert "States" not in done.stdout

@@ -18,7 +18,7 @@ from moec.errors import ArtifactError, InputError, MoecError
 from moec.runtime import artifact as artifacts
 from moec.runtime import machine
 from moec.runtime.artifact import open_artifact
-from moec.runtime.manifest import MANIFEST, WEIGHTS, is_inside_name, parse_manifest, print_manifest
+from moec.runtime.manifest import MANIFEST, WEIGHTS, TextEntry, is_inside_name, parse_manifest, print_manifest
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.model import load
 from moec.runtime.writer import write_artifact
@@ -352,4 +352,11 @@ def _with_weight(path: pathlib.Path, change: dict) -> str:
 def test_states_have_to_fit(artifact_path, states, message):
     rewrite_manifest(artifact_path, states=states)
     with pytest.raises(ArtifactError, match=message):
+        load(artifact_path)
+
+
+@pytest.mark.parametrize("names", [("text/nothing.json", None), (WEIGHTS, "text/nothing.jinja"), ("../up.json", None)])
+def test_files_of_text_have_to_be_listed(artifact_path, names):
+    rewrite_manifest(artifact_path, text=TextEntry(*names, end_ids=[1], special_tokens={}))
+    with pytest.raises(ArtifactError, match="is used but not listed among the files"):
         load(artifact_path)

@@ -145,6 +145,27 @@ def test_caches_with_room():
         session.run([1])
 
 
+def test_caches_whose_length_is_told():
+    """Attention over a cache with room: nonpad_kv_seqlen says how much of it there is."""
+    model = compiled(
+        "int64[B,1] ids, int64[B] write_indices, int64[B] nonpad_kv_seqlen, float[B,1,5,4] cache",
+        "float[B,1,4] logits, float[B,1,5,4] next",
+        BODY + "next = TensorScatter (cache, x, write_indices) "
+        'y = Attention (x, next, next, "", "", "", nonpad_kv_seqlen) logits = Squeeze (y, one)',
+    )
+    session = model.session()
+    assert (session.max_tokens, session.fixed_length) == (5, 1)
+    alone = session.fork().run([3])
+    np.testing.assert_allclose(alone[0, 0], model.session().run([3])[0, 0], rtol=1e-6)  # one key: its own value
+    session.run([1])
+    session.run([2])
+    session.truncate(1)
+    other = model.session()
+    other.run([1])
+    np.testing.assert_array_equal(session.run([3]), other.run([3]))
+    assert not np.array_equal(alone, other.run([3]))
+
+
 def test_what_cannot_be_run_leaves_the_session_as_it_was(model):
     session = model.session(max_tokens=4)
     session.run([1, 2])

@@ -11,7 +11,7 @@ from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Report
 from moec.passes.weights.calibration import Calibration, Method
-from moec.passes.weights.choice import input_sizes, quantize_activations
+from moec.passes.weights.choice import fit_bytes, input_sizes, quantize_activations
 from moec.passes.weights.loss import Layer, layer_of, loss
 from moec.passes.weights.store import store
 from moec.profile import Profile
@@ -35,9 +35,12 @@ def change_formats(
     report: Report,
     activation_group: int | None = None,
 ) -> bool:
-    """Store expert e of the weight ``name`` in format ``wanted[name][e]``; say whether that changes anything."""
+    """Store expert e of the weight ``name`` in format ``wanted[name][e]``, and let products be computed in int8 where all
+    weights can be; say whether that changes anything."""
     node = before.node
-    if all(weight.formats == list(wanted.get(name, weight.formats)) for name, weight in before.weights.items()):
+    formats = {form for weight in before.weights.values() for form in weight.formats}
+    stored = all(weight.formats == list(wanted.get(name, weight.formats)) for name, weight in before.weights.items())
+    if stored and (before.spec.arithmetic == "int8" or not fit_bytes(formats)):
         report.note(pass_name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
         return False
     calibration = Calibration(profile, node, method)

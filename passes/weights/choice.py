@@ -59,15 +59,19 @@ def _usual_group(allowed: Sequence[int], sizes: Sequence[int], others: Set[int])
     return _common_group(sizes, groups) or groups[-1]
 
 
+def fit_bytes(formats: Set[WeightFormat]) -> bool:
+    """Whether the numbers of all weights, or twice these, are integers of 8 bits."""
+    return all(form.quantized and form.elements.fits_bytes for form in formats)
+
+
 def quantize_activations(
     node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int], asked: int | None = None
 ) -> None:
-    """Let the products of a node be computed in int8, if the numbers of all its weights, or twice these, are integers
-    of 8 bits. Activations share scales in larger groups than weights do, if all inputs divide into them, or in the
+    """Let the products of a node be computed in int8, if its weights fit (:func:`fit_bytes`). Activations share scales in larger groups than weights do, if all inputs divide into them, or in the
     groups ``asked`` for.
 
     Raises MoecError for groups asked for that do not fit the inputs or the groups of the weights."""
-    if not all(form.quantized and form.elements.fits_bytes for form in formats):
+    if not fit_bytes(formats):
         return
     groups = {form.group for form in formats}
     if asked is not None:

@@ -5,13 +5,14 @@ import onnx_ir as ir
 import pytest
 
 from moec.errors import MoecError
-from moec.ir.dialect import ExpertsSpec, spec_of
+from moec.ir.dialect import ExpertsSpec, ProductSpec, spec_of
 from moec.ir.interpreter import run
 from moec.ir.text import parse_model
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.framework.pipeline import parse, print_pipeline
 from moec.passes.weights.choice import quantize_activations
+from moec.passes.weights.store import set_arithmetic
 
 from .before_after import check, model_of
 from .profiles import write_experts
@@ -114,6 +115,17 @@ def test_int4_takes_the_groups_that_other_weights_have() -> None:
     apply(model, "quantize-experts{format=int4,down=mxfp4,experts=0-2},quantize-experts{format=int4}")
     assert formats_of(model) == {"up": ["int4/32", "int4/32"], "down": ["mxfp4", "int4/32"]}
     assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 64
+
+
+def test_products_of_what_was_quantised_before_are_computed_in_int8_too() -> None:
+    model = experts_model(GATED)
+    apply(model, "quantize-experts{format=int4}")
+    set_arithmetic(last_moec_node(model), ProductSpec())
+    report = apply(model, "quantize-experts{format=int8}")
+    assert all(form.startswith("int4") for forms in formats_of(model).values() for form in forms)
+    assert spec_of(last_moec_node(model), ExpertsSpec).arithmetic == "int8"
+    (loss,) = report.losses
+    assert loss.weight_error == 0 and loss.output_error > 0
 
 
 def test_quantised_weights_stay_as_they_are() -> None:

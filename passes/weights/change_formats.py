@@ -35,8 +35,8 @@ def change_formats(
     report: Report,
     activation_group: int | None = None,
 ) -> bool:
-    """Store expert e of the weight ``name`` in format ``wanted[name][e]``, and let products be computed in int8 where all
-    weights can be; say whether that changes anything."""
+    """Store expert e of the weight ``name`` in format ``wanted[name][e]``, and let products be computed in int8 where
+    all weights can be; say whether that changes anything."""
     node = before.node
     formats = {form for weight in before.weights.values() for form in weight.formats}
     stored = all(weight.formats == list(wanted.get(name, weight.formats)) for name, weight in before.weights.items())

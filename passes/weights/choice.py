@@ -67,8 +67,8 @@ def fit_bytes(formats: Set[WeightFormat]) -> bool:
 def quantize_activations(
     node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int], asked: int | None = None
 ) -> None:
-    """Let the products of a node be computed in int8, if its weights fit (:func:`fit_bytes`). Activations share scales in
-    larger groups than weights do, if all inputs divide into them, or in the groups ``asked`` for.
+    """Let the products of a node be computed in int8, if its weights fit (:func:`fit_bytes`). Activations share scales
+    in larger groups than weights do, if all inputs divide into them, or in the groups ``asked`` for.
 
     Raises MoecError for groups asked for that do not fit the inputs or the groups of the weights."""
     if not fit_bytes(formats):

@@ -45,16 +45,18 @@ class Sampling:
         """The next token. ``seen``: bool [vocabulary], the tokens so far. Raises MoecError for logits that are NaN."""
         if np.isnan(logits).any():
             raise MoecError("the model's logits are not numbers (NaN): its weights or what it was given overflow")
-        logits = repetition_penalty(logits.astype(np.float64), seen, self.repetition_penalty)
+        logits = repetition_penalty(logits, seen, self.repetition_penalty)
         if self.temperature == 0:
             return int(np.argmax(logits))  # of equal ones the first
-        logits = min_p(top_p(top_k(logits / self.temperature, self.top_k), self.top_p), self.min_p)
+        logits = min_p(top_p(top_k(logits.astype(np.float64) / self.temperature, self.top_k), self.top_p), self.min_p)
         return draw(logits, random)
 
 
 def repetition_penalty(logits: Logits, seen: Logits, penalty: float) -> Logits:
     """Positive logits of tokens that were seen divided by the penalty, others multiplied (Keskar et al., "CTRL",
     arXiv 1909.05858, with the sign that transformers gave it)."""
+    if penalty == 1:
+        return logits
     return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -63,7 +65,8 @@ def top_k(logits: Logits, k: int) -> Logits:
     story generation", arXiv 1805.04833)."""
     if k == 0 or k >= logits.size:
         return logits
-    return _only(logits, _descending(logits)[:k])
+    least = np.partition(logits, -k)[-k]
+    return _only(logits, _descending(logits, np.flatnonzero(logits >= least))[:k])
 
 
 def top_p(logits: Logits, p: float) -> Logits:
@@ -71,8 +74,10 @@ def top_p(logits: Logits, p: float) -> Logits:
     curious case of neural text degeneration", arXiv 1904.09751)."""
     if p >= 1:
         return logits
-    order = _descending(logits)
-    before = np.cumsum(probabilities(logits)[order]) - probabilities(logits)[order]
+    found = probabilities(logits)
+    # What is less likely than this adds up to less than 1 - p, so that it is never among the fewest.
+    order = _descending(found, np.flatnonzero(found >= (1 - p) / logits.size))
+    before = np.cumsum(found[order]) - found[order]
     return _only(logits, order[(before < p) | (np.arange(order.size) == 0)])
 
 
@@ -96,9 +101,9 @@ def probabilities(logits: Logits) -> Logits:
     return shifted / shifted.sum()
 
 
-def _descending(logits: Logits) -> Logits:
-    """Places from the largest to the smallest, equal ones in their order."""
-    return np.argsort(-logits, kind="stable")
+def _descending(numbers: Logits, places: Logits) -> Logits:
+    """The places from the largest number to the smallest, those of equal ones in their order."""
+    return places[np.argsort(-numbers[places], kind="stable")]
 
 
 def _only(logits: Logits, places: Logits) -> Logits:

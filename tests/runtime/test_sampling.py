@@ -35,6 +35,14 @@ def test_min_p_leaves_what_is_likely_enough_beside_the_likeliest(p, kept):
     assert left(sampling.min_p(LOGITS, p)) == kept
 
 
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95, 0.999])
+def test_top_p_of_many_is_what_sorting_all_of_them_says(p):
+    logits = np.random.default_rng(0).normal(size=3000) * 3
+    order = np.argsort(-logits)
+    count = np.searchsorted(np.cumsum(sampling.probabilities(logits)[order]), p) + 1
+    assert left(sampling.top_p(logits, p)) == sorted(order[:count].tolist())
+
+
 def test_a_repetition_penalty_makes_what_was_seen_less_likely():
     seen = np.array([True, True, False, False])
     found = sampling.repetition_penalty(np.array([2.0, -2.0, 2.0, -2.0]), seen, 2.0)

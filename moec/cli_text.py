@@ -29,6 +29,7 @@ def generate(
         list[Path] | None, typer.Option("--prompt-file", help="A file that is a prompt; repeatable.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="What the system says in front of a chat.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 128,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="The most of prompt and text together.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text; repeatable.")] = None,
@@ -55,6 +56,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         max_tokens=max_tokens,
         chat=chat,
+        system=system,
         stop=stop or [],
         temperature=temperature,
         top_k=top_k,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from moec.common.arguments import check_kind
+from moec.common.arguments import check_kind, check_optional_text
 from moec.errors import InputError, MoecError, reporting
 from moec.runtime.sampling import Sampling
 from moec.runtime.session import Session
@@ -49,6 +49,7 @@ def generate(
     max_new_tokens: int = 128,
     max_tokens: int | None = None,
     chat: bool = False,
+    system: str | None = None,
     stop: Sequence[str] = (),
     temperature: float = 0.0,
     top_k: int = 0,
@@ -60,9 +61,10 @@ def generate(
 ) -> list[Generation]:
     """Go on from each of the prompts, one after the other, each in a session of its own.
 
-    ``chat``: put a prompt into the model's chat template, as what the user says. ``stop``: strings that end the text,
-    which is then without them. ``max_tokens``: the most tokens of prompt and text together. The others are of
-    :class:`moec.runtime.sampling.Sampling`; random numbers follow from ``seed`` and the place of the prompt alone.
+    ``chat``: put a prompt into the model's chat template, as what the user says, behind what the ``system`` says, if
+    anything. ``stop``: strings that end the text, which is then without them. ``max_tokens``: the most tokens of prompt
+    and text together. The others are of :class:`moec.runtime.sampling.Sampling`; random numbers follow from ``seed``
+    and the place of the prompt alone. ``on_text`` is called with the place of a prompt and text that has come out.
 
     Raises MoecError for a model that holds no tokenizer, a missing package, options that cannot be, a prompt without
     tokens; InputError for a model that is no language model, or a prompt longer than the session.
@@ -73,8 +75,11 @@ def generate(
     stops = [stop] if isinstance(stop, str) else list(stop)
     if max_new_tokens < 1 or "" in stops:
         raise MoecError(f"max_new_tokens is {max_new_tokens} and stop {stops}; expected 1 or more, and no empty string")
+    check_optional_text(system=system)
+    if system is not None and not chat:
+        raise MoecError("a system message is part of a chat; generate with chat, too")
     codec = TextCodec(model.artifact)
-    encoded = [_encoded(codec, place, prompt, chat) for place, prompt in enumerate(prompts)]
+    encoded = [_encoded(codec, place, prompt, chat, system) for place, prompt in enumerate(prompts)]
     found = []
     for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
         writer = _Writer(codec, ids, stops, place, on_text)
@@ -110,9 +115,9 @@ class _Writer:
             self._on_text(self._place, text)
 
 
-def _encoded(codec: TextCodec, place: int, prompt: str, chat: bool) -> list[int]:
+def _encoded(codec: TextCodec, place: int, prompt: str, chat: bool, system: str | None) -> list[int]:
     check_kind("a prompt", prompt, str, "a string")
-    ids = codec.encode(prompt, chat=chat)
+    ids = codec.encode(prompt, chat=chat, system=system)
     if not ids:
         raise MoecError(f"prompt {place + 1} is {prompt!r}, of which the tokenizer makes no tokens; give some text")
     return ids

@@ -37,17 +37,18 @@ class TextCodec:
         self._tokenizer.no_padding()
         self.end_ids = frozenset(entry.end_ids)
 
-    def encode(self, prompt: str, *, chat: bool = False) -> list[int]:
+    def encode(self, prompt: str, *, chat: bool = False, system: str | None = None) -> list[int]:
         """The token ids of a prompt, with what the tokenizer puts in front; of a ``chat``, with what its template puts
-        around a message of the user. Raises MoecError where there is no template, or it fails."""
-        text = self._chat(prompt) if chat else prompt
+        around a message of the user, behind one of the ``system`` where there is one. Raises MoecError where there is
+        no template, or it fails."""
+        text = self._chat(prompt, system) if chat else prompt
         return self._tokenizer.encode(text, add_special_tokens=not chat).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; special tokens have none."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def _chat(self, prompt: str) -> str:
+    def _chat(self, prompt: str, system: str | None) -> str:
         if self._template is None:
             raise MoecError(f"{self._where}: holds no chat template; generate without --chat")
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -57,7 +58,8 @@ class TextCodec:
         )
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         environment.globals["raise_exception"] = _refuse
-        messages = [{"role": "user", "content": prompt}]
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": prompt})
         try:
             template = environment.from_string(self._template)
             return template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)

@@ -8,7 +8,7 @@ import pytest
 
 import moec
 from moec.errors import InputError, MoecError
-from moec.runtime.text_codec import TextStream
+from moec.runtime.text_codec import TextCodec, TextStream
 
 from .bigrams import model_of, tokenizer_json
 
@@ -72,6 +72,18 @@ def test_a_chat_puts_prompts_into_the_template(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (found,) = moec.generate(model_of(TEXT, tmp_path), "a", chat=True, max_new_tokens=1)
     assert (found.text, found.prompt_tokens) == (" ", 3)
+
+
+def test_a_system_speaks_first(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role[:1] }}{{ m.content }}{% endfor %}")
+    codec = TextCodec(model_of(TEXT, tmp_path).artifact)
+    assert codec.encode("x", chat=True, system="y") == codec.encode("syux")
+    assert codec.encode("x", chat=True) == codec.encode("ux")
+
+
+def test_a_system_speaks_in_chats_alone(model):
+    with pytest.raises(MoecError, match="a system message is part of a chat"):
+        moec.generate(model, "a", system="b")
 
 
 @pytest.mark.parametrize(

@@ -30,16 +30,15 @@ class Conditions:
     """``guards``: conditions on named sizes (:mod:`moec.common.guards`), which an artifact checks when it is called.
     ``fixed``: sizes that were to be dynamic and became numbers. ``unchecked``: what nobody checks. ``tried``:
     sizes that the export was not for, but that gave the module's results when they were tried. ``unused``: tensors of
-    the model's files that nothing was made of. ``wider``: which weights take more bits than in the model's file.
-    ``wide``: the guards that leave in all sizes that the model's
-    configuration is for."""
+    the model's files that nothing was made of. ``notes``: what else there is to say. ``wide``: the guards that leave in
+    all sizes that the model's configuration is for."""
 
     guards: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
-    wider: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
 
     @property
@@ -83,8 +82,8 @@ class Conditions:
                 "nothing of the model is made of these tensors of its files: it has no part for them, or its "
                 "configuration asks for none",
             )
-        for text in self.wider:
-            report.note(_PASS, text, "every number is the one that the file holds")
+        for text in self.notes:
+            report.note(_PASS, "model", text)
         for size in self.fixed:
             report.warn(
                 _PASS,
@@ -106,7 +105,7 @@ def read(model: ir.Model, where: str) -> Conditions:
     if KEY not in model.metadata_props:
         return Conditions()
     try:
-        older = {"unused": [], "wider": [], "wide": []}  # what files of before have no keys of
+        older = {"unused": [], "notes": [], "wide": []}  # what files of before have no keys of
         content = {**older, **json.loads(model.metadata_props[KEY])}
         kinds = [field.name for field in dataclasses.fields(Conditions)]
         found = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})

@@ -8,6 +8,7 @@ from typing import Any
 
 from moec.common.tokenizers import TextFiles
 from moec.errors import MoecError
+from moec.frontend import gguf
 from moec.frontend.huggingface.folder import CONFIG, read_json
 
 TOKENIZER = "tokenizer.json"
@@ -41,7 +42,10 @@ def read_text_files(path: str | os.PathLike[str]) -> TextFiles:
 
 
 def text_files_of(source: Any) -> TextFiles | None:
-    """Those of the folder of a Hugging Face model; None for other sources, and where it has no tokenizer."""
+    """Those of the folder of a Hugging Face model or of a GGUF file; None for other sources, and where there is no
+    tokenizer."""
+    if gguf.is_file(source):
+        return gguf.text_files_of(source)
     if not isinstance(source, (str, os.PathLike)) or not (Path(source) / TOKENIZER).is_file():
         return None
     return read_text_files(source)

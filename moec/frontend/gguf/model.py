@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from moec.common.garbage import no_collection
+from moec.common.tokenizers import TextFiles
+from moec.errors import UnsupportedError
 from moec.frontend.conditions import Conditions
-from moec.frontend.gguf import architectures, formats
+from moec.frontend.gguf import architectures, formats, tokenizer
 from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.reader import GgufFile, read_file
 
@@ -26,8 +28,25 @@ def import_file(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
     """
     builder = Builder(read_file(path), cache)
     model = builder.finish(architectures.build(builder))
-    Conditions(unused=tuple(builder.skipped), wider=tuple(_wider(builder.file, builder.float_tables))).attach(model)
+    notes = (*_wider(builder.file, builder.float_tables), *_without_text(builder.file))
+    Conditions(unused=tuple(builder.skipped), notes=notes).attach(model)
     return model
+
+
+def text_files_of(path: str | os.PathLike[str]) -> TextFiles | None:
+    """Tokenizer and chat template of a GGUF file; None where it has none, or one that moec does not know, which
+    :func:`import_file` notes. Raises MoecError for a file that is damaged."""
+    try:
+        return tokenizer.text_files(read_file(path))
+    except UnsupportedError:
+        return None
+
+
+def _without_text(file: GgufFile) -> Iterator[str]:
+    try:
+        tokenizer.check(file)
+    except UnsupportedError as error:
+        yield f"{error}; the artifact gets no tokenizer unless one is given"
 
 
 def _wider(file: GgufFile, float_tables: list[str]) -> Iterator[str]:
@@ -36,6 +55,6 @@ def _wider(file: GgufFile, float_tables: list[str]) -> Iterator[str]:
     for kind in sorted(set(kinds)):
         bits, there = formats.stored_bits(kind)
         if bits > there:
-            yield f"{kinds.count(kind)} tensors in {kind} take {bits:g} bits a weight, not {there:g}"
+            yield f"{kinds.count(kind)} tensors in {kind} take {bits:g} bits a weight, not {there:g}; no number changes"
     if float_tables:
         yield f"{len(float_tables)} tensors become float32, as which kernels read them: {float_tables[0]}, ..."

@@ -32,6 +32,7 @@ class Tiny:
             "attention.layer_norm_rms_epsilon": 1e-5,
         }
         self.tensors: dict[str, Stored] = {}
+        self.tokenizer: dict[str, Any] = {"model": "none"}
         self.matrix("token_embd.weight", VOCABULARY, D)
         self.norm("output_norm.weight", D)
         self.matrix("output.weight", VOCABULARY, D)
@@ -49,7 +50,8 @@ class Tiny:
         metadata: dict[str, Any] = {"general.architecture": self.architecture}
         self.given = {"attention.head_count_kv": self.groups} | self.given
         metadata |= {f"{self.architecture}.{key}": value for key, value in self.given.items()}
-        metadata |= {"tokenizer.ggml.model": "none", f"{self.architecture}.vocab_size": VOCABULARY}
+        metadata |= {f"tokenizer.ggml.{key}": value for key, value in self.tokenizer.items()}
+        metadata |= {f"{self.architecture}.vocab_size": VOCABULARY}
         return write_file(path, metadata, self.tensors)
 
     # --- parts of a layer

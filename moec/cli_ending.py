@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import threading
@@ -59,9 +60,12 @@ def _tidy() -> None:
 
 
 class CheckedOutput:
-    """Standard output whose errors are MoecErrors, which no library takes for its own."""
+    """Standard output whose errors are MoecErrors, which no library takes for its own. What its encoding does not have,
+    it shows as question marks."""
 
     def __init__(self, stream: TextIO) -> None:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:

@@ -39,9 +39,13 @@ class TextCodec:
 
     def encode(self, prompt: str, *, chat: bool = False, system: str | None = None) -> list[int]:
         """The token ids of a prompt, with what the tokenizer puts in front; of a ``chat``, with what its template puts
-        around a message of the user, behind one of the ``system`` where there is one. Raises MoecError where there is
-        no template, or it fails."""
+        around a message of the user, behind one of the ``system`` where there is one. Raises MoecError for text that
+        UTF-8 does not have (lone surrogates), and where there is no template, or it fails."""
         text = self._chat(prompt, system) if chat else prompt
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise MoecError(f"the prompt is not valid text: {error.reason} at position {error.start}") from error
         return self._tokenizer.encode(text, add_special_tokens=not chat).ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -52,6 +53,14 @@ def test_what_is_wrong_is_one_line(folder):
     assert_refused(generate(folder, "--prompt", "a", "--top-k", 3), "give a temperature above 0")
     assert_refused(generate(folder, "--prompt-file", folder / "none"), "none: cannot be read as text: No such file")
     assert_refused(moec("generate", folder, "--prompt", "a"), "is not a moec artifact")
+    assert_refused(
+        generate(folder, "--prompt", b"a\xff".decode("utf-8", "surrogateescape")), "not valid text", "at position 1"
+    )
+
+
+def test_what_a_terminal_cannot_show_is_replaced(folder):
+    done = generate(folder, "--prompt", "ab", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout) == (0, "c d??f\n")
 
 
 def test_inspect_says_what_an_artifact_has_for_text(folder):

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from moec.common.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,10 +50,10 @@ def print_result(data: Any, as_json: bool, renderables: Iterable[RenderableType]
 
 
 @contextlib.contextmanager
-def shown_progress() -> Iterator[Callable[[str], None]]:
+def shown_progress() -> Iterator[Progress]:
     """Shows the current step on a terminal; says nothing in a pipe."""
     if not sys.stderr.isatty():
-        yield lambda _step: None
+        yield silent
         return
     from rich.console import Console
 

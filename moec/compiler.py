@@ -9,12 +9,13 @@ import pathlib
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import moec
 from moec import targets
 from moec.common.arguments import check_flags, check_kind, check_optional_text, check_path, shown
+from moec.common.progress import Progress, silent
 from moec.errors import MoecError, UnsupportedError, reporting
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from moec.targets.base import Made, Target
     from moec.targets.kind import Options
 
-Progress = Callable[[str], None]
 _TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
 
 
@@ -64,7 +64,8 @@ def compile(
     :func:`moec.generate`; by default that of a model's folder. ``threads``: how many the result runs with; None means
     every available core. ``output``: where to write the artifact; without it one is kept in a temporary folder as long
     as the result lives. ``emulate``: run a program for a GPU on the processor. ``progress`` is called with the name of
-    each step as it begins.
+    each step as it begins and, where that goes through many weights, with how far it is
+    (:func:`moec.common.progress.told`).
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
@@ -130,9 +131,10 @@ def write(
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
     from moec.passes.framework.shorthand import with_formats
-    from moec.runtime.writer import Context, write_artifact
+    from moec.runtime.writer import WRITING, Context, write_artifact
 
-    report, announce = Report(), progress or _silent
+    announce = progress or silent
+    report = Report(progress=announce)
     chain, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, options)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes, cache)
@@ -143,13 +145,13 @@ def write(
     with reporting(f"generating code for {target}", model):
         blocks = moe_blocks(graph)
         made = _generate(graph, chosen, target, report)
-    announce("writing the artifact")
-    with reporting("writing the artifact", model):
-        told = (inputs.limits, inputs.sizes, inputs.guards(graph, made[0]), states_of(graph))
+    announce(WRITING)
+    with reporting(WRITING, model):
+        known = (inputs.limits, inputs.sizes, inputs.guards(graph, made[0]), states_of(graph))
         remarks, losses = ([dataclasses.asdict(entry) for entry in many] for many in (report.remarks, report.losses))
         provenance = _provenance(model, pipeline.print_pipeline(chain))
-        context = Context(moec.__version__, threads, blocks, *told, stages, remarks, losses, provenance, text)
-        write_artifact(path, made[0], context, *made[1:])
+        context = Context(moec.__version__, threads, blocks, *known, stages, remarks, losses, provenance, text)
+        write_artifact(path, made[0], context, *made[1:], progress=announce)
 
 
 def _check_options(target: Any, passes: Any, experts: Any, linears: Any, verify_each: Any, progress: Any) -> None:
@@ -312,6 +314,7 @@ def _run_passes(
     model: ir.Model, source: Any, passes: tuple[Pass, ...], report: Report, check: AfterPass | None, announce: Progress
 ) -> Iterator[Stage]:
     from moec.ir.text import print_model
+    from moec.ir.weight_hashes import hash_weights
     from moec.passes.framework import pipeline
     from moec.runtime.writer import Stage
 
@@ -322,6 +325,8 @@ def _run_passes(
         with reporting(step.name, source):
             changed = pipeline.run(model, (step,), report, verify_each=check is not None, on_pass=check)
         seconds = time.perf_counter() - start
+        if changed:
+            hash_weights(model, announce, f"{step.name}, hashing")
         yield Stage(step.name, print_model(model) if changed else None, seconds)
 
 
@@ -361,7 +366,3 @@ def _describe_source(model: Any) -> dict[str, Any]:
 
         return {"kind": "folder", "name": path.resolve().name, "sha256": checksum(path / CONFIG).sha256}
     return {"kind": "file", "name": path.name, "sha256": checksum(path).sha256}
-
-
-def _silent(_step: str) -> None:
-    pass

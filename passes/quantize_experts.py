@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from moec.common.progress import told
 from moec.errors import MoecError
 from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
-from moec.ir.weights.stored import weight_inputs
+from moec.ir.weights.stored import size_of_weights, weight_inputs
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
@@ -94,7 +95,8 @@ class QuantizeExperts:
         if not nodes:
             report.warn(self.name, "model", "nothing to quantise: no MoE block was raised before this pass")
         with opened(self.name, self.method, self.profile) as profile:
-            return any([self._quantize(node, profile, report) for node in nodes])
+            layers = told(nodes, size_of_weights, report.progress, self.name, "layer")
+            return any([self._quantize(node, profile, report) for node in layers])
 
     def _quantize(self, node: ir.Node, profile: Profile | None, report: Report) -> bool:
         before = readable_layer(self.name, node, report)

@@ -137,3 +137,18 @@ def test_random_inputs_of_masks_and_sums_of_sizes():
 def test_formats_that_find_no_weights_say_so(proto):
     remarks = moec.compile(proto, experts="int4", linears="bf16").remarks
     assert [one["pass_name"] for one in remarks if one["severity"] == "warning"] == ["quantize-experts", "cast-weights"]
+
+
+def test_progress_tells_how_far_a_step_through_many_weights_is(monkeypatch):
+    monkeypatch.setattr("moec.common.progress._SECONDS", 0)
+    monkeypatch.setattr("moec.ir.weight_hashes._LARGE", 0)
+    weights = [onnx.numpy_helper.from_array(np.full((16, 16), i, np.float32), f"w{i}") for i in range(2)]
+    nodes = [helper.make_node("MatMul", ["x", "w0"], ["h"]), helper.make_node("MatMul", ["h", "w1"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["T", 16]) for name in "xy")
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights))
+    model.opset_import[0].version = 21
+    steps = []
+    moec.compile(model, passes="infer-shapes,quantize-linears{format=int8,minimum=16}", progress=steps.append)
+    told = {step.partition(":")[0]: step for step in steps if " left" in step}
+    assert list(told) == ["quantize-linears", "quantize-linears, hashing", "writing the artifact"]
+    assert told["quantize-linears"] == "quantize-linears: layer 2 of 2, 0 of 0 MB, 0 s left"

@@ -8,12 +8,14 @@ from typing import Any, NoReturn
 
 import onnx_ir as ir
 
+from moec.common.progress import Progress, told
 from moec.errors import MoecError
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.stacks import packed_parts
 
 PREFIX = "sha256:"
 _HASH_DIGITS = 16
+_LARGE = 1 << 20
 
 _known_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
@@ -34,6 +36,18 @@ def content_hash(tensor: ir.TensorProtocol) -> str:
         known = digest.hexdigest()[:_HASH_DIGITS]
         _known_hashes[tensor] = known
     return known
+
+
+def hash_weights(model: ir.Model, progress: Progress, step: str) -> None:
+    """Compute the hashes that the text of a model shows and say how far that is, for it reads all weights."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    new = [tensor for tensor in tensors if tensor is not None and _known_hashes.get(tensor) is None]
+    for tensor in told([tensor for tensor in new if tensor.nbytes >= _LARGE], _nbytes, progress, step, "weight"):
+        content_hash(tensor)
+
+
+def _nbytes(tensor: ir.TensorProtocol) -> int:
+    return tensor.nbytes
 
 
 class HashedTensor(ir.LazyTensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 import re
@@ -17,6 +18,8 @@ import numpy as np
 
 from moec import targets
 from moec.common import seals
+from moec.common.dtypes import dtype_of
+from moec.common.progress import Progress, silent, told
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.specs import State
 from moec.common.tokenizers import TextFiles
@@ -37,6 +40,8 @@ from moec.runtime.manifest import (
     print_manifest,
 )
 from moec.targets.base import KernelRecord, Made, Program, Project, Projects, Weight
+
+WRITING = "writing the artifact"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +71,20 @@ class Context:
     text: TextFiles | None = None
 
 
-def write_artifact(path: str | os.PathLike[str], made: Made, context: Context, *others: Made) -> None:
+def write_artifact(
+    path: str | os.PathLike[str], made: Made, context: Context, *others: Made, progress: Progress = silent
+) -> None:
     """Write a program or projects as a folder, or as one zip when the path ends in ``.zip``; an artifact already there
     is replaced in one step where it is as moec wrote it (:func:`moec.runtime.foreign.foreign_artifact`).
 
     ``others``: the same model's programs for newer architectures, oldest first. Weights of equal name and content are
-    stored once.
+    stored once. ``progress`` is told which weight is being written.
 
     Raises ArtifactError when something else is there or the file system refuses (a full disk, say); then nothing
     new is left behind and an older artifact is unharmed.
     """
     with _new_folder(path) as folder:
-        _write_files(folder, [made, *others], context)
+        _write_files(folder, [made, *others], context, progress)
 
 
 def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
@@ -137,10 +144,10 @@ class _Files:
         return name
 
 
-def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context) -> None:
+def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context, progress: Progress) -> None:
     files = _Files(folder)
     programs = [part for part in made if isinstance(part, Program)]
-    weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs)
+    weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs, progress)
     first = made[0]
     manifest = Manifest(
         moec_version=context.moec_version,
@@ -253,15 +260,22 @@ def _source_files(kernel: KernelRecord) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _write_weights(
-    path: pathlib.Path, programs: Sequence[Program]
+    path: pathlib.Path, programs: Sequence[Program], progress: Progress
 ) -> tuple[list[WeightEntry], list[list[int]], FileEntry]:
     """The weights of all programs, the positions of each program's in that list, and the file."""
     with path.open("wb") as file:
         sink = _WeightSink(file, shared=len(programs) > 1)
-        positions = [[sink.add(weight) for weight in program.weights] for program in programs]
+        positions = [
+            [sink.add(weight) for weight in told(program.weights, _bytes_of, progress, WRITING, "weight")]
+            for program in programs
+        ]
         file.flush()
         os.fsync(file.fileno())  # some file systems report a full disk only now
         return sink.entries, positions, FileEntry(file.tell(), sink.digest.hexdigest())
+
+
+def _bytes_of(weight: Weight) -> int:
+    return math.prod(weight.shape) * dtype_of(weight.dtype).itemsize
 
 
 class _WeightSink:

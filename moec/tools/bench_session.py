@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.common.progress import Progress
 from moec.errors import MoecError
 from moec.runtime.generation import prefilled
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
     from moec.runtime.session import Session
 
-Progress = Callable[[str], None]
 PREFILL, DECODE = 512, 64
 """Tokens that are timed where nobody says how many."""
 

@@ -13,6 +13,7 @@ import numpy as np
 
 import moec
 from moec import targets
+from moec.common.progress import Progress, silent
 from moec.common.specs import TensorSpec
 from moec.errors import MoecError, reporting
 from moec.ir.blocks import expert_bits
@@ -84,7 +85,7 @@ def evaluate(
     text: Text | None = None,
     threads: int | None = None,
     emulate: bool = False,
-    progress: Callable[[str], None] = lambda _step: None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Run every model on the same data and compare what comes out.
 

@@ -7,9 +7,9 @@ import dataclasses
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable
 
 from moec import compiler, targets
+from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
 from moec.errors import MoecError, reporting
 from moec.passes.assign_bits import assignable, choices
@@ -40,7 +40,7 @@ def write_plan(
     formats: str | None = None,
     linears: bool = False,
     sensitivities: str | os.PathLike[str] | None = None,
-    progress: Callable[[str], None] = lambda _step: None,
+    progress: Progress = silent,
 ) -> list[Planned]:
     """Write the plan of a model after ``passes``; options as those of assign-bits. Raises MoecError as that does, and
     where a file is there already: plans are edited by people."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from moec import targets
 from moec.common.guards import holds, parse_guard
+from moec.common.progress import Progress, silent
 from moec.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
 from moec.tools.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
@@ -25,7 +26,7 @@ TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 _ROUNDS = 5
 
 
-def tune(compiled: CompiledModel, progress: Callable[[str], None] = lambda _step: None) -> list[Tuned]:
+def tune(compiled: CompiledModel, progress: Progress = silent) -> list[Tuned]:
     """Measure all crossovers, use them in ``compiled``, and keep them for artifacts loaded later on this machine.
 
     Nothing is returned for a model without kernels that have one. Raises MoecError for a model without dynamic sizes,

@@ -13,6 +13,8 @@ from typing import ClassVar, Literal, Protocol
 
 import onnx_ir as ir
 
+from moec.common.progress import Progress, silent
+
 Exactness = Literal["exact", "reassociating", "lossy"]
 
 
@@ -53,11 +55,13 @@ class Unraised:
 
 @dataclasses.dataclass
 class Report:
-    """Collects remarks, losses, and what was not raised over a whole compilation."""
+    """Collects remarks, losses, and what was not raised over a whole compilation. ``progress`` is told at once what
+    takes long."""
 
     remarks: list[Remark] = dataclasses.field(default_factory=list)
     losses: list[Loss] = dataclasses.field(default_factory=list)
     unraised: list[Unraised] = dataclasses.field(default_factory=list)
+    progress: Progress = silent
 
     def note(self, pass_name: str, subject: str, message: str) -> None:
         self.remarks.append(Remark(pass_name, subject, message))

@@ -17,6 +17,7 @@ The weight operand of a moec node is one of
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
@@ -192,6 +193,12 @@ def weight_inputs(node: ir.Node) -> dict[str, ir.Value]:
         return {}
     inputs = dialect.inputs_of(node)
     return {name: value for name in _WEIGHT_INPUTS.get(node.op_type, ()) if (value := inputs[name]) is not None}
+
+
+def size_of_weights(node: ir.Node) -> int:
+    """Bytes of the weights of a moec node as they are computed with, however they are stored."""
+    typed = ((value.shape, value.dtype) for value in weight_inputs(node).values())
+    return sum(math.prod(shape.numpy()) * int(dtype.itemsize) for shape, dtype in typed if shape and dtype)
 
 
 def stored_weights(node: ir.Node) -> dict[str, StoredWeight]:

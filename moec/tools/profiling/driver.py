@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 import moec
 from moec import compiler
+from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.seals import foreign_file
 from moec.common.specs import tensor_specs
@@ -82,7 +83,7 @@ def measure(
     minimum: int = MINIMUM,
     merge_with: Sequence[str | os.PathLike[str]] = (),
     threads: int | None = None,
-    progress: Callable[[str], None] = lambda _step: None,
+    progress: Progress = silent,
 ) -> Measured:
     """Run a model on data and write what its layers do there as a profile.
 

@@ -16,6 +16,7 @@ import numpy as np
 
 import moec
 from moec import compiler
+from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file
 from moec.errors import DefectError, MoecError, one_line, reporting
@@ -32,7 +33,6 @@ PLOT = "sweep.png"
 _SECONDS = 1.0
 """How long each case of a variant is timed."""
 
-Progress = Callable[[str], None]
 Inputs = dict[str, np.ndarray[Any, Any]]
 
 
@@ -81,7 +81,7 @@ def sweep(
     text: Text | None = None,
     threads: int | None = None,
     keep: bool = False,
-    progress: Progress = lambda _step: None,
+    progress: Progress = silent,
 ) -> Sweep:
     """Compile a model by every pipeline, judge and time what comes out, and write ``sweep.json`` into ``folder``, which
     is made where it is not there.

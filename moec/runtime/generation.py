@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from moec.common.arguments import check_kind, check_optional_text
 from moec.errors import InputError, MoecError, reporting
+from moec.runtime.model import CompiledModel
 from moec.runtime.sampling import Sampling
 from moec.runtime.session import Session
 from moec.runtime.text_codec import TextCodec, TextStream
-
-if TYPE_CHECKING:
-    from moec.runtime.model import CompiledModel
 
 OnText = Callable[[int, str], None]
 """Called with the place of a prompt and text that has come out for it."""
@@ -69,15 +67,15 @@ def generate(
     Raises MoecError for a model that holds no tokenizer, a missing package, options that cannot be, a prompt without
     tokens; InputError for a model that is no language model, or a prompt longer than the session.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts, stops = _texts("prompts", prompts), _texts("stop", stop)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     check_kind("max_new_tokens", max_new_tokens, int, "a whole number from 1 up")
-    stops = [stop] if isinstance(stop, str) else list(stop)
     if max_new_tokens < 1 or "" in stops:
         raise MoecError(f"max_new_tokens is {max_new_tokens} and stop {stops}; expected 1 or more, and no empty string")
     check_optional_text(system=system)
     if system is not None and not chat:
         raise MoecError("a system message is part of a chat; generate with chat, too")
+    check_kind("model", model, CompiledModel, "what moec.load and moec.compile return")
     codec = TextCodec(model.artifact)
     encoded = [_encoded(codec, place, prompt, chat, system) for place, prompt in enumerate(prompts)]
     found = []
@@ -115,8 +113,16 @@ class _Writer:
             self._on_text(self._place, text)
 
 
+def _texts(name: str, given: Any) -> list[str]:
+    """One string or several as a list. Raises MoecError for anything else."""
+    texts = [given] if isinstance(given, str) else given
+    check_kind(name, texts, (list, tuple), "a string, or a list of them")
+    for text in texts:
+        check_kind(f"one of {name}", text, str, "a string")
+    return list(texts)
+
+
 def _encoded(codec: TextCodec, place: int, prompt: str, chat: bool, system: str | None) -> list[int]:
-    check_kind("a prompt", prompt, str, "a string")
     ids = codec.encode(prompt, chat=chat, system=system)
     if not ids:
         raise MoecError(f"prompt {place + 1} is {prompt!r}, of which the tokenizer makes no tokens; give some text")

@@ -64,6 +64,22 @@ def test_a_prompt_without_tokens_or_with_too_many_is_refused(model):
         moec.generate(model, "a", max_new_tokens=0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((None, "a"), {}, "model is of type NoneType; expected what moec.load and moec.compile return"),
+        (("model", None), {}, "prompts is of type NoneType; expected a string, or a list of them"),
+        (("model", ["a", 1]), {}, "one of prompts is 1 of type int; expected a string"),
+        (("model", "a"), {"stop": [1]}, "one of stop is 1 of type int"),
+        (("model", "a"), {"max_new_tokens": 1.5}, "max_new_tokens is 1.5 of type float"),
+        (("model", "a"), {"system": 1, "chat": True}, "system is 1 of type int"),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(model, arguments, options, message):
+    with pytest.raises(MoecError, match=message):
+        moec.generate(*(model if argument == "model" else argument for argument in arguments), **options)
+
+
 def test_a_chat_puts_prompts_into_the_template(tmp_path):
     template = (
         "{% for m in messages %}{{ m.content }}{{ other_token }}{% endfor %}{% if add_generation_prompt %}c{% endif %}"

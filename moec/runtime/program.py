@@ -7,11 +7,13 @@ import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from moec.runtime.device import Device
 from moec.runtime.library import load_ffi, load_objects
+from moec.runtime.team import TEAM_OBJECT, Team
 from moec.runtime.tensors import CPU
+from moec.runtime.workers import team_here
 
 BUILTIN = "vm.builtin."
 NO_INSTRUMENT_ACTION = 0
@@ -41,6 +43,10 @@ class LoadedProgram:
         with device.loading():
             self._module = load_objects(objects, where)
             self._machine = self._module.get_function("vm_load_executable")()
+        self._team_code = next((path for path in objects if path.name == TEAM_OBJECT), None)
+        has_team = self._team_code is not None
+        self._join = self._module.get_function("moec_join_team", query_imports=True) if has_team else None
+        self._joined: Team | Literal["not yet"] | None = "not yet"
         # The last of the machine's devices is its host.
         kinds = dict.fromkeys((device.number, CPU))
         places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
@@ -48,7 +54,12 @@ class LoadedProgram:
         self._main = self._machine.get_function("main")
 
     def __call__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
-        """The results."""
+        """The results. Loops are shared by the threads that the caller has: :func:`moec.runtime.workers.team_here`."""
+        if self._join is not None and self._team_code is not None:
+            team = team_here(self._team_code)
+            if team is not self._joined:
+                self._join(0 if team is None else team.address)
+                self._joined = team
         result = self._main(*inputs, *weights)
         return [result] if hasattr(result, "data_ptr") else list(result)
 

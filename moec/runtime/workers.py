@@ -2,7 +2,8 @@
 
 TVM gives every thread that launches work a pool of its own, which dies slowly with that thread, and whose workers are
 missing in a forked child. So one thread of ours launches the work of all callers, in the order in which they came, and
-callers wait for it. To hand work over and back takes about 10 microseconds; what takes little more runs on the calling
+callers wait for it. The workers of programs are a team (:mod:`moec.runtime.team`); TVM's serve kernels that are
+measured alone. To hand work over and back takes about 10 microseconds; what takes little more runs on the calling
 thread alone, see :class:`Ways`.
 
 After a fork, the child makes new pools. A fork waits for the calls that are running.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import collections
 import math
 import os
+import pathlib
 import queue
 import threading
 import time
@@ -22,6 +24,7 @@ from typing import Any, TypeVar
 
 from moec.errors import MoecError
 from moec.runtime.library import configure_pool
+from moec.runtime.team import Team
 
 Result = TypeVar("Result")
 
@@ -200,11 +203,25 @@ class _Job:
         return self._result
 
 
+def team_here(code: pathlib.Path) -> Team | None:
+    """The team with which the calling thread shares the loops of programs; None where it is alone. ``code``: the object
+    file of a new one. Raises what making one does."""
+    pool: _Pool | None = getattr(_state, "pool", None)
+    if pool is None:
+        return None
+    if pool.team is None:
+        pool.team = Team(pool.count, code)
+    return pool.team
+
+
 class _Pool:
-    """A thread that launches, and the workers that TVM has for it."""
+    """A thread that launches, and the workers that it has: a team for programs that have code for one, and those of TVM
+    for other kernels."""
 
     def __init__(self, count: int) -> None:
         _check_that_threads_start(count)
+        self.count = count
+        self.team: Team | None = None
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         ready = _Job(lambda: configure_pool(count))
         self._jobs.put(ready)
@@ -223,6 +240,7 @@ class _Pool:
         return job
 
     def _serve(self) -> None:
+        _state.pool = self
         while True:
             self._jobs.get().do()
 

@@ -53,13 +53,18 @@ def compile_host(module: tvm.IRModule, target: tvm.target.Target) -> bytes:
 def assemble(assembly: str, llvm: str) -> bytes:
     """The object file of a text in assembly. ``llvm``: the module that it was generated from, which says for which
     processor. Raises TVMError where LLVM does not understand the text."""
+    return compiled_text(f'module asm "{assembly.translate(_ESCAPED)}"\n', llvm)
+
+
+def compiled_text(text: str, llvm: str) -> bytes:
+    """The object file of a text in LLVM's language, for the processor that the module ``llvm`` was generated for.
+    Raises TVMError where LLVM does not understand the text."""
     target = _TARGET.search(llvm)
     flags = f"!llvm.module.flags = !{{!0}}\n!0 = {target[1]}\n" if target else ""
-    lines = f'module asm "{assembly.translate(_ESCAPED)}"\n'
     with tempfile.TemporaryDirectory() as folder:
-        text = pathlib.Path(folder, "kernel.ll")
-        text.write_text("\n".join(_LAYOUT.findall(llvm)) + "\n" + lines + flags)
-        return object_of(tvm.runtime.load_module(str(text)))
+        path = pathlib.Path(folder, "kernel.ll")
+        path.write_text("\n".join(_LAYOUT.findall(llvm)) + "\n" + text + flags)
+        return object_of(tvm.runtime.load_module(str(path)))
 
 
 def object_of(module: Any) -> bytes:

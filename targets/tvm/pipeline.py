@@ -10,6 +10,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, s_tir, tirx
 
+from moec.runtime.team import TEAM_OBJECT
 from moec.targets.base import Launch
 from moec.targets.tvm import host_code
 from moec.targets.tvm.argument_alignment import LowerArgumentAlignment
@@ -20,6 +21,7 @@ from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
 from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
+from moec.targets.tvm.team import team_object
 from moec.targets.tvm.widen_bfloat16 import WidenBFloat16
 
 KERNEL_PIPELINE = "moec"
@@ -148,8 +150,10 @@ class Backend:
 def _cpu_code(kernels: tvm.IRModule, target: tvm.target.Target) -> Generated:
     compiled = host_code.compile_kernels(kernels, target, KERNEL_PIPELINE)
     forms = {"llvm": host_code.LLVM, "asm": host_code.ASSEMBLY}
+    team = team_object(target)
     return Generated(
-        {f"{name}.o": files[host_code.OBJECT] for name, files in compiled.items()},
+        {f"{name}.o": files[host_code.OBJECT] for name, files in compiled.items()}
+        | ({} if team is None else {TEAM_OBJECT: team}),
         {form: {name: files[kept].decode() for name, files in compiled.items()} for form, kept in forms.items()},
     )
 

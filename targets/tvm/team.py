@@ -1,0 +1,28 @@
+"""The threads of a program, as an object file beside those of its kernels: ``team.ll``, which says how they work."""
+
+from __future__ import annotations
+
+import importlib.resources
+import string
+import sys
+
+import tvm
+
+from moec.targets.kernel_cache import through_cache
+from moec.targets.tvm.host_code import OBJECT, code_of, compiled_text
+
+_WORDS = {"x86_64": {"pause": "pause", "futex": "202"}, "aarch64": {"pause": "yield", "futex": "98"}}
+"""What the text calls otherwise on other processors: the instruction that eases waiting, and Linux's number of the
+system call ``futex``."""
+
+
+def team_object(target: tvm.target.Target) -> bytes | None:
+    """The object file; None for systems and processors that it is not written for, where TVM's own threads work."""
+    empty = code_of(tvm.IRModule({}), target).inspect_source("ll")
+    words = next((words for name, words in _WORDS.items() if f'triple = "{name}' in empty), None)
+    if words is None or sys.platform != "linux":
+        return None
+    text = string.Template(importlib.resources.files(__package__).joinpath("team.ll").read_text("utf-8"))
+    made = text.substitute(words)
+    files = through_cache({"team": f"{target}\0{made}"}, lambda _name: {OBJECT: compiled_text(made, empty)})
+    return files["team"][OBJECT]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
+import pathlib
 import string
 import sys
 
@@ -22,7 +22,7 @@ def team_object(target: tvm.target.Target) -> bytes | None:
     words = next((words for name, words in _WORDS.items() if f'triple = "{name}' in empty), None)
     if words is None or sys.platform != "linux":
         return None
-    text = string.Template(importlib.resources.files(__package__).joinpath("team.ll").read_text("utf-8"))
+    text = string.Template(pathlib.Path(__file__).with_name("team.ll").read_text("utf-8"))
     made = text.substitute(words)
     files = through_cache({"team": f"{target}\0{made}"}, lambda _name: {OBJECT: compiled_text(made, empty)})
     return files["team"][OBJECT]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -46,5 +47,12 @@ def test_model(folder: pathlib.Path) -> None:
             bound = tolerance * max(1.0, np.abs(wanted).max(initial=0.0))
             np.testing.assert_allclose(outputs[name].astype(np.float64), wanted, rtol=0, atol=bound)
     if truth := meta.get("truth"):
-        found = [(block["num_experts"], block["top_k"]) for block in model.describe()["moe_blocks"]]
-        assert found == [(truth["E"], truth["k"])] * truth["blocks"]
+        blocks = model.describe()["moe_blocks"]
+        assert [block["num_experts"] + _removed(block) for block in blocks] == [truth["E"]] * truth["blocks"]
+        chosen = {block["top_k"] for block in blocks if (block["routing"] or {}).get("selection") != "all"}
+        assert chosen <= {truth["k"]}, "unless its router stays as it is, a block chooses as many experts as the model"
+
+
+def _removed(block: dict[str, Any]) -> int:
+    """Experts that no token is ever given to go."""
+    return len((block["origins"] or {}).get("removed", ()))

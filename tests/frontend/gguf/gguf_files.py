@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moec.frontend.gguf.formats import FLOATS
+from moec.frontend.gguf.reader import BLOCKS
+
 Array = np.ndarray[Any, Any]
 ALIGNMENT = 32
-KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
 
 
 @dataclasses.dataclass
@@ -67,17 +70,40 @@ def _parts(values: list[Any]) -> tuple[int, list[bytes]]:
     return kind, [struct.pack(f"<{code}", value) for value in values]
 
 
+HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+HALVES |= {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,)}
+"""Where the float16 numbers of a block lie; all other bytes may be any."""
+
+
+def random_blocks(kind: str, count: int, scale: float = 1.0) -> Array:
+    """Blocks [count, bytes] of any weights, those of quantised ones about as large as ``scale``."""
+    random = np.random.default_rng(zlib.crc32(kind.encode()))
+    weights, size = next((weights, size) for name, weights, size in BLOCKS.values() if name == kind)
+    if weights == 1:
+        return random.normal(size=(count, 1)).astype(FLOATS[kind].numpy()).view(np.uint8).reshape(count, size)
+    blocks = random.integers(0, 256, (count, size)).astype(np.uint8)
+    for place in HALVES.get(kind, ()):
+        numbers = random.normal(size=(count, 1)) * scale
+        blocks[:, place : place + 2] = numbers.astype("<f2").view(np.uint8)
+    if kind == "MXFP4":
+        blocks[:, 0] = random.integers(100, 130, count)
+    return blocks
+
+
 def stored(array: Array, kind: str = "F32") -> Stored:
-    """An array in a format, each number rounded to it."""
+    """An array in a format, each number rounded to it; of formats without a simple rule, other numbers of its shape."""
     if kind == "F32":
         data = array.astype("<f4").tobytes()
     elif kind == "F16":
         data = array.astype("<f2").tobytes()
     elif kind == "BF16":
         data = (array.astype("<f4").view(np.uint32) >> 16).astype("<u2").tobytes()
-    else:
+    elif kind in _BLOCKS:
         data = _BLOCKS[kind](array.astype(np.float32).reshape(-1, 32)).tobytes()
-    return Stored(KINDS[kind], array.shape, data)
+    else:
+        weights = next(weights for name, weights, _ in BLOCKS.values() if name == kind)
+        data = random_blocks(kind, array.size // weights, 0.002).tobytes()
+    return Stored(next(number for number, block in BLOCKS.items() if block[0] == kind), array.shape, data)
 
 
 def _q8_0(blocks: Array) -> Array:

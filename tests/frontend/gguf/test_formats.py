@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from moec.frontend.gguf import formats
-from moec.frontend.gguf.reader import BLOCKS, GgufTensor
+from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.reader import BLOCKS, GgufFile, GgufTensor
+from moec.ir import shapes
 from moec.ir.weights.encode import decode
 from moec.ir.weights.stored import LazyMatrix
+from moec.targets.cpu.machine import Machine
+from tests.targets.cpu.one_node import compile_model
+
+from .gguf_files import random_blocks
 
 Array = np.ndarray[Any, Any]
 ROWS, PER_ROW = 3, 2
-HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-HALVES |= {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,)}
-"""Where the float16 numbers of a block lie; all other bytes may be any."""
 
 
 def tensor(kind: str) -> GgufTensor:
-    """Random blocks."""
-    random = np.random.default_rng(1)
-    weights, size = next((weights, size) for name, weights, size in BLOCKS.values() if name == kind)
-    blocks = random.integers(0, 256, (ROWS, PER_ROW, size)).astype(np.uint8)
-    for place in HALVES.get(kind, ()):
-        blocks[..., place : place + 2] = random.normal(size=(ROWS, PER_ROW, 1)).astype("<f2").view(np.uint8)
-    if kind == "MXFP4":
-        blocks[..., 0] = random.integers(100, 150, (ROWS, PER_ROW))
-    return GgufTensor(kind, kind, (ROWS, PER_ROW * weights), blocks)
+    weights = next(weights for name, weights, _ in BLOCKS.values() if name == kind)
+    blocks = random_blocks(kind, ROWS * PER_ROW)
+    return GgufTensor(kind, kind, (ROWS, PER_ROW * weights), blocks.reshape(ROWS, PER_ROW, -1))
 
 
 def half(block: Array, place: int) -> np.float32:
@@ -161,3 +160,27 @@ def test_one_expert_is_read_alone(kind: str) -> None:
 def test_bits() -> None:
     assert formats.stored_bits("Q4_1") == (5, 5) and formats.stored_bits("BF16") == (16, 16)
     assert formats.stored_bits("Q4_K") == (6, 4.5) and formats.stored_bits("Q6_K") == (10, 6.5625)
+
+
+def test_kernels_read_them() -> None:
+    """Those with groups of 16, of two and three bits, with minima and without."""
+    kinds = ("Q2_K", "Q3_K", "Q6_K")
+    tensors = {f"{kind}.weight": GgufTensor(kind, kind, (24, 512), _blocks(kind)) for kind in kinds}
+    metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": 512}
+    builder = Builder(GgufFile(Path("model.gguf"), metadata, tensors), with_cache=False)
+    builder.write.graph.inputs.clear()
+    x = builder.write.input("x", ir.DataType.FLOAT, ("T", 512))
+    for kind in kinds:
+        builder.write.output(builder.linear(x, kind, 512, 24), f"y_{kind}")
+    model = ir.Model(builder.write.graph, ir_version=10)
+    shapes.infer(model)
+    rows = np.random.default_rng(0).normal(size=(5, 512)).astype(np.float32)
+    found = compile_model(model, Machine.host())(x=rows)
+    for kind, y in zip(kinds, found, strict=True):
+        expected = rows.astype(np.float64) @ formats.decoded(tensors[f"{kind}.weight"]).T.astype(np.float64)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6 * np.abs(expected).max(), err_msg=kind)
+
+
+def _blocks(kind: str) -> Array:
+    weights = next(weights for name, weights, _ in BLOCKS.values() if name == kind)
+    return random_blocks(kind, 24 * 512 // weights).reshape(24, 512 // weights, -1)

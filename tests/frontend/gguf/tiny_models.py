@@ -338,5 +338,5 @@ def write_model(name: str, path: Path, kind: str = "F32") -> Path:
     return tiny.write(path)
 
 
-FORMATS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
-"""Those that :func:`write_model` takes beside F32."""
+WIDE = {"D": 256, "HEADS": 4, "GROUPS": 2, "HEAD": 64, "INNER": 256}
+"""Sizes for formats whose blocks hold 256 weights."""

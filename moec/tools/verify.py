@@ -12,6 +12,7 @@ import numpy as np
 
 from moec.common.arguments import check_kind, check_path
 from moec.errors import InputError, MoecError, one_line, reporting
+from moec.frontend import gguf
 from moec.frontend.huggingface import is_folder
 from moec.tools.comparison import Difference, compare, tolerance_of
 from moec.tools.covering import Coverage, Covering, cover, covering_inputs
@@ -92,8 +93,8 @@ def verify(
     expected; the tolerance is at least that of the products' arithmetic (:data:`ROUNDED_TOLERANCES`). How far that is
     from the original model is measured, too, but not judged: where a router is nearly undecided, it may be anything.
 
-    What onnxruntime cannot load or run, folders of Hugging Face models among them, the reference interpreter runs in
-    float64, and the case has a note.
+    What onnxruntime cannot load or run, folders of Hugging Face models and GGUF files among them, the reference
+    interpreter runs in float64, and the case has a note.
 
     Raises MoecError for a model that cannot be imported, and when the artifact refuses inputs that the model accepts; a
     case that neither reference can run is recorded as such.
@@ -159,15 +160,15 @@ def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
 
 
 class _Reference:
-    """The original model: in onnxruntime, and where that fails, or the model is a folder, in the reference interpreter,
-    in float64."""
+    """The original model: in onnxruntime, and where that fails, or the model is no ONNX file, in the reference
+    interpreter, in float64."""
 
     def __init__(self, model_path: str | os.PathLike[str], model: ir.Model) -> None:
         self._model = model
         self._session: Any = None
         self._failure = ""
-        if is_folder(model_path):
-            self._failure = "onnxruntime reads no folders of Hugging Face models"
+        if is_folder(model_path) or gguf.is_file(model_path):
+            self._failure = "onnxruntime reads no GGUF files, and no folders of Hugging Face models"
             return
         try:
             self._session = open_session(model_path)

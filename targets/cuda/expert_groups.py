@@ -50,10 +50,11 @@ def groups_by_format(products: Sequence[Sequence[StoredWeight]], dtype: str) -> 
 
 
 def quantized_format(runs: Sequence[WeightRun]) -> PackedFormat | None:
-    """The quantised format that all of them have and kernels read; None where they are floats or differ."""
+    """The quantised format that all of them have and kernels read; None where they are floats, differ, or have minima,
+    for kernels take zero points, which are whole numbers."""
     formats = {PackedFormat.of(run) for run in runs}
     stored = next(iter(formats))
-    return stored if len(formats) == 1 and not stored.is_float else None
+    return stored if len(formats) == 1 and not stored.is_float and not stored.minima else None
 
 
 def _format_of(runs: Sequence[WeightRun], dtype: str) -> MatrixFormat:

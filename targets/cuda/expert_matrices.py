@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import get_args
 
 import numpy as np
 from tvm import relax
@@ -54,10 +53,12 @@ def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Pa
         return [node.lowering.add_weight(f"{name}.{dtype}", (experts, columns, problem.inner), dtype, load)]
     stored = problem.stored
     groups = stored.groups(problem.inner)
-    row = {"data": stored.row_bytes(problem.inner), "scale": groups, "zero_point": groups if stored.zero_points else 0}
-    operands = [
-        _table(node, f"{name}.{table}", problem, table, row[table], parts) for table in get_args(Table) if row[table]
-    ]
+    row: dict[Table, int] = {
+        "data": stored.row_bytes(problem.inner),
+        "scale": groups,
+        "zero_point": groups if stored.zero_points else 0,
+    }
+    operands = [_table(node, f"{name}.{table}", problem, table, row[table], parts) for table in row if row[table]]
     if not stored.zero_points:
         none = np.zeros((1, 1, 1), np.uint8)
         operands.append(node.lowering.add_weight("no_zero_points", none.shape, "uint8", lambda: none))

@@ -29,8 +29,8 @@ class GraphWriter:
         return value
 
     def output(self, value: ir.Value, name: str) -> None:
-        """Make a computed value an output of the graph, under this name."""
-        value.name = self.fresh(name)
+        """Make a computed value an output of the graph, under this name; all outputs are float32."""
+        value.name, value.dtype = self.fresh(name), ir.DataType.FLOAT
         self.graph.outputs.append(value)
 
     def op(self, op_type: str, *inputs: ir.Value | None, label: str = "", **attributes: Any) -> ir.Value:

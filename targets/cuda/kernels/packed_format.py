@@ -48,8 +48,6 @@ class PackedFormat(StoredFormat):
         """The reason why a kernel cannot read this, or None; it reads so many inputs ``together``, with one scale."""
         if self.scale not in _SCALE_TYPES:
             return f"scales of type {self.scale}; the kernel takes {', '.join(_SCALE_TYPES)}"
-        if self.minima:
-            return "a minimum for each group; the kernel takes zero points, which are whole numbers"
         if self.group % together:
             return f"groups of {self.group} inputs; the kernel reads {together} with one scale"
         return None

@@ -12,6 +12,7 @@ import pytest
 import moec
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.gguf import import_file
+from moec.frontend.gguf.architectures import ARCHITECTURES
 from moec.ir.interpreter import run
 from moec.ir.verifier import verify
 from moec.ir.weights.stored import stored_weights
@@ -31,6 +32,10 @@ def expected() -> dict[str, Any]:
     return dict(np.load(GOLDEN))
 
 
+def test_every_architecture_has_a_model() -> None:
+    assert {architecture for architecture, _, _ in MODELS.values()} == set(ARCHITECTURES)
+
+
 def agree(found: np.ndarray, expected: np.ndarray, name: str) -> None:
     limit = (2e-3 if name in LOOSE else 1e-5) * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
@@ -40,6 +45,7 @@ def agree(found: np.ndarray, expected: np.ndarray, name: str) -> None:
 def test_logits(name: str, tmp_path: Path, expected: dict[str, Any]) -> None:
     model = import_file(write_model(name, tmp_path / "model.gguf"))
     verify(model)
+    assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
     agree(run(model, {"input_ids": np.stack([IDS, IDS])})["logits"][1], expected[name], name)
 
 

@@ -147,7 +147,7 @@ def write(
         made = _generate(graph, chosen, target, report)
     announce(WRITING)
     with reporting(WRITING, model):
-        known = (inputs.limits, inputs.sizes, inputs.guards(graph, made[0]), states_of(graph))
+        known = (inputs.limits, inputs.sizes, inputs.counted, inputs.guards(graph, made[0]), states_of(graph))
         remarks, losses = ([dataclasses.asdict(entry) for entry in many] for many in (report.remarks, report.losses))
         provenance = _provenance(model, pipeline.print_pipeline(chain))
         context = Context(moec.__version__, threads, blocks, *known, stages, remarks, losses, provenance, text)
@@ -189,6 +189,7 @@ class _Inputs:
 
     limits: dict[str, int]
     sizes: dict[str, str]
+    counted: list[str]
     specs: list[TensorSpec]
     conditions: Conditions
 
@@ -204,12 +205,13 @@ def _inputs(graph: ir.Model, source: Any, report: Report) -> _Inputs:
     """The inputs of a model that no pass has changed; what it is limited to is reported."""
     from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of
+    from moec.passes.shapes.counted_inputs import counted_inputs
     from moec.passes.shapes.input_limits import input_limits
     from moec.passes.shapes.input_sizes import input_sizes
 
     with reporting("reading its inputs", source):
         specs = tensor_specs(graph.graph.inputs)
-        found = _Inputs(input_limits(graph), input_sizes(graph), specs, conditions_of(graph))
+        found = _Inputs(input_limits(graph), input_sizes(graph), counted_inputs(graph), specs, conditions_of(graph))
     found.conditions.report(specs, report)
     return found
 

@@ -19,7 +19,7 @@ from moec.common.guards import Expression, bound_names, parse_guard, parse_size
 from moec.common.specs import HeldState, State, TensorSpec
 from moec.errors import ArtifactError
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -94,7 +94,8 @@ class Manifest:
     has ``projects`` in their place. ``threads`` is how many a program runs with unless told otherwise; None means every
     available core. ``input_limits`` says below which value an integer input must stay (token ids: the vocabulary),
     where that is known; ``input_sizes`` which named sizes are the sum of others (past and new tokens: the attention
-    mask). ``guards`` are conditions on named sizes of the inputs, outside of which the program would compute something
+    mask); ``counted_inputs`` which inputs say by their numbers how long sequences are (a mask whose ones are counted).
+    ``guards`` are conditions on named sizes of the inputs, outside of which the program would compute something
     else than the model: see :mod:`moec.common.guards`. ``states``: outputs that the next run takes as inputs.
     ``text``: of a language model that takes text.
     ``moe_blocks``, ``stages`` and ``remarks`` are plain data for people. ``losses``: what passes that round weights
@@ -112,6 +113,7 @@ class Manifest:
     threads: int | None = None
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
+    counted_inputs: list[str] = dataclasses.field(default_factory=list)
     guards: list[str] = dataclasses.field(default_factory=list)
     states: list[State] = dataclasses.field(default_factory=list)
     text: TextEntry | None = None
@@ -202,6 +204,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         threads=None if content.get("threads") is None else field("threads", int),
         input_limits={name: _typed(limits, name, int, where) for name in limits},
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
+        counted_inputs=_list_of(content, "counted_inputs", str, where),
         guards=_list_of(content, "guards", str, where),
         states=[_read_state(entry, f"{where}: states") for entry in records("states")],
         text=None if content.get("text") is None else _read_text(field("text", dict), f"{where}: text"),

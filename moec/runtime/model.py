@@ -89,6 +89,11 @@ class CompiledModel:
         return self._artifact.manifest.input_sizes
 
     @property
+    def counted_inputs(self) -> list[str]:
+        """The inputs that say by their numbers how long sequences are, such as a mask whose ones are counted."""
+        return self._artifact.manifest.counted_inputs
+
+    @property
     def guards(self) -> list[str]:
         """Conditions on the named sizes of the inputs, outside of which :meth:`run` refuses to run."""
         return self._artifact.manifest.guards

@@ -77,16 +77,17 @@ class Session:
         ``inputs``: those that the model takes beside, by name. Attention masks, positions and the like
         (:mod:`moec.runtime.roles`) are filled in where they are not given: every token counts. Rows of different
         lengths are padded on the left, with an ``attention_mask`` [batch, new] that is 0 there; what earlier runs were
-        given is kept. Positions then count the tokens that the mask leaves in. What a padded token does is the model's
-        matter: onnxruntime's GroupQueryAttention counts a mask's ones, and so wants padding on the right.
+        given is kept. Positions then count the tokens that the mask leaves in. A model that counts a mask's ones, as
+        with onnxruntime's GroupQueryAttention, wants padding on the right instead, and in the first run alone.
 
         Raises InputError, and leaves the session as it was, for ids of another shape or beyond the vocabulary, more
-        tokens than ``max_tokens``, inputs that are missing or unknown or that :meth:`moec.CompiledModel.run` refuses,
-        and where another thread is using the session.
+        tokens than ``max_tokens``, padding that the model cannot leave out, inputs that are missing or unknown or that
+        :meth:`moec.CompiledModel.run` refuses, and where another thread is using the session.
         """
         with self._used():
             ids = self._checked_ids(ids)
             mask = np.concatenate([self._mask, self._new_mask(ids, inputs)], axis=1)
+            self._check_counted(mask)
             seen = self._seen if self._states else np.concatenate([self._seen, ids], axis=1)
             fed = ids if self._states else seen
             filled = self._roles.values(mask, fed.shape[1])
@@ -157,6 +158,21 @@ class Session:
                 "tokens, 0 where one does not count"
             )
         return mask != 0
+
+    def _check_counted(self, mask: np.ndarray) -> None:
+        """Where a sequence is as long as its mask [batch, past + new] has ones, its tokens have to come first. A later
+        run would put padding over the tokens before it."""
+        name = self._roles.mask
+        if name is None or name not in self._model.counted_inputs:
+            return
+        new = mask[:, self.length :]
+        is_later = bool(self._states) and self.length > 0
+        checked = new if self._states else mask
+        if not (new.all() if is_later else (checked[:, :-1] >= checked[:, 1:]).all()):
+            raise InputError(
+                f"input {name!r} is 0 where the model cannot leave a token out: it counts the ones to tell how long a "
+                "sequence is; pad on the right and in the first run alone, or give each row a session of its own"
+            )
 
     def _checked_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the caller gives beside the mask, which is kept here."""

@@ -62,6 +62,7 @@ class Context:
     moe_blocks: list[dict[str, Any]]
     input_limits: dict[str, int]
     input_sizes: dict[str, str]
+    counted_inputs: list[str]
     guards: list[str]
     states: list[State]
     stages: Sequence[Stage]
@@ -167,6 +168,7 @@ def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context, p
         moe_blocks=context.moe_blocks,
         input_limits=context.input_limits,
         input_sizes=context.input_sizes,
+        counted_inputs=context.counted_inputs,
         guards=context.guards,
         states=context.states,
         text=None if context.text is None else _write_text(files, context.text),

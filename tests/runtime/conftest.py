@@ -56,6 +56,7 @@ def context() -> Context:
         moe_blocks=[{**block, "hidden_size": 8, "intermediate_size": None}],
         input_limits={"ids": 7},
         input_sizes={"total": "past + rows"},
+        counted_inputs=["x"],
         guards=[],
         states=[],
         stages=[Stage("import", "the imported model", 0.0), Stage("raise-moe", None, 0.1)],

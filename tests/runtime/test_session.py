@@ -122,6 +122,35 @@ def test_padding_on_the_left_does_not_count(attending):
         session.run(IDS[:, :3], attention_mask=mask[:, :2])
 
 
+@pytest.fixture(scope="module")
+def counting() -> CompiledModel:
+    """Grouped queries over a cache, whose lengths are a mask's ones."""
+    text = """<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1]>
+        graph (int64[B,S] ids, int64[B,M] attention_mask, float[B,1,P,4] k, float[B,1,P,4] v)
+        => (float[B,S,4] logits, float[B,1,R,4] pk, float[B,1,R,4] pv) <TABLE, int64[1] one = {1}, int64 last = {-1}> {
+        x = Gather (table, ids) ones = ReduceSum <keepdims = 0> (attention_mask, one) before = Add (ones, last)
+        lengths = Cast <to = 6> (before) size = Shape (attention_mask) total = Gather (size, one)
+        all = Cast <to = 6> (total) logits, pk, pv =
+            com.microsoft.GroupQueryAttention <num_heads = 1, kv_num_heads = 1> (x, x, x, k, v, lengths, all) }"""
+    table = TABLE[1 : TABLE.index(", {}")]
+    return moec.compile(onnx.parser.parse_model(text.replace("TABLE", table)))
+
+
+def test_padding_where_ones_are_counted(counting):
+    session, mask = counting.session(batch=2), np.ones((2, 3), np.int64)
+    mask[0, 0] = 0
+    refusal = "'attention_mask' is 0 where the model cannot leave a token out: it counts the ones to tell how long"
+    with pytest.raises(InputError, match=refusal):
+        session.run(IDS[:, :3], attention_mask=mask)
+    first = session.run(IDS[:, :3], attention_mask=mask[:, ::-1])
+    with pytest.raises(InputError, match=refusal):
+        session.run(IDS[:, 3:5], attention_mask=np.array([[1, 0], [1, 1]]))
+    then = session.run(IDS[:, 3:])
+    for row, ids in enumerate([np.delete(IDS[0], 2), IDS[1]]):
+        found = np.concatenate([first[row, : 3 - (row == 0)], then[row]])
+        np.testing.assert_allclose(found, counting.session().run(ids)[0], rtol=1e-5, atol=1e-6)
+
+
 def test_positions_count_what_the_mask_leaves_in(stateless, attending):
     roles = stateless.session()._roles
     mask = np.array([[False, True, True, True], [True, True, True, True]])

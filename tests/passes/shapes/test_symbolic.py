@@ -29,3 +29,8 @@ def test_text_is_read_as_the_same(computed, text):
     for sizes in ({"a": 37, "b": 5}, {"a": 0, "b": 1}, {"a": 16, "b": 33}):
         expected = computed.subs({A: sizes["a"], B: sizes["b"]})
         assert parse_size(text)(sizes) == expected == again.subs({A: sizes["a"], B: sizes["b"]})
+
+
+@pytest.mark.parametrize(("computed", "text"), [(1 / (A + 1), "1/(a + 1)"), (sympy.sqrt(A), "sqrt(a)"), (2**A, "2**a")])
+def test_powers_that_are_no_products_are_not_written_as_such(computed, text):
+    assert text_of(computed) == text

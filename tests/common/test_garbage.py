@@ -1,0 +1,26 @@
+"""Python's collector of cyclic garbage, while much is made that stays."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from moec.common.garbage import no_collection
+
+
+def test_garbage_is_collected_again_where_what_was_done_fails():
+    with pytest.raises(ValueError, match="an import"), no_collection():
+        assert not gc.isenabled()
+        raise ValueError("an import")
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off():
+    gc.disable()
+    try:
+        with no_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

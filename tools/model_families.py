@@ -28,7 +28,7 @@ does it compile, how many of its MoE layers became one operator or a graph over 
 largest of all logits from PyTorch's eager mode, as a share of the largest logit, at 1 x 1, 2 x 7, 3 x 40 and 1 x 300
 tokens (both in float32). Where indexers choose what attention sees, they choose less than all.
 `python tools/model_families.py` makes the rows with the transformers that is installed (these: 5.24, of which these are
-all families that have experts).
+all families that have experts). Files of llama.cpp: [gguf.md](gguf.md).
 
 | model type | compiles | raised of MoE layers | error | reason or remark |
 |---|---|---|---|---|"""

@@ -91,13 +91,18 @@ class Builder:
             self._stored[name] = self._store(name, self.tensor(name, *shape))
         return self._stored[name]
 
-    def float_table(self, name: str, *shape: int) -> ir.Value:
-        """A constant in float32, whatever it is stored in; products that take no stored weights need it."""
+    def float_table(self, name: str, *shape: int, order: tuple[int, ...] | None = None) -> ir.Value:
+        """A constant in float32, whatever it is stored in, with its axes in another ``order``; for what takes no stored
+        weights."""
         tensor = self.tensor(name, *shape)
         if tensor.kind != "F32":
             self.float_tables.append(name)
-        made = ir.LazyTensor(lambda: ir.tensor(formats.decoded(tensor)), FLOAT, ir.Shape(shape))
-        return self.write.weight(made, name)
+        axes = tuple(range(len(shape))) if order is None else order
+
+        def load() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(formats.decoded(tensor).transpose(axes)))
+
+        return self.write.weight(ir.LazyTensor(load, FLOAT, ir.Shape([shape[axis] for axis in axes])), name)
 
     def _store(self, name: str, tensor: GgufTensor) -> ir.Value:
         weight, write = formats.weight_of(tensor), self.write

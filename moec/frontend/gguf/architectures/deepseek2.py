@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
 import onnx_ir as ir
 
-from moec.frontend.gguf import formats
-from moec.frontend.gguf.builder import BATCH, FLOAT, PAST_LENGTH, Builder
+from moec.frontend.gguf.builder import BATCH, PAST_LENGTH, Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attend_heads, with_past
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
@@ -132,11 +130,7 @@ def _with_latent_cache(
 
 def _by_head(build: Builder, name: str, shape: tuple[int, int, int]) -> ir.Value:
     """Matrices [H,out,in] as [H,in,out] in float32: products of batches read no stored weights."""
-    tensor = build.tensor(name, *shape)
-    build.float_tables.append(name)
-    turned = ir.Shape((shape[0], shape[2], shape[1]))
-    made = ir.LazyTensor(lambda: ir.tensor(np.ascontiguousarray(formats.decoded(tensor).swapaxes(1, 2))), FLOAT, turned)
-    return build.write.weight(made, name)
+    return build.float_table(name, *shape, order=(0, 2, 1))
 
 
 def _with_keys_of_heads(

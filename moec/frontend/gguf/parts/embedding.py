@@ -28,9 +28,7 @@ def embed(build: Builder, scale: float = 1.0) -> ir.Value:
 
 def _decoded(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
     if not kind.form.elements.whole:
-        build.float_tables.append(_NAME)
-        made = ir.LazyTensor(lambda: ir.tensor(formats.decoded(tensor)), FLOAT, ir.Shape(tensor.shape))
-        return build.write.op("Gather", build.write.weight(made, f"{_NAME}.rows"), build.ids, axis=0)
+        return build.write.op("Gather", build.float_table(_NAME, *tensor.shape), build.ids, axis=0)
     write, group = build.write, kind.form.group
     groups = build.width // group
     is_whole = kind.form.elements.signed.bitwidth == 8

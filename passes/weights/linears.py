@@ -47,10 +47,10 @@ def make_linears(graph: ir.Graph, minimum: int, routers: bool) -> Iterator[ir.No
     for node in list(graph):
         if node.graph is None:  # an Add that became a bias
             continue
-        if dialect.is_moec(node, "Linear"):
-            yield node
-        elif _is_dense(node, minimum) and (routers or not _becomes_logits(node.outputs[0], set())):
-            yield make_linear(graph, node)
+        is_linear = dialect.is_moec(node, "Linear")
+        if not (is_linear or _is_dense(node, minimum)) or (not routers and _becomes_logits(node.outputs[0], set())):
+            continue
+        yield node if is_linear else make_linear(graph, node)
 
 
 def _is_dense(node: ir.Node, minimum: int) -> bool:

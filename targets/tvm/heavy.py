@@ -149,8 +149,8 @@ class LoweringContext(Protocol):
         """The state after ``new`` was written behind what is in use, which leaves that as it is."""
         ...
 
-    def filled(self, held: HeldTensor) -> relax.Var:
-        """How much of a state is in use, as int64 for each entry of its first axis."""
+    def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:
+        """How much of a state is in use, as int64 for each entry of its first axis, ``used`` at most."""
         ...
 
     def value_of(self, tensor: relax.Expr) -> ir.Value:

@@ -68,7 +68,7 @@ class Lowering(FunctionBuilder):
         self.model, self._append = model, append
         self._states = {} if append is None else held_states(model.graph)
         self._held: dict[ir.Value, HeldTensor] = {}
-        self._filled: dict[str, relax.Var] = {}
+        self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
         self._converters = {**CONVERTERS, **heavy}
         self._tensors: dict[ir.Value, relax.Expr] = {}
         self._known: dict[ir.Value, Known] = {}
@@ -255,13 +255,19 @@ class Lowering(FunctionBuilder):
         pages = self._append(self, node, problem, past, self.emit(new))
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
 
-    def filled(self, held: HeldTensor) -> relax.Var:
+    def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:
         count, length = held.ty.shape[0], self.sizes.expression(held.length)
-        text = f"{count}: {length}"
-        if text not in self._filled:
-            made = self.compute(lambda: te.compute((count,), lambda _: length, name="filled"), [], "filled")
-            self._filled[text] = made[0]
-        return self._filled[text]
+        key = used, str(count), str(length)
+        if key not in self._filled:
+            given = [] if used is None else [self.tensor_of_shape(used, [count])]
+
+            def build(*limits: te.Tensor) -> te.Tensor:
+                return te.compute(
+                    (count,), lambda b: tirx.min(limits[0](b), length) if limits else length, name="filled"
+                )
+
+            self._filled[key] = self.compute(build, given, "filled")[0]
+        return self._filled[key]
 
     def tensor_of_shape(self, value: ir.Value, sizes: Sequence[Any]) -> relax.Expr:
         """The value as a tensor of these sizes; where they may differ, that is checked when the program runs.

@@ -6,6 +6,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.ir.dialect import LinearSpec, spec_of
+from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.framework.base import Report
 
 from .before_after import check
@@ -113,6 +114,16 @@ ROUTER = """
     weights, experts = moec.Route <k = 2> (s)
     y = MatMul (x, w)
 """
+
+
+@pytest.mark.parametrize("routers, stored", [("false", "float32"), ("true", "int8")])
+def test_a_router_that_is_linear_already_stays_unless_asked(routers: str, stored: str) -> None:
+    body = "h = moec.Linear (x, w) weights, experts = moec.Route <k = 2> (h)"
+    model = linear_model(body, {"w": WEIGHT}, "float[T,2] weights, int32[T,2] experts")
+    apply(model, f"quantize-linears{{format=int8,{TINY},routers={routers}}}")
+    (node,) = [node for node in model.graph if node.op_type == "Linear"]
+    (run,) = weight_runs(weight_inputs(node)["weight"])
+    assert run.format.name == stored
 
 
 @pytest.mark.parametrize("routers, expected", [("false", 1), ("true", 2)])

@@ -87,8 +87,8 @@ def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[Attenti
         raise UnsupportedError("it has both past_key and nonpad_kv_seqlen; the operator allows one of them")
     present = [_with_past(lowering, node, *given) for given in ((1, past_key), (2, past_value))]
     key, value = present
-    if isinstance(key, HeldTensor) and isinstance(value, HeldTensor) and used is None and key.lies_as(value):
-        lengths = lowering.filled(key)
+    if isinstance(key, HeldTensor) and isinstance(value, HeldTensor) and key.lies_as(value):
+        lengths = lowering.filled(key, used)
     else:
         key, value = (_gathered(lowering, tensor) for tensor in present)
         lengths = None if used is None else lowering.tensor(used)

@@ -19,12 +19,14 @@ JOINED = "nk = Concat<axis = 2>(pk, k)\n nv = Concat<axis = -2>(pv, v)\n "
 BODIES = {
     "attention": 'y, nk, nv = Attention<is_causal = 1>(q, k, v, "", pk, pv)',
     "masked": f"{JOINED} y = Attention(q, nk, nv, mask)",
+    "lengths": f'{JOINED} y = Attention<is_causal = 1>(q, nk, nv, "", "", "", used)',
     "another reader": f"{JOINED} twice = Add(nv, nv)\n y = Attention(q, nk, twice)",
 }
 
 
 def model(body: str, inputs: str = f"{NEW}, {PASTS}", results: str = RESULTS) -> onnx.ModelProto:
     inputs = f"{inputs}, float[b,1,s,n] mask" if "mask" in body else inputs
+    inputs = f"{inputs}, int64[b] used" if "used" in body else inputs
     return onnx.parser.parse_model(f"{HEAD} ({inputs}) => ({results}) {{\n {body}\n}}")
 
 
@@ -34,7 +36,8 @@ def feeds(names: list[str], batch: int, new: int, past: int) -> dict[str, np.nda
         "q": (batch, 4, new, 16), "k": (batch, 2, new, 16), "v": (batch, 2, new, 16), "pk": (batch, 2, past, 16),
         "pv": (batch, 2, past, 16), "mask": (batch, 1, new, past + new),
     }  # fmt: skip
-    return {name: random.standard_normal(shapes[name], dtype=np.float32) for name in names}
+    used = np.maximum(past + new - np.arange(batch), new)  # rows of different lengths
+    return {name: used if name == "used" else random.standard_normal(shapes[name], dtype=np.float32) for name in names}
 
 
 def held(compiled: moec.CompiledModel) -> list[str]:

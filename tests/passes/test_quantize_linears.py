@@ -118,7 +118,7 @@ ROUTER = """
 
 @pytest.mark.parametrize("routers, stored", [("false", "float32"), ("true", "int8")])
 def test_a_router_that_is_linear_already_stays_unless_asked(routers: str, stored: str) -> None:
-    body = "h = moec.Linear (x, w) weights, experts = moec.Route <k = 2> (h)"
+    body = "h = moec.Linear <transposed = 1> (x, w) weights, experts = moec.Route <k = 2> (h)"
     model = linear_model(body, {"w": WEIGHT}, "float[T,2] weights, int32[T,2] experts")
     apply(model, f"quantize-linears{{format=int8,{TINY},routers={routers}}}")
     (node,) = [node for node in model.graph if node.op_type == "Linear"]

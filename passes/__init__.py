@@ -35,6 +35,7 @@ _CLASSES = {
     "hold-cache": "moec.passes.hold_cache:HoldCache",
     "infer-shapes": "moec.passes.infer_shapes:InferShapes",
     "inline-control-flow": "moec.passes.inline_control_flow:InlineControlFlow",
+    "last-logits": "moec.passes.last_logits:LastLogits",
     "low-rank-experts": "moec.passes.low_rank_experts:LowRankExperts",
     "merge-equal-experts": "moec.passes.merge_equal_experts:MergeEqualExperts",
     "merge-experts": "moec.passes.merge_experts:MergeExperts",

@@ -23,11 +23,20 @@ def test_top_k_needs_as_many_as_it_chooses(axis, expected):
     assert needed_sizes(moec.import_model(model_of(TOP_K % axis))) == expected
 
 
+GATHER = "agraph (float[batch, seq] x) => (float[batch, k] y) <int64[2] k = {%s}> { y = Gather <axis = 1> (x, k) }"
+
+
+@pytest.mark.parametrize(("places", "expected"), [("-1, 0", "1 <= seq"), ("2, 0", "3 <= seq"), ("0, -4", "4 <= seq")])
+def test_gather_needs_the_elements_that_it_takes(places, expected):
+    assert needed_sizes(moec.import_model(model_of(GATHER % places))) == [expected]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "agraph (float[batch, seq] x) => (float[batch, seq] y) { y = Neg (x) }",
         "agraph (float[batch, 8] x) => (float[batch, 3] y) <int64[1] k = {3}> { y, i = TopK (x, k) }",
+        "agraph (float[8, seq] x, int64[seq] k) => (float[seq, seq] y) { y = Gather (x, k) }",
         "agraph (float[batch, seq] x, int64[1] k) => (float[batch, n] y) { y, i = TopK (x, k) }",
     ],
 )

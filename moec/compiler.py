@@ -53,7 +53,7 @@ def compile(
 ) -> CompiledModel:
     """Compile a model and load the result.
 
-    ``model``: the path of an ONNX file or of the folder of a Hugging Face model
+    ``model``: the path of an ONNX file, a GGUF file or the folder of a Hugging Face model
     (:func:`moec.frontend.huggingface.import_folder`), an ``onnx.ModelProto``, an ``onnx_ir.Model``, what
     ``torch.export.export`` or ``torch.onnx.export`` returned, or a ``torch.nn.Module`` (then ``example_inputs`` and
     ``dynamic_shapes`` are what ``torch.export.export`` takes; a text model of transformers needs neither).

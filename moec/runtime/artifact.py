@@ -38,10 +38,10 @@ from moec.runtime.manifest import (
     ProgramEntry,
     ProjectEntry,
     WeightEntry,
-    parse_manifest,
 )
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
+from moec.runtime.read_manifest import parse_manifest
 
 _MANIFEST_LIMIT = 256 << 20
 _CHUNK = 1 << 20

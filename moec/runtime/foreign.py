@@ -8,7 +8,8 @@ import stat
 
 from moec.common import seals
 from moec.runtime.artifact import checksum
-from moec.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, listed_files
+from moec.runtime.manifest import MANIFEST, WEIGHTS, FileEntry
+from moec.runtime.read_manifest import listed_files
 
 
 def foreign_artifact(path: pathlib.Path) -> str | None:

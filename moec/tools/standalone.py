@@ -10,7 +10,7 @@ from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file, write_sealed
 from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
-from moec.runtime.manifest import is_inside_name
+from moec.runtime.read_manifest import is_inside_name
 from moec.tools.kernel_calls import catch_call
 
 

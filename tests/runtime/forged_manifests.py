@@ -7,13 +7,14 @@ import json
 import pathlib
 from typing import Any
 
-from moec.runtime.manifest import MANIFEST, Manifest, _digest, parse_manifest, print_manifest
+from moec.runtime.manifest import MANIFEST, Manifest, digest_of_content, print_manifest
+from moec.runtime.read_manifest import parse_manifest
 
 
 def signed(content: dict[str, Any]) -> str:
     """The text of a manifest with this content, and the digest that belongs to it."""
     content.pop("digest", None)
-    return json.dumps({**content, "digest": _digest(content)})
+    return json.dumps({**content, "digest": digest_of_content(content)})
 
 
 def rewrite_manifest(path: pathlib.Path, **changes) -> None:

@@ -18,9 +18,10 @@ from moec.errors import ArtifactError, InputError, MoecError
 from moec.runtime import artifact as artifacts
 from moec.runtime import machine
 from moec.runtime.artifact import open_artifact
-from moec.runtime.manifest import MANIFEST, WEIGHTS, TextEntry, is_inside_name, parse_manifest, print_manifest
+from moec.runtime.manifest import MANIFEST, WEIGHTS, TextEntry, print_manifest
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.model import load
+from moec.runtime.read_manifest import is_inside_name, parse_manifest
 from moec.runtime.writer import write_artifact
 from moec.targets.base import Program, Weight
 

@@ -1,0 +1,288 @@
+"""Whole MoE language models as GGUF files with random weights: moec and llama.cpp on the same file.
+
+    python benchmarks/gguf_model.py [--models granite-3.1-1b-a400m] [--formats q4_0 q8_0] [--layers 4]
+                                    [--depths 0 512 2048 8000] [--rounds 7] [--output benchmarks/results/gguf_model]
+
+Rows: a prompt of 512 tokens, and one token behind so many others. Both keep their caches in 16 bits, round activations
+to 8, and give the logits of the last token. Each is a process of its own; they take turns, and no two rounds have the
+same tokens. The share of the limit is the bytes that a token has to read, active weights and cache, over the bandwidth
+of memory measured before the rounds, over the time. Needs ``pip install llama-cpp-python gguf`` beside the extra
+``torch``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from results import Results
+
+PROMPT, STEPS, VOCABULARY_USED = 512, 16, 40_000
+PASSES = "O2,quantize-experts{format=int4},quantize-linears{format=int4},cast-states{dtype=fp16},last-logits"
+"""Weights are quantised already: these let their products be computed in 8 bits, as llama.cpp does."""
+BITS = {"q4_0": 4.5, "q8_0": 8.5}
+_HEAD = "ready"
+
+Step = Callable[[int, int, int], float]
+"""The seconds that ``count`` tokens behind ``depth`` others take, with token ids of a ``seed``."""
+
+
+def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
+    """A file in the shape, whose quantised weights are random bits of numbers and equal scales."""
+    import gguf
+
+    random, kind = np.random.default_rng(0), gguf.GGMLQuantizationType[form.upper()]
+    architecture = {"granitemoe": "granitemoe", "olmoe": "olmoe"}[shape.architecture]
+    writer = gguf.GGUFWriter(path, architecture)
+    width, hidden, head = shape.width, shape.hidden, shape.width // shape.heads
+
+    def matrix(name: str, *sizes: int) -> None:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        data = random.integers(0, 256, (int(np.prod(sizes)) // block, size), dtype=np.uint8)
+        largest = {"q4_0": 8, "q8_0": 128}[form]
+        data[:, :2] = np.full(len(data), 2 / largest / np.sqrt(sizes[-1]), np.float16).view(np.uint8).reshape(-1, 2)
+        writer.add_tensor(name, data.reshape(*sizes[:-1], -1), raw_dtype=kind)
+
+    def floats(name: str, *sizes: int) -> None:
+        writer.add_tensor(name, (1 + 0.1 * random.standard_normal(sizes)).astype(np.float32))
+
+    matrix("token_embd.weight", shape.vocabulary, width)
+    matrix("output.weight", shape.vocabulary, width)
+    floats("output_norm.weight", width)
+    for layer in range(layers):
+        name = f"blk.{layer}"
+        floats(f"{name}.attn_norm.weight", width)
+        floats(f"{name}.ffn_norm.weight", width)
+        for part, size in (("q", shape.heads), ("k", shape.key_heads), ("v", shape.key_heads)):
+            matrix(f"{name}.attn_{part}.weight", size * head, width)
+        matrix(f"{name}.attn_output.weight", width, width)
+        if architecture == "olmoe":
+            floats(f"{name}.attn_q_norm.weight", width)
+            floats(f"{name}.attn_k_norm.weight", shape.key_heads * head)
+        floats(f"{name}.ffn_gate_inp.weight", shape.experts, width)
+        matrix(f"{name}.ffn_gate_exps.weight", shape.experts, hidden, width)
+        matrix(f"{name}.ffn_up_exps.weight", shape.experts, hidden, width)
+        matrix(f"{name}.ffn_down_exps.weight", shape.experts, width, hidden)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_tokenizer_model("none")
+    writer.add_context_length(1 << 16)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.key_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_expert_count(shape.experts)
+    writer.add_expert_used_count(shape.chosen)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(10_000.0)
+    if architecture == "granitemoe":
+        writer.add_float32("granitemoe.attention.scale", 1 / head)
+        writer.add_float32("granitemoe.embedding_scale", 12.0)
+        writer.add_float32("granitemoe.residual_scale", 0.22)
+        writer.add_float32("granitemoe.logit_scale", 6.0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def bytes_of_a_token(shape: Any, layers: int, form: str, depth: int) -> float:
+    """What a step has to read: active weights, and keys and values in 16 bits."""
+    head = shape.width // shape.heads
+    attention = shape.width * head * (2 * shape.heads + 2 * shape.key_heads)
+    experts = shape.chosen * 3 * shape.width * shape.hidden
+    weights = layers * (attention + experts) + shape.vocabulary * shape.width
+    router = layers * shape.experts * shape.width * 4
+    return weights * BITS[form] / 8 + router + layers * 2 * shape.key_heads * head * depth * 2
+
+
+def ids(count: int, seed: int) -> np.ndarray:
+    return (np.arange(count) * 7919 + seed * 104_729) % VOCABULARY_USED
+
+
+# --- one contestant, in a process of its own
+
+
+def moec_steps(path: str, threads: int, room: int) -> Step:
+    import moec
+
+    session = moec.load(path, threads=threads).session(max_tokens=room)
+
+    def step(count: int, depth: int, seed: int) -> float:
+        session.truncate(min(depth, session.length))
+        tokens = ids(count, seed)[None]
+        start = time.perf_counter()
+        session.run(tokens)
+        return time.perf_counter() - start
+
+    return step
+
+
+def llama_steps(path: str, threads: int, room: int) -> Step:
+    import llama_cpp as llama
+
+    silent = llama.llama_log_callback(lambda _level, _text, _data: None)
+    llama.llama_log_set(silent, ctypes.c_void_p(0))
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+    options = llama.llama_context_default_params()
+    options.n_ctx, options.n_batch, options.n_ubatch = room, PROMPT, PROMPT
+    options.n_threads = options.n_threads_batch = threads
+    context = llama.llama_init_from_model(model, options)
+    memory = llama.llama_get_memory(context)
+
+    def step(count: int, depth: int, seed: int) -> float:
+        assert silent is not None  # the library calls it as long as it lives
+        llama.llama_memory_seq_rm(memory, 0, depth, -1)
+        batch = llama.llama_batch_init(count, 0, 1)
+        batch.n_tokens = count
+        for place, token in enumerate(ids(count, seed)):
+            batch.token[place], batch.pos[place] = int(token), depth + place
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.logits[place] = int(place == count - 1)
+        start = time.perf_counter()
+        status = llama.llama_decode(context, batch)
+        llama.llama_synchronize(context)
+        seconds = time.perf_counter() - start
+        llama.llama_batch_free(batch)
+        if status != 0:
+            raise RuntimeError(f"llama_decode returns {status}")
+        return seconds
+
+    return step
+
+
+CONTESTANTS = {"moec": moec_steps, "llama.cpp": llama_steps}
+
+
+def serve(name: str, path: str, threads: int, room: int) -> None:
+    """Answer requests ``count depth seed`` by the least seconds of a step of so many tokens."""
+    step, length = CONTESTANTS[name](path, threads, room), 0
+    print(_HEAD, flush=True)
+    for line in sys.stdin:
+        count, depth, seed = map(int, line.split())
+        length = min(length, depth)
+        while length < depth:
+            filled = min(PROMPT, depth - length)
+            step(filled, length, seed)
+            length += filled
+        single = count == 1
+        times = [step(count, depth, seed + turn) for turn in range(STEPS if single else 1)]
+        print(min(times), flush=True)
+
+
+class Contestant:
+    """A process, which computes while it is asked."""
+
+    def __init__(self, name: str, path: pathlib.Path, threads: int, room: int) -> None:
+        command = [sys.executable, __file__, "--serve", name, str(path), str(threads), str(room)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if self._answer() != _HEAD:
+            raise SystemExit(f"{name} cannot be started")
+
+    def seconds(self, count: int, depth: int, seed: int) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count} {depth} {seed}\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+# --- the table
+
+
+def measure(shape: Any, form: str, args: argparse.Namespace, results: Results) -> None:
+    import moec
+    from moec.targets.cpu.roofline import measure_roofline
+
+    layers = args.layers or shape.layers
+    rows = [("prompt", PROMPT, 0), *((f"token behind {depth}", 1, depth) for depth in args.depths)]
+    missing = results.missing(f"{shape.name}, {layers} layers", form, [row[0] for row in rows])
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        file, artifact = pathlib.Path(folder, "model.gguf"), pathlib.Path(folder, "model.moec")
+        write_model(shape, layers, form, file)
+        moec.compile(str(file), passes=PASSES, cache=True, output=artifact)
+        room = max(args.depths) + PROMPT
+        paths = {"moec": artifact, "llama.cpp": file}
+        contestants = {name: Contestant(name, path, args.threads, room) for name, path in paths.items()}
+        bandwidth = max(measure_roofline(args.threads).bandwidths.values())
+        for row, count, depth in (one for one in rows if one[0] in missing):
+            times: dict[str, list[float]] = {name: [] for name in contestants}
+            for seed in range(args.rounds):
+                for name, contestant in contestants.items():
+                    times[name].append(contestant.seconds(count, depth, seed))
+            figures: dict[str, Any] = {
+                name: {"min": min(found), "median": statistics.median(found)} for name, found in times.items()
+            }
+            limit = bytes_of_a_token(shape, layers, form, depth) / bandwidth if count == 1 else None
+            figures["limit"] = limit
+            results.add(f"{shape.name}, {layers} layers", form, row, figures)
+            print(row, figures, flush=True)
+        for contestant in contestants.values():
+            contestant.end()
+
+
+def markdown(results: Results) -> Iterator[str]:
+    yield "| model | format | | moec | llama.cpp | llama.cpp / moec | share of the limit |"
+    yield "|" + " --- |" * 7
+    for row in results:
+        ours, theirs = row["moec"], row["llama.cpp"]
+        times = [f"{one['min'] * 1e3:.3g} / {one['median'] * 1e3:.3g}" for one in (ours, theirs)]
+        ratios = f"**{theirs['min'] / ours['min']:.2f}** / {theirs['median'] / ours['median']:.2f}"
+        share = "" if row["limit"] is None else f"{row['limit'] / ours['min']:.0%}"
+        yield f"| {row['layer']} | {row['format']} | {row['tokens']} | {times[0]} | {times[1]} | {ratios} | {share} |"
+    yield ""
+    yield "Milliseconds, minimum / median, and ratios of these."
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        name, path, threads, room = sys.argv[2:]
+        serve(name, path, int(threads), int(room))
+        return
+    from language_models import SHAPES
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--formats", nargs="+", choices=BITS, default=list(BITS))
+    parser.add_argument("--layers", type=int, help="default: what whole_model.py takes")
+    parser.add_argument("--depths", nargs="+", type=int, default=[0, 512, 2048, 8000])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("gguf_model"), help="path without suffix")
+    parser.add_argument("--scratch", help="folder for models; default: the system's")
+    args = parser.parse_args()
+    results = Results(args.output.with_suffix(".json"))
+    try:
+        for name in args.models:
+            for form in args.formats:
+                measure(SHAPES[name], form, args, results)
+    finally:
+        text = "\n".join(markdown(results))
+        args.output.with_suffix(".md").write_text(text + "\n")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -93,7 +93,7 @@ Append = Callable[["Lowering", ir.Node, AppendProblem, HeldTensor, relax.Expr], 
 
 def held_states(graph: ir.Graph) -> dict[ir.Value, tuple[HeldState, ir.Value]]:
     """The inputs that the program holds, each with the output that continues it: an output that is the input with
-    something behind it, along an axis whose size is a name of its own."""
+    something behind it, along an axis whose size is a name of its own, and that the graph itself reads."""
     found: dict[ir.Value, tuple[HeldState, ir.Value]] = {}
     known = bound_names([_sizes(value) for value in graph.inputs])
     for output in graph.outputs:
@@ -112,7 +112,7 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
     """The state that an output continues, what is put behind it and how much that is, and the axis."""
     node = output.producer()
     operator = "" if node is None else operator_name(node)
-    if node is not None and operator == "Concat" and len(node.inputs) == 2:
+    if node is not None and operator == "Concat" and len(node.inputs) == 2 and output.uses():
         (past, new), axis = node.inputs, attribute(node, "axis")
     elif node is not None and operator == "Attention" and output.index() in _ATTENTION_PASTS:
         past, new = (optional_input(node, position) for position in _ATTENTION_PASTS[output.index() or 0])

@@ -74,9 +74,9 @@ def test_results_are_those_of_one_thread(model, count, looks, monkeypatch):
 
 def test_workers_take_part(model, monkeypatch):
     """Their processor time grows: with one thread that launches, somebody else must have computed."""
-    before = {thread.name for thread in threading.enumerate()}
+    before = set(threading.enumerate())
     team = new_team(model, 2, 20_000, monkeypatch)
-    started = [thread for thread in threading.enumerate() if thread.name not in before]
+    started = [thread for thread in threading.enumerate() if thread not in before]
     assert [thread.name for thread in started] == ["moec-2-1"]
     values = np.ones((2000, 1000), np.float32)
     clock = time.pthread_getcpuclockid(started[0].ident)

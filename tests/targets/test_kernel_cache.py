@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
+from moec.runtime.team import TEAM_OBJECT
 from moec.targets import build_cache, get, kernel_cache
 from moec.targets.build_cache import KERNELS
 from moec.targets.kernel_cache import VARIABLE, through_cache
@@ -32,9 +33,9 @@ def contents(target: str = "cpu:avx2"):
 
 
 def test_every_object_has_code(folder):
-    """That of the instructions, and one of each kernel."""
+    """That of the instructions, that of the threads, and one of each kernel."""
     made = program()
-    assert set(made.objects) == {"devc.o", *(f"{kernel.name}.o" for kernel in made.kernels)}
+    assert set(made.objects) == {"devc.o", TEAM_OBJECT, *(f"{kernel.name}.o" for kernel in made.kernels)}
 
 
 def test_with_and_without_the_cache_a_program_is_the_same(folder, monkeypatch):

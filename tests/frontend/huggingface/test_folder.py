@@ -66,7 +66,7 @@ def test_a_folder_is_compiled(whole: pathlib.Path) -> None:
     verification = verify(whole, compiled)
     assert verification.matches
     assert verification.failures == []
-    assert any("reads no folders" in note for note in verification.notes)
+    assert any("no folders of Hugging Face models" in note for note in verification.notes)
 
 
 def test_shards_in_bfloat16_with_a_shared_embedding_are_computed_with_in_float32(sharded: pathlib.Path) -> None:

@@ -141,9 +141,18 @@ def test_what_does_not_grow_by_one_part_or_has_one_size_is_copied(body, pasts):
     )
 
 
+def test_what_nothing_reads_is_copied():
+    graph = model("one = Concat<axis = 2>(pk, k)", f"{NEW}, {PASTS}", "float[b,2,n,16] one")
+    compiled = moec.compile(graph)
+    assert held(compiled) == []
+    values = feeds([spec.name for spec in compiled.inputs], 2, 3, 4)
+    np.testing.assert_array_equal(compiled.run(values)["one"], np.concatenate([values["pk"], values["k"]], 2))
+
+
 def test_a_past_that_is_continued_twice_is_held_for_one_of_them():
-    results = "float[b,2,n,16] one, float[b,2,n,16] two"
-    graph = model("one = Concat<axis = 2>(pk, k)\n two = Concat<axis = 2>(pk, v)", f"{NEW}, {PASTS}", results)
+    results = "float[b,2,n,16] one, float[b,2,n,16] two, float[b,2,n,16] sum"
+    body = "one = Concat<axis = 2>(pk, k)\n two = Concat<axis = 2>(pk, v)\n sum = Add(one, two)"
+    graph = model(body, f"{NEW}, {PASTS}", results)
     compiled = moec.compile(graph)
     assert held(compiled) == ["pk"]
     values = feeds([spec.name for spec in compiled.inputs], 2, 3, 4)

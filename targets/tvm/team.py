@@ -19,16 +19,17 @@ system call ``futex``."""
 
 def team_object(target: tvm.target.Target) -> bytes | None:
     """The object file; None for systems and processors that it is not written for, where TVM's own threads work."""
-    return _team_object(str(target))
-
-
-@functools.cache
-def _team_object(name: str) -> bytes | None:
-    empty = code_of(tvm.IRModule({}), tvm.target.Target(name)).inspect_source("ll")
+    empty = _empty_module(str(target))
     words = next((words for name, words in _WORDS.items() if f'triple = "{name}' in empty), None)
     if words is None or sys.platform != "linux":
         return None
     text = string.Template(pathlib.Path(__file__).with_name("team.ll").read_text("utf-8"))
     made = text.substitute(words)
-    files = through_cache({"team": f"{name}\0{made}"}, lambda _name: {OBJECT: compiled_text(made, empty)})
+    files = through_cache({"team": f"{target}\0{made}"}, lambda _name: {OBJECT: compiled_text(made, empty)})
     return files["team"][OBJECT]
+
+
+@functools.cache
+def _empty_module(target: str) -> str:
+    """LLVM's text of nothing, which says for which processor it is."""
+    return code_of(tvm.IRModule({}), tvm.target.Target(target)).inspect_source("ll")

@@ -42,7 +42,7 @@ def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
     import gguf
 
     random, kind = np.random.default_rng(0), gguf.GGMLQuantizationType[form.upper()]
-    architecture = {"granitemoe": "granitemoe", "olmoe": "olmoe"}[shape.architecture]
+    architecture = shape.architecture
     writer = gguf.GGUFWriter(path, architecture)
     width, hidden, head = shape.width, shape.hidden, shape.width // shape.heads
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moec.common.specs import State
 from moec.ir.movement import moving
-from moec.ir.states import set_states
+from moec.ir.states import ATTENTION_CACHES, set_states
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import constant, is_op
 
@@ -19,8 +19,6 @@ _LONGEST_UPDATE = 16
 """Nodes between a state and what replaces it; a decay, a sum and a choice are a handful."""
 _MOVES = moving()
 _COMBINES = frozenset(["Add", "Concat", "Div", "Exp", "Max", "Min", "Mul", "Neg", "Sub", "Sum", "Where"])
-_CACHES = {1: 4, 2: 5}
-"""Present keys and values among the outputs of Attention, and past ones among its inputs."""
 _TENSOR_SCATTER_AXIS = -2
 _POSITIONS = 2
 """The axis of positions in the keys and values of Attention."""
@@ -106,7 +104,8 @@ def _written(output: ir.Value) -> tuple[ir.Value, int] | None:
             if along is None or axis not in (None, along):
                 return None
             axis = along
-        value = node.inputs[_CACHES.get(value.index() or 0, 0) if node.op_type == "Attention" else 0]
+        past = ATTENTION_CACHES[value.index() or 0][0] if node.op_type == "Attention" else 0
+        value = node.inputs[past]
     if value is None or not value.is_graph_input():
         return None
     if axis is None or order != sorted(order) or value.dtype != output.dtype:
@@ -122,7 +121,7 @@ def _axis_written(node: ir.Node, value: ir.Value) -> int | None:
     if is_op(node, "Pad") and node.attributes.get_string("mode", "constant") == "constant":
         axes = constant(node.inputs[3]) if len(node.inputs) > 3 else None
         return int(axes.item()) % max(rank, 1) if axes is not None and axes.size == 1 and _is_behind(node) else None
-    return _POSITIONS if is_op(node, "Attention") and value.index() in _CACHES else None
+    return _POSITIONS if is_op(node, "Attention") and value.index() in ATTENTION_CACHES else None
 
 
 def _is_linear(scatter: ir.Node) -> bool:

@@ -16,6 +16,8 @@ from moec.common.specs import State
 from moec.errors import MoecError
 
 STATES_KEY = "moec.states"
+ATTENTION_CACHES = {1: (4, 1), 2: (5, 2)}
+"""Of ONNX's Attention, by the output of present keys or values: the inputs of the past ones, and of the new ones."""
 
 
 def set_states(model: ir.Model, states: Sequence[State]) -> bool:

@@ -30,7 +30,7 @@ _PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
 _NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
 
-Pages = Mapping[str, np.ndarray]
+StatePages = Mapping[str, np.ndarray]
 """Of each state that a program holds, by the name of the input, the pages it lies in."""
 Watch = Callable[[str, list[Argument]], None]
 """Is told the name and the arguments of a kernel's call."""
@@ -192,7 +192,7 @@ class Executor:
             self._call(arrays, captured=False)
 
     def _call(
-        self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True, pages: Pages | None = None
+        self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True, pages: StatePages | None = None
     ) -> dict[str, Any]:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
         with self._working(arrays):
@@ -207,7 +207,7 @@ class Executor:
                 outputs[position] = outputs[position].copy()
         return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
 
-    def _with_states(self, outputs: list[Any], borrowed: Sequence[bool], pages: Pages | None) -> dict[str, Any]:
+    def _with_states(self, outputs: list[Any], borrowed: Sequence[bool], pages: StatePages | None) -> dict[str, Any]:
         """The outputs by name where the program holds states; those are left out where their pages were given."""
         assert self._held is not None
         states = dict.fromkeys(self._held.outputs) if pages else self._held.results(outputs, self.outputs)
@@ -230,7 +230,7 @@ class Executor:
         except Exception as error:
             raise self._device.explain(error) or self._explain(error, arrays) from error
 
-    def _arguments(self, arrays: Sequence[np.ndarray | OnDevice], pages: Pages | None) -> list[Any]:
+    def _arguments(self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None) -> list[Any]:
         """What the program takes before the weights."""
         if self._held is None:
             return [self._device.place(array) for array in arrays]
@@ -238,7 +238,7 @@ class Executor:
         return [*given, self._held.lengths(arrays)]
 
     def _compute(
-        self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: Pages | None
+        self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: StatePages | None
     ) -> tuple[list[Any], list[bool]]:
         """The results there, and which of them the caller must not get but a copy of."""
         if self._captured is not None and captured:

@@ -114,7 +114,7 @@ def verify(
         tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[loss["arithmetic"]] for loss in losses), 0.0)
     covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
-    rounded = _rounded_model(model.clone(), compiled) if losses else None
+    rounded = _rounded_model(model.clone(), compiled) if losses or _rounds_states(compiled) else None
     reference = _Reference(model_path, model)
     compared = [_compare_case(reference, rounded, compiled, case, tolerance) for case in covering.inputs]
     taken = [guard for guard, case in outside.items() if not _is_refused(compiled, case)]
@@ -250,6 +250,12 @@ def _narrowed(specs: Sequence[TensorSpec], compiled: CompiledModel) -> list[Tens
     """The inputs with sizes that the artifact knows to be fixed, although the model gives them a name."""
     known = {spec.name: spec for spec in compiled.inputs}
     return [known.get(spec.name, spec) for spec in specs]
+
+
+def _rounds_states(compiled: CompiledModel) -> bool:
+    """Whether passes round what a program keeps, which is no loss of any layer's."""
+    types = {spec.name: spec.dtype for spec in compiled.inputs}
+    return any(state.dtype != types[state.input] for state in compiled.held)
 
 
 def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx_ir as ir
 import tvm_ffi
@@ -22,6 +22,7 @@ from tvm import relax, te, tirx
 from moec.common.guards import bound_names, size_names
 from moec.common.specs import HeldState
 from moec.ir.names import operator_name
+from moec.ir.states import ATTENTION_CACHES
 from moec.targets.tvm.attributes import attribute, optional_input
 from moec.targets.tvm.constants import dtype_of
 from moec.targets.tvm.kernel import STORAGE_TYPES
@@ -29,8 +30,7 @@ from moec.targets.tvm.kernel import STORAGE_TYPES
 if TYPE_CHECKING:
     from moec.targets.tvm.lowering import Lowering
 
-_ATTENTION_PASTS = {1: (4, 1), 2: (5, 2)}
-"""Of Attention, by the present output: the past input, and the input of what is new."""
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,20 +91,30 @@ Append = Callable[["Lowering", ir.Node, AppendProblem, HeldTensor, relax.Expr], 
 """A target's part: the pages after the tensor was written behind what is in use."""
 
 
-def held_states(graph: ir.Graph) -> dict[ir.Value, tuple[HeldState, ir.Value]]:
-    """The inputs that the program holds, each with the output that continues it: an output that is the input with
-    something behind it, along an axis whose size is a name of its own, and that the graph itself reads."""
-    found: dict[ir.Value, tuple[HeldState, ir.Value]] = {}
+class Held(NamedTuple):
+    """A state that the program holds, the output that continues it, and the input as it is stored: where both sides are
+    rounded to 16 bits, what the rounding makes of it."""
+
+    state: HeldState
+    output: ir.Value
+    rounded: ir.Value
+
+
+def held_states(graph: ir.Graph) -> dict[ir.Value, Held]:
+    """By input, what the program holds: an output that is the input with something behind it, along an axis whose size
+    is a name of its own, and that the graph itself reads."""
+    found: dict[ir.Value, Held] = {}
     known = bound_names([_sizes(value) for value in graph.inputs])
     for output in graph.outputs:
-        past, new, growth, axis = _continuation(output) or (None, None, 0, 0)
-        if past is None or past in found or not past.is_graph_input() or past.is_graph_output():
+        given, new, growth, axis = _continuation(output) or (None, None, 0, 0)
+        past, stored = _before_rounding(given, new)
+        if given is None or past is None or past in found or not past.is_graph_input() or past.is_graph_output():
             continue
         size, dtype = _sizes(past)[axis], dtype_of(past)
         grows = isinstance(size, str) and size_names(size) == (size,)
         if grows and dtype in STORAGE_TYPES and set(size_names(growth)) <= known - {""}:
-            state = HeldState(past.name or "", output.name or "", axis, _rounded_type(new) or dtype, str(growth))
-            found[past] = state, output
+            state = HeldState(past.name or "", output.name or "", axis, stored or dtype, str(growth))
+            found[past] = Held(state, output, given)
     return found
 
 
@@ -114,8 +124,8 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
     operator = "" if node is None else operator_name(node)
     if node is not None and operator == "Concat" and len(node.inputs) == 2 and output.uses():
         (past, new), axis = node.inputs, attribute(node, "axis")
-    elif node is not None and operator == "Attention" and output.index() in _ATTENTION_PASTS:
-        past, new = (optional_input(node, position) for position in _ATTENTION_PASTS[output.index() or 0])
+    elif node is not None and operator == "Attention" and output.index() in ATTENTION_CACHES:
+        past, new = (optional_input(node, position) for position in ATTENTION_CACHES[output.index() or 0])
         axis = -2
     else:
         return None
@@ -129,13 +139,22 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
     return past, new, added[axis], axis % len(sizes)
 
 
-def _rounded_type(value: ir.Value | None) -> str | None:
-    """The type of 16 bits to which a value was rounded, if it was."""
+def _before_rounding(past: ir.Value | None, new: ir.Value | None) -> tuple[ir.Value | None, str | None]:
+    """The past before it was rounded to 16 bits, and to which type, if both were rounded to it; else itself."""
+    narrow = [_narrowed(value) for value in (past, new)]
+    types = {None if value is None else dtype_of(value) for value in narrow}
+    node = None if narrow[0] is None else narrow[0].producer()
+    before = node.inputs[0] if node is not None and operator_name(node) == "Cast" else None
+    if node is None or before is None or len(types) > 1 or len(before.uses()) > 1 or len(node.outputs[0].uses()) > 1:
+        return past, None
+    return before, types.pop()
+
+
+def _narrowed(value: ir.Value | None) -> ir.Value | None:
+    """The value of 16 bits that a value was widened from."""
     node = None if value is None else value.producer()
-    if node is None or operator_name(node) != "Cast" or node.inputs[0] is None or node.inputs[0].dtype is None:
-        return None
-    dtype = dtype_of(node.inputs[0])
-    return dtype if dtype in ("float16", "bfloat16") else None
+    narrow = None if node is None or operator_name(node) != "Cast" else node.inputs[0]
+    return narrow if narrow is not None and narrow.dtype in _NARROW else None
 
 
 def _sizes(value: ir.Value) -> list[int | str]:

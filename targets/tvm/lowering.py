@@ -85,7 +85,7 @@ class Lowering(FunctionBuilder):
             self._builder.begin_scope([*inputs, *in_use])
             with self._builder.dataflow():
                 for node in graph:
-                    if not decodes_weight(node):  # its user reads the weight as it is stored
+                    if not (decodes_weight(node) or self._rounds_pages(node)):  # what it makes is read as it is stored
                         self._convert(node)
                 results = [self._result(value) for value in graph.outputs]
                 output = self._builder.emit_output(relax.Tuple(results))
@@ -107,7 +107,7 @@ class Lowering(FunctionBuilder):
             [weight for _, weight in self._weights.values()],
             self._kernels,
             self._nodes,
-            [state for state, _ in self._states.values()],
+            [held.state for held in self._states.values()],
         )
 
     def _refuse_unknown_operators(self) -> None:
@@ -182,12 +182,19 @@ class Lowering(FunctionBuilder):
         return variable
 
     def _declare_pages(self, value: ir.Value, dimensions: list[Any], dtype: str) -> relax.Var:
-        state, output = self._states[value]
+        state, output, rounded = self._states[value]
         length, dimensions[state.axis] = dimensions[state.axis], self.sizes.variable("page")
         sizes = [self.sizes.variable("pages"), *dimensions]
         pages = relax.Var(identifier(value.name), relax.TensorType(sizes, state.dtype))
-        self._held[value] = HeldTensor(pages, state.axis, length, dtype, output)
+        self._held[value] = self._held[rounded] = HeldTensor(pages, state.axis, length, dtype, output)
         return pages
+
+    def _rounds_pages(self, node: ir.Node) -> bool:
+        """Whether a node is one of the two that round a state to the type in which its pages hold it."""
+        (output, *_) = node.outputs
+        return output in self._held or any(
+            user.outputs[0] in self._held for user, _ in output.uses() if user.op_type == "Cast"
+        )
 
     def _declare_lengths(self) -> list[relax.Var]:
         """How much of the states is in use, as a parameter of its own: their pages do not say."""

@@ -6,6 +6,7 @@ import pytest
 
 import moec
 from moec.errors import MoecError
+from moec.tools.verify import verify
 
 from .before_after import check
 
@@ -18,9 +19,11 @@ def test_what_is_new_is_rounded() -> None:
         "infer-shapes,hold-cache,cast-states{dtype=bf16}",
         f"{signature} {{\n present = Concat <axis = 1> (past, new)\n}}",
         f"""{signature} {{
+           past_bfloat16 = Cast <to = 16> (past)
+           past_rounded = Cast <to = 1> (past_bfloat16)
            new_bfloat16 = Cast <to = 16> (new)
            new_rounded = Cast <to = 1> (new_bfloat16)
-           present = Concat <axis = 1> (past, new_rounded)
+           present = Concat <axis = 1> (past_rounded, new_rounded)
         }}""",
     )
 
@@ -34,11 +37,15 @@ def test_keys_and_values_of_attention() -> None:
         "infer-shapes,hold-cache,cast-states{dtype=fp16}",
         f'{signature} {{\n y, nk, nv = Attention (q, k, v, "", pk, pv)\n}}',
         f"""{signature} {{
+           pk_float16 = Cast <to = 10> (pk)
+           pk_rounded = Cast <to = 1> (pk_float16)
            k_float16 = Cast <to = 10> (k)
            k_rounded = Cast <to = 1> (k_float16)
+           pv_float16 = Cast <to = 10> (pv)
+           pv_rounded = Cast <to = 1> (pv_float16)
            v_float16 = Cast <to = 10> (v)
            v_rounded = Cast <to = 1> (v_float16)
-           y, nk, nv = Attention (q, k_rounded, v_rounded, , pk, pv)
+           y, nk, nv = Attention (q, k_rounded, v_rounded, , pk_rounded, pv_rounded)
         }}""",
     )
 
@@ -81,3 +88,29 @@ def test_programs_store_half_the_bytes(dtype) -> None:
         np.testing.assert_allclose(found[name], wanted[name], rtol=bound, atol=1e-7)
         assert (found[name] != wanted[name]).any()
     np.testing.assert_allclose(found["y"], wanted["y"], rtol=0, atol=8 * bound)
+
+
+def test_what_the_model_itself_rounds_leaves_the_past_alone() -> None:
+    """Only what is added has 16 bits: a past with more bits comes back as it was given."""
+    text = """(float16[B,S,4] new, float[B,P,4] past) => (float[B,R,4] present, float[B,R,4] y) {
+       wide = Cast <to = 1> (new)
+       present = Concat <axis = 1> (past, wide)
+       y = Neg (present)
+    }"""
+    compiled = moec.compile(onnx.parser.parse_model(HEAD + text))
+    assert [state.dtype for state in compiled.held] == ["float32"]
+    past = np.full((1, 3, 4), 1 / 3, np.float32)
+    found = compiled.run({"new": np.ones((1, 2, 4), np.float16), "past": past})
+    np.testing.assert_array_equal(found["present"][:, :3], past)
+
+
+def test_programs_round_the_past_as_the_graph_does(tmp_path) -> None:
+    text = """(float[B,S,4] new, float[B,P,4] past) => (float[B,R,4] present, float[B,R,4] y) {
+       present = Concat <axis = 1> (past, new)
+       y = Neg (present)
+    }"""
+    graph = onnx.parser.parse_model(HEAD + text)
+    compiled = moec.compile(graph, passes="O2,cast-states{dtype=bf16}")
+    assert [state.dtype for state in compiled.held] == ["bfloat16"]
+    onnx.save(graph, tmp_path / "model.onnx")
+    assert verify(tmp_path / "model.onnx", compiled).matches

@@ -37,7 +37,7 @@ _DEEPSEEK3 = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class Pieces:
     """How text is cut before pairs are joined: by one pattern after the other. ``whole``: a piece that is a token stays
     so, whatever the merges say. ``begins``: whether texts begin with a token for that, unless metadata says."""
 
@@ -46,18 +46,20 @@ class Cut:
     begins: bool = False
 
 
-_LLAMA3 = Cut((_WORDS % _THREES,), whole=True, begins=True)
-_DIGITS = Cut((_DIGIT, _GPT2))
-_CUTS: dict[str, Cut] = {
+_LLAMA3 = Pieces((_WORDS % _THREES,), whole=True, begins=True)
+_DIGITS = Pieces((_DIGIT, _GPT2))
+_CUTS: dict[str, Pieces] = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "lfm2", "pixtral"), _LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), Cut((_WORDS % _THREES,))),
-    **dict.fromkeys(("glm4", "glm5"), Cut((_WORDS % _THREES,), whole=True)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan"), Cut((_WORDS % _DIGIT,))),
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "trillion", "granite-docling"), Cut((_GPT2,))),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), Pieces((_WORDS % _THREES,))),
+    **dict.fromkeys(("glm4", "glm5"), Pieces((_WORDS % _THREES,), whole=True)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan"), Pieces((_WORDS % _DIGIT,))),
+    **dict.fromkeys(
+        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "trillion", "granite-docling"), Pieces((_GPT2,))
+    ),
     **dict.fromkeys(("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"), _DIGITS),
-    **dict.fromkeys(("gpt-4o", "llama4"), Cut((_CASED % (f"{_CONTRACTIONS}?", f"{_CONTRACTIONS}?", _THREES),))),
-    "tekken": Cut((_CASED % ("", "", _DIGIT),), whole=True, begins=True),
-    **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), Cut(_DEEPSEEK3)),
+    **dict.fromkeys(("gpt-4o", "llama4"), Pieces((_CASED % (f"{_CONTRACTIONS}?", f"{_CONTRACTIONS}?", _THREES),))),
+    "tekken": Pieces((_CASED % ("", "", _DIGIT),), whole=True, begins=True),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), Pieces(_DEEPSEEK3)),
 }
 """By ``tokenizer.ggml.pre``."""
 _MODEL, _PRE, _DEFAULT = "tokenizer.ggml.model", "tokenizer.ggml.pre", "default"

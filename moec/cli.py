@@ -102,7 +102,10 @@ def compile_model(
     experts: Experts = None,
     linears: Linears = None,
     threads: Threads = None,
-    cache: Annotated[bool, typer.Option("--cache", help="Of a folder: take and return keys and values.")] = False,
+    cache: Annotated[
+        bool | None,
+        typer.Option(help="Keep what the tokens before left; default: of a GGUF file or folder, if it can."),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer.json to keep for moec generate; default: that of a folder.")
     ] = None,

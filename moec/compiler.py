@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import moec
 from moec import targets
-from moec.common.arguments import check_flags, check_kind, check_optional_text, check_path, shown
+from moec.common.arguments import check_flags, check_kind, check_optional_flag, check_optional_text, check_path, shown
 from moec.common.progress import Progress, silent
 from moec.errors import MoecError, UnsupportedError, reporting
 
@@ -42,7 +42,7 @@ def compile(
     passes: str = "O2",
     threads: int | None = None,
     dynamic_shapes: Any = None,
-    cache: bool = False,
+    cache: bool | None = None,
     experts: str | None = None,
     linears: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -57,7 +57,9 @@ def compile(
     (:func:`moec.frontend.huggingface.import_folder`), an ``onnx.ModelProto``, an ``onnx_ir.Model``, what
     ``torch.export.export`` or ``torch.onnx.export`` returned, or a ``torch.nn.Module`` (then ``example_inputs`` and
     ``dynamic_shapes`` are what ``torch.export.export`` takes; a text model of transformers needs neither).
-    ``cache``: let such a model take keys and values, and return them (:mod:`moec.frontend.text_cache`).
+    ``cache``: let a text model take the states of the tokens before, and return them
+    (:mod:`moec.frontend.text_cache`). None: where the source is a GGUF file or a folder, if it can; a module takes what
+    it takes in PyTorch.
     ``passes``: a level (``O0`` to ``O3``) or a pipeline text. ``experts`` and ``linears``: formats to round the weights
     of experts and of dense products to, written as in :mod:`moec.passes.framework.shorthand`; None leaves them as they
     are. ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to keep in the artifact for
@@ -102,7 +104,7 @@ def write(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     *,
-    cache: bool = False,
+    cache: bool | None = None,
     experts: str | None = None,
     linears: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -121,7 +123,7 @@ def write(
     from moec.frontend import sources
 
     _check_options(target, passes, experts, linears, verify_each, progress)
-    check_flags(cache=cache)
+    check_optional_flag("cache", cache)
     sources.check(model)  # before anything heavy is imported: a name that was mistyped is answered at once
     _check_surroundings(path, threads, dump_to)
     text = _text_files(model, tokenizer)
@@ -278,7 +280,7 @@ def find_blocks(model: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], li
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
 
-    graph, report = import_model(model), Report()
+    graph, report = import_model(model, cache=False), Report()
     with reporting("looking for MoE blocks", model):
         pipeline.run(graph, pipeline.parse("O1"), report)
         return moe_blocks(graph), report.unraised
@@ -295,14 +297,16 @@ def _read_text_form(path: pathlib.Path) -> ir.Model:
         return parse_model(text)
 
 
-def import_model(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, cache: bool = False) -> ir.Model:
+def import_model(
+    model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, cache: bool | None = None
+) -> ir.Model:
     """The model as ONNX IR at the working opset, before any pass. Sources and errors as for :func:`compile`."""
     from moec.frontend import sources
 
     if sources.is_torch(model, "nn.Module"):
         from moec.frontend import pytorch
 
-        return pytorch.import_module(model, example_inputs, dynamic_shapes, cache=cache)
+        return pytorch.import_module(model, example_inputs, dynamic_shapes, cache=bool(cache))
     if example_inputs is not None or dynamic_shapes is not None:
         raise MoecError(
             "example_inputs and dynamic_shapes are for PyTorch modules; an exported model carries its shapes"

@@ -45,3 +45,8 @@ def check_flags(**values: Any) -> None:
     """Raise MoecError unless each value is True or False."""
     for name, value in values.items():
         check_kind(name, value, bool, "True or False")
+
+
+def check_optional_flag(name: str, value: Any) -> None:
+    """Raise MoecError unless the value is True, False or None."""
+    check_kind(name, value, (bool, type(None)), "True, False or None")

@@ -34,14 +34,15 @@ def is_torch(source: Any, name: str) -> bool:
     return kind is not None and isinstance(source, kind)
 
 
-def import_exported(source: Any, cache: bool) -> ir.Model:
-    """The model of anything but a module; ``cache`` is for folders. Raises what the frontends raise."""
+def import_exported(source: Any, cache: bool | None) -> ir.Model:
+    """The model of anything but a module; ``cache`` is for folders and GGUF files, which have one where it is None and
+    they can. Raises what the frontends raise."""
     from moec.frontend import gguf, huggingface, onnx
 
     if huggingface.is_folder(source):
         return huggingface.import_folder(source, cache)
     if gguf.is_file(source):
-        return gguf.import_file(source, cache)
+        return gguf.import_file(source, cache is not False)
     if cache:
         raise MoecError(
             "has the inputs that it was exported with; a cache is for text models of transformers, their folders and "

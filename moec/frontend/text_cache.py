@@ -21,6 +21,14 @@ _LENGTH = 5
 _PLAIN = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
+def is_decoder(module: torch.nn.Module) -> bool:
+    """Whether a module of transformers goes on writing from what it was given before, and has a cache there."""
+    config = module.config
+    generates = getattr(module, "can_generate", lambda: False)()
+    is_alone = not getattr(config, "is_encoder_decoder", False) and getattr(config, "is_decoder", None) is not False
+    return generates and is_alone and hasattr(config, "use_cache")
+
+
 def cache_inputs(module: torch.nn.Module, made: TextInputs) -> TextInputs:
     """Inputs for :func:`with_cache`: those that are made for the module without a cache, and ``past_key_0``,
     ``past_value_0``, ``past_key_1``... [batch, heads, past, width]; batch and past are dynamic.
@@ -32,7 +40,7 @@ def cache_inputs(module: torch.nn.Module, made: TextInputs) -> TextInputs:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     name = type(module).__name__
-    if set(made.example) != {"input_ids"} or not hasattr(module.config, "use_cache"):
+    if not is_decoder(module):
         raise MoecError(f"{name}: a cache is for text decoders of transformers; compile it without")
     ids = made.example["input_ids"][:, :1].expand(-1, _LENGTH)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):

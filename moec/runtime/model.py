@@ -14,6 +14,7 @@ from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor, Watch
+from moec.runtime.first_states import FirstStates
 from moec.runtime.held import StateMemory
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import digest_of
@@ -64,6 +65,7 @@ class CompiledModel:
             cuda_graphs=cuda_graphs,
             held=program.held,
         )
+        self._first_states = FirstStates(manifest.states, manifest.inputs, manifest.outputs)
 
     @property
     def remarks(self) -> list[dict[str, Any]]:
@@ -124,9 +126,10 @@ class CompiledModel:
         A model for a GPU also takes tensors that are there, on PyTorch's current stream. If any input is one, all
         outputs are: tensors of PyTorch where one was given, else something with DLPack. They are complete in the order
         of that stream, for which the host does not wait.
+        States (:attr:`states`) may be left out, all of them: then the run begins a text.
         Raises InputError when names, dtypes, ranks or sizes do not fit; MoecError when the GPU is out of memory.
         """
-        return self._executor.run(inputs)
+        return self._executor.run(self._first_states.beside(inputs))
 
     @property
     def held(self) -> Sequence[HeldState]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from moec.common.array_files import read_arrays
 from moec.common.dtypes import dtype_of
-from moec.common.specs import TensorSpec
+from moec.common.specs import State, TensorSpec
 from moec.common.tokenizers import tokenizer_of
 from moec.errors import MoecError
 
@@ -49,7 +49,8 @@ class Data:
 
     ``path``: an ``.npz`` file of inputs by name (a batch; with one more axis than the model's inputs have, several), a
     folder of such files in the order of their names, or a text file (UTF-8), for which a tokenizer is needed.
-    ``beside``: an array that batches have, too, where the ``.npz`` file has it: labels.
+    ``beside``: an array that batches have, too, where the ``.npz`` file has it: labels. ``states``: the inputs that may
+    be left out, all of them, for a run then begins a text.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Data:
         specs: Sequence[TensorSpec],
         text: Text | None = None,
         beside: str | None = None,
+        states: Sequence[State] = (),
     ) -> None:
         """Raises MoecError for data that cannot be read or does not fit the inputs."""
         self.path, self._specs, self._text = pathlib.Path(path), list(specs), text or Text()
         self._beside: set[str] = set() if beside is None else {beside}
+        self._states = {state.input for state in states}
         if not self.path.exists():
             raise MoecError(f"{path}: no such file; expected .npz files of inputs, or text")
         self._files = self._listed()
@@ -95,21 +98,25 @@ class Data:
 
     def _of_file(self, path: pathlib.Path) -> Iterator[Batch]:
         arrays = read_arrays(path, self._specs)
-        names = {spec.name for spec in self._specs}
+        specs = self._specs if self._states & arrays.keys() else self._without_states()
+        names = {spec.name for spec in specs}
         if missing := sorted(names - arrays.keys()):
             raise MoecError(f"{path}: has no array {missing[0]!r}; expected the model's inputs: {sorted(names)}")
-        for spec in self._specs:
+        for spec in specs:
             if arrays[spec.name].dtype != dtype_of(spec.dtype):
                 found = arrays[spec.name].dtype
                 raise MoecError(f"{path}: the input {spec.name!r} is {found}; expected {spec.dtype}: convert it")
-        spare = {array.ndim - len(spec.shape) for spec in self._specs for array in (arrays[spec.name],)}
+        spare = {array.ndim - len(spec.shape) for spec in specs for array in (arrays[spec.name],)}
         if spare not in ({0}, {1}):
-            shapes = ", ".join(f"{spec} is {list(arrays[spec.name].shape)}" for spec in self._specs)
+            shapes = ", ".join(f"{spec} is {list(arrays[spec.name].shape)}" for spec in specs)
             raise MoecError(f"{path}: arrays do not fit the inputs, or all of them with an axis of batches: {shapes}")
         whole = {name: arrays[name] for name in names | (self._beside & arrays.keys())}
         batches = [whole] if spare == {0} else _unstacked(whole, path)
         for batch in batches:
             yield {name: self._finite(path, name, array) for name, array in batch.items()}
+
+    def _without_states(self) -> list[TensorSpec]:
+        return [spec for spec in self._specs if spec.name not in self._states]
 
     def _finite(self, path: pathlib.Path, name: str, array: Array) -> Array:
         if array.dtype.kind == "f" and np.isnan(array).any():
@@ -148,8 +155,9 @@ class Data:
 
     def _inputs_of_text(self) -> tuple[str, list[TensorSpec]]:
         """The input that takes token ids [rows, length], and those that follow from these."""
-        ids = token_input(self._specs)
-        others = [spec for spec in self._specs if spec != ids]
+        specs = self._without_states()
+        ids = token_input(specs)
+        others = [spec for spec in specs if spec != ids]
         if ids is None or not all(spec.name in _BESIDE_TOKENS or _is_cache(spec) for spec in others):
             listed = ", ".join(map(str, self._specs))
             raise MoecError(

@@ -112,7 +112,7 @@ def evaluate(
     _check_alike(contestants)
     first = contestants[0][1]
     judged = judged_output(first.outputs, token_input(first.inputs) is not None, output)
-    sources = [Data(path, first.inputs, text, LABELS) for path in data]
+    sources = [Data(path, first.inputs, text, LABELS, first.states) for path in data]
     run = _Run(contestants, judged, Judge(first.inputs, judged, labels), chosen)
     for batch, where in _batches(sources, first.input_limits, progress):
         run.add(batch, where)
@@ -148,16 +148,17 @@ def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> moec.Co
 
 
 def _check_alike(contestants: Sequence[tuple[str, moec.CompiledModel]]) -> None:
-    """That all take inputs of the same names, types and numbers of axes."""
+    """That all take inputs of the same names, types and numbers of axes, beside states that begin empty."""
     (first_name, first), *others = contestants
     for name, model in others:
-        if _kinds(model.inputs) != _kinds(first.inputs):
+        if _kinds(model) != _kinds(first):
             takes, expected = (", ".join(map(str, one.inputs)) for one in (model, first))
             raise MoecError(f"{name}: takes {takes}, and {first_name} takes {expected}; expected the same model")
 
 
-def _kinds(specs: Sequence[TensorSpec]) -> set[tuple[str, str, int]]:
-    return {(spec.name, spec.dtype, len(spec.shape)) for spec in specs}
+def _kinds(model: moec.CompiledModel) -> set[tuple[str, str, int]]:
+    states = {state.input for state in model.states}
+    return {(spec.name, spec.dtype, len(spec.shape)) for spec in model.inputs if spec.name not in states}
 
 
 def _batches(
@@ -181,6 +182,7 @@ class _Run:
         metrics: Sequence[str],
     ) -> None:
         self._models, self._output, self._judge, self._metrics = models, output, judge, list(metrics)
+        self._inputs = {spec.name for spec in models[0][1].inputs}
         self._sums: dict[tuple[int, str], list[Array]] = {}
         self._counts: dict[str, list[Array]] = {}
         self._nan = np.zeros((len(models), 2), np.int64)
@@ -215,7 +217,7 @@ class _Run:
 
     def _outputs_of(self, name: str, model: moec.CompiledModel, batch: Batch, where: str) -> Array:
         try:
-            outputs = model.run({spec.name: batch[spec.name] for spec in model.inputs})
+            outputs = model.run({name: batch[name] for name in batch.keys() & self._inputs})
         except MoecError as error:
             raise type(error)(f"{name}: {where}: {error}") from error
         if self._output.name not in outputs:

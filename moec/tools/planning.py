@@ -46,7 +46,7 @@ def write_plan(
     where a file is there already: plans are edited by people."""
     check_replaceable(output, _edited)
     progress(f"running {passes}")
-    graph = compiler.import_model(model)
+    graph = compiler.import_model(model, cache=False)
     pipeline.run(graph, pipeline.parse(passes), Report())
     nodes = assignable(graph.graph, linears)
     if not nodes:

@@ -108,7 +108,7 @@ def verify(
     check_kind("tolerance", tolerance, (int, float, type(None)), "a number, or None")
     if tolerance is not None and not tolerance >= 0:
         raise MoecError(f"tolerance is {tolerance}; expected a number that is not negative")
-    model = import_model(model_path)
+    model = import_model(model_path, cache=bool(compiled.states) if _has_no_interface(model_path) else None)
     losses = compiled.describe()["losses"]
     if tolerance is None:
         tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[loss["arithmetic"]] for loss in losses), 0.0)
@@ -159,6 +159,11 @@ def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
         raise MoecError(f"onnxruntime itself cannot run the model on {sizes}: {one_line(error)}") from error
 
 
+def _has_no_interface(model_path: str | os.PathLike[str]) -> bool:
+    """Whether the file has weights and no graph: what inputs there are was said when it was compiled."""
+    return is_folder(model_path) or gguf.is_file(model_path)
+
+
 class _Reference:
     """The original model: in onnxruntime, and where that fails, or the model is no ONNX file, in the reference
     interpreter, in float64."""
@@ -167,7 +172,7 @@ class _Reference:
         self._model = model
         self._session: Any = None
         self._failure = ""
-        if is_folder(model_path) or gguf.is_file(model_path):
+        if _has_no_interface(model_path):
             self._failure = "onnxruntime reads no GGUF files, and no folders of Hugging Face models"
             return
         try:

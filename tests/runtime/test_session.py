@@ -101,6 +101,21 @@ def test_truncated_tokens_are_forgotten(name, request):
         session.truncate(3)
 
 
+@pytest.mark.parametrize("name", ["attending", "recurrent"])
+def test_a_run_without_states_begins_a_text(name, request):
+    model = request.getfixturevalue(name)
+    masks = {"attention_mask": np.ones(IDS.shape, np.int64)} if name == "attending" else {}
+    outputs = model.run({"ids": IDS, **masks})
+    np.testing.assert_array_equal(outputs["logits"], model.session(batch=2).run(IDS))
+
+
+def test_some_states_are_not_enough(attending):
+    with pytest.raises(InputError, match="input 'v' is missing"):
+        attending.run(
+            {"ids": IDS, "attention_mask": np.ones(IDS.shape, np.int64), "k": np.zeros((2, 1, 0, 4), np.float32)}
+        )
+
+
 def test_a_state_that_is_replaced_cannot_be_truncated(recurrent):
     session = recurrent.session()
     session.run([1, 2])

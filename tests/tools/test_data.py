@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from moec.common.specs import TensorSpec
+from moec.common.specs import State, TensorSpec
 from moec.errors import MoecError
 from moec.tools.data import Data, Text
 
@@ -49,3 +49,15 @@ def test_what_does_not_follow_from_text_is_refused(other: TensorSpec, text: Text
         MoecError, match=r"text gives token ids .* and empty caches past\*; the model takes .*give \.npz"
     ):
         list(Data(tmp_path / "text.txt", [IDS, other], text))
+
+
+def test_states_may_be_left_out_together(tmp_path: pathlib.Path) -> None:
+    specs = [IDS, TensorSpec("past_key", "float32", ("batch", 2, "past", 4))]
+    arrays = {"input_ids": np.zeros((2, 3), np.int64), "past_key": np.zeros((2, 2, 1, 4), np.float32)}
+    states = [State("past_key", "present_key", 2)]
+    for given in (arrays, {"input_ids": arrays["input_ids"]}):
+        np.savez(tmp_path / "data.npz", **given)
+        (batch,) = Data(tmp_path / "data.npz", specs, states=states)
+        assert batch.keys() == given.keys()
+    with pytest.raises(MoecError, match="has no array 'past_key'"):
+        list(Data(tmp_path / "data.npz", specs))

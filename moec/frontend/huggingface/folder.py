@@ -15,6 +15,9 @@ from moec.frontend.huggingface.safetensors import FileTensor, read_file
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
+
+    from moec.frontend.huggingface.binding import Binding
 
 CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
@@ -30,10 +33,11 @@ def is_folder(source: Any) -> bool:
 
 
 @no_collection()
-def import_folder(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
+def import_folder(path: str | os.PathLike[str], cache: bool | None = False) -> ir.Model:
     """The model of a folder with ``config.json`` and safetensors, as a text model: ``input_ids`` [batch, length],
-    both dynamic, and with ``cache`` the tensors of :mod:`moec.frontend.text_cache`. It computes in float32; weights
-    stay in their files until they are read.
+    both dynamic, and with ``cache`` the tensors of :mod:`moec.frontend.text_cache`; where that is None, if the model is
+    a decoder whose states can be taken and returned, which is a remark where they cannot. It computes in float32;
+    weights stay in their files until they are read.
 
     Raises MoecError for a folder that is not complete or whose files do not fit together, UnsupportedError for models
     that transformers does not know, that bring code of their own, or that are quantised in a way moec does not read.
@@ -44,7 +48,6 @@ def import_folder(path: str | os.PathLike[str], cache: bool = False) -> ir.Model
     tensors = read_tensors(folder)
     from moec.frontend.huggingface.binding import Binding
     from moec.frontend.huggingface.skeleton import build
-    from moec.frontend.pytorch import import_module
     from moec.frontend.text_inputs import text_inputs
 
     module = build(config, str(folder))
@@ -54,10 +57,23 @@ def import_folder(path: str | os.PathLike[str], cache: bool = False) -> ir.Model
             "pass the module and example inputs to moec.compile"
         )
     binding = Binding.of(module, tensors, config, str(folder))
-    imported = import_module(module, weights=binding, cache=cache)
+    imported, notes = _imported(module, binding, cache)
     known = conditions.read(imported, str(folder))
-    dataclasses.replace(known, unused=binding.unused).attach(imported)
+    dataclasses.replace(known, unused=binding.unused, notes=(*known.notes, *notes)).attach(imported)
     return imported
+
+
+def _imported(module: torch.nn.Module, binding: Binding, cache: bool | None) -> tuple[ir.Model, list[str]]:
+    """The model, and what there is to say about its cache where nothing was asked."""
+    from moec.frontend.pytorch import import_module
+    from moec.frontend.text_cache import is_decoder
+
+    if cache is not None or not is_decoder(module):
+        return import_module(module, weights=binding, cache=bool(cache)), []
+    try:
+        return import_module(module, weights=binding, cache=True), []
+    except UnsupportedError as error:
+        return import_module(module, weights=binding), [f"it keeps nothing from run to run: {error}"]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def measure(
     others = [Profile.read(path) for path in merge_with]
     forms = [parse_format("formats", one.strip()) for one in formats.split(",") if one.strip()]
     progress("importing")
-    graph = compiler.import_model(model)
+    graph = compiler.import_model(model, cache=False)
     sources = [Data(path, tensor_specs(graph.graph.inputs), text) for path in data]
     progress(f"running {passes}")
     pipeline.run(graph, pipeline.parse(passes), Report())

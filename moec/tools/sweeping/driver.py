@@ -216,7 +216,7 @@ class _Runner:
             self._first = compiled if own else self._compiled(self._first_chain, None, progress)
         _, judged = self._judged([self._first, compiled], self._data, progress=progress).models
         progress("timing")
-        batch = next(iter(Data(self._data[0], compiled.inputs, self._text)))
+        batch = next(iter(Data(self._data[0], compiled.inputs, self._text, states=compiled.states)))
         cases = [*default_cases(compiled)[:1], batch]
         return Variant(
             key,

@@ -60,9 +60,8 @@ def test_a_folder_is_compiled(whole: pathlib.Path) -> None:
     compiled = moec.compile(whole)
     agree(compiled, mixtral())
     assert blocks(compiled) == [(4, 2), (4, 2)]
-    assert [(spec["name"], spec["shape"]) for spec in compiled.describe()["inputs"]] == [
-        ("input_ids", ["batch", "length"])
-    ]
+    assert str(compiled.inputs[0]) == "input_ids int64[batch,length]"
+    assert [state.input for state in compiled.states] == ["past_key_0", "past_value_0", "past_key_1", "past_value_1"]
     verification = verify(whole, compiled)
     assert verification.matches
     assert verification.failures == []

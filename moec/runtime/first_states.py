@@ -1,0 +1,47 @@
+"""States before the first token, for a run that is given none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.common.dtypes import dtype_of
+from moec.common.specs import State, TensorSpec
+from moec.errors import InputError
+from moec.runtime.roles import first_shape
+
+
+class FirstStates:
+    """Those of one model: zeros, of no tokens where they grow."""
+
+    def __init__(self, states: Sequence[State], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        named, made = ({spec.name: spec for spec in specs} for specs in (inputs, outputs))
+        self._axes = {state.input: state.axis for state in states}
+        self._specs = {name: named[name] for name in self._axes}
+        self._others = [spec for spec in inputs if spec.name not in self._axes]
+        # How large a cache with room is, nothing tells but the cache.
+        self._have_room = any(
+            state.axis is not None
+            and isinstance(size := named[state.input].shape[state.axis], str)
+            and size == made[state.output].shape[state.axis]
+            for state in states
+        )
+
+    def beside(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inputs of a run, with all states where ``values`` has none of them and tells their sizes."""
+        if not self._axes or not isinstance(values, Mapping) or self._have_room or self._axes.keys() & values.keys():
+            return values
+        sizes: dict[str, int] = {}
+        for spec in self._others:
+            found = getattr(values.get(spec.name), "shape", ())
+            sizes |= {size: int(one) for size, one in zip(spec.shape, found, strict=False) if isinstance(size, str)}
+        try:
+            shapes = {name: first_shape(spec, self._axes[name], sizes, None) for name, spec in self._specs.items()}
+        except InputError:
+            return values  # which are refused as they are
+        return {
+            **values,
+            **{name: np.zeros(shape, dtype_of(self._specs[name].dtype)) for name, shape in shapes.items()},
+        }

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import onnx
 import pytest
 
+from ..command import moec
+
 TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[n,4] x) => (float[n,4] y) { a = Exp (x) y = Softmax (a) }'
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="emulation needs g++")
-
-
-def moec(*arguments):
-    command = [sys.executable, "-c", "from moec.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from .test_cli import assert_refused, mlp, moec
+from ..command import moec
+from .test_cli import assert_refused, mlp
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 import moec
 from moec.runtime.artifact import open_artifact
 
+from ..command import START
+
 PRODUCTS = 6
-CALL = [sys.executable, "-c", "from moec.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def folder(tmp_path_factory):
 
 def test_a_reader_that_goes_away_ends_it_quietly(folder):
     with subprocess.Popen(
-        [*CALL, "inspect", str(folder / "model.moec"), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*START, "inspect", str(folder / "model.moec"), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
@@ -57,7 +58,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(folder):
 @pytest.mark.parametrize("command", [("pipeline", "-O2"), ("inspect", "model.moec", "--json"), ("--help",)])
 def test_a_full_device_is_one_line(folder, command):
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*CALL, *command], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
+        done = subprocess.run([*START, *command], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
     assert done.stderr == "error: standard output: No space left on device\n"
     assert done.returncode == 2
 
@@ -96,7 +97,7 @@ def check_interrupt(folder: pathlib.Path, tmp_path: pathlib.Path, command: list[
     moec.load(folder / "model.moec").save(tmp_path / "old.moec")
     before = sorted(os.listdir(tmp_path))
     with subprocess.Popen(
-        [*CALL, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [*START, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     ) as process:
         time.sleep(seconds)
         if process.poll() is not None:

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from .test_cli import assert_refused, moec
+from ..command import moec
+from .test_cli import assert_refused
 
 E, D, F = 4, 256, 128
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
+
+from ..command import moec
 
 DIGITS = pathlib.Path(__file__).parents[2] / "examples" / "digits"
 MODEL = DIGITS / "model.onnx"
 LIMITS = ("--calibrate", DIGITS / "calibration.npz", "--max-tokens", "8")
-
-
-def moec(*arguments):
-    command = [sys.executable, "-c", "from moec.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def assert_refused(done, *words):

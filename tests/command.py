@@ -1,0 +1,99 @@
+"""``moec(...)`` runs the command line in a process of its own. The process is a fork of one that has imported what
+commands import: Python's imports would be most of what a small command costs, and tests run hundreds of them.
+
+Run as a program, this module is that process. What imports themselves do is tested by processes that start anew
+(``START``)."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+_NEW = os.O_WRONLY | os.O_CREAT
+START = [sys.executable, "-c", "from moec.cli import main; main()"]
+"""A command line that starts anew, for what depends on that: signals, closed outputs, the time until help is there."""
+
+
+def moec(*arguments: object, input: str = "") -> subprocess.CompletedProcess[str]:
+    """What ``moec`` with these arguments prints, given ``input``, and its exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: os.path.join(folder, name) for name in ("stdin", "stdout", "stderr")}
+        pathlib.Path(files["stdin"]).write_text(input)
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "files": files,
+            "cwd": os.getcwd(),
+            "env": dict(os.environ),
+        }
+        server = _server()
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        printed, said = (pathlib.Path(files[name]).read_text() for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(request["arguments"], code, printed, said)
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    atexit.register(process.stdin.close)
+    return process
+
+
+def _serve() -> None:
+    """Answer each line of standard input, a request of :func:`moec`, with the exit code of a fork that does it."""
+    import tvm  # noqa: F401
+
+    import moec.cli
+    import moec.compiler
+    import moec.runtime.model
+
+    replies = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _become(json.loads(line))
+            _end(moec.cli.main)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), file=replies, flush=True)
+
+
+def _become(request: Mapping[str, Any]) -> None:
+    """Take on the folder, environment, arguments and files of a request."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = ["moec", *request["arguments"]]
+    for number, (name, flags) in enumerate([("stdin", os.O_RDONLY), ("stdout", _NEW), ("stderr", _NEW)]):
+        os.dup2(os.open(request["files"][name], flags, 0o600), number)
+
+
+def _end(main: Callable[[], None]) -> NoReturn:
+    """End the process by what main exits with. What was imported is not torn down: that takes most of a second."""
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -16,6 +16,8 @@ from moec.ir.text import print_model
 from moec.passes.framework import pipeline
 from moec.runtime.writer import Context, write_artifact
 
+from .products import thinned
+
 E, d, f = 24, 512, 512
 FLOATS = 4 * 3 * d * f
 """Bytes of one expert in float32."""
@@ -55,8 +57,8 @@ def most_memory(work: Callable[[], object]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "passes", ["", "cast-weights{dtype=bf16}", "quantize-experts{format=int8}", "quantize-experts{format=mxfp4}"]
+@thinned(
+    "passes", ["", "cast-weights{dtype=bf16}", "quantize-experts{format=int8}", "quantize-experts{format=mxfp4}"], 2
 )
 def test_no_step_holds_more_than_a_few_experts(path, tmp_path, passes):
     model = compiler.import_model(path)

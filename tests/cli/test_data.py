@@ -101,21 +101,21 @@ def swept(layer, output, *arguments):
 
 
 def test_a_sweep_marks_its_front_and_is_not_run_twice(layer, tmp_path):
-    done = swept(layer, tmp_path, "--formats", "int8,int2", "--keep")
+    done = swept(layer, tmp_path, "--formats", "int2", "--keep")
     assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^  [123] +(\S+) ", done.stdout, re.MULTILINE)
-    assert rows == ["O2", "quantize-experts{format=int8}", "quantize-experts{format=int2}"]
+    rows = re.findall(r"^  [12] +(\S+) ", done.stdout, re.MULTILINE)
+    assert rows == ["O2", "quantize-experts{format=int2}"]
     assert "Pareto front of kl" in done.stdout
-    assert len(list(tmp_path.glob("*.moec"))) == 3
+    assert len(list(tmp_path.glob("*.moec"))) == 2
     drawn = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "sweep.png").exists() == drawn
     assert drawn == ("matplotlib is not installed: no plot" not in done.stderr)
-    again = swept(layer, tmp_path, "--formats", "int8,int2", "--keep", "--json")
+    again = swept(layer, tmp_path, "--formats", "int2", "--keep", "--json")
     assert again.returncode == 0, again.stderr
     variants = json.loads(again.stdout)
-    assert [one["expert_bits"] for one in variants] == [32, 8, 2]
+    assert [one["expert_bits"] for one in variants] == [32, 2]
     assert all("weights, bytes" in one["fronts"] for one in variants)
-    assert len(list(tmp_path.glob("*.moec"))) == 3
+    assert len(list(tmp_path.glob("*.moec"))) == 2
 
 
 def test_a_plot_without_matplotlib_is_one_note(tmp_path, monkeypatch):

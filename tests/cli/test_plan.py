@@ -98,6 +98,7 @@ def test_times_that_cannot_be_leave_nothing(model, options, message, profile, tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_a_plan_by_a_profile_of_formats_with_zero_points_is_compiled(model, data, tmp_path):
     profile, path, artifact = tmp_path / "p.moeprof", tmp_path / "plan.json", tmp_path / "m.moec"
     listed = ("--formats", "int4/32z,int3/32z,int2/32z")

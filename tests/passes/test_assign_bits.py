@@ -21,16 +21,19 @@ from moec.profile import Profile
 from moec.profile.keys import key_of
 from moec.profile.measures import PRIOR_SHARE
 
-from ..products import thinned
+from ..products import sampled, thinned
 from .before_after import model_of
 from .profiles import rows_of, write_measured
 from .stored_weights import D, E, F, apply, experts_model, last_moec_node, relative_error
 
 FORMATS = "int8+int4/32+int3/32+int2/32"
 SPECS = [ExpertsSpec(), ExpertsSpec("relu", "none", up_transposed=True), ExpertsSpec("gelu", "separate")]
+NAMES = ["gated", "plain", "separate"]
+compiled_spec = thinned("spec", SPECS, 3, indirect=True, ids=NAMES)
+"""Compiling takes most of a test's time: one form of experts always, the others nightly."""
 
 
-@pytest.fixture(scope="module", params=SPECS, ids=["gated", "plain", "separate"])
+@pytest.fixture(scope="module", params=SPECS, ids=NAMES)
 def spec(request: pytest.FixtureRequest) -> ExpertsSpec:
     return request.param
 
@@ -63,6 +66,7 @@ def test_bits_stay_within_the_average_and_more_lose_less(average, spec, profile)
     assert loss.layer == "layer"
 
 
+@compiled_spec
 def test_gate_and_up_of_an_expert_share_a_format_and_the_model_runs(spec, profile):
     passes, model = f"assign-bits{{avg=3,profile={profile},method=rtn}}", experts_model(spec)
     apply(model, passes)
@@ -202,8 +206,10 @@ def test_a_negative_sensitivity_is_refused(tmp_path):
 ZERO_POINTS = "int8/32z+int4/32z+int3/32z+int2/32z"
 
 
-@thinned("budget", ["avg=3", "megabytes=0.06", "microseconds=2,gigabytes_per_second=10"], 2)
-@thinned("method", ["rtn", "gptq", "awq"], 2)
+BUDGETS = ["avg=3", "megabytes=0.06", "microseconds=2,gigabytes_per_second=10"]
+
+
+@pytest.mark.parametrize("budget, method", sampled(BUDGETS, ["rtn", "gptq", "awq"], 3))
 def test_formats_with_zero_points(budget, method, tmp_path):
     spec = SPECS[0]
     path = write_measured(tmp_path / "p", experts_model(spec), ZERO_POINTS)
@@ -280,6 +286,7 @@ def test_a_profile_without_what_stands_for_other_tokens_is_refused(spec, profile
         plan_bits([node], measured, [form_of("int8")], Budget(8))
 
 
+@compiled_spec
 def test_formats_without_groups_beside_others_run(spec, tmp_path):
     """Kernels sum up products in one size of groups: that of the activations is then the one that weights have."""
     model = experts_model(spec)

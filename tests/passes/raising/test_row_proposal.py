@@ -8,6 +8,7 @@ import moec
 from moec.ir import interpreter
 from moec.passes.framework.base import Report
 
+from ...products import sampled
 from ..before_after import check, model_of
 
 ROUTER = """logits = MatMul (x, gate)
@@ -173,8 +174,7 @@ def test_experts_of_a_loop(deep, raise_and_compare, middle):
     assert not report.remarks
 
 
-@pytest.mark.parametrize("form", ["norm", "simple"])
-@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize("target, form", sampled(["cpu", "cuda"], ["norm", "simple"], 2))
 def test_targets_compute_it(deep, form, target):
     """All tokens of one kind go to one expert, and others have none."""
     model = deep(NORMED) if form == "norm" else model_of(SIMPLE)

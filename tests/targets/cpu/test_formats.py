@@ -107,7 +107,7 @@ def check(passes: str, spec: str, d: int, f: int, machine: str) -> None:
         assert error < (1e-6 if arithmetic is None else 1e-3)
 
 
-@thinned("passes", PASSES, 3)
+@thinned("passes", PASSES, 4)
 def test_formats_agree_with_the_interpreter(passes):
     check(passes, "swiglu", 128, 192, "native")
 

@@ -21,6 +21,7 @@ from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
 from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
+from moec.targets.tvm.stack_buffers import StackBuffers
 from moec.targets.tvm.team import team_object
 from moec.targets.tvm.widen_bfloat16 import WidenBFloat16
 
@@ -107,6 +108,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         GuardParallelLoops(),
         loops.ConvertSSA(),
         loops.CommonSubexprElim(),
+        StackBuffers(),
         # The calling convention: arguments are unpacked, and their shapes and types checked.
         LowerArgumentAlignment(),
         loops.VerifyMemory(),

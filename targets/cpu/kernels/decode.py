@@ -12,7 +12,7 @@ from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weight
 from moec.targets.cpu.kernels.register_tile import prefetch
 from moec.targets.cpu.kernels.tiled_format import E2M1_HALVES, ZERO_POINTS
 
-PREFETCH_BYTES = 2048
+PREFETCH_BYTES = 4096
 """How far ahead of their use weights are prefetched."""
 
 
@@ -99,6 +99,13 @@ def scale(product: Multiplication, scales: Any, start: Any, v: int) -> Any:
     power = T.Select(exponent == _all_lanes(0, lanes), lowest, power)
     nan = T.broadcast(T.float32(float("nan")), lanes)
     return T.Select(exponent == _all_lanes(255, lanes), nan, power) * T.broadcast(T.float32(0.5), lanes)
+
+
+def prefetch_scales(product: Multiplication, scales: Any, start: Any) -> None:
+    """Emit the prefetch of the scales that belong to the weights that are prefetched at the group whose scales begin at
+    ``start``."""
+    groups_ahead = max(1, PREFETCH_BYTES // product.tile_elements_of(product.stored.group))
+    prefetch(scales[start + groups_ahead * product.columns])
 
 
 def zero(product: Multiplication, zeros: Any, start: Any, v: int) -> Any:

@@ -85,24 +85,31 @@ class _BytesProduct:
                 self._add(row + i, group, [self._float(dot.vector(v, self._lanes)) for v in range(product.vectors)])
 
     def _emit_scaled_groups(self, row: Any, height: int, source: WeightSource) -> None:
-        """Weights with groups, of which one or several share a scale of the row."""
+        """Weights with groups, of which one or several share a scale of the row. All groups are one loop: LLVM would
+        unroll a loop over those that share a scale, and read them all at once, which is ahead of their prefetches."""
         product = self._product
-        groups = product.groups_per_scale if product.activation_group else self._tile.inner // product.stored.group
-        with loop("row_group", T.serial(self._row_groups)) as row_group:
-            scaled = Sums(height, product.columns, name="scaled")
-            for _, total in scaled.rows():
-                for v in range(product.vectors):  # by the vectors that are added later, or LLVM keeps them in memory
-                    total.set_vector(self._every_lane(T.float32(0)), v, self._lanes)
-            with loop("position", T.serial(groups)) as position:
-                group = named("group", T.bind(row_group * groups + position))
-                dots = self._dots(row, height, source, group, product.stored.group)
-                scales = source.scales(group)
-                for _, dot, total in dots.rows_with(scaled):
-                    for v, scale in enumerate(scales):
-                        value = self._float(dot.vector(v, self._lanes)) * scale
-                        total.set_vector(total.vector(v, self._lanes) + value, v, self._lanes)
-            for i, total in scaled.rows():
-                self._add(row + i, row_group, [total.vector(v, self._lanes) for v in range(product.vectors)])
+        groups = self._tile.inner // product.stored.group
+        per_scale = product.groups_per_scale if product.activation_group else groups
+        scaled = Sums(height, product.columns, name="scaled")
+        self._clear(scaled)
+        with loop("group", T.serial(groups)) as group:
+            dots = self._dots(row, height, source, group, product.stored.group)
+            scales = source.scales(group)
+            for _, dot, total in dots.rows_with(scaled):
+                for v, scale in enumerate(scales):
+                    value = self._float(dot.vector(v, self._lanes)) * scale
+                    total.set_vector(total.vector(v, self._lanes) + value, v, self._lanes)
+            with T.If(group % per_scale == per_scale - 1), T.Then():
+                for i, total in scaled.rows():
+                    values = [total.vector(v, self._lanes) for v in range(product.vectors)]
+                    self._add(row + i, group // per_scale, values)
+                self._clear(scaled)
+
+    def _clear(self, sums: Sums) -> None:
+        """By the vectors that are added later, or LLVM keeps them in memory."""
+        for _, total in sums.rows():
+            for v in range(self._product.vectors):
+                total.set_vector(self._every_lane(T.float32(0)), v, self._lanes)
 
     def _dots(self, row: Any, height: int, source: WeightSource, group: Any, inner: Any) -> Sums:
         """Emit the integer sums of the ``group``-th ``inner`` inputs of ``height`` rows, and return them."""

@@ -38,6 +38,8 @@ class StoredTile:
 
     def scales(self, group: Any) -> list[Any]:
         start = named("start", T.bind(self._tile.scales + group * self._product.columns))
+        if self._streamed and self._product.stored.group:
+            decode.prefetch_scales(self._product, self._weights.scales, start)
         vectors = range(self._product.vectors)
         return [T.bind(decode.scale(self._product, self._weights.scales, start, v)) for v in vectors]
 

@@ -153,10 +153,12 @@ def sessions_table(result: dict[str, Any]) -> Table:
         rate = test["tokens_per_second"]
         spread = f"{rate['mean']:.2f} ± {rate['deviation']:.2f}"
         name = test["test"] + (f" @ d{test['depth']}" if test["depth"] else "")
-        rows.append((name, spread, f"{rate['median']:.2f}", f"{rate['min']:.2f}", str(len(test["seconds"]))))
+        shares = [f"{share:.0%}" for share in (test["shares"] or {}).values()] or ["-", "-", "-"]
+        rows.append((name, spread, f"{rate['median']:.2f}", f"{rate['min']:.2f}", str(len(test["seconds"])), *shares))
     weights = "{pages} ({reason})".format_map(result["weights"])
     title = f"Tokens per second, {result['threads']} threads, weights {weights}"
-    return table(title, ("test", "mean ± deviation", "median", "min", "runs"), rows)
+    headings = ("test", "mean ± deviation", "median", "min", "runs", "in loops", "at barriers", "between")
+    return table(title, headings, rows)
 
 
 def _roofline_table(roofline: dict[str, Any]) -> RenderableType:

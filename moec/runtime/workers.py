@@ -214,6 +214,12 @@ def team_here(code: pathlib.Path) -> Team | None:
     return pool.team
 
 
+def team_of(count: int) -> Team | None:
+    """The team of so many threads, once a program has run in one."""
+    pool = _pools.get(count)
+    return None if pool is None else pool.team
+
+
 class _Pool:
     """A thread that launches, and the workers that it has: a team for programs that have code for one, and those of TVM
     for other kernels."""

@@ -14,6 +14,7 @@ import numpy as np
 from moec.common.progress import Progress
 from moec.errors import MoecError
 from moec.runtime.generation import prefilled
+from moec.runtime.workers import team_of
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
@@ -36,6 +37,10 @@ def bench_session(
     ``decode`` tokens one after the other, in a session that holds ``depth`` tokens. Every repetition goes on from the
     same session; one before them is not counted. Ids are random, the same in every call; nothing is sampled.
 
+    ``shares`` say what became of all threads' time: ``loops`` is work in kernels' parallel loops, ``barriers`` waiting
+    for others at their ends, ``between`` what one thread did alone while others had nothing to do. None where loops have
+    no team: one thread, other systems.
+
     Raises MoecError for numbers that cannot be; InputError for a model that is no language model or takes fewer tokens.
     """
     lengths = {"pp": prefill, "tg": decode}
@@ -55,7 +60,8 @@ def bench_session(
         for kind, length in tests:
             announce(f"timing {kind}{length} behind {depth} tokens")
             part = ids[depth : depth + length]
-            rows.append(_row(kind, depth, length, _seconds(session, _RUNS[kind], part, repetitions)))
+            seconds, shares = _timed(session, _RUNS[kind], part, repetitions, model.threads)
+            rows.append({**_row(kind, depth, length, seconds), "shares": shares})
     return {"threads": model.threads, "weights": dataclasses.asdict(model.placement), "tests": rows}
 
 
@@ -83,16 +89,27 @@ def _decode(session: Session, ids: list[int]) -> None:
 _RUNS = {"pp": _prefill, "tg": _decode}
 
 
-def _seconds(
-    session: Session, run: Callable[[Session, list[int]], None], ids: list[int], repetitions: int
-) -> list[float]:
-    seconds = []
-    for _ in range(1 + repetitions):
+def _timed(
+    session: Session, run: Callable[[Session, list[int]], None], ids: list[int], repetitions: int, threads: int
+) -> tuple[list[float], dict[str, float] | None]:
+    """The seconds of every repetition, and the shares of them all."""
+
+    def once() -> float:
         fork = session.fork()
         start = time.perf_counter()
         run(fork, ids)
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+        return time.perf_counter() - start
+
+    once()
+    team = team_of(threads)
+    if team is None:
+        return [once() for _ in range(repetitions)], None
+    with team.clocked() as times:
+        seconds = [once() for _ in range(repetitions)]
+    if not times.in_loops:  # all of it ran on one thread, or the artifact's team has no clock
+        return seconds, None
+    loops, barriers = times.at_parts / sum(seconds), (times.in_loops - times.at_parts) / sum(seconds)
+    return seconds, {"loops": loops, "barriers": barriers, "between": 1 - loops - barriers}
 
 
 def _row(kind: str, depth: int, length: int, seconds: Sequence[float]) -> dict[str, Any]:

@@ -19,6 +19,9 @@
 ;        256  i32  spins: how often to look before sleeping
 ;        260  i32  parts: into how many a loop is cut
 ;        264  i32  stop: workers leave
+;        268  i32  clocked: whether the times below are taken
+;        320  i64  nanoseconds that loops took the launching thread
+;        384  i64  nanoseconds that threads were at parts, all together
 
 %Group = type { ptr, i32 }
 
@@ -26,6 +29,7 @@
 @__TVMBackendParallelLaunch = weak global ptr null
 
 declare i64 @syscall(i64, ...)
+declare i32 @clock_gettime(i32, ptr)
 
 ; The program's kernels share their loops among this team from now on; none: each loop is run as one part.
 define i32 @__tvm_ffi_moec_join_team(ptr %self, ptr %arguments, i32 %count, ptr %result) {
@@ -85,6 +89,42 @@ define internal i1 @is_open(i64 %ticket) alwaysinline {
   ret i1 %open
 }
 
+; The time in nanoseconds; 0 where nobody wants to know.
+define internal i64 @clock(ptr %memory) {
+  %clocked_at = getelementptr i8, ptr %memory, i64 268
+  %clocked = load i32, ptr %clocked_at
+  %off = icmp eq i32 %clocked, 0
+  br i1 %off, label %none, label %read
+none:
+  ret i64 0
+read:
+  %time = alloca { i64, i64 }
+  %status = call i32 @clock_gettime(i32 1, ptr %time)
+  %fraction_at = getelementptr i8, ptr %time, i64 8
+  %seconds = load i64, ptr %time
+  %fraction = load i64, ptr %fraction_at
+  %whole = mul i64 %seconds, 1000000000
+  %now = add i64 %whole, %fraction
+  ret i64 %now
+}
+
+; Add the time since a reading of the clock to a sum.
+define internal void @account(ptr %memory, i64 %since, i64 %offset) {
+  %unknown = icmp eq i64 %since, 0
+  br i1 %unknown, label %end, label %add
+add:
+  %sum_at = getelementptr i8, ptr %memory, i64 %offset
+  %now = call i64 @clock(ptr %memory)
+  %took = sub i64 %now, %since
+  %ended = icmp sgt i64 %took, 0
+  br i1 %ended, label %keep, label %end
+keep:
+  %sum = atomicrmw add ptr %sum_at, i64 %took monotonic
+  br label %end
+end:
+  ret void
+}
+
 ; Do parts of the job at hand until none is left.
 define internal void @take_parts(ptr %memory) {
 entry:
@@ -93,6 +133,7 @@ entry:
   %closure_at = getelementptr i8, ptr %memory, i64 136
   %group_at = getelementptr i8, ptr %memory, i64 144
   %waiting_at = getelementptr i8, ptr %memory, i64 196
+  %began = call i64 @clock(ptr %memory)
   br label %look
 look:
   %seen = load atomic i64, ptr %memory acquire, align 8
@@ -124,6 +165,7 @@ wake:
   %woken = call i64 (i64, ...) @syscall(i64 $futex, ptr %done_at, i32 129, i32 1, ptr null, ptr null, i32 0)
   br label %end
 end:
+  call void @account(ptr %memory, i64 %began, i64 384)
   ret void
 }
 
@@ -141,6 +183,7 @@ single:
   %status = call i32 %body(i32 0, ptr %group, ptr %closure)
   ret i32 %status
 publish:
+  %began = call i64 @clock(ptr %memory)
   %count_at = getelementptr i8, ptr %memory, i64 4
   %done_at = getelementptr i8, ptr %memory, i64 64
   %body_at = getelementptr i8, ptr %memory, i64 128
@@ -200,5 +243,6 @@ rested:
   store atomic i32 0, ptr %waiting_at release, align 4
   br label %end
 end:
+  call void @account(ptr %memory, i64 %began, i64 320)
   ret i32 0
 }

@@ -13,7 +13,7 @@ import moec
 from moec.errors import ArtifactError, MoecError
 from moec.runtime import team as teams
 from moec.runtime import workers
-from moec.runtime.team import TEAM_OBJECT, Team
+from moec.runtime.team import TEAM_OBJECT, LoopTimes, Team
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="teams wait by Linux's futex")
 
@@ -80,9 +80,15 @@ def test_workers_take_part(model, monkeypatch):
     assert [thread.name for thread in started] == ["moec-2-1"]
     values = np.ones((2000, 1000), np.float32)
     clock = time.pthread_getcpuclockid(started[0].ident)
-    for _ in range(20):
-        run_in(model, team, values)
+    start = time.perf_counter()
+    with team.clocked() as times:
+        for _ in range(20):
+            run_in(model, team, values)
     assert time.clock_gettime(clock) > 0.001
+    assert 0 < times.at_parts < times.in_loops < time.perf_counter() - start
+    with team.clocked() as nothing:
+        pass
+    assert nothing == LoopTimes()
     end(team)
     run_in(model, team, values)
     run_in(model, None, values)

@@ -25,6 +25,7 @@ def test_prompts_and_tokens_at_every_depth(model):
         rate = test["tokens_per_second"]
         assert len(test["seconds"]) == 2 and rate["min"] <= rate["median"] and rate["deviation"] >= 0
         assert rate["min"] == pytest.approx(test["tokens"] / max(test["seconds"]))
+        assert test["shares"] is None or sum(test["shares"].values()) == pytest.approx(1)
     assert "filling a session with 4 tokens" in steps and len(steps) == 5
     (only,) = bench_session(model[0], decode=1, repetitions=1)["tests"]
     assert only["test"] == "tg1"

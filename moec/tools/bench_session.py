@@ -38,8 +38,8 @@ def bench_session(
     same session; one before them is not counted. Ids are random, the same in every call; nothing is sampled.
 
     ``shares`` say what became of all threads' time: ``loops`` is work in kernels' parallel loops, ``barriers`` waiting
-    for others at their ends, ``between`` what one thread did alone while others had nothing to do. None where loops have
-    no team: one thread, other systems.
+    for others at their ends, ``between`` what one thread did alone while others had nothing to do. None where loops
+    have no team: one thread, other systems.
 
     Raises MoecError for numbers that cannot be; InputError for a model that is no language model or takes fewer tokens.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from tvm import relax
 
 from moec.errors import UnsupportedError
+from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import StoredMatrix
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cpu.kernels import pack_experts
@@ -27,7 +29,8 @@ def formats_by_expert(weight: StoredWeight) -> list[TiledFormat]:
 
 
 def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[TiledFormat, ...], tuple[int, ...]]:
-    """The distinct formats and the one of each expert (nothing if all have the same).
+    """The distinct formats and the one of each expert (nothing if all have the same). Scales are in float16 where that
+    holds all of a format exactly, whatever type they are stored in.
 
     Raises UnsupportedError where ``others``, which share tiles with ``weight``, are stored in another way.
     """
@@ -35,8 +38,32 @@ def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[Tiled
     for other in others:
         if formats_by_expert(other) != formats:
             raise UnsupportedError(f"{other.name} and {weight.name} are stored in different formats; expected the same")
+    narrowed = {}
+    for stored in dict.fromkeys(formats):
+        experts = [expert for expert, found in enumerate(formats) if found == stored]
+        matrices = (part.encoded(expert, transposed=True) for expert in experts for part in (weight, *others))
+        narrowed[stored] = _narrowed(stored, matrices)
+    formats = [narrowed[stored] for stored in formats]
     distinct = tuple(dict.fromkeys(formats))
     return distinct, tuple(map(distinct.index, formats)) if len(distinct) > 1 else ()
+
+
+def _narrowed(stored: TiledFormat, matrices: Iterable[StoredMatrix]) -> TiledFormat:
+    """The format with scales and minima in float16, if that holds those of all matrices exactly, as it does where they
+    were made of weights in 16 bits: groups of 32 numbers in 4 bits then take 4.5 bits for each instead of 5."""
+    if stored.scale != "float32" or not stored.group:
+        return stored
+    for matrix in matrices:
+        fits = all(_fit_float16(table) for table in (matrix.scale, matrix.minimum) if table is not None)
+        release_pages()
+        if not fits:
+            return stored
+    return dataclasses.replace(stored, scale="float16")
+
+
+def _fit_float16(numbers: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(numbers, numbers.astype(np.float16))
 
 
 def crossover_of(problem: PackedProduct) -> Crossover | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from moec.common.dtypes import dtype_of
 from moec.ir.weights.encode import StoredMatrix
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.multiplication import Multiplication
@@ -54,7 +55,9 @@ def pack_scales(problem: PackedProduct, expert: int, parts: Sequence[StoredMatri
     scales = [part.scale[:groups, :width] for part in parts if part.scale is not None]
     if product.stored.scale == "float8_e8m0fnu":
         scales = [np.ascontiguousarray(part).view(np.uint8) for part in scales]
-    return _tiled(problem, scales, groups, width, 0).reshape(-1)
+    return (
+        _tiled(problem, scales, groups, width, 0).astype(dtype_of(product.stored.scale_storage), copy=False).reshape(-1)
+    )
 
 
 def pack_zeros(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
@@ -70,7 +73,14 @@ def pack_minima(problem: PackedProduct, expert: int, parts: Sequence[StoredMatri
     product, inner, width = _of(problem, expert)
     groups = product.stored.groups(product.padded(inner))
     minima = [part.minimum[:groups, :width] for part in parts if part.minimum is not None]
-    return _tiled(problem, minima, groups, width, 0).reshape(-1)
+    return (
+        _tiled(problem, minima, groups, width, 0).astype(dtype_of(product.stored.scale_storage), copy=False).reshape(-1)
+    )
+
+
+def _scale_type(product: Multiplication) -> np.dtype:
+    """That of scales as kernels read them."""
+    return dtype_of(product.stored.scale_storage)
 
 
 def _of(problem: PackedProduct, expert: int) -> tuple[Multiplication, int, int]:

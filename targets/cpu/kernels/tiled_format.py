@@ -21,6 +21,7 @@ fp8                 [K / 4, columns, 4]               the OCP code e4m3 of the b
 Integers are stored unsigned because the dot instructions of x86 and Arm multiply unsigned by signed bytes, and the
 activations are the signed ones. Symmetric weights have the middle of the range as their zero point, known to the code;
 others bring a table. Scales and zero points: [tile, groups of K, columns].
+Scales have the type that they are stored in, but are float16 where that holds all of a format exactly.
 """
 
 from __future__ import annotations

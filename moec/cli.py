@@ -33,6 +33,7 @@ from moec.cli_options import (
     OptimisationLevel,
     PageKind,
     PagesOption,
+    Resident,
     Source,
     Threads,
     VerifyEach,
@@ -109,6 +110,10 @@ def compile_model(
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer.json to keep for moec generate; default: that of a folder.")
     ] = None,
+    resident: Resident = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Of moec profile: which experts stay in memory with --resident.")
+    ] = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print the passes' notes, too.")] = False,
@@ -129,6 +134,8 @@ def compile_model(
             tokenizer=tokenizer,
             threads=threads,
             options=options,
+            resident=resident,
+            profile=profile,
             verify_each=verify_each,
             dump_to=dump_phases_to,
             progress=progress,
@@ -168,6 +175,7 @@ def run(
     outputs: Annotated[Path, typer.Option(help="The .npz file to write the outputs to.")],
     threads: Threads = None,
     pages: PagesOption = PageKind.MAPPED,
+    resident: Resident = None,
     emulate: Emulate = False,
     architecture: Architecture = None,
 ) -> None:
@@ -176,7 +184,9 @@ def run(
     from moec.common import array_files
 
     array_files.check_arrays_destination(outputs)
-    options: dict[str, Any] = {"emulate": emulate, "architecture": architecture}
+    options: dict[str, Any] = {"emulate": emulate, "architecture": architecture, "resident": resident}
+    if resident is not None and pages is PageKind.MAPPED:
+        pages = PageKind.STREAMED
     compiled = moec.load(artifact, threads=threads, pages=pages.value, **options)
     array_files.write_arrays(outputs, compiled.run(array_files.read_arrays(inputs, compiled.inputs)))
 
@@ -235,6 +245,7 @@ def inspect(
 
     from moec.inspect import tables
     from moec.inspect.one_expert import became, find_expert
+    from moec.inspect.streams import streaming, streaming_tables
     from moec.runtime.artifact import open_artifact
     from moec.runtime.description import describe, find_kernel
 
@@ -256,7 +267,9 @@ def inspect(
         found = find_expert(description["moe_blocks"], expert)
         print_result(found, as_json, [Text(became(found))])
         return
-    print_result(description, as_json, tables.artifact_tables(description))
+    streams = streaming(opened)
+    shown = [] if streams is None else streaming_tables(streams)
+    print_result({**description, "streaming": streams}, as_json, [*tables.artifact_tables(description), *shown])
 
 
 @app.command()
@@ -300,6 +313,7 @@ def bench(
     repetitions: Annotated[int, typer.Option(help="Of sessions.")] = 5,
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
+    resident: Resident = None,
     as_json: Json = False,
 ) -> None:
     """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels; or sessions of a language
@@ -316,14 +330,14 @@ def bench(
         if prefill is None and decode is None:
             prefill, decode = PREFILL, DECODE
         with shown_progress() as progress:
-            compiled = moec.load(artifact, threads=threads, pages=pages.value)
+            compiled = moec.load(artifact, threads=threads, pages=pages.value, resident=resident)
             timed = bench_session(
                 compiled, prefill=prefill, decode=decode, depths=depths, repetitions=repetitions, progress=progress
             )
         print_result(timed, as_json, [tables.sessions_table(timed)])
         return
     with shown_progress() as progress:
-        compiled = moec.load(artifact, threads=threads, pages=pages.value)
+        compiled = moec.load(artifact, threads=threads, pages=pages.value, resident=resident)
         arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
         progress("timing")
         result = bench_model(compiled, against=against, model_path=model, inputs=arrays)

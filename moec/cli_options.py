@@ -24,6 +24,7 @@ class PageKind(str, enum.Enum):
     AUTO = "auto"
     MAPPED = "mapped"
     HUGE = "huge"
+    STREAMED = "streamed"
 
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
@@ -38,7 +39,11 @@ Experts = Annotated[
 Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
-PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped or copied into huge pages.")]
+PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped, copied into huge pages, or streamed.")]
+Resident = Annotated[
+    str | None,
+    typer.Option(metavar="BYTES", help="The most memory that weights take (8GiB); more experts are read when chosen."),
+]
 Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor; needs g++.")]
 Architecture = Annotated[str | None, typer.Option(help="Of the program, where ART has several: sm_80, ...")]
 VerifyEach = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli_options import Architecture, Artifact, Emulate, Json, PageKind, PagesOption, Threads
+from moec.cli_options import Architecture, Artifact, Emulate, Json, PageKind, PagesOption, Resident, Threads
 from moec.cli_printing import print_result
 from moec.errors import MoecError
 
@@ -41,6 +41,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of what is drawn; the same seed gives the same text.")] = 0,
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
+    resident: Resident = None,
     emulate: Emulate = False,
     architecture: Architecture = None,
     as_json: Json = False,
@@ -50,7 +51,8 @@ def generate(
     import moec
 
     prompts = _prompts(prompt or [], prompt_file or [])
-    model = moec.load(artifact, threads=threads, pages=pages.value, emulate=emulate, architecture=architecture)
+    placed = {"threads": threads, "pages": pages.value, "resident": resident}
+    model = moec.load(artifact, **placed, emulate=emulate, architecture=architecture)
     shown = _Shown(len(prompts))
     found = moec.generate(
         model,

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import moec
 from moec import targets
 from moec.common.arguments import check_flags, check_kind, check_optional_flag, check_optional_text, check_path, shown
+from moec.common.byte_counts import bytes_of
 from moec.common.progress import Progress, silent
 from moec.errors import MoecError, UnsupportedError, reporting
+from moec.targets.kind import ProgramKind
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -48,6 +50,8 @@ def compile(
     tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     emulate: bool = False,
+    resident: int | str | None = None,
+    profile: str | os.PathLike[str] | None = None,
     verify_each: bool = False,
     progress: Progress | None = None,
 ) -> CompiledModel:
@@ -65,8 +69,10 @@ def compile(
     are. ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to keep in the artifact for
     :func:`moec.generate`; by default that of a model's folder. ``threads``: how many the result runs with; None means
     every available core. ``output``: where to write the artifact; without it one is kept in a temporary folder as long
-    as the result lives. ``emulate``: run a program for a GPU on the processor. ``progress`` is called with the name of
-    each step as it begins and, where that goes through many weights, with how far it is
+    as the result lives. ``emulate``: run a program for a GPU on the processor. ``resident``: the most memory that
+    weights take, in bytes or as a text (``8GiB``): experts beyond that are read from the artifact when they are chosen,
+    or expected to be; ``profile``: which were chosen most often, as ``moec profile`` measured it. ``progress`` is
+    called with the name of each step as it begins and, where that goes through many weights, with how far it is
     (:func:`moec.common.progress.told`).
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
@@ -81,6 +87,7 @@ def compile(
     arguments = (target, passes, example_inputs, dynamic_shapes)
     options: dict[str, Any] = {"cache": cache, "experts": experts, "linears": linears, "threads": threads}
     options |= {"tokenizer": tokenizer, "verify_each": verify_each, "progress": progress}
+    options |= {"resident": resident, "profile": profile}
     if output is not None:
         write(model, output, *arguments, **options)
         return ready(open_artifact(output, check_weights=False), emulate=emulate)  # it was written a moment ago
@@ -110,6 +117,8 @@ def write(
     tokenizer: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     options: Options | None = None,
+    resident: int | str | None = None,
+    profile: str | os.PathLike[str] | None = None,
     verify_each: bool = False,
     dump_to: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -132,12 +141,14 @@ def write(
     from moec.ir.states import states_of
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
-    from moec.passes.framework.shorthand import with_formats
-    from moec.runtime.writer import WRITING, Context, write_artifact
+    from moec.passes.framework.shorthand import with_formats, with_streaming
+    from moec.runtime.writer import WRITING, Context, check_resident, write_artifact
 
     announce = progress or silent
     report = Report(progress=announce)
-    chain, chosen = pipeline.parse(with_formats(passes, experts, linears)), targets.get_all(target, options)
+    limit = _resident(resident, profile, target)
+    chain = pipeline.parse(with_streaming(with_formats(passes, experts, linears), limit is not None, profile))
+    chosen = targets.get_all(target, options)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes, cache)
     inputs = _inputs(graph, model, report)
@@ -152,7 +163,9 @@ def write(
         known = (inputs.limits, inputs.sizes, inputs.counted, inputs.guards(graph, made[0]), states_of(graph))
         remarks, losses = ([dataclasses.asdict(entry) for entry in many] for many in (report.remarks, report.losses))
         provenance = _provenance(model, pipeline.print_pipeline(chain))
-        context = Context(moec.__version__, threads, blocks, *known, stages, remarks, losses, provenance, text)
+        if limit is not None:
+            check_resident(limit, made, str(model))
+        context = Context(moec.__version__, threads, blocks, *known, stages, remarks, losses, provenance, text, limit)
         write_artifact(path, made[0], context, *made[1:], progress=announce)
 
 
@@ -163,6 +176,21 @@ def _check_options(target: Any, passes: Any, experts: Any, linears: Any, verify_
     check_flags(verify_each=verify_each)
     if progress is not None and not callable(progress):
         raise MoecError(f"progress is {shown(progress)}; expected a function of one string, or None")
+
+
+def _resident(resident: Any, profile: Any, target: str) -> int | None:
+    """How many bytes weights may take. Raises MoecError for what says no number, and for targets that stream
+    nothing."""
+    if resident is None:
+        if profile is not None:
+            raise MoecError("profile says which experts stay in memory, and resident how much memory: give that, too")
+        return None
+    kind = targets.kind_of(target)
+    if not (isinstance(kind, ProgramKind) and kind.streams_experts):
+        raise UnsupportedError(f"target '{target}' holds all weights in memory; compile without resident")
+    if profile is not None:
+        check_path("profile", profile)
+    return bytes_of("resident", resident)
 
 
 def _check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:

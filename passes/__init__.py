@@ -49,6 +49,7 @@ _CLASSES = {
     "round-to-tf32": "moec.passes.round_to_tf32:RoundToTf32",
     "simplify": "moec.passes.simplify:Simplify",
     "skip-experts": "moec.passes.skip_experts:SkipExperts",
+    "stream-experts": "moec.passes.stream_experts:StreamExperts",
     "tune-router": "moec.passes.tune_router:TuneRouter",
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from moec.common.dtypes import dtype_of
-from moec.common.specs import HeldState, TensorSpec
+from moec.common.specs import HeldState, StreamedExpertsSpec, TensorSpec
 from moec.common.work import WorkModel
 from moec.ir.mapped_files import release_pages
 
@@ -197,6 +197,8 @@ class Program(Made):
     """How the name of its file ends."""
     held: list[HeldState] = dataclasses.field(default_factory=list)
     """States that it keeps in place."""
+    streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
+    """Experts that it asks for before it uses them."""
 
 
 class Target(Protocol):

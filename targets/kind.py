@@ -135,6 +135,8 @@ class ProgramKind(Kind):
 
     has_device: ClassVar[bool] = False
     """Whether they run on a device beside the processor."""
+    streams_experts: ClassVar[bool] = False
+    """Whether experts may be read from their file when they are chosen, if weights are larger than memory."""
 
     def device(self, artifact: Artifact, architecture: str | None) -> Device | None:
         """Where the artifact's program runs on this machine; None for the processor. ``architecture``: of the program

@@ -51,6 +51,28 @@ class HeldState:
     growth: str
 
 
+@dataclasses.dataclass(frozen=True)
+class StreamedWeight:
+    """A weight that is read by expert. ``weight``: its position among those that the program takes; expert e has its
+    bytes from ``starts[e]`` to ``starts[e + 1]``."""
+
+    weight: int
+    starts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedExpertsSpec:
+    """The experts of a layer whose weights need not be in memory until the program asks for them, by the position of
+    the layer. ``chosen``: how many a token asks for at most. ``shares``: which share of the layer's tokens each
+    expert had; empty where that was not measured."""
+
+    name: str
+    chosen: int
+    experts: int
+    weights: tuple[StreamedWeight, ...]
+    shares: tuple[float, ...] = ()
+
+
 def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
     """The specifications of graph inputs; a dimension without a name gets one of its own."""
     specs = []

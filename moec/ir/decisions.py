@@ -218,8 +218,8 @@ DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
 _PLAIN = (
     "Acos Acosh Add Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BiasGelu BiasSplitGelu "
     "CastLike CausalConvWithState Combine Concat Constant ConstantOfShape Conv Cos Cosh CumSum DequantizeLinear "
-    "Dispatch Einsum Erf Exp Expand Experts EyeLike FastGelu Flatten FusedGemm FusedMatMul Gather GatherElements "
-    "GatherND Gelu Gemm GlobalAveragePool GroupNormalization GroupQueryAttention GroupedMatMul Identity "
+    "Dispatch Einsum Erf Exp Expand Expect Experts EyeLike FastGelu Flatten FusedGemm FusedMatMul Gather "
+    "GatherElements GatherND Gelu Gemm GlobalAveragePool GroupNormalization GroupQueryAttention GroupedMatMul Identity "
     "InstanceNormalization LayerNormalization LinearAttention Log LogSoftmax LpNormalization LpPool MatMul "
     "MatMulNBits Mean Mish Mul MultiHeadAttention Neg Pad Pow QuickGelu RMSNormalization Range Reciprocal "
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape "

@@ -18,14 +18,18 @@ operator           inputs                                                       
 ``MoE``            x[T,d], logits[T,E], correction_bias?, up, down, gate?, up_bias?,           y[T,d]
                    down_bias?, gate_bias?
 ``Linear``         x[...,K], weight[N,K], bias?[N]                                             y[...,N]
+``Expect``         x[T,d], experts[T,k], weights[E,...]                                        y[T,d]
 =================  ==========================================================================  ====================
 
 An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
 All meaning is in the attributes, which are the fields of :class:`RouteSpec` (``Route``), :class:`ExpertsSpec`
 (``Experts``), :class:`DispatchSpec` (``Dispatch``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec`
-(``Linear``); ``Combine`` has none, a ``MoE`` node those of ``Route`` and ``Experts``. The reference semantics are in
-:mod:`moec.ir.semantics` and :mod:`moec.ir.semantics_dispatch`. In which formats weights may be stored is not said by
-these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
+(``Linear``); ``Combine`` and ``Expect`` have none, a ``MoE`` node those of ``Route`` and ``Experts``. The reference
+semantics are in :mod:`moec.ir.semantics` and :mod:`moec.ir.semantics_dispatch`. In which formats weights may be stored
+is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
+
+``y`` of ``Expect`` is x. It says that these experts of the layer whose last weights are ``weights`` will probably be
+chosen, so that a target that streams experts reads them ahead.
 """
 
 from __future__ import annotations
@@ -204,6 +208,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "Combine": ("rows", "weights", "positions"),
     "MoE": ("x", "logits", "correction_bias", *EXPERT_WEIGHTS),
     "Linear": ("x", "weight", "bias"),
+    "Expect": ("x", "experts", "weights"),
 }
 OPTIONAL_INPUTS = frozenset({"correction_bias", "gate", "up_bias", "down_bias", "gate_bias", "bias"})
 OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -214,6 +219,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "Combine": ("y",),
     "MoE": ("y",),
     "Linear": ("y",),
+    "Expect": ("y",),
 }
 SPECS: dict[str, tuple[type, ...]] = {
     "Route": (RouteSpec,),
@@ -223,6 +229,7 @@ SPECS: dict[str, tuple[type, ...]] = {
     "Combine": (),
     "MoE": (RouteSpec, ExpertsSpec),
     "Linear": (LinearSpec,),
+    "Expect": (),
 }
 
 AnySpec = RouteSpec | DispatchSpec | ProductSpec

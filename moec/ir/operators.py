@@ -243,6 +243,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("moec", "GroupedMatMul"): _grouped_matmul,
     ("moec", "Combine"): semantics_dispatch.combine,
     ("moec", "Linear"): _linear,
+    ("moec", "Expect"): lambda x, experts, weights: x,
     ("moec", "MoE"): _moe,
     ("com.microsoft", "BiasGelu"): contrib.bias_gelu,
     ("com.microsoft", "CausalConvWithState"): contrib.causal_conv_with_state,

@@ -98,7 +98,11 @@ _RANKS: dict[str, int | None] = {
     "gate": 3,
 }
 _RANKS |= {"up_bias": 2, "down_bias": 2, "gate_bias": 2, "bias": 2, "weight": 2}
-_OWN_RANKS: dict[str, dict[str, int | None]] = {"GroupedMatMul": {"weights": 3}, "Linear": {"x": None, "bias": 1}}
+_OWN_RANKS: dict[str, dict[str, int | None]] = {
+    "GroupedMatMul": {"weights": 3},
+    "Linear": {"x": None, "bias": 1},
+    "Expect": {"weights": 3},
+}
 """Where an operator differs; None means every rank."""
 
 

@@ -129,6 +129,7 @@ INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Combine"): _combine,
     (dialect.DOMAIN, "MoE"): _like_first,
     (dialect.DOMAIN, "Linear"): _linear,
+    (dialect.DOMAIN, "Expect"): _like_first,
     ("com.microsoft", "BiasGelu"): _like_first,
     ("com.microsoft", "FastGelu"): _like_first,
     ("com.microsoft", "FusedGemm"): _fused_gemm,

@@ -42,6 +42,8 @@ from moec.runtime.manifest import (
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
 from moec.runtime.read_manifest import parse_manifest
+from moec.runtime.streamed_experts import StreamedExperts
+from moec.runtime.streaming import place_streamed
 
 _MANIFEST_LIMIT = 256 << 20
 _CHUNK = 1 << 20
@@ -92,17 +94,31 @@ class Artifact:
     def object_paths(self, program: ProgramEntry) -> list[pathlib.Path]:
         return [self.path(name) for name in program.objects]
 
-    def weights(self, program: ProgramEntry, pages: Pages = "auto") -> tuple[list[np.ndarray], Placement]:
-        """A program's constants, and where in memory they lie. Raises MoecError for huge pages that cannot be had."""
+    def weights(
+        self, program: ProgramEntry, pages: Pages = "auto", resident: int | None = None
+    ) -> tuple[list[np.ndarray], Placement, StreamedExperts | None]:
+        """A program's constants, where in memory they lie, and what brings experts there, if they are streamed: where
+        ``resident``, or else the manifest, says that weights may take fewer bytes than they have. Raises MoecError for
+        huge pages that cannot be had, and for memory in which no token can run."""
+        path, entries, experts = self.path(WEIGHTS), self.weight_entries(program), None
+        resident = self.manifest.resident if resident is None else resident
+        if not program.streamed and (resident is not None or pages == "streamed"):
+            raise MoecError(
+                f"{self.where}: was compiled to have all weights in memory; compile it again with --resident"
+            )
+        is_larger = resident is not None and resident < path.stat().st_size
         try:
-            memory, placement = place_file(self.path(WEIGHTS), pages)
+            if resident is not None and is_larger and pages in ("auto", "streamed"):
+                memory, experts, placement = place_streamed(path, program, entries, resident, self.where)
+            else:
+                memory, placement = place_file(path, "auto" if pages == "streamed" else pages)
         except OSError as error:
             raise ArtifactError(f"{self.where}: {WEIGHTS} cannot be read: {error.strerror or error}") from error
         weights = [
             memory[weight.offset : weight.offset + weight.bytes].view(dtype_of(weight.dtype)).reshape(weight.shape)
-            for weight in self.weight_entries(program)
+            for weight in entries
         ]
-        return weights, placement
+        return weights, placement, experts
 
     def weight_entries(self, program: ProgramEntry) -> list[WeightEntry]:
         return [self.manifest.weights[index] for index in program.weights]

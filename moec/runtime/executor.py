@@ -19,6 +19,7 @@ from moec.runtime.inputs import InputCheck
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, LoadedProgram
+from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.workers import Turns, Ways
 
 _REQUIREMENT = "; expected "
@@ -45,6 +46,7 @@ class Executor:
     inputs, see :mod:`moec.common.guards`. ``threads`` is at most
     the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
     ``cuda_graphs``: launch runs of sizes that come again as a whole. ``held``: states for which it takes pages.
+    ``experts``: what brings experts into memory, where they are not all there.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Executor:
         device: Device | None = None,
         cuda_graphs: bool = False,
         held: Sequence[HeldState] = (),
+        experts: StreamedExperts | None = None,
     ) -> None:
         """Raises ArtifactError where the objects do not link, UnsupportedError where graphs cannot be had, and what the
         device raises for code that it cannot run and weights that it cannot hold."""
@@ -73,7 +76,7 @@ class Executor:
         self._ways = Ways(self.threads if device is None else 1, self._turns)
         self._weight_arrays = list(weights)
         try:
-            self._program = LoadedProgram(objects, where, self._device)
+            self._program = LoadedProgram(objects, where, self._device, experts)
             self._weights = [self._device.place(array) if array.ndim else int(array) for array in weights]
         except MoecError:
             raise

@@ -12,9 +12,9 @@ import hashlib
 import json
 from typing import Any
 
-from moec.common.specs import HeldState, State, TensorSpec
+from moec.common.specs import HeldState, State, StreamedExpertsSpec, TensorSpec
 
-FORMAT_VERSION = 10
+FORMAT_VERSION = 11
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -47,7 +47,8 @@ class ProgramEntry:
     ``architecture``: of the device it is for (``sm_80``), empty where it needs none. ``weights``: positions in the
     manifest's list, in the order the entry function takes them after the inputs. ``requirements``: features of the
     processor. ``binary``: the file of code for the device, None where there was no compiler for it. ``held``: states
-    for which it takes pages. ``kernels`` are plain data for people.
+    for which it takes pages. ``streamed``: experts that it asks for before it uses them. ``kernels`` are plain data for
+    people.
     """
 
     architecture: str
@@ -56,6 +57,7 @@ class ProgramEntry:
     requirements: list[str] = dataclasses.field(default_factory=list)
     binary: str | None = None
     held: list[HeldState] = dataclasses.field(default_factory=list)
+    streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -85,7 +87,8 @@ class Manifest:
 
     ``programs`` are for different architectures, oldest first; ``weights`` are of all of them. An artifact for an FPGA
     has ``projects`` in their place. ``threads`` is how many a program runs with unless told otherwise; None means every
-    available core. ``input_limits`` says below which value an integer input must stay (token ids: the vocabulary),
+    available core. ``resident``: how many bytes of memory weights take, where they may be more than
+    memory holds. ``input_limits`` says below which value an integer input must stay (token ids: the vocabulary),
     where that is known; ``input_sizes`` which named sizes are the sum of others (past and new tokens: the attention
     mask); ``counted_inputs`` which inputs say by their numbers how long sequences are (a mask whose ones are counted).
     ``guards`` are conditions on named sizes of the inputs, outside of which the program would compute something
@@ -104,6 +107,7 @@ class Manifest:
     files: dict[str, FileEntry]
     projects: list[ProjectEntry] = dataclasses.field(default_factory=list)
     threads: int | None = None
+    resident: int | None = None
     input_limits: dict[str, int] = dataclasses.field(default_factory=dict)
     input_sizes: dict[str, str] = dataclasses.field(default_factory=dict)
     counted_inputs: list[str] = dataclasses.field(default_factory=list)

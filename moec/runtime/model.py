@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from moec.common.arguments import check_choice, check_flags, check_optional_text, check_path
+from moec.common.byte_counts import bytes_of
 from moec.common.specs import HeldState, State, TensorSpec
 from moec.errors import InputError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
@@ -19,6 +20,7 @@ from moec.runtime.held import StateMemory
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import digest_of
 from moec.runtime.pages import Pages
+from moec.runtime.streamed_experts import StreamCounts
 from moec.runtime.tuning import read_tuned
 from moec.runtime.writer import copy_artifact
 
@@ -37,13 +39,14 @@ class CompiledModel:
         pages: Pages = "auto",
         device: Device | None = None,
         cuda_graphs: bool = False,
+        resident: int | None = None,
     ) -> None:
         check_machine(artifact)
         manifest = artifact.manifest
         # A device reads the host's memory once, whatever its pages are.
         pages = "mapped" if device is not None and pages == "auto" else pages
         program = artifact.program(None if device is None else device.architecture)
-        weights, self.placement = artifact.weights(program, pages)
+        weights, self.placement, self._experts = artifact.weights(program, pages, resident)
         self._artifact = artifact
         named = zip(artifact.weight_entries(program), weights, strict=True)
         self.kernels: dict[str, CompiledKernel] = kernels_of(artifact, program)
@@ -64,6 +67,7 @@ class CompiledModel:
             device=device,
             cuda_graphs=cuda_graphs,
             held=program.held,
+            experts=self._experts,
         )
         self._first_states = FirstStates(manifest.states, manifest.inputs, manifest.outputs)
 
@@ -114,6 +118,11 @@ class CompiledModel:
     def gpu(self) -> str | None:
         """The name of the GPU that it runs on; None for the processor, and where a GPU is emulated."""
         return None if self._device is None else self._device.gpu
+
+    @property
+    def streamed(self) -> StreamCounts | None:
+        """What was read and waited for since it was loaded; None where its experts are all in memory."""
+        return None if self._experts is None else self._experts.counts
 
     @property
     def threads(self) -> int:
@@ -224,6 +233,7 @@ def load(
     emulate: bool = False,
     architecture: str | None = None,
     cuda_graphs: bool = False,
+    resident: int | str | None = None,
 ) -> CompiledModel:
     """Load an artifact. ``threads``: None means as compiled, by default every available core.
     ``emulate``: run code for a GPU on the processor, slowly; needs g++. ``architecture``: which of several programs for
@@ -232,7 +242,10 @@ def load(
     faster where there are few tokens; inputs and outputs are copied, and each set of sizes keeps its memory.
     ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second per gigabyte. ``pages``:
     whether weights are ``mapped`` from their file or copied into ``huge`` pages, which are read faster where the system
-    does not map files so; ``auto`` decides by their size, the free memory and what the system offers.
+    does not map files so; ``auto`` decides by their size, the free memory and what the system offers. ``streamed``
+    keeps at most ``resident`` bytes of weights in memory (a number, or a text such as ``8GiB``; by default what the
+    model was compiled with), and reads experts when they are chosen: ``auto`` for a model that was compiled so, and
+    whose weights are more.
 
     Raises ArtifactError when the artifact is truncated, altered, of another format version or for another machine;
     MoecError for huge pages, a GPU or a compiler that cannot be had; UnsupportedError for graphs of a model that has
@@ -245,7 +258,8 @@ def load(
     check_optional_text(architecture=architecture)
     artifact = open_artifact(path, check_weights=check_weights)
     options: dict[str, Any] = {"emulate": emulate, "architecture": architecture, "cuda_graphs": cuda_graphs}
-    return ready(artifact, threads=threads, pages=pages, **options)
+    limit = None if resident is None else bytes_of("resident", resident)
+    return ready(artifact, threads=threads, pages=pages, resident=limit, **options)
 
 
 @reporting("loading")
@@ -257,7 +271,9 @@ def ready(
     emulate: bool = False,
     architecture: str | None = None,
     cuda_graphs: bool = False,
+    resident: int | None = None,
 ) -> CompiledModel:
     """What :func:`load` does with an artifact that is open."""
     device = device_of(artifact, emulate=emulate, architecture=architecture)
-    return CompiledModel(artifact, threads=threads, pages=pages, device=device, cuda_graphs=cuda_graphs)
+    options: dict[str, Any] = {"device": device, "cuda_graphs": cuda_graphs, "resident": resident}
+    return CompiledModel(artifact, threads=threads, pages=pages, **options)

@@ -22,7 +22,7 @@ from moec.common.cores import available_cores
 from moec.errors import ArtifactError, MoecError
 from moec.runtime.free_memory import available_memory
 
-Pages = Literal["auto", "mapped", "huge"]
+Pages = Literal["auto", "mapped", "huge", "streamed"]
 HUGE_PAGE = 2 << 20
 WORTH_COPYING = 16 << 20
 """Bytes of weights from which huge pages are noticed: about what processors find without them. One token through 50 MB
@@ -40,7 +40,7 @@ _MOST_COPYING_THREADS = 8
 class Placement:
     """Where weights lie, and why."""
 
-    pages: Literal["mapped", "huge"]
+    pages: Literal["mapped", "huge", "streamed"]
     reason: str
 
 

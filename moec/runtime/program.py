@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from moec.runtime.device import Device
+from moec.runtime.expert_calls import register_calls, streaming
 from moec.runtime.library import load_ffi, load_objects
+from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.team import TEAM_OBJECT, Team
 from moec.runtime.tensors import CPU
 from moec.runtime.workers import team_here
@@ -37,9 +39,14 @@ Instrument = Callable[..., int]
 class LoadedProgram:
     """What linked object files hold. Not to be run by two threads at once."""
 
-    def __init__(self, objects: Sequence[pathlib.Path], where: str, device: Device) -> None:
-        """Raises ArtifactError where the objects do not link, and what the device raises for code it cannot run."""
+    def __init__(
+        self, objects: Sequence[pathlib.Path], where: str, device: Device, experts: StreamedExperts | None = None
+    ) -> None:
+        """``experts``: what it asks for those that it streams. Raises ArtifactError where the objects do not link, and
+        what the device raises for code it cannot run."""
         self.where = where
+        self.experts = experts
+        register_calls()
         with device.loading():
             self._module = load_objects(objects, where)
             self._machine = self._module.get_function("vm_load_executable")()
@@ -60,7 +67,8 @@ class LoadedProgram:
             if team is not self._joined:
                 self._join(0 if team is None else team.address)
                 self._joined = team
-        result = self._main(*inputs, *weights)
+        with streaming(self.experts):
+            result = self._main(*inputs, *weights)
         return [result] if hasattr(result, "data_ptr") else list(result)
 
     @functools.cached_property

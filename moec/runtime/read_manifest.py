@@ -9,7 +9,7 @@ from typing import Any
 
 from moec.common.dtypes import dtype_of
 from moec.common.guards import Expression, bound_names, parse_guard, parse_size
-from moec.common.specs import HeldState, State, TensorSpec
+from moec.common.specs import HeldState, State, StreamedExpertsSpec, StreamedWeight, TensorSpec
 from moec.errors import ArtifactError
 from moec.runtime.manifest import (
     FORMAT_VERSION,
@@ -89,6 +89,7 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         files={name: _read_file(one, f"{where}: file {name!r}") for name, one in field("files", dict).items()},
         projects=[_read_project(entry, f"{where}: projects") for entry in records("projects")],
         threads=None if content.get("threads") is None else field("threads", int),
+        resident=None if content.get("resident") is None else field("resident", int),
         input_limits={name: _typed(limits, name, int, where) for name in limits},
         input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
         counted_inputs=_list_of(content, "counted_inputs", str, where),
@@ -111,6 +112,7 @@ def _read_program(record: dict[str, Any], where: str) -> ProgramEntry:
         requirements=_list_of(record, "requirements", str, where),
         binary=None if record.get("binary") is None else _typed(record, "binary", str, where),
         held=[_read_held(entry, f"{where}: held") for entry in _list_of(record, "held", dict, where)],
+        streamed=[_read_streamed(entry, f"{where}: streamed") for entry in _list_of(record, "streamed", dict, where)],
         kernels=[_checked_kernel(entry, f"{where}: kernels") for entry in _list_of(record, "kernels", dict, where)],
     )
 
@@ -120,6 +122,24 @@ def _read_held(record: dict[str, Any], where: str) -> HeldState:
     fields = {key: _typed(record, key, kind, where) for key, kind in kinds.items()}
     dtype_of(fields["dtype"])
     return HeldState(**fields)
+
+
+def _read_streamed(record: dict[str, Any], where: str) -> StreamedExpertsSpec:
+    name, shares = _typed(record, "name", str, where), _typed(record, "shares", list, where)
+    weights = [
+        StreamedWeight(_typed(one, "weight", int, where), tuple(_list_of(one, "starts", int, where)))
+        for one in _list_of(record, "weights", dict, where)
+    ]
+    chosen, experts = _typed(record, "chosen", int, where), _typed(record, "experts", int, where)
+    found = StreamedExpertsSpec(name, chosen, experts, tuple(weights), tuple(shares))
+    lies = [len(one.starts) == experts + 1 and list(one.starts) == sorted(one.starts) >= [0] for one in weights]
+    if not all(lies) or experts < 1:
+        raise ArtifactError(f"{where}: {name!r} has weights whose experts lie at no increasing places")
+    if not 0 <= chosen <= experts:
+        raise ArtifactError(f"{where}: {name!r} has {experts} experts, of which {chosen} cannot be chosen")
+    if len(shares) not in (0, experts) or not all(isinstance(share, float) for share in shares):
+        raise ArtifactError(f"{where}: {name!r} has shares {shares[:5]}; expected one of each of {experts} experts")
+    return found
 
 
 def _read_project(record: dict[str, Any], where: str) -> ProjectEntry:
@@ -237,6 +257,15 @@ def _check_programs(manifest: Manifest, where: str) -> None:
         strays = [index for index in program.weights if not 0 <= index < len(manifest.weights)]
         if strays:
             raise ArtifactError(f"{where}: a program takes weight {strays[0]} of {len(manifest.weights)}")
+        _check_streamed(manifest, program, where)
+
+
+def _check_streamed(manifest: Manifest, program: ProgramEntry, where: str) -> None:
+    for layer in program.streamed:
+        for part in layer.weights:
+            known = 0 <= part.weight < len(program.weights)
+            if not known or part.starts[-1] > manifest.weights[program.weights[part.weight]].bytes:
+                raise ArtifactError(f"{where}: {layer.name!r} streams more than weight {part.weight} has")
 
 
 def _check_held(manifest: Manifest, where: str) -> None:

@@ -24,7 +24,7 @@ from moec.common.replacing import check_replaceable, replacing
 from moec.common.specs import State
 from moec.common.tokenizers import TextFiles
 from moec.common.work import work_as_data
-from moec.errors import ArtifactError
+from moec.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact, checksum
 from moec.runtime.foreign import foreign_artifact
 from moec.runtime.manifest import (
@@ -39,6 +39,7 @@ from moec.runtime.manifest import (
     WeightEntry,
     print_manifest,
 )
+from moec.runtime.streaming import StreamPlan
 from moec.targets.base import KernelRecord, Made, Program, Project, Projects, Weight
 
 WRITING = "writing the artifact"
@@ -70,6 +71,7 @@ class Context:
     losses: list[dict[str, Any]]
     provenance: dict[str, Any]
     text: TextFiles | None = None
+    resident: int | None = None
 
 
 def write_artifact(
@@ -101,6 +103,20 @@ def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
                     f"{artifact.where}: {name} has changed since the artifact was loaded; load it again"
                 )
         (folder / MANIFEST).write_text(print_manifest(artifact.manifest), encoding="utf-8")
+
+
+def check_resident(resident: int, made: Sequence[Made], where: str) -> None:
+    """Raise MoecError, with the numbers, where no token can run while weights take so many bytes of memory, and where
+    there are no experts whose weights could be streamed."""
+    for program in (part for part in made if isinstance(part, Program)):
+        if not program.streamed:
+            raise MoecError(f"{where}: has no experts that could be streamed; compile it without resident")
+        entries, end = [], 0
+        for weight in program.weights:
+            start = end + -end % WEIGHT_ALIGNMENT
+            entries.append(WeightEntry(weight.name, weight.dtype, weight.shape, start, _bytes_of(weight)))
+            end = start + _bytes_of(weight)
+        StreamPlan.of(program.streamed, entries, end).check(resident, where)
 
 
 def check_destination(path: str | os.PathLike[str]) -> None:
@@ -165,6 +181,7 @@ def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context, p
         weights=weights,
         files=files.entries,
         threads=context.threads,
+        resident=context.resident,
         moe_blocks=context.moe_blocks,
         input_limits=context.input_limits,
         input_sizes=context.input_sizes,
@@ -210,6 +227,7 @@ def _write_program(files: _Files, program: Program, weights: list[int], place: s
         requirements=list(program.requirements),
         binary=binary,
         held=list(program.held),
+        streamed=list(program.streamed),
         kernels=[
             {
                 **_kernel_fields(kernel),

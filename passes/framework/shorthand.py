@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import get_args
 
@@ -26,6 +27,13 @@ def with_formats(passes: str, experts: str | None = None, linears: str | None = 
     """
     added = [_experts_pass(experts), _linears_pass(linears)]
     return ",".join(filter(None, [passes, *added]))
+
+
+def with_streaming(passes: str, streams: bool, profile: str | os.PathLike[str] | None = None) -> str:
+    """The pipeline text ``passes``, and behind it what lets experts be read when they are chosen, if ``streams``.
+    ``profile``: what was measured of the model."""
+    option = "" if profile is None else f"{{profile={os.fspath(profile)}}}"
+    return f"{passes},stream-experts{option}" if streams else passes
 
 
 def _experts_pass(text: str | None) -> str | None:

@@ -11,11 +11,13 @@ from tvm import relax
 
 from moec.common.work import GroupedWork
 from moec.errors import UnsupportedError
+from moec.ir.streaming import shares_of
+from moec.runtime.expert_calls import EXPERTS_THERE
 from moec.targets.cpu.kernels import dispatch, gather, grouped_gemm
 from moec.targets.cpu.kernels.gather import GATHER, GATHER_QUANTIZED, GatheredRows
 from moec.targets.cpu.kernels.grouped_gemm import GROUPED_GEMM, GROUPED_GEMM_GATED, PackedProduct
 from moec.targets.cpu.kernels.quantize_rows import QUANTIZE, QuantizedRows
-from moec.targets.cpu.packed_weights import crossover_of
+from moec.targets.cpu.packed_weights import crossover_of, expert_starts
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, select
 from moec.targets.tvm.node_lowering import NodeLowering
@@ -111,6 +113,21 @@ class ExpertSteps:
         chosen = self._node.select((dispatch.DISPATCH_ROWS,), experts)
         called = KernelCall(chosen, dispatch.dispatch_rows(experts), [ids], {"experts": experts})
         return self._node.call(called, outputs)
+
+    def streamed(
+        self, name: str, ids: relax.Expr, ordered: Sorted, products: Sequence[tuple[PackedProduct, list[relax.Var]]]
+    ) -> Sorted:
+        """What follows waits until the experts of all blocks are in memory, if experts are streamed."""
+        lowering = self._node.lowering
+        if not lowering.streams:
+            return ordered
+        starts = {variable: places for product in products for variable, places in expert_starts(*product).items()}
+        chosen = min(int(ids.ty.shape[1]), products[0][0].experts)
+        shares = shares_of(self._node.node, products[0][0].experts)
+        layer = lowering.stream_experts(name, chosen, starts, shares)
+        arguments = [layer, ordered.blocks, ordered.block_count]
+        count = lowering.call_runtime(EXPERTS_THERE, arguments, relax.TensorType((1,), "int32"), "experts_there")
+        return dataclasses.replace(ordered, block_count=count)
 
     def gather(
         self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: PackedProduct, weighted: bool

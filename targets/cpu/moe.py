@@ -78,11 +78,11 @@ def _multiply(
     inner, width = weight.shape
     problem = _problem(node, spec, weight, inner=inner, width=width)
     steps = ExpertSteps(node)
-    ordered = steps.dispatch(ids, problem.experts)
-    rows = steps.gather(x, no_weights, ordered, problem, weighted=False)
     packed = add_weights(
         node.lowering, f"{weight.name}.tiles", problem, lambda expert: [weight.encoded(expert, transposed=True)]
     )
+    ordered = steps.streamed(weight.name, ids, steps.dispatch(ids, problem.experts), [(problem, packed)])
+    rows = steps.gather(x, no_weights, ordered, problem, weighted=False)
     packed_bias = _add_bias(node, "bias", problem, [bias])
     pairs = steps.multiply(problem, rows, ordered, packed, packed_bias, lambda total: total, {"activation": "none"})
     return Pairs(ids, pairs)
@@ -111,13 +111,16 @@ class _Experts:
         node, spec, weights_of = self._node, self._spec, self._weights
         x = node.tensor("x")
         steps = ExpertSteps(node)
-        ordered = steps.dispatch(ids, self._first.experts)
+        before, after = self._packed(self._first, weights_of.before), self._packed(self._second, ["down"])
+        products = [(self._first, before), (self._second, after)]
+        name = weights_of.operand("down").name
+        ordered = steps.streamed(name, ids, steps.dispatch(ids, self._first.experts), products)
         rows = steps.gather(x, weights, ordered, self._first, weighted=spec.weight_on_input)
         hidden = steps.multiply(
             self._first,
             rows,
             ordered,
-            self._packed(self._first, weights_of.before),
+            before,
             _add_bias(node, "up_bias", self._first, [weights_of.bias(part) for part in weights_of.before]),
             experts_epilogue(spec),
             {"activation": _activation_of(spec)},
@@ -127,7 +130,7 @@ class _Experts:
             self._second,
             self._hidden_rows(steps, hidden, ordered),
             ordered,
-            self._packed(self._second, ["down"]),
+            after,
             _add_bias(node, "down_bias", self._second, [weights_of.bias("down")]),
             lambda total: total,
             {"activation": "none"},

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from tvm import relax
 
+from moec.common.dtypes import dtype_of
 from moec.errors import UnsupportedError
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import StoredMatrix
@@ -19,6 +20,12 @@ from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.tvm.crossover import Crossover
 from moec.targets.tvm.heavy import LoweringContext
 
+_PACKERS = {
+    "weights": pack_experts.pack_data,
+    "scales": pack_experts.pack_scales,
+    "zeros": pack_experts.pack_zeros,
+    "minima": pack_experts.pack_minima,
+}
 Parts = Callable[[int], Sequence[StoredMatrix]]
 """What is stored of an expert: the matrices [in, out] that share a tile (gate and up), or one alone."""
 
@@ -76,15 +83,27 @@ def crossover_of(problem: PackedProduct) -> Crossover | None:
     return Crossover(name, "rows", CROSSOVER_ROWS[problem.arithmetic])
 
 
+def expert_starts(problem: PackedProduct, variables: Sequence[relax.Var]) -> dict[relax.Var, list[int]]:
+    """Of the parameters that :func:`add_weights` returned those that hold experts one after the other: at which byte
+    each of them starts, and where the last one ends."""
+    starts: dict[relax.Var, list[int]] = {}
+    for parameter, variable in zip(weight_parameters(problem), variables, strict=True):
+        kind = parameter.name.rstrip("0123456789")
+        if kind not in _PACKERS:
+            continue
+        stored, part = int(parameter.name[len(kind) :]), int(kind != "weights")
+        elements = [
+            problem.tiles_for(problem.sizes(expert)[2]) * problem.tile_sizes(expert)[part] if has else 0
+            for expert, has in enumerate(problem.sizes(expert)[0] == stored for expert in range(problem.experts))
+        ]
+        size = dtype_of(parameter.dtype).itemsize
+        starts[variable] = [0, *(size * int(end) for end in np.cumsum(elements))]
+    return starts
+
+
 def add_weights(lowering: LoweringContext, name: str, problem: PackedProduct, parts: Parts) -> list[relax.Var]:
     """The packed arrays as parameters of the program, in the order in which the kernel takes them."""
     crossover = crossover_of(problem)
-    packers = {
-        "weights": pack_experts.pack_data,
-        "scales": pack_experts.pack_scales,
-        "zeros": pack_experts.pack_zeros,
-        "minima": pack_experts.pack_minima,
-    }
 
     def loader(role: str) -> Callable[[], np.ndarray | Iterator[np.ndarray]]:
         kind = role.rstrip("0123456789")
@@ -94,7 +113,7 @@ def add_weights(lowering: LoweringContext, name: str, problem: PackedProduct, pa
             estimate = crossover.estimate
             return lambda: np.array([estimate], np.int32)
         experts = problem.experts_in(int(role[len(kind) :]))
-        return lambda: (packers[kind](problem, expert, parts(expert)) for expert in experts)
+        return lambda: (_PACKERS[kind](problem, expert, parts(expert)) for expert in experts)
 
     names = {} if crossover is None else {"crossover": crossover.name}
     return [

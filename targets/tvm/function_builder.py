@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
 
+from moec.common.specs import StreamedExpertsSpec, StreamedWeight
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
@@ -42,6 +44,7 @@ class FunctionBuilder:
         self._node: ir.Node | None = None
         """The node being converted; variables are made for it."""
         self._nodes: dict[str, ir.Node] = {}
+        self._streamed: dict[str, tuple[int, dict[relax.Var, Sequence[int]], tuple[float, ...]] | None] = {}
 
     def emit(self, expression: relax.Expr, name: str = "") -> relax.Var:
         if isinstance(expression, relax.Var):
@@ -105,6 +108,38 @@ class FunctionBuilder:
                 raise ValueError(f"weight {name!r} is {weight.dtype}{weight.shape} and cannot also be {dtype}{shape}")
             return variable
         return self._add_weight(relax.TensorType(shape, dtype), Weight(name, shape, dtype, load))
+
+    def streamed_layer(self, name: str) -> int:
+        self._streamed.setdefault(name, None)
+        return list(self._streamed).index(name)
+
+    def stream_experts(
+        self, name: str, chosen: int, starts: Mapping[relax.Var, Sequence[int]], shares: Sequence[float] = ()
+    ) -> int:
+        layer = self.streamed_layer(name)
+        before, known, _ = self._streamed[name] or (0, {}, ())
+        self._streamed[name] = max(chosen, before), {**known, **starts}, tuple(shares)
+        return layer
+
+    def streamed_experts(self) -> list[StreamedExpertsSpec]:
+        """What was declared, without weights that several layers read: these stay in memory."""
+        positions = {variable: position for position, (variable, _) in enumerate(self._weights.values())}
+        declared = [(name, *found) for name, found in self._streamed.items() if found is not None]
+        readers = Counter(variable for _, _, starts, _ in declared for variable in starts)
+        return [
+            StreamedExpertsSpec(
+                name,
+                chosen,
+                len(next(iter(starts.values()))) - 1,
+                tuple(
+                    StreamedWeight(positions[variable], tuple(ends))
+                    for variable, ends in starts.items()
+                    if readers[variable] == 1
+                ),
+                shares,
+            )
+            for name, chosen, starts, shares in declared
+        ]
 
     def add_number(self, name: str, load: Callable[[], np.ndarray]) -> relax.Var:
         if name in self._weights:
@@ -207,6 +242,13 @@ class FunctionBuilder:
         merged = self._kernels.setdefault(symbol.name_hint, dataclasses.replace(record, name=symbol.name_hint))
         merged.nodes = list(dict.fromkeys([*merged.nodes, *record.nodes]))
         return symbol
+
+    def call_runtime(self, function: str, arguments: Sequence[Any], output: relax.TensorType, name: str) -> relax.Var:
+        """Emit a call of a function that the runtime has: ``function(*arguments, result)``; ints are passed as such."""
+        given = [relax.prim_value(one) if isinstance(one, int) else self.emit(one) for one in arguments]
+        result = self.emit(relax.op.call_dps_packed(function, given, out_ty=output), name)
+        self._computed.add(result)
+        return result
 
     def call_serial(
         self,

@@ -48,6 +48,7 @@ HEAVY_OPERATORS = frozenset(
         "moec.Combine",
         "moec.Linear",
         "moec.MoE",
+        "moec.Expect",
     }
 )
 """What a target has to provide. A name is the operator type, with ``domain.`` in front outside the default domain."""
@@ -93,6 +94,27 @@ class LoweringContext(Protocol):
     def add_number(self, name: str, load: Callable[[], np.ndarray]) -> relax.Var:
         """Add an int32 of rank 0 that the host's part of kernels takes by value, as int64, and that may be another in
         every run; it becomes a parameter of ``main``. A second one of the same name is the same."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether the weights of experts need not be in memory before the program asks for them."""
+        ...
+
+    def streamed_layer(self, name: str) -> int:
+        """The number by which the program asks for the experts of a layer, which is called by its last weights."""
+        ...
+
+    def stream_experts(
+        self, name: str, chosen: int, starts: Mapping[relax.Var, Sequence[int]], shares: Sequence[float] = ()
+    ) -> int:
+        """Declare that weights of this layer are read by expert, and return its number. ``chosen``: how many experts a
+        token has at most; ``starts``: where in a weight the bytes of each expert start, and where the last one's end;
+        ``shares``: which share of the tokens each expert had, where that was measured."""
+        ...
+
+    def call_runtime(self, function: str, arguments: Sequence[Any], output: relax.TensorType, name: str) -> relax.Var:
+        """Emit a call of a function that the runtime has: ``function(*arguments, result)``; ints are passed as such."""
         ...
 
     def call_kernel(

@@ -16,11 +16,12 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
 
-from moec.common.specs import HeldState
+from moec.common.specs import HeldState, StreamedExpertsSpec
 from moec.errors import UnsupportedError
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.names import node_name, operator_name
 from moec.ir.opsets import later_attributes
+from moec.ir.streaming import is_streamed
 from moec.ir.weights.stored import decodes_weight
 from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
@@ -50,6 +51,8 @@ class Lowered:
     held: list[HeldState]
     """For these, ``main`` takes pages in place of inputs and returns them in place of outputs; how much of each is in
     use follows the inputs, as one shape."""
+    streamed: list[StreamedExpertsSpec]
+    """The experts that it asks for before it uses them, by the number of their layer."""
 
 
 def lower(model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None = None) -> Lowered:
@@ -108,7 +111,12 @@ class Lowering(FunctionBuilder):
             self._kernels,
             self._nodes,
             [held.state for held in self._states.values()],
+            self.streamed_experts(),
         )
+
+    @property
+    def streams(self) -> bool:
+        return self._append is not None and is_streamed(self.model)  # where states lie in the host's memory
 
     def _refuse_unknown_operators(self) -> None:
         unknown = [

@@ -55,6 +55,7 @@ def compile_program(
         binary=generated.binary,
         warnings=generated.warnings,
         held=lowered.held,
+        streamed=lowered.streamed,
     )
 
 

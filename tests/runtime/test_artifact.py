@@ -27,7 +27,15 @@ from moec.targets.base import Program, Weight
 
 from .forged_manifests import manifest_of, rewrite_manifest, rewrite_program, signed
 
-PROGRAM = {"architecture": "", "objects": [], "weights": [0], "requirements": [], "held": [], "kernels": []}
+PROGRAM = {
+    "architecture": "",
+    "objects": [],
+    "weights": [0],
+    "requirements": [],
+    "held": [],
+    "streamed": [],
+    "kernels": [],
+}
 
 
 def test_manifest_round_trips(artifact_path):
@@ -107,7 +115,7 @@ def test_manifest_that_is_not_json(artifact_path, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 10"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 11"):
         load(artifact_path)
 
 

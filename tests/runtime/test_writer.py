@@ -36,7 +36,7 @@ def test_weights_are_page_aligned_and_mapped(program, context, tmp_path):
     write_artifact(path, Program("cpu", [], [], {"program.o": b""}, weights, []), context)
     artifact = open_artifact(path)
     assert [weight.offset % 4096 for weight in artifact.manifest.weights] == [0, 0, 0]
-    loaded, _ = artifact.weights(artifact.program())
+    loaded, _, _ = artifact.weights(artifact.program())
     np.testing.assert_array_equal(loaded[0], [0, 1, 2])
     assert loaded[1].shape == (0, 4)
     np.testing.assert_array_equal(loaded[2], np.eye(2))
@@ -51,7 +51,7 @@ def test_weights_may_come_in_pieces(context, tmp_path):
     path = tmp_path / "a.moec"
     write_artifact(path, Program("cpu", [], [], {"program.o": b""}, weights, []), context)
     artifact = open_artifact(path)
-    loaded, _ = artifact.weights(artifact.program())
+    loaded, _, _ = artifact.weights(artifact.program())
     np.testing.assert_array_equal(loaded[0], experts)
     np.testing.assert_array_equal(loaded[1], np.arange(3))
     np.testing.assert_array_equal(weights[0].array(), experts)

@@ -40,6 +40,7 @@ _WEIGHT_INPUTS = {
     "MoE": ("up", "down", "gate"),
     "GroupedMatMul": ("weights",),
     "Linear": ("weight",),
+    "Expect": ("weights",),
 }
 
 

@@ -17,6 +17,7 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import DispatchSpec, ProductSpec, RouteSpec, spec_of
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import StoredWeight
+from moec.runtime.expert_calls import EXPERTS_EXPECTED
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
@@ -123,6 +124,7 @@ def converters(ops: ExpertOps, machine: Any) -> Mapping[str, HeavyConverter]:
         "moec.Combine": converter(lambda node: _lower_combine(ops, node)),
         "moec.Linear": converter(ops.linear),
         "moec.MoE": converter(lower_moe),
+        "moec.Expect": converter(_lower_expect),
     }
 
 
@@ -191,6 +193,15 @@ def _lower_combine(ops: ExpertOps, node: NodeLowering) -> relax.Expr:
     output = relax.TensorType((weights.ty.shape[0], width), problem.dtype)
     chosen, function = node.select((ops.combine_placed,), problem), ops.combine_placed.build(problem)
     return node.call(KernelCall(chosen, function, [rows, weights, positions]), [output])[0]
+
+
+def _lower_expect(node: NodeLowering) -> relax.Expr:
+    lowering, x = node.lowering, node.tensor("x")
+    if not lowering.streams:
+        return x
+    layer = lowering.streamed_layer(node.needed_weight("weights").name)
+    arguments = [layer, x, node.cast(lowering.tensor(node.input("experts")), "int32")]
+    return lowering.call_runtime(EXPERTS_EXPECTED, arguments, x.ty, "experts_expected")
 
 
 def _combine_problem(pairs: Pairs, experts: int, width: int, dtype: str, **options: Any) -> CombineProblem:

@@ -1,0 +1,61 @@
+"""What ``moec inspect`` shows of a model whose weights are larger than the memory that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from moec.common.tables import table
+from moec.runtime.artifact import Artifact
+from moec.tools.stream_speed import predict_speed, stream_plan
+
+_MIB = 1 << 20
+_FIRST_SHOWN = 8
+
+
+def streaming(artifact: Artifact) -> dict[str, Any] | None:
+    """Plain data: what stays in memory and what comes and goes, in bytes, which experts are read first (layer, expert),
+    and the speed that is predicted, for which memory and disk are measured. None where all weights are in memory."""
+    resident = artifact.manifest.resident
+    if resident is None:
+        return None
+    plan = stream_plan(artifact)
+    return {
+        "resident": resident,
+        "pinned": plan.pinned,
+        "experts": plan.experts,
+        "room": resident - plan.pinned,
+        "least": plan.least,
+        "layers": [{"name": spec.name, "experts": spec.experts, "chosen": spec.chosen} for spec in plan.streamed],
+        "measured_shares": any(spec.shares for spec in plan.streamed),
+        "order": plan.order,
+        "speed": predict_speed(artifact).as_data(),
+    }
+
+
+def streaming_tables(found: dict[str, Any]) -> Iterator[RenderableType]:
+    """The same for people."""
+    names = [layer["name"] for layer in found["layers"]]
+    first = ", ".join(f"{names[layer]}:{expert}" for layer, expert in found["order"][:_FIRST_SHOWN])
+    why = "by their measured shares" if found["measured_shares"] else "as they are numbered"
+    rows = [
+        (
+            "memory for weights",
+            f"{found['resident'] / _MIB:.1f}",
+            f"at least {found['least'] / _MIB:.1f} for one token",
+        ),
+        ("pinned", f"{found['pinned'] / _MIB:.1f}", "all weights that are no experts'"),
+        ("experts", f"{found['experts'] / _MIB:.1f}", f"of {len(names)} layers, which stream"),
+        ("room for experts", f"{found['room'] / _MIB:.1f}", f"read first, {why}: {first}, ..."),
+    ]
+    yield table("Streamed experts", ("", "MiB", ""), rows)
+    speed = found["speed"]
+    memory = f"{speed['memory_bytes'] / _MIB:.0f} MiB from memory at {speed['memory_bandwidth'] / 1e9:.1f} GB/s"
+    disk = f"{speed['disk_bytes'] / _MIB:.0f} MiB from disk at {speed['disk_bandwidth'] / 1e9:.2f} GB/s"
+    yield Text(
+        f"predicted: {speed['tokens_per_second']:.3g} tokens/s one by one, with {speed['there']:.0%} of the chosen "
+        f"experts in memory: {memory} and {disk}, as measured now"
+    )

@@ -1,0 +1,48 @@
+"""Whether the experts of a model are streamed: its weights are larger than the memory that they may take. One place in
+its metadata says so, which the pass ``stream-experts`` writes and targets that can do it read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from moec.errors import MoecError
+
+STREAMED_KEY = "moec.streamed"
+SHARES_KEY = "moec.shares"
+"""Key of a node's metadata: which share of the layer's tokens each of its experts had, as a list in JSON."""
+
+
+def set_streamed(model: ir.Model) -> bool:
+    """Write the metadata of a model; return whether it changed."""
+    changed = not is_streamed(model)
+    model.metadata_props[STREAMED_KEY] = "experts"
+    return changed
+
+
+def is_streamed(model: ir.Model) -> bool:
+    """Whether :func:`set_streamed` was here."""
+    return STREAMED_KEY in model.metadata_props
+
+
+def set_shares(node: ir.Node, shares: Sequence[float]) -> None:
+    """Note on a node how often its experts were chosen."""
+    node.metadata_props[SHARES_KEY] = json.dumps([round(float(share), 6) for share in shares])
+
+
+def shares_of(node: ir.Node, experts: int) -> list[float]:
+    """What :func:`set_shares` noted; nothing where it never did. Raises MoecError for other metadata."""
+    text = node.metadata_props.get(SHARES_KEY, "[]")
+    try:
+        shares = [float(share) for share in json.loads(text)]
+    except (ValueError, RecursionError, TypeError):
+        shares = [-1.0]
+    if len(shares) not in (0, experts) or not all(0 <= share <= 1 for share in shares):
+        raise MoecError(
+            f"metadata {SHARES_KEY!r} is {text[:80]!r}; expected a share of each of {experts} experts; remove it from "
+            "the model"
+        )
+    return shares

@@ -1,0 +1,230 @@
+"""Reads pieces of a file into memory by several threads, what is urgent before what is only expected.
+
+Reads go past the system's cache of files where the file system allows it (O_DIRECT): what a model streams is larger
+than memory, and pages that the cache would keep are pages that weights cannot have. Several pieces are under way at a
+time, for a disk is only fast when it is asked for more than one.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import errno
+import os
+import pathlib
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from moec.errors import ArtifactError
+
+PAGE = 4096
+PIECE = 1 << 20
+"""Bytes of one read: the least with which the disks that were measured are at their fastest (docs/streaming.md)."""
+THREADS = 4
+"""Reads that are under way at a time."""
+
+Range = tuple[int, int]
+"""Where bytes begin and end, in the file and in memory alike."""
+
+_queues: weakref.WeakSet[_Queue] = weakref.WeakSet()
+
+
+@dataclasses.dataclass(eq=False)
+class Reading:
+    """Ranges that are read together. ``what`` they are, for messages. ``left``: pieces that are not read yet;
+    ``begun``: whether one was begun; ``error``: why they cannot be read."""
+
+    what: str
+    ranges: Sequence[Range]
+    left: int = 0
+    begun: bool = False
+    error: str | None = None
+
+    def pieces(self) -> Iterator[Range]:
+        """Pieces that begin at a page, in order."""
+        for start, end in self.ranges:
+            for place in range(start // PAGE * PAGE, end, PIECE):
+                yield place, min(place + PIECE, end)
+
+
+class DirectReads:
+    """Reads a file into ``memory``, which lies at a page, as many bytes as the file has, in whole pages. A thread that
+    calls :meth:`ask` and the like has :attr:`changed`, a condition that is told of every reading that ends."""
+
+    def __init__(self, path: pathlib.Path, memory: np.ndarray) -> None:
+        """Raises OSError where the file cannot be opened."""
+        self._queue = _Queue(path, memory)
+        # Threads know the queue alone, so that they end when nobody has the reads any more.
+        weakref.finalize(self, self._queue.end)
+
+    @property
+    def changed(self) -> threading.Condition:
+        return self._queue.changed
+
+    def ask(self, reading: Reading, *, urgent: bool) -> None:
+        """Begin to read. What is not ``urgent`` waits for all that is."""
+        pieces = [(reading, *piece) for piece in reading.pieces()]
+        reading.left, reading.begun, reading.error = len(pieces), False, None
+        (self._queue.urgent if urgent else self._queue.expected).extend(pieces)
+        self._queue.work()
+
+    def hurry(self, reading: Reading) -> None:
+        """What was expected is urgent now."""
+        self._queue.urgent.extend(self._queue.take_back(reading))
+        self._queue.work()
+
+    def drop(self, reading: Reading) -> bool:
+        """Do not read what was expected; False where that was begun already."""
+        if reading.begun or not reading.left:
+            return False
+        self._queue.take_back(reading)
+        reading.left = 0
+        return True
+
+
+class _Queue:
+    """What is to be read, and the threads that do it."""
+
+    def __init__(self, path: pathlib.Path, memory: np.ndarray) -> None:
+        self._path, self._memory = path, memory
+        self._direct = True
+        try:
+            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that has no direct reads says so
+                raise
+            self._file, self._direct = os.open(path, os.O_RDONLY), False
+        self.urgent: collections.deque[tuple[Reading, int, int]] = collections.deque()
+        self.expected: collections.deque[tuple[Reading, int, int]] = collections.deque()
+        self._threads = self._under_way = 0
+        self._ended = False
+        self._begin()
+        _queues.add(self)
+
+    def _begin(self) -> None:
+        lock = threading.Lock()
+        self.changed, self._asked = threading.Condition(lock), threading.Condition(lock)
+
+    def work(self) -> None:
+        """Let threads begin what was asked for."""
+        while self._threads < THREADS:
+            threading.Thread(target=self._serve, name=f"moec-reads-{self._threads}", daemon=True).start()
+            self._threads += 1
+        self._asked.notify_all()
+
+    def take_back(self, reading: Reading) -> list[tuple[Reading, int, int]]:
+        """The pieces of a reading that was expected and that no thread has begun."""
+        taken = [piece for piece in self.expected if piece[0] is reading]
+        if taken:
+            self.expected = collections.deque(piece for piece in self.expected if piece[0] is not reading)
+        return taken
+
+    def end(self) -> None:
+        with self.changed:
+            self._ended = True
+            self._asked.notify_all()
+
+    def _serve(self) -> None:
+        while True:
+            with self.changed:
+                while not (self._ended or self.urgent or self.expected):
+                    self._asked.wait()
+                if self._ended:
+                    self._leave()
+                    return
+                reading, start, end = (self.urgent or self.expected).popleft()
+                reading.begun = True
+                self._under_way += 1
+            error = self._read(start, end)
+            with self.changed:
+                self._under_way -= 1
+                reading.error = reading.error or error
+                reading.left -= 1
+                self.changed.notify_all()
+
+    def _leave(self) -> None:
+        self._threads -= 1
+        if not self._threads:
+            os.close(self._file)
+
+    def _read(self, start: int, end: int) -> str | None:
+        """Why the bytes cannot be read; None where they were."""
+        whole = -(-end // PAGE) * PAGE
+        while start < end:
+            try:
+                count = os.preadv(self._file, [self._memory[start:whole].data], start)
+            except OSError as error:
+                if error.errno == errno.EINVAL and self._direct:
+                    self._read_through_cache()
+                    continue
+                return f"byte {start} of it cannot be read: {error.strerror or error}"
+            if start + count < end and count % PAGE:  # direct reads stop between pages where the file ends
+                return f"it ends at byte {start + count}; it was truncated"
+            if count == 0:
+                return f"it ends at byte {start}; it was truncated"
+            start += count
+        return None
+
+    def _read_through_cache(self) -> None:
+        """For a file system that opens files for direct reads and then has none of these."""
+        with self.changed:
+            if self._direct:
+                other = os.open(self._path, os.O_RDONLY)
+                os.dup2(other, self._file)
+                os.close(other)
+                self._direct = False
+
+    def pause(self) -> None:
+        """Let no thread read until :meth:`go_on`: memory that is being read into must not be forked."""
+        self.changed.acquire()
+        while self._under_way:
+            self.changed.wait()
+
+    def go_on(self) -> None:
+        self.changed.release()
+
+    def begin_in_child(self) -> None:
+        """In a forked child, where the threads are not."""
+        self._threads = 0
+        self._begin()
+
+
+def read_now(reads: DirectReads, reading: Reading, where: str) -> None:
+    """Read and wait. Raises ArtifactError where that cannot be."""
+    with reads.changed:
+        reads.ask(reading, urgent=True)
+        while reading.left:
+            reads.changed.wait()
+    if reading.error is not None:
+        raise unreadable(where, reading)
+
+
+def unreadable(where: str, reading: Reading) -> ArtifactError:
+    """What cannot be read of the file ``where``, and why."""
+    return ArtifactError(f"{where}: {reading.what} cannot be read: {reading.error}; copy or compile the artifact again")
+
+
+_paused: list[_Queue] = []
+
+
+def _before_fork() -> None:
+    for queue in list(_queues):
+        queue.pause()
+        _paused.append(queue)
+
+
+def _after_fork() -> None:
+    while _paused:
+        _paused.pop().go_on()
+
+
+def _after_fork_in_child() -> None:
+    while _paused:
+        _paused.pop().begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

@@ -1,0 +1,76 @@
+"""What programs of models that are larger than memory call between their kernels.
+
+Such a program names two functions, which are the same for all programs of a process: whose experts they are about is
+said by the thread that runs one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.errors import MoecError
+from moec.runtime.library import load_ffi
+from moec.runtime.tensors import from_runtime
+
+if TYPE_CHECKING:
+    from moec.runtime.streamed_experts import StreamedExperts
+
+EXPERTS_THERE = "moec.experts_there"
+"""``(layer, blocks int32 [B, 3], block_count int32 [1], count int32 [1])``: lets the experts of the first
+``block_count`` blocks be there, and then copies ``block_count`` into ``count``, which products wait for."""
+EXPERTS_EXPECTED = "moec.experts_expected"
+"""``(layer, x, experts int32 [T, k], y)``: says which experts of a layer will probably be chosen, and copies x into
+y."""
+
+_running = threading.local()
+
+
+@contextlib.contextmanager
+def streaming(experts: StreamedExperts | None) -> Iterator[None]:
+    """Inside, a program that the calling thread runs has these experts; None: all of them, always."""
+    _running.experts, _running.error = experts, None
+    if experts is not None:
+        experts.begin_run()
+    try:
+        yield
+    except Exception:
+        if _running.error is not None:  # the runtime makes an error of its own of it
+            raise _running.error from None
+        raise
+    finally:
+        _running.experts = _running.error = None
+
+
+@functools.cache
+def register_calls() -> None:
+    """Let programs find the functions."""
+    ffi = load_ffi()
+    ffi.register_global_func(EXPERTS_THERE, _there)
+    ffi.register_global_func(EXPERTS_EXPECTED, _expected)
+
+
+def _there(layer: int, blocks: Any, block_count: Any, count: Any) -> None:
+    (used,) = from_runtime(block_count)
+    experts: StreamedExperts | None = getattr(_running, "experts", None)
+    if experts is not None:
+        try:
+            experts.need(layer, np.unique(from_runtime(blocks)[:used, 0]).tolist())
+        except MoecError as error:
+            _running.error = error
+            raise
+    from_runtime(count)[0] = used
+
+
+def _expected(layer: int, x: Any, ids: Any, y: Any) -> None:
+    experts: StreamedExperts | None = getattr(_running, "experts", None)
+    if experts is not None:
+        # The first choices of all tokens come before the second ones.
+        chosen = from_runtime(ids).T.ravel().tolist()
+        experts.expect(layer, [expert for expert in dict.fromkeys(chosen) if expert >= 0])
+    from_runtime(y)[...] = from_runtime(x)

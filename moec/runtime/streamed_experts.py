@@ -1,0 +1,242 @@
+"""The experts of a model whose weights are larger than the memory that they may take.
+
+Address space is reserved for all weights, at their places in the file, so that kernels find every expert where it
+always lies. Memory is there for some of the experts alone: those that are chosen and are not there are read before
+their layer computes; those that a layer ahead is expected to choose are read while others compute; and the pages of
+those that were chosen least go back to the system.
+
+How often an expert was chosen counts less the longer ago it was (:data:`FORGETTING`). On a trained model this keeps
+the right experts more often than dropping the one that was not used for longest does (docs/streaming.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from moec.errors import MoecError
+from moec.runtime.direct_reads import PAGE, DirectReads, Range, Reading, unreadable
+
+FORGETTING = 0.99
+"""What a choice still counts one run of the model later."""
+_MOST = 1e100
+_MIB = 1 << 20
+
+
+@dataclasses.dataclass
+class StreamCounts:
+    """What was done since the model was loaded. ``chosen``: experts that layers asked for, of which ``there`` were
+    there at once and ``guessed`` were read, or being read, because they had been expected; ``expected``: experts that
+    were read ahead; ``bytes_read``; ``seconds_waited``: for experts that were not there."""
+
+    runs: int = 0
+    chosen: int = 0
+    there: int = 0
+    guessed: int = 0
+    expected: int = 0
+    bytes_read: int = 0
+    seconds_waited: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedLayer:
+    """The experts of one layer. ``places``: of each expert the ranges of its weights in the file."""
+
+    name: str
+    places: Sequence[Sequence[Range]]
+
+    def bytes_of(self, expert: int) -> int:
+        """Of the pages that come and go with an expert."""
+        return sum(max(0, last - first) for first, last in map(own_pages, self.places[expert]))
+
+    @property
+    def edges(self) -> int:
+        """Bytes of the pages that experts have in common with what lies beside them, which stay once they were read."""
+        ranges = [one for places in self.places for one in places]
+        return sum(2 * PAGE for start, end in ranges if start % PAGE or end % PAGE)
+
+
+def own_pages(place: Range) -> Range:
+    """The whole pages inside of a range; none where the end is not behind the start."""
+    start, end = place
+    return -(-start // PAGE) * PAGE, end // PAGE * PAGE
+
+
+_ABSENT, _COMING, _THERE = range(3)
+
+
+class StreamedExperts:
+    """``room``: bytes of memory that experts may take. Calls come from one thread at a time, in the order of layers."""
+
+    def __init__(
+        self, reads: DirectReads, mapping: mmap.mmap, layers: Sequence[StreamedLayer], room: int, where: str
+    ) -> None:
+        """``mapping``: the memory that ``reads`` fills. ``where``: the file."""
+        self.counts = StreamCounts()
+        self.room, self.used = room, 0
+        self._reads, self._mapping, self._where = reads, mapping, where
+        self._layers = layers
+        self._first = np.cumsum([0, *(len(layer.places) for layer in layers)]).tolist()
+        self._readings = [
+            Reading(f"expert {expert} of {layer.name!r}", places)
+            for layer in layers
+            for expert, places in enumerate(layer.places)
+        ]
+        self._bytes = np.array([layer.bytes_of(expert) for layer in layers for expert in range(len(layer.places))], int)
+        self._state = np.full(len(self._bytes), _ABSENT, np.int8)
+        self._score, self._weight = np.zeros(len(self._bytes)), 1.0
+        self._kept = np.zeros(len(self._bytes), bool)  # by what computes now
+        self._guesses: list[int] = []  # to be read once what is urgent is asked for
+        self._ahead: set[int] = set()  # asked for because they were expected, and not chosen yet
+
+    def begin_run(self) -> None:
+        """What comes is another run of the model."""
+        self.counts.runs += 1
+        self._weight /= FORGETTING
+        if self._weight > _MOST:
+            self._score /= self._weight
+            self._weight = 1.0
+        self._guesses.clear()
+
+    def fill(self, order: Sequence[tuple[int, int]]) -> None:
+        """Read experts (layer, expert) in this order until there is no more room, and wait for them; the earlier, the
+        longer they are kept. Raises ArtifactError."""
+        keys = [self._first[layer] + expert for layer, expert in order]
+        sizes = np.cumsum(self._bytes[keys]) if keys else np.zeros(0)
+        keys = keys[: int(np.searchsorted(sizes, self.room - self.used, side="right"))]
+        self._score[keys] = np.linspace(1, 0.5, len(keys))
+        with self._reads.changed:
+            for key in keys:
+                self._ask(key, urgent=True)
+            self._wait_for(keys)
+
+    def expect(self, layer: int, experts: Sequence[int]) -> None:
+        """These experts will probably be chosen, the likeliest first. They are read from the next :meth:`need` on."""
+        first = self._first[layer]
+        self._guesses += [first + int(expert) for expert in experts]
+
+    def need(self, layer: int, experts: Sequence[int]) -> None:
+        """Return when these experts are there; they stay until the next call. Raises MoecError where there is no room
+        for all of them, ArtifactError where one cannot be read."""
+        first = self._first[layer]
+        keys = [first + int(expert) for expert in experts]
+        self._check_room(layer, keys)
+        with self._reads.changed:
+            self._settle()
+            self._kept[:] = False
+            self._kept[keys] = True
+            self._score[keys] += self._weight
+            self._count(keys)
+            self._forget_wrong_guesses(layer)
+            self._ask_for(keys)
+            self._read_ahead()
+            start = time.perf_counter()
+            self._wait_for(keys)
+            self.counts.seconds_waited += time.perf_counter() - start
+
+    def _check_room(self, layer: int, keys: Sequence[int]) -> None:
+        needed = int(self._bytes[keys].sum())
+        if needed > self.room:
+            raise MoecError(
+                f"{len(keys)} experts of {self._layers[layer].name!r} are chosen in one run, which take "
+                f"{needed / _MIB:.1f} MiB, and there is room for {self.room / _MIB:.1f} MiB of experts; run fewer "
+                "tokens at a time, or give the model more memory (resident)"
+            )
+
+    def _settle(self) -> None:
+        """What was being read and is read now is there; what could not be read may be asked for again."""
+        for key in np.flatnonzero(self._state == _COMING):
+            reading = self._readings[key]
+            if not reading.left:
+                self._state[key] = _THERE
+                if reading.error is not None:
+                    self._release(int(key))
+
+    def _count(self, keys: Sequence[int]) -> None:
+        counts = self.counts
+        counts.chosen += len(keys)
+        for key in keys:
+            counts.there += self._state[key] == _THERE
+            counts.guessed += key in self._ahead
+        self._ahead.difference_update(keys)
+
+    def _forget_wrong_guesses(self, layer: int) -> None:
+        """What was expected of this layer, was not chosen and is not being read yet."""
+        of_layer = range(self._first[layer], self._first[layer + 1])
+        for key in [key for key in self._ahead if key in of_layer]:
+            self._ahead.discard(key)
+            self._drop(key)
+
+    def _ask_for(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            if self._state[key] == _COMING:
+                self._reads.hurry(self._readings[key])
+        for key in keys:
+            if self._state[key] == _ABSENT:
+                while not self._make_room(int(self._bytes[key])):
+                    if not any(map(self._drop, list(self._ahead))):
+                        self._reads.changed.wait()
+                        self._settle()
+                self._ask(key, urgent=True)
+
+    def _read_ahead(self) -> None:
+        for key in self._guesses:
+            if self._state[key] == _ABSENT:
+                if not self._make_room(int(self._bytes[key])):
+                    break
+                self._ahead.add(key)
+                self.counts.expected += 1
+                self._ask(key, urgent=False)
+            elif self._state[key] == _THERE:
+                self._ahead.add(key)
+        self._guesses.clear()
+
+    def _ask(self, key: int, *, urgent: bool) -> None:
+        self._state[key] = _COMING
+        self.used += int(self._bytes[key])
+        self.counts.bytes_read += int(self._bytes[key])
+        self._reads.ask(self._readings[key], urgent=urgent)
+
+    def _drop(self, key: int) -> bool:
+        """Do not read an expert that is only expected; False where that cannot be undone."""
+        if self._state[key] != _COMING or self._kept[key] or not self._reads.drop(self._readings[key]):
+            return False
+        self._ahead.discard(key)
+        self.counts.bytes_read -= int(self._bytes[key])
+        self._absent(key)
+        return True
+
+    def _make_room(self, size: int) -> bool:
+        """Give pages back until there is room; False where all that is there is wanted."""
+        while self.used + size > self.room:
+            free = (self._state == _THERE) & ~self._kept
+            free[list(self._ahead)] = False
+            candidates = np.flatnonzero(free)
+            if not candidates.size:
+                return False
+            self._release(int(candidates[np.argmin(self._score[candidates])]))
+        return True
+
+    def _release(self, key: int) -> None:
+        """Give the pages of an expert back."""
+        for first, last in map(own_pages, self._readings[key].ranges):
+            if last > first:
+                self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
+        self._absent(key)
+
+    def _absent(self, key: int) -> None:
+        self._state[key] = _ABSENT
+        self.used -= int(self._bytes[key])
+
+    def _wait_for(self, keys: Sequence[int]) -> None:
+        coming = [self._readings[key] for key in keys if self._state[key] == _COMING]
+        while any(reading.left for reading in coming):
+            self._reads.changed.wait()
+        self._settle()
+        failed = next((reading for reading in coming if reading.error is not None), None)
+        if failed is not None:
+            raise unreadable(self._where, failed)

@@ -1,0 +1,110 @@
+"""Predicts how fast a model whose weights are larger than its memory decodes: from the speeds of disk and memory.
+
+A token reads from memory the experts that it chooses and all other weights, and from the disk the experts that are not
+there: of a layer whose shares are known those beyond the most often chosen that there is room for, else the share of
+the experts for which there is no room. What is read while a layer computes, because it was expected, costs no time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import time
+from typing import Any
+
+import numpy as np
+
+from moec import targets
+from moec.errors import MoecError, UnsupportedError
+from moec.runtime.artifact import Artifact
+from moec.runtime.direct_reads import PAGE, DirectReads, Reading, read_now
+from moec.runtime.machine import check_threads
+from moec.runtime.manifest import WEIGHTS
+from moec.runtime.streaming import StreamPlan, reserved
+
+GUESSED = 0.7
+"""Which share of what is not there had been expected, where nobody measured it; see docs/streaming.md."""
+DECODING = 0.8
+"""The share of memory's bandwidth that decoding reaches."""
+_MEASURED_BYTES, _MEASURED_SECONDS = 512 << 20, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSpeed:
+    """Bytes of a token, bytes per second as measured, and the seconds of a token that follow. ``there``: which share of
+    the chosen experts is in memory."""
+
+    there: float
+    memory_bytes: float
+    disk_bytes: float
+    memory_bandwidth: float
+    disk_bandwidth: float
+
+    @property
+    def seconds(self) -> float:
+        computing = self.memory_bytes / (DECODING * self.memory_bandwidth)
+        reading = self.disk_bytes / self.disk_bandwidth
+        return computing + reading - GUESSED * min(computing, reading)
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, with the ``tokens_per_second`` that are predicted."""
+        return {**dataclasses.asdict(self), "predicted": True, "tokens_per_second": 1 / self.seconds}
+
+
+def stream_plan(artifact: Artifact) -> StreamPlan:
+    """What of an artifact stays in memory and what comes and goes. Raises UnsupportedError where nothing does."""
+    program = artifact.program()
+    if not program.streamed:
+        raise UnsupportedError(f"{artifact.where}: has all weights in memory; compile it again with --resident")
+    return StreamPlan.of(program.streamed, artifact.weight_entries(program), artifact.path(WEIGHTS).stat().st_size)
+
+
+def predict_speed(artifact: Artifact, resident: int | None = None, threads: int | None = None) -> StreamSpeed:
+    """Takes some seconds, in which memory and the disk of the artifact are measured. ``resident``: bytes of weights in
+    memory, by default what the artifact was compiled with. Raises MoecError where no token can run in them."""
+    plan, threads = stream_plan(artifact), check_threads(threads)
+    resident = artifact.manifest.resident if resident is None else resident
+    if resident is None:
+        raise MoecError(f"{artifact.where}: nothing says how much memory its weights take; give it (resident)")
+    plan.check(resident, artifact.where)
+    memory_bytes, disk_bytes = _bytes_of_a_token(plan, resident - plan.pinned)
+    others = sum(end - start for start, end in plan.others)
+    bandwidth = targets.program_kind_of(artifact.manifest.target).measure_roofline(threads).bandwidths
+    disk = _disk_bandwidth(artifact, plan, disk_bytes) if disk_bytes else 1.0
+    there = 1 - disk_bytes / memory_bytes
+    return StreamSpeed(there, others + memory_bytes, disk_bytes, min(bandwidth.values()), disk)
+
+
+def _bytes_of_a_token(plan: StreamPlan, room: int) -> tuple[float, float]:
+    """Of the experts that a token chooses, on average: all, and those that are not in memory."""
+    chances = np.array(
+        [
+            layer.shares[expert] if layer.shares else layer.chosen / layer.experts
+            for layer in plan.streamed
+            for expert in range(layer.experts)
+        ]
+    )
+    sizes = np.array([layer.bytes_of(expert) for layer in plan.layers for expert in range(len(layer.places))])
+    kept_most = np.argsort(-chances, kind="stable")
+    before = np.concatenate([[0], np.cumsum(sizes[kept_most])[:-1]])
+    kept = np.zeros(len(sizes))
+    kept[kept_most] = np.clip((room - before) / np.maximum(sizes[kept_most], 1), 0, 1)
+    return float(chances @ sizes), float(chances @ (sizes * (1 - kept)))
+
+
+def _disk_bandwidth(artifact: Artifact, plan: StreamPlan, disk_bytes: float) -> float:
+    """Bytes per second of experts of one layer after the other, as many at once as a token reads."""
+    path = artifact.path(WEIGHTS)
+    mapping, memory = reserved(plan.size)
+    reads, random = DirectReads(path, memory), np.random.default_rng(0)
+    typical = np.mean([layer.bytes_of(expert) for layer in plan.layers for expert in range(len(layer.places))])
+    at_once = max(1, round(disk_bytes / len(plan.layers) / typical))
+    total, start = 0, time.perf_counter()
+    while total < _MEASURED_BYTES and time.perf_counter() - start < _MEASURED_SECONDS:
+        layer = plan.layers[int(random.integers(len(plan.layers)))]
+        chosen = random.permutation(len(layer.places))[:at_once]
+        places = [place for expert in chosen for place in layer.places[expert]]
+        read_now(reads, Reading(f"experts of {layer.name!r}", places), str(path))
+        total += sum(end - start for start, end in places)
+        mapping.madvise(mmap.MADV_DONTNEED, 0, -(-plan.size // PAGE) * PAGE)
+    return total / (time.perf_counter() - start)

@@ -1,0 +1,169 @@
+"""Experts that are read when they are chosen, and before that, when they probably will be."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.ir import dialect
+from moec.ir.dialect import RouteSpec
+from moec.ir.names import node_name
+from moec.ir.streaming import set_shares, set_streamed
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import value_names
+from moec.passes.graph.router_product import RouterProduct, router_product
+from moec.passes.graph.writer import Writer
+from moec.profile.file import Profile
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamExperts:
+    """Marks a model whose weights are larger than memory, and says in every layer which experts the next one will
+    probably choose: those that its router chooses for the rows of this layer. It computes nothing anew.
+
+    What a layer adds to a token is small beside what was there, so that the next router, applied a layer early, mostly
+    chooses as it will: on a trained model 63% to 82% of the experts (docs/streaming.md). To normalise the rows as the
+    next layer will makes that no better.
+
+    1. The model is marked (:mod:`moec.ir.streaming`): targets that stream experts read only what is chosen.
+    2. ``moec.MoE``, or ``moec.Experts`` behind its ``moec.Route``, whose logits are the product of its rows with a
+       constant matrix, is followed by a layer likewise: in front of the first layer stand the second one's product and
+       ``Route``, of the first one's rows, and a ``moec.Expect`` of the second one's experts.
+    3. With ``profile``, a file of ``moec profile``, each layer is told how often its experts were chosen: what is read
+       first, and kept longest.
+    4. A next layer whose logits are something else, or whose rows have another size, is not expected, with a remark,
+       nor is one whose router looks at all tokens together (``expert_choice``, ``capacity``).
+
+    ::
+
+        (float[T,4] x) => (float[T,4] y)
+           <float[4,2] r, float[4,2] s, float[2,3,4] up, float[2,4,3] down, float[2,3,4] up_2, float[2,4,3] down_2> {
+           a = MatMul (x, r)
+           z = moec.MoE <gate_layout = "none", k = 1> (x, a, , up, down)
+           b = MatMul (z, s)
+           y = moec.MoE <gate_layout = "none", k = 1> (z, b, , up_2, down_2)
+        }
+            infer-shapes,stream-experts ->
+        (float[T,4] x) => (float[T,4] y)
+           <float[4,2] r, float[4,2] s, float[2,3,4] up, float[2,4,3] down, float[2,3,4] up_2, float[2,4,3] down_2> {
+           a = MatMul (x, r)
+           "z.next_logits" = MatMul (x, s)
+           "z.next_weights", "z.next_experts" = moec.Route <k = 1> ("z.next_logits")
+           "z.rows" = moec.Expect (x, "z.next_experts", down_2)
+           z = moec.MoE <gate_layout = "none", k = 1> ("z.rows", a, , up, down)
+           b = MatMul (z, s)
+           y = moec.MoE <gate_layout = "none", k = 1> (z, b, , up_2, down_2)
+        }
+    """
+
+    name: ClassVar[str] = "stream-experts"
+    exactness: ClassVar[Exactness] = "exact"
+
+    profile: str | None = None
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        layers = [node for node in model.graph if dialect.has_experts(node)]
+        taken = value_names(model.graph)
+        if not set_streamed(model):
+            return False
+        if self.profile is not None:
+            _note_shares(layers, Profile.read(self.profile))
+        for node, following in itertools.pairwise(layers):
+            router = _router(following)
+            reason = _obstacle(node, following, router)
+            if router is None or reason is not None:
+                report.note(self.name, node_name(following), f"its experts are not read ahead: {reason}")
+            else:
+                _expect(Writer(node, taken), node, following, router)
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Router:
+    """How a layer chooses: the product that its logits are, and the rest, with the bias of its choice."""
+
+    product: RouterProduct
+    spec: RouteSpec
+    correction_bias: ir.Value | None
+
+
+def _note_shares(layers: Iterable[ir.Node], profile: Profile) -> None:
+    for node in layers:
+        measures = profile.experts(node)
+        set_shares(node, (measures.count / max(1, measures.tokens)).tolist())
+
+
+def _router(layer: ir.Node) -> _Router | None:
+    inputs = dialect.inputs_of(layer)
+    chosen = inputs.get("experts")
+    route = layer if chosen is None else chosen.producer()
+    if route is None or not (dialect.is_moec(route, "MoE") or dialect.is_moec(route, "Route")):
+        return None
+    operands = dialect.inputs_of(route)
+    logits, x = operands["logits"], inputs["x"]
+    product = None if logits is None or x is None else router_product(logits, x)
+    if product is None:
+        return None
+    return _Router(product, dialect.spec_of(route, RouteSpec), operands["correction_bias"])
+
+
+def _obstacle(node: ir.Node, following: ir.Node, router: _Router | None) -> str | None:
+    """Why the experts of a layer cannot be told from the rows of the one before."""
+    if router is None:
+        return "its logits are no product of its rows with a constant matrix"
+    if router.spec.selection == "expert_choice" or router.spec.capacity:
+        return "its router looks at all tokens together"
+    given, wanted = (dialect.inputs_of(one)["x"] for one in (node, following))
+    if given is None or wanted is None or _width(given) is None or _width(given) != _width(wanted):
+        return "its rows have another size than those of the layer before"
+    if given.dtype != wanted.dtype:
+        return "its rows have another type than those of the layer before"
+    return None
+
+
+def _width(value: ir.Value) -> int | None:
+    size = None if value.shape is None else value.shape[-1]
+    return size if isinstance(size, int) else None
+
+
+def _expect(write: Writer, node: ir.Node, following: ir.Node, router: _Router) -> None:
+    x, product = node.inputs[0], router.product.node
+    down = dialect.inputs_of(following)["down"]
+    assert x is not None
+    for operand in (*product.inputs[1:], router.correction_bias, down):
+        _bring_before(node, operand)
+    again = ir.Node(product.domain, product.op_type, [x, *product.inputs[1:]], list(product.attributes.values()))
+    logits = write.insert(again, "next_logits")
+    operands = {"logits": logits, "correction_bias": router.correction_bias}
+    route = dialect.make_node("Route", operands, router.spec)
+    write.insert(route, "next_weights", "next_experts")
+    expected = {"x": x, "experts": route.outputs[1], "weights": down}
+    rows = write.insert(dialect.make_node("Expect", expected), "rows")
+    for made in (again, route):
+        made.outputs[0].type = product.outputs[0].type
+    route.outputs[1].type = ir.TensorType(ir.DataType.INT32)
+    logits.shape = ir.Shape([x.shape[0] if x.shape else None, *(product.outputs[0].shape or [None])[-1:]])
+    rows.type, rows.shape = x.type, x.shape
+    node.replace_input_with(0, rows)
+
+
+def _bring_before(node: ir.Node, value: ir.Value | None) -> None:
+    """Let what makes a weight, which depends on constants alone, stand in front of a node."""
+    maker = None if value is None else value.producer()
+    if maker is None or maker in _before(node):
+        return
+    for operand in maker.inputs:
+        _bring_before(node, operand)
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    graph.remove(maker)
+    graph.insert_before(node, maker)
+
+
+def _before(node: ir.Node) -> set[ir.Node]:
+    assert node.graph is not None
+    return set(itertools.takewhile(lambda other: other is not node, node.graph))

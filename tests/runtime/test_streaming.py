@@ -1,0 +1,179 @@
+"""Models whose weights are larger than the memory they may take compute what they compute with all of them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import threading
+
+import numpy as np
+import pytest
+
+import moec
+from moec.errors import ArtifactError, MoecError, UnsupportedError
+from moec.runtime.artifact import open_artifact
+from moec.runtime.manifest import WEIGHTS
+from moec.runtime.model import CompiledModel
+from moec.runtime.streaming import StreamPlan
+from tests.language_model import VOCABULARY, language_model
+
+IDS = np.random.default_rng(0).integers(0, VOCABULARY, (1, 40))
+EXPERT = 48 * 64 * 4 * 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Two layers of eight experts, of which a token takes two; compiled to stream them."""
+    path = tmp_path_factory.mktemp("streamed")
+    moec.compile(language_model(path / "model.onnx"), resident="1MiB", output=path / "model.moec")
+    return path / "model.moec"
+
+
+@pytest.fixture(scope="module")
+def expected(folder) -> list[np.ndarray]:
+    """What each token gets, and all of them together."""
+    model = moec.load(folder)
+    assert model.placement.pages == "mapped"  # there is memory for all
+    assert model.streamed is None
+    return [run(model, IDS[:, place : place + 1]) for place in range(IDS.size)] + [run(model, IDS)]
+
+
+def run(model: CompiledModel, ids: np.ndarray) -> np.ndarray:
+    return model.run({"ids": ids})["y"]
+
+
+def least(folder: pathlib.Path) -> int:
+    artifact = open_artifact(folder)
+    (program,) = artifact.manifest.programs
+    entries = artifact.weight_entries(program)
+    return StreamPlan.of(program.streamed, entries, (folder / WEIGHTS).stat().st_size).least
+
+
+def check_tokens(model: CompiledModel, expected: list[np.ndarray]) -> None:
+    for place in range(IDS.size):
+        np.testing.assert_array_equal(run(model, IDS[:, place : place + 1]), expected[place])
+
+
+@pytest.mark.parametrize(("more", "threads"), [(0, 1), (1, 2), (3, 2), (6, 1)])
+def test_tokens_are_those_of_a_model_in_memory(more, threads, folder, expected):
+    model = moec.load(folder, resident=least(folder) + more * EXPERT, threads=threads)
+    assert model.placement.pages == "streamed"
+    check_tokens(model, expected)
+    assert model.streamed is not None and model.streamed.bytes_read > 16 * EXPERT  # some came more than once
+    assert model._experts is not None and model._experts.used <= model._experts.room
+    if more == 6:  # a whole layer
+        np.testing.assert_array_equal(run(model, IDS), expected[-1])
+        check_tokens(model, expected)
+
+
+def test_experts_are_read_before_they_are_chosen(folder, expected):
+    model = moec.load(folder, resident=least(folder) + 3 * EXPERT)
+    check_tokens(model, expected)
+    assert model.streamed is not None and 0 < model.streamed.guessed <= model.streamed.chosen == 4 * IDS.size
+
+
+def test_callers_at_once(folder, expected):
+    model = moec.load(folder, resident=least(folder) + EXPERT, threads=1)
+    failed = []
+
+    def call() -> None:
+        try:
+            check_tokens(model, expected)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_reads_on(folder, expected):
+    model = moec.load(folder, resident=least(folder) + EXPERT, threads=1)
+    check_tokens(model, expected)
+    child = os.fork()
+    if child == 0:
+        try:
+            check_tokens(model, expected)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    check_tokens(model, expected)
+
+
+def test_too_little_memory_is_refused_with_the_numbers(folder, tmp_path):
+    least_bytes = least(folder)
+    with pytest.raises(MoecError, match=r"0\.2 MiB are too few .* take 0\.2 of 0\.6 MiB"):
+        moec.load(folder, resident=least_bytes - 1)
+    with pytest.raises(MoecError, match=r"model\.onnx: 0\.0 MiB are too few"):
+        moec.compile(language_model(tmp_path / "model.onnx"), resident="10 kB", output=tmp_path / "model.moec")
+    assert not (tmp_path / "model.moec").exists()
+
+
+def test_a_run_of_more_tokens_than_memory_has_experts_for_is_refused(folder, expected):
+    model = moec.load(folder, resident=least(folder))
+    with pytest.raises(MoecError, match=r"8 experts of 'down0' are chosen in one run, .* fewer tokens"):
+        run(model, IDS)
+    check_tokens(model, expected)
+
+
+def test_a_file_that_is_truncated_meanwhile(folder, expected, tmp_path):
+    copy = tmp_path / "copy.moec"
+    moec.load(folder).save(copy)
+    model, weights = moec.load(copy, resident=least(folder), threads=2), copy / WEIGHTS
+    whole = weights.read_bytes()
+    os.truncate(weights, len(whole) // 2)
+    with pytest.raises(
+        ArtifactError, match=r"weights\.bin: expert \d of 'down1' cannot be read: it ends at byte \d+"
+    ) as info:
+        check_tokens(model, expected)
+    assert "\n" not in str(info.value)
+    weights.write_bytes(whole)
+    check_tokens(model, expected)
+
+
+def test_a_disk_that_fails(folder, expected, monkeypatch):
+    model = moec.load(folder, resident=least(folder) + EXPERT)
+    read = os.preadv
+
+    def fail(*_arguments: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(ArtifactError, match=r"expert \d of 'down\d' cannot be read: byte .* Input/output error"):
+        check_tokens(model, expected)
+    monkeypatch.setattr(os, "preadv", read)
+    check_tokens(model, expected)
+
+
+def test_file_systems_without_direct_reads(folder, expected, monkeypatch):
+    monkeypatch.setattr(os, "O_DIRECT", 0, raising=False)
+    check_tokens(moec.load(folder, resident=least(folder)), expected)
+
+
+def test_readers_end_with_their_model(folder, expected):
+    model = moec.load(folder, resident=least(folder), threads=1)
+    check_tokens(model, expected)
+    readers = [thread for thread in threading.enumerate() if thread.name.startswith("moec-reads")]
+    assert readers
+    del model
+    for thread in readers[-4:]:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_what_streams_nothing_says_so(tmp_path):
+    path = language_model(tmp_path / "model.onnx")
+    model = moec.compile(path)
+    with pytest.raises(MoecError, match="compiled to have all weights in memory; compile it again with --resident"):
+        moec.load(model.artifact.folder, resident="1MiB")
+    with pytest.raises(UnsupportedError, match="target 'cuda' holds all weights in memory"):
+        moec.compile(path, target="cuda", resident="1MiB")
+    with pytest.raises(MoecError, match="resident is '8 pounds'; expected a number of bytes above 0, such as 8GiB"):
+        moec.compile(path, resident="8 pounds")
+    with pytest.raises(MoecError, match="give that, too"):
+        moec.compile(path, profile="p.moeprof")

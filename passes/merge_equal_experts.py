@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
-from moec.ir.weights.stored import LazyMatrix, constant
+from moec.ir.weights.lazy import LazyMatrix
+from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.expert_set import ExpertSet, share_weights
 

@@ -40,8 +40,8 @@ class QuantizeExperts:
        before it; until then their arithmetic stays.
        ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are 128, or
        192, 96, 64 or 32 where 128 does not divide all inputs or is no multiple of the weights' groups; those of the
-       weights where none does or some have no groups, and all activations of a token where weights have groups of
-       several sizes.
+       weights where none does or some have no groups, and all activations of a token where some weights have none and
+       others groups of several sizes.
     5. ``method``: ``rtn`` rounds to nearest, with scales that the largest elements need. The others read from
        ``profile``, a file that ``moec profile`` makes, what inputs every expert sees: ``awq`` rounds to nearest with
        scales that are searched for, where errors count as their inputs' mean squares

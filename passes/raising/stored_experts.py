@@ -18,7 +18,8 @@ def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
     if tensor.factor is not None or len(runs) != tensor.shape[0] or tensor.entries != whole:
         return None
     kinds = {(run.format, run.axis, run.scale.dtype if run.scale is not None else None) for run in runs}
-    return runs if len(kinds) == 1 and not runs[0].format.minima else None
+    form = runs[0].format
+    return runs if len(kinds) == 1 and not (form.minima or form.super_group) else None
 
 
 def stacked(runs: list[WeightRun], name: str, dtype: ir.DataType) -> tuple[ir.Node, list[ir.Value]]:

@@ -52,8 +52,7 @@ class Item:
         elements = float(self.inputs * self.outputs * form.elements.bits)
         if not scales:
             return elements
-        each = form.scale_type.bitwidth + (form.elements.bits if form.zero_points else 0)
-        each += form.scale_type.bitwidth * form.minima
+        each = form.scale_bits * (1 + form.minima) + (form.elements.bits if form.zero_points else 0)
         return elements + self.outputs * group_count(self.inputs, form) * each
 
 

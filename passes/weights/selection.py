@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.graphs import add_constant
+from moec.ir.weights.levels import product_of_levels
 from moec.ir.weights.minima import less_minima
 from moec.ir.weights.stacks import ExpertStack, expert_data
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, weight_inputs
@@ -68,11 +69,18 @@ def _by_run(weight: StoredWeight, selection: Selection) -> Iterator[tuple[Weight
 
 
 def _of_run(graph: ir.Graph, node: ir.Node, value: ir.Value, run: WeightRun, selection: Selection) -> ir.Value:
-    data, scale, zero_point, minimum = (
-        None if part is None else _of_constant(graph, part, run.first, selection)
-        for part in (run.data, run.scale, run.zero_point, run.minimum)
-    )
-    assert data is not None and value.dtype is not None
+    def of(part: ir.Value) -> ir.Value:
+        return _of_constant(graph, part, run.first, selection)
+
+    def of_table(table: Literal["scale", "minimum"]) -> ir.Value | None:
+        part, levels = getattr(run, table), run.levels(table)
+        if levels is None:
+            return None if part is None else of(part)
+        return product_of_levels(graph, node, of(levels.codes), of(levels.factors), levels.axis, levels.span)
+
+    data, scale, minimum = of(run.data), of_table("scale"), of_table("minimum")
+    zero_point = None if run.zero_point is None else of(run.zero_point)
+    assert value.dtype is not None
     if not run.format.quantized and data.dtype == value.dtype:
         return data
     inputs_axis = 0 if run.axis is None else 1 + run.axis

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from moec.ir.graphs import add_constant
 from moec.ir.names import node_name
 from moec.ir.weights.encode import Encoded, Table, encode, group_count, scales_of
 from moec.ir.weights.format import WeightFormat, name_of
+from moec.ir.weights.levels import LEVELS, product_of_levels
 from moec.ir.weights.minima import less_minima
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
@@ -165,10 +166,7 @@ class _Segment:
             return data
         scale = zero_point = None
         if self._form.quantized:
-            scale_type = self._form.scale_type
-            if self._kept is not None and self._kept.scale is not None and self._kept.scale.dtype is not None:
-                scale_type = self._kept.scale.dtype
-            scale = self._constant(graph, "_scale", "scale", self._scale_shape(), scale_type)
+            scale = self._floats(graph, "scale")
             if self._form.zero_points:
                 zero_point = self._constant(
                     graph, "_zero_point", "zero_point", self._scale_shape(), self._form.data_type
@@ -178,9 +176,23 @@ class _Segment:
         graph.insert_before(self._node, decoding)
         if not self._form.minima:
             return decoding.outputs[0]
-        assert scale is not None and scale.dtype is not None
-        minimum = self._constant(graph, "_minimum", "minimum", self._scale_shape(), scale.dtype)
+        minimum = self._floats(graph, "minimum")
         return less_minima(graph, self._node, decoding.outputs[0], minimum, self._axis, self._form.group)
+
+    def _floats(self, graph: ir.Graph, table: Literal["scale", "minimum"]) -> ir.Value:
+        """Scales or minima, of the type and with the levels that they have where the format is kept."""
+        shape, kept = self._scale_shape(), None if self._kept is None else getattr(self._kept, table)
+        levels = None if self._kept is None else self._kept.levels(table)
+        if levels is None:
+            scale_type = self._form.scale_type if kept is None else kept.dtype
+            return self._constant(graph, f"_{table}", table, shape, scale_type)
+        few = list(shape)
+        few[self._axis] = -(-few[self._axis] // levels.span)
+        code, factor = LEVELS[table]
+        assert levels.codes.dtype is not None and levels.factors.dtype is not None
+        codes = self._constant(graph, f"_{code}", code, shape, levels.codes.dtype)
+        factors = self._constant(graph, f"_{factor}", factor, tuple(few), levels.factors.dtype)
+        return product_of_levels(graph, self._node, codes, factors, self._axis, levels.span)
 
     def _data_shape(self) -> tuple[int, ...]:
         tensor = ir.convenience.get_const_tensor(self._experts[0][1].data)
@@ -211,12 +223,18 @@ class _Segment:
 
     def _scaled(self, array: Array, expert: int, table: Table) -> Array:
         """A table of an expert that keeps its format."""
-        if self._factors is None or table not in (("scale", "minimum") if self._form.quantized else ("data",)):
+        if self._factors is None or table not in self._floats_of_format():
             return array
         name = name_of(ir.DataType.from_numpy(array.dtype))
         assert name is not None
         with self._of(expert):
             return encode(array.astype(np.float64) * self._factors[expert], WeightFormat(name)).data
+
+    def _floats_of_format(self) -> tuple[Table, ...]:
+        """The tables by which numbers grow that keep their format."""
+        if not self._form.quantized:
+            return ("data",)
+        return ("scale_factor", "minimum_factor") if self._form.super_group else ("scale", "minimum")
 
     @contextlib.contextmanager
     def _of(self, expert: int) -> Iterator[None]:

@@ -11,21 +11,25 @@ from tvm import relax
 from moec.common.dtypes import dtype_of
 from moec.errors import UnsupportedError
 from moec.ir.mapped_files import release_pages
-from moec.ir.weights.encode import StoredMatrix
+from moec.ir.weights.encode import StoredMatrix, Table
+from moec.ir.weights.levels import LEVELS
 from moec.ir.weights.stored import StoredWeight
-from moec.targets.cpu.kernels import pack_experts
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct, weight_parameters
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
+from moec.targets.cpu.kernels.pack_experts import pack_data, pack_table
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.tvm.crossover import Crossover
 from moec.targets.tvm.heavy import LoweringContext
 
-_PACKERS = {
-    "weights": pack_experts.pack_data,
-    "scales": pack_experts.pack_scales,
-    "zeros": pack_experts.pack_zeros,
-    "minima": pack_experts.pack_minima,
+_TABLES: dict[str, Table] = {
+    "weights": "data",
+    "scales": "scale",
+    "zeros": "zero_point",
+    "minima": "minimum",
+    "scale_factors": "scale_factor",
+    "minimum_factors": "minimum_factor",
 }
+"""What is stored in the parameters of each kind, where scales have one level."""
 Parts = Callable[[int], Sequence[StoredMatrix]]
 """What is stored of an expert: the matrices [in, out] that share a tile (gate and up), or one alone."""
 
@@ -58,7 +62,7 @@ def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[Tiled
 def _narrowed(stored: TiledFormat, matrices: Iterable[StoredMatrix]) -> TiledFormat:
     """The format with scales and minima in float16, if that holds those of all matrices exactly, as it does where they
     were made of weights in 16 bits: groups of 32 numbers in 4 bits then take 4.5 bits for each instead of 5."""
-    if stored.scale != "float32" or not stored.group:
+    if stored.scale != "float32" or not stored.group or stored.super_group:
         return stored
     for matrix in matrices:
         fits = all(_fit_float16(table) for table in (matrix.scale, matrix.minimum) if table is not None)
@@ -89,16 +93,24 @@ def expert_starts(problem: PackedProduct, variables: Sequence[relax.Var]) -> dic
     starts: dict[relax.Var, list[int]] = {}
     for parameter, variable in zip(weight_parameters(problem), variables, strict=True):
         kind = parameter.name.rstrip("0123456789")
-        if kind not in _PACKERS:
+        if kind not in _TABLES:
             continue
         stored, part = int(parameter.name[len(kind) :]), int(kind != "weights")
         elements = [
             problem.tiles_for(problem.sizes(expert)[2]) * problem.tile_sizes(expert)[part] if has else 0
             for expert, has in enumerate(problem.sizes(expert)[0] == stored for expert in range(problem.experts))
         ]
+        if kind.endswith("_factors"):
+            elements = [count // problem.formats[stored].span for count in elements]
         size = dtype_of(parameter.dtype).itemsize
         starts[variable] = [0, *(size * int(end) for end in np.cumsum(elements))]
     return starts
+
+
+def _table_of(kind: str, stored: TiledFormat) -> Table:
+    """What is stored in the parameters of a kind."""
+    table = _TABLES[kind]
+    return LEVELS[table][0] if stored.super_group and table in LEVELS else table
 
 
 def add_weights(lowering: LoweringContext, name: str, problem: PackedProduct, parts: Parts) -> list[relax.Var]:
@@ -112,8 +124,12 @@ def add_weights(lowering: LoweringContext, name: str, problem: PackedProduct, pa
         if crossover is not None and kind == "crossover":
             estimate = crossover.estimate
             return lambda: np.array([estimate], np.int32)
-        experts = problem.experts_in(int(role[len(kind) :]))
-        return lambda: (_PACKERS[kind](problem, expert, parts(expert)) for expert in experts)
+        index = int(role[len(kind) :])
+        experts = problem.experts_in(index)
+        if kind == "weights":
+            return lambda: (pack_data(problem, expert, parts(expert)) for expert in experts)
+        table = _table_of(kind, problem.formats[index])
+        return lambda: (pack_table(problem, expert, parts(expert), table) for expert in experts)
 
     names = {} if crossover is None else {"crossover": crossover.name}
     return [

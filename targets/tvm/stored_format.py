@@ -12,7 +12,7 @@ from moec.errors import UnsupportedError
 from moec.ir.weights.format import ELEMENTS, FormatName
 from moec.ir.weights.stored import WeightRun
 
-_SCALES = {
+SCALE_TYPES = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
@@ -41,9 +41,9 @@ class StoredFormat:
         if not form.quantized:
             return cls(form.name)
         assert run.scale is not None
-        scale = None if run.scale.dtype is None else _SCALES.get(run.scale.dtype)
+        scale = None if run.scale.dtype is None else SCALE_TYPES.get(run.scale.dtype)
         if scale is None:
-            raise UnsupportedError(f"scales are {run.scale.dtype}; expected {', '.join(_SCALES.values())}")
+            raise UnsupportedError(f"scales are {run.scale.dtype}; expected {', '.join(SCALE_TYPES.values())}")
         return cls(form.name, form.group, scale, form.zero_points, form.minima)
 
     @property
@@ -53,7 +53,7 @@ class StoredFormat:
     @property
     def fits_bytes(self) -> bool:
         """Whether integer products take its numbers."""
-        return ELEMENTS[self.element].fits_bytes and not self.is_float and not self.minima
+        return ELEMENTS[self.element].fits_bytes and not self.is_float
 
     @property
     def bits(self) -> int:

@@ -82,5 +82,5 @@ def test_pipeline_shows_the_passes_behind_formats():
 
 def test_formats_that_do_not_exist(model, tmp_path):
     art = tmp_path / "model.moec"
-    assert_refused(moec("compile", model, "-o", art, "--experts", "int5"), "experts: no format 'int5'", "mxfp4")
+    assert_refused(moec("compile", model, "-o", art, "--experts", "int7"), "experts: no format 'int7'", "mxfp4")
     assert_refused(moec("compile", model, "-o", art, "--linears", "mxfp4/64"), "mxfp4 has groups of 32", "group=64")

@@ -348,7 +348,7 @@ def test_weights_that_are_quantised_stay(spec, profile):
         ("avg=3,megabytes=1,profile={profile}", r"assign-bits: expected one of avg=BITS, megabytes=SIZE"),
         ("megabytes=0.02,profile={profile}", r"megabytes=0.02 cannot be met with .*; the least is 0.0\d+"),
         ("avg=3,profile={profile},formats=mxfp4", r"holds no errors of mxfp4, only of int8, int4/32, int3/32, int2/32"),
-        ("avg=3,profile={profile},formats=int5", r"formats: no format 'int5'"),
+        ("avg=3,profile={profile},formats=int7", r"formats: no format 'int7'"),
         ("plan={profile},method=rtn", r"is not JSON|cannot be read"),
         ("avg=3,profile=nothing.moeprof", r"nothing.moeprof: the profile cannot be read"),
     ],
@@ -363,8 +363,8 @@ def test_what_cannot_be_is_refused(options, message, spec, profile):
     [
         (lambda layer: layer["formats"].update(up=["int8"]), r"up: 1 formats for 6 experts; give one for each"),
         (lambda layer: layer["formats"].update(gates=["int8"] * 6), r"has no weight 'gates'; expected up or down"),
-        (lambda layer: layer["formats"].update(up=["int9"] * 6), r"up: no format 'int9'; expected int8, int4"),
-        (lambda layer: layer["formats"].update(up=["fp16"] * 6), r"up: no format 'fp16'; expected int8, int4"),
+        (lambda layer: layer["formats"].update(up=["int9"] * 6), r"up: no format 'int9'; expected int8, int6"),
+        (lambda layer: layer["formats"].update(up=["fp16"] * 6), r"up: no format 'fp16'; expected int8, int6"),
         (lambda layer: layer.update(layer="f" * 16), r"layer f{16} \(layer\) is not in this model"),
     ],
 )

@@ -102,12 +102,12 @@ def test_projections_and_experts_may_differ() -> None:
     assert (spec.arithmetic, spec.activation_group) == ("int8", 64)
 
 
-def test_groups_of_several_sizes_leave_activations_without_groups() -> None:
+def test_activations_have_groups_that_all_groups_of_weights_divide() -> None:
     model = experts_model(GATED)
     apply(model, "quantize-experts{format=int4,group=64,down=keep},quantize-experts{format=mxfp4}")
     assert formats_of(model) == {"up": ["int4/64"], "down": ["mxfp4"]}
     spec = spec_of(last_moec_node(model), ExpertsSpec)
-    assert (spec.arithmetic, spec.activation_group) == ("int8", 0)
+    assert (spec.arithmetic, spec.activation_group) == ("int8", 64)
 
 
 def test_int4_takes_the_groups_that_other_weights_have() -> None:
@@ -196,7 +196,7 @@ def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("format=int5", "expected one of int8, int4, int3, int2, mxfp4, fp8"),
+        ("format=int7", "expected one of int8, int6, int5, int4, int3, int2, mxfp4, fp8"),
         ("format=int3,group=128", "int3 has groups of 64 or 32, found group=128"),
         ("format=fp8,zero_points=true", "fp8 has no zero points"),
         ("format=mxfp4,group=64", "mxfp4 has groups of 32, found group=64"),

@@ -184,7 +184,7 @@ def test_a_block_that_is_something_else_is_left_to_pytorch(caplog: Any) -> None:
     ("options", "message"),
     [
         ({"expert": "int8"}, "backend moec has no option 'expert'; expected rest or experts"),
-        ({"experts": "int5"}, "int5"),
+        ({"experts": "int7"}, "int7"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(options: Any, message: str) -> None:

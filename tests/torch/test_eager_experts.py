@@ -212,8 +212,8 @@ def test_what_moec_has_not_is_refused_and_the_model_stays_as_it_was(mixtral: Any
 
 
 def test_a_format_that_does_not_exist_is_refused(mixtral: Any) -> None:
-    with pytest.raises(MoecError, match="int5"):
-        moec.torch.experts(mixtral, format="int5")
+    with pytest.raises(MoecError, match="int7"):
+        moec.torch.experts(mixtral, format="int7")
     assert mixtral.config._experts_implementation == "eager"
 
 

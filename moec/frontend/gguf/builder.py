@@ -21,6 +21,7 @@ from moec.frontend.text_cache import SIZES as CACHE_SIZES
 from moec.frontend.text_inputs import SIZES
 from moec.ir.dialect import LinearSpec
 from moec.ir.weights.format import WeightFormat, name_of
+from moec.ir.weights.levels import LEVELS, product_of_levels
 from moec.ir.weights.minima import less_minima
 from moec.ir.weights.stored import decoding_node
 
@@ -106,7 +107,7 @@ class Builder:
 
     def _store(self, name: str, tensor: GgufTensor) -> ir.Value:
         weight, write = formats.weight_of(tensor), self.write
-        values = {
+        values: dict[str, ir.Value] = {
             table: write.weight(array.tensor(), name if table == "data" else f"{name}.{table}")
             for table, array in weight.tables.items()
         }
@@ -119,9 +120,14 @@ class Builder:
             kind = name_of(data.dtype)
             assert kind is not None
             form = WeightFormat(kind)
+        for table, levels in LEVELS.items():
+            if levels[0] in values:
+                codes, factors = (values[level] for level in levels)
+                span = form.super_group // form.group
+                values[table] = product_of_levels(write.graph, None, codes, factors, weight.axis, span)
         node = decoding_node(form, data, values.get("scale"), None, weight.axis, FLOAT)
         (decoded,) = write.add(node, f"{name}.decoded")
-        if "minimum" not in values:
+        if not form.minima:
             return decoded
         return less_minima(write.graph, None, decoded, values["minimum"], weight.axis, form.group)
 

@@ -1,4 +1,4 @@
-"""From blocks of ggml to stored weights: each number, scale and minimum is the one that the file holds, in float32.
+"""From blocks of ggml to stored weights: each number, scale and minimum is the one that the file holds.
 
 A row of a matrix is cut into blocks of 32 weights, those of the K formats of 256, which are cut into groups again.
 Layouts: the structures and ``dequantize_row_*`` of ggml (``ggml-common.h``, ``ggml-quants.c``).
@@ -8,27 +8,26 @@ type      a weight is                                       becomes             
 ========  ================================================  ==========================================  ======  ======
 Q4_0      d * (q - 8)                                       int4 in groups of 32, float16 scales        4.5     4.5
 Q4_1      d * q + m                                         uint4 in groups of 32, float16 minima       5       5
-Q5_0      d * (q - 16)                                      int8 in groups of 32, float16 scales        8.5     5.5
-Q5_1      d * q + m                                         uint8 in groups of 32, float16 minima       9       6
+Q5_0      d * (q - 16)                                      int5 in groups of 32, float16 scales        5.5     5.5
+Q5_1      d * q + m                                         uint5 in groups of 32, float16 minima       6       6
 Q8_0      d * q                                             int8 in groups of 32, float16 scales        8.5     8.5
 MXFP4     2^(e - 127) * e2m1                                float4 in groups of 32, scales 2^n          4.25    4.25
-Q2_K      (d * s) * q - dmin * m, in groups of 16           uint2, float32 scales and minima            6       2.625
-Q3_K      (d * (s - 32)) * (q - 4), in groups of 16         int3, float32 scales                        5       3.4375
-Q4_K      (d * s) * q - dmin * m, in groups of 32           uint4, float32 scales and minima            6       4.5
-Q5_K      (d * s) * q - dmin * m, in groups of 32           uint8, float32 scales and minima            10      5.5
-Q6_K      (d * s) * (q - 32), in groups of 16               int8, float32 scales                        10      6.5625
+Q2_K      (d * s) * q - dmin * m, in groups of 16           uint2, scales and minima of two levels      3.125   2.625
+Q3_K      (d * (s - 32)) * (q - 4), in groups of 16         int3, scales of two levels                  3.5625  3.4375
+Q4_K      (d * s) * q - dmin * m, in groups of 32           uint4, scales and minima of two levels      4.625   4.5
+Q5_K      (d * s) * q - dmin * m, in groups of 32           uint5, scales and minima of two levels      5.625   5.5
+Q6_K      (d * s) * (q - 32), in groups of 16               int6, scales of two levels                  6.5625  6.5625
 ========  ================================================  ==========================================  ======  ======
 
-``bits`` of a weight in an artifact, ``there`` in the file: products of two levels of scales need a float32, and there
-are no elements of five or six bits. A scale of MXFP4 that is 255 is not a number, as OCP says; ggml reads 2^128.
+``bits`` of a weight in an artifact for a CPU, ``there`` in the file: a scale of 4 or 6 bits takes a byte. A scale of
+MXFP4 that is 255 is not a number, as OCP says; ggml reads 2^128.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -38,10 +37,11 @@ from moec.frontend.gguf.reader import BLOCKS, GgufTensor
 from moec.frontend.huggingface.weights import LazyArray, Weight
 from moec.ir.weights.encode import Table
 from moec.ir.weights.format import FormatName, WeightFormat
+from moec.ir.weights.levels import LEVELS
 
 Array = np.ndarray[Any, Any]
 Tables = dict[Table, Array]
-"""Of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block]."""
+"""Of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block], factors [n, 1]."""
 _SUPER = 256
 
 FLOATS: dict[str, ir.DataType] = {
@@ -53,18 +53,30 @@ FLOATS: dict[str, ir.DataType] = {
 
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """A type of tensors: the format that its weights are in, the type of scales, and what reads blocks."""
+    """A type of tensors: the format that its weights are in, the type of scales, of their codes where they have two
+    levels, and what reads blocks."""
 
     form: WeightFormat
     scale: ir.DataType
     read: Callable[[Array], Tables]
+    codes: ir.DataType | None = None
 
     @property
     def tables(self) -> list[Table]:
-        return ["data", "scale", *(["minimum"] if self.form.minima else [])]
+        if self.form.super_group:
+            return ["data", *LEVELS["scale"], *(LEVELS["minimum"] if self.form.minima else ())]
+        return ["data", "scale", "minimum"] if self.form.minima else ["data", "scale"]
 
     def dtype(self, table: Table) -> ir.DataType:
-        return self.form.data_type if table == "data" else self.scale
+        if table == "data":
+            return self.form.data_type
+        return self.codes if self.codes is not None and table.endswith("_code") else self.scale
+
+    def inputs_of(self, table: Table) -> int:
+        """How many inputs an entry of a table is for."""
+        if table == "data":
+            return 1
+        return self.form.super_group if table.endswith("_factor") else self.form.group
 
 
 def weight_of(tensor: GgufTensor) -> Weight:
@@ -87,11 +99,19 @@ def decoded(tensor: GgufTensor) -> Array:
         return floats(tensor).astype(np.float32)
     kind, blocks = QUANTISED[tensor.kind], tensor.blocks
     tables = kind.read(blocks.reshape(-1, blocks.shape[-1]))
-    groups = tables["data"].astype(np.float32).reshape(*tables["scale"].shape, -1)
-    groups = groups * tables["scale"].astype(np.float32)[..., None]
-    if "minimum" in tables:
-        groups = groups - tables["minimum"].astype(np.float32)[..., None]
+    scales = _of_groups(tables, "scale")
+    groups = tables["data"].astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]
+    if kind.form.minima:
+        groups = groups - _of_groups(tables, "minimum")[..., None]
     return groups.reshape(tensor.shape)
+
+
+def _of_groups(tables: Tables, table: Literal["scale", "minimum"]) -> Array:
+    """Scales or minima [n, groups of a block] in float32."""
+    if table in tables:
+        return tables[table].astype(np.float32)
+    codes, factors = (tables[level].astype(np.float32) for level in LEVELS[table])
+    return codes * factors
 
 
 def stored_bits(kind: str) -> tuple[float, float]:
@@ -99,15 +119,14 @@ def stored_bits(kind: str) -> tuple[float, float]:
     _, weights, size = next(block for block in BLOCKS.values() if block[0] == kind)
     if kind in FLOATS:
         return FLOATS[kind].bitwidth, FLOATS[kind].bitwidth
-    found = QUANTISED[kind]
-    return found.form.elements.bits + found.scale.bitwidth * (
-        1 + found.form.minima
-    ) / found.form.group, 8 * size / weights
+    form = QUANTISED[kind].form
+    each = form.scale_bits if form.super_group else QUANTISED[kind].scale.bitwidth
+    return form.elements.bits + each * (1 + form.minima) / form.group, 8 * size / weights
 
 
 def _lazy(tensor: GgufTensor, kind: Quantised, table: Table) -> LazyArray:
     rows = tensor.blocks.shape[:-2]
-    shape = tensor.shape if table == "data" else (*rows, tensor.shape[-1] // kind.form.group)
+    shape = (*rows, tensor.shape[-1] // kind.inputs_of(table))
     dtype = kind.dtype(table)
 
     def read(part: Array) -> Array:
@@ -170,11 +189,6 @@ def _mxfp4(blocks: Array) -> Tables:
 # --- blocks of 256, whose groups have small whole numbers as scales and minima
 
 
-def _wide(blocks: Array, first: int) -> Array:
-    """A float16 of each block as float32, [n, 1]."""
-    return _half(blocks, first).astype(np.float32)
-
-
 def _shifted(packed: Array, width: int, bits: int, fields: int) -> Array:
     """Fields of ``bits`` bits of bytes [n, bytes]: of every ``width`` bytes all lowest fields, then the next ones."""
     parts = packed.reshape(len(packed), -1, 1, width) >> (bits * np.arange(fields, dtype=np.uint8))[:, None]
@@ -193,8 +207,10 @@ def _q2_k(blocks: Array) -> Tables:
     scales, packed = blocks[:, :16], blocks[:, 16:80]
     return {
         "data": _shifted(packed, 32, 2, 4).view(ml_dtypes.uint2),
-        "scale": _wide(blocks, 80) * (scales & 15),
-        "minimum": _wide(blocks, 82) * (scales >> 4),
+        "scale_code": scales & 15,
+        "scale_factor": _half(blocks, 80),
+        "minimum_code": scales >> 4,
+        "minimum_factor": _half(blocks, 82),
     }
 
 
@@ -205,50 +221,67 @@ def _q3_k(blocks: Array) -> Tables:
     scales = low | (_shifted(high, 4, 2, 4) << 4)
     return {
         "data": ((numbers - 4) & 15).astype(np.int8).view(ml_dtypes.int4),
-        "scale": _wide(blocks, 108) * (scales.astype(np.float32) - 32),
+        "scale_code": scales.astype(np.int8) - np.int8(32),
+        "scale_factor": _half(blocks, 108),
+    }
+
+
+def _scales_and_minima(blocks: Array) -> Tables:
+    """Those of Q4_K and Q5_K."""
+    scales, minima = _six_bits(blocks[:, 4:16])
+    return {
+        "scale_code": scales,
+        "scale_factor": _half(blocks, 0),
+        "minimum_code": minima,
+        "minimum_factor": _half(blocks, 2),
     }
 
 
 def _q4_k(blocks: Array) -> Tables:
-    scales, minima = _six_bits(blocks[:, 4:16])
     numbers = _shifted(blocks[:, 16:], 32, 4, 2)
-    return {
-        "data": numbers.view(ml_dtypes.uint4),
-        "scale": _wide(blocks, 0) * scales,
-        "minimum": _wide(blocks, 2) * minima,
-    }
+    return {"data": numbers.view(ml_dtypes.uint4), **_scales_and_minima(blocks)}
 
 
 def _q5_k(blocks: Array) -> Tables:
-    scales, minima = _six_bits(blocks[:, 4:16])
     numbers = _shifted(blocks[:, 48:], 32, 4, 2) | (_shifted(blocks[:, 16:48], 32, 1, 8) << 4)
-    return {"data": numbers, "scale": _wide(blocks, 0) * scales, "minimum": _wide(blocks, 2) * minima}
+    return {"data": numbers, **_scales_and_minima(blocks)}
 
 
 def _q6_k(blocks: Array) -> Tables:
     low, high = _shifted(blocks[:, :128], 64, 4, 2), _shifted(blocks[:, 128:192], 32, 2, 4)
-    scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
     numbers = (low | (high << 4)).astype(np.int8) - np.int8(32)
-    return {"data": numbers, "scale": _wide(blocks, 208) * scales}
+    codes = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
+    return {"data": numbers, "scale_code": codes, "scale_factor": _half(blocks, 208)}
 
 
 def _row(
-    name: FormatName, group: int, scale: ir.DataType, read: Callable[[Array], Tables], minima: bool = False
+    name: FormatName,
+    group: int,
+    scale: ir.DataType,
+    read: Callable[[Array], Tables],
+    *,
+    minima: bool = False,
 ) -> Quantised:
     return Quantised(WeightFormat(name, group, minima=minima), scale, read)
 
 
-_with_minima = functools.partial(_row, minima=True)
+def _k_row(name: FormatName, group: int, read: Callable[[Array], Tables], *, minima: bool = False) -> Quantised:
+    """A K format: codes have a sign where there are no minima."""
+    codes = ir.DataType.UINT8 if minima else ir.DataType.INT8
+    form = WeightFormat(name, group, minima=minima, super_group=_SUPER)
+    return Quantised(form, ir.DataType.FLOAT16, read, codes)
+
+
 QUANTISED: dict[str, Quantised] = {
     "Q4_0": _row("int4", 32, ir.DataType.FLOAT16, _q4_0),
-    "Q4_1": _with_minima("int4", 32, ir.DataType.FLOAT16, _q4_1),
-    "Q5_0": _row("int8", 32, ir.DataType.FLOAT16, _q5_0),
-    "Q5_1": _with_minima("int8", 32, ir.DataType.FLOAT16, _q5_1),
+    "Q4_1": _row("int4", 32, ir.DataType.FLOAT16, _q4_1, minima=True),
+    "Q5_0": _row("int5", 32, ir.DataType.FLOAT16, _q5_0),
+    "Q5_1": _row("int5", 32, ir.DataType.FLOAT16, _q5_1, minima=True),
     "Q8_0": _row("int8", 32, ir.DataType.FLOAT16, _q8_0),
     "MXFP4": _row("mxfp4", 32, ir.DataType.FLOAT8E8M0, _mxfp4),
-    "Q2_K": _with_minima("int2", 16, ir.DataType.FLOAT, _q2_k),
-    "Q3_K": _row("int3", 16, ir.DataType.FLOAT, _q3_k),
-    "Q4_K": _with_minima("int4", 32, ir.DataType.FLOAT, _q4_k),
-    "Q5_K": _with_minima("int8", 32, ir.DataType.FLOAT, _q5_k),
-    "Q6_K": _row("int8", 16, ir.DataType.FLOAT, _q6_k),
+    "Q2_K": _k_row("int2", 16, _q2_k, minima=True),
+    "Q3_K": _k_row("int3", 16, _q3_k),
+    "Q4_K": _k_row("int4", 32, _q4_k, minima=True),
+    "Q5_K": _k_row("int5", 32, _q5_k, minima=True),
+    "Q6_K": _k_row("int6", 16, _q6_k),
 }

@@ -12,6 +12,10 @@ format        stored                          scale                             
 ``float16``   float16                         none                                 1/2048 (of itself)
 ``int8``      int8, -127 to 127               largest / 127                        1/254
 ``int8`` z    uint8 and zero points           (maximum - minimum) / 255            2/255
+``int6``      int8, -32 to 31                 largest, with its sign, / -32        1/32
+``int6`` z    uint8 to 63, and zero points    (maximum - minimum) / 63             2/63
+``int5``      int8, -16 to 15                 largest, with its sign, / -16        1/16
+``int5`` z    uint8 to 31, and zero points    (maximum - minimum) / 31             2/31
 ``int4``      int4, -8 to 7                   largest element, with its sign, / -8  1/8
 ``int4`` z    uint4 and zero points           (maximum - minimum) / 15             2/15
 ``int3``      int4, -4 to 3                   largest element, with its sign, / -4  1/4
@@ -50,11 +54,19 @@ _SHORT = 64
 """Elements of a group up to which numpy finds extremes faster side by side."""
 
 
-Table = Literal["data", "scale", "zero_point", "minimum"]
+Table = Literal[
+    "data", "scale", "zero_point", "minimum", "scale_code", "scale_factor", "minimum_code", "minimum_factor"
+]
+"""What may be stored of a weight. Of scales of two levels (:mod:`moec.ir.weights.levels`) codes and factors are stored,
+and the scale is their product; so of minima."""
 
 
 class StoredMatrix(Protocol):
     """A matrix as it is stored; scale, zero point and minimum have one entry per group along the axis of the inputs."""
+
+    def read(self, table: Table) -> Array | None:
+        """The table of that name; None where the format has none."""
+        ...
 
     @property
     def data(self) -> Array: ...
@@ -77,14 +89,19 @@ class Encoded(NamedTuple):
     def minimum(self) -> None:
         return None
 
+    def read(self, table: Table) -> Array | None:
+        """The table of that name; None where the format has none."""
+        return getattr(self, table, None)
+
 
 def encode(weight: Array, form: WeightFormat, axis: int = -1) -> Encoded:
     """``weight`` in another format; ``axis`` is that of the inputs.
 
     Raises ValueError for a number that the format cannot hold: an infinity or NaN in a quantised format, and one beyond
-    the range of float16 or of float16 scales; and for a format with minima, in which weights come alone.
+    the range of float16 or of float16 scales; and for a format with minima or scales of two levels, in which weights
+    come alone.
     """
-    if form.minima:
+    if form.minima or form.super_group:
         raise ValueError(f"nothing is rounded to {form}")
     if form.quantized:
         size = weight.shape[axis]

@@ -11,7 +11,8 @@ from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.encode import Table, decode, per_element
-from moec.ir.weights.stored import LazyMatrix, StoredWeight, constant, stored_weights
+from moec.ir.weights.lazy import LazyMatrix
+from moec.ir.weights.stored import StoredWeight, constant, stored_weights
 
 Array = np.ndarray[Any, Any]
 Part = Literal["gate", "up", "down"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-QuantizedName = Literal["int8", "int4", "int3", "int2", "mxfp4", "fp8"]
+QuantizedName = Literal["int8", "int6", "int5", "int4", "int3", "int2", "mxfp4", "fp8"]
 FormatName = Literal["float64", "float32", "float16", "bfloat16", QuantizedName]
 
 MX_GROUP = 32
@@ -62,6 +62,8 @@ ELEMENTS: dict[FormatName, Elements] = {
     "float16": Elements(ir.DataType.FLOAT16, 1 / 2048),
     "bfloat16": Elements(ir.DataType.BFLOAT16, 1 / 256),
     "int8": Elements(ir.DataType.INT8, 1 / 254, ir.DataType.UINT8, _BY_GROUP),
+    "int6": Elements(ir.DataType.INT8, 1 / 32, ir.DataType.UINT8, _BY_GROUP, (64, 32), (16,), width=6),
+    "int5": Elements(ir.DataType.INT8, 1 / 16, ir.DataType.UINT8, _BY_GROUP, (64, 32), (16,), width=5),
     "int4": Elements(ir.DataType.INT4, 1 / 8, ir.DataType.UINT4, _BY_GROUP),
     "int3": Elements(ir.DataType.INT4, 1 / 4, ir.DataType.UINT4, _BY_GROUP, (64, 32), (16,), width=3),
     "int2": Elements(ir.DataType.INT2, 1 / 2, ir.DataType.UINT2, _BY_GROUP, (64, 32), (16,)),
@@ -75,13 +77,16 @@ class WeightFormat:
     """How a weight is stored. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel).
 
     With ``zero_points`` a stored number q means scale * (q - zero point), with ``minima`` scale * q - minimum; the
-    minimum of a group is a float of the type of its scale. Weights of others have minima; nothing is rounded to them.
+    minimum of a group is a float of the type of its scale. ``super_group``: consecutive inputs whose groups have scales
+    of two levels, whole numbers times one float for all of them, and minima likewise; 0 where scales are floats.
+    Weights of others have minima and two levels; nothing is rounded to them.
     """
 
     name: FormatName
     group: int = 0
     zero_points: bool = False
     minima: bool = False
+    super_group: int = 0
 
     def __post_init__(self) -> None:
         groups = self.elements.groups
@@ -91,6 +96,8 @@ class WeightFormat:
             raise ValueError(f"{self.name} has no zero points")
         if self.minima and (self.zero_points or not self.group or self.elements.unsigned is None):
             raise ValueError(f"{self.name} in groups of {self.group} has no minima")
+        if self.super_group and (not self.group or self.super_group % self.group or self.elements.unsigned is None):
+            raise ValueError(f"{self.name} in groups of {self.group} has no scales of two levels")
         if self.group < 0 or (self.group and not self.quantized):
             raise ValueError(f"{self.name} has no groups of {self.group}")
 
@@ -116,8 +123,15 @@ class WeightFormat:
         few weights."""
         return self.elements.scales[bool(self.group)]
 
+    @property
+    def scale_bits(self) -> float:
+        """Bits of the scale of a group; of one of two levels a byte, and its share of a factor."""
+        each = self.scale_type.bitwidth
+        return 8 + each * self.group / self.super_group if self.super_group else each
+
     def __str__(self) -> str:
         group = f"/{self.group}" if self.group and len(self.elements.groups) != 1 else ""
+        group = f"{group}/{self.super_group}" if self.super_group else group
         return f"{self.name}{group}{'z' if self.zero_points else ''}{'m' if self.minima else ''}"
 
 

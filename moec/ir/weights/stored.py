@@ -6,9 +6,10 @@ The weight operand of a moec node is one of
 - ``Cast(constant)`` of float16 or bfloat16;
 - ``DequantizeLinear <axis, block_size> (constant, scales[, zero points])``; ``axis`` is that of the inputs (``in`` of
   [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.weights.format`; an attribute
-  ``width`` says of how many bits they are where their type has more, for ONNX has no type of three bits;
+  ``width`` says of how many bits they are where their type has more, for ONNX has no types of 3, 5 and 6 bits;
 - ``Sub (DequantizeLinear(numbers, scales), Gather <axis> (minima, groups))`` of unsigned numbers: a minimum for every
   group, of the type of the scales; ``groups`` [in] (int64) says of which group each input is, one after the other;
+- the same with scales, and minima, that are ``DequantizeLinear (codes, factors)`` (:mod:`moec.ir.weights.levels`);
 - ``Concat <axis = 0>`` of these: runs of consecutive experts, each with a format of its own.
 
 :func:`decodes_weight` recognises these nodes, so that passes which compute constants leave them alone.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -29,6 +30,8 @@ from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import Table, decode
 from moec.ir.weights.format import ELEMENTS, FormatName, WeightFormat, name_of
+from moec.ir.weights.lazy import LazyMatrix
+from moec.ir.weights.levels import LEVELS, Levels, TableOfGroups
 from moec.ir.weights.minima import minima_of
 from moec.ir.weights.stacks import expert_data
 
@@ -44,48 +47,12 @@ _WEIGHT_INPUTS = {
 }
 
 
-class LazyMatrix:
-    """A matrix whose arrays are read, or computed, when they are first asked for."""
-
-    def __init__(self, read: Callable[[Table], Array | None]) -> None:
-        """``read``: one of the arrays; None where the format has none."""
-        self._read = read
-        self._known: dict[Table, Array | None] = {}
-
-    def read(self, table: Table) -> Array | None:
-        """The array of that name."""
-        if table not in self._known:
-            self._known[table] = self._read(table)
-        return self._known[table]
-
-    @property
-    def data(self) -> Array:
-        found = self.read("data")
-        assert found is not None
-        return found
-
-    @property
-    def scale(self) -> Array | None:
-        return self.read("scale")
-
-    @property
-    def zero_point(self) -> Array | None:
-        return self.read("zero_point")
-
-    @property
-    def minimum(self) -> Array | None:
-        return self.read("minimum")
-
-    def mapped(self, change: Callable[[Array], Array]) -> LazyMatrix:
-        """One whose arrays are what ``change`` makes of them."""
-        return LazyMatrix(lambda table: None if (array := self.read(table)) is None else change(array))
-
-
 @dataclasses.dataclass(frozen=True)
 class WeightRun:
     """Consecutive experts stored in one format. A matrix without experts (of ``Linear``) is a run of one expert.
 
     ``axis`` is that of the inputs in the matrix of one expert; None where the format has no groups and it is not said.
+    ``scale`` and ``minimum`` are computed where they have two levels (:meth:`levels`), all else is constant.
     """
 
     first: int
@@ -96,6 +63,8 @@ class WeightRun:
     zero_point: ir.Value | None = None
     axis: int | None = None
     minimum: ir.Value | None = None
+    scale_levels: Levels | None = None
+    minimum_levels: Levels | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,10 +85,19 @@ class WeightRun:
         """What is stored for one expert (its number among all experts), without reading any other."""
 
         def read(table: Table) -> Array | None:
-            value: ir.Value | None = getattr(self, table)
+            for whole, parts in LEVELS.items():
+                levels = self.levels(whole)
+                if levels is not None and table in (whole, *parts):
+                    codes, factors = (self._part(part, expert) for part in (levels.codes, levels.factors))
+                    return levels.multiplied(codes, factors) if table == whole else (codes, factors)[parts.index(table)]
+            value: ir.Value | None = getattr(self, table, None)
             return None if value is None else self._part(value, expert)
 
         return LazyMatrix(read)
+
+    def levels(self, table: Table) -> Levels | None:
+        """The two levels of scales or minima; None for tables that are constants, or not there."""
+        return {"scale": self.scale_levels, "minimum": self.minimum_levels}.get(table)
 
     def decoded(self, expert: int) -> Array:
         """The matrix of one expert in float32 (float64 where it is stored so)."""
@@ -252,7 +230,7 @@ def decodes_weight(node: ir.Node | None) -> bool:
         return False
     return any(
         (node.op_type != "Gather" and value in weight_inputs(user).values())
-        or (_is(user, "Concat", "Sub", "Gather") and decodes_weight(user))
+        or (_is(user, "Concat", "Sub", "Gather", "DequantizeLinear") and decodes_weight(user))
         for value in node.outputs
         for user, _ in value.uses()
     )
@@ -323,7 +301,7 @@ def _run(value: ir.Value, first: int) -> WeightRun:
 
 def _quantized_run(value: ir.Value, node: ir.Node, first: int, has_minima: bool = False) -> WeightRun:
     data, scale, zero_point = (*node.inputs, None)[:3]
-    found, scales = constant(data), constant(scale)
+    found, scales = constant(data), TableOfGroups.of(scale)
     if data is None or found is None or scales is None or (zero_point is not None and constant(zero_point) is None):
         raise UnsupportedError(f"weight {value.name}: DequantizeLinear has an operand that is not constant")
     rank = len(found.shape)
@@ -338,32 +316,41 @@ def _quantized_run(value: ir.Value, node: ir.Node, first: int, has_minima: bool 
     width = node.attributes[WIDTH].as_int() if WIDTH in node.attributes else None
     name = name_of(found.dtype, width)
     form = _format(value, name, (found.dtype, scales.dtype), block, size, zero_point is not None, has_minima)
-    return WeightRun(first, _count(found), form, data, scale, zero_point, axis - (rank - 2))
+    if scales.levels is not None:
+        form = _with_levels(value, form, scales.levels, axis - rank)
+    return WeightRun(first, _count(found), form, data, scale, zero_point, axis - (rank - 2), scale_levels=scales.levels)
+
+
+def _with_levels(value: ir.Value, form: WeightFormat, levels: Levels, axis: int) -> WeightFormat:
+    if not form.group or form.elements.unsigned is None or levels.axis != axis:
+        raise UnsupportedError(
+            f"weight {value.name}: {form} has scales that are quantised along axis {levels.axis}; expected "
+            "whole numbers in groups of inputs, and factors for several of these"
+        )
+    return dataclasses.replace(form, super_group=form.group * levels.span)
 
 
 def _run_with_minima(value: ir.Value, decoding: ir.Node, spread: ir.Node, first: int) -> WeightRun:
     minimum = spread.inputs[0]
     cast = None if minimum is None else minimum.producer()
     minimum = cast.inputs[0] if _is(cast, "Cast") else minimum
-    found, groups = constant(minimum), constant(spread.inputs[1])
+    found, groups = TableOfGroups.of(minimum), constant(spread.inputs[1])
     if minimum is None or found is None or groups is None or len(decoding.inputs) != 2:
         raise UnsupportedError(f"weight {value.name}: has minima that are computed, or zero points beside them")
     run = _quantized_run(value, decoding, first, has_minima=True)
-    assert run.scale is not None and run.axis is not None
-    scales = constant(run.scale)
-    assert scales is not None
+    scales = TableOfGroups.of(run.scale)
+    assert scales is not None and run.axis is not None
     size, axis = run.shape[run.axis], len(scales.shape) - 2 + run.axis % 2
     if (
-        found.dtype != scales.dtype
-        or found.shape != scales.shape
+        found.kind != scales.kind
         or spread.attributes.get_int("axis", 0) % len(scales.shape) != axis
         or not np.array_equal(groups.numpy(), np.arange(size) // run.format.group)
     ):
         raise UnsupportedError(
             f"weight {value.name}: has minima {found.dtype}{list(found.shape)} beside scales "
-            f"{scales.dtype}{list(scales.shape)}; expected one for each scale, of its group"
+            f"{scales.dtype}{list(scales.shape)}; expected one for each scale, of its group and made in the same way"
         )
-    return dataclasses.replace(run, minimum=minimum)
+    return dataclasses.replace(run, minimum=minimum, minimum_levels=found.levels)
 
 
 def _format(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tvm.script import tirx as T
@@ -25,43 +26,41 @@ def pair(data: Any, start: Any, lanes: int) -> tuple[Any, Any]:
     return pair_floats(T.bind(pair_words(data, [start], lanes)), lanes)
 
 
-def quad(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed: bool = True) -> list[Any]:
-    """The ``index``-th four inputs of all columns: one vector of words per ``lanes`` columns, a word holding four
-    unsigned bytes, that is stored numbers. ``streamed``: prefetched."""
+def quads(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed: bool = True) -> Iterator[list[Any]]:
+    """The ``index``-th quads of inputs that lie together, of all columns: of each one vector of words per ``lanes``
+    columns, a word holding four unsigned bytes, that is stored numbers. ``streamed``: prefetched."""
     lanes, stored = product.machine.lanes, product.stored
     size = product.columns * stored.bits // 2 * stored.quads
-    together, position = (index, 0) if stored.quads == 1 else (index // stored.quads, index % stored.quads)
-    start = named("start", T.bind(tile.data + together * size))
+    start = named("start", T.bind(tile.data + index * size))
     if streamed:
         for line in range(0, size, 64):
             prefetch(data[start + PREFETCH_BYTES + line])
     if stored.bits == 8:
-        return [T.bind(byte_words(data, [start + 4 * lanes * v], lanes)) for v in range(product.vectors)]
-    if stored.bits < 4:
-        return _few_bits(product, data, start, position)
-    both = named("both", T.bind(byte_words(data, [start], lanes)))
-    halves = [_bits(both, 0, 4, lanes), _bits(both, 4, 4, lanes)]
-    if stored.element == "mxfp4":
-        halves = [_e2m1(product, half) for half in halves]
-    return [T.bind(half) for half in halves]
+        yield [T.bind(byte_words(data, [start + 4 * lanes * v], lanes)) for v in range(product.vectors)]
+        return
+    low_bits, together = stored.low_bits, 4 // stored.low_bits
+    high_bits, upper = stored.bits - low_bits, None
+    if high_bits:
+        upper = named("upper", T.bind(byte_words(data, [start + size - 4 * lanes], lanes)))
+    lower = None
+    for position in range(stored.quads):
+        if position % together == 0:
+            lower = named("lower", T.bind(byte_words(data, [start + position // together * (4 * lanes)], lanes)))
+        first = position % together * 2 * low_bits
+        numbers = [_bits(lower, first + v * low_bits, low_bits, lanes) for v in range(product.vectors)]
+        if upper is not None:
+            first = position * 2 * high_bits
+            rest = [_bits(upper, first + v * high_bits, high_bits, lanes) for v in range(product.vectors)]
+            numbers = [one | (more << _all_lanes(low_bits, lanes)) for one, more in zip(numbers, rest, strict=True)]
+        if stored.element == "mxfp4":
+            numbers = [_e2m1(product, number) for number in numbers]
+        yield [T.bind(number) for number in numbers]
 
 
-def _bits(words: Any, first: Any, count: int, lanes: int) -> Any:
+def _bits(words: Any, first: int, count: int, lanes: int) -> Any:
     """``count`` bits of every byte of the words, from bit ``first`` on."""
-    words = words if isinstance(first, int) and first == 0 else words >> _all_lanes(first, lanes)
+    words = words if first == 0 else words >> _all_lanes(first, lanes)
     return words & _all_lanes(((1 << count) - 1) * 0x01010101, lanes)
-
-
-def _few_bits(product: Multiplication, data: Any, start: Any, position: Any) -> list[Any]:
-    """The ``position``-th quad of those that lie together from ``start`` on, of numbers of two or three bits."""
-    lanes, place = product.machine.lanes, named("place", T.bind(T.cast(position, "int32")))
-    low = named("low", T.bind(byte_words(data, [start + position // 2 * (4 * lanes)], lanes)))
-    numbers = [_bits(low, place % 2 * 4 + 2 * v, 2, lanes) for v in range(product.vectors)]
-    if product.stored.bits == 3:
-        high = named("high", T.bind(byte_words(data, [start + 8 * lanes], lanes)))
-        thirds = [_bits(high, place * 2 + v, 1, lanes) for v in range(product.vectors)]
-        numbers = [number | (third << _all_lanes(2, lanes)) for number, third in zip(numbers, thirds, strict=True)]
-    return [T.bind(number) for number in numbers]
 
 
 def _e2m1(product: Multiplication, codes: Any) -> Any:
@@ -86,12 +85,26 @@ def _e4m3(codes: Any, lanes: int) -> Any:
     return T.Select(magnitude == _all_lanes(127, lanes), nan, number)
 
 
-def scale(product: Multiplication, scales: Any, start: Any, v: int) -> Any:
+def minimum(product: Multiplication, weights: Weights, start: Any, v: int) -> Any:
+    """The minima of the ``v``-th vector of columns, whose group's minima begin at ``start``, as float32."""
+    return _floats(product, weights.minima, weights.minimum_factors, start, v)
+
+
+def _floats(product: Multiplication, table: Any, factors: Any, start: Any, v: int) -> Any:
+    lanes, stored = product.machine.lanes, product.stored
+    floats = T.cast(table[T.ramp(start + v * lanes, 1, lanes)], f"float32x{lanes}")
+    if not stored.super_group:
+        return floats
+    place = start // (stored.span * product.columns) * product.columns + v * lanes
+    return floats * T.cast(factors[T.ramp(place, 1, lanes)], f"float32x{lanes}")
+
+
+def scale(product: Multiplication, weights: Weights, start: Any, v: int) -> Any:
     """The scales of the ``v``-th vector of columns, whose group's scales begin at ``start``, as float32."""
     lanes = product.machine.lanes
-    stored = scales[T.ramp(start + v * lanes, 1, lanes)]
     if product.stored.scale != "float8_e8m0fnu":
-        return T.cast(stored, f"float32x{lanes}")
+        return _floats(product, weights.scales, weights.scale_factors, start, v)
+    stored = weights.scales[T.ramp(start + v * lanes, 1, lanes)]
     # 2**(e - 127), halved because the numbers are in halves; e = 0 is denormal, e = 255 is not a number.
     exponent = T.cast(stored, f"int32x{lanes}")
     power = T.reinterpret(f"float32x{lanes}", exponent << _all_lanes(23, lanes))
@@ -118,18 +131,21 @@ def zero(product: Multiplication, zeros: Any, start: Any, v: int) -> Any:
     return T.cast(zeros[T.ramp(start + v * lanes, 1, lanes)], f"int32x{lanes}")
 
 
-def store_quad(product: Multiplication, weights: Weights, tile: Tile, index: Any, panel: Any, row: Any) -> None:
-    """Emit the decoding of the ``index``-th four inputs into four rows of ``panel`` [inputs, columns], as float32."""
-    lanes, is_e4m3 = product.machine.lanes, product.stored.element == "fp8"
-    group = index * 4 // product.stored.group if product.stored.group else 0
+def store_quads(product: Multiplication, weights: Weights, tile: Tile, index: Any, panel: Any, row: Any) -> None:
+    """Emit the decoding of the ``index``-th quads that lie together into rows of ``panel`` [inputs, columns] from
+    ``row`` on, as float32."""
+    lanes, stored = product.machine.lanes, product.stored
+    group = index * (4 * stored.quads) // stored.group if stored.group else 0
     scales = named("scales", T.bind(tile.scales + group * product.columns))
-    for v, vector in enumerate(quad(product, weights.data, tile, index)):
-        factor = named("factor", T.bind(scale(product, weights.scales, scales, v)))
-        offset = named("offset", T.bind(zero(product, weights.zeros, scales, v)))
-        for position in range(4):
-            number = (vector >> _all_lanes(8 * position, lanes)) & _all_lanes(255, lanes)
-            value = _e4m3(number, lanes) if is_e4m3 else T.cast(number - offset, f"float32x{lanes}")
-            value = value * factor
-            if product.stored.minima:
-                value = value - scale(product, weights.minima, scales, v)
-            T.buffer_store(panel, value, [row + position, T.ramp(v * lanes, 1, lanes)])
+    vectors = range(product.vectors)
+    factors = [named("factor", T.bind(scale(product, weights, scales, v))) for v in vectors]
+    offsets = [named("offset", T.bind(zero(product, weights.zeros, scales, v))) for v in vectors]
+    minima = [named("least", T.bind(minimum(product, weights, scales, v))) for v in vectors if stored.minima]
+    for first, quad in enumerate(quads(product, weights.data, tile, index)):
+        for v, vector in enumerate(quad):
+            for position in range(4):
+                number = (vector >> _all_lanes(8 * position, lanes)) & _all_lanes(255, lanes)
+                is_e4m3 = stored.element == "fp8"
+                value = _e4m3(number, lanes) if is_e4m3 else T.cast(number - offsets[v], f"float32x{lanes}")
+                value = value * factors[v] - minima[v] if minima else value * factors[v]
+                T.buffer_store(panel, value, [row + 4 * first + position, T.ramp(v * lanes, 1, lanes)])

@@ -58,9 +58,7 @@ class _Gemm:
 
     def _weights(self, operands: dict[str, Any]) -> Weights:
         crossover = T.cast(operands["crossover"][0], "int64") if self._product.tiles_used else None
-        return Weights(
-            operands["weights0"], operands.get("scales0"), operands.get("zeros0"), operands.get("minima0"), crossover
-        )
+        return Weights.of(operands, 0, crossover)
 
     def _store(self, sums: Any, bias: Any, y: Any, first: Any, count: Any, index: Any) -> None:
         """Emit ``y = epilogue(sums + bias)``, leaving out the columns that only pad the last tile."""

@@ -173,6 +173,8 @@ def weight_parameters(problem: PackedProduct) -> list[Parameter]:
             parameters.append(Parameter(f"zeros{index}", (scales,), "uint8"))
         if stored.minima:
             parameters.append(Parameter(f"minima{index}", (scales,), stored.scale_storage))
+        for table in ("scale", *(["minimum"] if stored.minima else [])) if stored.super_group else ():
+            parameters.append(Parameter(f"{table}_factors{index}", (scales // stored.span,), stored.scale))
     if not problem.uniform:
         parameters.append(Parameter("table", (problem.experts, len(_TABLE_COLUMNS)), "int64"))
     if any(product.tiles_used for product in problem.multiplications):
@@ -245,10 +247,7 @@ class _GroupedProduct:
         problem = self._problem
         for index, product in enumerate(problem.multiplications):
             crossover = T.cast(operands["crossover"][0], "int64") if product.tiles_used else None
-            data, scales, *others = (
-                operands.get(f"{name}{index}") for name in ("weights", "scales", "zeros", "minima")
-            )
-            weights = Weights(data, scales, others[0], others[1], crossover)
+            weights = Weights.of(operands, index, crossover)
             if problem.uniform:
                 data, scales = problem.tile_sizes(0)
                 place = expert * problem.column_tiles + column_tile

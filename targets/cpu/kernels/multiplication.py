@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from moec.targets.cpu.kernels import matrix_tile
@@ -34,6 +36,15 @@ class Weights:
     zeros: Any = None
     minima: Any = None
     crossover: Any = None
+    scale_factors: Any = None
+    minimum_factors: Any = None
+
+    @staticmethod
+    def of(operands: Mapping[str, Any], index: int, crossover: Any) -> Weights:
+        """Those of the ``index``-th format among the operands of a kernel."""
+        names = "scales", "zeros", "minima", "scale_factors", "minimum_factors"
+        tables = {name: operands.get(f"{name}{index}") for name in names}
+        return Weights(operands[f"weights{index}"], crossover=crossover, **tables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +114,8 @@ class Multiplication:
     @property
     def inner_multiple(self) -> int:
         """What the number of inputs is padded to a multiple of; the rows are zero there."""
+        if self.stored.super_group:
+            return math.lcm(self.stored.super_group, self.activation_group or 1)
         if self.arithmetic == "int8":
             return self.activation_group or self.stored.group or (64 if self.tiles_used else 4)
         if self.arithmetic == "bfloat16":

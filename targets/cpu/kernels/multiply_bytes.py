@@ -2,7 +2,7 @@
 
 A stored number u of the weights means ``(u - zero) * scale``, so a group of a row contributes
 ``scale * row_scale * (sum of u * a - zero * sum of a)``; the sums of a are known from the quantisation of the row. All
-integer arithmetic is exact.
+integer arithmetic is exact. With minima it is ``row_scale * (scale * sum of u * a - minimum * sum of a)``.
 
 Where groups of weights are smaller than those of the rows, their float32 sums are kept in registers, and multiplied by
 the row's scale once per group of the row. Totals wait in memory between the groups of a row.
@@ -94,10 +94,12 @@ class _BytesProduct:
         self._clear(scaled)
         with loop("group", T.serial(groups)) as group:
             dots = self._dots(row, height, source, group, product.stored.group)
-            scales = source.scales(group)
-            for _, dot, total in dots.rows_with(scaled):
+            scales, minima = source.scales(group), source.minima(group)
+            for i, dot, total in dots.rows_with(scaled):
                 for v, scale in enumerate(scales):
                     value = self._float(dot.vector(v, self._lanes)) * scale
+                    for least in minima[v : v + 1]:
+                        value = value - least * self._sum_in_every_lane(row + i, group)
                     total.set_vector(total.vector(v, self._lanes) + value, v, self._lanes)
             with T.If(group % per_scale == per_scale - 1), T.Then():
                 for i, total in scaled.rows():
@@ -119,14 +121,15 @@ class _BytesProduct:
             row_sum = named("row_sum", T.bind(self._row_sum(row + i, group)))
             for v, zero in enumerate(zeros):
                 dot.set_vector(self._every_lane(-row_sum) * zero, v, self._lanes)
-        with loop("position", T.serial(inner // 4)) as position:
-            index = named("index", T.bind(group * (inner // 4) + position))
-            vectors = source.quad(index)
-            for i, dot in dots.rows():
-                word = byte_words(self._rows.values, [self._first + row + i, 4 * index], 1)
-                left = named("left", T.bind(self._every_lane(word)))
-                for v, vector in enumerate(vectors):
-                    dot.set_vector(self._dot_instruction(dot.vector(v, self._lanes), vector, left), v, self._lanes)
+        together = 4 * self._product.stored.quads
+        with loop("position", T.serial(inner // together)) as position:
+            index = named("index", T.bind(group * (inner // together) + position))
+            for quad, vectors in enumerate(source.quads(index)):
+                for i, dot in dots.rows():
+                    word = byte_words(self._rows.values, [self._first + row + i, together * index + 4 * quad], 1)
+                    left = named("left", T.bind(self._every_lane(word)))
+                    for v, vector in enumerate(vectors):
+                        dot.set_vector(self._dot_instruction(dot.vector(v, self._lanes), vector, left), v, self._lanes)
         return dots
 
     def by_tiles(self, count: Any) -> None:
@@ -168,13 +171,17 @@ class _BytesProduct:
     def _add_block(self, dots: Any, row: Any, height: Any, group: Any, source: WeightSource) -> None:
         zeros = self._zeros(group)
         scales = source.scales(group) if self._product.stored.group else []
+        minima = source.minima(group)
         per_scale = self._product.groups_per_scale if self._product.activation_group else 1
         with loop("i", T.serial(height)) as i:
             row_sum = named("row_sum", T.bind(self._row_sum(row + i, group)))
             values = []
             for v, zero in enumerate(zeros):
                 dot = dots[i, T.ramp(v * self._lanes, 1, self._lanes)] - self._every_lane(row_sum) * zero
-                values.append(functools.reduce(operator.mul, [self._float(dot), *scales[v : v + 1]]))
+                value = functools.reduce(operator.mul, [self._float(dot), *scales[v : v + 1]])
+                for least in minima[v : v + 1]:
+                    value = value - least * self._sum_in_every_lane(row + i, group)
+                values.append(value)
             self._add(row + i, group // per_scale, values)
 
     def _add(self, row: Any, row_group: Any, values: list[Any]) -> None:
@@ -210,6 +217,9 @@ class _BytesProduct:
 
     def _row_sum(self, row: Any, group: Any) -> Any:
         return self._rows.sums[self._first + row, group]
+
+    def _sum_in_every_lane(self, row: Any, group: Any) -> Any:
+        return self._every_lane(T.bind(T.cast(self._row_sum(row, group), "float32")))
 
     def _float(self, dots: Any) -> Any:
         return T.cast(dots, f"float32x{self._lanes}")

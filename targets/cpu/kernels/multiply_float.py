@@ -78,8 +78,9 @@ def _emit_decoded(product, rows, weights, tile, sums, first, count) -> None:
     with loop("chunk", T.serial(T.ceildiv(tile.inner, CHUNK))) as chunk:
         start = named("start", T.bind(chunk * CHUNK))
         inner = named("inner", T.bind(T.min(CHUNK, tile.inner - start)))
-        with loop("quad", T.serial(T.ceildiv(inner, 4))) as quad:
-            decode.store_quad(product, weights, tile, start // 4 + quad, panel, 4 * quad)
+        together = 4 * product.stored.quads
+        with loop("index", T.serial(T.ceildiv(inner, together))) as index:
+            decode.store_quads(product, weights, tile, start // together + index, panel, together * index)
 
         def emit_tile(row: Any, height: int) -> None:
             totals = accumulate(

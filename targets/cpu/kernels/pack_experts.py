@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moec.common.dtypes import dtype_of
-from moec.ir.weights.encode import StoredMatrix
+from moec.ir.weights.encode import StoredMatrix, Table
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.multiplication import Multiplication
-from moec.targets.cpu.kernels.tiled_format import ZERO_POINTS
+from moec.targets.cpu.kernels.tiled_format import ZERO_POINTS, TiledFormat
 
 
 def pack_data(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
@@ -30,57 +30,45 @@ def pack_data(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]
         tiles = tiles.reshape(len(tiles), tiles.shape[1] // step, step, problem.columns).swapaxes(2, 3)
     if product.stored.bits < 8 and not product.stored.is_float:
         half = problem.columns // 2
-        tiles = _packed(tiles[:, :, :half], tiles[:, :, half:], product.stored.bits)
+        tiles = _packed(tiles[:, :, :half], tiles[:, :, half:], product.stored)
     return np.ascontiguousarray(tiles).reshape(-1)
 
 
-def _packed(first: np.ndarray, second: np.ndarray, bits: int) -> np.ndarray:
+def _packed(first: np.ndarray, second: np.ndarray, stored: TiledFormat) -> np.ndarray:
     """Numbers of the first and the second vector, [tile, quads, columns, 4] each, in bytes."""
-    if bits == 4:
-        return first | (second << 4)
-    both = (first & 3) | ((second & 3) << 2)
-    low = both[:, 0::2] | (both[:, 1::2] << 4)
-    if bits == 2:
+    low_bits, high_bits = stored.low_bits, stored.bits - stored.low_bits
+    mask = (1 << low_bits) - 1
+    low = _side_by_side((first & mask) | ((second & mask) << low_bits), 2 * low_bits)
+    if not high_bits:
         return low
-    thirds = (first >> 2) | ((second >> 2) << 1)
-    high = functools.reduce(operator.or_, (thirds[:, quad::4] << (2 * quad) for quad in range(4)))
-    blocks = [low[:, 0::2], low[:, 1::2], high]
-    return np.stack(blocks, axis=2)
+    high = _side_by_side((first >> low_bits) | ((second >> low_bits) << high_bits), 2 * high_bits)
+    planes = low.shape[1] // high.shape[1]
+    return np.stack([*(low[:, plane::planes] for plane in range(planes)), high], axis=2)
 
 
-def pack_scales(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
-    """The scales of one expert, flat, in the order [tile, group, column]."""
+def _side_by_side(quads: np.ndarray, bits: int) -> np.ndarray:
+    """So many quads [tile, quads, columns, 4] of a few bits as fit, in the bytes of one."""
+    together = 8 // bits
+    return functools.reduce(operator.or_, (quads[:, place::together] << (bits * place) for place in range(together)))
+
+
+def pack_table(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix], table: Table) -> np.ndarray:
+    """A table of one expert that has entries for groups of inputs, flat, in the order [tile, group, column]."""
     product, inner, width = _of(problem, expert)
     groups = product.stored.groups(product.padded(inner))
-    scales = [part.scale[:groups, :width] for part in parts if part.scale is not None]
-    if product.stored.scale == "float8_e8m0fnu":
-        scales = [np.ascontiguousarray(part).view(np.uint8) for part in scales]
-    return (
-        _tiled(problem, scales, groups, width, 0).astype(dtype_of(product.stored.scale_storage), copy=False).reshape(-1)
-    )
+    if table.endswith("_factor"):
+        groups //= product.stored.span
+    arrays = [array[:groups, :width] for part in parts if (array := part.read(table)) is not None]
+    if table == "scale" and product.stored.scale == "float8_e8m0fnu":
+        arrays = [np.ascontiguousarray(array).view(np.uint8) for array in arrays]
+    dtype = dtype_of(_type_of(product.stored, table))
+    return _tiled(problem, arrays, groups, width, 0).astype(dtype, copy=False).reshape(-1)
 
 
-def pack_zeros(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
-    """The zero points of one expert, flat, in the order of the scales."""
-    product, inner, width = _of(problem, expert)
-    groups = product.stored.groups(product.padded(inner))
-    zeros = [part.zero_point[:groups, :width].astype(np.uint8) for part in parts if part.zero_point is not None]
-    return _tiled(problem, zeros, groups, width, 0).reshape(-1)
-
-
-def pack_minima(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
-    """The minima of one expert, flat, in the order of the scales."""
-    product, inner, width = _of(problem, expert)
-    groups = product.stored.groups(product.padded(inner))
-    minima = [part.minimum[:groups, :width] for part in parts if part.minimum is not None]
-    return (
-        _tiled(problem, minima, groups, width, 0).astype(dtype_of(product.stored.scale_storage), copy=False).reshape(-1)
-    )
-
-
-def _scale_type(product: Multiplication) -> np.dtype:
-    """That of scales as kernels read them."""
-    return dtype_of(product.stored.scale_storage)
+def _type_of(stored: TiledFormat, table: Table) -> str:
+    if table == "zero_point":
+        return "uint8"
+    return stored.scale if table.endswith("_factor") else stored.scale_storage
 
 
 def _of(problem: PackedProduct, expert: int) -> tuple[Multiplication, int, int]:

@@ -11,6 +11,11 @@ bfloat16            [K / 2, columns, 2]               itself; pairs of K as dot 
 int8                [K / 4, columns, 4]               (byte - zero point) * scale, quads of K
 int4                [K / 4, columns / 2, 4]           as int8;  low halves are the first vector, high halves the second
 mxfp4               [K / 4, columns / 2, 4]           as int4:  the 4 bits are the OCP MX code of the number
+int6                [K / 8, 3, columns / 2, 4]        as int8;  the lower four bits of 8 inputs as int4, then the upper
+                                                      two: from the lowest on those of the first and second vector of
+                                                      a quad of K, then those of the next
+int5                [K / 16, 5, columns / 2, 4]       as int8;  the lower four bits of 16 inputs as int4, then the
+                                                      fifth ones as there
 int2                [K / 8, columns / 2, 4]           as int8;  from the lowest bits on the first and second vector of
                                                       a quad of K, then those of the next
 int3                [K / 16, 3, columns / 2, 4]       as int8;  the lower two bits of 16 inputs as int2, then the third
@@ -20,7 +25,8 @@ fp8                 [K / 4, columns, 4]               the OCP code e4m3 of the b
 
 Integers are stored unsigned because the dot instructions of x86 and Arm multiply unsigned by signed bytes, and the
 activations are the signed ones. Symmetric weights have the middle of the range as their zero point, known to the code;
-others bring a table. Scales and zero points: [tile, groups of K, columns].
+others bring a table. Scales, minima and zero points: [tile, groups of K, columns]. Of scales and minima of two levels
+these are the codes, and factors are [tile, super-groups of K, columns]; tiles have whole super-groups.
 Scales have the type that they are stored in, but are float16 where that holds all of a format exactly.
 """
 
@@ -28,9 +34,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.targets.tvm.stored_format import StoredFormat
+import onnx_ir as ir
 
-ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2, "mxfp4": 12, "fp8": 0}
+from moec.common.dtypes import dtype_of
+from moec.ir.weights.stored import WeightRun
+from moec.targets.tvm.stored_format import SCALE_TYPES, StoredFormat
+
+ZERO_POINTS = {"int8": 128, "int6": 32, "int5": 16, "int4": 8, "int3": 4, "int2": 2, "mxfp4": 12, "fp8": 0}
 """The stored number that means zero where no table says otherwise; see :data:`E2M1_HALVES` for the last one."""
 E2M1_HALVES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """The numbers of the 16 codes of float4 e2m1, in halves: whole numbers, which integer products compute exactly."""
@@ -38,7 +48,21 @@ E2M1_HALVES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 @dataclasses.dataclass(frozen=True)
 class TiledFormat(StoredFormat):
-    """A format with the layout above."""
+    """A format with the layout above. ``super_group``: consecutive inputs whose scales, and minima, are bytes of type
+    ``codes`` times one float of type ``scale``; 0 where scales are floats."""
+
+    super_group: int = 0
+    codes: str = "uint8"
+
+    @classmethod
+    def of(cls, run: WeightRun) -> TiledFormat:
+        found, levels = super().of(run), run.levels("scale")
+        if levels is None:
+            return found
+        assert levels.factors.dtype is not None
+        codes = "int8" if levels.codes.dtype == ir.DataType.INT8 else "uint8"
+        scale = SCALE_TYPES[levels.factors.dtype]
+        return dataclasses.replace(found, scale=scale, super_group=run.format.super_group, codes=codes)
 
     @property
     def step(self) -> int:
@@ -50,7 +74,30 @@ class TiledFormat(StoredFormat):
     @property
     def quads(self) -> int:
         """Quads of inputs that are packed together."""
-        return {2: 2, 3: 4}.get(self.bits, 1)
+        return {2: 2, 3: 4, 5: 4, 6: 2}.get(self.bits, 1)
+
+    @property
+    def low_bits(self) -> int:
+        """Bits of a number that lie beside those of its neighbours; the others lie in a plane behind."""
+        return next(bits for bits in (8, 4, 2) if bits <= self.bits)
+
+    @property
+    def scale_storage(self) -> str:
+        return self.codes if self.super_group else super().scale_storage
+
+    @property
+    def span(self) -> int:
+        """Groups that share a factor."""
+        return self.super_group // self.group
+
+    @property
+    def name(self) -> str:
+        name = super().name
+        return f"{name[:-1]}, of two levels by {self.super_group})" if self.super_group else name
+
+    def bits_per_weight(self, inner: int) -> float:
+        factors = dtype_of(self.scale).itemsize * 8 * (1 + self.minima) / self.super_group if self.super_group else 0.0
+        return super().bits_per_weight(inner) + factors
 
     @property
     def storage(self) -> str:

@@ -31,6 +31,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from moec.ir.weights.encode import Table
+from moec.ir.weights.stored import WeightRun
 from moec.targets.tvm.stored_format import StoredFormat
 
 _ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2}
@@ -39,7 +40,12 @@ _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
 
 @dataclasses.dataclass(frozen=True)
 class PackedFormat(StoredFormat):
-    """A quantised format with rows of bytes, as the module says."""
+    """A quantised format with rows of bytes, as the module says. Numbers of five and six bits are stored in eight."""
+
+    @classmethod
+    def of(cls, run: WeightRun) -> PackedFormat:
+        found = super().of(run)
+        return dataclasses.replace(found, element="int8") if found.element in ("int5", "int6") else found
 
     def row_bytes(self, inner: int) -> int:
         return -(-inner // 8) * 3 if self.bits == 3 else -(-inner * self.bits // 8)

@@ -38,7 +38,7 @@ def stored_steps(weights: ExpertWeights) -> StoredSteps | None:
             if not _is_taken(form):
                 raise UnsupportedError(
                     f"the {part} weights of expert {expert} are {form}; FPGA projects take floats, int8 and int4, "
-                    "without zero points, per channel or in groups of 32, 64 or 128"
+                    "without zero points or minima, per channel or in groups of 32, 64 or 128"
                 )
     integers = [form for of_experts in formats.values() for form in of_experts if form.quantized]
     if not integers:
@@ -56,7 +56,8 @@ def stored_steps(weights: ExpertWeights) -> StoredSteps | None:
 def _is_taken(form: WeightFormat) -> bool:
     if not form.quantized:
         return True
-    return form.name in ("int8", "int4") and not form.zero_points and form.group % _SMALLEST_GROUP == 0
+    is_offset = form.zero_points or form.minima
+    return form.name in ("int8", "int4") and not is_offset and form.group % _SMALLEST_GROUP == 0
 
 
 def _steps(weights: ExpertWeights, part: Part, group: int) -> Array:

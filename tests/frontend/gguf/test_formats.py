@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from moec.frontend.gguf import formats
 from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.reader import BLOCKS, GgufFile, GgufTensor
-from moec.ir import shapes
-from moec.ir.weights.encode import decode
-from moec.ir.weights.stored import LazyMatrix
-from moec.targets.cpu.machine import Machine
-from tests.targets.cpu.one_node import compile_model
+from moec.ir.weights.stored import StoredWeight
 
 from .gguf_files import random_blocks
 
@@ -146,7 +141,17 @@ def test_stored_numbers(kind: str) -> None:
     tables = {name: array.read() for name, array in weight.tables.items()}
     for name, array in weight.tables.items():
         assert tables[name].shape == array.shape and tables[name].dtype == array.dtype.numpy()
-    np.testing.assert_array_equal(decode(LazyMatrix(tables.get), weight.form), expected)
+    np.testing.assert_array_equal(stored_weight(kind).decoded(0, transposed=False).T, expected)
+
+
+def stored_weight(kind: str) -> StoredWeight:
+    """What the nodes say that a builder makes of :func:`tensor`."""
+    found = tensor(kind)
+    metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": found.shape[1]}
+    builder = Builder(GgufFile(Path("model.gguf"), metadata, {"w": found}), with_cache=False)
+    weight = StoredWeight.of(builder.matrix("w", *found.shape))
+    assert weight.formats == [formats.QUANTISED[kind].form]
+    return weight
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q6_K"])
@@ -159,28 +164,4 @@ def test_one_expert_is_read_alone(kind: str) -> None:
 
 def test_bits() -> None:
     assert formats.stored_bits("Q4_1") == (5, 5) and formats.stored_bits("BF16") == (16, 16)
-    assert formats.stored_bits("Q4_K") == (6, 4.5) and formats.stored_bits("Q6_K") == (10, 6.5625)
-
-
-def test_kernels_read_them() -> None:
-    """Those with groups of 16, of two and three bits, with minima and without."""
-    kinds = ("Q2_K", "Q3_K", "Q6_K")
-    tensors = {f"{kind}.weight": GgufTensor(kind, kind, (24, 512), _blocks(kind)) for kind in kinds}
-    metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": 512}
-    builder = Builder(GgufFile(Path("model.gguf"), metadata, tensors), with_cache=False)
-    builder.write.graph.inputs.clear()
-    x = builder.write.input("x", ir.DataType.FLOAT, ("T", 512))
-    for kind in kinds:
-        builder.write.output(builder.linear(x, kind, 512, 24), f"y_{kind}")
-    model = ir.Model(builder.write.graph, ir_version=10)
-    shapes.infer(model)
-    rows = np.random.default_rng(0).normal(size=(5, 512)).astype(np.float32)
-    found = compile_model(model, Machine.host())(x=rows)
-    for kind, y in zip(kinds, found, strict=True):
-        expected = rows.astype(np.float64) @ formats.decoded(tensors[f"{kind}.weight"]).T.astype(np.float64)
-        np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6 * np.abs(expected).max(), err_msg=kind)
-
-
-def _blocks(kind: str) -> Array:
-    weights = next(weights for name, weights, _ in BLOCKS.values() if name == kind)
-    return random_blocks(kind, 24 * 512 // weights).reshape(24, 512 // weights, -1)
+    assert formats.stored_bits("Q4_K") == (4.625, 4.5) and formats.stored_bits("Q6_K") == (6.5625, 6.5625)

@@ -15,7 +15,7 @@ from moec.frontend.huggingface.quantised import decode_names
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import Weight
 from moec.ir.weights.encode import decode
-from moec.ir.weights.stored import LazyMatrix
+from moec.ir.weights.lazy import LazyMatrix
 
 OUT, IN, GROUP = 16, 64, 32
 RNG = np.random.default_rng(0)

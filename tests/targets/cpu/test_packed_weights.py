@@ -10,7 +10,7 @@ from moec.ir.weights.encode import encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight, WeightRun
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
-from moec.targets.cpu.kernels.pack_experts import pack_scales
+from moec.targets.cpu.kernels.pack_experts import pack_table
 from moec.targets.cpu.machine import MACHINES
 from moec.targets.cpu.packed_weights import formats_of
 
@@ -36,7 +36,7 @@ def test_scales_that_float16_holds_are_packed_so():
     assert [form.name for form in formats] == ["int4 (groups of 32, float16 scales)"]
     problem = PackedProduct(E, INNER, WIDTH, False, MACHINES["avx2"], formats)
     matrix = weight.encoded(1, transposed=False)
-    packed = pack_scales(problem, 1, [matrix])
+    packed = pack_table(problem, 1, [matrix], "scale")
     assert packed.dtype == np.float16
     tiles = packed.reshape(-1, INNER // 32, problem.columns).swapaxes(0, 1).reshape(INNER // 32, -1)
     assert matrix.scale is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import onnx_ir as ir
 
@@ -9,6 +11,7 @@ from moec.frontend.gguf import formats
 from moec.frontend.gguf.builder import FLOAT, Builder
 from moec.frontend.gguf.formats import Quantised
 from moec.frontend.gguf.reader import GgufTensor
+from moec.ir.weights.levels import LEVELS
 
 _NAME = "token_embd.weight"
 
@@ -65,11 +68,19 @@ def _halves(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
     return write.op("Concat", low, high, axis=-1, label="embedding.numbers")
 
 
-def _of_groups(build: Builder, tensor: GgufTensor, table: formats.Table) -> ir.Value:
+def _of_groups(build: Builder, tensor: GgufTensor, table: Literal["scale", "minimum"]) -> ir.Value:
     """Scales or minima of the picked rows, [B,S,groups,1] in float32."""
-    write = build.write
+    write, form = build.write, formats.QUANTISED[tensor.kind].form
+    if not form.super_group:
+        return write.op("Unsqueeze", _picked(build, tensor, table), write.numbers(-1))
+    spans = build.width // form.super_group, form.super_group // form.group
+    codes, factors = (_picked(build, tensor, level) for level in LEVELS[table])
+    codes, factors = write.reshape(codes, 0, 0, *spans), write.op("Unsqueeze", factors, write.numbers(-1))
+    return write.reshape(write.op("Mul", codes, factors), 0, 0, build.width // form.group, 1)
+
+
+def _picked(build: Builder, tensor: GgufTensor, table: formats.Table) -> ir.Value:
+    """The picked rows of a table in float32."""
     array = formats.weight_of(tensor).tables[table].tensor()
-    found = write.op("Gather", write.weight(array, f"{_NAME}.{table}.rows"), build.ids, axis=0)
-    if array.dtype != FLOAT:
-        found = write.op("Cast", found, to=int(FLOAT))
-    return write.op("Unsqueeze", found, write.numbers(-1))
+    rows = build.write.op("Gather", build.write.weight(array, f"{_NAME}.{table}.rows"), build.ids, axis=0)
+    return rows if array.dtype == FLOAT else build.write.op("Cast", rows, to=int(FLOAT))

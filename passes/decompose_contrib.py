@@ -21,6 +21,7 @@ DECOMPOSITIONS: dict[str, Callable[[Writer], list[ir.Value | None]]] = {
     "FastGelu": arithmetic.fast_gelu,
     "FusedGemm": arithmetic.fused_gemm,
     "FusedMatMul": arithmetic.fused_matmul,
+    "GatherBlockQuantized": quantized.gather_block_quantized,
     "Gelu": arithmetic.gelu,
     "GroupQueryAttention": attention.group_query_attention,
     "MatMulNBits": quantized.matmul_n_bits,
@@ -41,6 +42,7 @@ ATTRIBUTES: dict[str, str] = {
     "CausalConvWithState": f"activation channels_last dilation input_channel_offset input_channels ndim {_STATE}",
     "FusedGemm": "activation activation_alpha activation_beta activation_gamma alpha beta transA transB",
     "FusedMatMul": "alpha transA transB transBatchA transBatchB",
+    "GatherBlockQuantized": "bits block_size gather_axis quantize_axis",
     "GroupQueryAttention": "causal do_rotary k_quant_type kv_cache_bit_width kv_num_heads local_window_size num_heads "
     f"{_NORMS} qk_output rotary_interleaved scale sliding_window_cache smooth_softmax softcap v_quant_type",
     "MatMulNBits": "K N accuracy_level bits block_size weight_prepacked",
@@ -68,9 +70,9 @@ class DecomposeContrib:
 
     1. Fused activations, normalisations and products (QuickGelu, SkipSimplifiedLayerNormalization, FusedMatMul, ...)
        become the operators that they are fused from.
-    2. Packed weights (MatMulNBits, QMoE) become ``DequantizeLinear`` of 4-bit or 8-bit constants, unpacked when they
-       are read: signed and symmetric without zero points, unsigned with them. Of 2 bits become of 4. Zero points that
-       are floats make weights of float32.
+    2. Packed weights (MatMulNBits, QMoE) and tables (GatherBlockQuantized) become ``DequantizeLinear`` of 4-bit or
+       8-bit constants, unpacked when they are read: signed and symmetric without zero points, unsigned with them. Of
+       2 bits become of 4. Zero points that are floats make weights of float32.
     3. MatMulNBits becomes ``moec.Linear``. With ``accuracy_level`` 4, which allows activations of 8 bits, its
        arithmetic is int8 in groups of the block size; so is that of experts of 8 bits in blocks, as onnxruntime
        computes them.

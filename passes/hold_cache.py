@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moec.common.specs import State
 from moec.ir.movement import moving
-from moec.ir.states import ATTENTION_CACHES, set_states
+from moec.ir.states import ATTENTION_CACHES, set_states, states_of
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import constant, is_op
 
@@ -37,7 +37,8 @@ class HoldCache:
        them one by one: the last columns of a convolution's input, a recurrent state that decays and is added to. This
        is a state only beside other inputs with a size that it does not have, the length of a sequence: whatever else
        has one shape at both ends is a layer.
-    3. An output that could be of several inputs, or an input of several outputs, stays unmarked, with a remark.
+    3. What is marked already stays so: a frontend knows states that nothing in the graph tells, such as a recurrence's.
+    4. An output that could be of several inputs, or an input of several outputs, stays unmarked, with a remark.
 
     ::
 
@@ -62,9 +63,12 @@ class HoldCache:
     exactness: ClassVar[Exactness] = "exact"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        found = {output: _sources(output, model.graph) for output in model.graph.outputs}
+        marked = _marked(model)
+        known = {name for state in marked for name in (state.input, state.output)}
+        found = {output: _sources(output, model.graph) for output in model.graph.outputs if output.name not in known}
+        found = {one: [source for source in many if source[0].name not in known] for one, many in found.items()}
         times = Counter(value for sources in found.values() for value, _ in sources)
-        states = []
+        states = marked
         for output, sources in found.items():
             names = ", ".join(repr(value.name) for value, _ in sources)
             if len(sources) > 1:
@@ -79,6 +83,24 @@ class HoldCache:
         report.note(
             self.name, str(output.name), f"no state, for it could be the next of {what}; sessions ask for these"
         )
+
+
+def _marked(model: ir.Model) -> list[State]:
+    """The states that are marked already, of inputs and outputs that there are and that are alike. Raises MoecError for
+    marks that nobody wrote so."""
+    inputs, outputs = ({value.name: value for value in values} for values in (model.graph.inputs, model.graph.outputs))
+    found = [(state, inputs.get(state.input), outputs.get(state.output)) for state in states_of(model)]
+    return [
+        state
+        for state, value, output in found
+        if value is not None and output is not None and value.dtype == output.dtype and _can_be(state, value, output)
+    ]
+
+
+def _can_be(state: State, value: ir.Value, output: ir.Value) -> bool:
+    if value.shape is None or output.shape is None or len(value.shape) != len(output.shape):
+        return False
+    return value.shape == output.shape if state.axis is None else state.axis in range(len(value.shape))
 
 
 def _sources(output: ir.Value, graph: ir.Graph) -> list[tuple[ir.Value, int | None]]:

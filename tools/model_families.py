@@ -27,6 +27,11 @@ A tiny model of each, with random weights and two layers or so, written by `save
 does it compile, how many of its MoE layers became one operator or a graph over dispatched rows, and how far off is the
 largest of all logits from PyTorch's eager mode, as a share of the largest logit, at 1 x 1, 2 x 7, 3 x 40 and 1 x 300
 tokens (both in float32). Where indexers choose what attention sees, they choose less than all.
+
+All but `deepseek_v4`, `minimax_m3_vl_text` and `qwen4_exp_text`, whose attention to blocks of keys is exported without
+a cache, keep their states: keys and values, keys of indexers, the last inputs of convolutions, states of recurrences.
+Texts in parts have the logits of the whole, as far as they have them in transformers (`doge`'s mask is not causal
+there).
 `python tools/model_families.py` makes the rows with the transformers that is installed (these: 5.24, of which these are
 all families that have experts). Files of llama.cpp: [gguf.md](gguf.md).
 

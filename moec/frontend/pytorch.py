@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+    from moec.common.specs import State
+
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 """Changes the colour of a terminal."""
 
@@ -68,6 +70,7 @@ def import_module(
     from moec.frontend.torch_complex import complex_as_pairs
     from moec.frontend.torch_decompositions import decompose_one_by_one
     from moec.frontend.torch_guards import drop_certain_guards
+    from moec.ir.states import set_states
 
     torch = _import_torch()
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
@@ -77,7 +80,7 @@ def import_module(
             f"{type(module).__name__} is in training mode, but only inference is compiled: call module.eval() first"
         )
     is_text = example_inputs is None
-    example_inputs, dynamic_shapes, surroundings = _inputs(module, example_inputs, dynamic_shapes, cache)
+    example_inputs, dynamic_shapes, surroundings, states = _inputs(module, example_inputs, dynamic_shapes, cache)
     arguments = _arguments(example_inputs)
     with surroundings, exportable(module), complex_as_pairs(), quiet(), torch.no_grad():
         try:
@@ -100,6 +103,7 @@ def import_module(
         conditions = conditions.renamed(names)
         conditions = dataclasses.replace(conditions, wide=tuple(wide_guards(module, conditions.guards)))
     imported = _imported(model, conditions)
+    set_states(imported, states)
     if weights is not None:
         _bind(imported.graph, weights)
     return imported
@@ -141,8 +145,9 @@ def _name_outputs(model: ir.Model, program: torch.export.ExportedProgram) -> Non
 
 def _inputs(
     module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any, cache: bool
-) -> tuple[Any, Any, contextlib.AbstractContextManager[None]]:
-    """Example inputs and dynamic shapes as they are given, or else those of a text model, with a cache where asked."""
+) -> tuple[Any, Any, contextlib.AbstractContextManager[None], list[State]]:
+    """Example inputs and dynamic shapes as they are given, or else those of a text model, with a cache where asked; and
+    the states that no pass would find."""
     from moec.frontend.huggingface.exportable import exportable
     from moec.frontend.text_cache import cache_inputs, with_cache
     from moec.frontend.text_inputs import text_inputs, without_cache
@@ -150,15 +155,16 @@ def _inputs(
     if example_inputs is not None and cache:
         raise MoecError("cache=True makes the inputs of a text model of transformers; leave example_inputs out")
     if example_inputs is not None:
-        return example_inputs, dynamic_shapes, contextlib.nullcontext()
+        return example_inputs, dynamic_shapes, contextlib.nullcontext(), []
     made = text_inputs(module)
     if made is None:
         raise MoecError(f"{type(module).__name__}: compiling a PyTorch module needs example_inputs=(...)")
     if not cache:
-        return made.example, dynamic_shapes or made.dynamic_shapes, without_cache(module)
+        return made.example, dynamic_shapes or made.dynamic_shapes, without_cache(module), []
     with exportable(module):
-        made = cache_inputs(module, made)
-    return made.example, dynamic_shapes or made.dynamic_shapes, with_cache(module, made)
+        cached = cache_inputs(module, made)
+    made, surroundings = cached.inputs, with_cache(module, cached.form)
+    return made.example, dynamic_shapes or made.dynamic_shapes, surroundings, cached.states
 
 
 def _names_of_sizes(program: torch.export.ExportedProgram) -> dict[str, str]:
@@ -168,8 +174,8 @@ def _names_of_sizes(program: torch.export.ExportedProgram) -> dict[str, str]:
 
     names: dict[str, str] = {}
     for label, value in known_inputs(program).items():
-        axes = text_cache.SIZES if label.startswith(text_cache.PAST) else text_inputs.SIZES
-        for dim, name in zip(value.shape, axes, strict=True):
+        axes = text_cache.sizes_of(label) if label.startswith(text_cache.PAST) else text_inputs.SIZES
+        for dim, name in zip(value.shape, axes, strict=False):
             if not isinstance(dim, int) and dim.node.expr.is_Symbol:
                 names.setdefault(str(dim.node.expr), f"{label}_{name}" if name in names.values() else name)
     return names

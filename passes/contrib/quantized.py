@@ -102,6 +102,37 @@ def matmul_n_bits(write: Writer) -> list[ir.Value | None]:
     return [product if dtype == ir.DataType.FLOAT else write.add("Cast", product, to=dtype)]
 
 
+def gather_block_quantized(write: Writer) -> list[ir.Value | None]:
+    """Rows of a table [rows,bytes] by their number; the table may be the weight of a MatMulNBits, reshaped."""
+    indices = write.required(1, "indices")
+    (packed, shape), scales = _reshaped(write.required(0, "data")), write.required(2, "scales")
+    bits, block_size, zeros = write.attribute("bits", 4), write.attribute("block_size", 128), write.input(3)
+    check_packed(packed, bits, len(_shape(packed)))
+    if packed.dtype != ir.DataType.UINT8 or len(shape) != 2:
+        raise NotDecomposableError(f"its table is {packed.dtype}{list(shape)}; expected bytes [rows,bytes]")
+    if write.attribute("gather_axis", 0) != 0 or write.attribute("quantize_axis", 1) not in (1, -1):
+        raise NotDecomposableError(
+            "it gathers rows, or has blocks, along another axis; expected gather_axis 0, quantize_axis 1"
+        )
+    if zeros is not None:
+        _shape(zeros)
+    rows, width = shape[0], shape[1] * 8 // bits
+    if int(np.prod(_shape(scales))) != rows * -(-width // block_size):
+        raise NotDecomposableError(f"scales are {_shape(scales)}; expected one for {block_size} of {width} numbers")
+    table = _matrix(write, (packed, scales, zeros), (rows, width), bits, block_size)
+    found, dtype = write.add("Gather", table, indices, axis=0), dtype_of(scales, "scales")
+    return [found if dtype == ir.DataType.FLOAT else write.add("Cast", found, to=dtype)]
+
+
+def _reshaped(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]]:
+    """A constant and its shape; of one that a Reshape gives another shape what it was before, and that shape."""
+    node = value.producer()
+    if node is None or node.op_type != "Reshape" or node.inputs[0] is None or node.inputs[1] is None:
+        return value, _shape(value)
+    _shape(node.inputs[1])
+    return node.inputs[0], tuple(int(size) for size in _numbers(node.inputs[1]))
+
+
 _Stored = tuple[ir.Value, ir.Value, "ir.Value | None"]
 """Bytes, scales and zero points of a weight."""
 

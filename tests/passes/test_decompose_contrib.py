@@ -69,6 +69,11 @@ STAYS = {
         "{ y = com.microsoft.MatMulNBits <K = 32, N = 8, bits = 3, block_size = 32> (x, w, s) }",
         "3 bits; expected 2, 4 or 8",
     ),
+    "a table that is gathered along another axis": (
+        "(int64[T] ids) => (float[2,T] y) <uint8[2,4] t = {0, 0, 0, 0, 0, 0, 0, 0}, float[2] s = {1, 1}> "
+        "{ y = com.microsoft.GatherBlockQuantized <gather_axis = 1, block_size = 16> (t, ids, s) }",
+        "along another axis; expected gather_axis 0",
+    ),
     "a cache of a window": (
         ATTENTION + '<num_heads = 2, kv_num_heads = 1, sliding_window_cache = 1> (q, "", "", "", "", last, total) }',
         "sliding_window_cache is 1; expected 0",

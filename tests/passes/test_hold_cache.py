@@ -4,7 +4,7 @@ import pytest
 
 from moec.common.specs import State
 from moec.errors import MoecError
-from moec.ir.states import STATES_KEY, states_of
+from moec.ir.states import STATES_KEY, set_states, states_of
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.hold_cache import HoldCache
@@ -146,12 +146,20 @@ def test_what_could_be_of_several_is_left_with_a_remark():
     assert "the next of 'a', as other outputs could" in report.remarks[0].message
 
 
-def test_marks_are_made_anew():
+def test_marks_that_are_there_stay():
     model = model_of(PAIR + "{ b = Concat <axis = 1> (a, new) }")
     assert HoldCache().apply(model, Report())
     assert not HoldCache().apply(model, Report())
     model.metadata_props[STATES_KEY] = "[1]"
     with pytest.raises(MoecError, match=r"'moec.states' is '\[1\]'; expected what the pass hold-cache writes"):
-        states_of(model)
-    assert HoldCache().apply(model, Report())
-    assert states_of(model) == [GROWN]
+        HoldCache().apply(model, Report())
+
+
+@pytest.mark.parametrize("shape, stays", [("B,4", True), ("B,5", False), ("B,4,1", False)])
+def test_a_frontend_knows_states_that_the_graph_does_not_tell(shape, stays):
+    """Of a product no pass knows that it is the next state."""
+    body = "{ b = MatMul (a, new) }" if stays else "{ b = Reshape (new, shape) }"
+    model = model_of(f"(float[4,4] new, int64[R] shape, float[B,4] a) => (float[{shape}] b) {body}")
+    set_states(model, [State("a", "b", None)])
+    HoldCache().apply(model, Report())
+    assert states_of(model) == ([State("a", "b", None)] if stays else [])

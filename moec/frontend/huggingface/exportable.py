@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "causal_conv1d_fn": recurrences.causal_convolution,
     "torch_chunk_gated_delta_rule": recurrences.gated_delta_rule,
     "chunk_kimi_delta_attention": recurrences.gated_delta_rule,
     "mamba_selective_scan": recurrences.selective_scan,
@@ -27,6 +28,9 @@ _METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("JetMoeMoA", "map"): batched_experts.jetmoe_queries,
     ("JetMoeMoA", "reduce"): batched_experts.jetmoe_outputs,
     ("MiniMaxLightningAttention", "forward"): recurrences.lightning_attention,
+    ("JambaMambaMixer", "forward"): recurrences.mixer_with_state,
+    ("MambaMixer", "forward"): recurrences.mixer_with_state,
+    ("FalconMambaMixer", "forward"): recurrences.mixer_with_state,
     ("MiniMaxM3VLIndexer", "forward"): block_attention.minimax_indexer,
     ("MiniMaxM3VLIndexer", "build_block_mask"): block_attention.minimax_mask,
     ("Qwen4ExpTextNGramEmbedding", "_shift_right_ignore_eos"): recurrences.tokens_before,

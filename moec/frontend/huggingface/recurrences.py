@@ -6,15 +6,15 @@ its state is an affine map for each step, and maps are composed in any order: pr
 is a triangular system (Yang et al., "Parallelizing linear transformers with the delta rule over sequence
 length", 2024).
 
-Functions have the signatures of those of transformers that they stand in for; none takes or gives back a state.
+Functions have the signatures of those of transformers that they stand in for. Those that begin from a state take it as
+what the first step writes.
 """
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-from moec.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _ROUNDS = 18
 """Prefixes reach back over 2^18 tokens; longer sequences are refused."""
 _LONGEST = 1 << _ROUNDS
+_inputs_before: contextvars.ContextVar[tuple[torch.Tensor, int] | None] = contextvars.ContextVar(
+    "inputs_before", default=None
+)
+_state_before: contextvars.ContextVar[torch.Tensor | None] = contextvars.ContextVar("state_before", default=None)
 
 
 def gated_delta_rule(
@@ -31,19 +35,19 @@ def gated_delta_rule(
     g: torch.Tensor,
     beta: torch.Tensor,
     chunk_size: int = 64,
-    initial_state: Any = None,
+    initial_state: torch.Tensor | None = None,
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
     **_: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Linear attention by the gated delta rule, ``torch_chunk_gated_delta_rule`` and ``chunk_kimi_delta_attention``.
 
     ``query`` and ``key`` [B,T,h,K], ``value`` [B,T,H,V], H a multiple of h; ``g`` [B,T,H], or [B,T,H,K] with a decay
-    for each channel, is the logarithm of what the state decays by; ``beta`` [B,T,H]. Returns [B,T,H,V].
+    for each channel, is the logarithm of what the state decays by; ``beta`` [B,T,H]. Returns [B,T,H,V], and the state
+    [B,H,K,V] where it is asked for.
     """
     import torch
 
-    _check_stateless(initial_state, output_final_state)
     length, repeats = _checked_length(key.shape[1]), value.shape[2] // key.shape[2]
     if repeats > 1:
         query, key = query.repeat_interleave(repeats, dim=2), key.repeat_interleave(repeats, dim=2)
@@ -67,9 +71,9 @@ def gated_delta_rule(
     last = decay[:, :, :, -1:]
     written = (key * (last - decay).exp()).transpose(-1, -2)
     kept = torch.eye(key.shape[-1]) * last.exp().transpose(-1, -2) - written @ read
-    before = _states_before(kept, written @ new, torch.matmul, chunk_size)
+    before, after = _states(kept, written @ new, torch.matmul, chunk_size, initial_state)
     found = (query * decay.exp()) @ before + attention @ (new - read @ before)
-    return _in_sequence(found, length).to(value.dtype), None
+    return _in_sequence(found, length).to(value.dtype), after if output_final_state else None
 
 
 def selective_scan(
@@ -84,26 +88,37 @@ def selective_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     **_: Any,
-) -> torch.Tensor:
-    """Mamba's selective scan, ``mamba_selective_scan``.
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Mamba's selective scan, ``mamba_selective_scan``; it begins from the state of :func:`mixer_with_state`.
 
     ``hidden_states``, ``dt`` and ``z`` [B,d,T]; ``A`` [d,n]; ``B`` and ``C`` [B,n,T]; ``D`` and ``delta_bias`` [d].
-    Returns [B,d,T].
+    Returns [B,d,T], and the state [B,d,n] where it is asked for.
     """
     import torch
 
-    _check_stateless(None, return_last_state)
     _checked_length(dt.shape[2])
     if delta_bias is not None:
         dt = dt + delta_bias[:, None]
     if delta_softplus:
         dt = torch.nn.functional.softplus(dt)
     decays = (A[None, :, None, :] * dt[..., None]).exp()
-    states = _prefixes(decays, dt[..., None] * B.transpose(1, 2)[:, None] * hidden_states[..., None], torch.mul, 1)
+    written = dt[..., None] * B.transpose(1, 2)[:, None] * hidden_states[..., None]
+    initial = _state_before.get()
+    states = _prefixes(decays, _from(initial, decays, written, torch.mul), torch.mul, 1)
     found = (states * C.transpose(1, 2)[:, None]).sum(-1)
     if D is not None:
         found = found + hidden_states * D[:, None]
-    return found if z is None else found * torch.nn.functional.silu(z)
+    found = found if z is None else found * torch.nn.functional.silu(z)
+    return (found, states[:, :, -1]) if return_last_state else found
+
+
+def mixer_with_state(self: Any, *arguments: Any, cache: Any = None, **named: Any) -> torch.Tensor:
+    """The forward of a layer of Mamba, whose scan is given no state by transformers, and begins from the cache's."""
+    token = _state_before.set(None if cache is None else cache.get_recurrent_state(self.layer_idx))
+    try:
+        return type(self).forward(self, *arguments, cache=cache, **named)
+    finally:
+        _state_before.reset(token)
 
 
 def chunk_scan(
@@ -115,62 +130,94 @@ def chunk_scan(
     chunk_size: int,
     D: torch.Tensor | None = None,
     dt_bias: torch.Tensor | None = None,
-    initial_states: Any = None,
+    initial_states: torch.Tensor | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     return_final_states: bool = False,
     **_: Any,
-) -> torch.Tensor:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Mamba 2's scan, ``mamba2_chunk_scan``.
 
     ``hidden_states`` [B,T,H,P], ``dt`` [B,T,H]; ``A``, ``D`` and ``dt_bias`` [H]; ``B`` and ``C`` [B,T,g,n], H a
-    multiple of g. Returns [B,T,H,P].
+    multiple of g. Returns [B,T,H,P], and the state [B,H,P,n] where it is asked for.
     """
     import torch
 
-    _check_stateless(initial_states, return_final_states)
-    length, heads = _checked_length(hidden_states.shape[1]), hidden_states.shape[2]
+    heads = hidden_states.shape[2]
     if dt_bias is not None:
         dt = dt + dt_bias
     if dt_softplus:
         dt = torch.nn.functional.softplus(dt)
     dt = dt.clamp(*dt_limit).float().unsqueeze(-1)
     key, query = (part.repeat_interleave(heads // part.shape[2], dim=2) for part in (B, C))
+    initial = None if initial_states is None else initial_states.transpose(-1, -2)
     parts = (query, key, hidden_states.float() * dt, A.float()[:, None] * dt)
-    query, key, value, decay = (_in_chunks(part, chunk_size) for part in parts)
-    decay = decay.cumsum(dim=3)
-    place = torch.arange(chunk_size)
-    attention = _pairs(query, key, decay, place[:, None] >= place[None, :])
-    last = decay[:, :, :, -1:]
-    written = (key * (last - decay).exp()).transpose(-1, -2) @ value
-    before = _states_before(last.exp(), written, torch.mul, chunk_size)
-    found = _in_sequence((query * decay.exp()) @ before + attention @ value, length)
-    return found if D is None else found + hidden_states.float() * D[:, None]
+    found, after = _decaying(*parts, chunk_size, initial)
+    found = found if D is None else found + hidden_states.float() * D[:, None]
+    return (found, after.transpose(-1, -2)) if return_final_states else found
 
 
 def lightning_attention(
-    self: Any, hidden_states: torch.Tensor, position_embeddings: Any, attention_mask: torch.Tensor | None, **_: Any
+    self: Any,
+    hidden_states: torch.Tensor,
+    position_embeddings: Any,
+    attention_mask: torch.Tensor | None,
+    cache: Any = None,
+    **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The forward of ``MiniMaxLightningAttention``: linear attention whose state decays by a constant of the head.
 
-    ``hidden_states`` [B,T,d]. Returns the output [B,T,d], and zeros in the place of the state.
+    ``hidden_states`` [B,T,d]. Returns the output [B,T,d] and the state [B,H,h,h].
     """
     import torch
 
-    batch, length = hidden_states.shape[0], _checked_length(hidden_states.shape[1])
+    batch, length = hidden_states.shape[:2]
     made = self.act_fn(self.qkv_proj(hidden_states))
     if attention_mask is not None:
         made = made * attention_mask[:, :, None].to(made.dtype)
     made = made.reshape(batch, length, self.num_attention_heads, 3 * self.head_dim)
-    query, key, value = (_in_chunks(part, self.block_size) for part in made.split(self.head_dim, dim=3))
-    written = (key * self.key_decay[:, None]).transpose(-1, -2) @ value
-    kept = (-self.slope_rate * self.block_size).exp()[:, None] * torch.ones_like(written[..., :1, :1])
-    before = _states_before(kept, written, torch.mul, self.block_size)
-    nearby = (query @ key.transpose(-1, -2)) * self.diagonal_decay[:, :, None]
-    found = nearby @ value + (query * self.query_decay[:, None]) @ before
-    joined = _in_sequence(found, length).reshape(batch, length, self.num_attention_heads * self.head_dim)
+    query, key, value = made.split(self.head_dim, dim=3)
+    decay = -self.slope_rate[:, :, 0] * torch.ones_like(query[..., :1])
+    # Nothing is in the cache before the first token.
+    initial = None if cache is None or self.layer_idx >= len(cache) else cache.get_linear_cache(self.layer_idx)
+    found, after = _decaying(query, key, value, decay, self.block_size, initial)
+    if cache is not None:
+        cache.set_linear_cache(self.layer_idx, after)
+    joined = found.reshape(batch, length, self.num_attention_heads * self.head_dim)
     gated = torch.nn.functional.sigmoid(self.output_gate(hidden_states)) * self.norm(joined)
-    return self.out_proj(gated), torch.zeros(1)
+    return self.out_proj(gated), after
+
+
+def behind(before: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The inputs [B,d,n+T] of a causal convolution, of which the first n were those of earlier tokens."""
+    import torch
+
+    seen = torch.cat([before, new], dim=-1)
+    _inputs_before.set((seen, before.shape[-1]))
+    return seen
+
+
+def causal_convolution(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """A convolution of each channel over the inputs up to a token, ``causal_conv1d_fn``: ``hidden_states`` [B,d,T],
+    ``weight`` [d,K]. Of what :func:`behind` made, the results of the new tokens alone: transformers computes all and
+    cuts off ``[-length:]``, which for no token is all."""
+    import torch
+    from transformers.activations import ACT2FN
+
+    width, length = weight.shape[-1] - 1, hidden_states.shape[-1]
+    known, count = _inputs_before.get() or (None, 0)
+    is_behind = known is hidden_states and count >= width
+    inputs = (hidden_states[..., count - width :] if is_behind else hidden_states).to(weight.dtype)
+    options: dict[str, Any] = {"weight": weight.unsqueeze(1), "bias": bias, "groups": hidden_states.shape[1]}
+    found = torch.nn.functional.conv1d(inputs, padding=0 if is_behind else width, **options)
+    found = found if is_behind else found[:, :, :length]
+    return (found if activation is None else ACT2FN[activation](found)).to(hidden_states.dtype)
 
 
 def tokens_before(self: Any, token_ids: torch.Tensor, shift: int) -> torch.Tensor:
@@ -186,9 +233,27 @@ def tokens_before(self: Any, token_ids: torch.Tensor, shift: int) -> torch.Tenso
     return torch.where(is_known, found, self.eos_token_id)
 
 
-def _check_stateless(initial: Any, asks_for_last: bool) -> None:
-    if initial is not None or asks_for_last:
-        raise UnsupportedError("a recurrence is exported without its state: leave use_cache off")
+def _decaying(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    decay: torch.Tensor,
+    chunk_size: int,
+    initial: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Linear attention whose state decays: ``query`` and ``key`` [B,T,H,n], ``value`` [B,T,H,P], the logarithm of the
+    ``decay`` [B,T,H,1], ``initial`` [B,H,n,P]. Returns [B,T,H,P] and the state after it."""
+    import torch
+
+    length = _checked_length(query.shape[1])
+    query, key, value, decay = (_in_chunks(part, chunk_size) for part in (query, key, value, decay))
+    decay = decay.cumsum(dim=3)
+    place = torch.arange(chunk_size)
+    attention = _pairs(query, key, decay, place[:, None] >= place[None, :])
+    last = decay[:, :, :, -1:]
+    written = (key * (last - decay).exp()).transpose(-1, -2) @ value
+    before, after = _states(last.exp(), written, torch.mul, chunk_size, initial)
+    return _in_sequence((query * decay.exp()) @ before + attention @ value, length), after
 
 
 def _checked_length(length: int) -> int:
@@ -249,11 +314,41 @@ def _unit_lower_inverse(lower: torch.Tensor, place: torch.Tensor) -> torch.Tenso
     return inverse
 
 
-def _states_before(
-    kept: torch.Tensor, written: torch.Tensor, times: Callable[[Any, Any], Any], chunk: int
+def _states(
+    kept: torch.Tensor,
+    written: torch.Tensor,
+    times: Callable[[Any, Any], Any],
+    chunk: int,
+    initial: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The state that every chunk (axis 2) starts from, where each makes ``kept`` times the state plus ``written``, and
+    the one after the last, which those behind the end of the sequence leave as it is."""
+    import torch
+
+    after = _prefixes(kept, _from(initial, kept, written, times), times, chunk)
+    before = _earlier(after, 1)
+    if initial is not None:
+        before = torch.where(_is_first(before), initial.unsqueeze(2), before)
+    return before, after[:, :, -1]
+
+
+def _from(
+    initial: torch.Tensor | None, kept: torch.Tensor, written: torch.Tensor, times: Callable[[Any, Any], Any]
 ) -> torch.Tensor:
-    """The state that every chunk (axis 2) starts from, where each makes ``kept`` times the state plus ``written``."""
-    return _earlier(_prefixes(kept, written, times, chunk), 1)
+    """What steps write, where the first also keeps what it can of the state before it."""
+    import torch
+
+    if initial is None:
+        return written
+    first = times(kept[:, :, :1], initial.float().unsqueeze(2)) + written[:, :, :1]
+    return torch.where(_is_first(written), first, written)
+
+
+def _is_first(steps: torch.Tensor) -> torch.Tensor:
+    """Whether a step (axis 2) is the first, in a shape that goes with ``steps``."""
+    import torch
+
+    return (torch.arange(steps.shape[2]) == 0).reshape(-1, *(1,) * (steps.dim() - 3))
 
 
 def _prefixes(kept: torch.Tensor, written: torch.Tensor, times: Callable[[Any, Any], Any], tokens: int) -> torch.Tensor:

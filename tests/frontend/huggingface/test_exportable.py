@@ -11,6 +11,8 @@ import moec
 from moec.errors import UnsupportedError
 from moec.frontend.huggingface import dynamic_sizes, recurrences
 from moec.frontend.huggingface.exportable import exportable
+from moec.frontend.text_cache import cache_inputs, with_cache
+from moec.frontend.text_inputs import TextInputs, text_inputs
 from tests.frontend.huggingface.models import torch, transformers
 
 SIZES = {
@@ -180,7 +182,57 @@ def test_keys_that_are_all_alike_lose_nothing() -> None:
     torch.testing.assert_close(found, delta_rule(query, key, value, g, beta), rtol=0, atol=1e-4)
 
 
-def test_states_are_refused() -> None:
-    rows = torch.ones(1, 2, 1, 4)
-    with pytest.raises(UnsupportedError, match="without its state: leave use_cache off"):
-        recurrences.gated_delta_rule(rows, rows, rows, rows[..., 0], rows[..., 0], output_final_state=True)
+@pytest.mark.parametrize("first", [1, 64, 65])
+def test_sequences_in_parts(first: int) -> None:
+    """The state after the first part begins the second."""
+    generator = torch.Generator().manual_seed(first)
+    query, key, value = (torch.randn(2, 130, 3, 8, generator=generator) for _ in range(3))
+    g = -torch.rand(2, 130, 3, generator=generator)
+    rates = torch.ones(3)
+
+    def delta(part: slice, state: Any) -> Any:
+        rows = [one[:, part] for one in (query, key, value, g, g.exp())]
+        return recurrences.gated_delta_rule(
+            *rows, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True
+        )
+
+    def scan(part: slice, state: Any) -> Any:
+        rows = [one[:, part] for one in (value, g.exp())]
+        others = [one[:, part] for one in (key, query)]
+        return recurrences.chunk_scan(*rows, -rates, *others, 16, initial_states=state, return_final_states=True)
+
+    for run in (delta, scan):
+        whole, end = run(slice(None), None)
+        found, state = run(slice(first), None)
+        rest, last = run(slice(first, None), state)
+        torch.testing.assert_close(torch.cat([found, rest], 1), whole, rtol=0, atol=1e-4)
+        torch.testing.assert_close(last, end, rtol=0, atol=1e-4)
+
+
+def test_parts_of_a_text_compute_what_the_whole_does(module: Any) -> None:
+    """With the tensors of the module's cache in and out."""
+    parts = (21, 1, 15)
+    ids = torch.randint(3, 32, (2, sum(parts)), generator=torch.Generator().manual_seed(1))
+    made = text_inputs(module)
+    assert made is not None
+    with torch.no_grad(), exportable(module):
+        expected = module(input_ids=ids, use_cache=False).logits
+        if type(module).__name__.startswith(("MiniMaxM3", "Qwen4", "DeepseekV4")):
+            with pytest.raises(UnsupportedError, match="to blocks of keys is exported without a cache"):
+                cache_inputs(module, made)
+            return
+        cached = cache_inputs(module, made)
+        past = {name: empty(cached.inputs, name) for name in cached.inputs.example if name != "input_ids"}
+        found = []
+        with with_cache(module, cached.form):
+            for part in ids.split(parts, dim=1):
+                results = module(input_ids=part, **past)
+                found.append(results.pop("logits"))
+                past = {name.replace("present", "past"): value for name, value in results.items()}
+    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=0, atol=2e-5)
+
+
+def empty(inputs: TextInputs, name: str) -> Any:
+    """A state before the first token."""
+    example, growing = inputs.example[name], inputs.dynamic_shapes[name].keys() - {0}
+    return torch.zeros([0 if axis in growing else size for axis, size in enumerate(example.shape)])

@@ -10,6 +10,25 @@ import moec
 from tests.frontend.huggingface.models import saved, torch, transformers
 from tests.runtime.bigrams import tokenizer_json
 
+HYBRID = {
+    "Qwen3Next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "shared_expert_intermediate_size": 16,
+    },
+    "Jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_offset": 0,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+    },
+    "MiniMax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 16},
+    "Lfm2Moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+}
 SIZES = {
     "vocab_size": 258, "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "num_experts": 4,
@@ -18,11 +37,11 @@ SIZES = {
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "GraniteMoe"])
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "GraniteMoe", *HYBRID])
 @pytest.mark.parametrize("cache", [True, False])
 def test_greedy_tokens_are_those_of_transformers(family, cache, tmp_path):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SIZES)
+    config = getattr(transformers, f"{family}Config")(**SIZES, **HYBRID.get(family, {}))
     module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in module.parameters():

@@ -85,3 +85,27 @@ def test_zero_points_between_integers(decompose, normal, bits, level):
     (linear,) = model.graph
     assert linear.op_type == "Linear" and spec_of(linear, LinearSpec) == LinearSpec()
     assert isinstance(linear.inputs[1].const_value, ir.LazyTensor)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_a_packed_table(decompose, bits, zero_points, tied):
+    """Alone, and as the weight of a product of which another shape is given."""
+    constants = packed(bits, 64, 32, zero_points)
+    constants["s"] = constants["s"].reshape(N, 2)
+    flat = constants["w"].reshape(N, -1)
+    names = "t, ids, s, z" if zero_points else "t, ids, s"
+    reshape = "t = Reshape (w, shape) " if tied else ""
+    if tied:
+        constants["shape"] = np.array(flat.shape)
+    else:
+        constants["t"] = flat
+        del constants["w"]
+    if zero_points:
+        constants["z"] = constants["z"].reshape(N, -1)
+    attributes = f"bits = {bits}, block_size = 32, gather_axis = 0, quantize_axis = 1"
+    text = f"{{ {reshape}y = com.microsoft.GatherBlockQuantized <{attributes}> ({names}) }}"
+    ids = np.array([[0, 7, 3], [3, 1, 1]])
+    model = decompose(f"(int64[B,T] ids) => (float[B,T,64] y) {text}", {"ids": ids}, constants)
+    assert [node.op_type for node in model.graph][-2:] == ["DequantizeLinear", "Gather"]

@@ -1,0 +1,191 @@
+"""What a cache of transformers keeps, layer by layer, as tensors that go in and come out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import UnsupportedError
+from moec.frontend.huggingface.recurrences import behind
+
+if TYPE_CHECKING:
+    import torch
+
+_KINDS = {
+    "DynamicLayer": "DynamicLayer",
+    "DynamicSlidingWindowLayer": "DynamicLayer",
+    "DynamicIndexedLayer": "DynamicIndexedLayer",
+    "DummyLayer": "DummyLayer",
+    "LinearAttentionLayer": "States",
+    "LinearAttentionAndFullAttentionLayer": "StatesAndKeys",
+    "LinearAttentionAndSlidingWindowAttentionLayer": "StatesAndKeys",
+}
+"""By the class of a layer, the one that it is exported with: all of the past is kept, and what looks at a window of it
+masks the rest."""
+_GROWING = {"keys": ("key", 2), "values": ("value", 2), "indexer_keys": ("index", 1)}
+"""By attribute: what it is called, and the axis of the tokens."""
+_REPLACED = {"conv_states": "conv", "recurrent_states": "state"}
+"""By attribute, a mapping of tensors that each run replaces."""
+_OF_MINIMAX = "linear_cache"
+"""A list in the cache itself, of tensors that each run replaces, and of empty lists for layers that have none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """One tensor of a cache: ``holder[layer].attribute``, or its element ``state``. ``axis``: that of the tokens; None
+    where each run replaces the whole."""
+
+    layer: int
+    attribute: str
+    state: int | None
+    axis: int | None
+
+    @property
+    def label(self) -> str:
+        """Such as ``key_0``; of the second and later states of one kind in a layer ``conv_0_1``."""
+        kind = _GROWING[self.attribute][0] if self.attribute in _GROWING else _REPLACED.get(self.attribute, "state")
+        return f"{kind}_{self.layer}" + (f"_{self.state}" if self.state else "")
+
+    def read(self, cache: Any) -> torch.Tensor:
+        if self.attribute == _OF_MINIMAX:
+            return cache.linear_cache[self.layer]
+        found = getattr(cache.layers[self.layer], self.attribute)
+        return found if self.state is None else found[self.state]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheForm:
+    """Which tensors a model keeps, and the layers that they lie in: ``make`` puts others of those shapes there."""
+
+    kept: tuple[Kept, ...]
+    kinds: tuple[tuple[str, int], ...]
+    is_minimax: bool
+
+    @classmethod
+    def of(cls, cache: Any, name: str) -> CacheForm:
+        """That of a cache after some tokens. Raises UnsupportedError, with the model's ``name``, for another cache."""
+        layers, kind = getattr(cache, "layers", []), type(cache).__name__
+        other = next((type(layer).__name__ for layer in layers if type(layer).__name__ not in _KINDS), None)
+        if not layers or other is not None or kind not in ("DynamicCache", "MiniMaxCache"):
+            raise UnsupportedError(
+                f"{name}: it keeps {other or ('no cache' if cache is None else kind)}, which moec does not know as "
+                "tensors that go in and out; compile it without"
+            )
+        kinds = tuple((_KINDS[type(layer).__name__], getattr(layer, "number_of_states", 1)) for layer in layers)
+        return cls(tuple(_kept_in(cache)), kinds, kind == "MiniMaxCache")
+
+    def make(self, tensors: Mapping[str, torch.Tensor]) -> Any:
+        """A cache that holds the tensors, by label."""
+        layers = [_new_layer(kind, states) for kind, states in self.kinds]
+        cache = _new_cache(layers, self.is_minimax)
+        for kept in self.kept:
+            _put(cache, kept, tensors[kept.label])
+        return cache
+
+
+def _kept_in(cache: Any) -> Iterator[Kept]:
+    for at, layer in enumerate(cache.layers):
+        for attribute, (_, axis) in _GROWING.items():
+            if getattr(layer, attribute, None) is not None:
+                yield Kept(at, attribute, None, axis)
+        for attribute in _REPLACED:
+            states = getattr(layer, attribute, {})
+            yield from (Kept(at, attribute, state, None) for state in states if states[state] is not None)
+    for at, state in enumerate(getattr(cache, _OF_MINIMAX, ())):
+        if not isinstance(state, list):
+            yield Kept(at, _OF_MINIMAX, None, None)
+
+
+def _new_layer(kind: str, states: int) -> Any:
+    if kind.startswith("States"):
+        return _state_layers()[kind](states)
+    from transformers import cache_utils
+
+    return getattr(cache_utils, kind)()
+
+
+def _new_cache(layers: list[Any], is_minimax: bool) -> Any:
+    from transformers.cache_utils import DynamicCache
+
+    cache: Any = _minimax_cache() if is_minimax else DynamicCache()
+    cache.layers = layers
+    if is_minimax:
+        cache.linear_cache = [[] for _ in layers]
+    return cache
+
+
+def _put(cache: Any, kept: Kept, tensor: torch.Tensor) -> None:
+    layer = cache.layers[kept.layer]
+    if kept.attribute == _OF_MINIMAX:
+        cache.linear_cache[kept.layer] = tensor
+    elif kept.attribute == "keys":
+        _initialize_keys(layer, tensor)
+        layer.keys = tensor
+    elif kept.attribute == "indexer_keys":
+        layer.lazy_initialization_indexer(tensor)
+        layer.indexer_keys = tensor
+    elif kept.state is None:
+        setattr(layer, kept.attribute, tensor)
+    else:
+        # Some steps of one token write into the state that they are given, and what came in is the caller's.
+        getattr(layer, kept.attribute)[kept.state] = tensor.clone()
+        getattr(layer, f"is_{kept.attribute}_initialized")[kept.state] = True
+        layer.has_previous_state[kept.state] = True
+
+
+def _initialize_keys(layer: Any, keys: torch.Tensor) -> None:
+    from transformers.cache_utils import DynamicLayer
+
+    DynamicLayer.lazy_initialization(layer, keys, keys)
+
+
+@functools.cache
+def _state_layers() -> dict[str, type]:
+    """Layers whose states are replaced by new tensors, for an export follows no writes into what came in, and whose
+    last inputs of a convolution are as many as there were."""
+    from transformers import cache_utils
+
+    layers: Any = cache_utils  # whose signatures differ from version to version
+
+    class States(layers.LinearAttentionLayer):
+        def __init__(self, number_of_states: int = 1, **options: Any) -> None:
+            super().__init__(number_of_states, **options)
+            self.record_past = True  # so that models write no state of a convolution themselves
+
+        def update_conv_state(self, conv_states: Any, state_idx: int = 0, **_: Any) -> Any:
+            before = self.conv_states[state_idx]
+            seen = behind(before, conv_states)
+            self.conv_states[state_idx] = seen[..., -before.shape[-1] :]
+            return seen
+
+        def update_recurrent_state(self, recurrent_states: Any, state_idx: int = 0, **_: Any) -> Any:
+            self.recurrent_states[state_idx] = recurrent_states
+            return recurrent_states
+
+    class StatesAndKeys(States, layers.LinearAttentionAndFullAttentionLayer):
+        pass
+
+    return {"States": States, "StatesAndKeys": StatesAndKeys}
+
+
+def _minimax_cache() -> Any:
+    """MiniMax's own asks the first layer how long the past is, which may be one that does not know."""
+    from transformers.models.minimax import modeling_minimax
+
+    module: Any = modeling_minimax
+
+    class Cache(module.MiniMaxCache):
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return super().get_seq_length(self._known(layer_idx))
+
+        def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+            return super().get_mask_sizes(query_length, self._known(layer_idx))
+
+        def _known(self, layer: int) -> int:
+            if self.layers[layer].is_initialized:
+                return layer
+            return next((at for at, one in enumerate(self.layers) if one.is_initialized), layer)
+
+    return Cache()

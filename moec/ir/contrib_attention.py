@@ -59,11 +59,13 @@ def group_query_attention(
     rotary_interleaved: int = 0,
     softcap: float = 0.0,
     smooth_softmax: int = 0,
+    sliding_window_cache: int = 0,
 ) -> tuple[Array, Array, Array]:
     """Output [B,S,H*h] and the caches [B,Hkv,L,h], to which the new keys and values are appended.
 
     query is [B,S,H*h], or holds keys and values too ([B,S,(H+2*Hkv)*h]) where these are absent. ``last_positions`` [B]
-    is the length of each sequence, minus one. Keys of a padded sequence that lie beyond it are never attended.
+    is the length of each sequence, minus one. Keys of a padded sequence that lie beyond it are never attended. The
+    caches hold all tokens, of a ``sliding_window_cache`` too.
     """
     if position_ids is not None or attention_bias is not None or softcap or smooth_softmax:
         raise NotImplementedError(

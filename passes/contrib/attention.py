@@ -75,10 +75,11 @@ def group_query_attention(write: Writer) -> list[ir.Value | None]:
     """Rotation, scattering into the caches, and ``Attention`` over them.
 
     The new keys and values go behind the past ones of their own sequence, which padding may have made shorter than
-    others. A window, and what is added to the scores, become the mask. A sink is a key more: one of zeros, to which
-    the mask adds the sink's logit.
+    others. Of a ``sliding_window_cache`` all tokens stay, so that a call takes and returns more than onnxruntime, which
+    evicts those that the window has left; where its caches hold all, they are the same. A window, and what is added to
+    the scores, become the mask. A sink is a key more: one of zeros, to which the mask adds the sink's logit.
     """
-    write.refuse_attributes(causal=1, qk_output=0, sliding_window_cache=0, k_quant_type="NONE", v_quant_type="NONE")
+    write.refuse_attributes(causal=1, qk_output=0, k_quant_type="NONE", v_quant_type="NONE")
     write.refuse_inputs(**_INPUTS, query_seqlens=16)
     write.refuse_outputs(3)
     H, G = write.attribute("num_heads", 0), write.attribute("kv_num_heads", 0)
@@ -86,6 +87,8 @@ def group_query_attention(write: Writer) -> list[ir.Value | None]:
         raise NotDecomposableError(f"num_heads is {H} and kv_num_heads {G}; expected both to be positive")
     query = write.required(0, "query")
     h = width_of(query, "query") // (H if write.input(1) is not None else H + 2 * G)
+    if write.attribute("sliding_window_cache", 0):
+        write.remarks.append("its caches hold all tokens, where onnxruntime's hold a window; it takes none of those")
     step = _step(write, query)
     heads = _rotated(write, _split(write, query, H, G, h), step)
     keys, values = (_cached(write, position, new, step, (G, h)) for position, new in ((3, heads.key), (4, heads.value)))

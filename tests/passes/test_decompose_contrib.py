@@ -74,9 +74,9 @@ STAYS = {
         "{ y = com.microsoft.GatherBlockQuantized <gather_axis = 1, block_size = 16> (t, ids, s) }",
         "along another axis; expected gather_axis 0",
     ),
-    "a cache of a window": (
-        ATTENTION + '<num_heads = 2, kv_num_heads = 1, sliding_window_cache = 1> (q, "", "", "", "", last, total) }',
-        "sliding_window_cache is 1; expected 0",
+    "attention to what follows": (
+        ATTENTION + '<num_heads = 2, kv_num_heads = 1, causal = 0> (q, "", "", "", "", last, total) }',
+        "causal is 0; expected 1",
     ),
     "a cache of bytes": (
         "(float[1,T,8] q, int32[1] last, int32 total, float[1] scale) => (float[1,T,4] y) "
@@ -152,6 +152,6 @@ def test_what_has_no_equal_stays_and_is_reported(case):
 def test_a_compiler_says_why_it_stays():
     import moec
 
-    text, reason = STAYS["a cache of a window"]
+    text, reason = STAYS["attention to what follows"]
     with pytest.raises(moec.UnsupportedError, match=f"GroupQueryAttention.*{reason}"):
         moec.compile(onnx.parser.parse_model(HEADER + text))

@@ -93,6 +93,14 @@ def test_a_cache_that_has_room(decompose, normal):
     decompose(attention(inputs, ", do_rotary = 1"), inputs, caches(), expected=lambda name, y: y[:, :, :5])
 
 
+@pytest.mark.parametrize("room", [9, 5])
+def test_a_cache_of_a_window_holds_all_tokens(decompose, normal, room):
+    """As long as nothing is evicted, both keep the same."""
+    inputs = tokens(normal, 1, 4, capacity=room)
+    attributes = ", do_rotary = 1, local_window_size = 3, sliding_window_cache = 1"
+    decompose(attention(inputs, attributes), inputs, caches(), expected=lambda name, y: y[:, :, :5])
+
+
 def test_sequences_of_different_lengths(decompose, normal):
     """The first has 2 past tokens, the second 4: new keys go behind those of their own sequence."""
     inputs = tokens(normal, 1, 4) | {"last": np.array([2, 4], np.int32)}

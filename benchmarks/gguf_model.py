@@ -56,8 +56,8 @@ def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
         data[:, :2] = np.full(len(data), 2 / largest / np.sqrt(sizes[-1]), np.float16).view(np.uint8).reshape(-1, 2)
         writer.add_tensor(name, data.reshape(*sizes[:-1], -1), raw_dtype=kind)
 
-    def floats(name: str, *sizes: int) -> None:
-        writer.add_tensor(name, (1 + 0.1 * random.standard_normal(sizes)).astype(np.float32))
+    def floats(name: str, *sizes: int, mean: float = 1) -> None:
+        writer.add_tensor(name, (mean + 0.1 * random.standard_normal(sizes)).astype(np.float32))
 
     matrix("token_embd.weight", shape.vocabulary, width)
     matrix("output.weight", shape.vocabulary, width)
@@ -72,7 +72,7 @@ def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
         if architecture == "olmoe":
             floats(f"{name}.attn_q_norm.weight", width)
             floats(f"{name}.attn_k_norm.weight", shape.key_heads * head)
-        floats(f"{name}.ffn_gate_inp.weight", shape.experts, width)
+        floats(f"{name}.ffn_gate_inp.weight", shape.experts, width, mean=0)
         matrix(f"{name}.ffn_gate_exps.weight", shape.experts, hidden, width)
         matrix(f"{name}.ffn_up_exps.weight", shape.experts, hidden, width)
         matrix(f"{name}.ffn_down_exps.weight", shape.experts, width, hidden)
@@ -136,13 +136,16 @@ def moec_steps(model: Any, room: int) -> Step:
     return step
 
 
-def llama_steps(path: str, threads: int, room: int) -> Step:
+def llama_steps(path: str, threads: int, room: int, *, repacks: bool = True) -> Step:
+    """``repacks``: whether weights may be copied into another order, which takes memory of the process' own."""
     import llama_cpp as llama
 
     silent = llama.llama_log_callback(lambda _level, _text, _data: None)
     llama.llama_log_set(silent, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+    loading = llama.llama_model_default_params()
+    loading.use_extra_bufts = repacks
+    model = llama.llama_model_load_from_file(path.encode(), loading)
     options = llama.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_ubatch = room, PROMPT, PROMPT
     options.n_threads = options.n_threads_batch = threads

@@ -3,8 +3,8 @@
     python benchmarks/larger_than_memory.py [--model olmoe-1b-7b] [--layers 16] [--format q4_0] [--limit 1.4GiB]
                                             [--resident 1GiB] [--tokens 48] [--rounds 2] [--scratch FOLDER]
 
-The model is a GGUF file with random weights and its artifact, kept in the folder of ``--scratch``. Routing of random
-weights is nearly uniform and has no favourites, which is the hardest case for keeping experts.
+The model is a GGUF file with random weights and its artifact, kept in the folder of ``--scratch``. Its routing has no
+favourites, which is the hardest case for keeping experts.
 
 Every contestant is a process in a control group whose memory is limited (version 1 or 2; this needs the rights to make
 one), whose page cache counts, and which starts with none of its file in the cache. They take turns. Of the tokens one
@@ -13,7 +13,7 @@ by one, behind an empty cache of keys and values, the first third is not counted
 - ``streamed``: what ``moec compile --resident`` makes; ``nothing expected``: without what is read ahead;
 - ``mapped``: the same artifact, whose file is mapped; ``mapped, WILLNEED``: with advice to the system, of the experts
   that are chosen, and of those that are expected, in the place of reads;
-- ``llama.cpp``: the GGUF file, which it maps.
+- ``llama.cpp``: the GGUF file, which it maps, without copies of weights in another order.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import json
 import os
 import pathlib
 import statistics
@@ -36,6 +37,8 @@ from results import print_rows
 ROOM = 512
 GROUP = "moec-larger-than-memory"
 _WILLNEED = 3
+SHARES, STREAMED = "shares", []
+"""What the line says that ends what a process prints, and whose shares these are."""
 
 
 @contextlib.contextmanager
@@ -95,18 +98,25 @@ def streamed_steps(resident: str, name: str, path: str, threads: int) -> Step:
         Advice(model)
     if name == "nothing expected":
         model._experts.expect = lambda *_arguments: None  # type: ignore[union-attr, method-assign]
+    STREAMED.append(model._experts)
     return moec_steps(model, ROOM)
 
 
 def serve(name: str, path: str, threads: int, resident: str, tokens: int) -> None:
     """Print the seconds of tokens one by one."""
-    step = llama_steps(path, threads, ROOM) if name == "llama.cpp" else streamed_steps(resident, name, path, threads)
+    step = (
+        llama_steps(path, threads, ROOM, repacks=False)
+        if name == "llama.cpp"
+        else streamed_steps(resident, name, path, threads)
+    )
     for place in range(tokens):
         print(step(1, place, place), flush=True)
+    if name == "streamed":
+        print(SHARES, json.dumps(STREAMED[0].shares), flush=True)
 
 
-def measure(name: str, path: pathlib.Path, args: argparse.Namespace) -> list[float]:
-    """The seconds of the tokens that count."""
+def measure(name: str, path: pathlib.Path, args: argparse.Namespace) -> tuple[list[float], list[list[float]] | None]:
+    """The seconds of the tokens that count, and in which share of the runs each layer's experts were chosen."""
     forget(path / "weights.bin" if path.is_dir() else path)
     with limited_group(args.limit) as group:
         command = [sys.executable, __file__, "--serve", name, str(path), str(args.threads), args.resident]
@@ -117,8 +127,10 @@ def measure(name: str, path: pathlib.Path, args: argparse.Namespace) -> list[flo
             check=True,
             preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None,
         )
-    seconds = [float(line) for line in done.stdout.split()]
-    return seconds[len(seconds) // 3 :]
+    lines = done.stdout.splitlines()
+    shares = json.loads(lines.pop().removeprefix(SHARES)) if lines[-1].startswith(SHARES) else None
+    seconds = [float(line) for line in lines]
+    return seconds[len(seconds) // 3 :], shares
 
 
 def made(args: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:
@@ -165,13 +177,17 @@ def main() -> None:
     args.limit = bytes_of("limit", args.limit)
     file, artifact = made(args)
     seconds: dict[str, list[float]] = {name: [] for name in args.contestants}
-    predicted = []
+    predicted, shares = [], None
     for _ in range(args.rounds):
-        found = predict_speed(open_artifact(artifact, check_weights=False), bytes_of("resident", args.resident))
-        print(dataclasses.asdict(found), flush=True)
-        predicted.append(1 / found.seconds)
         for name in args.contestants:
-            seconds[name] += measure(name, file if name == "llama.cpp" else artifact, args)
+            found, own = measure(name, file if name == "llama.cpp" else artifact, args)
+            seconds[name] += found
+            if own is not None:
+                shares = shares or own
+                opened = open_artifact(artifact, check_weights=False)
+                speed = predict_speed(opened, bytes_of("resident", args.resident), args.threads, shares)
+                predicted.append(1 / speed.seconds)
+                print("predicted", dataclasses.asdict(speed), 1 / speed.seconds, flush=True)
             print(name, f"{len(seconds[name]) / sum(seconds[name]):.2f} tokens/s so far", flush=True)
     rates = {name: len(times) / sum(times) for name, times in seconds.items()}
     print_rows(

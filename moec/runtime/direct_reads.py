@@ -35,12 +35,12 @@ _queues: weakref.WeakSet[_Queue] = weakref.WeakSet()
 @dataclasses.dataclass(eq=False)
 class Reading:
     """Ranges that are read together. ``what`` they are, for messages. ``left``: pieces that are not read yet;
-    ``begun``: whether one was begun; ``error``: why they cannot be read."""
+    ``dropped``: whether some are not read any more; ``error``: why they cannot be read."""
 
     what: str
     ranges: Sequence[Range]
     left: int = 0
-    begun: bool = False
+    dropped: bool = False
     error: str | None = None
 
     def pieces(self) -> Iterator[Range]:
@@ -64,10 +64,15 @@ class DirectReads:
     def changed(self) -> threading.Condition:
         return self._queue.changed
 
+    @property
+    def bytes_read(self) -> int:
+        """All that was read so far."""
+        return self._queue.bytes_read
+
     def ask(self, reading: Reading, *, urgent: bool) -> None:
         """Begin to read. What is not ``urgent`` waits for all that is."""
         pieces = [(reading, *piece) for piece in reading.pieces()]
-        reading.left, reading.begun, reading.error = len(pieces), False, None
+        reading.left, reading.dropped, reading.error = len(pieces), False, None
         (self._queue.urgent if urgent else self._queue.expected).extend(pieces)
         self._queue.work()
 
@@ -77,12 +82,11 @@ class DirectReads:
         self._queue.work()
 
     def drop(self, reading: Reading) -> bool:
-        """Do not read what was expected; False where that was begun already."""
-        if reading.begun or not reading.left:
-            return False
-        self._queue.take_back(reading)
-        reading.left = 0
-        return True
+        """Do not read what was expected, but for what was begun; False where all was."""
+        taken = len(self._queue.take_back(reading))
+        reading.left -= taken
+        reading.dropped = taken > 0
+        return taken > 0
 
 
 class _Queue:
@@ -99,7 +103,7 @@ class _Queue:
             self._file, self._direct = os.open(path, os.O_RDONLY), False
         self.urgent: collections.deque[tuple[Reading, int, int]] = collections.deque()
         self.expected: collections.deque[tuple[Reading, int, int]] = collections.deque()
-        self._threads = self._under_way = 0
+        self._threads = self._under_way = self.bytes_read = 0
         self._ended = False
         self._begin()
         _queues.add(self)
@@ -136,11 +140,11 @@ class _Queue:
                     self._leave()
                     return
                 reading, start, end = (self.urgent or self.expected).popleft()
-                reading.begun = True
                 self._under_way += 1
             error = self._read(start, end)
             with self.changed:
                 self._under_way -= 1
+                self.bytes_read += end - start
                 reading.error = reading.error or error
                 reading.left -= 1
                 self.changed.notify_all()

@@ -20,6 +20,7 @@ import numpy as np
 
 from moec.errors import MoecError
 from moec.runtime.direct_reads import PAGE, DirectReads, Range, Reading, unreadable
+from moec.runtime.expert_pages import ExpertPages, own_pages
 
 FORGETTING = 0.99
 """What a choice still counts one run of the model later."""
@@ -51,19 +52,13 @@ class StreamedLayer:
 
     def bytes_of(self, expert: int) -> int:
         """Of the pages that come and go with an expert."""
-        return sum(max(0, last - first) for first, last in map(own_pages, self.places[expert]))
+        return sum(last - first for first, last in map(own_pages, self.places[expert]))
 
     @property
     def edges(self) -> int:
         """Bytes of the pages that experts have in common with what lies beside them, which stay once they were read."""
         ranges = [one for places in self.places for one in places]
         return sum(2 * PAGE for start, end in ranges if start % PAGE or end % PAGE)
-
-
-def own_pages(place: Range) -> Range:
-    """The whole pages inside of a range; none where the end is not behind the start."""
-    start, end = place
-    return -(-start // PAGE) * PAGE, end // PAGE * PAGE
 
 
 _ABSENT, _COMING, _THERE = range(3)
@@ -78,7 +73,7 @@ class StreamedExperts:
         """``mapping``: the memory that ``reads`` fills. ``where``: the file."""
         self.counts = StreamCounts()
         self.room, self.used = room, 0
-        self._reads, self._mapping, self._where = reads, mapping, where
+        self._reads, self._pages, self._where = reads, ExpertPages(mapping), where
         self._layers = layers
         self._first = np.cumsum([0, *(len(layer.places) for layer in layers)]).tolist()
         self._readings = [
@@ -89,9 +84,17 @@ class StreamedExperts:
         self._bytes = np.array([layer.bytes_of(expert) for layer in layers for expert in range(len(layer.places))], int)
         self._state = np.full(len(self._bytes), _ABSENT, np.int8)
         self._score, self._weight = np.zeros(len(self._bytes)), 1.0
+        self._chosen = np.zeros(len(self._bytes), int)
         self._kept = np.zeros(len(self._bytes), bool)  # by what computes now
+        self._read_before = 0
         self._guesses: list[int] = []  # to be read once what is urgent is asked for
         self._ahead: set[int] = set()  # asked for because they were expected, and not chosen yet
+
+    @property
+    def shares(self) -> list[list[float]]:
+        """By layer, in which share of the runs each expert was chosen."""
+        shares = self._chosen / max(1, self.counts.runs)
+        return [part.tolist() for part in np.split(shares, self._first[1:-1])]
 
     def begin_run(self) -> None:
         """What comes is another run of the model."""
@@ -101,6 +104,9 @@ class StreamedExperts:
             self._score /= self._weight
             self._weight = 1.0
         self._guesses.clear()
+        with self._reads.changed:
+            for key in list(self._ahead):  # of a run that failed
+                self._drop(key)
 
     def fill(self, order: Sequence[tuple[int, int]]) -> None:
         """Read experts (layer, expert) in this order until there is no more room, and wait for them; the earlier, the
@@ -113,6 +119,7 @@ class StreamedExperts:
             for key in keys:
                 self._ask(key, urgent=True)
             self._wait_for(keys)
+            self._read_before = self._reads.bytes_read
 
     def expect(self, layer: int, experts: Sequence[int]) -> None:
         """These experts will probably be chosen, the likeliest first. They are read from the next :meth:`need` on."""
@@ -130,6 +137,7 @@ class StreamedExperts:
             self._kept[:] = False
             self._kept[keys] = True
             self._score[keys] += self._weight
+            self._chosen[keys] += 1
             self._count(keys)
             self._forget_wrong_guesses(layer)
             self._ask_for(keys)
@@ -137,6 +145,7 @@ class StreamedExperts:
             start = time.perf_counter()
             self._wait_for(keys)
             self.counts.seconds_waited += time.perf_counter() - start
+            self.counts.bytes_read = self._reads.bytes_read - self._read_before
 
     def _check_room(self, layer: int, keys: Sequence[int]) -> None:
         needed = int(self._bytes[keys].sum())
@@ -153,8 +162,9 @@ class StreamedExperts:
             reading = self._readings[key]
             if not reading.left:
                 self._state[key] = _THERE
-                if reading.error is not None:
-                    self._release(int(key))
+                if reading.error is not None or reading.dropped:
+                    self._pages.release(reading.ranges)
+                    self._absent(int(key))
 
     def _count(self, keys: Sequence[int]) -> None:
         counts = self.counts
@@ -165,28 +175,32 @@ class StreamedExperts:
         self._ahead.difference_update(keys)
 
     def _forget_wrong_guesses(self, layer: int) -> None:
-        """What was expected of this layer, was not chosen and is not being read yet."""
+        """What was expected of this layer and was not chosen: what is not begun of it is not read."""
         of_layer = range(self._first[layer], self._first[layer + 1])
         for key in [key for key in self._ahead if key in of_layer]:
-            self._ahead.discard(key)
             self._drop(key)
+        self._settle()
 
     def _ask_for(self, keys: Sequence[int]) -> None:
         for key in keys:
             if self._state[key] == _COMING:
                 self._reads.hurry(self._readings[key])
+            while self._state[key] == _COMING and self._readings[key].dropped:
+                self._wait()
         for key in keys:
             if self._state[key] == _ABSENT:
-                while not self._make_room(int(self._bytes[key])):
-                    if not any(map(self._drop, list(self._ahead))):
-                        self._reads.changed.wait()
+                while not self._make_room(key):
+                    if self._ahead:
+                        self._drop(next(iter(self._ahead)))
                         self._settle()
+                    else:
+                        self._wait()
                 self._ask(key, urgent=True)
 
     def _read_ahead(self) -> None:
         for key in self._guesses:
             if self._state[key] == _ABSENT:
-                if not self._make_room(int(self._bytes[key])):
+                if not self._make_room(key):
                     break
                 self._ahead.add(key)
                 self.counts.expected += 1
@@ -198,39 +212,36 @@ class StreamedExperts:
     def _ask(self, key: int, *, urgent: bool) -> None:
         self._state[key] = _COMING
         self.used += int(self._bytes[key])
-        self.counts.bytes_read += int(self._bytes[key])
         self._reads.ask(self._readings[key], urgent=urgent)
 
-    def _drop(self, key: int) -> bool:
-        """Do not read an expert that is only expected; False where that cannot be undone."""
-        if self._state[key] != _COMING or self._kept[key] or not self._reads.drop(self._readings[key]):
-            return False
+    def _drop(self, key: int) -> None:
+        """Do not read an expert that is only expected. Its pages are there until what was begun is read."""
         self._ahead.discard(key)
-        self.counts.bytes_read -= int(self._bytes[key])
-        self._absent(key)
-        return True
+        if self._state[key] == _COMING:
+            self._reads.drop(self._readings[key])
 
-    def _make_room(self, size: int) -> bool:
-        """Give pages back until there is room; False where all that is there is wanted."""
-        while self.used + size > self.room:
+    def _make_room(self, key: int) -> bool:
+        """Take pages of other experts until there is room for one; False where all that is there is wanted."""
+        while self.used + self._bytes[key] > self.room:
             free = (self._state == _THERE) & ~self._kept
             free[list(self._ahead)] = False
             candidates = np.flatnonzero(free)
             if not candidates.size:
                 return False
-            self._release(int(candidates[np.argmin(self._score[candidates])]))
+            victim = int(candidates[np.argmin(self._score[candidates])])
+            if not self._pages.move(self._readings[victim].ranges, self._readings[key].ranges):
+                self._pages.release(self._readings[victim].ranges)
+            self._absent(victim)
         return True
-
-    def _release(self, key: int) -> None:
-        """Give the pages of an expert back."""
-        for first, last in map(own_pages, self._readings[key].ranges):
-            if last > first:
-                self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
-        self._absent(key)
 
     def _absent(self, key: int) -> None:
         self._state[key] = _ABSENT
         self.used -= int(self._bytes[key])
+
+    def _wait(self) -> None:
+        """For anything that is being read."""
+        self._reads.changed.wait()
+        self._settle()
 
     def _wait_for(self, keys: Sequence[int]) -> None:
         coming = [self._readings[key] for key in keys if self._state[key] == _COMING]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,25 @@ def stream_plan(artifact: Artifact) -> StreamPlan:
     return StreamPlan.of(program.streamed, artifact.weight_entries(program), artifact.path(WEIGHTS).stat().st_size)
 
 
-def predict_speed(artifact: Artifact, resident: int | None = None, threads: int | None = None) -> StreamSpeed:
+def predict_speed(
+    artifact: Artifact,
+    resident: int | None = None,
+    threads: int | None = None,
+    shares: Sequence[Sequence[float]] | None = None,
+) -> StreamSpeed:
     """Takes some seconds, in which memory and the disk of the artifact are measured. ``resident``: bytes of weights in
-    memory, by default what the artifact was compiled with. Raises MoecError where no token can run in them."""
+    memory, by default what the artifact was compiled with; ``shares``: by layer, which share of the tokens choose each
+    expert, by default what a profile said when it was compiled. Raises MoecError where no token can run in them."""
     plan, threads = stream_plan(artifact), check_threads(threads)
     resident = artifact.manifest.resident if resident is None else resident
     if resident is None:
         raise MoecError(f"{artifact.where}: nothing says how much memory its weights take; give it (resident)")
     plan.check(resident, artifact.where)
+    if shares is not None:
+        measured = [
+            dataclasses.replace(spec, shares=tuple(own)) for spec, own in zip(plan.streamed, shares, strict=True)
+        ]
+        plan = dataclasses.replace(plan, streamed=measured)
     memory_bytes, disk_bytes = _bytes_of_a_token(plan, resident - plan.pinned)
     others = sum(end - start for start, end in plan.others)
     bandwidth = targets.program_kind_of(artifact.manifest.target).measure_roofline(threads).bandwidths

@@ -25,7 +25,7 @@ from moec.runtime.streaming import StreamPlan, reserved
 
 GUESSED = 0.7
 """Which share of what is not there had been expected, where nobody measured it; see docs/streaming.md."""
-DECODING = 0.8
+DECODING = 0.45
 """The share of memory's bandwidth that decoding reaches."""
 _MEASURED_BYTES, _MEASURED_SECONDS = 512 << 20, 2.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import threading
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 
 import moec
+from moec.common.specs import StreamedWeight
 from moec.errors import ArtifactError, MoecError, UnsupportedError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.manifest import WEIGHTS
 from moec.runtime.model import CompiledModel
 from moec.runtime.streaming import StreamPlan
 from tests.language_model import VOCABULARY, language_model
+
+from .forged_manifests import manifest_of, rewrite_program
 
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, (1, 40))
 EXPERT = 48 * 64 * 4 * 3
@@ -177,3 +181,23 @@ def test_what_streams_nothing_says_so(tmp_path):
         moec.compile(path, resident="8 pounds")
     with pytest.raises(MoecError, match="give that, too"):
         moec.compile(path, profile="p.moeprof")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"chosen": 9}, "8 experts, of which 9 cannot be chosen"),
+        ({"shares": (0.5,)}, "expected one of each of 8 experts"),
+        ({"experts": 9}, "lie at no increasing places"),
+        ({"weights": (StreamedWeight(99, tuple(range(9))),)}, "streams more than weight 99 has"),
+        ({"weights": (StreamedWeight(0, (*range(8), 1 << 40)),)}, "streams more than weight 0 has"),
+    ],
+)
+def test_forged_places_are_refused(change, reason, folder, tmp_path):
+    copy = tmp_path / "copy.moec"
+    moec.load(folder).save(copy)
+    (program,) = manifest_of(copy).programs
+    first, *others = program.streamed
+    rewrite_program(copy, streamed=[dataclasses.replace(first, **change), *others])
+    with pytest.raises(ArtifactError, match=reason):
+        open_artifact(copy)

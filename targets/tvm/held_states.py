@@ -145,9 +145,14 @@ def _before_rounding(past: ir.Value | None, new: ir.Value | None) -> tuple[ir.Va
     types = {None if value is None else dtype_of(value) for value in narrow}
     node = None if narrow[0] is None else narrow[0].producer()
     before = node.inputs[0] if node is not None and operator_name(node) == "Cast" else None
-    if node is None or before is None or len(types) > 1 or len(before.uses()) > 1 or len(node.outputs[0].uses()) > 1:
+    if node is None or before is None or len(types) > 1 or _readers(before) > 1 or _readers(node.outputs[0]) > 1:
         return past, None
     return before, types.pop()
+
+
+def _readers(value: ir.Value) -> int:
+    """Nodes that read its elements, not only its sizes."""
+    return sum(operator_name(node) != "Shape" for node, _ in value.uses())
 
 
 def _narrowed(value: ir.Value | None) -> ir.Value | None:

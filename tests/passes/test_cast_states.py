@@ -72,16 +72,18 @@ def test_a_model_without_states_is_told_of() -> None:
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_programs_store_half_the_bytes(dtype) -> None:
     text = """(float[B,2,S,16] q, float[B,2,S,16] k, float[B,2,P,16] pk, float[B,2,P,16] pv) =>
-        (float[B,2,S,16] y, float[B,2,N,16] nk, float[B,2,N,16] nv) {
+        (float[B,2,S,16] y, float[B,2,N,16] nk, float[B,2,N,16] nv, int64[1] length) {
        y, nk, nv = Attention <is_causal = 1> (q, k, q, "", pk, pv)
+       length = Shape <start = 2, end = 3> (pk)
     }"""
     graph = onnx.parser.parse_model(HEAD + text)
     rounding, exact = moec.compile(graph, passes=f"O2,cast-states{{dtype={dtype}}}"), moec.compile(graph)
-    assert {state.dtype for state in rounding.held} == {{"fp16": "float16", "bf16": "bfloat16"}[dtype]}
+    assert [state.dtype for state in rounding.held] == 2 * [{"fp16": "float16", "bf16": "bfloat16"}[dtype]]
     random = np.random.default_rng(0)
     shapes = {"q": (1, 2, 3, 16), "k": (1, 2, 3, 16), "pk": (1, 2, 40, 16), "pv": (1, 2, 40, 16)}
     values = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     found, wanted = rounding.run(values), exact.run(values)
+    assert found["length"] == [40]
     bound = {"fp16": 1 / 2048, "bf16": 1 / 256}[dtype]
     for name in ("nk", "nv"):
         assert found[name].dtype == np.float32

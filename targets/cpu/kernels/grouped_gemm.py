@@ -197,48 +197,49 @@ class _GroupedProduct:
     def emit(self, order: Any, blocks: Any, block_count: Any, bias: Any, out: Any, **operands: Any) -> None:
         problem = self._problem
         rows = Rows(operands["rows"], operands.get("row_scales"), operands.get("row_sums"))
-        with (
-            loop("share", T.parallel(self._shares(block_count[0]))) as share,
-            loop("block", T.serial(block_count[0])) as block,
-        ):
-            expert, first, count = (
-                named(name, T.bind(T.cast(blocks[block, part], "int64")))
-                for part, name in enumerate(("expert", "first", "count"))
-            )
-            begin, end = self._tiles_of(share, blocks, block_count[0], block)
-            with loop("column_tile", T.serial(begin, end)) as column_tile:
-                sums = named("sums", T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32"))
-                for condition, product, weights, tile in self._ways(operands, expert, column_tile):
-                    with T.If(condition), T.Then():
-                        multiply(product, rows, weights, tile, sums, first, count)
-                width = operands["table"][expert, _TABLE_COLUMNS.index("width")] if problem.widths else None
-                self._store(sums, order, bias, out, expert, column_tile, first, count, width)
+        with loop("share", T.parallel(self._shares(block_count[0]))) as share:
+            start, stop = self._work_of(share, blocks, block_count[0])
+            with loop("block", T.serial(block_count[0])) as block:
+                expert, first, count = (
+                    named(name, T.bind(T.cast(blocks[block, part], "int64")))
+                    for part, name in enumerate(("expert", "first", "count"))
+                )
+                per_tile = named("work_per_tile", T.bind(count + TILE_ROWS))
+                before = named(
+                    "work_before", T.bind((first + T.cast(block, "int64") * TILE_ROWS) * problem.column_tiles)
+                )
+                meets = T.And(before < stop, before + per_tile * problem.column_tiles > start)
+                with T.If(meets), T.Then():
+                    begin = named("begin", T.bind(self._first_tile(start - before, per_tile)))
+                    end = named("end", T.bind(self._first_tile(stop - before, per_tile)))
+                    with loop("column_tile", T.serial(begin, end)) as column_tile:
+                        sums = named("sums", T.alloc_buffer((BLOCK_ROWS, problem.columns), "float32"))
+                        for condition, product, weights, tile in self._ways(operands, expert, column_tile):
+                            with T.If(condition), T.Then():
+                                multiply(product, rows, weights, tile, sums, first, count)
+                        width = operands["table"][expert, _TABLE_COLUMNS.index("width")] if problem.widths else None
+                        self._store(sums, order, bias, out, expert, column_tile, first, count, width)
 
     def _shares(self, blocks: Any) -> Any:
         """How many shares the work is cut into: no more than tiles."""
         return T.min(SHARES, T.cast(blocks, "int64") * self._problem.column_tiles)
 
-    def _tiles_of(self, share: Any, blocks: Any, block_count: Any, block: Any) -> tuple[Any, Any]:
-        """From which column tile of a block to which a share goes.
+    def _work_of(self, share: Any, blocks: Any, block_count: Any) -> tuple[Any, Any]:
+        """Where in the work a share starts and where it stops.
 
         Work is counted in rows: a tile is as much as the rows of its block, and :data:`TILE_ROWS` more for its weights.
         Blocks follow one another, so the work before a block is known from its first row.
         """
-        tiles, last = self._problem.column_tiles, block_count - 1
+        last, shares = block_count - 1, self._shares(block_count)
         rows = T.cast(blocks[last, 1] + blocks[last, 2], "int64")
-        total = named("total_work", T.bind((rows + T.cast(block_count, "int64") * TILE_ROWS) * tiles))
-        rows_before = T.cast(blocks[block, 1], "int64") + T.cast(block, "int64") * TILE_ROWS
-        before = named("work_before", T.bind(rows_before * tiles))
-        per_tile = named("work_per_tile", T.bind(T.cast(blocks[block, 2], "int64") + TILE_ROWS))
-        shares = self._shares(block_count)
+        work = (rows + T.cast(block_count, "int64") * TILE_ROWS) * self._problem.column_tiles
+        total = named("total_work", T.bind(work))
+        start = named("start", T.bind(share * total // shares))
+        return start, named("stop", T.bind((share + 1) * total // shares))
 
-        def first_tile_of(share: Any) -> Any:
-            """The first tile that begins in the share or behind it."""
-            ahead = T.max(share * total // shares - before, T.int64(0))
-            return T.min((ahead + per_tile - 1) // per_tile, T.int64(tiles))
-
-        begin = named("begin", T.bind(first_tile_of(share)))
-        return begin, named("end", T.bind(first_tile_of(share + 1)))
+    def _first_tile(self, work: Any, per_tile: Any) -> Any:
+        """The first tile of a block that begins ``work`` or more behind the block's beginning."""
+        return T.min((T.max(work, T.int64(0)) + per_tile - 1) // per_tile, T.int64(self._problem.column_tiles))
 
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any

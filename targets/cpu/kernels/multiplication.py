@@ -95,7 +95,7 @@ class Multiplication:
     def row_tile(self) -> int:
         """Most rows of a register tile; half as many where the integer sums of a group share the registers with the
         float32 sums of the groups."""
-        return self.machine.row_tile // (2 if self.arithmetic == "int8" and self.dot_group else 1)
+        return self.machine.row_tile // (2 if self.arithmetic == "int8" and self.stored.group else 1)
 
     @property
     def row_dtype(self) -> str:

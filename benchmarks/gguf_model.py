@@ -30,7 +30,16 @@ from results import Results
 PROMPT, STEPS, VOCABULARY_USED = 512, 16, 40_000
 PASSES = "O2,quantize-experts{format=int4},quantize-linears{format=int4},cast-states{dtype=fp16},last-logits"
 """Weights are quantised already: these let their products be computed in 8 bits, as llama.cpp does."""
-BITS = {"q4_0": 4.5, "q8_0": 8.5}
+BITS = {"q4_0": 4.5, "q5_0": 5.5, "q8_0": 8.5, "q4_k": 4.5, "q5_k": 5.5, "q6_k": 6.5625}
+FLOATS = {
+    "q4_0": {0: 1 / 8},
+    "q5_0": {0: 1 / 16},
+    "q8_0": {0: 1 / 128},
+    "q4_k": {0: 1 / 8 / 32, 2: 1 / 32},
+    "q5_k": {0: 1 / 16 / 32, 2: 1 / 32},
+    "q6_k": {208: 1 / 32 / 64},
+}
+"""Where the float16 numbers of a block lie, and what they are, so that weights are about as large as 1."""
 _HEAD = "ready"
 
 Step = Callable[[int, int, int], float]
@@ -52,8 +61,8 @@ def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
         if form == "q4_0":  # without the lowest of 16 numbers their mean is 0, and tokens go to different experts
             data = np.where(data % 16, data, data + 8)
             data = np.where(data // 16, data, data + 128)
-        largest = {"q4_0": 8, "q8_0": 128}[form]
-        data[:, :2] = np.full(len(data), 2 / largest / np.sqrt(sizes[-1]), np.float16).view(np.uint8).reshape(-1, 2)
+        for place, share in FLOATS[form].items():
+            data[:, place : place + 2] = np.array([2 * share / np.sqrt(sizes[-1])], np.float16).view(np.uint8)
         writer.add_tensor(name, data.reshape(*sizes[:-1], -1), raw_dtype=kind)
 
     def floats(name: str, *sizes: int, mean: float = 1) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _VERSIONS = (2, 3)
 _MOST_AXES = 4
 _LONGEST_NAME = 65_535
 _DEFAULT_ALIGNMENT = 32
+_PART = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Types of metadata by their number: what ``struct`` calls those of a fixed size."""
@@ -109,12 +111,64 @@ def is_file(source: Any) -> bool:
 
 
 def read_file(path: str | os.PathLike[str]) -> GgufFile:
-    """Read the header of a GGUF file and map the rest.
+    """Read the header of a GGUF file and map the rest; where it is the first of several parts, of all of them.
 
     Raises MoecError, naming the file and the entry or tensor, for what is no GGUF file, is truncated, or whose counts,
-    lengths, offsets or names do not fit; UnsupportedError for versions and types of tensors that moec does not read.
+    lengths, offsets or names do not fit, and for parts that are missing or do not belong together; UnsupportedError for
+    versions and types of tensors that moec does not read.
     """
-    path = Path(path)
+    first = _read_one(Path(path))
+    count = _split(first, "count", 1)
+    return first if count in (0, 1) else _joined(first, count)
+
+
+def _split(part: GgufFile, what: str, default: int) -> int:
+    """A number that a part says of itself or of all of them."""
+    found = part.metadata.get(f"split.{what}", default)
+    if type(found) is not int:
+        raise MoecError(f"{part.path}: split.{what} is {str(found)[:20]}; expected a whole number, download it again")
+    return found
+
+
+def _joined(first: GgufFile, count: int) -> GgufFile:
+    """The metadata of the first part and the tensors of all. Names of parts follow from its own name, as
+    ``llama_split_path`` of llama.cpp makes them, and from nothing that a file says."""
+    named = _PART.fullmatch(first.path.name)
+    if named is None or int(named["count"]) != count:
+        raise MoecError(
+            f"{first.path}: is one of {count} parts of a model by its metadata, and not by its name; expected "
+            "NAME-00001-of-0000N.gguf, beside the others"
+        )
+    if int(named["number"]) != 1 or _split(first, "no", 0) != 0:
+        raise MoecError(f"{first.path}: is no first part of a model; expected {_part(first.path, named, 1).name}")
+    tensors = dict(first.tensors)
+    for number in range(2, count + 1):
+        path = _part(first.path, named, number)
+        part = _read_one(path)
+        found = _split(part, "no", 0), _split(part, "count", 1)
+        if found != (number - 1, count):
+            raise MoecError(
+                f"{path}: says that it is part {found[0]} (from 0) of {found[1]}; expected {number - 1} of {count}, "
+                "download it again"
+            )
+        twice = next((name for name in part.tensors if name in tensors), None)
+        if twice is not None:
+            raise MoecError(f"{path}: has the tensor {twice!r}, and so has a part before it; download them again")
+        tensors |= part.tensors
+    total = _split(first, "tensors.count", len(tensors))
+    if total != len(tensors):
+        raise MoecError(
+            f"{first.path}: says that its parts have {total} tensors, but they have {len(tensors)}; they do not belong "
+            "together, download them again"
+        )
+    return GgufFile(first.path, first.metadata, tensors)
+
+
+def _part(first: Path, named: re.Match[str], number: int) -> Path:
+    return first.with_name(f"{named['name']}-{number:05d}-of-{named['count']}.gguf")
+
+
+def _read_one(path: Path) -> GgufFile:
     try:
         stored = map_file(path) if path.stat().st_size else np.zeros(0, np.uint8)
     except OSError as error:
@@ -127,7 +181,6 @@ def read_file(path: str | os.PathLike[str]) -> GgufFile:
         if key in metadata:
             raise MoecError(f"{path}: has the metadata key {key!r} twice; the file is damaged, download it again")
         metadata[key] = cursor.value(f"metadata {key!r}")
-    _check_whole(path, metadata)
     described: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensor_count):
         name, description = _description(cursor)
@@ -217,15 +270,6 @@ def _counts(cursor: _Cursor) -> tuple[int, int]:
         raise UnsupportedError(f"{cursor.path}: {problem}; moec reads little-endian GGUF of versions {known}")
     tensors = cursor.count(_SMALLEST_TENSOR, "the number of tensors")
     return tensors, cursor.count(_SMALLEST_ENTRY, "the number of metadata entries")
-
-
-def _check_whole(path: Path, metadata: dict[str, Any]) -> None:
-    parts = metadata.get("split.count", 0)
-    if parts not in (0, 1):
-        raise UnsupportedError(
-            f"{path}: is one of {str(parts)[:20]} parts of a model; make one file of them: llama-gguf-split --merge "
-            f"{path.name} model.gguf"
-        )
 
 
 def _description(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:

@@ -110,10 +110,6 @@ UNKNOWN = {
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is big-endian"),
     "type by name": (described(kind=20), "tensor 't': is stored as IQ4_NL; moec reads F32, F16, Q4_0"),
     "type by number": (described(kind=999), "is stored as type 999"),
-    "parts": (
-        file_bytes([("split.count", 3)], []),
-        "is one of 3 parts of a model; .* llama-gguf-split --merge model.gguf",
-    ),
 }
 
 
@@ -122,6 +118,55 @@ def test_not_supported(name: str, tmp_path: Path) -> None:
     content, message = UNKNOWN[name]
     with pytest.raises(UnsupportedError, match=message):
         read(tmp_path, content)
+
+
+PARTS = [[("m", MATRIX)], [], [("v", stored(np.ones(3)))]]
+
+
+def write_parts(folder: Path, changes: dict[int, dict[str, Any]], parts: list[Any] = PARTS) -> Path:
+    """Three parts of a model, whose entries are changed part by part."""
+    for number, tensors in enumerate(parts):
+        entries = {"split.no": number, "split.count": len(parts)} | ({"split.tensors.count": 2} if number == 0 else {})
+        content = file_bytes([*METADATA, *(entries | changes.get(number, {})).items()], tensors)
+        (folder / f"big-{number + 1:05d}-of-{len(parts):05d}.gguf").write_bytes(content)
+    return folder / "big-00001-of-00003.gguf"
+
+
+def test_parts_are_read_as_one_model(tmp_path: Path) -> None:
+    file = read_file(write_parts(tmp_path, {}))
+    assert list(file.tensors) == ["m", "v"] and file.tensors["v"].where.startswith(
+        f"{tmp_path}/big-00003-of-00003.gguf"
+    )
+    assert file.tensors["v"].blocks.tobytes() == np.ones(3, "<f4").tobytes()
+
+
+WRONG_PARTS: dict[str, tuple[dict[int, dict[str, Any]], str]] = {
+    "count": ({0: {"split.count": 4}}, "is one of 4 parts of a model by its metadata, and not by its name"),
+    "list": ({0: {"split.count": [3, 3]}}, r"split.count is \[3 3\]; expected a whole number"),
+    "order": ({2: {"split.no": 1}}, "00003-of-00003.gguf: says that it is part 1 .from 0. of 3; expected 2 of 3"),
+    "others": ({1: {"split.count": 2}}, "says that it is part 1 .from 0. of 2"),
+    "tensors": ({0: {"split.tensors.count": 3}}, "says that its parts have 3 tensors, but they have 2"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PARTS)
+def test_parts_that_do_not_belong_together(name: str, tmp_path: Path) -> None:
+    changes, message = WRONG_PARTS[name]
+    with pytest.raises(MoecError, match=message):
+        read_file(write_parts(tmp_path, changes))
+
+
+def test_parts_that_are_missing_or_come_twice(tmp_path: Path) -> None:
+    first = write_parts(tmp_path, {}, [PARTS[0], [], PARTS[0]])
+    with pytest.raises(MoecError, match="has the tensor 'm', and so has a part before it"):
+        read_file(first)
+    with pytest.raises(MoecError, match=r"is no first part of a model; expected big-00001-of-00003\.gguf"):
+        read_file(tmp_path / "big-00002-of-00003.gguf")
+    (tmp_path / "big-00002-of-00003.gguf").unlink()
+    with pytest.raises(MoecError, match=r"big-00002-of-00003\.gguf: cannot be read: No such file"):
+        read_file(first)
+    with pytest.raises(MoecError, match="is one of 3 parts of a model by its metadata, and not by its name"):
+        read_file(first.rename(tmp_path / "model.gguf"))
 
 
 def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:

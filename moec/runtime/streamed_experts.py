@@ -57,8 +57,8 @@ class StreamedLayer:
     @property
     def edges(self) -> int:
         """Bytes of the pages that experts have in common with what lies beside them, which stay once they were read."""
-        ranges = [one for places in self.places for one in places]
-        return sum(2 * PAGE for start, end in ranges if start % PAGE or end % PAGE)
+        ends = (end for places in self.places for place in places for end in place if end % PAGE)
+        return PAGE * len({end // PAGE for end in ends})
 
 
 _ABSENT, _COMING, _THERE = range(3)

@@ -75,7 +75,7 @@ class StreamPlan:
 
     def check(self, resident: int, where: str) -> None:
         """Raises MoecError, with the numbers, where one token cannot run in so many bytes."""
-        if resident < self.least:
+        if resident < min(self.least, self.size):
             raise MoecError(
                 f"{where}: {resident / _MIB:.1f} MiB are too few for its weights: those that are no experts', and the "
                 f"experts that one token has in a layer, take {self.least / _MIB:.1f} of {self.size / _MIB:.1f} MiB; "

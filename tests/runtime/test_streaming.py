@@ -16,6 +16,7 @@ from moec.errors import ArtifactError, MoecError, UnsupportedError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.manifest import WEIGHTS
 from moec.runtime.model import CompiledModel
+from moec.runtime.streamed_experts import StreamedLayer
 from moec.runtime.streaming import StreamPlan
 from tests.language_model import VOCABULARY, language_model
 
@@ -68,6 +69,12 @@ def test_tokens_are_those_of_a_model_in_memory(more, threads, folder, expected):
     if more == 6:  # a whole layer
         np.testing.assert_array_equal(run(model, IDS), expected[-1])
         check_tokens(model, expected)
+
+
+def test_pages_that_experts_share_are_counted_once():
+    layer = StreamedLayer("layer", [((0, 100), (9000, 20_000)), ((100, 9000), (20_000, 20_480))])
+    assert layer.edges == 3 * 4096  # those of 100, 9000 and 20,000
+    assert [layer.bytes_of(expert) for expert in (0, 1)] == [4096, 4096]
 
 
 def test_experts_are_read_before_they_are_chosen(folder, expected):

@@ -170,7 +170,7 @@ class StreamedExperts:
         counts = self.counts
         counts.chosen += len(keys)
         for key in keys:
-            counts.there += self._state[key] == _THERE
+            counts.there += int(self._state[key] == _THERE)
             counts.guessed += key in self._ahead
         self._ahead.difference_update(keys)
 

@@ -36,6 +36,7 @@ def bench_session(
     """Plain data: for each depth the seconds, and the tokens per second, of a prompt of ``prefill`` tokens and of
     ``decode`` tokens one after the other, in a session that holds ``depth`` tokens. Every repetition goes on from the
     same session; one before them is not counted. Ids are random, the same in every call; nothing is sampled.
+    ``streamed``: what was read and waited for, where experts are streamed.
 
     ``shares`` say what became of all threads' time: ``loops`` is work in kernels' parallel loops, ``barriers`` waiting
     for others at their ends, ``between`` what one thread did alone while others had nothing to do. None where loops
@@ -62,7 +63,9 @@ def bench_session(
             part = ids[depth : depth + length]
             seconds, shares = _timed(session, _RUNS[kind], part, repetitions, model.threads)
             rows.append({**_row(kind, depth, length, seconds), "shares": shares})
-    return {"threads": model.threads, "weights": dataclasses.asdict(model.placement), "tests": rows}
+    counts = None if model.streamed is None else dataclasses.asdict(model.streamed)
+    weights = dataclasses.asdict(model.placement)
+    return {"threads": model.threads, "weights": weights, "streamed": counts, "tests": rows}
 
 
 def read_depths(text: str) -> list[int]:

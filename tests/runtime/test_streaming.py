@@ -14,6 +14,7 @@ import moec
 from moec.common.specs import StreamedWeight
 from moec.errors import ArtifactError, MoecError, UnsupportedError
 from moec.runtime.artifact import open_artifact
+from moec.runtime.expert_pages import ExpertPages
 from moec.runtime.manifest import WEIGHTS
 from moec.runtime.model import CompiledModel
 from moec.runtime.streamed_experts import StreamedLayer
@@ -164,6 +165,14 @@ def test_a_disk_that_fails(folder, expected, monkeypatch):
 def test_file_systems_without_direct_reads(folder, expected, monkeypatch):
     monkeypatch.setattr(os, "O_DIRECT", 0, raising=False)
     check_tokens(moec.load(folder, resident=least(folder)), expected)
+
+
+def test_systems_that_move_no_pages(folder, expected, monkeypatch):
+    monkeypatch.setattr(ExpertPages, "move", lambda *_arguments: False)
+    model = moec.load(folder, resident=least(folder) + 6 * EXPERT, threads=2)
+    for ids, whole in ((IDS, expected[-1]), (IDS[:, :1], expected[0])):
+        np.testing.assert_array_equal(run(model, ids), whole)
+    check_tokens(model, expected)
 
 
 def test_readers_end_with_their_model(folder, expected):

@@ -40,7 +40,7 @@ SIZES = {
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "GraniteMoe", *HYBRID])
 @pytest.mark.parametrize("cache", [True, False])
 def test_greedy_tokens_are_those_of_transformers(family, cache, tmp_path):
-    torch.manual_seed(0)
+    torch.manual_seed(int(family == "Lfm2Moe"))  # whose text ends at once with 0
     config = getattr(transformers, f"{family}Config")(**SIZES, **HYBRID.get(family, {}))
     module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():

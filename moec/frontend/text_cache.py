@@ -67,7 +67,7 @@ def cache_inputs(module: torch.nn.Module, made: TextInputs) -> CacheInputs:
         raise MoecError(f"{name}: a cache is for text decoders of transformers; compile it without")
     ids = made.example["input_ids"][:, :1].expand(-1, _LENGTH)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        cache = module(input_ids=ids, use_cache=True).past_key_values
+        cache = getattr(module(input_ids=ids, use_cache=True), _name_of_cache(module.forward))
         form = CacheForm.of(cache, name)
         tensors = {kept: (tuple(read.shape), read.dtype) for kept in form.kept for read in (kept.read(cache),)}
     dynamic, example, shapes = torch.export.Dim.DYNAMIC, {**made.example}, {**made.dynamic_shapes}
@@ -93,11 +93,18 @@ def with_cache(module: torch.nn.Module, form: CacheForm) -> Iterator[None]:
             vars(module)["forward"] = own
 
 
+def _name_of_cache(forward: Callable[..., Any]) -> str:
+    """What transformers calls the argument and the result: ``past_key_values`` in earlier versions."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
 def _flat(forward: Callable[..., Any], form: CacheForm) -> Callable[..., dict[str, Any]]:
+    name = _name_of_cache(forward)
+
     def flat(input_ids: Any, **past: Any) -> dict[str, Any]:
         cache = form.make({kept.label: past[f"{PAST}_{kept.label}"] for kept in form.kept})
-        result = forward(input_ids=input_ids, past_key_values=cache, use_cache=True)
-        present = {f"{PRESENT}_{kept.label}": kept.read(result.past_key_values) for kept in form.kept}
+        result = forward(input_ids=input_ids, use_cache=True, **{name: cache})
+        present = {f"{PRESENT}_{kept.label}": kept.read(getattr(result, name)) for kept in form.kept}
         return {"logits": result.logits, **present}
 
     kinds = inspect.Parameter

@@ -4,10 +4,10 @@
                                     [--depths 0 512 2048 8000] [--rounds 7] [--output benchmarks/results/gguf_model]
 
 Rows: a prompt of 512 tokens, and one token behind so many others. Both keep their caches in 16 bits, round activations
-to 8, and give the logits of the last token. Each is a process of its own; they take turns, and no two rounds have the
-same tokens. The share of the limit is the bytes that a token has to read, active weights and cache, over the bandwidth
-of memory measured before the rounds, over the time. Needs ``pip install llama-cpp-python gguf`` beside the extra
-``torch``.
+to 8 (to bfloat16 where weights are, not at all where they are float32), and give the logits of the last token. Each is
+a process of its own; they take turns, and no two rounds have the same tokens. The share of the limit is the bytes that
+a token has to read, active weights and cache, over the bandwidth of memory measured before the rounds, over the time.
+Needs ``pip install llama-cpp-python gguf`` beside the extra ``torch``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from results import Results
 PROMPT, STEPS, VOCABULARY_USED = 512, 16, 40_000
 PASSES = "O2,quantize-experts{format=int4},quantize-linears{format=int4},cast-states{dtype=fp16},last-logits"
 """Weights are quantised already: these let their products be computed in 8 bits, as llama.cpp does."""
-BITS = {"q4_0": 4.5, "q5_0": 5.5, "q8_0": 8.5, "q4_k": 4.5, "q5_k": 5.5, "q6_k": 6.5625}
+FLOAT_PASSES = {
+    "f32": "O2,cast-states{dtype=fp16},last-logits",
+    "bf16": "O2,cast-weights{dtype=bf16,weights=all},cast-states{dtype=fp16},last-logits",
+}
+BITS = {"f32": 32, "bf16": 16, "q4_0": 4.5, "q5_0": 5.5, "q8_0": 8.5, "q4_k": 4.5, "q5_k": 5.5, "q6_k": 6.5625}
 FLOATS = {
     "q4_0": {0: 1 / 8},
     "q5_0": {0: 1 / 16},
@@ -56,6 +60,11 @@ def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
     width, hidden, head = shape.width, shape.hidden, shape.width // shape.heads
 
     def matrix(name: str, *sizes: int) -> None:
+        if form in FLOAT_PASSES:
+            floats = random.standard_normal(sizes, dtype=np.float32) / np.float32(np.sqrt(sizes[-1]))
+            bits = floats if form == "f32" else (floats.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+            writer.add_tensor(name, bits, raw_dtype=kind)
+            return
         block, size = gguf.GGML_QUANT_SIZES[kind]
         data = random.integers(0, 256, (int(np.prod(sizes)) // block, size), dtype=np.uint8)
         if form == "q4_0":  # without the lowest of 16 numbers their mean is 0, and tokens go to different experts
@@ -241,7 +250,7 @@ def measure(shape: Any, form: str, args: argparse.Namespace, results: Results) -
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         file, artifact = pathlib.Path(folder, "model.gguf"), pathlib.Path(folder, "model.moec")
         write_model(shape, layers, form, file)
-        moec.compile(str(file), passes=PASSES, cache=True, output=artifact)
+        moec.compile(str(file), passes=FLOAT_PASSES.get(form, PASSES), cache=True, output=artifact)
         room = max(args.depths) + PROMPT
         paths = {"moec": artifact, "llama.cpp": file}
         contestants = {name: Contestant(name, path, args.threads, room) for name, path in paths.items()}
@@ -284,7 +293,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--formats", nargs="+", choices=BITS, default=list(BITS))
+    parser.add_argument("--formats", nargs="+", choices=BITS, default=["q4_0", "q8_0"])
     parser.add_argument("--layers", type=int, help="default: what whole_model.py takes")
     parser.add_argument("--depths", nargs="+", type=int, default=[0, 512, 2048, 8000])
     parser.add_argument("--rounds", type=int, default=7)

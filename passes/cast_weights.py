@@ -27,8 +27,8 @@ class CastWeights:
     1. ``weights``: those of ``experts`` (of ``moec.Experts``, ``moec.MoE`` and ``moec.GroupedMatMul``), of ``linears``
        (dense products become ``moec.Linear`` as in quantize-linears, with its ``minimum`` and ``routers``), or ``all``.
        Weights that are narrower already stay as they are.
-    2. ``bf16``: where that makes all weights of a node bfloat16, activations are rounded to bfloat16 too, so that
-       products can be computed in it. ``fp16``: products are computed in float32.
+    2. ``bf16``: where all weights of a node are bfloat16 then, those that came so included, activations are rounded to
+       bfloat16 too, so that products can be computed in it. ``fp16``: products are computed in float32.
     3. A finite weight beyond the range of float16 is an error; infinities and NaN stay what they are.
     4. The error of weights and outputs goes into the report, layer by layer.
 
@@ -74,10 +74,12 @@ class CastWeights:
             name: [form if old.name in _WIDE else old for old in weight.formats]
             for name, weight in before.weights.items()
         }
-        if not any([store(node, name, formats) for name, formats in wanted.items()]):
+        stored = any([store(node, name, formats) for name, formats in wanted.items()])
+        narrow = self.dtype == "bf16" and all(one.name == "bfloat16" for formats in wanted.values() for one in formats)
+        if not stored and (not narrow or before.spec.arithmetic == "bfloat16"):
             report.note(self.name, node_name(node), f"nothing to cast: its weights are {before.describe_formats()}")
             return node.op_type == "Linear"
-        if all(form.name == "bfloat16" for formats in wanted.values() for form in formats):
+        if narrow:
             set_arithmetic(node, ProductSpec(arithmetic="bfloat16"))
         report.losses.append(loss(self.name, before, layer_of(node)))
         return True

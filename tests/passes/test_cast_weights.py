@@ -81,6 +81,18 @@ def test_narrower_weights_stay_as_they_are() -> None:
     assert "nothing to cast" in apply(model, "cast-weights{dtype=fp16}").remarks[0].message
 
 
+def test_products_of_weights_that_came_as_bfloat16_are_computed_in_it() -> None:
+    model = experts_model(ExpertsSpec())
+    apply(model, "cast-weights{dtype=bf16}")
+    last_moec_node(model).attributes.pop("arithmetic")  # as a file of bfloat16 weights is read
+    before = model.clone()
+    assert "nothing to cast" in apply(model, "cast-weights{dtype=fp16}").remarks[0].message
+    (loss,) = apply(model, "cast-weights{dtype=bf16}").losses
+    assert (loss.arithmetic, loss.weight_error) == ("bfloat16", 0) and loss.output_error > 0
+    assert 0 < relative_error(model, before) < BOUNDS["bf16"]
+    assert "nothing to cast" in apply(model, "cast-weights{dtype=bf16}").remarks[0].message
+
+
 def test_infinities_stay_and_numbers_beyond_the_range_are_refused() -> None:
     arrays = expert_arrays(ExpertsSpec())
     arrays["up"][2, 0, 0] = np.inf

@@ -8,11 +8,12 @@ import shutil
 import sys
 from typing import Any
 
+import onnx_ir
 import pytest
 
 import moec
 from moec.errors import MoecError, UnsupportedError
-from moec.frontend import conditions
+from moec.frontend import conditions, pytorch
 from moec.frontend.huggingface.folder import import_folder, is_folder
 from moec.tools.verify import verify
 from tests.frontend.huggingface.models import agree, blocks, change_config, mixtral, rounded, saved, torch
@@ -66,6 +67,23 @@ def test_a_folder_is_compiled(whole: pathlib.Path) -> None:
     assert verification.matches
     assert verification.failures == []
     assert any("no folders of Hugging Face models" in note for note in verification.notes)
+
+
+@pytest.mark.parametrize("cache", [None, False])
+def test_a_cache_that_cannot_be_had_is_a_note(cache: bool | None, whole: pathlib.Path, monkeypatch: Any) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 24]> g (float[B] x) => (float[B] y) { y = Neg(x) }'
+    made = onnx_ir.from_onnx_text(text)
+
+    def import_module(*_: Any, cache: bool = False, **__: Any) -> onnx_ir.Model:
+        if cache:
+            raise UnsupportedError("it keeps what moec does not know")
+        return made
+
+    monkeypatch.setattr(pytorch, "import_module", import_module)
+    notes = conditions.read(import_folder(whole, cache), "").notes
+    assert notes == (() if cache is False else ("it keeps nothing from run to run: it keeps what moec does not know",))
+    with pytest.raises(UnsupportedError):
+        import_folder(whole, cache=True)
 
 
 def test_shards_in_bfloat16_with_a_shared_embedding_are_computed_with_in_float32(sharded: pathlib.Path) -> None:

@@ -40,8 +40,9 @@ from moec.ir.weights.format import FormatName, WeightFormat
 from moec.ir.weights.levels import LEVELS
 
 Array = np.ndarray[Any, Any]
-Tables = dict[Table, Array]
-"""Of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block], factors [n, 1]."""
+Tables = dict[Table, Callable[[], Array]]
+"""What makes each table of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block],
+factors [n, 1]. Tables are asked for one by one, and all but data are little work."""
 _SUPER = 256
 
 FLOATS: dict[str, ir.DataType] = {
@@ -100,7 +101,7 @@ def decoded(tensor: GgufTensor) -> Array:
     kind, blocks = QUANTISED[tensor.kind], tensor.blocks
     tables = kind.read(blocks.reshape(-1, blocks.shape[-1]))
     scales = _of_groups(tables, "scale")
-    groups = tables["data"].astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]
+    groups = tables["data"]().astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]
     if kind.form.minima:
         groups = groups - _of_groups(tables, "minimum")[..., None]
     return groups.reshape(tensor.shape)
@@ -109,8 +110,8 @@ def decoded(tensor: GgufTensor) -> Array:
 def _of_groups(tables: Tables, table: Literal["scale", "minimum"]) -> Array:
     """Scales or minima [n, groups of a block] in float32."""
     if table in tables:
-        return tables[table].astype(np.float32)
-    codes, factors = (tables[level].astype(np.float32) for level in LEVELS[table])
+        return tables[table]().astype(np.float32)
+    codes, factors = (tables[level]().astype(np.float32) for level in LEVELS[table])
     return codes * factors
 
 
@@ -130,7 +131,7 @@ def _lazy(tensor: GgufTensor, kind: Quantised, table: Table) -> LazyArray:
     dtype = kind.dtype(table)
 
     def read(part: Array) -> Array:
-        found = kind.read(part.reshape(-1, part.shape[-1]))[table]
+        found = kind.read(part.reshape(-1, part.shape[-1]))[table]()
         return found.reshape(*part.shape[:-2], -1)
 
     return LazyArray(dtype, shape, lambda: read(tensor.blocks), lambda expert: read(tensor.blocks[expert]))
@@ -154,12 +155,16 @@ def _int4(numbers: Array) -> Array:
 
 
 def _q4_0(blocks: Array) -> Tables:
-    return {"data": _int4(_nibbles(blocks[:, 2:])), "scale": _half(blocks, 0)}
+    return {"data": lambda: _int4(_nibbles(blocks[:, 2:])), "scale": lambda: _half(blocks, 0)}
 
 
 def _q4_1(blocks: Array) -> Tables:
-    data = _nibbles(blocks[:, 4:]).view(ml_dtypes.uint4)
-    return {"data": data, "scale": _half(blocks, 0), "minimum": -_half(blocks, 2)}
+    return {"data": lambda: _nibbles(blocks[:, 4:]).view(ml_dtypes.uint4), **_scale_and_minimum(blocks)}
+
+
+def _scale_and_minimum(blocks: Array) -> Tables:
+    """Those of Q4_1 and Q5_1."""
+    return {"scale": lambda: _half(blocks, 0), "minimum": lambda: -_half(blocks, 2)}
 
 
 def _fifth_bits(blocks: Array, first: int) -> Array:
@@ -168,22 +173,25 @@ def _fifth_bits(blocks: Array, first: int) -> Array:
 
 
 def _q5_0(blocks: Array) -> Tables:
-    numbers = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)
-    return {"data": numbers.astype(np.int8) - np.int8(16), "scale": _half(blocks, 0)}
+    def numbers() -> Array:
+        return (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).astype(np.int8) - np.int8(16)
+
+    return {"data": numbers, "scale": lambda: _half(blocks, 0)}
 
 
 def _q5_1(blocks: Array) -> Tables:
-    numbers = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)
-    return {"data": numbers, "scale": _half(blocks, 0), "minimum": -_half(blocks, 2)}
+    return {"data": lambda: _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), **_scale_and_minimum(blocks)}
 
 
 def _q8_0(blocks: Array) -> Tables:
-    return {"data": np.ascontiguousarray(blocks[:, 2:]).view(np.int8), "scale": _half(blocks, 0)}
+    return {"data": lambda: np.ascontiguousarray(blocks[:, 2:]).view(np.int8), "scale": lambda: _half(blocks, 0)}
 
 
 def _mxfp4(blocks: Array) -> Tables:
-    exponents = np.ascontiguousarray(blocks[:, :1]).view(ml_dtypes.float8_e8m0fnu)
-    return {"data": _nibbles(blocks[:, 1:]).view(ml_dtypes.float4_e2m1fn), "scale": exponents}
+    return {
+        "data": lambda: _nibbles(blocks[:, 1:]).view(ml_dtypes.float4_e2m1fn),
+        "scale": lambda: np.ascontiguousarray(blocks[:, :1]).view(ml_dtypes.float8_e8m0fnu),
+    }
 
 
 # --- blocks of 256, whose groups have small whole numbers as scales and minima
@@ -206,52 +214,58 @@ def _six_bits(packed: Array) -> tuple[Array, Array]:
 def _q2_k(blocks: Array) -> Tables:
     scales, packed = blocks[:, :16], blocks[:, 16:80]
     return {
-        "data": _shifted(packed, 32, 2, 4).view(ml_dtypes.uint2),
-        "scale_code": scales & 15,
-        "scale_factor": _half(blocks, 80),
-        "minimum_code": scales >> 4,
-        "minimum_factor": _half(blocks, 82),
+        "data": lambda: _shifted(packed, 32, 2, 4).view(ml_dtypes.uint2),
+        "scale_code": lambda: scales & 15,
+        "scale_factor": lambda: _half(blocks, 80),
+        "minimum_code": lambda: scales >> 4,
+        "minimum_factor": lambda: _half(blocks, 82),
     }
 
 
 def _q3_k(blocks: Array) -> Tables:
-    third = _shifted(blocks[:, :32], 32, 1, 8) << 2
-    numbers = _shifted(blocks[:, 32:96], 32, 2, 4) | third
-    low, high = _nibbles(blocks[:, 96:104]), blocks[:, 104:108]
-    scales = low | (_shifted(high, 4, 2, 4) << 4)
-    return {
-        "data": ((numbers - 4) & 15).astype(np.int8).view(ml_dtypes.int4),
-        "scale_code": scales.astype(np.int8) - np.int8(32),
-        "scale_factor": _half(blocks, 108),
-    }
+    def numbers() -> Array:
+        third = _shifted(blocks[:, :32], 32, 1, 8) << 2
+        found = _shifted(blocks[:, 32:96], 32, 2, 4) | third
+        return ((found - 4) & 15).astype(np.int8).view(ml_dtypes.int4)
+
+    def codes() -> Array:
+        found = _nibbles(blocks[:, 96:104]) | (_shifted(blocks[:, 104:108], 4, 2, 4) << 4)
+        return found.astype(np.int8) - np.int8(32)
+
+    return {"data": numbers, "scale_code": codes, "scale_factor": lambda: _half(blocks, 108)}
 
 
 def _scales_and_minima(blocks: Array) -> Tables:
     """Those of Q4_K and Q5_K."""
-    scales, minima = _six_bits(blocks[:, 4:16])
     return {
-        "scale_code": scales,
-        "scale_factor": _half(blocks, 0),
-        "minimum_code": minima,
-        "minimum_factor": _half(blocks, 2),
+        "scale_code": lambda: _six_bits(blocks[:, 4:16])[0],
+        "scale_factor": lambda: _half(blocks, 0),
+        "minimum_code": lambda: _six_bits(blocks[:, 4:16])[1],
+        "minimum_factor": lambda: _half(blocks, 2),
     }
 
 
 def _q4_k(blocks: Array) -> Tables:
-    numbers = _shifted(blocks[:, 16:], 32, 4, 2)
-    return {"data": numbers.view(ml_dtypes.uint4), **_scales_and_minima(blocks)}
+    return {"data": lambda: _shifted(blocks[:, 16:], 32, 4, 2).view(ml_dtypes.uint4), **_scales_and_minima(blocks)}
 
 
 def _q5_k(blocks: Array) -> Tables:
-    numbers = _shifted(blocks[:, 48:], 32, 4, 2) | (_shifted(blocks[:, 16:48], 32, 1, 8) << 4)
+    def numbers() -> Array:
+        return _shifted(blocks[:, 48:], 32, 4, 2) | (_shifted(blocks[:, 16:48], 32, 1, 8) << 4)
+
     return {"data": numbers, **_scales_and_minima(blocks)}
 
 
 def _q6_k(blocks: Array) -> Tables:
-    low, high = _shifted(blocks[:, :128], 64, 4, 2), _shifted(blocks[:, 128:192], 32, 2, 4)
-    numbers = (low | (high << 4)).astype(np.int8) - np.int8(32)
-    codes = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
-    return {"data": numbers, "scale_code": codes, "scale_factor": _half(blocks, 208)}
+    def numbers() -> Array:
+        low, high = _shifted(blocks[:, :128], 64, 4, 2), _shifted(blocks[:, 128:192], 32, 2, 4)
+        return (low | (high << 4)).astype(np.int8) - np.int8(32)
+
+    return {
+        "data": numbers,
+        "scale_code": lambda: np.ascontiguousarray(blocks[:, 192:208]).view(np.int8),
+        "scale_factor": lambda: _half(blocks, 208),
+    }
 
 
 def _row(

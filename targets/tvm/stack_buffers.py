@@ -32,6 +32,6 @@ def _on_stack(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
     buffer = allocation.buffer
     sizes = [int(size) for size in buffer.shape if isinstance(size, tirx.IntImm)]
     size = math.prod(sizes) * DataType(buffer.dtype).itemsize
-    if len(sizes) < len(buffer.shape) or size > MOST_BYTES:
+    if len(sizes) < len(buffer.shape) or not 0 < size <= MOST_BYTES:
         return allocation
     return tirx.AllocBuffer(buffer, {**dict(allocation.annotations), _KEPT: tirx.IntImm("bool", 1)})

@@ -1,0 +1,69 @@
+"""Commands that measure times: ``moec bench`` and ``moec tune``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import moec
+from moec.cli_options import Artifact, Inputs, Json, PageKind, PagesOption, Resident, Threads
+from moec.cli_printing import print_result, shown_progress
+from moec.errors import MoecError
+
+
+def bench(
+    artifact: Artifact,
+    against: Annotated[str | None, typer.Option(help="Also time this: onnxruntime.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The original model, for --against.")] = None,
+    inputs: Inputs = None,
+    prefill: Annotated[int | None, typer.Option(help="Time sessions instead: a prompt of so many tokens.")] = None,
+    decode: Annotated[int | None, typer.Option(help="Of sessions: so many tokens one by one.")] = None,
+    depth: Annotated[str | None, typer.Option(help="Of sessions: behind so many tokens; several with commas.")] = None,
+    repetitions: Annotated[int, typer.Option(help="Of sessions.")] = 5,
+    threads: Threads = None,
+    pages: PagesOption = PageKind.AUTO,
+    resident: Resident = None,
+    as_json: Json = False,
+) -> None:
+    """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels; or sessions of a language
+    model, in tokens per second."""
+    from moec.common import array_files
+    from moec.inspect import tables
+    from moec.tools.bench import bench as bench_model
+    from moec.tools.bench_session import DECODE, PREFILL, bench_session, read_depths
+
+    if (prefill, decode, depth) != (None, None, None):
+        if against or inputs:
+            raise MoecError("--prefill, --decode and --depth time sessions, --against and --inputs single runs")
+        depths = read_depths(depth or "0")
+        if prefill is None and decode is None:
+            prefill, decode = PREFILL, DECODE
+        with shown_progress() as progress:
+            compiled = moec.load(artifact, threads=threads, pages=pages.value, resident=resident)
+            timed = bench_session(
+                compiled, prefill=prefill, decode=decode, depths=depths, repetitions=repetitions, progress=progress
+            )
+        print_result(timed, as_json, [tables.sessions_table(timed)])
+        return
+    with shown_progress() as progress:
+        compiled = moec.load(artifact, threads=threads, pages=pages.value, resident=resident)
+        arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
+        progress("timing")
+        result = bench_model(compiled, against=against, model_path=model, inputs=arrays)
+    print_result(result, as_json, tables.bench_tables(result))
+
+
+def tune(
+    artifact: Artifact, threads: Threads = None, pages: PagesOption = PageKind.AUTO, as_json: Json = False
+) -> None:
+    """Measure from how many rows on this machine's kernels should take their second way; every load uses the result."""
+    from moec.inspect import tables
+    from moec.tools.tune import tune as tune_model
+
+    with shown_progress() as progress:
+        tuned = tune_model(moec.load(artifact, threads=threads, pages=pages.value), progress)
+    data = [dataclasses.asdict(crossover) for crossover in tuned]
+    print_result(data, as_json, tables.tuning_tables(data))

@@ -108,7 +108,7 @@ class Executor:
         """Like :meth:`run`, where the program reads the states that it holds from ``memory``, and writes what is new
         behind them: they are no values and no outputs. Where it fails, they are what they were."""
         assert self._held is not None, "a program that holds states"
-        held, arrays = self._held, self._check({**values, **memory.stand_ins()})
+        held, arrays = self._held, self._check({**values, **self._held.stand_ins(memory.shapes)})
         growths = held.growths(arrays)
         pages = memory.pages(growths)
         kind = tuple([pages.get(spec.name, one).shape for spec, one in zip(self.inputs, arrays, strict=True)])

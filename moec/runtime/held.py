@@ -30,12 +30,18 @@ class HeldStates:
         self.inputs = [names.index(state.input) for state in states]
         self.outputs = [results.index(state.output) for state in states]
         self._specs = tuple(inputs)
+        places = list(zip(self.inputs, states, strict=True))
+        self._nothing = {state.input: np.zeros(1, dtype_of(inputs[at].dtype)) for at, state in places}
         self._growth: list[Expression[int]] = [parse_size(state.growth) for state in states]
         self._computed = computed_sizes(spec.shape for spec in inputs)
-        lengths = {
-            inputs[at].shape[state.axis]: (at, state.axis) for at, state in zip(self.inputs, states, strict=True)
-        }
+        lengths = {inputs[at].shape[state.axis]: (at, state.axis) for at, state in places}
         self._lengths = list(lengths.values())
+
+    def stand_ins(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """For each state an array of its shape and type, as the model takes it, which takes no memory and means
+        nothing."""
+        known = [(name, shape, self._nothing[name]) for name, shape in shapes.items()]
+        return {name: np.ndarray(shape, one.dtype, one, 0, (0,) * len(shape)) for name, shape, one in known}
 
     def lengths(self, arrays: Sequence[Any]) -> Any:
         """How much of the states is in use, each name of a size once, as the program takes it."""
@@ -90,9 +96,10 @@ class StateMemory:
     def __contains__(self, name: str) -> bool:
         return name in self._states
 
-    def stand_ins(self) -> dict[str, np.ndarray]:
-        """For each state an array of its shape, which takes no memory and means nothing."""
-        return {name: np.broadcast_to(np.float32(0), self._shape(name, self.lengths[name])) for name in self._states}
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the states as they are now, by the names of their inputs."""
+        return {name: self._shape(name, length) for name, length in self.lengths.items()}
 
     def pages(self, growths: Mapping[str, int]) -> dict[str, np.ndarray]:
         """As many pages of each state as hold it and what is to be written. Raises MoecError where there is no memory

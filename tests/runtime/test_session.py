@@ -173,6 +173,20 @@ def test_positions_count_what_the_mask_leaves_in(stateless, attending):
     assert attending.session()._roles.values(mask, 2)["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
 
 
+@pytest.mark.parametrize(("dtype", "number"), [("float16", 10), ("bfloat16", 16)])
+def test_caches_that_the_model_has_in_16_bits(dtype, number):
+    model = compiled(
+        f"int64[B,S] ids, {dtype}[B,P,4] past",
+        f"float[B,S,4] logits, {dtype}[B,R,4] present",
+        f"e = Gather (table, ids) narrow = Cast <to = {number}> (e) present = Concat <axis = 1> (past, narrow) "
+        "wide = Cast <to = 1> (present) total = ReduceSum <keepdims = 1> (wide, one) logits = Add (e, total)",
+    )
+    assert [state.dtype for state in model.held] == [dtype]
+    whole, session = model.session(batch=2).run(IDS), model.session(batch=2)
+    session.run(IDS[:, :4])
+    np.testing.assert_array_equal(session.fork().run(IDS[:, 4:])[:, -1], whole[:, -1])
+
+
 def test_caches_with_room():
     model = compiled(
         "int64[B,S] ids, int64[B] write_indices, float[B,C,4] cache",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
-import platform
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -18,6 +16,7 @@ from moec.common.arguments import check_flags, check_kind, check_optional_flag, 
 from moec.common.byte_counts import bytes_of
 from moec.common.progress import Progress, silent
 from moec.errors import MoecError, UnsupportedError, reporting
+from moec.provenance import provenance_of
 from moec.targets.kind import ProgramKind
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from moec.runtime.writer import Stage
     from moec.targets.base import Made, Target
     from moec.targets.kind import Options
-
-_TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
 
 
 def compile(
@@ -162,7 +159,7 @@ def write(
     with reporting(WRITING, model):
         known = (inputs.limits, inputs.sizes, inputs.counted, inputs.guards(graph, made[0]), states_of(graph))
         remarks, losses = ([dataclasses.asdict(entry) for entry in many] for many in (report.remarks, report.losses))
-        provenance = _provenance(model, pipeline.print_pipeline(chain))
+        provenance = provenance_of(model, pipeline.print_pipeline(chain))
         if limit is not None:
             check_resident(limit, made, str(model))
         context = Context(moec.__version__, threads, blocks, *known, stages, remarks, losses, provenance, text, limit)
@@ -382,21 +379,3 @@ def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:
     except OSError as error:
         raise MoecError(f"{folder}: the phases cannot be written: {error.strerror or error}") from error
     write_sealed(folder / f"{index:02d}-{stage.name}.onnxtxt", stage.text.encode(), "# ")
-
-
-def _provenance(model: Any, passes: str) -> dict[str, Any]:
-    tools = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}}
-    return {"source": _describe_source(model), "passes": passes, "tools": tools}
-
-
-def _describe_source(model: Any) -> dict[str, Any]:
-    from moec.runtime.artifact import checksum
-
-    if not isinstance(model, (str, os.PathLike)):
-        return {"kind": f"{type(model).__module__}.{type(model).__qualname__}"}
-    path = pathlib.Path(model)
-    if path.is_dir():
-        from moec.frontend.huggingface import CONFIG
-
-        return {"kind": "folder", "name": path.resolve().name, "sha256": checksum(path / CONFIG).sha256}
-    return {"kind": "file", "name": path.name, "sha256": checksum(path).sha256}

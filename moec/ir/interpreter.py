@@ -30,9 +30,9 @@ from moec.ir.movement import moving
 from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.opsets import OPSET, version_for
+from moec.ir.reference_nodes import FLOATS, forget_width, name_unused_outputs, widen_node
 from moec.ir.semantics import experts, linear, moe, route
 from moec.ir.weights.stacks import ExpertStack
-from moec.ir.weights.stored import WIDTH
 
 __all__ = [
     "EvaluationError",
@@ -54,9 +54,6 @@ _EXPERTS = frozenset({("moec", "Experts"), ("moec", "MoE"), ("com.microsoft", "M
 """Operators that compute in the type of x and convert the weights of one expert at a time."""
 _BY_EXPERT = _EXPERTS - {("com.microsoft", "MoE")}
 """Those that ask a stack for one expert's weights at a time."""
-
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype"})
 
 
 class EvaluationError(Exception):
@@ -92,10 +89,10 @@ class Evaluator:
         protos = [ir.serde.serialize_node(node) for node in computed]
         function_protos = [ir.serde.serialize_function(function) for function in functions]
         for proto in (*protos, *(node for function in function_protos for node in function.node)):
-            _name_unused_outputs(proto)
-            _forget_width(proto)
+            name_unused_outputs(proto)
+            forget_width(proto)
             if self._dtype is not None:
-                _widen_node(proto)
+                widen_node(proto)
         # Feeds may have any name. One declared input makes onnx.reference resolve operators that depend on their input
         # types when they run, with the arrays at hand, instead of refusing them for lack of declared types.
         graph = onnx.GraphProto(name="cut_out", node=protos, input=[onnx.ValueInfoProto(name="_")])
@@ -185,7 +182,7 @@ class Evaluator:
         if (
             array.dtype == self._dtype
             or array.dtype.kind in "biuOSU"
-            or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) not in _FLOATS
+            or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) not in FLOATS
         ):
             return array
         return array.astype(self._dtype)
@@ -355,47 +352,3 @@ def _uses(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
         for body in nested_graphs(node):
             inner = {*body.inputs, *body.initializers.values(), *(value for n in body for value in n.outputs)}
             yield from (value for value in (*_uses(body), *body.outputs) if value not in inner)
-
-
-def _name_unused_outputs(node: onnx.NodeProto) -> None:
-    """An output nobody wants has the empty name, under which onnx.reference then finds it for every absent input."""
-    for index, name in enumerate(node.output):
-        node.output[index] = name or "(unused)"
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                _name_unused_outputs(inner)
-
-
-def _forget_width(node: onnx.NodeProto) -> None:
-    """How many bits of a type are used (:mod:`moec.ir.weights.stored`) changes no number, and onnx.reference refuses
-    attributes that it does not know."""
-    if node.op_type == "DequantizeLinear":
-        kept = [attribute for attribute in node.attribute if attribute.name != WIDTH]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-
-
-def _widen_node(node: onnx.NodeProto) -> None:
-    """Turn every float type a node's attributes mention into float64, in nested graphs too."""
-    if node.op_type == "ConstantOfShape" and not node.attribute:
-        node.attribute.append(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(np.zeros(1))))
-    for attribute in node.attribute:
-        if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _FLOATS:
-            attribute.i = onnx.TensorProto.DOUBLE
-        elif attribute.HasField("t"):
-            _widen_tensor(attribute.t)
-        elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
-            values = np.float64(attribute.f) if attribute.name == "value_float" else np.array(attribute.floats, float)
-            attribute.CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(np.asarray(values))))
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                _widen_node(inner)
-            for tensor in body.initializer:
-                _widen_tensor(tensor)
-
-
-def _widen_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type in _FLOATS:
-        array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))

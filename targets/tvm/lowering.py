@@ -18,9 +18,7 @@ from tvm import relax, te, tirx
 
 from moec.common.specs import HeldState, StreamedExpertsSpec
 from moec.errors import UnsupportedError
-from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.names import node_name, operator_name
-from moec.ir.opsets import later_attributes
 from moec.ir.streaming import is_streamed
 from moec.ir.weights.stored import decodes_weight
 from moec.targets.base import KernelRecord, TensorSpec, Weight
@@ -31,6 +29,7 @@ from moec.targets.tvm.heavy import HeavyConverter
 from moec.targets.tvm.held_states import Append, AppendProblem, HeldTensor, held_states
 from moec.targets.tvm.nodes import static_size
 from moec.targets.tvm.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, Known
+from moec.targets.tvm.unknown_operators import refuse_unknown_operators
 
 INLINE_ELEMENTS = 16
 """Constants up to this size stand in the function itself; larger ones are weights."""
@@ -80,7 +79,7 @@ class Lowering(FunctionBuilder):
     # The whole model
 
     def run(self) -> Lowered:
-        self._refuse_unknown_operators()
+        refuse_unknown_operators(self.model, self._converters.keys())
         graph = self.model.graph
         inputs = [self._declare_input(value) for value in graph.inputs]
         in_use = self._declare_lengths()
@@ -117,28 +116,6 @@ class Lowering(FunctionBuilder):
     @property
     def streams(self) -> bool:
         return self._append is not None and is_streamed(self.model)  # where states lie in the host's memory
-
-    def _refuse_unknown_operators(self) -> None:
-        unknown = [
-            node
-            for node in self.model.graph
-            if (operator_name(node) not in self._converters or later_attributes(node)) and not decodes_weight(node)
-        ]
-        if not unknown:
-            return
-        first: dict[str, ir.Node] = {}
-        for node in unknown:
-            first.setdefault(operator_name(node), node)
-        imports = self.model.graph.opset_imports
-        listed = ", ".join(
-            f"{node.op_type} (domain {node.domain or 'ai.onnx'!r}, opset {imports.get(node.domain, '?')}, "
-            f"first at node {node_name(node)!r}{_reason(node)})"
-            for node in first.values()
-        )
-        raise UnsupportedError(
-            f"{len(unknown)} node(s) use operators that cannot be compiled: {listed}; "
-            "expected operators of the default domain or moec; rewrite these parts of the model before compiling"
-        )
 
     def _convert(self, node: ir.Node) -> None:
         self._node = node
@@ -409,9 +386,3 @@ class Lowering(FunctionBuilder):
 
 
 Converter = Callable[[Lowering, ir.Node], Any]
-
-
-def _reason(node: ir.Node) -> str:
-    """Why an earlier pass left the node as it is, where it said so."""
-    reason = node.metadata_props.get(REFUSAL_KEY)
-    return f": {reason}" if reason else ""

@@ -49,6 +49,10 @@ class InputError(MoecError):
     """A compiled model was called with the wrong names, dtypes, ranks or sizes."""
 
 
+class RoomError(MoecError):
+    """A run needs more memory at once than there is; one of fewer tokens may do."""
+
+
 def _ends(text: str) -> str:
     text = _LONG_WORD.sub(lambda word: f"{word[0][:190]}...{word[0][-190:]}", text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 + 5 :]}"

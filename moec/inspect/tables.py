@@ -31,7 +31,10 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
     ]
     yield table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
     if states := description["states"]:
-        rows = [(one["input"], one["output"], "the whole" if one["axis"] is None else one["axis"]) for one in states]
+        rows = [
+            (state["input"], state["output"], "the whole" if state["axis"] is None else f"{state['axis']}")
+            for state in states
+        ]
         yield table("States", ("input of the next run", "output", "written along axis"), rows)
     if text := description["text"]:
         template = "a chat template" if text["chat_template"] else "no chat template"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moec.common.arguments import check_kind, check_optional_text
-from moec.errors import InputError, MoecError, reporting
+from moec.errors import InputError, MoecError, RoomError, reporting
 from moec.runtime.model import CompiledModel
 from moec.runtime.sampling import Sampling
 from moec.runtime.session import Session
@@ -160,13 +160,23 @@ def _tokens(
 
 
 def prefilled(session: Session, ids: Sequence[int]) -> np.ndarray:
-    """Run a prompt, in parts where the model keeps states; the logits [vocabulary] of its last token. Raises InputError
-    for more tokens than the session holds."""
+    """Run a prompt, in parts where the model keeps states; the logits [vocabulary] of its last token. Parts become
+    smaller where memory has no room for what so many tokens ask for. Raises InputError for more tokens than the session
+    holds, RoomError where one part cannot become smaller."""
     room = session.max_tokens
     if room is not None and session.length + len(ids) > room:
         raise InputError(f"the prompt has {len(ids)} tokens, and the session holds {room - session.length} more")
     step = (session.fixed_length or PART) if session.is_incremental else len(ids)
-    last = (len(ids) - 1) // step * step
-    for start in range(0, last, step):
-        session.run(ids[start : start + step])
-    return session.run(ids[last:])[0, -1]
+    done = 0
+    while True:
+        part = ids[done : done + step]
+        try:
+            logits = session.run(part)
+        except RoomError:
+            if not session.is_incremental or session.fixed_length or len(part) == 1:
+                raise
+            step = len(part) // 2
+        else:
+            done += len(part)
+            if done >= len(ids):
+                return logits[0, -1]

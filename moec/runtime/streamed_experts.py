@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.errors import RoomError
 from moec.runtime.direct_reads import PAGE, DirectReads, Range, Reading, unreadable
 from moec.runtime.expert_pages import ExpertPages, own_pages
 
@@ -127,7 +127,7 @@ class StreamedExperts:
         self._guesses += [first + int(expert) for expert in experts]
 
     def need(self, layer: int, experts: Sequence[int]) -> None:
-        """Return when these experts are there; they stay until the next call. Raises MoecError where there is no room
+        """Return when these experts are there; they stay until the next call. Raises RoomError where there is no room
         for all of them, ArtifactError where one cannot be read."""
         first = self._first[layer]
         keys = [first + int(expert) for expert in experts]
@@ -150,7 +150,7 @@ class StreamedExperts:
     def _check_room(self, layer: int, keys: Sequence[int]) -> None:
         needed = int(self._bytes[keys].sum())
         if needed > self.room:
-            raise MoecError(
+            raise RoomError(
                 f"{len(keys)} experts of {self._layers[layer].name!r} are chosen in one run, which take "
                 f"{needed / _MIB:.1f} MiB, and there is room for {self.room / _MIB:.1f} MiB of experts; run fewer "
                 "tokens at a time, or give the model more memory (resident)"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import moec
-from moec.errors import InputError, MoecError
+from moec.errors import InputError, MoecError, RoomError
+from moec.runtime.generation import prefilled
 from moec.runtime.text_codec import TextCodec, TextStream
 
 from .bigrams import model_of, tokenizer_json
@@ -165,3 +168,22 @@ def _identity():
 
     text = '<ir_version: 10, opset_import: ["" : 21]>\ngraph (float[B,4] x) => (float[B,4] y) { y = Neg (x) }'
     return onnx.parser.parse_model(text)
+
+
+@pytest.mark.parametrize(("room", "parts"), [(9, [9]), (4, [9, 4, 4, 1]), (1, [9, 4, 2, *[1] * 9])])
+def test_prompts_are_run_in_parts_that_memory_has_room_for(room, parts):
+    tried, seen = [], []
+
+    def run(ids):
+        tried.append(len(ids))
+        if len(ids) > room:
+            raise RoomError("no room")
+        seen.extend(ids)
+        return np.full((1, len(ids), 1), len(seen))
+
+    session = SimpleNamespace(max_tokens=None, length=0, fixed_length=None, is_incremental=True, run=run)
+    assert prefilled(session, list(range(9))) == [9]
+    assert tried == parts and seen == list(range(9))
+    room = 0
+    with pytest.raises(RoomError):
+        prefilled(session, [1])

@@ -12,7 +12,7 @@ import pytest
 
 import moec
 from moec.common.specs import StreamedWeight
-from moec.errors import ArtifactError, MoecError, UnsupportedError
+from moec.errors import ArtifactError, MoecError, RoomError, UnsupportedError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.expert_pages import ExpertPages
 from moec.runtime.manifest import WEIGHTS
@@ -128,7 +128,7 @@ def test_too_little_memory_is_refused_with_the_numbers(folder, tmp_path):
 
 def test_a_run_of_more_tokens_than_memory_has_experts_for_is_refused(folder, expected):
     model = moec.load(folder, resident=least(folder))
-    with pytest.raises(MoecError, match=r"8 experts of 'down0' are chosen in one run, .* fewer tokens"):
+    with pytest.raises(RoomError, match=r"8 experts of 'down0' are chosen in one run, .* fewer tokens"):
         run(model, IDS)
     check_tokens(model, expected)
 

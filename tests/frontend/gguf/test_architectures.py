@@ -75,7 +75,7 @@ def test_compiled(tmp_path: Path) -> None:
     assert found == {"int4/32m"}
     expected = run(model, {"input_ids": IDS[None]})["logits"]
     compiled = moec.compile(path)
-    assert len(compiled.describe()["moe_blocks"]) == 2
+    assert [block["formulation"] for block in compiled.describe()["moe_blocks"]] == ["gguf", "gguf"]
     results = compiled.run({"input_ids": IDS[None]})
     np.testing.assert_allclose(results["logits"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert results["present_key_1"].shape == (1, 2, len(IDS), 8)

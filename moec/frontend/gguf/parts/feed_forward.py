@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.frontend.gguf.builder import Builder
-from moec.ir.dialect import Activation, ExpertsSpec, LinearSpec, RouteSpec, ScoreFunction
+from moec.ir.dialect import FORMULATION_KEY, Activation, ExpertsSpec, LinearSpec, RouteSpec, ScoreFunction
 
 _SMALLEST_SUM = 6.103515625e-5
 """What llama.cpp divides routing weights by at least, the smallest normal float16."""
@@ -110,6 +110,9 @@ def experts(
         operands[f"{part}_bias"] = build.optional_vector(f"{name}.{label}.bias", count, shapes[part][0])
     spec = dataclasses.replace(spec, gate_layout=layout)
     y = write.moec("Experts", f"{name}.experts", spec, x=rows, weights=weights, experts=ids, **operands)[0]
+    made = y.producer()
+    assert made is not None
+    made.metadata_props[FORMULATION_KEY] = "gguf"
     return write.op("Reshape", y, write.op("Shape", x), label=f"{name}.experts.tokens")
 
 

@@ -97,9 +97,9 @@ def _check_activation_group(node: ir.Node, group: int, groups: Set[int], sizes: 
 def _activation_group(groups: Set[int], sizes: Sequence[int]) -> int:
     """The best group for weights that have ``groups``, 0 where all inputs share a scale. Kernels sum up products of one
     size of groups in a product: where some weights have none, it is that of the activations."""
-    if len(groups - {0}) > 1 and 0 in groups:
-        return 0
     of_weights = math.lcm(*(groups - {0})) if groups - {0} else 0
+    if len(groups - {0}) > 1 and (0 in groups or any(size % of_weights for size in sizes)):
+        return 0
     if of_weights and 0 in groups:
         return of_weights
     whole = (group for group in ACTIVATION_GROUPS if not of_weights or group % of_weights == 0)

@@ -229,7 +229,9 @@ def test_options_are_pipeline_text() -> None:
         ([96, 160], [0], 32),
         ([100, 64], [0], 0),
         ([120, 120], [20], 20),
-        ([2048, 1024], [64, 128], 0),
+        ([2048, 1024], [64, 128], 128),
+        ([2048, 1024], [0, 64, 128], 0),
+        ([128, 96], [64, 32], 0),
     ],
 )
 def test_activations_share_scales_in_the_best_group_that_fits(sizes, groups, expected) -> None:

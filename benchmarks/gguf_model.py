@@ -242,8 +242,10 @@ CONTESTANTS = {"moec": loaded_steps, "llama.cpp": llama_steps, "vllm": vllm_step
 
 def serve(name: str, path: str, threads: int, room: int) -> None:
     """Answer requests ``count depth seed`` by the least seconds of a step of so many tokens."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM prints what it does
     step, length = CONTESTANTS[name](path, threads, room), 0
-    print(_HEAD, flush=True)
+    print(_HEAD, file=replies, flush=True)
     for line in sys.stdin:
         count, depth, seed = map(int, line.split())
         length = min(length, depth)
@@ -253,7 +255,7 @@ def serve(name: str, path: str, threads: int, room: int) -> None:
             length += filled
         single = count == 1
         times = [step(count, depth, seed + turn) for turn in range(STEPS if single else 1)]
-        print(min(times), flush=True)
+        print(min(times), file=replies, flush=True)
 
 
 class Contestant:
@@ -262,9 +264,8 @@ class Contestant:
     def __init__(self, name: str, python: str, path: pathlib.Path, threads: int, room: int) -> None:
         command = [python, __file__, "--serve", name, str(path), str(threads), str(room)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        while (line := self._answer()) != _HEAD:  # vLLM tells of what it does
-            if not line and self._process.poll() is not None:
-                raise SystemExit(f"{name} cannot be started")
+        if self._answer() != _HEAD:
+            raise SystemExit(f"{name} cannot be started")
 
     def seconds(self, count: int, depth: int, seed: int) -> float:
         assert self._process.stdin is not None

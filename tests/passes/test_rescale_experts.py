@@ -23,6 +23,7 @@ from moec.profile import Profile
 from moec.profile.file import write_profile
 from moec.profile.keys import keep_key
 
+from ..products import thinned
 from .before_after import assert_shown, model_of
 from .profiles import rows_of, with_measures, write_measured, write_routed
 from .stored_weights import D, E, apply, expert_arrays, experts_model, last_moec_node, routed_model
@@ -359,7 +360,7 @@ def test_a_model_without_experts_stays(tmp_path):
     assert remark.message == "nothing to rescale: no MoE block was raised before this pass"
 
 
-@pytest.mark.parametrize("form", ["int4,group=32", "int8"])
+@thinned("form", ["int4,group=32", "int8"], 2)
 def test_what_is_compiled_computes_the_same(form, tmp_path):
     model = routed_model(ExpertsSpec())
     path = write_routed(tmp_path / "p", model)

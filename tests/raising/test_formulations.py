@@ -19,7 +19,7 @@ GAPS = {
 """Formulations that the dialect can say and that are not raised. Who closes a gap takes it out of here."""
 
 
-@pytest.mark.parametrize(("name", "exporter"), sampled([*FORMULATIONS], EXPORTERS, 45))
+@pytest.mark.parametrize(("name", "exporter"), sampled([*FORMULATIONS], EXPORTERS, 75))
 def test_a_formulation_is_raised_or_refused(name, exporter):
     """``unequal``: the exporter wrote another function."""
     try:

@@ -104,7 +104,7 @@ def test_a_module_needs_no_example_inputs() -> None:
 
 
 def test_weights_stay_in_their_file(whole: pathlib.Path) -> None:
-    constants = import_folder(whole).graph.initializers
+    constants = import_folder(whole, cache=False).graph.initializers
     assert any(value.const_value is not None and value.const_value.size > 1024 for value in constants.values())
     held = [value.const_value.raw for value in constants.values() if hasattr(value.const_value, "raw")]
     assert all(getattr(array, "size", 0) <= 1024 for array in held)
@@ -113,7 +113,7 @@ def test_weights_stay_in_their_file(whole: pathlib.Path) -> None:
 def test_links_of_the_hubs_cache_are_followed(whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(whole / name)
-    assert import_folder(tmp_path).graph.outputs[0].name == "logits"
+    assert import_folder(tmp_path, cache=False).graph.outputs[0].name == "logits"
 
 
 def test_only_paths_of_folders_are_folders(whole: pathlib.Path) -> None:
@@ -139,7 +139,7 @@ def test_tensors_that_nothing_uses(broken: pathlib.Path) -> None:
 
     path = broken / "model.safetensors"
     save_file({**load_file(path), "adapter.weight": torch.ones(2)}, path)
-    assert conditions.read(import_folder(broken), "").unused == ("adapter.weight",)
+    assert conditions.read(import_folder(broken, cache=False), "").unused == ("adapter.weight",)
 
 
 def test_without_weights(broken: pathlib.Path) -> None:
@@ -229,6 +229,6 @@ def test_a_model_of_images(broken: pathlib.Path) -> None:
 
 def test_a_class_that_is_no_model(broken: pathlib.Path) -> None:
     change_config(broken, architectures=["AutoConfig"])
-    assert import_folder(broken).graph.outputs[0].name == "logits"
+    assert import_folder(broken, cache=False).graph.outputs[0].name == "logits"
     change_config(broken, model_type="vit", architectures=["nothing"])
     refuse(broken, "names the architectures .*, of which transformers has none", UnsupportedError)

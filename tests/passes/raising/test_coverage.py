@@ -13,6 +13,8 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec, spec_of
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 
+from ...products import sampled
+
 NUMBERS = {
     "minus": -10.0,
     "plus": 10.0,
@@ -140,8 +142,7 @@ def raised(build, texts, normal) -> Callable[[str, str, str], tuple[ir.Model, Re
     return run
 
 
-@pytest.mark.parametrize("formulation", ["batched", pytest.param("dense", marks=pytest.mark.nightly), "loop"])
-@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize(("formulation", "condition"), sampled(["batched", "dense", "loop"], CONDITIONS, 3))
 def test_a_condition_of_the_router_is_kept(raised, formulation, condition):
     model, report = raised(formulation, *CONDITIONS[condition])
     assert report.remarks or any(dialect.is_moec(node) for node in model.graph)

@@ -13,6 +13,8 @@ from moec.ir import dialect, interpreter
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 
+from ...products import thinned
+
 LATE = np.where(np.arange(4096) < 250, 1, 0.5).astype(np.float32)
 CONSTANTS = {
     "unit": np.float32(1),
@@ -151,7 +153,7 @@ def is_raised(model: ir.Model) -> bool:
     return any(map(dialect.is_moec, model.graph))
 
 
-@pytest.mark.parametrize("case", CASES)
+@thinned("case", CASES, 2)
 def test_what_ordinary_tokens_do_not_show_is_not_raised(changed, case):
     formulation, text, by = CASES[case]
     model = changed(formulation, text, by)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from moec.ir import interpreter
 from moec.ir.dialect import DispatchSpec
@@ -44,6 +45,7 @@ def dispatch_model() -> ir.Model:
     )
 
 
+@pytest.mark.nightly
 def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
     model = model_of(FORMS["three layers"])
     pipeline.run(model, pipeline.parse("cast-weights{weights=experts,dtype=fp16}"))

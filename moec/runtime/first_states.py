@@ -10,7 +10,7 @@ import numpy as np
 from moec.common.dtypes import dtype_of
 from moec.common.specs import State, TensorSpec
 from moec.errors import InputError
-from moec.runtime.roles import first_shape
+from moec.runtime.roles import first_shape, room_of
 
 
 class FirstStates:
@@ -22,12 +22,8 @@ class FirstStates:
         self._specs = {name: named[name] for name in self._axes}
         self._others = [spec for spec in inputs if spec.name not in self._axes]
         # How large a cache with room is, nothing tells but the cache.
-        self._have_room = any(
-            state.axis is not None
-            and isinstance(size := named[state.input].shape[state.axis], str)
-            and size == made[state.output].shape[state.axis]
-            for state in states
-        )
+        rooms = (room_of(state.axis, named[state.input], made[state.output]) for state in states)
+        self._have_room = any(isinstance(room, str) for room in rooms)
 
     def beside(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """The inputs of a run, with all states where ``values`` has none of them and tells their sizes."""

@@ -126,6 +126,12 @@ def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
     return found[0]
 
 
+def room_of(axis: int | None, given: TensorSpec, made: TensorSpec) -> int | str | None:
+    """How long the axis is that a state with room is written along, and no longer after a run: a number, or the name of
+    a size that the cache alone tells; None for states that grow, and for those that are replaced."""
+    return None if axis is None or given.shape[axis] != made.shape[axis] else given.shape[axis]
+
+
 def first_shape(spec: TensorSpec, axis: int | None, sizes: Mapping[str, int], room: int | None) -> tuple[int, ...]:
     """The shape of a state before the first token. ``sizes``: the known ones by name; ``room``: how long the axis is
     that is written along, None for one that grows from nothing. Raises InputError for a size that nothing tells."""

@@ -11,7 +11,7 @@ from moec.common.dtypes import dtype_of
 from moec.common.specs import TensorSpec
 from moec.errors import InputError
 from moec.runtime.held import StateMemory
-from moec.runtime.roles import Roles, first_shape
+from moec.runtime.roles import Roles, first_shape, room_of
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
@@ -41,7 +41,7 @@ class SessionStates:
         arrays, rooms, shapes = {}, {}, {}
         for state in model.states:
             spec, axis = inputs[state.input], state.axis
-            room = None if axis is None or spec.shape[axis] != outputs[state.output].shape[axis] else spec.shape[axis]
+            room = room_of(axis, spec, outputs[state.output])
             if isinstance(room, str) and max_tokens is None:
                 raise InputError(f"state {state} has room for as many tokens as it is told; give max_tokens")
             tokens = max_tokens if isinstance(room, str) else room

@@ -9,7 +9,6 @@ import onnx_ir as ir
 import pytest
 
 from moec.errors import UnsupportedError
-from moec.ir.dialect import ExpertsSpec, make_node
 from moec.ir.graphs import add_constant
 from moec.ir.interpreter import run
 from moec.ir.weights.format import WeightFormat
@@ -21,6 +20,8 @@ from moec.passes.framework.pipeline import CLEAN_UP, parse
 from moec.passes.framework.pipeline import run as run_passes
 from moec.passes.weights.selection import Selection, select
 from moec.passes.weights.store import scale_experts, store
+
+from .plain_experts import experts_with
 
 E, D, F, GROUP, SPAN = 3, 96, 32, 16, 4
 FORM = WeightFormat("int5", GROUP, minima=True, super_group=SPAN * GROUP)
@@ -44,28 +45,19 @@ WEIGHT = ARRAYS["q"].astype(np.float32) * spread("scale") - spread("minimum")
 
 def model(axis: int = 2, **changes: Any) -> ir.Model:
     """Plain experts, whose up projection has scales of two levels along ``axis``."""
-    inputs = [
-        ir.val("x", ir.DataType.FLOAT, ("T", D)),
-        ir.val("weights", ir.DataType.FLOAT, ("T", 1)),
-        ir.val("ids", ir.DataType.INT32, ("T", 1)),
-    ]
-    graph = ir.Graph(inputs, [], nodes=[], name="g", opset_imports={"": 24, "moec": 1})
-    values = {name: add_constant(graph, ir.tensor(array), name) for name, array in (ARRAYS | changes).items()}
-    tables = [
-        product_of_levels(graph, None, values[f"{table}_code"], values[f"{table}_factor"], axis, SPAN)
-        for table in ("scale", "minimum")
-    ]
-    node = decoding_node(FORM, values["q"], tables[0], None, 2, ir.DataType.FLOAT)
-    node.outputs[0].name = "w"
-    graph.append(node)
-    up = less_minima(graph, None, node.outputs[0], tables[1], 2, GROUP)
-    down = add_constant(graph, ir.tensor(np.eye(D, F, dtype=np.float32)[None].repeat(E, 0)), "down")
-    operands = {"x": inputs[0], "weights": inputs[1], "experts": inputs[2], "up": up, "down": down}
-    experts = make_node("Experts", operands, ExpertsSpec("identity", "none"))
-    experts.outputs[0].name = "y"
-    graph.append(experts)
-    graph.outputs.append(experts.outputs[0])
-    return ir.Model(graph, ir_version=11)
+
+    def make_up(graph: ir.Graph) -> ir.Value:
+        values = {name: add_constant(graph, ir.tensor(array), name) for name, array in (ARRAYS | changes).items()}
+        tables = [
+            product_of_levels(graph, None, values[f"{table}_code"], values[f"{table}_factor"], axis, SPAN)
+            for table in ("scale", "minimum")
+        ]
+        node = decoding_node(FORM, values["q"], tables[0], None, 2, ir.DataType.FLOAT)
+        node.outputs[0].name = "w"
+        graph.append(node)
+        return less_minima(graph, None, node.outputs[0], tables[1], 2, GROUP)
+
+    return experts_with(E, D, F, make_up)
 
 
 def up(model: ir.Model) -> StoredWeight:

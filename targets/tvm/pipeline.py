@@ -21,6 +21,7 @@ from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
 from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
+from moec.targets.tvm.share_views import ShareViews
 from moec.targets.tvm.stack_buffers import StackBuffers
 from moec.targets.tvm.team import team_object
 from moec.targets.tvm.widen_bfloat16 import WidenBFloat16
@@ -73,6 +74,7 @@ def executable_phases() -> list[tvm.transform.Pass]:
         # Symbolic sizes become slots of a shape heap, filled from the inputs and checked against them.
         transform.ComputePrimValue(),
         transform.VMShapeLower(),
+        ShareViews(),
         transform.AttachGlobalSymbol(),
     ]
 

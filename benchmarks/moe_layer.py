@@ -42,6 +42,8 @@ MOST_CASES_OF_FEW, MOST_CASES_OF_MANY = 16, 3
 LEAST_RUNS_OF_FEW, LEAST_RUNS_OF_MANY = 7, 3
 CHECKED_TOKENS = 16
 """Tokens of which the results are compared with float32."""
+MOST_ERROR = 0.5
+"""As a share of the norm of the float32 results. Four bits are at 0.15; who is beyond computes something else."""
 
 Pool = dict[str, Worker]
 
@@ -131,14 +133,17 @@ class Contest:
         return run
 
     def _errors(self, case: Case) -> dict[str, float]:
-        """Relative to the float32 results, by contestant."""
+        """Relative to the float32 results, by contestant; one whose results are wrong is absent from then on."""
         expected = reference(self._weights, case, CHECKED_TOKENS)
-        errors = {}
-        for name in list(self._bits):
-            result = self._try(name, lambda worker: worker.result(0, CHECKED_TOKENS))
-            if result is not None:
-                errors[name] = float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
-        return errors
+
+        def error_of(worker: Worker) -> float:
+            error = float(np.linalg.norm(worker.result(0, CHECKED_TOKENS) - expected) / np.linalg.norm(expected))
+            if not error <= MOST_ERROR:
+                raise FailedError(f"its results are wrong: an error of {error:.2g}, expected at most {MOST_ERROR}")
+            return error
+
+        errors = {name: self._try(name, error_of) for name in list(self._bits)}
+        return {name: error for name, error in errors.items() if error is not None}
 
 
 def measure_layer(layer: Layer, args: argparse.Namespace, results: Results, pool: Pool) -> None:

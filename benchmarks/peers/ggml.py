@@ -120,7 +120,7 @@ class _Graph:
         x = ggml.ggml_new_tensor_3d(self._context, ggml.GGML_TYPE_F32, layer.width, 1, tokens)
         logits = ggml.ggml_new_tensor_2d(self._context, ggml.GGML_TYPE_F32, layer.experts, tokens)
         for given in (x, logits):
-            ggml.ggml_set_input(given)
+            ggml.ggml_set_output(given)  # else its memory is used again, and a second run has other inputs
         self._y = _moe_block(ggml, self._context, layer, tensors, x, logits)
         ggml.ggml_set_output(self._y)
         self._graph = ggml.ggml_new_graph(self._context)

@@ -20,7 +20,7 @@ from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, LoadedProgram
 from moec.runtime.streamed_experts import StreamedExperts
-from moec.runtime.workers import Turns, Ways
+from moec.runtime.workers import Ways
 
 _REQUIREMENT = "; expected "
 """What the checks that kernels make of sizes say."""
@@ -71,9 +71,6 @@ class Executor:
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, guards)
         self._held = HeldStates(held, self.inputs, self.outputs) if held else None
-        self._turns = Turns()
-        # Where a device computes, threads have nothing to do, and its current stream is the calling thread's.
-        self._ways = Ways(self.threads if device is None else 1, self._turns)
         self._weight_arrays = list(weights)
         try:
             self._program = LoadedProgram(objects, where, self._device, experts)
@@ -84,6 +81,8 @@ class Executor:
             raise self._device.explain(error) or ArtifactError(
                 f"{where}: its program cannot be loaded: {_one_line(error)}; it was altered: compile the model again"
             ) from error
+        # Where a device computes, threads have nothing to do, and its current stream is the calling thread's.
+        self._ways = Ways(self.threads if device is None else 1, has_team=self._program.has_team)
         tensors = [weight for weight in self._weights if not isinstance(weight, int)]
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in tensors)
         self._captured = self._device.captured_runs(self._program, self._weights) if cuda_graphs else None
@@ -97,7 +96,7 @@ class Executor:
         do not fit the inputs' specifications or that the program cannot combine, MoecError for what the device cannot
         do, and DefectError when it fails for any other reason."""
         arrays = self._check(values)
-        return self._ways.run(tuple([array.shape for array in arrays]), lambda: self._call(arrays))
+        return self._ways.run(lambda: self._call(arrays))
 
     @property
     def held(self) -> Sequence[HeldState]:
@@ -111,14 +110,13 @@ class Executor:
         held, arrays = self._held, self._check({**values, **self._held.stand_ins(memory.shapes)})
         growths = held.growths(arrays)
         pages = memory.pages(growths)
-        kind = tuple([pages.get(spec.name, one).shape for spec, one in zip(self.inputs, arrays, strict=True)])
-        outputs = self._ways.run(kind, lambda: self._call(arrays, pages=pages))
+        outputs = self._ways.run(lambda: self._call(arrays, pages=pages))
         memory.grow(growths)
         return outputs
 
     def renew_numbers(self) -> None:
         """Read weights of rank 0 again, whose arrays the caller has changed; runs captured before are forgotten."""
-        with self._turns:
+        with self._ways.turns:
             for position, array in enumerate(self._weight_arrays):
                 if not array.ndim:
                     self._weights[position] = int(array)
@@ -128,7 +126,7 @@ class Executor:
     def time_run(self, values: Mapping[str, Any]) -> float:
         """Run once, kernel by kernel, and return the seconds from when the inputs are there until the results are."""
         arrays = self._check(values)
-        return self._ways.run_by_the_pool(lambda: self._timed_call(arrays))
+        return self._ways.run(lambda: self._timed_call(arrays))
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
         with self._working(arrays):
@@ -188,7 +186,7 @@ class Executor:
 
     def _run_instrumented(self, values: Mapping[str, Any], instrument: Instrument) -> None:
         arrays = self._check(values)
-        self._ways.run_by_the_pool(lambda: self._instrumented_call(arrays, instrument))
+        self._ways.run(lambda: self._instrumented_call(arrays, instrument))
 
     def _instrumented_call(self, arrays: Sequence[np.ndarray | OnDevice], instrument: Instrument) -> None:
         with self._program.instrumented(instrument):

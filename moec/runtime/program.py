@@ -51,8 +51,7 @@ class LoadedProgram:
             self._module = load_objects(objects, where)
             self._machine = self._module.get_function("vm_load_executable")()
         self._team_code = next((path for path in objects if path.name == TEAM_OBJECT), None)
-        has_team = self._team_code is not None
-        self._join = self._module.get_function("moec_join_team", query_imports=True) if has_team else None
+        self._join = self._module.get_function("moec_join_team", query_imports=True) if self.has_team else None
         self._joined: Team | Literal["not yet"] | None = "not yet"
         # The last of the machine's devices is its host.
         kinds = dict.fromkeys((device.number, CPU))
@@ -70,6 +69,11 @@ class LoadedProgram:
         with streaming(self.experts):
             result = self._main(*inputs, *weights)
         return [result] if hasattr(result, "data_ptr") else list(result)
+
+    @property
+    def has_team(self) -> bool:
+        """Whether it has code to share its loops among a team of the process."""
+        return self._team_code is not None
 
     @functools.cached_property
     def waits(self) -> list[str]:

@@ -1,12 +1,11 @@
-"""The threads that kernels run in: one pool in the process for each number of threads, whoever calls.
+"""The threads that kernels run in: one team and one pool in the process for each number of threads, whoever calls.
 
-TVM gives every thread that launches work a pool of its own, which dies slowly with that thread, and whose workers are
-missing in a forked child. So one thread of ours launches the work of all callers, in the order in which they came, and
-callers wait for it. The workers of programs are a team (:mod:`moec.runtime.team`); TVM's serve kernels that are
-measured alone. To hand work over and back takes about 10 microseconds; what takes little more runs on the calling
-thread alone, see :class:`Ways`.
+Programs share their loops among a team (:mod:`moec.runtime.team`), which whoever calls may launch work in, one caller at
+a time, in the order in which they came. Kernels that are measured alone, and programs without code for a team, have
+TVM's threads. TVM gives every thread that launches work a pool of its own, which dies slowly with that thread, and whose
+workers are missing in a forked child. So one thread of ours launches such work of all callers, who wait for it.
 
-After a fork, the child makes new pools. A fork waits for the calls that are running.
+After a fork, the child makes new teams and pools. A fork waits for the calls that are running.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from moec.errors import MoecError
@@ -28,25 +27,21 @@ from moec.runtime.team import Team
 
 Result = TypeVar("Result")
 
-_HAND_OVER = 10e-6
-_SHORT = 100e-6
-"""Seconds of a run by the pool, above which a hand-over is not noticed and running alone is not tried."""
-_TRIALS = 3
-_MOST_KINDS = 1024
+_LONG = 0.1
+"""Seconds that nobody wants to wait for before an interruption is heard."""
 
 _state = threading.local()
 _pools: dict[int, _Pool] = {}
+_teams: dict[int, Team] = {}
 _pools_lock = threading.Lock()
+_shared_turns: dict[int, Turns] = {}
 _all_turns: weakref.WeakSet[Turns] = weakref.WeakSet()
 
 
 def run_with(count: int, work: Callable[[], Result]) -> Result:
     """The result of ``work`` where kernels have ``count`` threads. Raises what ``work`` does, and MoecError where the
     system allows no more threads."""
-    if count == 1:
-        _be_alone()
-        return work()
-    return _pool_of(count).submit(work).wait()
+    return Ways(count, has_team=False).run(work)
 
 
 class Turns:
@@ -106,79 +101,64 @@ class Turns:
 
 
 class Ways:
-    """Which of two ways a call takes: alone on the calling thread, or by the pool. Calls of one kind (sizes of inputs)
-    try both a few times, unless they take long, and then take the one whose best time is better. Results are the same.
+    """Which thread launches work with ``count`` threads, and whose turn it is (``turns``).
+
+    The calling thread does, with the team, as long as runs are short: to hand a run over to the pool's thread and back
+    takes 10 microseconds at best, and where workers spin on the other cores, as long as the system takes to let that
+    thread run. The pool's thread does what has no team, the first run, and what follows a long one, for who waits for it
+    can be interrupted. Results are the same.
     """
 
-    def __init__(self, count: int, turns: Turns) -> None:
-        self._count, self._turns = count, turns
-        self._times: dict[Hashable, tuple[_Times, _Times]] = {}
+    def __init__(self, count: int, *, has_team: bool) -> None:
+        self._count, self._has_team = count, has_team
+        self.turns = Turns() if count == 1 else _shared_turns.setdefault(count, Turns())
+        self._seconds = math.inf
 
-    def run(self, kind: Hashable, work: Callable[[], Result]) -> Result:
-        """The result of ``work``, which has its turn."""
-        times = self._times.get(kind)
-        if times is None:
-            if len(self._times) >= _MOST_KINDS:
-                self._times.clear()
-            times = self._times[kind] = (_Times(), _Times())
-        alone, pooled = times
-        if self._count > 1 and _is_better_by_the_pool(alone, pooled):
-            return self.run_by_the_pool(lambda: _timed(work, pooled))
-        _be_alone()
-        self._turns.take()
-        try:
-            return _timed(work, alone)
-        finally:
-            self._turns.give()
-
-    def run_by_the_pool(self, work: Callable[[], Result]) -> Result:
-        """The result of ``work``, which has its turn and all threads. It is the caller that waits for the turn, so that
-        callers of the pool and others are served alike; the work gives it back, even if nobody waits for it any more.
-        """
+    def run(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work``, which has its turn and all threads. Raises what ``work`` does, and MoecError where the
+        system allows no more threads."""
         if self._count == 1:
             _be_alone()
-            with self._turns:
+            with self.turns:
                 return work()
+        if self.turns.is_mine():  # work of its own
+            return work()
+        if self._has_team and self._seconds < _LONG:
+            return self._run_here(work)
+        return self._run_by_the_pool(work)
+
+    def _run_here(self, work: Callable[[], Result]) -> Result:
+        with self.turns:
+            _state.count = self._count
+            try:
+                return self._timed(work)
+            finally:
+                _state.count = 1
+
+    def _run_by_the_pool(self, work: Callable[[], Result]) -> Result:
+        """It is the caller that waits for the turn, so that callers of the pool and others are served alike; the work
+        gives it back, even if nobody waits for it any more."""
         pool = _pool_of(self._count)
-        self._turns.take()
+        self.turns.take()
         try:
             job = pool.submit(lambda: self._keeping_turn(work))
         except BaseException:
-            self._turns.give()
+            self.turns.give()
             raise
         return job.wait()
 
     def _keeping_turn(self, work: Callable[[], Result]) -> Result:
-        self._turns.become_mine()
+        self.turns.become_mine()
         try:
-            return work()
+            return self._timed(work)
         finally:
-            self._turns.give()
+            self.turns.give()
 
-
-def _timed(work: Callable[[], Result], times: _Times) -> Result:
-    start = time.perf_counter()
-    result = work()
-    seconds = time.perf_counter() - start
-    times.trials += 1
-    if seconds < times.best:
-        times.best = seconds
-    return result
-
-
-class _Times:
-    """How often calls of one kind took one way, and the least seconds of one."""
-
-    __slots__ = ("best", "trials")
-
-    def __init__(self) -> None:
-        self.best, self.trials = math.inf, 0
-
-
-def _is_better_by_the_pool(alone: _Times, pooled: _Times) -> bool:
-    if pooled.trials < _TRIALS or pooled.best > _SHORT:
-        return True
-    return alone.trials >= _TRIALS and alone.best > pooled.best + _HAND_OVER
+    def _timed(self, work: Callable[[], Result]) -> Result:
+        start = time.perf_counter()
+        result = work()
+        self._seconds = time.perf_counter() - start
+        return result
 
 
 class _Job:
@@ -206,28 +186,25 @@ class _Job:
 def team_here(code: pathlib.Path) -> Team | None:
     """The team with which the calling thread shares the loops of programs; None where it is alone. ``code``: the object
     file of a new one. Raises what making one does."""
-    pool: _Pool | None = getattr(_state, "pool", None)
-    if pool is None:
+    count = getattr(_state, "count", 1)
+    if count == 1:
         return None
-    if pool.team is None:
-        pool.team = Team(pool.count, code)
-    return pool.team
+    if count not in _teams:
+        _teams[count] = Team(count, code)
+    return _teams[count]
 
 
 def team_of(count: int) -> Team | None:
     """The team of so many threads, once a program has run in one."""
-    pool = _pools.get(count)
-    return None if pool is None else pool.team
+    return _teams.get(count)
 
 
 class _Pool:
-    """A thread that launches, and the workers that it has: a team for programs that have code for one, and those of TVM
-    for other kernels."""
+    """A thread that launches, and the workers of TVM that it has."""
 
     def __init__(self, count: int) -> None:
         _check_that_threads_start(count)
-        self.count = count
-        self.team: Team | None = None
+        self._count = count
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         ready = _Job(lambda: configure_pool(count))
         self._jobs.put(ready)
@@ -237,16 +214,13 @@ class _Pool:
         ready.wait()
 
     def submit(self, work: Callable[[], Any]) -> _Job:
-        """Have ``work`` done when its time has come; at once where the pool itself asks."""
+        """Have ``work`` done when its time has come."""
         job = _Job(work)
-        if threading.current_thread() is self._thread:
-            job.do()
-        else:
-            self._jobs.put(job)
+        self._jobs.put(job)
         return job
 
     def _serve(self) -> None:
-        _state.pool = self
+        _state.count = self._count
         while True:
             self._jobs.get().do()
 
@@ -307,6 +281,7 @@ def _after_fork() -> None:
 
 def _after_fork_in_child() -> None:
     _pools.clear()  # their threads are the parent's
+    _teams.clear()
     for turns in _held:
         turns.forget_waiting()
     _after_fork()

@@ -94,7 +94,7 @@ def test_workers_take_part(model, monkeypatch):
     run_in(model, None, values)
 
 
-def test_a_pool_makes_one_team_for_all_programs(model):
+def test_a_number_of_threads_has_one_team_for_all_programs(model):
     code = executor_of(model)._program._team_code
     assert code.name == TEAM_OBJECT
     assert workers.team_here(code) is None

@@ -1,4 +1,4 @@
-"""The threads that kernels run in: a pool for each number of threads, turns, forks, and limits of the system."""
+"""The threads that kernels run in: who launches, turns, forks, and limits of the system."""
 
 from __future__ import annotations
 
@@ -141,16 +141,15 @@ def test_sixteen_threads_at_once_are_right_and_each_gets_its_share(pristine_arti
 @several_cores
 def test_callers_of_the_pool_and_others_are_served_alike():
     """A caller of the pool waits for its turn itself: the pool is not one caller for all of its own."""
-    turns = Turns()
-    ways, runs, end = Ways(2, turns), [0] * 8, time.monotonic() + 0.5
+    ways, runs, end = Ways(2, has_team=False), [0] * 8, time.monotonic() + 0.5
 
     def call(caller: int) -> None:
         while time.monotonic() < end:
             if caller % 2:
-                with turns:
+                with ways.turns:
                     time.sleep(0.001)
             else:
-                ways.run_by_the_pool(lambda: time.sleep(0.001))
+                ways.run(lambda: time.sleep(0.001))
             runs[caller] += 1
 
     callers = [threading.Thread(target=call, args=(caller,)) for caller in range(8)]
@@ -161,30 +160,38 @@ def test_callers_of_the_pool_and_others_are_served_alike():
     assert min(runs) > max(runs) / 2, runs
 
 
-@several_cores
-def test_short_calls_run_on_the_calling_thread_and_long_ones_do_not():
-    ways, seen = Ways(2, Turns()), []
+@pytest.mark.parametrize(("count", "has_team"), [(1, True), (2, True), (2, False)])
+def test_the_calling_thread_launches_what_follows_a_short_run_where_there_is_a_team(count, has_team):
+    ways, seen = Ways(count, has_team=has_team), []
 
     def work(seconds: float) -> None:
         time.sleep(seconds)
         seen.append(threading.current_thread() is threading.main_thread())
 
-    for _ in range(5):
-        ways.run("long", lambda: work(0.002))
-    assert seen == [False] * 5
-    seen.clear()
-    for _ in range(200):
-        ways.run("short", lambda: work(0))
-    assert seen[:3] == [False] * 3
-    assert any(seen)
+    for seconds in (0, 0, 0.11, 0, 0):
+        ways.run(lambda seconds=seconds: work(seconds))
+    here = has_team and count > 1
+    assert seen == [count == 1, count == 1 or here, count == 1 or here, count == 1, count == 1 or here]
 
 
-def test_kinds_of_calls_are_forgotten_before_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(workers, "_MOST_KINDS", 4)
-    ways = Ways(1, Turns())
-    for kind in range(11):
-        ways.run(kind, lambda: None)
-    assert len(ways._times) <= 4
+def test_runs_with_as_many_threads_take_turns_and_those_inside_a_run_are_a_part_of_it():
+    one, other, order = Ways(2, has_team=True), Ways(2, has_team=True), []
+    in_turn = threading.Event()
+
+    def outer() -> None:
+        in_turn.set()
+        time.sleep(0.02)
+        other.run(lambda: order.append("inner"))
+        order.append("outer")
+
+    for _ in range(2):  # by the pool, and by the calling thread
+        caller = threading.Thread(target=lambda: one.run(outer))
+        caller.start()
+        assert in_turn.wait(10)
+        in_a_thread(lambda: other.run(lambda: order.append("next")))
+        caller.join()
+        in_turn.clear()
+    assert order == ["inner", "outer", "next"] * 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

@@ -1,9 +1,9 @@
 """The threads that kernels run in: one team and one pool in the process for each number of threads, whoever calls.
 
-Programs share their loops among a team (:mod:`moec.runtime.team`), which whoever calls may launch work in, one caller at
-a time, in the order in which they came. Kernels that are measured alone, and programs without code for a team, have
-TVM's threads. TVM gives every thread that launches work a pool of its own, which dies slowly with that thread, and whose
-workers are missing in a forked child. So one thread of ours launches such work of all callers, who wait for it.
+Programs share their loops among a team (:mod:`moec.runtime.team`), in which whoever calls may launch work, one caller
+at a time, in the order in which they came. Kernels that are measured alone, and programs without code for a team, have
+TVM's threads. TVM gives every thread that launches work a pool of its own, which dies slowly with that thread, and
+whose workers are missing in a forked child. So one thread of ours launches such work of all callers, who wait for it.
 
 After a fork, the child makes new teams and pools. A fork waits for the calls that are running.
 """
@@ -103,10 +103,10 @@ class Turns:
 class Ways:
     """Which thread launches work with ``count`` threads, and whose turn it is (``turns``).
 
-    The calling thread does, with the team, as long as runs are short: to hand a run over to the pool's thread and back
-    takes 10 microseconds at best, and where workers spin on the other cores, as long as the system takes to let that
-    thread run. The pool's thread does what has no team, the first run, and what follows a long one, for who waits for it
-    can be interrupted. Results are the same.
+    The calling thread does, with the team, as long as runs are short: to hand a run over to the pool's thread and
+    back takes 10 microseconds at best, and where workers spin on the other cores, as long as the system takes to let
+    that thread run. The pool's thread does what has no team, the first run, and what follows a long one, for who waits
+    for it can be interrupted. Results are the same.
     """
 
     def __init__(self, count: int, *, has_team: bool) -> None:
@@ -115,8 +115,8 @@ class Ways:
         self._seconds = math.inf
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """The result of ``work``, which has its turn and all threads. Raises what ``work`` does, and MoecError where the
-        system allows no more threads."""
+        """The result of ``work``, which has its turn and all threads. Raises what ``work`` does, and MoecError where
+        the system allows no more threads."""
         if self._count == 1:
             _be_alone()
             with self.turns:

@@ -33,6 +33,7 @@ from moec.cli_options import (
     OptimisationLevel,
     PageKind,
     PagesOption,
+    PreferResident,
     Resident,
     Source,
     Threads,
@@ -176,6 +177,7 @@ def run(
     threads: Threads = None,
     pages: PagesOption = PageKind.MAPPED,
     resident: Resident = None,
+    prefer_resident: PreferResident = 0.0,
     emulate: Emulate = False,
     architecture: Architecture = None,
 ) -> None:
@@ -185,7 +187,8 @@ def run(
 
     array_files.check_arrays_destination(outputs)
     options: dict[str, Any] = {"emulate": emulate, "architecture": architecture, "resident": resident}
-    if resident is not None and pages is PageKind.MAPPED:
+    options["prefer_resident"] = prefer_resident
+    if (resident is not None or prefer_resident) and pages is PageKind.MAPPED:
         pages = PageKind.STREAMED
     compiled = moec.load(artifact, threads=threads, pages=pages.value, **options)
     array_files.write_arrays(outputs, compiled.run(array_files.read_arrays(inputs, compiled.inputs)))

@@ -45,6 +45,15 @@ Resident = Annotated[
     str | None,
     typer.Option(metavar="BYTES", help="The most memory that weights take (8GiB); more experts are read when chosen."),
 ]
+PreferResident = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="LOSS",
+        help="Experts in memory replace others where at most this share of their weight is lost.",
+    ),
+]
 Emulate = Annotated[bool, typer.Option("--emulate", help="Run code for a GPU on the processor; needs g++.")]
 Architecture = Annotated[str | None, typer.Option(help="Of the program, where ART has several: sm_80, ...")]
 VerifyEach = Annotated[

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli_options import Architecture, Artifact, Emulate, Json, PageKind, PagesOption, Resident, Threads
+from moec.cli_options import (
+    Architecture,
+    Artifact,
+    Emulate,
+    Json,
+    PageKind,
+    PagesOption,
+    PreferResident,
+    Resident,
+    Threads,
+)
 from moec.cli_printing import print_result
 from moec.errors import MoecError
 
@@ -42,6 +52,7 @@ def generate(
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
+    prefer_resident: PreferResident = 0.0,
     emulate: Emulate = False,
     architecture: Architecture = None,
     as_json: Json = False,
@@ -51,7 +62,7 @@ def generate(
     import moec
 
     prompts = _prompts(prompt or [], prompt_file or [])
-    placed = {"threads": threads, "pages": pages.value, "resident": resident}
+    placed = {"threads": threads, "pages": pages.value, "resident": resident, "prefer_resident": prefer_resident}
     model = moec.load(artifact, **placed, emulate=emulate, architecture=architecture)
     shown = _Shown(len(prompts))
     found = moec.generate(

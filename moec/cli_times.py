@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import moec
-from moec.cli_options import Artifact, Inputs, Json, PageKind, PagesOption, Resident, Threads
+from moec.cli_options import Artifact, Inputs, Json, PageKind, PagesOption, PreferResident, Resident, Threads
 from moec.cli_printing import print_result, shown_progress
 from moec.errors import MoecError
 
@@ -26,6 +26,7 @@ def bench(
     threads: Threads = None,
     pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
+    prefer_resident: PreferResident = 0.0,
     as_json: Json = False,
 ) -> None:
     """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels; or sessions of a language
@@ -35,6 +36,7 @@ def bench(
     from moec.tools.bench import bench as bench_model
     from moec.tools.bench_session import DECODE, PREFILL, bench_session, read_depths
 
+    placed = {"threads": threads, "pages": pages.value, "resident": resident, "prefer_resident": prefer_resident}
     if (prefill, decode, depth) != (None, None, None):
         if against or inputs:
             raise MoecError("--prefill, --decode and --depth time sessions, --against and --inputs single runs")
@@ -42,14 +44,14 @@ def bench(
         if prefill is None and decode is None:
             prefill, decode = PREFILL, DECODE
         with shown_progress() as progress:
-            compiled = moec.load(artifact, threads=threads, pages=pages.value, resident=resident)
+            compiled = moec.load(artifact, **placed)
             timed = bench_session(
                 compiled, prefill=prefill, decode=decode, depths=depths, repetitions=repetitions, progress=progress
             )
         print_result(timed, as_json, [tables.sessions_table(timed)])
         return
     with shown_progress() as progress:
-        compiled = moec.load(artifact, threads=threads, pages=pages.value, resident=resident)
+        compiled = moec.load(artifact, **placed)
         arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
         progress("timing")
         result = bench_model(compiled, against=against, model_path=model, inputs=arrays)

@@ -23,7 +23,7 @@ class FuseRouteDispatch:
     1. The Experts node takes weights and experts, in this order, from one Route.
     2. Nothing else uses them: no second Experts node, no graph output, no node that rescales the weights. Otherwise
        both nodes stay and a note says who the other user is. They stay, too, where experts share weights, by a table
-       of ids between the two (:mod:`moec.ir.expert_ids`).
+       of ids between the two (:mod:`moec.ir.expert_ids`), and where the Route has a tolerance.
 
     ::
 
@@ -62,6 +62,8 @@ def _obstacle(experts_node: ir.Node) -> str | None:
         return f"not fused with a router: {error}"
     if routing.table is not None:
         return "not fused with its router: a table of ids says which experts share weights"
+    if dialect.inputs_of(routing.route)["tolerance"] is not None:
+        return "not fused with its router: a tolerance says which experts others may replace"
     user = other_user(experts_node, routing.route)
     return None if user is None else f"not fused with its router: {user}"
 

@@ -9,13 +9,16 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import RouteSpec
+from moec.ir.expert_ids import routing_of
 from moec.ir.names import node_name
 from moec.ir.streaming import set_shares, set_streamed
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import value_names
+from moec.passes.graph.edits import fresh_name, value_names
 from moec.passes.graph.router_product import RouterProduct, router_product
+from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer
 from moec.profile.file import Profile
 
@@ -30,12 +33,15 @@ class StreamExperts:
     next layer will makes that no better.
 
     1. The model is marked (:mod:`moec.ir.streaming`): targets that stream experts read only what is chosen.
-    2. ``moec.MoE``, or ``moec.Experts`` behind its ``moec.Route``, whose logits are the product of its rows with a
+    2. A router that takes the best experts of each token is told by a ``moec.Absent`` which of them are not in memory,
+       so that whoever runs the model may let those that are there take their places; by default none does. A
+       ``moec.MoE`` becomes ``moec.Route`` and ``moec.Experts`` for it.
+    3. ``moec.MoE``, or ``moec.Experts`` behind its ``moec.Route``, whose logits are the product of its rows with a
        constant matrix, is followed by a layer likewise: in front of the first layer stand the second one's product and
        ``Route``, of the first one's rows, and a ``moec.Expect`` of the second one's experts.
-    3. With ``profile``, a file of ``moec profile``, each layer is told how often its experts were chosen: what is read
+    4. With ``profile``, a file of ``moec profile``, each layer is told how often its experts were chosen: what is read
        first, and kept longest.
-    4. A next layer whose logits are something else, or whose rows have another size, is not expected, with a remark,
+    5. A next layer whose logits are something else, or whose rows have another size, is not expected, with a remark,
        nor is one whose router looks at all tokens together (``expert_choice``, ``capacity``).
 
     ::
@@ -54,9 +60,13 @@ class StreamExperts:
            "z.next_logits" = MatMul (x, s)
            "z.next_weights", "z.next_experts" = moec.Route <k = 1> ("z.next_logits")
            "z.rows" = moec.Expect (x, "z.next_experts", down_2)
-           z = moec.MoE <gate_layout = "none", k = 1> ("z.rows", a, , up, down)
+           z_absent = moec.Absent (a, down)
+           z_weights, z_experts = moec.Route <k = 1> (a, , z_absent)
+           z = moec.Experts <gate_layout = "none"> ("z.rows", z_weights, z_experts, up, down)
            b = MatMul (z, s)
-           y = moec.MoE <gate_layout = "none", k = 1> (z, b, , up_2, down_2)
+           y_absent = moec.Absent (b, down_2)
+           y_weights, y_experts = moec.Route <k = 1> (b, , y_absent)
+           y = moec.Experts <gate_layout = "none"> (z, y_weights, y_experts, up_2, down_2)
         }
     """
 
@@ -79,6 +89,8 @@ class StreamExperts:
                 report.note(self.name, node_name(following), f"its experts are not read ahead: {reason}")
             else:
                 _expect(Writer(node, taken), node, following, router)
+        for node in layers:
+            _tell_absent(model.graph, node)
         return True
 
 
@@ -123,6 +135,30 @@ def _obstacle(node: ir.Node, following: ir.Node, router: _Router | None) -> str 
     if given.dtype != wanted.dtype:
         return "its rows have another type than those of the layer before"
     return None
+
+
+def _tell_absent(graph: ir.Graph, layer: ir.Node) -> None:
+    """Let the router of a layer know which experts are not in memory, where it can make use of that."""
+    try:
+        routing = routing_of(layer)
+    except UnsupportedError:
+        return
+    spec = dialect.spec_of(routing.route, RouteSpec)
+    if spec.selection != "topk" or spec.score == "sparsemixer" or spec.capacity or routing.table is not None:
+        return
+    experts = with_route(graph, layer)
+    route = routing_of(experts).route
+    down, logits = dialect.inputs_of(experts)["down"], dialect.inputs_of(route)["logits"]
+    absent = dialect.make_node("Absent", {"logits": logits, "weights": down})
+    (tolerance,) = absent.outputs
+    tolerance.name = fresh_name(graph, f"{experts.outputs[0].name}_absent")
+    tolerance.type = ir.TensorType(ir.DataType.FLOAT)
+    tolerance.shape = None if logits is None or logits.shape is None else ir.Shape([logits.shape[1]])
+    _bring_before(route, down)
+    graph.insert_before(route, absent)
+    position = dialect.INPUTS["Route"].index("tolerance")
+    route.resize_inputs(position + 1)
+    route.replace_input_with(position, tolerance)
 
 
 def _width(value: ir.Value) -> int | None:

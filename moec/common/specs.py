@@ -64,13 +64,14 @@ class StreamedWeight:
 class StreamedExpertsSpec:
     """The experts of a layer whose weights need not be in memory until the program asks for them, by the position of
     the layer. ``chosen``: how many a token asks for at most. ``shares``: which share of the layer's tokens each
-    expert had; empty where that was not measured."""
+    expert had; empty where that was not measured. ``replaceable``: whether the router asks which are not in memory."""
 
     name: str
     chosen: int
     experts: int
     weights: tuple[StreamedWeight, ...]
     shares: tuple[float, ...] = ()
+    replaceable: bool = False
 
 
 def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:

@@ -32,6 +32,7 @@ def streaming(artifact: Artifact) -> dict[str, Any] | None:
         "layers": [{"name": spec.name, "experts": spec.experts, "chosen": spec.chosen} for spec in plan.streamed],
         "measured_shares": any(spec.shares for spec in plan.streamed),
         "order": plan.order,
+        "replaceable": sum(spec.replaceable for spec in plan.streamed),
         "speed": predict_speed(artifact).as_data(),
     }
 
@@ -51,6 +52,9 @@ def streaming_tables(found: dict[str, Any]) -> Iterator[RenderableType]:
         ("experts", f"{found['experts'] / _MIB:.1f}", f"of {len(names)} layers, which stream"),
         ("room for experts", f"{found['room'] / _MIB:.1f}", f"read first, {why}: {first}, ..."),
     ]
+    if found["replaceable"]:
+        choice = f"experts in memory take others' places in {found['replaceable']} layers, if loaded so"
+        rows.append(("--prefer-resident", "", f"{choice}: results then depend on what ran before"))
     yield table("Streamed experts", ("", "MiB", ""), rows)
     speed = found["speed"]
     memory = f"{speed['memory_bytes'] / _MIB:.0f} MiB from memory at {speed['memory_bandwidth'] / 1e9:.1f} GB/s"

@@ -216,7 +216,7 @@ DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
     "Trilu": _triangle,
 }
 _PLAIN = (
-    "Acos Acosh Add Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BiasGelu BiasSplitGelu "
+    "Absent Acos Acosh Add Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BiasGelu BiasSplitGelu "
     "CastLike CausalConvWithState Combine Concat Constant ConstantOfShape Conv Cos Cosh CumSum DequantizeLinear "
     "Dispatch Einsum Erf Exp Expand Expect Experts EyeLike FastGelu Flatten FusedGemm FusedMatMul Gather "
     "GatherElements GatherND Gelu Gemm GlobalAveragePool GroupNormalization GroupQueryAttention GroupedMatMul Identity "

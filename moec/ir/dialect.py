@@ -5,7 +5,7 @@ Sizes: T tokens, d hidden size, E routed experts, k experts per token, f interme
 =================  ==========================================================================  ====================
 operator           inputs                                                                      outputs
 =================  ==========================================================================  ====================
-``Route``          logits[T,E], correction_bias?[E]                                            weights[T,k],
+``Route``          logits[T,E], correction_bias?[E], tolerance?[E]                             weights[T,k],
                                                                                                experts[T,k] (int32)
 ``Experts``        x[T,d], weights[T,k], experts[T,k], up, down, gate?, up_bias?, down_bias?,   y[T,d]
                    gate_bias?
@@ -19,17 +19,21 @@ operator           inputs                                                       
                    down_bias?, gate_bias?
 ``Linear``         x[...,K], weight[N,K], bias?[N]                                             y[...,N]
 ``Expect``         x[T,d], experts[T,k], weights[E,...]                                        y[T,d]
+``Absent``         logits[T,E], weights[E,...]                                                 tolerance[E] (float32)
 =================  ==========================================================================  ====================
 
 An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
 All meaning is in the attributes, which are the fields of :class:`RouteSpec` (``Route``), :class:`ExpertsSpec`
 (``Experts``), :class:`DispatchSpec` (``Dispatch``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec`
-(``Linear``); ``Combine`` and ``Expect`` have none, a ``MoE`` node those of ``Route`` and ``Experts``. The reference
-semantics are in :mod:`moec.ir.semantics` and :mod:`moec.ir.semantics_dispatch`. In which formats weights may be stored
-is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
+(``Linear``); ``Combine``, ``Expect`` and ``Absent`` have none, a ``MoE`` node those of ``Route`` and ``Experts``. The
+reference semantics are in :mod:`moec.ir.semantics` and :mod:`moec.ir.semantics_dispatch`. In which formats weights may
+be stored is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
 
 ``y`` of ``Expect`` is x. It says that these experts of the layer whose last weights are ``weights`` will probably be
-chosen, so that a target that streams experts reads them ahead.
+chosen, so that a target that streams experts reads them ahead. ``Absent`` says which experts of the layer whose last
+weights are ``weights`` are not in memory when its router has computed ``logits``, of which it takes nothing but the
+time: 0 for those that are there, and for others which share of their weight may be lost where one that is there takes
+their place. It is 0 for all unless whoever runs the model allows a loss, and in the reference interpreter.
 """
 
 from __future__ import annotations
@@ -72,7 +76,10 @@ class RouteSpec:
        of ``c``; only the best ``groups_kept`` groups stay candidates (the others' ``c`` becomes -inf).
     3. ``selection``: ``topk`` takes the k largest ``c``, ties to the lower id, ordered from large to small;
        ``all`` takes every expert in id order (k = E: dense mixtures); ``expert_choice`` lets every expert take the
-       ``capacity`` tokens it scores highest (k = E, id -1 where not taken).
+       ``capacity`` tokens it scores highest (k = E, id -1 where not taken). With a ``tolerance`` (``topk`` alone) an
+       expert e that was not taken first and has ``tolerance[e] > 0`` gives its slot to another one, whose tolerance is
+       0: of those that were not taken the one with the largest ``c``, if its weight is at least ``1 - tolerance[e]``
+       times that of e. The last slot comes first.
     4. Weights are ``s`` at the selected ids; those at or below ``threshold`` (if not None) are dropped (id -1,
        weight 0), and then those whose magnitude is below ``relative_threshold`` (0 to 1) times the largest magnitude
        of the token, which itself and what equals it always stay; a NaN is below nothing and counts as no magnitude.
@@ -201,7 +208,7 @@ class DispatchSpec:
 
 EXPERT_WEIGHTS = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
 INPUTS: dict[str, tuple[str, ...]] = {
-    "Route": ("logits", "correction_bias"),
+    "Route": ("logits", "correction_bias", "tolerance"),
     "Experts": ("x", "weights", "experts", *EXPERT_WEIGHTS),
     "Dispatch": ("experts",),
     "GroupedMatMul": ("x", "weights", "offsets", "bias"),
@@ -209,8 +216,9 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "MoE": ("x", "logits", "correction_bias", *EXPERT_WEIGHTS),
     "Linear": ("x", "weight", "bias"),
     "Expect": ("x", "experts", "weights"),
+    "Absent": ("logits", "weights"),
 }
-OPTIONAL_INPUTS = frozenset({"correction_bias", "gate", "up_bias", "down_bias", "gate_bias", "bias"})
+OPTIONAL_INPUTS = frozenset({"correction_bias", "tolerance", "gate", "up_bias", "down_bias", "gate_bias", "bias"})
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "Route": ("weights", "experts"),
     "Experts": ("y",),
@@ -220,6 +228,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "MoE": ("y",),
     "Linear": ("y",),
     "Expect": ("y",),
+    "Absent": ("tolerance",),
 }
 SPECS: dict[str, tuple[type, ...]] = {
     "Route": (RouteSpec,),
@@ -230,6 +239,7 @@ SPECS: dict[str, tuple[type, ...]] = {
     "MoE": (RouteSpec, ExpertsSpec),
     "Linear": (LinearSpec,),
     "Expect": (),
+    "Absent": (),
 }
 
 AnySpec = RouteSpec | DispatchSpec | ProductSpec

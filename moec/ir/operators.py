@@ -244,6 +244,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("moec", "Combine"): semantics_dispatch.combine,
     ("moec", "Linear"): _linear,
     ("moec", "Expect"): lambda x, experts, weights: x,
+    ("moec", "Absent"): lambda logits, weights: np.zeros(logits.shape[1], np.float32),
     ("moec", "MoE"): _moe,
     ("com.microsoft", "BiasGelu"): contrib.bias_gelu,
     ("com.microsoft", "CausalConvWithState"): contrib.causal_conv_with_state,

@@ -93,6 +93,7 @@ _RANKS: dict[str, int | None] = {
     "offsets": 1,
     "positions": 2,
     "correction_bias": 1,
+    "tolerance": 1,
     "up": 3,
     "down": 3,
     "gate": 3,
@@ -102,6 +103,7 @@ _OWN_RANKS: dict[str, dict[str, int | None]] = {
     "GroupedMatMul": {"weights": 3},
     "Linear": {"x": None, "bias": 1},
     "Expect": {"weights": 3},
+    "Absent": {"weights": 3},
 }
 """Where an operator differs; None means every rank."""
 
@@ -142,7 +144,7 @@ def _ids_int32(node: ir.Node) -> str | None:
 @_FORM.add("float-routing")
 def _float_routing(node: ir.Node) -> str | None:
     """Routing may be more precise than the experts (float32 logits for float16 experts), but must be of some float."""
-    for name in ("logits", "correction_bias", "weights"):
+    for name in ("logits", "correction_bias", "tolerance", "weights"):
         value = dialect.inputs_of(node).get(name)
         if value is not None and value.dtype is not None and not value.dtype.is_floating_point():
             return f"{name} is {value.dtype}; expected a floating-point type"

@@ -93,3 +93,14 @@ def _sparse_mixer(node: ir.Node) -> str | None:
 def _correction_bias_size(node: ir.Node) -> str | None:
     bias = dialect.inputs_of(node)["correction_bias"]
     return disagreement("number of experts", {"logits": _routed(node)[1], "correction_bias": known_size(bias, 0)})
+
+
+@ROUTING.add("tolerance", "Route")
+def _tolerance(node: ir.Node) -> str | None:
+    spec, E = _routed(node)
+    tolerance = dialect.inputs_of(node)["tolerance"]
+    if tolerance is None:
+        return None
+    if spec.selection != "topk" or spec.score == "sparsemixer":
+        return f"an expert of selection={spec.selection!r} and score={spec.score!r} cannot take another one's place"
+    return disagreement("number of experts", {"logits": E, "tolerance": known_size(tolerance, 0)})

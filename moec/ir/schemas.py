@@ -121,6 +121,11 @@ def _fused_gemm(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> li
     return [_tensor(inputs[0], [a[1 if attributes.get("transA") else 0], b[0 if attributes.get("transB") else 1]])]
 
 
+def _absent(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    logits = _dimensions(inputs[0], 2)
+    return [] if logits is None else [_tensor(onnx.TensorProto.FLOAT, logits[1:])]
+
+
 INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Route"): _route,
     (dialect.DOMAIN, "Experts"): _like_first,
@@ -130,6 +135,7 @@ INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "MoE"): _like_first,
     (dialect.DOMAIN, "Linear"): _linear,
     (dialect.DOMAIN, "Expect"): _like_first,
+    (dialect.DOMAIN, "Absent"): _absent,
     ("com.microsoft", "BiasGelu"): _like_first,
     ("com.microsoft", "FastGelu"): _like_first,
     ("com.microsoft", "FusedGemm"): _fused_gemm,

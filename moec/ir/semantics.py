@@ -164,7 +164,32 @@ def _sparse_mixer(spec: RouteSpec, logits: Array) -> tuple[Array, Array]:
     return np.concatenate(weights, axis=1), np.concatenate(ids, axis=1)
 
 
-def _scores_at_selected(spec: RouteSpec, logits: Array, correction_bias: Array | None) -> tuple[Array, Array]:
+def _weights_of_all(spec: RouteSpec, scores: Array, first: int) -> Array:
+    """What the experts weigh by the scores [E] of a token, but for a factor that all of them have; ``first``: the one
+    that is taken first."""
+    if spec.score == "softmax_topk":
+        return np.exp(scores - scores[first])
+    return sigmoid(scores) if spec.score == "sigmoid_topk" else scores
+
+
+def _give_way(spec: RouteSpec, ids: Array, scores: Array, choice: Array, tolerance: Array) -> Array:
+    """The ids [T,k] where experts with a tolerance have given their slots to those without."""
+    ids = ids.copy()
+    for chosen, of_token, by in zip(ids, scores, choice, strict=True):
+        weights = _weights_of_all(spec, of_token, chosen[0])
+        order = [expert for expert in _largest(by, by.size) if by[expert] > -np.inf and not tolerance[expert] > 0]
+        for slot in range(spec.k - 1, 0, -1):
+            expert = chosen[slot]
+            other = next((other for other in order if other not in chosen), None)
+            if other is not None and tolerance[expert] > 0:
+                enough = weights[expert] * (weights.dtype.type(1) - tolerance[expert])
+                chosen[slot] = other if weights[other] >= enough else expert
+    return ids
+
+
+def _scores_at_selected(
+    spec: RouteSpec, logits: Array, correction_bias: Array | None, tolerance: Array | None
+) -> tuple[Array, Array]:
     """Steps 1 to 3: the score of every selected expert, and its id."""
     if spec.score == "sparsemixer":
         return _sparse_mixer(spec, logits)
@@ -173,6 +198,8 @@ def _scores_at_selected(spec: RouteSpec, logits: Array, correction_bias: Array |
     if spec.groups > 1:
         choice = _keep_best_groups(spec, choice)
     ids = _select(spec, choice)
+    if tolerance is not None:
+        ids = _give_way(spec, ids, scores, choice, tolerance)
     weights = np.take_along_axis(scores, np.maximum(ids, 0), axis=1)
     if spec.score == "softmax_topk":
         weights = softmax(np.where(ids < 0, -np.inf, weights))
@@ -199,16 +226,22 @@ def _below_largest(share: float, weights: Array) -> Array:
 
 @silently
 def route(
-    spec: RouteSpec, logits: Array, correction_bias: Array | None = None, *, dtype: DTypeLike | None = None
+    spec: RouteSpec,
+    logits: Array,
+    correction_bias: Array | None = None,
+    tolerance: Array | None = None,
+    *,
+    dtype: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
-    """``moec.Route``: logits [T,E] (and a bias [E] on the choice) → weights [T,k], experts [T,k] (int32, -1 dropped).
+    """``moec.Route``: logits [T,E] (and [E]: a bias on the choice, and which loss lets others take an expert's place) →
+    weights [T,k], experts [T,k] (int32, -1 dropped).
 
     A weight that is not greater than ``threshold`` is dropped, a NaN too. The comments number the steps of RouteSpec.
     """
     result_dtype = np.dtype(dtype or logits.dtype)
     compute = compute_dtype(result_dtype)
-    bias = None if correction_bias is None else correction_bias.astype(compute)
-    weights, ids = _scores_at_selected(spec, logits.astype(compute), bias)  # 1, 2, 3
+    bias, loss = (None if values is None else values.astype(compute) for values in (correction_bias, tolerance))
+    weights, ids = _scores_at_selected(spec, logits.astype(compute), bias, loss)  # 1, 2, 3
     if spec.threshold is not None:  # 4
         ids = np.where(weights > spec.threshold, ids, -1)
     weights = np.where(ids < 0, 0, weights)

@@ -43,7 +43,7 @@ from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.pages import Pages, Placement, place_file
 from moec.runtime.read_manifest import parse_manifest
 from moec.runtime.streamed_experts import StreamedExperts
-from moec.runtime.streaming import place_streamed
+from moec.runtime.streaming import check_replaceable, place_streamed
 
 _MANIFEST_LIMIT = 256 << 20
 _CHUNK = 1 << 20
@@ -95,10 +95,11 @@ class Artifact:
         return [self.path(name) for name in program.objects]
 
     def weights(
-        self, program: ProgramEntry, pages: Pages = "auto", resident: int | None = None
+        self, program: ProgramEntry, pages: Pages = "auto", resident: int | None = None, preferred: float = 0.0
     ) -> tuple[list[np.ndarray], Placement, StreamedExperts | None]:
         """A program's constants, where in memory they lie, and what brings experts there, if they are streamed: where
-        ``resident``, or else the manifest, says that weights may take fewer bytes than they have. Raises MoecError for
+        ``resident``, or else the manifest, says that weights may take fewer bytes than they have. ``preferred``:
+        :class:`~moec.runtime.streamed_experts.StreamedExperts`. Raises MoecError for
         huge pages that cannot be had, and for memory in which no token can run."""
         path, entries, experts = self.path(WEIGHTS), self.weight_entries(program), None
         resident = self.manifest.resident if resident is None else resident
@@ -106,10 +107,12 @@ class Artifact:
             raise MoecError(
                 f"{self.where}: was compiled to have all weights in memory; compile it again with --resident"
             )
+        if preferred:
+            check_replaceable(program, pages, self.where)
         is_larger = resident is not None and resident < path.stat().st_size
         try:
             if resident is not None and is_larger and pages in ("auto", "streamed"):
-                memory, experts, placement = place_streamed(path, program, entries, resident, self.where)
+                memory, experts, placement = place_streamed(path, program, entries, resident, self.where, preferred)
             else:
                 memory, placement = place_file(path, "auto" if pages == "streamed" else pages)
         except OSError as error:

@@ -27,6 +27,9 @@ EXPERTS_THERE = "moec.experts_there"
 EXPERTS_EXPECTED = "moec.experts_expected"
 """``(layer, x, experts int32 [T, k], y)``: says which experts of a layer will probably be chosen, and copies x into
 y."""
+EXPERTS_ABSENT = "moec.experts_absent"
+"""``(layer, logits, tolerance float32 [E])``: says which experts of a layer are not in memory, by the share of their
+weight that may be lost where one takes their place that is; 0 for the others."""
 
 _running = threading.local()
 
@@ -53,6 +56,7 @@ def register_calls() -> None:
     ffi = load_ffi()
     ffi.register_global_func(EXPERTS_THERE, _there)
     ffi.register_global_func(EXPERTS_EXPECTED, _expected)
+    ffi.register_global_func(EXPERTS_ABSENT, _absent)
 
 
 def _there(layer: int, blocks: Any, block_count: Any, count: Any) -> None:
@@ -74,3 +78,8 @@ def _expected(layer: int, x: Any, ids: Any, y: Any) -> None:
         chosen = from_runtime(ids).T.ravel().tolist()
         experts.expect(layer, [expert for expert in dict.fromkeys(chosen) if expert >= 0])
     from_runtime(y)[...] = from_runtime(x)
+
+
+def _absent(layer: int, _logits: Any, tolerance: Any) -> None:
+    experts: StreamedExperts | None = getattr(_running, "experts", None)
+    from_runtime(tolerance)[...] = 0 if experts is None else experts.tolerance(layer)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from moec.common.arguments import check_choice, check_flags, check_optional_text, check_path
+from moec.common.arguments import check_choice, check_flags, check_kind, check_optional_text, check_path
 from moec.common.byte_counts import bytes_of
 from moec.common.specs import HeldState, State, TensorSpec
-from moec.errors import InputError, reporting
+from moec.errors import InputError, MoecError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device
@@ -40,13 +40,14 @@ class CompiledModel:
         device: Device | None = None,
         cuda_graphs: bool = False,
         resident: int | None = None,
+        prefer_resident: float = 0.0,
     ) -> None:
         check_machine(artifact)
         manifest = artifact.manifest
         # A device reads the host's memory once, whatever its pages are.
         pages = "mapped" if device is not None and pages == "auto" else pages
         program = artifact.program(None if device is None else device.architecture)
-        weights, self.placement, self._experts = artifact.weights(program, pages, resident)
+        weights, self.placement, self._experts = artifact.weights(program, pages, resident, prefer_resident)
         self._artifact = artifact
         named = zip(artifact.weight_entries(program), weights, strict=True)
         self.kernels: dict[str, CompiledKernel] = kernels_of(artifact, program)
@@ -234,6 +235,7 @@ def load(
     architecture: str | None = None,
     cuda_graphs: bool = False,
     resident: int | str | None = None,
+    prefer_resident: float = 0.0,
 ) -> CompiledModel:
     """Load an artifact. ``threads``: None means as compiled, by default every available core.
     ``emulate``: run code for a GPU on the processor, slowly; needs g++. ``architecture``: which of several programs for
@@ -245,7 +247,8 @@ def load(
     does not map files so; ``auto`` decides by their size, the free memory and what the system offers. ``streamed``
     keeps at most ``resident`` bytes of weights in memory (a number, or a text such as ``8GiB``; by default what the
     model was compiled with), and reads experts when they are chosen: ``auto`` for a model that was compiled so, and
-    whose weights are more.
+    whose weights are more. ``prefer_resident``: an expert that was chosen, not first, and is not in memory gives way to
+    one that is, if that loses at most this share of its weight (0.1: a tenth); results then depend on what ran before.
 
     Raises ArtifactError when the artifact is truncated, altered, of another format version or for another machine;
     MoecError for huge pages, a GPU or a compiler that cannot be had; UnsupportedError for graphs of a model that has
@@ -259,7 +262,11 @@ def load(
     artifact = open_artifact(path, check_weights=check_weights)
     options: dict[str, Any] = {"emulate": emulate, "architecture": architecture, "cuda_graphs": cuda_graphs}
     limit = None if resident is None else bytes_of("resident", resident)
-    return ready(artifact, threads=threads, pages=pages, resident=limit, **options)
+    check_kind("prefer_resident", prefer_resident, (int, float), "a share from 0 to 1")
+    if not 0 <= prefer_resident <= 1:
+        raise MoecError(f"prefer_resident is {prefer_resident}; expected a share from 0 to 1")
+    options |= {"resident": limit, "prefer_resident": float(prefer_resident)}
+    return ready(artifact, threads=threads, pages=pages, **options)
 
 
 @reporting("loading")
@@ -272,8 +279,10 @@ def ready(
     architecture: str | None = None,
     cuda_graphs: bool = False,
     resident: int | None = None,
+    prefer_resident: float = 0.0,
 ) -> CompiledModel:
     """What :func:`load` does with an artifact that is open."""
     device = device_of(artifact, emulate=emulate, architecture=architecture)
-    options: dict[str, Any] = {"device": device, "cuda_graphs": cuda_graphs, "resident": resident}
+    options: dict[str, Any] = {"device": device, "cuda_graphs": cuda_graphs}
+    options |= {"resident": resident, "prefer_resident": prefer_resident}
     return CompiledModel(artifact, threads=threads, pages=pages, **options)

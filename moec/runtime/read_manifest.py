@@ -131,7 +131,8 @@ def _read_streamed(record: dict[str, Any], where: str) -> StreamedExpertsSpec:
         for one in _list_of(record, "weights", dict, where)
     ]
     chosen, experts = _typed(record, "chosen", int, where), _typed(record, "experts", int, where)
-    found = StreamedExpertsSpec(name, chosen, experts, tuple(weights), tuple(shares))
+    replaceable = _typed(record, "replaceable", bool, where)
+    found = StreamedExpertsSpec(name, chosen, experts, tuple(weights), tuple(shares), replaceable)
     lies = [len(one.starts) == experts + 1 and list(one.starts) == sorted(one.starts) >= [0] for one in weights]
     if not all(lies) or experts < 1:
         raise ArtifactError(f"{where}: {name!r} has weights whose experts lie at no increasing places")

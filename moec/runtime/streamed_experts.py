@@ -65,12 +65,24 @@ _ABSENT, _COMING, _THERE = range(3)
 
 
 class StreamedExperts:
-    """``room``: bytes of memory that experts may take. Calls come from one thread at a time, in the order of layers."""
+    """``room``: bytes of memory that experts may take. Calls come from one thread at a time, in the order of layers.
+
+    ``preferred``: which share of its weight may be lost where an expert that is there takes the place of one that is
+    not. Where it is more than 0, nothing is read ahead: what is there would depend on how fast the disk is, and results
+    with it.
+    """
 
     def __init__(
-        self, reads: DirectReads, mapping: mmap.mmap, layers: Sequence[StreamedLayer], room: int, where: str
+        self,
+        reads: DirectReads,
+        mapping: mmap.mmap,
+        layers: Sequence[StreamedLayer],
+        room: int,
+        where: str,
+        preferred: float = 0.0,
     ) -> None:
         """``mapping``: the memory that ``reads`` fills. ``where``: the file."""
+        self.preferred = preferred
         self.counts = StreamCounts()
         self.room, self.used = room, 0
         self._reads, self._pages, self._where = reads, ExpertPages(mapping), where
@@ -123,8 +135,16 @@ class StreamedExperts:
 
     def expect(self, layer: int, experts: Sequence[int]) -> None:
         """These experts will probably be chosen, the likeliest first. They are read from the next :meth:`need` on."""
+        if self.preferred:
+            return
         first = self._first[layer]
         self._guesses += [first + int(expert) for expert in experts]
+
+    def tolerance(self, layer: int) -> np.ndarray:
+        """float32 [E]: of each expert of a layer that is not there, the share of its weight that may be lost where
+        another takes its place; 0 for those that are there."""
+        absent = self._state[self._first[layer] : self._first[layer + 1]] != _THERE
+        return np.where(absent, np.float32(self.preferred), np.float32(0))
 
     def need(self, layer: int, experts: Sequence[int]) -> None:
         """Return when these experts are there; they stay until the next call. Raises RoomError where there is no room

@@ -19,7 +19,7 @@ from moec.common.specs import StreamedExpertsSpec
 from moec.errors import MoecError
 from moec.runtime.direct_reads import PAGE, DirectReads, Range, Reading, read_now
 from moec.runtime.manifest import ProgramEntry, WeightEntry
-from moec.runtime.pages import Placement
+from moec.runtime.pages import Pages, Placement
 from moec.runtime.streamed_experts import StreamedExperts, StreamedLayer
 
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -84,9 +84,15 @@ class StreamPlan:
 
 
 def place_streamed(
-    path: pathlib.Path, program: ProgramEntry, entries: Sequence[WeightEntry], resident: int, where: str
+    path: pathlib.Path,
+    program: ProgramEntry,
+    entries: Sequence[WeightEntry],
+    resident: int,
+    where: str,
+    preferred: float = 0.0,
 ) -> tuple[np.ndarray, StreamedExperts, Placement]:
-    """The bytes of a file of weights, of which at most ``resident`` are in memory at a time.
+    """The bytes of a file of weights, of which at most ``resident`` are in memory at a time. ``preferred``:
+    :class:`StreamedExperts`.
 
     Raises MoecError where one token needs more; ArtifactError where the file cannot be read; OSError.
     """
@@ -96,11 +102,20 @@ def place_streamed(
     mapping, memory = reserved(size)
     reads = DirectReads(path, memory)
     read_now(reads, Reading("what is no expert's", plan.others), str(path))
-    experts = StreamedExperts(reads, mapping, plan.layers, resident - plan.pinned, str(path))
+    experts = StreamedExperts(reads, mapping, plan.layers, resident - plan.pinned, str(path), preferred)
     experts.fill(plan.order)
     kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"
     reason = f"there is room for {kept} of experts; others are read when they are chosen, or expected"
     return memory[:size], experts, Placement("streamed", reason)
+
+
+def check_replaceable(program: ProgramEntry, pages: Pages, where: str) -> None:
+    """Raises MoecError for a program in which no expert can take the place of one that is not in memory."""
+    if pages in ("mapped", "huge"):
+        raise MoecError(f"{where}: prefer_resident is about experts that are read when chosen, and pages is '{pages}'")
+    if not any(layer.replaceable for layer in program.streamed):
+        reason = "no router of it can prefer experts" if program.streamed else "was compiled to have all in memory"
+        raise MoecError(f"{where}: {reason}; load it without prefer_resident, or compile it with --resident")
 
 
 def reserved(size: int) -> tuple[mmap.mmap, np.ndarray]:

@@ -45,6 +45,7 @@ class FunctionBuilder:
         """The node being converted; variables are made for it."""
         self._nodes: dict[str, ir.Node] = {}
         self._streamed: dict[str, tuple[int, dict[relax.Var, Sequence[int]], tuple[float, ...]] | None] = {}
+        self._replaceable: set[str] = set()
 
     def emit(self, expression: relax.Expr, name: str = "") -> relax.Var:
         if isinstance(expression, relax.Var):
@@ -113,6 +114,10 @@ class FunctionBuilder:
         self._streamed.setdefault(name, None)
         return list(self._streamed).index(name)
 
+    def replace_experts(self, name: str) -> int:
+        self._replaceable.add(name)
+        return self.streamed_layer(name)
+
     def stream_experts(
         self, name: str, chosen: int, starts: Mapping[relax.Var, Sequence[int]], shares: Sequence[float] = ()
     ) -> int:
@@ -137,6 +142,7 @@ class FunctionBuilder:
                     if readers[variable] == 1
                 ),
                 shares,
+                name in self._replaceable,
             )
             for name, chosen, starts, shares in declared
         ]

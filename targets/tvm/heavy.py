@@ -49,6 +49,7 @@ HEAVY_OPERATORS = frozenset(
         "moec.Linear",
         "moec.MoE",
         "moec.Expect",
+        "moec.Absent",
     }
 )
 """What a target has to provide. A name is the operator type, with ``domain.`` in front outside the default domain."""
@@ -103,6 +104,10 @@ class LoweringContext(Protocol):
 
     def streamed_layer(self, name: str) -> int:
         """The number by which the program asks for the experts of a layer, which is called by its last weights."""
+        ...
+
+    def replace_experts(self, name: str) -> int:
+        """Declare that the router of a layer lets experts take the places of others, and return its number."""
         ...
 
     def stream_experts(

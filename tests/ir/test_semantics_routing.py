@@ -115,6 +115,36 @@ def test_correction_bias_moves_the_choice_and_not_the_weight() -> None:
     np.testing.assert_allclose(weights, [[sigmoid(-1)]])
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "chosen"),
+    [
+        ([0.0] * 6, [0, 1, 2]),  # all are in memory
+        ([0.9] * 6, [0, 1, 2]),  # none is
+        ([0.5, 0.5, 0.5, 0, 0, 0], [0, 4, 3]),  # the last slot comes first, and the first choice stays
+        ([0.5, 0.39, 0.39, 0, 0, 0], [0, 1, 3]),  # 0.1 is 0.6 of 1/6, and half of 0.2
+        ([0, 0.5, 0, 0, 0, 0], [0, 3, 2]),
+        ([0, 0.1, 0.1, 0.1, 0, 0], [0, 1, 2]),
+        ([0, 0, 1, 1, 1, 0], [0, 1, 5]),
+    ],
+)
+def test_experts_without_a_tolerance_take_the_places_of_those_with_one(
+    tolerance: list[float], chosen: list[int]
+) -> None:
+    shares = np.array([0.3, 0.2, 1 / 6, 0.11, 0.105, 0.01])
+    for score, normalize in (("softmax", False), ("softmax_topk", False), ("identity", True)):
+        logits = np.log(shares / shares.sum())[None] if score != "identity" else shares[None]
+        weights, ids = route(RouteSpec(k=3, score=score, normalize=normalize), logits, None, np.array(tolerance))
+        assert ids.tolist() == [chosen], score
+        of_chosen = shares[chosen] / (shares.sum() if score == "softmax" else shares[chosen].sum())
+        np.testing.assert_allclose(weights, [of_chosen])
+
+
+def test_experts_of_groups_that_are_not_kept_take_no_places() -> None:
+    spec, logits = RouteSpec(k=2, groups=2, groups_kept=1), np.array([[3.0, 2.0, 0.0, 1.9, 1.9, 1.9]])
+    assert route(spec, logits, None, np.array([0, 0.5, 0, 0, 0, 0]))[1].tolist() == [[0, 1]]
+    assert route(spec, logits, None, np.array([0, 1.0, 0, 0, 0, 0]))[1].tolist() == [[0, 2]]
+
+
 def test_equal_scores_go_to_the_lower_id() -> None:
     _, ids = route(RouteSpec(k=3), np.array([[1.0, 2.0, 2.0, 1.0, 1.0], [0.0] * 5]))
     assert ids.tolist() == [[1, 2, 0], [0, 1, 2]]

@@ -16,6 +16,7 @@ SHAPES: dict[str, Shape] = {
     "x": ("T", 8),
     "logits": ("T", 4),
     "correction_bias": (4,),
+    "tolerance": (4,),
     "weights": ("T", 2),
     "experts": ("T", 2),
     "up": (4, 12, 8),
@@ -26,6 +27,7 @@ SHAPES: dict[str, Shape] = {
     "gate_bias": (4, 6),
 }
 ROUTE = ("logits", "correction_bias")
+TOLERANT = ("logits", "tolerance")
 EXPERTS = ("x", "weights", "experts", "up", "down", "up_bias", "down_bias")
 SEPARATE = ("x", "weights", "experts", "up", "down", "gate", "gate_bias")
 GROUPED = {"x": ("R", 8), "weights": (4, 8, 5), "offsets": (5,), "bias": (4, 5)}
@@ -166,8 +168,8 @@ BROKEN: list[tuple[str, str, Callable[[], ir.Node]]] = [
     ("input-count", "lacks input up, down", lambda: experts(names=("x", "weights", "experts"))),
     (
         "input-count",
-        "has 3 inputs; at most 2",
-        lambda: ir.node("Route", [ir.val(n) for n in "abc"], {"k": 2}, domain="moec", num_outputs=2),
+        "has 4 inputs; at most 3",
+        lambda: ir.node("Route", [ir.val(n) for n in "abcd"], {"k": 2}, domain="moec", num_outputs=2),
     ),
     ("output-count", "has 1 outputs", lambda: ir.node("Route", [ir.val("logits")], {"k": 2}, domain="moec")),
     ("normalization", "cannot be negative", lambda: with_attribute(route(), ir.AttrFloat32("normalize_floor", -1.0))),
@@ -234,6 +236,9 @@ BROKEN: list[tuple[str, str, Callable[[], ir.Node]]] = [
     ("sparsemixer", "correction_bias", lambda: route(RouteSpec(k=2, score="sparsemixer"))),
     ("sparsemixer", "groups", lambda: route(RouteSpec(k=2, score="sparsemixer", groups=2), ("logits",))),
     ("correction-bias-size", "4 in logits, 3 in correction_bias", lambda: route(correction_bias=(3,))),
+    ("tolerance", "4 in logits, 3 in tolerance", lambda: route(names=TOLERANT, tolerance=(3,))),
+    ("tolerance", "selection='all'", lambda: route(RouteSpec(k=4, selection="all"), TOLERANT)),
+    ("tolerance", "score='sparsemixer'", lambda: route(RouteSpec(k=2, score="sparsemixer"), TOLERANT)),
     ("gate-input", "needs input gate", lambda: experts(ExpertsSpec(gate_layout="separate"))),
     ("gate-input", "takes no input gate", lambda: experts(names=SEPARATE)),
     ("gate-input", "takes no input gate_bias", lambda: experts(names=(*EXPERTS, "gate_bias"))),

@@ -27,8 +27,10 @@ def test_a_router_of_its_own_and_a_bias_of_the_choice():
         'a = MatMul (x, r) "z.next_logits" = MatMul (x, s) '
         '"z.next_weights", "z.next_experts" = moec.Route <k = 1, score = "sigmoid"> ("z.next_logits", bias) '
         '"z.rows" = moec.Expect (x, "z.next_experts", down_2) '
-        'z = moec.MoE <gate_layout = "none", k = 1> ("z.rows", a, , up, down) '
-        'b = MatMul (z, s) w, e = moec.Route <k = 1, score = "sigmoid"> (b, bias) '
+        "z_absent = moec.Absent (a, down) z_weights, z_experts = moec.Route <k = 1> (a, , z_absent) "
+        'z = moec.Experts <gate_layout = "none"> ("z.rows", z_weights, z_experts, up, down) '
+        "b = MatMul (z, s) y_absent = moec.Absent (b, down_2) "
+        'w, e = moec.Route <k = 1, score = "sigmoid"> (b, bias, y_absent) '
         'y = moec.Experts <gate_layout = "none"> (z, w, e, up_2, down_2) }',
     )
 
@@ -40,7 +42,18 @@ def test_weights_that_nodes_decode_come_first():
     )
     pipeline.run(model, PASSES, verify_each=True)
     order = [node.op_type for node in model.graph]
-    assert order == ["MatMul", "Cast", "MatMul", "Route", "Expect", "MoE", "MatMul", "MoE"]
+    first = ["MatMul", "Cast", "MatMul", "Route", "Expect", "Absent", "Route", "Experts"]
+    assert order == [*first, "MatMul", "Absent", "Route", "Experts"]
+
+
+@pytest.mark.parametrize("router", ['k = 1, score = "sparsemixer"', 'k = 2, selection = "all"', "k = 1, capacity = 3"])
+def test_routers_in_which_no_expert_takes_the_place_of_another(router):
+    model = model_of(
+        f"(float[T,4] x) => (float[T,4] z) <float[4,2] r, {WEIGHTS}> {{ a = MatMul (x, r) "
+        f'z = moec.MoE <gate_layout = "none", {router}> (x, a, , up, down) }}'
+    )
+    pipeline.run(model, PASSES, verify_each=True)
+    assert [node.op_type for node in model.graph] == ["MatMul", "MoE"]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +93,7 @@ def test_shares_come_from_a_profile(tmp_path):
     with_measures(path, {"count": np.array([64, 256, 0, 192])})
     pipeline.run(model, pipeline.parse(f"stream-experts{{profile={path}}}"))
     node = model.graph[-1]
+    assert is_moec(node, "Experts")
     assert shares_of(node, 4) == [0.125, 0.5, 0, 0.375]
     node.metadata_props[SHARES_KEY] = "[2, 1]"
     with pytest.raises(MoecError, match="expected a share of each of 4 experts"):

@@ -8,16 +8,21 @@ import pathlib
 import threading
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 import moec
 from moec.common.specs import StreamedWeight
 from moec.errors import ArtifactError, MoecError, RoomError, UnsupportedError
+from moec.ir import interpreter
+from moec.ir.dialect import is_moec
+from moec.passes.framework import pipeline
 from moec.runtime.artifact import open_artifact
 from moec.runtime.expert_pages import ExpertPages
 from moec.runtime.manifest import WEIGHTS
 from moec.runtime.model import CompiledModel
-from moec.runtime.streamed_experts import StreamedLayer
+from moec.runtime.streamed_experts import StreamedExperts, StreamedLayer
 from moec.runtime.streaming import StreamPlan
 from tests.language_model import VOCABULARY, language_model
 
@@ -82,6 +87,44 @@ def test_experts_are_read_before_they_are_chosen(folder, expected):
     model = moec.load(folder, resident=least(folder) + 3 * EXPERT)
     check_tokens(model, expected)
     assert model.streamed is not None and 0 < model.streamed.guessed <= model.streamed.chosen == 4 * IDS.size
+
+
+def test_experts_in_memory_take_the_places_of_others(folder, expected, tmp_path, monkeypatch):
+    """What comes out is what the interpreter makes of the same model with the same experts in memory."""
+    asked, ask = [], StreamedExperts.tolerance
+
+    def noted(experts: StreamedExperts, layer: int) -> np.ndarray:
+        asked.append(ask(experts, layer))
+        return asked[-1]
+
+    monkeypatch.setattr(StreamedExperts, "tolerance", noted)
+    options = {"resident": least(folder) + 3 * EXPERT, "prefer_resident": 0.5}
+    model = moec.load(folder, **options, threads=1)
+    found = [run(model, IDS[:, place : place + 1]) for place in range(IDS.size)]
+    compute = interpreter.runner(with_tolerances_as_inputs(language_model(tmp_path / "model.onnx")))
+    for place, y in enumerate(found):
+        tolerances = dict(zip(("m0_absent", "m1_absent"), asked[2 * place : 2 * place + 2], strict=True))
+        reference = compute({"ids": IDS[:, place : place + 1], **tolerances})["y"]
+        np.testing.assert_allclose(y, reference, rtol=1e-4, atol=1e-4)
+    assert any((tolerance > 0).any() for tolerance in asked)
+    assert not all(np.array_equal(y, exact) for y, exact in zip(found, expected, strict=False))
+    again, exact = moec.load(folder, **options, threads=2), moec.load(folder, resident=options["resident"])
+    check_tokens(again, found)
+    check_tokens(exact, expected)
+    assert again.streamed is not None and exact.streamed is not None
+    assert again.streamed.expected == 0 and again.streamed.there > exact.streamed.there
+
+
+def with_tolerances_as_inputs(path: pathlib.Path) -> ir.Model:
+    model = ir.from_proto(onnx.load(path))
+    pipeline.run(model, pipeline.parse("infer-shapes,stream-experts"))
+    for node in [node for node in model.graph if is_moec(node, "Absent")]:
+        (old,) = node.outputs
+        given = ir.val(old.name, shape=old.shape, type=old.type)
+        old.replace_all_uses_with(given)
+        model.graph.remove(node, safe=True)
+        model.graph.inputs.append(given)
+    return model
 
 
 def test_callers_at_once(folder, expected):
@@ -195,6 +238,10 @@ def test_what_streams_nothing_says_so(tmp_path):
         moec.compile(path, target="cuda", resident="1MiB")
     with pytest.raises(MoecError, match="resident is '8 pounds'; expected a number of bytes above 0, such as 8GiB"):
         moec.compile(path, resident="8 pounds")
+    with pytest.raises(MoecError, match="was compiled to have all in memory; load it without prefer_resident"):
+        moec.load(model.artifact.folder, prefer_resident=0.1)
+    with pytest.raises(MoecError, match=r"prefer_resident is 1\.5; expected a share from 0 to 1"):
+        moec.load(model.artifact.folder, prefer_resident=1.5)
     with pytest.raises(MoecError, match="give that, too"):
         moec.compile(path, profile="p.moeprof")
 

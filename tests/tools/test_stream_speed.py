@@ -60,6 +60,7 @@ def test_what_was_guessed_is_read_meanwhile():
 def test_inspect_shows_plan_and_prediction(artifact):
     found = streaming(artifact)
     assert found is not None and found["room"] == 4 * EXPERT and found["speed"]["predicted"]
+    assert found["replaceable"] == 2
     *_, line = streaming_tables(found)
     assert "predicted: " in str(line) and "25% of the chosen experts in memory" in str(line)
 

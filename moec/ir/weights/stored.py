@@ -44,6 +44,7 @@ _WEIGHT_INPUTS = {
     "GroupedMatMul": ("weights",),
     "Linear": ("weight",),
     "Expect": ("weights",),
+    "Absent": ("weights",),
 }
 
 

@@ -114,6 +114,41 @@ def _largest(E, k, choice, best, ids):
 
 
 @T.inline
+def _weight(spec, first, score, weight):
+    """What a token's expert weighs, but for a factor that all of its experts have."""
+    weight[0] = score
+    if spec.score == "softmax_topk":
+        weight[0] = exponential(score - first)
+    if spec.score == "sigmoid_topk":
+        weight[0] = activation.sigmoid(score)
+
+
+@T.inline
+def _give_way(spec, E, tolerance, scores, choice, ids):
+    other = T.alloc_buffer((1,), "int32")
+    largest = T.alloc_buffer((1,), "float32")
+    lost = T.alloc_buffer((1,), "float32")
+    gained = T.alloc_buffer((1,), "float32")
+    for j in T.serial(spec.k):
+        choice[ids[j]] = T.float32(MINUS_INFINITY)
+    for j in T.serial(spec.k - 1):
+        slot: T.let = spec.k - 1 - j
+        if tolerance[ids[slot]] > T.float32(0):
+            other[0] = -1
+            largest[0] = T.float32(MINUS_INFINITY)
+            for e in T.serial(E):
+                if T.And(choice[e] > largest[0], tolerance[e] <= T.float32(0)):
+                    largest[0] = choice[e]
+                    other[0] = T.cast(e, "int32")
+            if other[0] >= 0:
+                _weight(spec, scores[ids[0]], scores[ids[slot]], lost)
+                _weight(spec, scores[ids[0]], scores[other[0]], gained)
+                if gained[0] >= lost[0] * (T.float32(1) - tolerance[ids[slot]]):
+                    ids[slot] = other[0]
+                    choice[other[0]] = T.float32(MINUS_INFINITY)
+
+
+@T.inline
 def _sparse_mixer(spec, E, token, logits, original, remaining, ids, mixing):
     top = T.alloc_buffer((1,), "float32")
     total = T.alloc_buffer((1,), "float32")
@@ -170,7 +205,7 @@ def _finish(spec, token, ids, mixing, weights, chosen):
 
 
 @T.inline
-def _route_token(spec, E, token, logits, bias, weights, chosen):
+def _route_token(spec, E, token, logits, bias, tolerance, weights, chosen):
     scores = T.alloc_buffer((E,), "float32")
     choice = T.alloc_buffer((E,), "float32")
     best = T.alloc_buffer((spec.k,), "float32")
@@ -189,6 +224,8 @@ def _route_token(spec, E, token, logits, bias, weights, chosen):
                 ids[j] = j
         else:
             _largest(E, spec.k, choice, best, ids)
+        if tolerance is not None:
+            _give_way(spec, E, tolerance, scores, choice, ids)
         for j in T.serial(spec.k):
             mixing[j] = activation.sigmoid(scores[ids[j]]) if spec.score == "sigmoid_topk" else scores[ids[j]]
         if spec.score == "softmax_topk":
@@ -197,9 +234,31 @@ def _route_token(spec, E, token, logits, bias, weights, chosen):
 
 
 def route(problem: RouteProblem) -> tirx.PrimFunc:
-    """``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``; capacity is left to
-    :mod:`.capacity`. Logits and weights have ``dtype``, the bias is float32."""
+    """``(logits[T, E], correction_bias[E] if biased, tolerance[E] if tolerant, weights[T, k], experts[T, k])``;
+    capacity is left to :mod:`.capacity`. Logits and weights have ``dtype``, the others are float32."""
     spec, experts, dtype = problem.spec, problem.experts, problem.dtype
+    if problem.tolerant:
+
+        @T.prim_func(s_tir=True)
+        def tolerant_kernel(
+            logits_handle: T.handle,
+            bias_handle: T.handle,
+            tolerance_handle: T.handle,
+            weights_handle: T.handle,
+            experts_handle: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True})
+            tokens = T.int64()
+            logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
+            bias = T.match_buffer(bias_handle, (experts,), "float32")
+            tolerance = T.match_buffer(tolerance_handle, (experts,), "float32")
+            weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)
+            chosen = T.match_buffer(experts_handle, (tokens, spec.k), "int32")
+            for token in parallel_rows(tokens, experts * _LOGIT_WORK):
+                _route_token(spec, experts, token, logits, bias, tolerance, weights, chosen)
+
+        return tolerant_kernel
+
     if problem.biased:
 
         @T.prim_func(s_tir=True)
@@ -213,7 +272,7 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
             weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)
             chosen = T.match_buffer(experts_handle, (tokens, spec.k), "int32")
             for token in parallel_rows(tokens, experts * _LOGIT_WORK):
-                _route_token(spec, experts, token, logits, bias, weights, chosen)
+                _route_token(spec, experts, token, logits, bias, None, weights, chosen)
 
         return biased_kernel
 
@@ -225,7 +284,7 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
         weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)
         chosen = T.match_buffer(experts_handle, (tokens, spec.k), "int32")
         for token in parallel_rows(tokens, experts * _LOGIT_WORK):
-            _route_token(spec, experts, token, logits, None, weights, chosen)
+            _route_token(spec, experts, token, logits, None, None, weights, chosen)
 
     return kernel
 

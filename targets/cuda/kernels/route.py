@@ -172,5 +172,9 @@ ROUTE = Kernel(
     how=lambda routing, _: (
         f"one warp per token, {routing.spec.k} of {routing.experts} kept in registers; ties go to the lower id"
     ),
-    why_not=lambda routing, _: why_not(routing.spec, routing.experts, routing.dtype),
+    why_not=lambda routing, _: (
+        "no expert takes the place of another; this kernel takes no tolerance"
+        if routing.tolerant
+        else why_not(routing.spec, routing.experts, routing.dtype)
+    ),
 )

@@ -98,6 +98,8 @@ def _route_of(inputs: dict[str, ir.Value | None]) -> tuple[ir.Node, tuple[int, .
     route = None if weights is None else origin(weights).producer()
     if route is None or not is_moec(route, "Route") or ids is None or ids.producer() is not route:
         raise UnsupportedError("its routing is no moec.Route; an HLS block computes its own")
+    if inputs_of(route)["tolerance"] is not None:
+        raise UnsupportedError("its router has a tolerance; an HLS block has all experts in memory")
     return route, table
 
 

@@ -17,7 +17,7 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import DispatchSpec, ProductSpec, RouteSpec, spec_of
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import StoredWeight
-from moec.runtime.expert_calls import EXPERTS_EXPECTED
+from moec.runtime.expert_calls import EXPERTS_ABSENT, EXPERTS_EXPECTED
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
@@ -125,6 +125,7 @@ def converters(ops: ExpertOps, machine: Any) -> Mapping[str, HeavyConverter]:
         "moec.Linear": converter(ops.linear),
         "moec.MoE": converter(lower_moe),
         "moec.Expect": converter(_lower_expect),
+        "moec.Absent": converter(_lower_absent),
     }
 
 
@@ -202,6 +203,15 @@ def _lower_expect(node: NodeLowering) -> relax.Expr:
     layer = lowering.streamed_layer(node.needed_weight("weights").name)
     arguments = [layer, x, node.cast(lowering.tensor(node.input("experts")), "int32")]
     return lowering.call_runtime(EXPERTS_EXPECTED, arguments, x.ty, "experts_expected")
+
+
+def _lower_absent(node: NodeLowering) -> relax.Expr:
+    lowering, logits = node.lowering, node.tensor("logits")
+    weight = node.needed_weight("weights")
+    output = relax.TensorType((weight.experts,), "float32")
+    if not lowering.streams:
+        return relax.op.zeros(output.shape, "float32")
+    return lowering.call_runtime(EXPERTS_ABSENT, [lowering.replace_experts(weight.name), logits], output, "absent")
 
 
 def _combine_problem(pairs: Pairs, experts: int, width: int, dtype: str, **options: Any) -> CombineProblem:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+import onnx_ir as ir
 from tvm import relax
 
-from moec.ir.dialect import RouteSpec, attributes_of, spec_of
+from moec.ir.dialect import RouteSpec, attributes_of, is_moec, spec_of
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 
 
 @dataclasses.dataclass(frozen=True)
 class RouteProblem:
-    """Routing with logits of type ``dtype`` over E experts; ``biased``: with correction biases, in float32."""
+    """Routing with logits of type ``dtype`` over E experts; ``biased``: with correction biases, in float32;
+    ``tolerant``, which is biased: with a tolerance of each expert, in float32."""
 
     spec: RouteSpec
     experts: int
     dtype: str = "float32"
     biased: bool = False
+    tolerant: bool = False
 
 
 def why_not_scored(spec: RouteSpec, scores: Collection[str]) -> str | None:
@@ -34,10 +37,14 @@ def lower_route(node: NodeLowering, route: Kernel, capacity: Kernel) -> tuple[re
     logits, bias = node.input("logits"), node.inputs["correction_bias"]
     tokens, experts = node.lowering.shape(logits)
     dtype = node.lowering.dtype(logits)
-    problem = RouteProblem(spec, int(experts), dtype, biased=bias is not None)
+    tolerance = _tolerance(node)
+    problem = RouteProblem(spec, int(experts), dtype, bias is not None or tolerance is not None, tolerance is not None)
     arguments = [node.lowering.tensor(logits)]
     if bias is not None:
         arguments.append(node.cast(node.lowering.tensor(bias), "float32"))
+    if tolerance is not None:
+        no_bias = [] if bias is not None else [node.lowering.emit(relax.op.zeros((int(experts),), "float32"))]
+        arguments += [*no_bias, node.cast(node.lowering.tensor(tolerance), "float32")]
     outputs = [relax.TensorType((tokens, spec.k), dtype), relax.TensorType((tokens, spec.k), "int32")]
     attributes = {"experts": int(experts), "score": spec.score, **attributes_of(spec)}
     chosen = node.select((route,), problem)
@@ -47,3 +54,10 @@ def lower_route(node: NodeLowering, route: Kernel, capacity: Kernel) -> tuple[re
         called = KernelCall(chosen, capacity.build(problem), [weights, ids], {"capacity": spec.capacity})
         weights, ids = node.call(called, outputs)
     return weights, ids
+
+
+def _tolerance(node: NodeLowering) -> ir.Value | None:
+    """None also where all experts are in memory."""
+    tolerance = node.inputs.get("tolerance")
+    maker = None if tolerance is None else tolerance.producer()
+    return None if maker is not None and is_moec(maker, "Absent") and not node.lowering.streams else tolerance

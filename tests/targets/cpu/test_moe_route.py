@@ -96,6 +96,20 @@ def test_a_share_of_the_largest_with_ties_and_numbers_that_are_none(share: float
     assert (experts == -1).any() and (np.isnan(weights) & (experts >= 0)).any()
 
 
+@pytest.mark.parametrize("name", ["biased_sigmoid_in_groups", "softmax_of_selected", "sigmoid_of_selected"])
+def test_experts_that_take_the_places_of_others(name: str) -> None:
+    random, biased = np.random.default_rng(2), {"correction_bias": biases()} if name in BIASED else {}
+    logits = random.standard_normal((200, E)).astype(np.float32)
+    tolerance = np.array([0, 0.3, 0.1, 0, 1, 0, 0, 0.5, 0.3, 0, 0.2, 0.3], np.float32)
+    weights, experts = compile_node("Route", {"logits": logits}, {**biased, "tolerance": tolerance}, SPECS[name])(
+        logits=logits
+    )
+    expected_weights, expected_experts = route(SPECS[name], logits, *biased.values() or [None], tolerance)
+    np.testing.assert_array_equal(experts, expected_experts)
+    np.testing.assert_allclose(weights, expected_weights, rtol=2e-6, atol=1e-6)
+    assert (experts != route(SPECS[name], logits, *biased.values())[1]).mean() > 0.05
+
+
 def test_half_precision_logits_are_routed_in_float32() -> None:
     logits = np.random.default_rng(0).standard_normal((9, E)).astype(np.float16)
     run = compile_node("Route", {"logits": logits}, {}, SPECS["softmax"])

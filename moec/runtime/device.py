@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,9 +22,9 @@ _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 class CapturedRuns(Protocol):
     """Runs of one program that a device has written down, and launches as a whole when they come again."""
 
-    def replay(self, arrays: Sequence[np.ndarray | OnDevice]) -> list[Any] | None:
+    def replay(self, arrays: Sequence[np.ndarray | OnDevice], lengths: Sequence[Any] = ()) -> list[Any] | None:
         """The results, in memory that the next run of these sizes overwrites; None for sizes that come the first
-        time."""
+        time. ``lengths``: shapes that the program takes behind the arrays."""
         ...
 
     def forget(self) -> None:
@@ -65,6 +66,18 @@ class Device(Protocol):
         """A copy of a tensor there, in memory of its own."""
         ...
 
+    def new(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray | OnDevice:
+        """Memory there, with anything in it. Raises MemoryError, or ValueError for more than any machine has."""
+        ...
+
+    def part(self, array: Any, first: int, shape: Sequence[int]) -> Any:
+        """Neighbouring numbers of an array there, from number ``first`` on, over the same memory."""
+        ...
+
+    def assign(self, target: Any, source: Any) -> None:
+        """Give an array there the numbers of another, of the same shape and type."""
+        ...
+
     def working(
         self, arrays: Sequence[np.ndarray | OnDevice], *, waits: bool = False
     ) -> contextlib.AbstractContextManager[None]:
@@ -103,6 +116,15 @@ class Host:
 
     def copy(self, tensor: Any) -> Any:
         return to_runtime(from_runtime(tensor).copy())
+
+    def new(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray | OnDevice:
+        return np.empty(shape, dtype)
+
+    def part(self, array: Any, first: int, shape: Sequence[int]) -> Any:
+        return array.reshape(-1)[first : first + math.prod(shape)].reshape(shape)
+
+    def assign(self, target: Any, source: Any) -> None:
+        target[...] = source
 
     def working(
         self, arrays: Sequence[np.ndarray | OnDevice], *, waits: bool = False

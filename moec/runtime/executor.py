@@ -14,7 +14,7 @@ from moec.common.specs import HeldState, TensorSpec
 from moec.common.work import Argument
 from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.runtime.device import Device, Host
-from moec.runtime.held import HeldStates, StateMemory
+from moec.runtime.held import HeldStates, Pages, StateMemory
 from moec.runtime.inputs import InputCheck
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
@@ -31,7 +31,7 @@ _PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
 _NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
 
-StatePages = Mapping[str, np.ndarray]
+StatePages = Mapping[str, Pages]
 """Of each state that a program holds, by the name of the input, the pages it lies in."""
 Watch = Callable[[str, list[Argument]], None]
 """Is told the name and the arguments of a kernel's call."""
@@ -103,6 +103,10 @@ class Executor:
         """The states that the program can keep in place."""
         return self._held.states if self._held is not None else ()
 
+    def state_memory(self, shapes: Mapping[str, Sequence[int]], tokens: int | None) -> StateMemory:
+        """New memory where the program runs, for those of the states that have a shape; see :class:`StateMemory`."""
+        return StateMemory([state for state in self.held if state.input in shapes], shapes, tokens, self._device)
+
     def run_in_place(self, values: Mapping[str, Any], memory: StateMemory) -> dict[str, Any]:
         """Like :meth:`run`, where the program reads the states that it holds from ``memory``, and writes what is new
         behind them: they are no values and no outputs. Where it fails, they are what they were."""
@@ -130,7 +134,8 @@ class Executor:
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
         with self._working(arrays):
-            tensors = self._arguments(arrays, None)
+            given, lengths = self._arguments(arrays, None)
+            tensors = [*map(self._device.place, given), *lengths]
             self._device.finish()
             start = time.perf_counter()
             self._program(tensors, self._weights)
@@ -198,27 +203,18 @@ class Executor:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
         with self._working(arrays):
             results, borrowed = self._compute(arrays, captured, pages)
-            outputs: list[Any] = results if there else [self._device.fetch(tensor) for tensor in results]
-        if self._held is not None:
-            return self._with_states(outputs, borrowed, pages)
-        for position, is_borrowed in enumerate(borrowed):
+            if self._held is not None and pages is None:
+                results = self._held.results(results, self.outputs, self._device)
+            left_out = self._held.outputs if self._held is not None and pages is not None else ()
+            kept = [position for position in range(len(results)) if position not in left_out]
+            outputs = {at: results[at] if there else self._device.fetch(results[at]) for at in kept}
+        for position, output in outputs.items():
             if there:
-                outputs[position] = handed_out(results[position], arrays, self._device.copy if is_borrowed else None)
-            elif is_borrowed:
-                outputs[position] = outputs[position].copy()
-        return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
-
-    def _with_states(self, outputs: list[Any], borrowed: Sequence[bool], pages: StatePages | None) -> dict[str, Any]:
-        """The outputs by name where the program holds states; those are left out where their pages were given."""
-        assert self._held is not None
-        states = dict.fromkeys(self._held.outputs) if pages else self._held.results(outputs, self.outputs)
-        named: dict[str, Any] = {}
-        for position, spec in enumerate(self.outputs):
-            if position in states:
-                named[spec.name] = states[position]
-            else:
-                named[spec.name] = outputs[position].copy() if borrowed[position] else outputs[position]
-        return {name: output for name, output in named.items() if output is not None}
+                copy = self._device.copy if borrowed[position] else None
+                outputs[position] = handed_out(output, arrays, copy)
+            elif borrowed[position]:
+                outputs[position] = output.copy()
+        return {self.outputs[position].name: output for position, output in outputs.items()}
 
     @contextlib.contextmanager
     def _working(self, arrays: Sequence[np.ndarray | OnDevice]) -> Iterator[None]:
@@ -231,25 +227,28 @@ class Executor:
         except Exception as error:
             raise self._device.explain(error) or self._explain(error, arrays) from error
 
-    def _arguments(self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None) -> list[Any]:
-        """What the program takes before the weights."""
+    def _arguments(
+        self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None
+    ) -> tuple[Sequence[np.ndarray | OnDevice], list[Any]]:
+        """What the program takes before the weights: arrays to be placed, and shapes behind them."""
         if self._held is None:
-            return [self._device.place(array) for array in arrays]
-        given = [self._device.place(array) for array in self._held.with_pages(arrays, pages)]
-        return [*given, self._held.lengths(arrays)]
+            return arrays, []
+        return self._held.with_pages(arrays, pages, self._device), [self._held.lengths(arrays)]
 
     def _compute(
         self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: StatePages | None
     ) -> tuple[list[Any], list[bool]]:
         """The results there, and which of them the caller must not get but a copy of."""
-        if self._captured is not None and captured:
-            replayed = self._captured.replay(arrays)
+        given, lengths = self._arguments(arrays, pages)
+        if self._captured is not None and captured and pages is None:  # in place, no two runs are on the same sizes
+            replayed = self._captured.replay(given, lengths)
             if replayed is not None:
                 return list(replayed), [True] * len(replayed)
-        tensors = self._arguments(arrays, pages)
-        results = self._program(tensors, self._weights)
+        tensors = [self._device.place(array) for array in given]
+        results = self._program([*tensors, *lengths], self._weights)
         # An input or a weight passed through is copied: writing to the output must not change either.
-        inputs = {tensor.data_ptr() for tensor in tensors[: len(arrays)]}
+        own = self._held.inputs if self._held is not None else ()
+        inputs = {tensor.data_ptr() for position, tensor in enumerate(tensors) if position not in own}
         kept = self._weight_addresses
         if len(results) != len(self.outputs):
             raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")

@@ -16,7 +16,7 @@ from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice, has_torch
 from moec.runtime.streams import DEFAULT, Streams
-from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime
+from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime, view
 
 if TYPE_CHECKING:
     from moec.runtime.device import CapturedRuns
@@ -104,6 +104,20 @@ class Gpu(abc.ABC):
     def copy(self, tensor: Any) -> Any:
         return self._copied(tensor, self.number)
 
+    def new(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray | OnDevice:
+        try:
+            tensor = new_tensor(shape, load_ffi().dtype(dtype.name), self.number)
+        except Exception as error:  # each kind of device says in its own way that it has no more
+            raise MemoryError(str(error)) from error
+        return OnDevice(tensor, dtype, tuple(shape), torch=False)
+
+    def part(self, array: Any, first: int, shape: Sequence[int]) -> Any:
+        tensor = view(array.tensor, shape, array.dtype, first * array.dtype.itemsize)
+        return OnDevice(tensor, array.dtype, tuple(shape), torch=False)
+
+    def assign(self, target: Any, source: Any) -> None:
+        self._copy_into(source.tensor, target.tensor)
+
     @contextlib.contextmanager
     def working(self, arrays: Sequence[np.ndarray | OnDevice], *, waits: bool = False) -> Iterator[None]:
         stream = self.torch_stream() if has_torch(arrays) else self.streams.current()
@@ -120,17 +134,18 @@ class Gpu(abc.ABC):
 
     def _copied(self, tensor: Any, kind: int) -> Any:
         """A copy of the tensor in the memory of the first device of a kind, in the order of the current stream,
-        complete.
-
-        Copies go to the default stream, which other streams do not wait for.
-        """
+        complete."""
         result = new_tensor(tensor.shape, tensor.dtype, kind)
+        self._copy_into(tensor, result)
+        return result
+
+    def _copy_into(self, tensor: Any, result: Any) -> None:
+        """Copies go to the default stream, which other streams do not wait for."""
         if not math.prod(tensor.shape):
-            return result
+            return
         stream = self.streams.current()
         if stream != DEFAULT:
             self.streams.finish(stream)
         load_ffi().get_global_func("runtime.TVMTensorCopyFromTo")(tensor, result)
         if stream != DEFAULT:
             self.streams.finish(DEFAULT)
-        return result

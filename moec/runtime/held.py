@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,16 @@ from moec.common.dtypes import dtype_of
 from moec.common.guards import Expression, computed_sizes, parse_size, solve
 from moec.common.specs import HeldState, TensorSpec
 from moec.errors import MoecError
+from moec.runtime.device import Device, Host
 from moec.runtime.library import load_ffi
+from moec.runtime.on_device import OnDevice
+from moec.runtime.tensors import view
 
 PAGE = 256
 """Numbers of the growing axis in a page, where there is more than one page: kernels read blocks of at most so many."""
 _FIRST_PAGES = 16
+
+Pages = np.ndarray | OnDevice
 
 
 class HeldStates:
@@ -47,14 +53,14 @@ class HeldStates:
         """How much of the states is in use, each name of a size once, as the program takes it."""
         return load_ffi().Shape([arrays[at].shape[axis] for at, axis in self._lengths])
 
-    def with_pages(self, arrays: Sequence[Any], pages: Mapping[str, np.ndarray] | None) -> list[Any]:
+    def with_pages(self, arrays: Sequence[Any], pages: Mapping[str, Pages] | None, device: Device) -> list[Any]:
         """The arrays with pages in place of states: those that are given, or new ones of one page that is just large
-        enough and begins with the state."""
+        enough and begins with the state; on the ``device`` where the state is there."""
         given = list(arrays)
         growths = {} if pages is not None else self.growths(arrays)
         for state, at in zip(self.states, self.inputs, strict=True):
             name = state.input
-            given[at] = pages[name] if pages is not None else _one_page(arrays[at], state, growths[name])
+            given[at] = pages[name] if pages is not None else _one_page(arrays[at], state, growths[name], device)
         return given
 
     def growths(self, arrays: Sequence[Any]) -> dict[str, int]:
@@ -65,31 +71,64 @@ class HeldStates:
             solve(size, sizes)
         return {state.input: growth(sizes) for state, growth in zip(self.states, self._growth, strict=True)}
 
-    def results(self, results: Sequence[np.ndarray], specs: Sequence[TensorSpec]) -> dict[int, np.ndarray]:
-        """The states among a program's results, by position, out of new pages as :meth:`with_pages` makes them."""
-        return {at: results[at][0].astype(dtype_of(specs[at].dtype), copy=False) for at in self.outputs}
+    def results(self, results: Sequence[Any], specs: Sequence[TensorSpec], device: Device) -> list[Any]:
+        """A program's results, the states among them taken out of new pages as :meth:`with_pages` makes them."""
+        found = list(results)
+        for at in self.outputs:
+            found[at] = _without_page(results[at], dtype_of(specs[at].dtype), device)
+        return found
 
 
-def _one_page(past: np.ndarray, state: HeldState, growth: int) -> np.ndarray:
-    shape, length = list(past.shape), past.shape[state.axis]
+def _one_page(past: Any, state: HeldState, growth: int, device: Device) -> Pages:
+    dtype, shape, length = dtype_of(state.dtype), list(past.shape), past.shape[state.axis]
     shape[state.axis] += growth
-    pages = np.empty((1, *shape), dtype_of(state.dtype))
+    if isinstance(past, OnDevice) and past.dtype != dtype:
+        past = device.fetch(past.tensor)
+    if isinstance(past, OnDevice):
+        return _one_page_there(past, state.axis, shape, device)
+    pages = np.empty((1, *shape), dtype)
     pages[(0, *[slice(None)] * state.axis, slice(length))] = past
     return pages
 
 
+def _one_page_there(past: OnDevice, axis: int, shape: Sequence[int], device: Device) -> Pages:
+    """The same without leaving the device, which copies what lies side by side."""
+    pages = device.new((1, *shape), past.dtype)
+    width = math.prod(shape[axis + 1 :])
+    row, filled = shape[axis] * width, past.shape[axis] * width
+    for number in range(math.prod(shape[:axis])):
+        source = device.part(past, number * filled, (filled,))
+        device.assign(device.part(pages, number * row, (filled,)), source)
+    return pages
+
+
+def _without_page(pages: Any, dtype: np.dtype, device: Device) -> Any:
+    """The runtime's tensor of the only page, in another type where it is stored as one."""
+    stored = dtype_of(str(pages.dtype))
+    tensor = view(pages, tuple(pages.shape)[1:], stored)
+    return tensor if stored == dtype else device.place(device.fetch(tensor).astype(dtype))
+
+
 class StateMemory:
-    """The pages of states between runs, by the names of their inputs. Memory is taken from the system when it is first
-    written to.
+    """The pages of states between runs, by the names of their inputs, on the ``device``. The host's memory is taken
+    from the system when it is first written to.
 
     ``shapes``: of each state while it is empty; ``tokens``: how much will be written at most. Where that is None, what
     is there is copied once in a while, into twice the memory.
     """
 
-    def __init__(self, states: Sequence[HeldState], shapes: Mapping[str, Sequence[int]], tokens: int | None) -> None:
+    def __init__(
+        self,
+        states: Sequence[HeldState],
+        shapes: Mapping[str, Sequence[int]],
+        tokens: int | None,
+        device: Device | None = None,
+    ) -> None:
+        self._device = device or Host()
         self._states = {state.input: state for state in states}
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.lengths = dict.fromkeys(self._states, 0)
+        self._shown: dict[str, tuple[Pages, Pages]] = {}  # pages, and those of them that the last run took
         room = -(-tokens // PAGE) if tokens is not None else _FIRST_PAGES
         self._pages = {name: self._new_pages(name, room) for name in self._states}
 
@@ -101,7 +140,7 @@ class StateMemory:
         """Of the states as they are now, by the names of their inputs."""
         return {name: self._shape(name, length) for name, length in self.lengths.items()}
 
-    def pages(self, growths: Mapping[str, int]) -> dict[str, np.ndarray]:
+    def pages(self, growths: Mapping[str, int]) -> dict[str, Pages]:
         """As many pages of each state as hold it and what is to be written. Raises MoecError where there is no memory
         for them."""
         return {name: self._pages_for(name, self.lengths[name] + growth) for name, growth in growths.items()}
@@ -117,25 +156,35 @@ class StateMemory:
 
     def copy(self) -> StateMemory:
         other = object.__new__(StateMemory)
+        other._device, other._shown = self._device, {}
         other._states, other._shapes, other.lengths = self._states, self._shapes, dict(self.lengths)
-        other._pages = {name: self._new_pages(name, len(pages)) for name, pages in self._pages.items()}
-        for name, pages in self._pages.items():
-            used = -(-self.lengths[name] // PAGE)
-            other._pages[name][:used] = pages[:used]
+        other._pages = {name: self._copied(name, pages.shape[0]) for name, pages in self._pages.items()}
         return other
 
-    def _pages_for(self, name: str, length: int) -> np.ndarray:
-        needed, pages = -(-length // PAGE), self._pages[name]
-        if needed > len(pages):
-            used = -(-self.lengths[name] // PAGE)
-            self._pages[name] = self._new_pages(name, max(needed, 2 * len(pages)))
-            self._pages[name][:used] = pages[:used]
-        return self._pages[name][:needed]
+    def _pages_for(self, name: str, length: int) -> Pages:
+        needed, there = -(-length // PAGE), self._pages[name].shape[0]
+        if needed > there:
+            self._pages[name] = self._copied(name, max(needed, 2 * there))
+        pages, shown = self._shown.get(name, (None, None))
+        if shown is None or pages is not self._pages[name] or shown.shape[0] != needed:
+            pages = self._pages[name]
+            shown = self._first(pages, needed)
+            self._shown[name] = pages, shown
+        return shown
 
-    def _new_pages(self, name: str, count: int) -> np.ndarray:
+    def _copied(self, name: str, count: int) -> Pages:
+        """So many new pages, which begin with those that are in use."""
+        used, pages = -(-self.lengths[name] // PAGE), self._new_pages(name, count)
+        self._device.assign(self._first(pages, used), self._first(self._pages[name], used))
+        return pages
+
+    def _first(self, pages: Pages, count: int) -> Pages:
+        return self._device.part(pages, 0, (count, *pages.shape[1:]))
+
+    def _new_pages(self, name: str, count: int) -> Pages:
         shape, dtype = (count, *self._shape(name, PAGE)), dtype_of(self._states[name].dtype)
         try:
-            return np.empty(shape, dtype)
+            return self._device.new(shape, dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more than any machine has
             raise MoecError(
                 f"there is no memory for {count * PAGE} tokens of state {name!r} ({dtype}{list(shape)}); "

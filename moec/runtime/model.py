@@ -146,6 +146,10 @@ class CompiledModel:
         """The states that :meth:`run_in_place` keeps where they lie; others are copied by each run."""
         return self._executor.held
 
+    def state_memory(self, shapes: Mapping[str, Sequence[int]], tokens: int | None) -> StateMemory:
+        """Memory for :meth:`run_in_place`: for those of the states of :attr:`held` that have a shape, while empty."""
+        return self._executor.state_memory(shapes, tokens)
+
     def run_in_place(self, inputs: Mapping[str, Any], memory: StateMemory) -> dict[str, Any]:
         """Like :meth:`run`, with the states of :attr:`held` in ``memory``, which are neither inputs nor outputs then;
         see :meth:`session`. Raises MoecError where they outgrow the system's memory."""
@@ -241,7 +245,8 @@ def load(
     ``emulate``: run code for a GPU on the processor, slowly; needs g++. ``architecture``: which of several programs for
     GPUs to run (``sm_80``); by default the best for the GPU, or the newest where it is emulated.
     ``cuda_graphs``: from the second run with the same input sizes on, launch all kernels of a run at once, which is
-    faster where there are few tokens; inputs and outputs are copied, and each set of sizes keeps its memory.
+    faster where there are few tokens; inputs and outputs are copied, and each set of sizes keeps its memory. Sessions
+    that keep states in place gain nothing, for no two of their runs have the same sizes.
     ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second per gigabyte. ``pages``:
     whether weights are ``mapped`` from their file or copied into ``huge`` pages, which are read faster where the system
     does not map files so; ``auto`` decides by their size, the free memory and what the system offers. ``streamed``

@@ -53,8 +53,7 @@ class SessionStates:
             arrays[state.input] = np.zeros(shape, dtype_of(spec.dtype))
             if tokens is not None:
                 rooms[state.input] = tokens
-        in_place = [state for name, state in held.items() if name in shapes]
-        return cls(model, arrays, rooms, StateMemory(in_place, shapes, max_tokens) if in_place else None)
+        return cls(model, arrays, rooms, model.state_memory(shapes, max_tokens) if shapes else None)
 
     @property
     def room(self) -> int | None:

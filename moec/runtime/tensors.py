@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,13 @@ def to_runtime(array: np.ndarray) -> Any:
     array = _aligned(array)
     shape, dtype = array.shape, array.dtype
     if not array.size:
-        return _view(load_ffi().from_dlpack(np.empty(ALIGNMENT, np.uint8), require_alignment=1), shape, dtype)
+        return view(load_ffi().from_dlpack(np.empty(ALIGNMENT, np.uint8), require_alignment=1), shape, dtype)
     if is_extension(dtype):
         array = array.view(f"u{dtype.itemsize}")
     if not array.flags.writeable:
         array = _over_memory(array.ctypes.data, array.nbytes, array).view(array.dtype).reshape(shape)
     tensor = load_ffi().from_dlpack(array, require_alignment=1)
-    return _view(tensor, shape, dtype) if is_extension(dtype) else tensor
+    return view(tensor, shape, dtype) if is_extension(dtype) else tensor
 
 
 def new_tensor(shape: Any, dtype: Any, kind: int) -> Any:
@@ -81,11 +82,11 @@ def from_runtime(tensor: Any) -> np.ndarray:
     return _over_memory(tensor.data_ptr(), size, tensor).view(dtype).reshape(shape)
 
 
-def _view(tensor: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    """The tensor's memory under another shape and type: for types numpy cannot export, and for arrays of no elements,
-    whose strides numpy makes 0 where kernels check for compact ones."""
+def view(tensor: Any, shape: Sequence[int], dtype: np.dtype, first: int = 0) -> Any:
+    """The tensor's memory, from byte ``first`` on, under another shape and type: for parts, for types numpy cannot
+    export, and for arrays of no elements, whose strides numpy makes 0 where kernels check for compact ones."""
     ffi = load_ffi()
-    return ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, ffi.Shape(shape), ffi.dtype(dtype.name), 0)
+    return ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, ffi.Shape(shape), ffi.dtype(dtype.name), first)
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -37,10 +36,11 @@ class CpuTarget:
 
     def compile(self, model: ir.Model) -> Program:
         """Raises UnsupportedError naming node, operator and opset."""
-        from moec.targets.cpu.states import append_state
+        from moec.targets.cpu.kernels.append import APPEND
         from moec.targets.tvm import tvm
+        from moec.targets.tvm.lower.append import appending
         from moec.targets.tvm.program import compile_program
 
-        target, append = tvm.target.Target(self.machine.llvm), functools.partial(append_state, self.machine)
-        heavy = converters(self.machine)
-        return compile_program(model, heavy, target, self.name, self.machine.requirements, append=append)
+        target, append = tvm.target.Target(self.machine.llvm), appending(APPEND, self.machine)
+        heavy, needed = converters(self.machine), self.machine.requirements
+        return compile_program(model, heavy, target, self.name, needed, append=append, streams=True)

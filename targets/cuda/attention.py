@@ -15,6 +15,7 @@ from moec.targets.cuda.kernels.attention_operands import AttentionLaunch
 from moec.targets.cuda.kernels.attention_tiled import ATTENTION_TILED
 from moec.targets.cuda.launch_ways import Way, call_ways
 from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.held_states import HeldTensor
 from moec.targets.tvm.kernel import select
 from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
 
@@ -49,4 +50,5 @@ def _operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.
         mask = lowering.add_weight("no_mask", (1, 1, 1, 1), "bool", lambda: np.zeros((1, 1, 1, 1), bool))
     if lengths is None:
         lengths = lowering.add_weight("no_lengths", (1,), "int64", lambda: np.zeros(1, np.int64))
-    return [inputs.query, inputs.key, inputs.value, mask, lengths]
+    keys = [tensor.pages if isinstance(tensor, HeldTensor) else tensor for tensor in (inputs.key, inputs.value)]
+    return [inputs.query, *keys, mask, lengths]

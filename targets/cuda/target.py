@@ -45,8 +45,10 @@ class CudaTarget:
     def compile(self, model: ir.Model) -> Program:
         """Raises UnsupportedError naming node, operator and opset."""
         from moec.targets.tvm import tvm  # isort: skip (first, so that torch is not imported)
+        from moec.targets.cuda.kernels.append import APPEND
         from moec.targets.cuda.launches import LaunchRecorder
         from moec.targets.cuda.pipeline import backend_for
+        from moec.targets.tvm.lower.append import appending
         from moec.targets.tvm.program import compile_program
 
         recorder = LaunchRecorder()
@@ -55,5 +57,6 @@ class CudaTarget:
         # Loops stay loops in the text: nvcc unrolls where it pays.
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
-            program = compile_program(model, converters(self.architecture), target, self.name, (), backend)
+            heavy, append = converters(self.architecture), appending(APPEND, self.architecture)
+            program = compile_program(model, heavy, target, self.name, (), backend, append)
         return dataclasses.replace(program, architecture=self.architecture, binary_suffix=".cubin")

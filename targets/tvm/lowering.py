@@ -54,20 +54,29 @@ class Lowered:
     """The experts that it asks for before it uses them, by the number of their layer."""
 
 
-def lower(model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None = None) -> Lowered:
+def lower(
+    model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None = None, streams: bool = False
+) -> Lowered:
     """Lower a whole model. ``append``: how the target writes behind states that it holds; None where it holds none.
-    Raises UnsupportedError listing every operator without a converter."""
-    return Lowering(model, heavy, append).run()
+    ``streams``: whether it can read the experts of a model that is streamed when they are chosen. Raises
+    UnsupportedError listing every operator without a converter."""
+    return Lowering(model, heavy, append, streams).run()
 
 
 class Lowering(FunctionBuilder):
     """One run over one model; also the :class:`~moec.targets.tvm.heavy.LoweringContext` of the target's converters."""
 
-    def __init__(self, model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        heavy: Mapping[str, HeavyConverter],
+        append: Append | None = None,
+        streams: bool = False,
+    ) -> None:
         from moec.targets.tvm.converters import CONVERTERS
 
         super().__init__()
-        self.model, self._append = model, append
+        self.model, self._append, self.streams = model, append, streams and is_streamed(model)
         self._states = {} if append is None else held_states(model.graph)
         self._held: dict[ir.Value, HeldTensor] = {}
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
@@ -112,10 +121,6 @@ class Lowering(FunctionBuilder):
             [held.state for held in self._states.values()],
             self.streamed_experts(),
         )
-
-    @property
-    def streams(self) -> bool:
-        return self._append is not None and is_streamed(self.model)  # where states lie in the host's memory
 
     def _convert(self, node: ir.Node) -> None:
         self._node = node

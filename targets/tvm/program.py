@@ -33,11 +33,13 @@ def compile_program(
     requirements: Sequence[str],
     backend: pipeline.Backend = pipeline.CPU,
     append: Append | None = None,
+    streams: bool = False,
 ) -> Program:
     """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
-    use; kernels that are used add theirs. ``append``: how it writes behind states, if it holds any. Raises
-    UnsupportedError naming node, operator and opset."""
-    lowered = lower(model, heavy, append)
+    use; kernels that are used add theirs. ``append``: how it writes behind states, if it holds any. ``streams``:
+    whether it can read experts from files when they are chosen. Raises UnsupportedError naming node, operator and
+    opset."""
+    lowered = lower(model, heavy, append, streams)
     with _integers_in_range():
         optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
         executable, generated = pipeline.build(optimized.module, target, backend)

@@ -36,10 +36,12 @@ Sizes = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class _Captured:
-    """``memory``: what keeps the graph's memory from the runs of others."""
+    """``lengths``: shapes that the program was given behind its inputs. ``memory``: what keeps the graph's memory from
+    the runs of others."""
 
     graph: int
     inputs: list[Any]
+    lengths: Sequence[Any]
     outputs: list[Any]
     memory: list[Any]
 
@@ -60,19 +62,20 @@ class CapturedRuns:
         self._seen: set[Sizes] = set()
         self._captured: collections.OrderedDict[Sizes, _Captured] = collections.OrderedDict()
 
-    def replay(self, arrays: Sequence[np.ndarray | OnDevice]) -> list[Any] | None:
+    def replay(self, arrays: Sequence[np.ndarray | OnDevice], lengths: Sequence[Any] = ()) -> list[Any] | None:
         """The results, in memory that the next run of these sizes overwrites; None for sizes that come the first time.
+        ``lengths``: shapes that the program takes behind the arrays.
 
         Raises MoecError where the driver refuses.
         """
-        sizes = tuple(tuple(array.shape) for array in arrays)
+        sizes = tuple([*(tuple(array.shape) for array in arrays), *map(tuple, lengths)])
         if sizes not in self._seen:
             self._seen.add(sizes)
             return None
         self._driver.use_first_gpu()
         captured = self._captured.get(sizes)
         if captured is None:
-            captured = self._captured[sizes] = self._capture(arrays)
+            captured = self._captured[sizes] = self._capture(arrays, lengths)
             self._forget_oldest()
         else:
             self._captured.move_to_end(sizes)
@@ -86,22 +89,22 @@ class CapturedRuns:
             self._driver.forget(captured.graph)
         self._captured.clear()
 
-    def _capture(self, arrays: Sequence[np.ndarray | OnDevice]) -> _Captured:
+    def _capture(self, arrays: Sequence[np.ndarray | OnDevice], lengths: Sequence[Any]) -> _Captured:
         inputs = [new_tensor(array.shape, load_ffi().dtype(array.dtype.name), CUDA) for array in arrays]
         self._fill(inputs, arrays)
         with self._keeping_memory():
-            self._program(inputs, self._weights)
+            self._program([*inputs, *lengths], self._weights)
         if self._stream is None:
             self._stream = self._driver.new_stream()
         self._driver.begin_capture(self._stream)
         try:
             with self._streams.switched_to(self._stream), self._keeping_memory() as memory:
-                outputs = self._program(inputs, self._weights)
+                outputs = self._program([*inputs, *lengths], self._weights)
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first counts
                 self._driver.forget(self._driver.end_capture(self._stream))
             raise
-        return _Captured(self._driver.end_capture(self._stream), inputs, outputs, memory)
+        return _Captured(self._driver.end_capture(self._stream), inputs, lengths, outputs, memory)
 
     @contextlib.contextmanager
     def _keeping_memory(self) -> Iterator[list[Any]]:

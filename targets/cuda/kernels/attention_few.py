@@ -73,12 +73,17 @@ class _Row:
     lane: Any
 
     @property
+    def stored(self) -> str:
+        """How keys and values are stored."""
+        return self.operands.problem.paged or self.dtype
+
+    @property
     def of_keys(self) -> _Share:
-        return _Share(self.operands.problem.head_size, self.dtype)
+        return _Share(self.operands.problem.head_size, self.stored)
 
     @property
     def of_values(self) -> _Share:
-        return _Share(self.operands.slice_columns, self.dtype)
+        return _Share(self.operands.slice_columns, self.stored)
 
     @property
     def group(self) -> Any:
@@ -88,7 +93,7 @@ class _Row:
     def keys_together(self) -> int:
         """Keys that a team reads at once: as many as registers hold, so that what memory takes to answer is waited for
         rarely."""
-        bytes_read = (self.of_keys.count + self.of_values.count) * _BYTES[self.dtype]
+        bytes_read = (self.of_keys.count + self.of_values.count) * _BYTES[self.stored]
         return max(1, min(_MOST_KEYS, _REGISTER_BYTES // bytes_read))
 
     def key(self, step: Any, k: Any) -> Any:
@@ -103,16 +108,16 @@ class _Row:
 @T.inline
 def _load(row, share, source, place, is_there, first_part, numbers, at):
     """``numbers[at]`` becomes what this lane reads of a row, as it is stored; zeros behind the last number, and where
-    there is no such row. ``place``: batch, head and row."""
-    batch, head, line = T.meta_var(place)
+    there is no such row. ``place(column)``: where in ``source`` its number of that column lies."""
     together = T.meta_var(share.together)
+    lanes = T.meta_var(T.vectorized if numbers.dtype == share.dtype else T.unroll)
     for step in T.unroll(share.steps):
         part: T.let = row.part(step, first_part)
         for v in T.unroll(together):
-            numbers[at, step * together + v] = T.cast(T.float32(0), share.dtype)
-        if T.And(is_there, part * together < source.shape[3]):
-            for v in T.vectorized(together):
-                numbers[at, step * together + v] = source[T.cast(batch, "int64"), head, line, part * together + v]
+            numbers[at, step * together + v] = T.cast(T.float32(0), numbers.dtype)
+        if T.And(is_there, part * together < source.shape[-1]):
+            for v in lanes(together):
+                numbers[at, step * together + v] = source[place(part * together + v)]
 
 
 @T.inline
@@ -122,7 +127,9 @@ def _load_keys(row, step, frontier, keys, values):
     first_part: T.let = row.slice * (operands.slice_columns // row.of_values.together)
     for k in T.unroll(row.keys_together):
         key: T.let = row.key(step, k)
-        place = T.meta_var((row.batch, row.group, key))
+        page: T.let = operands.page_of(key)
+        inside: T.let = operands.inside_page(key)
+        place = T.meta_var(lambda column: operands.place(row.batch, row.group, page, inside, column))
         _load(row, row.of_keys, operands.key, place, key < frontier, 0, keys, k)
         _load(row, row.of_values, operands.value, place, key < frontier, first_part, values, k)
 
@@ -147,8 +154,8 @@ def _score_keys(row, step, frontier, query, keys, scores):
 def _walk(row, query, largest, total, sums):
     """What this team finds in its keys."""
     together = T.meta_var(row.keys_together)
-    keys = T.alloc_local((together, row.of_keys.count), row.dtype)
-    values = T.alloc_local((together, row.of_values.count), row.dtype)
+    keys = T.alloc_local((together, row.of_keys.count), row.stored)
+    values = T.alloc_local((together, row.of_values.count), row.stored)
     scores = T.alloc_local((together,), "float32")
     frontier: T.let = row.operands.frontier(row.batch, row.query)
     for step in T.serial(T.ceildiv(T.max(frontier, 0), TEAMS * together)):
@@ -220,7 +227,7 @@ def _attend(row, thread, all_largest, all_totals, all_sums):
     total[0] = T.float32(0)
     for i in T.unroll(row.of_values.count):
         sums[i] = T.float32(0)
-    place = T.meta_var((row.batch, row.head, row.query))
+    place = T.meta_var(lambda column: (T.cast(row.batch, "int64"), row.head, row.query, column))
     _load(row, row.of_keys, row.operands.query, place, True, 0, stored, 0)
     for i in T.unroll(row.of_keys.count):
         query[i] = T.cast(stored[0, i], "float32")

@@ -58,6 +58,8 @@ def why_not(problem: AttentionProblem, dtype: str) -> str | None:
     """The reason why :func:`attention_mma` cannot compute an attention of tensors of this type, or None."""
     if dtype not in _MULTIPLY:
         return f"{dtype} tensors; the instruction takes float16 or bfloat16"
+    if problem.paged not in ("", dtype):
+        return f"keys in {problem.paged} and queries in {dtype}; the instruction takes one type"
     if problem.head_size % PIECE or problem.value_size % PIECE:
         return f"heads of {problem.head_size} and {problem.value_size}; expected multiples of {PIECE}"
     if problem.head_size > LARGEST_HEAD:

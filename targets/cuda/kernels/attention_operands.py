@@ -20,6 +20,8 @@ from moec.targets.tvm.lower.attention import AttentionProblem
 
 LOWEST = -3.4028234e38
 """The largest score of no key: finite, so that differences to it are."""
+KEYS_TOGETHER = 256
+"""Blocks of so many keys, and of divisors of it, lie in one page."""
 VALUE_COLUMNS = 256
 """Columns of the values that a block of threads can sum; for more, several compute the same scores."""
 
@@ -63,7 +65,8 @@ def attention_kernel_of(
 
 @dataclasses.dataclass(frozen=True)
 class AttentionOperands:
-    """The tensors of one call, see :func:`attention_kernel`, and their dynamic sizes."""
+    """The tensors of one call, see :func:`attention_kernel`, and their dynamic sizes. ``page``: keys of a page, where
+    they lie in pages."""
 
     problem: AttentionProblem
     query: Any
@@ -76,6 +79,26 @@ class AttentionOperands:
     groups: Any
     queries: Any
     keys: Any
+    page: Any = None
+
+    def page_of(self, key: Any) -> Any:
+        """The page in which a key lies."""
+        return key // T.max(self.page, 1) if self.problem.paged else T.int32(0)
+
+    def inside_page(self, key: Any) -> Any:
+        """Which of the keys of its page it is."""
+        return key % T.max(self.page, 1) if self.problem.paged else key
+
+    def last_inside(self, batch: Any) -> Any:
+        """The last place of a page, or the last key in use, that there is memory for; 0 where there is none."""
+        return T.max(self.page if self.problem.paged else self.used_keys(batch), 1) - 1
+
+    def place(self, batch: Any, group: Any, page: Any, inside: Any, column: Any) -> tuple[Any, ...]:
+        """Where in the tensors of keys and values a number lies."""
+        batch = T.cast(batch, "int64")
+        if not self.problem.paged:
+            return batch, group, inside, column
+        return T.cast(page, "int64"), batch, group, inside, column
 
     @property
     def slices(self) -> int:
@@ -129,14 +152,20 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
 
     Where the problem has no mask, or no lengths, a tensor with sizes of 1 stands in that place and is not read. Lengths
     are int64. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
+
+    Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored, a page
+    holds a multiple of :data:`KEYS_TOGETHER` keys unless there is only one, and the mask has at least as many keys as
+    are in use.
     """
     D, Dv, ratio = problem.head_size, problem.value_size, problem.heads_per_group
-    sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P")}
-    B, G, S, P = sizes.values()
+    sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P", "pages", "page", "L")}
+    B, G, S, P, pages, page, L = sizes.values()
+    keys_shape: tuple[Any, ...] = (pages, B, G, page) if problem.paged else (B, G, P)
+    count, stored = (pages * page, problem.paged) if problem.paged else (P, dtype)
     mask_shape: tuple[Any, ...] = (1, 1, 1, 1)
     if problem.mask:
         own = zip(problem.mask_broadcast, (B, G * ratio, S), strict=True)
-        mask_shape = (*(1 if alone else size for alone, size in own), P)
+        mask_shape = (*(1 if alone else size for alone, size in own), L if problem.paged else P)
 
     @T.prim_func
     def kernel(
@@ -148,12 +177,12 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
         result_handle: T.handle,
     ):
         T.func_attr(ATTRIBUTES)
-        key = T.match_buffer(key_handle, (B, G, P, D), dtype)
+        key = T.match_buffer(key_handle, (*keys_shape, D), stored)
         query = T.match_buffer(query_handle, (B, G * ratio, S, D), dtype)
-        value = T.match_buffer(value_handle, (B, G, P, Dv), dtype)
+        value = T.match_buffer(value_handle, (*keys_shape, Dv), stored)
         mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
         lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
         result = T.match_buffer(result_handle, (B, G * ratio, S, Dv), dtype)
-        body(AttentionOperands(problem, query, key, value, mask, lengths, result, B, G, S, P))
+        body(AttentionOperands(problem, query, key, value, mask, lengths, result, B, G, S, count, page))
 
     return kernel

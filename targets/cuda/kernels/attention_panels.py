@@ -59,13 +59,16 @@ def copy_queries(tile):
 def copy_keys(tile, first_key):
     """Copies keys; of keys that are not in use no byte is read."""
     rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
-    batch: T.let = T.cast(rows.batch, "int64")
-    last: T.let = T.max(operands.used_keys(rows.batch), 1) - 1
+    page: T.let = operands.page_of(first_key)
+    inside: T.let = operands.inside_page(first_key)
+    last: T.let = operands.last_inside(rows.batch)
     _copy(
         tile,
         tile.keys,
         operands.problem.head_size,
-        lambda line, column: operands.key.ptr_to([batch, rows.group, T.min(first_key + line, last), column]),
+        lambda line, column: operands.key.ptr_to(
+            operands.place(rows.batch, rows.group, page, T.min(inside + line, last), column)
+        ),
         lambda line: first_key + line < operands.used_keys(rows.batch),
     )
 
@@ -73,14 +76,15 @@ def copy_keys(tile, first_key):
 @T.inline
 def copy_values(tile, first_key):
     rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
-    batch: T.let = T.cast(rows.batch, "int64")
-    last: T.let = T.max(operands.used_keys(rows.batch), 1) - 1
+    page: T.let = operands.page_of(first_key)
+    inside: T.let = operands.inside_page(first_key)
+    last: T.let = operands.last_inside(rows.batch)
     _copy(
         tile,
         tile.values,
         operands.slice_columns,
         lambda line, column: operands.value.ptr_to(
-            [batch, rows.group, T.min(first_key + line, last), rows.column(column)]
+            operands.place(rows.batch, rows.group, page, T.min(inside + line, last), rows.column(column))
         ),
         lambda line: first_key + line < operands.used_keys(rows.batch),
     )

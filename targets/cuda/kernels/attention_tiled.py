@@ -95,6 +95,8 @@ def _load_panels(tile, shared, first_key, first_input):
     batch: T.let = T.cast(rows.batch, "int64")
     depth: T.let = tile.thread % DEPTH
     k: T.let = first_input + depth
+    page: T.let = operands.page_of(first_key)
+    inside: T.let = operands.inside_page(first_key)
     for i in T.unroll(ROWS * DEPTH // THREADS):
         line: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
         shared.rows[depth, line] = T.float32(0)
@@ -105,7 +107,9 @@ def _load_panels(tile, shared, first_key, first_input):
                     operands.query[batch, rows.head(line), rows.query(line), k], "float32"
                 )
             if first_key + line < operands.used_keys(rows.batch):
-                shared.keys[depth, line] = T.cast(operands.key[batch, rows.group, first_key + line, k], "float32")
+                shared.keys[depth, line] = T.cast(
+                    operands.key[operands.place(rows.batch, rows.group, page, inside + line, k)], "float32"
+                )
 
 
 @T.inline
@@ -113,7 +117,8 @@ def _load_values(tile, shared, first_key):
     """Zeros stand for keys and columns that there are not, and for keys that are not in use."""
     operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
     columns = T.meta_var(operands.slice_columns)
-    batch: T.let = T.cast(rows.batch, "int64")
+    page: T.let = operands.page_of(first_key)
+    inside: T.let = operands.inside_page(first_key)
     for step in T.serial(-(-columns * DEPTH // THREADS)):
         place: T.let = step * THREADS + tile.thread
         line: T.let = place // columns
@@ -122,7 +127,8 @@ def _load_values(tile, shared, first_key):
             shared.values[line, column] = T.float32(0)
             if T.And(first_key + line < operands.used_keys(rows.batch), rows.has_column(column)):
                 shared.values[line, column] = T.cast(
-                    operands.value[batch, rows.group, first_key + line, rows.column(column)], "float32"
+                    operands.value[operands.place(rows.batch, rows.group, page, inside + line, rows.column(column))],
+                    "float32",
                 )
 
 

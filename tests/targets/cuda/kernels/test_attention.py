@@ -110,6 +110,35 @@ def test_half_precision_in_any_order_of_threads(generate, dtype, tolerance):
     np.testing.assert_allclose(found, expected(HALF, arrays), rtol=tolerance, atol=tolerance)
 
 
+def in_pages(state: np.ndarray, size: int) -> np.ndarray:
+    """Keys [B, G, P, D] in pages of a size, NaN behind the last."""
+    count = -(-state.shape[2] // size)
+    padded = np.full((*state.shape[:2], count * size, state.shape[3]), np.nan, state.dtype)
+    padded[:, :, : state.shape[2]] = state
+    return np.ascontiguousarray(padded.reshape(*state.shape[:2], count, size, state.shape[3]).transpose(2, 0, 1, 3, 4))
+
+
+PAGED = dataclasses.replace(HALF, causal="lengths", has_lengths=True, paged="float16")
+
+
+@pytest.mark.parametrize(
+    ("generate", "dtype"),
+    [(attention_few, np.float32), (attention_tiled, np.float32), (attention_mma.attention_mma, np.float16)],
+)
+def test_keys_in_pages(generate, dtype):
+    """Several pages of 256, or one that is just large enough; queries may be stored in another type."""
+    kernel = build(generate(PAGED, np.dtype(dtype).name))
+    for queries, keys, page in [(3, 300, 256), (1, 256, 256), (3, 7, 7), (2, 0, 0), (0, 5, 5)]:
+        arrays = operands(PAGED, queries, keys)
+        arrays["query"] = arrays["query"].astype(dtype)
+        arrays |= {name: arrays[name].astype(np.float16) for name in ("key", "value")}
+        arrays["lengths"][:] = keys, max(keys - 2, 0)
+        wanted = expected(PAGED, arrays)
+        arrays |= {name: in_pages(arrays[name], max(page, 1)) for name in ("key", "value")}
+        found = attend(kernel, PAGED, arrays).astype(np.float64)
+        np.testing.assert_allclose(found, wanted, rtol=4e-3, atol=4e-3)
+
+
 @pytest.mark.parametrize("generate", SIZES)
 def test_keys_that_are_not_in_use_are_not_read(generate):
     problem = dataclasses.replace(PROBLEM, has_lengths=True)
@@ -143,6 +172,7 @@ def test_what_cannot_be_computed_has_a_reason():
         "heads of 72 and 7": (dataclasses.replace(HALF, value_size=7), "float16"),
         "heads of 264": (dataclasses.replace(HALF, head_size=264), "float16"),
         "values of 264": (dataclasses.replace(HALF, value_size=264), "float16"),
+        "keys in float16 and queries in bfloat16": (PAGED, "bfloat16"),
     }
     for reason, problem in refused.items():
         assert reason in attention_mma.why_not(*problem)

@@ -1,0 +1,90 @@
+"""Writing behind a state that lies in pages, where it lies.
+
+A thread copies numbers that lie side by side: what memory reads and writes at once, where as many fit into the axes
+behind the one that grows. Neighbouring threads have neighbouring numbers of what is new.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
+from moec.targets.tvm.held_states import AppendProblem
+from moec.targets.tvm.kernel import Kernel, why_not_stored
+from moec.targets.tvm.te_kernels import Requirement, checked
+
+THREADS = 256
+_TOGETHER = 4
+"""Numbers of a thread: 16 bytes of float32, 8 of the types of 16 bits."""
+
+
+@functools.cache
+def append(problem: AppendProblem) -> tirx.PrimFunc:
+    """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: number i of ``new`` becomes
+    number ``start + i`` of what lies in the pages. Raises, before it launches, where they end before that."""
+    before, after = (_sizes(sizes, name) for sizes, name in ((problem.before, "b"), (problem.after, "a")))
+    pages, page, S = (tirx.Var(name, "int32") for name in ("pages", "page", "S"))
+    together = _TOGETHER if problem.after and (problem.after[-1] or 1) % _TOGETHER == 0 else 1
+    rank = len(before)
+
+    @T.prim_func
+    def kernel(start: T.int64, new_handle: T.handle, pages_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        new = T.match_buffer(new_handle, (*before, S, *after), problem.new)
+        held = T.match_buffer(pages_handle, (pages, *before, page, *after), problem.stored)
+        T.device_entry()
+        count = T.meta_var(T.int64(1) * math.prod([*before, S, *after[:-1]]) * (_last(after) // together))
+        block = T.cta_id([blocks_for(T.cast(count, "int32"), THREADS)])
+        thread = T.thread_id([THREADS])
+        index: T.let = T.cast(block, "int64") * THREADS + thread
+        if index < count:
+            at = T.meta_var(_places(index, [*before, S, *after], together))
+            number: T.let = start + at[rank]
+            to = T.meta_var([number // page, *at[:rank], number % page, *at[rank + 1 :]])
+            for v in T.vectorized(together):
+                held[_beside(to, v, after)] = T.cast(new[_beside(at, v, after)], problem.stored)
+
+    there = T.cast(pages, "int64") * page
+    return checked(
+        kernel,
+        [Requirement(kernel.params[0] + S <= there, "a state outgrows its memory; expected room for all of it")],
+    )
+
+
+def _sizes(sizes: Sequence[int | None], name: str) -> list[Any]:
+    return [tirx.Var(f"{name}{axis}", "int32") if size is None else size for axis, size in enumerate(sizes)]
+
+
+def _last(after: Sequence[Any]) -> Any:
+    return after[-1] if after else 1
+
+
+def _places(index: Any, sizes: Sequence[Any], together: int) -> list[Any]:
+    """What a flat index of groups of ``together`` numbers is in each axis; in the last, the group's first number."""
+    found: list[Any] = []
+    for axis, size in reversed(list(enumerate(sizes))):
+        count = size // together if axis == len(sizes) - 1 else size
+        found.append(index % count if axis else index)
+        index = index // count
+    found[0] = found[0] * together
+    return found[::-1]
+
+
+def _beside(at: Sequence[Any], v: Any, after: Sequence[Any]) -> tuple[Any, ...]:
+    """The ``v``-th number of a group."""
+    return (*at[:-1], at[-1] + v) if after else tuple(at)
+
+
+APPEND = Kernel(
+    "append",
+    "pages[start + i] = new[i], in place",
+    append,
+    how=lambda problem, _: f"what is there stays where it lies; {problem.stored} in memory",
+    why_not=lambda problem, _: why_not_stored(problem.new, problem.stored),
+)

@@ -1,0 +1,133 @@
+"""States that a GPU holds in place, emulated: sessions compute what they compute on a CPU, plain runs what they did."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import moec
+from moec.errors import InputError, MoecError
+from moec.runtime import held
+from moec.runtime.held import PAGE
+from moec.runtime.model import CompiledModel
+from moec.targets.cuda import nvcc
+
+from ...runtime.emulated_gpu import EmulatedDriver, numbers_of, on_gpu
+
+TABLE = ",".join(str(round(np.sin(3 * n), 3)) for n in range(40))
+TEXT = f"""<ir_version: 10, opset_import: ["" : 24]>
+g (int64[B,S] ids, float[B,1,P,8] k, float[B,1,P,8] v) => (float[B,S,8] logits, float[B,1,R,8] pk, float[B,1,R,8] pv)
+    <float[5,8] table = {{{TABLE}}}, int64[1] one = {{1}}> {{
+    e = Gather (table, ids)
+    x = Unsqueeze (e, one)
+    q = Concat <axis = 1> (x, x)
+    y, pk, pv = Attention <is_causal = 1> (q, x, x, "", k, v)
+    logits = ReduceSum <keepdims = 0> (y, one)
+}}"""
+NARROW = "O2,cast-states{dtype=fp16}"
+IDS = np.random.default_rng(0).integers(0, 5, (2, 3 * PAGE))
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    path = tmp_path_factory.mktemp("held") / "art"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvcc, "find_tool", lambda _name: None)
+        moec.compile(onnx.parser.parse_model(TEXT), target="cuda", passes=NARROW, output=path, emulate=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def on_cuda(artifact) -> CompiledModel:
+    return moec.load(artifact, emulate=True)
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> CompiledModel:
+    return moec.compile(onnx.parser.parse_model(TEXT), target="cpu:avx2", passes=NARROW)
+
+
+def test_both_targets_hold_the_same_states(on_cuda, on_cpu):
+    assert list(on_cuda.held) == list(on_cpu.held)
+    assert [state.dtype for state in on_cuda.held] == ["float16", "float16"]
+
+
+def test_sessions_across_pages(on_cuda, on_cpu, monkeypatch):
+    monkeypatch.setattr(held, "_FIRST_PAGES", 1)
+    sessions = [model.session(batch=2) for model in (on_cuda, on_cpu)]
+    start = 0
+    for new in (1, PAGE - 2, 1, 1, 17, PAGE):  # 1, 255, 256, 257 tokens and more
+        found, wanted = (session.run(IDS[:, start : start + new]) for session in sessions)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        start += new
+    forked, wanted = (session.fork().run(IDS[:, :2]) for session in sessions)
+    np.testing.assert_allclose(forked, wanted, rtol=1e-4, atol=1e-4)
+    for length in (PAGE, 3):
+        for session in sessions:
+            session.truncate(length)
+        again, wanted = (session.run(IDS[:, 5:6]) for session in sessions)
+        np.testing.assert_allclose(again, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fork_has_pages_of_its_own(on_cuda):
+    session = on_cuda.session(max_tokens=PAGE)
+    session.run(IDS[:1, :7])
+    other = session.fork()
+    first, second = session.run(IDS[:1, 7:8]), other.run(IDS[:1, 9:10])
+    np.testing.assert_array_equal(on_cuda.session().run(IDS[:1, :8])[:, 7:], first)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(("past", "new"), [(0, 0), (0, 1), (PAGE - 1, 1), (PAGE, 2), (5, 40)])
+def test_plain_runs_take_and_give_what_the_model_says(past, new, on_cuda, on_cpu):
+    random = np.random.default_rng(past)
+    pasts = {name: random.standard_normal((2, 1, past, 8), np.float32) for name in ("k", "v")}
+    values = {"ids": IDS[:, :new], **pasts}
+    wanted, found = on_cpu.run(values), on_cuda.run(values)
+    there = on_cuda.run({name: on_gpu(np.ascontiguousarray(array)) for name, array in values.items()})
+    for name, array in wanted.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4)
+        assert there[name].__dlpack_device__() == (2, 0)
+        np.testing.assert_array_equal(numbers_of(there[name]), found[name])
+    assert found["pk"].dtype == np.float32
+
+
+def test_pages_without_room_are_refused(on_cuda, monkeypatch):
+    memory = on_cuda.state_memory({"k": (1, 1, 0, 8), "v": (1, 1, 0, 8)}, PAGE)
+    on_cuda.run_in_place({"ids": IDS[:1, :PAGE]}, memory)
+    monkeypatch.setattr(memory, "_pages_for", lambda name, _: memory._pages[name])
+    with pytest.raises(InputError, match="a state outgrows its memory"):
+        on_cuda.run_in_place({"ids": IDS[:1, :1]}, memory)
+    assert set(memory.lengths.values()) == {PAGE}
+
+
+def test_more_tokens_than_a_gpu_has_memory_for(on_cuda):
+    with pytest.raises(MoecError, match=r"no memory for \d+ tokens of state 'k'.*max_tokens"):
+        on_cuda.session(max_tokens=1 << 50)
+
+
+def test_captured_runs_are_those_that_take_and_give_states(artifact, on_cuda):
+    """In place, none is like another: pages grow, and two sessions have two memories."""
+    from moec.runtime.artifact import open_artifact
+    from moec.runtime.devices import device_of
+
+    opened = open_artifact(artifact)
+    device, driver = device_of(opened, emulate=True), EmulatedDriver()
+    device.driver = driver
+    model = CompiledModel(opened, device=device, cuda_graphs=True)
+    driver.runs = model._executor._captured
+    for turn in range(3):
+        pasts = {name: np.full((2, 1, 4, 8), turn, np.float32) for name in ("k", "v")}
+        found, wanted = (one.run({"ids": IDS[:, turn : turn + 2], **pasts}) for one in (model, on_cuda))
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array)
+    assert driver.calls.count("launch 1 on stream 0") == 2
+    sessions = [model.session(batch=2) for _ in range(3)]
+    for start, session in enumerate(sessions):
+        session.run(IDS[:, start : start + 4])
+    for start, session in enumerate(sessions):
+        found, plain = session.run(IDS[:, :1]), on_cuda.session(batch=2)
+        plain.run(IDS[:, start : start + 4])
+        np.testing.assert_array_equal(found, plain.run(IDS[:, :1]))
+    assert sum("launch" in call for call in driver.calls) == 2

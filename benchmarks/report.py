@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import math
@@ -18,6 +19,8 @@ from moec.common.roofline import Roofline
 
 BITS_TOLERANCE = 0.05
 """A peer is compared with moec if its weights take no less memory than that much below moec's."""
+ERROR_TOLERANCE = 0.05
+"""A variant of moec is compared with peers whose results are no better than that much above its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +57,34 @@ class Cell:
 
     @property
     def moec(self) -> Figures | None:
-        return self.contestants.get("moec")
+        """The variant that is compared with the best peer; the first where there is none."""
+        return self._contest[0]
 
     @property
     def best_peer(self) -> Figures | None:
-        """The fastest peer; if moec took part, of those that read about as many bits per weight or more."""
-        least = self.moec.bits * (1 - BITS_TOLERANCE) if self.moec else 0
-        peers = [one for name, one in self.contestants.items() if name.split()[0] != "moec" and one.bits >= least]
-        return min(peers, key=lambda one: one.min_ms, default=None)
+        """The peer that is fastest beside the variant of moec it is compared with."""
+        return self._contest[1]
 
     @property
     def speed_up(self) -> float | None:
         """Of moec over the best peer."""
         return self.best_peer.min_ms / self.moec.min_ms if self.moec and self.best_peer else None
+
+    @functools.cached_property
+    def _contest(self) -> tuple[Figures | None, Figures | None]:
+        """A peer that reads about as many bits per weight or more is compared with the fastest variant of moec whose
+        error is no larger; where there is none, with the one that has the least."""
+        variants = [one for name, one in self.contestants.items() if name.split()[0] == "moec"]
+        peers = [one for name, one in self.contestants.items() if name.split()[0] != "moec"]
+        if not variants:
+            return None, min(peers, key=lambda one: one.min_ms, default=None)
+        exact = min(variants, key=lambda one: one.error)
+        pairs = []
+        for peer in peers:
+            alike = [one for one in variants if one is exact or one.error <= peer.error * (1 + ERROR_TOLERANCE)]
+            if peer.bits >= exact.bits * (1 - BITS_TOLERANCE):
+                pairs.append((min(alike, key=lambda one: one.min_ms), peer))
+        return min(pairs, key=lambda pair: pair[1].min_ms / pair[0].min_ms, default=(exact, None))
 
     def share(self, figures: Figures, *, without: str = "") -> float:
         """Of the roofline, by the fastest run and the bandwidth that was measured between the runs."""

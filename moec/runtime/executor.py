@@ -14,7 +14,7 @@ from moec.common.specs import HeldState, TensorSpec
 from moec.common.work import Argument
 from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.runtime.device import Device, Host
-from moec.runtime.held import HeldStates, Pages, StateMemory
+from moec.runtime.held import HeldStates, StateMemory
 from moec.runtime.inputs import InputCheck
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
@@ -31,8 +31,8 @@ _PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
 _NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
 
-StatePages = Mapping[str, Pages]
-"""Of each state that a program holds, by the name of the input, the pages it lies in."""
+StatePages = Mapping[str, Any]
+"""Of each state that a program holds, by the name of the input, the pages it lies in, as the runtime's tensor."""
 Watch = Callable[[str, list[Argument]], None]
 """Is told the name and the arguments of a kernel's call."""
 
@@ -71,6 +71,8 @@ class Executor:
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, guards)
         self._held = HeldStates(held, self.inputs, self.outputs) if held else None
+        told = self._held.told if self._held is not None else self.inputs
+        self._check_told = InputCheck(told, self._device.number, guards)
         self._weight_arrays = list(weights)
         try:
             self._program = LoadedProgram(objects, where, self._device, experts)
@@ -111,10 +113,10 @@ class Executor:
         """Like :meth:`run`, where the program reads the states that it holds from ``memory``, and writes what is new
         behind them: they are no values and no outputs. Where it fails, they are what they were."""
         assert self._held is not None, "a program that holds states"
-        held, arrays = self._held, self._check({**values, **self._held.stand_ins(memory.shapes)})
-        growths = held.growths(arrays)
+        told = self._check_told({**values, **self._held.stand_ins(memory)})
+        growths = self._held.growths(told)
         pages = memory.pages(growths)
-        outputs = self._ways.run(lambda: self._call(arrays, pages=pages))
+        outputs = self._ways.run(lambda: self._call(told, pages=pages))
         memory.grow(growths)
         return outputs
 
@@ -134,7 +136,7 @@ class Executor:
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
         with self._working(arrays):
-            given, lengths = self._arguments(arrays, None)
+            given, lengths = self._arguments(arrays)
             tensors = [*map(self._device.place, given), *lengths]
             self._device.finish()
             start = time.perf_counter()
@@ -201,23 +203,20 @@ class Executor:
         self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True, pages: StatePages | None = None
     ) -> dict[str, Any]:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
-        with self._working(arrays):
+        with self._working(arrays, pages):
             results, borrowed = self._compute(arrays, captured, pages)
             if self._held is not None and pages is None:
-                results = self._held.results(results, self.outputs, self._device)
-            left_out = self._held.outputs if self._held is not None and pages is not None else ()
-            kept = [position for position in range(len(results)) if position not in left_out]
-            outputs = {at: results[at] if there else self._device.fetch(results[at]) for at in kept}
-        for position, output in outputs.items():
+                results |= self._held.results(results, self.outputs, self._device)
+            outputs: dict[int, Any] = {at: one if there else self._device.fetch(one) for at, one in results.items()}
+        for at, output in outputs.items():
             if there:
-                copy = self._device.copy if borrowed[position] else None
-                outputs[position] = handed_out(output, arrays, copy)
-            elif borrowed[position]:
-                outputs[position] = output.copy()
-        return {self.outputs[position].name: output for position, output in outputs.items()}
+                outputs[at] = handed_out(output, arrays, self._device.copy if at in borrowed else None)
+            elif at in borrowed:
+                outputs[at] = output.copy()
+        return {self.outputs[at].name: output for at, output in outputs.items()}
 
     @contextlib.contextmanager
-    def _working(self, arrays: Sequence[np.ndarray | OnDevice]) -> Iterator[None]:
+    def _working(self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None = None) -> Iterator[None]:
         """Inside, the program runs on ``arrays``; errors say what they mean."""
         try:
             with self._device.working(arrays, waits=self._waits):
@@ -225,40 +224,50 @@ class Executor:
         except (MoecError, MemoryError):
             raise
         except Exception as error:
-            raise self._device.explain(error) or self._explain(error, arrays) from error
+            raise self._device.explain(error) or self._explain(error, arrays, pages) from error
 
-    def _arguments(
-        self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None
-    ) -> tuple[Sequence[np.ndarray | OnDevice], list[Any]]:
+    def _arguments(self, arrays: Sequence[np.ndarray | OnDevice]) -> tuple[Sequence[Any], list[Any]]:
         """What the program takes before the weights: arrays to be placed, and shapes behind them."""
         if self._held is None:
             return arrays, []
-        return self._held.with_pages(arrays, pages, self._device), [self._held.lengths(arrays)]
+        given, lengths = self._held.with_pages(arrays, self._device)
+        return given, [lengths]
 
     def _compute(
         self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: StatePages | None
-    ) -> tuple[list[Any], list[bool]]:
-        """The results there, and which of them the caller must not get but a copy of."""
-        given, lengths = self._arguments(arrays, pages)
-        if self._captured is not None and captured and pages is None:  # in place, no two runs are on the same sizes
-            replayed = self._captured.replay(given, lengths)
+    ) -> tuple[dict[int, Any], set[int]]:
+        """The results there by position, but for states in ``pages``, and those that the caller must get a copy of."""
+        if self._held is not None and pages is not None:
+            tensors, lengths = self._held.in_place(arrays, pages, self._device)
+            return self._found(tensors, [lengths], set(self._held.outputs))
+        given, shapes = self._arguments(arrays)
+        if self._captured is not None and captured:  # in place, no two runs are on the same sizes
+            replayed = self._captured.replay(given, shapes)
             if replayed is not None:
-                return list(replayed), [True] * len(replayed)
-        tensors = [self._device.place(array) for array in given]
-        results = self._program([*tensors, *lengths], self._weights)
-        # An input or a weight passed through is copied: writing to the output must not change either.
-        own = self._held.inputs if self._held is not None else ()
-        inputs = {tensor.data_ptr() for position, tensor in enumerate(tensors) if position not in own}
-        kept = self._weight_addresses
+                return dict(enumerate(replayed)), set(range(len(replayed)))
+        return self._found([self._device.place(array) for array in given], shapes, set())
+
+    def _found(
+        self, tensors: Sequence[Any], shapes: Sequence[Any], left_out: set[int]
+    ) -> tuple[dict[int, Any], set[int]]:
+        results = self._program([*tensors, *shapes], self._weights)
         if len(results) != len(self.outputs):
             raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")
-        return results, [(address := tensor.data_ptr()) in inputs or address in kept for tensor in results]
+        found = {at: results[at] for at in range(len(self.outputs)) if at not in left_out}
+        # An input or a weight passed through is copied: writing to the output must not change either.
+        own = set(self._held.inputs) if self._held is not None else set()
+        inputs = {tensor.data_ptr() for at, tensor in enumerate(tensors) if at not in own}
+        kept = self._weight_addresses
+        return found, {at for at, one in found.items() if (address := one.data_ptr()) in inputs or address in kept}
 
-    def _explain(self, error: Exception, arrays: Sequence[np.ndarray | OnDevice]) -> MoecError:
+    def _explain(
+        self, error: Exception, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None
+    ) -> MoecError:
         """The program checks sizes that only it can relate (a size that must be the sum of two others, say); whatever
         else goes wrong in it is not the caller's fault."""
         reason = _one_line(error)
-        sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(self.inputs, arrays, strict=True))
+        specs = self.inputs if self._held is None or pages is None else self._held.told
+        sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(specs, arrays, strict=True))
         if isinstance(error, ValueError) and any(check in reason for check in _SIZE_CHECKS):
             return InputError(f"the model cannot run on inputs of sizes {sizes}, which do not fit each other: {reason}")
         if "bad_alloc" in reason:

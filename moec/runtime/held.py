@@ -25,58 +25,65 @@ Pages = np.ndarray | OnDevice
 
 
 class HeldStates:
-    """Those of one program. ``arrays`` are always its inputs as a caller gives them, states included, of which alone
-    the shape counts where the pages are given, too."""
+    """Those of one program. States that are alike, of equal shapes and growth, are as long as each other: of such, one
+    stands for all where sizes are looked at. ``told``: the inputs that tell all sizes, the others among them."""
 
     def __init__(
         self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> None:
-        names, results = [spec.name for spec in inputs], [spec.name for spec in outputs]
+        self._names, results = [spec.name for spec in inputs], [spec.name for spec in outputs]
         self.states = tuple(states)
-        self.inputs = [names.index(state.input) for state in states]
+        self.inputs = [self._names.index(state.input) for state in states]
         self.outputs = [results.index(state.output) for state in states]
-        self._specs = tuple(inputs)
         places = list(zip(self.inputs, states, strict=True))
-        self._nothing = {state.input: np.zeros(1, dtype_of(inputs[at].dtype)) for at, state in places}
-        self._growth: list[Expression[int]] = [parse_size(state.growth) for state in states]
+        alike = {(inputs[at].shape, inputs[at].dtype, state.axis, state.growth): at for at, state in reversed(places)}
+        first = set(alike.values())
+        self._told = [at for at in range(len(inputs)) if at not in self.inputs or at in first]
+        self.told = [inputs[at] for at in self._told]
+        self._nothing = {inputs[at].name: np.zeros(1, dtype_of(inputs[at].dtype)) for at in sorted(first)}
+        self._growth: dict[str, Expression[int]] = {state.growth: parse_size(state.growth) for state in states}
         self._computed = computed_sizes(spec.shape for spec in inputs)
-        lengths = {inputs[at].shape[state.axis]: (at, state.axis) for at, state in places}
+        told = [(self._told.index(at), inputs[at], state.axis) for at, state in places if at in first]
+        lengths = {spec.shape[axis]: (at, axis) for at, spec, axis in told}
         self._lengths = list(lengths.values())
 
-    def stand_ins(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """For each state an array of its shape and type, as the model takes it, which takes no memory and means
-        nothing."""
-        known = [(name, shape, self._nothing[name]) for name, shape in shapes.items()]
+    def stand_ins(self, memory: StateMemory) -> dict[str, np.ndarray]:
+        """For the states among :attr:`told` arrays of their shapes and types, as the model takes them, which take no
+        memory and mean nothing."""
+        known = [(name, memory.shape(name), one) for name, one in self._nothing.items()]
         return {name: np.ndarray(shape, one.dtype, one, 0, (0,) * len(shape)) for name, shape, one in known}
 
-    def lengths(self, arrays: Sequence[Any]) -> Any:
-        """How much of the states is in use, each name of a size once, as the program takes it."""
-        return load_ffi().Shape([arrays[at].shape[axis] for at, axis in self._lengths])
-
-    def with_pages(self, arrays: Sequence[Any], pages: Mapping[str, Pages] | None, device: Device) -> list[Any]:
-        """The arrays with pages in place of states: those that are given, or new ones of one page that is just large
-        enough and begins with the state; on the ``device`` where the state is there."""
-        given = list(arrays)
-        growths = {} if pages is not None else self.growths(arrays)
+    def with_pages(self, arrays: Sequence[Any], device: Device) -> tuple[list[Any], Any]:
+        """The arrays of all inputs with new pages in place of states: of one page each, which is just large enough and
+        begins with the state, on the ``device`` where the state is there. And how much of the states is in use, each
+        name of a size once, as the program takes it."""
+        given, told = list(arrays), [arrays[at] for at in self._told]
+        growths = self.growths(told)
         for state, at in zip(self.states, self.inputs, strict=True):
-            name = state.input
-            given[at] = pages[name] if pages is not None else _one_page(arrays[at], state, growths[name], device)
-        return given
+            given[at] = _one_page(arrays[at], state, growths[state.input], device)
+        return given, self._lengths_of(told)
 
-    def growths(self, arrays: Sequence[Any]) -> dict[str, int]:
-        """How much a run on these inputs adds to each state."""
-        shapes = [(spec.shape, array.shape) for spec, array in zip(self._specs, arrays, strict=True)]
+    def in_place(self, told: Sequence[Any], pages: Mapping[str, Any], device: Device) -> tuple[list[Any], Any]:
+        """Likewise the tensors: of the arrays of :attr:`told`, and ``pages`` by the names of the states."""
+        given = {spec.name: array for spec, array in zip(self.told, told, strict=True)}
+        tensors = [pages[name] if name in pages else device.place(given[name]) for name in self._names]
+        return tensors, self._lengths_of(told)
+
+    def _lengths_of(self, told: Sequence[Any]) -> Any:
+        return load_ffi().Shape([told[at].shape[axis] for at, axis in self._lengths])
+
+    def growths(self, told: Sequence[Any]) -> dict[str, int]:
+        """How much a run adds to each state. ``told``: the arrays of :attr:`told`."""
+        shapes = [(spec.shape, array.shape) for spec, array in zip(self.told, told, strict=True)]
         sizes: dict[Any, int] = {size: found for spec, shape in shapes for size, found in zip(spec, shape, strict=True)}
         for size in self._computed:
             solve(size, sizes)
-        return {state.input: growth(sizes) for state, growth in zip(self.states, self._growth, strict=True)}
+        growth = {text: expression(sizes) for text, expression in self._growth.items()}
+        return {state.input: growth[state.growth] for state in self.states}
 
-    def results(self, results: Sequence[Any], specs: Sequence[TensorSpec], device: Device) -> list[Any]:
-        """A program's results, the states among them taken out of new pages as :meth:`with_pages` makes them."""
-        found = list(results)
-        for at in self.outputs:
-            found[at] = _without_page(results[at], dtype_of(specs[at].dtype), device)
-        return found
+    def results(self, results: Mapping[int, Any], specs: Sequence[TensorSpec], device: Device) -> dict[int, Any]:
+        """The states among a program's results, by position, out of new pages as :meth:`with_pages` makes them."""
+        return {at: _without_page(results[at], dtype_of(specs[at].dtype), device) for at in self.outputs}
 
 
 def _one_page(past: Any, state: HeldState, growth: int, device: Device) -> Pages:
@@ -128,22 +135,26 @@ class StateMemory:
         self._states = {state.input: state for state in states}
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.lengths = dict.fromkeys(self._states, 0)
-        self._shown: dict[str, tuple[Pages, Pages]] = {}  # pages, and those of them that the last run took
+        self._placed: tuple[list[int], dict[str, Any]] = [], {}  # the last run's: how many of each, and which
         room = -(-tokens // PAGE) if tokens is not None else _FIRST_PAGES
         self._pages = {name: self._new_pages(name, room) for name in self._states}
 
     def __contains__(self, name: str) -> bool:
         return name in self._states
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the states as they are now, by the names of their inputs."""
-        return {name: self._shape(name, length) for name, length in self.lengths.items()}
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a state as it is now."""
+        return self._shape(name, self.lengths[name])
 
-    def pages(self, growths: Mapping[str, int]) -> dict[str, Pages]:
-        """As many pages of each state as hold it and what is to be written. Raises MoecError where there is no memory
-        for them."""
-        return {name: self._pages_for(name, self.lengths[name] + growth) for name, growth in growths.items()}
+    def pages(self, growths: Mapping[str, int]) -> dict[str, Any]:
+        """As many pages of each state as hold it and what is to be written, as the runtime's tensors; runs on equally
+        many are given the same ones. Raises MoecError where there is no memory for them."""
+        lengths = {name: self.lengths[name] + growth for name, growth in growths.items()}
+        counts = [-(-length // PAGE) for length in lengths.values()]
+        if counts != self._placed[0]:
+            pages = {name: self._device.place(self._pages_for(name, length)) for name, length in lengths.items()}
+            self._placed = counts, pages
+        return self._placed[1]
 
     def grow(self, growths: Mapping[str, int]) -> None:
         """Take what was written as a part of the states."""
@@ -156,7 +167,7 @@ class StateMemory:
 
     def copy(self) -> StateMemory:
         other = object.__new__(StateMemory)
-        other._device, other._shown = self._device, {}
+        other._device, other._placed = self._device, ([], {})
         other._states, other._shapes, other.lengths = self._states, self._shapes, dict(self.lengths)
         other._pages = {name: self._copied(name, pages.shape[0]) for name, pages in self._pages.items()}
         return other
@@ -165,12 +176,7 @@ class StateMemory:
         needed, there = -(-length // PAGE), self._pages[name].shape[0]
         if needed > there:
             self._pages[name] = self._copied(name, max(needed, 2 * there))
-        pages, shown = self._shown.get(name, (None, None))
-        if shown is None or pages is not self._pages[name] or shown.shape[0] != needed:
-            pages = self._pages[name]
-            shown = self._first(pages, needed)
-            self._shown[name] = pages, shown
-        return shown
+        return self._first(self._pages[name], needed)
 
     def _copied(self, name: str, count: int) -> Pages:
         """So many new pages, which begin with those that are in use."""

@@ -59,8 +59,9 @@ class LoadedProgram:
         self._machine.get_function("vm_initialization")(*places)
         self._main = self._machine.get_function("main")
 
-    def __call__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
-        """The results. Loops are shared by the threads that the caller has: :func:`moec.runtime.workers.team_here`."""
+    def __call__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> Sequence[Any]:
+        """The results, each of which takes time to look at. Loops are shared by the threads that the caller has:
+        :func:`moec.runtime.workers.team_here`."""
         if self._join is not None and self._team_code is not None:
             team = team_here(self._team_code)
             if team is not self._joined:
@@ -68,7 +69,7 @@ class LoadedProgram:
                 self._joined = team
         with streaming(self.experts):
             result = self._main(*inputs, *weights)
-        return [result] if hasattr(result, "data_ptr") else list(result)
+        return [result] if hasattr(result, "data_ptr") else result
 
     @property
     def has_team(self) -> bool:

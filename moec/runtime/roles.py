@@ -48,19 +48,22 @@ class Roles:
 
     def values(self, mask: np.ndarray, new: int) -> dict[str, np.ndarray]:
         """What the inputs are filled with, for a ``mask`` bool [batch, past + new] of the tokens that count."""
-        batch, total = mask.shape
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, total - new :]
-        found: dict[Role, np.ndarray] = {
-            "mask": mask,
-            "positions": positions,
-            "past": np.full(batch, total - new),
-            "total": np.full(batch, total),
-        }
         values = {}
         for name, (role, spec) in self.filled.items():
-            value = np.arange(total - new, total) if role == "positions" and len(spec.shape) == 1 else found[role]
+            value = _value(role, mask, new, len(spec.shape))
             values[name] = np.ascontiguousarray(value.astype(dtype_of(spec.dtype)))
         return values
+
+
+def _value(role: Role, mask: np.ndarray, new: int, rank: int) -> np.ndarray:
+    batch, total = mask.shape
+    if role == "mask":
+        return mask
+    if role == "positions" and rank == 1:
+        return np.arange(total - new, total)
+    if role == "positions":
+        return np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, total - new :]
+    return np.full(batch, total - new if role == "past" else total)
 
 
 def roles_of(

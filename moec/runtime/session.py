@@ -93,10 +93,10 @@ class Session:
             filled = self._roles.values(mask, fed.shape[1])
             given = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
             outputs, states = self._states.run(given)
-            logits = np.asarray(outputs[self._roles.logits.name])[:, -ids.shape[1] :].astype(np.float32)
+            logits = np.asarray(outputs[self._roles.logits.name])[:, -ids.shape[1] :]
             self._states, self._mask = states, mask
             self._seen = seen
-            return logits
+            return np.ascontiguousarray(logits, np.float32)
 
     def fork(self) -> Session:
         """Another session that goes on from here. Raises InputError where another thread is using this one."""

@@ -99,7 +99,7 @@ class CapturedRuns:
         self._driver.begin_capture(self._stream)
         try:
             with self._streams.switched_to(self._stream), self._keeping_memory() as memory:
-                outputs = self._program([*inputs, *lengths], self._weights)
+                outputs = list(self._program([*inputs, *lengths], self._weights))
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first counts
                 self._driver.forget(self._driver.end_capture(self._stream))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx.parser
 import pytest
 
 import moec
+from moec.common.specs import HeldState, TensorSpec
 from moec.errors import InputError, MoecError
 from moec.ir.interpreter import run
-from moec.runtime.held import PAGE, StateMemory
+from moec.runtime.device import Host
+from moec.runtime.held import PAGE, HeldStates, StateMemory
 
 HEAD = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
 PASTS = "float[b,2,p,16] pk, float[b,2,p,16] pv"
@@ -115,6 +119,39 @@ def test_memory_grows_where_its_end_is_not_known():
     memory.truncate(5)
     again = compiled.run_in_place({name: values[name][:, :, 5:6].copy() for name in "qkv"}, memory)["y"]
     np.testing.assert_allclose(again, whole[:, :, 5:6], rtol=1e-5, atol=1e-5)
+
+
+def test_pages_are_handed_over_once_for_as_long_as_they_are_enough():
+    states = [HeldState(name, f"n{name}", 2, "float32", "s") for name in ("pk", "pv")]
+    memory = StateMemory(states, dict.fromkeys(("pk", "pv"), (1, 2, 0, 16)), 3 * PAGE)
+
+    def pages(growth: int) -> dict[str, Any]:
+        found = memory.pages({"pk": growth, "pv": growth})
+        memory.grow({"pk": growth, "pv": growth})
+        return found
+
+    one = pages(PAGE - 1)
+    assert pages(1) is one and [tuple(found.shape) for found in one.values()] == [(1, 1, 2, PAGE, 16)] * 2
+    two = pages(1)
+    assert pages(PAGE - 1) is two and two["pk"].data_ptr() == one["pk"].data_ptr() and two["pk"].shape[0] == 2
+    assert memory.copy().pages({"pk": 0, "pv": 0})["pk"].data_ptr() != two["pk"].data_ptr()
+    memory.truncate(1)
+    assert pages(1)["pv"].shape[0] == 1
+
+
+def test_one_of_the_states_that_are_alike_tells_all_sizes():
+    shapes = {"x": (1, "s"), "pk": (1, "p"), "pv": (1, "p"), "other": (1, "q"), "faster": (1, "p")}
+    inputs = [TensorSpec(name, "float32", shape) for name, shape in shapes.items()]
+    growths = {"pk": "s", "pv": "s", "other": "s", "faster": "2*s"}
+    states = [HeldState(name, f"n{name}", 1, "float32", growth) for name, growth in growths.items()]
+    outputs = [TensorSpec(state.output, "float32", (1, "n")) for state in states]
+    found = HeldStates(states, inputs, outputs)
+    assert [spec.name for spec in found.told] == ["x", "pk", "other", "faster"]
+    arrays = [np.zeros((1, size), np.float32) for size in (3, 5, 7, 5)]
+    assert found.growths(arrays) == {"pk": 3, "pv": 3, "other": 3, "faster": 6}
+    pages = dict.fromkeys(growths, "pages")
+    (x, *others), lengths = found.in_place(arrays, pages, Host())
+    assert tuple(x.shape) == (1, 3) and others == ["pages"] * 4 and list(lengths) == [5, 7]
 
 
 def test_more_tokens_than_any_machine_has_memory_for():

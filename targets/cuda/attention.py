@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax
+from tvm import relax, tirx
 
 from moec.targets.base import SizeRange
-from moec.targets.cuda.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES
+from moec.targets.cuda.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES, rows_together
+from moec.targets.cuda.kernels.attention_join import ATTENTION_JOIN, parts_for
 from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
-from moec.targets.cuda.kernels.attention_operands import AttentionLaunch
+from moec.targets.cuda.kernels.attention_operands import AttentionLaunch, slices_of
 from moec.targets.cuda.kernels.attention_tiled import ATTENTION_TILED
+from moec.targets.cuda.launch_conditions import launch_if
 from moec.targets.cuda.launch_ways import Way, call_ways
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.held_states import HeldTensor
-from moec.targets.tvm.kernel import select
+from moec.targets.tvm.kernel import KernelCall, Selection, select
 from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
+from moec.targets.tvm.nodes import record_of, static_size
 
 KERNELS = (ATTENTION_FEW, ATTENTION_MMA, ATTENTION_TILED)
+_FEW, _MANY = SizeRange(most=FEW_QUERIES), SizeRange(least=FEW_QUERIES + 1)
 
 
 def attend(
@@ -31,16 +36,62 @@ def attend(
     output: relax.TensorType,
 ) -> relax.Expr:
     """The result, by the kernel that is best for the number of queries."""
-    numbers = (SizeRange(most=FEW_QUERIES), SizeRange(least=FEW_QUERIES + 1))
-    ways = [_way(AttentionLaunch(problem, str(output.dtype), queries), architecture) for queries in numbers]
-    return call_ways(lowering, node, ways, 2, _operands(lowering, inputs), output)
+    queries, operands = static_size(inputs.query.ty.shape[2]), _operands(lowering, inputs)
+    results: list[relax.Var] = []
+    for numbers in (_FEW, _MANY):
+        launch = AttentionLaunch(problem, str(output.dtype), numbers)
+        chosen = select(KERNELS, launch, architecture)
+        if not numbers.may_hold(queries):
+            continue
+        if chosen.kernel is ATTENTION_FEW:
+            results = _attend_in_parts(lowering, node, launch, chosen, operands, output)
+        else:
+            results = [call_ways(lowering, node, [_way(launch, chosen)], 2, operands, output, results)]
+    (result,) = results
+    return result
 
 
-def _way(launch: AttentionLaunch, architecture: str) -> Way:
-    chosen = select(KERNELS, launch, architecture)
-    attributes: dict[str, object] = {**dataclasses.asdict(launch.problem), "queries": str(launch.queries)}
+def _way(launch: AttentionLaunch, chosen: Selection) -> Way:
     function = chosen.kernel.build(launch.problem, launch.dtype)
-    return Way(chosen, function, launch.queries, attributes | chosen.tile_of(launch.problem))
+    return Way(chosen, function, launch.queries, _attributes(launch) | chosen.tile_of(launch.problem))
+
+
+def _attributes(launch: AttentionLaunch) -> dict[str, object]:
+    return {**dataclasses.asdict(launch.problem), "queries": str(launch.queries)}
+
+
+def _attend_in_parts(
+    lowering: LoweringContext,
+    node: ir.Node,
+    launch: AttentionLaunch,
+    chosen: Selection,
+    operands: list[relax.Expr],
+    output: relax.TensorType,
+) -> list[relax.Var]:
+    """The result for few queries: keys are shared out, what was found in their parts is joined."""
+    problem = launch.problem
+    batch, heads, queries, columns = output.shape
+    few = tirx.min(queries, tirx.IntImm("int64", FEW_QUERIES))
+    places = [_parts(launch, operands), batch, heads, few]
+    types = [relax.TensorType([*places, size], "float32") for size in (columns, 2)]
+    function = launch_if(chosen.kernel.build(problem, launch.dtype), 0, 2, launch.queries)
+    called = KernelCall(chosen, function, operands, _attributes(launch))
+    sums, statistics, result = lowering.call_kernel(function, operands, [*types, output], record_of(node, called))
+    joining = launch_if(ATTENTION_JOIN.build(problem.value_size, launch.dtype), 2, 2, launch.queries)
+    chosen, described = select((ATTENTION_JOIN,), problem.value_size, None), {"queries": str(launch.queries)}
+    join = KernelCall(chosen, joining, [sums, statistics], described)
+    return lowering.call_kernel_on(joining, [sums, statistics], [result], record_of(node, join))
+
+
+def _parts(launch: AttentionLaunch, operands: list[relax.Expr]) -> Any:
+    """How many parts of the keys there are for an attention of these sizes."""
+    problem, (query, key, *_) = launch.problem, operands
+    batch, heads, queries, _ = query.ty.shape
+    sizes = key.ty.shape
+    keys = sizes[0] * sizes[3] if problem.paged else sizes[2]
+    rows = rows_together(problem, launch.dtype)
+    tiles = (queries * problem.heads_per_group + (rows - 1)) // rows
+    return parts_for(batch * (heads // problem.heads_per_group) * tiles * slices_of(problem), keys)
 
 
 def _operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.Expr]:

@@ -32,11 +32,12 @@ def call_ways(
     axis: int,
     arguments: Sequence[relax.Expr],
     output: relax.TensorType,
+    others: Sequence[relax.Var] = (),
 ) -> relax.Var:
     """The result of the way that is for the size of the first argument's ``axis``; some way has to be. Ways that are
-    for no size there can be are left out now."""
+    for no size there can be are left out now. ``others``: the result, if it is already one of another way."""
     size = static_size(arguments[0].ty.shape[axis])
-    results: list[relax.Var] = []
+    results = list(others)
     for way in ways:
         if not way.sizes.may_hold(size):
             continue

@@ -64,9 +64,18 @@ def attention_kernel_of(
 
 
 @dataclasses.dataclass(frozen=True)
+class KeyParts:
+    """What was found in parts of the keys, see :func:`kernel_of_parts`, and how many parts there are."""
+
+    sums: Any
+    statistics: Any
+    count: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionOperands:
     """The tensors of one call, see :func:`attention_kernel`, and their dynamic sizes. ``page``: keys of a page, where
-    they lie in pages."""
+    they lie in pages. ``parts``: where keys are in several."""
 
     problem: AttentionProblem
     query: Any
@@ -79,7 +88,8 @@ class AttentionOperands:
     groups: Any
     queries: Any
     keys: Any
-    page: Any = None
+    page: Any
+    parts: KeyParts | None
 
     def page_of(self, key: Any) -> Any:
         """The page in which a key lies."""
@@ -103,7 +113,7 @@ class AttentionOperands:
     @property
     def slices(self) -> int:
         """Parts of a row of the result, each the work of a block of threads."""
-        return -(-self.problem.value_size // VALUE_COLUMNS)
+        return slices_of(self.problem)
 
     @property
     def slice_columns(self) -> int:
@@ -141,6 +151,11 @@ class AttentionOperands:
         return value + T.cast(entry, "float32")
 
 
+def slices_of(problem: AttentionProblem) -> int:
+    """Parts of a row of the result, each the work of a block of threads."""
+    return -(-problem.value_size // VALUE_COLUMNS)
+
+
 def quotient(total: Any, weights: Any) -> Any:
     """The weighted sum of the values by the sum of the weights; zero where no key is seen."""
     return T.Select(weights == T.float32(0), T.float32(0), total / weights)
@@ -157,15 +172,7 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
     holds a multiple of :data:`KEYS_TOGETHER` keys unless there is only one, and the mask has at least as many keys as
     are in use.
     """
-    D, Dv, ratio = problem.head_size, problem.value_size, problem.heads_per_group
-    sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P", "pages", "page", "L")}
-    B, G, S, P, pages, page, L = sizes.values()
-    keys_shape: tuple[Any, ...] = (pages, B, G, page) if problem.paged else (B, G, P)
-    count, stored = (pages * page, problem.paged) if problem.paged else (P, dtype)
-    mask_shape: tuple[Any, ...] = (1, 1, 1, 1)
-    if problem.mask:
-        own = zip(problem.mask_broadcast, (B, G * ratio, S), strict=True)
-        mask_shape = (*(1 if alone else size for alone, size in own), L if problem.paged else P)
+    bind, _ = _binding(problem, dtype, body)
 
     @T.prim_func
     def kernel(
@@ -177,12 +184,59 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
         result_handle: T.handle,
     ):
         T.func_attr(ATTRIBUTES)
+        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, result_handle, None)
+
+    return kernel
+
+
+def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
+    """Like :func:`attention_kernel`, with ``sums[parts, B, H, Q, Dv], statistics[parts, B, H, Q, 2]``, float32, before
+    the result, to which nothing is written where there are several parts. Q is at least S."""
+    bind, (B, G) = _binding(problem, dtype, body)
+    heads, Dv = G * problem.heads_per_group, problem.value_size
+    parts, Q = tirx.Var("parts", "int32"), tirx.Var("Q", "int32")
+
+    @T.prim_func
+    def kernel(
+        query_handle: T.handle,
+        key_handle: T.handle,
+        value_handle: T.handle,
+        mask_handle: T.handle,
+        lengths_handle: T.handle,
+        sums_handle: T.handle,
+        statistics_handle: T.handle,
+        result_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        sums = T.match_buffer(sums_handle, (parts, B, heads, Q, Dv), "float32")
+        statistics = T.match_buffer(statistics_handle, (parts, B, heads, Q, 2), "float32")
+        found = T.meta_var(KeyParts(sums, statistics, parts))
+        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, result_handle, found)
+
+    return kernel
+
+
+def _binding(problem, dtype, body):
+    """A macro that gives the tensors of a call their shapes and goes on with ``body(operands)``, and the sizes B and
+    G."""
+    D, Dv, ratio = problem.head_size, problem.value_size, problem.heads_per_group
+    sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P", "pages", "page", "L")}
+    B, G, S, P, pages, page, L = sizes.values()
+    keys_shape: tuple[Any, ...] = (pages, B, G, page) if problem.paged else (B, G, P)
+    count, stored = (pages * page, problem.paged) if problem.paged else (P, dtype)
+    mask_shape: tuple[Any, ...] = (1, 1, 1, 1)
+    if problem.mask:
+        own = zip(problem.mask_broadcast, (B, G * ratio, S), strict=True)
+        mask_shape = (*(1 if alone else size for alone, size in own), L if problem.paged else P)
+
+    @T.inline
+    def bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, result_handle, parts):
         key = T.match_buffer(key_handle, (*keys_shape, D), stored)
         query = T.match_buffer(query_handle, (B, G * ratio, S, D), dtype)
         value = T.match_buffer(value_handle, (*keys_shape, Dv), stored)
         mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
         lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
         result = T.match_buffer(result_handle, (B, G * ratio, S, Dv), dtype)
-        body(AttentionOperands(problem, query, key, value, mask, lengths, result, B, G, S, count, page))
+        body(AttentionOperands(problem, query, key, value, mask, lengths, result, B, G, S, count, page, parts))
 
-    return kernel
+    return bind, (B, G)

@@ -17,7 +17,8 @@ from moec.targets.cuda.kernels.launch import blocks_for
 
 @dataclasses.dataclass(frozen=True)
 class RowTile:
-    """``count`` rows from ``first`` on, in one group of a batch, and a ``slice`` of the columns of the values."""
+    """``count`` rows from ``first`` on, in one group of a batch, a ``slice`` of the columns of the values, and a
+    ``part`` of the keys, where they are in several."""
 
     operands: AttentionOperands
     count: int
@@ -25,6 +26,7 @@ class RowTile:
     group: Any
     first: Any
     slice: Any
+    part: Any = 0
 
     def has(self, row: Any) -> Any:
         """Whether there is such a row; the last tile may have fewer."""
@@ -58,18 +60,19 @@ class RowTile:
 
 
 @T.inline
-def start_row_tiles(operands, count, threads, body):
-    """``body(tile, thread)`` for every tile of ``count`` rows."""
+def start_row_tiles(operands, count, threads, body, parts=1):
+    """``body(tile, thread)`` for every tile of ``count`` rows and each of ``parts`` of the keys."""
     rows = T.meta_var(operands.queries * operands.problem.heads_per_group)
     tiles = T.meta_var(blocks_for(rows, count))
     groups = T.meta_var(operands.batches * operands.groups)
-    index = T.cta_id([T.max(groups, 1) * tiles * operands.slices])
+    index = T.cta_id([T.max(groups, 1) * tiles * operands.slices * parts])
     thread = T.thread_id([threads])
-    slice_index: T.let = index % operands.slices
-    place: T.let = index // operands.slices
+    part: T.let = index % parts
+    slice_index: T.let = index // parts % operands.slices
+    place: T.let = index // parts // operands.slices
     pair: T.let = T.truncdiv(place, tiles)
     batch: T.let = T.truncdiv(pair, operands.groups)
     group: T.let = T.truncmod(pair, operands.groups)
     first: T.let = T.truncmod(place, tiles) * count
     if T.And(pair < groups, first < rows):
-        body(RowTile(operands, count, batch, group, first, slice_index), thread)
+        body(RowTile(operands, count, batch, group, first, slice_index, part), thread)

@@ -10,9 +10,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tvm import tirx
 
 from moec.targets.cuda.kernels import attention_mma
 from moec.targets.cuda.kernels.attention_few import attention_few
+from moec.targets.cuda.kernels.attention_join import attention_join, parts_for
 from moec.targets.cuda.kernels.attention_operands import why_not
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
 from moec.targets.tvm.lower.attention import AttentionProblem
@@ -20,6 +22,9 @@ from moec.targets.tvm.lower.attention import AttentionProblem
 from ....products import thinned
 from ...attention_cases import ON_NONE, PROBLEM, expected, operands
 from .kernel_runner import Kernel, build
+
+PARTS = 3
+"""Of the keys, of which some may be empty."""
 
 SIZES = {attention_few: [(0, 3), (1, 0), (1, 1), (3, 40)], attention_tiled: [(0, 3), (3, 0), (33, 70)]}
 """Numbers of queries and keys."""
@@ -36,15 +41,39 @@ PROBLEMS = {
 }
 
 
+class InParts:
+    """:func:`attention_few` on keys in parts, and what joins them, as if they were one kernel."""
+
+    def __init__(self, problem: AttentionProblem, dtype: str, parts: int = PARTS, **options: Any) -> None:
+        self._attend, self._join = build(attention_few(problem, dtype), **options), _joining(problem.value_size, dtype)
+        self._parts = parts
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        *given, result = arrays
+        found = [np.full((self._parts, *result.shape[:3], n), np.nan, np.float32) for n in (result.shape[3], 2)]
+        return self._join(*self._attend.outputs(3, *given, *found, result))
+
+
+@functools.cache
+def _joining(columns: int, dtype: str) -> Kernel:
+    return build(attention_join(columns, dtype))
+
+
+def built(generate: Callable[[AttentionProblem, str], Any], problem: AttentionProblem, dtype: str, **options: Any):
+    if generate is attention_few:
+        return InParts(problem, dtype, **options)
+    return build(generate(problem, dtype), **options)
+
+
 MASKED = dataclasses.replace(PROBLEM, mask="float32", mask_broadcast=ON_NONE)
 
 
 @functools.cache
-def _masked(generate: Callable[[AttentionProblem, str], Any]) -> Kernel:
-    return build(generate(MASKED, "float32"))
+def _masked(generate: Callable[[AttentionProblem, str], Any]) -> Any:
+    return built(generate, MASKED, "float32")
 
 
-def attend(kernel: Kernel, problem: AttentionProblem, arrays: dict[str, np.ndarray]) -> np.ndarray:
+def attend(kernel: Any, problem: AttentionProblem, arrays: dict[str, np.ndarray]) -> np.ndarray:
     query = arrays["query"]
     mask, lengths = arrays.get("mask", np.zeros((1, 1, 1, 1), bool)), arrays.get("lengths", np.zeros(1, np.int64))
     result = np.full((*query.shape[:3], problem.value_size), 7, query.dtype)
@@ -63,7 +92,7 @@ def attend(kernel: Kernel, problem: AttentionProblem, arrays: dict[str, np.ndarr
 )
 def test_equals_the_operator(name, generate):
     problem = PROBLEMS[name]
-    kernel = build(generate(problem, "float32"))
+    kernel = built(generate, problem, "float32")
     for queries, keys in SIZES[generate]:
         if problem.causal != "last" or keys >= queries:
             arrays = operands(problem, queries, keys)
@@ -104,7 +133,7 @@ def test_tensor_cores(name):
     2,
 )
 def test_half_precision_in_any_order_of_threads(generate, dtype, tolerance):
-    kernel = build(generate(HALF, np.dtype(dtype).name), watch=True, first_thread=77, completion="earliest")
+    kernel = built(generate, HALF, np.dtype(dtype).name, watch=True, first_thread=77, completion="earliest")
     arrays = {name: array.astype(dtype) for name, array in operands(HALF, 3, 70, batch=1).items()}
     found = attend(kernel, HALF, arrays).astype(np.float64)
     np.testing.assert_allclose(found, expected(HALF, arrays), rtol=tolerance, atol=tolerance)
@@ -127,7 +156,7 @@ PAGED = dataclasses.replace(HALF, causal="lengths", has_lengths=True, paged="flo
 )
 def test_keys_in_pages(generate, dtype):
     """Several pages of 256, or one that is just large enough; queries may be stored in another type."""
-    kernel = build(generate(PAGED, np.dtype(dtype).name))
+    kernel = built(generate, PAGED, np.dtype(dtype).name)
     for queries, keys, page in [(3, 300, 256), (1, 256, 256), (3, 7, 7), (2, 0, 0), (0, 5, 5)]:
         arrays = operands(PAGED, queries, keys)
         arrays["query"] = arrays["query"].astype(dtype)
@@ -146,7 +175,7 @@ def test_keys_that_are_not_in_use_are_not_read(generate):
     arrays["lengths"][:] = 5, 0
     wanted = expected(problem, arrays)
     arrays["key"][0, :, 5:] = arrays["value"][0, :, 5:] = arrays["key"][1] = arrays["value"][1] = np.nan
-    found = attend(build(generate(problem, "float32")), problem, arrays)
+    found = attend(built(generate, problem, "float32"), problem, arrays)
     np.testing.assert_allclose(found, wanted, rtol=3e-5, atol=3e-5)
     assert not found[1].any()
 
@@ -176,3 +205,9 @@ def test_what_cannot_be_computed_has_a_reason():
     }
     for reason, problem in refused.items():
         assert reason in attention_mma.why_not(*problem)
+
+
+def test_parts_follow_from_sizes():
+    """So many that there are about 256 blocks of threads, of 256 keys at least."""
+    for tiles, keys, parts in ((8, 32768, 32), (8, 256, 1), (8, 257, 2), (1, 100_000, 64), (300, 5000, 1), (0, 0, 1)):
+        assert int(parts_for(tirx.IntImm("int64", tiles), tirx.IntImm("int64", keys))) == parts

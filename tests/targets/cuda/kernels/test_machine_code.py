@@ -61,6 +61,9 @@ KERNELS = {
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),
     "attention of few": lambda: attention_few(_ATTENTION, "bfloat16"),
+    "attention of few, in pages": lambda: attention_few(
+        AttentionProblem(128, 128, 0.1, 8, causal="lengths", has_lengths=True, paged="bfloat16"), "bfloat16"
+    ),
     "attention on tensor cores": lambda: attention_mma(_ATTENTION, "bfloat16"),
     "attention on tensor cores, usual heads": lambda: attention_mma(
         dataclasses.replace(_ATTENTION, head_size=128, value_size=128), "bfloat16"

@@ -21,6 +21,7 @@ from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
 from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
+from moec.targets.tvm.share_calls import ShareCalls
 from moec.targets.tvm.share_views import ShareViews
 from moec.targets.tvm.stack_buffers import StackBuffers
 from moec.targets.tvm.team import team_object
@@ -42,6 +43,7 @@ def operator_phases() -> list[tvm.transform.Pass]:
         transform.LegalizeOps({"relax.reshape": _keep_reshape}),
         # Find out which kernels are elementwise, broadcasting, injective or reductions, so that FuseOps can group them.
         transform.AnnotateTIROpPattern(),
+        ShareCalls(),
     ]
 
 

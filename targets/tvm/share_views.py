@@ -61,15 +61,15 @@ def _made_once(
     read = {result}
     for binding in bindings:
         if not isinstance(binding.value, relax.Tuple):
-            read.update(_variables(binding.value))
+            read.update(variables(binding.value))
     for binding in bindings:
         if isinstance(binding.value, relax.Tuple) and binding.var not in read:
             continue
-        value = _renamed(binding.value, instead)
-        if _is_call_of(value, _KILL):
+        value = renamed(binding.value, instead)
+        if is_call_of(value, _KILL):
             killed.add(value.args[0])
             continue
-        if _is_call_of(value, _TENSOR, *_VIEWS):
+        if is_call_of(value, _TENSOR, *_VIEWS):
             first = made.setdefault(tvm_ffi.StructuralKey(value), binding.var)
             if not first.same_as(binding.var):
                 instead[binding.var] = first
@@ -83,11 +83,11 @@ def _with_kills(bindings: Sequence[relax.VarBinding], killed: set[tvm.ir.Var]) -
     backwards: list[relax.VarBinding] = []
     alive, takes_memory = set(killed), False
     for binding in reversed(bindings):
-        last_used = alive.intersection(_variables(binding.value))
+        last_used = alive.intersection(variables(binding.value))
         alive -= last_used
         if takes_memory:
-            backwards += [_kill(variable) for variable in _variables(binding.value) if variable in last_used]
-        takes_memory = takes_memory or _is_call_of(binding.value, _STORAGE)
+            backwards += [_kill(variable) for variable in variables(binding.value) if variable in last_used]
+        takes_memory = takes_memory or is_call_of(binding.value, _STORAGE)
         backwards.append(binding)
     return backwards[::-1]
 
@@ -97,21 +97,23 @@ def _kill(variable: tvm.ir.Var) -> relax.VarBinding:
     return relax.VarBinding(relax.Var("_", nothing), relax.Call(tvm.ir.Op.get(_KILL), [variable]))
 
 
-def _is_call_of(value: Any, *names: str) -> bool:
+def is_call_of(value: Any, *names: str) -> bool:
+    """Whether it calls one of these operators, or functions of the runtime."""
     if not isinstance(value, tvm.ir.Call):
         return False
     called = value.op
     return (called.name if isinstance(called, tvm.ir.Op) else getattr(called, "global_symbol", None)) in names
 
 
-def _variables(value: relax.Expr) -> Iterable[tvm.ir.Var]:
-    """Each once, those of sizes included."""
+def variables(value: relax.Expr) -> Iterable[tvm.ir.Var]:
+    """All that are in an expression, each once, those of sizes included."""
     found: list[tvm.ir.Var] = []
     tvm_ffi.structural_walk(value, [(tvm.ir.Var, found.append)])
     return dict.fromkeys(found)
 
 
-def _renamed(value: relax.Expr, instead: dict[tvm.ir.Var, tvm.ir.Var]) -> relax.Expr:
-    if not any(variable in instead for variable in _variables(value)):
+def renamed(value: relax.Expr, instead: dict[tvm.ir.Var, tvm.ir.Var]) -> relax.Expr:
+    """The expression with other variables in the place of some."""
+    if not any(variable in instead for variable in variables(value)):
         return value
     return tvm_ffi.structural_map(value, [(tvm.ir.Var, lambda variable: instead.get(variable, variable))])

@@ -38,7 +38,7 @@ _EARLY = {
 """Macros that have something complete early, and the completions for which it does not."""
 _INCLUDE = pathlib.Path(__file__).parent / "include"
 _FIBERS = pathlib.Path(__file__).parent.parent / "fibers"
-_OPTIONS = (
+OPTIONS = (
     # C++ as CUDA understands it; sums are not contracted, so that results are the same on every processor.
     *("-std=c++17", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv"),
     *("-fno-delete-null-pointer-checks", "-fstack-clash-protection"),  # so that every bad access faults
@@ -86,12 +86,12 @@ def emulated_library(
     if architecture not in LIMITS:
         raise MoecError(f"architecture {architecture!r}: its limits are not known; expected one of {', '.join(LIMITS)}")
     translated = emulation_source(source, launches)
-    compiler = _compiler()
+    compiler = find_compiler()
     options = [
         *_options_of(compiler),
         _SOON_READY if soon_ready else _OPTIMISED,
         _ALIGNED,
-        *_includes(),
+        *includes(),
         f"-DEMULATOR_FIRST_THREAD={first_thread}",
         f"-DEMULATOR_SHARED_LIMIT={LIMITS[architecture].shared_bytes}",
         *(_WATCH if watch else ()),
@@ -121,7 +121,7 @@ def emulation_source(source: str, launches: Sequence[Launch]) -> str:
     return body + "".join(entry_point(by_name[launch.name], launch) for launch in launches)
 
 
-def _includes() -> list[str]:
+def includes() -> list[str]:
     from tvm_ffi import libinfo
 
     folders = dict.fromkeys([str(_INCLUDE), libinfo.find_include_path(), libinfo.find_dlpack_include_path()])
@@ -144,7 +144,7 @@ def _key(translated: str, options: Sequence[str]) -> str:
     return hashlib.sha256(_headers() + text.encode()).hexdigest()[:24]
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
     compiler = shutil.which("g++")
     if compiler is None:
         raise MoecError("g++ was not found; the CUDA emulator needs it to compile kernels: install a C++ compiler")
@@ -156,7 +156,7 @@ def _options_of(compiler: str) -> tuple[str, ...]:
     """The options that this compiler understands."""
     probe = [compiler, _POISON, "-x", "c++", "-E", os.devnull]
     understood = subprocess.run(probe, capture_output=True, check=False).returncode == 0
-    return (*_OPTIONS, _POISON) if understood else _OPTIONS
+    return (*OPTIONS, _POISON) if understood else OPTIONS
 
 
 def _compile(translated: str, command: list[str], library: pathlib.Path) -> None:
@@ -166,12 +166,14 @@ def _compile(translated: str, command: list[str], library: pathlib.Path) -> None
     with tempfile.TemporaryDirectory() as folder:
         text, compiled = (pathlib.Path(folder) / name for name in ("kernels.cpp", "kernels.o"))
         text.write_text(translated, encoding="utf-8")
-        _run([*command, "-include", "emulator/emulator.h", "-c", str(text), "-o", str(compiled)])
+        run_compiler([*command, "-include", "emulator/emulator.h", "-c", str(text), "-o", str(compiled)])
         # Linked apart, for the option that has accesses watched would bring ThreadSanitizer itself.
-        _run([command[0], "-shared", "-pthread", "-Wl,-z,defs", str(compiled), "-o", str(library), str(runtime)])
+        run_compiler(
+            [command[0], "-shared", "-pthread", "-Wl,-z,defs", str(compiled), "-o", str(library), str(runtime)]
+        )
 
 
-def _run(command: list[str]) -> None:
+def run_compiler(command: list[str]) -> None:
     environment = {**os.environ, "LC_ALL": "C"}  # messages with plain quotes
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:

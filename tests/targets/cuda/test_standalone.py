@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 import subprocess
 
 import onnx
 import pytest
-from tvm_ffi import libinfo
 
 import moec
 from moec.errors import MoecError
 from moec.runtime.artifact import open_artifact
-from moec.simulators.cuda import library
-from moec.simulators.cuda.kernels import find_kernels
+from moec.simulators.cuda.standalone import build_standalone
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.standalone import program_text
 from moec.tools.kernel_calls import catch_call
 from moec.tools.standalone import write_standalone
 
 TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[n,40] x) => (float[n,40] y) { y = Softmax (x) }'
-LAUNCH = re.compile(r"(?P<kernel>\w+)<<<(?P<how>.*)>>>\(")
 
 
 @pytest.fixture(scope="module")
@@ -33,36 +29,12 @@ def artifact(tmp_path_factory):
     return open_artifact(path)
 
 
-def for_emulator(source: str) -> str:
-    """The program as C++, its launches as calls of the emulator."""
-    kernels = {kernel.name: kernel for kernel in find_kernels(source)}
-
-    def launched(match: re.Match[str]) -> str:
-        kernel = kernels[match["kernel"]]
-        facts = f'{{"{kernel.name}", nullptr, {kernel.most_threads}, {kernel.shared_bytes}, {kernel.pool_alignment}, '
-        facts += f"{kernel.red_zones}}}"
-        return f"emulated_launch<{kernel.name}>({kernel.name}, {facts}, {match['how']}, "
-
-    return LAUNCH.sub(launched, library.emulation_source(source, []))
-
-
-def build(folder: pathlib.Path, kernel: str) -> pathlib.Path:
-    here, program = pathlib.Path(__file__).parent, folder / kernel
-    (folder / "program.cpp").write_text(for_emulator((folder / f"{kernel}.cu").read_text()))
-    # C++20 makes a dim3 of one number, as CUDA does.
-    options = [*library._OPTIONS, "-std=c++20", *library._includes(), f"-I{here}", "-include", "emulated_runtime.h"]
-    runtime = pathlib.Path(libinfo.find_libtvm_ffi())
-    command = ["g++", *options, str(folder / "program.cpp"), "-o", str(program), str(runtime)]
-    done = subprocess.run([*command, f"-Wl,-rpath,{runtime.parent}"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return program
-
-
 def test_agrees_with_its_numbers_and_notices_others(artifact, tmp_path):
     (kernel,) = (one["name"] for one in artifact.program().kernels)
     write_standalone(artifact, kernel, tmp_path / "made")
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [f"{kernel}.cu", f"{kernel}.numbers"]
-    program, numbers = build(tmp_path / "made", kernel), tmp_path / "made" / f"{kernel}.numbers"
+    program, numbers = tmp_path / kernel, tmp_path / "made" / f"{kernel}.numbers"
+    build_standalone(tmp_path / "made" / f"{kernel}.cu", program)
     saved = numbers.read_bytes()
     saved = saved[: saved.rindex(b"\n// sealed by moec ")]
 

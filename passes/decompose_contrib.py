@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.names import node_name, operator_name
-from moec.passes.contrib import arithmetic, attention, convolution, experts, quantized
+from moec.passes.contrib import arithmetic, attention, convolution, experts, quantized, recurrence
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import replace_node, value_names
 from moec.passes.graph.writer import NotDecomposableError, Writer
@@ -24,6 +24,7 @@ DECOMPOSITIONS: dict[str, Callable[[Writer], list[ir.Value | None]]] = {
     "GatherBlockQuantized": quantized.gather_block_quantized,
     "Gelu": arithmetic.gelu,
     "GroupQueryAttention": attention.group_query_attention,
+    "LinearAttention": recurrence.linear_attention,
     "MatMulNBits": quantized.matmul_n_bits,
     "MoE": experts.moe,
     "QMoE": experts.qmoe,
@@ -45,6 +46,7 @@ ATTRIBUTES: dict[str, str] = {
     "GatherBlockQuantized": "bits block_size gather_axis quantize_axis",
     "GroupQueryAttention": "causal do_rotary k_quant_type kv_cache_bit_width kv_num_heads local_window_size num_heads "
     f"{_NORMS} qk_output rotary_interleaved scale sliding_window_cache smooth_softmax softcap v_quant_type",
+    "LinearAttention": "chunk_size kv_num_heads q_num_heads scale state_window update_rule",
     "MatMulNBits": "K N accuracy_level bits block_size weight_prepacked",
     "MoE": _MOE,
     "QMoE": f"{_MOE} {_BITS} accuracy_level block_size quant_type weights_prepacked",
@@ -56,7 +58,7 @@ ATTRIBUTES: dict[str, str] = {
 """The attributes that decompositions read, or whose meaning hangs on an input or attribute that they refuse. Operators
 that are not named have none."""
 _FLOATS = f"alpha beta activation_alpha activation_beta activation_gamma epsilon scale softcap swiglu_limit {_NORMS}"
-_TEXTS = "activation activation_type k_quant_type quant_type v_quant_type"
+_TEXTS = "activation activation_type k_quant_type quant_type update_rule v_quant_type"
 ATTRIBUTE_TYPES = {
     **dict.fromkeys(_FLOATS.split(), ir.AttributeType.FLOAT),
     **dict.fromkeys(_TEXTS.split(), ir.AttributeType.STRING),
@@ -78,7 +80,7 @@ class DecomposeContrib:
        computes them.
     4. MoE and QMoE become ``moec.Route`` and ``moec.Experts``.
     5. GroupQueryAttention becomes RotaryEmbedding, TensorScatter into the caches and Attention; CausalConvWithState
-       becomes Conv over the state and the input.
+       becomes Conv over the state and the input, LinearAttention that of ONNX.
     6. A node that asks for more than this, or has an attribute that is not known here, stays and is reported.
 
     ::

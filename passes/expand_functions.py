@@ -28,7 +28,6 @@ EXPANDED = frozenset(
         "HammingWindow",
         "HannWindow",
         "HardSwish",
-        "LinearAttention",
         "LogSoftmax",
         "MeanVarianceNormalization",
         "Mish",

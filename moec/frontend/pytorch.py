@@ -70,6 +70,7 @@ def import_module(
     from moec.frontend.torch_complex import complex_as_pairs
     from moec.frontend.torch_decompositions import decompose_one_by_one
     from moec.frontend.torch_guards import drop_certain_guards
+    from moec.frontend.torch_linear_attention import translations
     from moec.ir.states import set_states
 
     torch = _import_torch()
@@ -88,7 +89,8 @@ def import_module(
                 program = torch.export.export(module, *arguments, dynamic_shapes=dynamic_shapes, strict=False)
             decompose_one_by_one(program)
             drop_certain_guards(program)
-            exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=weights is None)
+            options: dict[str, Any] = {"optimize": weights is None, "custom_translation_table": translations()}
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, **options)
             if weights is not None:
                 _optimize(exported, weights)
         except Exception as error:  # torch raises many unrelated types here; the user needs its reason, not ours

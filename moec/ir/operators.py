@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 
 from moec.ir import contrib, contrib_attention, contrib_quantized, dialect, semantics, semantics_dispatch
 from moec.ir.attention import attention
+from moec.ir.linear_attention import linear_attention
 from moec.ir.products import product
 
 Array = np.ndarray[Any, Any]
@@ -252,6 +253,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("com.microsoft", "FusedMatMul"): contrib.fused_matmul,
     ("com.microsoft", "Gelu"): semantics.gelu,
     ("com.microsoft", "GroupQueryAttention"): contrib_attention.group_query_attention,
+    ("com.microsoft", "LinearAttention"): linear_attention,
     ("com.microsoft", "MatMulNBits"): contrib_quantized.matmul_n_bits,
     ("com.microsoft", "MoE"): contrib.moe,
     ("com.microsoft", "QMoE"): contrib_quantized.qmoe,
@@ -266,6 +268,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "Gelu"): gelu,
     ("", "LRN"): lrn,
     ("", "LayerNormalization"): layer_normalization,
+    ("", "LinearAttention"): linear_attention,
     ("", "LogSoftmax"): log_softmax,
     ("", "LpNormalization"): lp_normalization,
     ("", "MatMul"): matmul,

@@ -121,6 +121,19 @@ def _fused_gemm(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> li
     return [_tensor(inputs[0], [a[1 if attributes.get("transA") else 0], b[0 if attributes.get("transB") else 1]])]
 
 
+def _linear_attention(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
+    rows, key, value = (_dimensions(given, 3) for given in inputs[:3])
+    if rows is None or key is None or value is None or not {"q_num_heads", "kv_num_heads"} <= attributes.keys():
+        return []
+    queries, heads = attributes["q_num_heads"], attributes["kv_num_heads"]
+    if heads < 1 or queries % heads or not (key[2].HasField("dim_value") and value[2].HasField("dim_value")):
+        return []
+    sizes = [_size(one[2].dim_value // heads) for one in (key, value)]
+    result = _tensor(inputs[0], [*rows[:2], _size(value[2].dim_value * (queries // heads))])
+    state = inputs[3] if len(inputs) > 3 and inputs[3] is not None else inputs[0]
+    return [result, _tensor(state, [rows[0], _size(heads), *sizes])]
+
+
 def _absent(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
     logits = _dimensions(inputs[0], 2)
     return [] if logits is None else [_tensor(onnx.TensorProto.FLOAT, logits[1:])]
@@ -141,6 +154,7 @@ INFERENCE: dict[tuple[str, str], Inference] = {
     ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("com.microsoft", "Gelu"): _like_first,
+    ("com.microsoft", "LinearAttention"): _linear_attention,
     ("com.microsoft", "MatMulNBits"): _matmul_n_bits,
     ("com.microsoft", "MoE"): _like_first,
     ("com.microsoft", "QMoE"): _like_first,
@@ -155,6 +169,7 @@ _ATTRIBUTES = {
     (dialect.DOMAIN, "Route"): ("k",),
     (dialect.DOMAIN, "Dispatch"): ("expert_count",),
     (dialect.DOMAIN, "Linear"): ("transposed",),
+    ("com.microsoft", "LinearAttention"): ("q_num_heads", "kv_num_heads"),
     ("com.microsoft", "MatMulNBits"): ("N",),
     ("com.microsoft", "FusedGemm"): ("transA", "transB"),
     ("com.microsoft", "FusedMatMul"): ("transA", "transB", "transBatchA", "transBatchB"),

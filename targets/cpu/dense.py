@@ -10,12 +10,13 @@ from tvm import relax
 
 from moec.targets.cpu.attention import attend
 from moec.targets.cpu.convolution import lower_convolution
+from moec.targets.cpu.kernels.linear_attention import LINEAR_ATTENTION
 from moec.targets.cpu.kernels.normalization import LAYER_NORM, RMS_NORM
 from moec.targets.cpu.kernels.softmax import SOFTMAX
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.matmul import PackedProducts
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-from moec.targets.tvm.lower import matmul
+from moec.targets.tvm.lower import linear_attention, matmul
 from moec.targets.tvm.lower.attention import lower_attention
 from moec.targets.tvm.lower.rows import RowOps
 
@@ -29,6 +30,7 @@ def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
     return {
         "Attention": convert_attention,
         "Conv": lambda lowering, node: lower_convolution(lowering, node, machine),
+        "LinearAttention": linear_attention.converter(LINEAR_ATTENTION, machine),
         **matmul.converters(PackedProducts(machine)),
         **RowOps(machine, SOFTMAX, RMS_NORM, LAYER_NORM, needs_bias=True).converters(),
     }

@@ -10,12 +10,13 @@ from tvm import relax
 
 from moec.errors import UnsupportedError
 from moec.targets.cuda.attention import attend
+from moec.targets.cuda.kernels.linear_attention import LINEAR_ATTENTION
 from moec.targets.cuda.kernels.normalization import LAYER_NORM, RMS_NORM
 from moec.targets.cuda.kernels.softmax import SOFTMAX
 from moec.targets.cuda.matmul import DenseProducts
 from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-from moec.targets.tvm.lower import matmul
+from moec.targets.tvm.lower import linear_attention, matmul
 from moec.targets.tvm.lower.attention import lower_attention
 from moec.targets.tvm.lower.rows import RowOps
 from moec.targets.tvm.nodes import static_size
@@ -30,6 +31,7 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
     return {
         "Attention": convert_attention,
         "Conv": lower_convolution,
+        "LinearAttention": linear_attention.converter(LINEAR_ATTENTION, architecture),
         **matmul.converters(DenseProducts(architecture)),
         **RowOps(architecture, SOFTMAX, RMS_NORM, LAYER_NORM).converters(),
     }

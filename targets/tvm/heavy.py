@@ -38,6 +38,7 @@ HEAVY_OPERATORS = frozenset(
         "Einsum",
         "Conv",
         "Attention",
+        "LinearAttention",
         "Softmax",
         "LayerNormalization",
         "RMSNormalization",

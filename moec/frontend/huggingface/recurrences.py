@@ -1,10 +1,9 @@
 """Recurrences over a sequence, as modules of transformers have them, written without a loop over its length.
 
-torch.export unrolls loops, so that one over tokens or chunks would hold for a single length. What such a loop does to
-its state is an affine map for each step, and maps are composed in any order: prefixes by doubling (Hillis and Steele,
-"Data parallel algorithms", 1986) take as many rounds as the length has bits. Within a chunk of 64 tokens the delta rule
-is a triangular system (Yang et al., "Parallelizing linear transformers with the delta rule over sequence
-length", 2024).
+torch.export unrolls loops, so that one over tokens would hold for a single length. Linear attention is an operator of
+ONNX (:mod:`moec.frontend.torch_linear_attention`). What another loop does to its state is an affine map for each step,
+and maps are composed in any order: prefixes by doubling (Hillis and Steele, "Data parallel algorithms", 1986) take as
+many rounds as the length has bits.
 
 Functions have the signatures of those of transformers that they stand in for. Those that begin from a state take it as
 what the first step writes.
@@ -13,8 +12,9 @@ what the first step writes.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from moec.frontend.torch_linear_attention import linear_attention
 
 if TYPE_CHECKING:
     import torch
@@ -46,34 +46,13 @@ def gated_delta_rule(
     for each channel, is the logarithm of what the state decays by; ``beta`` [B,T,H]. Returns [B,T,H,V], and the state
     [B,H,K,V] where it is asked for.
     """
-    import torch
-
-    length, repeats = _checked_length(key.shape[1]), value.shape[2] // key.shape[2]
+    repeats = value.shape[2] // key.shape[2]
     if repeats > 1:
         query, key = query.repeat_interleave(repeats, dim=2), key.repeat_interleave(repeats, dim=2)
     if use_qk_l2norm_in_kernel:
         query, key = _normalized(query.float()), _normalized(key.float())
-    decay = g.unsqueeze(-1) if g.dim() == 3 else g
-    query, key, new, decay, beta = (
-        _in_chunks(one, chunk_size) for one in (query, key, value, decay, beta.unsqueeze(-1))
-    )
-    query = query * query.shape[-1] ** -0.5
-    decay = decay.cumsum(dim=3)
-    scaled = key * beta
-
-    place = torch.arange(chunk_size)
-    earlier = place[:, None] > place[None, :]
-    pairs = _pairs(scaled, key, decay, earlier)
-    attention = _pairs(query, key, decay, earlier | (place[:, None] == place[None, :]))
-    solution = _unit_lower_inverse(pairs, place)
-    new, read = solution @ (new * beta), solution @ (scaled * decay.exp())
-
-    last = decay[:, :, :, -1:]
-    written = (key * (last - decay).exp()).transpose(-1, -2)
-    kept = torch.eye(key.shape[-1]) * last.exp().transpose(-1, -2) - written @ read
-    before, after = _states(kept, written @ new, torch.matmul, chunk_size, initial_state)
-    found = (query * decay.exp()) @ before + attention @ (new - read @ before)
-    return _in_sequence(found, length).to(value.dtype), after if output_final_state else None
+    found, after = linear_attention(query, key, value, g, beta, query.shape[-1] ** -0.5, initial_state)
+    return found.to(value.dtype), after if output_final_state else None
 
 
 def selective_scan(
@@ -104,7 +83,7 @@ def selective_scan(
     decays = (A[None, :, None, :] * dt[..., None]).exp()
     written = dt[..., None] * B.transpose(1, 2)[:, None] * hidden_states[..., None]
     initial = _state_before.get()
-    states = _prefixes(decays, _from(initial, decays, written, torch.mul), torch.mul, 1)
+    states = _prefixes(decays, _from(initial, decays, written))
     found = (states * C.transpose(1, 2)[:, None]).sum(-1)
     if D is not None:
         found = found + hidden_states * D[:, None]
@@ -151,8 +130,8 @@ def chunk_scan(
     dt = dt.clamp(*dt_limit).float().unsqueeze(-1)
     key, query = (part.repeat_interleave(heads // part.shape[2], dim=2) for part in (B, C))
     initial = None if initial_states is None else initial_states.transpose(-1, -2)
-    parts = (query, key, hidden_states.float() * dt, A.float()[:, None] * dt)
-    found, after = _decaying(*parts, chunk_size, initial)
+    decay = (A.float()[:, None] * dt).squeeze(-1)
+    found, after = linear_attention(query, key, hidden_states.float() * dt, decay, None, 1.0, initial)
     found = found if D is None else found + hidden_states.float() * D[:, None]
     return (found, after.transpose(-1, -2)) if return_final_states else found
 
@@ -177,10 +156,10 @@ def lightning_attention(
         made = made * attention_mask[:, :, None].to(made.dtype)
     made = made.reshape(batch, length, self.num_attention_heads, 3 * self.head_dim)
     query, key, value = made.split(self.head_dim, dim=3)
-    decay = -self.slope_rate[:, :, 0] * torch.ones_like(query[..., :1])
+    decay = -self.slope_rate[:, 0, 0] * torch.ones_like(query[..., 0])
     # Nothing is in the cache before the first token.
     initial = None if cache is None or self.layer_idx >= len(cache) else cache.get_linear_cache(self.layer_idx)
-    found, after = _decaying(query, key, value, decay, self.block_size, initial)
+    found, after = linear_attention(query, key, value, decay, None, 1.0, initial)
     if cache is not None:
         cache.set_linear_cache(self.layer_idx, after)
     joined = found.reshape(batch, length, self.num_attention_heads * self.head_dim)
@@ -233,29 +212,6 @@ def tokens_before(self: Any, token_ids: torch.Tensor, shift: int) -> torch.Tenso
     return torch.where(is_known, found, self.eos_token_id)
 
 
-def _decaying(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay: torch.Tensor,
-    chunk_size: int,
-    initial: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Linear attention whose state decays: ``query`` and ``key`` [B,T,H,n], ``value`` [B,T,H,P], the logarithm of the
-    ``decay`` [B,T,H,1], ``initial`` [B,H,n,P]. Returns [B,T,H,P] and the state after it."""
-    import torch
-
-    length = _checked_length(query.shape[1])
-    query, key, value, decay = (_in_chunks(part, chunk_size) for part in (query, key, value, decay))
-    decay = decay.cumsum(dim=3)
-    place = torch.arange(chunk_size)
-    attention = _pairs(query, key, decay, place[:, None] >= place[None, :])
-    last = decay[:, :, :, -1:]
-    written = (key * (last - decay).exp()).transpose(-1, -2) @ value
-    before, after = _states(last.exp(), written, torch.mul, chunk_size, initial)
-    return _in_sequence((query * decay.exp()) @ before + attention @ value, length), after
-
-
 def _checked_length(length: int) -> int:
     import torch
 
@@ -267,80 +223,13 @@ def _normalized(rows: torch.Tensor) -> torch.Tensor:
     return rows * ((rows * rows).sum(dim=-1, keepdim=True) + 1e-6).rsqrt()
 
 
-def _in_chunks(sequence: torch.Tensor, size: int) -> torch.Tensor:
-    """[B,T,H,n] as [B,H,chunks,size,n] in float32, with zeros behind the end: those of one chunk more than there have
-    to be, for PyTorch tells a size of 1 from others."""
-    import torch
-
-    batch, length, heads, width = sequence.shape
-    chunks = (length + size - 1) // size + 1
-    place = torch.arange(chunks * size)
-    padded = sequence.float().transpose(1, 2).index_select(2, place.clamp(max=length - 1))
-    padded = torch.where((place < length)[:, None], padded, 0.0)
-    return padded.reshape(batch, heads, chunks, size, width)
-
-
-def _in_sequence(chunks: torch.Tensor, length: int) -> torch.Tensor:
-    """[B,H,chunks,size,n] as [B,T,H,n]."""
-    import torch
-
-    return chunks.flatten(2, 3).index_select(2, torch.arange(length)).transpose(1, 2)
-
-
-def _pairs(left: torch.Tensor, right: torch.Tensor, decay: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Products [...,C,C] of rows i of ``left`` and j of ``right`` [...,C,K], decayed from j to i, where ``seen``. What
-    is not seen is left out before exp, which could overflow there."""
-    import torch
-
-    between = decay.unsqueeze(-2) - decay.unsqueeze(-3)
-    factors = torch.where(seen[..., None], between, float("-inf")).exp()
-    if decay.shape[-1] == 1:
-        return (left @ right.transpose(-1, -2)) * factors.squeeze(-1)
-    return (left.unsqueeze(-2) * right.unsqueeze(-3) * factors).sum(-1)
-
-
-def _unit_lower_inverse(lower: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """The inverse of one plus the strictly lower triangular ``lower`` [...,C,C]: that of blocks twice as large from
-    that of blocks [[a,0],[b,c]], whose lower left is -c^-1 b a^-1. As stable as substitution, in log C rounds."""
-    import torch
-
-    inverse = torch.eye(lower.shape[-1]).expand_as(lower)
-    size = 1
-    while size < lower.shape[-1]:
-        block = place // size
-        joined = (block[:, None] == block[None, :] + 1) & (block[:, None] % 2 == 1)
-        inverse = inverse - inverse @ torch.where(joined, lower, 0.0) @ inverse
-        size *= 2
-    return inverse
-
-
-def _states(
-    kept: torch.Tensor,
-    written: torch.Tensor,
-    times: Callable[[Any, Any], Any],
-    chunk: int,
-    initial: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state that every chunk (axis 2) starts from, where each makes ``kept`` times the state plus ``written``, and
-    the one after the last, which those behind the end of the sequence leave as it is."""
-    import torch
-
-    after = _prefixes(kept, _from(initial, kept, written, times), times, chunk)
-    before = _earlier(after, 1)
-    if initial is not None:
-        before = torch.where(_is_first(before), initial.unsqueeze(2), before)
-    return before, after[:, :, -1]
-
-
-def _from(
-    initial: torch.Tensor | None, kept: torch.Tensor, written: torch.Tensor, times: Callable[[Any, Any], Any]
-) -> torch.Tensor:
+def _from(initial: torch.Tensor | None, kept: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
     """What steps write, where the first also keeps what it can of the state before it."""
     import torch
 
     if initial is None:
         return written
-    first = times(kept[:, :, :1], initial.float().unsqueeze(2)) + written[:, :, :1]
+    first = kept[:, :, :1] * initial.float().unsqueeze(2) + written[:, :, :1]
     return torch.where(_is_first(written), first, written)
 
 
@@ -351,13 +240,13 @@ def _is_first(steps: torch.Tensor) -> torch.Tensor:
     return (torch.arange(steps.shape[2]) == 0).reshape(-1, *(1,) * (steps.dim() - 3))
 
 
-def _prefixes(kept: torch.Tensor, written: torch.Tensor, times: Callable[[Any, Any], Any], tokens: int) -> torch.Tensor:
-    """The states after each step (axis 2), from zero on. A step is of that many ``tokens``; those that begin later than
-    the longest sequence ends mean nothing."""
+def _prefixes(kept: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """The states after each step (axis 2), from zero on; those that begin later than the longest sequence ends mean
+    nothing."""
     by = 1
-    while by * tokens < _LONGEST:
-        written = times(kept, _earlier(written, by)) + written
-        kept = times(kept, _earlier(kept, by))  # zero where nothing is that early: the state there is zero, too
+    while by < _LONGEST:
+        written = kept * _earlier(written, by) + written
+        kept = kept * _earlier(kept, by)  # zero where nothing is that early: the state there is zero, too
         by *= 2
     return written
 

@@ -31,6 +31,9 @@ GRAPHS = {
     "masked_attention": f"(float[2,T,32] q, float[2,T,16] k, float[2,T,24] v, float[T,T] m) => (float[2,T,48] y) "
     f"{{ y = Attention <{ATTENTION}> (q, k, v, m) }}",
     "topk": "(float[T,9] x, int64[1] k) => (float[T,K] y, int64[T,K] i) { y, i = TopK (x, k) }",
+    "linear_attention": "(float[B,T,16] q, float[B,T,8] k, float[B,T,10] v, float[B,2,4,5] s, float[B,T,2] g, "
+    "float[B,T,1] b) => (float[B,T,20] y, float[B,2,4,5] n) { a = Abs (g) d = Neg (a) "
+    "y, n = LinearAttention <q_num_heads = 4, kv_num_heads = 2> (q, k, v, s, d, b) }",
     "running_sum": "(float[T,5] x) => (float[T,5] y) { a = Constant <value = int64 {0}> () y = CumSum (x, a) }",
 }
 

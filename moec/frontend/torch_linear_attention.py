@@ -1,0 +1,103 @@
+"""Linear attention, a recurrence over tokens, as one operator of PyTorch that ``torch.export`` keeps: a loop would hold
+for a single length. It is exported as onnxruntime's LinearAttention; PyTorch's exporter knows no opset that has it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import onnx
+
+if TYPE_CHECKING:
+    import torch
+
+_DOMAIN, _NAME = "com.microsoft", "LinearAttention"
+Rule = Literal["gated", "gated_delta"]
+
+
+def linear_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    decay: torch.Tensor,
+    beta: torch.Tensor | None,
+    scale: float,
+    initial: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``query`` and ``key`` [B,T,H,K], ``value`` [B,T,H,V]; the logarithm of the ``decay`` [B,T,H], or [B,T,H,K] with
+    one for each channel; ``beta`` [B,T,H] for the delta rule; ``initial`` [B,H,K,V], zeros by default. Returns
+    [B,T,H,V] and the state after it, in float32. Step by step:
+
+    ``S = exp(decay) S + k (beta (v - S^T k))^T``, where the delta rule reads a state that has decayed, or else
+    ``S = exp(decay) S + k v^T``; the result is ``scale S^T q``.
+    """
+    batch, _, heads, size = key.shape
+    if initial is None:
+        initial = value.new_zeros((batch, heads, size, value.shape[-1]))
+    rows = [one.float().flatten(2) for one in (query, key, value)]
+    gates = [decay.float().flatten(2), decay.new_zeros(1) if beta is None else beta.float()]
+    rule: Rule = "gated" if beta is None else "gated_delta"
+    found, after = _operator()(*rows, initial.float(), *gates, heads, rule, scale)
+    return found.unflatten(2, (heads, value.shape[-1])), after
+
+
+@functools.cache
+def _operator() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    import torch
+
+    def compute(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        state: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+        heads: int,
+        rule: str,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        query, key, value, decay = (one.unflatten(2, (heads, -1)) for one in (query, key, value, decay))
+        found, state = torch.empty_like(value), state.clone()
+        for token in range(key.shape[1]):
+            state *= decay[:, token, ..., None].exp()
+            new, of_key = value[:, token], key[:, token, ..., None]
+            if rule == "gated_delta":
+                new = (new - (state * of_key).sum(-2)) * beta[:, token, :, None]
+            state += of_key * new[..., None, :]
+            found[:, token] = (state * query[:, token, ..., None]).sum(-2) * scale
+        return found.flatten(2), state
+
+    tensors = ", ".join(f"Tensor {name}" for name in ("query", "key", "value", "state", "decay", "beta"))
+    schema = f"({tensors}, int heads, str rule, float scale) -> (Tensor, Tensor)"
+    made = torch.library.custom_op("moec::linear_attention", compute, mutates_args=(), schema=schema)
+    made.register_fake(lambda query, key, value, state, *_: (torch.empty_like(value), torch.empty_like(state)))
+    return made
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """What ``torch.onnx.export`` makes of the operator, as its ``custom_translation_table``."""
+    import torch
+    from onnxscript import values
+
+    _operator()
+    standard = onnx.defs.get_schema(_NAME, 27)
+    constraints = [(one.type_param_str, one.allowed_type_strs, "") for one in standard.type_constraints]
+    schema = onnx.defs.OpSchema(
+        _NAME,
+        _DOMAIN,
+        1,
+        inputs=standard.inputs,
+        outputs=standard.outputs,
+        type_constraints=constraints,
+        attributes=list(standard.attributes.values()),
+    )
+    operator = values.Op(values.Opset(_DOMAIN, 1), _NAME, schema)
+
+    def translate(*operands: Any) -> Any:
+        *tensors, beta, heads, rule, scale = operands
+        given = tensors if rule == "gated" else [*tensors, beta]
+        return operator(*given, kv_num_heads=heads, q_num_heads=heads, update_rule=rule, scale=scale)
+
+    return {torch.ops.moec.linear_attention.default: translate}

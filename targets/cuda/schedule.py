@@ -1,8 +1,8 @@
 """Threads for the kernels that do not come finished from the CUDA target.
 
-Generic kernels get TVM's own schedules for GPUs (dlight). Kernels that run in a fixed order get one thread, or, where
-their outermost loop is parallel, one thread for each of its turns: they are rare and small, and what counts is that the
-data stays on the device.
+Generic kernels get TVM's own schedules for GPUs (dlight). Kernels that run in a fixed order get a thread for each turn
+of their outermost loop where that is parallel. Others, which count and list what is not zero, get one thread: they are
+rare and small, and what counts is that the data stays on the device.
 """
 
 from __future__ import annotations

@@ -17,12 +17,16 @@ _DEFAULT = "sm_80"
 
 
 def converters(architecture: str) -> Mapping[str, HeavyConverter]:
-    """All heavy operators on a GPU: the dense ones and those of the moec dialect."""
-    from moec.targets.cuda import dense
+    """The operators that a GPU computes in a way of its own: all heavy ones, and those that write at places."""
+    from moec.targets.cuda import dense, scatter
     from moec.targets.cuda.moe import CudaExpertOps
     from moec.targets.tvm.lower import experts
 
-    return {**dense.converters(architecture), **experts.converters(CudaExpertOps(), architecture)}
+    return {
+        **dense.converters(architecture),
+        **experts.converters(CudaExpertOps(), architecture),
+        **scatter.CONVERTERS,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

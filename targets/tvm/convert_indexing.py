@@ -6,7 +6,8 @@ outside the tensor (reads are clamped, writes are skipped).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,20 +172,23 @@ def in_range(index: tirx.Expr, size: Any) -> tirx.Expr:
     return tirx.And(index >= 0, index < size)
 
 
-def _scatter(
-    lowering: Lowering, data: ir.Value, rows: relax.Expr, updates: relax.Expr, inner: Any, reduction: str
+Scatter = Callable[[Lowering, relax.Expr, relax.Expr, relax.Expr, str], relax.Var]
+"""How a target changes rows of data [P, inner] by updates [N, inner]: ``(lowering, data, rows, updates, reduction)``.
+``rows`` int64 [before, along, behind], N in all, are those that the updates change one after the other, -1 for none;
+only those of equal places before and behind are of the same rows."""
+
+
+def _scatter_in_order(
+    lowering: Lowering, data: relax.Expr, rows: relax.Expr, updates: relax.Expr, reduction: str
 ) -> relax.Var:
-    """Scatter into ``data`` seen as [P, inner]; rows [N] int64, -1 where nothing is written."""
-    sizes = lowering.dimensions(data)
-    dtype = lowering.dtype(data)
-    flat = [lowering.sizes.quotient(sizes, [inner]) if inner != 1 else lowering.sizes.product(sizes), inner]
-    source = lowering.reshape(lowering.tensor(data), flat)
+    """In one loop over the updates."""
+    dtype = str(data.ty.dtype)
+    flat = lowering.reshape(rows, [updates.ty.shape[0]])
     kernel = serial_kernels.scatter_rows(dtype, reduction)
-    (result,) = _call_serial(lowering, kernel, [source, rows, updates], [(flat, dtype)], "scatter")
-    return lowering.reshape(result, sizes)
+    return _call_serial(lowering, kernel, [data, flat, updates], [(list(data.ty.shape), dtype)], "scatter")[0]
 
 
-def _convert_scatter_nd(lowering: Lowering, node: ir.Node) -> Any:
+def _convert_scatter_nd(scatter: Scatter, lowering: Lowering, node: ir.Node) -> Any:
     data, indices, updates = (required_input(node, position) for position in range(3))
     sizes = lowering.dimensions(data)
     *outer, depth = lowering.dimensions(indices)
@@ -210,27 +214,13 @@ def _convert_scatter_nd(lowering: Lowering, node: ir.Node) -> Any:
 
     (row_of,) = lowering.compute(rows, [index], "scatter_rows")
     changed = lowering.reshape(lowering.checked(lowering.tensor(updates), needed), [count, inner])
-    return _scatter_parts(lowering, data, row_of, changed, sizes[:depth], inner, attribute(node, "reduction", "none"))
+    flat = lowering.reshape(lowering.tensor(data), [lowering.sizes.product(sizes[:depth]), inner])
+    along = lowering.reshape(row_of, [1, count, 1])
+    result = scatter(lowering, flat, along, changed, attribute(node, "reduction", "none"))
+    return lowering.reshape(result, sizes)
 
 
-def _scatter_parts(
-    lowering: Lowering,
-    data: ir.Value,
-    rows: relax.Expr,
-    updates: relax.Expr,
-    outer: Sequence[Any],
-    inner: Any,
-    reduction: str,
-) -> relax.Var:
-    dtype = lowering.dtype(data)
-    flat = [lowering.sizes.product(outer), inner]
-    source = lowering.reshape(lowering.tensor(data), flat)
-    kernel = serial_kernels.scatter_rows(dtype, reduction)
-    (result,) = _call_serial(lowering, kernel, [source, rows, updates], [(flat, dtype)], "scatter")
-    return lowering.reshape(result, lowering.dimensions(data))
-
-
-def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
+def _convert_scatter_elements(scatter: Scatter, lowering: Lowering, node: ir.Node) -> Any:
     data, indices, updates = (required_input(node, position) for position in range(3))
     sizes = lowering.dimensions(data)
     axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
@@ -250,9 +240,20 @@ def _convert_scatter_elements(lowering: Lowering, node: ir.Node) -> Any:
         return te.compute(index.shape, element, name="scatter_rows")
 
     (row_of,) = lowering.compute(rows, [lowering.tensor(indices)], "scatter_rows")
-    flat_rows = lowering.reshape(row_of, [count])
+    product = lowering.sizes.product
+    along = lowering.reshape(row_of, [product(where[:axis]), where[axis], product(where[axis + 1 :])])
     changed = lowering.reshape(lowering.checked(lowering.tensor(updates), needed), [count, 1])
-    return _scatter_parts(lowering, data, flat_rows, changed, sizes, 1, attribute(node, "reduction", "none"))
+    flat = lowering.reshape(lowering.tensor(data), [product(sizes), 1])
+    result = scatter(lowering, flat, along, changed, attribute(node, "reduction", "none"))
+    return lowering.reshape(result, sizes)
+
+
+def scatter_converters(scatter: Scatter) -> dict[str, Converter]:
+    """The converters of operators that write at computed positions."""
+    return {
+        "ScatterND": functools.partial(_convert_scatter_nd, scatter),
+        "ScatterElements": functools.partial(_convert_scatter_elements, scatter),
+    }
 
 
 def _convert_cumulative(lowering: Lowering, node: ir.Node) -> Any:
@@ -371,8 +372,7 @@ CONVERTERS: dict[str, Converter] = {
     "Gather": _convert_gather,
     "GatherElements": _convert_gather_elements,
     "GatherND": _convert_gather_nd,
-    "ScatterND": _convert_scatter_nd,
-    "ScatterElements": _convert_scatter_elements,
+    **scatter_converters(_scatter_in_order),
     "CumProd": _convert_cumulative,
     "CumSum": _convert_cumulative,
     "TopK": _convert_top_k,

@@ -237,11 +237,7 @@ class FunctionBuilder:
         numbers: Sequence[Any] = (),
     ) -> list[relax.Var]:
         symbol = self._add_recorded_kernel(kernel, record)
-        given = [*numbers, *(self.emit(argument) for argument in arguments), *outputs]
-        positions = list(range(len(given) - len(outputs), len(given)))
-        types = [output.ty for output in outputs]
-        result = self.emit(relax.op.call_tir_inplace(symbol, given, positions, types), record.name)
-        return self._results(result, len(outputs), record.name)
+        return self._call_on(symbol, [*numbers, *map(self.emit, arguments)], outputs, record.name)
 
     def _add_recorded_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> tvm.ir.GlobalVar:
         symbol = self._add_finished_kernel(kernel, record.name)
@@ -267,6 +263,13 @@ class FunctionBuilder:
         symbol = self._add_finished_kernel(kernel, name)
         return self._call(symbol, [self.emit(argument) for argument in arguments], output_types, name)
 
+    def call_serial_on(
+        self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr], outputs: Sequence[relax.Var], name: str
+    ) -> list[relax.Var]:
+        """To :meth:`call_serial` what :meth:`call_kernel_on` is to :meth:`call_kernel`."""
+        symbol = self._add_finished_kernel(kernel, name)
+        return self._call_on(symbol, [self.emit(argument) for argument in arguments], outputs, name)
+
     def _add_finished_kernel(self, kernel: tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         kernel = kernel.without_attr("global_symbol").with_attrs({"tirx.is_scheduled": True, "op_pattern": OPAQUE})
         return self._builder.add_func(kernel, identifier(name))
@@ -282,6 +285,16 @@ class FunctionBuilder:
         types = list(output_types)
         result = self.emit(relax.call_tir(symbol, list(arguments), types if len(types) > 1 else types[0]), name)
         return self._results(result, len(types), name)
+
+    def _call_on(
+        self, symbol: tvm.ir.GlobalVar, arguments: Sequence[Any], outputs: Sequence[relax.Var], name: str
+    ) -> list[relax.Var]:
+        """Emit ``symbol(*arguments, *outputs)``; the results are the memory of the outputs."""
+        given = [*arguments, *outputs]
+        positions = list(range(len(arguments), len(given)))
+        types = [output.ty for output in outputs]
+        result = self.emit(relax.op.call_tir_inplace(symbol, given, positions, types), name)
+        return self._results(result, len(outputs), name)
 
     def _results(self, result: relax.Var, count: int, name: str) -> list[relax.Var]:
         """The tensors that a kernel computed: ``result`` is the only one, or a tuple of them."""

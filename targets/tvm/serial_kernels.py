@@ -1,10 +1,12 @@
-"""Kernels whose result at one place depends on other places in order: they run in a fixed order, in one thread.
+"""Kernels whose result at one place depends on other places in order: they run in a fixed order, in one thread, or in
+one for each row.
 
 Everything is brought to two or three dims before, so that one kernel serves every rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -13,18 +15,23 @@ from tvm.script import tirx as T
 from moec.targets.tvm.comparisons import maximum, minimum
 
 
-def scatter_rows(dtype: str, reduction: str) -> tirx.PrimFunc:
-    """``result = data``; then in order of n: ``result[rows[n]] = combine(result[rows[n]], updates[n])``.
-
-    data, result [P, inner]; rows int64 [N], a row of -1 is skipped; updates [N, inner].
-    """
-    combine = {
+def combination(reduction: str) -> Callable[[Any, Any], Any]:
+    """What a scatter with that reduction makes of an element and an update."""
+    return {
         "none": lambda old, new: new,
         "add": lambda old, new: old + new,
         "mul": lambda old, new: old * new,
         "max": maximum,
         "min": minimum,
     }[reduction]
+
+
+def scatter_rows(dtype: str, reduction: str) -> tirx.PrimFunc:
+    """``result = data``; then in order of n: ``result[rows[n]] = combine(result[rows[n]], updates[n])``.
+
+    data, result [P, inner]; rows int64 [N], a row of -1 is skipped; updates [N, inner].
+    """
+    combine = combination(reduction)
 
     @T.prim_func(private=True, s_tir=True)
     def kernel(data: T.handle, rows: T.handle, updates: T.handle, result: T.handle):
@@ -68,14 +75,15 @@ def cumulative(dtype: str, product: bool, exclusive: bool, reverse: bool) -> tir
         inner = T.int64()
         Source = T.match_buffer(source, (outer, N, inner), dtype)
         Result = T.match_buffer(result, (outer, N, inner), dtype)
-        for o in T.serial(outer):
-            for i in T.serial(inner):
-                total = T.alloc_buffer((2,), dtype, scope="local")
-                total[0] = first
-                for n in T.serial(N):
-                    total[1] = combined(total[0], Source[o, position(n, N), i])
-                    Result[o, position(n, N), i] = stored(total[0], total[1])
-                    total[0] = total[1]
+        for row in T.parallel(outer * inner):
+            o: T.let = row // inner
+            i: T.let = row % inner
+            total = T.alloc_buffer((2,), dtype, scope="local")
+            total[0] = first
+            for n in T.serial(N):
+                total[1] = combined(total[0], Source[o, position(n, N), i])
+                Result[o, position(n, N), i] = stored(total[0], total[1])
+                total[0] = total[1]
 
     return kernel
 

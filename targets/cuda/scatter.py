@@ -1,0 +1,119 @@
+"""ScatterND and ScatterElements on a GPU: every number of the result looks up who writes to it, in their order.
+
+One thread that takes an update after the other would need no search, but a GPU is slow at one thread. Three kernels, a
+thread for each number of what they write:
+
+1. ``fill``: ``first[p] = -1``.
+2. ``link``: an update looks at all others that may write to its row: it becomes ``first`` of the row where none is
+   before it, and notes the ``next`` one behind it. Nobody else writes there.
+3. ``follow``: a number of the result is that of the data, changed by its updates, from the first to the last.
+
+Results are those of the order, whatever threads do when. There is no atomic operation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.script import tirx as T
+
+from moec.targets.tvm.convert_indexing import scatter_converters
+from moec.targets.tvm.lowering import Lowering
+from moec.targets.tvm.serial_kernels import combination
+
+_NOBODY = -1
+
+
+def fill() -> tirx.PrimFunc:
+    """``first`` int64 [P] becomes -1; ``next`` int64 [outer, N, inner] is left as it is."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def kernel(first: T.handle, following: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        P = T.int64()
+        outer = T.int64()
+        N = T.int64()
+        inner = T.int64()
+        First = T.match_buffer(first, (P,), "int64")
+        _next = T.match_buffer(following, (outer, N, inner), "int64")
+        for p in T.parallel(P):
+            First[p] = T.int64(_NOBODY)
+
+    return kernel
+
+
+def link() -> tirx.PrimFunc:
+    """``rows`` int64 [outer, N, inner] are those of updates, -1 of those that write nowhere; only updates with the same
+    place in the other axes may have the same row. ``next`` is alike; of ``first`` [P] rows are written that have an
+    update."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def kernel(rows: T.handle, first: T.handle, following: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        outer = T.int64()
+        N = T.int64()
+        inner = T.int64()
+        P = T.int64()
+        Rows = T.match_buffer(rows, (outer, N, inner), "int64")
+        First = T.match_buffer(first, (P,), "int64")
+        Next = T.match_buffer(following, (outer, N, inner), "int64")
+        for update in T.parallel(outer * N * inner):
+            o: T.let = update // (N * inner)
+            n: T.let = update // inner % N
+            i: T.let = update % inner
+            found = T.alloc_buffer((2,), "int64", scope="local")  # the last before it and the first behind it
+            found[0] = T.int64(_NOBODY)
+            found[1] = N
+            for other in T.serial(N):
+                if Rows[o, other, i] == Rows[o, n, i]:
+                    found[0] = T.Select(other < n, other, found[0])
+                    found[1] = T.Select(other > n, T.min(found[1], other), found[1])
+            Next[o, n, i] = T.Select(found[1] < N, (o * N + found[1]) * inner + i, T.int64(_NOBODY))
+            if found[0] < T.int64(0) and Rows[o, n, i] >= T.int64(0):
+                First[Rows[o, n, i]] = update
+
+    return kernel
+
+
+def follow(dtype: str, reduction: str) -> tirx.PrimFunc:
+    """``result[p, i] = data[p, i]`` combined with ``updates[n, i]``, n being ``first[p]``, its ``next`` and so on."""
+    combine = combination(reduction)
+
+    @T.prim_func(private=True, s_tir=True)
+    def kernel(data: T.handle, first: T.handle, following: T.handle, updates: T.handle, result: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        P = T.int64()
+        N = T.int64()
+        inner = T.int64()
+        Data = T.match_buffer(data, (P, inner), dtype)
+        First = T.match_buffer(first, (P,), "int64")
+        Next = T.match_buffer(following, (N,), "int64")
+        Updates = T.match_buffer(updates, (N, inner), dtype)
+        Result = T.match_buffer(result, (P, inner), dtype)
+        for place in T.parallel(P * inner):
+            p: T.let = place // inner
+            i: T.let = place % inner
+            value = T.alloc_buffer((1,), dtype, scope="local")
+            update = T.alloc_buffer((1,), "int64", scope="local")
+            value[0] = Data[p, i]
+            update[0] = First[p]
+            while update[0] >= T.int64(0):
+                value[0] = combine(value[0], Updates[update[0], i])
+                update[0] = Next[update[0]]
+            Result[p, i] = value[0]
+
+    return kernel
+
+
+def scatter(lowering: Lowering, data: relax.Expr, rows: relax.Expr, updates: relax.Expr, reduction: str) -> relax.Var:
+    """The data after all updates; see :data:`~moec.targets.tvm.convert_indexing.Scatter`."""
+    types = [relax.TensorType(shape, "int64") for shape in ([data.ty.shape[0]], list(rows.ty.shape))]
+    nobody = lowering.call_serial(fill(), [], types, "scatter_fill")
+    first, following = lowering.call_serial_on(link(), [rows], nobody, "scatter_link")
+    following = lowering.reshape(following, [updates.ty.shape[0]])
+    changed = follow(str(data.ty.dtype), reduction)
+    return lowering.call_serial(changed, [data, first, following, updates], [data.ty], "scatter")[0]
+
+
+CONVERTERS: dict[str, Any] = scatter_converters(scatter)  # they ask more of a lowering than heavy operators do

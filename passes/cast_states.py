@@ -1,29 +1,36 @@
-"""Caches of keys and values in 16-bit floats."""
+"""Caches of keys and values in 16-bit floats, or in int8."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from moec.ir.dialect import make_node
 from moec.ir.states import ATTENTION_CACHES, states_of
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name, is_op
 
+_FLOAT = ir.DataType.FLOAT
 _TYPES = {"bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
 
 
 @dataclasses.dataclass(frozen=True)
 class CastStates:
-    """Rounds what runs add to states, so that programs which hold them store half the bytes.
+    """Rounds what runs add to states, so that programs which hold them store half the bytes, or a quarter.
 
     Needs the marks of hold-cache.
 
     1. What an output puts behind an input (by Concat, or as keys and values of Attention) is rounded to ``dtype`` and
        made float32 again: to within 1/2048 (fp16) or 1/256 (bf16) of itself, beyond 65,504 (fp16) to infinity. The
        input is rounded likewise, which changes nothing of what was rounded before.
-    2. States that each run replaces, and those that are no float32, stay as they are, with a note.
+    2. ``int8``: each row of the last axis, such as the key of a token in a head, becomes whole numbers times a scale of
+       its own (``moec.RoundRows``): to within 1/253 of the row's largest number.
+    3. States that each run replaces, and those that are no float32, stay as they are, with a note; for ``int8`` also
+       those that grow along another axis than the last but one, those whose last axis has no fixed size, and keys and
+       values that Attention gets with heads side by side.
 
     ::
 
@@ -43,7 +50,7 @@ class CastStates:
     name: ClassVar[str] = "cast-states"
     exactness: ClassVar[Exactness] = "lossy"
 
-    dtype: Literal["bf16", "fp16"]
+    dtype: Literal["bf16", "fp16", "int8"]
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         states = states_of(model)
@@ -59,8 +66,11 @@ class CastStates:
         elif axis is not None and is_op(node, "Attention"):
             positions = ATTENTION_CACHES.get(output.index() or 0)
         given = [node.inputs[position] for position in positions] if node is not None and positions else []
-        if node is None or positions is None or any(one is None or one.dtype != ir.DataType.FLOAT for one in given):
+        if node is None or positions is None or any(one is None or one.dtype != _FLOAT for one in given):
             report.note(self.name, str(output.name), "not cast: expected float32 that is put behind what was there")
+            return False
+        if self.dtype == "int8" and not _have_rows(given, output, axis):
+            report.note(self.name, str(output.name), "not cast: expected rows of a fixed size, each written at once")
             return False
         for position, value in zip(positions, given, strict=True):
             assert value is not None
@@ -69,12 +79,29 @@ class CastStates:
 
     def _rounded(self, graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
         """The value to the type and back, computed before a node."""
-        narrow, name = _TYPES[self.dtype], value.name
-        result = value
-        for dtype, label in ((narrow, narrow.name.lower()), (ir.DataType.FLOAT, "rounded")):
-            cast = ir.node("Cast", [result], attributes={"to": dtype})
-            (result,) = cast.outputs
-            result.name = fresh_name(graph, f"{name}_{label}")
-            result.shape, result.dtype = value.shape, dtype
-            graph.insert_before(before, cast)
-        return result
+        if self.dtype == "int8":
+            return _inserted(graph, before, make_node("RoundRows", {"x": value}), value, "rounded")
+        narrow = _TYPES[self.dtype]
+        cast = ir.node("Cast", [value], attributes={"to": narrow})
+        short = _inserted(graph, before, cast, value, narrow.name.lower(), narrow)
+        return _inserted(graph, before, ir.node("Cast", [short], attributes={"to": _FLOAT}), value, "rounded")
+
+
+def _inserted(
+    graph: ir.Graph, before: ir.Node, node: ir.Node, like: ir.Value, label: str, dtype: ir.DataType = _FLOAT
+) -> ir.Value:
+    """What a node makes of ``like`` before another node."""
+    (result,) = node.outputs
+    result.name, result.shape, result.dtype = fresh_name(graph, f"{like.name}_{label}"), like.shape, dtype
+    graph.insert_before(before, node)
+    return result
+
+
+def _have_rows(given: Sequence[ir.Value | None], output: ir.Value, axis: int | None) -> bool:
+    """Whether what is there and what is new are matrices of the same rows, of which there become more."""
+    shapes = [value.shape for value in (*given, output) if value is not None and value.shape is not None]
+    if len(shapes) <= len(given) or axis != len(shapes[0]) - 2:
+        return False
+    return len({len(shape) for shape in shapes}) == 1 and all(
+        isinstance(shape[-1], int) and shape[-1] == shapes[0][-1] for shape in shapes
+    )

@@ -38,17 +38,41 @@ class State:
         return f"{self.input} <- {self.output}, {how}"
 
 
+ROW_SCALE_BYTES = 2
+"""What a row of int8 takes beside its numbers: the bfloat16 that they are multiplied with."""
+
+
 @dataclasses.dataclass(frozen=True)
 class HeldState:
     """A state that a program holds in place: what it takes for ``input`` is pages (:mod:`moec.targets.tvm.held_states`)
     of elements of ``dtype``, of which it uses as many numbers along ``axis`` as the input has, and behind which it
-    writes ``growth`` more, an expression of the inputs' sizes; together they are ``output``."""
+    writes ``growth`` more, an expression of the inputs' sizes; together they are ``output``.
+
+    ``store``, ``restore``: the program's kernels (start, state, pages) and (pages, state) for runs that are given the
+    state and return it; empty where elements are stored as they are."""
 
     input: str
     output: str
     axis: int
     dtype: str
     growth: str
+    store: str = ""
+    restore: str = ""
+
+    def stored(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape in which a page of a state of this shape is stored: of int8 [*before, rows, row], the rows lie side
+        by side, and behind them their scales."""
+        if self.dtype != "int8":
+            return tuple(shape)
+        *before, rows, row = shape
+        return (*before, rows * (row + ROW_SCALE_BYTES))
+
+    def shape(self, stored: Sequence[int], row: int | str) -> tuple[int, ...]:
+        """The shape of a state of which a page is stored in this one; ``row``: the size of its last axis."""
+        if self.dtype != "int8":
+            return tuple(stored)
+        assert isinstance(row, int), "rows of int8 have a fixed size"
+        return (*stored[:-1], stored[-1] // (row + ROW_SCALE_BYTES), row)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moec.common.roofline import FLOAT32
+from moec.common.specs import ROW_SCALE_BYTES
 from moec.errors import ArtifactError
 
 
@@ -117,12 +118,18 @@ class AttentionWork:
     def of(self, arguments: Sequence[Argument]) -> Work:
         query, key, value = (argument.array for argument in arguments[:3])
         batch, heads, queries, head_size = query.shape
-        keys, value_size = key.shape[-2] * (key.shape[0] if self.paged else 1), value.shape[-1]
+        keys, value_size = self._keys(key, head_size), arguments[-1].array.shape[-1]
         used = arguments[-2].array.astype(np.int64).reshape(-1) if self.has_lengths else np.full(batch, keys)
         seen = sum(self._keys_seen(queries, keys, int(length)) for length in used)
         unused = 1 - used.mean() / keys if keys else 0.0
         moved = _bytes(arguments) - int(unused * (key.nbytes + value.nbytes))
         return Work(2 * heads * seen * (head_size + value_size), moved, str(query.dtype))
+
+    def _keys(self, key: np.ndarray, size: int) -> int:
+        """How many keys there is memory for."""
+        if self.paged and key.ndim == 4:  # int8: [pages, batch, heads, bytes of a page]
+            return key.shape[0] * (key.shape[3] // (size + ROW_SCALE_BYTES))
+        return key.shape[-2] * (key.shape[0] if self.paged else 1)
 
     def _keys_seen(self, queries: int, keys: int, used: int) -> int:
         """Pairs of a query and a key that it sees."""

@@ -223,7 +223,7 @@ _PLAIN = (
     "InstanceNormalization LayerNormalization LinearAttention Log LogSoftmax LpNormalization LpPool MatMul "
     "MatMulNBits Mean Mish Mul MultiHeadAttention Neg Pad Pow QuickGelu RMSNormalization Range Reciprocal "
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape "
-    "RotaryEmbedding Shape Sigmoid SimplifiedLayerNormalization Sin Sinh Size SkipLayerNormalization "
+    "RotaryEmbedding RoundRows Shape Sigmoid SimplifiedLayerNormalization Sin Sinh Size SkipLayerNormalization "
     "SkipSimplifiedLayerNormalization Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh "
     "TensorScatter Tile Transpose Unsqueeze"
 )

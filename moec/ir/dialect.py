@@ -20,13 +20,14 @@ operator           inputs                                                       
 ``Linear``         x[...,K], weight[N,K], bias?[N]                                             y[...,N]
 ``Expect``         x[T,d], experts[T,k], weights[E,...]                                        y[T,d]
 ``Absent``         logits[T,E], weights[E,...]                                                 tolerance[E] (float32)
+``RoundRows``      x[...,N]                                                                    y[...,N]
 =================  ==========================================================================  ====================
 
 An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
 All meaning is in the attributes, which are the fields of :class:`RouteSpec` (``Route``), :class:`ExpertsSpec`
 (``Experts``), :class:`DispatchSpec` (``Dispatch``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec`
-(``Linear``); ``Combine``, ``Expect`` and ``Absent`` have none, a ``MoE`` node those of ``Route`` and ``Experts``. The
-reference semantics are in :mod:`moec.ir.semantics` and :mod:`moec.ir.semantics_dispatch`. In which formats weights may
+(``Linear``); a ``MoE`` node has those of ``Route`` and ``Experts``, all others have none. The reference semantics are
+in :mod:`moec.ir.semantics`, :mod:`moec.ir.semantics_dispatch` and :mod:`moec.ir.products`. In which formats weights may
 be stored is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
 
 ``y`` of ``Expect`` is x. It says that these experts of the layer whose last weights are ``weights`` will probably be
@@ -34,6 +35,11 @@ chosen, so that a target that streams experts reads them ahead. ``Absent`` says 
 weights are ``weights`` are not in memory when its router has computed ``logits``, of which it takes nothing but the
 time: 0 for those that are there, and for others which share of their weight may be lost where one that is there takes
 their place. It is 0 for all unless whoever runs the model allows a loss, and in the reference interpreter.
+
+``y`` of ``RoundRows`` is x with every row of the last axis rounded to whole numbers from -127 to 127 times its *scale*,
+a bfloat16, which is 1/127 of the row's largest magnitude and at least 2^-126: to within 1/253 of that magnitude. The 8
+bits of a scale and the 7 of 127 fit into a float32, so that a row that was rounded before stays what it is. A row with
+an infinity or a NaN becomes NaN.
 """
 
 from __future__ import annotations
@@ -217,6 +223,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "Linear": ("x", "weight", "bias"),
     "Expect": ("x", "experts", "weights"),
     "Absent": ("logits", "weights"),
+    "RoundRows": ("x",),
 }
 OPTIONAL_INPUTS = frozenset({"correction_bias", "tolerance", "gate", "up_bias", "down_bias", "gate_bias", "bias"})
 OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -229,6 +236,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "Linear": ("y",),
     "Expect": ("y",),
     "Absent": ("tolerance",),
+    "RoundRows": ("y",),
 }
 SPECS: dict[str, tuple[type, ...]] = {
     "Route": (RouteSpec,),
@@ -240,6 +248,7 @@ SPECS: dict[str, tuple[type, ...]] = {
     "Linear": (LinearSpec,),
     "Expect": (),
     "Absent": (),
+    "RoundRows": (),
 }
 
 AnySpec = RouteSpec | DispatchSpec | ProductSpec

@@ -17,7 +17,7 @@ from onnx.reference.op_run import OpRun
 from moec.ir import contrib, contrib_attention, contrib_quantized, dialect, semantics, semantics_dispatch
 from moec.ir.attention import attention
 from moec.ir.linear_attention import linear_attention
-from moec.ir.products import product
+from moec.ir.products import product, round_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -247,6 +247,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("moec", "Expect"): lambda x, experts, weights: x,
     ("moec", "Absent"): lambda logits, weights: np.zeros(logits.shape[1], np.float32),
     ("moec", "MoE"): _moe,
+    ("moec", "RoundRows"): round_rows,
     ("com.microsoft", "BiasGelu"): contrib.bias_gelu,
     ("com.microsoft", "CausalConvWithState"): contrib.causal_conv_with_state,
     ("com.microsoft", "FastGelu"): contrib.fast_gelu,

@@ -17,6 +17,7 @@ _CONVERTED_AT_ONCE = 1 << 17
 """Elements of a weight that are converted to a wider type together: few enough to stay in the cache."""
 _LARGEST = np.float32(127)
 """The largest magnitude of a quantised activation; -128 is not used."""
+_SMALLEST_SCALE = np.float32(2.0**-126)
 
 
 def product(a: Array, b: Array) -> Array:
@@ -51,6 +52,15 @@ def rounded_rows(spec: ProductSpec, rows: Array) -> Array:
     group = spec.activation_group or rows.shape[-1]
     repeated = np.repeat(scales, group, axis=-1)[..., : rows.shape[-1]].astype(rows.dtype)
     return np.where(np.isfinite(repeated), repeated, np.nan) * quantized.astype(rows.dtype)
+
+
+def round_rows(x: Array) -> Array:
+    """``moec.RoundRows``: x [..., N] → y [..., N], rounded from float32 in every case."""
+    rows = x.astype(np.float32)
+    with np.errstate(all="ignore"):
+        share = np.abs(rows).max(axis=-1, keepdims=True, initial=0) / _LARGEST
+        scales = np.maximum(share, _SMALLEST_SCALE).astype(ml_dtypes.bfloat16).astype(np.float32)
+        return (np.rint(rows / scales) * scales).astype(x.dtype)
 
 
 def rounded_to_tf32(numbers: Array) -> Array:

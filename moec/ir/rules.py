@@ -104,6 +104,7 @@ _OWN_RANKS: dict[str, dict[str, int | None]] = {
     "Linear": {"x": None, "bias": 1},
     "Expect": {"weights": 3},
     "Absent": {"weights": 3},
+    "RoundRows": {"x": None},
 }
 """Where an operator differs; None means every rank."""
 

@@ -149,6 +149,7 @@ INFERENCE: dict[tuple[str, str], Inference] = {
     (dialect.DOMAIN, "Linear"): _linear,
     (dialect.DOMAIN, "Expect"): _like_first,
     (dialect.DOMAIN, "Absent"): _absent,
+    (dialect.DOMAIN, "RoundRows"): _like_first,
     ("com.microsoft", "BiasGelu"): _like_first,
     ("com.microsoft", "FastGelu"): _like_first,
     ("com.microsoft", "FusedGemm"): _fused_gemm,

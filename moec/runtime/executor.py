@@ -206,7 +206,7 @@ class Executor:
         with self._working(arrays, pages):
             results, borrowed = self._compute(arrays, captured, pages)
             if self._held is not None and pages is None:
-                results |= self._held.results(results, self.outputs, self._device)
+                results |= self._held.results(results, self.outputs, self._device, self._program.call_kernel)
             outputs: dict[int, Any] = {at: one if there else self._device.fetch(one) for at, one in results.items()}
         for at, output in outputs.items():
             if there:
@@ -230,7 +230,7 @@ class Executor:
         """What the program takes before the weights: arrays to be placed, and shapes behind them."""
         if self._held is None:
             return arrays, []
-        given, lengths = self._held.with_pages(arrays, self._device)
+        given, lengths = self._held.with_pages(arrays, self._device, self._program.call_kernel)
         return given, [lengths]
 
     def _compute(

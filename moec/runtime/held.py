@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ PAGE = 256
 _FIRST_PAGES = 16
 
 Pages = np.ndarray | OnDevice
+Convert = Callable[[str, Sequence[Any]], None]
+"""Calls a kernel of the program by its name, on numbers and the runtime's tensors."""
 
 
 class HeldStates:
@@ -53,14 +55,14 @@ class HeldStates:
         known = [(name, memory.shape(name), one) for name, one in self._nothing.items()]
         return {name: np.ndarray(shape, one.dtype, one, 0, (0,) * len(shape)) for name, shape, one in known}
 
-    def with_pages(self, arrays: Sequence[Any], device: Device) -> tuple[list[Any], Any]:
+    def with_pages(self, arrays: Sequence[Any], device: Device, convert: Convert) -> tuple[list[Any], Any]:
         """The arrays of all inputs with new pages in place of states: of one page each, which is just large enough and
         begins with the state, on the ``device`` where the state is there. And how much of the states is in use, each
         name of a size once, as the program takes it."""
         given, told = list(arrays), [arrays[at] for at in self._told]
         growths = self.growths(told)
         for state, at in zip(self.states, self.inputs, strict=True):
-            given[at] = _one_page(arrays[at], state, growths[state.input], device)
+            given[at] = _one_page(arrays[at], state, growths[state.input], device, convert)
         return given, self._lengths_of(told)
 
     def in_place(self, told: Sequence[Any], pages: Mapping[str, Any], device: Device) -> tuple[list[Any], Any]:
@@ -81,14 +83,21 @@ class HeldStates:
         growth = {text: expression(sizes) for text, expression in self._growth.items()}
         return {state.input: growth[state.growth] for state in self.states}
 
-    def results(self, results: Mapping[int, Any], specs: Sequence[TensorSpec], device: Device) -> dict[int, Any]:
+    def results(
+        self, results: Mapping[int, Any], specs: Sequence[TensorSpec], device: Device, convert: Convert
+    ) -> dict[int, Any]:
         """The states among a program's results, by position, out of new pages as :meth:`with_pages` makes them."""
-        return {at: _without_page(results[at], dtype_of(specs[at].dtype), device) for at in self.outputs}
+        places = zip(self.states, self.outputs, strict=True)
+        return {at: _without_page(results[at], state, specs[at], device, convert) for state, at in places}
 
 
-def _one_page(past: Any, state: HeldState, growth: int, device: Device) -> Pages:
+def _one_page(past: Any, state: HeldState, growth: int, device: Device, convert: Convert) -> Pages:
     dtype, shape, length = dtype_of(state.dtype), list(past.shape), past.shape[state.axis]
     shape[state.axis] += growth
+    if state.store:
+        pages = np.empty((1, *state.stored(shape)), dtype)
+        convert(state.store, [0, device.place(past), device.place(pages)])
+        return pages
     if isinstance(past, OnDevice) and past.dtype != dtype:
         past = device.fetch(past.tensor)
     if isinstance(past, OnDevice):
@@ -109,9 +118,13 @@ def _one_page_there(past: OnDevice, axis: int, shape: Sequence[int], device: Dev
     return pages
 
 
-def _without_page(pages: Any, dtype: np.dtype, device: Device) -> Any:
+def _without_page(pages: Any, state: HeldState, spec: TensorSpec, device: Device, convert: Convert) -> Any:
     """The runtime's tensor of the only page, in another type where it is stored as one."""
-    stored = dtype_of(str(pages.dtype))
+    stored, dtype = dtype_of(str(pages.dtype)), dtype_of(spec.dtype)
+    if state.restore:
+        found = device.place(np.empty(state.shape(tuple(pages.shape)[1:], spec.shape[-1]), dtype))
+        convert(state.restore, [pages, found])
+        return found
     tensor = view(pages, tuple(pages.shape)[1:], stored)
     return tensor if stored == dtype else device.place(device.fetch(tensor).astype(dtype))
 
@@ -188,7 +201,8 @@ class StateMemory:
         return self._device.part(pages, 0, (count, *pages.shape[1:]))
 
     def _new_pages(self, name: str, count: int) -> Pages:
-        shape, dtype = (count, *self._shape(name, PAGE)), dtype_of(self._states[name].dtype)
+        state = self._states[name]
+        shape, dtype = (count, *state.stored(self._shape(name, PAGE))), dtype_of(state.dtype)
         try:
             return self._device.new(shape, dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more than any machine has

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+from moec.errors import ArtifactError
 from moec.runtime.device import Device
 from moec.runtime.expert_calls import register_calls, streaming
 from moec.runtime.library import load_ffi, load_objects
@@ -58,18 +59,32 @@ class LoadedProgram:
         places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
         self._machine.get_function("vm_initialization")(*places)
         self._main = self._machine.get_function("main")
+        self._kernels: dict[str, Any] = {}
 
     def __call__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> Sequence[Any]:
         """The results, each of which takes time to look at. Loops are shared by the threads that the caller has:
         :func:`moec.runtime.workers.team_here`."""
+        self._join_team()
+        with streaming(self.experts):
+            result = self._main(*inputs, *weights)
+        return [result] if hasattr(result, "data_ptr") else result
+
+    def call_kernel(self, name: str, arguments: Sequence[Any]) -> None:
+        """Call one of the kernels that the program has for its runtime. Raises ArtifactError where there is none."""
+        self._join_team()
+        if name not in self._kernels:
+            try:
+                self._kernels[name] = self._module.get_function(name, query_imports=True)
+            except AttributeError as error:
+                raise ArtifactError(f"{self.where}: its program has no kernel {name[:80]!r}; it was altered") from error
+        self._kernels[name](*arguments)
+
+    def _join_team(self) -> None:
         if self._join is not None and self._team_code is not None:
             team = team_here(self._team_code)
             if team is not self._joined:
                 self._join(0 if team is None else team.address)
                 self._joined = team
-        with streaming(self.experts):
-            result = self._main(*inputs, *weights)
-        return [result] if hasattr(result, "data_ptr") else result
 
     @property
     def has_team(self) -> bool:

@@ -36,11 +36,14 @@ class CpuTarget:
 
     def compile(self, model: ir.Model) -> Program:
         """Raises UnsupportedError naming node, operator and opset."""
-        from moec.targets.cpu.kernels.append import APPEND
+        from moec.targets.cpu.kernels.append import APPEND, PAGE_STATE, UNPAGE_STATE
         from moec.targets.tvm import tvm
-        from moec.targets.tvm.lower.append import appending
+        from moec.targets.tvm.int8_rows import INT8_ROWS
+        from moec.targets.tvm.kernel import STORAGE_TYPES
+        from moec.targets.tvm.lower.append import holding
         from moec.targets.tvm.program import compile_program
 
-        target, append = tvm.target.Target(self.machine.llvm), appending(APPEND, self.machine)
+        target, types = tvm.target.Target(self.machine.llvm), (*STORAGE_TYPES, INT8_ROWS)
+        held = holding(self.machine, APPEND, (PAGE_STATE, UNPAGE_STATE), types)
         heavy, needed = converters(self.machine), self.machine.requirements
-        return compile_program(model, heavy, target, self.name, needed, append=append, streams=True)
+        return compile_program(model, heavy, target, self.name, needed, holding=held, streams=True)

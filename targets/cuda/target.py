@@ -52,7 +52,7 @@ class CudaTarget:
         from moec.targets.cuda.kernels.append import APPEND
         from moec.targets.cuda.launches import LaunchRecorder
         from moec.targets.cuda.pipeline import backend_for
-        from moec.targets.tvm.lower.append import appending
+        from moec.targets.tvm.lower.append import holding
         from moec.targets.tvm.program import compile_program
 
         recorder = LaunchRecorder()
@@ -61,6 +61,6 @@ class CudaTarget:
         # Loops stay loops in the text: nvcc unrolls where it pays.
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
-            heavy, append = converters(self.architecture), appending(APPEND, self.architecture)
-            program = compile_program(model, heavy, target, self.name, (), backend, append)
+            heavy, held = converters(self.architecture), holding(self.architecture, APPEND)
+            program = compile_program(model, heavy, target, self.name, (), backend, held)
         return dataclasses.replace(program, architecture=self.architecture, binary_suffix=".cubin")

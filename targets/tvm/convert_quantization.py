@@ -13,6 +13,8 @@ from moec.errors import UnsupportedError
 from moec.ir.interpreter import evaluate
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.constants import constant_of, dtype_name, dtype_of
+from moec.targets.tvm.convert_reduction import reduce_tensor
+from moec.targets.tvm.int8_rows import magnitude, scale_of, whole_number
 from moec.targets.tvm.lowering import Converter, Lowering
 
 Reader = Callable[..., tirx.Expr]
@@ -130,7 +132,26 @@ def _convert_quantize(lowering: Lowering, node: ir.Node) -> Any:
     return lowering.compute(build, _tensors(lowering, node), "quantize")[0]
 
 
+def _convert_round_rows(lowering: Lowering, node: ir.Node) -> Any:
+    value = required_input(node, 0)
+    if lowering.dtype(value) != "float32":
+        raise UnsupportedError(f"rows of {lowering.dtype(value)}; expected float32")
+
+    def build(x: te.Tensor) -> te.Tensor:
+        bits = te.compute(x.shape, lambda *at: magnitude(x(*at)), name="magnitude")
+        largest = reduce_tensor(bits, [len(x.shape) - 1], te.max, lambda one, *_: one, "int32")
+
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            scale = scale_of(largest(*at[:-1]))
+            return whole_number(x(*at), scale) * scale
+
+        return te.compute(x.shape, element, name="round_rows")
+
+    return lowering.compute(build, [lowering.tensor(value)], "round_rows")[0]
+
+
 CONVERTERS: dict[str, Converter] = {
     "DequantizeLinear": _convert_dequantize,
     "QuantizeLinear": _convert_quantize,
+    "moec.RoundRows": _convert_round_rows,
 }

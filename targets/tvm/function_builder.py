@@ -18,6 +18,7 @@ from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.nodes import reshaped
+from moec.targets.tvm.rename_kernels import EXPORTED
 from moec.targets.tvm.symbolic import Known, Sizes
 from moec.targets.tvm.te_kernels import OPAQUE, Requirement, prim_func
 
@@ -41,6 +42,7 @@ class FunctionBuilder:
         """Variables whose memory is a kernel's own result, not an input or a constant."""
         self._weights: dict[str, tuple[relax.Var, Weight]] = {}
         self._kernels: dict[str, KernelRecord] = {}
+        self._exported: dict[tirx.PrimFunc, str] = {}
         self._node: ir.Node | None = None
         """The node being converted; variables are made for it."""
         self._nodes: dict[str, ir.Node] = {}
@@ -238,6 +240,16 @@ class FunctionBuilder:
     ) -> list[relax.Var]:
         symbol = self._add_recorded_kernel(kernel, record)
         return self._call_on(symbol, [*numbers, *map(self.emit, arguments)], outputs, record.name)
+
+    def export_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> str:
+        """Add a kernel that ``main`` does not call, once; its symbol, by which the runtime will find it."""
+        if kernel not in self._exported:
+            name = f"{record.name}{len(self._exported) or ''}"  # readable_names counts those of one name anew
+            finished = kernel.with_attrs({EXPORTED: True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
+            symbol = self._builder.add_func(finished.with_attr("global_symbol", name), name)
+            self._exported[kernel] = symbol.name_hint
+            self._kernels[symbol.name_hint] = dataclasses.replace(record, name=symbol.name_hint)
+        return self._exported[kernel]
 
     def _add_recorded_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> tvm.ir.GlobalVar:
         symbol = self._add_finished_kernel(kernel, record.name)

@@ -12,7 +12,7 @@ How much is in use is a size of the program like any other; what lies behind it 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx_ir as ir
@@ -21,11 +21,14 @@ from tvm import relax, te, tirx
 
 from moec.common.guards import bound_names, size_names
 from moec.common.specs import HeldState
+from moec.ir.dialect import is_moec
 from moec.ir.names import operator_name
 from moec.ir.states import ATTENTION_CACHES
 from moec.targets.tvm.attributes import attribute, optional_input
 from moec.targets.tvm.constants import dtype_of
+from moec.targets.tvm.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from
 from moec.targets.tvm.kernel import STORAGE_TYPES
+from moec.targets.tvm.nodes import static_size
 
 if TYPE_CHECKING:
     from moec.targets.tvm.lowering import Lowering
@@ -36,7 +39,7 @@ _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 @dataclasses.dataclass(frozen=True)
 class AppendProblem:
     """What is static about writing behind a state: its axes before and after the one along which it grows, each a
-    number or None, and how elements are stored; what is written is float32 or stored likewise."""
+    number or None, and how elements are stored; what is written is of a float type, and float32 for int8."""
 
     before: tuple[int | None, ...]
     after: tuple[int | None, ...]
@@ -46,19 +49,22 @@ class AppendProblem:
 
 @dataclasses.dataclass(frozen=True)
 class HeldTensor:
-    """A tensor [*before, ``length``, *after] of ``dtype`` that lies in ``pages``. ``continued``: the value that is the
-    tensor with more behind it, of which there is one."""
+    """A tensor [*before, ``length``, *after] of ``dtype`` that lies in ``pages``. ``row``: the size of its last axis
+    where that is an int. ``continued``: the value that is the tensor with more behind it, of which there is one."""
 
     pages: relax.Expr
     axis: int
     length: Any
     dtype: str
+    row: Any
     continued: ir.Value | None = None
 
     @property
     def ty(self) -> relax.TensorType:
         """The type of the tensor itself."""
         sizes = list(self.pages.ty.shape)[1:]
+        if self.stored == INT8_ROWS:
+            sizes.append(self.row)
         sizes[self.axis] = self.length
         return relax.TensorType(sizes, self.dtype)
 
@@ -74,6 +80,8 @@ class HeldTensor:
     def gathered(self) -> Callable[[te.Tensor], te.Tensor]:
         """What makes an ordinary tensor of the pages, for operators that know none."""
         shape, page = list(self.ty.shape), self.pages.ty.shape[self.axis + 1]
+        if self.stored == INT8_ROWS:
+            return self._gathered_rows(shape, page)
 
         def build(pages: te.Tensor) -> te.Tensor:
             def element(*at: tirx.Expr) -> tirx.Expr:
@@ -86,35 +94,121 @@ class HeldTensor:
 
         return build
 
+    def _gathered_rows(self, shape: list[Any], page: Any) -> Callable[[te.Tensor], te.Tensor]:
+        rows = rows_in(page, self.row)
 
-Append = Callable[["Lowering", ir.Node, AppendProblem, HeldTensor, relax.Expr], relax.Expr]
-"""A target's part: the pages after the tensor was written behind what is in use."""
+        def build(pages: te.Tensor) -> te.Tensor:
+            def element(*at: tirx.Expr) -> tirx.Expr:
+                *head, number, column = at
+                inside = tirx.floormod(number, rows)
+                first = (tirx.floordiv(number, rows), *head)
+                scale = scale_at(page, self.row, inside)
+                code = pages(*first, inside * self.row + column)
+                return code.astype(self.dtype) * scale_from(pages(*first, scale), pages(*first, scale + 1))
+
+            return te.compute(shape, element, name="gathered")
+
+        return build
+
+
+def append_problem(state: HeldTensor, new: str) -> AppendProblem:
+    sizes = [static_size(size) for size in state.ty.shape]
+    return AppendProblem(tuple(sizes[: state.axis]), tuple(sizes[state.axis + 1 :]), new, state.stored)
+
+
+@dataclasses.dataclass(frozen=True)
+class Holding:
+    """A target's part. ``append``: the pages after a tensor was written behind what is in use. ``conversions``: the
+    symbols of kernels for runs that are given a state and return it, (start, state, pages) and (pages, state); None
+    where the runtime converts it. ``types``: as which elements of states can be stored."""
+
+    append: Callable[[Lowering, ir.Node, AppendProblem, HeldTensor, relax.Expr], relax.Expr]
+    conversions: Callable[[Lowering, ir.Node, AppendProblem], tuple[str, str]] | None = None
+    types: Collection[str] = STORAGE_TYPES
+
+    def converting(self, lowering: Lowering, state: HeldState, past: HeldTensor) -> HeldState:
+        """The state with the kernels that convert it, where it is stored in another type."""
+        node = None if past.continued is None else past.continued.producer()
+        if past.stored == past.dtype or self.conversions is None or node is None:
+            return state
+        store, restore = self.conversions(lowering, node, append_problem(past, past.dtype))
+        return dataclasses.replace(state, store=store, restore=restore)
+
+
+class Rounding(NamedTuple):
+    """How a value came to be one that ``stored`` can hold: ``nodes`` make it of ``source``, which is of another type
+    where the graph itself computes in fewer bits."""
+
+    source: ir.Value
+    stored: str
+    nodes: tuple[ir.Node, ...]
+
+    @property
+    def value(self) -> ir.Value:
+        return self.nodes[-1].outputs[0]
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether nothing else reads what lies between the source and the value."""
+        return all(_has_one_reader(node.outputs[0]) for node in self.nodes[:-1])
+
+    @property
+    def may_be_left_out(self) -> bool:
+        """Whether the value can be the source itself, for its only reader rounds by writing."""
+        return self.is_apart and _has_one_reader(self.value) and self.source.dtype == self.value.dtype
 
 
 class Held(NamedTuple):
-    """A state that the program holds, the output that continues it, and the input as it is stored: where both sides are
-    rounded to 16 bits, what the rounding makes of it."""
+    """A state that the program holds, the output that continues it, and how the state and what is put behind it are
+    rounded before: writing into the pages does so, too."""
 
     state: HeldState
     output: ir.Value
-    rounded: ir.Value
+    roundings: tuple[Rounding, Rounding] | None
 
 
-def held_states(graph: ir.Graph) -> dict[ir.Value, Held]:
+def held_states(graph: ir.Graph, types: Collection[str]) -> dict[ir.Value, Held]:
     """By input, what the program holds: an output that is the input with something behind it, along an axis whose size
-    is a name of its own, and that the graph itself reads."""
+    is a name of its own, and that the graph itself reads. ``types``: as which elements can be stored."""
     found: dict[ir.Value, Held] = {}
     known = bound_names([_sizes(value) for value in graph.inputs])
     for output in graph.outputs:
-        given, new, growth, axis = _continuation(output) or (None, None, 0, 0)
-        past, stored = _before_rounding(given, new)
-        if given is None or past is None or past in found or not past.is_graph_input() or past.is_graph_output():
+        continued = _continuation(output)
+        if continued is None:
+            continue
+        past, new, growth, axis = continued
+        roundings = _roundings(past, new)
+        if roundings is not None and roundings[0].stored in types and _fit(roundings[0], past, new, axis):
+            past = roundings[0].source
+        else:
+            roundings = None
+        if past in found or not past.is_graph_input() or past.is_graph_output():
             continue
         size, dtype = _sizes(past)[axis], dtype_of(past)
         grows = isinstance(size, str) and size_names(size) == (size,)
         if grows and dtype in STORAGE_TYPES and set(size_names(growth)) <= known - {""}:
-            state = HeldState(past.name or "", output.name or "", axis, stored or dtype, str(growth))
-            found[past] = Held(state, output, given)
+            stored = roundings[0].stored if roundings else dtype
+            state = HeldState(past.name or "", output.name or "", axis, stored, str(growth))
+            found[past] = Held(state, output, roundings)
+    return found
+
+
+def renamed(state: HeldState, names: Mapping[str, str]) -> HeldState:
+    """The state with the final names of its kernels, by those that they had."""
+    return dataclasses.replace(
+        state, store=names.get(state.store, state.store), restore=names.get(state.restore, state.restore)
+    )
+
+
+def rounded_by_writing(held: Iterable[Held]) -> dict[ir.Node, ir.Value | None]:
+    """The nodes that need not be computed, for writing into pages rounds, too. For the last ones of what is put behind
+    a state: of which value."""
+    found: dict[ir.Node, ir.Value | None] = {}
+    for before, added in (state.roundings for state in held if state.roundings is not None):
+        found |= dict.fromkeys(before.nodes)
+        if added.may_be_left_out:
+            found |= dict.fromkeys(added.nodes[:-1])
+            found[added.nodes[-1]] = added.source
     return found
 
 
@@ -139,27 +233,44 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
     return past, new, added[axis], axis % len(sizes)
 
 
-def _before_rounding(past: ir.Value | None, new: ir.Value | None) -> tuple[ir.Value | None, str | None]:
-    """The past before it was rounded to 16 bits, and to which type, if both were rounded to it; else itself."""
-    narrow = [_narrowed(value) for value in (past, new)]
-    types = {None if value is None else dtype_of(value) for value in narrow}
-    node = None if narrow[0] is None else narrow[0].producer()
-    before = node.inputs[0] if node is not None and operator_name(node) == "Cast" else None
-    if node is None or before is None or len(types) > 1 or _readers(before) > 1 or _readers(node.outputs[0]) > 1:
-        return past, None
-    return before, types.pop()
+def _roundings(past: ir.Value, new: ir.Value) -> tuple[Rounding, Rounding] | None:
+    """How both were rounded, if both were to the same type, and the past from the type that it has."""
+    before, added = _rounding(past), _rounding(new)
+    if before is None or added is None or before.stored != added.stored or before.source.dtype != past.dtype:
+        return None
+    return (before, added) if before.is_apart and _readers(before.source) == 1 else None
+
+
+def _fit(rounding: Rounding, past: ir.Value, new: ir.Value, axis: int) -> bool:
+    """Whether pages hold what the rounding makes: in int8 the rows of a matrix that grows, and what is new alike."""
+    before, added = _sizes(past), _sizes(new)
+    is_matrix = axis == len(before) - 2 and len(added) == len(before) and isinstance(before[-1], int)
+    return rounding.stored != INT8_ROWS or (is_matrix and added[-1] == before[-1])
+
+
+def _rounding(value: ir.Value) -> Rounding | None:
+    node = value.producer()
+    source = None if node is None else node.inputs[0]
+    if node is None or source is None:
+        return None
+    if is_moec(node, "RoundRows"):
+        return Rounding(source, INT8_ROWS, (node,))
+    if operator_name(node) != "Cast" or source.dtype not in _NARROW:
+        return None
+    stored, narrowing = dtype_of(source), source.producer()
+    before = narrowing.inputs[0] if narrowing is not None and operator_name(narrowing) == "Cast" else None
+    if narrowing is None or before is None or before.dtype != value.dtype:
+        return Rounding(source, stored, (node,))
+    return Rounding(before, stored, (narrowing, node))
+
+
+def _has_one_reader(value: ir.Value) -> bool:
+    return _readers(value) == 1 and not value.is_graph_output()
 
 
 def _readers(value: ir.Value) -> int:
     """Nodes that read its elements, not only its sizes."""
     return sum(operator_name(node) != "Shape" for node, _ in value.uses())
-
-
-def _narrowed(value: ir.Value | None) -> ir.Value | None:
-    """The value of 16 bits that a value was widened from."""
-    node = None if value is None else value.producer()
-    narrow = None if node is None or operator_name(node) != "Cast" else node.inputs[0]
-    return narrow if narrow is not None and narrow.dtype in _NARROW else None
 
 
 def _sizes(value: ir.Value) -> list[int | str]:

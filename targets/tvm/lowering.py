@@ -26,8 +26,8 @@ from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder, identifier
 from moec.targets.tvm.heavy import HeavyConverter
-from moec.targets.tvm.held_states import Append, AppendProblem, HeldTensor, held_states
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.held_states import HeldTensor, Holding, append_problem, held_states, rounded_by_writing
+from moec.targets.tvm.int8_rows import INT8_ROWS
 from moec.targets.tvm.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, Known
 from moec.targets.tvm.unknown_operators import refuse_unknown_operators
 
@@ -55,12 +55,12 @@ class Lowered:
 
 
 def lower(
-    model: ir.Model, heavy: Mapping[str, HeavyConverter], append: Append | None = None, streams: bool = False
+    model: ir.Model, heavy: Mapping[str, HeavyConverter], holding: Holding | None = None, streams: bool = False
 ) -> Lowered:
-    """Lower a whole model. ``append``: how the target writes behind states that it holds; None where it holds none.
-    ``streams``: whether it can read the experts of a model that is streamed when they are chosen. Raises
-    UnsupportedError listing every operator without a converter."""
-    return Lowering(model, heavy, append, streams).run()
+    """Lower a whole model. ``holding``: how the target holds states; None where it holds none. ``streams``: whether it
+    can read the experts of a model that is streamed when they are chosen. Raises UnsupportedError listing every
+    operator without a converter."""
+    return Lowering(model, heavy, holding, streams).run()
 
 
 class Lowering(FunctionBuilder):
@@ -70,14 +70,15 @@ class Lowering(FunctionBuilder):
         self,
         model: ir.Model,
         heavy: Mapping[str, HeavyConverter],
-        append: Append | None = None,
+        holding: Holding | None = None,
         streams: bool = False,
     ) -> None:
         from moec.targets.tvm.converters import CONVERTERS
 
         super().__init__()
-        self.model, self._append, self.streams = model, append, streams and is_streamed(model)
-        self._states = {} if append is None else held_states(model.graph)
+        self.model, self._holding, self.streams = model, holding, streams and is_streamed(model)
+        self._states = {} if holding is None else held_states(model.graph, holding.types)
+        self._done_by_writing = rounded_by_writing(self._states.values())
         self._held: dict[ir.Value, HeldTensor] = {}
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
         self._converters = {**CONVERTERS, **heavy}
@@ -96,13 +97,19 @@ class Lowering(FunctionBuilder):
             self._builder.begin_scope([*inputs, *in_use])
             with self._builder.dataflow():
                 for node in graph:
-                    if not (decodes_weight(node) or self._rounds_pages(node)):  # what it makes is read as it is stored
+                    if node in self._done_by_writing:
+                        self._leave_out(node)
+                    elif not decodes_weight(node):  # what that makes is read as it is stored
                         self._convert(node)
                 results = [self._result(value) for value in graph.outputs]
                 output = self._builder.emit_output(relax.Tuple(results))
             self._builder.end_scope()
             parameters = [*inputs, *in_use, *(variable for variable, _ in self._weights.values())]
             self._builder.emit_func_output(output, params=parameters)
+        states = [held.state for held in self._states.values()]
+        if self._holding is not None:
+            tensors = [self._held[value] for value in self._states]
+            states = [self._holding.converting(self, *pair) for pair in zip(states, tensors, strict=True)]
         module = self._builder.get()
         module["main"] = module["main"].with_attr("num_input", len(inputs) + len(in_use))
         return Lowered(
@@ -118,7 +125,7 @@ class Lowering(FunctionBuilder):
             [weight for _, weight in self._weights.values()],
             self._kernels,
             self._nodes,
-            [held.state for held in self._states.values()],
+            states,
             self.streamed_experts(),
         )
 
@@ -172,19 +179,21 @@ class Lowering(FunctionBuilder):
         return variable
 
     def _declare_pages(self, value: ir.Value, dimensions: list[Any], dtype: str) -> relax.Var:
-        state, output, rounded = self._states[value]
-        length, dimensions[state.axis] = dimensions[state.axis], self.sizes.variable("page")
-        sizes = [self.sizes.variable("pages"), *dimensions]
+        state, output, roundings = self._states[value]
+        length, row, dimensions[state.axis] = dimensions[state.axis], dimensions[-1], self.sizes.variable("page")
+        inner = dimensions[:-1] if state.dtype == INT8_ROWS else dimensions
+        sizes = [self.sizes.variable("pages"), *inner]
         pages = relax.Var(identifier(value.name), relax.TensorType(sizes, state.dtype))
-        self._held[value] = self._held[rounded] = HeldTensor(pages, state.axis, length, dtype, output)
+        self._held[value] = HeldTensor(pages, state.axis, length, dtype, row, output)
+        if roundings is not None:
+            self._held[roundings[0].value] = self._held[value]
         return pages
 
-    def _rounds_pages(self, node: ir.Node) -> bool:
-        """Whether a node is one of the two that round a state to the type in which its pages hold it."""
-        (output, *_) = node.outputs
-        return output in self._held or any(
-            user.outputs[0] in self._held for user, _ in output.uses() if user.op_type == "Cast"
-        )
+    def _leave_out(self, node: ir.Node) -> None:
+        """Let what a rounding makes of a value be the value itself."""
+        source = self._done_by_writing[node]
+        if source is not None:
+            self._tensors[node.outputs[0]] = self.tensor(source)
 
     def _declare_lengths(self) -> list[relax.Var]:
         """How much of the states is in use, as a parameter of its own: their pages do not say."""
@@ -242,14 +251,11 @@ class Lowering(FunctionBuilder):
         return None if value is None else self._held.get(value)
 
     def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr) -> HeldTensor:
-        assert self._append is not None, "a target that holds states can write behind them"
+        assert self._holding is not None, "a target that holds states can write behind them"
         added = list(new.ty.shape)
         length = self.sizes.simplify(past.length + added[past.axis])
-        sizes = [static_size(size) for size in past.ty.shape]
-        problem = AppendProblem(
-            tuple(sizes[: past.axis]), tuple(sizes[past.axis + 1 :]), str(new.ty.dtype), past.stored
-        )
-        pages = self._append(self, node, problem, past, self.emit(new))
+        problem = append_problem(past, str(new.ty.dtype))
+        pages = self._holding.append(self, node, problem, past, self.emit(new))
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
 
     def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:

@@ -17,7 +17,7 @@ from moec.errors import UnsupportedError
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline
 from moec.targets.tvm.heavy import HeavyConverter
-from moec.targets.tvm.held_states import Append
+from moec.targets.tvm.held_states import Holding, renamed
 from moec.targets.tvm.lowering import lower
 from moec.targets.tvm.records import kernel_records
 
@@ -32,14 +32,13 @@ def compile_program(
     name: str,
     requirements: Sequence[str],
     backend: pipeline.Backend = pipeline.CPU,
-    append: Append | None = None,
+    holding: Holding | None = None,
     streams: bool = False,
 ) -> Program:
     """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
-    use; kernels that are used add theirs. ``append``: how it writes behind states, if it holds any. ``streams``:
-    whether it can read experts from files when they are chosen. Raises UnsupportedError naming node, operator and
-    opset."""
-    lowered = lower(model, heavy, append, streams)
+    use; kernels that are used add theirs. ``holding``: how it holds states, if it does. ``streams``: whether
+    it can read experts from files when they are chosen. Raises UnsupportedError naming node, operator and opset."""
+    lowered = lower(model, heavy, holding, streams)
     with _integers_in_range():
         optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
         executable, generated = pipeline.build(optimized.module, target, backend)
@@ -56,7 +55,7 @@ def compile_program(
         requirements=list(dict.fromkeys(needed)),
         binary=generated.binary,
         warnings=generated.warnings,
-        held=lowered.held,
+        held=[renamed(state, optimized.names) for state in lowered.held],
         streamed=lowered.streamed,
     )
 

@@ -13,12 +13,14 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+EXPORTED = "moec.exported"
+"""The attribute of kernels that the runtime calls by their name."""
 _LONGEST = 120
 _NUMBER = re.compile(r"(?<=[a-z])\d+(?=_|$)")
 
 
 def readable_names(module: tvm.IRModule) -> dict[str, str]:
-    """The new name of every kernel that ``main`` calls, by its present name."""
+    """The new name of every kernel that ``main`` or the runtime calls, by its present name."""
     names: dict[str, str] = {}
     taken: set[str] = {"main"}
     for symbol in _used_kernels(module):
@@ -52,4 +54,5 @@ def _used_kernels(module: tvm.IRModule) -> list[str]:
             found.append(symbol.name_hint)
 
     tvm_ffi.structural_walk(module["main"], [(tvm.ir.GlobalVar, visit)])
-    return found
+    exported = [symbol.name_hint for symbol, one in module.functions.items() if one.attrs and EXPORTED in one.attrs]
+    return [*found, *sorted(exported)]

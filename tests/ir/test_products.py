@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ProductSpec
-from moec.ir.products import product, quantize_rows, rounded_rows
+from moec.ir.products import product, quantize_rows, round_rows, rounded_rows
 
 FLOAT32 = np.float32
 
@@ -74,3 +74,13 @@ def test_the_product_of_few_rows_converts_columns_piece_by_piece() -> None:
     b = np.random.default_rng(0).normal(size=(600, 500)).astype(np.float16)
     np.testing.assert_allclose(product(a, b), a @ b.astype(FLOAT32), rtol=1e-5, atol=1e-5)
     assert product(a[:0], b).shape == (0, 500)
+
+
+def test_rows_that_were_rounded_stay_what_they_are() -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1000, 48), np.float32) * np.exp(random.uniform(-90, 80, (1000, 1))).astype(np.float32)
+    x[0] = 0
+    rounded = round_rows(x)
+    assert (np.abs(rounded - x) <= np.abs(x).max(axis=1, keepdims=True) / 253 + 2.0**-127).all()
+    np.testing.assert_array_equal(round_rows(rounded), rounded)
+    assert (rounded[0] == 0).all() and round_rows(x[:, :0]).shape == (1000, 0)

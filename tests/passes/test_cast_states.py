@@ -66,11 +66,41 @@ def test_a_model_without_states_is_told_of() -> None:
     remarks = check("hold-cache,cast-states{dtype=fp16}", text, text)
     assert "nothing to cast: hold-cache found no state" in remarks[0].message
     with pytest.raises(MoecError, match="dtype"):
-        moec.compile(onnx.parser.parse_model(HEAD + text), passes="O0,cast-states{dtype=int8}")
+        moec.compile(onnx.parser.parse_model(HEAD + text), passes="O0,cast-states{dtype=int4}")
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_programs_store_half_the_bytes(dtype) -> None:
+def test_rows_become_whole_numbers_times_a_scale() -> None:
+    signature = "(float[B,S,4] new, float[B,P,4] past) => (float[B,R,4] present)"
+    check(
+        "infer-shapes,hold-cache,cast-states{dtype=int8}",
+        f"{signature} {{\n present = Concat <axis = 1> (past, new)\n}}",
+        f"""{signature} {{
+           past_rounded = moec.RoundRows (past)
+           new_rounded = moec.RoundRows (new)
+           present = Concat <axis = 1> (past_rounded, new_rounded)
+        }}""",
+    )
+
+
+@pytest.mark.parametrize(
+    ("new", "past", "present", "axis"),
+    [
+        ("B,4,S", "B,4,P", "B,4,R", 2),
+        ("B,S,2,4", "B,P,2,4", "B,R,2,4", 1),
+        ("B,S,D", "B,P,D", "B,R,D", 1),
+    ],
+    ids=["the rows grow", "matrices in rows", "rows of any size"],
+)
+def test_only_rows_of_a_matrix_become_int8(new: str, past: str, present: str, axis: int) -> None:
+    text = f"""(float[{new}] new, float[{past}] past) => (float[{present}] present) {{
+       present = Concat <axis = {axis}> (past, new)
+    }}"""
+    (remark,) = check("infer-shapes,hold-cache,cast-states{dtype=int8}", text, text)
+    assert remark.subject == "present" and "expected rows of a fixed size" in remark.message
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+def test_programs_store_fewer_bytes(dtype) -> None:
     text = """(float[B,2,S,16] q, float[B,2,S,16] k, float[B,2,P,16] pk, float[B,2,P,16] pv) =>
         (float[B,2,S,16] y, float[B,2,N,16] nk, float[B,2,N,16] nv, int64[1] length) {
        y, nk, nv = Attention <is_causal = 1> (q, k, q, "", pk, pv)
@@ -78,16 +108,18 @@ def test_programs_store_half_the_bytes(dtype) -> None:
     }"""
     graph = onnx.parser.parse_model(HEAD + text)
     rounding, exact = moec.compile(graph, passes=f"O2,cast-states{{dtype={dtype}}}"), moec.compile(graph)
-    assert [state.dtype for state in rounding.held] == 2 * [{"fp16": "float16", "bf16": "bfloat16"}[dtype]]
+    stored = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}[dtype]
+    assert [state.dtype for state in rounding.held] == 2 * [stored]
     random = np.random.default_rng(0)
     shapes = {"q": (1, 2, 3, 16), "k": (1, 2, 3, 16), "pk": (1, 2, 40, 16), "pv": (1, 2, 40, 16)}
     values = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     found, wanted = rounding.run(values), exact.run(values)
     assert found["length"] == [40]
-    bound = {"fp16": 1 / 2048, "bf16": 1 / 256}[dtype]
+    bound = {"fp16": 1 / 2048, "bf16": 1 / 256, "int8": 1 / 253}[dtype]
     for name in ("nk", "nv"):
         assert found[name].dtype == np.float32
-        np.testing.assert_allclose(found[name], wanted[name], rtol=bound, atol=1e-7)
+        relative_to = np.abs(wanted[name]).max(axis=-1, keepdims=True) if dtype == "int8" else np.abs(wanted[name])
+        assert (np.abs(found[name] - wanted[name]) <= bound * relative_to + 1e-7).all()
         assert (found[name] != wanted[name]).any()
     np.testing.assert_allclose(found["y"], wanted["y"], rtol=0, atol=8 * bound)
 
@@ -106,13 +138,14 @@ def test_what_the_model_itself_rounds_leaves_the_past_alone() -> None:
     np.testing.assert_array_equal(found["present"][:, :3], past)
 
 
-def test_programs_round_the_past_as_the_graph_does(tmp_path) -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_programs_round_the_past_as_the_graph_does(dtype, tmp_path) -> None:
     text = """(float[B,S,4] new, float[B,P,4] past) => (float[B,R,4] present, float[B,R,4] y) {
        present = Concat <axis = 1> (past, new)
        y = Neg (present)
     }"""
     graph = onnx.parser.parse_model(HEAD + text)
-    compiled = moec.compile(graph, passes="O2,cast-states{dtype=bf16}")
-    assert [state.dtype for state in compiled.held] == ["bfloat16"]
+    compiled = moec.compile(graph, passes=f"O2,cast-states{{dtype={dtype}}}")
+    assert [state.dtype for state in compiled.held] == [{"bf16": "bfloat16"}.get(dtype, dtype)]
     onnx.save(graph, tmp_path / "model.onnx")
     assert verify(tmp_path / "model.onnx", compiled).matches

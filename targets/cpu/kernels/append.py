@@ -1,10 +1,11 @@
-"""Writing behind a state that lies in pages, where it lies."""
+"""Writing behind a state that lies in pages, where it lies; reading all of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -12,6 +13,16 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
 from moec.targets.tvm.held_states import AppendProblem
+from moec.targets.tvm.int8_rows import (
+    INT8_ROWS,
+    bytes_of,
+    magnitude,
+    rows_in,
+    scale_at,
+    scale_from,
+    scale_of,
+    whole_number,
+)
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.te_kernels import Requirement, checked
 
@@ -24,24 +35,69 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
     after = [_size(size, f"a{axis}") for axis, size in enumerate(problem.after)]
     parameters = [
         Parameter("new", (*before, "S", *after), problem.new),
-        Parameter("pages", ("pages", *before, "page", *after), problem.stored),
+        _pages(problem, before, after),
     ]
 
     def body(start: Any, new: Any, pages: Any) -> None:
-        rank = len(before)
-        width = [size for size in problem.after if size is not None]
-        with loop("row", parallel_rows(math.prod(new.shape[: rank + 1]), math.prod(width))) as row:
-            *head, number = _indices(row, new.shape[: rank + 1])
-            place = named("place", T.bind(start + number))
-            page, inside = place // pages.shape[rank + 1], place % pages.shape[rank + 1]
-            _copy(new, [*head, number], pages, [page, *head, inside], new.shape[rank + 1 :])
+        _each_part(problem, new, pages, start, _round_row if problem.stored == INT8_ROWS else _write_part)
 
     function = emit_kernel(parameters, body, numbers=("start",))
     start, new, pages = function.params
     rank = len(before)
-    there = pages.ty.shape[0] * pages.ty.shape[rank + 1]
+    there = pages.ty.shape[0] * _numbers(problem, pages.ty.shape)
     end = start + new.ty.shape[rank]
     return checked(function, [Requirement(end <= there, "a state outgrows its memory; expected room for all of it")])
+
+
+@functools.cache
+def unpage(problem: AppendProblem) -> tirx.PrimFunc:
+    """The kernel ``(pages[pages, *before, page, *after], state[*before, S, *after])``: all of a state, of type
+    ``problem.new``, from pages that hold as much or more. Raises, before it writes, where they hold less."""
+    before = [_size(size, f"b{axis}") for axis, size in enumerate(problem.before)]
+    after = [_size(size, f"a{axis}") for axis, size in enumerate(problem.after)]
+    parameters = [
+        _pages(problem, before, after),
+        Parameter("state", (*before, "S", *after), problem.new),
+    ]
+
+    def body(pages: Any, state: Any) -> None:
+        _each_part(problem, state, pages, T.int64(0), _widen_row if problem.stored == INT8_ROWS else _read_part)
+
+    function = emit_kernel(parameters, body)
+    pages, state = function.params
+    rank = len(before)
+    there = pages.ty.shape[0] * _numbers(problem, pages.ty.shape)
+    wanted = state.ty.shape[rank]
+    return checked(function, [Requirement(wanted <= there, "a state has more than its pages; expected no more")])
+
+
+def _pages(problem: AppendProblem, before: Sequence[int | str], after: Sequence[int | str]) -> Parameter:
+    """The pages; of int8 they are [pages, *before, page], see :mod:`moec.targets.tvm.int8_rows`."""
+    inner = [] if problem.stored == INT8_ROWS else after
+    return Parameter("pages", ("pages", *before, "page", *inner), problem.stored)
+
+
+def _numbers(problem: AppendProblem, pages: Sequence[Any]) -> Any:
+    """How many numbers of the growing axis lie in a page."""
+    page = pages[len(problem.before) + 1]
+    return rows_in(page, _row(problem)) if problem.stored == INT8_ROWS else page
+
+
+def _row(problem: AppendProblem) -> int:
+    (size,) = problem.after
+    assert size is not None, "rows of int8 have a fixed size"
+    return size
+
+
+def _each_part(problem: AppendProblem, state: Any, pages: Any, start: Any, emit: Callable[..., None]) -> None:
+    """Emit ``emit(state, at, pages, place)`` for each part of a state's axes after the one along which it grows: where
+    it lies in the state, and in pages, in which the state's numbers begin at ``start``."""
+    rank = len(problem.before)
+    width = [size for size in problem.after if size is not None]
+    with loop("row", parallel_rows(math.prod(state.shape[: rank + 1]), math.prod(width))) as row:
+        *head, number = _indices(row, state.shape[: rank + 1])
+        place, page = named("place", T.bind(start + number)), _numbers(problem, pages.shape)
+        emit(state, [*head, number], pages, [place // page, *head, place % page])
 
 
 def _size(size: int | None, name: str) -> int | str:
@@ -57,6 +113,14 @@ def _indices(flat: Any, sizes: Sequence[Any]) -> list[Any]:
     return found[::-1]
 
 
+def _write_part(state: Any, at: list[Any], pages: Any, place: list[Any]) -> None:
+    _copy(state, at, pages, place, state.shape[len(at) :])
+
+
+def _read_part(state: Any, at: list[Any], pages: Any, place: list[Any]) -> None:
+    _copy(pages, place, state, at, state.shape[len(at) :])
+
+
 def _copy(source: Any, at: list[Any], target: Any, to: list[Any], sizes: Sequence[Any]) -> None:
     if not sizes:
         T.buffer_store(target, T.cast(source[tuple(at)], target.dtype), to)
@@ -66,10 +130,51 @@ def _copy(source: Any, at: list[Any], target: Any, to: list[Any], sizes: Sequenc
         _copy(source, [*at, column], target, [*to, column], sizes[1:])
 
 
+def _why_not(problem: AppendProblem) -> str | None:
+    if problem.stored != INT8_ROWS:
+        return why_not_stored(problem.new, problem.stored)
+    if problem.new != "float32" or len(problem.after) != 1 or problem.after[0] is None:
+        return f"{problem.new} with {len(problem.after)} axes in int8; the kernel rounds float32 rows of a fixed size"
+    return None
+
+
+def _round_row(state: Any, at: list[Any], pages: Any, place: list[Any]) -> None:
+    *first, inside = place
+    size, page = int(state.shape[-1]), pages.shape[-1]
+    largest = named("largest", T.alloc_buffer((1,), "int32"))
+    T.buffer_store(largest, T.int32(0), [0])
+    with loop("column", T.serial(size)) as column:
+        T.buffer_store(largest, T.max(largest[0], magnitude(state[(*at, column)])), [0])
+    scale = named("scale", T.bind(scale_of(largest[0])))
+    with loop("column", T.vectorized(size)) as column:
+        number = T.cast(whole_number(state[(*at, column)], scale), "int32")
+        T.buffer_store(pages, T.cast(number, pages.dtype), [*first, inside * size + column])
+    for part, byte in enumerate(bytes_of(scale)):
+        T.buffer_store(pages, byte, [*first, scale_at(page, size, inside) + part])
+
+
+def _widen_row(state: Any, at: list[Any], pages: Any, place: list[Any]) -> None:
+    *first, inside = place
+    size, page = int(state.shape[-1]), pages.shape[-1]
+    begin = named("begin", T.bind(scale_at(page, size, inside)))
+    scale = named("scale", T.bind(scale_from(pages[(*first, begin)], pages[(*first, begin + 1)])))
+    with loop("column", T.vectorized(size)) as column:
+        number = T.cast(pages[(*first, inside * size + column)], state.dtype)
+        T.buffer_store(state, number * scale, [*at, column])
+
+
 APPEND = Kernel(
     "append",
     "pages[start + i] = new[i], in place",
     append,
     how=lambda problem, _: f"what is there stays where it lies; {problem.stored} in memory",
-    why_not=lambda problem, _: why_not_stored(problem.new, problem.stored),
+    why_not=lambda problem, _: _why_not(problem),
+)
+PAGE_STATE = dataclasses.replace(APPEND, name="page_state", computes="pages[i] = state[i], for a run that is given it")
+UNPAGE_STATE = Kernel(
+    "unpage_state",
+    "state[i] = pages[i], for a run that returns it",
+    unpage,
+    how=lambda problem, _: f"{problem.stored} in memory becomes {problem.new}",
+    why_not=lambda problem, _: _why_not(problem),
 )

@@ -23,6 +23,7 @@ from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
 from moec.targets.cpu.kernels.attention_problem import AttentionOperands
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
 from moec.targets.cpu.machine import Machine, tile_of
+from moec.targets.tvm.int8_rows import INT8_ROWS
 from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, in_storage, why_not_stored
 from moec.targets.tvm.lower.attention import AttentionProblem
 
@@ -32,16 +33,20 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
     """The kernel ``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv] (, mask[B|1, H|1, S|1, L]) (, lengths[B]),
     result[B, H, S, Dv])``.
 
-    Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored, and a page
-    holds a multiple of ``KEYS_PER_TASK`` keys unless there is only one. H is ``heads_per_group`` times G, and L at
+    Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored (int8:
+    [pages, B, G, bytes of a page], see :mod:`moec.targets.tvm.int8_rows`), and a page holds a multiple of
+    ``KEYS_PER_TASK`` keys unless there is only one. H is ``heads_per_group`` times G, and L at
     least the number of keys in use. B, G, S (queries), P (keys) and pages are dynamic and may be 0; ``dtype`` is how
     all but mask and lengths are stored, arithmetic is float32. A query that sees no key gives zeros.
     """
-    keys, stored = (("pages", "B", "G", "page"), problem.paged) if problem.paged else (("B", "G", "P"), dtype)
+    before, stored = (("pages", "B", "G"), problem.paged) if problem.paged else (("B", "G"), dtype)
+    inner = [("page" if problem.paged else "P", size) for size in (problem.head_size, problem.value_size)]
+    if problem.paged == INT8_ROWS:
+        inner = [("key_page",), ("value_page",)]
     parameters = [
         Parameter("query", ("B", "H", "S", problem.head_size), dtype),
-        Parameter("key", (*keys, problem.head_size), stored),
-        Parameter("value", (*keys, problem.value_size), stored),
+        Parameter("key", (*before, *inner[0]), stored),
+        Parameter("value", (*before, *inner[1]), stored),
     ]
     if problem.mask:
         sizes = [1 if one else size for one, size in zip(problem.mask_broadcast, "BHS", strict=True)]

@@ -66,9 +66,13 @@ class _KeyBlock:
         with loop("row", T.serial(rows)) as row:
             self._load_query(row)
         emit_row_tiles(rows, ROW_TILE, self._compute_scores)
+        if self._operands.in_int8:
+            self._scale_scores(rows, self._operands.key)
         with loop("row", T.serial(rows)) as row:
             self._mask_scores(row)
             self._exponentiate(row)
+        if self._operands.in_int8:
+            self._scale_scores(rows, self._operands.value)
         emit_row_tiles(rows, ROW_TILE, self._add_values)
 
     def _load_query(self, row: Any) -> None:
@@ -97,7 +101,7 @@ class _KeyBlock:
         keys, start = self._operands.key, self._start + first + key
 
         def product(at: Any) -> Any:
-            return T.cast(keys[(*self._head, start, at)], "float32") * self._query[row, at]
+            return T.cast(self._operands.element(keys, self._head, start, at), "float32") * self._query[row, at]
 
         with loop("lane", T.vectorized(lanes)) as lane:
             total = T.float32(0)
@@ -108,6 +112,20 @@ class _KeyBlock:
             with loop("lane", T.vectorized(width)) as lane:
                 total = product(size - size % lanes + begin + lane) + self._partial[place, key, lane]
                 T.buffer_store(self._partial, total, [place, key, lane])
+
+    def _scale_scores(self, rows: Any, tensor: Any) -> None:
+        """Emit the product of what stands for each key with the scale of that key or its value."""
+        lanes, count = self._lanes, self._count
+        scales = named("scales", T.alloc_buffer((KEYS_PER_TASK,), "float32"))
+        self._operands.load_scales(tensor, self._head, self._start, count, lanes, scales)
+        vectors = T.ceildiv(count, T.int64(lanes))
+        with (
+            loop("row", T.serial(rows)) as row,
+            loop("vector", T.serial(vectors)) as vector,
+            loop("lane", T.vectorized(lanes)) as lane,
+        ):
+            key = vector * lanes + lane
+            T.buffer_store(self._scores, self._scores[row, key] * scales[key], [row, key])
 
     def _mask_scores(self, row: Any) -> None:
         operands, lanes = self._operands, self._lanes
@@ -166,7 +184,9 @@ class _KeyBlock:
                 width,
                 self._count,
                 lambda i, key: self._scores[row + i, key],
-                lambda key, d, start=start: T.cast(value[(*self._head, self._start + key, start + d)], "float32"),
+                lambda key, d, start=start: T.cast(
+                    self._operands.element(value, self._head, self._start + key, start + d), "float32"
+                ),
             )
             for i, total in sums.rows():
                 with loop("d", T.vectorized(width)) as d:

@@ -75,8 +75,8 @@ class _RowBlock:
             count = named("count", T.bind(T.min(T.int64(KEYS_PER_BLOCK), used - first_key)))
             self._measure_mask(first_key, count)
             place = self._operands.place_of(self._batch, self._group, first_key)
-            load_block(self._operands.key, place, count, self._keys)
-            load_block(self._operands.value, place, count, self._values)
+            load_block(self._operands, self._operands.key, place, count, self._keys)
+            load_block(self._operands, self._operands.value, place, count, self._values)
             self._find_whether_weights_vanish()
             with T.If(self._flags[_WEIGHTS_VANISH] == 0), T.Then():
                 self._compute_scores()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import loop, named
+from moec.targets.tvm.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from, scales_from
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 LOWEST = -3.4028234e38
@@ -27,6 +29,11 @@ class AttentionOperands:
     lengths: Any = None
 
     @property
+    def in_int8(self) -> bool:
+        """Whether keys and values are stored so, with scales."""
+        return self.problem.paged == INT8_ROWS
+
+    @property
     def batches(self) -> Any:
         return self.query.shape[0]
 
@@ -36,20 +43,49 @@ class AttentionOperands:
 
     @property
     def keys(self) -> Any:
-        return self.key.shape[0] * self.key.shape[3] if self.problem.paged else self.key.shape[2]
+        return self.key.shape[0] * self._page if self.problem.paged else self.key.shape[2]
+
+    @property
+    def _page(self) -> Any:
+        """Keys of a page."""
+        return rows_in(self.key.shape[3], self.problem.head_size) if self.in_int8 else self.key.shape[3]
 
     def place_of(self, batch: Any, group: Any, first: Any) -> tuple[Any, ...]:
         """Where in the tensors of keys and values a block of keys begins, its last number counting keys. Pages, if
         there are several, hold whole blocks."""
         if not self.problem.paged:
             return batch, group, first
-        size = named("size", T.bind(T.max(self.key.shape[3], T.int64(1))))
+        size = named("size", T.bind(T.max(self._page, T.int64(1))))
         return (
             named("page", T.bind(first // size)),
             batch,
             group,
             named("start", T.bind(first % size)),
         )
+
+    def element(self, tensor: Any, head: Sequence[Any], key: Any, column: Any) -> Any:
+        """A number of the keys or values as it is stored; ``head`` and ``key``: as :meth:`place_of` gives them."""
+        if not self.in_int8:
+            return tensor[(*head, key, column)]
+        return tensor[(*head, key * self._size_of(tensor) + column)]
+
+    def scale(self, tensor: Any, head: Sequence[Any], key: Any) -> Any:
+        """What the numbers of a key or value in int8 are multiplied with."""
+        place = scale_at(tensor.shape[-1], self._size_of(tensor), key)
+        return scale_from(tensor[(*head, place)], tensor[(*head, place + 1)])
+
+    def load_scales(self, tensor: Any, head: Sequence[Any], first: Any, count: Any, lanes: int, scales: Any) -> None:
+        """Emit the copy of ``count`` scales, from that of the key ``first`` on, into ``scales``."""
+        place = named("place", T.bind(scale_at(tensor.shape[-1], self._size_of(tensor), first)))
+        whole = named("whole", T.bind(count // lanes))
+        with loop("vector", T.serial(whole)) as vector:
+            pairs = tensor[(*head, T.ramp(place + vector * 2 * lanes, 1, 2 * lanes))]
+            T.buffer_store(scales, scales_from(pairs, lanes), [T.ramp(vector * lanes, 1, lanes)])
+        with loop("rest", T.serial(count % lanes)) as rest:
+            T.buffer_store(scales, self.scale(tensor, head, first + whole * lanes + rest), [whole * lanes + rest])
+
+    def _size_of(self, tensor: Any) -> int:
+        return self.problem.head_size if tensor is self.key else self.problem.value_size
 
     @property
     def rows(self) -> Any:
@@ -92,12 +128,15 @@ class AttentionOperands:
         return T.cast(entry, "float32")
 
 
-def load_block(source: Any, place: tuple[Any, ...], count: Any, block: Any) -> None:
+def load_block(operands: AttentionOperands, source: Any, place: tuple[Any, ...], count: Any, block: Any) -> None:
     """Emit the copy of ``count`` rows of ``source``, from ``place`` [..., row] on, into ``block`` [rows, D]; the rows
     behind them become zero."""
     *head, first = place
     rows, size = block.shape
-    with loop("row", T.serial(count)) as row, loop("d", T.vectorized(size)) as d:
-        T.buffer_store(block, T.cast(source[(*head, first + row, d)], "float32"), [row, d])
+    with loop("row", T.serial(count)) as row:
+        scale = named("scale", T.bind(operands.scale(source, head, first + row))) if operands.in_int8 else None
+        with loop("d", T.vectorized(size)) as d:
+            number = T.cast(operands.element(source, head, first + row, d), "float32")
+            T.buffer_store(block, number if scale is None else number * scale, [row, d])
     with loop("row", T.serial(rows - count)) as row, loop("d", T.vectorized(size)) as d:
         T.buffer_store(block, T.float32(0), [count + row, d])

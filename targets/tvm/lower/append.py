@@ -1,21 +1,29 @@
-"""Writing behind a state that a target holds in place."""
+"""Writing behind a state that a target holds in place, and what makes pages of a state and a state of pages."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import onnx_ir as ir
 from tvm import relax
 
-from moec.targets.tvm.held_states import Append, AppendProblem, HeldTensor
-from moec.targets.tvm.kernel import Kernel, KernelCall, select
+from moec.targets.tvm.held_states import AppendProblem, HeldTensor, Holding
+from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, KernelCall, select
 from moec.targets.tvm.lowering import Lowering
 from moec.targets.tvm.nodes import record_of
 
 
-def appending(kernel: Kernel, machine: Any) -> Append:
-    """How a target writes: by that kernel ``(start, new, pages)``."""
+def holding(
+    machine: Any,
+    kernel: Kernel,
+    conversions: tuple[Kernel, Kernel] | None = None,
+    types: Collection[str] = STORAGE_TYPES,
+) -> Holding:
+    """How a target holds states: it writes by the ``kernel`` (start, new, pages), and has ``conversions`` (start,
+    state, pages) and (pages, state) where states are given and returned in another type than that of ``types`` in which
+    they are stored."""
 
     def append(
         lowering: Lowering, node: ir.Node, problem: AppendProblem, past: HeldTensor, new: relax.Expr
@@ -25,4 +33,12 @@ def appending(kernel: Kernel, machine: Any) -> Append:
         pages, start = lowering.emit(past.pages), lowering.sizes.expression(past.length)
         return lowering.call_kernel_on(called.function, [new], [pages], record_of(node, called), [start])[0]
 
-    return append
+    def export(lowering: Lowering, node: ir.Node, problem: AppendProblem, converts: Kernel) -> str:
+        chosen = select((converts,), problem, machine)
+        called = KernelCall(chosen, converts.build(problem), [], dataclasses.asdict(problem))
+        return lowering.export_kernel(called.function, record_of(node, called))
+
+    if conversions is None:
+        return Holding(append, None, types)
+    store, restore = conversions
+    return Holding(append, lambda *problem: (export(*problem, store), export(*problem, restore)), types)

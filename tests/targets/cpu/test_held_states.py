@@ -12,6 +12,7 @@ import moec
 from moec.common.specs import HeldState, TensorSpec
 from moec.errors import InputError, MoecError
 from moec.ir.interpreter import run
+from moec.passes.framework import pipeline
 from moec.runtime.device import Host
 from moec.runtime.held import PAGE, HeldStates, StateMemory
 
@@ -90,6 +91,46 @@ def test_what_is_held_is_what_would_be_copied(body):
         np.testing.assert_array_equal(in_place["y"], found["y"])
         for name, result in (("pk", "nk"), ("pv", "nv")):
             np.testing.assert_array_equal(memory._pages[name], pages_of(found[result], 0))
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_rows_in_int8_are_what_the_graph_rounds(size):
+    """Both forms of attention, over several pages, a page that is not whole, and rows that are no whole vectors."""
+    passes = "O2,cast-states{dtype=int8}"
+    parts = [text.replace("16]", f"{size}]") for text in (f"{NEW}, {PASTS}", RESULTS)]
+    graph = model(BODIES["attention"], *parts)
+    compiled = moec.compile(graph, passes=passes)
+    assert [state.dtype for state in compiled.held] == ["int8", "int8"]
+    rounding = moec.import_model(graph)
+    pipeline.run(rounding, pipeline.parse(passes))
+    random = np.random.default_rng(0)
+    for batch, new, past in ((1, 1, 0), (2, 3, 300), (1, 40, 77), (0, 1, 4), (2, 0, 3), (1, 1, 2 * PAGE - 1)):
+        lengths = {"q": new, "k": new, "v": new, "pk": past, "pv": past}
+        values = {
+            name: random.standard_normal((batch, 4 if name == "q" else 2, length, size), dtype=np.float32)
+            for name, length in lengths.items()
+        }
+        found, wanted = compiled.run(values), run(rounding, values)
+        for name in ("nk", "nv"):
+            np.testing.assert_array_equal(found[name], wanted[name])
+        np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-4, atol=2e-5)
+        memory = StateMemory(compiled.held, {name: (batch, 2, 0, size) for name in ("pk", "pv")}, past + new)
+        if past:
+            queries = np.zeros((batch, 4, past, size), np.float32)
+            compiled.run_in_place({"q": queries, "k": values["pk"], "v": values["pv"]}, memory)
+        in_place = compiled.run_in_place({name: values[name] for name in "qkv"}, memory)
+        np.testing.assert_array_equal(in_place["y"], found["y"])
+
+
+def test_a_row_in_int8_that_is_not_finite_becomes_nan():
+    text = "(float[b,s,5] x, float[b,p,5] past) => (float[b,n,5] present, float[b,n,5] y)"
+    graph = f"{HEAD} {text} {{\n present = Concat<axis = 1>(past, x)\n y = Neg(present)\n}}"
+    compiled = moec.compile(onnx.parser.parse_model(graph), passes="O2,cast-states{dtype=int8}")
+    rows = np.array([[1, -np.inf, 0, 2, 3], [np.nan, 0, 0, 0, 0], [0, 0, 0, 0, 0], [127, -3.4, 0.4, 126.6, 0]], "f")
+    found = compiled.run({"x": rows[None, 2:], "past": rows[None, :2]})
+    wanted = np.array([[np.nan] * 5, [np.nan] * 5, [0] * 5, [127, -3, 0, 127, 0]], "f")
+    np.testing.assert_array_equal(found["present"][0], wanted)
+    np.testing.assert_array_equal(found["y"][0], -wanted)
 
 
 def test_pages_without_room_are_refused_before_anything_is_written(monkeypatch):

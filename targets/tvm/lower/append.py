@@ -38,7 +38,9 @@ def holding(
         called = KernelCall(chosen, converts.build(problem), [], dataclasses.asdict(problem))
         return lowering.export_kernel(called.function, record_of(node, called))
 
-    if conversions is None:
-        return Holding(append, None, types)
-    store, restore = conversions
-    return Holding(append, lambda *problem: (export(*problem, store), export(*problem, restore)), types)
+    def both(lowering: Lowering, node: ir.Node, problem: AppendProblem) -> tuple[str, str]:
+        assert conversions is not None, "only asked for where there are any"
+        store, restore = conversions
+        return export(lowering, node, problem, store), export(lowering, node, problem, restore)
+
+    return Holding(append, None if conversions is None else both, types)

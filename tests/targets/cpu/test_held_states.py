@@ -12,6 +12,7 @@ import moec
 from moec.common.specs import HeldState, TensorSpec
 from moec.errors import InputError, MoecError
 from moec.ir.interpreter import run
+from moec.ir.products import round_rows
 from moec.passes.framework import pipeline
 from moec.runtime.device import Host
 from moec.runtime.held import PAGE, HeldStates, StateMemory
@@ -225,6 +226,10 @@ def test_what_nothing_reads_is_copied():
     assert held(compiled) == []
     values = feeds([spec.name for spec in compiled.inputs], 2, 3, 4)
     np.testing.assert_array_equal(compiled.run(values)["one"], np.concatenate([values["pk"], values["k"]], 2))
+    rounding = moec.compile(graph, passes="O2,cast-states{dtype=int8}")
+    assert held(rounding) == []
+    wanted = np.concatenate([round_rows(values["pk"]), round_rows(values["k"])], 2)
+    np.testing.assert_array_equal(rounding.run(values)["one"], wanted)
 
 
 def test_a_past_that_is_continued_twice_is_held_for_one_of_them():

@@ -239,25 +239,24 @@ class Executor:
         """The results there by position, but for states in ``pages``, and those that the caller must get a copy of."""
         if self._held is not None and pages is not None:
             tensors, lengths = self._held.in_place(arrays, pages, self._device)
-            return self._found(tensors, [lengths], set(self._held.outputs))
+            return self._found(tensors, [lengths], self._held.other_outputs)
         given, shapes = self._arguments(arrays)
         if self._captured is not None and captured:  # in place, no two runs are on the same sizes
             replayed = self._captured.replay(given, shapes)
             if replayed is not None:
                 return dict(enumerate(replayed)), set(range(len(replayed)))
-        return self._found([self._device.place(array) for array in given], shapes, set())
+        return self._found([self._device.place(array) for array in given], shapes, range(len(self.outputs)))
 
     def _found(
-        self, tensors: Sequence[Any], shapes: Sequence[Any], left_out: set[int]
+        self, tensors: Sequence[Any], shapes: Sequence[Any], wanted: Sequence[int]
     ) -> tuple[dict[int, Any], set[int]]:
         results = self._program([*tensors, *shapes], self._weights)
         if len(results) != len(self.outputs):
             raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")
-        found = {at: results[at] for at in range(len(self.outputs)) if at not in left_out}
+        found = {at: results[at] for at in wanted}
         # An input or a weight passed through is copied: writing to the output must not change either.
-        own = set(self._held.inputs) if self._held is not None else set()
-        inputs = {tensor.data_ptr() for at, tensor in enumerate(tensors) if at not in own}
-        kept = self._weight_addresses
+        given = self._held.other_inputs if self._held is not None else range(len(tensors))
+        inputs, kept = {tensors[at].data_ptr() for at in given}, self._weight_addresses
         return found, {at for at, one in found.items() if (address := one.data_ptr()) in inputs or address in kept}
 
     def _explain(

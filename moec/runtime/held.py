@@ -37,6 +37,8 @@ class HeldStates:
         self.states = tuple(states)
         self.inputs = [self._names.index(state.input) for state in states]
         self.outputs = [results.index(state.output) for state in states]
+        self.other_inputs = [at for at in range(len(inputs)) if at not in self.inputs]
+        self.other_outputs = [at for at in range(len(outputs)) if at not in self.outputs]
         places = list(zip(self.inputs, states, strict=True))
         alike = {(inputs[at].shape, inputs[at].dtype, state.axis, state.growth): at for at, state in reversed(places)}
         first = set(alike.values())

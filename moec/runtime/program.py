@@ -59,6 +59,7 @@ class LoadedProgram:
         places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
         self._machine.get_function("vm_initialization")(*places)
         self._main = self._machine.get_function("main")
+        self._several = load_ffi().Array
         self._kernels: dict[str, Any] = {}
 
     def __call__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> Sequence[Any]:
@@ -67,7 +68,7 @@ class LoadedProgram:
         self._join_team()
         with streaming(self.experts):
             result = self._main(*inputs, *weights)
-        return [result] if hasattr(result, "data_ptr") else result
+        return result if isinstance(result, self._several) else [result]
 
     def call_kernel(self, name: str, arguments: Sequence[Any]) -> None:
         """Call one of the kernels that the program has for its runtime. Raises ArtifactError where there is none."""

@@ -65,6 +65,8 @@ class SessionStates:
         given = {**inputs, **self._arrays}
         memory = self._memory
         outputs = self._model.run(given) if memory is None else self._model.run_in_place(given, memory)
+        if not self._arrays:
+            return outputs, self
         arrays = {state.input: outputs[state.output] for state in self._model.states if state.input in self._arrays}
         return outputs, self._with(arrays)
 

@@ -59,6 +59,11 @@ class HeldState:
     store: str = ""
     restore: str = ""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it has a size that stays, of which the model itself knows what is in use."""
+        return self.growth == "0"
+
     def stored(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape in which a page of a state of this shape is stored: of int8 [*before, rows, row], the rows lie side
         by side, and behind them their scales."""

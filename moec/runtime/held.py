@@ -135,8 +135,9 @@ class StateMemory:
     """The pages of states between runs, by the names of their inputs, on the ``device``. The host's memory is taken
     from the system when it is first written to.
 
-    ``shapes``: of each state while it is empty; ``tokens``: how much will be written at most. Where that is None, what
-    is there is copied once in a while, into twice the memory.
+    ``shapes``: of each state while it is empty; one with room, which is held on the host alone, begins with zeros.
+    ``tokens``: how much will be written at most. Where that is None, what is there is copied once in a while, into
+    twice the memory.
     """
 
     def __init__(
@@ -149,10 +150,13 @@ class StateMemory:
         self._device = device or Host()
         self._states = {state.input: state for state in states}
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        self.lengths = dict.fromkeys(self._states, 0)
+        self.lengths = {
+            name: self._shapes[name][state.axis] if state.has_room else 0 for name, state in self._states.items()
+        }
         self._placed: tuple[list[int], dict[str, Any]] = [], {}  # the last run's: how many of each, and which
         room = -(-tokens // PAGE) if tokens is not None else _FIRST_PAGES
-        self._pages = {name: self._new_pages(name, room) for name in self._states}
+        counts = {name: max(room, -(-length // PAGE)) for name, length in self.lengths.items()}
+        self._pages = {name: self._new_pages(name, count) for name, count in counts.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._states
@@ -178,7 +182,8 @@ class StateMemory:
 
     def truncate(self, length: int) -> None:
         """Forget what lies behind."""
-        self.lengths = dict.fromkeys(self._states, length)
+        growing = [name for name, state in self._states.items() if not state.has_room]
+        self.lengths |= dict.fromkeys(growing, length)
 
     def copy(self) -> StateMemory:
         other = object.__new__(StateMemory)
@@ -206,7 +211,7 @@ class StateMemory:
         state = self._states[name]
         shape, dtype = (count, *state.stored(self._shape(name, PAGE))), dtype_of(state.dtype)
         try:
-            return self._device.new(shape, dtype)
+            return np.zeros(shape, dtype) if state.has_room else self._device.new(shape, dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more than any machine has
             raise MoecError(
                 f"there is no memory for {count * PAGE} tokens of state {name!r} ({dtype}{list(shape)}); "

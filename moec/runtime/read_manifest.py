@@ -276,7 +276,8 @@ def _check_held(manifest: Manifest, where: str) -> None:
         spec = inputs.get(state.input)
         if spec is None or state.output not in outputs or not 0 <= state.axis < len(spec.shape):
             raise ArtifactError(f"{where}: it holds a state from {state.input!r} to {state.output!r}, which it has not")
-        if not set(_growth(state, where).names) <= bound or not isinstance(spec.shape[state.axis], str):
+        growth, size = _growth(state, where), spec.shape[state.axis]
+        if not set(growth.names) <= bound or not (isinstance(size, str) or state.has_room):
             raise ArtifactError(f"{where}: the state {state.input!r} grows by {state.growth!r}, which no input says")
 
 

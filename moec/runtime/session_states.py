@@ -47,12 +47,12 @@ class SessionStates:
             tokens = max_tokens if isinstance(room, str) else room
             own = {**sizes, **({spec.shape[0]: batch} if axis != 0 and isinstance(spec.shape[0], str) else {})}
             shape = first_shape(spec, axis, own, tokens)
-            if state.input in held:
-                shapes[state.input] = shape
-                continue
-            arrays[state.input] = np.zeros(shape, dtype_of(spec.dtype))
             if tokens is not None:
                 rooms[state.input] = tokens
+            if state.input in held:
+                shapes[state.input] = shape
+            else:
+                arrays[state.input] = np.zeros(shape, dtype_of(spec.dtype))
         return cls(model, arrays, rooms, model.state_memory(shapes, max_tokens) if shapes else None)
 
     @property

@@ -20,6 +20,9 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
     cache, update, starts = required_input(node, 0), required_input(node, 1), optional_input(node, 2)
     if attribute(node, "mode", "linear") != "linear":
         raise UnsupportedError("TensorScatter in a circular buffer is not supported; expected mode 'linear'")
+    held = lowering.held(cache)
+    if held is not None and held.continued is node.outputs[0] and starts is not None:
+        return lowering.appended(node, held, lowering.tensor(update), lowering.tensor(starts))
     shape = lowering.dimensions(cache)
     axis = normalized_axis(attribute(node, "axis", -2), len(shape))
     source = _without_appended_zeros(lowering, cache, axis)

@@ -173,8 +173,9 @@ class LoweringContext(Protocol):
         """The value in pages, if it lies there."""
         ...
 
-    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr) -> HeldTensor:
-        """The state after ``new`` was written behind what is in use, which leaves that as it is."""
+    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, starts: Any = None) -> HeldTensor:
+        """The state after ``new`` was written behind what is in use, which leaves that as it is; or over it, from a
+        place on that ``starts`` [first axis], a tensor of integers, has for each entry. Nothing is written outside."""
         ...
 
     def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:

@@ -7,6 +7,9 @@ what is in use, and reads both where they lie. The memory is in pages, so that i
 page ``i // page``. One page of exactly the length is the tensor itself.
 
 How much is in use is a size of the program like any other; what lies behind it may be anything.
+
+``present = TensorScatter(past, new, starts)``, a cache with room, is held likewise: all of the room is in use, its size
+is that of the program, and ``new`` is written over what is there, for each sequence from a place of its own on.
 """
 
 from __future__ import annotations
@@ -33,18 +36,21 @@ from moec.targets.tvm.nodes import static_size
 if TYPE_CHECKING:
     from moec.targets.tvm.lowering import Lowering
 
+NO_GROWTH = 0
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclasses.dataclass(frozen=True)
 class AppendProblem:
     """What is static about writing behind a state: its axes before and after the one along which it grows, each a
-    number or None, and how elements are stored; what is written is of a float type, and float32 for int8."""
+    number or None, and how elements are stored; what is written is of a float type, and float32 for int8. ``starts``:
+    of which type the places are at which it is written, where each entry of the first axis has its own."""
 
     before: tuple[int | None, ...]
     after: tuple[int | None, ...]
     new: str
     stored: str
+    starts: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,20 +117,22 @@ class HeldTensor:
         return build
 
 
-def append_problem(state: HeldTensor, new: str) -> AppendProblem:
+def append_problem(state: HeldTensor, new: str, starts: str = "") -> AppendProblem:
     sizes = [static_size(size) for size in state.ty.shape]
-    return AppendProblem(tuple(sizes[: state.axis]), tuple(sizes[state.axis + 1 :]), new, state.stored)
+    return AppendProblem(tuple(sizes[: state.axis]), tuple(sizes[state.axis + 1 :]), new, state.stored, starts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Holding:
-    """A target's part. ``append``: the pages after a tensor was written behind what is in use. ``conversions``: the
+    """A target's part. ``append``: the pages after a tensor was written behind what is in use, or from ``starts`` on;
+    ``has_places``: whether it can write so. ``conversions``: the
     symbols of kernels for runs that are given a state and return it, (start, state, pages) and (pages, state); None
     where the runtime converts it. ``types``: as which elements of states can be stored."""
 
-    append: Callable[[Lowering, ir.Node, AppendProblem, HeldTensor, relax.Expr], relax.Expr]
+    append: Callable[[Lowering, ir.Node, AppendProblem, HeldTensor, relax.Expr, relax.Expr | None], relax.Expr]
     conversions: Callable[[Lowering, ir.Node, AppendProblem], tuple[str, str]] | None = None
     types: Collection[str] = STORAGE_TYPES
+    has_places: bool = False
 
     def converting(self, lowering: Lowering, state: HeldState, past: HeldTensor) -> HeldState:
         """The state with the kernels that convert it, where it is stored in another type."""
@@ -167,9 +175,9 @@ class Held(NamedTuple):
     roundings: tuple[Rounding, Rounding] | None
 
 
-def held_states(graph: ir.Graph, types: Collection[str]) -> dict[ir.Value, Held]:
-    """By input, what the program holds: an output that is the input with something behind it, along an axis whose size
-    is a name of its own, and that the graph itself reads. ``types``: as which elements can be stored."""
+def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
+    """By input, what the program holds: an output that the graph itself reads and that is the input with something
+    behind it, along an axis whose size is a name of its own, or with something written over it at places of its own."""
     found: dict[ir.Value, Held] = {}
     known = bound_names([_sizes(value) for value in graph.inputs])
     for output in graph.outputs:
@@ -178,15 +186,15 @@ def held_states(graph: ir.Graph, types: Collection[str]) -> dict[ir.Value, Held]
             continue
         past, new, growth, axis = continued
         roundings = _roundings(past, new)
-        if roundings is not None and roundings[0].stored in types and _fit(roundings[0], past, new, axis):
+        if roundings is not None and roundings[0].stored in holding.types and _fit(roundings[0], past, new, axis):
             past = roundings[0].source
         else:
             roundings = None
         if past in found or not past.is_graph_input() or past.is_graph_output():
             continue
         size, dtype = _sizes(past)[axis], dtype_of(past)
-        grows = isinstance(size, str) and size_names(size) == (size,)
-        if grows and dtype in STORAGE_TYPES and set(size_names(growth)) <= known - {""}:
+        can_grow = isinstance(size, str) and size_names(size) == (size,) and set(size_names(growth)) <= known - {""}
+        if dtype in STORAGE_TYPES and (holding.has_places if growth == NO_GROWTH else can_grow):
             stored = roundings[0].stored if roundings else dtype
             state = HeldState(past.name or "", output.name or "", axis, stored, str(growth))
             found[past] = Held(state, output, roundings)
@@ -221,6 +229,8 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
     elif node is not None and operator == "Attention" and output.index() in ATTENTION_CACHES:
         past, new = (optional_input(node, position) for position in ATTENTION_CACHES[output.index() or 0])
         axis = -2
+    elif node is not None and operator == "TensorScatter" and output.uses():
+        return _with_room(node, output)
     else:
         return None
     if past is None or new is None:
@@ -231,6 +241,17 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
     if not sizes or len(sizes) != len(added):
         return None
     return past, new, added[axis], axis % len(sizes)
+
+
+def _with_room(scatter: ir.Node, output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | None:
+    """The same where new entries are written over others, each sequence's from a place of its own on."""
+    past, new, starts = (optional_input(scatter, position) for position in range(3))
+    if past is None or new is None or starts is None or attribute(scatter, "mode", "linear") != "linear":
+        return None
+    sizes, axis = _sizes(past), attribute(scatter, "axis", -2)
+    if not sizes or _sizes(output) != sizes or len(_sizes(new)) != len(sizes) or axis % len(sizes) == 0:
+        return None
+    return past, new, NO_GROWTH, axis % len(sizes)
 
 
 def _roundings(past: ir.Value, new: ir.Value) -> tuple[Rounding, Rounding] | None:

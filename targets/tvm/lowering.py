@@ -77,7 +77,7 @@ class Lowering(FunctionBuilder):
 
         super().__init__()
         self.model, self._holding, self.streams = model, holding, streams and is_streamed(model)
-        self._states = {} if holding is None else held_states(model.graph, holding.types)
+        self._states = {} if holding is None else held_states(model.graph, holding)
         self._done_by_writing = rounded_by_writing(self._states.values())
         self._held: dict[ir.Value, HeldTensor] = {}
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
@@ -197,8 +197,8 @@ class Lowering(FunctionBuilder):
 
     def _declare_lengths(self) -> list[relax.Var]:
         """How much of the states is in use, as a parameter of its own: their pages do not say."""
-        lengths = list(dict.fromkeys(held.length for held in self._held.values()))
-        return [relax.Var("lengths", relax.ShapeType(lengths))] if lengths else []
+        lengths = dict.fromkeys(self._held[value].length for value in self._states)
+        return [relax.Var("lengths", relax.ShapeType([*map(self.sizes.expression, lengths)]))] if lengths else []
 
     def _dimension(self, name: str) -> tirx.Var | int:
         """The size of that name. Exporters write a size they fixed as the name "16"."""
@@ -250,12 +250,12 @@ class Lowering(FunctionBuilder):
     def held(self, value: ir.Value | None) -> HeldTensor | None:
         return None if value is None else self._held.get(value)
 
-    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr) -> HeldTensor:
+    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, starts: Any = None) -> HeldTensor:
         assert self._holding is not None, "a target that holds states can write behind them"
-        added = list(new.ty.shape)
-        length = self.sizes.simplify(past.length + added[past.axis])
-        problem = append_problem(past, str(new.ty.dtype))
-        pages = self._holding.append(self, node, problem, past, self.emit(new))
+        added = new.ty.shape[past.axis] if starts is None else 0
+        length = self.sizes.simplify(past.length + added)
+        problem = append_problem(past, str(new.ty.dtype), "" if starts is None else str(starts.ty.dtype))
+        pages = self._holding.append(self, node, problem, past, self.emit(new), starts)
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
 
     def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:

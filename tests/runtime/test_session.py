@@ -196,9 +196,14 @@ def test_caches_with_room():
     )
     with pytest.raises(InputError, match="has room for as many tokens as it is told; give max_tokens"):
         model.session()
+    assert [state.has_room for state in model.held] == [True]
     session = model.session(max_tokens=3)
     session.run([1, 2])
-    np.testing.assert_allclose(session.run([3]), model.session(4).run([1, 2, 3])[:, 2:], rtol=1e-5)
+    fork, wanted = session.fork(), model.session(4).run([1, 2, 3])
+    np.testing.assert_allclose(session.run([3]), wanted[:, 2:], rtol=1e-5)
+    np.testing.assert_allclose(fork.run([3]), wanted[:, 2:], rtol=1e-5)
+    fork.truncate(1)
+    np.testing.assert_allclose(fork.run([2, 3]), wanted[:, 1:], rtol=1e-5)
     with pytest.raises(InputError, match=r"hold 4 tokens \(3 and 1 new ones\), and its max_tokens is 3"):
         session.run([1])
 

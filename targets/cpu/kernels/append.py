@@ -30,7 +30,13 @@ from moec.targets.tvm.te_kernels import Requirement, checked
 @functools.cache
 def append(problem: AppendProblem) -> tirx.PrimFunc:
     """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: number i of ``new`` becomes
-    number ``start + i`` of what lies in the pages. Raises, before it writes, where they end before that."""
+    number ``start + i`` of what lies in the pages. Raises, before it writes, where they end before that.
+
+    Where the problem has starts: ``(length, starts[B], new[B, ..., S, *after], pages[pages, B, ..., page, *after])``,
+    each entry of the first axis from a place of its own on. What would lie before 0 or from ``length`` on is left out.
+    """
+    if problem.starts:
+        return _write_at(problem)
     before = [_size(size, f"b{axis}") for axis, size in enumerate(problem.before)]
     after = [_size(size, f"a{axis}") for axis, size in enumerate(problem.after)]
     parameters = [
@@ -39,7 +45,8 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
     ]
 
     def body(start: Any, new: Any, pages: Any) -> None:
-        _each_part(problem, new, pages, start, _round_row if problem.stored == INT8_ROWS else _write_part)
+        emit = _round_row if problem.stored == INT8_ROWS else _write_part
+        _each_part(problem, new, pages, lambda _head: start, emit)
 
     function = emit_kernel(parameters, body, numbers=("start",))
     start, new, pages = function.params
@@ -47,6 +54,28 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
     there = pages.ty.shape[0] * _numbers(problem, pages.ty.shape)
     end = start + new.ty.shape[rank]
     return checked(function, [Requirement(end <= there, "a state outgrows its memory; expected room for all of it")])
+
+
+def _write_at(problem: AppendProblem) -> tirx.PrimFunc:
+    before = [_size(size, f"b{axis}") for axis, size in enumerate(problem.before)]
+    after = [_size(size, f"a{axis}") for axis, size in enumerate(problem.after)]
+    parameters = [
+        Parameter("starts", before[:1], problem.starts),
+        Parameter("new", (*before, "S", *after), problem.new),
+        _pages(problem, before, after),
+    ]
+
+    def body(length: Any, starts: Any, new: Any, pages: Any) -> None:
+        def start(head: Sequence[Any]) -> Any:
+            return T.cast(starts[head[0]], "int64")
+
+        emit = _round_row if problem.stored == INT8_ROWS else _write_part
+        _each_part(problem, new, pages, start, emit, length)
+
+    function = emit_kernel(parameters, body, numbers=("length",))
+    length, _, _, pages = function.params
+    there = pages.ty.shape[0] * _numbers(problem, pages.ty.shape)
+    return checked(function, [Requirement(length <= there, "a state outgrows its memory; expected room for all of it")])
 
 
 @functools.cache
@@ -61,7 +90,8 @@ def unpage(problem: AppendProblem) -> tirx.PrimFunc:
     ]
 
     def body(pages: Any, state: Any) -> None:
-        _each_part(problem, state, pages, T.int64(0), _widen_row if problem.stored == INT8_ROWS else _read_part)
+        emit = _widen_row if problem.stored == INT8_ROWS else _read_part
+        _each_part(problem, state, pages, lambda _head: T.int64(0), emit)
 
     function = emit_kernel(parameters, body)
     pages, state = function.params
@@ -89,15 +119,28 @@ def _row(problem: AppendProblem) -> int:
     return size
 
 
-def _each_part(problem: AppendProblem, state: Any, pages: Any, start: Any, emit: Callable[..., None]) -> None:
+def _each_part(
+    problem: AppendProblem,
+    state: Any,
+    pages: Any,
+    start: Callable[[Sequence[Any]], Any],
+    emit: Callable[..., None],
+    length: Any = None,
+) -> None:
     """Emit ``emit(state, at, pages, place)`` for each part of a state's axes after the one along which it grows: where
-    it lies in the state, and in pages, in which the state's numbers begin at ``start``."""
+    it lies in the state, and in pages, in which the state's numbers begin at ``start(indices before that axis)``; but
+    not for those outside of 0 to ``length``, if that is given."""
     rank = len(problem.before)
     width = [size for size in problem.after if size is not None]
     with loop("row", parallel_rows(math.prod(state.shape[: rank + 1]), math.prod(width))) as row:
         *head, number = _indices(row, state.shape[: rank + 1])
-        place, page = named("place", T.bind(start + number)), _numbers(problem, pages.shape)
-        emit(state, [*head, number], pages, [place // page, *head, place % page])
+        place, page = named("place", T.bind(start(head) + number)), _numbers(problem, pages.shape)
+        arguments = state, [*head, number], pages, [place // page, *head, place % page]
+        if length is None:
+            emit(*arguments)
+            return
+        with T.If(T.And(place >= 0, place < length)), T.Then():
+            emit(*arguments)
 
 
 def _size(size: int | None, name: str) -> int | str:

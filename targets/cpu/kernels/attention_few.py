@@ -27,10 +27,12 @@ _LARGEST, _TOTAL = range(2)
 
 def attend_with_few_rows(operands: AttentionOperands, machine: Machine) -> None:
     """Emit the code for at most ``FEW_ROWS`` rows."""
-    chunks = named("chunks", T.bind(T.max(T.ceildiv(operands.keys, T.int64(KEYS_PER_TASK)), T.int64(1))))
+    most = named("most", T.bind(T.max(T.ceildiv(operands.keys, T.int64(KEYS_PER_TASK)), T.int64(1))))
     heads = named("heads", T.bind(operands.batches * operands.groups))
-    sums = named("sums", T.alloc_buffer((heads * chunks, FEW_ROWS, operands.problem.value_size), "float32"))
-    statistics = named("statistics", T.alloc_buffer((heads * chunks, FEW_ROWS, 2), "float32"))
+    sums = named("sums", T.alloc_buffer((heads * most, FEW_ROWS, operands.problem.value_size), "float32"))
+    statistics = named("statistics", T.alloc_buffer((heads * most, FEW_ROWS, 2), "float32"))
+    used = T.ceildiv(operands.most_keys(), T.int64(KEYS_PER_TASK))
+    chunks = named("chunks", T.bind(T.max(used, T.int64(1))))
     with loop("task", T.parallel(heads * chunks)) as task:
         _KeyBlock(operands, machine, task, chunks, sums, statistics).emit()
     with T.If(heads * chunks * operands.rows * operands.problem.value_size >= _JOIN_IN_PARALLEL):

@@ -103,6 +103,16 @@ class AttentionOperands:
         """How many keys of a batch are in use."""
         return T.min(self.lengths[batch], self.keys) if self.problem.has_lengths else self.keys
 
+    def most_keys(self) -> Any:
+        """Emit the number of keys in use in the batch with the most of them."""
+        if not self.problem.has_lengths:
+            return self.keys
+        used = named("used", T.alloc_buffer((1,), "int64"))
+        T.buffer_store(used, T.int64(0), [0])
+        with loop("batch", T.serial(self.batches)) as batch:
+            T.buffer_store(used, T.max(used[0], self.used_keys(batch)), [0])
+        return used[0]
+
     def frontier(self, batch: Any, query: Any) -> Any:
         """The keys from this one on are hidden from the query, whatever the mask says. May be negative."""
         queries = self.query.shape[2]

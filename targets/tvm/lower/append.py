@@ -20,18 +20,25 @@ def holding(
     kernel: Kernel,
     conversions: tuple[Kernel, Kernel] | None = None,
     types: Collection[str] = STORAGE_TYPES,
+    has_places: bool = False,
 ) -> Holding:
-    """How a target holds states: it writes by the ``kernel`` (start, new, pages), and has ``conversions`` (start,
+    """How a target holds states: it writes by the ``kernel`` (start, new, pages), or (length, starts, new, pages) where
+    it ``has_places``, and has ``conversions`` (start,
     state, pages) and (pages, state) where states are given and returned in another type than that of ``types`` in which
     they are stored."""
 
     def append(
-        lowering: Lowering, node: ir.Node, problem: AppendProblem, past: HeldTensor, new: relax.Expr
+        lowering: Lowering,
+        node: ir.Node,
+        problem: AppendProblem,
+        past: HeldTensor,
+        new: relax.Expr,
+        starts: relax.Expr | None,
     ) -> relax.Var:
-        chosen = select((kernel,), problem, machine)
-        called = KernelCall(chosen, kernel.build(problem), [new, past.pages], dataclasses.asdict(problem))
-        pages, start = lowering.emit(past.pages), lowering.sizes.expression(past.length)
-        return lowering.call_kernel_on(called.function, [new], [pages], record_of(node, called), [start])[0]
+        chosen, given = select((kernel,), problem, machine), [new] if starts is None else [starts, new]
+        called = KernelCall(chosen, kernel.build(problem), [*given, past.pages], dataclasses.asdict(problem))
+        pages, length = lowering.emit(past.pages), lowering.sizes.expression(past.length)
+        return lowering.call_kernel_on(called.function, given, [pages], record_of(node, called), [length])[0]
 
     def export(lowering: Lowering, node: ir.Node, problem: AppendProblem, converts: Kernel) -> str:
         chosen = select((converts,), problem, machine)
@@ -43,4 +50,4 @@ def holding(
         store, restore = conversions
         return export(lowering, node, problem, store), export(lowering, node, problem, restore)
 
-    return Holding(append, None if conversions is None else both, types)
+    return Holding(append, None if conversions is None else both, types, has_places)

@@ -252,3 +252,53 @@ def test_any_input_may_be_the_one_that_grows():
     found, wanted = compiled.run(values), run(moec.import_model(model(body)), values)
     for name in ("y", "nk", "nv"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5)
+
+
+ROOM = """(float[b,4,s,16] q, float[b,2,s,16] k, float[b,2,s,16] v, int64[b] at, float[b,2,c,16] pk, float[b,2,c,16] pv,
+    int64[b] used) => (float[b,4,s,16] y, float[b,2,c,16] nk, float[b,2,c,16] nv)"""
+
+
+def test_caches_with_room_are_written_where_they_lie():
+    """Rows at places of their own, some of them outside; no entry outside is touched."""
+    body = "nk = TensorScatter(pk, k, at)\n nv = TensorScatter(pv, v, at)\n "
+    body += 'y = Attention<is_causal = 1>(q, nk, nv, "", "", "", used)'
+    graph = onnx.parser.parse_model(f"{HEAD} {ROOM} {{\n {body}\n}}")
+    compiled = moec.compile(graph)
+    assert held(compiled) == ["pk", "pv"] and all(state.has_room for state in compiled.held)
+    random = np.random.default_rng(0)
+    for new, room, at in ((1, 300, (7, 299, 0)), (3, 300, (254, -1, 298)), (40, 70, (0, 30, 11)), (2, 5, (-9, 3, 99))):
+        values = {name: random.standard_normal((3, 2, new, 16), dtype=np.float32) for name in "kv"}
+        values |= {name: random.standard_normal((3, 2, room, 16), dtype=np.float32) for name in ("pk", "pv")}
+        values |= {"q": random.standard_normal((3, 4, new, 16), dtype=np.float32), "at": np.array(at)}
+        values["used"] = np.clip(values["at"] + new, new, room)
+        found, memory = compiled.run(values), memory_of(compiled, values, 0)
+        for name, past, added in (("nk", "pk", "k"), ("nv", "pv", "v")):
+            wanted = values[past].copy()
+            for row, number in np.ndindex(3, new):
+                if 0 <= at[row] + number < room:
+                    wanted[row, :, at[row] + number] = values[added][row, :, number]
+            np.testing.assert_array_equal(found[name], wanted)
+        in_place = compiled.run_in_place({name: values[name] for name in ("q", "k", "v", "at", "used")}, memory)
+        np.testing.assert_array_equal(in_place["y"], found["y"])
+        for name, result in (("pk", "nk"), ("pv", "nv")):
+            np.testing.assert_array_equal(memory._pages[name], pages_of(found[result], 0))
+        assert set(memory.lengths.values()) == {room}
+
+
+@pytest.mark.parametrize("results", ["float[b,n] na, float[b,m] nb", "float[b,m] nb, float[b,n] na"])
+def test_states_of_different_lengths(results):
+    text = f"(float[b,s] x, float[b,p] pa, float[b,r] pb) => ({results}, float[b,n] a, float[b,m] b)"
+    body = "na = Concat<axis = 1>(pa, x)\n nb = Concat<axis = 1>(pb, x)\n a = Neg(na)\n b = Neg(nb)"
+    compiled = moec.compile(onnx.parser.parse_model(f"{HEAD} {text} {{\n {body}\n}}"))
+    assert sorted(held(compiled)) == ["pa", "pb"]
+    a, b, x = (np.arange(2 * size, dtype=np.float32).reshape(2, size) + size for size in (3, 300, 2))
+    found = compiled.run({"pa": a, "pb": b, "x": x})
+    np.testing.assert_array_equal(-found["a"], np.concatenate([a, x], 1))
+    np.testing.assert_array_equal(-found["b"], np.concatenate([b, x], 1))
+    memory = StateMemory(compiled.held, {"pa": (2, 0), "pb": (2, 0)}, None)
+    for past in (a, b):  # each run puts as much behind both
+        compiled.run_in_place({"x": past}, memory)
+    memory.lengths["pa"] = 3
+    in_place = compiled.run_in_place({"x": x}, memory)
+    np.testing.assert_array_equal(-in_place["a"], np.concatenate([a, x], 1))
+    np.testing.assert_array_equal(-in_place["b"], np.concatenate([a, b, x], 1))

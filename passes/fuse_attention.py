@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
+from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import constant, is_op, replace_value
+from moec.passes.graph.edits import constant, fresh_name, is_op, replace_value
 from moec.passes.shapes.symbolic import shape_of
 
 _SWAP_LAST = [0, 1, 3, 2]
@@ -29,7 +31,9 @@ class FuseAttention:
        ``Where(IsNaN(p), 0, p)`` after the softmax, which is taken in; without it such a query gave NaN. (The guard
        would also hide the NaN of a score that is NaN by itself; after the fusion it shows.)
     6. The head size is static, batch and head counts of q, k and v are equal, and the weights of the softmax have no
-       other use. Attention sinks (an additional column of scores) stay as they are.
+       other use.
+    7. Attention sinks, a last column of the scores whose weights are cut off after the softmax, become a key of zeros
+       before the others, to which the mask adds the sinks. The scores may be taken relative to their largest one first.
 
     ::
 
@@ -62,7 +66,7 @@ class FuseAttention:
 
 @dataclasses.dataclass(frozen=True)
 class _Attention:
-    """``keys`` is [B, H, P, D], or [B, H, D, P] if ``transposed``."""
+    """``keys`` is [B, H, P, D], or [B, H, D, P] if ``transposed``; ``sinks`` are [B|1, H|1, S|1, 1]."""
 
     query: ir.Value
     keys: ir.Value
@@ -70,18 +74,23 @@ class _Attention:
     value: ir.Value
     mask: ir.Value | None
     scale: float
+    sinks: ir.Value | None = None
 
 
 def _match(node: ir.Node) -> _Attention | None:
     weights, value = node.inputs
     if weights is None or value is None or not _has_uses(weights, 1):
         return None
-    softmax = _unguarded(weights).producer()
+    all_weights = _with_last_column(weights)
+    softmax = (_unguarded(weights) if all_weights is None else all_weights).producer()
     if not is_op(softmax, "Softmax"):
         return None
     if softmax.attributes.get_int("axis", -1) not in (-1, 3) or softmax.inputs[0] is None:
         return None
-    scores, mask = _split_mask(softmax.inputs[0])
+    scores, sinks = (softmax.inputs[0], None) if all_weights is None else _split_sinks(softmax.inputs[0])
+    if all_weights is not None and sinks is None:
+        return None
+    scores, mask = _split_mask(scores)
     scores, scale = _split_scale(scores)
     product = scores.producer()
     if not is_op(product, "MatMul") or product.inputs[0] is None or product.inputs[1] is None:
@@ -91,7 +100,39 @@ def _match(node: ir.Node) -> _Attention | None:
     if not _shapes_agree(query, keys, value, mask):
         return None
     scale *= query_scale * key_scale
-    return _without_repetition(_Attention(query, keys, True, value, mask, scale))
+    return _without_repetition(_Attention(query, keys, True, value, mask, scale, sinks))
+
+
+def _with_last_column(weights: ir.Value) -> ir.Value | None:
+    """The value of which the weights are all but the last column, if nothing else uses it."""
+    cut = weights.producer()
+    if not is_op(cut, "Slice") or len(cut.inputs) < 4 or cut.inputs[0] is None:
+        return None
+    found = [None if (data := constant(value)) is None else data.ravel().tolist() for value in cut.inputs[1:]]
+    rank = len(_dims(cut.inputs[0]) or [])
+    if found not in [[[0], [-1], [axis], *steps] for axis in (-1, rank - 1) for steps in ([], [[1]])]:
+        return None
+    return cut.inputs[0] if _has_uses(cut.inputs[0], 1) else None
+
+
+def _split_sinks(scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """Scores [B, H, S, P] before a column is put behind them, and the column before it was expanded."""
+    node = scores.producer()
+    if is_op(node, "Sub"):
+        joined, largest = node.inputs
+        reduced = largest.producer() if largest is not None else None
+        if not is_op(reduced, "ReduceMax") or reduced.inputs[0] is not joined:
+            return scores, None
+        node = joined.producer() if joined is not None else None
+    if not is_op(node, "Concat") or len(node.inputs) != 2 or node.attributes.get_int("axis", 0) not in (-1, 3):
+        return scores, None
+    before, column = node.inputs
+    shape = _dims(column)
+    if before is None or column is None or shape is None or len(shape) != 4 or shape[3] != 1:
+        return scores, None
+    single = _input_of(column, "Expand")
+    sizes = _dims(single)
+    return before, single if sizes is not None and len(sizes) == 4 else column
 
 
 def _has_uses(value: ir.Value, count: int) -> bool:
@@ -229,6 +270,8 @@ def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
     inputs: Sequence[ir.Value] = [attention.query, keys, attention.value]
     if attention.mask is not None:
         inputs = [*inputs, attention.mask]
+    if attention.sinks is not None:
+        inputs = [attention.query, *_behind_sinks(graph, keys, attention, added)]
     fused = ir.node("Attention", inputs, attributes={"scale": attention.scale})
     fused.outputs[0].name = f"{node.outputs[0].name}_fused"
     fused.outputs[0].shape, fused.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
@@ -240,6 +283,34 @@ def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
         return False
     graph.remove(node, safe=True)
     return True
+
+
+def _behind_sinks(graph: ir.Graph, keys: ir.Value, attention: _Attention, added: list[ir.Node]) -> list[ir.Value]:
+    """Keys and values behind one of zeros, and the mask that adds the sinks to its scores; nodes for them are
+    ``added``."""
+    assert attention.sinks is not None
+
+    def add(label: str, operator: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        node = ir.node(operator, inputs, attributes=attributes)
+        node.outputs[0].name = fresh_name(graph, f"{attention.value.name}_{label}")
+        added.append(node)
+        return node.outputs[0]
+
+    def numbers(*values: int) -> ir.Value:
+        return add_constant(graph, ir.tensor(np.array(values, np.int64)), fresh_name(graph, "numbers"))
+
+    front, positions = numbers(1, 0), numbers(2)
+    padded = [
+        add(f"{label}_behind_sink", "Pad", tensor, front, None, positions)
+        for label, tensor in (("keys", keys), ("values", attention.value))
+    ]
+    count = add("key_count", "Shape", keys, start=2, end=3)
+    pads = add("behind_sinks", "Concat", numbers(0), count, axis=0)
+    mask = add("sinks", "Pad", attention.sinks, pads, None, numbers(3))
+    if attention.mask is not None:
+        last = len(_dims(attention.mask) or []) - 1
+        mask = add("biases", "Add", add("mask", "Pad", attention.mask, front, None, numbers(last)), mask)
+    return [*padded, mask]
 
 
 def _dims(value: ir.Value | None) -> list[Any] | None:

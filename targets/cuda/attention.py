@@ -95,11 +95,13 @@ def _parts(launch: AttentionLaunch, operands: list[relax.Expr]) -> Any:
 
 
 def _operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.Expr]:
-    """With tensors that are not read in the place of mask and lengths that are not there."""
-    mask, lengths = inputs.mask, inputs.lengths
+    """With tensors that are not read in the place of mask, lengths and sinks that are not there."""
+    mask, lengths, sinks = inputs.mask, inputs.lengths, inputs.sinks
     if mask is None:
         mask = lowering.add_weight("no_mask", (1, 1, 1, 1), "bool", lambda: np.zeros((1, 1, 1, 1), bool))
     if lengths is None:
         lengths = lowering.add_weight("no_lengths", (1,), "int64", lambda: np.zeros(1, np.int64))
+    if sinks is None:
+        sinks = lowering.add_weight("no_sinks", (1,), "float32", lambda: np.zeros(1, np.float32))
     keys = [tensor.pages if isinstance(tensor, HeldTensor) else tensor for tensor in (inputs.key, inputs.value)]
-    return [inputs.query, *keys, mask, lengths]
+    return [inputs.query, *keys, mask, lengths, sinks]

@@ -26,7 +26,7 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
     """The converters of the dense operators, for GPUs of an architecture."""
 
     def convert_attention(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
-        return lower_attention(lowering, node, functools.partial(attend, architecture))
+        return lower_attention(lowering, node, functools.partial(attend, architecture), takes_sinks=True)
 
     return {
         "Attention": convert_attention,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tvm import relax, tirx
 
     from moec.targets.tvm.held_states import HeldTensor
+    from moec.targets.tvm.symbolic import Known
 
 HEAVY_OPERATORS = frozenset(
     {
@@ -75,6 +76,10 @@ class LoweringContext(Protocol):
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         """The value's data if it is known now. Loads it: inside a weight's ``load``, call this again instead of
         keeping the array alive."""
+        ...
+
+    def known(self, value: ir.Value) -> Known | None:
+        """The value at compile time, possibly symbolic, if it is a small integer or bool tensor."""
         ...
 
     def shape(self, value: ir.Value) -> list[tirx.Expr]:

@@ -93,11 +93,40 @@ def test_what_only_looks_like_attention_stays(body):
     check(PASSES, graph(body), None, *cases())
 
 
-def test_attention_sinks_stay():
-    text = """(float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,3] v, float[B,2,S,1] sink) => (float[B,2,S,3] y)
-        <int64[1] zero = {0}, int64[1] minus_one = {-1}, int64[1] three = {3}> {
-        t = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul (q, t) c = Concat <axis = -1> (s, sink)
-        p = Softmax <axis = -1> (c) r = Slice (p, zero, minus_one, three) y = MatMul (r, v) }"""
+def with_sinks(cut: str = "zero, minus_one, three", joined: str = "m, wide") -> str:
+    """Attention with a sink for each head, as PyTorch exports that of gpt-oss."""
+    return f"""(float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,3] v, float[S,P] mask, float[1,2,1,1] sinks)
+            => (float[B,2,S,3] y)
+        <int64[1] zero = {{0}}, int64[1] minus_one = {{-1}}, int64[1] three = {{3}}, int64[1] two = {{2}},
+         int64[1] start = {{1}}, int64[1] far = {{9223372036854775807}}> {{
+        t = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul (q, t) m = Add (s, mask)
+        some = Shape <end = 3> (q) one = Shape <start = 3> (sinks)
+        shape = Concat <axis = 0> (some, one) wide = Expand (sinks, shape)
+        c = Concat <axis = -1> ({joined}) top = ReduceMax <keepdims = 1> (c, minus_one) d = Sub (c, top)
+        p = Softmax <axis = -1> (d) r = Slice (p, {cut}) y = MatMul (r, v) }}"""
+
+
+def test_sinks_are_a_key_of_zeros():
+    values = [{**case, "sinks": normal(1, 2, 1, 1)} for case in cases()]
+    after = """(float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,3] v, float[S,P] mask, float[1,2,1,1] sinks)
+            => (float[B,2,S,3] y)
+        <int64[2] numbers = {1, 0}, int64[1] numbers_2 = {2}, int64[1] numbers_3 = {0}, int64[1] numbers_4 = {3},
+         int64[1] numbers_5 = {1}> {
+        v_keys_behind_sink = Pad (k, numbers, "", numbers_2)
+        v_values_behind_sink = Pad (v, numbers, "", numbers_2)
+        v_key_count = Shape <end = 3, start = 2> (k)
+        v_behind_sinks = Concat <axis = 0> (numbers_3, v_key_count)
+        v_sinks = Pad (sinks, v_behind_sinks, "", numbers_4)
+        v_mask = Pad (mask, numbers, "", numbers_5)
+        v_biases = Add (v_mask, v_sinks)
+        y = Attention <scale = 1.0> (q, v_keys_behind_sink, v_values_behind_sink, v_biases)
+    }"""
+    check(PASSES, with_sinks(), after, *values)
+
+
+@pytest.mark.parametrize("others", [{"cut": "start, far, three"}, {"joined": "wide, m"}], ids=["first cut", "in front"])
+def test_columns_that_are_no_sinks_stay(others):
+    text = with_sinks(**others)
     check(PASSES, text)
 
 

@@ -27,6 +27,7 @@ from moec.targets.cuda.kernels.attention_operands import (
     attention_kernel_of,
     kernel_of_parts,
     quotient,
+    start_row,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.launch import WARP
@@ -246,9 +247,9 @@ def _start(block, state):
     """Loads the queries; numbers that they do not have, and rows that there are not, are zeros."""
     rows, share = T.meta_var(block.rows), T.meta_var(block.work.of_keys)
     query = T.meta_var(block.operands.query)
+    is_first: T.let = T.And(block.team == 0, rows.part == 0)
     for r in T.unroll(block.work.rows):
-        state.largest[r] = T.float32(LOWEST)
-        state.totals[r] = T.float32(0)
+        start_row(block.operands, rows.head(r), T.And(rows.has(r), is_first), state.largest, state.totals, r)
         for i in T.unroll(block.work.of_values.count):
             state.sums[r, i] = T.float32(0)
         for step in T.unroll(share.steps):

@@ -17,12 +17,12 @@ from tvm.backend.cuda.lang import SMEMPool
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.attention_operands import (
-    LOWEST,
     VALUE_COLUMNS,
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
     quotient,
+    start_row,
 )
 from moec.targets.cuda.kernels.attention_panels import (
     DEPTH,
@@ -277,9 +277,12 @@ def _attend(tile):
     largest = T.alloc_local((2,), "float32")
     totals = T.alloc_local((2,), "float32")
     state = T.meta_var(_State(largest, totals, scores, sums))
+    rows = T.meta_var(tile.rows)
     for lower in T.unroll(2):
-        largest[lower] = T.float32(LOWEST)
-        totals[lower] = T.float32(0)
+        row: T.let = tile.row(lower)
+        # Four lanes have a part each of the sum of a row's weights.
+        is_counted = T.meta_var(T.And(rows.has(row), tile.lane % 4 == 0))
+        start_row(tile.operands, rows.head(row), is_counted, largest, totals, lower)
     for j in T.unroll(tile.value_steps):
         for v in T.unroll(4):
             sums[j, v] = T.float32(0)

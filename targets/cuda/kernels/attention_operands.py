@@ -83,6 +83,7 @@ class AttentionOperands:
     value: Any
     mask: Any
     lengths: Any
+    sinks: Any
     result: Any
     batches: Any
     groups: Any
@@ -162,11 +163,11 @@ def quotient(total: Any, weights: Any) -> Any:
 
 
 def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
-    """``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv], mask[B|1, H|1, S|1, P], lengths[B],
+    """``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv], mask[B|1, H|1, S|1, P], lengths[B], sinks[H],
     result[B, H, S, Dv])``, whose code, from ``T.device_entry()`` on, the macro ``body(operands)`` emits.
 
-    Where the problem has no mask, or no lengths, a tensor with sizes of 1 stands in that place and is not read. Lengths
-    are int64. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
+    Where the problem has no mask, lengths or sinks, a tensor with sizes of 1 stands in that place and is not read.
+    Lengths are int64, sinks float32. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
 
     Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored, a page
     holds a multiple of :data:`KEYS_TOGETHER` keys unless there is only one, and the mask has at least as many keys as
@@ -181,10 +182,11 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
         value_handle: T.handle,
         mask_handle: T.handle,
         lengths_handle: T.handle,
+        sinks_handle: T.handle,
         result_handle: T.handle,
     ):
         T.func_attr(ATTRIBUTES)
-        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, result_handle, None)
+        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, None)
 
     return kernel
 
@@ -203,6 +205,7 @@ def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[Atten
         value_handle: T.handle,
         mask_handle: T.handle,
         lengths_handle: T.handle,
+        sinks_handle: T.handle,
         sums_handle: T.handle,
         statistics_handle: T.handle,
         result_handle: T.handle,
@@ -211,9 +214,26 @@ def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[Atten
         sums = T.match_buffer(sums_handle, (parts, B, heads, Q, Dv), "float32")
         statistics = T.match_buffer(statistics_handle, (parts, B, heads, Q, 2), "float32")
         found = T.meta_var(KeyParts(sums, statistics, parts))
-        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, result_handle, found)
+        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, found)
 
     return kernel
+
+
+@T.inline
+def _count_sink(sinks, head, is_counted, largest, totals, at):
+    if is_counted:
+        largest[at] = T.max(sinks[head], T.float32(LOWEST))
+        totals[at] = T.exp(sinks[head] - largest[at])
+
+
+@T.inline
+def start_row(operands, head, is_counted, largest, totals, at):
+    """``largest[at]`` and ``totals[at]`` before the first key of a row of a head. Where ``is_counted``, its sink is
+    among what they are of: of several that share out a row one may count it."""
+    largest[at] = T.float32(LOWEST)
+    totals[at] = T.float32(0)
+    if operands.problem.has_sinks:
+        _count_sink(operands.sinks, head, is_counted, largest, totals, at)
 
 
 def _binding(problem, dtype, body):
@@ -230,13 +250,14 @@ def _binding(problem, dtype, body):
         mask_shape = (*(1 if alone else size for alone, size in own), L if problem.paged else P)
 
     @T.inline
-    def bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, result_handle, parts):
+    def bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, parts):
         key = T.match_buffer(key_handle, (*keys_shape, D), stored)
         query = T.match_buffer(query_handle, (B, G * ratio, S, D), dtype)
         value = T.match_buffer(value_handle, (*keys_shape, Dv), stored)
         mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
         lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
+        sinks = T.match_buffer(sinks_handle, (G * ratio if problem.has_sinks else 1,), "float32")
         result = T.match_buffer(result_handle, (B, G * ratio, S, Dv), dtype)
-        body(AttentionOperands(problem, query, key, value, mask, lengths, result, B, G, S, count, page, parts))
+        body(AttentionOperands(problem, query, key, value, mask, lengths, sinks, result, B, G, S, count, page, parts))
 
     return bind, (B, G)

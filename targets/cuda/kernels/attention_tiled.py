@@ -18,11 +18,11 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.attention_operands import (
-    LOWEST,
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
     quotient,
+    start_row,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.tvm.lower.attention import AttentionProblem
@@ -225,9 +225,10 @@ def _attend(tile, shared):
     totals = T.alloc_local((_PER_THREAD,), "float32")
     sums = T.alloc_local((_PER_THREAD, tile.columns_per_thread), "float32")
     state = T.meta_var(_State(largest, totals, sums))
+    rows = T.meta_var(tile.rows)
     for i in T.unroll(_PER_THREAD):
-        largest[i] = T.float32(LOWEST)
-        totals[i] = T.float32(0)
+        row: T.let = tile.row(i)
+        start_row(tile.operands, rows.head(row), rows.has(row), largest, totals, i)
         for j in T.unroll(tile.columns_per_thread):
             sums[i, j] = T.float32(0)
     for step in T.serial(T.ceildiv(tile.rows.end, KEYS)):

@@ -15,6 +15,7 @@ from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.held_states import HeldTensor
+from moec.targets.tvm.lower.attention_sinks import split_sinks
 from moec.targets.tvm.nodes import refuse_outputs, reshape, static_size, transpose
 
 Causal = Literal["", "first", "last", "lengths"]
@@ -32,6 +33,7 @@ class AttentionProblem:
     ``causal``: query i sees keys 0 to i + offset, the offset being 0 where the queries belong to the ``first`` keys,
     P - S where they belong to the ``last``, and ``lengths[b]`` - S where they belong to the last that are in use.
     ``paged``: the type as which keys and values lie in pages, [pages, B, G, page, D], if they do.
+    ``has_sinks``: each head has a logit more, the weight of which no value gets.
     ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
     """
 
@@ -45,12 +47,13 @@ class AttentionProblem:
     mask: str = ""
     mask_broadcast: tuple[bool, bool, bool] = (True, True, True)
     has_lengths: bool = False
+    has_sinks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionInputs:
     """Query [B, H, S, D], key [B, G, P, D] and value [B, G, P, Dv], past ones included, mask with four axes, the number
-    of keys in use [B], and how many keys are new. Keys and values lie in pages both or neither."""
+    of keys in use [B], how many keys are new, and sinks float32 [H]. Keys and values lie in pages both or neither."""
 
     query: relax.Expr
     key: Keys
@@ -58,20 +61,29 @@ class AttentionInputs:
     mask: relax.Expr | None
     lengths: relax.Expr | None
     new_keys: Any
+    sinks: relax.Expr | None = None
 
 
 Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, relax.TensorType], relax.Expr]
 """A target's part: the result [B, H, S, Dv], of that type."""
 
 
-def lower_attention(lowering: LoweringContext, node: ir.Node, attend: Attend) -> list[Keys]:
-    """Result, present keys and present values.
+def lower_attention(
+    lowering: LoweringContext, node: ir.Node, attend: Attend, *, takes_sinks: bool = False
+) -> list[Keys]:
+    """Result, present keys and present values. ``takes_sinks``: whether the target's part does.
 
     Raises UnsupportedError for the scores as an output, for dynamic head sizes and counts, and for a causal mask over
     a cache to which more or fewer keys are added than there are queries.
     """
     refuse_outputs(node, 3)
-    inputs, present = _attention_inputs(lowering, node)
+    sinks = split_sinks(lowering, node) if takes_sinks else None
+    if sinks is None:
+        inputs, present = _attention_inputs(lowering, node)
+    else:
+        with sinks.alone(node) as rest:
+            inputs, present = _attention_inputs(lowering, rest)
+        inputs, present = dataclasses.replace(inputs, sinks=sinks.logits(lowering)), []
     problem = _attention_problem(node, inputs)
     batch, heads, queries, _ = inputs.query.ty.shape
     output = relax.TensorType([batch, heads, queries, problem.value_size], str(inputs.query.ty.dtype))
@@ -190,6 +202,7 @@ def _attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProbl
         mask="" if inputs.mask is None else str(inputs.mask.ty.dtype),
         mask_broadcast=broadcast,
         has_lengths=inputs.lengths is not None,
+        has_sinks=inputs.sinks is not None,
     )
 
 

@@ -46,6 +46,8 @@ def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) 
             (tmp_path / name).write_bytes(data)
         paths = [tmp_path / name for name in program.objects]
         weights = [weight.array() for weight in program.weights]
-        return Executor(paths, program.inputs, program.outputs, weights, device=device.emulated_device()).run
+        return Executor(
+            paths, program.inputs, program.outputs, weights, device=device.emulated_device(), held=program.held
+        ).run
 
     return load

@@ -76,8 +76,9 @@ def _masked(generate: Callable[[AttentionProblem, str], Any]) -> Any:
 def attend(kernel: Any, problem: AttentionProblem, arrays: dict[str, np.ndarray]) -> np.ndarray:
     query = arrays["query"]
     mask, lengths = arrays.get("mask", np.zeros((1, 1, 1, 1), bool)), arrays.get("lengths", np.zeros(1, np.int64))
+    sinks = arrays.get("sinks", np.zeros(1, np.float32))
     result = np.full((*query.shape[:3], problem.value_size), 7, query.dtype)
-    return kernel(query, arrays["key"], arrays["value"], mask, lengths, result)
+    return kernel(query, arrays["key"], arrays["value"], mask, lengths, sinks, result)
 
 
 @thinned(
@@ -205,6 +206,28 @@ def test_what_cannot_be_computed_has_a_reason():
     }
     for reason, problem in refused.items():
         assert reason in attention_mma.why_not(*problem)
+
+
+@pytest.mark.parametrize(
+    ("generate", "dtype"),
+    [(attention_few, np.float32), (attention_tiled, np.float32), (attention_mma.attention_mma, np.float16)],
+)
+def test_sinks_take_weight_and_give_nothing(generate, dtype):
+    """As a key of zeros to which the mask adds the sink; one of -inf is none."""
+    problem = dataclasses.replace(HALF, mask="float32", mask_broadcast=(True, False, False))
+    kernel = built(generate, dataclasses.replace(problem, has_sinks=True), np.dtype(dtype).name)
+    for queries, keys in [(3, 70), (2, 0)]:
+        arrays = operands(problem, queries, keys)
+        arrays |= {name: arrays[name].astype(dtype) for name in ("query", "key", "value")}
+        sinks = np.array([2.5, -np.inf, 0, -1], np.float32)
+        before = [(0, 0), (0, 0), (1, 0), (0, 0)]
+        padded = {name: np.pad(arrays[name], before) for name in ("key", "value")}
+        column = np.broadcast_to(sinks[:, None, None], (1, 4, queries, 1))
+        padded["mask"] = np.concatenate([column, arrays["mask"]], axis=3)
+        wanted = expected(problem, arrays | padded)
+        found = attend(kernel, problem, arrays | {"sinks": sinks}).astype(np.float64)
+        tolerance = 4e-3 if dtype is np.float16 else 3e-5
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_parts_follow_from_sizes():

@@ -1,4 +1,4 @@
-"""Make every shape, every tensor in planned memory and every view of one once in a run.
+"""Make every shape, every size, every tensor in planned memory and every view of one once in a run.
 
 The instructions of a run make all of these anew wherever they are needed, although sizes never change in a run and
 layers take turns in the same memory. For one token that took longer than all kernels that one thread runs. What is used
@@ -33,7 +33,7 @@ import tvm_ffi
 from tvm import relax
 
 _KILL, _STORAGE, _TENSOR = "relax.vm.kill_object", "relax.vm.alloc_storage", "relax.vm.alloc_tensor"
-_VIEWS = ("vm.builtin.make_shape", "vm.builtin.reshape")
+_VIEWS = ("vm.builtin.make_shape", "vm.builtin.make_prim_value", "vm.builtin.reshape")
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ShareViews")

@@ -32,6 +32,10 @@ class Program:
         result = relax.TensorType(ndim=1, dtype="float32")
         return self.packed("vm.builtin.reshape", tensor, self._shape(slot), result=result)
 
+    def size(self, slot: int) -> Value:
+        place = [tirx.IntImm("int64", number) for number in (1, slot)]
+        return self.packed("vm.builtin.make_prim_value", self.heap, *place, result=tvm.ir.PrimType("int64"))
+
     def kill(self, *values: Value) -> None:
         for value in values:
             self.builder.emit(vm.kill_object(value))
@@ -95,6 +99,16 @@ def test_tensors_in_other_memory_stay_apart():
         return other
 
     assert shared(write).count("alloc_tensor") == 2
+
+
+def test_sizes_that_kernels_take_by_value_are_read_once():
+    def write(program: Program) -> Value:
+        result = program.tensor(program.storage(), 3)
+        for slot in (5, 5, 6):
+            program.packed("kernel", program.size(slot), result)
+        return result
+
+    assert shared(write).count("make_prim_value") == 2
 
 
 def test_nothing_is_killed_once_no_more_memory_is_taken():

@@ -26,6 +26,7 @@ from moec.targets.cuda.kernels.attention_operands import (
     AttentionOperands,
     attention_kernel_of,
     kernel_of_parts,
+    one_block_is_enough,
     quotient,
     start_row,
 )
@@ -39,9 +40,9 @@ THREADS = 128
 _LEAST_LANES = 8
 _MOST_ROWS, _ROW_NUMBERS = 8, 128
 """The rows of a block of threads, and how many numbers of queries and sums a lane may hold in registers."""
-_MOST_KEYS, _KEY_BYTES = 4, 128
-"""How many keys a team reads at once, and the bytes of them and their values that a lane may hold in registers: as many
-as there is room for, so that what memory takes to answer is waited for rarely."""
+_MOST_KEYS, _KEY_BYTES, _SCORES = 4, 128, 16
+"""How many keys a team reads at once, the bytes of them and their values, and the scores of all rows, that a lane may
+hold in registers: as many as there is room for, so that what memory takes to answer is waited for rarely."""
 _LOAD_BYTES = 16
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -116,7 +117,8 @@ class _Work:
     def keys_together(self) -> int:
         """Keys that a team reads at once, a power of two."""
         bytes_read = (self.of_keys.count + self.of_values.count) * _BYTES[self.stored]
-        return min(_MOST_KEYS, _power_of_two(max(1, _KEY_BYTES // bytes_read) + 1) // 2)
+        most = max(1, min(_MOST_KEYS, _KEY_BYTES // bytes_read, _SCORES // self.rows))
+        return _power_of_two(most + 1) // 2
 
     @property
     def step_keys(self) -> int:
@@ -353,7 +355,8 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
             first: T.let = rows.part * length
             end: T.let = T.min(rows.end, first + length)
             block = T.meta_var(_Block(rows, work, dtype, first, end, thread, team, lane))
-            _attend(block, shared)
+            with one_block_is_enough():
+                _attend(block, shared)
 
         start_row_tiles(operands, work.rows, THREADS, attend, operands.parts.count)
 

@@ -21,6 +21,7 @@ from moec.targets.cuda.kernels.attention_operands import (
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
+    one_block_is_enough,
     quotient,
     start_row,
 )
@@ -333,7 +334,8 @@ def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
             warp: T.let = thread // WARP
             lane: T.let = thread % WARP
             tile = T.meta_var(_Tile(rows, dtype, thread, warp, lane, queries, keys, values))
-            _attend(tile)
+            with one_block_is_enough():
+                _attend(tile)
 
         start_row_tiles(operands, ROWS, THREADS, attend)
 

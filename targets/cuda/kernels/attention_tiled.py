@@ -21,6 +21,7 @@ from moec.targets.cuda.kernels.attention_operands import (
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
+    one_block_is_enough,
     quotient,
     start_row,
 )
@@ -255,8 +256,7 @@ def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
             thread_row: T.let = thread // SIDE
             thread_column: T.let = thread % SIDE
             tile = T.meta_var(_Tile(rows, dtype, thread, thread_row, thread_column))
-            # ptxas spills rather than let fewer blocks share a multiprocessor, unless told that one is enough.
-            with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1):
+            with one_block_is_enough():
                 _attend(tile, shared)
 
         start_row_tiles(operands, ROWS, THREADS, attend)

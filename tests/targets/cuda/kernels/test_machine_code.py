@@ -45,6 +45,11 @@ def _dense(**fields: Any) -> GroupedProblem:
 
 
 _ATTENTION = AttentionProblem(256, 256, 1 / 16, 4, causal="lengths", softcap=30.0, has_lengths=True)
+_SINKS = dataclasses.replace(
+    AttentionProblem(64, 64, 0.125, 8, mask="bfloat16", mask_broadcast=(False, True, False), has_lengths=True),
+    has_sinks=True,
+    paged="bfloat16",
+)
 INT4 = PackedFormat("int4", 128, "float16")
 SILU = experts_epilogue(ExpertsSpec())
 KERNELS = {
@@ -64,6 +69,8 @@ KERNELS = {
     "attention of few, in pages": lambda: attention_few(
         AttentionProblem(128, 128, 0.1, 8, causal="lengths", has_lengths=True, paged="bfloat16"), "bfloat16"
     ),
+    "attention of few with sinks": lambda: attention_few(_SINKS, "bfloat16"),
+    "attention on tensor cores with sinks": lambda: attention_mma(_SINKS, "bfloat16"),
     "attention on tensor cores": lambda: attention_mma(_ATTENTION, "bfloat16"),
     "attention on tensor cores, usual heads": lambda: attention_mma(
         dataclasses.replace(_ATTENTION, head_size=128, value_size=128), "bfloat16"

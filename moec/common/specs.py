@@ -49,7 +49,8 @@ class HeldState:
     writes ``growth`` more, an expression of the inputs' sizes; together they are ``output``.
 
     ``store``, ``restore``: the program's kernels (start, state, pages) and (pages, state) for runs that are given the
-    state and return it; empty where elements are stored as they are."""
+    state and return it; empty where elements are stored as they are. ``at_places``: what is new is written at places
+    that the program computes, and what is not written is zero."""
 
     input: str
     output: str
@@ -58,6 +59,7 @@ class HeldState:
     growth: str
     store: str = ""
     restore: str = ""
+    at_places: bool = False
 
     @property
     def has_room(self) -> bool:

@@ -96,15 +96,16 @@ class HeldStates:
 def _one_page(past: Any, state: HeldState, growth: int, device: Device, convert: Convert) -> Pages:
     dtype, shape, length = dtype_of(state.dtype), list(past.shape), past.shape[state.axis]
     shape[state.axis] += growth
+    new = np.zeros if state.at_places else np.empty
     if state.store:
-        pages = np.empty((1, *state.stored(shape)), dtype)
+        pages = new((1, *state.stored(shape)), dtype)
         convert(state.store, [0, device.place(past), device.place(pages)])
         return pages
     if isinstance(past, OnDevice) and past.dtype != dtype:
         past = device.fetch(past.tensor)
     if isinstance(past, OnDevice):
         return _one_page_there(past, state.axis, shape, device)
-    pages = np.empty((1, *shape), dtype)
+    pages = new((1, *shape), dtype)
     pages[(0, *[slice(None)] * state.axis, slice(length))] = past
     return pages
 
@@ -135,7 +136,7 @@ class StateMemory:
     """The pages of states between runs, by the names of their inputs, on the ``device``. The host's memory is taken
     from the system when it is first written to.
 
-    ``shapes``: of each state while it is empty; one with room, which is held on the host alone, begins with zeros.
+    ``shapes``: of each state while it is empty; those that are written at places lie on the host and begin with zeros.
     ``tokens``: how much will be written at most. Where that is None, what is there is copied once in a while, into
     twice the memory.
     """
@@ -211,7 +212,7 @@ class StateMemory:
         state = self._states[name]
         shape, dtype = (count, *state.stored(self._shape(name, PAGE))), dtype_of(state.dtype)
         try:
-            return np.zeros(shape, dtype) if state.has_room else self._device.new(shape, dtype)
+            return np.zeros(shape, dtype) if state.at_places else self._device.new(shape, dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more than any machine has
             raise MoecError(
                 f"there is no memory for {count * PAGE} tokens of state {name!r} ({dtype}{list(shape)}); "

@@ -119,6 +119,7 @@ def _read_program(record: dict[str, Any], where: str) -> ProgramEntry:
 
 def _read_held(record: dict[str, Any], where: str) -> HeldState:
     kinds = {"input": str, "output": str, "axis": int, "dtype": str, "growth": str, "store": str, "restore": str}
+    kinds |= {"at_places": bool}
     fields = {key: _typed(record, key, kind, where) for key, kind in kinds.items()}
     dtype_of(fields["dtype"])
     return HeldState(**fields)

@@ -181,6 +181,18 @@ def _concat(node: ir.Node, values: SymbolicValues) -> Dims | None:
     return result
 
 
+def _pad(node: ir.Node, values: SymbolicValues) -> Dims | None:
+    dims, pads = _input_dims(node), _target(node, values, 1)
+    given = node.inputs[3] if len(node.inputs) > 3 else None
+    axes = None if given is None else _target(node, values, 3)
+    if dims is None or pads is None or (given is not None and axes is None):
+        return None
+    chosen = range(len(dims)) if axes is None else [int(axis) for axis in axes]
+    for number, axis in enumerate(chosen):
+        dims[axis] = sympy.expand(dims[axis] + pads[number] + pads[number + len(chosen)])
+    return dims
+
+
 def _tile(node: ir.Node, values: SymbolicValues) -> Dims | None:
     dims, repeats = _input_dims(node), _target(node, values, 1)
     return None if dims is None or repeats is None else [a * b for a, b in zip(dims, repeats, strict=True)]
@@ -208,6 +220,7 @@ _RULES: dict[str, Callable[[ir.Node, SymbolicValues], Dims | None]] = {
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
     "Flatten": _flatten,
+    "Pad": _pad,
     "Range": _range,
     "Reshape": _reshape,
     "Slice": _slice,

@@ -9,6 +9,7 @@ from tvm import te, tirx
 
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
+from moec.targets.tvm.held_states import Places
 from moec.targets.tvm.lowering import Converter, Lowering
 
 
@@ -20,12 +21,12 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
     cache, update, starts = required_input(node, 0), required_input(node, 1), optional_input(node, 2)
     if attribute(node, "mode", "linear") != "linear":
         raise UnsupportedError("TensorScatter in a circular buffer is not supported; expected mode 'linear'")
-    held = lowering.held(cache)
-    if held is not None and held.continued is node.outputs[0] and starts is not None:
-        return lowering.appended(node, held, lowering.tensor(update), lowering.tensor(starts))
     shape = lowering.dimensions(cache)
     axis = normalized_axis(attribute(node, "axis", -2), len(shape))
     source = _without_appended_zeros(lowering, cache, axis)
+    held = lowering.held(source)
+    if held is not None and held.continued is node.outputs[0] and starts is not None:
+        return lowering.appended(node, held, lowering.tensor(update), Places(lowering.tensor(starts), shape[axis]))
     filled, length = lowering.dimensions(source)[axis], lowering.dimensions(update)[axis]
 
     needed = []

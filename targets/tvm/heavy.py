@@ -29,7 +29,7 @@ from moec.targets.base import KernelRecord, Loader
 if TYPE_CHECKING:
     from tvm import relax, tirx
 
-    from moec.targets.tvm.held_states import HeldTensor
+    from moec.targets.tvm.held_states import HeldTensor, Places
     from moec.targets.tvm.symbolic import Known
 
 HEAVY_OPERATORS = frozenset(
@@ -178,9 +178,8 @@ class LoweringContext(Protocol):
         """The value in pages, if it lies there."""
         ...
 
-    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, starts: Any = None) -> HeldTensor:
-        """The state after ``new`` was written behind what is in use, which leaves that as it is; or over it, from a
-        place on that ``starts`` [first axis], a tensor of integers, has for each entry. Nothing is written outside."""
+    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, places: Places | None = None) -> HeldTensor:
+        """The state after ``new`` was written behind what is in use, which leaves that as it is; or at ``places``."""
         ...
 
     def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:

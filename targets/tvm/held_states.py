@@ -8,8 +8,8 @@ page ``i // page``. One page of exactly the length is the tensor itself.
 
 How much is in use is a size of the program like any other; what lies behind it may be anything.
 
-``present = TensorScatter(past, new, starts)``, a cache with room, is held likewise: all of the room is in use, its size
-is that of the program, and ``new`` is written over what is there, for each sequence from a place of its own on.
+``present = TensorScatter(past, new, starts)``, a cache with room, is held likewise: all of the room is in use, and
+``new`` is written over what is there, for each sequence from a place of its own on. Zeros may be appended before.
 """
 
 from __future__ import annotations
@@ -51,6 +51,14 @@ class AppendProblem:
     new: str
     stored: str
     starts: str = ""
+
+
+class Places(NamedTuple):
+    """Where to write over a state: for each entry of its first axis from a place of its own on, ``starts`` [first axis]
+    of integers. The state then has ``length``; nothing is written outside of that."""
+
+    starts: relax.Expr
+    length: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +132,12 @@ def append_problem(state: HeldTensor, new: str, starts: str = "") -> AppendProbl
 
 @dataclasses.dataclass(frozen=True)
 class Holding:
-    """A target's part. ``append``: the pages after a tensor was written behind what is in use, or from ``starts`` on;
-    ``has_places``: whether it can write so. ``conversions``: the
-    symbols of kernels for runs that are given a state and return it, (start, state, pages) and (pages, state); None
-    where the runtime converts it. ``types``: as which elements of states can be stored."""
+    """A target's part. ``append``: the pages after a tensor was written behind what is in use, or at places;
+    ``has_places``: whether it can write so. ``conversions``: the symbols of kernels for runs that are given a state and
+    return it, (start, state, pages) and (pages, state); None where the runtime converts it. ``types``: as which
+    elements of states can be stored."""
 
-    append: Callable[[Lowering, ir.Node, AppendProblem, HeldTensor, relax.Expr, relax.Expr | None], relax.Expr]
+    append: Callable[[Lowering, ir.Node, AppendProblem, HeldTensor, relax.Expr, Places | None], relax.Expr]
     conversions: Callable[[Lowering, ir.Node, AppendProblem], tuple[str, str]] | None = None
     types: Collection[str] = STORAGE_TYPES
     has_places: bool = False
@@ -181,7 +189,7 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
     found: dict[ir.Value, Held] = {}
     known = bound_names([_sizes(value) for value in graph.inputs])
     for output in graph.outputs:
-        continued = _continuation(output)
+        continued = _continuation(output) or (_with_room(output) if holding.has_places else None)
         if continued is None:
             continue
         past, new, growth, axis = continued
@@ -194,9 +202,9 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
             continue
         size, dtype = _sizes(past)[axis], dtype_of(past)
         can_grow = isinstance(size, str) and size_names(size) == (size,) and set(size_names(growth)) <= known - {""}
-        if dtype in STORAGE_TYPES and (holding.has_places if growth == NO_GROWTH else can_grow):
-            stored = roundings[0].stored if roundings else dtype
-            state = HeldState(past.name or "", output.name or "", axis, stored, str(growth))
+        if dtype in STORAGE_TYPES and (can_grow or growth == NO_GROWTH):
+            stored, at_places = roundings[0].stored if roundings else dtype, _is_made_by(output, "TensorScatter")
+            state = HeldState(past.name or "", output.name or "", axis, stored, str(growth), at_places=at_places)
             found[past] = Held(state, output, roundings)
     return found
 
@@ -229,8 +237,6 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
     elif node is not None and operator == "Attention" and output.index() in ATTENTION_CACHES:
         past, new = (optional_input(node, position) for position in ATTENTION_CACHES[output.index() or 0])
         axis = -2
-    elif node is not None and operator == "TensorScatter" and output.uses():
-        return _with_room(node, output)
     else:
         return None
     if past is None or new is None:
@@ -243,15 +249,39 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
     return past, new, added[axis], axis % len(sizes)
 
 
-def _with_room(scatter: ir.Node, output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | None:
-    """The same where new entries are written over others, each sequence's from a place of its own on."""
-    past, new, starts = (optional_input(scatter, position) for position in range(3))
-    if past is None or new is None or starts is None or attribute(scatter, "mode", "linear") != "linear":
+def _with_room(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | None:
+    """The same where new entries are written over others, each sequence's from a place of its own on, where there may
+    have been room appended: that is no entry for attention that is told how many there are, and for nobody else."""
+    node = output.producer()
+    if node is None or not _is_made_by(output, "TensorScatter") or attribute(node, "mode", "linear") != "linear":
         return None
-    sizes, axis = _sizes(past), attribute(scatter, "axis", -2)
-    if not sizes or _sizes(output) != sizes or len(_sizes(new)) != len(sizes) or axis % len(sizes) == 0:
+    cache, new, starts = (optional_input(node, position) for position in range(3))
+    if cache is None or new is None or starts is None or not output.uses():
         return None
-    return past, new, NO_GROWTH, axis % len(sizes)
+    pad = cache.producer()
+    past = pad.inputs[0] if pad is not None and _is_made_by(cache, "Pad") else cache
+    before, after = ([] if past is None else _sizes(past)), _sizes(cache)
+    axis = attribute(node, "axis", -2)
+    if past is None or not before or len(after) != len(before) or axis % len(before) == 0:
+        return None
+    axis %= len(before)
+    if after == before:
+        return past, new, NO_GROWTH, axis
+    is_told = all(operator_name(user) == "Shape" or _is_told(user, position) for user, position in output.uses())
+    appended = after[:axis] + after[axis + 1 :] == before[:axis] + before[axis + 1 :]
+    return (past, new, f"{after[axis]} - {before[axis]}", axis) if is_told and appended else None
+
+
+def _is_told(attention: ir.Node, position: int) -> bool:
+    """Whether a node is told how many keys and values are in use."""
+    is_attention = operator_name(attention) == "Attention" and position in (1, 2)
+    return is_attention and optional_input(attention, 6) is not None
+
+
+def _is_made_by(value: ir.Value, operator: str) -> bool:
+    """Whether a value is made by an operator."""
+    node = value.producer()
+    return node is not None and operator_name(node) == operator
 
 
 def _roundings(past: ir.Value, new: ir.Value) -> tuple[Rounding, Rounding] | None:

@@ -26,7 +26,7 @@ from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder, identifier
 from moec.targets.tvm.heavy import HeavyConverter
-from moec.targets.tvm.held_states import HeldTensor, Holding, append_problem, held_states, rounded_by_writing
+from moec.targets.tvm.held_states import HeldTensor, Holding, Places, append_problem, held_states, rounded_by_writing
 from moec.targets.tvm.int8_rows import INT8_ROWS
 from moec.targets.tvm.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, Known
 from moec.targets.tvm.unknown_operators import refuse_unknown_operators
@@ -250,12 +250,11 @@ class Lowering(FunctionBuilder):
     def held(self, value: ir.Value | None) -> HeldTensor | None:
         return None if value is None else self._held.get(value)
 
-    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, starts: Any = None) -> HeldTensor:
+    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, places: Places | None = None) -> HeldTensor:
         assert self._holding is not None, "a target that holds states can write behind them"
-        added = new.ty.shape[past.axis] if starts is None else 0
-        length = self.sizes.simplify(past.length + added)
-        problem = append_problem(past, str(new.ty.dtype), "" if starts is None else str(starts.ty.dtype))
-        pages = self._holding.append(self, node, problem, past, self.emit(new), starts)
+        length = self.sizes.simplify(past.length + new.ty.shape[past.axis]) if places is None else places.length
+        problem = append_problem(past, str(new.ty.dtype), "" if places is None else str(places.starts.ty.dtype))
+        pages = self._holding.append(self, node, problem, past, self.emit(new), places)
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
 
     def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:

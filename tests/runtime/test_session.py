@@ -160,7 +160,12 @@ def test_padding_where_ones_are_counted(counting):
     first = session.run(IDS[:, :3], attention_mask=mask[:, ::-1])
     with pytest.raises(InputError, match=refusal):
         session.run(IDS[:, 3:5], attention_mask=np.array([[1, 0], [1, 1]]))
+    assert [state.at_places for state in counting.held] == [True, True]
+    fork = session.fork()
     then = session.run(IDS[:, 3:])
+    np.testing.assert_array_equal(fork.run(IDS[:, 3:]), then)
+    fork.truncate(3)
+    np.testing.assert_array_equal(fork.run(IDS[:, 3:]), then)
     for row, ids in enumerate([np.delete(IDS[0], 2), IDS[1]]):
         found = np.concatenate([first[row, : 3 - (row == 0)], then[row]])
         np.testing.assert_allclose(found, counting.session().run(ids)[0], rtol=1e-5, atol=1e-6)

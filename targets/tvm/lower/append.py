@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
-from moec.targets.tvm.held_states import AppendProblem, HeldTensor, Holding
+from moec.targets.tvm.held_states import AppendProblem, HeldTensor, Holding, Places
 from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, KernelCall, select
 from moec.targets.tvm.lowering import Lowering
 from moec.targets.tvm.nodes import record_of
@@ -33,11 +33,12 @@ def holding(
         problem: AppendProblem,
         past: HeldTensor,
         new: relax.Expr,
-        starts: relax.Expr | None,
+        places: Places | None,
     ) -> relax.Var:
-        chosen, given = select((kernel,), problem, machine), [new] if starts is None else [starts, new]
+        chosen, given = select((kernel,), problem, machine), [new] if places is None else [places.starts, new]
         called = KernelCall(chosen, kernel.build(problem), [*given, past.pages], dataclasses.asdict(problem))
-        pages, length = lowering.emit(past.pages), lowering.sizes.expression(past.length)
+        pages = lowering.emit(past.pages)
+        length = lowering.sizes.expression(past.length if places is None else places.length)
         return lowering.call_kernel_on(called.function, given, [pages], record_of(node, called), [length])[0]
 
     def export(lowering: Lowering, node: ir.Node, problem: AppendProblem, converts: Kernel) -> str:

@@ -285,6 +285,42 @@ def test_caches_with_room_are_written_where_they_lie():
         assert set(memory.lengths.values()) == {room}
 
 
+APPENDED = """(float[b,2,s,16] q, float[b,2,s,16] k, float[b,t] mask, int64[b] at, float[b,2,p,16] past)
+    => (float[b,2,s,16] y, float[b,2,t,16] present) <int64[1] nothing = {0}, int64[1] axis = {2}> {
+    total = Shape <start = 1, end = 2> (mask)
+    length = Shape <start = 2, end = 3> (past)
+    new = Shape <start = 2, end = 3> (k)
+    most = Max (total, length)
+    missing = Sub (most, length)
+    pads = Concat <axis = 0> (nothing, missing)
+    room = Pad (past, pads, "", axis)
+    present = TensorScatter (room, k, at)
+    used = Add (at, new)
+    y = Attention <is_causal = 1> (q, READ, READ, "", "", "", used)
+}"""
+
+
+def test_room_that_is_appended_holds_zeros():
+    """Also where a past is longer than it has to be; whoever is not told what is in use could read the room."""
+    graph = onnx.parser.parse_model(HEAD + APPENDED.replace("READ", "present"))
+    compiled = moec.compile(graph)
+    assert [(state.at_places, state.growth) for state in compiled.held] == [(True, "max(p, t) - p")]
+    other = APPENDED.replace("READ", "twice").replace("used =", "twice = Add (present, present)\n used =")
+    assert held(moec.compile(onnx.parser.parse_model(HEAD + other))) == []
+    random = np.random.default_rng(0)
+    for new, past, total, at in ((1, 4, 5, (4, 2)), (3, 0, 3, (0, 0)), (1, 9, 5, (4, 4)), (2, 300, 302, (300, 7))):
+        values = {name: random.standard_normal((2, 2, new, 16), dtype=np.float32) for name in "qk"}
+        values |= {"mask": np.ones((2, total), np.float32), "at": np.array(at)}
+        values["past"] = random.standard_normal((2, 2, past, 16), dtype=np.float32)
+        found, wanted = compiled.run(values), run(moec.import_model(graph), values)
+        np.testing.assert_array_equal(found["present"], wanted["present"])
+        np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-5, atol=1e-5)
+        memory = memory_of(compiled, values, new)
+        in_place = compiled.run_in_place({name: one for name, one in values.items() if name != "past"}, memory)
+        np.testing.assert_array_equal(in_place["y"], found["y"])
+        assert memory.lengths == {"past": max(past, total)}
+
+
 @pytest.mark.parametrize("results", ["float[b,n] na, float[b,m] nb", "float[b,m] nb, float[b,n] na"])
 def test_states_of_different_lengths(results):
     text = f"(float[b,s] x, float[b,p] pa, float[b,r] pb) => ({results}, float[b,n] a, float[b,m] b)"

@@ -98,17 +98,21 @@ def _way(choice: Choice, activation: Activation) -> Way:
     spec, problem, chosen = ExpertsSpec(activation=activation), choice.problem, choice.selection
 
     def epilogue(total: Any) -> Any:
-        return activate(spec, total)
+        return activate(spec, total, problem.out_dtype)
 
     attributes = {**problem.facts(), "activation": activation, "rows": str(choice.rows), **chosen.tile_of(problem)}
     return Way(chosen, chosen.kernel.build(problem, epilogue), choice.rows, attributes)
 
 
+def no_bias(lowering: LoweringContext) -> relax.Expr:
+    """What products take that are not biased."""
+    return lowering.add_weight("no bias", (1, 1), "float32", lambda: np.zeros((1, 1), np.float32))
+
+
 def bias_operand(lowering: LoweringContext, value: ir.Value | None, width: int, factor: float = 1.0) -> relax.Expr:
-    """A bias [width] as kernels take it, [1, width] in float32 and times ``factor``; zeros where there is none."""
+    """A bias [width] as kernels take it, [1, width] in float32 and times ``factor``."""
     if value is None:
-        name, shape = f"zeros.1x{width}", (1, width)
-        return lowering.add_weight(name, shape, "float32", lambda: np.zeros(shape, np.float32))
+        return no_bias(lowering)
     if lowering.is_constant(value):
 
         def load() -> np.ndarray:

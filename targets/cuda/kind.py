@@ -28,7 +28,7 @@ class CudaKind(ProgramKind):
     takes_several = has_device = True
     forms = (Form("cuda", ".cu", "//"), Form("ptx", ".ptx", "//"), Form("sass", ".sass", "//"))
     forms += (Form("resources", ".txt", "//"),)
-    tools = ("nvcc", "cuobjdump")
+    tools = ("nvcc", "cuobjdump", "nvdisasm")
 
     def target(self, name: str, options: Options | None = None) -> Target:
         from moec.targets.cuda.target import CudaTarget

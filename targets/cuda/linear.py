@@ -20,9 +20,9 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     width, inner = weight.out_in(spec.transposed)
     dtype, stored = str(x.ty.dtype), quantized_format(weight.runs)
     types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": str(node.tensor("x").ty.dtype), "stored": stored}
-    types["tf32"] = uses_tf32(spec, dtype)
-    problem = dense_problem(inner, width, **types)
+    bias = node.inputs["bias"]
+    problem = dense_problem(inner, width, tf32=uses_tf32(spec, dtype), biased=bias is not None, **types)
     parts = whole_parts(weight, stored, spec.transposed)
     name = f"{weight.name}.{'columns' if spec.transposed else 'rows'}"
-    operands = [*add_matrix(node, name, problem, parts), bias_operand(node.lowering, node.inputs["bias"], width)]
+    operands = [*add_matrix(node, name, problem, parts), bias_operand(node.lowering, bias, width)]
     return multiply_matrix(node.lowering, node.node, node.machine, problem, x, operands, spec.activation)

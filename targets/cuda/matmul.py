@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te
 
-from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
+from moec.targets.cuda.dense_products import bias_operand, multiply_matrix, no_bias
 from moec.targets.cuda.expert_matrices import as_stored
 from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.tvm.heavy import LoweringContext
@@ -32,12 +32,12 @@ class DenseProducts:
         def load() -> np.ndarray:
             return as_stored(right.load(lowering).T, dtype)[None]
 
-        addend = None if bias is None else bias_operand(lowering, bias.value, width, bias.factor)
+        addend = no_bias(lowering) if bias is None else bias_operand(lowering, bias.value, width, bias.factor)
         name = f"{right.value.name}.{'rows' if right.transposed else 'columns'}"
         matrix = lowering.add_weight(name, (1, width, inner), dtype, load)
-        problem = dense_problem(inner, width, dtype=dtype, matrix_dtype=dtype, out_dtype=dtype)
-        operands = [matrix, bias_operand(lowering, None, width) if addend is None else addend]
-        return multiply_matrix(lowering, node, self.architecture, problem, left, operands)
+        types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": dtype}
+        problem = dense_problem(inner, width, biased=bias is not None, **types)
+        return multiply_matrix(lowering, node, self.architecture, problem, left, [matrix, addend])
 
     def of_batches(self, lowering: LoweringContext, node: ir.Node, left: relax.Expr, right: relax.Expr) -> relax.Expr:
         """``left[B|1, M, K] @ right[B|1, K, N]``. TVM's own operator wants it proved that sizes are equal."""

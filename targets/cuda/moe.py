@@ -31,6 +31,7 @@ from moec.ir.semantics import activated
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cuda.block_dispatch import dispatch_rows
+from moec.targets.cuda.dense_products import no_bias
 from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
 from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, parts_of, whole_parts
 from moec.targets.cuda.grouped_products import GroupedProducts, Product
@@ -87,7 +88,8 @@ class _Experts:
         every = [problem for pair in problems for problem in pair]
         products = GroupedProducts(node, self._weights.experts, every, ids, weights, capacity)
         firsts, seconds = self._products(problems)
-        hidden = products.multiply(firsts, self._x, products.places, experts_epilogue(spec), spec.activation)
+        epilogue = experts_epilogue(spec, self._dtype)
+        hidden = products.multiply(firsts, self._x, products.places, epilogue, spec.activation)
         if spec.arithmetic == "int8":
             hidden = products.rounded(hidden, spec)
         return Pairs(ids, products.multiply(seconds, hidden, products.pairs, lambda total: total))
@@ -123,6 +125,7 @@ class _Experts:
         self, group: ExpertGroup, problem: GroupedProblem, name: str, parts: Parts, role: str, bias: np.ndarray | None
     ) -> Product:
         node, suffix = self._node, "" if len(self._groups) == 1 else f".{self._node.name}.{group.first}"
+        problem = dataclasses.replace(problem, biased=bias is not None)
         matrix = add_matrix(node, f"{name}.rows{suffix}", problem, of_group(parts, group))
         own = None if bias is None else bias[list(group.experts)]
         return Product(problem, [*matrix, _bias(node, f"{role}{suffix}", problem, own)])
@@ -156,6 +159,7 @@ def _multiply(
         problem = GroupedProblem(
             inner=inner, width=width, gathered=True, scattered=True, **fields, **fields_of(group, groups)
         )
+        problem = dataclasses.replace(problem, biased=bias is not None)
         name = f"{weight.name}.columns" + ("" if len(groups) == 1 else f".{node.name}.{group.first}")
         matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, form.stored), group))
         own = None if bias is None else bias[list(group.experts)]
@@ -178,12 +182,10 @@ def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:
 
 
 def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndarray | None) -> relax.Expr:
-    """The biases [E, columns] in float32, zeros where there are none. Raises UnsupportedError for another shape."""
-    shape = (problem.experts, problem.columns)
+    """The biases in float32, as the problem says. Raises UnsupportedError for another shape."""
+    shape = problem.bias_shape
     if given is None:
-        return node.lowering.add_weight(
-            f"zeros.{shape[0]}x{shape[1]}", shape, "float32", lambda: np.zeros(shape, np.float32)
-        )
+        return no_bias(node.lowering)
     if given.shape != shape:
         raise UnsupportedError(
             f"{role} has {list(given.shape)} elements in the order of the kernel; expected {list(shape)}"

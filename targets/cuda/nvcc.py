@@ -41,7 +41,7 @@ _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s", re.MULTILINE)
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """Code for one architecture. ``ptx``, ``sass``, ``resources`` and ``advisories`` are by function; ``sass`` is empty
-    where there is no cuobjdump."""
+    where there is no cuobjdump with its nvdisasm."""
 
     cubin: bytes
     ptx: dict[str, str]
@@ -66,6 +66,12 @@ def find_tool(name: str) -> pathlib.Path | None:
     return next((home / "bin" / name for home in homes if (home / "bin" / name).is_file()), None)
 
 
+def find_disassembler() -> pathlib.Path | None:
+    """``cuobjdump``, where the ``nvdisasm`` that it calls is on PATH or beside it, too."""
+    tool, called = find_tool("cuobjdump"), find_tool("nvdisasm")
+    return tool if called is not None else None
+
+
 def compile_source(source: str, architecture: str) -> Compiled | None:
     """Code for ``architecture`` (``sm_80``), from the cache where it was made before; None where there is no nvcc.
     Raises DefectError where nvcc refuses the source, for moec made it."""
@@ -73,7 +79,7 @@ def compile_source(source: str, architecture: str) -> Compiled | None:
     if nvcc is None:
         return None
     options = [*_OPTIONS, f"-arch={architecture}"]
-    followed_from = [source, *options, *(_version(tool) for tool in (nvcc, find_tool("cuobjdump")))]
+    followed_from = [source, *options, *(_version(tool) for tool in (nvcc, find_disassembler()))]
     followed_from += [f"{name}={os.environ.get(name, '')}" for name in _OPTION_VARIABLES]
 
     def make(_name: str) -> Files:
@@ -124,7 +130,7 @@ def machine_code_in_words(sass: str | None) -> str:
 
 
 def _disassembled(cubin: pathlib.Path) -> dict[str, str]:
-    tool = find_tool("cuobjdump")
+    tool = find_disassembler()
     if tool is None:
         return {}
     return {match["name"]: match[0] for match in _SASS_FUNCTION.finditer(_run([str(tool), "-sass", str(cubin)]))}

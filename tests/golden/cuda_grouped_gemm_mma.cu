@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
           for (int v_1 = 0; v_1 < 2; ++v_1) {
             float gate = (sums_ptr[(((j_3 * 8) + (lower * 2)) + v_1)] + bias_ptr[(((expert * 128) + v_1) + column_1)]);
             float up = (sums_ptr[((((j_3 * 8) + (lower * 2)) + v_1) + 4)] + bias_ptr[((((expert * 128) + v_1) + column_1) + 8)]);
-            values_ptr[v_1] = ((gate * (0x1p+0f/*1.000000e+00*/ / (0x1p+0f/*1.000000e+00*/ + expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
+            values_ptr[v_1] = ((gate * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
           }
           nv_bfloat162 __1;
           float2 v_ = *(float2*)(values_ptr + 0);

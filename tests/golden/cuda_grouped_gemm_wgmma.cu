@@ -216,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
             for (int v = 0; v < 2; ++v) {
               float gate = (sums_ptr[(((j * 8) + (lower * 2)) + v)] + bias_ptr[(((expert * 128) + v) + column)]);
               float up = (sums_ptr[((((j * 8) + (lower * 2)) + v) + 4)] + bias_ptr[((((expert * 128) + v) + column) + 8)]);
-              values_ptr[v] = ((gate * (0x1p+0f/*1.000000e+00*/ / (0x1p+0f/*1.000000e+00*/ + expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
+              values_ptr[v] = ((gate * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
             }
             nv_bfloat162 __1;
             float2 v_ = *(float2*)(values_ptr + 0);

@@ -51,12 +51,13 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       }
       #pragma unroll
       for (int c_3 = 0; c_3 < 4; ++c_3) {
-        sums_ptr[c_3] = (tvm_builtin_cuda_warp_reduce_sum_32(sums_ptr[c_3]) + bias_ptr[((((expert * 128) + ((min(((c_3 >> 1) + first), 63) >> 3) * 16)) + ((c_3 & 1) * 8)) + (min(((c_3 >> 1) + first), 63) & 7))]);
+        sums_ptr[c_3] = tvm_builtin_cuda_warp_reduce_sum_32(sums_ptr[c_3]);
+        sums_ptr[c_3] = (sums_ptr[c_3] + bias_ptr[((((expert * 128) + ((min(((c_3 >> 1) + first), 63) >> 3) * 16)) + ((c_3 & 1) * 8)) + (min(((c_3 >> 1) + first), 63) & 7))]);
       }
       #pragma unroll
       for (int i = 0; i < 2; ++i) {
         if ((lane == i) && ((first + i) < 64)) {
-          float value = ((sums_ptr[(i * 2)] * (0x1p+0f/*1.000000e+00*/ / (0x1p+0f/*1.000000e+00*/ + expf((sums_ptr[(i * 2)] * -0x1p+0f/*-1.000000e+00*/))))) * sums_ptr[((i * 2) + 1)]);
+          float value = ((sums_ptr[(i * 2)] * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((sums_ptr[(i * 2)] * -0x1p+0f/*-1.000000e+00*/))))) * sums_ptr[((i * 2) + 1)]);
           out_ptr[(((((int64_t)pair) * (int64_t)64) + ((int64_t)first)) + ((int64_t)i))] = ((nv_bfloat16)value);
         }
       }

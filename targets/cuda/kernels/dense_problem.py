@@ -55,7 +55,7 @@ class DenseOperands:
 
     def finished(self, total: Any, factor: Any, expert: Any, column: Any) -> Any:
         """A sum with its bias, as it goes into the epilogue."""
-        return total + self.bias[0, column]
+        return total + self.bias[0, column] if self.problem.biased else total
 
 
 def dense_problem(inner: int, width: int, **types: Any) -> GroupedProblem:
@@ -87,7 +87,7 @@ def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         matrix = T.match_buffer(matrix_handle, *matrix_type)
         scales = T.match_buffer(scales_handle, *scales_type)
         zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
-        bias = T.match_buffer(bias_handle, (1, width), "float32")
+        bias = T.match_buffer(bias_handle, problem.bias_shape, "float32")
         out = T.match_buffer(out_handle, (M, width), problem.out_dtype)
         stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points))
         body(DenseOperands(problem, rows, stored, bias, out, M))

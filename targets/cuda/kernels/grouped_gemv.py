@@ -27,7 +27,9 @@ WARPS = 4
 def _store(tile, epilogue, pair, expert, factor, sums, bias, out):
     problem = T.meta_var(tile.problem)
     for c in T.unroll(COLUMNS_PER_WARP):
-        sums[0, c] = T.cuda.warp_reduce(sums[0, c], "sum") * factor + bias[expert, tile.column(c)]
+        sums[0, c] = T.cuda.warp_reduce(sums[0, c], "sum") * factor
+        if problem.biased:
+            sums[0, c] = sums[0, c] + bias[expert, tile.column(c)]
     for i in T.unroll(tile.count):
         if T.And(tile.lane == i, tile.first + i < problem.width):
             if problem.gated:
@@ -69,7 +71,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
     ``weighted``, it is multiplied by the pair's weight. ``epilogue`` is ``f(gate, up)`` where gated, else ``f(sum)``.
     T may be 0. The problem's rows of a block, and whether it is ``scattered``, say nothing here.
     """
-    E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
+    inner, width = problem.inner, problem.width
     matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
@@ -92,7 +94,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
         matrix = T.match_buffer(matrix_handle, *matrix_type)
         scales = T.match_buffer(scales_handle, *scales_type)
         zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
-        bias = T.match_buffer(bias_handle, (E, columns), "float32")
+        bias = T.match_buffer(bias_handle, problem.bias_shape, "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)

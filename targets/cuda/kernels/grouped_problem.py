@@ -42,7 +42,8 @@ class GroupedProblem:
     ``dtype`` is how rows are stored, sums are float32. ``stored`` is the format of a quantised matrix; without one it
     has elements of ``matrix_dtype``. ``experts`` counts the matrices. Theirs are the ids from 0 on, or, where there are
     other experts too, those from ``first_expert`` on: what belongs to the others is left to other kernels.
-    ``tf32``: rows are rounded to it before they are multiplied; the matrix has been.
+    ``tf32``: rows are rounded to it before they are multiplied; the matrix has been. Where it is not
+    ``biased``, there is a bias of one element that no kernel reads.
     """
 
     experts: int
@@ -60,6 +61,7 @@ class GroupedProblem:
     stored: PackedFormat | None = None
     tf32: bool = False
     first_expert: int | None = None
+    biased: bool = True
 
     @property
     def columns(self) -> int:
@@ -75,6 +77,10 @@ class GroupedProblem:
         groups = (*rows, stored.groups(self.inner))
         tables = [(groups, stored.scale_storage), (groups if stored.zero_points else none, "uint8")]
         return [((*rows, stored.row_bytes(self.inner)), "uint8"), *tables]
+
+    @property
+    def bias_shape(self) -> tuple[int, int]:
+        return (self.experts, self.columns) if self.biased else (1, 1)
 
     def facts(self) -> dict[str, Any]:
         """What the artifact says about it."""
@@ -190,7 +196,8 @@ class Operands:
 
     def finished(self, total: Any, factor: Any, expert: Any, column: Any) -> Any:
         """A sum with factor and bias, as it goes into the epilogue."""
-        return (total * factor if self.problem.weighted else total) + self.bias[expert, column]
+        product = total * factor if self.problem.weighted else total
+        return product + self.bias[expert, column] if self.problem.biased else product
 
 
 KernelForm = Callable[[GroupedProblem, Any], tirx.PrimFunc]
@@ -208,7 +215,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     A quantised matrix is ``matrix[E, columns, row bytes], scales[E, columns, groups], zero_points[E, columns, groups]``
     in this place, or ``zero_points[1, 1, 1]`` where there is no table; see :mod:`.packed_format`.
     """
-    E, inner, columns, width = problem.experts, problem.inner, problem.columns, problem.width
+    inner, width = problem.inner, problem.width
     matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
@@ -235,7 +242,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         matrix = T.match_buffer(matrix_handle, *matrix_type)
         scales = T.match_buffer(scales_handle, *scales_type)
         zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
-        bias = T.match_buffer(bias_handle, (E, columns), "float32")
+        bias = T.match_buffer(bias_handle, problem.bias_shape, "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
         pairs = T.match_buffer(pairs_handle, (P,), "int32")
         blocks = T.match_buffer(blocks_handle, (B,), "int32")

@@ -127,7 +127,7 @@ def sort_pairs(experts: int, block_rows: int, ids: np.ndarray) -> list[np.ndarra
 def _products(layer: Layer, kernel: GroupedKernel, **options: Any) -> tuple[Kernel, Kernel]:
     architecture = "sm_90a" if kernel is grouped_gemm_wgmma else "sm_80"
     first, second = layer.problems
-    epilogue = experts_epilogue(layer.spec)
+    epilogue = experts_epilogue(layer.spec, first.out_dtype)
     return (
         build(kernel(first, epilogue), architecture, **options),
         build(kernel(second, lambda total: total), architecture, **options),

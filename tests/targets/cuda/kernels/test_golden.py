@@ -21,7 +21,7 @@ from moec.targets.tvm.lower.route import RouteProblem
 
 from .kernel_runner import source_of
 
-SILU = experts_epilogue(ExpertsSpec())
+SILU, SILU_IN_FULL = (experts_epilogue(ExpertsSpec(), dtype) for dtype in ("bfloat16", "float32"))
 
 
 def _product(rows: int, dtype: str = "bfloat16") -> GroupedProblem:
@@ -33,7 +33,7 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "route": lambda: route.route(RouteProblem(RouteSpec(k=2), 8)),
     "dispatch": lambda: dispatch.dispatch(8, 16),
     "grouped_gemm_mma": lambda: grouped_gemm_mma(_product(16), SILU),
-    "grouped_gemm_simt": lambda: grouped_gemm_simt(_product(64, "float32"), SILU),
+    "grouped_gemm_simt": lambda: grouped_gemm_simt(_product(64, "float32"), SILU_IN_FULL),
     "grouped_gemm_wgmma": lambda: grouped_gemm_wgmma(_product(64), SILU),
     "grouped_gemv": lambda: grouped_gemv(_product(16), SILU),
     "combine": lambda: combine.combine(CombineProblem(8, 64, "bfloat16", weighted=True)),

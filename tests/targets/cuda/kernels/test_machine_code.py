@@ -24,7 +24,7 @@ from moec.targets.cuda.kernels.normalization import normalize
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
-from moec.targets.cuda.nvcc import compile_source, find_tool
+from moec.targets.cuda.nvcc import compile_source, find_disassembler, find_tool
 from moec.targets.tvm.lower.attention import AttentionProblem
 from moec.targets.tvm.lower.route import RouteProblem
 
@@ -51,13 +51,13 @@ _SINKS = dataclasses.replace(
     paged="bfloat16",
 )
 INT4 = PackedFormat("int4", 128, "float16")
-SILU = experts_epilogue(ExpertsSpec())
+SILU, SILU_IN_FULL = (experts_epilogue(ExpertsSpec(), dtype) for dtype in ("bfloat16", "float32"))
 KERNELS = {
     "route": lambda: route.route(RouteProblem(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512)),
     "dispatch": lambda: dispatch.dispatch(256, 64),
     "scatter_pairs": lambda: dispatch_many.scatter_pairs(256),
     "take_tokens": lambda: expert_choice.take_tokens(256, 64),
-    "simt": lambda: grouped_gemm_simt(GroupedProblem(128, 2048, 768, 128, gated=True, gathered=True), SILU),
+    "simt": lambda: grouped_gemm_simt(GroupedProblem(128, 2048, 768, 128, gated=True, gathered=True), SILU_IN_FULL),
     "gemv": lambda: grouped_gemv(_half(16), SILU),
     "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),
     "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
@@ -79,7 +79,7 @@ KERNELS = {
     "dense gemv": lambda: gemv(_dense(), lambda total: total),
     "dense gemv, int4": lambda: gemv(_dense(stored=PackedFormat("int4", 32, "float16")), lambda total: total),
     "mma, tf32": lambda: grouped_gemm_mma(
-        GroupedProblem(8, 2048, 768, 128, gated=True, gathered=True, tf32=True), SILU
+        GroupedProblem(8, 2048, 768, 128, gated=True, gathered=True, tf32=True), SILU_IN_FULL
     ),
     "dense mma, part of a tile": lambda: grouped_gemm_mma(_dense(block_rows=128), lambda total: total, dense_kernel),
     **{f"mma, {rows} rows": lambda rows=rows: grouped_gemm_mma(_half(rows), SILU) for rows in SHAPES},
@@ -105,7 +105,7 @@ def test_nothing_is_spilled_or_advised_against(name):
         assert "LDL" not in instructions and "STL" not in instructions
 
 
-@pytest.mark.skipif(find_tool("cuobjdump") is None, reason="there is no cuobjdump")
+@pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")
 @pytest.mark.parametrize("rows", list(SHAPES))
 def test_tensor_cores_and_asynchronous_copies_are_used(rows):
     compiled = compile_source(source_of(grouped_gemm_mma(_half(rows), SILU)), "sm_80")
@@ -113,7 +113,7 @@ def test_tensor_cores_and_asynchronous_copies_are_used(rows):
     assert all(name in instructions for name in ("HMMA.16816", "LDGSTS", "LDSM"))
 
 
-@pytest.mark.skipif(find_tool("cuobjdump") is None, reason="there is no cuobjdump")
+@pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")
 @pytest.mark.parametrize("rows", [64, 128])
 def test_warp_groups_multiply_what_the_accelerator_copies(rows):
     compiled = compile_source(source_of(grouped_gemm_wgmma(_half(rows), SILU), "sm_90a"), "sm_90a")
@@ -121,7 +121,7 @@ def test_warp_groups_multiply_what_the_accelerator_copies(rows):
     assert all(name in instructions for name in ("HGMMA.64x256x16", "UTMALDG", "LDGSTS"))
 
 
-@pytest.mark.skipif(find_tool("cuobjdump") is None, reason="there is no cuobjdump")
+@pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")
 def test_exact_products_use_no_tensor_cores():
     (instructions,) = compile_source(source_of(KERNELS["simt"]()), "sm_80").sass.values()
     assert "FFMA" in instructions and "HMMA" not in instructions

@@ -14,6 +14,7 @@ from moec.frontend import opset
 from moec.ir import dialect
 from moec.ir.names import node_name
 from moec.ir.verifier import dialect_violations
+from moec.ir.weights.stored import WIDTH
 
 CONTRIB_DOMAIN = "com.microsoft"
 LARGEST_SIZE = 2**31 - 1
@@ -190,6 +191,11 @@ def _check_attributes(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> 
         if declared.required and name not in node.attributes:
             raise MoecError(f"{place} lacks its attribute {name!r}; the model is inconsistent")
     for name, attribute in node.attributes.items():
+        if name == WIDTH and node.op_type == "DequantizeLinear":
+            raise MoecError(
+                f"{place} has the attribute {name!r}, which moec's own passes write for weights of so many bits; "
+                "compile the model as it was before, and have the passes run then"
+            )
         if name not in schema.attributes:
             raise MoecError(
                 f"{place} has the attribute {name!r}, expected {', '.join(schema.attributes) or 'none'}; the model is "

@@ -172,6 +172,7 @@ class StateMemory:
         lengths = {name: self.lengths[name] + growth for name, growth in growths.items()}
         counts = [-(-length // PAGE) for length in lengths.values()]
         if counts != self._placed[0]:
+            self._placed = [], {}  # where there is memory for some of them alone, they lie elsewhere than before
             pages = {name: self._device.place(self._pages_for(name, length)) for name, length in lengths.items()}
             self._placed = counts, pages
         return self._placed[1]

@@ -264,6 +264,10 @@ def referring(name):
             helper.make_node("Relu", ["x"], ["y"], "n", alhpa=1.0),
             r"Relu \(opset 17\) has the attribute 'alhpa', expected none",
         ),
+        (
+            helper.make_node("DequantizeLinear", ["x", "x"], ["y"], "n", width=5),
+            "has the attribute 'width', which moec's own passes write .*; compile the model as it was before",
+        ),
         (helper.make_node("Concat", ["x", "x"], ["y"], "n"), r"Concat \(opset 17\) lacks its attribute 'axis'"),
         (helper.make_node("Gemm", ["x", ""], ["y"], "n"), r"Gemm \(opset 17\) lacks its input 'B'"),
     ],

@@ -196,6 +196,35 @@ def test_one_of_the_states_that_are_alike_tells_all_sizes():
     assert tuple(x.shape) == (1, 3) and others == ["pages"] * 4 and list(lengths) == [5, 7]
 
 
+def test_memory_that_cannot_grow_stays_what_it_was(monkeypatch):
+    """There is memory for one state's pages and none for the other's; then there is for both."""
+    compiled = moec.compile(model(BODIES["attention"]))
+    values = feeds([spec.name for spec in compiled.inputs], 1, PAGE + 2, 0)
+    whole = compiled.run(values)["y"]
+
+    def part(start, end):
+        return {name: np.ascontiguousarray(values[name][:, :, start:end]) for name in "qkv"}
+
+    memory = StateMemory(compiled.held, {name: (1, 2, 0, 16) for name in held(compiled)}, PAGE)
+    compiled.run_in_place(part(0, PAGE - 1), memory)
+    new, calls = memory._device.new, []
+
+    def new_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise MemoryError
+        return new(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory._device, "new", new_once)
+        with pytest.raises(MoecError, match="there is no memory for 512 tokens of state"):
+            compiled.run_in_place(part(PAGE - 1, PAGE + 2), memory)
+    assert set(memory.lengths.values()) == {PAGE - 1}
+    for start, end in ((PAGE - 1, PAGE), (PAGE, PAGE + 2)):
+        found = compiled.run_in_place(part(start, end), memory)["y"]
+        np.testing.assert_allclose(found, whole[:, :, start:end], rtol=1e-5, atol=1e-5)
+
+
 def test_more_tokens_than_any_machine_has_memory_for():
     compiled = moec.compile(model(BODIES["attention"]))
     with pytest.raises(MoecError, match=r"no memory for \d+ tokens of state 'pk'.*max_tokens"):

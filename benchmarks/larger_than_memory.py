@@ -11,6 +11,7 @@ one), whose page cache counts, and which starts with none of its file in the cac
 by one, behind an empty cache of keys and values, the first third is not counted. Contestants:
 
 - ``streamed``: what ``moec compile --resident`` makes; ``nothing expected``: without what is read ahead;
+- ``preferring``: with ``prefer_resident=0.25``, which computes something else;
 - ``mapped``: the same artifact, whose file is mapped; ``mapped, WILLNEED``: with advice to the system, of the experts
   that are chosen, and of those that are expected, in the place of reads;
 - ``llama.cpp``: the GGUF file, which it maps, without copies of weights in another order.
@@ -93,7 +94,8 @@ def streamed_steps(resident: str, name: str, path: str, threads: int) -> Step:
     import moec
 
     pages = "mapped" if name.startswith("mapped") else "streamed"
-    model = moec.load(path, threads=threads, pages=pages, resident=resident, check_weights=False)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"pages": pages, "prefer_resident": 0.25 if name == "preferring" else 0.0}
+    model = moec.load(path, threads=threads, resident=resident, check_weights=False, **options)
     if name == "mapped, WILLNEED":
         Advice(model)
     if name == "nothing expected":
@@ -149,7 +151,7 @@ def made(args: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:
     return file, artifact
 
 
-CONTESTANTS = ("streamed", "nothing expected", "mapped", "mapped, WILLNEED", "llama.cpp")
+CONTESTANTS = ("streamed", "nothing expected", "preferring", "mapped", "mapped, WILLNEED", "llama.cpp")
 
 
 def main() -> None:

@@ -89,6 +89,10 @@ class Advice:
 
     expect = need
 
+    def tolerance(self, layer: int) -> float:
+        """No expert takes the place of another."""
+        return 0.0
+
 
 def streamed_steps(resident: str, name: str, path: str, threads: int) -> Step:
     import moec
@@ -203,7 +207,8 @@ def main() -> None:
             for name, rate in rates.items()
         ]
     )
-    print(f"predicted for streamed: {statistics.fmean(predicted):.3g} tokens/s")
+    if predicted:
+        print(f"predicted for streamed: {statistics.fmean(predicted):.3g} tokens/s")
 
 
 if __name__ == "__main__":

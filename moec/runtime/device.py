@@ -66,8 +66,8 @@ class Device(Protocol):
         """A copy of a tensor there, in memory of its own."""
         ...
 
-    def new(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray | OnDevice:
-        """Memory there, with anything in it. Raises MemoryError, or ValueError for more than any machine has."""
+    def new(self, shape: Sequence[int], dtype: np.dtype, *, zeros: bool = False) -> np.ndarray | OnDevice:
+        """Memory there, with anything in it or with zeros. Raises MemoryError, or ValueError for a size without end."""
         ...
 
     def part(self, array: Any, first: int, shape: Sequence[int]) -> Any:
@@ -117,8 +117,8 @@ class Host:
     def copy(self, tensor: Any) -> Any:
         return to_runtime(from_runtime(tensor).copy())
 
-    def new(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray | OnDevice:
-        return np.empty(shape, dtype)
+    def new(self, shape: Sequence[int], dtype: np.dtype, *, zeros: bool = False) -> np.ndarray | OnDevice:
+        return np.zeros(shape, dtype) if zeros else np.empty(shape, dtype)
 
     def part(self, array: Any, first: int, shape: Sequence[int]) -> Any:
         return array.reshape(-1)[first : first + math.prod(shape)].reshape(shape)

@@ -104,9 +104,11 @@ class Gpu(abc.ABC):
     def copy(self, tensor: Any) -> Any:
         return self._copied(tensor, self.number)
 
-    def new(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray | OnDevice:
+    def new(self, shape: Sequence[int], dtype: np.dtype, *, zeros: bool = False) -> np.ndarray | OnDevice:
         try:
             tensor = new_tensor(shape, load_ffi().dtype(dtype.name), self.number)
+            if zeros:
+                self._copy_into(to_runtime(np.zeros(shape, dtype)), tensor)
         except Exception as error:  # each kind of device says in its own way that it has no more
             raise MemoryError(str(error)) from error
         return OnDevice(tensor, dtype, tuple(shape), torch=False)

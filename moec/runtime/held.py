@@ -213,7 +213,7 @@ class StateMemory:
         state = self._states[name]
         shape, dtype = (count, *state.stored(self._shape(name, PAGE))), dtype_of(state.dtype)
         try:
-            return np.zeros(shape, dtype) if state.at_places else self._device.new(shape, dtype)
+            return self._device.new(shape, dtype, zeros=state.at_places)
         except (MemoryError, ValueError) as error:  # ValueError: more than any machine has
             raise MoecError(
                 f"there is no memory for {count * PAGE} tokens of state {name!r} ({dtype}{list(shape)}); "

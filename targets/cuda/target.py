@@ -61,6 +61,6 @@ class CudaTarget:
         # Loops stay loops in the text: nvcc unrolls where it pays.
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
-            heavy, held = converters(self.architecture), holding(self.architecture, APPEND)
+            heavy, held = converters(self.architecture), holding(self.architecture, APPEND, has_places=True)
             program = compile_program(model, heavy, target, self.name, (), backend, held)
         return dataclasses.replace(program, architecture=self.architecture, binary_suffix=".cubin")

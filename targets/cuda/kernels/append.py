@@ -27,15 +27,18 @@ _TOGETHER = 4
 @functools.cache
 def append(problem: AppendProblem) -> tirx.PrimFunc:
     """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: number i of ``new`` becomes
-    number ``start + i`` of what lies in the pages. Raises, before it launches, where they end before that."""
+    number ``start + i`` of what lies in the pages. Raises, before it launches, where they end before that.
+
+    Where the problem has starts: ``(length, starts[B], new[B, ..., S, *after], pages[pages, B, ..., page, *after])``,
+    each entry of the first axis from a place of its own on. What would lie before 0 or from ``length`` on is left out.
+    """
     before, after = (_sizes(sizes, name) for sizes, name in ((problem.before, "b"), (problem.after, "a")))
     pages, page, S = (tirx.Var(name, "int32") for name in ("pages", "page", "S"))
     together = _TOGETHER if problem.after and (problem.after[-1] or 1) % _TOGETHER == 0 else 1
     rank = len(before)
 
-    @T.prim_func
-    def kernel(start: T.int64, new_handle: T.handle, pages_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+    @T.inline
+    def write(new_handle, pages_handle, place_of):
         new = T.match_buffer(new_handle, (*before, S, *after), problem.new)
         held = T.match_buffer(pages_handle, (pages, *before, page, *after), problem.stored)
         T.device_entry()
@@ -45,16 +48,31 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
         index: T.let = T.cast(block, "int64") * THREADS + thread
         if index < count:
             at = T.meta_var(_places(index, [*before, S, *after], together))
-            number: T.let = start + at[rank]
+            first, is_there = T.meta_var(place_of(at))
+            number: T.let = first + at[rank]
             to = T.meta_var([number // page, *at[:rank], number % page, *at[rank + 1 :]])
-            for v in T.vectorized(together):
-                held[_beside(to, v, after)] = T.cast(new[_beside(at, v, after)], problem.stored)
+            if is_there(number):
+                for v in T.vectorized(together):
+                    held[_beside(to, v, after)] = T.cast(new[_beside(at, v, after)], problem.stored)
 
-    there = T.cast(pages, "int64") * page
-    return checked(
-        kernel,
-        [Requirement(kernel.params[0] + S <= there, "a state outgrows its memory; expected room for all of it")],
-    )
+    @T.prim_func
+    def kernel(start: T.int64, new_handle: T.handle, pages_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        write(new_handle, pages_handle, lambda at: (start, lambda number: True))
+
+    @T.prim_func
+    def kernel_at(length: T.int64, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        starts = T.match_buffer(starts_handle, before[:1], problem.starts or "int64")
+        write(
+            new_handle,
+            pages_handle,
+            lambda at: (T.cast(starts[at[0]], "int64"), lambda number: T.And(number >= 0, number < length)),
+        )
+
+    there, function = T.cast(pages, "int64") * page, kernel_at if problem.starts else kernel
+    end = function.params[0] if problem.starts else function.params[0] + S
+    return checked(function, [Requirement(end <= there, "a state outgrows its memory; expected room for all of it")])
 
 
 def _sizes(sizes: Sequence[int | None], name: str) -> list[Any]:

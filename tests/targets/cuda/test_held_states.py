@@ -13,9 +13,11 @@ from moec.errors import InputError, MoecError
 from moec.runtime import held
 from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
+from moec.runtime.on_device import OnDevice
 from moec.targets.cuda import nvcc
 
 from ...runtime.emulated_gpu import EmulatedDriver, numbers_of, on_gpu
+from ..cpu.test_held_states import pages_of
 
 TABLE = ",".join(str(round(np.sin(3 * n), 3)) for n in range(40))
 TEXT = f"""<ir_version: 10, opset_import: ["" : 24]>
@@ -133,3 +135,35 @@ def test_captured_runs_are_those_that_take_and_give_states(artifact, on_cuda):
         plain.run(IDS[:, start : start + 4])
         np.testing.assert_array_equal(found, plain.run(IDS[:, :1]))
     assert sum("launch" in call for call in driver.calls) == 2
+
+
+ROOM = """<ir_version: 10, opset_import: ["" : 24]>
+g (float[B,2,S,8] q, float[B,2,S,8] k, float[B,2,C,8] pk, int64[B] at, int64[B] used)
+    => (float[B,2,S,8] y, float[B,2,C,8] nk) {
+    nk = TensorScatter (pk, k, at)
+    y = Attention (q, nk, nk, "", "", "", used)
+}"""
+
+
+def test_caches_with_room_are_written_where_they_lie(without_nvcc):
+    """Rows at places of their own, some of them outside; no entry outside is touched."""
+    graph = onnx.parser.parse_model(ROOM)
+    model, reference = moec.compile(graph, target="cuda", emulate=True), moec.compile(graph, target="cpu:avx2")
+    assert [(state.input, state.at_places) for state in model.held] == [("pk", True)]
+    for new, room, at in ((1, 300, (7, 299, 0)), (3, 300, (254, -1, 298))):
+        random = np.random.default_rng(new)
+        shapes = {"q": (3, 2, new, 8), "k": (3, 2, new, 8), "pk": (3, 2, room, 8)}
+        values = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        values |= {"at": np.array(at), "used": np.array([300, 5, 257])}
+        found, wanted = model.run(values), reference.run(values)
+        np.testing.assert_array_equal(found["nk"], wanted["nk"])
+        np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-5, atol=1e-5)
+        memory = model.state_memory({"pk": (3, 2, room, 8)}, room)
+        memory._device.assign(memory._pages["pk"], _there(model, pages_of(values["pk"], 0)))
+        in_place = model.run_in_place({name: array for name, array in values.items() if name != "pk"}, memory)
+        np.testing.assert_array_equal(in_place["y"], found["y"])
+
+
+def _there(model: CompiledModel, array: np.ndarray) -> OnDevice:
+    assert model._device is not None
+    return OnDevice(model._device.place(array), array.dtype, array.shape, torch=False)

@@ -20,3 +20,8 @@ LIMITS = {
     "sm_90a": Limits(227 << 10),
 }
 """From the oldest to the newest."""
+
+
+def is_for_newer_ones(architecture: str) -> bool:
+    """Whether newer GPUs can run what is made for it: all but what has a GPU's own instructions (``sm_90a``)."""
+    return not architecture.endswith("a")

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 
 from moec.errors import DefectError
+from moec.targets.cuda.architectures import is_for_newer_ones
 from moec.targets.cuda.nvcc_report import EXPECTED, read_report
 from moec.targets.kernel_cache import Files, through_cache
 
@@ -27,7 +28,7 @@ _PACKAGED = ("nvidia.cu13", "nvidia.cuda_nvcc")
 _OPTIONS = ("-std=c++17", "-O3", f"-diag-suppress={','.join(EXPECTED)}", "-Xptxas", "-v")
 _OPTION_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 """Variables of the environment, from which nvcc takes options too."""
-_CUBIN, _TEXTS = "cubin", "texts"
+_BINARY, _TEXTS = "binary", "texts"
 _PTX_ENTRY = re.compile(
     r"^\.visible \.entry (?P<name>\w+)\(.*?(?=^\.(?:visible|weak|func|extern)\b|\Z)", re.MULTILINE | re.DOTALL
 )
@@ -43,7 +44,8 @@ class Compiled:
     """Code for one architecture. ``ptx``, ``sass``, ``resources`` and ``advisories`` are by function; ``sass`` is empty
     where there is no cuobjdump with its nvdisasm."""
 
-    cubin: bytes
+    binary: bytes
+    """Machine code, and, for architectures of which there are newer ones, PTX that drivers make theirs of."""
     ptx: dict[str, str]
     sass: dict[str, str]
     resources: dict[str, str]
@@ -78,17 +80,19 @@ def compile_source(source: str, architecture: str) -> Compiled | None:
     nvcc = find_tool("nvcc")
     if nvcc is None:
         return None
-    options = [*_OPTIONS, f"-arch={architecture}"]
+    virtual = architecture.replace("sm_", "compute_")
+    codes = f"[{architecture},{virtual}]" if is_for_newer_ones(architecture) else architecture
+    options = [*_OPTIONS, "-gencode", f"arch={virtual},code={codes}"]
     followed_from = [source, *options, *(_version(tool) for tool in (nvcc, find_disassembler()))]
     followed_from += [f"{name}={os.environ.get(name, '')}" for name in _OPTION_VARIABLES]
 
     def make(_name: str) -> Files:
         compiled = _compile(nvcc, source, options)
-        texts = {name: text for name, text in vars(compiled).items() if name != _CUBIN}
-        return {_CUBIN: compiled.cubin, _TEXTS: json.dumps(texts).encode()}
+        texts = {name: text for name, text in vars(compiled).items() if name != _BINARY}
+        return {_BINARY: compiled.binary, _TEXTS: json.dumps(texts).encode()}
 
     files = through_cache({"source": "\0".join(followed_from)}, make)["source"]
-    return Compiled(files[_CUBIN], **json.loads(files[_TEXTS]))
+    return Compiled(files[_BINARY], **json.loads(files[_TEXTS]))
 
 
 def _version(tool: pathlib.Path | None) -> str:
@@ -99,12 +103,12 @@ def _compile(nvcc: pathlib.Path, source: str, options: Sequence[str]) -> Compile
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "kernels.cu")
         path.write_text(source)
-        cubin, ptx = path.with_suffix(".cubin"), path.with_suffix(".ptx")
-        command = [str(nvcc), "-cubin", *options, "--keep", f"--keep-dir={folder}", str(path), "-o", str(cubin)]
+        binary, ptx = path.with_suffix(".fatbin"), path.with_suffix(".ptx")
+        command = [str(nvcc), "-fatbin", *options, "--keep", f"--keep-dir={folder}", str(path), "-o", str(binary)]
         report = read_report(_run(command), source)
-        sass = _disassembled(cubin)
+        sass = _disassembled(binary)
         return Compiled(
-            cubin.read_bytes(),
+            binary.read_bytes(),
             kernels_of_ptx(ptx.read_text()),
             sass,
             {name: text + machine_code_in_words(sass.get(name)) for name, text in report.resources.items()},
@@ -129,11 +133,11 @@ def machine_code_in_words(sass: str | None) -> str:
     return f"{len(_INSTRUCTION.findall(sass))} instructions, {calls} calls, {spills} accesses to local memory\n"
 
 
-def _disassembled(cubin: pathlib.Path) -> dict[str, str]:
+def _disassembled(binary: pathlib.Path) -> dict[str, str]:
     tool = find_disassembler()
     if tool is None:
         return {}
-    return {match["name"]: match[0] for match in _SASS_FUNCTION.finditer(_run([str(tool), "-sass", str(cubin)]))}
+    return {match["name"]: match[0] for match in _SASS_FUNCTION.finditer(_run([str(tool), "-sass", str(binary)]))}
 
 
 def _run(command: list[str]) -> str:

@@ -118,7 +118,7 @@ def _cuda_code(
             if functions:
                 generated.sources[form] = _by_kernel(functions, kernels)
     facts = {kernel: facts_of(launches[kernel], resources) for kernel in kernels}
-    return dataclasses.replace(generated, facts=facts, binary=None if compiled is None else compiled.cubin)
+    return dataclasses.replace(generated, facts=facts, binary=None if compiled is None else compiled.binary)
 
 
 def lowered_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, tvm.IRModule | None]:

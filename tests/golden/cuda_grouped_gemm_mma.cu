@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
   int warp_id_in_cta = __shfl_sync((uint)4294967295, (((int)threadIdx.x) >> 5), 0, 32);
   int index = ((int)blockIdx.x);
   int thread = ((int)threadIdx.x);
-  extern __shared__ __align__(64) uchar pool_buf_ptr[];
+  extern __shared__ __align__(1024) uchar pool_buf_ptr[];
   int block = index;
   int first_column = 0;
   int lane = (thread & 31);

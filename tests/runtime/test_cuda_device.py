@@ -24,6 +24,9 @@ from moec.targets.cuda.device.gpu import best_binary
         (["sm_80", "sm_86", "sm_89"], "8.6", "sm_86"),
         (["sm_80", "sm_89"], "8.6", "sm_80"),
         (["sm_90", "sm_90a"], "9.0", "sm_90a"),
+        (["sm_80", "sm_90a"], "9.0", "sm_90a"),
+        (["sm_80"], "9.0", "sm_80"),
+        (["sm_80", "sm_89", "sm_90a"], "12.0", "sm_89"),
     ],
 )
 def test_the_newest_that_fits(architectures, capability, best):
@@ -33,7 +36,7 @@ def test_the_newest_that_fits(architectures, capability, best):
 @pytest.mark.parametrize(
     ("architectures", "capability", "message"),
     [
-        (["sm_80"], "9.0", "art: holds code for sm_80, and the GPU is sm_90; compile it with --target cuda:sm_90"),
+        (["sm_86"], "8.0", "art: holds code for sm_86, and the GPU is sm_80; compile it with --target cuda:sm_80"),
         (["sm_89"], "8.0", "holds code for sm_89, and the GPU is sm_80"),
         (["sm_90a"], "10.0", "the GPU is sm_100"),
         ([], "8.0", "holds no code for a GPU, for no nvcc was found"),

@@ -22,7 +22,7 @@ def weight(name: str, value: float) -> Weight:
 def two_programs(context, tmp_path):
     kernel = KernelRecord("product", "MatMul", ["n"], [Candidate("k", True, "it fits", True)], sources={"tir": "one"})
     old = Program("cuda:sm_80", [], [], {"a.o": b"old"}, [weight("w", 1), weight("v", 1)], [kernel])
-    old = dataclasses.replace(old, architecture="sm_80", binary=b"code for sm_80", binary_suffix=".cubin")
+    old = dataclasses.replace(old, architecture="sm_80", binary=b"code for sm_80", binary_suffix=".fatbin")
     newer = dataclasses.replace(kernel, sources={"tir": "two"})
     new = Program("cuda:sm_90a", [], [], {"a.o": b"new"}, [weight("v", 2), weight("u", 1), weight("w", 1)], [newer])
     new = dataclasses.replace(new, architecture="sm_90a", requirements=["avx2"])
@@ -42,7 +42,7 @@ def test_files_of_each_program_are_its_own(two_programs):
     old, new = two_programs.manifest.programs
     assert [path.read_bytes() for one in (old, new) for path in two_programs.object_paths(one)] == [b"old", b"new"]
     assert [two_programs.text(one.kernels[0]["sources"]["tir"]) for one in (old, new)] == ["one", "two"]
-    assert (old.binary, new.binary) == ("device/sm_80.cubin", None)
+    assert (old.binary, new.binary) == ("device/sm_80.fatbin", None)
 
 
 def test_the_newest_is_meant_unless_another_is_named(two_programs):

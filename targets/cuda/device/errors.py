@@ -28,6 +28,12 @@ _KINDS: tuple[tuple[str, type[MoecError], str], ...] = (
         "the artifact holds no code that this GPU can run; compile it for this GPU (moec doctor shows which it is)",
     ),
     (
+        r"UNSUPPORTED_PTX_VERSION|UnsupportedPtxVersion|INVALID_PTX|InvalidPtx|JIT_COMPIL|JitCompil",
+        ArtifactError,
+        "the driver makes no code for this GPU of the artifact's PTX; compile it for this GPU (moec doctor shows which "
+        "it is), or install a newer driver",
+    ),
+    (
         r"no CUDA-capable device|NoDevice|NO_DEVICE",
         MoecError,
         "the driver finds no GPU; check CUDA_VISIBLE_DEVICES, or run the model by: moec run --emulate",

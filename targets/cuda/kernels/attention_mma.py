@@ -13,7 +13,6 @@ import dataclasses
 from typing import Any
 
 from tvm import tirx
-from tvm.backend.cuda.lang import SMEMPool
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.attention_operands import (
@@ -37,6 +36,7 @@ from moec.targets.cuda.kernels.attention_panels import (
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE
+from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = KEYS = LINES
@@ -323,7 +323,7 @@ def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     @T.inline
     def body(operands):
         T.device_entry()
-        pool = SMEMPool()
+        pool = SharedPool()
         queries = pool.alloc((head_panels, ROWS, DEPTH), dtype, align=128)
         keys = pool.alloc((head_panels, KEYS, DEPTH), dtype, align=128)
         values = pool.alloc((panels_of(operands.slice_columns), KEYS, DEPTH), dtype, align=128)

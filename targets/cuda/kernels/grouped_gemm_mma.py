@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
-from tvm.backend.cuda.lang import SMEMPool
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
@@ -38,6 +37,7 @@ from moec.targets.cuda.kernels.mma_tile import (
     Tile,
     panel_depth,
 )
+from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.cuda.kernels.tf32 import ROUND_TO_TF32
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 
@@ -236,7 +236,7 @@ def grouped_gemm_mma(
         T.device_entry()
         index = T.cta_id([T.max(operands.blocks, 1) * tiles])
         thread = T.thread_id([shape.threads])
-        pool = SMEMPool()
+        pool = SharedPool()
         row_panels = pool.alloc((shape.stages, shape.rows, depth), problem.dtype, align=128)
         column_panels = pool.alloc((shape.stages, COLUMNS, depth), problem.dtype, align=128)
         pool.commit()

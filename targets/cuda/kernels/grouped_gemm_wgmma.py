@@ -26,7 +26,7 @@ from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, line
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, MMA_ROWS, PIECE, Tile, TileShape
-from moec.targets.cuda.kernels.swizzled_pool import SWIZZLE_ALIGNMENT, SwizzledPool
+from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
@@ -226,7 +226,7 @@ def _compute(problem, epilogue, operands, matrix_map):
     tiles = T.meta_var(problem.columns // columns)
     index = T.cta_id([T.max(operands.blocks, 1) * tiles])
     thread = T.thread_id([GROUP + problem.block_rows // _GROUP_ROWS * GROUP])
-    pool = SwizzledPool()
+    pool = SharedPool()
     row_panels = pool.alloc((_STAGES, problem.block_rows, DEPTH), problem.dtype, align=SWIZZLE_ALIGNMENT)
     column_panels = pool.alloc((_STAGES, columns, DEPTH), problem.dtype, align=SWIZZLE_ALIGNMENT)
     full = TMABar(pool, _STAGES)

@@ -58,6 +58,13 @@ def test_each_computes_the_same(artifact):
     np.testing.assert_allclose(old, new, atol=3e-2 * np.abs(old).max())
 
 
+def test_shared_memory_is_aligned_alike_in_all_kernels_of_a_program(artifact):
+    """nvcc takes the alignment of the first for all."""
+    texts = [find_kernel(artifact, one["name"]).source("cuda") for one in artifact.program().kernels]
+    found = [re.findall(r"extern __shared__ __align__\((\d+)\)", text) for text in texts]
+    assert [one for one in found if one] == [["1024"]] * 3
+
+
 def test_kernels_are_found_by_architecture(artifact):
     wgmma = next(one["name"] for one in artifact.program().kernels if "wgmma" in one["name"])
     assert "wgmma" in find_kernel(artifact, wgmma).source("cuda")

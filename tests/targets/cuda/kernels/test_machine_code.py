@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from typing import Any
 
 import pytest
@@ -86,6 +87,8 @@ KERNELS = {
 }
 
 
+_PTX, _MACHINE_CODE = 1, 2
+"""Kinds of parts of a binary."""
 QUICK = ("route", "simt", "wgmma, 128 rows", "mma, 128 rows", "mma, int4")
 
 
@@ -103,6 +106,25 @@ def test_nothing_is_spilled_or_advised_against(name):
     (instructions,) = compiled.sass.values() or ("",)
     if instructions:
         assert "LDL" not in instructions and "STL" not in instructions
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "kinds"),
+    [
+        ("route", "sm_80", {_MACHINE_CODE, _PTX}),
+        ("wgmma, 128 rows", "sm_90a", {_MACHINE_CODE}),
+    ],
+)
+def test_newer_gpus_find_ptx_in_a_binary(name, architecture, kinds):
+    binary = compile_source(source_of(KERNELS[name](), architecture), architecture).binary
+    magic, _version, start, size = struct.unpack_from("<IHHQ", binary)
+    assert (magic, start + size) == (0xBA55ED50, len(binary))
+    found, at = set(), start
+    while at < len(binary):
+        kind, _flags, head, length = struct.unpack_from("<HHIQ", binary, at)
+        found.add(kind)
+        at += head + length
+    assert found == kinds
 
 
 @pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")

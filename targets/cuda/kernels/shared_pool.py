@@ -1,4 +1,8 @@
-"""Shared memory whose declaration says how the 128-byte swizzle wants it aligned."""
+"""Shared memory that a kernel asks for at its launch, declared alike in all kernels.
+
+A program's kernels are one source, in which nvcc takes one alignment for all arrays of the name that TVM gives them:
+that of the first.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ from tvm.backend.cuda.lang import SMEMPool
 from tvm.script import tirx as T
 
 SWIZZLE_ALIGNMENT = 1024
-"""Bytes after which the pattern repeats. TMA and ``wgmma`` read it off an address, while kernels count lines from the
-beginning of a panel: both agree where that is a multiple (PTX ISA, "Shared memory layout and swizzling")."""
+"""Bytes after which the 128-byte swizzle repeats. TMA and ``wgmma`` read it off an address, while kernels count lines
+from the beginning of a panel: both agree where that is a multiple (PTX ISA, "Shared memory layout and swizzling")."""
 
 
-class SwizzledPool(SMEMPool):
+class SharedPool(SMEMPool):
     """A pool that begins at a multiple of 1024 bytes, whatever static arrays lie before it; TVM's own promises 64."""
 
     def __init__(self) -> None:

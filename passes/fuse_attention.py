@@ -121,7 +121,7 @@ def _split_sinks(scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
     if is_op(node, "Sub"):
         joined, largest = node.inputs
         reduced = largest.producer() if largest is not None else None
-        if not is_op(reduced, "ReduceMax") or reduced.inputs[0] is not joined:
+        if not is_op(reduced, "ReduceMax") or reduced.inputs[0] is not joined or not _keeps_last_axis(reduced):
             return scores, None
         node = joined.producer() if joined is not None else None
     if not is_op(node, "Concat") or len(node.inputs) != 2 or node.attributes.get_int("axis", 0) not in (-1, 3):
@@ -133,6 +133,14 @@ def _split_sinks(scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
     single = _input_of(column, "Expand")
     sizes = _dims(single)
     return before, single if sizes is not None and len(sizes) == 4 else column
+
+
+def _keeps_last_axis(reduction: ir.Node) -> bool:
+    """Whether it reduces the last of four axes, and no other, to one element."""
+    given = reduction.inputs[1] if len(reduction.inputs) > 1 else None
+    known = None if given is None else constant(given)
+    axes = reduction.attributes.get_ints("axes", ()) if known is None else known.ravel().tolist()
+    return list(axes) in ([-1], [3]) and reduction.attributes.get_int("keepdims", 1) == 1
 
 
 def _has_uses(value: ir.Value, count: int) -> bool:

@@ -59,6 +59,8 @@ def test_outcomes_of_steps(light):
     wrong = light.take(python(light, "wrong", "import sys; sys.exit('why')"))
     assert (wrong["outcome"], wrong["code"], wrong["output"]) == ("failed", 1, "why\n")
     assert light.take(light.Step("none", ["nothing"], absent="no GPU"))["outcome"] == "absent"
+    missing = light.take(python(light, "unmade", "", folder=pathlib.Path("nowhere")))
+    assert (missing["outcome"], missing["output"]) == ("failed", "nowhere: its program was not made")
 
 
 def test_a_step_that_hangs_costs_its_time_and_leaves_no_process_behind(light, tmp_path):

@@ -2,7 +2,7 @@
 
     python tools/first_light.py                    # on a machine with a GPU
     python tools/first_light.py --emulate          # on any, to try the steps themselves: kernels run in the emulator
-    python tools/first_light.py --only "kernel"    # the steps whose names begin so, and what they need
+    python tools/first_light.py --only racecheck   # the steps whose names begin so, and what they need
 
 Steps, each a process of its own under a time limit, so that a kernel that hangs costs one step: what the machine is;
 a layer in each format, compiled and verified; each different kernel as a program of its own, under compute-sanitizer's
@@ -89,6 +89,8 @@ def take(step: Step) -> dict[str, Any]:
     if step.absent is not None:
         return {"outcome": ABSENT, "output": step.absent, "seconds": 0.0}
     start = time.monotonic()
+    if not step.folder.is_dir():
+        return {"outcome": FAILED, "output": f"{step.folder}: its program was not made", "seconds": 0.0}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             step.command, cwd=step.folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
@@ -174,7 +176,7 @@ def run_kernel(artifact: str, kernel: str, folder: pathlib.Path, *, emulate: boo
     from moec.tools.standalone import write_standalone
 
     opened = open_artifact(artifact)
-    if not (folder / f"{kernel}.numbers").exists():
+    if not clocked:
         write_standalone(opened, kernel, folder)
     source, program = folder / f"{kernel}.cu", folder / kernel
     if clocked:
@@ -225,8 +227,12 @@ def about(emulate: bool) -> dict[str, Any]:
     """What a report is of."""
     import moec
 
-    revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return {"version": moec.__version__, "revision": revision.stdout.strip(), "emulated": emulate}
+    revision, changes = (
+        subprocess.run(["git", *command], cwd=ROOT, capture_output=True, check=False).stdout
+        for command in (["rev-parse", "HEAD"], ["diff", "HEAD"])
+    )
+    code = {"revision": revision.decode().strip(), "changes": hashlib.sha256(changes).hexdigest()[:12]}
+    return {"version": moec.__version__, **code, "emulated": emulate}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,7 +263,7 @@ def tour(asked: argparse.Namespace) -> int:
     work.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for step in steps(work, asked.emulate):
-        needed = step.name.startswith((asked.only, "compile "))
+        needed = step.name.startswith((asked.only, "compile ", "kernel "))
         result = report.results.get(step.name, {})
         if needed and result.get("outcome") != PASSED:
             result = take(step)

@@ -107,15 +107,19 @@ class Executor:
 
     def state_memory(self, shapes: Mapping[str, Sequence[int]], tokens: int | None) -> StateMemory:
         """New memory where the program runs, for those of the states that have a shape; see :class:`StateMemory`."""
-        return StateMemory([state for state in self.held if state.input in shapes], shapes, tokens, self._device)
+        states = [state for state in self.held if state.input in shapes]
+        with self._device.working([]):
+            return StateMemory(states, shapes, tokens, self._device)
 
     def run_in_place(self, values: Mapping[str, Any], memory: StateMemory) -> dict[str, Any]:
         """Like :meth:`run`, where the program reads the states that it holds from ``memory``, and writes what is new
-        behind them: they are no values and no outputs. Where it fails, they are what they were."""
+        behind them: they are no values and no outputs. Where it fails, they are what they were, but for what was
+        written over states that are written at places."""
         assert self._held is not None, "a program that holds states"
         told = self._check_told({**values, **self._held.stand_ins(memory)})
         growths = self._held.growths(told)
-        pages = memory.pages(growths)
+        with self._working(told, {}):
+            pages = memory.pages(growths)
         outputs = self._ways.run(lambda: self._call(told, pages=pages))
         memory.grow(growths)
         return outputs

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.errors import MoecError
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import from_runtime
 
@@ -37,6 +36,7 @@ _running = threading.local()
 @contextlib.contextmanager
 def streaming(experts: StreamedExperts | None) -> Iterator[None]:
     """Inside, a program that the calling thread runs has these experts; None: all of them, always."""
+    before = getattr(_running, "experts", None), getattr(_running, "error", None)
     _running.experts, _running.error = experts, None
     if experts is not None:
         experts.begin_run()
@@ -47,7 +47,7 @@ def streaming(experts: StreamedExperts | None) -> Iterator[None]:
             raise _running.error from None
         raise
     finally:
-        _running.experts = _running.error = None
+        _running.experts, _running.error = before
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def _there(layer: int, blocks: Any, block_count: Any, count: Any) -> None:
     if experts is not None:
         try:
             experts.need(layer, np.unique(from_runtime(blocks)[:used, 0]).tolist())
-        except MoecError as error:
+        except BaseException as error:  # an interruption, too
             _running.error = error
             raise
     from_runtime(count)[0] = used

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.errors import DefectError, MoecError
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice, has_torch
@@ -110,7 +110,8 @@ class Gpu(abc.ABC):
             if zeros:
                 self._copy_into(to_runtime(np.zeros(shape, dtype)), tensor)
         except Exception as error:  # each kind of device says in its own way that it has no more
-            raise MemoryError(str(error)) from error
+            known = self.explain(error)
+            raise known if isinstance(known, DefectError) else MemoryError(str(error)) from error
         return OnDevice(tensor, dtype, tuple(shape), torch=False)
 
     def part(self, array: Any, first: int, shape: Sequence[int]) -> Any:

@@ -104,15 +104,15 @@ def _one_page(past: Any, state: HeldState, growth: int, device: Device, convert:
     if isinstance(past, OnDevice) and past.dtype != dtype:
         past = device.fetch(past.tensor)
     if isinstance(past, OnDevice):
-        return _one_page_there(past, state.axis, shape, device)
+        return _one_page_there(past, state, shape, device)
     pages = new((1, *shape), dtype)
     pages[(0, *[slice(None)] * state.axis, slice(length))] = past
     return pages
 
 
-def _one_page_there(past: OnDevice, axis: int, shape: Sequence[int], device: Device) -> Pages:
+def _one_page_there(past: OnDevice, state: HeldState, shape: Sequence[int], device: Device) -> Pages:
     """The same without leaving the device, which copies what lies side by side."""
-    pages = device.new((1, *shape), past.dtype)
+    axis, pages = state.axis, device.new((1, *shape), past.dtype, zeros=state.at_places)
     width = math.prod(shape[axis + 1 :])
     row, filled = shape[axis] * width, past.shape[axis] * width
     for number in range(math.prod(shape[:axis])):
@@ -136,7 +136,7 @@ class StateMemory:
     """The pages of states between runs, by the names of their inputs, on the ``device``. The host's memory is taken
     from the system when it is first written to.
 
-    ``shapes``: of each state while it is empty; those that are written at places lie on the host and begin with zeros.
+    ``shapes``: of each state while it is empty; those that are written at places begin with zeros.
     ``tokens``: how much will be written at most. Where that is None, what is there is copied once in a while, into
     twice the memory.
     """
@@ -179,8 +179,7 @@ class StateMemory:
 
     def grow(self, growths: Mapping[str, int]) -> None:
         """Take what was written as a part of the states."""
-        for name, growth in growths.items():
-            self.lengths[name] += growth
+        self.lengths = {name: length + growths.get(name, 0) for name, length in self.lengths.items()}
 
     def truncate(self, length: int) -> None:
         """Forget what lies behind."""
@@ -188,6 +187,10 @@ class StateMemory:
         self.lengths |= dict.fromkeys(growing, length)
 
     def copy(self) -> StateMemory:
+        with self._device.working([]):
+            return self._copy()
+
+    def _copy(self) -> StateMemory:
         other = object.__new__(StateMemory)
         other._device, other._placed = self._device, ([], {})
         other._states, other._shapes, other.lengths = self._states, self._shapes, dict(self.lengths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any
 
 from moec.common.dtypes import dtype_of
@@ -273,10 +274,17 @@ def _check_streamed(manifest: Manifest, program: ProgramEntry, where: str) -> No
 def _check_held(manifest: Manifest, where: str) -> None:
     inputs, outputs = {spec.name: spec for spec in manifest.inputs}, {spec.name for spec in manifest.outputs}
     bound = bound_names([spec.shape for spec in manifest.inputs])
+    for program in manifest.programs:
+        twice = [name for name, count in Counter(state.input for state in program.held).items() if count > 1]
+        if twice:
+            raise ArtifactError(f"{where}: it holds the state {twice[0]!r} twice")
     for state in (state for program in manifest.programs for state in program.held):
         spec = inputs.get(state.input)
         if spec is None or state.output not in outputs or not 0 <= state.axis < len(spec.shape):
             raise ArtifactError(f"{where}: it holds a state from {state.input!r} to {state.output!r}, which it has not")
+        is_matrix = state.axis == len(spec.shape) - 2 and isinstance(spec.shape[-1], int)
+        if (state.dtype == "int8" and not is_matrix) or bool(state.store) != bool(state.restore):
+            raise ArtifactError(f"{where}: the state {state.input!r} cannot be stored as it says")
         growth, size = _growth(state, where), spec.shape[state.axis]
         if not set(growth.names) <= bound or not (isinstance(size, str) or state.has_room):
             raise ArtifactError(f"{where}: the state {state.input!r} grows by {state.growth!r}, which no input says")

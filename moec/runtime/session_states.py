@@ -38,6 +38,8 @@ class SessionStates:
         inputs, outputs = ({spec.name: spec for spec in specs} for specs in (model.inputs, model.outputs))
         sizes = _known_sizes(roles.ids, model.input_sizes, batch)
         held = {state.input: state for state in model.held}
+        if not held.keys() <= {state.input for state in model.states}:
+            held = {}  # some are none of a session, which gives them to each run
         arrays, rooms, shapes = {}, {}, {}
         for state in model.states:
             spec, axis = inputs[state.input], state.axis

@@ -117,33 +117,36 @@ class Ways:
     def run(self, work: Callable[[], Result]) -> Result:
         """The result of ``work``, which has its turn and all threads. Raises what ``work`` does, and MoecError where
         the system allows no more threads."""
-        if self._count == 1:
-            _be_alone()
-            with self.turns:
-                return work()
         if self.turns.is_mine():  # work of its own
             return work()
+        if self._count == 1:
+            _be_alone()
+            return self._run_here(work)
         if self._has_team and self._seconds < _LONG:
             return self._run_here(work)
         return self._run_by_the_pool(work)
 
     def _run_here(self, work: Callable[[], Result]) -> Result:
-        with self.turns:
+        before = getattr(_state, "count", 1)
+        try:
+            self.turns.take()
             _state.count = self._count
-            try:
-                return self._timed(work)
-            finally:
-                _state.count = 1
+            return self._timed(work)
+        finally:
+            _state.count = before
+            if self.turns.is_mine():  # an interruption may come before it is
+                self.turns.give()
 
     def _run_by_the_pool(self, work: Callable[[], Result]) -> Result:
         """It is the caller that waits for the turn, so that callers of the pool and others are served alike; the work
         gives it back, even if nobody waits for it any more."""
-        pool = _pool_of(self._count)
-        self.turns.take()
+        pool, job = _pool_of(self._count), _Job(lambda: self._keeping_turn(work))
         try:
-            job = pool.submit(lambda: self._keeping_turn(work))
+            self.turns.take()
+            pool.submit(job)
         except BaseException:
-            self.turns.give()
+            if self.turns.is_mine() and job.begin():  # then the pool does not begin it any more
+                self.turns.give()
             raise
         return job.wait()
 
@@ -166,10 +169,16 @@ class _Job:
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work, self._result, self._error = work, None, None
-        self._done = threading.Lock()
+        self._begun, self._done = threading.Lock(), threading.Lock()
         self._done.acquire()
 
+    def begin(self) -> bool:
+        """Whether nobody has begun it before."""
+        return self._begun.acquire(blocking=False)
+
     def do(self) -> None:
+        if not self.begin():
+            return
         try:
             self._result = self._work()
         except BaseException as error:
@@ -207,17 +216,15 @@ class _Pool:
         self._count = count
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         ready = _Job(lambda: configure_pool(count))
-        self._jobs.put(ready)
+        self.submit(ready)
         # It is never joined: at the end of the process it waits for work.
         self._thread = threading.Thread(target=self._serve, name=f"moec-{count}", daemon=True)
         self._thread.start()
         ready.wait()
 
-    def submit(self, work: Callable[[], Any]) -> _Job:
-        """Have ``work`` done when its time has come."""
-        job = _Job(work)
+    def submit(self, job: _Job) -> None:
+        """Have it done when its time has come."""
         self._jobs.put(job)
-        return job
 
     def _serve(self) -> None:
         _state.count = self._count
@@ -282,7 +289,7 @@ def _after_fork() -> None:
 def _after_fork_in_child() -> None:
     _pools.clear()  # their threads are the parent's
     _teams.clear()
-    for turns in _held:
+    for turns in _all_turns:
         turns.forget_waiting()
     _after_fork()
 

@@ -28,7 +28,7 @@ from moec.ir.dialect import is_moec
 from moec.ir.names import operator_name
 from moec.ir.states import ATTENTION_CACHES
 from moec.targets.tvm.attributes import attribute, optional_input
-from moec.targets.tvm.constants import dtype_of
+from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from
 from moec.targets.tvm.kernel import STORAGE_TYPES
 from moec.targets.tvm.nodes import static_size
@@ -260,16 +260,38 @@ def _with_room(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | 
         return None
     pad = cache.producer()
     past = pad.inputs[0] if pad is not None and _is_made_by(cache, "Pad") else cache
-    before, after = ([] if past is None else _sizes(past)), _sizes(cache)
+    if past is None or not _has_one_reader(past) or not _has_one_reader(cache):
+        return None  # whoever else reads it would find what is written over it
+    before, after = _sizes(past), _sizes(cache)
     axis = attribute(node, "axis", -2)
-    if past is None or not before or len(after) != len(before) or axis % len(before) == 0:
+    if not before or len(after) != len(before) or axis % len(before) == 0:
         return None
     axis %= len(before)
     if after == before:
         return past, new, NO_GROWTH, axis
+    if pad is None or not _appends_zeros(pad, axis):
+        return None
     is_told = all(operator_name(user) == "Shape" or _is_told(user, position) for user, position in output.uses())
     appended = after[:axis] + after[axis + 1 :] == before[:axis] + before[axis + 1 :]
     return (past, new, f"{after[axis]} - {before[axis]}", axis) if is_told and appended else None
+
+
+def _appends_zeros(pad: ir.Node, axis: int) -> bool:
+    """Whether nothing but zeros is put behind what is there, along this axis alone."""
+    _, pads, fill, axes = (optional_input(pad, position) for position in range(4))
+    numbers = [None if value is None else constant_of(value) for value in (fill, axes)]
+    filled, named = (None if tensor is None else tensor.numpy().ravel().tolist() for tensor in numbers)
+    is_zero = fill is None or filled == [0]
+    return attribute(pad, "mode", "constant") == "constant" and is_zero and named == [axis] and _begins_with_zero(pads)
+
+
+def _begins_with_zero(numbers: ir.Value | None) -> bool:
+    if numbers is None:
+        return False
+    known, node = constant_of(numbers), numbers.producer()
+    if known is not None:
+        return bool(known.size) and known.numpy().ravel()[0] == 0
+    return node is not None and operator_name(node) == "Concat" and _begins_with_zero(node.inputs[0])
 
 
 def _is_told(attention: ir.Node, position: int) -> bool:

@@ -2,7 +2,7 @@
 
 Nodes of the graph that are equal are one node already, but what nodes are lowered to may be equal where they are not:
 products of the same rows with other weights each have these rows rounded to 8 bits, for example. Kernels that TVM may
-fuse with their readers stay as they are, and so do results that a kernel changes in place.
+fuse with their readers stay as they are, and so do results that a kernel changes in place, and those of the model.
 
 ::
 
@@ -49,7 +49,7 @@ class ShareCalls:
 class _Sharing:
     def __init__(self, module: tvm.IRModule, blocks: Iterable[relax.BindingBlock]) -> None:
         self._module, self._blocks = module, list(blocks)
-        self._changed = _changed_in_place(binding for block in self._blocks for binding in block.bindings)
+        self._changed = _written_to(binding for block in self._blocks for binding in block.bindings)
         self._instead: dict[tvm.ir.Var, tvm.ir.Var] = {}
 
     def blocks(self) -> list[relax.BindingBlock]:
@@ -79,13 +79,14 @@ class _Sharing:
         return is_call_of(value, _KERNEL) and self._module[value.args[0]].attrs.get("op_pattern") == OPAQUE
 
 
-def _changed_in_place(bindings: Iterable[relax.Binding]) -> set[tvm.ir.Var]:
-    """The variables whose memory a kernel may write to that did not make it."""
+def _written_to(bindings: Iterable[relax.Binding]) -> set[tvm.ir.Var]:
+    """The variables whose memory may be written to by somebody else than the kernel that made it: by one that changes
+    it in place, or, of results, by the caller."""
     listed = list(bindings)
     changed: set[tvm.ir.Var] = set()
     for binding in reversed(listed):
         value: Any = getattr(binding, "value", None)
         is_view = isinstance(value, relax.TupleGetItem) or is_call_of(value, _VIEW)
-        if is_call_of(value, _IN_PLACE) or (is_view and binding.var in changed):
+        if is_call_of(value, _IN_PLACE) or isinstance(value, relax.Tuple) or (is_view and binding.var in changed):
             changed.update(variables(value))
     return changed

@@ -93,7 +93,7 @@ def test_what_only_looks_like_attention_stays(body):
     check(PASSES, graph(body), None, *cases())
 
 
-def with_sinks(cut: str = "zero, minus_one, three", joined: str = "m, wide") -> str:
+def with_sinks(cut: str = "zero, minus_one, three", joined: str = "m, wide", top: str = "minus_one") -> str:
     """Attention with a sink for each head, as PyTorch exports that of gpt-oss."""
     return f"""(float[B,2,S,4] q, float[B,2,P,4] k, float[B,2,P,3] v, float[S,P] mask, float[1,2,1,1] sinks)
             => (float[B,2,S,3] y)
@@ -102,7 +102,7 @@ def with_sinks(cut: str = "zero, minus_one, three", joined: str = "m, wide") -> 
         t = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul (q, t) m = Add (s, mask)
         some = Shape <end = 3> (q) one = Shape <start = 3> (sinks)
         shape = Concat <axis = 0> (some, one) wide = Expand (sinks, shape)
-        c = Concat <axis = -1> ({joined}) top = ReduceMax <keepdims = 1> (c, minus_one) d = Sub (c, top)
+        c = Concat <axis = -1> ({joined}) top = ReduceMax <keepdims = 1> (c, {top}) d = Sub (c, top)
         p = Softmax <axis = -1> (d) r = Slice (p, {cut}) y = MatMul (r, v) }}"""
 
 
@@ -124,7 +124,11 @@ def test_sinks_are_a_key_of_zeros():
     check(PASSES, with_sinks(), after, *values)
 
 
-@pytest.mark.parametrize("others", [{"cut": "start, far, three"}, {"joined": "wide, m"}], ids=["first cut", "in front"])
+@pytest.mark.parametrize(
+    "others",
+    [{"cut": "start, far, three"}, {"joined": "wide, m"}, {"top": "two"}],
+    ids=["first cut", "in front", "maxima of columns"],
+)
 def test_columns_that_are_no_sinks_stay(others):
     text = with_sinks(**others)
     check(PASSES, text)

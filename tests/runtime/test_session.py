@@ -101,6 +101,25 @@ def test_truncated_tokens_are_forgotten(name, request):
         session.truncate(3)
 
 
+def test_a_state_that_could_become_either_of_two_is_given_to_each_run():
+    """The program holds it; the session, which has no way to tell, holds the others' as it holds theirs."""
+    model = compiled(
+        "int64[B,S] ids, float[B,P,4] past, float[B,Q,4] other",
+        "float[B,S,4] logits, float[B,R,4] present, float[B,T,4] either, float[B,T,4] or",
+        "x = Gather (table, ids) present = Concat <axis = 1> (past, x) turned = Neg (x) "
+        "either = Concat <axis = 1> (other, x) or = Concat <axis = 1> (other, turned) "
+        "a = ReduceSum <keepdims = 1> (present, one) b = ReduceSum <keepdims = 1> (either, one) "
+        "c = ReduceSum <keepdims = 1> (or, one) d = Add (a, b) e = Add (d, c) logits = Add (x, e)",
+    )
+    assert {state.input for state in model.held} > {state.input for state in model.states} == {"past"}
+    ids, other = np.array([[1, 2, 3]]), np.ones((1, 3, 4), np.float32)
+    whole, parts = model.session(), model.session()
+    parts.run(ids[:, :2], other=other)
+    np.testing.assert_allclose(
+        parts.run(ids[:, 2:], other=other)[:, -1], whole.run(ids, other=other)[:, -1], rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("name", ["attending", "recurrent"])
 def test_a_run_without_states_begins_a_text(name, request):
     model = request.getfixturevalue(name)

@@ -174,6 +174,54 @@ def test_the_calling_thread_launches_what_follows_a_short_run_where_there_is_a_t
     assert seen == [count == 1, count == 1 or here, count == 1 or here, count == 1, count == 1 or here]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interruption_after_the_turn_has_come_gives_it_back(count, monkeypatch):
+    ways = Ways(count, has_team=True)
+    ways.run(lambda: None)
+    take = Turns.take
+
+    def interrupted(turns: Turns) -> None:
+        take(turns)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Turns, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ways.run(lambda: None)
+    monkeypatch.undo()
+    in_a_thread(lambda: ways.run(lambda: None))
+
+
+def test_a_run_that_is_handed_over_when_an_interruption_comes_is_done_once_or_not_at_all(monkeypatch):
+    """Whichever it is, the next one has its turn when it is over."""
+    ways, done = Ways(2, has_team=False), []
+    submit = workers._Pool.submit
+
+    def interrupted(pool, job) -> None:
+        submit(pool, job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers._Pool, "submit", interrupted)
+    for number in range(20):
+        with pytest.raises(KeyboardInterrupt):
+            ways.run(lambda number=number: done.append(number))
+    monkeypatch.undo()
+    in_a_thread(lambda: ways.run(lambda: done.append(20)))
+    assert done == sorted(set(done)) and done[-1] == 20
+
+
+def test_a_run_in_a_run_keeps_its_threads():
+    one, three = Ways(1, has_team=False), Ways(3, has_team=False)
+    seen = []
+
+    def outer() -> None:
+        three.run(lambda: seen.append(workers._state.count))
+        one.run(lambda: one.run(lambda: None))
+        seen.append(workers._state.count)
+
+    run_with(2, outer)
+    assert seen == [3, 2]
+
+
 def test_runs_with_as_many_threads_take_turns_and_those_inside_a_run_are_a_part_of_it():
     one, other, order = Ways(2, has_team=True), Ways(2, has_team=True), []
     in_turn = threading.Event()

@@ -40,13 +40,15 @@ class Program:
 Write = Callable[[Program, relax.Expr, relax.Expr], list[relax.Expr]]
 
 
-def calls(write: Write, pattern: int = OPAQUE) -> int:
-    """How many calls of kernels, but for those in place, are left of what is written for two matrices."""
+def calls(write: Write, pattern: int = OPAQUE, *, returned: bool = False) -> int:
+    """How many calls of kernels, but for those in place, are left of what is written for two matrices. ``returned``:
+    what is written are results, and not read by another operator."""
     program = Program(pattern)
     builder, given = program.builder, [relax.Var(name, MATRIX) for name in "xy"]
     with builder.function("main", given):
         with builder.dataflow():
-            result = builder.emit_output(relax.Tuple(write(program, *given)))
+            written = relax.Tuple(write(program, *given))
+            result = builder.emit_output(written if returned else relax.op.concat(written, 0))
         builder.emit_func_output(result)
     main = ShareCalls()(builder.get())["main"]
     return main.script().count("R.call_tir(")
@@ -61,6 +63,17 @@ def test_what_follows_from_what_is_shared_is_shared():
         return [program.call(program.call(program.rows(x))) for _ in range(2)]
 
     assert calls(write) == 2
+
+
+def test_results_of_the_model_stay_apart():
+    """Whoever has one may write to it."""
+    assert calls(lambda program, x, _: [program.call(program.rows(x)) for _ in range(2)], returned=True) == 2
+    rows = relax.op.reshape
+
+    def write(program: Program, x: relax.Expr, _y: relax.Expr) -> list[relax.Expr]:
+        return [program.builder.emit(rows(program.call(program.rows(x)), [32])) for _ in range(2)]
+
+    assert calls(write, returned=True) == 2
 
 
 def test_other_rows_stay_apart():

@@ -124,7 +124,7 @@ class AttentionOperands:
         """How many keys of a batch are in use."""
         if not self.problem.has_lengths:
             return self.keys
-        return T.cast(T.min(self.lengths[batch], T.cast(self.keys, "int64")), "int32")
+        return T.cast(T.max(T.min(self.lengths[batch], T.cast(self.keys, "int64")), T.int64(0)), "int32")
 
     def frontier(self, batch: Any, query: Any) -> Any:
         """The keys from this one on are hidden from the query, whatever the mask says. May be negative. It does not

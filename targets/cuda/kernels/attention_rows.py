@@ -1,4 +1,4 @@
-"""Which rows a block of threads has in an attention of many queries.
+"""Which rows a block of threads has in an attention.
 
 The heads that share keys make one matrix of rows: row r is query ``r // heads per group`` of head ``r % heads per
 group``. A block has some neighbouring ones, and all or some columns of the values.

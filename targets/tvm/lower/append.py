@@ -23,9 +23,8 @@ def holding(
     has_places: bool = False,
 ) -> Holding:
     """How a target holds states: it writes by the ``kernel`` (start, new, pages), or (length, starts, new, pages) where
-    it ``has_places``, and has ``conversions`` (start,
-    state, pages) and (pages, state) where states are given and returned in another type than that of ``types`` in which
-    they are stored."""
+    it ``has_places``, and has ``conversions`` (start, state, pages) and (pages, state) where states are given and
+    returned in another type than that of ``types`` in which they are stored."""
 
     def append(
         lowering: Lowering,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 
 import moec
 from moec.common.specs import HeldState, TensorSpec
-from moec.errors import InputError, MoecError
+from moec.errors import ArtifactError, InputError, MoecError
 from moec.ir.interpreter import run
 from moec.ir.products import round_rows
 from moec.passes.framework import pipeline
 from moec.runtime.device import Host
 from moec.runtime.held import PAGE, HeldStates, StateMemory
+
+from ...runtime.forged_manifests import manifest_of, rewrite_program
 
 HEAD = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
 PASTS = "float[b,2,p,16] pk, float[b,2,p,16] pv"
@@ -209,11 +212,11 @@ def test_memory_that_cannot_grow_stays_what_it_was(monkeypatch):
     compiled.run_in_place(part(0, PAGE - 1), memory)
     new, calls = memory._device.new, []
 
-    def new_once(*arguments):
+    def new_once(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
             raise MemoryError
-        return new(*arguments)
+        return new(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(memory._device, "new", new_once)
@@ -223,6 +226,25 @@ def test_memory_that_cannot_grow_stays_what_it_was(monkeypatch):
     for start, end in ((PAGE - 1, PAGE), (PAGE, PAGE + 2)):
         found = compiled.run_in_place(part(start, end), memory)["y"]
         np.testing.assert_allclose(found, whole[:, :, start:end], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input": "absent"}, "holds a state from 'absent' to 'nk', which it has not"),
+        ({"input": "pv"}, "holds the state 'pv' twice"),
+        ({"growth": "x"}, "grows by 'x', which no input says"),
+        ({"dtype": "int8", "axis": 3}, "'pk' cannot be stored as it says"),
+        ({"store": "page_state"}, "'pk' cannot be stored as it says"),
+    ],
+)
+def test_forged_states_are_refused(tmp_path, changes, message):
+    moec.compile(model(BODIES["attention"]), output=tmp_path / "art")
+    first, second = manifest_of(tmp_path / "art").programs[0].held
+    assert [first.input, second.input] == ["pk", "pv"]
+    rewrite_program(tmp_path / "art", held=[dataclasses.replace(first, **changes), second])
+    with pytest.raises(ArtifactError, match=message):
+        moec.load(tmp_path / "art")
 
 
 def test_more_tokens_than_any_machine_has_memory_for():
@@ -314,6 +336,13 @@ def test_caches_with_room_are_written_where_they_lie():
         assert set(memory.lengths.values()) == {room}
 
 
+@pytest.mark.parametrize("reader", ["z = Neg(pk)", "z = TensorScatter(pk, k, used)"])
+def test_a_cache_that_others_read_is_not_written_over(reader):
+    body = f'nk = TensorScatter(pk, k, at)\n {reader}\n nv = Neg(pv)\n y = Attention(q, nk, nk, "", "", "", used)'
+    graph = f"{HEAD} {ROOM.replace('nv)', 'nv, float[b,2,c,16] z)')} {{\n {body}\n}}"
+    assert held(moec.compile(onnx.parser.parse_model(graph))) == []
+
+
 APPENDED = """(float[b,2,s,16] q, float[b,2,s,16] k, float[b,t] mask, int64[b] at, float[b,2,p,16] past)
     => (float[b,2,s,16] y, float[b,2,t,16] present) <int64[1] nothing = {0}, int64[1] axis = {2}> {
     total = Shape <start = 1, end = 2> (mask)
@@ -336,6 +365,11 @@ def test_room_that_is_appended_holds_zeros():
     assert [(state.at_places, state.growth) for state in compiled.held] == [(True, "max(p, t) - p")]
     other = APPENDED.replace("READ", "twice").replace("used =", "twice = Add (present, present)\n used =")
     assert held(moec.compile(onnx.parser.parse_model(HEAD + other))) == []
+    for change in ({'"", axis': "one, axis"}, {"nothing, missing": "missing, nothing"}):  # filled with 1; in front
+        text = APPENDED.replace("READ", "present").replace("<int64[1]", "<float one = {1.0}, int64[1]")
+        for old, new in change.items():
+            text = text.replace(old, new)
+        assert held(moec.compile(onnx.parser.parse_model(HEAD + text))) == []
     random = np.random.default_rng(0)
     for new, past, total, at in ((1, 4, 5, (4, 2)), (3, 0, 3, (0, 0)), (1, 9, 5, (4, 4)), (2, 300, 302, (300, 7))):
         values = {name: random.standard_normal((2, 2, new, 16), dtype=np.float32) for name in "qk"}

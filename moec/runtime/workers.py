@@ -227,7 +227,7 @@ class _Pool:
         self._jobs.put(job)
 
     def _serve(self) -> None:
-        _state.count = self._count
+        _state.count, _state.has_pool = self._count, True
         while True:
             self._jobs.get().do()
 
@@ -243,10 +243,10 @@ def _pool_of(count: int) -> _Pool:
 
 
 def _be_alone() -> None:
-    """Let kernels that the calling thread launches run on it alone."""
-    if not getattr(_state, "is_alone", False):
+    """Let kernels that the calling thread launches run on it alone, unless it is a pool's, whose threads stay."""
+    if not getattr(_state, "has_pool", False):
         configure_pool(1)
-        _state.is_alone = True
+        _state.has_pool = True
 
 
 def _check_that_threads_start(count: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 from moec.common.cores import available_cores
 from moec.errors import MoecError
 from moec.runtime import workers
+from moec.runtime.library import load_ffi
 from moec.runtime.model import load
 from moec.runtime.workers import Turns, Ways, run_with
 
@@ -220,6 +221,7 @@ def test_a_run_in_a_run_keeps_its_threads():
 
     run_with(2, outer)
     assert seen == [3, 2]
+    assert run_with(2, load_ffi().get_global_func("runtime.NumThreads")) == 2
 
 
 def test_runs_with_as_many_threads_take_turns_and_those_inside_a_run_are_a_part_of_it():

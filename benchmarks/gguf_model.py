@@ -295,6 +295,8 @@ def measure(shape: Any, form: str, args: argparse.Namespace, results: Results) -
     missing = results.missing(f"{shape.name}, {layers} layers", form, [row[0] for row in rows])
     if not missing:
         return
+    if args.scratch:
+        pathlib.Path(args.scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         file, artifact = pathlib.Path(folder, "model.gguf"), pathlib.Path(folder, "model.moec")
         write_model(shape, layers, form, file)

@@ -66,7 +66,7 @@ def test_outcomes_of_steps(light):
 def test_a_step_that_hangs_costs_its_time_and_leaves_no_process_behind(light, tmp_path):
     grandchild = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     text = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {grandchild!r}])"
-    result = light.take(python(light, "hangs", text, seconds=2, folder=tmp_path))
+    result = light.take(python(light, "hangs", text, seconds=4, folder=tmp_path))
     assert (result["outcome"], result["output"]) == ("timed out", "begun\n")
     process, end = pathlib.Path("/proc") / (tmp_path / "pid").read_text(), time.monotonic() + 10
     while process.exists() and "zombie" not in (process / "status").read_text():

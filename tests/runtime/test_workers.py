@@ -162,11 +162,12 @@ def test_callers_of_the_pool_and_others_are_served_alike():
 
 
 @pytest.mark.parametrize(("count", "has_team"), [(1, True), (2, True), (2, False)])
-def test_the_calling_thread_launches_what_follows_a_short_run_where_there_is_a_team(count, has_team):
-    ways, seen = Ways(count, has_team=has_team), []
+def test_the_calling_thread_launches_what_follows_a_short_run_where_there_is_a_team(count, has_team, monkeypatch):
+    ways, seen, clock = Ways(count, has_team=has_team), [], [0.0]
+    monkeypatch.setattr(workers.time, "perf_counter", lambda: clock[0])
 
     def work(seconds: float) -> None:
-        time.sleep(seconds)
+        clock[0] += seconds
         seen.append(threading.current_thread() is threading.main_thread())
 
     for seconds in (0, 0, 0.11, 0, 0):

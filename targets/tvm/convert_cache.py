@@ -9,7 +9,7 @@ from tvm import te, tirx
 
 from moec.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
-from moec.targets.tvm.held_states import Places
+from moec.targets.tvm.held_states import Places, without_appended_zeros
 from moec.targets.tvm.lowering import Converter, Lowering
 
 
@@ -23,7 +23,7 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
         raise UnsupportedError("TensorScatter in a circular buffer is not supported; expected mode 'linear'")
     shape = lowering.dimensions(cache)
     axis = normalized_axis(attribute(node, "axis", -2), len(shape))
-    source = _without_appended_zeros(lowering, cache, axis)
+    source = without_appended_zeros(cache, axis)
     held = lowering.held(source)
     if held is not None and held.continued is node.outputs[0] and starts is not None:
         return lowering.appended(node, held, lowering.tensor(update), Places(lowering.tensor(starts), shape[axis]))
@@ -59,18 +59,6 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
 
     values = [source, update, *([] if starts is None else [starts])]
     return lowering.compute(build, [lowering.tensor(value) for value in values], "tensor_scatter", needed)
-
-
-def _without_appended_zeros(lowering: Lowering, value: ir.Value, axis: int) -> ir.Value:
-    """What a Pad appends zeros to, along this axis alone; the value itself where it is anything else."""
-    node = value.producer()
-    if node is None or node.op_type != "Pad" or attribute(node, "mode", "constant") != "constant":
-        return value
-    fill, axes = optional_input(node, 2), lowering.numbers(optional_input(node, 3), "the axes")
-    pads = lowering.known(required_input(node, 1))
-    if axes != [axis] or pads is None or pads.elements[0] != 0 or (fill is not None and lowering.constant(fill) != 0):
-        return value
-    return required_input(node, 0)
 
 
 CONVERTERS: dict[str, Converter] = {"TensorScatter": _convert_tensor_scatter}

@@ -258,31 +258,33 @@ def _with_room(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | 
     cache, new, starts = (optional_input(node, position) for position in range(3))
     if cache is None or new is None or starts is None or not output.uses():
         return None
-    pad = cache.producer()
-    past = pad.inputs[0] if pad is not None and _is_made_by(cache, "Pad") else cache
-    if past is None or not _has_one_reader(past) or not _has_one_reader(cache):
-        return None  # whoever else reads it would find what is written over it
-    before, after = _sizes(past), _sizes(cache)
-    axis = attribute(node, "axis", -2)
-    if not before or len(after) != len(before) or axis % len(before) == 0:
+    after, axis = _sizes(cache), attribute(node, "axis", -2)
+    if not after or axis % len(after) == 0:
         return None
-    axis %= len(before)
+    axis %= len(after)
+    past = without_appended_zeros(cache, axis)
+    if not _has_one_reader(past) or not _has_one_reader(cache):
+        return None  # whoever else reads it would find what is written over it
+    before = _sizes(past)
     if after == before:
         return past, new, NO_GROWTH, axis
-    if pad is None or not _appends_zeros(pad, axis):
-        return None
     is_told = all(operator_name(user) == "Shape" or _is_told(user, position) for user, position in output.uses())
     appended = after[:axis] + after[axis + 1 :] == before[:axis] + before[axis + 1 :]
     return (past, new, f"{after[axis]} - {before[axis]}", axis) if is_told and appended else None
 
 
-def _appends_zeros(pad: ir.Node, axis: int) -> bool:
-    """Whether nothing but zeros is put behind what is there, along this axis alone."""
-    _, pads, fill, axes = (optional_input(pad, position) for position in range(4))
+def without_appended_zeros(value: ir.Value, axis: int) -> ir.Value:
+    """What a Pad appends zeros to, along this axis alone; the value itself where it is anything else."""
+    pad = value.producer()
+    if pad is None or not _is_made_by(value, "Pad"):
+        return value
+    source, pads, fill, axes = (optional_input(pad, position) for position in range(4))
     numbers = [None if value is None else constant_of(value) for value in (fill, axes)]
     filled, named = (None if tensor is None else tensor.numpy().ravel().tolist() for tensor in numbers)
     is_zero = fill is None or filled == [0]
-    return attribute(pad, "mode", "constant") == "constant" and is_zero and named == [axis] and _begins_with_zero(pads)
+    is_constant = attribute(pad, "mode", "constant") == "constant"
+    appends = is_constant and is_zero and named == [axis] and _begins_with_zero(pads)
+    return source if appends and source is not None else value
 
 
 def _begins_with_zero(numbers: ir.Value | None) -> bool:

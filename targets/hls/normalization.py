@@ -17,6 +17,7 @@ import numpy as np
 
 from moec.errors import UnsupportedError
 from moec.targets.hls.moe.design import MULTIPLIER_BITS, Norm, bits_for
+from moec.targets.hls.moe.projection import shifted
 
 Array = np.ndarray[Any, Any]
 
@@ -69,8 +70,14 @@ class QuantizedNorm:
             2 * scale >= 9, variance >> np.maximum(2 * scale - 9, 0), variance << np.maximum(9 - 2 * scale, 0)
         )
         normal = ((width * x - sums) * inverse_roots()[places]) >> (16 - FRACTION_BITS + scale)
-        results = (normal * self.multipliers + self.biases + (1 << (self.shift - 1))) >> self.shift
-        return np.clip(results, -128, 127)
+        return np.clip(shifted(normal * self.multipliers + self.biases, self.shift), -128, 127)
+
+    def lowered(self, shift: int) -> QuantizedNorm:
+        """With fewer bits of multipliers and biases, to a shift that is no larger."""
+        fewer = self.shift - shift
+        return dataclasses.replace(
+            self, multipliers=shifted(self.multipliers, fewer), biases=shifted(self.biases, fewer), shift=shift
+        )
 
 
 def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: float) -> QuantizedNorm:

@@ -22,7 +22,8 @@ class FloatBlock:
     ``router`` [E, d], ``router_bias`` [E] and ``correction_bias`` [E]; ``up`` and ``gate`` [E, f, d], ``down``
     [E, d, f] with biases [E, f] and [E, d]. ``gate`` and ``gate_bias`` are None where experts are not gated,
     ``correction_bias`` where nothing moves the choice. The specs say the rest; layouts in them no longer count.
-    The last ``shared`` experts see every token with weight 1, beside those that the router chooses.
+    The last ``shared`` experts see every token with weight 1, beside those that the router chooses; without others, a
+    dense feed-forward layer, ``router`` is [0, d].
     ``stored``: the steps of weights that are integers already.
     With a ``norm`` the tokens are a residual stream: they are normalised first, and added to the experts' sum.
     """
@@ -62,7 +63,10 @@ class FloatBlock:
         if self.norm is not None:
             tokens = self.norm.run(tokens)
         logits = tokens @ self.router.T + self.router_bias
-        gates, chosen = semantics.route(self.routing, logits, self.correction_bias)
+        if self.count:
+            gates, chosen = semantics.route(self.routing, logits, self.correction_bias)
+        else:
+            gates, chosen = np.zeros((len(tokens), 0), np.float32), np.zeros((len(tokens), 0), np.int32)
         output = np.zeros((len(tokens), self.width), np.float32)
         parts = []
         for expert, rows, slots in semantics.pairs_by_expert(chosen):

@@ -41,6 +41,15 @@ class Multipliers:
         values = np.maximum(np.round(scales * 2.0**shift), 1).astype(np.int64)
         return Multipliers(np.minimum(values, 65535), shift)
 
+    def lowered(self, shift: int) -> Multipliers:
+        """With fewer bits, to a shift that is no larger."""
+        return Multipliers(np.maximum(shifted(self.values, self.shift - shift), 1), shift)
+
+
+def shifted(numbers: Array, shift: int) -> Array:
+    """Divided by 2^shift, rounded half up."""
+    return (numbers + ((1 << shift) >> 1)) >> shift
+
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedProjection:

@@ -47,7 +47,8 @@ class QuantizedBlock:
     ``up``: gate and up interleaved where gated, [E, 2 f, d]. ``activation``: the table over int8, entry 0 for -128;
     int16 where gated, int8 else. ``hidden_multiplier``: of activated gate times up. ``up_offset`` and ``up_limit`` are
     in steps of up. ``shared_gate``: the weight of shared experts, 2^16 for the scale of the routing.
-    ``score``: from logits to places in the table of powers (softmax) or of the sigmoid.
+    ``score``: from logits to places in the table of powers (softmax) or of the sigmoid; without meaning where nothing
+    is routed.
     """
 
     shape: BlockShape
@@ -79,7 +80,7 @@ class QuantizedBlock:
     @property
     def logit_bits(self) -> int:
         largest = np.abs(self.router.astype(np.int64)).sum(axis=1) * 128 + np.abs(self.router_bias)
-        return int(largest.max()).bit_length() + 1
+        return int(largest.max(initial=0)).bit_length() + 1
 
     def quantized(self, tokens: Array) -> Array:
         """Tokens [T, d] as the int8, or int16 where they are normalised, that memory holds; rounded half to even."""
@@ -163,8 +164,8 @@ def _up(block: FloatBlock, shape: BlockShape, input_scale: float, result_scales:
 
 def _router_scale(block: FloatBlock, input_scale: float) -> float:
     """The scale of int16 weights with which biases fit into 32 bits."""
-    largest = float(np.abs(block.router_bias).max())
-    return max(_step(np.abs(block.router).max(), 16), largest / (input_scale * _MOST_ROUTER_BIAS))
+    largest = float(np.abs(block.router_bias).max(initial=0))
+    return max(_step(np.abs(block.router).max(initial=0), 16), largest / (input_scale * _MOST_ROUTER_BIAS))
 
 
 def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> BlockShape:
@@ -288,6 +289,8 @@ def _result_scale(seen: FloatResults, scale: float) -> float:
 
 
 def _score(block: FloatBlock, logit_scale: float) -> Multipliers:
+    if not block.count:
+        return Multipliers.of(np.ones(1))
     if block.routing.score == "sigmoid":
         return Multipliers.of(np.array([logit_scale * SIGMOID_ENTRIES / SIGMOID_RANGE]))
     return Multipliers.of(np.array([logit_scale * math.log2(math.e) * POWER_ENTRIES]))

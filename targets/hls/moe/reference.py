@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls.moe.design import FRACTION_BITS
-from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection
+from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, shifted
 from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, power_table, sigmoid_table
 
 Array = np.ndarray[Any, Any]
@@ -90,11 +90,6 @@ def projected(rows: Array, projection: QuantizedProjection, expert: int, bits: i
     return saturated(shifted(totals, FRACTION_BITS), bits)
 
 
-def shifted(numbers: Array, shift: int) -> Array:
-    """Divided by 2^shift, rounded half up."""
-    return (numbers + (1 << (shift - 1))) >> shift
-
-
 def choose(block: QuantizedBlock, logits: Array) -> Array:
     """The experts [T, k] with the largest logits, from large to small, ties to the lower id."""
     choice = logits
@@ -117,6 +112,8 @@ def _in_best_groups(block: QuantizedBlock, choice: Array) -> Array:
 
 def weigh(block: QuantizedBlock, logits: Array, chosen: Array) -> Array:
     """The gates [T, k], 2^16 for 1, rounded down."""
+    if not block.shape.experts:
+        return np.zeros(chosen.shape, np.int64)
     of_chosen = np.take_along_axis(logits, chosen, axis=1)
     if block.shape.scoring == "sigmoid":
         terms = sigmoids(block, of_chosen)

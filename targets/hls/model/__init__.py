@@ -1,0 +1,1 @@
+"""Whole models in one design: layers after layers over one residual stream."""

@@ -1,0 +1,63 @@
+"""One shift by role for all layers of a design, for shifts are wires.
+
+A multiplier has 16 bits with the shift that its own layer would take. The layer with the largest scales has the
+smallest shift, which all take: the multipliers of the others lose as many bits as their shifts were larger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.model.plan import Layer, QuantizedLinear, shifts_of
+from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, shifted
+from moec.targets.hls.moe.quantize import QuantizedBlock
+
+_Layer = TypeVar("_Layer", QuantizedBlock, QuantizedAttention, QuantizedLinear)
+
+
+def smallest_shifts(layers: Sequence[Layer]) -> dict[str, int]:
+    """The smallest shift of each role that any layer has."""
+    smallest: dict[str, int] = {}
+    for layer in layers:
+        for role, shift in shifts_of(layer):
+            smallest[role] = min(shift, smallest.get(role, shift))
+    return smallest
+
+
+def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
+    """The layer with these shifts, none of which is larger than its own."""
+    common = {
+        "norm": None if layer.norm is None else layer.norm.lowered(shifts["norm"]),
+        "down": _lowered(layer.down, shifts["down"]),
+    }
+    if isinstance(layer, QuantizedLinear):
+        return dataclasses.replace(layer, **common)
+    common["up"] = _lowered(layer.up, shifts["up"])
+    if isinstance(layer, QuantizedAttention):
+        score = layer.score.lowered(shifts["score"])
+        one = int(shifted(np.array(layer.mixed_one), layer.mixed_shift - shifts["mixed"]))
+        return dataclasses.replace(layer, **common, score=score, mixed_one=one, mixed_shift=shifts["mixed"])
+    score = layer.score.lowered(shifts["route"]) if layer.shape.experts else layer.score
+    hidden = layer.hidden_multiplier.lowered(shifts["hidden"]) if layer.shape.gated else layer.hidden_multiplier
+    return dataclasses.replace(layer, **common, score=score, hidden_multiplier=hidden)
+
+
+def least_bits(layers: Sequence[Layer]) -> int:
+    """Of the multipliers of a channel; of each projection the largest multiplier counts, for smaller ones are those of
+    channels that hardly count. 16 where no bit is lost."""
+    projections = [layer.down for layer in layers]
+    projections += [layer.up for layer in layers if not isinstance(layer, QuantizedLinear)]
+    return min(_bits(one.multipliers) for one in projections)
+
+
+def _bits(multipliers: Multipliers) -> int:
+    return int(multipliers.values.max()).bit_length()
+
+
+def _lowered(projection: QuantizedProjection, shift: int) -> QuantizedProjection:
+    return dataclasses.replace(projection, multipliers=projection.multipliers.lowered(shift))

@@ -1,0 +1,99 @@
+"""Small plans of whole models with random weights, in which every kind of layer is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.targets.hls.attention.float_block import FloatAttention
+from moec.targets.hls.attention.quantize import quantize_attention
+from moec.targets.hls.model.plan import ModelPlan, Patches, QuantizedLinear
+from moec.targets.hls.model.shared_shifts import smallest_shifts, with_shifts
+from moec.targets.hls.moe.float_block import FloatBlock
+from moec.targets.hls.moe.projection import project
+from moec.targets.hls.moe.quantize import GATE_ONE, quantize
+from moec.targets.hls.normalization import FloatNorm, quantize_norm
+
+from .layers import float_block
+
+Array = np.ndarray[Any, Any]
+
+PIXELS = 4
+STREAM_SCALE, INPUT_SCALE = 2.0**-11, 2.0**-5
+
+
+def norm(width: int) -> FloatNorm:
+    return FloatNorm("layer", np.ones(width, np.float32), np.zeros(width, np.float32), 1e-6)
+
+
+def moe_block(width: int, hidden: int, experts: int = 4, slots: int = 2) -> FloatBlock:
+    spec = ExpertsSpec(activation="gelu", gate_layout="none")
+    block = float_block(RouteSpec(slots, normalize=True), spec, experts, width, hidden)
+    return dataclasses.replace(block, norm=norm(width))
+
+
+def feed_forward(width: int, hidden: int) -> FloatBlock:
+    """A dense layer: one shared expert and no other."""
+    block = float_block(RouteSpec(0), ExpertsSpec(activation="gelu", gate_layout="none"), 0, width, hidden, shared=1)
+    return dataclasses.replace(block, norm=norm(width))
+
+
+def attention_block(width: int, heads: int) -> FloatAttention:
+    random, head = np.random.default_rng(2), width // heads
+
+    def normal(*shape: int, scale: float) -> Array:
+        return random.normal(0, scale, shape).astype(np.float32)
+
+    weights = {part: normal(heads, head, width, scale=width**-0.5) for part in ("query", "key", "value")}
+    biases = {f"{part}_bias": normal(heads, head, scale=0.1) for part in ("query", "key", "value")}
+    output, bias = normal(width, width, scale=width**-0.5), normal(width, scale=0.1)
+    return FloatAttention("attention", norm(width), head**-0.5, **weights, **biases, output=output, output_bias=bias)
+
+
+def plan(*, tokens: int = 5, width: int = 32, hidden: int = 48, pool: Any = "first", classes: int = 10) -> ModelPlan:
+    """Patches of 4 pixels and a class token → attention, dense layer, attention, experts → classes."""
+    random = np.random.default_rng(3)
+    stream = random.normal(0, 1, (3, tokens, width)).astype(np.float32)
+    rows = stream.reshape(-1, width)
+    floats = (attention_block(width, 2), feed_forward(width, hidden), attention_block(width, 2))
+    blocks = [
+        quantize_attention(one, stream, most_tokens=tokens, stream_scale=STREAM_SCALE)
+        if isinstance(one, FloatAttention)
+        else quantize(one, rows, most_tokens=tokens, stream_scale=STREAM_SCALE)
+        for one in (*floats, moe_block(width, hidden // 2))
+    ]
+    embedding = QuantizedLinear(
+        project(_normal(random, 1, width, PIXELS), np.zeros((1, width)), 1 / 127, np.full(width, STREAM_SCALE), 8),
+        input_scale=1 / 127,
+        output_scale=STREAM_SCALE,
+        positions=random.integers(-2000, 2000, (tokens, width)).astype(np.int16),
+    )
+    logit_scale = 2.0**-10
+    head = QuantizedLinear(
+        project(
+            _normal(random, 1, classes, width) * width**-0.5,
+            _normal(random, 1, classes),
+            INPUT_SCALE,
+            np.full(classes, logit_scale),
+            8,
+        ),
+        input_scale=INPUT_SCALE,
+        output_scale=logit_scale,
+        norm=quantize_norm("head", norm(width), STREAM_SCALE, INPUT_SCALE),
+        pool=pool,
+        gate=round(GATE_ONE / tokens) if pool == "mean" else GATE_ONE,
+    )
+    places = np.arange((tokens - 1) * PIXELS, dtype=np.int32).reshape(tokens - 1, PIXELS)
+    patches = Patches(((tokens - 1) * PIXELS,), np.pad(places, ((1, 0), (0, 0)), constant_values=-1), 1 / 127, 0.0)
+    shifts = smallest_shifts([embedding, *blocks, head])
+    shifted = (tuple(with_shifts(block, shifts) for block in blocks), with_shifts(head, shifts))
+    return ModelPlan(
+        "vision", tokens, width, STREAM_SCALE, patches, with_shifts(embedding, shifts), shifted[0], (shifted[1],)
+    )
+
+
+def _normal(random: np.random.Generator, *shape: int) -> Array:
+    return random.normal(0, 1, shape).astype(np.float32)

@@ -57,10 +57,6 @@ __forceinline__ __device__ void tvm_builtin_ptx_cp_async_cg_src_size_async_cg_sh
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :  : "r"(__dst_mem), "l"(__src_mem), "r"(__src_size) : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_2d_shared__cluster_global_mbarrier__complete_tx__bytes(uint32_t __dst_mem, const void* __tmap, int32_t __coords0, int32_t __coords1, uint32_t __mbar) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" :  : "r"(__dst_mem), "l"(__tmap), "r"(__coords0), "r"(__coords1), "r"(__mbar) : "memory");
-}
-
 __forceinline__ __device__ void tvm_builtin_cuda_cta_sync() {
     __syncthreads();
 }
@@ -102,6 +98,10 @@ __forceinline__ __device__ void tvm_builtin_cuda_mbarrier_wait(void* barrier, in
 
 __forceinline__ __device__ void tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(uint32_t __addr, uint32_t __tx_count) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__tx_count) : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(uint32_t __dst_mem, const void* __tmap, int32_t __coords0, int32_t __coords1, int32_t __coords2, uint32_t __mbar) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" :  : "r"(__dst_mem), "l"(__tmap), "r"(__coords0), "r"(__coords1), "r"(__coords2), "r"(__mbar) : "memory");
 }
 
 __forceinline__ __device__ void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() {
@@ -150,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
         tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12292)])), (_ptr_1[0] ^ 1));
         if (thread == 0) {
           tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)]))), (uint)16384);
-          tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_2d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((_ptr[0] * 8192) + 16384)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), ((expert * 128) + first_column), tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)]))));
+          tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((_ptr[0] * 8192) + 16384)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)]))));
         }
         int k = ((panel * 64) + ((thread & 7) * 8));
         #pragma unroll

@@ -7,6 +7,8 @@ gathered, by asynchronous copies of 16 bytes. Each other group computes 64 rows 
 full when all copies have arrived, and empty when every computing group is done with it. A quantised matrix has no copy
 by the accelerator: the threads of the group that copies decode it into the same panels.
 
+Inputs behind the last are zeros in both panels. Of columns behind the last nothing is stored.
+
 Panels lie in shared memory in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
 """
 
@@ -25,7 +27,7 @@ from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, lines_of, piece_bytes
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_store import store
-from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, MMA_ROWS, PIECE, Tile, TileShape
+from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE, Tile, TileShape
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 
@@ -34,11 +36,15 @@ ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 GROUP = 128
 """Threads of a group of four warps, which issue wgmma together."""
 _GROUP_ROWS = 64
+_MOST_COLUMNS = 256
+"""Columns of one instruction."""
+_COLUMN_STEP = 16
+"""Gate and up of 8 hidden units, and what the threads that decode have at once."""
 _STAGES = 4
 _ELEMENTS = {"float16": "f16", "bfloat16": "bf16"}
 _SWIZZLE = 3  # of 128 bytes, for the accelerator and for wgmma
 _L2_PROMOTION = 2  # to 128 bytes
-_TENSOR_COPY = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+_TENSOR_COPY = "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _REGISTERS = {"copying": (40, 232), "decoding": (104, 200)}
 """Registers of a thread of the group that copies (and decodes), and of one of two groups that compute: together no more
 than the 168 per thread at the start."""
@@ -52,10 +58,11 @@ def why_not(problem: GroupedProblem) -> str | None:
         return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
     if problem.block_rows not in (_GROUP_ROWS, 2 * _GROUP_ROWS):
         return f"blocks of {problem.block_rows} rows; there are tiles of {_GROUP_ROWS} and {2 * _GROUP_ROWS}"
-    if problem.inner % DEPTH:
-        return f"{problem.inner} inputs are no multiple of {DEPTH}"
-    if problem.columns % tile_columns(problem):
-        return f"{problem.columns} columns are no multiple of {tile_columns(problem)}"
+    multiple = PIECE if problem.stored is None else DEPTH
+    if problem.inner % multiple:
+        return f"{problem.inner} inputs are no multiple of {multiple}"
+    if problem.columns % MMA_COLUMNS:
+        return f"{problem.columns} columns are no multiple of {MMA_COLUMNS}"
     if problem.gated and problem.columns != 2 * problem.width:
         return f"{problem.width} hidden units are no multiple of 8"
     return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
@@ -68,7 +75,9 @@ def _how(problem: GroupedProblem) -> str:
 
 
 def tile_columns(problem: GroupedProblem) -> int:
-    return 128 if problem.columns % 256 else 256
+    """As many as a product can have, in as many tiles as that takes, all as wide as the widest needs to be."""
+    tiles = -(-problem.columns // _MOST_COLUMNS)
+    return -(-problem.columns // (tiles * _COLUMN_STEP)) * _COLUMN_STEP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +100,7 @@ def _copy_panels(problem, tile, ring, state, matrix_map, sources):
     """The work of the copying group. A thread says that its pieces of a panel have arrived when it has started those of
     the next one, so that two are on their way."""
     stages = T.meta_var(tile.shape.stages)
-    for panel in T.serial(problem.inner // DEPTH):
+    for panel in T.serial(tile.panels):
         ring.empty.wait(state.stage, state.phase)
         if tile.thread == 0:
             ring.full.arrive(state.stage, ring.column_bytes)
@@ -99,7 +108,8 @@ def _copy_panels(problem, tile, ring, state, matrix_map, sources):
                 ring.column_panels.ptr_to([state.stage, 0, 0]),
                 T.address_of(matrix_map),
                 panel * DEPTH,
-                tile.expert * problem.columns + tile.first_column,
+                tile.first_column,
+                tile.expert,
                 ring.full.ptr_to([state.stage]),
             )
         copy_rows(tile, state.stage, panel, sources)
@@ -124,12 +134,12 @@ def _decode_panels(problem, tile, ring, state, sources):
     zeros = T.alloc_local((lines_of(tile),), "int32")
     fetched = T.meta_var(Fetched(codes, scales, zeros))
     fetch(tile, fetched, 0)
-    for panel in T.serial(problem.inner // DEPTH):
+    for panel in T.serial(tile.panels):
         ring.empty.wait(state.stage, state.phase)
         copy_rows(tile, state.stage, panel, sources)
         T.ptx.cp.async_.commit_group()
         decode(tile, fetched, state.stage)
-        if panel + 1 < problem.inner // DEPTH:
+        if panel + 1 < tile.panels:
             fetch(tile, fetched, panel + 1)
         T.ptx.cp.async_.wait_group(0)
         # wgmma reads shared memory in another way than copies and stores write it.
@@ -152,7 +162,7 @@ def _multiply_panels(problem, tile, ring, state, group, sums):
     instruction = T.meta_var(f"wgmma.mma_async.sync.aligned.m64n{tile.shape.columns}k16.f32.{element}.{element}")
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
-    for panel in T.serial(problem.inner // DEPTH):
+    for panel in T.serial(tile.panels):
         ring.full.wait(state.stage, state.phase)
         T.cuda.wgmma.encode_matrix_descriptor(
             T.address_of(left), ring.row_panels.ptr_to([state.stage, group * _GROUP_ROWS, 0]), 1, 64, _SWIZZLE
@@ -223,7 +233,7 @@ def _compute_block(problem, epilogue, operands, block, expert, first_column, thr
 @T.inline
 def _compute(problem, epilogue, operands, matrix_map):
     columns = T.meta_var(tile_columns(problem))
-    tiles = T.meta_var(problem.columns // columns)
+    tiles = T.meta_var(-(-problem.columns // columns))
     index = T.cta_id([T.max(operands.blocks, 1) * tiles])
     thread = T.thread_id([GROUP + problem.block_rows // _GROUP_ROWS * GROUP])
     pool = SharedPool()
@@ -246,7 +256,7 @@ def grouped_gemm_wgmma(
     """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
     ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``. Where the matrix is
     not quantised, it calls :data:`ENCODE_TENSOR_MAP` on the host."""
-    columns, lines, row_bytes = tile_columns(problem), problem.experts * problem.columns, problem.inner * 2
+    columns, line_bytes = tile_columns(problem), problem.inner * 2
 
     @T.inline
     def decoding(operands):
@@ -260,10 +270,12 @@ def grouped_gemm_wgmma(
             ENCODE_TENSOR_MAP,
             matrix_map,
             problem.dtype,
-            2,
+            3,
             operands.matrix.data.data,
-            # Sizes, bytes from line to line, sizes of a copy, steps; no interleaving; zeros outside.
-            *(problem.inner, lines, row_bytes, DEPTH, columns, 1, 1, 0, _SWIZZLE, _L2_PROMOTION, 0),
+            # Sizes; bytes from line to line and from expert to expert; sizes of a copy; steps; no interleaving; zeros
+            # outside.
+            *(problem.inner, problem.columns, problem.experts, line_bytes, problem.columns * line_bytes),
+            *(DEPTH, columns, 1, 1, 1, 1, 0, _SWIZZLE, _L2_PROMOTION, 0),
         )
         T.device_entry()
         _compute(problem, epilogue, operands, matrix_map)

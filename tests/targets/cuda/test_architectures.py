@@ -78,7 +78,7 @@ def test_kernels_are_found_by_architecture(artifact):
 def test_nvcc_compiles_a_program_with_tensor_maps(artifact, tmp_path):
     kernel = next(one["name"] for one in artifact.program("sm_90a").kernels if one["launches"][0]["tensor_maps"])
     source = program_text(artifact, kernel, "sm_90a")
-    assert "encode_tensor_map(matrix_ptr, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, {128, 128}, {256}" in source
+    assert "encode_tensor_map(matrix_ptr, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, {128, 128, 1}, {256, 32768}" in source
     (tmp_path / f"{kernel}.cu").write_text(source)
     command = re.search(r"^//     nvcc (.*) && ", source, re.MULTILINE)[1]
     subprocess.run([str(nvcc.find_tool("nvcc")), *command.split()], cwd=tmp_path, check=True, capture_output=True)

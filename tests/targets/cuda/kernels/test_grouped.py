@@ -58,9 +58,10 @@ def test_tensor_cores(block_rows, dtype):
         assert_matches(Data(layer, random_ids(layer, tokens)), mma)
 
 
-@thinned("block_rows, inner, dtype", [(64, 128, "float16"), (128, 512, "bfloat16")], 2)
-def test_tensor_cores_that_read_shared_memory(block_rows, inner, dtype):
-    layer = Layer(experts=3, inner=inner, hidden=128, block_rows=block_rows, dtype=dtype)
+@thinned("block_rows, inner, hidden, dtype", [(64, 200, 72, "float16"), (128, 520, 136, "bfloat16")], 2)
+def test_tensor_cores_that_read_shared_memory(block_rows, inner, hidden, dtype):
+    """Inputs and columns are not whole panels and tiles."""
+    layer = Layer(experts=3, inner=inner, hidden=hidden, block_rows=block_rows, dtype=dtype)
     for tokens in (0, 1, 100):
         assert_matches(Data(layer, random_ids(layer, tokens)), wgmma)
 
@@ -152,7 +153,8 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
         "float32 rows": {"dtype": "float32", "matrix_dtype": "float32"},
         "blocks of 16 rows": {"block_rows": 16},
         "100 inputs": {"inner": 100},
-        "200 columns": {"width": 200},
+        "204 columns": {"width": 204},
+        "136 inputs": {"inner": 136, "stored": PackedFormat("int8", 8)},
         "hidden units": {"gated": True, "width": 60},
         "one type for both": {"matrix_dtype": "bfloat16"},
         "groups of 12": {"stored": PackedFormat("int8", 12)},

@@ -23,16 +23,17 @@ _FORMATS: dict[str, Any] = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class TensorMap:
-    """A matrix of 16-bit numbers that TMA copies in boxes of ``rows`` times 128 bytes, in the 128-byte swizzle."""
+    """Matrices [E, R, C] of 16-bit numbers that TMA copies in boxes of ``rows`` times 128 bytes, in the 128-byte
+    swizzle."""
 
     matrix: Array
     rows: int
 
-    def box(self, column: int, row: int) -> Array:
+    def box(self, column: int, row: int, expert: int) -> Array:
         """[rows, 128] bytes; zeros outside of the matrix."""
         columns = _ROW_BYTES // 2
         box = np.zeros((self.rows, columns), np.uint16)
-        inside = self.matrix.view(np.uint16)[row : row + self.rows, column : column + columns]
+        inside = self.matrix[expert].view(np.uint16)[row : row + self.rows, column : column + columns]
         box[: inside.shape[0], : inside.shape[1]] = inside
         return box.view(np.uint8)
 
@@ -128,8 +129,8 @@ def load_box(opcode: str, operands: Sequence[Any]) -> Act:
         for lane in lanes:
             one = np.array([lane])
             to, at = (int(machine.threads.read(name, "u32", one)[0]) for name in (target, barrier))
-            column, row = (int(machine.threads.read(name, "s32", one)[0]) for name in start)
-            data = machine.maps[int(machine.threads.read(tensor, "u64", one)[0])].box(column, row)
+            place = (int(machine.threads.read(name, "s32", one)[0]) for name in start)
+            data = machine.maps[int(machine.threads.read(tensor, "u64", one)[0])].box(*place)
             if to % _ROW_BYTES:
                 raise PtxError(f"misaligned: shared address {to} is no multiple of {_ROW_BYTES}")
             found = _barrier(machine, at, lane)
@@ -233,7 +234,7 @@ HOPPER: tuple[tuple[re.Pattern[str], Callable[[str, Sequence[Any]], Act]], ...] 
         (r"mbarrier\.arrive(?:\.expect_tx)?\.shared(?:::cta)?\.b64", arrive),
         (r"mbarrier\.try_wait\.parity\..*", wait_for_phase),
         (r"fence\.mbarrier_init\.release\.cluster|fence\.proxy\.async.*", publish),
-        (r"cp\.async\.bulk\.tensor\.2d\.shared::cluster\.global\.mbarrier::complete_tx::bytes", load_box),
+        (r"cp\.async\.bulk\.tensor\.3d\.shared::cluster\.global\.mbarrier::complete_tx::bytes", load_box),
         (r"wgmma\.mma_async\..*", multiply),
         (r"wgmma\.commit_group\.sync\.aligned", commit_products),
         (r"wgmma\.wait_group\.sync\.aligned", wait_for_products),

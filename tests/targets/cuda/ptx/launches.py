@@ -174,7 +174,7 @@ def product_for_ampere() -> Launch:
 def product_for_hopper() -> Launch:
     """Of more inputs, so that stages are used again."""
     arguments, out, blocks = _blocks(64, 3, RING_INNER)
-    matrix = TensorMap(arguments.pop("matrix").reshape(-1, RING_INNER), rows=2 * WIDTH)
+    matrix = TensorMap(arguments.pop("matrix"), rows=2 * WIDTH)
     stages, barrier_bytes = 4, 64
     pool_bytes = stages * (64 + 2 * WIDTH) * LINE_BYTES + barrier_bytes
     return Launch({**arguments, "matrix_map": matrix}, {"out": out}, blocks, 256, pool_bytes, 3e-2)

@@ -10,34 +10,13 @@ from tvm import relax, te, tirx
 
 from moec.targets.base import SizeRange
 from moec.targets.cuda.crossovers import TokenRange, crossover_to, per_token
+from moec.targets.cuda.estimates import one_launch_tokens
 from moec.targets.cuda.kernels.describe_rows import DESCRIBE_ROWS, describe_rows
 from moec.targets.cuda.kernels.dispatch import DISPATCH, most_blocks
 from moec.targets.cuda.kernels.dispatch_many import COUNT_PAIRS, PLACE_CHUNKS, SCATTER_PAIRS, chunks_for
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
-
-ONE_LAUNCH_TOKENS = 4096
-"""Up to about so many, one block of threads sorts their pairs in less time than two more launches take."""
-_FILLED = 0.75
-"""Blocks are taken so high that an expert with the average number of rows fills this much of one."""
-
-
-def block_heights(experts: int, slots: int | None, heights: Sequence[int], least: int) -> list[tuple[int, SizeRange]]:
-    """Which of the heights of blocks, lowest first, is best for which numbers of tokens from ``least`` on: an
-    estimate."""
-    if slots is None or len(heights) == 1:
-        return [(heights[-1], SizeRange(least))]
-    found = []
-    for rows, higher in zip(heights, [*heights[1:], None], strict=True):
-        if higher is None:
-            found.append((rows, SizeRange(least)))
-            continue
-        most = int(_FILLED * higher * experts / slots)
-        if most >= least:
-            found.append((rows, SizeRange(least, most)))
-            least = most + 1
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +41,14 @@ class BlockDispatch:
         """Dispatch into blocks of ``rows`` for ``tokens``, which are about those of ``estimate``."""
         blocks = most_blocks(self._experts, self._pairs, rows)
         outputs = [relax.TensorType((size,), "int32") for size in (blocks * rows, blocks, 1)]
-        if estimate.most is not None and estimate.most <= ONE_LAUNCH_TOKENS:
+        slots = static_size(self._ids.ty.shape[1])
+        most = one_launch_tokens(slots)
+        if estimate.most is not None and estimate.most <= most:
             return Blocks(rows, tokens, *self._node.call(self._in_one_launch(rows, tokens), outputs))
-        if estimate.least > ONE_LAUNCH_TOKENS:
+        if estimate.least > most:
             return Blocks(rows, tokens, *self._in_three_launches(rows, tokens, outputs))
-        shape = f"{self._experts}.{per_token(static_size(self._ids.ty.shape[1]))}"
-        crossover = crossover_to("three_launches", shape, self._node.machine, ONE_LAUNCH_TOKENS + 1)
+        shape = f"{self._experts}.{per_token(slots)}"
+        crossover = crossover_to("three_launches", shape, self._node.machine, most + 1)
         results = self._in_three_launches(rows, tokens.reaching(crossover), outputs)
         results = self._node.call_on(self._in_one_launch(rows, tokens.missing(crossover)), results)
         return Blocks(rows, tokens, *results)

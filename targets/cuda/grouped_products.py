@@ -1,10 +1,10 @@
 """The grouped products of a node, and which of several ways each takes when the program runs.
 
-The number of tokens decides, which the host knows without waiting for the device. Up to :data:`FEW_TOKENS` tokens go
-pair by pair. More are sorted into blocks of rows, whose height is chosen by how many rows an expert has on average: all
-rows of a block are computed, also those that are padding. These are estimates, which ``moec tune`` replaces
-(:mod:`.crossovers`). Every way is a launch of its own that the host leaves out where another is better; all write the
-same results, up to the order of their sums.
+The number of tokens decides, which the host knows without waiting for the device. Few tokens go pair by pair. More are
+sorted into blocks of rows, whose height is chosen by how many rows an expert has on average: all rows of a block are
+computed, also those that are padding. From how many tokens on is estimated (:mod:`.estimates`), and measured by ``moec
+tune`` (:mod:`.crossovers`). Every way is a launch of its own that the host leaves out where another is better; all
+write the same results, up to the order of their sums.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 from tvm import relax, tirx
 
 from moec.ir.dialect import ProductSpec
-from moec.targets.cuda.block_dispatch import BlockDispatch, block_heights
+from moec.targets.cuda.block_dispatch import BlockDispatch
 from moec.targets.cuda.crossovers import TokenRange, crossover_to, ranges_between, shape_of
+from moec.targets.cuda.estimates import FEW_TOKENS, block_heights, few_tokens
 from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
 from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
-from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS, GROUPED_GEMV
+from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.round_rows import ROUND, round_blocks, round_pairs
 from moec.targets.cuda.product_rows import rounding_of
@@ -67,10 +68,13 @@ class GroupedProducts:
         self._node, self._ids, self._weights = node, ids, weights
         has_few = all(GROUPED_GEMV.why_not(problem, node.machine) is None for problem in problems)
         slots = static_size(ids.ty.shape[1])
-        heights = BLOCK_ROWS if all(self._on_tensor_cores(problem) for problem in problems) else (_PLAIN_ROWS,)
+        on_tensor_cores = all(self._on_tensor_cores(problem) for problem in problems)
+        heights = BLOCK_ROWS if on_tensor_cores else (_PLAIN_ROWS,)
         # At least 16 pairs of every expert, so that the results of few tokens have room too.
         served = tirx.min(self.pairs, experts * max(capacity, FEW_TOKENS)) if capacity else self.pairs
-        estimates = block_heights(experts, slots, heights, FEW_TOKENS + 1 if has_few else 0)
+        expert_bytes = sum(problem.experts * problem.matrix_bytes for problem in problems) / experts
+        few = few_tokens(experts, slots, expert_bytes) if on_tensor_cores else FEW_TOKENS
+        estimates = block_heights(experts, slots, heights, few + 1 if has_few else 0)
         shape = shape_of(problems, slots)
         # The results of more tokens, pair by pair, might have no room where capacity limits those in blocks.
         most_few = FEW_TOKENS if capacity else _MOST_FEW_TOKENS

@@ -1,7 +1,8 @@
 """Dispatch for many pairs, in three launches: the result of :mod:`.dispatch`, element by element, by many blocks of
 threads.
 
-The pairs are cut into chunks, each of them walked by a block of threads as in :mod:`.ordered_walk`:
+The pairs are cut into chunks, each of them walked by a block of threads as in :mod:`.ordered_walk`. A chunk is what the
+block looks at in one step, or a multiple, so that there are not too many chunks to add up:
 
 1. :func:`count_pairs`: how many pairs of every expert a chunk has.
 2. :func:`place_chunks`: one block of threads adds them up. Then it knows which blocks of rows an expert has, and where
@@ -29,17 +30,25 @@ from moec.targets.cuda.kernels.ordered_walk import (
 )
 from moec.targets.tvm.kernel import Kernel
 
-CHUNK_PAIRS = 4096
-"""Pairs of a chunk."""
 _MOST_WARPS = 16
+_STEP_PAIRS = _MOST_WARPS * WARP
+MOST_CHUNKS = 64
+"""One block of threads adds them up one after the other."""
 _PLACING_THREADS = 512
 
 
-def chunks_for(pairs: Any) -> Any:
-    """How many chunks there are, at least one; ``pairs`` is a number or an int64 expression."""
+def chunk_pairs(pairs: Any) -> Any:
+    """The pairs of a chunk; of the type of ``pairs``, which is a number or an expression."""
     if isinstance(pairs, int):
-        return max(-(-pairs // CHUNK_PAIRS), 1)
-    return T.max((pairs + T.int64(CHUNK_PAIRS - 1)) // T.int64(CHUNK_PAIRS), T.int64(1))
+        return _STEP_PAIRS * max(-(-pairs // (_STEP_PAIRS * MOST_CHUNKS)), 1)
+    return blocks_for(pairs, _STEP_PAIRS * MOST_CHUNKS) * _STEP_PAIRS
+
+
+def chunks_for(pairs: Any) -> Any:
+    """How many chunks there are, at least one; ``pairs`` is a number or an expression."""
+    if isinstance(pairs, int):
+        return max(-(-pairs // chunk_pairs(pairs)), 1)
+    return blocks_for(pairs, chunk_pairs(pairs))
 
 
 def _warps(experts: int) -> int:
@@ -48,9 +57,10 @@ def _warps(experts: int) -> int:
 
 
 @T.inline
-def _count_chunk(chosen, pair_counts, chunk, thread, totals, walk):
-    """``totals`` [E]: the pairs of the chunk; counts of a warp are those of the warps before it."""
-    pair_at = T.meta_var(lambda place: expert_of(chosen, chunk * CHUNK_PAIRS + place))
+def _count_chunk(chosen, pair_counts, chunk, thread, totals, first, walk):
+    """``totals`` [E]: the pairs of the chunk, which begins at the pair ``first``; counts of a warp are those of the
+    warps before it."""
+    pair_at = T.meta_var(lambda place: expert_of(chosen, first + place))
     clear_counts(walk)
     walk_in_order(walk, pair_at, lambda place, expert, rank: None)
     start_after_earlier_warps(walk, thread, totals)
@@ -63,25 +73,26 @@ def _count_chunk(chosen, pair_counts, chunk, thread, totals, walk):
 
 
 @T.inline
-def _scatter_chunk(chosen, starts, sorted_pairs, chunk, thread, totals, walk):
-    pair_at = T.meta_var(lambda place: expert_of(chosen, chunk * CHUNK_PAIRS + place))
+def _scatter_chunk(chosen, starts, sorted_pairs, chunk, thread, totals, first, walk):
+    pair_at = T.meta_var(lambda place: expert_of(chosen, first + place))
 
     @T.inline
     def put(place, expert, rank):
-        sorted_pairs[starts[chunk, expert] + rank] = chunk * CHUNK_PAIRS + place
+        sorted_pairs[starts[chunk, expert] + rank] = first + place
 
-    _count_chunk(chosen, None, chunk, thread, totals, walk)
+    _count_chunk(chosen, None, chunk, thread, totals, first, walk)
     walk_in_order(walk, pair_at, put)
 
 
 @T.inline
 def _walk_chunk(experts, pairs, chunk, thread, body):
-    """``body(totals, walk)`` for the places of a chunk."""
+    """``body(totals, first, walk)`` for the places of a chunk, which begins at the pair ``first``."""
     warps = T.meta_var(_warps(experts))
     counts = T.alloc_shared((warps, experts), "int32")
     totals = T.alloc_shared((experts,), "int32")
-    length: T.let = T.min(pairs - chunk * CHUNK_PAIRS, CHUNK_PAIRS)
-    start_walk(experts, warps, thread, length, counts, functools.partial(body, totals))
+    first: T.let = chunk * chunk_pairs(pairs)
+    length: T.let = T.min(pairs - first, chunk_pairs(pairs))
+    start_walk(experts, warps, thread, length, counts, functools.partial(body, totals, first))
 
 
 def count_pairs(experts: int) -> tirx.PrimFunc:
@@ -97,7 +108,7 @@ def count_pairs(experts: int) -> tirx.PrimFunc:
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
         pair_counts = T.match_buffer(counts_handle, (C, experts), "int32")
         T.device_entry()
-        chunk = T.cta_id([blocks_for(tokens * slots, CHUNK_PAIRS)])
+        chunk = T.cta_id([chunks_for(tokens * slots)])
         thread = T.thread_id([_warps(experts) * WARP])
         body = T.meta_var(functools.partial(_count_chunk, chosen, pair_counts, chunk, thread))
         _walk_chunk(experts, tokens * slots, chunk, thread, body)
@@ -163,7 +174,7 @@ def place_chunks(experts: int, block_rows: int) -> tirx.PrimFunc:
         thread = T.thread_id([_PLACING_THREADS])
         totals = T.alloc_shared((experts,), "int32")
         first_block = T.alloc_shared((experts + 1,), "int32")
-        chunks: T.let = T.max(T.ceildiv(tokens * slots, CHUNK_PAIRS), 1)
+        chunks: T.let = chunks_for(tokens * slots)
         _add_chunks(experts, chunks, thread, pair_counts, totals)
         T.cuda.cta_sync()
         if thread < WARP:
@@ -189,7 +200,7 @@ def scatter_pairs(experts: int) -> tirx.PrimFunc:
         starts = T.match_buffer(starts_handle, (C, experts), "int32")
         sorted_pairs = T.match_buffer(pairs_handle, (P,), "int32")
         T.device_entry()
-        chunk = T.cta_id([blocks_for(tokens * slots, CHUNK_PAIRS)])
+        chunk = T.cta_id([chunks_for(tokens * slots)])
         thread = T.thread_id([_warps(experts) * WARP])
         body = T.meta_var(functools.partial(_scatter_chunk, chosen, starts, sorted_pairs, chunk, thread))
         _walk_chunk(experts, tokens * slots, chunk, thread, body)
@@ -201,7 +212,7 @@ def _kernel(name: str, computes: str, build: Callable[..., tirx.PrimFunc], how: 
     return Kernel(name, computes, build, lambda experts, _: how, lambda experts, _: why_not(experts))
 
 
-COUNT_PAIRS = _kernel("count_pairs", "pair_counts[chunk, e]", count_pairs, "one block of threads per 4096 pairs")
+COUNT_PAIRS = _kernel("count_pairs", "pair_counts[chunk, e]", count_pairs, "one block of threads per chunk")
 PLACE_CHUNKS = _kernel(
     "place_chunks",
     "starts[chunk, e] in the order of experts, then chunks, padded to blocks",
@@ -212,5 +223,5 @@ SCATTER_PAIRS = _kernel(
     "scatter_pairs",
     "pairs sorted by expert",
     scatter_pairs,
-    "one block of threads per 4096 pairs, in their order, without atomics",
+    "one block of threads per chunk, pairs in their order, without atomics",
 )

@@ -18,8 +18,6 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, wi
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
 from moec.targets.tvm.kernel import Kernel
 
-FEW_TOKENS = 16
-"""Up to about so many tokens this is the better way."""
 WARPS = 4
 
 
@@ -109,9 +107,6 @@ GROUPED_GEMV = Kernel(
     "grouped_gemv",
     "out[pair] = activation(rows[pair] @ matrix[expert of pair].T + bias)",
     grouped_gemv,
-    how=lambda problem, _: (
-        f"up to {FEW_TOKENS} tokens: a warp per outputs of a pair; blocks of {problem.block_rows} rows, "
-        "grid from the upper bound"
-    ),
+    how=lambda problem, _: "few tokens: a warp per outputs of a pair, no dispatch",
     why_not=lambda problem, _: why_not(problem),
 )

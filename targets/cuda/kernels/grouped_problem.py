@@ -91,11 +91,19 @@ class GroupedProblem:
     def intensity(self, rows: int) -> float:
         """Operations per byte of memory of so many rows with one matrix, where each of rows, matrix and results moves
         once."""
-        weights = self.inner * self.width * (2 if self.gated else 1)
         row_bytes = self.inner * dtype_of(self.dtype).itemsize + self.width * dtype_of(self.out_dtype).itemsize
+        return 2 * rows * self._weights / (rows * row_bytes + self.matrix_bytes)
+
+    @property
+    def matrix_bytes(self) -> float:
+        """Bytes of the matrix of one expert, as it is stored."""
         stored = self.stored
         bits = 8 * dtype_of(self.matrix_dtype).itemsize if stored is None else stored.bits_per_weight(self.inner)
-        return 2 * rows * weights / (rows * row_bytes + weights * bits / 8)
+        return self._weights * bits / 8
+
+    @property
+    def _weights(self) -> int:
+        return self.inner * self.width * (2 if self.gated else 1)
 
     def number(self, expert: Any) -> Any:
         """Which matrix is that of an expert; an id without one gives a number outside [0, ``experts``)."""

@@ -18,7 +18,7 @@ from moec.runtime.artifact import open_artifact
 from moec.runtime.devices import device_of
 from moec.runtime.model import CompiledModel
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned, tuning_file
-from moec.targets.cuda import block_dispatch, nvcc
+from moec.targets.cuda import estimates, nvcc
 from moec.tools import tune_gpu
 from moec.tools.tune import tune
 
@@ -28,7 +28,7 @@ E, k, d, f = 2, 2, 128, 64
 ROUTE = RouteSpec(k=k, normalize=True)
 SHAPE = f"crossover.sm_80.bfloat16.{E}x{d}x{f}x2+{E}x{f}x{d}.top{k}.blocks_of_"
 LAUNCHES = f"crossover.sm_80.{E}.top{k}.three_launches"
-ESTIMATES = {f"{SHAPE}16": 17, f"{SHAPE}64": 49, f"{SHAPE}128": 97, LAUNCHES: 101}
+ESTIMATES = {f"{SHAPE}16": 17, f"{SHAPE}64": 25, f"{SHAPE}128": 97, LAUNCHES: 101}
 WAYS = {
     "pairs": "moe_grouped_gemv",
     "16": "moe_grouped_gemm_mma",
@@ -64,7 +64,7 @@ def path(weights, tmp_path_factory):
     feeds = {name: np.zeros((1, size), ml_dtypes.bfloat16) for name, size in (("x", d), ("logits", E))}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvcc, "find_tool", lambda _name: None)
-        patch.setattr(block_dispatch, "ONE_LAUNCH_TOKENS", 100)
+        patch.setattr(estimates, "_ONE_LAUNCH_PAIRS", 100 * k)
         model = node_model("MoE", feeds, weights, ROUTE, ExpertsSpec())
         moec.compile(model, target="cuda", output=path, emulate=True)
     return path
@@ -168,13 +168,13 @@ def test_measured_numbers_are_used_on_the_gpu_they_were_measured_on(load, path, 
 
     monkeypatch.setattr(model, "time_run", seconds)
     tuned = tune(model)
-    expected = {f"{SHAPE}16": 21, f"{SHAPE}64": 39, f"{SHAPE}128": 97, LAUNCHES: 81}
+    expected = {f"{SHAPE}16": 21, f"{SHAPE}64": 20, f"{SHAPE}128": 97, LAUNCHES: 81}
     assert {one.name: one.rows for one in tuned} == expected
     assert {one.name: one.before for one in tuned} == ESTIMATES
     assert all(WAYS["128"] in one.kernels for one in tuned[:3]) and "moe_scatter_pairs" in tuned[3].kernels
     assert model.crossovers == load().crossovers == read_tuned("a GPU") == expected
     assert load("another GPU").crossovers == moec.load(path, emulate=True).crossovers == ESTIMATES
-    assert WAYS["64"] in launched(load(), 40) and WAYS["64"] not in launched(load("another GPU"), 40)
+    assert WAYS["64"] in launched(load(), 22) and WAYS["64"] not in launched(load("another GPU"), 22)
 
 
 def test_a_run_is_timed_where_it_runs(load, monkeypatch):

@@ -9,10 +9,8 @@ import pytest
 import moec
 from moec.ir.dialect import ExpertsSpec, LinearSpec, RouteSpec
 from moec.ir.semantics import experts, moe
-from moec.targets.base import SizeRange
-from moec.targets.cuda import block_dispatch
-from moec.targets.cuda.block_dispatch import block_heights
-from moec.targets.cuda.kernels.grouped_gemv import FEW_TOKENS
+from moec.targets.cuda import estimates
+from moec.targets.cuda.estimates import FEW_TOKENS, block_heights
 
 from ...products import thinned
 from ..node_models import node_model
@@ -101,24 +99,10 @@ def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
         np.testing.assert_allclose(y, expected, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize(
-    ("experts", "slots", "heights", "expected"),
-    [
-        (8, 2, (16, 64, 128), [(16, SizeRange(17, 192)), (64, SizeRange(193, 384)), (128, SizeRange(385))]),
-        (2, 2, (16, 64, 128), [(16, SizeRange(17, 48)), (64, SizeRange(49, 96)), (128, SizeRange(97))]),
-        (1, 8, (16, 64, 128), [(128, SizeRange(17))]),
-        (8, None, (16, 64, 128), [(128, SizeRange(17))]),
-        (8, 2, (64,), [(64, SizeRange(17))]),
-    ],
-)
-def test_tiers_cover_all_numbers_of_tokens(experts, slots, heights, expected):
-    assert block_heights(experts, slots, heights, 17) == expected
-
-
 @thinned("one_launch", [FEW_TOKENS, 40], 2)
 def test_dispatch_in_one_launch_and_in_three(monkeypatch, program_of, emulated, one_launch):
     """40: both are in the program, and the number of tokens decides; 16: no number of tokens is left for one launch."""
-    monkeypatch.setattr(block_dispatch, "ONE_LAUNCH_TOKENS", one_launch)
+    monkeypatch.setattr(estimates, "_ONE_LAUNCH_PAIRS", one_launch * k)
     spec, weights, d = SPECS["swiglu"], weights_of("swiglu"), 20
     feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
     model = node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, weights, spec)

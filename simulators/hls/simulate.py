@@ -11,7 +11,7 @@ from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProjectEntry
 from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.lint.pragmas import Style
-from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
+from moec.targets.hls.moe.design import MOST_STAGES
 
 
 def simulate(
@@ -45,7 +45,8 @@ def simulate(
     for candidate in chosen:
         progress(f"simulating {candidate.name}")
         settings = {"fifo_depths": fifo_depth, "pipeline_style": pipeline_style}
-        depths = (USUAL_STAGES, MOST_STAGES) if pipeline_depth is None else (pipeline_depth,)
+        usual = candidate.report["estimate"]["stages"]
+        depths = (usual, MOST_STAGES) if pipeline_depth is None else (pipeline_depth,)
         results.append(_simulate(artifact, candidate, memory_share, depths, settings))
     return results
 

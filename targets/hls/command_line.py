@@ -34,22 +34,27 @@ def read_options(
     uram: Annotated[bool, _option("--uram", help="Large arrays may be in UltraRAM.")] = False,
     clock: Annotated[float | None, _option(min=1, help="MHz. Default: the part's.")] = None,
     memory_share: Annotated[float | None, _option(min=0.01, max=1, help="Of the peak bandwidth. Default: 1.")] = None,
+    calibrated: Annotated[
+        list[Path] | None, _option(help="From compare_report.py --save: corrects estimates. May be repeated.")
+    ] = None,
 ) -> Options | None:
     """The options together; None where none is given. Raises MoecError for a file that cannot be read, and for numbers
     that no design has."""
     limits: dict[str, Any] = {"max_dsp": max_dsp, "max_bram18": max_bram, "max_lut": max_lut, "clock_megahertz": clock}
     limits |= {"memory_share": memory_share, "use_uram": uram or None}
     given = {name: value for name, value in limits.items() if value is not None}
-    if calibrate is None and max_tokens is None and weight_bits is None and not given:
+    if calibrate is None and max_tokens is None and weight_bits is None and not given and not calibrated:
         return None
     from moec.common import array_files
+    from moec.targets.hls.hardware.calibration import read_calibrations
     from moec.targets.hls.moe.exploration import Constraints
     from moec.targets.hls.options import HlsOptions
 
     if weight_bits not in (None, 4, 8):
         raise MoecError(f"--weight-bits {weight_bits}: expected 4 or 8")
     arrays = None if calibrate is None else array_files.read_arrays(calibrate, ())
-    return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, Constraints(**given))
+    constraints = Constraints(**given, calibration=read_calibrations(calibrated or ()))
+    return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, constraints)
 
 
 def simulate(

@@ -1,23 +1,28 @@
 #!/usr/bin/env python3
 """Compares the report of an HLS synthesis with what moec had estimated.
 
-    python3 compare_report.py [csynth.xml [estimate.json]]
+    python3 compare_report.py [csynth.xml [estimate.json]] [--save FILE]
 
 The report is what Vitis HLS writes to ``<component>/hls/syn/report/csynth.xml`` (``<solution>/syn/report/csynth.xml``
 in older versions); without an argument it is searched for below the script's folder. Every generated project carries
-this file, so it needs nothing but Python.
+this file, so it needs nothing but Python. ``--save`` writes what both say to a file that ``moec compile --calibrated``
+corrects its estimates by.
 
 Four things show that estimates do not hold, and end the script with exit code 1: a loop that starts an iteration less
 often than every cycle, a pipeline of more stages than channels are made for, which might lock up, a clock that is not
-reached, and resources beyond those of the part. Files that are no report or
-no estimate: exit code 2.
+reached, and resources beyond those of the part. The first two are nothing that a factor corrects, so nothing is saved
+then. Files that are no report or no estimate: exit code 2.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import math
+import os
 import pathlib
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -29,6 +34,9 @@ ROUGH = ("lut", "flip_flops")
 """Resources that estimates only model roughly."""
 _LOOP_MODULE = "_Pipeline_"
 """In the name of a module that is a loop of another one, which includes it."""
+_MOST_BYTES = 64 << 20
+_COUNT = re.compile(r"[0-9]{1,12}")
+_FORMAT = "moec calibration"
 
 
 class ReportError(Exception):
@@ -67,7 +75,10 @@ class Row:
 
 
 def read_report(text: str) -> SynthesisReport:
-    """Raises ReportError for a text that is no report of a synthesis."""
+    """Raises ReportError for a text that is no report of a synthesis. One with entities, which no report has, is not
+    parsed."""
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise ReportError("the report declares a document type; expected csynth.xml of Vitis HLS, which has none")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
@@ -96,7 +107,7 @@ def compare(report: SynthesisReport, estimate: dict[str, Any]) -> list[Row]:
             rows.append(_resource_row(name, report, estimate["resources"][name]))
         for process, dsps in estimate["dsp_by_process"].items():
             rows.extend(_process_rows(process, dsps, report))
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ReportError(f"the estimate lacks {error}; expected estimate.json of a project that moec made") from error
     return rows
 
@@ -104,15 +115,7 @@ def compare(report: SynthesisReport, estimate: dict[str, Any]) -> list[Row]:
 def broken_assumptions(report: SynthesisReport, most_stages: int) -> list[str]:
     """Why estimates do not hold for what synthesis made; empty where they do. ``most_stages``: of a pipeline, that
     channels are deep enough for."""
-    found = [
-        f"loop {name} starts an iteration every {interval} cycles; estimates count on every cycle"
-        for name, interval in report.slow_loops.items()
-    ]
-    found += [
-        f"loop {name} is a pipeline of {stages} stages; channels are deep enough for {most_stages}: it might lock up"
-        for name, stages in report.deep_loops.items()
-        if stages > most_stages
-    ]
+    found = wrong_loops(report, most_stages)
     if report.estimated_period > report.target_period - report.clock_uncertainty:
         found.append(
             f"the clock needs {report.estimated_period:g} ns; "
@@ -122,6 +125,35 @@ def broken_assumptions(report: SynthesisReport, most_stages: int) -> list[str]:
         if used > report.available.get(name, used):
             found.append(f"{used} {TAGS[name][0]} are needed; the part has {report.available[name]}")
     return found
+
+
+def wrong_loops(report: SynthesisReport, most_stages: int) -> list[str]:
+    """Those that are built otherwise than the design is made for."""
+    slow = [
+        f"loop {name} starts an iteration every {interval} cycles; estimates count on every cycle"
+        for name, interval in report.slow_loops.items()
+    ]
+    return slow + [
+        f"loop {name} is a pipeline of {stages} stages; channels are deep enough for {most_stages}: it might lock up"
+        for name, stages in report.deep_loops.items()
+        if stages > most_stages
+    ]
+
+
+def calibration(report: SynthesisReport, estimate: dict[str, Any]) -> dict[str, Any]:
+    """Plain data: what was estimated, before any correction, and what synthesis says. Stages are counted behind a
+    pipeline's first, as estimates do."""
+    corrected = estimate.get("factors", {})
+    needed = report.estimated_period + report.clock_uncertainty
+    return {
+        "format": _FORMAT,
+        "top": report.top,
+        "part": report.part.replace(":", ""),
+        "estimated": {name: estimate["resources"][name] / corrected.get(name, 1) for name in TAGS},
+        "reported": report.resources,
+        "stages": [max(1, stages - 1) for stages in report.deep_loops.values()],
+        "clock_megahertz": 1e3 / needed if needed > report.target_period else None,
+    }
 
 
 def table(rows: list[Row]) -> str:
@@ -177,7 +209,7 @@ def _loops(root: ElementTree.Element, what: str) -> Iterator[tuple[str, int]]:
     """Loops are elements of their own name, or have a child that holds it."""
     for loop in root.iter():
         number = loop.findtext(what)
-        if number and number.isdigit():
+        if number and _COUNT.fullmatch(number):
             yield loop.findtext("Name") or loop.tag, int(number)
 
 
@@ -201,16 +233,15 @@ def _resource(resources: ElementTree.Element, name: str) -> int:
     texts = [text for text in (resources.findtext(tag) for tag in TAGS[name]) if text is not None]
     if not texts and name != "uram":
         raise ReportError(f"the report counts no {TAGS[name][0]}; expected csynth.xml of Vitis HLS")
-    try:
-        return int(texts[0]) if texts else 0
-    except ValueError as error:
-        raise ReportError(f"the report counts {texts[0]!r} {TAGS[name][0]}; expected a number") from error
+    if texts and not _COUNT.fullmatch(texts[0].strip()):
+        raise ReportError(f"the report counts {texts[0][:40]!r} {TAGS[name][0]}; expected a number")
+    return int(texts[0]) if texts else 0
 
 
 def _cycles(root: ElementTree.Element, path: str) -> int | None:
     """None where it is undefined, or missing."""
     text = (root.findtext(path) or "").strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if _COUNT.fullmatch(text) else None
 
 
 def _number(root: ElementTree.Element, path: str, otherwise: float | None = None) -> float:
@@ -218,9 +249,12 @@ def _number(root: ElementTree.Element, path: str, otherwise: float | None = None
         return otherwise
     text = _text(root, path)
     try:
-        return float(text)
-    except ValueError as error:
-        raise ReportError(f"the report has {text!r} for {path}; expected a number") from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf or (number == 0 and otherwise is None):
+        raise ReportError(f"the report has {text[:40]!r} for {path}; expected a number of nanoseconds")
+    return number
 
 
 def _text(root: ElementTree.Element, path: str) -> str:
@@ -239,32 +273,60 @@ def _find(folder: pathlib.Path) -> pathlib.Path:
 
 def _read(path: pathlib.Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ReportError(f"{path}: has more than {_MOST_BYTES >> 20} MiB; expected a report or an estimate")
+        return data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ReportError(f"{path}: {error}") from error
 
 
-def main(arguments: list[str]) -> int:
-    folder = pathlib.Path(__file__).resolve().parent
+def _save(path: pathlib.Path, found: dict[str, Any]) -> None:
+    """In one step, and in no other file's place than that of a calibration."""
     try:
-        report = read_report(_read(pathlib.Path(arguments[0]) if arguments else _find(folder)))
-        text = _read(pathlib.Path(arguments[1]) if len(arguments) > 1 else folder / "estimate.json")
-        try:
-            estimate = json.loads(text)
-            rows, broken = compare(report, estimate), broken_assumptions(report, estimate["most_stages"])
-        except KeyError as error:
-            raise ReportError(
-                f"the estimate lacks {error}; expected estimate.json of a project that moec made"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise ReportError(f"the estimate is no JSON: {error}") from error
-    except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if path.exists() and not _read(path).startswith(f'{{"format": "{_FORMAT}"'):
+            raise ReportError(f"{path}: exists and is no calibration; name another file")
+        written = path.with_name(f"{path.name}.{os.getpid()}")
+        written.write_text(json.dumps(found), encoding="utf-8")
+        written.replace(path)
+    except OSError as error:
+        raise ReportError(f"{path}: {error}") from error
+
+
+def _run(report_path: pathlib.Path, estimate_path: pathlib.Path, save: pathlib.Path | None) -> int:
+    report = read_report(_read(report_path))
+    try:
+        estimate = json.loads(_read(estimate_path))
+        rows, most_stages = compare(report, estimate), estimate["most_stages"]
+        broken, unusable = broken_assumptions(report, most_stages), wrong_loops(report, most_stages)
+        found = calibration(report, estimate)
+    except (KeyError, TypeError) as error:
+        raise ReportError(f"the estimate lacks {error}; expected estimate.json of a project that moec made") from error
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"the estimate is no JSON: {error}") from error
     print(table(rows))
     for reason in broken:
         print(f"estimates do not hold: {reason}")
+    if save is not None and unusable:
+        print(f"{save} was not written: no factor corrects loops that are built otherwise")
+    elif save is not None:
+        _save(save, found)
     return 1 if broken else 0
+
+
+def main(arguments: list[str]) -> int:
+    folder = pathlib.Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("report", nargs="?", type=pathlib.Path, help="csynth.xml; default: the newest below the script")
+    parser.add_argument("estimate", nargs="?", type=pathlib.Path, default=folder / "estimate.json")
+    parser.add_argument("--save", type=pathlib.Path, help="A file for moec compile --calibrated.")
+    given = parser.parse_args(arguments)
+    try:
+        return _run(given.report or _find(folder), given.estimate, given.save)
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def test_an_unknown_project_is_refused(artifact):
         (("--calibrate", DIGITS / "labels.npz"), "has 'y'; the model takes x"),
         (("--weight-bits", "5"), "--weight-bits 5: expected 4 or 8"),
         (("--clock", "100000"), "at most 891 MHz"),
+        (("--calibrated", MODEL), "model.onnx: is no calibration"),
         (("--target", "cpu"), "are for hls:PART"),
     ],
 )

@@ -25,6 +25,7 @@ from moec.targets.hls.hardware.arithmetic import (
     multiplier_dsps,
     norm_dsps,
 )
+from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
 from moec.targets.hls.hardware.memories import (
     BURST_BEATS,
@@ -47,7 +48,6 @@ from moec.targets.hls.moe.design import (
     MOST_STAGES,
     MULTIPLIER_BITS,
     PARAMETER_BYTES,
-    USUAL_STAGES,
 )
 from moec.targets.hls.moe.estimate import RESOURCE_NAMES, Resources, ports_as_dict
 
@@ -102,6 +102,7 @@ class AttentionEstimate:
     dsps: Mapping[str, int]
     memories: Sequence[Memory]
     resources: Resources
+    calibration: Calibration = UNCORRECTED
 
     @property
     def milliseconds(self) -> float:
@@ -119,7 +120,8 @@ class AttentionEstimate:
             "ports": ports_as_dict(self.ports),
             "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total},
             "resources": dataclasses.asdict(self.resources),
-            "stages": USUAL_STAGES,
+            "factors": self.calibration.factors(),
+            "stages": self.calibration.stages,
             "most_stages": MOST_STAGES,
             "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
             "dsp_by_process": dict(self.dsps),
@@ -128,7 +130,11 @@ class AttentionEstimate:
 
 
 def estimate_attention(
-    design: AttentionDesign, part: Part, clock_megahertz: float, memory_share: float = 1.0
+    design: AttentionDesign,
+    part: Part,
+    clock_megahertz: float,
+    memory_share: float = 1.0,
+    calibration: Calibration = UNCORRECTED,
 ) -> AttentionEstimate:
     """The costs of a design, in a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
     ports = connect(part, ATTENTION_MASTERS, clock_megahertz, memory_share)
@@ -141,8 +147,9 @@ def estimate_attention(
         lut=luts,
         flip_flops=flip_flops(luts),
     )
-    cycles = attention_cycles(design, design.shape.tokens, ports.loaders, USUAL_STAGES)
-    return AttentionEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, resources)
+    cycles = attention_cycles(design, design.shape.tokens, ports.loaders, calibration.stages)
+    corrected = resources.corrected(calibration)
+    return AttentionEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, corrected, calibration)
 
 
 def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0) -> AttentionCycles:

@@ -48,14 +48,14 @@ def choose_attention(
     shape: AttentionShape, part: Part, constraints: Constraints, lanes: Sequence[int] = _LANES
 ) -> AttentionEstimate:
     """The fastest design that fits. Raises UnsupportedError where none does, saying what is short."""
-    clock, limits = constraints.clock_megahertz or part.clock_megahertz, constraints.limits(part)
+    clock, limits = constraints.clock(part), constraints.limits(part)
     reasons = []
     for count in lanes:
         # All tokens are normalised before the first product starts: a chunk per cycle costs 4 DSPs per lane.
         design = AttentionDesign(shape, count, count)
         reason = design.why_not(max(accumulator_bits(size, 8) for size in (design.width, design.hidden)))
         if reason is None:
-            found = estimate_attention(design, part, clock, constraints.memory_share)
+            found = estimate_attention(design, part, clock, constraints.memory_share, constraints.calibration)
             needed = {name: (getattr(found.resources, name), getattr(limits, name)) for name in RESOURCE_NAMES}
             short = [f"{n} {RESOURCE_NAMES[name]} of {most}" for name, (n, most) in needed.items() if n > most]
             if not short:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moec.targets.hls.hardware.arithmetic import dsps_of, flip_flops, logic_luts
+from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.cycles import Cycles, MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.hardware.ports import Ports, connect, masters_of
-from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, USUAL_STAGES, Design
+from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, Design
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Resources:
     uram: int
     lut: int
     flip_flops: int
+
+    def corrected(self, calibration: Calibration) -> Resources:
+        """As synthesis of other designs lets expect."""
+        factors = calibration.factors()
+        return Resources(**{name: round(getattr(self, name) * factor) for name, factor in factors.items()})
 
 
 RESOURCE_NAMES = {
@@ -41,7 +47,8 @@ RESOURCE_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """``dsps``: by process. ``memories``: all on the chip. ``ports``: of the external memory."""
+    """``dsps``: by process. ``memories``: all on the chip. ``ports``: of the external memory. ``resources``:
+    corrected by the ``calibration``."""
 
     design: Design
     part: Part
@@ -51,6 +58,7 @@ class Estimate:
     dsps: Mapping[str, int]
     memories: Sequence[Memory]
     resources: Resources
+    calibration: Calibration = UNCORRECTED
 
     @property
     def pace(self) -> MemoryPace:
@@ -78,7 +86,8 @@ class Estimate:
             "ports": ports_as_dict(self.ports),
             "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total, "bound_by": self.cycles.bound_by},
             "resources": dataclasses.asdict(self.resources),
-            "stages": USUAL_STAGES,
+            "factors": self.calibration.factors(),
+            "stages": self.calibration.stages,
             "most_stages": MOST_STAGES,
             "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
             "dsp_by_process": dict(self.dsps),
@@ -92,6 +101,7 @@ def estimate(
     loads: Sequence[int],
     clock_megahertz: float | None = None,
     memory_share: float = 1.0,
+    calibration: Calibration = UNCORRECTED,
 ) -> Estimate:
     """``loads``: tokens of each expert in a call, shared ones last. ``memory_share``: of the peak bandwidth.
 
@@ -99,15 +109,22 @@ def estimate(
     """
     clock = clock_megahertz or part.clock_megahertz
     ports = connect(part, masters_of(design.shape), clock, memory_share)
-    return assemble(design, part, clock, ports, count_cycles(design, loads, ports.loaders, USUAL_STAGES))
+    cycles = count_cycles(design, loads, ports.loaders, calibration.stages)
+    return assemble(design, part, clock, ports, cycles, calibration)
 
 
-def assemble(design: Design, part: Part, clock_megahertz: float, ports: Ports, cycles: Cycles) -> Estimate:
+def assemble(
+    design: Design,
+    part: Part,
+    clock_megahertz: float,
+    ports: Ports,
+    cycles: Cycles,
+    calibration: Calibration = UNCORRECTED,
+) -> Estimate:
     """The estimate of a design whose cycles are known."""
     memories = memories_of(design)
-    return Estimate(
-        design, part, clock_megahertz, ports, cycles, dsps_of(design), memories, resources_of(design, memories)
-    )
+    resources = resources_of(design, memories).corrected(calibration)
+    return Estimate(design, part, clock_megahertz, ports, cycles, dsps_of(design), memories, resources, calibration)
 
 
 def ports_as_dict(ports: Ports) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moec.errors import UnsupportedError
+from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.cycles import Cycles, MemoryPace, count_cycles, route_cycles, tokens_in
 from moec.targets.hls.hardware.parts import PARTS, Part
 from moec.targets.hls.hardware.ports import connect, masters_of
-from moec.targets.hls.moe.design import USUAL_STAGES, BlockShape, Design, Fifos, LargeArrays
+from moec.targets.hls.moe.design import BlockShape, Design, Fifos, LargeArrays
 from moec.targets.hls.moe.estimate import (
     RESOURCE_NAMES,
     Estimate,
@@ -51,6 +52,7 @@ class Constraints:
     """What a user allows. Without a number of its own, a resource is limited to its default share of the part.
 
     ``memory_share``: of the peak bandwidth of the external memory. ``use_uram``: large arrays may be in UltraRAM.
+    ``calibration``: what synthesis made of other designs.
     """
 
     max_dsp: int | None = None
@@ -61,6 +63,7 @@ class Constraints:
     clock_megahertz: float | None = None
     memory_share: float = 1.0
     use_uram: bool = False
+    calibration: Calibration = UNCORRECTED
 
     def __post_init__(self) -> None:
         """Raises UnsupportedError for a clock that no part has, and for no share of the memory."""
@@ -69,6 +72,10 @@ class Constraints:
             raise UnsupportedError(f"a clock of {clock:g} MHz: a DSP48E2 runs with at most {_MOST_MEGAHERTZ} MHz")
         if not 0 < self.memory_share <= 1:
             raise UnsupportedError(f"a share of {self.memory_share:g} of the memory: expected more than 0, up to 1")
+
+    def clock(self, part: Part) -> float:
+        """In MHz: the one asked for, or the part's, or what synthesis has reached instead."""
+        return self.clock_megahertz or min(part.clock_megahertz, self.calibration.clock(part.device))
 
     def limits(self, part: Part) -> Resources:
         """No number of a user's makes a part larger."""
@@ -139,7 +146,7 @@ def explore(
     """
     designs = _buildable(shape, part, constraints)
     limits = constraints.limits(part)
-    fitting = [design for design in designs if not _excess(resources_of(design), limits)]
+    fitting = [design for design in designs if not _excess(_resources(design, constraints), limits)]
     if not fitting:
         raise UnsupportedError(_nothing_fits(shape, part, constraints, designs))
     candidates = _cost(fitting, part, constraints, even_loads(shape) if loads is None else loads)
@@ -172,28 +179,35 @@ def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[
 
 
 def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads: Sequence[int]) -> list[CostedDesign]:
-    clock = constraints.clock_megahertz or part.clock_megahertz
+    clock, calibration = constraints.clock(part), constraints.calibration
     ports = connect(part, masters_of(designs[0].shape), clock, constraints.memory_share)
-    expected, starved = (_Timing(counts, ports.loaders) for counts in (loads, starving_loads(designs[0].shape)))
+    expected, starved = (
+        _Timing(counts, ports.loaders, calibration.stages) for counts in (loads, starving_loads(designs[0].shape))
+    )
     return [
-        CostedDesign(assemble(design, part, clock, ports, expected.of(design)), starved.of(design))
+        CostedDesign(assemble(design, part, clock, ports, expected.of(design), calibration), starved.of(design))
         for design in designs
     ]
+
+
+def _resources(design: Design, constraints: Constraints) -> Resources:
+    return resources_of(design).corrected(constraints.calibration)
 
 
 class _Timing:
     """Cycles of many designs: the router and where arrays are do not change what happens behind routing."""
 
-    def __init__(self, loads: Sequence[int], pace: MemoryPace) -> None:
+    def __init__(self, loads: Sequence[int], pace: MemoryPace, stages: int) -> None:
         self._loads = loads
         self._pace = pace
+        self._stages = stages
         self._known: dict[Design, Cycles] = {}
 
     def of(self, design: Design) -> Cycles:
         base = dataclasses.replace(design, router_lanes=1, large_arrays="bram")
         if base not in self._known:
-            self._known[base] = count_cycles(base, self._loads, self._pace, USUAL_STAGES)
-        route = route_cycles(design, tokens_in(design.shape, self._loads), self._pace, USUAL_STAGES)
+            self._known[base] = count_cycles(base, self._loads, self._pace, self._stages)
+        route = route_cycles(design, tokens_in(design.shape, self._loads), self._pace, self._stages)
         return dataclasses.replace(self._known[base], route=route)
 
 
@@ -242,7 +256,7 @@ def _nothing_fits(shape: BlockShape, part: Part, constraints: Constraints, desig
     limits = constraints.limits(part)
 
     def overrun(design: Design) -> tuple[float, Resources]:
-        resources = resources_of(design)
+        resources = _resources(design, constraints)
         ratios = [getattr(resources, name) / max(getattr(limits, name), 1) for name in RESOURCE_NAMES]
         return max(ratios), resources
 
@@ -268,7 +282,7 @@ def _what_fits(shape: BlockShape, part: Part, constraints: Constraints) -> str:
         found.append("int4 weights")
     if not constraints.use_uram and _fits(shape, part, dataclasses.replace(constraints, use_uram=True)):
         found.append("large arrays in UltraRAM")
-    unlimited = Constraints(use_uram=constraints.use_uram)
+    unlimited = Constraints(use_uram=constraints.use_uram, calibration=constraints.calibration)
     if constraints.limits(part) != unlimited.limits(part) and _fits(shape, part, unlimited):
         found.append("the same part without limits of your own")
     larger = [other for other in PARTS[PARTS.index(part) + 1 :] if _fits(shape, other, unlimited)]
@@ -280,7 +294,7 @@ def _what_fits(shape: BlockShape, part: Part, constraints: Constraints) -> str:
 def _fits(shape: BlockShape, part: Part, constraints: Constraints) -> bool:
     limits = constraints.limits(part)
     designs = designs_of(shape, _storages(part, constraints))
-    return any(not design.why_not() and not _excess(resources_of(design), limits) for design in designs)
+    return any(not design.why_not() and not _excess(_resources(design, constraints), limits) for design in designs)
 
 
 def _storages(part: Part, constraints: Constraints) -> tuple[LargeArrays, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import shutil
 import subprocess
@@ -10,10 +11,13 @@ import sys
 
 import pytest
 
+from moec.errors import MoecError
 from moec.targets.hls import compare_report
+from moec.targets.hls.hardware.calibration import read_calibrations
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.moe.design import BlockShape, Design
 from moec.targets.hls.moe.estimate import estimate
+from moec.targets.hls.moe.exploration import Constraints, explore
 
 ESTIMATE = estimate(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4).as_dict()
 MODULE = """<Module><Name>{name}</Name><PerformanceEstimates><SummaryOfLoopLatency><{loop}><Name>{loop}</Name>
@@ -96,7 +100,11 @@ def test_what_makes_estimates_worthless(changes, reason):
         (report().replace("AvailableResources", "Other"), "no AreaEstimates/AvailableResources"),
         (report().replace("<LUT>25000</LUT>", ""), "counts no LUT"),
         (report(dsp="many"), "'many' DSP"),
+        (report(dsp="1" * 5000), "'1{40}' DSP"),
+        (report(dsp=-1), "'-1' DSP"),
         (report(estimated="undef"), "'undef' for"),
+        (report(estimated="nan"), "'nan' for"),
+        ('<!DOCTYPE p [<!ENTITY a "aa">]>' + report().partition("?>")[2], "declares a document type"),
     ],
 )
 def test_what_is_no_report(text, message):
@@ -124,3 +132,73 @@ def test_the_script_needs_nothing_but_python(tmp_path, text, code, said):
     assert done.returncode == code
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def save(folder, name, estimate=ESTIMATE, **changes):
+    """The exit code of comparing a report with an estimate, and where it was saved."""
+    (folder / "csynth.xml").write_text(report(**changes))
+    (folder / "estimate.json").write_text(json.dumps(estimate))
+    given = [folder / "csynth.xml", folder / "estimate.json", "--save", folder / name]
+    return compare_report.main([str(one) for one in given]), folder / name
+
+
+def test_what_is_saved_corrects_estimates(tmp_path):
+    estimated = ESTIMATE["resources"]
+    (_, one), (missed, other) = save(tmp_path, "one.json", depth=31), save(tmp_path, "other.json", estimated="4.600")
+    assert missed == 1
+    found = read_calibrations([one, other])
+    assert found.dsp == 400 / estimated["dsp"] and found.lut == 25000 / estimated["lut"]
+    assert found.uram == 1, "nothing was estimated"
+    assert found.stages == 23, "31 and 17, without the first"
+    assert found.clock("XCZU9EG-ffvb1156-2-e") == pytest.approx(200) and found.clock("xcu50") == math.inf
+    part, shape = find_part("zcu102"), BlockShape(16, 64, 128, 4, 2)
+    exploration = explore(shape, part, Constraints(calibration=found))
+    chosen = exploration.chosen.estimate
+    plain = estimate(chosen.design, part, exploration.loads, 200)
+    assert chosen.clock_megahertz == pytest.approx(200)
+    assert chosen.resources.lut == round(plain.resources.lut * found.lut)
+    assert chosen.cycles == estimate(chosen.design, part, exploration.loads, 200, calibration=found).cycles
+    assert chosen.cycles.total > plain.cycles.total
+    assert Constraints(calibration=found, clock_megahertz=250).clock(part) == 250
+
+
+def test_corrected_estimates_are_not_corrected_twice(tmp_path):
+    _, once = save(tmp_path, "once.json")
+    found = read_calibrations([once])
+    corrected = estimate(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4, calibration=found)
+    assert corrected.resources.dsp == 400
+    _, twice = save(tmp_path, "twice.json", estimate=corrected.as_dict())
+    assert read_calibrations([twice]).dsp == pytest.approx(found.dsp, rel=0.01)
+
+
+@pytest.mark.parametrize("changes", [{"interval": 2}, {"depth": 61}])
+def test_loops_that_are_built_otherwise_are_not_saved(tmp_path, changes, capsys):
+    code, path = save(tmp_path, "new.json", **changes)
+    assert code == 1 and not path.exists()
+    assert "was not written" in capsys.readouterr().out
+
+
+def test_a_file_that_is_something_else_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "mine.json").write_text("{}")
+    assert save(tmp_path, "mine.json")[0] == 2
+    assert "exists and is no calibration" in capsys.readouterr().err
+    assert (tmp_path / "mine.json").read_text() == "{}"
+    assert [save(tmp_path, "new.json")[0] for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: [],
+        lambda found: {**found, "format": "other"},
+        lambda found: {**found, "stages": [99]},
+        lambda found: {**found, "reported": {**found["reported"], "lut": float("nan")}},
+        lambda found: {**found, "estimated": {}},
+        lambda found: {**found, "clock_megahertz": "fast"},
+    ],
+)
+def test_what_is_no_calibration(tmp_path, change):
+    _, path = save(tmp_path, "one.json")
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(MoecError, match=r"one\.json: is no calibration"):
+        read_calibrations([path])

@@ -1,0 +1,102 @@
+"""What synthesis made of designs beside what was estimated of them: by what estimates of further ones are corrected.
+
+``compare_report.py --save FILE`` of a project writes such a file from a report, ``moec compile --calibrated FILE``
+reads one or several. Counts of a resource are multiplied by what reports say of all designs together divided by what
+was estimated of them; a pipeline has as many stages as pipelines have on average.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moec.errors import MoecError
+from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
+
+FORMAT = "moec calibration"
+_COUNTED = ("dsp", "bram18", "uram", "lut", "flip_flops")
+_MOST_BYTES, _MOST_COUNT = 1 << 20, 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Factors of the resources that estimates count; the stages of a pipeline that cycles are counted with; ``clocks``:
+    devices, and the MHz that synthesis reached there where it missed those asked for."""
+
+    dsp: float = 1.0
+    bram18: float = 1.0
+    uram: float = 1.0
+    lut: float = 1.0
+    flip_flops: float = 1.0
+    stages: int = USUAL_STAGES
+    clocks: tuple[tuple[str, float], ...] = ()
+
+    def factors(self) -> dict[str, float]:
+        """By resource."""
+        return {name: getattr(self, name) for name in _COUNTED}
+
+    def clock(self, device: str) -> float:
+        """In MHz: that of the slowest design on the device; infinite where none missed its clock."""
+        return min((clock for name, clock in self.clocks if name == device.lower()), default=math.inf)
+
+
+UNCORRECTED = Calibration()
+
+
+def read_calibrations(paths: Sequence[Path]) -> Calibration:
+    """Those of all files together.
+
+    Raises MoecError for a file that cannot be read or that ``compare_report.py --save`` has not written.
+    """
+    found = [_read(path) for path in paths]
+    if not found:
+        return UNCORRECTED
+    factors = {}
+    for name in _COUNTED:
+        estimated, reported = (sum(one[kind][name] for one in found) for kind in ("estimated", "reported"))
+        factors[name] = reported / estimated if estimated and reported else 1.0
+    stages = [depth for one in found for depth in one["stages"]]
+    return Calibration(
+        **factors,
+        stages=round(sum(stages) / len(stages)) if stages else USUAL_STAGES,
+        clocks=tuple((one["part"].lower(), one["clock_megahertz"]) for one in found if one["clock_megahertz"]),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        found = json.loads(text) if len(text) <= _MOST_BYTES else None
+    except OSError as error:
+        raise MoecError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not _is_calibration(found):
+        raise MoecError(f"{path}: is no calibration; expected what compare_report.py --save of a project wrote")
+    return found
+
+
+def _is_calibration(found: dict[str, Any]) -> bool:
+    stages = found.get("stages")
+    return (
+        found.get("format") == FORMAT
+        and isinstance(found.get("part"), str)
+        and all(_are_counts(found.get(kind)) for kind in ("estimated", "reported"))
+        and isinstance(stages, list)
+        and all(_is_number(depth, 1, MOST_STAGES) for depth in stages)
+        and (found.get("clock_megahertz") is None or _is_number(found["clock_megahertz"], 1, 10_000))
+    )
+
+
+def _are_counts(found: Any) -> bool:
+    return isinstance(found, dict) and all(_is_number(found.get(name), 0, _MOST_COUNT) for name in _COUNTED)
+
+
+def _is_number(found: Any, least: float, most: float) -> bool:
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return is_number and math.isfinite(found) and least <= found <= most

@@ -9,10 +9,13 @@ namespace moec {
 // memory and cycle by construction, for any number of chosen experts. Every token goes to shared experts, which are the
 // last; they need no list. An expert without tokens gets no job, so its weights are never read. A job is announced before
 // the items of the one in front of it, so that loaders and products run one tile ahead.
+//
+// tiles: those of an expert. Lists have places for EXPERTS and SHARED; a layer that has fewer leaves some empty, but its
+// experts are numbered without a gap, for that is how their weights lie in memory. loads: from load_at on.
 template <class Block>
-void dispatch(int tokens, hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t>& to_load_up,
-              hls::stream<job_t>& to_load_down, hls::stream<job_t>& to_product, hls::stream<item_t>& items,
-              ap_uint<32> loads[sizes<Block>::ALL_EXPERTS]) {
+void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, hls::stream<typename types<Block>::route_t>& routes,
+              hls::stream<job_t>& to_load_up, hls::stream<job_t>& to_load_down, hls::stream<job_t>& to_product,
+              hls::stream<item_t>& items, ap_uint<32> loads[Block::LAYERS * sizes<Block>::ALL_EXPERTS], int load_at) {
     typedef sizes<Block> S;
     ap_uint<33> list[Block::EXPERTS][Block::MAX_TOKENS];  // gate, token
 #pragma HLS ARRAY_PARTITION variable=list type=complete dim=1
@@ -21,10 +24,11 @@ void dispatch(int tokens, hls::stream<typename types<Block>::route_t>& routes, h
 #pragma HLS ARRAY_PARTITION variable=length type=complete
     for (int e = 0; e < S::ALL_EXPERTS; e++) {
 #pragma HLS UNROLL
-        length[e] = e < Block::EXPERTS ? 0 : tokens;
+        length[e] = e >= Block::EXPERTS && e - Block::EXPERTS < shared ? tokens : 0;
     }
+    const int routed = experts > 0 ? tokens : 0;
 dispatch_tokens:
-    for (int t = 0; t < tokens; t++) {
+    for (int t = 0; t < routed; t++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
 #pragma HLS PIPELINE II=1 style=stp
         typename types<Block>::route_t route = routes.read();
@@ -51,43 +55,44 @@ dispatch_tokens:
 dispatch_loads:
     for (int e = 0; e < S::ALL_EXPERTS; e++) {
 #pragma HLS PIPELINE II=1 style=stp
-        loads[e] = length[e];
+        loads[load_at + e] = length[e];
         if (length[e] != 0) busy[busy_experts++] = e;
     }
-    job_t announced;
-    announced.expert = 0;
-    announced.count = 0;
-    int place = 0, tile = 0;
+    ap_uint<16> announced = 0;       // items of the job in front
+    ap_uint<8> announced_place = 0;  // of its expert among all lists
+    int next = 0, tile = 0;
 dispatch_jobs:
-    for (int q = 0; q <= busy_experts * S::TILES; q++) {
-#pragma HLS LOOP_TRIPCOUNT min=S::TILES+1 max=S::ALL_EXPERTS*S::TILES+1
+    for (int q = 0; q <= busy_experts * tiles; q++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*Block::TILES+1
         job_t job;
-        job.end = q == busy_experts * S::TILES;
-        job.expert = job.end ? ap_uint<8>(0) : busy[place];
-        job.count = job.end ? ap_uint<16>(0) : length[job.expert];
+        job.end = q == busy_experts * tiles;
+        const ap_uint<8> place = job.end ? ap_uint<8>(0) : busy[next];
+        job.expert = place < Block::EXPERTS ? place : ap_uint<8>(place - Block::EXPERTS + experts);
+        job.count = job.end ? ap_uint<16>(0) : length[place];
         job.tile = tile;
         job.first = tile == 0;
-        job.last = tile == S::TILES - 1;
+        job.last = tile == tiles - 1;
         to_load_up.write(job);
         to_load_down.write(job);
         to_product.write(job);
     dispatch_items:
-        for (int i = 0; i < int(announced.count); i++) {
+        for (int i = 0; i < int(announced); i++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
 #pragma HLS PIPELINE II=1 style=stp
             item_t item;
-            if (announced.expert < Block::EXPERTS) {
-                const ap_uint<33> entry = list[announced.expert][i];
+            if (announced_place < Block::EXPERTS) {
+                const ap_uint<33> entry = list[announced_place][i];
                 item.token = entry.range(15, 0);
                 item.gate = entry.range(32, 16);
             } else {
                 item.token = i;
-                item.gate = Block::SHARED_GATE;
+                item.gate = shared_gate;
             }
             items.write(item);
         }
-        announced = job;
-        place += job.last ? 1 : 0;
+        announced = job.count;
+        announced_place = place;
+        next += job.last ? 1 : 0;
         tile = job.last ? 0 : tile + 1;
     }
 }

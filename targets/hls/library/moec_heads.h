@@ -8,20 +8,19 @@ namespace moec {
 // The jobs of one matrix, all of whose tiles take all tokens. A job is announced before the items of the one in front of
 // it, as dispatch does. Each matrix has a scheduler of its own, so neither waits for the other.
 template <class Block>
-void schedule(int tokens, hls::stream<job_t>& to_loader, hls::stream<job_t>& to_product, hls::stream<item_t>& items) {
-    typedef sizes<Block> S;
-    const int tiles = tokens > 0 ? S::TILES : 0;
+void schedule(int tokens, int tiles, hls::stream<job_t>& to_loader, hls::stream<job_t>& to_product, hls::stream<item_t>& items) {
+    const int jobs = tokens > 0 ? tiles : 0;
     int announced = 0;
 schedule_jobs:
-    for (int q = 0; q <= tiles; q++) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=S::TILES+1
+    for (int q = 0; q <= jobs; q++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::TILES+1
         job_t job;
-        job.end = q == tiles;
+        job.end = q == jobs;
         job.expert = 0;
         job.count = job.end ? 0 : tokens;
         job.tile = q;
         job.first = q == 0;
-        job.last = q == S::TILES - 1;
+        job.last = q == tiles - 1;
         to_loader.write(job);
         to_product.write(job);
     schedule_items:

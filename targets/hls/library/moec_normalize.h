@@ -37,11 +37,12 @@ template <class Block> struct norm_types {
 // v = m * 4^scale with m from 1 to 4; 11 bits of m are where the table has its inverse root, to 1 part in 2^11.
 template <class Block>
 inline typename norm_types<Block>::measured_t measured_of(const ap_int<norm_sizes<Block>::SUM_BITS>& sum,
-                                                          const ap_uint<norm_sizes<Block>::SQUARES_BITS>& squares) {
+                                                          const ap_uint<norm_sizes<Block>::SQUARES_BITS>& squares,
+                                                          long long epsilon) {
 #pragma HLS INLINE
     typedef norm_sizes<Block> S;
     const ap_uint<S::VARIANCE_BITS> most = ap_uint<S::VARIANCE_BITS>(squares) * Block::NORM_WIDTH;
-    const ap_uint<S::VARIANCE_BITS> variance = most - ap_uint<S::VARIANCE_BITS>(sum * sum) + ap_uint<S::VARIANCE_BITS>(Block::NORM_EPSILON);
+    const ap_uint<S::VARIANCE_BITS> variance = most - ap_uint<S::VARIANCE_BITS>(sum * sum) + ap_uint<S::VARIANCE_BITS>(epsilon);
     typename norm_types<Block>::measured_t measured;
     measured.sum = sum;
     measured.scale = 0;
@@ -54,9 +55,9 @@ inline typename norm_types<Block>::measured_t measured_of(const ap_int<norm_size
     return measured;
 }
 
-// beats: int16[tokens][WIDTH].
+// beats: int16[tokens][WIDTH]. epsilon: what is added to every v.
 template <class Block>
-void measure_tokens(int tokens, hls::stream<beat_t>& beats, hls::stream<typename norm_types<Block>::step_t>& steps,
+void measure_tokens(int tokens, long long epsilon, hls::stream<beat_t>& beats, hls::stream<typename norm_types<Block>::step_t>& steps,
                     hls::stream<typename norm_types<Block>::measured_t>& measured) {
     typedef norm_sizes<Block> S;
     beat_t beat = 0;
@@ -88,7 +89,7 @@ measure_each:
             sum += step_sum;
             squares += step_squares;
             steps.write(step);
-            if (s == S::STEPS - 1) measured.write(measured_of<Block>(sum, squares));
+            if (s == S::STEPS - 1) measured.write(measured_of<Block>(sum, squares, epsilon));
         }
     }
 }

@@ -70,7 +70,7 @@ down_first_tile:
     if (job.end) jobs_on.write(job);
 down_jobs:
     while (!job.end) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*S::TILES
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*Block::TILES
         if (job.last) jobs_on.write(job);
         const job_t next = jobs.read();
         const int wanted = beats_down<Block>(next);

@@ -5,20 +5,23 @@
 
 namespace moec {
 
-// The hidden unit of one channel, or of two neighbours where gated: activation(gate) * (up + UP_OFFSET).
+// The hidden unit of one channel, or of two neighbours where gated: activation(gate) * (up + up_offset).
 template <class Block>
 inline ap_int<8> activate(int lane, const ap_int<Block::TOTAL_BITS_UP> totals[sizes<Block>::PROJECTIONS],
-                          const ap_uint<48> parameters[sizes<Block>::PROJECTIONS]) {
+                          const ap_uint<48> parameters[sizes<Block>::PROJECTIONS],
+                          const ap_int<16> activation[sizes<Block>::ACTIVATION_COPIES][ACTIVATION_ENTRIES], int hidden_multiplier,
+                          int up_offset, int up_limit) {
 #pragma HLS INLINE
     const ap_int<8> first = result_of<Block, 8, Block::SHIFT_UP, Block::TOTAL_BITS_UP>(totals[0], parameter_of(parameters[0]).multiplier);
-    const ap_int<16> activated = Block::activation_table(lane, first);
+    if (!Block::ACTIVATED) return first;
+    const ap_int<16> activated = activation[lane / 2][int(first) + 128];
     if (!Block::GATED) return ap_int<8>(activated);
     const int last = sizes<Block>::PROJECTIONS - 1;
     ap_int<8> up = result_of<Block, 8, Block::SHIFT_UP, Block::TOTAL_BITS_UP>(totals[last], parameter_of(parameters[last]).multiplier);
-    if (up > Block::UP_LIMIT) up = Block::UP_LIMIT;
-    if (up < -Block::UP_LIMIT) up = -Block::UP_LIMIT;
-    const ap_int<27> product = activated * ap_int<11>(up + ap_int<10>(Block::UP_OFFSET));
-    return requantize<8, Block::HIDDEN_SHIFT, 27>(product, ap_uint<16>(Block::HIDDEN_MULTIPLIER));
+    if (up > up_limit) up = up_limit;
+    if (up < -up_limit) up = -up_limit;
+    const ap_int<27> product = activated * ap_int<11>(up + ap_int<10>(up_offset));
+    return requantize<8, Block::HIDDEN_SHIFT, 27>(product, ap_uint<16>(hidden_multiplier));
 }
 
 // Beat i of what is loaded for a tile: parameters, multipliers, then weights.
@@ -36,9 +39,11 @@ inline void store_up(int beat, const beat_t& data,
 }
 
 // Holds the tokens of the call, and two tiles of weights: one is computed with while the next one arrives. Jobs and items
-// are passed on, each as soon as it is known. hidden: LANES units of the current item at a time.
+// are passed on, each as soon as it is known. hidden: LANES units of the current item at a time. Of gated experts, up is
+// limited to up_limit, and its product with the activated gate is scaled by hidden_multiplier.
 template <class Block>
-void product_up(int tokens, hls::stream<typename types<Block>::chunk_t>& inputs, hls::stream<job_t>& jobs,
+void product_up(int tokens, int hidden_multiplier, int up_offset, int up_limit,
+                hls::stream<typename types<Block>::chunk_t>& inputs, hls::stream<job_t>& jobs,
                 hls::stream<item_t>& items, hls::stream<beat_t>& beats, hls::stream<job_t>& jobs_on,
                 hls::stream<item_t>& items_on, hls::stream<typename types<Block>::chunk_t>& hidden) {
     typedef sizes<Block> S;
@@ -66,12 +71,27 @@ void product_up(int tokens, hls::stream<typename types<Block>::chunk_t>& inputs,
 #pragma HLS ARRAY_PARTITION variable=sums type=complete
     ap_int<Block::TOTAL_BITS_UP> totals[S::ROWS_UP];
 #pragma HLS ARRAY_PARTITION variable=totals type=complete
+    ap_int<16> activation[S::ACTIVATION_COPIES][ACTIVATION_ENTRIES];
+#pragma HLS ARRAY_PARTITION variable=activation type=complete dim=1
+#pragma HLS BIND_STORAGE variable=activation type=ram_t2p impl=bram
     const int TILE_BEATS = S::TILE_BEATS_UP;
+    const int chunks = tokens * S::WIDTH_CHUNKS;
+    const int entries = Block::ACTIVATED ? ACTIVATION_ENTRIES : 0;
+    beat_t table = 0;
+// Tokens come more slowly than one chunk per cycle: the table of the activation arrives meanwhile.
 up_read_tokens:
-    for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
+    for (int i = 0; i < chunks || i < entries; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
 #pragma HLS PIPELINE II=1 style=stp
-        rows[i] = inputs.read();
+        if (i < entries) {
+            if (i % (BEAT_BITS / 16) == 0) table = beats.read();
+            for (int c = 0; c < S::ACTIVATION_COPIES; c++) {
+#pragma HLS UNROLL
+                activation[c][i] = unpack<16, 1>(table).lane[0];
+            }
+            table >>= 16;
+        }
+        if (i < chunks) rows[i] = inputs.read();
     }
     bool current = false;
     job_t job = jobs.read();
@@ -85,7 +105,7 @@ up_read_tokens:
     }
 up_jobs:
     while (!job.end) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*S::TILES
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*Block::TILES
         const job_t next = jobs.read();
         jobs_on.write(next);
         const int wanted = next.end ? 0 : TILE_BEATS;
@@ -140,7 +160,7 @@ up_jobs:
                         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
                             const int first = o * S::PROJECTIONS;
-                            units.lane[o] = activate<Block>(o, &totals[first], &of_row[first]);
+                            units.lane[o] = activate<Block>(o, &totals[first], &of_row[first], activation, hidden_multiplier, up_offset, up_limit);
                         }
                         hidden.write(units);
                     }

@@ -5,10 +5,11 @@
 
 namespace moec {
 
-// beats: int16 weights[EXPERTS][WIDTH], from a new beat on int32 biases[EXPERTS]. ROUTER_LANES inputs are multiplied with
-// the weights of all experts in each cycle.
+// beats: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts]. ROUTER_LANES inputs are multiplied with
+// the weights of all experts in each cycle. Logits beyond those of the layer's experts are nonsense. Without experts
+// there is nothing to do.
 template <class Block>
-void router(int tokens, hls::stream<beat_t>& beats, hls::stream<typename types<Block>::chunk_t>& inputs,
+void router(int tokens, int experts, hls::stream<beat_t>& beats, hls::stream<typename types<Block>::chunk_t>& inputs,
             hls::stream<typename types<Block>::logits_t>& logits) {
     typedef typename types<Block>::logit_t logit_t;
     const int PER_BEAT = BEAT_BITS / 16;
@@ -22,7 +23,8 @@ void router(int tokens, hls::stream<beat_t>& beats, hls::stream<typename types<B
     ap_uint<16> column = 0;
     ap_uint<8> row = 0;
 router_weights:
-    for (int i = 0; i < Block::EXPERTS * Block::WIDTH; i++) {
+    for (int i = 0; i < experts * Block::WIDTH; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::EXPERTS*Block::WIDTH
 #pragma HLS PIPELINE II=1 style=stp
         if (i % PER_BEAT == 0) beat = beats.read();
         weights[row][column] = unpack<16, 1>(beat).lane[0];
@@ -32,7 +34,8 @@ router_weights:
         if (end_of_row) row++;
     }
 router_biases:
-    for (int e = 0; e < Block::EXPERTS; e++) {
+    for (int e = 0; e < experts; e++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::EXPERTS
 #pragma HLS PIPELINE II=1 style=stp
         if (e % (PER_BEAT / 2) == 0) beat = beats.read();
         biases[e] = unpack<32, 1>(beat).lane[0];
@@ -42,8 +45,9 @@ router_biases:
 #pragma HLS ARRAY_PARTITION variable=sums type=complete
     typename types<Block>::chunk_t chunk;
 #pragma HLS ARRAY_PARTITION variable=chunk.lane type=complete
+    const int routed = experts > 0 ? tokens : 0;
 router_tokens:
-    for (int t = 0; t < tokens; t++) {
+    for (int t = 0; t < routed; t++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
     router_inputs:
         for (int d = 0; d < Block::WIDTH; d += Block::ROUTER_LANES) {

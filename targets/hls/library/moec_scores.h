@@ -75,9 +75,9 @@ score_heads:
 
 // A divider with a place of its own: it is as deep as its result has bits, and only passed once per query.
 template <class Block>
-inline ap_uint<20> reciprocal_of(const ap_uint<attention_sizes<Block>::WEIGHT_SUM_BITS>& sum) {
+inline ap_uint<20> reciprocal_of(const ap_uint<attention_sizes<Block>::WEIGHT_SUM_BITS>& sum, int one) {
 #pragma HLS INLINE
-    return ap_uint<20>((ap_uint<28>(Block::MIXED_ONE) + (sum >> 1)) / sum);
+    return ap_uint<20>((ap_uint<28>(one) + (sum >> 1)) / sum);
 }
 
 // Of the first `count` scores, by a tree: a chain of LANES comparisons would take more than a cycle.
@@ -101,9 +101,10 @@ inline ap_int<Block::LOGIT_BITS> largest_of(const typename attention_types<Block
     return best[0];
 }
 
-// weights: those of a query, LANES keys at a time; reciprocals: what their weighted sum of values is multiplied with.
+// weights: those of a query, LANES keys at a time; reciprocals: what their weighted sum of values is multiplied with,
+// mixed_one over the sum of its weights. score_multiplier: from scores to places in the table of powers.
 template <class Block>
-void weigh_keys(int tokens, hls::stream<typename attention_types<Block>::scores_t>& scores,
+void weigh_keys(int tokens, int score_multiplier, int mixed_one, hls::stream<typename attention_types<Block>::scores_t>& scores,
                 hls::stream<typename attention_types<Block>::weights_t>& weights,
                 hls::stream<typename attention_types<Block>::reciprocal_t>& reciprocals) {
     typedef attention_sizes<Block> S;
@@ -133,7 +134,7 @@ weigh_heads:
             ap_uint<S::WEIGHT_SUM_BITS> group_sum = 0;  // apart: one addition and one comparison until the next step
             for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
-                const ap_uint<18> term = softmax_term<Block>(i, ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]));
+                const ap_uint<18> term = softmax_term<Block>(i, ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]), score_multiplier);
                 const bool exists = group * Block::LANES + i < tokens;
                 weight.lane[i] = exists ? ap_uint<8>((term * ap_uint<8>(255) + (1 << 16)) >> 17) : ap_uint<8>(0);
                 group_sum += weight.lane[i];
@@ -147,7 +148,7 @@ weigh_heads:
             }
             if (query > 0) {
                 weights.write(weight);
-                if (group == groups - 1) reciprocals.write(reciprocal_of<Block>(sum));
+                if (group == groups - 1) reciprocals.write(reciprocal_of<Block>(sum, mixed_one));
             }
             query += group == groups - 1 ? 1 : 0;
             group = group == groups - 1 ? 0 : group + 1;

@@ -6,10 +6,11 @@
 namespace moec {
 
 // The sigmoid of a logit, from a table of its magnitude: 2^17 stands for 1. Never 0, so that a sum of them is not.
-template <class Block> inline ap_uint<18> sigmoid_of(int lane, const ap_int<Block::LOGIT_BITS>& logit) {
+// multiplier: from logits to places in the table.
+template <class Block> inline ap_uint<18> sigmoid_of(int lane, const ap_int<Block::LOGIT_BITS>& logit, int multiplier) {
 #pragma HLS INLINE
     const ap_uint<Block::LOGIT_BITS> size = logit < 0 ? ap_uint<Block::LOGIT_BITS>(-logit) : ap_uint<Block::LOGIT_BITS>(logit);
-    const ap_uint<Block::LOGIT_BITS + 16> place = (size * ap_uint<16>(Block::SCORE_MULTIPLIER)) >> Block::SCORE_SHIFT;
+    const ap_uint<Block::LOGIT_BITS + 16> place = (size * ap_uint<16>(multiplier)) >> Block::SCORE_SHIFT;
     const ap_uint<18> upper = Block::sigmoid_table(lane, place > 2047 ? ap_uint<11>(2047) : ap_uint<11>(place));
     return logit < 0 ? ap_uint<18>((1 << 17) - upper) : upper;
 }
@@ -25,11 +26,11 @@ template <class Block, scoring_t SCORING> struct score;
 
 template <class Block> struct score<Block, SOFTMAX> {
     typedef ap_int<Block::LOGIT_BITS> logit_t;
-    static ap_uint<18> term(int lane, const logit_t& logit, const logit_t& largest) {
+    static ap_uint<18> term(int lane, const logit_t& logit, const logit_t& largest, int multiplier) {
 #pragma HLS INLINE
-        return softmax_term<Block>(lane, ap_uint<Block::LOGIT_BITS + 1>(largest - logit));
+        return softmax_term<Block>(lane, ap_uint<Block::LOGIT_BITS + 1>(largest - logit), multiplier);
     }
-    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int) {
+    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int, int) {
 #pragma HLS INLINE
         return logit;
     }
@@ -37,15 +38,15 @@ template <class Block> struct score<Block, SOFTMAX> {
 
 template <class Block> struct score<Block, SIGMOID> {
     typedef ap_int<Block::LOGIT_BITS> logit_t;
-    static ap_uint<18> term(int lane, const logit_t& logit, const logit_t&) {
+    static ap_uint<18> term(int lane, const logit_t& logit, const logit_t&, int multiplier) {
 #pragma HLS INLINE
-        return sigmoid_of<Block>(lane, logit);
+        return sigmoid_of<Block>(lane, logit, multiplier);
     }
     // The sigmoid keeps the order of logits, so where it is not added to something it need not be computed.
-    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int expert) {
+    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int expert, int multiplier) {
 #pragma HLS INLINE
         if (!Block::BIASED_CHOICE && !Block::GROUP_SUM) return logit;
-        return ap_int<20>(sigmoid_of<Block>(Block::SLOTS, logit)) + Block::choice_bias(expert);
+        return ap_int<20>(sigmoid_of<Block>(Block::SLOTS, logit, multiplier)) + Block::choice_bias(expert);
     }
 };
 
@@ -60,23 +61,25 @@ template <class Block> inline void insert(candidate_t<Block> best[Block::SLOTS],
     }
 }
 
+// Where a layer has fewer slots than there are, the others name nobody.
 template <class Block>
-inline typename types<Block>::route_t weigh(const candidate_t<Block> best[Block::SLOTS], const ap_uint<26>& sum_of_all) {
+inline typename types<Block>::route_t weigh(const candidate_t<Block> best[Block::SLOTS], const ap_uint<26>& sum_of_all, int slots,
+                                            int multiplier) {
 #pragma HLS INLINE
     ap_uint<18> terms[Block::SLOTS];
 #pragma HLS ARRAY_PARTITION variable=terms type=complete
     ap_uint<26> sum = 0;
     for (int j = 0; j < Block::SLOTS; j++) {
 #pragma HLS UNROLL
-        terms[j] = score<Block, Block::SCORING>::term(j, best[j].logit, best[0].logit);
-        sum += terms[j];
+        terms[j] = score<Block, Block::SCORING>::term(j, best[j].logit, best[0].logit, multiplier);
+        if (j < slots) sum += terms[j];
     }
     if (!Block::NORMALIZED) sum = Block::SCORING == SIGMOID ? ap_uint<26>(1 << 17) : sum_of_all;
     const ap_uint<34> reciprocal = (ap_uint<34>(1) << 33) / sum;
     typename types<Block>::route_t route;
     for (int j = 0; j < Block::SLOTS; j++) {
 #pragma HLS UNROLL
-        route.expert[j] = best[j].expert;
+        route.expert[j] = j < slots ? best[j].expert : ap_uint<8>(NOBODY);
         route.gate[j] = ap_uint<17>((terms[j] * reciprocal) >> 17);
     }
     return route;
@@ -117,10 +120,10 @@ template <class Block> inline void keep_best_groups(const group_t<Block> groups[
     }
 }
 
-// One expert per cycle: first, where there are groups, for how good they are; then for the chain of the best; then, where
+// One expert per cycle, also where the layer has fewer, so that loops have constant ends: first, where there are groups, for how good they are; then for the chain of the best; then, where
 // gates are parts of the softmax of all, for its sum.
 template <class Block>
-void select(int tokens, hls::stream<typename types<Block>::logits_t>& logits,
+void select(int tokens, int experts, int slots, int score_multiplier, hls::stream<typename types<Block>::logits_t>& logits,
             hls::stream<typename types<Block>::route_t>& routes) {
     typedef candidate_t<Block> candidate;
     const bool SUMS_ALL = Block::SCORING == SOFTMAX && !Block::NORMALIZED;
@@ -138,8 +141,9 @@ void select(int tokens, hls::stream<typename types<Block>::logits_t>& logits,
 #pragma HLS ARRAY_PARTITION variable=kept type=complete
     ap_uint<26> sum_of_all = 0;
     ap_uint<8> expert = 0, group = 0, member = 0;
+    const int routed = experts > 0 ? tokens : 0;
 select_tokens:
-    for (int t = 0; t < tokens; t++) {
+    for (int t = 0; t < routed; t++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
     select_experts:
         for (int i = 0; i < STEPS; i++) {
@@ -164,15 +168,16 @@ select_tokens:
             candidate one;
             one.expert = expert;
             one.logit = given.of[expert];
-            one.choice = score<Block, Block::SCORING>::choice(one.logit, expert);
+            one.choice = score<Block, Block::SCORING>::choice(one.logit, expert, score_multiplier);
+            const bool exists = expert < experts;
             if (i < GROUP_STEPS) add_to_group<Block>(groups[group], one.choice);
-            else if (i >= CHOICE_STEPS) sum_of_all += score<Block, Block::SCORING>::term(Block::SLOTS, one.logit, best[0].logit);
-            else if (kept[group]) insert<Block>(best, one);
+            else if (i < CHOICE_STEPS && exists && kept[group]) insert<Block>(best, one);
+            else if (i >= CHOICE_STEPS && exists) sum_of_all += score<Block, Block::SCORING>::term(Block::SLOTS, one.logit, best[0].logit, score_multiplier);
             const bool last = expert == Block::EXPERTS - 1, last_member = member == Block::EXPERTS / Block::GROUPS - 1;
             expert = last ? ap_uint<8>(0) : ap_uint<8>(expert + 1);
             member = last_member ? ap_uint<8>(0) : ap_uint<8>(member + 1);
             if (last_member) group = last ? ap_uint<8>(0) : ap_uint<8>(group + 1);
-            if (i == STEPS - 1) routes.write(weigh<Block>(best, sum_of_all));
+            if (i == STEPS - 1) routes.write(weigh<Block>(best, sum_of_all, slots, score_multiplier));
         }
     }
 }

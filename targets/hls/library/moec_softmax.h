@@ -11,11 +11,12 @@ template <class Block> inline ap_uint<18> power_of_half(int lane, const ap_uint<
     return Block::power_table(lane, exponent.range(9, 0)) >> ap_uint<5>(exponent.range(14, 10));
 }
 
-// What a softmax weighs something with, by how far its logit is below the largest.
+// What a softmax weighs something with, by how far its logit is below the largest. multiplier: from logits to places in
+// the table.
 template <class Block>
-inline ap_uint<18> softmax_term(int lane, const ap_uint<Block::LOGIT_BITS + 1>& below) {
+inline ap_uint<18> softmax_term(int lane, const ap_uint<Block::LOGIT_BITS + 1>& below, int multiplier) {
 #pragma HLS INLINE
-    const ap_uint<Block::LOGIT_BITS + 17> exponent = (below * ap_uint<16>(Block::SCORE_MULTIPLIER)) >> Block::SCORE_SHIFT;
+    const ap_uint<Block::LOGIT_BITS + 17> exponent = (below * ap_uint<16>(multiplier)) >> Block::SCORE_SHIFT;
     return power_of_half<Block>(lane, exponent > 32767 ? ap_uint<15>(32767) : ap_uint<15>(exponent));
 }
 

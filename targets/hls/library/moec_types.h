@@ -1,7 +1,8 @@
 // Types that travel between the processes of a MoE block, and the sizes that follow from its configuration.
 //
-// A configuration is a struct of constants, generated for one layer; every process is a template over it. Widths of sums
-// come from there too: the generator derives them from the weights, and asserts below check what hardware demands.
+// A configuration is a struct of constants; every process is a template over it. It says what becomes wires and memories,
+// for the largest layer: sizes, shifts, widths of sums, which the generator derives from the weights, and asserts below
+// check what hardware demands. What another layer has others of, processes take as scalars.
 #ifndef MOEC_TYPES_H
 #define MOEC_TYPES_H
 #include <ap_int.h>
@@ -16,6 +17,10 @@ typedef ap_uint<BEAT_BITS> beat_t;
 // Bits that tell n things apart.
 constexpr int bits_for(long n) { return n <= 1 ? 0 : 1 + bits_for((n + 1) / 2); }
 constexpr int blocks_of(int items, int size) { return (items + size - 1) / size; }
+
+// A table of the activation of every int8, from -128 on, comes in front of the weights of the first product: int16.
+const int ACTIVATION_ENTRIES = 256;
+const int ACTIVATION_BEATS = ACTIVATION_ENTRIES * 16 / BEAT_BITS;
 
 enum scoring_t { SOFTMAX, SIGMOID };
 enum norm_t { NO_NORM, LAYER_NORM, RMS_NORM };
@@ -45,6 +50,8 @@ struct job_t {
     bool end;           // no job: there is no more work
 };
 
+const int NOBODY = 255;  // no expert's number
+
 // One token of the current job.
 struct item_t {
     ap_uint<16> token;
@@ -55,9 +62,9 @@ template <class Block> struct sizes {
     static const int LANES = Block::LANES;
     static const int PROJECTIONS = Block::GATED ? 2 : 1;                 // rows of the first matrix per hidden unit
     static const int ROWS_UP = PROJECTIONS * LANES;                      // of the first array
+    static const int ACTIVATION_COPIES = LANES / 2;                      // a memory has two ports, so two lanes share one
     static const int WIDTH_CHUNKS = Block::WIDTH / LANES;                // steps through a token
     static const int TILE_CHUNKS = Block::HIDDEN_TILE / LANES;           // steps through the hidden units of a tile
-    static const int TILES = Block::HIDDEN / Block::HIDDEN_TILE;         // of an expert
     static const int ROWS_PER_BEAT = BEAT_BITS / (LANES * Block::WEIGHT_BITS);  // of the weights that one step takes
     static const int BANKS_UP = ROWS_UP / ROWS_PER_BEAT;                 // memories, one beat wide, that feed an array
     static const int BANKS_DOWN = LANES / ROWS_PER_BEAT;
@@ -90,7 +97,7 @@ template <class Block> struct sizes {
     static_assert(LANES * 16 <= BEAT_BITS, "a chunk of results must fit into a beat");
     static_assert(BANKS_DOWN >= 1 && LANES % ROWS_PER_BEAT == 0, "the weights of a step must be whole beats");
     static_assert(Block::WIDTH % LANES == 0, "tokens are padded to whole chunks");
-    static_assert(Block::HIDDEN % Block::HIDDEN_TILE == 0 && Block::HIDDEN_TILE % LANES == 0, "so are hidden units");
+    static_assert(Block::HIDDEN_TILE % LANES == 0, "so are hidden units");
     static_assert(LANES % Block::ROUTER_LANES == 0, "the router takes chunks apart");
     static_assert(Block::SUM_BITS_UP <= 27 && Block::SUM_BITS_DOWN <= 27, "wider sums need two multipliers each");
     static_assert(Block::GROUP % LANES == 0, "a group is whole steps");

@@ -4,7 +4,7 @@
 |---|---|
 | ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16; where tokens are normalised |
 | ``router.bin`` | int16 [E, d], then from a new beat on int32 biases [E] |
-| ``up.bin`` | by expert and tile: parameters of the tile's channels, multipliers of groups, then weights by step |
+| ``up.bin`` | activations int16 [256]; by expert and tile: parameters, multipliers of groups, weights by step |
 | ``down.bin`` | by expert: multipliers of groups and weights by step of all tiles, then the parameters of its results |
 
 A step of an array takes ``lanes_in`` inputs of ``lanes_out`` rows. Parameters are 8 bytes: bias int32, multiplier
@@ -50,7 +50,7 @@ def pack_norm(norm: QuantizedNorm, width: int) -> bytes:
 def pack_up(design: Design, block: QuantizedBlock) -> bytes:
     projections, tile = design.projections, design.hidden_tile
     rows = design.hidden * projections
-    parts = []
+    parts = [block.activation.astype("<i2").tobytes()]
     for expert in range(block.shape.all_experts):
         weights = widened(widened(block.up.weights[expert], rows, axis=0), design.width, axis=1)
         biases = widened(block.up.biases[expert], rows, axis=0)

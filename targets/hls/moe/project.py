@@ -156,7 +156,6 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_channels": bound_channels(channels_of(design)),
         "ports": port_names(find_part(description.device).memory, masters_of(design.shape)),
-        "activation_copies": -(-design.lanes_out // 2),
         "score_copies": -(-(design.shape.slots + 1) // 2),
         "powers": power_table(),
         "sigmoids": sigmoid_table(),

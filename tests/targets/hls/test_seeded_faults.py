@@ -28,17 +28,22 @@ void load_both(const beat_t* up, const beat_t* down, hls::stream<job_t>& jobs_up
                hls::stream<beat_t>& beats_up, hls::stream<beat_t>& beats_down) {
     typedef sizes<Block> S;
     const int UP = S::TILE_BEATS_UP;
-    const int DOWN = S::TILES * S::WEIGHT_BEATS_DOWN + S::PARAMETER_BEATS_DOWN;
+    const int DOWN = Block::TILES * S::WEIGHT_BEATS_DOWN + S::PARAMETER_BEATS_DOWN;
+axi_activation:
+    for (int i = 0; i < ACTIVATION_BEATS; i++) {
+#pragma HLS PIPELINE II=1 style=stp
+        beats_up.write(up[i]);
+    }
 load_jobs:
     while (true) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*S::TILES+1
+#pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*Block::TILES+1
         const job_t job = jobs_up.read();
         jobs_down.read();
         if (job.end) break;
     axi_up:
         for (int i = 0; i < UP; i++) {
 #pragma HLS PIPELINE II=1 style=stp
-            beats_up.write(up[(int(job.expert) * S::TILES + int(job.tile)) * UP + i]);
+            beats_up.write(up[ACTIVATION_BEATS + (int(job.expert) * Block::TILES + int(job.tile)) * UP + i]);
         }
         const int count = S::WEIGHT_BEATS_DOWN + (job.last ? S::PARAMETER_BEATS_DOWN : 0);
     axi_down:
@@ -83,8 +88,8 @@ def test_one_loader_for_both_products_deadlocks(files):
     both = edited(
         both,
         TOP,
-        ("load_up<block>(up_weights, jobs_load_up, beats_up);", ""),
-        ("load_down<block>(down_weights, jobs_load_down, beats_down);", ""),
+        ("load_up<block>(up_weights, 0, layer::TILES, jobs_load_up, beats_up);", ""),
+        ("load_down<block>(down_weights, 0, layer::TILES, jobs_load_down, beats_down);", ""),
         ("product_up<block>", f"load_both<block>({', '.join(both_arguments)});\n    product_up<block>"),
     )
     for product in (UP, DOWN):

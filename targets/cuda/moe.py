@@ -102,6 +102,7 @@ class _Experts:
         up, down = group.formats
         before: dict[str, Any] = {"matrix_dtype": up.dtype, "stored": up.stored, "out_dtype": dtype, **common}
         behind: dict[str, Any] = {"matrix_dtype": down.dtype, "stored": down.stored, **common}
+        behind["out_dtype"] = _pair_dtype(self._node)
         first = GroupedProblem(inner=weights.inner, width=weights.hidden, gated=spec.gated, gathered=True, **before)
         first = dataclasses.replace(first, weighted=spec.weight_on_input)
         return first, GroupedProblem(inner=weights.hidden, width=weights.width, scattered=True, **behind)
@@ -156,6 +157,7 @@ def _multiply(
         (form,) = group.formats
         stored = str(x.ty.dtype)
         fields = {"dtype": stored, "matrix_dtype": form.dtype, "stored": form.stored, "tf32": uses_tf32(spec, stored)}
+        fields["out_dtype"] = _pair_dtype(node)
         problem = GroupedProblem(
             inner=inner, width=width, gathered=True, scattered=True, **fields, **fields_of(group, groups)
         )
@@ -166,6 +168,13 @@ def _multiply(
         wanted.append(Product(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
     products = GroupedProducts(node, weight.experts, [product.problem for product in wanted], ids, no_weights)
     return Pairs(ids, products.multiply(wanted, x, products.pairs, lambda total: total))
+
+
+def _pair_dtype(node: NodeLowering) -> str:
+    """How results of pairs are stored: in the type of the tokens where these have 16 bits, as the graph's own products
+    are, for ``combine`` takes the time in which it reads them; else in float32."""
+    dtype = str(node.tensor("x").ty.dtype)
+    return dtype if dtype in ("float16", "bfloat16") else "float32"
 
 
 def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:

@@ -1,36 +1,75 @@
 """Combine: what the experts made of a token, weighted and summed in the order of the token's slots.
 
-Every thread has one column of one token, and every sum one fixed order: no atomics.
+A thread has some neighbouring columns of one token, as many as it reads with 16 bytes, and every sum one fixed order:
+no atomics.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP, read_at_once
 from moec.targets.tvm.activation import within
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
 
-THREADS = 256
+_MOST_THREADS = 256
 
 
-def _blocks_per_row(width: int) -> int:
-    return -(-width // THREADS)
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+    """How threads share out the ``width`` columns of a row, ``together`` at a time: in ``blocks`` of ``threads``."""
+
+    width: int
+    together: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.width // self.together // _MOST_THREADS)
+
+    @property
+    def threads(self) -> int:
+        return -(-self.width // self.together // self.blocks // WARP) * WARP
 
 
 @T.inline
-def _add_slot(how, total, id_of_slot, weight_of_slot, result, own):
-    """``result()`` is what the expert made, ``own()`` the token itself; neither is read where it does not count."""
-    E, identity_experts, weighted = T.meta_var(how)
-    expert: T.let = id_of_slot
-    weight: T.let = weight_of_slot
-    if T.And(expert >= 0, expert < E):
-        total[0] = total[0] + (weight * result() if weighted else result())
-    if identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
-        if T.And(expert >= E, expert < E + identity_experts):
-            total[0] = total[0] + weight * own()
+def _start(columns, rows, body):
+    """``body(row, part)`` for every thread that has columns of a row: the ``together`` ones of that part."""
+    index = T.cta_id([T.max(rows, 1) * columns.blocks])
+    thread = T.thread_id([columns.threads])
+    row: T.let = index // columns.blocks
+    part: T.let = index % columns.blocks * columns.threads + thread
+    if T.And(row < rows, part < columns.width // columns.together):
+        body(row, part)
+
+
+@T.inline
+def _add(columns, total, factor, source, dtype, row, part, limit):
+    """``total += factor * source[row]``, numbers clamped to the limit; factor 1 where it is None."""
+    stored = T.alloc_local((columns.together,), dtype)
+    for v in T.vectorized(columns.together):
+        stored[v] = source[row, part * columns.together + v]
+    for v in T.unroll(columns.together):
+        value: T.let = within(limit, T.cast(stored[v], "float32"))
+        total[v] = total[v] + (value if factor is None else factor * value)
+
+
+@T.inline
+def _clear(columns, total):
+    for v in T.unroll(columns.together):
+        total[v] = T.float32(0)
+
+
+@T.inline
+def _store(columns, total, y, dtype, row, part):
+    stored = T.alloc_local((columns.together,), dtype)
+    for v in T.unroll(columns.together):
+        stored[v] = T.cast(total[v], dtype)
+    for v in T.vectorized(columns.together):
+        y[row, part * columns.together + v] = stored[v]
 
 
 def combine(problem: CombineProblem) -> tirx.PrimFunc:
@@ -41,8 +80,8 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
     [E, E + identity_experts) adds the token itself times its routing weight; any other id adds nothing. Sums are
     float32.
     """
-    E, width, blocks, limit = problem.experts, problem.width, _blocks_per_row(problem.width), problem.limit
-    dtype, how = problem.dtype, (E, problem.identity_experts, problem.weighted)
+    E, width, dtype = problem.experts, problem.width, problem.dtype
+    columns = _Columns(width, read_at_once(width, dtype, problem.pair_dtype))
 
     @T.prim_func
     def kernel(
@@ -62,23 +101,24 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
         pairs = T.match_buffer(pairs_handle, (P, width), problem.pair_dtype)
         y = T.match_buffer(y_handle, (tokens, width), dtype)
         T.device_entry()
-        index = T.cta_id([T.max(tokens, 1) * blocks])
-        thread = T.thread_id([THREADS])
-        token: T.let = index // blocks
-        column: T.let = index % blocks * THREADS + thread
-        total = T.alloc_local((1,), "float32")
-        if T.And(token < tokens, column < width):
-            total[0] = T.float32(0)
+
+        @T.inline
+        def sum_slots(token, part):
+            total = T.alloc_local((columns.together,), "float32")
+            _clear(columns, total)
             for slot in T.serial(slots):
-                _add_slot(
-                    how,
-                    total,
-                    chosen[token, slot],
-                    T.cast(weights[token, slot], "float32"),
-                    lambda: within(limit, T.cast(pairs[T.cast(token * slots + slot, "int64"), column], "float32")),
-                    lambda: T.cast(x[T.cast(token, "int64"), column], "float32"),
-                )
-            y[T.cast(token, "int64"), column] = T.cast(total[0], dtype)
+                expert: T.let = chosen[token, slot]
+                weight: T.let = T.cast(weights[token, slot], "float32")
+                if T.And(expert >= 0, expert < E):
+                    pair: T.let = T.cast(token * slots + slot, "int64")
+                    factor = T.meta_var(weight if problem.weighted else None)
+                    _add(columns, total, factor, pairs, problem.pair_dtype, pair, part, problem.limit)
+                if problem.identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
+                    if T.And(expert >= E, expert < E + problem.identity_experts):
+                        _add(columns, total, weight, x, dtype, T.cast(token, "int64"), part, 0)
+            _store(columns, total, y, dtype, T.cast(token, "int64"), part)
+
+        _start(columns, tokens, sum_slots)
 
     return kernel
 
@@ -86,7 +126,8 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
 def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
     """``(rows[R, width], weights[T, k], positions[T, k], y[T, width])``: the weighted sum of the rows of a token; a
     position outside [0, R) adds nothing. T may be 0."""
-    width, blocks, dtype = problem.width, _blocks_per_row(problem.width), problem.dtype
+    width, dtype = problem.width, problem.dtype
+    columns = _Columns(width, read_at_once(width, dtype))
 
     @T.prim_func
     def kernel(rows_handle: T.handle, weights_handle: T.handle, positions_handle: T.handle, y_handle: T.handle):
@@ -99,19 +140,19 @@ def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
         positions = T.match_buffer(positions_handle, (tokens, slots), "int32")
         y = T.match_buffer(y_handle, (tokens, width), dtype)
         T.device_entry()
-        index = T.cta_id([T.max(tokens, 1) * blocks])
-        thread = T.thread_id([THREADS])
-        token: T.let = index // blocks
-        column: T.let = index % blocks * THREADS + thread
-        total = T.alloc_local((1,), "float32")
-        if T.And(token < tokens, column < width):
-            total[0] = T.float32(0)
+
+        @T.inline
+        def sum_rows(token, part):
+            total = T.alloc_local((columns.together,), "float32")
+            _clear(columns, total)
             for slot in T.serial(slots):
                 row: T.let = positions[token, slot]
                 if T.And(row >= 0, row < R):
                     weight: T.let = T.cast(weights[token, slot], "float32")
-                    total[0] = total[0] + weight * T.cast(rows[T.cast(row, "int64"), column], "float32")
-            y[T.cast(token, "int64"), column] = T.cast(total[0], dtype)
+                    _add(columns, total, weight, rows, dtype, T.cast(row, "int64"), part, 0)
+            _store(columns, total, y, dtype, T.cast(token, "int64"), part)
+
+        _start(columns, tokens, sum_rows)
 
     return kernel
 
@@ -119,7 +160,8 @@ def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
 def trim(problem: CombineProblem) -> tirx.PrimFunc:
     """``(experts[R, 1], rows[R, width], y[R, width])``: the rows in the type of the result; zero where the id is not an
     expert."""
-    E, width, blocks, dtype = problem.experts, problem.width, _blocks_per_row(problem.width), problem.dtype
+    E, width, dtype = problem.experts, problem.width, problem.dtype
+    columns = _Columns(width, read_at_once(width, dtype, problem.pair_dtype))
 
     @T.prim_func
     def kernel(experts_handle: T.handle, rows_handle: T.handle, y_handle: T.handle):
@@ -129,22 +171,23 @@ def trim(problem: CombineProblem) -> tirx.PrimFunc:
         rows = T.match_buffer(rows_handle, (R, width), problem.pair_dtype)
         y = T.match_buffer(y_handle, (R, width), dtype)
         T.device_entry()
-        index = T.cta_id([T.max(R, 1) * blocks])
-        thread = T.thread_id([THREADS])
-        row: T.let = index // blocks
-        column: T.let = index % blocks * THREADS + thread
-        value = T.alloc_local((1,), "float32")
-        if T.And(row < R, column < width):
+
+        @T.inline
+        def copy_row(row, part):
+            value = T.alloc_local((columns.together,), "float32")
+            _clear(columns, value)
             expert: T.let = chosen[row, 0]
-            value[0] = T.float32(0)
             if T.And(expert >= 0, expert < E):
-                value[0] = T.cast(rows[T.cast(row, "int64"), column], "float32")
-            y[T.cast(row, "int64"), column] = T.cast(value[0], dtype)
+                _add(columns, value, None, rows, problem.pair_dtype, T.cast(row, "int64"), part, 0)
+            _store(columns, value, y, dtype, T.cast(row, "int64"), part)
+
+        _start(columns, R, copy_row)
 
     return kernel
 
 
-_HOW = "one thread per element, slots in their order"
+_COPIED = "16 bytes of columns per thread"
+_HOW = f"{_COPIED}, slots in their order"
 
 
 def _why_not(problem: CombineProblem, machine: str) -> str | None:
@@ -161,6 +204,4 @@ COMBINE_PLACED = Kernel(
     lambda problem, _: _HOW,
     lambda problem, _: why_not_stored(problem.dtype, problem.weight_dtype),
 )
-TRIM = Kernel(
-    "trim", "y[r] = rows[r]; 0 where the row has no expert", trim, lambda problem, _: "one thread per element", _why_not
-)
+TRIM = Kernel("trim", "y[r] = rows[r]; 0 where the row has no expert", trim, lambda problem, _: _COPIED, _why_not)

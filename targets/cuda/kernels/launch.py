@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm.script import tirx as T
+
+from moec.common.dtypes import dtype_of
 
 WARP = 32
 """Threads of a warp."""
@@ -12,6 +15,8 @@ ALL_LANES = 0xFFFFFFFF
 """The mask of warp instructions that all lanes take part in."""
 SHARED_BYTES = 48 * 1024
 """Shared memory that every block may have without asking for more."""
+LOAD_BYTES = 16
+"""The most bytes that a thread loads or stores at once."""
 ATTRIBUTES = {"tirx.is_scheduled": True, "tirx.noalias": True}
 """Attributes of every kernel: no schedule changes it, and its tensors do not overlap."""
 
@@ -20,6 +25,12 @@ def blocks_for(items: Any, per_block: int) -> Any:
     """Blocks of a grid for ``items`` (int32): at least one, for CUDA launches no empty grid. Kernels check what is
     theirs."""
     return T.max(T.ceildiv(items, per_block), 1)
+
+
+def read_at_once(size: int, *dtypes: str) -> int:
+    """Neighbouring numbers of a row of ``size`` that one load or store of 16 bytes, or a shorter one, brings, whichever
+    of these types they have."""
+    return math.gcd(size, LOAD_BYTES // max(dtype_of(dtype).itemsize for dtype in dtypes))
 
 
 def neighbours(count: int) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.launch import WARP, read_at_once
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lower.rows import RowProblem
 
@@ -22,8 +22,6 @@ _ROWS_PER_BLOCK = 4
 """Where a row has a warp."""
 _WARPS_PER_ROW = 8
 """Where it has a block."""
-_LOAD_BYTES = 16
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +54,7 @@ class RowLayout:
     @property
     def together(self) -> int:
         """Elements that a thread reads at once."""
-        most = _LOAD_BYTES // _BYTES[self.dtype]
-        return most if self.size is not None and self.size % most == 0 else 1
+        return 1 if self.size is None else read_at_once(self.size, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

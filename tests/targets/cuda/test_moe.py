@@ -99,6 +99,16 @@ def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
         np.testing.assert_allclose(y, expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [(np.float32, "float32"), (np.float16, "float16"), (ml_dtypes.bfloat16, "bfloat16")]
+)
+def test_results_of_pairs_have_the_type_of_tokens_of_16_bits(program_of, dtype, stored):
+    feeds = {"x": np.zeros((1, 16), dtype), "logits": np.zeros((1, E), dtype)}
+    weights = {"up": np.zeros((E, 32, 16), dtype), "down": np.zeros((E, 16, 16), dtype)}
+    kernels = program_of(node_model("MoE", feeds, weights, RouteSpec(k=2), ExpertsSpec())).kernels
+    assert {one.attributes["out_dtype"] for one in kernels if "grouped" in one.name} == {stored}
+
+
 @thinned("one_launch", [FEW_TOKENS, 40], 2)
 def test_dispatch_in_one_launch_and_in_three(monkeypatch, program_of, emulated, one_launch):
     """40: both are in the program, and the number of tokens decides; 16: no number of tokens is left for one launch."""

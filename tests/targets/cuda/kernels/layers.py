@@ -42,9 +42,9 @@ class Layer:
 
     @property
     def problems(self) -> tuple[GroupedProblem, GroupedProblem]:
-        stored = {"dtype": self.dtype, "matrix_dtype": self.dtype}
+        stored = {"dtype": self.dtype, "matrix_dtype": self.dtype, "out_dtype": self.dtype}
         gated, weighted = self.spec.gated, self.spec.weight_on_input
-        first = GroupedProblem(self.experts, self.inner, self.hidden, self.block_rows, out_dtype=self.dtype, **stored)
+        first = GroupedProblem(self.experts, self.inner, self.hidden, self.block_rows, **stored)
         first = dataclasses.replace(first, gated=gated, gathered=True, weighted=weighted)
         second = GroupedProblem(self.experts, self.hidden, self.inner, self.block_rows, scattered=True, **stored)
         return first, second
@@ -107,6 +107,7 @@ def _combine(layer: Layer) -> Kernel:
         weighted=not spec.weight_on_input,
         identity_experts=spec.identity_experts,
         limit=spec.output_limit,
+        pair_dtype=layer.dtype,
     )
     return build(combine.combine(problem))
 
@@ -141,7 +142,7 @@ def compute(data: Data, kernel: GroupedKernel, **options: Any) -> np.ndarray:
     order = [data.ids] if kernel is grouped_gemv else sort_pairs(layer.experts, layer.block_rows, data.ids)
     places = pairs if kernel is grouped_gemv else len(order[0])
     hidden = first(data.x, *data.first, data.weights, *order, undefined((places, layer.hidden), layer.dtype))
-    result = undefined((pairs, layer.inner), "float32")
+    result = undefined((pairs, layer.inner), layer.dtype)
     results = second(hidden, data.down, data.down_bias, data.weights, *order, result)
     return _combine(layer)(data.x, data.weights, data.ids, results, undefined(data.x.shape, layer.dtype))
 

@@ -27,11 +27,11 @@ def moved(by: int, source: str, launches: list, **options: object) -> object:
 @pytest.mark.parametrize("by", [-1, 0, 1])
 def test_a_number_beside_an_array_cannot_be_read(monkeypatch, by):
     monkeypatch.setattr(kernel_runner, "emulated_library", functools.partial(moved, by))
-    run = kernel_runner.build(combine.trim(CombineProblem(4, 20, "float16")))
-    ids, pairs = np.zeros((21, 1), np.int32), np.arange(420, dtype=np.float32).reshape(21, 20)
+    run = kernel_runner.build(combine.trim(CombineProblem(4, 19, "float16")))
+    ids, pairs = np.zeros((21, 1), np.int32), np.arange(399, dtype=np.float32).reshape(21, 19)
     if by == 0:
-        y = run(ids, pairs, undefined((21, 20), "float16"))
+        y = run(ids, pairs, undefined((21, 19), "float16"))
         np.testing.assert_array_equal(y, pairs)
         return
     with pytest.raises(RuntimeError, match="which is outside of every array"):
-        run(ids, pairs, undefined((21, 20), "float16"))
+        run(ids, pairs, undefined((21, 19), "float16"))

@@ -90,7 +90,7 @@ LARGE_BUFFERS = {
 @pytest.mark.parametrize("name", LARGE_BUFFERS)
 def test_rows_are_found_with_64_bits(name):
     kernel, buffers = LARGE_BUFFERS[name]
-    uses = re.findall(r"\b(\w+)_ptr\[([^\[\]]*)\]", source_of(kernel()))
+    uses = re.findall(r"\b(\w+)_ptr(?:\[| \+ )([^\[\];=]*)", source_of(kernel()))
     found = {buffer for buffer, index in uses if "(int64_t)" in index}
     assert buffers <= found
     assert not {buffer for buffer, index in uses if "(int64_t)" not in index} & buffers

@@ -10,7 +10,6 @@ every token, such as rotary embeddings or a normalisation of heads, is refused.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
 from moec.targets.hls.attention.float_block import FloatAttention
-from moec.targets.hls.graph.calibrate import evaluate
+from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.graph.residuals import NORMS, norm_of, only_use
 
@@ -27,10 +26,6 @@ Array = np.ndarray[Any, Any]
 
 _MOST_NODES = 32
 """Between the operator and the normalisation, or the addition."""
-_PROBES = 16
-"""Random vectors beside the unit vectors."""
-_TOLERANCE = 1e-4
-"""The error that is allowed of what a matrix computes, as a part of its largest result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +64,14 @@ def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
     if not isinstance(width, int):
         raise UnsupportedError(f"its tokens have the shape {tokens.shape}; expected [batch, tokens, channels]")
     before, addition = _addition_of(node.outputs[0], tokens)
-    projected = _matrices(model, normalized, [query, key, value], width)
+    projected = affine_maps(model, normalized, [query, key, value], width)
     heads, channels = _heads(node, query), projected[0][1].size
     if any(weights.shape != projected[0][0].shape for weights, _ in projected) or channels % heads:
         shapes = [weights.shape for weights, _ in projected]
         raise UnsupportedError(
             f"queries, keys and values have the sizes {shapes}; expected as many heads and channels of each"
         )
-    ((output, output_bias),) = _matrices(model, node.outputs[0], [before], channels, heads)
+    ((output, output_bias),) = affine_maps(model, node.outputs[0], [before], channels, heads=heads)
     rows = [weights.reshape(heads, -1, width) for weights, _ in projected]
     biases = [bias.reshape(heads, -1) for _, bias in projected]
     scale = node.attributes.get("scale")
@@ -141,56 +136,3 @@ def _heads(node: ir.Node, query: ir.Value) -> int:
     if attribute is None:
         raise UnsupportedError(f"queries have the shape {query.shape}, which does not say how many heads there are")
     return int(attribute.value)
-
-
-def _matrices(
-    model: ir.Model, source: ir.Value, results: Sequence[ir.Value], width: int, heads: int = 0
-) -> list[tuple[Array, Array]]:
-    """For each result its weights [out, width] and bias [out], as a function of a token of the source. ``heads``: of a
-    source [B, H, T, width / H]. Raises UnsupportedError where it is no such function."""
-    random = np.random.default_rng(0)
-    probes = np.concatenate([np.zeros((1, width)), np.eye(width), random.normal(size=(_PROBES, width))]).astype(
-        np.float32
-    )
-    parts = []
-    for batch in _batches(source, probes, heads):
-        try:
-            parts.append([_by_token(result, batch.shape) for result in evaluate(model, {source: batch}, results)])
-        except ValueError as error:
-            raise UnsupportedError(f"{results[0].name!r} is not made of {source.name!r} alone: {error}") from error
-    found = []
-    for part in zip(*parts, strict=True):
-        rows = np.concatenate(part)
-        bias, weights = rows[0], (rows[1 : width + 1] - rows[0]).T
-        expected = rows[width + 1 : len(probes)]
-        error = np.abs(probes[width + 1 :] @ weights.T + bias - expected).max(initial=0.0)
-        if not error <= _TOLERANCE * np.abs(expected).max(initial=0.0):
-            raise UnsupportedError(
-                "between its normalisation, its heads and its residual is more than a product per token"
-            )
-        found.append((weights, bias))
-    return found
-
-
-def _batches(source: ir.Value, probes: Array, heads: int) -> Iterator[Array]:
-    """The probes as inputs of the source's shape, in as many calls as its fixed sizes take. Random ones come last and
-    stand at various positions."""
-    shape = source.shape
-    is_split = shape is not None and len(shape) == 4
-    sizes = [] if shape is None else [shape[0], shape[2] if is_split else shape[1]]
-    batch, count = (size if isinstance(size, int) else None for size in (sizes or (None, None)))
-    count = count or len(probes)
-    batch = batch or -(-len(probes) // count)
-    per_call = batch * count
-    padded = np.pad(probes, ((0, -len(probes) % per_call), (0, 0)))
-    for first in range(0, len(padded), per_call):
-        rows = padded[first : first + per_call].reshape(batch, count, -1)
-        yield rows.reshape(batch, count, heads, -1).swapaxes(1, 2) if is_split else rows
-
-
-def _by_token(result: Array, shape: tuple[int, ...]) -> Array:
-    """[B, H, T, h] or [B, T, ...] → [B T, ...], of a source of this shape."""
-    tokens = shape[0] * (shape[2] if len(shape) == 4 else shape[1])
-    if result.ndim == 4 and result.shape[0] * result.shape[2] == tokens:
-        result = result.swapaxes(1, 2)
-    return result.reshape(tokens, -1).astype(np.float32)

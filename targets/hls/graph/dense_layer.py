@@ -91,6 +91,17 @@ def constant(value: ir.Value | None) -> Array:
     return tensor.numpy().astype(np.float32)
 
 
+def consumers(value: ir.Value) -> list[ir.Node]:
+    """The nodes that take the value, however its elements are arranged."""
+    found: list[ir.Node] = []
+    pending = [value]
+    while pending:
+        for node in pending.pop().consumers():
+            found.append(node)
+            pending += [output for output in node.outputs if output is not value and origin(output) is value]
+    return found
+
+
 def origin(value: ir.Value) -> ir.Value:
     """The value whose elements these are, in the same order."""
     producer = value.producer()

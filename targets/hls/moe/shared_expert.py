@@ -17,7 +17,7 @@ from moec.errors import UnsupportedError
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.interpreter import EvaluationError, evaluate
-from moec.targets.hls.graph.dense_layer import DenseLayer, dense_layer, origin
+from moec.targets.hls.graph.dense_layer import DenseLayer, consumers, dense_layer, origin
 from moec.targets.hls.moe.float_block import FloatBlock
 
 Array = np.ndarray[Any, Any]
@@ -46,14 +46,12 @@ def find_shared_expert(tokens: ir.Value, output: ir.Value, spec: ExpertsSpec) ->
     down = _layer(added)
     if down is None:
         return None
-    products, between = _products_behind(down.input, tokens)
-    if len(products) != (2 if spec.gated else 1):
+    products, between = products_behind(down.input, tokens)
+    order = order_of_products(spec, products, between, down.input)
+    if order is None:
         return None
-    for order in itertools.permutations(products):
-        if _is_activation(spec, order, between, down.input):
-            gate, up = (products[order[0]], products[order[1]]) if spec.gated else (None, products[order[0]])
-            return SharedExpert(total, up, gate, down)
-    return None
+    gate, up = (products[order[0]], products[order[1]]) if spec.gated else (None, products[order[0]])
+    return SharedExpert(total, up, gate, down)
 
 
 def with_shared(block: FloatBlock, shared: SharedExpert) -> FloatBlock:
@@ -90,7 +88,7 @@ def with_shared(block: FloatBlock, shared: SharedExpert) -> FloatBlock:
 
 def _added(output: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """The sum of the block's output and something else, and that other."""
-    for node in _consumers(output):
+    for node in consumers(output):
         if node.op_type != "Add" or node.domain:
             continue
         left, right = node.inputs
@@ -100,17 +98,6 @@ def _added(output: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     return None
 
 
-def _consumers(output: ir.Value) -> list[ir.Node]:
-    """The nodes that take the value, however its elements are arranged."""
-    found: list[ir.Node] = []
-    pending = [output]
-    while pending:
-        for node in pending.pop().consumers():
-            found.append(node)
-            pending += [value for value in node.outputs if value is not output and origin(value) is output]
-    return found
-
-
 def _layer(value: ir.Value) -> DenseLayer | None:
     try:
         return dense_layer(value)
@@ -118,7 +105,7 @@ def _layer(value: ir.Value) -> DenseLayer | None:
         return None
 
 
-def _products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[dict[ir.Value, DenseLayer], list[ir.Node]]:
+def products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[dict[ir.Value, DenseLayer], list[ir.Node]]:
     """The dense products of the tokens that the hidden units are made of, and the nodes in between; nothing where
     something else is behind them."""
     products: dict[ir.Value, DenseLayer] = {}
@@ -143,6 +130,17 @@ def _products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[dict[ir.Value,
         if len(between) > _MOST_NODES:
             return {}, []
     return products, between
+
+
+def order_of_products(
+    spec: ExpertsSpec, products: dict[ir.Value, DenseLayer], between: list[ir.Node], hidden: ir.Value
+) -> tuple[ir.Value, ...] | None:
+    """Gate and up, or up alone, of which the nodes between compute the hidden units of such experts; None where they
+    do not."""
+    if len(products) != (2 if spec.gated else 1):
+        return None
+    orders = itertools.permutations(products)
+    return next((order for order in orders if _is_activation(spec, order, between, hidden)), None)
 
 
 def _is_activation(spec: ExpertsSpec, order: tuple[ir.Value, ...], between: list[ir.Node], hidden: ir.Value) -> bool:

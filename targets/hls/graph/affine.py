@@ -1,0 +1,98 @@
+"""What a part of a graph makes of tokens, as one matrix: found by running it, whatever its nodes are.
+
+Unit vectors give the matrix, and random vectors at various positions must agree with it. So whatever is not the same
+product for every token is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.targets.hls.graph.calibrate import evaluate
+
+Array = np.ndarray[Any, Any]
+
+_PROBES = 16
+"""Random vectors beside the unit vectors."""
+_TOLERANCE = 1e-4
+"""The error that is allowed of what a matrix computes, as a part of its largest result."""
+
+
+def affine_maps(
+    model: ir.Model, source: ir.Value, results: Sequence[ir.Value], width: int, *, heads: int = 0, tokens: int = 1
+) -> list[tuple[Array, Array]]:
+    """For each result its weights [out, width] and bias [out], as a function of a token of the source: [B, T, width],
+    [B T, width] where the graph holds no more than rows, or [B, H, T, width / H] with ``heads``. Rows are whole images
+    of ``tokens``.
+
+    Raises UnsupportedError where it is no such function of the source alone.
+    """
+    random = np.random.default_rng(0)
+    probes = np.concatenate([np.zeros((1, width)), np.eye(width), random.normal(size=(_PROBES, width))]).astype(
+        np.float32
+    )
+    parts = []
+    for batch, images in _batches(source, probes, heads, tokens):
+        feeds = {**random_inputs(model, images), source: batch}
+        try:
+            parts.append([_by_token(result, batch.shape) for result in evaluate(model, feeds, results)])
+        except ValueError as error:
+            raise UnsupportedError(f"{results[0].name!r} is not made of {source.name!r} alone: {error}") from error
+    found = []
+    for part in zip(*parts, strict=True):
+        rows = np.concatenate(part)
+        bias, weights = rows[0], (rows[1 : width + 1] - rows[0]).T
+        expected = rows[width + 1 : len(probes)]
+        error = np.abs(probes[width + 1 :] @ weights.T + bias - expected).max(initial=0.0)
+        if not error <= _TOLERANCE * np.abs(expected).max(initial=0.0):
+            raise UnsupportedError(f"{results[0].name!r} is more than a product per token of {source.name!r}")
+        found.append((weights, bias))
+    return found
+
+
+def random_inputs(model: ir.Model, images: int) -> Mapping[ir.Value, Array]:
+    """The model's inputs where all sizes but the first are known, with random numbers in ``images`` rows: for what asks
+    them for their shape. What uses the numbers themselves differs from token to token."""
+    random = np.random.default_rng(1)
+    found = {}
+    for value in model.graph.inputs:
+        sizes = [] if value.shape is None else list(value.shape)
+        if value.dtype is None or not sizes or not all(isinstance(size, int) for size in sizes[1:]):
+            continue
+        shape = [sizes[0] if isinstance(sizes[0], int) else images, *(int(size) for size in sizes[1:])]
+        found[value] = random.integers(0, 2, shape).astype(value.dtype.numpy())
+    return found
+
+
+def _batches(source: ir.Value, probes: Array, heads: int, tokens: int) -> Iterator[tuple[Array, int]]:
+    """The probes as inputs of the source's shape, and how many images each is, in as many calls as its fixed sizes
+    take. Random ones come last and stand at various positions."""
+    shape = source.shape
+    rank = 3 if shape is None else len(shape)
+    sizes = [] if shape is None else {2: [shape[0]], 3: shape[:2], 4: [shape[0], shape[2]]}.get(rank, [])
+    fixed = [size if isinstance(size, int) else None for size in sizes]
+    count = tokens if rank == 2 else (fixed[1:] or [None])[0] or len(probes)
+    batch = (fixed or [None])[0] or -(-len(probes) // count)
+    if rank == 2 and fixed[0] is not None:
+        batch = max(1, fixed[0] // count)
+    per_call = batch * count
+    padded = np.pad(probes, ((0, -len(probes) % per_call), (0, 0)))
+    for first in range(0, len(padded), per_call):
+        rows = padded[first : first + per_call].reshape(batch, count, -1)
+        if rank == 4:
+            rows = rows.reshape(batch, count, heads, -1).swapaxes(1, 2)
+        yield (rows.reshape(per_call, -1) if rank == 2 else rows), batch
+
+
+def _by_token(result: Array, shape: tuple[int, ...]) -> Array:
+    """[B, H, T, h] or [B, T, ...] → [B T, ...], of a source of this shape."""
+    tokens = math.prod(shape[:-1]) // (shape[1] if len(shape) == 4 else 1)
+    if result.ndim == 4 and result.shape[0] * result.shape[2] == tokens:
+        result = result.swapaxes(1, 2)
+    return result.reshape(tokens, -1).astype(np.float32)

@@ -1,0 +1,154 @@
+"""The patch embedding of a graph: from an image to the tokens in front of the first block.
+
+One product, a convolution or a matrix, stands between. The nodes in front of it may move elements of the image and
+scale them, those behind it may move its results and put anything in between and on top that is no function of the
+image: biases, class tokens, positions. Both are found by running them, not by their operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.dialect import is_moec
+from moec.ir.names import node_name
+from moec.targets.hls.graph.dense_layer import constant, dense_layer, origin
+from moec.targets.hls.model.float_model import FloatEmbedding
+from moec.targets.hls.model.moved import Moved, by_image, moved
+
+Array = np.ndarray[Any, Any]
+
+_PRODUCTS = ("Conv", "MatMul", "Gemm")
+_TOLERANCE = 1e-4
+
+
+def find_embedding(model: ir.Model, image: ir.Value, tokens: ir.Value) -> FloatEmbedding | None:
+    """None where the image is the tokens. Raises UnsupportedError, naming what is something else."""
+    if origin(tokens) is image:
+        return None
+    shape = tuple(image.shape or ())[1:]
+    if not shape or not all(isinstance(size, int) for size in shape):
+        raise UnsupportedError(f"{image.name!r} has the shape {image.shape}; expected images of one size")
+    sizes = tuple(int(size) for size in shape)
+    product = _product_between(image, tokens)
+    before = moved(model, image, sizes, product.inputs[0])
+    inputs = _unfolded(product, before) if product.op_type == "Conv" else _rows(before)
+    weights, bias = _weights(product)
+    behind, table = _behind(model, product, tokens, len(inputs.places), len(weights))
+    found = _assembled(sizes, inputs, weights, bias, behind, table)
+    _expect_agreement(model, image, tokens, found)
+    return found
+
+
+def _product_between(image: ir.Value, tokens: ir.Value) -> Any:
+    """The one product that tokens are made of."""
+    found: list[ir.Node] = []
+    seen: set[ir.Node] = set()
+    pending = [tokens]
+    while pending:
+        value = pending.pop()
+        node = None if value is image else value.producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type in _PRODUCTS or is_moec(node, "Linear"):
+            found.append(node)
+        pending += [operand for operand in node.inputs if operand is not None]
+    if len(found) != 1:
+        names = ", ".join(sorted(node_name(node) for node in found)[:3]) or "none"
+        raise UnsupportedError(
+            f"between {image.name!r} and the first block's tokens {tokens.name!r} are {len(found)} products ({names}); "
+            "expected one, of patches"
+        )
+    return found[0]
+
+
+def _rows(before: Moved) -> Moved:
+    """What a matrix multiplies: [T, in]."""
+    return Moved(*(one.reshape(-1, one.shape[-1]) for one in (before.places, before.scales, before.offsets)))
+
+
+def _unfolded(product: ir.Node, before: Moved) -> Moved:
+    """The elements under a convolution's kernel at each of its places, [places, channels x kernel]."""
+    kernel = constant(product.inputs[1]).shape[2:]
+    attributes = {name: one.value for name, one in product.attributes.items()}
+    rank = len(kernel)
+    if attributes.get("group", 1) != 1 or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise UnsupportedError(f"{node_name(product)}: groups or auto_pad; expected one group and pads that are said")
+    strides, dilations = (list(attributes.get(name, [1] * rank)) for name in ("strides", "dilations"))
+    pads = list(attributes.get("pads", [0] * 2 * rank))
+    around = [(0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
+    parts = []
+    for values, outside in ((before.places, -1), (before.scales, 0), (before.offsets, 0)):
+        padded = np.pad(values, around, constant_values=outside)
+        reach = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(1, rank + 1)))
+        steps = (slice(None), *(slice(None, None, stride) for stride in strides))
+        windows = windows[(*steps, *(slice(None, None, dilation) for dilation in dilations))]
+        by_place = np.moveaxis(windows, 0, rank)
+        parts.append(by_place.reshape(int(np.prod(by_place.shape[:rank])), -1))
+    return Moved(*parts)
+
+
+def _weights(product: ir.Node) -> tuple[Array, Array]:
+    """[d, in] and [d]."""
+    if product.op_type != "Conv":
+        layer = dense_layer(product.outputs[0])
+        return layer.weights, layer.bias
+    weights = constant(product.inputs[1])
+    bias = constant(product.inputs[2]) if len(product.inputs) > 2 else np.zeros(len(weights), np.float32)
+    return weights.reshape(len(weights), -1), bias
+
+
+def _behind(model: ir.Model, product: ir.Node, tokens: ir.Value, places: int, width: int) -> tuple[Moved, Array]:
+    """Which place's results [T, d] are whose, as rows of ``places`` x ``width``, and the table that is added."""
+    result = product.outputs[0]
+    is_conv = product.op_type == "Conv"
+    rank = 3 if result.shape is None else len(result.shape)
+    sizes = [] if result.shape is None else list(result.shape)[2 if is_conv else 1 :]
+    if not all(isinstance(size, int) for size in sizes):
+        raise UnsupportedError(f"{node_name(product)}: gives the shape {result.shape}; expected images of one size")
+    fixed = tuple(int(size) for size in sizes)
+    shape = (width, *fixed) if is_conv else ((places, width) if rank == 2 else fixed)
+    found = moved(model, result, shape, tokens)
+    if found.places.ndim != 2:
+        raise UnsupportedError(f"{tokens.name!r} has the shape {tokens.shape}; expected [images, tokens, channels]")
+    if is_conv:  # channels come first
+        channel, place = np.divmod(found.places, places)
+        found = Moved(np.where(found.places >= 0, place * width + channel, -1), found.scales, found.offsets)
+    return found, found.offsets
+
+
+def _assembled(
+    shape: tuple[int, ...], inputs: Moved, weights: Array, bias: Array, behind: Moved, table: Array
+) -> FloatEmbedding:
+    width = len(weights)
+    is_patch = behind.places[:, :1] >= 0
+    rows = np.where(is_patch, behind.places[:, :1] // width, 0)
+    expected = np.where(is_patch, rows * width + np.arange(width), -1)
+    scales = np.abs(behind.scales).max(axis=0) * np.sign(behind.scales.sum(axis=0))
+    if not np.array_equal(behind.places, expected) or not is_patch.any():
+        raise UnsupportedError("tokens are not whole results of the product of patches, in the order of its channels")
+    taken, elements, offsets = (
+        np.where(is_patch, of_rows[rows[:, 0]], nothing)
+        for of_rows, nothing in ((inputs.places, -1), (inputs.scales, 0), (inputs.offsets, 0))
+    )
+    of_element = np.abs(elements).max(axis=0) * np.sign(elements.sum(axis=0))
+    return FloatEmbedding(
+        shape,
+        taken.astype(np.int32),
+        (weights * scales[:, None] * of_element).astype(np.float32),
+        (table + (offsets @ weights.T + bias) * scales * is_patch).astype(np.float32),
+    )
+
+
+def _expect_agreement(model: ir.Model, image: ir.Value, tokens: ir.Value, found: FloatEmbedding) -> None:
+    random = np.random.default_rng(2)
+    images = random.uniform(0, 2, (2, *found.shape)).astype((image.dtype or ir.DataType.FLOAT).numpy())
+    expected = by_image(model, image, images, tokens)
+    error = np.abs(found.run(images) - expected).max(initial=0.0)
+    if not error <= _TOLERANCE * max(1.0, np.abs(expected).max(initial=0.0)):
+        raise UnsupportedError(f"{tokens.name!r} is more than a product of the patches of {image.name!r}")

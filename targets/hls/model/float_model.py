@@ -1,0 +1,72 @@
+"""A vision transformer in floats: what is quantised beside the blocks, and the blocks in order."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.targets.hls.attention.graph import GraphAttention
+from moec.targets.hls.model.plan import Pool
+from moec.targets.hls.moe.blocks import GraphBlock
+from moec.targets.hls.normalization import FloatNorm
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatEmbedding:
+    """Tokens of an image: the elements at ``places`` int32 [T, in], which -1 makes zeros of, times ``weights``
+    [d, in], and ``table`` [T, d] added: positions, biases, and what tokens hold that are made of no pixel. ``shape``:
+    of one image. All in float32."""
+
+    shape: tuple[int, ...]
+    places: Array
+    weights: Array
+    table: Array
+
+    def products(self, images: Array) -> Array:
+        """Images [B, *shape] → [B, T, d], without the table."""
+        flat = images.reshape(len(images), -1).astype(np.float32)
+        return np.where(self.places >= 0, flat[:, self.places], 0) @ self.weights.T
+
+    def run(self, images: Array) -> Array:
+        """Images [B, *shape] → tokens [B, T, d]."""
+        return self.products(images) + self.table
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatHead:
+    """``norm``, then ``weights`` [C, d] and ``bias`` [C], of tokens as ``pool`` says."""
+
+    name: str
+    norm: FloatNorm
+    weights: Array
+    bias: Array
+    pool: Pool
+
+    def inputs(self, stream: Array) -> Array:
+        """The tokens [B, T, d] that count, normalised: [B, 1 or T, d]."""
+        taken = stream[:, :1] if self.pool == "first" else stream
+        return self.norm.run(taken.reshape(-1, taken.shape[-1])).reshape(taken.shape)
+
+    def products(self, stream: Array) -> Array:
+        """[B, T, d] → [B, 1 or T, C], before tokens are averaged."""
+        return self.inputs(stream) @ self.weights.T + self.bias
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphModel:
+    """``source``: the model's input, images [B, ...] or, without an embedding, the stream [B, T, d] itself. ``stream``:
+    what the last block makes. ``result``: the model's output, [B, C] or [B, T, C]."""
+
+    source: ir.Value
+    stream: ir.Value
+    result: ir.Value
+    tokens: int
+    width: int
+    embedding: FloatEmbedding | None
+    blocks: tuple[GraphBlock | GraphAttention, ...]
+    head: FloatHead | None

@@ -1,0 +1,80 @@
+"""A whole vision transformer in a graph: patch embedding, blocks over one residual stream, last normalisation and head.
+
+Blocks of attention and of experts are those that are projects of their own otherwise; what is between two of them must
+be a dense feed-forward layer. Every part is found by what it computes, see the modules beside this one. A graph of
+another form is no model for one design, and the reason names what is in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.targets.hls.attention.graph import GraphAttention
+from moec.targets.hls.graph.dense_layer import origin
+from moec.targets.hls.model.embedding import find_embedding
+from moec.targets.hls.model.feed_forward import find_feed_forward
+from moec.targets.hls.model.float_model import GraphModel
+from moec.targets.hls.model.head import find_head
+from moec.targets.hls.moe.blocks import GraphBlock
+
+_Part = GraphBlock | GraphAttention
+
+
+def find_model(
+    model: ir.Model, moe: Sequence[GraphBlock], attention: Sequence[GraphAttention], refused: Sequence[str]
+) -> GraphModel:
+    """``moe`` and ``attention``: the blocks of the graph; ``refused``: why others are none.
+
+    Raises UnsupportedError, naming the node, where the graph is not of this form as a whole.
+    """
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    if len(inputs) != 1 or len(model.graph.outputs) != 1:
+        names = ", ".join(str(value.name) for value in (*inputs, *model.graph.outputs))
+        raise UnsupportedError(f"inputs and outputs are {names}; expected one of each, images and logits")
+    if refused:
+        raise UnsupportedError(refused[0])
+    found = {origin(part.tokens): part for part in (*moe, *attention)}
+    for part in found.values():
+        if part.numbers.norm is None:
+            raise UnsupportedError(f"{part.name}: is not x + block(norm(x)) of a residual stream x")
+    stream = _first(model, found)
+    tokens, width = _sizes(stream)
+    embedding = find_embedding(model, inputs[0], stream)
+    blocks, last = _chain(model, stream, found, tokens)
+    missing = [part for part in found.values() if not any(part is block for block in blocks)]
+    if missing:
+        raise UnsupportedError(f"{missing[0].name}: does not take the tokens that the block in front of it makes")
+    head = find_head(model, last, model.graph.outputs[0], tokens, width)
+    return GraphModel(inputs[0], last, model.graph.outputs[0], tokens, width, embedding, tuple(blocks), head)
+
+
+def _first(model: ir.Model, found: Mapping[ir.Value, _Part]) -> ir.Value:
+    """The tokens of the first block."""
+    places = {value: place for place, node in enumerate(model.graph) for value in node.outputs}
+    return min(found, key=lambda value: places.get(value, -1))
+
+
+def _sizes(stream: ir.Value) -> tuple[int, int]:
+    """Tokens of an image and their channels."""
+    sizes = [] if stream.shape is None else list(stream.shape)
+    if len(sizes) != 3 or not isinstance(sizes[1], int) or not isinstance(sizes[2], int):
+        raise UnsupportedError(
+            f"tokens {stream.name!r} have the shape {stream.shape}; expected [images, tokens, channels]"
+        )
+    return sizes[1], sizes[2]
+
+
+def _chain(
+    model: ir.Model, stream: ir.Value, found: Mapping[ir.Value, _Part], tokens: int
+) -> tuple[list[_Part], ir.Value]:
+    """The blocks from the stream on, each of which takes what the one in front of it makes, and what the last makes."""
+    blocks: list[_Part] = []
+    while True:
+        part = found.get(origin(stream)) or find_feed_forward(model, stream, tokens)
+        if part is None:
+            return blocks, stream
+        blocks.append(part)
+        stream = part.output

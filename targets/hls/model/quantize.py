@@ -1,0 +1,151 @@
+"""From a vision transformer in floats to a plan: scales of all layers from calibration data, and shifts they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.targets.hls.attention.graph import GraphAttention
+from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
+from moec.targets.hls.graph.calibrate import evaluate, feeds_of
+from moec.targets.hls.model.float_model import FloatEmbedding, FloatHead, GraphModel
+from moec.targets.hls.model.plan import Layer, ModelPlan, Patches, QuantizedLinear
+from moec.targets.hls.model.shared_shifts import least_bits, smallest_shifts, with_shifts
+from moec.targets.hls.moe.blocks import GraphBlock
+from moec.targets.hls.moe.projection import project
+from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, quantize, scale_for
+from moec.targets.hls.normalization import quantize_norm, stream_scale_for
+
+Array = np.ndarray[Any, Any]
+
+_LEAST_BITS = 8
+"""Of a multiplier that shares its shift with larger ones: half a percent of a result."""
+_HEADROOM = 1.25
+"""Logits may grow beyond those of the calibration data by this before they saturate."""
+
+
+def quantize_model(
+    model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array], *, name: str, weight_bits: Literal[4, 8] = 8
+) -> ModelPlan:
+    """Calibrate with ``inputs`` of the model by name; ``weight_bits`` are those of experts and dense layers.
+
+    Raises InputError for calibration data that the model does not take; UnsupportedError, naming the node, for what the
+    hardware cannot hold, and for layers that cannot share one array.
+    """
+    feeds = feeds_of(model, inputs)
+    seen = evaluate(model, feeds, [graph.source, *(block.tokens for block in graph.blocks), graph.stream])
+    images, streams = seen[0], seen[1:]
+    tokens = [block.as_tokens(stream) for block, stream in zip(graph.blocks, streams, strict=False)]
+    stream_scale = _stream_scale(graph, images, tokens)
+    blocks = [
+        _block(block, rows, graph.tokens, stream_scale, weight_bits)
+        for block, rows in zip(graph.blocks, tokens, strict=True)
+    ]
+    heads = _heads(graph.head, streams[-1].astype(np.float32), stream_scale)
+    patches, embedding = None, None
+    if graph.embedding is not None:
+        patches, embedding = _embedding(graph.embedding, images, stream_scale)
+    layers: list[Layer] = [*([] if embedding is None else [embedding]), *blocks, *heads]
+    _expect_one_array([block.numbers.name for block in graph.blocks], blocks)
+    shifts = smallest_shifts(layers)
+    plan = ModelPlan(
+        name,
+        graph.tokens,
+        graph.width,
+        stream_scale,
+        patches,
+        None if embedding is None else with_shifts(embedding, shifts),
+        tuple(with_shifts(block, shifts) for block in blocks),
+        tuple(with_shifts(head, shifts) for head in heads),
+    )
+    if least_bits(plan.layers) < _LEAST_BITS:
+        raise UnsupportedError(
+            f"scales of layers differ so much that one shift leaves some a multiplier of {least_bits(plan.layers)} "
+            f"bits; expected {_LEAST_BITS}"
+        )
+    return plan
+
+
+def _stream_scale(graph: GraphModel, images: Array, tokens: Sequence[Array]) -> float:
+    """What a step of the stream stands for in all layers."""
+    needed = [block.numbers.needed_scale(rows) or 0.0 for block, rows in zip(graph.blocks, tokens, strict=True)]
+    if graph.embedding is not None:
+        products = graph.embedding.products(images)
+        needed.append(stream_scale_for(products, graph.embedding.table, products + graph.embedding.table))
+    return max(needed)
+
+
+def _block(
+    block: GraphBlock | GraphAttention, rows: Array, tokens: int, stream_scale: float, weight_bits: int
+) -> QuantizedBlock | QuantizedAttention:
+    if isinstance(block, GraphAttention):
+        return quantize_attention(block.numbers, rows, most_tokens=tokens, stream_scale=stream_scale)
+    return quantize(block.numbers, rows, most_tokens=tokens, weight_bits=weight_bits, stream_scale=stream_scale)
+
+
+def _embedding(embedding: FloatEmbedding, images: Array, stream_scale: float) -> tuple[Patches, QuantizedLinear]:
+    """Pixels take all 256 steps from the smallest to the largest of the calibration data; what lies between 0 and the
+    number in their middle goes to the table."""
+    taken = embedding.places[embedding.places >= 0]
+    pixels = images.reshape(len(images), -1)[:, taken]
+    low, high = float(pixels.min()), float(pixels.max())
+    scale = (high - low) / 255 or 1.0
+    offset = low + 128 * scale
+    table = embedding.table + offset * (embedding.places >= 0) @ embedding.weights.T
+    width = len(embedding.weights)
+    down = project(embedding.weights[None], np.zeros((1, width)), scale, np.full(width, stream_scale), 8)
+    positions = np.clip(np.round(table / stream_scale), -32768, 32767).astype(np.int16)
+    linear = QuantizedLinear(down, scale, stream_scale, positions=positions)
+    return Patches(embedding.shape, embedding.places, scale, offset), linear
+
+
+def _heads(head: FloatHead | None, stream: Array, stream_scale: float) -> list[QuantizedLinear]:
+    """As many products as it takes for each to have no more outputs than the stream is wide."""
+    if head is None:
+        return []
+    width = stream.shape[-1]
+    inputs = head.inputs(stream)
+    input_scale = scale_for(inputs, 8)
+    largest = float(np.abs(head.products(stream)).max(initial=0.0)) or 1.0
+    result_scale = largest * _HEADROOM / 32767
+    gate = round(GATE_ONE / stream.shape[1]) if head.pool == "mean" else GATE_ONE
+    # Gates that are rounded do not sum up to 1; results stand for that much less.
+    sum_of_gates = gate * (stream.shape[1] if head.pool == "mean" else 1) / GATE_ONE
+    norm = quantize_norm(head.name, head.norm, stream_scale, input_scale)
+    found = []
+    for first in range(0, len(head.weights), width):
+        part = slice(first, first + width)
+        count = len(head.bias[part])
+        down = project(head.weights[None, part], head.bias[None, part], input_scale, np.full(count, result_scale), 8)
+        found.append(QuantizedLinear(down, input_scale, result_scale / sum_of_gates, norm, head.pool, gate))
+    return found
+
+
+def _expect_one_array(names: Sequence[str], blocks: Sequence[QuantizedBlock | QuantizedAttention]) -> None:
+    """Raises UnsupportedError where blocks ask for hardware of different kinds."""
+    norms = [(name, block.shape.norm) for name, block in zip(names, blocks, strict=True)]
+    mixtures = [
+        (name, block.shape) for name, block in zip(names, blocks, strict=True) if isinstance(block, QuantizedBlock)
+    ]
+    routed = [(name, shape) for name, shape in mixtures if shape.experts]
+    attention = [
+        (name, block.shape) for name, block in zip(names, blocks, strict=True) if isinstance(block, QuantizedAttention)
+    ]
+    demands: list[tuple[str, list[tuple[str, Any]]]] = [("normalisation", norms)]
+    for field in ("gated", "weight_bits", "group"):
+        demands.append((field, [(name, getattr(shape, field)) for name, shape in mixtures]))
+    for field in ("scoring", "normalized", "groups", "groups_kept", "group_sum", "biased_choice"):
+        demands.append((field, [(name, getattr(shape, field)) for name, shape in routed]))
+    for field in ("heads", "head_width"):
+        demands.append((field, [(name, getattr(shape, field)) for name, shape in attention]))
+    for what, found in demands:
+        for name, value in found:
+            if value != found[0][1]:
+                raise UnsupportedError(
+                    f"{name}: {what.replace('_', ' ')} is {value} and that of {found[0][0]} {found[0][1]}; "
+                    "layers of one design share its arrays"
+                )

@@ -1,0 +1,95 @@
+"""Whole models in integers: near the floats, with one array for all layers or none."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from moec.errors import UnsupportedError
+from moec.ir import interpreter
+from moec.targets.hls.model import reference
+from moec.targets.hls.model.quantize import quantize_model
+from moec.targets.hls.moe.quality import signal_to_noise
+
+from . import vision_models as vision
+from .graphs import D, GraphBuilder
+
+
+def model_of(head=vision.first_token, *, tokens=1, kind=ir.DataType.FLOAT):
+    graph = GraphBuilder()
+    vision.images(graph, kind=kind)
+    pixels = graph.add("Cast", graph.x, to=ir.DataType.FLOAT) if kind != ir.DataType.FLOAT else graph.x
+    scaled = graph.add("Mul", pixels, graph.constant(np.float32(1 / 128)))
+    patches = vision.convolution(graph, scaled)
+    stream = vision.with_class(graph, patches, tokens) if tokens else patches
+    return vision.transformer(graph, vision.placed(graph, stream, 4 + tokens), head)
+
+
+def images(count, kind=np.float32):
+    found = np.random.default_rng(0).integers(0, 256, (count, 1, 4, 4)).astype(kind)
+    found[0].flat[:2] = 0, 255
+    return found
+
+
+def integers(plan, given):
+    rows = [reference.run(plan, plan.input_steps(image)).output for image in given]
+    return np.stack(rows) * plan.output_scale
+
+
+@pytest.mark.parametrize(
+    ("head", "tokens"),
+    [(vision.first_token, 1), (vision.mean_token, 0), (vision.mean_token, 1), (vision.all_tokens, 0)],
+)
+def test_integers_are_near_the_floats(head, tokens):
+    model = model_of(head, tokens=tokens)
+    given = images(40)
+    plan = quantize_model(model, vision.found(model), {"images": given}, name="vision")
+    (expected,) = interpreter.run(model, {"images": given}).values()
+    found = integers(plan, given)
+    assert (plan.output_rows, plan.classes) == found.shape[1:]
+    assert (signal_to_noise(expected, found.reshape(expected.shape)) or 0) > 20
+    assert plan.shifts.up is not None
+
+
+def test_bytes_become_steps_without_loss():
+    model = model_of(kind=ir.DataType.UINT8)
+    plan = quantize_model(model, vision.found(model), {"images": images(8, np.uint8)}, name="vision")
+    assert (plan.patches.scale, plan.patches.offset) == (1, 128)
+    steps = plan.input_steps(np.arange(16, dtype=np.uint8).reshape(1, 4, 4) * 17)
+    assert steps[1].tolist() == [-128, -111, -60, -43]
+    assert not steps[0].any()
+
+
+def many_classes(graph, tokens):
+    return graph.dense(graph.add("Gather", tokens, graph.constant(np.array(0)), axis=1), 2 * D + 3)
+
+
+def test_more_classes_than_channels_are_several_heads():
+    model = model_of(many_classes)
+    given = images(20)
+    plan = quantize_model(model, vision.found(model), {"images": given}, name="vision")
+    assert [head.outputs for head in plan.heads] == [D, D, 3]
+    assert (plan.classes, len({head.output_scale for head in plan.heads})) == (2 * D + 3, 1)
+    (expected,) = interpreter.run(model, {"images": given}).values()
+    assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 20
+
+
+def test_layers_that_need_another_array_are_refused():
+    model = model_of()
+    found = vision.found(model)
+    dense = found.blocks[1]
+    gated = dataclasses.replace(
+        dense,
+        numbers=dataclasses.replace(
+            dense.numbers,
+            gate=dense.numbers.up,
+            gate_bias=dense.numbers.up_bias,
+            experts=dataclasses.replace(dense.numbers.experts, gate_layout="separate"),
+        ),
+    )
+    other = dataclasses.replace(found, blocks=(found.blocks[0], gated, *found.blocks[2:]))
+    with pytest.raises(UnsupportedError, match=r"block: gated is False and that of node_MatMul_\d+ True"):
+        quantize_model(model, other, {"images": images(4)}, name="vision")

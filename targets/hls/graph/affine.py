@@ -62,12 +62,21 @@ def random_inputs(model: ir.Model, images: int) -> Mapping[ir.Value, Array]:
     random = np.random.default_rng(1)
     found = {}
     for value in model.graph.inputs:
-        sizes = [] if value.shape is None else list(value.shape)
-        if value.dtype is None or not sizes or not all(isinstance(size, int) for size in sizes[1:]):
+        sizes = sizes_behind_first(value)
+        if value.dtype is None or value.shape is None or sizes is None:
             continue
-        shape = [sizes[0] if isinstance(sizes[0], int) else images, *(int(size) for size in sizes[1:])]
+        first = value.shape[0]
+        shape = (first if isinstance(first, int) else images, *sizes)
         found[value] = random.integers(0, 2, shape).astype(value.dtype.numpy())
     return found
+
+
+def sizes_behind_first(value: ir.Value) -> tuple[int, ...] | None:
+    """A value's sizes but for the first, of the batch; None where one is not known, or none is there."""
+    if value.shape is None or not len(value.shape):
+        return None
+    found = tuple(size for size in list(value.shape)[1:] if isinstance(size, int))
+    return found if len(found) == len(value.shape) - 1 else None
 
 
 def _batches(source: ir.Value, probes: Array, heads: int, tokens: int) -> Iterator[tuple[Array, int]]:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
+from moec.targets.hls.graph.affine import sizes_behind_first
 from moec.targets.hls.graph.dense_layer import constant, dense_layer, origin
 from moec.targets.hls.model.float_model import FloatEmbedding
 from moec.targets.hls.model.moved import Moved, by_image, moved
@@ -29,10 +30,9 @@ def find_embedding(model: ir.Model, image: ir.Value, tokens: ir.Value) -> FloatE
     """None where the image is the tokens. Raises UnsupportedError, naming what is something else."""
     if origin(tokens) is image:
         return None
-    shape = tuple(image.shape or ())[1:]
-    if not shape or not all(isinstance(size, int) for size in shape):
+    sizes = sizes_behind_first(image)
+    if not sizes:
         raise UnsupportedError(f"{image.name!r} has the shape {image.shape}; expected images of one size")
-    sizes = tuple(int(size) for size in shape)
     product = _product_between(image, tokens)
     before = moved(model, image, sizes, product.inputs[0])
     inputs = _unfolded(product, before) if product.op_type == "Conv" else _rows(before)
@@ -107,13 +107,10 @@ def _behind(model: ir.Model, product: ir.Node, tokens: ir.Value, places: int, wi
     """Which place's results [T, d] are whose, as rows of ``places`` x ``width``, and the table that is added."""
     result = product.outputs[0]
     is_conv = product.op_type == "Conv"
-    rank = 3 if result.shape is None else len(result.shape)
-    sizes = [] if result.shape is None else list(result.shape)[2 if is_conv else 1 :]
-    if not all(isinstance(size, int) for size in sizes):
+    sizes = sizes_behind_first(result)
+    if sizes is None:
         raise UnsupportedError(f"{node_name(product)}: gives the shape {result.shape}; expected images of one size")
-    fixed = tuple(int(size) for size in sizes)
-    shape = (width, *fixed) if is_conv else ((places, width) if rank == 2 else fixed)
-    found = moved(model, result, shape, tokens)
+    found = moved(model, result, (places, width) if len(sizes) == 1 else sizes, tokens)
     if found.places.ndim != 2:
         raise UnsupportedError(f"{tokens.name!r} has the shape {tokens.shape}; expected [images, tokens, channels]")
     if is_conv:  # channels come first

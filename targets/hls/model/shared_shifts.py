@@ -15,9 +15,8 @@ import numpy as np
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.model.plan import Layer, QuantizedLinear, shifts_of
 from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, shifted
-from moec.targets.hls.moe.quantize import QuantizedBlock
 
-_Layer = TypeVar("_Layer", QuantizedBlock, QuantizedAttention, QuantizedLinear)
+_Layer = TypeVar("_Layer", bound=Layer)
 
 
 def smallest_shifts(layers: Sequence[Layer]) -> dict[str, int]:

@@ -45,6 +45,8 @@ from moec.errors import DefectError, MoecError, reporting
 from moec.targets.kind import Options
 
 DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
+TOKENS = "1,16,256,4096,32768"
+"""Numbers of tokens that launches are predicted for."""
 
 app = typer.Typer(
     name="moec",
@@ -242,18 +244,30 @@ def inspect(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where a standalone program goes.")
     ] = None,
     architecture: Architecture = None,
+    launches: Annotated[
+        bool, typer.Option("--launches", help="Show what launches for a GPU are predicted to take instead.")
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="Of --launches: a100, h100 or rtx4090; default: by the architecture.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="T,T,...", help=f"Of --launches: numbers of tokens. [default: {TOKENS}]")
+    ] = None,
 ) -> None:
     """Show what is in an artifact: MoE blocks, kernels and why they were chosen, weights, passes, remarks."""
     from rich.text import Text
 
+    from moec.common.arguments import token_counts
     from moec.inspect import tables
     from moec.inspect.one_expert import became, find_expert
     from moec.inspect.streams import streaming, streaming_tables
     from moec.runtime.artifact import open_artifact
     from moec.runtime.description import describe, find_kernel
 
-    if expert is not None and kernel is not None:
-        raise MoecError("--expert and --kernel exclude each other: each shows one thing")
+    if (expert is not None) + (kernel is not None) + launches > 1:
+        raise MoecError("--expert, --kernel and --launches exclude one another: each shows one thing")
+    if not launches and (gpu is not None or tokens is not None):
+        raise MoecError("--gpu and --tokens are for --launches; add it")
     if emit.value == STANDALONE:
         _write_standalone(artifact, kernel, output, architecture)
         return
@@ -262,6 +276,11 @@ def inspect(
     if kernel is None and emit is not TIR:
         raise MoecError(f"--emit {emit.value} shows the source of one kernel; add --kernel K")
     opened = open_artifact(artifact, check_weights=False)
+    if launches:
+        numbers = token_counts("tokens", TOKENS if tokens is None else tokens, least=1)
+        predicted = targets.kind_of(opened.manifest.target).predict_launches(opened, gpu, numbers)
+        print_result(predicted.data, as_json, predicted.tables)
+        return
     if kernel is not None:
         print(find_kernel(opened, kernel, architecture).source(emit.value))
         return

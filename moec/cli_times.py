@@ -32,15 +32,16 @@ def bench(
     """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels; or sessions of a language
     model, in tokens per second."""
     from moec.common import array_files
+    from moec.common.arguments import token_counts
     from moec.inspect import tables
     from moec.tools.bench import bench as bench_model
-    from moec.tools.bench_session import DECODE, PREFILL, bench_session, read_depths
+    from moec.tools.bench_session import DECODE, PREFILL, bench_session
 
     placed = {"threads": threads, "pages": pages.value, "resident": resident, "prefer_resident": prefer_resident}
     if (prefill, decode, depth) != (None, None, None):
         if against or inputs:
             raise MoecError("--prefill, --decode and --depth time sessions, --against and --inputs single runs")
-        depths = read_depths(depth or "0")
+        depths = token_counts("depth", depth or "0")
         if prefill is None and decode is None:
             prefill, decode = PREFILL, DECODE
         with shown_progress() as progress:

@@ -84,6 +84,16 @@ class Launch:
     tensor_maps: tuple[TensorMap, ...] = ()
     only_if: LaunchCondition | None = None
     """None where nothing but an empty grid keeps the host from launching it."""
+    registers: int | None = None
+    """Of a thread; None where there was no compiler for the device."""
+
+
+class Plan(Protocol):
+    """How a kernel on a device shares out its work, for who predicts its time. Its target knows what it says."""
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data."""
+        ...
 
 
 @dataclasses.dataclass
@@ -108,6 +118,10 @@ class KernelRecord:
     """Tensors in order, outputs last; a size that is known when it runs is its expression."""
     launches: list[Launch] = dataclasses.field(default_factory=list)
     """On a device."""
+    sizes: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of the first call: the kernel's dynamic sizes, by the names that parameters and launches call them, as C
+    expressions of the model's."""
+    plan: Plan | None = None
 
 
 Loader = Callable[[], "np.ndarray | Iterator[np.ndarray]"]

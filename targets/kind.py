@@ -115,6 +115,15 @@ class Kind(abc.ABC):
         """What an artifact needs to run, beside features of the processor."""
         return ()
 
+    def predict_launches(self, artifact: Artifact, machine: str | None, tokens: Sequence[int]) -> CommandResult:
+        """What the launches of an artifact's layers of experts take on a machine, by default one that it is for, at
+        these numbers of tokens: predicted, without running anything. Raises MoecError where there is no model of
+        that."""
+        raise MoecError(
+            f"{artifact.where}: is for {artifact.manifest.target}, and launches are those of a GPU; choose an artifact "
+            "for --target cuda"
+        )
+
     def find_tool(self, name: str) -> pathlib.Path | str | None:
         """The path of one of :attr:`tools`, or None."""
         import shutil

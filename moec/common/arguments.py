@@ -35,6 +35,21 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise MoecError(f"{name} is {shown(value)}; expected one of {', '.join(map(repr, choices))}")
 
 
+_MOST_TOKENS = 2**24
+
+
+def token_counts(name: str, text: str, least: int = 0) -> list[int]:
+    """``0,2048``. Raises MoecError for other text, and numbers below ``least`` or that no kernel counts to."""
+    parts = text.split(",")
+    counts = [int(part) if part.strip().isdecimal() and len(part) < 20 else -1 for part in parts]
+    if not all(least <= count <= _MOST_TOKENS for count in counts):
+        raise MoecError(
+            f"{name} is {text[:80]!r}; expected numbers of tokens from {least} to {_MOST_TOKENS}, separated by commas: "
+            "1,2048"
+        )
+    return counts
+
+
 def check_optional_text(**values: Any) -> None:
     """Raise MoecError unless each value is a string or None."""
     for name, value in values.items():

@@ -199,7 +199,7 @@ def _read_file(record: Any, where: str) -> FileEntry:
 def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
     for key in ("name", "op", "computes"):
         _typed(record, key, str, where)
-    for key, kind in {"nodes": list, "attributes": dict, "sources": dict}.items():
+    for key, kind in {"nodes": list, "attributes": dict, "sources": dict, "sizes": dict}.items():
         _typed(record, key, kind, where)
     for name in record["sources"]:
         _typed(record["sources"], name, str, where)

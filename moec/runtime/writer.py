@@ -271,6 +271,8 @@ def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
         "candidates": [dataclasses.asdict(candidate) for candidate in kernel.candidates],
         "parameters": [dataclasses.asdict(parameter) for parameter in kernel.parameters],
         "launches": [dataclasses.asdict(launch) for launch in kernel.launches],
+        "sizes": kernel.sizes,
+        "plan": None if kernel.plan is None else kernel.plan.as_data(),
     }
 
 

@@ -68,14 +68,6 @@ def bench_session(
     return {"threads": model.threads, "weights": weights, "streamed": counts, "tests": rows}
 
 
-def read_depths(text: str) -> list[int]:
-    """``0,2048``. Raises MoecError for other text."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise MoecError(f"depth is {text!r}; expected numbers of tokens, separated by commas: 0,2048")
-    return [int(part) for part in parts]
-
-
 def _silent(_step: str) -> None:
     pass
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moec.targets.kind import Form, Options, ProgramKind, Standalone
+from moec.targets.kind import CommandResult, Form, Options, ProgramKind, Standalone
 
 if TYPE_CHECKING:
     import pathlib
@@ -59,6 +59,13 @@ class CudaKind(ProgramKind):
         from moec.tools.tune_gpu import tune_gpu
 
         return tune_gpu(compiled, progress)
+
+    def predict_launches(self, artifact: Artifact, machine: str | None, tokens: Sequence[int]) -> CommandResult:
+        from moec.targets.cuda.launch_model.layers import predict_layers
+        from moec.targets.cuda.launch_model.tables import launch_data, launch_tables
+
+        gpu, layers = predict_layers(artifact, machine, tokens)
+        return CommandResult(launch_data(gpu, layers), launch_tables(gpu, layers), as_expected=True)
 
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
         architectures = " or ".join(description["binaries"])

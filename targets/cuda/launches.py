@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from tvm import tirx
 
 from moec.targets.base import Launch, LaunchCondition, SizeRange, TensorMap
 from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT
+from moec.targets.cuda.nvcc_report import registers_of
 from moec.targets.tvm.c_expressions import in_c
 
 _PHASE = "tirx.SplitHostDevice"
@@ -110,6 +112,16 @@ def _static_shared_bytes(function: tirx.PrimFunc) -> int:
 
     tvm_ffi.structural_walk(function.body, [(tirx.AllocBuffer, add)])
     return sum(sizes)
+
+
+def with_registers(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[Launch]:
+    """The launches of functions that ptxas spoke of, by name in ``resources``, with the registers that these have."""
+    return [
+        dataclasses.replace(launch, registers=registers_of(resources[launch.function]))
+        if launch.function in resources
+        else launch
+        for launch in launches
+    ]
 
 
 def facts_of(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ EXPECTED = {
 _KERNEL = re.compile(r"__global__ void (?:__\w+__\s*\([^()]*\)\s*)*(\w+)\s*\(")
 _FUNCTION = re.compile(r"(?:Compiling entry function|Function properties for) '?(\w+)'?")
 _USED = re.compile(r"^ptxas info\s*: (Used .*)")
+_REGISTERS = re.compile(r"^Used (\d+) registers")
 _STACK = re.compile(r"^\s*(\d+ bytes stack frame.*)")
 _ROUTINE = re.compile(r"^ptxas info\s*: (?:\d+ bytes gmem|Compile time =|Compiling entry function|Function properties)")
 _PTXAS = re.compile(r"^ptxas (?:[^;:]*[;:] )?\s*(?:info|warning|error)?\s*:? ?(.*)")
@@ -48,6 +49,14 @@ def read_report(text: str, source: str) -> PtxasReport:
             for name, advice in _advice(line, source):
                 advisories.setdefault(name, []).append(advice)
     return PtxasReport({name: f"{used[name]}\n{stack[name]}\n" for name in used if name in stack}, advisories)
+
+
+def registers_of(resources: str) -> int:
+    """Registers of a thread, from what a report says of a function's resources. Raises ValueError."""
+    found = _REGISTERS.match(resources)
+    if found is None:
+        raise ValueError(f"no number of registers: {resources[:80]!r}")
+    return int(found[1])
 
 
 def _advice(line: str, source: str) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from tvm.tirx.build import split_host_device_mods
 
 from moec.targets.cuda.kernels.lower_by_form import LowerByForm
 from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
-from moec.targets.cuda.launches import LaunchRecorder, facts_of
+from moec.targets.cuda.launches import LaunchRecorder, facts_of, with_registers
 from moec.targets.cuda.nvcc import MISSING, compile_source
 from moec.targets.cuda.schedule import ScheduleForGpu, allocation_phases
 from moec.targets.tvm import host_code
@@ -118,7 +118,9 @@ def _cuda_code(
             if functions:
                 generated.sources[form] = _by_kernel(functions, kernels)
     facts = {kernel: facts_of(launches[kernel], resources) for kernel in kernels}
-    return dataclasses.replace(generated, facts=facts, binary=None if compiled is None else compiled.binary)
+    launches = {kernel: with_registers(several, resources) for kernel, several in launches.items()}
+    binary = None if compiled is None else compiled.binary
+    return dataclasses.replace(generated, facts=facts, launches=launches, binary=binary)
 
 
 def lowered_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, tvm.IRModule | None]:

@@ -17,6 +17,7 @@ from moec.common.specs import StreamedExpertsSpec, StreamedWeight
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
+from moec.targets.tvm.c_expressions import in_c
 from moec.targets.tvm.nodes import reshaped
 from moec.targets.tvm.rename_kernels import EXPORTED
 from moec.targets.tvm.symbolic import Known, Sizes
@@ -25,6 +26,18 @@ from moec.targets.tvm.te_kernels import OPAQUE, Requirement, prim_func
 
 def identifier(name: str | None) -> str:
     return re.sub(r"\W", "_", name or "value") or "value"
+
+
+def sizes_of(kernel: tirx.PrimFunc, types: Sequence[Any]) -> dict[str, str]:
+    """What a kernel's dynamic sizes are in a call, in C. ``types``: of all arguments; sizes count where one is a
+    tensor."""
+    sizes: dict[str, str] = {}
+    for parameter, given in zip(kernel.params, types, strict=True):
+        if isinstance(parameter.ty, tirx.BufferType) and isinstance(given, relax.TensorType):
+            for size, found in zip(parameter.shape, given.shape, strict=True):
+                if isinstance(size, tirx.Var):
+                    sizes.setdefault(size.name, in_c(found))
+    return sizes
 
 
 def _is_view(expression: relax.Expr) -> TypeGuard[relax.Call]:
@@ -227,8 +240,10 @@ class FunctionBuilder:
         output_types: Sequence[relax.TensorType],
         record: KernelRecord,
     ) -> list[relax.Var]:
+        given = [self.emit(argument) for argument in arguments]
+        record.sizes = sizes_of(kernel, [*(one.ty for one in given), *output_types])
         symbol = self._add_recorded_kernel(kernel, record)
-        return self._call(symbol, [self.emit(argument) for argument in arguments], output_types, record.name)
+        return self._call(symbol, given, output_types, record.name)
 
     def call_kernel_on(
         self,
@@ -238,8 +253,10 @@ class FunctionBuilder:
         record: KernelRecord,
         numbers: Sequence[Any] = (),
     ) -> list[relax.Var]:
+        given = [*map(self.emit, arguments)]
+        record.sizes = sizes_of(kernel, [*(None for _ in numbers), *(one.ty for one in [*given, *outputs])])
         symbol = self._add_recorded_kernel(kernel, record)
-        return self._call_on(symbol, [*numbers, *map(self.emit, arguments)], outputs, record.name)
+        return self._call_on(symbol, [*numbers, *given], outputs, record.name)
 
     def export_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> str:
         """Add a kernel that ``main`` does not call, once; its symbol, by which the runtime will find it."""

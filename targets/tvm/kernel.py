@@ -14,7 +14,7 @@ from tvm import relax, tirx
 
 from moec.common.work import WorkModel
 from moec.errors import UnsupportedError
-from moec.targets.base import Candidate
+from moec.targets.base import Candidate, Plan
 
 STORAGE_TYPES = ("float32", "float16", "bfloat16")
 """Element types that kernels load and store; they compute in float32."""
@@ -29,7 +29,8 @@ class Kernel:
     """``computes``: the formula, in one line. ``build`` makes the function; of kernels between which an operator
     chooses, all take the same arguments. ``how`` says in words how a problem is done, and ``why_not`` why it cannot be
     (None where it can); both depend on the problem and the machine alone. ``tile``: what a block of threads computes at
-    a time, in words."""
+    a time, in words. ``plan``: how it shares out a problem on a device, as a :class:`~moec.targets.base.Plan`; None
+    where nobody has said so."""
 
     name: str
     computes: str
@@ -37,18 +38,25 @@ class Kernel:
     how: Callable[[Any, Any], str]
     why_not: Callable[[Any, Any], str | None] = never
     tile: Callable[[Any], str] | None = None
+    plan: Callable[[Any], Plan] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The kernel that was chosen, and the account of all that were considered."""
+    """The kernel that was chosen for a problem, and the account of all that were considered."""
 
     kernel: Kernel
     candidates: list[Candidate]
+    problem: Any
 
     def tile_of(self, problem: Any) -> dict[str, str]:
         """What the artifact says about the kernel's tile; nothing where it has none."""
         return {} if self.kernel.tile is None else {"tile": self.kernel.tile(problem)}
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the kernel shares out the problem."""
+        return None if self.kernel.plan is None else self.kernel.plan(self.problem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +90,7 @@ def select(kernels: Sequence[Kernel], problem: Any, machine: Any) -> Selection:
         beaten = reason is None and kernel is not winner
         words = f"{words}; {winner.name} is preferred" if beaten else words
         candidates.append(Candidate(kernel.name, reason is None, words, kernel is winner))
-    return Selection(winner, candidates)
+    return Selection(winner, candidates, problem)
 
 
 def why_not_stored(*dtypes: str) -> str | None:

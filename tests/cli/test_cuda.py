@@ -77,6 +77,11 @@ def test_writes_a_program_of_one_kernel(folder, tmp_path):
         (("--kernel", "exp", "--emit", "standalone"), "add --kernel K and -o DIR"),
         (("--emit", "standalone", "-o", "made"), "add --kernel K and -o DIR"),
         (("--kernel", "exp", "--emit", "cuda", "-o", "made"), "-o is for --emit standalone"),
+        (("--gpu", "h100"), "--gpu and --tokens are for --launches"),
+        (("--launches", "--kernel", "exp"), "--expert, --kernel and --launches exclude one another"),
+        (("--launches", "--gpu", "gtx"), "GPU 'gtx' is not known to the model; use one of a100, h100, rtx4090"),
+        (("--launches", "--tokens", "1,x"), "tokens is '1,x'; expected numbers of tokens from 1 to"),
+        (("--launches", "--tokens", "0"), "tokens is '0'; expected numbers of tokens from 1 to"),
         (("--architecture", "sm_90a"), "has no program for architecture 'sm_90a'; its programs are for sm_80"),
     ],
 )

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from moec.common.arguments import token_counts
 from moec.errors import MoecError
-from moec.tools.bench_session import bench_session, read_depths
+from moec.tools.bench_session import bench_session
 from tests.cli.test_cli import assert_refused, moec
 from tests.runtime.bigrams import model_of
 
@@ -40,9 +41,9 @@ def test_numbers_that_cannot_be_are_refused(model, options):
 
 
 def test_depths_are_numbers():
-    assert read_depths("0, 2048") == [0, 2048]
-    with pytest.raises(MoecError, match="depth is '1,-2'; expected numbers of tokens, separated by commas"):
-        read_depths("1,-2")
+    assert token_counts("depth", "0, 2048") == [0, 2048]
+    with pytest.raises(MoecError, match="depth is '1,-2'; expected numbers of tokens from 0 to"):
+        token_counts("depth", "1,-2")
 
 
 def test_the_command(model):

@@ -11,7 +11,9 @@ import dataclasses
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP, read_at_once
+from moec.targets.cuda.launch_model.plans import StreamPlan
 from moec.targets.tvm.activation import within
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
@@ -194,8 +196,24 @@ def _why_not(problem: CombineProblem, machine: str) -> str | None:
     return why_not_stored(problem.dtype, problem.weight_dtype, problem.pair_dtype)
 
 
+_COMBINED_AHEAD = 4
+"""Slots that the compiler reads before it adds them up, for it unrolls the loop so often."""
+
+
+def _combine_plan(problem: CombineProblem) -> StreamPlan:
+    own = ("x",) if problem.identity_experts else ()
+    together = read_at_once(problem.width, problem.dtype, problem.pair_dtype)
+    load = together * dtype_of(problem.pair_dtype).itemsize
+    return StreamPlan((*own, "weights", "chosen", "pairs"), ("y",), load, _COMBINED_AHEAD)
+
+
 COMBINE = Kernel(
-    "combine", "y[t] = sum over slots of weight * result of the pair", combine, lambda problem, _: _HOW, _why_not
+    "combine",
+    "y[t] = sum over slots of weight * result of the pair",
+    combine,
+    lambda problem, _: _HOW,
+    _why_not,
+    plan=_combine_plan,
 )
 COMBINE_PLACED = Kernel(
     "combine_placed",

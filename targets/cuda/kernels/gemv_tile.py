@@ -29,13 +29,13 @@ def why_not(problem: GroupedProblem) -> str | None:
     reason = problem.why_not_stored()
     if reason is not None:
         return reason
-    together = _lane_inputs(problem)
+    together = lane_inputs(problem)
     if problem.inner % together:
         return f"{problem.inner} inputs; a lane reads {together} at once"
     return None if problem.stored is None else problem.stored.why_not(together)
 
 
-def _lane_inputs(problem: GroupedProblem) -> int:
+def lane_inputs(problem: GroupedProblem) -> int:
     """Inputs that a lane reads at once."""
     if problem.stored is not None:
         return _QUANTIZED_INPUTS
@@ -73,7 +73,7 @@ class WarpTile:
 @T.inline
 def _load_row(tile, rows, row, part, values):
     """A part of a row, in float32; as many bytes at once as the storage has."""
-    count = T.meta_var(_lane_inputs(tile.problem))
+    count = T.meta_var(lane_inputs(tile.problem))
     vector = T.meta_var(min(count, _LOAD_BYTES // _BYTES[tile.problem.dtype]))
     stored = T.alloc_local((count,), tile.problem.dtype)
     for load in T.unroll(count // vector):
@@ -87,7 +87,7 @@ def _load_row(tile, rows, row, part, values):
 
 @T.inline
 def _multiply_floats(tile, rows, matrix, expert, part, sums):
-    count = T.meta_var(_lane_inputs(tile.problem))
+    count = T.meta_var(lane_inputs(tile.problem))
     values = T.alloc_local((count,), "float32")
     weights = T.alloc_local((COLUMNS_PER_WARP, count), tile.problem.matrix_dtype)
     for c in T.unroll(COLUMNS_PER_WARP):
@@ -129,7 +129,7 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
 @T.inline
 def multiply_rows(tile, rows, matrix, expert, sums):
     """``sums`` [rows, :data:`COLUMNS_PER_WARP`]: every lane's part of the products, in float32."""
-    count = T.meta_var(_lane_inputs(tile.problem))
+    count = T.meta_var(lane_inputs(tile.problem))
     for r in T.unroll(tile.rows):
         for c in T.unroll(COLUMNS_PER_WARP):
             sums[r, c] = T.float32(0)

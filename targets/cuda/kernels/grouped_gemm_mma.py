@@ -40,6 +40,7 @@ from moec.targets.cuda.kernels.mma_tile import (
 from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.cuda.kernels.tf32 import ROUND_TO_TF32
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
+from moec.targets.cuda.launch_model.plans import Product, TilePlan
 
 _INSTRUCTIONS = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -268,10 +269,15 @@ def grouped_gemm_mma(
     return form(problem, body)
 
 
+def _plan(problem: GroupedProblem) -> TilePlan:
+    tile = (problem.block_rows, COLUMNS, panel_depth(problem.dtype), SHAPES[problem.block_rows].stages)
+    return TilePlan(Product.of(problem), *tile, unit="mma")
+
+
 GROUPED_GEMM_MMA, GEMM_MMA = tiled_kernels(
     "gemm_mma",
     grouped_gemm_mma,
     how=lambda problem: "tensor cores (mma.sync), panels by cp.async in several stages",
     why_not=lambda problem, _: why_not(problem),
-    tile=lambda problem: (COLUMNS, panel_depth(problem.dtype)),
+    plan=_plan,
 )

@@ -25,6 +25,7 @@ from moec.targets.cuda.kernels.grouped_problem import (
 )
 from moec.targets.cuda.kernels.tf32 import round_values
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
+from moec.targets.cuda.launch_model.plans import Product, TilePlan
 
 COLUMNS = 64
 """Columns of a tile, those of gate and up both counted."""
@@ -209,5 +210,5 @@ GROUPED_GEMM_SIMT, GEMM_SIMT = tiled_kernels(
     grouped_gemm_simt,
     how=lambda problem: "float32 multiply-adds, panels in shared memory, any size",
     why_not=lambda problem, _: why_not(problem),
-    tile=lambda problem: (COLUMNS, DEPTH),
+    plan=lambda problem: TilePlan(Product.of(problem), problem.block_rows, COLUMNS, DEPTH, stages=1, unit="fma"),
 )

@@ -30,6 +30,7 @@ from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE, Tile, TileShape
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
+from moec.targets.cuda.launch_model.plans import Product, TilePlan
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 """The function of the runtime that describes a matrix to the accelerator before the kernel is launched."""
@@ -283,6 +284,11 @@ def grouped_gemm_wgmma(
     return form(problem, copying if problem.stored is None else decoding)
 
 
+def _plan(problem: GroupedProblem) -> TilePlan:
+    tile = (problem.block_rows, tile_columns(problem), DEPTH, _STAGES)
+    return TilePlan(Product.of(problem), *tile, unit="wgmma", copying_warps=GROUP // WARP)
+
+
 def _why_not_on(problem: GroupedProblem, architecture: str) -> str | None:
     return why_not(problem) if architecture == "sm_90a" else f"the code is for {architecture}; wgmma needs sm_90a"
 
@@ -292,5 +298,5 @@ GROUPED_GEMM_WGMMA, GEMM_WGMMA = tiled_kernels(
     grouped_gemm_wgmma,
     how=_how,
     why_not=_why_not_on,
-    tile=lambda problem: (tile_columns(problem), DEPTH),
+    plan=_plan,
 )

@@ -13,9 +13,10 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows, why_not
+from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows, why_not
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
+from moec.targets.cuda.launch_model.plans import Product, WarpPlan
 from moec.targets.tvm.kernel import Kernel
 
 WARPS = 4
@@ -109,4 +110,5 @@ GROUPED_GEMV = Kernel(
     grouped_gemv,
     how=lambda problem, _: "few tokens: a warp per outputs of a pair, no dispatch",
     why_not=lambda problem, _: why_not(problem),
+    plan=lambda problem: WarpPlan(Product.of(problem), WARPS, COLUMNS_PER_WARP, lane_inputs(problem)),
 )

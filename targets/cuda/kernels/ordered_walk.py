@@ -13,6 +13,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import ALL_LANES, SHARED_BYTES, WARP
+from moec.targets.cuda.launch_model.plans import WalkPlan
 
 _MOST_WARPS = 32
 _COUNT_BYTES = SHARED_BYTES - 16 * 1024
@@ -42,6 +43,16 @@ class Walk:
     def is_expert(self, expert: Any) -> Any:
         """Ids outside [0, E), such as -1, belong to no expert."""
         return T.And(expert >= 0, expert < self.experts)
+
+
+def steps_in_c(length: str, warps: int) -> str:
+    """Steps of a warp through a sequence whose length is a C expression."""
+    return f"((({length}) + {warps - 1}) / {warps} + {WARP - 1}) / {WARP}"
+
+
+def walk_plan(steps: str) -> WalkPlan:
+    """So many steps: an id is read; then lanes with equal ones are found, and the count is read and written."""
+    return WalkPlan(steps, memory_waits=1, exchanges=4)
 
 
 @T.inline

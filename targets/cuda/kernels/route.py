@@ -26,6 +26,7 @@ from moec.targets.cuda.kernels.route_token import (
     share_with_warp,
     start_token,
 )
+from moec.targets.cuda.launch_model.plans import WalkPlan
 from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.route import RouteProblem
 
@@ -165,6 +166,12 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
     return kernel
 
 
+def _plan(routing: RouteProblem) -> WalkPlan:
+    """A warp is done with its token in one step: scores, then a round of five exchanges for each slot."""
+    softmax = 10 if routing.spec.score == "softmax" else 0
+    return WalkPlan("1", memory_waits=1, exchanges=softmax + 6 * routing.spec.k)
+
+
 ROUTE = Kernel(
     "route",
     "weights[T, k], experts[T, k] = top k of the scores of logits[T, E]",
@@ -177,4 +184,5 @@ ROUTE = Kernel(
         if routing.tolerant
         else why_not(routing.spec, routing.experts, routing.dtype)
     ),
+    plan=_plan,
 )

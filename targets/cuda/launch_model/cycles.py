@@ -1,0 +1,86 @@
+"""The cycles that a block of threads takes on its multiprocessor, by what keeps it busy.
+
+A block alone takes what its most used unit takes, and what it waits for: the first panels, the end. Blocks that a
+multiprocessor holds at once fill each other's waits, until the unit is what they wait for: a block then takes the time
+of the unit alone. (Asymptotic bounds of closed queueing networks: Denning and Buzen, 1978.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.launch_model.gpus import SHARED_CYCLES, Gpu
+from moec.targets.cuda.launch_model.loops import Issued
+from moec.targets.cuda.launch_model.plans import StreamPlan, TilePlan, WalkPlan, WarpPlan
+
+LATENCY = "latency"
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCycles:
+    """``busy``: cycles by unit, in which it works for one block; ``waits``: those in which none does."""
+
+    busy: dict[str, float]
+    waits: float
+
+    def together(self, count: int) -> tuple[float, str]:
+        """The cycles of so many blocks that begin at once, and what they are limited by."""
+        unit = max(self.busy, key=lambda name: self.busy[name])
+        alone, throughput = self.busy[unit] + self.waits, self.busy[unit] * count
+        return (throughput, unit) if throughput >= alone else (alone, LATENCY if self.waits > self.busy[unit] else unit)
+
+
+def tile_cycles(plan: TilePlan, gpu: Gpu, issued: Issued | None, *, from_memory: bool) -> BlockCycles:
+    """Of one tile. ``from_memory``: whether its panels of the matrix are in no cache."""
+    product, panels = plan.product, -(-plan.product.inner // plan.inputs)
+    matrix_bytes = plan.columns * plan.inputs * product.weight_bits / 8
+    panel_bytes = plan.rows * plan.inputs * product.row_bytes + matrix_bytes / plan.cluster
+    stored = plan.rows * min(plan.columns, product.columns) * product.width / product.columns * product.out_bytes
+    rate = gpu.tensor_rate(product.dtype, plan.unit) / gpu.multiprocessors / gpu.clock
+    latency = gpu.memory_cycles if from_memory else gpu.l2_cycles
+    loads = panels * panel_bytes / gpu.l2_bytes_per_cycle
+    unit = "tensor cores" if plan.unit != "fma" else "arithmetic"
+    busy = {unit: panels * 2 * plan.rows * plan.columns * plan.inputs / rate, "L2": loads}
+    end = stored / gpu.l2_bytes_per_cycle
+    if issued is not None:
+        busy["issue slots"] = panels * issued.per_step / gpu.issue_slots
+        end = max(end, issued.once / gpu.issue_slots)
+    # A stage is asked for again when it was used: a ring brings stages - 1 panels in the time of one wait.
+    steady = max(max(busy.values()), panels * latency / max(plan.stages - 1, 1))
+    first = 2 * gpu.l2_cycles + latency  # which rows, which expert; then the first panel
+    if plan.persistent:
+        return BlockCycles(busy, steady - max(busy.values()))
+    return BlockCycles(busy, steady - max(busy.values()) + first + end)
+
+
+def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None, *, from_memory: bool) -> BlockCycles:
+    """Of one block of warps, each with its lines of the matrix."""
+    product = plan.product
+    steps = -(-product.inner // (WARP * plan.inputs))
+    lines = plan.warps * plan.columns
+    moved = lines * product.inner * product.weight_bits / 8 + plan.warps * plan.rows * product.inner * product.row_bytes
+    busy = {"L2": moved / gpu.l2_bytes_per_cycle}
+    # A multiply-add for each weight and row: 128 of them in a cycle, a quarter of a warp's for each scheduler.
+    busy["arithmetic"] = lines * product.inner * plan.rows * 2 / (gpu.float32_peak / gpu.multiprocessors / gpu.clock)
+    end = 5 * SHARED_CYCLES  # sums of all lanes
+    if issued is not None:
+        busy["issue slots"] = plan.warps * (steps * issued.per_step + issued.once) / gpu.issue_slots
+    latency = gpu.memory_cycles if from_memory else gpu.l2_cycles
+    waits = max(steps * latency / plan.ahead - max(busy.values()), 0.0)
+    return BlockCycles(busy, waits + gpu.l2_cycles + end)
+
+
+def stream_cycles(
+    plan: StreamPlan, gpu: Gpu, threads: int, moved: float, read: float, *, from_memory: bool
+) -> BlockCycles:
+    """Of one block that moves so many bytes, of which it reads some."""
+    latency = gpu.memory_cycles if from_memory else gpu.l2_cycles
+    steps = max(read / threads / plan.load_bytes / plan.loads, 1.0)
+    return BlockCycles({"L2": moved / gpu.l2_bytes_per_cycle}, gpu.l2_cycles + steps * latency)
+
+
+def walk_cycles(plan: WalkPlan, gpu: Gpu, steps: int, moved: float) -> BlockCycles:
+    """Of one block whose warps take so many steps each."""
+    waits = steps * (plan.memory_waits * gpu.l2_cycles + plan.exchanges * SHARED_CYCLES)
+    return BlockCycles({"L2": moved / gpu.l2_bytes_per_cycle}, gpu.memory_cycles + waits)

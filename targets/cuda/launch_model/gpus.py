@@ -1,0 +1,146 @@
+"""Published figures of GPUs: those of NVIDIA, and what others measured. moec measured none of them.
+
+Sources, as the fields below name them:
+
+A     NVIDIA A100 Tensor Core GPU Architecture (white paper, 2020), and its data sheet for 80 GB SXM.
+H     NVIDIA H100 Tensor Core GPU Architecture (white paper, 2022), and its data sheet for SXM.
+L     NVIDIA Ada GPU Architecture (white paper, 2022), appendix on GeForce RTX 4090.
+C     CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+MAMF  S. Bekman, Machine Learning Engineering, "Maximum Achievable Matmul FLOPS": the best that was found over shapes.
+GB    te42kyfo/gpu-benches, gpu-l2-cache (a100_80.txt, h200.txt) and gpu-stream.
+MT4G  The MT4G tool's report on an H100 80GB HBM3.
+LAT   M. Dewing, AI_kernels, latency/README.md (RTX 4090, GH200).
+MMA   Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024: mma.sync on Hopper.
+CP    smallscientist1/cuda_microbenchmark, analysis_RTX4090.md: cp.async from the second-level cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.errors import MoecError
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Bandwidths are bytes per second; ``*_peak`` as published, ``*_reached`` as others measured at best."""
+
+    name: str
+    capability: str
+    multiprocessors: int
+    clock: float
+    """Cycles per second, at which the published peaks are counted."""
+    memory_peak: float
+    memory_reached: float
+    l2_bytes: int
+    l2_reached: float
+    """Read by all multiprocessors."""
+    shared_bytes: int
+    """Of a multiprocessor, for all its blocks, what the system reserves included (C)."""
+    warps: int
+    """Of a multiprocessor, at most (C)."""
+    blocks: int
+    """Likewise (C)."""
+    tensor_peak: float
+    """Operations per second on 16-bit floats with sums in float32, dense."""
+    tensor_reached: float
+    float32_peak: float
+    l2_cycles: int
+    """From a load to its use, where the second-level cache has it."""
+    memory_cycles: int
+    mma_share: float = 1.0
+    """Of the peak, what ``mma.sync`` reaches where there is a newer instruction."""
+    registers: int = 65536
+    """Of a multiprocessor (C)."""
+    issue_slots: int = 4
+    """Warps that a multiprocessor issues an instruction of in a cycle: it has four schedulers (A, H, L)."""
+
+    def tensor_rate(self, dtype: str, unit: str) -> float:
+        """Operations per second that ``unit`` (``wgmma``, ``mma``, or ``fma`` without tensor cores) reaches."""
+        if unit == "fma":
+            return self.float32_peak
+        share = 0.5 if dtype == "float32" else 1.0  # of tf32 a tensor core multiplies half as many (A, H, L)
+        return self.tensor_reached * share * (self.mma_share if unit == "mma" else 1.0)
+
+    def peak(self, dtype: str, unit: str) -> float:
+        """Operations per second as published for the best unit of that type."""
+        if unit == "fma":
+            return self.float32_peak
+        return self.tensor_peak * (0.5 if dtype == "float32" else 1.0)
+
+    @property
+    def l2_bytes_per_cycle(self) -> float:
+        """That one multiprocessor reads, where all do."""
+        return self.l2_reached / self.clock / self.multiprocessors
+
+
+GPUS = {
+    "a100": Gpu(
+        name="A100 SXM 80GB",
+        capability="8.0",
+        multiprocessors=108,  # A
+        clock=1.410e9,  # A
+        memory_peak=2039e9,  # A
+        memory_reached=1730e9,  # GB, read
+        l2_bytes=40 << 20,  # A
+        l2_reached=5400e9,  # GB; A says 5120 bytes per cycle, which are 7219
+        shared_bytes=164 << 10,
+        warps=64,
+        blocks=32,
+        tensor_peak=312e12,  # A
+        tensor_reached=271.2e12,  # MAMF
+        float32_peak=19.5e12,  # A
+        l2_cycles=260,  # assumed to be about those of the others
+        memory_cycles=600,  # likewise
+    ),
+    "h100": Gpu(
+        name="H100 SXM",
+        capability="9.0",
+        multiprocessors=132,  # H
+        clock=1.830e9,  # H: at which 132 multiprocessors make 989.4 TFLOP/s; it may rise to 1.98 GHz
+        memory_peak=3352e9,  # H
+        memory_reached=3013e9,  # MT4G, written; it read 2750
+        l2_bytes=50 << 20,  # H
+        l2_reached=9750e9 * 1.830 / 1.980,  # GB on an H200, which has the same multiprocessors, at 1.98 GHz
+        shared_bytes=228 << 10,
+        warps=64,
+        blocks=32,
+        tensor_peak=989.4e12,  # H
+        tensor_reached=794.5e12,  # MAMF: power keeps the clock down
+        float32_peak=66.9e12,  # H
+        l2_cycles=281,  # LAT, on a GH200
+        memory_cycles=690,  # LAT, likewise; MT4G says 834
+        mma_share=0.629,  # MMA
+    ),
+    "rtx4090": Gpu(
+        name="GeForce RTX 4090",
+        capability="8.9",
+        multiprocessors=128,  # L
+        clock=2.520e9,  # L
+        memory_peak=1008e9,  # L
+        memory_reached=907e9,  # assumed: 90% of the peak
+        l2_bytes=72 << 20,  # L
+        l2_reached=4903e9,  # CP
+        shared_bytes=100 << 10,
+        warps=48,
+        blocks=24,
+        tensor_peak=165.2e12,  # L, with sums in float32
+        tensor_reached=165.2e12,  # nothing lower is known
+        float32_peak=82.6e12,  # L
+        l2_cycles=296,  # LAT
+        memory_cycles=636,  # LAT
+    ),
+}
+"""By the names that ``moec inspect --gpu`` takes."""
+
+SHARED_CYCLES = 30
+"""From a load to its use, in shared memory (MT4G); an exchange between lanes is about as long."""
+LAUNCH_SECONDS = 1e-6
+"""From the end of a kernel to the begin of the next one of a captured graph: an assumption, NVIDIA publishes none."""
+
+
+def gpu_called(name: str) -> Gpu:
+    """Raises MoecError for a name that is not in :data:`GPUS`."""
+    if name not in GPUS:
+        raise MoecError(f"GPU {name[:40]!r} is not known to the model; use one of {', '.join(GPUS)}")
+    return GPUS[name]

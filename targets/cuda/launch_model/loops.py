@@ -1,0 +1,103 @@
+"""How many instructions a kernel issues in each step of its main loop, counted in its machine code.
+
+A loop is what lies between a branch backwards and its target. The main loop is the one with the multiplications; one
+that waits for a barrier has none. How many steps an iteration makes follows from how many multiplications it has,
+since the compiler unrolls. Where there is no such loop, for it was unrolled away or there is no machine code, nothing
+is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.launch_model.plans import TilePlan, WarpPlan
+
+_FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)$", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?(?P<what>[A-Z][^;]*);", re.MULTILINE)
+_BRANCH = re.compile(r"BRA\S* (?:\S+, )?(?:`\()?0x(?P<target>[0-9a-f]+)")
+_COPY_BYTES = 16
+"""Of an asynchronous copy of a thread."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Issued:
+    """Instructions of warps. ``per_step``: of all warps of a block for a panel, or of a warp for a step of its lanes;
+    ``once``: those before and behind the loop, likewise."""
+
+    per_step: float
+    once: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    at: int
+    what: str
+
+
+def count(sass: str, function: str, plan: TilePlan | WarpPlan, warps: int) -> Issued | None:
+    """Of a function that blocks of so many warps run; None where it cannot be counted."""
+    code = _instructions(sass, function)
+    if isinstance(plan, WarpPlan):
+        loop = _main_loop(code, lambda what: what.startswith("FFMA"))
+        steps = _count(loop, "FFMA") // (plan.columns * plan.inputs * plan.rows)
+        return Issued(len(loop) / steps, len(code) - len(loop)) if steps else None
+    return _count_tile(code, plan, warps)
+
+
+def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Issued | None:
+    computing = warps - plan.copying_warps
+    operation, per_panel = _multiplications(plan, computing)
+    loop = _main_loop(code, lambda what: what.startswith(operation))
+    panels = _count(loop, operation) / per_panel
+    if panels < 1 or panels != int(panels):
+        return None
+    per_step, outside = len(loop) / panels * computing, len(code) - len(loop)
+    if plan.copying_warps:
+        copies = plan.rows * plan.inputs * plan.product.row_bytes / _COPY_BYTES / (plan.copying_warps * WARP)
+        copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith("LDGSTS"))
+        panels = _count(copying, "LDGSTS") / copies
+        if panels < 1:
+            return None
+        per_step += len(copying) / panels * plan.copying_warps
+        outside -= len(copying)
+    return Issued(per_step, outside * computing)
+
+
+def _multiplications(plan: TilePlan, warps: int) -> tuple[str, float]:
+    """How the instruction begins, and how many a warp has for a panel."""
+    depth = 32 // plan.product.row_bytes
+    if plan.unit == "wgmma":
+        return "HGMMA", plan.inputs / depth
+    if plan.unit == "mma":
+        return "HMMA", plan.rows / 16 * plan.columns / 8 * plan.inputs / depth / warps
+    return "FFMA", plan.rows * plan.columns * plan.inputs / (warps * WARP)
+
+
+def _instructions(sass: str, function: str) -> list[_Instruction]:
+    """Those of a function; nothing behind its last end, where the code is padded."""
+    begins = {match["name"]: match.end() for match in _FUNCTION.finditer(sass)}
+    if function not in begins:
+        return []
+    ends = [match.start() for match in _FUNCTION.finditer(sass) if match.start() > begins[function]]
+    text = sass[begins[function] : min(ends, default=len(sass))]
+    code = [_Instruction(int(match["at"], 16), match["what"].strip()) for match in _INSTRUCTION.finditer(text)]
+    return [one for one in code if not one.what.startswith("NOP")]
+
+
+def _main_loop(code: Sequence[_Instruction], is_wanted: Callable[[str], bool]) -> list[_Instruction]:
+    """The body of the loop with most of the wanted instructions, the shortest of these; nothing where there is none."""
+    loops = []
+    for one in code:
+        branch = _BRANCH.match(one.what)
+        if branch is not None and int(branch["target"], 16) < one.at:
+            body = [other for other in code if int(branch["target"], 16) <= other.at <= one.at]
+            loops.append((sum(is_wanted(other.what) for other in body), -len(body), body))
+    wanted, _, body = max(loops, key=lambda found: found[:2], default=(0, 0, []))
+    return body if wanted else []
+
+
+def _count(code: Sequence[_Instruction], operation: str) -> int:
+    return sum(one.what.startswith(operation) for one in code)

@@ -1,0 +1,173 @@
+"""How kernels share out their work, as they say themselves when they are compiled; the artifact keeps it with their
+launches. What is predicted follows from this alone, never from names or words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from moec.common.dtypes import dtype_of
+from moec.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+
+TOKENS, SLOTS = "tokens", "slots"
+"""What kernels of experts call the dynamic sizes of their routing weights [T, k]."""
+Unit = Literal["wgmma", "mma", "fma"]
+"""What multiplies: tensor cores by the one or the other instruction, or no tensor cores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A product of rows [inner] with ``experts`` matrices [columns, inner]; a row of the result has ``width`` numbers.
+
+    ``dtype``: what is multiplied; ``weight_bits``: of a number of the matrix as it is stored, scales included;
+    ``row_bytes`` and ``out_bytes``: of a number of the rows and of the result. ``gathered``: rows are those of tokens,
+    which have as many each as they have experts.
+    """
+
+    experts: int
+    inner: int
+    columns: int
+    width: int
+    dtype: str
+    weight_bits: float
+    row_bytes: int
+    out_bytes: int
+    gathered: bool
+
+    @staticmethod
+    def of(problem: GroupedProblem) -> Product:
+        return Product(
+            problem.experts,
+            problem.inner,
+            problem.columns,
+            problem.width,
+            problem.dtype,
+            8 * problem.matrix_bytes / (problem.columns * problem.inner),
+            dtype_of(problem.dtype).itemsize,
+            dtype_of(problem.out_dtype).itemsize,
+            problem.gathered,
+        )
+
+    @property
+    def matrix_bytes(self) -> float:
+        """Of one expert."""
+        return self.columns * self.inner * self.weight_bits / 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TilePlan:
+    """A block of threads computes tiles of ``rows`` x ``columns``, ``inputs`` at a time, with ``stages`` of panels.
+
+    ``copying_warps`` of its warps only bring panels. ``persistent``: a block computes tiles one after another, and
+    begins to copy the next one before it has stored the last. ``cluster``: blocks that get one copy of the matrix
+    together.
+    """
+
+    product: Product
+    rows: int
+    columns: int
+    inputs: int
+    stages: int
+    unit: Unit
+    copying_warps: int = 0
+    persistent: bool = False
+    cluster: int = 1
+
+    def as_data(self) -> dict[str, Any]:
+        return _as_data(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarpPlan:
+    """A warp multiplies ``rows`` rows with ``columns`` lines of the matrix, of which each lane reads ``inputs`` numbers
+    at a time; a block has ``warps`` of them. ``ahead``: how many such steps are read before the first is used."""
+
+    product: Product
+    warps: int
+    columns: int
+    inputs: int
+    rows: int = 1
+    ahead: int = 1
+
+    def as_data(self) -> dict[str, Any]:
+        return _as_data(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlan:
+    """Tensors ``read`` and ``written`` once, by the names of the kernel's parameters. A thread reads ``load_bytes`` at
+    once, and so ``loads`` times before it uses the first."""
+
+    read: tuple[str, ...]
+    written: tuple[str, ...]
+    load_bytes: int = 4
+    loads: int = 1
+
+    def as_data(self) -> dict[str, Any]:
+        return _as_data(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class WalkPlan:
+    """A warp takes ``steps`` (C, of the kernel's sizes) one after another, and in each waits so many times for memory,
+    and so many times for shared memory or other lanes. ``moved``: the tensors that are read or written, by the names of
+    the kernel's parameters; none where that is all of them."""
+
+    steps: str
+    memory_waits: float = 1.0
+    exchanges: float = 0.0
+    moved: tuple[str, ...] = ()
+
+    def as_data(self) -> dict[str, Any]:
+        return _as_data(self)
+
+
+LaunchPlan = TilePlan | WarpPlan | StreamPlan | WalkPlan
+_PLANS: dict[str, type[LaunchPlan]] = {"tiles": TilePlan, "warps": WarpPlan, "stream": StreamPlan, "walk": WalkPlan}
+
+
+def _as_data(plan: LaunchPlan) -> dict[str, Any]:
+    kind = next(name for name, one in _PLANS.items() if type(plan) is one)
+    return {"kind": kind, **dataclasses.asdict(plan)}
+
+
+def parse_plan(data: Any, where: str) -> LaunchPlan | None:
+    """A plan out of an artifact; None where there is none. Raises ArtifactError for one that moec did not write."""
+    if data is None:
+        return None
+    try:
+        fields = dict(data)
+        made = _PLANS[fields.pop("kind")]
+        if "product" in fields:
+            fields["product"] = _checked(Product, dict(fields["product"]))
+        return _checked(made, fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{where}: its plan cannot be read: {error}; compile the model again") from error
+
+
+def _checked(made: type[Any], fields: Mapping[str, Any]) -> Any:
+    """Raises TypeError for fields that are missing, unknown or of another type, ValueError for numbers below zero."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    plan = made(**values)
+    for field in dataclasses.fields(made):
+        value = getattr(plan, field.name)
+        kinds: tuple[type, ...] = _KINDS.get(field.type, (Product, str))  # type: ignore[arg-type]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError(f"{field.name} is {str(value)[:40]!r}")
+        if isinstance(value, (int, float)) and not (value > 0 or field.name in _MAY_BE_ZERO):
+            raise ValueError(f"{field.name} is {value}")
+    return plan
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "tuple[str, ...]": (tuple,),
+}
+_MAY_BE_ZERO = {"copying_warps", "persistent", "gathered", "memory_waits", "exchanges"}

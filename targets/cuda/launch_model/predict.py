@@ -1,0 +1,123 @@
+"""The time of one launch, predicted: the longest of what memory takes and what the multiprocessors take.
+
+Blocks are spread over the multiprocessors in waves of as many as these hold at once, and each wave takes as long as its
+blocks do (:mod:`.cycles`): the last one may be nearly empty. Kernels of a captured graph begin one after another.
+What is left out: clocks that change, conflicts of banks, atomics, and whatever a manual does not say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.targets.cuda.launch_model.cycles import (
+    BlockCycles,
+    stream_cycles,
+    tile_cycles,
+    walk_cycles,
+    warp_cycles,
+)
+from moec.targets.cuda.launch_model.gpus import LAUNCH_SECONDS, Gpu
+from moec.targets.cuda.launch_model.loops import Issued
+from moec.targets.cuda.launch_model.occupancy import Occupancy, occupancy
+from moec.targets.cuda.launch_model.plans import StreamPlan, TilePlan, WalkPlan, WarpPlan
+from moec.targets.cuda.launch_model.rows import Spread
+from moec.targets.cuda.launch_model.traffic import Traffic, least_bytes, tensor_traffic, tile_traffic, warp_traffic
+
+MEMORY = "memory"
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchFacts:
+    """What the host launches at some number of tokens. ``bytes_read`` and ``bytes_written``: of the tensors that the
+    plan of a stream names, or of all of them; ``steps``: of a walk."""
+
+    blocks: int
+    threads: int
+    registers: int
+    shared_bytes: int
+    bytes_read: float = 0.0
+    bytes_written: float = 0.0
+    steps: int = 0
+    issued: Issued | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """``blocks``: those that have work; ``waves``: of them; ``tail``: the share of all waves' room that they fill;
+    ``operations``: of what is asked for, without padding; ``seconds``: from the end of the kernel before to its own;
+    ``roofline``: the least time at the published peaks, as a share of that."""
+
+    occupancy: Occupancy
+    blocks: int
+    waves: int
+    tail: float
+    traffic: Traffic
+    operations: float
+    seconds: float
+    limit: str
+    roofline: float
+
+
+def predict(
+    plan: TilePlan | WarpPlan | StreamPlan | WalkPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int
+) -> Prediction:
+    """Of a launch whose blocks fit; ``spread``: of the pairs of ``tokens`` over the experts of the kernel."""
+    held = occupancy(gpu, facts.threads, facts.registers, facts.shared_bytes)
+    blocks, cycles, traffic = _work(plan, gpu, facts, spread, tokens)
+    room = gpu.multiprocessors * held.blocks
+    waves = max(-(-blocks // room), 1)
+    taken, unit = _cycles_of_waves(gpu, held, blocks, cycles)
+    idle = 0 if isinstance(plan, TilePlan) and plan.persistent else max(facts.blocks - blocks, 0)
+    taken += idle / room * gpu.l2_cycles  # each looks up whether there is work, and leaves
+    busy, moving = taken / gpu.clock, traffic.memory / gpu.memory_reached
+    # A stream from memory begins when the first bytes come.
+    seconds, limit = max((busy, unit), (moving + gpu.memory_cycles / gpu.clock, MEMORY))
+    seconds += LAUNCH_SECONDS
+    operations, least = _least(plan, gpu, spread, tokens, traffic)
+    return Prediction(
+        held, blocks, waves, blocks / (waves * room), traffic, operations, seconds, limit, least / seconds
+    )
+
+
+def _work(
+    plan: TilePlan | WarpPlan | StreamPlan | WalkPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int
+) -> tuple[int, BlockCycles, Traffic]:
+    """Blocks that have work (of persistent ones, their tiles), the cycles of one, and what all move."""
+    if isinstance(plan, TilePlan):
+        rows = spread.blocks(plan.rows)
+        tiles = rows * -(-plan.product.columns // plan.columns)
+        cycles = tile_cycles(plan, gpu, facts.issued, from_memory=rows == spread.used)
+        return tiles, cycles, tile_traffic(plan, gpu, spread, tokens)
+    if isinstance(plan, WarpPlan):
+        of_pair = -(-plan.product.columns // (plan.warps * plan.columns))
+        cycles = warp_cycles(plan, gpu, facts.issued, from_memory=True)
+        return -(-spread.pairs // plan.rows) * of_pair, cycles, warp_traffic(plan, gpu, spread, tokens)
+    traffic = tensor_traffic(gpu, facts.bytes_read, facts.bytes_written)
+    read, moved = facts.bytes_read / facts.blocks, traffic.l2 / facts.blocks
+    if isinstance(plan, WalkPlan):
+        return facts.blocks, walk_cycles(plan, gpu, facts.steps, moved), traffic
+    cycles = stream_cycles(plan, gpu, facts.threads, moved, read, from_memory=traffic.memory > 0)
+    return facts.blocks, cycles, traffic
+
+
+def _cycles_of_waves(gpu: Gpu, held: Occupancy, blocks: int, cycles: BlockCycles) -> tuple[float, str]:
+    """Full waves, and what is left, spread over the multiprocessors; and what limits most of it."""
+    full, left = divmod(blocks, gpu.multiprocessors * held.blocks)
+    of_wave, limit = cycles.together(held.blocks)
+    if not left:
+        return full * of_wave, limit
+    of_last, limit_of_last = cycles.together(-(-left // gpu.multiprocessors))
+    return full * of_wave + of_last, limit if full else limit_of_last
+
+
+def _least(
+    plan: TilePlan | WarpPlan | StreamPlan | WalkPlan, gpu: Gpu, spread: Spread, tokens: int, traffic: Traffic
+) -> tuple[float, float]:
+    """Operations, and the seconds that they and the bytes take at the published peaks."""
+    if isinstance(plan, (StreamPlan, WalkPlan)):
+        return 0.0, traffic.memory / gpu.memory_peak
+    product = plan.product
+    operations = 2.0 * spread.pairs * product.columns * product.inner
+    unit = plan.unit if isinstance(plan, TilePlan) else "mma"
+    least = max(operations / gpu.peak(product.dtype, unit), least_bytes(product, spread, tokens) / gpu.memory_peak)
+    return operations, least

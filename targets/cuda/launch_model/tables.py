@@ -1,0 +1,122 @@
+"""What ``moec inspect --launches`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from moec.common.tables import table
+from moec.targets.cuda.launch_model.gpus import Gpu
+from moec.targets.cuda.launch_model.layers import PredictedLaunch, PredictedLayer
+from moec.targets.cuda.launch_model.plans import TilePlan, WarpPlan
+
+_HEADINGS = (
+    "launch",
+    "blocks x threads",
+    "registers, shared",
+    "held at once (by)",
+    "with work",
+    "waves, filled",
+    "MB memory, L2",
+    "GFLOP",
+    "issued",
+    "predicted µs",
+    "limit",
+    "of roofline",
+)
+
+
+def launch_tables(gpu: Gpu, layers: Sequence[PredictedLayer]) -> Iterator[RenderableType]:
+    yield Text(
+        f"Predicted for {gpu.name}, not measured: from published figures, tokens spread evenly over experts, kernels "
+        "of a captured graph one after another. docs/cuda.md says what the model knows."
+    )
+    for layer in layers:
+        rows = [_cells(launch) for launch in layer.launches]
+        rate = f", {layer.operations / layer.seconds / 1e12:.3g} TFLOP/s" if layer.operations else ""
+        share = layer.least / layer.seconds
+        title = f"{layer.node}, {layer.tokens} tokens: predicted {_us(layer.seconds)} µs{rate}, {share:.0%} of roofline"
+        yield table(title, _HEADINGS, rows)
+
+
+def launch_data(gpu: Gpu, layers: Sequence[PredictedLayer]) -> dict[str, Any]:
+    """The same as plain data, in seconds and bytes."""
+    return {
+        "gpu": gpu.name,
+        "spread": "balanced",
+        "predicted": [
+            {
+                "node": layer.node,
+                "tokens": layer.tokens,
+                "seconds": layer.seconds,
+                "operations": layer.operations,
+                "share_of_roofline": layer.least / layer.seconds,
+                "launches": [_launch_data(launch) for launch in layer.launches],
+            }
+            for layer in layers
+        ],
+    }
+
+
+def _launch_data(launch: PredictedLaunch) -> dict[str, Any]:
+    facts, found = launch.facts, launch.prediction
+    return {
+        "function": launch.function,
+        "blocks": facts.blocks,
+        "threads": facts.threads,
+        "registers": facts.registers,
+        "shared_bytes": facts.shared_bytes,
+        "blocks_at_once": found.occupancy.blocks,
+        "warps_at_once": found.occupancy.warps,
+        "occupancy_limit": found.occupancy.limit,
+        "blocks_with_work": found.blocks,
+        "waves": found.waves,
+        "tail": found.tail,
+        "memory_bytes": found.traffic.memory,
+        "l2_bytes": found.traffic.l2,
+        "operations": found.operations,
+        "issued_per_step": None if facts.issued is None else facts.issued.per_step,
+        "seconds": found.seconds,
+        "limit": found.limit,
+        "share_of_roofline": found.roofline,
+    }
+
+
+def _cells(launch: PredictedLaunch) -> tuple[str, ...]:
+    facts, found = launch.facts, launch.prediction
+    held = found.occupancy
+    return (
+        launch.function.removesuffix("_kernel"),
+        f"{facts.blocks} x {facts.threads}",
+        f"{facts.registers}, {facts.shared_bytes / 1024:.1f} KiB",
+        f"{held.blocks} ({held.limit})",
+        str(found.blocks),
+        f"{found.waves}, {found.tail:.0%}",
+        f"{_mb(found.traffic.memory)}, {_mb(found.traffic.l2)}",
+        f"{found.operations / 1e9:.3g}" if found.operations else "-",
+        _issued(launch),
+        _us(found.seconds),
+        found.limit,
+        f"{found.roofline:.0%}",
+    )
+
+
+def _issued(launch: PredictedLaunch) -> str:
+    """Instructions of warps for a panel, or of a lane for a weight; a dash where they were not counted."""
+    issued, plan = launch.facts.issued, launch.plan
+    if issued is None:
+        return "-"
+    if isinstance(plan, WarpPlan):
+        return f"{issued.per_step / (plan.columns * plan.inputs):.1f} per weight"
+    return f"{issued.per_step:.0f} per panel" if isinstance(plan, TilePlan) else "-"
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:.3g}" if size < 1e9 else f"{size / 1e6:.0f}"
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}" if seconds < 1e-3 else f"{seconds * 1e6:.0f}"

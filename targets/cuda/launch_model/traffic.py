@@ -1,0 +1,72 @@
+"""Bytes that a launch moves: from memory, and between the second-level cache and the multiprocessors.
+
+The cache is taken to hold what a launch reads again, or what the one before wrote, where that is at most half of it.
+Tiles of one block of rows are computed side by side, those of an expert's next block right after them: its matrix comes
+from memory once where it fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.targets.cuda.launch_model.gpus import Gpu
+from moec.targets.cuda.launch_model.plans import Product, TilePlan, WarpPlan
+from moec.targets.cuda.launch_model.rows import Spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes."""
+
+    memory: float
+    l2: float
+
+
+def stays(gpu: Gpu, size: float) -> bool:
+    """Whether so many bytes are still in the second-level cache when they are read again."""
+    return size <= gpu.l2_bytes / 2
+
+
+def tile_traffic(plan: TilePlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:
+    """Of all tiles; rows of padding are not read."""
+    product, blocks = plan.product, spread.blocks(plan.rows)
+    across = -(-product.columns // plan.columns)
+    row, result = product.inner * product.row_bytes, product.width * product.out_bytes
+    matrices = product.matrix_bytes * (spread.used if stays(gpu, product.matrix_bytes) else blocks)
+    moved = matrices + _once(gpu, _different_rows(product, spread, tokens) * row, spread.pairs * row)
+    read = blocks * product.matrix_bytes / plan.cluster + across * spread.pairs * row
+    return Traffic(moved + _kept(gpu, spread.pairs * result), read + spread.pairs * result)
+
+
+def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:
+    """Of pairs, each of which reads its expert's matrix; lines of warps in one block read a row together."""
+    product, groups = plan.product, -(-spread.pairs // plan.rows)
+    row, result = product.inner * product.row_bytes, product.width * product.out_bytes
+    moved = product.matrix_bytes * spread.used + _kept(gpu, _different_rows(product, spread, tokens) * row)
+    read = groups * (product.matrix_bytes + product.columns / plan.columns * plan.rows * row)
+    return Traffic(moved + _kept(gpu, spread.pairs * result), read + spread.pairs * result)
+
+
+def tensor_traffic(gpu: Gpu, read: float, written: float) -> Traffic:
+    """Of tensors that are read and written once."""
+    return Traffic(_kept(gpu, read) + _kept(gpu, written), read + written)
+
+
+def least_bytes(product: Product, spread: Spread, tokens: int) -> float:
+    """Of a product whatever the kernel: matrices in use, rows and results once each."""
+    rows = _different_rows(product, spread, tokens) * product.inner * product.row_bytes
+    return product.matrix_bytes * spread.used + rows + spread.pairs * product.width * product.out_bytes
+
+
+def _different_rows(product: Product, spread: Spread, tokens: int) -> int:
+    return min(tokens, spread.pairs) if product.gathered else spread.pairs
+
+
+def _kept(gpu: Gpu, size: float) -> float:
+    """What of so many bytes, which another launch wrote or will read, has to do with memory."""
+    return 0.0 if stays(gpu, size) else size
+
+
+def _once(gpu: Gpu, different: float, read: float) -> float:
+    """Of bytes that are read several times: nothing where they stay, once or each time where they do not."""
+    return 0.0 if stays(gpu, different) else read

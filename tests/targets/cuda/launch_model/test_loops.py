@@ -1,0 +1,74 @@
+"""Instructions of main loops, counted in machine code."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from moec.targets.cuda.launch_model.loops import Issued, count
+from moec.targets.cuda.launch_model.plans import Product, TilePlan, WarpPlan
+
+PRODUCT = Product(4, 256, 64, 64, "bfloat16", 16.0, 2, 2, gathered=True)
+WARPS = WarpPlan(PRODUCT, warps=4, columns=4, inputs=8)
+MMA = TilePlan(PRODUCT, rows=16, columns=32, inputs=64, stages=3, unit="mma")
+WGMMA = TilePlan(PRODUCT, rows=64, columns=64, inputs=64, stages=4, unit="wgmma", copying_warps=4)
+
+
+def sass(*instructions: str, function: str = "f") -> str:
+    """As cuobjdump prints it: 16 bytes per instruction, the encoding behind it and on a line of its own."""
+    lines = [f"\t\tFunction : {function}", '\t.headerflags\t@"EF_CUDA_SM90"']
+    for at, text in enumerate(instructions):
+        lines.append(f"        /*{16 * at:04x}*/                   {text} ;        /* 0x000078ff05057b82 */")
+        lines.append("                                                           /* 0x000fe20000000800 */")
+    return "\n".join(lines) + "\n"
+
+
+def loop(start: int, *body: str) -> list[str]:
+    """A loop at the ``start``-th instruction."""
+    return [*body, f"@P0 BRA 0x{16 * start:x}"]
+
+
+FMA = ["FFMA R1, R2, R3, R1"] * 32
+
+
+def test_steps_of_a_lane():
+    """An iteration that the compiler made of two steps has 64 multiply-adds, 6 other instructions and the branch."""
+    text = sass("MOV R1, c[0x0][0x28]", *loop(1, *["LDG.E R4, [R2]"] * 6, *FMA, *FMA), "EXIT", "BRA 0x480")
+    assert count(text, "f", WARPS, 4) == Issued(71 / 2, 3)
+
+
+def test_a_wait_for_a_barrier_is_not_the_main_loop():
+    spin = loop(1, "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R3], R6", "NANOSLEEP 0x100")
+    main = loop(4, *["HMMA.16816.F32.BF16 R4, R8, R2, R4"] * 4, "BAR.SYNC 0x0")
+    # A warp of four has 1 * 4 * 4 / 4 products of a panel.
+    assert count(sass("NOP", *spin, *main, "EXIT"), "f", MMA, 4) == Issued(6 * 4, 4 * 4)
+
+
+def test_warps_that_copy_have_a_loop_of_their_own():
+    computing = loop(1, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 8, "WARPGROUP.DEPBAR.LE gsb0, 0x1")
+    # 64 rows of 8 pieces, by 128 threads: four copies for a panel.
+    copying = loop(11, *["LDGSTS.E.BYPASS.128 [R37], [R8.64]"] * 4, "UTMALDG.2D [UR8], [UR18]")
+    found = count(sass("S2R R0, SR_TID.X", *computing, *copying, "EXIT"), "f", WGMMA, 8)
+    assert found == Issued(10 / 2 * 4 + 6 * 4, 2 * 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        sass(*FMA, "EXIT"),  # unrolled away
+        sass(*loop(0, *FMA), "EXIT", function="other"),
+        sass(*loop(0, *FMA[:31]), "EXIT"),  # less than a step
+    ],
+)
+def test_what_cannot_be_counted_is_not(text):
+    assert count(text, "f", WARPS, 4) is None
+
+
+def test_a_fraction_of_a_panel_is_not_counted():
+    products = ["HMMA.16816.F32.BF16 R4, R8, R2, R4"] * 6
+    assert count(sass(*loop(0, *products), "EXIT"), "f", MMA, 4) is None
+    without = dataclasses.replace(WGMMA, copying_warps=4)
+    computing = loop(0, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 4)
+    assert count(sass(*computing, "EXIT"), "f", without, 8) is None

@@ -119,7 +119,8 @@ def steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
     target, emulated = ("cuda:sm_90a", ["--emulate"]) if emulate else (f"cuda:{architecture()}", [])
     for name, (_dtype, passes) in FORMATS.items():
         model, artifact = str(make_layer(name, work)), str(work / f"{name}.moec")
-        yield Step(f"compile {name}", [*moec, "compile", model, "-o", artifact, "--target", target, "--passes", passes])
+        compiling = [*moec, "compile", model, "-o", artifact, "--target", target, "--passes", passes]
+        yield Step(f"compile {name}", compiling, LONG)
         yield Step(f"verify {name}", [*moec, "verify", model, artifact, *emulated])
     yield from kernel_steps(work, emulate)
     needs_gpu = "an emulator is no GPU" if emulate else None

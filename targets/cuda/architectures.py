@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+WARP = 32
+"""Threads of a warp."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:

@@ -25,7 +25,11 @@ MISSING = (
 _INSTALLED = pathlib.Path("/usr/local/cuda")
 _PACKAGED = ("nvidia.cu13", "nvidia.cuda_nvcc")
 """Where NVIDIA's packages on PyPI put it."""
-_OPTIONS = ("-std=c++17", "-O3", f"-diag-suppress={','.join(EXPECTED)}", "-Xptxas", "-v")
+SOURCE = "all_kernels.cu"
+"""The file of an artifact's sources that holds what nvcc was given, to which the lines of machine code refer."""
+PREAMBLE = "preamble.cuh"
+"""The one that holds what comes before all kernels."""
+_OPTIONS = ("-std=c++17", "-O3", "-lineinfo", f"-diag-suppress={','.join(EXPECTED)}")
 _OPTION_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 """Variables of the environment, from which nvcc takes options too."""
 _BINARY, _TEXTS = "binary", "texts"
@@ -33,6 +37,15 @@ _PTX_ENTRY = re.compile(
     r"^\.visible \.entry (?P<name>\w+)\(.*?(?=^\.(?:visible|weak|func|extern)\b|\Z)", re.MULTILINE | re.DOTALL
 )
 """Up to what comes next: braces of inline assembly also stand at the beginning of a line."""
+_PTX_FILE = re.compile(r'^(?P<number>\t\.file\t\d+ )"(?P<path>[^"\n]*)"[^\n]*$', re.MULTILINE)
+"""A source, by its path, time and size."""
+_PTX_MODULE = re.compile(f"({','.join(map(str, b'_INTERNAL_'))},)(?:[0-9]+,){{8}}")
+"""In the names of functions that only this source has, whose bytes PTX lists for debuggers: eight digits that nvcc
+makes of the path."""
+_PTX_LINES = re.compile(
+    r"^\t\.loc\t[^\n]*\n|^\$L__tmp\d+:\n|^\t\.file\t[^\n]*\n|^\t\.section\t.*\Z", re.MULTILINE | re.DOTALL
+)
+"""What PTX says of lines of the source."""
 _PTX_POOL = re.compile(r"^\.extern \.shared [^\n]*? (?P<name>\w+)\[\];\n", re.MULTILINE)
 _SASS_FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)\n.*?(?=^\s*Function : |\Z)", re.MULTILINE | re.DOTALL)
 _CALL, _SPILL = re.compile(r"\bCALL\."), re.compile(r"\b(?:LDL|STL)\b")
@@ -82,12 +95,12 @@ def compile_source(source: str, architecture: str) -> Compiled | None:
         return None
     virtual = architecture.replace("sm_", "compute_")
     codes = f"[{architecture},{virtual}]" if is_for_newer_ones(architecture) else architecture
-    options = [*_OPTIONS, "-gencode", f"arch={virtual},code={codes}"]
-    followed_from = [source, *options, *(_version(tool) for tool in (nvcc, find_disassembler()))]
+    options = [*_OPTIONS, f"-arch={virtual}"], ["-Xptxas", "-v", "-gencode", f"arch={virtual},code={codes}"]
+    followed_from = [source, *options[0], *options[1], *(_version(tool) for tool in (nvcc, find_disassembler()))]
     followed_from += [f"{name}={os.environ.get(name, '')}" for name in _OPTION_VARIABLES]
 
     def make(_name: str) -> Files:
-        compiled = _compile(nvcc, source, options)
+        compiled = _compile(nvcc, source, *options)
         texts = {name: text for name, text in vars(compiled).items() if name != _BINARY}
         return {_BINARY: compiled.binary, _TEXTS: json.dumps(texts).encode()}
 
@@ -99,25 +112,38 @@ def _version(tool: pathlib.Path | None) -> str:
     return "" if tool is None else _run([str(tool), "--version"])
 
 
-def _compile(nvcc: pathlib.Path, source: str, options: Sequence[str]) -> Compiled:
+def _compile(nvcc: pathlib.Path, source: str, to_ptx: Sequence[str], to_binary: Sequence[str]) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "kernels.cu")
+        path = pathlib.Path(folder, SOURCE)
         path.write_text(source)
         binary, ptx = path.with_suffix(".fatbin"), path.with_suffix(".ptx")
-        command = [str(nvcc), "-fatbin", *options, "--keep", f"--keep-dir={folder}", str(path), "-o", str(binary)]
-        report = read_report(_run(command), source)
+        said = _run([str(nvcc), "-ptx", *to_ptx, path.name, "-o", ptx.name], folder)
+        text = without_paths(ptx.read_text())
+        ptx.write_text(text)
+        path.unlink()  # ptxas would note when it was written
+        said += _run([str(nvcc), "-fatbin", "-lineinfo", *to_binary, ptx.name, "-o", binary.name], folder)
+        report = read_report(said, source)
         sass = _disassembled(binary)
         return Compiled(
             binary.read_bytes(),
-            kernels_of_ptx(ptx.read_text()),
+            kernels_of_ptx(text),
             sass,
             {name: text + machine_code_in_words(sass.get(name)) for name, text in report.resources.items()},
             report.advisories,
         )
 
 
+def without_paths(ptx: str) -> str:
+    """PTX that names its sources, but not where they lay when it was made and when: it is the same wherever that is
+    done, and so is what becomes of it."""
+    named = _PTX_FILE.sub(lambda match: f'{match["number"]}"{pathlib.PurePath(match["path"]).name}"', ptx)
+    return _PTX_MODULE.sub(lambda match: match[1] + 8 * f"{ord('0')},", named)
+
+
 def kernels_of_ptx(ptx: str) -> dict[str, str]:
-    """The text of each kernel, behind the declarations of the pools in shared memory that it uses."""
+    """The text of each kernel, behind the declarations of the pools in shared memory that it uses, without lines of the
+    source."""
+    ptx = _PTX_LINES.sub("", ptx)
     pools = {match["name"]: match[0] for match in _PTX_POOL.finditer(ptx)}
     return {
         match["name"]: "".join(pool for name, pool in pools.items() if name in match[0]) + match[0]
@@ -140,9 +166,9 @@ def _disassembled(binary: pathlib.Path) -> dict[str, str]:
     return {match["name"]: match[0] for match in _SASS_FUNCTION.finditer(_run([str(tool), "-sass", str(binary)]))}
 
 
-def _run(command: list[str]) -> str:
-    """What the command says."""
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: list[str], folder: str | None = None) -> str:
+    """What the command says, run in a folder."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if done.returncode:
         lines = (
             [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no reason"]

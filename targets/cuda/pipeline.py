@@ -14,13 +14,11 @@ from tvm.tirx.build import split_host_device_mods
 from moec.targets.cuda.kernels.lower_by_form import LowerByForm
 from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
 from moec.targets.cuda.launches import LaunchRecorder, facts_of, with_registers
-from moec.targets.cuda.nvcc import MISSING, compile_source
+from moec.targets.cuda.nvcc import MISSING, PREAMBLE, SOURCE, compile_source
 from moec.targets.cuda.schedule import ScheduleForGpu, allocation_phases
 from moec.targets.tvm import host_code
 from moec.targets.tvm.pipeline import Backend, Generated
 
-PREAMBLE = "preamble.cuh"
-"""The file of an artifact's sources that holds what comes before all kernels."""
 _HELPER = re.compile(
     r"^(?:template <[^\n]*>\n)?__forceinline__ __device__ [^\n(]*?\b(?P<name>\w+)\([^)]*\) \{\n.*?^}\n",
     re.MULTILINE | re.DOTALL,
@@ -97,7 +95,7 @@ def _cuda_code(
         objects,
         {"cuda": sources_of(source, kernels)},
         launches=launches,
-        files={PREAMBLE: preamble_of(source)},
+        files={PREAMBLE: preamble_of(source), SOURCE: source},
         device=code,
     )
     compiled = compile_source(source, architecture)

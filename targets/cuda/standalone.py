@@ -12,7 +12,7 @@ from typing import Any
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
-from moec.targets.cuda.pipeline import PREAMBLE
+from moec.targets.cuda.nvcc import PREAMBLE
 from moec.targets.kind import CaughtTensor
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"

@@ -8,9 +8,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
+from moec.targets.cuda.architectures import WARP as WARP  # kernels take it from here
 
-WARP = 32
-"""Threads of a warp."""
 ALL_LANES = 0xFFFFFFFF
 """The mask of warp instructions that all lanes take part in."""
 SHARED_BYTES = 48 * 1024

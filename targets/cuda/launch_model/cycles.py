@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.architectures import WARP
 from moec.targets.cuda.launch_model.gpus import SHARED_CYCLES, Gpu
 from moec.targets.cuda.launch_model.loops import Issued
 from moec.targets.cuda.launch_model.plans import StreamPlan, TilePlan, WalkPlan, WarpPlan

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.architectures import WARP
 from moec.targets.cuda.launch_model.plans import TilePlan, WarpPlan
 
 _FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)$", re.MULTILINE)

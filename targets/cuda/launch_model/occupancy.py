@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.architectures import WARP
 from moec.targets.cuda.launch_model.gpus import Gpu
 
 _REGISTER_UNIT = 256

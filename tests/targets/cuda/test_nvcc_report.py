@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from moec.targets.cuda.nvcc import compile_source, find_tool, kernels_of_ptx, machine_code_in_words
+from moec.targets.cuda import nvcc
+from moec.targets.cuda.nvcc import (
+    compile_source,
+    find_tool,
+    kernels_of_ptx,
+    machine_code_in_words,
+    without_paths,
+)
 from moec.targets.cuda.nvcc_report import read_report
 
 SOURCE = """
@@ -91,6 +98,13 @@ def test_a_kernel_is_all_of_its_text_and_its_pool():
     assert kernels["second"] == ".visible .entry second()\n{\n\tret;\n}\n"
 
 
+def test_ptx_does_not_say_where_and_when_it_was_made():
+    module = ",".join(map(str, b"_INTERNAL_0123abcd_7_kernels"))
+    text = f'\t.file\t1 "/tmp/tmp0/all_kernels.cu", 1764325550, 3102\n.b8 95,90,78,52,53,{module}\n'
+    made = f'\t.file\t1 "all_kernels.cu"\n.b8 95,90,78,52,53,{",".join(map(str, b"_INTERNAL_00000000_7_kernels"))}\n'
+    assert without_paths(text) == made
+
+
 def test_calls_and_spills_of_machine_code_are_counted():
     sass = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;     /* 0x00000a0000017a02 */
@@ -116,3 +130,14 @@ def test_advice_of_the_compiler_itself():
     assert not compile_source(
         'extern "C" __global__ void kernel(float* x) { float unused = 1.0f; }', "sm_80"
     ).advisories
+
+
+@pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
+def test_code_is_the_same_wherever_and_whenever_it_is_made(monkeypatch):
+    """With lines of the source in it."""
+    monkeypatch.setattr(nvcc, "through_cache", lambda sources, make: {name: make(name) for name in sources})
+    text = 'extern "C" __global__ void kernel(float* x) {\n  x[0] = 1;\n}\n'
+    first, second = (compile_source(text, "sm_90a") for _ in range(2))
+    assert first == second
+    assert b".debug_line" in first.binary
+    assert ".loc" not in first.ptx["kernel"] and first.ptx["kernel"].endswith("ret;\n\n}\n\n")

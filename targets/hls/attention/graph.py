@@ -1,6 +1,7 @@
 """The attention blocks of a graph: where each begins and ends, and its numbers.
 
-A block is ``x + output(heads(norm(x)))`` around a standard Attention operator without masks and caches. What lies
+A block is ``x + output(heads(norm(x)))`` around a standard Attention operator without caches and without a mask, or
+with one that masks nothing. What lies
 between the normalisation and the operator, and between the operator and the addition, may be spelled in any way (one
 product for queries, keys and values or three, reshapes, transpositions, slices): its matrices are found by running it
 on unit vectors, and random vectors at various positions must agree with them. So whatever is not the same product for
@@ -18,6 +19,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
 from moec.targets.hls.attention.float_block import FloatAttention
+from moec.targets.hls.attention.mask import masks_nothing
 from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.graph.residuals import NORMS, norm_of, only_use
@@ -55,7 +57,7 @@ def find_attention(model: ir.Model) -> tuple[list[GraphAttention], list[str]]:
 
 
 def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
-    _expect_plain(node)
+    _expect_plain(model, node)
     query, key, value = (operand for operand in node.inputs[:3] if operand is not None)
     normalize = _normalization_of(query)
     tokens, normalized = normalize.inputs[0], normalize.outputs[0]
@@ -91,8 +93,10 @@ def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
     return GraphAttention(numbers.name, tokens, addition.outputs[0], numbers)
 
 
-def _expect_plain(node: ir.Node) -> None:
-    if any(operand is not None for operand in node.inputs[3:]):
+def _expect_plain(model: ir.Model, node: ir.Node) -> None:
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    is_masked = mask is not None and not masks_nothing(model, mask)
+    if is_masked or any(operand is not None for operand in node.inputs[4:]):
         raise UnsupportedError("it has a mask, a cache or lengths; the attention block of the templates has none")
     for name, usual in (("is_causal", 0), ("softcap", 0.0)):
         attribute = node.attributes.get(name)

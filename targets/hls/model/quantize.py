@@ -22,8 +22,8 @@ from moec.targets.hls.normalization import quantize_norm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 
-_LEAST_BITS = 8
-"""Of a multiplier that shares its shift with larger ones: half a percent of a result."""
+_LEAST_BITS = 6
+"""Of the largest multiplier of a product that shares its shift with larger ones: less than 1 percent of a result."""
 _HEADROOM = 1.25
 """Logits may grow beyond those of the calibration data by this before they saturate."""
 
@@ -64,7 +64,7 @@ def quantize_model(
     )
     if least_bits(plan.layers) < _LEAST_BITS:
         raise UnsupportedError(
-            f"scales of layers differ so much that one shift leaves some a multiplier of {least_bits(plan.layers)} "
+            f"scales of layers differ so much that one shift leaves a multiplier of {least_bits(plan.layers)} "
             f"bits; expected {_LEAST_BITS}"
         )
     return plan

@@ -65,6 +65,14 @@ def test_a_fixed_number_of_tokens_is_probed_call_by_call(tokens):
     assert block.numbers.query.shape == (HEADS, CHANNELS, D)
 
 
+@pytest.mark.parametrize("mask", [np.ones((1, 1, 5, 5), bool), np.zeros(5, np.float32)])
+def test_a_mask_that_masks_nothing_is_none(mask):
+    graph = GraphBuilder()
+    graph.x.shape = ir.Shape(["B", 5, D])
+    _, found, refused = found_in(graph, with_mask(graph, repeated(graph, mask)))
+    assert (len(found), refused) == (1, [])
+
+
 def by_position(graph: GraphBuilder) -> ir.Value:
     """Tokens that are moved by where they stand, as position embeddings of heads move them."""
     tokens = normalized(graph)
@@ -75,9 +83,22 @@ def by_position(graph: GraphBuilder) -> ir.Value:
     return graph.add("Mul", tokens, graph.add("Unsqueeze", places, graph.constant(np.array([0, 2]))))
 
 
-def with_mask(graph: GraphBuilder) -> ir.Value:
-    query, key, value = (graph.dense(normalized(graph), HEADS * CHANNELS) for _ in range(3))
-    return graph.add("Attention", query, key, value, graph.constant(np.zeros((1, 1), np.float32)), **FLAT)
+def with_mask(graph: GraphBuilder, mask: ir.Value) -> ir.Value:
+    tokens = normalized(graph)
+    query, key, value = (graph.dense(tokens, HEADS * CHANNELS) for _ in range(3))
+    return graph.add("Attention", query, key, value, mask, **FLAT)
+
+
+def repeated(graph: GraphBuilder, row: object) -> ir.Value:
+    """A mask for each image."""
+    count = graph.add("Shape", graph.x, end=1)
+    return graph.add("Expand", graph.constant(row), graph.add("Concat", count, graph.constant(np.ones(3, int)), axis=0))
+
+
+def of_tokens(graph: GraphBuilder) -> ir.Value:
+    """Nothing for these tokens, but what it is for others only they tell."""
+    zeros = graph.add("Mul", graph.add("ReduceMin", graph.x, keepdims=0), graph.constant(np.float32(0)))
+    return graph.add("Reshape", zeros, graph.constant(np.array([1, 1])))
 
 
 def grouped(graph: GraphBuilder) -> ir.Value:
@@ -91,7 +112,9 @@ def grouped(graph: GraphBuilder) -> ir.Value:
     [
         (lambda graph: flat_heads(graph, normalized(graph), is_causal=1), "is_causal is 1"),
         (lambda graph: flat_heads(graph, normalized(graph), softcap=20.0), "softcap is 20"),
-        (with_mask, "a mask, a cache or lengths"),
+        (lambda graph: with_mask(graph, repeated(graph, np.eye(5)[1] > 0)), "a mask, a cache or lengths"),
+        (lambda graph: with_mask(graph, graph.constant(np.eye(5, dtype=np.float32))), "a mask, a cache or lengths"),
+        (lambda graph: with_mask(graph, of_tokens(graph)), "a mask, a cache or lengths"),
         (grouped, "as many heads and channels of each"),
         (lambda graph: flat_heads(graph, by_position(graph)), "is not made of|more than a product per token"),
         (lambda graph: flat_heads(graph, graph.add("Tanh", normalized(graph))), "more than a product per token"),

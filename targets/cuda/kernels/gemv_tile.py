@@ -12,16 +12,16 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GATE_GROUP, GroupedProblem
-from moec.targets.cuda.kernels.launch import WARP, neighbours
-from moec.targets.cuda.kernels.tf32 import round_values
+from moec.targets.cuda.kernels.launch import LOAD_BYTES, WARP, neighbours, read_at_once
+from moec.targets.cuda.kernels.packed_format import decode_word
+from moec.targets.cuda.kernels.tf32 import round_value
 
 COLUMNS_PER_WARP = 4
 """Rows of the matrix that a warp reads together, those of gate and up both counted."""
-_LOAD_BYTES = 16
 _QUANTIZED_INPUTS = 8
 """Quantised numbers that a lane reads at once; they share a scale."""
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def why_not(problem: GroupedProblem) -> str | None:
@@ -35,11 +35,19 @@ def why_not(problem: GroupedProblem) -> str | None:
     return None if problem.stored is None else problem.stored.why_not(together)
 
 
-def lane_inputs(problem: GroupedProblem) -> int:
-    """Inputs that a lane reads at once."""
-    if problem.stored is not None:
+def lane_inputs(problem: GroupedProblem, rows: int = 1) -> int:
+    """Inputs that a lane reads at once: of int4 and one row twice as many, where that leaves no more lanes idle."""
+    stored, twice = problem.stored, 2 * _QUANTIZED_INPUTS
+    if stored is None:
+        return LOAD_BYTES // dtype_of(problem.matrix_dtype).itemsize
+    if rows > 1 or not stored.has_words or problem.inner % twice or stored.group % twice:
         return _QUANTIZED_INPUTS
-    return _LOAD_BYTES // _BYTES[problem.matrix_dtype]
+    return twice if 2 * _steps(problem, twice) == _steps(problem, _QUANTIZED_INPUTS) else _QUANTIZED_INPUTS
+
+
+def _steps(problem: GroupedProblem, inputs: int) -> int:
+    """How often the lanes read, each so many inputs at once."""
+    return -(-problem.inner // (WARP * inputs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +60,11 @@ class WarpTile:
     lane: Any
     row: Callable[[Any], Any]
     rows: int = 1
+
+    @property
+    def inputs(self) -> int:
+        """Inputs that a lane reads at once."""
+        return lane_inputs(self.problem, self.rows)
 
     @property
     def count(self) -> int:
@@ -71,69 +84,97 @@ class WarpTile:
 
 
 @T.inline
-def _load_row(tile, rows, row, part, values):
-    """A part of a row, in float32; as many bytes at once as the storage has."""
-    count = T.meta_var(lane_inputs(tile.problem))
-    vector = T.meta_var(min(count, _LOAD_BYTES // _BYTES[tile.problem.dtype]))
+def _load_row(tile, rows, r, part, values):
+    """``values[r]``: a part of that row, in float32; as many bytes at once as the storage has."""
+    count = T.meta_var(tile.inputs)
+    vector = T.meta_var(read_at_once(count, tile.problem.dtype))
     stored = T.alloc_local((count,), tile.problem.dtype)
     for load in T.unroll(count // vector):
         for v in T.vectorized(vector):
-            stored[load * vector + v] = rows[row, part * count + load * vector + v]
+            stored[load * vector + v] = rows[tile.row(r), part * count + load * vector + v]
     for v in T.unroll(count):
-        values[v] = T.cast(stored[v], "float32")
-    if tile.problem.tf32:
-        round_values(values, count)
+        values[r, v] = T.cast(stored[v], "float32")
+        if tile.problem.tf32:
+            round_value(values, (r, v))
 
 
 @T.inline
 def _multiply_floats(tile, rows, matrix, expert, part, sums):
-    count = T.meta_var(lane_inputs(tile.problem))
-    values = T.alloc_local((count,), "float32")
+    count = T.meta_var(tile.inputs)
+    values = T.alloc_local((tile.rows, count), "float32")
     weights = T.alloc_local((COLUMNS_PER_WARP, count), tile.problem.matrix_dtype)
     for c in T.unroll(COLUMNS_PER_WARP):
         for v in T.vectorized(count):
             weights[c, v] = matrix.data[T.cast(expert, "int64"), tile.column(c), part * count + v]
     for r in T.unroll(tile.rows):
-        _load_row(tile, rows, tile.row(r), part, values)
+        _load_row(tile, rows, r, part, values)
         for c in T.unroll(COLUMNS_PER_WARP):
             for v in T.unroll(count):
-                sums[r, c] = sums[r, c] + values[v] * T.cast(weights[c, v], "float32")
+                sums[r, c] = sums[r, c] + values[r, v] * T.cast(weights[c, v], "float32")
+
+
+@T.inline
+def _read_codes(tile, matrix, expert, part, codes):
+    stored = T.meta_var(matrix.stored)
+    count = T.meta_var(codes.shape[1])
+    for c in T.unroll(COLUMNS_PER_WARP):
+        if stored.has_words:
+            words = T.decl_buffer(matrix.word_shape, "uint32", data=matrix.data.data)
+            for v in T.vectorized(count):
+                codes[c, v] = words[T.cast(expert, "int64"), tile.column(c), part * count + v]
+        else:
+            for v in neighbours(count):
+                codes[c, v] = matrix.data[T.cast(expert, "int64"), tile.column(c), part * count + v]
+
+
+@T.inline
+def _decode(stored, codes, zeros, c, numbers):
+    """``numbers``: what was read of column ``c``, float32, without scale."""
+    if stored.has_words:
+        for word in T.unroll(codes.shape[1]):
+            decode_word(codes[c, word], T.cast(zeros[c], "float32"), numbers, word * 8)
+    else:
+        for v in T.unroll(_QUANTIZED_INPUTS):
+            code: T.let = stored.code(lambda byte: codes[c, byte], v)
+            numbers[v] = stored.number(code, zeros[c])
 
 
 @T.inline
 def _multiply_quantized(tile, rows, matrix, expert, part, sums):
     """The numbers of a part are summed as they are, and the sum is multiplied by their scale."""
     stored = T.meta_var(matrix.stored)
-    count = T.meta_var(_QUANTIZED_INPUTS)
+    count = T.meta_var(tile.inputs)
+    element = T.meta_var("uint32" if stored.has_words else "uint8")
     bytes_read = T.meta_var(count * stored.bits // 8)
-    values = T.alloc_local((count,), "float32")
-    codes = T.alloc_local((COLUMNS_PER_WARP, bytes_read), "uint8")
+    values = T.alloc_local((tile.rows, count), "float32")
+    codes = T.alloc_local((COLUMNS_PER_WARP, bytes_read // dtype_of(element).itemsize), element)
     scales = T.alloc_local((COLUMNS_PER_WARP,), "float32")
     zeros = T.alloc_local((COLUMNS_PER_WARP,), "int32")
-    partial = T.alloc_local((1,), "float32")
+    numbers = T.alloc_local((count,), "float32")
+    partial = T.local_scalar("float32")
+    _read_codes(tile, matrix, expert, part, codes)
     for c in T.unroll(COLUMNS_PER_WARP):
-        for v in neighbours(bytes_read):
-            codes[c, v] = matrix.data[T.cast(expert, "int64"), tile.column(c), part * bytes_read + v]
         scales[c] = matrix.scale(expert, tile.column(c), part * count)
         zeros[c] = matrix.zero(expert, tile.column(c), part * count)
     for r in T.unroll(tile.rows):
-        _load_row(tile, rows, tile.row(r), part, values)
-        for c in T.unroll(COLUMNS_PER_WARP):
-            partial[0] = T.float32(0)
+        _load_row(tile, rows, r, part, values)
+    for c in T.unroll(COLUMNS_PER_WARP):
+        _decode(stored, codes, zeros, c, numbers)
+        for r in T.unroll(tile.rows):
+            partial = T.float32(0)
             for v in T.unroll(count):
-                code: T.let = stored.code(lambda byte: codes[c, byte], v)
-                partial[0] = partial[0] + values[v] * stored.number(code, zeros[c])
-            sums[r, c] = sums[r, c] + partial[0] * scales[c]
+                partial = partial + values[r, v] * numbers[v]
+            sums[r, c] = sums[r, c] + partial * scales[c]
 
 
 @T.inline
 def multiply_rows(tile, rows, matrix, expert, sums):
     """``sums`` [rows, :data:`COLUMNS_PER_WARP`]: every lane's part of the products, in float32."""
-    count = T.meta_var(lane_inputs(tile.problem))
+    count = T.meta_var(tile.inputs)
     for r in T.unroll(tile.rows):
         for c in T.unroll(COLUMNS_PER_WARP):
             sums[r, c] = T.float32(0)
-    for step in T.serial(-(-tile.problem.inner // (WARP * count))):
+    for step in T.serial(_steps(tile.problem, count)):
         part: T.let = step * WARP + tile.lane
         if part < tile.problem.inner // count:
             if matrix.stored is None:

@@ -23,7 +23,7 @@ from moec.targets.cuda.kernels.grouped_problem import (
     grouped_kernel,
     load_number,
 )
-from moec.targets.cuda.kernels.tf32 import round_values
+from moec.targets.cuda.kernels.tf32 import round_value
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 from moec.targets.cuda.launch_model.plans import Product, TilePlan
 
@@ -116,7 +116,7 @@ def _load_panels(tile, first_input, sources, row_panel, column_panel):
         if T.And(source >= 0, first_input + depth < problem.inner):
             number[0] = T.cast(operands.rows[T.cast(source, "int64"), first_input + depth], "float32")
             if problem.tf32:
-                round_values(number, 1)
+                round_value(number, 0)
             row_panel[depth, row] = number[0]
     for i in T.unroll(COLUMNS * DEPTH // THREADS):
         column: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH

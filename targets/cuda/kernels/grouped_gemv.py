@@ -104,11 +104,16 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
     return with_tables_needed(kernel, problem)
 
 
+def _plan(problem: GroupedProblem) -> WarpPlan:
+    multiply_adds = 2 if problem.stored is not None and problem.stored.has_words else 1
+    return WarpPlan(Product.of(problem), WARPS, COLUMNS_PER_WARP, lane_inputs(problem), multiply_adds=multiply_adds)
+
+
 GROUPED_GEMV = Kernel(
     "grouped_gemv",
     "out[pair] = activation(rows[pair] @ matrix[expert of pair].T + bias)",
     grouped_gemv,
     how=lambda problem, _: "few tokens: a warp per outputs of a pair, no dispatch",
     why_not=lambda problem, _: why_not(problem),
-    plan=lambda problem: WarpPlan(Product.of(problem), WARPS, COLUMNS_PER_WARP, lane_inputs(problem)),
+    plan=_plan,
 )

@@ -124,6 +124,12 @@ class Matrix:
     scales: Any = None
     zero_points: Any = None
 
+    @property
+    def word_shape(self) -> tuple[int, ...]:
+        """Shape of the data in words of 32 bits."""
+        *rows, row_bytes = (int(size) for size in self.data.shape)
+        return (*rows, row_bytes // 4)
+
     def group(self, expert: Any, column: Any, k: Any) -> list[Any]:
         """Where scale and zero point of input ``k`` are."""
         assert self.stored is not None

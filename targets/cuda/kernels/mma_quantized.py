@@ -12,6 +12,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import neighbours
 from moec.targets.cuda.kernels.mma_tile import DEPTH, PIECE, PIECES, Tile
+from moec.targets.cuda.kernels.packed_format import decode_word
 
 
 class Fetched(NamedTuple):
@@ -52,11 +53,17 @@ def fetch(tile, fetched, panel):
 @T.inline
 def decode(tile, fetched, stage):
     stored = T.meta_var(tile.problem.stored)
+    exact = T.alloc_local((PIECE,), "float32")
     numbers = T.alloc_local((PIECE,), tile.problem.dtype)
     for i in T.unroll(lines_of(tile)):
+        if stored.has_words:
+            words = T.decl_buffer((lines_of(tile),), "uint32", data=fetched.codes.data)
+            decode_word(words[i], T.cast(fetched.zeros[i], "float32"), exact, 0)
+        else:
+            for v in T.unroll(PIECE):
+                code: T.let = stored.code(lambda byte: fetched.codes[i, byte], v)
+                exact[v] = stored.number(code, fetched.zeros[i])
         for v in T.unroll(PIECE):
-            code: T.let = stored.code(lambda byte: fetched.codes[i, byte], v)
-            number: T.let = stored.number(code, fetched.zeros[i]) * fetched.scales[i]
-            numbers[v] = T.cast(number, tile.problem.dtype)
+            numbers[v] = T.cast(exact[v] * fetched.scales[i], tile.problem.dtype)
         for v in T.vectorized(PIECE):
             tile.column_panels[stage, tile.line(i), tile.place + v] = numbers[v]

@@ -35,6 +35,8 @@ from moec.ir.weights.stored import WeightRun
 from moec.targets.tvm.stored_format import StoredFormat
 
 _ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2}
+_LOGIC, _AND_OR = "lop3.b32", 0xEA
+"""The instruction of any function of three bits, and the number of (a & b) | c."""
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
 
 
@@ -79,6 +81,11 @@ class PackedFormat(StoredFormat):
         bits = ((code & 8) << 28) | ((code & 7) << 22)
         return T.reinterpret("float32", bits) * T.float32(2.0**126)
 
+    @property
+    def has_words(self) -> bool:
+        """Whether :func:`decode_word` decodes it."""
+        return self.element == "int4"
+
     def zero(self, zero_points: Any, position: list[Any]) -> Any:
         """The zero point of a group, int32."""
         if self.zero_points:
@@ -92,6 +99,31 @@ class PackedFormat(StoredFormat):
         exponent = T.cast(stored, "int32")
         # The smallest, 2**-127, has no normal number.
         return T.reinterpret("float32", T.Select(exponent == 0, T.int32(1 << 22), exponent << 23))
+
+
+def _power_of_two(exponent: Any) -> Any:
+    """float32, also of an exponent that a loop counts."""
+    return T.reinterpret("float32", (127 + exponent) << 23)
+
+
+@T.inline
+def decode_word(word, zero, numbers, first):
+    """Eight ``numbers`` from ``first`` on, float32: those of int4 in a ``word`` (uint32) less ``zero`` (float32),
+    without scale.
+
+    Four bits stay where they are, at bit p, as a part of the fraction of 2**23, whose lowest bit counts 1. One
+    instruction makes the float 2**23 + 2**p * code, another one leaves the number, exactly; a conversion takes four.
+    Above bit 20, where the exponent would be in the way, bits are shifted down before. The idea is that of Kim et al.,
+    "Who Says Elephants Can't Run" (2022), who do it with float16.
+    """
+    bits = T.alloc_local((1,), "uint32")
+    for k in T.unroll(8):
+        shift = T.meta_var(T.Select(k < 5, 0, 12))
+        place = T.meta_var(4 * k - shift)
+        mask = T.meta_var(T.cast(15 << place, "uint32"))
+        T.ptx[_LOGIC](bits[0], word >> T.cast(shift, "uint32"), mask, T.uint32(0x4B000000), _AND_OR)
+        middle = T.meta_var(_power_of_two(23 - place) + zero)
+        numbers[first + k] = T.reinterpret("float32", bits[0]) * _power_of_two(-place) - middle
 
 
 def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:

@@ -9,9 +9,8 @@ ROUND_TO_TF32 = "cvt.rna.tf32.f32"
 
 
 @T.inline
-def round_values(values, count):
-    """The first ``count`` elements of ``values`` (float32) become tf32."""
+def round_value(values, place):
+    """``values[place]`` (float32) becomes tf32."""
     bits = T.alloc_local((1,), "uint32")
-    for v in T.unroll(count):
-        T.ptx[ROUND_TO_TF32](bits[0], values[v])
-        values[v] = T.reinterpret("float32", bits[0])
+    T.ptx[ROUND_TO_TF32](bits[0], values[place])
+    values[place] = T.reinterpret("float32", bits[0])

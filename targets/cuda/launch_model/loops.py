@@ -42,7 +42,9 @@ def count(sass: str, function: str, plan: TilePlan | WarpPlan, warps: int) -> Is
     code = _instructions(sass, function)
     if isinstance(plan, WarpPlan):
         loop = _main_loop(code, lambda what: what.startswith("FFMA"))
-        steps = _count(loop, "FFMA") // (plan.columns * plan.inputs * plan.rows)
+        # Of those that decode, the compiler makes additions where the factor is 1.
+        done = _count(loop, "FFMA") + (_count(loop, "FADD") if plan.multiply_adds > 1 else 0)
+        steps = done // (plan.columns * plan.inputs * plan.rows * plan.multiply_adds)
         return Issued(len(loop) / steps, len(code) - len(loop)) if steps else None
     return _count_tile(code, plan, warps)
 

@@ -84,7 +84,8 @@ class TilePlan:
 @dataclasses.dataclass(frozen=True)
 class WarpPlan:
     """A warp multiplies ``rows`` rows with ``columns`` lines of the matrix, of which each lane reads ``inputs`` numbers
-    at a time; a block has ``warps`` of them. ``ahead``: how many such steps are read before the first is used."""
+    at a time; a block has ``warps`` of them. ``ahead``: how many such steps are read before the first is used;
+    ``multiply_adds``: of a number of the matrix with a row, those that decode it among them."""
 
     product: Product
     warps: int
@@ -92,6 +93,7 @@ class WarpPlan:
     inputs: int
     rows: int = 1
     ahead: int = 1
+    multiply_adds: int = 1
 
     def as_data(self) -> dict[str, Any]:
         return _as_data(self)

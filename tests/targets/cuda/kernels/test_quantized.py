@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
 
 from moec.ir.weights import encode as encodings
 from moec.ir.weights.encode import Encoded
@@ -116,6 +117,23 @@ def test_tensor_cores(name, rows, gated):
 def test_tensor_cores_that_read_shared_memory(name, rows, gated, options):
     problem = GroupedProblem(E, 384, 128, rows, gated=gated, dtype="bfloat16")
     check(wgmma, name, problem, tokens=40, **options)
+
+
+@pytest.mark.parametrize("name", ["int4", "int4 with zero points"])
+def test_every_code_of_int4_at_every_place_of_a_word(name):
+    """Rows with a single 1 give the numbers back; a lane reads two words at once, and the last one those at the end."""
+    stored, inner = FORMATS[name][1], 512
+    places = np.r_[:16, inner - 16 : inner]
+    codes = (np.arange(inner) + np.arange(16)[:, None]).astype(np.uint8) % 16
+    zeros = RANDOM.integers(0, 16, (1, 16, stored.groups(inner))).astype(np.uint8)
+    problem = GroupedProblem(1, inner, 16, gathered=True, biased=False, stored=stored)
+    order, ones = np.zeros((len(places), 1), np.int32), np.ones((len(places), 1), np.float32)
+    scales, data = np.full(zeros.shape, 0.5, np.float16), (codes[:, 0::2] | codes[:, 1::2] << 4)[None]
+    tables = [data, scales, zeros if stored.zero_points else np.zeros((1, 1, 1), np.uint8)]
+    rows, bias = np.eye(inner, dtype=np.float32)[places], np.zeros((1, 1), np.float32)
+    out = build(gemv(problem, lambda total: total))(rows, *tables, bias, ones, order, undefined((32, 16), "float32"))
+    numbers = codes.astype(np.int32) - (zeros[0].repeat(stored.group, 1).astype(np.int32) if stored.zero_points else 8)
+    np.testing.assert_array_equal(out, 0.5 * numbers.T[places])
 
 
 def test_every_number_of_mxfp4_and_its_smallest_scale():

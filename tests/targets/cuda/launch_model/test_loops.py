@@ -32,6 +32,12 @@ def loop(start: int, *body: str) -> list[str]:
 FMA = ["FFMA R1, R2, R3, R1"] * 32
 
 
+def test_multiply_adds_that_decode_are_no_steps():
+    text = sass(*loop(0, *FMA, *FMA[4:], *["FADD R1, R1, -8"] * 4))
+    decoding = dataclasses.replace(WARPS, multiply_adds=2)
+    assert count(text, "f", decoding, 4) == Issued(65, 0)
+
+
 def test_steps_of_a_lane():
     """An iteration that the compiler made of two steps has 64 multiply-adds, 6 other instructions and the branch."""
     text = sass("MOV R1, c[0x0][0x28]", *loop(1, *["LDG.E R4, [R2]"] * 6, *FMA, *FMA), "EXIT", "BRA 0x480")

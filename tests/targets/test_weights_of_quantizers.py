@@ -120,7 +120,7 @@ def test_sibling_with_a_scale_per_input_becomes_floats(kind, product):
     assert "takes its weight as floats" in remark["message"]
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@thinned("kind", TYPES, 2)
 def test_experts_stay_as_they_are_stored(kind):
     compiled = compare(experts_model(kind, "in groups"))
     assert all("uint8" in types_of(compiled, name) for name in ("up", "down"))
@@ -189,5 +189,4 @@ def test_nan_codes_of_experts_reach_those_who_choose_them(target, group, monkeyp
 
 def test_other_types_on_a_gpu(monkeypatch):
     monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
-    compare(experts_model("int2", "in groups"), target="cuda")
     compare(model_of("y = MatMul (x, w)", decoding("w", "int3", (D, F), 0, "per output")), target="cuda")

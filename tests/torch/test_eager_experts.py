@@ -16,6 +16,8 @@ import moec
 from moec.errors import InputError, MoecError, UnsupportedError
 from moec.frontend.huggingface.experts import is_experts
 
+from ..products import thinned
+
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 transformers = pytest.importorskip(
     "transformers", minversion="5.0", reason='needs the extra "torch": pip install "moec[torch]"'
@@ -89,7 +91,7 @@ def mixtral() -> Any:
     return tiny("Mixtral")
 
 
-@pytest.mark.parametrize(("form", "least", "most"), [("int8", 1e-4, 0.05), ("int4/32", 1e-3, 0.3)])
+@thinned(("form", "least", "most"), [("int4/32", 1e-3, 0.3), ("int8", 1e-4, 0.05)], 2)
 def test_weights_in_fewer_bits_stay_near(mixtral: Any, form: str, least: float, most: float) -> None:
     model = copy.deepcopy(mixtral)
     expected = logits(model)

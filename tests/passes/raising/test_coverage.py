@@ -142,7 +142,7 @@ def raised(build, texts, normal) -> Callable[[str, str, str], tuple[ir.Model, Re
     return run
 
 
-@pytest.mark.parametrize(("formulation", "condition"), sampled(["batched", "dense", "loop"], CONDITIONS, 3))
+@pytest.mark.parametrize(("formulation", "condition"), sampled(["batched", "dense", "loop"], CONDITIONS, 5))
 def test_a_condition_of_the_router_is_kept(raised, formulation, condition):
     model, report = raised(formulation, *CONDITIONS[condition])
     assert report.remarks or any(dialect.is_moec(node) for node in model.graph)

@@ -71,7 +71,7 @@ def feeds(tokens: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("kind, how", sampled(KINDS, HOW, 7))
+@pytest.mark.parametrize("kind, how", sampled(KINDS, HOW, 11))
 def test_products(kind: str, how: tuple[str, str], in_pool: Any) -> None:
     machine, arithmetic = how
     made = model(kind, arithmetic)

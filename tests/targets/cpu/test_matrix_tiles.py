@@ -58,7 +58,7 @@ def emulated_tiles(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="emulation needs a compiler")
 @pytest.mark.skipif(not host_has(MACHINES["avx512bf16"].features), reason="the rest of the code needs AVX-512 BF16")
 @pytest.mark.usefixtures("emulated_tiles")
-@thinned("passes", PASSES, 3)
+@thinned("passes", PASSES, 4)
 def test_experts_agree_with_the_interpreter(passes: str) -> None:
     E, tokens = len(ROWS), sum(ROWS)
     d, f = 128, 96

@@ -92,7 +92,7 @@ def expected(name: str, case: dict[str, np.ndarray]) -> np.ndarray:
     return experts(SPECS[name], **case, **weights_of(SPECS[name], name in BIASED), dtype=np.float64)
 
 
-@thinned("name", SPECS, 2)
+@thinned("name", SPECS, 3)
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_experts_agree_with_the_semantics(name: str, data: st.DataObject) -> None:

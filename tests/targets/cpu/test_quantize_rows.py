@@ -10,12 +10,13 @@ from moec.ir.products import quantize_rows as quantized
 from moec.targets.cpu.kernels.quantize_rows import QuantizedRows, quantize_rows
 from moec.targets.cpu.machine import Machine
 
+from ...products import thinned
 from .kernel_runner import build
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@thinned("dtype", DTYPES, 2)
 @pytest.mark.parametrize(("width", "group", "sum_group"), [(256, 128, 32), (72, 16, 16), (37, 0, 0), (40, 32, 16)])
 def test_rows_of_every_type_become_int8(dtype, width, group, sum_group) -> None:
     padded = -(-width // (group or 4)) * (group or 4)

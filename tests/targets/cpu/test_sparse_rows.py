@@ -18,7 +18,7 @@ from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, 
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
 
-from ...products import thinned
+from ...products import sampled, thinned
 from .kernel_runner import build, machines
 from .one_node import compile_node, lower_node
 
@@ -90,8 +90,7 @@ def weights_of(machine: str, way: str) -> np.ndarray:
     return RANDOM.standard_normal(INNER * columns).astype(dtype_of(WAYS[way][0]))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@thinned("machine", MACHINES, 2)
+@pytest.mark.parametrize(("machine", "way"), sampled(MACHINES, WAYS, 4))
 def test_skipping_zeros_changes_no_bit(machine, way):
     weights = weights_of(machine, way)
     for nonzero in (0, 7, INNER):

@@ -54,7 +54,7 @@ def _inputs(model: ir.Model, T: int) -> dict[str, np.ndarray]:
     return values
 
 
-@thinned("name", GRAPHS, 3)
+@thinned("name", GRAPHS, 4)
 def test_equals_the_interpreter(emulated, name):
     model = _model(GRAPHS[name])
     run = emulated(model)

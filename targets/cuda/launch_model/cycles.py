@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from moec.targets.cuda.architectures import WARP
-from moec.targets.cuda.launch_model.gpus import SHARED_CYCLES, Gpu
+from moec.targets.cuda.launch_model.gpus import LONE_WARP_CYCLES, SHARED_CYCLES, Gpu
 from moec.targets.cuda.launch_model.loops import Issued
 from moec.targets.cuda.launch_model.plans import StreamPlan, TilePlan, WalkPlan, WarpPlan
 
@@ -40,11 +40,12 @@ def tile_cycles(plan: TilePlan, gpu: Gpu, issued: Issued | None, *, from_memory:
     rate = gpu.tensor_rate(product.dtype, plan.unit) / gpu.multiprocessors / gpu.clock
     latency = gpu.memory_cycles if from_memory else gpu.l2_cycles
     loads = panels * panel_bytes / gpu.l2_bytes_per_cycle
-    unit = "tensor cores" if plan.unit != "fma" else "arithmetic"
+    unit = "tensor cores" if plan.unit != "fma" else "float units"
     busy = {unit: panels * 2 * plan.rows * plan.columns * plan.inputs / rate, "L2": loads}
     end = stored / gpu.l2_bytes_per_cycle
     if issued is not None:
-        busy["issue slots"] = panels * issued.per_step / gpu.issue_slots
+        busy |= {name: panels * cycles for name, cycles in _issuing(issued, gpu, 1).items()}
+        busy["copying warps"] = panels * issued.copying * LONE_WARP_CYCLES
         end = max(end, issued.once / gpu.issue_slots)
     # A stage is asked for again when it was used: a ring brings stages - 1 panels in the time of one wait.
     steady = max(max(busy.values()), panels * latency / max(plan.stages - 1, 1))
@@ -61,14 +62,23 @@ def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None, *, from_memory:
     lines = plan.warps * plan.columns
     moved = lines * product.inner * product.weight_bits / 8 + plan.warps * plan.rows * product.inner * product.row_bytes
     busy = {"L2": moved / gpu.l2_bytes_per_cycle}
-    # A multiply-add for each weight and row: 128 of them in a cycle, a quarter of a warp's for each scheduler.
-    busy["arithmetic"] = lines * product.inner * plan.rows * 2 / (gpu.float32_peak / gpu.multiprocessors / gpu.clock)
+    busy["float units"] = lines * product.inner * plan.rows / gpu.float_lanes
     end = 5 * SHARED_CYCLES  # sums of all lanes
     if issued is not None:
-        busy["issue slots"] = plan.warps * (steps * issued.per_step + issued.once) / gpu.issue_slots
+        busy |= {name: steps * cycles for name, cycles in _issuing(issued, gpu, plan.warps).items()}
+        busy["issue slots"] += plan.warps * issued.once / gpu.issue_slots
     latency = gpu.memory_cycles if from_memory else gpu.l2_cycles
     waits = max(steps * latency / plan.ahead - max(busy.values()), 0.0)
     return BlockCycles(busy, waits + gpu.l2_cycles + end)
+
+
+def _issuing(issued: Issued, gpu: Gpu, times: int) -> dict[str, float]:
+    """The cycles of a step, ``times`` over, of what issues and computes all but products of tensor cores."""
+    return {
+        "issue slots": times * issued.per_step / gpu.issue_slots,
+        "integer units": times * issued.integers * WARP / gpu.integer_lanes,
+        "float units": times * issued.floats * WARP / gpu.float_lanes,
+    }
 
 
 def stream_cycles(

@@ -55,6 +55,14 @@ class Gpu:
     issue_slots: int = 4
     """Warps that a multiprocessor issues an instruction of in a cycle: it has four schedulers (A, H, L)."""
 
+    integer_lanes: int = 64
+    """Integers that a multiprocessor adds, shifts or converts in a cycle (C, "Arithmetic Instructions")."""
+
+    @property
+    def float_lanes(self) -> float:
+        """Multiply-adds of a multiprocessor in a cycle."""
+        return self.float32_peak / 2 / self.clock / self.multiprocessors
+
     def tensor_rate(self, dtype: str, unit: str) -> float:
         """Operations per second that ``unit`` (``wgmma``, ``mma``, or ``fma`` without tensor cores) reaches."""
         if unit == "fma":
@@ -135,6 +143,9 @@ GPUS = {
 
 SHARED_CYCLES = 30
 """From a load to its use, in shared memory (MT4G); an exchange between lanes is about as long."""
+LONE_WARP_CYCLES = 2
+"""From one instruction of a warp to its next, where its scheduler has no other: an assumption. A result can be used
+after four cycles, and about two instructions do not wait for one another."""
 LAUNCH_SECONDS = 1e-6
 """From the end of a kernel to the begin of the next one of a captured graph: an assumption, NVIDIA publishes none."""
 

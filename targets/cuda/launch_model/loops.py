@@ -18,6 +18,10 @@ from moec.targets.cuda.launch_model.plans import TilePlan, WarpPlan
 _FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)$", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?(?P<what>[A-Z][^;]*);", re.MULTILINE)
 _BRANCH = re.compile(r"BRA\S* (?:\S+, )?(?:`\()?0x(?P<target>[0-9a-f]+)")
+_INTEGERS = frozenset("LOP3 SHF PRMT IADD3 IADD VIADD ISETP SEL LEA IMNMX VIMNMX I2F I2FP I2I F2F F2FP F2I".split())
+"""Operations of the units for integers, and conversions, which are no faster (C, of :mod:`.gpus`)."""
+_FLOATS = frozenset("FFMA FMUL FADD IMAD HFMA2 HADD2 HMUL2".split())
+"""Those that the units for multiply-adds do; IMAD, a product of integers, is one."""
 _COPY_BYTES = 16
 """Of an asynchronous copy of a thread."""
 
@@ -25,10 +29,14 @@ _COPY_BYTES = 16
 @dataclasses.dataclass(frozen=True)
 class Issued:
     """Instructions of warps. ``per_step``: of all warps of a block for a panel, or of a warp for a step of its lanes;
-    ``once``: those before and behind the loop, likewise."""
+    ``once``: those before and behind the loop, likewise. ``integers`` and ``floats``: of those per step, the ones for
+    these units; ``copying``: of those per step, the ones of a warp that only copies."""
 
     per_step: float
     once: float
+    integers: float = 0.0
+    floats: float = 0.0
+    copying: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ def count(sass: str, function: str, plan: TilePlan | WarpPlan, warps: int) -> Is
         # Of those that decode, the compiler makes additions where the factor is 1.
         done = _count(loop, "FFMA") + (_count(loop, "FADD") if plan.multiply_adds > 1 else 0)
         steps = done // (plan.columns * plan.inputs * plan.rows * plan.multiply_adds)
-        return Issued(len(loop) / steps, len(code) - len(loop)) if steps else None
+        return Issued(len(loop) / steps, len(code) - len(loop), *_of_units(loop, steps)) if steps else None
     return _count_tile(code, plan, warps)
 
 
@@ -56,16 +64,27 @@ def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Iss
     panels = _count(loop, operation) / per_panel
     if panels < 1 or panels != int(panels):
         return None
-    per_step, outside = len(loop) / panels * computing, len(code) - len(loop)
+    per_step, outside, of_warp = len(loop) / panels * computing, len(code) - len(loop), 0.0
+    integers, floats = (count * computing for count in _of_units(loop, panels))
     if plan.copying_warps:
         copies = plan.rows * plan.inputs * plan.product.row_bytes / _COPY_BYTES / (plan.copying_warps * WARP)
         copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith("LDGSTS"))
         panels = _count(copying, "LDGSTS") / copies
         if panels < 1:
             return None
-        per_step += len(copying) / panels * plan.copying_warps
+        of_warp = len(copying) / panels
+        per_step += of_warp * plan.copying_warps
         outside -= len(copying)
-    return Issued(per_step, outside * computing)
+        own = [count * plan.copying_warps for count in _of_units(copying, panels)]
+        integers, floats = integers + own[0], floats + own[1]
+    return Issued(per_step, outside * computing, integers, floats, of_warp)
+
+
+def _of_units(loop: Sequence[_Instruction], steps: float) -> tuple[float, float]:
+    """Instructions for integers and conversions in a step, and those for floats; both of a warp."""
+    operations = [one.what.partition(" ")[0].partition(".")[0] for one in loop]
+    integers, floats = (sum(one in names for one in operations) for names in (_INTEGERS, _FLOATS))
+    return integers / steps, floats / steps
 
 
 def _multiplications(plan: TilePlan, warps: int) -> tuple[str, float]:

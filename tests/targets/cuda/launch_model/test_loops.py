@@ -41,7 +41,7 @@ def test_multiply_adds_that_decode_are_no_steps():
 def test_steps_of_a_lane():
     """An iteration that the compiler made of two steps has 64 multiply-adds, 6 other instructions and the branch."""
     text = sass("MOV R1, c[0x0][0x28]", *loop(1, *["LDG.E R4, [R2]"] * 6, *FMA, *FMA), "EXIT", "BRA 0x480")
-    assert count(text, "f", WARPS, 4) == Issued(71 / 2, 3)
+    assert count(text, "f", WARPS, 4) == Issued(71 / 2, 3, 0, 32)
 
 
 def test_a_wait_for_a_barrier_is_not_the_main_loop():

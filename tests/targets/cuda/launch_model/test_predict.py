@@ -51,6 +51,11 @@ def test_what_changes_the_cycles_of_a_tile():
     issued = Issued(per_step=600, once=4000)
     cycles = tile_cycles(TILE, GPU, issued, from_memory=False)
     assert cycles.busy["issue slots"] == 4 * 600 / 4
+    decoding = dataclasses.replace(issued, integers=400, floats=100, copying=300)
+    cycles = tile_cycles(TILE, GPU, decoding, from_memory=False)
+    assert cycles.busy["integer units"] == 4 * 400 * 32 / 64
+    assert cycles.busy["float units"] == 4 * 100 * 32 / 50
+    assert cycles.busy["copying warps"] == 4 * 300 * 2
     assert cycles.waits == pytest.approx(2 * 100 + 100 + 4000 / 4)
     persistent = dataclasses.replace(TILE, persistent=True)
     assert tile_cycles(persistent, GPU, issued, from_memory=False).waits == 0
@@ -66,7 +71,7 @@ def test_warps_wait_step_by_step():
     plan = WarpPlan(dataclasses.replace(PRODUCT, inner=1024), warps=4, columns=4, inputs=8)
     cycles = warp_cycles(plan, GPU, None, from_memory=True)
     moved = 16 * 1024 * 2 + 4 * 1024 * 2
-    assert cycles.busy == pytest.approx({"L2": moved / 100, "arithmetic": 16 * 1024 * 2 / 100})
+    assert cycles.busy == pytest.approx({"L2": moved / 100, "float units": 16 * 1024 / 50})
     assert cycles.waits == pytest.approx(4 * 500 - moved / 100 + 100 + 150)
     ahead = dataclasses.replace(plan, ahead=2)
     assert warp_cycles(ahead, GPU, None, from_memory=True).waits == pytest.approx(1000 - moved / 100 + 100 + 150)

@@ -18,9 +18,29 @@ from moec.targets.cuda.launch_model.plans import TilePlan, WarpPlan
 _FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)$", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?(?P<what>[A-Z][^;]*);", re.MULTILINE)
 _BRANCH = re.compile(r"BRA\S* (?:\S+, )?(?:`\()?0x(?P<target>[0-9a-f]+)")
-_INTEGERS = frozenset("LOP3 SHF PRMT IADD3 IADD VIADD ISETP SEL LEA IMNMX VIMNMX I2F I2FP I2I F2F F2FP F2I".split())
+_INTEGERS = frozenset(
+    [
+        "LOP3",
+        "SHF",
+        "PRMT",
+        "IADD3",
+        "IADD",
+        "VIADD",
+        "ISETP",
+        "SEL",
+        "LEA",
+        "IMNMX",
+        "VIMNMX",
+        "I2F",
+        "I2FP",
+        "I2I",
+        "F2F",
+        "F2FP",
+        "F2I",
+    ]
+)
 """Operations of the units for integers, and conversions, which are no faster (C, of :mod:`.gpus`)."""
-_FLOATS = frozenset("FFMA FMUL FADD IMAD HFMA2 HADD2 HMUL2".split())
+_FLOATS = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "HADD2", "HMUL2"}
 """Those that the units for multiply-adds do; IMAD, a product of integers, is one."""
 _COPY_BYTES = 16
 """Of an asynchronous copy of a thread."""

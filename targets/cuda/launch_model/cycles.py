@@ -51,7 +51,7 @@ def tile_cycles(plan: TilePlan, gpu: Gpu, issued: Issued | None, *, from_memory:
     steady = max(max(busy.values()), panels * latency / max(plan.stages - 1, 1))
     first = 2 * gpu.l2_cycles + latency  # which rows, which expert; then the first panel
     if plan.persistent:
-        return BlockCycles(busy, steady - max(busy.values()))
+        first, end = 0, end if plan.groups == 1 else 0
     return BlockCycles(busy, steady - max(busy.values()) + first + end)
 
 

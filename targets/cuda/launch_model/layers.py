@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moec.common.guards import size_names
 from moec.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
@@ -14,6 +15,7 @@ from moec.targets.cuda.device.gpu import best_binary
 from moec.targets.cuda.launch_model.gpus import GPUS, Gpu, gpu_called
 from moec.targets.cuda.launch_model.loops import Issued, count
 from moec.targets.cuda.launch_model.plans import (
+    MULTIPROCESSORS,
     SLOTS,
     TOKENS,
     LaunchPlan,
@@ -103,7 +105,9 @@ class _Layer:
 
     def at(self, tokens: int) -> PredictedLayer:
         called = next(kernel for kernel in self._kernels if TOKENS in kernel["sizes"])
-        sizes = model_sizes(called, tokens, self._where(called))
+        others = [name for spec in self._artifact.manifest.inputs for size in spec.shape for name in size_names(size)]
+        sizes = {**dict.fromkeys(others, 1), **model_sizes(called, tokens, self._where(called))}
+        sizes[MULTIPROCESSORS] = self._gpu.multiprocessors
         launches: list[PredictedLaunch] = []
         try:
             for kernel in self._kernels:

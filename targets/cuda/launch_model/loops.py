@@ -49,8 +49,8 @@ _COPY_BYTES = 16
 @dataclasses.dataclass(frozen=True)
 class Issued:
     """Instructions of warps. ``per_step``: of all warps of a block for a panel, or of a warp for a step of its lanes;
-    ``once``: those before and behind the loop, likewise. ``integers`` and ``floats``: of those per step, the ones for
-    these units; ``copying``: of those per step, the ones of a warp that only copies."""
+    ``once``: those before and behind the loop, likewise; of warps in groups, those that have one tile. ``integers`` and
+    ``floats``: of those per step, the ones for these units; ``copying``: those per step of a warp that only copies."""
 
     per_step: float
     once: float
@@ -78,7 +78,7 @@ def count(sass: str, function: str, plan: TilePlan | WarpPlan, warps: int) -> Is
 
 
 def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Issued | None:
-    computing = warps - plan.copying_warps
+    computing = (warps - plan.copying_warps) // plan.groups
     operation, per_panel = _multiplications(plan, computing)
     loop = _main_loop(code, lambda what: what.startswith(operation))
     panels = _count(loop, operation) / per_panel
@@ -86,9 +86,11 @@ def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Iss
         return None
     per_step, outside, of_warp = len(loop) / panels * computing, len(code) - len(loop), 0.0
     integers, floats = (count * computing for count in _of_units(loop, panels))
-    if plan.copying_warps:
+    copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith("LDGSTS"))
+    if plan.copying_warps and not copying and plan.product.weight_bits < 8 * plan.product.row_bytes:
+        return None
+    if plan.copying_warps and copying:  # where they have the accelerator copy all, they issue next to nothing
         copies = plan.rows * plan.inputs * plan.product.row_bytes / _COPY_BYTES / (plan.copying_warps * WARP)
-        copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith("LDGSTS"))
         panels = _count(copying, "LDGSTS") / copies
         if panels < 1:
             return None
@@ -111,7 +113,7 @@ def _multiplications(plan: TilePlan, warps: int) -> tuple[str, float]:
     """How the instruction begins, and how many a warp has for a panel."""
     depth = 32 // plan.product.row_bytes
     if plan.unit == "wgmma":
-        return "HGMMA", plan.inputs / depth
+        return "HGMMA", plan.rows / 64 * 4 / warps * plan.inputs / depth
     if plan.unit == "mma":
         return "HMMA", plan.rows / 16 * plan.columns / 8 * plan.inputs / depth / warps
     return "FFMA", plan.rows * plan.columns * plan.inputs / (warps * WARP)
@@ -129,15 +131,17 @@ def _instructions(sass: str, function: str) -> list[_Instruction]:
 
 
 def _main_loop(code: Sequence[_Instruction], is_wanted: Callable[[str], bool]) -> list[_Instruction]:
-    """The body of the loop with most of the wanted instructions, the shortest of these; nothing where there is none."""
-    loops = []
-    for one in code:
-        branch = _BRANCH.match(one.what)
-        if branch is not None and int(branch["target"], 16) < one.at:
-            body = [other for other in code if int(branch["target"], 16) <= other.at <= one.at]
-            loops.append((sum(is_wanted(other.what) for other in body), -len(body), body))
-    wanted, _, body = max(loops, key=lambda found: found[:2], default=(0, 0, []))
-    return body if wanted else []
+    """The body of the loop with most of the wanted instructions, of those with no such loop within; nothing where there
+    is none."""
+    places = [(int(branch["target"], 16), one.at) for one in code if (branch := _BRANCH.match(one.what)) is not None]
+    bodies = [[one for one in code if begin <= one.at <= end] for begin, end in places if begin < end]
+    wanted = [body for body in bodies if any(is_wanted(one.what) for one in body)]
+    inner = [body for body in wanted if not any(other is not body and _is_within(other, body) for other in wanted)]
+    return max(inner, key=lambda body: sum(is_wanted(one.what) for one in body), default=[])
+
+
+def _is_within(body: Sequence[_Instruction], other: Sequence[_Instruction]) -> bool:
+    return other[0].at <= body[0].at and body[-1].at <= other[-1].at and len(body) < len(other)
 
 
 def _count(code: Sequence[_Instruction], operation: str) -> int:

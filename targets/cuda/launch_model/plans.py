@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 TOKENS, SLOTS = "tokens", "slots"
 """What kernels of experts call the dynamic sizes of their routing weights [T, k]."""
+MULTIPROCESSORS = "multiprocessors"
+"""What expressions of launches call the number that the GPU has."""
 Unit = Literal["wgmma", "mma", "fma"]
 """What multiplies: tensor cores by the one or the other instruction, or no tensor cores."""
 
@@ -63,7 +65,8 @@ class TilePlan:
     """A block of threads computes tiles of ``rows`` x ``columns``, ``inputs`` at a time, with ``stages`` of panels.
 
     ``copying_warps`` of its warps only bring panels. ``persistent``: a block computes tiles one after another, and
-    begins to copy the next one before it has stored the last. ``cluster``: blocks that get one copy of the matrix
+    begins to copy the next one before it has stored the last; where its other warps are in several ``groups``, each
+    with a tile of its own, one multiplies while another stores. ``cluster``: blocks that get one copy of the matrix
     together.
     """
 
@@ -76,6 +79,7 @@ class TilePlan:
     copying_warps: int = 0
     persistent: bool = False
     cluster: int = 1
+    groups: int = 1
 
     def as_data(self) -> dict[str, Any]:
         return _as_data(self)

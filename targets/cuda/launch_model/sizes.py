@@ -28,7 +28,7 @@ def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
 
 
 def model_sizes(kernel: Mapping[str, Any], tokens: int, where: str) -> dict[str, int]:
-    """The model's sizes at which a kernel of a layer is called with so many tokens. Where these are several sizes (a
+    """The model's sizes at which a kernel of a layer is called with so many tokens. Where these follow from several (a
     batch of sequences), all but the last are 1. Raises MoecError where the kernel is called with another number."""
     text = kernel["sizes"][TOKENS]
     size = _parsed(text, where)

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from moec import targets
+from moec.common.specs import TensorSpec
 from moec.errors import ArtifactError, MoecError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.runtime.artifact import Artifact
@@ -28,6 +29,8 @@ SIZES = {
     SLOTS: "2",
     "B": "max(min(batch * sequence * 2, (batch * sequence * 2 + 120) / 16), 1)",
 }
+
+INPUTS = [TensorSpec("past", "float32", ("length", 4))]
 
 
 def kernel(name: str, plan: object, grid: str, *, least: int = 0, most: int | None = None, threads: int = 128) -> dict:
@@ -62,13 +65,13 @@ KERNELS = [
     kernel("few", WarpPlan(PRODUCT, 4, 4, 8), "tokens * slots * 128", most=16),
     kernel("many", TilePlan(PRODUCT, 16, 128, 64, 4, "mma"), "B * 16", least=17),
     kernel("combine", StreamPlan(("pairs",), (), 16), "tokens"),
-    kernel("other", None, "tokens * 0"),
+    kernel("other", None, "length * 0 * multiprocessors"),
 ]
 
 
 def artifact(*kernels: dict, architecture: str = "sm_80", binary: str | None = "code") -> Artifact:
     program = ProgramEntry(architecture, [], [], binary=binary, kernels=list(kernels))
-    return Artifact(pathlib.Path(), Manifest("0", "cuda", [], [], [program], [], {}), "art")
+    return Artifact(pathlib.Path(), Manifest("0", "cuda", INPUTS, [], [program], [], {}), "art")
 
 
 def test_the_host_launches_what_is_for_so_many_tokens():

@@ -59,6 +59,22 @@ def test_warps_that_copy_have_a_loop_of_their_own():
     assert found == Issued(10 / 2 * 4 + 7 * 4, 2 * 4, integers=4, copying=7)
 
 
+def test_a_loop_over_tiles_is_not_the_main_loop():
+    """It has a product more than the one within, whose first was taken out of it."""
+    product = "HMMA.16816.F32.BF16 R4, R8, R2, R4"
+    code = ["S2R R0, SR_TID.X", product, *loop(2, *[product] * 4), "STG.E [R2], R3", "@P1 BRA 0x10", "EXIT"]
+    assert count(sass(*code), "f", MMA, 4) == Issued(5 * 4, 5 * 4)
+
+
+def test_warps_in_groups_have_a_tile_each():
+    """128 rows are two products of a group, and 4 steps along the inputs: 8 for a panel."""
+    in_turns = dataclasses.replace(WGMMA, rows=128, groups=2, persistent=True)
+    computing = loop(0, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 16)
+    copying = loop(17, *["LDGSTS.E.BYPASS.128 [R37], [R8.64]"] * 8)
+    found = count(sass(*computing, *copying, "EXIT"), "f", in_turns, 12)
+    assert found == Issued(17 / 2 * 4 + 9 * 4, 4, copying=9)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -75,6 +91,10 @@ def test_what_cannot_be_counted_is_not(text):
 def test_a_fraction_of_a_panel_is_not_counted():
     products = ["HMMA.16816.F32.BF16 R4, R8, R2, R4"] * 6
     assert count(sass(*loop(0, *products), "EXIT"), "f", MMA, 4) is None
-    without = dataclasses.replace(WGMMA, copying_warps=4)
-    computing = loop(0, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 4)
-    assert count(sass(*computing, "EXIT"), "f", without, 8) is None
+
+
+def test_copies_by_the_accelerator_take_no_instructions():
+    text = sass(*loop(0, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 4), "EXIT")
+    assert count(text, "f", WGMMA, 8) == Issued(5 * 4, 4)
+    packed = dataclasses.replace(WGMMA, product=dataclasses.replace(PRODUCT, weight_bits=4.5))
+    assert count(text, "f", packed, 8) is None  # there is a loop that decodes, and none was found

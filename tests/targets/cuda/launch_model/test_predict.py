@@ -58,7 +58,9 @@ def test_what_changes_the_cycles_of_a_tile():
     assert cycles.busy["copying warps"] == 4 * 300 * 2
     assert cycles.waits == pytest.approx(2 * 100 + 100 + 4000 / 4)
     persistent = dataclasses.replace(TILE, persistent=True)
-    assert tile_cycles(persistent, GPU, issued, from_memory=False).waits == 0
+    assert tile_cycles(persistent, GPU, issued, from_memory=False).waits == 4000 / 4
+    in_turns = dataclasses.replace(persistent, groups=2)
+    assert tile_cycles(in_turns, GPU, issued, from_memory=False).waits == 0
     clustered = dataclasses.replace(TILE, cluster=2)
     assert tile_cycles(clustered, GPU, None, from_memory=True).busy["L2"] == 4 * (16 + 32 / 2) * 64 * 2 / 100
     slow = dataclasses.replace(GPU, mma_share=0.5)
